@@ -1,0 +1,68 @@
+"""One brain-lesion segmentation model learnt from many MRI databases that differ in sequences and labels."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
+    from multiseg.evaluation.predict import predict
+    from multiseg.labels import LabelSchema, LabelSpace
+    from multiseg.loaders.batches import Batch, PatchStream, StreamOptions
+    from multiseg.modalities import ModalityAxis
+    from multiseg.models.saved import load_model
+    from multiseg.store.catalogue import select, table
+    from multiseg.store.ingest import IngestOptions, ingest
+    from multiseg.store.reader import open_store
+    from multiseg.training.folder import TrainOptions
+    from multiseg.training.run import train
+
+_HOMES = {
+    "Batch": "loaders.batches",
+    "EvaluateOptions": "evaluation.evaluate",
+    "IngestOptions": "store.ingest",
+    "LabelSchema": "labels",
+    "LabelSpace": "labels",
+    "ModalityAxis": "modalities",
+    "PatchStream": "loaders.batches",
+    "StreamOptions": "loaders.batches",
+    "TrainOptions": "training.folder",
+    "evaluate": "evaluation.evaluate",
+    "ingest": "store.ingest",
+    "load_model": "models.saved",
+    "open_store": "store.reader",
+    "predict": "evaluation.predict",
+    "select": "store.catalogue",
+    "table": "store.catalogue",
+    "train": "training.run",
+}
+
+__all__ = [
+    "Batch",
+    "EvaluateOptions",
+    "IngestOptions",
+    "LabelSchema",
+    "LabelSpace",
+    "ModalityAxis",
+    "PatchStream",
+    "StreamOptions",
+    "TrainOptions",
+    "evaluate",
+    "ingest",
+    "load_model",
+    "open_store",
+    "predict",
+    "select",
+    "table",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used, so that `import multiseg` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'multiseg' has no attribute {name!r}")
+    return getattr(import_module(f"multiseg.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,92 @@
+"""The `multiseg` command: its verbs, and what an error means for the exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+import click
+import typer
+
+from multiseg.cli.data import info_command, ingest_command, phantoms_command
+from multiseg.cli.demo import demo_command
+from multiseg.cli.use import evaluate_command, predict_command
+from multiseg.cli.learn import train_command
+from multiseg.errors import MultisegError
+
+EXIT_CODES = """
+Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 invalid data, 4 nothing to do or partly done,
+5 out of a resource, 130 interrupted. Every verb has --help with examples.
+"""
+
+app = typer.Typer(
+    name="multiseg",
+    help="Segment brain lesions from whatever MRI sequences there are, learnt from databases that disagree.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for name, command in {
+    "demo": demo_command,
+    "phantoms": phantoms_command,
+    "ingest": ingest_command,
+    "info": info_command,
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "predict": predict_command,
+}.items():
+    app.command(name)(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"multiseg {version('multiseg')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; the exit code."""
+    try:
+        return app(list(arguments), standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("Interrupted. What was finished is safe; the same command goes on from there.")
+        return 130
+    except MultisegError as error:
+        _say(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    except BrokenPipeError:
+        return 0
+    except MemoryError:
+        _say("Out of memory. Use smaller patches or batches, or fewer workers.")
+        return 5
+    except Exception:  # noqa: BLE001 (the one border where everything ends)
+        traceback.print_exc()
+        _say("This is a bug in multiseg. Please report it with the lines above.")
+        return 1
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def main() -> None:
+    """Entry point of the `multiseg` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""Verbs around the store: phantoms, ingest, info."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from multiseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from multiseg.store.ingest import IngestReport
+    from multiseg.store.reader import Store
+    from multiseg.store.sources.model import DatabaseFiles
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
+StoreUrl = Annotated[str, typer.Option(help="The store: a folder such as brain.zarr, or a URL.")]
+
+
+def phantoms_command(
+    folder: Annotated[Path, typer.Argument(help="Where to write them.")],
+    seed: Annotated[int, typer.Option(help="Another seed, other patients.")] = 0,
+    cases: Annotated[int, typer.Option(help="Cases a hospital.", min=1)] = 10,
+    coarseness: Annotated[float, typer.Option(help="Multiplies the voxel sizes; 2 is quick.", min=0.5)] = 1.0,
+) -> int:
+    """Write synthetic hospitals as NIfTI files with a manifest: four pathologies, four sets of sequences.
+
+    Example: multiseg phantoms hospitals --cases 5
+    """
+    from multiseg.cli.console import output
+    from multiseg.phantoms import write_hospitals
+
+    manifest = write_hospitals(folder, seed, cases, coarseness)
+    output().print(f"Ingest them with: multiseg ingest {manifest} --store brain.zarr --spacing 2.5", soft_wrap=True)
+    return 0
+
+
+def ingest_command(
+    source: Annotated[Path, typer.Argument(help="A folder of scans, or a manifest (.toml, .csv).")],
+    store: StoreUrl,
+    database: Annotated[str, typer.Option(help="Name of the database (default: the folder's).")] = "",
+    pathology: Annotated[str, typer.Option(help='What the patients have, such as "multiple sclerosis".')] = "",
+    pattern: Annotated[str, typer.Option(help="Where images lie, such as {case}/{modality}.nii.gz.")] = "",
+    label: Annotated[list[str] | None, typer.Option(help="Where labels lie: PATTERN or ANNOTATION=PATTERN.")] = None,
+    labels: Annotated[list[str] | None, typer.Option(help='Their codes: "1=core,2=ignore" or "tissue:1=CSF".')] = None,
+    brain_mask: Annotated[str, typer.Option(help="Pattern of brain masks; else non-zero voxels count.")] = "",
+    modality: Annotated[list[str] | None, typer.Option(help="An unusual spelling: NAME=T1.")] = None,
+    participants: Annotated[str, typer.Option(help="CSV in the folder; its first column names the case.")] = "",
+    spacing: Annotated[str, typer.Option(help="Voxel size in mm: one number or three with commas.")] = "1",
+    reference: Annotated[str, typer.Option(help="Sequence whose box is the case's grid (default: the label's).")] = "",
+    headers_disagree: Annotated[
+        str, typer.Option(help="A label of an image's shape but elsewhere in space: refuse, world or array.")
+    ] = "refuse",
+    codec: Annotated[str, typer.Option(help="Compression of images: none, lz4 or zstd.")] = "lz4",
+    split: Annotated[str, typer.Option(help="Shares of the subjects.")] = "train=0.7,val=0.1,test=0.2",
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    replace: Annotated[bool, typer.Option(help="Replace cases whose files have changed.")] = False,
+    allow_unlabelled: Annotated[bool, typer.Option(help="Take cases without label, too.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Bring scans into a store: RAS+, one voxel size, z-scored in the brain. Cases already there are skipped.
+
+    Examples:
+
+    multiseg ingest data/ms --pathology "multiple sclerosis" --pattern "{case}/{modality}.nii.gz"
+    --label "{case}/lesion.nii.gz" --store brain.zarr
+
+    multiseg ingest manifest.toml --store brain.zarr --spacing 2
+    """
+    from multiseg.store.ingest import IngestOptions
+    from multiseg.store.sources.manifest import find_manifest
+    from multiseg.store.sources.pattern import PatternSource, find_database
+
+    options = IngestOptions(
+        _spacing(spacing), reference, _one_of(headers_disagree, ("refuse", "world", "array"), "--headers-disagree"),
+        _one_of(codec, ("none", "lz4", "zstd"), "--codec"), replace, _shares(split), seed,
+    )  # fmt: skip
+    if source.suffix in (".toml", ".csv"):
+        if pattern or label or labels or brain_mask or modality or participants or database or pathology:
+            raise UsageError(f"{source} says where files lie and what they mean; leave such options out.")
+        return _ingest(find_manifest(source), store, options, as_json)
+    if not pattern:
+        raise UsageError("say where the images lie, for instance --pattern '{case}/{modality}.nii.gz'.")
+    found = PatternSource(
+        name=database or source.resolve().name, root=source, pattern=pattern, pathology=pathology,
+        labels=dict(_named(text, "lesion", r"(\w+)=(.+)") for text in label or []),
+        codes=dict(_named(text, "lesion", r"(\w+):(.+)") for text in labels or []),
+        brain_mask=brain_mask, modalities=dict(_pair(text) for text in modality or []), participants=participants,
+        allow_unlabelled=allow_unlabelled,
+    )  # fmt: skip
+    return _ingest([find_database(found)], store, options, as_json)
+
+
+def _ingest(databases: Sequence[DatabaseFiles], store: str, options: Any, as_json: bool) -> int:
+    from multiseg.cli.console import messages, print_findings, print_json, progress_bar
+    from multiseg.store.ingest import ingest
+
+    total = sum(len(files.cases) for files in databases)
+    console = messages()
+    with progress_bar("ingest", total) as bar:
+
+        def on_case(database: str, case: str, outcome: str) -> None:
+            bar.update(0, advance=1, details=f"{database}/{case}")
+            if bar.disable:
+                console.print(f"{outcome} {database}/{case}", soft_wrap=True)
+
+        reports = ingest(databases, store, options, on_case)
+    findings = [finding for report in reports for finding in report.findings]
+    if as_json:
+        print_json([_report_json(report) for report in reports])
+    else:
+        print_findings(findings)
+        for report in reports:
+            console.print(
+                f"{report.database}: {len(report.written)} written, {len(report.skipped)} already there, "
+                f"{len(report.failed)} failed"
+            )
+    good = sum(len(report.written) + len(report.skipped) for report in reports)
+    bad = any(report.failed for report in reports)
+    return (4 if good else 3) if bad else 0
+
+
+def _report_json(report: IngestReport) -> dict[str, Any]:
+    return {
+        "database": report.database,
+        "written": list(report.written),
+        "skipped": list(report.skipped),
+        "failed": list(report.failed),
+        "findings": [finding.to_json() for finding in report.findings],
+    }
+
+
+def _spacing(text: str) -> tuple[float, float, float]:
+    try:
+        sizes = [float(part) for part in text.split(",")]
+        i, j, k = sizes * 3 if len(sizes) == 1 else sizes
+    except ValueError:
+        raise UsageError(f"--spacing {text!r} is neither one number nor three with commas, such as 1 or 1,1,3.") from None
+    if min(i, j, k) <= 0:
+        raise UsageError(f"--spacing {text!r}: voxels need a size above 0.")
+    return i, j, k
+
+
+def _one_of(value: str, known: Sequence[str], option: str) -> str:
+    if value not in known:
+        raise UsageError(f"{option} {value!r} is none of {', '.join(known)}.")
+    return value
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UsageError(f"{text!r} is not of the form NAME=VALUE.")
+    return name, value
+
+
+def _named(text: str, default: str, expression: str) -> tuple[str, str]:
+    match = re.fullmatch(expression, text)
+    return (match[1], match[2]) if match else (default, text)
+
+
+def _shares(text: str) -> dict[str, float]:
+    try:
+        return {name.strip(): float(share) for name, share in (_pair(part) for part in text.split(","))}
+    except ValueError as error:
+        raise UsageError(f"--split {text!r} is not of the form train=0.7,val=0.1,test=0.2 ({error}).") from error
+
+
+def info_command(
+    store: Annotated[str, typer.Argument(help="The store.")],
+    cases: Annotated[bool, typer.Option(help="List every case, too.")] = False,
+    case: Annotated[str, typer.Option(help="One case as DATABASE/CASE: its files and every step they took.")] = "",
+    database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
+    modality: Annotated[list[str] | None, typer.Option(help="Only cases with these sequences.")] = None,
+    split: Annotated[str, typer.Option(help="Only train, val or test.")] = "",
+    pathology: Annotated[str, typer.Option(help="Only this pathology.")] = "",
+    as_json: AsJson = False,
+) -> int:
+    """Say what a store holds: databases, cases, sequences, labels, sizes.
+
+    Examples: multiseg info brain.zarr; multiseg info brain.zarr --cases --modality FLAIR --split test
+    """
+    from multiseg.cli.console import print_json, print_table
+    from multiseg.store.catalogue import select, table
+    from multiseg.store.reader import open_store
+
+    held = open_store(store)
+    if case:
+        return _print_case(held, case, as_json)
+    chosen = select(held, database or (), modality or (), pathology, split)
+    names = [name for name in held if not database or name in database]
+    summary = [_summary(held, name, [c for c in chosen if c.database == name]) for name in names]
+    listed = table(chosen)
+    if as_json:
+        held_cases = {"cases": listed.to_dict("records")} if cases else {}
+        print_json({"store": store, "spacing_mm": list(held.spacing_mm), "databases": summary, **held_cases})
+        return 0
+    print_table(
+        f"{store}: {len(chosen)} cases, voxels of {' x '.join(f'{mm:g}' for mm in held.spacing_mm)} mm",
+        ["database", "pathology", "cases", "train/val/test", "sequences (cases)", "labels (cases)", "lesion ml", "MB"],
+        [_summary_row(one) for one in summary],
+        right=["cases", "lesion ml", "MB"],
+    )
+    if cases and len(listed):
+        print_table("Cases", list(listed.columns), [[_text(v) for v in row] for row in listed.itertuples(index=False)])
+    return 0
+
+
+def _text(value: object) -> str:
+    return "" if value is None or value != value else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _summary(store: Store, name: str, cases: Sequence[Any]) -> dict[str, Any]:
+    import numpy as np
+
+    database = store[name]
+    ml = float(np.prod(store.spacing_mm)) / 1000
+    labels = {}
+    for at, (annotation, schema) in enumerate(database.schemas.items()):
+        counts = sum((c.foreground_count[at] for c in cases), np.zeros(1))
+        labels[annotation] = {
+            "structures": list(schema.names),
+            "cases": sum(bool(c.annotated[at]) for c in cases),
+            "ml_a_case": round(float(np.sum(counts)) * ml / max(1, len(cases)), 2),
+        }
+    return {
+        "database": name,
+        "pathology": database.pathology,
+        "cases": len(cases),
+        "splits": {split: sum(c.split == split for c in cases) for split in ("train", "val", "test")},
+        "modalities": {m: sum(m in c.modalities for c in cases) for m in database.modalities},
+        "annotations": labels,
+        "recipe": database.recipe.to_json(),
+        "licence": database.attributes.get("licence", ""),
+        "bytes": store.size_on_disk(name),
+    }
+
+
+def _summary_row(one: dict[str, Any]) -> list[str]:
+    labels = one["annotations"]
+    return [
+        one["database"],
+        one["pathology"],
+        str(one["cases"]),
+        "/".join(str(n) for n in one["splits"].values()),
+        " ".join(f"{name}({n})" for name, n in one["modalities"].items()),
+        "; ".join(f"{name}: {', '.join(a['structures'][:6])} ({a['cases']})" for name, a in labels.items()),
+        " ".join(f"{a['ml_a_case']:g}" for name, a in labels.items() if not name.startswith("tissue")),
+        "" if one["bytes"] is None else f"{one['bytes'] / 1e6:.1f}",
+    ]
+
+
+def _print_case(store: Store, name: str, as_json: bool) -> int:
+    from multiseg.cli.console import print_json, print_table
+
+    database_name, _, case_name = name.partition("/")
+    database = store[database_name]
+    case = database[case_name]
+    native, _header = database.native(case)
+    sources = database.sources(case)
+    if as_json:
+        print_json({
+            "case": name, "subject": case.subject, "session": case.session, "site": case.site, "split": case.split,
+            "modalities": list(case.modalities), "extent": list(case.extent), "affine": case.grid.affine.tolist(),
+            "native_shape": list(native.shape), "native_affine": native.affine.tolist(), "sources": sources,
+            "participant": dict(case.participant),
+        })  # fmt: skip
+        return 0
+    print_table(
+        f"{name}: subject {case.subject}, split {case.split}, {'x'.join(map(str, case.extent))} voxels in the store",
+        ["what", "file", "shape", "mm", "axes", "steps", "sha256"],
+        [
+            [s["role"], s["file"], "x".join(map(str, s["shape"])), "x".join(f"{mm:g}" for mm in s["voxel_mm"]),
+             s["axes"], "; ".join(s["steps"]) or "as it was", s["sha256"][:16]]
+            for s in sources
+        ],
+    )  # fmt: skip
+    return 0

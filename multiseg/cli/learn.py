@@ -1,0 +1,129 @@
+"""The verb that trains."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from multiseg.cli.data import AsJson
+from multiseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from multiseg.training.fit import Event
+    from multiseg.training.folder import TrainOptions
+
+LINE_SECONDS = 15
+"""Off a terminal, a line of progress this often."""
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def train_command(
+    store: Annotated[str, typer.Argument(help="The store to learn from.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
+    run: Annotated[Path | None, typer.Option(help="TOML file with any of the settings.")] = None,
+    database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Patches a step.", min=1)] = None,
+    patch: Annotated[int | None, typer.Option(help="Edge of a patch in voxels.", min=8)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam, at the start.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read patches.", min=0)] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, dropout and draws.")] = None,
+    resume: Annotated[bool, typer.Option(help="Insist on going on with a run that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Start anew where a run is there.")] = False,
+    print_config: Annotated[bool, typer.Option(help="Print every setting as TOML and stop.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Train one model on all databases of a store. The same command again goes on where it was.
+
+    Examples: multiseg train brain.zarr --out runs/joint; multiseg train brain.zarr --print-config > run.toml;
+    multiseg train --run run.toml --out runs/mine
+    """
+    from multiseg.cli.console import print_json
+    from multiseg.training.folder import to_toml
+
+    size = (patch, patch, patch) if patch else None
+    options = _options(store, run, {
+        "databases": database, "device": device, "seed": seed,
+        "stream": {"batch_size": batch_size, "workers": workers, "draw": {"patch": size, "seed": seed}},
+        "fit": {"num_steps": steps, "learning_rate": learning_rate},
+    })  # fmt: skip
+    if print_config:
+        typer.echo(to_toml(options), nl=False)
+        return 0
+    if out is None:
+        raise UsageError("say where the run goes: --out runs/NAME.")
+    if resume and not (out / "resume.pt").is_file():
+        raise UsageError(f"{out} holds no run to go on with (no resume.pt).")
+    result = _train(options, out, overwrite, as_json)
+    if as_json:
+        print_json({"run": str(out), "step": result.step, "finished": result.finished, "best": result.best})
+    return 0 if result.finished else 130
+
+
+def _options(store: str, run: Path | None, flags: dict[str, Any]) -> TrainOptions:
+    """Defaults of the machine, then the run file, then the flags."""
+    import torch
+
+    from multiseg.config import defaults, merged, read_run_file, to_options
+    from multiseg.store.hierarchy import is_remote
+
+    said = merged(read_run_file(run) if run else {}, {**flags, "store": store or None})
+    if not said.get("store"):
+        raise UsageError("name the store to learn from: multiseg train brain.zarr --out runs/NAME.")
+    if not is_remote(said["store"]):
+        said["store"] = str(Path(said["store"]).resolve())
+    device = str(said.get("device", "auto"))
+    cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    return to_options(merged(defaults(cuda), said))
+
+
+def _train(options: TrainOptions, out: Path, overwrite: bool, quiet: bool) -> Any:
+    from multiseg.cli.console import messages, progress_bar
+    from multiseg.models.saved import model_path, read_info
+    from multiseg.training.run import train
+
+    console = messages()
+    with progress_bar("train", options.fit.num_steps, "preparing") as bar:
+        show = _Progress(bar, console, options.fit.num_steps, lines=bar.disable and not quiet)
+        result = train(options, out, overwrite, show.event)
+    if not result.finished:
+        console.print(f"Stopped after step {result.step}, saved. The same command goes on from there.", soft_wrap=True)
+        return result
+    info = read_info(model_path(out))
+    channels = "; ".join(f"{name} from {', '.join(info.trained_on[name])}" for name in info.axis)
+    console.print(f"{out}: {result.step} steps, best validation Dice {result.best:.3f}. Channels: {channels}.", soft_wrap=True)
+    return result
+
+
+class _Progress:
+    """Turns events into a moving bar, or into lines off a terminal."""
+
+    def __init__(self, bar: Any, console: Any, num_steps: int, lines: bool) -> None:
+        self.bar, self.console, self.num_steps, self.lines = bar, console, num_steps, lines
+        self.loss, self.waiting, self.said = 0.0, 0.0, time.monotonic() - LINE_SECONDS
+
+    def event(self, event: Event) -> None:
+        from multiseg.training.fit import Validated
+
+        if isinstance(event, Validated):
+            parts = "  ".join(f"{name} {value:.3f}" for name, value in event.parts.items())
+            best = "  (best so far)" if event.is_best else ""
+            self.console.print(f"step {event.step}: validation Dice {event.score:.3f}  {parts}{best}", soft_wrap=True)
+            return
+        if event.skipped:
+            self.console.print(f"step {event.step}: loss or gradient not finite, skipped; drawn from {event.skipped}")
+        weight = 0.05 if self.loss else 1.0
+        self.loss += weight * (event.loss - self.loss)
+        self.waiting += weight * (event.waiting - self.waiting)
+        details = (
+            f"loss {self.loss:.3f}  {event.patches_per_second:.1f} patches/s  waiting for data {self.waiting:.0%}"
+        )
+        self.bar.update(0, completed=event.step, details=details)
+        if self.lines and time.monotonic() - self.said >= LINE_SECONDS:
+            self.said = time.monotonic()
+            self.console.print(f"step {event.step}/{self.num_steps}  {details}", soft_wrap=True)

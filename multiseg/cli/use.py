@@ -1,0 +1,116 @@
+"""Verbs that use a model: evaluate, predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from multiseg.cli.data import AsJson
+from multiseg.cli.learn import Device
+
+if TYPE_CHECKING:
+    from multiseg.evaluation.evaluate import Evaluation
+
+
+def evaluate_command(
+    run: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
+    store: Annotated[str, typer.Option(help="Another store than the run's own.")] = "",
+    split: Annotated[str, typer.Option(help='train, val, test, or "all".')] = "test",
+    database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
+    subsets: Annotated[str, typer.Option(help='"all" subsets of the sequences, or the "full" set only.')] = "all",
+    overlap: Annotated[float, typer.Option(help="Of the sliding windows.", min=0, max=0.9)] = 0.5,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results (default: RUN/evaluation-SPLIT).")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> int:
+    """Dice, sensitivity, precision, ASSD and HD95 of held-out cases for every subset of their sequences.
+
+    Examples: multiseg evaluate runs/joint; multiseg evaluate runs/joint --store other.zarr --split all
+    """
+    from multiseg.cli.console import messages, print_json, progress_bar
+    from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
+    from multiseg.models.devices import resolve_device
+
+    options = EvaluateOptions("" if split == "all" else split, tuple(database or ()), subsets, overlap)
+    with progress_bar("evaluate", 1) as bar:
+
+        def on_case(done: int, total: int, case: str) -> None:
+            bar.update(0, completed=done, total=total, details=case)
+            if bar.disable and not as_json:
+                messages().print(f"{done + 1}/{total} {case}", soft_wrap=True)
+
+        result = evaluate(run, store or None, options, str(resolve_device(device)), on_case)
+    folder = out or (run if run.is_dir() else run.parent) / f"evaluation-{split}"
+    result.save(folder)
+    if as_json:
+        print_json({"folder": str(folder), **result.to_json()})
+    else:
+        _print_evaluation(result, folder)
+    return 0
+
+
+def _print_evaluation(result: Evaluation, folder: Path) -> None:
+    from multiseg.cli.console import messages, output, print_table
+    from multiseg.evaluation.evaluate import POLICY
+
+    numbers = ["dice", "sensitivity", "precision", "assd_mm", "hd95_mm"]
+    counts = ["num_with_lesion", "num_missed", "num_lesion_free", "num_false_alarms"]
+    titles = ["Dice", "sens.", "prec.", "ASSD mm", "HD95 mm", "with lesion", "missed", "lesion-free", "false alarms"]
+    several = result.summary["label"].nunique() > 1
+    rows = [
+        [row["database"], *([row["label"]] if several else []), row["modalities"]]
+        + ["-" if row[n] != row[n] else f"{row[n]:.{1 if n.endswith('mm') else 3}f}" for n in numbers]
+        + [str(row[n]) for n in counts]
+        for row in result.summary.to_dict("records")
+    ]
+    columns = ["database", *(["label"] if several else []), "sequences", *titles]
+    print_table("Held-out cases, mean by subset of sequences", columns, rows, right=titles)
+    output().print(POLICY)
+    for database, names in result.left_out.items():
+        messages().print(f"{database}: {', '.join(names)} left out, no training database had it.")
+    output().print(f"Written to {folder}: cases.csv, summary.csv, summary.json, montage.png", soft_wrap=True)
+
+
+def predict_command(
+    model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
+    images: Annotated[list[str], typer.Argument(help="FLAIR=scan.nii.gz, or names that tell, such as t1.nii.gz.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the segmentation goes (.nii.gz).")],
+    brain_mask: Annotated[Path | None, typer.Option(help="As the training data had one; else non-zero voxels.")] = None,
+    reference: Annotated[str, typer.Option(help="Sequence whose grid and header the answer gets (default: first).")] = "",
+    overlap: Annotated[float, typer.Option(help="Of the sliding windows.", min=0, max=0.9)] = 0.5,
+    headers_disagree: Annotated[
+        str, typer.Option(help="A mask of an image's shape but elsewhere in space: refuse, world or array.")
+    ] = "refuse",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> int:
+    """Segment one patient from any subset of sequences; the answer lies on the first image's own grid.
+
+    Example: multiseg predict runs/joint FLAIR=flair.nii.gz T1=t1.nii.gz -o lesions.nii.gz
+    """
+    from multiseg.cli.console import messages, output, print_json
+    from multiseg.cli.data import _one_of
+    from multiseg.evaluation.predict import name_images, predict
+    from multiseg.models.devices import resolve_device
+
+    _one_of(headers_disagree, ("refuse", "world", "array"), "--headers-disagree")
+    named = name_images(images)
+    result = predict(
+        model, named, out, brain_mask, reference, overlap, headers_disagree, str(resolve_device(device))
+    )
+    if as_json:
+        print_json({
+            "path": str(result.path), "reference": result.reference, "used": list(result.used),
+            "left_out": list(result.left_out), "volumes_ml": dict(result.volumes_ml),
+            "doubts": [{"code": code, "message": message} for code, message in result.doubts],
+        })  # fmt: skip
+        return 0
+    for code, message in result.doubts:
+        messages().print(f"{code}: {message}", soft_wrap=True, markup=False)
+    if result.left_out:
+        messages().print(f"{', '.join(result.left_out)} left out: no training database had it.")
+    volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in result.volumes_ml.items())
+    output().print(f"{result.path}: {volumes}; from {', '.join(result.used)}, on the grid of {result.reference}", soft_wrap=True)
+    return 0

@@ -1,0 +1,86 @@
+"""One TOML file is one run: settings for the machine at hand, read and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from multiseg.errors import UsageError
+from multiseg.training.folder import TrainOptions
+
+CPU_DEFAULTS: dict[str, Any] = {
+    "model": {"widths": (8, 16, 32, 64), "dropout": 0.1},
+    "stream": {"batch_size": 4, "workers": 1, "draw": {"patch": (48, 48, 48)}},
+    "fit": {"num_steps": 1000, "validate_every": 100, "validation_cases": 4},
+}
+"""A small Multi-Unet that learns something within minutes on two cores."""
+
+CUDA_DEFAULTS: dict[str, Any] = {
+    "model": {"widths": (16, 32, 64, 128, 256), "dropout": 0.2},
+    "stream": {"batch_size": 10, "workers": 8, "draw": {"patch": (128, 128, 128)}},
+    "fit": {"num_steps": 25_000, "validate_every": 500, "validation_cases": 8},
+}
+"""The published network, patch and number of patches a step."""
+
+
+def defaults(cuda: bool) -> dict[str, Any]:
+    """Settings for the machine at hand."""
+    chosen = CUDA_DEFAULTS if cuda else CPU_DEFAULTS
+    workers = min(chosen["stream"]["workers"], max(1, (os.cpu_count() or 2) - 1))
+    return merged(chosen, {"stream": {"workers": workers}})
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested tables as one; the second wins, None in it says nothing."""
+    result = dict(below)
+    for key, value in above.items():
+        if isinstance(value, Mapping):
+            result[key] = merged(result.get(key) or {}, value)
+        elif value is not None:
+            result[key] = value
+    return result
+
+
+def read_run_file(path: Path) -> dict[str, Any]:
+    """The tables of a run file.
+
+    Raises:
+        UsageError: it is missing or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"there is no run file {path}. Print one with: multiseg train STORE --print-config") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is no TOML: {error}.") from error
+
+
+def to_options(settings: Mapping[str, Any]) -> TrainOptions:
+    """Checked options from nested settings.
+
+    Raises:
+        UsageError: an unknown key or a value of the wrong type, named by its place.
+    """
+    _refuse_unknown(settings, TrainOptions, "")
+    try:
+        return TypeAdapter(TrainOptions).validate_python(settings)
+    except ValidationError as error:
+        places = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        raise UsageError("these settings cannot be meant: " + "; ".join(places)) from error
+
+
+def _refuse_unknown(settings: Mapping[str, Any], options: type, place: str) -> None:
+    hints = get_type_hints(options)
+    unknown = sorted(set(settings) - set(hints))
+    if unknown:
+        where = f"[{place.rstrip('.')}]" if place else "the run file"
+        raise UsageError(f"unknown settings {unknown} in {where}. It may hold: {', '.join(hints)}.")
+    for key, value in settings.items():
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            _refuse_unknown(value, hints[key], f"{place}{key}.")

@@ -1,0 +1,220 @@
+"""How good a model is on held-out cases, for every subset of their sequences."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, UInt8
+
+from multiseg.errors import DataError, UsageError
+from multiseg.evaluation.inference import predict_volume
+from multiseg.evaluation.metrics import CaseMetrics, case_metrics, summarise
+from multiseg.evaluation.montage import CasePanel, save_montage
+from multiseg.evaluation.subsets import SUBSETS
+from multiseg.files import write_atomically
+from multiseg.labels import IGNORE
+from multiseg.models.saved import Model, load_model
+from multiseg.store.catalogue import select
+from multiseg.store.reader import Case, Store, open_store
+
+KEY = ["database", "label", "modalities"]
+POLICY = (
+    "A case without lesion has no Dice, sensitivity or distance and is left out of their means, but counted; "
+    "a false alarm there has precision 0. A missed lesion has Dice and sensitivity 0, and the diagonal of "
+    "the case's grid as distance."
+)
+MONTAGE_CASES = 2
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to evaluate, and how.
+
+    Attributes:
+        split: "train", "val" or "test"; "" takes every case.
+        databases: names; empty takes all.
+        subsets: "all" (every non-empty subset of each case's sequences) or "full".
+        overlap: of the sliding windows.
+    """
+
+    split: str = "test"
+    databases: tuple[str, ...] = ()
+    subsets: str = "all"
+    overlap: float = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Results: a row a case, subset and label; and means by database, label and subset.
+
+    `left_out` says which sequences the model could not use, by database.
+    """
+
+    cases: pd.DataFrame
+    summary: pd.DataFrame
+    panels: tuple[CasePanel, ...]
+    left_out: Mapping[str, tuple[str, ...]]
+
+    def save(self, folder: Path) -> None:
+        """Write cases.csv, summary.csv, summary.json and montage.png."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "cases.csv", self.cases.to_csv(index=False).encode())
+        write_atomically(folder / "summary.csv", self.summary.to_csv(index=False).encode())
+        write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
+        if self.panels:
+            save_montage(folder / "montage.png", self.panels, "Held-out cases, all their sequences")
+
+    def to_json(self) -> dict[str, Any]:
+        rows = json.loads(self.summary.to_json(orient="records"))
+        return {"empty_mask_policy": POLICY, "left_out": {k: list(v) for k, v in self.left_out.items()}, "summary": rows}
+
+
+def evaluate(
+    run: Path | str,
+    store: Store | str | None = None,
+    options: EvaluateOptions | None = None,
+    device: str = "cpu",
+    on_case: Callable[[int, int, str], None] = lambda done, total, case: None,
+) -> Evaluation:
+    """Evaluate a model file or a run folder on the store it was trained from, or on another.
+
+    Args:
+        on_case: called before each case with how many are done, how many there are, and its name.
+
+    Raises:
+        CheckpointError, StoreError: the model or the store cannot be opened.
+        DataError: no case fits, or the voxel sizes differ.
+    """
+    options = options or EvaluateOptions()
+    if options.subsets not in SUBSETS:
+        raise UsageError(f"subsets {options.subsets!r} is none of {', '.join(SUBSETS)}.")
+    model = load_model(run, device)
+    if not isinstance(store, Store):
+        store = open_store(store or store_of_run(Path(run)))
+    check_spacing(model, store)
+    cases = [case for case in select(store, options.databases, split=options.split) if _usable(model, store, case)]
+    if not cases:
+        raise DataError(
+            f"{store.url} has no case of the split {options.split or 'any'!r} with a label and a sequence "
+            f"that the model knows ({', '.join(model.info.axis)})."
+        )
+    rows: list[dict[str, Any]] = []
+    panels: list[CasePanel] = []
+    for done, case in enumerate(cases):
+        on_case(done, len(cases), f"{case.database}/{case.name}")
+        shown = sum(other.database == case.database for other in cases[:done]) < MONTAGE_CASES
+        for row, panel in _evaluate_case(model, store, case, options):
+            rows.append(row)
+            if panel is not None and shown:
+                panels.append(panel)
+    table = pd.DataFrame(rows)
+    return Evaluation(table, summary_of(table), tuple(panels), _left_out(model, cases))
+
+
+def store_of_run(run: Path) -> str:
+    """The store that a run folder was trained from, as its run.toml says.
+
+    Raises:
+        UsageError: there is no run.toml, so the store has to be named.
+    """
+    folder = run if run.is_dir() else run.parent
+    try:
+        settings = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{folder} has no run.toml that names a store. Name it: --store brain.zarr.") from None
+    return str(settings["store"])
+
+
+def check_spacing(model: Model, store: Store) -> None:
+    """Raises DataError where the store's voxels are not of the size that the model learnt from."""
+    if store.spacing_mm != model.info.spacing_mm:
+        raise DataError(
+            f"the model was trained on voxels of {list(model.info.spacing_mm)} mm, but {store.url} holds "
+            f"{list(store.spacing_mm)} mm. Ingest the data at the model's voxel size."
+        )
+
+
+def _usable(model: Model, store: Store, case: Case) -> bool:
+    view = model.info.space.view(store[case.database].schemas, list(case.annotated))
+    return bool(view.annotated.any()) and bool(model.info.usable(case.modalities))
+
+
+def _left_out(model: Model, cases: Sequence[Case]) -> dict[str, tuple[str, ...]]:
+    """Sequences of the cases that no training database had: their channels are untrained, so they stay empty."""
+    found: dict[str, dict[str, None]] = {}
+    for case in cases:
+        unknown = [name for name in case.modalities if name not in model.info.usable(case.modalities)]
+        found.setdefault(case.database, {}).update(dict.fromkeys(unknown))
+    return {database: tuple(names) for database, names in found.items() if names}
+
+
+def _evaluate_case(
+    model: Model, store: Store, case: Case, options: EvaluateOptions
+) -> Iterator[tuple[dict[str, Any], CasePanel | None]]:
+    info, database = model.info, store[case.database]
+    own, codes = database.whole(case)
+    view = info.space.view(database.schemas, list(case.annotated))
+    target = view.target(codes)
+    images = np.zeros((len(info.axis), *case.extent), dtype=np.float16)
+    for name in info.usable(case.modalities):
+        images[info.axis.channels([name])[0]] = own[database.modalities.index(name)]
+    for at, subset in enumerate(SUBSETS[options.subsets](info.usable(case.modalities))):
+        predicted = segment(model, images, subset, options.overlap)
+        for label, name in enumerate(info.space.names, start=1):
+            if not view.annotated[label - 1]:
+                continue
+            metrics = case_metrics(
+                predicted == label, target == label, case.grid.spacing_mm, looked_at=target != IGNORE
+            )
+            row = {"database": case.database, "case": case.name, "label": name, "modalities": "+".join(subset),
+                   "num_modalities": len(subset), **asdict(metrics)}  # fmt: skip
+            panel = _panel(case, info.axis.names, images, target == label, predicted == label, metrics)
+            yield row, panel if at == 0 and label == 1 else None
+
+
+def segment(
+    model: Model, images: Float[np.ndarray, "modality i j k"], subset: Sequence[str], overlap: float
+) -> UInt8[np.ndarray, "i j k"]:
+    """Indices in the model's label space, from the given subset of the sequences only."""
+    present = np.isin(model.info.axis.names, subset)
+    probabilities = predict_volume(model, images, present, model.info.patch, overlap)
+    return decide(probabilities)
+
+
+def decide(probabilities: Float[np.ndarray, "label i j k"]) -> UInt8[np.ndarray, "i j k"]:
+    """The likeliest of background and the structures; a single structure wins from 0.5 on."""
+    background = 1 - probabilities.sum(axis=0)
+    best = probabilities.argmax(axis=0)
+    wins = probabilities.max(axis=0) >= background
+    return np.where(wins, best + 1, 0).astype(np.uint8)
+
+
+def _panel(
+    case: Case,
+    axis: Sequence[str],
+    images: Float[np.ndarray, "modality i j k"],
+    truth: Bool[np.ndarray, "i j k"],
+    predicted: Bool[np.ndarray, "i j k"],
+    metrics: CaseMetrics,
+) -> CasePanel:
+    shown = {name: images[at] for at, name in enumerate(axis) if name in case.modalities and images[at].any()}
+    dice = metrics.outcome if np.isnan(metrics.dice) else f"Dice {metrics.dice:.2f}"
+    return CasePanel(f"{case.database}/{case.name}", f"{case.pathology}\n{dice}", shown, truth, predicted)
+
+
+def summary_of(cases: pd.DataFrame) -> pd.DataFrame:
+    """Means and counts by database, label and subset, in the order they were evaluated."""
+    fields = list(CaseMetrics.__dataclass_fields__)
+    rows = []
+    for key, group in cases.groupby(KEY, sort=False):
+        metrics = [CaseMetrics(*values) for values in group[fields].itertuples(index=False, name=None)]
+        names = dict(zip(KEY, key if isinstance(key, tuple) else (key,), strict=True))
+        rows.append({**names, "num_modalities": int(group["num_modalities"].iloc[0]), **summarise(metrics)})
+    return pd.DataFrame(rows)

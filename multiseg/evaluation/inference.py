@@ -1,0 +1,85 @@
+"""A network over a whole volume, window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from multiseg.models.losses import log_probabilities
+from multiseg.types import Index3
+
+
+def predict_volume(
+    network: nn.Module,
+    images: Float[np.ndarray, "modality i j k"],
+    present: Bool[np.ndarray, "modality"],
+    patch: Index3,
+    overlap: float = 0.5,
+    windows_at_once: int = 1,
+) -> Float[np.ndarray, "label i j k"]:
+    """Probabilities of every structure (not of background) for one case.
+
+    Windows overlap by the given share and are averaged with Gaussian weights (standard deviation an
+    eighth of the patch, as nnU-Net does). Windows that hold no image voxel are background unseen.
+
+    Args:
+        images: on the model's modality axis, normalised; what `present` denies is not looked at.
+    """
+    device = next(network.parameters()).device
+    kept = torch.from_numpy(np.where(present[:, None, None, None], images, 0).astype(np.float32))
+    volume, pads = _padded(kept, patch)
+    weight = _gaussian(patch)
+    flags = torch.from_numpy(present).to(device)
+    total: Tensor | None = None
+    weights = torch.zeros(volume.shape[1:])
+    corners = [c for c in window_corners(tuple(volume.shape[1:]), patch, overlap) if _part(volume, c, patch).any()]
+    with torch.inference_mode():
+        for at in range(0, len(corners), windows_at_once):
+            some = corners[at : at + windows_at_once]
+            windows = torch.stack([_part(volume, corner, patch) for corner in some]).to(device)
+            logits = network(windows, flags.expand(len(some), -1))
+            probabilities = log_probabilities(logits)[:, 1:].exp().cpu()
+            if total is None:
+                total = torch.zeros(probabilities.shape[1], *volume.shape[1:])
+            for corner, one in zip(some, probabilities, strict=True):
+                _part(total, corner, patch).add_(one * weight)
+                _part(weights[None], corner, patch).add_(weight)
+    if total is None:
+        return np.zeros((1, *images.shape[1:]), dtype=np.float32)
+    mean = total / weights.clamp(min=1e-8)
+    i, j, k = images.shape[1:]
+    return mean[:, pads[0] : pads[0] + i, pads[1] : pads[1] + j, pads[2] : pads[2] + k].numpy()
+
+
+def window_corners(shape: Sequence[int], patch: Index3, overlap: float) -> Iterator[Index3]:
+    """Corners of evenly spaced windows that cover the whole shape and overlap by at least the given share."""
+    starts = []
+    for n, p in zip(shape, patch, strict=True):
+        num = 1 + int(np.ceil((n - p) / max(1.0, p * (1 - overlap)))) if n > p else 1
+        starts.append(np.rint(np.linspace(0, n - p, num)).astype(int).tolist())
+    for i, j, k in product(*starts):
+        yield i, j, k
+
+
+def _part(volume: Tensor, corner: Index3, patch: Index3) -> Tensor:
+    (i, j, k), (di, dj, dk) = corner, patch
+    return volume[:, i : i + di, j : j + dj, k : k + dk]
+
+
+def _padded(volume: Tensor, patch: Index3) -> tuple[Tensor, Index3]:
+    """At least one patch large, the case in the middle as in training; and how much lies before it."""
+    missing = [max(0, p - n) for n, p in zip(volume.shape[1:], patch, strict=True)]
+    before = [(m + 1) // 2 for m in missing]
+    pads = [pad for m, b in zip(reversed(missing), reversed(before), strict=True) for pad in (b, m - b)]
+    return F.pad(volume, pads), (before[0], before[1], before[2])
+
+
+def _gaussian(patch: Index3) -> Float[Tensor, "i j k"]:
+    axes = [torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 8)) ** 2) for n in patch]
+    return (axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]).clamp(min=1e-4)

@@ -1,0 +1,146 @@
+"""How well one predicted mask fits the true one, and the summary over many cases.
+
+What an empty mask means, so that no mean improves by leaving a failure out:
+
+    outcome      lesion  prediction  dice  sensitivity  precision  assd_mm, hd95_mm
+    both         yes     yes         as defined in `case_metrics`
+    missed       yes     no          0     0            NaN        the diagonal of the grid
+    false alarm  no      yes         NaN   NaN          0          NaN
+    clean        no      no          NaN   NaN          NaN        NaN
+
+NaN is "undefined": `summarise` leaves it out of the mean and counts the cases of each kind beside it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+from scipy import ndimage
+
+from multiseg.errors import DataError
+from multiseg.types import Mask
+
+Outcome: TypeAlias = Literal["both", "missed", "false alarm", "clean"]
+SpacingMm: TypeAlias = tuple[float, float, float]
+Distances: TypeAlias = Float[np.ndarray, " voxels"]
+
+_MEANS = ("dice", "sensitivity", "precision", "assd_mm", "hd95_mm", "truth_ml", "predicted_ml")
+
+
+@dataclass(frozen=True)
+class CaseMetrics:
+    """What one prediction is worth; NaN is undefined (see the module)."""
+
+    dice: float
+    sensitivity: float
+    precision: float
+    assd_mm: float
+    hd95_mm: float
+    truth_ml: float
+    predicted_ml: float
+    outcome: Outcome
+
+
+def case_metrics(
+    predicted: Mask, truth: Mask, spacing_mm: SpacingMm, looked_at: Mask | None = None
+) -> CaseMetrics:
+    """The overlap, the surface distances and the volumes of one case.
+
+    With P the predicted and T the true voxels:
+        dice = 2 |P ∩ T| / (|P| + |T|),  sensitivity = |P ∩ T| / |T|,  precision = |P ∩ T| / |P|
+    and with d(A, B) the distances from each surface voxel of A to the nearest surface voxel of B:
+        assd = (sum d(P, T) + sum d(T, P)) / (num d(P, T) + num d(T, P))
+        hd95 = max(95th percentile of d(P, T), 95th percentile of d(T, P))
+    A surface voxel is a foreground voxel with a background voxel, or the end of the grid, at one of its
+    six faces. Distances run between voxel centres.
+
+    Args:
+        spacing_mm: the size of a voxel along i, j and k.
+        looked_at: False where a voxel is ignored: it becomes background in both masks, volumes included.
+
+    Raises:
+        DataError: a spacing is not a positive number.
+    """
+    if not all(math.isfinite(size) and size > 0 for size in spacing_mm):
+        raise DataError(f"The spacing is {spacing_mm} mm. Give three positive sizes, along i, j and k.")
+    if looked_at is not None:
+        predicted, truth = predicted & looked_at, truth & looked_at
+    num_predicted, num_true = int(predicted.sum()), int(truth.sum())
+    num_hits = int((predicted & truth).sum())
+    assd_mm, hd95_mm = _surface_scores(predicted, truth, spacing_mm)
+    voxel_ml = math.prod(spacing_mm) / 1000
+    return CaseMetrics(
+        dice=2 * num_hits / (num_predicted + num_true) if num_true else math.nan,
+        sensitivity=num_hits / num_true if num_true else math.nan,
+        precision=num_hits / num_predicted if num_predicted else math.nan,
+        assd_mm=assd_mm,
+        hd95_mm=hd95_mm,
+        truth_ml=num_true * voxel_ml,
+        predicted_ml=num_predicted * voxel_ml,
+        outcome=_outcome(has_lesion=num_true > 0, has_prediction=num_predicted > 0),
+    )
+
+
+def summarise(metrics: Sequence[CaseMetrics]) -> dict[str, float | int]:
+    """The mean of each number over the cases that define it (NaN if none does), and the counts of cases.
+
+    The means keep the names of the fields. Dice, sensitivity and the distances are means over the
+    `num_with_lesion` cases, precision over the cases with a prediction, volumes over all.
+    """
+    means = {name: _mean_of_defined([getattr(case, name) for case in metrics]) for name in _MEANS}
+    outcomes = [case.outcome for case in metrics]
+    num_missed, num_false_alarms = outcomes.count("missed"), outcomes.count("false alarm")
+    return means | {
+        "num_cases": len(outcomes),
+        "num_with_lesion": outcomes.count("both") + num_missed,
+        "num_missed": num_missed,
+        "num_lesion_free": outcomes.count("clean") + num_false_alarms,
+        "num_false_alarms": num_false_alarms,
+    }
+
+
+def _mean_of_defined(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return math.fsum(defined) / len(defined) if defined else math.nan
+
+
+def _outcome(*, has_lesion: bool, has_prediction: bool) -> Outcome:
+    if has_lesion:
+        return "both" if has_prediction else "missed"
+    return "false alarm" if has_prediction else "clean"
+
+
+def _surface_scores(predicted: Mask, truth: Mask, spacing_mm: SpacingMm) -> tuple[float, float]:
+    """ASSD and HD95 in mm, with the policy on empty masks."""
+    if not truth.any():
+        return math.nan, math.nan
+    if not predicted.any():
+        diagonal_mm = math.hypot(*(n * size for n, size in zip(truth.shape, spacing_mm, strict=True)))
+        return diagonal_mm, diagonal_mm
+    box = _joint_box(predicted | truth)
+    predicted_surface, true_surface = _surface(predicted[box]), _surface(truth[box])
+    to_truth = _distances(predicted_surface, true_surface, spacing_mm)
+    to_prediction = _distances(true_surface, predicted_surface, spacing_mm)
+    assd_mm = np.concatenate([to_truth, to_prediction]).mean()
+    hd95_mm = max(np.percentile(to_truth, 95), np.percentile(to_prediction, 95))
+    return float(assd_mm), float(hd95_mm)
+
+
+def _joint_box(foreground: Mask) -> tuple[slice, ...]:
+    """The smallest box around the foreground, one voxel wider on each side where the grid allows it."""
+    (box,) = ndimage.find_objects(foreground.astype(np.uint8))
+    return tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
+
+
+def _surface(mask: Mask) -> Mask:
+    return mask & ~ndimage.binary_erosion(mask, border_value=0)
+
+
+def _distances(start: Mask, goal: Mask, spacing_mm: SpacingMm) -> Distances:
+    """From each voxel of `start` to the nearest voxel of `goal`, in mm."""
+    everywhere = np.asarray(ndimage.distance_transform_edt(~goal, sampling=spacing_mm))
+    distances_mm: Distances = everywhere[start]
+    return distances_mm

@@ -1,0 +1,266 @@
+"""One picture of many cases: an axial slice of every sequence with the true and the predicted outline."""
+
+import textwrap
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Bool, Float, Shaped
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
+
+from multiseg.errors import UsageError
+from multiseg.types import Mask
+
+Image: TypeAlias = Float[np.ndarray, "i j k"]
+Plane: TypeAlias = Shaped[np.ndarray, "row column"]
+
+TRUTH_COLOUR = "#19d3f3"
+PREDICTION_COLOUR = "#ff7a1a"
+_PAGE, _CELL, _EMPTY_CELL = "#121418", "#000000", "#1a1d23"
+_BRIGHT, _SOFT, _FAINT = "#f2f4f8", "#b4bac6", "#737c8c"
+_CONVENTION = (
+    "Axial slices in radiological convention: front is up and the patient's left (L) is on the right of "
+    "the image. Grey window: 1st to 99.5th percentile."
+)
+_DOTS_PER_INCH = 150
+_MARGIN_VOXELS = 3
+_POINTS_PER_INCH = 72
+
+
+@dataclass(frozen=True, eq=False)
+class CasePanel:
+    """One row of a montage: the sequences of a case on one RAS+ grid, drawn with square voxels.
+
+    `caption` stands below the name, one line for each of its lines: the pathology, the Dice.
+    """
+
+    name: str
+    caption: str
+    images: dict[str, Image]
+    truth: Mask | None
+    predicted: Mask | None
+
+
+@dataclass(frozen=True)
+class _View:
+    """Which part of a volume is shown: the axial slice k, and the box of its in-plane voxels."""
+
+    i: slice
+    j: slice
+    k: int
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Where things stand, in inches from the lower left corner."""
+
+    num_rows: int
+    num_columns: int
+    cell_width: float
+    header: float
+    footer: float = 0.85
+    label: float = 1.85
+    edge: float = 0.2
+    gap: float = 0.08
+
+    @property
+    def cell_height(self) -> float:
+        return 1.18 * self.cell_width  # a head is longer than it is wide
+
+    @property
+    def width(self) -> float:
+        return 2 * self.edge + self.label + self.num_columns * (self.cell_width + self.gap) - self.gap
+
+    @property
+    def height(self) -> float:
+        return self.header + self.num_rows * (self.cell_height + self.gap) - self.gap + self.footer
+
+    def corner(self, row: int, column: int) -> tuple[float, float]:
+        """The lower left corner of a cell."""
+        left = self.edge + self.label + column * (self.cell_width + self.gap)
+        top = self.height - self.header - row * (self.cell_height + self.gap)
+        return left, top - self.cell_height
+
+
+def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "") -> None:
+    """Write a PNG with one row for each case and one column for each sequence that any case has.
+
+    A row shows the axial slice on which truth and prediction together are largest, or the middle of the
+    brain where both are empty or absent. The file appears whole or not at all.
+
+    Raises:
+        UsageError: there is no panel, or no panel has an image.
+    """
+    columns = list(dict.fromkeys(name for panel in panels for name in panel.images))
+    if not columns:
+        raise UsageError(f"{len(panels)} cases with no image among them make no montage. Give at least one.")
+    page = _Page(
+        num_rows=len(panels),
+        num_columns=len(columns),
+        cell_width=float(np.clip(min(12 / len(columns), 15 / len(panels)), 2.0, 3.2)),
+        header=0.85 if title else 0.45,
+    )
+    figure = Figure(figsize=(page.width, page.height), dpi=_DOTS_PER_INCH, facecolor=_PAGE)
+    FigureCanvasAgg(figure)  # the figure keeps it and asks pyplot for none
+    _draw_frame(figure, page, columns, title)
+    _draw_legend(figure, page, panels)
+    for row, panel in enumerate(panels):
+        _draw_row(figure, page, row, panel, columns)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        figure.savefig(unfinished, format="png", dpi=_DOTS_PER_INCH)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _draw_frame(figure: Figure, page: _Page, columns: Sequence[str], title: str) -> None:
+    """The title, the names of the sequences and the footer."""
+    if title:
+        shown = _fit(title, page.width - 2 * page.edge, FontProperties(size=12, weight="bold"), 2)
+        _write(figure, page, page.edge, page.height - 0.29, shown, size=12, weight="bold", va="center")
+    for column, name in enumerate(columns):
+        left, _ = page.corner(0, column)
+        middle = left + page.cell_width / 2
+        shown = _fit(name, page.cell_width, FontProperties(size=10, weight="bold"), 1)
+        y = page.height - page.header + 0.09
+        _write(figure, page, middle, y, shown, size=10, weight="bold", ha="center", va="bottom")
+    convention = _fit(_CONVENTION, page.width - 2 * page.edge, FontProperties(size=7), 3)
+    _write(figure, page, page.edge, 0.44, convention, size=7, color=_SOFT, va="top")
+
+
+def _draw_legend(figure: Figure, page: _Page, panels: Sequence[CasePanel]) -> None:
+    """Name the outlines that some case has; a montage without masks has no legend."""
+    entries = []
+    if any(panel.truth is not None for panel in panels):
+        entries.append(Line2D([], [], color=TRUTH_COLOUR, linewidth=2.2, label="truth"))
+    if any(panel.predicted is not None for panel in panels):
+        entries.append(Line2D([], [], color=PREDICTION_COLOUR, linewidth=1.1, label="prediction"))
+    if entries:
+        figure.legend(
+            handles=entries,
+            loc="center left",
+            bbox_to_anchor=(page.edge / page.width, 0.63 / page.height),
+            ncols=2,
+            frameon=False,
+            fontsize=8.5,
+            labelcolor=_BRIGHT,
+            borderpad=0,
+            borderaxespad=0,
+        )
+
+
+def _draw_row(figure: Figure, page: _Page, row: int, panel: CasePanel, columns: Sequence[str]) -> None:
+    view = _choose_view(panel) if panel.images else None
+    _draw_label(figure, page, row, panel, view)
+    for column, name in enumerate(columns):
+        left, bottom = page.corner(row, column)
+        axes = figure.add_axes(
+            (
+                left / page.width,
+                bottom / page.height,
+                page.cell_width / page.width,
+                page.cell_height / page.height,
+            )
+        )
+        axes.set(xticks=[], yticks=[], facecolor=_CELL)
+        axes.spines[:].set_visible(False)
+        if view is not None and name in panel.images:
+            _draw_slice(axes, panel, panel.images[name], view)
+        else:
+            axes.set_facecolor(_EMPTY_CELL)
+            axes.text(0.5, 0.5, name, color=_FAINT, size=10, ha="center", va="center", parse_math=False)
+
+
+def _draw_label(figure: Figure, page: _Page, row: int, panel: CasePanel, view: _View | None) -> None:
+    left, bottom = page.corner(row, 0)
+    x, y, width = page.edge, bottom + page.cell_height - 0.08, left - page.edge - 0.12
+    name = _fit(panel.name, width, FontProperties(size=9.5, weight="bold"), 3)
+    _write(figure, page, x, y, name, size=9.5, weight="bold", va="top")
+    y -= 0.08 + 0.165 * (1 + name.count("\n"))
+    lines = [
+        _fit(line, width, FontProperties(size=8.5), 3) for line in panel.caption.splitlines() if line.strip()
+    ]
+    caption = "\n".join("\n".join(lines).splitlines()[:8])
+    _write(figure, page, x, y, caption, size=8.5, color=_SOFT, va="top", linespacing=1.35)
+    if view is not None:
+        _write(figure, page, x, bottom + 0.08, f"slice k = {view.k}", size=7, color=_FAINT, va="bottom")
+
+
+def _draw_slice(axes: Axes, panel: CasePanel, image: Image, view: _View) -> None:
+    grey = _as_seen(_windowed(image)[:, :, view.k], view)
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="bicubic")
+    # The prediction is thinner and on top, so that both colours show where the outlines agree.
+    for mask, colour, points in (
+        (panel.truth, TRUTH_COLOUR, 2.2),
+        (panel.predicted, PREDICTION_COLOUR, 1.1),
+    ):
+        if mask is not None and mask[:, :, view.k].any():
+            outline = _as_seen(mask[:, :, view.k], view).astype(np.float32)
+            axes.contour(outline, levels=[0.5], colors=[colour], linewidths=points)
+    axes.set_aspect("equal", adjustable="datalim")
+    for x, side, letter in ((0.03, "left", "R"), (0.97, "right", "L")):
+        axes.text(x, 0.03, letter, color=_SOFT, size=7.5, ha=side, transform=axes.transAxes)
+
+
+def _choose_view(panel: CasePanel) -> _View:
+    brain = np.any([image != 0 for image in panel.images.values()], axis=0)
+    lesion = np.zeros_like(brain)
+    for mask in (panel.truth, panel.predicted):
+        if mask is not None:
+            lesion |= mask
+    area = lesion.sum(axis=(0, 1))
+    box = [_extent(np.any(brain | lesion, axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    k = int(area.argmax()) if area.any() else (box[2].start + box[2].stop) // 2
+    return _View(i=box[0], j=box[1], k=k)
+
+
+def _extent(occupied: Bool[np.ndarray, " n"]) -> slice:
+    """From the first to the last True, or everything where there is none."""
+    indices = np.flatnonzero(occupied)
+    return slice(int(indices[0]), int(indices[-1]) + 1) if indices.size else slice(0, occupied.size)
+
+
+def _as_seen(plane: Shaped[np.ndarray, "i j"], view: _View) -> Plane:
+    """Cut out the view with a margin and turn it: rows run to the front, columns to the patient's left."""
+    padded = np.pad(plane, _MARGIN_VOXELS)
+    wider = 2 * _MARGIN_VOXELS
+    cut = padded[view.i.start : view.i.stop + wider, view.j.start : view.j.stop + wider]
+    seen: Plane = rearrange(cut[::-1], "i j -> j i")
+    return seen
+
+
+def _windowed(image: Image) -> Image:
+    """Grey values from 0 to 1. Zeros are background and stay black, also in images with negative values."""
+    values = image.astype(np.float32)
+    inside = np.isfinite(values) & (values != 0)
+    if not inside.any():
+        return np.zeros_like(values)
+    low, high = np.percentile(values[inside], (1, 99.5))
+    scale = max(float(high - low), float(np.finfo(np.float32).tiny))
+    grey: Image = np.clip((np.where(inside, values, low) - low) / scale, 0, 1).astype(np.float32)
+    return grey
+
+
+def _fit(text: str, width: float, font: FontProperties, max_lines: int) -> str:
+    """Break a text so that it fits into `width` inches, and end it with … where the lines do not suffice."""
+    if not text.strip():
+        return ""
+    points, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    # One line may hold wider letters than the text has on average, hence a little less than the width.
+    num_characters = max(int(0.93 * width * _POINTS_PER_INCH * len(text) / points), 1)
+    return textwrap.fill(text, num_characters, max_lines=max_lines, placeholder="…")
+
+
+def _write(figure: Figure, page: _Page, x: float, y: float, text: str, **style: Any) -> None:
+    """Put a text at x, y in inches; names may hold a $ without becoming a formula."""
+    figure.text(x / page.width, y / page.height, text, **{"color": _BRIGHT, "parse_math": False, **style})

@@ -1,0 +1,103 @@
+"""One patient's files in, the segmentation on the patient's own grid out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from multiseg.errors import ModalityError
+from multiseg.evaluation.evaluate import decide
+from multiseg.evaluation.inference import predict_volume
+from multiseg.modalities import canonical_modality, modality_of_file_name
+from multiseg.models.saved import Model, load_model
+from multiseg.store.grids import resample
+from multiseg.store.nifti import write_like
+from multiseg.store.prepare import CaseFiles, Recipe, prepare_case
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was written and what it rests on.
+
+    `left_out` are sequences given that the model never learnt from; `doubts` are (code, message) pairs.
+    """
+
+    path: Path
+    reference: str
+    used: tuple[str, ...]
+    left_out: tuple[str, ...]
+    volumes_ml: Mapping[str, float]
+    doubts: tuple[tuple[str, str], ...]
+
+
+def name_images(arguments: Sequence[str]) -> dict[str, Path]:
+    """Files by sequence, from "FLAIR=scan.nii.gz" or from a file name that tells its sequence.
+
+    Raises:
+        ModalityError: a name tells no sequence or several, or a sequence is given twice.
+    """
+    images: dict[str, Path] = {}
+    for argument in arguments:
+        given, equals, file = argument.partition("=")
+        name = canonical_modality(given) or given if equals else modality_of_file_name(Path(argument).name)
+        path = Path(file if equals else argument)
+        if name is None:
+            raise ModalityError(f"{argument!r} does not tell which sequence it is. Write FLAIR={argument} (or T1=, ...).")
+        if name in images:
+            raise ModalityError(f"{images[name]} and {path} are both {name}. Give each sequence once.")
+        images[name] = path
+    return images
+
+
+def predict(
+    model: Path | str | Model,
+    images: Mapping[str, Path],
+    out: Path,
+    brain_mask: Path | None = None,
+    reference: str = "",
+    overlap: float = 0.5,
+    headers_disagree: str = "refuse",
+    device: str = "cpu",
+) -> Prediction:
+    """Segment one patient from any subset of sequences, in any orientation and on any grids.
+
+    The answer lies on the reference image's own grid with its header: 0 background, 1.. the model's
+    labels in their order, uint8.
+
+    Args:
+        model: a model file, a run folder or a loaded model.
+        images: files by sequence; the first is the reference unless `reference` names another.
+        brain_mask: as the training data had one; without it every non-zero voxel counts as brain.
+
+    Raises:
+        ModalityError: none of the sequences is one the model learnt from.
+        SourceError: a file is missing, damaged, or lies elsewhere in space.
+    """
+    loaded = model if isinstance(model, Model) else load_model(model, device)
+    info = loaded.info
+    usable = info.usable(tuple(images))
+    if not usable:
+        raise ModalityError(
+            f"the model learnt from {', '.join(name for name in info.axis if info.trained_on.get(name))}, "
+            f"but was given {', '.join(images) or 'nothing'}. Give at least one of those."
+        )
+    if reference and reference not in images:
+        raise ModalityError(f"the reference {reference!r} is none of the given sequences: {', '.join(images)}.")
+    home = reference or next(iter(images))
+    files = CaseFiles(case=out.name, images={n: images[n] for n in images if n in usable or n == home}, brain_mask=brain_mask)
+    recipe = Recipe(info.spacing_mm, home, "file" if brain_mask else "nonzero", headers_disagree)
+    prepared = prepare_case(files, {}, recipe)
+    placed = np.zeros((len(info.axis), *prepared.grid.shape), dtype=np.float16)
+    for name in usable:
+        placed[info.axis.channels([name])[0]] = prepared.images[prepared.modalities.index(name)]
+    probabilities = predict_volume(loaded, placed, np.isin(info.axis.names, usable), info.patch, overlap)
+    native = np.stack([resample(one, prepared.grid, prepared.native, smooth=False) for one in probabilities])
+    labels = decide(native)
+    write_like(out, labels, prepared.native_header)
+    ml = float(np.prod(prepared.native.spacing_mm)) / 1000
+    volumes = {name: float(np.count_nonzero(labels == at)) * ml for at, name in enumerate(info.space.names, start=1)}
+    left_out = tuple(name for name in images if name not in usable)
+    return Prediction(out, home, usable, left_out, volumes, prepared.doubts)

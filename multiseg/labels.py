@@ -1,0 +1,230 @@
+"""What label codes mean: the schema of an annotation, and the label space a model answers in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Num, UInt8
+
+from multiseg.errors import LabelError
+
+IGNORE = 255
+"""The code of a voxel that no loss and no metric may look at."""
+BACKGROUND = "background"
+KINDS = ("lesion", "tissue")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A named structure of an annotation, and the numbers that the source files use for it."""
+
+    name: str
+    kind: str
+    source_codes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LabelSchema:
+    """What one annotation's codes mean. In the store structure n (from 0) has the compact code n + 1.
+
+    `background_codes` and `ignore_codes` are the source's own numbers for "nothing here" and "do not
+    look"; in the store they are 0 and 255.
+
+    Raises:
+        LabelError: a source code or a structure's name stands twice, a kind is unknown, or there are
+            more than 254 structures.
+    """
+
+    structures: tuple[Structure, ...]
+    background_codes: tuple[int, ...] = (0,)
+    ignore_codes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        codes = [code for structure in self.structures for code in structure.source_codes]
+        codes += [*self.background_codes, *self.ignore_codes]
+        twice = sorted({code for code in codes if codes.count(code) > 1})
+        if twice:
+            raise LabelError(f"label codes {twice} are given two meanings. Give each code one.")
+        names = [structure.name for structure in self.structures]
+        if len(set(names)) != len(names) or BACKGROUND in names:
+            raise LabelError(f"structures need distinct names other than {BACKGROUND!r}, but got {names}.")
+        unknown = sorted({structure.kind for structure in self.structures} - set(KINDS))
+        if unknown:
+            raise LabelError(f"unknown kinds of structure {unknown}: a structure is one of {list(KINDS)}.")
+        if len(names) >= IGNORE:
+            raise LabelError(f"{len(names)} structures do not fit into one byte: at most {IGNORE - 1}.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(structure.name for structure in self.structures)
+
+    def encode(self, values: Num[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+        """The source's numbers as compact codes. Values within 0.01 of a whole number count as it.
+
+        Raises:
+            LabelError: a value is no whole number, or no code of this schema.
+        """
+        found, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        whole = np.rint(found)
+        if not np.all(np.isfinite(found)) or np.any(np.abs(found - whole) > 0.01):
+            wrong = [float(v) for v in found if not np.isfinite(v) or abs(v - round(float(v))) > 0.01]
+            raise LabelError(
+                f"the label holds values that are no codes: {wrong[:5]}. "
+                "Is this a probability map or an image? Give the file of whole-number codes."
+            )
+        compact = {code: 0 for code in self.background_codes} | {code: IGNORE for code in self.ignore_codes}
+        for at, structure in enumerate(self.structures):
+            compact |= {code: at + 1 for code in structure.source_codes}
+        seen = [int(code) for code in whole]
+        unknown = {code: int(n) for code, n in zip(seen, counts, strict=True) if code not in compact}
+        if unknown:
+            known = ", ".join(f"{c}={n}" for n, codes in self._meanings() for c in codes)
+            listed = ", ".join(f"{code} ({count} voxels)" for code, count in list(unknown.items())[:8])
+            suggestion = ",".join(f"{code}=NAME" for code in list(unknown)[:4])
+            raise LabelError(
+                f"the label holds unknown codes: {listed}; known are {known}. "
+                f'Say what they mean: --labels "...,{suggestion}" (=ignore and =background are allowed).'
+            )
+        table = np.array([compact[code] for code in seen], dtype=np.uint8)
+        return table[inverse].reshape(values.shape)
+
+    def _meanings(self) -> list[tuple[str, tuple[int, ...]]]:
+        special = [(BACKGROUND, self.background_codes), ("ignore", self.ignore_codes)]
+        return special + [(s.name, s.source_codes) for s in self.structures]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "structures": [
+                {"code": at + 1, "name": s.name, "kind": s.kind, "source_codes": list(s.source_codes)}
+                for at, s in enumerate(self.structures)
+            ],
+            "background_codes": list(self.background_codes),
+            "ignore_codes": list(self.ignore_codes),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LabelSchema:
+        structures = tuple(
+            Structure(s["name"], s["kind"], tuple(s["source_codes"])) for s in data["structures"]
+        )
+        return cls(structures, tuple(data["background_codes"]), tuple(data["ignore_codes"]))
+
+    @classmethod
+    def parse(cls, text: str, kind: str) -> LabelSchema:
+        """A schema from text such as "1=necrosis,2=oedema,4=enhancing,3=ignore,9=background".
+
+        Codes that share a name become one structure. 0 is background unless it is given a meaning.
+
+        Raises:
+            LabelError: the text is not of that form.
+        """
+        codes: dict[str, list[int]] = {}
+        for part in (part.strip() for part in text.split(",")):
+            match = re.fullmatch(r"(-?\d+)\s*=\s*([^=,]+)", part)
+            if match is None:
+                raise LabelError(f"cannot read {part!r} in the label codes {text!r}. Write them as 1=lesion,2=ignore.")
+            codes.setdefault(match[2].strip(), []).append(int(match[1]))
+        background, ignore = codes.pop(BACKGROUND, []), codes.pop("ignore", [])
+        given = {code for listed in codes.values() for code in listed} | set(background) | set(ignore)
+        if 0 not in given:
+            background.insert(0, 0)
+        structures = tuple(Structure(name, kind, tuple(listed)) for name, listed in codes.items())
+        return cls(structures, tuple(background), tuple(ignore))
+
+
+@dataclass(frozen=True)
+class SpaceLabel:
+    """A structure that a model tells apart."""
+
+    name: str
+    kind: str
+
+
+LESION = SpaceLabel("lesion", "lesion")
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """Background (index 0) and the structures a model tells apart (index n + 1 for `labels[n]`).
+
+    The label "lesion" of kind lesion stands for lesions of any name, so the default space merges all
+    of them, as in Xu et al. 2024 (section 3.1).
+
+    Raises:
+        LabelError: no label, or a name twice.
+    """
+
+    labels: tuple[SpaceLabel, ...] = (LESION,)
+
+    def __post_init__(self) -> None:
+        names = [label.name for label in self.labels]
+        if not names or len(set(names)) != len(names) or BACKGROUND in names:
+            raise LabelError(f"a label space needs distinct names other than {BACKGROUND!r}, but got {names}.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(label.name for label in self.labels)
+
+    @property
+    def num_logits(self) -> int:
+        """One for background against a single structure, otherwise background and every structure."""
+        return 1 if len(self.labels) == 1 else 1 + len(self.labels)
+
+    def index_of(self, structure: Structure) -> int | None:
+        """The index of a structure in this space, or None when the space does not hold it."""
+        for at, label in enumerate(self.labels):
+            if label.name == structure.name and label.kind == structure.kind:
+                return at + 1
+        if structure.kind == "lesion" and LESION in self.labels:
+            return self.labels.index(LESION) + 1
+        return None
+
+    def view(self, schemas: Mapping[str, LabelSchema], annotated: Sequence[bool]) -> LabelView:
+        """How the annotations that a case has (`annotated`, in the schemas' order) become targets.
+
+        A structure comes from the first annotation of the case that looked for it, so a second rater
+        never overrides the first. Lesions lie over tissue.
+        """
+        tables: dict[int, UInt8[np.ndarray, "256"]] = {}
+        known = np.zeros(len(self.labels), dtype=bool)
+        taken: set[str] = set()
+        for at, schema in enumerate(schemas.values()):
+            if not annotated[at]:
+                continue
+            table = np.zeros(256, dtype=np.uint8)
+            for code, structure in enumerate(schema.structures, start=1):
+                index = self.index_of(structure)
+                if index is not None and structure.name not in taken:
+                    table[code] = index
+                    known[index - 1] = True
+            if table.any():
+                table[IGNORE] = IGNORE
+                tables[at] = table
+                taken |= set(schema.names)
+        lesion_last = sorted(
+            tables, key=lambda at: any(s.kind == "lesion" for s in list(schemas.values())[at].structures)
+        )
+        return LabelView(tuple((at, tables[at]) for at in lesion_last), known)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelView:
+    """A label space seen from one case: which stored annotations to read, and what their codes become.
+
+    `annotated[n]` says whether anyone looked for the space's label n in this case.
+    """
+
+    tables: tuple[tuple[int, UInt8[np.ndarray, "256"]], ...]
+    annotated: Bool[np.ndarray, "label"]
+
+    def target(self, codes: UInt8[np.ndarray, "annotation i j k"]) -> UInt8[np.ndarray, "i j k"]:
+        """Stored codes of all annotations as indices in the label space; 255 where not to look."""
+        target = np.zeros(codes.shape[1:], dtype=np.uint8)
+        for annotation, table in self.tables:
+            mapped = table[codes[annotation]]
+            np.copyto(target, mapped, where=mapped != 0)
+        return target

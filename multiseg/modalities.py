@@ -1,0 +1,111 @@
+"""Names of MRI sequences, and the one ordered axis of them that a run, a model and a store share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from multiseg.errors import ModalityError
+
+CANONICAL_ORDER = ("PD", "FLAIR", "SWI", "T1", "T1c", "T2", "DWI", "ADC", "T2star")
+
+# Spellings met in public databases, compared without case, '-', '_', '.' and spaces.
+_SPELLINGS = {
+    "PD": ("pd", "dp", "pdw", "protondensity"),
+    "FLAIR": ("flair", "t2f", "t2flair", "3dflair", "flairw"),
+    "SWI": ("swi", "minipswi"),
+    "T1": ("t1", "t1w", "t1n", "3dt1", "mprage", "t1mprage"),
+    "T1c": ("t1c", "t1ce", "t1gd", "t1post", "gado", "3dt1gado", "t1wks", "cet1w", "t1wgd", "t1wce"),
+    "T2": ("t2", "t2w", "t2tse", "t2wtse"),
+    "DWI": ("dwi", "trace", "mrdwi"),
+    "ADC": ("adc",),
+    "T2star": ("t2star", "t2starw", "t2*", "t2*w"),
+}
+_CONTRAST_WORDS = frozenset({"ce", "gd", "gado", "gadolinium", "contrast", "post", "postcontrast"})
+_BY_SPELLING = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings}
+
+
+def canonical_modality(name: str) -> str | None:
+    """The canonical name of a sequence, or None when the spelling is not known; never a guess.
+
+    >>> canonical_modality("t1ce"), canonical_modality("T2_FLAIR"), canonical_modality("lesion")
+    ('T1c', 'FLAIR', None)
+    """
+    return _BY_SPELLING.get(re.sub(r"[-_. ]", "", name).lower())
+
+
+def modality_of_file_name(file_name: str) -> str | None:
+    """The one sequence that a file's name tells, or None when it tells none or several.
+
+    Words between '_', '-', '.' and spaces are looked at, neighbours joined first, so that
+    'sub-01_T2_FLAIR.nii.gz' is FLAIR and 'sub-01_ce-gadolinium_T1w.nii.gz' is T1c, while
+    'P1_T1_FLAIR.nii.gz' names two sequences and is None.
+    """
+    stem = re.sub(r"\.(nii|mgz|mha|nrrd)(\.gz)*$", "", file_name, flags=re.IGNORECASE)
+    words = [word.lower() for word in re.split(r"[-_. ]+", stem) if word]
+    has_contrast = not _CONTRAST_WORDS.isdisjoint(words)
+    found = set()
+    while words:
+        pair = canonical_modality("".join(words[:2])) if len(words) > 1 else None
+        found.add(pair or canonical_modality(words[0]))
+        words = words[2:] if pair else words[1:]
+    if has_contrast and "T1" in found:
+        found = (found - {"T1"}) | {"T1c"}
+    found.discard(None)
+    return found.pop() if len(found) == 1 else None
+
+
+def in_canonical_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Distinct names: the canonical ones first in their order, then the others as they came."""
+    given = list(dict.fromkeys(names))
+    known = [name for name in CANONICAL_ORDER if name in given]
+    return tuple(known + [name for name in given if name not in CANONICAL_ORDER])
+
+
+@dataclass(frozen=True)
+class ModalityAxis:
+    """An ordered tuple of sequence names: input channel c of a model is `axis[c]`.
+
+    Raises:
+        ModalityError: a name is empty or stands twice.
+    """
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.names or "" in self.names or len(set(self.names)) != len(self.names):
+            raise ModalityError(f"a modality axis needs distinct names, at least one, but got {list(self.names)}.")
+
+    @classmethod
+    def union(cls, lists: Iterable[Iterable[str]]) -> ModalityAxis:
+        """The union of several databases' sequences, in canonical order, unknown names after them."""
+        return cls(in_canonical_order(name for names in lists for name in names))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __getitem__(self, channel: int) -> str:
+        return self.names[channel]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def channels(self, names: Sequence[str]) -> list[int]:
+        """The channel of each name.
+
+        Raises:
+            ModalityError: a name is not on the axis.
+        """
+        missing = [name for name in names if name not in self.names]
+        if missing:
+            raise ModalityError(f"no channel for {', '.join(missing)}: the axis holds {', '.join(self.names)}.")
+        return [self.names.index(name) for name in names]
+
+    def grown(self, names: Iterable[str]) -> ModalityAxis:
+        """This axis with new names appended at its end: the channels so far keep their places."""
+        new = in_canonical_order(name for name in names if name not in self.names)
+        return ModalityAxis(self.names + new)

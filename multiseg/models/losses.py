@@ -1,0 +1,79 @@
+"""Losses for targets in which not every structure was looked for, as pure functions.
+
+All of them work on log-probabilities [batch class i j k], class 0 being background. Where a case was not
+searched for some structures, a background voxel may be any of those: their probabilities are added to
+background's (Roulet et al. 2019, adaptive cross entropy), so nothing unlooked-for is ever punished.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
+from einops import rearrange, reduce
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from multiseg.labels import IGNORE
+
+
+def log_probabilities(logits: Float[Tensor, "batch logit i j k"]) -> Float[Tensor, "batch class i j k"]:
+    """Log-probabilities in float32: of a sigmoid for a single logit (two classes), else of a softmax."""
+    logits = logits.float()
+    if logits.shape[1] == 1:
+        return torch.cat([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=1)
+    return F.log_softmax(logits, dim=1)
+
+
+def marginal(
+    log_p: Float[Tensor, "batch class i j k"], annotated: Bool[Tensor, "batch label"]
+) -> Float[Tensor, "batch class i j k"]:
+    """The same, with background's probability joined by that of every structure nobody looked for.
+
+    log p'_0 = log(p_0 + sum of p_l over labels l that are not annotated)   (Roulet et al. 2019, eq. 2)
+    """
+    if bool(annotated.all()):
+        return log_p
+    unknown = rearrange(~annotated, "b l -> b l 1 1 1")
+    may_be = torch.where(unknown, log_p[:, 1:], torch.full_like(log_p[:, 1:], -torch.inf))
+    background = torch.logsumexp(torch.cat([log_p[:, :1], may_be], dim=1), dim=1, keepdim=True)
+    return torch.cat([background, log_p[:, 1:]], dim=1)
+
+
+def cross_entropy(
+    log_p: Float[Tensor, "batch class i j k"], target: UInt8[Tensor, "batch i j k"]
+) -> Float[Tensor, ""]:
+    """Minus the mean log-probability of the target over all voxels that are not to be ignored; 0 if none is."""
+    looked_at = target != IGNORE
+    index = torch.where(looked_at, target, 0).long()
+    picked = torch.gather(log_p, 1, rearrange(index, "b i j k -> b 1 i j k"))[:, 0]
+    return -(picked * looked_at).sum() / looked_at.sum().clamp(min=1)
+
+
+def soft_dice_loss(
+    log_p: Float[Tensor, "batch class i j k"],
+    target: UInt8[Tensor, "batch i j k"],
+    annotated: Bool[Tensor, "batch label"],
+    over_batch: bool,
+    eps: float = 1e-5,
+) -> Float[Tensor, ""]:
+    """One minus the soft Dice overlap of the annotated structures.
+
+    With p the probabilities and t the one-hot targets (Milletari 2016, arXiv:1606.04797, without squares):
+        loss = 1 - mean[(2 sum p t + eps) / (sum p + sum t + eps)]
+    The sums run over each sample's voxels and the mean over samples and labels (Xu et al. 2024, as
+    released); with `over_batch` the sums run over the whole batch, so patches without lesion count too.
+
+    Args:
+        eps: keeps 0/0 at a loss of 0 where a label is absent and not predicted.
+    """
+    looked_at = rearrange(target != IGNORE, "b i j k -> b 1 i j k")
+    labels = torch.arange(1, log_p.shape[1], device=target.device)
+    truth = (rearrange(target, "b i j k -> b 1 i j k") == rearrange(labels, "l -> 1 l 1 1 1")) & looked_at
+    counts = annotated.float()
+    p = log_p[:, 1:].exp() * looked_at
+    both = reduce(p * truth, "b l i j k -> b l", "sum") * counts
+    total = (reduce(p, "b l i j k -> b l", "sum") + reduce(truth.float(), "b l i j k -> b l", "sum")) * counts
+    if over_batch:
+        both, total, counts = both.sum(0), total.sum(0), (counts.sum(0) > 0).float()
+    dice = (2 * both + eps) / (total + eps)
+    return 1 - (dice * counts).sum() / counts.sum().clamp(min=1)

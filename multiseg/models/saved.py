@@ -1,0 +1,154 @@
+"""Models as files: one safetensors file holds the weights and all that is needed to use them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from multiseg.errors import CheckpointError
+from multiseg.files import write_atomically
+from multiseg.labels import LabelSpace, SpaceLabel
+from multiseg.modalities import ModalityAxis
+from multiseg.models.builders import build
+from multiseg.types import Index3
+
+FORMAT = 1
+BEST, LAST = "model.safetensors", "last.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is and where it comes from; stored in its file's metadata as JSON.
+
+    Attributes:
+        builder, numbers: the network's name and its numbers (widths, dropout).
+        trained_on: for each sequence of the axis, the databases that had it in training.
+        databases: name to pathology, number of training cases and preparation recipe.
+        metrics: validation results of these weights.
+    """
+
+    builder: str
+    numbers: Mapping[str, Any]
+    axis: ModalityAxis
+    space: LabelSpace
+    spacing_mm: tuple[float, float, float]
+    patch: Index3
+    trained_on: Mapping[str, tuple[str, ...]]
+    databases: Mapping[str, Mapping[str, Any]]
+    step: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    licence: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "format": FORMAT,
+            "axis": list(self.axis),
+            "space": [asdict(label) for label in self.space.labels],
+            "versions": {"multiseg": version("multiseg"), "torch": torch.__version__},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelInfo:
+        kept = {key: value for key, value in data.items() if key not in ("format", "versions")}
+        return cls(
+            **kept
+            | {
+                "axis": ModalityAxis(tuple(data["axis"])),
+                "space": LabelSpace(tuple(SpaceLabel(**label) for label in data["space"])),
+                "spacing_mm": tuple(data["spacing_mm"]),
+                "patch": tuple(data["patch"]),
+                "trained_on": {name: tuple(databases) for name, databases in data["trained_on"].items()},
+            }
+        )
+
+    def at(self, step: int, metrics: Mapping[str, float]) -> ModelInfo:
+        """The same model at another step of its training."""
+        return replace(self, step=step, metrics=dict(metrics))
+
+    def usable(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the sequences that some training database had; an untrained channel only does harm."""
+        return tuple(name for name in names if self.trained_on.get(name))
+
+
+class Model(nn.Module):
+    """A network with its `info`, called as `model(images, present)`; images are [batch modality i j k]."""
+
+    def __init__(self, network: nn.Module, info: ModelInfo) -> None:
+        super().__init__()
+        self.network = network
+        self.info = info
+
+    def forward(
+        self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
+    ) -> Float[Tensor, "batch label i j k"]:
+        logits: Tensor = self.network(images, present)
+        return logits
+
+
+def save_model(path: Path, network: nn.Module, info: ModelInfo) -> None:
+    """Write weights and info as one file, whole or not at all."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_atomically(path, save(state, metadata={"multiseg": json.dumps(info.to_json())}))
+
+
+def read_info(path: Path) -> ModelInfo:
+    """What a model file says of itself, without loading its weights.
+
+    Raises:
+        CheckpointError: it is no model of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("multiseg")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise CheckpointError(f"there is no model at {path}.") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no whole safetensors file: {error}. Copy or train it again.") from error
+    if text is None:
+        raise CheckpointError(f"{path} holds tensors but was not written by multiseg.")
+    data = json.loads(text)
+    if data.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has model format {data.get('format')}; this multiseg reads {FORMAT}.")
+    return ModelInfo.from_json(data)
+
+
+def model_path(path: Path) -> Path:
+    """The model file that a path stands for: itself, or a run folder's best (else last) model.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not path.is_dir():
+        return path
+    for name in (BEST, LAST):
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"the folder {path} holds no {BEST}. Has the training saved anything yet?")
+
+
+def load_model(path: Path | str, device: str = "cpu") -> Model:
+    """The model of a file or a run folder, in eval mode.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or its weights do not fit its own description.
+    """
+    file = model_path(Path(path))
+    info = read_info(file)
+    network = build(info.builder, len(info.axis), info.space.num_logits, **info.numbers)
+    with safe_open(file, framework="pt", device=device) as tensors:
+        state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {file} do not fit the network it names: {error}") from error
+    return Model(network, info).to(device).eval()

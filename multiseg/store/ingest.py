@@ -1,0 +1,186 @@
+"""From source files into the store, case by case: resumable, and nothing half visible."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zarr
+
+from multiseg.errors import DataError, StoreError
+from multiseg.modalities import in_canonical_order
+from multiseg.store import schema
+from multiseg.store.catalogue import assign_splits
+from multiseg.store.findings import Finding, Severity
+from multiseg.store.hierarchy import is_remote, open_root
+from multiseg.store.prepare import CaseFiles, PreparedCase, Recipe, prepare_case
+from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.writer import DatabaseInfo, DatabaseWriter, locked, open_or_create_root
+
+DEFAULT_SPLIT = {"train": 0.7, "val": 0.1, "test": 0.2}
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How to ingest; `Recipe` says what the first four mean for a case.
+
+    Attributes:
+        replace: put a case whose files have changed in the place of the one in the store.
+        split: shares of the subjects of each database.
+    """
+
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    reference: str = ""
+    headers_disagree: str = "refuse"
+    codec: str = "lz4"
+    replace: bool = False
+    split: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SPLIT))
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What became of a database's cases: written now, already there, failed; and every finding."""
+
+    database: str
+    written: tuple[str, ...]
+    skipped: tuple[str, ...]
+    failed: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+def ingest(
+    databases: Sequence[DatabaseFiles],
+    url: str,
+    options: IngestOptions | None = None,
+    on_case: Callable[[str, str, str], None] = lambda database, case, outcome: None,
+) -> list[IngestReport]:
+    """Bring databases into the store at `url`; cases that are in it already, from the same files, are skipped.
+
+    A case that fails is reported and the others go on. A store or a database is made with its first good
+    case, so wholly bad input leaves nothing behind.
+
+    Args:
+        on_case: called with database, case and "written", "skipped" or "failed" as each is done.
+
+    Raises:
+        StoreError: the store has another voxel size, or a database another recipe or meaning of codes.
+        ResourceError: the disk is full, or another process writes to the store.
+    """
+    with locked(url):
+        return [_ingest_database(files, url, options or IngestOptions(), on_case) for files in databases]
+
+
+def source_digest(hashes: Mapping[str, str]) -> str:
+    """One digest over the sha256 of every file by its role."""
+    lines = "".join(f"{role}:{sha256}\n" for role, sha256 in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _digest_of_files(files: CaseFiles) -> str:
+    return source_digest({role: hashlib.sha256(path.read_bytes()).hexdigest() for role, path in files.paths.items()})
+
+
+def _digest_of_prepared(prepared: PreparedCase) -> str:
+    return source_digest({source["role"]: source["sha256"] for source in prepared.sources})
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What the store has of a database before this ingest."""
+
+    digests: Mapping[str, str]
+    splits: Mapping[str, str]
+
+
+def _held(url: str, database: str) -> _Held:
+    try:
+        group = open_root(url, "r").get(database)
+    except StoreError:
+        group = None
+    if not isinstance(group, zarr.Group) or "status" not in group:
+        return _Held({}, {})
+    committed = group["status"][:] == schema.COMMITTED
+    cases, digests, subjects, splits = (group[n][:] for n in ("case", "source_sha256", "subject", "split"))
+    return _Held(
+        {str(c): str(d) for c, d, there in zip(cases, digests, committed, strict=True) if there},
+        {str(c): str(s) for c, s, there in zip(subjects, splits, committed, strict=True) if there},
+    )
+
+
+def _ingest_database(
+    files: DatabaseFiles, url: str, options: IngestOptions, on_case: Callable[[str, str, str], None]
+) -> IngestReport:
+    recipe = Recipe(options.spacing_mm, options.reference, files.brain_mask, options.headers_disagree)
+    info = DatabaseInfo(
+        files.name, files.pathology, recipe, files.schemas, options.codec, files.licence, files.citation, files.source
+    )
+    held = _held(url, files.name)
+    splits = assign_splits(files.cases, options.split, options.seed, held.splits)
+    findings = list(files.findings)
+    failed = list(dict.fromkeys(f.case for f in findings if f.severity is Severity.ERROR and f.case))
+    written, skipped = [], []
+    todo = []
+    for case in files.cases:
+        if _is_there(case, held.digests.get(case.case)):
+            skipped.append(case.case)
+            on_case(files.name, case.case, "skipped")
+        else:
+            todo.append(case)
+    writer: DatabaseWriter | None = None
+    rows: dict[str, int] = {}
+    for case in todo:
+        try:
+            prepared = _prepare(case, files, recipe, held, options)
+            if writer is None:
+                writer = _open_writer(url, info, todo, options)
+                rows = writer.reserve([other.case for other in todo])
+            placed = CaseFiles(**{**vars(case), "split": splits[case.case]})
+            writer.write(rows[case.case], placed, prepared, _digest_of_prepared(prepared))
+        except DataError as error:
+            if isinstance(error, StoreError) and writer is None:
+                raise
+            findings.append(Finding.from_error(error, files.name, case.case))
+            failed.append(case.case)
+            on_case(files.name, case.case, "failed")
+            continue
+        findings += [Finding(Severity.WARNING, c, files.name, case.case, "", m) for c, m in prepared.doubts]
+        written.append(case.case)
+        on_case(files.name, case.case, "written")
+    if writer is not None:
+        writer.release_rows()
+    return IngestReport(files.name, tuple(written), tuple(skipped), tuple(failed), tuple(findings))
+
+
+def _is_there(case: CaseFiles, held_digest: str | None) -> bool:
+    """Whether the store holds this case from the very same files. A missing file is no match."""
+    if held_digest is None:
+        return False
+    try:
+        return _digest_of_files(case) == held_digest
+    except OSError:
+        return False
+
+
+def _prepare(
+    case: CaseFiles, files: DatabaseFiles, recipe: Recipe, held: _Held, options: IngestOptions
+) -> PreparedCase:
+    prepared = prepare_case(case, files.schemas, recipe)
+    if case.case in held.digests and not options.replace:
+        raise DataError(
+            f"case {case.case!r} is in the store already, from other files. If these are the better ones, "
+            "pass --replace; if it is another patient, give it another name.",
+            code="CASE_CHANGED",
+        )
+    return prepared
+
+
+def _open_writer(
+    url: str, info: DatabaseInfo, cases: Sequence[CaseFiles], options: IngestOptions
+) -> DatabaseWriter:
+    if not is_remote(url):
+        Path(url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
+    root = open_or_create_root(url, options.spacing_mm)
+    return DatabaseWriter(root, info, in_canonical_order(name for case in cases for name in case.images))

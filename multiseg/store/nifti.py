@@ -1,0 +1,189 @@
+"""NIfTI files: read whole and checked, turned to RAS+, and written back on their own grid."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+from multiseg.errors import SourceError
+from multiseg.files import write_atomically
+from multiseg.types import Affine, Array, Voxels
+
+GZIP_MAGIC = b"\x1f\x8b"
+AFFINE_TOLERANCE_MM = 0.1
+"""Two affines that place every corner of a volume within this distance are the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A volume in memory. `affine` maps its voxel indices to RAS+ millimetres.
+
+    `header` holds the file's raw header bytes, `sha256` the digest of the file as it lies on disk,
+    `doubts` what a person should know about how the file was read.
+    """
+
+    voxels: Voxels
+    affine: Affine
+    header: bytes
+    sha256: str
+    path: Path
+    doubts: tuple[tuple[str, str], ...] = field(default=())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        i, j, k = self.voxels.shape
+        return i, j, k
+
+
+def read_volume(path: Path) -> Volume:
+    """One 3-D volume with finite values, read to the last byte so that damage cannot pass.
+
+    Raises:
+        SourceError: the file is missing, damaged, no NIfTI, not 3-D, coloured, not finite, or its
+            affine is singular. `code` tells which.
+    """
+    raw = _read_bytes(path)
+    image = _parse(path, _gunzip(path, raw))
+    voxels = _voxels(path, image)
+    affine, doubts = _affine(path, image)
+    return Volume(voxels, affine, bytes(image.header.binaryblock), hashlib.sha256(raw).hexdigest(), path, doubts)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise SourceError(f"{path} does not exist.", code="MISSING_FILE", file=str(path)) from None
+    except OSError as error:
+        message = f"{path} cannot be read: {error.strerror}. Check the path and its permissions."
+        raise SourceError(message, code="UNREADABLE_FILE", file=str(path)) from error
+
+
+def _gunzip(path: Path, raw: bytes) -> bytes:
+    try:
+        # gzip.decompress checks length and CRC of the whole stream.
+        return gzip.decompress(raw) if raw[:2] == GZIP_MAGIC else raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        message = f"{path} is a truncated or damaged gzip file ({len(raw)} bytes): {error}. Copy it again."
+        raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
+
+
+def _parse(path: Path, data: bytes) -> nib.Nifti1Image | nib.Nifti2Image:
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        try:
+            return kind.from_bytes(data)
+        except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError):
+            continue
+    message = f"{path} is no NIfTI file (its first bytes are {data[:4]!r}). Give .nii or .nii.gz files."
+    raise SourceError(message, code="NOT_NIFTI", file=str(path))
+
+
+def _voxels(path: Path, image: nib.Nifti1Image | nib.Nifti2Image) -> Voxels:
+    if image.get_data_dtype().fields is not None:
+        message = f"{path} holds colours (RGB), not intensities. Give the original greyscale image."
+        raise SourceError(message, code="COLOUR_IMAGE", file=str(path))
+    try:
+        voxels = np.asanyarray(image.dataobj)
+    except (OSError, ValueError, EOFError) as error:
+        message = f"{path} is shorter than its header says ({error}). Copy it again."
+        raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
+    while voxels.ndim > 3 and voxels.shape[-1] == 1:
+        voxels = voxels[..., 0]
+    if voxels.ndim != 3 or 0 in voxels.shape:
+        message = f"{path} has shape {image.shape}; a volume of one sequence is 3-D. Split it into 3-D files."
+        raise SourceError(message, code="NOT_3D", file=str(path))
+    if np.iscomplexobj(voxels):
+        message = f"{path} holds complex numbers. Give the magnitude image."
+        raise SourceError(message, code="COMPLEX_IMAGE", file=str(path))
+    if not np.isfinite(voxels).all():
+        count = int(np.count_nonzero(~np.isfinite(voxels)))
+        message = f"{path} holds {count} voxels that are NaN or infinite. Repair or export it again."
+        raise SourceError(message, code="NOT_FINITE", file=str(path))
+    return voxels.astype(np.float32, copy=False) if voxels.dtype != np.uint8 else voxels
+
+
+def _affine(path: Path, image: nib.Nifti1Image | nib.Nifti2Image) -> tuple[Affine, tuple[tuple[str, str], ...]]:
+    header = image.header
+    sform, sform_code = header.get_sform(coded=True)
+    doubts: list[tuple[str, str]] = []
+    try:
+        qform, qform_code = header.get_qform(coded=True)
+    except (ValueError, nib.spatialimages.HeaderDataError):
+        qform, qform_code = None, 0
+    if sform_code and qform_code and not same_grid(sform, qform, image.shape[:3]):
+        doubts.append(("SFORM_QFORM", f"{path.name}: sform and qform disagree; the sform is used. Check the header."))
+    if not sform_code and not qform_code:
+        doubts.append(
+            (
+                "NO_ORIENTATION",
+                f"{path.name}: no orientation in the header (sform and qform codes are 0); its axes are taken "
+                "as left-to-right, back-to-front, foot-to-head. Check it against the patient.",
+            )
+        )
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        message = f"{path} has an affine that is no mapping to space: {affine.tolist()}. Repair its header."
+        raise SourceError(message, code="BAD_AFFINE", file=str(path))
+    return affine, tuple(doubts)
+
+
+def to_ras(volume: Volume) -> Volume:
+    """The same volume with its axes permuted and flipped so that i, j, k run closest to right, front, up."""
+    orientation = io_orientation(volume.affine)
+    voxels = np.ascontiguousarray(apply_orientation(volume.voxels, orientation))
+    affine = volume.affine @ inv_ornt_aff(orientation, volume.shape)
+    return Volume(voxels, affine, volume.header, volume.sha256, volume.path, volume.doubts)
+
+
+def voxel_size_mm(affine: Affine) -> tuple[float, float, float]:
+    """The length of a voxel along i, j and k."""
+    i, j, k = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(i), float(j), float(k)
+
+
+def axis_codes(affine: Affine) -> str:
+    """The directions that i, j, k run closest to, such as "LPS" (left, posterior, superior)."""
+    return "".join(nib.orientations.aff2axcodes(affine))
+
+
+def same_grid(a: Affine, b: Affine, shape: Sequence[int]) -> bool:
+    """Whether two affines put the corners of a volume of this shape at the same places (to 0.1 mm)."""
+    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
+    return bool(np.abs(corners @ (a - b).T).max() < AFFINE_TOLERANCE_MM)
+
+
+def write_nifti(path: Path, array: Array, affine: Affine) -> None:
+    """Write a new NIfTI file in the array's own dtype, whole or not at all."""
+    image = nib.Nifti1Image(array, affine, dtype=array.dtype)
+    image.header.set_xyzt_units("mm")
+    _write_image(path, image)
+
+
+def write_like(path: Path, array: Array, header: bytes) -> None:
+    """Write an array on the grid of the file that `header` came from: its sform, qform, units and codes.
+
+    The array's dtype replaces the header's; intensity scaling, display range and extensions do not
+    apply to an answer and are left out.
+    """
+    kind = nib.Nifti2Image if len(header) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Image
+    own = kind.header_class(header, check=False)
+    image = kind(array, own.get_best_affine(), header=own)
+    image.header.set_data_dtype(array.dtype)
+    image.header.set_slope_inter(1, 0)
+    image.header["cal_max"] = image.header["cal_min"] = 0
+    _write_image(path, image)
+
+
+def _write_image(path: Path, image: nib.Nifti1Image | nib.Nifti2Image) -> None:
+    data = image.to_bytes()
+    if path.name.endswith(".gz"):
+        data = gzip.compress(data, compresslevel=6, mtime=0)
+    write_atomically(path, data)

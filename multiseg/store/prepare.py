@@ -1,0 +1,284 @@
+"""One case from its files to arrays for the store: oriented, on one grid, masked, normalised, cropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from multiseg.errors import LabelError, ModalityError, SourceError
+from multiseg.labels import LabelSchema
+from multiseg.modalities import in_canonical_order
+from multiseg.store.grids import Grid, bounding_box, resample, resample_codes
+from multiseg.store.nifti import Volume, axis_codes, read_volume, same_grid, to_ras
+from multiseg.types import Codes, Images, Mask
+
+MIN_COVERAGE = 0.01
+"""A file that covers less than this share of the reference image's box does not belong to it."""
+DISAGREE = ("refuse", "world", "array")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every case of a database is prepared. Stored with the data and with every model.
+
+    Attributes:
+        spacing_mm: voxel size of the store along i, j, k.
+        reference: the sequence whose box becomes the case's grid; "" takes the one that the first
+            annotation was drawn on, else the first in canonical order.
+        brain_mask: "file" (given with each case) or "nonzero" (each sequence's own non-zero voxels).
+        headers_disagree: for a label or mask with a sequence's shape but another place in space:
+            "refuse", trust the "world" (headers), or trust the "array" (same voxels).
+    """
+
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    reference: str = ""
+    brain_mask: str = "nonzero"
+    headers_disagree: str = "refuse"
+    normalise: str = "zscore"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"spacing_mm": list(self.spacing_mm)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        i, j, k = data["spacing_mm"]
+        return cls(**{**data, "spacing_mm": (float(i), float(j), float(k))})
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of one case, by sequence and by annotation, and what is known of the patient."""
+
+    case: str
+    images: Mapping[str, Path]
+    labels: Mapping[str, Path] = field(default_factory=dict)
+    brain_mask: Path | None = None
+    subject: str = ""
+    session: str = ""
+    site: str = ""
+    split: str = ""
+    participant: Mapping[str, str | float] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Every file by its role, in a fixed order."""
+        images = {name: self.images[name] for name in in_canonical_order(self.images)}
+        labels = {f"label:{name}": path for name, path in sorted(self.labels.items())}
+        return images | labels | ({"brain_mask": self.brain_mask} if self.brain_mask else {})
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A case ready for the store or for a model: one RAS+ grid, cropped to the brain.
+
+    `images` is [modality i j k] in the order of `modalities`, 0 outside the brain; raw intensity is
+    `images * std + mean`. `native` is the reference image as its file has it, for the way home.
+    `doubts` are (code, message) pairs.
+    """
+
+    modalities: tuple[str, ...]
+    images: Images
+    labels: dict[str, Codes]
+    grid: Grid
+    native: Grid
+    native_header: bytes
+    mean: Float[np.ndarray, "modality"]
+    std: Float[np.ndarray, "modality"]
+    sources: tuple[dict[str, Any], ...]
+    doubts: tuple[tuple[str, str], ...]
+
+
+def prepare_case(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Recipe) -> PreparedCase:
+    """Read and prepare one case.
+
+    Raises:
+        SourceError, LabelError, ModalityError: what is wrong with which file; nothing is guessed.
+    """
+    names = in_canonical_order(files.images)
+    if not names:
+        raise ModalityError(
+            f"case {files.case!r} has no file of a known sequence. Name its sequences: --modality NAME=T1.",
+            code="NO_MODALITY",
+        )
+    native = {role: read_volume(path) for role, path in files.paths.items()}
+    doubts = [doubt for volume in native.values() for doubt in volume.doubts]
+    reference = _reference(names, native, recipe)
+    volumes = {role: to_ras(_placed(role, native, names, reference, recipe, doubts)) for role in native}
+    grid = Grid(volumes[reference].affine, volumes[reference].shape).respaced(recipe.spacing_mm)
+    _check_overlap(volumes, grid, reference, doubts)
+
+    given = _brain_on(grid, volumes["brain_mask"]) if files.brain_mask else None
+    labels = {name: _label_on(grid, volumes[f"label:{name}"], schemas[name], name, doubts) for name in files.labels}
+    normalised = [_image_on(grid, volumes[name], given, name, doubts) for name in names]
+    brain = np.any([image.mask for image in normalised], axis=0)
+    _doubt_outside(labels, brain, doubts)
+
+    labelled = [codes != 0 for codes in labels.values()]
+    corner, shape = bounding_box(np.any([brain, *labelled], axis=0))
+    part = tuple(slice(c, c + n) for c, n in zip(corner, shape, strict=True))
+    return PreparedCase(
+        modalities=names,
+        images=np.stack([image.voxels[part] for image in normalised]),
+        labels={name: np.ascontiguousarray(codes[part]) for name, codes in labels.items()},
+        grid=grid.cropped(corner, shape),
+        native=Grid(native[reference].affine, native[reference].shape),
+        native_header=native[reference].header,
+        mean=np.array([image.mean for image in normalised]),
+        std=np.array([image.std for image in normalised]),
+        sources=tuple(_provenance(role, native[role], volumes[role], grid) for role in native),
+        doubts=tuple(dict.fromkeys(doubts)),
+    )
+
+
+def _grid(volume: Volume) -> Grid:
+    return Grid(volume.affine, volume.shape)
+
+
+def _shares_grid(a: Volume, b: Volume) -> bool:
+    return a.shape == b.shape and same_grid(a.affine, b.affine, a.shape)
+
+
+def _reference(names: tuple[str, ...], native: Mapping[str, Volume], recipe: Recipe) -> str:
+    """The sequence whose box becomes the case's grid; the rule stands at `Recipe.reference`."""
+    if recipe.reference in names:
+        return recipe.reference
+    first_label = next((volume for role, volume in native.items() if role.startswith("label:")), None)
+    if first_label is not None:
+        for name in names:
+            if _shares_grid(native[name], first_label):
+                return name
+    return names[0]
+
+
+def _placed(
+    role: str,
+    native: Mapping[str, Volume],
+    names: tuple[str, ...],
+    reference: str,
+    recipe: Recipe,
+    doubts: list[tuple[str, str]],
+) -> Volume:
+    """The volume with the affine that is to be believed; see `Recipe.headers_disagree`."""
+    volume = native[role]
+    twins = [name for name in (reference, *names) if name != role and native[name].shape == volume.shape]
+    if not twins or any(_shares_grid(native[name], volume) for name in twins):
+        return volume
+    said = f"{role} ({volume.path.name}) has the shape of {twins[0]} but its header puts it elsewhere"
+    if recipe.headers_disagree == "array":
+        doubts.append(("HEADERS_DISAGREE", f"{said}; taken as the same voxels, as asked."))
+        return replace(volume, affine=native[twins[0]].affine)
+    if role in names or recipe.headers_disagree == "world":
+        doubts.append(("HEADERS_DISAGREE", f"{said}; brought over through its header. Look at the overlay."))
+        return volume
+    raise SourceError(
+        f"{said}. Say which to believe: --headers-disagree world (the headers) or array (the same voxels).",
+        code="HEADERS_DISAGREE",
+        file=str(volume.path),
+    )
+
+
+def _check_overlap(
+    volumes: Mapping[str, Volume], grid: Grid, reference: str, doubts: list[tuple[str, str]]
+) -> None:
+    for role, volume in volumes.items():
+        coverage = _grid(volume).coverage(grid)
+        if coverage < MIN_COVERAGE:
+            raise SourceError(
+                f"{role} ({volume.path}, shape {volume.shape}) does not overlap {reference} in space: "
+                f"it covers {coverage:.0%} of its box. Is it another patient's, or its header lost?",
+                code="NO_OVERLAP",
+                file=str(volume.path),
+            )
+        if coverage < 0.5:
+            doubts.append(("SMALL_OVERLAP", f"{role} covers only {coverage:.0%} of {reference}'s box."))
+
+
+def _brain_on(grid: Grid, volume: Volume) -> Mask:
+    inside = (volume.voxels > 0.5).astype(np.float32)
+    brain = resample(inside, _grid(volume), grid, smooth=False) > 0.5
+    if not brain.any():
+        raise SourceError(
+            f"{volume.path} holds no voxel above 0.5 where the images are: no brain is left.",
+            code="EMPTY_BRAIN",
+            file=str(volume.path),
+        )
+    return brain
+
+
+def _label_on(
+    grid: Grid, volume: Volume, schema: LabelSchema, name: str, doubts: list[tuple[str, str]]
+) -> Codes:
+    try:
+        codes = schema.encode(volume.voxels)
+    except LabelError as error:
+        message = f"annotation {name!r} ({volume.path}): {error}"
+        raise LabelError(message, code="LABEL_CODES", file=str(volume.path)) from error
+    moved = resample_codes(codes, _grid(volume), grid)
+    source_ml, ml = float(np.prod(_grid(volume).spacing_mm)) / 1000, float(np.prod(grid.spacing_mm)) / 1000
+    for code, structure in enumerate(schema.structures, start=1):
+        before, after = np.count_nonzero(codes == code) * source_ml, np.count_nonzero(moved == code) * ml
+        if before and not after:
+            doubts.append(("STRUCTURE_LOST", f"{structure.name} ({before:.3g} ml) is lost on the store's grid."))
+        elif before > 0.5 and abs(after / before - 1) > 0.2:
+            doubts.append(("STRUCTURE_CHANGED", f"{structure.name}: {before:.3g} ml became {after:.3g} ml."))
+    return moved
+
+
+@dataclass(frozen=True, eq=False)
+class _Normalised:
+    voxels: Float[np.ndarray, "i j k"]
+    mask: Mask
+    mean: float
+    std: float
+
+
+def _image_on(
+    grid: Grid, volume: Volume, given: Mask | None, name: str, doubts: list[tuple[str, str]]
+) -> _Normalised:
+    """Resampled, then z-scored inside the brain (Xu et al. 2024, appendix A), and 0 outside it."""
+    image = resample(volume.voxels, _grid(volume), grid)
+    if given is None:
+        nonzero = volume.voxels != 0
+        mask = resample(nonzero.astype(np.float32), _grid(volume), grid, smooth=False) > 0.5
+        if nonzero.mean() > 0.99:
+            doubts.append(
+                ("NO_BACKGROUND", f"{name}: nearly every voxel is non-zero, so the whole box counts as brain. "
+                 "Give a brain mask: --brain-mask '{case}/brainmask.nii.gz'.")
+            )  # fmt: skip
+    else:
+        mask = given & (resample(np.ones(volume.shape, dtype=np.float32), _grid(volume), grid) > 0.5)
+    inside = image[mask].astype(np.float64)
+    if inside.size == 0:
+        message = f"{name} ({volume.path}) is 0 everywhere in the brain."
+        raise SourceError(message, code="EMPTY_IMAGE", file=str(volume.path))
+    mean, std = float(inside.mean()), float(inside.std())
+    if std <= 1e-6 * max(1.0, abs(mean)):
+        message = f"{name} ({volume.path}) is constant ({mean:.6g}) in the brain. Is this a mask?"
+        raise SourceError(message, code="CONSTANT_IMAGE", file=str(volume.path))
+    scored = np.clip((image - mean) / std, -60_000, 60_000)
+    return _Normalised(np.where(mask, scored, 0).astype(np.float16), mask, mean, std)
+
+
+def _doubt_outside(labels: Mapping[str, Codes], brain: Mask, doubts: list[tuple[str, str]]) -> None:
+    for name, codes in labels.items():
+        total, outside = np.count_nonzero(codes), np.count_nonzero(codes[~brain])
+        if outside > 0.01 * total:
+            doubts.append(("LABEL_OUTSIDE_BRAIN", f"{outside / total:.0%} of annotation {name!r} lies outside the brain."))
+
+
+def _provenance(role: str, native: Volume, oriented: Volume, grid: Grid) -> dict[str, Any]:
+    """Where one array came from and each step it took, for people to read."""
+    axes = axis_codes(native.affine)
+    steps = [] if axes == "RAS" else [f"turned from {axes} to RAS"]
+    if not (oriented.shape == grid.shape and same_grid(oriented.affine, grid.affine, grid.shape)):
+        steps.append("argmax of linear shares" if role.startswith("label:") else "linear interpolation")
+    if not role.startswith("label:") and role != "brain_mask":
+        steps.append("z-score inside the brain, 0 outside")
+    size = [round(mm, 4) for mm in _grid(native).spacing_mm]
+    return {"role": role, "file": native.path.name, "sha256": native.sha256, "shape": list(native.shape),
+            "voxel_mm": size, "axes": axes, "steps": steps}  # fmt: skip

@@ -1,0 +1,193 @@
+"""Reading a store: its databases, its committed cases, and windows of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from jaxtyping import Bool, Float, Int, Int16, UInt8
+
+from multiseg.errors import StoreError
+from multiseg.labels import LabelSchema
+from multiseg.store import schema
+from multiseg.store.grids import Grid
+from multiseg.store.hierarchy import ROOT_KEY, is_remote, open_root, zarr_store
+from multiseg.store.prepare import Recipe
+from multiseg.types import Index3
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One committed case: where it lies and what is known of it. Arrays are read through its database.
+
+    `modalities` are the sequences it has, `annotated` says which of the database's annotations it has,
+    `foreground_count` is [annotation structure] in voxels.
+    """
+
+    database: str
+    name: str
+    row: int
+    pathology: str
+    subject: str
+    session: str
+    site: str
+    split: str
+    modalities: tuple[str, ...]
+    annotated: Bool[np.ndarray, "annotation"]
+    foreground_count: Int[np.ndarray, "annotation structure"]
+    grid: Grid
+    participant: Mapping[str, str | float] = field(default_factory=dict)
+
+    @property
+    def extent(self) -> Index3:
+        return self.grid.shape
+
+
+class Database:
+    """One database of a store, open for reading. Rows that are not committed do not exist here."""
+
+    def __init__(self, group: zarr.Group, name: str) -> None:
+        self.name = name
+        self.group = group
+        attributes = group.attrs.asdict()
+        self.pathology: str = attributes["pathology"]
+        self.recipe = Recipe.from_json(attributes["recipe"])
+        self.attributes = attributes
+        self.modalities = tuple(str(name) for name in group["modality"][:])
+        held = {name: LabelSchema.from_json(labels) for name, labels in attributes["label_schemas"].items()}
+        self.schemas = {str(name): held[str(name)] for name in group["annotation"][:]}
+        self._image, self._label = group["image"], group["label"]
+
+    @cached_property
+    def cases(self) -> tuple[Case, ...]:
+        """The committed cases, in the order of their rows."""
+        wanted = [name for name in self._columns() if name not in ("foreground", "native_header", "sources")]
+        held = {name: self.group[name][:] for name in wanted}
+        rows = np.flatnonzero(held["status"] == schema.COMMITTED)
+        return tuple(self._case(int(row), held) for row in rows)
+
+    def _columns(self) -> list[str]:
+        return [
+            name for name, array in self.group.arrays()
+            if array.metadata.dimension_names[0] == "case" and name not in ("image", "label")
+        ]  # fmt: skip
+
+    def _case(self, row: int, held: Mapping[str, Any]) -> Case:
+        i, j, k = (int(n) for n in held["extent"][row])
+        text = {name: str(held[name][row]) for name in ("subject", "session", "site", "split")}
+        has = held["available"][row]
+        own = {name: held[name][row] for name in held if name not in schema.RESERVED}
+        return Case(
+            database=self.name,
+            name=str(held["case"][row]),
+            row=row,
+            pathology=self.pathology,
+            **text,
+            modalities=tuple(name for name, there in zip(self.modalities, has, strict=True) if there),
+            annotated=held["annotated"][row],
+            foreground_count=held["foreground_count"][row],
+            grid=Grid(held["affine"][row], (i, j, k)),
+            participant={n: float(v) if isinstance(v, np.floating) else str(v) for n, v in own.items()},
+        )
+
+    def __getitem__(self, name: str) -> Case:
+        for case in self.cases:
+            if case.name == name:
+                return case
+        raise StoreError(f"database {self.name!r} has no case {name!r}. It has: {', '.join(c.name for c in self.cases)}.")
+
+    def image(self, case: Case, corner: Index3, size: Index3) -> Float[np.ndarray, "modality i j k"]:
+        """A window of all the database's sequences, float16; 0 beyond the case."""
+        return _window(self._image, case.row, corner, size)
+
+    def codes(self, case: Case, corner: Index3, size: Index3) -> UInt8[np.ndarray, "annotation i j k"]:
+        """A window of all annotations, as compact codes; 0 beyond the case."""
+        return _window(self._label, case.row, corner, size)
+
+    def whole(self, case: Case) -> tuple[Float[np.ndarray, "modality i j k"], UInt8[np.ndarray, "annotation i j k"]]:
+        """All sequences and all annotations of a case."""
+        return self.image(case, (0, 0, 0), case.extent), self.codes(case, (0, 0, 0), case.extent)
+
+    def foreground(self, case: Case) -> Int16[np.ndarray, "annotation structure point 3"]:
+        """Sampled voxels of every structure; rows of -1 are empty."""
+        return np.asarray(self.group["foreground"][case.row])
+
+    def sources(self, case: Case) -> list[dict[str, Any]]:
+        """Every source file with its sha256 and each step it took."""
+        return list(json.loads(str(self.group["sources"][case.row])))
+
+    def native(self, case: Case) -> tuple[Grid, bytes]:
+        """The reference image's own grid and raw NIfTI header, for the way home."""
+        i, j, k = (int(n) for n in self.group["native_shape"][case.row])
+        header = bytes(self.group["native_header"][case.row])
+        size = int.from_bytes(header[:4], "little")
+        size = size if size in (348, 540) else int.from_bytes(header[:4], "big")
+        return Grid(self.group["native_affine"][case.row], (i, j, k)), header[:size]
+
+
+def _window(array: zarr.Array, row: int, corner: Index3, size: Index3) -> np.ndarray[Any, Any]:
+    inside = [slice(max(0, c), max(0, min(c + n, end))) for c, n, end in zip(corner, size, array.shape[2:], strict=True)]
+    if [part.stop - part.start for part in inside] == list(size):
+        return np.asarray(array[row, :, *inside])
+    window = np.zeros((array.shape[1], *size), dtype=array.dtype)
+    if all(part.stop > part.start for part in inside):
+        put = [slice(part.start - c, part.stop - c) for part, c in zip(inside, corner, strict=True)]
+        window[:, *put] = array[row, :, *inside]
+    return window
+
+
+class Store:
+    """An open store: a mapping of database names to databases."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.root = open_root(url, "r")
+        i, j, k = self.root.attrs[ROOT_KEY]["grid_mm"]
+        self.spacing_mm = (float(i), float(j), float(k))
+        # A group without its arrays is one whose writer died before the first case: there is nothing to read.
+        whole = [name for name, group in sorted(self.root.groups()) if {"image", "label", "status"} <= set(group.array_keys())]
+        self.databases = {name: Database(self.root[name], name) for name in whole}
+
+    def __getitem__(self, name: str) -> Database:
+        if name not in self.databases:
+            raise StoreError(f"{self.url} has no database {name!r}. It has: {', '.join(self.databases) or 'none'}.")
+        return self.databases[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.databases)
+
+    def __len__(self) -> int:
+        return len(self.databases)
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        return tuple(case for database in self.databases.values() for case in database.cases)
+
+    def size_on_disk(self, database: str) -> int | None:
+        """Bytes that a database takes on the local disk; None for a remote store."""
+        if is_remote(self.url):
+            return None
+        folder = Path(self.url.removeprefix("file://")) / database
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    def dataset(self, database: str) -> xr.Dataset:
+        """One database as a lazy xarray dataset of its committed cases, with named coordinates."""
+        self[database]
+        whole = xr.open_zarr(zarr_store(self.url, read_only=True), group=database, consolidated=False)
+        return whole.isel(case=np.flatnonzero(whole.status.values == schema.COMMITTED))
+
+
+def open_store(url: str) -> Store:
+    """Open a store for reading, from a local path or any URL of an object store (s3://, gs://, https://).
+
+    Raises:
+        StoreError: there is no multiseg store at `url`.
+    """
+    return Store(str(url))

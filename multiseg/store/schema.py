@@ -1,0 +1,79 @@
+"""What a database looks like on disk, as data: the arrays, their axes, types and meaning.
+
+A store is one Zarr v3 hierarchy with a group a database. Every array of a group shares the axes named
+here; cases of different size lie in the corner of one array, and chunks that hold nothing take no room.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+FORMAT = 1
+INNER = 32
+"""Edge of a compressed chunk, in voxels: the unit that a patch is read in."""
+SHARD = 256
+"""Edge of a shard (one file), in voxels: room for any head at 1 mm, so that a case is one file."""
+ROWS = 1024
+"""Cases that share one chunk of a coordinate."""
+HEADER_BYTES = 540
+"""Room for a NIfTI-1 (348 bytes) or NIfTI-2 (540 bytes) header."""
+FOREGROUND_POINTS = 256
+"""Sampled voxels kept for each structure of each annotation."""
+
+PENDING, COMMITTED, SUPERSEDED = 0, 1, 2
+"""The states of a row. Only committed rows are data; the others are room."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One coordinate of a database."""
+
+    axes: tuple[str, ...]
+    dtype: str
+    fill: Any
+    meaning: str
+
+
+COORDINATES: dict[str, Variable] = {
+    "case": Variable(("case",), "string", "", "name of the case, unique in its database"),
+    "subject": Variable(("case",), "string", "", "the person; splits never divide one"),
+    "session": Variable(("case",), "string", "", "the visit"),
+    "site": Variable(("case",), "string", "", "where it was acquired"),
+    "split": Variable(("case",), "string", "", "train, val or test"),
+    "status": Variable(("case",), "uint8", PENDING, "0 room kept, 1 committed, 2 superseded"),
+    "extent": Variable(("case", "axis"), "int32", 0, "voxels of the case along i, j, k; it lies in the corner"),
+    "affine": Variable(("case", "row", "column"), "float64", 0.0, "voxel indices to RAS+ millimetres"),
+    "native_shape": Variable(("case", "axis"), "int32", 0, "shape of the reference image's file"),
+    "native_affine": Variable(("case", "row", "column"), "float64", 0.0, "affine of the reference image's file"),
+    "native_header": Variable(("case", "header_byte"), "uint8", 0, "raw NIfTI header of the reference image"),
+    "source_sha256": Variable(("case",), "string", "", "digest over all source files and their roles"),
+    "sources": Variable(("case",), "string", "", "JSON: every source file, its sha256 and each step it took"),
+    "modality": Variable(("modality",), "string", "", "MRI sequence"),
+    "available": Variable(("case", "modality"), "bool", False, "whether the case has the sequence"),
+    "intensity_mean": Variable(("case", "modality"), "float64", float("nan"), "raw = image * std + mean"),
+    "intensity_std": Variable(("case", "modality"), "float64", float("nan"), "raw = image * std + mean"),
+    "annotation": Variable(("annotation",), "string", "", "what one rater or tool looked for"),
+    "annotated": Variable(("case", "annotation"), "bool", False, "whether the case has the annotation"),
+    "foreground_count": Variable(
+        ("case", "annotation", "structure"), "int64", 0, "voxels of each structure (code - 1)"
+    ),
+    "foreground": Variable(
+        ("case", "annotation", "structure", "point", "axis"), "int16", -1, "sampled voxels of each structure"
+    ),
+}
+"""Everything but the two big arrays. Participants' columns are added along `case` as "string" or "float64"."""
+
+RESERVED = frozenset(COORDINATES) | {"image", "label"}
+IMAGE_AXES = ("case", "modality", "i", "j", "k")
+LABEL_AXES = ("case", "annotation", "i", "j", "k")
+
+CODECS: dict[str, tuple[BloscCodec | Crc32cCodec, ...]] = {
+    "none": (Crc32cCodec(),),
+    "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle"), Crc32cCodec()),
+    "zstd": (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()),
+}
+"""Codecs of the image by name: faster and larger first. A label always takes zstd."""
+LABEL_CODEC = "zstd"

@@ -1,0 +1,128 @@
+"""A manifest that names several databases at once: TOML with patterns, or CSV with a row a case."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from multiseg.errors import LabelError, SourceError, UsageError
+from multiseg.modalities import canonical_modality
+from multiseg.store.findings import Finding, Severity
+from multiseg.store.prepare import CaseFiles
+from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.pattern import PatternSource, find_database, schema_for, with_numbers
+
+CASE_COLUMNS = ("database", "pathology", "case", "subject", "session", "site", "split", "brain_mask")
+
+
+def find_manifest(path: Path) -> list[DatabaseFiles]:
+    """The databases that a .toml or .csv manifest names; its paths are relative to it.
+
+    Raises:
+        SourceError: the manifest or a folder is missing.
+        UsageError: the manifest has unknown keys, or lacks one that it needs.
+    """
+    if not path.is_file():
+        raise SourceError(f"there is no manifest {path}.", code="MISSING_FILE", file=str(path))
+    return _from_toml(path) if path.suffix == ".toml" else _from_csv(path)
+
+
+def _from_toml(path: Path) -> list[DatabaseFiles]:
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is no TOML: {error}.") from error
+    tables = data.pop("database", [])
+    if data or not isinstance(tables, list) or not tables:
+        raise UsageError(f"{path} must hold [[database]] tables and nothing else, but has {sorted(data) or 'none'}.")
+    return [find_database(_pattern_source(path, table)) for table in tables]
+
+
+def _pattern_source(path: Path, table: Mapping[str, Any]) -> PatternSource:
+    known = {f.name for f in dataclasses.fields(PatternSource)}
+    unknown, missing = set(table) - known, {"name", "root", "pattern"} - set(table)
+    if unknown or missing:
+        raise UsageError(
+            f"{path}: [[database]] {table.get('name', '')!r} has unknown keys {sorted(unknown)} and lacks "
+            f"{sorted(missing)}. Keys are {', '.join(sorted(known))}."
+        )
+    return PatternSource(**{**table, "root": path.parent / table["root"]})
+
+
+def _from_csv(path: Path) -> list[DatabaseFiles]:
+    """Columns: database, case and optionally the other CASE_COLUMNS; a column named as a sequence (T1,
+    FLAIR, or image:NAME for any name) holds a file; label or label:ANNOTATION holds a file and codes or
+    codes:ANNOTATION its meaning; every other column is a participants' column.
+    """
+    lines = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+    if not lines or not {"database", "case"} <= set(lines[0]):
+        raise UsageError(f"{path} needs a header with at least database and case, and a row a case.")
+    by_database: dict[str, list[dict[str, str]]] = {}
+    for line in lines:
+        by_database.setdefault(line["database"], []).append({k: (v or "").strip() for k, v in line.items() if k})
+    return [_database_from_rows(path, name, rows) for name, rows in by_database.items()]
+
+
+def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -> DatabaseFiles:
+    findings: list[Finding] = []
+    cases: dict[str, CaseFiles] = {}
+    codes: dict[str, str] = {}
+    for row in rows:
+        for column, text in row.items():
+            if column.split(":")[0] == "codes" and text:
+                annotation = column.partition(":")[2] or "lesion"
+                if codes.setdefault(annotation, text) != text:
+                    raise LabelError(f"{path}: database {database!r} gives {column} two meanings: {codes[annotation]!r}, {text!r}.")
+        if row["case"] in cases:
+            message = f"{path.name} names the case {row['case']!r} of {database!r} in two rows. Give each its own name."
+            findings.append(Finding(Severity.ERROR, "DUPLICATE_CASE", database, row["case"], str(path), message))
+        cases[row["case"]] = _case_from_row(path.parent, row)
+    wrong = {finding.case for finding in findings}
+    masks = {case.brain_mask is not None for case in cases.values()}
+    if masks == {True, False}:
+        raise UsageError(f"{path}: some cases of {database!r} have a brain_mask and some do not. Give it for all or none.")
+    participants = with_numbers({case.case: {k: str(v) for k, v in case.participant.items()} for case in cases.values()})
+    annotations = dict.fromkeys(annotation for case in cases.values() for annotation in case.labels)
+    return DatabaseFiles(
+        name=database,
+        pathology=rows[0].get("pathology", ""),
+        cases=tuple(
+            dataclasses.replace(case, participant=participants[name])
+            for name, case in cases.items()
+            if name not in wrong
+        ),
+        schemas={annotation: schema_for(annotation, codes.get(annotation, "")) for annotation in annotations},
+        findings=tuple(findings),
+        brain_mask="file" if masks == {True} else "nonzero",
+        source=path.name,
+    )
+
+
+def _case_from_row(root: Path, row: Mapping[str, str]) -> CaseFiles:
+    images, labels, participant = {}, {}, {}
+    for column, text in row.items():
+        head, _, tail = column.partition(":")
+        modality = tail if head == "image" else canonical_modality(column)
+        if column in CASE_COLUMNS or head == "codes" or not text:
+            continue
+        if modality:
+            images[modality] = root / text
+        elif head == "label":
+            labels[tail or "lesion"] = root / text
+        else:
+            participant[column] = text
+    return CaseFiles(
+        case=row["case"],
+        images=images,
+        labels=labels,
+        brain_mask=root / row["brain_mask"] if row.get("brain_mask") else None,
+        subject=row.get("subject") or row["case"],
+        session=row.get("session", ""),
+        site=row.get("site", ""),
+        split=row.get("split", ""),
+        participant=participant,
+    )

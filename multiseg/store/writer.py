@@ -1,0 +1,350 @@
+"""Writing a database: rows reserved first, arrays flushed to disk, and a row committed last.
+
+A reader trusts only rows whose status says committed. A writer that dies leaves a pending row, which the
+next one takes up again; a case that is replaced gets a new row, and the old one stays until then.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.core.sync import sync
+
+from multiseg.errors import ResourceError, StoreError
+from multiseg.labels import LabelSchema
+from multiseg.store import schema
+from multiseg.store.grids import sample_foreground
+from multiseg.store.hierarchy import ROOT_KEY, is_remote, open_root, zarr_store
+from multiseg.store.prepare import CaseFiles, PreparedCase, Recipe
+
+
+@dataclass(frozen=True)
+class DatabaseInfo:
+    """What is said once for a whole database."""
+
+    name: str
+    pathology: str
+    recipe: Recipe
+    schemas: Mapping[str, LabelSchema]
+    codec: str = "lz4"
+    licence: str = ""
+    citation: str = ""
+    source: str = ""
+
+    def to_attributes(self) -> dict[str, Any]:
+        return {
+            "pathology": self.pathology,
+            "label_schemas": {name: labels.to_json() for name, labels in self.schemas.items()},
+            "recipe": self.recipe.to_json(),
+            "codec": self.codec,
+            "licence": self.licence,
+            "citation": self.citation,
+            "source": self.source,
+        }
+
+
+@contextmanager
+def locked(url: str) -> Iterator[None]:
+    """Hold a local store for one writer; the lock ends with the process, however it ends.
+
+    Raises:
+        ResourceError: another process is writing to it.
+    """
+    if is_remote(url):
+        yield
+        return
+    path = Path(url.removeprefix("file://"))
+    path.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ResourceError(f"another process is writing to {url}. Wait for it, then run again.") from error
+        yield
+    finally:
+        os.close(handle)
+        if not any(path.iterdir()):
+            path.rmdir()
+
+
+def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zarr.Group:
+    """The root group for writing, made when it is not there.
+
+    Raises:
+        StoreError: the store has another voxel size, or is no store of ours.
+    """
+    path = Path(url.removeprefix("file://"))
+    if is_remote(url) or (path.is_dir() and any(path.iterdir())):
+        try:
+            root = open_root(url, "r+")
+        except StoreError:
+            if not is_remote(url):
+                raise
+        else:
+            grid = tuple(root.attrs[ROOT_KEY]["grid_mm"])
+            if grid != spacing_mm:
+                raise StoreError(
+                    f"{url} holds voxels of {list(grid)} mm, but {list(spacing_mm)} mm were asked for. "
+                    "One store keeps one voxel size: use its own, or another store."
+                )
+            return root
+    head = {"format": schema.FORMAT, "created_by": f"multiseg {version('multiseg')}", "grid_mm": list(spacing_mm)}
+    store = zarr_store(url, read_only=False)
+    return zarr.create_group(store, zarr_format=3, attributes={ROOT_KEY: head})
+
+
+class DatabaseWriter:
+    """One database open for writing. `rows` maps the case names of committed and pending rows to them.
+
+    Raises:
+        StoreError: the database exists with another recipe, codec or meaning of codes.
+    """
+
+    def __init__(self, root: zarr.Group, info: DatabaseInfo, modalities: Sequence[str]) -> None:
+        if info.name not in root:
+            root.create_group(info.name, attributes=info.to_attributes())
+        self.group: zarr.Group = root[info.name]
+        self.info = info
+        self._agree_on_attributes()
+        self._require_arrays(len(modalities), len(info.schemas))
+        self.modalities = self._grow_names("modality", modalities)
+        self.annotations = self._grow_names("annotation", list(info.schemas))
+        self._fit_sizes()
+
+    def _agree_on_attributes(self) -> None:
+        held, asked = self.group.attrs.asdict(), self.info.to_attributes()
+        for key in ("recipe", "codec"):
+            if held[key] != asked[key]:
+                raise StoreError(
+                    f"database {self.info.name!r} was ingested with {key} {held[key]}, but {asked[key]} was asked for. "
+                    "Ask for the same, or give the database another name."
+                )
+        for name, labels in asked["label_schemas"].items():
+            if held["label_schemas"].get(name, labels) != labels:
+                raise StoreError(
+                    f"database {self.info.name!r} already has an annotation {name!r} with other codes: "
+                    f"{held['label_schemas'][name]}. Give the same codes, or name the annotation otherwise."
+                )
+        merged = held["label_schemas"] | asked["label_schemas"]
+        said = {key: value for key, value in asked.items() if value and key != "label_schemas"}
+        self.group.attrs.update(said | {"label_schemas": merged})
+        self.schemas = {name: LabelSchema.from_json(labels) for name, labels in merged.items()}
+
+    def _require_arrays(self, num_modalities: int, num_annotations: int) -> None:
+        """Make every array that is not there yet; a writer that died half-way is taken up here."""
+        room = {"modality": 64, "annotation": 16, "structure": max(1, self._num_structures())}
+        fixed = {"axis": 3, "row": 4, "column": 4, "header_byte": schema.HEADER_BYTES, "point": schema.FOREGROUND_POINTS}
+        for name, variable in schema.COORDINATES.items():
+            if name in self.group:
+                continue
+            chunk = {**room, **fixed, "case": 1 if name == "foreground" else schema.ROWS, "annotation": 1}
+            shape = [fixed.get(axis, 0) for axis in variable.axes]
+            self._create(name, variable, shape, [chunk[axis] for axis in variable.axes])
+        inner, shard = (schema.INNER,) * 3, (schema.SHARD,) * 3
+        m, a = num_modalities, max(1, num_annotations)
+        if "image" not in self.group:
+            self._create_volumes("image", schema.IMAGE_AXES, "float16", (1, m, *inner), (1, m, *shard), self.info.codec)
+        if "label" not in self.group:
+            chunks, shards = (1, 1, *inner), (1, a, *shard)
+            self._create_volumes("label", schema.LABEL_AXES, "uint8", chunks, shards, schema.LABEL_CODEC)
+
+    def _create(self, name: str, variable: schema.Variable, shape: list[int], chunks: list[int]) -> None:
+        self.group.create_array(
+            name, shape=shape, chunks=chunks, dtype=variable.dtype, fill_value=variable.fill,
+            dimension_names=variable.axes, attributes={"long_name": variable.meaning},
+        )  # fmt: skip
+
+    def _create_volumes(
+        self, name: str, axes: tuple[str, ...], dtype: str, chunks: tuple[int, ...], shards: tuple[int, ...], codec: str
+    ) -> None:
+        self.group.create_array(
+            name, shape=(0, 0, 1, 1, 1), chunks=chunks, shards=shards, dtype=dtype, fill_value=0,
+            compressors=schema.CODECS[codec], dimension_names=axes,
+        )  # fmt: skip
+
+    def _num_structures(self) -> int:
+        return max((len(labels.structures) for labels in self.schemas.values()), default=0)
+
+    def _grow_names(self, axis: str, names: Sequence[str]) -> tuple[str, ...]:
+        """Append names to an axis; those that are there keep their places."""
+        array = self.group[axis]
+        held = [str(name) for name in array[:] if name]
+        new = [name for name in names if name not in held]
+        if new:
+            array.resize((len(held) + len(new),))
+            array[len(held) :] = np.array(new, dtype=object)
+        return tuple(held + new)
+
+    def _fit_sizes(self, extent: Sequence[int] = (1, 1, 1), num_rows: int = 0) -> None:
+        """Grow every array to the present rows, names, structures and the given extent; only metadata changes."""
+        size = {
+            "case": max(num_rows, self.group["status"].shape[0]),
+            "modality": len(self.modalities),
+            "annotation": len(self.annotations),
+            "structure": self._num_structures(),
+        }
+        for axis, voxels, n in zip("ijk", self.group["image"].shape[2:], extent, strict=True):
+            size[axis] = max(voxels, n)
+        for name in [*schema.COORDINATES, *self._participant_columns(), "image", "label"]:
+            array = self.group[name]
+            shape = tuple(size.get(axis, n) for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True))
+            if shape != array.shape:
+                array.resize(shape)
+        coordinates = [name for name in [*schema.COORDINATES, *self._participant_columns()] if name not in size]
+        self.group.attrs["coordinates"] = " ".join(coordinates)
+
+    def _participant_columns(self) -> list[str]:
+        return sorted(set(self.group.array_keys()) - schema.RESERVED)
+
+    def states(self) -> dict[str, tuple[int, int]]:
+        """Row and state of every case that has a row; a committed row goes before a pending one."""
+        names, status = self.group["case"][:], self.group["status"][:]
+        found: dict[str, tuple[int, int]] = {}
+        for row, (name, state) in enumerate(zip(names, status, strict=True)):
+            better = str(name) not in found or state == schema.COMMITTED
+            if name and state != schema.SUPERSEDED and better:
+                found[str(name)] = (row, int(state))
+        return found
+
+    def reserve(self, cases: Sequence[str]) -> dict[str, int]:
+        """A row for each case that has to be written: its own pending one, else a free one, else a new one."""
+        states = self.states()
+        names, status = self.group["case"][:], self.group["status"][:]
+        rows = {case: states[case][0] for case in cases if states.get(case, (0, -1))[1] == schema.PENDING}
+        taken = set(rows.values())
+        wanted = set(cases)
+        free = [
+            row for row in range(len(names))
+            if status[row] != schema.COMMITTED and row not in taken and names[row] not in wanted
+        ]  # fmt: skip
+        missing = [case for case in cases if case not in rows]
+        new = range(len(names), len(names) + max(0, len(missing) - len(free)))
+        self._fit_sizes(num_rows=len(names) + len(new))
+        rows |= dict(zip(missing, [*free, *new], strict=False))
+        for case, row in rows.items():
+            # Beside a committed row of its own, a new one stays nameless until it is committed.
+            name = "" if states.get(case, (0, -1))[1] == schema.COMMITTED else case
+            if row >= len(names) or names[row] != name or status[row] != schema.PENDING:
+                self.group["status"][row] = schema.PENDING
+                self.group["case"][row] = name
+        return rows
+
+    def write(self, row: int, files: CaseFiles, prepared: PreparedCase, digest: str) -> None:
+        """Write a case into its row, flush it to disk, and commit it. Until the last step nobody sees it.
+
+        Raises:
+            ResourceError: the disk is full or cannot be written.
+        """
+        try:
+            self._fit_sizes(prepared.grid.shape)
+            self._write_volumes(row, prepared)
+            self._write_coordinates(row, files, prepared, digest)
+            self._flush(row)
+            self._commit(row, files.case)
+        except OSError as error:
+            raise ResourceError(
+                f"case {files.case!r} could not be written: {error}. It is not in the store; what was committed "
+                "is safe. Make room and run the same command again."
+            ) from error
+
+    def _write_volumes(self, row: int, prepared: PreparedCase) -> None:
+        i, j, k = prepared.grid.shape
+        for name in ("image", "label", "foreground"):
+            array = self.group[name]
+            # What a dead writer left in this row must not show beside a smaller case.
+            sync(array.store_path.store.delete_dir(f"{array.path}/c/{row}"))
+        stacked = np.zeros((len(self.modalities), i, j, k), dtype=np.float16)
+        for name, image in zip(prepared.modalities, prepared.images, strict=True):
+            stacked[self.modalities.index(name)] = image
+        self.group["image"][row, :, :i, :j, :k] = stacked
+        counts = np.zeros((len(self.annotations), self._num_structures()), dtype=np.int64)
+        for name, codes in prepared.labels.items():
+            at, n = self.annotations.index(name), len(self.schemas[name].structures)
+            self.group["label"][row, at, :i, :j, :k] = codes
+            counts[at, :n], points = sample_foreground(codes, n, schema.FOREGROUND_POINTS, seed=row)
+            self.group["foreground"][row, at, :n] = points
+        self.group["foreground_count"][row] = counts
+
+    def _write_coordinates(self, row: int, files: CaseFiles, prepared: PreparedCase, digest: str) -> None:
+        available = np.isin(self.modalities, prepared.modalities)
+        statistics = np.full((2, len(self.modalities)), np.nan)
+        for at, name in enumerate(prepared.modalities):
+            statistics[:, self.modalities.index(name)] = prepared.mean[at], prepared.std[at]
+        header = np.zeros(schema.HEADER_BYTES, dtype=np.uint8)
+        header[: len(prepared.native_header)] = np.frombuffer(prepared.native_header, dtype=np.uint8)
+        values = {
+            "subject": files.subject or files.case, "session": files.session, "site": files.site, "split": files.split,
+            "extent": prepared.grid.shape, "affine": prepared.grid.affine, "native_shape": prepared.native.shape,
+            "native_affine": prepared.native.affine, "native_header": header, "source_sha256": digest,
+            "sources": json.dumps(prepared.sources), "available": available, "intensity_mean": statistics[0],
+            "intensity_std": statistics[1], "annotated": np.isin(self.annotations, list(prepared.labels)),
+        }  # fmt: skip
+        for name, value in values.items():
+            self.group[name][row] = value
+        for column, value in files.participant.items():
+            self._participant_array(column, value)[row] = value
+
+    def _participant_array(self, column: str, value: str | float) -> zarr.Array:
+        if column in schema.RESERVED:
+            raise StoreError(f"the participants' column {column!r} has the name of one of the store's own. Rename it.")
+        dtype = "string" if isinstance(value, str) else "float64"
+        if column not in self.group:
+            variable = schema.Variable(("case",), dtype, "" if dtype == "string" else float("nan"), "participants' column")
+            self._create(column, variable, [self.group["status"].shape[0]], [schema.ROWS])
+            self._fit_sizes()
+        array = self.group[column]
+        if (array.dtype.kind == "f") != (dtype == "float64"):
+            raise StoreError(
+                f"the participants' column {column!r} holds {'numbers' if array.dtype.kind == 'f' else 'text'} "
+                f"in the store, but now {value!r}. Write it alike for every case."
+            )
+        return array
+
+    def _flush(self, row: int) -> None:
+        """Push everything of a row from the system's memory to the disk (local stores only)."""
+        store = self.group.store_path.store
+        if not isinstance(store, zarr.storage.LocalStore):
+            return
+        base = store.root / self.group.path
+        block = str(row // schema.ROWS)
+        for array in base.iterdir():
+            chunks = array / "c" / (str(row) if array.name in ("image", "label", "foreground") else block)
+            files = [chunks] if chunks.is_file() else [path for path in chunks.rglob("*") if path.is_file()]
+            for path in [*files, *{path.parent for path in files}]:
+                handle = os.open(path, os.O_RDONLY)
+                os.fsync(handle)
+                os.close(handle)
+
+    def _commit(self, row: int, case: str) -> None:
+        """One write of one chunk makes the new row valid and an older row of the same case invalid."""
+        status = self.group["status"][:]
+        older = self.states().get(case, (row, schema.PENDING))
+        status[row] = schema.COMMITTED
+        if older[0] != row:
+            status[older[0]] = schema.SUPERSEDED
+        self.group["case"][row] = case
+        self.group["status"][:] = status
+        self._flush(row)
+        if older[0] != row:
+            self.group["case"][older[0]] = ""
+
+    def release_rows(self) -> None:
+        """Give back rows at the end that hold no committed case."""
+        status = self.group["status"][:]
+        used = int(np.flatnonzero(status == schema.COMMITTED).max(initial=-1)) + 1
+        if used < len(status):
+            for name in [*schema.COORDINATES, *self._participant_columns(), "image", "label"]:
+                array = self.group[name]
+                if array.metadata.dimension_names[0] == "case":
+                    array.resize((used, *array.shape[1:]))

@@ -1,0 +1,61 @@
+"""What a training writes down as it goes: JSON lines and TensorBoard files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from multiseg.files import write_atomically
+from multiseg.training.fit import Event, StepDone, Validated
+from multiseg.training.folder import LOG, TENSORBOARD
+
+TENSORBOARD_EVERY = 10
+
+
+class Logs:
+    """log.jsonl and TensorBoard files of a run; what a killed run logged beyond its last save is cut off."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
+
+        path = folder / LOG
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+        self.file = path.open("a", buffering=1)
+        self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Logs:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+        self.board.close()  # type: ignore[no-untyped-call]
+
+    def write(self, event: Event) -> None:
+        self.file.write(json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n")
+        for name, value in _scalars(event).items():
+            self.board.add_scalar(name, value, event.step)  # type: ignore[no-untyped-call]
+
+
+def _step_of(line: str) -> int:
+    """The step of a log line; a line that a kill cut short counts as beyond every step."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return 2**63
+
+
+def _scalars(event: Event) -> dict[str, float]:
+    if isinstance(event, Validated):
+        return {"validation/score": event.score} | {f"validation/{name}": value for name, value in event.parts.items()}
+    if not isinstance(event, StepDone) or event.step % TENSORBOARD_EVERY:
+        return {}
+    return {
+        "train/loss": event.loss,
+        "train/gradient_norm": event.gradient_norm,
+        "train/learning_rate": event.learning_rate,
+        "speed/patches_per_second": event.patches_per_second,
+        "speed/waiting": event.waiting,
+    } | {f"train/{name}": value for name, value in event.scalars.items()}

@@ -1,0 +1,244 @@
+"""Metrics against values worked by hand, properties, the policy on empty masks, and MONAI."""
+
+import math
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from scipy import ndimage
+
+from multiseg.errors import DataError
+from multiseg.evaluation.metrics import CaseMetrics, case_metrics, summarise
+from multiseg.types import Mask
+
+CUBE_MM = (1.0, 1.0, 1.0)
+UNEVEN_MM = (1.0, 2.0, 5.0)
+
+spacings = st.tuples(*[st.floats(0.3, 6.0)] * 3)
+
+
+def mask_of(shape: tuple[int, int, int], *voxels: tuple[int, int, int]) -> Mask:
+    mask = np.zeros(shape, dtype=bool)
+    for voxel in voxels:
+        mask[voxel] = True
+    return mask
+
+
+def filled_masks(shape: tuple[int, int, int]) -> st.SearchStrategy[Mask]:
+    return arrays(bool, shape).filter(np.any)
+
+
+pairs = array_shapes(min_dims=3, max_dims=3, max_side=6).flatmap(
+    lambda shape: st.tuples(filled_masks(shape), filled_masks(shape))
+)
+
+
+def scores(metrics: CaseMetrics) -> tuple[float, ...]:
+    return metrics.dice, metrics.sensitivity, metrics.precision, metrics.assd_mm, metrics.hd95_mm
+
+
+def blob(seed: int, shape: tuple[int, int, int] = (20, 24, 18)) -> Mask:
+    noise = np.random.default_rng(seed).normal(size=shape)
+    smooth = ndimage.gaussian_filter(noise, 2.5)
+    return np.asarray(smooth > np.percentile(smooth, 88))
+
+
+def test_overlap_and_volumes_by_hand() -> None:
+    truth = mask_of((4, 4, 4), (0, 0, 0), (1, 0, 0), (2, 0, 0))
+    predicted = mask_of((4, 4, 4), (1, 0, 0), (2, 0, 0), (3, 0, 0), (3, 1, 0), (3, 2, 0))
+    found = case_metrics(predicted, truth, UNEVEN_MM)
+    assert found.dice == pytest.approx(2 * 2 / (3 + 5))
+    assert found.sensitivity == pytest.approx(2 / 3)
+    assert found.precision == pytest.approx(2 / 5)
+    assert found.truth_ml == pytest.approx(3 * 10 / 1000)
+    assert found.predicted_ml == pytest.approx(5 * 10 / 1000)
+    assert found.outcome == "both"
+
+
+@pytest.mark.parametrize(("axis", "expected_mm"), [(0, 3.0), (1, 6.0), (2, 15.0)])
+def test_two_voxels_three_steps_apart_are_three_spacings_apart(axis: int, expected_mm: float) -> None:
+    there = [0, 0, 0]
+    there[axis] = 3
+    found = case_metrics(
+        mask_of((5, 5, 5), (there[0], there[1], there[2])), mask_of((5, 5, 5), (0, 0, 0)), UNEVEN_MM
+    )
+    assert found.assd_mm == pytest.approx(expected_mm)
+    assert found.hd95_mm == pytest.approx(expected_mm)
+    assert (found.dice, found.sensitivity, found.precision) == (0.0, 0.0, 0.0)
+
+
+def test_surface_distances_of_both_directions_are_pooled() -> None:
+    # Truth is one voxel; the prediction is that voxel and two more, 5 and 10 mm away along k.
+    truth = mask_of((3, 3, 3), (1, 1, 0))
+    predicted = mask_of((3, 3, 3), (1, 1, 0), (1, 1, 1), (1, 1, 2))
+    found = case_metrics(predicted, truth, UNEVEN_MM)
+    assert found.assd_mm == pytest.approx((0 + 5 + 10 + 0) / 4)
+    # Of 0, 5, 10 the 95th percentile stands at rank 0.95 * 2 = 1.9, that is 5 + 0.9 * 5; back it is 0.
+    assert found.hd95_mm == pytest.approx(9.5)
+
+
+def test_only_the_surface_counts() -> None:
+    truth = np.zeros((7, 7, 7), dtype=bool)
+    truth[1:6, 1:6, 1:6] = True
+    predicted = truth.copy()
+    predicted[2:5, 2:5, 2:5] = False  # a shell: its inner wall is the outer layer again, so nothing is new
+    assert case_metrics(predicted, truth, CUBE_MM).assd_mm == 0.0
+    predicted = truth.copy()
+    predicted[3, 3, 3] = False  # a hole in the centre: its six walls are 1 voxel inside the true surface
+    found = case_metrics(predicted, truth, CUBE_MM)
+    assert found.assd_mm == pytest.approx(6 * 1 / ((98 + 6) + 98))
+
+
+def test_the_end_of_the_grid_is_background() -> None:
+    whole, corner = np.ones((3, 3, 3), dtype=bool), mask_of((3, 3, 3), (1, 1, 1))
+    found = case_metrics(whole, corner, CUBE_MM)
+    # From the 26 outer voxels to the centre: 6 faces, 12 edges, 8 corners; back: 1 to a face.
+    expected = (6 * 1 + 12 * math.sqrt(2) + 8 * math.sqrt(3) + 1) / 27
+    assert found.assd_mm == pytest.approx(expected)
+
+
+def test_ignored_voxels_leave_both_masks() -> None:
+    truth = mask_of((4, 4, 4), (0, 0, 0), (3, 3, 3))
+    predicted = mask_of((4, 4, 4), (0, 0, 0), (3, 0, 0))
+    looked_at = ~mask_of((4, 4, 4), (3, 3, 3), (3, 0, 0))
+    found = case_metrics(predicted, truth, CUBE_MM, looked_at)
+    assert scores(found) == (1.0, 1.0, 1.0, 0.0, 0.0)
+    assert found.truth_ml == found.predicted_ml == pytest.approx(0.001)
+    nothing_left = case_metrics(predicted, truth, CUBE_MM, np.zeros_like(truth))
+    assert nothing_left.outcome == "clean"
+
+
+def test_arguments_stay_unchanged() -> None:
+    predicted, truth = blob(1), blob(2)
+    before = predicted.copy(), truth.copy()
+    case_metrics(predicted, truth, CUBE_MM, looked_at=blob(3))
+    np.testing.assert_array_equal(predicted, before[0])
+    np.testing.assert_array_equal(truth, before[1])
+
+
+def test_a_missed_lesion_costs_the_diagonal() -> None:
+    shape = (3, 2, 4)  # 3, 4 and 20 mm
+    found = case_metrics(mask_of(shape), mask_of(shape, (1, 1, 1)), UNEVEN_MM)
+    assert found.outcome == "missed"
+    assert (found.dice, found.sensitivity) == (0.0, 0.0)
+    assert math.isnan(found.precision)
+    assert found.assd_mm == found.hd95_mm == pytest.approx(math.sqrt(9 + 16 + 400))
+    assert (found.truth_ml, found.predicted_ml) == (pytest.approx(0.01), 0.0)
+
+
+def test_a_false_alarm_has_precision_zero_and_nothing_else() -> None:
+    shape = (3, 2, 4)
+    found = case_metrics(mask_of(shape, (1, 1, 1)), mask_of(shape), UNEVEN_MM)
+    assert found.outcome == "false alarm"
+    assert found.precision == 0.0
+    assert all(math.isnan(x) for x in (found.dice, found.sensitivity, found.assd_mm, found.hd95_mm))
+    assert (found.truth_ml, found.predicted_ml) == (0.0, pytest.approx(0.01))
+
+
+def test_a_clean_case_has_no_scores() -> None:
+    found = case_metrics(mask_of((3, 3, 3)), mask_of((3, 3, 3)), CUBE_MM)
+    assert found.outcome == "clean"
+    assert all(math.isnan(score) for score in scores(found))
+    assert (found.truth_ml, found.predicted_ml) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_a_spacing_that_is_no_size_is_refused(bad: float) -> None:
+    mask = mask_of((3, 3, 3), (1, 1, 1))
+    with pytest.raises(DataError, match=rf"\(1\.0, {bad}, 1\.0\) mm"):
+        case_metrics(mask, mask, (1.0, bad, 1.0))
+
+
+@settings(deadline=None)
+@given(pairs, spacings)
+def test_swapping_the_masks_swaps_only_sensitivity_and_precision(
+    pair: tuple[Mask, Mask], spacing_mm: tuple[float, float, float]
+) -> None:
+    there, back = case_metrics(*pair, spacing_mm), case_metrics(*pair[::-1], spacing_mm)
+    assert there.dice == back.dice
+    assert there.assd_mm == pytest.approx(back.assd_mm)
+    assert there.hd95_mm == back.hd95_mm
+    assert (there.sensitivity, there.precision) == (back.precision, back.sensitivity)
+
+
+@settings(deadline=None)
+@given(pairs, spacings)
+def test_a_mask_fits_itself(pair: tuple[Mask, Mask], spacing_mm: tuple[float, float, float]) -> None:
+    assert scores(case_metrics(pair[0], pair[0].copy(), spacing_mm)) == (1.0, 1.0, 1.0, 0.0, 0.0)
+
+
+@settings(deadline=None)
+@given(pairs, spacings, st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 3))
+def test_background_around_the_grid_changes_nothing(
+    pair: tuple[Mask, Mask],
+    spacing_mm: tuple[float, float, float],
+    widths: tuple[tuple[int, int], ...],
+) -> None:
+    small = case_metrics(*pair, spacing_mm)
+    large = case_metrics(np.pad(pair[0], widths), np.pad(pair[1], widths), spacing_mm)
+    assert scores(large) == pytest.approx(scores(small))
+    assert (large.truth_ml, large.predicted_ml) == (small.truth_ml, small.predicted_ml)
+
+
+@settings(deadline=None)
+@given(pairs, st.floats(0.5, 3.0))
+def test_distances_grow_with_the_voxels(pair: tuple[Mask, Mask], factor: float) -> None:
+    near = case_metrics(*pair, UNEVEN_MM)
+    far = case_metrics(*pair, (factor * 1.0, factor * 2.0, factor * 5.0))
+    assert far.assd_mm == pytest.approx(factor * near.assd_mm)
+    assert far.hd95_mm == pytest.approx(factor * near.hd95_mm)
+    assert far.truth_ml == pytest.approx(factor**3 * near.truth_ml)
+
+
+def test_means_leave_out_what_is_undefined_and_keep_what_was_missed() -> None:
+    fits = CaseMetrics(0.8, 0.7, 0.9, 1.0, 4.0, 6.0, 5.0, "both")
+    undefined = replace(fits, dice=math.nan, sensitivity=math.nan, assd_mm=math.nan, hd95_mm=math.nan)
+    missed = CaseMetrics(0.0, 0.0, math.nan, 101.0, 101.0, 2.0, 0.0, "missed")
+    alarm = replace(undefined, precision=0.0, truth_ml=0.0, predicted_ml=3.0, outcome="false alarm")
+    clean = replace(undefined, precision=math.nan, truth_ml=0.0, predicted_ml=0.0, outcome="clean")
+    assert summarise([fits, missed, alarm, clean, clean]) == pytest.approx(
+        {
+            "dice": 0.4,
+            "sensitivity": 0.35,
+            "precision": 0.45,
+            "assd_mm": 51.0,
+            "hd95_mm": 52.5,
+            "truth_ml": 1.6,
+            "predicted_ml": 1.6,
+            "num_cases": 5,
+            "num_with_lesion": 2,
+            "num_missed": 1,
+            "num_lesion_free": 3,
+            "num_false_alarms": 1,
+        }
+    )
+
+
+def test_a_summary_of_nothing_is_undefined_without_a_warning() -> None:
+    summary = summarise([])
+    assert all(math.isnan(summary[name]) for name in ("dice", "precision", "hd95_mm", "truth_ml"))
+    assert summary["num_cases"] == summary["num_with_lesion"] == summary["num_lesion_free"] == 0
+    clean = case_metrics(mask_of((2, 2, 2)), mask_of((2, 2, 2)), CUBE_MM)
+    assert math.isnan(summarise([clean, clean])["dice"])
+
+
+@pytest.mark.parametrize("spacing_mm", [CUBE_MM, (0.9, 1.3, 4.0)])
+@pytest.mark.parametrize("seed", range(4))
+def test_monai_agrees(seed: int, spacing_mm: tuple[float, float, float]) -> None:
+    torch = pytest.importorskip("torch")
+    predicted, truth = blob(seed), blob(seed) ^ blob(seed + 100)
+    found = case_metrics(predicted, truth, spacing_mm)
+    masks = torch.from_numpy(predicted)[None, None], torch.from_numpy(truth)[None, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI warns when imported, and of its own deprecated arguments
+        monai = pytest.importorskip("monai.metrics")
+        dice = monai.compute_dice(*masks)
+        assd = monai.compute_average_surface_distance(*masks, symmetric=True, spacing=spacing_mm)
+        hd95 = monai.compute_hausdorff_distance(*masks, percentile=95, spacing=spacing_mm)
+    assert found.dice == pytest.approx(dice.item(), rel=1e-5)
+    assert found.assd_mm == pytest.approx(assd.item(), rel=1e-5)
+    assert found.hd95_mm == pytest.approx(hd95.item(), rel=1e-5)
