@@ -71,7 +71,9 @@ def to_options(settings: Mapping[str, Any]) -> TrainOptions:
     try:
         return TypeAdapter(TrainOptions).validate_python(settings)
     except ValidationError as error:
-        places = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        places = [
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+        ]
         raise UsageError("these settings cannot be meant: " + "; ".join(places)) from error
 
 

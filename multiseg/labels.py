@@ -76,9 +76,9 @@ class LabelSchema:
                 f"the label holds values that are no codes: {wrong[:5]}. "
                 "Is this a probability map or an image? Give the file of whole-number codes."
             )
-        compact = {code: 0 for code in self.background_codes} | {code: IGNORE for code in self.ignore_codes}
+        compact = dict.fromkeys(self.background_codes, 0) | dict.fromkeys(self.ignore_codes, IGNORE)
         for at, structure in enumerate(self.structures):
-            compact |= {code: at + 1 for code in structure.source_codes}
+            compact |= dict.fromkeys(structure.source_codes, at + 1)
         seen = [int(code) for code in whole]
         unknown = {code: int(n) for code, n in zip(seen, counts, strict=True) if code not in compact}
         if unknown:
@@ -108,9 +108,7 @@ class LabelSchema:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LabelSchema:
-        structures = tuple(
-            Structure(s["name"], s["kind"], tuple(s["source_codes"])) for s in data["structures"]
-        )
+        structures = tuple(Structure(s["name"], s["kind"], tuple(s["source_codes"])) for s in data["structures"])
         return cls(structures, tuple(data["background_codes"]), tuple(data["ignore_codes"]))
 
     @classmethod
@@ -189,7 +187,7 @@ class LabelSpace:
         A structure comes from the first annotation of the case that looked for it, so a second rater
         never overrides the first. Lesions lie over tissue.
         """
-        tables: dict[int, UInt8[np.ndarray, "256"]] = {}
+        tables: dict[int, UInt8[np.ndarray, 256]] = {}
         known = np.zeros(len(self.labels), dtype=bool)
         taken: set[str] = set()
         for at, schema in enumerate(schemas.values()):
@@ -218,8 +216,8 @@ class LabelView:
     `annotated[n]` says whether anyone looked for the space's label n in this case.
     """
 
-    tables: tuple[tuple[int, UInt8[np.ndarray, "256"]], ...]
-    annotated: Bool[np.ndarray, "label"]
+    tables: tuple[tuple[int, UInt8[np.ndarray, 256]], ...]
+    annotated: Bool[np.ndarray, " label"]
 
     def target(self, codes: UInt8[np.ndarray, "annotation i j k"]) -> UInt8[np.ndarray, "i j k"]:
         """Stored codes of all annotations as indices in the label space; 255 where not to look."""

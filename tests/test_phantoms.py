@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from multiseg.errors import UsageError
 from multiseg.modalities import canonical_modality
-from multiseg.phantoms import HOSPITALS, Hospital, write_hospital, write_hospitals
+from multiseg.phantoms.hospitals import HOSPITALS, Hospital, write_hospital, write_hospitals
 
 NUM_CASES = 3
 COARSENESS = 2.0
@@ -52,9 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @hospitals
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    hospital: Hospital, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(hospital: Hospital, tmp_path: Path) -> None:
     first = contents(write_hospital(hospital, tmp_path / "a", 5, num_cases=2, coarseness=3.0))
     again = contents(write_hospital(hospital, tmp_path / "b", 5, num_cases=2, coarseness=3.0))
     other = contents(write_hospital(hospital, tmp_path / "c", 6, num_cases=2, coarseness=3.0))
@@ -76,9 +74,7 @@ def test_every_scan_lies_on_the_declared_grid(hospital: Hospital, root: Path) ->
     for scan in hospital.scans:
         image = nib.load(scan_path(root, hospital, cases(hospital)[0], scan.modality))
         assert "".join(nib.aff2axcodes(image.affine)) == hospital.orientation
-        np.testing.assert_allclose(
-            image.header.get_zooms(), np.array(scan.spacing_mm) * COARSENESS, rtol=1e-5
-        )
+        np.testing.assert_allclose(image.header.get_zooms(), np.array(scan.spacing_mm) * COARSENESS, rtol=1e-5)
         middle = nib.affines.apply_affine(image.affine, (np.array(image.shape) - 1) / 2)
         np.testing.assert_allclose(middle, 0, atol=1e-3)  # the head's centre is the origin in millimetres
         assert image.get_data_dtype() == np.dtype(hospital.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated
 
@@ -13,8 +13,8 @@ import typer
 
 from multiseg.cli.data import info_command, ingest_command, phantoms_command
 from multiseg.cli.demo import demo_command
-from multiseg.cli.use import evaluate_command, predict_command
 from multiseg.cli.learn import train_command
+from multiseg.cli.use import evaluate_command, predict_command
 from multiseg.errors import MultisegError
 
 EXIT_CODES = """
@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for name, command in {
+COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo_command,
     "phantoms": phantoms_command,
     "ingest": ingest_command,
@@ -38,7 +38,8 @@ for name, command in {
     "train": train_command,
     "evaluate": evaluate_command,
     "predict": predict_command,
-}.items():
+}
+for name, command in COMMANDS.items():
     app.command(name)(command)
 
 
@@ -63,24 +64,22 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _say("Interrupted. What was finished is safe; the same command goes on from there.")
-        return 130
+        code, said = 130, "Interrupted. What was finished is safe; the same command goes on from there."
     except MultisegError as error:
-        _say(f"{type(error).__name__}: {error}")
-        return error.exit_code
+        code, said = error.exit_code, f"{type(error).__name__}: {error}"
     except BrokenPipeError:
-        return 0
+        code, said = 0, ""  # whoever read our output has seen enough
     except MemoryError:
-        _say("Out of memory. Use smaller patches or batches, or fewer workers.")
-        return 5
+        code, said = 5, "Out of memory. Use smaller patches or batches, or fewer workers."
     except Exception:  # noqa: BLE001 (the one border where everything ends)
         traceback.print_exc()
-        _say("This is a bug in multiseg. Please report it with the lines above.")
-        return 1
+        code, said = 1, "This is a bug in multiseg. Please report it with the lines above."
+    _say(said)
+    return code
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(text + "\n" if text else "")
 
 
 def main() -> None:

@@ -9,11 +9,20 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from multiseg.store.findings import Finding, Severity
 
+SHOWN_ALIKE = 2
+"""Of warnings that say the same of several cases, this many are printed in full."""
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow"}
 
 
@@ -52,18 +61,26 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """Errors first; a table of what, where, and what to do."""
+    """Errors first; what, where, and what to do. Findings of one kind in one database share a row."""
     if not findings:
         return
-    ordered = sorted(findings, key=lambda finding: finding.severity != Severity.ERROR)
+    alike: dict[tuple[Severity, str, str], list[Finding]] = {}
+    for finding in sorted(findings, key=lambda finding: finding.severity != Severity.ERROR):
+        alike.setdefault((finding.severity, finding.code, finding.database), []).append(finding)
     table = Table(title="Findings", title_justify="left", title_style="bold", header_style="bold cyan")
-    for column in ("", "code", "case"):
+    for column in ("", "code", "database"):
         table.add_column(column, no_wrap=True)
-    table.add_column("what, and what to do", overflow="fold")
-    for finding in ordered:
-        where = "/".join(part for part in (finding.database, finding.case) if part)
-        style = STYLES[finding.severity]
-        table.add_row(f"[{style}]{finding.severity}[/]", finding.code, where, _plain(finding.message))
+    for column in ("cases", "what, and what to do"):
+        table.add_column(column, overflow="fold")
+    for (severity, code, database), some in alike.items():
+        cases = list(dict.fromkeys(finding.case for finding in some if finding.case))
+        messages_shown = list(dict.fromkeys(finding.message for finding in some))
+        shown = len(messages_shown) if severity is Severity.ERROR else SHOWN_ALIKE
+        text = "\n".join(_plain(message) for message in messages_shown[:shown])
+        if len(messages_shown) > shown:
+            text += f"\n... and {len(messages_shown) - shown} more like this (all of them with --json)"
+        listed = ", ".join(cases[:4]) + (f" and {len(cases) - 4} more" if len(cases) > 4 else "")
+        table.add_row(f"[{STYLES[severity]}]{severity}[/]", code, database, listed, text)
     output().print(table)
 
 
@@ -76,7 +93,12 @@ def _plain(text: str) -> str:
 def progress_bar(what: str, total: int, details: str = "") -> Iterator[Progress]:
     """A bar on a terminal; elsewhere nothing, and the caller prints lines. Its task has number 0."""
     console = messages()
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[details]}")]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[details]}"),
+    ]
     with Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
     ) as bar:

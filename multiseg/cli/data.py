@@ -31,7 +31,7 @@ def phantoms_command(
     Example: multiseg phantoms hospitals --cases 5
     """
     from multiseg.cli.console import output
-    from multiseg.phantoms import write_hospitals
+    from multiseg.phantoms.hospitals import write_hospitals
 
     manifest = write_hospitals(folder, seed, cases, coarseness)
     output().print(f"Ingest them with: multiseg ingest {manifest} --store brain.zarr --spacing 2.5", soft_wrap=True)
@@ -95,6 +95,8 @@ def ingest_command(
 
 
 def _ingest(databases: Sequence[DatabaseFiles], store: str, options: Any, as_json: bool) -> int:
+    from rich.progress import TaskID
+
     from multiseg.cli.console import messages, print_findings, print_json, progress_bar
     from multiseg.store.ingest import ingest
 
@@ -103,7 +105,7 @@ def _ingest(databases: Sequence[DatabaseFiles], store: str, options: Any, as_jso
     with progress_bar("ingest", total) as bar:
 
         def on_case(database: str, case: str, outcome: str) -> None:
-            bar.update(0, advance=1, details=f"{database}/{case}")
+            bar.update(TaskID(0), advance=1, details=f"{database}/{case}")
             if bar.disable:
                 console.print(f"{outcome} {database}/{case}", soft_wrap=True)
 
@@ -138,7 +140,9 @@ def _spacing(text: str) -> tuple[float, float, float]:
         sizes = [float(part) for part in text.split(",")]
         i, j, k = sizes * 3 if len(sizes) == 1 else sizes
     except ValueError:
-        raise UsageError(f"--spacing {text!r} is neither one number nor three with commas, such as 1 or 1,1,3.") from None
+        raise UsageError(
+            f"--spacing {text!r} is neither one number nor three with commas, such as 1 or 1,1,3."
+        ) from None
     if min(i, j, k) <= 0:
         raise UsageError(f"--spacing {text!r}: voxels need a size above 0.")
     return i, j, k
@@ -200,7 +204,16 @@ def info_command(
         return 0
     print_table(
         f"{store}: {len(chosen)} cases, voxels of {' x '.join(f'{mm:g}' for mm in held.spacing_mm)} mm",
-        ["database", "pathology", "cases", "train/val/test", "sequences (cases)", "labels (cases)", "lesion ml", "MB"],
+        [
+            "database",
+            "pathology",
+            "cases",
+            "train/val/test",
+            "sequences (cases)",
+            "labels (cases)",
+            "lesion ml",
+            "MB",
+        ],
         [_summary_row(one) for one in summary],
         right=["cases", "lesion ml", "MB"],
     )

@@ -96,7 +96,10 @@ def _train(options: TrainOptions, out: Path, overwrite: bool, quiet: bool) -> An
         return result
     info = read_info(model_path(out))
     channels = "; ".join(f"{name} from {', '.join(info.trained_on[name])}" for name in info.axis)
-    console.print(f"{out}: {result.step} steps, best validation Dice {result.best:.3f}. Channels: {channels}.", soft_wrap=True)
+    console.print(
+        f"{out}: {result.step} steps, best validation Dice {result.best:.3f}. Channels: {channels}.",
+        soft_wrap=True,
+    )
     return result
 
 
@@ -120,9 +123,7 @@ class _Progress:
         weight = 0.05 if self.loss else 1.0
         self.loss += weight * (event.loss - self.loss)
         self.waiting += weight * (event.waiting - self.waiting)
-        details = (
-            f"loss {self.loss:.3f}  {event.patches_per_second:.1f} patches/s  waiting for data {self.waiting:.0%}"
-        )
+        details = f"loss {self.loss:.3f}  {event.patches_per_second:.1f} patches/s  waiting for data {self.waiting:.0%}"
         self.bar.update(0, completed=event.step, details=details)
         if self.lines and time.monotonic() - self.said >= LINE_SECONDS:
             self.said = time.monotonic()

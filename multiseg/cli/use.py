@@ -29,6 +29,8 @@ def evaluate_command(
 
     Examples: multiseg evaluate runs/joint; multiseg evaluate runs/joint --store other.zarr --split all
     """
+    from rich.progress import TaskID
+
     from multiseg.cli.console import messages, print_json, progress_bar
     from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
     from multiseg.models.devices import resolve_device
@@ -37,7 +39,7 @@ def evaluate_command(
     with progress_bar("evaluate", 1) as bar:
 
         def on_case(done: int, total: int, case: str) -> None:
-            bar.update(0, completed=done, total=total, details=case)
+            bar.update(TaskID(0), completed=done, total=total, details=case)
             if bar.disable and not as_json:
                 messages().print(f"{done + 1}/{total} {case}", soft_wrap=True)
 
@@ -57,7 +59,17 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
 
     numbers = ["dice", "sensitivity", "precision", "assd_mm", "hd95_mm"]
     counts = ["num_with_lesion", "num_missed", "num_lesion_free", "num_false_alarms"]
-    titles = ["Dice", "sens.", "prec.", "ASSD mm", "HD95 mm", "with lesion", "missed", "lesion-free", "false alarms"]
+    titles = [
+        "Dice",
+        "sens.",
+        "prec.",
+        "ASSD mm",
+        "HD95 mm",
+        "with lesion",
+        "missed",
+        "lesion-free",
+        "false alarms",
+    ]
     several = result.summary["label"].nunique() > 1
     rows = [
         [row["database"], *([row["label"]] if several else []), row["modalities"]]
@@ -78,7 +90,9 @@ def predict_command(
     images: Annotated[list[str], typer.Argument(help="FLAIR=scan.nii.gz, or names that tell, such as t1.nii.gz.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the segmentation goes (.nii.gz).")],
     brain_mask: Annotated[Path | None, typer.Option(help="As the training data had one; else non-zero voxels.")] = None,
-    reference: Annotated[str, typer.Option(help="Sequence whose grid and header the answer gets (default: first).")] = "",
+    reference: Annotated[
+        str, typer.Option(help="Sequence whose grid and header the answer gets (default: first).")
+    ] = "",
     overlap: Annotated[float, typer.Option(help="Of the sliding windows.", min=0, max=0.9)] = 0.5,
     headers_disagree: Annotated[
         str, typer.Option(help="A mask of an image's shape but elsewhere in space: refuse, world or array.")
@@ -97,9 +111,7 @@ def predict_command(
 
     _one_of(headers_disagree, ("refuse", "world", "array"), "--headers-disagree")
     named = name_images(images)
-    result = predict(
-        model, named, out, brain_mask, reference, overlap, headers_disagree, str(resolve_device(device))
-    )
+    result = predict(model, named, out, brain_mask, reference, overlap, headers_disagree, str(resolve_device(device)))
     if as_json:
         print_json({
             "path": str(result.path), "reference": result.reference, "used": list(result.used),
@@ -112,5 +124,8 @@ def predict_command(
     if result.left_out:
         messages().print(f"{', '.join(result.left_out)} left out: no training database had it.")
     volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in result.volumes_ml.items())
-    output().print(f"{result.path}: {volumes}; from {', '.join(result.used)}, on the grid of {result.reference}", soft_wrap=True)
+    output().print(
+        f"{result.path}: {volumes}; from {', '.join(result.used)}, on the grid of {result.reference}",
+        soft_wrap=True,
+    )
     return 0

@@ -73,7 +73,11 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         rows = json.loads(self.summary.to_json(orient="records"))
-        return {"empty_mask_policy": POLICY, "left_out": {k: list(v) for k, v in self.left_out.items()}, "summary": rows}
+        return {
+            "empty_mask_policy": POLICY,
+            "left_out": {k: list(v) for k, v in self.left_out.items()},
+            "summary": rows,
+        }
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from multiseg.types import Index3
 def predict_volume(
     network: nn.Module,
     images: Float[np.ndarray, "modality i j k"],
-    present: Bool[np.ndarray, "modality"],
+    present: Bool[np.ndarray, " modality"],
     patch: Index3,
     overlap: float = 0.5,
     windows_at_once: int = 1,
@@ -63,8 +63,7 @@ def window_corners(shape: Sequence[int], patch: Index3, overlap: float) -> Itera
     for n, p in zip(shape, patch, strict=True):
         num = 1 + int(np.ceil((n - p) / max(1.0, p * (1 - overlap)))) if n > p else 1
         starts.append(np.rint(np.linspace(0, n - p, num)).astype(int).tolist())
-    for i, j, k in product(*starts):
-        yield i, j, k
+    yield from product(*starts)
 
 
 def _part(volume: Tensor, corner: Index3, patch: Index3) -> Tensor:

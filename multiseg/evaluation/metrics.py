@@ -44,9 +44,7 @@ class CaseMetrics:
     outcome: Outcome
 
 
-def case_metrics(
-    predicted: Mask, truth: Mask, spacing_mm: SpacingMm, looked_at: Mask | None = None
-) -> CaseMetrics:
+def case_metrics(predicted: Mask, truth: Mask, spacing_mm: SpacingMm, looked_at: Mask | None = None) -> CaseMetrics:
     """The overlap, the surface distances and the volumes of one case.
 
     With P the predicted and T the true voxels:
@@ -136,7 +134,8 @@ def _joint_box(foreground: Mask) -> tuple[slice, ...]:
 
 
 def _surface(mask: Mask) -> Mask:
-    return mask & ~ndimage.binary_erosion(mask, border_value=0)
+    inner: Mask = ndimage.binary_erosion(mask, border_value=0)
+    return mask & ~inner
 
 
 def _distances(start: Mask, goal: Mask, spacing_mm: SpacingMm) -> Distances:

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 
 from multiseg.errors import UsageError
+from multiseg.modalities import in_canonical_order
 from multiseg.types import Mask
 
 Image: TypeAlias = Float[np.ndarray, "i j k"]
@@ -100,7 +101,7 @@ def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "") -> No
     Raises:
         UsageError: there is no panel, or no panel has an image.
     """
-    columns = list(dict.fromkeys(name for panel in panels for name in panel.images))
+    columns = in_canonical_order(name for panel in panels for name in panel.images)
     if not columns:
         raise UsageError(f"{len(panels)} cases with no image among them make no montage. Give at least one.")
     page = _Page(
@@ -187,9 +188,7 @@ def _draw_label(figure: Figure, page: _Page, row: int, panel: CasePanel, view: _
     name = _fit(panel.name, width, FontProperties(size=9.5, weight="bold"), 3)
     _write(figure, page, x, y, name, size=9.5, weight="bold", va="top")
     y -= 0.08 + 0.165 * (1 + name.count("\n"))
-    lines = [
-        _fit(line, width, FontProperties(size=8.5), 3) for line in panel.caption.splitlines() if line.strip()
-    ]
+    lines = [_fit(line, width, FontProperties(size=8.5), 3) for line in panel.caption.splitlines() if line.strip()]
     caption = "\n".join("\n".join(lines).splitlines()[:8])
     _write(figure, page, x, y, caption, size=8.5, color=_SOFT, va="top", linespacing=1.35)
     if view is not None:

@@ -45,7 +45,9 @@ def name_images(arguments: Sequence[str]) -> dict[str, Path]:
         name = canonical_modality(given) or given if equals else modality_of_file_name(Path(argument).name)
         path = Path(file if equals else argument)
         if name is None:
-            raise ModalityError(f"{argument!r} does not tell which sequence it is. Write FLAIR={argument} (or T1=, ...).")
+            raise ModalityError(
+                f"{argument!r} does not tell which sequence it is. Write FLAIR={argument} (or T1=, ...)."
+            )
         if name in images:
             raise ModalityError(f"{images[name]} and {path} are both {name}. Give each sequence once.")
         images[name] = path
@@ -87,7 +89,11 @@ def predict(
     if reference and reference not in images:
         raise ModalityError(f"the reference {reference!r} is none of the given sequences: {', '.join(images)}.")
     home = reference or next(iter(images))
-    files = CaseFiles(case=out.name, images={n: images[n] for n in images if n in usable or n == home}, brain_mask=brain_mask)
+    files = CaseFiles(
+        case=out.name,
+        images={n: images[n] for n in images if n in usable or n == home},
+        brain_mask=brain_mask,
+    )
     recipe = Recipe(info.spacing_mm, home, "file" if brain_mask else "nonzero", headers_disagree)
     prepared = prepare_case(files, {}, recipe)
     placed = np.zeros((len(info.axis), *prepared.grid.shape), dtype=np.float16)

@@ -15,7 +15,7 @@ def place(
     names: Sequence[str],
     kept: Sequence[str],
     axis: ModalityAxis,
-) -> tuple[Float[np.ndarray, "modality i j k"], Bool[np.ndarray, "modality"]]:
+) -> tuple[Float[np.ndarray, "modality i j k"], Bool[np.ndarray, " modality"]]:
     """The images of the kept sequences on their channels, 0 on all others, and which channels are present.
 
     Args:

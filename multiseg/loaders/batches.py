@@ -110,7 +110,7 @@ class PatchStream:
         cases = {name: [case for case in usable if case.database == name] for name in names}
         self.plan = DrawPlan(store, cases, space, self.options.draw)
 
-    def _is_usable(self, store: Store, database: str, annotated: Bool[np.ndarray, "annotation"]) -> bool:
+    def _is_usable(self, store: Store, database: str, annotated: Bool[np.ndarray, " annotation"]) -> bool:
         return bool(self.space.view(store[database].schemas, list(annotated)).annotated.any())
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -135,9 +135,9 @@ class PatchStream:
 @dataclass(frozen=True, eq=False)
 class _Sample:
     images: Float[np.ndarray, "modality i j k"]
-    present: Bool[np.ndarray, "modality"]
+    present: Bool[np.ndarray, " modality"]
     target: UInt8[np.ndarray, "i j k"]
-    annotated: Bool[np.ndarray, "label"]
+    annotated: Bool[np.ndarray, " label"]
     database: str
     case: str
     corner: tuple[int, int, int]

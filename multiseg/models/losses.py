@@ -39,9 +39,7 @@ def marginal(
     return torch.cat([background, log_p[:, 1:]], dim=1)
 
 
-def cross_entropy(
-    log_p: Float[Tensor, "batch class i j k"], target: UInt8[Tensor, "batch i j k"]
-) -> Float[Tensor, ""]:
+def cross_entropy(log_p: Float[Tensor, "batch class i j k"], target: UInt8[Tensor, "batch i j k"]) -> Float[Tensor, ""]:
     """Minus the mean log-probability of the target over all voxels that are not to be ignored; 0 if none is."""
     looked_at = target != IGNORE
     index = torch.where(looked_at, target, 0).long()

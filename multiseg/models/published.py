@@ -44,5 +44,7 @@ def load_published(network: MultiUnet, state: Mapping[str, Tensor]) -> None:
     wrong = sorted(set(own) ^ set(renamed))
     wrong += [name for name in set(own) & set(renamed) if own[name].shape != renamed[name].shape]
     if wrong:
-        raise CheckpointError(f"the state dict does not fit the network at {', '.join(wrong[:5])} ({len(wrong)} tensors).")
+        raise CheckpointError(
+            f"the state dict does not fit the network at {', '.join(wrong[:5])} ({len(wrong)} tensors)."
+        )
     network.load_state_dict(renamed)

@@ -34,7 +34,7 @@ class ModelInfo:
         builder, numbers: the network's name and its numbers (widths, dropout).
         trained_on: for each sequence of the axis, the databases that had it in training.
         databases: name to pathology, number of training cases and preparation recipe.
-        metrics: validation results of these weights.
+        metrics: the latest validation of these weights, and the step that it was made at.
     """
 
     builder: str

@@ -45,7 +45,7 @@ class Grid:
         affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
         return Grid(affine, (int(shape[0]), int(shape[1]), int(shape[2])))
 
-    def voxel_map(self, target: Grid) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
+    def voxel_map(self, target: Grid) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, 3]]:
         """Matrix and offset that take voxel indices of `target` to indices of this grid."""
         both = np.linalg.inv(self.affine) @ target.affine
         return both[:3, :3], both[:3, 3]
@@ -60,9 +60,7 @@ class Grid:
         return float(inside.all(axis=-1).mean())
 
 
-def resample(
-    voxels: Voxels, source: Grid, target: Grid, smooth: bool = True
-) -> Float[np.ndarray, "i j k"]:
+def resample(voxels: Voxels, source: Grid, target: Grid, smooth: bool = True) -> Float[np.ndarray, "i j k"]:
     """An image on another grid: linear interpolation, 0 outside the source's box.
 
     Where the target's voxels are larger, the image is smoothed first (Gaussian, standard deviation half
@@ -90,7 +88,7 @@ def resample(
     return moved
 
 
-def _shifted(voxels: Voxels, shift: Num[np.ndarray, "3"], shape: Index3) -> Float[np.ndarray, "i j k"]:
+def _shifted(voxels: Voxels, shift: Num[np.ndarray, 3], shape: Index3) -> Float[np.ndarray, "i j k"]:
     moved = np.zeros(shape, dtype=np.float32)
     take, put = [], []
     for s, n, size in zip(shift, voxels.shape, shape, strict=True):
@@ -104,7 +102,7 @@ def _shifted(voxels: Voxels, shift: Num[np.ndarray, "3"], shape: Index3) -> Floa
 def _clear_outside(
     image: Float[np.ndarray, "i j k"],
     matrix: Float[np.ndarray, "3 3"],
-    offset: Float[np.ndarray, "3"],
+    offset: Float[np.ndarray, 3],
     source_shape: Index3,
 ) -> None:
     """Set to 0, in place, what maps beyond the outer faces of the source's voxels."""
@@ -144,7 +142,7 @@ def resample_codes(codes: Codes, source: Grid, target: Grid) -> Codes:
 def _image_of_box(
     box: tuple[slice, ...],
     matrix: Float[np.ndarray, "3 3"],
-    offset: Float[np.ndarray, "3"],
+    offset: Float[np.ndarray, 3],
     shape: Index3,
 ) -> tuple[slice, slice, slice] | None:
     """The voxels of the target that may touch a box of the source, or None when there are none."""
@@ -182,7 +180,7 @@ def bounding_box(mask: Mask) -> tuple[Index3, Index3]:
 
 def sample_foreground(
     codes: UInt8[np.ndarray, "i j k"], num_structures: int, num_points: int, seed: int
-) -> tuple[Num[np.ndarray, "structure"], Num[np.ndarray, "structure point 3"]]:
+) -> tuple[Num[np.ndarray, " structure"], Num[np.ndarray, "structure point 3"]]:
     """How many voxels each structure (codes 1..n) has, and up to `num_points` of them at random; -1 pads."""
     rng = np.random.default_rng(seed)
     counts = np.bincount(codes.ravel(), minlength=256)[1 : num_structures + 1].astype(np.int64)

@@ -115,7 +115,14 @@ def _ingest_database(
 ) -> IngestReport:
     recipe = Recipe(options.spacing_mm, options.reference, files.brain_mask, options.headers_disagree)
     info = DatabaseInfo(
-        files.name, files.pathology, recipe, files.schemas, options.codec, files.licence, files.citation, files.source
+        files.name,
+        files.pathology,
+        recipe,
+        files.schemas,
+        options.codec,
+        files.licence,
+        files.citation,
+        files.source,
     )
     held = _held(url, files.name)
     splits = assign_splits(files.cases, options.split, options.seed, held.splits)
@@ -177,9 +184,7 @@ def _prepare(
     return prepared
 
 
-def _open_writer(
-    url: str, info: DatabaseInfo, cases: Sequence[CaseFiles], options: IngestOptions
-) -> DatabaseWriter:
+def _open_writer(url: str, info: DatabaseInfo, cases: Sequence[CaseFiles], options: IngestOptions) -> DatabaseWriter:
     if not is_remote(url):
         Path(url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
     root = open_or_create_root(url, options.spacing_mm)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.spatialimages import HeaderDataError
 
 from multiseg.errors import SourceError
 from multiseg.files import write_atomically
@@ -80,7 +82,7 @@ def _parse(path: Path, data: bytes) -> nib.Nifti1Image | nib.Nifti2Image:
     for kind in (nib.Nifti1Image, nib.Nifti2Image):
         try:
             return kind.from_bytes(data)
-        except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError):
+        except (ImageFileError, HeaderDataError, ValueError):
             continue
     message = f"{path} is no NIfTI file (its first bytes are {data[:4]!r}). Give .nii or .nii.gz files."
     raise SourceError(message, code="NOT_NIFTI", file=str(path))
@@ -107,7 +109,7 @@ def _voxels(path: Path, image: nib.Nifti1Image | nib.Nifti2Image) -> Voxels:
         count = int(np.count_nonzero(~np.isfinite(voxels)))
         message = f"{path} holds {count} voxels that are NaN or infinite. Repair or export it again."
         raise SourceError(message, code="NOT_FINITE", file=str(path))
-    return voxels.astype(np.float32, copy=False) if voxels.dtype != np.uint8 else voxels
+    return np.asarray(voxels if voxels.dtype == np.uint8 else voxels.astype(np.float32, copy=False))
 
 
 def _affine(path: Path, image: nib.Nifti1Image | nib.Nifti2Image) -> tuple[Affine, tuple[tuple[str, str], ...]]:
@@ -116,7 +118,7 @@ def _affine(path: Path, image: nib.Nifti1Image | nib.Nifti2Image) -> tuple[Affin
     doubts: list[tuple[str, str]] = []
     try:
         qform, qform_code = header.get_qform(coded=True)
-    except (ValueError, nib.spatialimages.HeaderDataError):
+    except (ValueError, HeaderDataError):
         qform, qform_code = None, 0
     if sform_code and qform_code and not same_grid(sform, qform, image.shape[:3]):
         doubts.append(("SFORM_QFORM", f"{path.name}: sform and qform disagree; the sform is used. Check the header."))

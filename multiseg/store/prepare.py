@@ -87,8 +87,8 @@ class PreparedCase:
     grid: Grid
     native: Grid
     native_header: bytes
-    mean: Float[np.ndarray, "modality"]
-    std: Float[np.ndarray, "modality"]
+    mean: Float[np.ndarray, " modality"]
+    std: Float[np.ndarray, " modality"]
     sources: tuple[dict[str, Any], ...]
     doubts: tuple[tuple[str, str], ...]
 
@@ -182,9 +182,7 @@ def _placed(
     )
 
 
-def _check_overlap(
-    volumes: Mapping[str, Volume], grid: Grid, reference: str, doubts: list[tuple[str, str]]
-) -> None:
+def _check_overlap(volumes: Mapping[str, Volume], grid: Grid, reference: str, doubts: list[tuple[str, str]]) -> None:
     for role, volume in volumes.items():
         coverage = _grid(volume).coverage(grid)
         if coverage < MIN_COVERAGE:
@@ -210,9 +208,7 @@ def _brain_on(grid: Grid, volume: Volume) -> Mask:
     return brain
 
 
-def _label_on(
-    grid: Grid, volume: Volume, schema: LabelSchema, name: str, doubts: list[tuple[str, str]]
-) -> Codes:
+def _label_on(grid: Grid, volume: Volume, schema: LabelSchema, name: str, doubts: list[tuple[str, str]]) -> Codes:
     try:
         codes = schema.encode(volume.voxels)
     except LabelError as error:
@@ -237,9 +233,7 @@ class _Normalised:
     std: float
 
 
-def _image_on(
-    grid: Grid, volume: Volume, given: Mask | None, name: str, doubts: list[tuple[str, str]]
-) -> _Normalised:
+def _image_on(grid: Grid, volume: Volume, given: Mask | None, name: str, doubts: list[tuple[str, str]]) -> _Normalised:
     """Resampled, then z-scored inside the brain (Xu et al. 2024, appendix A), and 0 outside it."""
     image = resample(volume.voxels, _grid(volume), grid)
     if given is None:
@@ -268,7 +262,12 @@ def _doubt_outside(labels: Mapping[str, Codes], brain: Mask, doubts: list[tuple[
     for name, codes in labels.items():
         total, outside = np.count_nonzero(codes), np.count_nonzero(codes[~brain])
         if outside > 0.01 * total:
-            doubts.append(("LABEL_OUTSIDE_BRAIN", f"{outside / total:.0%} of annotation {name!r} lies outside the brain."))
+            doubts.append(
+                (
+                    "LABEL_OUTSIDE_BRAIN",
+                    f"{outside / total:.0%} of annotation {name!r} lies outside the brain.",
+                )
+            )
 
 
 def _provenance(role: str, native: Volume, oriented: Volume, grid: Grid) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Case:
     site: str
     split: str
     modalities: tuple[str, ...]
-    annotated: Bool[np.ndarray, "annotation"]
+    annotated: Bool[np.ndarray, " annotation"]
     foreground_count: Int[np.ndarray, "annotation structure"]
     grid: Grid
     participant: Mapping[str, str | float] = field(default_factory=dict)
@@ -101,7 +101,9 @@ class Database:
         for case in self.cases:
             if case.name == name:
                 return case
-        raise StoreError(f"database {self.name!r} has no case {name!r}. It has: {', '.join(c.name for c in self.cases)}.")
+        raise StoreError(
+            f"database {self.name!r} has no case {name!r}. It has: {', '.join(c.name for c in self.cases)}."
+        )
 
     def image(self, case: Case, corner: Index3, size: Index3) -> Float[np.ndarray, "modality i j k"]:
         """A window of all the database's sequences, float16; 0 beyond the case."""
@@ -133,7 +135,9 @@ class Database:
 
 
 def _window(array: zarr.Array, row: int, corner: Index3, size: Index3) -> np.ndarray[Any, Any]:
-    inside = [slice(max(0, c), max(0, min(c + n, end))) for c, n, end in zip(corner, size, array.shape[2:], strict=True)]
+    inside = [
+        slice(max(0, c), max(0, min(c + n, end))) for c, n, end in zip(corner, size, array.shape[2:], strict=True)
+    ]
     if [part.stop - part.start for part in inside] == list(size):
         return np.asarray(array[row, :, *inside])
     window = np.zeros((array.shape[1], *size), dtype=array.dtype)
@@ -152,7 +156,11 @@ class Store:
         i, j, k = self.root.attrs[ROOT_KEY]["grid_mm"]
         self.spacing_mm = (float(i), float(j), float(k))
         # A group without its arrays is one whose writer died before the first case: there is nothing to read.
-        whole = [name for name, group in sorted(self.root.groups()) if {"image", "label", "status"} <= set(group.array_keys())]
+        whole = [
+            name
+            for name, group in sorted(self.root.groups())
+            if {"image", "label", "status"} <= set(group.array_keys())
+        ]
         self.databases = {name: Database(self.root[name], name) for name in whole}
 
     def __getitem__(self, name: str) -> Database:
@@ -181,7 +189,9 @@ class Store:
         """One database as a lazy xarray dataset of its committed cases, with named coordinates."""
         self[database]
         whole = xr.open_zarr(zarr_store(self.url, read_only=True), group=database, consolidated=False)
-        return whole.isel(case=np.flatnonzero(whole.status.values == schema.COMMITTED))
+        rows = np.flatnonzero(whole.status.values == schema.COMMITTED)
+        committed: xr.Dataset = whole.isel(case=rows)
+        return committed
 
 
 def open_store(url: str) -> Store:

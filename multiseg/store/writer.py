@@ -99,7 +99,11 @@ def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zar
                     "One store keeps one voxel size: use its own, or another store."
                 )
             return root
-    head = {"format": schema.FORMAT, "created_by": f"multiseg {version('multiseg')}", "grid_mm": list(spacing_mm)}
+    head = {
+        "format": schema.FORMAT,
+        "created_by": f"multiseg {version('multiseg')}",
+        "grid_mm": list(spacing_mm),
+    }
     store = zarr_store(url, read_only=False)
     return zarr.create_group(store, zarr_format=3, attributes={ROOT_KEY: head})
 
@@ -144,7 +148,13 @@ class DatabaseWriter:
     def _require_arrays(self, num_modalities: int, num_annotations: int) -> None:
         """Make every array that is not there yet; a writer that died half-way is taken up here."""
         room = {"modality": 64, "annotation": 16, "structure": max(1, self._num_structures())}
-        fixed = {"axis": 3, "row": 4, "column": 4, "header_byte": schema.HEADER_BYTES, "point": schema.FOREGROUND_POINTS}
+        fixed = {
+            "axis": 3,
+            "row": 4,
+            "column": 4,
+            "header_byte": schema.HEADER_BYTES,
+            "point": schema.FOREGROUND_POINTS,
+        }
         for name, variable in schema.COORDINATES.items():
             if name in self.group:
                 continue
@@ -166,7 +176,13 @@ class DatabaseWriter:
         )  # fmt: skip
 
     def _create_volumes(
-        self, name: str, axes: tuple[str, ...], dtype: str, chunks: tuple[int, ...], shards: tuple[int, ...], codec: str
+        self,
+        name: str,
+        axes: tuple[str, ...],
+        dtype: str,
+        chunks: tuple[int, ...],
+        shards: tuple[int, ...],
+        codec: str,
     ) -> None:
         self.group.create_array(
             name, shape=(0, 0, 1, 1, 1), chunks=chunks, shards=shards, dtype=dtype, fill_value=0,
@@ -198,7 +214,9 @@ class DatabaseWriter:
             size[axis] = max(voxels, n)
         for name in [*schema.COORDINATES, *self._participant_columns(), "image", "label"]:
             array = self.group[name]
-            shape = tuple(size.get(axis, n) for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True))
+            shape = tuple(
+                size.get(axis, n) for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True)
+            )
             if shape != array.shape:
                 array.resize(shape)
         coordinates = [name for name in [*schema.COORDINATES, *self._participant_columns()] if name not in size]
@@ -300,7 +318,9 @@ class DatabaseWriter:
             raise StoreError(f"the participants' column {column!r} has the name of one of the store's own. Rename it.")
         dtype = "string" if isinstance(value, str) else "float64"
         if column not in self.group:
-            variable = schema.Variable(("case",), dtype, "" if dtype == "string" else float("nan"), "participants' column")
+            variable = schema.Variable(
+                ("case",), dtype, "" if dtype == "string" else float("nan"), "participants' column"
+            )
             self._create(column, variable, [self.group["status"].shape[0]], [schema.ROWS])
             self._fit_sizes()
         array = self.group[column]

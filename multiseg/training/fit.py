@@ -173,7 +173,7 @@ def _step(state: TrainState, batch: Batch, options: FitOptions) -> _Done:
     with torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype != torch.float32):
         loss, scalars = OBJECTIVES[options.objective](state.network, batch, state.step)
     scaled: Tensor = state.scaler.scale(loss)
-    scaled.backward()
+    scaled.backward()  # type: ignore[no-untyped-call]
     state.scaler.unscale_(state.optimiser)
     parameters = [p for p in state.network.parameters() if p.grad is not None]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm or math.inf))

@@ -24,19 +24,19 @@ class Logs:
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
         self.file = path.open("a", buffering=1)
-        self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)  # type: ignore[no-untyped-call]
+        self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
 
     def __enter__(self) -> Logs:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.file.close()
-        self.board.close()  # type: ignore[no-untyped-call]
+        self.board.close()
 
     def write(self, event: Event) -> None:
         self.file.write(json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n")
         for name, value in _scalars(event).items():
-            self.board.add_scalar(name, value, event.step)  # type: ignore[no-untyped-call]
+            self.board.add_scalar(name, value, event.step)
 
 
 def _step_of(line: str) -> int:

@@ -53,7 +53,8 @@ def train(
     """Train into the folder `out`, going on from what is there.
 
     The folder gets model.safetensors (best on the validation cases), last.safetensors, resume.pt,
-    log.jsonl, TensorBoard files, and run.toml with every setting. SIGINT and SIGTERM end it after the step in hand, saved.
+    log.jsonl, TensorBoard files, and run.toml with every setting. SIGINT and SIGTERM end it after the
+    step in hand, saved.
 
     Args:
         overwrite: start anew where the folder holds a run, instead of going on with it.
@@ -82,8 +83,7 @@ def train(
             on_event(event)
 
         def save(is_best: bool) -> None:
-            metrics = {key: value for key, value in (state.history[-1] if state.history else {}).items() if key != "step"}
-            now = info.at(state.step, metrics)
+            now = info.at(state.step, state.history[-1] if state.history else {})
             save_model(out / LAST, state.network, now)
             if is_best:
                 save_model(out / BEST, state.network, now)
@@ -139,8 +139,8 @@ def _stop_on_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(other, handler)
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            before[wanted] = signal.signal(wanted, ask)
     except ValueError:
         before.clear()  # not the main thread: signals are its business
     try:

@@ -20,11 +20,13 @@ def validation_cases(store: Store, info: ModelInfo, num_cases: int) -> list[Case
     """The first few held-out cases of every database that have a label of the space."""
     chosen = []
     for name in info.databases:
+        schemas = store[name].schemas
         cases = [
-            case for case in select(store, [name], split="val")
-            if info.space.view(store[name].schemas, list(case.annotated)).annotated.any() and info.usable(case.modalities)
-        ]  # fmt: skip
-        chosen += cases[: num_cases]
+            case
+            for case in select(store, [name], split="val")
+            if info.space.view(schemas, list(case.annotated)).annotated.any() and info.usable(case.modalities)
+        ]
+        chosen += cases[:num_cases]
     return chosen
 
 

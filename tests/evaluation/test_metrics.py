@@ -63,9 +63,7 @@ def test_overlap_and_volumes_by_hand() -> None:
 def test_two_voxels_three_steps_apart_are_three_spacings_apart(axis: int, expected_mm: float) -> None:
     there = [0, 0, 0]
     there[axis] = 3
-    found = case_metrics(
-        mask_of((5, 5, 5), (there[0], there[1], there[2])), mask_of((5, 5, 5), (0, 0, 0)), UNEVEN_MM
-    )
+    found = case_metrics(mask_of((5, 5, 5), (there[0], there[1], there[2])), mask_of((5, 5, 5), (0, 0, 0)), UNEVEN_MM)
     assert found.assd_mm == pytest.approx(expected_mm)
     assert found.hd95_mm == pytest.approx(expected_mm)
     assert (found.dice, found.sensitivity, found.precision) == (0.0, 0.0, 0.0)

@@ -30,9 +30,7 @@ def box(i: slice, j: slice, k: slice) -> Mask:
     return mask
 
 
-def panel(
-    *sequences: str, truth: Mask | None = None, predicted: Mask | None = None, name: str = "case-1"
-) -> CasePanel:
+def panel(*sequences: str, truth: Mask | None = None, predicted: Mask | None = None, name: str = "case-1") -> CasePanel:
     images = {sequence: volume(seed) for seed, sequence in enumerate(sequences or ("T1",))}
     return CasePanel(name, "stroke\nDice 0.50", images, truth, predicted)
 
@@ -139,9 +137,7 @@ def test_background_is_black_also_beside_negative_values(tmp_path: Path) -> None
     image = volume()
     negative = np.where(image > 0, image - np.float16(200), image)
     pixels = drawn(tmp_path, CasePanel("case-1", "", {"T1": negative}, None, None))
-    np.testing.assert_allclose(
-        pixels, drawn(tmp_path, CasePanel("case-1", "", {"T1": image}, None, None)), atol=0.02
-    )
+    np.testing.assert_allclose(pixels, drawn(tmp_path, CasePanel("case-1", "", {"T1": image}, None, None)), atol=0.02)
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0, np.nan])

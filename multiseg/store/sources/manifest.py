@@ -76,7 +76,9 @@ def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -
             if column.split(":")[0] == "codes" and text:
                 annotation = column.partition(":")[2] or "lesion"
                 if codes.setdefault(annotation, text) != text:
-                    raise LabelError(f"{path}: database {database!r} gives {column} two meanings: {codes[annotation]!r}, {text!r}.")
+                    raise LabelError(
+                        f"{path}: database {database!r} gives {column} two meanings: {codes[annotation]!r}, {text!r}."
+                    )
         if row["case"] in cases:
             message = f"{path.name} names the case {row['case']!r} of {database!r} in two rows. Give each its own name."
             findings.append(Finding(Severity.ERROR, "DUPLICATE_CASE", database, row["case"], str(path), message))
@@ -84,8 +86,12 @@ def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -
     wrong = {finding.case for finding in findings}
     masks = {case.brain_mask is not None for case in cases.values()}
     if masks == {True, False}:
-        raise UsageError(f"{path}: some cases of {database!r} have a brain_mask and some do not. Give it for all or none.")
-    participants = with_numbers({case.case: {k: str(v) for k, v in case.participant.items()} for case in cases.values()})
+        raise UsageError(
+            f"{path}: some cases of {database!r} have a brain_mask and some do not. Give it for all or none."
+        )
+    participants = with_numbers(
+        {case.case: {k: str(v) for k, v in case.participant.items()} for case in cases.values()}
+    )
     annotations = dict.fromkeys(annotation for case in cases.values() for annotation in case.labels)
     return DatabaseFiles(
         name=database,

@@ -146,7 +146,9 @@ class _Search:
                     CaseFiles(
                         case=case,
                         images=images[case],
-                        labels={name: self.source.root / found[case] for name, found in labels.items() if case in found},
+                        labels={
+                            name: self.source.root / found[case] for name, found in labels.items() if case in found
+                        },
                         brain_mask=self.source.root / masks[case] if case in masks else None,
                         subject=own.get("subject", case),
                         session=own.get("session", ""),
@@ -223,7 +225,7 @@ class _Search:
             missing.append(("NO_MODALITY", "has no file of a known sequence. Check the pattern, or use --modality."))
         if not self.source.allow_unlabelled:
             missing += [
-                ("MISSING_FILE", f"has no label {name!r} ({self.source.labels[name]}). Add it, or pass --allow-unlabelled.")
+                ("MISSING_FILE", f"has no label {name!r} ({self.source.labels[name]}). Add it, or --allow-unlabelled.")
                 for name, found in labels.items() if case not in found
             ]  # fmt: skip
         if self.source.brain_mask and case not in masks:

@@ -1,0 +1,283 @@
+"""Synthetic hospitals: folders of NIfTI files that differ from each other as real databases do."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tomli_w
+
+from multiseg.errors import UsageError
+from multiseg.phantoms.head import (
+    FIELD_OF_VIEW_MM,
+    Anatomy,
+    Pathology,
+    Points,
+    Triple,
+    anatomy_on,
+    codes_of,
+    draw_head,
+    draw_lesions,
+    lesion_parts,
+    measure,
+)
+from multiseg.store.nifti import write_nifti
+from multiseg.types import Affine, Index3, Voxels
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One sequence as a hospital takes it.
+
+    `spacing_mm` follows the axes of the file, `tilt_deg` turns the grid about the left-right and the
+    head-foot axis, and every `absent_every`-th case lacks the scan (0: none does).
+    """
+
+    modality: str
+    spacing_mm: Triple
+    spelling: str
+    tilt_deg: tuple[float, float] = (0.0, 0.0)
+    absent_every: int = 0
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What the experts drew: its name, its file pattern and the meaning of its codes."""
+
+    name: str
+    pattern: str
+    codes: str
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """How one hospital's folder looks; annotations lie on the grid of the first scan."""
+
+    name: str
+    pathology: Pathology
+    scans: tuple[Scan, ...]
+    annotations: tuple[Annotation, ...]
+    orientation: str
+    pattern: str
+    background: Literal["head", "zero", "z-score"]
+    dtype: Literal["float32", "int16"]
+    brain_mask: str | None = None
+    participants: str | None = None
+    num_cases: int = 10
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The canonical names of the sequences, in the order of the scans."""
+        return tuple(scan.modality for scan in self.scans)
+
+
+def _scans(spacing_mm: Triple, *spellings: tuple[str, str]) -> tuple[Scan, ...]:
+    return tuple(Scan(modality, spacing_mm, spelling) for modality, spelling in spellings)
+
+
+HOSPITALS: tuple[Hospital, ...] = (
+    Hospital(
+        name="alder",
+        pathology="multiple sclerosis",
+        scans=_scans((2.0, 2.0, 2.5), ("T1", "T1"), ("T2", "T2"), ("FLAIR", "FLAIR"), ("PD", "PD")),
+        annotations=(
+            Annotation("lesion", "{case}/lesion.nii.gz", "1=lesion"),
+            Annotation("tissue", "{case}/tissue.nii.gz", "1=CSF,2=grey matter,3=white matter"),
+        ),
+        orientation="RAS",
+        pattern="{case}/{modality}.nii.gz",
+        background="zero",
+        dtype="float32",
+    ),
+    Hospital(
+        name="birch",
+        pathology="glioma",
+        scans=_scans((2.0, 2.0, 2.0), ("FLAIR", "flair"), ("T1", "t1"), ("T1c", "t1ce"), ("T2", "t2")),
+        annotations=(Annotation("seg", "{case}/seg.nii.gz", "1=necrosis,2=oedema,4=enhancing"),),
+        orientation="LPS",
+        pattern="{case}/{modality}.nii.gz",
+        background="z-score",
+        dtype="float32",
+        brain_mask="{case}/brainmask.nii.gz",
+    ),
+    Hospital(
+        name="cedar",
+        pathology="ischaemic stroke",
+        scans=(
+            *_scans((2.5, 2.5, 2.5), ("DWI", "dwi"), ("ADC", "adc")),
+            Scan("FLAIR", (1.5, 1.5, 5.0), "flair", tilt_deg=(12.0, 4.0), absent_every=3),
+        ),
+        annotations=(Annotation("lesion", "sub-{case}_lesion.nii.gz", "1=lesion"),),
+        orientation="LAS",
+        pattern="sub-{case}_{modality}.nii.gz",
+        background="head",
+        dtype="float32",
+    ),
+    Hospital(
+        name="dogwood",
+        pathology="white matter hyperintensities",
+        scans=_scans((2.2, 2.2, 3.0), ("T1", "T1w"), ("FLAIR", "FLAIR")),
+        annotations=(Annotation("wmh", "labels/{case}.nii.gz", "1=lesion"),),
+        orientation="PIR",
+        pattern="images/{case}_{modality}.nii.gz",
+        background="head",
+        dtype="int16",
+        participants="participants.csv",
+    ),
+)
+
+
+def _grid(scan: Scan, orientation: str, coarseness: float) -> tuple[Index3, Affine]:
+    """Shape and affine of a grid, centred on the head, whose axes point where `orientation` says."""
+    letters = ("LR", "PA", "IS")
+    world_axes = [next(axis for axis in range(3) if code in letters[axis]) for code in orientation]
+    signs = [1.0 if code in "RAS" else -1.0 for code in orientation]
+    spacing = np.array(scan.spacing_mm) * coarseness
+    shape = np.ceil(np.take(FIELD_OF_VIEW_MM, world_axes) / spacing).astype(int)
+    directions = np.eye(3)[:, world_axes] * signs
+    pitch, yaw = np.deg2rad(scan.tilt_deg)
+    turn_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
+    turn_z = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn_z @ turn_x @ directions * spacing
+    affine[:3, 3] = -affine[:3, :3] @ (shape - 1) / 2
+    return (int(shape[0]), int(shape[1]), int(shape[2])), affine
+
+
+def _world(shape: Index3, affine: Affine) -> Points:
+    """Millimetre coordinates of a grid's voxels."""
+    turn, origin = affine[:3, :3].astype(np.float32), affine[:3, 3].astype(np.float32)
+    points: Points = np.einsum("xa,a...->x...", turn, np.indices(shape, np.float32))
+    return points + origin[:, None, None, None]
+
+
+def _stored(signal: Voxels, anatomy: Anatomy, hospital: Hospital, gain: float) -> Voxels:
+    """The intensities as this hospital hands them out; air is exactly 0 but in z-scored files."""
+    brain = anatomy.inside_brain
+    if hospital.background == "z-score":
+        stripped = np.where(brain, signal, 0)
+        signal = (stripped - signal[brain].mean()) / signal[brain].std()
+    else:
+        kept = brain if hospital.background == "zero" else anatomy.tissues.sum(axis=0) > 0.1
+        signal = gain * np.where(kept, signal, 0)
+    return np.rint(signal).astype(np.int16) if hospital.dtype == "int16" else signal.astype(np.float32)
+
+
+def _write_case(hospital: Hospital, folder: Path, case: str, number: int, seed: int, coarseness: float) -> None:
+    rng = np.random.default_rng([seed, zlib.crc32(hospital.name.encode()), number])
+    head = draw_head(rng, old=hospital.pathology in ("white matter hyperintensities", "ischaemic stroke"))
+    lesions = draw_lesions(rng, head, hospital.pathology)
+    grids: dict[tuple[Triple, tuple[float, float]], tuple[Anatomy, Affine]] = {}
+    for scan in hospital.scans:
+        if scan.absent_every and number % scan.absent_every == 0:
+            continue
+        key = (scan.spacing_mm, scan.tilt_deg)
+        if key not in grids:
+            shape, affine = _grid(scan, hospital.orientation, coarseness)
+            blur_mm = coarseness * float(np.mean(scan.spacing_mm))
+            grids[key] = anatomy_on(head, _world(shape, affine), blur_mm), affine
+        anatomy, affine = grids[key]
+        gain = 400 * float(np.exp(rng.normal(0, 0.1)))
+        signal = measure(scan.modality, anatomy, lesions, rng)
+        path = folder / hospital.pattern.format(case=case, modality=scan.spelling)
+        write_nifti(path, _stored(signal, anatomy, hospital, gain), affine)
+
+    first = hospital.scans[0]
+    anatomy, affine = grids[first.spacing_mm, first.tilt_deg]
+    for annotation in hospital.annotations:
+        if annotation.name == "tissue":
+            codes = codes_of(dict(enumerate(anatomy.tissues[:3], start=1))) * anatomy.inside_brain
+        else:
+            codes = codes_of(lesion_parts(lesions, anatomy)) * anatomy.inside_brain
+        write_nifti(folder / annotation.pattern.format(case=case), codes, affine)
+    if hospital.brain_mask:
+        mask = anatomy.inside_brain.astype(np.uint8)
+        write_nifti(folder / hospital.brain_mask.format(case=case), mask, affine)
+
+
+def _participants(hospital: Hospital, cases: Sequence[str], seed: int) -> str:
+    rows = ["case,age,sex,scanner"]
+    for number, case in enumerate(cases, start=1):
+        rng = np.random.default_rng([seed, zlib.crc32(hospital.name.encode()), number, 1])
+        age, sex, scanner = rng.integers(55, 89), rng.choice(["F", "M"]), rng.choice(["north", "south"])
+        rows.append(f"{case},{age},{sex},{scanner}")
+    return "\n".join(rows) + "\n"
+
+
+def write_hospital(
+    hospital: Hospital, root: Path, seed: int = 0, num_cases: int | None = None, coarseness: float = 1.0
+) -> Path:
+    """The folder `root / hospital.name`, with one hospital written into it.
+
+    The same arguments give the same bytes; case n is the same whatever the number of cases.
+
+    Args:
+        num_cases: the hospital's own number when None.
+        coarseness: multiplies every voxel size, so that 2.0 makes volumes of an eighth of the voxels.
+
+    Raises:
+        UsageError: no case, a negative seed, or a coarseness that is not above 0.
+    """
+    count = hospital.num_cases if num_cases is None else num_cases
+    if count < 1 or seed < 0 or not coarseness > 0:
+        raise UsageError(
+            f"num_cases={count}, seed={seed}, coarseness={coarseness} make no hospital. "
+            "Give at least one case, a seed of 0 or more and a coarseness above 0."
+        )
+    folder = root / hospital.name
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = [f"{hospital.name[0].upper()}{number:03d}" for number in range(1, count + 1)]
+    for number, case in enumerate(cases, start=1):
+        _write_case(hospital, folder, case, number, seed, coarseness)
+    if hospital.participants:
+        table = _participants(hospital, cases, seed)
+        (folder / hospital.participants).write_text(table, encoding="utf-8")
+    return folder
+
+
+def write_hospitals(
+    root: Path,
+    seed: int = 0,
+    num_cases: int | None = None,
+    coarseness: float = 1.0,
+    names: Sequence[str] | None = None,
+) -> Path:
+    """The path of a `manifest.toml` in `root` that names the hospitals written there, ready for ingest.
+
+    Args:
+        names: which of HOSPITALS, all of them when None; the rest as in `write_hospital`.
+
+    Raises:
+        UsageError: a name is not in HOSPITALS, or an argument of `write_hospital` is out of range.
+    """
+    known = {hospital.name: hospital for hospital in HOSPITALS}
+    wanted = list(known) if names is None else list(names)
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        raise UsageError(f"no hospital {', '.join(unknown)!r}: name some of {', '.join(known)}.")
+    for name in wanted:
+        write_hospital(known[name], root, seed, num_cases, coarseness)
+    manifest = root / "manifest.toml"
+    manifest.write_text(
+        tomli_w.dumps({"database": [_manifest_entry(known[name]) for name in wanted]}), encoding="utf-8"
+    )
+    return manifest
+
+
+def _manifest_entry(hospital: Hospital) -> dict[str, object]:
+    optional = {"brain_mask": hospital.brain_mask, "participants": hospital.participants}
+    return {
+        "name": hospital.name,
+        "root": hospital.name,
+        "pathology": hospital.pathology,
+        "pattern": hospital.pattern,
+        "licence": "CC0-1.0",
+        "source": "multiseg phantoms",
+        **{key: value for key, value in optional.items() if value},
+        "labels": {annotation.name: annotation.pattern for annotation in hospital.annotations},
+        "codes": {annotation.name: annotation.codes for annotation in hospital.annotations},
+    }
