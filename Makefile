@@ -17,9 +17,10 @@ check: .venv/test-installed
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-bench: .venv/installed
+bench: .venv/test-installed
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.inference
 
 # torch first and by its exact version: without it, pip may choose a build of several gigabytes.
 .venv/installed: pyproject.toml constraints.txt

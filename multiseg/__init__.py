@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from multiseg.store.catalogue import select, table
     from multiseg.store.ingest import IngestOptions, ingest
     from multiseg.store.reader import open_store
+    from multiseg.store.sources.manifest import find_manifest
+    from multiseg.store.sources.pattern import PatternSource, find_database
     from multiseg.training.folder import TrainOptions
     from multiseg.training.run import train
 
@@ -24,9 +26,12 @@ _HOMES = {
     "LabelSpace": "labels",
     "ModalityAxis": "modalities",
     "PatchStream": "loaders.batches",
+    "PatternSource": "store.sources.pattern",
     "StreamOptions": "loaders.batches",
     "TrainOptions": "training.folder",
     "evaluate": "evaluation.evaluate",
+    "find_database": "store.sources.pattern",
+    "find_manifest": "store.sources.manifest",
     "ingest": "store.ingest",
     "load_model": "models.saved",
     "open_store": "store.reader",
@@ -44,9 +49,12 @@ __all__ = [
     "LabelSpace",
     "ModalityAxis",
     "PatchStream",
+    "PatternSource",
     "StreamOptions",
     "TrainOptions",
     "evaluate",
+    "find_database",
+    "find_manifest",
     "ingest",
     "load_model",
     "open_store",

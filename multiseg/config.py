@@ -38,7 +38,7 @@ def defaults(cuda: bool) -> dict[str, Any]:
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Two nested tables as one; the second wins, None in it says nothing."""
-    result = dict(below)
+    result = {key: value for key, value in below.items() if value is not None}
     for key, value in above.items():
         if isinstance(value, Mapping):
             result[key] = merged(result.get(key) or {}, value)
@@ -51,14 +51,16 @@ def read_run_file(path: Path) -> dict[str, Any]:
     """The tables of a run file.
 
     Raises:
-        UsageError: it is missing or no TOML.
+        UsageError: it is missing, no TOML, or has an unknown key.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"there is no run file {path}. Print one with: multiseg train STORE --print-config") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is no TOML: {error}.") from error
+    _refuse_unknown(settings, TrainOptions, "")
+    return settings
 
 
 def to_options(settings: Mapping[str, Any]) -> TrainOptions:
@@ -67,6 +69,8 @@ def to_options(settings: Mapping[str, Any]) -> TrainOptions:
     Raises:
         UsageError: an unknown key or a value of the wrong type, named by its place.
     """
+    # One seed serves everything, unless the draws are given their own.
+    settings = merged({"stream": {"draw": {"seed": settings.get("seed")}}}, settings)
     _refuse_unknown(settings, TrainOptions, "")
     try:
         return TypeAdapter(TrainOptions).validate_python(settings)
@@ -84,5 +88,7 @@ def _refuse_unknown(settings: Mapping[str, Any], options: type, place: str) -> N
         where = f"[{place.rstrip('.')}]" if place else "the run file"
         raise UsageError(f"unknown settings {unknown} in {where}. It may hold: {', '.join(hints)}.")
     for key, value in settings.items():
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{place}{key} is a table of settings, [{place}{key}], but got {value!r}.")
             _refuse_unknown(value, hints[key], f"{place}{key}.")

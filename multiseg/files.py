@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from multiseg.errors import ResourceError
@@ -25,4 +26,5 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         raise ResourceError(f"{path} could not be written: {error.strerror}. Nothing there has changed.") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be the trouble
+            beside.unlink()

@@ -36,7 +36,7 @@ class LabelSchema:
 
     Raises:
         LabelError: a source code or a structure's name stands twice, a kind is unknown, or there are
-            more than 254 structures.
+            no structure or more than 254.
     """
 
     structures: tuple[Structure, ...]
@@ -55,6 +55,8 @@ class LabelSchema:
         unknown = sorted({structure.kind for structure in self.structures} - set(KINDS))
         if unknown:
             raise LabelError(f"unknown kinds of structure {unknown}: a structure is one of {list(KINDS)}.")
+        if not names:
+            raise LabelError("the label codes name no structure to look for. Write them as 1=lesion,2=ignore.")
         if len(names) >= IGNORE:
             raise LabelError(f"{len(names)} structures do not fit into one byte: at most {IGNORE - 1}.")
 
@@ -80,10 +82,13 @@ class LabelSchema:
         for at, structure in enumerate(self.structures):
             compact |= dict.fromkeys(structure.source_codes, at + 1)
         seen = [int(code) for code in whole]
-        unknown = {code: int(n) for code, n in zip(seen, counts, strict=True) if code not in compact}
+        unknown: dict[int, int] = {}
+        for code, count in zip(seen, counts, strict=True):
+            if code not in compact:
+                unknown[code] = unknown.get(code, 0) + int(count)
         if unknown:
             known = ", ".join(f"{c}={n}" for n, codes in self._meanings() for c in codes)
-            listed = ", ".join(f"{code} ({count} voxels)" for code, count in list(unknown.items())[:8])
+            listed = ", ".join(f"{code} ({number} voxels)" for code, number in list(unknown.items())[:8])
             suggestion = ",".join(f"{code}=NAME" for code in list(unknown)[:4])
             raise LabelError(
                 f"the label holds unknown codes: {listed}; known are {known}. "
@@ -184,8 +189,9 @@ class LabelSpace:
     def view(self, schemas: Mapping[str, LabelSchema], annotated: Sequence[bool]) -> LabelView:
         """How the annotations that a case has (`annotated`, in the schemas' order) become targets.
 
-        A structure comes from the first annotation of the case that looked for it, so a second rater
-        never overrides the first. Lesions lie over tissue.
+        A structure comes from the first annotation of the case that looked for it, and where two
+        annotations differ the first one counts: a second rater never overrides the first. Lesions lie
+        over tissue.
         """
         tables: dict[int, UInt8[np.ndarray, 256]] = {}
         known = np.zeros(len(self.labels), dtype=bool)
@@ -203,10 +209,10 @@ class LabelSpace:
                 table[IGNORE] = IGNORE
                 tables[at] = table
                 taken |= set(schema.names)
-        lesion_last = sorted(
-            tables, key=lambda at: any(s.kind == "lesion" for s in list(schemas.values())[at].structures)
-        )
-        return LabelView(tuple((at, tables[at]) for at in lesion_last), known)
+        is_lesion = [any(s.kind == "lesion" for s in schema.structures) for schema in schemas.values()]
+        # The last one to be laid down is seen.
+        lesion_and_first_last = sorted(tables, key=lambda at: (is_lesion[at], -at))
+        return LabelView(tuple((at, tables[at]) for at in lesion_and_first_last), known)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ app = typer.Typer(
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo_command,

@@ -57,16 +57,17 @@ def ingest_command(
     codec: Annotated[str, typer.Option(help="Compression of images: none, lz4 or zstd.")] = "lz4",
     split: Annotated[str, typer.Option(help="Shares of the subjects.")] = "train=0.7,val=0.1,test=0.2",
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
-    replace: Annotated[bool, typer.Option(help="Replace cases whose files have changed.")] = False,
-    allow_unlabelled: Annotated[bool, typer.Option(help="Take cases without label, too.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace cases whose files have changed.")] = False,
+    allow_unlabelled: Annotated[
+        bool, typer.Option("--allow-unlabelled", help="Take cases without label, too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Bring scans into a store: RAS+, one voxel size, z-scored in the brain. Cases already there are skipped.
 
     Examples:
 
-    multiseg ingest data/ms --pathology "multiple sclerosis" --pattern "{case}/{modality}.nii.gz"
-    --label "{case}/lesion.nii.gz" --store brain.zarr
+    multiseg ingest data/ms --pattern "{case}/{modality}.nii.gz" --label "{case}/lesion.nii.gz" --store brain.zarr
 
     multiseg ingest manifest.toml --store brain.zarr --spacing 2
     """
@@ -175,7 +176,7 @@ def _shares(text: str) -> dict[str, float]:
 
 def info_command(
     store: Annotated[str, typer.Argument(help="The store.")],
-    cases: Annotated[bool, typer.Option(help="List every case, too.")] = False,
+    cases: Annotated[bool, typer.Option("--cases", help="List every case, too.")] = False,
     case: Annotated[str, typer.Option(help="One case as DATABASE/CASE: its files and every step they took.")] = "",
     database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
     modality: Annotated[list[str] | None, typer.Option(help="Only cases with these sequences.")] = None,
@@ -185,7 +186,13 @@ def info_command(
 ) -> int:
     """Say what a store holds: databases, cases, sequences, labels, sizes.
 
-    Examples: multiseg info brain.zarr; multiseg info brain.zarr --cases --modality FLAIR --split test
+    Examples:
+
+    multiseg info brain.zarr
+
+    multiseg info brain.zarr --cases --modality FLAIR --split test
+
+    multiseg info brain.zarr --case ms/patient07
     """
     from multiseg.cli.console import print_json, print_table
     from multiseg.store.catalogue import select, table

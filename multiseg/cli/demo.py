@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -21,26 +22,32 @@ def demo_command(
     """
     from multiseg.cli.app import run
     from multiseg.cli.console import output
+    from multiseg.store.catalogue import select
+    from multiseg.store.reader import open_store
 
     hospitals, store, joint = out / "hospitals", out / "brain.zarr", out / "joint"
-    patient = hospitals / "dogwood" / "images" / "D003"
-    commands = [
-        f"phantoms {hospitals} --cases {cases} --seed {seed}",
-        f"ingest {hospitals / 'manifest.toml'} --store {store} --spacing 2.5",
-        f"info {store}",
-        f"train {store} --out {joint} --steps {steps} --seed {seed} --device cpu",
-        f"evaluate {joint} --device cpu",
-        f"predict {joint} FLAIR={patient}_FLAIR.nii.gz -o {out / 'lesions.nii.gz'} --device cpu",
-    ]
+    answer, picture = out / "lesions.nii.gz", out / "lesions.png"
     console = output()
-    for command in commands:
-        console.print(f"\n[bold green]$ multiseg {command}[/]", soft_wrap=True, highlight=False)
-        code = run(shlex.split(command))
+
+    def walk() -> Iterator[list[str]]:
+        yield ["phantoms", f"{hospitals}", "--cases", f"{cases}", "--seed", f"{seed}"]
+        yield ["ingest", f"{hospitals / 'manifest.toml'}", "--store", f"{store}", "--spacing", "2.5"]
+        yield ["info", f"{store}"]
+        yield ["train", f"{store}", "--out", f"{joint}", "--steps", f"{steps}", "--seed", f"{seed}", "--device", "cpu"]
+        yield ["evaluate", f"{joint}", "--device", "cpu"]
+        held_out = select(open_store(str(store)), ["dogwood"], split="test")[0].name
+        scan = hospitals / "dogwood" / "images" / f"{held_out}_FLAIR.nii.gz"
+        yield ["predict", f"{joint}", f"FLAIR={scan}", "-o", f"{answer}", "--picture", f"{picture}", "--device", "cpu"]
+
+    for command in walk():
+        console.print(f"\n$ multiseg {shlex.join(command)}", style="bold green", soft_wrap=True, markup=False)
+        code = run(command)
         if code:
             return code
     console.print(
         f"\nLook at {joint / 'evaluation-test' / 'montage.png'}: truth and prediction on held-out patients.\n"
-        f"The store is {store}, the model {joint / 'model.safetensors'}, the segmentation {out / 'lesions.nii.gz'}.",
+        f"One patient's segmentation is {answer}, drawn in {picture}.\n"
+        f"The store is {store}, the model {joint / 'model.safetensors'}.",
         soft_wrap=True,
     )
     return 0

@@ -33,14 +33,19 @@ def train_command(
     workers: Annotated[int | None, typer.Option(help="Processes that read patches.", min=0)] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, dropout and draws.")] = None,
-    resume: Annotated[bool, typer.Option(help="Insist on going on with a run that is there.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Start anew where a run is there.")] = False,
-    print_config: Annotated[bool, typer.Option(help="Print every setting as TOML and stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Insist on going on with a run that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is there.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting as TOML and stop.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Train one model on all databases of a store. The same command again goes on where it was.
 
-    Examples: multiseg train brain.zarr --out runs/joint; multiseg train brain.zarr --print-config > run.toml;
+    Examples:
+
+    multiseg train brain.zarr --out runs/joint
+
+    multiseg train brain.zarr --print-config > run.toml
+
     multiseg train --run run.toml --out runs/mine
     """
     from multiseg.cli.console import print_json
@@ -49,7 +54,7 @@ def train_command(
     size = (patch, patch, patch) if patch else None
     options = _options(store, run, {
         "databases": database, "device": device, "seed": seed,
-        "stream": {"batch_size": batch_size, "workers": workers, "draw": {"patch": size, "seed": seed}},
+        "stream": {"batch_size": batch_size, "workers": workers, "draw": {"patch": size}},
         "fit": {"num_steps": steps, "learning_rate": learning_rate},
     })  # fmt: skip
     if print_config:

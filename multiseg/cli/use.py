@@ -27,7 +27,11 @@ def evaluate_command(
 ) -> int:
     """Dice, sensitivity, precision, ASSD and HD95 of held-out cases for every subset of their sequences.
 
-    Examples: multiseg evaluate runs/joint; multiseg evaluate runs/joint --store other.zarr --split all
+    Examples:
+
+    multiseg evaluate runs/joint
+
+    multiseg evaluate runs/joint --store other.zarr --split all
     """
     from rich.progress import TaskID
 
@@ -97,21 +101,26 @@ def predict_command(
     headers_disagree: Annotated[
         str, typer.Option(help="A mask of an image's shape but elsewhere in space: refuse, world or array.")
     ] = "refuse",
+    picture: Annotated[Path | None, typer.Option(help="Also draw it over the images, as PNG.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> int:
     """Segment one patient from any subset of sequences; the answer lies on the first image's own grid.
 
-    Example: multiseg predict runs/joint FLAIR=flair.nii.gz T1=t1.nii.gz -o lesions.nii.gz
+    Example:
+
+    multiseg predict runs/joint FLAIR=flair.nii.gz T1=t1.nii.gz -o lesions.nii.gz
     """
     from multiseg.cli.console import messages, output, print_json
     from multiseg.cli.data import _one_of
-    from multiseg.evaluation.predict import name_images, predict
+    from multiseg.evaluation.predict import name_images, predict, save_overlay
     from multiseg.models.devices import resolve_device
 
     _one_of(headers_disagree, ("refuse", "world", "array"), "--headers-disagree")
     named = name_images(images)
     result = predict(model, named, out, brain_mask, reference, overlap, headers_disagree, str(resolve_device(device)))
+    if picture:
+        save_overlay(picture, named, result)
     if as_json:
         print_json({
             "path": str(result.path), "reference": result.reference, "used": list(result.used),

@@ -146,7 +146,7 @@ def check_spacing(model: Model, store: Store) -> None:
 
 
 def _usable(model: Model, store: Store, case: Case) -> bool:
-    view = model.info.space.view(store[case.database].schemas, list(case.annotated))
+    view = store[case.database].label_view(case, model.info.space)
     return bool(view.annotated.any()) and bool(model.info.usable(case.modalities))
 
 
@@ -164,7 +164,7 @@ def _evaluate_case(
 ) -> Iterator[tuple[dict[str, Any], CasePanel | None]]:
     info, database = model.info, store[case.database]
     own, codes = database.whole(case)
-    view = info.space.view(database.schemas, list(case.annotated))
+    view = database.label_view(case, info.space)
     target = view.target(codes)
     images = np.zeros((len(info.axis), *case.extent), dtype=np.float16)
     for name in info.usable(case.modalities):
@@ -210,7 +210,9 @@ def _panel(
 ) -> CasePanel:
     shown = {name: images[at] for at, name in enumerate(axis) if name in case.modalities and images[at].any()}
     dice = metrics.outcome if np.isnan(metrics.dice) else f"Dice {metrics.dice:.2f}"
-    return CasePanel(f"{case.database}/{case.name}", f"{case.pathology}\n{dice}", shown, truth, predicted)
+    return CasePanel(
+        f"{case.database}/{case.name}", f"{case.pathology}\n{dice}", shown, truth, predicted, case.grid.spacing_mm
+    )
 
 
 def summary_of(cases: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import product
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from multiseg.errors import UsageError
 from multiseg.models.losses import log_probabilities
 from multiseg.types import Index3
 
@@ -51,19 +53,33 @@ def predict_volume(
                 _part(total, corner, patch).add_(one * weight)
                 _part(weights[None], corner, patch).add_(weight)
     if total is None:
-        return np.zeros((1, *images.shape[1:]), dtype=np.float32)
+        return np.zeros((_num_labels(network, len(images), patch, device), *images.shape[1:]), dtype=np.float32)
     mean = total / weights.clamp(min=1e-8)
     i, j, k = images.shape[1:]
     return mean[:, pads[0] : pads[0] + i, pads[1] : pads[1] + j, pads[2] : pads[2] + k].numpy()
 
 
 def window_corners(shape: Sequence[int], patch: Index3, overlap: float) -> Iterator[Index3]:
-    """Corners of evenly spaced windows that cover the whole shape and overlap by at least the given share."""
+    """Corners of evenly spaced windows that cover the whole shape and overlap by at least the given share.
+
+    Raises:
+        UsageError: the share is not in [0, 1).
+    """
+    if not 0 <= overlap < 1:
+        raise UsageError(f"windows cannot overlap by {overlap}: give a share from 0 to below 1.")
     starts = []
     for n, p in zip(shape, patch, strict=True):
-        num = 1 + int(np.ceil((n - p) / max(1.0, p * (1 - overlap)))) if n > p else 1
+        stride = max(1, int(p * (1 - overlap) + 1e-6))  # whole voxels, so that rounding leaves no smaller overlap
+        num = 1 + math.ceil((n - p) / stride) if n > p else 1
         starts.append(np.rint(np.linspace(0, n - p, num)).astype(int).tolist())
     yield from product(*starts)
+
+
+def _num_labels(network: nn.Module, num_modalities: int, patch: Index3, device: torch.device) -> int:
+    nothing = torch.zeros(1, num_modalities, *patch, device=device)
+    absent = torch.zeros(1, num_modalities, dtype=torch.bool, device=device)
+    with torch.inference_mode():
+        return log_probabilities(network(nothing, absent)).shape[1] - 1
 
 
 def _part(volume: Tensor, corner: Index3, patch: Index3) -> Tensor:

@@ -134,8 +134,8 @@ def _joint_box(foreground: Mask) -> tuple[slice, ...]:
 
 
 def _surface(mask: Mask) -> Mask:
-    inner: Mask = ndimage.binary_erosion(mask, border_value=0)
-    return mask & ~inner
+    surface: Mask = mask & ~ndimage.binary_erosion(mask, border_value=0)
+    return surface
 
 
 def _distances(start: Mask, goal: Mask, spacing_mm: SpacingMm) -> Distances:

@@ -1,7 +1,7 @@
 """One picture of many cases: an axial slice of every sequence with the true and the predicted outline."""
 
+import io
 import textwrap
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 
 from multiseg.errors import UsageError
+from multiseg.files import write_atomically
 from multiseg.modalities import in_canonical_order
 from multiseg.types import Mask
 
@@ -39,7 +40,7 @@ _POINTS_PER_INCH = 72
 
 @dataclass(frozen=True, eq=False)
 class CasePanel:
-    """One row of a montage: the sequences of a case on one RAS+ grid, drawn with square voxels.
+    """One row of a montage: the sequences of a case on one RAS+ grid.
 
     `caption` stands below the name, one line for each of its lines: the pathology, the Dice.
     """
@@ -49,6 +50,7 @@ class CasePanel:
     images: dict[str, Image]
     truth: Mask | None
     predicted: Mask | None
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,9 @@ def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "") -> No
     _draw_legend(figure, page, panels)
     for row, panel in enumerate(panels):
         _draw_row(figure, page, row, panel, columns)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        figure.savefig(unfinished, format="png", dpi=_DOTS_PER_INCH)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=_DOTS_PER_INCH)
+    write_atomically(path, drawn.getvalue())
 
 
 def _draw_frame(figure: Figure, page: _Page, columns: Sequence[str], title: str) -> None:
@@ -206,7 +205,7 @@ def _draw_slice(axes: Axes, panel: CasePanel, image: Image, view: _View) -> None
         if mask is not None and mask[:, :, view.k].any():
             outline = _as_seen(mask[:, :, view.k], view).astype(np.float32)
             axes.contour(outline, levels=[0.5], colors=[colour], linewidths=points)
-    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_aspect(panel.spacing_mm[1] / panel.spacing_mm[0], adjustable="datalim")
     for x, side, letter in ((0.03, "left", "R"), (0.97, "right", "L")):
         axes.text(x, 0.03, letter, color=_SOFT, size=7.5, ha=side, transform=axes.transAxes)
 

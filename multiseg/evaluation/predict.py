@@ -11,10 +11,11 @@ import numpy as np
 from multiseg.errors import ModalityError
 from multiseg.evaluation.evaluate import decide
 from multiseg.evaluation.inference import predict_volume
+from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.models.saved import Model, load_model
-from multiseg.store.grids import resample
-from multiseg.store.nifti import write_like
+from multiseg.store.grids import Grid, resample
+from multiseg.store.nifti import read_volume, to_ras, write_like
 from multiseg.store.prepare import CaseFiles, Recipe, prepare_case
 
 
@@ -107,3 +108,16 @@ def predict(
     volumes = {name: float(np.count_nonzero(labels == at)) * ml for at, name in enumerate(info.space.names, start=1)}
     left_out = tuple(name for name in images if name not in usable)
     return Prediction(out, home, usable, left_out, volumes, prepared.doubts)
+
+
+def save_overlay(path: Path, images: Mapping[str, Path], prediction: Prediction) -> None:
+    """A PNG of the written segmentation, read back from its file, over the images on the patient's own grid."""
+    answer = to_ras(read_volume(prediction.path))
+    grid = Grid(answer.affine, answer.shape)
+    shown = {}
+    for name, file in images.items():
+        volume = to_ras(read_volume(file))
+        shown[name] = resample(volume.voxels, Grid(volume.affine, volume.shape), grid, smooth=False)
+    caption = "\n".join(f"{name} {ml:.1f} ml" for name, ml in prediction.volumes_ml.items())
+    panel = CasePanel(prediction.path.name, caption, shown, None, answer.voxels > 0, grid.spacing_mm)
+    save_montage(path, [panel], "Segmentation on the patient's own grid")

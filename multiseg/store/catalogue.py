@@ -36,7 +36,10 @@ def select(
 
     Raises:
         StoreError: a database or a column is named that the store does not have.
+        UsageError: there is no such split.
     """
+    if split and split not in SPLITS:
+        raise UsageError(f"there is no split {split!r}; splits are {', '.join(SPLITS)}.")
     for name in databases:
         store[name]
     wanted = dict(participants or {})
@@ -98,7 +101,8 @@ def assign_splits(
         UsageError: the fractions are negative or do not add up to 1, or a split is unknown.
         StoreError: one subject stands in two splits.
     """
-    if set(fractions) - set(SPLITS) or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+    shares = list(fractions.values())
+    if set(fractions) - set(SPLITS) or min(shares, default=-1) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise UsageError(f"the splits {dict(fractions)} must be shares of {'/'.join(SPLITS)} that add up to 1.")
     fixed = dict(held or {})
     for case in cases:

@@ -9,21 +9,46 @@ import zarr
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore, ObjectStore
 
-from multiseg.errors import StoreError
+from multiseg.errors import StoreError, UsageError
 from multiseg.store.schema import FORMAT
 
 ROOT_KEY = "multiseg"
+NO_STORE = "NO_STORE"
+"""The code of the error that says that nothing is there, as opposed to something wrong."""
 
 
 def is_remote(url: str) -> bool:
     """Whether a store's name is a URL (s3://, gs://, https://) and no local path."""
-    return re.match(r"[a-z][a-z0-9+]*://", url) is not None and not url.startswith("file://")
+    return re.match(r"[A-Za-z][A-Za-z0-9+]*://", url) is not None and not url.startswith("file://")
+
+
+def local_path(url: str) -> Path:
+    """The folder of a local store."""
+    return Path(url.removeprefix("file://"))
+
+
+def check_database_name(name: str) -> None:
+    """Names become folders, parts of "DATABASE/CASE" and of file names, here and on other systems.
+
+    Raises:
+        UsageError: a database may not be called that.
+    """
+    if not re.fullmatch(r"[^\W_]([\w -]*\w)?", name):
+        raise UsageError(
+            f"a database cannot be called {name!r}. Use letters, digits, '-', '_' and single words or spaces "
+            "between them, and begin with a letter or a digit."
+        )
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name can be printed, be part of a path, and be told from another at a glance."""
+    return name.isprintable() and name == name.strip() and not re.search(r"[/\\]|^\.|^__|^$", name)
 
 
 def zarr_store(url: str, read_only: bool) -> ZarrStore:
     """The key-value store behind a path or a URL; remote ones go through obstore."""
     if not is_remote(url):
-        return LocalStore(Path(url.removeprefix("file://")), read_only=read_only)
+        return LocalStore(local_path(url), read_only=read_only)
     from obstore.store import from_url  # heavy, and only remote stores need it
 
     return ObjectStore(from_url(url), read_only=read_only)
@@ -35,15 +60,20 @@ def open_root(url: str, mode: str) -> zarr.Group:
     Raises:
         StoreError: there is no multiseg store, or one of another format.
     """
-    if not is_remote(url) and not Path(url.removeprefix("file://")).is_dir():
-        raise StoreError(f"there is no store at {url}. Make one with: multiseg ingest DATA --store {url}")
+    if not is_remote(url) and not local_path(url).is_dir():
+        raise StoreError(
+            f"there is no store at {url}. Make one with: multiseg ingest DATA --store {url}", code=NO_STORE
+        )
     try:
         root = zarr.open_group(zarr_store(url, read_only=mode == "r"), mode=mode, zarr_format=3, use_consolidated=False)
     except (FileNotFoundError, KeyError, ValueError) as error:
-        raise StoreError(f"{url} is no Zarr v3 store ({error}). Make one with: multiseg ingest.") from error
+        raise StoreError(
+            f"{url} is no Zarr v3 store ({error}). Name a store's folder, or to make one, a folder that is not there.",
+            code=NO_STORE,
+        ) from error
     head = root.attrs.get(ROOT_KEY)
     if not isinstance(head, dict):
-        raise StoreError(f"{url} is a Zarr group but no multiseg store. Make one with: multiseg ingest.")
+        raise StoreError(f"{url} is a Zarr group but no multiseg store. Name another folder.")
     if head.get("format") != FORMAT:
         raise StoreError(f"{url} has store format {head.get('format')}; this multiseg reads format {FORMAT}.")
     return root

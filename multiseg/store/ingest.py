@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import zarr
 
-from multiseg.errors import DataError, StoreError
+from multiseg.errors import DataError, ResourceError, UsageError
 from multiseg.modalities import in_canonical_order
 from multiseg.store import schema
 from multiseg.store.catalogue import assign_splits
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.hierarchy import is_remote, open_root
+from multiseg.store.hierarchy import check_database_name, is_plain_name
 from multiseg.store.prepare import CaseFiles, PreparedCase, Recipe, prepare_case
 from multiseg.store.sources.model import DatabaseFiles
-from multiseg.store.writer import DatabaseInfo, DatabaseWriter, locked, open_or_create_root
+from multiseg.store.writer import (
+    DatabaseInfo,
+    DatabaseWriter,
+    check_agreement,
+    existing_root,
+    locked,
+    open_or_create_root,
+)
 
 DEFAULT_SPLIT = {"train": 0.7, "val": 0.1, "test": 0.2}
 
@@ -66,11 +74,24 @@ def ingest(
         on_case: called with database, case and "written", "skipped" or "failed" as each is done.
 
     Raises:
+        UsageError: a database or a participants' column has a name that no folder can have.
         StoreError: the store has another voxel size, or a database another recipe or meaning of codes.
         ResourceError: the disk is full, or another process writes to the store.
     """
+    for files in databases:
+        _check_names(files)
     with locked(url):
         return [_ingest_database(files, url, options or IngestOptions(), on_case) for files in databases]
+
+
+def _check_names(files: DatabaseFiles) -> None:
+    check_database_name(files.name)
+    for column in sorted({column for case in files.cases for column in case.participant}):
+        if column in schema.RESERVED or not is_plain_name(column):
+            raise UsageError(
+                f"database {files.name!r}: a participants' column cannot be called {column!r}: the store has "
+                "something of that name, or a path cannot hold it. Rename the column."
+            )
 
 
 def source_digest(hashes: Mapping[str, str]) -> str:
@@ -95,19 +116,20 @@ class _Held:
     splits: Mapping[str, str]
 
 
-def _held(url: str, database: str) -> _Held:
-    try:
-        group = open_root(url, "r").get(database)
-    except StoreError:
-        group = None
-    if not isinstance(group, zarr.Group) or "status" not in group:
+def _held(url: str, info: DatabaseInfo) -> _Held:
+    root = existing_root(url, "r", info.recipe.spacing_mm)
+    group = None if root is None else root.get(info.name)
+    if not isinstance(group, zarr.Group):
+        return _Held({}, {})
+    check_agreement(group.attrs.asdict(), info)
+    if "label" not in group:  # the array that is made last
         return _Held({}, {})
     committed = group["status"][:] == schema.COMMITTED
-    cases, digests, subjects, splits = (group[n][:] for n in ("case", "source_sha256", "subject", "split"))
-    return _Held(
-        {str(c): str(d) for c, d, there in zip(cases, digests, committed, strict=True) if there},
-        {str(c): str(s) for c, s, there in zip(subjects, splits, committed, strict=True) if there},
+    rows = np.flatnonzero(committed)
+    cases, digests, subjects, splits = (
+        [str(text) for text in group[name][:][rows]] for name in ("case", "source_sha256", "subject", "split")
     )
+    return _Held(dict(zip(cases, digests, strict=True)), dict(zip(subjects, splits, strict=True)))
 
 
 def _ingest_database(
@@ -115,40 +137,29 @@ def _ingest_database(
 ) -> IngestReport:
     recipe = Recipe(options.spacing_mm, options.reference, files.brain_mask, options.headers_disagree)
     info = DatabaseInfo(
-        files.name,
-        files.pathology,
-        recipe,
-        files.schemas,
-        options.codec,
-        files.licence,
-        files.citation,
-        files.source,
+        files.name, files.pathology, recipe, files.schemas, options.codec, files.licence, files.citation, files.source
     )
-    held = _held(url, files.name)
-    splits = assign_splits(files.cases, options.split, options.seed, held.splits)
-    findings = list(files.findings)
-    failed = list(dict.fromkeys(f.case for f in findings if f.severity is Severity.ERROR and f.case))
-    written, skipped = [], []
-    todo = []
-    for case in files.cases:
-        if _is_there(case, held.digests.get(case.case)):
-            skipped.append(case.case)
-            on_case(files.name, case.case, "skipped")
-        else:
-            todo.append(case)
-    writer: DatabaseWriter | None = None
-    rows: dict[str, int] = {}
+    held = _held(url, info)
+    badly_named = _bad_names(files)
+    findings = [*files.findings, *badly_named]
+    errors = [f.case for f in files.findings if f.severity is Severity.ERROR and f.case]
+    failed = list(dict.fromkeys([*errors, *(f.case for f in badly_named)]))
+    good = [case for case in files.cases if case.case not in failed]
+    splits = assign_splits(good, options.split, options.seed, held.splits)
+    skipped = [case.case for case in good if _is_there(case, held.digests.get(case.case))]
+    for name in skipped:
+        on_case(files.name, name, "skipped")
+    todo = [case for case in good if case.case not in skipped]
+    written: list[str] = []
+    opened: tuple[DatabaseWriter, dict[str, int]] | None = None
     for case in todo:
         try:
             prepared = _prepare(case, files, recipe, held, options)
-            if writer is None:
-                writer = _open_writer(url, info, todo, options)
-                rows = writer.reserve([other.case for other in todo])
-            placed = CaseFiles(**{**vars(case), "split": splits[case.case]})
+            opened = opened or _open_writer(url, info, todo, options)
+            writer, rows = opened
+            placed = replace(case, split=splits[case.case])
             writer.write(rows[case.case], placed, prepared, _digest_of_prepared(prepared))
         except DataError as error:
-            if isinstance(error, StoreError) and writer is None:
-                raise
             findings.append(Finding.from_error(error, files.name, case.case))
             failed.append(case.case)
             on_case(files.name, case.case, "failed")
@@ -156,9 +167,22 @@ def _ingest_database(
         findings += [Finding(Severity.WARNING, c, files.name, case.case, "", m) for c, m in prepared.doubts]
         written.append(case.case)
         on_case(files.name, case.case, "written")
-    if writer is not None:
-        writer.release_rows()
+    if opened is not None:
+        opened[0].release_rows()
     return IngestReport(files.name, tuple(written), tuple(skipped), tuple(failed), tuple(findings))
+
+
+def _bad_names(files: DatabaseFiles) -> list[Finding]:
+    count = Counter(case.case for case in files.cases)
+    says = {name: "is the name of two cases. Give each its own." for name in count if count[name] > 1}
+    says |= {
+        name: "is no name for a case: no slash, no control character, no dot or space at its ends, and not nothing."
+        for name in count if not is_plain_name(name)
+    }  # fmt: skip
+    return [
+        Finding(Severity.ERROR, "BAD_NAME", files.name, name, "", f"{name!r} {what} Rename its files.")
+        for name, what in says.items()
+    ]
 
 
 def _is_there(case: CaseFiles, held_digest: str | None) -> bool:
@@ -184,8 +208,13 @@ def _prepare(
     return prepared
 
 
-def _open_writer(url: str, info: DatabaseInfo, cases: Sequence[CaseFiles], options: IngestOptions) -> DatabaseWriter:
-    if not is_remote(url):
-        Path(url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
-    root = open_or_create_root(url, options.spacing_mm)
-    return DatabaseWriter(root, info, in_canonical_order(name for case in cases for name in case.images))
+def _open_writer(
+    url: str, info: DatabaseInfo, cases: Sequence[CaseFiles], options: IngestOptions
+) -> tuple[DatabaseWriter, dict[str, int]]:
+    """The database's writer, and a row for each of the cases."""
+    try:
+        root = open_or_create_root(url, options.spacing_mm)
+        writer = DatabaseWriter(root, info, in_canonical_order(name for case in cases for name in case.images))
+        return writer, writer.reserve([case.case for case in cases])
+    except OSError as error:
+        raise ResourceError(f"{url} cannot be written: {error}. Make room, or check its permissions.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,14 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from multiseg.errors import SourceError
 from multiseg.files import write_atomically
 from multiseg.types import Affine, Array, Voxels
 
 GZIP_MAGIC = b"\x1f\x8b"
+_TOWARDS = {"L": "left", "R": "right", "P": "back", "A": "front", "I": "feet", "S": "head"}
 AFFINE_TOLERANCE_MM = 0.1
 """Two affines that place every corner of a volume within this distance are the same."""
 
@@ -53,9 +56,11 @@ def read_volume(path: Path) -> Volume:
             affine is singular. `code` tells which.
     """
     raw = _read_bytes(path)
-    image = _parse(path, _gunzip(path, raw))
-    voxels = _voxels(path, image)
+    data = _gunzip(path, raw)
+    image = _parse(path, data)
+    voxels = _voxels(path, image, len(data))
     affine, doubts = _affine(path, image)
+    doubts = _repairs(path, image, data) + doubts
     return Volume(voxels, affine, bytes(image.header.binaryblock), hashlib.sha256(raw).hexdigest(), path, doubts)
 
 
@@ -79,23 +84,39 @@ def _gunzip(path: Path, raw: bytes) -> bytes:
 
 
 def _parse(path: Path, data: bytes) -> nib.Nifti1Image | nib.Nifti2Image:
-    for kind in (nib.Nifti1Image, nib.Nifti2Image):
-        try:
+    kind = {b"n+1\0": nib.Nifti1Image}.get(data[344:348]) or {b"n+2\0": nib.Nifti2Image}.get(data[4:8])
+    try:
+        if kind is not None:
             return kind.from_bytes(data)
-        except (ImageFileError, HeaderDataError, ValueError):
-            continue
+    except (ImageFileError, HeaderDataError, WrapStructError, ValueError) as error:
+        message = f"{path} has a NIfTI header that cannot be read: {error}. Copy or export it again."
+        raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
     message = f"{path} is no NIfTI file (its first bytes are {data[:4]!r}). Give .nii or .nii.gz files."
     raise SourceError(message, code="NOT_NIFTI", file=str(path))
 
 
-def _voxels(path: Path, image: nib.Nifti1Image | nib.Nifti2Image) -> Voxels:
+def _repairs(path: Path, image: nib.Nifti1Image | nib.Nifti2Image, data: bytes) -> tuple[tuple[str, str], ...]:
+    """What nibabel mended in the header without a word to us, such as a form code that does not exist."""
+    faults = type(image.header).diagnose_binaryblock(data[: image.header.sizeof_hdr])
+    # A vox_offset that SPM dislikes hurts nobody here.
+    lines = [line for line in faults.splitlines() if "SPM" not in line]
+    said = f"{path.name}: its header was mended while reading ({'; '.join(lines)}). Check its place in space."
+    return (("HEADER_REPAIRED", said),) if lines else ()
+
+
+def _voxels(path: Path, image: nib.Nifti1Image | nib.Nifti2Image, num_bytes: int) -> Voxels:
     if image.get_data_dtype().fields is not None:
         message = f"{path} holds colours (RGB), not intensities. Give the original greyscale image."
         raise SourceError(message, code="COLOUR_IMAGE", file=str(path))
+    # Before memory is asked for: a damaged header may claim any size.
+    needed = int(image.dataobj.offset) + math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
+    if needed > num_bytes:
+        message = f"{path} is shorter than its header says: {num_bytes} of {needed} bytes. Copy it again."
+        raise SourceError(message, code="DAMAGED_FILE", file=str(path))
     try:
         voxels = np.asanyarray(image.dataobj)
     except (OSError, ValueError, EOFError) as error:
-        message = f"{path} is shorter than its header says ({error}). Copy it again."
+        message = f"{path}: its voxels cannot be read ({error}). Copy it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
     while voxels.ndim > 3 and voxels.shape[-1] == 1:
         voxels = voxels[..., 0]
@@ -105,11 +126,14 @@ def _voxels(path: Path, image: nib.Nifti1Image | nib.Nifti2Image) -> Voxels:
     if np.iscomplexobj(voxels):
         message = f"{path} holds complex numbers. Give the magnitude image."
         raise SourceError(message, code="COMPLEX_IMAGE", file=str(path))
+    if voxels.dtype != np.uint8:
+        with np.errstate(over="ignore"):
+            voxels = voxels.astype(np.float32, copy=False)
     if not np.isfinite(voxels).all():
         count = int(np.count_nonzero(~np.isfinite(voxels)))
-        message = f"{path} holds {count} voxels that are NaN or infinite. Repair or export it again."
+        message = f"{path} holds {count} voxels that are NaN or infinite in float32. Repair or export it again."
         raise SourceError(message, code="NOT_FINITE", file=str(path))
-    return np.asarray(voxels if voxels.dtype == np.uint8 else voxels.astype(np.float32, copy=False))
+    return np.asarray(voxels)
 
 
 def _affine(path: Path, image: nib.Nifti1Image | nib.Nifti2Image) -> tuple[Affine, tuple[tuple[str, str], ...]]:
@@ -122,18 +146,19 @@ def _affine(path: Path, image: nib.Nifti1Image | nib.Nifti2Image) -> tuple[Affin
         qform, qform_code = None, 0
     if sform_code and qform_code and not same_grid(sform, qform, image.shape[:3]):
         doubts.append(("SFORM_QFORM", f"{path.name}: sform and qform disagree; the sform is used. Check the header."))
-    if not sform_code and not qform_code:
-        doubts.append(
-            (
-                "NO_ORIENTATION",
-                f"{path.name}: no orientation in the header (sform and qform codes are 0); its axes are taken "
-                "as left-to-right, back-to-front, foot-to-head. Check it against the patient.",
-            )
-        )
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
         message = f"{path} has an affine that is no mapping to space: {affine.tolist()}. Repair its header."
         raise SourceError(message, code="BAD_AFFINE", file=str(path))
+    if not sform_code and not qform_code:
+        towards = ", ".join(_TOWARDS[code] for code in axis_codes(affine))
+        doubts.append(
+            (
+                "NO_ORIENTATION",
+                f"{path.name}: no orientation in the header (sform and qform codes are 0); its axes are taken to "
+                f"run towards {towards}, so left and right may be swapped. Check it against the patient.",
+            )
+        )
     return affine, tuple(doubts)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from multiseg.errors import LabelError, ModalityError, SourceError
 from multiseg.labels import LabelSchema
@@ -19,6 +20,8 @@ from multiseg.types import Codes, Images, Mask
 
 MIN_COVERAGE = 0.01
 """A file that covers less than this share of the reference image's box does not belong to it."""
+MAX_VOXELS = 2**30
+"""A case with more voxels on the store's grid (1024^3) has a wrong voxel size in its header."""
 DISAGREE = ("refuse", "world", "array")
 
 
@@ -42,7 +45,9 @@ class Recipe:
     normalise: str = "zscore"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"spacing_mm": list(self.spacing_mm)}
+        """As stored. What to believe when headers disagree is decided case by case, so it is not part of it."""
+        kept = {key: value for key, value in asdict(self).items() if key != "headers_disagree"}
+        return kept | {"spacing_mm": list(self.spacing_mm)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
@@ -67,7 +72,7 @@ class CaseFiles:
     @property
     def paths(self) -> dict[str, Path]:
         """Every file by its role, in a fixed order."""
-        images = {name: self.images[name] for name in in_canonical_order(self.images)}
+        images = {name: self.images[name] for name in in_canonical_order(sorted(self.images))}
         labels = {f"label:{name}": path for name, path in sorted(self.labels.items())}
         return images | labels | ({"brain_mask": self.brain_mask} if self.brain_mask else {})
 
@@ -99,7 +104,7 @@ def prepare_case(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: R
     Raises:
         SourceError, LabelError, ModalityError: what is wrong with which file; nothing is guessed.
     """
-    names = in_canonical_order(files.images)
+    names = in_canonical_order(sorted(files.images))
     if not names:
         raise ModalityError(
             f"case {files.case!r} has no file of a known sequence. Name its sequences: --modality NAME=T1.",
@@ -110,6 +115,7 @@ def prepare_case(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: R
     reference = _reference(names, native, recipe)
     volumes = {role: to_ras(_placed(role, native, names, reference, recipe, doubts)) for role in native}
     grid = Grid(volumes[reference].affine, volumes[reference].shape).respaced(recipe.spacing_mm)
+    _check_size(volumes[reference], grid, recipe)
     _check_overlap(volumes, grid, reference, doubts)
 
     given = _brain_on(grid, volumes["brain_mask"]) if files.brain_mask else None
@@ -169,9 +175,10 @@ def _placed(
     if not twins or any(_shares_grid(native[name], volume) for name in twins):
         return volume
     said = f"{role} ({volume.path.name}) has the shape of {twins[0]} but its header puts it elsewhere"
-    if recipe.headers_disagree == "array":
+    if role not in names and recipe.headers_disagree == "array":
         doubts.append(("HEADERS_DISAGREE", f"{said}; taken as the same voxels, as asked."))
         return replace(volume, affine=native[twins[0]].affine)
+    # Two sequences of one shape may well be scanned in two places.
     if role in names or recipe.headers_disagree == "world":
         doubts.append(("HEADERS_DISAGREE", f"{said}; brought over through its header. Look at the overlay."))
         return volume
@@ -180,6 +187,16 @@ def _placed(
         code="HEADERS_DISAGREE",
         file=str(volume.path),
     )
+
+
+def _check_size(reference: Volume, grid: Grid, recipe: Recipe) -> None:
+    if math.prod(grid.shape) > MAX_VOXELS:
+        raise SourceError(
+            f"{reference.path} has voxels of {_grid(reference).spacing_mm} mm by its header, which makes "
+            f"{grid.shape} voxels of {recipe.spacing_mm} mm: too many to be a head. Are its units micrometres?",
+            code="BAD_SIZE",
+            file=str(reference.path),
+        )
 
 
 def _check_overlap(volumes: Mapping[str, Volume], grid: Grid, reference: str, doubts: list[tuple[str, str]]) -> None:
@@ -238,7 +255,10 @@ def _image_on(grid: Grid, volume: Volume, given: Mask | None, name: str, doubts:
     image = resample(volume.voxels, _grid(volume), grid)
     if given is None:
         nonzero = volume.voxels != 0
-        mask = resample(nonzero.astype(np.float32), _grid(volume), grid, smooth=False) > 0.5
+        inside = nonzero.astype(np.float32)
+        mask = resample(inside, _grid(volume), grid, smooth=False) > 0.5
+        # What the zeros around the brain took away at its border is given back.
+        image = np.where(mask, image / np.maximum(resample(inside, _grid(volume), grid), 0.25), 0)
         if nonzero.mean() > 0.99:
             doubts.append(
                 ("NO_BACKGROUND", f"{name}: nearly every voxel is non-zero, so the whole box counts as brain. "
@@ -246,16 +266,23 @@ def _image_on(grid: Grid, volume: Volume, given: Mask | None, name: str, doubts:
             )  # fmt: skip
     else:
         mask = given & (resample(np.ones(volume.shape, dtype=np.float32), _grid(volume), grid) > 0.5)
-    inside = image[mask].astype(np.float64)
-    if inside.size == 0:
+    values = image[mask].astype(np.float64)
+    if values.size == 0:
         message = f"{name} ({volume.path}) is 0 everywhere in the brain."
         raise SourceError(message, code="EMPTY_IMAGE", file=str(volume.path))
-    mean, std = float(inside.mean()), float(inside.std())
-    if std <= 1e-6 * max(1.0, abs(mean)):
+    mean, std = float(values.mean()), float(values.std())
+    # A mask's own border has contrast once it is resampled, so its voxels are looked at as well.
+    if _is_constant(values) or _is_constant(volume.voxels[volume.voxels != 0]):
         message = f"{name} ({volume.path}) is constant ({mean:.6g}) in the brain. Is this a mask?"
         raise SourceError(message, code="CONSTANT_IMAGE", file=str(volume.path))
-    scored = np.clip((image - mean) / std, -60_000, 60_000)
+    with np.errstate(over="ignore"):
+        scored = np.clip((image - mean) / std, -60_000, 60_000)
     return _Normalised(np.where(mask, scored, 0).astype(np.float16), mask, mean, std)
+
+
+def _is_constant(values: Num[np.ndarray, " voxel"]) -> bool:
+    low, high = float(values.min()), float(values.max())
+    return high - low <= 1e-6 * max(abs(low), abs(high))
 
 
 def _doubt_outside(labels: Mapping[str, Codes], brain: Mask, doubts: list[tuple[str, str]]) -> None:
@@ -274,6 +301,8 @@ def _provenance(role: str, native: Volume, oriented: Volume, grid: Grid) -> dict
     """Where one array came from and each step it took, for people to read."""
     axes = axis_codes(native.affine)
     steps = [] if axes == "RAS" else [f"turned from {axes} to RAS"]
+    if not same_grid(oriented.affine, to_ras(native).affine, oriented.shape):
+        steps.insert(0, "header not believed: taken as the same voxels as the images")
     if not (oriented.shape == grid.shape and same_grid(oriented.affine, grid.affine, grid.shape)):
         steps.append("argmax of linear shares" if role.startswith("label:") else "linear interpolation")
     if not role.startswith("label:") and role != "brain_mask":

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 import zarr
-from jaxtyping import Bool, Float, Int, Int16, UInt8
+from jaxtyping import Bool, Float, Int, Int16, Shaped, UInt8
 
 from multiseg.errors import StoreError
-from multiseg.labels import LabelSchema
+from multiseg.labels import LabelSchema, LabelSpace, LabelView
 from multiseg.store import schema
 from multiseg.store.grids import Grid
 from multiseg.store.hierarchy import ROOT_KEY, is_remote, open_root, zarr_store
@@ -51,7 +51,10 @@ class Case:
 
 
 class Database:
-    """One database of a store, open for reading. Rows that are not committed do not exist here."""
+    """One database of a store as it was when it was opened; `cases` are the committed ones, by their rows.
+
+    What is written later, and a case that replaces one of these, is seen by whoever opens the store then.
+    """
 
     def __init__(self, group: zarr.Group, name: str) -> None:
         self.name = name
@@ -60,24 +63,32 @@ class Database:
         self.pathology: str = attributes["pathology"]
         self.recipe = Recipe.from_json(attributes["recipe"])
         self.attributes = attributes
-        self.modalities = tuple(str(name) for name in group["modality"][:])
-        held = {name: LabelSchema.from_json(labels) for name, labels in attributes["label_schemas"].items()}
-        self.schemas = {str(name): held[str(name)] for name in group["annotation"][:]}
+        columns = self._read_columns()
+        # Opened after the columns, so that they have room for every case and name there.
         self._image, self._label = group["image"], group["label"]
+        # Where a writer died, or is at work, an axis may have names at its end that nothing else has yet.
+        self.modalities = tuple(str(name) for name in group["modality"][: self._image.shape[1]] if name)
+        codes = attributes["label_schemas"]
+        names = [str(name) for name in group["annotation"][: self._label.shape[1]] if name in codes]
+        self.schemas = {name: LabelSchema.from_json(codes[name]) for name in names}
+        rows = np.flatnonzero(columns["status"] == schema.COMMITTED)
+        self.cases = tuple(self._case(int(row), columns) for row in rows)
 
-    @cached_property
-    def cases(self) -> tuple[Case, ...]:
-        """The committed cases, in the order of their rows."""
-        wanted = [name for name in self._columns() if name not in ("foreground", "native_header", "sources")]
-        held = {name: self.group[name][:] for name in wanted}
-        rows = np.flatnonzero(held["status"] == schema.COMMITTED)
-        return tuple(self._case(int(row), held) for row in rows)
+    def _read_columns(self) -> dict[str, Any]:
+        status = self.group["status"][:]
+        while True:
+            held = {name: array[:] for name, array in self._columns().items()}
+            seen, status = status, self.group["status"][:]
+            # Otherwise a case was committed or replaced while its columns were read.
+            if np.array_equal(seen, status):
+                return held | {"status": status}
 
-    def _columns(self) -> list[str]:
-        return [
-            name for name, array in self.group.arrays()
-            if array.metadata.dimension_names[0] == "case" and name not in ("image", "label")
-        ]  # fmt: skip
+    def _columns(self) -> dict[str, zarr.Array]:
+        left_out = ("image", "label", "foreground", "native_header", "sources")
+        return {
+            name: array for name, array in _members(self.group, "arrays")
+            if array.metadata.dimension_names[0] == "case" and name not in left_out
+        }  # fmt: skip
 
     def _case(self, row: int, held: Mapping[str, Any]) -> Case:
         i, j, k = (int(n) for n in held["extent"][row])
@@ -90,9 +101,9 @@ class Database:
             row=row,
             pathology=self.pathology,
             **text,
-            modalities=tuple(name for name, there in zip(self.modalities, has, strict=True) if there),
-            annotated=held["annotated"][row],
-            foreground_count=held["foreground_count"][row],
+            modalities=tuple(name for name, there in zip(self.modalities, has, strict=False) if there),
+            annotated=held["annotated"][row, : len(self.schemas)],
+            foreground_count=held["foreground_count"][row, : len(self.schemas)],
             grid=Grid(held["affine"][row], (i, j, k)),
             participant={n: float(v) if isinstance(v, np.floating) else str(v) for n, v in own.items()},
         )
@@ -107,11 +118,15 @@ class Database:
 
     def image(self, case: Case, corner: Index3, size: Index3) -> Float[np.ndarray, "modality i j k"]:
         """A window of all the database's sequences, float16; 0 beyond the case."""
-        return _window(self._image, case.row, corner, size)
+        return _window(self._image, case.row, len(self.modalities), corner, size)
 
     def codes(self, case: Case, corner: Index3, size: Index3) -> UInt8[np.ndarray, "annotation i j k"]:
         """A window of all annotations, as compact codes; 0 beyond the case."""
-        return _window(self._label, case.row, corner, size)
+        return _window(self._label, case.row, len(self.schemas), corner, size)
+
+    def label_view(self, case: Case, space: LabelSpace) -> LabelView:
+        """How the case's annotations become targets in a label space."""
+        return space.view(self.schemas, case.annotated.tolist())
 
     def whole(self, case: Case) -> tuple[Float[np.ndarray, "modality i j k"], UInt8[np.ndarray, "annotation i j k"]]:
         """All sequences and all annotations of a case."""
@@ -119,7 +134,7 @@ class Database:
 
     def foreground(self, case: Case) -> Int16[np.ndarray, "annotation structure point 3"]:
         """Sampled voxels of every structure; rows of -1 are empty."""
-        return np.asarray(self.group["foreground"][case.row])
+        return np.asarray(self.group["foreground"][case.row, : len(self.schemas)])
 
     def sources(self, case: Case) -> list[dict[str, Any]]:
         """Every source file with its sha256 and each step it took."""
@@ -134,16 +149,24 @@ class Database:
         return Grid(self.group["native_affine"][case.row], (i, j, k)), header[:size]
 
 
-def _window(array: zarr.Array, row: int, corner: Index3, size: Index3) -> np.ndarray[Any, Any]:
+def _members(group: zarr.Group, kind: Literal["arrays", "groups"]) -> list[tuple[str, Any]]:
+    with warnings.catch_warnings():
+        # Files that are none of ours: a writer's that are not renamed yet, or what a desktop leaves behind.
+        warnings.filterwarnings("ignore", "Object at .* is not recognized", zarr.errors.ZarrUserWarning)
+        return sorted(getattr(group, kind)())
+
+
+def _window(array: zarr.Array, row: int, num: int, corner: Index3, size: Index3) -> Shaped[np.ndarray, "channel i j k"]:
+    """The first `num` volumes of a row, in a window; 0 beyond."""
     inside = [
         slice(max(0, c), max(0, min(c + n, end))) for c, n, end in zip(corner, size, array.shape[2:], strict=True)
     ]
     if [part.stop - part.start for part in inside] == list(size):
-        return np.asarray(array[row, :, *inside])
-    window = np.zeros((array.shape[1], *size), dtype=array.dtype)
+        return np.asarray(array[row, :num, *inside])
+    window = np.zeros((num, *size), dtype=array.dtype)
     if all(part.stop > part.start for part in inside):
         put = [slice(part.start - c, part.stop - c) for part, c in zip(inside, corner, strict=True)]
-        window[:, *put] = array[row, :, *inside]
+        window[:, *put] = array[row, :num, *inside]
     return window
 
 
@@ -158,8 +181,8 @@ class Store:
         # A group without its arrays is one whose writer died before the first case: there is nothing to read.
         whole = [
             name
-            for name, group in sorted(self.root.groups())
-            if {"image", "label", "status"} <= set(group.array_keys())
+            for name, group in _members(self.root, "groups")
+            if {"image", "label", "status"} <= {array for array, _ in _members(group, "arrays")}
         ]
         self.databases = {name: Database(self.root[name], name) for name in whole}
 

@@ -24,7 +24,10 @@ FOREGROUND_POINTS = 256
 """Sampled voxels kept for each structure of each annotation."""
 
 PENDING, COMMITTED, SUPERSEDED = 0, 1, 2
-"""The states of a row. Only committed rows are data; the others are room."""
+"""The states of a row. Only committed rows are data, and only pending ones are room: a reader that opened
+the store before a case was replaced still reads the superseded row."""
+STATUS_ROWS = 2**20
+"""Cases that share the one chunk of `status`: a single write of a file commits a case, or replaces it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ COORDINATES: dict[str, Variable] = {
     "session": Variable(("case",), "string", "", "the visit"),
     "site": Variable(("case",), "string", "", "where it was acquired"),
     "split": Variable(("case",), "string", "", "train, val or test"),
-    "status": Variable(("case",), "uint8", PENDING, "0 room kept, 1 committed, 2 superseded"),
+    "status": Variable(("case",), "uint8", PENDING, "0 pending, 1 committed, 2 superseded"),
     "extent": Variable(("case", "axis"), "int32", 0, "voxels of the case along i, j, k; it lies in the corner"),
     "affine": Variable(("case", "row", "column"), "float64", 0.0, "voxel indices to RAS+ millimetres"),
     "native_shape": Variable(("case", "axis"), "int32", 0, "shape of the reference image's file"),
@@ -66,9 +69,14 @@ COORDINATES: dict[str, Variable] = {
 }
 """Everything but the two big arrays. Participants' columns are added along `case` as "string" or "float64"."""
 
-RESERVED = frozenset(COORDINATES) | {"image", "label"}
 IMAGE_AXES = ("case", "modality", "i", "j", "k")
 LABEL_AXES = ("case", "annotation", "i", "j", "k")
+RESERVED = (
+    frozenset(COORDINATES)
+    | {axis for variable in COORDINATES.values() for axis in variable.axes}
+    | {"image", "label", *IMAGE_AXES, *LABEL_AXES}
+)
+"""What no participants' column may be called: the arrays, and the axes, which xarray takes for coordinates."""
 
 CODECS: dict[str, tuple[BloscCodec | Crc32cCodec, ...]] = {
     "none": (Crc32cCodec(),),

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from multiseg.errors import ResourceError, StoreError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.grids import sample_foreground
-from multiseg.store.hierarchy import ROOT_KEY, is_remote, open_root, zarr_store
+from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, is_remote, local_path, open_root, zarr_store
 from multiseg.store.prepare import CaseFiles, PreparedCase, Recipe
 
 
@@ -58,47 +57,70 @@ def locked(url: str) -> Iterator[None]:
     """Hold a local store for one writer; the lock ends with the process, however it ends.
 
     Raises:
-        ResourceError: another process is writing to it.
+        ResourceError: another process is writing to it, or the folder cannot be made.
     """
     if is_remote(url):
         yield
         return
-    path = Path(url.removeprefix("file://"))
-    path.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDONLY)
+    path = local_path(url)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ResourceError(f"{url} cannot be a store's folder: {error.strerror}. Name another place.") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ResourceError(f"another process is writing to {url}. Wait for it, then run again.") from error
-        yield
+            # Whoever held the lock before may have taken the empty folder away: then this lock holds nothing.
+            held = os.path.samestat(os.fstat(handle), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:
+            raise ResourceError(f"another process is writing to {url}. Wait for it, then run again.")
+        try:
+            yield
+        finally:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
     finally:
         os.close(handle)
-        if not any(path.iterdir()):
-            path.rmdir()
+
+
+def existing_root(url: str, mode: str, spacing_mm: tuple[float, float, float]) -> zarr.Group | None:
+    """The root group of a store that is to take voxels of this size; None when there is no store yet.
+
+    Raises:
+        StoreError: the store has another voxel size, or something else lies there.
+    """
+    if not is_remote(url) and not (local_path(url).is_dir() and any(local_path(url).iterdir())):
+        return None
+    try:
+        root = open_root(url, mode)
+    except StoreError as error:
+        if is_remote(url) and error.code == NO_STORE:
+            return None
+        raise
+    grid = tuple(root.attrs[ROOT_KEY]["grid_mm"])
+    if grid != spacing_mm:
+        raise StoreError(
+            f"{url} holds voxels of {list(grid)} mm, but {list(spacing_mm)} mm were asked for. "
+            "One store keeps one voxel size: use its own, or another store."
+        )
+    return root
 
 
 def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zarr.Group:
     """The root group for writing, made when it is not there.
 
     Raises:
-        StoreError: the store has another voxel size, or is no store of ours.
+        StoreError: the store has another voxel size, or something else lies there.
     """
-    path = Path(url.removeprefix("file://"))
-    if is_remote(url) or (path.is_dir() and any(path.iterdir())):
-        try:
-            root = open_root(url, "r+")
-        except StoreError:
-            if not is_remote(url):
-                raise
-        else:
-            grid = tuple(root.attrs[ROOT_KEY]["grid_mm"])
-            if grid != spacing_mm:
-                raise StoreError(
-                    f"{url} holds voxels of {list(grid)} mm, but {list(spacing_mm)} mm were asked for. "
-                    "One store keeps one voxel size: use its own, or another store."
-                )
-            return root
+    if not is_remote(url):
+        for left in local_path(url).rglob("*.partial"):  # zarr's files beside, of a writer that died
+            left.unlink()
+    root = existing_root(url, "r+", spacing_mm)
+    if root is not None:
+        return root
     head = {
         "format": schema.FORMAT,
         "created_by": f"multiseg {version('multiseg')}",
@@ -106,6 +128,27 @@ def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zar
     }
     store = zarr_store(url, read_only=False)
     return zarr.create_group(store, zarr_format=3, attributes={ROOT_KEY: head})
+
+
+def check_agreement(held: Mapping[str, Any], info: DatabaseInfo) -> None:
+    """Whether a database with the attributes `held` can take cases that are prepared as `info` says.
+
+    Raises:
+        StoreError: it has another recipe, codec or meaning of codes.
+    """
+    asked = info.to_attributes()
+    for key in ("recipe", "codec"):
+        if held[key] != asked[key]:
+            raise StoreError(
+                f"database {info.name!r} was ingested with {key} {held[key]}, but {asked[key]} was asked for. "
+                "Ask for the same, or give the database another name."
+            )
+    for name, labels in asked["label_schemas"].items():
+        if held["label_schemas"].get(name, labels) != labels:
+            raise StoreError(
+                f"database {info.name!r} already has an annotation {name!r} with other codes: "
+                f"{held['label_schemas'][name]}. Give the same codes, or name the annotation otherwise."
+            )
 
 
 class DatabaseWriter:
@@ -128,18 +171,7 @@ class DatabaseWriter:
 
     def _agree_on_attributes(self) -> None:
         held, asked = self.group.attrs.asdict(), self.info.to_attributes()
-        for key in ("recipe", "codec"):
-            if held[key] != asked[key]:
-                raise StoreError(
-                    f"database {self.info.name!r} was ingested with {key} {held[key]}, but {asked[key]} was asked for. "
-                    "Ask for the same, or give the database another name."
-                )
-        for name, labels in asked["label_schemas"].items():
-            if held["label_schemas"].get(name, labels) != labels:
-                raise StoreError(
-                    f"database {self.info.name!r} already has an annotation {name!r} with other codes: "
-                    f"{held['label_schemas'][name]}. Give the same codes, or name the annotation otherwise."
-                )
+        check_agreement(held, self.info)
         merged = held["label_schemas"] | asked["label_schemas"]
         said = {key: value for key, value in asked.items() if value and key != "label_schemas"}
         self.group.attrs.update(said | {"label_schemas": merged})
@@ -158,7 +190,8 @@ class DatabaseWriter:
         for name, variable in schema.COORDINATES.items():
             if name in self.group:
                 continue
-            chunk = {**room, **fixed, "case": 1 if name == "foreground" else schema.ROWS, "annotation": 1}
+            rows = {"foreground": 1, "status": schema.STATUS_ROWS}.get(name, schema.ROWS)
+            chunk = {**room, **fixed, "case": rows, "annotation": 1}
             shape = [fixed.get(axis, 0) for axis in variable.axes]
             self._create(name, variable, shape, [chunk[axis] for axis in variable.axes])
         inner, shard = (schema.INNER,) * 3, (schema.SHARD,) * 3
@@ -219,8 +252,9 @@ class DatabaseWriter:
             )
             if shape != array.shape:
                 array.resize(shape)
-        coordinates = [name for name in [*schema.COORDINATES, *self._participant_columns()] if name not in size]
-        self.group.attrs["coordinates"] = " ".join(coordinates)
+        names = [name for name in [*schema.COORDINATES, *self._participant_columns()] if name not in size]
+        if self.group.attrs.get("coordinates") != " ".join(names):
+            self.group.attrs["coordinates"] = " ".join(names)
 
     def _participant_columns(self) -> list[str]:
         return sorted(set(self.group.array_keys()) - schema.RESERVED)
@@ -236,7 +270,10 @@ class DatabaseWriter:
         return found
 
     def reserve(self, cases: Sequence[str]) -> dict[str, int]:
-        """A row for each case that has to be written: its own pending one, else a free one, else a new one."""
+        """A row for each case that has to be written: its own pending one, else a free one, else a new one.
+
+        Committed and superseded rows are never touched: somebody may be reading them.
+        """
         states = self.states()
         names, status = self.group["case"][:], self.group["status"][:]
         rows = {case: states[case][0] for case in cases if states.get(case, (0, -1))[1] == schema.PENDING}
@@ -244,18 +281,17 @@ class DatabaseWriter:
         wanted = set(cases)
         free = [
             row for row in range(len(names))
-            if status[row] != schema.COMMITTED and row not in taken and names[row] not in wanted
+            if status[row] == schema.PENDING and row not in taken and names[row] not in wanted
         ]  # fmt: skip
         missing = [case for case in cases if case not in rows]
         new = range(len(names), len(names) + max(0, len(missing) - len(free)))
         self._fit_sizes(num_rows=len(names) + len(new))
         rows |= dict(zip(missing, [*free, *new], strict=False))
+        names = self.group["case"][:]
         for case, row in rows.items():
             # Beside a committed row of its own, a new one stays nameless until it is committed.
-            name = "" if states.get(case, (0, -1))[1] == schema.COMMITTED else case
-            if row >= len(names) or names[row] != name or status[row] != schema.PENDING:
-                self.group["status"][row] = schema.PENDING
-                self.group["case"][row] = name
+            names[row] = "" if states.get(case, (0, -1))[1] == schema.COMMITTED else case
+        self.group["case"][:] = names
         return rows
 
     def write(self, row: int, files: CaseFiles, prepared: PreparedCase, digest: str) -> None:
@@ -310,12 +346,19 @@ class DatabaseWriter:
         }  # fmt: skip
         for name, value in values.items():
             self.group[name][row] = value
-        for column, value in files.participant.items():
+        for column in {*self._participant_columns(), *files.participant}:
+            self._write_participant(row, column, files.participant.get(column, ""))
+
+    def _write_participant(self, row: int, column: str, value: str | float) -> None:
+        """A value into a participants' column, which begins with its first value; "" and NaN are none."""
+        if value == "" or value != value:
+            # A row that a dead writer left may hold another patient's value.
+            if column in self.group:
+                self.group[column][row] = self.group[column].fill_value
+        else:
             self._participant_array(column, value)[row] = value
 
     def _participant_array(self, column: str, value: str | float) -> zarr.Array:
-        if column in schema.RESERVED:
-            raise StoreError(f"the participants' column {column!r} has the name of one of the store's own. Rename it.")
         dtype = "string" if isinstance(value, str) else "float64"
         if column not in self.group:
             variable = schema.Variable(
@@ -337,32 +380,37 @@ class DatabaseWriter:
         if not isinstance(store, zarr.storage.LocalStore):
             return
         base = store.root / self.group.path
-        block = str(row // schema.ROWS)
-        for array in base.iterdir():
-            chunks = array / "c" / (str(row) if array.name in ("image", "label", "foreground") else block)
+        to_sync = {base / "zarr.json"}
+        for array in (path for path in base.iterdir() if path.is_dir()):
+            alone = array.name in ("image", "label", "foreground")
+            block = row if alone else 0 if array.name == "status" else row // schema.ROWS
+            chunks = array / "c" / str(block)
             files = [chunks] if chunks.is_file() else [path for path in chunks.rglob("*") if path.is_file()]
-            for path in [*files, *{path.parent for path in files}]:
-                handle = os.open(path, os.O_RDONLY)
-                os.fsync(handle)
-                os.close(handle)
+            to_sync |= {array / "zarr.json", *files}
+            # The folders, too, or a new file's name is lost with the power.
+            to_sync |= {folder for path in files for folder in path.parents if folder.is_relative_to(array)}
+        for path in to_sync:
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
 
     def _commit(self, row: int, case: str) -> None:
         """One write of one chunk makes the new row valid and an older row of the same case invalid."""
         status = self.group["status"][:]
-        older = self.states().get(case, (row, schema.PENDING))
-        status[row] = schema.COMMITTED
-        if older[0] != row:
-            status[older[0]] = schema.SUPERSEDED
+        older, _ = self.states().get(case, (row, schema.PENDING))
         self.group["case"][row] = case
+        if older != row:
+            status[older] = schema.SUPERSEDED
+        status[row] = schema.COMMITTED
         self.group["status"][:] = status
         self._flush(row)
-        if older[0] != row:
-            self.group["case"][older[0]] = ""
+        if older != row:
+            self.group["case"][older] = ""
 
     def release_rows(self) -> None:
-        """Give back rows at the end that hold no committed case."""
+        """Give back rows at the end that nobody committed."""
         status = self.group["status"][:]
-        used = int(np.flatnonzero(status == schema.COMMITTED).max(initial=-1)) + 1
+        used = int(np.flatnonzero(status != schema.PENDING).max(initial=-1)) + 1
         if used < len(status):
             for name in [*schema.COORDINATES, *self._participant_columns(), "image", "label"]:
                 array = self.group[name]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jaxtyping import Bool, Float
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from multiseg.errors import UsageError
@@ -158,15 +157,3 @@ def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
         save_montage(tmp_path / "montage.png", [])
     with pytest.raises(UsageError, match="1 cases"):
         save_montage(tmp_path / "montage.png", [CasePanel("a", "", {}, None, None)])
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def save_half(figure: Figure, path: Path, **_: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    (tmp_path / "montage.png").write_bytes(b"old")
-    monkeypatch.setattr(Figure, "savefig", save_half)
-    with pytest.raises(OSError, match="disk full"):
-        save_montage(tmp_path / "montage.png", [panel()])
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import tomllib
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from multiseg.modalities import canonical_modality
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.prepare import CaseFiles
 from multiseg.store.sources.model import DatabaseFiles
-from multiseg.store.sources.pattern import PatternSource, find_database, schema_for, with_numbers
+from multiseg.store.sources.pattern import PatternSource, find_database, read_table, schema_for, with_numbers
 
 CASE_COLUMNS = ("database", "pathology", "case", "subject", "session", "site", "split", "brain_mask")
 
@@ -36,6 +35,8 @@ def _from_toml(path: Path) -> list[DatabaseFiles]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is no TOML: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not in UTF-8 ({error}). Save it so.") from error
     tables = data.pop("database", [])
     if data or not isinstance(tables, list) or not tables:
         raise UsageError(f"{path} must hold [[database]] tables and nothing else, but has {sorted(data) or 'none'}.")
@@ -58,13 +59,30 @@ def _from_csv(path: Path) -> list[DatabaseFiles]:
     FLAIR, or image:NAME for any name) holds a file; label or label:ANNOTATION holds a file and codes or
     codes:ANNOTATION its meaning; every other column is a participants' column.
     """
-    lines = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+    lines = read_table(path)
     if not lines or not {"database", "case"} <= set(lines[0]):
         raise UsageError(f"{path} needs a header with at least database and case, and a row a case.")
+    _check_columns(path, [column for column in lines[0] if column])
     by_database: dict[str, list[dict[str, str]]] = {}
     for line in lines:
         by_database.setdefault(line["database"], []).append({k: (v or "").strip() for k, v in line.items() if k})
     return [_database_from_rows(path, name, rows) for name, rows in by_database.items()]
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    sequences: dict[str, str] = {}
+    for column in columns:
+        name = _modality_of_column(column)
+        if name and name in sequences:
+            raise UsageError(
+                f"{path}: the columns {sequences[name]!r} and {column!r} both name {name} files. Keep one."
+            )
+        sequences[name or ""] = column
+
+
+def _modality_of_column(column: str) -> str | None:
+    head, _, tail = column.partition(":")
+    return (canonical_modality(tail) or tail) if head == "image" else canonical_modality(column)
 
 
 def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -> DatabaseFiles:
@@ -112,7 +130,7 @@ def _case_from_row(root: Path, row: Mapping[str, str]) -> CaseFiles:
     images, labels, participant = {}, {}, {}
     for column, text in row.items():
         head, _, tail = column.partition(":")
-        modality = tail if head == "image" else canonical_modality(column)
+        modality = _modality_of_column(column)
         if column in CASE_COLUMNS or head == "codes" or not text:
             continue
         if modality:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,9 +84,13 @@ def find_database(source: PatternSource) -> DatabaseFiles:
 
 
 def schema_for(annotation: str, codes: str) -> LabelSchema:
-    """The meaning of an annotation's codes; structures of "tissue..." are tissue, all others lesions."""
+    """The meaning of an annotation's codes; structures of "tissue..." are tissue, all others lesions.
+
+    Without codes 1 is the annotation's own name, or "lesion" for a further rater ("rater2").
+    """
     kind = "tissue" if annotation.startswith("tissue") else "lesion"
-    return LabelSchema.parse(codes or f"1={annotation}", kind)
+    name = DEFAULT_ANNOTATION if annotation.startswith("rater") else annotation
+    return LabelSchema.parse(codes or f"1={name}", kind)
 
 
 def _files_below(root: Path) -> Iterator[str]:
@@ -104,7 +109,9 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         UsageError: an unknown field, or no field that tells the case.
     """
     expression, seen = "", set()
-    for text, name in re.findall(r"([^{]*)(?:\{(\w*)\})?", pattern):
+    if re.search(r"[{}]", re.sub(r"\{\w+\}", "", pattern)):
+        raise UsageError(f"the pattern {pattern!r} has a brace too many, or a field that is no single word.")
+    for text, name in re.findall(r"([^{]*)(?:\{(\w+)\})?", pattern):
         expression += re.escape(text).replace(r"\*\*", ".*").replace(r"\*", "[^/]*")
         if name and name not in FIELDS:
             raise UsageError(f"the pattern {pattern!r} has a field {{{name}}}; fields are {', '.join(FIELDS)}.")
@@ -131,17 +138,18 @@ class _Search:
         self.source = source
         self.files = files
         self.findings: list[Finding] = []
+        self.fields: dict[str, dict[str, str]] = {}
 
     def cases(self) -> list[CaseFiles]:
         labels = {name: self._by_case(pattern, name) for name, pattern in self.source.labels.items()}
         masks = self._by_case(self.source.brain_mask, "brain mask") if self.source.brain_mask else {}
         elsewhere = {path for found in [*labels.values(), masks] for path in found.values()}
-        images, fields = self._images(elsewhere)
+        images = self._images(elsewhere)
         participants = self._participants(set(images))
         cases = []
         for case in sorted(set(images) | {case for found in labels.values() for case in found}):
             if self._is_whole(case, images, labels, masks):
-                own = fields[case]
+                own = self.fields[case]
                 cases.append(
                     CaseFiles(
                         case=case,
@@ -169,26 +177,50 @@ class _Search:
             match = expression.fullmatch(file)
             if match is None:
                 continue
-            case = _case_name(match.groupdict())
+            case = self._case_of(match, file)
             if case in found:
                 message = f"two files are the {role} of case {case!r}: {found[case]} and {file}. Narrow the pattern."
                 self._find(Severity.ERROR, "DUPLICATE_CASE", case, file, message)
             found.setdefault(case, file)
         return found
 
-    def _images(self, elsewhere: set[str]) -> tuple[dict[str, dict[str, Path]], dict[str, dict[str, str]]]:
+    def _case_of(self, match: re.Match[str], file: str) -> str:
+        """The case that a file belongs to, whose files must agree on the person, the visit and the site."""
+        fields = {key: text for key, text in match.groupdict().items() if key != "modality"}
+        case = _case_name(fields)
+        known = self.fields.setdefault(case, {})
+        differ = sorted(key for key in fields if known.get(key, fields[key]) != fields[key])
+        for key in differ:
+            message = (
+                f"files of case {case!r} are of {key} {known[key]!r} and of {key} {fields[key]!r}: {file}. "
+                f"Are they two patients? Give them different names, or name the case by {{subject}}, {{session}}."
+            )
+            self._find(Severity.ERROR, "DUPLICATE_CASE", case, file, message)
+        known |= fields
+        return case
+
+    def _doubt_name(self, case: str, file: str) -> None:
+        """ "sub01_T2_FLAIR" may be sub01's T2-FLAIR, or the FLAIR of "sub01_T2"; the pattern takes the latter."""
+        last = re.split(r"[-_. ]", case)[-1]
+        if case != last and canonical_modality(last):
+            message = (
+                f"the case {case!r} of {file} ends in {last!r}. If that is a part of the sequence, use --modality."
+            )
+            self._find(Severity.WARNING, "AMBIGUOUS_NAME", case, file, message)
+
+    def _images(self, elsewhere: set[str]) -> dict[str, dict[str, Path]]:
         expression = compile_pattern(self.source.pattern)
         images: dict[str, dict[str, Path]] = {}
-        fields: dict[str, dict[str, str]] = {}
         strange: dict[str, list[str]] = {}
         for file in self.files:
             match = None if file in elsewhere else expression.fullmatch(file)
             if match is None:
                 continue
-            case, spelling = _case_name(match.groupdict()), match.groupdict().get("modality", "")
-            name = self._modality(spelling or Path(file).name.split(".")[0])
+            case = self._case_of(match, file)
+            spelling = match.groupdict().get("modality", "") or Path(file).name.split(".")[0]
+            name = self._modality(spelling)
             own = images.setdefault(case, {})
-            fields.setdefault(case, match.groupdict())
+            self._doubt_name(case, file)
             if name is None:
                 strange.setdefault(spelling, []).append(file)
             elif name in own:
@@ -205,10 +237,11 @@ class _Search:
                 f"If it is one, name it: --modality {spelling}=T1."
             )
             self._find(Severity.WARNING, "UNKNOWN_SEQUENCE", "", files[0], message)
-        return images, fields
+        return images
 
     def _modality(self, spelling: str) -> str | None:
-        return self.source.modalities.get(spelling) or canonical_modality(spelling)
+        given = self.source.modalities.get(spelling, spelling)
+        return canonical_modality(given) or (given if spelling in self.source.modalities else None)
 
     def _is_whole(
         self,
@@ -252,11 +285,7 @@ def read_participants(path: Path) -> dict[str, dict[str, str | float]]:
     Raises:
         SourceError: there is no such table, or two rows name the same case.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise SourceError(f"{path} does not exist.", code="MISSING_FILE", file=str(path)) from None
-    lines = list(csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
+    lines = read_table(path)
     if not lines:
         raise SourceError(f"{path} has no rows.", code="EMPTY_TABLE", file=str(path))
     key = next(iter(lines[0]))
@@ -267,6 +296,22 @@ def read_participants(path: Path) -> dict[str, dict[str, str | float]]:
             raise SourceError(message, code="DUPLICATE_CASE", file=str(path))
         rows[line[key]] = {column: text or "" for column, text in line.items() if column and column != key}
     return with_numbers(rows)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV or TSV file by its header.
+
+    Raises:
+        SourceError: there is no such file, or it is not in UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise SourceError(f"{path} does not exist.", code="MISSING_FILE", file=str(path)) from None
+    except UnicodeDecodeError as error:
+        message = f"{path} is not in UTF-8 ({error}). Save it so from the spreadsheet."
+        raise SourceError(message, code="NOT_UTF8", file=str(path)) from error
+    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","))
 
 
 def with_numbers(rows: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str | float]]:

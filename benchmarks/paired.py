@@ -1,0 +1,47 @@
+"""Paired runs: the machine is shared and noisy, so only ratios within a round mean something."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import gettempdir
+
+from multiseg.phantoms.hospitals import write_hospitals
+from multiseg.store.ingest import IngestOptions, ingest
+from multiseg.store.reader import Store, open_store
+from multiseg.store.sources.manifest import find_manifest
+
+
+def ratios(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) -> list[float]:
+    """Wall time of `theirs` over `ours`, a round each, the order turned every round; above 1 we are faster."""
+    found = []
+    for at in range(-1, rounds):
+        seconds = {}
+        for run in (ours, theirs) if at % 2 else (theirs, ours):
+            began = time.perf_counter()
+            run()
+            seconds[run] = time.perf_counter() - began
+        if at >= 0:  # the first round warms caches
+            found.append(seconds[theirs] / seconds[ours])
+    return found
+
+
+def report(what: str, against: str, found: list[float]) -> None:
+    """One line: the median ratio and its range."""
+    low, high = min(found), max(found)
+    print(
+        f"{what} | {against} | {statistics.median(found):.2f}x ({low:.2f}-{high:.2f}, {len(found)} rounds)", flush=True
+    )
+
+
+def phantom_store(spacing_mm: float) -> Store:
+    """Two hospitals of four synthetic patients at this voxel size, made once."""
+    folder = Path(gettempdir()) / "multiseg-benchmarks"
+    url = str(folder / f"{spacing_mm:g}mm.zarr")
+    manifest = folder / "manifest.toml"
+    if not manifest.exists():
+        write_hospitals(folder, num_cases=4, names=["alder", "birch"])
+    ingest(find_manifest(manifest), url, IngestOptions((spacing_mm,) * 3))
+    return open_store(url)

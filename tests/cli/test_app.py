@@ -1,0 +1,99 @@
+"""The command as a whole: help, versions, exit codes, and what it imports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from multiseg.cli.app import COMMANDS, run
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_verb_has_help_with_an_example_and_a_line_in_the_readme(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"multiseg {verb}" in shown.split("Example", 1)[1]
+    assert f"multiseg {verb}" in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_argument_and_option_says_what_it_is(verb: str) -> None:
+    import typer.main
+
+    from multiseg.cli.app import app
+
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    assert [parameter.name for parameter in command.params if not getattr(parameter, "help", None)] == []
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, contextlib, io\n"
+        "from multiseg.cli.app import run\n"
+        "with contextlib.redirect_stdout(io.StringIO()): assert run(['ingest', '--help']) == 0\n"
+        "print(sorted({'torch', 'zarr', 'xarray', 'nibabel', 'scipy', 'pandas', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("multiseg 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["segment"], 2, "No such command 'segment'"),
+        (["info"], 2, "Missing argument"),
+        (["info", "nowhere.zarr"], 3, "there is no store at nowhere.zarr"),
+        (["train"], 2, "name the store to learn from"),
+        (["train", "brain.zarr"], 2, "--out runs/NAME"),
+        (["train", "nowhere.zarr", "--out", "run"], 3, "there is no store at"),
+        (["train", "brain.zarr", "--out", "run", "--device", "cuda:7"], 2, "device 'cuda:7' is not there"),
+        (["train", "--run", "none.toml"], 2, "there is no run file none.toml"),
+        (["evaluate", "nowhere"], 3, "there is no model at nowhere"),
+        (["predict", "nowhere", "FLAIR=a.nii.gz", "-o", "b.nii.gz"], 3, "there is no model at nowhere"),
+        (["predict", "nowhere", "scan.nii.gz", "-o", "b.nii.gz"], 3, "does not tell which sequence it is"),
+        (["predict", "nowhere", "T1=a.nii", "t1w.nii", "-o", "b.nii"], 3, "are both T1"),
+    ],
+)
+def test_what_cannot_be_done_is_said_with_its_exit_code(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == code
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_bug_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(url: str) -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setattr("multiseg.store.reader.open_store", broken)
+    assert run(["info", "brain.zarr"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "This is a bug in multiseg" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps = 3\n", "unknown settings ['steps'] in the run file"),
+        ("[fit]\nsteps = 3\n", "unknown settings ['steps'] in [fit]"),
+        ("[stream.draw]\npatches = 3\n", "unknown settings ['patches'] in [stream.draw]"),
+        ('[fit]\nnum_steps = "many"\n', "fit.num_steps: Input should be a valid integer"),
+        ("fit = 3\n", "fit is a table of settings"),
+        ("[fit\n", "is no TOML"),
+    ],
+)
+def test_a_run_file_with_a_mistake_names_it(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    assert run(["train", "brain.zarr", "--run", str(tmp_path / "run.toml"), "--print-config"]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,38 @@
+"""What many tests share: synthetic hospitals, a store of them, and the real data where there is some."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from multiseg.phantoms.hospitals import write_hospitals
+from multiseg.store.ingest import IngestOptions, ingest
+from multiseg.store.sources.manifest import find_manifest
+
+SPACING_MM = (5.0, 5.0, 5.0)
+
+
+@pytest.fixture(scope="session")
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of four small synthetic hospitals with four cases each, and their manifest.toml."""
+    folder = tmp_path_factory.mktemp("hospitals")
+    write_hospitals(folder, num_cases=4, coarseness=2.0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store_url(hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store of all four hospitals in voxels of 5 mm. Only for reading: every test shares it."""
+    url = str(tmp_path_factory.mktemp("store") / "brain.zarr")
+    reports = ingest(find_manifest(hospitals / "manifest.toml"), url, IngestOptions(spacing_mm=SPACING_MM))
+    assert [len(report.written) for report in reports] == [4, 4, 4, 4], reports
+    return url
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real scans."""
+    folder = os.environ.get("MULTISEG_DATA", "")
+    if not folder:
+        pytest.skip("needs real scans: set $MULTISEG_DATA to their folder")
+    return Path(folder)

@@ -1,0 +1,227 @@
+"""Evaluation over subsets, and prediction in the patient's own space, with networks whose answer is known."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from multiseg.errors import DataError, ModalityError, SourceError, UsageError
+from multiseg.evaluation.evaluate import EvaluateOptions, decide, evaluate
+from multiseg.evaluation.predict import name_images, predict
+from multiseg.evaluation.subsets import all_subsets
+from multiseg.labels import LabelSpace
+from multiseg.modalities import ModalityAxis
+from multiseg.models.builders import BUILDERS
+from multiseg.models.saved import Model, ModelInfo, save_model
+from multiseg.store.nifti import write_nifti
+from multiseg.store.reader import open_store
+
+AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T2"))
+
+
+class Threshold(nn.Module):
+    """Says lesion where the mean of the present channels is above a level: its answer can be worked by hand."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(level))
+
+    def forward(self, images: Tensor, present: Tensor) -> Tensor:
+        count = present.sum(1).clamp(min=1)[:, None, None, None]
+        return 50 * (images.sum(1) / count - self.level)[:, None]
+
+
+def info(spacing: float = 5.0, trained_on: tuple[str, ...] = AXIS.names) -> ModelInfo:
+    return ModelInfo(
+        builder="multi_unet",
+        numbers={"widths": [4, 8], "dropout": 0.0},
+        axis=AXIS,
+        space=LabelSpace(),
+        spacing_mm=(spacing, spacing, spacing),
+        patch=(16, 16, 16),
+        trained_on={name: ("alder",) if name in trained_on else () for name in AXIS},
+        databases={},
+    )
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A model file whose network is a threshold."""
+    monkeypatch.setitem(BUILDERS, "multi_unet", _builder)
+    path = tmp_path / "model.safetensors"
+    save_model(path, Threshold(1.5), info())
+    return path
+
+
+def _builder(num_modalities: int, num_logits: int, **numbers: object) -> nn.Module:
+    return Threshold(0.0)
+
+
+def test_all_subsets_of_three() -> None:
+    found = all_subsets(["FLAIR", "T1", "T2"])
+    assert found[0] == ("FLAIR", "T1", "T2")
+    assert found[1:4] == [("FLAIR", "T1"), ("FLAIR", "T2"), ("T1", "T2")]
+    assert len(set(found)) == 7
+
+
+def test_decide_takes_the_likeliest_and_half_for_one() -> None:
+    one = np.array([0.49, 0.5, 0.9], dtype=np.float32).reshape(1, 3, 1, 1)
+    assert decide(one).ravel().tolist() == [0, 1, 1]
+    two = np.array([[0.3, 0.1, 0.45], [0.1, 0.6, 0.4]], dtype=np.float32).reshape(2, 3, 1, 1)
+    assert decide(two).ravel().tolist() == [0, 2, 1]
+
+
+def test_every_subset_of_every_case_is_a_row_and_worked_from_that_subset_alone(saved: Path, store_url: str) -> None:
+    result = evaluate(saved, store_url, EvaluateOptions(split="", databases=("alder", "dogwood")))
+    store = open_store(store_url)
+    assert len(result.cases) == 4 * 15 + 4 * 3
+    assert set(result.cases.query("database == 'dogwood'")["modalities"]) == {"FLAIR+T1", "FLAIR", "T1"}
+    case = store["alder"].cases[0]
+    images, codes = store["alder"].whole(case)
+    truth = codes[list(store["alder"].schemas).index("lesion")] == 1
+    for subset in ("FLAIR", "FLAIR+T2"):
+        at = [store["alder"].modalities.index(name) for name in subset.split("+")]
+        mean = images[at].astype(np.float32).mean(axis=0)
+        predicted = mean >= 1.5
+        expected = 2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())
+        row = result.cases.query("database == 'alder' and case == @case.name and modalities == @subset")
+        assert float(row["dice"].iloc[0]) == pytest.approx(float(expected), abs=0.02)
+
+
+def test_the_summary_is_the_mean_of_its_cases(saved: Path, store_url: str, tmp_path: Path) -> None:
+    result = evaluate(saved, store_url, EvaluateOptions(split="", databases=("alder",), subsets="full"))
+    assert len(result.summary) == 1
+    assert result.summary["dice"].iloc[0] == pytest.approx(result.cases["dice"].mean())
+    assert result.summary["num_cases"].iloc[0] == 4
+    result.save(tmp_path / "out")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "cases.csv"), result.cases)
+    written = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert written["summary"][0]["dice"] == pytest.approx(result.cases["dice"].mean())
+    assert "missed lesion" in written["empty_mask_policy"]
+    assert (tmp_path / "out" / "montage.png").stat().st_size > 10_000
+
+
+def test_an_untrained_channel_is_left_out_and_said(saved: Path, store_url: str) -> None:
+    save_model(saved, Threshold(1.5), info(trained_on=("FLAIR", "T1")))
+    result = evaluate(saved, store_url, EvaluateOptions(split="", databases=("alder",)))
+    assert set(result.cases["modalities"]) == {"FLAIR+T1", "FLAIR", "T1"}
+    assert set(result.left_out["alder"]) == {"PD", "T2"}
+
+
+def test_what_cannot_be_evaluated_is_refused(saved: Path, store_url: str) -> None:
+    with pytest.raises(UsageError, match=r"no run\.toml that names a store"):
+        evaluate(saved)
+    with pytest.raises(UsageError, match="subsets 'some' is none of all, full"):
+        evaluate(saved, store_url, EvaluateOptions(subsets="some"))
+    save_model(saved, Threshold(1.5), info(trained_on=("T2",)))
+    with pytest.raises(DataError, match="no case of the split 'test' with a label and a sequence"):
+        evaluate(saved, store_url, EvaluateOptions(databases=("dogwood",)))
+    save_model(saved, Threshold(1.5), info(spacing=4.0))
+    with pytest.raises(DataError, match=r"voxels of \[4.0, 4.0, 4.0\] mm"):
+        evaluate(saved, store_url)
+
+
+# --- prediction ---
+
+
+def test_names_come_from_the_argument_or_the_file_name() -> None:
+    named = name_images(["FLAIR=a/b.nii.gz", "x_t1ce.nii.gz", "t2gd=c.nii"])
+    assert {name: str(path) for name, path in named.items()} == {
+        "FLAIR": "a/b.nii.gz",
+        "T1c": "x_t1ce.nii.gz",
+        "t2gd": "c.nii",
+    }
+    with pytest.raises(ModalityError, match="does not tell which sequence"):
+        name_images(["P1_T1_FLAIR.nii.gz"])
+    with pytest.raises(ModalityError, match="are both FLAIR"):
+        name_images(["FLAIR=a.nii", "flair.nii"])
+
+
+def blob(spacing: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A head of intensity 100 +- noise with a bright off-centre ball; and the ball; and an affine."""
+    shape = tuple(int(96 / mm) for mm in spacing)
+    i, j, k = np.meshgrid(*[np.arange(n) * mm - 48 for n, mm in zip(shape, spacing, strict=True)], indexing="ij")
+    head = (i / 44) ** 2 + (j / 46) ** 2 + (k / 42) ** 2 < 1
+    ball = (i - 12) ** 2 + (j + 8) ** 2 + (k - 10) ** 2 < 14**2
+    noise = np.random.default_rng(0).normal(0, 3, shape)
+    image = np.where(head, 100 + noise + 60 * ball, 0).astype(np.float32)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -48
+    return image, ball, affine
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SAL"])
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (1.5, 1.5, 4.0)])
+def test_the_answer_lies_on_the_patients_own_grid(
+    axes: str, spacing: tuple[float, float, float], tmp_path: Path
+) -> None:
+    image, ball, affine = blob(spacing)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(np.eye(4)), nib.orientations.axcodes2ornt(axes))
+    turned = nib.Nifti1Image(image, affine).as_reoriented(turn)
+    turned.header.set_sform(turned.affine, code=2)
+    turned.header.set_qform(turned.affine, code=1)
+    turned.header["descrip"] = b"scanner 7"
+    nib.save(turned, tmp_path / "flair.nii.gz")
+    truth = np.asarray(nib.Nifti1Image(ball.astype("u1"), affine).as_reoriented(turn).dataobj) > 0
+
+    model = Model(Threshold(1.5), info(spacing=2.0))
+    result = predict(model, {"FLAIR": tmp_path / "flair.nii.gz"}, tmp_path / "out.nii.gz")
+
+    answer = nib.load(tmp_path / "out.nii.gz")
+    assert answer.shape == turned.shape
+    np.testing.assert_array_equal(answer.affine, turned.affine)
+    np.testing.assert_array_equal(answer.header.get_sform(coded=True)[0], turned.header.get_sform(coded=True)[0])
+    assert int(answer.header["sform_code"]) == 2
+    assert int(answer.header["qform_code"]) == 1
+    assert bytes(answer.header["descrip"]).startswith(b"scanner 7")
+    assert answer.get_data_dtype() == np.uint8
+    found = np.asarray(answer.dataobj) == 1
+    assert dice(found, truth) > (0.999 if spacing == (2.0, 2.0, 2.0) else 0.93)
+    assert result.volumes_ml["lesion"] == pytest.approx(found.sum() * np.prod(spacing) / 1000)
+
+
+def test_sequences_on_other_grids_are_brought_to_the_first(tmp_path: Path) -> None:
+    fine, ball, affine = blob((2.0, 2.0, 2.0))
+    coarse, _, coarse_affine = blob((3.0, 3.0, 3.0))
+    write_nifti(tmp_path / "t1.nii.gz", coarse, coarse_affine)
+    write_nifti(tmp_path / "flair.nii.gz", fine, affine)
+    model = Model(Threshold(1.5), info(spacing=2.0))
+    images = {"FLAIR": tmp_path / "flair.nii.gz", "T1": tmp_path / "t1.nii.gz"}
+    result = predict(model, images, tmp_path / "a.nii.gz")
+    assert result.reference == "FLAIR"
+    assert nib.load(tmp_path / "a.nii.gz").shape == fine.shape
+    assert dice(np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj) == 1, ball) > 0.9
+    assert predict(model, images, tmp_path / "b.nii.gz", reference="T1").reference == "T1"
+    assert nib.load(tmp_path / "b.nii.gz").shape == coarse.shape
+
+
+def test_a_sequence_the_model_never_saw_is_left_out_or_refused(tmp_path: Path) -> None:
+    image, _, affine = blob((3.0, 3.0, 3.0))
+    for name in ("a", "b"):
+        write_nifti(tmp_path / f"{name}.nii.gz", image, affine)
+    model = Model(Threshold(1.5), replace(info(spacing=3.0), trained_on={"FLAIR": ("x",)}))
+    both = {"FLAIR": tmp_path / "a.nii.gz", "T1": tmp_path / "b.nii.gz"}
+    assert predict(model, both, tmp_path / "o.nii.gz").left_out == ("T1",)
+    with pytest.raises(ModalityError, match="the model learnt from FLAIR, but was given T1, QSM"):
+        predict(model, {"T1": tmp_path / "b.nii.gz", "QSM": tmp_path / "a.nii.gz"}, tmp_path / "p.nii.gz")
+    assert not (tmp_path / "p.nii.gz").exists()
+
+
+def test_a_damaged_file_writes_nothing(tmp_path: Path) -> None:
+    image, _, affine = blob((3.0, 3.0, 3.0))
+    write_nifti(tmp_path / "a.nii.gz", image, affine)
+    data = (tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(data[: len(data) // 2])
+    with pytest.raises(SourceError, match="truncated or damaged"):
+        predict(Model(Threshold(1.5), info()), {"FLAIR": tmp_path / "a.nii.gz"}, tmp_path / "o.nii.gz")
+    assert not (tmp_path / "o.nii.gz").exists()

@@ -1,0 +1,106 @@
+"""A writer is killed at random moments: no case is ever half visible, and the next run ends as an undisturbed one."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from multiseg.errors import StoreError
+from multiseg.store import schema
+from multiseg.store.reader import Database, open_store
+
+NUM_KILLS = 6
+
+
+def start(hospitals: Path, url: Path) -> subprocess.Popen[bytes]:
+    multiseg = Path(sys.executable).with_name("multiseg")
+    arguments = ["ingest", str(hospitals / "manifest.toml"), "--store", str(url), "--spacing", "5"]
+    return subprocess.Popen([str(multiseg), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def whole_cases(url: str) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """Every array of every committed row, by database and case."""
+    held = {}
+    for name, database in open_store(url).databases.items():
+        for case in database.cases:
+            held[name, case.name] = arrays_of(database, case.row)
+    return held
+
+
+def arrays_of(database: Database, row: int) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, array in database.group.arrays():
+        if array.metadata.dimension_names[0] == "case":
+            arrays[name] = np.asarray(array[row])
+        if name in ("modality", "annotation"):
+            arrays[name] = np.asarray(array[:])
+    return arrays
+
+
+def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray], what: object) -> None:
+    assert a.keys() == b.keys(), what
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=f"{what}: {name}")
+
+
+def visible(url: str) -> set[tuple[str, str]]:
+    """What open_store shows; each of them must be committed, of its right size and with contents."""
+    try:
+        store = open_store(url)
+    except StoreError as error:
+        if error.code != "NO_STORE":
+            raise
+        return set()
+    for case in store.cases:
+        database = store[case.database]
+        assert zarr.open_group(url, mode="r")[f"{case.database}/status"][case.row] == schema.COMMITTED
+        image, codes = database.whole(case)
+        assert case.name
+        assert image.shape[1:] == codes.shape[1:] == case.extent
+        assert all(image[database.modalities.index(name)].any() for name in case.modalities)
+    return {(case.database, case.name) for case in store.cases}
+
+
+def test_kill_9_at_random_moments(hospitals: Path, store_url: str, tmp_path: Path) -> None:
+    url = tmp_path / "brain.zarr"
+    rng = random.Random(20)
+    seen: set[tuple[str, str]] = set()
+    undisturbed = whole_cases(store_url)
+    for _ in range(NUM_KILLS):
+        process = start(hospitals, url)
+        deadline = time.monotonic() + 30
+        # Importing takes longest; the interesting moments begin when something new is written.
+        before = modified(url)
+        while modified(url) == before and process.poll() is None and time.monotonic() < deadline:
+            visible(str(url))
+        time.sleep(rng.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        now = visible(str(url))
+        assert seen <= now <= undisturbed.keys()
+        seen = now
+        for name, arrays in whole_cases(str(url)).items():
+            for array in ("image", "label", "extent", "affine", "source_sha256", "split", "foreground_count"):
+                np.testing.assert_array_equal(cut(arrays[array], undisturbed[name][array]), cut(
+                    undisturbed[name][array], arrays[array]), err_msg=f"{name} {array}")  # fmt: skip
+    assert start(hospitals, url).wait() == 0
+    ended = whole_cases(str(url))
+    assert ended.keys() == undisturbed.keys()
+    for name, arrays in ended.items():
+        assert_same(arrays, undisturbed[name], name)
+    assert not list(url.rglob("*.partial"))
+
+
+def modified(url: Path) -> float:
+    """When the newest file of a store was written."""
+    return max((path.stat().st_mtime for path in list(url.rglob("status/c/*"))), default=0.0)
+
+
+def cut(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The part of `a` that `b` has room for: axes grow while cases come in."""
+    return a[tuple(slice(0, min(n, m)) for n, m in zip(a.shape, b.shape, strict=True))]

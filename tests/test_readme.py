@@ -1,0 +1,60 @@
+"""What the README tells a user to type works, word for word."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tour was walked once, from the shell."""
+    folder = tmp_path_factory.mktemp("readme")
+    (tour,) = [block for block in blocks("bash") if "MULTISEG_DATA" not in block]
+    shell(tour, folder)
+    return folder
+
+
+def shell(commands: str, folder: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", commands], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_tour_leaves_what_it_promises(folder: Path) -> None:
+    for name in ("tour.zarr", "runs/tour/model.safetensors", "runs/tour/evaluation-test/montage.png", "lesions.nii.gz"):
+        assert (folder / name).exists(), name
+
+
+def test_the_python_runs(folder: Path) -> None:
+    found = blocks("python")
+    assert len(found) >= 2
+    for block in found:
+        done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_the_commands_on_real_data(data: Path, tmp_path: Path) -> None:
+    (real,) = [block for block in blocks("bash") if "MULTISEG_DATA" in block]
+    quick = real.replace("--steps 1500", "--steps 20").replace(
+        "evaluate runs/joint", "evaluate runs/joint --subsets full"
+    )
+    shell(quick, tmp_path)
+    assert (tmp_path / "patient19.nii.gz").exists()
+
+
+def test_every_file_that_is_linked_is_there() -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (Path(__file__).parents[1] / link).exists(), link
