@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Before torch is imported, and for the commands that tests start: threads of tiny networks only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 from multiseg.phantoms.hospitals import write_hospitals

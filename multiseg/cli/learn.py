@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -126,7 +127,7 @@ class _Progress:
         if event.skipped:
             self.console.print(f"step {event.step}: loss or gradient not finite, skipped; drawn from {event.skipped}")
         weight = 0.05 if self.loss else 1.0
-        self.loss += weight * (event.loss - self.loss)
+        self.loss += weight * (event.loss - self.loss) if math.isfinite(event.loss) else 0.0
         self.waiting += weight * (event.waiting - self.waiting)
         details = f"loss {self.loss:.3f}  {event.patches_per_second:.1f} patches/s  waiting for data {self.waiting:.0%}"
         self.bar.update(0, completed=event.step, details=details)

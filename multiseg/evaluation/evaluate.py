@@ -20,6 +20,7 @@ from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.evaluation.subsets import SUBSETS
 from multiseg.files import write_atomically
 from multiseg.labels import IGNORE
+from multiseg.loaders.align import place
 from multiseg.models.saved import Model, load_model
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
@@ -166,10 +167,9 @@ def _evaluate_case(
     own, codes = database.whole(case)
     view = database.label_view(case, info.space)
     target = view.target(codes)
-    images = np.zeros((len(info.axis), *case.extent), dtype=np.float16)
-    for name in info.usable(case.modalities):
-        images[info.axis.channels([name])[0]] = own[database.modalities.index(name)]
-    for at, subset in enumerate(SUBSETS[options.subsets](info.usable(case.modalities))):
+    usable = info.usable(case.modalities)
+    images, _ = place(own, database.modalities, usable, info.axis)
+    for at, subset in enumerate(SUBSETS[options.subsets](usable)):
         predicted = segment(model, images, subset, options.overlap)
         for label, name in enumerate(info.space.names, start=1):
             if not view.annotated[label - 1]:

@@ -71,7 +71,7 @@ def case_metrics(predicted: Mask, truth: Mask, spacing_mm: SpacingMm, looked_at:
     assd_mm, hd95_mm = _surface_scores(predicted, truth, spacing_mm)
     voxel_ml = math.prod(spacing_mm) / 1000
     return CaseMetrics(
-        dice=2 * num_hits / (num_predicted + num_true) if num_true else math.nan,
+        dice=dice(predicted, truth),
         sensitivity=num_hits / num_true if num_true else math.nan,
         precision=num_hits / num_predicted if num_predicted else math.nan,
         assd_mm=assd_mm,
@@ -82,13 +82,19 @@ def case_metrics(predicted: Mask, truth: Mask, spacing_mm: SpacingMm, looked_at:
     )
 
 
+def dice(predicted: Mask, truth: Mask) -> float:
+    """2 |P ∩ T| / (|P| + |T|), and NaN where there is no lesion."""
+    num_true = int(truth.sum())
+    return 2 * int((predicted & truth).sum()) / (int(predicted.sum()) + num_true) if num_true else math.nan
+
+
 def summarise(metrics: Sequence[CaseMetrics]) -> dict[str, float | int]:
     """The mean of each number over the cases that define it (NaN if none does), and the counts of cases.
 
     The means keep the names of the fields. Dice, sensitivity and the distances are means over the
     `num_with_lesion` cases, precision over the cases with a prediction, volumes over all.
     """
-    means = {name: _mean_of_defined([getattr(case, name) for case in metrics]) for name in _MEANS}
+    means = {name: mean_of_defined([getattr(case, name) for case in metrics]) for name in _MEANS}
     outcomes = [case.outcome for case in metrics]
     num_missed, num_false_alarms = outcomes.count("missed"), outcomes.count("false alarm")
     return means | {
@@ -100,7 +106,8 @@ def summarise(metrics: Sequence[CaseMetrics]) -> dict[str, float | int]:
     }
 
 
-def _mean_of_defined(values: Sequence[float]) -> float:
+def mean_of_defined(values: Sequence[float]) -> float:
+    """The mean of what is not NaN; NaN where everything is."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
 

@@ -12,6 +12,7 @@ from multiseg.errors import ModalityError
 from multiseg.evaluation.evaluate import decide
 from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.montage import CasePanel, save_montage
+from multiseg.loaders.align import place
 from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.models.saved import Model, load_model
 from multiseg.store.grids import Grid, resample
@@ -97,10 +98,8 @@ def predict(
     )
     recipe = Recipe(info.spacing_mm, home, "file" if brain_mask else "nonzero", headers_disagree)
     prepared = prepare_case(files, {}, recipe)
-    placed = np.zeros((len(info.axis), *prepared.grid.shape), dtype=np.float16)
-    for name in usable:
-        placed[info.axis.channels([name])[0]] = prepared.images[prepared.modalities.index(name)]
-    probabilities = predict_volume(loaded, placed, np.isin(info.axis.names, usable), info.patch, overlap)
+    placed, present = place(prepared.images, prepared.modalities, usable, info.axis)
+    probabilities = predict_volume(loaded, placed, present, info.patch, overlap)
     native = np.stack([resample(one, prepared.grid, prepared.native, smooth=False) for one in probabilities])
     labels = decide(native)
     write_like(out, labels, prepared.native_header)

@@ -12,13 +12,14 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from multiseg.errors import DataError
+from multiseg.errors import DataError, ResourceError, UsageError
 from multiseg.labels import LabelSpace
 from multiseg.loaders.align import place
 from multiseg.loaders.draw import DrawOptions, DrawPlan
 from multiseg.modalities import ModalityAxis
 from multiseg.store.catalogue import select
-from multiseg.store.reader import Store
+from multiseg.store.hierarchy import is_remote
+from multiseg.store.reader import Case, Store
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +86,7 @@ class PatchStream:
 
     Raises:
         DataError: no case of the split is in the store, or none has a structure of the label space.
+        UsageError: an option is out of its range.
     """
 
     def __init__(
@@ -97,10 +99,15 @@ class PatchStream:
         databases: Sequence[str] = (),
     ) -> None:
         self.options = options or StreamOptions()
+        if min(self.options.batch_size, self.options.batches_per_epoch) < 1 or self.options.workers < 0:
+            raise UsageError(
+                f"{self.options.batch_size} patches a batch, {self.options.batches_per_epoch} batches an epoch and "
+                f"{self.options.workers} workers make no stream: give at least 1, 1 and 0."
+            )
         self.axis = axis
         self.space = space
-        usable = [c for c in select(store, databases, split=split) if self._is_usable(store, c.database, c.annotated)]
-        usable = [case for case in usable if set(case.modalities) & set(axis)]
+        usable = [self._narrowed(case) for case in select(store, databases, split=split)]
+        usable = [case for case in usable if case.modalities and self._is_annotated(store, case)]
         if not usable:
             raise DataError(
                 f"{store.url} has no {split} case with the structures {', '.join(space.names)} "
@@ -110,26 +117,47 @@ class PatchStream:
         cases = {name: [case for case in usable if case.database == name] for name in names}
         self.plan = DrawPlan(store, cases, space, self.options.draw)
 
-    def _is_usable(self, store: Store, database: str, annotated: Bool[np.ndarray, " annotation"]) -> bool:
-        return bool(self.space.view(store[database].schemas, list(annotated)).annotated.any())
+    def _narrowed(self, case: Case) -> Case:
+        """The case with those of its sequences that are on the axis: a drop must leave one of them."""
+        return replace(case, modalities=tuple(name for name in case.modalities if name in self.axis))
+
+    def _is_annotated(self, store: Store, case: Case) -> bool:
+        return bool(store[case.database].label_view(case, self.space).annotated.any())
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches number `start` to `stop` (exclusive) of the stream."""
-        size, per_epoch = self.options.batch_size, self.options.batches_per_epoch
-        keys = [
-            [(step // per_epoch, step % per_epoch * size + at) for at in range(size)] for step in range(start, stop)
-        ]
+        """Batches number `start` to `stop` (exclusive) of the stream.
+
+        Raises:
+            ResourceError: a worker was killed, mostly for want of (shared) memory.
+        """
+        workers = self.options.workers
         loader = DataLoader(
             _Patches(self.plan, self.axis, self.space),
-            batch_sampler=keys,
-            num_workers=self.options.workers,
+            batch_sampler=(self._keys(number) for number in range(start, stop)),
+            num_workers=workers,
+            # What reads over the network does not survive a fork: a forked worker would wait for ever.
+            multiprocessing_context="spawn" if workers and is_remote(self.plan.store.url) else None,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             # Its own generator: a loader must not draw from the one that dropout uses, or resuming would differ.
             generator=torch.Generator().manual_seed(0),
-            worker_init_fn=_leave_interrupts_to_parent,
+            worker_init_fn=_leave_signals_to_parent,
         )
-        yield from loader
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise ResourceError(
+                f"a process that reads patches died: {error} Mostly memory or shared memory (/dev/shm) ran out: "
+                f"give fewer workers than {workers}, smaller patches or batches, or a container more --shm-size."
+            ) from error
+
+    def _keys(self, number: int) -> list[tuple[int, int]]:
+        """The (epoch, index) of the draws in batch `number`."""
+        size = self.options.batch_size
+        epoch, at = divmod(number, self.options.batches_per_epoch)
+        return [(epoch, at * size + sample) for sample in range(size)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,14 +185,16 @@ class _Patches(Dataset[_Sample]):
         database = self.plan.store[case.database]
         patch = self.plan.options.patch
         images, present = place(database.image(case, draw.corner, patch), database.modalities, draw.kept, self.axis)
-        view = self.space.view(database.schemas, list(case.annotated))
+        view = database.label_view(case, self.space)
         target = view.target(database.codes(case, draw.corner, patch))
         return _Sample(images, present, target, view.annotated, case.database, case.name, draw.corner)
 
 
-def _leave_interrupts_to_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; only the training may decide what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal, SIGTERM often every process of a job; only the training
+    may decide what they mean. A worker ends when its parent says so or is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(samples: Sequence[_Sample]) -> Batch:

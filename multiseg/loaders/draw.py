@@ -22,8 +22,10 @@ class DrawOptions:
         patch: window in voxels along i, j, k.
         lesion_share: share of windows centred on a voxel of an annotated structure.
         databases: "drawn" (each patch from a database with equal probability) or "each" (the databases
-            in turn, so that every batch holds the same number from each; Xu et al. 2024).
+            in turn: a batch holds the same number from each where their number divides its size; Xu et
+            al. 2024).
         drop: "uniform" (Xu et al. 2024, section 2.1) or "none".
+        seed: 0 or more.
     """
 
     patch: Index3 = (64, 64, 64)
@@ -70,7 +72,7 @@ class DrawPlan:
 
     Raises:
         DataError: there is no case to draw from.
-        UsageError: an option's name is unknown.
+        UsageError: an option's name is unknown, or a number out of its range.
     """
 
     store: Store
@@ -85,6 +87,12 @@ class DrawPlan:
         for value, known in ((self.options.drop, tuple(DROPS)), (self.options.databases, ("drawn", "each"))):
             if value not in known:
                 raise UsageError(f"{value!r} is none of {', '.join(known)}.")
+        patch, share, seed = self.options.patch, self.options.lesion_share, self.options.seed
+        if min(patch) < 1 or not 0 <= share <= 1 or seed < 0:
+            raise UsageError(
+                f"patches of {list(patch)} voxels, a lesion_share of {share} and the seed {seed} cannot be drawn with: "
+                "give sizes from 1, a share between 0 and 1, and a seed from 0."
+            )
 
     def draw(self, epoch: int, index: int) -> Draw:
         """The patch at this place of the stream; the same for any number of workers and any resume."""

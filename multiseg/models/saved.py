@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from multiseg.errors import CheckpointError
+from multiseg.errors import CheckpointError, DataError, UsageError
 from multiseg.files import write_atomically
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.modalities import ModalityAxis
@@ -34,7 +35,7 @@ class ModelInfo:
         builder, numbers: the network's name and its numbers (widths, dropout).
         trained_on: for each sequence of the axis, the databases that had it in training.
         databases: name to pathology, number of training cases and preparation recipe.
-        metrics: the latest validation of these weights, and the step that it was made at.
+        metrics: the latest validation so far, and the step that it was made at; what is undefined is left out.
     """
 
     builder: str
@@ -73,7 +74,7 @@ class ModelInfo:
 
     def at(self, step: int, metrics: Mapping[str, float]) -> ModelInfo:
         """The same model at another step of its training."""
-        return replace(self, step=step, metrics=dict(metrics))
+        return replace(self, step=step, metrics={name: v for name, v in metrics.items() if math.isfinite(v)})
 
     def usable(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the sequences that some training database had; an untrained channel only does harm."""
@@ -116,10 +117,13 @@ def read_info(path: Path) -> ModelInfo:
         raise CheckpointError(f"{path} is no whole safetensors file: {error}. Copy or train it again.") from error
     if text is None:
         raise CheckpointError(f"{path} holds tensors but was not written by multiseg.")
-    data = json.loads(text)
-    if data.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has model format {data.get('format')}; this multiseg reads {FORMAT}.")
-    return ModelInfo.from_json(data)
+    try:
+        data = json.loads(text)
+        if data["format"] == FORMAT:
+            return ModelInfo.from_json(data)
+    except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
+        raise CheckpointError(f"{path} does not describe its model as multiseg does: {error!r}.") from error
+    raise CheckpointError(f"{path} has model format {data['format']!r}; this multiseg reads {FORMAT}.")
 
 
 def model_path(path: Path) -> Path:
@@ -144,11 +148,11 @@ def load_model(path: Path | str, device: str = "cpu") -> Model:
     """
     file = model_path(Path(path))
     info = read_info(file)
-    network = build(info.builder, len(info.axis), info.space.num_logits, **info.numbers)
     with safe_open(file, framework="pt", device=device) as tensors:
         state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
     try:
+        network = build(info.builder, len(info.axis), info.space.num_logits, **info.numbers)
         network.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, UsageError) as error:
         raise CheckpointError(f"the weights in {file} do not fit the network it names: {error}") from error
     return Model(network, info).to(device).eval()

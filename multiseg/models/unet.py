@@ -55,10 +55,15 @@ class MultiUnet(nn.Module):
         """Logits on the grid of the images; channels that are not present count as 0 whatever they hold.
 
         Raises:
-            UsageError: a size is no multiple of 2^(depth - 1) voxels.
+            UsageError: a size is no multiple of 2^(depth - 1) voxels, or so small that a shortcut's pool is
+                larger than its input.
         """
-        if any(n % self.multiple for n in images.shape[2:]):
-            raise UsageError(f"patches of {tuple(images.shape[2:])} voxels must be multiples of {self.multiple}.")
+        size = tuple(images.shape[2:])
+        if any(n % self.multiple or n == self.multiple for n in size):
+            raise UsageError(
+                f"patches of {size} voxels do not fit the network: "
+                f"give multiples of {self.multiple}, from {2 * self.multiple} on."
+            )
         x = torch.where(rearrange(present, "b m -> b m 1 1 1"), images, torch.zeros_like(images))
         features = []
         for unit in self.encoder:

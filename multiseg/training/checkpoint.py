@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class TrainState:
 
 def save_state(path: Path, state: TrainState) -> None:
     """Write everything that resuming needs, whole or not at all."""
+    device = next(state.network.parameters()).device
     content: dict[str, Any] = {
         "format": FORMAT,
         "step": state.step,
@@ -47,7 +49,7 @@ def save_state(path: Path, state: TrainState) -> None:
         "optimiser": state.optimiser.state_dict(),
         "scaler": state.scaler.state_dict(),
         "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -60,20 +62,27 @@ def load_state(path: Path, state: TrainState) -> None:
     Raises:
         CheckpointError: the file is damaged or belongs to another network.
     """
-    device = next(state.network.parameters()).device
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        if content["format"] != FORMAT:
-            raise CheckpointError(f"{path} has resume format {content['format']}; this multiseg reads {FORMAT}.")
-        state.network.load_state_dict(content["network"])
-    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        # On the CPU: Adam counts its steps there, and a count on the GPU would be waited for at every step.
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] == FORMAT:
+            _restore(state, content)
+    except (RuntimeError, LookupError, TypeError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{path} cannot be resumed from: {error}. If the network was changed, start in another folder."
         ) from error
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{path} has resume format {content['format']}; this multiseg reads {FORMAT}.")
+
+
+def _restore(state: TrainState, content: Mapping[str, Any]) -> None:
+    state.network.load_state_dict(content["network"])
     state.optimiser.load_state_dict(content["optimiser"])
-    state.scaler.load_state_dict(content["scaler"])
+    if content["scaler"]:  # empty when saved by a run without fp16, on another card
+        state.scaler.load_state_dict(content["scaler"])
     state.step, state.best, state.bad_steps = content["step"], content["best"], content["bad_steps"]
     state.history = content["history"]
-    torch.set_rng_state(content["rng"].cpu())
-    if torch.cuda.is_available() and content["cuda_rng"]:
-        torch.cuda.set_rng_state_all([rng.cpu() for rng in content["cuda_rng"]])
+    torch.set_rng_state(content["rng"])
+    device = next(state.network.parameters()).device
+    if device.type == "cuda" and content["cuda_rng"] is not None:
+        torch.cuda.set_rng_state(content["cuda_rng"], device)

@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from multiseg.errors import TrainingError, UsageError
-from multiseg.loaders.batches import Batch, PatchStream
+from multiseg.loaders.batches import Batch
 from multiseg.training.checkpoint import TrainState
 from multiseg.training.objectives import OBJECTIVES
 
@@ -28,7 +29,8 @@ class FitOptions:
         clip_norm: gradients are scaled down to this norm; 0 leaves them.
         validate_every: steps between validations.
         save_minutes: minutes between saves of the state to resume from.
-        max_bad_steps: steps in a row with a non-finite loss or gradient before training gives up.
+        max_bad_steps: steps in a row with a non-finite loss or gradient before training gives up. Overflows
+            by which fp16 finds its scale are not counted.
     """
 
     num_steps: int = 25_000
@@ -45,7 +47,10 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimiser step; `waiting` is the share of its time spent waiting for data."""
+    """One optimiser step; `waiting` is the share of its time spent waiting for data.
+
+    `skipped` names the cases of a step whose loss or gradient was not finite; such a step changed nothing.
+    """
 
     step: int
     loss: float
@@ -70,12 +75,22 @@ class Validated:
 Event = StepDone | Validated
 
 
+@runtime_checkable
+class Stream(Protocol):
+    """Where batches come from, such as a PatchStream: batch n is the same whenever it is asked for."""
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]: ...
+
+
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls: for progress, validation, saving, and to ask whether to stop."""
+    """What the loop calls: for progress, validation, saving, and to ask whether to stop.
+
+    `validate` returns scores by name, or None where it was asked to stop before it had them.
+    """
 
     on_event: Callable[[Event], None] = lambda event: None
-    validate: Callable[[], Mapping[str, float]] = dict
+    validate: Callable[[], Mapping[str, float] | None] = dict
     save: Callable[[bool], None] = lambda is_best: None
     should_stop: Callable[[], bool] = lambda: False
 
@@ -108,24 +123,26 @@ def precision(amp: str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     if amp == "auto":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float16
     return names[amp]
 
 
-def fit(state: TrainState, stream: PatchStream, options: FitOptions, hooks: Hooks) -> bool:
-    """Train from `state.step` to the last step. Whether it got there, or was asked to stop.
+def fit(state: TrainState, stream: Stream, options: FitOptions, hooks: Hooks) -> bool:
+    """Train from `state.step` to the last step and its validation. Whether it got there, or was asked to stop.
 
-    A step with a non-finite loss or gradient changes nothing and is reported with its cases.
+    A step with a non-finite loss or gradient changes nothing and is reported with its cases. A stop takes
+    effect after the step in hand, or between two cases of a validation, which is then made first on resuming.
 
     Raises:
         TrainingError: `max_bad_steps` such steps in a row; the message names the cases.
-        UsageError: an objective or schedule of unknown name.
+        UsageError: an objective or schedule of unknown name, or a number out of its range.
     """
-    for value, known in ((options.objective, OBJECTIVES), (options.schedule, SCHEDULES)):
-        if value not in known:
-            raise UsageError(f"{value!r} is none of {', '.join(known)}.")
+    _check(options)
     device = next(state.network.parameters()).device
     saved_at = time.monotonic()
+    if _is_validation_due(state, options) and not _validate(state, hooks):
+        return False
     for batch, waited in _timed(stream.batches(state.step, options.num_steps)):
         began = time.monotonic()
         done = _step(state, batch.to(device), options)
@@ -136,15 +153,34 @@ def fit(state: TrainState, stream: PatchStream, options: FitOptions, hooks: Hook
                 f"{state.bad_steps} steps in a row had a loss or gradient that is not finite; the last "
                 f"drew on {_cases(batch)}. Look at these cases, or lower the learning rate or turn amp off."
             )
-        if state.step % options.validate_every == 0 or state.step == options.num_steps:
-            _validate(state, hooks)
+        if hooks.should_stop():
+            hooks.save(False)
+            return False
+        if _is_validation_due(state, options):
+            if not _validate(state, hooks):
+                return False
             saved_at = time.monotonic()
-        elif hooks.should_stop() or time.monotonic() - saved_at > 60 * options.save_minutes:
+        elif time.monotonic() - saved_at > 60 * options.save_minutes:
             hooks.save(False)
             saved_at = time.monotonic()
-        if hooks.should_stop():
-            return state.step == options.num_steps
     return True
+
+
+def _check(options: FitOptions) -> None:
+    for value, known in ((options.objective, OBJECTIVES), (options.schedule, SCHEDULES)):
+        if value not in known:
+            raise UsageError(f"{value!r} is none of {', '.join(known)}.")
+    for name in ("num_steps", "validate_every", "max_bad_steps"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"{name} is {getattr(options, name)}: give at least 1.")
+    if not options.learning_rate > 0:
+        raise UsageError(f"the learning_rate is {options.learning_rate}: give a number above 0.")
+
+
+def _is_validation_due(state: TrainState, options: FitOptions) -> bool:
+    at_its_step = state.step % options.validate_every == 0 or state.step == options.num_steps
+    is_done = bool(state.history) and state.history[-1]["step"] == state.step
+    return state.step > 0 and at_its_step and not is_done
 
 
 def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
@@ -177,10 +213,11 @@ def _step(state: TrainState, batch: Batch, options: FitOptions) -> _Done:
     state.scaler.unscale_(state.optimiser)
     parameters = [p for p in state.network.parameters() if p.grad is not None]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm or math.inf))
-    if math.isfinite(norm) and bool(torch.isfinite(loss)):
+    finite_loss = bool(torch.isfinite(loss))
+    if finite_loss and math.isfinite(norm):
         state.scaler.step(state.optimiser)
         state.bad_steps = 0
-    else:
+    elif not finite_loss or state.scaler.get_scale() <= 1:  # above 1 the scale, and not the data, may be at fault
         state.bad_steps += 1
     state.scaler.update()
     state.step += 1
@@ -205,12 +242,18 @@ def _cases(batch: Batch) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _validate(state: TrainState, hooks: Hooks) -> None:
+def _validate(state: TrainState, hooks: Hooks) -> bool:
+    """Validate and save; whether it was not asked to stop before it was done."""
     parts = hooks.validate()
+    if parts is None:
+        hooks.save(False)
+        return False
     finite = [value for value in parts.values() if math.isfinite(value)]
     score = sum(finite) / len(finite) if finite else math.nan
     is_best = bool(finite) and not score <= state.best
     state.best = score if is_best else state.best
-    state.history.append({"step": state.step, "score": score, **parts})
-    hooks.save(is_best)
+    state.history.append({**parts, "step": float(state.step), "score": score})
+    # Before saving: what is logged beyond the last save is cut off on resuming, what is not logged stays missing.
     hooks.on_event(Validated(state.step, score, parts, is_best))
+    hooks.save(is_best)
+    return True

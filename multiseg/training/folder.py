@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from multiseg.errors import UsageError
+from multiseg.errors import ResourceError, UsageError
 from multiseg.files import write_atomically
 from multiseg.loaders.batches import StreamOptions
 from multiseg.models.builders import PUBLISHED_WIDTHS
@@ -18,7 +20,7 @@ from multiseg.models.saved import BEST, LAST
 from multiseg.training.checkpoint import RESUME
 from multiseg.training.fit import FitOptions
 
-RUN_FILE, LOG, TENSORBOARD = "run.toml", "log.jsonl", "tensorboard"
+RUN_FILE, LOG, TENSORBOARD, LOCK = "run.toml", "log.jsonl", "tensorboard", ".lock"
 FREE = frozenset({"device", "stream.workers", "fit.save_minutes"})
 """Settings that may differ when a run goes on: they do not change what is learnt."""
 
@@ -57,16 +59,37 @@ def to_toml(options: TrainOptions) -> str:
     return tomli_w.dumps(asdict(options))
 
 
-def claim_folder(out: Path, options: TrainOptions, overwrite: bool) -> None:
-    """Make the folder this run's: an empty one, one with the same settings, or any with `overwrite`.
+@contextmanager
+def claimed_folder(out: Path, options: TrainOptions, overwrite: bool) -> Iterator[None]:
+    """Hold the folder for this run: one without saved steps, one with the same settings, or any with `overwrite`.
 
     Raises:
+        ResourceError: another process trains into it.
         UsageError: it holds a run with other settings.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK).open("a") as file:
+        try:
+            # Not flock, which a worker that outlives its killed parent for seconds would still hold.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ResourceError(
+                f"{out} cannot be locked ({error.strerror}): does another training write to it? "
+                "Wait for it, or choose another --out."
+            ) from error
+        _take_over(out, options, overwrite)
+        yield
+
+
+def _take_over(out: Path, options: TrainOptions, overwrite: bool) -> None:
     if overwrite:
         _forget(out)
+    for name in (BEST, LAST, RESUME, LOG, RUN_FILE):
+        for half_written in out.glob(f".{name}.*.tmp"):  # by a process that was killed
+            half_written.unlink()
     text = to_toml(options)
-    if (out / RUN_FILE).is_file():
+    # Settings that failed before anything was saved bind nobody.
+    if (out / RESUME).is_file() and (out / RUN_FILE).is_file():
         _check_same_run(tomllib.loads((out / RUN_FILE).read_text(encoding="utf-8")), tomllib.loads(text), out)
     write_atomically(out / RUN_FILE, text.encode())
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from multiseg.errors import ResourceError
 from multiseg.files import write_atomically
 from multiseg.training.fit import Event, StepDone, Validated
 from multiseg.training.folder import LOG, TENSORBOARD
@@ -14,7 +17,10 @@ TENSORBOARD_EVERY = 10
 
 
 class Logs:
-    """log.jsonl and TensorBoard files of a run; what a killed run logged beyond its last save is cut off."""
+    """log.jsonl and TensorBoard files of a run; what a killed run logged beyond its last save is cut off.
+
+    A number that is not finite becomes null in log.jsonl, since JSON has no word for it.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
@@ -34,17 +40,30 @@ class Logs:
         self.board.close()
 
     def write(self, event: Event) -> None:
-        self.file.write(json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n")
-        for name, value in _scalars(event).items():
-            self.board.add_scalar(name, value, event.step)
+        """Raises ResourceError where the disk is full."""
+        try:
+            self.file.write(json.dumps(_finite({"event": type(event).__name__, **asdict(event)})) + "\n")
+            for name, value in _scalars(event).items():
+                self.board.add_scalar(name, value, event.step)
+        except OSError as error:
+            raise ResourceError(
+                f"the log of step {event.step} could not be written: {error}. Make room; the same command goes on "
+                "from the last save."
+            ) from error
 
 
 def _step_of(line: str) -> int:
     """The step of a log line; a line that a kill cut short counts as beyond every step."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return 2**63
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(event: Event) -> dict[str, float]:

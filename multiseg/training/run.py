@@ -12,17 +12,18 @@ from typing import Any
 
 import torch
 
+from multiseg.errors import UsageError
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.loaders.batches import PatchStream
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
 from multiseg.models.devices import resolve_device
-from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
+from multiseg.models.saved import BEST, LAST, ModelInfo, read_info, save_model
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Store, open_store
 from multiseg.training.checkpoint import RESUME, TrainState, load_state, save_state
 from multiseg.training.fit import Event, Hooks, fit, precision
-from multiseg.training.folder import TrainOptions, claim_folder
+from multiseg.training.folder import TrainOptions, claimed_folder
 from multiseg.training.logs import Logs
 from multiseg.training.validate import validate, validation_cases
 
@@ -54,13 +55,14 @@ def train(
 
     The folder gets model.safetensors (best on the validation cases), last.safetensors, resume.pt,
     log.jsonl, TensorBoard files, and run.toml with every setting. SIGINT and SIGTERM end it after the
-    step in hand, saved.
+    step (or the validation case) in hand, saved.
 
     Args:
         overwrite: start anew where the folder holds a run, instead of going on with it.
 
     Raises:
-        UsageError: the folder holds a run with other settings, or a setting is unknown.
+        UsageError: the folder holds a run with other settings or sequences, or a setting is unknown.
+        ResourceError: another process trains into the folder, or the disk is full.
         DataError, CheckpointError, TrainingError: see the parts.
     """
     out = Path(out)
@@ -72,26 +74,43 @@ def train(
     stream = PatchStream(store, axis, space, options.stream, databases=options.databases)
     info = _info(options, store, stream)
     state = _fresh_state(options, info, device)
-    claim_folder(out, options, overwrite)
-    if (out / RESUME).is_file():
-        load_state(out / RESUME, state)
     held_out = validation_cases(store, info, options.fit.validation_cases)
-    with _stop_on_signals() as should_stop, Logs(out, state.step) as logs:
+    with claimed_folder(out, options, overwrite):
+        _resume(out, state, info)
+        with _stop_on_signals() as should_stop, Logs(out, state.step) as logs:
 
-        def report(event: Event) -> None:
-            logs.write(event)
-            on_event(event)
+            def report(event: Event) -> None:
+                logs.write(event)
+                on_event(event)
 
-        def save(is_best: bool) -> None:
-            now = info.at(state.step, state.history[-1] if state.history else {})
-            save_model(out / LAST, state.network, now)
-            if is_best:
-                save_model(out / BEST, state.network, now)
-            save_state(out / RESUME, state)
-
-        hooks = Hooks(report, lambda: validate(state.network, info, store, held_out), save, should_stop)
-        finished = fit(state, stream, options.fit, hooks)
+            hooks = Hooks(
+                report,
+                validate=lambda: validate(state.network, info, store, held_out, should_stop),
+                save=lambda is_best: _save(out, state, info, is_best),
+                should_stop=should_stop,
+            )
+            finished = fit(state, stream, options.fit, hooks)
     return TrainResult(out, state.step, finished, state.best, tuple(state.history))
+
+
+def _resume(out: Path, state: TrainState, info: ModelInfo) -> None:
+    if not (out / RESUME).is_file():
+        return
+    if (out / LAST).is_file() and (held := read_info(out / LAST).axis) != info.axis:
+        raise UsageError(
+            f"{out} was trained on the sequences {', '.join(held)}, but the store now holds {', '.join(info.axis)}: "
+            "its databases have changed. Choose another --out, or pass --overwrite to start anew."
+        )
+    load_state(out / RESUME, state)
+
+
+def _save(out: Path, state: TrainState, info: ModelInfo, is_best: bool) -> None:
+    now = info.at(state.step, state.history[-1] if state.history else {})
+    save_model(out / LAST, state.network, now)
+    if is_best:
+        save_model(out / BEST, state.network, now)
+    # Last: a kill before this line repeats the steps since the last save, and then the models are written again.
+    save_state(out / RESUME, state)
 
 
 def _info(options: TrainOptions, store: Store, stream: PatchStream) -> ModelInfo:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import nn
 
 from multiseg.evaluation.evaluate import segment
-from multiseg.evaluation.metrics import CaseMetrics, case_metrics, summarise
+from multiseg.evaluation.metrics import dice, mean_of_defined
 from multiseg.labels import IGNORE
 from multiseg.loaders.align import place
 from multiseg.models.saved import Model, ModelInfo
@@ -20,30 +20,36 @@ def validation_cases(store: Store, info: ModelInfo, num_cases: int) -> list[Case
     """The first few held-out cases of every database that have a label of the space."""
     chosen = []
     for name in info.databases:
-        schemas = store[name].schemas
-        cases = [
-            case
-            for case in select(store, [name], split="val")
-            if info.space.view(schemas, list(case.annotated)).annotated.any() and info.usable(case.modalities)
-        ]
-        chosen += cases[:num_cases]
+        held_out = [case for case in select(store, [name], split="val") if info.usable(case.modalities)]
+        chosen += [c for c in held_out if store[name].label_view(c, info.space).annotated.any()][:num_cases]
     return chosen
 
 
-def validate(network: nn.Module, info: ModelInfo, store: Store, cases: Sequence[Case]) -> dict[str, float]:
-    """Mean Dice by database, all sequences of each case, windows that overlap by a quarter."""
+def validate(
+    network: nn.Module,
+    info: ModelInfo,
+    store: Store,
+    cases: Sequence[Case],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Mean Dice by database, all sequences of each case, windows that overlap by a quarter.
+
+    None where `should_stop`, asked before each case, said so.
+    """
     model = Model(network, info).eval()
-    found: dict[str, list[CaseMetrics]] = {}
+    found: dict[str, list[float]] = {}
     for case in cases:
+        if should_stop():
+            return None
         database = store[case.database]
         own, codes = database.whole(case)
         usable = info.usable(case.modalities)
         images, _ = place(own, database.modalities, usable, info.axis)
-        view = info.space.view(database.schemas, list(case.annotated))
+        view = database.label_view(case, info.space)
         target = view.target(codes)
         predicted = segment(model, images, usable, overlap=0.25)
         found.setdefault(case.database, []).extend(
-            case_metrics(predicted == label, target == label, case.grid.spacing_mm, looked_at=target != IGNORE)
+            dice((predicted == label) & (target != IGNORE), target == label)
             for label in np.flatnonzero(view.annotated) + 1
         )
-    return {name: float(summarise(metrics)["dice"]) for name, metrics in found.items()}
+    return {name: mean_of_defined(values) for name, values in found.items()}

@@ -107,6 +107,22 @@ def test_it_agrees_with_monai(network):
     np.testing.assert_allclose(ours[middle], theirs[0].numpy()[middle], atol=0.01)
 
 
+@pytest.mark.parametrize(("extent", "before"), [(5, 2), (4, 2), (7, 1)])
+def test_a_small_case_lies_where_it_lay_in_training(extent, before):
+    """loaders.draw puts the corner of its window at (extent - patch) // 2."""
+    assert before == -((extent - 8) // 2)
+    seen = []
+
+    class Seeing(FirstChannel):
+        def forward(self, images, present):
+            seen.append(images)
+            return super().forward(images, present)
+
+    predict_volume(Seeing(), np.ones((2, extent, 8, 8), np.float16), PRESENT, PATCH)
+    filled = seen[0][0, 0, :, 0, 0].nonzero().flatten().tolist()
+    assert filled == list(range(before, before + extent))
+
+
 def test_windows_without_image_are_background_unseen():
     images = images_of(40, 8, 8)
     images[:, 10:] = 0

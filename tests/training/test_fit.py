@@ -1,0 +1,311 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from multiseg.errors import TrainingError, UsageError
+from multiseg.labels import LabelSpace
+from multiseg.loaders.batches import PatchStream, StreamOptions
+from multiseg.loaders.draw import DrawOptions
+from multiseg.modalities import ModalityAxis
+from multiseg.models.builders import multi_unet
+from multiseg.store.reader import open_store
+from multiseg.training.checkpoint import TrainState, load_state, save_state
+from multiseg.training.fit import SCHEDULES, FitOptions, Hooks, StepDone, Validated, fit, precision
+
+AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T2"))
+OPTIONS = FitOptions(num_steps=8, validate_every=3, max_bad_steps=3)
+
+
+def fresh():
+    torch.manual_seed(5)
+    network = multi_unet(len(AXIS), 1, widths=(4, 8), dropout=0.3)
+    optimiser = torch.optim.Adam(network.parameters())
+    return TrainState(network, optimiser, torch.amp.GradScaler("cpu", enabled=False))
+
+
+@pytest.fixture
+def stream(store_url):
+    draw = DrawOptions(patch=(8, 8, 8))
+    options = StreamOptions(draw, batch_size=2, workers=0, batches_per_epoch=3)
+    return PatchStream(open_store(store_url), AXIS, LabelSpace(), options, databases=["alder", "dogwood"])
+
+
+class Spoilt:
+    """A stream in which some batches hold NaN."""
+
+    def __init__(self, stream, bad):
+        self.stream, self.bad = stream, bad
+
+    def batches(self, start, stop):
+        for number, batch in zip(range(start, stop), self.stream.batches(start, stop), strict=True):
+            images = torch.full_like(batch.images, torch.nan) if number in self.bad else batch.images
+            yield replace(batch, images=images)
+
+
+class Recorder:
+    """Hooks that keep what happens, and stop or validate as told."""
+
+    def __init__(self, stop_after=None, scores=()):
+        self.events, self.saves, self.stop_after = [], [], stop_after
+        self.scores = iter(scores)
+
+    def hooks(self, **others):
+        return Hooks(
+            **{
+                "on_event": self.events.append,
+                "validate": lambda: {"alder": next(self.scores, 0.5)},
+                "save": self.saves.append,
+                "should_stop": lambda: bool(self.steps) and self.steps[-1].step == self.stop_after,
+            }
+            | others
+        )
+
+    @property
+    def steps(self):
+        return [event for event in self.events if isinstance(event, StepDone)]
+
+    @property
+    def validated(self):
+        return [event for event in self.events if isinstance(event, Validated)]
+
+
+def moments(state):
+    return [value for entry in state.optimiser.state.values() for value in entry.values()]
+
+
+def assert_same_state(a, b):
+    assert a.step == b.step
+    assert a.history == b.history
+    for name, tensor in a.network.state_dict().items():
+        assert torch.equal(tensor, b.network.state_dict()[name]), name
+    assert len(moments(a)) == len(moments(b)) > 0
+    assert all(torch.equal(x, y) for x, y in zip(moments(a), moments(b), strict=True))
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 8])
+def test_a_resumed_training_is_the_same_bit_for_bit(stream, tmp_path, stop_after):
+    straight, whole = fresh(), Recorder()
+    assert fit(straight, stream, OPTIONS, whole.hooks())
+
+    state, first = fresh(), Recorder(stop_after)
+    assert not fit(state, stream, OPTIONS, first.hooks(save=lambda is_best: save_state(tmp_path / "resume.pt", state)))
+    assert state.step == stop_after
+    torch.manual_seed(999)  # another process would start with other generators
+    resumed, second = fresh(), Recorder()
+    load_state(tmp_path / "resume.pt", resumed)
+    assert fit(resumed, stream, OPTIONS, second.hooks())
+
+    assert_same_state(resumed, straight)
+    assert [event.loss for event in first.steps + second.steps] == [event.loss for event in whole.steps]
+    assert [event.step for event in first.validated + second.validated] == [3, 6, 8]
+
+
+def test_a_stop_right_before_a_validation_does_not_lose_it(stream):
+    state, first = fresh(), Recorder(stop_after=3)
+    assert not fit(state, stream, OPTIONS, first.hooks())
+    assert first.validated == []
+    assert first.saves == [False]
+    again = Recorder(stop_after=4)
+    assert not fit(state, stream, OPTIONS, again.hooks())
+    assert [event.step for event in again.validated] == [3]
+    assert [event.step for event in again.steps] == [4]
+
+
+def test_a_stop_within_a_validation_is_made_up_for(stream):
+    state, first = fresh(), Recorder()
+    assert not fit(state, stream, OPTIONS, first.hooks(validate=lambda: None))
+    assert (state.step, state.history, first.saves) == (3, [], [False])
+    again = Recorder()
+    assert fit(state, stream, OPTIONS, again.hooks())
+    assert [event.step for event in again.validated] == [3, 6, 8]
+
+
+def test_a_stop_is_saved_even_if_it_comes_at_an_awkward_moment(stream):
+    """However often the loop asks, no answer may end it without a save."""
+    for patience in range(1, 8):
+        asked, recorder = [], Recorder()
+        state = fresh()
+
+        def should_stop(asked=asked, patience=patience):
+            asked.append(True)
+            return len(asked) >= patience
+
+        assert not fit(state, stream, replace(OPTIONS, validate_every=100), recorder.hooks(should_stop=should_stop))
+        assert recorder.saves, f"stopped at step {state.step} without a save"
+
+
+def test_a_finished_training_stays_as_it_is(stream):
+    state, first = fresh(), Recorder()
+    assert fit(state, stream, OPTIONS, first.hooks())
+    again = Recorder()
+    assert fit(state, stream, OPTIONS, again.hooks())
+    assert (again.events, again.saves) == ([], [])
+
+
+def test_the_best_is_the_best_by_validation(stream):
+    recorder = Recorder(scores=[0.4, 0.7, 0.6])
+    state = fresh()
+    fit(state, stream, OPTIONS, recorder.hooks())
+    assert [event.is_best for event in recorder.validated] == [True, True, False]
+    assert recorder.saves == [True, True, False]
+    assert state.best == 0.7
+    assert [entry["score"] for entry in state.history] == [0.4, 0.7, 0.6]
+
+
+def test_an_equal_score_is_no_better(stream):
+    recorder = Recorder(scores=[0.5, 0.5, 0.5])
+    fit(fresh(), stream, OPTIONS, recorder.hooks())
+    assert recorder.saves == [True, False, False]
+
+
+def test_an_undefined_score_is_never_the_best(stream):
+    recorder = Recorder(scores=[math.nan, 0.2, math.nan])
+    state = fresh()
+    fit(state, stream, OPTIONS, recorder.hooks())
+    assert recorder.saves == [False, True, False]
+    assert state.best == 0.2
+
+
+def test_the_score_is_the_mean_of_what_is_defined(stream):
+    recorder = Recorder()
+    fit(fresh(), stream, OPTIONS, recorder.hooks(validate=lambda: {"a": 0.2, "b": math.nan, "c": 0.6}))
+    assert recorder.validated[0].score == pytest.approx(0.4)
+    assert math.isnan(recorder.validated[0].parts["b"])
+
+
+def test_what_is_saved_was_logged_before(stream):
+    """A log is cut off at the saved step on resuming; an event that is not yet in it then would stay missing."""
+    order = []
+    hooks = Recorder().hooks(
+        on_event=lambda event: order.append(type(event).__name__), save=lambda is_best: order.append("save")
+    )
+    fit(fresh(), stream, OPTIONS, hooks)
+    assert order == [*["StepDone"] * 3, "Validated", "save"] * 2 + [*["StepDone"] * 2, "Validated", "save"]
+
+
+def test_a_step_on_nan_changes_nothing_and_names_the_case(stream):
+    one, same = fresh(), fresh()
+    fit(one, stream, replace(OPTIONS, num_steps=2, schedule="constant"), Hooks())
+    before = [tensor.clone() for tensor in moments(one)]
+    weights = {name: tensor.clone() for name, tensor in one.network.state_dict().items()}
+    recorder = Recorder()
+    fit(one, Spoilt(stream, {2}), replace(OPTIONS, num_steps=3), recorder.hooks())
+    (event,) = recorder.steps
+    (batch,) = stream.batches(2, 3)
+    named = [f"{database}/{case}" for database, case in zip(batch.database, batch.case, strict=True)]
+    assert event.skipped == ", ".join(dict.fromkeys(named))
+    assert math.isnan(event.loss)
+    assert all(torch.equal(a, b) for a, b in zip(moments(one), before, strict=True))
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in one.network.state_dict().items())
+    assert (one.step, one.bad_steps) == (3, 1)
+
+    fit(same, Spoilt(stream, {1, 3}), replace(OPTIONS, num_steps=5), recorder.hooks())
+    assert same.bad_steps == 0, "a good step between them starts the count anew"
+    assert all(tensor.isfinite().all() for tensor in same.network.state_dict().values())
+
+
+def test_too_many_bad_steps_in_a_row_end_the_training(stream):
+    state, recorder = fresh(), Recorder()
+    with pytest.raises(TrainingError, match=r"3 steps in a row .* (alder/A|dogwood/D)"):
+        fit(state, Spoilt(stream, {1, 2, 3, 4}), OPTIONS, recorder.hooks())
+    assert state.step == 4
+    assert [bool(event.skipped) for event in recorder.steps] == [False, True, True, True]
+
+
+def test_an_infinite_gradient_is_a_bad_step_too(stream):
+    state, recorder = fresh(), Recorder()
+    first = next(state.network.parameters())
+    first.register_hook(lambda gradient: gradient * torch.inf)
+    before = first.detach().clone()
+    fit(state, stream, replace(OPTIONS, num_steps=1), recorder.hooks())
+    assert recorder.steps[0].skipped
+    assert math.isfinite(recorder.steps[0].loss)
+    assert torch.equal(first, before)
+
+
+def test_overflows_by_which_the_scale_is_found_are_not_bad_steps(stream):
+    """With fp16 gradients are scaled up until they overflow: that is no fault of the data."""
+    state, recorder = fresh(), Recorder()
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=True)
+    first = next(state.network.parameters())
+    first.register_hook(lambda gradient: gradient * torch.inf if state.scaler.get_scale() > 2**6 else gradient)
+    before = first.detach().clone()
+    fit(state, stream, replace(OPTIONS, max_bad_steps=2), recorder.hooks())
+    assert [event.skipped for event in recorder.steps] == [""] * 8
+    assert state.scaler.get_scale() == 2**6
+    assert not torch.equal(first, before)
+
+
+def test_gradients_are_clipped_to_the_norm(stream):
+    norms = []
+    for clip_norm in (0.0, 1e-3):
+        state, recorder = fresh(), Recorder()
+        fit(state, stream, replace(OPTIONS, num_steps=1, clip_norm=clip_norm), recorder.hooks())
+        norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in state.network.parameters())))
+        assert recorder.steps[0].gradient_norm > 0.01
+    assert norms[0] == pytest.approx(recorder.steps[0].gradient_norm, rel=1e-4)
+    assert norms[1] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_schedules_by_hand():
+    assert [SCHEDULES["cosine"](done) for done in (0.0, 0.5, 1.0)] == pytest.approx([1, 0.5, 0])
+    assert SCHEDULES["cosine"](1 / 3) == pytest.approx(0.75)
+    assert [SCHEDULES["published"](done) for done in (0.0, 0.2499, 0.25, 0.9)] == [1.0, 1.0, 0.1, 0.1]
+    assert [SCHEDULES["constant"](done) for done in (0.0, 1.0)] == [1.0, 1.0]
+
+
+def test_the_learning_rate_follows_the_schedule(stream):
+    recorder = Recorder()
+    options = replace(OPTIONS, schedule="published", learning_rate=0.01)
+    state = fresh()
+    fit(state, stream, options, recorder.hooks())
+    assert [event.learning_rate for event in recorder.steps] == pytest.approx([0.01] * 2 + [0.001] * 6)
+    assert state.optimiser.param_groups[0]["lr"] == pytest.approx(0.001)
+
+
+def test_events_say_how_fast_and_how_long_they_waited(stream):
+    recorder = Recorder()
+    fit(fresh(), stream, OPTIONS, recorder.hooks())
+    for event in recorder.steps:
+        assert event.patches_per_second > 0
+        assert 0 <= event.waiting <= 1
+        assert set(event.scalars) == {"dice_loss", "cross_entropy"}
+
+
+def test_the_published_objective_trains(stream):
+    recorder = Recorder()
+    fit(fresh(), stream, replace(OPTIONS, objective="dice"), recorder.hooks())
+    assert all(0 <= event.loss <= 1 for event in recorder.steps)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective": "focal"}, r"'focal' is none of dice\+bce, dice"),
+        ({"schedule": "step"}, "'step' is none of cosine, published, constant"),
+        ({"amp": "half"}, "amp 'half' is none of auto, off, bf16, fp16"),
+        ({"num_steps": 0}, "num_steps is 0"),
+        ({"validate_every": 0}, "validate_every is 0"),
+        ({"max_bad_steps": 0}, "max_bad_steps is 0"),
+        ({"learning_rate": 0.0}, r"learning_rate is 0\.0"),
+    ],
+)
+def test_options_that_cannot_be_meant(stream, changes, said):
+    with pytest.raises(UsageError, match=said):
+        fit(fresh(), stream, replace(OPTIONS, **changes), Hooks())
+
+
+def test_precision(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert {precision(name, cpu) for name in ("auto", "off", "bf16", "fp16")} == {torch.float32}
+    assert precision("bf16", cuda) == torch.bfloat16
+    assert precision("fp16", cuda) == torch.float16
+    assert precision("off", cuda) == torch.float32
+    for has_it, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        # Cards without bf16 still emulate it, slowly.
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=has_it: (
+            including_emulation or has
+        ))  # fmt: skip
+        assert precision("auto", cuda) == expected
