@@ -52,7 +52,7 @@ def test_the_commands_on_real_data(data: Path, tmp_path: Path) -> None:
         "evaluate runs/joint", "evaluate runs/joint --subsets full"
     )
     shell(quick, tmp_path)
-    assert (tmp_path / "patient19.nii.gz").exists()
+    assert (tmp_path / "patient26.nii.gz").exists()
 
 
 def test_every_file_that_is_linked_is_there() -> None:

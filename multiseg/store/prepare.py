@@ -22,6 +22,8 @@ MIN_COVERAGE = 0.01
 """A file that covers less than this share of the reference image's box does not belong to it."""
 MAX_VOXELS = 2**30
 """A case with more voxels on the store's grid (1024^3) has a wrong voxel size in its header."""
+STRIPPED_SHARE = 0.8
+"""A brain with zeros around it fills about half of its box; beyond this share there is more than brain."""
 DISAGREE = ("refuse", "world", "array")
 
 
@@ -259,10 +261,10 @@ def _image_on(grid: Grid, volume: Volume, given: Mask | None, name: str, doubts:
         mask = resample(inside, _grid(volume), grid, smooth=False) > 0.5
         # What the zeros around the brain took away at its border is given back.
         image = np.where(mask, image / np.maximum(resample(inside, _grid(volume), grid), 0.25), 0)
-        if nonzero.mean() > 0.99:
+        if nonzero.mean() > STRIPPED_SHARE:
             doubts.append(
-                ("NO_BACKGROUND", f"{name}: nearly every voxel is non-zero, so the whole box counts as brain. "
-                 "Give a brain mask: --brain-mask '{case}/brainmask.nii.gz'.")
+                ("NO_BACKGROUND", f"{name}: {nonzero.mean():.0%} of the voxels are not zero, so skull and air count as "
+                 "brain. Give a brain mask: --brain-mask.")
             )  # fmt: skip
     else:
         mask = given & (resample(np.ones(volume.shape, dtype=np.float32), _grid(volume), grid) > 0.5)
