@@ -17,15 +17,9 @@ from multiseg.store.catalogue import assign_splits
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import check_database_name, is_plain_name
 from multiseg.store.prepare import CaseFiles, PreparedCase, Recipe, prepare_case
+from multiseg.store.root import DatabaseInfo, check_agreement, existing_root, locked, open_or_create_root
 from multiseg.store.sources.model import DatabaseFiles
-from multiseg.store.writer import (
-    DatabaseInfo,
-    DatabaseWriter,
-    check_agreement,
-    existing_root,
-    locked,
-    open_or_create_root,
-)
+from multiseg.store.writer import DatabaseWriter
 
 DEFAULT_SPLIT = {"train": 0.7, "val": 0.1, "test": 0.2}
 

@@ -1,0 +1,143 @@
+"""Making a store, holding it for one writer, and what a database must agree on to take more cases."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import zarr
+
+from multiseg.errors import ResourceError, StoreError
+from multiseg.labels import LabelSchema
+from multiseg.store import schema
+from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, is_remote, local_path, open_root, zarr_store
+from multiseg.store.prepare import Recipe
+
+
+@dataclass(frozen=True)
+class DatabaseInfo:
+    """What is said once for a whole database."""
+
+    name: str
+    pathology: str
+    recipe: Recipe
+    schemas: Mapping[str, LabelSchema]
+    codec: str = "lz4"
+    licence: str = ""
+    citation: str = ""
+    source: str = ""
+
+    def to_attributes(self) -> dict[str, Any]:
+        return {
+            "pathology": self.pathology,
+            "label_schemas": {name: labels.to_json() for name, labels in self.schemas.items()},
+            "recipe": self.recipe.to_json(),
+            "codec": self.codec,
+            "licence": self.licence,
+            "citation": self.citation,
+            "source": self.source,
+        }
+
+
+@contextmanager
+def locked(url: str) -> Iterator[None]:
+    """Hold a local store for one writer; the lock ends with the process, however it ends.
+
+    Raises:
+        ResourceError: another process is writing to it, or the folder cannot be made.
+    """
+    if is_remote(url):
+        yield
+        return
+    path = local_path(url)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ResourceError(f"{url} cannot be a store's folder: {error.strerror}. Name another place.") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held the lock before may have taken the empty folder away: then this lock holds nothing.
+            held = os.path.samestat(os.fstat(handle), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:
+            raise ResourceError(f"another process is writing to {url}. Wait for it, then run again.")
+        try:
+            yield
+        finally:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+    finally:
+        os.close(handle)
+
+
+def existing_root(url: str, mode: str, spacing_mm: tuple[float, float, float]) -> zarr.Group | None:
+    """The root group of a store that is to take voxels of this size; None when there is no store yet.
+
+    Raises:
+        StoreError: the store has another voxel size, or something else lies there.
+    """
+    if not is_remote(url) and not (local_path(url).is_dir() and any(local_path(url).iterdir())):
+        return None
+    try:
+        root = open_root(url, mode)
+    except StoreError as error:
+        if is_remote(url) and error.code == NO_STORE:
+            return None
+        raise
+    grid = tuple(root.attrs[ROOT_KEY]["grid_mm"])
+    if grid != spacing_mm:
+        raise StoreError(
+            f"{url} holds voxels of {list(grid)} mm, but {list(spacing_mm)} mm were asked for. "
+            "One store keeps one voxel size: use its own, or another store."
+        )
+    return root
+
+
+def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zarr.Group:
+    """The root group for writing, made when it is not there.
+
+    Raises:
+        StoreError: the store has another voxel size, or something else lies there.
+    """
+    if not is_remote(url):
+        for left in local_path(url).rglob("*.partial"):  # zarr's files beside, of a writer that died
+            left.unlink()
+    root = existing_root(url, "r+", spacing_mm)
+    if root is not None:
+        return root
+    head = {
+        "format": schema.FORMAT,
+        "created_by": f"multiseg {version('multiseg')}",
+        "grid_mm": list(spacing_mm),
+    }
+    store = zarr_store(url, read_only=False)
+    return zarr.create_group(store, zarr_format=3, attributes={ROOT_KEY: head})
+
+
+def check_agreement(held: Mapping[str, Any], info: DatabaseInfo) -> None:
+    """Whether a database with the attributes `held` can take cases that are prepared as `info` says.
+
+    Raises:
+        StoreError: it has another recipe, codec or meaning of codes.
+    """
+    asked = info.to_attributes()
+    for key in ("recipe", "codec"):
+        if held[key] != asked[key]:
+            raise StoreError(
+                f"database {info.name!r} was ingested with {key} {held[key]}, but {asked[key]} was asked for. "
+                "Ask for the same, or give the database another name."
+            )
+    for name, labels in asked["label_schemas"].items():
+        if held["label_schemas"].get(name, labels) != labels:
+            raise StoreError(
+                f"database {info.name!r} already has an annotation {name!r} with other codes: "
+                f"{held['label_schemas'][name]}. Give the same codes, or name the annotation otherwise."
+            )
