@@ -39,6 +39,7 @@ def evaluate_command(
     from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
     from multiseg.models.devices import resolve_device
 
+    folder = out or (run if run.is_dir() else run.parent) / f"evaluation-{split}"
     options = EvaluateOptions("" if split == "all" else split, tuple(database or ()), subsets, overlap)
     with progress_bar("evaluate", 1) as bar:
 
@@ -47,8 +48,7 @@ def evaluate_command(
             if bar.disable and not as_json:
                 messages().print(f"{done + 1}/{total} {case}", soft_wrap=True)
 
-        result = evaluate(run, store or None, options, str(resolve_device(device)), on_case)
-    folder = out or (run if run.is_dir() else run.parent) / f"evaluation-{split}"
+        result = evaluate(run, store or None, options, str(resolve_device(device)), folder, on_case)
     result.save(folder)
     if as_json:
         print_json({"folder": str(folder), **result.to_json()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,13 +16,14 @@ from jaxtyping import Bool, Float, UInt8
 
 from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.inference import predict_volume
-from multiseg.evaluation.metrics import CaseMetrics, case_metrics, summarise
+from multiseg.evaluation.metrics import CaseMetrics, case_metrics, dice, summarise
 from multiseg.evaluation.montage import CasePanel, save_montage
+from multiseg.evaluation.progress import PROGRESS, DoneCases
 from multiseg.evaluation.subsets import SUBSETS
 from multiseg.files import write_atomically
 from multiseg.labels import IGNORE
 from multiseg.loaders.align import place
-from multiseg.models.saved import Model, load_model
+from multiseg.models.saved import Model, load_model, model_path
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
 
@@ -64,13 +66,14 @@ class Evaluation:
     left_out: Mapping[str, tuple[str, ...]]
 
     def save(self, folder: Path) -> None:
-        """Write cases.csv, summary.csv, summary.json and montage.png."""
+        """Write cases.csv, summary.csv, summary.json and montage.png; then nothing is left to go on with."""
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "cases.csv", self.cases.to_csv(index=False).encode())
         write_atomically(folder / "summary.csv", self.summary.to_csv(index=False).encode())
         write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
         if self.panels:
             save_montage(folder / "montage.png", self.panels, "Held-out cases, all their sequences")
+        (folder / PROGRESS).unlink(missing_ok=True)
 
     def to_json(self) -> dict[str, Any]:
         rows = json.loads(self.summary.to_json(orient="records"))
@@ -86,11 +89,14 @@ def evaluate(
     store: Store | str | None = None,
     options: EvaluateOptions | None = None,
     device: str = "cpu",
+    folder: Path | None = None,
     on_case: Callable[[int, int, str], None] = lambda done, total, case: None,
 ) -> Evaluation:
     """Evaluate a model file or a run folder on the store it was trained from, or on another.
 
     Args:
+        folder: where the results will be saved: done cases are kept there, so that an evaluation that was
+            cut short goes on. None keeps nothing.
         on_case: called before each case with how many are done, how many there are, and its name.
 
     Raises:
@@ -110,16 +116,17 @@ def evaluate(
             f"{store.url} has no case of the split {options.split or 'any'!r} with a label and a sequence "
             f"that the model knows ({', '.join(model.info.axis)})."
         )
-    rows: list[dict[str, Any]] = []
+    done = DoneCases(folder, hashlib.sha256(model_path(Path(run)).read_bytes()).hexdigest(), store.url, options)
     panels: list[CasePanel] = []
-    for done, case in enumerate(cases):
-        on_case(done, len(cases), f"{case.database}/{case.name}")
-        shown = sum(other.database == case.database for other in cases[:done]) < MONTAGE_CASES
-        for row, panel in _evaluate_case(model, store, case, options):
-            rows.append(row)
-            if panel is not None and shown:
-                panels.append(panel)
-    table = pd.DataFrame(rows)
+    for at, case in enumerate(cases):
+        name = f"{case.database}/{case.name}"
+        on_case(at, len(cases), name)
+        loaded = _load(model, store, case)
+        if name not in done.rows:
+            done.add(name, list(_rows(model, loaded, options)))
+        if sum(other.database == case.database for other in cases[:at]) < MONTAGE_CASES:
+            panels.append(_panel(model, loaded, options.overlap))
+    table = pd.DataFrame([row for case in cases for row in done.rows[f"{case.database}/{case.name}"]])
     return Evaluation(table, summary_of(table), tuple(panels), _left_out(model, cases))
 
 
@@ -160,27 +167,46 @@ def _left_out(model: Model, cases: Sequence[Case]) -> dict[str, tuple[str, ...]]
     return {database: tuple(names) for database, names in found.items() if names}
 
 
-def _evaluate_case(
-    model: Model, store: Store, case: Case, options: EvaluateOptions
-) -> Iterator[tuple[dict[str, Any], CasePanel | None]]:
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A case on the model's axis and in its label space."""
+
+    case: Case
+    usable: tuple[str, ...]
+    images: Float[np.ndarray, "modality i j k"]
+    target: UInt8[np.ndarray, "i j k"]
+    annotated: Bool[np.ndarray, " label"]
+
+
+def _load(model: Model, store: Store, case: Case) -> _Loaded:
     info, database = model.info, store[case.database]
     own, codes = database.whole(case)
     view = database.label_view(case, info.space)
-    target = view.target(codes)
     usable = info.usable(case.modalities)
     images, _ = place(own, database.modalities, usable, info.axis)
-    for at, subset in enumerate(SUBSETS[options.subsets](usable)):
-        predicted = segment(model, images, subset, options.overlap)
-        for label, name in enumerate(info.space.names, start=1):
-            if not view.annotated[label - 1]:
-                continue
-            metrics = case_metrics(
-                predicted == label, target == label, case.grid.spacing_mm, looked_at=target != IGNORE
-            )
-            row = {"database": case.database, "case": case.name, "label": name, "modalities": "+".join(subset),
-                   "num_modalities": len(subset), **asdict(metrics)}  # fmt: skip
-            panel = _panel(case, info.axis.names, images, target == label, predicted == label, metrics)
-            yield row, panel if at == 0 and label == 1 else None
+    return _Loaded(case, usable, images, view.target(codes), view.annotated)
+
+
+def _rows(model: Model, loaded: _Loaded, options: EvaluateOptions) -> Iterator[dict[str, Any]]:
+    case, target = loaded.case, loaded.target
+    for subset in SUBSETS[options.subsets](loaded.usable):
+        predicted = segment(model, loaded.images, subset, options.overlap)
+        for label, name in enumerate(model.info.space.names, start=1):
+            if loaded.annotated[label - 1]:
+                metrics = case_metrics(predicted == label, target == label, case.grid.spacing_mm, target != IGNORE)
+                yield {"database": case.database, "case": case.name, "label": name, "modalities": "+".join(subset),
+                       "num_modalities": len(subset), **asdict(metrics)}  # fmt: skip
+
+
+def _panel(model: Model, loaded: _Loaded, overlap: float) -> CasePanel:
+    """All structures together, from all the sequences of the case."""
+    case = loaded.case
+    shown = {name: loaded.images[model.info.axis.channels([name])[0]] for name in loaded.usable}
+    truth = (loaded.target != 0) & (loaded.target != IGNORE)
+    predicted = (segment(model, loaded.images, loaded.usable, overlap) != 0) & (loaded.target != IGNORE)
+    said = "no lesion" if not truth.any() else f"Dice {dice(predicted, truth):.2f}"
+    caption = f"{case.pathology}\n{said}"
+    return CasePanel(f"{case.database}/{case.name}", caption, shown, truth, predicted, case.grid.spacing_mm)
 
 
 def segment(
@@ -198,21 +224,6 @@ def decide(probabilities: Float[np.ndarray, "label i j k"]) -> UInt8[np.ndarray,
     best = probabilities.argmax(axis=0)
     wins = probabilities.max(axis=0) >= background
     return np.where(wins, best + 1, 0).astype(np.uint8)
-
-
-def _panel(
-    case: Case,
-    axis: Sequence[str],
-    images: Float[np.ndarray, "modality i j k"],
-    truth: Bool[np.ndarray, "i j k"],
-    predicted: Bool[np.ndarray, "i j k"],
-    metrics: CaseMetrics,
-) -> CasePanel:
-    shown = {name: images[at] for at, name in enumerate(axis) if name in case.modalities and images[at].any()}
-    dice = metrics.outcome if np.isnan(metrics.dice) else f"Dice {metrics.dice:.2f}"
-    return CasePanel(
-        f"{case.database}/{case.name}", f"{case.pathology}\n{dice}", shown, truth, predicted, case.grid.spacing_mm
-    )
 
 
 def summary_of(cases: pd.DataFrame) -> pd.DataFrame:

@@ -225,3 +225,38 @@ def test_a_damaged_file_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="truncated or damaged"):
         predict(Model(Threshold(1.5), info()), {"FLAIR": tmp_path / "a.nii.gz"}, tmp_path / "o.nii.gz")
     assert not (tmp_path / "o.nii.gz").exists()
+
+
+def test_an_evaluation_that_was_cut_short_goes_on(saved: Path, store_url: str, tmp_path: Path) -> None:
+    options = EvaluateOptions(split="", databases=("alder",), subsets="full")
+    whole = evaluate(saved, store_url, options)
+
+    class CutShortError(Exception):
+        pass
+
+    def cut(done: int, total: int, case: str) -> None:
+        if done == 2:
+            raise CutShortError
+
+    folder = tmp_path / "out"
+    with pytest.raises(CutShortError):
+        evaluate(saved, store_url, options, folder=folder, on_case=cut)
+    progress = folder / "progress.jsonl"
+    lines = progress.read_text().splitlines()
+    assert len(lines) == 3
+    # A done case is taken from the file and not made again: a mark put there shows up in the result.
+    marked = json.loads(lines[1])
+    marked["rows"][0]["dice"] = 0.125
+    progress.write_text("\n".join([lines[0], json.dumps(marked), lines[2][:20]]) + "\n")
+    resumed = evaluate(saved, store_url, options, folder=folder)
+    assert resumed.cases["dice"].tolist() == [0.125, *whole.cases["dice"].tolist()[1:]]
+    assert len(resumed.panels) == len(whole.panels) == 2
+    resumed.save(folder)
+    assert not progress.exists()
+
+    with pytest.raises(CutShortError):
+        evaluate(saved, store_url, options, folder=folder, on_case=cut)
+    save_model(saved, Threshold(1.0), info())
+    pd.testing.assert_frame_equal(
+        evaluate(saved, store_url, options, folder=folder).cases, evaluate(saved, store_url, options).cases
+    )
