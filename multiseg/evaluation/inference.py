@@ -27,8 +27,9 @@ def predict_volume(
 ) -> Float[np.ndarray, "label i j k"]:
     """Probabilities of every structure (not of background) for one case.
 
-    Windows overlap by the given share and are averaged with Gaussian weights (standard deviation an
-    eighth of the patch, as nnU-Net does). Windows that hold no image voxel are background unseen.
+    Windows overlap by the given share, and their logits are averaged (as in the published evaluation) with
+    Gaussian weights (standard deviation an eighth of the patch, as nnU-Net does). Windows that hold no
+    image voxel are background unseen.
 
     Args:
         images: on the model's modality axis, normalised; what `present` denies is not looked at.
@@ -46,17 +47,17 @@ def predict_volume(
             some = corners[at : at + windows_at_once]
             windows = torch.stack([_part(volume, corner, patch) for corner in some]).to(device)
             logits = network(windows, flags.expand(len(some), -1))
-            probabilities = log_probabilities(logits)[:, 1:].exp().cpu()
             if total is None:
-                total = torch.zeros(probabilities.shape[1], *volume.shape[1:])
-            for corner, one in zip(some, probabilities, strict=True):
-                _part(total, corner, patch).add_(one * weight)
+                total = torch.zeros(logits.shape[1], *volume.shape[1:])
+            for corner, one in zip(some, logits.float().cpu(), strict=True):
+                _part(total, corner, patch).addcmul_(one, weight)
                 _part(weights[None], corner, patch).add_(weight)
     if total is None:
         return np.zeros((_num_labels(network, len(images), patch, device), *images.shape[1:]), dtype=np.float32)
-    mean = total / weights.clamp(min=1e-8)
-    i, j, k = images.shape[1:]
-    return mean[:, pads[0] : pads[0] + i, pads[1] : pads[1] + j, pads[2] : pads[2] + k].numpy()
+    part = tuple(slice(pad, pad + n) for pad, n in zip(pads, images.shape[1:], strict=True))
+    mean = total[:, *part] / weights[part].clamp(min=1e-8)
+    probabilities = log_probabilities(mean[None])[0, 1:].exp()
+    return (probabilities * (weights[part] > 0)).numpy()
 
 
 def window_corners(shape: Sequence[int], patch: Index3, overlap: float) -> Iterator[Index3]:

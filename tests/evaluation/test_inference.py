@@ -82,8 +82,7 @@ def test_the_middle_of_a_window_counts_more_than_its_edge():
     gauss = np.exp(-0.5 * ((np.arange(8) - 3.5) / 1.0) ** 2)
     logits = np.arange(8) - 3.5
     blended = [  # voxel 4 + n is voxel 4 + n of the first window and voxel n of the second
-        (gauss[4 + n] * sigmoid(logits[4 + n]) + gauss[n] * sigmoid(logits[n])) / (gauss[4 + n] + gauss[n])
-        for n in range(4)
+        sigmoid((gauss[4 + n] * logits[4 + n] + gauss[n] * logits[n]) / (gauss[4 + n] + gauss[n])) for n in range(4)
     ]
     np.testing.assert_allclose(found[4:8], blended, atol=5e-3)
     np.testing.assert_allclose(found[:4], sigmoid(logits[:4]), atol=1e-5)
