@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,6 +22,10 @@ EXIT_CODES = """
 Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 invalid data, 4 nothing to do or partly done,
 5 out of a resource, 130 interrupted. Every verb has --help with examples.
 """
+
+A_BUG = "This is a bug in multiseg. Please report it with the lines above."
+INTERRUPTED = "Interrupted. What was finished is safe; the same command goes on from there."
+OUT_OF_RESOURCE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
 
 app = typer.Typer(
     name="multiseg",
@@ -59,21 +64,28 @@ def _root(
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code."""
     try:
-        return app(list(arguments), standalone_mode=False) or 0
+        code, said = app(list(arguments), standalone_mode=False) or 0, ""
+        if code == 130:  # typer turns Ctrl-C into this
+            said = INTERRUPTED
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        code, said = 130, "Interrupted. What was finished is safe; the same command goes on from there."
+        code, said = 130, INTERRUPTED
     except MultisegError as error:
         code, said = error.exit_code, f"{type(error).__name__}: {error}"
     except BrokenPipeError:
         code, said = 0, ""  # whoever read our output has seen enough
+    except OSError as error:
+        code, said = 5, f"{error}. Check the permissions of the place and the room on its disk."
+        if error.errno not in OUT_OF_RESOURCE:
+            traceback.print_exc()
+            code, said = 1, A_BUG
     except MemoryError:
         code, said = 5, "Out of memory. Use smaller patches or batches, or fewer workers."
     except Exception:  # noqa: BLE001 (the one border where everything ends)
         traceback.print_exc()
-        code, said = 1, "This is a bug in multiseg. Please report it with the lines above."
+        code, said = 1, A_BUG
     _say(said)
     return code
 

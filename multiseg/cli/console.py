@@ -21,8 +21,8 @@ from rich.table import Table
 
 from multiseg.store.findings import Finding, Severity
 
-SHOWN_ALIKE = 2
-"""Of warnings that say the same of several cases, this many are printed in full."""
+SHOWN_ALIKE = {Severity.ERROR: 5, Severity.WARNING: 2}
+"""Of findings that say the same of several cases, this many are printed in full."""
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow"}
 
 
@@ -75,7 +75,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
     for (severity, code, database), some in alike.items():
         cases = list(dict.fromkeys(finding.case for finding in some if finding.case))
         messages_shown = list(dict.fromkeys(finding.message for finding in some))
-        shown = len(messages_shown) if severity is Severity.ERROR else SHOWN_ALIKE
+        shown = SHOWN_ALIKE[severity]
         text = "\n".join(_plain(message) for message in messages_shown[:shown])
         if len(messages_shown) > shown:
             text += f"\n... and {len(messages_shown) - shown} more like this (all of them with --json)"

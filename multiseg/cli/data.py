@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from multiseg.store.reader import Store
     from multiseg.store.sources.model import DatabaseFiles
 
+MAX_SPACING_MM = 20
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 StoreUrl = Annotated[str, typer.Option(help="The store: a folder such as brain.zarr, or a URL.")]
 
@@ -144,8 +146,8 @@ def _spacing(text: str) -> tuple[float, float, float]:
         raise UsageError(
             f"--spacing {text!r} is neither one number nor three with commas, such as 1 or 1,1,3."
         ) from None
-    if min(i, j, k) <= 0:
-        raise UsageError(f"--spacing {text!r}: voxels need a size above 0.")
+    if not all(0 < mm <= MAX_SPACING_MM for mm in (i, j, k)):
+        raise UsageError(f"--spacing {text!r}: voxels need a size above 0 and up to {MAX_SPACING_MM} mm.")
     return i, j, k
 
 

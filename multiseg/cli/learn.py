@@ -98,14 +98,14 @@ def _train(options: TrainOptions, out: Path, overwrite: bool, quiet: bool) -> An
         show = _Progress(bar, console, options.fit.num_steps, lines=bar.disable and not quiet)
         result = train(options, out, overwrite, show.event)
     if not result.finished:
-        console.print(f"Stopped after step {result.step}, saved. The same command goes on from there.", soft_wrap=True)
+        console.print(f"Stopped after step {result.step}, saved.", soft_wrap=True)
         return result
     info = read_info(model_path(out))
     channels = "; ".join(f"{name} from {', '.join(info.trained_on[name])}" for name in info.axis)
-    console.print(
-        f"{out}: {result.step} steps, best validation Dice {result.best:.3f}. Channels: {channels}.",
-        soft_wrap=True,
-    )
+    best = f"best validation Dice {result.best:.3f}"
+    if math.isnan(result.best):
+        best = "no validation case with a lesion, so the model is that of the last step"
+    console.print(f"{out}: {result.step} steps, {best}. Channels: {channels}.", soft_wrap=True)
     return result
 
 

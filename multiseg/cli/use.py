@@ -82,7 +82,7 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
         for row in result.summary.to_dict("records")
     ]
     columns = ["database", *(["label"] if several else []), "sequences", *titles]
-    print_table("Held-out cases, mean by subset of sequences", columns, rows, right=titles)
+    print_table(f"{result.title}, mean by subset of sequences", columns, rows, right=titles)
     output().print(POLICY)
     for database, names in result.left_out.items():
         messages().print(f"{database}: {', '.join(names)} left out, no training database had it.")

@@ -63,16 +63,21 @@ class Evaluation:
     cases: pd.DataFrame
     summary: pd.DataFrame
     panels: tuple[CasePanel, ...]
+    split: str
     left_out: Mapping[str, tuple[str, ...]]
+
+    @property
+    def title(self) -> str:
+        """Whose results these are; only the test split is held out from everything."""
+        return {"test": "Held-out cases", "": "Cases of all splits"}.get(self.split, f"Cases of the {self.split} split")
 
     def save(self, folder: Path) -> None:
         """Write cases.csv, summary.csv, summary.json and montage.png; then nothing is left to go on with."""
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "cases.csv", self.cases.to_csv(index=False).encode())
         write_atomically(folder / "summary.csv", self.summary.to_csv(index=False).encode())
         write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
         if self.panels:
-            save_montage(folder / "montage.png", self.panels, "Held-out cases, all their sequences")
+            save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences")
         (folder / PROGRESS).unlink(missing_ok=True)
 
     def to_json(self) -> dict[str, Any]:
@@ -127,7 +132,7 @@ def evaluate(
         if sum(other.database == case.database for other in cases[:at]) < MONTAGE_CASES:
             panels.append(_panel(model, loaded, options.overlap))
     table = pd.DataFrame([row for case in cases for row in done.rows[f"{case.database}/{case.name}"]])
-    return Evaluation(table, summary_of(table), tuple(panels), _left_out(model, cases))
+    return Evaluation(table, summary_of(table), tuple(panels), options.split, _left_out(model, cases))
 
 
 def store_of_run(run: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from multiseg.errors import ModalityError
+from multiseg.errors import ModalityError, UsageError
 from multiseg.evaluation.evaluate import decide
 from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.montage import CasePanel, save_montage
@@ -77,9 +77,12 @@ def predict(
         brain_mask: as the training data had one; without it every non-zero voxel counts as brain.
 
     Raises:
+        UsageError: `out` is no name for a NIfTI file.
         ModalityError: none of the sequences is one the model learnt from.
         SourceError: a file is missing, damaged, or lies elsewhere in space.
     """
+    if not out.name.endswith((".nii", ".nii.gz")):
+        raise UsageError(f"the segmentation is written as NIfTI: end its name {str(out)!r} in .nii.gz or .nii.")
     loaded = model if isinstance(model, Model) else load_model(model, device)
     info = loaded.info
     usable = info.usable(tuple(images))

@@ -133,6 +133,8 @@ def _ingest_database(
     info = DatabaseInfo(
         files.name, files.pathology, recipe, files.schemas, options.codec, files.licence, files.citation, files.source
     )
+    if options.reference and files.cases and not any(options.reference in case.images for case in files.cases):
+        raise UsageError(f"no case of {files.name!r} has the reference sequence {options.reference!r}.")
     held = _held(url, info)
     badly_named = _bad_names(files)
     findings = [*files.findings, *badly_named]

@@ -22,6 +22,8 @@ MIN_COVERAGE = 0.01
 """A file that covers less than this share of the reference image's box does not belong to it."""
 MAX_VOXELS = 2**30
 """A case with more voxels on the store's grid (1024^3) has a wrong voxel size in its header."""
+BRAIN_ML = (500, 2500)
+"""A mask of another size is looked at by a person: brains, from newborns to giants, lie between."""
 STRIPPED_SHARE = 0.8
 """A brain with zeros around it fills about half of its box; beyond this share there is more than brain."""
 DISAGREE = ("refuse", "world", "array")
@@ -115,12 +117,14 @@ def prepare_case(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: R
     native = {role: read_volume(path) for role, path in files.paths.items()}
     doubts = [doubt for volume in native.values() for doubt in volume.doubts]
     reference = _reference(names, native, recipe)
+    if recipe.reference and recipe.reference != reference:
+        doubts.append(("NO_REFERENCE", f"the case has no {recipe.reference}; its grid is that of {reference}."))
     volumes = {role: to_ras(_placed(role, native, names, reference, recipe, doubts)) for role in native}
     grid = Grid(volumes[reference].affine, volumes[reference].shape).respaced(recipe.spacing_mm)
     _check_size(volumes[reference], grid, recipe)
     _check_overlap(volumes, grid, reference, doubts)
 
-    given = _brain_on(grid, volumes["brain_mask"]) if files.brain_mask else None
+    given = _brain_on(grid, volumes["brain_mask"], doubts) if files.brain_mask else None
     labels = {name: _label_on(grid, volumes[f"label:{name}"], schemas[name], name, doubts) for name in files.labels}
     normalised = [_image_on(grid, volumes[name], given, name, doubts) for name in names]
     brain = np.any([image.mask for image in normalised], axis=0)
@@ -215,7 +219,15 @@ def _check_overlap(volumes: Mapping[str, Volume], grid: Grid, reference: str, do
             doubts.append(("SMALL_OVERLAP", f"{role} covers only {coverage:.0%} of {reference}'s box."))
 
 
-def _brain_on(grid: Grid, volume: Volume) -> Mask:
+def _brain_on(grid: Grid, volume: Volume, doubts: list[tuple[str, str]]) -> Mask:
+    values = volume.voxels
+    if np.any(np.abs(values - np.rint(values)) > 0.01):
+        raise SourceError(
+            f"{volume.path} holds values that are no whole numbers, so it is an image and no brain mask. Give a mask "
+            "of 0 and 1, or a parcellation.",
+            code="NOT_A_MASK",
+            file=str(volume.path),
+        )
     inside = (volume.voxels > 0.5).astype(np.float32)
     brain = resample(inside, _grid(volume), grid, smooth=False) > 0.5
     if not brain.any():
@@ -224,6 +236,10 @@ def _brain_on(grid: Grid, volume: Volume) -> Mask:
             code="EMPTY_BRAIN",
             file=str(volume.path),
         )
+    ml = np.count_nonzero(brain) * math.prod(grid.spacing_mm) / 1000
+    if not BRAIN_ML[0] <= ml <= BRAIN_ML[1]:
+        doubts.append(("BRAIN_SIZE", f"the brain mask {volume.path.name} holds {ml:.0f} ml where the images are. "
+                       "Is it this patient's, and a mask of the whole brain?"))  # fmt: skip
     return brain
 
 
@@ -231,7 +247,8 @@ def _label_on(grid: Grid, volume: Volume, schema: LabelSchema, name: str, doubts
     try:
         codes = schema.encode(volume.voxels)
     except LabelError as error:
-        message = f"annotation {name!r} ({volume.path}): {error}"
+        said = str(error).replace('--labels "', f'--labels "{name}:')
+        message = f"annotation {name!r} ({volume.path}): {said}"
         raise LabelError(message, code="LABEL_CODES", file=str(volume.path)) from error
     moved = resample_codes(codes, _grid(volume), grid)
     source_ml, ml = float(np.prod(_grid(volume).spacing_mm)) / 1000, float(np.prod(grid.spacing_mm)) / 1000

@@ -69,7 +69,11 @@ def train(
     device = resolve_device(options.device)
     store = open_store(options.store)
     space = label_space(options.labels)
-    used = select(store, options.databases, split="train")
+    used = [
+        case
+        for case in select(store, options.databases, split="train")
+        if store[case.database].label_view(case, space).annotated.any()
+    ]
     axis = ModalityAxis.union(case.modalities for case in used) if used else ModalityAxis(("T1",))
     stream = PatchStream(store, axis, space, options.stream, databases=options.databases)
     info = _info(options, store, stream)

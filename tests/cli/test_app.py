@@ -1,5 +1,6 @@
 """The command as a whole: help, versions, exit codes, and what it imports."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,26 @@ def test_a_run_file_with_a_mistake_names_it(
     (tmp_path / "run.toml").write_text(text)
     assert run(["train", "brain.zarr", "--run", str(tmp_path / "run.toml"), "--print-config"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_that_it_can_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(url: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("multiseg.store.reader.open_store", interrupted)
+    assert run(["info", "brain.zarr"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 5), (errno.ENOSPC, 5), (errno.EINVAL, 1)])
+def test_a_place_that_cannot_be_written_is_no_bug_of_ours(
+    number: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(url: str) -> None:
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr("multiseg.store.reader.open_store", refused)
+    assert run(["info", "brain.zarr"]) == code
+    assert ("bug in multiseg" in capsys.readouterr().err) == (code == 1)

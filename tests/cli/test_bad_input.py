@@ -161,6 +161,8 @@ def test_two_cases_of_one_name_in_two_sites(folder: Path, capsys: pytest.Capture
         (["{folder}", *PATTERN, "--spacing", "0"], 2, "voxels need a size above 0"),
         (["{folder}", *PATTERN, "--labels", "lesion"], 3, "cannot read 'lesion' in the label codes"),
         (["{folder}", *PATTERN, "--split", "train=0.5"], 2, "add up to 1"),
+        (["{folder}", *PATTERN, "--spacing", "500"], 2, "up to 20 mm"),
+        (["{folder}", *PATTERN, "--reference", "FLAIRX"], 2, "no case of 'alder' has the reference sequence 'FLAIRX'"),
         (["{folder}", *PATTERN, "--codec", "gzip"], 2, "--codec 'gzip' is none of none, lz4, zstd"),
     ],
 )
@@ -173,3 +175,21 @@ def test_arguments_that_cannot_be_meant(
     assert run(["ingest", *filled, "--store", str(store)]) == code
     assert message in capsys.readouterr().err
     assert not store.exists()
+
+
+def test_an_image_is_no_brain_mask(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = folder.parent / "brain.zarr"
+    options = ["--brain-mask", "{case}/T2.nii.gz", "--spacing", "5", "--json"]
+    assert run(["ingest", str(folder), *PATTERN, "--store", str(store), *options]) == 3
+    (report,) = json.loads(capsys.readouterr().out)
+    assert {f["code"] for f in report["findings"] if f["severity"] == "error"} == {"NOT_A_MASK"}
+
+
+def test_a_brain_mask_that_is_no_brain_is_doubted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = folder.parent / "brain.zarr"
+    for case in ("A001", "A002"):
+        shutil.copy(folder / case / "lesion.nii.gz", folder / case / "mask.nii.gz")
+    options = ["--brain-mask", "{case}/mask.nii.gz", "--spacing", "5", "--json"]
+    assert run(["ingest", str(folder), *PATTERN, "--store", str(store), *options]) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    assert [f["case"] for f in report["findings"] if f["code"] == "BRAIN_SIZE"] == ["A001", "A002"]

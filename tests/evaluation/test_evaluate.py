@@ -260,3 +260,9 @@ def test_an_evaluation_that_was_cut_short_goes_on(saved: Path, store_url: str, t
     pd.testing.assert_frame_equal(
         evaluate(saved, store_url, options, folder=folder).cases, evaluate(saved, store_url, options).cases
     )
+
+
+@pytest.mark.parametrize("name", ["out.txt", "folder/", "out.nii.gz.png"])
+def test_the_answer_is_a_nifti_file(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"end its name .* in \.nii\.gz"):
+        predict(Model(Threshold(1.5), info()), {"FLAIR": tmp_path / "a.nii.gz"}, tmp_path / name)

@@ -234,7 +234,7 @@ class _Search:
         for spelling, files in sorted(strange.items()):
             message = (
                 f"{spelling!r} is no known sequence; {len(files)} such files are left out. "
-                f"If it is one, name it: --modality {spelling}=T1."
+                f"If it is one, name it: --modality {spelling}=T1; if it is a label, name it with --label."
             )
             self._find(Severity.WARNING, "UNKNOWN_SEQUENCE", "", files[0], message)
         return images
