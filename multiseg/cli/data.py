@@ -78,8 +78,7 @@ def ingest_command(
     from multiseg.store.sources.pattern import PatternSource, find_database
 
     options = IngestOptions(
-        _spacing(spacing), reference, _one_of(headers_disagree, ("refuse", "world", "array"), "--headers-disagree"),
-        _one_of(codec, ("none", "lz4", "zstd"), "--codec"), replace, _shares(split), seed,
+        _spacing(spacing), reference, headers_disagree, codec, replace, _shares(split), seed,
     )  # fmt: skip
     if source.suffix in (".toml", ".csv"):
         if pattern or label or labels or brain_mask or modality or participants or database or pathology:
@@ -149,12 +148,6 @@ def _spacing(text: str) -> tuple[float, float, float]:
     if not all(0 < mm <= MAX_SPACING_MM for mm in (i, j, k)):
         raise UsageError(f"--spacing {text!r}: voxels need a size above 0 and up to {MAX_SPACING_MM} mm.")
     return i, j, k
-
-
-def _one_of(value: str, known: Sequence[str], option: str) -> str:
-    if value not in known:
-        raise UsageError(f"{option} {value!r} is none of {', '.join(known)}.")
-    return value
 
 
 def _pair(text: str) -> tuple[str, str]:

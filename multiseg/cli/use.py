@@ -112,11 +112,9 @@ def predict_command(
     multiseg predict runs/joint FLAIR=flair.nii.gz T1=t1.nii.gz -o lesions.nii.gz
     """
     from multiseg.cli.console import messages, output, print_json
-    from multiseg.cli.data import _one_of
     from multiseg.evaluation.predict import name_images, predict, save_overlay
     from multiseg.models.devices import resolve_device
 
-    _one_of(headers_disagree, ("refuse", "world", "array"), "--headers-disagree")
     named = name_images(images)
     result = predict(model, named, out, brain_mask, reference, overlap, headers_disagree, str(resolve_device(device)))
     if picture:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Num
 
-from multiseg.errors import LabelError, ModalityError, SourceError
+from multiseg.errors import LabelError, ModalityError, SourceError, UsageError
 from multiseg.labels import LabelSchema
 from multiseg.modalities import in_canonical_order
 from multiseg.store.grids import Grid, bounding_box, resample, resample_codes
@@ -40,6 +40,9 @@ class Recipe:
         brain_mask: "file" (given with each case) or "nonzero" (each sequence's own non-zero voxels).
         headers_disagree: for a label or mask with a sequence's shape but another place in space:
             "refuse", trust the "world" (headers), or trust the "array" (same voxels).
+
+    Raises:
+        UsageError: `headers_disagree` is none of these.
     """
 
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -47,6 +50,10 @@ class Recipe:
     brain_mask: str = "nonzero"
     headers_disagree: str = "refuse"
     normalise: str = "zscore"
+
+    def __post_init__(self) -> None:
+        if self.headers_disagree not in DISAGREE:
+            raise UsageError(f"headers_disagree {self.headers_disagree!r} is none of {', '.join(DISAGREE)}.")
 
     def to_json(self) -> dict[str, Any]:
         """As stored. What to believe when headers disagree is decided case by case, so it is not part of it."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import zarr
 
-from multiseg.errors import ResourceError, StoreError
+from multiseg.errors import ResourceError, StoreError, UsageError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, is_remote, local_path, open_root, zarr_store
@@ -21,7 +21,11 @@ from multiseg.store.prepare import Recipe
 
 @dataclass(frozen=True)
 class DatabaseInfo:
-    """What is said once for a whole database."""
+    """What is said once for a whole database.
+
+    Raises:
+        UsageError: there is no such codec.
+    """
 
     name: str
     pathology: str
@@ -31,6 +35,10 @@ class DatabaseInfo:
     licence: str = ""
     citation: str = ""
     source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.codec not in schema.CODECS:
+            raise UsageError(f"codec {self.codec!r} is none of {', '.join(schema.CODECS)}.")
 
     def to_attributes(self) -> dict[str, Any]:
         return {
