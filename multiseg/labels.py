@@ -120,7 +120,8 @@ class LabelSchema:
     def parse(cls, text: str, kind: str) -> LabelSchema:
         """A schema from text such as "1=necrosis,2=oedema,4=enhancing,3=ignore,9=background".
 
-        Codes that share a name become one structure. 0 is background unless it is given a meaning.
+        Codes that share a name become one structure. 0 is background unless it is given a meaning. A name may
+        say its own kind: "1=tissue:CSF,2=lesion:infarct"; `kind` is that of the others.
 
         Raises:
             LabelError: the text is not of that form.
@@ -135,8 +136,32 @@ class LabelSchema:
         given = {code for listed in codes.values() for code in listed} | set(background) | set(ignore)
         if 0 not in given:
             background.insert(0, 0)
-        structures = tuple(Structure(name, kind, tuple(listed)) for name, listed in codes.items())
+        structures = tuple(_structure(name, kind, tuple(listed)) for name, listed in codes.items())
         return cls(structures, tuple(background), tuple(ignore))
+
+
+def _structure(name: str, kind: str, codes: tuple[int, ...]) -> Structure:
+    own, colon, rest = name.partition(":")
+    return Structure(rest, own, codes) if colon and own in KINDS else Structure(name, kind, codes)
+
+
+_TISSUE_WORDS = (
+    r"csf|gm|wm|gr[ae]y|white|matter|tissue|ventricles?|cortex|cortical|cerebell(?:um|ar)|brain-?stem|stem|thalamus|"
+    r"putamen|caudate|pallidum|hippocampus|amygdala|accumbens|ganglia|brain|skull|bone"
+)
+_LESION_WORDS = r"lesions?|hyperintensit(?:y|ies)|wmh|tumou?r|infarct(?:ion)?"
+
+
+def kind_of_structure(name: str) -> str:
+    """Whether a structure's name is that of a healthy tissue or, as all names that are none, of a lesion.
+
+    >>> kind_of_structure("white matter"), kind_of_structure("white matter lesion"), kind_of_structure("edema")
+    ('tissue', 'lesion', 'lesion')
+    """
+    is_tissue, is_lesion = (
+        re.search(rf"(?<![a-z])(?:{words})(?![a-z])", name.lower()) for words in (_TISSUE_WORDS, _LESION_WORDS)
+    )
+    return "tissue" if is_tissue and not is_lesion else "lesion"
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from rich.table import Table
 
 from multiseg.store.findings import Finding, Severity
 
-SHOWN_ALIKE = {Severity.ERROR: 5, Severity.WARNING: 2}
+SHOWN_ALIKE = {Severity.ERROR: 5, Severity.WARNING: 2, Severity.NOTE: 1}
 """Of findings that say the same of several cases, this many are printed in full."""
-STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow"}
+STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
 def output() -> Console:
@@ -65,7 +65,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
     if not findings:
         return
     alike: dict[tuple[Severity, str, str], list[Finding]] = {}
-    for finding in sorted(findings, key=lambda finding: finding.severity != Severity.ERROR):
+    for finding in sorted(findings, key=lambda finding: list(SHOWN_ALIKE).index(finding.severity)):
         alike.setdefault((finding.severity, finding.code, finding.database), []).append(finding)
     table = Table(title="Findings", title_justify="left", title_style="bold", header_style="bold cyan")
     for column in ("", "code", "database"):

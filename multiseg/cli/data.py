@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -43,13 +43,15 @@ def phantoms_command(
 def ingest_command(
     source: Annotated[Path, typer.Argument(help="A folder of scans, or a manifest (.toml, .csv).")],
     store: StoreUrl,
+    layout: Annotated[str, typer.Option("--as", help="The layout, where looking does not tell it.")] = "",
     database: Annotated[str, typer.Option(help="Name of the database (default: the folder's).")] = "",
     pathology: Annotated[str, typer.Option(help='What the patients have, such as "multiple sclerosis".')] = "",
     pattern: Annotated[str, typer.Option(help="Where images lie, such as {case}/{modality}.nii.gz.")] = "",
     label: Annotated[list[str] | None, typer.Option(help="Where labels lie: PATTERN or ANNOTATION=PATTERN.")] = None,
     labels: Annotated[list[str] | None, typer.Option(help='Their codes: "1=core,2=ignore" or "tissue:1=CSF".')] = None,
-    brain_mask: Annotated[str, typer.Option(help="Pattern of brain masks; else non-zero voxels count.")] = "",
-    modality: Annotated[list[str] | None, typer.Option(help="An unusual spelling: NAME=T1.")] = None,
+    raters: Annotated[str, typer.Option(help="Of several: all, consensus, majority or one's name.")] = "",
+    brain_mask: Annotated[str, typer.Option(help="A pattern of masks; or nonzero, file.")] = "",
+    modality: Annotated[list[str] | None, typer.Option(help="An unusual spelling: NAME=T1, or NAME=skip.")] = None,
     participants: Annotated[str, typer.Option(help="CSV in the folder; its first column names the case.")] = "",
     spacing: Annotated[str, typer.Option(help="Voxel size in mm: one number or three with commas.")] = "1",
     reference: Annotated[str, typer.Option(help="Sequence whose box is the case's grid (default: the label's).")] = "",
@@ -69,31 +71,74 @@ def ingest_command(
 
     Examples:
 
+    multiseg ingest BraTS2021_Training --store brain.zarr
+
     multiseg ingest data/ms --pattern "{case}/{modality}.nii.gz" --label "{case}/lesion.nii.gz" --store brain.zarr
 
     multiseg ingest manifest.toml --store brain.zarr --spacing 2
     """
     from multiseg.store.ingest import IngestOptions
-    from multiseg.store.sources.manifest import find_manifest
-    from multiseg.store.sources.pattern import PatternSource, find_database
 
     options = IngestOptions(
         _spacing(spacing), reference, headers_disagree, codec, replace, _shares(split), seed,
     )  # fmt: skip
-    if source.suffix in (".toml", ".csv"):
-        if pattern or label or labels or brain_mask or modality or participants or database or pathology:
-            raise UsageError(f"{source} says where files lie and what they mean; leave such options out.")
-        return _ingest(find_manifest(source), store, options, as_json)
-    if not pattern:
-        raise UsageError("say where the images lie, for instance --pattern '{case}/{modality}.nii.gz'.")
-    found = PatternSource(
-        name=database or source.resolve().name, root=source, pattern=pattern, pathology=pathology,
-        labels=dict(_named(text, "lesion", r"(\w+)=(.+)") for text in label or []),
-        codes=dict(_named(text, "lesion", r"(\w+):(.+)") for text in labels or []),
-        brain_mask=brain_mask, modalities=dict(_pair(text) for text in modality or []), participants=participants,
-        allow_unlabelled=allow_unlabelled,
+    said = _Said(
+        layout, database, pathology, pattern, label, labels, raters, brain_mask, modality, participants,
+        allow_unlabelled,
     )  # fmt: skip
-    return _ingest([find_database(found)], store, options, as_json)
+    return _ingest(_databases(source, said), store, options, as_json)
+
+
+class _Said(NamedTuple):
+    """What the flags say about a source."""
+
+    layout: str
+    database: str
+    pathology: str
+    pattern: str
+    label: list[str] | None
+    labels: list[str] | None
+    raters: str
+    brain_mask: str
+    modality: list[str] | None
+    participants: str
+    allow_unlabelled: bool
+
+
+def _databases(source: Path, said: _Said) -> list[DatabaseFiles]:
+    """The databases that a folder or a manifest holds."""
+    from multiseg.cli.console import messages
+    from multiseg.store.sources.folder import look_into
+    from multiseg.store.sources.gathering import SourceOptions
+    from multiseg.store.sources.manifest import find_manifest
+    from multiseg.store.sources.pattern import PatternSource, find_database
+    from multiseg.store.sources.recognise import find_recognised, recognise
+
+    if source.suffix in (".toml", ".csv") and not said.layout:
+        if any(said):
+            raise UsageError(f"{source} says where files lie and what they mean; leave such options out.")
+        return find_manifest(source)
+    codes = dict(_named(text, "lesion", r"([^=:,]+):(.+)") for text in said.labels or [])
+    modalities = dict(_pair(text) for text in said.modality or [])
+    name = said.database or source.resolve().name
+    if said.pattern:
+        return [find_database(PatternSource(
+            name=name, root=source, pattern=said.pattern, pathology=said.pathology,
+            labels=dict(_named(text, "lesion", r"(\w+)=(.+)") for text in said.label or []), codes=codes,
+            brain_mask=said.brain_mask, modalities=modalities, participants=said.participants,
+            raters=said.raters or "all", allow_unlabelled=said.allow_unlabelled,
+        ))]  # fmt: skip
+    if said.label:
+        raise UsageError("--label says where labels lie, so say where the images lie, too: --pattern.")
+    folder = look_into(source)
+    seen = recognise(folder, said.layout)
+    also = f" It could also be {', '.join(seen.others)}: --as." if seen.others else ""
+    messages().print(f"{source} is {seen.layout.title} ({seen.layout.name}): {seen.evidence}.{also}", soft_wrap=True)
+    options = SourceOptions(
+        said.database, said.pathology, codes, modalities, said.participants, said.brain_mask, said.raters,
+        said.allow_unlabelled,
+    )  # fmt: skip
+    return [find_recognised(folder, seen, options)]
 
 
 def _ingest(databases: Sequence[DatabaseFiles], store: str, options: Any, as_json: bool) -> int:

@@ -15,9 +15,12 @@ from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.loaders.align import place
 from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.models.saved import Model, load_model
+from multiseg.store.cases import CaseFiles
 from multiseg.store.grids import Grid, resample
-from multiseg.store.nifti import read_volume, to_ras, write_like
-from multiseg.store.prepare import CaseFiles, Recipe, prepare_case
+from multiseg.store.nifti import write_like
+from multiseg.store.prepare import Recipe, prepare_case
+from multiseg.store.reading import read_volume
+from multiseg.store.volumes import to_ras
 
 
 @dataclass(frozen=True)

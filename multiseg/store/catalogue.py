@@ -9,7 +9,7 @@ from typing import TypeAlias
 import pandas as pd
 
 from multiseg.errors import StoreError, UsageError
-from multiseg.store.prepare import CaseFiles
+from multiseg.store.cases import CaseFiles
 from multiseg.store.reader import Case, Store
 
 SPLITS = ("train", "val", "test")

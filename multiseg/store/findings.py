@@ -9,10 +9,11 @@ from multiseg.errors import DataError
 
 
 class Severity(StrEnum):
-    """`error`: the case stays out of the store. `warning`: it is in, and a person should look."""
+    """`error`: the case stays out of the store. `warning`: it is in, and a person should look. `note`: good to know."""
 
     ERROR = "error"
     WARNING = "warning"
+    NOTE = "note"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 from scipy import ndimage
 
-from multiseg.store.nifti import voxel_size_mm
+from multiseg.store.volumes import voxel_size_mm
 from multiseg.types import Affine, Codes, Index3, Mask, Voxels
 
 Resampled: TypeAlias = Float[np.ndarray, "target_i target_j target_k"]

@@ -13,10 +13,11 @@ import zarr
 from multiseg.errors import DataError, ResourceError, UsageError
 from multiseg.modalities import in_canonical_order
 from multiseg.store import schema
+from multiseg.store.cases import CaseFiles, sha256_of
 from multiseg.store.catalogue import assign_splits
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import check_database_name, is_plain_name
-from multiseg.store.prepare import CaseFiles, PreparedCase, Recipe, prepare_case
+from multiseg.store.prepare import PreparedCase, Recipe, prepare_case
 from multiseg.store.root import DatabaseInfo, check_agreement, existing_root, locked, open_or_create_root
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.writer import DatabaseWriter
@@ -95,7 +96,7 @@ def source_digest(hashes: Mapping[str, str]) -> str:
 
 
 def _digest_of_files(files: CaseFiles) -> str:
-    return source_digest({role: hashlib.sha256(path.read_bytes()).hexdigest() for role, path in files.paths.items()})
+    return source_digest({role: sha256_of(file) for role, file in files.by_role.items()})
 
 
 def _digest_of_prepared(prepared: PreparedCase) -> str:

@@ -3,84 +3,34 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import math
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from multiseg.errors import SourceError
 from multiseg.files import write_atomically
+from multiseg.store.volumes import Volume, axis_codes, same_grid
 from multiseg.types import Affine, Array, Voxels
 
-GZIP_MAGIC = b"\x1f\x8b"
 _TOWARDS = {"L": "left", "R": "right", "P": "back", "A": "front", "I": "feet", "S": "head"}
-AFFINE_TOLERANCE_MM = 0.1
-"""Two affines that place every corner of a volume within this distance are the same."""
 
 
-@dataclass(frozen=True, eq=False)
-class Volume:
-    """A volume in memory. `affine` maps its voxel indices to RAS+ millimetres.
-
-    `header` holds the file's raw header bytes, `sha256` the digest of the file as it lies on disk,
-    `doubts` what a person should know about how the file was read.
-    """
-
-    voxels: Voxels
-    affine: Affine
-    header: bytes
-    sha256: str
-    path: Path
-    doubts: tuple[tuple[str, str], ...] = field(default=())
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        i, j, k = self.voxels.shape
-        return i, j, k
-
-
-def read_volume(path: Path) -> Volume:
-    """One 3-D volume with finite values, read to the last byte so that damage cannot pass.
+def read_nifti(path: Path, data: bytes, sha256: str, index: int | None = None) -> Volume:
+    """The volume in a NIfTI file's bytes (not compressed any more); `index` picks one of a 4-D file.
 
     Raises:
-        SourceError: the file is missing, damaged, no NIfTI, not 3-D, coloured, not finite, or its
-            affine is singular. `code` tells which.
+        SourceError: as `reading.read_volume`.
     """
-    raw = _read_bytes(path)
-    data = _gunzip(path, raw)
     image = _parse(path, data)
-    voxels = _voxels(path, image, len(data))
+    voxels = _voxels(path, image, len(data), index)
     affine, doubts = _affine(path, image)
     doubts = _repairs(path, image, data) + doubts
-    return Volume(voxels, affine, bytes(image.header.binaryblock), hashlib.sha256(raw).hexdigest(), path, doubts)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise SourceError(f"{path} does not exist.", code="MISSING_FILE", file=str(path)) from None
-    except OSError as error:
-        message = f"{path} cannot be read: {error.strerror}. Check the path and its permissions."
-        raise SourceError(message, code="UNREADABLE_FILE", file=str(path)) from error
-
-
-def _gunzip(path: Path, raw: bytes) -> bytes:
-    try:
-        # gzip.decompress checks length and CRC of the whole stream.
-        return gzip.decompress(raw) if raw[:2] == GZIP_MAGIC else raw
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        message = f"{path} is a truncated or damaged gzip file ({len(raw)} bytes): {error}. Copy it again."
-        raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
+    return Volume(voxels, affine, bytes(image.header.binaryblock), sha256, path, doubts)
 
 
 def _parse(path: Path, data: bytes) -> nib.Nifti1Image | nib.Nifti2Image:
@@ -104,7 +54,7 @@ def _repairs(path: Path, image: nib.Nifti1Image | nib.Nifti2Image, data: bytes) 
     return (("HEADER_REPAIRED", said),) if lines else ()
 
 
-def _voxels(path: Path, image: nib.Nifti1Image | nib.Nifti2Image, num_bytes: int) -> Voxels:
+def _voxels(path: Path, image: nib.Nifti1Image | nib.Nifti2Image, num_bytes: int, index: int | None) -> Voxels:
     if image.get_data_dtype().fields is not None:
         message = f"{path} holds colours (RGB), not intensities. Give the original greyscale image."
         raise SourceError(message, code="COLOUR_IMAGE", file=str(path))
@@ -120,6 +70,11 @@ def _voxels(path: Path, image: nib.Nifti1Image | nib.Nifti2Image, num_bytes: int
         raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
     while voxels.ndim > 3 and voxels.shape[-1] == 1:
         voxels = voxels[..., 0]
+    if index is not None:
+        if voxels.ndim != 4 or index >= voxels.shape[3]:
+            message = f"{path} has shape {image.shape} and so no volume number {index}. Is its description of it right?"
+            raise SourceError(message, code="NO_SUCH_VOLUME", file=str(path))
+        voxels = voxels[..., index]
     if voxels.ndim != 3 or 0 in voxels.shape:
         message = f"{path} has shape {image.shape}; a volume of one sequence is 3-D. Split it into 3-D files."
         raise SourceError(message, code="NOT_3D", file=str(path))
@@ -160,31 +115,6 @@ def _affine(path: Path, image: nib.Nifti1Image | nib.Nifti2Image) -> tuple[Affin
             )
         )
     return affine, tuple(doubts)
-
-
-def to_ras(volume: Volume) -> Volume:
-    """The same volume with its axes permuted and flipped so that i, j, k run closest to right, front, up."""
-    orientation = io_orientation(volume.affine)
-    voxels = np.ascontiguousarray(apply_orientation(volume.voxels, orientation))
-    affine = volume.affine @ inv_ornt_aff(orientation, volume.shape)
-    return Volume(voxels, affine, volume.header, volume.sha256, volume.path, volume.doubts)
-
-
-def voxel_size_mm(affine: Affine) -> tuple[float, float, float]:
-    """The length of a voxel along i, j and k."""
-    i, j, k = np.linalg.norm(affine[:3, :3], axis=0)
-    return float(i), float(j), float(k)
-
-
-def axis_codes(affine: Affine) -> str:
-    """The directions that i, j, k run closest to, such as "LPS" (left, posterior, superior)."""
-    return "".join(nib.orientations.aff2axcodes(affine))
-
-
-def same_grid(a: Affine, b: Affine, shape: Sequence[int]) -> bool:
-    """Whether two affines put the corners of a volume of this shape at the same places (to 0.1 mm)."""
-    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
-    return bool(np.abs(corners @ (a - b).T).max() < AFFINE_TOLERANCE_MM)
 
 
 def write_nifti(path: Path, array: Array, affine: Affine) -> None:

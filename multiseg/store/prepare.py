@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,10 @@ from jaxtyping import Float, Num
 from multiseg.errors import LabelError, ModalityError, SourceError, UsageError
 from multiseg.labels import LabelSchema
 from multiseg.modalities import in_canonical_order
+from multiseg.store.cases import CaseFiles, LabelFile, Majority
 from multiseg.store.grids import Grid, bounding_box, resample, resample_codes
-from multiseg.store.nifti import Volume, axis_codes, read_volume, same_grid, to_ras
+from multiseg.store.reading import read_volume
+from multiseg.store.volumes import Volume, axis_codes, same_grid, to_ras
 from multiseg.types import Codes, Images, Mask
 
 MIN_COVERAGE = 0.01
@@ -66,28 +67,6 @@ class Recipe:
         return cls(**{**data, "spacing_mm": (float(i), float(j), float(k))})
 
 
-@dataclass(frozen=True)
-class CaseFiles:
-    """The files of one case, by sequence and by annotation, and what is known of the patient."""
-
-    case: str
-    images: Mapping[str, Path]
-    labels: Mapping[str, Path] = field(default_factory=dict)
-    brain_mask: Path | None = None
-    subject: str = ""
-    session: str = ""
-    site: str = ""
-    split: str = ""
-    participant: Mapping[str, str | float] = field(default_factory=dict)
-
-    @property
-    def paths(self) -> dict[str, Path]:
-        """Every file by its role, in a fixed order."""
-        images = {name: self.images[name] for name in in_canonical_order(sorted(self.images))}
-        labels = {f"label:{name}": path for name, path in sorted(self.labels.items())}
-        return images | labels | ({"brain_mask": self.brain_mask} if self.brain_mask else {})
-
-
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
     """A case ready for the store or for a model: one RAS+ grid, cropped to the brain.
@@ -121,7 +100,7 @@ def prepare_case(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: R
             f"case {files.case!r} has no file of a known sequence. Name its sequences: --modality NAME=T1.",
             code="NO_MODALITY",
         )
-    native = {role: read_volume(path) for role, path in files.paths.items()}
+    native = {role: _read(file) for role, file in files.by_role.items()}
     doubts = [doubt for volume in native.values() for doubt in volume.doubts]
     reference = _reference(names, native, recipe)
     if recipe.reference and recipe.reference != reference:
@@ -152,6 +131,12 @@ def prepare_case(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: R
         sources=tuple(_provenance(role, native[role], volumes[role], grid) for role in native),
         doubts=tuple(dict.fromkeys(doubts)),
     )
+
+
+def _read(file: LabelFile) -> Volume:
+    if isinstance(file, Majority):
+        raise NotImplementedError
+    return read_volume(file)
 
 
 def _grid(volume: Volume) -> Grid:

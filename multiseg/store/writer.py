@@ -17,8 +17,9 @@ from zarr.core.sync import sync
 from multiseg.errors import ResourceError, StoreError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
+from multiseg.store.cases import CaseFiles
 from multiseg.store.grids import sample_foreground
-from multiseg.store.prepare import CaseFiles, PreparedCase
+from multiseg.store.prepare import PreparedCase
 from multiseg.store.root import DatabaseInfo, check_agreement
 
 

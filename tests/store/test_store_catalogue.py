@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from multiseg.errors import StoreError, UsageError
 from multiseg.store.catalogue import SPLITS, assign_splits, select, table
-from multiseg.store.prepare import CaseFiles
+from multiseg.store.cases import CaseFiles
 from multiseg.store.reader import open_store
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}

@@ -14,7 +14,7 @@ from multiseg.errors import ResourceError, StoreError, UsageError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.ingest import IngestOptions, IngestReport, ingest
-from multiseg.store.prepare import CaseFiles
+from multiseg.store.cases import CaseFiles
 from multiseg.store.reader import Database, Store, open_store
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.writer import DatabaseWriter

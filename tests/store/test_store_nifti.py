@@ -12,7 +12,9 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 from multiseg.errors import ResourceError, SourceError
 from multiseg.files import write_atomically
 from multiseg.store.grids import Grid, resample
-from multiseg.store.nifti import axis_codes, read_volume, to_ras, write_like, write_nifti
+from multiseg.store.nifti import write_like, write_nifti
+from multiseg.store.reading import read_volume
+from multiseg.store.volumes import axis_codes, to_ras
 
 SHAPE = (5, 6, 7)
 ORIENTATIONS = [

@@ -8,7 +8,8 @@ import pytest
 
 from multiseg.errors import LabelError, ModalityError, SourceError
 from multiseg.labels import IGNORE, LabelSchema
-from multiseg.store.prepare import CaseFiles, PreparedCase, Recipe, prepare_case
+from multiseg.store.cases import CaseFiles
+from multiseg.store.prepare import PreparedCase, Recipe, prepare_case
 
 SHAPE = (16, 18, 14)
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])

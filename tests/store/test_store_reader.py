@@ -11,8 +11,9 @@ import zarr
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
-from multiseg.store.nifti import read_volume
-from multiseg.store.prepare import CaseFiles, Recipe, prepare_case
+from multiseg.store.reading import read_volume
+from multiseg.store.cases import CaseFiles
+from multiseg.store.prepare import Recipe, prepare_case
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 

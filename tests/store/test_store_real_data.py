@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from multiseg.store.nifti import axis_codes
+from multiseg.store.volumes import axis_codes
 from multiseg.store.prepare import PreparedCase, Recipe, prepare_case
 from multiseg.store.sources.pattern import PatternSource, find_database
 

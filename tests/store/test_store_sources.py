@@ -145,7 +145,10 @@ def test_participants(tmp_path: Path) -> None:
     assert (first.site, first.split, second.split) == ("north", "test", "")
     assert second.participant["age"] != second.participant["age"]
     assert third.participant == {}
-    assert [f.message.split(":")[0] for f in files.findings] == ["1 of p.csv have no case", "1 of p.csv have no row"]
+    assert [f.message.split(":")[0] for f in files.findings] == [
+        "1 rows of p.csv name no case",
+        "1 cases have no row in p.csv",
+    ]
 
 
 def test_participants_that_cannot_be_read(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 from multiseg.errors import LabelError, SourceError, UsageError
 from multiseg.modalities import canonical_modality
+from multiseg.store.cases import CaseFiles
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.prepare import CaseFiles
+from multiseg.store.sources.gathering import schema_for
 from multiseg.store.sources.model import DatabaseFiles
-from multiseg.store.sources.pattern import PatternSource, find_database, read_table, schema_for, with_numbers
+from multiseg.store.sources.pattern import PatternSource, find_database
+from multiseg.store.sources.tables import read_table, with_numbers
 
 CASE_COLUMNS = ("database", "pathology", "case", "subject", "session", "site", "split", "brain_mask")
 

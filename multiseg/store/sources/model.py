@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from multiseg.labels import LabelSchema
+from multiseg.store.cases import CaseFiles
 from multiseg.store.findings import Finding
-from multiseg.store.prepare import CaseFiles
 
 
 @dataclass(frozen=True)

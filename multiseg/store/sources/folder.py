@@ -1,0 +1,75 @@
+"""The names of all files below a folder, looked at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from multiseg.errors import SourceError
+
+SUFFIX = r"\.(?:nii(?:\.gz)*|mg[zh]|mha|mhd|nrrd|nhdr)"
+"""The ends of names of volumes, for regular expressions; "x.nii.gz.gz" is met as well."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder's relative file names in sorted order; hidden ones (such as macOS's "._x") are left out."""
+
+    root: Path
+    files: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.root.resolve().name
+
+    @cached_property
+    def volumes(self) -> tuple[str, ...]:
+        """The files that are images or labels by their names."""
+        return tuple(file for file in self.files if is_volume(file))
+
+    def fitting(self, expression: str | re.Pattern[str]) -> list[re.Match[str]]:
+        """The matches of the files whose whole relative name fits a regular expression."""
+        compiled = re.compile(expression)
+        return [match for file in self.files if (match := compiled.fullmatch(file))]
+
+    def path(self, file: str) -> Path:
+        return self.root / file
+
+    def within(self, prefix: str) -> Folder:
+        """A folder inside this one."""
+        head = prefix.rstrip("/") + "/"
+        return Folder(self.root / prefix, tuple(f.removeprefix(head) for f in self.files if f.startswith(head)))
+
+
+def is_volume(file: str) -> bool:
+    """Whether a name is that of an image or a label: NIfTI (compressed once or more), MGH, MetaImage or NRRD."""
+    return re.search(SUFFIX + "$", file, flags=re.IGNORECASE) is not None
+
+
+def look_into(root: Path) -> Folder:
+    """All file names below `root`.
+
+    Raises:
+        SourceError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise SourceError(f"there is no folder {root}.", code="MISSING_FILE", file=str(root))
+    return Folder(root, tuple(_files_below(root)))
+
+
+def _files_below(root: Path) -> Iterator[str]:
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def listed(names: Sequence[str], at_most: int = 5) -> str:
+    """Some names for a message: "a, b, c and 4 more"."""
+    shown = ", ".join(names[:at_most])
+    return shown + (f" and {len(names) - at_most} more" if len(names) > at_most else "")

@@ -1,0 +1,62 @@
+"""Volumes in memory: voxels, their place in space, and turning them to RAS+."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+from multiseg.types import Affine, Voxels
+
+AFFINE_TOLERANCE_MM = 0.1
+"""Two affines that place every corner of a volume within this distance are the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A volume in memory. `affine` maps its voxel indices to RAS+ millimetres.
+
+    `header` holds the file's raw header bytes, `sha256` the digest of the file as it lies on disk,
+    `doubts` what a person should know about how the file was read.
+    """
+
+    voxels: Voxels
+    affine: Affine
+    header: bytes
+    sha256: str
+    path: Path
+    doubts: tuple[tuple[str, str], ...] = field(default=())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        i, j, k = self.voxels.shape
+        return i, j, k
+
+
+def to_ras(volume: Volume) -> Volume:
+    """The same volume with its axes permuted and flipped so that i, j, k run closest to right, front, up."""
+    orientation = io_orientation(volume.affine)
+    voxels = np.ascontiguousarray(apply_orientation(volume.voxels, orientation))
+    affine = volume.affine @ inv_ornt_aff(orientation, volume.shape)
+    return Volume(voxels, affine, volume.header, volume.sha256, volume.path, volume.doubts)
+
+
+def voxel_size_mm(affine: Affine) -> tuple[float, float, float]:
+    """The length of a voxel along i, j and k."""
+    i, j, k = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(i), float(j), float(k)
+
+
+def axis_codes(affine: Affine) -> str:
+    """The directions that i, j, k run closest to, such as "LPS" (left, posterior, superior)."""
+    return "".join(nib.orientations.aff2axcodes(affine))
+
+
+def same_grid(a: Affine, b: Affine, shape: Sequence[int]) -> bool:
+    """Whether two affines put the corners of a volume of this shape at the same places (to 0.1 mm)."""
+    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
+    return bool(np.abs(corners @ (a - b).T).max() < AFFINE_TOLERANCE_MM)
