@@ -87,7 +87,7 @@ class LabelSchema:
             if code not in compact:
                 unknown[code] = unknown.get(code, 0) + int(count)
         if unknown:
-            known = ", ".join(f"{c}={n}" for n, codes in self._meanings() for c in codes)
+            known = self._known()
             listed = ", ".join(f"{code} ({number} voxels)" for code, number in list(unknown.items())[:8])
             suggestion = ",".join(f"{code}=NAME" for code in list(unknown)[:4])
             raise LabelError(
@@ -96,6 +96,11 @@ class LabelSchema:
             )
         table = np.array([compact[code] for code in seen], dtype=np.uint8)
         return table[inverse].reshape(values.shape)
+
+    def _known(self) -> str:
+        """The codes for a message; of an atlas with hundreds only how many there are."""
+        known = [f"{code}={name}" for name, codes in self._meanings() for code in codes]
+        return ", ".join(known) if len(known) <= 30 else f"{len(known)} others"
 
     def _meanings(self) -> list[tuple[str, tuple[int, ...]]]:
         special = [(BACKGROUND, self.background_codes), ("ignore", self.ignore_codes)]
@@ -220,20 +225,20 @@ class LabelSpace:
         """
         tables: dict[int, UInt8[np.ndarray, 256]] = {}
         known = np.zeros(len(self.labels), dtype=bool)
-        taken: set[str] = set()
+        taken: set[tuple[str, str]] = set()
         for at, schema in enumerate(schemas.values()):
             if not annotated[at]:
                 continue
             table = np.zeros(256, dtype=np.uint8)
             for code, structure in enumerate(schema.structures, start=1):
                 index = self.index_of(structure)
-                if index is not None and structure.name not in taken:
+                if index is not None and (structure.name, structure.kind) not in taken:
                     table[code] = index
                     known[index - 1] = True
             if table.any():
                 table[IGNORE] = IGNORE
                 tables[at] = table
-                taken |= set(schema.names)
+                taken |= {(structure.name, structure.kind) for structure in schema.structures}
         is_lesion = [any(s.kind == "lesion" for s in schema.structures) for schema in schemas.values()]
         # The last one to be laid down is seen.
         lesion_and_first_last = sorted(tables, key=lambda at: (is_lesion[at], -at))

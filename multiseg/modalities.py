@@ -20,6 +20,7 @@ _SPELLINGS = {
     "T2": ("t2", "t2w", "t2tse", "t2wtse"),
     "DWI": ("dwi", "trace", "mrdwi"),
     "ADC": ("adc",),
+    "T1IR": ("t1ir",),
     "T2star": ("t2star", "t2starw", "t2*", "t2*w"),
 }
 _CONTRAST_WORDS = frozenset({"ce", "gd", "gado", "gadolinium", "contrast", "post", "postcontrast"})

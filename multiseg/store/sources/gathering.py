@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from multiseg.atlases import schema_of
 from multiseg.errors import LabelError, UsageError
 from multiseg.labels import LabelSchema
 from multiseg.modalities import canonical_modality
@@ -105,7 +106,7 @@ def schema_for(annotation: str, codes: str) -> LabelSchema:
     """
     kind = "tissue" if annotation.startswith("tissue") else "lesion"
     name = DEFAULT_ANNOTATION if is_rater(annotation) else annotation
-    return LabelSchema.parse(codes or f"1={name}", kind)
+    return schema_of(codes or f"1={name}", kind)
 
 
 def is_rater(annotation: str) -> bool:
