@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeAlias
 
@@ -94,8 +96,10 @@ def assign_splits(
 ) -> dict[str, str]:
     """A split for every case, by subject: seeded, and the same whether an ingest ran once or in pieces.
 
-    A case's own `split` counts first, then the one that the store already `held` for its subject. From
-    three subjects on, every split with a share gets at least one.
+    A case's own `split` counts first, then the one that the store already `held` for its subject. The others
+    are drawn systematically: subjects in order of their site and sequences, within these by a seeded rank,
+    each to the split that lacks most at that point, so that every site and set of sequences is shared out
+    alike. From three subjects on, every split with a share gets at least one.
 
     Raises:
         UsageError: the fractions are negative or do not add up to 1, or a split is unknown.
@@ -104,33 +108,77 @@ def assign_splits(
     shares = list(fractions.values())
     if set(fractions) - set(SPLITS) or min(shares, default=-1) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise UsageError(f"the splits {dict(fractions)} must be shares of {'/'.join(SPLITS)} that add up to 1.")
-    fixed = dict(held or {})
+    subjects = _systematic_order(cases, seed)
+    fixed = _fixed_splits(cases, held or {})
+    elsewhere = Counter(split for subject, split in fixed.items() if subject not in subjects)
+    quota = _quotas(len(subjects) + elsewhere.total(), fractions)
+    chosen = _dealt(subjects, fixed, quota, elsewhere)
+    return {case.case: chosen[case.person] for case in cases}
+
+
+def _fixed_splits(cases: Sequence[CaseFiles], held: Mapping[str, str]) -> dict[str, str]:
+    """The splits of subjects that nobody has to draw."""
+    fixed = dict(held)
     for case in cases:
-        subject = case.subject or case.case
-        if case.split:
-            if case.split not in SPLITS:
-                raise UsageError(f"case {case.case!r} names the split {case.split!r}; splits are {', '.join(SPLITS)}.")
-            if fixed.get(subject, case.split) != case.split:
-                raise StoreError(
-                    f"subject {subject!r} stands in the splits {fixed[subject]!r} and {case.split!r}. "
-                    "Keep one person in one split, or results will flatter the model.",
-                    code="SUBJECT_IN_TWO_SPLITS",
-                )
-            fixed[subject] = case.split
-    subjects = sorted({case.subject or case.case for case in cases}, key=lambda name: _rank(name, seed))
-    quota = _quotas(len(subjects), fractions)
-    count = dict.fromkeys(SPLITS, 0)
+        if not case.split:
+            continue
+        if case.split not in SPLITS:
+            raise UsageError(f"case {case.case!r} names the split {case.split!r}; splits are {', '.join(SPLITS)}.")
+        if fixed.get(case.person, case.split) != case.split:
+            raise StoreError(
+                f"subject {case.person!r} stands in the splits {fixed[case.person]!r} and {case.split!r}. "
+                "Keep one person in one split, or results will flatter the model.",
+                code="SUBJECT_IN_TWO_SPLITS",
+            )
+        fixed[case.person] = case.split
+    return fixed
+
+
+def _systematic_order(cases: Sequence[CaseFiles], seed: int) -> list[str]:
+    """The subjects as they are dealt: a circle of strata (site and set of sequences) in seeded order, each with
+    its subjects in seeded order, entered at a seeded place."""
+    visits: dict[str, list[CaseFiles]] = {}
+    for case in sorted(cases, key=lambda case: case.case):
+        visits.setdefault(case.person, []).append(case)
+    strata = {
+        subject: json.dumps([some[0].site, sorted({name for case in some for name in case.images})])
+        for subject, some in visits.items()
+    }
+    circle = sorted(visits, key=lambda name: (_rank(strata[name], seed), strata[name], _rank(name, seed)))
+    start = int(_rank("start", seed), 16) % max(1, len(circle))
+    return circle[start:] + circle[:start]
+
+
+def _dealt(
+    subjects: Sequence[str], fixed: Mapping[str, str], quota: Mapping[str, int], elsewhere: Mapping[str, int]
+) -> dict[str, str]:
+    """Each subject's own split, else the one that is furthest behind its share of the subjects so far.
+
+    `elsewhere` counts the subjects that the store has beside these ones.
+    """
+    count = {split: elsewhere.get(split, 0) for split in SPLITS}
+    num_all, so_far = sum(quota.values()), sum(count.values())
+    free = sum(subject not in fixed for subject in subjects)
     chosen: dict[str, str] = {}
-    for subject in subjects:
-        open_splits = {s: (quota[s] - count[s]) / quota[s] for s in SPLITS if quota[s]}
-        split = fixed.get(subject) or max(open_splits, key=lambda s: open_splits[s])
+    for at, subject in enumerate(subjects):
+        split = fixed.get(subject)
+        if split is None:
+            open_splits = [s for s in SPLITS if quota[s]]
+            if free <= len(SPLITS):
+                later = {fixed.get(name) for name in subjects[at:]}
+                empty = [s for s in open_splits if not count[s] and s not in later]
+                # The last ones that are free go where otherwise nobody would be.
+                open_splits = empty if free <= len(empty) else open_splits
+            due = {s: quota[s] * (so_far + at + 1) / num_all - count[s] for s in open_splits}
+            split = max(open_splits, key=lambda s: due[s])
+            free -= 1
         chosen[subject] = split
         count[split] += 1
-    return {case.case: chosen[case.subject or case.case] for case in cases}
+    return chosen
 
 
-def _rank(subject: str, seed: int) -> str:
-    return hashlib.sha256(f"{seed}:{subject}".encode()).hexdigest()
+def _rank(text: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
 
 
 def _quotas(num_subjects: int, fractions: Mapping[str, float]) -> dict[str, int]:

@@ -1,12 +1,14 @@
 """Choosing cases, and splits that never divide a person."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from multiseg.errors import StoreError, UsageError
-from multiseg.store.catalogue import SPLITS, assign_splits, select, table
 from multiseg.store.cases import CaseFiles
+from multiseg.store.catalogue import SPLITS, assign_splits, select, table
 from multiseg.store.reader import open_store
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -105,3 +107,74 @@ def test_shares_that_cannot_be(shares: dict[str, float]) -> None:
         assign_splits(cases(3), shares, 0)
     with pytest.raises(UsageError, match="names the split 'dev'"):
         assign_splits([CaseFiles("X", {}, split="dev")], SHARES, 0)
+
+
+def clinics(sizes: list[int]) -> list[CaseFiles]:
+    """A case a subject, of one site a size; those of odd sites have a FLAIR beside the T1."""
+    t1, flair = Path("t1.nii"), Path("flair.nii")
+    return [
+        CaseFiles(f"S{site}_{n}", {"T1": t1} | ({"FLAIR": flair} if site % 2 else {}), site=f"S{site}")
+        for site, size in enumerate(sizes)
+        for n in range(size)
+    ]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 20))
+def test_every_site_is_shared_out_alike(sizes: list[int], seed: int) -> None:
+    chosen = assign_splits(clinics(sizes), SHARES, seed)
+    if sum(sizes) < 3:
+        return
+    totals = {split: list(chosen.values()).count(split) for split in SPLITS}
+    for site, size in enumerate(sizes):
+        for split in SPLITS:
+            found = sum(chosen[f"S{site}_{n}"] == split for n in range(size))
+            # A run on a circle that is dealt evenly holds its share, but for its two ends.
+            assert abs(found - size * totals[split] / sum(sizes)) < 2, (site, split)
+
+
+def test_sets_of_sequences_are_shared_out_alike() -> None:
+    everybody = [
+        CaseFiles(f"P{n}", {name: Path("x.nii") for name in (("T1", "T2") if n % 4 else ("T1",))}) for n in range(80)
+    ]
+    for seed in range(5):
+        chosen = assign_splits(everybody, SHARES, seed)
+        few = [chosen[case.case] for case in everybody if len(case.images) == 1]
+        assert {split: few.count(split) for split in SPLITS} == {
+            "train": pytest.approx(14, abs=1),
+            "val": pytest.approx(2, abs=1),
+            "test": pytest.approx(4, abs=1),
+        }
+
+
+def test_everybody_may_come_into_every_split() -> None:
+    drawn = [assign_splits(clinics([6, 6]), SHARES, seed) for seed in range(60)]
+    for case in clinics([6, 6]):
+        assert {chosen[case.case] for chosen in drawn} == set(SPLITS)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.data())
+def test_an_ingest_of_several_sites_in_pieces_ends_with_the_same_split(sizes: list[int], data: st.DataObject) -> None:
+    everybody = clinics(sizes)
+    at_once = assign_splits(everybody, SHARES, 0)
+    done = data.draw(st.sets(st.sampled_from([case.case for case in everybody])))
+    assert assign_splits(everybody, SHARES, 0, {name: at_once[name] for name in done}) == at_once
+
+
+@given(st.integers(0, 12), st.integers(1, 12), st.integers(0, 5))
+def test_a_second_delivery_keeps_the_shares(first: int, second: int, seed: int) -> None:
+    """Patients who came before count, so that three new ones do not become a third each."""
+    before = assign_splits(cases(first), SHARES, seed)
+    held = {f"P{n}": before[f"P{n}_0"] for n in range(first)}
+    new = [CaseFiles(f"N{n}", {}) for n in range(second)]
+    both = [*before.values(), *assign_splits(new, SHARES, seed, held).values()]
+    if len(both) >= 3 and not 0 < first < 3:
+        assert all(abs(both.count(split) - share * len(both)) < 2 for split, share in SHARES.items())
+    if second >= 3:
+        assert set(both) == set(SPLITS)
+
+
+def test_the_last_free_ones_fill_an_empty_split() -> None:
+    fixed = [CaseFiles(f"F{n}", {}, split="train") for n in range(8)]
+    for seed in range(10):
+        chosen = assign_splits([*fixed, CaseFiles("X", {}), CaseFiles("Y", {})], SHARES, seed)
+        assert {chosen["X"], chosen["Y"]} == {"val", "test"}
