@@ -58,6 +58,7 @@ COORDINATES: dict[str, Variable] = {
     "available": Variable(("case", "modality"), "bool", False, "whether the case has the sequence"),
     "intensity_mean": Variable(("case", "modality"), "float64", float("nan"), "raw = image * std + mean"),
     "intensity_std": Variable(("case", "modality"), "float64", float("nan"), "raw = image * std + mean"),
+    "content": Variable(("case", "modality"), "string", "", "digest of the sequence's voxels: equal for the same scan"),
     "annotation": Variable(("annotation",), "string", "", "what one rater or tool looked for"),
     "annotated": Variable(("case", "annotation"), "bool", False, "whether the case has the annotation"),
     "foreground_count": Variable(

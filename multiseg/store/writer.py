@@ -6,21 +6,53 @@ next one takes up again; a case that is replaced gets a new row, and the old one
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import zarr
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from multiseg.errors import ResourceError, StoreError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.cases import CaseFiles
-from multiseg.store.grids import sample_foreground
-from multiseg.store.prepare import PreparedCase
+from multiseg.store.encoding import ArrayPlan, EncodedCase
 from multiseg.store.root import DatabaseInfo, check_agreement
+
+
+def plan_arrays(group: zarr.Group | None, info: DatabaseInfo, modalities: Sequence[str]) -> ArrayPlan:
+    """How a database's arrays are cut: as they were made, with new names at the end of their axes."""
+    held = {} if group is None else group.attrs.asdict().get("label_schemas", {})
+    schemas = {name: LabelSchema.from_json(labels) for name, labels in held.items()} | dict(info.schemas)
+    names: dict[str, list[str]] = {}
+    for axis, new in (("modality", modalities), ("annotation", schemas)):
+        there = [str(name) for name in group[axis][:] if name] if group is not None and axis in group else []
+        names[axis] = there + [name for name in new if name not in there]
+    image, label = (group.get(name) if group is not None else None for name in ("image", "label"))
+    return ArrayPlan(
+        modalities=tuple(names["modality"]),
+        annotations=tuple(names["annotation"]),
+        schemas={name: schemas[name] for name in names["annotation"]},
+        modality_chunk=len(names["modality"]) if image is None else image.chunks[1],
+        annotation_shard=max(1, len(names["annotation"])) if label is None else label.shards[1],
+        codec=info.codec,
+    )
+
+
+def digest_of_sources(sources: Sequence[Mapping[str, Any]]) -> str:
+    """One digest over the sha256 of every source by its role."""
+    return digest_of_roles({source["role"]: source["sha256"] for source in sources})
+
+
+def digest_of_roles(hashes: Mapping[str, str]) -> str:
+    """One digest over the sha256 of every file by its role."""
+    lines = "".join(f"{role}:{sha256}\n" for role, sha256 in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 class DatabaseWriter:
@@ -30,28 +62,27 @@ class DatabaseWriter:
         StoreError: the database exists with another recipe, codec or meaning of codes.
     """
 
-    def __init__(self, root: zarr.Group, info: DatabaseInfo, modalities: Sequence[str]) -> None:
+    def __init__(self, root: zarr.Group, info: DatabaseInfo, plan: ArrayPlan) -> None:
         if info.name not in root:
             root.create_group(info.name, attributes=info.to_attributes())
         self.group: zarr.Group = root[info.name]
         self.info = info
+        self.plan = plan
         self._agree_on_attributes()
-        self._require_arrays(len(modalities), len(info.schemas))
-        self.modalities = self._grow_names("modality", modalities)
-        self.annotations = self._grow_names("annotation", list(info.schemas))
+        self._require_arrays()
+        self._grow_names("modality", plan.modalities)
+        self._grow_names("annotation", plan.annotations)
         self._fit_sizes()
 
     def _agree_on_attributes(self) -> None:
         held, asked = self.group.attrs.asdict(), self.info.to_attributes()
         check_agreement(held, self.info)
-        merged = held["label_schemas"] | asked["label_schemas"]
         said = {key: value for key, value in asked.items() if value and key != "label_schemas"}
-        self.group.attrs.update(said | {"label_schemas": merged})
-        self.schemas = {name: LabelSchema.from_json(labels) for name, labels in merged.items()}
+        self.group.attrs.update(said | {"label_schemas": held["label_schemas"] | asked["label_schemas"]})
 
-    def _require_arrays(self, num_modalities: int, num_annotations: int) -> None:
+    def _require_arrays(self) -> None:
         """Make every array that is not there yet; a writer that died half-way is taken up here."""
-        room = {"modality": 64, "annotation": 16, "structure": max(1, self._num_structures())}
+        room = {"modality": 64, "annotation": 16, "structure": max(1, self.plan.num_structures)}
         fixed = {
             "axis": 3,
             "row": 4,
@@ -66,13 +97,9 @@ class DatabaseWriter:
             chunk = {**room, **fixed, "case": rows, "annotation": 1}
             shape = [fixed.get(axis, 0) for axis in variable.axes]
             self._create(name, variable, shape, [chunk[axis] for axis in variable.axes])
-        inner, shard = (schema.INNER,) * 3, (schema.SHARD,) * 3
-        m, a = num_modalities, max(1, num_annotations)
-        if "image" not in self.group:
-            self._create_volumes("image", schema.IMAGE_AXES, "float16", (1, m, *inner), (1, m, *shard), self.info.codec)
-        if "label" not in self.group:
-            chunks, shards = (1, 1, *inner), (1, a, *shard)
-            self._create_volumes("label", schema.LABEL_AXES, "uint8", chunks, shards, schema.LABEL_CODEC)
+        for name in ("image", "label"):
+            if name not in self.group:
+                self.plan.create(self.group, name, (0, 0, 1, 1, 1))
 
     def _create(self, name: str, variable: schema.Variable, shape: list[int], chunks: list[int]) -> None:
         self.group.create_array(
@@ -80,40 +107,21 @@ class DatabaseWriter:
             dimension_names=variable.axes, attributes={"long_name": variable.meaning},
         )  # fmt: skip
 
-    def _create_volumes(
-        self,
-        name: str,
-        axes: tuple[str, ...],
-        dtype: str,
-        chunks: tuple[int, ...],
-        shards: tuple[int, ...],
-        codec: str,
-    ) -> None:
-        self.group.create_array(
-            name, shape=(0, 0, 1, 1, 1), chunks=chunks, shards=shards, dtype=dtype, fill_value=0,
-            compressors=schema.CODECS[codec], dimension_names=axes,
-        )  # fmt: skip
-
-    def _num_structures(self) -> int:
-        return max((len(labels.structures) for labels in self.schemas.values()), default=0)
-
-    def _grow_names(self, axis: str, names: Sequence[str]) -> tuple[str, ...]:
-        """Append names to an axis; those that are there keep their places."""
+    def _grow_names(self, axis: str, names: Sequence[str]) -> None:
+        """Append names to an axis; those that are there keep their places, as the plan has them."""
         array = self.group[axis]
         held = [str(name) for name in array[:] if name]
-        new = [name for name in names if name not in held]
-        if new:
-            array.resize((len(held) + len(new),))
-            array[len(held) :] = np.array(new, dtype=object)
-        return tuple(held + new)
+        if len(held) < len(names):
+            array.resize((len(names),))
+            array[len(held) :] = np.array(names[len(held) :], dtype=object)
 
     def _fit_sizes(self, extent: Sequence[int] = (1, 1, 1), num_rows: int = 0) -> None:
         """Grow every array to the present rows, names, structures and the given extent; only metadata changes."""
         size = {
             "case": max(num_rows, self.group["status"].shape[0]),
-            "modality": len(self.modalities),
-            "annotation": len(self.annotations),
-            "structure": self._num_structures(),
+            "modality": len(self.plan.modalities),
+            "annotation": len(self.plan.annotations),
+            "structure": self.plan.num_structures,
         }
         for axis, voxels, n in zip("ijk", self.group["image"].shape[2:], extent, strict=True):
             size[axis] = max(voxels, n)
@@ -166,16 +174,16 @@ class DatabaseWriter:
         self.group["case"][:] = names
         return rows
 
-    def write(self, row: int, files: CaseFiles, prepared: PreparedCase, digest: str) -> None:
+    def write(self, row: int, files: CaseFiles, encoded: EncodedCase) -> None:
         """Write a case into its row, flush it to disk, and commit it. Until the last step nobody sees it.
 
         Raises:
             ResourceError: the disk is full or cannot be written.
         """
         try:
-            self._fit_sizes(prepared.grid.shape)
-            self._write_volumes(row, prepared)
-            self._write_coordinates(row, files, prepared, digest)
+            self._fit_sizes(encoded.grid.shape)
+            self._write_volumes(row, encoded)
+            self._write_coordinates(row, files, encoded)
             self._flush(row)
             self._commit(row, files.case)
         except OSError as error:
@@ -184,38 +192,40 @@ class DatabaseWriter:
                 "is safe. Make room and run the same command again."
             ) from error
 
-    def _write_volumes(self, row: int, prepared: PreparedCase) -> None:
-        i, j, k = prepared.grid.shape
+    def _write_volumes(self, row: int, encoded: EncodedCase) -> None:
+        store, prefix = self.group.store_path.store, self.group.path
         for name in ("image", "label", "foreground"):
-            array = self.group[name]
             # What a dead writer left in this row must not show beside a smaller case.
-            sync(array.store_path.store.delete_dir(f"{array.path}/c/{row}"))
-        stacked = np.zeros((len(self.modalities), i, j, k), dtype=np.float16)
-        for name, image in zip(prepared.modalities, prepared.images, strict=True):
-            stacked[self.modalities.index(name)] = image
-        self.group["image"][row, :, :i, :j, :k] = stacked
-        counts = np.zeros((len(self.annotations), self._num_structures()), dtype=np.int64)
-        for name, codes in prepared.labels.items():
-            at, n = self.annotations.index(name), len(self.schemas[name].structures)
-            self.group["label"][row, at, :i, :j, :k] = codes
-            counts[at, :n], points = sample_foreground(codes, n, schema.FOREGROUND_POINTS, seed=row)
-            self.group["foreground"][row, at, :n] = points
-        self.group["foreground_count"][row] = counts
+            sync(store.delete_dir(f"{prefix}/{name}/c/{row}"))
+        buffer = default_buffer_prototype().buffer
+        for (name, rest), data in encoded.shards.items():
+            sync(store.set(f"{prefix}/{name}/c/{row}/{rest}", buffer.from_bytes(data)))
+        num_annotations, num_structures = encoded.foreground_count.shape
+        self.group["foreground"][row, :num_annotations, :num_structures] = encoded.foreground
+        self.group["foreground_count"][row] = encoded.foreground_count
 
-    def _write_coordinates(self, row: int, files: CaseFiles, prepared: PreparedCase, digest: str) -> None:
-        available = np.isin(self.modalities, prepared.modalities)
-        statistics = np.full((2, len(self.modalities)), np.nan)
-        for at, name in enumerate(prepared.modalities):
-            statistics[:, self.modalities.index(name)] = prepared.mean[at], prepared.std[at]
+    def _write_coordinates(self, row: int, files: CaseFiles, encoded: EncodedCase) -> None:
+        names = self.plan.modalities
+        at = [names.index(name) for name in encoded.modalities]
+        mean, std = np.full(len(names), np.nan), np.full(len(names), np.nan)
+        content = np.full(len(names), "", dtype=object)
+        mean[at], std[at], content[at] = encoded.mean, encoded.std, encoded.content
         header = np.zeros(schema.HEADER_BYTES, dtype=np.uint8)
-        header[: len(prepared.native_header)] = np.frombuffer(prepared.native_header, dtype=np.uint8)
+        header[: len(encoded.native_header)] = np.frombuffer(encoded.native_header, dtype=np.uint8)
         values = {
-            "subject": files.subject or files.case, "session": files.session, "site": files.site, "split": files.split,
-            "extent": prepared.grid.shape, "affine": prepared.grid.affine, "native_shape": prepared.native.shape,
-            "native_affine": prepared.native.affine, "native_header": header, "source_sha256": digest,
-            "sources": json.dumps(prepared.sources), "available": available, "intensity_mean": statistics[0],
-            "intensity_std": statistics[1], "annotated": np.isin(self.annotations, list(prepared.labels)),
+            "extent": encoded.grid.shape, "affine": encoded.grid.affine, "native_shape": encoded.native.shape,
+            "native_affine": encoded.native.affine, "native_header": header,
+            "source_sha256": digest_of_sources(encoded.sources), "sources": json.dumps(encoded.sources),
+            "available": np.isin(names, encoded.modalities), "intensity_mean": mean, "intensity_std": std,
+            "content": content, "annotated": np.isin(self.plan.annotations, encoded.labels),
         }  # fmt: skip
+        for name, value in values.items():
+            self.group[name][row] = value
+        self.describe(row, files)
+
+    def describe(self, row: int, files: CaseFiles) -> None:
+        """Write what is known of a case beside its scans: person, visit, site, split, participants' columns."""
+        values = {"subject": files.person, "session": files.session, "site": files.site, "split": files.split}
         for name, value in values.items():
             self.group[name][row] = value
         for column in {*self._participant_columns(), *files.participant}:

@@ -227,9 +227,10 @@ def test_a_writer_that_died_while_making_arrays_is_taken_up(left: int, clinic: C
         real = zarr.Group.create_array
 
         def dies(self: zarr.Group, name: str, **kw):
-            if len(made) == left:
-                raise KeyboardInterrupt
-            made.append(name)
+            if not isinstance(self.store, zarr.storage.MemoryStore):  # a case is packed in one
+                if len(made) == left:
+                    raise KeyboardInterrupt
+                made.append(name)
             return real(self, name, **kw)
 
         patch.setattr(zarr.Group, "create_array", dies)

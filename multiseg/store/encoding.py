@@ -1,0 +1,123 @@
+"""A prepared case as the bytes of its shards: made by many workers, written by the one process that may."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from jaxtyping import Float, Int, Int16
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
+
+from multiseg.labels import LabelSchema
+from multiseg.store import schema
+from multiseg.store.grids import Grid, sample_foreground
+from multiseg.store.prepare import PreparedCase
+
+
+@dataclass(frozen=True)
+class ArrayPlan:
+    """How a database's two big arrays are cut and packed; their names along the modality and annotation axes.
+
+    `modality_chunk` and `annotation_shard` were fixed when the arrays were made; the axes may have grown since.
+    """
+
+    modalities: tuple[str, ...]
+    annotations: tuple[str, ...]
+    schemas: Mapping[str, LabelSchema]
+    modality_chunk: int
+    annotation_shard: int
+    codec: str
+
+    @property
+    def num_structures(self) -> int:
+        return max((len(labels.structures) for labels in self.schemas.values()), default=0)
+
+    def chunks(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Inner chunks and shards of "image" or "label"."""
+        inner, shard = (schema.INNER,) * 3, (schema.SHARD,) * 3
+        if name == "image":
+            return (1, self.modality_chunk, *inner), (1, self.modality_chunk, *shard)
+        return (1, 1, *inner), (1, self.annotation_shard, *shard)
+
+    def create(self, group: zarr.Group, name: str, shape: Sequence[int]) -> zarr.Array:
+        """The array "image" or "label" in a group."""
+        chunks, shards = self.chunks(name)
+        return group.create_array(
+            name,
+            shape=tuple(shape),
+            chunks=chunks,
+            shards=shards,
+            dtype="float16" if name == "image" else "uint8",
+            fill_value=0,
+            compressors=schema.CODECS[self.codec if name == "image" else schema.LABEL_CODEC],
+            dimension_names=schema.IMAGE_AXES if name == "image" else schema.LABEL_AXES,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedCase:
+    """Everything of a case that a store keeps; `shards` are the bytes of "image" and "label", each by the array's
+    name and the part of its key behind the row, such as ("image", "0/0/0/0").
+    """
+
+    modalities: tuple[str, ...]
+    labels: tuple[str, ...]
+    shards: Mapping[tuple[str, str], bytes]
+    foreground_count: Int[np.ndarray, "annotation structure"]
+    foreground: Int16[np.ndarray, "annotation structure point 3"]
+    grid: Grid
+    native: Grid
+    native_header: bytes
+    mean: Float[np.ndarray, " modality"]
+    std: Float[np.ndarray, " modality"]
+    content: tuple[str, ...]
+    sources: tuple[dict[str, Any], ...]
+
+
+def encode(case: str, prepared: PreparedCase, plan: ArrayPlan) -> EncodedCase:
+    """Pack a case; the same case gives the same bytes, whoever packs it and into whichever row it goes."""
+    num = (len(plan.annotations), plan.num_structures)
+    counts = np.zeros(num, dtype=np.int64)
+    points = np.full((*num, schema.FOREGROUND_POINTS, 3), -1, dtype=np.int16)
+    for name, codes in prepared.labels.items():
+        at, n = plan.annotations.index(name), len(plan.schemas[name].structures)
+        seed = zlib.crc32(f"{case}/{name}".encode())
+        counts[at, :n], points[at, :n] = sample_foreground(codes, n, schema.FOREGROUND_POINTS, seed)
+    return EncodedCase(
+        modalities=prepared.modalities,
+        labels=tuple(prepared.labels),
+        shards=_shards(prepared, plan),
+        foreground_count=counts,
+        foreground=points,
+        grid=prepared.grid,
+        native=prepared.native,
+        native_header=prepared.native_header,
+        mean=prepared.mean,
+        std=prepared.std,
+        content=getattr(prepared, "content", ("",) * len(prepared.modalities)),
+        sources=prepared.sources,
+    )
+
+
+def _shards(prepared: PreparedCase, plan: ArrayPlan) -> dict[tuple[str, str], bytes]:
+    """What zarr makes of the two volumes in a store of its own, where no other process is in the way."""
+    held: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(held), zarr_format=3)
+    extent = prepared.grid.shape
+    image = plan.create(group, "image", (1, len(plan.modalities), *extent))
+    stacked = np.zeros((1, len(plan.modalities), *extent), dtype=np.float16)
+    for name, volume in zip(prepared.modalities, prepared.images, strict=True):
+        stacked[0, plan.modalities.index(name)] = volume
+    image[:] = stacked
+    label = plan.create(group, "label", (1, max(1, len(plan.annotations)), *extent))
+    codes = np.zeros((1, max(1, len(plan.annotations)), *extent), dtype=np.uint8)
+    for name, volume in prepared.labels.items():
+        codes[0, plan.annotations.index(name)] = volume
+    label[:] = codes
+    keys = {key: key.split("/c/0/") for key in held if "/c/0/" in key}
+    return {(name, rest): held[key].to_bytes() for key, (name, rest) in keys.items()}
