@@ -114,6 +114,12 @@ def is_rater(annotation: str) -> bool:
     return annotation.startswith("rater")
 
 
+def unused_volumes(folder: Folder, roles: Sequence[Role]) -> list[str]:
+    """The volumes of a folder that no role was given to."""
+    used = {path for role in roles for path in paths_of(role.file)}
+    return [file for file in folder.volumes if folder.path(file) not in used]
+
+
 class _Gathering:
     """One pass over a database's roles; what is doubtful gathers in `findings`."""
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multiseg.errors import SourceError, UsageError
-from multiseg.store.sources import brats
+from multiseg.store.sources import atlas, brats, isles, msseg2, vsd, wmh2017
 from multiseg.store.sources.folder import Folder, look_into
-from multiseg.store.sources.gathering import SourceOptions, gather
+from multiseg.store.sources.gathering import DEFAULT_ANNOTATION, Found, SourceOptions, gather, is_rater
 from multiseg.store.sources.layout import Layout
 from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.tables import read_participants
 
 LAYOUTS: tuple[Layout, ...] = (
     brats.FROM,
     brats.UNTIL,
+    nnunet.LAYOUT,
+    msd.LAYOUT,
+    vsd.BRATS,
+    vsd.SISS,
+    isles.ISLES_2022,
+    atlas.ATLAS,
+    wmh2017.WMH_2017,
+    msseg2.MSSEG_2,
 )
 """The more special a layout, the earlier it stands: a folder is what the first one recognises."""
 
@@ -61,7 +70,23 @@ def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptio
             code="NOTHING_FOUND",
             file=str(folder.root),
         )
+    _check_codes(found, options)
+    if options.participants:
+        found = replace(found, participants=read_participants(folder.root / options.participants))
     return gather(found, options)
+
+
+def _check_codes(found: Found, options: SourceOptions) -> None:
+    """Codes for an annotation that is not there would be left out without a word."""
+    names = {role.name for role in found.roles if role.kind == "label"}
+    if any(is_rater(name) for name in names):
+        names |= {DEFAULT_ANNOTATION}
+    unknown = sorted(set(options.codes) - names)
+    if unknown:
+        raise UsageError(
+            f"--labels gives codes for {', '.join(unknown)}, but the annotations of {found.folder.root} are "
+            f"{', '.join(sorted(names)) or 'none'}. Write --labels ANNOTATION:1=NAME,2=NAME."
+        )
 
 
 def find_source(root: Path, options: SourceOptions | None = None, name: str = "") -> DatabaseFiles:

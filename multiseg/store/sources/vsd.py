@@ -1,0 +1,111 @@
+"""The Virtual Skeleton Database's way of naming: ISLES 2015 (SISS), and BraTS of 2013 and 2015.
+
+`<case>/VSD.Brain.XX.O.MR_T1.<id>/VSD.Brain.XX.O.MR_T1.<id>.nii`, the label in a folder `...OT.<id>`. SISS draws one
+lesion; these BraTS have 1 necrosis, 2 oedema, 3 non-enhancing and 4 enhancing tumour.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from multiseg.errors import SourceError
+from multiseg.store.sources.folder import SUFFIX, Folder
+from multiseg.store.sources.gathering import Found, Role, SourceOptions, schema_for, unused_volumes
+from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.parts import is_test_part
+
+TUMOUR = "1=necrosis,2=oedema,3=non-enhancing,4=enhancing"
+_FILE = re.compile(
+    r"(?P<above>(?:.*/)?)(?P<case>[^/]+)/VSD\.Brain(?P<more>_3more)?\.XX\.(?:O|XX)\.(?P<what>OT|MR_\w+)\.(?P<id>[^/]+)/"
+    rf"VSD\.Brain[^/]*\.(?P=what)\.(?P=id){SUFFIX}"
+)
+_SEQUENCES = {"MR_T1": "T1", "MR_T1c": "T1c", "MR_T2": "T2", "MR_Flair": "FLAIR", "MR_DWI": "DWI"}
+_PERFUSION = {"MR_CBF", "MR_CBV", "MR_TTP", "MR_Tmax", "MR_MTT"}
+_VISIT = re.compile(r"(?P<subject>.*pat\d+)_(?P<session>\d+)")
+_GRADES = {"HG": "HGG", "HGG": "HGG", "LG": "LGG", "LGG": "LGG"}
+
+
+def _recognise_siss(folder: Folder) -> str:
+    matches = folder.fitting(_FILE)
+    return "" if _is_tumour(matches) else _evidence(matches)
+
+
+def _recognise_brats(folder: Folder) -> str:
+    matches = folder.fitting(_FILE)
+    return _evidence(matches) if _is_tumour(matches) else ""
+
+
+def _is_tumour(matches: Sequence[re.Match[str]]) -> bool:
+    """BraTS has a T1c and a FLAIR and no DWI; SISS has no T1c, and SPES, for perfusion, no FLAIR."""
+    whats = {match["what"] for match in matches}
+    return {"MR_T1c", "MR_Flair"} <= whats and not whats & {"MR_DWI", *_PERFUSION}
+
+
+def _evidence(matches: Sequence[re.Match[str]]) -> str:
+    cases = {match["above"] + match["case"] for match in matches}
+    return f"{len(cases)} folders with files such as {PurePosixPath(matches[0][0]).name}" if cases else ""
+
+
+def _find_siss(folder: Folder, options: SourceOptions) -> Found:
+    matches = folder.fitting(_FILE)
+    perfusion = sorted({match["what"] for match in matches} & _PERFUSION)
+    if perfusion:
+        raise SourceError(
+            f"{folder.root} has perfusion maps ({', '.join(perfusion)}), as SPES of ISLES 2015: its label is tissue at "
+            "risk and no full stroke lesion. To take it nevertheless, say what is what with --pattern and --label.",
+            code="NO_FULL_LESIONS",
+            file=str(folder.root),
+        )
+    return _found(folder, matches, "lesion", "1=lesion", "ischaemic stroke", "ISLES 2015 SISS")
+
+
+def _find_brats(folder: Folder, options: SourceOptions) -> Found:
+    return _found(folder, folder.fitting(_FILE), "tumour", TUMOUR, "glioma", "BraTS 2013 and 2015")
+
+
+def _found(
+    folder: Folder, matches: Sequence[re.Match[str]], annotation: str, codes: str, pathology: str, source: str
+) -> Found:
+    roles = [_role(folder, match, annotation) for match in matches]
+    grades = {_case(folder, match): _grade(match) for match in matches}
+    return Found(
+        name=folder.name,
+        folder=folder,
+        roles=roles,
+        schemas={annotation: schema_for(annotation, codes)},
+        pathology=pathology,
+        required=(annotation,),
+        may_lack_labels={_case(folder, match) for match in matches if is_test_part(folder, match[0])},
+        participants={case: {"grade": grade} for case, grade in grades.items()} if any(grades.values()) else {},
+        unused=unused_volumes(folder, roles),
+        source=source,
+    )
+
+
+def _role(folder: Folder, match: re.Match[str], annotation: str) -> Role:
+    case, file = _case(folder, match), folder.path(match[0])
+    visit = _VISIT.fullmatch(match["case"])
+    fields = {"subject": visit["subject"], "session": visit["session"]} if visit else {"subject": case}
+    if is_test_part(folder, match[0]):
+        fields["split"] = "test"
+    if match["what"] == "OT":
+        return Role(case, "label", annotation, file, fields)
+    return Role(case, "image", _SEQUENCES.get(match["what"], match["what"]), file, fields)
+
+
+def _case(folder: Folder, match: re.Match[str]) -> str:
+    """Numbers begin anew in every part, so its name is put before them: "HGG_0001", "test_1"."""
+    if not match["case"].isdigit():
+        return match["case"]
+    part = "test" if is_test_part(folder, match[0]) else ""
+    return "_".join(word for word in (part, _grade(match), match["case"]) if word)
+
+
+def _grade(match: re.Match[str]) -> str:
+    return _GRADES.get(PurePosixPath(match["above"]).name, "")
+
+
+SISS = Layout("isles2015", "ISLES 2015 (SISS)", _recognise_siss, _find_siss)
+BRATS = Layout("brats2015", "BraTS 2013 or 2015", _recognise_brats, _find_brats)

@@ -1,0 +1,95 @@
+"""WMH 2017: white-matter hyperintensities from three sites and five scanners.
+
+https://doi.org/10.34894/AECRSD - `wmh.nii.gz` holds 1 for a hyperintensity and 2 for other pathology, which is
+neither one nor background. T1 lies on the grid of FLAIR already, in `orig` and, bias corrected, in `pre`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources.folder import SUFFIX, Folder
+from multiseg.store.sources.gathering import Found, Role, SourceOptions, schema_for, unused_volumes
+from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.parts import is_test_part
+
+ANNOTATION = "lesion"
+CODES = "1=WMH,2=ignore"
+_HEAD = r"(?P<site>Utrecht|Singapore|Amsterdam)/(?:(?P<scanner>[^/]*[A-Za-z][^/]*)/)?(?P<id>\d+)/"
+_IMAGE = re.compile(rf"(?:.*/)?{_HEAD}(?P<folder>pre|orig)/(?P<what>FLAIR|T1){SUFFIX}")
+_LABEL = re.compile(rf"(?:.*/)?{_HEAD}wmh{SUFFIX}")
+_RATER = re.compile(rf"(?:.*/)?observer_(?P<who>\w+)/(?:.*/)?{_HEAD}result{SUFFIX}")
+_NOT_USED = re.compile(rf"(?:.*/)?{_HEAD}(?:pre|orig)/(?:3DT1|\w+_mask){SUFFIX}")
+
+
+def _recognise(folder: Folder) -> str:
+    sites = {match["site"] for match in folder.fitting(_IMAGE)}
+    return f"pre/ and orig/ of patients of {', '.join(sorted(sites))}" if sites else ""
+
+
+def _find(folder: Folder, options: SourceOptions) -> Found:
+    images = _images(folder)
+    labels, raters = folder.fitting(_LABEL), folder.fitting(_RATER)
+    roles = [
+        *(
+            Role(_case(match), "image", match["what"], folder.path(match[0]), _fields(folder, match))
+            for match in images
+        ),
+        *(Role(_case(match), "label", ANNOTATION, folder.path(match[0]), _fields(folder, match)) for match in labels),
+        *(Role(_case(match), "label", f"rater_{match['who']}", folder.path(match[0])) for match in raters),
+    ]
+    known = {match[0] for expression in (_IMAGE, _NOT_USED) for match in folder.fitting(expression)}
+    return Found(
+        name=folder.name,
+        folder=folder,
+        roles=roles,
+        schemas={name: schema_for(name, CODES) for name in _annotations(roles)},
+        pathology="white matter hyperintensities",
+        required=(ANNOTATION,),
+        may_lack_labels={_case(match) for match in images if is_test_part(folder, match[0])},
+        participants={_case(match): {"scanner": match["scanner"] or ""} for match in images},
+        unused=[file for file in unused_volumes(folder, roles) if file not in known],
+        findings=_which(options.name or folder.name, images, folder),
+        citation="Kuijf et al. 2019, IEEE Transactions on Medical Imaging 38(11)",
+        source="WMH 2017",
+    )
+
+
+def _annotations(roles: Sequence[Role]) -> list[str]:
+    return sorted({role.name for role in roles if role.kind == "label"} | {ANNOTATION})
+
+
+def _images(folder: Folder) -> list[re.Match[str]]:
+    """Of each sequence of each patient the bias-corrected file, or else the original one."""
+    chosen: dict[str, re.Match[str]] = {}
+    for match in sorted(folder.fitting(_IMAGE), key=lambda match: match["folder"] == "orig"):
+        chosen.setdefault(match[0].replace(f"/{match['folder']}/", "//"), match)
+    return list(chosen.values())
+
+
+def _which(database: str, images: Sequence[re.Match[str]], folder: Folder) -> tuple[Finding, ...]:
+    """What was taken where there is more than one file to take."""
+    corrected = {_case(match) for match in images if match["folder"] == "pre"}
+    original = {_case(match) for match in images if match["folder"] == "orig"}
+    said = f"{len(corrected)} cases take FLAIR and T1 from pre/ (bias corrected), {len(original)} from orig/"
+    not_used = len(folder.fitting(_NOT_USED))
+    message = f"{said}; 3DT1 and masks of defacing ({not_used} files) are not used: T1 lies on FLAIR's grid already."
+    findings = [Finding(Severity.NOTE, "CHOSEN_FILES", database, "", "", message)]
+    for case in sorted(corrected & original):
+        message = f"case {case!r} has one sequence bias corrected (pre/) and the other as it was (orig/), since pre/ lacks it."
+        findings.append(Finding(Severity.WARNING, "MIXED_FILES", database, case, "", message))
+    return tuple(findings)
+
+
+def _case(match: re.Match[str]) -> str:
+    return f"{match['site']}_{match['id']}"
+
+
+def _fields(folder: Folder, match: re.Match[str]) -> dict[str, str]:
+    split = {"split": "test"} if is_test_part(folder, match[0]) else {}
+    return {"subject": _case(match), "site": match["site"], **split}
+
+
+WMH_2017 = Layout("wmh2017", "WMH 2017", _recognise, _find)
