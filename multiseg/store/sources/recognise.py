@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multiseg.errors import SourceError, UsageError
-from multiseg.store.sources import atlas, brats, isles, msseg2, vsd, wmh2017
+from multiseg.store.sources import atlas, brats, isles, msd, msseg2, nnunet, vsd, wmh2017
 from multiseg.store.sources.folder import Folder, look_into
 from multiseg.store.sources.gathering import DEFAULT_ANNOTATION, Found, SourceOptions, gather, is_rater
 from multiseg.store.sources.layout import Layout

@@ -1,0 +1,66 @@
+"""The Medical Segmentation Decathlon: a 4-D file a case, its volumes in the order that dataset.json names.
+
+http://medicaldecathlon.com (Antonelli 2022, arXiv:2106.05735). In Task01_BrainTumour the label 1 is oedema, where
+BraTS has necrosis: the meaning of codes is taken from dataset.json alone.
+"""
+
+from __future__ import annotations
+
+from multiseg.errors import SourceError
+from multiseg.store.cases import paths_of
+from multiseg.store.sources import dataset_json
+from multiseg.store.sources.folder import SUFFIX, Folder
+from multiseg.store.sources.gathering import Found, Role, SourceOptions
+from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.stacks import other_sizes, stack_roles
+
+
+def _is_one(home: Folder) -> bool:
+    data = dataset_json.peeked(home)
+    has_images = bool(home.fitting(rf"images(?:Tr|Ts)/[^/]+{SUFFIX}"))
+    return has_images and "channel_names" not in data and not dataset_json.has_a_file_a_channel(home)
+
+
+def _recognise(folder: Folder) -> str:
+    homes = [home for home in dataset_json.homes(folder) if _is_one(home)]
+    return f"{homes[0].name} has a dataset.json, and a file a case in imagesTr" if homes else ""
+
+
+def _find(folder: Folder, options: SourceOptions) -> Found:
+    home = dataset_json.only_home(folder)
+    data = dataset_json.read_json(home.path(dataset_json.NAME))
+    database = options.name or home.name
+    names = dataset_json.channel_names(home, data, options)
+    if set(names) != set(range(len(names))):
+        message = f"{home.path(dataset_json.NAME)} numbers its channels {sorted(names)}, not from 0 on. Correct it."
+        raise SourceError(message, code="BAD_JSON", file=dataset_json.NAME)
+    annotation, schemas, findings = dataset_json.annotation(data, options, database)
+    roles: list[Role] = []
+    for part, keys in (("Tr", ("training", "numTraining")), ("Ts", ("test", "numTest"))):
+        images = home.fitting(rf"images{part}/(?P<case>[^/]+?){SUFFIX}")
+        files = [(match["case"], home.path(match[0])) for match in images]
+        cases = {case for case, _ in files}
+        fields = {"split": "test"} if part == "Ts" else {}
+        roles += [role for case, path in files for role in stack_roles(case, path, names, fields)]
+        roles += [
+            Role(match["case"], "label", annotation, home.path(match[0]), fields)
+            for match in home.fitting(rf"labels{part}/(?P<case>[^/]+?){SUFFIX}")
+        ]
+        findings += other_sizes(files, len(names), database)
+        findings += dataset_json.broken_promises(data, keys, cases, SUFFIX, database)
+    used = {path for role in roles for path in paths_of(role.file)}
+    return Found(
+        name=home.name,
+        folder=home,
+        roles=roles,
+        schemas=schemas,
+        may_lack_labels={role.case for role in roles if role.fields},
+        unused=[file for file in home.volumes if home.path(file) not in used],
+        findings=tuple(findings),
+        licence=dataset_json.text_of(data, "licence", "license"),
+        citation=dataset_json.text_of(data, "reference"),
+        source=dataset_json.text_of(data, "description", "name"),
+    )
+
+
+LAYOUT = Layout("msd", "Medical Segmentation Decathlon", _recognise, _find)
