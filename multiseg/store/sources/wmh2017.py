@@ -78,7 +78,7 @@ def _which(database: str, images: Sequence[re.Match[str]], folder: Folder) -> tu
     message = f"{said}; 3DT1 and masks of defacing ({not_used} files) are not used: T1 lies on FLAIR's grid already."
     findings = [Finding(Severity.NOTE, "CHOSEN_FILES", database, "", "", message)]
     for case in sorted(corrected & original):
-        message = f"case {case!r} has one sequence bias corrected (pre/) and the other as it was (orig/), since pre/ lacks it."
+        message = f"case {case!r} has one sequence bias corrected (pre/) and the other not (orig/). Is a file lost?"
         findings.append(Finding(Severity.WARNING, "MIXED_FILES", database, case, "", message))
     return tuple(findings)
 
