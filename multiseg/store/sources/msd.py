@@ -7,10 +7,9 @@ BraTS has necrosis: the meaning of codes is taken from dataset.json alone.
 from __future__ import annotations
 
 from multiseg.errors import SourceError
-from multiseg.store.cases import paths_of
 from multiseg.store.sources import dataset_json
 from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.gathering import Found, Role, SourceOptions
+from multiseg.store.sources.gathering import Found, Role, SourceOptions, unused_volumes
 from multiseg.store.sources.layout import Layout
 from multiseg.store.sources.stacks import other_sizes, stack_roles
 
@@ -48,14 +47,13 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
         ]
         findings += other_sizes(files, len(names), database)
         findings += dataset_json.broken_promises(data, keys, cases, SUFFIX, database)
-    used = {path for role in roles for path in paths_of(role.file)}
     return Found(
         name=home.name,
         folder=home,
         roles=roles,
         schemas=schemas,
         may_lack_labels={role.case for role in roles if role.fields},
-        unused=[file for file in home.volumes if home.path(file) not in used],
+        unused=unused_volumes(home, roles),
         findings=tuple(findings),
         licence=dataset_json.text_of(data, "licence", "license"),
         citation=dataset_json.text_of(data, "reference"),

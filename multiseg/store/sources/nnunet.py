@@ -16,7 +16,7 @@ from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources import dataset_json
 from multiseg.store.sources.folder import SUFFIX, Folder, is_volume
-from multiseg.store.sources.gathering import SKIP, Found, Role, SourceOptions
+from multiseg.store.sources.gathering import SKIP, Found, Role, SourceOptions, unused_volumes
 from multiseg.store.sources.layout import Layout
 
 
@@ -54,14 +54,13 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
         *_incomplete((*training, *test), names, options, database),
         *dataset_json.broken_promises(promised, ("training", "numTraining"), cases, ending, database),
     ]
-    used = {role.file for role in (*training, *test)}
     return Found(
         name=home.name,
         folder=home,
         roles=(*training, *test),
         schemas=schemas,
         may_lack_labels=_unlabelled(test),
-        unused=[file for file in home.volumes if home.path(file) not in used],
+        unused=unused_volumes(home, (*training, *test)),
         findings=tuple(findings),
         licence=dataset_json.text_of(data, "licence", "license"),
         citation=dataset_json.text_of(data, "citation", "reference"),

@@ -1,0 +1,118 @@
+"""The Medical Segmentation Decathlon: 4-D files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from multiseg.modalities import CANONICAL_ORDER
+
+MODALITY = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+LABELS = {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"}
+
+
+def write(head, folder: Path, modality: dict | None = None) -> Path:
+    for at in (1, 2):
+        volumes = [head.image() * (number + 1) for number in range(4)]
+        head.save(folder / "imagesTr" / f"BRATS_{at:03d}.nii.gz", np.stack(volumes, axis=-1))
+        head.save(folder / "labelsTr" / f"BRATS_{at:03d}.nii.gz", head.codes(1, 2, 3))
+    (folder / "imagesTr" / "._BRATS_001.nii.gz").write_bytes(b"\0\5\26\7")
+    head.save(folder / "imagesTs" / "BRATS_485.nii.gz", np.stack([head.image() for _ in range(4)], axis=-1))
+    files = [{"image": f"./imagesTr/BRATS_00{at}.nii.gz", "label": f"./labelsTr/BRATS_00{at}.nii.gz"} for at in (1, 2)]
+    description = {
+        "name": "BRATS", "licence": "CC-BY-SA 4.0", "tensorImageSize": "4D", "modality": modality or MODALITY,
+        "labels": LABELS, "numTraining": 2, "numTest": 1, "training": files, "test": ["./imagesTs/BRATS_485.nii.gz"],
+    }  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+@pytest.fixture
+def folder(head, tmp_path: Path) -> Path:
+    return write(head, tmp_path / "Task01_BrainTumour")
+
+
+def test_brain_tumours(folder: Path, ingested: Callable) -> None:
+    done = ingested(folder)
+    assert done.code == 0
+    assert "(msd)" in done.said
+    assert "could also be" not in done.said
+    database = done.store["Task01_BrainTumour"]
+    assert database.modalities == ("FLAIR", "T1", "T1c", "T2")
+    assert [(s.name, s.source_codes) for s in database.schemas["lesion"].structures] == [
+        ("edema", (1,)),
+        ("non-enhancing tumor", (2,)),
+        ("enhancing tumour", (3,)),
+    ]
+    assert (database["BRATS_001"].foreground_count == 8).all()
+    assert [(case.name, case.annotated.any()) for case in database.cases] == [
+        ("BRATS_001", True),
+        ("BRATS_002", True),
+        ("BRATS_485", False),
+    ]
+    assert database["BRATS_485"].split == "test"
+    assert database.attributes["licence"] == "CC-BY-SA 4.0"
+    assert done.codes("error", "warning") == []
+
+
+def test_each_volume_is_the_sequence_that_the_description_names(head, tmp_path: Path, ingested: Callable) -> None:
+    done = ingested(write(head, tmp_path / "Task", {"0": "T2w", "1": "t1gd", "2": "FLAIR", "3": "T1w"}))
+    database = done.store["Task"]
+    means = database.group["intensity_mean"][database["BRATS_001"].row]
+    by_name = dict(zip(database.modalities, means, strict=False))
+    assert sorted(by_name, key=by_name.get) == ["T2", "T1c", "FLAIR", "T1"]
+    assert by_name["T2"] == pytest.approx(300, rel=0.05)
+    assert by_name["T1"] == pytest.approx(1200, rel=0.05)
+    assert set(by_name) <= set(CANONICAL_ORDER)
+
+
+def test_one_sequence_in_3d_files(head, tmp_path: Path, ingested: Callable) -> None:
+    head.save(tmp_path / "Task" / "imagesTr" / "case_0001.nii.gz")
+    head.save(tmp_path / "Task" / "labelsTr" / "case_0001.nii.gz", head.codes(1))
+    description = {"modality": {"0": "T1w"}, "labels": {"0": "background", "1": "hippocampus"}}
+    (tmp_path / "Task" / "dataset.json").write_text(json.dumps(description))
+    done = ingested(tmp_path / "Task")
+    assert done.code == 0
+    assert "(msd)" in done.said
+    database = done.store["Task"]
+    assert database["case_0001"].modalities == ("T1",)
+    assert database.schemas["tissue"].structures[0].kind == "tissue"
+
+
+def test_a_file_of_other_volumes(head, folder: Path, ingested: Callable) -> None:
+    head.save(folder / "imagesTr" / "BRATS_002.nii.gz", np.stack([head.image() for _ in range(5)], axis=-1))
+    done = ingested(folder)
+    assert done.code == 4
+    assert done.report["failed"] == ["BRATS_002"]
+    assert done.codes("error") == ["NUM_VOLUMES"]
+    assert any("holds 5 volumes, but 4 are named" in finding["message"] for finding in done.report["findings"])
+
+
+def test_what_the_description_lists_is_looked_for(folder: Path, ingested: Callable) -> None:
+    (folder / "imagesTr" / "BRATS_002.nii.gz").unlink()
+    (folder / "labelsTr" / "BRATS_002.nii.gz").unlink()
+    done = ingested(folder)
+    assert done.code == 0
+    assert done.codes("warning") == ["NOT_THERE"]
+    assert any("BRATS_002" in finding["message"] for finding in done.report["findings"])
+
+
+def test_a_label_without_its_image(folder: Path, ingested: Callable) -> None:
+    (folder / "imagesTr" / "BRATS_002.nii.gz").unlink()
+    done = ingested(folder)
+    assert done.report["failed"] == ["BRATS_002"]
+
+
+def test_an_image_without_its_label(folder: Path, ingested: Callable) -> None:
+    (folder / "labelsTr" / "BRATS_002.nii.gz").unlink()
+    done = ingested(folder)
+    assert done.report["failed"] == ["BRATS_002"]
+    assert ingested(folder, "--allow-unlabelled").code == 0
+
+
+def test_channels_that_skip_a_number(head, tmp_path: Path, ingested: Callable) -> None:
+    done = ingested(write(head, tmp_path / "Task", {"1": "FLAIR", "2": "T1w", "3": "t1gd", "4": "T2w"}))
+    assert done.code == 3
+    assert "numbers its channels [1, 2, 3, 4]" in done.said
