@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Num, UInt8
+from jaxtyping import Bool, Integer, Num, UInt8
 
 from multiseg.errors import LabelError
 
@@ -105,6 +106,33 @@ class LabelSchema:
     def _meanings(self) -> list[tuple[str, tuple[int, ...]]]:
         special = [(BACKGROUND, self.background_codes), ("ignore", self.ignore_codes)]
         return special + [(s.name, s.source_codes) for s in self.structures]
+
+    def source_number(self, code: int) -> int:
+        """The source's own number for a compact code: of several with one meaning the first that was given.
+
+        What the source has no number for (255 without ignore codes) gets one that it does not use.
+
+        Raises:
+            LabelError: this schema has no such code.
+        """
+        if code not in (0, IGNORE) and code > len(self.structures):
+            raise LabelError(f"code {code} is none of the {len(self.structures)} structures {', '.join(self.names)}.")
+        own = {0: self.background_codes, IGNORE: self.ignore_codes}
+        numbers = own[code] if code in own else self.structures[code - 1].source_codes
+        used = {number for _, codes in self._meanings() for number in codes}
+        return numbers[0] if numbers else next(n for n in itertools.count(code) if n not in used)
+
+    def decode(self, codes: UInt8[np.ndarray, "*shape"]) -> Integer[np.ndarray, "*shape"]:
+        """Compact codes as the source's numbers (see `source_number`), in uint8, int16 or int32.
+
+        Raises:
+            LabelError: a code is none of this schema.
+        """
+        found = [int(code) for code in np.unique(codes)]
+        table = np.zeros(256, dtype=np.int32)
+        table[found] = [self.source_number(code) for code in found]
+        fits = [dtype for dtype in (np.uint8, np.int16) if np.array_equal(table.astype(dtype), table)]
+        return table.astype(fits[0] if fits else np.int32)[codes]
 
     def to_json(self) -> dict[str, Any]:
         return {

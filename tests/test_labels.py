@@ -140,3 +140,22 @@ def test_a_tissue_called_lesion_is_no_lesion() -> None:
 def test_spaces_that_cannot_be(labels: tuple[SpaceLabel, ...]) -> None:
     with pytest.raises(LabelError, match="distinct names other than 'background'"):
         LabelSpace(labels)
+
+
+def test_codes_go_back_to_the_sources_numbers() -> None:
+    schema = LabelSchema.parse("2035=insula,1035=insula,-2=unsure,9=ignore", "tissue")
+    source = np.array([[0, 2035, 1035], [-2, 9, 0]])
+    decoded = schema.decode(schema.encode(source))
+    assert decoded.tolist() == [[0, 2035, 2035], [-2, 9, 0]]  # of two numbers with one meaning, the first
+    assert decoded.dtype == np.int16
+    np.testing.assert_array_equal(schema.encode(decoded), schema.encode(source))
+    assert LabelSchema.parse("1=lesion", "lesion").decode(np.array([0, 1], dtype=np.uint8)).dtype == np.uint8
+    assert LabelSchema.parse("70000=lesion", "lesion").decode(np.array([1], dtype=np.uint8)).tolist() == [70000]
+
+
+def test_what_the_source_has_no_number_for_gets_one_that_is_free() -> None:
+    schema = LabelSchema.parse("0=ignore,1=lesion,255=other", "lesion")
+    assert schema.decode(np.array([0, 1, 2, 255], dtype=np.uint8)).tolist() == [2, 1, 255, 0]
+    assert LabelSchema.parse("1=lesion,255=other", "lesion").decode(np.array([255], dtype=np.uint8)).tolist() == [256]
+    with pytest.raises(LabelError, match="code 3 is none of the 2 structures lesion, other"):
+        schema.decode(np.array([3], dtype=np.uint8))

@@ -222,6 +222,9 @@ def info_command(
     modality: Annotated[list[str] | None, typer.Option(help="Only cases with these sequences.")] = None,
     split: Annotated[str, typer.Option(help="Only train, val or test.")] = "",
     pathology: Annotated[str, typer.Option(help="Only this pathology.")] = "",
+    write: Annotated[
+        Path | None, typer.Option(help="Write the case into this folder, as NIfTI on its files' own grid.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Say what a store holds: databases, cases, sequences, labels, sizes.
@@ -233,14 +236,19 @@ def info_command(
     multiseg info brain.zarr --cases --modality FLAIR --split test
 
     multiseg info brain.zarr --case ms/patient07
+
+    multiseg info brain.zarr --case ms/patient07 --write patient07
     """
+    from multiseg.cli.case import show_case
     from multiseg.cli.console import print_json, print_table
     from multiseg.store.catalogue import select, table
     from multiseg.store.reader import open_store
 
+    if write and not case:
+        raise UsageError("--write needs a case to write: --case DATABASE/CASE.")
     held = open_store(store)
     if case:
-        return _print_case(held, case, as_json)
+        return show_case(held, case, write, as_json)
     chosen = select(held, database or (), modality or (), pathology, split)
     names = [name for name in held if not database or name in database]
     summary = [_summary(held, name, [c for c in chosen if c.database == name]) for name in names]
@@ -311,31 +319,3 @@ def _summary_row(one: dict[str, Any]) -> list[str]:
         " ".join(f"{a['ml_a_case']:g}" for name, a in labels.items() if not name.startswith("tissue")),
         "" if one["bytes"] is None else f"{one['bytes'] / 1e6:.1f}",
     ]
-
-
-def _print_case(store: Store, name: str, as_json: bool) -> int:
-    from multiseg.cli.console import print_json, print_table
-
-    database_name, _, case_name = name.partition("/")
-    database = store[database_name]
-    case = database[case_name]
-    native, _header = database.native(case)
-    sources = database.sources(case)
-    if as_json:
-        print_json({
-            "case": name, "subject": case.subject, "session": case.session, "site": case.site, "split": case.split,
-            "modalities": list(case.modalities), "extent": list(case.extent), "affine": case.grid.affine.tolist(),
-            "native_shape": list(native.shape), "native_affine": native.affine.tolist(), "sources": sources,
-            "participant": dict(case.participant),
-        })  # fmt: skip
-        return 0
-    print_table(
-        f"{name}: subject {case.subject}, split {case.split}, {'x'.join(map(str, case.extent))} voxels in the store",
-        ["what", "file", "shape", "mm", "axes", "steps", "sha256"],
-        [
-            [s["role"], s["file"], "x".join(map(str, s["shape"])), "x".join(f"{mm:g}" for mm in s["voxel_mm"]),
-             s["axes"], "; ".join(s["steps"]) or "as it was", s["sha256"][:16]]
-            for s in sources
-        ],
-    )  # fmt: skip
-    return 0
