@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from multiseg.modalities import in_canonical_order
+from multiseg.store.text_header import data_files
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,12 @@ def sha256_of(file: LabelFile) -> str:
     Raises:
         OSError: a file is missing or cannot be read.
     """
-    return joined_sha256([hashlib.sha256(path.read_bytes()).hexdigest() for path in paths_of(file)], part_of(file))
+    digests = []
+    for path in paths_of(file):
+        data = path.read_bytes()
+        parts = [data, *(other.read_bytes() for other in data_files(path, data))]
+        digests += [hashlib.sha256(part).hexdigest() for part in parts]
+    return joined_sha256(digests, part_of(file))
 
 
 def joined_sha256(digests: Sequence[str], part: str = "") -> str:

@@ -1,23 +1,49 @@
-"""NIfTI files: read whole and checked, turned to RAS+, and written back on their own grid."""
+"""NIfTI files: read whole and checked, and written back on their own grid."""
 
 from __future__ import annotations
 
 import gzip
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from multiseg.errors import SourceError
 from multiseg.files import write_atomically
-from multiseg.store.volumes import Volume, axis_codes, same_grid
-from multiseg.types import Affine, Array, Voxels
+from multiseg.store.nifti_place import Doubts, place_of
+from multiseg.store.volumes import Geometry, Volume
+from multiseg.store.voxels import as_voxels, refuse_colours, refuse_complex, volume_shape
+from multiseg.types import Affine, Array, Index3
 
-_TOWARDS = {"L": "left", "R": "right", "P": "back", "A": "front", "I": "feet", "S": "head"}
+HeaderOf: TypeAlias = nib.Nifti1Header | nib.Nifti2Header
+HEADER_SIZE = {b"n+1\0": (344, 348), b"n+2\0": (4, 540)}
+"""Where each version of the format has its magic bytes, and how long its header is."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Header:
+    """What a checked header says: `fields` as nibabel mended it, with the volume's place in space."""
+
+    fields: HeaderOf
+    shape: Index3
+    affine: Affine
+    doubts: Doubts
+
+
+def is_nifti(data: bytes) -> bool:
+    """Whether a file's first bytes are those of a NIfTI file in one piece."""
+    return any(data[at : at + 4] == magic for magic, (at, _) in HEADER_SIZE.items())
+
+
+def is_pair(data: bytes) -> bool:
+    """Whether they are the header of a NIfTI or Analyze pair (.hdr and .img)."""
+    is_header = data[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") and len(data) == 348
+    return data[344:348] == b"ni1\0" or data[4:8] == b"ni2\0" or is_header
 
 
 def read_nifti(path: Path, data: bytes, sha256: str, index: int | None = None) -> Volume:
@@ -26,95 +52,86 @@ def read_nifti(path: Path, data: bytes, sha256: str, index: int | None = None) -
     Raises:
         SourceError: as `reading.read_volume`.
     """
-    image = _parse(path, data)
-    voxels = _voxels(path, image, len(data), index)
-    affine, doubts = _affine(path, image)
-    doubts = _repairs(path, image, data) + doubts
-    return Volume(voxels, affine, bytes(image.header.binaryblock), sha256, path, doubts)
+    header = _header(path, data, index)
+    slope, inter = _scaling(path, header.fields)
+    voxels = as_voxels(path, _stored(path, header.fields, data), index, slope, inter)
+    return Volume(voxels, header.affine, bytes(header.fields.binaryblock), sha256, path, header.doubts)
 
 
-def _parse(path: Path, data: bytes) -> nib.Nifti1Image | nib.Nifti2Image:
-    kind = {b"n+1\0": nib.Nifti1Image}.get(data[344:348]) or {b"n+2\0": nib.Nifti2Image}.get(data[4:8])
+def nifti_geometry(path: Path, head: bytes, index: int | None = None, num_bytes: int | None = None) -> Geometry:
+    """What a NIfTI file's first bytes say of it. `num_bytes`: the file's size, where it is not compressed."""
+    header = _header(path, head, index)
+    if num_bytes is not None:
+        _check_length(path, header.fields, num_bytes)
+    return Geometry(header.shape, header.affine, int(header.fields.get_data_dtype().itemsize))
+
+
+def new_header(shape: Index3, affine: Affine, dtype: np.dtype) -> bytes:
+    """A NIfTI-1 header for a volume whose own file has another format, so that an answer can go home to it."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(dtype.newbyteorder("="))
+    header.set_xyzt_units("mm")
+    header.set_sform(affine, 1)
+    header.set_qform(affine, 1)
+    if not np.allclose(header.get_qform(), affine, atol=1e-3):  # sheared: a qform cannot say it
+        header["qform_code"] = 0
+    return bytes(header.binaryblock)
+
+
+def _header(path: Path, data: bytes, index: int | None) -> _Header:
+    kind, size = (nib.Nifti2Header, 540) if data[4:8] == b"n+2\0" else (nib.Nifti1Header, 348)
+    block = data[:size]
     try:
-        if kind is not None:
-            return kind.from_bytes(data)
-    except (ImageFileError, HeaderDataError, WrapStructError, ValueError) as error:
+        faults = kind.diagnose_binaryblock(block)
+        fields = kind(block, check=True)
+        dtype = fields.get_data_dtype()
+    except (HeaderDataError, WrapStructError, ValueError) as error:
         message = f"{path} has a NIfTI header that cannot be read: {error}. Copy or export it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
-    message = f"{path} is no NIfTI file (its first bytes are {data[:4]!r}). Give .nii or .nii.gz files."
-    raise SourceError(message, code="NOT_NIFTI", file=str(path))
+    if dtype.fields is not None:
+        raise refuse_colours(path)
+    if dtype.kind == "c":
+        raise refuse_complex(path)
+    shape = volume_shape(path, fields.get_data_shape(), index)
+    given = kind(block, check=False)["pixdim"][1:4]
+    place = place_of(path, fields, shape, tuple(float(mm) for mm in given))
+    return _Header(place.header, shape, place.affine, _repairs(path, faults) + place.doubts)
 
 
-def _repairs(path: Path, image: nib.Nifti1Image | nib.Nifti2Image, data: bytes) -> tuple[tuple[str, str], ...]:
+def _repairs(path: Path, faults: str) -> Doubts:
     """What nibabel mended in the header without a word to us, such as a form code that does not exist."""
-    faults = type(image.header).diagnose_binaryblock(data[: image.header.sizeof_hdr])
     # A vox_offset that SPM dislikes hurts nobody here.
     lines = [line for line in faults.splitlines() if "SPM" not in line]
     said = f"{path.name}: its header was mended while reading ({'; '.join(lines)}). Check its place in space."
     return (("HEADER_REPAIRED", said),) if lines else ()
 
 
-def _voxels(path: Path, image: nib.Nifti1Image | nib.Nifti2Image, num_bytes: int, index: int | None) -> Voxels:
-    if image.get_data_dtype().fields is not None:
-        message = f"{path} holds colours (RGB), not intensities. Give the original greyscale image."
-        raise SourceError(message, code="COLOUR_IMAGE", file=str(path))
-    # Before memory is asked for: a damaged header may claim any size.
-    needed = int(image.dataobj.offset) + math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
+def _scaling(path: Path, header: HeaderOf) -> tuple[float, float]:
+    """Slope and intercept; a slope of 0 or NaN says that there is no scaling."""
+    try:
+        slope, inter = header.get_slope_inter()
+    except HeaderDataError as error:
+        message = f"{path} has a slope but an intercept that is no number ({error}). Export it again."
+        raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
+    return (1.0, 0.0) if slope is None else (float(slope), float(inter))
+
+
+def _check_length(path: Path, header: HeaderOf, num_bytes: int) -> None:
+    """Before memory is asked for: a damaged header may claim any size."""
+    shape = [int(n) for n in header.get_data_shape()]
+    needed = int(header.get_data_offset()) + math.prod(shape) * header.get_data_dtype().itemsize
     if needed > num_bytes:
         message = f"{path} is shorter than its header says: {num_bytes} of {needed} bytes. Copy it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path))
-    try:
-        voxels = np.asanyarray(image.dataobj)
-    except (OSError, ValueError, EOFError) as error:
-        message = f"{path}: its voxels cannot be read ({error}). Copy it again."
-        raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
-    while voxels.ndim > 3 and voxels.shape[-1] == 1:
-        voxels = voxels[..., 0]
-    if index is not None:
-        if voxels.ndim != 4 or index >= voxels.shape[3]:
-            message = f"{path} has shape {image.shape} and so no volume number {index}. Is its description of it right?"
-            raise SourceError(message, code="NO_SUCH_VOLUME", file=str(path))
-        voxels = voxels[..., index]
-    if voxels.ndim != 3 or 0 in voxels.shape:
-        message = f"{path} has shape {image.shape}; a volume of one sequence is 3-D. Split it into 3-D files."
-        raise SourceError(message, code="NOT_3D", file=str(path))
-    if np.iscomplexobj(voxels):
-        message = f"{path} holds complex numbers. Give the magnitude image."
-        raise SourceError(message, code="COMPLEX_IMAGE", file=str(path))
-    if voxels.dtype != np.uint8:
-        with np.errstate(over="ignore"):
-            voxels = voxels.astype(np.float32, copy=False)
-    if not np.isfinite(voxels).all():
-        count = int(np.count_nonzero(~np.isfinite(voxels)))
-        message = f"{path} holds {count} voxels that are NaN or infinite in float32. Repair or export it again."
-        raise SourceError(message, code="NOT_FINITE", file=str(path))
-    return np.asarray(voxels)
 
 
-def _affine(path: Path, image: nib.Nifti1Image | nib.Nifti2Image) -> tuple[Affine, tuple[tuple[str, str], ...]]:
-    header = image.header
-    sform, sform_code = header.get_sform(coded=True)
-    doubts: list[tuple[str, str]] = []
-    try:
-        qform, qform_code = header.get_qform(coded=True)
-    except (ValueError, HeaderDataError):
-        qform, qform_code = None, 0
-    if sform_code and qform_code and not same_grid(sform, qform, image.shape[:3]):
-        doubts.append(("SFORM_QFORM", f"{path.name}: sform and qform disagree; the sform is used. Check the header."))
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        message = f"{path} has an affine that is no mapping to space: {affine.tolist()}. Repair its header."
-        raise SourceError(message, code="BAD_AFFINE", file=str(path))
-    if not sform_code and not qform_code:
-        towards = ", ".join(_TOWARDS[code] for code in axis_codes(affine))
-        doubts.append(
-            (
-                "NO_ORIENTATION",
-                f"{path.name}: no orientation in the header (sform and qform codes are 0); its axes are taken to "
-                f"run towards {towards}, so left and right may be swapped. Check it against the patient.",
-            )
-        )
-    return affine, tuple(doubts)
+def _stored(path: Path, header: HeaderOf, data: bytes) -> Array:
+    """The array as it lies in the file's bytes, without a copy."""
+    _check_length(path, header, len(data))
+    shape = [int(n) for n in header.get_data_shape()]
+    array = np.frombuffer(data, header.get_data_dtype(), math.prod(shape), int(header.get_data_offset()))
+    return array.reshape(shape, order="F")
 
 
 def write_nifti(path: Path, array: Array, affine: Affine) -> None:

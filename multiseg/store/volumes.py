@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
-from multiseg.types import Affine, Voxels
+from multiseg.types import Affine, Index3, Voxels
 
 AFFINE_TOLERANCE_MM = 0.1
 """Two affines that place every corner of a volume within this distance are the same."""
@@ -37,6 +37,15 @@ class Volume:
         return i, j, k
 
 
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """What a header says of a volume, before any voxel is read. `affine` maps voxel indices to RAS+ millimetres."""
+
+    shape: Index3
+    affine: Affine
+    bytes_a_voxel: int
+
+
 def to_ras(volume: Volume) -> Volume:
     """The same volume with its axes permuted and flipped so that i, j, k run closest to right, front, up."""
     orientation = io_orientation(volume.affine)
@@ -58,5 +67,15 @@ def axis_codes(affine: Affine) -> str:
 
 def same_grid(a: Affine, b: Affine, shape: Sequence[int]) -> bool:
     """Whether two affines put the corners of a volume of this shape at the same places (to 0.1 mm)."""
+    return apart_mm(a, b, shape) < AFFINE_TOLERANCE_MM
+
+
+def apart_mm(a: Affine, b: Affine, shape: Sequence[int]) -> float:
+    """How far apart two affines put the corners of a volume of this shape, at most and along one axis of space."""
     corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
-    return bool(np.abs(corners @ (a - b).T).max() < AFFINE_TOLERANCE_MM)
+    return float(np.abs(corners @ (a - b).T).max())
+
+
+def is_mapping(affine: Affine) -> bool:
+    """Whether an affine takes voxels to places in space, one to one."""
+    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-6)

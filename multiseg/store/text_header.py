@@ -1,0 +1,65 @@
+"""The text at the head of MetaImage and NRRD files: its fields, and the files that hold the voxels."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+HEAD_BYTES = 1 << 20
+"""No such header is longer, lists of files and of gradients included."""
+_META_DATA = re.compile(rb"^ElementDataFile[ \t]*=[ \t]*([^\r\n]*?)[ \t]*(?:\r?\n|\Z)", re.MULTILINE)
+_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+
+
+def is_nrrd(data: bytes) -> bool:
+    """Whether a file begins as NRRD files do."""
+    return data[:7] == b"NRRD000"
+
+
+def is_metaimage(data: bytes) -> bool:
+    """Whether a file begins as MetaImage files do."""
+    is_text = re.match(rb"\s*[A-Z]\w+[ \t]*=", data[:200]) is not None
+    return is_text and _META_DATA.search(data[:HEAD_BYTES]) is not None
+
+
+def fields_of(data: bytes) -> dict[str, str]:
+    """The fields of a header by their names in lower case; nothing for a file that is neither."""
+    if is_nrrd(data):
+        lines = re.findall(r"^([^:#\n]+):=?[ \t]*(.*?)\s*$", _text(data[: voxels_start(data)]), re.MULTILINE)
+    elif is_metaimage(data):
+        lines = re.findall(r"^(\w+)[ \t]*=[ \t]*(.*?)\s*$", _text(data[: voxels_start(data)]), re.MULTILINE)
+    else:
+        lines = []
+    return {key.strip().lower(): value for key, value in lines}
+
+
+def voxels_start(data: bytes) -> int:
+    """Where the header ends, and the voxels begin if they lie in the same file."""
+    found = (_BLANK_LINE if is_nrrd(data) else _META_DATA).search(data[:HEAD_BYTES])
+    return found.end() if found else len(data)
+
+
+def data_files(path: Path, data: bytes) -> tuple[Path, ...]:
+    """The files that hold the voxels which a header describes; none for any file in one piece."""
+    fields = fields_of(data)
+    named = fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or "LOCAL"
+    if named.upper() == "LOCAL":
+        return ()
+    if named.split()[0] == "LIST":
+        lines = _text(data[voxels_start(data) :] if is_metaimage(data) else _after_list(data)).splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+    elif series := re.fullmatch(r"(.*%0?\d*d\S*)\s+(\d+)\s+(\d+)(?:\s+(\d+))?(?:\s+\d+)?", named):
+        first, last, step = int(series[2]), int(series[3]), int(series[4] or 1)
+        names = [series[1] % number for number in range(first, last + 1, max(1, step))]
+    else:
+        names = [named]
+    return tuple(path.parent / name for name in names)
+
+
+def _after_list(data: bytes) -> bytes:
+    """A list of files ends a NRRD header: all that follows are names."""
+    return re.split(rb"data ?file:[ \t]*LIST[^\n]*\n", data[:HEAD_BYTES], maxsplit=1)[-1]
+
+
+def _text(data: bytes) -> str:
+    return data[:HEAD_BYTES].decode("utf-8", errors="replace")
