@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multiseg.errors import SourceError, UsageError
-from multiseg.store.sources import atlas, brats, isles, msd, msseg2, nnunet, vsd, wmh2017
+from multiseg.store.sources import atlas, bids, brats, brats_men_rt, isles, msd, msseg2, nnunet, vsd, wmh2017
 from multiseg.store.sources.folder import Folder, look_into
-from multiseg.store.sources.gathering import DEFAULT_ANNOTATION, Found, SourceOptions, gather, is_rater
+from multiseg.store.sources.gathering import DEFAULT_ANNOTATION, SKIP, Found, SourceOptions, gather, is_rater
 from multiseg.store.sources.layout import Layout
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.sources.tables import read_participants
@@ -17,6 +17,7 @@ from multiseg.store.sources.tables import read_participants
 LAYOUTS: tuple[Layout, ...] = (
     brats.FROM,
     brats.UNTIL,
+    brats_men_rt.LAYOUT,
     nnunet.LAYOUT,
     msd.LAYOUT,
     vsd.BRATS,
@@ -24,7 +25,15 @@ LAYOUTS: tuple[Layout, ...] = (
     isles.ISLES_2022,
     atlas.ATLAS,
     wmh2017.WMH_2017,
+    msseg2016.RELEASES,
+    mslesseg.CHALLENGE,
+    isbi2015.CHALLENGE,
+    chb2008.CHALLENGE,
+    mrbrains.OF_2013,
+    mrbrains.OF_2018,
+    open_ms.CROSS_SECTIONAL,
     msseg2.MSSEG_2,
+    bids.BIDS,
 )
 """The more special a layout, the earlier it stands: a folder is what the first one recognises."""
 
@@ -71,6 +80,7 @@ def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptio
             file=str(folder.root),
         )
     _check_codes(found, options)
+    found = _without_skipped(found, options)
     if options.participants:
         found = replace(found, participants=read_participants(folder.root / options.participants))
     return gather(found, options)
@@ -87,6 +97,13 @@ def _check_codes(found: Found, options: SourceOptions) -> None:
             f"--labels gives codes for {', '.join(unknown)}, but the annotations of {found.folder.root} are "
             f"{', '.join(sorted(names)) or 'none'}. Write --labels ANNOTATION:1=NAME,2=NAME."
         )
+
+
+def _without_skipped(found: Found, options: SourceOptions) -> Found:
+    """`--labels NAME:skip` leaves an annotation out."""
+    skipped = {name for name, codes in options.codes.items() if codes == SKIP}
+    roles = [role for role in found.roles if role.kind != "label" or role.name not in skipped]
+    return replace(found, roles=roles, required=[name for name in found.required if name not in skipped])
 
 
 def find_source(root: Path, options: SourceOptions | None = None, name: str = "") -> DatabaseFiles:

@@ -12,6 +12,14 @@ def write_new(head, folder: Path, case: str, *codes: int) -> None:
     head.save(folder / case / f"{case}-seg.nii.gz", head.codes(*codes))
 
 
+def write_old(head, folder: Path, case: str, *codes: int, suffix: str = ".nii.gz") -> Path:
+    for name in ("flair", "t1", "t1ce", "t2"):
+        head.save(folder / case / f"{case}_{name}{suffix}")
+    if codes:
+        head.save(folder / case / f"{case}_seg{suffix}", head.codes(*codes))
+    return folder / case
+
+
 def test_until_2021(head, tmp_path: Path, ingested: Callable) -> None:
     folder = tmp_path / "MICCAI_BraTS2020_TrainingData"
     for name in ("flair", "t1", "t1ce", "t2"):
@@ -44,3 +52,169 @@ def test_from_2023(head, tmp_path: Path, ingested: Callable, codes, names, warne
     assert done.codes("warning") == warned
     assert database.pathology == "glioma"
     assert [(c.subject, c.session) for c in database.cases] == [("BraTS-GLI-00000", "100"), ("BraTS-GLI-00001", "100")]
+
+
+@pytest.mark.parametrize(
+    ("case", "suffix"),
+    [
+        ("Brats18_CBICA_AAB_1", ".nii.gz"),
+        ("Brats17_TCIA_479_1", ".nii.gz"),
+        ("BraTS19_2013_0_1", ".nii"),
+        ("BraTS20_Training_001", ".nii"),
+        ("BraTS2021_00000", ".nii.gz"),
+        ("BRATS_001", ".nii.gz"),
+    ],
+)
+def test_names_of_the_years_until_2021(head, tmp_path: Path, ingested: Callable, case: str, suffix: str) -> None:
+    write_old(head, tmp_path / "data", case, 1, 2, 4, suffix=suffix)
+    done = ingested(tmp_path / "data")
+    assert done.code == 0
+    assert "(brats2021)" in done.said
+    assert "could also be" not in done.said
+    (only,) = done.store["data"].cases
+    assert only.name == case
+    assert only.modalities == ("FLAIR", "T1", "T1c", "T2")
+    assert (only.foreground_count == 8).all()
+
+
+def test_code_3_has_no_meaning_until_2021(head, tmp_path: Path, ingested: Callable) -> None:
+    write_old(head, tmp_path / "data", "BraTS2021_00000", 1, 2, 3)
+    done = ingested(tmp_path / "data")
+    assert done.code == 3
+    assert done.codes("error") == ["LABEL_CODES"]
+    assert ingested(tmp_path / "data", "--labels", "tumour:1=necrosis,2=oedema,3=enhancing").code == 0
+
+
+def test_grades(head, tmp_path: Path, ingested: Callable) -> None:
+    write_old(head, tmp_path / "MICCAI" / "HGG", "Brats18_CBICA_AAB_1", 1, 2, 4)
+    write_old(head, tmp_path / "MICCAI" / "LGG", "Brats18_TCIA09_141_1", 1, 2)
+    cases = ingested(tmp_path / "MICCAI").store["MICCAI"].cases
+    assert {case.name: case.participant["grade"] for case in cases} == {
+        "Brats18_CBICA_AAB_1": "HGG",
+        "Brats18_TCIA09_141_1": "LGG",
+    }
+
+
+@pytest.mark.parametrize("inside", ["", "BraTS2021_TrainingSet", "BraTS2021_TrainingSet/UPENN-GBM"])
+def test_sources_of_the_archive_are_sites(head, tmp_path: Path, ingested: Callable, inside: str) -> None:
+    write_old(head, tmp_path / "BraTS2021_TrainingSet" / "UPENN-GBM", "BraTS2021_00000", 1, 2, 4)
+    done = ingested(tmp_path / inside, "--database", "brats")
+    assert done.store["brats"]["BraTS2021_00000"].site == "UPENN-GBM"
+
+
+def test_the_mask_of_case_355(head, tmp_path: Path, ingested: Callable) -> None:
+    case = write_old(head, tmp_path / "data", "BraTS20_Training_355")
+    head.save(case / "W39_1998.09.19_Segm.nii", head.codes(1, 2, 4))
+    done = ingested(tmp_path / "data")
+    assert done.code == 0
+    assert (done.store["data"]["BraTS20_Training_355"].foreground_count == 8).all()
+    assert done.codes() == []
+    head.save(case / "BraTS20_Training_355_seg.nii", head.codes(1))
+    again = ingested(tmp_path / "data")
+    assert again.code == 0
+    assert again.codes() == ["UNUSED_FILES"]
+    assert again.store["data"]["BraTS20_Training_355"].foreground_count.tolist() == [[8, 0, 0]]
+
+
+def test_validation_data_have_no_labels(head, tmp_path: Path, ingested: Callable) -> None:
+    write_old(head, tmp_path / "data" / "Training", "BraTS20_Training_001", 1, 2, 4)
+    write_old(head, tmp_path / "data" / "Training", "BraTS20_Training_002")
+    write_old(head, tmp_path / "data" / "Validation", "BraTS20_Validation_001")
+    done = ingested(tmp_path / "data")
+    assert done.report["failed"] == ["BraTS20_Training_002"]
+    case = done.store["data"]["BraTS20_Validation_001"]
+    assert not case.annotated.any()
+    assert case.split == "test"
+
+
+def test_a_lost_sequence_is_said(head, tmp_path: Path, ingested: Callable) -> None:
+    for case in ("BraTS2021_00000", "BraTS2021_00002"):
+        write_old(head, tmp_path / "data", case, 1, 2, 4)
+    (tmp_path / "data" / "BraTS2021_00002" / "BraTS2021_00002_t1ce.nii.gz").unlink()
+    done = ingested(tmp_path / "data")
+    assert done.code == 0
+    (warning,) = [f for f in done.report["findings"] if f["severity"] == "warning"]
+    assert (warning["code"], warning["case"]) == ("MISSING_SEQUENCE", "BraTS2021_00002")
+    assert "has no T1c" in warning["message"]
+
+
+def test_kinds_of_tumour_and_visits(head, tmp_path: Path, ingested: Callable) -> None:
+    for case in ("BraTS-GLI-00005-100", "BraTS-GLI-00005-101", "BraTS-MET-00001-000", "BraTS-GoAT-00007"):
+        write_new(head, tmp_path / "data", case, 1, 2, 3)
+    done = ingested(tmp_path / "data")
+    assert done.code == 0
+    assert done.codes("warning") == []
+    database = done.store["data"]
+    assert database.pathology == "brain metastasis and brain tumour and glioma"
+    assert {case.name: (case.subject, case.session) for case in database.cases} == {
+        "BraTS-GLI-00005-100": ("BraTS-GLI-00005", "100"),
+        "BraTS-GLI-00005-101": ("BraTS-GLI-00005", "101"),
+        "BraTS-MET-00001-000": ("BraTS-MET-00001", "000"),
+        "BraTS-GoAT-00007": ("BraTS-GoAT-00007", ""),
+    }
+    assert database["BraTS-GLI-00005-100"].split == database["BraTS-GLI-00005-101"].split
+
+
+def test_paediatric_numbers_are_asked_for(head, tmp_path: Path, ingested: Callable) -> None:
+    write_new(head, tmp_path / "ped", "BraTS-PED-00001-000", 1, 2, 3)
+    assert ingested(tmp_path / "ped").codes("warning") == ["LABEL_CONVENTION"]
+    write_new(head, tmp_path / "ped", "BraTS-PED-00002-000", 1, 2, 3, 4)
+    asked = ingested(tmp_path / "ped")
+    assert asked.code == 3
+    assert "in numbers of their own" in asked.said
+    told = ingested(tmp_path / "ped", "--labels", "tumour:1=enhancing,2=non-enhancing,3=cyst,4=oedema")
+    assert told.code == 0
+    assert told.codes("warning") == []
+    assert told.store["ped"].schemas["tumour"].names == ("enhancing", "non-enhancing", "cyst", "oedema")
+
+
+def test_two_meanings_of_4_in_one_folder(head, tmp_path: Path, ingested: Callable) -> None:
+    write_new(head, tmp_path / "data", "BraTS-GLI-00005-100", 1, 2, 3, 4)
+    write_new(head, tmp_path / "data", "BraTS-MET-00001-000", 1, 2, 4)
+    done = ingested(tmp_path / "data")
+    assert done.code == 3
+    assert "resection cavity in GLI" in done.said
+
+
+def test_a_damaged_label_is_its_own_cases_fault(head, tmp_path: Path, ingested: Callable) -> None:
+    for case in ("BraTS-GLI-00001-000", "BraTS-GLI-00002-000"):
+        write_new(head, tmp_path / "data", case, 1, 2, 3)
+    label = tmp_path / "data" / "BraTS-GLI-00001-000" / "BraTS-GLI-00001-000-seg.nii.gz"
+    label.write_bytes(label.read_bytes()[:200])
+    done = ingested(tmp_path / "data")
+    assert done.code == 4
+    assert done.codes("error") == ["DAMAGED_FILE"]
+    assert done.report["written"] == ["BraTS-GLI-00002-000"]
+
+
+def test_for_radiotherapy(head, tmp_path: Path, ingested: Callable) -> None:
+    for case, is_labelled in (("BraTS-MEN-RT-0002-1", True), ("BraTS-MEN-RT-0003-1", False)):
+        head.save(tmp_path / "Training" / case / f"{case}_t1c.nii.gz")
+        if is_labelled:
+            head.save(tmp_path / "Training" / case / f"{case}_gtv.nii.gz", head.codes(1))
+    done = ingested(tmp_path / "Training")
+    assert "(brats_men_rt)" in done.said
+    assert "could also be" not in done.said
+    assert done.report["failed"] == ["BraTS-MEN-RT-0003-1"]
+    database = done.store["Training"]
+    (case,) = database.cases
+    assert (case.subject, case.session, case.modalities) == ("BraTS-MEN-RT-0002", "1", ("T1c",))
+    assert database.schemas["gtv"].names == ("gtv",)
+    assert (case.foreground_count == 8).all()
+
+
+def test_for_radiotherapy_validation(head, tmp_path: Path, ingested: Callable) -> None:
+    head.save(tmp_path / "Validation" / "BraTS-MEN-RT-0009-1" / "BraTS-MEN-RT-0009-1_t1c.nii.gz")
+    done = ingested(tmp_path / "Validation")
+    assert done.code == 0
+    assert done.store["Validation"].cases[0].split == "test"
+
+
+def test_real_cases(data: Path, ingested: Callable) -> None:
+    done = ingested(data / "brats")
+    assert done.code == 0
+    database = done.store["brats"]
+    assert len(database.cases) == 3
+    assert all(case.modalities == ("FLAIR", "T1", "T1c", "T2") for case in database.cases)
+    assert all(case.foreground_count.sum() > 0 for case in database.cases)
+    assert "LABEL_CONVENTION" in done.codes("warning")
