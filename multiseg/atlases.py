@@ -11,7 +11,7 @@ Codes that a map does not name are an error where they turn up, never a tissue.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from multiseg.errors import LabelError
 from multiseg.labels import BACKGROUND, LabelSchema
@@ -100,13 +100,13 @@ def schema_of(codes: str, kind: str) -> LabelSchema:
     return LabelSchema.parse(",".join(entries), kind)
 
 
-def fitting_atlas(codes: Collection[int]) -> str:
+def fitting_atlas(codes: Collection[int], among: Iterable[str] = ATLASES) -> str:
     """The atlas that names all these codes; "" where none does, or two do and mean different tissues.
 
     >>> fitting_atlas([4, 11, 81, 101]), fitting_atlas([2, 41, 1035]), fitting_atlas([4, 11]), fitting_atlas([999])
     ('dlmuse', 'freesurfer', '', '')
     """
-    fitting = {name: known for name in ATLASES if set(codes) <= (known := _meanings(name)).keys()}
+    fitting = {name: known for name in among if set(codes) <= (known := _meanings(name)).keys()}
     readings = {tuple(known[code] for code in codes) for known in fitting.values()}
     return next(iter(fitting)) if len(readings) == 1 and codes else ""
 

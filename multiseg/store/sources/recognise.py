@@ -7,7 +7,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multiseg.errors import SourceError, UsageError
-from multiseg.store.sources import atlas, bids, brats, brats_men_rt, isles, msd, msseg2, nnunet, vsd, wmh2017
+from multiseg.store.sources import (
+    atlas,
+    bids,
+    brats,
+    brats_men_rt,
+    chb2008,
+    fastsurfer,
+    freesurfer,
+    isbi2015,
+    isles,
+    mrbrains,
+    msd,
+    mslesseg,
+    msseg2,
+    msseg2016,
+    nnunet,
+    open_ms,
+    plain,
+    vsd,
+    wmh2017,
+)
 from multiseg.store.sources.folder import Folder, look_into
 from multiseg.store.sources.gathering import DEFAULT_ANNOTATION, SKIP, Found, SourceOptions, gather, is_rater
 from multiseg.store.sources.layout import Layout
@@ -34,6 +54,9 @@ LAYOUTS: tuple[Layout, ...] = (
     open_ms.CROSS_SECTIONAL,
     msseg2.MSSEG_2,
     bids.BIDS,
+    fastsurfer.SUBJECTS,
+    freesurfer.SUBJECTS,
+    plain.FOLDERS,
 )
 """The more special a layout, the earlier it stands: a folder is what the first one recognises."""
 
@@ -63,7 +86,8 @@ def recognise(folder: Folder, name: str = "") -> Recognised:
     if not seen:
         raise SourceError(_what_is_there(folder), code="UNKNOWN_LAYOUT", file=str(folder.root))
     (layout, evidence), *others = seen
-    return Recognised(layout, evidence, tuple(other.name for other, _ in others))
+    # Plain files are what nearly every folder could be, so that is no news.
+    return Recognised(layout, evidence, tuple(other.name for other, _ in others if other is not plain.FOLDERS))
 
 
 def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptions) -> DatabaseFiles:

@@ -1,0 +1,177 @@
+"""FreeSurfer's subjects: SUBJECT/mri/{T1,brainmask,aseg}.mgz, or these files in one folder a subject.
+
+https://surfer.nmr.mgh.harvard.edu/fswiki/ReconAllOutputFiles - recon-all's T1 is conformed (256^3, 1 mm) and even in
+brightness; `orig` is the same scan before that, so it is not a second sequence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources.folder import Folder
+from multiseg.store.sources.gathering import Found, Role, SourceOptions, schema_for
+from multiseg.store.sources.layout import Layout
+
+ANNOTATION = "tissue"
+AVERAGES = re.compile(r"fsaverage.*|cvs_avg.*|[lr]h\.EC_average|V1_average")
+"""Folders that come with FreeSurfer and are no patients."""
+
+_IN_MRI = re.compile(r"(?P<path>(?:(?!mri/)[^/]+/)*)mri/(?P<what>[^/]+)\.mg[zh]")
+_FLAT = re.compile(r"(?P<path>(?:[^/]+/)*)(?P<what>[^/]+)\.mg[zh]")
+_LATER = re.compile(r"(?P<visit>.+)\.long\.(?P<base>.+)")
+_BIDS = re.compile(r"(?P<subject>sub-[^_]+)_ses-(?P<session>[^_]+).*")
+
+Files = Mapping[str, str]
+"""A subject's .mgz files by their stems."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """Which file of a subject is what to us; the first that is there counts."""
+
+    t1: tuple[str, ...]
+    tissue: tuple[str, ...]
+    mask: tuple[str, ...]
+    others: tuple[str, ...] = ("T2", "FLAIR")
+
+
+FREESURFER = Tool(
+    t1=("T1",),
+    tissue=("aseg", "aparc+aseg", "aparc_aseg"),
+    mask=("brainmask", "brain", "T1_brain"),
+)
+
+
+def _recognise(folder: Folder) -> str:
+    subjects = subjects_in(folder)
+    if any(is_fastsurfer(files) for files in subjects.values()):
+        return ""
+    whole = [name for name, files in subjects.items() if _has(files, FREESURFER)]
+    return f"{len(whole)} subjects such as {whole[0]}, with {_first(subjects[whole[0]], FREESURFER.tissue)}.mgz" if (
+        whole
+    ) else ""  # fmt: skip
+
+
+def _has(files: Files, tool: Tool) -> bool:
+    return bool(_first(files, (*tool.t1, "orig")) and _first(files, tool.tissue))
+
+
+def is_fastsurfer(files: Files) -> bool:
+    """Whether a subject's segmentation is by FastSurfer's network."""
+    return any(stem.startswith("aparc.DKTatlas+aseg.deep") for stem in files)
+
+
+def _find(folder: Folder, options: SourceOptions) -> Found:
+    return find_subjects(folder, options, FREESURFER, "FreeSurfer")
+
+
+def find_subjects(folder: Folder, options: SourceOptions, tool: Tool, source: str) -> Found:
+    """Every subject's T1, T2 and FLAIR, brain mask and segmentation, as seven tissues."""
+    subjects, people, skipped = _people(subjects_in(folder))
+    roles, findings = [], _skipped_notes(folder, skipped, options)
+    for name, files in subjects.items():
+        roles += _roles(folder, name, files, tool, people[name], options)
+        if not any(role.kind == "image" for role in roles if role.case == name):
+            findings.append(_no_t1(name, tool, options.name or folder.name))
+    return Found(
+        name=folder.name,
+        folder=folder,
+        roles=roles,
+        schemas={ANNOTATION: schema_for(ANNOTATION, "freesurfer")},
+        pathology="",
+        required=(ANNOTATION,),
+        unused=_unused(folder, roles, subjects, tool),
+        findings=tuple(findings),
+        source=source,
+    )
+
+
+def subjects_in(folder: Folder) -> dict[str, Files]:
+    """The .mgz files of every subject that has any."""
+    subjects: dict[str, dict[str, str]] = {}
+    for match in folder.fitting(_IN_MRI) or folder.fitting(_FLAT):
+        name = match["path"].rstrip("/").rpartition("/")[2] or _own_name(folder)
+        subjects.setdefault(name, {})[match["what"]] = match[0]
+    return subjects
+
+
+def _own_name(folder: Folder) -> str:
+    """The subject's name where the folder given is the subject's own, or the "mri" in it."""
+    return folder.root.resolve().parent.name if folder.name == "mri" else folder.name
+
+
+def _people(subjects: Mapping[str, Files]) -> tuple[dict[str, Files], dict[str, dict[str, str]], dict[str, str]]:
+    """The subjects to take, who each is, and why the others are left out.
+
+    The longitudinal stream makes three folders of one scan: the visit itself, VISIT.long.BASE, and BASE, which is
+    the average of a person's visits. One of them is a case, and all visits are one person's.
+    """
+    later = {name: match for name in subjects if (match := _LATER.fullmatch(name))}
+    person = {match["visit"]: {"subject": match["base"], "session": match["visit"]} for match in later.values()}
+    person |= {name: person[match["visit"]] for name, match in later.items()}
+    bases = {match["base"] for match in later.values()}
+    skipped = {name: "is an average, no patient" for name in subjects if AVERAGES.fullmatch(name)}
+    skipped |= {name: "is the average of a person's visits" for name in subjects if name in bases}
+    skipped |= {
+        name: f"is the scan of {match['visit']} once more"
+        for name, match in later.items()
+        if match["visit"] in subjects
+    }
+    taken = {name: files for name, files in subjects.items() if name not in skipped}
+    return taken, {name: person.get(name) or _person_of(name) for name in taken}, skipped
+
+
+def _person_of(name: str) -> dict[str, str]:
+    match = _BIDS.fullmatch(name)
+    return {"subject": match["subject"], "session": match["session"]} if match else {"subject": name}
+
+
+def _skipped_notes(folder: Folder, skipped: Mapping[str, str], options: SourceOptions) -> list[Finding]:
+    with_volumes = {file.partition("/")[0] for file in folder.volumes}
+    others = sorted({file.partition("/")[0] for file in folder.files if "/" in file} - with_volumes)
+    empty = dict.fromkeys(others, "has no .mgz files") if "mri" not in with_volumes else {}
+    return [
+        Finding(Severity.NOTE, "NOT_A_SUBJECT", options.name or folder.name, "", name, f"{name} is left out: it {why}.")
+        for name, why in (skipped | empty).items()
+    ]
+
+
+def _roles(
+    folder: Folder, name: str, files: Files, tool: Tool, person: Mapping[str, str], options: SourceOptions
+) -> list[Role]:
+    spelt = [stem for stem in files if stem in options.modalities and stem not in (*tool.t1, *tool.others)]
+    roles = [Role(name, "image", stem, folder.path(files[stem]), person) for stem in spelt]
+    t1, tissue, mask = (_first(files, choice) for choice in (tool.t1, tool.tissue, tool.mask))
+    if t1 and not (spelt and options.modalities.get(t1) == "skip"):
+        roles.append(Role(name, "image", "T1", folder.path(files[t1]), person))
+    roles += [Role(name, "image", stem, folder.path(files[stem]), person) for stem in tool.others if stem in files]
+    if tissue:
+        roles.append(Role(name, "label", ANNOTATION, folder.path(files[tissue]), person))
+    if mask and mask not in spelt:
+        roles.append(Role(name, "brain mask", "brain mask", folder.path(files[mask]), person))
+    return roles
+
+
+def _first(files: Files, choice: Sequence[str]) -> str:
+    return next((stem for stem in choice if stem in files), "")
+
+
+def _no_t1(subject: str, tool: Tool, database: str) -> Finding:
+    message = (
+        f"subject {subject!r} has no {' or '.join(f'{stem}.mgz' for stem in tool.t1)}. Was it processed to the end? "
+        "To take another file as T1, say so: --modality orig=T1."
+    )
+    return Finding(Severity.ERROR, "MISSING_FILE", database, subject, "", message)
+
+
+def _unused(folder: Folder, roles: Sequence[Role], subjects: Mapping[str, Files], tool: Tool) -> list[str]:
+    """The files of subjects without a role, other segmentations first, since these might be looked for."""
+    used = {role.file for role in roles}
+    left = [file for files in subjects.values() for file in files.values() if folder.path(file) not in used]
+    return sorted(left, key=lambda file: "aseg" not in file)
+
+
+SUBJECTS = Layout("freesurfer", "FreeSurfer's subjects", _recognise, _find)

@@ -1,0 +1,126 @@
+"""Which volumes of a folder are one case's, where only the folders and names tell."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from multiseg.store.sources.file_words import What, is_known, meaning_of, split_name
+from multiseg.store.sources.folder import Folder
+
+_VISIT = re.compile(
+    r"(?:ses|session|visit|time|timepoint|tp|scan|exam)[-_]?\w*|t\d+|m\d+|baseline|follow-?up\w*|\d{8}", re.I
+)
+"""Names of folders of visits of a person."""
+
+Parts = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A file of a case; `stem` is its name without the case's and without suffix."""
+
+    case: str
+    stem: str
+    file: str
+    fields: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+
+def volumes_in(folder: Folder) -> list[Volume]:
+    """Every volume with its case: the deepest level of folders at which most folders hold a sequence.
+
+    With images/ and labels/ inside a case's folder the case is the one above. Files that lie above that level
+    belong to no case, and flat files only where their names end in what they are.
+    """
+    paths = [PurePosixPath(file) for file in folder.volumes]
+    depth = max((len(path.parts) - 1 for path in paths), default=0)
+    best: list[Volume] = []
+    most = 0.5
+    for level in range(depth, 0, -1):
+        volumes = _at_level(paths, level)
+        share = _share_with_sequence(volumes)
+        if share > most:
+            best, most = volumes, share
+    return best if depth else _flat(paths, folder.name)
+
+
+def _at_level(paths: Sequence[PurePosixPath], level: int) -> list[Volume]:
+    by_case: dict[Parts, list[PurePosixPath]] = {}
+    for path in paths:
+        if len(path.parts) > level:
+            by_case.setdefault(path.parts[:level], []).append(path)
+    names = _short_names(sorted(by_case))
+    fields = {parts: _person(parts, names) for parts in by_case}
+    return [
+        Volume(names[parts], stem, path.as_posix(), fields[parts])
+        for parts, own in by_case.items()
+        for path, stem in zip(own, _stems([path.parts[level:] for path in own], (names[parts], *parts)), strict=True)
+    ]
+
+
+def _short_names(folders: Sequence[Parts]) -> dict[Parts, str]:
+    """Names of cases from folders: without what all have in common at their ends."""
+    if len(folders) < 2:
+        return {parts: parts[-1] for parts in folders}
+    varies = [len(set(column)) > 1 for column in zip(*folders, strict=True)]
+    first, last = varies.index(True), len(varies) - varies[::-1].index(True)
+    return {parts: "_".join(parts[first:last]) for parts in folders}
+
+
+def _person(parts: Parts, names: Mapping[Parts, str]) -> dict[str, str]:
+    """Subject and session where a case's folder is called as visits are, and its parent is the person's."""
+    if len(parts) < 2 or not _VISIT.fullmatch(parts[-1]) or len({other[-1] for other in names}) < 2:
+        return {}
+    return {"subject": parts[-2], "session": parts[-1]}
+
+
+def _stems(names: Sequence[Parts], cases: Sequence[str]) -> list[str]:
+    """File names without suffix, without their case's name, and without what all of a case begin with."""
+    stems = ["_".join(_without(part, cases) for part in (*parts[:-1], without_suffix(parts[-1]))) for parts in names]
+    words = [re.split(r"(?<=[-_. +])", stem) for stem in stems]
+    own = 0
+    for alike in zip(*words, strict=False):
+        if len(words) < 2 or len(set(alike)) > 1 or is_known(alike[0].strip("-_. +")):
+            break
+        own += 1
+    return ["".join(some[own:]) or stem for some, stem in zip(words, stems, strict=True)]
+
+
+def _without(stem: str, names: Sequence[str]) -> str:
+    for name in names:
+        if stem.startswith(name) and stem != name:
+            return stem.removeprefix(name).lstrip("-_. ") or stem
+    return stem
+
+
+def _flat(paths: Sequence[PurePosixPath], own_name: str) -> list[Volume]:
+    """Flat files: of one case, that of the folder, where names begin with no case's."""
+    split = [(path, *split_name(without_suffix(path.name))) for path in paths]
+    if any(not case for _, case, _ in split):
+        return [Volume(own_name, without_suffix(path.name), path.name) for path in paths]
+    return [Volume(case, stem, path.name) for path, case, stem in split if stem]
+
+
+def without_suffix(name: str) -> str:
+    """A name up to the suffix of a volume.
+
+    >>> without_suffix("sub.01_T1.nii.gz")
+    'sub.01_T1'
+    """
+    stem, _, suffix = name.rpartition(".")
+    while suffix.lower() == "gz":
+        stem, _, suffix = stem.rpartition(".")
+    return stem
+
+
+def _share_with_sequence(volumes: Sequence[Volume]) -> float:
+    """The share of cases with a sequence of which there is but one file."""
+    sequences: dict[str, Counter[str]] = {}
+    for volume in volumes:
+        meaning = meaning_of(volume.stem)
+        sequences.setdefault(volume.case, Counter()).update([meaning.name] if meaning.what is What.IMAGE else [])
+    good = sum(1 in own.values() for own in sequences.values())
+    return good / len(sequences) if sequences else 0.0
