@@ -75,9 +75,10 @@ def image_at_home(database: Database, case: Case, modality: str) -> Num[np.ndarr
     scored = database.image(case, (0, 0, 0), case.extent)[at].astype(np.float32)
     native, _ = database.native(case)
     target = ras_twin(native)
-    share = resample((scored != 0).astype(np.float32), case.grid, target)
+    # Not smoothed: where native voxels are larger, the store's were made from them and hold no finer detail.
+    share = resample((scored != 0).astype(np.float32), case.grid, target, smooth=False)
     # At the brain's border, what the zeros around it took away is given back.
-    raw = resample(scored, case.grid, target) / np.maximum(share, 0.25) * std + mean
+    raw = resample(scored, case.grid, target, smooth=False) / np.maximum(share, 0.25) * std + mean
     return turned_home(np.where(share > 0.5, raw, 0).astype(np.float32), native)
 
 

@@ -145,6 +145,22 @@ def test_a_resampled_image_comes_home_dampened_but_in_place(finer: Store, source
         assert home[inside].min() > 40
 
 
+def test_a_real_patient_comes_home(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "ms").mkdir()
+    (tmp_path / "ms" / "patient07").symlink_to(data / "ms" / "patient07")
+    url = str(tmp_path / "brain.zarr")
+    pattern = ["--pattern", "{case}/{modality}.nii.gz", "--label", "{case}/lesion.nii.gz"]
+    assert run(["ingest", str(tmp_path / "ms"), "--store", url, *pattern]) == 0
+    assert run(["info", url, "--case", "ms/patient07", "--write", str(tmp_path / "home")]) == 0
+    for ours, theirs, tolerance in (("label-lesion", "lesion", 0), ("FLAIR", "FLAIR", 0.5), ("T1", "T1", 0.5)):
+        home = nib.load(tmp_path / "home" / f"{ours}.nii.gz")
+        original = nib.load(data / "ms" / "patient07" / f"{theirs}.nii.gz")
+        np.testing.assert_array_equal(home.affine, original.affine)
+        array, expected = np.asarray(home.dataobj), np.asarray(original.dataobj)
+        inside = array != 0 if tolerance else np.s_[:]
+        np.testing.assert_allclose(array[inside], expected[inside], atol=tolerance)
+
+
 # --- numbers, names, places ---
 
 

@@ -1,0 +1,73 @@
+"""A prediction comes home however the patient's file was turned: on its grid, at the lesion's own voxels."""
+
+import itertools
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from nibabel.orientations import apply_orientation, inv_ornt_aff
+from torch import Tensor, nn
+
+from multiseg.evaluation.predict import predict
+from multiseg.labels import LabelSpace
+from multiseg.modalities import ModalityAxis
+from multiseg.models.saved import Model, ModelInfo
+
+SIZE_MM = (2.0, 3.0, 2.5)
+SHAPE = (24, 18, 20)
+TURNS = [
+    np.stack([axes, signs], axis=1)
+    for axes in itertools.permutations(range(3))
+    for signs in itertools.product((1, -1), repeat=3)
+]
+"""The 48 ways to permute and flip three axes."""
+
+
+class Bright(nn.Module):
+    """Says lesion where the sequence is brighter than half way between the brain and a lesion."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor, present: Tensor) -> Tensor:
+        bright = images.amax() / 2 + images[images != 0].median() / 2
+        return 50 * (images - bright) + self.nothing
+
+
+def model(spacing_mm: tuple[float, float, float]) -> Model:
+    info = ModelInfo(
+        builder="multi_unet", numbers={}, axis=ModalityAxis(("FLAIR",)), space=LabelSpace(), spacing_mm=spacing_mm,
+        patch=(48, 48, 48), trained_on={"FLAIR": ("somewhere",)}, databases={},
+    )  # fmt: skip
+    return Model(Bright().eval(), info)
+
+
+def save_turned(folder: Path, turn: np.ndarray) -> tuple[Path, np.ndarray]:
+    """A flat brain with one bright ball 24 mm wide, off every axis of symmetry, and where the ball is."""
+    affine = np.diag([*SIZE_MM, 1.0])
+    affine[:3, 3] = (-31, 12.5, 7)
+    mm = np.stack(np.meshgrid(*[np.arange(n) * size for n, size in zip(SHAPE, SIZE_MM, strict=True)], indexing="ij"))
+    brain = np.linalg.norm(mm - np.reshape((24, 27, 25), (3, 1, 1, 1)), axis=0) < 26
+    lesion = np.linalg.norm(mm - np.reshape((17, 30, 23), (3, 1, 1, 1)), axis=0) < 12
+    image = np.where(lesion, 400, np.where(brain, 200, 0)).astype(np.float32)
+    path = folder / "FLAIR.nii.gz"
+    turned = np.ascontiguousarray(apply_orientation(image, turn))
+    nib.save(nib.Nifti1Image(turned, affine @ inv_ornt_aff(turn, SHAPE)), path)
+    return path, turned == 400
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=lambda turn: "".join(f"{'+-'[int(s < 0)]}{int(a)}" for a, s in turn))
+def test_a_prediction_comes_home(turn: np.ndarray, tmp_path: Path) -> None:
+    """Voxel for voxel at the files' own voxel size; to a Dice of 0.98 through voxels of 1.6 mm."""
+    flair, lesion = save_turned(tmp_path, turn)
+    original = nib.load(flair)
+    for spacing_mm, dice in ((SIZE_MM, 1.0), ((1.6, 1.6, 1.6), 0.98)):
+        done = predict(model(spacing_mm), {"FLAIR": flair}, tmp_path / "answer.nii.gz")
+        answer = nib.load(done.path)
+        found = np.asarray(answer.dataobj) == 1
+        assert found.shape == lesion.shape
+        np.testing.assert_array_equal(answer.affine, original.affine)
+        assert 2 * (found & lesion).sum() / (found.sum() + lesion.sum()) >= dice
