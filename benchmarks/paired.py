@@ -9,7 +9,8 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from multiseg.phantoms.hospitals import write_hospitals
-from multiseg.store.ingest import IngestOptions, ingest
+from multiseg.store.ingest import ingest
+from multiseg.store.intake import IngestOptions
 from multiseg.store.reader import Store, open_store
 from multiseg.store.sources.manifest import find_manifest
 

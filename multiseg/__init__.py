@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from multiseg.modalities import ModalityAxis
     from multiseg.models.saved import load_model
     from multiseg.store.catalogue import select, table
-    from multiseg.store.ingest import IngestOptions, ingest
+    from multiseg.store.ingest import ingest
+    from multiseg.store.intake import IngestOptions
     from multiseg.store.reader import open_store
     from multiseg.store.sources.manifest import find_manifest
     from multiseg.store.sources.pattern import PatternSource, find_database
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Batch": "loaders.batches",
     "EvaluateOptions": "evaluation.evaluate",
-    "IngestOptions": "store.ingest",
+    "IngestOptions": "store.intake",
     "LabelSchema": "labels",
     "LabelSpace": "labels",
     "ModalityAxis": "modalities",

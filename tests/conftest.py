@@ -9,7 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 from multiseg.phantoms.hospitals import write_hospitals
-from multiseg.store.ingest import IngestOptions, ingest
+from multiseg.store.ingest import ingest
+from multiseg.store.intake import IngestOptions
 from multiseg.store.sources.manifest import find_manifest
 
 SPACING_MM = (5.0, 5.0, 5.0)

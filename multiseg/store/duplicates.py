@@ -61,9 +61,7 @@ def reconcile_duplicates(
 
 
 def _databases(root: zarr.Group) -> list[str]:
-    from multiseg.store.reader import _members
-
-    return list(root.attrs[ROOT_KEY].get("databases") or [name for name, _ in _members(root, "groups")])
+    return list(root.attrs[ROOT_KEY]["databases"])
 
 
 def _rows(root: zarr.Group, database: str) -> list[_Row]:

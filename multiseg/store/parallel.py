@@ -17,9 +17,10 @@ from concurrent.futures import (
     ThreadPoolExecutor,
 )
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from multiseg.errors import DataError, ResourceError, UsageError
 
@@ -124,7 +125,8 @@ def _run(
             held = sum(size for _, size in running.values())
             if running and workers.memory_bytes is not None and held + size > workers.memory_bytes:
                 break
-            running[executor.submit(function, todo[0])] = todo.popleft(), size
+            task = todo.popleft()
+            running[executor.submit(function, task)] = task, size
         ended, _ = wait_for(running, return_when=FIRST_COMPLETED)
         for future in ended:
             task, _ = running.pop(future)
@@ -177,12 +179,26 @@ def _check_fits(size: int, workers: Workers) -> None:
 def _executor(workers: Workers, num_tasks: int) -> Iterator[Executor]:
     executor = _make_executor(workers, max(1, min(workers.num, num_tasks)))
     try:
+        _check_alive(executor)
         yield executor
     finally:
         # After Ctrl-C nobody waits for what is under way: nothing of it is in the store.
         executor.shutdown(wait=isinstance(executor, ThreadPoolExecutor), cancel_futures=True)
         for process in list((getattr(executor, "_processes", None) or {}).values()):
             process.kill()
+        if workers.kind not in (THREADS, PROCESSES):
+            executor._client.close()  # type: ignore[attr-defined]
+
+
+def _check_alive(executor: Executor) -> None:
+    """One easy task, so that workers that cannot even begin are not taken for victims of the cases."""
+    try:
+        executor.submit(default_workers).result()
+    except _DEATHS as error:
+        raise ResourceError(
+            f"no worker process can be started ({error}). Take --workers 1; from a script of your own, call ingest "
+            "below: if __name__ == '__main__'."
+        ) from error
 
 
 def _make_executor(workers: Workers, num: int) -> Executor:
@@ -198,7 +214,8 @@ def _make_executor(workers: Workers, num: int) -> Executor:
     except ImportError as error:
         raise UsageError(f"a cluster needs dask.distributed ({error}): pip install 'multiseg[cluster]'.") from error
     try:
-        executor: Executor = Client(workers.kind, timeout="20s").get_executor(pure=False)
+        client: Any = Client(workers.kind, timeout="20s", set_as_default=False)  # type: ignore[no-untyped-call]
+        executor: Executor = client.get_executor(pure=False)
     except OSError as error:
         raise ResourceError(f"no dask scheduler answers at {workers.kind}: {error}.") from error
     return executor
@@ -223,7 +240,10 @@ def default_workers() -> int:
 
 
 def default_memory_bytes() -> int:
-    """Three quarters of the memory that is free now."""
-    with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
-        values = dict(line.split(":", 1) for line in lines)
-    return int(values["MemAvailable"].split()[0]) * 1024 * 3 // 4
+    """Three quarters of the memory that is free now, to this machine and to this container."""
+    values = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    free = int(values["MemAvailable"].split()[0]) * 1024
+    with suppress(OSError, ValueError):  # no limit is "max", and no number
+        limit, used = (int(Path("/sys/fs/cgroup", f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return max(0, free) * 3 // 4

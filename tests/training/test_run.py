@@ -13,7 +13,8 @@ from multiseg.errors import CheckpointError, ResourceError, UsageError
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.models.saved import load_model, read_info
-from multiseg.store.ingest import IngestOptions, ingest
+from multiseg.store.ingest import ingest
+from multiseg.store.intake import IngestOptions
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training import run
 from multiseg.training.fit import FitOptions, StepDone, Validated

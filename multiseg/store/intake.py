@@ -1,0 +1,214 @@
+"""What is to be done for a database: which cases are new, the same, changed or bad, before anything is prepared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import zarr
+
+from multiseg.errors import DataError, UsageError
+from multiseg.modalities import in_canonical_order
+from multiseg.store import schema
+from multiseg.store.cases import CaseFiles, sha256_of
+from multiseg.store.catalogue import assign_splits
+from multiseg.store.columns import participant_columns
+from multiseg.store.encoding import ArrayPlan
+from multiseg.store.findings import Finding, Severity
+from multiseg.store.hierarchy import check_database_name, is_plain_name
+from multiseg.store.parallel import Workers
+from multiseg.store.prepare import Recipe
+from multiseg.store.root import DatabaseInfo, check_agreement, existing_root
+from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.split_file import apply_splits
+from multiseg.store.writer import digest_of_roles, plan_arrays
+
+DEFAULT_SPLIT = {"train": 0.7, "val": 0.1, "test": 0.2}
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How to ingest; `Recipe` says what is done to a case.
+
+    Attributes:
+        replace: put a case whose files have changed in the place of the one in the store.
+        split: shares of the subjects of each database.
+        given_splits: what a split file says, by case or subject; see `split_file.read_split_file`.
+        workers: who prepares the cases, and in how much memory.
+    """
+
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    reference: str = ""
+    headers_disagree: str = "refuse"
+    codec: str = "lz4"
+    replace: bool = False
+    split: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SPLIT))
+    given_splits: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    workers: Workers = field(default_factory=Workers)
+
+
+def check_names(files: DatabaseFiles) -> None:
+    """Whether a database and its participants' columns can be called so.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    check_database_name(files.name)
+    for column in sorted({column for case in files.cases for column in case.participant}):
+        if column in schema.RESERVED or not is_plain_name(column):
+            raise UsageError(
+                f"database {files.name!r}: a participants' column cannot be called {column!r}: the store has "
+                "something of that name, or a path cannot hold it. Rename the column."
+            )
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the store has of a database before an ingest; by case, but `splits` by subject."""
+
+    digests: Mapping[str, str]
+    splits: Mapping[str, str]
+    rows: Mapping[str, int]
+    descriptions: Mapping[str, Mapping[str, str | float]]
+    group: zarr.Group | None = None
+
+
+def _what_is_held(url: str, info: DatabaseInfo) -> Held:
+    """What is in the store at `url` of a database.
+
+    Raises:
+        StoreError: it can take no cases that are prepared as `info` says.
+    """
+    root = existing_root(url, "r", info.recipe.spacing_mm)
+    group = None if root is None else root.get(info.name)
+    if not isinstance(group, zarr.Group):
+        return Held({}, {}, {}, {})
+    check_agreement(group.attrs.asdict(), info)
+    if "label" not in group:  # the array that is made last
+        return Held({}, {}, {}, {}, group)
+    rows = np.flatnonzero(group["status"][:] == schema.COMMITTED)
+    own = participant_columns(group)
+    described = ["subject", "session", "site", "split", *own]
+    columns = {name: group[name][:][rows] for name in ("case", "source_sha256", *described)}
+    cases = [str(case) for case in columns["case"]]
+    return Held(
+        digests=dict(zip(cases, map(str, columns["source_sha256"]), strict=True)),
+        splits=dict(zip(map(str, columns["subject"]), map(str, columns["split"]), strict=True)),
+        rows=dict(zip(cases, map(int, rows), strict=True)),
+        descriptions={
+            case: {name: columns[name][at] for name in described} for at, case in enumerate(cases)
+        },
+        group=group,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Intake:
+    """A database's cases sorted out. Every case is in one of `todo`, `same` and `failed`.
+
+    Attributes:
+        todo: to be prepared and written, each with its split.
+        same: in the store already, from the very same files.
+        failed: bad, or in the store from other files.
+        findings: by case; "" holds those of the database.
+        arrays: how the database's arrays are cut once the cases of `todo` are in.
+    """
+
+    info: DatabaseInfo
+    held: Held
+    todo: tuple[CaseFiles, ...]
+    same: tuple[CaseFiles, ...]
+    failed: tuple[str, ...]
+    findings: Mapping[str, Sequence[Finding]]
+    arrays: ArrayPlan
+
+
+def sort_out(files: DatabaseFiles, url: str, options: IngestOptions) -> Intake:
+    """What an ingest of a database into the store at `url` has to do; nothing is changed.
+
+    Raises:
+        UsageError, StoreError: as `ingest.ingest`.
+    """
+    info = _info_of(files, options)
+    held = _what_is_held(url, info)
+    badly_named = _bad_names(files)
+    findings: dict[str, list[Finding]] = {"": []}
+    for finding in (*files.findings, *badly_named):
+        findings.setdefault(finding.case, []).append(finding)
+    errors = [finding.case for finding in files.findings if finding.severity is Severity.ERROR and finding.case]
+    failed = list(dict.fromkeys([*errors, *(finding.case for finding in badly_named)]))
+    good = _in_splits([case for case in files.cases if case.case not in failed], held, options)
+    same = _are_same(good, held, options.workers.num)
+    changed = [case.case for case in good if same.get(case.case) is False and not options.replace]
+    for case in changed:
+        findings.setdefault(case, []).append(_changed(files.name, case))
+    return Intake(
+        info=info,
+        held=held,
+        todo=tuple(case for case in good if not same.get(case.case) and case.case not in changed),
+        same=tuple(case for case in good if same.get(case.case)),
+        failed=(*failed, *changed),
+        findings=findings,
+        arrays=plan_arrays(held.group, info, in_canonical_order(name for case in good for name in case.images)),
+    )
+
+
+def _in_splits(cases: Sequence[CaseFiles], held: Held, options: IngestOptions) -> list[CaseFiles]:
+    """The cases with a split each: the given one, else the one their person has in the store, else a new one."""
+    if options.given_splits:
+        cases = apply_splits(cases, options.given_splits)
+    given = {case.person for case in cases if case.split}
+    kept = {subject: split for subject, split in held.splits.items() if subject not in given}
+    splits = assign_splits(cases, options.split, options.seed, kept)
+    return [replace(case, split=splits[case.case]) for case in cases]
+
+
+def _are_same(cases: Sequence[CaseFiles], held: Held, num_threads: int) -> dict[str, bool]:
+    """Of the cases that the store has: whether it has them from the very same files."""
+    there = [case for case in cases if case.case in held.digests]
+    with ThreadPoolExecutor(num_threads) as pool:  # hashing leaves the interpreter to others
+        same = pool.map(lambda case: _is_from(case, held.digests[case.case]), there)
+        return {case.case: is_same for case, is_same in zip(there, same, strict=True)}
+
+
+def _changed(database: str, case: str) -> Finding:
+    message = (
+        f"case {case!r} is in the store already, from other files. If these are the better ones, "
+        "pass --replace; if it is another patient, give it another name."
+    )
+    return Finding.from_error(DataError(message, code="CASE_CHANGED"), database, case)
+
+
+def _info_of(files: DatabaseFiles, options: IngestOptions) -> DatabaseInfo:
+    if options.reference and files.cases and not any(options.reference in case.images for case in files.cases):
+        raise UsageError(f"no case of {files.name!r} has the reference sequence {options.reference!r}.")
+    recipe = Recipe(options.spacing_mm, options.reference, files.brain_mask, options.headers_disagree)
+    return DatabaseInfo(
+        files.name, files.pathology, recipe, files.schemas, options.codec, files.licence, files.citation, files.source
+    )
+
+
+def _bad_names(files: DatabaseFiles) -> list[Finding]:
+    """Cases whose names two share, or no path could hold."""
+    count = Counter(case.case for case in files.cases)
+    says = {name: "is the name of two cases. Give each its own." for name in count if count[name] > 1}
+    says |= {
+        name: "is no name for a case: no slash, no control character, no dot or space at its ends, and not nothing."
+        for name in count if not is_plain_name(name)
+    }  # fmt: skip
+    return [
+        Finding(Severity.ERROR, "BAD_NAME", files.name, name, "", f"{name!r} {what} Rename its files.")
+        for name, what in says.items()
+    ]
+
+
+def _is_from(case: CaseFiles, digest: str) -> bool:
+    """Whether a case's files are those of this digest. A missing file is no match."""
+    try:
+        return digest_of_roles({role: sha256_of(file) for role, file in case.by_role.items()}) == digest
+    except OSError:
+        return False

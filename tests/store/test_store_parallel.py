@@ -1,0 +1,111 @@
+"""Many cases at once: every result comes once, memory stays bounded, and a death takes nobody along."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from distributed import LocalCluster
+
+from multiseg.errors import DataError, ResourceError, UsageError
+from multiseg.store.ingest import ingest
+from multiseg.store.intake import IngestOptions
+from multiseg.store.parallel import Workers, default_memory_bytes, run_tasks
+from multiseg.store.reader import open_store
+from multiseg.store.sources.manifest import find_manifest
+
+SPACING_MM = (5.0, 5.0, 5.0)
+
+
+def square(number: int) -> int:
+    if number == 3:
+        raise DataError("three is no number", code="THREE", file="3.nii")
+    return number * number
+
+
+def die_of_five(number: int) -> int:
+    if number == 5:
+        os._exit(9)
+    return number
+
+
+def fail(number: int) -> int:
+    raise ZeroDivisionError(number)
+
+
+@pytest.mark.parametrize("workers", [Workers(1), Workers(3, "threads"), Workers(2, "processes")])
+def test_every_task_is_done_once(workers: Workers) -> None:
+    done = {one.task: one for one in run_tasks(square, list(range(8)), workers)}
+    assert {task: one.result for task, one in done.items() if task != 3} == {n: n * n for n in range(8) if n != 3}
+    error = done[3].error
+    assert isinstance(error, DataError)
+    assert (error.code, error.file, str(error)) == ("THREE", "3.nii", "three is no number")
+
+
+def test_a_bug_is_not_taken_for_bad_data() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(run_tasks(fail, [1, 2], Workers(2, "threads")))
+
+
+def test_a_worker_that_dies_takes_no_other_task_along() -> None:
+    done = {one.task: one for one in run_tasks(die_of_five, list(range(9)), Workers(2, "processes"))}
+    assert sorted(done) == list(range(9))
+    assert [task for task, one in done.items() if one.error] == [5]
+    assert done[5].error.code == "WORKER_DIED"
+
+
+def test_tasks_wait_for_memory() -> None:
+    lock, held, highest = threading.Lock(), [0], [0]
+
+    def work(size: int) -> int:
+        with lock:
+            held[0] += size
+            highest[0] = max(highest[0], held[0])
+        time.sleep(0.02)
+        with lock:
+            held[0] -= size
+        return size
+
+    sizes = [40, 50, 30, 60, 20, 101, 70, 10]
+    done = list(run_tasks(work, sizes, Workers(4, "threads", memory_bytes=100), bytes_of=lambda size: size))
+    assert sorted(one.task for one in done) == sorted(sizes)
+    (refused,) = [one for one in done if one.error]
+    assert (refused.task, refused.error.code) == (101, "OUT_OF_MEMORY")
+    assert 60 < highest[0] <= 100
+
+
+def test_default_memory_is_within_the_machine() -> None:
+    assert 0 < default_memory_bytes() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_workers_that_cannot_be_meant() -> None:
+    with pytest.raises(UsageError, match="0 workers do nothing"):
+        Workers(0)
+    with pytest.raises(UsageError, match="'gpu' is neither"):
+        Workers(2, "gpu")
+
+
+def test_a_cluster_that_is_not_there() -> None:
+    with pytest.raises(ResourceError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
+        list(run_tasks(square, [1], Workers(2, "tcp://127.0.0.1:9")))
+
+
+def files_of(url: str) -> dict[str, bytes]:
+    return {path.relative_to(url).as_posix(): path.read_bytes() for path in Path(url).rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes", "cluster"])
+def test_the_store_is_the_same_whoever_prepares_it(kind: str, hospitals: Path, store_url: str, tmp_path: Path) -> None:
+    """Byte for byte, in all its files, but for those whose text or compression depends on the order of commits."""
+    databases = find_manifest(hospitals / "manifest.toml")
+    url = str(tmp_path / "brain.zarr")
+    if kind == "cluster":
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            reports = ingest(databases, url, IngestOptions(SPACING_MM, workers=Workers(4, cluster.scheduler_address)))
+    else:
+        reports = ingest(databases, url, IngestOptions(SPACING_MM, workers=Workers(3, kind)))
+    assert [report.written for report in reports] == [
+        tuple(case.name for case in database.cases) for database in open_store(url).databases.values()
+    ]
+    assert files_of(url) == files_of(store_url)
