@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import zarr
 from zarr.abc.store import Store as ZarrStore
-from zarr.storage import LocalStore, ObjectStore
+from zarr.storage import LocalStore
 
-from multiseg.errors import StoreError, UsageError
+from multiseg.errors import MultisegError, ResourceError, StoreError, UsageError
 from multiseg.store.schema import FORMAT
 
 ROOT_KEY = "multiseg"
@@ -46,12 +47,13 @@ def is_plain_name(name: str) -> bool:
 
 
 def zarr_store(url: str, read_only: bool) -> ZarrStore:
-    """The key-value store behind a path or a URL; remote ones go through obstore."""
+    """The key-value store behind a path or a URL; whoever writes to a remote one has to hold it."""
     if not is_remote(url):
         return LocalStore(local_path(url), read_only=read_only)
-    from obstore.store import from_url  # heavy, and only remote stores need it
+    from multiseg.store.hold import check_held  # heavy, and only remote stores need them
+    from multiseg.store.remote import RemoteStore
 
-    return ObjectStore(from_url(url), read_only=read_only)
+    return RemoteStore(url, read_only, partial(check_held, url))
 
 
 def open_root(url: str, mode: str) -> zarr.Group:
@@ -59,21 +61,54 @@ def open_root(url: str, mode: str) -> zarr.Group:
 
     Raises:
         StoreError: there is no multiseg store, or one of another format.
+        ResourceError: the place cannot be read or reached.
     """
-    if not is_remote(url) and not local_path(url).is_dir():
+    if not _is_there(url):
         raise StoreError(
             f"there is no store at {url}. Make one with: multiseg ingest DATA --store {url}", code=NO_STORE
         )
     try:
         root = zarr.open_group(zarr_store(url, read_only=mode == "r"), mode=mode, zarr_format=3, use_consolidated=False)
+    except MultisegError:
+        raise
+    except PermissionError as error:
+        raise not_readable(url, error) from error
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise StoreError(
             f"{url} is no Zarr v3 store ({error}). Name a store's folder, or to make one, a folder that is not there.",
-            code=NO_STORE,
+            # What is there but damaged must not be taken for room.
+            code="STORE" if is_remote(url) else NO_STORE,
         ) from error
     head = root.attrs.get(ROOT_KEY)
     if not isinstance(head, dict):
         raise StoreError(f"{url} is a Zarr group but no multiseg store. Name another folder.")
-    if head.get("format") != FORMAT:
-        raise StoreError(f"{url} has store format {head.get('format')}; this multiseg reads format {FORMAT}.")
+    _check_format(url, head.get("format"))
     return root
+
+
+def _is_there(url: str) -> bool:
+    """Whether there is a folder, or on a server, which knows no folders, a Zarr hierarchy."""
+    if is_remote(url):
+        from multiseg.store.remote import read_small
+
+        return read_small(url, "zarr.json") is not None
+    try:
+        return local_path(url).is_dir()
+    except PermissionError as error:
+        raise not_readable(url, error) from error
+
+
+def not_readable(url: str, error: OSError) -> ResourceError:
+    """The error for a store on this computer that this user may not read."""
+    return ResourceError(f"{url} cannot be read: {error.filename or url}: {error.strerror}. Check its permissions.")
+
+
+def _check_format(url: str, held: object) -> None:
+    if held == FORMAT:
+        return
+    if isinstance(held, int) and held < FORMAT:
+        raise StoreError(
+            f"{url} was made by an older multiseg: it has store format {held}, and this one reads format {FORMAT}. "
+            "Ingest the scans again, into a new store."
+        )
+    raise StoreError(f"{url} has store format {held}; this multiseg reads format {FORMAT}. Update multiseg.")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -17,8 +15,10 @@ from jaxtyping import Bool, Float, Int, Int16, Shaped, UInt8
 from multiseg.errors import StoreError
 from multiseg.labels import LabelSchema, LabelSpace, LabelView
 from multiseg.store import schema
+from multiseg.store.columns import read_columns
+from multiseg.store.dataset import committed_dataset
 from multiseg.store.grids import Grid
-from multiseg.store.hierarchy import ROOT_KEY, is_remote, open_root, zarr_store
+from multiseg.store.hierarchy import ROOT_KEY, is_remote, local_path, not_readable, open_root
 from multiseg.store.prepare import Recipe
 from multiseg.types import Index3
 
@@ -58,12 +58,11 @@ class Database:
 
     def __init__(self, group: zarr.Group, name: str) -> None:
         self.name = name
-        self.group = group
-        attributes = group.attrs.asdict()
+        self.group, columns = read_columns(group)
+        group, attributes = self.group, self.group.attrs.asdict()
         self.pathology: str = attributes["pathology"]
         self.recipe = Recipe.from_json(attributes["recipe"])
         self.attributes = attributes
-        columns = self._read_columns()
         # Opened after the columns, so that they have room for every case and name there.
         self._image, self._label = group["image"], group["label"]
         # Where a writer died, or is at work, an axis may have names at its end that nothing else has yet.
@@ -73,22 +72,6 @@ class Database:
         self.schemas = {name: LabelSchema.from_json(codes[name]) for name in names}
         rows = np.flatnonzero(columns["status"] == schema.COMMITTED)
         self.cases = tuple(self._case(int(row), columns) for row in rows)
-
-    def _read_columns(self) -> dict[str, Any]:
-        status = self.group["status"][:]
-        while True:
-            held = {name: array[:] for name, array in self._columns().items()}
-            seen, status = status, self.group["status"][:]
-            # Otherwise a case was committed or replaced while its columns were read.
-            if np.array_equal(seen, status):
-                return held | {"status": status}
-
-    def _columns(self) -> dict[str, zarr.Array]:
-        left_out = ("image", "label", "foreground", "native_header", "sources")
-        return {
-            name: array for name, array in _members(self.group, "arrays")
-            if array.metadata.dimension_names[0] == "case" and name not in left_out
-        }  # fmt: skip
 
     def _case(self, row: int, held: Mapping[str, Any]) -> Case:
         i, j, k = (int(n) for n in held["extent"][row])
@@ -149,13 +132,6 @@ class Database:
         return Grid(self.group["native_affine"][case.row], (i, j, k)), header[:size]
 
 
-def _members(group: zarr.Group, kind: Literal["arrays", "groups"]) -> list[tuple[str, Any]]:
-    with warnings.catch_warnings():
-        # Files that are none of ours: a writer's that are not renamed yet, or what a desktop leaves behind.
-        warnings.filterwarnings("ignore", "Object at .* is not recognized", zarr.errors.ZarrUserWarning)
-        return sorted(getattr(group, kind)())
-
-
 def _window(array: zarr.Array, row: int, num: int, corner: Index3, size: Index3) -> Shaped[np.ndarray, "channel i j k"]:
     """The first `num` volumes of a row, in a window; 0 beyond."""
     inside = [
@@ -178,13 +154,21 @@ class Store:
         self.root = open_root(url, "r")
         i, j, k = self.root.attrs[ROOT_KEY]["grid_mm"]
         self.spacing_mm = (float(i), float(j), float(k))
-        # A group without its arrays is one whose writer died before the first case: there is nothing to read.
-        whole = [
-            name
-            for name, group in _members(self.root, "groups")
-            if {"image", "label", "status"} <= {array for array, _ in _members(group, "arrays")}
-        ]
-        self.databases = {name: Database(self.root[name], name) for name in whole}
+        # Not by listing: a web server cannot, and a group whose writer died before the first case is not named.
+        names = sorted(self.root.attrs[ROOT_KEY]["databases"])
+        self.databases = {name: self._database(name) for name in names}
+
+    def _database(self, name: str) -> Database:
+        try:
+            return Database(self.root[name], name)
+        except (KeyError, FileNotFoundError) as error:
+            raise StoreError(
+                f"{self.url} names a database {name!r}, but its {error} is not there: the store is damaged or only "
+                "partly copied. Copy it again; or if the database was removed on purpose, take its name out of "
+                f'"databases" in {self.url}/zarr.json.'
+            ) from error
+        except PermissionError as error:
+            raise not_readable(self.url, error) from error
 
     def __getitem__(self, name: str) -> Database:
         if name not in self.databases:
@@ -205,22 +189,19 @@ class Store:
         """Bytes that a database takes on the local disk; None for a remote store."""
         if is_remote(self.url):
             return None
-        folder = Path(self.url.removeprefix("file://")) / database
+        folder = local_path(self.url) / database
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
     def dataset(self, database: str) -> xr.Dataset:
         """One database as a lazy xarray dataset of its committed cases, with named coordinates."""
-        self[database]
-        whole = xr.open_zarr(zarr_store(self.url, read_only=True), group=database, consolidated=False)
-        rows = np.flatnonzero(whole.status.values == schema.COMMITTED)
-        committed: xr.Dataset = whole.isel(case=rows)
-        return committed
+        return committed_dataset(self[database].group)
 
 
 def open_store(url: str) -> Store:
     """Open a store for reading, from a local path or any URL of an object store (s3://, gs://, https://).
 
     Raises:
-        StoreError: there is no multiseg store at `url`.
+        StoreError: there is no multiseg store at `url`, or it is damaged.
+        ResourceError: the place cannot be read or reached.
     """
     return Store(str(url))

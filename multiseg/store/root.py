@@ -54,13 +54,16 @@ class DatabaseInfo:
 
 @contextmanager
 def locked(url: str) -> Iterator[None]:
-    """Hold a local store for one writer; the lock ends with the process, however it ends.
+    """Hold a store for one writer; a local one's lock ends with the process, however it ends.
 
     Raises:
-        ResourceError: another process is writing to it, or the folder cannot be made.
+        ResourceError: another process is writing to it, or the place cannot be written.
     """
     if is_remote(url):
-        yield
+        from multiseg.store.hold import hold  # heavy, and only remote stores need it
+
+        with hold(url):
+            yield
         return
     path = local_path(url)
     try:
@@ -125,6 +128,7 @@ def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zar
         "format": schema.FORMAT,
         "created_by": f"multiseg {version('multiseg')}",
         "grid_mm": list(spacing_mm),
+        "databases": [],
     }
     store = zarr_store(url, read_only=False)
     return zarr.create_group(store, zarr_format=3, attributes={ROOT_KEY: head})

@@ -11,7 +11,7 @@ from typing import Any
 
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-FORMAT = 1
+FORMAT = 2
 INNER = 32
 """Edge of a compressed chunk, in voxels: the unit that a patch is read in."""
 SHARD = 256
@@ -78,6 +78,9 @@ RESERVED = (
     | {"image", "label", *IMAGE_AXES, *LABEL_AXES}
 )
 """What no participants' column may be called: the arrays, and the axes, which xarray takes for coordinates."""
+PARTICIPANT_COLUMNS = "participant_columns"
+"""The attribute of a database that names its own columns. A plain web server lists nothing, so all is named:
+databases by the root's attributes, arrays by `COORDINATES` and this."""
 
 CODECS: dict[str, tuple[BloscCodec | Crc32cCodec, ...]] = {
     "none": (Crc32cCodec(),),

@@ -21,7 +21,9 @@ from multiseg.errors import ResourceError, StoreError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.cases import CaseFiles
+from multiseg.store.columns import participant_columns
 from multiseg.store.encoding import ArrayPlan, EncodedCase
+from multiseg.store.hierarchy import ROOT_KEY
 from multiseg.store.root import DatabaseInfo, check_agreement
 
 
@@ -73,6 +75,15 @@ class DatabaseWriter:
         self._grow_names("modality", plan.modalities)
         self._grow_names("annotation", plan.annotations)
         self._fit_sizes()
+        self._name_in_root(root)
+
+    def _name_in_root(self, root: zarr.Group) -> None:
+        """Readers go by the root's list; this database is in it from when all of its arrays are there."""
+        head = root.attrs[ROOT_KEY]
+        if self.info.name not in head["databases"]:
+            self._flush(0)
+            root.attrs[ROOT_KEY] = head | {"databases": sorted([*head["databases"], self.info.name])}
+            self._flush(0)
 
     def _agree_on_attributes(self) -> None:
         held, asked = self.group.attrs.asdict(), self.info.to_attributes()
@@ -104,7 +115,7 @@ class DatabaseWriter:
     def _create(self, name: str, variable: schema.Variable, shape: list[int], chunks: list[int]) -> None:
         self.group.create_array(
             name, shape=shape, chunks=chunks, dtype=variable.dtype, fill_value=variable.fill,
-            dimension_names=variable.axes, attributes={"long_name": variable.meaning},
+            dimension_names=variable.axes, attributes={"long_name": variable.meaning}, overwrite=True,
         )  # fmt: skip
 
     def _grow_names(self, axis: str, names: Sequence[str]) -> None:
@@ -137,7 +148,7 @@ class DatabaseWriter:
             self.group.attrs["coordinates"] = " ".join(names)
 
     def _participant_columns(self) -> list[str]:
-        return sorted(set(self.group.array_keys()) - schema.RESERVED)
+        return participant_columns(self.group)
 
     def states(self) -> dict[str, tuple[int, int]]:
         """Row and state of every case that has a row; a committed row goes before a pending one."""
@@ -235,18 +246,19 @@ class DatabaseWriter:
         """A value into a participants' column, which begins with its first value; "" and NaN are none."""
         if value == "" or value != value:
             # A row that a dead writer left may hold another patient's value.
-            if column in self.group:
+            if column in self._participant_columns():
                 self.group[column][row] = self.group[column].fill_value
         else:
             self._participant_array(column, value)[row] = value
 
     def _participant_array(self, column: str, value: str | float) -> zarr.Array:
         dtype = "string" if isinstance(value, str) else "float64"
-        if column not in self.group:
+        if column not in self._participant_columns():
             variable = schema.Variable(
                 ("case",), dtype, "" if dtype == "string" else float("nan"), "participants' column"
             )
             self._create(column, variable, [self.group["status"].shape[0]], [schema.ROWS])
+            self.group.attrs[schema.PARTICIPANT_COLUMNS] = sorted([*self._participant_columns(), column])
             self._fit_sizes()
         array = self.group[column]
         if (array.dtype.kind == "f") != (dtype == "float64"):
@@ -262,13 +274,13 @@ class DatabaseWriter:
         if not isinstance(store, zarr.storage.LocalStore):
             return
         base = store.root / self.group.path
-        to_sync = {base / "zarr.json"}
+        to_sync = {store.root, store.root / "zarr.json", base, base / "zarr.json"}
         for array in (path for path in base.iterdir() if path.is_dir()):
             alone = array.name in ("image", "label", "foreground")
-            block = row if alone else 0 if array.name == "status" else row // schema.ROWS
+            block = row if alone else 0 if array.name in ("status", "modality", "annotation") else row // schema.ROWS
             chunks = array / "c" / str(block)
             files = [chunks] if chunks.is_file() else [path for path in chunks.rglob("*") if path.is_file()]
-            to_sync |= {array / "zarr.json", *files}
+            to_sync |= {array, array / "zarr.json", *files}
             # The folders, too, or a new file's name is lost with the power.
             to_sync |= {folder for path in files for folder in path.parents if folder.is_relative_to(array)}
         for path in to_sync:

@@ -1,0 +1,33 @@
+"""A database as xarray shows it: volumes that are read when they are computed, and named coordinates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+
+from multiseg.store import schema
+from multiseg.store.columns import coordinate_names, open_arrays, read_arrays
+
+LAZY = ("image", "label", "foreground", "native_header")
+
+
+def committed_dataset(group: zarr.Group) -> xr.Dataset:
+    """The committed cases of a database. Nothing is listed, so any server that gives files will do."""
+    names = coordinate_names(group)
+    arrays = open_arrays(group, [*names, "image", "label"])
+    loaded = read_arrays(group, [name for name in names if name not in LAZY])
+    variables = {name: _variable(array, loaded.get(name)) for name, array in arrays.items()}
+    attributes = {key: value for key, value in group.attrs.asdict().items() if key != "coordinates"}
+    whole = xr.Dataset({name: variables.pop(name) for name in ("image", "label")}, coords=variables, attrs=attributes)
+    return whole.isel(case=np.flatnonzero(loaded["status"] == schema.COMMITTED))
+
+
+def _variable(array: zarr.Array, loaded: Any) -> xr.Variable:
+    # A case to a piece: half a case is read as well, but planning for 32^3 voxels each would take longer.
+    pieces = (1, *(max(1, n) for n in array.shape[1:]))
+    values = da.from_zarr(array, chunks=pieces) if loaded is None else loaded
+    return xr.Variable(array.metadata.dimension_names, values, attrs=array.attrs.asdict())
