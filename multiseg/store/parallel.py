@@ -28,6 +28,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 THREADS, PROCESSES = "threads", "processes"
+CLUSTER_TIMEOUT_S = 20
 
 
 @dataclass(frozen=True)
@@ -182,12 +183,21 @@ def _executor(workers: Workers, num_tasks: int) -> Iterator[Executor]:
         _check_alive(executor)
         yield executor
     finally:
-        # After Ctrl-C nobody waits for what is under way: nothing of it is in the store.
-        executor.shutdown(wait=isinstance(executor, ThreadPoolExecutor), cancel_futures=True)
-        for process in list((getattr(executor, "_processes", None) or {}).values()):
+        _close(executor)
+
+
+def _close(executor: Executor) -> None:
+    """After Ctrl-C nobody waits for what is under way: nothing of it is in the store."""
+    if isinstance(executor, ThreadPoolExecutor):
+        executor.shutdown(cancel_futures=True)
+    elif isinstance(executor, ProcessPoolExecutor):
+        processes = list((executor._processes or {}).values())
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
             process.kill()
-        if workers.kind not in (THREADS, PROCESSES):
-            executor._client.close()  # type: ignore[attr-defined]
+    else:
+        executor.shutdown(wait=False)
+        executor._client.close()  # type: ignore[attr-defined]
 
 
 def _check_alive(executor: Executor) -> None:
@@ -214,7 +224,7 @@ def _make_executor(workers: Workers, num: int) -> Executor:
     except ImportError as error:
         raise UsageError(f"a cluster needs dask.distributed ({error}): pip install 'multiseg[cluster]'.") from error
     try:
-        client: Any = Client(workers.kind, timeout="20s", set_as_default=False)  # type: ignore[no-untyped-call]
+        client: Any = Client(workers.kind, timeout=CLUSTER_TIMEOUT_S, set_as_default=False)  # type: ignore[no-untyped-call]
         executor: Executor = client.get_executor(pure=False)
     except OSError as error:
         raise ResourceError(f"no dask scheduler answers at {workers.kind}: {error}.") from error

@@ -86,7 +86,8 @@ def test_workers_that_cannot_be_meant() -> None:
         Workers(2, "gpu")
 
 
-def test_a_cluster_that_is_not_there() -> None:
+def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiseg.store.parallel.CLUSTER_TIMEOUT_S", 0.5)
     with pytest.raises(ResourceError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         list(run_tasks(square, [1], Workers(2, "tcp://127.0.0.1:9")))
 
