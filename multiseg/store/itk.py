@@ -57,8 +57,8 @@ def read_itk(path: Path, raw: bytes, io: str, sha256: str, index: int | None = N
         raise _damaged(path, error) from error
     if header.num_components > 1:
         stored = np.moveaxis(stored, -1, 0)
-    slope = _number(path, fields, "ElementToIntensityFunctionSlope", 1)
-    inter = _number(path, fields, "ElementToIntensityFunctionOffset", 0)
+    slope = _number(path, fields, "ElementToIntensityFunctionSlope", 1.0)
+    inter = _number(path, fields, "ElementToIntensityFunctionOffset", 0.0)
     voxels = as_voxels(path, stored.T, index, slope, inter)
     native = new_header(header.volume, header.affine, stored.dtype)
     return Volume(voxels, header.affine, native, sha256, path, header.doubts)
@@ -147,7 +147,7 @@ def _check_data(path: Path, raw: bytes, fields: dict[str, str]) -> None:
     if "elementdatafile" not in fields:
         _check_packed(path, files[0].read_bytes() if files else raw[voxels_start(raw) :], None)
         return
-    skipped = max(0, int(_number(path, fields, "HeaderSize", 0)))
+    skipped = max(0, int(_number(path, fields, "HeaderSize", 0.0)))
     needed = _bytes_needed(path, fields)
     if fields.get("compresseddata", "").lower() in ("true", "1"):
         _check_packed(path, files[0].read_bytes()[skipped:] if files else raw[voxels_start(raw) :], needed)
@@ -174,7 +174,7 @@ def _bytes_needed(path: Path, fields: dict[str, str]) -> int | None:
     sizes = fields.get("dimsize", "").split()
     if size is None or not all(text.isdecimal() for text in sizes):
         return None
-    return math.prod(map(int, sizes)) * size * int(_number(path, fields, "ElementNumberOfChannels", 1))
+    return math.prod(map(int, sizes)) * size * int(_number(path, fields, "ElementNumberOfChannels", 1.0))
 
 
 def _number(path: Path, fields: dict[str, str], name: str, default: float) -> float:
