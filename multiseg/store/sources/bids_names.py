@@ -1,0 +1,182 @@
+"""BIDS file names: "sub-01_ses-2_acq-mp2rage_T1w.nii.gz" as entities and a suffix, and what such a file is.
+
+https://bids-specification.readthedocs.io - with what is met beside the standard: `_swi`, lower-case suffixes, and
+lesion masks in at least five spellings, since the standard leaves theirs open.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from multiseg.modalities import canonical_modality
+from multiseg.store.sources.folder import SUFFIX, Folder
+
+Kind = Literal["image", "lesion mask", "brain mask", "segmentation", "other mask", "not used"]
+
+_PATH = re.compile(
+    r"(?P<above>(?:.*?/)?)(?P<subject>sub-[^/_]+)/(?:(?P<session>ses-[^/_]+)/)?(?:(?P<datatype>[a-z]+)/)?"
+    rf"(?P<stem>sub-[^/]+?){SUFFIX}"
+)
+_ELSEWHERE = frozenset({"func", "fmap", "perf", "eeg", "ieeg", "meg", "beh", "pet", "micr", "nirs", "motion", "mrs"})
+_LESION = re.compile(r"l|lesions?|t1lesion", re.IGNORECASE)
+_MANUAL_LESION = re.compile(r"lesion-manual(?:-?(?P<rater>rater\w*|\d+))?")
+_CONTRAST = re.compile(r"contrast|gado|gd|^ce$|^post|post$", re.IGNORECASE)
+_NO_CONTRAST = re.compile(r"no\w*|pre\w*|0", re.IGNORECASE)
+_NATIVE_SPACES = frozenset({"", "orig", "native", "individual", "scanner", "subject", "raw", "anat"})
+
+
+@dataclass(frozen=True)
+class BidsFile:
+    """One volume of a BIDS dataset; `pipeline` is its folder in `derivatives`, "" in the raw data."""
+
+    path: str
+    above: str
+    pipeline: str
+    subject: str
+    session: str
+    datatype: str
+    entities: Mapping[str, str]
+    words: tuple[str, ...]
+    suffix: str
+
+    @property
+    def case(self) -> str:
+        return f"{self.subject}_{self.session}" if self.session else self.subject
+
+    @property
+    def space(self) -> str:
+        """The template that the file was brought to, or "" for where the patient lay in the scanner."""
+        space = self.entities.get("space", "")
+        return "" if space.lower() in _NATIVE_SPACES or canonical_modality(space) else space
+
+    @cached_property
+    def telling(self) -> dict[str, str]:
+        """The entities that tell this file from others of its session."""
+        return {key: value for key, value in self.entities.items() if key not in ("sub", "ses")}
+
+    @property
+    def spelling(self) -> str:
+        """What the file is called in messages and in --modality: "acq-mp2rage_run-2_T1w"."""
+        return "_".join([*(f"{key}-{value}" for key, value in self.telling.items()), *self.words, self.suffix])
+
+    @property
+    def rater(self) -> str:
+        """ "rater3" where the name says whose the label is, else ""."""
+        manual = _MANUAL_LESION.fullmatch(self.suffix)
+        who = (manual["rater"] or "") if manual else self.entities.get("rater") or self.entities.get("desc", "")
+        number = re.fullmatch(r"(?:rater)?-?(\w+)", who) if manual or "rater" in self.entities else None
+        number = number or re.fullmatch(r"rater-?(\w+)", who)
+        return f"rater{number[1]}" if number else ""
+
+
+def bids_file(file: str) -> BidsFile | None:
+    """The parts of a name, or None for a file that is in no subject's folder."""
+    match = _PATH.fullmatch(file)
+    if match is None:
+        return None
+    *parts, suffix = match["stem"].split("_")
+    pairs = [part.partition("-") for part in parts]
+    return BidsFile(
+        path=file,
+        above=match["above"],
+        pipeline=_pipeline(match["above"]),
+        subject=match["subject"],
+        session=match["session"] or "",
+        datatype=match["datatype"] or "",
+        entities={key: value for key, dash, value in pairs if dash},
+        words=tuple(word for word, dash, _ in pairs if not dash),
+        suffix=suffix,
+    )
+
+
+def bids_files(folder: Folder) -> list[BidsFile]:
+    return [bids for file in folder.volumes if (bids := bids_file(file)) is not None]
+
+
+def _pipeline(above: str) -> str:
+    """ "derivatives/lst-ai/" is "lst-ai"; masks right below derivatives/ are of "derivatives"."""
+    _, found, tail = f"/{above}".partition("/derivatives/")
+    return (tail.strip("/").replace("/", "-") or "derivatives") if found else ""
+
+
+def kind_of(file: BidsFile) -> Kind:
+    """What a file is by its name."""
+    suffix, label, what = file.suffix.lower(), file.entities.get("label", ""), file.entities.get("desc", "")
+    if why_not_used(file):
+        return "not used"
+    if suffix == "msk" or _MANUAL_LESION.fullmatch(file.suffix):
+        return "lesion mask"
+    if suffix in ("mask", "roi", "seg"):
+        if _LESION.fullmatch(label or what):
+            return "lesion mask"
+        return "brain mask" if "brain" in (label.lower(), what.lower()) else "other mask"
+    return "segmentation" if suffix == "dseg" else "image"
+
+
+def why_not_used(file: BidsFile) -> str:
+    """The reason for which a file is no part of a case, "" for one that is."""
+    suffix = file.suffix.lower()
+    labels = ("msk", "mask", "roi", "seg", "dseg")
+    is_label = suffix in labels or _MANUAL_LESION.fullmatch(file.suffix) is not None
+    reasons = {
+        "sourcedata/ holds what the dataset was made from": "sourcedata" in file.above.split("/"),
+        f"{file.datatype}/ holds no structural scans": file.datatype in _ELSEWHERE,
+        "probabilities (probseg) are no labels": suffix == "probseg",
+        "reference images (sbref) are not diffusion-weighted": suffix == "sbref",
+        f"part-{file.entities.get('part')} is no magnitude image": file.entities.get("part", "mag") != "mag",
+        "derivatives/ is searched for labels and for scans of known sequences only": (
+            file.pipeline != "" and not is_label and canonical_modality(file.suffix) is None
+        ),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def mask_name(file: BidsFile) -> str:
+    """What a mask marks, by its label- or desc-."""
+    return file.entities.get("label") or file.entities.get("desc") or file.suffix
+
+
+def sequence_of(file: BidsFile) -> str | None:
+    """The sequence of a scan, or None where the name does not tell it for sure.
+
+    ce-<agent> makes a T1w a T1c. An agent with another suffix, or one that hides in acq- or desc-
+    ("acq-postGd_T1w"), is left to the user to name.
+    """
+    sequence, agents = canonical_modality(file.suffix), _agents(file)
+    if set(agents) == {"ce"}:
+        return "T1c" if sequence == "T1" and not _NO_CONTRAST.fullmatch(agents["ce"]) else None
+    return None if agents else sequence
+
+
+def _agents(file: BidsFile) -> dict[str, str]:
+    """The entities that speak of a contrast agent."""
+    spoken = {key: file.entities.get(key, "") for key in ("ce", "acq", "rec", "desc")}
+    return {key: value for key, value in spoken.items() if value and (key == "ce" or _CONTRAST.search(value))}
+
+
+def unnamed_spelling(file: BidsFile) -> str:
+    """The shortest spelling by which the user can name a scan of unknown sequence, and no other sequence with it."""
+    return "_".join([*(f"{key}-{value}" for key, value in _agents(file).items()), file.suffix])
+
+
+def named_by(file: BidsFile, spellings: Mapping[str, str]) -> tuple[str, int] | None:
+    """The user's spelling that means this file, and how many of the file's entities it leaves open.
+
+    "T1w" means every T1w and "acq-mp2rage_T1w" those of that acquisition; the one that says most counts. A
+    spelling that does not speak of a contrast agent never means a scan that has one.
+    """
+    fitting = []
+    for spelling in spellings:
+        *parts, suffix = spelling.split("_")
+        said = dict(part.split("-", 1) for part in parts if "-" in part)
+        agrees = all(file.telling.get(key) == value for key, value in said.items())
+        if suffix == file.suffix and agrees and set(_agents(file)) <= set(said):
+            fitting.append((len(file.telling) - len(said), spelling))
+    if not fitting:
+        return None
+    left_open, spelling = min(fitting)
+    return spelling, left_open
