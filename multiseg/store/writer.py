@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from multiseg.errors import ResourceError, StoreError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.cases import CaseFiles
-from multiseg.store.columns import participant_columns
+from multiseg.store.columns import REQUESTS_AT_ONCE, participant_columns
 from multiseg.store.encoding import ArrayPlan, EncodedCase
 from multiseg.store.hierarchy import ROOT_KEY
 from multiseg.store.root import DatabaseInfo, check_agreement
@@ -70,12 +71,23 @@ class DatabaseWriter:
         self.group: zarr.Group = root[info.name]
         self.info = info
         self.plan = plan
+        self._opened: dict[str, zarr.Array] = {}
         self._agree_on_attributes()
         self._require_arrays()
         self._grow_names("modality", plan.modalities)
         self._grow_names("annotation", plan.annotations)
         self._fit_sizes()
         self._name_in_root(root)
+
+    def _array(self, name: str) -> zarr.Array:
+        if name not in self._opened:  # over a network, opening takes as long as writing
+            self._opened[name] = self.group[name]
+        return self._opened[name]
+
+    def _write_row(self, row: int, values: Mapping[str, Any]) -> None:
+        """A row of several arrays, all at once: each has files of its own."""
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            list(pool.map(lambda name: self._array(name).__setitem__(row, values[name]), values))
 
     def _name_in_root(self, root: zarr.Group) -> None:
         """Readers go by the root's list; this database is in it from when all of its arrays are there."""
@@ -112,15 +124,17 @@ class DatabaseWriter:
             if name not in self.group:
                 self.plan.create(self.group, name, (0, 0, 1, 1, 1))
 
-    def _create(self, name: str, variable: schema.Variable, shape: list[int], chunks: list[int]) -> None:
+    def _create(
+        self, name: str, variable: schema.Variable, shape: list[int], chunks: list[int], overwrite: bool = False
+    ) -> None:
         self.group.create_array(
             name, shape=shape, chunks=chunks, dtype=variable.dtype, fill_value=variable.fill,
-            dimension_names=variable.axes, attributes={"long_name": variable.meaning}, overwrite=True,
+            dimension_names=variable.axes, attributes={"long_name": variable.meaning}, overwrite=overwrite,
         )  # fmt: skip
 
     def _grow_names(self, axis: str, names: Sequence[str]) -> None:
         """Append names to an axis; those that are there keep their places, as the plan has them."""
-        array = self.group[axis]
+        array = self._array(axis)
         held = [str(name) for name in array[:] if name]
         if len(held) < len(names):
             array.resize((len(names),))
@@ -129,15 +143,15 @@ class DatabaseWriter:
     def _fit_sizes(self, extent: Sequence[int] = (1, 1, 1), num_rows: int = 0) -> None:
         """Grow every array to the present rows, names, structures and the given extent; only metadata changes."""
         size = {
-            "case": max(num_rows, self.group["status"].shape[0]),
+            "case": max(num_rows, self._array("status").shape[0]),
             "modality": len(self.plan.modalities),
             "annotation": len(self.plan.annotations),
             "structure": self.plan.num_structures,
         }
-        for axis, voxels, n in zip("ijk", self.group["image"].shape[2:], extent, strict=True):
+        for axis, voxels, n in zip("ijk", self._array("image").shape[2:], extent, strict=True):
             size[axis] = max(voxels, n)
         for name in [*schema.COORDINATES, *self._participant_columns(), "image", "label"]:
-            array = self.group[name]
+            array = self._array(name)
             shape = tuple(
                 size.get(axis, n) for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True)
             )
@@ -152,7 +166,7 @@ class DatabaseWriter:
 
     def states(self) -> dict[str, tuple[int, int]]:
         """Row and state of every case that has a row; a committed row goes before a pending one."""
-        names, status = self.group["case"][:], self.group["status"][:]
+        names, status = self._array("case")[:], self._array("status")[:]
         found: dict[str, tuple[int, int]] = {}
         for row, (name, state) in enumerate(zip(names, status, strict=True)):
             better = str(name) not in found or state == schema.COMMITTED
@@ -166,7 +180,7 @@ class DatabaseWriter:
         Committed and superseded rows are never touched: somebody may be reading them.
         """
         states = self.states()
-        names, status = self.group["case"][:], self.group["status"][:]
+        names, status = self._array("case")[:], self._array("status")[:]
         rows = {case: states[case][0] for case in cases if states.get(case, (0, -1))[1] == schema.PENDING}
         taken = set(rows.values())
         wanted = set(cases)
@@ -178,11 +192,11 @@ class DatabaseWriter:
         new = range(len(names), len(names) + max(0, len(missing) - len(free)))
         self._fit_sizes(num_rows=len(names) + len(new))
         rows |= dict(zip(missing, [*free, *new], strict=False))
-        names = self.group["case"][:]
+        names = self._array("case")[:]
         for case, row in rows.items():
             # Beside a committed row of its own, a new one stays nameless until it is committed.
             names[row] = "" if states.get(case, (0, -1))[1] == schema.COMMITTED else case
-        self.group["case"][:] = names
+        self._array("case")[:] = names
         return rows
 
     def write(self, row: int, files: CaseFiles, encoded: EncodedCase) -> None:
@@ -212,8 +226,8 @@ class DatabaseWriter:
         for (name, rest), data in encoded.shards.items():
             sync(store.set(f"{prefix}/{name}/c/{row}/{rest}", buffer.from_bytes(data)))
         num_annotations, num_structures = encoded.foreground_count.shape
-        self.group["foreground"][row, :num_annotations, :num_structures] = encoded.foreground
-        self.group["foreground_count"][row] = encoded.foreground_count
+        self._array("foreground")[row, :num_annotations, :num_structures] = encoded.foreground
+        self._array("foreground_count")[row] = encoded.foreground_count
 
     def _write_coordinates(self, row: int, files: CaseFiles, encoded: EncodedCase) -> None:
         names = self.plan.modalities
@@ -230,43 +244,41 @@ class DatabaseWriter:
             "available": np.isin(names, encoded.modalities), "intensity_mean": mean, "intensity_std": std,
             "content": content, "annotated": np.isin(self.plan.annotations, encoded.labels),
         }  # fmt: skip
-        for name, value in values.items():
-            self.group[name][row] = value
+        self._write_row(row, values)
         self.describe(row, files)
 
     def describe(self, row: int, files: CaseFiles) -> None:
         """Write what is known of a case beside its scans: person, visit, site, split, participants' columns."""
-        values = {"subject": files.person, "session": files.session, "site": files.site, "split": files.split}
-        for name, value in values.items():
-            self.group[name][row] = value
-        for column in {*self._participant_columns(), *files.participant}:
-            self._write_participant(row, column, files.participant.get(column, ""))
+        values: dict[str, Any] = {
+            "subject": files.person, "session": files.session, "site": files.site, "split": files.split
+        }  # fmt: skip
+        for column in sorted({*self._participant_columns(), *files.participant}):
+            value = files.participant.get(column, "")
+            if value != "" and value == value:
+                self._require_column(column, value)
+                values[column] = value
+            elif column in self._participant_columns():
+                # No value. A row that a dead writer left may hold another patient's.
+                values[column] = self._array(column).fill_value
+        self._write_row(row, values)
 
-    def _write_participant(self, row: int, column: str, value: str | float) -> None:
-        """A value into a participants' column, which begins with its first value; "" and NaN are none."""
-        if value == "" or value != value:
-            # A row that a dead writer left may hold another patient's value.
-            if column in self._participant_columns():
-                self.group[column][row] = self.group[column].fill_value
-        else:
-            self._participant_array(column, value)[row] = value
-
-    def _participant_array(self, column: str, value: str | float) -> zarr.Array:
+    def _require_column(self, column: str, value: str | float) -> None:
+        """Make a participants' column with its first value; later ones are of the same kind."""
         dtype = "string" if isinstance(value, str) else "float64"
         if column not in self._participant_columns():
             variable = schema.Variable(
                 ("case",), dtype, "" if dtype == "string" else float("nan"), "participants' column"
             )
-            self._create(column, variable, [self.group["status"].shape[0]], [schema.ROWS])
+            # What is there but not named, a writer left that died.
+            self._create(column, variable, [self._array("status").shape[0]], [schema.ROWS], overwrite=True)
             self.group.attrs[schema.PARTICIPANT_COLUMNS] = sorted([*self._participant_columns(), column])
             self._fit_sizes()
-        array = self.group[column]
+        array = self._array(column)
         if (array.dtype.kind == "f") != (dtype == "float64"):
             raise StoreError(
                 f"the participants' column {column!r} holds {'numbers' if array.dtype.kind == 'f' else 'text'} "
                 f"in the store, but now {value!r}. Write it alike for every case."
             )
-        return array
 
     def _flush(self, row: int) -> None:
         """Push everything of a row from the system's memory to the disk (local stores only)."""
@@ -290,23 +302,23 @@ class DatabaseWriter:
 
     def _commit(self, row: int, case: str) -> None:
         """One write of one chunk makes the new row valid and an older row of the same case invalid."""
-        status = self.group["status"][:]
+        status = self._array("status")[:]
         older, _ = self.states().get(case, (row, schema.PENDING))
-        self.group["case"][row] = case
+        self._array("case")[row] = case
         if older != row:
             status[older] = schema.SUPERSEDED
         status[row] = schema.COMMITTED
-        self.group["status"][:] = status
+        self._array("status")[:] = status
         self._flush(row)
         if older != row:
-            self.group["case"][older] = ""
+            self._array("case")[older] = ""
 
     def release_rows(self) -> None:
         """Give back rows at the end that nobody committed."""
-        status = self.group["status"][:]
+        status = self._array("status")[:]
         used = int(np.flatnonzero(status != schema.PENDING).max(initial=-1)) + 1
         if used < len(status):
             for name in [*schema.COORDINATES, *self._participant_columns(), "image", "label"]:
-                array = self.group[name]
+                array = self._array(name)
                 if array.metadata.dimension_names[0] == "case":
                     array.resize((used, *array.shape[1:]))
