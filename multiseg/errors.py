@@ -2,6 +2,7 @@
 
 MultisegError                 anything multiseg says about its input
 ├── UsageError (ValueError)           an argument or a run file that cannot be meant
+│   └── UnconfirmedError              what was guessed and a person has to look at first
 ├── DataError (ValueError)            data that cannot be used as it is
 │   ├── SourceError                   a source file that is missing, damaged or ambiguous
 │   ├── LabelError                    label codes or structures that do not fit
@@ -14,6 +15,10 @@ MultisegError                 anything multiseg says about its input
 `exit_code` is what the command line returns: 2 usage, 3 invalid data, 5 out of a resource.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
 
 class MultisegError(Exception):
     """Base of every error that multiseg raises on purpose."""
@@ -25,6 +30,14 @@ class UsageError(MultisegError, ValueError):
     """An argument or a run file that cannot be meant."""
 
     exit_code = 2
+
+
+class UnconfirmedError(UsageError):
+    """What was guessed and a person has to look at before it is used; `rows` say it one by one."""
+
+    def __init__(self, message: str, rows: Sequence[Mapping[str, str | int]]) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 class DataError(MultisegError, ValueError):

@@ -34,6 +34,7 @@ class SourceOptions:
         brain_mask: "file", "nonzero", "otsu" or "command ..."; see `prepare.Recipe`.
         raters: "all", "consensus", "majority" or the name of one; see `_choose_raters`.
         allow_unlabelled: take cases without label, too.
+        yes: what the layout guesses has been looked at and is right.
     """
 
     name: str = ""
@@ -44,6 +45,7 @@ class SourceOptions:
     brain_mask: str = ""
     raters: str = ""
     allow_unlabelled: bool = False
+    yes: bool = False
 
 
 @dataclass(frozen=True)

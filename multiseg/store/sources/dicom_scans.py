@@ -1,0 +1,195 @@
+"""From DICOM files to volumes: which slices belong together, and what their headers say of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from multiseg.errors import SourceError
+from multiseg.store.cases import Series
+from multiseg.store.dicom import IMAGE_TYPE, SAME_DIRECTION, Slice, arranged, read_slice
+from multiseg.store.sources.sequence import Acquisition
+
+PATIENT, STUDY, STUDY_DATE, STUDY_TIME = "0010|0020", "0020|000d", "0008|0020", "0008|0030"
+AGE, SEX, BIRTH = "0010|1010", "0010|0040", "0010|0030"
+SERIES, NUMBER, DESCRIPTION, PROTOCOL = "0020|000e", "0020|0011", "0008|103e", "0018|1030"
+MODALITY, ECHO, REPETITION, INVERSION = "0008|0060", "0018|0081", "0018|0080", "0018|0082"
+CONTRAST, TIME_POINT, ACQUISITION = "0018|0010", "0020|0100", "0020|0012"
+B_VALUE, B_SIEMENS, B_GE = "0018|9087", "0019|100c", "0043|1039"
+TAGS = (
+    PATIENT, STUDY, STUDY_DATE, STUDY_TIME, AGE, SEX, BIRTH, SERIES, NUMBER, DESCRIPTION, PROTOCOL, MODALITY,
+    ECHO, REPETITION, INVERSION, CONTRAST, TIME_POINT, ACQUISITION, B_VALUE, B_SIEMENS, B_GE, "0008|0070",
+)  # fmt: skip
+"""All that is read of a header beside its place: no names, no addresses, no hospital."""
+SAME_PLACE_MM = 1e-2
+Part: TypeAlias = tuple[str, list[Slice]]
+"""Some slices of a series, and what sets them apart from the rest of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One volume. `name` is its description, with what tells it from others of its study in brackets."""
+
+    name: str
+    description: str
+    slices: tuple[Slice, ...]
+
+    def tag(self, key: str) -> str:
+        """What the header of its first slice says."""
+        return self.slices[0].tags.get(key, "")
+
+    @cached_property
+    def checked(self) -> tuple[Series, SourceError | None]:
+        """Its files in order, and why they are no volume."""
+        try:
+            ordered, _ = arranged(self.slices)
+        except SourceError as error:
+            return Series(tuple(one.path for one in self.slices)), error
+        return Series(tuple(one.path for one in ordered)), None
+
+    @property
+    def acquisition(self) -> Acquisition:
+        """What its header says of how it was acquired."""
+        return Acquisition(
+            description=self.tag(DESCRIPTION),
+            protocol=self.tag(PROTOCOL),
+            image_type=tuple(self.tag(IMAGE_TYPE).split("\\")),
+            modality=self.tag(MODALITY),
+            echo_ms=number_in(self.tag(ECHO)),
+            repetition_ms=number_in(self.tag(REPETITION)),
+            inversion_ms=number_in(self.tag(INVERSION)),
+            contrast=self.tag(CONTRAST),
+            b_value=b_value_of(self.slices[0]),
+        )
+
+
+def read_slices(paths: Iterable[Path]) -> tuple[list[Slice], list[SourceError]]:
+    """The headers of image files, and what is wrong with those that cannot be read."""
+    slices, errors = [], []
+    for path in paths:
+        try:
+            slices.append(read_slice(path, TAGS, private=True))
+        except SourceError as error:
+            errors.append(error)
+    return slices, errors
+
+
+def scans_of(slices: Sequence[Slice]) -> list[Scan]:
+    """The volumes of one study, each with a name of its own; repeats are numbered as they were scanned."""
+    by_series: dict[str, list[Slice]] = {}
+    for one in slices:
+        by_series.setdefault(one.tags.get(SERIES, str(one.path.parent)), []).append(one)
+    scans: list[Scan] = []
+    taken: dict[str, int] = {}
+    for own in sorted(by_series.values(), key=_scanned):
+        tags = own[0].tags
+        description = tags.get(DESCRIPTION) or tags.get(PROTOCOL) or f"series {tags.get(NUMBER, '?')}"
+        for what, part in _volumes(own):
+            name = description + (f" [{what}]" if what else "")
+            taken[name] = taken.get(name, 0) + 1
+            again = f" [{taken[name]}]" if taken[name] > 1 else ""
+            scans.append(Scan(name + again, description, tuple(part)))
+    return scans
+
+
+def number_in(text: str) -> float | None:
+    """The first number of a field; None where it holds none."""
+    found = re.match(r"\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)", text)
+    return float(found[1]) if found else None
+
+
+def b_value_of(one: Slice) -> float | None:
+    """The diffusion weighting in s/mm2: the standard's field, or that of Siemens or GE, who had their own before."""
+    if (value := number_in(one.tags.get(B_VALUE, ""))) is not None:
+        return value
+    maker = one.tags.get("0008|0070", "").upper()
+    if "SIEMENS" in maker:
+        return number_in(one.tags.get(B_SIEMENS, ""))
+    if "GE" in maker and (value := number_in(one.tags.get(B_GE, ""))) is not None:
+        return value % 100_000  # GE adds 1e9 to some
+    return None
+
+
+def _scanned(slices: Sequence[Slice]) -> tuple[float, str]:
+    tags = slices[0].tags
+    return number_in(tags.get(NUMBER, "")) or 0, tags.get(SERIES, "")
+
+
+def _volumes(slices: Sequence[Slice]) -> list[Part]:
+    """A series by directions and, where slices lie in the same places, by what sets volumes apart."""
+    directions = _by_direction(slices)
+    parts = []
+    for at, own in enumerate(directions, start=1):
+        direction = f"direction {at}" if len(directions) > 1 else ""
+        parts += [(", ".join(filter(None, (direction, what))), part) for what, part in _by_repeats(own, _SPLITS)]
+    return parts
+
+
+def _by_direction(slices: Sequence[Slice]) -> list[list[Slice]]:
+    groups: list[list[Slice]] = []
+    for one in slices:
+        group = next((group for group in groups if _is_parallel(group[0], one)), None)
+        if group is None:
+            groups.append([one])
+        else:
+            group.append(one)
+    return groups
+
+
+def _is_parallel(a: Slice, b: Slice) -> bool:
+    if a.place is None or b.place is None:
+        return a.place is b.place
+    return bool(np.abs(a.place.axes - b.place.axes).max() <= SAME_DIRECTION)
+
+
+def _by_repeats(slices: list[Slice], splits: Sequence[tuple[str, Callable[[Slice], str]]]) -> list[Part]:
+    if not splits or not _lie_in_one_place(slices):
+        return [("", slices)]
+    (label, value_of), *rest = splits
+    groups: dict[str, list[Slice]] = {}
+    for one in slices:
+        groups.setdefault(value_of(one), []).append(one)
+    parts = []
+    for value, own in sorted(groups.items(), key=lambda item: (number_in(item[0]) or 0, item[0])):
+        here = f"{label} {value}".strip() if len(groups) > 1 else ""
+        parts += [(", ".join(filter(None, (here, what))), part) for what, part in _by_repeats(own, rest)]
+    return parts
+
+
+def _lie_in_one_place(slices: Sequence[Slice]) -> bool:
+    """Whether any two of parallel slices do."""
+    places = [one.place for one in slices if one.place is not None]
+    if len(places) < 2:
+        return False
+    offsets = np.sort([place.position @ places[0].axes[2] for place in places])
+    return bool(np.diff(offsets).min() < SAME_PLACE_MM)
+
+
+def _rounded(key: str) -> Callable[[Slice], str]:
+    def value_of(one: Slice) -> str:
+        number = number_in(one.tags.get(key, ""))
+        return "" if number is None else f"{round(number, 1):g}"
+
+    return value_of
+
+
+def _b_text(one: Slice) -> str:
+    value = b_value_of(one)
+    return "" if value is None else f"{value:g}"
+
+
+_SPLITS: tuple[tuple[str, Callable[[Slice], str]], ...] = (
+    ("TE", _rounded(ECHO)),
+    ("b", _b_text),
+    ("time", _rounded(TIME_POINT)),
+    ("", lambda one: " ".join(one.tags.get(IMAGE_TYPE, "").split("\\")[2:])),
+    ("TI", _rounded(INVERSION)),
+    ("acquisition", _rounded(ACQUISITION)),
+)
+"""What sets the volumes of one series apart, in the order in which it is tried."""

@@ -1,0 +1,201 @@
+"""Which MRI sequence a DICOM series shows, guessed from what its header says. A person confirms it.
+
+The rules, of which the first that speaks decides:
+
+1.  What is not MR, a localiser, a calibration, a projection, a reformat, a subtraction or a phase image is none.
+2.  An ADC map is told by its image type, or by its name.
+3.  Angiograms, perfusion, spectra, double inversion, STIR, tensors, functional series and maps are none of ours.
+4.  Diffusion, by image type, b-value or name: DWI from b = 500 s/mm2 on; a smaller b is none.
+5.  SWI and T2* by name.
+6.  FLAIR, T1, T2 and PD by name, if the echo time does not contradict it; "T1 FLAIR" is T1, and in a double echo
+    the echo time tells PD from T2.
+7.  Without a name the times decide: FLAIR (TI 1500 to 3500 ms, TE from 60 ms), T2 (no TI, TR from 2000, TE from
+    70 ms), T1 (TR to 1200, TE to 30 ms; or TI 500 to 1300, TE to 10 ms) and PD (no TI, TR from 1800, TE to 40 ms).
+8.  A T1 is T1c if a contrast agent is recorded or its name says so; if the two contradict each other, it is none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import inf
+from typing import TypeAlias
+
+Guess: TypeAlias = tuple[str | None, str]
+"""A sequence or none, and why."""
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """What a DICOM header says of how a volume was acquired; times in milliseconds, b in s/mm2."""
+
+    description: str = ""
+    protocol: str = ""
+    image_type: tuple[str, ...] = ()
+    modality: str = "MR"
+    echo_ms: float | None = None
+    repetition_ms: float | None = None
+    inversion_ms: float | None = None
+    contrast: str = ""
+    b_value: float | None = None
+
+
+_NAMES = {
+    "FLAIR": r"flair|dark ?fluid|tirm",
+    "SWI": r"\bswi|\bswan\b|venobold|suscept",
+    "T2star": r"t2 ?\*|t2 ?star|t2 ?(?:ffe|gre|fl2d|me2d|medic)|ha?emo",
+    "DWI": r"\bdwi|diff|trace|\bb ?1000\b",
+    "T1": r"\b(?:[sd]|3d|2d)*t1(?!\d)|mp ?rage|\bbravo|spgr|tfl3d|\bvibe",
+    "T2": r"\b(?:[sd]|3d|2d)*t2(?!\d| ?\*| ?star)",
+    "PD": r"\b(?:pd|dp)w?\b|proton",
+}
+_NONE_BY_NAME = {
+    "a localiser": r"locali[sz]er|\bloc\b|scout|survey|\b(?:3 )?plane\b|smartbrain|aahead",
+    "a calibration": r"calib|\basset\b|shim|\bb[01] ?map|field ?map|fieldmap|prescan|ref scan",
+    "a projection, reformat or subtraction": r"\bm(?:in)?ip\b|\bmpr\b|reformat|\bsub(?:tract\w*)?\b",
+    "a phase image": r"\bpha(?:se)?\b",
+    "the magnitude beside an SWI": r"\bmag images",
+}
+_OTHER_KINDS = {
+    "an angiogram": r"\bmr[av]\b|\btof\b|angio|veno(?!bold)",
+    "perfusion": r"perf|\bdsc\b|\bdce\b|\basl\b|pasl|\bcb[fv]\b|\bmtt\b|\bttp\b",
+    "a functional series": r"fmri|\bbold\b|resting",
+    "spectroscopy": r"spectro|\bmrs\b|\bsvs\b|\bcsi\b|press \d",
+    "diffusion tensor data": r"\bdti|tensor|\bfa\b|tract|\bdir ?\d|\d ?dirs?\b",
+    "of another contrast": r"\bstir\b|\bdir\b|psir|mp2rage|\bciss\b|fiesta|\bqsm\b|\bt[12]\*? ?map|relax",
+}
+_NONE_BY_TYPE = {
+    "LOCALIZER": "a localiser",
+    "PROJECTION IMAGE": "a projection",
+    "MIP": "a projection",
+    "MNIP": "a projection",
+    "MINIP": "a projection",
+    "MPR": "a reformat",
+    "REFORMATTED": "a reformat",
+    "SUBTRACTION": "a subtraction",
+    "PHASE": "a phase image",
+    "PHASE MAP": "a phase image",
+    "P": "a phase image",
+    "FA": "a map of anisotropy",
+    "TENSOR": "diffusion tensor data",
+    "SCREEN SAVE": "a screen capture",
+    "SCREENSHOT": "a screen capture",
+}
+_PRE = r"\bpre\b|\bnative?\b|unenhanced|\b(?:w o|wo|without|no|non|ohne|sans) ?(?:contrast|gd|gad\w*|km|ce|c)\b"
+_POST = r"\bpost\b|\bgd\b|\bgad\w*|\bce\b|\bkm\b|\+ ?c\b|\bc ?\+|contrast|kontrast|enhanced|\bt1c\b"
+_NO_AGENT = ("", "no", "none", "n", "0", "nil", "no contrast", "without", "ohne")
+_ECHO_MS = {"FLAIR": (60.0, inf), "T1": (0.0, 40.0), "T2": (60.0, inf), "PD": (0.0, 50.0)}
+"""Echo times that a sequence of the name may have."""
+
+
+def guess_sequence(said: Acquisition) -> Guess:
+    """The sequence that a series shows, or None, and why; see the rules above."""
+    words = _words(said.description)
+    if not _named(words, _NAMES | _OTHER_KINDS | _NONE_BY_NAME | {"ADC": r"\badc|apparent"}):
+        words = _words(said.protocol)
+    for rule in _RULES:
+        verdict = rule(replace(said, image_type=tuple(part.upper() for part in said.image_type)), words)
+        if verdict is not None:
+            return verdict
+    return None, "neither its name nor its times tell"
+
+
+def _words(text: str) -> str:
+    return re.sub(r"[^a-z0-9*+äöüß]+", " ", text.lower()).strip()
+
+
+def _named(words: str, patterns: dict[str, str]) -> list[str]:
+    return [name for name, pattern in patterns.items() if re.search(pattern, words)]
+
+
+def _no_scan(said: Acquisition, words: str) -> Guess | None:
+    if said.modality != "MR":
+        return None, f"its modality is {said.modality or 'not named'}, not MR"
+    kinds = [_NONE_BY_TYPE[part] for part in said.image_type[2:] if part in _NONE_BY_TYPE]
+    kinds += _named(words, _NONE_BY_NAME)
+    return (None, kinds[0]) if kinds else None
+
+
+def _adc(said: Acquisition, words: str) -> Guess | None:
+    if "ADC" in said.image_type:
+        return "ADC", "its image type says so"
+    if "TRACEW" in said.image_type or not re.search(r"\badc|\be ?adc|apparent|exponential", words):
+        return None
+    return (None, "an exponential ADC map") if re.search(r"\be ?adc|exponential", words) else ("ADC", "named so")
+
+
+def _other_kind(said: Acquisition, words: str) -> Guess | None:
+    kinds = _named(words, _OTHER_KINDS)
+    return (None, kinds[0]) if kinds else None
+
+
+def _diffusion(said: Acquisition, words: str) -> Guess | None:
+    if not ("DIFFUSION" in said.image_type or (said.b_value or 0) > 0 or "DWI" in _named(words, _NAMES)):
+        return None
+    if said.b_value is None:
+        return "DWI", "named so; its b-value is not known"
+    b = f"b = {said.b_value:g} s/mm2"
+    return ("DWI", f"diffusion, {b}") if said.b_value >= 500 else (None, f"diffusion, but {b} is too small for DWI")
+
+
+def _susceptibility(said: Acquisition, words: str) -> Guess | None:
+    named = [name for name in _named(words, _NAMES) if name in ("SWI", "T2star")]
+    return (named[0], "named so") if named else None
+
+
+def _by_name(said: Acquisition, words: str) -> Guess | None:
+    named = {name for name in _named(words, _NAMES) if name in _ECHO_MS}
+    if not named:
+        return None
+    if "FLAIR" in named:
+        named = {"T1"} if "T1" in named else {"FLAIR"}
+    if named == {"PD", "T2"}:
+        fitting = [name for name in ("PD", "T2") if said.echo_ms is not None and _fits(name, said.echo_ms)]
+        return (fitting[0], f"a double echo, TE {said.echo_ms:g} ms") if fitting else (None, "named both PD and T2")
+    if len(named) > 1:
+        return None, f"named {' and '.join(sorted(named))}"
+    name = named.pop()
+    if said.echo_ms is not None and not _fits(name, said.echo_ms):
+        return None, f"named {name}, but TE {said.echo_ms:g} ms contradicts it"
+    return _with_contrast(name, "named so", said, words)
+
+
+def _by_times(said: Acquisition, words: str) -> Guess | None:
+    echo, repetition, inversion = said.echo_ms, said.repetition_ms, said.inversion_ms or 0
+    if echo is None or repetition is None:
+        return None
+    fitting = {
+        "FLAIR": 1500 <= inversion <= 3500 and echo >= 60,
+        "T2": inversion == 0 and repetition >= 2000 and echo >= 70,
+        "T1": (inversion == 0 and repetition <= 1200 and echo <= 30) or (500 <= inversion <= 1300 and echo <= 10),
+        "PD": inversion == 0 and repetition >= 1800 and echo <= 40,
+    }
+    name = next((name for name, fits in fitting.items() if fits), None)
+    times = f"by its times alone: TE {echo:g}, TR {repetition:g}" + (f", TI {inversion:g}" if inversion else "") + " ms"
+    return None if name is None else _with_contrast(name, times, said, words)
+
+
+def _fits(name: str, echo_ms: float) -> bool:
+    low, high = _ECHO_MS[name]
+    return low <= echo_ms <= high
+
+
+def _with_contrast(name: str, why: str, said: Acquisition, words: str) -> Guess:
+    """T1 or T1c; other sequences are what they are with contrast, too."""
+    if name != "T1":
+        return name, why
+    without = re.search(_PRE, words) is not None
+    with_name = re.search(_POST, re.sub(_PRE, " ", words)) is not None
+    with_agent = said.contrast.strip().lower() not in _NO_AGENT
+    if without and (with_name or with_agent):
+        agent = f"the agent {said.contrast!r} is recorded" if with_agent else "its name says with contrast, too"
+        return None, f"named T1 without contrast, but {agent}"
+    if with_agent:
+        return "T1c", f"{why}; contrast agent recorded"
+    return ("T1c", f"{why}; its name says with contrast") if with_name else ("T1", why)
+
+
+_RULES: tuple[Callable[[Acquisition, str], Guess | None], ...] = (
+    _no_scan, _adc, _other_kind, _diffusion, _susceptibility, _by_name, _by_times,
+)  # fmt: skip
