@@ -12,8 +12,9 @@ from typing import Annotated
 import click
 import typer
 
-from multiseg.cli.data import info_command, ingest_command, phantoms_command
+from multiseg.cli.data import info_command, phantoms_command
 from multiseg.cli.demo import demo_command
+from multiseg.cli.ingest import ingest_command
 from multiseg.cli.learn import train_command
 from multiseg.cli.use import evaluate_command, predict_command
 from multiseg.errors import MultisegError

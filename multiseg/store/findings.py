@@ -31,6 +31,10 @@ class Finding:
     def from_error(cls, error: DataError, database: str, case: str) -> Finding:
         return cls(Severity.ERROR, error.code, database, case, error.file, str(error))
 
+    @classmethod
+    def from_doubt(cls, doubt: tuple[str, str], database: str, case: str) -> Finding:
+        return cls(Severity.WARNING, doubt[0], database, case, "", doubt[1])
+
     def to_json(self) -> dict[str, str]:
         return {
             "severity": str(self.severity),

@@ -11,6 +11,7 @@ from multiseg.labels import LabelSchema
 from multiseg.store.cases import CaseFiles
 from multiseg.store.duplicates import reconcile_duplicates
 from multiseg.store.encoding import ArrayPlan, EncodedCase, encode
+from multiseg.store.estimate import estimate
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.intake import IngestOptions, check_names, sort_out
 from multiseg.store.parallel import run_tasks
@@ -198,4 +199,4 @@ def _is_described(case: CaseFiles, held: Mapping[str, str | float]) -> bool:
 
 
 def _bytes_of(task: _Task) -> int:
-    return 0 * len(task.case.images)
+    return estimate(task.case, task.recipe).memory_bytes

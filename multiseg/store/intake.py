@@ -13,7 +13,7 @@ import zarr
 from multiseg.errors import DataError, UsageError
 from multiseg.modalities import in_canonical_order
 from multiseg.store import schema
-from multiseg.store.cases import CaseFiles, sha256_of
+from multiseg.store.cases import CaseFiles, paths_of, sha256_of
 from multiseg.store.catalogue import assign_splits
 from multiseg.store.columns import participant_columns
 from multiseg.store.encoding import ArrayPlan
@@ -43,6 +43,9 @@ class IngestOptions:
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     reference: str = ""
     headers_disagree: str = "refuse"
+    register: str = ""
+    n4: bool = False
+    normalise: str = "zscore"
     codec: str = "lz4"
     replace: bool = False
     split: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SPLIT))
@@ -64,6 +67,14 @@ def check_names(files: DatabaseFiles) -> None:
                 f"database {files.name!r}: a participants' column cannot be called {column!r}: the store has "
                 "something of that name, or a path cannot hold it. Rename the column."
             )
+
+
+def source_bytes(databases: Sequence[DatabaseFiles]) -> int:
+    """What the source files take on disk; missing ones are missed later."""
+    paths = {
+        path for files in databases for case in files.cases for file in case.by_role.values() for path in paths_of(file)
+    }
+    return sum(path.stat().st_size for path in paths if path.exists())
 
 
 @dataclass(frozen=True)
@@ -133,9 +144,9 @@ def sort_out(files: DatabaseFiles, url: str, options: IngestOptions) -> Intake:
     Raises:
         UsageError, StoreError: as `ingest.ingest`.
     """
-    info = _info_of(files, options)
+    info = info_of(files, options)
     held = _what_is_held(url, info)
-    badly_named = _bad_names(files)
+    badly_named = bad_names(files)
     findings: dict[str, list[Finding]] = {"": []}
     for finding in (*files.findings, *badly_named):
         findings.setdefault(finding.case, []).append(finding)
@@ -183,7 +194,12 @@ def _changed(database: str, case: str) -> Finding:
     return Finding.from_error(DataError(message, code="CASE_CHANGED"), database, case)
 
 
-def _info_of(files: DatabaseFiles, options: IngestOptions) -> DatabaseInfo:
+def info_of(files: DatabaseFiles, options: IngestOptions) -> DatabaseInfo:
+    """What is said once for a whole database.
+
+    Raises:
+        UsageError: no case has the reference sequence.
+    """
     if options.reference and files.cases and not any(options.reference in case.images for case in files.cases):
         raise UsageError(f"no case of {files.name!r} has the reference sequence {options.reference!r}.")
     recipe = Recipe(options.spacing_mm, options.reference, files.brain_mask, options.headers_disagree)
@@ -192,8 +208,8 @@ def _info_of(files: DatabaseFiles, options: IngestOptions) -> DatabaseInfo:
     )
 
 
-def _bad_names(files: DatabaseFiles) -> list[Finding]:
-    """Cases whose names two share, or no path could hold."""
+def bad_names(files: DatabaseFiles) -> list[Finding]:
+    """Errors for cases whose names two share, or no path could hold."""
     count = Counter(case.case for case in files.cases)
     says = {name: "is the name of two cases. Give each its own." for name in count if count[name] > 1}
     says |= {

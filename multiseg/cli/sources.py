@@ -1,0 +1,213 @@
+"""The flags that say what lies in a folder of scans and how to prepare it: for every verb that reads one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from multiseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from multiseg.store.parallel import Workers
+    from multiseg.store.sources.model import DatabaseFiles
+
+MAX_SPACING_MM = 20
+SMALL_BYTES = 100_000_000
+"""Sources smaller than this are prepared before other processes have started."""
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+_WHAT, _HOW, _WHO = "What the files are", "How they are prepared", "Who does it"
+
+Source = Annotated[Path, typer.Argument(help="A folder of scans, or a table or manifest (.csv, .toml, .json).")]
+As = Annotated[str, typer.Option("--as", help="Its layout, where looking does not tell.", rich_help_panel=_WHAT)]
+DatabaseName = Annotated[
+    str, typer.Option("--database", help="Name of the database (default: the folder's).", rich_help_panel=_WHAT)
+]
+Pathology = Annotated[
+    str, typer.Option(help='What the patients have, such as "multiple sclerosis".', rich_help_panel=_WHAT)
+]
+Pattern = Annotated[
+    str, typer.Option(help="Where images lie, such as {case}/{modality}.nii.gz.", rich_help_panel=_WHAT)
+]
+Label = Annotated[
+    list[str] | None, typer.Option(help="Where labels lie: PATTERN or ANNOTATION=PATTERN.", rich_help_panel=_WHAT)
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(help='Their codes: "1=core,2=ignore", "tissue:1=CSF" or "tissue:dlmuse".', rich_help_panel=_WHAT),
+]
+Raters = Annotated[str, typer.Option(help="Of several: all, consensus, majority or one's name.", rich_help_panel=_WHAT)]
+Modality = Annotated[
+    list[str] | None, typer.Option(help="An unusual spelling: NAME=T1, or NAME=skip.", rich_help_panel=_WHAT)
+]
+Participants = Annotated[
+    str, typer.Option(help="CSV in the folder; its first column names the case.", rich_help_panel=_WHAT)
+]
+AllowUnlabelled = Annotated[
+    bool, typer.Option("--allow-unlabelled", help="Take cases without label, too.", rich_help_panel=_WHAT)
+]
+BrainMask = Annotated[
+    str,
+    typer.Option(
+        help='nonzero, file (the layout\'s), otsu, a PATTERN, or "command hd-bet -i {image} -o {mask}".',
+        rich_help_panel=_HOW,
+    ),
+]
+Spacing = Annotated[str, typer.Option(help="Voxel size in mm: one number or three with commas.", rich_help_panel=_HOW)]
+Reference = Annotated[
+    str, typer.Option(help="Sequence whose box is the case's grid (default: the label's).", rich_help_panel=_HOW)
+]
+HeadersDisagree = Annotated[
+    str,
+    typer.Option(help="Files of one shape but elsewhere in space: refuse, world or array.", rich_help_panel=_HOW),
+]
+Register = Annotated[str, typer.Option(help="rigid: move every sequence onto the reference.", rich_help_panel=_HOW)]
+N4 = Annotated[bool, typer.Option("--n4", help="Correct the bias field (N4).", rich_help_panel=_HOW)]
+Normalise = Annotated[
+    str, typer.Option(help="Intensities: zscore, histogram (landmarks, then z-score) or none.", rich_help_panel=_HOW)
+]
+NumWorkers = Annotated[
+    str, typer.Option("--workers", help="Cases at once (auto: one a processor).", rich_help_panel=_WHO)
+]
+Scheduler = Annotated[
+    str,
+    typer.Option(help="processes, threads, or a dask scheduler's address (tcp://HOST:8786).", rich_help_panel=_WHO),
+]
+Memory = Annotated[
+    str, typer.Option(help="For all workers, such as 8GB (auto: 3/4 of what is free).", rich_help_panel=_WHO)
+]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the flags say about a source."""
+
+    layout: str = ""
+    database: str = ""
+    pathology: str = ""
+    pattern: str = ""
+    label: list[str] | None = None
+    labels: list[str] | None = None
+    raters: str = ""
+    brain_mask: str = ""
+    modality: list[str] | None = None
+    participants: str = ""
+    allow_unlabelled: bool = False
+
+
+def databases_of(source: Path, said: Said) -> list[DatabaseFiles]:
+    """The databases that a folder, a table or a manifest holds; what a folder was taken for is printed."""
+    from multiseg.store.sources.listings import is_listing
+    from multiseg.store.sources.manifest import find_manifest
+
+    if source.suffix in (".toml", ".csv") and not (said.layout or is_listing(source)):
+        if said != Said():
+            raise UsageError(f"{source} says where files lie and what they mean; leave such options out.")
+        return find_manifest(source)
+    if said.pattern:
+        return [_by_pattern(source, said)]
+    if said.label:
+        raise UsageError("--label says where labels lie, so say where the images lie, too: --pattern.")
+    return [_by_looking(source, said)]
+
+
+def _by_pattern(source: Path, said: Said) -> DatabaseFiles:
+    from multiseg.store.sources.pattern import PatternSource, find_database
+
+    return find_database(PatternSource(
+        name=said.database or source.resolve().name, root=source, pattern=said.pattern, pathology=said.pathology,
+        labels=dict(_named(text, r"(\w+)=(.+)") for text in said.label or []), codes=_codes(said),
+        brain_mask=said.brain_mask, modalities=_modalities(said), participants=said.participants,
+        raters=said.raters or "all", allow_unlabelled=said.allow_unlabelled,
+    ))  # fmt: skip
+
+
+def _by_looking(source: Path, said: Said) -> DatabaseFiles:
+    from multiseg.cli.console import messages
+    from multiseg.store.sources.gathering import SourceOptions
+    from multiseg.store.sources.listings import look_at
+    from multiseg.store.sources.recognise import find_recognised, recognise
+
+    folder = look_at(source)
+    seen = recognise(folder, said.layout)
+    also = f" It could also be {', '.join(seen.others)}: --as." if seen.others else ""
+    messages().print(f"{source} is {seen.layout.title} ({seen.layout.name}): {seen.evidence}.{also}", soft_wrap=True)
+    options = SourceOptions(
+        said.database, said.pathology, _codes(said), _modalities(said), said.participants, said.brain_mask,
+        said.raters, said.allow_unlabelled,
+    )  # fmt: skip
+    return find_recognised(folder, seen, options)
+
+
+def _codes(said: Said) -> dict[str, str]:
+    return dict(_named(text, r"([^=:,]+):(.+)") for text in said.labels or [])
+
+
+def _named(text: str, expression: str) -> tuple[str, str]:
+    match = re.fullmatch(expression, text)
+    return (match[1], match[2]) if match else ("lesion", text)
+
+
+def _modalities(said: Said) -> dict[str, str]:
+    return dict(pair(text) for text in said.modality or [])
+
+
+def pair(text: str) -> tuple[str, str]:
+    """NAME=VALUE.
+
+    Raises:
+        UsageError: it is not.
+    """
+    name, equals, value = text.rpartition("=")
+    if not (name and equals and value):
+        raise UsageError(f"{text!r} is not of the form NAME=VALUE.")
+    return name, value
+
+
+def spacing_of(text: str) -> tuple[float, float, float]:
+    """A voxel size in mm.
+
+    Raises:
+        UsageError: it is neither one nor three sizes that a voxel may have.
+    """
+    try:
+        sizes = [float(part) for part in text.split(",")]
+        i, j, k = sizes * 3 if len(sizes) == 1 else sizes
+    except ValueError:
+        raise UsageError(
+            f"--spacing {text!r} is neither one number nor three with commas, such as 1 or 1,1,3."
+        ) from None
+    if not all(0 < mm <= MAX_SPACING_MM for mm in (i, j, k)):
+        raise UsageError(f"--spacing {text!r}: voxels need a size above 0 and up to {MAX_SPACING_MM} mm.")
+    return i, j, k
+
+
+def workers_of(text: str, scheduler: str, memory: str, databases: list[DatabaseFiles]) -> Workers:
+    """Who prepares the cases.
+
+    Raises:
+        UsageError: a number or a size cannot be read.
+    """
+    from multiseg.store.intake import source_bytes
+    from multiseg.store.parallel import Workers, default_memory_bytes, default_workers
+
+    if text == "auto":
+        num = 1 if "://" not in scheduler and source_bytes(databases) < SMALL_BYTES else default_workers()
+        num = 16 if "://" in scheduler else num
+    elif text.isdigit():
+        num = int(text)
+    else:
+        raise UsageError(f"--workers {text!r} is no whole number, and not auto.")
+    size = default_memory_bytes() if memory == "auto" else _bytes(memory)
+    return Workers(num, scheduler, None if "://" in scheduler and memory == "auto" else size)
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([\d.]+)\s*([kmgt]?)i?b?", text.strip().lower())
+    if match is None:
+        raise UsageError(f"--memory {text!r} is no size such as 8GB or 500MB.")
+    return int(float(match[1]) * _UNITS[match[2]])

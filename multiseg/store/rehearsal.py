@@ -1,0 +1,145 @@
+"""What an ingest would do, take and find, with no store changed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from multiseg.errors import DataError
+from multiseg.labels import LabelSchema
+from multiseg.store.cases import CaseFiles
+from multiseg.store.encoding import encode
+from multiseg.store.estimate import Estimate, estimate
+from multiseg.store.findings import Finding, Severity
+from multiseg.store.intake import IngestOptions, Intake, bad_names, check_names, info_of, sort_out
+from multiseg.store.parallel import run_tasks
+from multiseg.store.prepare import Recipe, prepare_case
+from multiseg.store.sources.model import DatabaseFiles
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one database: what an ingest would do with its cases, and what that would take.
+
+    `seconds` and `stored_bytes` are those of one prepared case, scaled by voxels; 0 where nothing is new.
+    `memory_bytes` is what the largest case needs. `splits` counts the new cases.
+    """
+
+    database: str
+    new: tuple[str, ...]
+    same: tuple[str, ...]
+    failed: tuple[str, ...]
+    splits: Mapping[str, int]
+    seconds: float
+    stored_bytes: int
+    memory_bytes: int
+    findings: tuple[Finding, ...]
+
+
+def forecast(files: DatabaseFiles, url: str, options: IngestOptions) -> Forecast:
+    """Look at the names and headers of all files, and prepare the one case of middling size.
+
+    Raises:
+        UsageError, StoreError: as `ingest.ingest`.
+    """
+    check_names(files)
+    intake = sort_out(files, url, options)
+    sizes, failures = _sizes(files.name, intake)
+    findings = [finding for some in intake.findings.values() for finding in some] + failures
+    seconds, stored = 0.0, 0
+    if sizes:
+        middling = sorted(sizes, key=lambda case: sizes[case].voxels)[len(sizes) // 2]
+        case = next(case for case in intake.todo if case.case == middling)
+        share = sum(size.voxels for size in sizes.values()) / max(1, sizes[middling].voxels)
+        try:
+            began = time.perf_counter()
+            stored = round(_packed_bytes(case, files.schemas, intake) * share)
+            seconds = (time.perf_counter() - began) * share / min(options.workers.num, len(sizes))
+        except DataError as error:
+            failures.append(Finding.from_error(error, files.name, middling))
+            findings.append(failures[-1])
+    bad = {finding.case for finding in failures}
+    return Forecast(
+        database=files.name,
+        new=tuple(case.case for case in intake.todo if case.case not in bad),
+        same=tuple(case.case for case in intake.same),
+        failed=(*intake.failed, *bad),
+        splits=Counter(case.split for case in intake.todo if case.case not in bad),
+        seconds=seconds,
+        stored_bytes=stored,
+        memory_bytes=max((size.memory_bytes for size in sizes.values()), default=0),
+        findings=tuple(findings),
+    )
+
+
+def _sizes(database: str, intake: Intake) -> tuple[dict[str, Estimate], list[Finding]]:
+    """By case, from its headers; and what is wrong with those that have none."""
+    sizes, failures = {}, []
+    for case in intake.todo:
+        try:
+            sizes[case.case] = estimate(case, intake.info.recipe)
+        except DataError as error:
+            failures.append(Finding.from_error(error, database, case.case))
+    return sizes, failures
+
+
+def _packed_bytes(case: CaseFiles, schemas: Mapping[str, LabelSchema], intake: Intake) -> int:
+    prepared = prepare_case(case, schemas, intake.info.recipe)
+    return sum(len(data) for data in encode(case.case, prepared, intake.arrays).shards.values())
+
+
+@dataclass(frozen=True)
+class _Check:
+    database: str
+    case: CaseFiles
+    schemas: Mapping[str, LabelSchema]
+    recipe: Recipe
+
+
+def check_source(
+    files: DatabaseFiles,
+    options: IngestOptions,
+    on_case: Callable[[str, str, str], None] = lambda database, case, outcome: None,
+) -> list[Finding]:
+    """Every finding of an ingest of all cases: they are read and prepared in full, and thrown away."""
+    check_names(files)
+    info = info_of(files, options)
+    findings = [*files.findings, *bad_names(files)]
+    tasks = [_Check(files.name, case, files.schemas, info.recipe) for case in files.cases]
+    content: dict[str, list[str]] = {}
+    for done in run_tasks(_check, tasks, options.workers, lambda task: estimate(task.case, task.recipe).memory_bytes):
+        case = done.task.case.case
+        if done.error is not None:
+            findings.append(Finding.from_error(done.error, files.name, case))
+        if done.result is not None:
+            doubts, digests = done.result
+            findings += doubts
+            for digest in digests:
+                content.setdefault(digest, []).append(case)
+        on_case(files.name, case, "failed" if done.error else "checked")
+    order = {case.case: at for at, case in enumerate(files.cases)}
+    findings += _twins(files.name, content)
+    return sorted(findings, key=lambda finding: order.get(finding.case, -1))
+
+
+def _check(task: _Check) -> tuple[list[Finding], tuple[str, ...]]:
+    prepared = prepare_case(task.case, task.schemas, task.recipe)
+    doubts = [Finding.from_doubt(doubt, task.database, task.case.case) for doubt in prepared.doubts]
+    return doubts, prepared.content
+
+
+def _twins(database: str, content: Mapping[str, Sequence[str]]) -> list[Finding]:
+    return [
+        Finding(
+            Severity.WARNING,
+            "DUPLICATE_SCAN",
+            database,
+            case,
+            "",
+            f"holds a scan whose voxels are those of {cases[0]}.",
+        )
+        for cases in sorted({tuple(sorted(set(cases))) for cases in content.values()})
+        for case in cases[1:]
+    ]
