@@ -1,0 +1,222 @@
+"""MONAI's list of data: JSON such as {"training": [{"image": ["a_t1.nii.gz"], "label": "a_seg.nii.gz", "fold": 0}]}.
+
+Paths are relative to the JSON file. Images are one file a sequence, in the same order for every case, or one 4-D
+file; neither says which sequence is which, so file names or the user do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import PurePosixPath
+from typing import Any
+
+from multiseg.errors import SourceError
+from multiseg.labels import LabelSchema
+from multiseg.store import schema
+from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources import dataset_json
+from multiseg.store.sources.folder import SUFFIX, Folder, listed
+from multiseg.store.sources.gathering import Found, Role, Row, SourceOptions, schema_for
+from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.named_channels import spellings
+from multiseg.store.sources.one_annotation import only_annotation
+from multiseg.store.sources.stacks import num_volumes, other_sizes, stack_roles
+from multiseg.store.sources.tables import with_numbers
+
+SPLITS = {"training": "", "validation": "val", "val": "val", "testing": "test", "test": "test"}
+"""The lists of cases. Folds of training are kept as a column, since which one is for what is chosen later."""
+SUBJECT = ("subject", "subject_id", "subjectid", "patient", "patient_id")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One case of a list."""
+
+    images: tuple[str, ...]
+    label: str
+    split: str
+    rest: Mapping[str, str]
+
+
+def _lists(folder: Folder) -> list[str]:
+    """The JSON files right in the folder that are lists of data."""
+    names = [match[0] for match in folder.fitting(r"[^/]+\.json")]
+    is_decathlon = bool(folder.fitting(rf"imagesTr/[^/]+{SUFFIX}"))
+    return [name for name in names if not (is_decathlon and name == dataset_json.NAME) and _is_list(folder, name)]
+
+
+def _is_list(folder: Folder, name: str) -> bool:
+    try:
+        rows = dataset_json.read_json(folder.path(name)).get("training")
+    except SourceError:
+        return False
+    return isinstance(rows, list) and bool(rows) and isinstance(rows[0], dict) and "image" in rows[0]
+
+
+def _recognise(folder: Folder) -> str:
+    lists = _lists(folder)
+    return f'{listed(lists)} with "training" as a list of images and labels' if lists else ""
+
+
+def _find(folder: Folder, options: SourceOptions) -> Found:
+    name = _only_list(folder)
+    data = dataset_json.read_json(folder.path(name))
+    entries = _entries(data, str(folder.path(name)))
+    names = _case_names(list(entries))
+    database = options.name or PurePosixPath(name).stem
+    annotation, schemas, findings = _annotation(data, options, database)
+    images, doubts = _images(folder, data, dict(zip(names, entries, strict=True)), options, name)
+    labels = [
+        Role(case, "label", annotation, folder.path(entry.label), _fields(entry))
+        for case, entry in zip(names, entries, strict=True)
+        if entry.label
+    ]
+    return Found(
+        name=PurePosixPath(name).stem,
+        folder=folder,
+        roles=[*images, *labels],
+        schemas=schemas,
+        may_lack_labels={case for case, entry in zip(names, entries, strict=True) if entry.split == "test"},
+        participants=_participants(names, entries),
+        findings=(*findings, *(Finding(f.severity, f.code, database, f.case, f.file, f.message) for f in doubts)),
+        licence=dataset_json.text_of(data, "licence", "license"),
+        citation=dataset_json.text_of(data, "reference"),
+        source=name,
+    )
+
+
+def _only_list(folder: Folder) -> str:
+    lists = _lists(folder)
+    if len(lists) != 1:
+        what = f"{len(lists)} lists of data ({listed(lists)})" if lists else "no list of data"
+        raise SourceError(
+            f"{folder.root} holds {what} of MONAI. Name the one to take in: multiseg ingest "
+            f'{folder.path("datalist.json")} ... It holds {{"training": [{{"image": ..., "label": ...}}]}}.',
+            code="SEVERAL_DATASETS" if lists else "NOTHING_FOUND",
+            file=str(folder.root),
+        )
+    return lists[0]
+
+
+def _entries(data: Mapping[str, Any], where: str) -> list[_Entry]:
+    try:
+        return [_entry(row, split) for key, split in SPLITS.items() for row in data.get(key, [])]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise SourceError(
+            f'{where} holds a case that is not of the form {{"image": ..., "label": ...}} ({error}). Correct it.',
+            code="BAD_JSON",
+            file=where,
+        ) from error
+
+
+def _entry(row: Any, split: str) -> _Entry:
+    row = {"image": row} if isinstance(row, str) else row
+    images = row["image"] if isinstance(row["image"], list) else [row["image"]]
+    labels = row.get("label") or ""
+    label = labels[0] if isinstance(labels, list) and len(labels) == 1 else labels
+    if not (isinstance(label, str) and images and all(isinstance(image, str) for image in images)):
+        raise TypeError(f"image {row['image']!r}, label {labels!r}")
+    rest = {key: str(value) for key, value in row.items() if isinstance(value, str | int | float)}
+    return _Entry(tuple(images), label, split, {k: v for k, v in rest.items() if k not in ("image", "label")})
+
+
+def _fields(entry: _Entry) -> dict[str, str]:
+    fields = {"split": entry.split} if entry.split else {}
+    subject = next((value for key, value in entry.rest.items() if key.lower() in SUBJECT), "")
+    return {**fields, "subject": subject} if subject else fields
+
+
+def _participants(names: Sequence[str], entries: Sequence[_Entry]) -> dict[str, Row]:
+    keys = dict.fromkeys(key for entry in entries for key in entry.rest)
+    columns = [key for key in keys if key.lower() not in (*schema.RESERVED, *SUBJECT)]
+    rows = {
+        case: {column: entry.rest.get(column, "") for column in columns}
+        for case, entry in zip(names, entries, strict=True)
+    }
+    return dict(with_numbers(rows)) if columns else {}
+
+
+def _case_names(entries: Sequence[_Entry]) -> list[str]:
+    """By what the names of a case's files begin with; where that does not tell cases apart, by their folder."""
+    ways: tuple[Callable[[_Entry], str], ...] = (_beginning, _own_folder)
+    for way in ways:
+        names = [way(entry) for entry in entries]
+        if all(names) and len(set(names)) == len(names):
+            return names
+    return [_stem(entry.images[0].replace("/", "_")).strip("._") for entry in entries]
+
+
+def _stem(file: str) -> str:
+    return re.sub(SUFFIX + "$", "", PurePosixPath(file).name, flags=re.IGNORECASE)
+
+
+def _beginning(entry: _Entry) -> str:
+    stems = [_stem(image) for image in entry.images]
+    if len(stems) == 1:
+        return stems[0]
+    words = zip(*(re.split(r"([-_. ])", stem) for stem in stems), strict=False)
+    return "".join(alike[0] for alike in takewhile(lambda alike: len(set(alike)) == 1, words)).rstrip("-_. ")
+
+
+def _own_folder(entry: _Entry) -> str:
+    return PurePosixPath(entry.images[0]).parent.name
+
+
+def _annotation(
+    data: Mapping[str, Any], options: SourceOptions, database: str
+) -> tuple[str, dict[str, LabelSchema], list[Finding]]:
+    if "labels" in data:
+        return dataset_json.annotation(data, options, database)
+    name = only_annotation(options, "lesion")
+    return name, {name: schema_for(name, options.codes.get(name, ""))}, []
+
+
+def _images(
+    folder: Folder, data: Mapping[str, Any], entries: Mapping[str, _Entry], options: SourceOptions, name: str
+) -> tuple[list[Role], list[Finding]]:
+    """The images of all cases, and cases that have more or fewer than the others."""
+    stacks = {case: folder.path(entry.images[0]) for case, entry in entries.items() if len(entry.images) == 1}
+    if len(stacks) == len(entries):
+        sizes = [size for path in stacks.values() if (size := num_volumes(path)) is not None]
+        number = max(set(sizes), key=sizes.count, default=1)
+        files = {str(n): [path.name for path in stacks.values()] for n in range(number)}
+        names = _channels(folder, data, files, options, name)
+        roles = [
+            role for case, path in stacks.items() for role in stack_roles(case, path, names, _fields(entries[case]))
+        ]
+        return roles, other_sizes(stacks.items(), number, "")
+    lengths = [len(entry.images) for entry in entries.values()]
+    number = max(set(lengths), key=lengths.count)
+    whole = {case: entry for case, entry in entries.items() if len(entry.images) == number}
+    files = {str(n): [PurePosixPath(e.images[n]).name for e in whole.values()] for n in range(number)}
+    names = _channels(folder, data, files, options, name)
+    message = "{} lists {} images of the case {!r} and {} of others, so which is which is not known. Complete the list."
+    findings = [
+        Finding(Severity.ERROR, "NUM_VOLUMES", "", case, "", message.format(name, len(entry.images), case, number))
+        for case, entry in entries.items()
+        if case not in whole
+    ]
+    roles = [
+        Role(case, "image", names[n], folder.path(entry.images[n]), _fields(entry))
+        for case, entry in whole.items()
+        for n in range(number)
+    ]
+    return roles, findings
+
+
+def _channels(
+    folder: Folder, data: Mapping[str, Any], files: Mapping[str, Sequence[str]], options: SourceOptions, name: str
+) -> dict[int, str]:
+    if "modality" in data or "channel_names" in data:
+        names = dataset_json.channel_names(folder, data, options)
+        if len(names) != len(files) or set(names) != {int(n) for n in files}:
+            message = f"{folder.path(name)} names the channels {names}, but cases have {len(files)}. Correct it."
+            raise SourceError(message, code="BAD_JSON", file=name)
+        return names
+    return {int(n): spelling for n, spelling in spellings(files, options, str(folder.path(name))).items()}
+
+
+LAYOUT = Layout("monai", "a list of data of MONAI", _recognise, _find)
