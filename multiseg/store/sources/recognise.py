@@ -28,6 +28,8 @@ from multiseg.store.sources import (
     nnunet,
     open_ms,
     plain,
+    ucsf_pdgm,
+    upenn,
     vsd,
     wmh2017,
 )
@@ -41,6 +43,8 @@ LAYOUTS: tuple[Layout, ...] = (
     brats.FROM,
     brats.UNTIL,
     brats_men_rt.LAYOUT,
+    upenn.LAYOUT,
+    ucsf_pdgm.LAYOUT,
     nnunet.LAYOUT,
     msd.LAYOUT,
     vsd.BRATS,

@@ -25,6 +25,7 @@ def test_table(head, tmp_path: Path, ingested: Callable, header: str) -> None:
     done = ingested(write(head, tmp_path, header=header))
     assert done.code == 0
     assert "(gandlf)" in done.said
+    assert "could also be" not in done.said
     database = done.store["train"]
     assert database.modalities == ("FLAIR", "T1")
     assert [case.name for case in database.cases] == ["p1", "p2"]

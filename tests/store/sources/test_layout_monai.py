@@ -31,6 +31,7 @@ def test_a_file_a_sequence(head, tmp_path: Path, ingested: Callable, nested: boo
     done = ingested(write(head, tmp_path, nested=nested), "--split", "train=1")
     assert done.code == 0
     assert "(monai)" in done.said
+    assert "could also be" not in done.said
     database = done.store["datalist"]
     assert database.modalities == ("FLAIR", "T1")
     assert {case.name: (case.split, bool(case.annotated.any())) for case in database.cases} == {

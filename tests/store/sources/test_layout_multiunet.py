@@ -26,6 +26,7 @@ def test_named_volumes(folder: Path, ingested: Callable) -> None:
     done = ingested(folder, *NAMED)
     assert done.code == 0
     assert "(multiunet)" in done.said
+    assert "could also be" not in done.said
     database = done.store["TBI"]
     assert database.modalities == ("FLAIR", "SWI", "T1")
     means = dict(zip(database.modalities, database.group["intensity_mean"][database["a"].row], strict=False))
