@@ -72,7 +72,7 @@ def _alike(files: Sequence[BidsFile]) -> list[list[BidsFile]]:
     groups: dict[tuple[str, str], list[BidsFile]] = {}
     for file in files:
         groups.setdefault((file.suffix, _own_name(file)), []).append(file)
-    return list(groups.values())
+    return [groups[key] for key in sorted(groups)]
 
 
 def _own_name(file: BidsFile) -> str:

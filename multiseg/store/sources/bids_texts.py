@@ -84,17 +84,21 @@ def _is_usable(column: str, rows: Mapping[str, Mapping[str, str]]) -> bool:
 def _rows(folder: Folder, path: str) -> dict[str, dict[str, str]]:
     rows: dict[str, dict[str, str]] = {}
     for line in read_table(folder.path(path)):
-        subject = _prefixed("sub-", line.get("participant_id") or "")
-        session = _prefixed("ses-", line.get("session_id") or "")
+        values = {column: _value(text) for column, text in line.items() if column}
+        subject = _prefixed("sub-", values.get("participant_id", ""))
+        session = _prefixed("ses-", values.get("session_id", ""))
         key = f"{subject}_{session}" if session else subject
         if not subject:
             raise SourceError(f"{path} has a row without participant_id: {line}.", code="PARTICIPANTS", file=path)
         if key in rows:
             raise SourceError(f"{path} names {key!r} in two rows.", code="DUPLICATE_CASE", file=path)
-        values = {column: (text or "").strip() for column, text in line.items() if column}
-        own = {c: "" if text == NO_VALUE else text for c, text in values.items()}
-        rows[key] = {c: text for c, text in own.items() if c not in ("participant_id", "session_id")}
+        rows[key] = {c: text for c, text in values.items() if c not in ("participant_id", "session_id")}
     return rows
+
+
+def _value(text: str | None) -> str:
+    plain = (text or "").strip()
+    return "" if plain == NO_VALUE else plain
 
 
 def _prefixed(prefix: str, name: str) -> str:

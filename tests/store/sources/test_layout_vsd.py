@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 
 SISS = ("MR_T1", "MR_T2", "MR_Flair", "MR_DWI")
 BRATS = ("MR_T1", "MR_T1c", "MR_T2", "MR_Flair")
@@ -14,9 +14,9 @@ BRATS = ("MR_T1", "MR_T1c", "MR_T2", "MR_Flair")
 def save_mha(path: Path, array: np.ndarray) -> None:
     """With SimpleITK, whose arrays run k j i."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(array.T)
+    image = SimpleITK.GetImageFromArray(array.T)
     image.SetSpacing([6.0] * 3)
-    sitk.WriteImage(image, str(path))
+    SimpleITK.WriteImage(image, str(path))
 
 
 def write_case(head, folder: Path, names, codes=(), suffix: str = ".nii", label: str = "Brain.XX.O.OT") -> None:
