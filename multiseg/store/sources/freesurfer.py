@@ -7,6 +7,7 @@ brightness; `orig` is the same scan before that, so it is not a second sequence.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,10 +50,10 @@ def _recognise(folder: Folder) -> str:
     subjects = subjects_in(folder)
     if any(is_fastsurfer(files) for files in subjects.values()):
         return ""
-    whole = [name for name, files in subjects.items() if _has(files, FREESURFER)]
-    return f"{len(whole)} subjects such as {whole[0]}, with {_first(subjects[whole[0]], FREESURFER.tissue)}.mgz" if (
-        whole
-    ) else ""  # fmt: skip
+    whole = [name for name, files in subjects.items() if _has(files, FREESURFER) and not AVERAGES.fullmatch(name)]
+    if not whole:
+        return ""
+    return f"{len(whole)} subjects such as {whole[0]}, with {_first(subjects[whole[0]], FREESURFER.tissue)}.mgz"
 
 
 def _has(files: Files, tool: Tool) -> bool:
@@ -90,12 +91,17 @@ def find_subjects(folder: Folder, options: SourceOptions, tool: Tool, source: st
 
 
 def subjects_in(folder: Folder) -> dict[str, Files]:
-    """The .mgz files of every subject that has any."""
-    subjects: dict[str, dict[str, str]] = {}
+    """The .mgz files of every subject that has any; two of one name are told apart by the folders above."""
+    by_path: dict[str, dict[str, str]] = {}
     for match in folder.fitting(_IN_MRI) or folder.fitting(_FLAT):
-        name = match["path"].rstrip("/").rpartition("/")[2] or _own_name(folder)
-        subjects.setdefault(name, {})[match["what"]] = match[0]
-    return subjects
+        by_path.setdefault(match["path"].rstrip("/"), {})[match["what"]] = match[0]
+    names = Counter(path.rpartition("/")[2] for path in by_path)
+    return {_name(path, names) or _own_name(folder): files for path, files in by_path.items()}
+
+
+def _name(path: str, names: Counter[str]) -> str:
+    name = path.rpartition("/")[2]
+    return name if names[name] == 1 else path.replace("/", "_")
 
 
 def _own_name(folder: Folder) -> str:
@@ -129,7 +135,7 @@ def _person_of(name: str) -> dict[str, str]:
     return {"subject": match["subject"], "session": match["session"]} if match else {"subject": name}
 
 
-def _skipped_notes(folder: Folder, skipped: Mapping[str, str], options: SourceOptions) -> list[Finding]:
+def _skipped_notes(folder: Folder, skipped: dict[str, str], options: SourceOptions) -> list[Finding]:
     with_volumes = {file.partition("/")[0] for file in folder.volumes}
     others = sorted({file.partition("/")[0] for file in folder.files if "/" in file} - with_volumes)
     empty = dict.fromkeys(others, "has no .mgz files") if "mri" not in with_volumes else {}

@@ -169,9 +169,10 @@ def _unexplained(annotation: str, volume: Volume, codes: frozenset[int], said: s
     shown = listed([str(code) for code in sorted(codes)], 12)
     names = ",".join(f"{code}=NAME" for code in sorted(codes)[:4]) + ("" if len(codes) <= 4 else ",...")
     but = f", which {said} does not all know" if said else ""
+    atlas = "" if len(codes) <= 8 else f", or whose they are: --labels {annotation}:ATLAS ({', '.join(ATLASES)})"
     return LabelError(
-        f'{volume.file} holds the codes {shown}{but}. Say what they mean: --labels "{annotation}:{names}", or whose '
-        f"they are: --labels {annotation}:ATLAS ({', '.join(ATLASES)}); or leave it out: --labels {annotation}:skip.",
+        f'{volume.file} holds the codes {shown}{but}. Say what they mean: --labels "{annotation}:{names}"{atlas}; or '
+        f"leave it out: --labels {annotation}:skip.",
         code="LABEL_CODES",
         file=volume.file,
     )
@@ -206,4 +207,4 @@ def _of_people(volumes: Sequence[Volume], database: str) -> Iterator[Finding]:
         yield Finding(Severity.WARNING, "NESTED_CASES", database, "", "", message)
 
 
-FOLDERS = Layout("plain", "a folder a case (plain)", _recognise, _find)
+FOLDERS = Layout("plain", "plain files", _recognise, _find)
