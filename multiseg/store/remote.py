@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 import obstore
@@ -107,7 +107,7 @@ def read_small(url: str, key: str, patient: bool = False) -> bytes | None:
 _NO_BUCKET = "NoSuchBucket|ContainerNotFound|specified bucket does not exist"
 _MEANINGS: tuple[tuple[str, type[MultisegError], str], ...] = (
     (_NO_BUCKET, StoreError, "there is no such bucket at {server}. Make it, or check its name and {where}."),
-    (r"169\.254\.169\.254|metadata\.google|169\.254\.170", ResourceError,
+    (r"latest/api/token|latest/meta-data|169\.254\.|metadata\.google", ResourceError,
      "no credentials are given. Set {credentials}."),
     ("BadScheme", UsageError,
      "{server} is not encrypted. Use https://, or set {prefix}ALLOW_HTTP=true if that is meant."),
@@ -181,8 +181,8 @@ class RemoteStore(ZarrStore):
     def __str__(self) -> str:
         return self.url
 
-    def with_read_only(self, read_only: bool = False) -> Self:
-        return type(self)(self.url, read_only, self._fence)
+    def with_read_only(self, read_only: bool = False) -> RemoteStore:
+        return RemoteStore(self.url, read_only, self._fence)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         with in_words(self.url):

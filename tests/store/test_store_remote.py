@@ -1,0 +1,506 @@
+"""Stores on an S3 server (moto's) and behind a plain web server: written by one, read by all, errors in words."""
+
+import functools
+import http.client
+import http.server
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import obstore
+import pytest
+import xarray as xr
+import zarr
+
+from multiseg.cli.app import run
+from multiseg.errors import ResourceError, StoreError
+from multiseg.labels import LabelSpace
+from multiseg.loaders.batches import PatchStream, StreamOptions
+from multiseg.loaders.draw import DrawOptions
+from multiseg.modalities import ModalityAxis
+from multiseg.store import hold as holding
+from multiseg.store import remote
+from multiseg.store.columns import coordinate_names
+from multiseg.store.hold import KEY, Holder, hold, holder_of
+from multiseg.store.ingest import ingest
+from multiseg.store.intake import IngestOptions
+from multiseg.store.reader import open_store
+from multiseg.store.root import locked
+from multiseg.store.sources.manifest import find_manifest
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """An S3 server with nothing in it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: answers(port))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket, and an environment to reach it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    name = tmp_path.name.replace("_", "-").lower()
+    host, port = server.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port))
+    connection.request("PUT", f"/{name}")
+    assert connection.getresponse().status == 200
+    connection.close()
+    return f"s3://{name}"
+
+
+def answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def wait_until(met: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not met():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+OPTIONS = IngestOptions(spacing_mm=(5.0, 5.0, 5.0))
+
+
+def ingest_command(hospitals: Path, url: str) -> list[str]:
+    return ["ingest", str(hospitals / "manifest.toml"), "--store", url, "--spacing", "5"]
+
+
+def keys(url: str) -> list[str]:
+    return sorted(meta["path"] for batch in obstore.list(remote.connect(url)) for meta in batch)
+
+
+def rows(url: str) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """Every array's part of every committed case."""
+    held = {}
+    for name, database in open_store(url).databases.items():
+        arrays = {array: database.group[array] for array in [*coordinate_names(database.group), "image", "label"]}
+        for case in database.cases:
+            held[name, case.name] = {
+                array: np.asarray(values[case.row] if values.metadata.dimension_names[0] == "case" else values[:])
+                for array, values in arrays.items()
+            }
+    return held
+
+
+def assert_same(a: str, b: str) -> None:
+    ours, theirs = rows(a), rows(b)
+    assert ours.keys() == theirs.keys()
+    for case in ours:
+        assert ours[case].keys() == theirs[case].keys()
+        for name in ours[case]:
+            np.testing.assert_array_equal(ours[case][name], theirs[case][name], err_msg=f"{case} {name}")
+
+
+def test_s3_holds_what_a_folder_holds(
+    bucket: str, hospitals: Path, store_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"{bucket}/some folder/brain.zarr"
+    assert run(ingest_command(hospitals, url)) == 0
+    assert_same(url, store_url)
+    assert not [key for key in keys(url) if KEY in key]
+    before = keys(url)
+    capsys.readouterr()
+    assert run([*ingest_command(hospitals, url), "--json"]) == 0
+    assert [len(one["skipped"]) for one in json.loads(capsys.readouterr().out)] == [4, 4, 4, 4]
+    assert keys(url) == before
+    said = []
+    for place in (url, store_url):
+        assert run(["info", place, "--json"]) == 0
+        said.append(json.loads(capsys.readouterr().out)["databases"])
+    assert [one | {"bytes": None} for one in said[1]] == said[0]
+
+
+class PlainFiles(http.server.SimpleHTTPRequestHandler):
+    """What `python -m http.server` answers, without its prints; `asked` says what was wanted."""
+
+    asked: list[tuple[str, str]]
+
+    def __init__(self, *args: object, asked: list[tuple[str, str]], **options: object) -> None:
+        self.asked = asked
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+
+    def parse_request(self) -> bool:
+        parsed = super().parse_request()
+        self.asked.append((self.command, self.path))
+        return parsed
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(handler: object) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:  # type: ignore[arg-type]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def asked() -> list[tuple[str, str]]:
+    return []
+
+
+@pytest.fixture
+def web(store_url: str, asked: list[tuple[str, str]]) -> Iterator[str]:
+    """The shared store behind a plain web server."""
+    folder = Path(store_url)
+    with serving(functools.partial(PlainFiles, directory=str(folder.parent), asked=asked)) as url:
+        yield f"{url}/{folder.name}"
+
+
+def test_a_plain_web_server_is_enough(
+    web: str, store_url: str, asked: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_same(web, store_url)
+    assert run(["info", web, "--case", "alder/A002"]) == 0
+    assert "label:tissue" in capsys.readouterr().out
+    for name in open_store(store_url):
+        local, far = open_store(store_url).dataset(name), open_store(web).dataset(name)
+        assert far.image.chunks is not None
+        xr.testing.assert_identical(far.compute(), local.compute())
+        with xr.open_zarr(f"{store_url}/{name}", consolidated=False) as whole:
+            xr.testing.assert_equal(local.compute(), whole.compute())
+            assert all(local[array].attrs == whole[array].attrs for array in whole.variables)
+    assert {method for method, _ in asked} <= {"GET", "HEAD"}
+    assert not [path for _, path in asked if path.endswith("/")]
+
+
+def test_a_server_without_ranges_gives_a_case_once(web: str, store_url: str, asked: list[tuple[str, str]]) -> None:
+    near, far = open_store(store_url)["alder"], open_store(web)["alder"]
+    case = far.cases[0]
+    far.image(case, (0, 0, 0), (4, 4, 4))
+    asked.clear()
+    np.testing.assert_array_equal(far.whole(case)[0], near.whole(near.cases[0])[0])
+    np.testing.assert_array_equal(
+        far.image(case, (3, 30, 2), (9, 9, 9)), near.image(near.cases[0], (3, 30, 2), (9, 9, 9))
+    )
+    assert not [path for _, path in asked if "/image/" in path]
+
+
+def test_other_processes_read_a_web_server(web: str, store_url: str) -> None:
+    def patches(url: str, workers: int) -> list[np.ndarray]:
+        options = StreamOptions(DrawOptions(patch=(16, 16, 16)), batch_size=2, workers=workers)
+        stream = PatchStream(open_store(url), ModalityAxis(("FLAIR", "T1")), LabelSpace(), options)
+        return [batch.images.numpy() for batch in stream.batches(0, 3)]
+
+    for here, there in zip(patches(store_url, 0), patches(web, 1), strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
+def test_a_database_that_is_not_named_is_not_there_yet(hospitals: Path, tmp_path: Path) -> None:
+    url = str(tmp_path / "brain.zarr")
+    files = find_manifest(hospitals / "manifest.toml")
+    ingest(files[:1], url, OPTIONS)
+    root = zarr.open_group(url, mode="r+")
+    root.create_group("birch", attributes=root["alder"].attrs.asdict())
+    assert root.attrs["multiseg"]["databases"] == ["alder"]
+    assert list(open_store(url)) == ["alder"]
+    root["birch"].attrs.update({"pathology": "glioma"})
+
+
+def test_a_database_that_is_named_and_gone_is_damage(hospitals: Path, tmp_path: Path) -> None:
+    url = str(tmp_path / "brain.zarr")
+    ingest(find_manifest(hospitals / "manifest.toml")[:1], url, OPTIONS)
+    (tmp_path / "brain.zarr/alder/label/zarr.json").unlink()
+    with pytest.raises(
+        StoreError, match=r"names a database 'alder', but its 'label' is not there: the store is damaged"
+    ):
+        open_store(url)
+
+
+def test_a_store_of_format_1_says_what_to_do(store_url: str, tmp_path: Path) -> None:
+    head = {"format": 1, "grid_mm": [1.0, 1.0, 1.0]}
+    zarr.create_group(tmp_path / "old.zarr", zarr_format=3, attributes={"multiseg": head})
+    with pytest.raises(
+        StoreError, match=r"made by an older multiseg: it has store format 1, .* Ingest the scans again"
+    ):
+        open_store(str(tmp_path / "old.zarr"))
+
+
+def another(**changes: object) -> bytes:
+    """What another computer's hold looks like."""
+    holder = Holder("workstation7", 4711, "another boot/1", "2031-02-03T04:05:06+00:00", "", "token")
+    return json.dumps(asdict(replace(holder, **changes))).encode()  # type: ignore[arg-type]
+
+
+def test_a_second_writer_is_told_who_writes(bucket: str, hospitals: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    objects = remote.connect(bucket)
+    obstore.put(objects, KEY, another())
+    assert run(ingest_command(hospitals, bucket)) == 5
+    said = capsys.readouterr().err
+    assert "process 4711 on workstation7, which began at 2031-02-03T04:05:06+00:00 and was last seen" in said
+    assert keys(bucket) == [KEY]
+    assert obstore.get(objects, KEY).bytes() == another()
+
+
+def test_a_hold_that_is_not_refreshed_is_taken_over(
+    bucket: str, hospitals: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    obstore.put(remote.connect(bucket), KEY, another())
+    monkeypatch.setattr(holding, "STALE_SECONDS", 0)
+    assert run(ingest_command(hospitals, bucket)) == 0
+    assert "took over from process 4711 on workstation7" in caplog.text
+    assert len(open_store(bucket).cases) == 16
+    assert KEY not in keys(bucket)
+
+
+def test_the_hold_of_a_dead_process_of_this_computer_is_taken_over(
+    bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    obstore.put(remote.connect(bucket), KEY, another(pid=dead.pid, machine=holding._machine()))
+    with hold(bucket):
+        assert f"took over from process {dead.pid}" in caplog.text
+    obstore.put(remote.connect(bucket), KEY, another(pid=os.getppid(), machine=holding._machine()))
+    with pytest.raises(ResourceError, match=f"process {os.getppid()} on workstation7"), hold(bucket):
+        pass
+
+
+def test_of_two_that_take_over_at_once_one_gets_it(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = remote.connect(bucket)
+    obstore.put(objects, KEY, another())
+    monkeypatch.setattr(holding, "STALE_SECONDS", 0)
+    look = holding._server_time
+
+    def meanwhile(objects: object) -> object:
+        obstore.put(objects, KEY, another(host="faster"))  # type: ignore[call-overload]
+        return look(objects)
+
+    monkeypatch.setattr(holding, "_server_time", meanwhile)
+    with pytest.raises(ResourceError, match=r"began to write to .* just now: process 4711 on faster"), hold(bucket):
+        pass
+    held = holder_of(bucket)
+    assert held is not None
+    assert held.host == "faster"
+
+
+def test_a_hold_is_refreshed_and_ends_with_an_error_or_ctrl_c(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "REFRESH_SECONDS", 0.01)
+    for end in (ResourceError("full"), KeyboardInterrupt()):
+        with pytest.raises(type(end)), locked(bucket):
+            see_refreshed_and_end(bucket, end)
+        assert keys(bucket) == []
+
+
+def see_refreshed_and_end(url: str, end: BaseException) -> None:
+    first = holder_of(url)
+    assert first is not None
+    assert first.is_me()
+    wait_until(lambda: holder_of(url) != first)
+    with pytest.raises(ResourceError, match="another process is writing"), locked(url):
+        pass
+    raise end
+
+
+def test_a_writer_that_lost_its_hold_stops(bucket: str, hospitals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FENCE_SECONDS", 0)
+    written = []
+
+    def lose(database: str, case: str, outcome: str) -> None:
+        written.append(case)
+        obstore.put(remote.connect(bucket), KEY, another())
+
+    with pytest.raises(ResourceError, match="no longer held by this process: process 4711 on workstation7"):
+        ingest(find_manifest(hospitals / "manifest.toml")[:1], bucket, OPTIONS, lose)
+    assert [case.name for case in open_store(bucket).cases] == written[:1]
+    held = holder_of(bucket)
+    assert held is not None
+    assert held.host == "workstation7"
+
+
+def test_a_killed_writer_leaves_whole_cases_and_the_next_one_goes_on(
+    bucket: str, hospitals: Path, store_url: str
+) -> None:
+    multiseg = Path(sys.executable).with_name("multiseg")
+    done = 0
+    for _ in range(3):
+        process = subprocess.Popen(
+            [str(multiseg), *ingest_command(hospitals, bucket)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_until(lambda: num_cases(bucket) > done or process.poll() is not None)  # noqa: B023
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert KEY in keys(bucket)
+        ended = rows(bucket)
+        assert done < len(ended) < 16
+        done = len(ended)
+    assert run(ingest_command(hospitals, bucket)) == 0
+    assert_same(bucket, store_url)
+
+
+def num_cases(url: str) -> int:
+    with suppress(StoreError):
+        return len(open_store(url).cases)
+    return 0
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def test_what_is_wrong_with_a_bucket_is_said_in_words(
+    bucket: str, server: str, hospitals: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    cases: list[tuple[dict[str, str], str, int, str]] = [
+        ({}, "s3://no-such-bucket/brain.zarr", 3, f"there is no such bucket at {server}. Make it, or check its name"),
+        ({"AWS_ENDPOINT_URL": nobody}, bucket, 5, f"nothing answers at {nobody}. Check AWS_ENDPOINT_URL"),
+        ({"AWS_ENDPOINT_URL": "http://nobody.invalid"}, bucket, 5, "the name of http://nobody.invalid is not known"),
+        ({"AWS_ENDPOINT_URL": server.replace("http:", "https:")}, bucket, 5, "does not speak https"),
+        ({"AWS_ENDPOINT_URL": "127.0.0.1:9000"}, bucket, 2, "AWS_ENDPOINT_URL is '127.0.0.1:9000'. Write it with http"),
+        ({"AWS_ALLOW_HTTP": ""}, bucket, 2, f"{server} is not encrypted. Use https://, or set AWS_ALLOW_HTTP=true"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_METADATA_ENDPOINT": nobody}, bucket, 5,
+         "no credentials are given. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles"),
+        ({}, "s3:///brain.zarr", 2, "s3:///brain.zarr cannot be a store"),
+        ({}, "ftp://host/brain.zarr", 2, "ftp://host/brain.zarr cannot be a store"),
+    ]  # fmt: skip
+    for changes, url, code, words in cases:
+        with monkeypatch.context() as patch:
+            for name, value in changes.items():
+                patch.setenv(name, value) if value else patch.delenv(name)
+            for command in (["info", url], ingest_command(hospitals, url)):
+                assert run(command) == code, (changes, url)
+                assert words in capsys.readouterr().err
+
+
+def test_a_bucket_without_a_store_says_how_to_make_one(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["info", f"{bucket}/brain.zarr"]) == 3
+    assert f"there is no store at {bucket}/brain.zarr. Make one with: multiseg ingest DATA" in capsys.readouterr().err
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = b"<Error><Code>SignatureDoesNotMatch</Code><Message>The signature is another</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_refused_and_silent_servers(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Refusing) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        assert run(["info", bucket]) == 5
+        assert (
+            "does not accept the credentials (SignatureDoesNotMatch: The signature is another)"
+            in capsys.readouterr().err
+        )
+        assert run(["info", f"{url}/brain.zarr"]) == 5
+        assert f"{url} does not accept the credentials" in capsys.readouterr().err
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("AWS_TIMEOUT", "200ms")
+        assert run(["info", bucket]) == 5
+        assert "cannot be reached. Check AWS_ENDPOINT_URL and the network" in capsys.readouterr().err
+
+
+def test_a_web_server_is_only_read(web: str, hospitals: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(ingest_command(hospitals, web)) == 5
+    assert f"{web} can be read, not written. Ingest into a folder or a bucket" in capsys.readouterr().err
+    assert run(["info", web + "2"]) == 3
+    assert f"there is no store at {web}2" in capsys.readouterr().err
+    with (
+        pytest.raises(zarr.errors.ReadOnlyError, match="read-only")
+        if hasattr(zarr.errors, "ReadOnlyError")
+        else (pytest.raises(ValueError, match="read-only"))
+    ):
+        open_store(web).root.attrs["multiseg"] = {}
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[None]:
+    """Without the rights of root, where tests run as root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may enter, which `tmp_path` is not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_folders_that_may_not_be_written_or_read(
+    mode: int, open_folder: Path, hospitals: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    url = str(open_folder / "brain.zarr")
+    shutil.copytree(hospitals, open_folder / "hospitals")
+    files = find_manifest(open_folder / "hospitals/manifest.toml")[:1]
+    ingest([replace(files[0], cases=files[0].cases[:1])], url, OPTIONS)
+    change_mode(open_folder, 0o555, 0o444)
+    change_mode(Path(url), mode, mode & 0o444)
+    try:
+        request.getfixturevalue("as_nobody")
+        if mode:
+            assert run(["info", url]) == 0
+        else:
+            assert run(["info", url]) == 5
+            assert f"{url} cannot be read" in capsys.readouterr().err
+        with pytest.raises(ResourceError, match=r"Permission denied"):
+            ingest(files, url, OPTIONS)
+        with pytest.raises(ResourceError, match=r"cannot be a store's folder: Permission denied. Name another place"):
+            ingest(files, str(open_folder / "new.zarr"), OPTIONS)
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+        change_mode(open_folder, 0o755, 0o644)
+
+
+def change_mode(folder: Path, folders: int, files: int) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(folders if path.is_dir() else files)
