@@ -59,6 +59,9 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
     classes = {file: _class_of(folder.path(file)) for file in folder.files if _may_be_dicom(file)}
     images = [file for file, uid in classes.items() if uid is not None and not _not_a_scan(uid)]
     slices, errors = read_slices(folder.path(file) for file in images)
+    if errors and not slices:
+        message = f"none of the {len(errors)} DICOM files below {folder.root} can be read. The first: {errors[0]}"
+        raise SourceError(message, code=errors[0].code, file=errors[0].file)
     studies = studies_of(folder.root, slices)
     choices = [choose(case, scan, options.modalities) for case, study in studies.items() for scan in study.scans]
     check_spellings(choices, options.modalities)

@@ -118,7 +118,7 @@ def b_value_of(one: Slice) -> float | None:
 
 def _scanned(slices: Sequence[Slice]) -> tuple[float, str]:
     tags = slices[0].tags
-    return number_in(tags.get(NUMBER, "")) or 0, tags.get(SERIES, "")
+    return number_in(tags.get(NUMBER, "")) or 0.0, tags.get(SERIES, "")
 
 
 def _volumes(slices: Sequence[Slice]) -> list[Part]:

@@ -100,7 +100,7 @@ def patient_findings(database: str, studies: dict[str, Study]) -> list[Finding]:
 
 def _scanned(slices: Sequence[Slice]) -> tuple[float, str]:
     tags = slices[0].tags
-    return number_in(tags.get(STUDY_TIME, "")) or 0, tags.get(STUDY, "")
+    return number_in(tags.get(STUDY_TIME, "")) or 0.0, tags.get(STUDY, "")
 
 
 def _folder_of(root: Path, path: Path) -> str:
