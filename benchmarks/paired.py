@@ -15,15 +15,20 @@ from multiseg.store.reader import Store, open_store
 from multiseg.store.sources.manifest import find_manifest
 
 
-def ratios(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) -> list[float]:
-    """Wall time of `theirs` over `ours`, a round each, the order turned every round; above 1 we are faster."""
+def ratios(
+    ours: Callable[[], None],
+    theirs: Callable[[], None],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Time of `theirs` over `ours`, a round each, the order turned every round; above 1 we are faster."""
     found = []
     for at in range(-1, rounds):
         seconds = {}
         for run in (ours, theirs) if at % 2 else (theirs, ours):
-            began = time.perf_counter()
+            began = clock()
             run()
-            seconds[run] = time.perf_counter() - began
+            seconds[run] = clock() - began
         if at >= 0:  # the first round warms caches
             found.append(seconds[theirs] / seconds[ours])
     return found

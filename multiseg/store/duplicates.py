@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import zarr
 
 from multiseg.store import schema
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.hierarchy import ROOT_KEY
+from multiseg.store.hierarchy import database_names
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,7 @@ class _Row:
         return self.database, self.subject
 
 
-def reconcile_duplicates(
-    root: zarr.Group | None, given: Mapping[tuple[str, str], str]
-) -> dict[str, tuple[Finding, ...]]:
+def reconcile_duplicates(root: zarr.Group | None, given: Collection[tuple[str, str]]) -> dict[str, tuple[Finding, ...]]:
     """Findings, by database, on cases that share a scan with another; their persons' cases get one split.
 
     People who share a scan are one person. The split of the one who came into the store first holds for all, so
@@ -37,7 +35,7 @@ def reconcile_duplicates(
     """
     if root is None:
         return {}
-    rows = [row for name in _databases(root) for row in _rows(root, name)]
+    rows = [row for name in database_names(root) for row in _rows(root, name)]
     same = _sharing_a_scan(root, rows)
     people = _one_person(same)
     findings: dict[str, list[Finding]] = {}
@@ -58,10 +56,6 @@ def reconcile_duplicates(
                 Finding(Severity.WARNING, "SPLIT_CHANGED", row.database, row.case, "", message)
             )
     return {database: tuple(some) for database, some in findings.items()}
-
-
-def _databases(root: zarr.Group) -> list[str]:
-    return list(root.attrs[ROOT_KEY]["databases"])
 
 
 def _rows(root: zarr.Group, database: str) -> list[_Row]:

@@ -112,3 +112,8 @@ def _check_format(url: str, held: object) -> None:
             "Ingest the scans again, into a new store."
         )
     raise StoreError(f"{url} has store format {held}; this multiseg reads format {FORMAT}. Update multiseg.")
+
+
+def database_names(root: zarr.Group) -> list[str]:
+    """The databases of a store in the order they came into it."""
+    return [str(name) for name in root.attrs[ROOT_KEY]["databases"]]

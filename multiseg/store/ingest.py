@@ -12,10 +12,12 @@ from multiseg.store.cases import CaseFiles
 from multiseg.store.duplicates import reconcile_duplicates
 from multiseg.store.encoding import ArrayPlan, EncodedCase, encode
 from multiseg.store.estimate import estimate
-from multiseg.store.findings import Finding, Severity
-from multiseg.store.intake import IngestOptions, check_names, sort_out
+from multiseg.store.findings import Finding
+from multiseg.store.intake import IngestOptions, Intake, check_names, sort_out
+from multiseg.store.landmarks import learn_landmarks
 from multiseg.store.parallel import run_tasks
-from multiseg.store.prepare import Recipe, prepare_case
+from multiseg.store.prepare import prepare_case
+from multiseg.store.recipe import Recipe
 from multiseg.store.root import existing_root, locked, open_or_create_root
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.writer import DatabaseWriter, plan_arrays
@@ -60,7 +62,7 @@ def ingest(
         check_names(files)
     with locked(url):
         reports = [_Ingest(files, url, options, on_case).run() for files in databases]
-        given = {(f.name, case.case): case.split for f in databases for case in f.cases if case.split}
+        given = {(f.name, case.case) for f in databases for case in f.cases if case.split or options.given_splits}
         found = reconcile_duplicates(existing_root(url, "r+", options.spacing_mm), given)
     return [_with(report, found.get(report.database, ())) for report in reports]
 
@@ -83,9 +85,7 @@ class _Task:
 def _prepare_and_encode(task: _Task) -> tuple[EncodedCase, tuple[Finding, ...]]:
     prepared = prepare_case(task.case, task.schemas, task.recipe)
     name = task.case.case
-    findings = tuple(
-        Finding(Severity.WARNING, code, task.database, name, "", message) for code, message in prepared.doubts
-    )
+    findings = tuple(Finding.from_doubt(doubt, task.database, name) for doubt in prepared.doubts)
     return encode(name, prepared, task.arrays), findings
 
 
@@ -97,7 +97,7 @@ class _Ingest:
         self.url = url
         self.options = options
         self.on_case = on_case
-        self.intake = sort_out(files, url, options)
+        self.intake = _with_landmarks(sort_out(files, url, options))
         self.findings = {case: list(some) for case, some in self.intake.findings.items()}
         self.outcomes: dict[str, list[str]] = {"written": [], "skipped": [], "failed": [], "described": []}
         self.writer: DatabaseWriter | None = None
@@ -177,6 +177,22 @@ class _Ingest:
         return IngestReport(
             self.files.name, named["written"], named["skipped"], named["failed"], tuple(findings), named["described"]
         )
+
+
+MOST_CASES_FOR_LANDMARKS = 40
+
+
+def _with_landmarks(intake: Intake) -> Intake:
+    """With a standard scale for every sequence, where intensities are to be brought to one: from training cases."""
+    recipe = intake.info.recipe
+    if recipe.normalise != "histogram":
+        return intake
+    missing = {name for case in intake.todo for name in case.images} - set(recipe.landmarks)
+    cases = [case for case in intake.todo if case.split == "train"] or intake.todo
+    if missing:
+        learnt = learn_landmarks(cases[:MOST_CASES_FOR_LANDMARKS], recipe)
+        recipe = replace(recipe, landmarks=learnt | dict(recipe.landmarks))
+    return replace(intake, info=replace(intake.info, recipe=recipe))
 
 
 @contextmanager

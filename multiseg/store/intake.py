@@ -18,9 +18,9 @@ from multiseg.store.catalogue import assign_splits
 from multiseg.store.columns import participant_columns
 from multiseg.store.encoding import ArrayPlan
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.hierarchy import check_database_name, is_plain_name
+from multiseg.store.hierarchy import check_database_name, database_names, is_plain_name
 from multiseg.store.parallel import Workers
-from multiseg.store.prepare import Recipe
+from multiseg.store.recipe import Recipe
 from multiseg.store.root import DatabaseInfo, check_agreement, existing_root
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.split_file import apply_splits
@@ -79,12 +79,16 @@ def source_bytes(databases: Sequence[DatabaseFiles]) -> int:
 
 @dataclass(frozen=True)
 class Held:
-    """What the store has of a database before an ingest; by case, but `splits` by subject."""
+    """What the store has of a database before an ingest; by case, but `splits` by subject.
+
+    `landmarks` are those of the database, and for other sequences those of the databases beside it.
+    """
 
     digests: Mapping[str, str]
     splits: Mapping[str, str]
     rows: Mapping[str, int]
     descriptions: Mapping[str, Mapping[str, str | float]]
+    landmarks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     group: zarr.Group | None = None
 
 
@@ -96,11 +100,12 @@ def _what_is_held(url: str, info: DatabaseInfo) -> Held:
     """
     root = existing_root(url, "r", info.recipe.spacing_mm)
     group = None if root is None else root.get(info.name)
+    landmarks = {} if root is None or info.recipe.normalise != "histogram" else _landmarks(root, info.name)
     if not isinstance(group, zarr.Group):
-        return Held({}, {}, {}, {})
+        return Held({}, {}, {}, {}, landmarks)
     check_agreement(group.attrs.asdict(), info)
     if "label" not in group:  # the array that is made last
-        return Held({}, {}, {}, {}, group)
+        return Held({}, {}, {}, {}, landmarks, group)
     rows = np.flatnonzero(group["status"][:] == schema.COMMITTED)
     own = participant_columns(group)
     described = ["subject", "session", "site", "split", *own]
@@ -113,8 +118,17 @@ def _what_is_held(url: str, info: DatabaseInfo) -> Held:
         descriptions={
             case: {name: columns[name][at] for name in described} for at, case in enumerate(cases)
         },
+        landmarks=landmarks,
         group=group,
     )  # fmt: skip
+
+
+def _landmarks(root: zarr.Group, own: str) -> dict[str, tuple[float, ...]]:
+    """The standard scales of a store, so that all of its databases share them; a database's own ones go first."""
+    found: dict[str, tuple[float, ...]] = {}
+    for name in sorted(database_names(root), key=lambda name: name == own):
+        found |= Recipe.from_json(root[name].attrs.asdict()["recipe"]).landmarks
+    return found
 
 
 @dataclass(frozen=True)
@@ -146,6 +160,7 @@ def sort_out(files: DatabaseFiles, url: str, options: IngestOptions) -> Intake:
     """
     info = info_of(files, options)
     held = _what_is_held(url, info)
+    info = replace(info, recipe=replace(info.recipe, landmarks=held.landmarks))
     badly_named = bad_names(files)
     findings: dict[str, list[Finding]] = {"": []}
     for finding in (*files.findings, *badly_named):
@@ -202,7 +217,10 @@ def info_of(files: DatabaseFiles, options: IngestOptions) -> DatabaseInfo:
     """
     if options.reference and files.cases and not any(options.reference in case.images for case in files.cases):
         raise UsageError(f"no case of {files.name!r} has the reference sequence {options.reference!r}.")
-    recipe = Recipe(options.spacing_mm, options.reference, files.brain_mask, options.headers_disagree)
+    recipe = Recipe(
+        options.spacing_mm, options.reference, files.brain_mask, options.headers_disagree, options.normalise,
+        options.register, options.n4,
+    )  # fmt: skip
     return DatabaseInfo(
         files.name, files.pathology, recipe, files.schemas, options.codec, files.licence, files.citation, files.source
     )

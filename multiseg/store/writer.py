@@ -94,7 +94,7 @@ class DatabaseWriter:
         head = root.attrs[ROOT_KEY]
         if self.info.name not in head["databases"]:
             self._flush(0)
-            root.attrs[ROOT_KEY] = head | {"databases": sorted([*head["databases"], self.info.name])}
+            root.attrs[ROOT_KEY] = head | {"databases": [*head["databases"], self.info.name]}
             self._flush(0)
 
     def _agree_on_attributes(self) -> None:

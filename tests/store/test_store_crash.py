@@ -8,18 +8,20 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import zarr
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.reader import Database, open_store
 
-NUM_KILLS = 6
+NUM_KILLS = 20
 
 
-def start(hospitals: Path, url: Path) -> subprocess.Popen[bytes]:
+def start(hospitals: Path, url: Path, scheduler: str = "threads") -> subprocess.Popen[bytes]:
     multiseg = Path(sys.executable).with_name("multiseg")
-    arguments = ["ingest", str(hospitals / "manifest.toml"), "--store", str(url), "--spacing", "5"]
+    arguments = ["ingest", str(hospitals / "manifest.toml"), "--store", str(url), "--spacing", "5", "--workers", "4"]
+    arguments += ["--scheduler", scheduler]
     return subprocess.Popen([str(multiseg), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -71,14 +73,14 @@ def test_kill_9_at_random_moments(hospitals: Path, store_url: str, tmp_path: Pat
     rng = random.Random(20)
     seen: set[tuple[str, str]] = set()
     undisturbed = whole_cases(store_url)
-    for _ in range(NUM_KILLS):
-        process = start(hospitals, url)
+    for kill in range(NUM_KILLS):
+        process = start(hospitals, url, "processes" if kill % 5 == 0 else "threads")
         deadline = time.monotonic() + 30
         # Importing takes longest; the interesting moments begin when something new is written.
         before = modified(url)
         while modified(url) == before and process.poll() is None and time.monotonic() < deadline:
             visible(str(url))
-        time.sleep(rng.uniform(0, 0.5))
+        time.sleep(rng.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.wait()
         now = visible(str(url))
@@ -104,3 +106,41 @@ def modified(url: Path) -> float:
 def cut(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The part of `a` that `b` has room for: axes grow while cases come in."""
     return a[tuple(slice(0, min(n, m)) for n, m in zip(a.shape, b.shape, strict=True))]
+
+
+FULL_DISK = """
+mount -t tmpfs -o size={size} tmpfs {disk}
+{multiseg} ingest {manifest} --store {disk}/brain.zarr --spacing 5 --workers 4 --scheduler threads > {out}/first 2>&1
+echo $? > {out}/code
+{multiseg} verify {disk}/brain.zarr > {out}/verified 2>&1 || true
+mount -o remount,size=100m {disk}
+{multiseg} ingest {manifest} --store {disk}/brain.zarr --spacing 5 > {out}/second 2>&1
+cp -r {disk}/brain.zarr {out}
+"""
+
+
+def test_a_full_disk(hospitals: Path, store_url: str, tmp_path: Path) -> None:
+    """A real one, small, in a mount of this test's own; then it is made larger, and the same command goes on."""
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    disk.mkdir()
+    out.mkdir()
+    size = sum(path.stat().st_size for path in Path(store_url).rglob("*") if path.is_file()) * 2 // 3
+    script = FULL_DISK.format(
+        size=size, disk=disk, out=out, manifest=hospitals / "manifest.toml",
+        multiseg=Path(sys.executable).with_name("multiseg"),
+    )  # fmt: skip
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c"]
+    if subprocess.run([*alone, f"mount -t tmpfs tmpfs {disk}"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk (unshare --user --mount)")
+    done = subprocess.run([*alone, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = (out / "first").read_text()
+    assert (out / "code").read_text() == "5\n", said
+    assert "No space left on device" in said
+    assert "Make room and run the same command again" in said
+    assert "Traceback" not in said
+    assert 0 < said.count("written ") < 16
+    ended, undisturbed = whole_cases(str(out / "brain.zarr")), whole_cases(store_url)
+    assert ended.keys() == undisturbed.keys()
+    for name, arrays in ended.items():
+        assert_same(arrays, undisturbed[name], name)
