@@ -1,0 +1,49 @@
+"""Faults of a store, noted one by one with their place."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from multiseg.store.findings import Finding, Severity
+
+UNREADABLE = (
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    OSError,
+    EOFError,
+    struct.error,
+)
+"""What zarr, its codecs and our own readers raise at bytes that are not what they should be."""
+RESTORE = "Copy it again from where the store was copied from, or ingest the case into a new store."
+"""What to do about bytes that are lost."""
+
+
+@dataclass(frozen=True)
+class Faults:
+    """The findings of one database, or of one of its cases, as they are made."""
+
+    database: str = ""
+    case: str = ""
+    found: list[Finding] = field(default_factory=list)
+
+    def error(self, code: str, file: str, message: str) -> None:
+        self._add(Severity.ERROR, code, file, message)
+
+    def warning(self, code: str, file: str, message: str) -> None:
+        self._add(Severity.WARNING, code, file, message)
+
+    def note(self, code: str, file: str, message: str) -> None:
+        self._add(Severity.NOTE, code, file, message)
+
+    def _add(self, severity: Severity, code: str, file: str, message: str) -> None:
+        self.found.append(Finding(severity, code, self.database, self.case, file, message))
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, or its kind when it says nothing."""
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
