@@ -1,6 +1,7 @@
 """The Medical Segmentation Decathlon: 4-D files."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,3 +117,13 @@ def test_channels_that_skip_a_number(head, tmp_path: Path, ingested: Callable) -
     done = ingested(write(head, tmp_path / "Task", {"1": "FLAIR", "2": "T1w", "3": "t1gd", "4": "T2w"}))
     assert done.code == 3
     assert "numbers its channels [1, 2, 3, 4]" in done.said
+
+
+def test_test_images_alone(folder: Path, ingested: Callable) -> None:
+    for part in ("imagesTr", "labelsTr"):
+        shutil.rmtree(folder / part)
+    done = ingested(folder)
+    assert done.code == 0
+    assert "(msd)" in done.said
+    assert [case.name for case in done.store["Task01_BrainTumour"].cases] == ["BRATS_485"]
+    assert done.codes("warning") == ["NOT_THERE"]

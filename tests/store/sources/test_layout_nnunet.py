@@ -140,8 +140,11 @@ def test_unknown_and_surplus_channels(head, plain: Path, ingested: Callable) -> 
 
 def test_channels_of_one_name_are_told_by_number(plain: Path, ingested: Callable) -> None:
     data = json.loads((plain / "dataset.json").read_text())
-    (plain / "dataset.json").write_text(json.dumps(data | {"channel_names": {"0": "MRI", "1": "MRI"}}))
-    assert ingested(plain).code == 3
+    (plain / "dataset.json").write_text(json.dumps(data | {"channel_names": {"0": "T1", "1": "T1"}}))
+    asked = ingested(plain)
+    assert asked.code == 3
+    said = [f["message"] for f in asked.report["findings"] if f["code"] == "UNKNOWN_SEQUENCE"]
+    assert [text[:3] for text in said] == ["'0'", "'1'"]
     done = ingested(plain, "--modality", "0=T1", "--modality", "1=T2")
     assert done.store["Dataset042_Brain"].modalities == ("T1", "T2")
 
