@@ -93,7 +93,9 @@ def predict_command(
     model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
     images: Annotated[list[str], typer.Argument(help="FLAIR=scan.nii.gz, or names that tell, such as t1.nii.gz.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the segmentation goes (.nii.gz).")],
-    brain_mask: Annotated[Path | None, typer.Option(help="As the training data had one; else non-zero voxels.")] = None,
+    brain_mask: Annotated[
+        str, typer.Option(help='A file, nonzero, otsu, or "command PROGRAM {image} {mask}" (default: as in training).')
+    ] = "",
     reference: Annotated[
         str, typer.Option(help="Sequence whose grid and header the answer gets (default: first).")
     ] = "",
@@ -123,11 +125,13 @@ def predict_command(
         print_json({
             "path": str(result.path), "reference": result.reference, "used": list(result.used),
             "left_out": list(result.left_out), "volumes_ml": dict(result.volumes_ml),
-            "doubts": [{"code": code, "message": message} for code, message in result.doubts],
+            "doubts": [
+                {"severity": str(one.severity), "code": one.code, "message": one.message} for one in result.doubts
+            ],
         })  # fmt: skip
         return 0
-    for code, message in result.doubts:
-        messages().print(f"{code}: {message}", soft_wrap=True, markup=False)
+    for doubt in result.doubts:
+        messages().print(f"{doubt.code}: {doubt.message}", soft_wrap=True, markup=False)
     if result.left_out:
         messages().print(f"{', '.join(result.left_out)} left out: no training database had it.")
     volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in result.volumes_ml.items())

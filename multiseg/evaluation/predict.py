@@ -12,13 +12,15 @@ from multiseg.errors import ModalityError, UsageError
 from multiseg.evaluation.evaluate import decide
 from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.montage import CasePanel, save_montage
+from multiseg.evaluation.preparation import brain_rule, recipe_for
 from multiseg.loaders.align import place
 from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.models.saved import Model, load_model
 from multiseg.store.cases import CaseFiles
+from multiseg.store.findings import Doubt
 from multiseg.store.grids import Grid, resample
 from multiseg.store.nifti import write_like
-from multiseg.store.prepare import Recipe, prepare_case
+from multiseg.store.prepare import prepare_case
 from multiseg.store.reading import read_volume
 from multiseg.store.volumes import to_ras
 
@@ -27,7 +29,8 @@ from multiseg.store.volumes import to_ras
 class Prediction:
     """What was written and what it rests on.
 
-    `left_out` are sequences given that the model never learnt from; `doubts` are (code, message) pairs.
+    `left_out` are sequences given that the model never learnt from; `doubts` are what a person should
+    look at.
     """
 
     path: Path
@@ -35,7 +38,7 @@ class Prediction:
     used: tuple[str, ...]
     left_out: tuple[str, ...]
     volumes_ml: Mapping[str, float]
-    doubts: tuple[tuple[str, str], ...]
+    doubts: tuple[Doubt, ...]
 
 
 def name_images(arguments: Sequence[str]) -> dict[str, Path]:
@@ -63,7 +66,7 @@ def predict(
     model: Path | str | Model,
     images: Mapping[str, Path],
     out: Path,
-    brain_mask: Path | None = None,
+    brain_mask: Path | str | None = None,
     reference: str = "",
     overlap: float = 0.5,
     headers_disagree: str = "refuse",
@@ -77,10 +80,11 @@ def predict(
     Args:
         model: a model file, a run folder or a loaded model.
         images: files by sequence; the first is the reference unless `reference` names another.
-        brain_mask: as the training data had one; without it every non-zero voxel counts as brain.
+        brain_mask: a mask's file, or "nonzero", "otsu" or "command PROGRAM ..." (see `Recipe.brain_mask`); None does
+            as with the model's training data, if these had no masks of their own.
 
     Raises:
-        UsageError: `out` is no name for a NIfTI file.
+        UsageError: `out` is no name for a NIfTI file, or the model needs a brain mask.
         ModalityError: none of the sequences is one the model learnt from.
         SourceError: a file is missing, damaged, or lies elsewhere in space.
     """
@@ -97,12 +101,9 @@ def predict(
     if reference and reference not in images:
         raise ModalityError(f"the reference {reference!r} is none of the given sequences: {', '.join(images)}.")
     home = reference or next(iter(images))
-    files = CaseFiles(
-        case=out.name,
-        images={n: images[n] for n in images if n in usable or n == home},
-        brain_mask=brain_mask,
-    )
-    recipe = Recipe(info.spacing_mm, home, "file" if brain_mask else "nonzero", headers_disagree)
+    rule, mask = brain_rule(brain_mask)
+    recipe, doubts = recipe_for(info, rule, home, headers_disagree)
+    files = CaseFiles(out.name, {n: images[n] for n in images if n in usable or n == home}, brain_mask=mask)
     prepared = prepare_case(files, {}, recipe)
     placed, present = place(prepared.images, prepared.modalities, usable, info.axis)
     probabilities = predict_volume(loaded, placed, present, info.patch, overlap)
@@ -112,7 +113,7 @@ def predict(
     ml = float(np.prod(prepared.native.spacing_mm)) / 1000
     volumes = {name: float(np.count_nonzero(labels == at)) * ml for at, name in enumerate(info.space.names, start=1)}
     left_out = tuple(name for name in images if name not in usable)
-    return Prediction(out, home, usable, left_out, volumes, prepared.doubts)
+    return Prediction(out, home, usable, left_out, volumes, doubts + prepared.doubts)
 
 
 def save_overlay(path: Path, images: Mapping[str, Path], prediction: Prediction) -> None:

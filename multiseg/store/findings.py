@@ -17,6 +17,15 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """What a person should look at (a warning) or may want to know (a note); it ends in what to do."""
+
+    severity: Severity
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Finding:
     """One fault or doubt: what, where, and what to do about it (in the message's last sentence)."""
 
@@ -32,8 +41,8 @@ class Finding:
         return cls(Severity.ERROR, error.code, database, case, error.file, str(error))
 
     @classmethod
-    def from_doubt(cls, doubt: tuple[str, str], database: str, case: str) -> Finding:
-        return cls(Severity.WARNING, doubt[0], database, case, "", doubt[1])
+    def from_doubt(cls, doubt: Doubt, database: str, case: str) -> Finding:
+        return cls(doubt.severity, doubt.code, database, case, "", doubt.message)
 
     def to_json(self) -> dict[str, str]:
         return {

@@ -1,4 +1,4 @@
-"""Voxel grids in space, and bringing images and labels from one to another through the world."""
+"""Grids in space, and bringing images and labels from one to another through the world."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 from scipy import ndimage
 
+from multiseg.store.boxes import Box, sizes, starts
+from multiseg.store.interpolation import Matrix, Vector, copied, holds, interpolated, turned, whole_shift
 from multiseg.store.volumes import voxel_size_mm
 from multiseg.types import Affine, Codes, Index3, Mask, Voxels
 
@@ -31,11 +33,21 @@ class Grid:
     def spacing_mm(self) -> tuple[float, float, float]:
         return voxel_size_mm(self.affine)
 
+    @property
+    def centre(self) -> Float[np.ndarray, " 3"]:
+        """The middle of the box in RAS+ mm."""
+        middle: Float[np.ndarray, " 3"] = self.affine[:3, :3] @ ((np.asarray(self.shape) - 1) / 2) + self.affine[:3, 3]
+        return middle
+
     def cropped(self, corner: Index3, shape: Index3) -> Grid:
         """The part that begins at voxel `corner`."""
         affine = self.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ np.asarray(corner)
         return Grid(affine, shape)
+
+    def part(self, box: Box) -> Grid:
+        """The part that a box of its voxels fills."""
+        return self.cropped(starts(box), sizes(box))
 
     def respaced(self, spacing_mm: tuple[float, float, float]) -> Grid:
         """The same box of space in voxels of another size, about the same centre; itself when they agree."""
@@ -43,14 +55,30 @@ class Grid:
         new = np.asarray(spacing_mm)
         if np.all(np.abs(old / new - 1) < SAME_SPACING):
             return self
-        shape = np.maximum(1, np.rint(np.asarray(self.shape) * old / new)).astype(int)
-        affine = self.affine.copy()
-        affine[:3, :3] = self.affine[:3, :3] / old * new
-        centre = self.affine[:3, :3] @ ((np.asarray(self.shape) - 1) / 2) + self.affine[:3, 3]
-        affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
+        shape = np.maximum(1, np.rint(np.asarray(self.shape) * old / new))
+        return self._about_centre(self.affine[:3, :3] / old * new, shape)
+
+    def orthonormal(self) -> Grid:
+        """The nearest grid whose axes are at right angles, of the same voxel size and about the same centre.
+
+        With the affine's columns as D diag(spacing), its directions are the orthogonal factor of D's polar
+        decomposition; its box holds the whole of this one.
+        """
+        spacing = np.asarray(self.spacing_mm)
+        left, _, right = np.linalg.svd(self.affine[:3, :3] / spacing)
+        directions = left @ right
+        signs = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)])
+        corners_mm = (signs * np.asarray(self.shape) / 2) @ self.affine[:3, :3].T
+        reach = np.abs(corners_mm @ directions).max(axis=0)
+        return self._about_centre(directions * spacing, np.ceil(2 * reach / spacing - 1e-3))
+
+    def _about_centre(self, columns: Float[np.ndarray, "3 3"], shape: Num[np.ndarray, " 3"]) -> Grid:
+        affine = np.eye(4)
+        affine[:3, :3] = columns
+        affine[:3, 3] = self.centre - columns @ ((shape - 1) / 2)
         return Grid(affine, (int(shape[0]), int(shape[1]), int(shape[2])))
 
-    def voxel_map(self, target: Grid) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, 3]]:
+    def voxel_map(self, target: Grid) -> tuple[Matrix, Vector]:
         """Matrix and offset that take voxel indices of `target` to indices of this grid."""
         both = np.linalg.inv(self.affine) @ target.affine
         return both[:3, :3], both[:3, 3]
@@ -64,57 +92,47 @@ class Grid:
         inside = (mapped > -0.5) & (mapped < np.asarray(self.shape) - 0.5)
         return float(inside.all(axis=-1).mean())
 
+    def holds(self, target: Grid) -> Mask:
+        """Which voxels of `target` have their centre in this box, its outer faces included."""
+        return holds(*self.voxel_map(target), self.shape, target.shape)
+
+    def box_on(self, target: Grid, box: Box) -> Box | None:
+        """The voxels of `target` that may touch a box of this grid's voxels, or None when there are none."""
+        matrix, offset = self.voxel_map(target)
+        corners = np.array([[i, j, k] for i in _faces(box[0]) for j in _faces(box[1]) for k in _faces(box[2])])
+        mapped = (corners - offset) @ np.linalg.inv(matrix).T
+        low = np.maximum(np.floor(mapped.min(axis=0)).astype(int), 0)
+        high = np.minimum(np.ceil(mapped.max(axis=0)).astype(int) + 1, np.asarray(target.shape))
+        if np.any(high <= low):
+            return None
+        i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        return i, j, k
+
+    def shares_lattice(self, target: Grid) -> bool:
+        """Whether `resample` to `target` copies voxel for voxel."""
+        none, matrix, offset = turned(np.broadcast_to(np.uint8(0), self.shape), *self.voxel_map(target))
+        return whole_shift(matrix, offset, none.shape, target.shape) is not None
+
+
+def _faces(part: slice) -> tuple[float, float]:
+    return part.start - 0.5, part.stop - 0.5
+
 
 def resample(voxels: Voxels, source: Grid, target: Grid, smooth: bool = True) -> Resampled:
     """An image on another grid: linear interpolation, 0 outside the source's box.
 
     Where the target's voxels are larger, the image is smoothed first (Gaussian, standard deviation half
     the excess of the voxel ratio over 1, in source voxels) so that fine detail does not alias; not with
-    `smooth=False`, for masks. Where the grids differ by whole voxels only, values are copied unchanged.
+    `smooth=False`, for masks. Where the grids differ by whole voxels and by the order and direction of
+    their axes only, values are copied unchanged.
     """
-    matrix, offset = source.voxel_map(target)
-    shift = np.rint(offset).astype(int)
-    reach = max(*source.shape, *target.shape)
-    if np.abs(matrix - np.eye(3)).max() * reach < 1e-2 and np.abs(offset - shift).max() < 1e-2:
-        return _shifted(voxels, shift, target.shape)
-    ratio = np.linalg.norm(matrix, axis=1)
-    sigma = np.maximum(0.0, (ratio - 1) / 2)
-    image = voxels.astype(np.float32, copy=False)
-    if smooth and sigma.max() > 0.05:
-        image = ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3.0)
-    moved = np.empty(target.shape, dtype=np.float32)
-    diagonal = np.diag(matrix)
-    if np.abs(matrix - np.diag(diagonal)).max() * reach < 1e-2:
-        # A 1-D matrix takes scipy's faster separable path.
-        ndimage.affine_transform(image, diagonal, offset, target.shape, moved, order=1, mode="nearest")
-    else:
-        ndimage.affine_transform(image, matrix, offset, target.shape, moved, order=1, mode="nearest")
-    _clear_outside(moved, matrix, offset, source.shape)
-    return moved
-
-
-def _shifted(voxels: Voxels, shift: Num[np.ndarray, 3], shape: Index3) -> Resampled:
-    moved = np.zeros(shape, dtype=np.float32)
-    take, put = [], []
-    for s, n, size in zip(shift, voxels.shape, shape, strict=True):
-        start, stop = max(0, s), min(n, s + size)
-        take.append(slice(start, max(start, stop)))
-        put.append(slice(start - s, max(start, stop) - s))
-    moved[tuple(put)] = voxels[tuple(take)]
-    return moved
-
-
-def _clear_outside(
-    image: Float[np.ndarray, "i j k"],
-    matrix: Float[np.ndarray, "3 3"],
-    offset: Float[np.ndarray, 3],
-    source_shape: Index3,
-) -> None:
-    """Set to 0, in place, what maps beyond the outer faces of the source's voxels."""
-    i, j, k = (np.arange(n, dtype=np.float32) for n in image.shape)
-    for row, start, size in zip(matrix, offset, source_shape, strict=True):
-        at = row[0] * i[:, None, None] + row[1] * j[None, :, None] + row[2] * k[None, None, :] + start
-        image[(at < -0.5 - 1e-3) | (at > size - 0.5 + 1e-3)] = 0
+    view, matrix, offset = turned(voxels, *source.voxel_map(target))
+    shift = whole_shift(matrix, offset, view.shape, target.shape)
+    if shift is not None:
+        return copied(view, shift, target.shape, np.float32)
+    excess = np.maximum(0.0, (np.linalg.norm(matrix, axis=1) - 1) / 2)
+    sigma = np.where(excess > 0.05, excess, 0.0) if smooth else np.zeros(3)
+    return interpolated(view, matrix, offset, target.shape, sigma)
 
 
 def resample_codes(codes: Codes, source: Grid, target: Grid) -> UInt8[np.ndarray, "target_i target_j target_k"]:
@@ -124,9 +142,13 @@ def resample_codes(codes: Codes, source: Grid, target: Grid) -> UInt8[np.ndarray
     higher code wins in every second voxel (i + j + k even) and the lower one, 0 for background, in the
     others: always choosing one side would cost the lesions of a patient up to 40% of their volume.
 
-    Only the box around each code is looked at, so many small structures cost little.
+    Only the box around each code is looked at, so many small structures cost little. Where nothing has to
+    be interpolated, codes are copied.
     """
-    matrix, offset = source.voxel_map(target)
+    view, matrix, offset = turned(codes, *source.voxel_map(target))
+    shift = whole_shift(matrix, offset, view.shape, target.shape)
+    if shift is not None:
+        return copied(view, shift, target.shape, np.uint8)
     best = np.zeros(target.shape, dtype=np.float32)
     total = np.zeros(target.shape, dtype=np.float32)
     winner = np.zeros(target.shape, dtype=np.uint8)
@@ -136,57 +158,16 @@ def resample_codes(codes: Codes, source: Grid, target: Grid) -> UInt8[np.ndarray
         if box is None:
             continue
         box = tuple(slice(max(0, s.start - 4), min(n, s.stop + 4)) for s, n in zip(box, codes.shape, strict=True))
-        region = _image_of_box(box, matrix, offset, target.shape)
+        region = source.box_on(target, box)
         if region is None:
             continue
-        part_source = source.cropped(_starts(box), _sizes(box))
-        part_target = target.cropped(_starts(region), _sizes(region))
-        share = resample((codes[box] == code).astype(np.float32), part_source, part_target, smooth=False)
+        share = resample((codes[box] == code).astype(np.float32), source.part(box), target.part(region), smooth=False)
         ahead = share > best[region] + handicap[region]
         winner[region][ahead] = code
         best[region][ahead] = share[ahead]
         total[region] += share
     winner[1 - total > best - handicap] = 0
     return winner
-
-
-def _image_of_box(
-    box: tuple[slice, ...],
-    matrix: Float[np.ndarray, "3 3"],
-    offset: Float[np.ndarray, 3],
-    shape: Index3,
-) -> tuple[slice, slice, slice] | None:
-    """The voxels of the target that may touch a box of the source, or None when there are none."""
-    corners = np.array([[i, j, k] for i in _ends(box[0]) for j in _ends(box[1]) for k in _ends(box[2])])
-    mapped = (corners - offset) @ np.linalg.inv(matrix).T
-    low = np.maximum(np.floor(mapped.min(axis=0)).astype(int), 0)
-    high = np.minimum(np.ceil(mapped.max(axis=0)).astype(int) + 1, np.asarray(shape))
-    if np.any(high <= low):
-        return None
-    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    return i, j, k
-
-
-def _ends(part: slice) -> tuple[float, float]:
-    return part.start - 0.5, part.stop - 0.5
-
-
-def _starts(box: tuple[slice, ...]) -> Index3:
-    i, j, k = (int(part.start) for part in box)
-    return i, j, k
-
-
-def _sizes(box: tuple[slice, ...]) -> Index3:
-    i, j, k = (int(part.stop - part.start) for part in box)
-    return i, j, k
-
-
-def bounding_box(mask: Mask) -> tuple[Index3, Index3]:
-    """Corner and shape of the smallest box around a mask's voxels; one voxel at 0 for an empty mask."""
-    objects = ndimage.find_objects(mask.astype(np.uint8))
-    if not objects or objects[0] is None:
-        return (0, 0, 0), (1, 1, 1)
-    return _starts(objects[0]), _sizes(objects[0])
 
 
 def sample_foreground(
@@ -199,7 +180,7 @@ def sample_foreground(
     for at, box in enumerate(ndimage.find_objects(codes, num_structures)):
         if box is None:
             continue
-        found = np.argwhere(codes[box] == at + 1) + np.asarray(_starts(box))
+        found = np.argwhere(codes[box] == at + 1) + np.asarray(starts(box))
         if len(found) > num_points:
             found = found[np.sort(rng.choice(len(found), num_points, replace=False))]
         points[at, : len(found)] = found

@@ -49,7 +49,7 @@ class Geometry:
 def to_ras(volume: Volume) -> Volume:
     """The same volume with its axes permuted and flipped so that i, j, k run closest to right, front, up."""
     orientation = io_orientation(volume.affine)
-    voxels = np.ascontiguousarray(apply_orientation(volume.voxels, orientation))
+    voxels = apply_orientation(volume.voxels, orientation)
     affine = volume.affine @ inv_ornt_aff(orientation, volume.shape)
     return Volume(voxels, affine, volume.header, volume.sha256, volume.path, volume.doubts)
 

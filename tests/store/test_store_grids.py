@@ -1,5 +1,7 @@
 """Grids in space: what is copied is copied exactly, what is interpolated stays in its place."""
 
+import itertools
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -7,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from multiseg.store.grids import Grid, bounding_box, resample, resample_codes, sample_foreground
+from multiseg.store.boxes import box_at, box_of
+from multiseg.store.grids import Grid, resample, resample_codes, sample_foreground
 
 SHAPE = (14, 12, 10)
 TILTED = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3, -0.2, 0.15) * [1.0, 1.2, 2.0], [-8.0, 5.0, 3.0])
@@ -140,11 +143,11 @@ def test_there_and_back_again_is_nearly_the_same() -> None:
     assert dice(codes == 1, back == 1) >= 0.98
 
 
-def test_bounding_box() -> None:
+def test_the_box_of_a_mask() -> None:
     mask = np.zeros(SHAPE, dtype=bool)
-    assert bounding_box(mask) == ((0, 0, 0), (1, 1, 1))
+    assert box_of(mask) is None
     mask[3:5, 2, 7:10] = True
-    assert bounding_box(mask) == ((3, 2, 7), (2, 1, 3))
+    assert box_of(mask) == box_at((3, 2, 7), (2, 1, 3))
 
 
 def test_sampled_foreground_lies_in_its_structure() -> None:
@@ -159,3 +162,71 @@ def test_sampled_foreground_lies_in_its_structure() -> None:
         assert len(np.unique(found, axis=0)) == len(found)
         assert all(codes[tuple(voxel)] == code for voxel in found)
     np.testing.assert_array_equal(points, sample_foreground(codes, 4, 50, seed=5)[1])
+
+
+RAS_ORNT = nib.orientations.axcodes2ornt("RAS")
+ORIENTATIONS = [
+    "".join(codes) for axes in itertools.permutations(("RL", "AP", "SI")) for codes in itertools.product(*axes)
+]
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_every_order_and_direction_of_the_axes_is_copied_exactly(codes: str) -> None:
+    """An RAS image brought onto its own voxels in another order, and back."""
+    values = np.random.default_rng(4).normal(size=SHAPE).astype(np.float32)
+    ornt = nib.orientations.axcodes2ornt(codes)
+    home = Grid(TILTED, SHAPE)
+    turned = nib.orientations.apply_orientation(values, nib.orientations.ornt_transform(RAS_ORNT, ornt))
+    undo = nib.orientations.inv_ornt_aff(nib.orientations.ornt_transform(RAS_ORNT, ornt), SHAPE)
+    other = Grid(TILTED @ undo, turned.shape)
+    assert home.shares_lattice(other)
+    np.testing.assert_array_equal(resample(values, home, other), turned)
+    np.testing.assert_array_equal(resample(turned, other, home), values)
+    codes_there = resample_codes((values > 1).astype(np.uint8), home, other)
+    np.testing.assert_array_equal(codes_there, (turned > 1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("spacing", [(0.7, 0.9, 1.1), (2.0, 2.6, 2.0), (1.0, 3.0, 5.0)])
+def test_resampling_is_what_scipy_makes_of_it(spacing: tuple[float, float, float]) -> None:
+    values = np.random.default_rng(5).normal(size=SHAPE).astype(np.float32)
+    source = Grid(TILTED, SHAPE)
+    target = source.respaced(spacing).cropped((1, 1, 0), (4, 3, 2))
+    matrix, offset = source.voxel_map(target)
+    sigma = np.maximum(0, (np.diag(matrix) - 1) / 2)
+    smoothed = ndimage.gaussian_filter(values, sigma, mode="nearest", truncate=3.0)
+    expected = ndimage.affine_transform(smoothed, matrix, offset, target.shape, order=1, mode="nearest")
+    np.testing.assert_allclose(resample(values, source, target), expected, atol=2e-6)
+
+
+def test_tilted_resampling_is_what_scipy_makes_of_it() -> None:
+    values = np.random.default_rng(6).normal(size=SHAPE).astype(np.float32)
+    source = Grid(TILTED, SHAPE)
+    target = Grid(nib.affines.from_matvec(np.eye(3) * 1.1, source.centre - 9), (16, 17, 18))
+    matrix, offset = source.voxel_map(target)
+    expected = ndimage.affine_transform(values, matrix, offset, target.shape, order=1, mode="nearest")
+    inside = source.holds(target)
+    assert 0.2 < inside.mean() < 0.9
+    moved = resample(values, source, target, smooth=False)
+    np.testing.assert_allclose(moved[inside], expected[inside], atol=1e-5)
+    assert not moved[~inside].any()
+
+
+def test_a_sheared_grid_becomes_the_nearest_one_at_right_angles() -> None:
+    """Axes 10 degrees off in a plane: each turns by 5 degrees, and the box grows to hold the sheared one."""
+    angle = np.radians(10.0)
+    affine = np.eye(4)
+    affine[:2, 1] = 2 * np.sin(angle), 2 * np.cos(angle)
+    affine[2, 2] = 3.0
+    affine[:3, 3] = 5, 6, 7
+    sheared = Grid(affine, (20, 30, 10))
+    square = sheared.orthonormal()
+    np.testing.assert_allclose(square.spacing_mm, (1, 2, 3))
+    np.testing.assert_allclose(square.centre, sheared.centre)
+    half = np.radians(5.0)
+    turned = square.affine[:3, :3] / np.array([1, 2, 3])
+    np.testing.assert_allclose(turned.T @ turned, np.eye(3), atol=1e-9)
+    np.testing.assert_allclose(turned[:, 0] @ [1, 0, 0], np.cos(half))
+    np.testing.assert_allclose(turned[:, 1] @ affine[:3, 1] / 2, np.cos(half))
+    assert square.holds(sheared).all()
+    assert Grid(TILTED, SHAPE).orthonormal().shape == SHAPE
+    np.testing.assert_allclose(Grid(TILTED, SHAPE).orthonormal().affine, TILTED, atol=1e-9)

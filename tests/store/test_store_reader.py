@@ -11,10 +11,11 @@ import zarr
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
-from multiseg.store.reading import read_volume
 from multiseg.store.cases import CaseFiles
-from multiseg.store.prepare import Recipe, prepare_case
+from multiseg.store.prepare import prepare_case
 from multiseg.store.reader import open_store
+from multiseg.store.reading import read_volume
+from multiseg.store.recipe import Recipe
 from multiseg.store.sources.manifest import find_manifest
 
 

@@ -9,9 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from multiseg.store.volumes import axis_codes
-from multiseg.store.prepare import PreparedCase, Recipe, prepare_case
+from multiseg.store.prepare import PreparedCase, prepare_case
+from multiseg.store.recipe import Recipe
 from multiseg.store.sources.pattern import PatternSource, find_database
+from multiseg.store.volumes import axis_codes
 
 RECIPE = Recipe(spacing_mm=(2.0, 2.0, 2.0))
 ML = 0.008
@@ -83,5 +84,5 @@ def test_multiple_sclerosis(data: Path) -> None:
     lesion = case.labels["lesion"] == 1
     # Lesions of one or two voxels are half lost on a grid twice as coarse, and a person is told.
     assert lesion.sum() * ML == pytest.approx(volume_ml(label, 1), rel=0.3)
-    assert "STRUCTURE_CHANGED" in dict(case.doubts)
+    assert "STRUCTURE_CHANGED" in {doubt.code for doubt in case.doubts}
     assert case.images[0][lesion].mean() > 1

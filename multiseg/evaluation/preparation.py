@@ -1,0 +1,94 @@
+"""How a patient is prepared for a model: as the cases were that it learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from multiseg.errors import CheckpointError, UsageError
+from multiseg.models.saved import ModelInfo
+from multiseg.store.findings import Doubt, Severity
+from multiseg.store.recipe import BRAIN_RULES, COMMAND, Recipe
+
+AUTOMATIC = ("nonzero", "otsu")
+"""Rules that need nothing but the images."""
+
+
+def brain_rule(given: Path | str | None) -> tuple[str, Path | None]:
+    """What a user says of the brain as a recipe's rule and a mask's file: "nonzero", "otsu", "command ...", a file."""
+    if given is None or str(given) == "":
+        return "", None
+    text = str(given)
+    if text.startswith(COMMAND) or (text in BRAIN_RULES and text != "file"):
+        return text, None
+    return "file", Path(given)
+
+
+def recipe_for(info: ModelInfo, rule: str, reference: str, headers_disagree: str) -> tuple[Recipe, tuple[Doubt, ...]]:
+    """The recipe of the model's databases for one more patient.
+
+    A patient's brain is found as theirs were where the images suffice; a command that a model file names
+    is never run. Where databases differ, a step is taken if any of them took it, z-scores go before a
+    histogram's scale and that before raw values, and a doubt says so; landmarks are averaged.
+
+    Args:
+        rule: the user's own for the brain, "" for the model's.
+
+    Raises:
+        UsageError: every database had masks or a command, so that the user has to give one, too.
+        CheckpointError: the model holds a recipe that is none.
+    """
+    recipes = _recipes(info)
+    settings = [(recipe.normalise, recipe.register, recipe.n4) for recipe in recipes]
+    doubts = (_mixed(info, settings),) if len(set(settings)) > 1 else ()
+    choices = [choice for choice in ("zscore", "histogram", "none") if choice in {one.normalise for one in recipes}]
+    normalise = choices[0] if choices else "zscore"
+    recipe = Recipe(
+        info.spacing_mm,
+        reference,
+        rule or _models_rule(recipes),
+        headers_disagree,
+        normalise,
+        "rigid" if any(one.register for one in recipes) else "",
+        any(one.n4 for one in recipes),
+        _landmarks(recipes) if normalise == "histogram" else {},
+    )
+    return recipe, doubts
+
+
+def _recipes(info: ModelInfo) -> list[Recipe]:
+    try:
+        return [Recipe.from_json(about["recipe"]) for about in info.databases.values() if "recipe" in about]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the model holds a recipe of preparation that cannot be read: {error!r}.") from error
+
+
+def _models_rule(recipes: Iterable[Recipe]) -> str:
+    rules = {recipe.brain_mask for recipe in recipes}
+    automatic = [rule for rule in AUTOMATIC if rule in rules]
+    if rules and not automatic:
+        raise UsageError(
+            f"the model learnt from cases whose brain was given ({', '.join(sorted(rules))}). Give this patient's: "
+            '--brain-mask FILE, or a program you trust: --brain-mask "command ...", or nonzero, if the images show '
+            "nothing but brain."
+        )
+    return automatic[0] if automatic else "nonzero"
+
+
+def _landmarks(recipes: Sequence[Recipe]) -> dict[str, tuple[float, ...]]:
+    names = sorted({name for recipe in recipes for name in recipe.landmarks})
+    scales = {name: [one.landmarks[name] for one in recipes if name in one.landmarks] for name in names}
+    return {name: tuple(float(value) for value in np.mean(rows, axis=0)) for name, rows in scales.items()}
+
+
+def _mixed(info: ModelInfo, settings: Sequence[tuple[str, str, bool]]) -> Doubt:
+    said = "; ".join(
+        f"{name}: {normalise}{', registered' if register else ''}{', N4' if n4 else ''}"
+        for name, (normalise, register, n4) in zip(info.databases, settings, strict=False)
+    )
+    return Doubt(
+        Severity.WARNING, "MIXED_RECIPES", f"the model's databases were not prepared alike ({said}); the patient was "
+        "prepared with every step that any of them had. Compare with the model's evaluation.",
+    )  # fmt: skip

@@ -1,0 +1,59 @@
+"""Boxes of voxels: parts of an array that begin at a corner."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+
+from multiseg.types import Index3, Mask
+
+Box: TypeAlias = tuple[slice, slice, slice]
+"""A part of an array."""
+
+
+def starts(box: Box) -> Index3:
+    """The first voxel of a box."""
+    i, j, k = (int(part.start) for part in box)
+    return i, j, k
+
+
+def sizes(box: Box) -> Index3:
+    """The shape of a box."""
+    i, j, k = (int(part.stop - part.start) for part in box)
+    return i, j, k
+
+
+def box_at(corner: Index3, shape: Index3) -> Box:
+    """The box of this shape that begins at voxel `corner`."""
+    i, j, k = (slice(c, c + n) for c, n in zip(corner, shape, strict=True))
+    return i, j, k
+
+
+def box_of(mask: Mask) -> Box | None:
+    """The smallest box around a mask's voxels; None for an empty mask."""
+    parts = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        found = np.flatnonzero(mask.any(axis=others))
+        if len(found) == 0:
+            return None
+        parts.append(slice(int(found[0]), int(found[-1]) + 1))
+    return parts[0], parts[1], parts[2]
+
+
+def box_around(boxes: list[Box]) -> Box:
+    """The smallest box that holds all of them, at least one."""
+    i, j, k = (slice(min(box[axis].start for box in boxes), max(box[axis].stop for box in boxes)) for axis in range(3))
+    return i, j, k
+
+
+def seen_from_outside(box: Box, outer: Box) -> Box:
+    """A box of voxels of another box, in the voxels that the other one is a box of."""
+    i, j, k = (slice(b.start + o.start, b.stop + o.start) for b, o in zip(box, outer, strict=True))
+    return i, j, k
+
+
+def within(box: Box, outer: Box) -> Box:
+    """A box as seen from the corner of another one that holds it."""
+    i, j, k = (slice(b.start - o.start, b.stop - o.start) for b, o in zip(box, outer, strict=True))
+    return i, j, k
