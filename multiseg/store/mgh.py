@@ -74,5 +74,6 @@ def _header(path: Path, data: bytes, index: int | None, num_bytes: int | None) -
         message = f"{path} has an affine that is no mapping to space: {affine.tolist()}. Repair its header."
         raise SourceError(message, code="BAD_AFFINE", file=str(path))
     said = no_orientation(path, affine, "no orientation in the header (goodRASFlag is 0)")
-    doubts = () if int(fields["goodRASFlag"]) == 1 else (("NO_ORIENTATION", said),)
+    # nibabel puts FreeSurfer's convention into its fields where the flag is not set, and sets it.
+    doubts = () if data[28:30] == b"\0\1" else (("NO_ORIENTATION", said),)
     return _Header(shape, volume, affine, dtype, doubts)

@@ -120,7 +120,11 @@ def _scaling(path: Path, header: HeaderOf) -> tuple[float, float]:
 def _check_length(path: Path, header: HeaderOf, num_bytes: int) -> None:
     """Before memory is asked for: a damaged header may claim any size."""
     shape = [int(n) for n in header.get_data_shape()]
-    needed = int(header.get_data_offset()) + math.prod(shape) * header.get_data_dtype().itemsize
+    offset = int(header.get_data_offset())
+    if offset < header.sizeof_hdr:
+        message = f"{path} says that its voxels begin at byte {offset}, within its header. Export it again."
+        raise SourceError(message, code="DAMAGED_FILE", file=str(path))
+    needed = offset + math.prod(shape) * header.get_data_dtype().itemsize
     if needed > num_bytes:
         message = f"{path} is shorter than its header says: {num_bytes} of {needed} bytes. Copy it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path))

@@ -13,7 +13,7 @@ from multiseg.errors import ResourceError, SourceError
 from multiseg.files import write_atomically
 from multiseg.store.grids import Grid, resample
 from multiseg.store.nifti import write_like, write_nifti
-from multiseg.store.reading import read_volume
+from multiseg.store.reading import read_geometry, read_volume
 from multiseg.store.volumes import axis_codes, to_ras
 
 SHAPE = (5, 6, 7)
@@ -163,6 +163,11 @@ def test_a_header_that_claims_any_size_asks_for_no_memory(values: np.ndarray, tm
         read_volume(patched(tmp_path, values, 40, huge))
 
 
+def test_voxels_cannot_begin_in_the_header(values: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="voxels begin at byte 0, within its header"):
+        read_volume(patched(tmp_path, values, 108, bytes(4)))
+
+
 @pytest.mark.parametrize("magic", [b"n+3\0", b"ni1\0", b"\0\0\0\0"])
 def test_a_wrong_magic_is_no_nifti(magic: bytes, values: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="is no NIfTI file"):
@@ -235,6 +240,95 @@ def test_two_forms_that_contradict_each_other(values: np.ndarray, tmp_path: Path
     volume = read_volume(_saved_image(image, tmp_path))
     assert [code for code, _ in volume.doubts] == ["SFORM_QFORM"]
     np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-5)
+
+
+def test_the_distance_between_two_forms_is_named(values: np.ndarray, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(values, OBLIQUE)
+    shifted = OBLIQUE.copy()
+    shifted[1, 3] += 12.5
+    image.set_qform(shifted, 1)
+    doubts = dict(read_volume(_saved_image(image, tmp_path)).doubts)
+    assert "disagree by 12.5 mm; the sform is used" in doubts["SFORM_QFORM"]
+
+
+def test_a_form_that_is_no_mapping_gives_way(values: np.ndarray, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(values, OBLIQUE)
+    image.set_qform(OBLIQUE, 1)
+    for broken in (0.0, np.nan):
+        image.header["srow_x"] = broken
+        volume = read_volume(_bytes_of(image, tmp_path))
+        assert "its sform is no mapping to space; the qform is used" in dict(volume.doubts)["BAD_SFORM"]
+        np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-5)
+        write_like(tmp_path / "answer.nii", values, volume.header)
+        np.testing.assert_allclose(nib.load(tmp_path / "answer.nii").affine, OBLIQUE, atol=1e-5)
+    image = nib.Nifti1Image(values, OBLIQUE)
+    image.set_qform(OBLIQUE, 1)
+    image.header["quatern_b"] = 7
+    volume = read_volume(_bytes_of(image, tmp_path))
+    assert "the sform is used" in dict(volume.doubts)["BAD_QFORM"]
+    np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-5)
+    image.header["srow_x"] = 0
+    with pytest.raises(SourceError, match="no mapping to space") as caught:
+        read_volume(_bytes_of(image, tmp_path))
+    assert caught.value.code == "BAD_AFFINE"
+
+
+@pytest.mark.parametrize(("unit", "factor", "name"), [("meter", 1000.0, "metres"), ("micron", 0.001, "micrometres")])
+@pytest.mark.parametrize("form", ["sform", "qform"])
+def test_units_become_millimetres(
+    form: str, unit: str, factor: float, name: str, values: np.ndarray, tmp_path: Path
+) -> None:
+    stored = OBLIQUE.copy()
+    stored[:3] /= factor
+    image = nib.Nifti1Image(values, stored)
+    image.header.set_xyzt_units(unit)
+    if form == "qform":
+        image.set_qform(stored, 1)
+        image.set_sform(None, 0)
+    volume = read_volume(_saved_image(image, tmp_path))
+    np.testing.assert_allclose(volume.affine, OBLIQUE, rtol=1e-4, atol=1e-4)
+    assert f"counts in {name}, so voxels are taken to be 0.9 x 1.1 x 3 mm" in dict(volume.doubts)["UNITS"]
+    write_like(tmp_path / "answer.nii", values, volume.header)
+    assert nib.load(tmp_path / "answer.nii").header.get_xyzt_units()[0] == unit
+    np.testing.assert_allclose(nib.load(tmp_path / "answer.nii").affine, stored, rtol=1e-5, atol=1e-5)
+
+
+def test_units_that_are_not_named_are_millimetres(values: np.ndarray, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(values, OBLIQUE)
+    image.header.set_xyzt_units("unknown")
+    volume = read_volume(_saved_image(image, tmp_path))
+    np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-5)
+    assert not volume.doubts
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, np.nan])
+def test_a_voxel_size_that_is_none_is_not_mended(size: float, values: np.ndarray, tmp_path: Path) -> None:
+    path = patched(tmp_path, values, 84, np.array([size], "<f4").tobytes())
+    for read in (read_volume, read_geometry):
+        with pytest.raises(SourceError, match=rf"voxels of 0\.9 x {size:g} x 3 mm") as caught:
+            read(path)
+        assert caught.value.code == "BAD_AFFINE"
+
+
+@pytest.mark.parametrize("slope", [0.0, np.nan])
+def test_a_slope_that_is_none(slope: float, values: np.ndarray, tmp_path: Path) -> None:
+    path = patched(tmp_path, values, 112, np.array([slope, 5], "<f4").tobytes())
+    np.testing.assert_array_equal(read_volume(path).voxels, values)
+
+
+def test_scaled_codes_are_exact_where_float64_is_needed(tmp_path: Path) -> None:
+    stored = np.arange(210, dtype=np.int16).reshape(SHAPE)
+    path = patched(tmp_path, stored, 112, np.array([0.1, -1000], "<f4").tobytes())
+    expected = (stored.astype(np.float64) * np.float64(np.float32(0.1)) - 1000).astype(np.float32)
+    np.testing.assert_array_equal(read_volume(path).voxels, expected)
+
+
+def _bytes_of(image: nib.Nifti1Image, folder: Path) -> Path:
+    """The file with its header as it stands: nibabel would repair it on the way."""
+    image.header["vox_offset"] = 352
+    data = image.header.binaryblock + bytes(4) + np.asanyarray(image.dataobj).tobytes(order="F")
+    (folder / "form.nii").write_bytes(data)
+    return folder / "form.nii"
 
 
 def _saved_image(image: nib.Nifti1Image, folder: Path) -> Path:
