@@ -12,6 +12,7 @@ from typing import Annotated
 import click
 import typer
 
+from multiseg.cli.check import verify_command
 from multiseg.cli.data import info_command, phantoms_command
 from multiseg.cli.demo import demo_command
 from multiseg.cli.ingest import ingest_command
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "phantoms": phantoms_command,
     "ingest": ingest_command,
     "info": info_command,
+    "verify": verify_command,
     "train": train_command,
     "evaluate": evaluate_command,
     "predict": predict_command,

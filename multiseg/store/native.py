@@ -60,8 +60,9 @@ def label_at_home(database: Database, case: Case, annotation: str) -> Codes:
 def image_at_home(database: Database, case: Case, modality: str) -> Num[np.ndarray, "native_i native_j native_k"]:
     """A sequence in its raw intensities on the native grid of the case's reference image; 0 outside the brain.
 
-    As exact as float16 is, and only as sharp as the store's voxels. A voxel of exactly the mean intensity
-    cannot be told from one outside the brain and becomes 0.
+    As exact as float16 is, and only as sharp as the store's voxels; after N4 or on the histogram's standard scale
+    where the recipe has those. A voxel of exactly the mean intensity cannot be told from one outside the brain and
+    becomes 0.
 
     Raises:
         StoreError: the case does not have the sequence.

@@ -33,7 +33,7 @@ def verify_store(url: str, on_case: OnCase = lambda done, total, case: None, wor
     """Everything that is wrong with a store. Nothing is written, and a damaged store is no error.
 
     All chunks of all arrays are decoded, which compares their checksums; a case at a time for each worker.
-    Codes and places of the findings: docs/store.md.
+    docs/verify.md explains the codes of the findings.
 
     Raises:
         StoreError: there is no store at `url`.

@@ -172,7 +172,7 @@ def _check_image(layout: Layout, row: int, extent: Index3, available: Any, fault
         return
     file = missing[0] if missing else f"{layout.name}/image/c/{row}"
     code = "MISSING_SHARD" if missing else ""
-    is_scored = layout.recipe is not None and layout.recipe.normalise == "zscore"
+    is_scored = layout.recipe is not None and layout.recipe.normalise in ("zscore", "histogram")
     for name, there, image in zip(layout.modalities, available, volume, strict=False):
         num_bad = int(np.count_nonzero(~np.isfinite(image)))
         if num_bad:

@@ -1,6 +1,7 @@
 """`multiseg verify`: every fault that somebody makes by hand is found, with its code and its place."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import zarr
 from zarr.storage import LocalStore
 
+import multiseg
 from multiseg.cli.app import run
 from multiseg.errors import StoreError
 from multiseg.store import schema
@@ -414,13 +416,21 @@ def test_rows_that_are_not_committed(copy: Path) -> None:
 def test_a_file_that_nobody_may_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, get = "alder/image/c/0/0/0/0/0", LocalStore.get
 
-    async def refused(store: LocalStore, name: str, *arguments: Any) -> Any:
+    async def refused(store: LocalStore, name: str, *arguments: Any, **named: Any) -> Any:
         if name == key:
             raise PermissionError(13, "Permission denied")
-        return await get(store, name, *arguments)
+        return await get(store, name, *arguments, **named)
 
     monkeypatch.setattr(LocalStore, "get", refused)
     assert found(copy) == [("DAMAGED_CHUNK", "alder", "A001", key)]
+
+
+def test_every_code_is_explained() -> None:
+    home = Path(multiseg.__file__).parents[1]
+    sources = [path.read_text() for path in (home / "multiseg/store").glob("verify*.py")]
+    codes = {code for text in sources for code in re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', text)} - {"NO_STORE"}
+    explained = set(re.findall(r"^\| `([A-Z_]+)`", (home / "docs/verify.md").read_text(), flags=re.MULTILINE))
+    assert codes == explained
 
 
 # --- nothing brings it down ---
