@@ -139,7 +139,7 @@ def table_codes(folder: Folder, file: BidsFile) -> str:
     Raises:
         SourceError: the table has no columns `index` and `name`, or a row that is no whole number.
     """
-    path = next((path for path in _tables(file) if path in folder.files), None)
+    path = next((path for path in _tables(file) if folder.path(path).is_file()), None)
     if path is None:
         return STANDARD_SEGMENTATION
     meanings = []

@@ -120,4 +120,4 @@ def _why_no_trace(folder: Folder, file: BidsFile) -> str:
 def _beside(folder: Folder, file: BidsFile, suffix: str) -> str:
     """The text of the file of the same name and another suffix, "" where there is none."""
     path = file.path.removesuffix(".gz").removesuffix(".nii") + suffix
-    return folder.path(path).read_text(encoding="utf-8-sig", errors="replace") if path in folder.files else ""
+    return folder.path(path).read_text(encoding="utf-8-sig", errors="replace") if folder.path(path).is_file() else ""

@@ -32,7 +32,7 @@ class Description:
 def describe(folder: Folder, root: str, database: str) -> tuple[Description, tuple[Finding, ...]]:
     """A dataset's licence and origin; a description that cannot be read is a finding."""
     path = f"{root}dataset_description.json"
-    if path not in folder.files:
+    if not folder.path(path).is_file():
         return Description(), ()
     try:
         said: Any = json.loads(folder.path(path).read_text(encoding="utf-8-sig"))
@@ -53,7 +53,7 @@ def participants(folder: Folder, root: str, database: str) -> tuple[dict[str, Ro
     that the store has something else of the same name for.
     """
     path = f"{root}participants.tsv"
-    if path not in folder.files:
+    if not folder.path(path).is_file():
         return {}, ()
     try:
         rows = _rows(folder, path)

@@ -309,6 +309,7 @@ def test_labels_in_a_template_take_the_scans_there(head, root: Path, ingested: C
 
 
 def test_raw_scans_where_a_label_lies_with_them(head, root: Path, ingested: Callable) -> None:
+    save(head, root, "sub-01_label-lesion_mask", head.codes(1)[:20], "derivatives/manual")  # on a box of its own
     for name, array in (("space-MNI_desc-preproc_T1w", None), ("space-MNI_label-lesion_mask", head.codes(1))):
         save(head, root, f"sub-01_{name}", array, "derivatives/prep", affine=shifted(head))
     done = ingested(root)
