@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
@@ -24,6 +25,8 @@ from multiseg.errors import MultisegError, ResourceError, StoreError, UsageError
 
 KEPT_OBJECTS = 8
 """Whole objects kept of a server that gives no parts: a patch reads many parts of one or two."""
+READS_AT_ONCE, WEB_READS_AT_ONCE = 64, 4
+"""Requests under way. A small web server lets five wait, and whom it turns away comes back a second later."""
 PARTS_AT_ONCE = 4
 """Of an upload. More would run into the time limit of each on a slow line."""
 FENCE_SECONDS = 30
@@ -161,13 +164,14 @@ class RemoteStore(ZarrStore):
     store (`multiseg.store.hold`); a writer that has lost it, since its computer slept, is stopped.
     """
 
-    def __init__(self, url: str, read_only: bool, fence: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, url: str, read_only: bool, fence: Callable[[], None]) -> None:
         super().__init__(read_only=read_only)
         self.url = url
         self._fence = fence
         self._fenced_at = time.time()
         self._objects = connect(url)
         self._keys: ObjectStore[Any] = ObjectStore(self._objects, read_only=read_only)
+        self._turns = asyncio.Semaphore(WEB_READS_AT_ONCE if is_web(url) else READS_AT_ONCE)
         self._gives_parts = True
         self._whole: OrderedDict[str, Buffer] = OrderedDict()
 
@@ -186,14 +190,18 @@ class RemoteStore(ZarrStore):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         with in_words(self.url):
-            if byte_range is None:
-                return await self._keys.get(key, prototype)
-            if self._gives_parts:
-                try:
-                    return await self._keys.get(key, prototype, byte_range)
-                except NotSupportedError:
-                    self._gives_parts = False
-            whole = self._whole.get(key) or await self._keys.get(key, prototype)
+            async with self._turns:
+                return await self._get(key, prototype, byte_range)
+
+    async def _get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None) -> Buffer | None:
+        if byte_range is None:
+            return await self._keys.get(key, prototype)
+        if self._gives_parts:
+            try:
+                return await self._keys.get(key, prototype, byte_range)
+            except NotSupportedError:
+                self._gives_parts = False
+        whole = self._whole.get(key) or await self._keys.get(key, prototype)
         if whole is None:
             return None
         self._whole[key] = whole

@@ -32,7 +32,7 @@ from multiseg.loaders.draw import DrawOptions
 from multiseg.modalities import ModalityAxis
 from multiseg.store import hold as holding
 from multiseg.store import remote
-from multiseg.store.columns import coordinate_names
+from multiseg.store.columns import coordinate_names, open_arrays, read_arrays
 from multiseg.store.hold import KEY, Holder, hold, holder_of
 from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
@@ -102,15 +102,18 @@ def keys(url: str) -> list[str]:
 
 def rows(url: str) -> dict[tuple[str, str], dict[str, np.ndarray]]:
     """Every array's part of every committed case."""
-    held = {}
+    held: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for name, database in open_store(url).databases.items():
-        arrays = {array: database.group[array] for array in [*coordinate_names(database.group), "image", "label"]}
-        for case in database.cases:
-            held[name, case.name] = {
-                array: np.asarray(values[case.row] if values.metadata.dimension_names[0] == "case" else values[:])
-                for array, values in arrays.items()
-            }
+        names = [*coordinate_names(database.group), "image", "label"]
+        by_case = {array for array, value in open_arrays(database.group, names).items() if is_by_case(value)}
+        for array, values in read_arrays(database.group, names).items():
+            for case in database.cases:
+                held.setdefault((name, case.name), {})[array] = values[case.row] if array in by_case else values
     return held
+
+
+def is_by_case(array: zarr.Array) -> bool:
+    return array.metadata.dimension_names[0] == "case"
 
 
 def assert_same(a: str, b: str) -> None:
