@@ -15,7 +15,7 @@ from multiseg.store.reading import read_volume
 from multiseg.store.volumes import Volume, to_ras, voxel_size_mm
 from multiseg.types import Mask
 
-TIMEOUT_S = 3600
+TIMEOUT_S = 3600.0
 TAIL_CHARACTERS = 600
 SMALLEST_ML, LARGEST_ML = 50.0, 8000.0
 """Less is no brain, more is no head."""

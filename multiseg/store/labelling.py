@@ -134,7 +134,7 @@ def doubt_labels(
         share = lesions / max(1, int(np.count_nonzero(brain)))
         if share > 0.5:
             text = (
-                f"the lesions of annotation {name!r} fill {share:.0%} of the brain. Is it a mask of the brain, or are its "
-                "codes swapped? Say what they mean: --labels."
+                f"the lesions of annotation {name!r} fill {share:.0%} of the brain. Is it a mask of the brain, or are "
+                "its codes swapped? Say what they mean: --labels."
             )
             journal.warn("LARGE_LABEL", text)

@@ -1,0 +1,109 @@
+"""A patient is prepared as the model's training data were; and a model file never runs a program."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from multiseg.errors import CheckpointError, UsageError
+from multiseg.evaluation.predict import Prediction, predict
+from multiseg.evaluation.preparation import brain_rule, recipe_for
+from multiseg.labels import LabelSpace
+from multiseg.modalities import ModalityAxis
+from multiseg.models.saved import Model, ModelInfo
+from multiseg.store.recipe import PERCENTILES, Recipe
+
+SHAPE = (20, 20, 20)
+RISING = tuple(float(at) for at in range(len(PERCENTILES)))
+
+
+class Bright(nn.Module):
+    """Says lesion where the image is above 0."""
+
+    def forward(self, images: Tensor, present: Tensor) -> Tensor:
+        return torch.where(images[:, :1] > 0, 9.0, -9.0)
+
+
+def info(**recipes: Recipe) -> ModelInfo:
+    return ModelInfo(
+        builder="multi_unet", numbers={}, axis=ModalityAxis(("T1",)), space=LabelSpace(), spacing_mm=(4.0, 4.0, 4.0),
+        patch=(16, 16, 16), trained_on={"T1": tuple(recipes)},
+        databases={name: {"recipe": recipe.to_json()} for name, recipe in recipes.items()},
+    )  # fmt: skip
+
+
+def answered(folder: Path, model: ModelInfo, **options: object) -> Prediction:
+    """A cube of brain, one half brighter, in air that is not 0."""
+    image = np.full(SHAPE, 5.0, dtype=np.float32)
+    image[4:16, 4:16, 4:16] = 100
+    image[10:16, 4:16, 4:16] = 200
+    image += np.random.default_rng(0).uniform(0, 1, SHAPE).astype(np.float32)
+    nib.save(nib.Nifti1Image(image, np.diag([4.0, 4.0, 4.0, 1.0])), folder / "T1.nii.gz")
+    return predict(Model(Bright(), model), {"T1": folder / "T1.nii.gz"}, folder / "out.nii.gz", **options)
+
+
+def codes(result: Prediction) -> set[str]:
+    return {doubt.code for doubt in result.doubts}
+
+
+def test_the_steps_of_the_training_data_are_taken() -> None:
+    theirs = Recipe((9.0,) * 3, "T2", "otsu", "array", "histogram", register="rigid", n4=True, landmarks={"T1": RISING})
+    recipe, doubts = recipe_for(info(ms=theirs), "", "T1", "world")
+    assert recipe == Recipe(
+        (4.0,) * 3, "T1", "otsu", "world", "histogram", register="rigid", n4=True, landmarks={"T1": RISING}
+    )
+    assert doubts == ()
+    assert recipe_for(info(), "", "T1", "refuse") == (Recipe((4.0,) * 3, "T1"), ())
+
+
+def test_databases_that_were_not_prepared_alike_are_told() -> None:
+    plain, scaled = Recipe(), Recipe(normalise="histogram", n4=True, landmarks={"T1": RISING})
+    recipe, (doubt,) = recipe_for(info(ms=plain, wmh=scaled), "", "T1", "refuse")
+    assert (recipe.normalise, recipe.n4, recipe.landmarks) == ("zscore", True, {})
+    assert doubt.code == "MIXED_RECIPES"
+    assert "(ms: zscore; wmh: histogram, N4)" in doubt.message
+    higher = Recipe(normalise="histogram", n4=True, landmarks={"T1": tuple(2 * at for at in RISING), "T2": RISING})
+    recipe, doubts = recipe_for(info(ms=scaled, wmh=higher), "", "T1", "refuse")
+    assert doubts == ()
+    assert recipe.landmarks == {"T1": tuple(1.5 * at for at in RISING), "T2": RISING}
+
+
+def test_a_command_in_a_model_is_never_run(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    evil = Recipe(brain_mask=f"command touch {trace} {{image}} {{mask}}")
+    with pytest.raises(UsageError, match=r"whose brain was given \(command touch .*--brain-mask FILE"):
+        answered(tmp_path, info(ms=evil))
+    answered(tmp_path, info(ms=evil, wmh=Recipe()))
+    answered(tmp_path, info(ms=evil), brain_mask="otsu")
+    assert not trace.exists()
+    with pytest.raises(UsageError, match=r"whose brain was given \(file\)"):
+        answered(tmp_path, info(ms=Recipe(brain_mask="file")))
+
+
+def test_the_user_says_where_the_brain_is(tmp_path: Path) -> None:
+    """By a word, a file or a program; Otsu's threshold leaves the air out, which non-zero voxels do not."""
+    mask = np.zeros(SHAPE, dtype=np.uint8)
+    mask[4:16, 4:16, 4:16] = 1
+    nib.save(nib.Nifti1Image(mask, np.diag([4.0, 4.0, 4.0, 1.0])), tmp_path / "mask.nii.gz")
+    half = 6 * 12 * 12 * 0.064
+    copy = f"command cp {tmp_path / 'mask.nii.gz'} {{mask}} --no-target-directory --suffix={{image}}"
+    for said in (tmp_path / "mask.nii.gz", str(tmp_path / "mask.nii.gz"), copy):
+        result = answered(tmp_path, info(ms=Recipe()), brain_mask=said)
+        assert result.volumes_ml["lesion"] == pytest.approx(half)
+        assert "NO_BACKGROUND" not in codes(result)
+    whole = answered(tmp_path, info(ms=Recipe()))
+    assert whole.volumes_ml["lesion"] > 1.5 * half
+    assert "NO_BACKGROUND" in codes(whole)
+    assert answered(tmp_path, info(ms=Recipe(brain_mask="otsu"))).volumes_ml["lesion"] == pytest.approx(half, rel=0.2)
+    assert brain_rule("nonzero") == ("nonzero", None)
+    assert brain_rule("") == brain_rule(None) == ("", None)
+
+
+def test_a_recipe_that_is_none_is_the_models_fault() -> None:
+    model = info(ms=Recipe())
+    model.databases["ms"]["recipe"] = {"spacing_mm": [1, 1]}
+    with pytest.raises(CheckpointError, match="holds a recipe of preparation that cannot be read"):
+        recipe_for(model, "", "T1", "refuse")
