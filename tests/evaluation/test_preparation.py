@@ -23,6 +23,10 @@ RISING = tuple(float(at) for at in range(len(PERCENTILES)))
 class Bright(nn.Module):
     """Says lesion where the image is above 0."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
     def forward(self, images: Tensor, present: Tensor) -> Tensor:
         return torch.where(images[:, :1] > 0, 9.0, -9.0)
 
