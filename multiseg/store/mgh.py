@@ -56,6 +56,7 @@ def mgh_geometry(path: Path, head: bytes, index: int | None = None, num_bytes: i
     return Geometry(header.volume, header.affine, header.dtype.itemsize)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of damaged numbers; what comes of them is looked at
 def _header(path: Path, data: bytes, index: int | None, num_bytes: int | None) -> _Header:
     try:
         fields = MGHHeader(data[:HEADER_BYTES])

@@ -79,6 +79,7 @@ def new_header(shape: Index3, affine: Affine, dtype: np.dtype) -> bytes:
     return bytes(header.binaryblock)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of damaged numbers; what comes of them is looked at
 def _header(path: Path, data: bytes, index: int | None) -> _Header:
     kind, size = (nib.Nifti2Header, 540) if data[4:8] == b"n+2\0" else (nib.Nifti1Header, 348)
     block = data[:size]
@@ -86,7 +87,8 @@ def _header(path: Path, data: bytes, index: int | None) -> _Header:
         faults = kind.diagnose_binaryblock(block)
         fields = kind(block, check=True)
         dtype = fields.get_data_dtype()
-    except (HeaderDataError, WrapStructError, ValueError) as error:
+        fields.get_data_offset()
+    except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
         message = f"{path} has a NIfTI header that cannot be read: {error}. Copy or export it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
     if dtype.fields is not None:

@@ -10,19 +10,18 @@ from pathlib import Path
 
 from multiseg.errors import SourceError
 from multiseg.store.cases import Channel, ScanFile, Series, joined_sha256, part_of
+from multiseg.store.compression import GZIP_MAGIC, gunzip
 from multiseg.store.mgh import is_mgh, mgh_geometry, read_mgh
 from multiseg.store.nifti import is_nifti, is_pair, nifti_geometry, read_nifti
 from multiseg.store.text_header import data_files, is_metaimage, is_nrrd
+from multiseg.store.text_image import bytes_of_data, read_text_image, text_geometry
 from multiseg.store.volumes import Geometry, Volume
 
-GZIP_MAGIC = b"\x1f\x8b"
 DICOM_MAGIC = b"DICM"
-HEAD_BYTES = 1 << 16
+HEAD_BYTES = 1 << 18
 """As much of a file as its header needs, compressed or not."""
 MAX_LAYERS = 4
 """A file that is compressed more often is no scan."""
-MAX_RATIO = 1100
-"""Deflate cannot make anything smaller than by this."""
 
 
 def read_volume(file: ScanFile) -> Volume:
@@ -39,7 +38,7 @@ def read_volume(file: ScanFile) -> Volume:
     if raw[128:132] == DICOM_MAGIC:
         return _read_series(Series((path,)))
     digests = [hashlib.sha256(raw).hexdigest()]
-    digests += [hashlib.sha256(_read_data(path, other)).hexdigest() for other in data_files(path, raw)]
+    digests += [hashlib.sha256(bytes_of_data(path, other)).hexdigest() for other in data_files(path, raw)]
     sha256 = joined_sha256(digests, part_of(file))
     data, layers = _unpacked(path, raw)
     if is_nifti(data):
@@ -47,10 +46,8 @@ def read_volume(file: ScanFile) -> Volume:
     elif is_mgh(data):
         volume = read_mgh(path, data, sha256, index)
     else:
-        io = _check_itk(path, data, layers)
-        from multiseg.store.itk import read_itk
-
-        volume = read_itk(path, data, io, sha256, index)
+        _check_text(path, data, layers)
+        volume = read_text_image(path, data, sha256, index)
     return volume if layers < 2 else replace(volume, doubts=(_often_packed(path, layers), *volume.doubts))
 
 
@@ -71,10 +68,8 @@ def read_geometry(file: ScanFile) -> Geometry:
         return nifti_geometry(path, data, index, None if layers else num_bytes)
     if is_mgh(data):
         return mgh_geometry(path, data, index, None if layers else num_bytes)
-    io = _check_itk(path, data, layers)
-    from multiseg.store.itk import itk_geometry
-
-    return itk_geometry(path, data, io, index)
+    _check_text(path, data, layers)
+    return text_geometry(path, data, num_bytes, index)
 
 
 def _place(file: Path | Channel) -> tuple[Path, int | None]:
@@ -93,21 +88,21 @@ def _series_geometry(series: Series) -> Geometry:
     return series_geometry(series)
 
 
-def _check_itk(path: Path, data: bytes, layers: int) -> str:
-    """The name of ITK's reader of a MetaImage or NRRD file.
+def _check_text(path: Path, data: bytes, layers: int) -> None:
+    """Whether a file is MetaImage or NRRD.
 
     Raises:
-        SourceError: the file is neither.
+        SourceError: it is neither.
     """
-    io = "NrrdImageIO" if is_nrrd(data) else "MetaImageIO" if is_metaimage(data) else ""
-    if io and not layers:
-        return io
+    is_text = is_nrrd(data) or is_metaimage(data)
+    if is_text and not layers:
+        return
     if is_pair(data):
         what = (
             "is no NIfTI file in one piece but half of a pair (.hdr and .img). Make one file of the two, for "
             f"instance with: nib-convert {path.stem}.hdr {path.stem}.nii.gz"
         )
-    elif io:
+    elif is_text:
         what = "is a MetaImage or NRRD file in gzip. Unpack it first: these formats compress their own voxels."
     else:
         what = (
@@ -127,15 +122,6 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
-
-
-def _read_data(path: Path, file: Path) -> bytes:
-    """A file that holds the voxels of another."""
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        message = f"{path} says that its voxels lie in {file}, which cannot be read. Put it beside its header."
-        raise SourceError(message, code="MISSING_FILE", file=str(path)) from error
 
 
 def _read_head(path: Path) -> tuple[bytes, int]:
@@ -159,28 +145,11 @@ def _unpacked(path: Path, raw: bytes) -> tuple[bytes, int]:
     data, layers = raw, 0
     try:
         while data[:2] == GZIP_MAGIC and layers < MAX_LAYERS:
-            data, layers = _gunzip(data), layers + 1
+            data, layers = gunzip(data), layers + 1
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         message = f"{path} is a truncated or damaged gzip file ({len(raw)} bytes): {error}. Copy it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
     return data, layers
-
-
-def _gunzip(data: bytes) -> bytes:
-    """The content of a gzip file, its length and CRC checked.
-
-    Its last bytes tell how long the content is, and with that zlib is a third faster. They are those of the
-    last member of several; then, and where anything else is odd, the slow way looks at it all.
-    """
-    crc, length = data[-8:-4], int.from_bytes(data[-4:], "little")
-    if 0 < length < MAX_RATIO * len(data):
-        try:
-            whole = zlib.decompress(data, wbits=31, bufsize=length)
-        except zlib.error:
-            return gzip.decompress(data)
-        if len(whole) == length and zlib.crc32(whole).to_bytes(4, "little") == crc:
-            return whole
-    return gzip.decompress(data)
 
 
 def _unpacked_head(path: Path, head: bytes) -> tuple[bytes, int]:

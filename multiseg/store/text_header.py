@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
 
 HEAD_BYTES = 1 << 20
 """No such header is longer, lists of files and of gradients included."""
 _META_DATA = re.compile(rb"^ElementDataFile[ \t]*=[ \t]*([^\r\n]*?)[ \t]*(?:\r?\n|\Z)", re.MULTILINE)
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """What a header says, in whichever of the two formats.
+
+    Attributes:
+        sizes: of the file's axes, the fastest first, colours or channels included.
+        space_axes: which of them are i, j and k.
+        directions: the step of a voxel along i, j and k, as columns in RAS+.
+        encoding: "raw", "zlib", "gzip" or "bzip2".
+        line_skip, byte_skip: what stands before the voxels; -1 bytes: the voxels are the file's end.
+        why_unplaced: why left and right are a convention; "" where the header tells them.
+    """
+
+    sizes: tuple[int, ...]
+    space_axes: tuple[int, ...]
+    dtype: np.dtype
+    directions: Float[np.ndarray, "3 3"]
+    origin: Float[np.ndarray, 3]
+    encoding: str
+    line_skip: int = 0
+    byte_skip: int = 0
+    slope: float = 1.0
+    inter: float = 0.0
+    units: frozenset[str] = frozenset()
+    is_coloured: bool = False
+    is_complex: bool = False
+    why_unplaced: str = ""
 
 
 def is_nrrd(data: bytes) -> bool:
@@ -33,6 +67,30 @@ def fields_of(data: bytes) -> dict[str, str]:
     return {key.strip().lower(): value for key, value in lines}
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with spaces between them.
+
+    Raises:
+        ValueError: there are none, or one is none.
+    """
+    found = tuple(float(part) for part in text.split())
+    if not found or not np.isfinite(found).all():
+        raise ValueError(f"{text!r} should be numbers")
+    return found
+
+
+def whole_numbers(fields: Mapping[str, str], name: str, default: str = "") -> tuple[int, ...]:
+    """The whole numbers above 0 of a field.
+
+    Raises:
+        ValueError: the field is missing or holds something else.
+    """
+    parts = fields.get(name, default).split()
+    if not parts or not all(re.fullmatch(r"0*[1-9]\d{0,8}", part) for part in parts):
+        raise ValueError(f"{name} is {fields.get(name, 'missing')!r}")
+    return tuple(int(part) for part in parts)
+
+
 def voxels_start(data: bytes) -> int:
     """Where the header ends, and the voxels begin if they lie in the same file."""
     found = (_BLANK_LINE if is_nrrd(data) else _META_DATA).search(data[:HEAD_BYTES])
@@ -48,12 +106,12 @@ def data_files(path: Path, data: bytes) -> tuple[Path, ...]:
     if named.split()[0] == "LIST":
         lines = _text(data[voxels_start(data) :] if is_metaimage(data) else _after_list(data)).splitlines()
         names = [line.strip() for line in lines if line.strip()]
-    elif series := re.fullmatch(r"(.*%0?\d*d\S*)\s+(\d+)\s+(\d+)(?:\s+(\d+))?(?:\s+\d+)?", named):
+    elif series := re.fullmatch(r"([^%]*%0?\d?d[^%\s]*)\s+(\d{1,5})\s+(\d{1,5})(?:\s+(\d{1,5}))?(?:\s+\d)?", named):
         first, last, step = int(series[2]), int(series[3]), int(series[4] or 1)
         names = [series[1] % number for number in range(first, last + 1, max(1, step))]
     else:
         names = [named]
-    return tuple(path.parent / name for name in names)
+    return tuple(path.parent / name.replace("\0", "?") for name in names)
 
 
 def _after_list(data: bytes) -> bytes:

@@ -287,6 +287,22 @@ def test_a_gzip_file_of_several_members(values: np.ndarray, tmp_path: Path) -> N
     assert np.count_nonzero(read_volume(path).voxels) == 70
 
 
+@pytest.mark.parametrize("name", ["x.mha", "x.mhd", "x.nrrd", "x.nhdr", "x.nii", "x.mgh"])
+def test_a_damaged_header_is_an_error_and_no_crash(name: str, values: np.ndarray, tmp_path: Path) -> None:
+    path = saved(tmp_path, name, values)
+    whole, rng = path.read_bytes(), np.random.default_rng(1)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, min(len(whole), 420), 3):
+            damaged[at] = rng.choice([0, 10, 32, 45, 57, 255, rng.integers(256)])
+        path.write_bytes(damaged)
+        for read in (read_volume, read_geometry):
+            try:
+                read(path)
+            except SourceError as error:
+                assert error.code  # noqa: PT017
+
+
 def test_what_is_refused_says_what_to_do(values: np.ndarray, tmp_path: Path) -> None:
     nib.save(nib.Nifti1Pair(values, OBLIQUE), tmp_path / "pair.hdr")
     for read in (read_volume, read_geometry):
@@ -313,7 +329,7 @@ def test_metaimage_slope_units_and_orientation(values: np.ndarray, tmp_path: Pat
     (tmp_path / "x.mha").write_bytes(re.sub(rb"TransformMatrix = [^\n]*\n", b"", data))
     assert "no TransformMatrix" in dict(read_volume(tmp_path / "x.mha").doubts)["NO_ORIENTATION"]
     (tmp_path / "x.mha").write_bytes(data.replace(b"NDims = 3\n", b"NDims = 3\nHeaderSize = many\n"))
-    with pytest.raises(SourceError, match="HeaderSize = 'many', which is no number"):
+    with pytest.raises(SourceError, match=r"cannot be read: .*'many'"):
         read_volume(tmp_path / "x.mha")
 
 

@@ -82,7 +82,10 @@ _NONE_BY_TYPE = {
     "SCREEN SAVE": "a screen capture",
     "SCREENSHOT": "a screen capture",
 }
-_PRE = r"\bpre\b(?: ?(?:contrast|gd|gad\w*|km|ce|c)\b)?|\bnative?\b|unenhanced|\b(?:w o|wo|without|no|non|ohne|sans) ?(?:contrast|gd|gad\w*|km|ce|c)\b"
+_PRE = (
+    r"\bpre\b(?: ?(?:contrast|gd|gad\w*|km|ce|c)\b)?|\bnative?\b|unenhanced|"
+    r"\b(?:w o|wo|without|no|non|ohne|sans) ?(?:contrast|gd|gad\w*|km|ce|c)\b"
+)
 _POST = r"\bpost\b|\bgd\b|\bgad\w*|\bce\b|\bkm\b|\+ ?c\b|\bc ?\+|contrast|kontrast|enhanced|\bt1c\b"
 _NO_AGENT = ("", "no", "none", "n", "0", "nil", "no contrast", "without", "ohne")
 _ECHO_MS = {"FLAIR": (60.0, inf), "T1": (0.0, 40.0), "T2": (60.0, inf), "PD": (0.0, 50.0)}
