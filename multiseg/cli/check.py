@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,10 +40,16 @@ def verify_command(
     if as_json:
         print_json({"path": path, "findings": [finding.to_json() for finding in findings]})
     else:
-        print_findings(findings)
-        said = ", ".join(f"{count[severity]} {severity}s" for severity in Severity if count[severity])
+        print_findings([_with_place(finding) for finding in findings])
+        said = ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity in Severity if (n := count[severity]))
         messages().print(f"{path}: {said or 'no fault found'}", soft_wrap=True)
     return 3 if count[Severity.ERROR] else 0
+
+
+def _with_place(finding: Finding) -> Finding:
+    """A finding for the table, which has no column for files."""
+    is_told = not finding.file or finding.file in finding.message
+    return finding if is_told else replace(finding, message=f"{finding.file}: {finding.message}")
 
 
 def _verify_store(url: str, workers: int) -> Sequence[Finding]:

@@ -73,7 +73,7 @@ def _root(url: str, faults: Faults) -> zarr.Group | None:
     try:
         return open_root(url, "r")
     except StoreError as error:
-        if error.code == NO_STORE and not is_store(url):
+        if error.code == NO_STORE and (is_remote(url) or not is_store(url)):
             raise
         faults.error("BAD_ROOT", "zarr.json", f"{one_line(error)}. {RESTORE}")
     except UNREADABLE as error:

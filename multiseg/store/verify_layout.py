@@ -139,7 +139,7 @@ def _misfits(name: str, array: zarr.Array) -> list[str]:
     if held_type not in dtype:
         wrong.append(f"it holds {held_type} instead of {' or '.join(dtype)}")
     elif not _same(array.fill_value, fill):
-        wrong.append(f"what is not written reads as {array.fill_value!r} instead of {fill!r}")
+        wrong.append(f"what is not written reads as {np.asarray(array.fill_value).item()!r} instead of {fill!r}")
     if name in ("image", "label") and "crc32c" not in json.dumps([codec.to_dict() for codec in array.compressors]):
         wrong.append("its chunks have no checksum (crc32c)")
     for axis, n in zip(axes, array.shape, strict=True):
