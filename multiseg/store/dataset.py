@@ -29,5 +29,7 @@ def committed_dataset(group: zarr.Group) -> xr.Dataset:
 def _variable(array: zarr.Array, loaded: Any) -> xr.Variable:
     # A case to a piece: half a case is read as well, but planning for 32^3 voxels each would take longer.
     pieces = (1, *(max(1, n) for n in array.shape[1:]))
-    values = da.from_zarr(array, chunks=pieces) if loaded is None else loaded
+    values: Any = loaded
+    if loaded is None:
+        values = da.from_zarr(array, chunks=pieces)  # type: ignore[no-untyped-call]
     return xr.Variable(array.metadata.dimension_names, values, attrs=array.attrs.asdict())

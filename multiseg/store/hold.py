@@ -183,8 +183,9 @@ def _server_time(objects: Any) -> datetime:
 def _refresh(objects: Any, mine: Holder, version: dict[str, str], done: threading.Event) -> None:
     while not done.wait(REFRESH_SECONDS):
         with suppress(BaseError, OSError):  # the next one may get through
+            mode: Any = version or "overwrite"
             try:
-                put = obstore.put(objects, KEY, _bytes(replace(mine, refreshed=_now())), mode=version or "overwrite")
+                put = obstore.put(objects, KEY, _bytes(replace(mine, refreshed=_now())), mode=mode)
                 version = _version(put)
             except PreconditionError:
                 held, meta = _look(objects) or (None, {})

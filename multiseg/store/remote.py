@@ -157,7 +157,7 @@ def _first_line(error: Exception) -> str:
     return re.sub(r" in [\d.]+\w+s\b.*? - ", ": ", text.split("\n")[0]).strip().rstrip(".:")
 
 
-class RemoteStore(ZarrStore):
+class RemoteStore(ZarrStore):  # type: ignore[misc]
     """The keys and values of a store behind a URL.
 
     A server that answers no range requests is read a whole object at a time. Whoever writes has to hold the
@@ -217,7 +217,8 @@ class RemoteStore(ZarrStore):
 
     async def exists(self, key: str) -> bool:
         with in_words(self.url):
-            return await self._keys.exists(key)
+            found: bool = await self._keys.exists(key)
+            return found
 
     async def set(self, key: str, value: Buffer) -> None:
         self._check_may_write()

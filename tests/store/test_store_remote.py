@@ -31,7 +31,7 @@ from multiseg.loaders.batches import PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.modalities import ModalityAxis
 from multiseg.store import hold as holding
-from multiseg.store import remote
+from multiseg.store import remote, schema
 from multiseg.store.columns import coordinate_names, open_arrays, read_arrays
 from multiseg.store.hold import KEY, Holder, hold, holder_of
 from multiseg.store.ingest import ingest
@@ -235,6 +235,15 @@ def test_a_database_that_is_not_named_is_not_there_yet(hospitals: Path, tmp_path
     assert root.attrs["multiseg"]["databases"] == ["alder"]
     assert list(open_store(url)) == ["alder"]
     root["birch"].attrs.update({"pathology": "glioma"})
+
+
+def test_a_dataset_has_the_committed_cases_alone(hospitals: Path, tmp_path: Path) -> None:
+    url = str(tmp_path / "brain.zarr")
+    ingest(find_manifest(hospitals / "manifest.toml")[:1], url, OPTIONS)
+    zarr.open_group(url, mode="r+")["alder/status"][[0, 3]] = [schema.SUPERSEDED, schema.PENDING]
+    dataset = open_store(url).dataset("alder")
+    assert dataset.case.values.tolist() == ["A002", "A003"]
+    np.testing.assert_array_equal(dataset.image[0].values, zarr.open_group(url, mode="r")["alder/image"][1])
 
 
 def test_a_database_that_is_named_and_gone_is_damage(hospitals: Path, tmp_path: Path) -> None:
