@@ -45,7 +45,9 @@ def bare_copy(files: DatabaseFiles) -> None:
         group = root.create_group(case.case)
         for at, image in enumerate(images):
             plan = ArrayPlan(("one",), ("one",), {}, 1, 1, "lz4")
-            plan.create(group.create_group(f"image{at}"), "image", (1, 1, *image.shape))[0, 0] = image.astype(np.float16)
+            plan.create(group.create_group(f"image{at}"), "image", (1, 1, *image.shape))[0, 0] = image.astype(
+                np.float16
+            )
         for at, label in enumerate(labels):
             plan = ArrayPlan(("one",), ("one",), {}, 1, 1, "lz4")
             plan.create(group.create_group(f"label{at}"), "label", (1, 1, *label.shape))[0, 0] = label.astype(np.uint8)

@@ -18,6 +18,7 @@ from multiseg.cli.demo import demo_command
 from multiseg.cli.ingest import ingest_command
 from multiseg.cli.learn import train_command
 from multiseg.cli.use import evaluate_command, predict_command
+from multiseg.cli.view import view_command
 from multiseg.errors import MultisegError
 
 EXIT_CODES = """
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "phantoms": phantoms_command,
     "ingest": ingest_command,
     "info": info_command,
+    "view": view_command,
     "verify": verify_command,
     "train": train_command,
     "evaluate": evaluate_command,

@@ -9,7 +9,7 @@ import typer
 
 from multiseg.cli import sources as flags
 from multiseg.cli.data import AsJson, StoreUrl
-from multiseg.errors import UsageError
+from multiseg.errors import UnconfirmedError, UsageError
 
 if TYPE_CHECKING:
     from multiseg.store.ingest import IngestReport
@@ -33,6 +33,7 @@ def ingest_command(
     modality: flags.Modality = None,
     participants: flags.Participants = "",
     allow_unlabelled: flags.AllowUnlabelled = False,
+    yes: flags.Yes = False,
     brain_mask: flags.BrainMask = "",
     spacing: flags.Spacing = "1",
     reference: flags.Reference = "",
@@ -78,9 +79,13 @@ def ingest_command(
 
     said = flags.Said(
         layout, database, pathology, pattern, label, labels, raters, brain_mask, modality, participants,
-        allow_unlabelled,
+        allow_unlabelled, yes,
     )  # fmt: skip
-    databases = flags.databases_of(source, said)
+    try:
+        databases = flags.databases_of(source, said)
+    except UnconfirmedError as error:
+        flags.show_guesses(error, as_json)
+        raise
     options = IngestOptions(
         spacing_mm=flags.spacing_of(spacing), reference=reference, headers_disagree=headers_disagree,
         register=register, n4=n4, normalise=normalise, codec=codec, replace=replace, seed=seed, **_split(split),

@@ -12,6 +12,7 @@ import typer
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
+    from multiseg.errors import UnconfirmedError
     from multiseg.store.parallel import Workers
     from multiseg.store.sources.model import DatabaseFiles
 
@@ -49,6 +50,9 @@ Participants = Annotated[
 ]
 AllowUnlabelled = Annotated[
     bool, typer.Option("--allow-unlabelled", help="Take cases without label, too.", rich_help_panel=_WHAT)
+]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="What was guessed and shown is right (DICOM series).", rich_help_panel=_WHAT)
 ]
 BrainMask = Annotated[
     str,
@@ -97,6 +101,7 @@ class Said:
     modality: list[str] | None = None
     participants: str = ""
     allow_unlabelled: bool = False
+    yes: bool = False
 
 
 def databases_of(source: Path, said: Said) -> list[DatabaseFiles]:
@@ -113,6 +118,18 @@ def databases_of(source: Path, said: Said) -> list[DatabaseFiles]:
     if said.label:
         raise UsageError("--label says where labels lie, so say where the images lie, too: --pattern.")
     return [_by_looking(source, said)]
+
+
+def show_guesses(error: UnconfirmedError, as_json: bool) -> None:
+    """What a person has to look at first, as a table or as JSON."""
+    from multiseg.cli.console import print_json, print_table
+
+    if as_json:
+        print_json([{"series": list(error.rows), "to_do": str(error)}])
+        return
+    columns = list(error.rows[0])
+    rows = [[str(row[column]) or "-" for column in columns] for row in error.rows]
+    print_table("What was guessed", columns, rows, right=["studies", "slices", "TE", "TR", "TI"])
 
 
 def _by_pattern(source: Path, said: Said) -> DatabaseFiles:
@@ -138,7 +155,7 @@ def _by_looking(source: Path, said: Said) -> DatabaseFiles:
     messages().print(f"{source} is {seen.layout.title} ({seen.layout.name}): {seen.evidence}.{also}", soft_wrap=True)
     options = SourceOptions(
         said.database, said.pathology, _codes(said), _modalities(said), said.participants, said.brain_mask,
-        said.raters, said.allow_unlabelled,
+        said.raters, said.allow_unlabelled, said.yes,
     )  # fmt: skip
     return find_recognised(folder, seen, options)
 

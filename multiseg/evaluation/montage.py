@@ -3,24 +3,27 @@
 import io
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from einops import rearrange
 from jaxtyping import Bool, Float, Shaped
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
 
 from multiseg.errors import UsageError
 from multiseg.files import write_atomically
 from multiseg.modalities import in_canonical_order
-from multiseg.types import Mask
+from multiseg.types import Codes, Mask
 
 Image: TypeAlias = Float[np.ndarray, "i j k"]
 Plane: TypeAlias = Shaped[np.ndarray, "row column"]
@@ -33,16 +36,38 @@ _CONVENTION = (
     "Axial slices in radiological convention: front is up and the patient's left (L) is on the right of "
     "the image. Grey window: 1st to 99.5th percentile."
 )
+_PALETTE = (
+    "#4daf4a",
+    "#e7b416",
+    "#5b8ff9",
+    "#e8507b",
+    "#9b5de5",
+    "#00b4a0",
+    "#f48c42",
+    "#b5bd89",
+    "#c77dff",
+    "#a0a8b8",
+)
 _DOTS_PER_INCH = 150
 _MARGIN_VOXELS = 3
+_ENTRY_INCHES = 1.75
 _POINTS_PER_INCH = 72
+
+
+@dataclass(frozen=True, eq=False)
+class Parcels:
+    """A label of many structures: code n + 1 is `names[n]`, 0 is background."""
+
+    codes: Codes
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class CasePanel:
     """One row of a montage: the sequences of a case on one RAS+ grid.
 
-    `caption` stands below the name, one line for each of its lines: the pathology, the Dice.
+    `caption` stands below the name, one line for each of its lines: the pathology, the Dice. Each of the
+    `parcels` gets a column of its own, where its structures lie in colour over the first sequence.
     """
 
     name: str
@@ -51,6 +76,7 @@ class CasePanel:
     truth: Mask | None
     predicted: Mask | None
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    parcels: dict[str, Parcels] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,7 +96,7 @@ class _Page:
     num_columns: int
     cell_width: float
     header: float
-    footer: float = 0.85
+    num_entries: int = 0
     label: float = 1.85
     edge: float = 0.2
     gap: float = 0.08
@@ -82,6 +108,15 @@ class _Page:
     @property
     def width(self) -> float:
         return 2 * self.edge + self.label + self.num_columns * (self.cell_width + self.gap) - self.gap
+
+    @property
+    def legend_columns(self) -> int:
+        return max(1, min(self.num_entries, int((self.width - 2 * self.edge) / _ENTRY_INCHES)))
+
+    @property
+    def footer(self) -> float:
+        """Room for the legend's lines, and for what is said below them."""
+        return 0.65 + 0.2 * max(1, -(-self.num_entries // self.legend_columns))
 
     @property
     def height(self) -> float:
@@ -104,18 +139,22 @@ def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "") -> No
         UsageError: there is no panel, or no panel has an image.
     """
     columns = in_canonical_order(name for panel in panels for name in panel.images)
+    parcels = tuple(dict.fromkeys(name for panel in panels for name in panel.parcels))
     if not columns:
         raise UsageError(f"{len(panels)} cases with no image among them make no montage. Give at least one.")
+    columns += parcels
+    entries = _legend_entries(panels)
     page = _Page(
         num_rows=len(panels),
         num_columns=len(columns),
         cell_width=float(np.clip(min(12 / len(columns), 15 / len(panels)), 2.0, 3.2)),
         header=0.85 if title else 0.45,
+        num_entries=len(entries),
     )
     figure = Figure(figsize=(page.width, page.height), dpi=_DOTS_PER_INCH, facecolor=_PAGE)
     FigureCanvasAgg(figure)  # the figure keeps it and asks pyplot for none
     _draw_frame(figure, page, columns, title)
-    _draw_legend(figure, page, panels)
+    _draw_legend(figure, page, entries)
     for row, panel in enumerate(panels):
         _draw_row(figure, page, row, panel, columns)
     drawn = io.BytesIO()
@@ -138,19 +177,27 @@ def _draw_frame(figure: Figure, page: _Page, columns: Sequence[str], title: str)
     _write(figure, page, page.edge, 0.44, convention, size=7, color=_SOFT, va="top")
 
 
-def _draw_legend(figure: Figure, page: _Page, panels: Sequence[CasePanel]) -> None:
-    """Name the outlines that some case has; a montage without masks has no legend."""
-    entries = []
+def _legend_entries(panels: Sequence[CasePanel]) -> list[Artist]:
+    """The outlines that some case has, and the structures that lie in some case; without either, none."""
+    entries: list[Artist] = []
     if any(panel.truth is not None for panel in panels):
         entries.append(Line2D([], [], color=TRUTH_COLOUR, linewidth=2.2, label="truth"))
     if any(panel.predicted is not None for panel in panels):
         entries.append(Line2D([], [], color=PREDICTION_COLOUR, linewidth=1.1, label="prediction"))
+    drawn = [one for panel in panels for one in panel.parcels.values()]
+    names = {(at, name) for one in drawn for at, name in enumerate(one.names) if (one.codes == at + 1).any()}
+    if len(names) <= 2 * len(_PALETTE):
+        entries += [Patch(color=_PALETTE[at % len(_PALETTE)], label=name) for at, name in sorted(names)]
+    return entries
+
+
+def _draw_legend(figure: Figure, page: _Page, entries: Sequence[Artist]) -> None:
     if entries:
         figure.legend(
             handles=entries,
-            loc="center left",
-            bbox_to_anchor=(page.edge / page.width, 0.63 / page.height),
-            ncols=2,
+            loc="upper left",
+            bbox_to_anchor=(page.edge / page.width, (page.footer - 0.14) / page.height),
+            ncols=page.legend_columns,
             frameon=False,
             fontsize=8.5,
             labelcolor=_BRIGHT,
@@ -176,6 +223,8 @@ def _draw_row(figure: Figure, page: _Page, row: int, panel: CasePanel, columns: 
         axes.spines[:].set_visible(False)
         if view is not None and name in panel.images:
             _draw_slice(axes, panel, panel.images[name], view)
+        elif view is not None and name in panel.parcels:
+            _draw_parcels(axes, panel, panel.parcels[name], view)
         else:
             axes.set_facecolor(_EMPTY_CELL)
             axes.text(0.5, 0.5, name, color=_FAINT, size=10, ha="center", va="center", parse_math=False)
@@ -208,6 +257,15 @@ def _draw_slice(axes: Axes, panel: CasePanel, image: Image, view: _View) -> None
     axes.set_aspect(panel.spacing_mm[1] / panel.spacing_mm[0], adjustable="datalim")
     for x, side, letter in ((0.03, "left", "R"), (0.97, "right", "L")):
         axes.text(x, 0.03, letter, color=_SOFT, size=7.5, ha=side, transform=axes.transAxes)
+
+
+def _draw_parcels(axes: Axes, panel: CasePanel, parcels: Parcels, view: _View) -> None:
+    grey = _as_seen(_windowed(next(iter(panel.images.values())))[:, :, view.k], view)
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="bicubic")
+    codes = _as_seen(parcels.codes[:, :, view.k], view)
+    colours = np.array([(0, 0, 0, 0), *(to_rgba(_PALETTE[n % len(_PALETTE)], 0.6) for n in range(255))])
+    axes.imshow(colours[codes], origin="lower", interpolation="nearest")
+    axes.set_aspect(panel.spacing_mm[1] / panel.spacing_mm[0], adjustable="datalim")
 
 
 def _choose_view(panel: CasePanel) -> _View:

@@ -53,11 +53,11 @@ def find_database(source: PatternSource) -> DatabaseFiles:
         UsageError: a pattern or a label's codes cannot be meant.
     """
     folder = look_into(source.root)
-    labels = [role for name, pattern in source.labels.items() for role in _roles(folder, pattern, "label", name)]
+    labels = [role for name, pattern in source.labels.items() for role in roles_of(folder, pattern, "label", name)]
     mask_pattern = source.brain_mask if is_pattern(source.brain_mask) else ""
-    masks = _roles(folder, mask_pattern, "brain mask", "brain mask") if mask_pattern else []
+    masks = roles_of(folder, mask_pattern, "brain mask", "brain mask") if mask_pattern else []
     taken = {role.file for role in (*labels, *masks)}
-    images = [role for role in _roles(folder, source.pattern, "image", "") if role.file not in taken]
+    images = [role for role in roles_of(folder, source.pattern, "image", "") if role.file not in taken]
     if not (images or labels):
         raise SourceError(
             f"none of the {len(folder.files)} files below {source.root} fits the pattern {source.pattern!r}. "
@@ -93,7 +93,12 @@ def is_pattern(text: str) -> bool:
     return "{" in text and not text.startswith("command ")
 
 
-def _roles(folder: Folder, pattern: str, kind: Literal["image", "label", "brain mask"], name: str) -> list[Role]:
+def roles_of(folder: Folder, pattern: str, kind: Literal["image", "label", "brain mask"], name: str) -> list[Role]:
+    """The files of a folder that fit a pattern, each in this role to the case that the pattern tells.
+
+    Raises:
+        UsageError: the pattern cannot be meant.
+    """
     roles = []
     for match in folder.fitting(compile_pattern(pattern)):
         fields = {key: text for key, text in match.groupdict().items() if key not in ("modality", "case")}

@@ -13,6 +13,7 @@ from multiseg.store.sources import (
     brats,
     brats_men_rt,
     chb2008,
+    dicom,
     fastsurfer,
     freesurfer,
     gandlf,
@@ -37,6 +38,7 @@ from multiseg.store.sources.folder import Folder, look_into
 from multiseg.store.sources.gathering import DEFAULT_ANNOTATION, SKIP, Found, SourceOptions, gather, is_rater
 from multiseg.store.sources.layout import Layout
 from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.pattern import is_pattern, roles_of
 from multiseg.store.sources.tables import read_participants
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -66,6 +68,7 @@ LAYOUTS: tuple[Layout, ...] = (
     gandlf.LAYOUT,
     multiunet.LAYOUT,
     monai_datalist.LAYOUT,
+    dicom.DICOM,
     plain.FOLDERS,
 )
 """The more special a layout, the earlier it stands: a folder is what the first one recognises."""
@@ -117,6 +120,10 @@ def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptio
     found = _without_skipped(found, options)
     if options.participants:
         found = replace(found, participants=read_participants(folder.root / options.participants))
+    if is_pattern(options.brain_mask):
+        roles = [role for role in found.roles if role.kind != "brain mask"]
+        masks = roles_of(folder, options.brain_mask, "brain mask", "brain mask")
+        found, options = replace(found, roles=[*roles, *masks]), replace(options, brain_mask="file")
     return gather(found, options)
 
 

@@ -1,0 +1,49 @@
+"""Verb: view."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multiseg.cli.data import AsJson
+
+
+def view_command(
+    store: Annotated[str, typer.Argument(help="The store.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the pictures.")] = Path("pictures"),
+    database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
+    case: Annotated[str, typer.Option(help="Only this case, as DATABASE/CASE.")] = "",
+    split: Annotated[str, typer.Option(help="Only train, val or test.")] = "",
+    as_json: AsJson = False,
+) -> int:
+    """Draw what a store holds: a PNG a database, a row a case, lesions outlined and structures in colour.
+
+    Examples:
+
+    multiseg view brain.zarr -o pictures
+
+    multiseg view brain.zarr --case ms/patient07
+    """
+    from multiseg.cli.console import output, print_json
+    from multiseg.evaluation.gallery import save_gallery
+    from multiseg.store.catalogue import select
+    from multiseg.store.reader import open_store
+
+    held = open_store(store)
+    if case:
+        name, _, own = case.partition("/")
+        written = [save_gallery(out / f"{name}-{own}.png", held, [held[name][own]], case)]
+    else:
+        chosen = select(held, database or (), split=split)
+        names = dict.fromkeys(one.database for one in chosen)
+        written = [
+            save_gallery(out / f"{name}.png", held, [one for one in chosen if one.database == name], name)
+            for name in names
+        ]
+    if as_json:
+        print_json({"pictures": [str(path) for path in written]})
+    else:
+        output().print("\n".join(map(str, written)) or f"{store} holds no such case.", soft_wrap=True)
+    return 0 if written else 4

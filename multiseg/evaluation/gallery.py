@@ -1,0 +1,51 @@
+"""Pictures of what a store holds: a row a case, with what its annotations mark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from multiseg.evaluation.montage import CasePanel, Parcels, save_montage
+from multiseg.labels import IGNORE, LabelSchema
+from multiseg.store.reader import Case, Store
+
+MOST_ROWS = 6
+
+
+def save_gallery(path: Path, store: Store, cases: Sequence[Case], title: str = "") -> Path:
+    """Draw the first cases as a PNG: sequences with the outline of all lesions, and tissues in colour.
+
+    Raises:
+        UsageError: there is no case.
+    """
+    save_montage(path, [_panel(store, case) for case in cases[:MOST_ROWS]], title)
+    return path
+
+
+def _panel(store: Store, case: Case) -> CasePanel:
+    database = store[case.database]
+    images, codes = database.whole(case)
+    lesion, parcels, lines = None, {}, [case.pathology]
+    ml = float(np.prod(store.spacing_mm)) / 1000
+    for at, (name, schema) in enumerate(database.schemas.items()):
+        if not case.annotated[at]:
+            continue
+        if _marks_lesions(schema):
+            marked = _lesion_codes(schema, codes[at])
+            lesion = marked if lesion is None else lesion | marked
+            lines.append(f"{name}: {np.count_nonzero(marked) * ml:.1f} ml")
+        if len(schema.structures) > 1:
+            known = np.where(codes[at] == IGNORE, 0, codes[at])
+            parcels[name] = Parcels(known, schema.names)
+    shown = {name: images[database.modalities.index(name)].astype(np.float32) for name in case.modalities}
+    return CasePanel(f"{case.database}/{case.name}", "\n".join(lines), shown, lesion, None, store.spacing_mm, parcels)
+
+
+def _marks_lesions(schema: LabelSchema) -> bool:
+    return any(structure.kind == "lesion" for structure in schema.structures)
+
+
+def _lesion_codes(schema: LabelSchema, codes: np.ndarray) -> np.ndarray:
+    return np.isin(codes, [code for code, one in enumerate(schema.structures, start=1) if one.kind == "lesion"])
