@@ -5,44 +5,78 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from multiseg.cli import sources as flags
 from multiseg.cli.data import AsJson
-from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
     from multiseg.store.findings import Finding
+    from multiseg.store.intake import IngestOptions
+    from multiseg.store.sources.model import DatabaseFiles
 
 
 def verify_command(
-    path: Annotated[str, typer.Argument(help="A store, by path or URL.")],
-    workers: Annotated[int, typer.Option(help="Cases that are checked at once, each in its own memory.", min=1)] = 2,
+    path: Annotated[str, typer.Argument(help="A store, by path or URL; or a source, as ingest takes it.")],
+    layout: flags.As = "",
+    pattern: flags.Pattern = "",
+    label: flags.Label = None,
+    labels: flags.Labels = None,
+    raters: flags.Raters = "",
+    modality: flags.Modality = None,
+    participants: flags.Participants = "",
+    allow_unlabelled: flags.AllowUnlabelled = False,
+    yes: flags.Yes = False,
+    brain_mask: flags.BrainMask = "",
+    spacing: flags.Spacing = "1",
+    reference: flags.Reference = "",
+    headers_disagree: flags.HeadersDisagree = "refuse",
+    workers: flags.NumWorkers = "auto",
+    scheduler: flags.Scheduler = "processes",
+    memory: flags.Memory = "auto",
     as_json: AsJson = False,
 ) -> int:
-    """Look for everything that is wrong with a store: every chunk is decoded, every number held against its voxels.
+    """Look for everything that is wrong with a store, or with a dataset before it is ingested. Nothing is written.
 
-    Nothing is written. The exit code is 0 when there is no error, and 3 when there is one.
+    Of a store every chunk is decoded and every number held against its voxels. Of a source every file is read to
+    its end and every case prepared as ingest would. The exit code is 0 when there is no error, 3 when there is one.
 
     Examples:
 
     multiseg verify brain.zarr
 
     multiseg verify s3://bucket/brain.zarr --workers 8 --json
+
+    multiseg verify BraTS2021_Training
     """
     from multiseg.cli.console import messages, print_findings, print_json
     from multiseg.store.findings import Severity
+    from multiseg.store.intake import IngestOptions
     from multiseg.store.verify import is_store
 
-    findings = _verify_store(path, workers) if is_store(path) else _verify_folder(path)
+    if is_store(path):
+        findings = _verify_store(path, flags.workers_of(workers, scheduler, memory, []).num)
+    else:
+        said = flags.Said(
+            layout, pattern=pattern, label=label, labels=labels, raters=raters, brain_mask=brain_mask,
+            modality=modality, participants=participants, allow_unlabelled=allow_unlabelled, yes=yes,
+        )  # fmt: skip
+        databases = flags.confirmed_databases(Path(path), said, as_json)
+        options = IngestOptions(
+            flags.spacing_of(spacing), reference, headers_disagree,
+            workers=flags.workers_of(workers, scheduler, memory, databases),
+        )  # fmt: skip
+        findings = _verify_sources(databases, options)
     count = Counter(finding.severity for finding in findings)
     if as_json:
         print_json({"path": path, "findings": [finding.to_json() for finding in findings]})
     else:
         print_findings([_with_place(finding) for finding in findings])
         said = ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity in Severity if (n := count[severity]))
-        messages().print(f"{path}: {said or 'no fault found'}", soft_wrap=True)
+        messages().print(f"{path}: {counted or "no fault found"}", soft_wrap=True)
     return 3 if count[Severity.ERROR] else 0
 
 
@@ -66,5 +100,15 @@ def _verify_store(url: str, workers: int) -> Sequence[Finding]:
         return verify_store(url, on_case, workers)
 
 
-def _verify_folder(path: str) -> Sequence[Finding]:
-    raise UsageError(f"there is no store at {path}. Name one, by its folder or its URL.")
+def _verify_sources(databases: Sequence[DatabaseFiles], options: IngestOptions) -> Sequence[Finding]:
+    from rich.progress import TaskID
+
+    from multiseg.cli.console import progress_bar
+    from multiseg.store.rehearsal import check_source
+
+    with progress_bar("verify", sum(len(files.cases) for files in databases)) as bar:
+
+        def on_case(database: str, case: str, outcome: str) -> None:
+            bar.update(TaskID(0), advance=1, details=f"{database}/{case}")
+
+        return [finding for files in databases for finding in check_source(files, options, on_case)]

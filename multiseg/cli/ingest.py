@@ -9,7 +9,7 @@ import typer
 
 from multiseg.cli import sources as flags
 from multiseg.cli.data import AsJson, StoreUrl
-from multiseg.errors import UnconfirmedError, UsageError
+from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
     from multiseg.store.ingest import IngestReport
@@ -81,11 +81,7 @@ def ingest_command(
         layout, database, pathology, pattern, label, labels, raters, brain_mask, modality, participants,
         allow_unlabelled, yes,
     )  # fmt: skip
-    try:
-        databases = flags.databases_of(source, said)
-    except UnconfirmedError as error:
-        flags.show_guesses(error, as_json)
-        raise
+    databases = flags.confirmed_databases(source, said, as_json)
     options = IngestOptions(
         spacing_mm=flags.spacing_of(spacing), reference=reference, headers_disagree=headers_disagree,
         register=register, n4=n4, normalise=normalise, codec=codec, replace=replace, seed=seed, **_split(split),

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multiseg.errors import UsageError
+from multiseg.errors import UnconfirmedError, UsageError
 
 if TYPE_CHECKING:
-    from multiseg.errors import UnconfirmedError
     from multiseg.store.parallel import Workers
     from multiseg.store.sources.model import DatabaseFiles
 
@@ -104,7 +103,20 @@ class Said:
     yes: bool = False
 
 
-def databases_of(source: Path, said: Said) -> list[DatabaseFiles]:
+def confirmed_databases(source: Path, said: Said, as_json: bool) -> list[DatabaseFiles]:
+    """The databases of a source; where something had to be guessed, the guesses are shown before the error.
+
+    Raises:
+        UnconfirmedError: a person has to look first.
+    """
+    try:
+        return _databases_of(source, said)
+    except UnconfirmedError as error:
+        _show_guesses(error, as_json)
+        raise
+
+
+def _databases_of(source: Path, said: Said) -> list[DatabaseFiles]:
     """The databases that a folder, a table or a manifest holds; what a folder was taken for is printed."""
     from multiseg.store.sources.listings import is_listing
     from multiseg.store.sources.manifest import find_manifest
@@ -120,7 +132,7 @@ def databases_of(source: Path, said: Said) -> list[DatabaseFiles]:
     return [_by_looking(source, said)]
 
 
-def show_guesses(error: UnconfirmedError, as_json: bool) -> None:
+def _show_guesses(error: UnconfirmedError, as_json: bool) -> None:
     """What a person has to look at first, as a table or as JSON."""
     from multiseg.cli.console import print_json, print_table
 

@@ -157,7 +157,7 @@ def test_two_cases_of_one_name_in_two_sites(folder: Path, capsys: pytest.Capture
         (["{folder}/none", *PATTERN], 3, "there is no folder"),
         (["{folder}/empty", *PATTERN], 3, "none of the 0 files"),
         (["{folder}", "--pattern", "{patient}.nii.gz"], 2, "has a field {patient}"),
-        (["{folder}"], 3, "Say what they mean: --labels \"tissue:1=NAME"),
+        (["{folder}"], 3, 'Say what they mean: --labels "tissue:1=NAME'),
         (["{folder}", *PATTERN, "--spacing", "0"], 2, "voxels need a size above 0"),
         (["{folder}", *PATTERN, "--labels", "lesion"], 3, "'lesion' is neither a meaning of codes"),
         (["{folder}/empty"], 3, "is empty. Is it the right folder"),
