@@ -75,8 +75,8 @@ def verify_command(
         print_json({"path": path, "findings": [finding.to_json() for finding in findings]})
     else:
         print_findings([_with_place(finding) for finding in findings])
-        said = ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity in Severity if (n := count[severity]))
-        messages().print(f"{path}: {counted or "no fault found"}", soft_wrap=True)
+        counted = ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity in Severity if (n := count[severity]))
+        messages().print(f"{path}: {counted or 'no fault found'}", soft_wrap=True)
     return 3 if count[Severity.ERROR] else 0
 
 

@@ -137,7 +137,7 @@ def _on_grid(volume: Volume, grid: Grid, journal: Journal) -> tuple[Box, Mask]:
     mask = mask[tight]
     ml = np.count_nonzero(mask) * math.prod(grid.spacing_mm) / 1000
     if not BRAIN_ML[0] <= ml <= BRAIN_ML[1]:
-        journal.warn("BRAIN_SIZE", f"the brain mask {volume.path.name} holds {ml:.0f} ml where the images are. "
+        journal.warn("BRAIN_SIZE", f"the brain mask ({volume.path.name}) holds {ml:.0f} ml where the images are. "
                      "Is it this patient's, and a mask of the whole brain?")  # fmt: skip
     return seen_from_outside(tight, region), mask
 

@@ -13,7 +13,8 @@ import zarr
 from multiseg.errors import ResourceError, StoreError, UsageError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
-from multiseg.store.ingest import IngestOptions, IngestReport, ingest
+from multiseg.store.ingest import IngestReport, ingest
+from multiseg.store.intake import IngestOptions
 from multiseg.store.cases import CaseFiles
 from multiseg.store.reader import Database, Store, open_store
 from multiseg.store.sources.model import DatabaseFiles
@@ -350,7 +351,7 @@ def test_a_store_of_another_format_is_refused(clinic: Clinic) -> None:
     clinic.ingest(clinic.case("P1", 1))
     zarr.open_group(clinic.url, mode="r+").attrs["multiseg"] = {"format": 99, "grid_mm": [2.0, 2.0, 2.0]}
     for act in (lambda: clinic.store, lambda: clinic.ingest(clinic.case("P2", 2))):
-        with pytest.raises(StoreError, match="has store format 99; this multiseg reads format 1"):
+        with pytest.raises(StoreError, match="has store format 99; this multiseg reads format 2"):
             act()
 
 
