@@ -132,7 +132,7 @@ class LabelSchema:
         table = np.zeros(256, dtype=np.int32)
         table[found] = [self.source_number(code) for code in found]
         fits = [dtype for dtype in (np.uint8, np.int16) if np.array_equal(table.astype(dtype), table)]
-        values: Int[np.ndarray, "*shape"] = table.astype(fits[0] if fits else np.int32)[codes]
+        values: Integer[np.ndarray, "*shape"] = table.astype(fits[0] if fits else np.int32)[codes]
         return values
 
     def to_json(self) -> dict[str, Any]:
