@@ -14,7 +14,7 @@ from multiseg.files import write_atomically
 from multiseg.store.grids import Grid, resample
 from multiseg.store.nifti import write_like, write_nifti
 from multiseg.store.reading import read_geometry, read_volume
-from multiseg.store.volumes import axis_codes, to_ras
+from multiseg.store.volumes import axis_codes, to_ras, voxel_size_mm
 
 SHAPE = (5, 6, 7)
 ORIENTATIONS = [
@@ -274,7 +274,7 @@ def test_a_form_that_is_no_mapping_gives_way(values: np.ndarray, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("unit", "factor", "name"), [("meter", 1000.0, "metres"), ("micron", 0.001, "micrometres")])
-@pytest.mark.parametrize("form", ["sform", "qform"])
+@pytest.mark.parametrize("form", ["sform", "qform", "none"])
 def test_units_become_millimetres(
     form: str, unit: str, factor: float, name: str, values: np.ndarray, tmp_path: Path
 ) -> None:
@@ -285,6 +285,11 @@ def test_units_become_millimetres(
     if form == "qform":
         image.set_qform(stored, 1)
         image.set_sform(None, 0)
+    if form == "none":
+        image.set_qform(None, 0)
+        image.set_sform(None, 0)
+        assert voxel_size_mm(read_volume(_bytes_of(image, tmp_path)).affine) == pytest.approx((0.9, 1.1, 3.0))
+        return
     volume = read_volume(_saved_image(image, tmp_path))
     np.testing.assert_allclose(volume.affine, OBLIQUE, rtol=1e-4, atol=1e-4)
     assert f"counts in {name}, so voxels are taken to be 0.9 x 1.1 x 3 mm" in dict(volume.doubts)["UNITS"]
