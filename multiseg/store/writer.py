@@ -211,6 +211,8 @@ class DatabaseWriter:
             self._write_coordinates(row, files, encoded)
             self._flush(row)
             self._commit(row, files.case)
+        except ResourceError as error:  # says itself what to do
+            raise ResourceError(f"case {files.case!r} is not in the store: {error}") from error
         except OSError as error:
             raise ResourceError(
                 f"case {files.case!r} could not be written: {error}. It is not in the store; what was committed "
