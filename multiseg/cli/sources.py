@@ -140,7 +140,8 @@ def _show_guesses(error: UnconfirmedError, as_json: bool) -> None:
         print_json([{"series": list(error.rows), "to_do": str(error)}])
         return
     columns = list(error.rows[0])
-    rows = [[str(row[column]) or "-" for column in columns] for row in error.rows]
+    # "[b 1000]" would be a style to rich.
+    rows = [[str(row[column]).replace("[", r"\[") or "-" for column in columns] for row in error.rows]
     print_table("What was guessed", columns, rows, right=["studies", "slices", "TE", "TR", "TI"])
 
 

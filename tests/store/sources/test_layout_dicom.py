@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from multiseg.cli.app import run
 from multiseg.errors import SourceError
 from multiseg.store.cases import Series, sha256_of
 from multiseg.store.dicom import Slice
@@ -268,6 +269,15 @@ def test_several_volumes_in_one_series_are_told_apart(scanner: Scanner, ingested
     }
     good = ingested(scanner.root / "dicom", "--yes", "--allow-unlabelled")
     assert good.store["dicom"].cases[0].modalities == ("PD", "T2", "DWI")
+
+
+def test_the_table_shows_names_as_they_are(scanner: Scanner, capsys: pytest.CaptureFixture[str]) -> None:
+    for b in ("0", "1000"):
+        scanner.series({"0008|103e": "ep2d_diff", "0018|9087": b}, uid="1.2.3.78")
+    assert run(["ingest", str(scanner.root / "dicom"), "--store", str(scanner.root / "x.zarr")]) == 2
+    shown = capsys.readouterr().out
+    assert "ep2d_diff [b 1000]" in shown
+    assert "diffusion, b = 1000" in shown
 
 
 def test_volumes_that_no_tag_tells_apart(scanner: Scanner, ingested: Callable) -> None:
