@@ -159,9 +159,9 @@ def _unpacked_head(path: Path, head: bytes) -> tuple[bytes, int]:
         while data[:2] == GZIP_MAGIC and layers < MAX_LAYERS:
             data, layers = zlib.decompressobj(wbits=31).decompress(data, HEAD_BYTES), layers + 1
     except zlib.error as error:
-        message = f"{path} is a damaged gzip file: {error}. Copy it again."
+        message = f"{path} is a truncated or damaged gzip file: {error}. Copy it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
     if layers and len(data) < 348:
-        message = f"{path} is a truncated gzip file: its header is not whole. Copy it again."
+        message = f"{path} is a truncated or damaged gzip file: its header is not whole. Copy it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path))
     return data, layers
