@@ -54,6 +54,9 @@ def ingest_command(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace cases whose files have changed.", rich_help_panel=_WHERE)
     ] = False,
+    redo: Annotated[
+        list[str] | None, typer.Option(help="Write this case again, as when it is damaged.", rich_help_panel=_WHERE)
+    ] = None,
     workers: flags.NumWorkers = "auto",
     scheduler: flags.Scheduler = "processes",
     memory: flags.Memory = "auto",
@@ -84,7 +87,7 @@ def ingest_command(
     databases = flags.confirmed_databases(source, said, as_json)
     options = IngestOptions(
         spacing_mm=flags.spacing_of(spacing), reference=reference, headers_disagree=headers_disagree,
-        register=register, n4=n4, normalise=normalise, codec=codec, replace=replace, seed=seed, **_split(split),
+        register=register, n4=n4, normalise=normalise, codec=codec, replace=replace, redo=tuple(redo or ()), seed=seed, **_split(split),
         workers=flags.workers_of(workers, scheduler, memory, databases),
     )  # fmt: skip
     return _rehearse(databases, store, options, as_json) if dry_run else _ingest(databases, store, options, as_json)

@@ -99,7 +99,7 @@ def encode(case: str, prepared: PreparedCase, plan: ArrayPlan) -> EncodedCase:
         native_header=prepared.native_header,
         mean=prepared.mean,
         std=prepared.std,
-        content=getattr(prepared, "content", ("",) * len(prepared.modalities)),
+        content=prepared.content,
         sources=prepared.sources,
     )
 

@@ -19,7 +19,7 @@ UNREADABLE = (
     struct.error,
 )
 """What zarr, its codecs and our own readers raise at bytes that are not what they should be."""
-RESTORE = "Copy it again from where the store was copied from, or ingest the case into a new store."
+RESTORE = "Ingest the case again with --redo CASE, or copy the store again from where it came."
 """What to do about bytes that are lost."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -35,6 +35,7 @@ class IngestOptions:
 
     Attributes:
         replace: put a case whose files have changed in the place of the one in the store.
+        redo: cases to prepare and write again although they are in the store, such as damaged ones.
         split: shares of the subjects of each database.
         given_splits: what a split file says, by case or subject; see `split_file.read_split_file`.
         workers: who prepares the cases, and in how much memory.
@@ -48,6 +49,7 @@ class IngestOptions:
     normalise: str = "zscore"
     codec: str = "lz4"
     replace: bool = False
+    redo: Collection[str] = ()
     split: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SPLIT))
     given_splits: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
@@ -168,7 +170,8 @@ def sort_out(files: DatabaseFiles, url: str, options: IngestOptions) -> Intake:
     errors = [finding.case for finding in files.findings if finding.severity is Severity.ERROR and finding.case]
     failed = list(dict.fromkeys([*errors, *(finding.case for finding in badly_named)]))
     good = _in_splits([case for case in files.cases if case.case not in failed], held, options)
-    same = _are_same(good, held, options.workers.num)
+    _check_redo(files, held, options.redo)
+    same = _are_same([case for case in good if case.case not in options.redo], held, options.workers.num)
     changed = [case.case for case in good if same.get(case.case) is False and not options.replace]
     for case in changed:
         findings.setdefault(case, []).append(_changed(files.name, case))
@@ -199,6 +202,12 @@ def _are_same(cases: Sequence[CaseFiles], held: Held, num_threads: int) -> dict[
     with ThreadPoolExecutor(num_threads) as pool:  # hashing leaves the interpreter to others
         same = pool.map(lambda case: _is_from(case, held.digests[case.case]), there)
         return {case.case: is_same for case, is_same in zip(there, same, strict=True)}
+
+
+def _check_redo(files: DatabaseFiles, held: Held, redo: Collection[str]) -> None:
+    unknown = sorted(set(redo) - set(held.digests))
+    if unknown:
+        raise UsageError(f"database {files.name!r} holds no case {', '.join(unknown)} to write again.")
 
 
 def _changed(database: str, case: str) -> Finding:

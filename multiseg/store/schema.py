@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 FORMAT = 2
 INNER = 32
@@ -89,3 +89,5 @@ CODECS: dict[str, tuple[BloscCodec | Crc32cCodec, ...]] = {
 }
 """Codecs of the image by name: faster and larger first. A label always takes zstd."""
 LABEL_CODEC = "zstd"
+COORDINATE_CODECS = (ZstdCodec(level=0), Crc32cCodec())
+"""Of every other array: zarr's own default, and a checksum."""

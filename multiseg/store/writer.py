@@ -130,6 +130,7 @@ class DatabaseWriter:
         self.group.create_array(
             name, shape=shape, chunks=chunks, dtype=variable.dtype, fill_value=variable.fill,
             dimension_names=variable.axes, attributes={"long_name": variable.meaning}, overwrite=overwrite,
+            compressors=schema.COORDINATE_CODECS,
         )  # fmt: skip
 
     def _grow_names(self, axis: str, names: Sequence[str]) -> None:

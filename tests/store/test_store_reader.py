@@ -1,5 +1,6 @@
 """What is stored can be read: through multiseg, through xarray, and through another Zarr reader."""
 
+import gzip
 from pathlib import Path
 
 import nibabel as nib
@@ -54,7 +55,7 @@ def test_a_case_reads_as_it_was_prepared(store_url: str, alder_files: tuple[Case
         np.testing.assert_array_equal(case.grid.affine, prepared.grid.affine)
         np.testing.assert_array_equal(case.foreground_count[0, 0], np.count_nonzero(codes[0] == 1))
         native, header = database.native(case)
-        assert header == prepared.native_header == bytes(nib.load(files.images["FLAIR"]).header.binaryblock)
+        assert header == prepared.native_header == gzip.decompress(files.images["FLAIR"].read_bytes())[:348]
         np.testing.assert_array_equal(native.affine, read_volume(files.images["FLAIR"]).affine)
         assert [s["role"] for s in database.sources(case)] == [*database.modalities, "label:lesion", "label:tissue"]
         points = database.foreground(case)[1, 2]
