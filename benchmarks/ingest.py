@@ -1,4 +1,4 @@
-"""CPU-seconds of an ingest, against reading every file once and writing its voxels once. Run: python -m benchmarks.ingest
+"""CPU-seconds of an ingest against reading every file and writing its voxels once: python -m benchmarks.ingest
 
 With $MULTISEG_DATA also on real scans at their own voxel size.
 """

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from multiseg.cli.console import output, print_json, print_table
-from multiseg.store.grids import Grid
+from multiseg.store.formats.volumes import axis_codes
 from multiseg.store.native import write_native
+from multiseg.store.preparation.grids import Grid
 from multiseg.store.reader import Case, Database, Store
-from multiseg.store.volumes import axis_codes
 
 
 def show_case(store: Store, name: str, write: Path | None, as_json: bool) -> int:

@@ -12,6 +12,7 @@ import typer
 
 from multiseg.cli import sources as flags
 from multiseg.cli.data import AsJson
+from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
     from multiseg.store.findings import Finding
@@ -53,10 +54,13 @@ def verify_command(
     multiseg verify BraTS2021_Training
     """
     from multiseg.cli.console import messages, print_findings, print_json
+    from multiseg.store.checks.verify import is_store
     from multiseg.store.findings import Severity
+    from multiseg.store.hierarchy import is_remote
     from multiseg.store.intake import IngestOptions
-    from multiseg.store.verify import is_store
 
+    if not (is_remote(path) or Path(path).exists()):
+        raise UsageError(f"there is no store at {path}, and no source either. Check the path.")
     if is_store(path):
         findings = _verify_store(path, flags.workers_of(workers, scheduler, memory, []).num)
     else:
@@ -90,7 +94,7 @@ def _verify_store(url: str, workers: int) -> Sequence[Finding]:
     from rich.progress import TaskID
 
     from multiseg.cli.console import progress_bar
-    from multiseg.store.verify import verify_store
+    from multiseg.store.checks.verify import verify_store
 
     with progress_bar("verify", 1) as bar:
 

@@ -87,8 +87,8 @@ def ingest_command(
     databases = flags.confirmed_databases(source, said, as_json)
     options = IngestOptions(
         spacing_mm=flags.spacing_of(spacing), reference=reference, headers_disagree=headers_disagree,
-        register=register, n4=n4, normalise=normalise, codec=codec, replace=replace, redo=tuple(redo or ()), seed=seed, **_split(split),
-        workers=flags.workers_of(workers, scheduler, memory, databases),
+        register=register, n4=n4, normalise=normalise, codec=codec, replace=replace, redo=tuple(redo or ()),
+        seed=seed, **_split(split), workers=flags.workers_of(workers, scheduler, memory, databases),
     )  # fmt: skip
     return _rehearse(databases, store, options, as_json) if dry_run else _ingest(databases, store, options, as_json)
 

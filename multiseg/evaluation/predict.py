@@ -18,11 +18,11 @@ from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.models.saved import Model, load_model
 from multiseg.store.cases import CaseFiles
 from multiseg.store.findings import Doubt
-from multiseg.store.grids import Grid, resample
-from multiseg.store.nifti import write_like
-from multiseg.store.prepare import prepare_case
-from multiseg.store.reading import read_volume
-from multiseg.store.volumes import to_ras
+from multiseg.store.formats.nifti import write_like
+from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.volumes import to_ras
+from multiseg.store.preparation.grids import Grid, resample
+from multiseg.store.preparation.prepare import prepare_case
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from multiseg.errors import CheckpointError, UsageError
 from multiseg.models.saved import ModelInfo
 from multiseg.store.findings import Doubt, Severity
-from multiseg.store.recipe import BRAIN_RULES, COMMAND, Recipe
+from multiseg.store.preparation.recipe import BRAIN_RULES, COMMAND, Recipe
 
 AUTOMATIC = ("nonzero", "otsu")
 """Rules that need nothing but the images."""

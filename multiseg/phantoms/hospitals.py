@@ -25,7 +25,7 @@ from multiseg.phantoms.head import (
     lesion_parts,
     measure,
 )
-from multiseg.store.nifti import write_nifti
+from multiseg.store.formats.nifti import write_nifti
 from multiseg.types import Affine, Index3, Voxels
 
 

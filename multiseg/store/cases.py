@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from multiseg.modalities import in_canonical_order
-from multiseg.store.text_header import data_files
+from multiseg.store.formats.text_header import data_files
 
 
 @dataclass(frozen=True)

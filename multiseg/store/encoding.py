@@ -15,8 +15,8 @@ from zarr.storage import MemoryStore
 
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
-from multiseg.store.grids import Grid, sample_foreground
-from multiseg.store.prepare import PreparedCase
+from multiseg.store.preparation.grids import Grid, sample_foreground
+from multiseg.store.preparation.prepare import PreparedCase
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from multiseg.store.cases import CaseFiles, Majority
-from multiseg.store.grids import Grid
-from multiseg.store.reading import read_geometry
-from multiseg.store.recipe import Recipe
+from multiseg.store.formats.reading import read_geometry
+from multiseg.store.preparation.grids import Grid
+from multiseg.store.preparation.recipe import Recipe
 
 BYTES_A_VOXEL_READ = 12
 """A volume as its file has it and turned to RAS, in float32, with a mask or a copy at the same time."""

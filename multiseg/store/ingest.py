@@ -14,10 +14,10 @@ from multiseg.store.encoding import ArrayPlan, EncodedCase, encode
 from multiseg.store.estimate import estimate
 from multiseg.store.findings import Finding
 from multiseg.store.intake import IngestOptions, Intake, check_names, sort_out
-from multiseg.store.landmarks import learn_landmarks
 from multiseg.store.parallel import run_tasks
-from multiseg.store.prepare import prepare_case
-from multiseg.store.recipe import Recipe
+from multiseg.store.preparation.landmarks import learn_landmarks
+from multiseg.store.preparation.prepare import prepare_case
+from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.root import existing_root, locked, open_or_create_root
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.writer import DatabaseWriter, plan_arrays

@@ -20,7 +20,7 @@ from multiseg.store.encoding import ArrayPlan
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import check_database_name, database_names, is_plain_name
 from multiseg.store.parallel import Workers
-from multiseg.store.recipe import Recipe
+from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.root import DatabaseInfo, check_agreement, existing_root
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.split_file import apply_splits

@@ -14,10 +14,10 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from multiseg.errors import StoreError, UsageError
 from multiseg.files import write_atomically
 from multiseg.labels import IGNORE, LabelSchema
-from multiseg.store.grids import Grid, resample, resample_codes
-from multiseg.store.nifti import write_like, write_nifti
+from multiseg.store.formats.nifti import write_like, write_nifti
+from multiseg.store.formats.volumes import same_grid
+from multiseg.store.preparation.grids import Grid, resample, resample_codes
 from multiseg.store.reader import Case, Database
-from multiseg.store.volumes import same_grid
 from multiseg.types import Array, Codes, Voxels
 
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])

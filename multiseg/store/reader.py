@@ -17,9 +17,9 @@ from multiseg.labels import LabelSchema, LabelSpace, LabelView
 from multiseg.store import schema
 from multiseg.store.columns import read_columns
 from multiseg.store.dataset import committed_dataset
-from multiseg.store.grids import Grid
 from multiseg.store.hierarchy import ROOT_KEY, is_remote, local_path, not_readable, open_root
-from multiseg.store.recipe import Recipe
+from multiseg.store.preparation.grids import Grid
+from multiseg.store.preparation.recipe import Recipe
 from multiseg.types import Index3
 
 

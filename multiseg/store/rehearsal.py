@@ -15,8 +15,8 @@ from multiseg.store.estimate import Estimate, estimate
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.intake import IngestOptions, Intake, bad_names, check_names, info_of, sort_out
 from multiseg.store.parallel import run_tasks
-from multiseg.store.prepare import prepare_case
-from multiseg.store.recipe import Recipe
+from multiseg.store.preparation.prepare import prepare_case
+from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.sources.model import DatabaseFiles
 
 

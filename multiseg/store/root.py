@@ -16,7 +16,7 @@ from multiseg.errors import ResourceError, StoreError, UsageError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, is_remote, local_path, open_root, zarr_store
-from multiseg.store.recipe import Recipe
+from multiseg.store.preparation.recipe import Recipe
 
 
 @dataclass(frozen=True)

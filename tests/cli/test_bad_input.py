@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from multiseg.cli.app import run
-from multiseg.store.nifti import write_nifti
+from multiseg.store.formats.nifti import write_nifti
 
 PATTERN = ("--pattern", "{case}/{modality}.nii.gz", "--label", "{case}/lesion.nii.gz")
 

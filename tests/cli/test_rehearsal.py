@@ -82,5 +82,5 @@ def test_a_manifest_is_verified(hospitals: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_what_is_neither_store_nor_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["verify", str(tmp_path / "none.zarr")]) == 3
-    assert "there is no folder" in capsys.readouterr().err
+    assert run(["verify", str(tmp_path / "none.zarr")]) == 2
+    assert "and no source either" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import BUILDERS
 from multiseg.models.saved import Model, ModelInfo, save_model
-from multiseg.store.nifti import write_nifti
+from multiseg.store.formats.nifti import write_nifti
 from multiseg.store.reader import open_store
 
 AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T2"))

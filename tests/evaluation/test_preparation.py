@@ -14,7 +14,7 @@ from multiseg.evaluation.preparation import brain_rule, recipe_for
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.saved import Model, ModelInfo
-from multiseg.store.recipe import PERCENTILES, Recipe
+from multiseg.store.preparation.recipe import PERCENTILES, Recipe
 
 SHAPE = (20, 20, 20)
 RISING = tuple(float(at) for at in range(len(PERCENTILES)))

@@ -13,9 +13,9 @@ import zarr
 from multiseg.errors import ResourceError, StoreError, UsageError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
+from multiseg.store.cases import CaseFiles
 from multiseg.store.ingest import IngestReport, ingest
 from multiseg.store.intake import IngestOptions
-from multiseg.store.cases import CaseFiles
 from multiseg.store.reader import Database, Store, open_store
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.writer import DatabaseWriter

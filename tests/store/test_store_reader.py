@@ -3,7 +3,6 @@
 import gzip
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import tensorstore as ts
@@ -13,10 +12,10 @@ import zarr
 from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.cases import CaseFiles
-from multiseg.store.prepare import prepare_case
+from multiseg.store.formats.reading import read_volume
+from multiseg.store.preparation.prepare import prepare_case
+from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.reader import open_store
-from multiseg.store.reading import read_volume
-from multiseg.store.recipe import Recipe
 from multiseg.store.sources.manifest import find_manifest
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from multiseg.errors import SourceError
 from multiseg.store.cases import Series
-from multiseg.store.dicom import IMAGE_TYPE, SAME_DIRECTION, Slice, arranged, read_slice
+from multiseg.store.formats.dicom import IMAGE_TYPE, SAME_DIRECTION, Slice, arranged, read_slice
 from multiseg.store.sources.sequence import Acquisition
 
 PATIENT, STUDY, STUDY_DATE, STUDY_TIME = "0010|0020", "0020|000d", "0008|0020", "0008|0030"

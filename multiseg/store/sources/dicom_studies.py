@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiseg.errors import SourceError
-from multiseg.store.dicom import Slice
 from multiseg.store.findings import Finding, Severity
+from multiseg.store.formats.dicom import Slice
 from multiseg.store.sources.dicom_scans import (
     AGE,
     BIRTH,

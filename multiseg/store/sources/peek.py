@@ -8,7 +8,7 @@ import numpy as np
 
 from multiseg.errors import SourceError
 from multiseg.store.cases import ScanFile
-from multiseg.store.reading import read_volume
+from multiseg.store.formats.reading import read_volume
 
 
 def codes_in(file: ScanFile) -> frozenset[int]:

@@ -16,14 +16,14 @@ from multiseg.errors import LabelError, SourceError
 from multiseg.labels import LabelSchema
 from multiseg.store.cases import ScanFile
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.reading import read_volume
+from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.volumes import voxel_size_mm
 from multiseg.store.sources.file_words import Meaning, What, meaning_of, words_of
 from multiseg.store.sources.folder import Folder, listed
 from multiseg.store.sources.gathering import SKIP, Found, Role, SourceOptions, schema_for
 from multiseg.store.sources.layout import Layout
 from multiseg.store.sources.peek import codes_in
 from multiseg.store.sources.plain_cases import Volume, volumes_in
-from multiseg.store.volumes import voxel_size_mm
 
 PARCELLATION = 30
 """A label of more codes than this is a parcellation, which its codes alone may name."""

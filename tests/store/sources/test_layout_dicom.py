@@ -12,8 +12,8 @@ import SimpleITK
 from multiseg.cli.app import run
 from multiseg.errors import SourceError
 from multiseg.store.cases import Series, sha256_of
-from multiseg.store.dicom import Slice
-from multiseg.store.reading import read_geometry, read_volume
+from multiseg.store.formats.dicom import Slice
+from multiseg.store.formats.reading import read_geometry, read_volume
 from multiseg.store.sources.dicom_scans import b_value_of
 
 MR, SEG, RTSTRUCT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.3"

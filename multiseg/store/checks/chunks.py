@@ -1,0 +1,82 @@
+"""Decoding every chunk of an array, and naming those that cannot be."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import zarr
+from jaxtyping import Shaped
+from zarr.abc.store import RangeByteRequest
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
+
+Region: TypeAlias = tuple[slice, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What one file of an array holds. `values` are None where the file is not there or cannot be decoded."""
+
+    key: str
+    region: Region
+    values: Shaped[np.ndarray, "*axes"] | None
+    is_missing: bool
+
+
+def decoded_blocks(array: zarr.Array, faults: Faults, row: int | None = None) -> Iterator[Block]:
+    """Every file of an array, or of one row of it, decoded; what cannot be is noted as DAMAGED_CHUNK."""
+    size = array.shards or array.chunks
+    counts = [range(-(-n // step)) for n, step in zip(array.shape, size, strict=True)]
+    if row is not None:
+        counts[0] = range(row // size[0], row // size[0] + 1)
+    for index in itertools.product(*counts):
+        region = _cut(tuple(slice(at * step, (at + 1) * step) for at, step in zip(index, size, strict=True)), array)
+        if row is not None:
+            region = (slice(row, row + 1), *region[1:])
+        key = f"{array.path}/{array.metadata.encode_chunk_key(index)}"
+        yield _decoded(array, key, region, faults)
+
+
+def _cut(region: Region, array: zarr.Array) -> Region:
+    return tuple(slice(part.start, min(part.stop, n)) for part, n in zip(region, array.shape, strict=True))
+
+
+def _decoded(array: zarr.Array, key: str, region: Region, faults: Faults) -> Block:
+    try:
+        first = sync(array.store_path.store.get(key, default_buffer_prototype(), RangeByteRequest(0, 1)))
+        if first is None:
+            return Block(key, region, None, is_missing=True)
+        if len(first) == 0:  # zarr takes an empty file for one that is not there
+            faults.error("DAMAGED_CHUNK", key, f"the file is empty. {RESTORE}")
+            return Block(key, region, None, is_missing=False)
+        return Block(key, region, np.asarray(array[region]), is_missing=False)
+    except UNREADABLE as error:
+        faults.error("DAMAGED_CHUNK", key, f"{_which(array, region)} cannot be decoded: {one_line(error)}. {RESTORE}")
+        return Block(key, region, None, is_missing=False)
+
+
+def _which(array: zarr.Array, region: Region) -> str:
+    """Which inner chunks of a file are damaged, for people to read."""
+    if array.shards is None:
+        return "the chunk"
+    steps = [range(part.start, part.stop, step) for part, step in zip(region, array.chunks, strict=True)]
+    corners = list(itertools.product(*steps))
+    bad = [corner for corner in corners if not _is_sound(array, corner)]
+    if not bad:
+        return "the file"
+    first = ", ".join(f"{name} {at}" for name, at in zip("ijk", bad[0][2:], strict=False))
+    return f"{len(bad)} of {len(corners)} chunks, the first of them at channel {bad[0][1]}, {first},"
+
+
+def _is_sound(array: zarr.Array, corner: tuple[int, ...]) -> bool:
+    try:
+        array[_cut(tuple(slice(at, at + step) for at, step in zip(corner, array.chunks, strict=True)), array)]
+    except UNREADABLE:
+        return False
+    return True

@@ -1,0 +1,167 @@
+"""Reading one volume from whatever file it lies in, to the last byte, so that damage cannot pass."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+from multiseg.errors import SourceError
+from multiseg.store.cases import Channel, ScanFile, Series, joined_sha256, part_of
+from multiseg.store.formats.compression import GZIP_MAGIC, gunzip
+from multiseg.store.formats.mgh import is_mgh, mgh_geometry, read_mgh
+from multiseg.store.formats.nifti import is_nifti, is_pair, nifti_geometry, read_nifti
+from multiseg.store.formats.text_header import data_files, is_metaimage, is_nrrd
+from multiseg.store.formats.text_image import bytes_of_data, read_text_image, text_geometry
+from multiseg.store.formats.volumes import Geometry, Volume
+
+DICOM_MAGIC = b"DICM"
+HEAD_BYTES = 1 << 18
+"""As much of a file as its header needs, compressed or not."""
+MAX_LAYERS = 4
+"""A file that is compressed more often is no scan."""
+
+
+def read_volume(file: ScanFile) -> Volume:
+    """One 3-D volume with finite values. What a file is, its content tells, whatever its name.
+
+    Raises:
+        SourceError: the file is missing, damaged, of no format we read, not 3-D, coloured, not finite, or
+            its affine is singular. `code` tells which.
+    """
+    if isinstance(file, Series):
+        return _read_series(file)
+    path, index = _place(file)
+    raw = _read_bytes(path)
+    if raw[128:132] == DICOM_MAGIC:
+        return _read_series(Series((path,)))
+    digests = [hashlib.sha256(raw).hexdigest()]
+    digests += [hashlib.sha256(bytes_of_data(path, other)).hexdigest() for other in data_files(path, raw)]
+    sha256 = joined_sha256(digests, part_of(file))
+    data, layers = _unpacked(path, raw)
+    if is_nifti(data):
+        volume = read_nifti(path, data, sha256, index)
+    elif is_mgh(data):
+        volume = read_mgh(path, data, sha256, index)
+    else:
+        _check_text(path, data, layers)
+        volume = read_text_image(path, data, sha256, index)
+    return volume if layers < 2 else replace(volume, doubts=(_often_packed(path, layers), *volume.doubts))
+
+
+def read_geometry(file: ScanFile) -> Geometry:
+    """What the header alone says of a volume, for plans; the voxels are not looked at.
+
+    Raises:
+        SourceError: the file is missing, its header damaged or of no format we read, or no 3-D volume.
+    """
+    if isinstance(file, Series):
+        return _series_geometry(file)
+    path, index = _place(file)
+    head, num_bytes = _read_head(path)
+    if head[128:132] == DICOM_MAGIC:
+        return _series_geometry(Series((path,)))
+    data, layers = _unpacked_head(path, head)
+    if is_nifti(data):
+        return nifti_geometry(path, data, index, None if layers else num_bytes)
+    if is_mgh(data):
+        return mgh_geometry(path, data, index, None if layers else num_bytes)
+    _check_text(path, data, layers)
+    return text_geometry(path, data, num_bytes, index)
+
+
+def _place(file: Path | Channel) -> tuple[Path, int | None]:
+    return (file.path, file.index) if isinstance(file, Channel) else (file, None)
+
+
+def _read_series(series: Series) -> Volume:
+    from multiseg.store.formats.dicom import read_series
+
+    return read_series(series)
+
+
+def _series_geometry(series: Series) -> Geometry:
+    from multiseg.store.formats.dicom import series_geometry
+
+    return series_geometry(series)
+
+
+def _check_text(path: Path, data: bytes, layers: int) -> None:
+    """Whether a file is MetaImage or NRRD.
+
+    Raises:
+        SourceError: it is neither.
+    """
+    is_text = is_nrrd(data) or is_metaimage(data)
+    if is_text and not layers:
+        return
+    if is_pair(data):
+        what = (
+            "is no NIfTI file in one piece but half of a pair (.hdr and .img). Make one file of the two, for "
+            f"instance with: nib-convert {path.stem}.hdr {path.stem}.nii.gz"
+        )
+    elif is_text:
+        what = "is a MetaImage or NRRD file in gzip. Unpack it first: these formats compress their own voxels."
+    else:
+        what = (
+            f"is no NIfTI file (its first bytes are {data[:4]!r}), nor MGH, MetaImage, NRRD or DICOM. "
+            "Export the scan as .nii.gz."
+        )
+    raise SourceError(f"{path} {what}", code="NOT_NIFTI", file=str(path))
+
+
+def _often_packed(path: Path, layers: int) -> tuple[str, str]:
+    said = f"{path.name} is compressed {layers} times, one gzip in another. Other programs may not read it."
+    return "DOUBLE_GZIP", said
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_head(path: Path) -> tuple[bytes, int]:
+    """A file's first bytes, and its size."""
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES), path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> SourceError:
+    if isinstance(error, FileNotFoundError):
+        return SourceError(f"{path} does not exist.", code="MISSING_FILE", file=str(path))
+    message = f"{path} cannot be read: {error.strerror}. Check the path and its permissions."
+    return SourceError(message, code="UNREADABLE_FILE", file=str(path))
+
+
+def _unpacked(path: Path, raw: bytes) -> tuple[bytes, int]:
+    """What is in a file, and how many times it was compressed."""
+    data, layers = raw, 0
+    try:
+        while data[:2] == GZIP_MAGIC and layers < MAX_LAYERS:
+            data, layers = gunzip(data), layers + 1
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        message = f"{path} is a truncated or damaged gzip file ({len(raw)} bytes): {error}. Copy it again."
+        raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
+    return data, layers
+
+
+def _unpacked_head(path: Path, head: bytes) -> tuple[bytes, int]:
+    """As `_unpacked`, of a file's first bytes alone."""
+    data, layers = head, 0
+    try:
+        while data[:2] == GZIP_MAGIC and layers < MAX_LAYERS:
+            data, layers = zlib.decompressobj(wbits=31).decompress(data, HEAD_BYTES), layers + 1
+    except zlib.error as error:
+        message = f"{path} is a truncated or damaged gzip file: {error}. Copy it again."
+        raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
+    if layers and len(data) < 348:
+        message = f"{path} is a truncated or damaged gzip file: its header is not whole. Copy it again."
+        raise SourceError(message, code="DAMAGED_FILE", file=str(path))
+    return data, layers

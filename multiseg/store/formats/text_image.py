@@ -1,0 +1,162 @@
+"""MetaImage (.mha, .mhd) and NRRD (.nrrd, .nhdr) files: a header in text, the voxels behind it or in other files.
+
+They are read here and not by ITK, which takes damaged voxels as they come and can crash over a damaged header.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from multiseg.errors import SourceError
+from multiseg.store.formats import metaimage, nrrd
+from multiseg.store.formats.compression import DAMAGE, unpack
+from multiseg.store.formats.nifti import new_header
+from multiseg.store.formats.nifti_place import Doubts, no_orientation
+from multiseg.store.formats.text_header import Described, data_files, fields_of, is_nrrd, voxels_start
+from multiseg.store.formats.volumes import Geometry, Volume, is_mapping
+from multiseg.store.formats.voxels import as_voxels, refuse_colours, refuse_complex, volume_shape
+from multiseg.types import Affine, Array, Index3
+
+MM_OF = {"um": 0.001, "µm": 0.001, "micron": 0.001, "cm": 10.0, "m": 1000.0}
+"""Millimetres of the units of space that are not millimetres."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Header:
+    """What a checked header says. `shape` has space first."""
+
+    said: Described
+    shape: tuple[int, ...]
+    volume: Index3
+    affine: Affine
+    doubts: Doubts
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.said.sizes) * self.said.dtype.itemsize
+
+
+def read_text_image(path: Path, raw: bytes, sha256: str, index: int | None = None) -> Volume:
+    """The volume in a MetaImage or NRRD file of these bytes; `index` picks one of a 4-D file.
+
+    Raises:
+        SourceError: as `reading.read_volume`.
+    """
+    header = _header(path, raw, index)
+    data = _data(path, raw, header)
+    stored = np.frombuffer(data, header.said.dtype, math.prod(header.said.sizes)).reshape(header.said.sizes, order="F")
+    voxels = as_voxels(path, _space_first(stored, header.said), index, header.said.slope, header.said.inter)
+    native = new_header(header.volume, header.affine, header.said.dtype)
+    return Volume(voxels, header.affine, native, sha256, path, header.doubts)
+
+
+def text_geometry(path: Path, head: bytes, num_bytes: int, index: int | None = None) -> Geometry:
+    """What the header of a MetaImage or NRRD file says. `num_bytes`: the size of that file."""
+    header = _header(path, head, index)
+    files = data_files(path, head)
+    held = sum(_size_of(path, file) for file in files) if files else num_bytes - voxels_start(head)
+    if header.said.encoding == "raw":
+        _check_length(path, held, header.num_bytes)
+    return Geometry(header.volume, header.affine, header.said.dtype.itemsize)
+
+
+def _header(path: Path, data: bytes, index: int | None) -> _Header:
+    try:
+        said = (nrrd if is_nrrd(data) else metaimage).described(fields_of(data))
+    except ValueError as error:
+        message = f"{path} has a header that cannot be read: {error}. Copy or export it again."
+        raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
+    if said.is_coloured:
+        raise refuse_colours(path)
+    if said.is_complex:
+        raise refuse_complex(path)
+    shape = tuple(said.sizes[at] for at in _axes(said))
+    volume = volume_shape(path, shape, index)
+    affine, doubts = _affine(path, said)
+    return _Header(said, shape, volume, affine, doubts)
+
+
+def _axes(said: Described) -> list[int]:
+    """The axes of the file in our order: space, then the others."""
+    return [*said.space_axes, *(at for at in range(len(said.sizes)) if at not in said.space_axes)]
+
+
+def _space_first(stored: Array, said: Described) -> Array:
+    turned = stored.transpose(_axes(said))
+    return turned if turned.flags.f_contiguous else np.asfortranarray(turned)
+
+
+def _affine(path: Path, said: Described) -> tuple[Affine, Doubts]:
+    doubts = []
+    affine = np.eye(4)
+    affine[:3, :3] = said.directions
+    affine[:3, 3] = said.origin
+    factors = {MM_OF[unit] for unit in said.units if unit in MM_OF}
+    if len(factors) == 1 and "mm" not in said.units:
+        affine[:3] *= factors.pop()
+        counts = f"{path.name}: its header counts in {', '.join(sorted(said.units))}, which became mm. Is that so?"
+        doubts.append(("UNITS", counts))
+    if not is_mapping(affine):
+        message = f"{path} has an affine that is no mapping to space: {affine.tolist()}. Repair its header."
+        raise SourceError(message, code="BAD_AFFINE", file=str(path))
+    if said.why_unplaced:
+        doubts.append(("NO_ORIENTATION", no_orientation(path, affine, said.why_unplaced)))
+    return affine, tuple(doubts)
+
+
+def _data(path: Path, raw: bytes, header: _Header) -> bytes:
+    """All voxels, unpacked."""
+    files = data_files(path, raw)
+    parts = [bytes_of_data(path, file) for file in files] if files else [raw[voxels_start(raw) :]]
+    try:
+        data = b"".join(_unpacked(part, header, len(parts)) for part in parts)
+    except DAMAGE as error:
+        message = f"{path} has truncated or damaged voxels: {error}. Copy it again."
+        raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
+    _check_length(path, len(data), header.num_bytes)
+    return data
+
+
+def _unpacked(part: bytes, header: _Header, num_parts: int) -> bytes:
+    said = header.said
+    for _ in range(said.line_skip):
+        part = part[part.index(b"\n") + 1 :]
+    data = unpack(part, said.encoding)
+    if said.byte_skip >= 0:
+        return data[said.byte_skip :]
+    needed = header.num_bytes // num_parts  # the voxels are the file's end
+    return data[max(0, len(data) - needed) :]
+
+
+def _check_length(path: Path, held: int, needed: int) -> None:
+    if held < needed:
+        message = f"{path} is shorter than its header says: {held} of {needed} bytes of voxels. Copy it again."
+        raise SourceError(message, code="DAMAGED_FILE", file=str(path))
+
+
+def _size_of(path: Path, file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise _not_beside(path, file) from error
+
+
+def bytes_of_data(path: Path, file: Path) -> bytes:
+    """A file that holds the voxels which the header at `path` describes.
+
+    Raises:
+        SourceError: it is not there.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise _not_beside(path, file) from error
+
+
+def _not_beside(path: Path, file: Path) -> SourceError:
+    message = f"{path} says that its voxels lie in {file}, which cannot be read. Put it beside its header."
+    return SourceError(message, code="MISSING_FILE", file=str(path))

@@ -1,0 +1,162 @@
+"""Intensities inside the brain: bias field out, contrasts made alike, and stored in float16."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Num
+
+from multiseg.errors import SourceError
+from multiseg.store.formats.volumes import Volume
+from multiseg.store.preparation.boxes import Box
+from multiseg.store.preparation.brain import Located
+from multiseg.store.preparation.journal import Journal
+from multiseg.store.preparation.recipe import PERCENTILES, Recipe
+from multiseg.types import Mask, Voxels
+
+LIMIT = 60_000
+"""Scores beyond it do not fit float16; only damaged images have any."""
+N4_SHRINK, N4_STEPS = 4, (50, 50, 50, 50)
+LARGEST_ROUNDING = 0.01
+"""Of the standard deviation: how much raw values may lose in float16."""
+
+
+@dataclass(frozen=True, eq=False)
+class Normalised:
+    """A sequence as it is stored, 0 outside its brain; raw intensity is `voxels * std + mean`.
+
+    Raw means: after N4 where the recipe has it, and on the standard scale for "histogram", from which
+    `details` ("percentiles" of the case and their "landmarks") lead back: `standardised` the other way.
+    """
+
+    box: Box
+    voxels: Float[np.ndarray, "i j k"]
+    mask: Mask
+    mean: float
+    std: float
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def normalised(name: str, volume: Volume, place: Located, recipe: Recipe, journal: Journal) -> Normalised:
+    """A sequence's values as the recipe wants them (z-scores: Xu et al. 2024, appendix A).
+
+    Raises:
+        SourceError: raw values do not fit float16, or there are no landmarks for the sequence.
+    """
+    values = place.values[place.mask]
+    details: dict[str, Any] = {}
+    if recipe.normalise == "histogram":
+        percentiles, landmarks = _scales(name, volume, values, recipe)
+        details = {"percentiles": percentiles, "landmarks": landmarks}
+        values = standardised(values, percentiles, landmarks)
+        journal.step(name, f"histogram: percentiles {_list(percentiles)} to {_list(landmarks)}")
+    if recipe.normalise == "none":
+        mean, std, stored = 0.0, 1.0, _raw_float16(name, volume, values)
+        journal.step(name, f"raw values inside the brain ({values.size} voxels), 0 outside")
+    else:
+        mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+        stored = _scores(values, mean, std)
+        journal.step(
+            name, f"z-score inside the brain ({values.size} voxels: mean {mean:.6g}, std {std:.6g}), 0 outside"
+        )
+    voxels = np.zeros(place.mask.shape, dtype=np.float16)
+    voxels[place.mask] = stored
+    return Normalised(place.box, voxels, place.mask, mean, std, details)
+
+
+def _scores(values: Num[np.ndarray, " voxel"], mean: float, std: float) -> Float[np.ndarray, " voxel"]:
+    with np.errstate(over="ignore"):
+        scores = values - np.float32(mean)
+        scores /= np.float32(std)
+    return np.clip(scores, -LIMIT, LIMIT, out=scores).astype(np.float16)
+
+
+def _raw_float16(name: str, volume: Volume, values: Num[np.ndarray, " voxel"]) -> Float[np.ndarray, " voxel"]:
+    with np.errstate(over="ignore"):
+        stored = values.astype(np.float16)
+    peak = float(np.abs(values).max())
+    std = float(values.std(dtype=np.float64))
+    lost = float(np.sqrt(np.mean((stored.astype(np.float64) - values) ** 2))) if np.isfinite(stored).all() else np.inf
+    if lost > LARGEST_ROUNDING * std:
+        why = (
+            f"up to {peak:.4g} (float16 ends at 65504)"
+            if np.isinf(lost)
+            else f"rounded by {lost / std:.1%} of their spread"
+        )
+        raise SourceError(
+            f"{name} ({volume.path}) holds raw values that do not fit the store's float16: {why}. "
+            "Use --normalise zscore, or rescale the images.",
+            code="NOT_FLOAT16",
+            file=str(volume.path),
+        )
+    return stored
+
+
+def _scales(
+    name: str, volume: Volume, values: Num[np.ndarray, " voxel"], recipe: Recipe
+) -> tuple[list[float], list[float]]:
+    """The case's percentiles and the landmarks that they go to, both strictly rising."""
+    if name not in recipe.landmarks:
+        raise SourceError(
+            f"{name} ({volume.path}) has no landmarks: none of the cases that they were learnt from has it. Learn "
+            "them from cases with every sequence, or use --normalise zscore.",
+            code="NO_LANDMARKS",
+            file=str(volume.path),
+        )
+    pairs: list[tuple[float, float]] = []
+    for own, landmark in zip(percentiles_of(values), recipe.landmarks[name], strict=True):
+        if not pairs or (own > pairs[-1][0] and landmark > pairs[-1][1]):
+            pairs.append((own, landmark))
+    if len(pairs) < 2:
+        message = f"{name} ({volume.path}) has one value in most of the brain, so its histogram has no landmarks."
+        raise SourceError(message, code="CONSTANT_IMAGE", file=str(volume.path))
+    return [own for own, _ in pairs], [landmark for _, landmark in pairs]
+
+
+def percentiles_of(values: Num[np.ndarray, " voxel"]) -> tuple[float, ...]:
+    """The `PERCENTILES` of the brain's values."""
+    return tuple(float(value) for value in np.percentile(values, PERCENTILES))
+
+
+def standardised(
+    values: Num[np.ndarray, "*shape"], percentiles: list[float], landmarks: list[float]
+) -> Float[np.ndarray, "*shape"]:
+    """Values on the standard scale: straight lines from each percentile to its landmark (Nyul & Udupa 2000).
+
+    Beyond the first and the last the outermost lines go on. Both must rise strictly; with the two lists
+    exchanged it leads back.
+    """
+    x, y = np.asarray(percentiles, dtype=np.float64), np.asarray(landmarks, dtype=np.float64)
+    slopes = np.diff(y) / np.diff(x)
+    at = np.clip(np.searchsorted(x, values, side="right") - 1, 0, len(slopes) - 1)
+    return (y[at] + slopes[at] * (values - x[at])).astype(np.float32)
+
+
+def _list(numbers: list[float]) -> str:
+    return " ".join(f"{number:.4g}" for number in numbers)
+
+
+def without_bias(name: str, place: Located, spacing_mm: tuple[float, float, float], journal: Journal) -> Located:
+    """The sequence with its bias field divided out (N4, Tustison 2010), told from the brain's positive voxels.
+
+    The field is fitted on every 4th voxel and evaluated in log space on each.
+    """
+    import SimpleITK as sitk  # noqa: N813 (as its manual has it)
+
+    image = sitk.GetImageFromArray(np.where(place.mask, place.values, 0).T)
+    mask = sitk.GetImageFromArray((place.mask & (place.values > 0)).astype(np.uint8).T)
+    for one in (image, mask):
+        one.SetSpacing(spacing_mm)
+    # Axes of a few voxels cannot be shrunk.
+    factors = [max(1, min(N4_SHRINK, n // 8)) for n in place.mask.shape]
+    corrector = sitk.N4BiasFieldCorrectionImageFilter()
+    corrector.SetNumberOfThreads(1)
+    corrector.SetMaximumNumberOfIterations(N4_STEPS)
+    corrector.Execute(sitk.Shrink(image, factors), sitk.Shrink(mask, factors))
+    bias: Voxels = np.exp(sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)).T)
+    low, high = np.percentile(bias[place.mask], [1, 99])
+    journal.step(name, f"N4 (every {max(factors)}th voxel, {'x'.join(map(str, N4_STEPS))} steps): divided by a bias of "
+                 f"{low:.3f} to {high:.3f} inside the brain")  # fmt: skip
+    return Located(place.box, np.ascontiguousarray(place.values / bias), place.mask)

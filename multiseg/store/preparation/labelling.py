@@ -1,0 +1,140 @@
+"""Annotations: read, several raters merged, encoded, and brought onto the case's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Num, UInt8
+
+from multiseg.errors import LabelError, SourceError
+from multiseg.labels import LabelSchema
+from multiseg.store.cases import LabelFile, Majority, sha256_of
+from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.volumes import Volume
+from multiseg.store.preparation.boxes import box_of
+from multiseg.store.preparation.brain import spacing_text
+from multiseg.store.preparation.grids import Grid, resample_codes
+from multiseg.store.preparation.journal import Journal
+from multiseg.store.preparation.space import grid_of, shares_grid
+from multiseg.types import Codes, Mask
+
+
+def read_label(name: str, file: LabelFile, schema: LabelSchema, journal: Journal) -> Volume:
+    """An annotation as its file has it, in compact codes; of several raters the code that most gave a voxel.
+
+    Raises:
+        SourceError: a file cannot be read, or raters drew on different grids.
+        LabelError: a value is no code of the schema.
+    """
+    if not isinstance(file, Majority):
+        return _read(name, file, schema, journal)
+    raters = [_read(name, rater, schema, journal) for rater in file.raters]
+    for rater, volume in zip(file.raters, raters, strict=True):
+        if volume.shape != raters[0].shape or not shares_grid(volume, raters[0]):
+            raise SourceError(
+                f"annotation {name!r}: the raters {file.raters[0].name} {raters[0].shape} and {rater.name} "
+                f"{volume.shape} drew on different grids, so they cannot vote. Take one of them: --raters NAME.",
+                code="RATERS_DISAGREE",
+                file=str(volume.path),
+            )
+    journal.step(f"label:{name}", f"majority of {len(raters)} raters, ties to the lower code")
+    codes = majority([volume.voxels for volume in raters])
+    return replace(raters[0], voxels=codes, sha256=sha256_of(file), path=file.path)
+
+
+def majority(raters: list[Codes]) -> Codes:
+    """The code that most raters gave each voxel; where two have as many voices, the lower one."""
+    winner = np.zeros(raters[0].shape, dtype=np.uint8)
+    box = box_of(np.any([codes != 0 for codes in raters], axis=0))
+    if box is None:
+        return winner
+    parts = [codes[box] for codes in raters]
+    most = np.zeros(parts[0].shape, dtype=np.uint8)
+    for code in np.unique(np.stack(parts)):
+        voices = np.sum([part == code for part in parts], axis=0, dtype=np.uint8)
+        winner[box][voices > most] = code
+        most = np.maximum(most, voices)
+    return winner
+
+
+def _read(name: str, file: LabelFile, schema: LabelSchema, journal: Journal) -> Volume:
+    assert not isinstance(file, Majority)
+    volume = read_volume(file)
+    journal.warn_all(volume.doubts)
+    try:
+        return replace(volume, voxels=encoded(volume.voxels, schema))
+    except LabelError as error:
+        said = str(error).replace('--labels "', f'--labels "{name}:')
+        message = f"annotation {name!r} ({volume.path}): {said}"
+        raise LabelError(message, code="LABEL_CODES", file=str(volume.path)) from error
+
+
+def encoded(values: Num[np.ndarray, "i j k"], schema: LabelSchema) -> UInt8[np.ndarray, "i j k"]:
+    """`LabelSchema.encode`, quick for the many voxels that are 0."""
+    box = box_of(values != 0)
+    if box is None or values[box].size > 0.9 * values.size:
+        return schema.encode(values)
+    try:
+        outside = schema.encode(np.zeros(1, dtype=np.uint8))[0]
+    except LabelError:
+        return schema.encode(values)  # for its message, with the true number of zeros
+    codes = np.full(values.shape, outside, dtype=np.uint8)
+    codes[box] = schema.encode(values[box])
+    return codes
+
+
+def label_on(grid: Grid, volume: Volume, schema: LabelSchema, name: str, journal: Journal) -> Codes:
+    """Codes on the case's grid, and what they lost on the way."""
+    own = grid_of(volume)
+    moved = resample_codes(volume.voxels, own, grid)
+    if not own.shares_lattice(grid):
+        text = f"resampled from {spacing_text(own)} to {spacing_text(grid)} (argmax of linear shares)"
+        journal.step(f"label:{name}", text)
+    before, after = _counts(volume.voxels), _counts(moved)
+    source_ml, ml = float(np.prod(own.spacing_mm)) / 1000, float(np.prod(grid.spacing_mm)) / 1000
+    for code, structure in enumerate(schema.structures, start=1):
+        had, has = before[code] * source_ml, after[code] * ml
+        if had and not has:
+            text = (
+                f"{structure.name} ({had:.3g} ml) is lost on the store's grid. Ingest with smaller voxels: --spacing."
+            )
+            journal.warn("STRUCTURE_LOST", text)
+        elif had > 0.5 and abs(has / had - 1) > 0.2:
+            text = f"{structure.name}: {had:.3g} ml became {has:.3g} ml on the store's grid. Compare smaller voxels."
+            journal.warn("STRUCTURE_CHANGED", text)
+    if not before[1 : len(schema.structures) + 1].any():
+        text = f"annotation {name!r} is empty: looked for, nothing found. If nobody looked, leave the file out."
+        journal.note("EMPTY_LABEL", text)
+    return moved
+
+
+def _counts(codes: Codes) -> Num[np.ndarray, " code"]:
+    box = box_of(codes != 0)
+    return np.bincount(() if box is None else codes[box].ravel(), minlength=256)
+
+
+def doubt_labels(
+    labels: Mapping[str, Codes], schemas: Mapping[str, LabelSchema], brain: Mask, journal: Journal
+) -> None:
+    """Labels that lie outside the brain or fill most of it."""
+    for name, codes in labels.items():
+        total, outside = np.count_nonzero(codes), np.count_nonzero(codes[~brain])
+        if outside > 0.01 * total:
+            text = (
+                f"{outside / total:.0%} of annotation {name!r} lies outside the brain. Look at the overlay: is it this "
+                "patient's label, and is the brain's mask all of the brain?"
+            )
+            journal.warn("LABEL_OUTSIDE_BRAIN", text)
+        counts = _counts(codes)
+        lesions = sum(
+            int(counts[code]) for code, one in enumerate(schemas[name].structures, start=1) if one.kind == "lesion"
+        )
+        share = lesions / max(1, int(np.count_nonzero(brain)))
+        if share > 0.5:
+            text = (
+                f"the lesions of annotation {name!r} fill {share:.0%} of the brain. Is it a mask of the brain, or are "
+                "its codes swapped? Say what they mean: --labels."
+            )
+            journal.warn("LARGE_LABEL", text)

@@ -1,0 +1,179 @@
+"""One case from its files to arrays for the store: laid out in space, masked, normalised, cropped."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from multiseg.errors import ModalityError
+from multiseg.labels import LabelSchema
+from multiseg.modalities import in_canonical_order
+from multiseg.store.cases import CaseFiles, Majority
+from multiseg.store.findings import Doubt
+from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.volumes import Volume, axis_codes
+from multiseg.store.preparation.boxes import Box, box_around, box_of, seen_from_outside, sizes, starts, within
+from multiseg.store.preparation.brain import brains
+from multiseg.store.preparation.grids import Grid
+from multiseg.store.preparation.intensity import Normalised, normalised, without_bias
+from multiseg.store.preparation.journal import Journal
+from multiseg.store.preparation.labelling import doubt_labels, label_on, read_label
+from multiseg.store.preparation.recipe import Recipe
+from multiseg.store.preparation.space import Scene, grid_of, lay_out
+from multiseg.types import Codes, Images
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A case ready for the store or for a model: one RAS+ grid, cropped to the brain.
+
+    `images` is [modality i j k] in the order of `modalities`, 0 outside the brain; raw intensity is
+    `images * std + mean` (see `intensity.Normalised`). `native` is the reference image as its file has it,
+    for the way home. `sources` says for every file where it came from and each step it took. `content`
+    recognises each sequence's scan in any file, compression and orientation.
+    """
+
+    modalities: tuple[str, ...]
+    images: Images
+    labels: dict[str, Codes]
+    grid: Grid
+    native: Grid
+    native_header: bytes
+    mean: Float[np.ndarray, " modality"]
+    std: Float[np.ndarray, " modality"]
+    sources: tuple[dict[str, Any], ...]
+    doubts: tuple[Doubt, ...]
+    content: tuple[str, ...]
+
+
+def prepare_case(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Recipe) -> PreparedCase:
+    """Read and prepare one case.
+
+    Raises:
+        SourceError, LabelError, ModalityError: what is wrong with which file; nothing is guessed.
+        UsageError: the recipe's brain extraction cannot be run.
+    """
+    journal = Journal()
+    scene = read_scene(files, schemas, recipe, journal)
+    content = tuple(content_of(scene.volumes[name], scene.filled[name]) for name in scene.names)
+    _doubt_copies(scene, content, journal)
+    labels = {
+        name: label_on(scene.grid, scene.volumes[f"label:{name}"], schemas[name], name, journal)
+        for name in files.labels
+    }
+    images = {}
+    for name, place in brains(scene, recipe, journal).items():
+        flat = without_bias(name, place, scene.grid.spacing_mm, journal) if recipe.n4 else place
+        images[name] = normalised(name, scene.volumes[name], flat, recipe, journal)
+    box = _box(images, labels)
+    brain = np.zeros(sizes(box), dtype=bool)
+    stacked = np.zeros((len(images), *sizes(box)), dtype=np.float16)
+    for at, (name, image) in enumerate(images.items()):
+        inner, outer = _overlap(image.box, box)
+        stacked[at][outer] = image.voxels[inner]
+        brain[outer] |= image.mask[inner]
+        journal.step(name, _crop_text(scene, box))
+    cropped = {name: np.ascontiguousarray(codes[box]) for name, codes in labels.items()}
+    doubt_labels(cropped, schemas, brain, journal)
+    for name in labels:
+        journal.step(f"label:{name}", _crop_text(scene, box))
+    return PreparedCase(
+        modalities=scene.names,
+        images=stacked,
+        labels=cropped,
+        grid=scene.grid.part(box),
+        native=grid_of(scene.home),
+        native_header=scene.home.header,
+        mean=np.array([image.mean for image in images.values()]),
+        std=np.array([image.std for image in images.values()]),
+        sources=_sources(files, scene, images, journal),
+        doubts=tuple(journal.doubts),
+        content=content,
+    )
+
+
+def read_scene(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Recipe, journal: Journal) -> Scene:
+    """Read a case's files, labels as codes, and lay them out in space.
+
+    Raises:
+        SourceError, LabelError, ModalityError: as `prepare_case`.
+    """
+    names = in_canonical_order(sorted(files.images))
+    if not names:
+        raise ModalityError(
+            f"case {files.case!r} has no file of a known sequence. Name its sequences: --modality NAME=T1.",
+            code="NO_MODALITY",
+        )
+    native: dict[str, Volume] = {}
+    for role, file in files.by_role.items():
+        label = role.removeprefix("label:")
+        if label != role:
+            native[role] = read_label(label, file, schemas[label], journal)
+        else:
+            assert not isinstance(file, Majority)
+            native[role] = read_volume(file)
+            journal.warn_all(native[role].doubts)
+    return lay_out(names, native, recipe, journal)
+
+
+def content_of(volume: Volume, box: Box | None) -> str:
+    """A digest of a RAS+ volume's shape and voxels, whatever file it lies in, from the box of those that are not 0."""
+    digest = hashlib.sha256(repr((volume.shape, None if box is None else (starts(box), sizes(box)))).encode())
+    if box is not None:
+        digest.update(np.ascontiguousarray(volume.voxels[box], dtype="<f4").data)
+    return digest.hexdigest()
+
+
+def _doubt_copies(scene: Scene, content: Sequence[str], journal: Journal) -> None:
+    for at, name in enumerate(scene.names):
+        first = content.index(content[at])
+        if first < at:
+            other = scene.names[first]
+            files = f"{scene.native[other].path.name} and {scene.native[name].path.name}"
+            text = (
+                f"{other} and {name} hold the same voxels ({files}). Leave out the one that is not what its name says."
+            )
+            journal.warn("COPIED_SEQUENCE", text)
+
+
+def _box(images: Mapping[str, Normalised], labels: Mapping[str, Codes]) -> Box:
+    """The smallest box that holds every brain and every label."""
+    boxes = []
+    for image in images.values():
+        tight = box_of(image.mask)
+        if tight is not None:
+            boxes.append(seen_from_outside(tight, image.box))
+    boxes += [found for codes in labels.values() if (found := box_of(codes != 0)) is not None]
+    return box_around(boxes)
+
+
+def _overlap(one: Box, other: Box) -> tuple[Box, Box]:
+    """What two boxes share, as each of them sees it."""
+    i, j, k = (slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
+    return within((i, j, k), one), within((i, j, k), other)
+
+
+def _crop_text(scene: Scene, box: Box) -> str:
+    whole, part = ("x".join(map(str, shape)) for shape in (scene.grid.shape, sizes(box)))
+    return f"cropped from {whole} to {part} voxels at {starts(box)}"
+
+
+def _sources(
+    files: CaseFiles, scene: Scene, images: Mapping[str, Normalised], journal: Journal
+) -> tuple[dict[str, Any], ...]:
+    """Where each array came from and each step it took, for people to read and for the way back."""
+    return tuple(
+        {
+            "role": role, "file": file.name, "sha256": scene.native[role].sha256,
+            "shape": list(scene.native[role].shape),
+            "voxel_mm": [round(mm, 4) for mm in grid_of(scene.native[role]).spacing_mm],
+            "axes": axis_codes(scene.native[role].affine), "steps": journal.steps.get(role, []),
+            **({"histogram": images[role].details} if role in images and images[role].details else {}),
+        }
+        for role, file in files.by_role.items()
+    )  # fmt: skip

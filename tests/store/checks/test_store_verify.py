@@ -1,0 +1,481 @@
+"""`multiseg verify`: every fault that somebody makes by hand is found, with its code and its place."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from zarr.storage import LocalStore
+
+import multiseg
+from multiseg.cli.app import run
+from multiseg.errors import StoreError
+from multiseg.store import schema
+from multiseg.store.checks.chunks import decoded_blocks
+from multiseg.store.checks.faults import Faults
+from multiseg.store.checks.verify import verify_store
+from multiseg.store.findings import Finding, Severity
+
+
+@pytest.fixture
+def whole_copy(store_url: str, tmp_path: Path) -> Path:
+    """A store to be spoilt, of four databases."""
+    shutil.copytree(store_url, tmp_path / "brain.zarr")
+    return tmp_path / "brain.zarr"
+
+
+@pytest.fixture
+def copy(whole_copy: Path) -> Path:
+    """Two databases of it; alder has 4 cases with PD FLAIR T1 T2, the annotations lesion and tissue."""
+    shutil.rmtree(whole_copy / "cedar")
+    shutil.rmtree(whole_copy / "dogwood")
+    edit(whole_copy / "zarr.json", lambda data: data["attributes"]["multiseg"].update(databases=["alder", "birch"]))
+    return whole_copy
+
+
+def found(folder: Path, *severities: Severity) -> list[tuple[str, str, str, str]]:
+    """Code, database, case and file of each finding, errors unless asked for others."""
+    wanted = severities or (Severity.ERROR,)
+    findings = verify_store(str(folder))
+    assert all(finding.message.rstrip().endswith(".") for finding in findings)
+    return [(f.code, f.database, f.case, f.file) for f in findings if f.severity in wanted]
+
+
+def files_of(folder: Path, array: str, row: str = "") -> list[Path]:
+    return sorted(path for path in (folder / array / "c" / row).rglob("*") if path.is_file())
+
+
+def opened(folder: Path) -> zarr.Group:
+    return zarr.open_group(folder, mode="r+", zarr_format=3, use_consolidated=False)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+# --- a sound store, and what the command says ---
+
+
+def test_a_sound_store_has_no_findings(store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[int, int, str]] = []
+    assert verify_store(store_url, lambda done, total, case: seen.append((done, total, case)), workers=2) == []
+    assert [done for done, _, _ in seen] == list(range(1, 17))
+    assert {(total, case[:5]) for _, total, case in seen} == {
+        (16, name) for name in ("alder", "birch", "cedar", "dogwo")
+    }
+    assert run(["verify", store_url]) == 0
+    assert "no fault found" in capsys.readouterr().err
+    assert run(["verify", store_url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"] == []
+
+
+def test_a_damaged_store_from_the_command_line(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "alder/image/c/1/0/0/0/0").write_bytes(b"")
+    (copy / "alder/image/c/1/0/0/0/0.abc.partial").write_bytes(b"half")
+    assert run(["verify", str(copy), "--json", "--workers", "1"]) == 3
+    listed = json.loads(capsys.readouterr().out)["findings"]
+    assert [(f["severity"], f["code"], f["case"]) for f in listed] == [
+        ("note", "LEFT_OVER", ""),
+        ("error", "DAMAGED_CHUNK", "A002"),
+    ]
+    assert run(["verify", str(copy)]) == 3
+    shown = capsys.readouterr()
+    assert "DAMAGED_CHUNK" in shown.out
+    assert "alder/image/c/1/0/0/0/0" in shown.out
+    assert "1 error, 1 note" in shown.err
+
+
+def test_notes_alone_are_no_error(copy: Path) -> None:
+    (copy / "alder/image/c/1/0/0/0/0.abc.partial").write_bytes(b"half")
+    assert run(["verify", str(copy)]) == 0
+
+
+def test_where_there_is_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", str(tmp_path / "none.zarr")]) == 2
+    assert "there is no store at" in capsys.readouterr().err
+    with pytest.raises(StoreError, match="there is no store at"):
+        verify_store(str(tmp_path / "none.zarr"))
+
+
+# --- bytes ---
+
+
+def test_any_byte_of_any_voxel_file_that_flips_is_noticed(whole_copy: Path) -> None:
+    for seed in range(5):
+        flipped: dict[Path, bytes] = {}
+        rng = np.random.default_rng(seed)
+        for database in ("alder", "birch", "cedar", "dogwood"):
+            for path in [path for name in ("image", "label") for path in files_of(whole_copy, f"{database}/{name}")]:
+                flipped[path] = path.read_bytes()
+                data = bytearray(flipped[path])
+                data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+                path.write_bytes(bytes(data))
+        noticed = found(whole_copy)
+        assert {code for code, *_ in noticed} == {"DAMAGED_CHUNK"}
+        assert sorted(file for *_, file in noticed) == sorted(str(path.relative_to(whole_copy)) for path in flipped)
+        assert len(flipped) > 28
+        for path, data in flipped.items():
+            path.write_bytes(data)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 20, 0.5, -1])
+@pytest.mark.parametrize("array", ["image", "label", "foreground"])
+def test_a_truncated_file(copy: Path, array: str, keep: float) -> None:
+    path = files_of(copy, f"alder/{array}", row="2")[0]
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep) if keep == 0.5 else int(keep)])
+    (only,) = found(copy)
+    assert only == ("DAMAGED_CHUNK", "alder", "A003", str(path.relative_to(copy)))
+
+
+def test_the_message_says_which_part_of_a_shard(tmp_path: Path) -> None:
+    """Of a case of several chunks, one flipped byte costs one of them."""
+    from multiseg.phantoms.hospitals import write_hospitals
+    from multiseg.store.ingest import ingest
+    from multiseg.store.intake import IngestOptions
+    from multiseg.store.sources.manifest import find_manifest
+
+    write_hospitals(tmp_path / "source", num_cases=1, coarseness=2.0)
+    url = tmp_path / "fine.zarr"
+    cedar = [files for files in find_manifest(tmp_path / "source" / "manifest.toml") if files.name == "cedar"]
+    ingest(cedar, str(url), IngestOptions(spacing_mm=(3.0,) * 3))
+    assert verify_store(str(url)) == []
+    (path,) = files_of(url, "cedar/image")
+    data = bytearray(path.read_bytes())
+    data[50] ^= 1
+    path.write_bytes(bytes(data))
+    (finding,) = verify_store(str(url))
+    assert finding.message.startswith("1 of 8 chunks, the first of them at channel 0, i 0, j 0, k 0, cannot be decoded")
+
+
+def test_an_empty_file_that_zarr_takes_for_none(tmp_path: Path) -> None:
+    """Where a read wants all of a shard, zarr gives zeros for an empty file."""
+    group = zarr.create_group(tmp_path / "x.zarr", zarr_format=3)
+    array = group.create_array("a", shape=(1, 1, 8, 8, 8), chunks=(1, 1, 4, 4, 4), shards=(1, 1, 8, 8, 8), dtype="u1")
+    array[:] = 1
+    (path,) = files_of(tmp_path, "x.zarr/a")
+    path.write_bytes(b"")
+    assert not array[:].any()
+    faults = Faults()
+    assert [block.values for block in decoded_blocks(array, faults)] == [None]
+    assert [(finding.code, finding.file) for finding in faults.found] == [("DAMAGED_CHUNK", "a/c/0/0/0/0/0")]
+
+
+@pytest.mark.parametrize("name", ["subject", "affine", "sources", "foreground_count", "status"])
+def test_a_damaged_coordinate(copy: Path, name: str) -> None:
+    path = files_of(copy, f"alder/{name}")[0]
+    path.write_bytes(path.read_bytes()[:9])
+    assert ("DAMAGED_CHUNK", "alder", "", str(path.relative_to(copy))) in found(copy)
+
+
+@pytest.mark.parametrize("array", ["image", "label"])
+def test_a_missing_shard(copy: Path, array: str) -> None:
+    path = files_of(copy, f"alder/{array}")[1]
+    path.unlink()
+    noticed = found(copy)
+    assert ("MISSING_SHARD", "alder", "A002", str(path.relative_to(copy))) in noticed
+    assert {case for _, _, case, _ in noticed} == {"A002"}
+
+
+def test_one_missing_shard_of_several(tmp_path: Path) -> None:
+    """A case of more than 256 voxels lies in two files; the rest of it looks like a brain still."""
+    url = long_case(tmp_path)
+    assert verify_store(str(url)) == []
+    assert len(files_of(url, "long/image")) == 2
+    gone = url / "long/image/c/0/0/1/0/0"
+    gone.unlink()
+    assert found(url) == [("MISSING_SHARD", "long", "P", "long/image/c/0/0/1/0/0")]
+
+
+def long_case(folder: Path) -> Path:
+    import nibabel as nib
+
+    image = np.random.default_rng(0).normal(100, 10, (300, 6, 6)).astype(np.float32)
+    image[256:] += 30
+    nib.save(nib.Nifti1Image(image, np.eye(4)), folder / "P_T1.nii.gz")
+    url = folder / "long.zarr"
+    pattern = ["--pattern", "{case}_{modality}.nii.gz", "--allow-unlabelled"]
+    assert run(["ingest", str(folder), "--database", "long", "--store", str(url), *pattern]) == 0
+    return url
+
+
+# --- metadata ---
+
+
+def test_a_missing_or_broken_array(whole_copy: Path) -> None:
+    shutil.rmtree(whole_copy / "alder/affine")
+    (whole_copy / "birch/image/zarr.json").write_text("{")
+    (whole_copy / "cedar/label/zarr.json").write_text("[]")
+    edit(whole_copy / "dogwood/split/zarr.json", lambda data: data.update(shape=[10**12]))
+    assert found(whole_copy) == [
+        ("MISSING_ARRAY", "alder", "", "alder/affine/zarr.json"),
+        ("BAD_METADATA", "birch", "", "birch/image/zarr.json"),
+        ("BAD_METADATA", "cedar", "", "cedar/label/zarr.json"),
+        ("BAD_SCHEMA", "dogwood", "", "dogwood/split/zarr.json"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("array", "change"),
+    [
+        ("image", {"dimension_names": ["case", "modality", "k", "j", "i"]}),
+        ("image", {"dimension_names": None}),
+        ("image", {"data_type": "int16"}),
+        ("label", {"fill_value": 255}),
+        ("available", {"data_type": "uint8", "fill_value": 0}),
+        ("intensity_mean", {"fill_value": 0.0}),
+        ("native_header", {"shape": [4, 348]}),
+        ("extent", {"shape": [4, 4]}),
+        ("image", {"shape": [4, 4, 100_000, 100_000, 100_000]}),
+    ],
+)
+def test_an_array_of_another_shape_or_type(copy: Path, array: str, change: dict[str, Any]) -> None:
+    edit(copy / "alder" / array / "zarr.json", lambda data: data.update(change))
+    assert ("BAD_SCHEMA", "alder", "", f"alder/{array}/zarr.json") in found(copy)
+
+
+def test_voxels_without_checksums(copy: Path) -> None:
+    def drop(data: dict[str, Any]) -> None:
+        codecs = data["codecs"][0]["configuration"]["codecs"]
+        codecs[:] = [codec for codec in codecs if codec["name"] != "crc32c"]
+
+    edit(copy / "alder/image/zarr.json", drop)
+    assert found(copy) == [("BAD_SCHEMA", "alder", "", "alder/image/zarr.json")]
+
+
+def test_axes_of_different_length(copy: Path) -> None:
+    edit(copy / "alder/subject/zarr.json", lambda data: data.update(shape=[3]))
+    edit(copy / "birch/subject/zarr.json", lambda data: data.update(shape=[5]))
+    assert ("BAD_SHAPE", "alder", "", "alder/subject/zarr.json") in found(copy)
+    assert ("WRITER_DIED", "birch", "", "birch") in found(copy, Severity.NOTE)
+
+
+def test_an_array_that_is_none_of_ours(copy: Path) -> None:
+    opened(copy)["alder"].create_array("mystery", shape=(4,), dtype="uint8")
+    (copy / "birch" / ".DS_Store").write_bytes(b"")
+    assert found(copy) == []
+    assert found(copy, Severity.WARNING) == [
+        ("UNKNOWN_ARRAY", "alder", "", "alder/mystery"),
+        ("UNKNOWN_ARRAY", "birch", "", "birch/.DS_Store"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("pathology", None),
+        ("codec", "gzip"),
+        ("recipe", {"spacing_mm": [1, 1]}),
+        ("recipe", {"spacing_mm": [5.0, 5.0, 5.0], "colour": "red"}),
+        ("recipe", {"spacing_mm": [1.0, 1.0, 1.0]}),
+        ("label_schemas", []),
+        ("label_schemas", {"lesion": {"structures": []}}),
+        ("participant_columns", 3),
+    ],
+)
+def test_attributes_of_a_database(copy: Path, attribute: str, value: object) -> None:
+    edit(copy / "alder/zarr.json", lambda data: data["attributes"].update({attribute: value}))
+    assert ("BAD_ATTRIBUTES", "alder", "", "alder/zarr.json") in found(copy)
+
+
+def test_the_root(copy: Path) -> None:
+    edit(copy / "zarr.json", lambda data: data["attributes"]["multiseg"].update(grid_mm=[1, "x", 1]))
+    assert found(copy) == [("BAD_ROOT", "", "", "zarr.json")]
+    edit(copy / "zarr.json", lambda data: data["attributes"]["multiseg"].update(grid_mm=[5.0] * 3, databases="alder"))
+    assert found(copy) == [("BAD_ROOT", "", "", "zarr.json")]
+    for text in ("{", "[]", '{"zarr_format": 3, "node_type": "group", "attributes": {}}'):
+        (copy / "zarr.json").write_text(text)
+        (copy / "alder/image/c/0/0/0/0/0").write_bytes(b"?")
+        assert found(copy) == [
+            ("BAD_ROOT", "", "", "zarr.json"),
+            ("DAMAGED_CHUNK", "alder", "A001", "alder/image/c/0/0/0/0/0"),
+        ]
+    (copy / "zarr.json").unlink()
+    assert run(["verify", str(copy)]) == 3
+
+
+def test_databases_that_are_not_there_or_not_named(whole_copy: Path) -> None:
+    shutil.rmtree(whole_copy / "birch")
+    shutil.rmtree(whole_copy / "cedar/label")
+    edit(whole_copy / "zarr.json", lambda data: data["attributes"]["multiseg"]["databases"].remove("cedar"))
+    edit(whole_copy / "zarr.json", lambda data: data["attributes"]["multiseg"]["databases"].remove("dogwood"))
+    (whole_copy / "notes").mkdir()
+    assert found(whole_copy) == [("BAD_METADATA", "birch", "", "birch/zarr.json")]
+    assert found(whole_copy, Severity.WARNING) == [("NOT_NAMED", "dogwood", "", "dogwood/zarr.json")]
+    assert found(whole_copy, Severity.NOTE) == [
+        ("WRITER_DIED", "cedar", "", "cedar"),
+        ("UNKNOWN_FOLDER", "notes", "", "notes"),
+    ]
+
+
+# --- what is said of a case ---
+
+
+@pytest.mark.parametrize(
+    ("array", "value", "code", "place"),
+    [
+        ("case", "", "BAD_NAME", "case"),
+        ("case", "A001", "DUPLICATE_CASE", "case"),
+        ("subject", "", "NO_SUBJECT", "subject"),
+        ("split", "dev", "BAD_SPLIT", "split"),
+        ("extent", [0, 3, 3], "BAD_EXTENT", "extent"),
+        ("extent", [400, 3, 3], "BAD_EXTENT", "extent"),
+        ("affine", np.full((4, 4), np.nan), "BAD_AFFINE", "affine"),
+        ("affine", np.diag([5.0, 5.0, 5.0, 2.0]), "BAD_AFFINE", "affine"),
+        ("affine", np.diag([5.0, 5.0, 0.0, 1.0]), "BAD_AFFINE", "affine"),
+        ("affine", np.diag([5.0, 5.0, 4.0, 1.0]), "BAD_AFFINE", "affine"),
+        ("affine", np.diag([-5.0, 5.0, 5.0, 1.0]), "BAD_AFFINE", "affine"),
+        ("affine", [[5, 1, 0, 0], [0, 5, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]], "BAD_AFFINE", "affine"),
+        ("native_affine", np.zeros((4, 4)), "BAD_NATIVE", "native_affine"),
+        ("native_shape", [0, 0, 0], "BAD_NATIVE", "native_shape"),
+        ("native_header", np.full(schema.HEADER_BYTES, 7, np.uint8), "BAD_NATIVE", "native_header"),
+        ("sources", "[{]", "BAD_SOURCES", "sources"),
+        ("sources", "[3]", "BAD_SOURCES", "sources"),
+        ("sources", "[]", "BAD_SOURCES", "sources"),
+        ("source_sha256", "0" * 64, "WRONG_DIGEST", "source_sha256"),
+        ("intensity_mean", [np.nan] * 4, "BAD_INTENSITY", "intensity_mean"),
+        ("intensity_std", [0.0] * 4, "BAD_INTENSITY", "intensity_mean"),
+        ("foreground_count", np.ones((2, 3), np.int64), "WRONG_COUNT", "foreground_count"),
+        ("available", [True, False, True, True], "NOT_AVAILABLE", "image/c/1"),
+        ("annotated", [True, False], "NOT_ANNOTATED", "label/c/1"),
+        ("foreground", np.full((2, 3, 256, 3), -1), "WRONG_POINTS", "foreground/c/1"),
+        ("foreground", np.full((2, 3, 256, 3), 0), "WRONG_POINTS", "foreground/c/1"),
+        ("status", 7, "BAD_STATUS", "status"),
+    ],
+)
+def test_a_wrong_number_about_a_case(copy: Path, array: str, value: Any, code: str, place: str) -> None:
+    opened(copy)[f"alder/{array}"][1] = value
+    of_all = code in ("DUPLICATE_CASE", "BAD_STATUS")
+    case = "" if of_all or array == "case" else "A002"
+    assert (code, "alder", case, f"alder/{place}") in found(copy)
+    assert {database for _, database, _, _ in found(copy)} == {"alder"}
+
+
+@pytest.mark.parametrize("at", [0, -2, 300])
+def test_sampled_voxels_off_their_structure(copy: Path, at: int) -> None:
+    alder = opened(copy)["alder"]
+    points = alder["foreground"][1]
+    alder["foreground"][1] = np.where((points[..., :1] >= 0) & (np.arange(3) == 1), at, points)
+    assert {code for code, *_ in found(copy)} == {"WRONG_POINTS"}
+
+
+def test_a_subject_in_two_splits(copy: Path) -> None:
+    alder = opened(copy)["alder"]
+    alder["subject"][:2] = np.array(["Ann", "Ann"], dtype=object)
+    alder["split"][:2] = np.array(["train", "train"], dtype=object)
+    assert found(copy) == []
+    alder["split"][1] = "test"
+    assert found(copy) == [("SUBJECT_IN_TWO_SPLITS", "alder", "", "alder/split")]
+
+
+def test_a_scan_in_two_splits(copy: Path) -> None:
+    root = opened(copy)
+    root["alder/split"][0], root["birch/split"][3] = "train", "test"
+    root["alder/content"][0, 1] = root["birch/content"][3, 2] = "same"
+    (only,) = found(copy)
+    assert only == ("SCAN_IN_TWO_SPLITS", "birch", "B004", "birch/split")
+
+
+@pytest.mark.parametrize(
+    ("array", "at", "value", "code"),
+    [
+        ("image", (1, 2, 3, 3, 3), np.nan, "NOT_FINITE"),
+        ("image", (1, 2, 3, 3, 3), np.inf, "NOT_FINITE"),
+        ("image", (1, 2), 0, "EMPTY_IMAGE"),
+        ("image", (1, 2, slice(0, 10)), 3, "NOT_NORMALISED"),
+        ("image", (1, 2, -1, 0, 0), 1, "OUTSIDE_EXTENT"),
+        ("label", (1, 0, -1, 0, 0), 1, "OUTSIDE_EXTENT"),
+        ("label", (1, 0, 3, 3, 3), 2, "LABEL_CODES"),
+        ("label", (1, 1, 3, 3, 3), 254, "LABEL_CODES"),
+        ("label", (1, 0, slice(2, 5)), 1, "WRONG_COUNT"),
+    ],
+)
+def test_a_wrong_voxel(copy: Path, array: str, at: tuple[Any, ...], value: float, code: str) -> None:
+    alder = opened(copy)["alder"]
+    room = alder[array].shape[2]
+    for name in ("image", "label"):  # room beyond every extent
+        alder[name].resize((*alder[name].shape[:2], room + 1, *alder[name].shape[3:]))
+    assert found(copy) == []
+    alder[array][at] = value
+    noticed = found(copy)
+    place = "foreground_count" if code == "WRONG_COUNT" else f"{array}/c/1"
+    assert (code, "alder", "A002", f"alder/{place}") in noticed
+    assert {case for _, _, case, _ in noticed} == {"A002"}
+
+
+def test_where_nobody_is_to_look_is_no_unknown_code(copy: Path) -> None:
+    alder = opened(copy)["alder"]
+    codes = alder["label"][1, 0]
+    alder["label"][1, 0] = np.where((codes == 0) & (alder["label"][1, 1] != 0), 255, codes)
+    assert found(copy) == []
+
+
+# --- writers that died ---
+
+
+def test_rows_that_are_not_committed(copy: Path) -> None:
+    alder = opened(copy)["alder"]
+    alder["status"][3] = schema.PENDING
+    assert found(copy) == []
+    assert found(copy, Severity.NOTE) == [("PENDING_ROWS", "alder", "", "alder/status")]
+    (copy / "alder/image/c/3/0/0/0/0").write_bytes(b"?")
+    assert found(copy) == []
+    assert found(copy, Severity.WARNING) == [("DAMAGED_CHUNK", "alder", "A004", "alder/image/c/3/0/0/0/0")]
+    alder["status"][3] = schema.SUPERSEDED
+    assert found(copy, Severity.NOTE) == []
+    (copy / "alder/status/c/0").unlink()
+    assert found(copy) == [("STATUS_LOST", "alder", "", "alder/status")]
+
+
+def test_a_file_that_nobody_may_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, get = "alder/image/c/0/0/0/0/0", LocalStore.get
+
+    async def refused(store: LocalStore, name: str, *arguments: Any, **named: Any) -> Any:
+        if name == key:
+            raise PermissionError(13, "Permission denied")
+        return await get(store, name, *arguments, **named)
+
+    monkeypatch.setattr(LocalStore, "get", refused)
+    assert found(copy) == [("DAMAGED_CHUNK", "alder", "A001", key)]
+
+
+def test_every_code_is_explained() -> None:
+    home = Path(multiseg.__file__).parents[1]
+    sources = [path.read_text() for path in (home / "multiseg/store/checks").glob("*.py")]
+    codes = {code for text in sources for code in re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', text)} - {"NO_STORE"}
+    explained = set(re.findall(r"^\| `([A-Z_]+)`", (home / "docs/verify.md").read_text(), flags=re.MULTILINE))
+    assert codes == explained
+
+
+# --- nothing brings it down ---
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_damaged_verify_goes_on(copy: Path, seed: int) -> None:
+    """Bytes flipped, cut and emptied in metadata and coordinates: some cannot be told, none is a crash."""
+    rng = np.random.default_rng(seed)
+    paths = sorted(path for path in copy.rglob("*") if path.is_file() and not {"image", "label"} & set(path.parts[:-2]))
+    paths += sorted(copy.rglob("zarr.json"))
+    for path in rng.choice(np.array(paths, dtype=object), 12, replace=False):
+        data = bytearray(path.read_bytes())
+        match rng.integers(4):
+            case 0:
+                data = data[: rng.integers(len(data) + 1)]
+            case 1:
+                data = bytearray(rng.bytes(len(data)))
+            case _:
+                for _ in range(3):
+                    data[rng.integers(len(data))] = (
+                        rng.integers(32, 127) if path.suffix == ".json" else rng.integers(256)
+                    )
+        path.write_bytes(bytes(data))
+    findings = verify_store(str(copy))
+    assert all(isinstance(finding, Finding) for finding in findings)
+    assert Severity.ERROR in {finding.severity for finding in findings}
