@@ -23,9 +23,8 @@ from multiseg.store.encoding import ArrayPlan
 from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
 from multiseg.store.parallel import Workers
-from multiseg.store.sources.gathering import SourceOptions
 from multiseg.store.sources.manifest import find_manifest
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.model import DatabaseFiles, SourceOptions
 from multiseg.store.sources.recognise import find_source
 
 ROUNDS = 5

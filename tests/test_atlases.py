@@ -9,7 +9,7 @@ import pytest
 from multiseg.atlases import ATLASES, TISSUES, fitting_atlas, schema_of
 from multiseg.errors import LabelError
 from multiseg.labels import IGNORE, LabelSpace, SpaceLabel
-from multiseg.store.sources.gathering import schema_for
+from multiseg.store.sources.annotations import schema_for
 
 PUBLISHED = {
     "background": [0, 1, 24, 6, 40, 45, 15],

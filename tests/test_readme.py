@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from multiseg.store.sources.recognise import LAYOUTS
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -53,6 +55,22 @@ def test_the_commands_on_real_data(data: Path, tmp_path: Path) -> None:
     )
     shell(quick, tmp_path)
     assert (tmp_path / "patient26.nii.gz").exists()
+
+
+def test_the_commands_of_the_ingest_guide_on_real_data(data: Path, tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "ingest.md").read_text(encoding="utf-8")
+    (commands,) = re.findall(r"```bash\n(.*?)```", guide, flags=re.DOTALL)
+    shell(commands, tmp_path)
+    names = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
+    assert names == {"ms", "tumour", "wmh", "anatomy", "freesurfer", "native", "stroke", "brats", "template"}
+
+
+def test_the_ingest_guide_names_every_layout() -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "ingest.md").read_text(encoding="utf-8")
+    named = {
+        name for row in re.findall(r"^\| (`.*?) \|", guide, flags=re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    }
+    assert named == {layout.name for layout in LAYOUTS}
 
 
 def test_every_file_that_is_linked_is_there() -> None:

@@ -158,8 +158,8 @@ def _by_pattern(source: Path, said: Said) -> DatabaseFiles:
 
 def _by_looking(source: Path, said: Said) -> DatabaseFiles:
     from multiseg.cli.console import messages
-    from multiseg.store.sources.gathering import SourceOptions
     from multiseg.store.sources.listings import look_at
+    from multiseg.store.sources.model import SourceOptions
     from multiseg.store.sources.recognise import find_recognised, recognise
 
     folder = look_at(source)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import locale
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,13 +79,24 @@ def read_slice(path: Path, tags: Sequence[str] = (), private: bool = False) -> S
     reader.SetFileName(str(path))
     reader.SetLoadPrivateTags(private)
     try:
-        reader.ReadImageInformation()
+        with _locale_kept():
+            reader.ReadImageInformation()
     except RuntimeError as error:
         message = f"{path} is damaged or no DICOM image. Copy or export it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
     present = [key for key in (*PLACE_TAGS, *tags) if reader.HasMetaDataKey(key)]
     said = {key: _clean(reader.GetMetaData(key)) for key in present}
     return Slice(path, said, tuple(reader.GetSize()), reader.GetNumberOfComponents())
+
+
+@contextmanager
+def _locale_kept() -> Iterator[None]:
+    """GDCM sets the whole process to the locale "C", in which texts with accents cannot be read any more."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def read_series(series: Series) -> Volume:
@@ -100,7 +113,8 @@ def read_series(series: Series) -> Volume:
     # The first slice's type would be that of all, whatever their slopes.
     reader.SetOutputPixelType(SimpleITK.sitkFloat32)
     try:
-        stored = SimpleITK.GetArrayFromImage(reader.Execute()).T
+        with _locale_kept():
+            stored = SimpleITK.GetArrayFromImage(reader.Execute()).T
     except RuntimeError as error:
         message = f"{series.path}: the voxels of its {len(slices)} slices cannot be read. Copy or export them again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(series.path)) from error

@@ -17,8 +17,8 @@ from multiseg.store.sources.bids_names import BidsFile, bids_files, kind_of, seq
 from multiseg.store.sources.bids_sorting import Sorting, dataset_root, in_their_sessions
 from multiseg.store.sources.bids_texts import describe, participants
 from multiseg.store.sources.folder import Folder, listed
-from multiseg.store.sources.gathering import Found, Role, SourceOptions, unused_volumes
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, Role, SourceOptions, unused_volumes
 
 _DATATYPES = ("anat", "dwi", "swi")
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from multiseg.errors import DataError, LabelError, SourceError
 from multiseg.labels import LabelSchema, kind_of_structure
 from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, is_rater, schema_for
 from multiseg.store.sources.bids_choice import Choice
 from multiseg.store.sources.bids_names import BidsFile, mask_name
 from multiseg.store.sources.folder import Folder
-from multiseg.store.sources.gathering import DEFAULT_ANNOTATION, SKIP, SourceOptions, is_rater, schema_for
+from multiseg.store.sources.model import SKIP, SourceOptions
 from multiseg.store.sources.tables import read_table
 
 LESION = "1=lesion:lesion"

@@ -11,8 +11,8 @@ from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.bids_choice import Session
 from multiseg.store.sources.bids_names import BidsFile, Kind, kind_of, mask_name, why_not_used
 from multiseg.store.sources.folder import Folder, listed
-from multiseg.store.sources.gathering import SourceOptions
 from multiseg.store.sources.headers import is_4d
+from multiseg.store.sources.model import SourceOptions
 
 _LOW_B = 50
 """Diffusion weightings below this (s/mm^2) leave an image all but unweighted."""

@@ -13,7 +13,7 @@ from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import is_plain_name
 from multiseg.store.schema import RESERVED
 from multiseg.store.sources.folder import Folder
-from multiseg.store.sources.gathering import Row
+from multiseg.store.sources.model import Row
 from multiseg.store.sources.tables import read_table, with_numbers
 
 NO_VALUE = "n/a"

@@ -16,9 +16,10 @@ from multiseg.errors import LabelError
 from multiseg.labels import LabelSchema
 from multiseg.store.cases import paths_of
 from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.gathering import Found, Role, SourceOptions, schema_for, unused_volumes
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, Role, SourceOptions, unused_volumes
 from multiseg.store.sources.peek import codes_in_each
 
 ANNOTATION = "tumour"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 
+from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, schema_for
 from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.gathering import DEFAULT_ANNOTATION, Found, Role, SourceOptions, schema_for
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, Role, SourceOptions
 
 _FILE = re.compile(
     r"(?:[^/]+/)*(?P<case>(?P<site>CHB|UNC)_(?P<set>train|test\d*)_Case\d+)/"

@@ -12,7 +12,7 @@ from multiseg.errors import LabelError, SourceError
 from multiseg.labels import BACKGROUND, LabelSchema, Structure, kind_of_structure
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.folder import SUFFIX, Folder, listed
-from multiseg.store.sources.gathering import SourceOptions
+from multiseg.store.sources.model import SourceOptions
 from multiseg.store.sources.one_annotation import only_annotation
 
 NAME = "dataset.json"

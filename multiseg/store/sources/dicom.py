@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.folder import Folder, listed
-from multiseg.store.sources.gathering import Found, Role, SourceOptions
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, Role, SourceOptions
 
 if TYPE_CHECKING:
     from multiseg.store.sources.dicom_choice import Choice

@@ -11,7 +11,7 @@ from multiseg.errors import UnconfirmedError, UsageError
 from multiseg.modalities import canonical_modality
 from multiseg.store.sources.dicom_scans import Scan
 from multiseg.store.sources.folder import listed
-from multiseg.store.sources.gathering import SKIP, SourceOptions
+from multiseg.store.sources.model import SKIP, SourceOptions
 from multiseg.store.sources.sequence import guess_sequence
 
 

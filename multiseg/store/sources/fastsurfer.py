@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from multiseg.store.sources.folder import Folder
 from multiseg.store.sources.freesurfer import Tool, find_subjects, is_fastsurfer, subjects_in
-from multiseg.store.sources.gathering import Found, SourceOptions
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, SourceOptions
 
 FASTSURFER = Tool(
     t1=("T1", "orig"),

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.folder import Folder
-from multiseg.store.sources.gathering import Found, Role, SourceOptions, schema_for
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, Role, SourceOptions
 
 ANNOTATION = "tissue"
 AVERAGES = re.compile(r"fsaverage.*|cvs_avg.*|[lr]h\.EC_average|V1_average")

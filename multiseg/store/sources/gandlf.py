@@ -13,9 +13,10 @@ from pathlib import Path
 
 from multiseg.errors import SourceError, UsageError
 from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.folder import Folder, listed
-from multiseg.store.sources.gathering import Found, Role, SourceOptions, schema_for
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, Role, SourceOptions
 from multiseg.store.sources.named_channels import spellings
 from multiseg.store.sources.one_annotation import only_annotation
 from multiseg.store.sources.tables import read_table, with_numbers

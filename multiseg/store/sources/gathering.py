@@ -3,90 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
-from multiseg.atlases import schema_of
-from multiseg.errors import LabelError, UsageError
+from multiseg.errors import LabelError
 from multiseg.labels import LabelSchema
 from multiseg.modalities import canonical_modality
-from multiseg.store.cases import CaseFiles, Channel, LabelFile, Majority, ScanFile, paths_of
+from multiseg.store.cases import CaseFiles, LabelFile, ScanFile, paths_of
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.folder import Folder, listed
-from multiseg.store.sources.model import DatabaseFiles
-
-Row = Mapping[str, str | float]
-DEFAULT_ANNOTATION = "lesion"
-SKIP = "skip"
-"""The meaning of a spelling that is to be left out."""
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """What a user says about a source; "" and empty leave it to the layout.
-
-    Attributes:
-        codes: annotation name to text such as "1=necrosis,2=oedema", or the name of an atlas.
-        modalities: spellings of the files to names of sequences, or to "skip".
-        participants: a table with a row a case, or a subject; its first column names it.
-        brain_mask: "file", "nonzero", "otsu" or "command ..."; see `prepare.Recipe`.
-        raters: "all", "consensus", "majority" or the name of one; see `_choose_raters`.
-        allow_unlabelled: take cases without label, too.
-        yes: what the layout guesses has been looked at and is right.
-    """
-
-    name: str = ""
-    pathology: str = ""
-    codes: Mapping[str, str] = field(default_factory=dict)
-    modalities: Mapping[str, str] = field(default_factory=dict)
-    participants: str = ""
-    brain_mask: str = ""
-    raters: str = ""
-    allow_unlabelled: bool = False
-    yes: bool = False
-
-
-@dataclass(frozen=True)
-class Role:
-    """What one file is to a case: a sequence in some spelling, an annotation, or the brain mask.
-
-    `fields` may hold subject, session, site and split; the files of a case must agree on them.
-    """
-
-    case: str
-    kind: Literal["image", "label", "brain mask"]
-    name: str
-    file: ScanFile
-    fields: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a layout found in a folder, before it is put together.
-
-    Attributes:
-        schemas: the meaning of the codes of every annotation among the roles.
-        required: annotations that every case must have; without any, one label of some kind is asked for.
-        may_lack_labels: cases of which none is expected, such as those of a test set.
-        participants: rows by case or by subject.
-        unused: volumes in the folder that have no role.
-    """
-
-    name: str
-    folder: Folder
-    roles: Sequence[Role]
-    schemas: Mapping[str, LabelSchema] = field(default_factory=dict)
-    pathology: str = ""
-    required: Collection[str] = ()
-    may_lack_labels: Collection[str] = ()
-    participants: Mapping[str, Row] = field(default_factory=dict)
-    unused: Sequence[str] = ()
-    findings: tuple[Finding, ...] = ()
-    licence: str = ""
-    citation: str = ""
-    source: str = ""
+from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, choose_raters, is_rater, schema_for
+from multiseg.store.sources.folder import listed
+from multiseg.store.sources.model import SKIP, DatabaseFiles, Found, Role, Row, SourceOptions
 
 
 def gather(found: Found, options: SourceOptions) -> DatabaseFiles:
@@ -98,30 +24,6 @@ def gather(found: Found, options: SourceOptions) -> DatabaseFiles:
     return _Gathering(found, options).database()
 
 
-def schema_for(annotation: str, codes: str) -> LabelSchema:
-    """The meaning of an annotation's codes; structures of "tissue..." are tissue, all others lesions.
-
-    Without codes 1 is the annotation's own name, or "lesion" for a further rater ("rater2").
-
-    Raises:
-        LabelError: the codes are not of the form of `LabelSchema.parse`, and no atlas.
-    """
-    kind = "tissue" if annotation.startswith("tissue") else "lesion"
-    name = DEFAULT_ANNOTATION if is_rater(annotation) else annotation
-    return schema_of(codes or f"1={name}", kind)
-
-
-def is_rater(annotation: str) -> bool:
-    """Whether an annotation is one of several people's answers to the same question."""
-    return annotation.startswith("rater")
-
-
-def unused_volumes(folder: Folder, roles: Sequence[Role]) -> list[str]:
-    """The volumes of a folder that no role was given to."""
-    used = {path for role in roles for path in paths_of(role.file)}
-    return [file for file in folder.volumes if folder.path(file) not in used]
-
-
 class _Gathering:
     """One pass over a database's roles; what is doubtful gathers in `findings`."""
 
@@ -131,6 +33,7 @@ class _Gathering:
         self.name = options.name or found.name
         self.findings: list[Finding] = []
         self.fields: dict[str, dict[str, str]] = {}
+        self.drawn: dict[str, set[str]] = {}
 
     def database(self) -> DatabaseFiles:
         images = self._images()
@@ -237,41 +140,11 @@ class _Gathering:
         for annotation in dict.fromkeys(role.name for role in roles):
             for case, file in self._by_case([role for role in roles if role.name == annotation], annotation).items():
                 labels.setdefault(case, {})[annotation] = file
-        return self._choose_raters(labels)
-
-    def _choose_raters(self, labels: dict[str, dict[str, LabelFile]]) -> dict[str, dict[str, LabelFile]]:
-        """Which of several raters' answers to keep.
-
-        "all" keeps each as an annotation of its own; "consensus" only what is no single rater's; "majority"
-        makes one of them voxel by voxel; a name keeps that rater. Without a choice the consensus is kept where
-        there is one, else all.
-        """
-        raters = sorted({name for own in labels.values() for name in own if is_rater(name)})
-        others = sorted({name for own in labels.values() for name in own} - set(raters))
-        choice = self.options.raters or ("consensus" if DEFAULT_ANNOTATION in others else "all")
-        if choice not in ("all", "consensus", "majority", *raters):
-            raise UsageError(
-                f"--raters {choice!r} is none of all, consensus, majority or a rater of {self.name!r} "
-                f"({', '.join(raters) or 'there are none'})."
-            )
-        if not raters or choice == "all":
-            return labels
-        if choice == "consensus" and not others:
-            raise UsageError(f"{self.name!r} has no consensus, only {', '.join(raters)}. Take --raters majority.")
-        left_out = [name for name in raters if choice in ("consensus", *raters) and name != choice]
-        if left_out:
-            message = f"{', '.join(left_out)} are left out (--raters {choice}); --raters all keeps every one."
+        self.drawn = {case: set(own) for case, own in labels.items()}
+        chosen, message = choose_raters(labels, self.options.raters, self.name)
+        if message:
             self._find(Severity.NOTE, "RATERS", "", "", message)
-        return {case: self._of_raters(case, own, raters, choice) for case, own in labels.items()}
-
-    def _of_raters(
-        self, case: str, own: Mapping[str, LabelFile], raters: Sequence[str], choice: str
-    ) -> dict[str, LabelFile]:
-        kept = {name: file for name, file in own.items() if name not in raters or name == choice}
-        votes = tuple(file for name, file in own.items() if name in raters and isinstance(file, Path | Channel))
-        if choice == "majority" and votes:
-            kept[DEFAULT_ANNOTATION] = Majority(votes)
-        return kept
+        return chosen
 
     def _schema(self, annotation: str) -> LabelSchema:
         given = self.options.codes.get(annotation)
@@ -301,15 +174,20 @@ class _Gathering:
             missing += [
                 ("MISSING_FILE", f"has no label {name!r}. Add it, or --allow-unlabelled.")
                 for name in self.found.required
-                if name not in labels
+                if not self._is_drawn(case, name)
             ]
-            if not labels and not self.found.required:
+            if not labels and not missing:
                 missing.append(("MISSING_FILE", "has no label. Add it, or take such cases with --allow-unlabelled."))
         if lacks_mask:
             missing.append(("MISSING_FILE", "has no brain mask as others have. Add it, or use --brain-mask nonzero."))
         for code, message in missing:
             self._find(Severity.ERROR, code, case, "", f"case {case!r} {message}")
         return not missing
+
+    def _is_drawn(self, case: str, annotation: str) -> bool:
+        """Whether a case has an annotation that is asked for; of raters only those that are to be kept are."""
+        asked = not is_rater(annotation) or self.options.raters in ("", "all", "majority", annotation)
+        return not asked or annotation in self.drawn.get(case, ())
 
     def _case(
         self, case: str, images: Mapping[str, ScanFile], labels: Mapping[str, LabelFile], mask: ScanFile | None

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 
 from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.gathering import Found, Role, SourceOptions, schema_for
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, Role, SourceOptions
 
 SEQUENCES = {"flair": "FLAIR", "mprage": "T1", "t2": "T2", "pd": "PD"}
 PREPROCESSED, ORIGINAL = "preprocessed", "orig"

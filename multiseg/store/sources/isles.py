@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 
+from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.gathering import Found, Role, SourceOptions, schema_for, unused_volumes
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, Role, SourceOptions, unused_volumes
 
 ANNOTATION = "lesion"
 _HEAD = r"(?P<root>(?:.*/)?)(?P<subject>sub-[^/_]+)/(?P<session>ses-[^/_]+)/"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from multiseg.store.sources.folder import Folder
-from multiseg.store.sources.gathering import Found, SourceOptions
+from multiseg.store.sources.model import Found, SourceOptions
 
 
 @dataclass(frozen=True)

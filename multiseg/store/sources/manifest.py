@@ -12,7 +12,7 @@ from multiseg.errors import LabelError, SourceError, UsageError
 from multiseg.modalities import canonical_modality
 from multiseg.store.cases import CaseFiles
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.gathering import schema_for
+from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.sources.pattern import PatternSource, find_database
 from multiseg.store.sources.tables import read_table, with_numbers

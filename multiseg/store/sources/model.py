@@ -1,13 +1,85 @@
-"""What every source yields: databases with their cases' files, and what was found doubtful on the way."""
+"""What is found in a folder on the way to a database: files with roles, and then whole cases."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from multiseg.labels import LabelSchema
-from multiseg.store.cases import CaseFiles
+from multiseg.store.cases import CaseFiles, ScanFile, paths_of
 from multiseg.store.findings import Finding
+from multiseg.store.sources.folder import Folder
+
+Row = Mapping[str, str | float]
+SKIP = "skip"
+"""The meaning of a spelling that is to be left out."""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a user says about a source; "" and empty leave it to the layout.
+
+    Attributes:
+        codes: annotation name to text such as "1=necrosis,2=oedema", or the name of an atlas.
+        modalities: spellings of the files to names of sequences, or to "skip".
+        participants: a table with a row a case, or a subject; its first column names it.
+        brain_mask: "file", "nonzero", "otsu" or "command ..."; see `prepare.Recipe`.
+        raters: "all", "consensus", "majority" or the name of one; see `annotations.choose_raters`.
+        allow_unlabelled: take cases without label, too.
+        yes: what the layout guesses has been looked at and is right.
+    """
+
+    name: str = ""
+    pathology: str = ""
+    codes: Mapping[str, str] = field(default_factory=dict)
+    modalities: Mapping[str, str] = field(default_factory=dict)
+    participants: str = ""
+    brain_mask: str = ""
+    raters: str = ""
+    allow_unlabelled: bool = False
+    yes: bool = False
+
+
+@dataclass(frozen=True)
+class Role:
+    """What one file is to a case: a sequence in some spelling, an annotation, or the brain mask.
+
+    `fields` may hold subject, session, site and split; the files of a case must agree on them.
+    """
+
+    case: str
+    kind: Literal["image", "label", "brain mask"]
+    name: str
+    file: ScanFile
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a layout found in a folder, before it is put together.
+
+    Attributes:
+        schemas: the meaning of the codes of every annotation among the roles.
+        required: annotations that every case must have; without any, one label of some kind is asked for.
+        may_lack_labels: cases of which none is expected, such as those of a test set.
+        participants: rows by case or by subject.
+        unused: volumes in the folder that have no role.
+    """
+
+    name: str
+    folder: Folder
+    roles: Sequence[Role]
+    schemas: Mapping[str, LabelSchema] = field(default_factory=dict)
+    pathology: str = ""
+    required: Collection[str] = ()
+    may_lack_labels: Collection[str] = ()
+    participants: Mapping[str, Row] = field(default_factory=dict)
+    unused: Sequence[str] = ()
+    findings: tuple[Finding, ...] = ()
+    licence: str = ""
+    citation: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -26,3 +98,9 @@ class DatabaseFiles:
     licence: str = ""
     citation: str = ""
     source: str = ""
+
+
+def unused_volumes(folder: Folder, roles: Sequence[Role]) -> list[str]:
+    """The volumes of a folder that no role was given to."""
+    used = {path for role in roles for path in paths_of(role.file)}
+    return [file for file in folder.volumes if folder.path(file) not in used]

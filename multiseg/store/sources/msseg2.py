@@ -9,8 +9,8 @@ import re
 
 from multiseg.errors import SourceError
 from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.gathering import Found, SourceOptions
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, SourceOptions
 
 _FILE = re.compile(rf"(?:.*/)?(?P<case>[^/]+)/flair_time0[12]_on_middle_space{SUFFIX}")
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 
 from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, schema_for
 from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.gathering import DEFAULT_ANNOTATION, Found, Role, SourceOptions, schema_for
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, Role, SourceOptions
 
 SEQUENCES = {"flair": "FLAIR", "t1": "T1", "gado": "T1c", "t1gado": "T1c", "t2": "T2", "dp": "PD"}
 PREPROCESSED, RAW = "preprocessed_data", "raw_data"

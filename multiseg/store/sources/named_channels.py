@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from multiseg.errors import UsageError
 from multiseg.modalities import modality_of_file_name
 from multiseg.store.sources.folder import listed
-from multiseg.store.sources.gathering import SourceOptions
+from multiseg.store.sources.model import SourceOptions
 
 
 def spellings(channels: Mapping[str, Sequence[str]], options: SourceOptions, where: str) -> dict[str, str]:

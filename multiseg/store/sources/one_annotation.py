@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from multiseg.errors import UsageError
-from multiseg.store.sources.gathering import SourceOptions
+from multiseg.store.sources.model import SourceOptions
 
 
 def only_annotation(options: SourceOptions, default: str) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 
 from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, schema_for
 from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.gathering import DEFAULT_ANNOTATION, Found, Role, SourceOptions, schema_for
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, Role, SourceOptions
 
 SEQUENCES = {"FLAIR": "FLAIR", "T1W": "T1", "T1WKS": "T1c", "T2W": "T2"}
 STAGES = ("coregistered_resampled", "coregistered", "raw")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from multiseg.errors import SourceError, UsageError
+from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.folder import Folder, look_into
-from multiseg.store.sources.gathering import Found, Role, SourceOptions, gather, schema_for
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.gathering import gather
+from multiseg.store.sources.model import DatabaseFiles, Found, Role, SourceOptions
 from multiseg.store.sources.tables import read_participants
 
 FIELDS = ("case", "subject", "session", "site", "modality")

@@ -18,10 +18,11 @@ from multiseg.store.cases import ScanFile
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.formats.reading import read_volume
 from multiseg.store.formats.volumes import voxel_size_mm
+from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.file_words import Meaning, What, meaning_of, words_of
 from multiseg.store.sources.folder import Folder, listed
-from multiseg.store.sources.gathering import SKIP, Found, Role, SourceOptions, schema_for
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import SKIP, Found, Role, SourceOptions
 from multiseg.store.sources.peek import codes_in
 from multiseg.store.sources.plain_cases import Volume, volumes_in
 

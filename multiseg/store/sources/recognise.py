@@ -34,10 +34,11 @@ from multiseg.store.sources import (
     vsd,
     wmh2017,
 )
+from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, is_rater
 from multiseg.store.sources.folder import Folder, look_into
-from multiseg.store.sources.gathering import DEFAULT_ANNOTATION, SKIP, Found, SourceOptions, gather, is_rater
+from multiseg.store.sources.gathering import gather
 from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.model import SKIP, DatabaseFiles, Found, SourceOptions
 from multiseg.store.sources.pattern import is_pattern, roles_of
 from multiseg.store.sources.tables import read_participants
 

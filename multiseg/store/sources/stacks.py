@@ -13,7 +13,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from multiseg.store.cases import Channel
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.gathering import Role
+from multiseg.store.sources.model import Role
 
 
 def num_volumes(path: Path) -> int | None:

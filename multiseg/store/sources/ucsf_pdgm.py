@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 
+from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.brats import UNTIL_2021
 from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.gathering import Found, Role, SourceOptions, schema_for, unused_volumes
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, Role, SourceOptions, unused_volumes
 
 ANNOTATION = "tumour"
 _SEQUENCES = ("T1", "T1c", "T2", "FLAIR", "SWI", "DWI", "ADC")

@@ -10,9 +10,10 @@ import re
 from collections.abc import Sequence
 
 from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.gathering import Found, Role, SourceOptions, schema_for, unused_volumes
 from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import Found, Role, SourceOptions, unused_volumes
 from multiseg.store.sources.parts import is_test_part
 
 ANNOTATION = "lesion"

@@ -1,6 +1,7 @@
 """DICOM folders: series put together, guessed aloud, refused with reasons, and nobody's name in the store."""
 
 import json
+import locale
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -100,6 +101,12 @@ def test_a_series_in_any_order_is_the_volume_it_was(scanner: Scanner) -> None:
     assert volume.sha256 == sha256_of(files_of(scanner.root / "dicom"))
     one = next(p for p in (scanner.root / "dicom").iterdir())
     assert one.suffix[1:].isdigit()
+
+
+def test_texts_with_accents_are_read_after_a_series(scanner: Scanner) -> None:
+    before = locale.setlocale(locale.LC_ALL)
+    read_volume(files_of(scanner.series(T1)))
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_geometry_from_the_ends_of_a_sorted_series(scanner: Scanner) -> None:
