@@ -16,6 +16,7 @@ def view_command(
     database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
     case: Annotated[str, typer.Option(help="Only this case, as DATABASE/CASE.")] = "",
     split: Annotated[str, typer.Option(help="Only train, val or test.")] = "",
+    rows: Annotated[int, typer.Option(help="Cases in a picture, at most.", min=1)] = 6,
     as_json: AsJson = False,
 ) -> int:
     """Draw what a store holds: a PNG a database, a row a case, lesions outlined and structures in colour.
@@ -39,7 +40,7 @@ def view_command(
         chosen = select(held, database or (), split=split)
         names = dict.fromkeys(one.database for one in chosen)
         written = [
-            save_gallery(out / f"{name}.png", held, [one for one in chosen if one.database == name], name)
+            save_gallery(out / f"{name}.png", held, [one for one in chosen if one.database == name][:rows], name)
             for name in names
         ]
     if as_json:

@@ -11,16 +11,14 @@ from multiseg.evaluation.montage import CasePanel, Parcels, save_montage
 from multiseg.labels import IGNORE, LabelSchema
 from multiseg.store.reader import Case, Store
 
-MOST_ROWS = 6
-
 
 def save_gallery(path: Path, store: Store, cases: Sequence[Case], title: str = "") -> Path:
-    """Draw the first cases as a PNG: sequences with the outline of all lesions, and tissues in colour.
+    """Draw cases as a PNG: sequences with the outline of all lesions, and structures in colour.
 
     Raises:
         UsageError: there is no case.
     """
-    save_montage(path, [_panel(store, case) for case in cases[:MOST_ROWS]], title)
+    save_montage(path, [_panel(store, case) for case in cases], title)
     return path
 
 

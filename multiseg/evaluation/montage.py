@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -143,7 +143,8 @@ def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "") -> No
     if not columns:
         raise UsageError(f"{len(panels)} cases with no image among them make no montage. Give at least one.")
     columns += parcels
-    entries = _legend_entries(panels)
+    colours = _colours(panels)
+    entries = _legend_entries(panels, colours)
     page = _Page(
         num_rows=len(panels),
         num_columns=len(columns),
@@ -156,7 +157,7 @@ def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "") -> No
     _draw_frame(figure, page, columns, title)
     _draw_legend(figure, page, entries)
     for row, panel in enumerate(panels):
-        _draw_row(figure, page, row, panel, columns)
+        _draw_row(figure, page, row, panel, columns, colours)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=_DOTS_PER_INCH)
     write_atomically(path, drawn.getvalue())
@@ -177,17 +178,22 @@ def _draw_frame(figure: Figure, page: _Page, columns: Sequence[str], title: str)
     _write(figure, page, page.edge, 0.44, convention, size=7, color=_SOFT, va="top")
 
 
-def _legend_entries(panels: Sequence[CasePanel]) -> list[Artist]:
+def _colours(panels: Sequence[CasePanel]) -> dict[str, str]:
+    """A colour for every structure that lies in some case; the same name has the same colour everywhere."""
+    drawn = [one for panel in panels for one in panel.parcels.values()]
+    names = dict.fromkeys(name for one in drawn for at, name in enumerate(one.names) if (one.codes == at + 1).any())
+    return {name: _PALETTE[at % len(_PALETTE)] for at, name in enumerate(names)}
+
+
+def _legend_entries(panels: Sequence[CasePanel], colours: Mapping[str, str]) -> list[Artist]:
     """The outlines that some case has, and the structures that lie in some case; without either, none."""
     entries: list[Artist] = []
     if any(panel.truth is not None for panel in panels):
         entries.append(Line2D([], [], color=TRUTH_COLOUR, linewidth=2.2, label="truth"))
     if any(panel.predicted is not None for panel in panels):
         entries.append(Line2D([], [], color=PREDICTION_COLOUR, linewidth=1.1, label="prediction"))
-    drawn = [one for panel in panels for one in panel.parcels.values()]
-    names = {(at, name) for one in drawn for at, name in enumerate(one.names) if (one.codes == at + 1).any()}
-    if len(names) <= 2 * len(_PALETTE):
-        entries += [Patch(color=_PALETTE[at % len(_PALETTE)], label=name) for at, name in sorted(names)]
+    if len(colours) <= len(_PALETTE):
+        entries += [Patch(color=colour, label=name) for name, colour in colours.items()]
     return entries
 
 
@@ -206,7 +212,9 @@ def _draw_legend(figure: Figure, page: _Page, entries: Sequence[Artist]) -> None
         )
 
 
-def _draw_row(figure: Figure, page: _Page, row: int, panel: CasePanel, columns: Sequence[str]) -> None:
+def _draw_row(
+    figure: Figure, page: _Page, row: int, panel: CasePanel, columns: Sequence[str], colours: Mapping[str, str]
+) -> None:
     view = _choose_view(panel) if panel.images else None
     _draw_label(figure, page, row, panel, view)
     for column, name in enumerate(columns):
@@ -224,7 +232,7 @@ def _draw_row(figure: Figure, page: _Page, row: int, panel: CasePanel, columns: 
         if view is not None and name in panel.images:
             _draw_slice(axes, panel, panel.images[name], view)
         elif view is not None and name in panel.parcels:
-            _draw_parcels(axes, panel, panel.parcels[name], view)
+            _draw_parcels(axes, panel, name, view, colours)
         else:
             axes.set_facecolor(_EMPTY_CELL)
             axes.text(0.5, 0.5, name, color=_FAINT, size=10, ha="center", va="center", parse_math=False)
@@ -259,12 +267,15 @@ def _draw_slice(axes: Axes, panel: CasePanel, image: Image, view: _View) -> None
         axes.text(x, 0.03, letter, color=_SOFT, size=7.5, ha=side, transform=axes.transAxes)
 
 
-def _draw_parcels(axes: Axes, panel: CasePanel, parcels: Parcels, view: _View) -> None:
+def _draw_parcels(axes: Axes, panel: CasePanel, name: str, view: _View, colours: Mapping[str, str]) -> None:
+    """The structures of an annotation in colour over the first sequence."""
     grey = _as_seen(_windowed(next(iter(panel.images.values())))[:, :, view.k], view)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="bicubic")
-    codes = _as_seen(parcels.codes[:, :, view.k], view)
-    colours = np.array([(0, 0, 0, 0), *(to_rgba(_PALETTE[n % len(_PALETTE)], 0.6) for n in range(255))])
-    axes.imshow(colours[codes], origin="lower", interpolation="nearest")
+    parcels = panel.parcels[name]
+    table = np.zeros((256, 4))
+    for at, structure in enumerate(parcels.names, start=1):
+        table[at] = to_rgba(colours[structure], 0.6) if structure in colours else 0
+    axes.imshow(table[_as_seen(parcels.codes[:, :, view.k], view)], origin="lower", interpolation="nearest")
     axes.set_aspect(panel.spacing_mm[1] / panel.spacing_mm[0], adjustable="datalim")
 
 
