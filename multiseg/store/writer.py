@@ -59,7 +59,7 @@ def digest_of_roles(hashes: Mapping[str, str]) -> str:
 
 
 class DatabaseWriter:
-    """One database open for writing. `rows` maps the case names of committed and pending rows to them.
+    """One database open for writing: rows are reserved for cases, and each is written and then committed.
 
     Raises:
         StoreError: the database exists with another recipe, codec or meaning of codes.
@@ -101,7 +101,9 @@ class DatabaseWriter:
         held, asked = self.group.attrs.asdict(), self.info.to_attributes()
         check_agreement(held, self.info)
         said = {key: value for key, value in asked.items() if value and key != "label_schemas"}
-        self.group.attrs.update(said | {"label_schemas": held["label_schemas"] | asked["label_schemas"]})
+        said["label_schemas"] = held["label_schemas"] | asked["label_schemas"]
+        if held | said != held:
+            self.group.attrs.update(said)
 
     def _require_arrays(self) -> None:
         """Make every array that is not there yet; a writer that died half-way is taken up here."""
@@ -178,22 +180,22 @@ class DatabaseWriter:
     def reserve(self, cases: Sequence[str]) -> dict[str, int]:
         """A row for each case that has to be written: its own pending one, else a free one, else a new one.
 
-        Committed and superseded rows are never touched: somebody may be reading them.
+        Committed and superseded rows are never touched, since somebody may be reading them; only the name of
+        a superseded one goes, where a writer died before it had taken it away.
         """
         states = self.states()
         names, status = self._array("case")[:], self._array("status")[:]
-        rows = {case: states[case][0] for case in cases if states.get(case, (0, -1))[1] == schema.PENDING}
-        taken = set(rows.values())
-        wanted = set(cases)
-        free = [
-            row for row in range(len(names))
-            if status[row] == schema.PENDING and row not in taken and names[row] not in wanted
-        ]  # fmt: skip
+        pending = [int(row) for row in np.flatnonzero(status == schema.PENDING)]
+        # A writer that died just before a commit leaves one of that name beside the committed row.
+        own = {str(names[row]): row for row in reversed(pending) if names[row]}
+        rows = {case: own[case] for case in cases if case in own}
+        free = [row for row in pending if row not in set(rows.values())]
         missing = [case for case in cases if case not in rows]
         new = range(len(names), len(names) + max(0, len(missing) - len(free)))
         self._fit_sizes(num_rows=len(names) + len(new))
         rows |= dict(zip(missing, [*free, *new], strict=False))
         names = self._array("case")[:]
+        names[np.flatnonzero(status == schema.SUPERSEDED)] = ""
         for case, row in rows.items():
             # Beside a committed row of its own, a new one stays nameless until it is committed.
             names[row] = "" if states.get(case, (0, -1))[1] == schema.COMMITTED else case
@@ -248,12 +250,18 @@ class DatabaseWriter:
             "content": content, "annotated": np.isin(self.plan.annotations, encoded.labels),
         }  # fmt: skip
         self._write_row(row, values)
-        self.describe(row, files)
+        self._write_description(row, files)
 
     def describe(self, row: int, files: CaseFiles) -> None:
-        """Write what is known of a case beside its scans: person, visit, site, split, participants' columns."""
+        """Write anew, and to the disk, what is known of a case in the store beside its scans."""
+        self._write_description(row, files)
+        self._flush(row)
+
+    def _write_description(self, row: int, files: CaseFiles) -> None:
+        """Person, visit, site, split and participants' columns."""
         values: dict[str, Any] = {
-            "subject": files.person, "session": files.session, "site": files.site, "split": files.split
+            "subject": files.person, "session": files.session, "site": files.site, "split": files.split,
+            "split_given": files.split_given,
         }  # fmt: skip
         for column in sorted({*self._participant_columns(), *files.participant}):
             value = files.participant.get(column, "")
@@ -306,14 +314,15 @@ class DatabaseWriter:
     def _commit(self, row: int, case: str) -> None:
         """One write of one chunk makes the new row valid and an older row of the same case invalid."""
         status = self._array("status")[:]
-        older, _ = self.states().get(case, (row, schema.PENDING))
+        older, state = self.states().get(case, (row, schema.PENDING))
+        replaces = state == schema.COMMITTED and older != row
         self._array("case")[row] = case
-        if older != row:
+        if replaces:
             status[older] = schema.SUPERSEDED
         status[row] = schema.COMMITTED
         self._array("status")[:] = status
         self._flush(row)
-        if older != row:
+        if replaces:
             self._array("case")[older] = ""
 
     def release_rows(self) -> None:

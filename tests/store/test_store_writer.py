@@ -1,0 +1,112 @@
+"""A writer that dies while it replaces a case: the next one goes on in its row, and a name stands once."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import zarr
+from zarr.storage import LocalStore
+
+from multiseg.labels import LabelSchema
+from multiseg.store import schema
+from multiseg.store.cases import CaseFiles
+from multiseg.store.ingest import IngestReport, ingest
+from multiseg.store.intake import IngestOptions
+from multiseg.store.reader import open_store
+from multiseg.store.sources.model import DatabaseFiles
+
+SHAPE = (12, 12, 12)
+
+
+class KilledError(Exception):
+    """The writer's death."""
+
+
+def case(folder: Path, name: str, seed: int, **described: Any) -> CaseFiles:
+    image = np.zeros(SHAPE, dtype=np.float32)
+    image[2:-2, 2:-2, 2:-2] = np.random.default_rng(seed).normal(100, 10, (8, 8, 8))
+    label = np.zeros(SHAPE, dtype=np.uint8)
+    label[4:6, 4:6, 4:6] = 1
+    paths = {}
+    for what, array in (("T1", image), ("lesion", label)):
+        paths[what] = folder / f"{name}_{seed}_{what}.nii"
+        nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 2.0, 1.0])), paths[what])
+    return CaseFiles(name, {"T1": paths["T1"]}, {"lesion": paths["lesion"]}, **described)
+
+
+def take(url: Path, *cases: CaseFiles) -> IngestReport:
+    files = DatabaseFiles("db", "sclerosis", cases, {"lesion": LabelSchema.parse("1=lesion", "lesion")})
+    (report,) = ingest([files], str(url), IngestOptions(spacing_mm=(2.0,) * 3, replace=True))
+    return report
+
+
+def rows(url: Path) -> list[tuple[str, int]]:
+    group = zarr.open_group(url / "db", mode="r")
+    return [(str(name), int(state)) for name, state in zip(group["case"][:], group["status"][:], strict=True)]
+
+
+def die_before(monkeypatch: pytest.MonkeyPatch, key: str, after: str = "") -> None:
+    """The process ends instead of the first write of an object, or of the first one after that of another."""
+    write, seen = LocalStore.set, [not after]
+
+    async def dying(store: LocalStore, name: str, value: Any) -> None:
+        if seen[0] and name == key:
+            raise KilledError
+        seen[0] = seen[0] or name == after
+        await write(store, name, value)
+
+    monkeypatch.setattr(LocalStore, "set", dying)
+
+
+def test_a_replacement_cut_off_before_its_commit_takes_its_own_row_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, other = tmp_path / "brain.zarr", case(tmp_path, "P2", 2)
+    take(url, case(tmp_path, "P1", 1), other)
+    with monkeypatch.context() as dying, pytest.raises(KilledError):
+        die_before(dying, "db/status/c/0")
+        take(url, case(tmp_path, "P1", 3), other)
+    assert rows(url) == [("P1", schema.COMMITTED), ("P2", schema.COMMITTED), ("P1", schema.PENDING)]
+    assert [one.row for one in open_store(str(url)).cases] == [0, 1]
+    assert take(url, case(tmp_path, "P1", 3), other).written == ("P1",)
+    assert rows(url) == [("", schema.SUPERSEDED), ("P2", schema.COMMITTED), ("P1", schema.COMMITTED)]
+
+
+def test_a_superseded_row_loses_its_name_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, changed = tmp_path / "brain.zarr", case(tmp_path, "P1", 3)
+    take(url, case(tmp_path, "P1", 1))
+    with monkeypatch.context() as dying, pytest.raises(KilledError):
+        die_before(dying, "db/case/c/0", after="db/status/c/0")
+        take(url, changed)
+    assert rows(url) == [("P1", schema.SUPERSEDED), ("P1", schema.COMMITTED)]
+    assert [one.row for one in open_store(str(url)).cases] == [1]
+    take(url, changed, case(tmp_path, "P2", 2))
+    assert rows(url) == [("", schema.SUPERSEDED), ("P1", schema.COMMITTED), ("P2", schema.COMMITTED)]
+
+
+def test_a_description_reaches_the_disk_and_leaves_metadata_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = tmp_path / "brain.zarr"
+    take(url, case(tmp_path, "P1", 1, site="north", split="train"))
+    flushed: set[str] = set()
+    written: list[str] = []
+    sync, write = os.fsync, LocalStore.set
+
+    def noted_sync(handle: int) -> None:
+        flushed.add(os.readlink(f"/proc/self/fd/{handle}"))
+        sync(handle)
+
+    async def noted_write(store: LocalStore, name: str, value: Any) -> None:
+        written.append(name)
+        await write(store, name, value)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(LocalStore, "set", noted_write)
+    assert take(url, case(tmp_path, "P1", 1, site="south", split="train")).described == ("P1",)
+    assert open_store(str(url)).cases[0].site == "south"
+    assert str(url.resolve() / "db/site/c/0") in flushed
+    assert [name for name in written if name.endswith("zarr.json")] == []
