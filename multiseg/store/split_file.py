@@ -21,6 +21,29 @@ SPELLINGS = {
 _SPLIT = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
 
 
+def canonical_split(said: str) -> str | None:
+    """The split of a spelling, "" for nothing said, None for what is no split."""
+    word = said.strip().lower()
+    return _SPLIT.get(word) if word else ""
+
+
+def split_of(said: str, where: str, case: str = "") -> str:
+    """The split of a spelling, "" for nothing said.
+
+    Raises:
+        UsageError: it is no split.
+    """
+    split = canonical_split(said)
+    if split is None:
+        raise _is_none(said, where, case)
+    return split
+
+
+def _is_none(said: str, where: str, case: str) -> UsageError:
+    who = f" of {case!r}" if case else ""
+    return UsageError(f"{where}: the split {said!r}{who} is none of {', '.join(SPELLINGS)}.")
+
+
 def read_split_file(name: str) -> dict[str, str]:
     """The split of every case or subject that a file names.
 
@@ -97,10 +120,9 @@ def _fold(folds: list[Any], fold: str, path: Path) -> Any:
 
 
 def _split(said: str, path: Path, case: str) -> str:
-    split = _SPLIT.get(said.strip().lower())
-    if split is None:
-        who = f" of {case!r}" if case else ""
-        raise UsageError(f"{path}: the split {said!r}{who} is none of {', '.join(SPELLINGS)}.")
+    split = canonical_split(said)
+    if not split:
+        raise _is_none(said, str(path), case)
     return split
 
 

@@ -151,6 +151,23 @@ def test_participants(tmp_path: Path) -> None:
     ]
 
 
+def test_sites_and_splits_in_a_table_stay_text(tmp_path: Path) -> None:
+    """A number is a site's name, nothing is no site, and a split may be spelt in several ways."""
+    folder(tmp_path, "P1/t1.nii.gz", "P2/t1.nii.gz", "P3/t1.nii.gz")
+    for text, told in (
+        ("case,site,split,age\nP1,1,Training,3\nP2,02,validation,4\nP3,,Test,5\n",
+         [("1", "train"), ("02", "val"), ("", "test")]),
+        ("case,split\nP1,\nP2, \nP3,\n", [("", "")] * 3),
+    ):  # fmt: skip
+        (tmp_path / "p.csv").write_text(text)
+        assert [(case.site, case.split) for case in found(tmp_path, participants="p.csv").cases] == told
+    (tmp_path / "p.csv").write_text("case,split\nP1,train\nP2,dev\nP3,holdout\n")
+    with pytest.raises(UsageError, match=r"p\.csv: the split 'holdout' of 'P3' is none of train, val, test"):
+        found(tmp_path, participants="p.csv")
+    (tmp_path / "ids.csv").write_text("case,subject,session\nP1,1,\nP2,2,\n")
+    assert read_participants(tmp_path / "ids.csv")["P2"] == {"subject": "2", "session": ""}
+
+
 def test_participants_that_cannot_be_read(tmp_path: Path) -> None:
     table = tmp_path / "p.csv"
     for text, says in ((b"case,age\n", "has no rows"), (b"case,age\nP1,1\nP1,2\n", "names 'P1' in two rows"),
@@ -216,6 +233,13 @@ def test_a_csv_manifest(tmp_path: Path) -> None:
     assert one.schemas["lesion"].names == ("core", "oedema")
     assert one.schemas["tissue"].structures[0].kind == "tissue"
     assert (two.name, two.pathology, two.brain_mask) == ("b", "stroke", "nonzero")
+
+
+def test_a_csv_manifest_spells_splits_as_split_files_do(tmp_path: Path) -> None:
+    (files,) = csv_manifest(tmp_path, "database,case,T1,site,split\na,P1,x.nii,1,Training\na,P2,y.nii,2,\n")
+    assert [(case.site, case.split) for case in files.cases] == [("1", "train"), ("2", "")]
+    with pytest.raises(UsageError, match=r"m\.csv: the split 'fold1' of 'P1' is none of"):
+        csv_manifest(tmp_path, "database,case,T1,split\na,P1,x.nii,fold1\n")
 
 
 def test_two_rows_of_one_case_leave_both_out(tmp_path: Path) -> None:

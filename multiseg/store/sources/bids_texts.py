@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from multiseg.errors import SourceError
-from multiseg.store.catalogue import SPLITS
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import is_plain_name
 from multiseg.store.schema import RESERVED
 from multiseg.store.sources.folder import Folder
 from multiseg.store.sources.model import Row
 from multiseg.store.sources.tables import read_table, with_numbers
+from multiseg.store.split_file import canonical_split
 
 NO_VALUE = "n/a"
 """How the standard writes that a value is not known."""
@@ -67,17 +67,12 @@ def participants(folder: Folder, root: str, database: str) -> tuple[dict[str, Ro
         message = f"the columns {', '.join(left_out)} are left out: the store has something else of that name."
         findings.append(Finding(Severity.WARNING, "PARTICIPANTS", database, "", path, message + " Rename them."))
     kept = {key: {c: text for c, text in row.items() if c not in left_out} for key, row in rows.items()}
-    sites = {key: row["site"] for key, row in kept.items() if "site" in row}
-    # A site may be called "1", which is a name and no number.
-    numbers = with_numbers(kept)
-    return {key: {**row, **({"site": sites[key]} if key in sites else {})} for key, row in numbers.items()}, tuple(
-        findings
-    )
+    return with_numbers(kept), tuple(findings)
 
 
 def _is_usable(column: str, rows: Mapping[str, Mapping[str, str]]) -> bool:
     if column == "split":
-        return {row[column] for row in rows.values()} <= {"", *SPLITS}
+        return all(canonical_split(row[column]) is not None for row in rows.values())
     return column == "site" or (column not in RESERVED and is_plain_name(column))
 
 

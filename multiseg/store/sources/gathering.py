@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from multiseg.errors import LabelError
 from multiseg.labels import LabelSchema
-from multiseg.modalities import canonical_modality
+from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.store.cases import CaseFiles, LabelFile, ScanFile, paths_of
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, choose_raters, is_rater, schema_for
 from multiseg.store.sources.folder import listed
 from multiseg.store.sources.model import SKIP, DatabaseFiles, Found, Role, Row, SourceOptions
+from multiseg.store.split_file import split_of
 
 
 def gather(found: Found, options: SourceOptions) -> DatabaseFiles:
@@ -201,10 +203,14 @@ class _Gathering:
             brain_mask=mask,
             subject=own.get("subject", case),
             session=own.get("session", ""),
-            site=own.get("site", "") or str(row.get("site", "")),
-            split=own.get("split", "") or str(row.get("split", "")),
+            site=own.get("site", "") or str(row.get("site", "")).strip(),
+            split=own.get("split", "") or split_of(str(row.get("split", "")), self._table, case),
             participant={column: value for column, value in row.items() if column not in ("site", "split")},
         )
+
+    @property
+    def _table(self) -> str:
+        return self.options.participants or "participants.tsv"
 
     def _row(self, case: str) -> Row:
         rows = self.found.participants
@@ -217,17 +223,22 @@ class _Gathering:
         names = set(cases) | {self.fields[case].get("subject", case) for case in cases}
         without_case = sorted(set(rows) - names)
         without_row = sorted(case for case in cases if not self._row(case))
-        table = self.options.participants or "participants.tsv"
         for some, what in (
-            (without_case, f"rows of {table} name no case"),
-            (without_row, f"cases have no row in {table}"),
+            (without_case, f"rows of {self._table} name no case"),
+            (without_row, f"cases have no row in {self._table}"),
         ):
             if some:
                 message = f"{len(some)} {what}: {listed(some)}. Write the names alike."
                 self._find(Severity.WARNING, "PARTICIPANTS", "", self.options.participants, message)
 
     def _note_unused(self) -> None:
-        if self.found.unused:
-            names = listed(list(self.found.unused), 3)
-            message = f"{len(self.found.unused)} files are not used, since this layout gives them no role: {names}."
-            self._find(Severity.NOTE, "UNUSED_FILES", "", self.found.unused[0], message)
+        """Files without a role; those whose names tell a sequence may be a patient's, so a person should look."""
+        scans = [file for file in self.found.unused if modality_of_file_name(Path(file).name)]
+        others = [file for file in self.found.unused if file not in scans]
+        for files, severity, code in (
+            (scans, Severity.WARNING, "UNUSED_SCANS"),
+            (others, Severity.NOTE, "UNUSED_FILES"),
+        ):
+            if files:
+                message = f"{len(files)} files are not used, since this layout gives them no role: {listed(files, 3)}."
+                self._find(severity, code, "", files[0], message)

@@ -16,6 +16,7 @@ from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.sources.pattern import PatternSource, find_database
 from multiseg.store.sources.tables import read_table, with_numbers
+from multiseg.store.split_file import split_of
 
 CASE_COLUMNS = ("database", "pathology", "case", "subject", "session", "site", "split", "brain_mask")
 
@@ -102,7 +103,7 @@ def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -
         if row["case"] in cases:
             message = f"{path.name} names the case {row['case']!r} of {database!r} in two rows. Give each its own name."
             findings.append(Finding(Severity.ERROR, "DUPLICATE_CASE", database, row["case"], str(path), message))
-        cases[row["case"]] = _case_from_row(path.parent, row)
+        cases[row["case"]] = _case_from_row(path, row)
     wrong = {finding.case for finding in findings}
     masks = {case.brain_mask is not None for case in cases.values()}
     if masks == {True, False}:
@@ -128,7 +129,8 @@ def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -
     )
 
 
-def _case_from_row(root: Path, row: Mapping[str, str]) -> CaseFiles:
+def _case_from_row(path: Path, row: Mapping[str, str]) -> CaseFiles:
+    root = path.parent
     images, labels, participant = {}, {}, {}
     for column, text in row.items():
         head, _, tail = column.partition(":")
@@ -149,6 +151,6 @@ def _case_from_row(root: Path, row: Mapping[str, str]) -> CaseFiles:
         subject=row.get("subject") or row["case"],
         session=row.get("session", ""),
         site=row.get("site", ""),
-        split=row.get("split", ""),
+        split=split_of(row.get("split", ""), str(path), row["case"]),
         participant=participant,
     )

@@ -24,7 +24,7 @@ class SourceOptions:
         codes: annotation name to text such as "1=necrosis,2=oedema", or the name of an atlas.
         modalities: spellings of the files to names of sequences, or to "skip".
         participants: a table with a row a case, or a subject; its first column names it.
-        brain_mask: "file", "nonzero", "otsu" or "command ..."; see `prepare.Recipe`.
+        brain_mask: "file", "nonzero", "otsu" or "command ..."; see `recipe.Recipe`.
         raters: "all", "consensus", "majority" or the name of one; see `annotations.choose_raters`.
         allow_unlabelled: take cases without label, too.
         yes: what the layout guesses has been looked at and is right.

@@ -25,7 +25,7 @@ class PatternSource:
     Attributes:
         labels: annotation name to pattern.
         codes: annotation name to text such as "1=necrosis,2=oedema"; without it 1 is the annotation.
-        brain_mask: a pattern, or what `prepare.Recipe.brain_mask` may be.
+        brain_mask: a pattern, or what `recipe.Recipe.brain_mask` may be.
         modalities: spellings of the files to names of sequences, beside the well-known ones.
         participants: a CSV table with a row a case; its first column names the case.
     """

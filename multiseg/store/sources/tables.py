@@ -9,6 +9,9 @@ from pathlib import Path
 
 from multiseg.errors import SourceError
 
+TEXTS = ("subject", "session", "site", "split")
+"""Columns that stay text: a site may be called "1"."""
+
 
 def read_participants(path: Path) -> dict[str, dict[str, str | float]]:
     """A CSV or TSV table as rows by its first column; a column of numbers becomes numbers.
@@ -46,8 +49,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def with_numbers(rows: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str | float]]:
-    """The same rows, a column in which every value is a number (or empty) turned into numbers."""
-    columns = {column for row in rows.values() for column in row}
+    """The same rows, a column in which every value is a number (or empty) turned into numbers, but for `TEXTS`."""
+    columns = {column for row in rows.values() for column in row} - set(TEXTS)
     numeric = {c for c in columns if all(_number(row.get(c, "")) is not None for row in rows.values())}
     return {
         case: {c: float(text or "nan") if c in numeric else text for c, text in row.items()}
