@@ -120,7 +120,7 @@ def predict_command(
     named = name_images(images)
     result = predict(model, named, out, brain_mask, reference, overlap, headers_disagree, str(resolve_device(device)))
     if picture:
-        save_overlay(picture, named, result)
+        save_overlay(picture, result)
     if as_json:
         print_json({
             "path": str(result.path), "reference": result.reference, "used": list(result.used),

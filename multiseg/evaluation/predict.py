@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from multiseg.store.formats.nifti import write_like
 from multiseg.store.formats.reading import read_volume
 from multiseg.store.formats.volumes import to_ras
 from multiseg.store.preparation.grids import Grid, resample
-from multiseg.store.preparation.prepare import prepare_case
+from multiseg.store.preparation.prepare import PreparedCase, prepare_case
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Prediction:
     """What was written and what it rests on.
 
     `left_out` are sequences given that the model never learnt from; `doubts` are what a person should
-    look at.
+    look at; `prepared` is what the model saw.
     """
 
     path: Path
@@ -39,6 +39,7 @@ class Prediction:
     left_out: tuple[str, ...]
     volumes_ml: Mapping[str, float]
     doubts: tuple[Doubt, ...]
+    prepared: PreparedCase = field(repr=False)
 
 
 def name_images(arguments: Sequence[str]) -> dict[str, Path]:
@@ -79,7 +80,8 @@ def predict(
 
     Args:
         model: a model file, a run folder or a loaded model.
-        images: files by sequence; the first is the reference unless `reference` names another.
+        images: files by sequence; the first is the reference unless `reference` names another. A reference that
+            the model never learnt from lends its grid, and nothing else of it is asked.
         brain_mask: a mask's file, or "nonzero", "otsu" or "command PROGRAM ..." (see `Recipe.brain_mask`); None does
             as with the model's training data, if these had no masks of their own.
 
@@ -104,7 +106,7 @@ def predict(
     rule, mask = brain_rule(brain_mask)
     recipe, doubts = recipe_for(info, rule, home, headers_disagree)
     files = CaseFiles(out.name, {n: images[n] for n in images if n in usable or n == home}, brain_mask=mask)
-    prepared = prepare_case(files, {}, recipe)
+    prepared = prepare_case(files, {}, recipe, only=usable)
     placed, present = place(prepared.images, prepared.modalities, usable, info.axis)
     probabilities = predict_volume(loaded, placed, present, info.patch, overlap)
     native = np.stack([resample(one, prepared.grid, prepared.native, smooth=False) for one in probabilities])
@@ -113,17 +115,21 @@ def predict(
     ml = float(np.prod(prepared.native.spacing_mm)) / 1000
     volumes = {name: float(np.count_nonzero(labels == at)) * ml for at, name in enumerate(info.space.names, start=1)}
     left_out = tuple(name for name in images if name not in usable)
-    return Prediction(out, home, usable, left_out, volumes, doubts + prepared.doubts)
+    return Prediction(out, home, usable, left_out, volumes, doubts + prepared.doubts, prepared)
 
 
-def save_overlay(path: Path, images: Mapping[str, Path], prediction: Prediction) -> None:
-    """A PNG of the written segmentation, read back from its file, over the images on the patient's own grid."""
+def save_overlay(path: Path, prediction: Prediction) -> None:
+    """A PNG of the written segmentation, read back from its file, over what the model saw, on the patient's own grid.
+
+    The images lie where preparation took them: through a header that is believed, or registered.
+    """
     answer = to_ras(read_volume(prediction.path))
     grid = Grid(answer.affine, answer.shape)
-    shown = {}
-    for name, file in images.items():
-        volume = to_ras(read_volume(file))
-        shown[name] = resample(volume.voxels, Grid(volume.affine, volume.shape), grid, smooth=False)
+    prepared = prediction.prepared
+    shown = {
+        name: resample(image.astype(np.float32), prepared.grid, grid, smooth=False)
+        for name, image in zip(prepared.modalities, prepared.images, strict=True)
+    }
     caption = "\n".join(f"{name} {ml:.1f} ml" for name, ml in prediction.volumes_ml.items())
     panel = CasePanel(prediction.path.name, caption, shown, None, answer.voxels > 0, grid.spacing_mm)
     save_montage(path, [panel], "Segmentation on the patient's own grid")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +40,10 @@ def recipe_for(info: ModelInfo, rule: str, reference: str, headers_disagree: str
         UsageError: every database had masks or a command, so that the user has to give one, too.
         CheckpointError: the model holds a recipe that is none.
     """
-    recipes = _recipes(info)
-    settings = [(recipe.normalise, recipe.register, recipe.n4) for recipe in recipes]
-    doubts = (_mixed(info, settings),) if len(set(settings)) > 1 else ()
+    by_database = _recipes(info)
+    recipes = list(by_database.values())
+    settings = {name: (one.normalise, one.register, one.n4) for name, one in by_database.items()}
+    doubts = (_mixed(settings),) if len(set(settings.values())) > 1 else ()
     choices = [choice for choice in ("zscore", "histogram", "none") if choice in {one.normalise for one in recipes}]
     normalise = choices[0] if choices else "zscore"
     recipe = Recipe(
@@ -58,9 +59,9 @@ def recipe_for(info: ModelInfo, rule: str, reference: str, headers_disagree: str
     return recipe, doubts
 
 
-def _recipes(info: ModelInfo) -> list[Recipe]:
+def _recipes(info: ModelInfo) -> dict[str, Recipe]:
     try:
-        return [Recipe.from_json(about["recipe"]) for about in info.databases.values() if "recipe" in about]
+        return {name: Recipe.from_json(about["recipe"]) for name, about in info.databases.items() if "recipe" in about}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the model holds a recipe of preparation that cannot be read: {error!r}.") from error
 
@@ -83,10 +84,10 @@ def _landmarks(recipes: Sequence[Recipe]) -> dict[str, tuple[float, ...]]:
     return {name: tuple(float(value) for value in np.mean(rows, axis=0)) for name, rows in scales.items()}
 
 
-def _mixed(info: ModelInfo, settings: Sequence[tuple[str, str, bool]]) -> Doubt:
+def _mixed(settings: Mapping[str, tuple[str, str, bool]]) -> Doubt:
     said = "; ".join(
         f"{name}: {normalise}{', registered' if register else ''}{', N4' if n4 else ''}"
-        for name, (normalise, register, n4) in zip(info.databases, settings, strict=False)
+        for name, (normalise, register, n4) in settings.items()
     )
     return Doubt(
         Severity.WARNING, "MIXED_RECIPES", f"the model's databases were not prepared alike ({said}); the patient was "

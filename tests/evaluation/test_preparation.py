@@ -1,5 +1,6 @@
 """A patient is prepared as the model's training data were; and a model file never runs a program."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from multiseg.errors import CheckpointError, UsageError
-from multiseg.evaluation.predict import Prediction, predict
+from multiseg.evaluation import predict as predicting
+from multiseg.evaluation.montage import CasePanel
+from multiseg.evaluation.predict import Prediction, predict, save_overlay
 from multiseg.evaluation.preparation import brain_rule, recipe_for
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
@@ -75,6 +78,14 @@ def test_databases_that_were_not_prepared_alike_are_told() -> None:
     assert recipe.landmarks == {"T1": tuple(1.5 * at for at in RISING), "T2": RISING}
 
 
+def test_what_is_told_of_a_database_is_its_own() -> None:
+    """Also beside one that came without a recipe."""
+    model = info(ms=Recipe(), wmh=Recipe(normalise="histogram", landmarks={"T1": RISING}))
+    model = replace(model, databases={"old": {}, **model.databases})
+    _, (doubt,) = recipe_for(model, "", "T1", "refuse")
+    assert "(ms: zscore; wmh: histogram)" in doubt.message
+
+
 def test_a_command_in_a_model_is_never_run(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     evil = Recipe(brain_mask=f"command touch {trace} {{image}} {{mask}}")
@@ -111,3 +122,43 @@ def test_a_recipe_that_is_none_is_the_models_fault() -> None:
     model.databases["ms"]["recipe"] = {"spacing_mm": [1, 1]}
     with pytest.raises(CheckpointError, match="holds a recipe of preparation that cannot be read"):
         recipe_for(model, "", "T1", "refuse")
+
+
+def save_ball(path: Path, shift_mm: float = 0.0, scale: float = 1.0) -> Path:
+    """A ball of brain off the middle; the header puts it `shift_mm` too far to the right."""
+    at = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"))
+    brain = np.linalg.norm(at - np.reshape((8, 11, 10), (3, 1, 1, 1)), axis=0) < 6
+    image = np.where(brain, np.random.default_rng(1).uniform(1, 2, SHAPE), 0) * scale
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[0, 3] = shift_mm
+    nib.save(nib.Nifti1Image(image.astype(np.float32), affine), path)
+    return path
+
+
+@pytest.mark.parametrize("recipe", [Recipe(normalise="histogram", landmarks={"T1": RISING}), Recipe(normalise="none")])
+def test_a_reference_that_the_model_never_learnt_only_lends_its_grid(recipe: Recipe, tmp_path: Path) -> None:
+    """It has no landmarks, and its raw values need not fit float16."""
+    images = {"T1": save_ball(tmp_path / "t1.nii"), "PD": save_ball(tmp_path / "pd.nii", 8.0, scale=1e6)}
+    model = Model(Bright(), info(ms=recipe))
+    result = predict(model, images, tmp_path / "out.nii", reference="PD", headers_disagree="world")
+    assert (result.reference, result.used, result.left_out) == ("PD", ("T1",), ("PD",))
+    assert result.prepared.modalities == ("T1",)
+    answer = nib.load(tmp_path / "out.nii")
+    np.testing.assert_array_equal(answer.affine, nib.load(images["PD"]).affine)
+    # T1 lies two voxels to the left of PD, through the headers; what is brighter than its mean is said to be lesion.
+    brain = np.asarray(nib.load(images["T1"]).dataobj)[2:] > 0
+    found = np.asarray(answer.dataobj)[:-2] == 1
+    assert brain.sum() / 3 < found.sum() == (found & brain).sum()
+
+
+def test_the_overlay_shows_what_the_model_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a header is not believed, the picture does not believe it either."""
+    drawn: list[CasePanel] = []
+    monkeypatch.setattr(predicting, "save_montage", lambda path, panels, title: drawn.extend(panels))
+    images = {"PD": save_ball(tmp_path / "pd.nii"), "T1": save_ball(tmp_path / "t1.nii", 12.0)}
+    model = Model(Bright(), info(ms=Recipe()))
+    result = predict(model, images, tmp_path / "out.nii", headers_disagree="array")
+    save_overlay(tmp_path / "overlay.png", result)
+    (panel,) = drawn
+    assert list(panel.images) == ["T1"]
+    np.testing.assert_array_equal(panel.images["T1"] != 0, np.asarray(nib.load(images["PD"]).dataobj) != 0)

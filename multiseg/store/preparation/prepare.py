@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,14 @@ class PreparedCase:
     content: tuple[str, ...]
 
 
-def prepare_case(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Recipe) -> PreparedCase:
+def prepare_case(
+    files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Recipe, only: Collection[str] = ()
+) -> PreparedCase:
     """Read and prepare one case.
+
+    Args:
+        only: sequences to prepare (all when empty). Of the others the reference still lends its grid, and the
+            brain and the place of the rest are found by it where the recipe says so.
 
     Raises:
         SourceError, LabelError, ModalityError: what is wrong with which file; nothing is guessed.
@@ -60,6 +66,8 @@ def prepare_case(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: R
     """
     journal = Journal()
     scene = read_scene(files, schemas, recipe, journal)
+    if only:
+        scene = replace(scene, names=tuple(name for name in scene.names if name in only))
     content = tuple(content_of(scene.volumes[name], scene.filled[name]) for name in scene.names)
     _doubt_copies(scene, content, journal)
     labels = {
