@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def verify_command(
+    context: typer.Context,
     path: Annotated[str, typer.Argument(help="A store, by path or URL; or a source, as ingest takes it.")],
     layout: flags.As = "",
     pattern: flags.Pattern = "",
@@ -35,6 +36,9 @@ def verify_command(
     spacing: flags.Spacing = "1",
     reference: flags.Reference = "",
     headers_disagree: flags.HeadersDisagree = "refuse",
+    register: flags.Register = "",
+    n4: flags.N4 = False,
+    normalise: flags.Normalise = "zscore",
     workers: flags.NumWorkers = "auto",
     scheduler: flags.Scheduler = "processes",
     memory: flags.Memory = "auto",
@@ -62,6 +66,7 @@ def verify_command(
     if not (is_remote(path) or Path(path).exists()):
         raise UsageError(f"there is no store at {path}, and no source either. Check the path.")
     if is_store(path):
+        flags.check_no_source(context, path)
         findings = _verify_store(path, flags.workers_of(workers, scheduler, memory, []).num)
     else:
         said = flags.Said(
@@ -70,7 +75,7 @@ def verify_command(
         )  # fmt: skip
         databases = flags.confirmed_databases(Path(path), said, as_json)
         options = IngestOptions(
-            flags.spacing_of(spacing), reference, headers_disagree,
+            flags.spacing_of(spacing), reference, headers_disagree, register=register, n4=n4, normalise=normalise,
             workers=flags.workers_of(workers, scheduler, memory, databases),
         )  # fmt: skip
         findings = _verify_sources(databases, options)

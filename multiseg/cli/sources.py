@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click.core import ParameterSource
 
 from multiseg.errors import UnconfirmedError, UsageError
 
@@ -103,6 +104,24 @@ class Said:
     yes: bool = False
 
 
+def check_no_source(context: typer.Context, store: str) -> None:
+    """Whether nothing is said of source files, where it is a store that is looked at.
+
+    Raises:
+        UsageError: something is, and would be left unheard.
+    """
+    said = [
+        option.opts[0] for option in context.command.params
+        if getattr(option, "rich_help_panel", None) in (_WHAT, _HOW)
+        and context.get_parameter_source(option.name or "") is not ParameterSource.DEFAULT
+    ]  # fmt: skip
+    if said:
+        raise UsageError(
+            f"{store} is a store, whose cases are prepared already: {', '.join(said)} would say how to read a source. "
+            "Leave it out, or name the source."
+        )
+
+
 def confirmed_databases(source: Path, said: Said, as_json: bool) -> list[DatabaseFiles]:
     """The databases of a source; where something had to be guessed, the guesses are shown before the error.
 
@@ -125,6 +144,10 @@ def _databases_of(source: Path, said: Said) -> list[DatabaseFiles]:
         if said != Said():
             raise UsageError(f"{source} says where files lie and what they mean; leave such options out.")
         return find_manifest(source)
+    if said.pattern and said.layout:
+        raise UsageError(
+            f"--as {said.layout} looks for files its own way, and --pattern says where they lie: keep one."
+        )
     if said.pattern:
         return [_by_pattern(source, said)]
     if said.label:
@@ -237,7 +260,7 @@ def workers_of(text: str, scheduler: str, memory: str, databases: list[DatabaseF
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"([\d.]+)\s*([kmgt]?)i?b?", text.strip().lower())
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)i?b?", text.strip().lower())
     if match is None:
         raise UsageError(f"--memory {text!r} is no size such as 8GB or 500MB.")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from multiseg.cli.data import AsJson
+from multiseg.errors import UsageError
 
 
 def view_command(
@@ -32,6 +33,8 @@ def view_command(
     from multiseg.store.catalogue import select
     from multiseg.store.reader import open_store
 
+    if case and (database or split):
+        raise UsageError(f"--case {case} names one case; leave out --database and --split.")
     held = open_store(store)
     if case:
         name, _, own = case.partition("/")
