@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -254,7 +255,9 @@ class DatabaseWriter:
 
     def describe(self, row: int, files: CaseFiles) -> None:
         """Write anew, and to the disk, what is known of a case in the store beside its scans."""
-        self._write_description(row, files)
+        # A split that was given stays so, whatever is described anew.
+        was_given = bool(self._array("split_given")[row])
+        self._write_description(row, replace(files, split_given=files.split_given or was_given))
         self._flush(row)
 
     def _write_description(self, row: int, files: CaseFiles) -> None:

@@ -67,7 +67,7 @@ def participants(folder: Folder, root: str, database: str) -> tuple[dict[str, Ro
         message = f"the columns {', '.join(left_out)} are left out: the store has something else of that name."
         findings.append(Finding(Severity.WARNING, "PARTICIPANTS", database, "", path, message + " Rename them."))
     kept = {key: {c: text for c, text in row.items() if c not in left_out} for key, row in rows.items()}
-    return with_numbers(kept), tuple(findings)
+    return {**with_numbers(kept)}, tuple(findings)
 
 
 def _is_usable(column: str, rows: Mapping[str, Mapping[str, str]]) -> bool:
