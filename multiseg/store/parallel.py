@@ -18,7 +18,8 @@ from concurrent.futures import (
 )
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -75,83 +76,134 @@ def run_tasks(
 ) -> Iterator[Done[Task, Result]]:
     """Results as they come, each task once. A task that raises a DataError is done with that error.
 
-    A task is begun when its `bytes_of` fits into what the others leave of the budget. A worker that dies (out of
-    memory, a crash in a library) takes no other task down: those that it might have died of are tried again one
-    at a time, and the one that kills its worker again is done with the error WORKER_DIED.
+    A task is begun when its `bytes_of`, asked for once, fits into what the others leave of the budget, those counted
+    whose results wait; one that runs out of memory all the same is done with the error OUT_OF_MEMORY. A worker that
+    dies (out of memory, a crash in a library) takes no other task down: those that it might have died of are tried
+    again one at a time, and the one that kills its worker again is done with the error WORKER_DIED.
 
     Raises:
         ResourceError: the cluster cannot be reached.
     """
+    waiting = [_Waiting(task, bytes_of) for task in tasks]
     if workers.num == 1 and workers.kind in (THREADS, PROCESSES):
-        for task in tasks:
-            yield _alone(function, task, workers, bytes_of)
+        for one in waiting:
+            yield _alone(function, one, workers)
         return
-    todo, suspects = deque(tasks), deque[Task]()
+    todo, suspects = deque(waiting), deque[Task]()
     while todo or suspects:
         with _executor(workers, len(tasks)) as executor:
+            crew = _Crew(function, executor, workers, _deaths(workers))
             if suspects:
-                yield _suspect(function, suspects.popleft(), executor)
+                yield crew.do_alone(suspects.popleft())
                 continue
-            yield from _run(function, todo, suspects, executor, workers, bytes_of)
+            yield from _run(crew, todo, suspects)
 
 
-def _alone(
-    function: Callable[[Task], Result], task: Task, workers: Workers, bytes_of: Callable[[Task], int]
-) -> Done[Task, Result]:
+@dataclass(frozen=True)
+class _Waiting(Generic[Task]):
+    """A task that is to come."""
+
+    task: Task
+    bytes_of: Callable[[Task], int]
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Asked for once and late, for it may read headers."""
+        return self.bytes_of(self.task)
+
+
+def _alone(function: Callable[[Task], Result], waiting: _Waiting[Task], workers: Workers) -> Done[Task, Result]:
     try:
-        _check_fits(bytes_of(task), workers)
-        return Done(task, function(task))
+        _check_fits(waiting.num_bytes, workers)
+        return Done(waiting.task, function(waiting.task))
     except DataError as error:
-        return Done(task, None, error)
+        return Done(waiting.task, None, error)
+    except MemoryError as error:
+        return Done(waiting.task, None, _out_of_memory(error))
 
 
-def _run(
-    function: Callable[[Task], Result],
-    todo: deque[Task],
-    suspects: deque[Task],
-    executor: Executor,
-    workers: Workers,
-    bytes_of: Callable[[Task], int],
-) -> Iterator[Done[Task, Result]]:
-    """Until everything is done, or a worker dies: then those under way are suspects."""
-    running: dict[Future[Result], tuple[Task, int]] = {}
-    while todo or running:
-        while todo and len(running) < workers.num:
-            try:
-                size = bytes_of(todo[0])
-                _check_fits(size, workers)
-            except DataError as error:
-                yield Done(todo.popleft(), None, error)
-                continue
-            held = sum(size for _, size in running.values())
-            if running and workers.memory_bytes is not None and held + size > workers.memory_bytes:
-                break
-            task = todo.popleft()
-            running[executor.submit(function, task)] = task, size
-        ended, _ = wait_for(running, return_when=FIRST_COMPLETED)
-        for future in ended:
-            task, _ = running.pop(future)
-            try:
-                yield Done(task, future.result())
-            except DataError as error:
-                yield Done(task, None, error)
-            except _DEATHS as error:
-                if not _is_death(error):
-                    raise
-                suspects.append(task)
-        if suspects:
-            suspects.extend(task for task, _ in running.values())
+def _run(crew: _Crew[Task, Result], todo: deque[_Waiting[Task]], suspects: deque[Task]) -> Iterator[Done[Task, Result]]:
+    """Until everything is done, or a worker dies: then those that ended with it are suspects."""
+    while True:
+        yield from crew.begin(todo)
+        if not crew.running:
             return
+        ended, _ = wait_for(crew.running, return_when=FIRST_COMPLETED)
+        for future in ended:
+            task = crew.running.pop(future).task
+            done = crew.outcome(task, future)
+            # What comes next is begun first, so that nobody is idle while this result is written.
+            refused = crew.begin(todo)
+            if done is None:
+                suspects.append(task)
+            else:
+                yield done
+            yield from refused
 
 
-def _suspect(function: Callable[[Task], Result], task: Task, executor: Executor) -> Done[Task, Result]:
-    try:
-        return Done(task, executor.submit(function, task).result())
-    except DataError as error:
-        return Done(task, None, error)
-    except _DEATHS as error:
-        if not _is_death(error):
-            raise
+@dataclass
+class _Crew(Generic[Task, Result]):
+    """An executor, what is under way in it, and whether a worker died, after which nothing is begun in it."""
+
+    function: Callable[[Task], Result]
+    executor: Executor
+    workers: Workers
+    deaths: tuple[type[Exception], ...]
+    running: dict[Future[Result], _Waiting[Task]] = field(default_factory=dict)
+    is_broken: bool = False
+
+    def begin(self, todo: deque[_Waiting[Task]]) -> list[Done[Task, Result]]:
+        """Begin what the workers and the memory have room for; those come back that cannot be begun at all."""
+        refused: list[Done[Task, Result]] = []
+        while todo and not self.is_broken and self._has_hands():
+            waiting = todo[0]
+            try:
+                _check_fits(waiting.num_bytes, self.workers)
+            except DataError as error:
+                refused.append(Done(todo.popleft().task, None, error))
+                continue
+            if not self._has_memory(waiting.num_bytes):
+                break
+            future = self._submitted(waiting.task)
+            if future is not None:
+                self.running[future] = todo.popleft()
+        return refused
+
+    def _submitted(self, task: Task) -> Future[Result] | None:
+        """None where a worker has died since: the task has not been begun."""
+        try:
+            return self.executor.submit(self.function, task)
+        except self.deaths:
+            self.is_broken = True
+            return None
+
+    def _has_hands(self) -> bool:
+        # Results that wait to be fetched take no worker, but they pile up where the consumer is slow.
+        num_at_work = sum(not future.done() for future in self.running)
+        return num_at_work < self.workers.num and len(self.running) < 2 * self.workers.num
+
+    def _has_memory(self, num_bytes: int) -> bool:
+        held = sum(waiting.num_bytes for waiting in self.running.values())
+        return not self.running or self.workers.memory_bytes is None or held + num_bytes <= self.workers.memory_bytes
+
+    def outcome(self, task: Task, future: Future[Result]) -> Done[Task, Result] | None:
+        """A task that has ended; None where its worker died."""
+        try:
+            return Done(task, future.result())
+        except DataError as error:
+            return Done(task, None, error)
+        except MemoryError as error:
+            return Done(task, None, _out_of_memory(error))
+        except self.deaths:
+            self.is_broken = True
+            return None
+
+    def do_alone(self, task: Task) -> Done[Task, Result]:
+        """A task that a worker may have died of, with no other at its side."""
+        future = self._submitted(task)
+        done = None if future is None else self.outcome(task, future)
+        if done is not None:
+            return done
         message = (
             "the process that prepared this case died twice, perhaps for want of memory. Give it more (--memory), "
             "fewer --workers, or look at its files."
@@ -159,12 +211,21 @@ def _suspect(function: Callable[[Task], Result], task: Task, executor: Executor)
         return Done(task, None, DataError(message, code="WORKER_DIED"))
 
 
-_DEATHS = (BrokenExecutor, RuntimeError)
+def _deaths(workers: Workers) -> tuple[type[Exception], ...]:
+    """The errors that say that a worker died, not that its task went wrong."""
+    if workers.kind in (THREADS, PROCESSES):
+        return (BrokenExecutor,)
+    from distributed import KilledWorker
+
+    return BrokenExecutor, KilledWorker
 
 
-def _is_death(error: BaseException) -> bool:
-    # The cluster's error is told by its name, for dask.distributed need not be installed.
-    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"
+def _out_of_memory(error: MemoryError) -> DataError:
+    return DataError(
+        f"there was not enough memory to prepare this case ({str(error) or 'the system gave no more'}). Take fewer "
+        "--workers, or a smaller --memory so that fewer cases are prepared at once.",
+        code="OUT_OF_MEMORY",
+    )
 
 
 def _check_fits(size: int, workers: Workers) -> None:
@@ -180,7 +241,7 @@ def _check_fits(size: int, workers: Workers) -> None:
 def _executor(workers: Workers, num_tasks: int) -> Iterator[Executor]:
     executor = _make_executor(workers, max(1, min(workers.num, num_tasks)))
     try:
-        _check_alive(executor)
+        _check_alive(executor, workers)
         yield executor
     finally:
         _close(executor)
@@ -200,11 +261,12 @@ def _close(executor: Executor) -> None:
         executor._client.close()  # type: ignore[attr-defined]
 
 
-def _check_alive(executor: Executor) -> None:
+def _check_alive(executor: Executor, workers: Workers) -> None:
     """One easy task, so that workers that cannot even begin are not taken for victims of the cases."""
+    failures: tuple[type[Exception], ...] = (RuntimeError, *_deaths(workers))
     try:
         executor.submit(default_workers).result()
-    except _DEATHS as error:
+    except failures as error:
         raise ResourceError(
             f"no worker process can be started ({error}). Take --workers 1; from a script of your own, call ingest "
             "below: if __name__ == '__main__'."

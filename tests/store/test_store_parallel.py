@@ -3,8 +3,12 @@
 import os
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
+import dask
 import pytest
 from distributed import LocalCluster
 
@@ -27,6 +31,12 @@ def square(number: int) -> int:
 def die_of_five(number: int) -> int:
     if number == 5:
         os._exit(9)
+    return number
+
+
+def ask_for_too_much(number: int) -> int:
+    if number == 2:
+        raise MemoryError("8 TiB")
     return number
 
 
@@ -53,6 +63,64 @@ def test_a_worker_that_dies_takes_no_other_task_along() -> None:
     assert sorted(done) == list(range(9))
     assert [task for task, one in done.items() if one.error] == [5]
     assert done[5].error.code == "WORKER_DIED"
+
+
+def test_a_worker_of_a_cluster_that_dies_takes_no_other_task_along() -> None:
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+    ):
+        done = {one.task: one for one in run_tasks(die_of_five, [4, 5, 6], Workers(2, cluster.scheduler_address))}
+    assert {task: one.result for task, one in done.items()} == {4: 4, 5: None, 6: 6}
+    assert done[5].error.code == "WORKER_DIED"
+
+
+def test_a_worker_that_dies_while_results_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool says so when the next task is given to it: that one has not been begun, and none is lost."""
+    given = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, function: Any, /, *args: Any, **named: Any) -> Future[Any]:
+            given.append(args)
+            if len(given) == 5:
+                raise BrokenProcessPool("a process was terminated abruptly")
+            return super().submit(function, *args, **named)
+
+    monkeypatch.setattr("multiseg.store.parallel._make_executor", lambda workers, num: Pool(num))
+    done = list(run_tasks(abs, list(range(7)), Workers(2, "processes")))
+    assert sorted(one.result for one in done) == list(range(7))
+    assert len(given) == 7 + 1 + 2  # one in vain, and the trial of each of two pools
+
+
+@pytest.mark.parametrize("workers", [Workers(1), Workers(2, "threads"), Workers(2, "processes")])
+def test_a_task_that_runs_out_of_memory_is_done(workers: Workers) -> None:
+    done = {one.task: one for one in run_tasks(ask_for_too_much, [1, 2, 3], workers)}
+    assert {task: one.result for task, one in done.items()} == {1: 1, 2: None, 3: 3}
+    assert done[2].error.code == "OUT_OF_MEMORY"
+    assert "8 TiB" in str(done[2].error)
+
+
+def test_the_next_task_is_begun_before_a_result_is_written() -> None:
+    begun = [threading.Event() for _ in range(6)]
+    measured = []
+
+    def size_of(number: int) -> int:
+        measured.append(number)
+        return 1
+
+    results = run_tasks(lambda number: begun[number].set(), list(range(6)), Workers(2, "threads"), size_of)
+    next(results)
+    assert begun[2].wait(10)
+    assert len(list(results)) == 5
+    assert measured == list(range(6))
+
+
+def test_slow_writing_does_not_pile_results_up() -> None:
+    begun = []
+    results = run_tasks(begun.append, list(range(40)), Workers(2, "threads"))
+    for num_written in range(1, 41):
+        next(results)
+        assert len(begun) <= num_written + 2 * 2
 
 
 def test_tasks_wait_for_memory() -> None:
