@@ -23,6 +23,10 @@ LEAST_SAMPLES = 20_000
 SEED = 1
 
 
+class RegistrationError(Exception):
+    """The search could not even begin, as where the two images hardly overlap."""
+
+
 @dataclass(frozen=True, eq=False)
 class Move:
     """A rigid move of an image through the world, and the similarity to the reference before and after it."""
@@ -52,6 +56,9 @@ def register_rigid(
     smoothed voxels with seeded samples. SimpleITK is put on one thread in this process, so that the same
     images give the same move, bit for bit. The similarities are `normalised_mutual_information`, which had
     no part in the search.
+
+    Raises:
+        RegistrationError: no move can be searched for from where the headers put them.
     """
     import SimpleITK as sitk  # noqa: N813 (as its manual has it)
 
@@ -98,4 +105,8 @@ def _climb(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Euler3DTransfo
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(sitk.Euler3DTransform(transform), inPlace=True)
-    return sitk.Euler3DTransform(method.Execute(fixed, moving))
+    try:
+        return sitk.Euler3DTransform(method.Execute(fixed, moving))
+    except RuntimeError as error:
+        # Its last line is the reason; before it come places in SimpleITK's own files.
+        raise RegistrationError(str(error).strip().splitlines()[-1].strip()) from error

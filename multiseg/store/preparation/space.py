@@ -14,7 +14,7 @@ from multiseg.store.preparation.boxes import Box, box_of
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.journal import Journal
 from multiseg.store.preparation.recipe import Recipe
-from multiseg.store.preparation.registration import register_rigid
+from multiseg.store.preparation.registration import RegistrationError, register_rigid
 from multiseg.store.preparation.similarity import Likeness
 from multiseg.types import Affine
 
@@ -205,7 +205,16 @@ def _registered(
         if name == reference:
             continue
         volume = volumes[name]
-        move = register_rigid(fixed.voxels, grid_of(fixed), volume.voxels, grid_of(volume))
+        try:
+            move = register_rigid(fixed.voxels, grid_of(fixed), volume.voxels, grid_of(volume))
+        except RegistrationError as error:
+            text = (
+                f"{name} could not be registered to {reference} ({error}), so it stays where its header puts it. Look "
+                "at the overlay; if it is out of place, repair its header or leave it out."
+            )
+            journal.warn("NOT_REGISTERED", text)
+            journal.step(name, f"registered to {reference}: failed, stays")
+            continue
         numbers = f"similarity {move.before:.3f} -> {move.after:.3f}"
         affine = move.matrix @ volume.affine
         if move.after <= move.before or same_grid(affine, volume.affine, volume.shape):

@@ -1,5 +1,6 @@
 """Sequences that do not lie on each other: brought together, with what is drawn on them, and said."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -121,6 +122,18 @@ def test_a_far_move_is_a_warning(tmp_path: Path) -> None:
     images = {"FLAIR": save(tmp_path, "F.nii", one), "T1": save(tmp_path, "T1.nii", two[..., :-1], far)}
     case = prepared(RECIPE, images)
     assert "T1 was moved by 3" in said(case)["REGISTERED_FAR"]
+
+
+def test_a_search_that_cannot_begin_leaves_the_header_alone(tmp_path: Path) -> None:
+    """They overlap by one slice, where the coarsest level has no sample."""
+    one, two = np.random.default_rng(0).uniform(1, 9, (2, *SHAPE)).astype(np.float32)
+    beside = nib.affines.from_matvec(np.eye(3), [3.0 * (SHAPE[0] - 1), 0, 0]) @ GRID.affine
+    images = {"FLAIR": save(tmp_path, "F.nii", one), "T1": save(tmp_path, "T1.nii", two[..., :-1], beside)}
+    case = prepared(RECIPE, images)
+    np.testing.assert_array_equal(case.images, prepared(replace(RECIPE, register=""), images).images)
+    assert "outside moving image buffer" in said(case)["NOT_REGISTERED"]
+    assert "repair its header or leave it out" in said(case)["NOT_REGISTERED"]
+    assert case.sources[1]["steps"][0] == "registered to FLAIR: failed, stays"
 
 
 def test_real_sequences_of_one_patient(data: Path) -> None:
