@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from multiseg.errors import SourceError, UsageError
+from multiseg.errors import ResourceError, SourceError, UsageError
 from multiseg.store.formats.nifti import write_nifti
 from multiseg.store.formats.reading import read_volume
 from multiseg.store.formats.volumes import Volume, to_ras, voxel_size_mm
@@ -33,10 +35,11 @@ def run_extraction(template: str, reference: Volume, source: Path, timeout_s: fl
     Raises:
         UsageError: there is no such program.
         SourceError: it fails, takes longer, or leaves no mask of the image.
+        ResourceError: there is no room for temporary files.
     """
     by_hand = template.replace("{image}", shlex.quote(str(source))).replace("{mask}", "mask.nii.gz")
-    with tempfile.TemporaryDirectory(prefix="multiseg-") as folder:
-        image, mask, log = (Path(folder) / name for name in ("image.nii.gz", "mask.nii.gz", "log.txt"))
+    with _temporary_folder() as folder:
+        image, mask, log = (folder / name for name in ("image.nii.gz", "mask.nii.gz", "log.txt"))
         write_nifti(image, reference.voxels, reference.affine)
         words = [
             word.replace("{image}", str(image)).replace("{mask}", str(mask)) for word in _words(template)
@@ -52,6 +55,24 @@ def run_extraction(template: str, reference: Volume, source: Path, timeout_s: fl
             )
         made = read_volume(mask)
     return _checked(made, reference, source, by_hand), repr(template)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards.
+
+    Raises:
+        ResourceError: it cannot be made, or not be written to.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="multiseg-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    except OSError as error:
+        parent = tempfile.tempdir or "any folder"
+        raise ResourceError(
+            f"the files for brain extraction cannot be written below {parent}, the folder for temporary files: {error}."
+            " Make room there, or name another folder: TMPDIR=FOLDER."
+        ) from error
 
 
 def _words(template: str) -> list[str]:

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from multiseg.errors import SourceError, UsageError
+from multiseg.errors import ResourceError, SourceError, UsageError
 from multiseg.store.cases import CaseFiles
 from multiseg.store.formats.reading import read_volume
 from multiseg.store.formats.volumes import to_ras
@@ -135,6 +135,14 @@ def test_a_program_that_fails_says_why_and_how_to_try_it(body: str, said: str, t
         run_extraction(program(tmp_path, body), to_ras(read_volume(image)), image, limit)
     assert caught.value.code == "BRAIN_COMMAND"
     assert str(caught.value).endswith(f"my bet.py' '{image}' mask.nii.gz")
+
+
+def test_no_room_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is no fault of the case, so it ends the ingest."""
+    images = {"T1": save(tmp_path, "T1.nii", head())}
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ResourceError, match=r"written below .*gone, .*No such file.* TMPDIR=FOLDER"):
+        prepared("command cp {image} {mask}", images)
 
 
 def test_no_shell_reads_the_command(tmp_path: Path) -> None:
