@@ -41,7 +41,8 @@ def learn_landmarks(cases: Sequence[CaseFiles], recipe: Recipe) -> dict[str, tup
 def _percentiles(files: CaseFiles, recipe: Recipe) -> dict[str, tuple[float, ...]]:
     """Of each sequence of a case; one whose first and last are equal has no scale."""
     journal = Journal()
-    scene = read_scene(replace(files, labels={}), {}, recipe, journal)
+    mask = files.brain_mask if recipe.brain_mask == "file" else None
+    scene = read_scene(replace(files, labels={}, brain_mask=mask), {}, recipe, journal)
     found = {}
     for name, place in brains(scene, recipe, journal).items():
         flat = without_bias(name, place, scene.grid.spacing_mm, journal) if recipe.n4 else place

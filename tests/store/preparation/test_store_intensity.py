@@ -1,5 +1,6 @@
 """Intensities: raw, on a standard scale, without bias; and always a way back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -111,6 +112,14 @@ def test_landmarks_are_the_mean_of_the_scaled_percentiles(tmp_path: Path) -> Non
     broken = CaseFiles("d", {"T1": tmp_path / "gone.nii"})
     assert learn_landmarks([broken, first], recipe) == learn_landmarks([first], recipe)
     assert learn_landmarks([broken], recipe) == {}
+
+
+def test_landmarks_ask_for_a_mask_where_the_brain_is_told_by_it(tmp_path: Path) -> None:
+    plain = case_of(tmp_path, brain(), "a")
+    masked = replace(plain, brain_mask=tmp_path / "gone.nii")
+    recipe = Recipe(SPACING, normalise="histogram")
+    assert learn_landmarks([masked], recipe) == learn_landmarks([plain], recipe) != {}
+    assert learn_landmarks([masked], replace(recipe, brain_mask="file")) == {}
 
 
 def test_histograms_are_made_alike_and_lead_back_to_raw_values(tmp_path: Path) -> None:
