@@ -16,8 +16,14 @@ BYTES_A_VOXEL_KEPT = 4
 """A sequence on the store's grid, in float16, once prepared and once in the stack that is packed."""
 BYTES_A_VOXEL_WORKED = 24
 """What is at work on one sequence on the store's grid."""
-FIXED_BYTES = 100_000_000
+BYTES_A_VOXEL_REGISTERED = 16
+"""Of the largest image: what is smoothed for the levels that it is registered on."""
+TIMES_IN_MEMORY = 2
+"""A file's bytes as they lie on disk and unpacked, all volumes of a 4-D file for one of them."""
+FIXED_BYTES = 130_000_000
 """Libraries and what else a worker needs."""
+SIMPLEITK_BYTES = 100_000_000
+"""That library, which only registration and N4 load."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +37,27 @@ class Estimate:
 def estimate(case: CaseFiles, recipe: Recipe) -> Estimate:
     """From the headers alone; the case's grid is taken to be its largest image's, before it is cropped.
 
+    Raters are read one after another and kept as codes of a byte, so the largest counts as a volume.
+
     Raises:
         SourceError: a header cannot be read.
     """
-    read, grid = 0, 0
+    kept, grid, largest, unpacked = 0, 0, 0, 0
     for role, file in case.by_role.items():
-        for part in file.raters if isinstance(file, Majority) else (file,):
-            geometry = read_geometry(part)
-            read += math.prod(geometry.shape)
-            if role in case.images:
-                spaced = Grid(geometry.affine, geometry.shape).respaced(recipe.spacing_mm)
-                grid = max(grid, math.prod(spaced.shape))
+        parts = [read_geometry(part) for part in (file.raters if isinstance(file, Majority) else (file,))]
+        voxels = [math.prod(part.shape) for part in parts]
+        kept += BYTES_A_VOXEL_READ * max(voxels) + (sum(voxels) if isinstance(file, Majority) else 0)
+        unpacked = max(unpacked, *(part.file_bytes for part in parts))
+        if role in case.images:
+            (geometry,) = parts
+            largest = max(largest, *voxels)
+            spaced = Grid(geometry.affine, geometry.shape).respaced(recipe.spacing_mm)
+            grid = max(grid, math.prod(spaced.shape))
     volumes = len(case.images) + len(case.labels)
-    memory = BYTES_A_VOXEL_READ * read + grid * (BYTES_A_VOXEL_KEPT * volumes + BYTES_A_VOXEL_WORKED)
-    return Estimate(grid * len(case.images), FIXED_BYTES + memory)
+    work = grid * (BYTES_A_VOXEL_KEPT * volumes + BYTES_A_VOXEL_WORKED)
+    if recipe.register:
+        work += BYTES_A_VOXEL_REGISTERED * largest
+    # A file's bytes are gone before the work on the grid begins.
+    memory = kept + max(work, TIMES_IN_MEMORY * unpacked)
+    fixed = FIXED_BYTES + (SIMPLEITK_BYTES if recipe.register or recipe.n4 else 0)
+    return Estimate(grid * len(case.images), fixed + memory)

@@ -53,7 +53,7 @@ def read_mgh(path: Path, data: bytes, sha256: str, index: int | None = None) -> 
 def mgh_geometry(path: Path, head: bytes, index: int | None = None, num_bytes: int | None = None) -> Geometry:
     """What an MGH file's first bytes say of it. `num_bytes`: the file's size, where it is not compressed."""
     header = _header(path, head, index, num_bytes)
-    return Geometry(header.volume, header.affine, header.dtype.itemsize)
+    return Geometry(header.volume, header.affine, header.dtype.itemsize, math.prod(header.shape[3:]))
 
 
 @np.errstate(over="ignore", invalid="ignore")  # of damaged numbers; what comes of them is looked at

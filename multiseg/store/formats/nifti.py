@@ -63,7 +63,8 @@ def nifti_geometry(path: Path, head: bytes, index: int | None = None, num_bytes:
     header = _header(path, head, index)
     if num_bytes is not None:
         _check_length(path, header.fields, num_bytes)
-    return Geometry(header.shape, header.affine, int(header.fields.get_data_dtype().itemsize))
+    num_volumes = math.prod(int(n) for n in header.fields.get_data_shape()[3:])
+    return Geometry(header.shape, header.affine, int(header.fields.get_data_dtype().itemsize), num_volumes)
 
 
 def new_header(shape: Index3, affine: Affine, dtype: np.dtype) -> bytes:

@@ -61,7 +61,8 @@ def text_geometry(path: Path, head: bytes, num_bytes: int, index: int | None = N
     held = sum(_size_of(path, file) for file in files) if files else num_bytes - voxels_start(head)
     if header.said.encoding == "raw":
         _check_length(path, held, header.num_bytes)
-    return Geometry(header.volume, header.affine, header.said.dtype.itemsize)
+    num_volumes = math.prod(header.said.sizes) // math.prod(header.volume)
+    return Geometry(header.volume, header.affine, header.said.dtype.itemsize, num_volumes)
 
 
 def _header(path: Path, data: bytes, index: int | None) -> _Header:

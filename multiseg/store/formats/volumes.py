@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +40,20 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """What a header says of a volume, before any voxel is read. `affine` maps voxel indices to RAS+ millimetres."""
+    """What a header says of a volume, before any voxel is read. `affine` maps voxel indices to RAS+ millimetres.
+
+    `num_volumes` lie in its file, and all of them are read for one.
+    """
 
     shape: Index3
     affine: Affine
     bytes_a_voxel: int
+    num_volumes: int = 1
+
+    @property
+    def file_bytes(self) -> int:
+        """Of all voxels in the file, once it is unpacked."""
+        return math.prod(self.shape) * self.bytes_a_voxel * self.num_volumes
 
 
 def to_ras(volume: Volume) -> Volume:

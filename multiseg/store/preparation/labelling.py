@@ -47,13 +47,19 @@ def read_label(name: str, file: LabelFile, schema: LabelSchema, journal: Journal
 def majority(raters: list[Codes]) -> Codes:
     """The code that most raters gave each voxel; where two have as many voices, the lower one."""
     winner = np.zeros(raters[0].shape, dtype=np.uint8)
-    box = box_of(np.any([codes != 0 for codes in raters], axis=0))
+    drawn = np.zeros(winner.shape, dtype=bool)
+    for codes in raters:
+        drawn |= codes != 0
+    box = box_of(drawn)
     if box is None:
         return winner
     parts = [codes[box] for codes in raters]
     most = np.zeros(parts[0].shape, dtype=np.uint8)
-    for code in np.unique(np.stack(parts)):
-        voices = np.sum([part == code for part in parts], axis=0, dtype=np.uint8)
+    # One rater at a time: all of them in one array would be as much memory again.
+    for code in sorted({int(code) for part in parts for code in np.unique(part)}):
+        voices = np.zeros(most.shape, dtype=np.uint8)
+        for part in parts:
+            voices += part == code
         winner[box][voices > most] = code
         most = np.maximum(most, voices)
     return winner
