@@ -3,6 +3,7 @@
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -70,14 +71,23 @@ def test_many_raters_are_one_volume_and_their_codes(tmp_path: Path) -> None:
     assert peak < told < 2.5 * peak
 
 
-@pytest.mark.parametrize("choice", [{"normalise": "histogram"}, {"register": "rigid"}])
+@pytest.mark.parametrize("choice", [{"normalise": "histogram"}, {"register": "rigid", "spacing_mm": (4.0,) * 3}])
 @pytest.mark.parametrize("names", ["T1", "T1 T2"])
-def test_steps_that_take_memory_are_counted(choice: dict[str, str], names: str, tmp_path: Path) -> None:
+def test_steps_that_take_memory_are_counted(choice: dict[str, Any], names: str, tmp_path: Path) -> None:
     case = full_head(tmp_path, (60, 70, 50), 1.0)
     case = replace(case, images={name: case.images[name] for name in names.split()}, labels={})
     landmarks = dict.fromkeys(case.images, SCALE) if "normalise" in choice else {}
     peak, told = peak_and_estimate(case, Recipe(landmarks=landmarks, **choice))
     assert peak < told < 4 * peak
+
+
+def test_registration_takes_more_than_none(tmp_path: Path) -> None:
+    """Its library, whose memory is not traced, and the image that is smoothed, whatever the store's voxels."""
+    case = full_head(tmp_path, (60, 70, 50), 1.0)
+    coarse = Recipe((4.0,) * 3)
+    more = estimate(case, replace(coarse, register="rigid")).memory_bytes - estimate(case, coarse).memory_bytes
+    assert more > SIMPLEITK_BYTES + 8 * 60 * 70 * 50
+    assert estimate(case, replace(coarse, n4=True)).memory_bytes > estimate(case, coarse).memory_bytes
 
 
 @pytest.mark.parametrize("spacing_mm", [1.0, 2.0, 4.0])
