@@ -19,7 +19,7 @@ from multiseg.cli.ingest import ingest_command
 from multiseg.cli.learn import train_command
 from multiseg.cli.use import evaluate_command, predict_command
 from multiseg.cli.view import view_command
-from multiseg.errors import MultisegError
+from multiseg.errors import MultisegError, UnconfirmedError
 
 EXIT_CODES = """
 Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 invalid data, 4 nothing to do or partly done,
@@ -79,6 +79,8 @@ def run(arguments: Sequence[str]) -> int:
         code, said = 130, INTERRUPTED
     except MultisegError as error:
         code, said = error.exit_code, f"{type(error).__name__}: {error}"
+        if "--json" in arguments and not isinstance(error, UnconfirmedError):  # which has printed its table
+            _print_error(error)
     except BrokenPipeError:
         code, said = 0, ""  # whoever read our output has seen enough
     except OSError as error:
@@ -93,6 +95,14 @@ def run(arguments: Sequence[str]) -> int:
         code, said = 1, A_BUG
     _say(said)
     return code
+
+
+def _print_error(error: MultisegError) -> None:
+    """For scripts: what went wrong as a whole, where there is no result to print."""
+    from multiseg.cli.console import print_json
+
+    told = {"error": type(error).__name__, "code": getattr(error, "code", ""), "file": getattr(error, "file", "")}
+    print_json({**told, "message": str(error)})
 
 
 def _say(text: str) -> None:

@@ -118,7 +118,7 @@ def _ingest(databases: Sequence[DatabaseFiles], store: str, options: IngestOptio
         def on_case(database: str, case: str, outcome: str) -> None:
             bar.update(TaskID(0), advance=1, details=f"{database}/{case}")
             if bar.disable:
-                console.print(f"{outcome} {database}/{case}", soft_wrap=True)
+                console.print(f"{outcome} {database}/{case}", soft_wrap=True, markup=False)
 
         reports = ingest(databases, store, options, on_case)
     if as_json:
@@ -148,9 +148,11 @@ def _report_json(report: IngestReport) -> dict[str, Any]:
 
 def _rehearse(databases: Sequence[DatabaseFiles], store: str, options: IngestOptions, as_json: bool) -> int:
     from multiseg.cli.console import print_findings, print_json, print_table
+    from multiseg.store.intake import names_of
     from multiseg.store.rehearsal import forecast
 
-    forecasts = [forecast(files, store, options) for files in databases]
+    names = {name for files in databases for name in names_of(files)}
+    forecasts = [forecast(files, store, options, names) for files in databases]
     if as_json:
         print_json([_forecast_json(one) for one in forecasts])
     else:

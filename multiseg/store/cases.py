@@ -92,6 +92,8 @@ def sha256_of(file: LabelFile) -> str:
     """
     digests = []
     for path in paths_of(file):
+        if not path.is_file():  # reading from a pipe would wait for ever
+            raise FileNotFoundError(path)
         data = path.read_bytes()
         parts = [data, *(other.read_bytes() for other in data_files(path, data))]
         digests += [hashlib.sha256(part).hexdigest() for part in parts]
@@ -107,7 +109,10 @@ def joined_sha256(digests: Sequence[str], part: str = "") -> str:
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files of one case, by sequence and by annotation, and what is known of the patient."""
+    """The files of one case, by sequence and by annotation, and what is known of the patient.
+
+    `split_given` says that the split was given and is not to be changed for a drawn one.
+    """
 
     case: str
     images: Mapping[str, ScanFile]
@@ -117,6 +122,7 @@ class CaseFiles:
     session: str = ""
     site: str = ""
     split: str = ""
+    split_given: bool = False
     participant: Mapping[str, str | float] = field(default_factory=dict)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from multiseg.store import schema
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import database_names
 
+NEAREST_TO_TRAINING = ("train", "val", "test")
+
 
 @dataclass(frozen=True)
 class _Row:
@@ -20,49 +23,72 @@ class _Row:
     case: str
     subject: str
     split: str
+    is_given: bool
 
     @property
     def person(self) -> tuple[str, str]:
         return self.database, self.subject
 
 
-def reconcile_duplicates(root: zarr.Group | None, given: Collection[tuple[str, str]]) -> dict[str, tuple[Finding, ...]]:
-    """Findings, by database, on cases that share a scan with another; their persons' cases get one split.
+def reconcile_duplicates(root: zarr.Group | None, databases: Collection[str]) -> dict[str, tuple[Finding, ...]]:
+    """Findings, by database, on scans that two cases share; and every person's cases brought into one split.
 
-    People who share a scan are one person. The split of the one who came into the store first holds for all, so
-    that nobody who was trained on is tested on. A split that was `given` (by database and case) for this ingest
-    is not changed: then the finding is an error for a person to mend.
+    People who share a scan are one person. A split that was given, now or before, is never changed, and the
+    drawn ones of the same person follow it; two given ones that differ are an error for people to mend. Drawn
+    ones that differ become the one nearest to training: a model may have learnt from it, so that nothing it
+    has seen is tested on.
+
+    Args:
+        databases: those of this ingest; shared scans are told where one of them is concerned.
     """
     if root is None:
         return {}
     rows = [row for name in database_names(root) for row in _rows(root, name)]
     same = _sharing_a_scan(root, rows)
-    people = _one_person(same)
-    findings: dict[str, list[Finding]] = {}
-    for group in same:
-        for row in group[1:]:
-            findings.setdefault(row.database, []).append(_finding(group[0], row))
-    for members in people:
-        first, *others = [row for row in rows if row.person in members]
-        for row in others:
-            if row.split == first.split:
-                continue
-            if (row.database, row.case) in given:
-                findings.setdefault(row.database, []).append(_conflict(first, row))
-                continue
-            root[row.database]["split"][row.row] = first.split
-            message = f"put from split {row.split} into {first.split}, where {_name(first)}, the same person, is."
-            findings.setdefault(row.database, []).append(
-                Finding(Severity.WARNING, "SPLIT_CHANGED", row.database, row.case, "", message)
-            )
-    return {database: tuple(some) for database, some in findings.items()}
+    findings = [
+        tell(group[0], row)
+        for groups, tell in ((same, _shared), (_sharing_a_label(root, rows), _shared_label))
+        for group in groups
+        for row in group[1:]
+        if not {one.database for one in group}.isdisjoint(databases)
+    ]
+    for people in _one_person(rows, same):
+        findings += _into_one_split(root, [row for row in rows if row.person in people])
+    by_database = {
+        finding.database: [one for one in findings if one.database == finding.database] for finding in findings
+    }
+    return {database: tuple(some) for database, some in by_database.items()}
+
+
+def _into_one_split(root: zarr.Group, rows: Sequence[_Row]) -> list[Finding]:
+    """One person's cases, put into one split where their splits were drawn."""
+    if len({row.split for row in rows}) == 1:
+        return []
+    given = [row for row in rows if row.is_given]
+    leader = given[0] if given else min(rows, key=lambda row: NEAREST_TO_TRAINING.index(row.split))
+    findings = []
+    for row in rows:
+        if row.split == leader.split:
+            continue
+        if row.is_given:
+            findings.append(_conflict(leader, row))
+            continue
+        root[row.database]["split"][row.row] = leader.split
+        message = (
+            f"put from split {row.split} into {leader.split}, where {_name(leader)} is: the same person, or a scan of "
+            "the same voxels."
+        )
+        findings.append(Finding(Severity.WARNING, "SPLIT_CHANGED", row.database, row.case, "", message))
+    return findings
 
 
 def _rows(root: zarr.Group, database: str) -> list[_Row]:
     group = root[database]
     rows = np.flatnonzero(group["status"][:] == schema.COMMITTED)
-    columns = [group[name][:] for name in ("case", "subject", "split")]
-    return [_Row(database, int(row), *(str(column[row]) for column in columns)) for row in rows]
+    case, subject, split, given = (group[name][:] for name in ("case", "subject", "split", "split_given"))
+    return [
+        _Row(database, int(row), str(case[row]), str(subject[row]), str(split[row]), bool(given[row])) for row in rows
+    ]
 
 
 def _sharing_a_scan(root: zarr.Group, rows: Sequence[_Row]) -> list[list[_Row]]:
@@ -77,33 +103,51 @@ def _sharing_a_scan(root: zarr.Group, rows: Sequence[_Row]) -> list[list[_Row]]:
     return list(groups.values())
 
 
-def _one_person(same: Sequence[Sequence[_Row]]) -> list[set[tuple[str, str]]]:
-    """People who share scans, joined over all of them."""
-    people: list[set[tuple[str, str]]] = []
+def _sharing_a_label(root: zarr.Group, rows: Sequence[_Row]) -> list[list[_Row]]:
+    """Cases of different people with the very same label file, in which something is marked."""
+    holders: dict[str, list[_Row]] = {}
+    for database in dict.fromkeys(row.database for row in rows):
+        sources, counts = root[database]["sources"][:], root[database]["foreground_count"][:]
+        for row in (row for row in rows if row.database == database and counts[row.row].any()):
+            digests = {s["sha256"] for s in json.loads(str(sources[row.row])) if s["role"].startswith("label:")}
+            for digest in digests:
+                holders.setdefault(digest, []).append(row)
+    several = [some for some in holders.values() if len({row.person for row in some}) > 1]
+    return list({tuple(some): some for some in several}.values())
+
+
+def _one_person(rows: Sequence[_Row], same: Sequence[Sequence[_Row]]) -> list[set[tuple[str, str]]]:
+    """The people of a store, those who share scans joined, in the order they came."""
+    people = {row.person: {row.person} for row in rows}
     for group in same:
-        joined = {row.person for row in group}
-        for other in [some for some in people if some & joined]:
-            joined |= other
-            people.remove(other)
-        people.append(joined)
-    return people
+        joined = set().union(*(people[row.person] for row in group))
+        people |= dict.fromkeys(joined, joined)
+    return [some for person, some in people.items() if person == next(p for p in people if p in some)]
 
 
 def _name(row: _Row) -> str:
     return f"{row.database}/{row.case}"
 
 
-def _finding(first: _Row, row: _Row) -> Finding:
+def _shared(first: _Row, row: _Row) -> Finding:
     message = (
-        f"holds a scan whose voxels are those of {_name(first)}. If it is the same patient, name them alike or leave "
-        "one out; if not, a file was copied to the wrong place."
+        f"holds a scan whose voxels are those of {_name(first)}. If it is the same patient, leave one of them out; if "
+        "not, a file was copied to the wrong place. Until then both are kept in one split."
     )
     return Finding(Severity.WARNING, "DUPLICATE_SCAN", row.database, row.case, "", message)
 
 
+def _shared_label(first: _Row, row: _Row) -> Finding:
+    message = (
+        f"has the very same label file as {_name(first)}. One of the two patients bears the other's lesions, unless "
+        "they are one: put the right file in its place and ingest with --replace."
+    )
+    return Finding(Severity.WARNING, "DUPLICATE_LABEL", row.database, row.case, "", message)
+
+
 def _conflict(first: _Row, row: _Row) -> Finding:
     message = (
-        f"is given the split {row.split}, but holds a scan of {_name(first)} (or of a person who does), which is in "
+        f"is given the split {row.split}, but {_name(first)}, the same person or a holder of the same scan, is given "
         f"{first.split}. Results would flatter the model: give both the same split."
     )
     return Finding(Severity.ERROR, "SUBJECT_IN_TWO_SPLITS", row.database, row.case, "", message)

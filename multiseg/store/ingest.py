@@ -13,9 +13,16 @@ from multiseg.store.duplicates import reconcile_duplicates
 from multiseg.store.encoding import ArrayPlan, EncodedCase, encode
 from multiseg.store.estimate import estimate
 from multiseg.store.findings import Finding
-from multiseg.store.intake import IngestOptions, Intake, check_names, sort_out
+from multiseg.store.intake import (
+    IngestOptions,
+    Intake,
+    check_names,
+    check_redo,
+    names_of,
+    sort_out,
+    with_landmarks,
+)
 from multiseg.store.parallel import run_tasks
-from multiseg.store.preparation.landmarks import learn_landmarks
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.root import existing_root, locked, open_or_create_root
@@ -60,15 +67,20 @@ def ingest(
     options = options or IngestOptions()
     for files in databases:
         check_names(files)
+    check_redo(databases, options)
+    names = {name for files in databases for name in names_of(files)}
     with locked(url):
-        reports = [_Ingest(files, url, options, on_case).run() for files in databases]
-        given = {(f.name, case.case) for f in databases for case in f.cases if case.split or options.given_splits}
-        found = reconcile_duplicates(existing_root(url, "r+", options.spacing_mm), given)
-    return [_with(report, found.get(report.database, ())) for report in reports]
-
-
-def _with(report: IngestReport, findings: Sequence[Finding]) -> IngestReport:
-    return replace(report, findings=(*report.findings, *findings))
+        # All of them first, so that nothing is written where one cannot be meant.
+        intakes = [sort_out(files, url, options, names) for files in databases]
+        reports: list[IngestReport] = []
+        try:
+            for files, intake in zip(databases, intakes, strict=True):
+                reports.append(_Ingest(files, url, options, on_case).run(with_landmarks(intake, url)))
+        finally:
+            root = existing_root(url, "r+", options.spacing_mm)
+            found = reconcile_duplicates(root, [files.name for files in databases])
+    reports = [replace(report, findings=(*report.findings, *found.pop(report.database, ()))) for report in reports]
+    return reports + [IngestReport(database, (), (), (), findings) for database, findings in found.items()]
 
 
 @dataclass(frozen=True)
@@ -97,13 +109,15 @@ class _Ingest:
         self.url = url
         self.options = options
         self.on_case = on_case
-        self.intake = _with_landmarks(sort_out(files, url, options))
-        self.findings = {case: list(some) for case, some in self.intake.findings.items()}
+        self.intake: Intake
+        self.findings: dict[str, list[Finding]] = {}
         self.outcomes: dict[str, list[str]] = {"written": [], "skipped": [], "failed": [], "described": []}
         self.writer: DatabaseWriter | None = None
         self.rows: dict[str, int] = {}
 
-    def run(self) -> IngestReport:
+    def run(self, intake: Intake) -> IngestReport:
+        self.intake = intake
+        self.findings = {case: list(some) for case, some in intake.findings.items()}
         for name in self.intake.failed:
             self._outcome(name, "failed")
         for case in self.intake.same:
@@ -179,22 +193,6 @@ class _Ingest:
         )
 
 
-MOST_CASES_FOR_LANDMARKS = 40
-
-
-def _with_landmarks(intake: Intake) -> Intake:
-    """With a standard scale for every sequence, where intensities are to be brought to one: from training cases."""
-    recipe = intake.info.recipe
-    if recipe.normalise != "histogram":
-        return intake
-    missing = {name for case in intake.todo for name in case.images} - set(recipe.landmarks)
-    cases = [case for case in intake.todo if case.split == "train"] or intake.todo
-    if missing:
-        learnt = learn_landmarks(cases[:MOST_CASES_FOR_LANDMARKS], recipe)
-        recipe = replace(recipe, landmarks=learnt | dict(recipe.landmarks))
-    return replace(intake, info=replace(intake.info, recipe=recipe))
-
-
 @contextmanager
 def _writing(url: str) -> Iterator[None]:
     try:
@@ -208,7 +206,8 @@ def _writing(url: str) -> Iterator[None]:
 def _is_described(case: CaseFiles, held: Mapping[str, str | float]) -> bool:
     """Whether the store says of a case what its source says; what the source has no word on may stay."""
     said: dict[str, str | float] = {
-        "subject": case.person, "session": case.session, "site": case.site, "split": case.split, **case.participant
+        "subject": case.person, "session": case.session, "site": case.site, "split": case.split,
+        "split_given": case.split_given or bool(held["split_given"]), **case.participant,
     }  # fmt: skip
     told = {name: value for name, value in said.items() if value == value and value != ""}
     return all(held.get(name) == value for name, value in told.items())

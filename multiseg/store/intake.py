@@ -20,6 +20,7 @@ from multiseg.store.encoding import ArrayPlan
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import check_database_name, database_names, is_plain_name
 from multiseg.store.parallel import Workers
+from multiseg.store.preparation.landmarks import learn_landmarks
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.root import DatabaseInfo, check_agreement, existing_root
 from multiseg.store.sources.model import DatabaseFiles
@@ -35,7 +36,7 @@ class IngestOptions:
 
     Attributes:
         replace: put a case whose files have changed in the place of the one in the store.
-        redo: cases to prepare and write again although they are in the store, such as damaged ones.
+        redo: cases, or DATABASE/CASE, to prepare and write again although they are in the store.
         split: shares of the subjects of each database.
         given_splits: what a split file says, by case or subject; see `split_file.read_split_file`.
         workers: who prepares the cases, and in how much memory.
@@ -110,7 +111,7 @@ def _what_is_held(url: str, info: DatabaseInfo) -> Held:
         return Held({}, {}, {}, {}, landmarks, group)
     rows = np.flatnonzero(group["status"][:] == schema.COMMITTED)
     own = participant_columns(group)
-    described = ["subject", "session", "site", "split", *own]
+    described = ["subject", "session", "site", "split", "split_given", *own]
     columns = {name: group[name][:][rows] for name in ("case", "source_sha256", *described)}
     cases = [str(case) for case in columns["case"]]
     return Held(
@@ -154,8 +155,11 @@ class Intake:
     arrays: ArrayPlan
 
 
-def sort_out(files: DatabaseFiles, url: str, options: IngestOptions) -> Intake:
+def sort_out(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: Collection[str] = ()) -> Intake:
     """What an ingest of a database into the store at `url` has to do; nothing is changed.
+
+    Args:
+        elsewhere: cases and people of other databases, whom a split file may name as well.
 
     Raises:
         UsageError, StoreError: as `ingest.ingest`.
@@ -169,12 +173,16 @@ def sort_out(files: DatabaseFiles, url: str, options: IngestOptions) -> Intake:
         findings.setdefault(finding.case, []).append(finding)
     errors = [finding.case for finding in files.findings if finding.severity is Severity.ERROR and finding.case]
     failed = list(dict.fromkeys([*errors, *(finding.case for finding in badly_named)]))
-    good = _in_splits([case for case in files.cases if case.case not in failed], held, options)
-    _check_redo(files, held, options.redo)
-    same = _are_same([case for case in good if case.case not in options.redo], held, options.workers.num)
+    here = [case for case in files.cases if case.case not in failed]
+    good = _in_splits(here, held, options, {*elsewhere, *names_of(files)})
+    redo = {name.removeprefix(f"{files.name}/") for name in options.redo}
+    same = _are_same([case for case in good if case.case not in redo], held, options.workers.num)
     changed = [case.case for case in good if same.get(case.case) is False and not options.replace]
     for case in changed:
         findings.setdefault(case, []).append(_changed(files.name, case))
+    gone = sorted(set(held.digests) - {case.case for case in files.cases} - set(failed))
+    if gone:
+        findings[""].append(_gone(files.name, gone))
     return Intake(
         info=info,
         held=held,
@@ -186,14 +194,22 @@ def sort_out(files: DatabaseFiles, url: str, options: IngestOptions) -> Intake:
     )
 
 
-def _in_splits(cases: Sequence[CaseFiles], held: Held, options: IngestOptions) -> list[CaseFiles]:
+def _in_splits(
+    cases: Sequence[CaseFiles], held: Held, options: IngestOptions, elsewhere: Collection[str]
+) -> list[CaseFiles]:
     """The cases with a split each: the given one, else the one their person has in the store, else a new one."""
     if options.given_splits:
-        cases = apply_splits(cases, options.given_splits)
+        cases = apply_splits(cases, options.given_splits, elsewhere)
     given = {case.person for case in cases if case.split}
     kept = {subject: split for subject, split in held.splits.items() if subject not in given}
     splits = assign_splits(cases, options.split, options.seed, kept)
-    return [replace(case, split=splits[case.case]) for case in cases]
+    return [replace(case, split=splits[case.case], split_given=bool(case.split)) for case in cases]
+
+
+def names_of(files: DatabaseFiles) -> set[str]:
+    """The cases and people of a database, also of those that something is wrong with."""
+    named = {name for case in files.cases for name in (case.case, case.person)}
+    return named | {finding.case for finding in files.findings if finding.case}
 
 
 def _are_same(cases: Sequence[CaseFiles], held: Held, num_threads: int) -> dict[str, bool]:
@@ -204,10 +220,12 @@ def _are_same(cases: Sequence[CaseFiles], held: Held, num_threads: int) -> dict[
         return {case.case: is_same for case, is_same in zip(there, same, strict=True)}
 
 
-def _check_redo(files: DatabaseFiles, held: Held, redo: Collection[str]) -> None:
-    unknown = sorted(set(redo) - set(held.digests))
-    if unknown:
-        raise UsageError(f"database {files.name!r} holds no case {', '.join(unknown)} to write again.")
+def _gone(database: str, cases: Sequence[str]) -> Finding:
+    message = (
+        f"the store has {len(cases)} more cases of this database, which this source does not name (any more): "
+        f"{', '.join(cases[:5])}{' ...' if len(cases) > 5 else ''}. They stay in the store."
+    )
+    return Finding(Severity.NOTE, "NOT_IN_SOURCE", database, "", "", message)
 
 
 def _changed(database: str, case: str) -> Finding:
@@ -255,3 +273,34 @@ def _is_from(case: CaseFiles, digest: str) -> bool:
         return digest_of_roles({role: sha256_of(file) for role, file in case.by_role.items()}) == digest
     except OSError:
         return False
+
+
+def check_redo(databases: Sequence[DatabaseFiles], options: IngestOptions) -> None:
+    """Whether every case that is to be written again is a case of these databases.
+
+    Raises:
+        UsageError: one is not.
+    """
+    known = {name for files in databases for case in files.cases for name in (case.case, f"{files.name}/{case.case}")}
+    unknown = sorted(set(options.redo) - known)
+    if unknown:
+        raise UsageError(f"there is no case {', '.join(unknown)} to write again. Name it as CASE or DATABASE/CASE.")
+
+
+MOST_CASES_FOR_LANDMARKS = 40
+
+
+def with_landmarks(intake: Intake, url: str, most_cases: int = MOST_CASES_FOR_LANDMARKS) -> Intake:
+    """With a standard scale for every sequence, where intensities are to be brought to one: from training cases.
+
+    What a database before this one has taught the store in the meantime is taken up.
+    """
+    recipe = intake.info.recipe
+    if recipe.normalise != "histogram":
+        return intake
+    root = existing_root(url, "r", recipe.spacing_mm)
+    held = dict(recipe.landmarks) | ({} if root is None else _landmarks(root, intake.info.name))
+    missing = {name for case in intake.todo for name in case.images} - set(held)
+    cases = [case for case in intake.todo if case.split == "train"] or list(intake.todo)
+    learnt = learn_landmarks(cases[:most_cases], replace(recipe, landmarks=held)) if missing else {}
+    return replace(intake, info=replace(intake.info, recipe=replace(recipe, landmarks=learnt | held)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from multiseg.errors import DataError
 from multiseg.labels import LabelSchema
@@ -13,11 +13,15 @@ from multiseg.store.cases import CaseFiles
 from multiseg.store.encoding import encode
 from multiseg.store.estimate import Estimate, estimate
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.intake import IngestOptions, Intake, bad_names, check_names, info_of, sort_out
+from multiseg.store.intake import IngestOptions, Intake, bad_names, check_names, info_of, sort_out, with_landmarks
 from multiseg.store.parallel import run_tasks
+from multiseg.store.preparation.landmarks import learn_landmarks
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.sources.model import DatabaseFiles
+
+FEW_CASES = 3
+"""From so many a standard scale is learnt where nothing is kept of it."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,17 @@ class Forecast:
     findings: tuple[Finding, ...]
 
 
-def forecast(files: DatabaseFiles, url: str, options: IngestOptions) -> Forecast:
+def forecast(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: Collection[str] = ()) -> Forecast:
     """Look at the names and headers of all files, and prepare the one case of middling size.
+
+    Args:
+        elsewhere: cases and people of other databases, whom a split file may name as well.
 
     Raises:
         UsageError, StoreError: as `ingest.ingest`.
     """
     check_names(files)
-    intake = sort_out(files, url, options)
+    intake = with_landmarks(sort_out(files, url, options, elsewhere), url, FEW_CASES)
     sizes, failures = _sizes(files.name, intake)
     findings = [finding for some in intake.findings.values() for finding in some] + failures
     seconds, stored = 0.0, 0
@@ -66,7 +73,7 @@ def forecast(files: DatabaseFiles, url: str, options: IngestOptions) -> Forecast
         database=files.name,
         new=tuple(case.case for case in intake.todo if case.case not in bad),
         same=tuple(case.case for case in intake.same),
-        failed=(*intake.failed, *bad),
+        failed=(*intake.failed, *sorted(bad)),
         splits=Counter(case.split for case in intake.todo if case.case not in bad),
         seconds=seconds,
         stored_bytes=stored,
@@ -106,9 +113,11 @@ def check_source(
 ) -> list[Finding]:
     """Every finding of an ingest of all cases: they are read and prepared in full, and thrown away."""
     check_names(files)
-    info = info_of(files, options)
+    recipe = info_of(files, options).recipe
+    if recipe.normalise == "histogram":
+        recipe = replace(recipe, landmarks=learn_landmarks(files.cases[:FEW_CASES], recipe))
     findings = [*files.findings, *bad_names(files)]
-    tasks = [_Check(files.name, case, files.schemas, info.recipe) for case in files.cases]
+    tasks = [_Check(files.name, case, files.schemas, recipe) for case in files.cases]
     content: dict[str, list[str]] = {}
     for done in run_tasks(_check, tasks, options.workers, lambda task: estimate(task.case, task.recipe).memory_bytes):
         case = done.task.case.case

@@ -46,6 +46,7 @@ COORDINATES: dict[str, Variable] = {
     "session": Variable(("case",), "string", "", "the visit"),
     "site": Variable(("case",), "string", "", "where it was acquired"),
     "split": Variable(("case",), "string", "", "train, val or test"),
+    "split_given": Variable(("case",), "bool", False, "whether the split was given, not drawn"),
     "status": Variable(("case",), "uint8", PENDING, "0 pending, 1 committed, 2 superseded"),
     "extent": Variable(("case", "axis"), "int32", 0, "voxels of the case along i, j, k; it lies in the corner"),
     "affine": Variable(("case", "row", "column"), "float64", 0.0, "voxel indices to RAS+ millimetres"),

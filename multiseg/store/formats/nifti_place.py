@@ -95,7 +95,9 @@ def _chosen(
     apart = apart_mm(sform, qform, shape)
     if apart < AFFINE_TOLERANCE_MM:
         return sform, (), header
-    said = f"{path.name}: sform and qform disagree by {apart:.3g} mm; the sform is used. Check the header."
+    axes = [axis_codes(form) if is_mapping(form) else "" for form in (sform, qform)]
+    turned = f", and their axes run {axes[0]} and {axes[1]}, so one of them swaps sides" if axes[0] != axes[1] else ""
+    said = f"{path.name}: sform and qform disagree by {apart:.3g} mm{turned}; the sform is used. Check the header."
     return sform, (("SFORM_QFORM", said),) if is_mapping(sform) else (), header
 
 

@@ -118,14 +118,23 @@ def _often_packed(path: Path, layers: int) -> tuple[str, str]:
 
 
 def _read_bytes(path: Path) -> bytes:
+    _check_regular(path)
     try:
         return path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
+def _check_regular(path: Path) -> None:
+    """Reading from a pipe or a device could wait for ever."""
+    if path.exists() and not path.is_file():
+        message = f"{path} is no regular file, but a folder, a pipe or a device. Put the scan in its place."
+        raise SourceError(message, code="UNREADABLE_FILE", file=str(path))
+
+
 def _read_head(path: Path) -> tuple[bytes, int]:
     """A file's first bytes, and its size."""
+    _check_regular(path)
     try:
         with path.open("rb") as file:
             return file.read(HEAD_BYTES), path.stat().st_size

@@ -138,8 +138,8 @@ def _codes_by_kind(folder: Folder, matches: Sequence[re.Match[str]]) -> dict[str
 def _convention(codes: Mapping[str, Sequence[frozenset[int]]], database: str) -> tuple[str, tuple[Finding, ...]]:
     """What 3 and 4 mean, told from the codes of all cases: the conventions share this file layout.
 
-    A case with both has been treated: 4 is the cavity. A 4 without any 3 beside it is the enhancing tumour of
-    the older convention, which people look at.
+    A case with both has been treated: 4 is the cavity. Where no case has a 3, 4 is the enhancing tumour of the
+    older convention, which people look at. Cases with a 3 and others with a 4 may be of either: that is asked.
 
     Raises:
         LabelError: the codes do not tell it.
@@ -158,6 +158,12 @@ def _convention(codes: Mapping[str, Sequence[frozenset[int]]], database: str) ->
             f"enhancing tumour in {', '.join(sorted(with_4 - treated))}, which has no case with 3 and 4. Ingest them "
             f"one by one. {ask}"
         )
+    if with_4 and not treated and any(3 in some for own in codes.values() for some in own):
+        raise LabelError(
+            f"some labels of {database!r} hold the code 3, others the code 4, and none both: is 4 the enhancing tumour "
+            f"of releases until 2021 ({MIXED}), or the resection cavity of 2024 ({AFTER_TREATMENT})? Say it: --labels "
+            f'"{ANNOTATION}:...".'
+        )
     doubts = []
     if "PED" in codes:
         doubts.append(
@@ -171,7 +177,7 @@ def _convention(codes: Mapping[str, Sequence[frozenset[int]]], database: str) ->
             "taken as the convention until 2021, 4 = enhancing. If it is the resection cavity of 2024, say "
             f'--labels "{ANNOTATION}:{AFTER_TREATMENT}".'
         )
-    text = AFTER_TREATMENT if treated else MIXED if with_4 else FROM_2023
+    text = AFTER_TREATMENT if treated else UNTIL_2021 if with_4 else FROM_2023
     return text, tuple(Finding(Severity.WARNING, "LABEL_CONVENTION", database, "", "", doubt) for doubt in doubts)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from multiseg.errors import SourceError
 
-SUFFIX = r"\.(?:nii(?:\.gz)*|mg[zh]|mha|mhd|nrrd|nhdr)"
+SUFFIX = r"\.(?:nii(?:\.gz)*|mg[zh]|mha|mhd|nrrd|nhdr|img)"
 """The ends of names of volumes, for regular expressions; "x.nii.gz.gz" is met as well."""
 
 
@@ -56,6 +56,9 @@ def look_into(root: Path) -> Folder:
     Raises:
         SourceError: there is no such folder.
     """
+    if root.is_file():
+        message = f"{root} is a file. Name the folder of the dataset, or its table (.csv, .toml, .json)."
+        raise SourceError(message, code="NO_FOLDER", file=str(root))
     if not root.is_dir():
         raise SourceError(f"there is no folder {root}.", code="MISSING_FILE", file=str(root))
     return Folder(root, tuple(_files_below(root)))
@@ -63,10 +66,16 @@ def look_into(root: Path) -> Folder:
 
 def _files_below(root: Path) -> Iterator[str]:
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and not _loops(folder, name))
         for name in sorted(names):
             if not name.startswith("."):
                 yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _loops(folder: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in: following it would never end."""
+    path = Path(folder, name)
+    return path.is_symlink() and Path(folder).resolve().is_relative_to(path.resolve())
 
 
 def listed(names: Sequence[str], at_most: int = 5) -> str:

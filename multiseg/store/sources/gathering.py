@@ -232,9 +232,10 @@ class _Gathering:
                 self._find(Severity.WARNING, "PARTICIPANTS", "", self.options.participants, message)
 
     def _note_unused(self) -> None:
-        """Files without a role; those whose names tell a sequence may be a patient's, so a person should look."""
-        scans = [file for file in self.found.unused if modality_of_file_name(Path(file).name)]
-        others = [file for file in self.found.unused if file not in scans]
+        """Files without a role. Where no layout says what else may lie there, a scan among them may be a patient's."""
+        unused = self.found.unused
+        scans = [file for file in unused if self.found.any_scan_counts and modality_of_file_name(Path(file).name)]
+        others = [file for file in unused if file not in scans]
         for files, severity, code in (
             (scans, Severity.WARNING, "UNUSED_SCANS"),
             (others, Severity.NOTE, "UNUSED_FILES"),

@@ -17,7 +17,7 @@ from multiseg.store.sources.model import Found, Role, SourceOptions, unused_volu
 ANNOTATION = "lesion"
 _HEAD = r"(?P<root>(?:.*/)?)(?P<subject>sub-[^/_]+)/(?P<session>ses-[^/_]+)/"
 _STEM = rf"(?P=subject)_(?P=session)_(?P<what>%s){SUFFIX}"
-_RELEASED = re.compile(_HEAD + "(?:anat|dwi)/" + _STEM % "FLAIR|adc|dwi")
+_RELEASED = re.compile(_HEAD + "(?:anat|dwi)/" + _STEM % "FLAIR|flair|adc|dwi")
 _FLAT = re.compile(_HEAD + _STEM % "flair|adc|dwi")
 _MASK = re.compile(_HEAD + r"(?:\w+/)?" + _STEM % "msk")
 _SEQUENCES = {"flair": "FLAIR", "adc": "ADC", "dwi": "DWI"}

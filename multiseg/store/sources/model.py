@@ -65,6 +65,7 @@ class Found:
         may_lack_labels: cases of which none is expected, such as those of a test set.
         participants: rows by case or by subject.
         unused: volumes in the folder that have no role.
+        any_scan_counts: every file whose name tells a sequence should have had a role.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Found:
     may_lack_labels: Collection[str] = ()
     participants: Mapping[str, Row] = field(default_factory=dict)
     unused: Sequence[str] = ()
+    any_scan_counts: bool = False
     findings: tuple[Finding, ...] = ()
     licence: str = ""
     citation: str = ""

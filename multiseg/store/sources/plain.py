@@ -75,6 +75,7 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
         folder=folder,
         roles=list(roles.values()),
         schemas=schemas,
+        any_scan_counts=True,
         unused=[file for file in folder.volumes if file not in used],
         findings=tuple(findings),
         source="plain files",

@@ -34,11 +34,22 @@ def test_until_2021(head, tmp_path: Path, ingested: Callable) -> None:
     assert (database.cases[0].foreground_count > 0).all()
 
 
+def test_threes_and_fours_in_different_cases_are_asked_for(head, tmp_path: Path, ingested: Callable) -> None:
+    write_new(head, tmp_path / "gli", "BraTS-GLI-00000-100", 1, 2, 3)
+    write_new(head, tmp_path / "gli", "BraTS-GLI-00001-100", 1, 2, 4)
+    refused = ingested(tmp_path / "gli")
+    assert refused.code == 3
+    assert "none both: is 4 the enhancing tumour" in refused.said
+    said = ingested(tmp_path / "gli", "--labels", "tumour:1=necrosis,2=oedema,3=enhancing,4=enhancing")
+    assert said.code == 0
+    assert (said.store["gli"].cases[1].foreground_count > 0).all()
+
+
 @pytest.mark.parametrize(
     ("codes", "names", "warned"),
     [
         ([(1, 2, 3), (1, 2)], ("necrosis", "oedema", "enhancing"), []),
-        ([(1, 2, 4), (1, 2, 3)], ("necrosis", "oedema", "enhancing"), ["LABEL_CONVENTION"]),
+        ([(1, 2, 4), (1, 2)], ("necrosis", "oedema", "enhancing"), ["LABEL_CONVENTION"]),
         ([(1, 2, 3, 4), (2, 3)], ("necrosis", "oedema", "enhancing", "resection cavity"), []),
     ],
 )
