@@ -20,6 +20,7 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -243,11 +244,29 @@ def _executor(workers: Workers, num_tasks: int) -> Iterator[Executor]:
     try:
         _check_alive(executor, workers)
         yield executor
+    except BaseException:
+        _abandon(executor)
+        raise
+    executor.shutdown()
+    if not isinstance(executor, ThreadPoolExecutor | ProcessPoolExecutor):
+        executor._client.close()  # type: ignore[attr-defined]
+
+
+def _start_deaf_server() -> None:
+    """Begin the process that workers come from, deaf to Ctrl-C, which a terminal sends to all processes.
+
+    What is ignored when a process begins stays ignored in it and in its children.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread may say what is done with signals
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
     finally:
-        _close(executor)
+        signal.signal(signal.SIGINT, before)
 
 
-def _close(executor: Executor) -> None:
+def _abandon(executor: Executor) -> None:
     """After Ctrl-C nobody waits for what is under way: nothing of it is in the store."""
     if isinstance(executor, ThreadPoolExecutor):
         executor.shutdown(cancel_futures=True)
@@ -280,6 +299,7 @@ def _make_executor(workers: Workers, num: int) -> Executor:
         # Not fork: this process has threads of zarr's, and holds the store's lock, which children would share.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["multiseg.store.ingest"])
+        _start_deaf_server()
         return ProcessPoolExecutor(num, context, initializer=_begin_worker)
     try:
         from distributed import Client

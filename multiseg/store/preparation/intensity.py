@@ -16,6 +16,8 @@ from multiseg.store.preparation.journal import Journal
 from multiseg.store.preparation.recipe import PERCENTILES, Recipe
 from multiseg.types import Mask, Voxels
 
+LEAST_SPREAD = 0.02
+"""Of the middle 98% of a brain's values, in standard deviations: healthy scans have 3 to 6."""
 LIMIT = 60_000
 """Scores beyond it do not fit float16; only damaged images have any."""
 N4_SHRINK, N4_STEPS = 4, (50, 50, 50, 50)
@@ -45,9 +47,11 @@ def normalised(name: str, volume: Volume, place: Located, recipe: Recipe, journa
     """A sequence's values as the recipe wants them (z-scores: Xu et al. 2024, appendix A).
 
     Raises:
-        SourceError: raw values do not fit float16, or there are no landmarks for the sequence.
+        SourceError: raw values do not fit float16, there are no landmarks for the sequence, or a few voxels are
+            so extreme that the others would become one value.
     """
     values = place.values[place.mask]
+    _check_extremes(name, volume, values)
     details: dict[str, Any] = {}
     if recipe.normalise == "histogram":
         percentiles, landmarks = _scales(name, volume, values, recipe)
@@ -66,6 +70,20 @@ def normalised(name: str, volume: Volume, place: Located, recipe: Recipe, journa
     voxels = np.zeros(place.mask.shape, dtype=np.float16)
     voxels[place.mask] = stored
     return Normalised(place.box, voxels, place.mask, mean, std, details)
+
+
+def _check_extremes(name: str, volume: Volume, values: Num[np.ndarray, " voxel"]) -> None:
+    """A z-score in float16 keeps nothing of the brain where one wild voxel sets the standard deviation."""
+    low, high = (float(value) for value in np.percentile(values[:: max(1, values.size // 100_000)], (1, 99)))
+    std = float(values.std(dtype=np.float64))
+    if high - low < LEAST_SPREAD * std:
+        raise SourceError(
+            f"{name} ({volume.path}): 98% of the brain lies between {low:.6g} and {high:.6g}, but values go from "
+            f"{float(values.min()):.6g} to {float(values.max()):.6g}. Such voxels are errors of a conversion: repair "
+            "them, or export the scan again.",
+            code="EXTREME_VALUES",
+            file=str(volume.path),
+        )
 
 
 def _scores(values: Num[np.ndarray, " voxel"], mean: float, std: float) -> Float[np.ndarray, " voxel"]:

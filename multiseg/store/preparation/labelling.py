@@ -70,11 +70,20 @@ def _read(name: str, file: LabelFile, schema: LabelSchema, journal: Journal) -> 
     volume = read_volume(file)
     journal.warn_all(volume.doubts)
     try:
-        return replace(volume, voxels=encoded(volume.voxels, schema))
+        codes = encoded(volume.voxels, schema)
     except LabelError as error:
         said = str(error).replace('--labels "', f'--labels "{name}:')
         message = f"annotation {name!r} ({volume.path}): {said}"
         raise LabelError(message, code="LABEL_CODES", file=str(volume.path)) from error
+    marked = volume.voxels[volume.voxels != 0]
+    if marked.size and not codes.any():
+        listed = ", ".join(f"{value:g}" for value in np.unique(marked)[:8])
+        text = (
+            f"annotation {name!r} ({volume.path.name}) marks {marked.size} voxels with {listed}, and all of these mean "
+            "background by its codes. Are they the right ones? Say what they mean: --labels."
+        )
+        journal.warn("ALL_BACKGROUND", text)
+    return replace(volume, voxels=codes)
 
 
 def encoded(values: Num[np.ndarray, "i j k"], schema: LabelSchema) -> UInt8[np.ndarray, "i j k"]:
