@@ -210,7 +210,9 @@ def _is_described(case: CaseFiles, held: Mapping[str, str | float]) -> bool:
         "split_given": case.split_given or bool(held["split_given"]), **case.participant,
     }  # fmt: skip
     told = {name: value for name, value in said.items() if value == value and value != ""}
-    return all(held.get(name) == value for name, value in told.items())
+    return all(
+        held.get(name) in (value, f"{value:g}" if isinstance(value, float) else value) for name, value in told.items()
+    )
 
 
 def _bytes_of(task: _Task) -> int:

@@ -269,15 +269,18 @@ class DatabaseWriter:
         for column in sorted({*self._participant_columns(), *files.participant}):
             value = files.participant.get(column, "")
             if value != "" and value == value:
-                self._require_column(column, value)
-                values[column] = value
+                values[column] = self._require_column(column, value)
             elif column in self._participant_columns():
                 # No value. A row that a dead writer left may hold another patient's.
                 values[column] = self._array(column).fill_value
         self._write_row(row, values)
 
-    def _require_column(self, column: str, value: str | float) -> None:
-        """Make a participants' column with its first value; later ones are of the same kind."""
+    def _require_column(self, column: str, value: str | float) -> str | float:
+        """A value as its participants' column has it, which is made with its first value: a number among texts is text.
+
+        Raises:
+            StoreError: it is a text, and the column holds numbers.
+        """
         dtype = "string" if isinstance(value, str) else "float64"
         if column not in self._participant_columns():
             variable = schema.Variable(
@@ -288,11 +291,14 @@ class DatabaseWriter:
             self.group.attrs[schema.PARTICIPANT_COLUMNS] = sorted([*self._participant_columns(), column])
             self._fit_sizes()
         array = self._array(column)
-        if (array.dtype.kind == "f") != (dtype == "float64"):
+        if array.dtype.kind != "f":
+            return value if isinstance(value, str) else f"{value:g}"
+        if isinstance(value, str):
             raise StoreError(
-                f"the participants' column {column!r} holds {'numbers' if array.dtype.kind == 'f' else 'text'} "
-                f"in the store, but now {value!r}. Write it alike for every case."
+                f"the participants' column {column!r} holds numbers in the store, but now {value!r}. Write a number, "
+                "or nothing where none is known."
             )
+        return value
 
     def _flush(self, row: int) -> None:
         """Push everything of a row from the system's memory to the disk (local stores only)."""

@@ -332,9 +332,20 @@ def test_participants_columns(clinic: Clinic) -> None:
     assert first.participant["sex"] == "F"
     assert np.isnan(first.participant["age at scan"])
     assert second.participant == {"age at scan": 61.0, "sex": "M", "empty": 3.0}
-    report = clinic.ingest(clinic.case("P3", 3, participant={"sex": 1.0}))
-    assert "column 'sex' holds text in the store, but now 1.0" in report.findings[-1].message
+    report = clinic.ingest(clinic.case("P3", 3, participant={"age at scan": "old"}))
+    assert "column 'age at scan' holds numbers in the store, but now 'old'" in report.findings[-1].message
+    assert report.failed == ("P3",)
     assert clinic.store.dataset("db").sizes["case"] == 2
+
+
+def test_a_typo_in_a_column_can_be_mended(clinic: Clinic) -> None:
+    """One text makes a column text; then it stays so, and the numbers of the corrected table go in as texts."""
+    clinic.ingest(clinic.case("P1", 1, participant={"age": "4o"}), clinic.case("P2", 2, participant={"age": "50"}))
+    mended = [clinic.case("P1", 1, participant={"age": 40.0}), clinic.case("P2", 2, participant={"age": 50.0})]
+    report = clinic.ingest(*mended)
+    assert (report.skipped, report.described, report.failed) == (("P1", "P2"), ("P1",), ())
+    assert [case.participant["age"] for case in clinic.store.cases] == ["40", "50"]
+    assert clinic.ingest(*mended).described == ()
 
 
 def test_a_folder_of_other_things_is_no_store(clinic: Clinic) -> None:
