@@ -29,7 +29,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shell(commands: str, folder: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-euc", commands], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True
+        ["bash", "-euc", commands],
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -43,7 +47,7 @@ def test_the_python_runs(folder: Path) -> None:
     found = blocks("python")
     assert len(found) >= 2
     for block in found:
-        done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr
         assert done.stdout
 

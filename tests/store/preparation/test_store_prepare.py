@@ -117,9 +117,9 @@ def test_an_outlier_does_not_overflow(tmp_path: Path) -> None:
     image = np.ones((60, 60, 60), dtype=np.float32)
     image[::2] = 1 + 1e-3
     image[30, 30, 30] = 3.4e38
-    case = prepared(images={"T1": save(tmp_path, "T1.nii", image)})
-    assert np.isfinite(case.images).all()
-    assert case.images.max() > 400
+    with pytest.raises(SourceError, match=r"98% of the brain lies between 1 and 1\.001") as caught:  # and no warning
+        prepared(images={"T1": save(tmp_path, "T1.nii", image)})
+    assert caught.value.code == "EXTREME_VALUES"
 
 
 def test_the_reference_is_asked_for_or_the_labels_or_the_first(tmp_path: Path) -> None:
