@@ -120,12 +120,18 @@ def _weights(at: Float[np.ndarray, " target"], part: slice, num_whole: int, sigm
     weights[rows, np.minimum(low + 1, num - 1)] += place - low
     weights[(at < -FACE) | (at > num_whole - 1 + FACE)] = 0
     if sigma > 0:
-        weights = weights @ ndimage.gaussian_filter1d(np.eye(num), sigma, axis=0, mode="nearest", truncate=3.0)
+        weights = sparse.csr_array(weights) @ ndimage.gaussian_filter1d(
+            np.eye(num), sigma, axis=0, mode="nearest", truncate=3.0
+        )
     return sparse.csr_array(weights.astype(np.float32))
 
 
 def _along_axes(image: Voxels, weights: list[sparse.csr_array]) -> Interpolated:
-    """Each axis in turn, the one that shrinks most first."""
+    """Each axis in turn, the one that shrinks most first.
+
+    Always a sparse matrix: the sums of a dense product depend on how many threads the linear algebra has, and
+    the same scan would not be the same in the store of another computer.
+    """
     for axis in sorted(range(3), key=lambda axis: weights[axis].shape[0] / weights[axis].shape[1]):
         i, j, k = image.shape
         match axis:
@@ -134,7 +140,7 @@ def _along_axes(image: Voxels, weights: list[sparse.csr_array]) -> Interpolated:
             case 1:
                 image = np.stack([weights[1] @ plane for plane in image])
             case _:
-                image = (image.reshape(i * j, k) @ weights[2].toarray().T).reshape(i, j, -1)
+                image = np.stack([(weights[2] @ plane.T).T for plane in image])
     return image
 
 
