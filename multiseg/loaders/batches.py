@@ -31,6 +31,8 @@ class Batch:
         present: which channels hold a sequence.
         target: index in the label space; 255 where not to look.
         annotated: which labels of the space somebody looked for in the case.
+        corner: the windows' first voxels in their cases; negative where a window begins before its case.
+        draws: the epoch and index that each patch was drawn by, which also seed what is random afterwards.
     """
 
     images: Float[Tensor, "batch modality i j k"]
@@ -40,6 +42,7 @@ class Batch:
     database: tuple[str, ...]
     case: tuple[str, ...]
     corner: Int[Tensor, "batch 3"]
+    draws: Int[Tensor, "batch 2"]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device, images in float32."""
@@ -169,6 +172,7 @@ class _Sample:
     database: str
     case: str
     corner: tuple[int, int, int]
+    key: tuple[int, int]
 
 
 class _Patches(Dataset[_Sample]):
@@ -187,7 +191,7 @@ class _Patches(Dataset[_Sample]):
         images, present = place(database.image(case, draw.corner, patch), database.modalities, draw.kept, self.axis)
         view = database.label_view(case, self.space)
         target = view.target(database.codes(case, draw.corner, patch))
-        return _Sample(images, present, target, view.annotated, case.database, case.name, draw.corner)
+        return _Sample(images, present, target, view.annotated, case.database, case.name, draw.corner, key)
 
 
 def _leave_signals_to_parent(worker: int) -> None:
@@ -206,4 +210,5 @@ def _collate(samples: Sequence[_Sample]) -> Batch:
         database=tuple(sample.database for sample in samples),
         case=tuple(sample.case for sample in samples),
         corner=torch.tensor([sample.corner for sample in samples], dtype=torch.int64),
+        draws=torch.tensor([sample.key for sample in samples], dtype=torch.int64),
     )

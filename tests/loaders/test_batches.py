@@ -15,7 +15,7 @@ from multiseg.store.reader import open_store
 
 AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T1c", "T2", "DWI", "ADC"))
 LESION_AND_CSF = LabelSpace((SpaceLabel("lesion", "lesion"), SpaceLabel("CSF", "tissue")))
-FIELDS = ("images", "present", "target", "annotated", "corner")
+FIELDS = ("images", "present", "target", "annotated", "corner", "draws")
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ def batch_of(target, annotated):
         database=("ms",) * num,
         case=("P1",) * num,
         corner=torch.zeros(num, 3, dtype=torch.int64),
+        draws=torch.zeros(num, 2, dtype=torch.int64),
     )
 
 
