@@ -11,10 +11,12 @@ import numpy as np
 import xarray as xr
 import zarr
 from jaxtyping import Bool, Float, Int, Int16, Shaped, UInt8
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from multiseg.errors import StoreError
 from multiseg.labels import LabelSchema, LabelSpace, LabelView
 from multiseg.store import schema
+from multiseg.store.array_layout import ArrayLayout
 from multiseg.store.columns import read_columns
 from multiseg.store.dataset import committed_dataset
 from multiseg.store.hierarchy import ROOT_KEY, is_remote, local_path, not_readable, open_root
@@ -107,6 +109,14 @@ class Database:
         """A window of all annotations, as compact codes; 0 beyond the case."""
         return _window(self._label, case.row, len(self.schemas), corner, size)
 
+    def layout(self, name: str) -> ArrayLayout:
+        """How "image" or "label" lies on disk.
+
+        Raises:
+            StoreError: it is packed in no way that multiseg packs.
+        """
+        return _layout(self._image if name == "image" else self._label)
+
     def label_view(self, case: Case, space: LabelSpace) -> LabelView:
         """How the case's annotations become targets in a label space."""
         return space.view(self.schemas, case.annotated.tolist())
@@ -144,6 +154,22 @@ def _window(array: zarr.Array, row: int, num: int, corner: Index3, size: Index3)
         put = [slice(part.start - c, part.stop - c) for part, c in zip(inside, corner, strict=True)]
         window[:, *put] = array[row, :num, *inside]
     return window
+
+
+def _layout(array: zarr.Array) -> ArrayLayout:
+    (sharding,) = array.metadata.codecs if array.shards else (None,)
+    packers = [type(codec) for codec in getattr(sharding, "codecs", ())]
+    known = {(BytesCodec, BloscCodec, Crc32cCodec): "blosc", (BytesCodec, Crc32cCodec): "none"}
+    codec = known.get(tuple(packers))
+    if codec is None or array.shards is None or array.shards[0] != 1:
+        raise StoreError(
+            f"{array.path} is packed by {', '.join(one.__name__ for one in packers) or 'no shards'}, which "
+            "multiseg does not read. Was it written by another program?"
+        )
+    _, *shape = array.shape
+    _, *chunk = array.chunks
+    _, *shard = array.shards
+    return ArrayLayout(array.path, tuple(shape), tuple(chunk), tuple(shard), str(array.dtype), codec)
 
 
 class Store:

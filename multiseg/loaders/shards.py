@@ -1,0 +1,252 @@
+"""Windows straight from the shards of a store: only the chunks they touch, each decoded once, copied once.
+
+Zarr's sharding codec (version 1.0 of its specification) puts many compressed chunks into one file, the shard,
+with an index behind them: for each chunk its offset and its size, then a CRC-32C. The index is read once. What
+zarr-python spends on every chunk (tasks, an opened file, Python of its codecs) is several times the cost of the
+decoding itself, so nothing of it is used here; it stays the reference that this reader is tested against.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import google_crc32c
+import numpy as np
+from jaxtyping import Shaped
+from numcodecs import blosc
+
+from multiseg.errors import StoreError
+from multiseg.store.array_layout import ArrayLayout
+from multiseg.store.parts import Parts
+from multiseg.types import Index3
+
+Checksums = Literal["first", "always", "never"]
+KEPT_INDICES = 4096
+"""Shards whose index stays in memory, 8 kB each."""
+_NOTHING = 2**64 - 1
+_CRC_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """Channels that are copied together: `num` of them from `source` on, to `target` on, by steps."""
+
+    source: int
+    target: int
+    num: int = 1
+    source_step: int = 1
+    target_step: int = 1
+
+
+def runs_of(pairs: Iterable[tuple[int, int]], chunk: int) -> tuple[Run, ...]:
+    """(channel, place) pairs as few runs, none of which leaves a chunk of `chunk` channels.
+
+    >>> runs_of([(0, 1), (1, 2), (3, 4)], 4)
+    (Run(source=0, target=1, num=2, source_step=1, target_step=1), Run(source=3, target=4, num=1, source_step=1, target_step=1))
+    """
+    runs: list[Run] = []
+    for source, target in sorted(pairs):
+        last = runs[-1] if runs else None
+        if last is None or source // chunk != last.source // chunk:
+            runs.append(Run(source, target))
+        elif last.num == 1 and target > last.target:
+            runs[-1] = Run(last.source, last.target, 2, source - last.source, target - last.target)
+        elif (source, target) == (
+            last.source + last.num * last.source_step,
+            last.target + last.num * last.target_step,
+        ):
+            runs[-1] = Run(last.source, last.target, last.num + 1, last.source_step, last.target_step)
+        else:
+            runs.append(Run(source, target))
+    return tuple(runs)
+
+
+class _Shard:
+    """The index of one shard, and which of its chunks were found sound."""
+
+    def __init__(self, key: str, index: bytes) -> None:
+        self.key = key
+        places = np.frombuffer(index, dtype="<u8").astype(np.uint64)
+        self.places = memoryview(places.tobytes()).cast("Q")
+        self.seen = bytearray(len(self.places) // 2)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """What a window has of one row of chunks along an axis."""
+
+    chunk: int
+    low: int
+    num: int
+    at: int
+
+
+class ShardReader:
+    """Reads windows of one array, [case channel i j k], of a store. Threads may share one.
+
+    Args:
+        checksums: compare each chunk's CRC-32C with the stored one when this reader first meets it, whenever it
+            reads it, or never. The index of a shard is always checked.
+
+    Raises (from `read`):
+        StoreError: a shard is missing, truncated, or damaged; the message names the file.
+        ResourceError: it cannot be read.
+    """
+
+    def __init__(self, parts: Parts, layout: ArrayLayout, checksums: Checksums = "first") -> None:
+        self.parts = parts
+        self.layout = layout
+        self.checksums = checksums
+        self._shards: OrderedDict[tuple[int, ...], _Shard | None] = OrderedDict()
+        self._own = threading.local()
+        channels, *edges = layout.chunk
+        self._grid = tuple(s // c for s, c in zip(layout.shard, layout.chunk, strict=True))
+        size = np.dtype(layout.dtype).itemsize
+        self._strides = tuple(size * prod(layout.chunk[at + 1 :]) for at in range(4))
+        self._chunk_bytes = size * channels * prod(edges)
+        # A row of voxels along k is copied as one item: numpy copies few large items faster than many small ones.
+        self._rows = [np.dtype(f"V{max(1, size * n)}") for n in range(layout.chunk[3] + 1)]
+
+    def read(
+        self,
+        row: int,
+        runs: Sequence[Run],
+        corner: Index3,
+        size: Index3,
+        out: Shaped[np.ndarray, "place i j k"],
+        at: Index3 = (0, 0, 0),
+    ) -> None:
+        """Fill `out`, from voxel `at` on, with a window of some channels of a case; it must lie inside the array.
+
+        Other places of `out` are left as they are.
+        """
+        for run in runs:
+            spans = [
+                list(_spans(c, n, edge, a))
+                for c, n, edge, a in zip(corner, size, self.layout.chunk[1:], at, strict=True)
+            ]
+            for shard, wanted in self._by_shard(row, run.source, spans):
+                self._fill(shard, wanted, run, out)
+
+    def _by_shard(
+        self, row: int, channel: int, spans: list[list[_Span]]
+    ) -> Iterator[tuple[_Shard | None, list[tuple[int, tuple[_Span, _Span, _Span]]]]]:
+        """The chunks of a window by the shard they are in, each with its number in the index."""
+        grid = self._grid
+        channel_shard, own_channel = divmod(channel // self.layout.chunk[0], grid[0])
+        wanted: dict[Index3, list[tuple[int, tuple[_Span, _Span, _Span]]]] = {}
+        for i in spans[0]:
+            shard_i, own_i = divmod(i.chunk, grid[1])
+            base_i = (own_channel * grid[1] + own_i) * grid[2]
+            for j in spans[1]:
+                shard_j, own_j = divmod(j.chunk, grid[2])
+                base_j = (base_i + own_j) * grid[3]
+                for k in spans[2]:
+                    shard_k, own_k = divmod(k.chunk, grid[3])
+                    wanted.setdefault((shard_i, shard_j, shard_k), []).append((base_j + own_k, (i, j, k)))
+        for place, chunks in wanted.items():
+            yield self._shard((row, channel_shard, *place)), chunks
+
+    def _fill(
+        self,
+        shard: _Shard | None,
+        wanted: list[tuple[int, tuple[_Span, _Span, _Span]]],
+        run: Run,
+        out: Shaped[np.ndarray, "place i j k"],
+    ) -> None:
+        held = {} if shard is None else self._bytes(shard, [number for number, _ in wanted])
+        first_channel = run.source % self.layout.chunk[0]
+        source_strides = (self._strides[0] * run.source_step, *self._strides[1:3])
+        target_strides = (out.strides[0] * run.target_step, *out.strides[1:3])
+        low_channel = first_channel * self._strides[0]
+        for number, (i, j, k) in wanted:
+            shape = (run.num, i.num, j.num)
+            start = run.target * out.strides[0] + i.at * out.strides[1] + j.at * out.strides[2] + k.at * out.strides[3]
+            target = np.ndarray(shape, self._rows[k.num], out, start, target_strides)
+            packed = held.get(number)
+            if packed is None:
+                target[...] = np.zeros((), self._rows[k.num])
+                continue
+            chunk = self._decoded(packed, shard, number)
+            low = low_channel + i.low * self._strides[1] + j.low * self._strides[2] + k.low * self._strides[3]
+            target[...] = np.ndarray(shape, self._rows[k.num], chunk, low, source_strides)
+
+    def _bytes(self, shard: _Shard, numbers: Sequence[int]) -> dict[int, memoryview]:
+        """The packed bytes of those chunks that hold anything, checked where that is due."""
+        places, seen = shard.places, shard.seen
+        there = [n for n in numbers if places[2 * n] != _NOTHING]
+        held: dict[int, memoryview] = {}
+        for is_first in (True, False):
+            some = [n for n in there if bool(seen[n]) != is_first]
+            if not some:
+                continue
+            ranges = [(places[2 * n], places[2 * n] + places[2 * n + 1]) for n in some]
+            held.update(zip(some, self.parts.read(shard.key, ranges, is_first), strict=True))
+            if self.checksums == "always" or (is_first and self.checksums == "first"):
+                for n in some:
+                    self._check(held[n], shard, n)
+            for n in some:
+                seen[n] = 1
+        return held
+
+    def _check(self, packed: memoryview, shard: _Shard, number: int) -> None:
+        if google_crc32c.value(bytes(packed[:-_CRC_BYTES])) != int.from_bytes(packed[-_CRC_BYTES:], "little"):
+            raise self._damaged(shard, f"the checksum of chunk {number} is wrong")
+
+    def _decoded(self, packed: memoryview, shard: _Shard | None, number: int) -> memoryview | bytearray:
+        """A chunk's voxels; valid until this thread decodes the next one."""
+        assert shard is not None
+        body = packed[:-_CRC_BYTES]
+        if self.layout.codec == "none":
+            if len(body) != self._chunk_bytes:
+                raise self._damaged(shard, f"chunk {number} has {len(body)} bytes, not {self._chunk_bytes}")
+            return body
+        scratch: bytearray | None = getattr(self._own, "scratch", None)
+        if scratch is None:
+            scratch = self._own.scratch = bytearray(self._chunk_bytes)
+        try:
+            blosc.decompress(body, scratch)
+        except (RuntimeError, ValueError) as error:
+            raise self._damaged(shard, f"chunk {number} cannot be unpacked ({error})") from error
+        return scratch
+
+    def _shard(self, place: tuple[int, ...]) -> _Shard | None:
+        try:
+            return self._shards[place]
+        except KeyError:
+            pass
+        shard = self._opened(f"{self.layout.path}/c/{'/'.join(str(at) for at in place)}")
+        self._shards[place] = shard
+        while len(self._shards) > KEPT_INDICES:
+            self._shards.popitem(last=False)
+        return shard
+
+    def _opened(self, key: str) -> _Shard | None:
+        size = 16 * prod(self._grid) + _CRC_BYTES
+        tail = self.parts.tail(key, size)
+        if tail is None:
+            return None
+        if len(tail) != size or google_crc32c.value(tail[:-_CRC_BYTES]) != int.from_bytes(tail[-_CRC_BYTES:], "little"):
+            raise StoreError(f"{key}: {_DAMAGED.format('its index is not sound: the file is truncated or damaged')}")
+        return _Shard(key, tail[:-_CRC_BYTES])
+
+    @staticmethod
+    def _damaged(shard: _Shard, what: str) -> StoreError:
+        return StoreError(f"{shard.key}: {_DAMAGED.format(what)}")
+
+
+_DAMAGED = "{}. Find all that is damaged with: multiseg verify STORE; and ingest those cases again with --redo."
+
+
+def _spans(corner: int, size: int, edge: int, at: int) -> Iterator[_Span]:
+    done = 0
+    while done < size:
+        chunk, low = divmod(corner + done, edge)
+        num = min(edge - low, size - done)
+        yield _Span(chunk, low, num, at + done)
+        done += num
