@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int16
 
 from multiseg.errors import DataError, UsageError
 from multiseg.labels import LabelSpace
+from multiseg.loaders.centres import Centres, load_centres
+from multiseg.loaders.chance import Chance
 from multiseg.store.reader import Case, Store
 from multiseg.types import Index3
+
+MOST_DILATION = 64
 
 
 @dataclass(frozen=True)
@@ -20,116 +27,261 @@ class DrawOptions:
 
     Attributes:
         patch: window in voxels along i, j, k.
-        lesion_share: share of windows centred on a voxel of an annotated structure.
-        databases: "drawn" (each patch from a database with equal probability) or "each" (the databases
-            in turn: a batch holds the same number from each where their number divides its size; Xu et
-            al. 2024).
-        drop: "uniform" (Xu et al. 2024, section 2.1) or "none".
-        seed: 0 or more.
+        lesion_share: share of windows centred on a voxel of an annotated structure, 0.5 by default.
+        centre: which voxel that is.
+            "voxel" (default): of the case drawn, any sampled voxel of a structure of the label space; a
+            structure has up to 256, so those that are not tiny count alike. A case with none gives a window
+            anywhere.
+            "label": first the label, with equal probability among those that the database has voxels of,
+            then the case, among those that have it, then the voxel (Roulet et al. 2019, who draw databases
+            and classes with equal probability; background is left to the other windows).
+            "dilated": as "voxel", but of lesions only, and moved by an offset uniform in a ball of `dilation`
+            voxels. This stands for the dilated lesion map that Dorent et al. 2019 weight their crops by. It is
+            not flat as a dilated mask would be, but the sampled lesion voxels blurred with the ball: a place
+            counts by how many of them lie within reach, and a small structure for more than its size.
+        dilation: voxels, 0 to 64, 8 by default; only for "dilated".
+        overhang: voxels by which a window may reach over the border of its case on each side, 0 by default.
+            Along an axis half the window is the most: then any voxel of the case can be in the middle. A case
+            smaller than the window lies wholly inside it, within this many voxels of the middle.
+        databases: "drawn" (default: each patch from a database with equal probability, or by `weights`) or
+            "each" (the databases in turn: a batch holds the same number from each where their number
+            divides its size; Xu et al. 2024).
+        weights: how often each database is drawn beside the others, by name; every one with cases has to
+            be there, 0 leaves it out. Empty by default: all alike.
+        drop: "uniform" (default; Xu et al. 2024, section 2.1) or "none".
+        seed: from 0 to 2**63 - 1, 0 by default.
     """
 
     patch: Index3 = (64, 64, 64)
     lesion_share: float = 0.5
+    centre: str = "voxel"
+    dilation: int = 8
+    overhang: int = 0
     databases: str = "drawn"
+    weights: Mapping[str, float] = field(default_factory=dict, hash=False)
     drop: str = "uniform"
     seed: int = 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Draw:
-    """One patch: the case, the window's corner in its voxels (may be negative), the sequences kept."""
+    """One patch.
+
+    Attributes:
+        corner: the window's first voxel in the case; may be negative.
+        kept: the sequences that stay.
+        channels: where those are in the case's modalities.
+        number: of the case among all of the plan, database after database.
+    """
 
     case: Case
     corner: Index3
     kept: tuple[str, ...]
+    channels: tuple[int, ...]
+    number: int
 
 
-def uniform_drop(modalities: Sequence[str], rng: np.random.Generator) -> tuple[str, ...]:
-    """The sequences that stay: n ~ U{0..m-1} of m are dropped without replacement, so one stays at least.
+def uniform_drop(num_modalities: int, chance: Chance) -> tuple[int, ...]:
+    """Which sequences stay: n ~ U{0..m-1} of m are dropped without replacement, so one stays at least.
 
     Xu et al. 2024, section 2.1. For m = 4 the full set stays with probability 1/4, each triple and each
     single with 1/16, each pair with 1/24.
     """
-    num_dropped = int(rng.integers(len(modalities)))
-    dropped = set(rng.choice(len(modalities), num_dropped, replace=False).tolist())
-    return tuple(name for at, name in enumerate(modalities) if at not in dropped)
+    left = list(range(num_modalities))
+    for _ in range(chance.below(num_modalities)):
+        del left[chance.below(len(left))]
+    return tuple(left)
 
 
-def no_drop(modalities: Sequence[str], rng: np.random.Generator) -> tuple[str, ...]:
+def no_drop(num_modalities: int, chance: Chance) -> tuple[int, ...]:
     """Every sequence stays."""
-    return tuple(modalities)
+    return tuple(range(num_modalities))
 
 
-DROPS: dict[str, Callable[[Sequence[str], np.random.Generator], tuple[str, ...]]] = {
-    "uniform": uniform_drop,
-    "none": no_drop,
-}
+DROPS: dict[str, Callable[[int, Chance], tuple[int, ...]]] = {"uniform": uniform_drop, "none": no_drop}
 
 
 @dataclass(frozen=True, eq=False)
+class _Pool:
+    """The cases of a database, the number of the first, and where windows may be centred.
+
+    `holders` are the labels that some case has, each with those cases.
+    """
+
+    cases: tuple[Case, ...]
+    first: int
+    centres: Centres
+    holders: tuple[tuple[int, Int[np.ndarray, " _"]], ...]
+
+
+def _case_first(pool: _Pool, chance: Chance) -> tuple[int, int, int]:
+    case = chance.below(len(pool.cases))
+    return case, *pool.centres.of_case(case)
+
+
+def _label_first(pool: _Pool, chance: Chance) -> tuple[int, int, int]:
+    if not pool.holders:
+        return _case_first(pool, chance)
+    label, cases = pool.holders[chance.below(len(pool.holders))]
+    case = cases.item(chance.below(len(cases)))
+    return case, *pool.centres.of_label(case, label)
+
+
+CENTRES: dict[str, Callable[[_Pool, Chance], tuple[int, int, int]]] = {
+    "voxel": _case_first,
+    "label": _label_first,
+    "dilated": _case_first,
+}
+"""The case, and the first and last (exclusive) of the points that its window may be centred on."""
+
+
 class DrawPlan:
     """The cases to draw from, by database, and the voxels that windows may be centred on.
+
+    All that a draw needs is read here, once: drawing touches no file.
 
     Raises:
         DataError: there is no case to draw from.
         UsageError: an option's name is unknown, or a number out of its range.
     """
 
-    store: Store
-    cases: Mapping[str, Sequence[Case]]
-    space: LabelSpace
-    options: DrawOptions
-    _points: dict[tuple[str, int], Int[np.ndarray, "point 3"]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not any(self.cases.values()):
+    def __init__(
+        self, store: Store, cases: Mapping[str, Sequence[Case]], space: LabelSpace, options: DrawOptions
+    ) -> None:
+        self.store, self.space, self.options = store, space, options
+        self.cases = {name: tuple(listed) for name, listed in cases.items()}
+        filled = [name for name, listed in self.cases.items() if listed]
+        if not filled:
             raise DataError("there is no case to draw patches from. Are the splits empty? See: multiseg info.")
-        for value, known in ((self.options.drop, tuple(DROPS)), (self.options.databases, ("drawn", "each"))):
-            if value not in known:
-                raise UsageError(f"{value!r} is none of {', '.join(known)}.")
-        patch, share, seed = self.options.patch, self.options.lesion_share, self.options.seed
-        if min(patch) < 1 or not 0 <= share <= 1 or seed < 0:
-            raise UsageError(
-                f"patches of {list(patch)} voxels, a lesion_share of {share} and the seed {seed} cannot be drawn with: "
-                "give sizes from 1, a share between 0 and 1, and a seed from 0."
-            )
+        _check(options, space)
+        self._limits = list(accumulate(_shares(options, list(self.cases), filled)))
+        self._pools = [self._pool(name) for name in filled]
+        self._ball = ball(options.dilation) if options.centre == "dilated" else None
+
+    def _pool(self, name: str) -> _Pool:
+        names = list(self.cases)
+        first = sum(len(self.cases[before]) for before in names[: names.index(name)])
+        only_lesions = self.options.centre == "dilated"
+        wanted = [at for at, label in enumerate(self.space.labels) if label.kind == "lesion" or not only_lesions]
+        # Where no window is centred nothing has to be read.
+        wanted = wanted if self.options.lesion_share > 0 else []
+        centres = load_centres(self.store[name], self.cases[name], self.space, wanted)
+        return _Pool(self.cases[name], first, centres, centres.holders())
+
+    @property
+    def numbered(self) -> tuple[Case, ...]:
+        """All cases, as `Draw.number` counts them."""
+        return tuple(case for listed in self.cases.values() for case in listed)
+
+    @property
+    def chances(self) -> tuple[float, ...]:
+        """How likely each of them is drawn, as they are numbered; within a database all alike."""
+        filled = [name for name, listed in self.cases.items() if listed]
+        shares = _shares(self.options, list(self.cases), filled)
+        if self.options.databases == "each":
+            shares = [1] * len(filled)
+        of_name = dict(zip(filled, shares, strict=True))
+        return tuple(of_name[name] / len(listed) for name, listed in self.cases.items() for _ in listed)
 
     def draw(self, epoch: int, index: int) -> Draw:
         """The patch at this place of the stream; the same for any number of workers and any resume."""
-        rng = np.random.default_rng((self.options.seed, epoch, index))
-        filled = [name for name, cases in self.cases.items() if cases]
-        at = int(rng.integers(len(filled)))
-        name = filled[index % len(filled) if self.options.databases == "each" else at]
-        cases = self.cases[name]
-        case = cases[int(rng.integers(len(cases)))]
-        centred = rng.random() < self.options.lesion_share
-        corner = self._window(case, rng, centred)
-        return Draw(case, corner, DROPS[self.options.drop](case.modalities, rng))
-
-    def _window(self, case: Case, rng: np.random.Generator, centred: bool) -> Index3:
-        extent, patch = np.asarray(case.extent), np.asarray(self.options.patch)
-        room = np.maximum(extent - patch, 0)
-        points = self._centres(case) if centred else np.empty((0, 3), dtype=np.int64)
-        if len(points):
-            corner = np.clip(points[int(rng.integers(len(points)))] - patch // 2, 0, room)
+        options = self.options
+        chance = Chance(options.seed, epoch, index)
+        if options.databases == "each":
+            pool = self._pools[index % len(self._pools)]
         else:
-            corner = rng.integers(0, room + 1)
-        # A case smaller than the window lies in its middle.
-        i, j, k = np.where(extent < patch, (extent - patch) // 2, corner)
-        return int(i), int(j), int(k)
+            pool = self._pools[bisect_right(self._limits, chance.below(self._limits[-1]))]
+        centre = None
+        if chance.happens(options.lesion_share):
+            at, start, stop = CENTRES[options.centre](pool, chance)
+            if stop > start:
+                centre = self._centre(pool.centres.points, start + chance.below(stop - start), chance)
+        else:
+            at = chance.below(len(pool.cases))
+        case = pool.cases[at]
+        corner = self._corner(case.extent, centre, chance)
+        channels = DROPS[options.drop](len(case.modalities), chance)
+        kept = tuple([case.modalities[channel] for channel in channels])
+        return Draw(case, corner, kept, channels, pool.first + at)
 
-    def _centres(self, case: Case) -> Int[np.ndarray, "point 3"]:
-        """Sampled voxels of the structures of the label space, as many of each structure."""
-        key = (case.database, case.row)
-        if key not in self._points:
-            database = self.store[case.database]
-            sampled = database.foreground(case)
-            found = [
-                sampled[annotation, at]
-                for annotation, schema in enumerate(database.schemas.values())
-                for at, structure in enumerate(schema.structures)
-                if self.space.index_of(structure) is not None and case.annotated[annotation]
-            ]
-            points = np.concatenate(found) if found else np.empty((0, 3))
-            self._points[key] = points[points[:, 0] >= 0].astype(np.int64)
-        return self._points[key]
+    def _centre(self, points: Int16[np.ndarray, "point 3"], at: int, chance: Chance) -> Sequence[int]:
+        centre: list[int] = points[at].tolist()
+        if self._ball is None:
+            return centre
+        offset: list[int] = self._ball[chance.below(len(self._ball))].tolist()
+        return [place + moved for place, moved in zip(centre, offset, strict=True)]
+
+    def _corner(self, extent: Index3, centre: Sequence[int] | None, chance: Chance) -> Index3:
+        corner = []
+        for axis, size in enumerate(self.options.patch):
+            low, high = corner_range(extent[axis], size, self.options.overhang)
+            if centre is None:
+                corner.append(low + chance.below(high - low + 1))
+            else:
+                corner.append(min(max(centre[axis] - size // 2, low), high))
+        return corner[0], corner[1], corner[2]
+
+
+def corner_range(extent: int, size: int, overhang: int) -> tuple[int, int]:
+    """The first and the last place of a window's corner along an axis; see `DrawOptions.overhang`."""
+    beyond, room = min(overhang, size // 2), extent - size
+    if room >= 0:
+        return -beyond, room + beyond
+    return max(room // 2 - beyond, room), min(room // 2 + beyond, 0)
+
+
+def ball(radius: int) -> Int16[np.ndarray, "offset 3"]:
+    """Every offset in whole voxels that is no longer than `radius`."""
+    squares = np.arange(-radius, radius + 1) ** 2
+    inside = squares[:, None, None] + squares[:, None] + squares <= radius**2
+    return (np.argwhere(inside) - radius).astype(np.int16)
+
+
+def _check(options: DrawOptions, space: LabelSpace) -> None:
+    """Raises UsageError for an option that cannot be meant."""
+    names = (options.drop, tuple(DROPS)), (options.centre, tuple(CENTRES)), (options.databases, ("drawn", "each"))
+    for value, known in names:
+        if value not in known:
+            raise UsageError(f"{value!r} is none of {', '.join(known)}.")
+    patch, share, seed = options.patch, options.lesion_share, options.seed
+    if min(patch) < 1 or not 0 <= share <= 1 or not 0 <= seed < 2**63:
+        raise UsageError(
+            f"patches of {list(patch)} voxels, a lesion_share of {share} and the seed {seed} cannot be drawn with: "
+            "give sizes from 1, a share between 0 and 1, and a seed from 0 to 2**63 - 1."
+        )
+    if options.overhang < 0 or not 0 <= options.dilation <= MOST_DILATION:
+        raise UsageError(
+            f"an overhang of {options.overhang} and a dilation of {options.dilation} voxels cannot be drawn with: "
+            f"give an overhang from 0 and a dilation from 0 to {MOST_DILATION}."
+        )
+    if options.centre == "dilated" and all(label.kind != "lesion" for label in space.labels):
+        raise UsageError(
+            f"centre 'dilated' is for lesions, but the labels are {', '.join(space.names)}, none of them a lesion. "
+            "Take 'voxel' or 'label'."
+        )
+
+
+def _shares(options: DrawOptions, names: Sequence[str], filled: Sequence[str]) -> list[int]:
+    """How often each database that has cases is drawn, in whole numbers: those add up without rounding.
+
+    Raises:
+        UsageError: the weights do not fit the databases.
+    """
+    weights = options.weights
+    if not weights:
+        return [1] * len(filled)
+    listed = ", ".join(f"{name} = {weight:g}" for name, weight in weights.items())
+    if options.databases != "drawn":
+        raise UsageError(f"weights ({listed}) are for databases = 'drawn', not {options.databases!r}. Leave one out.")
+    unknown, missing = sorted(set(weights) - set(names)), sorted(set(filled) - set(weights))
+    if unknown or missing:
+        raise UsageError(
+            f"the weights ({listed}) do not fit the databases {', '.join(names)}: "
+            f"unknown are {unknown}, without a weight {missing}. Name each database once; 0 leaves it out."
+        )
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
+        raise UsageError(f"the weights of the databases are {listed}: give finite numbers from 0.")
+    largest = max(weights[name] for name in filled)
+    if largest == 0:
+        raise UsageError(f"the weights ({listed}) leave nothing of {', '.join(filled)}: give one of them more than 0.")
+    return [int(weights[name] / largest * 2**53) for name in filled]

@@ -1,5 +1,8 @@
+import shutil
 from collections import Counter
-from itertools import combinations
+from dataclasses import replace
+from functools import cache
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -8,9 +11,14 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from multiseg.errors import DataError, UsageError
-from multiseg.labels import LabelSpace
-from multiseg.loaders.draw import DrawOptions, DrawPlan, uniform_drop
-from multiseg.store.reader import open_store
+from multiseg.labels import LabelSpace, SpaceLabel
+from multiseg.loaders.chance import Chance
+from multiseg.loaders.draw import DrawOptions, DrawPlan, corner_range, no_drop, uniform_drop
+from multiseg.store.reader import Database, open_store
+
+TISSUES = (SpaceLabel("CSF", "tissue"), SpaceLabel("white matter", "tissue"))
+MIXED = LabelSpace((TISSUES[0], SpaceLabel("lesion", "lesion"), TISSUES[1]))
+VOXEL = (1, 1, 1)  # a window of one voxel has its corner where it is centred
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +26,13 @@ def store(store_url):
     return open_store(store_url)
 
 
-def plan_of(store, cases=None, **options):
+def plan_of(store, cases=None, space=None, **options):
     cases = cases or {name: store[name].cases for name in store}
-    return DrawPlan(store, cases, LabelSpace(), DrawOptions(**{"patch": (12, 12, 12)} | options))
+    return DrawPlan(store, cases, space or LabelSpace(), DrawOptions(**{"patch": (12, 12, 12)} | options))
+
+
+def fits(observed, expected=None):
+    return chisquare(observed, expected).pvalue > 0.01
 
 
 def law_of(kept_of_each_draw, modalities):
@@ -33,30 +45,36 @@ def law_of(kept_of_each_draw, modalities):
 
 
 def test_uniform_drop_follows_the_published_law():
-    rng = np.random.default_rng(0)
-    names = ("PD", "FLAIR", "T1", "T2")
-    observed, expected = law_of([uniform_drop(names, rng) for _ in range(9600)], names)
-    assert chisquare(observed, expected).pvalue > 0.01
+    observed, expected = law_of([uniform_drop(4, Chance(n)) for n in range(9600)], range(4))
+    assert fits(observed, expected)
 
 
 def test_draws_follow_the_published_law_too(store):
     plan = plan_of(store, {"alder": store["alder"].cases[:1]})
     case = store["alder"].cases[0]
     observed, expected = law_of([plan.draw(3, index).kept for index in range(4800)], case.modalities)
-    assert chisquare(observed, expected).pvalue > 0.01
+    assert fits(observed, expected)
 
 
 def test_a_single_sequence_is_never_dropped():
-    rng = np.random.default_rng(1)
-    assert {uniform_drop(("T1",), rng) for _ in range(50)} == {("T1",)}
+    assert {uniform_drop(1, Chance(n)) for n in range(50)} == {(0,)}
 
 
 def test_no_drop_keeps_all(store):
     plan = plan_of(store, drop="none")
     assert all(draw.kept == draw.case.modalities for draw in (plan.draw(0, index) for index in range(50)))
+    assert no_drop(3, Chance(0)) == (0, 1, 2)
 
 
-@given(st.integers(0, 2**31), st.integers(0, 2**31), st.integers(0, 2**31))
+def test_a_draw_says_which_case_and_channels_it_means_in_numbers_too(store):
+    plan = plan_of(store, {"alder": store["alder"].cases, "cedar": (), "dogwood": store["dogwood"].cases[2:]})
+    for draw in (plan.draw(0, index) for index in range(60)):
+        assert plan.numbered[draw.number] is draw.case
+        assert draw.kept == tuple(draw.case.modalities[channel] for channel in draw.channels)
+        assert list(draw.channels) == sorted(draw.channels)
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
 def test_a_draw_is_a_function_of_seed_epoch_and_index_alone(store, seed, epoch, index):
     first, other = plan_of(store, seed=seed), plan_of(store, seed=seed)
     other.draw(epoch + 1, index)  # what was drawn before must not matter
@@ -76,7 +94,7 @@ def test_databases_are_equally_likely_whatever_their_sizes(store):
     plan = plan_of(store, {"alder": store["alder"].cases, "birch": store["birch"].cases[:1], "cedar": ()})
     counts = Counter(plan.draw(0, index).case.database for index in range(4000))
     assert set(counts) == {"alder", "birch"}
-    assert chisquare(list(counts.values())).pvalue > 0.01
+    assert fits(list(counts.values()))
     assert len({plan.draw(0, index).case.name for index in range(200)}) == len(store["alder"].cases) + 1
 
 
@@ -85,6 +103,28 @@ def test_each_takes_the_databases_in_turn(store):
     names = [plan.draw(0, index).case.database for index in range(40)]
     assert set(Counter(names).values()) == {10}
     assert all(set(names[at : at + 4]) == set(store) for at in range(0, 40, 4))
+
+
+def test_databases_are_drawn_by_their_weights(store):
+    weights = {"dogwood": 0.5, "alder": 3.0, "cedar": 0.0, "birch": 1.5}
+    plan = plan_of(store, weights=weights)
+    counts = Counter(plan.draw(0, index).case.database for index in range(5000))
+    assert set(counts) == {"alder", "birch", "dogwood"}
+    assert fits([counts[name] for name in counts], [1000 * weights[name] for name in counts])
+
+
+@pytest.mark.parametrize("size", [1e-320, 1e308])
+def test_weights_of_any_size_count_beside_each_other(store, size):
+    plan = plan_of(store, weights=dict.fromkeys(store, size))
+    counts = Counter(plan.draw(0, index).case.database for index in range(2000))
+    assert fits([counts[name] for name in store])
+
+
+def test_neighbouring_draws_are_independent(store):
+    plan = plan_of(store)
+    pairs = Counter((plan.draw(0, n).case.name, plan.draw(0, n + 1).case.name) for n in range(0, 10240, 2))
+    names = [case.name for case in plan.numbered]
+    assert fits([pairs[pair] for pair in product(names, names)])
 
 
 def holds_lesion(store, draw, patch):
@@ -98,6 +138,179 @@ def test_centred_windows_hold_a_voxel_of_a_structure_of_the_space(store):
     free = plan_of(store, {"alder": store["alder"].cases}, patch=patch, lesion_share=0.0)
     assert all(holds_lesion(store, centred.draw(0, n), patch) for n in range(60))
     assert not all(holds_lesion(store, free.draw(0, n), patch) for n in range(60))
+
+
+def drawn_voxels(plan, num):
+    """Case and voxel of windows of one voxel."""
+    draws = [plan.draw(0, index) for index in range(num)]
+    return [(draw.case, draw.corner) for draw in draws]
+
+
+def label_at(store, case, voxel, space=MIXED):
+    """The label that the target shows at a voxel."""
+    return int(whole_target(store, case.database, case.name, space)[voxel])
+
+
+@cache
+def whole_target(store, database, name, space):
+    case = store[database][name]
+    return store[database].label_view(case, space).target(store[database].codes(case, (0, 0, 0), case.extent))
+
+
+def without(case, annotation):
+    """A case in which nothing was found of an annotation."""
+    count = case.foreground_count.copy()
+    count[annotation] = 0
+    return replace(case, foreground_count=count)
+
+
+def test_the_share_of_centred_windows_is_as_given(store):
+    cases = {"cedar": store["cedar"].cases[:1]}
+    plan = plan_of(store, cases, patch=VOXEL, lesion_share=0.3)
+    centred = sum(label_at(store, *drawn) > 0 for drawn in drawn_voxels(plan, 2000))
+    elsewhere = 218 / np.prod(store["cedar"].cases[0].extent)  # what hits the lesion by chance
+    expected = 2000 * (0.3 + 0.7 * elsewhere)
+    assert fits([centred, 2000 - centred], [expected, 2000 - expected])
+
+
+def test_voxel_draws_the_case_first_and_every_sampled_voxel_alike(store):
+    birch = store["birch"].cases
+    cases = {"birch": [without(birch[0], 0), *birch[1:]]}
+    plan = plan_of(store, cases, patch=VOXEL, lesion_share=1.0)
+    drawn = drawn_voxels(plan, 6000)
+    counts = Counter(case.name for case, _ in drawn)
+    assert fits([counts[case.name] for case in birch])
+    # The case without voxels gives windows anywhere.
+    assert not all(label_at(store, case, voxel) for case, voxel in drawn if case.name == "B001")
+    for case in birch[1:]:
+        sampled = store["birch"].foreground(case).reshape(-1, 3)
+        counts = Counter(voxel for other, voxel in drawn if other.name == case.name)
+        assert fits([counts[tuple(point)] for point in sampled[sampled[:, 0] >= 0].tolist()])
+        assert counts.total() == sum(counts[tuple(p)] for p in sampled.tolist())
+
+
+def test_label_balances_databases_labels_and_cases(store, monkeypatch):
+    space = LabelSpace(tuple(SpaceLabel(name, "lesion") for name in ("necrosis", "oedema", "lesion")))
+    birch, cedar = store["birch"].cases, store["cedar"].cases
+    whole = Database.foreground_points
+
+    def no_necrosis_in_two(self, rows, annotation, structures):
+        points = whole(self, rows, annotation, structures)
+        if self.name == "birch":
+            points[np.isin(rows, [birch[0].row, birch[1].row]), structures.index(0)] = -1
+        return points
+
+    monkeypatch.setattr(Database, "foreground_points", no_necrosis_in_two)
+    plan = plan_of(store, {"birch": birch, "cedar": cedar}, space, patch=VOXEL, lesion_share=1.0, centre="label")
+    counts = Counter((case.name, label_at(store, case, voxel, space)) for case, voxel in drawn_voxels(plan, 4800))
+    # Half of each database. In birch a third of each label: necrosis only in two cases, the others in all four.
+    expected = {(case.name, 3): 4800 / 2 / 4 for case in cedar}
+    expected |= {(case.name, 1): 4800 / 6 / 2 for case in birch[2:]}
+    expected |= {(case.name, label): 4800 / 6 / 4 for case in birch for label in (2, 3)}
+    assert set(counts) == set(expected)
+    assert fits([counts[key] for key in expected], list(expected.values()))
+
+
+def test_label_in_a_database_without_any_draws_anywhere(store):
+    cases = {"cedar": [without(case, 0) for case in store["cedar"].cases]}
+    plan = plan_of(store, cases, patch=VOXEL, lesion_share=1.0, centre="label")
+    drawn = drawn_voxels(plan, 400)
+    assert {case.name for case, _ in drawn} == {"C001", "C002", "C003", "C004"}
+    assert sum(label_at(store, *voxel) > 0 for voxel in drawn) < 40
+
+
+def test_dilated_offsets_are_uniform_in_the_ball_around_lesions(store, monkeypatch):
+    whole = Database.foreground_points
+
+    def first_point(self, rows, annotation, structures):
+        points = np.full_like(whole(self, rows, annotation, structures), -1)
+        points[:, :, 0] = voxel
+        return points
+
+    case, voxel = store["alder"].cases[0], (10, 11, 12)  # far enough from every border
+    # In a space of more labels, so that a centre on a tissue would show.
+    monkeypatch.setattr(Database, "foreground_points", first_point)
+    options = {"patch": VOXEL, "lesion_share": 1.0, "centre": "dilated", "dilation": 3}
+    plan = plan_of(store, {"alder": [case]}, MIXED, **options)
+    counts = Counter(tuple(np.subtract(corner, voxel).tolist()) for _, corner in drawn_voxels(plan, 123 * 40))
+    inside = [offset for offset in product(range(-3, 4), repeat=3) if np.linalg.norm(offset) <= 3]
+    assert len(inside) == 123
+    assert set(counts) == set(inside)
+    assert fits([counts[offset] for offset in inside])
+
+
+def test_dilated_by_nothing_is_on_lesions_only(store):
+    options = {"patch": VOXEL, "lesion_share": 1.0, "centre": "dilated", "dilation": 0}
+    plan = plan_of(store, {"alder": store["alder"].cases}, MIXED, **options)
+    assert {label_at(store, *drawn) for drawn in drawn_voxels(plan, 200)} == {2}
+
+
+def test_drawing_touches_no_file(store_url, store, tmp_path):
+    url = shutil.copytree(store_url, tmp_path / "copy.zarr")
+    laws = [{"centre": centre, "overhang": 3} for centre in ("voxel", "label", "dilated")]
+    gone = open_store(str(url))
+    plans = [plan_of(gone, space=MIXED, **law) for law in laws]
+    shutil.rmtree(url)
+    for law, plan in zip(laws, plans, strict=True):
+        there = plan_of(store, space=MIXED, **law)
+        for a, b in ((plan.draw(2, n), there.draw(2, n)) for n in range(60)):
+            assert (a.case.name, a.corner, a.kept) == (b.case.name, b.corner, b.kept)
+
+
+def test_where_no_window_is_centred_no_voxels_are_read(store, monkeypatch):
+    def refused(*args):
+        raise AssertionError("voxels were read")
+
+    monkeypatch.setattr(Database, "foreground_points", refused)
+    plan_of(store, lesion_share=0.0)
+    with pytest.raises(AssertionError, match="were read"):
+        plan_of(store, lesion_share=0.1)
+
+
+@given(st.integers(1, 300), st.integers(1, 200), st.integers(0, 150))
+def test_how_far_a_window_may_reach_over_a_border(extent, size, overhang):
+    low, high = corner_range(extent, size, overhang)
+    before, after = -low, high + size - extent  # how far the first and the last window reach over
+    assert low <= high
+    if extent >= size:
+        assert before == after == min(overhang, size // 2)
+    else:
+        assert max(low, high) <= 0
+        assert min(low, high) + size >= extent, "the case lies wholly inside"
+        assert before + after <= size - extent + 2 * overhang
+    if overhang >= size // 2 and extent >= size:
+        for voxel in (0, extent - 1):  # a voxel at the border may be in the middle
+            assert low <= voxel - size // 2 <= high
+    if overhang == 0 and extent < size:
+        assert low == high == -((size - extent + 1) // 2)
+
+
+@given(st.integers(0, 40), st.sampled_from([0.0, 1.0]), st.tuples(*[st.integers(1, 48)] * 3), st.integers(0, 2**63 - 1))
+def test_corners_keep_to_their_range(store, overhang, share, patch, index):
+    draw = plan_of(store, {"alder": store["alder"].cases}, patch=patch, lesion_share=share, overhang=overhang).draw(
+        0, index
+    )
+    for corner, extent, size in zip(draw.corner, draw.case.extent, patch, strict=True):
+        low, high = corner_range(extent, size, overhang)
+        assert low <= corner <= high
+
+
+def test_windows_anywhere_are_uniform_over_their_range(store):
+    plan = plan_of(store, {"alder": store["alder"].cases[:1]}, patch=(18, 64, 20), lesion_share=0.0, overhang=2)
+    corners = np.array([plan.draw(0, index).corner for index in range(4500)])
+    for axis, places in enumerate([range(-2, 7), range(-18, -13), range(-2, 7)]):  # in 22, 32 and 24 voxels
+        counts = Counter(corners[:, axis].tolist())
+        assert set(counts) == set(places)
+        assert fits([counts[place] for place in places])
+
+
+def test_with_enough_overhang_every_centre_is_in_the_middle(store):
+    cases = {"cedar": store["cedar"].cases}
+    free = plan_of(store, cases, patch=(20, 20, 20), lesion_share=1.0, overhang=99)
+    bound = plan_of(store, cases, patch=(20, 20, 20), lesion_share=1.0)
+    middles = [(d.case, tuple(np.add(d.corner, 10).tolist())) for d in (free.draw(0, n) for n in range(100))]
+    assert all(label_at(store, *middle) for middle in middles)
+    assert any(free.draw(0, n).corner != bound.draw(0, n).corner for n in range(100))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -126,6 +339,16 @@ def test_a_case_smaller_than_the_window_lies_in_its_middle(store, share):
     ("options", "said"),
     [
         ({"drop": "all"}, "'all' is none of uniform, none"),
+        ({"centre": "edge"}, "'edge' is none of voxel, label, dilated"),
+        ({"overhang": -2}, "overhang of -2"),
+        ({"dilation": 65}, "dilation of 65 .* 0 to 64"),
+        ({"seed": 2**63}, "the seed 9223372036854775808"),
+        ({"weights": {"elder": 1.0, "alder": 2.0}}, r"alder, birch, cedar, dogwood: unknown are \['elder'\]"),
+        ({"weights": {"alder": 2.0, "birch": 1.0}}, r"without a weight \['cedar', 'dogwood'\]"),
+        ({"weights": {"alder": 2.0, "birch": 1.0, "cedar": 1.0, "dogwood": -0.5}}, "dogwood = -0.5: give finite"),
+        ({"weights": {"alder": 2.0, "birch": 1.0, "cedar": 1.0, "dogwood": float("nan")}}, "dogwood = nan: give"),
+        ({"weights": dict.fromkeys(("alder", "birch", "cedar", "dogwood"), 0.0)}, "leave nothing of alder, birch"),
+        ({"weights": {"alder": 2.0}, "databases": "each"}, "alder = 2.* not 'each'"),
         ({"databases": "big"}, "'big' is none of drawn, each"),
         ({"patch": (8, 0, 8)}, r"patches of \[8, 0, 8\] voxels"),
         ({"lesion_share": 1.5}, "lesion_share of 1.5"),
@@ -140,3 +363,13 @@ def test_options_that_cannot_be_meant(store, options, said):
 def test_no_case_to_draw_from(store):
     with pytest.raises(DataError, match="no case to draw"):
         plan_of(store, {"alder": ()})
+
+
+def test_dilated_needs_a_lesion(store):
+    with pytest.raises(UsageError, match="the labels are CSF, white matter, none of them a lesion"):
+        plan_of(store, space=LabelSpace(TISSUES), centre="dilated")
+
+
+def test_a_database_without_cases_may_go_without_weight(store):
+    plan = plan_of(store, {"alder": store["alder"].cases, "birch": ()}, weights={"alder": 1.0})
+    assert plan.draw(0, 0).case.database == "alder"
