@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 MAX_SPACING_MM = 20
 SMALL_BYTES = 100_000_000
 """Sources smaller than this are prepared before other processes have started."""
-_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 _WHAT, _HOW, _WHO = "What the files are", "How they are prepared", "Who does it"
 
@@ -245,6 +244,7 @@ def workers_of(text: str, scheduler: str, memory: str, databases: list[DatabaseF
     Raises:
         UsageError: a number or a size cannot be read.
     """
+    from multiseg.sizes import num_bytes
     from multiseg.store.intake import source_bytes
     from multiseg.store.parallel import Workers, default_memory_bytes, default_workers
 
@@ -255,12 +255,5 @@ def workers_of(text: str, scheduler: str, memory: str, databases: list[DatabaseF
         num = int(text)
     else:
         raise UsageError(f"--workers {text!r} is no whole number, and not auto.")
-    size = default_memory_bytes() if memory == "auto" else _bytes(memory)
+    size = default_memory_bytes() if memory == "auto" else num_bytes(memory, "--memory")
     return Workers(num, scheduler, None if "://" in scheduler and memory == "auto" else size)
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)i?b?", text.strip().lower())
-    if match is None:
-        raise UsageError(f"--memory {text!r} is no size such as 8GB or 500MB.")
-    return int(float(match[1]) * _UNITS[match[2]])

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
+import itertools
+import math
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import IterableDataset, get_worker_info
 
-from multiseg.errors import DataError, ResourceError, UsageError
+from multiseg.errors import DataError, UsageError
 from multiseg.labels import LabelSpace
-from multiseg.loaders.align import place
-from multiseg.loaders.draw import DrawOptions, DrawPlan
+from multiseg.loaders.cache import CaseCache, with_places
+from multiseg.loaders.described import describe
+from multiseg.loaders.draw import Draw, DrawOptions, DrawPlan
+from multiseg.loaders.memory import SharedMemory
+from multiseg.loaders.ring import MAX_LENT, Filled, Ring, Wanted
+from multiseg.loaders.shards import Checksums
+from multiseg.loaders.workers import STARTS, Caller, Crew, Processes, Threads, Work, patches_at_a_time
 from multiseg.modalities import ModalityAxis
+from multiseg.sizes import num_bytes
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote
 from multiseg.store.reader import Case, Store
@@ -25,6 +33,8 @@ from multiseg.store.reader import Case, Store
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Patches of several databases on one modality axis and in one label space.
+
+    Images and target may lie in memory that the stream uses again as soon as no tensor looks at it any more.
 
     Attributes:
         images: 0 where a sequence is absent or dropped.
@@ -54,16 +64,6 @@ class Batch:
             annotated=self.annotated.to(device, non_blocking=True),
         )
 
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; torch's DataLoader calls this."""
-        return replace(
-            self,
-            images=self.images.pin_memory(),
-            present=self.present.pin_memory(),
-            target=self.target.pin_memory(),
-            annotated=self.annotated.pin_memory(),
-        )
-
 
 @dataclass(frozen=True)
 class StreamOptions:
@@ -71,21 +71,60 @@ class StreamOptions:
 
     Attributes:
         batch_size: patches a step, over all databases.
-        workers: processes that read; 0 reads in this one.
+        workers: processes that read; 0 reads in this one, when a batch is asked for.
+        start: how they are started: "fork", "forkserver", "spawn", or "thread" for threads instead; "auto" forks
+            where the system forks well and the store is local, which is quickest.
+        ahead: batches that are filled before they are asked for.
+        cache: memory for decoded cases, shared by the workers, such as "4GiB"; "0" for none. It holds those cases
+            that are drawn most often and does not change any patch.
+        checksums: whether a worker compares a chunk with its checksum when it "first" reads it, "always" or "never".
+        on_death: "restart" (a worker that died is replaced and its patches are read again) or "stop".
         batches_per_epoch: only names the draws (seed, epoch, index); nothing restarts at an epoch.
     """
 
     draw: DrawOptions = DrawOptions()
     batch_size: int = 4
     workers: int = 1
+    start: str = "auto"
+    ahead: int = 3
+    cache: str = "0"
+    checksums: Checksums = "first"
+    on_death: str = "restart"
     batches_per_epoch: int = 250
 
+    def check(self) -> None:
+        """Raises UsageError where an option is out of its range."""
+        if min(self.batch_size, self.batches_per_epoch, self.ahead) < 1 or self.workers < 0:
+            raise UsageError(
+                f"{self.batch_size} patches a batch, {self.batches_per_epoch} batches an epoch, {self.ahead} batches "
+                f"ahead and {self.workers} workers make no stream: give at least 1, 1, 1 and 0."
+            )
+        known = {"start": STARTS, "checksums": ("first", "always", "never"), "on_death": ("restart", "stop")}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise UsageError(f"{name} is {getattr(self, name)!r}, which is none of {', '.join(values)}.")
 
-class PatchStream:
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the stream a process trains on, where several train one model: its number among so many.
+
+    Together they get the batches that one process with `num` times the batch size would get.
+    """
+
+    rank: int = 0
+    num: int = 1
+
+
+class PatchStream(IterableDataset[Batch]):
     """The training patches of a store as batches. Batch n is the same however often and wherever it is made.
 
     >>> stream = PatchStream(open_store("brain.zarr"), ModalityAxis(("FLAIR", "T1")), LabelSpace())
     >>> for batch in stream.batches(0, 100): ...
+
+    Iterating over the stream itself begins at its position, which `state_dict` saves, and never ends. It is a torch
+    IterableDataset too, for those who need a DataLoader (with batch_size=None, and slower, since it sends what the
+    stream's own workers write in place).
 
     Raises:
         DataError: no case of the split is in the store, or none has a structure of the label space.
@@ -100,16 +139,16 @@ class PatchStream:
         options: StreamOptions | None = None,
         split: str = "train",
         databases: Sequence[str] = (),
+        share: Share | None = None,
     ) -> None:
         self.options = options or StreamOptions()
-        if min(self.options.batch_size, self.options.batches_per_epoch) < 1 or self.options.workers < 0:
-            raise UsageError(
-                f"{self.options.batch_size} patches a batch, {self.options.batches_per_epoch} batches an epoch and "
-                f"{self.options.workers} workers make no stream: give at least 1, 1 and 0."
-            )
+        self.options.check()
+        self.share = share or Share()
+        if not 0 <= self.share.rank < self.share.num:
+            raise UsageError(f"rank {self.share.rank} of {self.share.num} is none: give 0 to {self.share.num - 1}.")
         self.axis = axis
         self.space = space
-        usable = [self._narrowed(case) for case in select(store, databases, split=split)]
+        usable = [_narrowed(case, axis) for case in select(store, databases, split=split)]
         usable = [case for case in usable if case.modalities and self._is_annotated(store, case)]
         if not usable:
             raise DataError(
@@ -119,96 +158,103 @@ class PatchStream:
         names = list(dict.fromkeys(case.database for case in usable))
         cases = {name: [case for case in usable if case.database == name] for name in names}
         self.plan = DrawPlan(store, cases, space, self.options.draw)
-
-    def _narrowed(self, case: Case) -> Case:
-        """The case with those of its sequences that are on the axis: a drop must leave one of them."""
-        return replace(case, modalities=tuple(name for name in case.modalities if name in self.axis))
+        self._described = describe(self.plan, axis, self.options.checksums)
+        budget = num_bytes(self.options.cache, "cache")
+        self._sources, taken = with_places(self._described.sources, self.plan.chances, budget)
+        self._cache = CaseCache(self._sources, taken)
+        self.position = 0
 
     def _is_annotated(self, store: Store, case: Case) -> bool:
         return bool(store[case.database].label_view(case, self.space).annotated.any())
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from `position` on, without end. In a worker of a DataLoader, its share of them."""
+        worker = get_worker_info()
+        if worker is None:
+            for batch in self._batches(itertools.count(self.position), self.options.workers):
+                self.position += 1
+                yield batch
+        else:
+            yield from self._batches(itertools.count(self.position + worker.id, worker.num_workers), 0)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches number `start` to `stop` (exclusive) of the stream.
 
         Raises:
-            ResourceError: a worker was killed, mostly for want of (shared) memory.
+            StoreError: a file of the store is missing or damaged.
+            ResourceError: there is no memory for the batches, or a worker died and may not be replaced.
         """
-        workers = self.options.workers
-        loader = DataLoader(
-            _Patches(self.plan, self.axis, self.space),
-            batch_sampler=(self._keys(number) for number in range(start, stop)),
-            num_workers=workers,
-            # What reads over the network does not survive a fork: a forked worker would wait for ever.
-            multiprocessing_context="spawn" if workers and is_remote(self.plan.store.url) else None,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
-            # Its own generator: a loader must not draw from the one that dropout uses, or resuming would differ.
-            generator=torch.Generator().manual_seed(0),
-            worker_init_fn=_leave_signals_to_parent,
-        )
+        yield from self._batches(range(start, stop), self.options.workers)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream is, to go on from there after `load_state_dict`."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from where another stream of the same store and options was."""
+        self.position = int(state["position"])
+
+    def _batches(self, numbers: Iterable[int], workers: int) -> Iterator[Batch]:
+        drawn: deque[list[tuple[tuple[int, int], Draw]]] = deque()
+
+        def wanted() -> Iterator[list[Wanted]]:
+            for number in numbers:
+                drawn.append([(key, self.plan.draw(*key)) for key in self._keys(number)])
+                yield [self._described.wanted(draw) for _, draw in drawn[-1]]
+
+        work = self._work(workers)
+        ring = Ring(work, _crew(work, self.options, workers), self._cache)
         try:
-            yield from loader
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise ResourceError(
-                f"a process that reads patches died: {error} Mostly memory or shared memory (/dev/shm) ran out: "
-                f"give fewer workers than {workers}, smaller patches or batches, or a container more --shm-size."
-            ) from error
+            for filled in ring.filled(wanted()):
+                yield self._batch(filled, drawn.popleft())
+        finally:
+            ring.close()
+
+    def _work(self, workers: int) -> Work:
+        """What the workers are given; they have something to do, and what they do next lies ready for them."""
+        size = self.options.batch_size
+        ahead = max(self.options.ahead, math.ceil(2 * workers * patches_at_a_time(self._sources.url) / size))
+        num_slots = ahead + MAX_LENT
+        memory = SharedMemory(num_slots * size * self._sources.patch_bytes)
+        return Work(self._sources, memory, self._cache.memory, num_slots, size)
 
     def _keys(self, number: int) -> list[tuple[int, int]]:
         """The (epoch, index) of the draws in batch `number`."""
-        size = self.options.batch_size
         epoch, at = divmod(number, self.options.batches_per_epoch)
-        return [(epoch, at * size + sample) for sample in range(size)]
+        size = self.options.batch_size
+        first = (at * self.share.num + self.share.rank) * size
+        return [(epoch, first + sample) for sample in range(size)]
+
+    def _batch(self, filled: Filled, drawn: Sequence[tuple[tuple[int, int], Draw]]) -> Batch:
+        draws = [draw for _, draw in drawn]
+        return Batch(
+            images=filled.images,
+            present=self._described.present(draws),
+            target=filled.target,
+            annotated=self._described.annotated[[draw.number for draw in draws]],
+            database=tuple(draw.case.database for draw in draws),
+            case=tuple(draw.case.name for draw in draws),
+            corner=torch.tensor([draw.corner for draw in draws], dtype=torch.int64),
+            draws=torch.tensor([key for key, _ in drawn], dtype=torch.int64),
+        )
 
 
-@dataclass(frozen=True, eq=False)
-class _Sample:
-    images: Float[np.ndarray, "modality i j k"]
-    present: Bool[np.ndarray, " modality"]
-    target: UInt8[np.ndarray, "i j k"]
-    annotated: Bool[np.ndarray, " label"]
-    database: str
-    case: str
-    corner: tuple[int, int, int]
-    key: tuple[int, int]
+def _narrowed(case: Case, axis: ModalityAxis) -> Case:
+    """The case with those of its sequences that are on the axis: a drop must leave one of them."""
+    return replace(case, modalities=tuple(name for name in case.modalities if name in axis))
 
 
-class _Patches(Dataset[_Sample]):
-    """Patches by (epoch, index)."""
-
-    def __init__(self, plan: DrawPlan, axis: ModalityAxis, space: LabelSpace) -> None:
-        self.plan = plan
-        self.axis = axis
-        self.space = space
-
-    def __getitem__(self, key: tuple[int, int]) -> _Sample:
-        draw = self.plan.draw(*key)
-        case = draw.case
-        database = self.plan.store[case.database]
-        patch = self.plan.options.patch
-        images, present = place(database.image(case, draw.corner, patch), database.modalities, draw.kept, self.axis)
-        view = database.label_view(case, self.space)
-        target = view.target(database.codes(case, draw.corner, patch))
-        return _Sample(images, present, target, view.annotated, case.database, case.name, draw.corner, key)
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal, SIGTERM often every process of a job; only the training
-    may decide what they mean. A worker ends when its parent says so or is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _collate(samples: Sequence[_Sample]) -> Batch:
-    return Batch(
-        images=torch.from_numpy(np.stack([sample.images for sample in samples])),
-        present=torch.from_numpy(np.stack([sample.present for sample in samples])),
-        target=torch.from_numpy(np.stack([sample.target for sample in samples])),
-        annotated=torch.from_numpy(np.stack([sample.annotated for sample in samples])),
-        database=tuple(sample.database for sample in samples),
-        case=tuple(sample.case for sample in samples),
-        corner=torch.tensor([sample.corner for sample in samples], dtype=torch.int64),
-        draws=torch.tensor([sample.key for sample in samples], dtype=torch.int64),
-    )
+def _crew(work: Work, options: StreamOptions, workers: int) -> Crew:
+    if not workers:
+        return Caller(work)
+    start, remote = options.start, is_remote(work.sources.url)
+    if start == "thread":
+        return Threads(work, workers)
+    if start == "auto":
+        start = "fork" if sys.platform == "linux" and not remote else "forkserver"
+    if start == "fork" and remote:
+        raise UsageError(
+            f"{work.sources.url} cannot be read by forked workers, since its connections do not survive a fork: "
+            'give start = "forkserver", "spawn" or "thread".'
+        )
+    return Processes(work, workers, start, options.on_death == "restart")

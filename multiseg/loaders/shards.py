@@ -46,8 +46,8 @@ class Run:
 def runs_of(pairs: Iterable[tuple[int, int]], chunk: int) -> tuple[Run, ...]:
     """(channel, place) pairs as few runs, none of which leaves a chunk of `chunk` channels.
 
-    >>> runs_of([(0, 1), (1, 2), (3, 4)], 4)
-    (Run(source=0, target=1, num=2, source_step=1, target_step=1), Run(source=3, target=4, num=1, source_step=1, target_step=1))
+    >>> runs_of([(0, 1), (1, 2), (3, 4)], chunk=4)
+    (Run(0, 1, 2, 1, 1), Run(3, 4, 1, 1, 1))
     """
     runs: list[Run] = []
     for source, target in sorted(pairs):

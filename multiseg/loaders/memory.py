@@ -1,0 +1,79 @@
+"""Memory that processes share, made once: batches are filled in place and nothing is sent."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+from multiseg.errors import ResourceError
+
+
+class SharedMemory:
+    """Anonymous memory that a worker process maps too, whichever way it was started.
+
+    Where the system has memfd it is not part of /dev/shm, whose size containers often limit to 64 MB.
+    It is gone with the last process that has it.
+
+    Raises:
+        ResourceError: there is not as much memory.
+    """
+
+    def __init__(self, num_bytes: int, reserve: bool = True) -> None:
+        """`reserve`: have the memory now, rather than page by page when it is written to."""
+        self.num_bytes = max(1, num_bytes)
+        self._file = _anonymous_file()
+        try:
+            _check_there_is(self.num_bytes)
+            os.ftruncate(self._file, self.num_bytes)
+            if reserve and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file, 0, self.num_bytes)
+            self.map = mmap.mmap(self._file, self.num_bytes)
+        except OSError as error:
+            os.close(self._file)
+            if isinstance(error, ResourceError):
+                raise
+            raise ResourceError(
+                f"{num_bytes / 2**30:.1f} GiB of memory for patches cannot be had ({error}). Choose smaller patches "
+                "or batches, fewer batches ahead, or a smaller cache."
+            ) from error
+
+    def view(self) -> memoryview:
+        return memoryview(self.map)
+
+    def close(self) -> None:
+        """Give up the handle; the memory itself stays while anything looks at it."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"num_bytes": self.num_bytes, "handle": DupFd(self._file)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.num_bytes = state["num_bytes"]
+        self._file = state["handle"].detach()
+        self.map = mmap.mmap(self._file, self.num_bytes)
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("multiseg")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _check_there_is(num_bytes: int) -> None:
+    """Refuse what the machine never has: asking the system for it would end this process instead."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if num_bytes > there:
+        raise ResourceError(
+            f"the patches that are made ahead, or the cache, would take {num_bytes / 2**30:.1f} GiB, and this machine "
+            f"has {there / 2**30:.1f} GiB. Choose smaller patches or batches, fewer batches ahead, or a smaller cache."
+        )

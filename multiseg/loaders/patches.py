@@ -1,0 +1,213 @@
+"""Filling the places of a batch with patches: all that a process that reads has to know, and does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float16, Shaped, UInt8
+
+from multiseg.errors import MultisegError
+from multiseg.labels import IGNORE
+from multiseg.loaders.shards import Checksums, Run, ShardReader, runs_of
+from multiseg.store.array_layout import ArrayLayout
+from multiseg.store.parts import Parts
+from multiseg.types import Index3
+
+
+class Task(NamedTuple):
+    """One patch to read: of which case, where, which of its database's channels, and the place it is for.
+
+    `kept` has a bit for each channel of the database; `is_cached` says that the case lies decoded in the cache.
+    A task without a place (`slot` -1) decodes the whole case into the cache.
+    """
+
+    serial: int
+    slot: int
+    position: int
+    case: int
+    corner: Index3
+    kept: int
+    is_cached: bool = False
+
+
+@dataclass(frozen=True)
+class DatabaseSource:
+    """The arrays of a database, and the place on the axis of each of its channels (-1: not on it)."""
+
+    image: ArrayLayout
+    label: ArrayLayout
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TargetTable:
+    """What the codes of one annotation become; `is_plain` if every code that occurs stays as it is."""
+
+    annotation: int
+    table: UInt8[np.ndarray, "256"]
+    is_plain: bool
+
+
+@dataclass(frozen=True)
+class CaseSource:
+    """Where a case lies. `cached_at` is its first byte in the cache, -1 if it is not for the cache."""
+
+    name: str
+    database: int
+    row: int
+    extent: Index3
+    tables: int
+    cached_at: int = -1
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything that patches are read from and how, in plain values that travel to other processes."""
+
+    url: str
+    databases: Sequence[DatabaseSource]
+    cases: Sequence[CaseSource]
+    tables: Sequence[Sequence[TargetTable]]
+    patch: Index3
+    num_places: int
+    checksums: Checksums = "first"
+
+    @property
+    def patch_bytes(self) -> int:
+        """What a patch takes: float16 images of all places, and its target."""
+        return int(np.prod(self.patch)) * (2 * self.num_places + 1)
+
+    def cached_bytes(self, case: CaseSource) -> int:
+        """What a decoded case takes: float16 images of its database's channels, and its target."""
+        return int(np.prod(case.extent)) * (2 * len(self.databases[case.database].places) + 1)
+
+
+class PatchReader:
+    """Reads patches into given arrays. Threads may share one; every process makes its own.
+
+    Args:
+        cache: bytes in which whole decoded cases lie at `CaseSource.cached_at`.
+    """
+
+    def __init__(self, sources: Sources, parts: Parts, cache: memoryview | None = None) -> None:
+        self.sources = sources
+        self._cache = cache
+        self._images = [ShardReader(parts, one.image, sources.checksums) for one in sources.databases]
+        self._labels = [ShardReader(parts, one.label, sources.checksums) for one in sources.databases]
+        self._runs: dict[tuple[int, int], tuple[tuple[Run, ...], tuple[int, ...]]] = {}
+
+    def fill(
+        self,
+        task: Task,
+        images: Float16[np.ndarray, "modality i j k"],
+        target: UInt8[np.ndarray, "i j k"],
+    ) -> None:
+        """Write a patch into `images` and `target`, every voxel of them.
+
+        What lies beyond the case is absent: 0 in the images, 255 (nowhere to look) in the target.
+
+        Raises:
+            StoreError: a file of the case is missing or damaged.
+            ResourceError: it cannot be read.
+        """
+        case = self.sources.cases[task.case]
+        corner, size, at = _inside(task.corner, self.sources.patch, case.extent)
+        runs, absent = self._placed(case.database, task.kept)
+        if size != self.sources.patch:
+            images[...] = 0
+            target[...] = IGNORE
+            if min(size) == 0:
+                return
+        else:
+            for place in absent:
+                images[place] = 0
+        if task.is_cached:
+            self._copy_cached(case, runs, corner, size, at, images, target)
+            return
+        try:
+            self._images[case.database].read(case.row, runs, corner, size, images, at)
+            self._read_target(case, corner, size, at, target)
+        except MultisegError as error:
+            raise type(error)(f"{case.name}: {error}") from error
+
+    def decode(self, case: CaseSource) -> None:
+        """Decode a whole case into the cache.
+
+        Raises: as `fill`.
+        """
+        images, target = self._cached(case)
+        channels = self.sources.databases[case.database].image.chunk[0]
+        runs = runs_of([(at, at) for at in range(len(images))], channels)
+        try:
+            self._images[case.database].read(case.row, runs, (0, 0, 0), case.extent, images)
+            self._read_target(case, (0, 0, 0), case.extent, (0, 0, 0), target)
+        except MultisegError as error:
+            raise type(error)(f"{case.name}: {error}") from error
+
+    def _placed(self, database: int, kept: int) -> tuple[tuple[Run, ...], tuple[int, ...]]:
+        """The channels to read with their places, and the places that hold nothing."""
+        known = self._runs.get((database, kept))
+        if known is None:
+            source = self.sources.databases[database]
+            pairs = [(at, place) for at, place in enumerate(source.places) if place >= 0 and kept >> at & 1]
+            filled = {place for _, place in pairs}
+            absent = tuple(place for place in range(self.sources.num_places) if place not in filled)
+            known = self._runs[database, kept] = runs_of(pairs, source.image.chunk[0]), absent
+        return known
+
+    def _read_target(
+        self, case: CaseSource, corner: Index3, size: Index3, at: Index3, target: UInt8[np.ndarray, "i j k"]
+    ) -> None:
+        reader, tables = self._labels[case.database], self.sources.tables[case.tables]
+        region = target[tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))]
+        first, *others = tables
+        reader.read(case.row, (Run(first.annotation, 0),), corner, size, target[None], at)
+        if not first.is_plain:
+            region[...] = first.table[region]
+        for one in others:
+            codes = np.empty((1, *size), dtype=np.uint8)
+            reader.read(case.row, (Run(one.annotation, 0),), corner, size, codes)
+            mapped = one.table[codes[0]]
+            np.copyto(region, mapped, where=mapped != 0)
+
+    def _cached(self, case: CaseSource) -> tuple[Float16[np.ndarray, "channel i j k"], UInt8[np.ndarray, "i j k"]]:
+        assert self._cache is not None
+        shape = (len(self.sources.databases[case.database].places), *case.extent)
+        images = np.ndarray(shape, np.float16, self._cache, case.cached_at)
+        return images, np.ndarray(case.extent, np.uint8, self._cache, case.cached_at + images.nbytes)
+
+    def _copy_cached(
+        self,
+        case: CaseSource,
+        runs: Sequence[Run],
+        corner: Index3,
+        size: Index3,
+        at: Index3,
+        images: Float16[np.ndarray, "modality i j k"],
+        target: UInt8[np.ndarray, "i j k"],
+    ) -> None:
+        held, codes = self._cached(case)
+        own = tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))
+        put = tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))
+        for run in runs:
+            taken = slice(run.source, run.source + run.num * run.source_step, run.source_step)
+            placed = slice(run.target, run.target + run.num * run.target_step, run.target_step)
+            _copy_rows(held[taken, *own], images[placed, *put])
+        _copy_rows(codes[own], target[put])
+
+
+def _copy_rows(source: Shaped[np.ndarray, "*axes k"], target: Shaped[np.ndarray, "*axes k"]) -> None:
+    """Copy, with a row of voxels along k as one item: numpy copies few large items faster than many small ones."""
+    row = np.dtype(f"V{source.shape[-1] * source.itemsize}")
+    target.view(row)[...] = source.view(row)
+
+
+def _inside(corner: Index3, patch: Index3, extent: Index3) -> tuple[Index3, Index3, Index3]:
+    """The part of a window that the case has: its first voxel, its size, and where it lies in the window."""
+    low = [max(0, c) for c in corner]
+    size = [max(0, min(c + n, e) - a) for c, n, e, a in zip(corner, patch, extent, low, strict=True)]
+    at = [a - c for a, c in zip(low, corner, strict=True)]
+    return (low[0], low[1], low[2]), (size[0], size[1], size[2]), (at[0], at[1], at[2])

@@ -1,0 +1,353 @@
+"""Who reads the patches: processes, threads, or the caller itself; all take tasks and say which are done."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Protocol
+
+import numpy as np
+
+from multiseg.errors import MultisegError, ResourceError
+from multiseg.loaders.memory import SharedMemory
+from multiseg.loaders.patches import PatchReader, Sources, Task
+from multiseg.store.hierarchy import is_remote, local_path
+from multiseg.store.parts import LocalParts, Parts
+
+log = logging.getLogger(__name__)
+
+STARTS = ("auto", "fork", "forkserver", "spawn", "thread")
+MAX_DEATHS = 3
+"""Workers that may die over one and the same patch."""
+ORPHAN_SECONDS = 5.0
+"""How often a worker that waits looks whether its parent is still there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What a worker is given once: what to read, where to put it, how many patches at a time.
+
+    `num_slots` batches of `batch_size` patches lie in `memory`, all images first; decoded cases in `cache`.
+    """
+
+    sources: Sources
+    memory: SharedMemory
+    cache: SharedMemory | None
+    num_slots: int
+    batch_size: int
+
+    @property
+    def threads(self) -> int:
+        return patches_at_a_time(self.sources.url)
+
+    def images(self) -> np.ndarray:
+        """All slots' images [slot position modality i j k], float16."""
+        return np.ndarray(self._shape(self.sources.num_places), np.float16, self.memory.map)
+
+    def targets(self) -> np.ndarray:
+        """All slots' targets [slot position i j k], uint8."""
+        start = 2 * int(np.prod(self._shape(self.sources.num_places)))
+        return np.ndarray(self._shape(), np.uint8, self.memory.map, start)
+
+    def _shape(self, *channels: int) -> tuple[int, ...]:
+        return (self.num_slots, self.batch_size, *channels, *self.sources.patch)
+
+
+def patches_at_a_time(url: str) -> int:
+    """Patches that one process reads at a time: over a network most of the time is waiting."""
+    return 8 if is_remote(url) else 1
+
+
+def open_parts(url: str) -> Parts:
+    """The bytes of a store's objects, for this process."""
+    return LocalParts(local_path(url))
+
+
+class Doer:
+    """Does tasks; of one process, its threads may share it."""
+
+    def __init__(self, work: Work) -> None:
+        self._images, self._targets = work.images(), work.targets()
+        cache = None if work.cache is None else work.cache.view()
+        self._cases = work.sources.cases
+        self._reader = PatchReader(work.sources, open_parts(work.sources.url), cache)
+
+    def do(self, task: Task) -> None:
+        if task.slot < 0:
+            self._reader.decode(self._cases[task.case])
+        else:
+            place = task.slot, task.position
+            self._reader.fill(task, self._images[place], self._targets[place])
+
+
+class Crew(Protocol):
+    """Those who read."""
+
+    def give(self, task: Task) -> None:
+        """Have a task done, now or later."""
+
+    def done(self) -> Sequence[int]:
+        """Serials of tasks done since the last call; waits for at least one.
+
+        Raises:
+            StoreError, ResourceError: a task cannot be done, or a worker is dead.
+        """
+
+    def close(self) -> None:
+        """End, with tasks undone."""
+
+
+class Caller:
+    """No worker: what is asked for is read when it is waited for."""
+
+    def __init__(self, work: Work) -> None:
+        self._doer = Doer(work)
+        self._tasks: deque[Task] = deque()
+
+    def give(self, task: Task) -> None:
+        self._tasks.append(task)
+
+    def done(self) -> Sequence[int]:
+        task = self._tasks.popleft()
+        self._doer.do(task)
+        return [task.serial]
+
+    def close(self) -> None:
+        self._tasks.clear()
+
+
+class Threads:
+    """Threads of this process. They share its interpreter, so they suit machines that can start no processes."""
+
+    def __init__(self, work: Work, num: int) -> None:
+        self._doer = Doer(work)
+        self._pool = ThreadPoolExecutor(num * work.threads, "multiseg-reader")
+        self._done: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
+
+    def give(self, task: Task) -> None:
+        self._pool.submit(self._do, task)
+
+    def _do(self, task: Task) -> None:
+        try:
+            self._doer.do(task)
+            self._done.put(task.serial)
+        except BaseException as error:  # noqa: BLE001 (goes to whoever waits, as it would without threads)
+            self._done.put(error)
+
+    def done(self) -> Sequence[int]:
+        found = [self._done.get()]
+        while not self._done.empty():
+            found.append(self._done.get())
+        serials = []
+        for one in found:
+            if isinstance(one, BaseException):
+                raise one
+            serials.append(one)
+        return serials
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Worker:
+    """A process, the line to it, and what it was given and has not done."""
+
+    def __init__(self, number: int, process: BaseProcess, line: Connection) -> None:
+        self.number = number
+        self.process = process
+        self.line = line
+        self.tasks: dict[int, Task] = {}
+
+
+class Processes:
+    """Worker processes. Each task is one worker's at a time, so that it is known whose work a death undoes.
+
+    Args:
+        restart: a worker that died is replaced and its tasks are done again; otherwise the stream ends there.
+    """
+
+    def __init__(self, work: Work, num: int, start: str, restart: bool) -> None:
+        self._work = work
+        self._restart = restart
+        self._context = multiprocessing.get_context(start)
+        self._deaths: dict[int, int] = {}
+        self._deaths_in_a_row = 0
+        self._workers: list[_Worker] = []
+        try:
+            for number in range(num):
+                self._workers.append(self._started(number))
+        except BaseException:
+            self.close()
+            raise
+
+    def _started(self, number: int) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(  # type: ignore[attr-defined]
+            target=_serve, args=(self._work, theirs, ours if self._context.get_start_method() == "fork" else None),
+            name=f"multiseg-reader-{number}", daemon=True,
+        )  # fmt: skip
+        try:
+            process.start()
+        except OSError as error:
+            ours.close()
+            raise ResourceError(
+                f"no process that reads patches can be started: {error}. Give fewer workers."
+            ) from error
+        finally:
+            theirs.close()
+        return _Worker(number, process, ours)
+
+    def give(self, task: Task) -> None:
+        worker = min(self._workers, key=lambda one: len(one.tasks))
+        worker.tasks[task.serial] = task
+        self._send(worker, task)
+
+    @staticmethod
+    def _send(worker: _Worker, task: Task) -> None:
+        with suppress(OSError):  # it is dead, which is found and told when its work is waited for
+            worker.line.send(tuple(task))
+
+    def done(self) -> Sequence[int]:
+        serials: list[int] = []
+        while not serials:
+            ends = {worker.process.sentinel: worker for worker in self._workers}
+            lines = {worker.line: worker for worker in self._workers}
+            ready = wait([*lines, *ends])
+            for one in ready:
+                if one in lines:
+                    serials += self._heard(lines[one])
+            for one in ready:
+                if one in ends and ends[one] in self._workers:
+                    serials += self._died(ends[one])
+        return serials
+
+    def _heard(self, worker: _Worker) -> list[int]:
+        """All that a worker has said so far."""
+        serials: list[int] = []
+        try:
+            while worker.line.poll():
+                serial = worker.line.recv()
+                if not isinstance(serial, int):
+                    raise _told(*serial)
+                del worker.tasks[serial]
+                self._deaths.pop(serial, None)
+                serials.append(serial)
+                self._deaths_in_a_row = 0
+        except (EOFError, ConnectionResetError):
+            worker.process.join(ORPHAN_SECONDS)
+        return serials
+
+    def _died(self, worker: _Worker) -> list[int]:
+        """Take leave of a dead worker: say so, and have another do its tasks, or end."""
+        serials = self._heard(worker)
+        worker.process.join()
+        how = _how_it_ended(worker.process.exitcode or 0)
+        in_hand = list(worker.tasks.values())[: self._work.threads]
+        names = ", ".join(dict.fromkeys(self._work.sources.cases[task.case].name for task in in_hand)) or "nothing"
+        said = f"reader process {worker.number} (pid {worker.process.pid}) {how} while it read {names}"
+        for task in in_hand:
+            self._deaths[task.serial] = self._deaths.get(task.serial, 0) + 1
+        self._deaths_in_a_row = 0 if serials else self._deaths_in_a_row + 1
+        is_hopeless = any(self._deaths[task.serial] >= MAX_DEATHS for task in in_hand)
+        is_hopeless |= self._deaths_in_a_row > MAX_DEATHS * len(self._workers)
+        if not self._restart or is_hopeless:
+            raise ResourceError(f"{said}{f', as {MAX_DEATHS - 1} before it' if is_hopeless else ''}. {_REMEDY}")
+        log.warning("%s. Another one reads its %d patches again. %s", said, len(worker.tasks), _REMEDY)
+        worker.line.close()
+        fresh = self._started(worker.number)
+        fresh.tasks = worker.tasks
+        self._workers[self._workers.index(worker)] = fresh
+        for task in fresh.tasks.values():
+            self._send(fresh, task)
+        return serials
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.line.close()
+        for worker in self._workers:
+            worker.process.join(1.0)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            worker.process.close()
+        self._workers.clear()
+
+
+_REMEDY = "Where memory ran out, give fewer workers, smaller patches or batches, or a smaller cache."
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    why = {
+        "SIGKILL": ", mostly since memory ran out,",
+        "SIGBUS": ", since a file was cut short or its disk failed,",
+    }.get(name, "")
+    return f"was ended by {name}{why}"
+
+
+def _told(kind: type[MultisegError] | None, text: str, trace: str) -> Exception:
+    """The error that a worker met; with its traceback where it is none of ours."""
+    return kind(text) if kind else RuntimeError(f"a reader process failed: {text}\n{trace}")
+
+
+def _serve(work: Work, line: Connection, parents_end: Connection | None) -> None:
+    """The life of a worker process.
+
+    Ctrl-C reaches every process of a terminal, SIGTERM often every process of a job; only the parent may decide
+    what they mean. A worker ends when its parent closes the line or is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if parents_end is not None:  # a forked process has it too, and would never see it closed
+        parents_end.close()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    with suppress(EOFError, OSError):  # nobody listens any more
+        _do_all(work, line)
+
+
+def _end_with(parent: int) -> None:
+    """A parent that was killed closes nothing that its other children still have."""
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_SECONDS)
+    os._exit(0)
+
+
+def _do_all(work: Work, line: Connection) -> None:
+    turn = threading.Lock()
+    doer: Doer | None = None
+
+    def do(task: Task) -> None:
+        nonlocal doer
+        try:
+            with turn:
+                doer = doer or Doer(work)
+            doer.do(task)
+            answer: int | tuple[type[MultisegError] | None, str, str] = task.serial
+        except Exception as error:  # noqa: BLE001 (whatever it is, the parent has to know)
+            kind = type(error) if isinstance(error, MultisegError) else None
+            answer = kind, str(error), traceback.format_exc()
+        with turn:
+            line.send(answer)
+
+    with ThreadPoolExecutor(work.threads) as pool:
+        while True:
+            task = Task(*line.recv())
+            if work.threads == 1:
+                do(task)
+            else:
+                pool.submit(do, task)

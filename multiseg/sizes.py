@@ -1,0 +1,21 @@
+"""Sizes in bytes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from multiseg.errors import UsageError
+
+_POWERS = ("", "k", "m", "g", "t")
+
+
+def num_bytes(text: str, option: str) -> int:
+    """The bytes that a size such as "4GiB", "500MB" or "0" means.
+
+    Raises:
+        UsageError: it is none; the message names the option.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if match is None:
+        raise UsageError(f"{option} {text!r} is no size such as 8GB or 500MB.")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS.index(match[2]))
