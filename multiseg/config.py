@@ -12,21 +12,24 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from multiseg.errors import UsageError
+from multiseg.loaders.augment import TRANSFORMS, AugmentOptions, preset
 from multiseg.training.folder import TrainOptions
 
 CPU_DEFAULTS: dict[str, Any] = {
     "model": {"widths": (8, 16, 32, 64), "dropout": 0.1},
     "stream": {"batch_size": 4, "workers": 1, "draw": {"patch": (48, 48, 48)}},
+    "augment": {"preset": "none"},
     "fit": {"num_steps": 1000, "validate_every": 100, "validation_cases": 4},
 }
-"""A small Multi-Unet that learns something within minutes on two cores."""
+"""A small Multi-Unet that learns something within minutes on two cores: too few steps for augmentation to pay."""
 
 CUDA_DEFAULTS: dict[str, Any] = {
     "model": {"widths": (16, 32, 64, 128, 256), "dropout": 0.2},
     "stream": {"batch_size": 10, "workers": 8, "draw": {"patch": (128, 128, 128)}},
+    "augment": {"preset": "standard"},
     "fit": {"num_steps": 25_000, "validate_every": 500, "validation_cases": 8},
 }
-"""The published network, patch and number of patches a step."""
+"""The published network, patch and number of patches a step; more augmentation than published."""
 
 
 def defaults(cuda: bool) -> dict[str, Any]:
@@ -70,15 +73,38 @@ def to_options(settings: Mapping[str, Any]) -> TrainOptions:
         UsageError: an unknown key or a value of the wrong type, named by its place.
     """
     # One seed serves everything, unless the draws are given their own.
-    settings = merged({"stream": {"draw": {"seed": settings.get("seed")}}}, settings)
+    seed = {key: value for key, value in settings.items() if key == "seed"}
+    settings = merged({"stream": {"draw": seed}, "augment": seed}, settings)
     _refuse_unknown(settings, TrainOptions, "")
+    settings["augment"] = _upon_preset(settings["augment"])
     try:
         return TypeAdapter(TrainOptions).validate_python(settings)
     except ValidationError as error:
-        places = [
-            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})" for e in error.errors()
-        ]
-        raise UsageError("these settings cannot be meant: " + "; ".join(places)) from error
+        raise UsageError("these settings cannot be meant: " + "; ".join(map(_told, error.errors()))) from error
+
+
+def _told(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors: what checks a whole table names its number itself."""
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']} (got {error['input']!r})"
+
+
+def _upon_preset(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of the table's preset under those that the table says itself.
+
+    Raises:
+        UsageError: there is no such preset, or a number is of a transform that its preset leaves out.
+    """
+    chosen = preset(str(said.get("preset", AugmentOptions.preset)))
+    for chance, names in TRANSFORMS.items():
+        unheard = [name for name in names if name in said]
+        if unheard and chance not in said and not getattr(chosen, chance):
+            raise UsageError(
+                f"[augment] sets {', '.join(unheard)}, but {chance} is 0 in the preset {chosen.preset!r}: "
+                f"set {chance}, or another preset."
+            )
+    return merged(dataclasses.asdict(chosen), said)
 
 
 def _refuse_unknown(settings: Mapping[str, Any], options: type, place: str) -> None:

@@ -34,6 +34,9 @@ def train_command(
     workers: Annotated[int | None, typer.Option(help="Processes that read patches.", min=0)] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, dropout and draws.")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="none, published or standard; takes the place of the run file's table.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Insist on going on with a run that is there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is there.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting as TOML and stop.")] = False,
@@ -56,6 +59,7 @@ def train_command(
     options = _options(store, run, {
         "databases": database, "device": device, "seed": seed,
         "stream": {"batch_size": batch_size, "workers": workers, "draw": {"patch": size}},
+        "augment": {"preset": augment},
         "fit": {"num_steps": steps, "learning_rate": learning_rate},
     })  # fmt: skip
     if print_config:
@@ -78,7 +82,10 @@ def _options(store: str, run: Path | None, flags: dict[str, Any]) -> TrainOption
     from multiseg.config import defaults, merged, read_run_file, to_options
     from multiseg.store.hierarchy import is_remote
 
-    said = merged(read_run_file(run) if run else {}, {**flags, "store": store or None})
+    file = read_run_file(run) if run else {}
+    if flags["augment"]["preset"]:
+        file.pop("augment", None)  # its numbers belong to the preset that it names
+    said = merged(file, {**flags, "store": store or None})
     if not said.get("store"):
         raise UsageError("name the store to learn from: multiseg train brain.zarr --out runs/NAME.")
     if not is_remote(said["store"]):

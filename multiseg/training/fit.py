@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from multiseg.errors import TrainingError, UsageError
+from multiseg.loaders.augment import AugmentOptions, augment
 from multiseg.loaders.batches import Batch
 from multiseg.training.checkpoint import TrainState
 from multiseg.training.objectives import OBJECTIVES
@@ -128,24 +129,32 @@ def precision(amp: str, device: torch.device) -> torch.dtype:
     return names[amp]
 
 
-def fit(state: TrainState, stream: Stream, options: FitOptions, hooks: Hooks) -> bool:
+def fit(
+    state: TrainState,
+    stream: Stream,
+    options: FitOptions,
+    hooks: Hooks,
+    augmentation: AugmentOptions | None = None,
+) -> bool:
     """Train from `state.step` to the last step and its validation. Whether it got there, or was asked to stop.
 
     A step with a non-finite loss or gradient changes nothing and is reported with its cases. A stop takes
     effect after the step in hand, or between two cases of a validation, which is then made first on resuming.
+    Patches are augmented on the network's device; validation sees cases as they are.
 
     Raises:
         TrainingError: `max_bad_steps` such steps in a row; the message names the cases.
         UsageError: an objective or schedule of unknown name, or a number out of its range.
     """
     _check(options)
+    augmentation = augmentation or AugmentOptions()
     device = next(state.network.parameters()).device
     saved_at = time.monotonic()
     if _is_validation_due(state, options) and not _validate(state, hooks):
         return False
     for batch, waited in _timed(stream.batches(state.step, options.num_steps)):
         began = time.monotonic()
-        done = _step(state, batch.to(device), options)
+        done = _step(state, augment(batch.to(device), augmentation), options)
         elapsed = time.monotonic() - began + waited
         hooks.on_event(_event(state, batch, done, elapsed, waited))
         if state.bad_steps >= options.max_bad_steps:

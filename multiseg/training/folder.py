@@ -14,6 +14,7 @@ import tomli_w
 
 from multiseg.errors import ResourceError, UsageError
 from multiseg.files import write_atomically
+from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.models.builders import PUBLISHED_WIDTHS
 from multiseg.models.saved import BEST, LAST
@@ -51,6 +52,7 @@ class TrainOptions:
     seed: int = 0
     model: ModelOptions = ModelOptions()
     stream: StreamOptions = StreamOptions()
+    augment: AugmentOptions = AugmentOptions()
     fit: FitOptions = FitOptions()
 
 

@@ -93,7 +93,7 @@ def train(
                 save=lambda is_best: _save(out, state, info, is_best),
                 should_stop=should_stop,
             )
-            finished = fit(state, stream, options.fit, hooks)
+            finished = fit(state, stream, options.fit, hooks, options.augment)
     return TrainResult(out, state.step, finished, state.best, tuple(state.history))
 
 

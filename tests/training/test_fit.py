@@ -6,6 +6,7 @@ import torch
 
 from multiseg.errors import TrainingError, UsageError
 from multiseg.labels import LabelSpace
+from multiseg.loaders.augment import PRESETS, AugmentOptions
 from multiseg.loaders.batches import PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.modalities import ModalityAxis
@@ -309,3 +310,33 @@ def test_precision(monkeypatch):
             including_emulation or has
         ))  # fmt: skip
         assert precision("auto", cuda) == expected
+
+
+AUGMENTED = replace(PRESETS["standard"], affine_probability=0.5, noise_probability=0.5, elastic_probability=0.5)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4])
+def test_a_resumed_training_with_augmentation_is_the_same_bit_for_bit(stream, tmp_path, stop_after):
+    straight, whole, plain = fresh(), Recorder(), Recorder()
+    assert fit(straight, stream, OPTIONS, whole.hooks(), AUGMENTED)
+    fit(fresh(), stream, OPTIONS, plain.hooks())
+    assert [event.loss for event in whole.steps] != [event.loss for event in plain.steps]
+
+    state, first = fresh(), Recorder(stop_after)
+    fit(state, stream, OPTIONS, first.hooks(save=lambda is_best: save_state(tmp_path / "resume.pt", state)), AUGMENTED)
+    torch.manual_seed(999)
+    resumed, second = fresh(), Recorder()
+    load_state(tmp_path / "resume.pt", resumed)
+    assert fit(resumed, stream, OPTIONS, second.hooks(), AUGMENTED)
+    assert_same_state(resumed, straight)
+    assert [event.loss for event in first.steps + second.steps] == [event.loss for event in whole.steps]
+
+
+def test_augmentation_leaves_dropout_its_random_numbers(stream):
+    """Noise of no strength is drawn, and the losses are those of no augmentation, dropout and all."""
+    plain, noisy = Recorder(), Recorder()
+    options = replace(OPTIONS, num_steps=2, validate_every=2)
+    fit(fresh(), stream, options, plain.hooks())
+    nothing = AugmentOptions(noise_probability=1.0, noise_std=(0.0, 0.0))
+    fit(fresh(), stream, options, noisy.hooks(), nothing)
+    assert [event.loss for event in noisy.steps] == [event.loss for event in plain.steps]

@@ -1,0 +1,285 @@
+"""Augmentation: tensor to tensor, on the batch's device, every draw a pure function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from multiseg.errors import UsageError
+from multiseg.loaders.batches import Batch
+from multiseg.loaders.intensity import Adjustment, Bias, Coarse, Noise, adjust
+from multiseg.loaders.spatial import Elastic, Movement, move, rotation
+
+AXES = ("i", "j", "k")
+STREAM = 0xA06
+"""Told to the random generator, so that an augmentation shares no numbers with the draw of its patch."""
+Range = tuple[float, float]
+LOWEST = {
+    "scaling": 0.1,
+    "gamma": 0.1,
+    "contrast": 0.0,
+    "brightness": -math.inf,
+    "bias_strength": 0.0,
+    "blur_sigma_voxels": 0.1,
+    "low_resolution": 1.0,
+    "noise_std": 0.0,
+}
+"""The lowest number that each range may hold."""
+TRANSFORMS = {
+    "rotate90_probability": ("rotate90_plane",),
+    "flip_probability": ("flip_axes",),
+    "affine_probability": ("rotation_degrees", "scaling", "translation_voxels"),
+    "elastic_probability": ("elastic_voxels", "elastic_spacing_voxels"),
+    "gamma_probability": ("gamma",),
+    "contrast_probability": ("contrast",),
+    "brightness_probability": ("brightness",),
+    "bias_probability": ("bias_strength",),
+    "blur_probability": ("blur_sigma_voxels",),
+    "low_resolution_probability": ("low_resolution",),
+    "noise_probability": ("noise_std",),
+}
+"""How likely a transform is, and the numbers that are heard only when it may happen."""
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """What may happen to a training patch, how often, and how strongly.
+
+    A probability of 0 leaves a transform out. Where a patch moves is drawn once a patch, intensities for
+    each of its sequences. Ranges are drawn from uniformly, scaling and gamma uniformly in
+    their logarithm. Axes are voxel axes in RAS+: i from left to right, j from
+    back to front, k upwards; where voxels are not cubes, angles are those of the voxel grid.
+
+    Attributes:
+        preset: the name these numbers started from; says nothing further.
+        seed: 0 or more.
+        rotate90_probability: of 1 to 3 quarter turns in `rotate90_plane`. A window that is not square in the
+            plane keeps its shape: what turns out of it is lost, what it does not reach is absent.
+        flip_probability: for each of `flip_axes` by itself.
+        affine_probability: of rotation, scaling and translation together.
+        rotation_degrees: up to this angle both ways, about every axis, or three numbers for i, j and k.
+        translation_voxels: up to this far both ways along every axis.
+        elastic_voxels: the furthest a voxel may move along an axis; at most 0.4 of `elastic_spacing_voxels`,
+            the spacing of the controls, beyond which space could fold (Choi and Lee 2000).
+        gamma: exponent on the brain's range in the window; mean and deviation stay.
+        contrast: factor about the brain's mean in the window.
+        brightness: shift in standard deviations of the case's brain.
+        bias_strength: largest logarithm of the field.
+        low_resolution: how many times as large voxels become, along i, j, k or (as likely as each) all three.
+        noise_std: in standard deviations of the case's brain.
+
+    Raises:
+        UsageError: a number out of its range; the message names it.
+    """
+
+    preset: str = "none"
+    seed: int = 0
+    rotate90_probability: float = 0.0
+    rotate90_plane: tuple[str, str] = ("i", "k")
+    flip_probability: float = 0.0
+    flip_axes: tuple[str, ...] = ("i",)
+    affine_probability: float = 0.0
+    rotation_degrees: float | tuple[float, float, float] = 15.0
+    scaling: Range = (0.8, 1.25)
+    translation_voxels: float = 0.0
+    elastic_probability: float = 0.0
+    elastic_voxels: float = 4.0
+    elastic_spacing_voxels: float = 16.0
+    gamma_probability: float = 0.0
+    gamma: Range = (0.7, 1.4)
+    contrast_probability: float = 0.0
+    contrast: Range = (0.75, 1.33)
+    brightness_probability: float = 0.0
+    brightness: Range = (-0.3, 0.3)
+    bias_probability: float = 0.0
+    bias_strength: Range = (0.05, 0.3)
+    blur_probability: float = 0.0
+    blur_sigma_voxels: Range = (0.5, 1.0)
+    low_resolution_probability: float = 0.0
+    low_resolution: Range = (1.5, 3.0)
+    noise_probability: float = 0.0
+    noise_std: Range = (0.02, 0.2)
+
+    def __post_init__(self) -> None:
+        for name in TRANSFORMS:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"augment.{name} is {getattr(self, name)}: give a number between 0 and 1.")
+        for name, lowest in LOWEST.items():
+            low, high = getattr(self, name)
+            if not lowest <= low <= high < math.inf:
+                raise UsageError(
+                    f"augment.{name} is {[low, high]}: give its lowest and highest value, in this order, from {lowest}."
+                )
+        axes = (*self.flip_axes, *self.rotate90_plane)
+        if set(axes) - set(AXES) or len(set(self.rotate90_plane)) != 2:
+            raise UsageError(f"augment names the axes {', '.join(axes)}: the axes are i, j, k, and a plane has two.")
+        if not 0 <= self.elastic_voxels <= 0.4 * self.elastic_spacing_voxels:
+            raise UsageError(
+                f"augment.elastic_voxels is {self.elastic_voxels}, but controls {self.elastic_spacing_voxels} voxels "
+                "apart allow at most 0.4 of that before space folds: lower it or raise elastic_spacing_voxels."
+            )
+        if self.seed < 0 or not self.translation_voxels >= 0 or not self.elastic_spacing_voxels >= 1:
+            raise UsageError(
+                f"augment has seed {self.seed}, translation_voxels {self.translation_voxels} and "
+                f"elastic_spacing_voxels {self.elastic_spacing_voxels}: give at least 0, 0 and 1."
+            )
+
+    @property
+    def changes_something(self) -> bool:
+        """Whether any transform is switched on."""
+        return any(getattr(self, name) for name in TRANSFORMS)
+
+
+def standard() -> AugmentOptions:
+    """Every transform but elastic deformation: our numbers, in the spirit of nnU-Net (Isensee 2021).
+
+    Only left and right are exchanged: a brain is nearly symmetric in that direction alone. About every
+    fourth patch is resampled, and each intensity transform meets every seventh to tenth sequence.
+    """
+    return AugmentOptions(
+        preset="standard",
+        flip_probability=0.5,
+        affine_probability=0.25,
+        gamma_probability=0.15,
+        contrast_probability=0.15,
+        brightness_probability=0.15,
+        bias_probability=0.15,
+        blur_probability=0.1,
+        low_resolution_probability=0.1,
+        noise_probability=0.15,
+    )
+
+
+def published() -> AugmentOptions:
+    """As Xu et al. 2024 trained: with probability 0.1 one to three quarter turns in the plane of i and k.
+
+    Nothing else. Their windows are cubes, which a quarter turn maps onto themselves. Of a window that is not
+    square in the plane, the part that turns out of it is lost and the part it does not reach is absent
+    (image 0, label 255), where their loader would change its shape.
+    """
+    return AugmentOptions(preset="published", rotate90_probability=0.1)
+
+
+PRESETS: dict[str, AugmentOptions] = {
+    "none": AugmentOptions(),
+    "published": published(),
+    "standard": standard(),
+}
+
+
+def preset(name: str) -> AugmentOptions:
+    """The options of a name.
+
+    Raises:
+        UsageError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"augment.preset {name!r} is none of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def augment(batch: Batch, options: AugmentOptions) -> Batch:
+    """The batch with every patch augmented by its own draw, images in float32; the batch given stays unchanged.
+
+    A patch's result depends on the options, on its (epoch, index) in `batch.draws` and on itself, not on its
+    place or its neighbours. Sequences that are not present stay 0. The global random generators of torch
+    and numpy are neither read nor moved.
+    """
+    if not options.changes_something:
+        return replace(batch, images=batch.images.float())
+    with torch.no_grad():
+        images = batch.images.to(torch.float32, copy=True)
+        target = batch.target.clone()
+        num_channels = images.shape[1]
+        for at, (present, (epoch, index)) in enumerate(zip(batch.present.tolist(), batch.draws.tolist(), strict=True)):
+            movement, adjustments = draw(options, epoch, index, num_channels)
+            there = [channel for channel in range(num_channels) if present[channel]]
+            if movement is not None:
+                images[at, there], target[at] = move(images[at, there], target[at], movement)
+            for channel in there:
+                if not adjustments[channel].is_none:
+                    images[at, channel] = adjust(images[at, channel], adjustments[channel])
+    return replace(batch, images=images, target=target)
+
+
+def draw(
+    options: AugmentOptions, epoch: int, index: int, num_channels: int
+) -> tuple[Movement | None, list[Adjustment]]:
+    """What happens to the patch of this draw: its movement (None: it stays where it is), and each channel's adjustment.
+
+    The same count of random numbers is taken whatever the options are, so that a changed option changes
+    what it names and nothing else.
+    """
+    rng = np.random.default_rng((options.seed, epoch, index, STREAM))
+    movement = _draw_movement(options, rng)
+    return movement, [_draw_adjustment(options, rng) for _ in range(num_channels)]
+
+
+def _draw_movement(options: AugmentOptions, rng: np.random.Generator) -> Movement | None:
+    turn_chance, turns, affine_chance, elastic_chance = rng.random(4).tolist()
+    chances, numbers, seed = rng.random(3).tolist(), rng.random(7), int(rng.integers(2**62))
+    quarter_turns = 1 + int(3 * turns) if turn_chance < options.rotate90_probability else 0
+    i, j, k = (
+        axis in options.flip_axes and chance < options.flip_probability
+        for axis, chance in zip(AXES, chances, strict=True)
+    )
+    is_affine, is_elastic = affine_chance < options.affine_probability, elastic_chance < options.elastic_probability
+    if not (quarter_turns or i or j or k or is_affine or is_elastic):
+        return None
+    return Movement(
+        flips=(i, j, k),
+        quarter_turns=quarter_turns,
+        plane=(AXES.index(options.rotate90_plane[0]), AXES.index(options.rotate90_plane[1])),
+        affine=_affine(options, numbers) if is_affine else None,
+        elastic=Elastic(options.elastic_voxels, options.elastic_spacing_voxels, seed) if is_elastic else None,
+    )
+
+
+def _affine(options: AugmentOptions, numbers: Float[np.ndarray, "7"]) -> Float[np.ndarray, "3 4"]:
+    """From places in the result to places before it, so a larger scaling reaches less far."""
+    most = options.rotation_degrees
+    a, b, c = (2 * numbers[:3] - 1) * np.broadcast_to(np.asarray(most, dtype=np.float64), 3)
+    turned = rotation((float(a), float(b), float(c))) / _geometric(options.scaling, float(numbers[3]))
+    return np.column_stack([turned, (2 * numbers[4:] - 1) * options.translation_voxels])
+
+
+def _draw_adjustment(options: AugmentOptions, rng: np.random.Generator) -> Adjustment:
+    laws = (
+        (options.gamma_probability, options.gamma, _geometric),
+        (options.contrast_probability, options.contrast, _linear),
+        (options.brightness_probability, options.brightness, _linear),
+        (options.bias_probability, options.bias_strength, _linear),
+        (options.blur_probability, options.blur_sigma_voxels, _linear),
+        (options.low_resolution_probability, options.low_resolution, _linear),
+        (options.noise_probability, options.noise_std, _linear),
+    )
+    chances, numbers = rng.random((2, len(laws))).tolist()
+    controls, axis, seed = rng.standard_normal((3, 3, 3)), int(rng.integers(4)), int(rng.integers(2**62))
+    gamma, contrast, brightness, strength, sigma, factor, std = (
+        law(limits, number) if chance < probability else None
+        for (probability, limits, law), chance, number in zip(laws, chances, numbers, strict=True)
+    )
+    return Adjustment(
+        gamma=gamma,
+        contrast=contrast,
+        brightness=brightness,
+        bias=None if strength is None else Bias(strength, controls),
+        blur_sigma_voxels=sigma,
+        coarse=None if factor is None else Coarse(factor, (axis in (0, 3), axis in (1, 3), axis in (2, 3))),
+        noise=None if std is None else Noise(std, seed),
+    )
+
+
+def _linear(limits: Range, number: float) -> float:
+    low, high = limits
+    return low + number * (high - low)
+
+
+def _geometric(limits: Range, number: float) -> float:
+    """Uniform in the logarithm: as often halved as doubled."""
+    low, high = limits
+    return low * math.exp(number * math.log(high / low))
