@@ -1,12 +1,14 @@
 """What many tests share: synthetic hospitals, a store of them, and the real data where there is some."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported, and for the commands that tests start: threads of tiny networks only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from servers import make_bucket, s3_server
 
 from multiseg.phantoms.hospitals import write_hospitals
 from multiseg.store.ingest import ingest
@@ -40,3 +42,25 @@ def data() -> Path:
     if not folder:
         pytest.skip("needs real scans: set $MULTISEG_DATA to their folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """An S3 server."""
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket, and an environment to reach it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    name = tmp_path.name.replace("_", "-").lower()
+    make_bucket(server, name)
+    return f"s3://{name}"

@@ -89,7 +89,7 @@ def open_root(url: str, mode: str) -> zarr.Group:
 def _is_there(url: str) -> bool:
     """Whether there is a folder, or on a server, which knows no folders, a Zarr hierarchy."""
     if is_remote(url):
-        from multiseg.store.remote import read_small
+        from multiseg.store.connection import read_small
 
         return read_small(url, "zarr.json") is not None
     try:

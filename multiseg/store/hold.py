@@ -19,7 +19,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
 
 from multiseg.errors import MultisegError, ResourceError
-from multiseg.store.remote import connect, in_words, is_web, read_small
+from multiseg.store.connection import connect, in_words, is_web, read_small
 
 KEY = ".multiseg-writer"
 REFRESH_SECONDS = 60

@@ -7,7 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from multiseg.errors import ResourceError, StoreError
 
@@ -19,6 +19,7 @@ GAP = 2**14
 """Ranges that are nearer to each other than this are read in one go."""
 
 
+@runtime_checkable
 class Parts(Protocol):
     """Where the bytes of a store's objects come from. Threads may share one; processes make their own."""
 

@@ -11,10 +11,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,6 +21,7 @@ import obstore
 import pytest
 import xarray as xr
 import zarr
+from servers import PlainFiles, free_port, serving, wait_until
 
 from multiseg.cli.app import run
 from multiseg.errors import ResourceError, StoreError
@@ -33,61 +32,13 @@ from multiseg.modalities import ModalityAxis
 from multiseg.store import hold as holding
 from multiseg.store import remote, schema
 from multiseg.store.columns import coordinate_names, open_arrays, read_arrays
+from multiseg.store.connection import connect
 from multiseg.store.hold import KEY, Holder, hold, holder_of
 from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.root import locked
 from multiseg.store.sources.manifest import find_manifest
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """An S3 server with nothing in it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_until(lambda: answers(port))
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@pytest.fixture
-def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of an empty bucket, and an environment to reach it."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    name = tmp_path.name.replace("_", "-").lower()
-    host, port = server.removeprefix("http://").split(":")
-    connection = http.client.HTTPConnection(host, int(port))
-    connection.request("PUT", f"/{name}")
-    assert connection.getresponse().status == 200
-    connection.close()
-    return f"s3://{name}"
-
-
-def answers(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
-def wait_until(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not met():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
 
 OPTIONS = IngestOptions(spacing_mm=(5.0, 5.0, 5.0))
 
@@ -97,7 +48,7 @@ def ingest_command(hospitals: Path, url: str) -> list[str]:
 
 
 def keys(url: str) -> list[str]:
-    return sorted(meta["path"] for batch in obstore.list(remote.connect(url)) for meta in batch)
+    return sorted(meta["path"] for batch in obstore.list(connect(url)) for meta in batch)
 
 
 def rows(url: str) -> dict[tuple[str, str], dict[str, np.ndarray]]:
@@ -142,36 +93,6 @@ def test_s3_holds_what_a_folder_holds(
         assert run(["info", place, "--json"]) == 0
         said.append(json.loads(capsys.readouterr().out)["databases"])
     assert [one | {"bytes": None} for one in said[1]] == said[0]
-
-
-class PlainFiles(http.server.SimpleHTTPRequestHandler):
-    """What `python -m http.server` answers, without its prints; `asked` says what was wanted."""
-
-    asked: list[tuple[str, str]]
-
-    def __init__(self, *args: object, asked: list[tuple[str, str]], **options: object) -> None:
-        self.asked = asked
-        super().__init__(*args, **options)  # type: ignore[arg-type]
-
-    def parse_request(self) -> bool:
-        parsed = super().parse_request()
-        self.asked.append((self.command, self.path))
-        return parsed
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def serving(handler: object) -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:  # type: ignore[arg-type]
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture
@@ -272,7 +193,7 @@ def another(**changes: object) -> bytes:
 
 
 def test_a_second_writer_is_told_who_writes(bucket: str, hospitals: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    objects = remote.connect(bucket)
+    objects = connect(bucket)
     obstore.put(objects, KEY, another())
     assert run(ingest_command(hospitals, bucket)) == 5
     said = capsys.readouterr().err
@@ -284,7 +205,7 @@ def test_a_second_writer_is_told_who_writes(bucket: str, hospitals: Path, capsys
 def test_a_hold_that_is_not_refreshed_is_taken_over(
     bucket: str, hospitals: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    obstore.put(remote.connect(bucket), KEY, another())
+    obstore.put(connect(bucket), KEY, another())
     monkeypatch.setattr(holding, "STALE_SECONDS", 0)
     assert run(ingest_command(hospitals, bucket)) == 0
     assert "took over from process 4711 on workstation7" in caplog.text
@@ -297,16 +218,16 @@ def test_the_hold_of_a_dead_process_of_this_computer_is_taken_over(
 ) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    obstore.put(remote.connect(bucket), KEY, another(pid=dead.pid, machine=holding._machine()))
+    obstore.put(connect(bucket), KEY, another(pid=dead.pid, machine=holding._machine()))
     with hold(bucket):
         assert f"took over from process {dead.pid}" in caplog.text
-    obstore.put(remote.connect(bucket), KEY, another(pid=os.getppid(), machine=holding._machine()))
+    obstore.put(connect(bucket), KEY, another(pid=os.getppid(), machine=holding._machine()))
     with pytest.raises(ResourceError, match=f"process {os.getppid()} on workstation7"), hold(bucket):
         pass
 
 
 def test_of_two_that_take_over_at_once_one_gets_it(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    objects = remote.connect(bucket)
+    objects = connect(bucket)
     obstore.put(objects, KEY, another())
     monkeypatch.setattr(holding, "STALE_SECONDS", 0)
     look = holding._server_time
@@ -347,7 +268,7 @@ def test_a_writer_that_lost_its_hold_stops(bucket: str, hospitals: Path, monkeyp
 
     def lose(database: str, case: str, outcome: str) -> None:
         written.append(case)
-        obstore.put(remote.connect(bucket), KEY, another())
+        obstore.put(connect(bucket), KEY, another())
 
     with pytest.raises(ResourceError, match="no longer held by this process: process 4711 on workstation7"):
         ingest(find_manifest(hospitals / "manifest.toml")[:1], bucket, OPTIONS, lose)
@@ -381,12 +302,6 @@ def num_cases(url: str) -> int:
     with suppress(StoreError):
         return len(open_store(url).cases)
     return 0
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_what_is_wrong_with_a_bucket_is_said_in_words(
