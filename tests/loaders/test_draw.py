@@ -6,7 +6,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -74,6 +74,7 @@ def test_a_draw_says_which_case_and_channels_it_means_in_numbers_too(store):
         assert list(draw.channels) == sorted(draw.channels)
 
 
+@settings(deadline=None)  # every example reads the store
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
 def test_a_draw_is_a_function_of_seed_epoch_and_index_alone(store, seed, epoch, index):
     first, other = plan_of(store, seed=seed), plan_of(store, seed=seed)
@@ -285,6 +286,7 @@ def test_how_far_a_window_may_reach_over_a_border(extent, size, overhang):
         assert low == high == -((size - extent + 1) // 2)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.sampled_from([0.0, 1.0]), st.tuples(*[st.integers(1, 48)] * 3), st.integers(0, 2**63 - 1))
 def test_corners_keep_to_their_range(store, overhang, share, patch, index):
     draw = plan_of(store, {"alder": store["alder"].cases}, patch=patch, lesion_share=share, overhang=overhang).draw(
