@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -93,6 +93,7 @@ class Doer:
             self._reader.fill(task, self._images[place], self._targets[place])
 
 
+@runtime_checkable
 class Crew(Protocol):
     """Those who read."""
 
