@@ -30,6 +30,8 @@ KEPT_INDICES = 4096
 """Shards whose index stays in memory, 8 kB each."""
 _NOTHING = 2**64 - 1
 _CRC_BYTES = 4
+_BLOSC_HEADER, _BLOSC_FLAGS, _BLOSC_COPIED = 16, 2, 2
+"""Bytes before the data, which of them has flags, and the flag of data that was copied and not compressed."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,10 @@ class ShardReader:
             if len(body) != self._chunk_bytes:
                 raise self._damaged(shard, f"chunk {number} has {len(body)} bytes, not {self._chunk_bytes}")
             return body
+        if body[_BLOSC_FLAGS] & _BLOSC_COPIED:
+            if len(body) != _BLOSC_HEADER + self._chunk_bytes:
+                raise self._damaged(shard, f"chunk {number} has {len(body)} bytes, which cannot be")
+            return body[_BLOSC_HEADER:]
         scratch: bytearray | None = getattr(self._own, "scratch", None)
         if scratch is None:
             scratch = self._own.scratch = bytearray(self._chunk_bytes)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
 from jaxtyping import Float, Int, Int16
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
+from multiseg.store.packing import shards_of
 from multiseg.store.preparation.grids import Grid, sample_foreground
 from multiseg.store.preparation.prepare import PreparedCase
+
+Index5: TypeAlias = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,11 @@ class ArrayPlan:
     def num_structures(self) -> int:
         return max((len(labels.structures) for labels in self.schemas.values()), default=0)
 
-    def chunks(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def chunks(self, name: str) -> tuple[Index5, Index5]:
         """Inner chunks and shards of "image" or "label"."""
-        inner, shard = (schema.INNER,) * 3, (schema.SHARD,) * 3
-        if name == "image":
-            return (1, self.modality_chunk, *inner), (1, self.modality_chunk, *shard)
-        return (1, 1, *inner), (1, self.annotation_shard, *shard)
+        inner, shard = schema.INNER, schema.SHARD
+        num = (self.modality_chunk, self.modality_chunk) if name == "image" else (1, self.annotation_shard)
+        return (1, num[0], inner, inner, inner), (1, num[1], shard, shard, shard)
 
     def create(self, group: zarr.Group, name: str, shape: Sequence[int]) -> zarr.Array:
         """The array "image" or "label" in a group."""
@@ -105,19 +105,17 @@ def encode(case: str, prepared: PreparedCase, plan: ArrayPlan) -> EncodedCase:
 
 
 def _shards(prepared: PreparedCase, plan: ArrayPlan) -> dict[tuple[str, str], bytes]:
-    """What zarr makes of the two volumes in a store of its own, where no other process is in the way."""
-    held: dict[str, Buffer] = {}
-    group = zarr.create_group(MemoryStore(held), zarr_format=3)
+    """The bytes of both arrays' shards."""
     extent = prepared.grid.shape
-    image = plan.create(group, "image", (1, len(plan.modalities), *extent))
-    stacked = np.zeros((1, len(plan.modalities), *extent), dtype=np.float16)
+    images = np.zeros((len(plan.modalities), *extent), dtype=np.float16)
     for name, volume in zip(prepared.modalities, prepared.images, strict=True):
-        stacked[0, plan.modalities.index(name)] = volume
-    image[:] = stacked
-    label = plan.create(group, "label", (1, max(1, len(plan.annotations)), *extent))
-    codes = np.zeros((1, max(1, len(plan.annotations)), *extent), dtype=np.uint8)
+        images[plan.modalities.index(name)] = volume
+    codes = np.zeros((max(1, len(plan.annotations)), *extent), dtype=np.uint8)
     for name, volume in prepared.labels.items():
-        codes[0, plan.annotations.index(name)] = volume
-    label[:] = codes
-    keys = {key: key.split("/c/0/") for key in held if "/c/0/" in key}
-    return {(name, rest): held[key].to_bytes() for key, (name, rest) in keys.items()}
+        codes[plan.annotations.index(name)] = volume
+    packed = {}
+    for name, voxels, codec in (("image", images, plan.codec), ("label", codes, schema.LABEL_CODEC)):
+        chunk, shard = plan.chunks(name)
+        for place, shard_bytes in shards_of(voxels, chunk[1:], shard[1:], codec):
+            packed[name, place] = shard_bytes
+    return packed
