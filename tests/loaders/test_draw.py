@@ -349,6 +349,7 @@ def test_a_case_smaller_than_the_window_lies_in_its_middle(store, share):
         ({"weights": {"alder": 2.0, "birch": 1.0}}, r"without a weight \['cedar', 'dogwood'\]"),
         ({"weights": {"alder": 2.0, "birch": 1.0, "cedar": 1.0, "dogwood": -0.5}}, "dogwood = -0.5: give finite"),
         ({"weights": {"alder": 2.0, "birch": 1.0, "cedar": 1.0, "dogwood": float("nan")}}, "dogwood = nan: give"),
+        ({"weights": {"alder": 2.0, "birch": 1.0, "cedar": 1.0, "dogwood": float("inf")}}, "dogwood = inf: give"),
         ({"weights": dict.fromkeys(("alder", "birch", "cedar", "dogwood"), 0.0)}, "leave nothing of alder, birch"),
         ({"weights": {"alder": 2.0}, "databases": "each"}, "alder = 2.* not 'each'"),
         ({"databases": "big"}, "'big' is none of drawn, each"),
