@@ -191,13 +191,11 @@ def augment(batch: Batch, options: AugmentOptions) -> Batch:
     """
     if not options.changes_something:
         return replace(batch, images=batch.images.float())
+    images, target = batch.images.to(torch.float32, copy=True), batch.target.clone()
     with torch.no_grad():
-        images = batch.images.to(torch.float32, copy=True)
-        target = batch.target.clone()
-        num_channels = images.shape[1]
         for at, (present, (epoch, index)) in enumerate(zip(batch.present.tolist(), batch.draws.tolist(), strict=True)):
-            movement, adjustments = draw(options, epoch, index, num_channels)
-            there = [channel for channel in range(num_channels) if present[channel]]
+            movement, adjustments = draw(options, epoch, index, len(present))
+            there = [channel for channel, is_there in enumerate(present) if is_there]
             if movement is not None:
                 images[at, there], target[at] = move(images[at, there], target[at], movement)
             for channel in there:
