@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float16, Shaped, UInt8
 
-from multiseg.errors import MultisegError
+from multiseg.errors import MultisegError, StoreError
 from multiseg.labels import IGNORE
 from multiseg.loaders.shards import Checksums, Run, ShardReader, runs_of
 from multiseg.store.array_layout import ArrayLayout
@@ -53,13 +53,22 @@ class TargetTable:
 
 @dataclass(frozen=True)
 class CaseSource:
-    """Where a case lies. `cached_at` is its first byte in the cache, -1 if it is not for the cache."""
+    """Where a case lies.
+
+    Attributes:
+        tables: the number of its target tables.
+        channels: of its database, those that it has.
+        drawn_in: the annotations in which it has voxels of a structure.
+        cached_at: its first byte in the cache, -1 if it is not for the cache.
+    """
 
     name: str
     database: int
     row: int
     extent: Index3
     tables: int
+    channels: Sequence[int]
+    drawn_in: Sequence[int]
     cached_at: int = -1
 
 
@@ -128,7 +137,7 @@ class PatchReader:
             self._copy_cached(case, runs, corner, size, at, images, target)
             return
         try:
-            self._images[case.database].read(case.row, runs, corner, size, images, at)
+            self._read_images(case, runs, corner, size, at, images)
             self._read_target(case, corner, size, at, target)
         except MultisegError as error:
             raise type(error)(f"{case.name}: {error}") from error
@@ -142,7 +151,7 @@ class PatchReader:
         channels = self.sources.databases[case.database].image.chunk[0]
         runs = runs_of([(at, at) for at in range(len(images))], channels)
         try:
-            self._images[case.database].read(case.row, runs, (0, 0, 0), case.extent, images)
+            self._read_images(case, runs, (0, 0, 0), case.extent, (0, 0, 0), images)
             self._read_target(case, (0, 0, 0), case.extent, (0, 0, 0), target)
         except MultisegError as error:
             raise type(error)(f"{case.name}: {error}") from error
@@ -158,20 +167,35 @@ class PatchReader:
             known = self._runs[database, kept] = runs_of(pairs, source.image.chunk[0]), absent
         return known
 
+    def _read_images(
+        self,
+        case: CaseSource,
+        runs: Sequence[Run],
+        corner: Index3,
+        size: Index3,
+        at: Index3,
+        images: Float16[np.ndarray, "modality i j k"],
+    ) -> None:
+        reader = self._images[case.database]
+        if not reader.read(case.row, runs, corner, size, images, at):
+            _check_files(reader, case, case.channels)
+
     def _read_target(
         self, case: CaseSource, corner: Index3, size: Index3, at: Index3, target: UInt8[np.ndarray, "i j k"]
     ) -> None:
         reader, tables = self._labels[case.database], self.sources.tables[case.tables]
         region = target[tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))]
         first, *others = tables
-        reader.read(case.row, (Run(first.annotation, 0),), corner, size, target[None], at)
+        all_there = reader.read(case.row, (Run(first.annotation, 0),), corner, size, target[None], at)
         if not first.is_plain:
             region[...] = first.table[region]
         for one in others:
             codes = np.empty((1, *size), dtype=np.uint8)
-            reader.read(case.row, (Run(one.annotation, 0),), corner, size, codes)
+            all_there &= reader.read(case.row, (Run(one.annotation, 0),), corner, size, codes)
             mapped = one.table[codes[0]]
             np.copyto(region, mapped, where=mapped != 0)
+        if not all_there:
+            _check_files(reader, case, case.drawn_in)
 
     def _cached(self, case: CaseSource) -> tuple[Float16[np.ndarray, "channel i j k"], UInt8[np.ndarray, "i j k"]]:
         assert self._cache is not None
@@ -197,6 +221,16 @@ class PatchReader:
             placed = slice(run.target, run.target + run.num * run.target_step, run.target_step)
             _copy_rows(held[taken, *own], images[placed, *put])
         _copy_rows(codes[own], target[put])
+
+
+def _check_files(reader: ShardReader, case: CaseSource, channels: Sequence[int]) -> None:
+    """Raises StoreError where a case has voxels in a channel, but no file of it: zeros would be learnt from instead."""
+    for channel in channels:
+        if key := reader.missing(case.row, channel, case.extent):
+            raise StoreError(
+                f"{key} is not there, although the case has voxels in it. Copy the store again if it was copied only "
+                "partly; or ingest the case again with --redo, and see what else is gone with: multiseg verify STORE."
+            )
 
 
 def _copy_rows(source: Shaped[np.ndarray, "*axes k"], target: Shaped[np.ndarray, "*axes k"]) -> None:

@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 from typing import Literal
 
@@ -122,11 +123,12 @@ class ShardReader:
         size: Index3,
         out: Shaped[np.ndarray, "place i j k"],
         at: Index3 = (0, 0, 0),
-    ) -> None:
+    ) -> bool:
         """Fill `out`, from voxel `at` on, with a window of some channels of a case; it must lie inside the array.
 
-        Other places of `out` are left as they are.
+        Other places of `out` are left as they are. Whether every shard is there: Zarr takes one that is not for zeros.
         """
+        all_there = True
         for run in runs:
             spans = [
                 list(_spans(c, n, edge, a))
@@ -134,6 +136,16 @@ class ShardReader:
             ]
             for shard, wanted in self._by_shard(row, run.source, spans):
                 self._fill(shard, wanted, run, out)
+                all_there &= shard is not None
+        return all_there
+
+    def missing(self, row: int, channel: int, extent: Index3) -> str:
+        """The key of a channel's first shard if a case has not a single shard of the channel, else ""."""
+        group, *edges = self.layout.shard
+        counts = (range(-(-n // edge)) for n, edge in zip(extent, edges, strict=True))
+        if any(self._shard((row, channel // group, *place)) for place in product(*counts)):
+            return ""
+        return self._key((row, channel // group, 0, 0, 0))
 
     def _by_shard(
         self, row: int, channel: int, spans: list[list[_Span]]
@@ -226,11 +238,14 @@ class ShardReader:
             return self._shards[place]
         except KeyError:
             pass
-        shard = self._opened(f"{self.layout.path}/c/{'/'.join(str(at) for at in place)}")
+        shard = self._opened(self._key(place))
         self._shards[place] = shard
         while len(self._shards) > KEPT_INDICES:
             self._shards.popitem(last=False)
         return shard
+
+    def _key(self, place: tuple[int, ...]) -> str:
+        return f"{self.layout.path}/c/{'/'.join(str(at) for at in place)}"
 
     def _opened(self, key: str) -> _Shard | None:
         size = 16 * prod(self._grid) + _CRC_BYTES
