@@ -32,6 +32,7 @@ def train_command(
     patch: Annotated[int | None, typer.Option(help="Edge of a patch in voxels.", min=8)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam, at the start.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read patches.", min=0)] = None,
+    cache: Annotated[str | None, typer.Option(help="Memory for decoded cases, such as 4GiB.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, dropout and draws.")] = None,
     augment: Annotated[
@@ -58,7 +59,7 @@ def train_command(
     size = (patch, patch, patch) if patch else None
     options = _options(store, run, {
         "databases": database, "device": device, "seed": seed,
-        "stream": {"batch_size": batch_size, "workers": workers, "draw": {"patch": size}},
+        "stream": {"batch_size": batch_size, "workers": workers, "cache": cache, "draw": {"patch": size}},
         "augment": {"preset": augment},
         "fit": {"num_steps": steps, "learning_rate": learning_rate},
     })  # fmt: skip

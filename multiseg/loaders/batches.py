@@ -77,6 +77,8 @@ class StreamOptions:
         ahead: batches that are filled before they are asked for.
         cache: memory for decoded cases, shared by the workers, such as "4GiB"; "0" for none. It holds those cases
             that are drawn most often and does not change any patch.
+        disk_cache: a folder for copies of a remote store's shards, which several runs may share; "" for none.
+        disk_budget: the most that it may take.
         checksums: whether a worker compares a chunk with its checksum when it "first" reads it, "always" or "never".
         on_death: "restart" (a worker that died is replaced and its patches are read again) or "stop".
         batches_per_epoch: only names the draws (seed, epoch, index); nothing restarts at an epoch.
@@ -88,6 +90,8 @@ class StreamOptions:
     start: str = "auto"
     ahead: int = 3
     cache: str = "0"
+    disk_cache: str = ""
+    disk_budget: str = "20GiB"
     checksums: Checksums = "first"
     on_death: str = "restart"
     batches_per_epoch: int = 250

@@ -22,7 +22,8 @@ from multiseg.training.checkpoint import RESUME
 from multiseg.training.fit import FitOptions
 
 RUN_FILE, LOG, TENSORBOARD, LOCK = "run.toml", "log.jsonl", "tensorboard", ".lock"
-FREE = frozenset({"device", "stream.workers", "fit.save_minutes"})
+READING = ("workers", "start", "ahead", "cache", "checksums", "on_death", "disk_cache", "disk_budget")
+FREE = frozenset({"device", "fit.save_minutes", *(f"stream.{name}" for name in READING)})
 """Settings that may differ when a run goes on: they do not change what is learnt."""
 
 
