@@ -66,8 +66,6 @@ def row_cold(setup: Setup) -> None:
 
 def row_ring(setup: Setup) -> None:
     """The store against decoded cases in memory, both through the stream's own workers and buffers."""
-    if not ours.has_option("cache"):
-        raise LeftOutError("the stream has no option to keep decoded cases")
     cached = replace(setup.work, more=(*setup.work.more, ("cache", CACHE)))
     # Drawn at random, so that each worker has met every case many times over.
     first = 20 * len(ours.open_store(setup.work.url).cases)
@@ -79,10 +77,7 @@ def row_memory(setup: Setup) -> None:
 
 
 def row_torch(setup: Setup) -> None:
-    source = ours.through_torch(setup.work)
-    if source is None:
-        raise LeftOutError("the stream itself goes through torch's DataLoader")
-    setup.against(source)
+    setup.against(ours.through_torch(setup.work))
 
 
 def row_monai(setup: Setup, num_samples: int) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from benchmarks.sides import Source
 from multiseg.labels import LabelSpace
@@ -46,11 +46,6 @@ def open_stream(work: Work) -> PatchStream:
     return PatchStream(store, axis, LabelSpace(), options)
 
 
-def has_option(name: str) -> bool:
-    """Whether the stream knows an option."""
-    return name in {field.name for field in fields(StreamOptions)}
-
-
 def touch(images: torch.Tensor, target: torch.Tensor) -> int:
     """Read a voxel of each; the number of patches."""
     assert images[-1, -1, -1, -1, -1].item() == images[-1, -1, -1, -1, -1].item()
@@ -69,10 +64,8 @@ def stream(work: Work, name: str = "", first: int = 0) -> Source:
     return Source(name or f"stream, {work.workers} workers, {work.edge}^3{made}", partial(_batches, work), first=first)
 
 
-def through_torch(work: Work) -> Source | None:
-    """The same reader in the workers of torch's DataLoader; None where the stream is no IterableDataset."""
-    if not issubclass(PatchStream, IterableDataset):
-        return None
+def through_torch(work: Work) -> Source:
+    """The same reader in the workers of torch's DataLoader."""
     return Source("torch DataLoader with our reader", partial(_batches_through_torch, work))
 
 

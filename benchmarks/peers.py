@@ -66,9 +66,7 @@ def _monai(volumes: list[dict[str, Any]], cache: Path, work: Work, num_samples: 
         [
             transforms.LoadImaged(["image", "label"], reader="NibabelReader", ensure_channel_first=True),
             transforms.EnsureTyped(["image", "label"], track_meta=False),
-            transforms.RandCropByPosNegLabeld(
-                ["image", "label"], "label", edge, pos=1, neg=1, num_samples=num_samples
-            ),
+            transforms.RandCropByPosNegLabeld(["image", "label"], "label", edge, pos=1, neg=1, num_samples=num_samples),
         ]
     )
     dataset = PersistentDataset(volumes, steps, cache)
@@ -78,9 +76,10 @@ def _monai(volumes: list[dict[str, Any]], cache: Path, work: Work, num_samples: 
     size = max(1, work.batch_size // num_samples)
     loader = DataLoader(
         dataset, size, sampler=_endless(dataset), num_workers=work.workers, collate_fn=list_data_collate
-    )  # fmt: skip
+    )
     for batch in loader:
-        yield touch(batch["image"], batch["label"])
+        # As plain tensors: indexing MONAI's own ones takes seconds, which are not the loader's.
+        yield touch(batch["image"].as_tensor(), batch["label"].as_tensor())
 
 
 def _endless(dataset: Any) -> RandomSampler:

@@ -63,7 +63,8 @@ class _Files:
         start, stop = _part(headers.get("range", ""), size)
         if start >= stop and size:
             return _head("416 Range Not Satisfiable", 0, f"Content-Range: bytes */{size}\r\n"), b""
-        more = f'Accept-Ranges: bytes\r\nETag: "{size}"\r\nLast-Modified: {formatdate(path.stat().st_mtime, usegmt=True)}\r\n'
+        changed = formatdate(path.stat().st_mtime, usegmt=True)
+        more = f'Accept-Ranges: bytes\r\nETag: "{size}"\r\nLast-Modified: {changed}\r\n'
         status = "200 OK"
         if "range" in headers:
             status = "206 Partial Content"
