@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
     from multiseg.evaluation.predict import predict
     from multiseg.labels import LabelSchema, LabelSpace
-    from multiseg.loaders.batches import Batch, PatchStream, StreamOptions
+    from multiseg.loaders.batches import Batch, PatchStream, Share, StreamOptions
     from multiseg.modalities import ModalityAxis
     from multiseg.models.saved import load_model
     from multiseg.store.catalogue import select, table
@@ -28,6 +28,7 @@ _HOMES = {
     "ModalityAxis": "modalities",
     "PatchStream": "loaders.batches",
     "PatternSource": "store.sources.pattern",
+    "Share": "loaders.batches",
     "StreamOptions": "loaders.batches",
     "TrainOptions": "training.folder",
     "evaluate": "evaluation.evaluate",
@@ -51,6 +52,7 @@ __all__ = [
     "ModalityAxis",
     "PatchStream",
     "PatternSource",
+    "Share",
     "StreamOptions",
     "TrainOptions",
     "evaluate",

@@ -87,3 +87,8 @@ def test_a_transform_may_be_switched_on_and_off(run_file, capsys):
 def test_what_cannot_be_meant(table, message):
     with pytest.raises(UsageError, match=message):
         to_options({"store": "brain.zarr", "augment": table})
+
+
+def test_settings_without_a_seed_or_a_stream_have_their_defaults():
+    assert to_options({"store": "brain.zarr"}).stream.draw.seed == 0
+    assert to_options({"store": "brain.zarr", "seed": 7}).stream.draw.seed == 7
