@@ -55,7 +55,7 @@ def _need(package: str) -> None:
 
 def row_nnunet(setup: Setup) -> None:
     _need("nnunetv2")
-    print(in_fresh_process(nnunet.check, setup.cases, setup.work))
+    print(in_fresh_process(nnunet.check, setup.cases, setup.work), flush=True)
     setup.against(nnunet.loader(setup.cases, setup.work))
 
 
@@ -67,6 +67,7 @@ def row_cold(setup: Setup) -> None:
 def row_ring(setup: Setup) -> None:
     """The store against decoded cases in memory, both through the stream's own workers and buffers."""
     cached = replace(setup.work, more=(*setup.work.more, ("cache", CACHE)))
+    print(in_fresh_process(ours.check_same, setup.work, cached), flush=True)
     # Drawn at random, so that each worker has met every case many times over.
     first = 20 * len(ours.open_store(setup.work.url).cases)
     setup.against(ours.stream(cached, "the same stream on decoded cases in memory", first))
@@ -101,6 +102,7 @@ def row_remote(setup: Setup, through: str) -> None:
         if through == "s3":  # the first part of the path is the bucket
             os.environ.update(S3_ENVIRONMENT, AWS_ENDPOINT_URL=server)
         url = f"{'s3:/' if through == 's3' else server}/{store.parent.name}/{store.name}"
+        print(in_fresh_process(ours.check_same, local, replace(local, url=url)), flush=True)
         what = f"stream from {through} at {1000 * LATENCY_S:.0f} ms, {CONCURRENT_CASES} cases a batch, {local.edge}^3"
         setup.against(ours.stream(local, "the same, local"), ours.stream(replace(local, url=url), what))
 
@@ -132,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--cases", type=int, default=12)
+    parser.add_argument("--spacing-mm", type=float, help="edge of a voxel; 0.8 for synthetic heads, 1 for real scans")
     parser.add_argument("--data", type=Path, help="folder of real scans, as $MULTISEG_DATA; synthetic heads without")
     parser.add_argument("--float32", action="store_true", help="our batches are made float32 on the processor, too")
     parser.add_argument("--profile", action="store_true", help="only show where the time of one reader goes")
@@ -140,8 +143,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     given = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no side is left standing still
-    cases = real_cases(given.data, given.cases) if given.data else phantom_cases(given.cases)
+    if given.data:
+        cases = real_cases(given.data, given.cases, given.spacing_mm or 1.0)
+    else:
+        cases = phantom_cases(given.cases, given.spacing_mm or 0.8)
     print(f"{cases.what}; patches of every sequence, batches of {given.batch_size}", flush=True)
     if given.profile:
         for edge in given.edge or (64, 96, 128):
@@ -157,4 +162,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no side is left standing still
     main()

@@ -53,6 +53,15 @@ def touch(images: torch.Tensor, target: torch.Tensor) -> int:
     return len(images)
 
 
+def check_same(one: Work, other: Work, num: int = 4) -> str:
+    """Whether two streams deliver the same batches; run it in a process of its own."""
+    for a, b in zip(open_stream(one).batches(0, num), open_stream(other).batches(0, num), strict=True):
+        assert bool(a.images.any()), "an empty batch"
+        assert torch.equal(a.images, b.images), "images differ"
+        assert torch.equal(a.target, b.target), "labels differ"
+    return f"same voxels in {num} batches of {tuple(a.images.shape)}"
+
+
 def _batches(work: Work) -> Iterator[int]:
     for batch in open_stream(work).batches(0, FOR_EVER):
         yield touch(batch.images.float() if work.as_float32 else batch.images, batch.target)

@@ -10,13 +10,14 @@ from pathlib import Path
 from benchmarks.ours import Work, open_stream, touch
 
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("decode", ("decode", "decompress", "blosc", "zstd", "lz4")),
-    ("checksum", ("crc32",)),
-    ("index", ("index", "searchsorted", "_chunks", "_overlap")),
-    ("draw", ("draw.py", "Generator", "bit_generator", "SeedSequence")),
-    ("labels", ("labels.py", "label_view", "target")),
-    ("wait, files and threads", ("acquire", "select", "epoll", "pread", "open", "read", "mmap")),
-    ("copy", ("copy", "stack", "zeros", "empty", "shards.py", "ring.py", "align.py")),
+    ("labels", ("labels.py", "_read_target")),
+    ("draw", ("draw.py", "chance.py", "centres.py", "numpy.random", "Generator")),
+    ("decode", ("decode", "decompress", "blosc", "numcodecs")),
+    ("checksum", ("crc32", "_checked")),
+    ("files", ("posix.", "mmap", "parts.py", "io.open", "memory.py")),
+    ("copy", ("_fill", "method 'copy'", "numpy.zeros", "numpy.empty", "numpy.array")),
+    ("index", ("shards.py", "divmod")),
+    ("batch", ("batches.py", "ring.py", "workers.py", "torch")),
 )
 """A function counts for the first part that its file or name has a word of."""
 

@@ -1,0 +1,90 @@
+"""The benchmarks run: a row on tiny cases, the pause between turns, the distant server. No speed is looked at."""
+
+import itertools
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import cases, loader, soak
+from benchmarks.remote import served
+from benchmarks.sides import Side, Source
+
+
+def at_work(path: Path) -> Iterator[int]:
+    """Batches, and beside them something that never rests, as workers do that fill a queue."""
+
+    def write() -> None:
+        for number in itertools.count():
+            path.write_text(str(number))
+            time.sleep(0.001)
+
+    threading.Thread(target=write, daemon=True).start()
+    while True:
+        yield 2
+
+
+def fail() -> Iterator[int]:
+    raise ValueError("no such case 'B007'")
+    yield 1
+
+
+def test_a_side_stands_still_between_its_turns(tmp_path: Path) -> None:
+    side = Side(Source("busy", partial(at_work, tmp_path / "number"), ready=3))
+    try:
+        assert side.run(0.05).wall > 0
+        time.sleep(0.05)
+        number = (tmp_path / "number").read_text()
+        time.sleep(0.2)
+        assert (tmp_path / "number").read_text() == number
+    finally:
+        side.close()
+
+
+def test_what_goes_wrong_in_a_side_is_told() -> None:
+    with pytest.raises(RuntimeError, match="no such case 'B007'"):
+        Side(Source("failing", fail))
+
+
+def fetch(url: str, asked: str = "") -> bytes:
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"Range": asked} if asked else {})) as answer:
+        body: bytes = answer.read()
+        return body
+
+
+def test_the_distant_server_gives_parts(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "0").write_bytes(bytes(range(100)))
+    with served(tmp_path, 0.001) as url:
+        assert fetch(f"{url}/c/0") == bytes(range(100))
+        assert fetch(f"{url}/c/0", "bytes=3-5") == bytes([3, 4, 5])
+        assert fetch(f"{url}/c/0", "bytes=-2") == bytes([98, 99])
+        assert fetch(f"{url}/c/0", "bytes=97-200") == bytes([97, 98, 99])
+        with pytest.raises(urllib.error.HTTPError, match="404") as missing:
+            fetch(f"{url}/c/1")
+        missing.value.close()
+
+
+def test_rows_on_tiny_cases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cases, "FOLDER", tmp_path)
+    tiny = ["--cases", "2", "--spacing-mm", "5", "--edge", "16", "--rounds", "1", "--seconds", "0.01"]
+    loader.main(["--only", "scaling", "nnunet", *tiny])
+    said = capsys.readouterr().out
+    assert "synthetic heads: 2 cases" in said
+    assert "stream, 2 workers, 16^3 | stream, 1 workers, 16^3 | " in said
+    assert "| nnU-Net | " in said or "nnunet, 16^3: left out: nnunetv2 is not installed" in said
+
+
+def test_growth_is_from_the_first_quarter_to_the_last() -> None:
+    readings = [soak.Reading(1, rss, 0, 0, 0, 2, 9, 0) for rss in (999, 10, 10, 10, 10, 10, 10, 10, 30)]
+    assert "main_rss: 10.0 in the first quarter, 20.0 in the last, +10.0" in soak.growth(readings)
