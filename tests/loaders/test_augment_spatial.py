@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiseg.loaders.separable import cubic_splines, num_controls, smooth_field
-from multiseg.loaders.spatial import Elastic, Movement, move, permutation, rotation
+from multiseg.loaders.spatial import Elastic, Movement, _displacement, move, permutation, rotation
 
 STILL = np.eye(3, 4)
 
@@ -147,6 +147,18 @@ def test_elastic_deformation_does_not_fold(seed):
     core = found[0, 4:-4, 4:-4, 4:-4]
     assert (core.diff(dim=0) > 0).all()
     assert (core - ramp[0, 4:-4, 4:-4, 4:-4]).abs().max() > 0.2
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_each_axis_moves_by_its_own_part_of_the_field(axis):
+    """An image that is its own coordinate shows where each voxel came from."""
+    size, elastic = (14, 17, 12), Elastic(3.0, 8.0, 1)
+    own = torch.meshgrid(*[torch.arange(1.0, n + 1) for n in size], indexing="ij")[axis]
+    found, target = move(own[None], torch.zeros(size, dtype=torch.uint8), Movement(elastic=elastic))
+    field = _displacement(elastic, size, torch.device("cpu"))[axis]
+    core = (slice(4, -4),) * 3
+    assert (target[core] == 0).all()
+    torch.testing.assert_close(found[0][core] - own[core], field[core], atol=1e-4, rtol=0)
 
 
 def test_matrices_of_turns():

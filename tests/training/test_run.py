@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from multiseg.errors import CheckpointError, ResourceError, UsageError
+from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.models.saved import load_model, read_info
@@ -110,6 +111,16 @@ def test_a_killed_and_interrupted_training_ends_in_the_same_weights(store_url, t
     assert [entry["loss"] for entry in entries(out)] == [entry["loss"] for entry in entries(undisturbed)]
     assert entries(out, "Validated") == entries(undisturbed, "Validated")
     assert [entry["step"] for entry in entries(out, "Validated")] == [25, 50, 60]
+
+
+def test_the_augmentation_of_the_settings_is_used(store_url, tmp_path):
+    options = options_for(store_url, num_steps=2)
+    train(options, tmp_path / "none")
+    train(replace(options, augment=AugmentOptions(noise_probability=1.0)), tmp_path / "noise")
+    plain, noisy = ([entry["loss"] for entry in entries(tmp_path / name)] for name in ("none", "noise"))
+    assert plain[0] != noisy[0]
+    with pytest.raises(UsageError, match=r"augment\.noise_probability was 1\.0, now 0\.0"):
+        train(options, tmp_path / "noise")
 
 
 def test_the_same_call_on_a_finished_run_changes_nothing(store_url, tmp_path):
