@@ -27,6 +27,8 @@ MOST_REQUESTS = 8
 """Of one read. They are under way all at once (obstore lets ten be), so that a read takes one round trip."""
 PIECE_BYTES = 2**20
 """Of an object on its way to the disk."""
+_UNKNOWN = datetime.fromtimestamp(0, UTC)
+"""The time of change that obstore gives where the server tells none."""
 _BEYOND = r"\b416\b|InvalidRange|Range Not Satisfiable"
 
 
@@ -71,40 +73,37 @@ class RemoteParts:
 
     def __init__(self, url: str, cache: DiskCache | None = None) -> None:
         self.url = url.rstrip("/")
+        self._server = _Server(self.url)
         self._cache = cache
         self._local = None if cache is None else LocalParts(cache.objects)
         self._copies: dict[str, _Copy] = {}
-        self._way = _Way.TAIL
-        self._whole: OrderedDict[str, memoryview] = OrderedDict()
-        self._own = threading.Lock()
-        self._turns = threading.Semaphore(WEB_READS_AT_ONCE)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteParts, (self.url, self._cache)
 
-    @cached_property
-    def _objects(self) -> Any:
-        """Connected to by whoever reads first: what a process opened is of no use in another."""
-        return connect(self.url)
-
     def tail(self, key: str, size: int) -> bytes | None:
         with in_words(self.url):
             try:
-                return self._tail(key, size)
+                found, meta = self._server.tail(key, size, self._cache is not None)
             except FileNotFoundError as error:
                 if is_no_bucket(error):
                     raise
                 return None
+            self._meet(key, meta)
+            if found is not None:
+                return found
+            end = meta["size"]
+            return bytes(self.read(key, [(max(0, end - size), end)], is_first=True)[0]) if end else b""
 
     def read(self, key: str, ranges: Sequence[Range], is_first: bool) -> Sequence[memoryview]:
-        with self._in_words(key):
+        with _in_words(self.url, key):
             local = self._copied(key)
             if local is not None:
                 try:
                     return local.read(self._copies[key].name, ranges, is_first)
                 except (StoreError, ResourceError):  # the copy is gone or damaged, not the object
                     self.forget(key)
-            return self._read(key, ranges)
+            return self._server.read(key, ranges)
 
     def forget(self, key: str) -> bool:
         """Do without the copy of an object, which is damaged. Whether there was one, so that to read again may help."""
@@ -115,55 +114,6 @@ class RemoteParts:
         self._cache.drop(copy.name)
         self._local = LocalParts(self._cache.objects)  # which has not mapped it
         return True
-
-    def _tail(self, key: str, size: int) -> bytes:
-        if self._way is _Way.WHOLE and self._cache is None:
-            return bytes(self._object(key)[-size:])
-        if self._way is _Way.TAIL:
-            try:
-                found = obstore.get(self._objects, key, options={"range": {"suffix": size}})
-                data = bytes(found.bytes())
-                self._meet(key, found.meta)
-                return data
-            except NotSupportedError:
-                self._way = _Way.PARTS
-        meta = obstore.head(self._objects, key)
-        self._meet(key, meta)
-        end = meta["size"]
-        return bytes(self.read(key, [(max(0, end - size), end)], is_first=True)[0]) if end else b""
-
-    def _read(self, key: str, ranges: Sequence[Range]) -> Sequence[memoryview]:
-        if self._way is not _Way.WHOLE:
-            try:
-                return self._ranges(key, ranges)
-            except NotSupportedError:
-                self._way = _Way.WHOLE
-        whole = self._object(key)
-        if ranges and max(stop for _, stop in ranges) > len(whole):
-            raise self._too_short(key)
-        return [whole[start:stop] for start, stop in ranges]
-
-    def _ranges(self, key: str, ranges: Sequence[Range]) -> Sequence[memoryview]:
-        runs = few(ranges)
-        starts, ends = [start for start, _ in runs], [stop for _, stop in runs]
-        found = obstore.get_ranges(self._objects, key, starts=starts, ends=ends, coalesce=0)
-        held = {run: memoryview(part) for run, part in zip(runs, found, strict=True)}
-        if any(len(part) != stop - start for (start, stop), part in held.items()):
-            raise self._too_short(key)
-        return cut(ranges, held)
-
-    def _object(self, key: str) -> memoryview:
-        with self._turns:
-            with self._own:
-                if key in self._whole:
-                    self._whole.move_to_end(key)
-                    return self._whole[key]
-            whole = memoryview(obstore.get(self._objects, key).bytes())
-        with self._own:
-            self._whole[key] = whole
-            while len(self._whole) > KEPT_OBJECTS:
-                self._whole.popitem(last=False)
-        return whole
 
     def _meet(self, key: str, meta: Any) -> None:
         """Take note of an object's version."""
@@ -179,42 +129,114 @@ class RemoteParts:
         copy.is_here = (
             copy.is_here
             or self._cache.find(copy.name, copy.num_bytes)
-            or self._cache.fill(copy.name, copy.num_bytes, self._pieces(key, copy.version))
+            or self._cache.fill(copy.name, copy.num_bytes, self._server.pieces(key, copy.version))
         )
         return self._local if copy.is_here else None
 
-    def _pieces(self, key: str, version: str) -> Iterator[Any]:
-        if self._way is _Way.WHOLE:
-            yield self._object(key)
-            return
-        found = obstore.get(self._objects, key)
-        if _version(found.meta) != version:
+
+class _Server:
+    """Objects below a URL, asked for in the way that their server knows. Its errors are still obstore's."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._way = _Way.TAIL
+        self._whole: OrderedDict[str, tuple[memoryview, Any]] = OrderedDict()
+        self._own = threading.Lock()
+        self._turns = threading.Semaphore(WEB_READS_AT_ONCE)
+
+    @cached_property
+    def _objects(self) -> Any:
+        """Connected to by whoever reads first: what a process opened is of no use in another."""
+        return connect(self.url)
+
+    def tail(self, key: str, size: int, is_for_copy: bool) -> tuple[bytes | None, Any]:
+        """The last bytes of an object and what is told of it; no bytes where they have to be read by their place."""
+        if self._way is _Way.TAIL:
+            try:
+                found = obstore.get(self._objects, key, options={"range": {"suffix": size}})
+                return bytes(found.bytes()), found.meta
+            except NotSupportedError:
+                self._way = _Way.PARTS
+        if self._way is _Way.WHOLE and not is_for_copy:  # a copy that is there spares all of it
+            whole, meta = self._object(key)
+            return bytes(whole[-size:]), meta
+        meta = obstore.head(self._objects, key)
+        with self._own:
+            if key in self._whole and _version(self._whole[key][1]) != _version(meta):
+                del self._whole[key]
+        return None, meta
+
+    def read(self, key: str, ranges: Sequence[Range]) -> Sequence[memoryview]:
+        if self._way is not _Way.WHOLE:
+            try:
+                return self._ranges(key, ranges)
+            except NotSupportedError:
+                self._way = _Way.WHOLE
+        whole, _ = self._object(key)
+        if ranges and max(stop for _, stop in ranges) > len(whole):
+            raise _too_short(self.url, key)
+        return [whole[start:stop] for start, stop in ranges]
+
+    def pieces(self, key: str, version: str) -> Iterator[Any]:
+        """All of an object, if it is still the same."""
+        found = None if self._way is _Way.WHOLE else obstore.get(self._objects, key)
+        whole, meta = self._object(key) if found is None else (None, found.meta)
+        if _version(meta) != version:
             raise StoreError(
                 f"{self.url}/{key} was written anew while it was read. Start again when nobody writes to the store."
             )
-        yield from found.stream(min_chunk_size=PIECE_BYTES)
+        if found is None:
+            yield whole
+        else:
+            yield from found.stream(min_chunk_size=PIECE_BYTES)
 
-    @contextmanager
-    def _in_words(self, key: str) -> Iterator[None]:
-        with in_words(self.url):
-            try:
-                yield
-            except FileNotFoundError as error:
-                if is_no_bucket(error):
-                    raise
-                raise StoreError(
-                    f"{self.url}/{key} was there a moment ago and is gone. Start again when nobody writes to the store."
-                ) from error
-            except BaseError as error:
-                if re.search(_BEYOND, str(error)):
-                    raise self._too_short(key) from error
+    def _ranges(self, key: str, ranges: Sequence[Range]) -> Sequence[memoryview]:
+        runs = few(ranges)
+        starts, ends = [start for start, _ in runs], [stop for _, stop in runs]
+        found = obstore.get_ranges(self._objects, key, starts=starts, ends=ends, coalesce=0)
+        held = {run: memoryview(part) for run, part in zip(runs, found, strict=True)}
+        if any(len(part) != stop - start for (start, stop), part in held.items()):
+            raise _too_short(self.url, key)
+        return cut(ranges, held)
+
+    def _object(self, key: str) -> tuple[memoryview, Any]:
+        with self._turns:
+            with self._own:
+                if key in self._whole:
+                    self._whole.move_to_end(key)
+                    return self._whole[key]
+            found = obstore.get(self._objects, key)
+            whole = memoryview(found.bytes()), found.meta
+        with self._own:
+            self._whole[key] = whole
+            while len(self._whole) > KEPT_OBJECTS:
+                self._whole.popitem(last=False)
+        return whole
+
+
+@contextmanager
+def _in_words(url: str, key: str) -> Iterator[None]:
+    """As for any object, and for one whose index told that it is there and what it holds."""
+    with in_words(url):
+        try:
+            yield
+        except FileNotFoundError as error:
+            if is_no_bucket(error):
                 raise
+            raise StoreError(
+                f"{url}/{key} was there a moment ago and is gone. Start again when nobody writes to the store."
+            ) from error
+        except BaseError as error:
+            if re.search(_BEYOND, str(error)):
+                raise _too_short(url, key) from error
+            raise
 
-    def _too_short(self, key: str) -> StoreError:
-        return StoreError(
-            f"{self.url}/{key} ends before all of its chunks: it is truncated. See what else is damaged with: "
-            f"multiseg verify {self.url}."
-        )
+
+def _too_short(url: str, key: str) -> StoreError:
+    return StoreError(
+        f"{url}/{key} ends before all of its chunks: it is truncated. See what else is damaged with: "
+        f"multiseg verify {url}."
+    )
 
 
 def few(ranges: Sequence[Range]) -> list[Range]:
@@ -229,5 +251,5 @@ def _version(meta: Any) -> str:
     """What tells two objects of one name apart; empty where the server tells nothing to go by."""
     if meta["e_tag"]:
         return f"{meta['size']} {meta['e_tag']}"
-    is_dated = meta["last_modified"] > datetime.fromtimestamp(0, UTC)
+    is_dated = meta["last_modified"] > _UNKNOWN
     return f"{meta['size']} {meta['last_modified'].isoformat()}" if is_dated else ""

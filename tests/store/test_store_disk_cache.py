@@ -72,6 +72,14 @@ def test_a_run_takes_in_what_fits_and_keeps_it(folder: Path) -> None:
     assert not cache.find("c", SIZE)
 
 
+def test_a_copy_of_another_size_is_none(folder: Path) -> None:
+    fill(DiskCache(folder, 2 * SIZE), "a")
+    (folder / "objects" / "a").write_bytes(bytes(5))
+    cache = DiskCache(folder, 2 * SIZE)
+    assert not cache.find("a", SIZE)
+    assert fill(cache, "a") == [True]
+
+
 def test_what_is_too_large_does_not_keep_what_is_small_out(folder: Path) -> None:
     cache = DiskCache(folder, 2 * SIZE)
     assert not cache.fill("a", 3 * SIZE, [])
@@ -171,19 +179,33 @@ def test_servers_that_give_no_parts_give_an_object_once(far: str, folder: Path, 
         assert line.num("/a") == first
 
 
-def test_a_changed_object_is_copied_anew(far: str, folder: Path, line: Line) -> None:
+def test_a_changed_object_is_copied_anew(far: str, folder: Path) -> None:
+    for _ in range(2):  # once for each of two processes
+        parts = RemoteParts(far, DiskCache(folder, 10 * SIZE))
+        for key in "az":
+            obstore.put(connect(far), "a", content(key))
+            assert parts.tail("a", 10) == content(key)[-10:]
+            assert bytes(parts.read("a", [(0, 10)], is_first=True)[0]) == content(key)[:10]
+    assert len(copies(folder)) == 2
+
+
+def test_an_object_that_changes_meanwhile_is_told(far: str, folder: Path) -> None:
     parts = RemoteParts(far, DiskCache(folder, 10 * SIZE))
     parts.tail("a", 10)
-    parts.read("a", [(0, 10)], is_first=True)
     obstore.put(connect(far), "a", content("z"))
-    again = RemoteParts(far, DiskCache(folder, 10 * SIZE))
-    assert again.tail("a", 10) == content("z")[-10:]
-    assert bytes(again.read("a", [(0, 10)], is_first=True)[0]) == content("z")[:10]
-    parts.tail("b", 10)
-    obstore.put(connect(far), "b", content("z"))
-    with pytest.raises(StoreError, match=rf"{far}/b was written anew while it was read"):
-        parts.read("b", [(0, 10)], is_first=True)
-    assert len(copies(folder)) == 2
+    with pytest.raises(StoreError, match=rf"{far}/a was written anew while it was read. Start again"):
+        parts.read("a", [(0, 10)], is_first=True)
+    assert copies(folder) == set()
+
+
+@pytest.mark.parametrize("budget", [0, 10 * SIZE])
+def test_a_changed_object_of_a_server_without_parts(far: str, folder: Path, line: Line, budget: int) -> None:
+    line.lost = "range"
+    parts = RemoteParts(far.replace("s3:/", os.environ["AWS_ENDPOINT_URL"]), DiskCache(folder, budget))
+    for key in "azaz":
+        obstore.put(connect(far), "a", content(key))
+        assert parts.tail("a", 10) == content(key)[-10:]
+        assert bytes(parts.read("a", [(0, 10)], is_first=True)[0]) == content(key)[:10]
 
 
 def test_a_server_that_tells_no_version_has_nothing_copied(
