@@ -22,12 +22,15 @@ from multiseg.loaders.draw import Draw, DrawOptions, DrawPlan
 from multiseg.loaders.memory import SharedMemory
 from multiseg.loaders.ring import MAX_LENT, Filled, Ring, Wanted
 from multiseg.loaders.shards import Checksums
-from multiseg.loaders.workers import STARTS, Caller, Crew, Processes, Threads, Work, patches_at_a_time
+from multiseg.loaders.workers import STARTS, Caller, Crew, Processes, Threads, Work
 from multiseg.modalities import ModalityAxis
 from multiseg.sizes import num_bytes
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote
 from multiseg.store.reader import Case, Store
+
+FAR_PATCHES = 8
+"""Patches that a worker reads at a time from a remote store: most of the time it waits for the network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +169,7 @@ class PatchStream(IterableDataset[Batch]):
         budget = num_bytes(self.options.cache, "cache")
         self._sources, taken = with_places(self._described.sources, self.plan.chances, budget)
         self._cache = CaseCache(self._sources, taken)
+        self._parts = store.parts(self.options.disk_cache, num_bytes(self.options.disk_budget, "disk_budget"))
         self.position = 0
 
     def _is_annotated(self, store: Store, case: Case) -> bool:
@@ -217,10 +221,10 @@ class PatchStream(IterableDataset[Batch]):
     def _work(self, workers: int) -> Work:
         """What the workers are given; they have something to do, and what they do next lies ready for them."""
         size = self.options.batch_size
-        ahead = max(self.options.ahead, math.ceil(2 * workers * patches_at_a_time(self._sources.url) / size))
-        num_slots = ahead + MAX_LENT
+        threads = FAR_PATCHES if is_remote(self._sources.url) else 1
+        num_slots = max(self.options.ahead, math.ceil(2 * workers * threads / size)) + MAX_LENT
         memory = SharedMemory(num_slots * size * self._sources.patch_bytes)
-        return Work(self._sources, memory, self._cache.memory, num_slots, size)
+        return Work(self._sources, self._parts, threads, memory, self._cache.memory, num_slots, size)
 
     def _keys(self, number: int) -> list[tuple[int, int]]:
         """The (epoch, index) of the draws in batch `number`."""

@@ -194,23 +194,18 @@ class ShardReader:
         """The packed bytes of those chunks that hold anything, checked where that is due."""
         places, seen = shard.places, shard.seen
         there = [n for n in numbers if places[2 * n] != _NOTHING]
-        held: dict[int, memoryview] = {}
-        for is_first in (True, False):
-            some = [n for n in there if bool(seen[n]) != is_first]
-            if not some:
-                continue
-            ranges = [(places[2 * n], places[2 * n] + places[2 * n + 1]) for n in some]
-            held.update(zip(some, self.parts.read(shard.key, ranges, is_first), strict=True))
-            if self.checksums == "always" or (is_first and self.checksums == "first"):
-                for n in some:
-                    self._check(held[n], shard, n)
-            for n in some:
-                seen[n] = 1
+        fresh = [n for n in there if not seen[n]]
+        ranges = [(places[2 * n], places[2 * n] + places[2 * n + 1]) for n in there]
+        held = dict(zip(there, self.parts.read(shard.key, ranges, bool(fresh)), strict=True)) if there else {}
+        due = {"always": there, "first": fresh, "never": []}[self.checksums]
+        bad = [n for n in due if not _is_sound(held[n])]
+        if bad:
+            if self.parts.forget(shard.key):
+                return self._bytes(shard, numbers)
+            raise self._damaged(shard, f"the checksum of chunk {bad[0]} is wrong")
+        for n in fresh:
+            seen[n] = 1
         return held
-
-    def _check(self, packed: memoryview, shard: _Shard, number: int) -> None:
-        if google_crc32c.value(bytes(packed[:-_CRC_BYTES])) != int.from_bytes(packed[-_CRC_BYTES:], "little"):
-            raise self._damaged(shard, f"the checksum of chunk {number} is wrong")
 
     def _decoded(self, packed: memoryview, shard: _Shard | None, number: int) -> memoryview | bytearray:
         """A chunk's voxels; valid until this thread decodes the next one."""
@@ -252,13 +247,21 @@ class ShardReader:
         tail = self.parts.tail(key, size)
         if tail is None:
             return None
-        if len(tail) != size or google_crc32c.value(tail[:-_CRC_BYTES]) != int.from_bytes(tail[-_CRC_BYTES:], "little"):
+        if len(tail) != size or not _is_sound(memoryview(tail)):
+            if self.parts.forget(key):
+                return self._opened(key)
             raise StoreError(f"{key}: {_DAMAGED.format('its index is not sound: the file is truncated or damaged')}")
         return _Shard(key, tail[:-_CRC_BYTES])
 
     @staticmethod
     def _damaged(shard: _Shard, what: str) -> StoreError:
         return StoreError(f"{shard.key}: {_DAMAGED.format(what)}")
+
+
+def _is_sound(packed: memoryview) -> bool:
+    """Whether the bytes are those that the checksum behind them was made of."""
+    found: int = google_crc32c.value(bytes(packed[:-_CRC_BYTES]))
+    return found == int.from_bytes(packed[-_CRC_BYTES:], "little")
 
 
 _DAMAGED = "{}. Find all that is damaged with: multiseg verify STORE; and ingest those cases again with --redo."

@@ -7,26 +7,30 @@ import multiprocessing
 import os
 import pickle
 import queue
+import select
 import signal
+import socket
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from typing import Protocol, runtime_checkable
+from multiprocessing.util import Finalize
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from multiseg.errors import MultisegError, ResourceError
 from multiseg.loaders.memory import SharedMemory
 from multiseg.loaders.patches import PatchReader, Sources, Task
-from multiseg.store.hierarchy import is_remote, local_path
-from multiseg.store.parts import LocalParts, Parts
+from multiseg.store.parts import Parts
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,8 @@ MAX_DEATHS = 3
 """Workers that may die over one and the same patch."""
 ORPHAN_SECONDS = 5.0
 """How often a worker that waits looks whether its parent is still there."""
+PATIENCE_SECONDS = 1.0
+"""What a worker has to finish the patch that it is at, when all end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +51,12 @@ class Work:
     """
 
     sources: Sources
+    parts: Parts
+    threads: int
     memory: SharedMemory
     cache: SharedMemory | None
     num_slots: int
     batch_size: int
-
-    @property
-    def threads(self) -> int:
-        return patches_at_a_time(self.sources.url)
 
     def images(self) -> np.ndarray:
         """All slots' images [slot position modality i j k], float16."""
@@ -67,16 +71,6 @@ class Work:
         return (self.num_slots, self.batch_size, *channels, *self.sources.patch)
 
 
-def patches_at_a_time(url: str) -> int:
-    """Patches that one process reads at a time: over a network most of the time is waiting."""
-    return 8 if is_remote(url) else 1
-
-
-def open_parts(url: str) -> Parts:
-    """The bytes of a store's objects, for this process."""
-    return LocalParts(local_path(url))
-
-
 class Doer:
     """Does tasks; of one process, its threads may share it."""
 
@@ -84,7 +78,7 @@ class Doer:
         self._images, self._targets = work.images(), work.targets()
         cache = None if work.cache is None else work.cache.view()
         self._cases = work.sources.cases
-        self._reader = PatchReader(work.sources, open_parts(work.sources.url), cache)
+        self._reader = PatchReader(work.sources, work.parts, cache)
 
     def do(self, task: Task) -> None:
         if task.slot < 0:
@@ -184,10 +178,12 @@ class Processes:
     def __init__(self, work: Work, num: int, start: str, restart: bool) -> None:
         self._work = work
         self._restart = restart
-        self._context = multiprocessing.get_context(start)
+        self._context = _context(start)
         self._deaths: dict[int, int] = {}
         self._deaths_in_a_row = 0
         self._workers: list[_Worker] = []
+        # As the interpreter ends, multiprocessing waits for all workers; they have to be sent home before.
+        self._end = Finalize(self, _end, (self._workers,), exitpriority=100)
         try:
             for number in range(num):
                 self._workers.append(self._started(number))
@@ -202,7 +198,8 @@ class Processes:
             name=f"multiseg-reader-{number}", daemon=True,
         )  # fmt: skip
         try:
-            process.start()
+            with _signals_held_back():
+                process.start()
         except OSError as error:
             ours.close()
             raise ResourceError(
@@ -239,17 +236,13 @@ class Processes:
     def _heard(self, worker: _Worker) -> list[int]:
         """All that a worker has said so far."""
         serials: list[int] = []
-        try:
-            while worker.line.poll():
-                serial = worker.line.recv()
-                if not isinstance(serial, int):
-                    raise _told(*serial)
-                del worker.tasks[serial]
-                self._deaths.pop(serial, None)
-                serials.append(serial)
-                self._deaths_in_a_row = 0
-        except (EOFError, ConnectionResetError):
-            worker.process.join(ORPHAN_SECONDS)
+        while (answer := _next_answer(worker)) is not None:
+            if not isinstance(answer, int):
+                raise _told(*answer)
+            del worker.tasks[answer]
+            self._deaths.pop(answer, None)
+            serials.append(answer)
+            self._deaths_in_a_row = 0
         return serials
 
     def _died(self, worker: _Worker) -> list[int]:
@@ -277,15 +270,57 @@ class Processes:
         return serials
 
     def close(self) -> None:
-        for worker in self._workers:
-            worker.line.close()
-        for worker in self._workers:
-            worker.process.join(1.0)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-            worker.process.close()
-        self._workers.clear()
+        self._end()
+
+
+def _context(start: str) -> BaseContext:
+    """A way to start processes, whose own helper processes run already and are not started with signals held back."""
+    context = multiprocessing.get_context(start)
+    if start != "fork":
+        resource_tracker.ensure_running()
+    if start == "forkserver":
+        context.set_forkserver_preload([__name__])  # imported once, not once a worker
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Signals come when this is over: a process that has only just begun would die of them, and say so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _next_answer(worker: _Worker) -> Any:
+    """What a worker says next; None while it is silent, and once it is dead."""
+    try:
+        return worker.line.recv() if worker.line.poll() else None
+    except (EOFError, OSError):  # it may even have died in the middle of a message
+        worker.process.join(ORPHAN_SECONDS)
+        return None
+
+
+def _end(workers: list[_Worker]) -> None:
+    """Hang up on workers, and wait until they are gone."""
+    for worker in workers:
+        _hang_up(worker.line)
+    for worker in workers:
+        worker.process.join(PATIENCE_SECONDS)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        worker.process.close()
+    workers.clear()
+
+
+def _hang_up(line: Connection) -> None:
+    """End a line. To close it would not do: processes forked since it was made have it too, and keep it open."""
+    with suppress(OSError), socket.socket(fileno=os.dup(line.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+    line.close()
 
 
 _REMEDY = "Where memory ran out, give fewer workers, smaller patches or batches, or a smaller cache."
@@ -293,7 +328,10 @@ _REMEDY = "Where memory ran out, give fewer workers, smaller patches or batches,
 
 def _how_it_ended(code: int) -> str:
     if code >= 0:
-        return f"ended with exit code {code}"
+        return (
+            f"ended with exit code {code} (what it printed says why; a script that starts workers, but not by fork, "
+            "needs its if __name__ == '__main__')"
+        )
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     why = {
         "SIGKILL": ", mostly since memory ran out,",
@@ -347,9 +385,23 @@ def _do_all(work: Work, line: Connection) -> None:
             line.send_bytes(pickle.dumps(answer))
 
     with ThreadPoolExecutor(work.threads) as pool:
-        while True:
-            task = Task(*line.recv())
+        for task in _tasks(line):
             if work.threads == 1:
                 do(task)
             else:
                 pool.submit(do, task)
+
+
+def _tasks(line: Connection) -> Iterator[Task]:
+    """What a worker is told to do.
+
+    All that was said is taken in before anything is done: a line holds only some hundred tasks, and a parent that
+    waits to send more of them does not listen to what is done.
+    """
+    waiting: deque[Task] = deque()
+    said = select.poll()
+    said.register(line, select.POLLIN)
+    while True:
+        while not waiting or said.poll(0):
+            waiting.append(Task(*line.recv()))
+        yield waiting.popleft()

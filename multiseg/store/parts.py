@@ -7,7 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from multiseg.errors import ResourceError, StoreError
 
@@ -27,7 +27,10 @@ class Parts(Protocol):
         """The last bytes of an object, all of a shorter one; None where there is none."""
 
     def read(self, key: str, ranges: Sequence[Range], is_first: bool) -> Sequence[memoryview]:
-        """Parts of an object, in the order asked for. `is_first`: they were not read before by this process."""
+        """Parts of an object, in the order asked for. `is_first`: some were not read before by this process."""
+
+    def forget(self, key: str) -> bool:
+        """Do without what is kept of an object that proved damaged. Whether to read it again may help."""
 
 
 class LocalParts:
@@ -44,6 +47,12 @@ class LocalParts:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._maps: OrderedDict[str, memoryview] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LocalParts, (self.root,)  # a map belongs to its process
+
+    def forget(self, key: str) -> bool:
+        return False
 
     def tail(self, key: str, size: int) -> bytes | None:
         try:

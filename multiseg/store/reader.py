@@ -20,6 +20,7 @@ from multiseg.store.array_layout import ArrayLayout
 from multiseg.store.columns import read_columns
 from multiseg.store.dataset import committed_dataset
 from multiseg.store.hierarchy import ROOT_KEY, is_remote, local_path, not_readable, open_root
+from multiseg.store.parts import LocalParts, Parts
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.types import Index3
@@ -216,6 +217,15 @@ class Store:
     @property
     def cases(self) -> tuple[Case, ...]:
         return tuple(case for database in self.databases.values() for case in database.cases)
+
+    def parts(self, disk_cache: str = "", budget_bytes: int = 0) -> Parts:
+        """The bytes of the store's objects; those of a remote store are kept below `disk_cache`, if that is given."""
+        if not is_remote(self.url):
+            return LocalParts(local_path(self.url))
+        from multiseg.store.disk_cache import DiskCache  # heavy, and only remote stores need them
+        from multiseg.store.remote_parts import RemoteParts
+
+        return RemoteParts(self.url, DiskCache(disk_cache, budget_bytes) if disk_cache else None)
 
     def size_on_disk(self, database: str) -> int | None:
         """Bytes that a database takes on the local disk; None for a remote store."""
