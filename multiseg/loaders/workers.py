@@ -39,6 +39,9 @@ MAX_DEATHS = 3
 """Workers that may die over one and the same patch."""
 ORPHAN_SECONDS = 5.0
 """How often a worker that waits looks whether its parent is still there."""
+LISTEN_FROM = 64
+"""Tasks of a worker from which on it is listened to before it is told more: a line holds only some hundred messages,
+and two who wait to speak never listen."""
 PATIENCE_SECONDS = 1.0
 """What a worker has to finish the patch that it is at, when all end."""
 
@@ -181,6 +184,7 @@ class Processes:
         self._context = _context(start)
         self._deaths: dict[int, int] = {}
         self._deaths_in_a_row = 0
+        self._early: list[int] = []
         self._workers: list[_Worker] = []
         # As the interpreter ends, multiprocessing waits for all workers; they have to be sent home before.
         self._end = Finalize(self, _end, (self._workers,), exitpriority=100)
@@ -211,6 +215,8 @@ class Processes:
 
     def give(self, task: Task) -> None:
         worker = min(self._workers, key=lambda one: len(one.tasks))
+        if len(worker.tasks) >= LISTEN_FROM:
+            self._early += self._heard(worker)
         worker.tasks[task.serial] = task
         self._send(worker, task)
 
@@ -220,7 +226,7 @@ class Processes:
             worker.line.send_bytes(pickle.dumps(tuple(task)))  # send() costs more than the pickling
 
     def done(self) -> Sequence[int]:
-        serials: list[int] = []
+        serials, self._early = self._early, []
         while not serials:
             ends = {worker.process.sentinel: worker for worker in self._workers}
             lines = {worker.line: worker for worker in self._workers}
@@ -395,8 +401,7 @@ def _do_all(work: Work, line: Connection) -> None:
 def _tasks(line: Connection) -> Iterator[Task]:
     """What a worker is told to do.
 
-    All that was said is taken in before anything is done: a line holds only some hundred tasks, and a parent that
-    waits to send more of them does not listen to what is done.
+    All that was said is taken in before anything is done: the parent may be waiting for the line to have room.
     """
     waiting: deque[Task] = deque()
     said = select.poll()
