@@ -52,6 +52,10 @@ class CaseCache:
         """Take note that a case is in the cache."""
         self._held.add(case)
 
+    def is_given_up(self, case: int) -> None:
+        """Take note that a case is not decoded after all: it is due again."""
+        self._due.add(case)
+
     def holds(self, case: int) -> bool:
         """Whether patches of the case can be cut from the cache."""
         return case in self._held

@@ -5,7 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.reduction import DupFd
+from pathlib import Path, PurePath
 from typing import Any
 
 from multiseg.errors import ResourceError
@@ -70,10 +73,20 @@ def _anonymous_file() -> int:
 
 
 def _check_there_is(num_bytes: int) -> None:
-    """Refuse what the machine never has: asking the system for it would end this process instead."""
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Refuse what this process can never have: asking the system for it would end the process instead."""
+    there = min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_limits(Path("/"))])
     if num_bytes > there:
         raise ResourceError(
-            f"the patches that are made ahead, or the cache, would take {num_bytes / 2**30:.1f} GiB, and this machine "
-            f"has {there / 2**30:.1f} GiB. Choose smaller patches or batches, fewer batches ahead, or a smaller cache."
+            f"the patches that are made ahead, or the cache, would take {num_bytes / 2**30:.1f} GiB, and there are "
+            f"{there / 2**30:.1f} GiB here. Choose smaller patches or batches, fewer batches ahead, or a smaller cache."
         )
+
+
+def _limits(root: Path) -> Iterator[int]:
+    """The limits of memory that containers and batch systems set, by Linux's control groups (version 2)."""
+    own = ""
+    with suppress(OSError):
+        own = (root / "proc/self/cgroup").read_text().strip().rpartition("::/")[2]
+    for group in (PurePath(own), *PurePath(own).parents):
+        with suppress(OSError, ValueError):  # a ValueError: it says "max", that there is none
+            yield int((root / "sys/fs/cgroup" / group / "memory.max").read_text())

@@ -88,6 +88,9 @@ class Ring:
         """End those who fill. What is lent stays whole."""
         self._crew.close()
         self._pinned.close()
+        for slot in self._slots.values():
+            if slot < 0:
+                self._cache.is_given_up(-1 - slot)
 
     def _assign(self, wanted: Sequence[Wanted]) -> int:
         slot = self._free.popleft() if self._free else self._pinned.cooled()
