@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from struct import Struct
 from typing import Literal
 
 import google_crc32c
@@ -31,8 +32,8 @@ KEPT_INDICES = 4096
 """Shards whose index stays in memory, 8 kB each."""
 _NOTHING = 2**64 - 1
 _CRC_BYTES = 4
-_BLOSC_HEADER, _BLOSC_FLAGS, _BLOSC_COPIED = 16, 2, 2
-"""Bytes before the data, which of them has flags, and the flag of data that was copied and not compressed."""
+_BLOSC_HEADER, _BLOSC_COPIED = Struct("<2xBxI4xI"), 2
+"""Flags, bytes unpacked and bytes packed, header included; and the flag of data that was copied, not compressed."""
 
 
 @dataclass(frozen=True)
@@ -215,10 +216,15 @@ class ShardReader:
             if len(body) != self._chunk_bytes:
                 raise self._damaged(shard, f"chunk {number} has {len(body)} bytes, not {self._chunk_bytes}")
             return body
-        if body[_BLOSC_FLAGS] & _BLOSC_COPIED:
-            if len(body) != _BLOSC_HEADER + self._chunk_bytes:
-                raise self._damaged(shard, f"chunk {number} has {len(body)} bytes, which cannot be")
-            return body[_BLOSC_HEADER:]
+        if len(body) < _BLOSC_HEADER.size:
+            raise self._damaged(shard, f"chunk {number} has only {len(body)} bytes")
+        flags, unpacked, size = _BLOSC_HEADER.unpack_from(body)
+        is_copied = bool(flags & _BLOSC_COPIED)
+        # Fewer bytes than these would leave some of the chunk that was decoded before, and blosc believes the header.
+        if unpacked != self._chunk_bytes or size != len(body) or (is_copied and size != _BLOSC_HEADER.size + unpacked):
+            raise self._damaged(shard, f"chunk {number} says itself that {size} bytes are {unpacked}, which is wrong")
+        if is_copied:
+            return body[_BLOSC_HEADER.size :]
         scratch: bytearray | None = getattr(self._own, "scratch", None)
         if scratch is None:
             scratch = self._own.scratch = bytearray(self._chunk_bytes)
