@@ -90,6 +90,9 @@ class Counted:
         self.num += 1
         return self.parts.tail(key, size)
 
+    def forget(self, key: str) -> bool:
+        return self.parts.forget(key)
+
     def read(self, key: str, ranges: Sequence[Range], is_first: bool) -> Sequence[memoryview]:
         self.num += 1
         return self.parts.read(key, ranges, is_first)
