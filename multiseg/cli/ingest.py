@@ -42,7 +42,7 @@ def ingest_command(
     n4: flags.N4 = False,
     normalise: flags.Normalise = "zscore",
     codec: Annotated[
-        str, typer.Option(help="Compression of images: none, lz4 or zstd.", rich_help_panel=_WHERE)
+        str, typer.Option(help="Compression of images: none, lz4, lz4hc or zstd.", rich_help_panel=_WHERE)
     ] = "lz4",
     split: Annotated[
         str,

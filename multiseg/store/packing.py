@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import prod
 from typing import TypeAlias
 
@@ -25,8 +26,8 @@ def _as_it_is(block: Block) -> bytes:
     return block.tobytes()
 
 
-def _lz4(block: Block) -> bytes:
-    packed: bytes = blosc.compress(block, b"lz4", 5, blosc.NOSHUFFLE)
+def _lz4(block: Block, name: bytes = b"lz4") -> bytes:
+    packed: bytes = blosc.compress(block, name, 5, blosc.NOSHUFFLE)
     if len(packed) > KEPT_SHARE * block.nbytes:
         packed = blosc.compress(block, b"lz4", 0, blosc.NOSHUFFLE)
     return packed
@@ -37,7 +38,12 @@ def _zstd(block: Block) -> bytes:
     return packed
 
 
-PACKERS: dict[str, Callable[[Block], bytes]] = {"none": _as_it_is, "lz4": _lz4, "zstd": _zstd}
+PACKERS: dict[str, Callable[[Block], bytes]] = {
+    "none": _as_it_is,
+    "lz4": _lz4,
+    "lz4hc": partial(_lz4, name=b"lz4hc"),
+    "zstd": _zstd,
+}
 """By the names of `schema.CODECS`, whose entries say the same to zarr."""
 
 
