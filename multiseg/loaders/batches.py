@@ -248,8 +248,11 @@ class PatchStream(IterableDataset[Batch]):
 
 
 def _narrowed(case: Case, axis: ModalityAxis) -> Case:
-    """The case with those of its sequences that are on the axis: a drop must leave one of them."""
-    return replace(case, modalities=tuple(name for name in case.modalities if name in axis))
+    """The case with those of its sequences that are on the axis: a drop must leave one of them.
+
+    They are in the order of the axis, so that what is dropped does not depend on the order that a store has them in.
+    """
+    return replace(case, modalities=tuple(name for name in axis if name in case.modalities))
 
 
 def _crew(work: Work, options: StreamOptions, workers: int) -> Crew:

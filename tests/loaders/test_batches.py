@@ -1,40 +1,25 @@
-import os
-import signal
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import zarr
+from streams import AXIS, FIELDS, LESION_AND_CSF, digests, stream_of
+from torch.utils.data import DataLoader
 
-from multiseg.errors import DataError, ResourceError, UsageError
+from multiseg.errors import DataError, UsageError
 from multiseg.labels import IGNORE, LabelSpace, SpaceLabel
-from multiseg.loaders import batches as module
-from multiseg.loaders.batches import PatchStream, StreamOptions
-from multiseg.loaders.draw import DrawOptions
+from multiseg.loaders.batches import PatchStream, Share, StreamOptions
 from multiseg.modalities import ModalityAxis
 from multiseg.store.reader import open_store
 
-AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T1c", "T2", "DWI", "ADC"))
-LESION_AND_CSF = LabelSpace((SpaceLabel("lesion", "lesion"), SpaceLabel("CSF", "tissue")))
-FIELDS = ("images", "present", "target", "annotated", "corner", "draws")
+NUM = 8
+"""Batches that are compared."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def store(store_url):
     return open_store(store_url)
-
-
-def stream_of(store, axis=AXIS, space=LESION_AND_CSF, workers=0, databases=(), **draw):
-    drawn = DrawOptions(**{"patch": (12, 14, 10)} | draw)
-    options = StreamOptions(drawn, batch_size=3, workers=workers, batches_per_epoch=2)
-    return PatchStream(store, axis, space, options, databases=databases)
-
-
-def assert_same(some, others):
-    assert len(some) == len(others)
-    for a, b in zip(some, others, strict=True):
-        assert (a.database, a.case) == (b.database, b.case)
-        for name in FIELDS:
-            assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
 @pytest.fixture
@@ -42,14 +27,66 @@ def expected(store):
     return list(stream_of(store).batches(0, 5))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_batches_are_the_same_from_any_number_of_workers(store, expected, workers):
-    assert_same(list(stream_of(store, workers=workers).batches(0, 5)), expected)
+@pytest.fixture(scope="module")
+def hashed(store):
+    found = digests(stream_of(store).batches(0, NUM))
+    assert len(set(found)) == NUM
+    return found
 
 
-def test_batches_are_the_same_when_started_in_the_middle(store, expected):
-    assert_same(list(stream_of(store).batches(3, 5)), expected[3:])
-    assert list(stream_of(store).batches(5, 5)) == []
+@pytest.mark.parametrize(
+    ("workers", "start"),
+    [(1, "fork"), (2, "fork"), (4, "auto"), (1, "thread"), (2, "thread"), (2, "spawn"), (1, "forkserver")],
+)
+def test_batches_are_the_same_from_any_number_of_workers(store, hashed, workers, start):
+    assert digests(stream_of(store, workers=workers, start=start).batches(0, NUM)) == hashed
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cache", ["200kB", "1GB"])
+def test_a_cache_changes_no_batch(store, hashed, workers, cache):
+    stream = stream_of(store, workers=workers, cache=cache)
+    held = sum(case.cached_at >= 0 for case in stream._sources.cases)
+    assert 0 < held < len(stream._sources.cases) if cache == "200kB" else held == len(stream._sources.cases)
+    assert digests(stream.batches(0, NUM)) == hashed
+    assert any(stream._cache.holds(case) for case in range(len(stream._sources.cases)))
+    assert digests(stream.batches(0, NUM)) == hashed, "from what is in the cache"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_when_started_in_the_middle(store, hashed, workers):
+    assert digests(stream_of(store, workers=workers).batches(3, 5)) == hashed[3:5]
+    assert list(stream_of(store, workers=workers).batches(5, 5)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_goes_on_where_another_one_was(store, hashed, workers):
+    first, second = stream_of(store, workers=workers), stream_of(store)
+    batches = iter(first)
+    assert digests([next(batches) for _ in range(3)]) == hashed[:3]
+    second.load_state_dict(first.state_dict())
+    assert digests(batch for batch, _ in zip(second, range(3), strict=False)) == hashed[3:6]
+    assert first.state_dict() == {"position": 3}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataloader_gives_the_same_batches(store, hashed, workers):
+    loader = DataLoader(stream_of(store), batch_size=None, num_workers=workers)
+    batches = iter(loader)
+    assert digests([next(batches) for _ in range(NUM)]) == hashed
+
+
+def test_ranks_share_the_batches_that_one_process_would_get(store):
+    whole = list(stream_of(store, batch_size=4).batches(0, 4))
+    ranks = [list(stream_of(store, batch_size=2, share=Share(rank, 2)).batches(0, 4)) for rank in range(2)]
+    for name in FIELDS:
+        for at in range(4):
+            together = torch.cat([getattr(batches[at], name) for batches in ranks])
+            assert torch.equal(together, getattr(whole[at], name)), name
+    drawn = [tuple(key) for batches in ranks for batch in batches for key in batch.draws.tolist()]
+    assert len(set(drawn)) == len(drawn)
+    with pytest.raises(UsageError, match="rank 2 of 2 is none"):
+        stream_of(store, share=Share(2, 2))
 
 
 def test_no_batch_repeats(expected):
@@ -58,13 +95,8 @@ def test_no_batch_repeats(expected):
     assert len(set(seen)) > 0.8 * len(seen)
 
 
-def test_a_remote_store_is_read_by_spawned_workers(store, expected, monkeypatch):
-    monkeypatch.setattr(module, "is_remote", lambda url: True)
-    assert_same(list(stream_of(store, workers=1).batches(0, 5)), expected)
-
-
 def test_what_is_absent_is_exactly_0(store):
-    (batch,) = stream_of(store, drop="none").batches(0, 1)
+    (batch,) = stream_of(store, draw={"drop": "none", "overhang": 0}).batches(0, 1)
     for at, database in enumerate(batch.database):
         names = [AXIS[channel] for channel in np.flatnonzero(batch.present[at]).tolist()]
         own = store[database][batch.case[at]]
@@ -86,29 +118,38 @@ def test_a_dropped_sequence_is_0_although_the_case_has_it(store):
     assert dropped > 0
 
 
-def test_the_order_of_a_databases_sequences_does_not_matter(store, expected, store_url):
-    other = open_store(store_url)
-    database = other["alder"]
-    read = database.image
-    database.modalities = tuple(reversed(database.modalities))
-    database.image = lambda *window: read(*window)[::-1]
-    assert_same(list(stream_of(other).batches(0, 5)), expected)
-    assert any("alder" in batch.database for batch in expected)
+def test_the_order_of_sequences_in_a_store_does_not_matter(store, store_url, hashed, tmp_path):
+    copy = shutil.copytree(store_url, tmp_path / "other.zarr")
+    for name in store:
+        group = zarr.open_group(copy / name, mode="r+")
+        for array in group.array_values():
+            if "modality" in array.metadata.dimension_names:
+                axis = array.metadata.dimension_names.index("modality")
+                array[:] = np.flip(array[:], axis)
+    other = open_store(str(copy))
+    assert all(other[name].modalities == store[name].modalities[::-1] for name in store)
+    assert digests(stream_of(other).batches(0, NUM)) == hashed
 
 
 def test_targets_are_in_the_label_space(store):
     seen = set()
-    for batch in stream_of(store, patch=(24, 28, 24), lesion_share=1.0).batches(0, 4):
+    for batch in stream_of(store, draw={"patch": (24, 28, 24), "lesion_share": 1.0}).batches(0, 4):
         for at, name in enumerate(batch.database):
-            database = store[name]
-            codes = database.codes(database[batch.case[at]], tuple(batch.corner[at].tolist()), (24, 28, 24))
-            lesion = codes[0] > 0  # every structure of the first annotation is a lesion in these hospitals
+            database, case = store[name], store[name][batch.case[at]]
+            corner = tuple(batch.corner[at].tolist())
+            codes = database.codes(case, corner, (24, 28, 24))
             target = batch.target[at].numpy()
+            place = np.indices(target.shape) + np.array(corner)[:, None, None, None]
+            beyond = ((place < 0) | (place >= np.array(case.extent)[:, None, None, None])).any(axis=0)
+            expected = np.where(beyond, IGNORE, database.label_view(case, LESION_AND_CSF).target(codes))
+            assert np.array_equal(target, expected)
+            lesion = codes[0] > 0  # every structure of the first annotation is a lesion in these hospitals
             assert np.array_equal(target == 1, lesion & (codes[0] != IGNORE))
             if name == "alder":
                 assert np.array_equal(target == 2, (codes[1] == 1) & ~lesion)
+            assert not batch.images[at].numpy()[:, beyond].any()
             seen |= set(np.unique(target).tolist())
-    assert seen == {0, 1, 2}
+    assert seen == {0, 1, 2, IGNORE}
 
 
 def test_what_nobody_looked_for_is_not_annotated(store):
@@ -132,9 +173,17 @@ def test_to_casts_images_to_float32(expected):
 
 
 def test_loading_leaves_the_global_generators_alone(store):
-    before = torch.get_rng_state()
+    before, numpys = torch.get_rng_state(), np.random.get_state()[1].tolist()
     list(stream_of(store, workers=1).batches(0, 1))
     assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.get_state()[1].tolist() == numpys
+
+
+def test_options_of_no_known_name(store):
+    with pytest.raises(UsageError, match="start is 'magic', which is none of auto, fork"):
+        stream_of(store, start="magic")
+    with pytest.raises(UsageError, match="cache 'much' is no size"):
+        stream_of(store, cache="much")
 
 
 def test_no_case_fits(store):
@@ -149,25 +198,3 @@ def test_sizes_that_make_no_stream(store):
         PatchStream(store, AXIS, LESION_AND_CSF, StreamOptions(batch_size=0))
     with pytest.raises(UsageError, match="-1 workers"):
         PatchStream(store, AXIS, LESION_AND_CSF, StreamOptions(workers=-1))
-
-
-def signal_oneself(monkeypatch, number):
-    get = module._Patches.__getitem__
-
-    def get_after_signal(self, key):
-        os.kill(os.getpid(), number)
-        return get(self, key)
-
-    monkeypatch.setattr(module._Patches, "__getitem__", get_after_signal)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_workers_leave_signals_to_their_parent(store, expected, monkeypatch, number):
-    signal_oneself(monkeypatch, number)
-    assert_same(list(stream_of(store, workers=1).batches(0, 2)), expected[:2])
-
-
-def test_a_killed_worker_is_no_bug_of_ours(store, monkeypatch):
-    signal_oneself(monkeypatch, signal.SIGKILL)
-    with pytest.raises(ResourceError, match=r"fewer workers than 1"):
-        list(stream_of(store, workers=1).batches(0, 2))

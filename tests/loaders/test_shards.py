@@ -214,7 +214,7 @@ def test_a_shard_that_lost_its_beginning_is_found(own_array):
     """Its index is whole, and places lie beyond the end."""
     data = own_array.file().read_bytes()
     own_array.file().write_bytes(data[300:])
-    with pytest.raises(StoreError, match="truncated|checksum"):
+    with pytest.raises(StoreError, match=r"truncated|checksum"):
         whole(own_array.reader("first"))
     with pytest.raises(StoreError, match=r"truncated|chunk \d+"):
         whole(own_array.reader("never"))
