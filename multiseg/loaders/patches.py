@@ -125,14 +125,12 @@ class PatchReader:
         case = self.sources.cases[task.case]
         corner, size, at = _inside(task.corner, self.sources.patch, case.extent)
         runs, absent = self._placed(case.database, task.kept)
-        if size != self.sources.patch:
-            images[...] = 0
-            target[...] = IGNORE
-            if min(size) == 0:
-                return
-        else:
-            for place in absent:
-                images[place] = 0
+        _clear_around(images, size, at, 0)
+        _clear_around(target[None], size, at, IGNORE)
+        if min(size) == 0:
+            return
+        for place in absent:
+            images[place] = 0
         if task.is_cached:
             self._copy_cached(case, runs, corner, size, at, images, target)
             return
@@ -237,6 +235,15 @@ def _copy_rows(source: Shaped[np.ndarray, "*axes k"], target: Shaped[np.ndarray,
     """Copy, with a row of voxels along k as one item: numpy copies few large items faster than many small ones."""
     row = np.dtype(f"V{source.shape[-1] * source.itemsize}")
     target.view(row)[...] = source.view(row)
+
+
+def _clear_around(window: Shaped[np.ndarray, "place i j k"], size: Index3, at: Index3, value: int) -> None:
+    """Set what lies around a box within a window, side after side."""
+    left = [slice(None)] * 4
+    for axis, (start, num) in enumerate(zip(at, size, strict=True), start=1):
+        for side in (slice(0, start), slice(start + num, None)):
+            window[(*left[:axis], side, *left[axis + 1 :])] = value
+        left[axis] = slice(start, start + num)
 
 
 def _inside(corner: Index3, patch: Index3, extent: Index3) -> tuple[Index3, Index3, Index3]:
