@@ -35,7 +35,7 @@ class SharedMemory:
                 os.posix_fallocate(self._file, 0, self.num_bytes)
             self.map = mmap.mmap(self._file, self.num_bytes)
         except OSError as error:
-            os.close(self._file)
+            self.close()
             if isinstance(error, ResourceError):
                 raise
             raise ResourceError(

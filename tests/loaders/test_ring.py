@@ -1,9 +1,9 @@
 """What is lent stays as it is for as long as anybody looks at it, and comes back afterwards."""
 
 import gc
-import os
 import weakref
 from collections import deque
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,12 +119,11 @@ def test_the_rings_memory_is_gone_with_its_last_batch(store):
 
 
 def held_by_this_process():
-    with open("/proc/self/maps") as maps:
-        mapped = sum("memfd:multiseg" in line for line in maps)
-    return len(os.listdir("/proc/self/fd")), mapped
+    mapped = Path("/proc/self/maps").read_text().count("memfd:multiseg")
+    return len(list(Path("/proc/self/fd").iterdir())), mapped
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
 @pytest.mark.parametrize("options", [{"workers": 2}, {"workers": 1, "start": "thread"}, {"cache": "1GB"}])
 def test_nothing_is_left_open(store, options):
     def once():
