@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 from struct import Struct
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -80,14 +80,26 @@ class _Shard:
         self.seen = bytearray(len(self.places) // 2)
 
 
-@dataclass(frozen=True)
-class _Span:
-    """What a window has of one row of chunks along an axis."""
+class _Cut(NamedTuple):
+    """What a window has of one row of chunks along an axis: which shard, which chunk in it, how many voxels, and
+    the bytes before them in the chunk and in the window."""
 
+    shard: int
     chunk: int
-    low: int
     num: int
-    at: int
+    source: int
+    target: int
+
+
+class _Piece(NamedTuple):
+    """What a window has of one chunk: its number in the shard's index, its voxels, and the bytes before them."""
+
+    number: int
+    num_i: int
+    num_j: int
+    num_k: int
+    source: int
+    target: int
 
 
 class ShardReader:
@@ -115,6 +127,7 @@ class ShardReader:
         self._chunk_bytes = size * channels * prod(edges)
         # A row of voxels along k is copied as one item: numpy copies few large items faster than many small ones.
         self._rows = [np.dtype(f"V{max(1, size * n)}") for n in range(layout.chunk[3] + 1)]
+        self._nothing = [np.zeros((), row) for row in self._rows]
 
     def read(
         self,
@@ -131,12 +144,9 @@ class ShardReader:
         """
         all_there = True
         for run in runs:
-            spans = [
-                list(_spans(c, n, edge, a))
-                for c, n, edge, a in zip(corner, size, self.layout.chunk[1:], at, strict=True)
-            ]
-            for shard, wanted in self._by_shard(row, run.source, spans):
-                self._fill(shard, wanted, run, out)
+            for place, pieces in self._by_shard(run, corner, size, at, out.strides).items():
+                shard = self._shard((row, run.source // self.layout.shard[0], *place))
+                self._fill(shard, pieces, run, out)
                 all_there &= shard is not None
         return all_there
 
@@ -149,47 +159,40 @@ class ShardReader:
         return self._key((row, channel // group, 0, 0, 0))
 
     def _by_shard(
-        self, row: int, channel: int, spans: list[list[_Span]]
-    ) -> Iterator[tuple[_Shard | None, list[tuple[int, tuple[_Span, _Span, _Span]]]]]:
-        """The chunks of a window by the shard they are in, each with its number in the index."""
-        grid = self._grid
-        channel_shard, own_channel = divmod(channel // self.layout.chunk[0], grid[0])
-        wanted: dict[Index3, list[tuple[int, tuple[_Span, _Span, _Span]]]] = {}
-        for i in spans[0]:
-            shard_i, own_i = divmod(i.chunk, grid[1])
-            base_i = (own_channel * grid[1] + own_i) * grid[2]
-            for j in spans[1]:
-                shard_j, own_j = divmod(j.chunk, grid[2])
-                base_j = (base_i + own_j) * grid[3]
-                for k in spans[2]:
-                    shard_k, own_k = divmod(k.chunk, grid[3])
-                    wanted.setdefault((shard_i, shard_j, shard_k), []).append((base_j + own_k, (i, j, k)))
-        for place, chunks in wanted.items():
-            yield self._shard((row, channel_shard, *place)), chunks
+        self, run: Run, corner: Index3, size: Index3, at: Index3, strides: tuple[int, ...]
+    ) -> dict[Index3, list[_Piece]]:
+        """The pieces of a window by the shard they are in."""
+        axes = zip(corner, size, at, self.layout.chunk[1:], self._grid[1:], self._strides[1:], strides[1:], strict=True)
+        along_i, along_j, along_k = (list(_cuts(*axis)) for axis in axes)
+        _, num_i, num_j, num_k = self._grid
+        first = run.source % self.layout.shard[0] // self.layout.chunk[0] * num_i * num_j * num_k
+        source = run.source % self.layout.chunk[0] * self._strides[0]
+        target = run.target * strides[0]
+        found: dict[Index3, list[_Piece]] = {}
+        for i in along_i:
+            for j in along_j:
+                number = first + (i.chunk * num_j + j.chunk) * num_k
+                source_ij, target_ij = source + i.source + j.source, target + i.target + j.target
+                for k in along_k:
+                    piece = _Piece(number + k.chunk, i.num, j.num, k.num, source_ij + k.source, target_ij + k.target)
+                    found.setdefault((i.shard, j.shard, k.shard), []).append(piece)
+        return found
 
     def _fill(
-        self,
-        shard: _Shard | None,
-        wanted: list[tuple[int, tuple[_Span, _Span, _Span]]],
-        run: Run,
-        out: Shaped[np.ndarray, "place i j k"],
+        self, shard: _Shard | None, pieces: list[_Piece], run: Run, out: Shaped[np.ndarray, "place i j k"]
     ) -> None:
-        held = {} if shard is None else self._bytes(shard, [number for number, _ in wanted])
-        first_channel = run.source % self.layout.chunk[0]
+        held = {} if shard is None else self._bytes(shard, [piece.number for piece in pieces])
         source_strides = (self._strides[0] * run.source_step, *self._strides[1:3])
         target_strides = (out.strides[0] * run.target_step, *out.strides[1:3])
-        low_channel = first_channel * self._strides[0]
-        for number, (i, j, k) in wanted:
-            shape = (run.num, i.num, j.num)
-            start = run.target * out.strides[0] + i.at * out.strides[1] + j.at * out.strides[2] + k.at * out.strides[3]
-            target = np.ndarray(shape, self._rows[k.num], out, start, target_strides)
+        rows, nothing, num = self._rows, self._nothing, run.num
+        for number, num_i, num_j, num_k, source, target in pieces:
+            shape, row = (num, num_i, num_j), rows[num_k]
             packed = held.get(number)
             if packed is None:
-                target[...] = np.zeros((), self._rows[k.num])
-                continue
-            chunk = self._decoded(packed, shard, number)
-            low = low_channel + i.low * self._strides[1] + j.low * self._strides[2] + k.low * self._strides[3]
-            target[...] = np.ndarray(shape, self._rows[k.num], chunk, low, source_strides)
+                voxels = nothing[num_k]
+            else:
+                voxels = np.ndarray(shape, row, self._decoded(packed, shard, number), source, source_strides)
+            np.ndarray(shape, row, out, target, target_strides)[...] = voxels
 
     def _bytes(self, shard: _Shard, numbers: Sequence[int]) -> dict[int, memoryview]:
         """The packed bytes of those chunks that hold anything, checked where that is due."""
@@ -208,7 +211,7 @@ class ShardReader:
             seen[n] = 1
         return held
 
-    def _decoded(self, packed: memoryview, shard: _Shard | None, number: int) -> memoryview | bytearray:
+    def _decoded(self, packed: memoryview, shard: _Shard | None, number: int) -> memoryview | np.ndarray:
         """A chunk's voxels; valid until this thread decodes the next one."""
         assert shard is not None
         body = packed[:-_CRC_BYTES]
@@ -225,9 +228,9 @@ class ShardReader:
             raise self._damaged(shard, f"chunk {number} says itself that {size} bytes are {unpacked}, which is wrong")
         if is_copied:
             return body[_BLOSC_HEADER.size :]
-        scratch: bytearray | None = getattr(self._own, "scratch", None)
+        scratch: np.ndarray | None = getattr(self._own, "scratch", None)
         if scratch is None:
-            scratch = self._own.scratch = bytearray(self._chunk_bytes)
+            scratch = self._own.scratch = np.empty(self._chunk_bytes, np.uint8)
         try:
             blosc.decompress(body, scratch)
         except (RuntimeError, ValueError) as error:
@@ -273,10 +276,14 @@ def _is_sound(packed: memoryview) -> bool:
 _DAMAGED = "{}. Find all that is damaged with: multiseg verify STORE; and ingest those cases again with --redo."
 
 
-def _spans(corner: int, size: int, edge: int, at: int) -> Iterator[_Span]:
+def _cuts(
+    corner: int, size: int, at: int, edge: int, num_in_shard: int, source_stride: int, target_stride: int
+) -> Iterator[_Cut]:
+    """A window cut along one axis at the faces of the chunks."""
     done = 0
     while done < size:
         chunk, low = divmod(corner + done, edge)
         num = min(edge - low, size - done)
-        yield _Span(chunk, low, num, at + done)
+        shard, own = divmod(chunk, num_in_shard)
+        yield _Cut(shard, own, num, low * source_stride, (at + done) * target_stride)
         done += num
