@@ -156,6 +156,16 @@ def test_workers_leave_signals_to_their_parent(store, hashed, monkeypatch, numbe
     assert digests(stream_of(store, workers=1).batches(0, NUM)) == hashed
 
 
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_a_signal_from_outside_ends_no_worker(store, hashed, caplog, start):
+    batches = stream_of(store, workers=1, start=start).batches(0, NUM)
+    seen = digests([next(batches)])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(readers()[0].pid, number)
+    assert seen + digests(batches) == hashed
+    assert not caplog.records
+
+
 def test_a_stopped_worker_is_not_dead(store, hashed, caplog):
     batches = stream_of(store, workers=1).batches(0, NUM)
     seen = digests([next(batches)])
@@ -198,20 +208,25 @@ def is_alive(pid):
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
 def test_workers_go_when_their_parent_is_killed(store_url, start):
     code = f"""
+import os, time
 from multiprocessing import active_children
 batches = iter(stream_of(open_store(sys.argv[1]), workers=2, start={start!r}))
 next(batches)
-print(*[one.pid for one in active_children()], flush=True)
+bystander = os.fork()  # it has the lines too, and keeps them open
+if not bystander:
+    time.sleep(600)
+print(bystander, *[one.pid for one in active_children()], flush=True)
 next(iter(lambda: sys.stdin.read(), 0))
 """
     process = python(code, store_url, stdin=subprocess.PIPE)
-    pids = [int(pid) for pid in process.stdout.readline().split()]
+    bystander, *pids = [int(pid) for pid in process.stdout.readline().split()]
     assert len(pids) == 2
     assert all(map(is_alive, pids))
     process.kill()
     deadline = time.monotonic() + 30
     while any(map(is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
+    os.kill(bystander, signal.SIGKILL)
     assert not any(map(is_alive, pids))
     process.communicate()
 

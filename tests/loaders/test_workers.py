@@ -88,6 +88,15 @@ def test_a_worker_in_the_middle_of_a_patch_is_not_waited_for_long(stream, monkey
     assert not multiprocessing.active_children()
 
 
+def test_workers_hear_the_end_although_others_forked_since_have_their_lines(stream, monkeypatch):
+    killed = []
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "kill", killed.append)
+    first, second = (Processes(stream._work(0), 2, "fork", True) for _ in range(2))
+    first.close()
+    second.close()
+    assert killed == []
+
+
 def test_no_process_can_be_started(stream, monkeypatch):
     def refused(process):
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
