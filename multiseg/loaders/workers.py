@@ -361,15 +361,18 @@ def _serve(work: Work, line: Connection, parents_end: Connection | None) -> None
         signal.signal(number, signal.SIG_IGN)
     if parents_end is not None:  # a forked process has it too, and would never see it closed
         parents_end.close()
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=_end_with, args=(os.getppid(), parent and parent.pid), daemon=True).start()
     with suppress(EOFError, OSError):  # nobody listens any more
         _do_all(work, line)
 
 
-def _end_with(parent: int) -> None:
-    """A parent that was killed closes nothing that its other children still have."""
-    while os.getppid() == parent:
-        time.sleep(ORPHAN_SECONDS)
+def _end_with(above: int, parent: int | None) -> None:
+    """A parent that was killed closes nothing that its other children still have; a fork server may outlive it."""
+    with suppress(ProcessLookupError):
+        while os.getppid() == above:
+            time.sleep(ORPHAN_SECONDS)
+            os.kill(parent or above, 0)  # no signal: only whether it is there
     os._exit(0)
 
 

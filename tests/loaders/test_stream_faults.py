@@ -223,7 +223,8 @@ next(iter(lambda: sys.stdin.read(), 0))
     assert len(pids) == 2
     assert all(map(is_alive, pids))
     process.kill()
-    deadline = time.monotonic() + 30
+    process.wait()
+    deadline = time.monotonic() + 20
     while any(map(is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(bystander, signal.SIGKILL)
