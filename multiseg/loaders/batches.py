@@ -20,15 +20,17 @@ from multiseg.loaders.cache import CaseCache, with_places
 from multiseg.loaders.described import describe
 from multiseg.loaders.draw import Draw, DrawOptions, DrawPlan
 from multiseg.loaders.memory import SharedMemory
+from multiseg.loaders.processes import Processes
 from multiseg.loaders.ring import MAX_LENT, Filled, Ring, Wanted
 from multiseg.loaders.shards import Checksums
-from multiseg.loaders.workers import STARTS, Caller, Crew, Processes, Threads, Work
+from multiseg.loaders.workers import Caller, Crew, Threads, Work
 from multiseg.modalities import ModalityAxis
 from multiseg.sizes import num_bytes
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote
 from multiseg.store.reader import Case, Store
 
+STARTS = ("auto", "fork", "forkserver", "spawn", "thread")
 FAR_PATCHES = 8
 """Patches that a worker reads at a time from a remote store: most of the time it waits for the network."""
 

@@ -89,8 +89,8 @@ CODECS: dict[str, tuple[BloscCodec | Crc32cCodec, ...]] = {
     "lz4hc": (BloscCodec(cname="lz4hc", clevel=5, shuffle="noshuffle"), Crc32cCodec()),
     "zstd": (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()),
 }
-"""Codecs of the image by name: faster and larger first. A label always takes the one that decodes it fastest: its packed
-size hardly counts."""
+"""Codecs of the image by name: faster and larger first. A label always takes the one that decodes it fastest; its
+packed size hardly counts."""
 LABEL_CODEC = "lz4hc"
 COORDINATE_CODECS = (ZstdCodec(level=0), Crc32cCodec())
 """Of every other array: zarr's own default, and a checksum."""

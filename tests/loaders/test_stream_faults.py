@@ -19,7 +19,7 @@ from streams import digests, stream_of
 
 from multiseg.cli.app import run
 from multiseg.errors import ResourceError, StoreError
-from multiseg.loaders import workers as module
+from multiseg.loaders import serving
 from multiseg.loaders.patches import PatchReader
 from multiseg.store.reader import open_store
 
@@ -28,8 +28,8 @@ CREWS = [{"workers": 0}, {"workers": 1, "start": "thread"}, {"workers": 2}]
 SCRIPT = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from multiseg.loaders import workers
-workers.ORPHAN_SECONDS = 0.2
+from multiseg.loaders import serving
+serving.ORPHAN_SECONDS = 0.2
 from multiseg.store.reader import open_store
 from streams import digests, stream_of
 """
@@ -130,7 +130,7 @@ def test_a_patch_that_kills_whoever_reads_it_ends_the_stream(store, monkeypatch,
 @pytest.mark.parametrize("fault", ["exit", "kill"])
 def test_workers_that_die_as_they_begin_end_the_stream(store, monkeypatch, fault):
     begin = (lambda *given: os._exit(7)) if fault == "exit" else (lambda *given: os.kill(os.getpid(), signal.SIGKILL))
-    monkeypatch.setattr(module, "_serve", begin)
+    monkeypatch.setattr(serving, "serve", begin)
     with pytest.raises(ResourceError, match="exit code 7" if fault == "exit" else "SIGKILL"):
         list(stream_of(store, workers=2).batches(0, NUM))
     assert readers() == []

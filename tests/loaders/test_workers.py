@@ -13,9 +13,10 @@ import pytest
 from streams import stream_of
 
 from multiseg.errors import ResourceError
-from multiseg.loaders import workers as module
+from multiseg.loaders import processes, serving
 from multiseg.loaders.patches import Task
-from multiseg.loaders.workers import Caller, Processes, Threads
+from multiseg.loaders.processes import Processes
+from multiseg.loaders.workers import Caller, Doer, Threads
 from multiseg.store.reader import open_store
 
 
@@ -79,8 +80,8 @@ def test_a_crew_that_nobody_holds_is_gone(stream):
 
 
 def test_a_worker_in_the_middle_of_a_patch_is_not_waited_for_long(stream, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(module.Doer, "do", lambda self, task: time.sleep(3600))
+    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(Doer, "do", lambda self, task: time.sleep(3600))
     crew = Processes(stream._work(0), 2, "fork", True)
     for task in tasks(4):
         crew.give(task)
@@ -107,15 +108,15 @@ def test_no_process_can_be_started(stream, monkeypatch):
 
 
 def test_a_death_in_the_middle_of_a_message_is_a_death(stream, monkeypatch, caplog, tmp_path):
-    def cut_short(work, line, parents_end):
+    def cut_short(work, line, parents_end, environment):
         if (tmp_path / "died").exists():
-            serve(work, line, parents_end)
+            serve(work, line, parents_end, environment)
         (tmp_path / "died").touch()
         os.write(line.fileno(), b"\x00\x00\x01\x00abc")
         os._exit(3)
 
-    serve = module._serve
-    monkeypatch.setattr(module, "_serve", cut_short)
+    serve = serving.serve
+    monkeypatch.setattr(serving, "serve", cut_short)
     crew = Processes(stream._work(0), 1, "fork", True)
     crew.give(tasks(1)[0])
     assert crew.done() == [0]
@@ -135,7 +136,7 @@ def test_ctrl_c_while_workers_start_is_the_parents_alone(store_url):
 import os, signal, sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from multiprocessing import active_children
-from multiseg.loaders.workers import Processes
+from multiseg.loaders.processes import Processes
 from multiseg.store.reader import open_store
 from streams import stream_of
 crew = Processes(stream_of(open_store(sys.argv[1]))._work(0), 2, "spawn", True)

@@ -1,0 +1,226 @@
+"""Worker processes, as their parent sees them: what each was given, what it answers, and what is done when it dies."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from typing import Any
+
+from multiseg.errors import MultisegError, ResourceError
+from multiseg.loaders import serving
+from multiseg.loaders.patches import Task
+from multiseg.loaders.workers import Work
+
+log = logging.getLogger(__name__)
+
+MAX_DEATHS = 3
+"""Workers that may die over one and the same patch."""
+LISTEN_FROM = 64
+"""Tasks of a worker from which on it is listened to before it is told more: a line holds only some hundred messages,
+and two who wait to speak never listen."""
+PATIENCE_SECONDS = 1.0
+"""What a worker has to finish the patch that it is at, when all end."""
+
+
+class _Worker:
+    """A process, the line to it, and what it was given and has not done."""
+
+    def __init__(self, number: int, process: BaseProcess, line: Connection) -> None:
+        self.number = number
+        self.process = process
+        self.line = line
+        self.tasks: dict[int, Task] = {}
+
+
+class Processes:
+    """Worker processes. Each task is one worker's at a time, so that it is known whose work a death undoes.
+
+    Args:
+        restart: a worker that died is replaced and its tasks are done again; otherwise the stream ends there.
+    """
+
+    def __init__(self, work: Work, num: int, start: str, restart: bool) -> None:
+        self._work = work
+        self._restart = restart
+        self._context = _context(start)
+        self._deaths: dict[int, int] = {}
+        self._deaths_in_a_row = 0
+        self._early: list[int] = []
+        self._workers: list[_Worker] = []
+        # As the interpreter ends, multiprocessing waits for all workers; they have to be sent home before.
+        self._end = Finalize(self, _end, (self._workers,), exitpriority=100)
+        try:
+            for number in range(num):
+                self._workers.append(self._started(number))
+        except BaseException:
+            self.close()
+            raise
+
+    def _started(self, number: int) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        is_forked = self._context.get_start_method() == "fork"
+        process = self._context.Process(  # type: ignore[attr-defined]
+            target=serving.serve,
+            args=(self._work, theirs, ours if is_forked else None, dict(os.environ)),
+            name=f"multiseg-reader-{number}",
+            daemon=True,
+        )
+        try:
+            with _signals_held_back():
+                process.start()
+        except OSError as error:
+            ours.close()
+            raise ResourceError(
+                f"no process that reads patches can be started: {error}. Give fewer workers."
+            ) from error
+        finally:
+            theirs.close()
+        return _Worker(number, process, ours)
+
+    def give(self, task: Task) -> None:
+        worker = min(self._workers, key=lambda one: len(one.tasks))
+        if len(worker.tasks) >= LISTEN_FROM:
+            self._early += self._heard(worker)
+        worker.tasks[task.serial] = task
+        self._send(worker, task)
+
+    @staticmethod
+    def _send(worker: _Worker, task: Task) -> None:
+        with suppress(OSError):  # it is dead, which is found and told when its work is waited for
+            worker.line.send_bytes(pickle.dumps(tuple(task)))  # send() costs more than the pickling
+
+    def done(self) -> Sequence[int]:
+        serials, self._early = self._early, []
+        while not serials:
+            ends = {worker.process.sentinel: worker for worker in self._workers}
+            lines = {worker.line: worker for worker in self._workers}
+            ready = wait([*lines, *ends])
+            for one in ready:
+                if one in lines:
+                    serials += self._heard(lines[one])
+            for one in ready:
+                if one in ends and ends[one] in self._workers:
+                    serials += self._died(ends[one])
+        return serials
+
+    def _heard(self, worker: _Worker) -> list[int]:
+        """All that a worker has said so far."""
+        serials: list[int] = []
+        while (answer := _next_answer(worker)) is not None:
+            if not isinstance(answer, int):
+                raise _told(*answer)
+            del worker.tasks[answer]
+            self._deaths.pop(answer, None)
+            serials.append(answer)
+            self._deaths_in_a_row = 0
+        return serials
+
+    def _died(self, worker: _Worker) -> list[int]:
+        """Take leave of a dead worker: say so, and have another do its tasks, or end."""
+        serials = self._heard(worker)
+        worker.process.join()
+        how = _how_it_ended(worker.process.exitcode or 0)
+        in_hand = list(worker.tasks.values())[: self._work.threads]
+        names = ", ".join(dict.fromkeys(self._work.sources.cases[task.case].name for task in in_hand)) or "nothing"
+        said = f"reader process {worker.number} (pid {worker.process.pid}) {how} while it read {names}"
+        for task in in_hand:
+            self._deaths[task.serial] = self._deaths.get(task.serial, 0) + 1
+        self._deaths_in_a_row = 0 if serials else self._deaths_in_a_row + 1
+        is_hopeless = any(self._deaths[task.serial] >= MAX_DEATHS for task in in_hand)
+        is_hopeless |= self._deaths_in_a_row > MAX_DEATHS * len(self._workers)
+        if not self._restart or is_hopeless:
+            raise ResourceError(f"{said}{f', as {MAX_DEATHS - 1} before it' if is_hopeless else ''}. {_REMEDY}")
+        log.warning("%s. Another one reads its %d patches again. %s", said, len(worker.tasks), _REMEDY)
+        worker.line.close()
+        fresh = self._started(worker.number)
+        fresh.tasks = worker.tasks
+        self._workers[self._workers.index(worker)] = fresh
+        for task in fresh.tasks.values():
+            self._send(fresh, task)
+        return serials
+
+    def close(self) -> None:
+        self._end()
+
+
+def _context(start: str) -> BaseContext:
+    """A way to start processes, whose own helper processes run already and are not started with signals held back."""
+    context = multiprocessing.get_context(start)
+    if start != "fork":
+        resource_tracker.ensure_running()
+    if start == "forkserver":
+        context.set_forkserver_preload([serving.__name__])  # imported once, not once a worker
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Signals come when this is over: a process that has only just begun would die of them, and say so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _next_answer(worker: _Worker) -> Any:
+    """What a worker says next; None while it is silent, and once it is dead."""
+    try:
+        return worker.line.recv() if worker.line.poll() else None
+    except (EOFError, OSError):  # it may even have died in the middle of a message
+        worker.process.join(serving.ORPHAN_SECONDS)
+        return None
+
+
+def _end(workers: list[_Worker]) -> None:
+    """Hang up on workers, and wait until they are gone."""
+    for worker in workers:
+        _hang_up(worker.line)
+    for worker in workers:
+        worker.process.join(PATIENCE_SECONDS)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        worker.process.close()
+    workers.clear()
+
+
+def _hang_up(line: Connection) -> None:
+    """End a line. To close it would not do: processes forked since it was made have it too, and keep it open."""
+    with suppress(OSError), socket.socket(fileno=os.dup(line.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+    line.close()
+
+
+_REMEDY = "Where memory ran out, give fewer workers, smaller patches or batches, or a smaller cache."
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return (
+            f"ended with exit code {code} (what it printed says why; a script that starts workers, but not by fork, "
+            "needs its if __name__ == '__main__')"
+        )
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    why = {
+        "SIGKILL": ", mostly since memory ran out,",
+        "SIGBUS": ", since a file was cut short or its disk failed,",
+    }.get(name, "")
+    return f"was ended by {name}{why}"
+
+
+def _told(kind: type[MultisegError] | None, text: str, trace: str) -> Exception:
+    """The error that a worker met; with its traceback where it is none of ours."""
+    return kind(text) if kind else RuntimeError(f"a reader process failed: {text}\n{trace}")

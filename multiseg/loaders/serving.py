@@ -1,0 +1,89 @@
+"""The life of a worker process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+from multiseg.errors import MultisegError
+from multiseg.loaders.patches import Task
+from multiseg.loaders.workers import Doer, Work
+
+ORPHAN_SECONDS = 3.0
+"""How often a worker looks whether its parent is still there."""
+
+
+def serve(work: Work, line: Connection, parents_end: Connection | None, environment: Mapping[str, str]) -> None:
+    """Do what is asked for on the line, until nobody is there to ask.
+
+    Ctrl-C reaches every process of a terminal, SIGTERM often every process of a job; only the parent may decide
+    what they mean. A worker ends when its parent closes the line or is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.environ.update(environment)  # a fork server has that of its own start, without what was set since
+    if parents_end is not None:  # a forked process has it too, and would never see it closed
+        parents_end.close()
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=_end_with, args=(os.getppid(), parent and parent.pid), daemon=True).start()
+    with suppress(EOFError, OSError):  # nobody listens any more
+        _do_all(work, line)
+
+
+def _end_with(above: int, parent: int | None) -> None:
+    """A parent that was killed closes nothing that its other children still have; a fork server may outlive it."""
+    with suppress(ProcessLookupError):
+        while os.getppid() == above:
+            time.sleep(ORPHAN_SECONDS)
+            os.kill(parent or above, 0)  # no signal: only whether it is there
+    os._exit(0)
+
+
+def _do_all(work: Work, line: Connection) -> None:
+    turn = threading.Lock()
+    doer: Doer | None = None
+
+    def do(task: Task) -> None:
+        nonlocal doer
+        try:
+            with turn:
+                doer = doer or Doer(work)
+            doer.do(task)
+            answer: int | tuple[type[MultisegError] | None, str, str] = task.serial
+        except Exception as error:  # noqa: BLE001 (whatever it is, the parent has to know)
+            kind = type(error) if isinstance(error, MultisegError) else None
+            answer = kind, str(error), traceback.format_exc()
+        with turn:
+            line.send_bytes(pickle.dumps(answer))
+
+    with ThreadPoolExecutor(work.threads) as pool:
+        for task in _tasks(line):
+            if work.threads == 1:
+                do(task)
+            else:
+                pool.submit(do, task)
+
+
+def _tasks(line: Connection) -> Iterator[Task]:
+    """What a worker is told to do.
+
+    All that was said is taken in before anything is done: the parent may be waiting for the line to have room.
+    """
+    waiting: deque[Task] = deque()
+    said = select.poll()
+    said.register(line, select.POLLIN)
+    while True:
+        while not waiting or said.poll(0):
+            waiting.append(Task(*line.recv()))
+        yield waiting.popleft()
