@@ -95,6 +95,14 @@ def row_scaling(setup: Setup) -> None:
     setup.against(ours.stream(replace(setup.work, workers=1)))
 
 
+def row_aligned(setup: Setup) -> None:
+    """What it costs to bring sequences to other channels and to drop some."""
+    turned = ours.stream(
+        replace(setup.work, is_turned=True), f"channels turned, sequences dropped, {setup.work.edge}^3"
+    )
+    setup.against(ours.stream(setup.work, "as stored, none dropped"), turned)
+
+
 def row_remote(setup: Setup, through: str) -> None:
     local = replace(setup.work, batch_size=CONCURRENT_CASES)
     store = Path(setup.work.url)
@@ -113,6 +121,7 @@ ROWS: dict[str, Callable[[Setup], None]] = {
     "memory": row_memory,
     "torch": row_torch,
     "scaling": row_scaling,
+    "aligned": row_aligned,
     "monai-1": lambda setup: row_monai(setup, 1),
     "monai-4": lambda setup: row_monai(setup, 4),
     "torchio-uniform": lambda setup: row_torchio(setup, "uniform"),

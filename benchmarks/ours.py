@@ -26,6 +26,7 @@ class Work:
     """What is to be delivered: patches of every sequence, half of them centred on a lesion.
 
     Attributes:
+        is_turned: the sequences stand on the axis in the opposite order to the store's, and are dropped at random.
         as_float32: whoever takes the batch also makes float32 of it on the processor, as peers deliver it.
         more: further options of the stream, by name.
     """
@@ -35,13 +36,16 @@ class Work:
     workers: int = 2
     batch_size: int = 2
     as_float32: bool = False
+    is_turned: bool = False
     more: tuple[tuple[str, Any], ...] = ()
 
 
 def open_stream(work: Work) -> PatchStream:
     store = open_store(work.url)
     axis = ModalityAxis.union(database.modalities for database in store.databases.values())
-    draw = DrawOptions((work.edge,) * 3, drop="none")
+    if work.is_turned:
+        axis = ModalityAxis(tuple(axis)[::-1])
+    draw = DrawOptions((work.edge,) * 3, drop="uniform" if work.is_turned else "none")
     options = StreamOptions(draw, work.batch_size, workers=work.workers, **dict(work.more))
     return PatchStream(store, axis, LabelSpace(), options)
 

@@ -6,12 +6,13 @@ import logging
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -41,6 +42,17 @@ class _Worker:
         self.process = process
         self.line = line
         self.tasks: dict[int, Task] = {}
+        # Made once: Connection.poll() and multiprocessing's wait() make one at every call, at the cost of a task.
+        self._ear = select.poll()
+        self._ear.register(line, select.POLLIN)
+
+    def next_answer(self) -> Any:
+        """What it says next; None while it is silent, and once it is dead."""
+        try:
+            return self.line.recv() if self._ear.poll(0) else None
+        except (EOFError, OSError):  # it may even have died in the middle of a message
+            self.process.join(serving.ORPHAN_SECONDS)
+            return None
 
 
 class Processes:
@@ -66,6 +78,15 @@ class Processes:
         except BaseException:
             self.close()
             raise
+        self._listen()
+
+    def _listen(self) -> None:
+        """Be woken by whatever a worker says, and by its death."""
+        self._ears = select.poll()
+        self._lines = {worker.line.fileno(): worker for worker in self._workers}
+        self._ends = {worker.process.sentinel: worker for worker in self._workers}
+        for number in (*self._lines, *self._ends):
+            self._ears.register(number, select.POLLIN)
 
     def _started(self, number: int) -> _Worker:
         ours, theirs = self._context.Pipe()
@@ -103,21 +124,17 @@ class Processes:
     def done(self) -> Sequence[int]:
         serials, self._early = self._early, []
         while not serials:
-            ends = {worker.process.sentinel: worker for worker in self._workers}
-            lines = {worker.line: worker for worker in self._workers}
-            ready = wait([*lines, *ends])
-            for one in ready:
-                if one in lines:
-                    serials += self._heard(lines[one])
-            for one in ready:
-                if one in ends and ends[one] in self._workers:
-                    serials += self._died(ends[one])
+            ready = [number for number, _ in self._ears.poll()]
+            for worker in [self._lines[number] for number in ready if number in self._lines]:
+                serials += self._heard(worker)
+            for worker in [self._ends[number] for number in ready if number in self._ends]:
+                serials += self._died(worker)
         return serials
 
     def _heard(self, worker: _Worker) -> list[int]:
         """All that a worker has said so far."""
         serials: list[int] = []
-        while (answer := _next_answer(worker)) is not None:
+        while (answer := worker.next_answer()) is not None:
             if not isinstance(answer, int):
                 raise _told(*answer)
             del worker.tasks[answer]
@@ -146,6 +163,7 @@ class Processes:
         fresh = self._started(worker.number)
         fresh.tasks = worker.tasks
         self._workers[self._workers.index(worker)] = fresh
+        self._listen()
         for task in fresh.tasks.values():
             self._send(fresh, task)
         return serials
@@ -173,15 +191,6 @@ def _signals_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _next_answer(worker: _Worker) -> Any:
-    """What a worker says next; None while it is silent, and once it is dead."""
-    try:
-        return worker.line.recv() if worker.line.poll() else None
-    except (EOFError, OSError):  # it may even have died in the middle of a message
-        worker.process.join(serving.ORPHAN_SECONDS)
-        return None
 
 
 def _end(workers: list[_Worker]) -> None:
