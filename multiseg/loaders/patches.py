@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float16, Shaped, UInt8
 
 from multiseg.errors import MultisegError, StoreError
-from multiseg.labels import IGNORE
 from multiseg.loaders.shards import Checksums, Run, ShardReader, runs_of
 from multiseg.store.array_layout import ArrayLayout
 from multiseg.store.parts import Parts
@@ -116,7 +115,7 @@ class PatchReader:
     ) -> None:
         """Write a patch into `images` and `target`, every voxel of them.
 
-        What lies beyond the case is absent: 0 in the images, 255 (nowhere to look) in the target.
+        Beyond the case, which was cut to its brain and labels, there is nothing: 0 in the images and in the target.
 
         Raises:
             StoreError: a file of the case is missing or damaged.
@@ -125,8 +124,8 @@ class PatchReader:
         case = self.sources.cases[task.case]
         corner, size, at = _inside(task.corner, self.sources.patch, case.extent)
         runs, absent = self._placed(case.database, task.kept)
-        _clear_around(images, size, at, 0)
-        _clear_around(target[None], size, at, IGNORE)
+        _clear_around(images, size, at)
+        _clear_around(target[None], size, at)
         if min(size) == 0:
             return
         for place in absent:
@@ -237,12 +236,12 @@ def _copy_rows(source: Shaped[np.ndarray, "*axes k"], target: Shaped[np.ndarray,
     target.view(row)[...] = source.view(row)
 
 
-def _clear_around(window: Shaped[np.ndarray, "place i j k"], size: Index3, at: Index3, value: int) -> None:
-    """Set what lies around a box within a window, side after side."""
+def _clear_around(window: Shaped[np.ndarray, "place i j k"], size: Index3, at: Index3) -> None:
+    """Set what lies around a box within a window to 0, side after side."""
     left = [slice(None)] * 4
     for axis, (start, num) in enumerate(zip(at, size, strict=True), start=1):
         for side in (slice(0, start), slice(start + num, None)):
-            window[(*left[:axis], side, *left[axis + 1 :])] = value
+            window[(*left[:axis], side, *left[axis + 1 :])] = 0
         left[axis] = slice(start, start + num)
 
 

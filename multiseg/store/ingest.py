@@ -200,7 +200,9 @@ def _writing(url: str) -> Iterator[None]:
     except ResourceError:
         raise
     except OSError as error:
-        raise ResourceError(f"{url} cannot be written: {error}. Make room, or check its permissions.") from error
+        raise ResourceError(
+            f"{url} cannot be written: {error}. Make room and run the same command again, or check its permissions."
+        ) from error
 
 
 def _is_described(case: CaseFiles, held: Mapping[str, str | float]) -> bool:

@@ -141,7 +141,7 @@ def test_targets_are_in_the_label_space(store):
             target = batch.target[at].numpy()
             place = np.indices(target.shape) + np.array(corner)[:, None, None, None]
             beyond = ((place < 0) | (place >= np.array(case.extent)[:, None, None, None])).any(axis=0)
-            expected = np.where(beyond, IGNORE, database.label_view(case, LESION_AND_CSF).target(codes))
+            expected = np.where(beyond, 0, database.label_view(case, LESION_AND_CSF).target(codes))
             assert np.array_equal(target, expected)
             lesion = codes[0] > 0  # every structure of the first annotation is a lesion in these hospitals
             assert np.array_equal(target == 1, lesion & (codes[0] != IGNORE))
@@ -149,7 +149,7 @@ def test_targets_are_in_the_label_space(store):
                 assert np.array_equal(target == 2, (codes[1] == 1) & ~lesion)
             assert not batch.images[at].numpy()[:, beyond].any()
             seen |= set(np.unique(target).tolist())
-    assert seen == {0, 1, 2, IGNORE}
+    assert seen == {0, 1, 2}
 
 
 def test_what_nobody_looked_for_is_not_annotated(store):
