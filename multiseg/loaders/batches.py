@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import multiprocessing
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.context import ForkProcess
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -19,7 +21,7 @@ from multiseg.labels import LabelSpace
 from multiseg.loaders.cache import CaseCache, with_places
 from multiseg.loaders.described import describe
 from multiseg.loaders.draw import Draw, DrawOptions, DrawPlan
-from multiseg.loaders.memory import SharedMemory
+from multiseg.loaders.memory import SharedMemory, check_there_is
 from multiseg.loaders.processes import Processes
 from multiseg.loaders.ring import MAX_LENT, Filled, Ring, Wanted
 from multiseg.loaders.shards import Checksums
@@ -60,7 +62,11 @@ class Batch:
     draws: Int[Tensor, "batch 2"]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device, images in float32."""
+        """The same batch on a device, images in float32.
+
+        Where memory is page-locked the copy goes on by itself, so use the current stream of the current card, which
+        the stream waits for before it writes to the memory again.
+        """
         return replace(
             self,
             images=self.images.to(device, non_blocking=True).float(),
@@ -178,13 +184,23 @@ class PatchStream(IterableDataset[Batch]):
         return bool(store[case.database].label_view(case, self.space).annotated.any())
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from `position` on, without end. In a worker of a DataLoader, its share of them."""
+        """Batches from `position` on, without end. In a worker of a DataLoader, its share of them; there `position`
+        moves in the workers alone.
+
+        Raises:
+            UsageError: the store is remote and the DataLoader forked its workers.
+        """
         worker = get_worker_info()
         if worker is None:
             for batch in self._batches(itertools.count(self.position), self.options.workers):
                 self.position += 1
                 yield batch
         else:
+            if is_remote(self._sources.url) and isinstance(multiprocessing.current_process(), ForkProcess):
+                raise UsageError(
+                    f"{self._sources.url} cannot be read by forked workers, since connections do not survive a fork: "
+                    'give the DataLoader multiprocessing_context="forkserver".'
+                )
             yield from self._batches(itertools.count(self.position + worker.id, worker.num_workers), 0)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -225,7 +241,9 @@ class PatchStream(IterableDataset[Batch]):
         size = self.options.batch_size
         threads = FAR_PATCHES if is_remote(self._sources.url) else 1
         num_slots = max(self.options.ahead, math.ceil(2 * workers * threads / size)) + MAX_LENT
-        memory = SharedMemory(num_slots * size * self._sources.patch_bytes)
+        num_bytes = num_slots * size * self._sources.patch_bytes
+        check_there_is(num_bytes + (self._cache.memory.num_bytes if self._cache.memory else 0))
+        memory = SharedMemory(num_bytes)
         return Work(self._sources, self._parts, threads, memory, self._cache.memory, num_slots, size)
 
     def _keys(self, number: int) -> list[tuple[int, int]]:

@@ -175,7 +175,8 @@ class DrawPlan:
 
     @property
     def chances(self) -> tuple[float, ...]:
-        """How likely each of them is drawn, as they are numbered; within a database all alike."""
+        """How likely each of them is drawn, as they are numbered; within a database all alike, though those with rare
+        labels are drawn more often where centre is "label"."""
         filled = [name for name, listed in self.cases.items() if listed]
         shares = _shares(self.options, list(self.cases), filled)
         if self.options.databases == "each":

@@ -29,7 +29,7 @@ class SharedMemory:
         self.num_bytes = max(1, num_bytes)
         self._file = _anonymous_file()
         try:
-            _check_there_is(self.num_bytes)
+            check_there_is(self.num_bytes)
             os.ftruncate(self._file, self.num_bytes)
             if reserve and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file, 0, self.num_bytes)
@@ -45,6 +45,10 @@ class SharedMemory:
 
     def view(self) -> memoryview:
         return memoryview(self.map)
+
+    def map_again(self) -> None:
+        """Map it anew in a process that was forked: drivers keep forked processes from memory that they lock."""
+        self.map = mmap.mmap(self._file, self.num_bytes)
 
     def close(self) -> None:
         """Give up the handle; the memory itself stays while anything looks at it."""
@@ -72,7 +76,7 @@ def _anonymous_file() -> int:
         return os.dup(file.fileno())
 
 
-def _check_there_is(num_bytes: int) -> None:
+def check_there_is(num_bytes: int) -> None:
     """Refuse what this process can never have: asking the system for it would end the process instead."""
     there = min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_limits(Path("/"))])
     if num_bytes > there:

@@ -149,7 +149,10 @@ class PatchReader:
         runs = runs_of([(at, at) for at in range(len(images))], channels)
         try:
             self._read_images(case, runs, (0, 0, 0), case.extent, (0, 0, 0), images)
-            self._read_target(case, (0, 0, 0), case.extent, (0, 0, 0), target)
+            # Aside, and copied when it is whole: another process may be cutting patches from it already.
+            finished = np.empty(case.extent, dtype=np.uint8)
+            self._read_target(case, (0, 0, 0), case.extent, (0, 0, 0), finished)
+            target[...] = finished
         except MultisegError as error:
             raise type(error)(f"{case.name}: {error}") from error
 

@@ -157,7 +157,7 @@ class Processes:
         is_hopeless = any(self._deaths[task.serial] >= MAX_DEATHS for task in in_hand)
         is_hopeless |= self._deaths_in_a_row > MAX_DEATHS * len(self._workers)
         if not self._restart or is_hopeless:
-            raise ResourceError(f"{said}{f', as {MAX_DEATHS - 1} before it' if is_hopeless else ''}. {_REMEDY}")
+            raise ResourceError(f"{said}{', as others before it' if is_hopeless else ''}. {_REMEDY}")
         log.warning("%s. Another one reads its %d patches again. %s", said, len(worker.tasks), _REMEDY)
         worker.line.close()
         fresh = self._started(worker.number)

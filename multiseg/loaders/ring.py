@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,7 +139,8 @@ class Ring:
 class _PinnedMemory:
     """The ring's memory, page-locked where this process works on CUDA, so that copies to the card go on by themselves.
 
-    A slot that comes back may still be copied from: it is free once all that was asked of the card so far is done.
+    A slot that comes back may still be copied from: it is free once all that was asked so far of the current stream of
+    the current card is done.
     """
 
     def __init__(self, memory: SharedMemory) -> None:
@@ -152,6 +154,8 @@ class _PinnedMemory:
         failure = int(torch.cuda.cudart().cudaHostRegister(address, memory.num_bytes, 0))  # type: ignore[no-untyped-call]
         if failure:
             log.warning("the memory for patches cannot be page-locked (CUDA error %d): copies will be slower", failure)
+            with suppress(RuntimeError):  # the error is kept, and would be raised by whatever is asked of the card next
+                torch.zeros(1, device="cuda")
         else:
             self._address = address
 

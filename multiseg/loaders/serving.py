@@ -35,6 +35,9 @@ def serve(work: Work, line: Connection, parents_end: Connection | None, environm
     os.environ.update(environment)  # a fork server has that of its own start, without what was set since
     if parents_end is not None:  # a forked process has it too, and would never see it closed
         parents_end.close()
+        for memory in (work.memory, work.cache):
+            if memory is not None:
+                memory.map_again()
     parent = multiprocessing.parent_process()
     threading.Thread(target=_end_with, args=(os.getppid(), parent and parent.pid), daemon=True).start()
     with suppress(EOFError, OSError):  # nobody listens any more

@@ -23,15 +23,13 @@ from jaxtyping import Shaped
 from numcodecs import blosc
 
 from multiseg.errors import StoreError
-from multiseg.store.array_layout import ArrayLayout
+from multiseg.store.array_layout import CHECKSUM_BYTES, NOTHING, ArrayLayout
 from multiseg.store.parts import Parts
 from multiseg.types import Index3
 
 Checksums = Literal["first", "always", "never"]
 KEPT_INDICES = 4096
 """Shards whose index stays in memory, 8 kB each."""
-_NOTHING = 2**64 - 1
-_CRC_BYTES = 4
 _BLOSC_HEADER, _BLOSC_COPIED = Struct("<2xBxI4xI"), 2
 """Flags, bytes unpacked and bytes packed, header included; and the flag of data that was copied, not compressed."""
 
@@ -197,7 +195,7 @@ class ShardReader:
     def _bytes(self, shard: _Shard, numbers: Sequence[int]) -> dict[int, memoryview]:
         """The packed bytes of those chunks that hold anything, checked where that is due."""
         places, seen = shard.places, shard.seen
-        there = [n for n in numbers if places[2 * n] != _NOTHING]
+        there = [n for n in numbers if places[2 * n] != NOTHING]
         fresh = [n for n in there if not seen[n]]
         ranges = [(places[2 * n], places[2 * n] + places[2 * n + 1]) for n in there]
         held = dict(zip(there, self.parts.read(shard.key, ranges, bool(fresh)), strict=True)) if there else {}
@@ -214,7 +212,7 @@ class ShardReader:
     def _decoded(self, packed: memoryview, shard: _Shard | None, number: int) -> memoryview | np.ndarray:
         """A chunk's voxels; valid until this thread decodes the next one."""
         assert shard is not None
-        body = packed[:-_CRC_BYTES]
+        body = packed[:-CHECKSUM_BYTES]
         if self.layout.codec == "none":
             if len(body) != self._chunk_bytes:
                 raise self._damaged(shard, f"chunk {number} has {len(body)} bytes, not {self._chunk_bytes}")
@@ -252,7 +250,7 @@ class ShardReader:
         return f"{self.layout.path}/c/{'/'.join(str(at) for at in place)}"
 
     def _opened(self, key: str) -> _Shard | None:
-        size = 16 * prod(self._grid) + _CRC_BYTES
+        size = 16 * prod(self._grid) + CHECKSUM_BYTES
         tail = self.parts.tail(key, size)
         if tail is None:
             return None
@@ -260,7 +258,7 @@ class ShardReader:
             if self.parts.forget(key):
                 return self._opened(key)
             raise StoreError(f"{key}: {_DAMAGED.format('its index is not sound: the file is truncated or damaged')}")
-        return _Shard(key, tail[:-_CRC_BYTES])
+        return _Shard(key, tail[:-CHECKSUM_BYTES])
 
     @staticmethod
     def _damaged(shard: _Shard, what: str) -> StoreError:
@@ -269,8 +267,8 @@ class ShardReader:
 
 def _is_sound(packed: memoryview) -> bool:
     """Whether the bytes are those that the checksum behind them was made of."""
-    found: int = google_crc32c.value(bytes(packed[:-_CRC_BYTES]))
-    return found == int.from_bytes(packed[-_CRC_BYTES:], "little")
+    found: int = google_crc32c.value(bytes(packed[:-CHECKSUM_BYTES]))
+    return found == int.from_bytes(packed[-CHECKSUM_BYTES:], "little")
 
 
 _DAMAGED = "{}. Find all that is damaged with: multiseg verify STORE; and ingest those cases again with --redo."

@@ -7,6 +7,10 @@ from typing import TypeAlias
 
 Index4: TypeAlias = tuple[int, int, int, int]
 
+NOTHING = 2**64 - 1
+"""What the index of a shard has, as offset and as size, for a chunk that holds nothing."""
+CHECKSUM_BYTES = 4
+
 
 @dataclass(frozen=True)
 class ArrayLayout:

@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Shaped
 from numcodecs import blosc
 
-Index4: TypeAlias = tuple[int, int, int, int]
+from multiseg.store.array_layout import CHECKSUM_BYTES, NOTHING, Index4
+
 Block: TypeAlias = Shaped[np.ndarray, "channel i j k"]
 
 KEPT_SHARE = 0.5
 """LZ4 hardly shrinks the noise within a brain. A chunk that it leaves larger than this is stored as it is: that takes
 a fifth more room, and a window of such a chunk is copied without decoding the rest of it."""
-_NOTHING = 2**64 - 1
 
 
 def _as_it_is(block: Block) -> bytes:
@@ -66,7 +66,7 @@ def shards_of(volume: Block, chunk: Index4, shard: Index4, codec: str) -> Iterat
 
 def _shard(part: Block, chunk: Index4, grid: tuple[int, ...], pack: Callable[[Block], bytes]) -> bytes:
     body = bytearray()
-    index = np.full((prod(grid), 2), _NOTHING, dtype="<u8")
+    index = np.full((prod(grid), 2), NOTHING, dtype="<u8")
     for number, at in enumerate(np.ndindex(grid)):
         piece = part[tuple(slice(a * n, (a + 1) * n) for a, n in zip(at, chunk, strict=True))]
         if not piece.view(f"u{piece.itemsize}").any():
@@ -80,4 +80,4 @@ def _shard(part: Block, chunk: Index4, grid: tuple[int, ...], pack: Callable[[Bl
 
 
 def _with_checksum(packed: bytes) -> bytes:
-    return packed + int(google_crc32c.value(packed)).to_bytes(4, "little")
+    return packed + int(google_crc32c.value(packed)).to_bytes(CHECKSUM_BYTES, "little")

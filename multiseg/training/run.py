@@ -67,6 +67,8 @@ def train(
     """
     out = Path(out)
     device = resolve_device(options.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # the stream waits for copies to the current card
     store = open_store(options.store)
     space = label_space(options.labels)
     used = [
@@ -118,7 +120,8 @@ def _save(out: Path, state: TrainState, info: ModelInfo, is_best: bool) -> None:
 
 
 def _info(options: TrainOptions, store: Store, stream: PatchStream) -> ModelInfo:
-    cases = stream.plan.cases
+    weights = options.stream.draw.weights
+    cases = {name: some for name, some in stream.plan.cases.items() if weights.get(name, 1) > 0}
     return ModelInfo(
         builder=options.model.builder,
         numbers={"widths": list(options.model.widths), "dropout": options.model.dropout},
