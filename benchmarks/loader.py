@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from benchmarks import cold, nnunet, ours, peers
 from benchmarks.cases import Cases, phantom_cases, real_cases
@@ -103,7 +104,7 @@ def row_aligned(setup: Setup) -> None:
     setup.against(ours.stream(setup.work, "as stored, none dropped"), turned)
 
 
-def row_remote(setup: Setup, through: str) -> None:
+def row_remote(setup: Setup, through: str, has_disk_cache: bool = False) -> None:
     local = replace(setup.work, batch_size=CONCURRENT_CASES)
     store = Path(setup.work.url)
     with served(store.parent.parent, LATENCY_S) as server:
@@ -112,7 +113,14 @@ def row_remote(setup: Setup, through: str) -> None:
         url = f"{'s3:/' if through == 's3' else server}/{store.parent.name}/{store.name}"
         print(in_fresh_process(ours.check_same, local, replace(local, url=url)), flush=True)
         what = f"stream from {through} at {1000 * LATENCY_S:.0f} ms, {CONCURRENT_CASES} cases a batch, {local.edge}^3"
-        setup.against(ours.stream(local, "the same, local"), ours.stream(replace(local, url=url), what))
+        if not has_disk_cache:
+            setup.against(ours.stream(local, "the same, local"), ours.stream(replace(local, url=url), what))
+            return
+        with TemporaryDirectory() as folder:
+            cached = replace(local, url=url, more=(*local.more, ("disk_cache", folder)))
+            first = 20 * len(ours.open_store(local.url).cases)
+            mine = ours.stream(cached, f"{what}, copies on the local disk", first)
+            setup.against(ours.stream(local, "the same, local"), mine)
 
 
 ROWS: dict[str, Callable[[Setup], None]] = {
@@ -129,8 +137,9 @@ ROWS: dict[str, Callable[[Setup], None]] = {
     "cold": row_cold,
     "remote-http": lambda setup: row_remote(setup, "http"),
     "remote-s3": lambda setup: row_remote(setup, "s3"),
+    "remote-cached": lambda setup: row_remote(setup, "http", has_disk_cache=True),
 }
-EDGES = {"cold": (64, 128), "remote-http": (64,), "remote-s3": (64,)}
+EDGES = {"cold": (64, 128), "remote-http": (64,), "remote-s3": (64,), "remote-cached": (64,)}
 """Of rows that are not run at every edge."""
 
 

@@ -217,9 +217,10 @@ class PatchReader:
         own = tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))
         put = tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))
         for run in runs:
-            taken = slice(run.source, run.source + run.num * run.source_step, run.source_step)
-            placed = slice(run.target, run.target + run.num * run.target_step, run.target_step)
-            _copy_rows(held[taken, *own], images[placed, *put])
+            taken = [run.source + at * run.source_step for at in range(run.num)]
+            placed = [run.target + at * run.target_step for at in range(run.num)]
+            for one, other in zip(taken, placed, strict=True):
+                _copy_rows(held[one][own], images[other][put])
         _copy_rows(codes[own], target[put])
 
 

@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 from math import prod
 from struct import Struct
 from typing import Literal, NamedTuple
@@ -56,7 +56,7 @@ def runs_of(pairs: Iterable[tuple[int, int]], chunk: int) -> tuple[Run, ...]:
         last = runs[-1] if runs else None
         if last is None or source // chunk != last.source // chunk:
             runs.append(Run(source, target))
-        elif last.num == 1 and target > last.target:
+        elif last.num == 1:
             runs[-1] = Run(last.source, last.target, 2, source - last.source, target - last.target)
         elif (source, target) == (
             last.source + last.num * last.source_step,
@@ -100,6 +100,16 @@ class _Piece(NamedTuple):
     target: int
 
 
+class _Copy(NamedTuple):
+    """A run in bytes: its channels, where the first begins in a chunk and in the window, and the steps there."""
+
+    num: int
+    source: int
+    source_strides: tuple[int, ...]
+    target: int
+    target_strides: tuple[int, ...]
+
+
 class ShardReader:
     """Reads windows of one array, [case channel i j k], of a store. Threads may share one.
 
@@ -141,10 +151,11 @@ class ShardReader:
         Other places of `out` are left as they are. Whether every shard is there: Zarr takes one that is not for zeros.
         """
         all_there = True
-        for run in runs:
-            for place, pieces in self._by_shard(run, corner, size, at, out.strides).items():
-                shard = self._shard((row, run.source // self.layout.shard[0], *place))
-                self._fill(shard, pieces, run, out)
+        for channels, together in groupby(runs, key=lambda run: run.source // self.layout.chunk[0]):
+            copies = [self._copy(run, out.strides) for run in together]
+            for place, pieces in self._by_shard(channels, corner, size, at, out.strides).items():
+                shard = self._shard((row, channels // self._grid[0], *place))
+                self._fill(shard, pieces, copies, out)
                 all_there &= shard is not None
         return all_there
 
@@ -156,41 +167,48 @@ class ShardReader:
             return ""
         return self._key((row, channel // group, 0, 0, 0))
 
+    def _copy(self, run: Run, strides: tuple[int, ...]) -> _Copy:
+        source = run.source % self.layout.chunk[0] * self._strides[0]
+        source_strides = (self._strides[0] * run.source_step, *self._strides[1:3])
+        target_strides = (strides[0] * run.target_step, *strides[1:3])
+        return _Copy(run.num, source, source_strides, run.target * strides[0], target_strides)
+
     def _by_shard(
-        self, run: Run, corner: Index3, size: Index3, at: Index3, strides: tuple[int, ...]
+        self, channels: int, corner: Index3, size: Index3, at: Index3, strides: tuple[int, ...]
     ) -> dict[Index3, list[_Piece]]:
-        """The pieces of a window by the shard they are in."""
+        """The pieces of a window by the shard they are in; `channels` is the row of chunks along that axis."""
         axes = zip(corner, size, at, self.layout.chunk[1:], self._grid[1:], self._strides[1:], strides[1:], strict=True)
         along_i, along_j, along_k = (list(_cuts(*axis)) for axis in axes)
-        _, num_i, num_j, num_k = self._grid
-        first = run.source % self.layout.shard[0] // self.layout.chunk[0] * num_i * num_j * num_k
-        source = run.source % self.layout.chunk[0] * self._strides[0]
-        target = run.target * strides[0]
+        num_channels, num_i, num_j, num_k = self._grid
+        first = channels % num_channels * num_i * num_j * num_k
         found: dict[Index3, list[_Piece]] = {}
         for i in along_i:
             for j in along_j:
                 number = first + (i.chunk * num_j + j.chunk) * num_k
-                source_ij, target_ij = source + i.source + j.source, target + i.target + j.target
+                source, target = i.source + j.source, i.target + j.target
                 for k in along_k:
-                    piece = _Piece(number + k.chunk, i.num, j.num, k.num, source_ij + k.source, target_ij + k.target)
+                    piece = _Piece(number + k.chunk, i.num, j.num, k.num, source + k.source, target + k.target)
                     found.setdefault((i.shard, j.shard, k.shard), []).append(piece)
         return found
 
     def _fill(
-        self, shard: _Shard | None, pieces: list[_Piece], run: Run, out: Shaped[np.ndarray, "place i j k"]
+        self,
+        shard: _Shard | None,
+        pieces: list[_Piece],
+        copies: list[_Copy],
+        out: Shaped[np.ndarray, "place i j k"],
     ) -> None:
         held = {} if shard is None else self._bytes(shard, [piece.number for piece in pieces])
-        source_strides = (self._strides[0] * run.source_step, *self._strides[1:3])
-        target_strides = (out.strides[0] * run.target_step, *out.strides[1:3])
-        rows, nothing, num = self._rows, self._nothing, run.num
         for number, num_i, num_j, num_k, source, target in pieces:
-            shape, row = (num, num_i, num_j), rows[num_k]
-            packed = held.get(number)
-            if packed is None:
-                voxels = nothing[num_k]
-            else:
-                voxels = np.ndarray(shape, row, self._decoded(packed, shard, number), source, source_strides)
-            np.ndarray(shape, row, out, target, target_strides)[...] = voxels
+            row, packed = self._rows[num_k], held.get(number)
+            chunk = None if packed is None else self._decoded(packed, shard, number)
+            for num, from_, from_strides, to, to_strides in copies:
+                shape = (num, num_i, num_j)
+                place = np.ndarray(shape, row, out, to + target, to_strides)
+                if chunk is None:
+                    place[...] = self._nothing[num_k]
+                else:
+                    place[...] = np.ndarray(shape, row, chunk, from_ + source, from_strides)
 
     def _bytes(self, shard: _Shard, numbers: Sequence[int]) -> dict[int, memoryview]:
         """The packed bytes of those chunks that hold anything, checked where that is due."""
