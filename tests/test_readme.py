@@ -10,11 +10,12 @@ import pytest
 
 from multiseg.store.sources.recognise import LAYOUTS
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,8 @@ def test_the_tour_leaves_what_it_promises(folder: Path) -> None:
 
 
 def test_the_python_runs(folder: Path) -> None:
-    found = blocks("python")
-    assert len(found) >= 2
+    found = blocks("python") + blocks("python", "docs/stream.md")
+    assert len(found) >= 3
     for block in found:
         done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr
@@ -62,15 +63,14 @@ def test_the_commands_on_real_data(data: Path, tmp_path: Path) -> None:
 
 
 def test_the_commands_of_the_ingest_guide_on_real_data(data: Path, tmp_path: Path) -> None:
-    guide = (Path(__file__).parents[1] / "docs" / "ingest.md").read_text(encoding="utf-8")
-    (commands,) = re.findall(r"```bash\n(.*?)```", guide, flags=re.DOTALL)
+    (commands,) = blocks("bash", "docs/ingest.md")
     shell(commands, tmp_path)
     names = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
     assert names == {"ms", "tumour", "wmh", "anatomy", "freesurfer", "native", "stroke", "brats", "template"}
 
 
 def test_the_ingest_guide_names_every_layout() -> None:
-    guide = (Path(__file__).parents[1] / "docs" / "ingest.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "ingest.md").read_text(encoding="utf-8")
     named = {
         name for row in re.findall(r"^\| (`.*?) \|", guide, flags=re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
     }
@@ -78,5 +78,6 @@ def test_the_ingest_guide_names_every_layout() -> None:
 
 
 def test_every_file_that_is_linked_is_there() -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (Path(__file__).parents[1] / link).exists(), link
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), (page, link)
