@@ -23,7 +23,7 @@ from multiseg.evaluation.subsets import SUBSETS
 from multiseg.files import write_atomically
 from multiseg.labels import IGNORE
 from multiseg.loaders.align import place
-from multiseg.models.saved import Model, load_model, model_path
+from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
 
@@ -114,7 +114,7 @@ def evaluate(
     model = load_model(run, device)
     if not isinstance(store, Store):
         store = open_store(store or store_of_run(Path(run)))
-    check_spacing(model, store)
+    check_spacing(model.info, store)
     cases = [case for case in select(store, options.databases, split=options.split) if _usable(model, store, case)]
     if not cases:
         raise DataError(
@@ -149,11 +149,11 @@ def store_of_run(run: Path) -> str:
     return str(settings["store"])
 
 
-def check_spacing(model: Model, store: Store) -> None:
+def check_spacing(info: ModelInfo, store: Store) -> None:
     """Raises DataError where the store's voxels are not of the size that the model learnt from."""
-    if store.spacing_mm != model.info.spacing_mm:
+    if store.spacing_mm != info.spacing_mm:
         raise DataError(
-            f"the model was trained on voxels of {list(model.info.spacing_mm)} mm, but {store.url} holds "
+            f"the model was trained on voxels of {list(info.spacing_mm)} mm, but {store.url} holds "
             f"{list(store.spacing_mm)} mm. Ingest the data at the model's voxel size."
         )
 

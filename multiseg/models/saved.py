@@ -36,6 +36,7 @@ class ModelInfo:
         trained_on: for each sequence of the axis, the databases that had it in training.
         databases: name to pathology, number of training cases and preparation recipe.
         metrics: the latest validation so far, and the step that it was made at; what is undefined is left out.
+        ancestry: the models that it was fine-tuned from, the first one first: see `training.start`.
     """
 
     builder: str
@@ -49,6 +50,7 @@ class ModelInfo:
     step: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     licence: str = ""
+    ancestry: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {
@@ -69,6 +71,7 @@ class ModelInfo:
                 "spacing_mm": tuple(data["spacing_mm"]),
                 "patch": tuple(data["patch"]),
                 "trained_on": {name: tuple(databases) for name, databases in data["trained_on"].items()},
+                "ancestry": tuple(data.get("ancestry", ())),
             }
         )
 
