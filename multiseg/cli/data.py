@@ -22,15 +22,23 @@ def phantoms_command(
     seed: Annotated[int, typer.Option(help="Another seed, other patients.")] = 0,
     cases: Annotated[int, typer.Option(help="Cases a hospital.", min=1)] = 10,
     coarseness: Annotated[float, typer.Option(help="Multiplies the voxel sizes; 2 is quick.", min=0.5)] = 1.0,
+    hospital: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these: alder, birch, cedar, dogwood (by default) and elm, fir, gorse."),
+    ] = None,
 ) -> int:
     """Write synthetic hospitals as NIfTI files with a manifest: four pathologies, four sets of sequences.
 
-    Example: multiseg phantoms hospitals --cases 5
+    Examples:
+
+    multiseg phantoms hospitals --cases 5
+
+    multiseg phantoms more --hospital elm --hospital fir
     """
     from multiseg.cli.console import output
     from multiseg.phantoms.hospitals import write_hospitals
 
-    manifest = write_hospitals(folder, seed, cases, coarseness)
+    manifest = write_hospitals(folder, seed, cases, coarseness, hospital)
     output().print(f"Ingest them with: multiseg ingest {manifest} --store brain.zarr --spacing 2.5", soft_wrap=True)
     return 0
 

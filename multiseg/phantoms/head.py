@@ -15,7 +15,9 @@ from jaxtyping import Bool, Float
 
 from multiseg.types import Codes, Voxels
 
-Pathology: TypeAlias = Literal["multiple sclerosis", "glioma", "ischaemic stroke", "white matter hyperintensities"]
+Pathology: TypeAlias = Literal[
+    "multiple sclerosis", "glioma", "ischaemic stroke", "white matter hyperintensities", "chronic stroke"
+]
 Triple: TypeAlias = tuple[float, float, float]
 Points: TypeAlias = Float[np.ndarray, "axis=3 *grid"]
 Field: TypeAlias = Float[np.ndarray, "*grid"]
@@ -39,6 +41,7 @@ _LESION_SIGNAL: dict[Pathology, dict[int, dict[str, float]]] = {
     },
     "ischaemic stroke": {1: {"DWI": 0.92, "ADC": 0.15, "FLAIR": 0.70}},
     "white matter hyperintensities": {1: {"T1": 0.64, "FLAIR": 0.84}},
+    "chronic stroke": {1: {"T1": 0.36, "T2": 0.90, "FLAIR": 0.80}},  # a cavity with its scar, as one
 }
 _TEXTURE = {"DWI": 0.11}  # how much healthy tissue varies, relative; elsewhere 0.04
 _NOISE = 0.03
@@ -207,6 +210,9 @@ def draw_lesions(rng: np.random.Generator, head: Head, pathology: Pathology) -> 
     elif pathology == "glioma":
         count, sizes, length_mm = 1, (9.5, 12.5), 26.0
         allowed = [white & (np.abs(x) > 16) & (z > -8) & (z < 34)]
+    elif pathology == "chronic stroke":
+        count, sizes, length_mm = int(rng.integers(1, 3)), (9.0, 16.0), 24.0
+        allowed = [white & (np.abs(x) > 20) & (np.abs(y) < 55)]
     else:
         count, sizes, length_mm = 1, (12.0, 20.0), 28.0
         allowed = [white & (np.abs(x) > 26) & (np.abs(y) < 42) & (z > -10)]
@@ -230,7 +236,7 @@ def lesion_parts(lesions: Lesions, anatomy: Anatomy) -> dict[int, Field]:
         inside, core = _part(depth, blur_mm), _part(depth - 0.38 * radius, blur_mm)
         reach = 0.55 * radius + 3 * ragged - 5 * (1 - anatomy.tissues[2])
         return {1: core, 2: _part(depth + reach, blur_mm) * solid * (1 - inside), 4: inside - core}
-    if lesions.pathology == "ischaemic stroke":
+    if lesions.pathology in ("ischaemic stroke", "chronic stroke"):
         return {1: _part(depth + 3.5 * ragged, blur_mm) * solid}
     depth = depth + 0.9 * ragged
     if lesions.band_mm:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import tomli_w
@@ -15,7 +13,6 @@ from multiseg.errors import UsageError
 from multiseg.phantoms.head import (
     FIELD_OF_VIEW_MM,
     Anatomy,
-    Pathology,
     Points,
     Triple,
     anatomy_on,
@@ -25,110 +22,12 @@ from multiseg.phantoms.head import (
     lesion_parts,
     measure,
 )
+from multiseg.phantoms.roster import HOSPITALS, MORE_HOSPITALS, Hospital, Scan
 from multiseg.store.formats.nifti import write_nifti
 from multiseg.types import Affine, Index3, Voxels
 
-
-@dataclass(frozen=True)
-class Scan:
-    """One sequence as a hospital takes it.
-
-    `spacing_mm` follows the axes of the file, `tilt_deg` turns the grid about the left-right and the
-    head-foot axis, and every `absent_every`-th case lacks the scan (0: none does).
-    """
-
-    modality: str
-    spacing_mm: Triple
-    spelling: str
-    tilt_deg: tuple[float, float] = (0.0, 0.0)
-    absent_every: int = 0
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """What the experts drew: its name, its file pattern and the meaning of its codes."""
-
-    name: str
-    pattern: str
-    codes: str
-
-
-@dataclass(frozen=True)
-class Hospital:
-    """How one hospital's folder looks; annotations lie on the grid of the first scan."""
-
-    name: str
-    pathology: Pathology
-    scans: tuple[Scan, ...]
-    annotations: tuple[Annotation, ...]
-    orientation: str
-    pattern: str
-    background: Literal["head", "zero", "z-score"]
-    dtype: Literal["float32", "int16"]
-    brain_mask: str | None = None
-    participants: str | None = None
-    num_cases: int = 10
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The canonical names of the sequences, in the order of the scans."""
-        return tuple(scan.modality for scan in self.scans)
-
-
-def _scans(spacing_mm: Triple, *spellings: tuple[str, str]) -> tuple[Scan, ...]:
-    return tuple(Scan(modality, spacing_mm, spelling) for modality, spelling in spellings)
-
-
-HOSPITALS: tuple[Hospital, ...] = (
-    Hospital(
-        name="alder",
-        pathology="multiple sclerosis",
-        scans=_scans((2.0, 2.0, 2.5), ("T1", "T1"), ("T2", "T2"), ("FLAIR", "FLAIR"), ("PD", "PD")),
-        annotations=(
-            Annotation("lesion", "{case}/lesion.nii.gz", "1=lesion"),
-            Annotation("tissue", "{case}/tissue.nii.gz", "1=CSF,2=grey matter,3=white matter"),
-        ),
-        orientation="RAS",
-        pattern="{case}/{modality}.nii.gz",
-        background="zero",
-        dtype="float32",
-    ),
-    Hospital(
-        name="birch",
-        pathology="glioma",
-        scans=_scans((2.0, 2.0, 2.0), ("FLAIR", "flair"), ("T1", "t1"), ("T1c", "t1ce"), ("T2", "t2")),
-        annotations=(Annotation("seg", "{case}/seg.nii.gz", "1=necrosis,2=oedema,4=enhancing"),),
-        orientation="LPS",
-        pattern="{case}/{modality}.nii.gz",
-        background="z-score",
-        dtype="float32",
-        brain_mask="{case}/brainmask.nii.gz",
-    ),
-    Hospital(
-        name="cedar",
-        pathology="ischaemic stroke",
-        scans=(
-            *_scans((2.5, 2.5, 2.5), ("DWI", "dwi"), ("ADC", "adc")),
-            Scan("FLAIR", (1.5, 1.5, 5.0), "flair", tilt_deg=(12.0, 4.0), absent_every=3),
-        ),
-        annotations=(Annotation("lesion", "sub-{case}_lesion.nii.gz", "1=lesion"),),
-        orientation="LAS",
-        pattern="sub-{case}_{modality}.nii.gz",
-        background="head",
-        dtype="float32",
-    ),
-    Hospital(
-        name="dogwood",
-        pathology="white matter hyperintensities",
-        scans=_scans((2.2, 2.2, 3.0), ("T1", "T1w"), ("FLAIR", "FLAIR")),
-        annotations=(Annotation("wmh", "labels/{case}.nii.gz", "1=lesion"),),
-        orientation="PIR",
-        pattern="images/{case}_{modality}.nii.gz",
-        background="head",
-        dtype="int16",
-        participants="participants.csv",
-    ),
-)
+ELDERLY = ("white matter hyperintensities", "ischaemic stroke", "chronic stroke")
+"""Pathologies of people with wide ventricles."""
 
 
 def _grid(scan: Scan, orientation: str, coarseness: float) -> tuple[Index3, Affine]:
@@ -169,7 +68,7 @@ def _stored(signal: Voxels, anatomy: Anatomy, hospital: Hospital, gain: float) -
 
 def _write_case(hospital: Hospital, folder: Path, case: str, number: int, seed: int, coarseness: float) -> None:
     rng = np.random.default_rng([seed, zlib.crc32(hospital.name.encode()), number])
-    head = draw_head(rng, old=hospital.pathology in ("white matter hyperintensities", "ischaemic stroke"))
+    head = draw_head(rng, old=hospital.pathology in ELDERLY)
     lesions = draw_lesions(rng, head, hospital.pathology)
     grids: dict[tuple[Triple, tuple[float, float]], tuple[Anatomy, Affine]] = {}
     for scan in hospital.scans:
@@ -249,13 +148,13 @@ def write_hospitals(
     """The path of a `manifest.toml` in `root` that names the hospitals written there, ready for ingest.
 
     Args:
-        names: which of HOSPITALS, all of them when None; the rest as in `write_hospital`.
+        names: which of HOSPITALS and MORE_HOSPITALS; the first when None. The rest as in `write_hospital`.
 
     Raises:
-        UsageError: a name is not in HOSPITALS, or an argument of `write_hospital` is out of range.
+        UsageError: there is no such hospital, or an argument of `write_hospital` is out of range.
     """
-    known = {hospital.name: hospital for hospital in HOSPITALS}
-    wanted = list(known) if names is None else list(names)
+    known = {hospital.name: hospital for hospital in (*HOSPITALS, *MORE_HOSPITALS)}
+    wanted = [hospital.name for hospital in HOSPITALS] if names is None else list(dict.fromkeys(names))
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
         raise UsageError(f"no hospital {', '.join(unknown)!r}: name some of {', '.join(known)}.")

@@ -1,0 +1,145 @@
+"""Which synthetic hospitals there are, and how their folders look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from multiseg.phantoms.head import Pathology, Triple
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One sequence as a hospital takes it.
+
+    `spacing_mm` follows the axes of the file, `tilt_deg` turns the grid about the left-right and the
+    head-foot axis, and every `absent_every`-th case lacks the scan (0: none does).
+    """
+
+    modality: str
+    spacing_mm: Triple
+    spelling: str
+    tilt_deg: tuple[float, float] = (0.0, 0.0)
+    absent_every: int = 0
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What the experts drew: its name, its file pattern and the meaning of its codes."""
+
+    name: str
+    pattern: str
+    codes: str
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """How one hospital's folder looks; annotations lie on the grid of the first scan."""
+
+    name: str
+    pathology: Pathology
+    scans: tuple[Scan, ...]
+    annotations: tuple[Annotation, ...]
+    orientation: str
+    pattern: str
+    background: Literal["head", "zero", "z-score"]
+    dtype: Literal["float32", "int16"]
+    brain_mask: str | None = None
+    participants: str | None = None
+    num_cases: int = 10
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The canonical names of the sequences, in the order of the scans."""
+        return tuple(scan.modality for scan in self.scans)
+
+
+def _scans(spacing_mm: Triple, *spellings: tuple[str, str]) -> tuple[Scan, ...]:
+    return tuple(Scan(modality, spacing_mm, spelling) for modality, spelling in spellings)
+
+
+HOSPITALS: tuple[Hospital, ...] = (
+    Hospital(
+        name="alder",
+        pathology="multiple sclerosis",
+        scans=_scans((2.0, 2.0, 2.5), ("T1", "T1"), ("T2", "T2"), ("FLAIR", "FLAIR"), ("PD", "PD")),
+        annotations=(
+            Annotation("lesion", "{case}/lesion.nii.gz", "1=lesion"),
+            Annotation("tissue", "{case}/tissue.nii.gz", "1=CSF,2=grey matter,3=white matter"),
+        ),
+        orientation="RAS",
+        pattern="{case}/{modality}.nii.gz",
+        background="zero",
+        dtype="float32",
+    ),
+    Hospital(
+        name="birch",
+        pathology="glioma",
+        scans=_scans((2.0, 2.0, 2.0), ("FLAIR", "flair"), ("T1", "t1"), ("T1c", "t1ce"), ("T2", "t2")),
+        annotations=(Annotation("seg", "{case}/seg.nii.gz", "1=necrosis,2=oedema,4=enhancing"),),
+        orientation="LPS",
+        pattern="{case}/{modality}.nii.gz",
+        background="z-score",
+        dtype="float32",
+        brain_mask="{case}/brainmask.nii.gz",
+    ),
+    Hospital(
+        name="cedar",
+        pathology="ischaemic stroke",
+        scans=(
+            *_scans((2.5, 2.5, 2.5), ("DWI", "dwi"), ("ADC", "adc")),
+            Scan("FLAIR", (1.5, 1.5, 5.0), "flair", tilt_deg=(12.0, 4.0), absent_every=3),
+        ),
+        annotations=(Annotation("lesion", "sub-{case}_lesion.nii.gz", "1=lesion"),),
+        orientation="LAS",
+        pattern="sub-{case}_{modality}.nii.gz",
+        background="head",
+        dtype="float32",
+    ),
+    Hospital(
+        name="dogwood",
+        pathology="white matter hyperintensities",
+        scans=_scans((2.2, 2.2, 3.0), ("T1", "T1w"), ("FLAIR", "FLAIR")),
+        annotations=(Annotation("wmh", "labels/{case}.nii.gz", "1=lesion"),),
+        orientation="PIR",
+        pattern="images/{case}_{modality}.nii.gz",
+        background="head",
+        dtype="int16",
+        participants="participants.csv",
+    ),
+)
+"""Those that are written where nobody names any."""
+
+MORE_HOSPITALS: tuple[Hospital, ...] = (
+    Hospital(
+        name="elm",
+        pathology="chronic stroke",
+        scans=_scans((2.0, 2.0, 2.0), ("T1", "T1w")),
+        annotations=(Annotation("lesion", "{case}/lesion.nii.gz", "1=lesion"),),
+        orientation="LPI",
+        pattern="{case}/{modality}.nii.gz",
+        background="zero",
+        dtype="float32",
+    ),
+    Hospital(
+        name="fir",
+        pathology="chronic stroke",
+        scans=_scans((2.4, 2.4, 2.4), ("FLAIR", "flair"), ("T1", "t1"), ("T2", "t2")),
+        annotations=(Annotation("lesion", "{case}/lesion.nii.gz", "1=lesion"),),
+        orientation="RAS",
+        pattern="{case}/{modality}.nii.gz",
+        background="head",
+        dtype="float32",
+    ),
+    Hospital(
+        name="gorse",
+        pathology="glioma",
+        scans=_scans((2.2, 2.2, 2.2), ("T1", "T1")),
+        annotations=(Annotation("tumour", "{case}_tumour.nii.gz", "1=necrosis,2=oedema,4=enhancing"),),
+        orientation="RPI",
+        pattern="{case}_{modality}.nii.gz",
+        background="zero",
+        dtype="float32",
+    ),
+)
+"""Chosen by name only: one pathology in T1 alone, and two hospitals with sets of sequences that no other has."""
