@@ -143,6 +143,12 @@ def model_path(path: Path) -> Path:
     raise CheckpointError(f"the folder {path} holds no {BEST}. Has the training saved anything yet?")
 
 
+def load_weights(file: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a model file by name."""
+    with safe_open(file, framework="pt", device=device) as tensors:
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+
+
 def load_model(path: Path | str, device: str = "cpu") -> Model:
     """The model of a file or a run folder, in eval mode.
 
@@ -151,8 +157,7 @@ def load_model(path: Path | str, device: str = "cpu") -> Model:
     """
     file = model_path(Path(path))
     info = read_info(file)
-    with safe_open(file, framework="pt", device=device) as tensors:
-        state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+    state = load_weights(file, device)
     try:
         network = build(info.builder, len(info.axis), info.space.num_logits, **info.numbers)
         network.load_state_dict(state)

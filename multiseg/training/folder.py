@@ -20,6 +20,7 @@ from multiseg.models.builders import PUBLISHED_WIDTHS
 from multiseg.models.saved import BEST, LAST
 from multiseg.training.checkpoint import RESUME
 from multiseg.training.fit import FitOptions
+from multiseg.training.start import StartOptions
 
 RUN_FILE, LOG, TENSORBOARD, LOCK = "run.toml", "log.jsonl", "tensorboard", ".lock"
 READING = ("workers", "start", "ahead", "cache", "checksums", "on_death", "disk_cache", "disk_budget")
@@ -43,6 +44,7 @@ class TrainOptions:
     Attributes:
         databases: names in the store; empty takes all.
         labels: what the model tells apart; "lesion" stands for every lesion, "tissue:NAME" for a tissue.
+        start: the model that is fine-tuned, if any; `labels` and `model` are then its own.
         seed: of the weights, the dropout and every draw.
     """
 
@@ -51,6 +53,7 @@ class TrainOptions:
     labels: tuple[str, ...] = ("lesion",)
     device: str = "auto"
     seed: int = 0
+    start: StartOptions = StartOptions()
     model: ModelOptions = ModelOptions()
     stream: StreamOptions = StreamOptions()
     augment: AugmentOptions = AugmentOptions()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from multiseg.errors import UsageError
+from multiseg.evaluation.evaluate import check_spacing
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.loaders.batches import PatchStream
 from multiseg.modalities import ModalityAxis
@@ -23,8 +24,9 @@ from multiseg.store.catalogue import select
 from multiseg.store.reader import Store, open_store
 from multiseg.training.checkpoint import RESUME, TrainState, load_state, save_state
 from multiseg.training.fit import Event, Hooks, fit, precision
-from multiseg.training.folder import TrainOptions, claimed_folder
+from multiseg.training.folder import ModelOptions, TrainOptions, claimed_folder
 from multiseg.training.logs import Logs
+from multiseg.training.start import Parent, arranged, descended, parent_of, take_weights
 from multiseg.training.validate import validate, validation_cases
 
 
@@ -50,6 +52,7 @@ def train(
     out: Path | str,
     overwrite: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
+    on_start: Callable[[ModelInfo], None] = lambda info: None,
 ) -> TrainResult:
     """Train into the folder `out`, going on from what is there.
 
@@ -59,9 +62,10 @@ def train(
 
     Args:
         overwrite: start anew where the folder holds a run, instead of going on with it.
+        on_start: is told what the model will be, before the first step.
 
     Raises:
-        UsageError: the folder holds a run with other settings or sequences, or a setting is unknown.
+        UsageError: the folder holds a run with other settings, sequences or parent, or a setting is unknown.
         ResourceError: another process trains into the folder, or the disk is full.
         DataError, CheckpointError, TrainingError: see the parts.
     """
@@ -69,20 +73,16 @@ def train(
     device = resolve_device(options.device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # the stream waits for copies to the current card
+    parent = parent_of(options.start)
+    options = options if parent is None else inherited(options, parent.info)
     store = open_store(options.store)
-    space = label_space(options.labels)
-    used = [
-        case
-        for case in select(store, options.databases, split="train")
-        if store[case.database].label_view(case, space).annotated.any()
-    ]
-    axis = ModalityAxis.union(case.modalities for case in used) if used else ModalityAxis(("T1",))
-    stream = PatchStream(store, axis, space, options.stream, databases=options.databases)
-    info = _info(options, store, stream)
-    state = _fresh_state(options, info, device)
-    held_out = validation_cases(store, info, options.fit.validation_cases)
+    info, stream = _prepared(options, store, parent)
+    state = _fresh_state(options, info, parent, device)
+    learnt_from = [name for name in stream.plan.cases if name in info.databases]
+    held_out = validation_cases(store, info, learnt_from, options.fit.validation_cases)
     with claimed_folder(out, options, overwrite):
         _resume(out, state, info)
+        on_start(info)
         with _stop_on_signals() as should_stop, Logs(out, state.step) as logs:
 
             def report(event: Event) -> None:
@@ -99,14 +99,48 @@ def train(
     return TrainResult(out, state.step, finished, state.best, tuple(state.history))
 
 
+def inherited(options: TrainOptions, parent: ModelInfo) -> TrainOptions:
+    """The options with the labels and the network of the model that is started from."""
+    labels = tuple(("tissue:" if label.kind == "tissue" else "") + label.name for label in parent.space.labels)
+    known = {name: value for name, value in parent.numbers.items() if name != "first_modalities"}
+    return replace(options, labels=labels, model=ModelOptions(parent.builder, **known))
+
+
+def _prepared(options: TrainOptions, store: Store, parent: Parent | None) -> tuple[ModelInfo, PatchStream]:
+    """What the model will be, and what it will learn from."""
+    space = label_space(options.labels)
+    used = [
+        case
+        for case in select(store, options.databases, split="train")
+        if store[case.database].label_view(case, space).annotated.any()
+    ]
+    # Without a case the stream says what is missing, whatever the axis.
+    axis = ModalityAxis.union(case.modalities for case in used) if used else ModalityAxis(("T1",))
+    if parent is None:
+        stream = PatchStream(store, axis, space, options.stream, databases=options.databases)
+        return _info(options, store, stream), stream
+    check_spacing(parent.info, store)
+    channels = arranged(parent.info, axis, options.start)
+    stream = PatchStream(store, channels.axis, space, options.stream, databases=options.databases)
+    return descended(_info(options, store, stream), parent, channels, options.start), stream
+
+
 def _resume(out: Path, state: TrainState, info: ModelInfo) -> None:
     if not (out / RESUME).is_file():
         return
-    if (out / LAST).is_file() and (held := read_info(out / LAST).axis) != info.axis:
-        raise UsageError(
-            f"{out} was trained on the sequences {', '.join(held)}, but the store now holds {', '.join(info.axis)}: "
-            "its databases have changed. Choose another --out, or pass --overwrite to start anew."
-        )
+    if (out / LAST).is_file():
+        held = read_info(out / LAST)
+        if held.axis != info.axis:
+            raise UsageError(
+                f"{out} was trained on the sequences {', '.join(held.axis)}, but the store now holds "
+                f"{', '.join(info.axis)}: its databases have changed. Choose another --out, or pass --overwrite to "
+                "start anew."
+            )
+        if [step["model"] for step in held.ancestry] != [step["model"] for step in info.ancestry]:
+            raise UsageError(
+                f"{out} was started from another model than the one that is there now. Choose another --out, or pass "
+                "--overwrite to start anew."
+            )
     load_state(out / RESUME, state)
 
 
@@ -145,9 +179,12 @@ def _info(options: TrainOptions, store: Store, stream: PatchStream) -> ModelInfo
     )
 
 
-def _fresh_state(options: TrainOptions, info: ModelInfo, device: torch.device) -> TrainState:
+def _fresh_state(options: TrainOptions, info: ModelInfo, parent: Parent | None, device: torch.device) -> TrainState:
     torch.manual_seed(options.seed)
-    network = build(info.builder, len(info.axis), info.space.num_logits, **info.numbers).to(device)
+    network = build(info.builder, len(info.axis), info.space.num_logits, **info.numbers)
+    if parent is not None:
+        take_weights(network, parent, options.start.method)
+    network.to(device)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.fit.learning_rate)
     scaler = torch.amp.GradScaler(device.type, enabled=precision(options.fit.amp, device) == torch.float16)
     return TrainState(network, optimiser, scaler)

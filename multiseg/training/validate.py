@@ -16,10 +16,10 @@ from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store
 
 
-def validation_cases(store: Store, info: ModelInfo, num_cases: int) -> list[Case]:
-    """The first few held-out cases of every database that have a label of the space."""
+def validation_cases(store: Store, info: ModelInfo, databases: Sequence[str], num_cases: int) -> list[Case]:
+    """The first few held-out cases of each database that have a label of the space."""
     chosen = []
-    for name in info.databases:
+    for name in databases:
         held_out = [case for case in select(store, [name], split="val") if info.usable(case.modalities)]
         chosen += [c for c in held_out if store[name].label_view(c, info.space).annotated.any()][:num_cases]
     return chosen
