@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from multiseg.errors import UsageError
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "instance": nn.InstanceNorm3d,
+    "instance_affine": lambda width: nn.InstanceNorm3d(width, affine=True),
+    "group": lambda width: nn.GroupNorm(math.gcd(16, width), width),
+    "batch": nn.BatchNorm3d,
+}
+"""Normalisations by name. "instance" has no parameters, as published; "group" has 16 groups, or the most that divide
+both 16 and the width."""
+
+
+def norm_layer(name: str, width: int) -> nn.Module:
+    """The normalisation of this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in NORMS:
+        raise UsageError(f"there is no norm {name!r}; there are {', '.join(NORMS)}.")
+    return NORMS[name](width)
+
 
 class ConvUnit(nn.Module):
-    """3x3x3 convolution, instance norm without parameters, dropout, PReLU with one shared slope."""
+    """3x3x3 convolution, norm, dropout, PReLU with one shared slope."""
 
-    def __init__(self, in_width: int, out_width: int, stride: int = 1, dropout: float = 0.2) -> None:
+    def __init__(
+        self, in_width: int, out_width: int, stride: int = 1, dropout: float = 0.2, norm: str = "instance"
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv3d(in_width, out_width, kernel_size=3, stride=stride, padding=1)
-        self.norm = nn.InstanceNorm3d(out_width)
+        self.norm = norm_layer(norm, out_width)
         self.dropout = nn.Dropout(dropout)
         self.activation = nn.PReLU()
 
@@ -28,16 +55,24 @@ class ResidualUnit(nn.Module):
     The shortcut is the input, average-pooled (3^3, the zero padding counted in) where the unit strides;
     the other output channels get none, and nothing follows the sum. This is how the published network
     does it, unlike the usual residual unit with its projection.
+
+    Args:
+        lateral: channels of another network's features that the first convolution reads beside the input;
+            the shortcut leaves them out.
     """
 
-    def __init__(self, in_width: int, out_width: int, stride: int, dropout: float) -> None:
+    def __init__(
+        self, in_width: int, out_width: int, stride: int, dropout: float, norm: str = "instance", lateral: int = 0
+    ) -> None:
         super().__init__()
-        self.first = ConvUnit(in_width, out_width, stride, dropout)
-        self.second = ConvUnit(out_width, out_width, 1, dropout)
+        self.first = ConvUnit(in_width + lateral, out_width, stride, dropout, norm)
+        self.second = ConvUnit(out_width, out_width, 1, dropout, norm)
         self.pool = nn.AvgPool3d(3, stride, padding=1) if stride > 1 else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "batch in_width i j k"]) -> Float[Tensor, "batch out_width oi oj ok"]:
-        out = self.second(self.first(x))
+    def forward(
+        self, x: Float[Tensor, "batch in_width i j k"], lateral: Float[Tensor, "batch lateral i j k"] | None = None
+    ) -> Float[Tensor, "batch out_width oi oj ok"]:
+        out = self.second(self.first(x if lateral is None else torch.cat([x, lateral], dim=1)))
         shortcut = self.pool(x)
         n = shortcut.shape[1]
         return torch.cat([out[:, :n] + shortcut, out[:, n:]], dim=1)
@@ -47,17 +82,27 @@ class UpStage(nn.Module):
     """Concatenate deep and skip features of one resolution, upsample x2 (nearest), convolve twice.
 
     The last stage ends in a bare convolution that gives the logits.
+
+    Args:
+        in_width: channels of deep and skip together.
+        lateral: channels of another network's features that are concatenated to them.
     """
 
-    def __init__(self, in_width: int, out_width: int, dropout: float, is_last: bool) -> None:
+    def __init__(
+        self, in_width: int, out_width: int, dropout: float, is_last: bool, norm: str = "instance", lateral: int = 0
+    ) -> None:
         super().__init__()
         self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
-        self.keep = ConvUnit(in_width, in_width, 1, dropout)
+        self.keep = ConvUnit(in_width + lateral, in_width, 1, dropout, norm)
         last = nn.Conv3d(in_width, out_width, kernel_size=3, padding=1)
-        self.reduce = last if is_last else ConvUnit(in_width, out_width, 1, dropout)
+        self.reduce = last if is_last else ConvUnit(in_width, out_width, 1, dropout, norm)
 
-    def forward(
-        self, deep: Float[Tensor, "batch deep i j k"], skip: Float[Tensor, "batch skip i j k"]
-    ) -> Float[Tensor, "batch out_width oi oj ok"]:
-        out: Tensor = self.reduce(self.keep(self.upsample(torch.cat([deep, skip], dim=1))))
+    def kept(self, *features: Float[Tensor, "batch _ i j k"]) -> Float[Tensor, "batch in_width oi oj ok"]:
+        """Concatenated, upsampled, convolved once: what the second convolution reads."""
+        out: Tensor = self.keep(self.upsample(torch.cat(features, dim=1)))
+        return out
+
+    def forward(self, *features: Float[Tensor, "batch _ i j k"]) -> Float[Tensor, "batch out_width oi oj ok"]:
+        """From deep, skip and, where the stage was built for them, lateral features."""
+        out: Tensor = self.reduce(self.kept(*features))
         return out

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from multiseg.errors import UsageError
 from multiseg.models.blocks import ResidualUnit, UpStage
+from multiseg.models.presence import shown
 
 
 class MultiUnet(nn.Module):
@@ -18,36 +17,38 @@ class MultiUnet(nn.Module):
 
     Encoder units double the width and halve the resolution, the last keeps it. The decoder concatenates
     before it upsamples, and there is no skip at full resolution, so the finest features are at half of it.
+    Trained on one database, this is the residual U-Net for one database that the paper compares with.
 
     Args:
         widths: channels of the encoder units; (16, 32, 64, 128, 256) is the published network.
+        norm: see `multiseg.models.blocks.NORMS`.
 
     Raises:
         UsageError: fewer than two widths, or more sequences than the first width (the shortcut of the
-            first unit adds each sequence to a channel of its own).
+            first unit adds each sequence to a channel of its own); dropout or norm that cannot be.
     """
 
-    def __init__(self, num_modalities: int, num_logits: int, widths: Sequence[int], dropout: float) -> None:
+    def __init__(
+        self, num_modalities: int, num_logits: int, widths: Sequence[int], dropout: float, norm: str = "instance"
+    ) -> None:
         super().__init__()
-        if len(widths) < 2 or list(widths) != sorted(widths) or num_modalities > widths[0]:
-            raise UsageError(
-                f"widths {list(widths)} do not fit {num_modalities} sequences: give two or more that do not fall, "
-                "the first at least the number of sequences."
-            )
-        depth = len(widths)
-        ins = [num_modalities, *widths[:-1]]
-        strides = [2] * (depth - 1) + [1]
-        self.encoder = nn.ModuleList(
-            ResidualUnit(i, o, s, dropout) for i, o, s in zip(ins, widths, strides, strict=True)
-        )
-        skips = list(widths[-2::-1])
-        outs = [*skips[1:], num_logits]
-        deeps = [widths[-1], *outs[:-1]]
-        self.decoder = nn.ModuleList(
-            UpStage(d + s, o, dropout, is_last=at == depth - 2)
-            for at, (d, s, o) in enumerate(zip(deeps, skips, outs, strict=True))
-        )
-        self.multiple = 2 ** (depth - 1)
+        check_numbers(widths, dropout, num_modalities)
+        self.encoder = encoder_units(num_modalities, widths, dropout, norm)
+        self.decoder = decoder_stages(widths, num_logits, dropout, norm)
+        self.multiple = 2 ** (len(widths) - 1)
+
+    @property
+    def head(self) -> nn.Module:
+        """The last convolution, from features to logits."""
+        return last_convolution(self.decoder)
+
+    def features(self, x: Float[Tensor, "batch modality i j k"]) -> Float[Tensor, "batch width i j k"]:
+        """What the last convolution reads, on the grid of the images."""
+        features = encode(self.encoder, x)
+        deep = decoded(self.decoder, features)[-1]
+        last = self.decoder[-1]
+        assert isinstance(last, UpStage)
+        return last.kept(deep, features[0])
 
     def forward(
         self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
@@ -58,17 +59,103 @@ class MultiUnet(nn.Module):
             UsageError: a size is no multiple of 2^(depth - 1) voxels, or so small that a shortcut's pool is
                 larger than its input.
         """
-        size = tuple(images.shape[2:])
-        if any(n % self.multiple or n == self.multiple for n in size):
-            raise UsageError(
-                f"patches of {size} voxels do not fit the network: "
-                f"give multiples of {self.multiple}, from {2 * self.multiple} on."
-            )
-        x = torch.where(rearrange(present, "b m -> b m 1 1 1"), images, torch.zeros_like(images))
-        features = []
-        for unit in self.encoder:
-            x = unit(x)
-            features.append(x)
-        for stage, skip in zip(self.decoder, reversed(features[:-1]), strict=True):
-            x = stage(x, skip)
-        return x
+        check_size(images, self.multiple)
+        out: Tensor = self.head(self.features(shown(images, present)))
+        return out
+
+
+def check_numbers(widths: Sequence[int], dropout: float, num_modalities: int = 1) -> None:
+    """Whether a network of these numbers can be.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if len(widths) < 2 or list(widths) != sorted(widths) or num_modalities > widths[0]:
+        raise UsageError(
+            f"widths {list(widths)} do not fit {num_modalities} sequences: give two or more that do not fall, "
+            "the first at least the number of sequences."
+        )
+    if not 0 <= dropout < 1:
+        raise UsageError(f"dropout {dropout} is no share of features: give a number from 0 to below 1.")
+
+
+def check_size(images: Float[Tensor, "batch modality i j k"], multiple: int) -> None:
+    """Whether the patches can be halved as often as a network does it.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    size = tuple(images.shape[2:])
+    if any(n % multiple or n == multiple for n in size):
+        raise UsageError(
+            f"patches of {size} voxels do not fit the network: give multiples of {multiple}, from {2 * multiple} on."
+        )
+
+
+def encoder_units(
+    in_width: int, widths: Sequence[int], dropout: float, norm: str, lateral: bool = False
+) -> nn.ModuleList:
+    """Residual units that halve the resolution, but for the last.
+
+    Args:
+        lateral: those that halve it, from the second on, also read as many channels of another network.
+    """
+    depth = len(widths)
+    units = []
+    for at, (i, o) in enumerate(zip([in_width, *widths[:-1]], widths, strict=True)):
+        stride = 2 if at < depth - 1 else 1
+        units.append(ResidualUnit(i, o, stride, dropout, norm, i if lateral and has_lateral(at, depth) else 0))
+    return nn.ModuleList(units)
+
+
+def has_lateral(at: int, depth: int) -> bool:
+    """Whether an encoder unit of a second column reads the first column: it strides, and is not at the image."""
+    return 0 < at < depth - 1
+
+
+def decoder_stages(
+    widths: Sequence[int], num_logits: int, dropout: float, norm: str, fold: int = 1, lateral: bool = False
+) -> nn.ModuleList:
+    """Stages that double the resolution, down to the logits.
+
+    Args:
+        fold: how many times its width every scale of the encoder hands over.
+        lateral: every stage also reads as many channels of another network.
+    """
+    skips = [fold * width for width in reversed(widths[:-1])]
+    outs = [*reversed(widths[:-2]), num_logits]
+    deeps = [fold * widths[-1], *outs[:-1]]
+    return nn.ModuleList(
+        UpStage(d + s, o, dropout, at == len(skips) - 1, norm, (d + s) if lateral else 0)
+        for at, (d, s, o) in enumerate(zip(deeps, skips, outs, strict=True))
+    )
+
+
+def last_convolution(decoder: nn.ModuleList) -> nn.Module:
+    """The bare convolution that ends a decoder."""
+    last = decoder[-1]
+    assert isinstance(last, UpStage)
+    return last.reduce
+
+
+def encode(units: Iterable[nn.Module], x: Float[Tensor, "batch in_width i j k"]) -> list[Tensor]:
+    """Features of every scale, finest first."""
+    features = []
+    for unit in units:
+        x = unit(x)
+        features.append(x)
+    return features
+
+
+def decoded(stages: Sequence[nn.Module] | nn.ModuleList, features: Sequence[Tensor]) -> list[Tensor]:
+    """The deep features that each stage reads, from the encoder's; the last stage itself is left to be run."""
+    deeps = [features[-1]]
+    for stage, skip in zip(list(stages)[:-1], features[-2:0:-1], strict=True):
+        deeps.append(stage(deeps[-1], skip))
+    return deeps
+
+
+def decode(stages: nn.ModuleList, features: Sequence[Tensor]) -> Float[Tensor, "batch logit i j k"]:
+    """Logits from the features of every scale, finest first."""
+    logits: Tensor = stages[-1](decoded(stages, features)[-1], features[0])
+    return logits

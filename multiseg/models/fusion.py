@@ -1,0 +1,141 @@
+"""Networks that fuse the sequences' features by attention: LFUNet and MAFUNet (as compared with in Xu et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from multiseg.models.presence import Pairs, shown
+from multiseg.models.unet import (
+    MultiUnet,
+    check_numbers,
+    check_size,
+    decode,
+    decoder_stages,
+    encode,
+    encoder_units,
+    last_convolution,
+)
+
+
+class AttentionFusion(nn.Module):
+    """One feature map from those of the sequences that are present, weighted voxel by voxel.
+
+    With z_m the features of sequence m (Xu et al. 2024, the networks compared with):
+        a = softmax over m of conv(conv([z_1 .. z_C])),    z = sum_m a_m z_m
+    The concatenation has a slot for each of the C sequences; the slot of an absent one holds 0, and its
+    score is -inf, so that it gets no weight. The paper leaves open kernel sizes, widths, the layer between,
+    the number of maps and what becomes of absent sequences. Here: the first convolution is 1x1x1 and as wide
+    as z_m, a PReLU follows, the second is 3x3x3, and there is one attention map a sequence.
+    """
+
+    def __init__(self, num_modalities: int, width: int) -> None:
+        super().__init__()
+        # A convolution of the concatenation is the sum of one on each slot, so empty slots need not be computed.
+        self.slots = nn.ModuleList(nn.Conv3d(width, width, 1, bias=m == 0) for m in range(num_modalities))
+        self.activation = nn.PReLU()
+        self.score = nn.Conv3d(width, num_modalities, 3, padding=1)
+
+    def forward(self, features: Mapping[int, Tensor], pairs: Pairs) -> Float[Tensor, "batch width i j k"]:
+        """The fused features, from each sequence's [row width i j k] for the samples that have it."""
+        mixed = pairs.summed({m: self.slots[m](z) for m, z in features.items()})
+        scores = self.score(self.activation(mixed))
+        absent = rearrange(~pairs.present, "b m -> b m 1 1 1")
+        a = torch.softmax(scores.masked_fill(absent, -torch.inf), dim=1)
+        return pairs.summed({m: a[pairs.rows[m], m : m + 1] * z for m, z in features.items()})
+
+
+class LFUNet(nn.Module):
+    """Late fusion: one U-Net, the same for every sequence, whose last features are fused by attention.
+
+    The U-Net is the published one with a single input channel; what its last convolution reads is fused,
+    then comes that convolution. It runs only on the sequences that are present: cost is proportional to them.
+
+    Raises:
+        UsageError: see MultiUnet; any number of sequences fits.
+    """
+
+    def __init__(
+        self, num_modalities: int, num_logits: int, widths: Sequence[int], dropout: float, norm: str = "instance"
+    ) -> None:
+        super().__init__()
+        self.unet = MultiUnet(1, num_logits, widths, dropout, norm)
+        self.fusion = AttentionFusion(num_modalities, 2 * widths[0])
+        self.multiple = self.unet.multiple
+
+    @property
+    def head(self) -> nn.Module:
+        """The last convolution, from features to logits."""
+        return self.unet.head
+
+    def forward(
+        self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
+    ) -> Float[Tensor, "batch label i j k"]:
+        """Logits on the grid of the images; absent channels have no effect.
+
+        Raises:
+            UsageError: the size does not fit, see MultiUnet.
+        """
+        check_size(images, self.multiple)
+        seen = shown(images, present)
+        pairs = Pairs.of(present, images.device)
+        every = torch.cat([seen[rows, m : m + 1] for m, rows in pairs.rows.items()])
+        split = self.unet.features(every).split([len(rows) for rows in pairs.rows.values()])
+        out: Tensor = self.head(self.fusion(dict(zip(pairs.rows, split, strict=True)), pairs))
+        return out
+
+
+class MAFUnet(nn.Module):
+    """Multi-scale attention fusion: an encoder for every sequence, fused by attention at every scale, one decoder.
+
+    The paper does not say whether the encoders share their weights; here each has its own. An encoder runs
+    only on the samples that have its sequence.
+
+    Raises:
+        UsageError: see MultiUnet; any number of sequences fits.
+    """
+
+    def __init__(
+        self, num_modalities: int, num_logits: int, widths: Sequence[int], dropout: float, norm: str = "instance"
+    ) -> None:
+        super().__init__()
+        check_numbers(widths, dropout)
+        self.encoders = nn.ModuleList(encoder_units(1, widths, dropout, norm) for _ in range(num_modalities))
+        self.fusions = nn.ModuleList(AttentionFusion(num_modalities, width) for width in widths)
+        self.decoder = decoder_stages(widths, num_logits, dropout, norm)
+        self.multiple = 2 ** (len(widths) - 1)
+
+    @property
+    def head(self) -> nn.Module:
+        """The last convolution, from features to logits."""
+        return last_convolution(self.decoder)
+
+    def forward(
+        self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
+    ) -> Float[Tensor, "batch label i j k"]:
+        """Logits on the grid of the images; absent channels have no effect.
+
+        Raises:
+            UsageError: the size does not fit, see MultiUnet.
+        """
+        check_size(images, self.multiple)
+        pairs = Pairs.of(present, images.device)
+        scales = encode_each(self.encoders, shown(images, present), pairs)
+        return decode(self.decoder, [fuse(z, pairs) for fuse, z in zip(self.fusions, scales, strict=True)])
+
+
+def encode_each(
+    encoders: nn.ModuleList, images: Float[Tensor, "batch modality i j k"], pairs: Pairs
+) -> list[dict[int, Tensor]]:
+    """For every scale, finest first, each sequence's features [row width i j k] by its own encoder."""
+    each: dict[int, list[Tensor]] = {}
+    for m, rows in pairs.rows.items():
+        units = encoders[m]
+        assert isinstance(units, nn.ModuleList)
+        each[m] = encode(units, images[rows, m : m + 1])
+    depth = len(next(iter(each.values())))
+    return [{m: features[scale] for m, features in each.items()} for scale in range(depth)]
