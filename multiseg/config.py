@@ -13,30 +13,40 @@ from pydantic import TypeAdapter, ValidationError
 
 from multiseg.errors import UsageError
 from multiseg.loaders.augment import TRANSFORMS, AugmentOptions, preset
+from multiseg.models.builders import PLUS_WIDTHS, PUBLISHED_WIDTHS
 from multiseg.training.folder import TrainOptions
 
 CPU_DEFAULTS: dict[str, Any] = {
-    "model": {"widths": (8, 16, 32, 64), "dropout": 0.1},
     "stream": {"batch_size": 4, "workers": 1, "draw": {"patch": (48, 48, 48)}},
     "augment": {"preset": "none"},
     "fit": {"num_steps": 1000, "validate_every": 100, "validation_cases": 4},
 }
-"""A small Multi-Unet that learns something within minutes on two cores: too few steps for augmentation to pay."""
+"""Something is learnt within minutes on two cores: too few steps for augmentation to pay."""
 
 CUDA_DEFAULTS: dict[str, Any] = {
-    "model": {"widths": (16, 32, 64, 128, 256), "dropout": 0.2},
     "stream": {"batch_size": 10, "workers": 8, "draw": {"patch": (128, 128, 128)}},
     "augment": {"preset": "standard"},
     "fit": {"num_steps": 25_000, "validate_every": 500, "validation_cases": 8},
 }
-"""The published network, patch and number of patches a step; more augmentation than published."""
+"""The published patch and number of patches a step; more augmentation than published."""
+
+CPU_MODELS: dict[str, dict[str, Any]] = {
+    "": {"widths": (8, 16, 32, 64), "dropout": 0.1, "norm": "instance"},
+    "multi_unet_plus": {"widths": (8, 16, 32, 64), "dropout": 0.0, "norm": "instance_affine"},
+}
+CUDA_MODELS: dict[str, dict[str, Any]] = {
+    "": {"widths": PUBLISHED_WIDTHS, "dropout": 0.2, "norm": "instance"},
+    "multi_unet_plus": {"widths": PLUS_WIDTHS, "dropout": 0.0, "norm": "instance_affine"},
+}
+"""Sizes of the networks: of the named ones, and under "" of all others."""
 
 
-def defaults(cuda: bool) -> dict[str, Any]:
-    """Settings for the machine at hand."""
-    chosen = CUDA_DEFAULTS if cuda else CPU_DEFAULTS
+def defaults(cuda: bool, said: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Settings for the machine at hand, and for the network that the settings `said` name (a Multi-Unet where none)."""
+    chosen, models = (CUDA_DEFAULTS, CUDA_MODELS) if cuda else (CPU_DEFAULTS, CPU_MODELS)
     workers = min(chosen["stream"]["workers"], max(1, (os.cpu_count() or 2) - 1))
-    return merged(chosen, {"stream": {"workers": workers}})
+    builder = (said or {}).get("model", {}).get("builder", "")
+    return merged(chosen, {"stream": {"workers": workers}, "model": models.get(builder, models[""])})
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

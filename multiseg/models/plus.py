@@ -21,8 +21,8 @@ SLOPE = 0.01
 class ProjectedUnit(nn.Module):
     """Two 3x3x3 convolutions with norm and LeakyReLU, and a shortcut to every output channel (He et al. 2016).
 
-    The shortcut is averaged (2^3) where the unit strides and projected (1x1x1) where the width changes. It has
-    no norm: the intensities' level, which instance norm takes from the other branch, gets through here.
+    The shortcut is averaged (2^3) where the unit strides, and projected (1x1x1). It has no norm: the level of
+    intensities, which instance norm takes from the other branch, gets through here.
     """
 
     def __init__(self, in_width: int, out_width: int, stride: int, dropout: float, norm: str) -> None:
@@ -36,8 +36,7 @@ class ProjectedUnit(nn.Module):
             norm_layer(norm, out_width),
         )
         pool = nn.AvgPool3d(stride) if stride > 1 else nn.Identity()
-        project = nn.Conv3d(in_width, out_width, 1) if in_width != out_width else nn.Identity()
-        self.shortcut = nn.Sequential(pool, project)
+        self.shortcut = nn.Sequential(pool, nn.Conv3d(in_width, out_width, 1))
         self.activation = nn.LeakyReLU(SLOPE)
 
     def forward(self, x: Float[Tensor, "batch in_width i j k"]) -> Float[Tensor, "batch out_width oi oj ok"]:

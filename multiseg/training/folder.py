@@ -30,11 +30,16 @@ FREE = frozenset({"device", "fit.save_minutes", *(f"stream.{name}" for name in R
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which network: its name and its numbers."""
+    """Which network: its name and its numbers, of the published one by default.
+
+    Attributes:
+        builder, norm: see `multiseg.models.builders.BUILDERS` and `multiseg.models.blocks.NORMS`.
+    """
 
     builder: str = "multi_unet"
     widths: tuple[int, ...] = PUBLISHED_WIDTHS
     dropout: float = 0.2
+    norm: str = "instance"
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,11 @@ def _info(options: TrainOptions, store: Store, stream: PatchStream) -> ModelInfo
     cases = {name: some for name, some in stream.plan.cases.items() if weights.get(name, 1) > 0}
     return ModelInfo(
         builder=options.model.builder,
-        numbers={"widths": list(options.model.widths), "dropout": options.model.dropout},
+        numbers={
+            "widths": list(options.model.widths),
+            "dropout": options.model.dropout,
+            "norm": options.model.norm,
+        },
         axis=stream.axis,
         space=stream.space,
         spacing_mm=store.spacing_mm,
