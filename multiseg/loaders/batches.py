@@ -20,7 +20,7 @@ from multiseg.errors import DataError, UsageError
 from multiseg.labels import LabelSpace
 from multiseg.loaders.cache import CaseCache, with_places
 from multiseg.loaders.described import describe
-from multiseg.loaders.draw import Draw, DrawOptions, DrawPlan
+from multiseg.loaders.draw import Draw, DrawOptions, DrawPlan, chosen
 from multiseg.loaders.memory import SharedMemory, check_there_is
 from multiseg.loaders.processes import Processes
 from multiseg.loaders.ring import MAX_LENT, Filled, Ring, Wanted
@@ -171,7 +171,8 @@ class PatchStream(IterableDataset[Batch]):
                 f"and one of the sequences {', '.join(axis)}. See: multiseg info {store.url}."
             )
         names = list(dict.fromkeys(case.database for case in usable))
-        cases = {name: [case for case in usable if case.database == name] for name in names}
+        of_name = {name: [case for case in usable if case.database == name] for name in names}
+        cases = {name: chosen(some, self.options.draw) for name, some in of_name.items()}
         self.plan = DrawPlan(store, cases, space, self.options.draw)
         self._described = describe(self.plan, axis, self.options.checksums)
         budget = num_bytes(self.options.cache, "cache")

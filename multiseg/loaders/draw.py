@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import accumulate
 
 import numpy as np
@@ -15,6 +16,7 @@ from multiseg.errors import DataError, UsageError
 from multiseg.labels import LabelSpace
 from multiseg.loaders.centres import Centres, load_centres
 from multiseg.loaders.chance import Chance
+from multiseg.loaders.drop import DROPS, kept, limits
 from multiseg.store.reader import Case, Store
 from multiseg.types import Index3
 
@@ -48,7 +50,10 @@ class DrawOptions:
             divides its size; Xu et al. 2024).
         weights: how often each database is drawn beside the others, by name; every one with cases has to
             be there, 0 leaves it out. Empty by default: all alike.
-        drop: "uniform" (default; Xu et al. 2024, section 2.1) or "none".
+        drop: which of its case's sequences a patch keeps: "uniform" (default; Xu et al. 2024, section 2.1), "none",
+            "bernoulli" or "subsets". drop.py says the law of each.
+        drop_probability: of each sequence to be dropped, from 0 to below 1, 0.5 by default; only for "bernoulli".
+        num_cases: at most so many training cases of each database, chosen by the seed; 0, the default, takes all.
         seed: from 0 to 2**63 - 1, 0 by default.
     """
 
@@ -60,6 +65,8 @@ class DrawOptions:
     databases: str = "drawn"
     weights: Mapping[str, float] = field(default_factory=dict, hash=False)
     drop: str = "uniform"
+    drop_probability: float = 0.5
+    num_cases: int = 0
     seed: int = 0
 
 
@@ -79,26 +86,6 @@ class Draw:
     kept: tuple[str, ...]
     channels: tuple[int, ...]
     number: int
-
-
-def uniform_drop(num_modalities: int, chance: Chance) -> tuple[int, ...]:
-    """Which sequences stay: n ~ U{0..m-1} of m are dropped without replacement, so one stays at least.
-
-    Xu et al. 2024, section 2.1. For m = 4 the full set stays with probability 1/4, each triple and each
-    single with 1/16, each pair with 1/24.
-    """
-    left = list(range(num_modalities))
-    for _ in range(chance.below(num_modalities)):
-        del left[chance.below(len(left))]
-    return tuple(left)
-
-
-def no_drop(num_modalities: int, chance: Chance) -> tuple[int, ...]:
-    """Every sequence stays."""
-    return tuple(range(num_modalities))
-
-
-DROPS: dict[str, Callable[[int, Chance], tuple[int, ...]]] = {"uniform": uniform_drop, "none": no_drop}
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +144,8 @@ class DrawPlan:
         self._limits = list(accumulate(_shares(options, list(self.cases), filled)))
         self._pools = [self._pool(name) for name in filled]
         self._ball = ball(options.dilation) if options.centre == "dilated" else None
+        nums = {len(case.modalities) for case in self.numbered}
+        self._drops = {num: limits(options.drop, num, options.drop_probability) for num in nums if num}
 
     def _pool(self, name: str) -> _Pool:
         names = list(self.cases)
@@ -201,9 +190,9 @@ class DrawPlan:
             at = chance.below(len(pool.cases))
         case = pool.cases[at]
         corner = self._corner(case.extent, centre, chance)
-        channels = DROPS[options.drop](len(case.modalities), chance)
-        kept = tuple([case.modalities[channel] for channel in channels])
-        return Draw(case, corner, kept, channels, pool.first + at)
+        num = len(case.modalities)
+        channels = kept(num, self._drops[num], chance)
+        return Draw(case, corner, tuple([case.modalities[at] for at in channels]), channels, pool.first + at)
 
     def _centre(self, points: Int16[np.ndarray, "point 3"], at: int, chance: Chance) -> Sequence[int]:
         centre: list[int] = points[at].tolist()
@@ -221,6 +210,22 @@ class DrawPlan:
             else:
                 corner.append(min(max(centre[axis] - size // 2, low), high))
         return corner[0], corner[1], corner[2]
+
+
+def chosen(cases: Sequence[Case], options: DrawOptions) -> list[Case]:
+    """At most `num_cases` of a database's cases, in their order; all where that is 0.
+
+    Which ones is a function of the seed and of the cases' names alone, and a smaller number takes some of those that
+    a larger one takes.
+    """
+    if options.num_cases <= 0:
+        return list(cases)
+
+    def rank(case: Case) -> bytes:
+        return blake2b(f"{options.seed}/{case.database}/{case.name}".encode()).digest()
+
+    taken = {case.name for case in sorted(cases, key=rank)[: options.num_cases]}
+    return [case for case in cases if case.name in taken]
 
 
 def corner_range(extent: int, size: int, overhang: int) -> tuple[int, int]:
@@ -249,6 +254,11 @@ def _check(options: DrawOptions, space: LabelSpace) -> None:
         raise UsageError(
             f"patches of {list(patch)} voxels, a lesion_share of {share} and the seed {seed} cannot be drawn with: "
             "give sizes from 1, a share between 0 and 1, and a seed from 0 to 2**63 - 1."
+        )
+    if options.num_cases < 0 or not 0 <= options.drop_probability < 1:
+        raise UsageError(
+            f"{options.num_cases} cases a database and a drop_probability of {options.drop_probability} cannot be "
+            "drawn with: give a num_cases from 0 (all), and a probability from 0 to below 1."
         )
     if options.overhang < 0 or not 0 <= options.dilation <= MOST_DILATION:
         raise UsageError(

@@ -12,8 +12,12 @@ from scipy.stats import chisquare
 
 from multiseg.errors import DataError, UsageError
 from multiseg.labels import LabelSpace, SpaceLabel
+from multiseg.loaders.batches import PatchStream, StreamOptions
 from multiseg.loaders.chance import Chance
-from multiseg.loaders.draw import DrawOptions, DrawPlan, corner_range, no_drop, uniform_drop
+from multiseg.loaders.draw import DrawOptions, DrawPlan, chosen, corner_range
+from multiseg.loaders.drop import DROPS, kept, limits
+from multiseg.modalities import ModalityAxis
+from multiseg.store.catalogue import select
 from multiseg.store.reader import Database, open_store
 
 TISSUES = (SpaceLabel("CSF", "tissue"), SpaceLabel("white matter", "tissue"))
@@ -35,35 +39,110 @@ def fits(observed, expected=None):
     return chisquare(observed, expected).pvalue > 0.01
 
 
-def law_of(kept_of_each_draw, modalities):
-    """Observed counts of every subset, and those that Xu et al. 2024 (2.1) give for four sequences."""
-    counts = Counter(tuple(sorted(kept)) for kept in kept_of_each_draw)
-    subsets = [tuple(sorted(s)) for size in range(1, 5) for s in combinations(modalities, size)]
-    chance = {1: 1 / 16, 2: 1 / 24, 3: 1 / 16, 4: 1 / 4}
+SUBSETS = [s for size in range(1, 5) for s in combinations(range(4), size)]
+LAWS = {
+    "uniform": {4: 1 / 4, 3: 1 / 16, 2: 1 / 24, 1: 1 / 16},
+    "subsets": dict.fromkeys(range(1, 5), 1 / 15),
+    "bernoulli": {4: 0.7**4, 3: 0.7**3 * 0.3, 2: 0.7**2 * 0.3**2, 1: 0.7 * 0.3**3},  # of 1 - 0.3^4
+}
+"""How likely each single set of so many of four sequences stays."""
+
+
+def law_of(law, kept_of_each_draw, modalities=range(4)):
+    """Observed and expected counts of every subset of four sequences."""
+    counts = Counter(kept_of_each_draw)
+    subsets = [tuple(modalities[at] for at in subset) for subset in SUBSETS]
     assert set(counts) <= set(subsets), "a drop left nothing, or something foreign"
-    return [counts[s] for s in subsets], [len(kept_of_each_draw) * chance[len(s)] for s in subsets]
+    chances = np.array([LAWS[law][len(s)] for s in subsets])
+    return [counts[s] for s in subsets], counts.total() * chances / chances.sum()
 
 
-def test_uniform_drop_follows_the_published_law():
-    observed, expected = law_of([uniform_drop(4, Chance(n)) for n in range(9600)], range(4))
-    assert fits(observed, expected)
+@pytest.mark.parametrize("law", LAWS)
+def test_a_drop_follows_its_law(law):
+    given = limits(law, 4, 0.3)
+    assert fits(*law_of(law, [kept(4, given, Chance(n)) for n in range(9600)]))
 
 
-def test_draws_follow_the_published_law_too(store):
-    plan = plan_of(store, {"alder": store["alder"].cases[:1]})
-    case = store["alder"].cases[0]
-    observed, expected = law_of([plan.draw(3, index).kept for index in range(4800)], case.modalities)
-    assert fits(observed, expected)
+@pytest.mark.parametrize("law", LAWS)
+def test_draws_follow_the_law_too(store, law):
+    plan = plan_of(store, {"alder": store["alder"].cases[:1]}, drop=law, drop_probability=0.3)
+    modalities = store["alder"].cases[0].modalities
+    assert fits(*law_of(law, [plan.draw(3, index).kept for index in range(4800)], modalities))
 
 
-def test_a_single_sequence_is_never_dropped():
-    assert {uniform_drop(1, Chance(n)) for n in range(50)} == {(0,)}
+def test_the_published_law_by_its_numbers():
+    expected = {4: 0.25, 3: 0.0625, 2: 0.0417, 1: 0.0625}
+    assert {size: pytest.approx(chance, abs=1e-4) for size, chance in LAWS["uniform"].items()} == expected
+
+
+def test_the_weights_of_the_laws_by_hand():
+    assert DROPS["uniform"](4, 0.5) == [1, 1, 1, 1]
+    assert DROPS["subsets"](4, 0.5) == [1, 4, 6, 4]
+    assert np.divide(DROPS["bernoulli"](2, 0.5), 2**53) == pytest.approx([1 / 3, 2 / 3])
+    assert np.divide(DROPS["bernoulli"](3, 0.2), 2**53) == pytest.approx(np.array([64, 48, 12]) / 124)
+
+
+@pytest.mark.parametrize("law", DROPS)
+def test_a_single_sequence_is_never_dropped(law):
+    assert {kept(1, limits(law, 1, 0.99), Chance(n)) for n in range(50)} == {(0,)}
+
+
+def test_a_probability_of_0_keeps_all_and_one_of_nearly_1_leaves_one():
+    assert {kept(3, limits("bernoulli", 3, 0.0), Chance(n)) for n in range(50)} == {(0, 1, 2)}
+    left = Counter(kept(3, limits("bernoulli", 3, 1 - 1e-9), Chance(n)) for n in range(600))
+    assert fits([left[0,], left[1,], left[2,]])
+
+
+@pytest.mark.parametrize("law", DROPS)
+def test_a_drop_leaves_enough_chance_for_what_comes_after(law):
+    """Of 512 bits: nine sequences after a draw of a database, a centre and a window."""
+    chances = [Chance(n) for n in range(600)]
+    for chance in chances:
+        assert chance.happens(2.0)
+        for _ in range(6):
+            chance.below(300)
+        kept(9, limits(law, 9, 0.5), chance)
+    assert fits(list(Counter(chance.below(10) for chance in chances).values()))
 
 
 def test_no_drop_keeps_all(store):
     plan = plan_of(store, drop="none")
     assert all(draw.kept == draw.case.modalities for draw in (plan.draw(0, index) for index in range(50)))
-    assert no_drop(3, Chance(0)) == (0, 1, 2)
+
+
+def names_of(cases, **options):
+    return [case.name for case in chosen(cases, DrawOptions(**options))]
+
+
+def test_a_few_cases_are_chosen_by_the_seed_and_their_names_alone(store):
+    cases = [replace(case, name=f"{case.name}{n}") for case in store["alder"].cases for n in range(10)]
+    ten = names_of(cases, num_cases=10)
+    five = names_of(cases, num_cases=5)
+    assert (len(ten), len(five)) == (10, 5)
+    assert set(five) < set(ten)
+    assert names_of(cases[::-1], num_cases=10) == ten[::-1]
+    assert set(names_of(cases[5:], num_cases=40)) == {case.name for case in cases[5:]}
+    assert ten != names_of(cases, num_cases=10, seed=1)
+    assert names_of(cases) == [case.name for case in cases]
+
+
+def test_every_case_is_as_likely_to_be_chosen(store):
+    cases = [replace(store["alder"].cases[0], name=f"A{n}") for n in range(6)]
+    counts = Counter(name for seed in range(600) for name in names_of(cases, num_cases=2, seed=seed))
+    assert fits([counts[case.name] for case in cases])
+
+
+def test_the_stream_has_the_chosen_cases_only(store):
+    axis = ModalityAxis(("FLAIR", "T1"))
+    options = StreamOptions(DrawOptions((8, 8, 8), num_cases=1, seed=4), workers=0)
+    plan = PatchStream(store, axis, LabelSpace(), options).plan
+    training = {
+        name: [c for c in select(store, [name], split="train") if set(c.modalities) & set(axis)] for name in store
+    }
+    assert {name: [case.name for case in some] for name, some in plan.cases.items()} == {
+        name: names_of(some, num_cases=1, seed=4) for name, some in training.items() if some
+    }
+    assert max(map(len, training.values())) > 1
 
 
 def test_a_draw_says_which_case_and_channels_it_means_in_numbers_too(store):
@@ -340,7 +419,10 @@ def test_a_case_smaller_than_the_window_lies_in_its_middle(store, share):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"drop": "all"}, "'all' is none of uniform, none"),
+        ({"drop": "all"}, "'all' is none of uniform, none, bernoulli, subsets"),
+        ({"num_cases": -1}, "-1 cases a database"),
+        ({"drop": "bernoulli", "drop_probability": 1.0}, r"drop_probability of 1\.0 .* below 1"),
+        ({"drop_probability": float("nan")}, "drop_probability of nan"),
         ({"centre": "edge"}, "'edge' is none of voxel, label, dilated"),
         ({"overhang": -2}, "overhang of -2"),
         ({"dilation": 65}, "dilation of 65 .* 0 to 64"),
