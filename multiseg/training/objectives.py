@@ -5,13 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from multiseg.loaders.batches import Batch
 from multiseg.models.losses import cross_entropy, log_probabilities, marginal, soft_dice_loss
+from multiseg.training.distributed import bare
 
 Objective: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, dict[str, Tensor]]]
+
+
+Terms: TypeAlias = Callable[
+    [Float[Tensor, "batch class i j k"], UInt8[Tensor, "batch i j k"], Bool[Tensor, "batch label"]], dict[str, Tensor]
+]
+"""From marginal log-probabilities, targets and what is annotated to what adds up to the loss, by name."""
+
+
+def _minimised(network: nn.Module, batch: Batch, terms: Terms) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """The sum of the terms; over all scales of a network under deep supervision (Lee et al. 2015, arXiv:1409.5185).
+
+    Scale s has logits of half the size of the one before, and as target every 2^s-th voxel of the batch's: no
+    code is blended with another. With S scales the terms are averaged with weights 2^-s / (2 - 2^(1 - S)).
+    """
+    num_scales = int(getattr(bare(network), "num_scales", 1))
+    deep = {"deep": True} if num_scales > 1 else {}
+    answer = network(batch.images, batch.present, **deep)
+    scales = answer if deep else [answer]
+    mean: dict[str, Tensor] = {}
+    for scale, logits in enumerate(scales):
+        weight = 0.5**scale / (2 - 0.5 ** (len(scales) - 1))
+        stride = 2**scale
+        log_p = marginal(log_probabilities(logits), batch.annotated)
+        found = terms(log_p, batch.target[:, ::stride, ::stride, ::stride], batch.annotated)
+        mean = {name: mean.get(name, 0) + weight * value for name, value in found.items()}
+    loss = torch.stack(list(mean.values())).sum()
+    return loss, {name: value.detach() for name, value in mean.items()}
 
 
 def dice_and_cross_entropy(network: nn.Module, batch: Batch, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -20,17 +49,29 @@ def dice_and_cross_entropy(network: nn.Module, batch: Batch, step: int) -> tuple
     Dice alone gives hardly any gradient on patches without lesion; cross entropy punishes false
     positives there.
     """
-    log_p = marginal(log_probabilities(network(batch.images, batch.present)), batch.annotated)
-    dice = soft_dice_loss(log_p, batch.target, batch.annotated, over_batch=True)
-    entropy = cross_entropy(log_p, batch.target)
-    return dice + entropy, {"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
+    return _minimised(network, batch, _dice_and_cross_entropy)
+
+
+def _dice_and_cross_entropy(
+    log_p: Float[Tensor, "batch class i j k"],
+    target: UInt8[Tensor, "batch i j k"],
+    annotated: Bool[Tensor, "batch label"],
+) -> dict[str, Tensor]:
+    dice = soft_dice_loss(log_p, target, annotated, over_batch=True)
+    return {"dice_loss": dice, "cross_entropy": cross_entropy(log_p, target)}
 
 
 def dice_alone(network: nn.Module, batch: Batch, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """The published loss: soft Dice of each sample, averaged (Xu et al. 2024, as released)."""
-    log_p = marginal(log_probabilities(network(batch.images, batch.present)), batch.annotated)
-    dice = soft_dice_loss(log_p, batch.target, batch.annotated, over_batch=False)
-    return dice, {"dice_loss": dice.detach()}
+    return _minimised(network, batch, _dice_alone)
+
+
+def _dice_alone(
+    log_p: Float[Tensor, "batch class i j k"],
+    target: UInt8[Tensor, "batch i j k"],
+    annotated: Bool[Tensor, "batch label"],
+) -> dict[str, Tensor]:
+    return {"dice_loss": soft_dice_loss(log_p, target, annotated, over_batch=False)}
 
 
 OBJECTIVES: dict[str, Objective] = {"dice+bce": dice_and_cross_entropy, "dice": dice_alone}
