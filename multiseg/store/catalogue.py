@@ -99,7 +99,7 @@ def assign_splits(
     A case's own `split` counts first, then the one that the store already `held` for its subject. The others
     are drawn systematically: subjects in order of their site and sequences, within these by a seeded rank,
     each to the split that lacks most at that point, so that every site and set of sequences is shared out
-    alike. From three subjects on, every split with a share gets at least one.
+    alike. Where there are as many subjects as splits with a share, each of these gets at least one.
 
     Raises:
         UsageError: the fractions are negative or do not add up to 1, or a split is unknown.
@@ -182,9 +182,9 @@ def _rank(text: str, seed: int) -> str:
 
 
 def _quotas(num_subjects: int, fractions: Mapping[str, float]) -> dict[str, int]:
-    """Whole numbers of subjects: at least one a split with a share when there are three or more."""
+    """Whole numbers of subjects: at least one a split with a share, if there are as many; else all in the largest."""
     shares = {split: fractions.get(split, 0.0) for split in SPLITS}
-    if num_subjects < 3:
+    if num_subjects < sum(share > 0 for share in shares.values()):
         biggest = max(shares, key=lambda split: shares[split])
         return {split: num_subjects if split == biggest else 0 for split in SPLITS}
     quota = {split: max(1, round(share * num_subjects)) if share else 0 for split, share in shares.items()}

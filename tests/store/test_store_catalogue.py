@@ -101,6 +101,12 @@ def test_too_few_subjects_are_all_for_training() -> None:
     assert set(assign_splits(cases(9), {"train": 1.0}, 0).values()) == {"train"}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_two_subjects_suffice_for_two_splits(seed: int) -> None:
+    chosen = assign_splits(cases(2), {"train": 0.5, "val": 0.0, "test": 0.5}, seed)
+    assert sorted(chosen.values()) == ["test", "train"]
+
+
 @pytest.mark.parametrize("shares", [{}, {"train": 0.5}, {"train": 1.5, "val": -0.5}, {"train": 0.5, "dev": 0.5}])
 def test_shares_that_cannot_be(shares: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="must be shares of train/val/test that add up to 1"):
