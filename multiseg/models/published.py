@@ -1,17 +1,44 @@
-"""State dicts of the published Multi-Unet release: its names of tensors against ours."""
+"""State dicts of the published Multi-Unet release and of FedUniBrain: their files, sizes and names against ours."""
 
 from __future__ import annotations
 
+import io
+import pickle
 import re
+import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from multiseg.errors import CheckpointError
 from multiseg.models.unet import MultiUnet
 
+WRAPPINGS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training scripts keep a network's tensors beside other things."""
+DAMAGED = (
+    RuntimeError, LookupError, ValueError, EOFError, OSError, struct.error, TypeError, AttributeError, AssertionError,
+    OverflowError,
+)  # fmt: skip
+"""What torch.load raises on damaged files, as found by damaging some thousands."""
+NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
+_PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")
 _UNITS = {"unit0": "first", "unit1": "second", "1": "keep", "2": "reduce"}
-_PARTS = {"conv": "conv", "adn.A": "activation"}
+_PARTS = {"conv": "conv", "adn.A": "activation", "adn.N": "norm"}
+_PART = r"(conv|adn\.A|adn\.N)\.(weight|bias|running_mean|running_var|num_batches_tracked)"
+
+
+@dataclass(frozen=True)
+class PublishedSize:
+    """What a published state dict's names and shapes say of its network; `norm` is "instance" or "batch"."""
+
+    num_channels: int
+    num_logits: int
+    widths: tuple[int, ...]
+    norm: str
 
 
 def our_name(published: str) -> str:
@@ -23,28 +50,141 @@ def our_name(published: str) -> str:
     Raises:
         CheckpointError: the published network has no tensor of such a name.
     """
-    encoder = re.fullmatch(r"conv_(\d+)\.conv\.(unit[01])\.(conv|adn\.A)\.(weight|bias)", published)
-    decoder = re.fullmatch(r"up_stage_(\d+)\.([12])\.(conv|adn\.A)\.(weight|bias)", published)
+    encoder = re.fullmatch(rf"conv_(\d+)\.conv\.(unit[01])\.{_PART}", published)
+    decoder = re.fullmatch(rf"up_stage_(\d+)\.([12])\.{_PART}", published)
     match = encoder or decoder
-    if match is None:
+    if match is None or int(match[1]) < 1:
         raise CheckpointError(f"the published Multi-Unet has no tensor {published!r}.")
     side = "encoder" if encoder else "decoder"
     return f"{side}.{int(match[1]) - 1}.{_UNITS[match[2]]}.{_PARTS[match[3]]}.{match[4]}"
+
+
+def read_published(path: Path) -> dict[str, Tensor]:
+    """The tensors of a published file, bare of wrappings; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: there is no such file, torch cannot read it, it holds more than tensors and plain
+            values, or it holds no state dict.
+    """
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise CheckpointError(f"there is no file of weights at {path}.") from error
+    try:
+        held = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} cannot be read as weights alone: {_first_line(error)} Either it is no file of torch.save, or it "
+            "holds objects whose loading would run code, which is never done: save its state_dict() by itself."
+        ) from error
+    except DAMAGED as error:
+        raise CheckpointError(
+            f"{path} is no whole file of torch.save ({type(error).__name__}: {_first_line(error)}) Copy it again."
+        ) from error
+    return _bare(held, path)
+
+
+def _first_line(error: Exception) -> str:
+    said = str(error).strip().split("\n")[0]
+    return said.split(". ")[0].rstrip(".") + "."
+
+
+def _bare(held: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict within common wrappings, without the prefixes that data-parallel training puts."""
+    for _ in WRAPPINGS:
+        if isinstance(held, Mapping):
+            held = next((held[key] for key in WRAPPINGS if isinstance(held.get(key), Mapping)), held)
+    if not isinstance(held, Mapping) or not held:
+        raise CheckpointError(f"{path} holds no state dict (names with their tensors), but {_said(held)}.")
+    other = [str(name) for name, value in held.items() if not isinstance(value, Tensor)]
+    if other:
+        raise CheckpointError(
+            f"{path} holds no state dict: {', '.join(other[:5])} ({len(other)} entries) are no tensors. Wrappings "
+            f"that are understood: {', '.join(WRAPPINGS)}."
+        )
+    bare = {_PREFIX.sub("", str(name)): tensor for name, tensor in held.items()}
+    if len(bare) < len(held):
+        raise CheckpointError(f"{path} holds some tensors twice, with and without a prefix such as 'module.'.")
+    return bare
+
+
+def _said(held: Any) -> str:
+    return "nothing" if isinstance(held, Mapping) else f"a {type(held).__name__}"
+
+
+def size_of(state: Mapping[str, Tensor]) -> PublishedSize:
+    """The network that a published state dict belongs to, read off its names and shapes.
+
+    Raises:
+        CheckpointError: it belongs to none: a variant with weight standardisation or group norm, or another
+            network.
+    """
+    _refuse_variants(state)
+    widths: list[int] = []
+    while (name := f"conv_{len(widths) + 1}.conv.unit0.conv.weight") in state:
+        widths.append(_shape(state, name)[0])
+    if len(widths) < 2:
+        raise CheckpointError(
+            f"the state dict has no tensor {name!r}, so it is not of the published Multi-Unet; it has "
+            f"{', '.join(list(state)[:3])}, ..."
+        )
+    return PublishedSize(
+        num_channels=_shape(state, "conv_1.conv.unit0.conv.weight")[1],
+        num_logits=_shape(state, f"up_stage_{len(widths) - 1}.2.conv.weight")[0],
+        widths=tuple(widths),
+        norm="batch" if any(name.endswith(".adn.N.running_mean") for name in state) else "instance",
+    )
+
+
+def _refuse_variants(state: Mapping[str, Tensor]) -> None:
+    gain = next((name for name in state if name.endswith(".gain")), None)
+    if gain is not None:
+        raise CheckpointError(
+            f"the tensor {gain!r} belongs to FedUniBrain's variants with weight standardisation (WSConv, "
+            "ScaledStdConv), which multiseg does not have. Import one with instance or batch norm."
+        )
+    norm = next((name for name in state if ".adn.N." in name), None)
+    if norm is not None and not any(name.endswith(".adn.N.running_mean") for name in state):
+        raise CheckpointError(
+            f"the tensor {norm!r} belongs to a norm without running statistics (FedUniBrain's GROUP), which is not "
+            "imported. Import one with instance or batch norm."
+        )
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """The shape of a convolution's weight."""
+    if name not in state:
+        raise CheckpointError(f"the state dict has no tensor {name!r}: it is not whole.")
+    shape = tuple(state[name].shape)
+    if len(shape) != 5:
+        raise CheckpointError(f"the tensor {name!r} has the shape {list(shape)}, which no 3-D convolution has.")
+    return shape
 
 
 def load_published(network: MultiUnet, state: Mapping[str, Tensor]) -> None:
     """Copy a published state dict into a network of the same size.
 
     Raises:
-        CheckpointError: a tensor is missing, left over or of another shape.
+        CheckpointError: a tensor is missing, left over, of another shape or kind, or not all of it is finite.
     """
     own = network.state_dict()
+    # The last convolution stands bare in ours: it has neither norm nor activation.
     last = f"decoder.{len(network.decoder) - 1}.reduce"
-    renamed = {our_name(name).replace(f"{last}.conv.", f"{last}."): tensor for name, tensor in state.items()}
-    wrong = sorted(set(own) ^ set(renamed))
-    wrong += [name for name in set(own) & set(renamed) if own[name].shape != renamed[name].shape]
-    if wrong:
+    published = {our_name(name).replace(f"{last}.conv.", f"{last}."): name for name in state}
+    common = [name for name in own if name in published]
+    faults = {
+        "missing": [name for name in own if name not in published],
+        "left over": [name for name in published if name not in own],
+        "of another shape": [name for name in common if own[name].shape != state[published[name]].shape],
+        "no plain numbers": [name for name in common if state[published[name]].dtype not in NUMBERS],
+    }
+    said = [f"{what}: {', '.join(names[:5])} ({len(names)} tensors)" for what, names in faults.items() if names]
+    if said:
+        raise CheckpointError(f"the state dict does not fit the network. {'; '.join(said)}.")
+    wild = [name for name in common if not bool(torch.isfinite(state[published[name]].to(own[name].dtype)).all())]
+    if wild:
         raise CheckpointError(
-            f"the state dict does not fit the network at {', '.join(wrong[:5])} ({len(wrong)} tensors)."
+            f"{', '.join(wild[:5])} ({len(wild)} tensors) hold values that are not finite: the training that wrote "
+            "them had broken down, or the copy is damaged."
         )
-    network.load_state_dict(renamed)
+    network.load_state_dict({name: state[published[name]] for name in common})

@@ -25,6 +25,7 @@ from multiseg.types import Index3
 
 FORMAT = 1
 BEST, LAST = "model.safetensors", "last.safetensors"
+BACKGROUNDS = ("zero", "shifted")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class ModelInfo:
         databases: name to pathology, number of training cases and preparation recipe.
         metrics: the latest validation so far, and the step that it was made at; what is undefined is left out.
         ancestry: the models that it was fine-tuned from, the first one first: see `training.start`.
+        background: what the network saw outside the brain of a sequence that is present: "zero", or "shifted",
+            where a raw 0 became (0 - mean) / std like the brain's values (Xu et al. 2024, as released).
+
+    Raises:
+        UsageError: the background is none of these.
     """
 
     builder: str
@@ -51,6 +57,11 @@ class ModelInfo:
     metrics: Mapping[str, float] = field(default_factory=dict)
     licence: str = ""
     ancestry: tuple[Mapping[str, Any], ...] = ()
+    background: str = "zero"
+
+    def __post_init__(self) -> None:
+        if self.background not in BACKGROUNDS:
+            raise UsageError(f"background {self.background!r} is none of {', '.join(BACKGROUNDS)}.")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {
