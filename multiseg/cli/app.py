@@ -12,9 +12,11 @@ from typing import Annotated
 import click
 import typer
 
+from multiseg.cli.bring import import_weights_command
 from multiseg.cli.check import verify_command
 from multiseg.cli.data import info_command, phantoms_command
 from multiseg.cli.demo import demo_command
+from multiseg.cli.finetune import finetune_command
 from multiseg.cli.ingest import ingest_command
 from multiseg.cli.learn import train_command
 from multiseg.cli.use import evaluate_command, predict_command
@@ -46,8 +48,10 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "view": view_command,
     "verify": verify_command,
     "train": train_command,
+    "finetune": finetune_command,
     "evaluate": evaluate_command,
     "predict": predict_command,
+    "import-weights": import_weights_command,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

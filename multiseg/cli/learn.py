@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +14,10 @@ from multiseg.cli.data import AsJson
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
+    from multiseg.models.saved import ModelInfo
     from multiseg.training.fit import Event
     from multiseg.training.folder import TrainOptions
+    from multiseg.training.run import TrainResult
 
 LINE_SECONDS = 15
 """Off a terminal, a line of progress this often."""
@@ -57,7 +60,7 @@ def train_command(
     from multiseg.training.folder import to_toml
 
     size = (patch, patch, patch) if patch else None
-    options = _options(store, run, {
+    options = options_from(store, run, {
         "databases": database, "device": device, "seed": seed,
         "stream": {"batch_size": batch_size, "workers": workers, "cache": cache, "draw": {"patch": size}},
         "augment": {"preset": augment},
@@ -70,14 +73,16 @@ def train_command(
         raise UsageError("say where the run goes: --out runs/NAME.")
     if resume and not (out / "resume.pt").is_file():
         raise UsageError(f"{out} holds no run to go on with (no resume.pt).")
-    result = _train(options, out, overwrite, as_json)
+    result = train_shown(options, out, overwrite, as_json)
     if as_json:
         print_json({"run": str(out), "step": result.step, "finished": result.finished, "best": result.best})
     return 0 if result.finished else 130
 
 
-def _options(store: str, run: Path | None, flags: dict[str, Any]) -> TrainOptions:
-    """Defaults of the machine, then the run file, then the flags."""
+def options_from(
+    store: str, run: Path | None, flags: dict[str, Any], defaults_too: dict[str, Any] | None = None
+) -> TrainOptions:
+    """Defaults of the machine (and more of them), then the run file, then the flags."""
     import torch
 
     from multiseg.config import defaults, merged, read_run_file, to_options
@@ -93,10 +98,17 @@ def _options(store: str, run: Path | None, flags: dict[str, Any]) -> TrainOption
         said["store"] = str(Path(said["store"]).resolve())
     device = str(said.get("device", "auto"))
     cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    return to_options(merged(defaults(cuda), said))
+    return to_options(merged(merged(defaults(cuda, said), defaults_too or {}), said))
 
 
-def _train(options: TrainOptions, out: Path, overwrite: bool, quiet: bool) -> Any:
+def train_shown(
+    options: TrainOptions,
+    out: Path,
+    overwrite: bool,
+    quiet: bool,
+    on_start: Callable[[ModelInfo], None] = lambda info: None,
+) -> TrainResult:
+    """Train with a bar on a terminal, lines off it, and a sentence at the end."""
     from multiseg.cli.console import messages, progress_bar
     from multiseg.models.saved import model_path, read_info
     from multiseg.training.run import train
@@ -104,7 +116,7 @@ def _train(options: TrainOptions, out: Path, overwrite: bool, quiet: bool) -> An
     console = messages()
     with progress_bar("train", options.fit.num_steps, "preparing") as bar:
         show = _Progress(bar, console, options.fit.num_steps, lines=bar.disable and not quiet)
-        result = train(options, out, overwrite, show.event)
+        result = train(options, out, overwrite, show.event, on_start)
     if not result.finished:
         console.print(f"Stopped after step {result.step}, saved.", soft_wrap=True)
         return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -15,17 +15,18 @@ import torch
 from multiseg.errors import UsageError
 from multiseg.evaluation.evaluate import check_spacing
 from multiseg.labels import LabelSpace, SpaceLabel
-from multiseg.loaders.batches import PatchStream
+from multiseg.loaders.batches import PatchStream, Share
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
-from multiseg.models.devices import resolve_device
 from multiseg.models.saved import BEST, LAST, ModelInfo, read_info, save_model
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Store, open_store
-from multiseg.training.checkpoint import RESUME, TrainState, load_state, save_state
-from multiseg.training.fit import Event, Hooks, fit, precision
+from multiseg.training.checkpoint import RESUME, TrainState, generators, load_state, save_state
+from multiseg.training.distributed import Peers, joined
+from multiseg.training.fit import Event, Hooks, fit
 from multiseg.training.folder import ModelOptions, TrainOptions, claimed_folder
 from multiseg.training.logs import Logs
+from multiseg.training.numerics import precision
 from multiseg.training.start import Parent, arranged, descended, parent_of, take_weights
 from multiseg.training.validate import validate, validation_cases
 
@@ -58,7 +59,7 @@ def train(
 
     The folder gets model.safetensors (best on the validation cases), last.safetensors, resume.pt,
     log.jsonl, TensorBoard files, and run.toml with every setting. SIGINT and SIGTERM end it after the
-    step (or the validation case) in hand, saved.
+    step (or the validation case) in hand, saved. Started by `torchrun`, its processes train one model together.
 
     Args:
         overwrite: start anew where the folder holds a run, instead of going on with it.
@@ -69,44 +70,66 @@ def train(
         ResourceError: another process trains into the folder, or the disk is full.
         DataError, CheckpointError, TrainingError: see the parts.
     """
-    out = Path(out)
-    device = resolve_device(options.device)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # the stream waits for copies to the current card
-    parent = parent_of(options.start)
-    options = options if parent is None else inherited(options, parent.info)
-    store = open_store(options.store)
-    info, stream = _prepared(options, store, parent)
-    state = _fresh_state(options, info, parent, device)
-    learnt_from = [name for name in stream.plan.cases if name in info.databases]
-    held_out = validation_cases(store, info, learnt_from, options.fit.validation_cases)
-    with claimed_folder(out, options, overwrite):
-        _resume(out, state, info)
-        on_start(info)
-        with _stop_on_signals() as should_stop, Logs(out, state.step) as logs:
+    with joined(options.device) as (peers, device):
+        parent = parent_of(options.start)
+        options = options if parent is None else inherited(options, parent.info)
+        store = open_store(options.store)
+        info, stream = _prepared(options, store, parent, peers.share)
+        state = _fresh_state(options, info, parent, device)
+        peers.part_ways(options.seed)
+        with _claimed(Path(out), options, overwrite, peers):
+            _resume(Path(out), state, info, peers)
+            if peers.is_first:
+                on_start(info)
+            with _stop_on_signals() as should_stop, _reported(Path(out), state, peers, on_event) as report:
+                learnt_from = [name for name in stream.plan.cases if name in info.databases]
+                held_out = validation_cases(store, info, learnt_from, options.fit.validation_cases)
+                hooks = Hooks(
+                    report,
+                    validate=lambda: validate(state.model, info, store, held_out, should_stop, peers),
+                    save=lambda is_best: _save(Path(out), state, info, is_best, peers),
+                    should_stop=should_stop,
+                )
+                finished = fit(state, stream, options.fit, hooks, options.augment, peers)
+    return TrainResult(Path(out), state.step, finished, state.best, tuple(state.history))
 
-            def report(event: Event) -> None:
-                logs.write(event)
-                on_event(event)
 
-            hooks = Hooks(
-                report,
-                validate=lambda: validate(state.network, info, store, held_out, should_stop),
-                save=lambda is_best: _save(out, state, info, is_best),
-                should_stop=should_stop,
-            )
-            finished = fit(state, stream, options.fit, hooks, options.augment)
-    return TrainResult(out, state.step, finished, state.best, tuple(state.history))
+@contextmanager
+def _claimed(out: Path, options: TrainOptions, overwrite: bool, peers: Peers) -> Iterator[None]:
+    """Hold the folder; where several train into it the first does so for all, and they wait until it has."""
+    with claimed_folder(out, options, overwrite) if peers.is_first else nullcontext():
+        peers.gather(None)
+        yield
+
+
+@contextmanager
+def _reported(
+    out: Path, state: TrainState, peers: Peers, on_event: Callable[[Event], None]
+) -> Iterator[Callable[[Event], None]]:
+    """What writes down and passes on what happens, once however many processes it happens in."""
+    if not peers.is_first:
+        yield lambda event: None
+        return
+    with Logs(out, state.step) as logs:
+
+        def report(event: Event) -> None:
+            logs.write(event)
+            on_event(event)
+
+        yield report
 
 
 def inherited(options: TrainOptions, parent: ModelInfo) -> TrainOptions:
     """The options with the labels and the network of the model that is started from."""
     labels = tuple(("tissue:" if label.kind == "tissue" else "") + label.name for label in parent.space.labels)
     known = {name: value for name, value in parent.numbers.items() if name != "first_modalities"}
+    known["widths"] = tuple(known["widths"])
     return replace(options, labels=labels, model=ModelOptions(parent.builder, **known))
 
 
-def _prepared(options: TrainOptions, store: Store, parent: Parent | None) -> tuple[ModelInfo, PatchStream]:
+def _prepared(
+    options: TrainOptions, store: Store, parent: Parent | None, share: Share
+) -> tuple[ModelInfo, PatchStream]:
     """What the model will be, and what it will learn from."""
     space = label_space(options.labels)
     used = [
@@ -117,15 +140,15 @@ def _prepared(options: TrainOptions, store: Store, parent: Parent | None) -> tup
     # Without a case the stream says what is missing, whatever the axis.
     axis = ModalityAxis.union(case.modalities for case in used) if used else ModalityAxis(("T1",))
     if parent is None:
-        stream = PatchStream(store, axis, space, options.stream, databases=options.databases)
+        stream = PatchStream(store, axis, space, options.stream, databases=options.databases, share=share)
         return _info(options, store, stream), stream
     check_spacing(parent.info, store)
     channels = arranged(parent.info, axis, options.start)
-    stream = PatchStream(store, channels.axis, space, options.stream, databases=options.databases)
+    stream = PatchStream(store, channels.axis, space, options.stream, databases=options.databases, share=share)
     return descended(_info(options, store, stream), parent, channels, options.start), stream
 
 
-def _resume(out: Path, state: TrainState, info: ModelInfo) -> None:
+def _resume(out: Path, state: TrainState, info: ModelInfo, peers: Peers) -> None:
     if not (out / RESUME).is_file():
         return
     if (out / LAST).is_file():
@@ -141,16 +164,19 @@ def _resume(out: Path, state: TrainState, info: ModelInfo) -> None:
                 f"{out} was started from another model than the one that is there now. Choose another --out, or pass "
                 "--overwrite to start anew."
             )
-    load_state(out / RESUME, state)
+    load_state(out / RESUME, state, peers)
 
 
-def _save(out: Path, state: TrainState, info: ModelInfo, is_best: bool) -> None:
+def _save(out: Path, state: TrainState, info: ModelInfo, is_best: bool, peers: Peers) -> None:
+    _, *others = peers.gather(generators(state))
+    if not peers.is_first:
+        return
     now = info.at(state.step, state.history[-1] if state.history else {})
-    save_model(out / LAST, state.network, now)
+    save_model(out / LAST, state.model, now)
     if is_best:
-        save_model(out / BEST, state.network, now)
+        save_model(out / BEST, state.model, now)
     # Last: a kill before this line repeats the steps since the last save, and then the models are written again.
-    save_state(out / RESUME, state)
+    save_state(out / RESUME, state, others)
 
 
 def _info(options: TrainOptions, store: Store, stream: PatchStream) -> ModelInfo:
@@ -191,7 +217,7 @@ def _fresh_state(options: TrainOptions, info: ModelInfo, parent: Parent | None, 
     network.to(device)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.fit.learning_rate)
     scaler = torch.amp.GradScaler(device.type, enabled=precision(options.fit.amp, device) == torch.float16)
-    return TrainState(network, optimiser, scaler)
+    return TrainState(network, optimiser, scaler, head_steps=options.start.head_steps)
 
 
 @contextmanager

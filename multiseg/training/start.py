@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from multiseg.errors import CheckpointError, UsageError
 from multiseg.modalities import ModalityAxis
+from multiseg.models.progressive import ProgressiveUnet
 from multiseg.models.saved import ModelInfo, load_weights, model_path, read_info
 
 METHODS = ("finetune", "progressive")
@@ -162,8 +163,6 @@ def take_weights(network: nn.Module, parent: Parent, method: str) -> None:
     Raises:
         CheckpointError: the weights do not fit.
     """
-    from multiseg.models.progressive import ProgressiveUnet
-
     state = load_weights(parent.file)
     if method == "progressive":
         assert isinstance(network, ProgressiveUnet)

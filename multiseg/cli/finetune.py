@@ -1,0 +1,119 @@
+"""The verb that fine-tunes a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from multiseg.cli.data import AsJson
+from multiseg.cli.learn import options_from, train_shown
+from multiseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from multiseg.models.saved import ModelInfo
+
+
+def finetune_command(
+    model: Annotated[Path, typer.Argument(help="A run folder or a model file to start from.")],
+    store: Annotated[str, typer.Argument(help="The store to learn from.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder of the new run.")] = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option(help="SWI=PD: the new sequence SWI takes the channel of PD, which the new data does not use."),
+    ] = None,
+    grow: Annotated[
+        bool, typer.Option("--grow", help="New sequences get channels of their own, with fresh weights.")
+    ] = False,
+    progressive: Annotated[
+        bool, typer.Option("--progressive", help="Freeze the model; a second network beside it learns from it.")
+    ] = False,
+    head_first: Annotated[int, typer.Option(help="Steps in which only the last layer learns.", min=0)] = 0,
+    cases: Annotated[int | None, typer.Option(help="At most so many training cases a database.", min=1)] = None,
+    run: Annotated[Path | None, typer.Option(help="TOML file with any of the settings of train.")] = None,
+    database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Patches a step.", min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam, at the start.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read patches.", min=0)] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of fresh weights, dropout, draws and the choice of cases.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is there.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting as TOML and stop.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Fine-tune a model on another store, whose sequences it need not know. The same command again goes on.
+
+    A sequence that is new to the model takes a channel that the new data does not use: the one that fewest training
+    cases had, or the one of --assign. What was done is printed, and written into the new model.
+
+    Examples:
+
+    multiseg finetune runs/joint stroke.zarr --out runs/stroke
+
+    multiseg finetune runs/joint stroke.zarr --out runs/stroke --assign DWI=T2 --grow --cases 20
+
+    multiseg finetune runs/joint stroke.zarr --out runs/columns --progressive
+    """
+    from multiseg.cli.console import messages, print_json
+    from multiseg.models.saved import model_path, read_info
+    from multiseg.training.folder import to_toml
+    from multiseg.training.run import inherited
+
+    parent = read_info(model_path(model))
+    start = {
+        "model": str(model.resolve()),
+        "method": "progressive" if progressive else "finetune",
+        "assign": _assignments(assign or []),
+        "grow": grow,
+        "head_steps": head_first,
+    }
+    options = options_from(store, run, {
+        "databases": database, "device": device, "seed": seed, "start": start, "augment": {"preset": None},
+        "stream": {"batch_size": batch_size, "workers": workers, "draw": {"num_cases": cases}},
+        "fit": {"num_steps": steps, "learning_rate": learning_rate},
+    }, {"stream": {"draw": {"patch": parent.patch}}})  # fmt: skip
+    options = inherited(options, parent)
+    if print_config:
+        typer.echo(to_toml(options), nl=False)
+        return 0
+    if out is None:
+        raise UsageError("say where the new run goes: --out runs/NAME.")
+    result = train_shown(
+        options, out, overwrite, as_json, lambda info: messages().print(_channels(info), soft_wrap=True)
+    )
+    if as_json:
+        last = read_info(model_path(out)).ancestry[-1]
+        print_json({
+            "run": str(out), "step": result.step, "finished": result.finished, "best": result.best,
+            "assigned": last["assigned"], "grown": last["grown"],
+        })  # fmt: skip
+    return 0 if result.finished else 130
+
+
+def _assignments(given: list[str]) -> dict[str, str]:
+    """{"SWI": "PD"} from ["SWI=PD"].
+
+    Raises:
+        UsageError: one is not of that form, or a sequence is assigned twice.
+    """
+    from multiseg.modalities import canonical_modality
+
+    assigned: dict[str, str] = {}
+    for text in given:
+        new, equals, old = (canonical_modality(part) or part for part in map(str.strip, text.partition("=")))
+        if not (new and equals and old) or new in assigned:
+            raise UsageError(f"--assign {text!r} cannot be understood: write SWI=PD, each new sequence once.")
+        assigned[new] = old
+    return assigned
+
+
+def _channels(info: ModelInfo) -> str:
+    """Which channel each sequence has, in words."""
+    last = info.ancestry[-1]
+    said = [f"{name} takes the channel of {old}" for name, old in last["assigned"].items()]
+    said += [f"{name} gets a channel of its own" for name in last["grown"]]
+    kept = [name for name in info.axis if name not in last["assigned"] and name not in last["grown"]]
+    said += [f"{', '.join(kept)} as before"] if kept else []
+    return f"Channels: {'; '.join(said)}."
