@@ -71,6 +71,11 @@ class Peers:
         dist.all_gather_object(found, thing)
         return found
 
+    def part_ways(self, seed: int) -> None:
+        """Give every process but the first random numbers of its own, so that dropout differs between them."""
+        if self.rank:
+            torch.manual_seed((seed + self.rank * 0x9E3779B97F4A7C15) % 2**63)
+
     def align_buffers(self, network: nn.Module) -> None:
         """Give every process the first one's buffers, such as the statistics of batch norm."""
         if self.num > 1:
@@ -116,7 +121,10 @@ def joined(device: str) -> Iterator[tuple[Peers, torch.device]]:
     """
     rank, num, local = _launched()
     if num == 1:
-        yield ALONE, resolve_device(device)
+        own = resolve_device(device)
+        if own.type == "cuda" and own.index is not None:
+            torch.cuda.set_device(own)  # the stream waits for copies to the current card
+        yield ALONE, own
         return
     if device.startswith("cuda:"):
         raise UsageError(f"{num} processes take a card each, but the device is {device!r}: give cuda or auto.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,7 +16,11 @@ from torch import Tensor
 from multiseg.errors import TrainingError, UsageError
 from multiseg.loaders.augment import AugmentOptions, augment
 from multiseg.loaders.batches import Batch
+from multiseg.training.average import average_of, update_average
 from multiseg.training.checkpoint import TrainState
+from multiseg.training.distributed import ALONE, Peers, without_sync
+from multiseg.training.head import head_alone
+from multiseg.training.numerics import compiled, deterministic, precision
 from multiseg.training.objectives import OBJECTIVES
 
 
@@ -26,7 +32,13 @@ class FitOptions:
         objective: "dice+bce" or "dice" (as published).
         schedule: of the learning rate: "cosine" to 0, "published" (a tenth from a quarter of the steps
             on, as 150 of 600 epochs) or "constant".
-        amp: mixed precision on CUDA: "auto" (bf16 where the card has it, else fp16), "bf16", "fp16", "off".
+        accumulate: batches a step; the loss is their mean, and one after the other they need the memory of one.
+        ema: decay of the moving average of the weights that is then validated and saved as the model; 0 keeps none.
+        amp: mixed precision on CUDA: "auto" (bf16 where the card has it, else fp16), "bf16", "fp16", "off"; on a
+            CPU only "bf16" says something.
+        channels_last: keep the channels of a voxel together in memory, which many cards prefer.
+        compile: have torch compile the network, which takes minutes and then may be faster.
+        deterministic: use only operations that give the same bits every time, as far as there are any; see numerics.py.
         clip_norm: gradients are scaled down to this norm; 0 leaves them.
         validate_every: steps between validations.
         save_minutes: minutes between saves of the state to resume from.
@@ -38,7 +50,12 @@ class FitOptions:
     learning_rate: float = 1e-3
     objective: str = "dice+bce"
     schedule: str = "cosine"
+    accumulate: int = 1
+    ema: float = 0.0
     amp: str = "auto"
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
     clip_norm: float = 12.0
     validate_every: int = 500
     validation_cases: int = 8
@@ -112,66 +129,96 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 """The factor on the learning rate, from the share of the steps that is done."""
 
 
-def precision(amp: str, device: torch.device) -> torch.dtype:
-    """The type that the forward pass computes in; float32 off CUDA.
-
-    Raises:
-        UsageError: the name is unknown.
-    """
-    names = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if amp not in (*names, "auto"):
-        raise UsageError(f"amp {amp!r} is none of auto, {', '.join(names)}.")
-    if device.type != "cuda":
-        return torch.float32
-    if amp == "auto":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if has_bf16 else torch.float16
-    return names[amp]
-
-
 def fit(
     state: TrainState,
     stream: Stream,
     options: FitOptions,
     hooks: Hooks,
     augmentation: AugmentOptions | None = None,
+    peers: Peers = ALONE,
 ) -> bool:
     """Train from `state.step` to the last step and its validation. Whether it got there, or was asked to stop.
 
-    A step with a non-finite loss or gradient changes nothing and is reported with its cases. A stop takes
-    effect after the step in hand, or between two cases of a validation, which is then made first on resuming.
-    Patches are augmented on the network's device; validation sees cases as they are.
+    A step takes `accumulate` batches, so step n begins at batch n * accumulate of the stream. A step with a
+    non-finite loss or gradient changes nothing and is reported with its cases. A stop takes effect after the
+    step in hand, or between two cases of a validation, which is then made first on resuming. Patches are
+    augmented on the network's device; validation sees cases as they are. During the first `state.head_steps`
+    only the network's head learns.
+
+    Args:
+        peers: the processes that train the same state, each with its own share of the stream. They step, save,
+            stop and fail together, and every hook is called in each of them.
 
     Raises:
-        TrainingError: `max_bad_steps` such steps in a row; the message names the cases.
+        TrainingError: `max_bad_steps` such steps in a row, the message names the cases; or no compiling.
         UsageError: an objective or schedule of unknown name, or a number out of its range.
     """
     _check(options)
-    augmentation = augmentation or AugmentOptions()
     device = next(state.network.parameters()).device
+    precision(options.amp, device)
+    if options.channels_last:
+        state.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if not options.ema:
+        state.average = None
+    elif state.average is None:
+        state.average = average_of(state.network)
+    with ExitStack() as stack:
+        stack.enter_context(deterministic(options.deterministic, device))
+        stack.enter_context(compiled(state.network, options.compile))
+        free_body = stack.enter_context(head_alone(state.network, state.step < state.head_steps))
+        learner = _Learner(state, options, augmentation or AugmentOptions(), peers, free_body)
+        return _loop(learner, stream, hooks)
+
+
+class _Learner:
+    """What a step needs; `network` is the state's as it has to be called."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        options: FitOptions,
+        augmentation: AugmentOptions,
+        peers: Peers,
+        free_body: Callable[[], bool],
+    ) -> None:
+        self.state, self.options, self.augmentation, self.peers = state, options, augmentation, peers
+        self.free_body = free_body
+        self.device = next(state.network.parameters()).device
+        self.dtype = precision(options.amp, self.device)
+        self.network = peers.wrap(state.network)
+
+    def free_body_if_due(self) -> None:
+        if self.state.step >= self.state.head_steps and self.free_body():
+            self.network = self.peers.wrap(self.state.network)  # anew: it looks at what learns only once
+
+
+def _loop(learner: _Learner, stream: Stream, hooks: Hooks) -> bool:
+    state, options, peers = learner.state, learner.options, learner.peers
     saved_at = time.monotonic()
-    if _is_validation_due(state, options) and not _validate(state, hooks):
+    if _is_validation_due(state, options) and not _validate(state, hooks, peers):
         return False
-    for batch, waited in _timed(stream.batches(state.step, options.num_steps)):
-        began = time.monotonic()
-        done = _step(state, augment(batch.to(device), augmentation), options)
-        elapsed = time.monotonic() - began + waited
-        hooks.on_event(_event(state, batch, done, elapsed, waited))
+    batches = stream.batches(state.step * options.accumulate, options.num_steps * options.accumulate)
+    for group in _groups(_timed(batches), options.accumulate):
+        done = _step(learner, group)
+        hooks.on_event(_event(state, done, peers.num))
         if state.bad_steps >= options.max_bad_steps:
             raise TrainingError(
                 f"{state.bad_steps} steps in a row had a loss or gradient that is not finite; the last "
-                f"drew on {_cases(batch)}. Look at these cases, or lower the learning rate or turn amp off."
+                f"drew on {done.cases}. Look at these cases, or lower the learning rate or turn amp off."
             )
-        if hooks.should_stop():
+        is_time = peers.is_first and time.monotonic() - saved_at > 60 * options.save_minutes
+        stops, saves = peers.sums([float(hooks.should_stop()), float(is_time)])
+        if stops:
             hooks.save(False)
             return False
         if _is_validation_due(state, options):
-            if not _validate(state, hooks):
+            if not _validate(state, hooks, peers):
                 return False
             saved_at = time.monotonic()
-        elif time.monotonic() - saved_at > 60 * options.save_minutes:
+        elif saves:
             hooks.save(False)
             saved_at = time.monotonic()
+        learner.free_body_if_due()
     return True
 
 
@@ -179,11 +226,13 @@ def _check(options: FitOptions) -> None:
     for value, known in ((options.objective, OBJECTIVES), (options.schedule, SCHEDULES)):
         if value not in known:
             raise UsageError(f"{value!r} is none of {', '.join(known)}.")
-    for name in ("num_steps", "validate_every", "max_bad_steps"):
+    for name in ("num_steps", "validate_every", "max_bad_steps", "accumulate"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name} is {getattr(options, name)}: give at least 1.")
     if not options.learning_rate > 0:
         raise UsageError(f"the learning_rate is {options.learning_rate}: give a number above 0.")
+    if not 0 <= options.ema < 1:
+        raise UsageError(f"ema is {options.ema}: give a decay from 0 (no average) to below 1, such as 0.999.")
 
 
 def _is_validation_due(state: TrainState, options: FitOptions) -> bool:
@@ -200,59 +249,107 @@ def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
         asked = time.monotonic()
 
 
+def _groups(batches: Iterator[tuple[Batch, float]], size: int) -> Iterator[Iterator[tuple[Batch, float]]]:
+    """The batches of one step after the other; each is read when it is asked for, since they share memory."""
+    for first in batches:
+        yield chain([first], islice(batches, size - 1))
+
+
 @dataclass(frozen=True)
 class _Done:
+    """A step; `cases` are named only where it is bad, then of all processes."""
+
     loss: float
     scalars: Mapping[str, float]
     norm: float
     learning_rate: float
+    num_patches: int
+    seconds: float
+    waited: float
+    cases: str
 
 
-def _step(state: TrainState, batch: Batch, options: FitOptions) -> _Done:
+def _step(learner: _Learner, group: Iterator[tuple[Batch, float]]) -> _Done:
+    state, options = learner.state, learner.options
+    began = time.monotonic()
     rate = options.learning_rate * SCHEDULES[options.schedule](state.step / options.num_steps)
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate
-    state.network.train()
+    for param_group in state.optimiser.param_groups:
+        param_group["lr"] = rate
+    learner.network.train()
     state.optimiser.zero_grad(set_to_none=True)
-    dtype = precision(options.amp, batch.images.device)
-    with torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        loss, scalars = OBJECTIVES[options.objective](state.network, batch, state.step)
-    scaled: Tensor = state.scaler.scale(loss)
+    cases: dict[str, None] = {}
+    waits, num_patches, sums = [], 0, {}
+    for at, (batch, waited) in enumerate(group, start=1):
+        with without_sync(learner.network, quiet=at < options.accumulate):
+            found = _backward(learner, batch)
+        sums = {name: sums.get(name, 0) + value / options.accumulate for name, value in found.items()}
+        cases |= dict.fromkeys(f"{database}/{case}" for database, case in zip(batch.database, batch.case, strict=True))
+        waits.append(waited)
+        num_patches += len(batch.case)
+    loss, *scalars = [float(value) / learner.peers.num for value in sums.values()]
+    loss, *scalars = learner.peers.sums([loss, *scalars])
+    norm = _update(learner, loss)
+    named = ", ".join(dict.fromkeys(chain.from_iterable(learner.peers.gather(list(cases))))) if state.bad_steps else ""
+    return _Done(
+        loss=loss,
+        scalars=dict(zip(list(sums)[1:], scalars, strict=True)),
+        norm=norm,
+        learning_rate=rate,
+        num_patches=num_patches,
+        seconds=time.monotonic() - began + waits[0],  # the first batch was there before
+        waited=sum(waits),
+        cases=named,
+    )
+
+
+def _backward(learner: _Learner, batch: Batch) -> dict[str, Tensor]:
+    """Add a batch's part to the gradients; its loss, first, and the objective's scalars."""
+    state, options, device = learner.state, learner.options, learner.device
+    batch = augment(batch.to(device), learner.augmentation)
+    if options.channels_last:
+        batch = replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last_3d))
+    with torch.autocast(device.type, dtype=learner.dtype, enabled=learner.dtype != torch.float32):
+        loss, scalars = OBJECTIVES[options.objective](learner.network, batch, state.step)
+    scaled: Tensor = state.scaler.scale(loss / options.accumulate)
     scaled.backward()  # type: ignore[no-untyped-call]
+    return {"loss": loss.detach(), **{name: value.detach() for name, value in scalars.items()}}
+
+
+def _update(learner: _Learner, loss: float) -> float:
+    """Change the weights by the gradients, unless these or the loss are not finite; the gradients' norm."""
+    state, options = learner.state, learner.options
     state.scaler.unscale_(state.optimiser)
     parameters = [p for p in state.network.parameters() if p.grad is not None]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm or math.inf))
-    finite_loss = bool(torch.isfinite(loss))
+    finite_loss = math.isfinite(loss)
     if finite_loss and math.isfinite(norm):
         state.scaler.step(state.optimiser)
         state.bad_steps = 0
+        if state.average is not None:
+            update_average(state.average, state.network, options.ema, state.step)
     elif not finite_loss or state.scaler.get_scale() <= 1:  # above 1 the scale, and not the data, may be at fault
         state.bad_steps += 1
     state.scaler.update()
     state.step += 1
-    return _Done(float(loss.detach()), {name: float(value) for name, value in scalars.items()}, norm, rate)
+    return norm
 
 
-def _event(state: TrainState, batch: Batch, done: _Done, elapsed: float, waited: float) -> StepDone:
+def _event(state: TrainState, done: _Done, num_processes: int) -> StepDone:
     return StepDone(
         step=state.step,
         loss=done.loss,
         scalars=done.scalars,
         gradient_norm=done.norm,
         learning_rate=done.learning_rate,
-        patches_per_second=len(batch.case) / elapsed,
-        waiting=waited / elapsed,
-        skipped=_cases(batch) if state.bad_steps else "",
+        patches_per_second=num_processes * done.num_patches / done.seconds,
+        waiting=done.waited / done.seconds,
+        skipped=done.cases,
     )
 
 
-def _cases(batch: Batch) -> str:
-    names = [f"{database}/{case}" for database, case in zip(batch.database, batch.case, strict=True)]
-    return ", ".join(dict.fromkeys(names))
-
-
-def _validate(state: TrainState, hooks: Hooks) -> bool:
+def _validate(state: TrainState, hooks: Hooks, peers: Peers) -> bool:
     """Validate and save; whether it was not asked to stop before it was done."""
+    peers.align_buffers(state.model)
     parts = hooks.validate()
     if parts is None:
         hooks.save(False)

@@ -24,7 +24,8 @@ from multiseg.training.start import StartOptions
 
 RUN_FILE, LOG, TENSORBOARD, LOCK = "run.toml", "log.jsonl", "tensorboard", ".lock"
 READING = ("workers", "start", "ahead", "cache", "checksums", "on_death", "disk_cache", "disk_budget")
-FREE = frozenset({"device", "fit.save_minutes", *(f"stream.{name}" for name in READING)})
+COMPUTING = ("save_minutes", "channels_last", "compile", "deterministic")
+FREE = frozenset({"device", *(f"fit.{name}" for name in COMPUTING), *(f"stream.{name}" for name in READING)})
 """Settings that may differ when a run goes on: they do not change what is learnt."""
 
 
@@ -119,7 +120,8 @@ def _check_same_run(held: Mapping[str, Any], asked: Mapping[str, Any], out: Path
     Raises:
         UsageError: another setting differs; the message names it.
     """
-    a, b = _flat(held), _flat(asked)
+    # What a folder does not say was not yet a setting, and then it was as it is by default.
+    a, b = _flat(tomllib.loads(to_toml(TrainOptions(store="")))) | _flat(held), _flat(asked)
     differing = sorted(key for key in (a.keys() | b.keys()) - FREE if a.get(key) != b.get(key))
     if differing:
         listed = "; ".join(f"{key} was {a.get(key)!r}, now {b.get(key)!r}" for key in differing[:5])

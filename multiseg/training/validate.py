@@ -9,11 +9,12 @@ from torch import nn
 
 from multiseg.evaluation.evaluate import segment
 from multiseg.evaluation.metrics import dice, mean_of_defined
+from multiseg.evaluation.preparation import network_input
 from multiseg.labels import IGNORE
-from multiseg.loaders.align import place
 from multiseg.models.saved import Model, ModelInfo
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store
+from multiseg.training.distributed import ALONE, Peers
 
 
 def validation_cases(store: Store, info: ModelInfo, databases: Sequence[str], num_cases: int) -> list[Case]:
@@ -31,11 +32,26 @@ def validate(
     store: Store,
     cases: Sequence[Case],
     should_stop: Callable[[], bool] = lambda: False,
+    peers: Peers = ALONE,
 ) -> dict[str, float] | None:
     """Mean Dice by database, all sequences of each case, windows that overlap by a quarter.
 
-    None where `should_stop`, asked before each case, said so.
+    None where `should_stop`, asked before each case, said so. Several processes share the cases out and all
+    get the same answer.
     """
+    parts = peers.gather(_dice_by_database(network, info, store, cases[peers.rank :: peers.num], should_stop))
+    found: dict[str, list[float]] = {case.database: [] for case in cases}
+    for part in parts:
+        if part is None:
+            return None
+        for name, values in part.items():
+            found[name] += values
+    return {name: mean_of_defined(values) for name, values in found.items()}
+
+
+def _dice_by_database(
+    network: nn.Module, info: ModelInfo, store: Store, cases: Sequence[Case], should_stop: Callable[[], bool]
+) -> dict[str, list[float]] | None:
     model = Model(network, info).eval()
     found: dict[str, list[float]] = {}
     for case in cases:
@@ -44,7 +60,7 @@ def validate(
         database = store[case.database]
         own, codes = database.whole(case)
         usable = info.usable(case.modalities)
-        images, _ = place(own, database.modalities, usable, info.axis)
+        images, _ = network_input(info, own, database.modalities, usable, case.intensity)
         view = database.label_view(case, info.space)
         target = view.target(codes)
         predicted = segment(model, images, usable, overlap=0.25)
@@ -52,4 +68,4 @@ def validate(
             dice((predicted == label) & (target != IGNORE), target == label)
             for label in np.flatnonzero(view.annotated) + 1
         )
-    return {name: mean_of_defined(values) for name, values in found.items()}
+    return found

@@ -13,7 +13,8 @@ from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import multi_unet
 from multiseg.store.reader import open_store
 from multiseg.training.checkpoint import TrainState, load_state, save_state
-from multiseg.training.fit import SCHEDULES, FitOptions, Hooks, StepDone, Validated, fit, precision
+from multiseg.training.fit import SCHEDULES, FitOptions, Hooks, StepDone, Validated, fit
+from multiseg.training.numerics import precision
 
 AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T2"))
 OPTIONS = FitOptions(num_steps=8, validate_every=3, max_bad_steps=3)
@@ -300,7 +301,8 @@ def test_options_that_cannot_be_meant(stream, changes, said):
 
 def test_precision(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert {precision(name, cpu) for name in ("auto", "off", "bf16", "fp16")} == {torch.float32}
+    assert {precision(name, cpu) for name in ("auto", "off", "fp16")} == {torch.float32}
+    assert precision("bf16", cpu) == torch.bfloat16
     assert precision("bf16", cuda) == torch.bfloat16
     assert precision("fp16", cuda) == torch.float16
     assert precision("off", cuda) == torch.float32
