@@ -16,6 +16,9 @@ from multiseg.errors import UsageError
 from multiseg.models.losses import log_probabilities
 from multiseg.types import Index3
 
+VOXELS_AT_ONCE = 2 * 64**3
+"""On a CPU torch convolves a single small window several times slower than two at once (another algorithm)."""
+
 
 def predict_volume(
     network: nn.Module,
@@ -23,7 +26,7 @@ def predict_volume(
     present: Bool[np.ndarray, " modality"],
     patch: Index3,
     overlap: float = 0.5,
-    windows_at_once: int = 1,
+    windows_at_once: int = 0,
 ) -> Float[np.ndarray, "label i j k"]:
     """Probabilities of every structure (not of background) for one case.
 
@@ -33,7 +36,9 @@ def predict_volume(
 
     Args:
         images: on the model's modality axis, normalised; what `present` denies is not looked at.
+        windows_at_once: 0 takes as many as fit into `VOXELS_AT_ONCE`.
     """
+    windows_at_once = windows_at_once or max(1, VOXELS_AT_ONCE // math.prod(patch))
     device = next(network.parameters()).device
     kept = torch.from_numpy(np.where(present[:, None, None, None], images, 0).astype(np.float32))
     volume, pads = _padded(kept, patch)
