@@ -132,7 +132,7 @@ def descended(info: ModelInfo, parent: Parent, channels: Channels, options: Star
         numbers["first_modalities"] = len(held.axis)
     elif "first_modalities" in held.numbers:
         numbers["first_modalities"] = held.numbers["first_modalities"]
-    before = {name: () if name in channels.assigned else held.trained_on.get(name, ()) for name in channels.axis}
+    before = {name: held.trained_on.get(name, ()) for name in channels.axis}  # nobody for a channel's new name
     step = {
         "model": parent.sha256,
         "step": held.step,
