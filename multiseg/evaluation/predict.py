@@ -12,8 +12,7 @@ from multiseg.errors import ModalityError, UsageError
 from multiseg.evaluation.evaluate import decide
 from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.montage import CasePanel, save_montage
-from multiseg.evaluation.preparation import brain_rule, recipe_for
-from multiseg.loaders.align import place
+from multiseg.evaluation.preparation import brain_rule, network_input, recipe_for
 from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.models.saved import Model, load_model
 from multiseg.store.cases import CaseFiles
@@ -107,8 +106,8 @@ def predict(
     recipe, doubts = recipe_for(info, rule, home, headers_disagree)
     files = CaseFiles(out.name, {n: images[n] for n in images if n in usable or n == home}, brain_mask=mask)
     prepared = prepare_case(files, {}, recipe, only=usable)
-    placed, present = place(prepared.images, prepared.modalities, usable, info.axis)
-    probabilities = predict_volume(loaded, placed, present, info.patch, overlap)
+    inputs, present = network_input(info, prepared.images, prepared.modalities, usable, prepared.intensity)
+    probabilities = predict_volume(loaded, inputs, present, info.patch, overlap)
     native = np.stack([resample(one, prepared.grid, prepared.native, smooth=False) for one in probabilities])
     labels = decide(native)
     write_like(out, labels, prepared.native_header)

@@ -1,4 +1,4 @@
-"""How a patient is prepared for a model: as the cases were that it learnt from."""
+"""How a case is made ready for a model: prepared and laid out as those were that it learnt from."""
 
 from __future__ import annotations
 
@@ -6,14 +6,44 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from multiseg.errors import CheckpointError, UsageError
+from multiseg.loaders.align import place
 from multiseg.models.saved import ModelInfo
 from multiseg.store.findings import Doubt, Severity
 from multiseg.store.preparation.recipe import BRAIN_RULES, COMMAND, Recipe
 
 AUTOMATIC = ("nonzero", "otsu")
 """Rules that need nothing but the images."""
+LARGEST = 60_000.0
+"""What a background may be moved to: float16 ends at 65504."""
+
+
+def network_input(
+    info: ModelInfo,
+    images: Float[np.ndarray, "own i j k"],
+    names: Sequence[str],
+    kept: Sequence[str],
+    intensity: Mapping[str, tuple[float, float]],
+) -> tuple[Float[np.ndarray, "modality i j k"], Bool[np.ndarray, " modality"]]:
+    """The kept sequences of a prepared case on the model's channels, and which channels are present.
+
+    Outside the brain, where a sequence is exactly 0, it stays so; or, for a model whose background is "shifted",
+    gets what its z-score makes of a raw 0: (0 - mean) / std, as the model saw it in training. Each sequence goes
+    by its own zeros, so that it looks the same whichever others are there.
+
+    Args:
+        names: the sequence of each of `images`.
+        kept: the sequences that count; those that are not on the model's axis are left out.
+        intensity: mean and standard deviation of the raw values, by sequence.
+    """
+    placed, present = place(images, names, kept, info.axis)
+    if info.background == "shifted":
+        for channel in np.flatnonzero(present):
+            mean, std = intensity[info.axis[int(channel)]]
+            placed[channel][placed[channel] == 0] = np.clip(-mean / std, -LARGEST, LARGEST)
+    return placed, present
 
 
 def brain_rule(given: Path | str | None) -> tuple[str, Path | None]:

@@ -31,7 +31,8 @@ class Case:
     """One committed case: where it lies and what is known of it. Arrays are read through its database.
 
     `modalities` are the sequences it has, `annotated` says which of the database's annotations it has,
-    `foreground_count` is [annotation structure] in voxels.
+    `foreground_count` is [annotation structure] in voxels; `intensity` are mean and standard deviation by
+    sequence: raw values are `image * std + mean`.
     """
 
     database: str
@@ -47,6 +48,7 @@ class Case:
     foreground_count: Int[np.ndarray, "annotation structure"]
     grid: Grid
     participant: Mapping[str, str | float] = field(default_factory=dict)
+    intensity: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def extent(self) -> Index3:
@@ -81,6 +83,7 @@ class Database:
         text = {name: str(held[name][row]) for name in ("subject", "session", "site", "split")}
         has = held["available"][row]
         own = {name: held[name][row] for name in held if name not in schema.RESERVED}
+        scales = zip(self.modalities, held["intensity_mean"][row], held["intensity_std"][row], has, strict=False)
         return Case(
             database=self.name,
             name=str(held["case"][row]),
@@ -92,6 +95,7 @@ class Database:
             foreground_count=held["foreground_count"][row, : len(self.schemas)],
             grid=Grid(held["affine"][row], (i, j, k)),
             participant={n: float(v) if isinstance(v, np.floating) else str(v) for n, v in own.items()},
+            intensity={name: (float(mean), float(std)) for name, mean, std, there in scales if there},
         )
 
     def __getitem__(self, name: str) -> Case:

@@ -50,6 +50,11 @@ class PreparedCase:
     doubts: tuple[Doubt, ...]
     content: tuple[str, ...]
 
+    @property
+    def intensity(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of the raw values, by sequence."""
+        return {n: (float(m), float(s)) for n, m, s in zip(self.modalities, self.mean, self.std, strict=True)}
+
 
 def prepare_case(
     files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Recipe, only: Collection[str] = ()
