@@ -64,7 +64,7 @@ class LFUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.unet = MultiUnet(1, num_logits, widths, dropout, norm)
-        self.fusion = AttentionFusion(num_modalities, 2 * widths[0])
+        self.fusion = AttentionFusion(num_modalities, self.unet.head.in_channels)
         self.multiple = self.unet.multiple
 
     @property
@@ -84,7 +84,7 @@ class LFUNet(nn.Module):
         seen = shown(images, present)
         pairs = Pairs.of(present, images.device)
         every = torch.cat([seen[rows, m : m + 1] for m, rows in pairs.rows.items()])
-        split = self.unet.features(every).split([len(rows) for rows in pairs.rows.values()])
+        split = torch.split(self.unet.features(every), [len(rows) for rows in pairs.rows.values()])
         out: Tensor = self.head(self.fusion(dict(zip(pairs.rows, split, strict=True)), pairs))
         return out
 

@@ -38,7 +38,7 @@ class MultiUnet(nn.Module):
         self.multiple = 2 ** (len(widths) - 1)
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> nn.Conv3d:
         """The last convolution, from features to logits."""
         return last_convolution(self.decoder)
 
@@ -131,10 +131,11 @@ def decoder_stages(
     )
 
 
-def last_convolution(decoder: nn.ModuleList) -> nn.Module:
+def last_convolution(decoder: nn.ModuleList) -> nn.Conv3d:
     """The bare convolution that ends a decoder."""
     last = decoder[-1]
     assert isinstance(last, UpStage)
+    assert isinstance(last.reduce, nn.Conv3d)
     return last.reduce
 
 

@@ -31,7 +31,7 @@ def test_a_step_of_training_reaches_every_parameter(name, norm, images):
     assert out.shape == (4, 2, *SIZE)
     (out - torch.randn_like(out)).square().sum().backward()
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    # A sum over instance norm's output is constant in its input, and further scales have logits only with deep=True.
+    # Further scales have logits only with deep=True.
     spare = tuple(f"heads.{at}." for at in range(1, 3))
     for parameter, p in trained.items():
         assert parameter.startswith(spare) or (p.grad is not None and p.grad.isfinite().all()), parameter
@@ -114,6 +114,26 @@ def test_sizes_that_do_not_fit(name, size):
 def test_numbers_that_cannot_be(name, numbers, said):
     with pytest.raises(UsageError, match=said):
         build(name, 3, 1, **numbers)
+
+
+@pytest.mark.parametrize("widths", [(4, 8), (3, 5, 7, 9), (4, 4, 4)])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_other_widths_and_depths(name, widths):
+    if name == "multi_unet_plus" and len(widths) < 3:
+        pytest.skip("it takes three widths or more")
+    network = build(name, 3, 5, widths=widths)
+    size = tuple(n * network.multiple for n in (2, 2, 3))
+    assert network(torch.randn(1, 3, *size), torch.ones(1, 3, dtype=torch.bool)).shape == (1, 5, *size)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_half_precision(name, images):
+    network = built(name).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = network(images, PRESENT)
+    out.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+    torch.testing.assert_close(out.float(), network(images, PRESENT), atol=0.2, rtol=0.1)
 
 
 @pytest.mark.parametrize("name", ["lf_unet", "maf_unet", "hemis", "multi_unet_plus"])

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from multiseg.errors import UsageError
-from multiseg.models.blocks import ResidualUnit
 from multiseg.models.builders import build, multi_unet
 from multiseg.models.devices import resolve_device
 
@@ -51,20 +50,13 @@ def test_gradients_are_finite_beside_an_absent_channel_of_nan():
     assert all(p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_the_shortcut_goes_into_the_first_channels_only():
-    unit = ResidualUnit(2, 5, stride=1, dropout=0.0)
-    x = torch.randn(1, 2, 4, 4, 4)
-    plain = unit.second(unit.first(x))
-    assert torch.equal(unit(x)[:, :2], plain[:, :2] + x)
-    assert torch.equal(unit(x)[:, 2:], plain[:, 2:])
-
-
-def test_the_shortcut_of_a_stride_counts_the_padding_in():
-    unit = ResidualUnit(1, 4, stride=2, dropout=0.0)
-    x = torch.ones(1, 1, 4, 4, 4)
-    shortcut = unit(x)[:, :1] - unit.second(unit.first(x))[:, :1]
-    assert shortcut[0, 0, 0, 0, 0].item() == pytest.approx(8 / 27, abs=1e-5)
-    assert shortcut[0, 0, 1, 1, 1].item() == pytest.approx(1.0, abs=1e-5)
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_what_the_head_reads_has_the_size_of_the_images(norm):
+    network = multi_unet(3, 2, widths=(4, 8), dropout=0.0, norm=norm).eval()
+    images = torch.randn(1, 3, 8, 8, 12)
+    features = network.features(images)
+    assert features.shape == (1, 4 + 8, 8, 8, 12)
+    assert torch.equal(network.head(features), network(images, torch.ones(1, 3, dtype=torch.bool)))
 
 
 @pytest.mark.parametrize("size", [(8, 8, 7), (9, 8, 8), (8, 2, 8)])

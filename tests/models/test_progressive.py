@@ -1,0 +1,133 @@
+"""Two columns, one frozen."""
+
+import pytest
+import torch
+
+from multiseg.errors import CheckpointError, UsageError
+from multiseg.models.builders import build, multi_unet, progressive
+from multiseg.models.progressive import load_first
+
+WIDTHS = (4, 6, 8, 10)
+ALL = torch.ones(2, 4, dtype=torch.bool)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 4, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_first_column_is_the_trained_network(images):
+    trained = multi_unet(3, 2, WIDTHS).eval()
+    network = progressive(4, 2, WIDTHS, first_modalities=3)
+    load_first(network, trained.state_dict())
+    assert torch.equal(network.first(images[:, :3], ALL[:, :3]), trained(images[:, :3], ALL[:, :3]))
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_training_leaves_the_first_column_alone(norm, images):
+    network = progressive(4, 1, WIDTHS, dropout=0.3, norm=norm)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    # What a loop might do that thaws a head: nothing may learn here all the same.
+    network.requires_grad_(True).train()
+    assert not any(module.training for module in network.first.modules())
+    optimiser = torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.5)
+    for _ in range(2):
+        optimiser.zero_grad()
+        network(images, ALL).square().sum().backward()
+        optimiser.step()
+    after = network.state_dict()
+    for name in after:
+        own = not name.startswith("first.")
+        assert own or torch.equal(after[name], before[name]), name
+    moved = [name for name in after if not torch.equal(after[name], before[name])]
+    assert {name.split(".")[0] for name in moved} == {"encoder", "decoder"}
+
+
+def test_only_the_second_column_is_trainable():
+    network = progressive(4, 1, WIDTHS)
+    assert {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad} == {"encoder", "decoder"}
+    assert not any(module.training for module in network.first.modules())
+    assert not network.eval().training
+
+
+def test_convolutions_after_a_concatenation_are_wider_and_nothing_else():
+    network, plain = progressive(3, 2, WIDTHS), multi_unet(3, 2, WIDTHS)
+    widened = {f"encoder.{at}.first.conv.weight" for at in (1, 2)} | {
+        f"decoder.{at}.keep.conv.weight" for at in range(3)
+    }
+    own = network.state_dict()
+    for name, tensor in plain.state_dict().items():
+        expected = list(tensor.shape)
+        expected[1:2] = [2 * n if name in widened else n for n in expected[1:2]]
+        assert list(own[name].shape) == expected, name
+
+
+def test_without_lateral_weights_the_second_column_is_a_multi_unet(images):
+    network, plain = progressive(4, 2, WIDTHS).eval(), multi_unet(4, 2, WIDTHS).eval()
+    own, state = plain.state_dict(), network.state_dict()
+    for name, tensor in own.items():
+        n = tensor.shape[1] if tensor.dim() > 1 else 0
+        own[name] = state[name][:, :n] if n else state[name]
+    plain.load_state_dict(own)
+    with_laterals = network(images, ALL)
+    with torch.no_grad():
+        for name, tensor in network.named_parameters():
+            if name in own and own[name].shape != tensor.shape:
+                tensor[:, own[name].shape[1] :] = 0
+    torch.testing.assert_close(network(images, ALL), plain(images, ALL), atol=1e-5, rtol=0)
+    assert not torch.allclose(with_laterals, plain(images, ALL), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder.0.second.conv.weight", "encoder.3.second.conv.weight", "decoder.1.reduce.conv.weight"]
+)
+def test_every_part_of_the_first_column_is_read(name, images):
+    network = progressive(4, 2, WIDTHS).eval()
+    before = network(images, ALL)
+    with torch.no_grad():
+        network.first.get_parameter(name).normal_()
+    assert not torch.allclose(network(images, ALL), before, atol=1e-4)
+
+
+def test_the_first_column_sees_only_what_it_knows(images):
+    network = progressive(4, 1, WIDTHS, first_modalities=2)
+    seen = []
+    network.first.encoder[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    present = ALL.clone()
+    present[0, 1] = False
+    network(images, present)
+    assert torch.equal(
+        seen[0], torch.stack([images[0, :2] * torch.tensor([1.0, 0.0])[:, None, None, None], images[1, :2]])
+    )
+
+
+@pytest.mark.parametrize("first_modalities", [0, 5, -1])
+def test_more_sequences_than_there_are(first_modalities):
+    with pytest.raises(UsageError, match=f"cannot know {first_modalities} of 4 sequences"):
+        progressive(4, 1, WIDTHS, first_modalities=first_modalities)
+
+
+def test_a_trained_network_that_does_not_fit():
+    network = progressive(4, 1, WIDTHS, first_modalities=3)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"first column at encoder\.0\.first\.conv\.weight \(1 tensors\)"):
+        load_first(network, multi_unet(4, 1, WIDTHS).state_dict())
+    with pytest.raises(CheckpointError, match=r"\.norm\."):
+        load_first(network, multi_unet(3, 1, WIDTHS, norm="batch").state_dict())
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_logits_of_other_labels_are_left_out():
+    network, trained = progressive(3, 5, WIDTHS), multi_unet(3, 2, WIDTHS)
+    own_head = network.first.head.weight.clone()
+    load_first(network, trained.state_dict())
+    assert torch.equal(network.first.head.weight, own_head)
+    assert torch.equal(network.first.encoder[1].first.conv.weight, trained.encoder[1].first.conv.weight)
+
+
+def test_a_saved_pair_of_columns_is_whole(images):
+    network = progressive(4, 2, WIDTHS, norm="group", first_modalities=3).eval()
+    numbers = {"widths": list(WIDTHS), "dropout": 0.2, "norm": "group", "first_modalities": 3}
+    again = build("progressive", 4, 2, **numbers).eval()
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(again(images, ALL), network(images, ALL))
