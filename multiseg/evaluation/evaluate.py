@@ -18,11 +18,11 @@ from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.metrics import CaseMetrics, case_metrics, dice, summarise
 from multiseg.evaluation.montage import CasePanel, save_montage
+from multiseg.evaluation.preparation import network_input
 from multiseg.evaluation.progress import PROGRESS, DoneCases
-from multiseg.evaluation.subsets import SUBSETS
+from multiseg.evaluation.subsets import check_subsets, chosen_subsets
 from multiseg.files import write_atomically
 from multiseg.labels import IGNORE
-from multiseg.loaders.align import place
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
@@ -43,7 +43,8 @@ class EvaluateOptions:
     Attributes:
         split: "train", "val" or "test"; "" takes every case.
         databases: names; empty takes all.
-        subsets: "all" (every non-empty subset of each case's sequences) or "full".
+        subsets: "all" (every non-empty subset of each case's sequences), "full", or a list such as
+            "FLAIR,FLAIR+T1", of which a case is asked those that it has in full.
         overlap: of the sliding windows.
     """
 
@@ -109,8 +110,7 @@ def evaluate(
         DataError: no case fits, or the voxel sizes differ.
     """
     options = options or EvaluateOptions()
-    if options.subsets not in SUBSETS:
-        raise UsageError(f"subsets {options.subsets!r} is none of {', '.join(SUBSETS)}.")
+    check_subsets(options.subsets)
     model = load_model(run, device)
     if not isinstance(store, Store):
         store = open_store(store or store_of_run(Path(run)))
@@ -174,10 +174,11 @@ def _left_out(model: Model, cases: Sequence[Case]) -> dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True, eq=False)
 class _Loaded:
-    """A case on the model's axis and in its label space."""
+    """A case as stored (`shown`), on the model's axis and in its label space."""
 
     case: Case
     usable: tuple[str, ...]
+    shown: dict[str, Float[np.ndarray, "i j k"]]
     images: Float[np.ndarray, "modality i j k"]
     target: UInt8[np.ndarray, "i j k"]
     annotated: Bool[np.ndarray, " label"]
@@ -188,13 +189,14 @@ def _load(model: Model, store: Store, case: Case) -> _Loaded:
     own, codes = database.whole(case)
     view = database.label_view(case, info.space)
     usable = info.usable(case.modalities)
-    images, _ = place(own, database.modalities, usable, info.axis)
-    return _Loaded(case, usable, images, view.target(codes), view.annotated)
+    images, _ = network_input(info, own, database.modalities, usable, case.intensity)
+    shown = {name: own[database.modalities.index(name)] for name in usable}
+    return _Loaded(case, usable, shown, images, view.target(codes), view.annotated)
 
 
 def _rows(model: Model, loaded: _Loaded, options: EvaluateOptions) -> Iterator[dict[str, Any]]:
     case, target = loaded.case, loaded.target
-    for subset in SUBSETS[options.subsets](loaded.usable):
+    for subset in chosen_subsets(options.subsets, loaded.usable):
         predicted = segment(model, loaded.images, subset, options.overlap)
         for label, name in enumerate(model.info.space.names, start=1):
             if loaded.annotated[label - 1]:
@@ -206,12 +208,11 @@ def _rows(model: Model, loaded: _Loaded, options: EvaluateOptions) -> Iterator[d
 def _panel(model: Model, loaded: _Loaded, overlap: float) -> CasePanel:
     """All structures together, from all the sequences of the case."""
     case = loaded.case
-    shown = {name: loaded.images[model.info.axis.channels([name])[0]] for name in loaded.usable}
     truth = (loaded.target != 0) & (loaded.target != IGNORE)
     predicted = (segment(model, loaded.images, loaded.usable, overlap) != 0) & (loaded.target != IGNORE)
     said = "no lesion" if not truth.any() else f"Dice {dice(predicted, truth):.2f}"
     caption = f"{case.pathology}\n{said}"
-    return CasePanel(f"{case.database}/{case.name}", caption, shown, truth, predicted, case.grid.spacing_mm)
+    return CasePanel(f"{case.database}/{case.name}", caption, loaded.shown, truth, predicted, case.grid.spacing_mm)
 
 
 def segment(
