@@ -1,0 +1,103 @@
+"""The verb finetune, as typed."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from multiseg.cli.app import run
+from multiseg.labels import LabelSpace
+from multiseg.modalities import ModalityAxis
+from multiseg.models.builders import build
+from multiseg.models.saved import ModelInfo, read_info, save_model
+
+NUMBERS = {"widths": [8, 8, 16], "dropout": 0.0}
+TRIFLE = ("--database", "cedar", "--steps", "2", "--batch-size", "2", "--workers", "0", "--device", "cpu")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model of FLAIR, T1, T2 that has learnt nothing."""
+    info = ModelInfo(
+        builder="multi_unet",
+        numbers=NUMBERS,
+        axis=ModalityAxis(("FLAIR", "T1", "T2")),
+        space=LabelSpace(),
+        spacing_mm=(5.0, 5.0, 5.0),
+        patch=(16, 16, 16),
+        trained_on={"FLAIR": ("ms",), "T1": ("ms",), "T2": ()},
+        databases={"ms": {"pathology": "multiple sclerosis", "num_cases": 3}},
+    )
+    torch.manual_seed(0)
+    path = tmp_path / "model.safetensors"
+    save_model(path, build(info.builder, 3, 1, **NUMBERS), info)
+    return path
+
+
+def test_channels_are_said_and_written(
+    model: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert run(["finetune", str(model), store_url, "--out", str(out), *TRIFLE, "--cases", "1", "--json"]) == 0
+    told = capsys.readouterr()
+    said = json.loads(told.out)
+    last = read_info(out / "last.safetensors").ancestry[-1]
+    assert (said["assigned"], said["grown"], said["step"]) == (last["assigned"], last["grown"], 2)
+    assert sorted(said["assigned"]) == ["ADC", "DWI"]
+    assert "T2" in said["assigned"].values(), "the channel that nobody trained goes first"
+    for new, old in said["assigned"].items():
+        assert f"{new} takes the channel of {old}" in told.err
+    assert last["databases"] == {"cedar": 1}
+
+
+def test_growing_and_assigning(model: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--assign", "dwi=t1", "--grow", "--head-first", "1"]
+    assert run(["finetune", str(model), store_url, "--out", str(tmp_path / "run"), *TRIFLE, *more]) == 0
+    info = read_info(tmp_path / "run" / "last.safetensors")
+    assert tuple(info.axis) == ("FLAIR", "DWI", "T2", "ADC")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "DWI takes the channel of T1; ADC gets a channel of its own; FLAIR, T2 as before" in said
+
+
+def test_the_same_command_goes_on_and_another_is_refused(
+    model: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["finetune", str(model), store_url, "--out", str(tmp_path / "run"), *TRIFLE]
+    assert run(command) == 0
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    assert run(command) == 0
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+    assert run([*command, "--progressive"]) == 2
+    assert "start.method was 'finetune', now 'progressive'" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--assign", "DWI"], "--assign 'DWI' cannot be understood: write SWI=PD"),
+        (["--assign", "DWI=T1", "--assign", "DWI=T2"], "--assign 'DWI=T2' cannot be understood"),
+        (["--assign", "SWI=T1"], "SWI cannot be assigned to the channel of T1: no training case has it"),
+    ],
+)
+def test_what_cannot_be_assigned(
+    model: Path, store_url: str, tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["finetune", str(model), store_url, "--out", str(tmp_path / "run"), *TRIFLE, *more]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_settings_printed_are_those_that_would_be_used(
+    model: Path, store_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["finetune", str(model), store_url, "--print-config", "--progressive"]) == 0
+    settings = tomllib.loads(capsys.readouterr().out)
+    assert settings["model"]["widths"] == NUMBERS["widths"]
+    assert settings["stream"]["draw"]["patch"] == [16, 16, 16], "the model's own"
+    assert (settings["start"]["method"], Path(settings["start"]["model"])) == ("progressive", model)
+
+
+def test_no_model_no_fine_tuning(store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["finetune", str(tmp_path / "gone"), store_url, "--out", str(tmp_path / "run")]) == 3
+    assert "there is no model at" in capsys.readouterr().err
