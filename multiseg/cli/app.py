@@ -16,6 +16,7 @@ from multiseg.cli.bring import import_weights_command
 from multiseg.cli.check import verify_command
 from multiseg.cli.data import info_command, phantoms_command
 from multiseg.cli.demo import demo_command
+from multiseg.cli.experiment import experiment_command
 from multiseg.cli.finetune import finetune_command
 from multiseg.cli.ingest import ingest_command
 from multiseg.cli.learn import train_command
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "finetune": finetune_command,
     "evaluate": evaluate_command,
     "predict": predict_command,
+    "experiment": experiment_command,
     "import-weights": import_weights_command,
 }
 for name, command in COMMANDS.items():

@@ -1,0 +1,63 @@
+"""The experiments by name: each a list of arms, and what is made of the rows of their tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from multiseg.errors import UsageError
+from multiseg.experiments import drop, finetune, joint, leave_one_out, plus, unseen
+from multiseg.experiments.ground import Ground
+from multiseg.experiments.runs import Arm
+from multiseg.experiments.tables import Table
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, the arms that answer it, and the tables made of their tests' rows."""
+
+    name: str
+    question: str
+    paper: str
+    plan: Callable[[Ground], Sequence[Arm]]
+    tables: Callable[[pd.DataFrame, Ground], Sequence[Table]]
+    only_synthetic: bool = False
+
+
+EXPERIMENTS = {
+    one.name: one
+    for one in (
+        Experiment("joint", joint.QUESTION, "tables 3, 7 and 8", joint.plan, joint.tables),
+        Experiment(
+            "unseen-combinations",
+            unseen.QUESTION,
+            "tables 4, 9 and 10",
+            unseen.plan,
+            unseen.tables,
+            only_synthetic=True,
+        ),
+        Experiment("leave-one-out", leave_one_out.QUESTION, "table 5", leave_one_out.plan, leave_one_out.tables),
+        Experiment("drop", drop.QUESTION, "table 2", drop.plan, drop.tables),
+        Experiment("plus", plus.QUESTION, "none", plus.plan, plus.tables),
+        Experiment("finetune", finetune.QUESTION, "table 6", finetune.plan, finetune.tables),
+    )
+}
+"""In the order in which `all` runs them: the trainings that several share come first."""
+
+
+def check_name(name: str, synthetic: bool) -> None:
+    """Raises UsageError where there is no such experiment, or it needs the synthetic hospitals."""
+    if name != "all" and name not in EXPERIMENTS:
+        raise UsageError(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}, and all of them: all.")
+    if name != "all" and EXPERIMENTS[name].only_synthetic and not synthetic:
+        raise UsageError(f"{name} asks about the synthetic hospitals fir and gorse: leave out --store.")
+
+
+def chosen(name: str, synthetic: bool) -> list[Experiment]:
+    """The experiment of a name, or with "all" every one that the ground allows; see `check_name`."""
+    check_name(name, synthetic)
+    if name == "all":
+        return [one for one in EXPERIMENTS.values() if synthetic or not one.only_synthetic]
+    return [EXPERIMENTS[name]]

@@ -1,0 +1,61 @@
+"""Modality drop or none, by architecture (Xu et al. 2024, table 2)."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from multiseg.experiments.ground import Ground
+from multiseg.experiments.runs import Arm, Exam, joint
+from multiseg.experiments.tables import INTERVAL, Table, arms_of, compared, means
+
+QUESTION = "What does dropping sequences in training cost where all are there, and save where some are missing?"
+ARCHITECTURES = ("multi_unet", "lf_unet", "maf_unet", "hemis")
+
+
+def arm_name(builder: str, drop: str) -> str:
+    return f"{builder}, {'drop' if drop == 'uniform' else 'no drop'}"
+
+
+def plan(ground: Ground) -> list[Arm]:
+    return [
+        Arm(arm_name(builder, drop), joint(ground, seed, drop, builder), Exam(ground.training, "all"))
+        for builder in ARCHITECTURES
+        for drop in ("none", "uniform")
+        for seed in range(ground.num_seeds)
+    ]
+
+
+def changes(cases: pd.DataFrame) -> pd.DataFrame:
+    """For each incomplete subset, Dice less that of the same case, model and seed with all its sequences."""
+    keys = ["arm", "seed", "database", "case"]
+    complete = cases.groupby(keys)["num_modalities"].transform("max")
+    full = cases[cases["num_modalities"] == complete].set_index(keys)["dice"].rename("full_dice")
+    fewer = cases[cases["num_modalities"] < complete].join(full, on=keys)
+    return fewer.assign(change=fewer["dice"] - fewer["full_dice"])
+
+
+def full_sets(cases: pd.DataFrame) -> pd.DataFrame:
+    """The rows with all sequences of a case."""
+    complete = cases.groupby(["arm", "seed", "database", "case"])["num_modalities"].transform("max")
+    return cases[cases["num_modalities"] == complete]
+
+
+def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
+    full, fewer = full_sets(cases), changes(cases)
+    several = [name for name in ground.training if name in set(fewer["database"])]
+    pairs = [(arm_name(builder, "uniform"), arm_name(builder, "none")) for builder in ARCHITECTURES]
+    across = [(arm_name("multi_unet", "uniform"), arm) for arm in arms_of(cases) if arm.endswith(", drop")][1:]
+    lost = (
+        "The mean over all subsets of a case's sequences that lack at least one, less Dice with all, of the databases "
+        "with two sequences or more."
+    )
+    return [
+        Table("Dice with all sequences", means(full, "dice", ground.training)),
+        Table("Change of Dice where sequences are missing", means(fewer, "change", several), lost),
+        Table("Drop less no drop, with all sequences", compared(full, "dice", pairs), INTERVAL),
+        Table("Drop less no drop, Dice of the incomplete subsets", compared(fewer, "dice", pairs), INTERVAL),
+        Table("multi_unet less others, drop, with all sequences", compared(full, "dice", across), INTERVAL),
+        Table(
+            "multi_unet less others, drop, Dice of the incomplete subsets", compared(fewer, "dice", across), INTERVAL
+        ),
+    ]

@@ -1,0 +1,77 @@
+"""A new database: from scratch, fine-tuned or progressive, with few labels and with all (Xu et al. 2024, table 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from multiseg.config import merged
+from multiseg.experiments.ground import Ground
+from multiseg.experiments.runs import Arm, Exam, Run, training, without
+from multiseg.experiments.tables import INTERVAL, Table, compared, means
+
+QUESTION = "Does a model of the other databases help to learn a new one, with few labels and with all?"
+METHODS = ("scratch", "finetune", "progressive")
+AMOUNTS = ("few", "all")
+NONE = "none (never saw it)"
+
+
+def new_databases(ground: Ground) -> tuple[str, ...]:
+    """Every second training database, as many as the scale says: pathologies apart, however they are listed."""
+    spread = (*ground.training[::2], *ground.training[1::2])
+    return tuple(name for name in spread if ground.known_without(name))[: ground.scale.num_finetuned]
+
+
+def arm_name(method: str, amount: str) -> str:
+    return f"{method}, {amount}"
+
+
+def plan(ground: Ground) -> list[Arm]:
+    return [
+        Arm(arm, run, Exam((name,)))
+        for arm in (NONE, *(arm_name(method, amount) for amount in AMOUNTS for method in METHODS))
+        for name in new_databases(ground)
+        for seed in range(ground.num_seeds)
+        for named, run in _runs(ground, name, seed)
+        if named == arm
+    ]
+
+
+def _runs(ground: Ground, database: str, seed: int) -> Iterator[tuple[str, Run]]:
+    parent = without(ground, database, seed)
+    yield NONE, parent
+    for amount in AMOUNTS:
+        cases = {"num_cases": ground.scale.few} if amount == "few" else {}
+        steps = {"fit": {"num_steps": ground.scale.finetune_steps}, "stream": {"draw": cases}}
+        for method in METHODS:
+            name = f"{database}, {amount} cases, {method}"
+            if method == "scratch":
+                plain = merged(steps, {"model": {"builder": "multi_unet"}})
+                yield arm_name(method, amount), training(ground, name, [database], seed, plain)
+            else:
+                started = merged(steps, {"start": {"method": method}})
+                yield arm_name(method, amount), training(ground, name, [database], seed, started, parent)
+
+
+def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
+    names = new_databases(ground)
+    pairs = [
+        (arm_name(first, amount), arm_name(second, amount))
+        for amount in AMOUNTS
+        for first, second in (("finetune", "scratch"), ("progressive", "scratch"), ("progressive", "finetune"))
+    ]
+    by_database = [
+        {"database": name, **row}
+        for name in names
+        for row in compared(cases[cases["database"] == name], "dice", pairs).to_dict("records")
+    ]
+    note = (
+        f"few: {ground.scale.few} training cases. {NONE}: the model of all other databases, from the sequences that it "
+        "knows. Modality drop is on in all arms."
+    )
+    return [
+        Table("Dice with all sequences", means(cases, "dice", names), note),
+        Table("Paired differences of Dice, mean over databases", compared(cases, "dice", pairs), INTERVAL),
+        Table("Paired differences of Dice by database", pd.DataFrame(by_database), INTERVAL),
+    ]

@@ -1,0 +1,103 @@
+"""What experiments stand on: a store, its databases and their sequences."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from multiseg.errors import DataError, UsageError
+from multiseg.experiments.scales import Scale
+from multiseg.files import write_atomically
+from multiseg.phantoms.hospitals import write_hospitals
+from multiseg.store.catalogue import select
+from multiseg.store.hierarchy import is_remote
+from multiseg.store.ingest import ingest
+from multiseg.store.intake import IngestOptions
+from multiseg.store.reader import open_store
+from multiseg.store.sources.manifest import find_manifest
+from multiseg.training.run import label_space
+
+TRAINING = ("alder", "birch", "cedar", "dogwood", "elm")
+NEVER_TRAINED = ("fir", "gorse")
+MADE = "synthetic.json"
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A store as the experiments see it.
+
+    Attributes:
+        sequences: of each training database, those that some of its training cases have.
+        synthetic: whether `fir` and `gorse` are there, which nothing is trained on.
+    """
+
+    store: str
+    sequences: Mapping[str, tuple[str, ...]]
+    scale: Scale
+    num_seeds: int
+    synthetic: bool
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        """The databases that models are trained on."""
+        return tuple(self.sequences)
+
+    def others(self, database: str) -> tuple[str, ...]:
+        """The training databases but this one."""
+        return tuple(name for name in self.training if name != database)
+
+    def known_without(self, database: str) -> tuple[str, ...]:
+        """Those of its sequences that some other training database has."""
+        elsewhere = {name for other in self.others(database) for name in self.sequences[other]}
+        return tuple(name for name in self.sequences[database] if name in elsewhere)
+
+
+def synthetic_ground(folder: Path, scale: Scale, num_seeds: int) -> Ground:
+    """The synthetic hospitals, made and ingested into `folder` where they are not there yet."""
+    url = folder / f"synthetic-{scale.name}.zarr"
+    made = folder / MADE.replace(".", f"-{scale.name}.")
+    wanted = json.loads(
+        json.dumps([asdict(scale)[name] for name in ("spacing_mm", "num_cases", "coarseness", "split")])
+    )
+    if not (made.is_file() and json.loads(made.read_text(encoding="utf-8")) == wanted):
+        hospitals = folder / f"hospitals-{scale.name}"
+        names = (*TRAINING, *NEVER_TRAINED)
+        manifest = write_hospitals(hospitals, 0, scale.num_cases, scale.coarseness, names)
+        edge = scale.spacing_mm
+        ingest(find_manifest(manifest), str(url), IngestOptions(spacing_mm=(edge, edge, edge), split=scale.split))
+        write_atomically(made, json.dumps(wanted).encode())  # last, so that a half-made store is made whole
+        shutil.rmtree(hospitals)
+    return replace(_ground(str(url.resolve()), scale, num_seeds, TRAINING), synthetic=True)
+
+
+def ground_of(store: str, scale: Scale, num_seeds: int) -> Ground:
+    """A user's own store: every database with an annotated lesion in a training case is trained on.
+
+    Raises:
+        UsageError: there are fewer than two.
+    """
+    url = store if is_remote(store) else str(Path(store).resolve())
+    return _ground(url, scale, num_seeds, tuple(open_store(url)))
+
+
+def _ground(url: str, scale: Scale, num_seeds: int, names: tuple[str, ...]) -> Ground:
+    store, space = open_store(url), label_space(("lesion",))
+    sequences = {}
+    for name in names:
+        cases = select(store, [name], split="train")
+        labelled = [case for case in cases if store[name].label_view(case, space).annotated.any()]
+        if labelled:
+            had = {modality for case in labelled for modality in case.modalities}
+            sequences[name] = tuple(modality for modality in store[name].modalities if modality in had)
+    if len(sequences) < 2:
+        raise UsageError(
+            f"{url} has {len(sequences)} databases with an annotated lesion in a training case: experiments on joint "
+            "training need two."
+        )
+    for name in sequences:
+        if not select(store, [name], split="test"):
+            raise DataError(f"{name} has no test case in {url}. Ingest it with a share for test: --split.")
+    return Ground(url, sequences, scale, num_seeds, synthetic=False)

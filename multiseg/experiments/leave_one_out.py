@@ -1,0 +1,59 @@
+"""A pathology that no training database had (Xu et al. 2024, table 5)."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from multiseg.experiments.ground import Ground
+from multiseg.experiments.runs import Arm, Exam, single, without
+from multiseg.experiments.tables import INTERVAL, Table, common_cases, compared, means
+
+QUESTION = "How well does a joint model find the lesions of a pathology that it never saw?"
+OWN, ALONE, EVERY = "own model (upper bound)", "held out, one sequence", "held out, all known sequences"
+
+
+def lone_sequence(ground: Ground, database: str) -> str:
+    """FLAIR; T1 where the others or the database have none; else the first that both have."""
+    known = ground.known_without(database)
+    return next((name for name in ("FLAIR", "T1") if name in known), known[0] if known else "")
+
+
+def plan(ground: Ground) -> list[Arm]:
+    arms = []
+    for arm in (OWN, ALONE, EVERY):
+        for name in ground.training:
+            if not ground.known_without(name):
+                continue  # nothing that the others taught can be fed
+            for seed in range(ground.num_seeds):
+                run = single(ground, name, seed) if arm == OWN else without(ground, name, seed)
+                test = Exam((name,), lone_sequence(ground, name)) if arm == ALONE else Exam((name,))
+                arms.append(Arm(arm, run, test))
+    return arms
+
+
+def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
+    names = [name for name in ground.training if ground.known_without(name)]
+    fed = pd.DataFrame(
+        {
+            "held out": name,
+            "one sequence": lone_sequence(ground, name),
+            "all known": " ".join(ground.known_without(name)),
+            "left out (untrained channel)": " ".join(
+                one for one in ground.sequences[name] if one not in ground.known_without(name)
+            ),
+        }
+        for name in names
+    )
+    by_database = [
+        {"database": name, **row}
+        for name in names
+        for row in compared(cases[cases["database"] == name], "dice", [(EVERY, ALONE)]).to_dict("records")
+    ]
+    unknown = "A sequence that no training database had is never fed: its channel holds untrained weights."
+    return [
+        Table("What the held-out database's cases are segmented from", fed, unknown),
+        Table("Dice", means(common_cases(cases), "dice", names), "Over the cases that all three could be tested on."),
+        Table("Paired differences of Dice, mean over databases",
+              compared(cases, "dice", [(EVERY, ALONE), (EVERY, OWN), (ALONE, OWN)]), INTERVAL),
+        Table("More sequences against one, by database", pd.DataFrame(by_database), INTERVAL),
+    ]  # fmt: skip

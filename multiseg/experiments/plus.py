@@ -1,0 +1,37 @@
+"""The larger Multi-Unet against the published one under equal steps."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from multiseg.experiments.drop import full_sets
+from multiseg.experiments.ground import Ground
+from multiseg.experiments.runs import Arm, Exam, joint
+from multiseg.experiments.tables import INTERVAL, Table, compared, means
+
+QUESTION = "Is multi_unet_plus better than multi_unet after as many steps on the same patches?"
+PLUS, PLAIN = "multi_unet_plus", "multi_unet"
+
+
+def plan(ground: Ground) -> list[Arm]:
+    return [
+        Arm(builder, joint(ground, seed, "uniform", builder), Exam(ground.training, "all"))
+        for builder in (PLAIN, PLUS)
+        for seed in range(ground.num_seeds)
+    ]
+
+
+def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
+    full, pair = full_sets(cases), [(PLUS, PLAIN)]
+    by_database = [
+        {"database": name, **row}
+        for name in ground.training
+        for row in compared(full[full["database"] == name], "dice", pair).to_dict("records")
+    ]
+    return [
+        Table("Dice with all sequences", means(full, "dice", ground.training)),
+        Table("Dice over all subsets", means(cases, "dice", ground.training)),
+        Table("Difference with all sequences", compared(full, "dice", pair), INTERVAL),
+        Table("Difference over all subsets", compared(cases, "dice", pair), INTERVAL),
+        Table("Difference with all sequences, by database", pd.DataFrame(by_database), INTERVAL),
+    ]

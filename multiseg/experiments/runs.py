@@ -1,0 +1,109 @@
+"""A run as data: what is trained, from which other run, and what an experiment asks of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from multiseg.config import merged
+from multiseg.experiments.ground import Ground
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training. Two runs with equal settings and equal parents are one, trained once for all experiments.
+
+    Attributes:
+        name: for people; it does not count.
+        settings: nested, as in a run file, without device and readers.
+        parent: the run whose model this one starts from.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(hash=False)
+    parent: Run | None = None
+
+    @property
+    def key(self) -> str:
+        """What makes this run itself, in 12 letters."""
+        parent = self.parent.key if self.parent else ""
+        text = json.dumps([self.settings, parent], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
+
+    @property
+    def cost(self) -> float:
+        """About how long it takes, in patches of a Multi-Unet; for the time that is left."""
+        slow = {"lf_unet": 2.5, "maf_unet": 2.5, "multi_unet_plus": 2.5, "hemis": 1.5}
+        factor = slow.get(self.settings["model"].get("builder", "multi_unet"), 1.0)
+        if self.settings.get("start", {}).get("method") == "progressive":
+            factor = 2.0
+        return float(factor * self.settings["fit"]["num_steps"] * self.settings["stream"]["batch_size"])
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What a trained model is asked: which databases' cases, with which subsets of their sequences."""
+
+    databases: tuple[str, ...]
+    subsets: str = "full"
+    split: str = "test"
+
+    @property
+    def key(self) -> str:
+        text = json.dumps([self.databases, self.subsets, self.split])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A run under the name that it has in an experiment's tables, and its test there."""
+
+    name: str
+    run: Run
+    test: Exam
+
+
+def training(
+    ground: Ground, name: str, databases: Sequence[str], seed: int, more: Mapping[str, Any], parent: Run | None = None
+) -> Run:
+    """A run on these databases at the ground's scale, with `more` settings of its own."""
+    settings = merged(ground.scale.settings(len(databases)), {"store": ground.store, "databases": list(databases)})
+    return Run(f"{name}, seed {seed}", merged(settings, {"seed": seed, **more}), parent)
+
+
+def joint(ground: Ground, seed: int, drop: str = "uniform", builder: str = "multi_unet") -> Run:
+    """One model of all training databases."""
+    more = {"model": {"builder": builder}, "stream": {"draw": {"drop": drop}}}
+    return training(ground, f"{builder} on all, drop {drop}", ground.training, seed, more)
+
+
+def single(ground: Ground, database: str, seed: int, drop: str = "none") -> Run:
+    """One database's own model. A database of one sequence has nothing to drop."""
+    drop = drop if len(ground.sequences[database]) > 1 else "none"
+    more = {"model": {"builder": "multi_unet"}, "stream": {"draw": {"drop": drop}}}
+    return training(ground, f"{database} alone, drop {drop}", [database], seed, more)
+
+
+def without(ground: Ground, database: str, seed: int) -> Run:
+    """One model, with modality drop, of all training databases but one."""
+    more = {"model": {"builder": "multi_unet"}, "stream": {"draw": {"drop": "uniform"}}}
+    return training(ground, f"all but {database}", ground.others(database), seed, more)
+
+
+def in_order(arms: Iterable[Arm]) -> list[Run]:
+    """Every run once, parents before their children."""
+    found: dict[str, Run] = {}
+    for arm in arms:
+        line = [arm.run]
+        while (parent := line[-1].parent) is not None:
+            line.append(parent)
+        for run in reversed(line):
+            found.setdefault(run.key, run)
+    return list(found.values())

@@ -1,0 +1,94 @@
+"""How large an experiment is: the numbers of its data, networks, trainings and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from multiseg.models.builders import PUBLISHED_WIDTHS
+from multiseg.types import Index3
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The numbers that all arms of all experiments share.
+
+    Attributes:
+        spacing_mm: edge of a voxel of the synthetic store.
+        num_cases: of each synthetic hospital; `split` shares them out.
+        coarseness: of the synthetic scans before they are resampled.
+        num_patches: from each training database a step, as published: a joint model sees as much of each
+            database as that database's own model does.
+        finetune_steps: of every arm of the experiment on fine-tuning, training from scratch included.
+        few: training cases where labels are few.
+        num_finetuned: databases that are fine-tuned on.
+    """
+
+    name: str
+    spacing_mm: float
+    num_cases: int
+    coarseness: float
+    widths: tuple[int, ...]
+    dropout: float
+    patch: Index3
+    steps: int
+    finetune_steps: int
+    few: int
+    num_finetuned: int = 3
+    num_patches: int = 2
+    learning_rate: float = 1e-3
+    augment: str = "none"
+    validate_every: int = 200
+    validation_cases: int = 4
+    overlap: float = 0.25
+    split: Mapping[str, float] = field(default_factory=lambda: {"train": 0.5, "val": 0.1, "test": 0.4}, hash=False)
+
+    def settings(self, num_databases: int) -> dict[str, Any]:
+        """What a training on so many databases is set to."""
+        return {
+            "model": {"widths": self.widths, "dropout": self.dropout},
+            "stream": {
+                "batch_size": self.num_patches * num_databases,
+                "draw": {"patch": self.patch, "databases": "each", "drop": "uniform"},
+            },
+            "augment": {"preset": self.augment},
+            "fit": {
+                "num_steps": self.steps,
+                "learning_rate": self.learning_rate,
+                "validate_every": self.validate_every,
+                "validation_cases": self.validation_cases,
+            },
+        }
+
+    def __str__(self) -> str:
+        patch = " x ".join(map(str, self.patch))
+        return (
+            f"scale {self.name}: widths {list(self.widths)}, dropout {self.dropout}, patches of {patch} voxels, "
+            f"{self.num_patches} from each database a step, half of them centred on a lesion, {self.steps} steps "
+            f"(fine-tuning: {self.finetune_steps}), Adam from {self.learning_rate} to 0 by a cosine, loss dice+bce, "
+            f"augmentation {self.augment}, the best of the validations every {self.validate_every} steps on up to "
+            f"{self.validation_cases} cases a database, windows overlapping by {self.overlap}"
+        )
+
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            name="tiny", spacing_mm=6.0, num_cases=4, coarseness=2.5, widths=(8, 8), dropout=0.0, patch=(8, 8, 8),
+            steps=2, finetune_steps=2, few=1, num_finetuned=1, num_patches=1, validate_every=2, validation_cases=1,
+            overlap=0.0,
+        ),
+        Scale(
+            name="small", spacing_mm=4.0, num_cases=40, coarseness=1.0, widths=(8, 16, 32), dropout=0.1,
+            patch=(24, 24, 24), steps=300, finetune_steps=150, few=4, learning_rate=2e-3, validate_every=100,
+        ),
+        Scale(
+            name="full", spacing_mm=1.0, num_cases=60, coarseness=1.0, widths=PUBLISHED_WIDTHS, dropout=0.2,
+            patch=(128, 128, 128), steps=25_000, finetune_steps=12_500, few=20, num_finetuned=5, augment="published",
+            validate_every=1000, validation_cases=8,
+        ),
+    )
+}  # fmt: skip
+"""tiny only shows that everything runs; small is for two CPU cores; full for a GPU, with the published sizes."""

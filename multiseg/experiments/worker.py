@@ -1,0 +1,130 @@
+"""One run in one process: trained, then asked everything that the experiments want of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from multiseg.config import merged, to_options
+from multiseg.errors import MultisegError
+from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
+from multiseg.experiments.runs import Exam, Run
+from multiseg.files import write_atomically
+from multiseg.models.devices import resolve_device
+from multiseg.training.run import train
+
+DONE, CASES = "done.json", "cases.csv"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run with its tests; `folder` holds every run of all experiments."""
+
+    run: Run
+    tests: tuple[Exam, ...]
+    folder: Path
+    overlap: float
+    device: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `failure` says why where it did not."""
+
+    key: str
+    seconds: float
+    failure: str = ""
+
+
+def run_folder(folder: Path, run: Run) -> Path:
+    return folder / run.key
+
+
+def cases_file(folder: Path, run: Run, test: Exam) -> Path:
+    """The table of a test: a row a case and subset."""
+    return run_folder(folder, run) / f"test-{test.key}" / CASES
+
+
+def is_trained(folder: Path, run: Run) -> bool:
+    return (run_folder(folder, run) / DONE).is_file()
+
+
+def read_done(folder: Path, run: Run) -> Mapping[str, object]:
+    """What is known of a finished training: steps, best validation, seconds, versions."""
+    told: Mapping[str, object] = json.loads((run_folder(folder, run) / DONE).read_text(encoding="utf-8"))
+    return told
+
+
+def is_finished(task: Task) -> bool:
+    """Whether there is nothing left to do for it."""
+    tested = all(cases_file(task.folder, task.run, test).is_file() for test in task.tests)
+    return tested and is_trained(task.folder, task.run)
+
+
+def serve(pipe: Connection) -> None:
+    """A worker's life: do each task that comes, until the pipe closes.
+
+    The terminal's Ctrl-C is the parent's business, which then sends SIGTERM: that ends a training after its
+    step, saved, and anything else at once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        try:
+            task: Task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(do(task))
+        except BrokenPipeError:
+            return
+
+
+def do(task: Task) -> Outcome:
+    """Train and test, going on from what is there. What multiseg says against it becomes the outcome's failure."""
+    began = time.monotonic()
+    if task.device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        if not is_trained(task.folder, task.run):
+            _train(task)
+        for test in task.tests:
+            if not cases_file(task.folder, task.run, test).is_file():
+                _test(task, test)
+    except (MultisegError, NotImplementedError, RuntimeError) as error:  # the latter two from torch
+        return Outcome(task.run.key, time.monotonic() - began, f"{type(error).__name__}: {error}")
+    return Outcome(task.run.key, time.monotonic() - began)
+
+
+def _train(task: Task) -> None:
+    began, out = time.monotonic(), run_folder(task.folder, task.run)
+    more = {"device": task.device, "stream": {"workers": 0}}
+    if task.run.parent:
+        more["start"] = {"model": str(run_folder(task.folder, task.run.parent).resolve())}
+    result = train(to_options(merged(task.run.settings, more)), out)
+    if not result.finished:
+        raise SystemExit(0)  # asked to stop; saved
+    told = {"name": task.run.name, "step": result.step, "best": result.best, "seconds": time.monotonic() - began}
+    versions = {"multiseg": version("multiseg"), "torch": torch.__version__}
+    write_atomically(out / DONE, json.dumps({**told, "versions": versions}, indent=1).encode())
+
+
+def _test(task: Task, test: Exam) -> None:
+    file = cases_file(task.folder, task.run, test)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    options = EvaluateOptions(test.split, test.databases, test.subsets, task.overlap)
+    device = str(resolve_device(task.device))
+    result = evaluate(run_folder(task.folder, task.run), str(task.run.settings["store"]), options, device, file.parent)
+    write_atomically(file, result.cases.to_csv(index=False).encode())
+
+
+def read_cases(folder: Path, run: Run, test: Exam) -> pd.DataFrame:
+    return pd.read_csv(cases_file(folder, run, test), keep_default_na=False, na_values=[""], dtype={"case": str})
