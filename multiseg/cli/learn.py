@@ -38,6 +38,9 @@ def train_command(
     cache: Annotated[str | None, typer.Option(help="Memory for decoded cases, such as 4GiB.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, dropout and draws.")] = None,
+    model: Annotated[str | None, typer.Option(help="Network, such as multi_unet or multi_unet_plus.")] = None,
+    drop: Annotated[str | None, typer.Option(help="Law of modality drop: uniform, none, bernoulli, subsets.")] = None,
+    cases: Annotated[int | None, typer.Option(help="At most so many training cases a database.", min=1)] = None,
     augment: Annotated[
         str | None, typer.Option(help="none, published or standard; takes the place of the run file's table.")
     ] = None,
@@ -55,14 +58,21 @@ def train_command(
     multiseg train brain.zarr --print-config > run.toml
 
     multiseg train --run run.toml --out runs/mine
+
+    multiseg train brain.zarr --out runs/fused --model maf_unet --drop subsets --cases 20
+
+    torchrun --nproc-per-node 2 -m -- multiseg train brain.zarr --out runs/two-cards
     """
     from multiseg.cli.console import print_json
+    from multiseg.training.distributed import is_first_process
     from multiseg.training.folder import to_toml
 
     size = (patch, patch, patch) if patch else None
     options = options_from(store, run, {
         "databases": database, "device": device, "seed": seed,
-        "stream": {"batch_size": batch_size, "workers": workers, "cache": cache, "draw": {"patch": size}},
+        "stream": {"batch_size": batch_size, "workers": workers, "cache": cache,
+                   "draw": {"patch": size, "drop": drop, "num_cases": cases}},
+        "model": {"builder": model},
         "augment": {"preset": augment},
         "fit": {"num_steps": steps, "learning_rate": learning_rate},
     })  # fmt: skip
@@ -74,7 +84,7 @@ def train_command(
     if resume and not (out / "resume.pt").is_file():
         raise UsageError(f"{out} holds no run to go on with (no resume.pt).")
     result = train_shown(options, out, overwrite, as_json)
-    if as_json:
+    if as_json and is_first_process():
         print_json({"run": str(out), "step": result.step, "finished": result.finished, "best": result.best})
     return 0 if result.finished else 130
 
@@ -111,10 +121,12 @@ def train_shown(
     """Train with a bar on a terminal, lines off it, and a sentence at the end."""
     from multiseg.cli.console import messages, progress_bar
     from multiseg.models.saved import model_path, read_info
+    from multiseg.training.distributed import is_first_process
     from multiseg.training.run import train
 
-    console = messages()
-    with progress_bar("train", options.fit.num_steps, "preparing") as bar:
+    is_first = is_first_process()
+    console = messages(quiet=not is_first)
+    with progress_bar("train", options.fit.num_steps, "preparing", quiet=not is_first) as bar:
         show = _Progress(bar, console, options.fit.num_steps, lines=bar.disable and not quiet)
         result = train(options, out, overwrite, show.event, on_start)
     if not result.finished:
@@ -142,6 +154,9 @@ class _Progress:
         if isinstance(event, Validated):
             parts = "  ".join(f"{name} {value:.3f}" for name, value in event.parts.items())
             best = "  (best so far)" if event.is_best else ""
+            if not event.parts:
+                self.console.print(f"step {event.step}: saved; no validation case to say how good it is")
+                return
             self.console.print(f"step {event.step}: validation Dice {event.score:.3f}  {parts}{best}", soft_wrap=True)
             return
         if event.skipped:

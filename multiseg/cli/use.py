@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,7 +87,18 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
     output().print(POLICY)
     for database, names in result.left_out.items():
         messages().print(f"{database}: {', '.join(names)} left out, no training database had it.")
+    for reason, cases in _by_reason(result.skipped).items():
+        messages().print(f"not evaluated: {cases}: {reason}.", soft_wrap=True)
     output().print(f"Written to {folder}: cases.csv, summary.csv, summary.json, montage.png", soft_wrap=True)
+
+
+def _by_reason(skipped: Mapping[str, str]) -> dict[str, str]:
+    """The cases that share a reason, the first few by name."""
+    by_reason: dict[str, list[str]] = {}
+    for case, reason in skipped.items():
+        by_reason.setdefault(reason, []).append(case)
+    more = {reason: f" and {len(cases) - 5} more" if len(cases) > 5 else "" for reason, cases in by_reason.items()}
+    return {reason: ", ".join(cases[:5]) + more[reason] for reason, cases in by_reason.items()}
 
 
 def predict_command(

@@ -58,7 +58,7 @@ class EvaluateOptions:
 class Evaluation:
     """Results: a row a case, subset and label; and means by database, label and subset.
 
-    `left_out` says which sequences the model could not use, by database.
+    `left_out` says which sequences the model could not use, by database; `skipped` why a case has no row.
     """
 
     cases: pd.DataFrame
@@ -66,6 +66,7 @@ class Evaluation:
     panels: tuple[CasePanel, ...]
     split: str
     left_out: Mapping[str, tuple[str, ...]]
+    skipped: Mapping[str, str]
 
     @property
     def title(self) -> str:
@@ -86,6 +87,7 @@ class Evaluation:
         return {
             "empty_mask_policy": POLICY,
             "left_out": {k: list(v) for k, v in self.left_out.items()},
+            "skipped": dict(self.skipped),
             "summary": rows,
         }
 
@@ -115,7 +117,10 @@ def evaluate(
     if not isinstance(store, Store):
         store = open_store(store or store_of_run(Path(run)))
     check_spacing(model.info, store)
-    cases = [case for case in select(store, options.databases, split=options.split) if _usable(model, store, case)]
+    asked = select(store, options.databases, split=options.split)
+    reasons = {f"{case.database}/{case.name}": _why_skipped(model, store, case) for case in asked}
+    skipped = {name: reason for name, reason in reasons.items() if reason}
+    cases = [case for case in asked if f"{case.database}/{case.name}" not in skipped]
     if not cases:
         raise DataError(
             f"{store.url} has no case of the split {options.split or 'any'!r} with a label and a sequence "
@@ -132,7 +137,7 @@ def evaluate(
         if sum(other.database == case.database for other in cases[:at]) < MONTAGE_CASES:
             panels.append(_panel(model, loaded, options.overlap))
     table = pd.DataFrame([row for case in cases for row in done.rows[f"{case.database}/{case.name}"]])
-    return Evaluation(table, summary_of(table), tuple(panels), options.split, _left_out(model, cases))
+    return Evaluation(table, summary_of(table), tuple(panels), options.split, _left_out(model, asked), skipped)
 
 
 def store_of_run(run: Path) -> str:
@@ -158,9 +163,13 @@ def check_spacing(info: ModelInfo, store: Store) -> None:
         )
 
 
-def _usable(model: Model, store: Store, case: Case) -> bool:
-    view = store[case.database].label_view(case, model.info.space)
-    return bool(view.annotated.any()) and bool(model.info.usable(case.modalities))
+def _why_skipped(model: Model, store: Store, case: Case) -> str:
+    """Why a case cannot be evaluated; "" where it can."""
+    if not store[case.database].label_view(case, model.info.space).annotated.any():
+        return f"nobody looked for {', '.join(model.info.space.names)}"
+    if not model.info.usable(case.modalities):
+        return f"it has only {', '.join(case.modalities)}, which the model was not trained on"
+    return ""
 
 
 def _left_out(model: Model, cases: Sequence[Case]) -> dict[str, tuple[str, ...]]:
@@ -188,7 +197,8 @@ def _load(model: Model, store: Store, case: Case) -> _Loaded:
     info, database = model.info, store[case.database]
     own, codes = database.whole(case)
     view = database.label_view(case, info.space)
-    usable = info.usable(case.modalities)
+    # In the model's order, so that a subset has one name in every store.
+    usable = tuple(name for name in info.axis if name in info.usable(case.modalities))
     images, _ = network_input(info, own, database.modalities, usable, case.intensity)
     shown = {name: own[database.modalities.index(name)] for name in usable}
     return _Loaded(case, usable, shown, images, view.target(codes), view.annotated)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from multiseg.cli.app import run
 from multiseg.errors import DataError, ModalityError, SourceError, UsageError
 from multiseg.evaluation.evaluate import EvaluateOptions, decide, evaluate
 from multiseg.evaluation.predict import name_images, predict
@@ -19,6 +20,7 @@ from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import BUILDERS
 from multiseg.models.saved import Model, ModelInfo, save_model
+from multiseg.store.catalogue import select
 from multiseg.store.formats.nifti import write_nifti
 from multiseg.store.reader import open_store
 
@@ -112,6 +114,19 @@ def test_an_untrained_channel_is_left_out_and_said(saved: Path, store_url: str) 
     result = evaluate(saved, store_url, EvaluateOptions(split="", databases=("alder",)))
     assert set(result.cases["modalities"]) == {"FLAIR+T1", "FLAIR", "T1"}
     assert set(result.left_out["alder"]) == {"PD", "T2"}
+
+
+def test_a_case_without_a_usable_sequence_is_skipped_and_said(
+    saved: Path, store_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(saved, Threshold(1.5), info(trained_on=("FLAIR",)))
+    result = evaluate(saved, store_url, EvaluateOptions(split="", databases=("cedar",)))
+    (without,) = [case for case in select(open_store(store_url), ["cedar"]) if "FLAIR" not in case.modalities]
+    reason = "it has only DWI, ADC, which the model was not trained on"
+    assert result.skipped == {f"cedar/{without.name}": reason}
+    assert without.name not in set(result.cases["case"])
+    assert run(["evaluate", str(saved), "--store", store_url, "--split", "all", "--database", "cedar"]) == 0
+    assert f"not evaluated: cedar/{without.name}: {reason}." in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_cannot_be_evaluated_is_refused(saved: Path, store_url: str) -> None:
