@@ -32,9 +32,9 @@ def output() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
-def messages() -> Console:
-    """Progress and errors."""
-    return Console(stderr=True, highlight=False)
+def messages(quiet: bool = False) -> Console:
+    """Progress and errors; nothing where `quiet`."""
+    return Console(stderr=True, highlight=False, quiet=quiet)
 
 
 def print_json(data: Any) -> None:
@@ -90,9 +90,9 @@ def _plain(text: str) -> str:
 
 
 @contextmanager
-def progress_bar(what: str, total: int, details: str = "") -> Iterator[Progress]:
+def progress_bar(what: str, total: int, details: str = "", quiet: bool = False) -> Iterator[Progress]:
     """A bar on a terminal; elsewhere nothing, and the caller prints lines. Its task has number 0."""
-    console = messages()
+    console = messages(quiet)
     columns = [
         TextColumn("{task.description}"),
         BarColumn(),
@@ -100,7 +100,7 @@ def progress_bar(what: str, total: int, details: str = "") -> Iterator[Progress]
         TextColumn("{task.fields[details]}"),
     ]
     with Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=quiet or not console.is_terminal
     ) as bar:
         bar.add_task(what, total=total, details=details)
         yield bar

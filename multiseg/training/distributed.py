@@ -17,11 +17,17 @@ from torch.nn.parallel import DistributedDataParallel
 from multiseg.errors import TrainingError, UsageError
 from multiseg.loaders.batches import Share
 from multiseg.models.devices import resolve_device
+from multiseg.models.plus import MultiUnetPlus
+from multiseg.models.progressive import ProgressiveUnet
+from multiseg.models.unet import MultiUnet
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
 """How long one process waits for another, which may be at a validation or waiting for its data. One that ended is
 noticed at once."""
+
+WHOLE = (MultiUnet, MultiUnetPlus, ProgressiveUnet)
+"""Networks of which every batch uses every parameter."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,14 @@ class Peers:
         return self.rank == 0
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network as a step has to call it, so that every process ends up with the mean of all gradients.
-
-        Parameters that a batch does not touch are allowed for: those of a sequence that no patch of it has.
-        """
+        """The network as a step has to call it, so that every process ends up with the mean of all gradients."""
         if self.num == 1:
             return network
         device = next(network.parameters()).device
         cards = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=cards, find_unused_parameters=True)
+        # A network with parts for single sequences leaves out those of which a batch has none.
+        may_skip = not isinstance(network, WHOLE)
+        return DistributedDataParallel(network, device_ids=cards, find_unused_parameters=may_skip)
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
         """Each number added up over the processes."""

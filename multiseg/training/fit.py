@@ -278,7 +278,9 @@ def _step(learner: _Learner, group: Iterator[tuple[Batch, float]]) -> _Done:
     learner.network.train()
     state.optimiser.zero_grad(set_to_none=True)
     cases: dict[str, None] = {}
-    waits, num_patches, sums = [], 0, {}
+    waits: list[float] = []
+    sums: dict[str, Tensor] = {}
+    num_patches = 0
     for at, (batch, waited) in enumerate(group, start=1):
         with without_sync(learner.network, quiet=at < options.accumulate):
             found = _backward(learner, batch)
