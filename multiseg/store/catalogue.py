@@ -28,6 +28,9 @@ def select(
 ) -> tuple[Case, ...]:
     """The committed cases that fit every condition given; an empty condition fits all.
 
+    They come by database and name, whatever order they were written in: what is drawn from them, or is the first few
+    of them, depends on the cases alone.
+
     >>> older = {"age": lambda years: years > 60, "sex": "F"}
     >>> select(open_store("brain.zarr"), modalities=["FLAIR"], split="train", participants=older)
 
@@ -51,7 +54,7 @@ def select(
         raise StoreError(f"no database has the column {sorted(unknown)}; there are {sorted(columns)}.")
     return tuple(
         case
-        for case in store.cases
+        for case in sorted(store.cases, key=lambda case: (case.database, case.name))
         if (not databases or case.database in databases)
         and set(modalities) <= set(case.modalities)
         and (not pathology or case.pathology == pathology)
