@@ -80,7 +80,8 @@ def training(
 
 def joint(ground: Ground, seed: int, drop: str = "uniform", builder: str = "multi_unet") -> Run:
     """One model of all training databases."""
-    more = {"model": {"builder": builder}, "stream": {"draw": {"drop": drop}}}
+    numbers = {"widths": ground.scale.plus_widths, "norm": "instance_affine"} if builder == "multi_unet_plus" else {}
+    more = {"model": {"builder": builder, **numbers}, "stream": {"draw": {"drop": drop}}}
     return training(ground, f"{builder} on all, drop {drop}", ground.training, seed, more)
 
 
