@@ -6,6 +6,7 @@ Nothing is computed: on torch's meta device tensors have shapes but no values, s
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -70,17 +71,23 @@ def row(label: str, num_modalities: int, found: Figures) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def table(edge: int) -> Iterator[str]:
+    """Lines of Markdown, for patches of this edge in voxels."""
+    yield f"| {' | '.join(TITLES)} |"
+    yield f"|{'---|' * len(TITLES)}"
+    yield row("multi_unet, one database", 1, figures("multi_unet", 1, edge))
+    for name in BUILDERS:
+        yield row(name, 6, figures(name, 6, edge))
+    one = torch.arange(6) == 0
+    for name in ("lf_unet", "maf_unet", "hemis"):
+        yield row(f"{name}, 1 present", 6, figures(name, 6, edge, one))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edge", type=int, default=128, help="of the patch, in voxels")
-    edge = parser.parse_args().edge
-    print(f"| {' | '.join(TITLES)} |\n|{'---|' * len(TITLES)}")
-    print(row("multi_unet, one database", 1, figures("multi_unet", 1, edge)))
-    for name in BUILDERS:
-        print(row(name, 6, figures(name, 6, edge)), flush=True)
-    one = torch.arange(6) == 0
-    for name in ("lf_unet", "maf_unet", "hemis"):
-        print(row(f"{name}, 1 present", 6, figures(name, 6, edge, one)), flush=True)
+    for line in table(parser.parse_args().edge):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
