@@ -80,8 +80,13 @@ def head_first(peers, url):
     state.head_steps = 2
     body = next(state.network.parameters())
     seen = []
-    hooks = Hooks(lambda event: seen.append((body.detach().clone(), state.network.head.weight.detach().clone())))
     before = body.detach().clone()
+
+    def look(event):
+        if isinstance(event, StepDone):
+            seen.append((body.detach().clone(), state.network.head.weight.detach().clone()))
+
+    hooks = Hooks(look)
     assert fit(state, stream_of(url, peers.share), OPTIONS, hooks, peers=peers)
     assert [torch.equal(first, before) for first, _ in seen] == [True, True, False, False]
     assert not torch.equal(seen[0][1], seen[1][1])

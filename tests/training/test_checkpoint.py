@@ -5,6 +5,7 @@ import torch
 
 from multiseg.errors import CheckpointError
 from multiseg.models.builders import multi_unet
+from multiseg.training.average import average_of
 from multiseg.training.checkpoint import TrainState, load_state, save_state
 
 
@@ -89,3 +90,29 @@ def test_nothing_in_a_file_is_run(tmp_path, capsys):
     with pytest.raises(CheckpointError, match="cannot be resumed from"):
         load_state(tmp_path / "resume.pt", fresh())
     assert capsys.readouterr().out == ""
+
+
+def test_the_average_comes_back_too(tmp_path):
+    state = fresh()
+    state.average = average_of(fresh(seed=3).network)
+    save_state(tmp_path / "resume.pt", state)
+    other = fresh(seed=1)
+    load_state(tmp_path / "resume.pt", other)
+    for name, tensor in state.average.state_dict().items():
+        assert torch.equal(tensor, other.average.state_dict()[name])
+        assert torch.equal(state.network.state_dict()[name], other.network.state_dict()[name])
+    assert other.model is other.average
+    assert fresh().model is not None
+    assert not any(parameter.requires_grad for parameter in other.average.parameters())
+
+
+def test_a_file_from_before_there_were_averages_and_peers(tmp_path):
+    state = fresh()
+    save_state(tmp_path / "resume.pt", state)
+    content = torch.load(tmp_path / "resume.pt", weights_only=True)
+    del content["average"], content["others"]
+    torch.save(content, tmp_path / "resume.pt")
+    other = fresh(seed=1)
+    load_state(tmp_path / "resume.pt", other)
+    assert other.average is None
+    assert other.model is other.network

@@ -1,8 +1,10 @@
 import math
+import os
 from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 
 from multiseg.errors import TrainingError, UsageError
 from multiseg.labels import LabelSpace
@@ -292,6 +294,8 @@ def test_the_published_objective_trains(stream):
         ({"validate_every": 0}, "validate_every is 0"),
         ({"max_bad_steps": 0}, "max_bad_steps is 0"),
         ({"learning_rate": 0.0}, r"learning_rate is 0\.0"),
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"ema": 1.0}, r"ema is 1\.0: .* below 1"),
     ],
 )
 def test_options_that_cannot_be_meant(stream, changes, said):
@@ -342,3 +346,189 @@ def test_augmentation_leaves_dropout_its_random_numbers(stream):
     nothing = AugmentOptions(noise_probability=1.0, noise_std=(0.0, 0.0))
     fit(fresh(), stream, options, noisy.hooks(), nothing)
     assert [event.loss for event in noisy.steps] == [event.loss for event in plain.steps]
+
+
+class Counted:
+    """A stream that remembers which batches it was asked for."""
+
+    def __init__(self, stream):
+        self.stream, self.asked = stream, []
+
+    def batches(self, start, stop):
+        self.asked.append((start, stop))
+        yield from self.stream.batches(start, stop)
+
+
+def test_accumulated_batches_are_one_larger_batch(stream, few_state):
+    """For a loss that averages over samples: two batches of two are a batch of four, and half as many steps."""
+    options = replace(OPTIONS, objective="dice", num_steps=3, validate_every=3)
+    large = StreamOptions(DrawOptions(patch=(8, 8, 8)), batch_size=4, workers=0, batches_per_epoch=3)
+    four = PatchStream(stream.plan.store, AXIS, LabelSpace(), large, databases=["alder", "dogwood"])
+    two = StreamOptions(DrawOptions(patch=(8, 8, 8)), batch_size=2, workers=0, batches_per_epoch=6)
+    twos = PatchStream(stream.plan.store, AXIS, LabelSpace(), two, databases=["alder", "dogwood"])
+    whole, parts = Recorder(), Recorder()
+    a, b = few_state(dropout=0.0), few_state(dropout=0.0)
+    fit(a, four, options, whole.hooks())
+    counted = Counted(twos)
+    fit(b, counted, replace(options, accumulate=2), parts.hooks())
+    assert counted.asked == [(0, 6)]
+    assert [event.step for event in parts.steps] == [1, 2, 3]
+    for name in ("loss", "gradient_norm", "learning_rate"):
+        mine, theirs = ([getattr(event, name) for event in recorder.steps] for recorder in (parts, whole))
+        assert mine == pytest.approx(theirs, rel=1e-4), name
+    for event in parts.steps:
+        assert event.scalars["dice_loss"] == pytest.approx(event.loss)
+        assert 0 <= event.waiting <= 1
+
+
+def test_a_bad_batch_spoils_its_whole_step(stream):
+    recorder, state = Recorder(), fresh()
+    fit(state, Spoilt(stream, {1}), replace(OPTIONS, num_steps=2, accumulate=2), recorder.hooks())
+    assert [bool(event.skipped) for event in recorder.steps] == [True, False]
+    first, second = stream.batches(0, 2)
+    named = [f"{d}/{c}" for batch in (first, second) for d, c in zip(batch.database, batch.case, strict=True)]
+    assert recorder.steps[0].skipped == ", ".join(dict.fromkeys(named))
+
+
+def test_the_average_is_of_the_weights_after_each_good_step(stream):
+    state, weights = fresh(), []
+    options = replace(OPTIONS, num_steps=3, ema=0.5, validate_every=10)
+    first = next(state.network.parameters())
+    start = first.detach().clone()
+    hooks = Recorder().hooks(on_event=lambda event: weights.append(first.detach().clone()))
+    fit(state, Spoilt(stream, {1}), options, hooks)
+    expected = start
+    for at, decay in ((0, 1 / 10), (2, 3 / 12)):  # step 1 was skipped and changed nothing
+        expected = decay * expected + (1 - decay) * weights[at]
+    torch.testing.assert_close(next(state.average.parameters()), expected)
+    assert state.model is state.average
+
+
+def test_without_an_average_the_model_is_the_network(stream):
+    state = fresh()
+    fit(state, stream, replace(OPTIONS, num_steps=1), Hooks())
+    assert state.average is None
+    assert state.model is state.network
+
+
+def test_only_the_head_learns_at_first(stream):
+    state, seen = fresh(), []
+    state.head_steps = 2
+    frozen = state.network.encoder[1].first.conv.weight.requires_grad_(False)  # by itself, and it stays so
+    head, body = state.network.head.weight, next(state.network.parameters())
+
+    def look(event):
+        if isinstance(event, StepDone):
+            seen.append((head.detach().clone(), body.detach().clone(), body.grad is None))
+
+    before = head.detach().clone(), body.detach().clone(), frozen.detach().clone()
+    fit(state, stream, replace(OPTIONS, num_steps=4), Recorder().hooks(on_event=look))
+    assert [torch.equal(one[1], before[1]) for one in seen] == [True, True, False, False]
+    assert [one[2] for one in seen] == [True, True, False, False]
+    assert all(not torch.equal(a[0], b[0]) for a, b in zip([before, *seen], seen, strict=False))
+    assert torch.equal(frozen, before[2])
+    assert not frozen.requires_grad
+    assert body.requires_grad
+
+
+def test_a_stop_while_only_the_head_learns_leaves_nothing_frozen(stream):
+    state = fresh()
+    state.head_steps = 5
+    assert not fit(state, stream, OPTIONS, Recorder(stop_after=2).hooks())
+    assert all(parameter.requires_grad for parameter in state.network.parameters())
+
+
+def test_a_network_without_a_head_cannot_begin_with_it(stream):
+    network = torch.nn.Conv3d(len(AXIS), 1, 1)
+    state = TrainState(network, torch.optim.Adam(network.parameters()), torch.amp.GradScaler("cpu", enabled=False))
+    state.head_steps = 1
+    with pytest.raises(UsageError, match="Conv3d has no head to learn first"):
+        fit(state, stream, OPTIONS, Hooks())
+
+
+EVERYTHING = replace(OPTIONS, accumulate=2, ema=0.8, amp="bf16", channels_last=True, deterministic=True)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
+def test_with_everything_on_a_resumed_training_is_the_same_bit_for_bit(stream, tmp_path, stop_after):
+    """Averages, accumulation, dropout, augmentation, bf16, and only the head for the first four steps."""
+
+    def started():
+        state = fresh()
+        state.head_steps = 4
+        return state
+
+    straight, whole = started(), Recorder()
+    assert fit(straight, stream, EVERYTHING, whole.hooks(), AUGMENTED)
+
+    state, first = started(), Recorder(stop_after)
+    save = first.hooks(save=lambda is_best: save_state(tmp_path / "resume.pt", state))
+    assert not fit(state, stream, EVERYTHING, save, AUGMENTED)
+    torch.manual_seed(999)
+    resumed, second, counted = started(), Recorder(), Counted(stream)
+    load_state(tmp_path / "resume.pt", resumed)
+    assert fit(resumed, counted, EVERYTHING, second.hooks(), AUGMENTED)
+
+    assert counted.asked == [(2 * stop_after, 16)]
+    assert_same_state(resumed, straight)
+    for name, tensor in straight.average.state_dict().items():
+        assert torch.equal(tensor, resumed.average.state_dict()[name]), name
+        assert tensor.dtype == torch.float32
+    assert any(
+        not torch.equal(tensor, straight.network.state_dict()[name])
+        for name, tensor in straight.average.state_dict().items()
+    )
+    assert [event.loss for event in first.steps + second.steps] == [event.loss for event in whole.steps]
+
+
+def test_bf16_on_a_cpu_is_used_where_it_is_asked_for(stream):
+    losses = {}
+    for amp in ("off", "auto", "fp16", "bf16"):
+        recorder = Recorder()
+        fit(fresh(), stream, replace(OPTIONS, num_steps=1, amp=amp), recorder.hooks())
+        losses[amp] = recorder.steps[0].loss
+    assert losses["off"] == losses["auto"] == losses["fp16"]
+    assert losses["bf16"] != losses["off"]
+    assert losses["bf16"] == pytest.approx(losses["off"], rel=0.02)
+
+
+def test_channels_last_lays_weights_and_images_out_and_learns_alike(stream, few_state):
+    plain, other = Recorder(), Recorder()
+    options = replace(OPTIONS, num_steps=2, validate_every=2)
+    fit(few_state(), stream, options, plain.hooks())
+    state, seen = few_state(), []
+    state.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    fit(state, stream, replace(options, channels_last=True), other.hooks())
+    weight = state.network.encoder[0].second.conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert not weight.is_contiguous()
+    assert all(images.is_contiguous(memory_format=torch.channels_last_3d) for images in seen)
+    assert [event.loss for event in other.steps] == pytest.approx([event.loss for event in plain.steps], rel=1e-3)
+
+
+def test_deterministic_mode_holds_while_training_and_no_longer(stream, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seen = []
+
+    def look(event):
+        cudnn = torch.backends.cudnn
+        seen.append((torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark))
+        seen.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+
+    fit(fresh(), stream, replace(OPTIONS, num_steps=1, deterministic=True), Recorder().hooks(on_event=look))
+    assert seen[:2] == [(True, True, False), ":4096:8"]
+    seen.clear()
+    look(None)
+    assert seen == [(False, False, True), None]
+
+
+def test_a_network_that_cannot_be_compiled_is_a_clear_error(stream, monkeypatch):
+    def refuse(module):
+        raise BackendCompilerFailed(lambda: None, RuntimeError("no compiler here"), None)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: self.register_forward_pre_hook(
+        lambda module, given: refuse(module)
+    ))  # fmt: skip
+    with pytest.raises(TrainingError, match=r"(?s)could not compile the network: .*no compiler here"):
+        fit(fresh(), stream, replace(OPTIONS, compile=True), Hooks())

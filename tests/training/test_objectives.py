@@ -31,6 +31,18 @@ def batch_of(target, annotated):
     )
 
 
+class Scales(nn.Module):
+    """Answers with fixed logits at several scales."""
+
+    def __init__(self, *logits):
+        super().__init__()
+        self.num_scales = len(logits)
+        self.logits = nn.ParameterList(logits)
+
+    def forward(self, images, present, deep=False):
+        return list(self.logits) if deep else self.logits[0]
+
+
 NO_LESION = batch_of(torch.zeros(2, 4, 4, 4, dtype=torch.uint8), torch.ones(2, 1, dtype=torch.bool))
 
 
@@ -66,3 +78,47 @@ def test_what_nobody_looked_for_has_no_gradient_on_background(name):
     batch = batch_of(torch.zeros(1, 4, 4, 4, dtype=torch.uint8), torch.tensor([[True, False]]))
     OBJECTIVES[name](network, batch, 0)[0].backward()
     assert network.logits.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_deep_supervision_is_a_weighted_mean_over_the_scales(name):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 3, (2, 8, 8, 8), generator=generator).to(torch.uint8)
+    target[:, :3] = 255
+    logits = [torch.randn(2, 3, size, size, size, generator=generator) for size in (8, 4, 2)]
+    annotated = torch.tensor([[True, True], [True, False]])
+    loss, scalars = OBJECTIVES[name](Scales(*logits), batch_of(target, annotated), 0)
+    single = []
+    for scale, answer in enumerate(logits):
+        stride = 2**scale
+        small = batch_of(target[:, ::stride, ::stride, ::stride].contiguous(), annotated)
+        single.append(OBJECTIVES[name](Fixed(answer), small, 0))
+    weights = [4 / 7, 2 / 7, 1 / 7]
+    assert loss.item() == pytest.approx(sum(w * one[0].item() for w, one in zip(weights, single, strict=True)))
+    for key, value in scalars.items():
+        expected = sum(w * one[1][key].item() for w, one in zip(weights, single, strict=True))
+        assert value.item() == pytest.approx(expected)
+
+
+def test_every_scale_learns_and_the_finest_most():
+    network = Scales(*[torch.zeros(2, 1, size, size, size) for size in (4, 2)])
+    OBJECTIVES["dice+bce"](network, NO_LESION, 0)[0].backward()
+    fine, coarse = (logits.grad.abs().sum().item() for logits in network.logits)
+    assert fine > coarse > 0
+
+
+def test_what_is_ignored_is_ignored_at_every_scale():
+    """Codes are picked, not blended: 255 stays 255."""
+    target = torch.full((1, 4, 4, 4), 255, dtype=torch.uint8)
+    target[:, 0, 0, 0] = 1
+    network = Scales(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 2, 2, 2))
+    OBJECTIVES["dice+bce"](network, batch_of(target, torch.ones(1, 1, dtype=torch.bool)), 0)[0].backward()
+    for logits in network.logits:
+        assert torch.nonzero(logits.grad).tolist() == [[0, 0, 0, 0, 0]]
+
+
+def test_one_scale_is_asked_for_nothing_deep():
+    """A network of one scale may say so and not know the word."""
+    network = Fixed(torch.zeros(2, 1, 4, 4, 4))
+    network.num_scales = 1
+    assert OBJECTIVES["dice"](network, NO_LESION, 0)[0].item() > 0
