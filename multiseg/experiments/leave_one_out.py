@@ -26,8 +26,8 @@ def plan(ground: Ground) -> list[Arm]:
                 continue  # nothing that the others taught can be fed
             for seed in range(ground.num_seeds):
                 run = single(ground, name, seed) if arm == OWN else without(ground, name, seed)
-                test = Exam((name,), lone_sequence(ground, name)) if arm == ALONE else Exam((name,))
-                arms.append(Arm(arm, run, test))
+                exam = Exam((name,), lone_sequence(ground, name)) if arm == ALONE else Exam((name,))
+                arms.append(Arm(arm, run, exam))
     return arms
 
 

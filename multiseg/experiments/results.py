@@ -44,11 +44,11 @@ class Result:
 
 def tasks_of(arms: Sequence[Arm], ground: Ground, folder: Path, device: str) -> list[Task]:
     """Every run once, with all tests that some arm wants of it."""
-    tests: dict[str, dict[Exam, None]] = {}
+    exams: dict[str, dict[Exam, None]] = {}
     for arm in arms:
-        tests.setdefault(arm.run.key, {})[arm.test] = None
+        exams.setdefault(arm.run.key, {})[arm.exam] = None
     return [
-        Task(run, tuple(tests.get(run.key, {})), folder / RUNS, ground.scale.overlap, device) for run in in_order(arms)
+        Task(run, tuple(exams.get(run.key, {})), folder / RUNS, ground.scale.overlap, device) for run in in_order(arms)
     ]
 
 
@@ -93,7 +93,7 @@ def run_experiment(
 
 def plan_key(arms: Sequence[Arm]) -> str:
     """What is wanted, whole: another plan gives another key."""
-    text = json.dumps([[arm.name, arm.run.key, arm.test.key] for arm in arms])
+    text = json.dumps([[arm.name, arm.run.key, arm.exam.key] for arm in arms])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -107,9 +107,9 @@ def _is_done(out: Path, plan: str) -> bool:
 def gathered(arms: Sequence[Arm], runs: Path) -> pd.DataFrame:
     """The rows of all tests that there are, with their arm and seed."""
     found = [
-        read_cases(runs, arm.run, arm.test).assign(arm=arm.name, seed=arm.run.seed)
+        read_cases(runs, arm.run, arm.exam).assign(arm=arm.name, seed=arm.run.seed)
         for arm in arms
-        if cases_file(runs, arm.run, arm.test).is_file()
+        if cases_file(runs, arm.run, arm.exam).is_file()
     ]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 

@@ -67,7 +67,7 @@ class Arm:
 
     name: str
     run: Run
-    test: Exam
+    exam: Exam
 
 
 def training(

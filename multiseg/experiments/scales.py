@@ -66,33 +66,64 @@ class Scale:
     def __str__(self) -> str:
         patch = " x ".join(map(str, self.patch))
         return (
-            f"scale {self.name}: widths {list(self.widths)} (multi_unet_plus: {list(self.plus_widths)}), dropout {self.dropout}, patches of {patch} voxels, "
-            f"{self.num_patches} from each database a step, half of them centred on a lesion, {self.steps} steps "
-            f"(fine-tuning: {self.finetune_steps}), Adam from {self.learning_rate} to 0 by a cosine, loss dice+bce, "
-            f"augmentation {self.augment}, the best of the validations every {self.validate_every} steps on up to "
-            f"{self.validation_cases} cases a database, windows overlapping by {self.overlap}"
+            f"scale {self.name}: widths {list(self.widths)} (multi_unet_plus: {list(self.plus_widths)}), dropout "
+            f"{self.dropout}, patches of {patch} voxels, {self.num_patches} from each database a step, half of them "
+            f"centred on a lesion, {self.steps} steps (fine-tuning: {self.finetune_steps}), Adam from "
+            f"{self.learning_rate} to 0 by a cosine, loss dice+bce, augmentation {self.augment}, the best of the "
+            f"validations every {self.validate_every} steps on up to {self.validation_cases} cases a database, "
+            f"windows overlapping by {self.overlap}"
         )
 
 
-SCALES = {
-    scale.name: scale
-    for scale in (
-        Scale(
-            name="tiny", spacing_mm=6.0, num_cases=4, coarseness=2.5, widths=(8, 8), plus_widths=(4, 4, 8), dropout=0.0, patch=(8, 8, 8),
-            steps=2, finetune_steps=2, few=1, num_finetuned=1, num_patches=1, validate_every=2, validation_cases=1,
-            overlap=0.0,
-        ),
-        Scale(
-            name="small", spacing_mm=4.0, num_cases=40, coarseness=1.0, widths=(8, 16, 32), plus_widths=(8, 16, 32, 64),
-            dropout=0.1,
-            patch=(24, 24, 24), steps=300, finetune_steps=150, few=4, learning_rate=2e-3, validate_every=100,
-        ),
-        Scale(
-            name="full", spacing_mm=1.0, num_cases=60, coarseness=1.0, widths=PUBLISHED_WIDTHS,
-            plus_widths=PLUS_WIDTHS, dropout=0.2,
-            patch=(128, 128, 128), steps=25_000, finetune_steps=12_500, few=20, num_finetuned=5, augment="published",
-            validate_every=1000, validation_cases=8,
-        ),
-    )
-}  # fmt: skip
+TINY = Scale(
+    name="tiny",
+    spacing_mm=6.0,
+    num_cases=4,
+    coarseness=2.5,
+    widths=(8, 8),
+    plus_widths=(4, 4, 8),
+    dropout=0.0,
+    patch=(8, 8, 8),
+    steps=2,
+    finetune_steps=2,
+    few=1,
+    num_finetuned=1,
+    num_patches=1,
+    validate_every=2,
+    validation_cases=1,
+    overlap=0.0,
+)
+SMALL = Scale(
+    name="small",
+    spacing_mm=4.0,
+    num_cases=40,
+    coarseness=1.0,
+    widths=(8, 16, 32),
+    plus_widths=(8, 16, 32, 64),
+    dropout=0.1,
+    patch=(24, 24, 24),
+    steps=300,
+    finetune_steps=150,
+    few=4,
+    learning_rate=2e-3,
+    validate_every=100,
+)
+FULL = Scale(
+    name="full",
+    spacing_mm=1.0,
+    num_cases=60,
+    coarseness=1.0,
+    widths=PUBLISHED_WIDTHS,
+    plus_widths=PLUS_WIDTHS,
+    dropout=0.2,
+    patch=(128, 128, 128),
+    steps=25_000,
+    finetune_steps=12_500,
+    few=20,
+    num_finetuned=5,
+    augment="published",
+    validate_every=1000,
+    validation_cases=8,
+)
+SCALES = {scale.name: scale for scale in (TINY, SMALL, FULL)}
 """tiny only shows that everything runs; small is for two CPU cores; full for a GPU, with the published sizes."""

@@ -27,10 +27,10 @@ DONE, CASES = "done.json", "cases.csv"
 
 @dataclass(frozen=True)
 class Task:
-    """A run with its tests; `folder` holds every run of all experiments."""
+    """A run with its exams; `folder` holds every run of all experiments."""
 
     run: Run
-    tests: tuple[Exam, ...]
+    exams: tuple[Exam, ...]
     folder: Path
     overlap: float
     device: str
@@ -49,9 +49,9 @@ def run_folder(folder: Path, run: Run) -> Path:
     return folder / run.key
 
 
-def cases_file(folder: Path, run: Run, test: Exam) -> Path:
-    """The table of a test: a row a case and subset."""
-    return run_folder(folder, run) / f"test-{test.key}" / CASES
+def cases_file(folder: Path, run: Run, exam: Exam) -> Path:
+    """The table of an exam: a row a case and subset."""
+    return run_folder(folder, run) / f"test-{exam.key}" / CASES
 
 
 def is_trained(folder: Path, run: Run) -> bool:
@@ -66,8 +66,8 @@ def read_done(folder: Path, run: Run) -> Mapping[str, object]:
 
 def is_finished(task: Task) -> bool:
     """Whether there is nothing left to do for it."""
-    tested = all(cases_file(task.folder, task.run, test).is_file() for test in task.tests)
-    return tested and is_trained(task.folder, task.run)
+    examined = all(cases_file(task.folder, task.run, exam).is_file() for exam in task.exams)
+    return examined and is_trained(task.folder, task.run)
 
 
 def serve(pipe: Connection) -> None:
@@ -96,9 +96,9 @@ def do(task: Task) -> Outcome:
     try:
         if not is_trained(task.folder, task.run):
             _train(task)
-        for test in task.tests:
-            if not cases_file(task.folder, task.run, test).is_file():
-                _test(task, test)
+        for exam in task.exams:
+            if not cases_file(task.folder, task.run, exam).is_file():
+                _examine(task, exam)
     except (MultisegError, NotImplementedError, RuntimeError) as error:  # the latter two from torch
         return Outcome(task.run.key, time.monotonic() - began, f"{type(error).__name__}: {error}")
     return Outcome(task.run.key, time.monotonic() - began)
@@ -117,14 +117,14 @@ def _train(task: Task) -> None:
     write_atomically(out / DONE, json.dumps({**told, "versions": versions}, indent=1).encode())
 
 
-def _test(task: Task, test: Exam) -> None:
-    file = cases_file(task.folder, task.run, test)
+def _examine(task: Task, exam: Exam) -> None:
+    file = cases_file(task.folder, task.run, exam)
     file.parent.mkdir(parents=True, exist_ok=True)
-    options = EvaluateOptions(test.split, test.databases, test.subsets, task.overlap)
+    options = EvaluateOptions(exam.split, exam.databases, exam.subsets, task.overlap)
     device = str(resolve_device(task.device))
     result = evaluate(run_folder(task.folder, task.run), str(task.run.settings["store"]), options, device, file.parent)
     write_atomically(file, result.cases.to_csv(index=False).encode())
 
 
-def read_cases(folder: Path, run: Run, test: Exam) -> pd.DataFrame:
-    return pd.read_csv(cases_file(folder, run, test), keep_default_na=False, na_values=[""], dtype={"case": str})
+def read_cases(folder: Path, run: Run, exam: Exam) -> pd.DataFrame:
+    return pd.read_csv(cases_file(folder, run, exam), keep_default_na=False, na_values=[""], dtype={"case": str})
