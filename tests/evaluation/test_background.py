@@ -94,6 +94,19 @@ def test_the_background_of_a_store_case_in_evaluation_and_validation(
     assert torch.equal(watcher.seen[0], first)
 
 
+def test_a_case_knows_the_intensity_of_its_own_sequences(store_url: str) -> None:
+    """By name, also where a case lacks the database's first sequence."""
+    store = open_store(store_url)
+    held = store.dataset("cedar")
+    for case in store["cedar"].cases:
+        row = held.sel(case=case.name)
+        assert case.intensity == {
+            name: (float(row.intensity_mean.sel(modality=name)), float(row.intensity_std.sel(modality=name)))
+            for name in case.modalities
+        }
+    assert {len(case.intensity) for case in store["cedar"].cases} == {2, 3}
+
+
 def in_the_middle(size: tuple[int, ...], extent: tuple[int, int, int]) -> tuple[slice, ...]:
     before = [(n - e + 1) // 2 for n, e in zip(size, extent, strict=True)]
     return tuple(slice(b, b + e) for b, e in zip(before, extent, strict=True))
