@@ -148,10 +148,10 @@ def test_several_processes_take_a_card_each(monkeypatch):
 
 
 def test_each_process_gets_its_own_random_numbers_back(tmp_path, few_state):
-    path = tmp_path / "resume.pt"
+    path, state = tmp_path / "resume.pt", few_state()
     own, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     torch.set_rng_state(own.get_state())
-    save_state(path, few_state(), [(other.get_state(), None)])
+    save_state(path, state, [(other.get_state(), None)])
     drawn = {}
     for rank in (0, 1):
         load_state(path, few_state(), Peers(rank, 2))

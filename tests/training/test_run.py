@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo  # here, since it warns while it is imported
 
 from multiseg.errors import CheckpointError, ResourceError, UsageError
 from multiseg.loaders.augment import AugmentOptions
@@ -274,3 +275,49 @@ def test_the_first_signal_asks_and_the_second_acts(number):
         assert signal.getsignal(number) is act
     finally:
         signal.signal(number, before)
+
+
+def test_the_model_is_the_average_and_the_state_holds_both(store_url, tmp_path, monkeypatch):
+    seen = []
+
+    def validate(network, *others):
+        seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return {"alder": 0.5}
+
+    monkeypatch.setattr(run, "validate", validate)
+    train(options_for(store_url, ema=0.9), tmp_path)
+    assert_same_weights(weights(tmp_path / "last.safetensors"), seen[-1])
+    assert_same_weights(weights(tmp_path / "model.safetensors"), seen[0])
+    saved = torch.load(tmp_path / "resume.pt", weights_only=True)
+    assert_same_weights(saved["average"], seen[-1])
+    assert any(not torch.equal(tensor, seen[-1][name]) for name, tensor in saved["network"].items())
+
+
+def test_a_few_cases_of_each_database_are_what_the_model_is_trained_on(store_url, tmp_path):
+    options = options_for(store_url, num_steps=1)
+    few = replace(options.stream, draw=replace(options.stream.draw, num_cases=1))
+    train(replace(options, stream=few), tmp_path / "few")
+    train(options, tmp_path / "all")
+    counts = {
+        name: [about["num_cases"] for about in read_info(tmp_path / name / "last.safetensors").databases.values()]
+        for name in ("few", "all")
+    }
+    assert counts["few"] == [1, 1, 1, 1]
+    assert max(counts["all"]) > 1
+
+
+def test_a_folder_from_before_a_setting_goes_on_with_its_default(store_url, tmp_path):
+    train(options_for(store_url, num_steps=2), tmp_path)
+    file = tmp_path / "run.toml"
+    lines = [line for line in file.read_text().splitlines() if not line.startswith(("ema", "num_cases"))]
+    file.write_text("\n".join(lines))
+    assert train(options_for(store_url, num_steps=2), tmp_path).finished
+    file.write_text("\n".join(lines))
+    with pytest.raises(UsageError, match=r"fit\.ema was 0\.0, now 0\.9"):
+        train(options_for(store_url, num_steps=2, ema=0.9), tmp_path)
+
+
+def test_how_it_is_computed_may_change_when_a_run_goes_on(store_url, tmp_path):
+    train(options_for(store_url, num_steps=2), tmp_path)
+    other = options_for(store_url, num_steps=2, channels_last=True, compile=True, deterministic=True)
+    assert train(other, tmp_path).finished
