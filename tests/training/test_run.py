@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch._dynamo  # here, since it warns while it is imported
 
 from multiseg.errors import CheckpointError, ResourceError, UsageError
 from multiseg.loaders.augment import AugmentOptions
@@ -317,6 +316,7 @@ def test_a_folder_from_before_a_setting_goes_on_with_its_default(store_url, tmp_
         train(options_for(store_url, num_steps=2, ema=0.9), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # by torch's own compiler
 def test_how_it_is_computed_may_change_when_a_run_goes_on(store_url, tmp_path):
     train(options_for(store_url, num_steps=2), tmp_path)
     other = options_for(store_url, num_steps=2, channels_last=True, compile=True, deterministic=True)
