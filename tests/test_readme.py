@@ -45,8 +45,8 @@ def test_the_tour_leaves_what_it_promises(folder: Path) -> None:
 
 
 def test_the_python_runs(folder: Path) -> None:
-    found = blocks("python") + blocks("python", "docs/stream.md")
-    assert len(found) >= 3
+    found = blocks("python") + blocks("python", "docs/stream.md") + blocks("python", "docs/finetune.md")
+    assert len(found) >= 4
     for block in found:
         done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr

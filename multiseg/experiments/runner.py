@@ -113,7 +113,8 @@ def _hand_out(
 
 def _answers(crew: Sequence[_Worker]) -> list[tuple[int, Task, Outcome]]:
     """Wait until some worker has ended its task, or has died at it."""
-    ready = wait([worker.pipe for worker in crew if worker.task])
+    busy = [worker.pipe for worker in crew if worker.task]
+    ready = wait(busy) if busy else []  # for nobody it would wait for ever
     found = []
     for at, worker in enumerate(crew):
         if worker.task is None or worker.pipe not in ready:

@@ -80,7 +80,7 @@ def progressive(
     norm: str = "instance",
     first_modalities: int | None = None,
 ) -> ProgressiveUnet:
-    """A Multi-Unet that reads the features of a frozen one; `load_first` fills that with what was trained."""
+    """A Multi-Unet that reads the features of a frozen one, its `first`, which is to be given trained weights."""
     return ProgressiveUnet(num_modalities, num_logits, tuple(widths), dropout, norm, first_modalities)
 
 

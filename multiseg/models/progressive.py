@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from multiseg.errors import CheckpointError, UsageError
+from multiseg.errors import UsageError
 from multiseg.models.presence import shown
 from multiseg.models.unet import (
     MultiUnet,
@@ -92,23 +92,3 @@ class ProgressiveUnet(nn.Module):
         for stage, at, their_deep in zip(self.decoder, reversed(range(depth - 1)), their_deeps, strict=True):
             x = stage(x, features[at], their_deep, theirs[at])
         return x
-
-
-def load_first(network: ProgressiveUnet, state: Mapping[str, Tensor]) -> None:
-    """Copy a trained Multi-Unet's state dict into the first column.
-
-    The column's own logits go unused, so its last convolution may be of another number of labels; it is then
-    left as it is.
-
-    Raises:
-        CheckpointError: another tensor is missing, left over or of another shape.
-    """
-    own = network.first.state_dict()
-    last = f"decoder.{len(network.first.decoder) - 1}.reduce."
-    fits = {name for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
-    wrong = sorted(name for name in (set(own) | set(state)) - fits if not name.startswith(last))
-    if wrong:
-        raise CheckpointError(
-            f"the trained network does not fit the first column at {', '.join(wrong[:5])} ({len(wrong)} tensors)."
-        )
-    network.first.load_state_dict({name: state.get(name, own[name]) if name in fits else own[name] for name in own})

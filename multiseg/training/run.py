@@ -140,6 +140,8 @@ def _prepared(
     # Without a case the stream says what is missing, whatever the axis.
     axis = ModalityAxis.union(case.modalities for case in used) if used else ModalityAxis(("T1",))
     if parent is None:
+        if options.model.builder == "progressive":
+            raise UsageError("a progressive network needs a trained one to stand on: multiseg finetune --progressive.")
         stream = PatchStream(store, axis, space, options.stream, databases=options.databases, share=share)
         return _info(options, store, stream), stream
     check_spacing(parent.info, store)

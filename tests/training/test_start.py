@@ -172,6 +172,12 @@ def test_progressive_columns_leave_the_model_as_it_was(store_url: str, tmp_path:
     )
 
 
+def test_progressive_columns_need_a_model(store_url: str, tmp_path: Path) -> None:
+    options = replace(options_for(store_url, tmp_path), start=StartOptions(), model=ModelOptions("progressive"))
+    with pytest.raises(UsageError, match="needs a trained one to stand on: multiseg finetune --progressive"):
+        train(options, tmp_path / "run")
+
+
 def test_a_run_that_was_started_from_another_model_is_not_gone_on_with(store_url: str, tmp_path: Path) -> None:
     parent = saved(tmp_path / "m.safetensors", info_of())
     train(options_for(store_url, parent.file), tmp_path / "run")
