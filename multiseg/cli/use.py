@@ -20,7 +20,7 @@ def evaluate_command(
     store: Annotated[str, typer.Option(help="Another store than the run's own.")] = "",
     split: Annotated[str, typer.Option(help='train, val, test, or "all".')] = "test",
     database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
-    subsets: Annotated[str, typer.Option(help='"all" subsets of the sequences, or the "full" set only.')] = "all",
+    subsets: Annotated[str, typer.Option(help='"all", the "full" set, or a list: FLAIR,FLAIR+T1.')] = "all",
     overlap: Annotated[float, typer.Option(help="Of the sliding windows.", min=0, max=0.9)] = 0.5,
     out: Annotated[Path | None, typer.Option(help="Folder of the results (default: RUN/evaluation-SPLIT).")] = None,
     device: Device = "auto",

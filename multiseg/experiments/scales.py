@@ -40,6 +40,7 @@ class Scale:
     num_finetuned: int = 3
     num_patches: int = 2
     learning_rate: float = 1e-3
+    objective: str = "dice+bce"
     augment: str = "none"
     validate_every: int = 200
     validation_cases: int = 4
@@ -58,6 +59,7 @@ class Scale:
             "fit": {
                 "num_steps": self.steps,
                 "learning_rate": self.learning_rate,
+                "objective": self.objective,
                 "validate_every": self.validate_every,
                 "validation_cases": self.validation_cases,
             },
@@ -69,8 +71,8 @@ class Scale:
             f"scale {self.name}: widths {list(self.widths)} (multi_unet_plus: {list(self.plus_widths)}), dropout "
             f"{self.dropout}, patches of {patch} voxels, {self.num_patches} from each database a step, half of them "
             f"centred on a lesion, {self.steps} steps (fine-tuning: {self.finetune_steps}), Adam from "
-            f"{self.learning_rate} to 0 by a cosine, loss dice+bce, augmentation {self.augment}, the best of the "
-            f"validations every {self.validate_every} steps on up to {self.validation_cases} cases a database, "
+            f"{self.learning_rate} to 0 by a cosine, loss {self.objective}, augmentation {self.augment}, the best "
+            f"of the validations every {self.validate_every} steps on up to {self.validation_cases} cases a database, "
             f"windows overlapping by {self.overlap}"
         )
 

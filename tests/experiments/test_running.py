@@ -1,0 +1,143 @@
+"""Experiments computed, tiny: shared, gone on with, and named where they fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from multiseg.errors import DataError, UsageError
+from multiseg.experiments import worker
+from multiseg.experiments.catalogue import EXPERIMENTS
+from multiseg.experiments.ground import Ground, ground_of
+from multiseg.experiments.results import Machine, run_experiment
+from multiseg.experiments.runner import Progress, execute
+from multiseg.experiments.runs import Exam, Run, joint, training
+from multiseg.experiments.scales import SCALES
+from multiseg.experiments.worker import Task, is_finished, read_cases, run_folder
+
+TINY = replace(SCALES["tiny"], plus_widths=(4, 4, 8))
+
+
+@pytest.fixture
+def ground(store_url: str) -> Ground:
+    return ground_of(store_url, TINY, num_seeds=1)
+
+
+def task(run: Run, folder: Path, databases: tuple[str, ...] = ("alder",)) -> Task:
+    return Task(run, (Exam(databases),), folder / "runs", overlap=0.0, device="cpu")
+
+
+def test_a_users_own_store(ground: Ground) -> None:
+    assert ground.training == ("alder", "birch", "cedar", "dogwood")
+    assert set(ground.sequences["cedar"]) == {"FLAIR", "DWI", "ADC"}
+    assert not ground.synthetic
+
+
+def test_a_store_of_one_database_is_refused(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    import multiseg.experiments.ground as module
+
+    monkeypatch.setattr(module, "open_store", lambda url: {})
+    with pytest.raises(UsageError, match="has 0 databases with an annotated lesion"):
+        ground_of(ground.store, TINY, 1)
+
+
+def test_a_failing_run_and_its_child_are_named_and_the_others_go_on(ground: Ground, tmp_path: Path) -> None:
+    good = joint(ground, 0)
+    bad = training(ground, "bad", ["alder"], 0, {"model": {"builder": "nonesuch"}})
+    child = training(ground, "child", ["alder"], 0, {"start": {"method": "finetune"}}, bad)
+    told: list[Progress] = []
+    failures = execute([task(run, tmp_path) for run in (bad, child, good)], jobs=1, on_progress=told.append)
+    assert failures.keys() == {bad.key, child.key}
+    assert "there is no network 'nonesuch'" in failures[bad.key]
+    assert failures[child.key] == f"its parent, {bad.name}, failed"
+    assert [one.what for one in told if one.task.run == good] == ["started", "finished"]
+    rows = read_cases(tmp_path / "runs", good, Exam(("alder",)))
+    assert set(rows["database"]) == {"alder"}
+    assert rows["num_modalities"].tolist() == [4] * len(rows)
+    again: list[Progress] = []
+    assert execute([task(good, tmp_path)], jobs=1, on_progress=again.append) == {}
+    assert [one.what for one in again] == ["finished before"]
+
+
+def test_a_process_that_dies_is_named_and_replaced(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import multiseg.experiments.runner as module
+
+    good, fatal = joint(ground, 0), joint(ground, 1)
+    monkeypatch.setenv("FATAL", fatal.key)
+    monkeypatch.setattr(module, "serve", dying)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    failures = execute([task(run, tmp_path) for run in (fatal, good)], jobs=1)
+    assert failures.keys() == {fatal.key}
+    assert "ended with code 7" in failures[fatal.key]
+    assert is_finished(task(good, tmp_path))
+
+
+def dying(pipe: object) -> None:
+    """A worker whose process ends at one of the tasks."""
+    plain = worker.do
+
+    def do(task: Task) -> worker.Outcome:
+        if task.run.key == os.environ["FATAL"]:
+            os._exit(7)
+        return plain(task)
+
+    worker.do = do
+    worker.serve(pipe)  # type: ignore[arg-type]
+
+
+def test_tables_are_written_once_and_what_is_there_is_not_computed_again(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run_experiment(EXPERIMENTS["plus"], ground, tmp_path, Machine(jobs=2))
+    assert result.failures == {}
+    assert sorted(path.name for path in result.folder.iterdir()) == ["cases.csv", "runs.json", "table.csv", "table.md"]
+    assert "| multi_unet_plus - multi_unet |" in result.text
+    assert "patches of 8 x 8 x 8 voxels" in result.text
+    cases = pd.read_csv(result.folder / "cases.csv")
+    assert set(cases["arm"]) == {"multi_unet", "multi_unet_plus"}
+    assert {"seed", "database", "case", "modalities", "dice", "assd_mm"} <= set(cases)
+    record = json.loads((result.folder / "runs.json").read_text())
+    assert [run["step"] for run in record["runs"]] == [TINY.steps] * 2
+    assert record["runs"][1]["settings"]["model"]["norm"] == "instance_affine"
+
+    monkeypatch.setattr("multiseg.experiments.results.execute", None)
+    assert run_experiment(EXPERIMENTS["plus"], ground, tmp_path).text == result.text
+    with pytest.raises(TypeError):  # another plan is not taken for it
+        run_experiment(EXPERIMENTS["plus"], replace(ground, num_seeds=2), tmp_path)
+
+
+def test_nothing_but_failures_is_no_result(ground: Ground, tmp_path: Path) -> None:
+    broken = replace(ground, scale=replace(TINY, widths=(1, 1), plus_widths=(1, 1)))
+    with pytest.raises(DataError, match=r"plus: every run failed; multi_unet_plus on all.*UsageError: widths"):
+        run_experiment(EXPERIMENTS["plus"], broken, tmp_path, Machine(jobs=1))
+
+
+def test_what_was_cut_short_is_gone_on_with(ground: Ground, tmp_path: Path) -> None:
+    """Interrupted in the middle of a long training: it is saved, and the same command ends it."""
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "multiseg.cli.app", "experiment", "plus", "--out", str(out), "--store", ground.store,
+        "--scale", "tiny", "--seeds", "1", "--jobs", "1", "--device", "cpu", "--steps",
+    ]  # fmt: skip
+    process = subprocess.Popen([*command, "3000"], stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("runs/*/log.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    (folder,) = (out / "runs").iterdir()
+    assert (folder / "resume.pt").is_file()
+    assert not (folder / "done.json").exists()
+    steps = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert 0 < steps[-1]["step"] < 3000
+    assert run_folder(out / "runs", joint(replace(ground, scale=TINY), 0)) != folder  # other steps, another run
