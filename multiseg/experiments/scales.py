@@ -108,7 +108,7 @@ SMALL = Scale(
     finetune_steps=150,
     few=4,
     learning_rate=2e-3,
-    validate_every=100,
+    validate_every=150,
 )
 FULL = Scale(
     name="full",

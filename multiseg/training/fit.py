@@ -29,7 +29,7 @@ class FitOptions:
     """How long and how to train.
 
     Attributes:
-        objective: "dice+bce" or "dice" (as published).
+        objective: "dice+bce" (Dice of each sample), "batch_dice+bce" (over the batch) or "dice" (as published).
         schedule: of the learning rate: "cosine" to 0, "published" (a tenth from a quarter of the steps
             on, as 150 of 600 epochs) or "constant".
         accumulate: batches a step; the loss is their mean, and one after the other they need the memory of one.

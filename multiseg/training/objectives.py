@@ -44,15 +44,32 @@ def _minimised(network: nn.Module, batch: Batch, terms: Terms) -> tuple[Float[Te
 
 
 def dice_and_cross_entropy(network: nn.Module, batch: Batch, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Dice over the batch plus cross entropy (binary, for a single structure), in equal parts.
+    """Dice of each sample, averaged, plus cross entropy (binary, for a single structure), in equal parts.
 
-    Dice alone gives hardly any gradient on patches without lesion; cross entropy punishes false
-    positives there.
+    Dice alone gives hardly any gradient on patches without lesion; cross entropy punishes false positives
+    there. Each sample counts alike, however small its lesions: where databases with large and small lesions
+    share a batch, a Dice over all its voxels is that of the large ones, and the small ones are missed.
     """
     return _minimised(network, batch, _dice_and_cross_entropy)
 
 
 def _dice_and_cross_entropy(
+    log_p: Float[Tensor, "batch class i j k"],
+    target: UInt8[Tensor, "batch i j k"],
+    annotated: Bool[Tensor, "batch label"],
+) -> dict[str, Tensor]:
+    dice = soft_dice_loss(log_p, target, annotated, over_batch=False)
+    return {"dice_loss": dice, "cross_entropy": cross_entropy(log_p, target)}
+
+
+def batch_dice_and_cross_entropy(
+    network: nn.Module, batch: Batch, step: int
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Dice over all voxels of the batch plus cross entropy: for one database, whose lesions are alike in size."""
+    return _minimised(network, batch, _batch_dice_and_cross_entropy)
+
+
+def _batch_dice_and_cross_entropy(
     log_p: Float[Tensor, "batch class i j k"],
     target: UInt8[Tensor, "batch i j k"],
     annotated: Bool[Tensor, "batch label"],
@@ -74,4 +91,8 @@ def _dice_alone(
     return {"dice_loss": soft_dice_loss(log_p, target, annotated, over_batch=False)}
 
 
-OBJECTIVES: dict[str, Objective] = {"dice+bce": dice_and_cross_entropy, "dice": dice_alone}
+OBJECTIVES: dict[str, Objective] = {
+    "dice+bce": dice_and_cross_entropy,
+    "batch_dice+bce": batch_dice_and_cross_entropy,
+    "dice": dice_alone,
+}

@@ -66,8 +66,22 @@ def test_dice_and_cross_entropy_add_up():
     assert set(scalars) == {"dice_loss", "cross_entropy"}
     assert loss.item() == pytest.approx(scalars["dice_loss"].item() + scalars["cross_entropy"].item())
     assert scalars["cross_entropy"].item() == pytest.approx(0.693147, abs=1e-5)
-    share = target.float().mean().item()
-    assert scalars["dice_loss"].item() == pytest.approx(1 - share / (0.5 + share), abs=1e-5)
+    shares = [one.float().mean().item() for one in target]
+    dice = sum(share / (0.5 + share) for share in shares) / 2
+    assert scalars["dice_loss"].item() == pytest.approx(1 - dice, abs=1e-5)
+
+
+def test_a_small_lesion_counts_as_much_as_a_large_one_in_the_same_batch():
+    """With p = 1/2: 2 sum p t / (sum p + sum t) is 1/33 for one voxel of 64 and 2/3 for all of them."""
+    target = torch.zeros(2, 4, 4, 4, dtype=torch.uint8)
+    target[0, 0, 0, 0] = 1
+    target[1] = 1
+    batch = batch_of(target, torch.ones(2, 1, dtype=torch.bool))
+    network = Fixed(torch.zeros(2, 1, 4, 4, 4))
+    _, each = OBJECTIVES["dice+bce"](network, batch, 0)
+    _, pooled = OBJECTIVES["batch_dice+bce"](network, batch, 0)
+    assert each["dice_loss"].item() == pytest.approx(1 - (1 / 33 + 2 / 3) / 2, abs=1e-5)
+    assert pooled["dice_loss"].item() == pytest.approx(1 - 65 / (64 + 65), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
