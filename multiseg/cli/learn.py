@@ -15,7 +15,7 @@ from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
     from multiseg.models.saved import ModelInfo
-    from multiseg.training.fit import Event
+    from multiseg.training.events import Event
     from multiseg.training.folder import TrainOptions
     from multiseg.training.run import TrainResult
 
@@ -149,7 +149,7 @@ class _Progress:
         self.loss, self.waiting, self.said = 0.0, 0.0, time.monotonic() - LINE_SECONDS
 
     def event(self, event: Event) -> None:
-        from multiseg.training.fit import Validated
+        from multiseg.training.events import Validated
 
         if isinstance(event, Validated):
             parts = "  ".join(f"{name} {value:.3f}" for name, value in event.parts.items())

@@ -19,6 +19,7 @@ from multiseg.loaders.batches import Batch
 from multiseg.training.average import average_of, update_average
 from multiseg.training.checkpoint import TrainState
 from multiseg.training.distributed import ALONE, Peers, without_sync
+from multiseg.training.events import Event, StepDone, Validated
 from multiseg.training.head import head_alone
 from multiseg.training.numerics import compiled, deterministic, precision
 from multiseg.training.objectives import OBJECTIVES
@@ -61,36 +62,6 @@ class FitOptions:
     validation_cases: int = 8
     save_minutes: float = 5.0
     max_bad_steps: int = 10
-
-
-@dataclass(frozen=True)
-class StepDone:
-    """One optimiser step; `waiting` is the share of its time spent waiting for data.
-
-    `skipped` names the cases of a step whose loss or gradient was not finite; such a step changed nothing.
-    """
-
-    step: int
-    loss: float
-    scalars: Mapping[str, float]
-    gradient_norm: float
-    learning_rate: float
-    patches_per_second: float
-    waiting: float
-    skipped: str = ""
-
-
-@dataclass(frozen=True)
-class Validated:
-    """Results on held-out cases: the score that chooses the best model, and named parts of it."""
-
-    step: int
-    score: float
-    parts: Mapping[str, float]
-    is_best: bool
-
-
-Event = StepDone | Validated
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from typing import Any
 
 from multiseg.errors import ResourceError
 from multiseg.files import write_atomically
-from multiseg.training.fit import Event, StepDone, Validated
+from multiseg.training.events import Event, StepDone, Validated
 from multiseg.training.folder import LOG, TENSORBOARD
 
 TENSORBOARD_EVERY = 10

@@ -23,7 +23,8 @@ from multiseg.store.catalogue import select
 from multiseg.store.reader import Store, open_store
 from multiseg.training.checkpoint import RESUME, TrainState, generators, load_state, save_state
 from multiseg.training.distributed import Peers, joined
-from multiseg.training.fit import Event, Hooks, fit
+from multiseg.training.events import Event
+from multiseg.training.fit import Hooks, fit
 from multiseg.training.folder import ModelOptions, TrainOptions, claimed_folder
 from multiseg.training.logs import Logs
 from multiseg.training.numerics import precision

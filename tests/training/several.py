@@ -14,7 +14,8 @@ from multiseg.models.builders import build
 from multiseg.store.reader import open_store
 from multiseg.training.checkpoint import TrainState
 from multiseg.training.distributed import joined
-from multiseg.training.fit import FitOptions, Hooks, StepDone, fit
+from multiseg.training.events import StepDone
+from multiseg.training.fit import FitOptions, Hooks, fit
 
 AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T2", "DWI"))
 OPTIONS = FitOptions(num_steps=4, validate_every=100)

@@ -15,7 +15,8 @@ from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import multi_unet
 from multiseg.store.reader import open_store
 from multiseg.training.checkpoint import TrainState, load_state, save_state
-from multiseg.training.fit import SCHEDULES, FitOptions, Hooks, StepDone, Validated, fit
+from multiseg.training.events import StepDone, Validated
+from multiseg.training.fit import SCHEDULES, FitOptions, Hooks, fit
 from multiseg.training.numerics import precision
 
 AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T2"))

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from multiseg.errors import ResourceError
-from multiseg.training.fit import StepDone, Validated
+from multiseg.training.events import StepDone, Validated
 from multiseg.training.logs import Logs
 
 

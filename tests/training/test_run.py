@@ -18,7 +18,8 @@ from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training import run
-from multiseg.training.fit import FitOptions, StepDone, Validated
+from multiseg.training.events import StepDone, Validated
+from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions, TrainOptions, to_toml
 from multiseg.training.run import _stop_on_signals, label_space, train
 
