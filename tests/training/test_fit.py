@@ -288,7 +288,7 @@ def test_the_published_objective_trains(stream):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"objective": "focal"}, r"'focal' is none of dice\+bce, dice"),
+        ({"objective": "focal"}, r"'focal' is none of dice\+bce, batch_dice\+bce, dice"),
         ({"schedule": "step"}, "'step' is none of cosine, published, constant"),
         ({"amp": "half"}, "amp 'half' is none of auto, off, bf16, fp16"),
         ({"num_steps": 0}, "num_steps is 0"),
