@@ -121,8 +121,8 @@ def test_nothing_but_failures_is_no_result(ground: Ground, tmp_path: Path) -> No
         run_experiment(EXPERIMENTS["plus"], broken, tmp_path, Machine(jobs=1))
 
 
-def test_what_was_cut_short_is_gone_on_with(ground: Ground, tmp_path: Path) -> None:
-    """Interrupted in the middle of a long training: it is saved, and the same command ends it."""
+def test_an_interruption_saves_the_training_in_hand(ground: Ground, tmp_path: Path) -> None:
+    """Interrupted in the middle of a long training; that a training goes on from there is tested where it is."""
     out = tmp_path / "out"
     command = [
         sys.executable, "-m", "multiseg.cli.app", "experiment", "plus", "--out", str(out), "--store", ground.store,
