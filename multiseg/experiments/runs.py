@@ -12,6 +12,10 @@ from multiseg.config import merged
 from multiseg.experiments.ground import Ground
 
 
+COSTS = {"lf_unet": 3.0, "maf_unet": 0.9, "hemis": 2.0, "multi_unet_plus": 0.8, "progressive": 1.5}
+"""Of a step on a CPU at scale small, in those of a Multi-Unet; about, for the time that is left."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One training. Two runs with equal settings and equal parents are one, trained once for all experiments.
@@ -40,10 +44,9 @@ class Run:
     @property
     def cost(self) -> float:
         """About how long it takes, in patches of a Multi-Unet; for the time that is left."""
-        slow = {"lf_unet": 2.5, "maf_unet": 2.5, "multi_unet_plus": 2.5, "hemis": 1.5}
-        factor = slow.get(self.settings["model"].get("builder", "multi_unet"), 1.0)
+        factor = COSTS.get(self.settings["model"].get("builder", "multi_unet"), 1.0)
         if self.settings.get("start", {}).get("method") == "progressive":
-            factor = 2.0
+            factor = COSTS["progressive"]
         return float(factor * self.settings["fit"]["num_steps"] * self.settings["stream"]["batch_size"])
 
 
