@@ -11,7 +11,6 @@ from typing import Any
 from multiseg.config import merged
 from multiseg.experiments.ground import Ground
 
-
 COSTS = {"lf_unet": 3.0, "maf_unet": 0.9, "hemis": 2.0, "multi_unet_plus": 0.8, "progressive": 1.5}
 """Of a step on a CPU at scale small, in those of a Multi-Unet; about, for the time that is left."""
 
