@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -50,31 +51,23 @@ def dice_and_cross_entropy(network: nn.Module, batch: Batch, step: int) -> tuple
     there. Each sample counts alike, however small its lesions: where databases with large and small lesions
     share a batch, a Dice over all its voxels is that of the large ones, and the small ones are missed.
     """
-    return _minimised(network, batch, _dice_and_cross_entropy)
-
-
-def _dice_and_cross_entropy(
-    log_p: Float[Tensor, "batch class i j k"],
-    target: UInt8[Tensor, "batch i j k"],
-    annotated: Bool[Tensor, "batch label"],
-) -> dict[str, Tensor]:
-    dice = soft_dice_loss(log_p, target, annotated, over_batch=False)
-    return {"dice_loss": dice, "cross_entropy": cross_entropy(log_p, target)}
+    return _minimised(network, batch, partial(_both, over_batch=False))
 
 
 def batch_dice_and_cross_entropy(
     network: nn.Module, batch: Batch, step: int
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Dice over all voxels of the batch plus cross entropy: for one database, whose lesions are alike in size."""
-    return _minimised(network, batch, _batch_dice_and_cross_entropy)
+    return _minimised(network, batch, partial(_both, over_batch=True))
 
 
-def _batch_dice_and_cross_entropy(
+def _both(
     log_p: Float[Tensor, "batch class i j k"],
     target: UInt8[Tensor, "batch i j k"],
     annotated: Bool[Tensor, "batch label"],
+    over_batch: bool,
 ) -> dict[str, Tensor]:
-    dice = soft_dice_loss(log_p, target, annotated, over_batch=True)
+    dice = soft_dice_loss(log_p, target, annotated, over_batch)
     return {"dice_loss": dice, "cross_entropy": cross_entropy(log_p, target)}
 
 
