@@ -173,6 +173,12 @@ class PatchStream(IterableDataset[Batch]):
         names = list(dict.fromkeys(case.database for case in usable))
         of_name = {name: [case for case in usable if case.database == name] for name in names}
         cases = {name: chosen(some, self.options.draw) for name, some in of_name.items()}
+        num_together = self.options.batch_size * self.share.num
+        if self.options.draw.databases == "each" and num_together % len(names):
+            raise UsageError(
+                f"{num_together} patches a step cannot be shared out over {len(names)} databases ({', '.join(names)}): "
+                f'give a batch_size that {len(names)} divides, or databases = "drawn".'
+            )
         self.plan = DrawPlan(store, cases, space, self.options.draw)
         self._described = describe(self.plan, axis, self.options.checksums)
         budget = num_bytes(self.options.cache, "cache")

@@ -46,8 +46,8 @@ class DrawOptions:
             Along an axis half the window is the most: then any voxel of the case can be in the middle. A case
             smaller than the window lies wholly inside it, within this many voxels of the middle.
         databases: "drawn" (default: each patch from a database with equal probability, or by `weights`) or
-            "each" (the databases in turn: a batch holds the same number from each where their number
-            divides its size; Xu et al. 2024).
+            "each" (the databases in turn, so that a step has as many patches from each as from every other, and
+            the size of a batch has to be a multiple of their number; Xu et al. 2024).
         weights: how often each database is drawn beside the others, by name; every one with cases has to
             be there, 0 leaves it out. Empty by default: all alike.
         drop: which of its case's sequences a patch keeps: "uniform" (default; Xu et al. 2024, section 2.1), "none",

@@ -76,6 +76,17 @@ def test_a_dataloader_gives_the_same_batches(store, hashed, workers):
     assert digests([next(batches) for _ in range(NUM)]) == hashed
 
 
+def test_a_step_has_as_many_patches_from_each_database(store):
+    two_each = stream_of(store, draw={"databases": "each"}, batch_size=8)
+    for batch in two_each.batches(0, 3):
+        assert sorted(batch.database) == sorted(2 * ("alder", "birch", "cedar", "dogwood"))
+    halves = [stream_of(store, draw={"databases": "each"}, batch_size=2, share=Share(rank, 2)) for rank in range(2)]
+    (first,), (second,) = (half.batches(0, 1) for half in halves)
+    assert sorted(first.database + second.database) == ["alder", "birch", "cedar", "dogwood"]
+    with pytest.raises(UsageError, match="6 patches a step cannot be shared out over 4 databases"):
+        stream_of(store, draw={"databases": "each"}, batch_size=6)
+
+
 def test_ranks_share_the_batches_that_one_process_would_get(store):
     whole = list(stream_of(store, batch_size=4).batches(0, 4))
     ranks = [list(stream_of(store, batch_size=2, share=Share(rank, 2)).batches(0, 4)) for rank in range(2)]
