@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from multiseg.cli.data import AsJson
-from multiseg.cli.learn import options_from, train_shown
+from multiseg.cli.learn import train_shown
+from multiseg.cli.settings import options_from
 from multiseg.errors import UsageError
-
-if TYPE_CHECKING:
-    from multiseg.models.saved import ModelInfo
 
 
 def finetune_command(
@@ -29,7 +27,9 @@ def finetune_command(
     progressive: Annotated[
         bool, typer.Option("--progressive", help="Freeze the model; a second network beside it learns from it.")
     ] = False,
-    head_first: Annotated[int, typer.Option(help="Steps in which only the last layer learns.", min=0)] = 0,
+    head_first: Annotated[
+        int | None, typer.Option(help="Steps at the beginning in which only the last layer learns.", min=0)
+    ] = None,
     cases: Annotated[int | None, typer.Option(help="At most so many training cases a database.", min=1)] = None,
     run: Annotated[Path | None, typer.Option(help="TOML file with any of the settings of train.")] = None,
     database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
@@ -56,34 +56,30 @@ def finetune_command(
 
     multiseg finetune runs/joint stroke.zarr --out runs/columns --progressive
     """
-    from multiseg.cli.console import messages, print_json
+    from multiseg.cli.console import print_json
     from multiseg.models.saved import model_path, read_info
+    from multiseg.training.distributed import is_first_process
     from multiseg.training.folder import to_toml
-    from multiseg.training.run import inherited
 
-    parent = read_info(model_path(model))
     start = {
-        "model": str(model.resolve()),
-        "method": "progressive" if progressive else "finetune",
+        "model": str(model),
+        "method": "progressive" if progressive else None,
         "assign": _assignments(assign or []),
-        "grow": grow,
+        "grow": grow or None,
         "head_steps": head_first,
     }
     options = options_from(store, run, {
         "databases": database, "device": device, "seed": seed, "start": start, "augment": {"preset": None},
         "stream": {"batch_size": batch_size, "workers": workers, "draw": {"num_cases": cases}},
         "fit": {"num_steps": steps, "learning_rate": learning_rate},
-    }, {"stream": {"draw": {"patch": parent.patch}}})  # fmt: skip
-    options = inherited(options, parent)
+    })  # fmt: skip
     if print_config:
         typer.echo(to_toml(options), nl=False)
         return 0
     if out is None:
         raise UsageError("say where the new run goes: --out runs/NAME.")
-    result = train_shown(
-        options, out, overwrite, as_json, lambda info: messages().print(_channels(info), soft_wrap=True)
-    )
-    if as_json:
+    result = train_shown(options, out, overwrite, as_json)
+    if as_json and is_first_process():
         last = read_info(model_path(out)).ancestry[-1]
         print_json({
             "run": str(out), "step": result.step, "finished": result.finished, "best": result.best,
@@ -107,13 +103,3 @@ def _assignments(given: list[str]) -> dict[str, str]:
             raise UsageError(f"--assign {text!r} cannot be understood: write SWI=PD, each new sequence once.")
         assigned[new] = old
     return assigned
-
-
-def _channels(info: ModelInfo) -> str:
-    """Which channel each sequence has, in words."""
-    last = info.ancestry[-1]
-    said = [f"{name} takes the channel of {old}" for name, old in last["assigned"].items()]
-    said += [f"{name} gets a channel of its own" for name in last["grown"]]
-    kept = [name for name in info.axis if name not in last["assigned"] and name not in last["grown"]]
-    said += [f"{', '.join(kept)} as before"] if kept else []
-    return f"Channels: {'; '.join(said)}."

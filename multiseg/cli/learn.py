@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from multiseg.cli.data import AsJson
+from multiseg.cli.settings import options_from
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,35 +89,7 @@ def train_command(
     return 0 if result.finished else 130
 
 
-def options_from(
-    store: str, run: Path | None, flags: dict[str, Any], defaults_too: dict[str, Any] | None = None
-) -> TrainOptions:
-    """Defaults of the machine (and more of them), then the run file, then the flags."""
-    import torch
-
-    from multiseg.config import defaults, merged, read_run_file, to_options
-    from multiseg.store.hierarchy import is_remote
-
-    file = read_run_file(run) if run else {}
-    if flags["augment"]["preset"]:
-        file.pop("augment", None)  # its numbers belong to the preset that it names
-    said = merged(file, {**flags, "store": store or None})
-    if not said.get("store"):
-        raise UsageError("name the store to learn from: multiseg train brain.zarr --out runs/NAME.")
-    if not is_remote(said["store"]):
-        said["store"] = str(Path(said["store"]).resolve())
-    device = str(said.get("device", "auto"))
-    cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    return to_options(merged(merged(defaults(cuda, said), defaults_too or {}), said))
-
-
-def train_shown(
-    options: TrainOptions,
-    out: Path,
-    overwrite: bool,
-    quiet: bool,
-    on_start: Callable[[ModelInfo], None] = lambda info: None,
-) -> TrainResult:
+def train_shown(options: TrainOptions, out: Path, overwrite: bool, quiet: bool) -> TrainResult:
     """Train with a bar on a terminal, lines off it, and a sentence at the end."""
     from multiseg.cli.console import messages, progress_bar
     from multiseg.models.saved import model_path, read_info
@@ -126,9 +98,14 @@ def train_shown(
 
     is_first = is_first_process()
     console = messages(quiet=not is_first)
+
+    def tell_channels(info: ModelInfo) -> None:
+        if options.start.model:
+            console.print(_channels(info), soft_wrap=True)
+
     with progress_bar("train", options.fit.num_steps, "preparing", quiet=not is_first) as bar:
         show = _Progress(bar, console, options.fit.num_steps, lines=bar.disable and not quiet)
-        result = train(options, out, overwrite, show.event, on_start)
+        result = train(options, out, overwrite, show.event, tell_channels)
     if not result.finished:
         console.print(f"Stopped after step {result.step}, saved.", soft_wrap=True)
         return result
@@ -139,6 +116,16 @@ def train_shown(
         best = "no validation case with a lesion, so the model is that of the last step"
     console.print(f"{out}: {result.step} steps, {best}. Channels: {channels}.", soft_wrap=True)
     return result
+
+
+def _channels(info: ModelInfo) -> str:
+    """Which channel each sequence has in a fine-tuning, in words."""
+    last = info.ancestry[-1]
+    said = [f"{name} takes the channel of {old}" for name, old in last["assigned"].items()]
+    said += [f"{name} gets a channel of its own" for name in last["grown"]]
+    kept = [name for name in info.axis if name not in last["assigned"] and name not in last["grown"]]
+    said += [f"{', '.join(kept)} as before"] if kept else []
+    return f"Channels: {'; '.join(said)}."
 
 
 class _Progress:

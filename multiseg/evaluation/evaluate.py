@@ -118,13 +118,15 @@ def evaluate(
         store = open_store(store or store_of_run(Path(run)))
     check_spacing(model.info, store)
     asked = select(store, options.databases, split=options.split)
-    reasons = {f"{case.database}/{case.name}": _why_skipped(model, store, case) for case in asked}
+    reasons = {f"{case.database}/{case.name}": _why_skipped(model, store, case, options.subsets) for case in asked}
     skipped = {name: reason for name, reason in reasons.items() if reason}
     cases = [case for case in asked if f"{case.database}/{case.name}" not in skipped]
     if not cases:
+        why = "; ".join(dict.fromkeys(skipped.values()))
         raise DataError(
-            f"{store.url} has no case of the split {options.split or 'any'!r} with a label and a sequence "
-            f"that the model knows ({', '.join(model.info.axis)})."
+            f"{store.url} has no case of the split {options.split or 'any'!r} that can be evaluated"
+            + (f": {why}. " if why else ". ")
+            + f"The model knows {', '.join(model.info.usable(model.info.axis.names))}."
         )
     done = DoneCases(folder, hashlib.sha256(model_path(Path(run)).read_bytes()).hexdigest(), store.url, options)
     panels: list[CasePanel] = []
@@ -163,12 +165,14 @@ def check_spacing(info: ModelInfo, store: Store) -> None:
         )
 
 
-def _why_skipped(model: Model, store: Store, case: Case) -> str:
+def _why_skipped(model: Model, store: Store, case: Case, subsets: str) -> str:
     """Why a case cannot be evaluated; "" where it can."""
     if not store[case.database].label_view(case, model.info.space).annotated.any():
         return f"nobody looked for {', '.join(model.info.space.names)}"
     if not model.info.usable(case.modalities):
         return f"it has only {', '.join(case.modalities)}, which the model was not trained on"
+    if not chosen_subsets(subsets, model.info.usable(case.modalities)):
+        return f"of its sequences ({', '.join(case.modalities)}) the model knows no whole subset of {subsets}"
     return ""
 
 

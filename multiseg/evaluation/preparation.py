@@ -74,6 +74,8 @@ def recipe_for(info: ModelInfo, rule: str, reference: str, headers_disagree: str
     recipes = list(by_database.values())
     settings = {name: (one.normalise, one.register, one.n4) for name, one in by_database.items()}
     doubts = (_mixed(settings),) if len(set(settings.values())) > 1 else ()
+    if not recipes:
+        doubts = (_unsaid(rule),)
     choices = [choice for choice in ("zscore", "histogram", "none") if choice in {one.normalise for one in recipes}]
     normalise = choices[0] if choices else "zscore"
     recipe = Recipe(
@@ -112,6 +114,15 @@ def _landmarks(recipes: Sequence[Recipe]) -> dict[str, tuple[float, ...]]:
     names = sorted({name for recipe in recipes for name in recipe.landmarks})
     scales = {name: [one.landmarks[name] for one in recipes if name in one.landmarks] for name in names}
     return {name: tuple(float(value) for value in np.mean(rows, axis=0)) for name, rows in scales.items()}
+
+
+def _unsaid(rule: str) -> Doubt:
+    """A model that was imported does not say how its data were prepared."""
+    brain = "everything that is not 0 was taken for brain" if not rule else f"the brain was found by {rule}"
+    return Doubt(
+        Severity.WARNING, "NO_RECIPE", "the model does not say how its data were prepared; intensities were z-scored, "
+        f"and {brain}. A scan with its skull needs --brain-mask.",
+    )  # fmt: skip
 
 
 def _mixed(settings: Mapping[str, tuple[str, str, bool]]) -> Doubt:

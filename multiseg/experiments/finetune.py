@@ -9,7 +9,7 @@ import pandas as pd
 from multiseg.config import merged
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, Run, training, without
-from multiseg.experiments.tables import INTERVAL, Table, compared, means
+from multiseg.experiments.tables import INTERVAL, Table, common_cases, compared, means
 
 QUESTION = "Does a model of the other databases help to learn a new one, with few labels and with all?"
 METHODS = ("scratch", "finetune", "progressive")
@@ -67,11 +67,14 @@ def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
         for row in compared(cases[cases["database"] == name], "dice", pairs).to_dict("records")
     ]
     note = (
-        f"few: {ground.scale.few} training cases. {NONE}: the model of all other databases, from the sequences that it "
-        "knows. Modality drop is on in all arms."
+        f"few: {ground.scale.few} training cases. {NONE}: the model of all other databases, from the sequences that "
+        f"it knows. All other arms learn {ground.scale.finetune_steps} steps from the new database; what is not from "
+        f"scratch begins with the model of the others, which learnt {ground.scale.steps} steps. In all arms the best "
+        f"step is chosen on up to {ground.scale.validation_cases} labelled validation cases, with few labels, too. "
+        "Modality drop is on. Over the cases that every arm could be tested on."
     )
     return [
-        Table("Dice with all sequences", means(cases, "dice", names), note),
+        Table("Dice with all sequences", means(common_cases(cases), "dice", names), note),
         Table("Paired differences of Dice, mean over databases", compared(cases, "dice", pairs), INTERVAL),
         Table("Paired differences of Dice by database", pd.DataFrame(by_database), INTERVAL),
     ]

@@ -23,7 +23,8 @@ def plan(ground: Ground) -> list[Arm]:
 
 
 def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
-    pairs = [(JOINT, OWN), (JOINT, OWN_DROP), (OWN_DROP, OWN)]
+    pairs = [(JOINT, OWN), (JOINT, OWN_DROP)]
+    several = cases[cases["database"].isin([name for name in ground.training if len(ground.sequences[name]) > 1])]
     by_database = [
         {"database": name, **row}
         for name in ground.training
@@ -34,6 +35,9 @@ def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
     return [
         Table("Dice with all sequences of each case", means(cases, "dice", ground.training)),
         Table("Paired differences of Dice, mean over databases", compared(cases, "dice", pairs), INTERVAL),
+        Table(
+            "The same of databases with two sequences or more", compared(several, "dice", [(OWN_DROP, OWN)]), INTERVAL
+        ),
         Table("Paired differences of Dice by database", pd.DataFrame(by_database), INTERVAL),
         Table("Sensitivity", means(cases, "sensitivity", ground.training), per_case),
         Table("Precision", means(cases, "precision", ground.training), per_case + " No prediction, no precision."),

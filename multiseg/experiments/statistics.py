@@ -12,6 +12,8 @@ from jaxtyping import Float
 from multiseg.errors import DataError
 
 RESAMPLES = 10_000
+FEWEST = 5
+"""Cases of a database below which drawing them again says nothing."""
 CASE = ["database", "case"]
 
 
@@ -21,7 +23,7 @@ class Difference:
 
     Attributes:
         mean: over databases, of the mean over their cases.
-        low, high: 95% bootstrap interval over cases.
+        low, high: 95% bootstrap interval over cases; NaN where a database has fewer than 5.
         by_seed: the same mean with each seed alone.
     """
 
@@ -56,11 +58,14 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str, se
     beside it (`by_seed`), and an effect smaller than their spread is not shown by a narrow interval. Databases
     are taken as they are; it says nothing of others.
 
-    A case whose number is undefined in an arm (Dice without a lesion), or that one arm lacks, is left out of both.
+    A case whose number is undefined in an arm (Dice without a lesion), or that one arm lacks, is left out of both;
+    so is a seed that one arm lacks, since its training failed.
 
     Raises:
         DataError: the arms have no case in common.
     """
+    seeds = sorted(set(first["seed"]) & set(second["seed"]))
+    first, second = (arm[arm["seed"].isin(seeds)] for arm in (first, second))
     gaps = _gaps(first, second, column)
     if not gaps:
         raise DataError(f"the two arms have no case in common for which {column} is defined.")
@@ -68,9 +73,10 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str, se
     drawn = np.zeros(RESAMPLES)
     for values in gaps.values():
         drawn += values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1) / len(gaps)
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    enough = min(len(values) for values in gaps.values()) >= FEWEST
+    low, high = np.percentile(drawn, [2.5, 97.5]) if enough else (np.nan, np.nan)
     by_seed = []
-    for one in sorted(set(first["seed"]) & set(second["seed"])):
+    for one in seeds:
         of_seed = _gaps(first[first["seed"] == one], second[second["seed"] == one], column)
         by_seed.append(_mean(of_seed))
     num_cases = sum(len(values) for values in gaps.values())

@@ -84,6 +84,7 @@ def compared(cases: pd.DataFrame, column: str, pairs: Sequence[tuple[str, str]])
 
 
 INTERVAL = (
-    "low and high: 95% bootstrap interval over cases, drawn again within each database; it covers which patients were "
-    "tested, not the training: for that see the single seeds."
+    "low and high: 95% bootstrap interval over cases, drawn again within each database (a dash: one has fewer than 5). "
+    "It covers which patients were tested, not the training: for that see the single seeds. Not corrected for how many "
+    "differences are looked at."
 )

@@ -43,10 +43,14 @@ def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
         "A dash: the model never saw one of the sequences."
     )
     return [
-        Table("Dice", means(asked, "dice", columns).drop(columns="mean"), note),
-        Table("Sensitivity", means(asked, "sensitivity", columns).drop(columns="mean"), note),
-        Table("Precision", means(asked, "precision", columns).drop(columns="mean"), note),
-        Table("Average symmetric surface distance in mm", means(asked, "assd_mm", columns).drop(columns="mean"), note),
+        Table("Dice", means(asked, "dice", columns).drop(columns=["mean", "seeds"]), note),
+        Table("Sensitivity", means(asked, "sensitivity", columns).drop(columns=["mean", "seeds"]), note),
+        Table("Precision", means(asked, "precision", columns).drop(columns=["mean", "seeds"]), note),
+        Table(
+            "Average symmetric surface distance in mm",
+            means(asked, "assd_mm", columns).drop(columns=["mean", "seeds"]),
+            note,
+        ),
         Table("Paired differences of Dice", pd.DataFrame(differences).dropna(subset="difference"), INTERVAL),
     ]
 

@@ -25,8 +25,11 @@ from multiseg.training.start import StartOptions
 RUN_FILE, LOG, TENSORBOARD, LOCK = "run.toml", "log.jsonl", "tensorboard", ".lock"
 READING = ("workers", "start", "ahead", "cache", "checksums", "on_death", "disk_cache", "disk_budget")
 COMPUTING = ("save_minutes", "channels_last", "compile", "deterministic")
-FREE = frozenset({"device", *(f"fit.{name}" for name in COMPUTING), *(f"stream.{name}" for name in READING)})
-"""Settings that may differ when a run goes on: they do not change what is learnt."""
+FREE = frozenset(
+    {"device", "start.model", *(f"fit.{name}" for name in COMPUTING), *(f"stream.{name}" for name in READING)}
+)
+"""Settings that may differ when a run goes on: they do not change what is learnt. The model that is started from may
+lie elsewhere by now; that it is the same one is seen from its bytes."""
 
 
 @dataclass(frozen=True)

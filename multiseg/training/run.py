@@ -16,11 +16,12 @@ from multiseg.errors import UsageError
 from multiseg.evaluation.evaluate import check_spacing
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.loaders.batches import PatchStream, Share
+from multiseg.loaders.draw import chosen
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
 from multiseg.models.saved import BEST, LAST, ModelInfo, read_info, save_model
 from multiseg.store.catalogue import select
-from multiseg.store.reader import Store, open_store
+from multiseg.store.reader import Case, Store, open_store
 from multiseg.training.checkpoint import RESUME, TrainState, generators, load_state, save_state
 from multiseg.training.distributed import Peers, joined
 from multiseg.training.events import Event
@@ -133,11 +134,7 @@ def _prepared(
 ) -> tuple[ModelInfo, PatchStream]:
     """What the model will be, and what it will learn from."""
     space = label_space(options.labels)
-    used = [
-        case
-        for case in select(store, options.databases, split="train")
-        if store[case.database].label_view(case, space).annotated.any()
-    ]
+    used = _learnt_from(options, store, space)
     # Without a case the stream says what is missing, whatever the axis.
     axis = ModalityAxis.union(case.modalities for case in used) if used else ModalityAxis(("T1",))
     if parent is None:
@@ -149,6 +146,16 @@ def _prepared(
     channels = arranged(parent.info, axis, options.start)
     stream = PatchStream(store, channels.axis, space, options.stream, databases=options.databases, share=share)
     return descended(_info(options, store, stream), parent, channels, options.start), stream
+
+
+def _learnt_from(options: TrainOptions, store: Store, space: LabelSpace) -> list[Case]:
+    """The training cases that may be drawn: those with a label, of them the chosen ones, of databases with a weight."""
+    draw = options.stream.draw
+    labelled: dict[str, list[Case]] = {}
+    for case in select(store, options.databases, split="train"):
+        if draw.weights.get(case.database, 1) > 0 and store[case.database].label_view(case, space).annotated.any():
+            labelled.setdefault(case.database, []).append(case)
+    return [case for cases in labelled.values() for case in chosen(cases, draw)]
 
 
 def _resume(out: Path, state: TrainState, info: ModelInfo, peers: Peers) -> None:
@@ -172,14 +179,14 @@ def _resume(out: Path, state: TrainState, info: ModelInfo, peers: Peers) -> None
 
 def _save(out: Path, state: TrainState, info: ModelInfo, is_best: bool, peers: Peers) -> None:
     _, *others = peers.gather(generators(state))
-    if not peers.is_first:
-        return
-    now = info.at(state.step, state.history[-1] if state.history else {})
-    save_model(out / LAST, state.model, now)
-    if is_best:
-        save_model(out / BEST, state.model, now)
-    # Last: a kill before this line repeats the steps since the last save, and then the models are written again.
-    save_state(out / RESUME, state, others)
+    if peers.is_first:
+        now = info.at(state.step, state.history[-1] if state.history else {})
+        save_model(out / LAST, state.model, now)
+        if is_best:
+            save_model(out / BEST, state.model, now)
+        # Last: a kill before this line repeats the steps since the last save, and then the models are written again.
+        save_state(out / RESUME, state, others)
+    peers.gather(None)  # nobody goes on, or ends, before it is written
 
 
 def _info(options: TrainOptions, store: Store, stream: PatchStream) -> ModelInfo:

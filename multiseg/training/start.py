@@ -81,6 +81,11 @@ def parent_of(options: StartOptions) -> Parent | None:
     info = read_info(file)
     if options.method == "progressive" and info.builder != "multi_unet":
         raise UsageError(f"progressive columns are built on a multi_unet, but {file} is a {info.builder}: finetune it.")
+    if options.method == "progressive" and info.background != "zero":
+        raise UsageError(
+            f"{file} saw {info.background} values outside the brain, and training shows 0 there, which a frozen column "
+            "cannot learn anew: finetune it without --progressive."
+        )
     return Parent(file, info, hashlib.sha256(file.read_bytes()).hexdigest())
 
 
@@ -89,20 +94,27 @@ def arranged(info: ModelInfo, wanted: Iterable[str], options: StartOptions) -> C
 
     Raises:
         UsageError: an assignment that cannot be: of a sequence that is not new, to a channel that is not there,
-            that the new data needs itself, or that is given twice.
+            that the new data needs itself, or that is given twice; or more channels than the network can have.
     """
     wanted = list(wanted)
     new = [name for name in wanted if name not in info.axis]
     _check(info, wanted, new, options.assign)
     assigned = dict(options.assign)
     unused = [name for name in info.axis if name not in wanted and name not in assigned.values()]
-    unused.sort(key=lambda name: _num_cases(info, name))  # stable: the order of the axis among equals
+    # Stable: the order of the axis among equals.
+    unused.sort(key=lambda name: (bool(info.trained_on.get(name)), _num_cases(info, name)))
     for name in new:
         if name not in assigned and unused and not options.grow:
             assigned[name] = unused.pop(0)
     taken = {old: name for name, old in assigned.items()}
     axis = ModalityAxis(tuple(taken.get(name, name) for name in info.axis))
     grown = tuple(name for name in new if name not in assigned)
+    most = info.numbers["widths"][0] if info.builder in ("multi_unet", "progressive") else len(axis) + len(grown)
+    if len(axis) + len(grown) > most:
+        raise UsageError(
+            f"the network has room for {most} sequences, and {', '.join((*axis, *grown))} are more: give "
+            f"{', '.join(grown)} channels that are not used any more, with --assign NEW=OLD, or leave out --grow."
+        )
     return Channels(axis.grown(grown), assigned, grown)
 
 
@@ -132,7 +144,9 @@ def descended(info: ModelInfo, parent: Parent, channels: Channels, options: Star
         numbers["first_modalities"] = len(held.axis)
     elif "first_modalities" in held.numbers:
         numbers["first_modalities"] = held.numbers["first_modalities"]
-    before = {name: held.trained_on.get(name, ()) for name in channels.axis}  # nobody for a channel's new name
+    # The weights that a new column reads the images by are fresh, whatever the frozen one knows.
+    known = {} if options.method == "progressive" else held.trained_on
+    before = {name: known.get(name, ()) for name in channels.axis}  # nobody for a channel's new name
     step = {
         "model": parent.sha256,
         "step": held.step,

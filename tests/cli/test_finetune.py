@@ -101,3 +101,35 @@ def test_the_settings_printed_are_those_that_would_be_used(
 def test_no_model_no_fine_tuning(store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["finetune", str(tmp_path / "gone"), store_url, "--out", str(tmp_path / "run")]) == 3
     assert "there is no model at" in capsys.readouterr().err
+
+
+def test_a_run_file_is_heard(model: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.toml"
+    assert run(["finetune", str(model), store_url, "--print-config", "--progressive", "--head-first", "5"]) == 0
+    file.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert run(["finetune", str(model), store_url, "--print-config", "--run", str(file)]) == 0
+    assert tomllib.loads(capsys.readouterr().out) == tomllib.loads(file.read_text(encoding="utf-8"))
+    for verb in (["finetune", str(model), store_url], ["train"]):
+        assert run([*verb, "--print-config", "--run", str(file)]) == 0
+        assert tomllib.loads(capsys.readouterr().out)["start"]["head_steps"] == 5
+
+
+def test_another_network_than_the_models_is_refused(
+    model: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.toml"
+    for text, name in (('[model]\nbuilder = "hemis"', "model"), ('labels = ["oedema"]', "labels")):
+        file.write_text(text, encoding="utf-8")
+        assert run(["finetune", str(model), store_url, "--out", str(tmp_path / "o"), "--run", str(file)]) == 2
+        assert f"Leave {name} out." in " ".join(capsys.readouterr().err.split())
+    file.write_text(f'[start]\nmodel = "{model}"', encoding="utf-8")
+    assert run(["train", store_url, "--run", str(file), "--out", str(tmp_path / "o"), "--model", "hemis"]) == 2
+
+
+def test_train_tells_the_channels_too(
+    model: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f'[start]\nmodel = "{model}"', encoding="utf-8")
+    assert run(["train", store_url, "--run", str(file), "--out", str(tmp_path / "o"), *TRIFLE]) == 0
+    assert "takes the channel of T2" in " ".join(capsys.readouterr().err.split())

@@ -132,10 +132,15 @@ def test_a_case_without_a_usable_sequence_is_skipped_and_said(
 def test_what_cannot_be_evaluated_is_refused(saved: Path, store_url: str) -> None:
     with pytest.raises(UsageError, match=r"no run\.toml that names a store"):
         evaluate(saved)
+    with pytest.raises(DataError, match=r"of its sequences \(FLAIR, T1\) the model knows no whole subset of T2,T2\+T1"):
+        evaluate(saved, store_url, EvaluateOptions(split="", databases=("dogwood",), subsets="T2,T2+T1"))
     with pytest.raises(UsageError, match="subsets 'some' is none of all, full"):
         evaluate(saved, store_url, EvaluateOptions(subsets="some"))
     save_model(saved, Threshold(1.5), info(trained_on=("T2",)))
-    with pytest.raises(DataError, match="no case of the split 'test' with a label and a sequence"):
+    with pytest.raises(
+        DataError,
+        match="no case of the split 'test' that can be evaluated: it has only FLAIR, T1, which the model was not",
+    ):
         evaluate(saved, store_url, EvaluateOptions(databases=("dogwood",)))
     save_model(saved, Threshold(1.5), info(spacing=4.0))
     with pytest.raises(DataError, match=r"voxels of \[4.0, 4.0, 4.0\] mm"):

@@ -63,7 +63,9 @@ def test_the_steps_of_the_training_data_are_taken() -> None:
         (4.0,) * 3, "T1", "otsu", "world", "histogram", register="rigid", n4=True, landmarks={"T1": RISING}
     )
     assert doubts == ()
-    assert recipe_for(info(), "", "T1", "refuse") == (Recipe((4.0,) * 3, "T1"), ())
+    recipe, (doubt,) = recipe_for(info(), "", "T1", "refuse")
+    assert recipe == Recipe((4.0,) * 3, "T1")
+    assert (doubt.code, "everything that is not 0 was taken for brain" in doubt.message) == ("NO_RECIPE", True)
 
 
 def test_databases_that_were_not_prepared_alike_are_told() -> None:

@@ -32,8 +32,23 @@ def test_worked_by_hand() -> None:
     assert found.num_cases == 3
     # Seed 0: a (0.2 - 0.1) / 2, b 0.5; seed 1: a (0 - 0.1) / 2, b 0.3.
     assert found.by_seed == pytest.approx((0.275, 0.125))
-    # Of a's two cases both draws are the first with probability 1/4: then a is 0.1; or both the second: -0.1.
-    assert (found.low, found.high) == pytest.approx((0.15, 0.25))
+    assert math.isnan(found.low), "of two cases and of one there is nothing to draw again"
+    assert math.isnan(found.high)
+
+
+def test_a_seed_that_one_arm_lacks_counts_in_neither() -> None:
+    first, second = arm({("a", "1"): [0.5, 0.1]}), arm({("a", "1"): [0.5]})
+    assert (paired_difference(first, second, "dice").mean, paired_difference(second, first, "dice").mean) == (0, 0)
+
+
+def test_five_cases_have_an_interval_and_four_have_none() -> None:
+    first = arm({("a", str(n)): [0.1 * n] for n in range(5)})
+    second = arm({("a", str(n)): [0.0] for n in range(5)})
+    found = paired_difference(first, second, "dice")
+    assert 0 < found.low < found.mean < found.high < 0.4
+    fewer = paired_difference(first[first["case"] != "0"], second, "dice")
+    assert math.isnan(fewer.low)
+    assert fewer.mean == pytest.approx(0.25)
 
 
 def test_the_interval_is_that_of_the_mean_of_many_cases() -> None:
@@ -58,8 +73,8 @@ def test_a_case_that_one_arm_leaves_undefined_counts_in_neither() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    st.lists(st.tuples(scores, scores), min_size=1, max_size=5),
-    st.lists(st.tuples(scores, scores), min_size=1, max_size=5),
+    st.lists(st.tuples(scores, scores), min_size=5, max_size=7),
+    st.lists(st.tuples(scores, scores), min_size=5, max_size=7),
 )
 def test_the_other_way_round_is_the_negative_and_a_shift_moves_all(
     ones: list[tuple[float, float]], others: list[tuple[float, float]]

@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 from multiseg.errors import CheckpointError, DataError, UsageError
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.loaders.batches import StreamOptions
-from multiseg.loaders.draw import DrawOptions
+from multiseg.loaders.draw import DrawOptions, chosen
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
 from multiseg.models.saved import ModelInfo, load_model, read_info, save_model
+from multiseg.store.catalogue import select
+from multiseg.store.reader import open_store
 from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions, TrainOptions
 from multiseg.training.run import train
@@ -69,6 +71,21 @@ def test_where_no_channel_is_free_the_axis_grows_at_its_end() -> None:
     assert channels.grown == ("DWI", "ADC")
 
 
+def test_a_channel_that_nothing_was_trained_on_goes_first() -> None:
+    """Also where the numbers of cases are unknown, as of an imported model."""
+    info = info_of()
+    unknown = {name: {**about, "num_cases": 0} for name, about in info.databases.items()}
+    channels = arranged(replace(info, databases=unknown), ["FLAIR", "DWI"], StartOptions("m"))
+    assert channels.assigned == {"DWI": "T1c"}
+
+
+def test_more_sequences_than_the_network_has_room_for() -> None:
+    new = ["FLAIR", "A", "B", "C", "D"]
+    with pytest.raises(UsageError, match=r"has room for 8 sequences, and PD, .* D are more: give A, B, C, D channels"):
+        arranged(info_of(), new, StartOptions("m", grow=True))
+    assert len(arranged(info_of("hemis"), new, StartOptions("m", grow=True)).axis) == 9
+
+
 def test_assignments_and_growing_as_asked_for() -> None:
     start = StartOptions("m", assign={"SWI": "PD"}, grow=True)
     channels = arranged(info_of(), ["FLAIR", "SWI", "DWI"], start)
@@ -115,6 +132,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     saved(tmp_path / "maf.safetensors", info_of("maf_unet"))
     with pytest.raises(UsageError, match=r"progressive columns are built on a multi_unet, but .* is a maf_unet"):
         parent_of(StartOptions(str(tmp_path / "maf.safetensors"), method="progressive"))
+    saved(tmp_path / "i.safetensors", replace(info_of(), background="shifted"))
+    with pytest.raises(UsageError, match=r"saw shifted values outside the brain.*: finetune it without --progressive"):
+        parent_of(StartOptions(str(tmp_path / "i.safetensors"), method="progressive"))
     with pytest.raises(UsageError, match="names no model to start from"):
         parent_of(StartOptions(grow=True))
     with pytest.raises(UsageError, match="'distil' is none of finetune, progressive"):
@@ -160,6 +180,8 @@ def test_progressive_columns_leave_the_model_as_it_was(store_url: str, tmp_path:
     assert result.finished
     assert (model.info.builder, model.info.numbers["first_modalities"]) == ("progressive", 5)
     assert tuple(model.info.axis)[5:] == ("DWI", "ADC")
+    # The new column was never shown T1 or T2, whatever the frozen one knows of them.
+    assert set(model.info.usable(tuple(model.info.axis))) == {"FLAIR", "DWI", "ADC"}
     images, present = torch.randn(1, 7, 16, 16, 16), torch.ones(1, 7, dtype=torch.bool)
     assert model(images, present).shape == (1, 1, 16, 16, 16)
 
@@ -170,6 +192,31 @@ def test_progressive_columns_leave_the_model_as_it_was(store_url: str, tmp_path:
     assert torch.equal(
         further.state_dict()["network.first.encoder.0.first.conv.weight"], before["encoder.0.first.conv.weight"]
     )
+
+
+def test_only_the_chosen_cases_say_which_sequences_are_new(store_url: str, tmp_path: Path) -> None:
+    cases = {case.name: case for case in select(open_store(store_url), ["cedar"], split="train")}
+    assert {"FLAIR" in case.modalities for case in cases.values()} == {True, False}
+    parent = saved(tmp_path / "m.safetensors", replace(info_of(names=("T1", "T2")), trained_on={"T1": (), "T2": ()}))
+    seen = set()
+    for seed in range(8):
+        options = options_for(store_url, parent.file, steps=1)
+        draw = replace(options.stream.draw, num_cases=1, seed=seed)
+        options = replace(options, stream=replace(options.stream, draw=draw))
+        train(options, tmp_path / f"run{seed}")
+        info = read_info(tmp_path / f"run{seed}" / "last.safetensors")
+        (only,) = chosen(list(cases.values()), draw)
+        assert set(info.usable(tuple(info.axis))) == set(only.modalities)
+        assert len(info.axis) == len(only.modalities), "no channel is given to a sequence that no chosen case has"
+        seen.add(len(only.modalities))
+    assert seen == {2, 3}
+
+
+def test_a_parent_may_lie_elsewhere_by_now(store_url: str, tmp_path: Path) -> None:
+    parent = saved(tmp_path / "m.safetensors", info_of())
+    train(options_for(store_url, parent.file, steps=2), tmp_path / "run")
+    moved = parent.file.rename(tmp_path / "moved.safetensors")
+    assert train(options_for(store_url, moved, steps=2), tmp_path / "run").finished
 
 
 def test_progressive_columns_need_a_model(store_url: str, tmp_path: Path) -> None:

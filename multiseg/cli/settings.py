@@ -1,0 +1,59 @@
+"""The settings of a training: what the machine, a run file and the flags say together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multiseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from multiseg.training.folder import TrainOptions
+
+
+def options_from(store: str, run: Path | None, flags: dict[str, Any]) -> TrainOptions:
+    """Defaults of the machine (and of the model that is started from), then the run file, then the flags.
+
+    Raises:
+        UsageError: no store is named, or something is said that cannot be or would go unheard.
+    """
+    import torch
+
+    from multiseg.config import defaults, merged, read_run_file, to_options
+    from multiseg.store.hierarchy import is_remote
+
+    file = read_run_file(run) if run else {}
+    if flags["augment"]["preset"]:
+        file.pop("augment", None)  # its numbers belong to the preset that it names
+    said = merged(file, {**flags, "store": store or None})
+    if not said.get("store"):
+        raise UsageError("name the store to learn from: multiseg train brain.zarr --out runs/NAME.")
+    if not is_remote(said["store"]):
+        said["store"] = str(Path(said["store"]).resolve())
+    device = str(said.get("device", "auto"))
+    cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    if said.get("start", {}).get("model"):
+        said["start"]["model"] = str(Path(said["start"]["model"]).resolve())
+        return _from_parent(defaults(cuda, said), said)
+    return to_options(merged(defaults(cuda, said), said))
+
+
+def _from_parent(below: dict[str, Any], said: dict[str, Any]) -> TrainOptions:
+    """Options of a fine-tuning: its network and labels are the model's, and so is its patch where nothing is said."""
+    from multiseg.config import merged, to_options
+    from multiseg.models.saved import model_path, read_info
+    from multiseg.training.run import inherited
+
+    parent = read_info(model_path(Path(said["start"]["model"])))
+    below = merged(below, {"stream": {"draw": {"patch": parent.patch}}})
+    options = inherited(to_options(merged(below, said)), parent)
+    for name in ("model", "labels"):
+        own = json.loads(json.dumps(asdict(options)[name]))
+        if name in said and (merged(own, said[name]) if name == "model" else list(said[name])) != own:
+            raise UsageError(
+                f"{name} is said to be {said[name]}, but what starts from {said['start']['model']} has its own: {own}. "
+                f"Leave {name} out."
+            )
+    return options
