@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -16,13 +17,13 @@ from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote
 from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
-from multiseg.store.reader import open_store
+from multiseg.store.reader import Store, open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training.run import label_space
 
 TRAINING = ("alder", "birch", "cedar", "dogwood", "elm")
 NEVER_TRAINED = ("fir", "gorse")
-MADE = "synthetic.json"
+MADE, STORES = "synthetic.json", "stores.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Ground:
 
     Attributes:
         sequences: of each training database, those that some of its training cases have.
+        digest: of the cases, their splits and contents: another one is another ground.
         synthetic: whether `fir` and `gorse` are there, which nothing is trained on.
     """
 
@@ -38,6 +40,7 @@ class Ground:
     sequences: Mapping[str, tuple[str, ...]]
     scale: Scale
     num_seeds: int
+    digest: str
     synthetic: bool
 
     @property
@@ -100,4 +103,35 @@ def _ground(url: str, scale: Scale, num_seeds: int, names: tuple[str, ...]) -> G
     for name in sequences:
         if not select(store, [name], split="test"):
             raise DataError(f"{name} has no test case in {url}. Ingest it with a share for test: --split.")
-    return Ground(url, sequences, scale, num_seeds, synthetic=False)
+    return Ground(url, sequences, scale, num_seeds, _digest(store), synthetic=False)
+
+
+def _digest(store: Store) -> str:
+    """One for the cases that are in a store, their splits, sequences, intensities and lesions."""
+    told = [
+        [
+            case.database,
+            case.name,
+            case.split,
+            dict(case.intensity),
+            [counts.tolist() for counts in case.foreground_count],
+        ]
+        for case in select(store)
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def claim(folder: Path, ground: Ground) -> None:
+    """Note the ground that the runs of a folder stand on.
+
+    Raises:
+        UsageError: they stand on the same store, but its cases were others.
+    """
+    file = folder / STORES
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if known.setdefault(ground.store, ground.digest) != ground.digest:
+        raise UsageError(
+            f"the runs in {folder} were made before the cases of {ground.store} changed. Choose another --out."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(known, indent=1).encode())

@@ -13,7 +13,7 @@ import pandas as pd
 
 from multiseg.errors import DataError
 from multiseg.experiments.catalogue import Experiment
-from multiseg.experiments.ground import Ground
+from multiseg.experiments.ground import Ground, claim
 from multiseg.experiments.runner import Progress, execute
 from multiseg.experiments.runs import Arm, Exam, in_order
 from multiseg.experiments.tables import Table
@@ -66,7 +66,9 @@ def run_experiment(
 
     Raises:
         DataError: every run failed.
+        UsageError: the folder's runs stand on other cases of the same store.
     """
+    claim(folder / RUNS, ground)
     out = folder / experiment.name
     arms = experiment.plan(ground)
     plan = plan_key(arms)

@@ -26,6 +26,7 @@ GROUND = Ground(
     },
     SCALES["tiny"],
     num_seeds=2,
+    digest="",
     synthetic=True,
 )
 
@@ -125,7 +126,7 @@ def test_fine_tuning_starts_from_the_model_that_never_saw_the_database() -> None
 
 
 def test_a_database_that_shares_no_sequence_cannot_be_held_out() -> None:
-    ground = Ground("x", {"a": ("T1",), "b": ("T1", "FLAIR"), "c": ("DWI",)}, SCALES["tiny"], 1, synthetic=False)
+    ground = Ground("x", {"a": ("T1",), "b": ("T1", "FLAIR"), "c": ("DWI",)}, SCALES["tiny"], 1, "", synthetic=False)
     assert {arm.exam.databases for arm in EXPERIMENTS["leave-one-out"].plan(ground)} == {("a",), ("b",)}
     assert "c" not in new_databases(ground)
 

@@ -15,7 +15,7 @@ import pytest
 from multiseg.errors import DataError, UsageError
 from multiseg.experiments import worker
 from multiseg.experiments.catalogue import EXPERIMENTS
-from multiseg.experiments.ground import Ground, ground_of
+from multiseg.experiments.ground import Ground, claim, ground_of
 from multiseg.experiments.results import Machine, run_experiment
 from multiseg.experiments.runner import Progress, execute
 from multiseg.experiments.runs import Exam, Run, joint, training
@@ -38,6 +38,14 @@ def test_a_users_own_store(ground: Ground) -> None:
     assert ground.training == ("alder", "birch", "cedar", "dogwood")
     assert set(ground.sequences["cedar"]) == {"FLAIR", "DWI", "ADC"}
     assert not ground.synthetic
+
+
+def test_runs_on_a_store_that_has_changed_are_not_taken_for_its_own(ground: Ground, tmp_path: Path) -> None:
+    claim(tmp_path, ground)
+    claim(tmp_path, ground)
+    assert ground.digest == ground_of(ground.store, TINY, num_seeds=2).digest
+    with pytest.raises(UsageError, match="were made before the cases of .* changed. Choose another --out"):
+        claim(tmp_path, replace(ground, digest="other"))
 
 
 def test_a_store_of_one_database_is_refused(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
