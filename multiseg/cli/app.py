@@ -77,12 +77,12 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code, said = app(list(arguments), standalone_mode=False) or 0, ""
         if code == 130:  # typer turns Ctrl-C into this
-            said = INTERRUPTED
+            said = _interrupted(arguments)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        code, said = 130, INTERRUPTED
+        code, said = 130, _interrupted(arguments)
     except MultisegError as error:
         code, said = error.exit_code, f"{type(error).__name__}: {error}"
         if "--json" in arguments and not isinstance(error, UnconfirmedError):  # which has printed its table
@@ -101,6 +101,10 @@ def run(arguments: Sequence[str]) -> int:
         code, said = 1, A_BUG
     _say(said)
     return code
+
+
+def _interrupted(arguments: Sequence[str]) -> str:
+    return INTERRUPTED.replace("command", "command without --overwrite") if "--overwrite" in arguments else INTERRUPTED
 
 
 def _print_error(error: MultisegError) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from multiseg.cli.data import AsJson
 from multiseg.cli.learn import train_shown
-from multiseg.cli.settings import options_from
+from multiseg.cli.settings import options_from, print_settings
 from multiseg.errors import UsageError
 
 
@@ -40,7 +40,9 @@ def finetune_command(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of fresh weights, dropout, draws and the choice of cases.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is there.")] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting as TOML and stop.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print every setting (TOML, or --json) and stop.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Fine-tune a model on another store, whose sequences it need not know. The same command again goes on.
@@ -59,7 +61,6 @@ def finetune_command(
     from multiseg.cli.console import print_json
     from multiseg.models.saved import model_path, read_info
     from multiseg.training.distributed import is_first_process
-    from multiseg.training.folder import to_toml
 
     start = {
         "model": str(model),
@@ -69,12 +70,13 @@ def finetune_command(
         "head_steps": head_first,
     }
     options = options_from(store, run, {
-        "databases": database, "device": device, "seed": seed, "start": start, "augment": {"preset": None},
-        "stream": {"batch_size": batch_size, "workers": workers, "draw": {"num_cases": cases}},
+        "databases": database, "device": device, "seed": seed, "start": start,
+        "augment": {"preset": None, "seed": seed},
+        "stream": {"batch_size": batch_size, "workers": workers, "draw": {"num_cases": cases, "seed": seed}},
         "fit": {"num_steps": steps, "learning_rate": learning_rate},
     })  # fmt: skip
     if print_config:
-        typer.echo(to_toml(options), nl=False)
+        print_settings(options, as_json)
         return 0
     if out is None:
         raise UsageError("say where the new run goes: --out runs/NAME.")

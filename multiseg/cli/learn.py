@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multiseg.cli.data import AsJson
-from multiseg.cli.settings import options_from
+from multiseg.cli.settings import options_from, print_settings
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ def train_command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Insist on going on with a run that is there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is there.")] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting as TOML and stop.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print every setting (TOML, or --json) and stop.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Train one model on all databases of a store. The same command again goes on where it was.
@@ -65,19 +67,18 @@ def train_command(
     """
     from multiseg.cli.console import print_json
     from multiseg.training.distributed import is_first_process
-    from multiseg.training.folder import to_toml
 
     size = (patch, patch, patch) if patch else None
     options = options_from(store, run, {
         "databases": database, "device": device, "seed": seed,
         "stream": {"batch_size": batch_size, "workers": workers, "cache": cache,
-                   "draw": {"patch": size, "drop": drop, "num_cases": cases}},
+                   "draw": {"patch": size, "drop": drop, "num_cases": cases, "seed": seed}},
         "model": {"builder": model},
-        "augment": {"preset": augment},
+        "augment": {"preset": augment, "seed": seed},
         "fit": {"num_steps": steps, "learning_rate": learning_rate},
     })  # fmt: skip
     if print_config:
-        typer.echo(to_toml(options), nl=False)
+        print_settings(options, as_json)
         return 0
     if out is None:
         raise UsageError("say where the run goes: --out runs/NAME.")

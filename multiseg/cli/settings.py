@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def options_from(store: str, run: Path | None, flags: dict[str, Any]) -> TrainOp
         file.pop("augment", None)  # its numbers belong to the preset that it names
     said = merged(file, {**flags, "store": store or None})
     if not said.get("store"):
-        raise UsageError("name the store to learn from: multiseg train brain.zarr --out runs/NAME.")
+        raise UsageError("name the store to learn from, such as brain.zarr.")
     if not is_remote(said["store"]):
         said["store"] = str(Path(said["store"]).resolve())
     device = str(said.get("device", "auto"))
@@ -38,6 +40,17 @@ def options_from(store: str, run: Path | None, flags: dict[str, Any]) -> TrainOp
         said["start"]["model"] = str(Path(said["start"]["model"]).resolve())
         return _from_parent(defaults(cuda, said), said)
     return to_options(merged(defaults(cuda, said), said))
+
+
+def print_settings(options: TrainOptions, as_json: bool) -> None:
+    """Every setting, as a run file or as JSON."""
+    from multiseg.cli.console import print_json
+    from multiseg.training.folder import to_toml
+
+    if as_json:
+        print_json(asdict(options))
+    else:
+        typer.echo(to_toml(options), nl=False)
 
 
 def _from_parent(below: dict[str, Any], said: dict[str, Any]) -> TrainOptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +22,12 @@ def evaluate_command(
     database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
     subsets: Annotated[str, typer.Option(help='"all", the "full" set, or a list: FLAIR,FLAIR+T1.')] = "all",
     overlap: Annotated[float, typer.Option(help="Of the sliding windows.", min=0, max=0.9)] = 0.5,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results (default: RUN/evaluation-SPLIT).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the results (default: RUN/evaluation-SPLIT, with --store and --database in its name)."
+        ),
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> int:
@@ -40,7 +45,7 @@ def evaluate_command(
     from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
     from multiseg.models.devices import resolve_device
 
-    folder = out or (run if run.is_dir() else run.parent) / f"evaluation-{split}"
+    folder = out or (run if run.is_dir() else run.parent) / _folder_name(split, store, database or [])
     options = EvaluateOptions("" if split == "all" else split, tuple(database or ()), subsets, overlap)
     with progress_bar("evaluate", 1) as bar:
 
@@ -56,6 +61,11 @@ def evaluate_command(
     else:
         _print_evaluation(result, folder)
     return 0
+
+
+def _folder_name(split: str, store: str, databases: Sequence[str]) -> str:
+    """What is evaluated, in words, so that another evaluation does not take its place."""
+    return "-".join(["evaluation", split, *([Path(store).stem] if store else []), *databases])
 
 
 def _print_evaluation(result: Evaluation, folder: Path) -> None:
@@ -86,7 +96,7 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
     print_table(f"{result.title}, mean by subset of sequences", columns, rows, right=titles)
     output().print(POLICY)
     for database, names in result.left_out.items():
-        messages().print(f"{database}: {', '.join(names)} left out, no training database had it.")
+        messages().print(f"{database}: {', '.join(names)} left out: the model has no trained channel for it.")
     for reason, cases in _by_reason(result.skipped).items():
         messages().print(f"not evaluated: {cases}: {reason}.", soft_wrap=True)
     output().print(f"Written to {folder}: cases.csv, summary.csv, summary.json, montage.png", soft_wrap=True)
@@ -145,7 +155,7 @@ def predict_command(
     for doubt in result.doubts:
         messages().print(f"{doubt.code}: {doubt.message}", soft_wrap=True, markup=False)
     if result.left_out:
-        messages().print(f"{', '.join(result.left_out)} left out: no training database had it.")
+        messages().print(f"{', '.join(result.left_out)} left out: the model has no trained channel for it.")
     volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in result.volumes_ml.items())
     output().print(
         f"{result.path}: {volumes}; from {', '.join(result.used)}, on the grid of {result.reference}",

@@ -30,8 +30,8 @@ from multiseg.store.reader import Case, Store, open_store
 KEY = ["database", "label", "modalities"]
 POLICY = (
     "A case without lesion has no Dice, sensitivity or distance and is left out of their means, but counted; "
-    "a false alarm there has precision 0. A missed lesion has Dice and sensitivity 0, and the diagonal of "
-    "the case's grid as distance."
+    "a false alarm there has precision 0. A missed lesion, where nothing was predicted, has Dice and "
+    "sensitivity 0, and the diagonal of the case's grid as distance."
 )
 MONTAGE_CASES = 2
 

@@ -9,7 +9,7 @@ from multiseg.experiments.runs import Arm, Exam, joint
 from multiseg.experiments.tables import INTERVAL, Table, arms_of, compared, means
 
 QUESTION = "What does dropping sequences in training cost where all are there, and save where some are missing?"
-ARCHITECTURES = ("multi_unet", "lf_unet", "maf_unet", "hemis")
+ARCHITECTURES = ("multi_unet", "lf_unet", "maf_unet")
 
 
 def arm_name(builder: str, drop: str) -> str:

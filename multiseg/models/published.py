@@ -59,6 +59,18 @@ def our_name(published: str) -> str:
     return f"{side}.{int(match[1]) - 1}.{_UNITS[match[2]]}.{_PARTS[match[3]]}.{match[4]}"
 
 
+def their_name(ours: str) -> str:
+    """The published name of a tensor of ours.
+
+    >>> their_name("encoder.0.first.activation.weight"), their_name("decoder.3.reduce.bias")
+    ('conv_1.conv.unit0.adn.A.weight', 'up_stage_4.2.conv.bias')
+    """
+    side, number, unit, *part, end = ours.split(".")
+    stage = f"conv_{int(number) + 1}.conv" if side == "encoder" else f"up_stage_{int(number) + 1}"
+    units, parts = ({mine: theirs for theirs, mine in names.items()} for names in (_UNITS, _PARTS))
+    return f"{stage}.{units[unit]}.{parts[part[0] if part else 'conv']}.{end}"
+
+
 def read_published(path: Path) -> dict[str, Tensor]:
     """The tensors of a published file, bare of wrappings; nothing in the file is executed.
 
@@ -70,6 +82,10 @@ def read_published(path: Path) -> dict[str, Tensor]:
         data = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise CheckpointError(f"there is no file of weights at {path}.") from error
+    if path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"{path} is no published state dict. If multiseg wrote it, it is a model already: use it."
+        )
     try:
         held = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -79,7 +95,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
         ) from error
     except DAMAGED as error:
         raise CheckpointError(
-            f"{path} is no whole file of torch.save ({type(error).__name__}: {_first_line(error)}) Copy it again."
+            f"{path} is no file of torch.save, or not a whole one ({type(error).__name__}): look where it comes from."
         ) from error
     return _bare(held, path)
 
@@ -173,15 +189,17 @@ def load_published(network: MultiUnet, state: Mapping[str, Tensor]) -> None:
     published = {our_name(name).replace(f"{last}.conv.", f"{last}."): name for name in state}
     common = [name for name in own if name in published]
     faults = {
-        "missing": [name for name in own if name not in published],
-        "left over": [name for name in published if name not in own],
-        "of another shape": [name for name in common if own[name].shape != state[published[name]].shape],
-        "no plain numbers": [name for name in common if state[published[name]].dtype not in NUMBERS],
+        "missing": [their_name(name) for name in own if name not in published],
+        "left over": [published[name] for name in published if name not in own],
+        "of another shape": [published[name] for name in common if own[name].shape != state[published[name]].shape],
+        "no plain numbers": [published[name] for name in common if state[published[name]].dtype not in NUMBERS],
     }
     said = [f"{what}: {', '.join(names[:5])} ({len(names)} tensors)" for what, names in faults.items() if names]
     if said:
         raise CheckpointError(f"the state dict does not fit the network. {'; '.join(said)}.")
-    wild = [name for name in common if not bool(torch.isfinite(state[published[name]].to(own[name].dtype)).all())]
+    wild = [
+        published[name] for name in common if not bool(torch.isfinite(state[published[name]].to(own[name].dtype)).all())
+    ]
     if wild:
         raise CheckpointError(
             f"{', '.join(wild[:5])} ({len(wild)} tensors) hold values that are not finite: the training that wrote "

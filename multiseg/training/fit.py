@@ -124,7 +124,7 @@ def fit(
         TrainingError: `max_bad_steps` such steps in a row, the message names the cases; or no compiling.
         UsageError: an objective or schedule of unknown name, or a number out of its range.
     """
-    _check(options)
+    check(options)
     device = next(state.network.parameters()).device
     precision(options.amp, device)
     if options.channels_last:
@@ -193,7 +193,8 @@ def _loop(learner: _Learner, stream: Stream, hooks: Hooks) -> bool:
     return True
 
 
-def _check(options: FitOptions) -> None:
+def check(options: FitOptions) -> None:
+    """Raises UsageError for a setting that cannot be meant."""
     for value, known in ((options.objective, OBJECTIVES), (options.schedule, SCHEDULES)):
         if value not in known:
             raise UsageError(f"{value!r} is none of {', '.join(known)}.")
@@ -202,6 +203,11 @@ def _check(options: FitOptions) -> None:
             raise UsageError(f"{name} is {getattr(options, name)}: give at least 1.")
     if not options.learning_rate > 0:
         raise UsageError(f"the learning_rate is {options.learning_rate}: give a number above 0.")
+    if not min(options.clip_norm, options.save_minutes) >= 0:
+        raise UsageError(
+            f"clip_norm is {options.clip_norm} and save_minutes {options.save_minutes}: give 0 or more; a clip_norm of "
+            "0 leaves gradients as they are."
+        )
     if not 0 <= options.ema < 1:
         raise UsageError(f"ema is {options.ema}: give a decay from 0 (no average) to below 1, such as 0.999.")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from multiseg.errors import UsageError
+from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.evaluate import check_spacing
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.loaders.batches import PatchStream, Share
@@ -25,7 +25,7 @@ from multiseg.store.reader import Case, Store, open_store
 from multiseg.training.checkpoint import RESUME, TrainState, generators, load_state, save_state
 from multiseg.training.distributed import Peers, joined
 from multiseg.training.events import Event
-from multiseg.training.fit import Hooks, fit
+from multiseg.training.fit import Hooks, check, fit
 from multiseg.training.folder import ModelOptions, TrainOptions, claimed_folder
 from multiseg.training.logs import Logs
 from multiseg.training.numerics import precision
@@ -74,8 +74,11 @@ def train(
     """
     with joined(options.device) as (peers, device):
         parent = parent_of(options.start)
-        options = options if parent is None else inherited(options, parent.info)
+        if parent is not None:
+            _check_is_elsewhere(parent.file, Path(out))
+            options = inherited(options, parent.info)
         store = open_store(options.store)
+        check(options.fit)
         info, stream = _prepared(options, store, parent, peers.share)
         state = _fresh_state(options, info, parent, device)
         peers.part_ways(options.seed)
@@ -121,6 +124,12 @@ def _reported(
         yield report
 
 
+def _check_is_elsewhere(model: Path, out: Path) -> None:
+    """Raises UsageError where a training would write over the model that it starts from."""
+    if model.resolve().parent == out.resolve():
+        raise UsageError(f"{out} holds the model that is started from, which stays as it is: choose another --out.")
+
+
 def inherited(options: TrainOptions, parent: ModelInfo) -> TrainOptions:
     """The options with the labels and the network of the model that is started from."""
     labels = tuple(("tissue:" if label.kind == "tissue" else "") + label.name for label in parent.space.labels)
@@ -135,8 +144,12 @@ def _prepared(
     """What the model will be, and what it will learn from."""
     space = label_space(options.labels)
     used = _learnt_from(options, store, space)
-    # Without a case the stream says what is missing, whatever the axis.
-    axis = ModalityAxis.union(case.modalities for case in used) if used else ModalityAxis(("T1",))
+    if not used:
+        raise DataError(
+            f"{store.url} has no train case in which somebody looked for the structures {', '.join(space.names)}. "
+            f"See: multiseg info {store.url}."
+        )
+    axis = ModalityAxis.union(case.modalities for case in used)
     if parent is None:
         if options.model.builder == "progressive":
             raise UsageError("a progressive network needs a trained one to stand on: multiseg finetune --progressive.")

@@ -116,7 +116,7 @@ def change(name: str, value: object) -> dict[str, object]:
         (b"no torch file", "cannot be read as weights alone"),
         (
             {n: t for n, t in released()[1].items() if n != "conv_2.conv.unit1.adn.A.weight"},
-            "missing: encoder.1.second",
+            "missing: conv_2.conv.unit1",
         ),
         (change("conv_2.conv.unit1.conv.gain", torch.ones(1)), "weight standardisation"),
         (change("conv_2.conv.unit1.adn.A.weight", torch.tensor([math.nan])), "values that are not finite"),

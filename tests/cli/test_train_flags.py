@@ -1,10 +1,12 @@
 """Flags of `multiseg train` that name a setting of the run file."""
 
+import json
 import tomllib
+from pathlib import Path
 
 import pytest
 
-from multiseg.cli.app import run
+from multiseg.cli.app import _interrupted, run
 
 
 def settings(capsys: pytest.CaptureFixture[str], *flags: str) -> dict:
@@ -34,3 +36,27 @@ def test_unknown_names_are_refused(
 ) -> None:
     assert run(["train", store_url, "--device", "cpu", "--out", str(tmp_path / "run"), *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_seed_is_that_of_a_printed_file_too(
+    store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", store_url, "--print-config"]) == 0
+    (tmp_path / "run.toml").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert run(["train", "--run", str(tmp_path / "run.toml"), "--seed", "7", "--print-config", "--json"]) == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert (settings["seed"], settings["stream"]["draw"]["seed"], settings["augment"]["seed"]) == (7, 7, 7)
+
+
+@pytest.mark.parametrize("rate", ["-1", "nan", "0"])
+def test_a_learning_rate_that_cannot_be(
+    rate: str, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", store_url, "--out", str(tmp_path / "r"), "--learning-rate", rate, "--device", "cpu"]) == 2
+    assert "give a number above 0" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_interruption_says_which_command_goes_on() -> None:
+    assert "the same command goes on" in _interrupted(["train", "x.zarr"])
+    assert "the same command without --overwrite goes on" in _interrupted(["train", "x.zarr", "--overwrite"])

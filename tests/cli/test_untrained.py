@@ -47,8 +47,10 @@ def test_evaluate_warns_and_never_feeds_it(
     tables = []
     for model in models:
         assert run(["evaluate", str(model), *flags]) == 0
-        assert "alder: PD, T2 left out, no training database had it." in " ".join(capsys.readouterr().err.split())
-        tables.append((model / "evaluation-test" / "cases.csv").read_text())
+        assert "alder: PD, T2 left out: the model has no trained channel for it." in " ".join(
+            capsys.readouterr().err.split()
+        )
+        tables.append((model / "evaluation-test-brain-alder" / "cases.csv").read_text())
         assert run(["evaluate", str(model), *flags, "--json"]) == 0
         said = json.loads(capsys.readouterr().out)
         assert said["left_out"] == {"alder": ["PD", "T2"]}
@@ -69,7 +71,7 @@ def test_predict_warns_and_never_feeds_it(
             assert run(["predict", str(model), *images, "--reference", "FLAIR", "-o", str(out)]) == 0
             shown = " ".join(capsys.readouterr().err.split())
             left_out = ", ".join(name for name in names if name in UNTRAINED)
-            assert (f"{left_out} left out: no training database had it." in shown) == bool(left_out)
+            assert (f"{left_out} left out: the model has no trained channel for it." in shown) == bool(left_out)
             answers.append(np.asarray(nib.load(out).dataobj))
     assert 0 < answers[0].sum() < answers[0].size
     for other in answers[1:]:

@@ -286,3 +286,11 @@ def test_an_evaluation_that_was_cut_short_goes_on(saved: Path, store_url: str, t
 def test_the_answer_is_a_nifti_file(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"end its name .* in \.nii\.gz"):
         predict(Model(Threshold(1.5), info()), {"FLAIR": tmp_path / "a.nii.gz"}, tmp_path / name)
+
+
+def test_evaluations_of_other_data_lie_side_by_side(saved: Path, store_url: str) -> None:
+    flags = ["--split", "val", "--subsets", "full"]
+    for more in ([], ["--database", "alder"], ["--database", "alder", "--database", "birch"]):
+        assert run(["evaluate", str(saved), "--store", store_url, *flags, *more]) == 0
+    names = {path.name for path in saved.parent.glob("evaluation-*")}
+    assert names == {"evaluation-val-brain", "evaluation-val-brain-alder", "evaluation-val-brain-alder-birch"}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from multiseg.errors import CheckpointError
 from multiseg.models.builders import multi_unet
-from multiseg.models.published import PublishedSize, load_published, our_name, read_published, size_of
+from multiseg.models.published import PublishedSize, load_published, our_name, read_published, size_of, their_name
 
 HERE = Path(__file__).parent
 FIRST = "conv_1.conv.unit0.conv.weight"
@@ -152,15 +152,15 @@ def test_a_state_dict_that_does_not_fit_is_refused(released: dict[str, Tensor]) 
     network = multi_unet(6, 1)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     without = {name: tensor for name, tensor in released.items() if name != FIRST}
-    with pytest.raises(CheckpointError, match=r"missing: encoder\.0\.first\.conv\.weight \(1 tensors\)"):
+    with pytest.raises(CheckpointError, match=r"missing: conv_1\.conv\.unit0\.conv\.weight \(1 tensors\)"):
         load_published(network, without)
-    with pytest.raises(CheckpointError, match=r"of another shape: encoder\.0\.first\.conv\.weight \(1 tensors\)"):
+    with pytest.raises(CheckpointError, match=r"of another shape: conv_1\.conv\.unit0\.conv\.weight \(1 tensors\)"):
         load_published(network, released | {FIRST: torch.zeros(16, 5, 3, 3, 3)})
-    with pytest.raises(CheckpointError, match=r"left over: encoder\.8\.first\.conv\.weight"):
+    with pytest.raises(CheckpointError, match=r"left over: conv_9\.conv\.unit0\.conv\.weight"):
         load_published(network, released | {"conv_9.conv.unit0.conv.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"no tensor 'conv_1\.conv\.unit0\.norm\.weight'"):
         load_published(network, released | {"conv_1.conv.unit0.norm.weight": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=r"no plain numbers: encoder\.0\.first\.conv\.weight"):
+    with pytest.raises(CheckpointError, match=r"no plain numbers: conv_1\.conv\.unit0\.conv\.weight"):
         load_published(network, released | {FIRST: released[FIRST].to(torch.complex64)})
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
@@ -169,7 +169,7 @@ def test_a_state_dict_that_does_not_fit_is_refused(released: dict[str, Tensor]) 
 def test_weights_that_are_not_finite_are_refused(released: dict[str, Tensor], value: float) -> None:
     broken = released[FIRST].double()
     broken[3, 2, 1, 1, 1] = value
-    with pytest.raises(CheckpointError, match=r"encoder\.0\.first\.conv\.weight \(1 tensors\) hold values that are"):
+    with pytest.raises(CheckpointError, match=r"conv_1\.conv\.unit0\.conv\.weight \(1 tensors\) hold values that are"):
         load_published(multi_unet(6, 1), released | {FIRST: broken})
 
 
@@ -220,6 +220,13 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path
         read_published(tmp_path / "whole.pth")
 
 
+def test_names_go_there_and_back():
+    for norm in ("instance", "batch"):
+        network = multi_unet(6, 1, norm=norm)
+        for ours in network.state_dict():
+            assert our_name(their_name(ours)).replace("decoder.3.reduce.conv.", "decoder.3.reduce.") == ours
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no file of weights at .*none\.pth"):
         read_published(tmp_path / "none.pth")
@@ -230,7 +237,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for data in (b"", b"hello, this is text", b"\x80\x02garbage", bytes(1000), whole[:2000], whole[:-30], whole[10:]):
         path.write_bytes(data)
-        with pytest.raises(CheckpointError, match=r"x\.pth (cannot be read as weights|is no whole file)"):
+        with pytest.raises(CheckpointError, match=r"x\.pth (cannot be read as weights|is no file)"):
             read_published(path)
 
 

@@ -288,6 +288,8 @@ def test_the_published_objective_trains(stream):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"clip_norm": -1.0}, "clip_norm is -1.0 and save_minutes 5.0: give 0 or more"),
+        ({"save_minutes": float("nan")}, "save_minutes nan: give 0 or more"),
         ({"objective": "focal"}, r"'focal' is none of dice\+bce, batch_dice\+bce, dice"),
         ({"schedule": "step"}, "'step' is none of cosine, published, constant"),
         ({"amp": "half"}, "amp 'half' is none of auto, off, bf16, fp16"),

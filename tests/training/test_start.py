@@ -212,6 +212,17 @@ def test_only_the_chosen_cases_say_which_sequences_are_new(store_url: str, tmp_p
     assert seen == {2, 3}
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_model_that_is_started_from_is_never_written_over(store_url: str, tmp_path: Path, overwrite: bool) -> None:
+    parent = saved(tmp_path / "run" / "model.safetensors", info_of())
+    before = parent.file.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for out in (tmp_path / "run", tmp_path / "link"):
+        with pytest.raises(UsageError, match="holds the model that is started from, which stays as it is"):
+            train(options_for(store_url, tmp_path / "run"), out, overwrite)
+    assert parent.file.read_bytes() == before
+
+
 def test_a_parent_may_lie_elsewhere_by_now(store_url: str, tmp_path: Path) -> None:
     parent = saved(tmp_path / "m.safetensors", info_of())
     train(options_for(store_url, parent.file, steps=2), tmp_path / "run")
@@ -239,5 +250,5 @@ def test_voxel_size_and_labels_have_to_be_those_of_the_model(store_url: str, tmp
         train(options_for(store_url, parent.file), tmp_path / "run")
     oedema = LabelSpace((SpaceLabel("oedema", "lesion"),))
     parent = saved(tmp_path / "o.safetensors", replace(info_of(), space=oedema))
-    with pytest.raises(DataError, match="no train case with the structures oedema"):
+    with pytest.raises(DataError, match="no train case in which somebody looked for the structures oedema"):
         train(options_for(store_url, parent.file), tmp_path / "run")
