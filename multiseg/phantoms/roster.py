@@ -128,7 +128,7 @@ MORE_HOSPITALS: tuple[Hospital, ...] = (
         annotations=(Annotation("lesion", "{case}/lesion.nii.gz", "1=lesion"),),
         orientation="RAS",
         pattern="{case}/{modality}.nii.gz",
-        background="head",
+        background="zero",
         dtype="float32",
     ),
     Hospital(
