@@ -55,11 +55,14 @@ def test_the_python_runs(folder: Path) -> None:
 
 def test_the_commands_on_real_data(data: Path, tmp_path: Path) -> None:
     (real,) = [block for block in blocks("bash") if "MULTISEG_DATA" in block]
-    quick = real.replace("--steps 1500", "--steps 20").replace(
-        "evaluate runs/joint", "evaluate runs/joint --subsets full"
+    quick = (
+        real.replace("--steps 1500", "--steps 20")
+        .replace("--steps 300", "--steps 5")
+        .replace("evaluate runs/joint", "evaluate runs/joint --subsets full")
     )
     shell(quick, tmp_path)
     assert (tmp_path / "patient26.nii.gz").exists()
+    assert (tmp_path / "runs" / "stroke" / "evaluation-test" / "cases.csv").exists()
 
 
 def test_the_commands_of_the_ingest_guide_on_real_data(data: Path, tmp_path: Path) -> None:
