@@ -17,7 +17,7 @@ from multiseg.training.checkpoint import TrainState
 from multiseg.training.fit import FitOptions, Hooks, fit
 from multiseg.training.objectives import OBJECTIVES
 
-STEPS = 20
+STEPS = 8
 
 
 class Ready:
