@@ -104,7 +104,7 @@ def test_the_stores_do_differ(store_url: str, permuted_url: str) -> None:
 def test_batches_are_the_same_bits(draw: dict[str, object], store_url: str, permuted_url: str) -> None:
     found = []
     for url, databases in ((store_url, ("alder", "cedar")), (permuted_url, NAMES)):
-        stream = stream_of(open_store(url), databases=databases, draw=draw)
+        stream = stream_of(open_store(url), databases=databases, draw=draw, batch_size=4)
         found.append(list(stream.batches(0, 6)))
     assert_same(*found)
     assert len(set(digests(found[0]))) == 6

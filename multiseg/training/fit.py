@@ -203,7 +203,7 @@ def check(options: FitOptions) -> None:
             raise UsageError(f"{name} is {getattr(options, name)}: give at least 1.")
     if not options.learning_rate > 0:
         raise UsageError(f"the learning_rate is {options.learning_rate}: give a number above 0.")
-    if not min(options.clip_norm, options.save_minutes) >= 0:
+    if not (options.clip_norm >= 0 and options.save_minutes >= 0):
         raise UsageError(
             f"clip_norm is {options.clip_norm} and save_minutes {options.save_minutes}: give 0 or more; a clip_norm of "
             "0 leaves gradients as they are."

@@ -129,6 +129,11 @@ def test_nothing_but_failures_is_no_result(ground: Ground, tmp_path: Path) -> No
         run_experiment(EXPERIMENTS["plus"], broken, tmp_path, Machine(jobs=1))
 
 
+def heeding_interrupts() -> None:
+    """A shell that puts the tests into the background has their processes ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_an_interruption_saves_the_training_in_hand(ground: Ground, tmp_path: Path) -> None:
     """Interrupted in the middle of a long training; that a training goes on from there is tested where it is."""
     out = tmp_path / "out"
@@ -136,13 +141,15 @@ def test_an_interruption_saves_the_training_in_hand(ground: Ground, tmp_path: Pa
         sys.executable, "-m", "multiseg.cli.app", "experiment", "plus", "--out", str(out), "--store", ground.store,
         "--scale", "tiny", "--seeds", "1", "--jobs", "1", "--device", "cpu", "--steps",
     ]  # fmt: skip
-    process = subprocess.Popen([*command, "3000"], stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        [*command, "3000"], stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=heeding_interrupts
+    )
     deadline = time.monotonic() + 120
     while not list(out.glob("runs/*/log.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(120) == 130
     (folder,) = (found for found in (out / "runs").iterdir() if found.is_dir())
     assert (folder / "resume.pt").is_file()
     assert not (folder / "done.json").exists()

@@ -37,7 +37,7 @@ def options_for(url, dropout=0.0, **fit):
 
 
 def entries(folder, kind="StepDone"):
-    lines = (folder / "log.jsonl").read_text().splitlines()
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [entry for entry in map(json.loads, lines) if entry["event"] == kind]
 
 
@@ -54,13 +54,13 @@ class Torchrun:
 
     def wait_for_step(self, step):
         while self.process.poll() is None:
-            if self.log.exists() and f'"step": {step},' in self.log.read_text():
+            if self.log.exists() and f'"step": {step},' in self.log.read_text(encoding="utf-8"):
                 return
             time.sleep(0.01)
-        pytest.fail(f"it ended before step {step}: {self.said.read_text()}")
+        pytest.fail(f"it ended before step {step}: {self.said.read_text(encoding='utf-8')}")
 
     def end(self):
-        return self.process.wait(timeout=600), self.said.read_text()
+        return self.process.wait(timeout=600), self.said.read_text(encoding="utf-8")
 
 
 def test_two_processes_train_as_one_with_twice_the_batch_does(store_url, tmp_path):
@@ -107,7 +107,7 @@ def test_an_interrupted_training_of_two_goes_on_bit_for_bit(store_url, tmp_path)
 
 def run_scenarios(names, url):
     command = [*TORCHRUN, str(Path(__file__).with_name("several.py")), names, url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
 
 
 def test_what_happens_in_one_process_happens_in_all(store_url):

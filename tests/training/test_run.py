@@ -36,7 +36,7 @@ def options_for(url, **fit):
 
 
 def entries(folder, kind="StepDone"):
-    lines = (folder / "log.jsonl").read_text().splitlines()
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [entry for entry in map(json.loads, lines) if entry["event"] == kind]
 
 
@@ -73,13 +73,13 @@ class Command:
 
     def wait_for_step(self, step):
         while self.process.poll() is None:
-            if self.log.exists() and f'"step": {step},' in self.log.read_text():
+            if self.log.exists() and f'"step": {step},' in self.log.read_text(encoding="utf-8"):
                 return
             time.sleep(0.01)
-        pytest.fail(f"it ended before step {step}: {self.said.read_text()}")
+        pytest.fail(f"it ended before step {step}: {self.said.read_text(encoding='utf-8')}")
 
     def end(self):
-        return self.process.wait(timeout=600), self.said.read_text()
+        return self.process.wait(timeout=600), self.said.read_text(encoding="utf-8")
 
 
 def test_a_killed_and_interrupted_training_ends_in_the_same_weights(store_url, tmp_path):
@@ -160,7 +160,7 @@ def test_overwrite_starts_anew_and_keeps_what_is_not_ours(store_url, tmp_path):
     result = train(replace(options_for(store_url, num_steps=2), seed=4), tmp_path, overwrite=True)
     assert result.step == 2
     assert [entry["step"] for entry in entries(tmp_path)] == [1, 2]
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 1
 
 
@@ -309,7 +309,9 @@ def test_a_few_cases_of_each_database_are_what_the_model_is_trained_on(store_url
 def test_a_folder_from_before_a_setting_goes_on_with_its_default(store_url, tmp_path):
     train(options_for(store_url, num_steps=2), tmp_path)
     file = tmp_path / "run.toml"
-    lines = [line for line in file.read_text().splitlines() if not line.startswith(("ema", "num_cases"))]
+    lines = [
+        line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith(("ema", "num_cases"))
+    ]
     file.write_text("\n".join(lines))
     assert train(options_for(store_url, num_steps=2), tmp_path).finished
     file.write_text("\n".join(lines))
