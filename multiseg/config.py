@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,6 +15,8 @@ from multiseg.errors import UsageError
 from multiseg.loaders.augment import TRANSFORMS, AugmentOptions, preset
 from multiseg.models.builders import PLUS_WIDTHS, PUBLISHED_WIDTHS
 from multiseg.training.folder import TrainOptions
+
+Options = TypeVar("Options")
 
 CPU_DEFAULTS: dict[str, Any] = {
     "stream": {"batch_size": 4, "workers": 1, "draw": {"patch": (48, 48, 48)}},
@@ -61,7 +63,19 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """The tables of a run file.
+    """The tables of a training's run file.
+
+    Raises:
+        UsageError: it is missing, no TOML, or has an unknown key.
+    """
+    return read_settings(path, TrainOptions, "Print one with: multiseg train STORE --print-config")
+
+
+def read_settings(path: Path, options: type, hint: str = "") -> dict[str, Any]:
+    """The tables of a TOML file that says what the dataclass `options` holds.
+
+    Args:
+        hint: where such a file comes from, said where there is none.
 
     Raises:
         UsageError: it is missing, no TOML, or has an unknown key.
@@ -69,26 +83,43 @@ def read_run_file(path: Path) -> dict[str, Any]:
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"there is no run file {path}. Print one with: multiseg train STORE --print-config") from None
-    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"there is no file {path}. {hint}".strip()) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no TOML: {error}.") from error
-    _refuse_unknown(settings, TrainOptions, "")
+    _refuse_unknown(settings, options, "")
     return settings
 
 
 def to_options(settings: Mapping[str, Any]) -> TrainOptions:
-    """Checked options from nested settings.
+    """Checked options of a training from nested settings.
 
     Raises:
         UsageError: an unknown key or a value of the wrong type, named by its place.
     """
-    # One seed serves everything, unless the draws are given their own.
+    return checked(learning(settings), TrainOptions)
+
+
+def learning(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which the one seed serves everything that has none of its own, and presets say their numbers.
+
+    Raises:
+        UsageError: there is no such preset, or a number that nothing hears.
+    """
     seed = {key: value for key, value in settings.items() if key == "seed"}
     settings = merged({"stream": {"draw": seed}, "augment": seed}, settings)
-    _refuse_unknown(settings, TrainOptions, "")
     settings["augment"] = _upon_preset(settings["augment"])
+    return settings
+
+
+def checked(settings: Mapping[str, Any], options: type[Options]) -> Options:
+    """Options of a dataclass from nested settings.
+
+    Raises:
+        UsageError: an unknown key or a value of the wrong type, named by its place.
+    """
+    _refuse_unknown(settings, options, "")
     try:
-        return TypeAdapter(TrainOptions).validate_python(settings)
+        return TypeAdapter(options).validate_python(settings)
     except ValidationError as error:
         raise UsageError("these settings cannot be meant: " + "; ".join(map(_told, error.errors()))) from error
 

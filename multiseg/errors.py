@@ -10,6 +10,7 @@ MultisegError                 anything multiseg says about its input
 │   └── StoreError                    a store that is missing, damaged or of another recipe
 ├── CheckpointError (ValueError)      a model or resume file that cannot be used
 ├── TrainingError (ArithmeticError)   training that cannot go on: non-finite losses or gradients
+├── FederationError (RuntimeError)    a site, a server or a message that does not fit the federation
 └── ResourceError (OSError)           out of disk or memory, or a store that is locked
 
 `exit_code` is what the command line returns: 2 usage, 3 invalid data, 5 out of a resource.
@@ -84,6 +85,10 @@ class CheckpointError(MultisegError, ValueError):
 
 class TrainingError(MultisegError, ArithmeticError):
     """Training that cannot go on."""
+
+
+class FederationError(MultisegError, RuntimeError):
+    """A site, a server or a message that does not fit the federation."""
 
 
 class ResourceError(MultisegError, OSError):

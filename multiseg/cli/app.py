@@ -17,6 +17,7 @@ from multiseg.cli.check import verify_command
 from multiseg.cli.data import info_command, phantoms_command
 from multiseg.cli.demo import demo_command
 from multiseg.cli.experiment import experiment_command
+from multiseg.cli.federate.app import federation_app
 from multiseg.cli.finetune import finetune_command
 from multiseg.cli.ingest import ingest_command
 from multiseg.cli.learn import train_command
@@ -57,6 +58,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
+app.add_typer(federation_app, name="fed")
 
 
 def _print_version(wanted: bool) -> None:

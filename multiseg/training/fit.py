@@ -11,7 +11,7 @@ from itertools import chain, islice
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multiseg.errors import TrainingError, UsageError
 from multiseg.loaders.augment import AugmentOptions, augment
@@ -75,13 +75,15 @@ class Stream(Protocol):
 class Hooks:
     """What the loop calls: for progress, validation, saving, and to ask whether to stop.
 
-    `validate` returns scores by name, or None where it was asked to stop before it had them.
+    `validate` returns scores by name, or None where it was asked to stop before it had them. `adjust` may change the
+    gradients of the network, unscaled, before they are looked at and clipped.
     """
 
     on_event: Callable[[Event], None] = lambda event: None
     validate: Callable[[], Mapping[str, float] | None] = dict
     save: Callable[[bool], None] = lambda is_best: None
     should_stop: Callable[[], bool] = lambda: False
+    adjust: Callable[[nn.Module], None] = lambda network: None
 
 
 def _published(done: float) -> float:
@@ -107,6 +109,7 @@ def fit(
     hooks: Hooks,
     augmentation: AugmentOptions | None = None,
     peers: Peers = ALONE,
+    until: int | None = None,
 ) -> bool:
     """Train from `state.step` to the last step and its validation. Whether it got there, or was asked to stop.
 
@@ -119,6 +122,8 @@ def fit(
     Args:
         peers: the processes that train the same state, each with its own share of the stream. They step, save,
             stop and fail together, and every hook is called in each of them.
+        until: the step to stop at before the last, if any, as a round of a federation does; the schedule of the
+            learning rate is that of all steps.
 
     Raises:
         TrainingError: `max_bad_steps` such steps in a row, the message names the cases; or no compiling.
@@ -138,7 +143,7 @@ def fit(
         stack.enter_context(compiled(state.network, options.compile))
         free_body = stack.enter_context(head_alone(state.network, state.step < state.head_steps))
         learner = _Learner(state, options, augmentation or AugmentOptions(), peers, free_body)
-        return _loop(learner, stream, hooks)
+        return _loop(learner, stream, hooks, options.num_steps if until is None else min(until, options.num_steps))
 
 
 class _Learner:
@@ -163,14 +168,14 @@ class _Learner:
             self.network = self.peers.wrap(self.state.network)  # anew: it looks at what learns only once
 
 
-def _loop(learner: _Learner, stream: Stream, hooks: Hooks) -> bool:
+def _loop(learner: _Learner, stream: Stream, hooks: Hooks, until: int) -> bool:
     state, options, peers = learner.state, learner.options, learner.peers
     saved_at = time.monotonic()
     if _is_validation_due(state, options) and not _validate(state, hooks, peers):
         return False
-    batches = stream.batches(state.step * options.accumulate, options.num_steps * options.accumulate)
+    batches = stream.batches(state.step * options.accumulate, until * options.accumulate)
     for group in _groups(_timed(batches), options.accumulate):
-        done = _step(learner, group)
+        done = _step(learner, group, hooks)
         hooks.on_event(_event(state, done, peers.num))
         if state.bad_steps >= options.max_bad_steps:
             raise TrainingError(
@@ -246,7 +251,7 @@ class _Done:
     cases: str
 
 
-def _step(learner: _Learner, group: Iterator[tuple[Batch, float]]) -> _Done:
+def _step(learner: _Learner, group: Iterator[tuple[Batch, float]], hooks: Hooks) -> _Done:
     state, options = learner.state, learner.options
     began = time.monotonic()
     rate = options.learning_rate * SCHEDULES[options.schedule](state.step / options.num_steps)
@@ -267,7 +272,7 @@ def _step(learner: _Learner, group: Iterator[tuple[Batch, float]]) -> _Done:
         num_patches += len(batch.case)
     loss, *scalars = [float(value) / learner.peers.num for value in sums.values()]
     loss, *scalars = learner.peers.sums([loss, *scalars])
-    norm = _update(learner, loss)
+    norm = _update(learner, loss, hooks)
     named = ", ".join(dict.fromkeys(chain.from_iterable(learner.peers.gather(list(cases))))) if state.bad_steps else ""
     return _Done(
         loss=loss,
@@ -294,10 +299,11 @@ def _backward(learner: _Learner, batch: Batch) -> dict[str, Tensor]:
     return {"loss": loss.detach(), **{name: value.detach() for name, value in scalars.items()}}
 
 
-def _update(learner: _Learner, loss: float) -> float:
+def _update(learner: _Learner, loss: float, hooks: Hooks) -> float:
     """Change the weights by the gradients, unless these or the loss are not finite; the gradients' norm."""
     state, options = learner.state, learner.options
     state.scaler.unscale_(state.optimiser)
+    hooks.adjust(state.network)
     parameters = [p for p in state.network.parameters() if p.grad is not None]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm or math.inf))
     finite_loss = math.isfinite(loss)

@@ -1,0 +1,104 @@
+"""What server and sites say to each other: a task and its answer, both a kind, some JSON and some tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from multiseg.errors import FederationError
+
+PROTOCOL = 1
+"""Server and sites of different protocols refuse each other."""
+
+DESCRIBE, FINGERPRINT, ROUND, EVALUATE, FINISH = "describe", "fingerprint", "round", "evaluate", "finish"
+KINDS = (DESCRIBE, FINGERPRINT, ROUND, EVALUATE, FINISH)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What the server asks of a site.
+
+    Attributes:
+        kind: one of `KINDS`.
+        experiment: the run's name.
+        round: number of the round, from 1 on; 0 before the first.
+        body: what can be said in JSON.
+        tensors: by name, on the CPU.
+    """
+
+    kind: str
+    experiment: str
+    round: int = 0
+    body: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a site says to a task.
+
+    Attributes:
+        error: why there is no answer, free of paths and names of cases; "" where there is one.
+    """
+
+    kind: str
+    site: str
+    round: int = 0
+    body: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    error: str = ""
+
+
+def to_bytes(message: Task | Answer) -> bytes:
+    """A message as one safetensors file, JSON in its metadata. Equal messages give equal bytes."""
+    head = {name: value for name, value in vars(message).items() if name not in ("tensors", "body")}
+    text = json.dumps({**head, "body": message.body, "protocol": PROTOCOL}, sort_keys=True)
+    tensors = {name: message.tensors[name].detach().cpu().contiguous() for name in sorted(message.tensors)}
+    return save(tensors, metadata={"multiseg": text})
+
+
+def task_from_bytes(data: bytes) -> Task:
+    """The task that a site received.
+
+    Raises:
+        FederationError: it is damaged, or from a server of another protocol.
+    """
+    head, tensors = _read(data)
+    try:
+        return Task(head["kind"], head["experiment"], head["round"], head["body"], tensors)
+    except KeyError as error:
+        raise FederationError(f"a task without {error}: is the server a multiseg of this version?") from error
+
+
+def answer_from_bytes(data: bytes) -> Answer:
+    """The answer that the server received.
+
+    Raises:
+        FederationError: it is damaged, or from a site of another protocol.
+    """
+    head, tensors = _read(data)
+    try:
+        return Answer(head["kind"], head["site"], head["round"], head["body"], tensors, head["error"])
+    except KeyError as error:
+        raise FederationError(f"an answer without {error}: is the site a multiseg of this version?") from error
+
+
+def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        size = int.from_bytes(data[:8], "little")
+        head = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["multiseg"])
+        protocol = head["protocol"]
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise FederationError(f"a message of {len(data)} bytes is damaged or none of ours: {error!r}.") from error
+    if protocol != PROTOCOL:
+        raise FederationError(
+            f"a message of protocol {protocol}; this multiseg speaks {PROTOCOL}. Install one version."
+        )
+    return head, tensors

@@ -1,0 +1,213 @@
+"""The settings of one federated run: who takes part, what is learnt, how updates are combined and protected."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from multiseg.errors import UsageError
+from multiseg.loaders.augment import AugmentOptions
+from multiseg.loaders.batches import StreamOptions
+from multiseg.training.fit import FitOptions
+from multiseg.training.folder import ModelOptions
+
+STRATEGIES = ("fedavg", "fedavgm", "fedadam", "trimmed_mean", "median")
+WEIGHTS = ("cases", "equal", "exposure")
+UNITS = ("parts", "tensors")
+OPTIMISERS = ("adam", "sgd")
+PAYLOADS = ("float32", "float16")
+LEAST_MASKED = 3
+"""Sites that must share in a sum before masks hide anyone in it."""
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """What a site does in a round.
+
+    Attributes:
+        steps: optimiser steps a round.
+        optimiser: "adam" or "sgd" (without momentum).
+        proximal: mu of FedProx (Li et al. 2020, arXiv:1812.06127): mu / 2 * |w - w_received|^2 is added to the
+            objective; 0 adds nothing.
+        keep_optimiser: the optimiser's moments stay at the site from round to round, instead of beginning anew.
+        personal: patterns of tensor names (as of the shell) that never leave the site, each site having its own:
+            "*norm*" for the normalisation layers, as in FedBN (Li et al. 2021, arXiv:2102.07623).
+    """
+
+    steps: int = 100
+    optimiser: str = "adam"
+    proximal: float = 0.0
+    keep_optimiser: bool = False
+    personal: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AggregateOptions:
+    """How the sites' updates become one.
+
+    Attributes:
+        strategy: "fedavg" (weighted mean; McMahan et al. 2017, arXiv:1602.05629), "fedavgm" and "fedadam" (a server
+            optimiser on that mean; Reddi et al. 2021, arXiv:2003.00295), "trimmed_mean" or "median" (element by
+            element, every site alike; Yin et al. 2018, arXiv:1803.01498).
+        weights: of a site in a mean: its "cases" (rounded, as it told them), "equal", or "exposure": the patches of
+            the round in which it showed the network the sequence that a part belongs to.
+        unit: "parts" (a part of the network that belongs to one sequence is averaged over the sites that have the
+            sequence) or "tensors" (every tensor whole over all sites, as stock federated averaging does).
+        learning_rate, momentum, beta1, beta2, tau: of the server optimisers; tau is the term that keeps FedAdam from
+            dividing by 0.
+        trim: share of the sites whose values are left out at either end of a trimmed mean.
+        max_update_norm: a site's update is scaled down to this Euclidean norm; 0 leaves it.
+    """
+
+    strategy: str = "fedavg"
+    weights: str = "cases"
+    unit: str = "parts"
+    learning_rate: float = 1.0
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+    trim: float = 0.2
+    max_update_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class PrivacyOptions:
+    """What protects the sites from the server and from each other.
+
+    Attributes:
+        clip: a site scales its whole update down to this norm before noise; 0 for no clipping.
+        noise: standard deviation of the Gaussian noise in multiples of `clip`, added at the site; 0 adds none.
+        delta: of the (epsilon, delta) that is told each round.
+        masked: secure aggregation: the server learns sums over three sites or more, no site's own update.
+        payload: "float16" halves the bytes of the weights and updates on the wire.
+        fingerprint: ask every site for intensity and size statistics before the first round.
+        least: counts below this are not told, and others are rounded to its multiples.
+    """
+
+    clip: float = 0.0
+    noise: float = 0.0
+    delta: float = 1e-5
+    masked: bool = False
+    payload: str = "float32"
+    fingerprint: bool = False
+    least: int = 5
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """When a round ends.
+
+    Attributes:
+        rounds: how many, in all.
+        quorum: a round may close on so many updates when its deadline has passed; 0 asks for every site's.
+        deadline_minutes: how long a round waits for the sites that are missing.
+        evaluate_subsets: "full" (all sequences a case has) or "all" (every subset of them) when sites evaluate the
+            model they receive.
+        validation_cases: of each database, that a site evaluates the received model on.
+    """
+
+    rounds: int = 20
+    quorum: int = 0
+    deadline_minutes: float = 1440.0
+    evaluate_subsets: str = "full"
+    validation_cases: int = 4
+
+
+@dataclass(frozen=True)
+class FederationOptions:
+    """One federated run, whole: what `run.toml` says.
+
+    Attributes:
+        experiment: its name, by which it is resumed on the server and at the sites.
+        sites: the exact roster. A run does not begin, and a round does not end, without all of them (see `schedule`).
+        held_out: sites that only evaluate.
+        labels: as of a training: "lesion" for every lesion, "tissue:NAME" for a tissue.
+        fit: `num_steps` is set by the rounds; `learning_rate`, `schedule`, `objective` and the rest are the sites'.
+    """
+
+    experiment: str
+    sites: tuple[str, ...]
+    held_out: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ("lesion",)
+    seed: int = 0
+    model: ModelOptions = ModelOptions()
+    stream: StreamOptions = StreamOptions()
+    augment: AugmentOptions = AugmentOptions()
+    fit: FitOptions = FitOptions()
+    local: LocalOptions = LocalOptions()
+    aggregate: AggregateOptions = AggregateOptions()
+    privacy: PrivacyOptions = PrivacyOptions()
+    schedule: ScheduleOptions = ScheduleOptions()
+
+
+def check(options: FederationOptions) -> None:
+    """Raises UsageError for settings that cannot be meant, alone or together."""
+    _check_names(options)
+    aggregate, local, privacy = options.aggregate, options.local, options.privacy
+    for value, known, name in (
+        (aggregate.strategy, STRATEGIES, "aggregate.strategy"),
+        (aggregate.weights, WEIGHTS, "aggregate.weights"),
+        (aggregate.unit, UNITS, "aggregate.unit"),
+        (local.optimiser, OPTIMISERS, "local.optimiser"),
+        (privacy.payload, PAYLOADS, "privacy.payload"),
+        (options.schedule.evaluate_subsets, ("full", "all"), "schedule.evaluate_subsets"),
+    ):
+        if value not in known:
+            raise UsageError(f"{name} is {value!r}, which is none of {', '.join(known)}.")
+    if options.schedule.rounds < 1 or local.steps < 1 or options.schedule.deadline_minutes <= 0 or privacy.least < 1:
+        raise UsageError(
+            f"{options.schedule.rounds} rounds of {local.steps} steps with a deadline of "
+            f"{options.schedule.deadline_minutes} minutes and counts from {privacy.least} on: give at least 1 of each."
+        )
+    if not 0 <= options.schedule.quorum <= len(options.sites):
+        raise UsageError(
+            f"schedule.quorum is {options.schedule.quorum}, but there are {len(options.sites)} sites: give their "
+            "number or fewer, or 0 for all of them."
+        )
+    if not (0 <= aggregate.trim < 0.5 and aggregate.max_update_norm >= 0 and local.proximal >= 0):
+        raise UsageError(
+            f"aggregate.trim is {aggregate.trim} (from 0 to below 0.5), aggregate.max_update_norm "
+            f"{aggregate.max_update_norm} and local.proximal {local.proximal} (0 or more)."
+        )
+    if options.fit.ema:
+        raise UsageError("fit.ema is for a training alone: in a federation the rounds themselves are an average.")
+    if options.model.builder == "progressive":
+        raise UsageError(
+            "a progressive network is not trained by a federation: fine-tune the joint model at each site."
+        )
+    _check_privacy(options)
+
+
+def _check_names(options: FederationOptions) -> None:
+    names = (*options.sites, *options.held_out)
+    for name in (options.experiment, *names):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            raise UsageError(f"{name!r} is no name: give letters, digits, '.', '_' and '-', at most 64.")
+    if not options.sites or len(set(names)) < len(names):
+        raise UsageError(f"a run needs sites, each named once, but got {', '.join(names) or 'none'}.")
+
+
+def _check_privacy(options: FederationOptions) -> None:
+    privacy = options.privacy
+    if min(privacy.clip, privacy.noise) < 0 or not 0 < privacy.delta < 1:
+        raise UsageError(
+            f"privacy.clip is {privacy.clip}, noise {privacy.noise} and delta {privacy.delta}: give 0 or more, and a "
+            "delta between 0 and 1."
+        )
+    if privacy.noise and not privacy.clip:
+        raise UsageError("privacy.noise is measured in multiples of privacy.clip: set that, too.")
+    if not privacy.masked:
+        return
+    if options.aggregate.strategy in ("trimmed_mean", "median") or options.aggregate.max_update_norm:
+        raise UsageError(
+            "with privacy.masked the server sees no site's update, so it can neither trim, nor take a median, nor "
+            "clip: use a fedavg strategy, and privacy.clip."
+        )
+    if options.aggregate.weights == "exposure":
+        raise UsageError('with privacy.masked weights are fixed before the round: "cases" or "equal".')
+    if len(options.sites) < LEAST_MASKED or options.schedule.quorum not in (0, len(options.sites)):
+        raise UsageError(
+            f"privacy.masked needs {LEAST_MASKED} sites or more, and every one of them in every round: a second sum "
+            "over fewer of them would tell what the one left out had sent."
+        )

@@ -1,0 +1,25 @@
+"""What tests of the federation share: hospitals with a store each."""
+
+from pathlib import Path
+
+import pytest
+
+from multiseg.store.ingest import ingest
+from multiseg.store.intake import IngestOptions
+from multiseg.store.sources.manifest import find_manifest
+
+SITES = ("alder", "birch", "dogwood")
+"""T1 T2 FLAIR PD of multiple sclerosis; FLAIR T1 T1c T2 of glioma; T1 FLAIR of white matter hyperintensities."""
+
+
+@pytest.fixture(scope="session")
+def site_stores(hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A store for each of three hospitals, voxels of 5 mm, two train, one val, one test case. Only for reading."""
+    found = {files.name: files for files in find_manifest(hospitals / "manifest.toml")}
+    folder = tmp_path_factory.mktemp("sites")
+    split = {"train": 0.5, "val": 0.25, "test": 0.25}
+    urls = {name: str(folder / f"{name}.zarr") for name in SITES}
+    for name, url in urls.items():
+        report, *_ = ingest([found[name]], url, IngestOptions(spacing_mm=(5.0, 5.0, 5.0), split=split))
+        assert len(report.written) == 4, report
+    return urls
