@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from multiseg.errors import UsageError
-from multiseg.experiments import drop, finetune, joint, leave_one_out, plus, unseen
+from multiseg.experiments import drop, federated, finetune, joint, leave_one_out, plus, unseen
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm
 from multiseg.experiments.tables import Table
@@ -42,6 +42,7 @@ EXPERIMENTS = {
         Experiment("drop", drop.QUESTION, "table 2", drop.plan, drop.tables),
         Experiment("plus", plus.QUESTION, "none", plus.plan, plus.tables),
         Experiment("finetune", finetune.QUESTION, "table 6", finetune.plan, finetune.tables),
+        Experiment("federated", federated.QUESTION, "none", federated.plan, federated.tables),
     )
 }
 """In the order in which `all` runs them: the trainings that several share come first."""

@@ -23,17 +23,20 @@ class Run:
         name: for people; it does not count.
         settings: nested, as in a run file, without device and readers.
         parent: the run whose model this one starts from.
+        federation: where every database is a site of its own: the tables of a federated run that a training has not.
     """
 
     name: str
     settings: Mapping[str, Any] = field(hash=False)
     parent: Run | None = None
+    federation: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def key(self) -> str:
         """What makes this run itself, in 12 letters."""
         parent = self.parent.key if self.parent else ""
-        text = json.dumps([self.settings, parent], sort_keys=True)
+        told = [self.settings, parent, *([self.federation] if self.federation else [])]
+        text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -46,6 +49,8 @@ class Run:
         factor = COSTS.get(self.settings["model"].get("builder", "multi_unet"), 1.0)
         if self.settings.get("start", {}).get("method") == "progressive":
             factor = COSTS["progressive"]
+        if self.federation:
+            factor *= len(self.settings["databases"])
         return float(factor * self.settings["fit"]["num_steps"] * self.settings["stream"]["batch_size"])
 
 
