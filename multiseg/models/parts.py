@@ -1,0 +1,201 @@
+"""Which parts of a network belong to one sequence or one label, so that those who have it may learn it together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from multiseg.errors import FederationError, UsageError
+from multiseg.labels import BACKGROUND
+from multiseg.models.builders import build
+from multiseg.models.saved import ModelInfo
+
+SHARED = ""
+"""The group of what belongs to all."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of a network, or a slice of one, that belongs to one group.
+
+    Attributes:
+        name: the tensor's where it belongs whole to all, else "tensor[sequence]", "tensor[label:NAME]" or, for the
+            row of a head that belongs to the background, "tensor[background]".
+        tensor: its name in the state dict.
+        dim, start, length: the slice; `dim` is None for a whole tensor, whose start and length are 0.
+        group: "" (all), a sequence's name, or "label:NAME".
+        shape: of the part, not of the tensor.
+    """
+
+    name: str
+    tensor: str
+    dim: int | None
+    start: int
+    length: int
+    group: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """Where a network keeps what belongs to one channel or one logit, as patterns of whole tensor names.
+
+    Attributes:
+        own: tensors that belong to the channel whose number the pattern captures.
+        sliced: tensors that hold the channels one after another, and along which dimension.
+        heads: tensors that hold the logits one after another, along dimension 0.
+    """
+
+    own: tuple[str, ...]
+    sliced: tuple[tuple[str, int], ...]
+    heads: str
+
+
+_LAST_STAGE = r"decoder\.\d+\.reduce\.(?:weight|bias)"  # of the other stages it is reduce.conv.weight
+_RULES = {
+    "multi_unet": _Rules((), ((r"encoder\.0\.first\.conv\.weight", 1),), _LAST_STAGE),
+    # The first slot's bias is added only where the first sequence is present, so it is that one's.
+    "lf_unet": _Rules(
+        (r"fusion\.slots\.(\d+)\..*",), ((r"fusion\.score\.(?:weight|bias)", 0),), r"unet\." + _LAST_STAGE
+    ),
+    "maf_unet": _Rules(
+        (r"encoders\.(\d+)\..*", r"fusions\.\d+\.slots\.(\d+)\..*"),
+        ((r"fusions\.\d+\.score\.(?:weight|bias)", 0),),
+        _LAST_STAGE,
+    ),
+    "hemis": _Rules((r"encoders\.(\d+)\..*",), (), _LAST_STAGE),
+    "multi_unet_plus": _Rules(
+        (), ((r"encoder\.0\.(?:convolutions\.0|shortcut\.1)\.weight", 1),), r"heads\.\d+\.(?:weight|bias)"
+    ),
+}
+
+
+def parts(info: ModelInfo) -> tuple[Part, ...]:
+    """Every floating-point tensor of the network that `info` describes, once and whole, in the network's order.
+
+    Counters (`num_batches_tracked`) are no parts. In a space of one label, whose one logit is everybody's, no part
+    belongs to a label.
+
+    Raises:
+        UsageError: the network is of a kind that has no rules here.
+    """
+    if info.builder not in _RULES:
+        raise UsageError(f"no rules say which parts of a {info.builder} belong to whom; there are {', '.join(_RULES)}.")
+    rules, space = _RULES[info.builder], info.space
+    with torch.device("meta"):
+        state = build(info.builder, len(info.axis), space.num_logits, **info.numbers).state_dict()
+    rows: dict[str, str] = {}
+    if space.num_logits > 1:
+        rows = {BACKGROUND: SHARED} | {f"label:{label}": f"label:{label}" for label in space.names}
+    found: list[Part] = []
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            continue
+        dim = next((dim for pattern, dim in rules.sliced if re.fullmatch(pattern, name)), None)
+        if dim is not None:
+            found += _slices(name, tensor, dim, {modality: modality for modality in info.axis})
+        elif rows and re.fullmatch(rules.heads, name):
+            found += _slices(name, tensor, 0, rows)
+        else:
+            found.append(_whole(name, tensor, _owner(name, rules, tuple(info.axis))))
+    return tuple(found)
+
+
+def _slices(name: str, tensor: Tensor, dim: int, groups: Mapping[str, str]) -> list[Part]:
+    """A part for each index along `dim`; `groups` says by what stands in brackets to whom it belongs."""
+    assert tensor.shape[dim] == len(groups), name
+    shape = (*tensor.shape[:dim], 1, *tensor.shape[dim + 1 :])
+    return [
+        Part(f"{name}[{owner}]", name, dim, at, 1, group, shape) for at, (owner, group) in enumerate(groups.items())
+    ]
+
+
+def _whole(name: str, tensor: Tensor, owner: str) -> Part:
+    return Part(f"{name}[{owner}]" if owner else name, name, None, 0, 0, owner, tuple(tensor.shape))
+
+
+def _owner(name: str, rules: _Rules, axis: Sequence[str]) -> str:
+    for pattern in rules.own:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return axis[int(match[1])]
+    return SHARED
+
+
+def _piece(tensor: Tensor, part: Part) -> Tensor:
+    return tensor if part.dim is None else tensor.narrow(part.dim, part.start, part.length)
+
+
+def split(state: Mapping[str, Tensor], parts: Iterable[Part]) -> dict[str, Tensor]:
+    """The parts of a state dict by name; they share its memory."""
+    return {part.name: _piece(state[part.tensor], part) for part in parts}
+
+
+def joined(pieces: Mapping[str, Tensor], state: Mapping[str, Tensor], parts: Iterable[Part]) -> dict[str, Tensor]:
+    """A new state dict with these pieces in their places; what is not among them is as in `state`.
+
+    Tensors that get no piece are `state`'s own, not copies. Pieces of another precision are cast.
+
+    Raises:
+        FederationError: a piece is no part, or not of its part's shape.
+    """
+    known = {part.name: part for part in parts}
+    new = dict(state)
+    for name, piece in pieces.items():
+        part = known.get(name)
+        if part is None or tuple(piece.shape) != part.shape:
+            expected = f"{part.shape} in it" if part else "no part of it"
+            raise FederationError(f"{name!r} of shape {tuple(piece.shape)} does not fit the network: it is {expected}.")
+        if new[part.tensor] is state[part.tensor]:
+            new[part.tensor] = state[part.tensor].clone()
+        _piece(new[part.tensor], part).copy_(piece)
+    return new
+
+
+def moved(state: Mapping[str, Tensor], change: Mapping[str, Tensor], parts: Sequence[Part]) -> dict[str, Tensor]:
+    """A new state dict, to which a change of some parts was added.
+
+    Raises:
+        FederationError: see `joined`.
+    """
+    chosen = [part for part in parts if part.name in change]
+    old = split(state, chosen)
+    return joined({name: old[name] + change[name] for name in change if name in old}, state, chosen)
+
+
+def difference(new: Mapping[str, Tensor], old: Mapping[str, Tensor], parts: Iterable[Part]) -> dict[str, Tensor]:
+    """New minus old of every given part, float32."""
+    chosen = tuple(parts)
+    before = split(old, chosen)
+    return {name: (piece.float() - before[name].float()).detach() for name, piece in split(new, chosen).items()}
+
+
+def trained_parts(
+    parts: Iterable[Part],
+    modalities: Collection[str],
+    labels: Collection[str],
+    personal_patterns: Iterable[str] = (),
+    personal_parts: Collection[str] = (),
+) -> tuple[Part, ...]:
+    """Those that a site trains for all: what belongs to everybody, to its sequences and to its annotated labels.
+
+    Args:
+        modalities: sequences of the site's training cases.
+        labels: names of the model's labels that somebody looked for in them.
+        personal_patterns: of tensor names, as of the shell; these tensors are the site's own.
+        personal_parts: names of parts that are the site's own.
+    """
+    groups = {SHARED, *modalities, *(f"label:{name}" for name in labels)}
+    patterns = tuple(personal_patterns)
+    return tuple(
+        part
+        for part in parts
+        if part.group in groups
+        and part.name not in personal_parts
+        and not any(fnmatchcase(part.tensor, pattern) for pattern in patterns)
+    )
