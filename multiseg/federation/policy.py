@@ -1,0 +1,147 @@
+"""What leaves a site: its own word on tensors, metrics and counts, and error texts that name no patient and no path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from multiseg.errors import FederationError, MultisegError
+from multiseg.federation.messages import Answer
+from multiseg.store.reader import Store
+
+FILES = r"(?:nii(?:\.gz)?|mha|mhd|nrrd|dcm|ima|hdr|img|zarr|csv|tsv|json|jsonl|toml|pt|safetensors|gz|zip)"
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """What may leave a site.
+
+    Attributes:
+        tensors: patterns of the parts of the network whose updates may leave, such as "*"; a round that would send
+            another one is refused.
+        metrics: patterns of numbers that may leave, such as "validation/*" or "loss"; others are left out.
+        fingerprint: whether statistics of intensities and sizes are told when they are asked for.
+        counts: whether rounded numbers of cases and patches are told.
+        least: counts are rounded up to multiples of this, or of the run's own number where that is larger.
+    """
+
+    tensors: tuple[str, ...] = ("*",)
+    metrics: tuple[str, ...] = ("*",)
+    fingerprint: bool = True
+    counts: bool = True
+    least: int = 5
+
+
+def check_tensors(names: Iterable[str], leaves: Leaves) -> None:
+    """Raises FederationError where an update holds a part that may not leave."""
+    held = [name for name in names if not _fits(name, leaves.tensors)]
+    if held:
+        more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+        raise FederationError(
+            f"this site lets {', '.join(leaves.tensors) or 'no tensor'} leave, but the update would hold "
+            f"{held[0]!r}{more}. Keep them at the sites (local.personal), or ask the site to let them leave."
+        )
+
+
+def released(answer: Answer, leaves: Leaves) -> tuple[Answer, tuple[str, ...]]:
+    """The answer as it may leave, and the names of the metrics that were left out.
+
+    Raises:
+        FederationError: it holds a tensor that may not leave.
+    """
+    check_tensors(answer.tensors, leaves)
+    metrics = answer.body.get("metrics")
+    if metrics is None:
+        return answer, ()
+    kept, left_out = _filtered(metrics, leaves.metrics, str(answer.body.get("split", "")))
+    return replace(answer, body={**answer.body, "metrics": kept}), tuple(left_out)
+
+
+def flat_metrics(answer: Answer) -> dict[str, float]:
+    """The numbers of an answer by name: "loss", "validation/alder", "test/alder/FLAIR+T1/dice"."""
+    return dict(_flat(answer.body.get("metrics", {}), str(answer.body.get("split", ""))))
+
+
+def rounded(count: int, least: int) -> int:
+    """The count rounded up to a multiple of `least`; 0 stays 0."""
+    return -(-count // least) * least
+
+
+@dataclass(frozen=True)
+class Names:
+    """What no text may name: places, cases by database, subjects."""
+
+    places: tuple[str, ...] = ()
+    cases: tuple[tuple[str, str], ...] = ()
+    subjects: tuple[str, ...] = ()
+
+
+def names_of(store: Store | None, places: Sequence[str]) -> Names:
+    """Those of a store, if it can be opened, and of the site's own places."""
+    cases = store.cases if store is not None else ()
+    return Names(
+        tuple(place for place in places if place),
+        tuple((case.database, case.name) for case in cases),
+        tuple(dict.fromkeys(case.subject for case in cases if case.subject)),
+    )
+
+
+def cleaned(error: BaseException, names: Names) -> str:
+    """What the server may read of an error: our own words without places, files, cases and subjects; of any other
+    error only its kind."""
+    if not isinstance(error, MultisegError):
+        return f"{type(error).__name__}: see the site's log."
+    return cleaned_text(str(error), names)
+
+
+def cleaned_text(text: str, names: Names) -> str:
+    """The text without places, files, cases and subjects."""
+    for place in sorted(names.places, key=len, reverse=True):
+        text = text.replace(place, "(place)")
+    for database, case in sorted(names.cases, key=lambda both: len(both[1]), reverse=True):
+        text = _without(text, f"{database}/{case}", f"a case of {database}")
+    text = re.sub(r"'[^'\n]*[/\\][^'\n]*'|\"[^\"\n]*[/\\][^\"\n]*\"", "(path)", text)
+    text = re.sub(r"[^\s'\"(),;]*[/\\][^\s'\"(),;]*", "(path)", text)
+    text = re.sub(rf"[^\s'\"(),;]+\.{FILES}\b", "(file)", text)
+    hidden = {name: "(subject)" for name in names.subjects} | {case: "(case)" for _, case in names.cases}
+    for name in sorted(hidden, key=len, reverse=True):
+        text = _without(text, name, hidden[name])
+    return text
+
+
+def _without(text: str, name: str, instead: str) -> str:
+    return re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", instead, text)
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _filtered(tree: Mapping[str, Any], patterns: Sequence[str], above: str) -> tuple[dict[str, Any], list[str]]:
+    """The metrics whose whole name fits, and the names of the others."""
+    kept: dict[str, Any] = {}
+    left_out = []
+    for key, value in tree.items():
+        name = f"{above}/{key}" if above else key
+        if isinstance(value, Mapping):
+            below, without = _filtered(value, patterns, name)
+            left_out += without
+            if below:
+                kept[key] = below
+        elif _fits(name, patterns):
+            kept[key] = value
+        else:
+            left_out.append(name)
+    return kept, left_out
+
+
+def _flat(tree: Mapping[str, Any], above: str) -> Iterable[tuple[str, float]]:
+    for key, value in tree.items():
+        name = f"{above}/{key}" if above else key
+        if isinstance(value, Mapping):
+            yield from _flat(value, name)
+        else:
+            yield name, value
