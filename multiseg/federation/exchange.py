@@ -20,6 +20,9 @@ PAUSE_S = 15.0
 MARGIN_S = 600.0
 """A task outlives its deadline by this, so that an answer that is being sent then still counts."""
 
+LONGEST_S = 7 * 86400.0
+"""No task outlives this, however long it is waited for."""
+
 
 @dataclass(frozen=True)
 class Presence:
@@ -98,6 +101,7 @@ class _Errand:
     tries: int = 0
     why: str = ""
     answer: Answer | None = None
+    came: Came | None = None
     failure: str = ""
 
     @property
@@ -105,8 +109,23 @@ class _Errand:
         return self.answer is None and not self.failure
 
 
-def exchange(desk: Desk, tasks: Mapping[str, Task], terms: Terms) -> dict[str, Answer]:
-    """The answers by site, in the order of the tasks, once all have come or failed, or the deadline has passed.
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of an exchange.
+
+    Attributes:
+        answers: by site, in the order of the tasks.
+        failed: the other sites, and why.
+        came: bytes and seconds of each answer.
+    """
+
+    answers: Mapping[str, Answer]
+    failed: Mapping[str, str]
+    came: Mapping[str, Came]
+
+
+def exchange(desk: Desk, tasks: Mapping[str, Task], terms: Terms) -> Outcome:
+    """What the sites answered, once all answers have come or failed, or the deadline has passed.
 
     A site that is not there gets its task when it comes, and again when it was away in between: its answer may have
     been lost, and a site that has it just sends it again. A second answer of a site is ignored.
@@ -127,17 +146,27 @@ def exchange(desk: Desk, tasks: Mapping[str, Task], terms: Terms) -> dict[str, A
             awaited = away
             desk.on_event(Waiting(_round(errands), away))
         still = [errand for errand in errands if errand.is_open]
-        answers = {errand.site: errand.answer for errand in errands if errand.answer is not None}
+        answers = [errand for errand in errands if errand.answer is not None]
         if len(answers) + len(still) < terms.least:
             raise FederationError(_missing(errands, terms))
-        if not still:
-            return answers
-        if not came and desk.clock() - began >= terms.deadline_s:
-            if len(answers) >= terms.least:
-                return answers
+        is_late = not came and desk.clock() - began >= terms.deadline_s
+        if is_late and len(answers) < terms.least:
             raise FederationError(_missing(errands, terms))
+        if is_late or not still:
+            return _outcome(errands)
         if not came:
             desk.link.wait(POLL_S)
+
+
+def _outcome(errands: Sequence[_Errand]) -> Outcome:
+    answers = {errand.site: errand.answer for errand in errands if errand.answer is not None}
+    failed = {errand.site: _told(errand) for errand in errands if errand.answer is None}
+    return Outcome(answers, failed, {errand.site: errand.came for errand in errands if errand.came is not None})
+
+
+def _told(errand: _Errand) -> str:
+    """Why there is no answer of a site."""
+    return errand.failure or errand.why or ("no answer in time" if errand.ids else "it was not there")
 
 
 def size_of(message: Task | Answer) -> int:
@@ -171,7 +200,8 @@ def _send(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> tuple[str, ..
 def _hand_over(desk: Desk, errand: _Errand, terms: Terms, since: str) -> None:
     if errand.ids:
         desk.on_event(Resent(errand.task.round, errand.site, errand.why))
-    errand.ids.append(desk.link.send(errand.site, errand.task, terms.deadline_s + MARGIN_S))
+    ttl_s = min(terms.deadline_s, LONGEST_S) + MARGIN_S
+    errand.ids.append(desk.link.send(errand.site, errand.task, ttl_s))
     errand.since, errand.why, errand.sent_at = since, "", desk.clock()
 
 
@@ -200,7 +230,8 @@ def _take(desk: Desk, errand: _Errand, what: Answer | Failure, terms: Terms) -> 
     else:
         errand.answer = what
         seconds = desk.clock() - errand.sent_at
-        desk.on_event(Came(task.round, errand.site, task.kind, size_of(task), size_of(what), seconds))
+        errand.came = Came(task.round, errand.site, task.kind, size_of(task), size_of(what), seconds)
+        desk.on_event(errand.came)
 
 
 def _again(desk: Desk, errand: _Errand, why: str) -> None:
@@ -214,7 +245,7 @@ def _again(desk: Desk, errand: _Errand, why: str) -> None:
 
 
 def _missing(errands: Sequence[_Errand], terms: Terms) -> str:
-    told = [f"{errand.site}: {errand.failure or errand.why or 'no answer'}" for errand in errands if not errand.answer]
+    told = [f"{errand.site}: {_told(errand)}" for errand in errands if errand.answer is None]
     answered = len(errands) - len(told)
     return (
         f"round {_round(errands)} ({errands[0].task.kind}) got {answered} answers of {len(errands)} and needs "

@@ -112,7 +112,12 @@ class Model(nn.Module):
 
 def save_model(path: Path, network: nn.Module, info: ModelInfo) -> None:
     """Write weights and info as one file, whole or not at all."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_weights(path, network.state_dict(), info)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], info: ModelInfo) -> None:
+    """The same of weights by name, without a network around them."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     write_atomically(path, save(state, metadata={"multiseg": json.dumps(info.to_json())}))
 
 
