@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from multiseg.errors import FederationError
@@ -14,18 +15,15 @@ from multiseg.federation.plan import AggregateOptions
 from multiseg.federation.privacy import update_norm
 from multiseg.models.parts import SHARED, Part
 
-Update = Mapping[str, Tensor]
-"""New minus received, by name of the part."""
-
 
 @dataclass(frozen=True, eq=False)
 class Mean:
     """The sites' updates as one.
 
     Attributes:
-        update: by part, float32; a part that nobody sent is left out.
+        update: by part, float32; a part that nobody sent, or only sites of weight 0, is left out.
         contributors: by part, the sites whose updates count in it, in order of their names.
-        scaled: sites whose update was longer than allowed and scaled down.
+        scaled: sites whose update was longer than allowed, and was scaled down.
     """
 
     update: Mapping[str, Tensor]
@@ -33,33 +31,107 @@ class Mean:
     scaled: tuple[str, ...] = ()
 
 
-def refused(update: Update, shapes: Mapping[str, tuple[int, ...]], masked: bool = False) -> str:
-    """Why an update cannot be used, or "" where it can.
+def refused(update: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], masked: bool = False) -> str:
+    """Why an update cannot be used, or "" where it can. A part that is missing is no reason.
 
     Args:
+        update: new minus received, by name of the part.
         shapes: of all parts that the site may send.
-        masked: what is expected is masked, whole numbers of 32 bits, not floating-point numbers.
+        masked: the update is masked: whole numbers of 32 bits, which are all finite.
     """
     for name in sorted(update):
-        tensor = update[name]
-        if name not in shapes:
+        tensor, shape = update[name], shapes.get(name)
+        if shape is None:
             return f"it holds {name!r}, which is no part that this site trains"
-        if tuple(tensor.shape) != tuple(shapes[name]):
-            return f"{name!r} is {tuple(tensor.shape)}, but the part is {tuple(shapes[name])}"
-        if (tensor.dtype == torch.int32) if masked else tensor.is_floating_point():
-            if not masked and not bool(torch.isfinite(tensor).all()):
-                bad = int((~torch.isfinite(tensor)).sum())
-                return f"{name!r} holds {bad} values of {tensor.numel()} that are not finite"
-        else:
-            return f"{name!r} is {tensor.dtype}, but {'torch.int32' if masked else 'floating point'} is expected"
+        if tuple(tensor.shape) != tuple(shape):
+            return f"{name!r} is of shape {tuple(tensor.shape)}, but the part is {tuple(shape)}"
+        if masked != (tensor.dtype == torch.int32) or masked == tensor.is_floating_point():
+            return f"{name!r} holds {tensor.dtype}, but {'torch.int32' if masked else 'floating point'} is expected"
+        num_bad = 0 if masked else int((~torch.isfinite(tensor)).sum())
+        if num_bad:
+            return f"{name!r} holds {num_bad} values of {tensor.numel()} that are not finite"
     return ""
 
 
 def aggregated(
-    updates: Mapping[str, Update],
+    updates: Mapping[str, Mapping[str, Tensor]],
     weights: Mapping[str, Mapping[str, float]],
     parts: Sequence[Part],
     options: AggregateOptions,
 ) -> Mean:
-    """The updates as one, whatever the order they came in."""
-    raise NotImplementedError
+    """The updates as one, the same bits in whatever order they came: sites count in the order of their names.
+
+    A part's update is the mean of what the sites sent of it, weighted by the weight that each has for the part's
+    group. "trimmed_mean" leaves out the smallest and the largest floor(trim * n) of the n values of every element,
+    so it is the plain mean over fewer than 1 / trim sites, and "median" leaves out all but the one or two in the
+    middle (Yin et al. 2018, arXiv:1803.01498, definitions 1 and 2); both take every site alike.
+
+    With the unit "tensors", what a site did not send counts as an update of 0 and a site weighs the same in every
+    part, as in averaging that does not know of parts.
+
+    Args:
+        updates: by site and part, of any floating-point precision.
+        weights: by site and group; a group that is missing weighs as the group "" does.
+
+    Raises:
+        FederationError: a site sent what is no part, or has no weight of 0 or more.
+    """
+    sites = sorted(updates)
+    _check(updates, weights, parts)
+    limit = options.max_update_norm
+    norms = {site: update_norm(updates[site]) for site in sites} if limit else {}
+    factors = {site: limit / norms[site] if norms.get(site, 0.0) > limit else 1.0 for site in sites}
+    is_whole, is_robust = options.unit == "tensors", options.strategy in ("trimmed_mean", "median")
+    update, contributors = {}, {}
+    for part in parts:
+        own = {site: _weight(weights[site], SHARED if is_whole else part.group) for site in sites}
+        counted = dict.fromkeys(sites, 1.0) if is_robust else own
+        senders = tuple(site for site in sites if part.name in updates[site] and counted[site] > 0)
+        if not senders:
+            continue
+        contributors[part.name] = senders
+        scaled = {site: (updates[site][part.name], factors[site]) for site in senders}
+        counts = counted if is_whole else {site: counted[site] for site in senders}
+        update[part.name] = _robust(scaled, len(counts), options) if is_robust else _mean(scaled, counts)
+    return Mean(update, contributors, tuple(site for site in sites if factors[site] < 1))
+
+
+def _check(
+    updates: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, Mapping[str, float]], parts: Sequence[Part]
+) -> None:
+    known = {part.name for part in parts}
+    for site, update in updates.items():
+        strange = sorted(set(update) - known)
+        if strange:
+            raise FederationError(f"{site} sent {strange[0]!r}, which is no part of the network: refuse its update.")
+        own = weights.get(site, {})
+        wrong = {group: weight for group, weight in own.items() if not (math.isfinite(weight) and weight >= 0)}
+        if SHARED not in own or wrong:
+            raise FederationError(f"{site} has the weights {dict(own)}: give each site one of 0 or more, also for ''.")
+
+
+def _weight(own: Mapping[str, float], group: str) -> float:
+    return own.get(group, own[SHARED])
+
+
+def _mean(scaled: Mapping[str, tuple[Tensor, float]], weights: Mapping[str, float]) -> Float[Tensor, "*part"]:
+    """The mean of each site's tensor times its factor, over all sites that have a weight."""
+    total = math.fsum(weights.values())
+    like = next(iter(scaled.values()))[0]
+    mean = torch.zeros(like.shape, dtype=torch.float64)
+    for site, (tensor, factor) in scaled.items():
+        mean.add_(tensor, alpha=factor * weights[site] / total)
+    return mean.float()
+
+
+def _robust(
+    scaled: Mapping[str, tuple[Tensor, float]], num_sites: int, options: AggregateOptions
+) -> Float[Tensor, "*part"]:
+    """The mean without the outer values, of each site's tensor times its factor and 0 for the sites without one."""
+    rows = [tensor.float() * factor for tensor, factor in scaled.values()]
+    rows += [torch.zeros_like(rows[0])] * (num_sites - len(rows))
+    most = (num_sites - 1) // 2
+    # 1e-9: 0.29 * 100 is a little less than 29.
+    cut = most if options.strategy == "median" else min(most, math.floor(options.trim * num_sites + 1e-9))
+    kept = torch.sort(torch.stack(rows), dim=0).values[cut : num_sites - cut]
+    return kept.mean(dim=0, dtype=torch.float64).float()

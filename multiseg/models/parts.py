@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -144,6 +144,20 @@ def joined(pieces: Mapping[str, Tensor], state: Mapping[str, Tensor], parts: Ite
     Raises:
         FederationError: a piece is no part, or not of its part's shape.
     """
+    return _placed(pieces, state, parts, Tensor.copy_)
+
+
+def moved(change: Mapping[str, Tensor], state: Mapping[str, Tensor], parts: Iterable[Part]) -> dict[str, Tensor]:
+    """A new state dict, to which a change of some parts was added; otherwise as `joined`."""
+    return _placed(change, state, parts, Tensor.add_)
+
+
+def _placed(
+    pieces: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    parts: Iterable[Part],
+    place: Callable[[Tensor, Tensor], Tensor],
+) -> dict[str, Tensor]:
     known = {part.name: part for part in parts}
     new = dict(state)
     for name, piece in pieces.items():
@@ -153,19 +167,8 @@ def joined(pieces: Mapping[str, Tensor], state: Mapping[str, Tensor], parts: Ite
             raise FederationError(f"{name!r} of shape {tuple(piece.shape)} does not fit the network: it is {expected}.")
         if new[part.tensor] is state[part.tensor]:
             new[part.tensor] = state[part.tensor].clone()
-        _piece(new[part.tensor], part).copy_(piece)
+        place(_piece(new[part.tensor], part), piece)
     return new
-
-
-def moved(state: Mapping[str, Tensor], change: Mapping[str, Tensor], parts: Sequence[Part]) -> dict[str, Tensor]:
-    """A new state dict, to which a change of some parts was added.
-
-    Raises:
-        FederationError: see `joined`.
-    """
-    chosen = [part for part in parts if part.name in change]
-    old = split(state, chosen)
-    return joined({name: old[name] + change[name] for name in change if name in old}, state, chosen)
 
 
 def difference(new: Mapping[str, Tensor], old: Mapping[str, Tensor], parts: Iterable[Part]) -> dict[str, Tensor]:
