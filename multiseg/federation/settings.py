@@ -8,14 +8,10 @@ from pathlib import Path
 
 from multiseg.config import checked, read_settings
 from multiseg.errors import UsageError
+from multiseg.federation.policy import Leaves
 from multiseg.sizes import num_bytes
 
 HINT = "The coordinating centre makes one with: multiseg fed enrol site NAME"
-
-
-@dataclass(frozen=True)
-class Leaves:
-    """What may leave the site."""
 
 
 @dataclass(frozen=True)

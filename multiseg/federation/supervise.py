@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ class _Running:
         if self.process is None:
             if time.monotonic() >= self._due:
                 self._start()
-        elif _has_ended(self.process.pid):
+        elif has_ended(self.process.pid):
             code = self._bury()
             seconds = time.monotonic() - self._started
             self._times = 1 if seconds >= SETTLED_SECONDS else self._times + 1
@@ -164,7 +165,7 @@ class _Running:
         with suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         until = time.monotonic() + self.child.grace_s
-        while not _has_ended(self.process.pid) and time.monotonic() < until and not at_once():
+        while not has_ended(self.process.pid) and time.monotonic() < until and not at_once():
             _read(self._selector)  # a full pipe would hold it up
         self._bury()
 
@@ -179,7 +180,7 @@ class _Running:
             stderr=subprocess.STDOUT,
             bufsize=0,
             start_new_session=True,
-            preexec_fn=_dies_with(os.getpid()),  # safe: the supervisor has one thread
+            preexec_fn=partial(die_with, os.getpid()),  # safe: the supervisor has one thread
         )
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
@@ -223,21 +224,17 @@ class _Running:
             self.process.stdout.close()
 
 
-def _has_ended(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether the child ended; it stays to be waited for, so that its number is not given away."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _dies_with(parent: int) -> Callable[[], None]:
-    """What a child does before it becomes its command: ask the kernel to be killed when the parent is gone."""
-
-    def prepare() -> None:
-        if _prctl is not None:
-            _prctl(_PARENT_DEATH, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent:  # it went before it was asked
-                os._exit(1)
-
-    return prepare
+def die_with(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent is gone (on Linux)."""
+    if _prctl is not None:
+        _prctl(_PARENT_DEATH, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it went before it was asked
+            os._exit(1)
 
 
 def _log(path: Path, line: str) -> None:

@@ -1,0 +1,168 @@
+"""The site's executor: takes tasks from its own Flower node and answers each in a process forked for it.
+
+It stands where Flower's superexec and clientapp would. Those install and load the app that the server sends, in a new
+Python for every message; this one executes nothing that arrives, has imported all it needs, and tells the server at
+once when an answering process dies. Every name of Flower's that is not public and serves a site is in this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import httpx
+from flwr.app import Context, Error, Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from multiseg.errors import FederationError
+from multiseg.federation.forked import Forked
+from multiseg.federation.messages import Answer, Task, answer_from_bytes, to_bytes
+from multiseg.federation.records import reply_of, task_of
+
+POLL_SECONDS = 0.25
+HEARTBEAT_SECONDS = 15.0
+"""The node gives a task up after 60 s without."""
+PUSH_TRIES = 5
+ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+
+Work = Callable[[Task, Callable[[], bool]], Answer]
+"""Answers a task; the function tells whether it was asked to stop."""
+
+
+@dataclass
+class Job:
+    """A task that was taken from the node.
+
+    Attributes:
+        message: as it came, until the answering process has it; then without its content.
+        fab_sha256: of the app that the server says it runs.
+    """
+
+    client: RuntimeHttpClient
+    message: Message
+    context: Context
+    fab_sha256: str
+
+
+class Node:
+    """The site's Flower node, on loopback."""
+
+    def __init__(self, address: str, secret: bytes) -> None:
+        self._address = address
+        self._client = self._connect(SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE}))
+
+    def acquire(self) -> str:
+        """The token of a task that waits; "" where there is none or no node."""
+        try:
+            found = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        except httpx.HTTPError:
+            return ""
+        return found.token if found.HasField("task") else ""
+
+    def take(self, token: str) -> Job | None:
+        """What the task asks; None where the node is gone."""
+        client = self._connect(RuntimeTokenHttpInterceptor(token))
+        try:
+            message, context, _, fab = pull_task_input(client)
+        except httpx.HTTPError:
+            client.close()
+            return None
+        return Job(client, message, context, hashlib.sha256(fab.content).hexdigest())
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _connect(self, interceptor: Any) -> RuntimeHttpClient:
+        interceptors = [RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), interceptor]
+        return RuntimeHttpClient.from_server_address(
+            server_address=self._address, insecure=True, root_certificates=None, interceptors=interceptors
+        )
+
+
+def execute(
+    node: Node, approved: tuple[str, ...], work: Work, is_over: Callable[[], bool], say: Callable[[str], None]
+) -> None:
+    """Take tasks and answer them, one at a time, until it is over."""
+    while not is_over():
+        token = node.acquire()
+        job = node.take(token) if token else None
+        if job is None:
+            time.sleep(POLL_SECONDS)
+            continue
+        try:
+            reply = _answered(job, approved, work, is_over, say)
+            if reply is not None:
+                _push(job, reply, say)
+        finally:
+            job.client.close()
+
+
+def _answered(
+    job: Job, approved: tuple[str, ...], work: Work, is_over: Callable[[], bool], say: Callable[[str], None]
+) -> Message | None:
+    """The reply to a task; None where the site is stopping: the server asks again when it is back."""
+    if job.fab_sha256 not in approved:
+        say(f"refused: the server runs the app {job.fab_sha256}, which `approved` in site.toml does not hold.")
+        return Message(Error(ErrorCode.INVALID_FAB, "this site has not approved the app."), reply_to=job.message)
+    child = Forked(partial(_work, job.message, work))
+    job.message = remove_content_from_message(job.message)
+    beat = time.monotonic()
+    while not child.wait(POLL_SECONDS):
+        if is_over():
+            child.stop()
+        if time.monotonic() - beat > HEARTBEAT_SECONDS:
+            beat = time.monotonic()
+            _heartbeat(job)
+    data = child.result()
+    if data is not None:
+        return reply_of(answer_from_bytes(data), job.message)
+    if is_over():
+        return None
+    say("the answering process died (out of memory, or killed); the server is told.")
+    return Message(Error(ErrorCode.CLIENT_APP_CRASHED, "the answering process died."), reply_to=job.message)
+
+
+def _work(message: Message, work: Work, is_asked: Callable[[], bool]) -> bytes:
+    try:
+        task = task_of(message)
+    except FederationError as error:  # which tells of the message alone, so it may be told
+        return to_bytes(Answer("", "", error=str(error)))
+    return to_bytes(work(task, is_asked))
+
+
+def _heartbeat(job: Job) -> None:
+    """Tell the node that the task is in hand. Where the node is gone, the work goes on: its answer is kept."""
+    try:
+        job.client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+    except httpx.HTTPError:
+        return
+
+
+def _push(job: Job, reply: Message, say: Callable[[str], None]) -> None:
+    failed = reply.has_error()
+    for number in range(PUSH_TRIES):
+        try:
+            push_message(job.client, reply, job.context)
+            push_task_output(job.client, None, SubStatus.FAILED if failed else SubStatus.COMPLETED, "")
+        except httpx.TransportError:
+            time.sleep(2**number * POLL_SECONDS)
+        except httpx.HTTPStatusError:
+            break
+        else:
+            return
+    say("the node was restarted meanwhile; the answer is kept, and sent when the server asks again.")

@@ -1,0 +1,110 @@
+"""Work in a forked process: what was imported is there at once, and when it dies its parent knows, and lives on."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from multiseg.federation.supervise import die_with, has_ended
+
+LENGTH = 8
+"""Bytes that say how long the result is: what is shorter is not whole."""
+LOOK_SECONDS = 0.1
+EXPENDABLE = 500
+"""Of 1000: when memory is short, the kernel kills the work before those who can report its end."""
+
+
+class Forked:
+    """Work that runs in a process of its own and gives back bytes, if it lives to.
+
+    Fork only while the parent has a single thread and has not touched CUDA. The work gets a function that says whether
+    it was asked to stop.
+    """
+
+    def __init__(self, work: Callable[[Callable[[], bool]], bytes]) -> None:
+        self._data = bytearray()
+        self._ended, self._is_open = False, True
+        self._pipe, writing = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(self._pipe)
+            _run(work, writing, parent)
+        os.close(writing)
+        os.set_blocking(self._pipe, False)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long at most; whether it ended."""
+        until = time.monotonic() + seconds
+        while not self._ended and (left := until - time.monotonic()) > 0:
+            select.select([self._pipe] if self._is_open else [], [], [], min(left, LOOK_SECONDS))
+            self._read()
+            if has_ended(self.pid):
+                self._bury()
+        return self._ended
+
+    def result(self) -> bytes | None:
+        """What it gave back; None where it died before it had given all of it."""
+        whole = LENGTH + int.from_bytes(self._data[:LENGTH], "little")
+        return bytes(memoryview(self._data)[LENGTH:]) if len(self._data) == whole else None
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Ask it to stop, or kill it."""
+        if not self._ended:
+            os.kill(self.pid, number)
+
+    def _read(self) -> None:
+        """Take all that has come."""
+        while self._is_open:
+            try:
+                data = os.read(self._pipe, 2**20)
+            except BlockingIOError:
+                return
+            self._data += data
+            self._is_open = bool(data)
+
+    def _bury(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)  # processes that it started and left
+        os.waitpid(self.pid, 0)
+        self._read()
+        os.close(self._pipe)
+        self._ended = True
+
+
+def _run(work: Callable[[Callable[[], bool]], bytes], pipe: int, parent: int) -> None:
+    """The life of the child; it never returns."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        die_with(parent)
+        _be_expendable()
+        asked: list[int] = []
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+        data = work(lambda: bool(asked))
+        with os.fdopen(pipe, "wb") as file:
+            file.write(len(data).to_bytes(LENGTH, "little"))
+            file.write(data)
+        code = 0
+    finally:  # not a word of an error leaves by another way than the site's own log
+        with suppress(OSError):
+            if code:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _be_expendable() -> None:
+    with suppress(OSError):  # not Linux, or not allowed
+        Path("/proc/self/oom_score_adj").write_text(str(EXPENDABLE))
