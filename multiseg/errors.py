@@ -11,6 +11,7 @@ MultisegError                 anything multiseg says about its input
 ├── CheckpointError (ValueError)      a model or resume file that cannot be used
 ├── TrainingError (ArithmeticError)   training that cannot go on: non-finite losses or gradients
 ├── FederationError (RuntimeError)    a site, a server or a message that does not fit the federation
+│   └── StoppedError                  work for the federation that somebody at the site ended
 └── ResourceError (OSError)           out of disk or memory, or a store that is locked
 
 `exit_code` is what the command line returns: 2 usage, 3 invalid data, 5 out of a resource.
@@ -89,6 +90,10 @@ class TrainingError(MultisegError, ArithmeticError):
 
 class FederationError(MultisegError, RuntimeError):
     """A site, a server or a message that does not fit the federation."""
+
+
+class StoppedError(FederationError):
+    """Work for the federation that somebody at the site ended; it is begun anew when the site is back."""
 
 
 class ResourceError(MultisegError, OSError):

@@ -1,4 +1,4 @@
-"""The audit log of a site: one line of JSON for all that came and left, each line holding the hash of the one before."""
+"""The audit log of a site: a line of JSON for all that came and left, each line with the hash of the one before."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def cleaned_text(text: str, names: Names) -> str:
     text = re.sub(r"'[^'\n]*[/\\][^'\n]*'|\"[^\"\n]*[/\\][^\"\n]*\"", "(path)", text)
     text = re.sub(r"[^\s'\"(),;]*[/\\][^\s'\"(),;]*", "(path)", text)
     text = re.sub(rf"[^\s'\"(),;]+\.{FILES}\b", "(file)", text)
-    hidden = {name: "(subject)" for name in names.subjects} | {case: "(case)" for _, case in names.cases}
+    hidden = dict.fromkeys(names.subjects, "(subject)") | {case: "(case)" for _, case in names.cases}
     for name in sorted(hidden, key=len, reverse=True):
         text = _without(text, name, hidden[name])
     return text

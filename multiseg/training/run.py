@@ -16,7 +16,7 @@ from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.evaluate import check_spacing
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.loaders.batches import PatchStream, Share
-from multiseg.loaders.draw import chosen
+from multiseg.loaders.draw import DrawOptions, chosen
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
 from multiseg.models.saved import BEST, LAST, ModelInfo, read_info, save_model
@@ -143,7 +143,7 @@ def _prepared(
 ) -> tuple[ModelInfo, PatchStream]:
     """What the model will be, and what it will learn from."""
     space = label_space(options.labels)
-    used = _learnt_from(options, store, space)
+    used = learnt_from(store, options.databases, space, options.stream.draw)
     if not used:
         raise DataError(
             f"{store.url} has no train case in which somebody looked for the structures {', '.join(space.names)}. "
@@ -161,11 +161,10 @@ def _prepared(
     return descended(_info(options, store, stream), parent, channels, options.start), stream
 
 
-def _learnt_from(options: TrainOptions, store: Store, space: LabelSpace) -> list[Case]:
+def learnt_from(store: Store, databases: Sequence[str], space: LabelSpace, draw: DrawOptions) -> list[Case]:
     """The training cases that may be drawn: those with a label, of them the chosen ones, of databases with a weight."""
-    draw = options.stream.draw
     labelled: dict[str, list[Case]] = {}
-    for case in select(store, options.databases, split="train"):
+    for case in select(store, databases, split="train"):
         if draw.weights.get(case.database, 1) > 0 and store[case.database].label_view(case, space).annotated.any():
             labelled.setdefault(case.database, []).append(case)
     return [case for cases in labelled.values() for case in chosen(cases, draw)]

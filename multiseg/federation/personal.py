@@ -1,0 +1,183 @@
+"""What a site keeps of each round: its answer and what is its own, one file a round, there whole or not at all.
+
+A round begins from the file of the last round whose update was aggregated. Nothing in that file changes while the
+next round is computed, so that a killed process, a lost answer or a server that goes back repeat it bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiseg.errors import CheckpointError
+from multiseg.federation.messages import Task, to_bytes
+from multiseg.files import write_atomically
+
+FORMAT = 1
+LATER = ("kept", "hold")
+"""What a task says of other rounds; the answer does not depend on it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Own:
+    """What is a site's own after a round.
+
+    Attributes:
+        parts: of the network, by the part's name.
+        counters: the network's tensors that are whole numbers, by name.
+        moments: of the optimiser, by the parameter's name and then their own.
+        scaler: of mixed precision.
+    """
+
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    counters: Mapping[str, Tensor] = field(default_factory=dict)
+    moments: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    scaler: Mapping[str, Any] = field(default_factory=dict)
+
+
+def key_of(task: Task) -> str:
+    """SHA-256 of all in a task that its answer depends on."""
+    body = {name: value for name, value in task.body.items() if name not in LATER}
+    return hashlib.sha256(to_bytes(replace(task, body=body))).hexdigest()
+
+
+def stored_answer(folder: Path, number: int, key: str) -> bytes | None:
+    """The answer that was given to this task before, if it was.
+
+    Raises:
+        CheckpointError: its file is damaged.
+    """
+    file = _file(folder, number, key)
+    return bytes(_read(file)["answer"].numpy()) if file.is_file() else None
+
+
+def own_after(folder: Path, number: int) -> Own | None:
+    """What was the site's own after a round; None where that is not known.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    for file, (round_, _) in _files(folder):
+        if round_ == number:
+            content = _read(file)
+            return Own(content["parts"], content["counters"], content["moments"], content["scaler"])
+    return None
+
+
+def newest(folder: Path) -> int:
+    """The last round that there is a file of; 0 where there is none."""
+    return max((number for _, (number, _) in _files(folder)), default=0)
+
+
+def commit(folder: Path, number: int, key: str, answer: bytes, own: Own) -> None:
+    """Write down a round before its answer leaves.
+
+    Raises:
+        ResourceError: the disk is full; nothing has changed.
+    """
+    content = {
+        "format": FORMAT,
+        "answer": torch.frombuffer(bytearray(answer), dtype=torch.uint8),
+        "parts": _on_cpu(own.parts),
+        "counters": _on_cpu(own.counters),
+        "moments": {name: _on_cpu(moments) for name, moments in own.moments.items()},
+        "scaler": dict(own.scaler),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(_file(folder, number, key), buffer.getvalue())
+
+
+def forget(folder: Path, number: int, key: str, hold: Collection[int]) -> None:
+    """Delete the files that round `number` shows to be of no use: all but its own and those of the rounds to hold.
+
+    A file of this round by another key, or of a later one, comes from a lineage that the server went back on.
+    """
+    for file, (round_, own_key) in list(_files(folder)):
+        if not (round_ in hold and round_ < number) and (round_, own_key) != (number, key[:32]):
+            file.unlink(missing_ok=True)
+    for half_written in folder.glob(".*.pt.*.tmp"):  # by a process that was killed
+        half_written.unlink(missing_ok=True)
+
+
+def claim_circle(folder: Path, digest: str, key: str) -> None:
+    """Note under which circle of masks a task is answered: two answers under one circle would unmask each other.
+
+    Raises:
+        CheckpointError: another task was answered under it.
+    """
+    file = folder / "circles" / digest
+    if file.is_file() and file.read_text() != key:
+        raise CheckpointError(
+            "this site has already answered another task under the same masks, and a second answer would lay the "
+            "first one open: begin the run under another experiment name."
+        )
+    write_atomically(file, key.encode())
+
+
+def moments_of(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """The optimiser's memory by the names of the parameters."""
+    return {
+        name: {what: value.detach().cpu().clone() for what, value in optimiser.state[parameter].items()}
+        for name, parameter in network.named_parameters()
+        if parameter in optimiser.state
+    }
+
+
+def take_moments(
+    network: nn.Module, optimiser: torch.optim.Optimizer, moments: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Give the optimiser its memory back. What a parameter has gained since (a channel at the end) begins at 0."""
+    for name, parameter in network.named_parameters():
+        if name in moments:
+            # A count of steps stays on the CPU, where Adam wants it.
+            optimiser.state[parameter] = {
+                what: _grown(value, parameter) if value.dim() else value.clone()
+                for what, value in moments[name].items()
+            }
+
+
+def _grown(value: Tensor, parameter: Tensor) -> Tensor:
+    """The value in the first corner of a tensor like the parameter."""
+    new = torch.zeros_like(parameter)
+    corner = tuple(slice(min(n, m)) for n, m in zip(value.shape, new.shape, strict=True))
+    new[corner] = value[corner].to(new)
+    return new.detach()
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def _file(folder: Path, number: int, key: str) -> Path:
+    return folder / f"{number:06d}-{key[:32]}.pt"
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, tuple[int, str]]]:
+    for file in sorted(folder.glob("*.pt")):
+        match = re.fullmatch(r"(\d+)-([0-9a-f]{32})\.pt", file.name)
+        if match:
+            yield file, (int(match[1]), match[2])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        is_ours = content["format"] == FORMAT
+    except (RuntimeError, LookupError, TypeError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{file}, which holds the site's part of a round, is damaged: {error}. Move it away; the round is then "
+            "begun from what the server sends."
+        ) from error
+    if not is_ours:
+        raise CheckpointError(f"{file} has format {content['format']}; this multiseg reads {FORMAT}.")
+    return content
