@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from multiseg.errors import FederationError
 from multiseg.federation.messages import Answer, Task
-from multiseg.federation.progress import Came, Event, Refused, Resent, Waiting
+from multiseg.federation.plan import FederationOptions
+from multiseg.federation.progress import Came, Event, Noted, Refused, Resent, Waiting
 
 TRIES = 4
 """Of a task at a site whose failures may pass: the first and three more."""
@@ -64,16 +68,6 @@ class StopAskedError(Exception):
 
 
 @dataclass(frozen=True)
-class Desk:
-    """What every exchange of a run shares."""
-
-    link: Link
-    on_event: Callable[[Event], None]
-    should_stop: Callable[[], bool]
-    clock: Callable[[], float] = time.monotonic
-
-
-@dataclass(frozen=True)
 class Terms:
     """When an exchange ends.
 
@@ -86,6 +80,32 @@ class Terms:
     least: int
     deadline_s: float
     refuse: Callable[[Answer], str] = lambda answer: ""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """From where a run is conducted: what it is, how it reaches the sites, whom it tells what happens."""
+
+    options: FederationOptions
+    folder: Path
+    link: Link
+    on_event: Callable[[Event], None]
+    should_stop: Callable[[], bool]
+    clock: Callable[[], float] = time.monotonic
+
+    def note(self, number: int, text: str, site: str = "") -> None:
+        """Tell something that a person should know, of a site or of the run."""
+        self.on_event(Noted(number, site, text))
+
+    def task(self, kind: str, number: int, tensors: Mapping[str, Tensor] | None = None, **body: Any) -> Task:
+        """A task of this run; the options are in every one."""
+        return Task(kind, self.options.experiment, number, {"options": asdict(self.options), **body}, tensors or {})
+
+    def terms(self, refuse: Callable[[Answer], str] = lambda answer: "", least: int | None = None) -> Terms:
+        """Those of a round; `least` where fewer or more answers are needed than in one."""
+        schedule = self.options.schedule
+        needed = schedule.quorum or len(self.options.sites)
+        return Terms(needed if least is None else least, 60 * schedule.deadline_minutes, refuse)
 
 
 @dataclass

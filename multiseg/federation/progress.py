@@ -119,3 +119,67 @@ class Finished:
 
 
 Event = Waiting | Began | Came | Refused | Resent | Noted | RoundDone | Finished
+
+
+def in_words(event: Event) -> str:
+    """One line for a person."""
+    if isinstance(event, RoundDone):
+        return _round_in_words(event)
+    if isinstance(event, Finished):
+        told = "; ".join(f"{site} {parts_in_words(parts)}" for site, parts in event.test.items())
+        return f"all {event.round} rounds done, best model after round {event.best_round}. Test: {told}"
+    return f"round {event.round}: {_told(event)}"
+
+
+def _told(event: Waiting | Began | Came | Refused | Resent | Noted) -> str:
+    match event:
+        case Waiting(sites=sites):
+            text = f"waiting for {', '.join(sites)}" if sites else "all sites are there"
+        case Began(sites=sites):
+            text = f"asked {', '.join(sites)}"
+        case Came(site=site, kind=kind):
+            sizes = f"{megabytes(event.sent)} there, {megabytes(event.received)} back"
+            text = f"{site} answered ({kind}) in {clock_time(event.seconds)}, {sizes}"
+        case Refused(site=site, reason=reason):
+            text = f"{site} FAILED: {reason}"
+        case Resent(site=site, reason=reason):
+            text = f"asked {site} again: {reason}"
+        case Noted(site=site):
+            text = f"{site}: {event.text}" if site else event.text
+    return text
+
+
+def _round_in_words(event: RoundDone) -> str:
+    sites = "  ".join(f"{site} {number(told.dice)} (loss {number(told.loss)})" for site, told in event.sites.items())
+    text = (
+        f"round {event.round}/{event.rounds}: Dice before it {number(event.mean)}, worst {number(event.worst)}: {sites}"
+    )
+    if event.failed:
+        text += f"  WITHOUT {', '.join(event.failed)}"
+    if math.isfinite(event.epsilon):
+        text += f"  epsilon {event.epsilon:.3g}"
+    left = f", {clock_time(event.seconds_left)} left" if event.seconds_left else ""
+    return f"{text}  ({clock_time(event.seconds)}{left})"
+
+
+def parts_in_words(parts: Mapping[str, float]) -> str:
+    """Scores by name."""
+    return " ".join(f"{name} {number(value)}" for name, value in parts.items()) or "has no cases for it"
+
+
+def number(value: float) -> str:
+    """A score with three digits, a dash for one that is not defined."""
+    return f"{value:.3f}" if math.isfinite(value) else "-"
+
+
+def megabytes(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def clock_time(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
