@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import typer
 
+from multiseg.cli.federate.operate import log_command, run_command, status_command, stop_command
+from multiseg.cli.federate.server import app_command, enrol_app, revoke_command, serve_command
+
 federation_app = typer.Typer(
     name="fed",
     help="Train one model across hospitals; their data stays where it is.",
@@ -13,6 +16,15 @@ federation_app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-COMMANDS: dict[str, Callable[..., int]] = {}
+COMMANDS: dict[str, Callable[..., int]] = {
+    "revoke": revoke_command,
+    "serve": serve_command,
+    "run": run_command,
+    "status": status_command,
+    "log": log_command,
+    "stop": stop_command,
+    "app": app_command,
+}
 for name, command in COMMANDS.items():
     federation_app.command(name)(command)
+federation_app.add_typer(enrol_app)

@@ -1,0 +1,98 @@
+"""The coordinating centre's verbs while it serves: run, status, log and stop."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multiseg.cli.data import AsJson
+from multiseg.cli.federate.server import ServerHome
+
+RunNumber = Annotated[str, typer.Argument(metavar="[RUN]", help="Its number or experiment (default: the newest).")]
+
+
+def run_command(
+    folder: ServerHome,
+    settings: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="Who takes part, and what is learnt.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Print what the run says until it ends.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Submit a run. The same file again goes on where the experiment stands.
+
+    Example:
+
+    multiseg fed run centre run.toml --follow
+    """
+    from multiseg.cli.console import messages, print_json
+    from multiseg.federation.submit import submit
+
+    number, warnings = submit(folder, settings)
+    for line in warnings:
+        messages().print(line, markup=False, soft_wrap=True)
+    if as_json:
+        print_json({"run": str(number)})
+    else:
+        messages().print(f"Run {number} is submitted. Follow it: multiseg fed log {folder} --follow", soft_wrap=True)
+    return _follow(folder, str(number)) if follow else 0
+
+
+def status_command(folder: ServerHome, as_json: AsJson = False) -> int:
+    """Say which sites are enrolled and online, and how the runs stand.
+
+    Example:
+
+    multiseg fed status centre
+    """
+    from multiseg.cli.console import messages, print_json, print_table
+    from multiseg.federation.submit import status
+
+    found = status(folder)
+    if as_json:
+        print_json(found)
+        return 0
+    if found["error"]:
+        messages().print(found["error"], markup=False, soft_wrap=True)
+    print_table(
+        "Sites", ["site", "status", "since", "up", "down"], [list(map(str, row.values())) for row in found["sites"]]
+    )
+    rows = [list(map(str, row.values())) for row in found["runs"]]
+    print_table("Runs", ["run", "experiment", "status", "submitted", "details"], rows)
+    return 0
+
+
+def log_command(
+    folder: ServerHome,
+    run: RunNumber = "",
+    follow: Annotated[bool, typer.Option("--follow", help="Until the run ends.")] = False,
+) -> int:
+    """Print what a run has said.
+
+    Example:
+
+    multiseg fed log centre --follow
+    """
+    return _follow(folder, run, follow)
+
+
+def stop_command(folder: ServerHome, run: RunNumber = "") -> int:
+    """End a run. Its finished rounds stay, and the same run file goes on from them.
+
+    Example:
+
+    multiseg fed stop centre
+    """
+    from multiseg.cli.console import messages
+    from multiseg.federation.submit import stop
+
+    messages().print(f"Run {stop(folder, run)} is stopped.", highlight=False)
+    return 0
+
+
+def _follow(folder: Path, run: str, until_end: bool = True) -> int:
+    from multiseg.federation.submit import follow
+
+    outcome = follow(folder, run, until_end, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
+    return 0 if outcome in ("completed", "") else 3

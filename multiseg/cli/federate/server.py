@@ -1,0 +1,136 @@
+"""The coordinating centre's verbs: enrol, revoke, serve and app."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multiseg.cli.data import AsJson
+
+ServerHome = Annotated[Path, typer.Argument(metavar="HOME", help="The server's folder.")]
+
+enrol_app = typer.Typer(
+    name="enrol",
+    help="Make the server's folder, and a start-up kit for each site.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@enrol_app.command("server")
+def enrol_server_command(
+    folder: ServerHome,
+    host: Annotated[list[str] | None, typer.Option(help="Name or address hospitals dial; again for more.")] = None,
+    port: Annotated[int | None, typer.Option(help="The public port (default 8443).")] = None,
+    superlink_port: Annotated[int | None, typer.Option(help="Flower's, on loopback (default 8000).")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="For Prometheus, on loopback (default 9400).")] = None,
+) -> int:
+    """Make the authority, the certificate, the keys and the settings of a server.
+
+    Again: the certificate is renewed; authority, keys and sites stay.
+
+    Example:
+
+    multiseg fed enrol server centre --host fed.example.org --host 10.0.0.5
+    """
+    from multiseg.cli.console import output
+    from multiseg.federation.enrol import enrol_server
+
+    said = {"port": port, "superlink_port": superlink_port, "metrics_port": metrics_port}
+    ports = {name: value for name, value in said.items() if value is not None}
+    made = enrol_server(folder, host or [], ports)
+    output().print(
+        f"{folder} serves {made.public}. Keep a copy of {folder}/ca.key where only you reach it.\n"
+        f"Next: multiseg fed enrol site {folder} NAME -o NAME-kit",
+        markup=False, soft_wrap=True, highlight=False,
+    )  # fmt: skip
+    return 0
+
+
+@enrol_app.command("site")
+def enrol_site_command(
+    folder: ServerHome,
+    name: Annotated[str, typer.Argument(help="Name of the site, as in a run's roster.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the kit (default NAME-kit).")] = None,
+    public_key: Annotated[Path | None, typer.Option(help="The site's own key's .pub file; no key is made.")] = None,
+) -> int:
+    """Let a site in, and make its start-up kit: key, certificate, settings, and what to do with them.
+
+    A server that runs hears of it within seconds.
+
+    Examples:
+
+    multiseg fed enrol site centre alder -o alder-kit
+
+    multiseg fed enrol site centre birch --public-key birch.pub
+    """
+    from multiseg.cli.console import output
+    from multiseg.federation.enrol import enrol_site
+
+    kit, archive = enrol_site(folder, name, out or Path(f"{name}-kit"), public_key)
+    how = "It holds no key: the site has its own." if public_key else "It holds the site's key: send it as a secret."
+    output().print(
+        f"{name} may connect. Its kit: {kit} ({archive}). {how}", markup=False, soft_wrap=True, highlight=False
+    )
+    return 0
+
+
+def revoke_command(folder: ServerHome, name: Annotated[str, typer.Argument(help="Name of the site.")]) -> int:
+    """Shut a site out: its key is refused from now on.
+
+    Example:
+
+    multiseg fed revoke centre alder
+    """
+    from multiseg.cli.console import output
+    from multiseg.federation.enrol import revoke_site
+
+    revoke_site(folder, name)
+    output().print(f"{name} is shut out. To let it in again with a new key: multiseg fed enrol site {folder} {name}")
+    return 0
+
+
+def serve_command(folder: ServerHome) -> int:
+    """Run the server until Ctrl-C: the gate that hospitals dial, Flower behind it, and the runs.
+
+    What dies is started again; a run that was going on when the server stopped is taken up again.
+
+    Example:
+
+    multiseg fed serve centre
+    """
+    from multiseg.cli.console import messages
+    from multiseg.federation.serve import serve
+
+    console = messages()
+    serve(folder, lambda line: console.print(line, markup=False, soft_wrap=True))
+    return 0
+
+
+def app_command(
+    show_hash: Annotated[bool, typer.Option("--hash", help="Print its SHA-256, which sites approve.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it to a file, to look into.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Show the app that Flower is given: a manifest that brings no code.
+
+    Example:
+
+    multiseg fed app --hash
+    """
+    from multiseg.cli.console import output, print_json
+    from multiseg.federation.fab import app_bytes, app_hash
+    from multiseg.files import write_atomically
+
+    if out:
+        write_atomically(out, app_bytes())
+    if as_json:
+        print_json({"sha256": app_hash(), "bytes": len(app_bytes())})
+    elif show_hash:
+        output().print(app_hash())
+    else:
+        output().print(f"{len(app_bytes())} bytes, SHA-256 {app_hash()}", highlight=False)
+    return 0

@@ -1,0 +1,103 @@
+"""The coordinating centre's folder: its settings, keys, databases and logs, and where each of them lies."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from multiseg.errors import UsageError
+from multiseg.files import write_atomically
+
+HINT = "Make it with: multiseg fed enrol server HOME --host NAME"
+
+
+@dataclass(frozen=True)
+class Home:
+    """What `home.toml` says, and the folder that it lies in.
+
+    Attributes:
+        hosts: names and addresses by which hospitals reach the server; its certificate holds them.
+        port: the public one, of the gate.
+        listen: address that the gate listens at.
+        superlink_port: of Flower's SuperLink, on loopback.
+        metrics_port: of the Prometheus text, on loopback.
+        min_free_gib: with less free disk under the folder the server does not start.
+    """
+
+    folder: Path
+    hosts: tuple[str, ...]
+    port: int = 8443
+    listen: str = "0.0.0.0"  # noqa: S104 (hospitals have to reach it)
+    superlink_port: int = 8000
+    metrics_port: int = 9400
+    min_free_gib: float = 5.0
+
+    def at(self, name: str) -> Path:
+        """A file or folder in it."""
+        return self.folder / name
+
+    @property
+    def superlink(self) -> str:
+        """Address of the SuperLink."""
+        return f"127.0.0.1:{self.superlink_port}"
+
+    @property
+    def public(self) -> str:
+        """Address that hospitals dial."""
+        host = self.hosts[0]
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+CA, CA_KEY = "ca.crt", "ca.key"
+CERTIFICATE, KEY = "server.crt", "server.key"
+LINK_CERTIFICATE, LINK_KEY = "link.crt", "link.key"
+SECRET, SITES, SETTINGS = "superexec.secret", "sites.json", "home.toml"
+DATABASE, LOGS, RUNS, TRAFFIC, LOCK = "link.db", "logs", "runs", "gate.json", ".serving"
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "hosts": (list,),
+    "listen": (str,),
+    "port": (int,),
+    "superlink_port": (int,),
+    "metrics_port": (int,),
+    "min_free_gib": (int, float),
+}
+
+
+def read_home(folder: Path) -> Home:
+    """The settings of a server.
+
+    Raises:
+        UsageError: it has none, or they cannot be meant.
+    """
+    path = folder / SETTINGS
+    try:
+        said = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{folder} is no server's folder: it has no {SETTINGS}. {HINT}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no TOML: {error}.") from error
+    for name, value in said.items():
+        if name not in KINDS or isinstance(value, bool) or not isinstance(value, KINDS[name]):
+            raise UsageError(f"{path}: {name} = {value!r} cannot be meant. It may hold: {', '.join(KINDS)}.")
+    home = Home(folder.absolute(), **{**said, "hosts": tuple(map(str, said.get("hosts", ())))})
+    check_home(home)
+    return home
+
+
+def check_home(home: Home) -> None:
+    """Raises UsageError for settings that cannot be meant."""
+    ports = (home.port, home.superlink_port, home.metrics_port)
+    if not home.hosts:
+        raise UsageError(f"{home.folder} names no host. {HINT}")
+    if len(set(ports)) < len(ports) or not all(0 < port < 65536 for port in ports):
+        raise UsageError(f"ports {ports} (public, SuperLink, metrics): give three different ones from 1 to 65535.")
+
+
+def write_home(home: Home) -> None:
+    """Write `home.toml`."""
+    said = {name: getattr(home, name) for name in KINDS}
+    write_atomically(home.at(SETTINGS), tomli_w.dumps({**said, "hosts": list(home.hosts)}).encode())

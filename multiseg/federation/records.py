@@ -1,0 +1,77 @@
+"""Tasks and answers as Flower's messages: the bytes of one are one array, and nothing else is in it."""
+
+from __future__ import annotations
+
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+
+from multiseg.errors import FederationError
+from multiseg.federation.messages import Answer, Task, answer_from_bytes, task_from_bytes, to_bytes
+
+MESSAGE_TYPE = "query.multiseg"
+"""Of tasks and answers of every kind: what is asked for stands in the bytes."""
+RECORD, ARRAY, STYPE = "multiseg", "message", "multiseg.safetensors"
+
+LOST = {
+    3: "the task had expired before the site took it",
+    4: "the answer had expired before the server took it",
+    5: "the site was offline",
+    7: "the site refused the app, whose hash it has not approved",
+    8: "the process at the site died (out of memory, or killed)",
+}
+"""What Flower's codes of errors mean. All of these may pass."""
+
+
+def task_record(task: Task) -> RecordDict:
+    """What a message to a site holds."""
+    return _record(to_bytes(task))
+
+
+def answer_record(answer: Answer) -> RecordDict:
+    """What a message to the server holds."""
+    return _record(to_bytes(answer))
+
+
+def task_of(message: Message) -> Task:
+    """The task in a message.
+
+    Raises:
+        FederationError: it holds an error, or anything but one task of ours.
+    """
+    return task_from_bytes(_bytes(message))
+
+
+def answer_of(message: Message) -> Answer:
+    """The answer in a message.
+
+    Raises:
+        FederationError: it holds an error, or anything but one answer of ours.
+    """
+    return answer_from_bytes(_bytes(message))
+
+
+def reply_of(answer: Answer, message: Message) -> Message:
+    """The message with which a site replies to another."""
+    return Message(answer_record(answer), reply_to=message)
+
+
+def told(error: Error) -> str:
+    """Flower's error in words."""
+    return LOST.get(error.code) or f"an error of Flower, code {error.code}: {error.reason or 'without a reason'}"
+
+
+def _record(data: bytes) -> RecordDict:
+    array = Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=data)
+    return RecordDict({RECORD: ArrayRecord({ARRAY: array})})
+
+
+def _bytes(message: Message) -> bytes:
+    if message.has_error():
+        raise FederationError(told(message.error))
+    content = message.content
+    records = {name: list(record) for name, record in content.items()}
+    if records != {RECORD: [ARRAY]} or not isinstance(content[RECORD], ArrayRecord):
+        raise FederationError(f"a message holds {records}; one of ours holds {{{RECORD!r}: [{ARRAY!r}]}} and no more.")
+    array = content[RECORD][ARRAY]
+    if not isinstance(array, Array) or array.stype != STYPE:
+        raise FederationError(f"a message is of type {getattr(array, 'stype', '')!r}; ours are {STYPE!r}.")
+    return bytes(array.data)

@@ -1,0 +1,42 @@
+"""What Flower starts on the server for a run: the round loop, over a link to the sites."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from multiseg.config import checked
+from multiseg.errors import FederationError
+from multiseg.federation import rounds
+from multiseg.federation.link import FlowerLink
+from multiseg.federation.plan import FederationOptions, check
+from multiseg.federation.progress import Event
+
+RUNS = "MULTISEG_RUNS"
+"""Names the folder of all experiments; `multiseg fed serve` sets it."""
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the rounds that are not done yet. What the experiment's folder holds is gone on from.
+
+    Raises:
+        FederationError: see `rounds.run`; or nobody said where experiments lie.
+    """
+    if not os.environ.get(RUNS):
+        raise FederationError(f"{RUNS} names no folder for experiments: start the server with multiseg fed serve.")
+    options = checked(json.loads(str(context.run_config["settings"])), FederationOptions)
+    check(options)
+    result = rounds.run(options, FlowerLink(grid), Path(os.environ[RUNS]) / options.experiment, on_event=_tell)
+    logging.getLogger("flwr").info("Done: %d rounds, best mean Dice %.3f.", result.round, result.best)
+
+
+def _tell(event: Event) -> None:
+    logging.getLogger("flwr").info("%s", event)
