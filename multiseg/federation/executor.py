@@ -7,11 +7,16 @@ once when an answering process dies. Every name of Flower's that is not public a
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import logging
+import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -28,15 +33,22 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from multiseg.errors import FederationError
+from multiseg.errors import FederationError, MultisegError, StoppedError
+from multiseg.federation.answering import answer
 from multiseg.federation.forked import Forked
-from multiseg.federation.messages import Answer, Task, answer_from_bytes, to_bytes
+from multiseg.federation.join import MARK
+from multiseg.federation.messages import FINISH, ROUND, Answer, Task, answer_from_bytes, to_bytes
 from multiseg.federation.records import reply_of, task_of
+from multiseg.federation.settings import read_site, to_site
+from multiseg.federation.site import Site
+from multiseg.training.events import Event, StepDone
 
 POLL_SECONDS = 0.25
 HEARTBEAT_SECONDS = 15.0
 """The node gives a task up after 60 s without."""
 PUSH_TRIES = 5
+SAY_SECONDS = 10.0
+"""Between two lines on the steps of a round."""
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 Work = Callable[[Task, Callable[[], bool]], Answer]
@@ -130,8 +142,11 @@ def _answered(
             _heartbeat(job)
     data = child.result()
     if data is not None:
-        return reply_of(answer_from_bytes(data), job.message)
+        found = answer_from_bytes(data)
+        say(_told(found, len(data)))
+        return reply_of(found, job.message)
     if is_over():
+        say("stopped; the server asks again when this site is back.")
         return None
     say("the answering process died (out of memory, or killed); the server is told.")
     return Message(Error(ErrorCode.CLIENT_APP_CRASHED, "the answering process died."), reply_to=job.message)
@@ -166,3 +181,68 @@ def _push(job: Job, reply: Message, say: Callable[[str], None]) -> None:
         else:
             return
     say("the node was restarted meanwhile; the answer is kept, and sent when the server asks again.")
+
+
+def _told(found: Answer, num_bytes: int) -> str:
+    what = f"round {found.round}" if found.kind == ROUND else found.kind or "a task"
+    if found.error:
+        return f"{what}: could not be done, and the server was told: {found.error}"
+    return f"{what}: done, {num_bytes / 1e6:.1f} MB are sent."
+
+
+class _Answering:
+    """The work of a site, told step by step."""
+
+    def __init__(self, site: Site, say: Callable[[str], None]) -> None:
+        self.site, self.say = site, say
+        self._due = 0.0
+
+    def __call__(self, task: Task, is_asked: Callable[[], bool]) -> Answer:
+        options = task.body.get("options", {})
+        rounds = options.get("schedule", {}).get("rounds", "?")
+        self.say(f"{task.experiment}: {task.kind}" + (f" {task.round} of {rounds}" if task.kind == ROUND else ""))
+        try:
+            found = answer(task, self.site, is_asked, partial(self._step, task))
+        except StoppedError:
+            raise SystemExit(1) from None
+        if task.kind == FINISH and not found.error:
+            self.say(f"{task.experiment}: finished. The model lies in {self.site.state / task.experiment}.")
+        return found
+
+    def _step(self, task: Task, event: Event) -> None:
+        if isinstance(event, StepDone) and time.monotonic() >= self._due:
+            self._due = time.monotonic() + SAY_SECONDS
+            done = event.step - task.body.get("steps_done", 0)
+            steps = task.body.get("options", {}).get("local", {}).get("steps", "?")
+            self.say(f"round {task.round}: training step {done}/{steps}, loss {event.loss:.3f}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until SIGTERM: `python -m multiseg.federation.executor site.toml --node HOST:PORT --secret FILE`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("settings", type=Path)
+    parser.add_argument("--node", required=True)
+    parser.add_argument("--secret", type=Path, required=True)
+    said = parser.parse_args(arguments)
+    logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
+    asked: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: asked.append(number))
+    try:
+        settings = read_site(said.settings)
+    except MultisegError as error:
+        _say(str(error))
+        return error.exit_code
+    node = Node(said.node, said.secret.read_bytes())
+    execute(node, settings.approved, _Answering(to_site(settings), _say), lambda: bool(asked), _say)
+    node.close()
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{MARK}{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -98,7 +98,7 @@ def _run(work: Callable[[Callable[[], bool]], bytes], pipe: int, parent: int) ->
         code = 0
     finally:  # not a word of an error leaves by another way than the site's own log
         with suppress(OSError):
-            if code:
+            if code and not isinstance(sys.exc_info()[1], SystemExit):
                 traceback.print_exc()
             sys.stdout.flush()
             sys.stderr.flush()

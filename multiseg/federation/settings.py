@@ -9,6 +9,7 @@ from pathlib import Path
 from multiseg.config import checked, read_settings
 from multiseg.errors import UsageError
 from multiseg.federation.policy import Leaves
+from multiseg.federation.site import Site
 from multiseg.sizes import num_bytes
 
 HINT = "The coordinating centre makes one with: multiseg fed enrol site NAME"
@@ -29,6 +30,7 @@ class SiteSettings:
         device: auto, cpu, cuda or cuda:N.
         workers: processes that read patches.
         cache: memory for decoded cases, such as "4GiB".
+        trains: whether others may train on its data; if not, the site only evaluates.
         approved: SHA-256 of the apps that may run here.
         min_free_gib: with less free disk under `state` the site does not join.
         leaves: what may leave the site.
@@ -44,6 +46,7 @@ class SiteSettings:
     device: str = "auto"
     workers: int = 1
     cache: str = "0"
+    trains: bool = True
     approved: tuple[str, ...] = ()
     min_free_gib: float = 5.0
     leaves: Leaves = Leaves()
@@ -66,6 +69,12 @@ def read_site(path: Path) -> SiteSettings:
     store = settings.store if "://" in settings.store else str(folder / Path(settings.store).expanduser())
     paths = {name: folder / getattr(settings, name).expanduser() for name in ("ca", "key", "state")}
     return replace(settings, store=store, **paths)
+
+
+def to_site(settings: SiteSettings) -> Site:
+    """The site as it answers tasks."""
+    same = ("store", "state", "databases", "device", "workers", "cache", "trains", "leaves")
+    return Site(settings.site, **{name: getattr(settings, name) for name in same})
 
 
 def check(settings: SiteSettings) -> None:

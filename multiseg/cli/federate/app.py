@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import typer
 
+from multiseg.cli.federate.audit import audit_command
+from multiseg.cli.federate.join import join_command
 from multiseg.cli.federate.operate import log_command, run_command, status_command, stop_command
 from multiseg.cli.federate.server import app_command, enrol_app, revoke_command, serve_command
 
@@ -17,6 +19,8 @@ federation_app = typer.Typer(
     rich_markup_mode="rich",
 )
 COMMANDS: dict[str, Callable[..., int]] = {
+    "join": join_command,
+    "audit": audit_command,
     "revoke": revoke_command,
     "serve": serve_command,
     "run": run_command,

@@ -1,0 +1,46 @@
+"""The verb that shows what came to a site and what left it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multiseg.cli.data import AsJson
+
+SHOWN = ("time", "direction", "kind", "experiment", "round", "bytes", "tensors", "metrics", "notes")
+
+
+def audit_command(
+    place: Annotated[Path, typer.Argument(metavar="SITE.TOML|STATE", help="The site's settings, or its state.")],
+    experiment: Annotated[str, typer.Option(help="Only this experiment.")] = "",
+    verify: Annotated[bool, typer.Option("--verify", help="Look for lines that were changed or removed.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Print what came to this site and what left it; --verify follows the chain of hashes.
+
+    Examples:
+
+    multiseg fed audit site.toml
+
+    multiseg fed audit site.toml --verify
+    """
+    from multiseg.cli.console import messages, print_json, print_table
+    from multiseg.federation import audit
+    from multiseg.federation.settings import read_site
+
+    log = (place if place.is_dir() else read_site(place).state) / audit.LOG
+    faults = audit.verify(log) if verify else []
+    rows = [] if faults else audit.rows(log, experiment)
+    if as_json:
+        print_json({"faults": faults, "entries": rows})
+        return 3 if faults else 0
+    for fault in faults:
+        messages().print(f"{log}: {fault}", markup=False, soft_wrap=True)
+    if not faults:
+        table = [[str(row[name]).replace("[", r"\[") for name in SHOWN] for row in rows]
+        print_table(f"{log}", SHOWN, table, right=("round", "bytes", "tensors"))
+    if verify and not faults:
+        messages().print(f"{len(rows)} lines, none changed or removed.", highlight=False)
+    return 3 if faults else 0
