@@ -162,7 +162,7 @@ def _plain(work: _Work, body: Mapping[str, Any]) -> Answer:
 
 def _round(work: _Work) -> Answer:
     task, folder = work.task, work.folder
-    key = personal.key_of(task)
+    key = personal.key_of(task, work.site.name)
     with _alone(folder, work.hooks.should_stop):
         held = personal.stored_answer(folder, task.round, key)
         if held is not None:

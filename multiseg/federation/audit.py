@@ -40,7 +40,7 @@ class Entry:
     num_bytes: int
     sha256: str
     tensors: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

@@ -44,10 +44,10 @@ class Own:
     scaler: Mapping[str, Any] = field(default_factory=dict)
 
 
-def key_of(task: Task) -> str:
-    """SHA-256 of all in a task that its answer depends on."""
+def key_of(task: Task, site: str) -> str:
+    """SHA-256 of all in a task that a site's answer depends on."""
     body = {name: value for name, value in task.body.items() if name not in LATER}
-    return hashlib.sha256(to_bytes(replace(task, body=body))).hexdigest()
+    return hashlib.sha256(site.encode() + b"\n" + to_bytes(replace(task, body=body))).hexdigest()
 
 
 def stored_answer(folder: Path, number: int, key: str) -> bytes | None:

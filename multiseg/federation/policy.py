@@ -60,7 +60,7 @@ def released(answer: Answer, leaves: Leaves) -> tuple[Answer, tuple[str, ...]]:
     return replace(answer, body={**answer.body, "metrics": kept}), tuple(left_out)
 
 
-def flat_metrics(answer: Answer) -> dict[str, float]:
+def flat_metrics(answer: Answer) -> dict[str, float | int]:
     """The numbers of an answer by name: "loss", "validation/alder", "test/alder/FLAIR+T1/dice"."""
     return dict(_flat(answer.body.get("metrics", {}), str(answer.body.get("split", ""))))
 
@@ -138,7 +138,7 @@ def _filtered(tree: Mapping[str, Any], patterns: Sequence[str], above: str) -> t
     return kept, left_out
 
 
-def _flat(tree: Mapping[str, Any], above: str) -> Iterable[tuple[str, float]]:
+def _flat(tree: Mapping[str, Any], above: str) -> Iterable[tuple[str, float | int]]:
     for key, value in tree.items():
         name = f"{above}/{key}" if above else key
         if isinstance(value, Mapping):

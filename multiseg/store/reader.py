@@ -127,8 +127,18 @@ class Database:
         return space.view(self.schemas, case.annotated.tolist())
 
     def whole(self, case: Case) -> tuple[Float[np.ndarray, "modality i j k"], UInt8[np.ndarray, "annotation i j k"]]:
-        """All sequences and all annotations of a case."""
-        return self.image(case, (0, 0, 0), case.extent), self.codes(case, (0, 0, 0), case.extent)
+        """All sequences and all annotations of a case.
+
+        Raises:
+            StoreError: a file of it is damaged.
+        """
+        try:
+            return self.image(case, (0, 0, 0), case.extent), self.codes(case, (0, 0, 0), case.extent)
+        except (ValueError, RuntimeError) as error:  # zarr and its codecs
+            raise StoreError(
+                f"{self.name}/{case.name} is damaged: {error}. Find all that is damaged with: multiseg verify STORE; "
+                "and ingest those cases again with --redo."
+            ) from error
 
     def foreground(self, case: Case) -> Int16[np.ndarray, "annotation structure point 3"]:
         """Sampled voxels of every structure; rows of -1 are empty."""
