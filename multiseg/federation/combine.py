@@ -14,6 +14,7 @@ from multiseg.federation.optimisers import stepped
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import from_payload
 from multiseg.federation.roster import num_cases, trains
+from multiseg.federation.scores import why_unclear
 from multiseg.models.parts import SHARED, Part, moved
 
 
@@ -28,9 +29,7 @@ def why_refused(answer: Answer, trained: Sequence[Part], options: FederationOpti
     # Without masks a site may keep a part back, by its own rules; with them a sum would stay masked.
     if not reason and missing and (options.privacy.masked or len(missing) == len(trained)):
         reason = f"it lacks {len(missing)} of {len(trained)} parts, such as {missing[0]!r}"
-    if not reason and not isinstance(answer.body.get("metrics"), Mapping):
-        reason = "it says nothing of losses and Dice (metrics)"
-    return f"its update was refused: {reason}" if reason else ""
+    return f"its update was refused: {reason}" if reason else why_unclear(answer)
 
 
 def weight_of(site: str, state: State, group: str, answer: Answer | None, options: FederationOptions) -> float:
@@ -62,7 +61,7 @@ def combined(
         updates = {site: from_payload(answer.tensors) for site, answer in answers.items()}
         mean = aggregated(updates, weights, parts, options.aggregate)
     change, optimiser = stepped(mean.update, state.optimiser, options.aggregate)
-    return moved(state.network, change, parts), optimiser, mean.contributors
+    return moved(change, state.network, parts), optimiser, mean.contributors
 
 
 def masked_weights(state: State, options: FederationOptions) -> dict[str, float]:

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from multiseg.errors import FederationError
+from multiseg.errors import FederationError, StoppedError
 from multiseg.federation.messages import Answer, Task
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.progress import Came, Event, Noted, Refused, Resent, Waiting
@@ -43,6 +43,7 @@ class Failure:
     text: str
 
 
+@runtime_checkable
 class Link(Protocol):
     """What carries tasks to sites, and their answers back."""
 
@@ -61,10 +62,6 @@ class Link(Protocol):
     def wait(self, seconds: float) -> None:
         """Let time pass, or less of it where something has come."""
         ...
-
-
-class StopAskedError(Exception):
-    """Somebody asked to stop; what is saved stays."""
 
 
 @dataclass(frozen=True)
@@ -152,14 +149,14 @@ def exchange(desk: Desk, tasks: Mapping[str, Task], terms: Terms) -> Outcome:
 
     Raises:
         FederationError: fewer answers than `terms.least`; it names the sites that are missing and why.
-        StopAskedError: see there.
+        StoppedError: the run was asked to stop.
     """
     began = desk.clock()
     errands = [_Errand(site, task) for site, task in tasks.items()]
     awaited: tuple[str, ...] = ()
     while True:
         if desk.should_stop():
-            raise StopAskedError
+            raise StoppedError("the run was asked to stop; the same command goes on.")
         came = _collect(desk, errands, terms)
         away = _send(desk, errands, terms)
         if away != awaited:

@@ -101,7 +101,7 @@ def _metric(experiment: str, name: str, kind: str, text: str, values: dict[str, 
     lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"] if values else []
     for site, value in values.items():
         labels = f'experiment="{experiment}"' + (f',site="{site}"' if site else "")
-        lines.append(f"{name}{{{labels}}} {_float(value)}")
+        lines.append(f"{name}{{{labels}}} {_float(float(value))}")
     return lines
 
 
@@ -114,10 +114,10 @@ def _float(value: float) -> str:
 class Logs:
     """Writes each event down and passes it on. A log is only added to: what went wrong before a restart stays."""
 
-    def __init__(self, folder: Path, number: int, on_event: Callable[[Event], None]) -> None:
+    def __init__(self, folder: Path, experiment: str, number: int, on_event: Callable[[Event], None]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self.folder, self.on_event, self.status = folder, on_event, Status(folder.name, number)
+        self.folder, self.on_event, self.status = folder, on_event, Status(experiment, number)
         path = folder / LOG
         torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
         self.file = path.open("a", buffering=1, encoding="utf-8")

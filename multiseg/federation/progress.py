@@ -72,6 +72,7 @@ class SiteRound:
         validation: the same by database (and subset of sequences).
         loss: mean of the training in this round.
         sent, received: bytes to and from the site.
+        seconds: of its work, by its own word.
     """
 
     dice: float

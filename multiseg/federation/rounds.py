@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from multiseg.errors import StoppedError
 from multiseg.federation.combine import combined, masked_weights, why_refused
-from multiseg.federation.exchange import Desk, Link, Outcome, StopAskedError, exchange
+from multiseg.federation.exchange import Desk, Link, Outcome, exchange
 from multiseg.federation.experiment import State, claimed, commit, opened
 from multiseg.federation.handshake import handshake
 from multiseg.federation.logs import Logs
@@ -19,7 +20,7 @@ from multiseg.federation.plan import FederationOptions, check
 from multiseg.federation.privacy import epsilon, to_payload
 from multiseg.federation.progress import Began, Event, RoundDone, SiteRound
 from multiseg.federation.roster import holders, personal_parts, trains
-from multiseg.federation.scores import finish, info_of, mean, number, scored, worst
+from multiseg.federation.scores import finish, info_of, mean, number, scored, validation_of, worst
 from multiseg.models.parts import Part, parts
 from multiseg.models.saved import BEST, LAST
 
@@ -60,11 +61,11 @@ def run(
     check(options)
     with claimed(folder, options):
         state = opened(folder)
-        with Logs(folder, state.round if state else 0, on_event) as logs:
+        with Logs(folder, options.experiment, state.round if state else 0, on_event) as logs:
             desk = Desk(options, folder, link, logs.event, should_stop, clock)
             try:
                 state = _conducted(desk, state)
-            except StopAskedError:
+            except StoppedError:
                 state = opened(folder)
     if state is None:
         return RunResult(folder, 0, False, math.nan, -1)
@@ -130,10 +131,11 @@ def _tasks(desk: Desk, state: State, all_parts: Sequence[Part]) -> dict[str, Tas
         "info": info_of(state).to_json(),
         "personal_parts": list(personal_parts(roster, all_parts, options)),
         "steps_done": state.round * options.local.steps,
+        "hold": sorted({state.mean.round, state.worst.round} - {-1}),
     }
     if options.privacy.masked:
         body["keys"] = {site: info.public_key for site, info in roster.sites.items()}
-        body["members"] = {group: list(names) for group, names in holders(roster, all_parts).items()}
+        body["holders"] = {group: list(names) for group, names in holders(roster, all_parts).items()}
     weights = masked_weights(state, options)
     tasks = {}
     for site in roster.sites:
@@ -146,7 +148,7 @@ def _tasks(desk: Desk, state: State, all_parts: Sequence[Part]) -> dict[str, Tas
 
 def _site_round(answer: Answer, outcome: Outcome) -> SiteRound:
     told, came = answer.body["metrics"], outcome.came[answer.site]
-    validation = {str(name): number(value) for name, value in told.get("validation", {}).items()}
+    validation = validation_of(answer)
     return SiteRound(
         dice=mean(validation.values()),
         validation=validation,
@@ -154,5 +156,5 @@ def _site_round(answer: Answer, outcome: Outcome) -> SiteRound:
         num_cases=int(answer.body.get("num_cases", 0)),
         sent=came.sent,
         received=came.received,
-        seconds=came.seconds,
+        seconds=number(answer.body.get("seconds", {}).get("total")),
     )

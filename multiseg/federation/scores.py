@@ -9,7 +9,7 @@ from typing import Any
 
 from multiseg.federation.exchange import Desk, exchange
 from multiseg.federation.experiment import WORST, Best, Models, State, commit
-from multiseg.federation.messages import EVALUATE, FINISH, Answer
+from multiseg.federation.messages import EVALUATE, FINISH, ROUND, Answer
 from multiseg.federation.privacy import to_payload
 from multiseg.federation.progress import Finished
 from multiseg.models.saved import BEST, ModelInfo, load_weights, read_info
@@ -29,6 +29,29 @@ def worst(values: Iterable[float]) -> float:
 def number(value: Any) -> float:
     """A number from JSON, in which null stands for what is undefined."""
     return math.nan if value is None else float(value)
+
+
+def validation_of(answer: Answer) -> dict[str, float]:
+    """Dice of the model that a round began with, as a site tells it, by database and perhaps subset."""
+    return {str(name): number(value) for name, value in answer.body["metrics"].get("validation", {}).items()}
+
+
+def why_unclear(answer: Answer) -> str:
+    """Why the numbers that a site tells are none, "" where they are."""
+    try:
+        if answer.kind == ROUND:
+            told = [*validation_of(answer).values(), number(answer.body["metrics"].get("loss"))]
+            told += [number(answer.body.get("seconds", {}).get("total")), *map(float, _exposure(answer))]
+            int(answer.body.get("num_cases", 0))
+        else:
+            told = list(_dice(answer).values())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return f"what it tells of losses, Dice and counts is not to be understood: {error!r}"
+    return "it tells an infinite number" if any(math.isinf(value) for value in told) else ""
+
+
+def _exposure(answer: Answer) -> list[Any]:
+    return list(answer.body.get("exposure", {}).values())
 
 
 def info_of(state: State) -> ModelInfo:
@@ -64,10 +87,11 @@ def finish(desk: Desk, state: State) -> State:
     info = read_info(desk.folder / BEST)
     tensors = to_payload(load_weights(desk.folder / BEST), options.privacy.payload)
     body = {"info": info.to_json(), "split": "test", "subsets": options.schedule.evaluate_subsets}
+    # The round of the task is that of the model, so that a site lays in what was its own after that round.
     tasks = {
-        site: desk.task(FINISH, round_, tensors, **body, kept=state.kept.get(site, 0)) for site in options.sites
-    } | {site: desk.task(EVALUATE, round_, tensors, **body) for site in options.held_out}
-    outcome = exchange(desk, tasks, desk.terms(least=0))
+        site: desk.task(FINISH, info.step, tensors, **body, kept=state.kept.get(site, 0)) for site in options.sites
+    } | {site: desk.task(EVALUATE, info.step, tensors, **body) for site in options.held_out}
+    outcome = exchange(desk, tasks, desk.terms(why_unclear, least=0))
     test = {site: _dice(answer) for site, answer in outcome.answers.items()}
     state = replace(state, final={**state.final, "test": test, "failed": dict(outcome.failed)})
     commit(desk.folder, state, {})
@@ -83,7 +107,7 @@ def _score_last(desk: Desk, state: State) -> State:
     tasks = {
         site: desk.task(EVALUATE, state.round, tensors, **body, kept=state.kept.get(site, 0)) for site in options.sites
     }
-    answers = exchange(desk, tasks, desk.terms()).answers
+    answers = exchange(desk, tasks, desk.terms(why_unclear)).answers
     validation = {site: _dice(answer) for site, answer in answers.items()}
     new, models = scored(state, {site: mean(values.values()) for site, values in validation.items()})
     if new.mean.round < 0:  # no site has cases to choose by, so the last model it is
@@ -95,4 +119,4 @@ def _score_last(desk: Desk, state: State) -> State:
 
 
 def _dice(answer: Answer) -> dict[str, float]:
-    return {str(name): number(told["dice"]) for name, told in answer.body["metrics"].items()}
+    return {str(name): number(told.get("dice")) for name, told in answer.body.get("metrics", {}).items()}

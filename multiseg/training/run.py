@@ -86,7 +86,7 @@ def train(
             _resume(Path(out), state, info, peers)
             if peers.is_first:
                 on_start(info)
-            with _stop_on_signals() as should_stop, _reported(Path(out), state, peers, on_event) as report:
+            with stop_on_signals() as should_stop, _reported(Path(out), state, peers, on_event) as report:
                 learnt_from = [name for name in stream.plan.cases if name in info.databases]
                 held_out = validation_cases(store, info, learnt_from, options.fit.validation_cases)
                 hooks = Hooks(
@@ -243,7 +243,7 @@ def _fresh_state(options: TrainOptions, info: ModelInfo, parent: Parent | None, 
 
 
 @contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a wish to stop; the second ends the process as usual."""
     asked: list[int] = []
     before: dict[int, Any] = {}

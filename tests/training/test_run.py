@@ -21,7 +21,7 @@ from multiseg.training import run
 from multiseg.training.events import StepDone, Validated
 from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions, TrainOptions, to_toml
-from multiseg.training.run import _stop_on_signals, label_space, train
+from multiseg.training.run import stop_on_signals, label_space, train
 
 
 def options_for(url, **fit):
@@ -266,7 +266,7 @@ def test_the_first_signal_asks_and_the_second_acts(number):
 
     before = signal.signal(number, act)
     try:
-        with _stop_on_signals() as should_stop:
+        with stop_on_signals() as should_stop:
             assert not should_stop()
             os.kill(os.getpid(), number)
             assert should_stop()

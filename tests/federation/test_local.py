@@ -1,0 +1,134 @@
+"""A federation in one process, over the stores of three hospitals."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from multiseg.errors import UsageError
+from multiseg.federation.experiment import read_history
+from multiseg.federation.local import Machine, simulate
+from multiseg.federation.plan import FederationOptions, LocalOptions, PrivacyOptions, ScheduleOptions
+from multiseg.federation.progress import Event, Finished, RoundDone
+from multiseg.loaders.augment import AugmentOptions
+from multiseg.loaders.batches import StreamOptions
+from multiseg.loaders.draw import DrawOptions
+from multiseg.models.saved import load_model, read_info
+from multiseg.training.fit import FitOptions
+from multiseg.training.folder import ModelOptions
+
+CPU = Machine(device="cpu")
+OPTIONS = FederationOptions(
+    experiment="small",
+    sites=("alder", "birch", "dogwood"),
+    model=ModelOptions(widths=(8, 16)),
+    stream=StreamOptions(draw=DrawOptions(patch=(16, 16, 16)), batch_size=2, workers=0),
+    augment=AugmentOptions(preset="none"),
+    fit=FitOptions(amp="off"),
+    local=LocalOptions(steps=2),
+    schedule=ScheduleOptions(rounds=2, validation_cases=1),
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site_stores: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = simulate(OPTIONS, site_stores, out, machine=CPU)
+    assert result.finished
+    assert result.round == 2
+    return out
+
+
+def test_the_joint_model_reads_every_sites_sequences(undisturbed: Path) -> None:
+    model = load_model(undisturbed)
+    assert tuple(model.info.axis) == ("PD", "FLAIR", "T1", "T1c", "T2")
+    assert model.info.trained_on["PD"] == ("alder/alder",)
+    assert model.info.trained_on["FLAIR"] == ("alder/alder", "birch/birch", "dogwood/dogwood")
+    assert model.info.databases["birch/birch"]["num_cases"] == 5  # two, rounded up
+    assert model(torch.zeros(1, 5, 16, 16, 16), torch.ones(1, 5, dtype=torch.bool)).shape == (1, 1, 16, 16, 16)
+
+
+def test_history_log_and_metrics_tell_of_every_site(undisturbed: Path) -> None:
+    history = read_history(undisturbed)["history"]
+    assert [entry["round"] for entry in history] == [1, 2]
+    assert all(set(entry["sites"]) == set(OPTIONS.sites) and not entry["failed"] for entry in history)
+    assert any("PD" in name for name in history[0]["single"])
+    events = [json.loads(line)["event"] for line in (undisturbed / "log.jsonl").read_text().splitlines()]
+    assert events.count("RoundDone") == 2
+    assert events[-1] == "Finished"
+    text = (undisturbed / "metrics.prom").read_text()
+    assert 'multiseg_federation_round{experiment="small"} 2' in text
+    assert 'multiseg_federation_site_present{experiment="small",site="birch"} 1' in text
+    assert len((undisturbed / "rounds.csv").read_text().splitlines()) == 1 + 2 * 3
+
+
+def test_sites_keep_the_best_model(undisturbed: Path) -> None:
+    best = read_info(undisturbed / "model.safetensors").step
+    for site in OPTIONS.sites:
+        held = undisturbed / "sites" / site / "small" / "model.safetensors"
+        assert read_info(held).step == best
+        assert load_model(held).info.axis == load_model(undisturbed).info.axis
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
+    undisturbed: Path, site_stores: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import contextmanager
+
+    from multiseg.federation import local
+
+    steps = []
+
+    @contextmanager
+    def stops_in_the_second_round():
+        yield lambda: len(steps) == 2 * 3 + 3  # a step of birch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(local, "stop_on_signals", stops_in_the_second_round)
+        result = simulate(OPTIONS, site_stores, tmp_path, on_step=lambda site, e: steps.append(site), machine=CPU)
+    assert (result.finished, result.round) == (False, 1)
+    assert steps[-1] == "birch"
+    again = []
+    result = simulate(OPTIONS, site_stores, tmp_path, on_step=lambda site, e: again.append(site), machine=CPU)
+    assert result.finished
+    assert again == ["birch", "birch", "dogwood", "dogwood"]  # alder's answer was there
+    for name in ("last.safetensors", "model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_a_finished_run_is_not_run_again(undisturbed: Path, site_stores: dict[str, str]) -> None:
+    events: list[Event] = []
+    result = simulate(OPTIONS, site_stores, undisturbed, events.append, machine=CPU)
+    assert result.finished
+    assert not [event for event in events if isinstance(event, RoundDone | Finished)]
+
+
+def test_masks_change_the_sum_by_rounding_only(undisturbed: Path, site_stores: dict[str, str], tmp_path: Path) -> None:
+    """And only what three hospitals share: PD, T1c and T2 stay at home."""
+    one = replace(OPTIONS, schedule=replace(OPTIONS.schedule, rounds=1), fit=replace(OPTIONS.fit, schedule="constant"))
+    simulate(one, site_stores, tmp_path / "plain", machine=CPU)
+    simulate(replace(one, privacy=PrivacyOptions(masked=True)), site_stores, tmp_path / "masked", machine=CPU)
+    plain, masked = (load_file(tmp_path / name / "last.safetensors") for name in ("plain", "masked"))
+    for name in plain:
+        shared = [1, 2] if name == "encoder.0.first.conv.weight" else slice(None)
+        a, b = (state[name][:, shared] if isinstance(shared, list) else state[name] for state in (plain, masked))
+        assert torch.allclose(a.float(), b.float(), atol=1e-6), name
+    first = "encoder.0.first.conv.weight"
+    assert not torch.allclose(plain[first][:, 0], masked[first][:, 0], atol=1e-6)
+
+
+def test_noise_tells_its_epsilon(site_stores: dict[str, str], tmp_path: Path) -> None:
+    events: list[Event] = []
+    noisy = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1, noise=1.0, payload="float16"))
+    simulate(noisy, site_stores, tmp_path, events.append, machine=CPU)
+    told = [event.epsilon for event in events if isinstance(event, RoundDone)]
+    assert 0 < told[0] < told[1] < 20
+
+
+def test_every_site_needs_a_store(site_stores: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="stores for alder: give"):
+        simulate(OPTIONS, {"alder": site_stores["alder"]}, tmp_path, machine=CPU)
