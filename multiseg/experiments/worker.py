@@ -14,13 +14,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from multiseg.config import merged, to_options
+from multiseg.config import checked, learning, merged, to_options
 from multiseg.errors import MultisegError
 from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
 from multiseg.experiments.runs import Exam, Run
+from multiseg.federation.local import LocalLink
+from multiseg.federation.plan import FederationOptions
+from multiseg.federation.rounds import run as federate
+from multiseg.federation.site import Site
 from multiseg.files import write_atomically
 from multiseg.models.devices import resolve_device
-from multiseg.training.run import train
+from multiseg.training.run import stop_on_signals, train
 
 DONE, CASES = "done.json", "cases.csv"
 
@@ -106,15 +110,36 @@ def do(task: Task) -> Outcome:
 
 def _train(task: Task) -> None:
     began, out = time.monotonic(), run_folder(task.folder, task.run)
+    step, best = _federated(task, out) if task.run.federation else _alone(task, out)
+    told = {"name": task.run.name, "step": step, "best": best, "seconds": time.monotonic() - began}
+    versions = {"multiseg": version("multiseg"), "torch": torch.__version__}
+    write_atomically(out / DONE, json.dumps({**told, "versions": versions}, indent=1).encode())
+
+
+def _alone(task: Task, out: Path) -> tuple[int, float]:
+    """The steps done, and the best validation."""
     more = {"device": task.device, "stream": {"workers": 0}}
     if task.run.parent:
         more["start"] = {"model": str(run_folder(task.folder, task.run.parent).resolve())}
     result = train(to_options(merged(task.run.settings, more)), out)
     if not result.finished:
         raise SystemExit(0)  # asked to stop; saved
-    told = {"name": task.run.name, "step": result.step, "best": result.best, "seconds": time.monotonic() - began}
-    versions = {"multiseg": version("multiseg"), "torch": torch.__version__}
-    write_atomically(out / DONE, json.dumps({**told, "versions": versions}, indent=1).encode())
+    return result.step, result.best
+
+
+def _federated(task: Task, out: Path) -> tuple[int, float]:
+    """The same of a federation in which every database is a site."""
+    settings = {name: value for name, value in task.run.settings.items() if name not in ("store", "databases")}
+    names = tuple(task.run.settings["databases"])
+    roster = {"experiment": task.run.key, "sites": names}
+    options = checked(learning(merged(settings, {**task.run.federation, **roster})), FederationOptions)
+    store, device = str(task.run.settings["store"]), task.device
+    sites = {name: Site(name, store, out / "sites" / name, (name,), device, workers=0) for name in names}
+    with stop_on_signals() as should_stop:
+        result = federate(options, LocalLink(sites, should_stop), out, should_stop=should_stop)
+    if not result.finished:
+        raise SystemExit(0)  # asked to stop; saved
+    return result.round * options.local.steps, result.best
 
 
 def _examine(task: Task, exam: Exam) -> None:
