@@ -15,7 +15,7 @@ from multiseg.errors import FederationError
 from multiseg.federation import rounds
 from multiseg.federation.link import FlowerLink
 from multiseg.federation.plan import FederationOptions, check
-from multiseg.federation.progress import Event
+from multiseg.federation.progress import Event, in_words
 
 RUNS = "MULTISEG_RUNS"
 """Names the folder of all experiments; `multiseg fed serve` sets it."""
@@ -34,9 +34,8 @@ def main(grid: Grid, context: Context) -> None:
         raise FederationError(f"{RUNS} names no folder for experiments: start the server with multiseg fed serve.")
     options = checked(json.loads(str(context.run_config["settings"])), FederationOptions)
     check(options)
-    result = rounds.run(options, FlowerLink(grid), Path(os.environ[RUNS]) / options.experiment, on_event=_tell)
-    logging.getLogger("flwr").info("Done: %d rounds, best mean Dice %.3f.", result.round, result.best)
+    rounds.run(options, FlowerLink(grid), Path(os.environ[RUNS]) / options.experiment, on_event=_tell)
 
 
 def _tell(event: Event) -> None:
-    logging.getLogger("flwr").info("%s", event)
+    logging.getLogger("flwr").info("%s", in_words(event))  # what `fed log` shows

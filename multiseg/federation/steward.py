@@ -24,6 +24,8 @@ from multiseg.federation.traffic import read_traffic
 
 LOOK_S, EVERY_S = 1.0, 5.0
 """The registry is looked at, the SuperLink asked."""
+PATIENCE_S = 60.0
+"""A SuperLink takes its time to start."""
 LOSSES_AN_HOUR = 5
 """An experiment that is lost more often is not taken up again: something else is wrong."""
 
@@ -152,6 +154,7 @@ def attend(server: Home, control: Control, known: Known) -> Iterator[str]:
 def watch(server: Home) -> None:
     """Attend until the process is ended."""
     known, said, changed, due = Known(), "", -1, 0.0
+    patient_until = time.monotonic() + PATIENCE_S
     _publish(server, known)
     with controlling(server) as control:
         while True:
@@ -163,10 +166,11 @@ def watch(server: Home) -> None:
                         _say(line)
                     if not known.answers:
                         _say(f"Ready. {len(allowed(known.registry))} sites are enrolled.")
+                        patient_until = 0.0
                     known.answers, said, changed = True, "", seen
                 except FederationError as error:
                     known.answers = False
-                    if str(error) != said and due:  # the first time it is only starting
+                    if str(error) != said and time.monotonic() > patient_until:
                         said = str(error)
                         _say(said)
                 due = time.monotonic() + (EVERY_S if known.answers else LOOK_S)
