@@ -81,14 +81,15 @@ def members_by_part(parts: Iterable[Part], groups: Mapping[str, Sequence[str]]) 
     return {part.name: tuple(sorted(groups.get(part.group, ()))) for part in parts}
 
 
-def too_few(members: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The parts in whose sum nobody could hide, as fewer than `LEAST_MASKED` sites train them."""
-    return tuple(name for name, sites in members.items() if len(set(sites)) < LEAST_MASKED)
-
-
 def relative(weights: Mapping[str, float]) -> dict[str, float]:
-    """The sites' weights in parts of the largest, as `masked` and `noise_std` take them."""
-    largest = max(weights.values())
+    """The sites' weights in parts of the largest, as `masked` and `noise_std` take them.
+
+    Raises:
+        FederationError: none of them is above 0.
+    """
+    largest = max(weights.values(), default=0.0)
+    if not largest > 0:
+        raise FederationError(f"the sites weigh {dict(weights)}: none has anything to add to a mean.")
     return {site: weight / largest for site, weight in weights.items()}
 
 

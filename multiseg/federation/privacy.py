@@ -83,7 +83,7 @@ def noised(
     for name in sorted(update):
         scale = std[name] if isinstance(std, Mapping) else std
         drawn = generator.standard_normal(tuple(update[name].shape), dtype=np.float32)
-        noisy[name] = torch.as_tensor(drawn).mul_(scale).add_(update[name])
+        noisy[name] = torch.as_tensor(drawn).mul_(scale).add_(update[name].cpu())
     return noisy
 
 

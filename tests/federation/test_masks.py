@@ -17,10 +17,10 @@ from multiseg.federation.masks import (
     new_private_key,
     public_key,
     relative,
-    too_few,
     unmasked,
 )
 from multiseg.federation.plan import AggregateOptions
+from multiseg.federation.privacy import noise_generator, noise_std, noised
 from multiseg.models.parts import Part
 
 SITES = ("alder", "birch", "cedar", "dogwood")
@@ -68,15 +68,15 @@ def test_the_sum_of_what_is_masked_is_the_weighted_mean(weights, values, seed):
 
 
 def test_what_is_encoded_by_hand():
-    """Masks aside, two steps and a half at a weight of a half are a step and a quarter, which rounds to one."""
-    update = {"trunk": torch.full((2, 3), 2.5 * RESOLUTION)}
+    """Masks aside, three steps and a half at a weight of a half are 1.75 steps, which rounds to two."""
+    update = {"trunk": torch.full((2, 3), 3.5 * RESOLUTION)}
     circle = replace(CIRCLE, members={"trunk": SITES[:3]})
     weights = {"alder": 0.5, "birch": 1.0, "cedar": 1.0}
     zero = {"trunk": torch.zeros(2, 3)}
     answers = {site: sent_by(site, update if site == "alder" else zero, weights[site], circle) for site in SITES[:3]}
     total = sum(answers[site]["trunk"].long() for site in answers) % 2**32
-    assert total.tolist() == [[1] * 3] * 2
-    assert unmasked(answers, weights, circle.members).update["trunk"][0, 0] == torch.tensor(RESOLUTION / 2.5)
+    assert total.tolist() == [[2] * 3] * 2
+    assert unmasked(answers, weights, circle.members).update["trunk"][0, 0] == torch.tensor(2 * RESOLUTION / 2.5)
 
 
 def test_negative_sums_and_the_whole_range():
@@ -166,10 +166,23 @@ def test_masks_that_would_not_cancel():
 
 
 def test_who_shares_what():
-    assert {"trunk": SITES, "stem[T1]": SITES[:3]} == MEMBERS
-    assert too_few(MEMBERS) == ()
-    assert too_few({"trunk": SITES, "stem[PD]": SITES[:2], "stem[T2]": ()}) == ("stem[PD]", "stem[T2]")
+    assert members_by_part((TRUNK, T1), {"": SITES[::-1]}) == {"trunk": SITES, "stem[T1]": ()}
     assert relative({"alder": 20.0, "birch": 40.0}) == {"alder": 0.5, "birch": 1.0}
+    for weights in ({"alder": 0.0}, {}):
+        with pytest.raises(FederationError, match="none has anything to add"):
+            relative(weights)
+
+
+def test_the_noise_that_sites_share_adds_up_behind_their_masks():
+    circle = replace(CIRCLE, members={"trunk": SITES[:3]})
+    weights = {"alder": 0.25, "birch": 1.0, "cedar": 0.5}
+    answers = {}
+    for site, weight in weights.items():
+        generator = noise_generator(PRIVATE[site], "run", 3, "task")
+        noisy = noised({"trunk": torch.zeros(100_000)}, noise_std(2.0, 0.1, 3, weight), generator)
+        answers[site] = sent_by(site, noisy, weight, circle)
+    total = unmasked(answers, weights, circle.members).update["trunk"] * sum(weights.values())
+    assert total.std().item() == pytest.approx(2.0 * 0.1, rel=0.01)
 
 
 def test_a_digest_tells_tensors_apart():
