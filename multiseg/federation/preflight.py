@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
 from multiseg.errors import FederationError, MultisegError
+from multiseg.federation.doorkeeper import UNKNOWN
 from multiseg.federation.fab import app_hash
 from multiseg.federation.forked import Forked
 from multiseg.federation.settings import SiteSettings
@@ -35,6 +36,8 @@ TIMEOUT_S = 10.0
 FLOWER = "1.41.0"
 ASKED = "/v1/fleet/get-run"
 """A call that changes nothing: it shows whether the gate lets the key pass."""
+LINE = "line"
+"""The check of the way to the server. It alone keeps nobody from joining: the site waits until the way is free."""
 CENTRE = "ask the coordinating centre"
 
 
@@ -82,6 +85,11 @@ def preflight(settings: SiteSettings) -> tuple[Check, ...]:
     if unusable:
         return (*checks, Check("server", WARNING, f"not asked, since the {unusable[0]} cannot be used."))
     return (*checks, *_server(settings))
+
+
+def hinders(check: Check) -> bool:
+    """Whether a site cannot join before this is mended."""
+    return check.level == ERROR and check.what != LINE
 
 
 def _checked(what: str, look: Callable[[SiteSettings], tuple[str, str]], settings: SiteSettings) -> Check:
@@ -214,15 +222,15 @@ def _server(settings: SiteSettings) -> Iterator[Check]:
                 response.read()
             between = before + (datetime.now(UTC) - before) / 2
     except (httpx.TransportError, ssl.SSLError) as error:
-        yield Check("server", ERROR, _explained(settings, str(error)))
+        is_away = "CERTIFICATE" not in str(error) and "SSL" not in str(error)
+        yield Check(LINE if is_away else "server", ERROR, _explained(settings, str(error)))
         return
     yield Check("server", *_reached(settings, response))
-    begins, ends = (
-        datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate[name]), UTC) for name in ("notBefore", "notAfter")
-    )
+    dates = (ssl.cert_time_to_seconds(certificate[name]) for name in ("notBefore", "notAfter"))
+    begins, ends = (datetime.fromtimestamp(date, UTC) for date in dates)
     yield Check("certificate", *_validity(begins, ends, "the server's certificate"))
-    if "date" in response.headers:
-        yield Check("clock", *_clock((between - parsedate_to_datetime(response.headers["date"])).total_seconds()))
+    for told in response.headers.get_list("date")[:1]:
+        yield Check("clock", *_clock((between - parsedate_to_datetime(told)).total_seconds()))
 
 
 def _signed(settings: SiteSettings) -> dict[str, str]:
@@ -240,7 +248,7 @@ def _signed(settings: SiteSettings) -> dict[str, str]:
 
 def _reached(settings: SiteSettings, response: httpx.Response) -> tuple[str, str]:
     said = response.text[:300]
-    if response.status_code == 401:
+    if f'"code": {UNKNOWN}' in said:  # another 401 is the SuperLink's, to whom a node that has not joined is nobody
         return ERROR, f"{settings.server} does not know this site's key, or it was revoked: {CENTRE}."
     if response.status_code == 429:
         return WARNING, f"{settings.server} refused this address too often: wait a minute."

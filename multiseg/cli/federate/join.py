@@ -27,7 +27,7 @@ def join_command(
     """
     from multiseg.cli.console import messages, print_json, print_table
     from multiseg.federation.join import join
-    from multiseg.federation.preflight import ERROR, OK, preflight_apart
+    from multiseg.federation.preflight import ERROR, OK, hinders, preflight_apart
     from multiseg.federation.settings import read_site
 
     site = read_site(settings)
@@ -38,7 +38,7 @@ def join_command(
     elif shown:
         rows = [(one.what, f"[{STYLES[one.level]}]{one.level}[/]", one.said.replace("[", r"\[")) for one in shown]
         print_table(f"Before joining: {site.site}", ("", "", "what, and what to do"), rows)
-    failed = any(one.level == ERROR for one in checks)
+    failed = any(one.level == ERROR if check else hinders(one) for one in checks)
     if not check and not failed:
         join(site, settings, lambda line: messages().print(line, markup=False, soft_wrap=True))
     return 3 if failed else 0
