@@ -79,9 +79,7 @@ def aggregated(
     """
     sites = sorted(updates)
     _check(updates, weights, parts)
-    limit = options.max_update_norm
-    norms = {site: update_norm(updates[site]) for site in sites} if limit else {}
-    factors = {site: limit / norms[site] if norms.get(site, 0.0) > limit else 1.0 for site in sites}
+    factors = {site: _factor(updates[site], options.max_update_norm) for site in sites}
     is_whole, is_robust = options.unit == "tensors", options.strategy in ("trimmed_mean", "median")
     update, contributors = {}, {}
     for part in parts:
@@ -109,6 +107,12 @@ def _check(
         wrong = {group: weight for group, weight in own.items() if not (math.isfinite(weight) and weight >= 0)}
         if SHARED not in own or wrong:
             raise FederationError(f"{site} has the weights {dict(own)}: give each site one of 0 or more, also for ''.")
+
+
+def _factor(update: Mapping[str, Tensor], limit: float) -> float:
+    """What brings an update down to the norm that is the limit; 1 where it is no longer, or there is none."""
+    norm = update_norm(update) if limit else 0.0
+    return limit / norm if norm > limit else 1.0
 
 
 def _weight(own: Mapping[str, float], group: str) -> float:
