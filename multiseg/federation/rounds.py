@@ -110,13 +110,15 @@ def _round(desk: Desk, state: State, took: float) -> State:
         seconds_left=(took or desk.clock() - began) * (options.schedule.rounds - now),
         is_best=BEST in models,
     )
+    entry = asdict(done)
+    del entry["seconds_left"]  # a guess of this process
     new = replace(
         new,
         round=now,
         network=network,
         optimiser=optimiser,
         kept={**state.kept, **dict.fromkeys(outcome.answers, now)},
-        history=(*state.history, asdict(done)),
+        history=(*state.history, entry),
     )
     commit(desk.folder, new, {**models, LAST: (network, info_of(new))})
     desk.on_event(done)
