@@ -53,8 +53,9 @@ class AggregateOptions:
             the round in which it showed the network the sequence that a part belongs to.
         unit: "parts" (a part of the network that belongs to one sequence is averaged over the sites that have the
             sequence) or "tensors" (every tensor whole over all sites, as stock federated averaging does).
-        learning_rate, momentum, beta1, beta2, tau: of the server optimisers; tau is the term that keeps FedAdam from
-            dividing by 0.
+        learning_rate: of the server optimisers. The default fits fedavg and fedavgm; fedadam moves every weight by
+            about as much as this says, whatever the sites sent, and has to be given less: 0.01 is a beginning.
+        momentum, beta1, beta2, tau: of the server optimisers; tau is the term that keeps FedAdam from dividing by 0.
         trim: share of the sites whose values are left out at either end of a trimmed mean.
         max_update_norm: a site's update is scaled down to this Euclidean norm; 0 leaves it.
     """
@@ -170,6 +171,11 @@ def check(options: FederationOptions) -> None:
             f"aggregate.trim is {aggregate.trim} (from 0 to below 0.5), aggregate.max_update_norm "
             f"{aggregate.max_update_norm} and local.proximal {local.proximal} (0 or more)."
         )
+    if aggregate.strategy == "fedadam" and not 0 < aggregate.learning_rate <= 0.1:
+        raise UsageError(
+            f"aggregate.learning_rate is {aggregate.learning_rate}, by which fedadam would move every weight in a "
+            "round: give 0.1 or less, such as 0.01."
+        )
     if options.fit.ema:
         raise UsageError("fit.ema is for a training alone: in a federation the rounds themselves are an average.")
     if options.model.builder == "progressive":
@@ -204,6 +210,8 @@ def _check_privacy(options: FederationOptions) -> None:
             "with privacy.masked the server sees no site's update, so it can neither trim, nor take a median, nor "
             "clip: use a fedavg strategy, and privacy.clip."
         )
+    if options.aggregate.unit == "tensors":
+        raise UsageError('with privacy.masked sums are taken by part: leave aggregate.unit = "parts".')
     if options.aggregate.weights == "exposure":
         raise UsageError('with privacy.masked weights are fixed before the round: "cases" or "equal".')
     if len(options.sites) < LEAST_MASKED or options.schedule.quorum not in (0, len(options.sites)):

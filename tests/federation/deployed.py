@@ -1,0 +1,229 @@
+"""A whole federation as real processes on loopback, for tests: started, disturbed, looked at, and taken down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from multiseg.config import checked, learning
+from multiseg.federation.enrol import enrol_server, enrol_site
+from multiseg.federation.experiment import read_history
+from multiseg.federation.home import read_home, write_home
+from multiseg.federation.local import Machine, simulate
+from multiseg.federation.plan import FederationOptions
+
+MULTISEG = [sys.executable, "-m", "multiseg"]
+QUICK = {
+    "seed": 3,
+    "model": {"widths": [8, 16], "dropout": 0.1},
+    "stream": {"batch_size": 2, "draw": {"patch": [16, 16, 16]}},
+    "augment": {"preset": "none"},
+    "fit": {"learning_rate": 1e-3},
+    "schedule": {"rounds": 3, "validation_cases": 1},
+}
+"""A network so small that the processes around it are what takes time."""
+
+
+def free_ports(num: int) -> list[int]:
+    """Ports that nobody listens at."""
+    with_sockets = [socket.socket() for _ in range(num)]
+    for one in with_sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in with_sockets]
+    for one in with_sockets:
+        one.close()
+    return ports
+
+
+def until(seconds: float, what: str, is_so: Callable[[], Any]) -> Any:
+    """Wait until it is so; what it came to."""
+    end = time.monotonic() + seconds
+    while not (found := is_so()):
+        assert time.monotonic() < end, f"waited {seconds:.0f} s for: {what}"
+        time.sleep(0.1)
+    return found
+
+
+def children(pid: int) -> dict[int, list[int]]:
+    """By process, those that it started."""
+    found: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError, ValueError):
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            found.setdefault(parent, []).append(int(folder.name))
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes that a process started, and those that these did."""
+    tree = children(pid)
+    found, left = [], [pid]
+    while left:
+        own = tree.get(left.pop(), [])
+        found += own
+        left += own
+    return found
+
+
+def command_of(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
+
+
+class Process:
+    """A command of ours in a session of its own, and what it says in a file."""
+
+    def __init__(self, arguments: list[str], said: Path, wrap: tuple[str, ...] = ()) -> None:
+        self.said = said
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR")}
+        with said.open("a") as file:
+            self.popen = subprocess.Popen(
+                [*wrap, *MULTISEG, *arguments], stdout=file, stderr=file, start_new_session=True,
+                env=environment | {"OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    def part(self, text: str) -> int:
+        """The process of which the command holds a text; 0 where there is none now."""
+        return next((pid for pid in descendants(self.popen.pid) if text in command_of(pid)), 0)
+
+    def send(self, number: int) -> None:
+        self.popen.send_signal(number)
+
+    def end(self, number: int = signal.SIGINT, seconds: float = 60) -> int:
+        """Ask it to end, and wait until it has; the exit code."""
+        every = descendants(self.popen.pid)
+        if self.popen.poll() is None:
+            self.send(number)
+        try:
+            return self.popen.wait(seconds)
+        finally:
+            for pid in [self.popen.pid, *every]:  # nothing is left behind, whatever went wrong
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+class Deployment:
+    """A server's folder, a kit for each site, and the processes of both."""
+
+    def __init__(self, folder: Path, stores: dict[str, str], host: str = "127.0.0.1") -> None:
+        self.folder, self.stores = folder, stores
+        self.home = folder / "centre"
+        port, link, metrics = free_ports(3)
+        enrol_server(self.home, [host], {"port": port, "superlink_port": link, "metrics_port": metrics})
+        write_home(replace(read_home(self.home), min_free_gib=0.0))
+        for name, url in stores.items():
+            kit, _ = enrol_site(self.home, name, folder / name, None)
+            text = (kit / "site.toml").read_text()
+            text = text.replace('store = ""', f"store = {json.dumps(url)}").replace("workers = 1", "workers = 0")
+            (kit / "site.toml").write_text("min_free_gib = 0.0\n" + text.replace('device = "auto"', 'device = "cpu"'))
+        self.server: Process | None = None
+        self.sites: dict[str, Process] = {}
+
+    def serve(self) -> Process:
+        self.server = Process(["fed", "serve", str(self.home)], self.folder / "serve.txt")
+        return self.server
+
+    def join(self, name: str, wrap: tuple[str, ...] = ()) -> Process:
+        self.sites[name] = Process(
+            ["fed", "join", str(self.folder / name / "site.toml")], self.folder / f"{name}.txt", wrap
+        )
+        return self.sites[name]
+
+    def up(self) -> None:
+        """Start everything, and wait until all sites are there."""
+        self.serve()
+        until(60, "the server is ready", lambda: "Ready." in (self.folder / "serve.txt").read_text())
+        for name in self.stores:
+            self.join(name)
+        until(90, "all sites are online", lambda: all(one["status"] == "online" for one in self.status()["sites"]))
+
+    def status(self) -> dict[str, Any]:
+        done = subprocess.run(
+            [*MULTISEG, "fed", "status", str(self.home), "--json"], capture_output=True, encoding="utf-8", check=True
+        )
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
+
+    def submit(self, options: FederationOptions) -> None:
+        file = self.folder / f"{options.experiment}.toml"
+        file.write_text(tomli_w.dumps(asdict(options)), encoding="utf-8")
+        done = subprocess.run(
+            [*MULTISEG, "fed", "run", str(self.home), str(file)], capture_output=True, encoding="utf-8", check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    def events(self, experiment: str) -> list[dict[str, Any]]:
+        """What the run's log says so far."""
+        with suppress(FileNotFoundError):
+            text = (self.home / "runs" / experiment / "log.jsonl").read_text(encoding="utf-8")
+            return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        return []
+
+    def wait_round(self, experiment: str, number: int, seconds: float = 120) -> None:
+        """Wait until a round has begun."""
+        until(
+            seconds, f"round {number} of {experiment}",
+            lambda: any(one.get("event") == "Began" and one["round"] == number for one in self.events(experiment)),
+        )  # fmt: skip
+
+    def finished(self, experiment: str, seconds: float = 240) -> dict[str, Any]:
+        """Wait until a run has ended whole; its history."""
+        folder = self.home / "runs" / experiment
+
+        def is_done() -> bool:
+            return (folder / "state.safetensors").is_file() and "test" in read_history(folder)["final"]
+
+        until(seconds, f"{experiment} ends", is_done)
+        return read_history(folder)
+
+    def weights(self, experiment: str) -> bytes:
+        return tensors_of(self.home / "runs" / experiment / "last.safetensors")
+
+    def down(self) -> None:
+        for process in [*self.sites.values(), *([self.server] if self.server else [])]:
+            with suppress(subprocess.TimeoutExpired):
+                process.end(signal.SIGTERM, 30)
+
+
+def tensors_of(file: Path) -> bytes:
+    """The bytes of a safetensors file's tensors, without its description."""
+    data = file.read_bytes()
+    return data[8 + int.from_bytes(data[:8], "little") :]
+
+
+def options_for(experiment: str, sites: tuple[str, ...], steps: int, **tables: Any) -> FederationOptions:
+    """A small run."""
+    settings = {**QUICK, "experiment": experiment, "sites": list(sites), "local": {"steps": steps}, **tables}
+    return checked(learning(settings), FederationOptions)
+
+
+def undisturbed(options: FederationOptions, stores: dict[str, str], out: Path) -> bytes:
+    """The weights that the run comes to where nothing happens."""
+    wanted = {name: stores[name] for name in (*options.sites, *options.held_out)}
+    result = simulate(options, wanted, out, machine=Machine("cpu"))
+    assert result.finished
+    return tensors_of(out / "last.safetensors")
+
+
+@contextmanager
+def deployment(folder: Path, stores: dict[str, str]) -> Iterator[Deployment]:
+    """One that is up, and is taken down whatever happens."""
+    made = Deployment(folder, stores)
+    try:
+        made.up()
+        yield made
+    finally:
+        made.down()

@@ -1,0 +1,59 @@
+"""Settings of a federated run that cannot be meant are refused, by name."""
+
+from dataclasses import replace
+
+import pytest
+
+from multiseg.config import checked, learning
+from multiseg.errors import UsageError
+from multiseg.federation.plan import FederationOptions, check
+
+PLAIN = FederationOptions("e1", ("alder", "birch", "cedar"))
+
+
+def of(**tables):
+    return checked(learning({"experiment": "e1", "sites": ["alder", "birch", "cedar"], **tables}), FederationOptions)
+
+
+def test_the_defaults_can_be_meant() -> None:
+    check(PLAIN)
+    check(of(privacy={"masked": True, "clip": 1.0, "noise": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"experiment": "../e1"}, "'../e1' is no name"),
+        ({"sites": []}, "needs sites"),
+        ({"held_out": ["alder"]}, "each named once, but got alder, birch, cedar, alder"),
+        ({"aggregate": {"strategy": "fedsgd"}}, "'fedsgd', which is none of fedavg"),
+        ({"aggregate": {"weights": "size"}}, "aggregate.weights is 'size'"),
+        ({"aggregate": {"strategy": "fedadam"}}, "fedadam would move every weight"),
+        ({"aggregate": {"trim": 0.5}}, "aggregate.trim is 0.5"),
+        ({"local": {"optimiser": "lion"}}, "local.optimiser is 'lion'"),
+        ({"local": {"steps": 0}}, "0 steps"),
+        ({"schedule": {"quorum": 4}}, "quorum is 4, but there are 3 sites"),
+        ({"schedule": {"deadline_minutes": 0}}, "deadline of 0"),
+        ({"fit": {"ema": 0.9}}, "fit.ema"),
+        ({"model": {"builder": "progressive"}}, "progressive network"),
+        ({"privacy": {"noise": 1.0}}, "multiples of privacy.clip"),
+        ({"privacy": {"clip": -1.0}}, "privacy.clip is -1.0"),
+        ({"privacy": {"masked": True}, "sites": ["alder", "birch"]}, "needs 3 sites"),
+        ({"privacy": {"masked": True}, "schedule": {"quorum": 2}}, "every one of them in every round"),
+        ({"privacy": {"masked": True}, "aggregate": {"strategy": "median"}}, "neither trim"),
+        ({"privacy": {"masked": True}, "aggregate": {"unit": "tensors"}}, "by part"),
+        ({"privacy": {"masked": True}, "aggregate": {"weights": "exposure"}}, "fixed before the round"),
+    ],
+)
+def test_what_cannot_be_meant_is_named(tables, said) -> None:
+    with pytest.raises(UsageError, match=said):
+        check(of(**tables))
+
+
+def test_a_key_that_is_unknown_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown settings \\['rounds'\\]"):
+        of(local={"rounds": 3})
+
+
+def test_options_are_values() -> None:
+    assert replace(PLAIN, seed=0) == PLAIN
