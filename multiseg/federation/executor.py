@@ -47,6 +47,7 @@ POLL_SECONDS = 0.25
 HEARTBEAT_SECONDS = 15.0
 """The node gives a task up after 60 s without."""
 PUSH_TRIES = 5
+NOT_SENT = "The node was started anew meanwhile, so it goes when the server asks again."
 SAY_SECONDS = 10.0
 """Between two lines on the steps of a round."""
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
@@ -117,20 +118,20 @@ def execute(
             time.sleep(POLL_SECONDS)
             continue
         try:
-            reply = _answered(job, approved, work, is_over, say)
-            if reply is not None:
-                _push(job, reply, say)
+            reply, told = _answered(job, approved, work, is_over)
+            is_sent = reply is None or _push(job, reply)
+            say(told if is_sent else f"{told} {NOT_SENT}")
         finally:
             job.client.close()
 
 
 def _answered(
-    job: Job, approved: tuple[str, ...], work: Work, is_over: Callable[[], bool], say: Callable[[str], None]
-) -> Message | None:
-    """The reply to a task; None where the site is stopping: the server asks again when it is back."""
+    job: Job, approved: tuple[str, ...], work: Work, is_over: Callable[[], bool]
+) -> tuple[Message | None, str]:
+    """The reply to a task, and what a person is told. None where the site stops: it is asked again when it is back."""
     if job.fab_sha256 not in approved:
-        say(f"refused: the server runs the app {job.fab_sha256}, which `approved` in site.toml does not hold.")
-        return Message(Error(ErrorCode.INVALID_FAB, "this site has not approved the app."), reply_to=job.message)
+        told = f"refused: the server runs the app {job.fab_sha256}, which `approved` in site.toml does not hold."
+        return _refusal(job, ErrorCode.INVALID_FAB, "this site has not approved the app."), told
     child = Forked(partial(_work, job.message, work))
     job.message = remove_content_from_message(job.message)
     beat = time.monotonic()
@@ -143,13 +144,15 @@ def _answered(
     data = child.result()
     if data is not None:
         found = answer_from_bytes(data)
-        say(_told(found, len(data)))
-        return reply_of(found, job.message)
+        return reply_of(found, job.message), _told(found, len(data))
     if is_over():
-        say("stopped; the server asks again when this site is back.")
-        return None
-    say("the answering process died (out of memory, or killed); the server is told.")
-    return Message(Error(ErrorCode.CLIENT_APP_CRASHED, "the answering process died."), reply_to=job.message)
+        return None, "stopped; the server asks again when this site is back."
+    told = "the answering process died (out of memory, killed, or see above); the server is told."
+    return _refusal(job, ErrorCode.CLIENT_APP_CRASHED, "the answering process died."), told
+
+
+def _refusal(job: Job, code: int, reason: str) -> Message:
+    return Message(Error(code, reason), reply_to=job.message)
 
 
 def _work(message: Message, work: Work, is_asked: Callable[[], bool]) -> bytes:
@@ -168,26 +171,27 @@ def _heartbeat(job: Job) -> None:
         return
 
 
-def _push(job: Job, reply: Message, say: Callable[[str], None]) -> None:
-    failed = reply.has_error()
+def _push(job: Job, reply: Message) -> bool:
+    """Hand the reply to the node; whether it took it."""
+    status = SubStatus.FAILED if reply.has_error() else SubStatus.COMPLETED
     for number in range(PUSH_TRIES):
         try:
             push_message(job.client, reply, job.context)
-            push_task_output(job.client, None, SubStatus.FAILED if failed else SubStatus.COMPLETED, "")
+            push_task_output(job.client, None, status, "")
         except httpx.TransportError:
             time.sleep(2**number * POLL_SECONDS)
         except httpx.HTTPStatusError:
             break
         else:
-            return
-    say("the node was restarted meanwhile; the answer is kept, and sent when the server asks again.")
+            return True
+    return False
 
 
 def _told(found: Answer, num_bytes: int) -> str:
     what = f"round {found.round}" if found.kind == ROUND else found.kind or "a task"
     if found.error:
         return f"{what}: could not be done, and the server was told: {found.error}"
-    return f"{what}: done, {num_bytes / 1e6:.1f} MB are sent."
+    return f"{what}: done, {num_bytes / 1e6:.1f} MB to send."
 
 
 class _Answering:

@@ -14,12 +14,15 @@ from pathlib import Path
 
 from multiseg.errors import FederationError, ResourceError
 from multiseg.federation.settings import SiteSettings
+from multiseg.federation.signing import farewell
 from multiseg.federation.supervise import Child, Ending, backoff, supervise
+from multiseg.files import write_atomically
 
 MARK = "» "
 """Begins the executor's lines for a person."""
 ACTIVATION_S, AGAIN_S = 120.0, 5.0
 """The server counts a node that was lost as online for 60 s, and refuses a second one until then."""
+NODE_ID = "SuperNode ID:"
 NODE_GRACE_S, WORK_GRACE_S = 15.0, 180.0
 """Time to say goodbye; time to end the step in hand."""
 STILL_ONLINE, UNKNOWN, CLOCK = "[code: 2004]", "[code: 2901]", "[code: 2902]"
@@ -67,6 +70,7 @@ class _Children:
         self._address = f"{LOOPBACK}:{_free_port()}"
         self._refused = 0.0
         self._last = ""
+        self._id = settings.state / "node" / "id"
 
     def node(self) -> Child:
         """Flower's node: the one that talks to the server."""
@@ -95,6 +99,8 @@ class _Children:
         if line.startswith(MARK):
             self._tell(line.removeprefix(MARK))
         elif name == "node":
+            if NODE_ID in line:
+                write_atomically(self._id, line.rpartition(":")[2].strip().encode())
             for sign, told in NODE_SAYS.items():
                 if sign in line:
                     self._tell(told.format(server=self._settings.server, site=self._settings.site))
@@ -122,6 +128,8 @@ class _Children:
                     f"{self._settings.server} refuses {self._settings.site} for {ACTIVATION_S:.0f} s now. Either its "
                     "key is used by another machine, too, or the server does not know it: ask the coordinating centre."
                 )
+            if self._farewell():
+                return 0.0
             self._tell("The server still counts the last connection of this site as open; trying again.")
             return AGAIN_S
         self._refused = 0.0
@@ -129,6 +137,15 @@ class _Children:
         reason = next((told for sign, told in TLS_SAYS.items() if sign in said), f"code {ending.code}, see node.log")
         self._tell(f"The connection ended ({reason}); trying again in {pause:.0f} s.")
         return pause
+
+    def _farewell(self) -> bool:
+        """Tell the server, once, that the last node of this site is gone: it is, since this site is locked by us."""
+        try:
+            number = int(self._id.read_text())
+            self._id.unlink()
+        except (OSError, ValueError):
+            return False
+        return farewell(self._settings, number)
 
     def _after_executor(self, ending: Ending) -> float:
         if ending.code in (2, 3, 5):  # what our own errors exit with
@@ -152,7 +169,7 @@ class _Children:
 
 
 NODE_SAYS = {
-    "SuperNode ID:": "Connected to {server} as {site}; waiting for the server's tasks.",
+    NODE_ID: "Connected to {server} as {site}; waiting for the server's tasks.",
     "Connection attempt failed, retrying": "{server} cannot be reached; trying on.",
     "Connection successful": "Connected again to {server}.",
 }

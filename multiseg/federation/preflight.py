@@ -7,7 +7,6 @@ import os
 import shutil
 import ssl
 import tempfile
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,23 +15,19 @@ from importlib.metadata import version
 
 import httpx
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
 from multiseg.errors import FederationError, MultisegError
 from multiseg.federation.doorkeeper import UNKNOWN
 from multiseg.federation.fab import app_hash
 from multiseg.federation.forked import Forked
 from multiseg.federation.settings import SiteSettings
+from multiseg.federation.signing import connection, private_key, signed
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 CLOCK_WARNS_S, CLOCK_FAILS_S = 4.0, 300.0
 """The server refuses signatures that are 5 s ahead of its clock or 305 s behind."""
 AHEAD_S = 5.0
 DAYS_WARN = 30.0
-TIMEOUT_S = 10.0
 FLOWER = "1.41.0"
 ASKED = "/v1/fleet/get-run"
 """A call that changes nothing: it shows whether the gate lets the key pass."""
@@ -126,21 +121,8 @@ def _key(settings: SiteSettings) -> tuple[str, str]:
     mode = settings.key.stat().st_mode & 0o777
     if mode & 0o077:
         return ERROR, f"{settings.key} can be read by others (mode {mode:03o}): chmod 600 {settings.key}"
-    _private_key(settings)
+    private_key(settings.key)
     return OK, f"mode {mode:03o}, elliptic curve"
-
-
-def _private_key(settings: SiteSettings) -> ec.EllipticCurvePrivateKey:
-    try:
-        key = load_ssh_private_key(settings.key.read_bytes(), None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise FederationError(
-            f"{settings.key} is no private key in OpenSSH's format without a passphrase ({error}): take the one of "
-            f"the start-up kit, or {CENTRE}."
-        ) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise FederationError(f"{settings.key} is of another kind than an elliptic curve: {CENTRE} for a new one.")
-    return key
 
 
 def _authority(settings: SiteSettings) -> tuple[str, str]:
@@ -214,10 +196,9 @@ def _device(settings: SiteSettings) -> tuple[str, str]:
 def _server(settings: SiteSettings) -> Iterator[Check]:
     """Reach the gate as Flower's node does (the proxy of the environment included), signed with the site's key."""
     try:
-        context = ssl.create_default_context(cafile=str(settings.ca))
-        with httpx.Client(verify=context, timeout=TIMEOUT_S) as client:
+        with connection(settings) as client:
             before = datetime.now(UTC)
-            with client.stream("POST", f"https://{settings.server}{ASKED}", headers=_signed(settings)) as response:
+            with client.stream("POST", ASKED, headers=signed(settings.key)) as response:
                 certificate = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert()
                 response.read()
             between = before + (datetime.now(UTC) - before) / 2
@@ -231,19 +212,6 @@ def _server(settings: SiteSettings) -> Iterator[Check]:
     yield Check("certificate", *_validity(begins, ends, "the server's certificate"))
     for told in response.headers.get_list("date")[:1]:
         yield Check("clock", *_clock((between - parsedate_to_datetime(told)).total_seconds()))
-
-
-def _signed(settings: SiteSettings) -> dict[str, str]:
-    """Headers as Flower's node sends them: its public key, the time, and the time signed."""
-    key = _private_key(settings)
-    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    now = datetime.now(UTC).isoformat()
-    return {
-        "flwr-public-key": b64encode(public).decode(),
-        "flwr-timestamp": now,
-        "flwr-signature": b64encode(key.sign(now.encode("ascii"), ec.ECDSA(hashes.SHA256()))).decode(),
-        "content-type": "application/protobuf",
-    }
 
 
 def _reached(settings: SiteSettings, response: httpx.Response) -> tuple[str, str]:

@@ -1,0 +1,82 @@
+"""A site's own calls to the gate, signed as Flower's node signs them: for what the node cannot say of itself."""
+
+from __future__ import annotations
+
+import ssl
+from base64 import b64encode
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
+
+from multiseg.errors import FederationError
+from multiseg.federation.settings import SiteSettings
+
+TIMEOUT_S = 10.0
+PROTOBUF = "application/protobuf"
+DEACTIVATE = "/v1/fleet/deactivate-node"
+NODE_ID = 0x08
+"""Field 1, a varint: the one that a request to deactivate holds."""
+
+
+def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The key that a site proves itself with.
+
+    Raises:
+        FederationError: it is none that Flower's node can use.
+    """
+    try:
+        key = load_ssh_private_key(path.read_bytes(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise FederationError(
+            f"{path} is no private key in OpenSSH's format without a passphrase ({error}): take the one of the "
+            "start-up kit, or ask the coordinating centre."
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise FederationError(
+            f"{path} is of another kind than an elliptic curve: make one with ssh-keygen -t ecdsa -b 384."
+        )
+    return key
+
+
+def signed(path: Path) -> dict[str, str]:
+    """Headers of a call: the public key, the time, and the time signed."""
+    key = private_key(path)
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    now = datetime.now(UTC).isoformat()
+    return {
+        "flwr-public-key": b64encode(public).decode(),
+        "flwr-timestamp": now,
+        "flwr-signature": b64encode(key.sign(now.encode("ascii"), ec.ECDSA(hashes.SHA256()))).decode(),
+        "content-type": PROTOBUF,
+        "accept": PROTOBUF,
+    }
+
+
+def connection(settings: SiteSettings) -> httpx.Client:
+    """To the gate, over the proxy of the environment if there is one, as Flower's node goes."""
+    context = ssl.create_default_context(cafile=str(settings.ca))
+    return httpx.Client(base_url=f"https://{settings.server}", verify=context, timeout=TIMEOUT_S)
+
+
+def farewell(settings: SiteSettings, node_id: int) -> bool:
+    """Say that a node is gone which died: the server would refuse the next one for a minute. Whether it heard."""
+    try:
+        with connection(settings) as client:
+            body = bytes([NODE_ID]) + varint(node_id)
+            return client.post(DEACTIVATE, headers=signed(settings.key), content=body).is_success
+    except (httpx.HTTPError, OSError, FederationError):
+        return False
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it: seven bits a byte, the lowest first."""
+    parts = []
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
