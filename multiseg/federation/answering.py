@@ -123,6 +123,7 @@ def answer(
 def _entry(
     direction: str, experiment: str, message: Task | Answer, data: bytes, notes: tuple[str, ...] = ()
 ) -> audit.Entry:
+    said = message if isinstance(message, Answer) else None
     return audit.Entry(
         direction,
         message.kind,
@@ -131,8 +132,9 @@ def _entry(
         len(data),
         hashlib.sha256(data).hexdigest(),
         audit.described(message.tensors),
-        policy.flat_metrics(message) if isinstance(message, Answer) else {},
+        policy.flat_metrics(said) if said else {},
         notes,
+        {name: value for name, value in message.body.items() if name != "metrics"} if said else {},
     )
 
 
@@ -233,9 +235,7 @@ def _evaluated(work: _Work) -> Answer:
     if split == "val":
         asked = replace(asked, num_cases=order.options.schedule.validation_cases)
     with _alone(work.folder, work.hooks.should_stop):
-        own = personal.own_after(work.folder, task.round) or personal.own_after(
-            work.folder, int(task.body.get("kept", 0)) or personal.newest(work.folder)
-        )
+        own, notes = _own_of_model(work)
         network, events = own_network(work.store, site, order, own, resolve_device(site.device))
         if task.kind == FINISH:
             save_model(work.folder / BEST, network, order.info)
@@ -244,7 +244,18 @@ def _evaluated(work: _Work) -> Answer:
     metrics = {
         name: {"dice": score.dice, "num_cases": told(score.num_cases, site, least)} for name, score in scores.items()
     }
-    return _plain(work, {"split": split, "metrics": metrics, "events": list(events)})
+    return _plain(work, {"split": split, "metrics": metrics, "events": [*notes, *events]})
+
+
+def _own_of_model(work: _Work) -> tuple[personal.Own | None, tuple[str, ...]]:
+    """What was the site's own when the model of the task was made, else the latest; and if so, that it is."""
+    number = work.task.round
+    found = personal.own_after(work.folder, number) if number else None
+    if found is not None or not number:
+        return found, ()
+    latest = int(work.task.body.get("kept", 0)) or personal.newest(work.folder)
+    found = personal.own_after(work.folder, latest)
+    return found, () if found is None else (f"the site's own part of the model is that of round {latest}.",)
 
 
 _KINDS: dict[str, Callable[[_Work], Answer]] = {

@@ -31,6 +31,7 @@ class Entry:
         tensors: by name, their type and shape, such as "float32 [8, 3, 3, 3, 3]".
         metrics: numbers by name.
         notes: what the policy left out or refused, errors as they were told.
+        told: whatever else an answer says.
     """
 
     direction: str
@@ -42,6 +43,7 @@ class Entry:
     tensors: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float | int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 def described(tensors: Mapping[str, Tensor]) -> dict[str, str]:

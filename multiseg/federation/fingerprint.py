@@ -52,7 +52,7 @@ def _database(database: Database, cases: Sequence[Case], least: int) -> dict[str
     }
 
 
-def _intensities(name: str, cases: Sequence[Case], least: int) -> dict[str, float]:
+def _intensities(name: str, cases: Sequence[Case], least: int) -> dict[str, float | int]:
     scales = [case.intensity[name] for case in cases if name in case.intensity]
     if len(scales) < least:
         return {}

@@ -105,7 +105,7 @@ def forget(folder: Path, number: int, key: str, hold: Collection[int]) -> None:
     for file, (round_, own_key) in list(_files(folder)):
         if not (round_ in hold and round_ < number) and (round_, own_key) != (number, key[:32]):
             file.unlink(missing_ok=True)
-    for half_written in folder.glob(".*.pt.*.tmp"):  # by a process that was killed
+    for half_written in folder.glob(".*.tmp"):  # by a process that was killed
         half_written.unlink(missing_ok=True)
 
 

@@ -100,9 +100,11 @@ def cleaned(error: BaseException, names: Names) -> str:
 def cleaned_text(text: str, names: Names) -> str:
     """The text without places, files, cases and subjects."""
     for place in sorted(names.places, key=len, reverse=True):
-        text = text.replace(place, "(place)")
+        text = re.sub(re.escape(place) + r"[^\s'\"(),;]*", "(path)", text)
     for database, case in sorted(names.cases, key=lambda both: len(both[1]), reverse=True):
         text = _without(text, f"{database}/{case}", f"a case of {database}")
+    for database in dict(names.cases):
+        text = re.sub(rf"(?<![\w./\\]){re.escape(database)}/[^\s'\"(),;:]+", f"a file of {database}", text)
     text = re.sub(r"'[^'\n]*[/\\][^'\n]*'|\"[^\"\n]*[/\\][^\"\n]*\"", "(path)", text)
     text = re.sub(r"[^\s'\"(),;]*[/\\][^\s'\"(),;]*", "(path)", text)
     text = re.sub(rf"[^\s'\"(),;]+\.{FILES}\b", "(file)", text)

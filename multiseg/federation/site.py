@@ -29,6 +29,7 @@ from multiseg.models.saved import Model, ModelInfo
 from multiseg.store.catalogue import SPLITS, select
 from multiseg.store.reader import Case, Store
 from multiseg.training.fit import Hooks
+from multiseg.training.run import learnt_from
 from multiseg.training.validate import dice_by_subset, validation_cases
 
 KEY_FILE = "masks.key"
@@ -181,7 +182,8 @@ def train_round(store: Store, site: Site, order: Order, own: Own | None = None, 
         counted = Counted(stream, info)
         learnt = learn(network, counted, options, order.steps_done, hooks, own)
         ended = time.monotonic()
-    drawn = stream.plan.numbered
+    # Not the stream's own plan, which also holds databases of weight 0.
+    drawn = learnt_from(store, databases_of(site, store), info.space, stream.options.draw)
     chosen = trained_by(order, drawn, store)
     return Trained(
         update=difference(_state(network), received, chosen),

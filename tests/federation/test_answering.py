@@ -36,7 +36,8 @@ def same(one, other):
 def test_a_site_describes_what_a_roster_is_made_of(infos, info):
     assert infos["dogwood"].databases["dogwood"]["num_cases"] == {"train": 5, "val": 5, "test": 5}  # 2, 1, 1 in truth
     assert set(infos["dogwood"].databases["dogwood"]["modalities"]) == {"T1", "FLAIR"}
-    assert infos["alder"].can_train and set(info.axis) == {"T1", "T2", "FLAIR", "PD", "T1c"}
+    assert infos["alder"].can_train
+    assert set(info.axis) == {"T1", "T2", "FLAIR", "PD", "T1c"}
 
 
 def test_a_round_sends_exactly_the_parts_that_the_site_trains(site_stores, tmp_path, info):
@@ -53,10 +54,13 @@ def test_a_round_sends_exactly_the_parts_that_the_site_trains(site_stores, tmp_p
 def test_what_a_round_tells(site_stores, tmp_path, info):
     told = answer(round_task(info), site_of("dogwood", site_stores, tmp_path)).body
     assert told["num_cases"] == 5
-    assert told["exposure"][""] == 4 and 0 < told["exposure"]["T1"] <= 4 and told["exposure"]["PD"] == 0
+    assert told["exposure"][""] == 4
+    assert 0 < told["exposure"]["T1"] <= 4
+    assert told["exposure"]["PD"] == 0
     assert told["metrics"].keys() == {"validation", "loss", "bad_steps", "update_norm"}
     assert 0 <= told["metrics"]["validation"]["dogwood"] <= 1
-    assert told["seconds"].keys() == {"evaluate", "train", "total"} and told["events"] == []
+    assert told["seconds"].keys() == {"evaluate", "train", "total"}
+    assert told["events"] == []
 
 
 def test_a_round_is_the_same_bits_wherever_it_is_repeated(site_stores, tmp_path, info):
@@ -79,9 +83,11 @@ def test_a_repeated_task_gets_the_stored_answer(site_stores, tmp_path, info):
     first = answer(round_task(info), site)
     steps = []
     again = answer(round_task(info, kept=0, hold=[0]), site, on_event=steps.append)
-    assert to_bytes(again) == to_bytes(first) and steps == []
+    assert to_bytes(again) == to_bytes(first)
+    assert steps == []
     other = answer(round_task(info, state=first_state(info, seed=4)), site, on_event=steps.append)
-    assert len(steps) == 2 and not same(other.tensors, first.tensors)
+    assert len(steps) == 2
+    assert not same(other.tensors, first.tensors)
 
 
 KEEPING = with_local(personal=("*norm*",), keep_optimiser=True)
@@ -99,7 +105,8 @@ def test_after_a_lost_round_the_site_goes_on_from_the_one_that_was_kept(site_sto
     answer(round_task(info, 2, options=KEEPING, state=first_state(info, seed=9)), site)
     second = answer(round_task(info, 2, options=KEEPING), site)
     third = answer(round_task(info, 3, options=KEEPING), site)
-    assert same(second.tensors, smooth[1].tensors) and same(third.tensors, smooth[2].tensors)
+    assert same(second.tensors, smooth[1].tensors)
+    assert same(third.tensors, smooth[2].tensors)
     assert third.body["metrics"] == smooth[2].body["metrics"]
     # An update that the server did not take: round 4 begins from round 2.
     here = site_of("alder", site_stores, tmp_path / "smooth")
@@ -111,16 +118,19 @@ def test_after_a_lost_round_the_site_goes_on_from_the_one_that_was_kept(site_sto
     assert "went on from what it received" in lost.body["events"][0]
     held = answer(round_task(info, 4, kept=2, options=KEEPING), site_of("alder", site_stores, tmp_path / "copy"))
     assert held.body["events"] == []
-    assert not same(from_third.tensors, held.tensors) and not same(lost.tensors, held.tensors)
+    assert not same(from_third.tensors, held.tensors)
+    assert not same(lost.tensors, held.tensors)
 
 
 def test_personal_norm_layers_never_leave_and_stay_in_step(site_stores, tmp_path, info):
     site = site_of("alder", site_stores, tmp_path)
     first, *_ = answers = undisturbed(info, site, 3)
     assert not any("norm" in name for sent in answers for name in sent.tensors)
-    assert "statistics were estimated" in first.body["events"][0] and answers[1].body["events"] == []
-    done = answer(finish_task(info, KEEPING), site)
+    assert "statistics were estimated" in first.body["events"][0]
+    assert answers[1].body["events"] == []
+    done = answer(finish_task(info, KEEPING, number=3), site)
     assert not done.error
+    assert done.body["events"] == []
     model = load_model(tmp_path / "alder" / "trial" / "model.safetensors")
     state = model.network.state_dict()
     counters = {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
@@ -238,9 +248,14 @@ def test_a_damaged_case_is_told_without_its_name(damaged, tmp_path, info):
     site = site_of("birch", damaged, tmp_path)
     sent = answer(round_task(info), site)
     names = [case.name for case in open_store(site.store).cases]
-    assert sent.error and not sent.tensors and not sent.body
-    assert not any(name in sent.error for name in names) and "damaged store" not in sent.error
-    assert "birch" in sent.error and "damaged" in sent.error, sent.error
+    assert sent.error
+    assert not sent.tensors
+    assert not sent.body
+    assert not any(name in sent.error for name in names)
+    assert "damaged store" not in sent.error
+    assert "a case of birch is damaged" in sent.error
+    told = answer(round_task(info, options=replace(OPTIONS, schedule=ScheduleOptions(validation_cases=0))), site).error
+    assert "a file of birch: its index is not sound" in told
 
 
 def test_an_error_of_others_is_told_by_its_kind_alone(site_stores, tmp_path, info, caplog):
@@ -257,7 +272,8 @@ def test_an_error_of_others_is_told_by_its_kind_alone(site_stores, tmp_path, inf
 def test_an_experiment_is_no_path(name, site_stores, tmp_path, info):
     task = round_task(info)
     found = answer(Task(ROUND, name, 1, task.body, task.tensors), site_of("birch", site_stores, tmp_path))
-    assert "name" in found.error and not (tmp_path / "elsewhere").exists()
+    assert "name" in found.error
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_server_of_another_kind_is_told_so(site_stores, tmp_path, info):
@@ -277,12 +293,16 @@ def test_the_policy_of_a_site_holds(site_stores, tmp_path, info):
     assert "lets encoder.* leave" in answer(round_task(info), site).error
     sparse = replace(site, leaves=replace(tight, tensors=("*",)))
     body = answer(round_task(info), sparse).body
-    assert body["metrics"].keys() == {"validation"} and body["exposure"] == {} and body["num_cases"] == 5
+    assert body["metrics"].keys() == {"validation"}
+    assert body["exposure"] == {}
+    assert body["num_cases"] == 5
     assert answer(Task(FINGERPRINT, "trial", body={"least": 1}), sparse).body["databases"] == {}
     log = tmp_path / "birch" / "audit.jsonl"
     assert audit.verify(log) == []
     last = [row for row in audit.rows(log) if row["kind"] == "round"][-1]
-    assert last["direction"] == "out" and "left out: loss" in last["notes"] and last["tensors"] > 10
+    assert last["direction"] == "out"
+    assert "left out: loss" in last["notes"]
+    assert last["tensors"] > 10
     error, *_ = [row for row in audit.rows(log) if "error" in row["notes"]]
     assert "lets encoder.* leave" in error["notes"]
 
@@ -293,7 +313,9 @@ def test_the_audit_log_holds_what_was_sent(site_stores, tmp_path, info):
     sent = to_bytes(answer(round_task(info), site_of("birch", site_stores, tmp_path)))
     came, left = [json.loads(line) for line in (tmp_path / "birch" / "audit.jsonl").read_text().splitlines()]
     assert (came["direction"], left["direction"]) == ("in", "out")
-    assert left["num_bytes"] == len(sent) and left["sha256"] == hashlib.sha256(sent).hexdigest()
+    assert left["num_bytes"] == len(sent)
+    assert left["sha256"] == hashlib.sha256(sent).hexdigest()
     assert left["tensors"]["encoder.0.first.conv.weight[T1]"] == "float32 [8, 1, 3, 3, 3]"
     assert left["metrics"]["validation/birch"] >= 0
+    assert left["told"].keys() == {"num_cases", "exposure", "seconds", "events"}
     assert Path(tmp_path / "birch" / "masks.key").exists() is False
