@@ -83,7 +83,8 @@ def read_home(folder: Path) -> Home:
     for name, value in said.items():
         if name not in KINDS or isinstance(value, bool) or not isinstance(value, KINDS[name]):
             raise UsageError(f"{path}: {name} = {value!r} cannot be meant. It may hold: {', '.join(KINDS)}.")
-    home = Home(folder.absolute(), **{**said, "hosts": tuple(map(str, said.get("hosts", ())))})
+    free = float(said.get("min_free_gib", Home.min_free_gib))
+    home = Home(folder.absolute(), **{**said, "hosts": tuple(map(str, said.get("hosts", ()))), "min_free_gib": free})
     check_home(home)
     return home
 

@@ -22,7 +22,7 @@ SINCE = "2031-05-05T10:00:00+00:00"
 
 
 class PlayedGrid(Grid):
-    """Nodes that are there for so many seconds, and replies that were put there; `asked` says for which it was asked."""
+    """Nodes that are there for so many seconds; `asked` says for whose replies it was asked."""
 
     def __init__(self, **seconds: float) -> None:
         self.seconds = {name: seconds[name] for name in seconds}
