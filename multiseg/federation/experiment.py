@@ -226,7 +226,7 @@ def _state_bytes(state: State, steps: Mapping[str, int]) -> bytes:
         "final": dict(state.final),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.optimiser.items()}
-    return save(tensors, metadata={"multiseg-federation": json.dumps(content, sort_keys=True)})
+    return save(tensors, metadata={"multiseg-federation": json.dumps(content)})
 
 
 def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -151,16 +151,16 @@ def _told(event: Waiting | Began | Came | Refused | Resent | Noted) -> str:
 
 
 def _round_in_words(event: RoundDone) -> str:
-    sites = "  ".join(f"{site} {number(told.dice)} (loss {number(told.loss)})" for site, told in event.sites.items())
-    text = (
-        f"round {event.round}/{event.rounds}: Dice before it {number(event.mean)}, worst {number(event.worst)}: {sites}"
-    )
+    """Scores come a round late: sites judge the model that a round begins with."""
+    model = f"the model after round {event.round - 1}" if event.round > 1 else "the untrained model"
+    sites = ", ".join(f"{site} {number(told.dice)} (loss {number(told.loss)})" for site, told in event.sites.items())
+    text = f"round {event.round}/{event.rounds} done. Dice of {model}: {number(event.mean)}, by site {sites}"
     if event.failed:
-        text += f"  WITHOUT {', '.join(event.failed)}"
+        text += f"; WITHOUT {', '.join(event.failed)}"
     if math.isfinite(event.epsilon):
-        text += f"  epsilon {event.epsilon:.3g}"
+        text += f"; epsilon {event.epsilon:.3g}"
     left = f", {clock_time(event.seconds_left)} left" if event.seconds_left else ""
-    return f"{text}  ({clock_time(event.seconds)}{left})"
+    return f"{text} ({clock_time(event.seconds)}{left})"
 
 
 def parts_in_words(parts: Mapping[str, float]) -> str:

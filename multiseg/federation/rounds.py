@@ -20,7 +20,7 @@ from multiseg.federation.plan import FederationOptions, check
 from multiseg.federation.privacy import epsilon, to_payload
 from multiseg.federation.progress import Began, Event, RoundDone, SiteRound
 from multiseg.federation.roster import holders, personal_parts, trains
-from multiseg.federation.scores import finish, info_of, mean, number, scored, validation_of, worst
+from multiseg.federation.scores import finish, info_of, mean, number_of, scored, validation_of, worst
 from multiseg.models.parts import Part, parts
 from multiseg.models.saved import BEST, LAST
 
@@ -31,7 +31,7 @@ class RunResult:
 
     Attributes:
         history: one entry a round, see `progress.RoundDone`.
-        test: Dice of the best model on test cases, by site and database; empty before the end.
+        final: after the last round, Dice by site and database: "validation" of the last model, "test" of the best.
     """
 
     folder: Path
@@ -40,7 +40,13 @@ class RunResult:
     best: float
     best_round: int
     history: Sequence[Mapping[str, Any]] = ()
-    test: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    final: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def test(self) -> Mapping[str, Mapping[str, float]]:
+        """Dice of the best model on test cases, by site and database; empty before the end."""
+        found: Mapping[str, Mapping[str, float]] = self.final.get("test", {})
+        return found
 
 
 def run(
@@ -69,9 +75,8 @@ def run(
                 state = opened(folder)
     if state is None:
         return RunResult(folder, 0, False, math.nan, -1)
-    test = state.final.get("test", {})
-    finished = "test" in state.final
-    return RunResult(folder, state.round, finished, state.mean.score, state.mean.round, state.history, test)
+    finished, best = "test" in state.final, state.mean
+    return RunResult(folder, state.round, finished, best.score, best.round, state.history, state.final)
 
 
 def _conducted(desk: Desk, held: State | None) -> State:
@@ -154,9 +159,9 @@ def _site_round(answer: Answer, outcome: Outcome) -> SiteRound:
     return SiteRound(
         dice=mean(validation.values()),
         validation=validation,
-        loss=number(told.get("loss")),
+        loss=number_of(told.get("loss")),
         num_cases=int(answer.body.get("num_cases", 0)),
         sent=came.sent,
         received=came.received,
-        seconds=number(answer.body.get("seconds", {}).get("total")),
+        seconds=number_of(answer.body.get("seconds", {}).get("total")),
     )

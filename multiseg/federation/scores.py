@@ -26,22 +26,22 @@ def worst(values: Iterable[float]) -> float:
     return min((value for value in values if math.isfinite(value)), default=math.nan)
 
 
-def number(value: Any) -> float:
+def number_of(value: Any) -> float:
     """A number from JSON, in which null stands for what is undefined."""
     return math.nan if value is None else float(value)
 
 
 def validation_of(answer: Answer) -> dict[str, float]:
     """Dice of the model that a round began with, as a site tells it, by database and perhaps subset."""
-    return {str(name): number(value) for name, value in answer.body["metrics"].get("validation", {}).items()}
+    return {str(name): number_of(value) for name, value in answer.body["metrics"].get("validation", {}).items()}
 
 
 def why_unclear(answer: Answer) -> str:
     """Why the numbers that a site tells are none, "" where they are."""
     try:
         if answer.kind == ROUND:
-            told = [*validation_of(answer).values(), number(answer.body["metrics"].get("loss"))]
-            told += [number(answer.body.get("seconds", {}).get("total")), *map(float, _exposure(answer))]
+            told = [*validation_of(answer).values(), number_of(answer.body["metrics"].get("loss"))]
+            told += [number_of(answer.body.get("seconds", {}).get("total")), *map(float, _exposure(answer))]
             int(answer.body.get("num_cases", 0))
         else:
             told = list(_dice(answer).values())
@@ -119,4 +119,4 @@ def _score_last(desk: Desk, state: State) -> State:
 
 
 def _dice(answer: Answer) -> dict[str, float]:
-    return {str(name): number(told.get("dice")) for name, told in answer.body.get("metrics", {}).items()}
+    return {str(name): number_of(told.get("dice")) for name, told in answer.body.get("metrics", {}).items()}

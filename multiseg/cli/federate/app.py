@@ -9,7 +9,9 @@ import typer
 from multiseg.cli.federate.audit import audit_command
 from multiseg.cli.federate.join import join_command
 from multiseg.cli.federate.operate import log_command, run_command, status_command, stop_command
+from multiseg.cli.federate.report import report_command
 from multiseg.cli.federate.server import app_command, enrol_app, revoke_command, serve_command
+from multiseg.cli.federate.simulate import simulate_command
 
 federation_app = typer.Typer(
     name="fed",
@@ -19,6 +21,7 @@ federation_app = typer.Typer(
     rich_markup_mode="rich",
 )
 COMMANDS: dict[str, Callable[..., int]] = {
+    "simulate": simulate_command,
     "join": join_command,
     "audit": audit_command,
     "revoke": revoke_command,
@@ -27,6 +30,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "status": status_command,
     "log": log_command,
     "stop": stop_command,
+    "report": report_command,
     "app": app_command,
 }
 for name, command in COMMANDS.items():

@@ -1,0 +1,48 @@
+"""The verb that shows how a federated run went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multiseg.cli.data import AsJson
+
+
+def report_command(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write an HTML page with plots here.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Print how a federated run went, round by round; -o writes it as one page with plots.
+
+    Examples:
+
+    multiseg fed report runs/federation
+
+    multiseg fed report centre/runs/joint -o report.html
+    """
+    from multiseg.cli.console import messages, print_json, print_table
+    from multiseg.federation.report import page, round_table, summary, test_table
+    from multiseg.files import write_atomically
+
+    told = summary(run)
+    if out is not None:
+        write_atomically(out, page(told).encode())
+        messages().print(f"Written: {out}", soft_wrap=True)
+    if as_json:
+        print_json(told)
+        return 0
+    print_table(f"{run}: Dice of the model that each round began with", *round_table(told["history"], told["final"]))
+    if told["final"].get("test"):
+        print_table(
+            f"Test Dice of the best model, of round {told['best']['round']}", *test_table(told["final"]["test"])
+        )
+    for event in told["events"]:
+        about = event.get("site") or ", ".join(event.get("sites", ()))
+        text = (
+            f"round {event['round']}, {event['event'].lower()}: {about} {event.get('reason') or event.get('text', '')}"
+        )
+        messages().print(text.strip(), markup=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,161 @@
+"""The verb that runs a whole federation on one machine."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from multiseg.cli.data import AsJson
+from multiseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from multiseg.federation.plan import FederationOptions
+    from multiseg.federation.progress import Event
+    from multiseg.federation.rounds import RunResult
+    from multiseg.training.events import Event as StepEvent
+
+HINT = "Print one with: multiseg fed simulate --store a.zarr --store b.zarr --print-config"
+
+
+def simulate_command(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN.TOML]", help="Settings of the run.")] = None,
+    store: Annotated[list[str] | None, typer.Option(help="A site's store, as SITE=URL or by its own name.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/federation"),
+    rounds: Annotated[int | None, typer.Option(help="Rounds in all.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each site in a round.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, dropout and draws.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; the sites take turns at it.")] = "auto",
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print every setting (TOML, or --json) and stop.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Run a federation on this machine: the rounds of a deployed one, its sites one after the other.
+
+    The same command again goes on where it was.
+
+    Examples:
+
+    multiseg fed simulate --store alder.zarr --store birch.zarr --rounds 3 --out runs/fed
+
+    multiseg fed simulate run.toml --store north=a.zarr --store south=s3://bucket/b.zarr
+    """
+    from multiseg.cli.console import print_json
+
+    stores = named_stores(store or [])
+    flags = {"seed": seed, "local": {"steps": steps}, "schedule": {"rounds": rounds}}
+    options = federation_options(run, stores, flags, device)
+    if print_config:
+        _print_settings(options, as_json)
+        return 0
+    result = _simulated(options, stores, out, device, as_json)
+    if as_json:
+        print_json(asdict(result) | {"folder": str(out)})
+    return 0 if result.finished else 130
+
+
+def named_stores(stores: Sequence[str]) -> dict[str, str]:
+    """Stores by site, from "SITE=URL" or from a path or URL that ends with the site's name.
+
+    Raises:
+        UsageError: a site has two stores.
+    """
+    found: dict[str, str] = {}
+    for text in stores:
+        named = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", text)
+        url = named[2] if named else text
+        site = named[1] if named else url.rstrip("/").rpartition("/")[2].removesuffix(".zarr")
+        if site in found:
+            raise UsageError(f"site {site} has two stores, {found[site]} and {url}: name them, as --store SITE=URL.")
+        found[site] = url
+    return found
+
+
+def federation_options(
+    run: Path | None, stores: Mapping[str, str], flags: Mapping[str, Any], device: str = "auto"
+) -> FederationOptions:
+    """Defaults of the machine, then the run file, then the flags; all stores are sites where none are named.
+
+    Raises:
+        UsageError: something is said that cannot be.
+    """
+    import torch
+
+    from multiseg.config import checked, defaults, learning, merged, read_settings
+    from multiseg.federation.plan import FederationOptions, check
+
+    file = read_settings(run, FederationOptions, HINT) if run else {}
+    held_out = file.get("held_out", ())
+    own = {"experiment": "simulation", "sites": tuple(name for name in stores if name not in held_out)}
+    said = merged(merged(own, file), flags)
+    cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    options = checked(learning(merged(defaults(cuda, said), said)), FederationOptions)
+    check(options)
+    return options
+
+
+def _print_settings(options: FederationOptions, as_json: bool) -> None:
+    import tomli_w
+
+    from multiseg.cli.console import print_json
+
+    if as_json:
+        print_json(asdict(options))
+    else:
+        typer.echo(tomli_w.dumps(asdict(options)), nl=False)
+
+
+def _simulated(options: FederationOptions, stores: Mapping[str, str], out: Path, device: str, quiet: bool) -> RunResult:
+    """Run with a bar on a terminal, a line a round, and a table at the end."""
+    from multiseg.cli.console import messages, print_table, progress_bar
+    from multiseg.federation.local import Machine, simulate
+    from multiseg.federation.report import round_table, test_table
+
+    console = messages(quiet)
+    total = options.schedule.rounds * len(options.sites) * options.local.steps
+    with progress_bar("simulate", total, "preparing", quiet) as bar:
+        show = _Progress(bar, console, options)
+        machine = Machine(device, options.stream.workers, options.stream.cache)
+        result = simulate(options, stores, out, show.event, show.step, machine)
+    if not result.finished:
+        console.print(f"Stopped after round {result.round}, saved.", soft_wrap=True)
+    elif not quiet:
+        print_table(f"{out}: Dice of the model that each round began with", *round_table(result.history, result.final))
+        print_table(f"Test Dice of the best model, of round {result.best_round}", *test_table(result.test))
+    return result
+
+
+class _Progress:
+    """Steps move the bar; what happens becomes lines, without those that the bar tells."""
+
+    def __init__(self, bar: Any, console: Any, options: FederationOptions) -> None:
+        self.bar, self.console, self.options, self.round, self.site = bar, console, options, 0, ""
+
+    def step(self, site: str, event: StepEvent) -> None:
+        """Move the bar to a site's step."""
+        from multiseg.training.events import StepDone
+
+        if isinstance(event, StepDone):
+            done = event.step + self.options.local.steps * (
+                self.round * (len(self.options.sites) - 1) + self.options.sites.index(site)
+            )
+            loss = f"loss {event.loss:.3f}" if math.isfinite(event.loss) else "loss not finite"
+            details = f"round {self.round + 1} at {site}, {loss}"
+            self.bar.update(0, completed=done, details=details)
+
+    def event(self, event: Event) -> None:
+        """Print what a person should see."""
+        from multiseg.federation.progress import Began, Came, RoundDone, Waiting, in_words
+
+        if isinstance(event, Began):
+            self.round = event.round - 1
+        if isinstance(event, RoundDone):
+            self.bar.update(0, completed=event.round * len(self.options.sites) * self.options.local.steps)
+        if not isinstance(event, Began | Came | Waiting):
+            self.console.print(in_words(event), markup=False, soft_wrap=True)
