@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from multiseg.errors import FederationError, UsageError
 from multiseg.federation import certificates, home
@@ -57,7 +58,7 @@ Install multiseg {version} (server and sites must have the same), then:
 """
 
 
-def enrol_server(folder: Path, hosts: Sequence[str], ports: Mapping[str, int]) -> Home:
+def enrol_server(folder: Path, hosts: Sequence[str], ports: Mapping[str, Any]) -> Home:
     """Make a server's folder: authority, certificates, secret and settings. Where there is one, authority, sites and
     keys stay, and the server's certificate is renewed; hosts and ports that are not given stay as well.
 
