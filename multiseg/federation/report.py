@@ -210,7 +210,7 @@ def _curves(told: Mapping[str, Any], name: str, shift: int = 0) -> dict[str, lis
     history = told["history"]
     return {
         site: [
-            (entry["round"] + shift, number_of(entry["sites"][site][name]))
+            (float(entry["round"] + shift), number_of(entry["sites"][site][name]))
             for entry in history
             if site in entry["sites"]
         ]
@@ -223,12 +223,12 @@ def _dice_plot(figure: Figure, told: Mapping[str, Any]) -> None:
     """Round r judged the model after r - 1 rounds; the last one was judged at the end."""
     axes = figure.add_subplot()
     curves = _curves(told, "dice", shift=-1)
-    means = [(entry["round"] - 1, number_of(entry["mean"])) for entry in told["history"]]
+    means = [(entry["round"] - 1.0, number_of(entry["mean"])) for entry in told["history"]]
     last = {site: mean(map(number_of, parts.values())) for site, parts in told["final"].get("validation", {}).items()}
     for site, dice in last.items():
-        curves.setdefault(site, []).append((told["round"], dice))
+        curves.setdefault(site, []).append((float(told["round"]), dice))
     if last:
-        means.append((told["round"], mean(last.values())))
+        means.append((float(told["round"]), mean(last.values())))
     _lines(axes, curves, "Dice")
     axes.plot(*zip(*means, strict=True), color="black", lw=2, label="mean over sites")
     axes.set_ylim(0, 1)

@@ -60,6 +60,13 @@ class Reaper:
         return moved
 
 
+def go_and_be_killed(folder: Path, number: int, after: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        Reaper(patch, number, after)
+        with pytest.raises(Killed):
+            go(folder)
+
+
 def num_moves(folder: Path) -> int:
     with pytest.MonkeyPatch.context() as patch:
         reaper = Reaper(patch, -1, after=False)
@@ -72,9 +79,7 @@ def test_a_kill_at_every_write_loses_nothing(undisturbed: Path, tmp_path: Path) 
     assert moves > 20
     for number in range(1, moves + 1):
         folder = tmp_path / str(number)
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            Reaper(patch, number, after=number % 2 == 0)
-            go(folder)
+        go_and_be_killed(folder, number, after=number % 2 == 0)
         go(folder)
         for name in SAVED:
             assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), (number, name)
@@ -82,11 +87,8 @@ def test_a_kill_at_every_write_loses_nothing(undisturbed: Path, tmp_path: Path) 
 
 
 def test_models_of_a_round_that_was_not_committed_do_not_count(tmp_path: Path) -> None:
-    """Here the round that was lost takes another turn: elm's Dice is lower when it is asked again."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        # run.toml; round 1: last, state, move, roster, rounds; round 2: last, best, worst, and before its state
-        Reaper(patch, 10, after=False)
-        go(tmp_path)
+    # run.toml; round 1: last, state, move, roster, rounds; round 2: last, best, worst, and before its state
+    go_and_be_killed(tmp_path, 10, after=False)
     assert {path.name for path in tmp_path.glob(".*.next")} == {f".{name}.next" for name in MODELS}
     state = opened(tmp_path)
     assert state is not None
@@ -103,14 +105,15 @@ def test_a_full_disk_leaves_the_last_round(undisturbed: Path, tmp_path: Path) ->
 
     go(tmp_path, replace(OPTIONS, schedule=replace(OPTIONS.schedule, rounds=1), fit=FitOptions(schedule="constant")))
     before = (tmp_path / "state.safetensors").read_bytes()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ResourceError, match="No space left"):
-        real = folder_of.write_atomically
+    real = folder_of.write_atomically
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             folder_of,
             "write_atomically",
             lambda path, data: full(path, data) if path.name == "state.safetensors" else real(path, data),
         )
-        go(tmp_path, replace(OPTIONS, fit=FitOptions(schedule="constant")))
+        with pytest.raises(ResourceError, match="No space left"):
+            go(tmp_path, replace(OPTIONS, fit=FitOptions(schedule="constant")))
     assert (tmp_path / "state.safetensors").read_bytes() == before
     go(tmp_path, replace(OPTIONS, fit=FitOptions(schedule="constant")))
     assert read_info(tmp_path / "last.safetensors").step == 2
@@ -134,8 +137,8 @@ def test_a_deadline_may_change(undisturbed: Path) -> None:
 
 
 def test_two_processes_cannot_run_one_experiment(tmp_path: Path) -> None:
-    code = "import fcntl, sys\nfile = open(sys.argv[1], 'a')\nfcntl.lockf(file, fcntl.LOCK_EX)\nprint('held', flush=True)\ninput()"
-    holds = [sys.executable, "-c", f"{code}", str(tmp_path / ".lock")]
+    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); input()"
+    holds = [sys.executable, "-u", "-c", code, str(tmp_path / ".lock")]
     with subprocess.Popen(holds, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
@@ -149,7 +152,7 @@ def test_two_processes_cannot_run_one_experiment(tmp_path: Path) -> None:
 def test_a_state_without_its_model_is_damaged(tmp_path: Path) -> None:
     go(tmp_path)
     (tmp_path / "last.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())  # of round 1
-    with pytest.raises(CheckpointError, match="is of step 1, but state.safetensors beside it speaks of step 2"):
+    with pytest.raises(CheckpointError, match=r"is of step 1, but state\.safetensors beside it speaks of step 2"):
         opened(tmp_path)
 
 

@@ -165,7 +165,7 @@ def test_what_cannot_be_used_is_refused_and_the_site_named(
 def test_without_a_quorum_a_refused_update_ends_the_run(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM)
     link.replies["elm", ROUND, 1] = [_with(f"{FIRST}[T1]", torch.full((4, 1, 3, 3, 3), float("inf")))]
-    with pytest.raises(FederationError, match="elm: its update was refused: .*not finite"):
+    with pytest.raises(FederationError, match=r"elm: its update was refused: .*not finite"):
         go(link, tmp_path)
     assert len(link.rounds_of("elm")) == 1  # it is not asked again
 

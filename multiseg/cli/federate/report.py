@@ -34,11 +34,9 @@ def report_command(
     if as_json:
         print_json(told)
         return 0
-    print_table(f"{run}: Dice of the model that each round began with", *round_table(told["history"], told["final"]))
+    print_table(f"{run}: Dice of the model each round began with", *round_table(told["history"], told["final"]))
     if told["final"].get("test"):
-        print_table(
-            f"Test Dice of the best model, of round {told['best']['round']}", *test_table(told["final"]["test"])
-        )
+        print_table(f"Test Dice, model of round {told['best']['round']}", *test_table(told["final"]["test"]))
     for event in told["events"]:
         about = event.get("site") or ", ".join(event.get("sites", ()))
         text = (

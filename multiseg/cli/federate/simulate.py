@@ -126,8 +126,8 @@ def _simulated(options: FederationOptions, stores: Mapping[str, str], out: Path,
     if not result.finished:
         console.print(f"Stopped after round {result.round}, saved.", soft_wrap=True)
     elif not quiet:
-        print_table(f"{out}: Dice of the model that each round began with", *round_table(result.history, result.final))
-        print_table(f"Test Dice of the best model, of round {result.best_round}", *test_table(result.test))
+        print_table(f"{out}: Dice of the model each round began with", *round_table(result.history, result.final))
+        print_table(f"Test Dice, model of round {result.best_round}", *test_table(result.test))
     return result
 
 
