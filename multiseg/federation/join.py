@@ -47,6 +47,7 @@ def join(settings: SiteSettings, path: Path, say: Callable[[str], None]) -> None
     with _alone(settings.state):
         secret = _secret(settings.state / "node")
         times = 0
+        _sign_off(settings)  # the node of a site that was killed whole
         say(f"Joining as {settings.site} at {settings.server}. Logs: {settings.state / 'logs'}. Stop with Ctrl-C.")
         while True:
             began = time.monotonic()
@@ -58,6 +59,7 @@ def join(settings: SiteSettings, path: Path, say: Callable[[str], None]) -> None
                 say("The site's processes are started anew.")
                 time.sleep(min(30, 2**times))
             else:
+                _id_file(settings).unlink(missing_ok=True)  # it has said goodbye itself
                 say("Stopped. The same command goes on.")
                 return
 
@@ -70,7 +72,6 @@ class _Children:
         self._address = f"{LOOPBACK}:{_free_port()}"
         self._refused = 0.0
         self._last = ""
-        self._id = settings.state / "node" / "id"
 
     def node(self) -> Child:
         """Flower's node: the one that talks to the server."""
@@ -100,7 +101,7 @@ class _Children:
             self._tell(line.removeprefix(MARK))
         elif name == "node":
             if NODE_ID in line:
-                write_atomically(self._id, line.rpartition(":")[2].strip().encode())
+                write_atomically(_id_file(self._settings), line.rpartition(":")[2].strip().encode())
             for sign, told in NODE_SAYS.items():
                 if sign in line:
                     self._tell(told.format(server=self._settings.server, site=self._settings.site))
@@ -128,24 +129,15 @@ class _Children:
                     f"{self._settings.server} refuses {self._settings.site} for {ACTIVATION_S:.0f} s now. Either its "
                     "key is used by another machine, too, or the server does not know it: ask the coordinating centre."
                 )
-            if self._farewell():
-                return 0.0
             self._tell("The server still counts the last connection of this site as open; trying again.")
             return AGAIN_S
         self._refused = 0.0
+        if ending.code < 0:  # it was killed, so it could not say goodbye
+            _sign_off(self._settings)
         pause = backoff(ending)
         reason = next((told for sign, told in TLS_SAYS.items() if sign in said), f"code {ending.code}, see node.log")
         self._tell(f"The connection ended ({reason}); trying again in {pause:.0f} s.")
         return pause
-
-    def _farewell(self) -> bool:
-        """Tell the server, once, that the last node of this site is gone: it is, since this site is locked by us."""
-        try:
-            number = int(self._id.read_text())
-            self._id.unlink()
-        except (OSError, ValueError):
-            return False
-        return farewell(self._settings, number)
 
     def _after_executor(self, ending: Ending) -> float:
         if ending.code in (2, 3, 5):  # what our own errors exit with
@@ -207,6 +199,21 @@ def _secret(folder: Path) -> Path:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(secrets.token_hex(48).encode())
     return path
+
+
+def _id_file(settings: SiteSettings) -> Path:
+    return settings.state / "node" / "id"
+
+
+def _sign_off(settings: SiteSettings) -> None:
+    """Tell the server that the last node of this site is gone. It is: the state is locked by us."""
+    file = _id_file(settings)
+    try:
+        number = int(file.read_text())
+    except (OSError, ValueError):
+        return
+    file.unlink()
+    farewell(settings, number)
 
 
 def _free_port() -> int:
