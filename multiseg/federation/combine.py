@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from multiseg.federation.aggregate import aggregated, refused
+from multiseg.federation.aggregate import Mean, aggregated, refused
 from multiseg.federation.experiment import State
 from multiseg.federation.masks import relative, unmasked
 from multiseg.federation.messages import Answer
@@ -44,8 +44,8 @@ def weight_of(site: str, state: State, group: str, answer: Answer | None, option
 
 def combined(
     state: State, answers: Mapping[str, Answer], parts: Sequence[Part], options: FederationOptions
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Mapping[str, tuple[str, ...]]]:
-    """The next global weights, the server optimiser's state, and by part the sites that the change comes from."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Mean]:
+    """The next global weights, the server optimiser's state, and the mean update that they come from."""
     if options.privacy.masked:
         mean = unmasked(
             {site: answer.tensors for site, answer in answers.items()},
@@ -61,7 +61,7 @@ def combined(
         updates = {site: from_payload(answer.tensors) for site, answer in answers.items()}
         mean = aggregated(updates, weights, parts, options.aggregate)
     change, optimiser = stepped(mean.update, state.optimiser, options.aggregate)
-    return moved(change, state.network, parts), optimiser, mean.contributors
+    return moved(change, state.network, parts), optimiser, mean
 
 
 def masked_weights(state: State, options: FederationOptions) -> dict[str, float]:

@@ -228,7 +228,8 @@ def _collect(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> bool:
     found = desk.link.collect(list(owner)) if owner else {}
     for id_, what in found.items():
         errand = owner[id_]
-        if errand.is_open:
+        is_old_news = isinstance(what, Failure) and id_ != errand.ids[-1]  # it was asked again since
+        if errand.is_open and not is_old_news:
             _take(desk, errand, what, terms)
     return bool(found)
 
@@ -239,8 +240,8 @@ def _take(desk: Desk, errand: _Errand, what: Answer | Failure, terms: Terms) -> 
     if isinstance(what, Failure):
         _again(desk, errand, what.text)
     elif (what.site, what.kind, what.round) != (errand.site, task.kind, task.round):
-        told = f"it answered as {what.site!r} to {what.kind} of round {what.round}, not {task.kind} of {task.round}"
-        _again(desk, errand, told)
+        told = f"it answered as {what.site!r} to {what.kind!r} of round {what.round}"
+        _again(desk, errand, f"{told}: {what.error}" if what.error else told)
     elif reason := what.error or terms.refuse(what):
         errand.failure = reason
         desk.on_event(Refused(task.round, errand.site, reason))

@@ -245,7 +245,9 @@ def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _check_same(held: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
     """Raises UsageError where a setting that matters differs; the message names it."""
-    a, b = _flat(held), _flat(asked)
+    # What a folder does not say was not yet a setting, and then it was as it is by default.
+    unsaid = tomllib.loads(tomli_w.dumps(asdict(FederationOptions(experiment="", sites=()))))
+    a, b = _flat(unsaid) | _flat(held), _flat(asked)
     free = FREE | ({"schedule.rounds"} if b["fit.schedule"] == "constant" else set())
     differing = sorted(key for key in (a.keys() | b.keys()) - free if a.get(key) != b.get(key))
     if differing:

@@ -99,7 +99,9 @@ def _round(desk: Desk, state: State, took: float) -> State:
     for site, answer in outcome.answers.items():
         for text in answer.body.get("events", ()):
             desk.note(now, str(text), site)
-    network, optimiser, contributors = combined(state, outcome.answers, all_parts, options)
+    network, optimiser, combination = combined(state, outcome.answers, all_parts, options)
+    for site in combination.scaled:
+        desk.note(now, f"its update was longer than {options.aggregate.max_update_norm} and scaled down.", site)
     sites = {site: _site_round(answer, outcome) for site, answer in outcome.answers.items()}
     new, models = scored(state, {site: told.dice for site, told in sites.items()})
     done = RoundDone(
@@ -109,7 +111,7 @@ def _round(desk: Desk, state: State, took: float) -> State:
         worst=worst(told.dice for told in sites.values()),
         sites=sites,
         failed=outcome.failed,
-        single=tuple(name for name, names in contributors.items() if len(names) == 1),
+        single=tuple(name for name, names in combination.contributors.items() if len(names) == 1),
         epsilon=epsilon(options.privacy.noise, now, options.privacy.delta),
         seconds=desk.clock() - began,
         seconds_left=(took or desk.clock() - began) * (options.schedule.rounds - now),

@@ -18,7 +18,7 @@ from multiseg.models.saved import read_info
 from multiseg.training.fit import FitOptions
 
 SITES = (FakeSite("ash"), FakeSite("elm", modalities=("FLAIR", "T2"), dice=lambda step: [0.1, 0.3, 0.2, 0.2][step]))
-OPTIONS = replace(options("ash", "elm", rounds=2), aggregate=AggregateOptions(strategy="fedadam"))
+OPTIONS = replace(options("ash", "elm", rounds=2), aggregate=AggregateOptions(strategy="fedadam", learning_rate=0.01))
 SAVED = (*MODELS, "state.safetensors", "roster.json", "rounds.csv", "run.toml")
 
 

@@ -1,6 +1,7 @@
 """A federation in one process, over the stores of three hospitals."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,42 @@ def test_noise_tells_its_epsilon(site_stores: dict[str, str], tmp_path: Path) ->
     simulate(noisy, site_stores, tmp_path, events.append, machine=CPU)
     told = [event.epsilon for event in events if isinstance(event, RoundDone)]
     assert 0 < told[0] < told[1] < 20
+
+
+def test_personal_layers_stay_in_step_when_the_server_forgets_a_round(
+    site_stores: dict[str, str], tmp_path: Path
+) -> None:
+    """It is put back to where it was after round 1, while the sites have done two; the third site only looks on."""
+    own = replace(
+        OPTIONS,
+        sites=("alder", "birch"),
+        held_out=("dogwood",),
+        model=replace(OPTIONS.model, norm="batch"),
+        local=LocalOptions(steps=2, personal=("*.norm*",), keep_optimiser=True),
+        privacy=PrivacyOptions(fingerprint=True),
+    )
+    out = tmp_path / "run"
+    before: list[Path] = []
+
+    def keep_a_copy(event: Event) -> None:
+        if isinstance(event, RoundDone) and event.round == 1:
+            before.append(Path(shutil.copytree(out, tmp_path / "before", ignore=shutil.ignore_patterns("sites"))))
+
+    result = simulate(own, site_stores, out, keep_a_copy, machine=CPU)
+    assert set(result.test) == {"alder", "birch", "dogwood"}
+    assert set(json.loads((out / "fingerprint.json").read_text())) == {"alder", "birch"}
+    names = ("last.safetensors", "model.safetensors", "sites/alder/small/model.safetensors")
+    whole = {name: (out / name).read_bytes() for name in names}
+    shutil.rmtree(out / "tensorboard")
+    for name in ("state.safetensors", "last.safetensors", "model.safetensors", "worst.safetensors"):
+        (out / name).unlink(missing_ok=True)
+    shutil.copytree(before[0], out, dirs_exist_ok=True)
+    assert simulate(own, site_stores, out, machine=CPU).finished
+    assert {name: (out / name).read_bytes() for name in names} == whole
+    alder, birch = (load_file(out / "sites" / site / "small" / "model.safetensors") for site in own.sites)
+    told_apart = {name for name in alder if not torch.equal(alder[name], birch[name])}
+    assert told_apart
+    assert all("norm" in name for name in told_apart)
 
 
 def test_every_site_needs_a_store(site_stores: dict[str, str], tmp_path: Path) -> None:

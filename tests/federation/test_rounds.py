@@ -112,6 +112,24 @@ def test_a_failure_that_passes_is_tried_again(tmp_path: Path) -> None:
     assert [event.reason for event in of(Resent, events)] == ["the process was killed"] * 2
 
 
+def test_a_failure_of_what_was_asked_again_since_is_old_news(tmp_path: Path) -> None:
+    """The node was away for so long that its first process was given up, while the second one trains."""
+    link = FakeLink(ASH, ELM)
+    link.delay["elm"] = 6.0
+    link.replies["elm", ROUND, 1] = [broken]  # it is told 6 s after the sending
+    link.away["elm"] = [(8.0, 9.0)]  # sent again at 9, the failure of the first comes then
+    events: list[Event] = []
+    assert go(link, tmp_path, events=events).finished
+    assert link.rounds_of("elm") == [1, 1, 2]
+
+
+def test_long_updates_are_scaled_and_it_is_said(tmp_path: Path) -> None:
+    events: list[Event] = []
+    link = FakeLink(ASH, replace(ELM, change=1e-6))
+    go(link, tmp_path, events=events, rounds=1, aggregate=AggregateOptions(max_update_norm=0.5))
+    assert [event.site for event in of(Noted, events) if "longer than 0.5" in event.text] == ["ash"]
+
+
 def test_a_failure_that_stays_ends_the_run_saved(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM)
     link.replies["elm", ROUND, 2] = [broken] * 4
