@@ -127,9 +127,10 @@ def _key(settings: SiteSettings) -> tuple[str, str]:
 
 def _authority(settings: SiteSettings) -> tuple[str, str]:
     try:
-        certificate = x509.load_pem_x509_certificate(settings.ca.read_bytes())
+        certificates = x509.load_pem_x509_certificates(settings.ca.read_bytes())
     except ValueError as error:
         raise FederationError(f"{settings.ca} is no certificate in PEM: take that of the start-up kit.") from error
+    certificate = max(certificates, key=lambda one: one.not_valid_after_utc)  # an old one beside its successor
     return _validity(certificate.not_valid_before_utc, certificate.not_valid_after_utc, str(settings.ca))
 
 

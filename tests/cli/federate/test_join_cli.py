@@ -1,0 +1,123 @@
+"""`multiseg fed join` and `multiseg fed audit` at the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from multiseg.cli.app import run
+from multiseg.federation import audit
+from multiseg.federation import join as joining
+from multiseg.federation import preflight as looking
+from multiseg.federation.audit import Entry, record
+from multiseg.federation.messages import ROUND
+from multiseg.federation.preflight import Check
+
+GOOD = Check("key", "ok", "mode 600")
+AWAY = Check(looking.LINE, "error", "nobody listens at [::1], port 9")
+BAD = Check("disk", "error", "make room")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    path = tmp_path / "site.toml"
+    path.write_text('site = "alder"\nserver = "127.0.0.1:9"\nstore = "alder.zarr"\n')
+    return path
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    names: list[str] = []
+    monkeypatch.setattr(joining, "join", lambda site, path, say: names.append(site.site))
+    return names
+
+
+def look(monkeypatch: pytest.MonkeyPatch, *checks: Check) -> None:
+    monkeypatch.setattr(looking, "preflight_apart", lambda site: checks)
+
+
+@pytest.mark.parametrize(
+    ("found", "flags", "code", "joins"),
+    [
+        ([GOOD], [], 0, True),
+        ([GOOD], ["--check"], 0, False),
+        ([GOOD, AWAY], [], 0, True),
+        ([GOOD, AWAY], ["--check"], 3, False),
+        ([BAD], [], 3, False),
+    ],
+)
+def test_who_joins(
+    settings: Path,
+    joined: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    found: list[Check],
+    flags: list[str],
+    code: int,
+    joins: bool,
+) -> None:
+    look(monkeypatch, *found)
+    assert run(["fed", "join", str(settings), *flags]) == code
+    assert joined == (["alder"] if joins else [])
+
+
+def test_what_is_amiss_is_shown(
+    settings: Path, joined: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    look(monkeypatch, GOOD, AWAY)
+    run(["fed", "join", str(settings)])
+    told = capsys.readouterr().out
+    assert "nobody listens at [::1], port 9" in told
+    assert "mode 600" not in told
+    run(["fed", "join", str(settings), "--check", "--json"])
+    assert json.loads(capsys.readouterr().out)[0] == {"what": "key", "level": "ok", "said": "mode 600"}
+
+
+def test_checks_that_are_real(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fed", "join", str(settings), "--check", "--json"]) == 3
+    found = {check["what"]: check for check in json.loads(capsys.readouterr().out)}
+    assert found["key"]["level"] == found["store"]["level"] == found["app"]["level"] == "error"
+    assert found["state"]["level"] == "ok"
+
+
+def test_settings_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fed", "join", str(tmp_path / "site.toml")]) == 2
+    assert "multiseg fed enrol site" in capsys.readouterr().err
+
+
+@pytest.fixture
+def log(settings: Path) -> Path:
+    path = settings.parent / "state" / audit.LOG
+    tensors = audit.described({"head.weight": torch.zeros(2, 3)})
+    for number, experiment in enumerate(("first", "second", "second")):
+        record(
+            path, Entry("out", ROUND, experiment, number, 120, "ab" * 32, tensors, {"loss": 0.5}, ("left out: [x]",))
+        )
+    return path
+
+
+def test_the_log_is_shown(settings: Path, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in (settings, log.parent):
+        assert run(["fed", "audit", str(place)]) == 0
+        told = capsys.readouterr().out
+        assert told.count("second") == 2
+        assert "left out: [x]" in told
+    assert run(["fed", "audit", str(settings), "--experiment", "first", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["entries"]
+    assert (row["experiment"], row["bytes"], row["metrics"]) == ("first", 120, "loss 0.5")
+
+
+def test_a_log_that_was_changed(settings: Path, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fed", "audit", str(settings), "--verify"]) == 0
+    assert "3 lines, none changed or removed" in capsys.readouterr().err
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([lines[0], lines[1].replace("120", "121"), lines[2]]) + "\n")
+    assert run(["fed", "audit", str(settings), "--verify"]) == 3
+    assert "line 3 does not follow" in capsys.readouterr().err
+    assert run(["fed", "audit", str(settings), "--verify", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["faults"]
+
+
+def test_no_log(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fed", "audit", str(settings)]) == 3
+    assert "there is no audit log" in capsys.readouterr().err
