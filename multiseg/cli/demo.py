@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 
+FEDERATED_STEPS = 60
+"""Of each site in each of two rounds."""
+
 
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("demo"),
@@ -18,10 +21,13 @@ def demo_command(
 ) -> int:
     """Run the main job on four synthetic hospitals: ingest, info, train, evaluate, predict. Minutes on two cores.
 
+    Then three of them train one model together, as real processes over TLS, each with a store of its own.
+
     Example: multiseg demo --out demo
     """
     from multiseg.cli.app import run
     from multiseg.cli.console import output
+    from multiseg.cli.federate.demo import federated_demo
     from multiseg.store.catalogue import select
     from multiseg.store.reader import open_store
 
@@ -39,15 +45,20 @@ def demo_command(
         scan = hospitals / "dogwood" / "images" / f"{held_out}_FLAIR.nii.gz"
         yield ["predict", f"{joint}", f"FLAIR={scan}", "-o", f"{answer}", "--picture", f"{picture}", "--device", "cpu"]
 
-    for command in walk():
+    def shown(command: list[str]) -> int:
         console.print(f"\n$ multiseg {shlex.join(command)}", style="bold green", soft_wrap=True, markup=False)
-        code = run(command)
-        if code:
+        return run(command)
+
+    for command in walk():
+        if code := shown(command):
             return code
+    if code := federated_demo(out / "federation", min(steps, FEDERATED_STEPS), seed, shown):
+        return code
     console.print(
         f"\nLook at {joint / 'evaluation-test' / 'montage.png'}: truth and prediction on held-out patients.\n"
         f"One patient's segmentation is {answer}, drawn in {picture}.\n"
-        f"The store is {store}, the model {joint / 'model.safetensors'}.",
+        f"The store is {store}, the model {joint / 'model.safetensors'}.\n"
+        f"What three hospitals learnt together is in {out / 'federation' / 'network' / 'centre' / 'runs' / 'demo'}.",
         soft_wrap=True,
     )
     return 0

@@ -5,26 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from multiseg.config import checked, learning
-from multiseg.federation.enrol import enrol_server, enrol_site
 from multiseg.federation.experiment import read_history
-from multiseg.federation.home import read_home, write_home
 from multiseg.federation.local import Machine, simulate
 from multiseg.federation.plan import FederationOptions
+from multiseg.federation.rehearsal import MULTISEG, prepared
 
-MULTISEG = [sys.executable, "-m", "multiseg"]
 QUICK = {
     "seed": 3,
     "model": {"widths": [8, 16], "dropout": 0.1},
@@ -34,17 +30,6 @@ QUICK = {
     "schedule": {"rounds": 3, "validation_cases": 1},
 }
 """A network so small that the processes around it are what takes time."""
-
-
-def free_ports(num: int) -> list[int]:
-    """Ports that nobody listens at."""
-    with_sockets = [socket.socket() for _ in range(num)]
-    for one in with_sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in with_sockets]
-    for one in with_sockets:
-        one.close()
-    return ports
 
 
 def until(seconds: float, what: str, is_so: Callable[[], Any]) -> Any:
@@ -120,15 +105,7 @@ class Deployment:
 
     def __init__(self, folder: Path, stores: dict[str, str], host: str = "127.0.0.1") -> None:
         self.folder, self.stores = folder, stores
-        self.home = folder / "centre"
-        port, link, metrics = free_ports(3)
-        enrol_server(self.home, [host], {"port": port, "superlink_port": link, "metrics_port": metrics})
-        write_home(replace(read_home(self.home), min_free_gib=0.0))
-        for name, url in stores.items():
-            kit, _ = enrol_site(self.home, name, folder / name, None)
-            text = (kit / "site.toml").read_text()
-            text = text.replace('store = ""', f"store = {json.dumps(url)}").replace("workers = 1", "workers = 0")
-            (kit / "site.toml").write_text("min_free_gib = 0.0\n" + text.replace('device = "auto"', 'device = "cpu"'))
+        self.home = prepared(folder, stores, host, device="cpu").home
         self.server: Process | None = None
         self.sites: dict[str, Process] = {}
 
