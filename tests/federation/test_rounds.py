@@ -113,14 +113,26 @@ def test_a_failure_that_passes_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_a_failure_of_what_was_asked_again_since_is_old_news(tmp_path: Path) -> None:
-    """The node was away for so long that its first process was given up, while the second one trains."""
+    """elm is asked at 30, goes, and is asked again at 50; at 60 it says that the first came to nothing."""
     link = FakeLink(ASH, ELM)
-    link.delay["elm"] = 6.0
-    link.replies["elm", ROUND, 1] = [broken]  # it is told 6 s after the sending
-    link.away["elm"] = [(8.0, 9.0)]  # sent again at 9, the failure of the first comes then
+    link.delay["elm"] = 30.0
+    link.replies["elm", ROUND, 1] = [broken]
+    link.away["elm"] = [(32.0, 50.0)]
     events: list[Event] = []
-    assert go(link, tmp_path, events=events).finished
-    assert link.rounds_of("elm") == [1, 1, 2]
+    assert go(link, tmp_path, events=events, schedule={"deadline_minutes": 5.0}).finished
+    assert [at for site, kind, number, at in link.sent if (site, kind, number) == ("elm", ROUND, 1)] == [30.0, 50.0]
+
+
+def test_sites_are_told_what_to_keep(tmp_path: Path) -> None:
+    """The best model is that of round 1, so what was theirs after it is still needed in round 3, and at the end."""
+    link = FakeLink(*(replace(site, dice=lambda step: [0.0, 0.9, 0.4, 0.4][step]) for site in (ASH, ELM)))
+    go(link, tmp_path, rounds=3)
+    asked = [task.body for task, sent in zip(link.tasks, link.sent, strict=True) if sent[:2] == ("ash", ROUND)]
+    assert [body["kept"] for body in asked] == [0, 1, 2]
+    assert [body["hold"] for body in asked] == [[], [], [1]]
+    assert [body["steps_done"] for body in asked] == [0, 3, 6]
+    (last,) = [task for task, sent in zip(link.tasks, link.sent, strict=True) if sent[:2] == ("ash", FINISH)]
+    assert (last.round, last.body["info"]["step"], last.body["split"]) == (1, 1, "test")
 
 
 def test_long_updates_are_scaled_and_it_is_said(tmp_path: Path) -> None:
