@@ -8,6 +8,7 @@ once when an answering process dies. Every name of Flower's that is not public a
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import logging
 import signal
@@ -37,8 +38,8 @@ from multiseg.errors import FederationError, MultisegError, StoppedError
 from multiseg.federation.answering import answer
 from multiseg.federation.forked import Forked
 from multiseg.federation.join import MARK
-from multiseg.federation.messages import FINISH, ROUND, Answer, Task, answer_from_bytes, to_bytes
-from multiseg.federation.records import reply_of, task_of
+from multiseg.federation.messages import FINISH, ROUND, Answer, Task, to_bytes
+from multiseg.federation.records import reply_with, task_of
 from multiseg.federation.settings import read_site, to_site
 from multiseg.federation.site import Site
 from multiseg.training.events import Event, StepDone
@@ -120,9 +121,12 @@ def execute(
         try:
             reply, told = _answered(job, approved, work, is_over)
             is_sent = reply is None or _push(job, reply)
-            say(told if is_sent else f"{told} {NOT_SENT}")
+            if told or not is_sent:
+                say(f"{told} {'' if is_sent else NOT_SENT}".strip())
         finally:
             job.client.close()
+            del job
+            _give_back_memory()
 
 
 def _answered(
@@ -132,8 +136,10 @@ def _answered(
     if job.fab_sha256 not in approved:
         told = f"refused: the server runs the app {job.fab_sha256}, which `approved` in site.toml does not hold."
         return _refusal(job, ErrorCode.INVALID_FAB, "this site has not approved the app."), told
-    child = Forked(partial(_work, job.message, work))
+    came = [job.message]
     job.message = remove_content_from_message(job.message)
+    child = Forked(partial(_work, came, work))
+    came.clear()  # here; the child has its own
     beat = time.monotonic()
     while not child.wait(POLL_SECONDS):
         if is_over():
@@ -143,8 +149,7 @@ def _answered(
             _heartbeat(job)
     data = child.result()
     if data is not None:
-        found = answer_from_bytes(data)
-        return reply_of(found, job.message), _told(found, len(data))
+        return reply_with(data, job.message), ""
     if is_over():
         return None, "stopped; the server asks again when this site is back."
     told = "the answering process died (out of memory, killed, or see above); the server is told."
@@ -155,12 +160,18 @@ def _refusal(job: Job, code: int, reason: str) -> Message:
     return Message(Error(code, reason), reply_to=job.message)
 
 
-def _work(message: Message, work: Work, is_asked: Callable[[], bool]) -> bytes:
+def _work(came: list[Message], work: Work, is_asked: Callable[[], bool]) -> bytes:
     try:
-        task = task_of(message)
+        task = task_of(came.pop())
     except FederationError as error:  # which tells of the message alone, so it may be told
         return to_bytes(Answer("", "", error=str(error)))
     return to_bytes(work(task, is_asked))
+
+
+def _give_back_memory() -> None:
+    """What a message took: without this the C library keeps much of it, and every later child inherits it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _heartbeat(job: Job) -> None:
@@ -187,10 +198,11 @@ def _push(job: Job, reply: Message) -> bool:
     return False
 
 
-def _told(found: Answer, num_bytes: int) -> str:
+def _told(found: Answer) -> str:
     what = f"round {found.round}" if found.kind == ROUND else found.kind or "a task"
     if found.error:
         return f"{what}: could not be done, and the server was told: {found.error}"
+    num_bytes = sum(tensor.nbytes for tensor in found.tensors.values())
     return f"{what}: done, {num_bytes / 1e6:.1f} MB to send."
 
 
@@ -209,6 +221,7 @@ class _Answering:
             found = answer(task, self.site, is_asked, partial(self._step, task))
         except StoppedError:
             raise SystemExit(1) from None
+        self.say(_told(found))
         if task.kind == FINISH and not found.error:
             self.say(f"{task.experiment}: finished. The model lies in {self.site.state / task.experiment}.")
         return found

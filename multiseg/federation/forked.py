@@ -29,7 +29,7 @@ class Forked:
     """
 
     def __init__(self, work: Callable[[Callable[[], bool]], bytes]) -> None:
-        self._data = bytearray()
+        self._parts: list[bytes] = []
         self._ended, self._is_open = False, True
         self._pipe, writing = os.pipe()
         sys.stdout.flush()
@@ -54,8 +54,9 @@ class Forked:
 
     def result(self) -> bytes | None:
         """What it gave back; None where it died before it had given all of it."""
-        whole = LENGTH + int.from_bytes(self._data[:LENGTH], "little")
-        return bytes(memoryview(self._data)[LENGTH:]) if len(self._data) == whole else None
+        head, *parts = self._parts or [b""]
+        data = b"".join([head[LENGTH:], *parts])
+        return data if len(head) >= LENGTH and len(data) == int.from_bytes(head[:LENGTH], "little") else None
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Ask it to stop, or kill it."""
@@ -69,7 +70,7 @@ class Forked:
                 data = os.read(self._pipe, 2**20)
             except BlockingIOError:
                 return
-            self._data += data
+            self._parts += [data] if data else []
             self._is_open = bool(data)
 
     def _bury(self) -> None:

@@ -54,6 +54,11 @@ def reply_of(answer: Answer, message: Message) -> Message:
     return Message(answer_record(answer), reply_to=message)
 
 
+def reply_with(data: bytes, message: Message) -> Message:
+    """The same, of an answer that is bytes already."""
+    return Message(_record(data), reply_to=message)
+
+
 def told(error: Error) -> str:
     """Flower's error in words."""
     return LOST.get(error.code) or f"an error of Flower, code {error.code}: {error.reason or 'without a reason'}"
