@@ -14,6 +14,7 @@ from multiseg.federation.plan import FederationOptions
 from multiseg.federation.progress import Event
 from multiseg.federation.rounds import RunResult, run
 from multiseg.federation.site import Site
+from multiseg.store.reader import open_store
 from multiseg.training.events import Event as StepEvent
 from multiseg.training.run import stop_on_signals
 
@@ -90,6 +91,7 @@ def simulate(
 
     Raises:
         UsageError: a site without a store, or a store without a site; and see `rounds.run`.
+        StoreError: a store is missing or damaged.
     """
     names = (*options.sites, *options.held_out)
     if set(stores) != set(names):
@@ -97,6 +99,8 @@ def simulate(
             f"the run is of the sites {', '.join(names)}, but there are stores for {', '.join(stores) or 'none'}: give "
             "each site one store, as --store SITE=URL."
         )
+    for url in stores.values():
+        open_store(url)  # here it may be named; a site would keep its path to itself
     shared = machine or Machine()
     sites = {
         name: Site(

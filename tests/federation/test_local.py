@@ -1,6 +1,7 @@
 """A federation in one process, over the stores of three hospitals."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from multiseg.errors import UsageError
+from multiseg.errors import StoreError, UsageError
 from multiseg.federation.experiment import read_history
 from multiseg.federation.local import Machine, simulate
 from multiseg.federation.plan import FederationOptions, LocalOptions, PrivacyOptions, ScheduleOptions
@@ -169,3 +170,5 @@ def test_personal_layers_stay_in_step_when_the_server_forgets_a_round(
 def test_every_site_needs_a_store(site_stores: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="stores for alder: give"):
         simulate(OPTIONS, {"alder": site_stores["alder"]}, tmp_path, machine=CPU)
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path / "nowhere.zarr"))):
+        simulate(OPTIONS, {**site_stores, "birch": str(tmp_path / "nowhere.zarr")}, tmp_path, machine=CPU)
