@@ -65,8 +65,10 @@ def test_what_a_round_tells(site_stores, tmp_path, info):
 
 def test_a_round_is_the_same_bits_wherever_it_is_repeated(site_stores, tmp_path, info):
     one = answer(round_task(info), site_of("birch", site_stores, tmp_path / "one"))
+    task = round_task(info)
+    torch.manual_seed(99)
     before = torch.get_rng_state()
-    other = answer(round_task(info), site_of("birch", site_stores, tmp_path / "other"))
+    other = answer(task, site_of("birch", site_stores, tmp_path / "other"))
     assert same(one.tensors, other.tensors)
     assert torch.equal(before, torch.get_rng_state())  # and it leaves others' random numbers alone
     second = answer(round_task(info, number=2, kept=0), site_of("birch", site_stores, tmp_path / "one"))
@@ -142,6 +144,23 @@ def test_personal_norm_layers_never_leave_and_stay_in_step(site_stores, tmp_path
 def finish_task(info, options=OPTIONS, kind=FINISH, number=0, **others):
     body = {"info": info.to_json(), "options": asdict(options), "split": "test", "subsets": "full"}
     return Task(kind, options.experiment, number, body | others, first_state(info))
+
+
+def test_a_model_is_finished_with_what_was_personal_in_its_round(site_stores, tmp_path, info):
+    site = site_of("alder", site_stores, tmp_path)
+    for number in (1, 2, 3):
+        assert not answer(round_task(info, number, options=KEEPING, hold=[2]), site).error
+
+    def finished(number, **others):
+        events = answer(finish_task(info, KEEPING, number=number, **others), site).body["events"]
+        state = load_model(tmp_path / "alder" / "trial" / "model.safetensors").network.state_dict()
+        return int(state["encoder.0.first.norm.num_batches_tracked"]), events
+
+    assert finished(2) == (4, [])
+    assert finished(3) == (6, [])
+    counted, (event,) = finished(1, kept=3)  # nobody asked to hold that one
+    assert counted == 6
+    assert "is that of round 3" in event
 
 
 def test_a_site_evaluates_every_subset(site_stores, tmp_path, info):
