@@ -111,7 +111,7 @@ def answer(
         found, left_out = policy.released(found, site.leaves)
     except StoppedError:
         raise
-    except Exception as error:
+    except Exception as error:  # the one border: what the server may read of an error is decided here
         LOGGER.error("%s of %s, round %d", task.kind, task.experiment, task.round, exc_info=error)
         names = policy.names_of(store, (site.store, str(site.state), str(site.state.absolute())))
         found = Answer(task.kind, site.name, task.round, error=policy.cleaned(error, names))

@@ -97,11 +97,7 @@ def learn(
         TrainingError: too many steps in a row were not finite.
     """
     hooks = hooks or Hooks()
-    state = _state(network, options, steps_done)
-    if own is not None and options.local.keep_optimiser:
-        take_moments(network, state.optimiser, own.moments)
-        if own.scaler and state.scaler.is_enabled():
-            state.scaler.load_state_dict(dict(own.scaler))
+    state = _state(network, options, steps_done, own)
     steps: list[StepDone] = []
 
     def hear(event: Event) -> None:
@@ -129,11 +125,15 @@ def learn(
     )
 
 
-def _state(network: nn.Module, options: FederationOptions, steps_done: int) -> TrainState:
+def _state(network: nn.Module, options: FederationOptions, steps_done: int, own: Own | None) -> TrainState:
     device = next(network.parameters()).device
     kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     optimiser = kinds[options.local.optimiser](network.parameters(), lr=options.fit.learning_rate)
     scaler = torch.amp.GradScaler(device.type, enabled=precision(options.fit.amp, device) == torch.float16)
+    if own is not None and options.local.keep_optimiser:
+        take_moments(network, optimiser, own.moments)
+        if own.scaler and scaler.is_enabled():
+            scaler.load_state_dict(dict(own.scaler))
     return TrainState(network, optimiser, scaler, step=steps_done)
 
 
