@@ -101,18 +101,21 @@ def simulate(
         )
     for url in stores.values():
         open_store(url)  # here it may be named; a site would keep its path to itself
-    shared = machine or Machine()
-    sites = {
-        name: Site(
-            name=name,
-            store=stores[name],
-            state=out / "sites" / name,
-            device=shared.device,
-            workers=shared.workers,
-            cache=shared.cache,
-            trains=name in options.sites,
-        )
-        for name in names
-    }
+    sites = _sites(options, stores, out / "sites", machine or Machine())
     with stop_on_signals() as should_stop:
         return run(options, LocalLink(sites, should_stop, on_step), out, on_event, should_stop)
+
+
+def _sites(options: FederationOptions, stores: Mapping[str, str], folder: Path, machine: Machine) -> dict[str, Site]:
+    return {
+        name: Site(
+            name=name,
+            store=url,
+            state=folder / name,
+            device=machine.device,
+            workers=machine.workers,
+            cache=machine.cache,
+            trains=name in options.sites,
+        )
+        for name, url in stores.items()
+    }

@@ -140,7 +140,8 @@ def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mod
         axis = before.axis.grown(axis)
     _check_room(axis, learnt, options)
     databases = {f"{site}/{name}": about for site, some in learnt.items() for name, about in some.items()}
-    had = {name: before.trained_on.get(name, ()) if before else () for name in axis}
+    known = {name: before.trained_on.get(name, ()) if before else () for name in axis}
+    now = {name: tuple(d for d, about in databases.items() if name in about["modalities"]) for name in axis}
     return ModelInfo(
         builder=options.model.builder,
         numbers={
@@ -152,25 +153,20 @@ def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mod
         space=space,
         spacing_mm=spacing,
         patch=options.stream.draw.patch,
-        trained_on={
-            name: tuple(
-                dict.fromkeys([*had[name], *(d for d, about in databases.items() if name in about["modalities"])])
-            )
-            for name in axis
-        },
-        databases={
-            **(before.databases if before else {}),
-            **{
-                name: {
-                    "pathology": about["pathology"],
-                    "num_cases": about["num_cases"]["train"],
-                    "recipe": about.get("recipe", {}),
-                    "licence": about.get("licence", ""),
-                }
-                for name, about in databases.items()
-            },
-        },
+        trained_on={name: tuple(dict.fromkeys((*known[name], *now[name]))) for name in axis},
+        databases={**(before.databases if before else {})}
+        | {name: _on_record(about) for name, about in databases.items()},
     )
+
+
+def _on_record(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model says of a database that it learnt from."""
+    return {
+        "pathology": about["pathology"],
+        "num_cases": about["num_cases"]["train"],
+        "recipe": about.get("recipe", {}),
+        "licence": about.get("licence", ""),
+    }
 
 
 def modalities_of(info: SiteInfo, space: LabelSpace) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from multiseg.errors import StoppedError
+from multiseg.federation.aggregate import Mean
 from multiseg.federation.combine import combined, masked_weights, why_refused
 from multiseg.federation.exchange import Desk, Link, Outcome, exchange
 from multiseg.federation.experiment import State, claimed, commit, opened
@@ -96,12 +97,8 @@ def _round(desk: Desk, state: State, took: float) -> State:
     trained = {site: trains(site, state.roster, all_parts, options) for site in state.roster.sites}
     terms = desk.terms(lambda answer: why_refused(answer, trained[answer.site], options))
     outcome = exchange(desk, _tasks(desk, state, all_parts), terms)
-    for site, answer in outcome.answers.items():
-        for text in answer.body.get("events", ()):
-            desk.note(now, str(text), site)
     network, optimiser, combination = combined(state, outcome.answers, all_parts, options)
-    for site in combination.scaled:
-        desk.note(now, f"its update was longer than {options.aggregate.max_update_norm} and scaled down.", site)
+    _pass_on(desk, now, outcome, combination)
     sites = {site: _site_round(answer, outcome) for site, answer in outcome.answers.items()}
     new, models = scored(state, {site: told.dice for site, told in sites.items()})
     done = RoundDone(
@@ -130,6 +127,16 @@ def _round(desk: Desk, state: State, took: float) -> State:
     commit(desk.folder, new, {**models, LAST: (network, info_of(new))})
     desk.on_event(done)
     return new
+
+
+def _pass_on(desk: Desk, now: int, outcome: Outcome, combination: Mean) -> None:
+    """Tell what sites have to say, and what was done to their updates."""
+    for site, answer in outcome.answers.items():
+        for text in answer.body.get("events", ()):
+            desk.note(now, str(text), site)
+    for site in combination.scaled:
+        longest = desk.options.aggregate.max_update_norm
+        desk.note(now, f"its update was longer than {longest} and scaled down.", site)
 
 
 def _tasks(desk: Desk, state: State, all_parts: Sequence[Part]) -> dict[str, Task]:
