@@ -1,8 +1,12 @@
-"""A site joins: Flower's node and our executor, kept running, until somebody stops them."""
+"""A site joins: Flower's node and our executor, kept running, until somebody stops them.
+
+This process stays for weeks and does next to nothing, so it does without torch: a third of a gigabyte.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
 import socket
@@ -10,13 +14,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-from multiseg.errors import FederationError, ResourceError
-from multiseg.federation.settings import SiteSettings
+from multiseg.errors import FederationError, MultisegError, ResourceError
 from multiseg.federation.signing import farewell
 from multiseg.federation.supervise import Child, Ending, backoff, supervise
 from multiseg.files import write_atomically
+
+if TYPE_CHECKING:
+    from multiseg.federation.settings import SiteSettings
 
 MARK = "» "
 """Begins the executor's lines for a person."""
@@ -33,7 +41,26 @@ class _AnewError(Exception):
     """Both processes are to be started anew."""
 
 
-def join(settings: SiteSettings, path: Path, say: Callable[[str], None]) -> None:
+@dataclass(frozen=True)
+class Member:
+    """What of a site's settings it takes to join."""
+
+    site: str
+    server: str
+    ca: Path
+    key: Path
+    state: Path
+
+
+def become(settings: SiteSettings, path: Path) -> NoReturn:
+    """Put a slim process that joins in this one's place: the checks before have loaded what it does not need."""
+    said = {name: str(getattr(settings, name)) for name in Member.__dataclass_fields__}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "multiseg.federation.join", str(path.resolve()), json.dumps(said)])  # noqa: S606
+
+
+def join(settings: Member, path: Path, say: Callable[[str], None]) -> None:
     """Take part until SIGINT or SIGTERM, which end a round in hand after its step.
 
     Args:
@@ -67,7 +94,7 @@ def join(settings: SiteSettings, path: Path, say: Callable[[str], None]) -> None
 class _Children:
     """The two processes of a site, and what they say in words for a person."""
 
-    def __init__(self, settings: SiteSettings, path: Path, secret: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: Member, path: Path, secret: Path, say: Callable[[str], None]) -> None:
         self._settings, self._path, self._secret, self._say = settings, path, secret, say
         self._address = f"{LOOPBACK}:{_free_port()}"
         self._refused = 0.0
@@ -176,7 +203,10 @@ TLS_SAYS = {
 @contextmanager
 def _alone(state: Path) -> Iterator[None]:
     """While a site has joined, it does not join twice."""
-    state.mkdir(parents=True, exist_ok=True)
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{state} cannot be made: {error.strerror}.") from error
     with (state / ".joined").open("a+") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,11 +231,11 @@ def _secret(folder: Path) -> Path:
     return path
 
 
-def _id_file(settings: SiteSettings) -> Path:
+def _id_file(settings: Member) -> Path:
     return settings.state / "node" / "id"
 
 
-def _sign_off(settings: SiteSettings) -> None:
+def _sign_off(settings: Member) -> None:
     """Tell the server that the last node of this site is gone. It is: the state is locked by us."""
     file = _id_file(settings)
     try:
@@ -220,3 +250,25 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+def main(arguments: list[str]) -> int:
+    """Join: `python -m multiseg.federation.join SITE.TOML MEMBER`, the latter as JSON."""
+    path, said = arguments
+    told = json.loads(said)
+    member = Member(told["site"], told["server"], Path(told["ca"]), Path(told["key"]), Path(told["state"]))
+    try:
+        join(member, Path(path), _say)
+    except MultisegError as error:
+        _say(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

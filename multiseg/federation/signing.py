@@ -6,6 +6,7 @@ import ssl
 from base64 import b64encode
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -14,13 +15,24 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
 from multiseg.errors import FederationError
-from multiseg.federation.settings import SiteSettings
 
 TIMEOUT_S = 10.0
 PROTOBUF = "application/protobuf"
 DEACTIVATE = "/v1/fleet/deactivate-node"
 NODE_ID = 0x08
 """Field 1, a varint: the one that a request to deactivate holds."""
+
+
+@runtime_checkable
+class Door(Protocol):
+    """What of a site's settings it takes to speak with the gate."""
+
+    @property
+    def server(self) -> str: ...
+    @property
+    def ca(self) -> Path: ...
+    @property
+    def key(self) -> Path: ...
 
 
 def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -57,18 +69,18 @@ def signed(path: Path) -> dict[str, str]:
     }
 
 
-def connection(settings: SiteSettings) -> httpx.Client:
+def connection(door: Door) -> httpx.Client:
     """To the gate, over the proxy of the environment if there is one, as Flower's node goes."""
-    context = ssl.create_default_context(cafile=str(settings.ca))
-    return httpx.Client(base_url=f"https://{settings.server}", verify=context, timeout=TIMEOUT_S)
+    context = ssl.create_default_context(cafile=str(door.ca))
+    return httpx.Client(base_url=f"https://{door.server}", verify=context, timeout=TIMEOUT_S)
 
 
-def farewell(settings: SiteSettings, node_id: int) -> bool:
+def farewell(door: Door, node_id: int) -> bool:
     """Say that a node is gone which died: the server would refuse the next one for a minute. Whether it heard."""
     try:
-        with connection(settings) as client:
+        with connection(door) as client:
             body = bytes([NODE_ID]) + varint(node_id)
-            return client.post(DEACTIVATE, headers=signed(settings.key), content=body).is_success
+            return client.post(DEACTIVATE, headers=signed(door.key), content=body).is_success
     except (httpx.HTTPError, OSError, FederationError):
         return False
 

@@ -1,5 +1,6 @@
 """A site's two processes: what their endings mean, and what a person is told."""
 
+import json
 import os
 import re
 import signal
@@ -14,14 +15,13 @@ from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
 from multiseg.errors import FederationError, ResourceError
 from multiseg.federation import join as module
-from multiseg.federation.join import _AnewError, _Children, join
-from multiseg.federation.settings import SiteSettings
+from multiseg.federation.join import Member, _AnewError, _Children, become, join
 from multiseg.federation.supervise import Ending
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> SiteSettings:
-    return SiteSettings("alder", "127.0.0.1:8443", "alder.zarr", state=tmp_path / "state", ca=tmp_path / "ca.crt")
+def settings(tmp_path: Path) -> Member:
+    return Member("alder", "127.0.0.1:8443", tmp_path / "ca.crt", tmp_path / "site.key", tmp_path / "state")
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def signed_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 @pytest.fixture
-def children(settings: SiteSettings, tmp_path: Path, said: list[str]) -> _Children:
+def children(settings: Member, tmp_path: Path, said: list[str]) -> _Children:
     return _Children(settings, tmp_path / "site.toml", tmp_path / "secret", said.append)
 
 
@@ -45,7 +45,7 @@ def ended(name: str, code: int, *lines: str) -> Ending:
     return Ending(name, code, 1.0, 1, lines)
 
 
-def test_flower_knows_every_option_of_the_node(children: _Children, settings: SiteSettings) -> None:
+def test_flower_knows_every_option_of_the_node(children: _Children, settings: Member) -> None:
     command = children.node().command
     known = _parse_args_run_supernode().parse_args(command[1:])
     assert known.superlink == settings.server
@@ -56,7 +56,7 @@ def test_flower_knows_every_option_of_the_node(children: _Children, settings: Si
     assert Path(command[0]).is_file()
 
 
-def test_nothing_is_told_to_the_world(children: _Children, settings: SiteSettings) -> None:
+def test_nothing_is_told_to_the_world(children: _Children, settings: Member) -> None:
     for child in (children.node(), children.executor()):
         assert child.environment["FLWR_TELEMETRY_ENABLED"] == "0"
         assert child.environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
@@ -99,7 +99,7 @@ def test_a_node_that_was_killed_is_signed_off_once(children: _Children, signed_o
 
 
 def test_a_site_that_was_killed_whole_signs_its_node_off(
-    settings: SiteSettings, children: _Children, signed_off: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Member, children: _Children, signed_off: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     children.hear("node", "INFO :      SuperNode ID: 7")
     monkeypatch.setattr(module, "supervise", lambda children, heard: None)
@@ -137,7 +137,7 @@ def test_a_person_hears_what_matters_once(children: _Children, said: list[str]) 
 
 
 def test_both_are_started_anew_and_the_secret_is_kept_from_others(
-    settings: SiteSettings, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+    settings: Member, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bytes] = []
 
@@ -156,7 +156,7 @@ def test_both_are_started_anew_and_the_secret_is_kept_from_others(
     assert said[-1] == "Stopped. The same command goes on."
 
 
-def test_a_site_joins_once(settings: SiteSettings, tmp_path: Path) -> None:
+def test_a_site_joins_once(settings: Member, tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from multiseg.federation.join import _alone\n"
         "with _alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
@@ -167,3 +167,30 @@ def test_a_site_joins_once(settings: SiteSettings, tmp_path: Path) -> None:
         with pytest.raises(ResourceError, match=re.escape(f"{settings.state} is in use by process {other.pid}")):
             join(settings, tmp_path / "site.toml", lambda line: None)
         os.kill(other.pid, signal.SIGKILL)
+
+
+def test_the_process_that_stays_is_slim(settings: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[list[str]] = []
+
+    def execv(program: str, arguments: list[str]) -> None:
+        became.append(arguments)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execv", execv)
+    with pytest.raises(SystemExit):
+        become(settings, tmp_path / "site.toml")  # type: ignore[arg-type]
+    module_name, path, said = became[0][2:]
+    code = (
+        f"import sys; import {module_name} as joining\n"
+        "joining.join = lambda member, path, say: say(f'{member!r} {path}')\n"
+        "joining.main(sys.argv[1:]); print({'torch', 'pydantic', 'flwr', 'zarr'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path, said], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("set()\n", f"{settings!r} {tmp_path / 'site.toml'}\n")
+
+
+def test_errors_end_with_their_code(settings: Member, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings.state.write_text("a file in the folder's place")
+    said = json.dumps({name: str(value) for name, value in vars(settings).items()})
+    assert module.main([str(tmp_path / "site.toml"), said]) == 5
+    assert str(settings.state) in capsys.readouterr().err

@@ -25,8 +25,8 @@ def join_command(
 
     multiseg fed join site.toml
     """
-    from multiseg.cli.console import messages, print_json, print_table
-    from multiseg.federation.join import join
+    from multiseg.cli.console import print_json, print_table
+    from multiseg.federation.join import become
     from multiseg.federation.preflight import ERROR, OK, hinders, preflight_apart
     from multiseg.federation.settings import read_site
 
@@ -40,5 +40,5 @@ def join_command(
         print_table(f"Before joining: {site.site}", ("", "", "what, and what to do"), rows)
     failed = any(one.level == ERROR if check else hinders(one) for one in checks)
     if not check and not failed:
-        join(site, settings, lambda line: messages().print(line, markup=False, soft_wrap=True))
+        become(site, settings)
     return 3 if failed else 0

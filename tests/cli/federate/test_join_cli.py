@@ -29,7 +29,7 @@ def settings(tmp_path: Path) -> Path:
 @pytest.fixture
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
-    monkeypatch.setattr(joining, "join", lambda site, path, say: names.append(site.site))
+    monkeypatch.setattr(joining, "become", lambda site, path: names.append(site.site))
     return names
 
 
