@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from multiseg.config import checked
-from multiseg.errors import FederationError, ResourceError, StoppedError
+from multiseg.errors import FederationError, ResourceError, StoppedError, TrainingError
 from multiseg.federation import audit, personal, policy
 from multiseg.federation.describing import describe
 from multiseg.federation.fingerprint import fingerprint
@@ -179,10 +179,21 @@ def _round(work: _Work) -> Answer:
             note = f"what this site kept of round {kept} is not there: it went on from what it received."
             trained = replace(trained, events=(note, *trained.events))
         policy.check_tensors(trained.update, work.site.leaves)
+        _check_finite(trained.update)
         tensors, norm = _protected(work, order, trained.update, key)
         found = replace(_plain(work, _round_body(work, order, trained, norm, began)), tensors=tensors)
         personal.commit(folder, task.round, key, to_bytes(found), trained.own)
         return found
+
+
+def _check_finite(update: Mapping[str, Tensor]) -> None:
+    """Raises TrainingError, so that nothing is kept, where an update would spoil the mean of all sites."""
+    bad = [name for name, tensor in update.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise TrainingError(
+            f"the round left {bad[0]} and {len(bad) - 1} other parts with numbers that are not finite: lower the "
+            "learning rate, or turn amp off."
+        )
 
 
 def _needs_own(order: Order) -> bool:

@@ -193,6 +193,15 @@ def test_a_stopped_round_is_no_answer(site_stores, tmp_path, info):
     assert same(rested.tensors, answer(round_task(info), site_of("birch", site_stores, tmp_path / "new")).tensors)
 
 
+def test_a_round_that_left_no_finite_weights_is_an_error_and_is_not_kept(site_stores, tmp_path, info):
+    state = first_state(info)
+    state["encoder.1.first.conv.bias"][0] = float("nan")
+    found = answer(round_task(info, state=state), site_of("alder", site_stores, tmp_path))
+    assert not found.tensors
+    assert "not finite" in found.error
+    assert not list((tmp_path / "alder" / OPTIONS.experiment).glob("*.pt"))
+
+
 def test_noise_is_the_same_for_a_repeated_task_and_hides_what_it_does_not_cover(site_stores, tmp_path, info):
     options = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1, noise=0.5))
     site = site_of("birch", site_stores, tmp_path)
