@@ -131,13 +131,13 @@ class Control:
         with _said():
             self._client.StopRun(StopRunRequest(run_id=run_id))
 
-    def log(self, run_id: int) -> Iterator[str]:
-        """What a run says, piece by piece, until it ends."""
+    def log(self, run_id: int, after: float = 0.0) -> Iterator[tuple[str, float]]:
+        """What a run says after a time, piece by piece, each with its own time, until it ends."""
         from flwr.proto.control_pb2 import StreamLogsRequest
 
         with _said():
-            for piece in self._client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=0.0)):
-                yield piece.log_output
+            for piece in self._client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=after)):
+                yield piece.log_output, piece.latest_timestamp
 
 
 @contextmanager

@@ -9,8 +9,6 @@ from importlib.metadata import version
 
 import tomli_w
 
-from multiseg.federation.messages import PROTOCOL
-
 CREATED = (1980, 1, 1, 0, 0, 0)
 """The date in the archive: the earliest that a ZIP file can say."""
 
@@ -21,7 +19,7 @@ def app_bytes() -> bytes:
         "project": {
             "name": "multiseg",
             "version": version("multiseg"),
-            "description": f"multiseg's federation, protocol {PROTOCOL}",
+            "description": "multiseg's federation",
             "license": "Apache-2.0",
             "dependencies": [],
         },

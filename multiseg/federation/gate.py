@@ -25,6 +25,7 @@ from multiseg.errors import FederationError
 from multiseg.federation import home
 from multiseg.federation.doorkeeper import Doorkeeper, Refusal
 from multiseg.federation.home import Home, read_home
+from multiseg.federation.impatient import ImpatientProtocol
 from multiseg.federation.traffic import Traffic
 
 Scope = MutableMapping[str, Any]
@@ -54,7 +55,7 @@ HOP = frozenset({
     b"transfer-encoding", b"upgrade", b"host", b"forwarded", b"x-forwarded-for",
 })  # fmt: skip
 """Headers that are for one hop, or that a client could lie with."""
-CONNECTIONS = 256
+CONNECTIONS, UPSTREAM_CONNECTIONS = 1024, 128
 BODY_TIMEOUT_S, UPSTREAM_TIMEOUT_S, UPSTREAM_IDLE_S = 60.0, 120.0, 4.0
 """The SuperLink closes a connection that has been idle for 5 s."""
 KEEP_S = 2.0
@@ -183,7 +184,7 @@ async def _keep(server: Home, config: uvicorn.Config, doorkeeper: Doorkeeper, tr
 
 async def _serve(server: Home) -> None:
     authority = ssl.create_default_context(cafile=str(server.at(home.CA)))
-    limits = httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=UPSTREAM_IDLE_S)
+    limits = httpx.Limits(max_connections=UPSTREAM_CONNECTIONS, keepalive_expiry=UPSTREAM_IDLE_S)
     traffic, doorkeeper = Traffic(server.at(home.TRAFFIC)), Doorkeeper(server.folder)
     async with httpx.AsyncClient(
         base_url=f"https://{server.superlink}",
@@ -199,6 +200,7 @@ async def _serve(server: Home) -> None:
             port=server.port,
             ssl_certfile=str(server.at(home.CERTIFICATE)),
             ssl_keyfile=str(server.at(home.KEY)),
+            http=ImpatientProtocol,
             lifespan="off",
             ws="none",
             access_log=False,

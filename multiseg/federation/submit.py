@@ -9,6 +9,7 @@ from typing import Any
 from multiseg.errors import FederationError, UsageError
 from multiseg.federation import home
 from multiseg.federation.control import Control, Node, Run, controlling
+from multiseg.federation.following import follow
 from multiseg.federation.home import read_home
 from multiseg.federation.registry import Entry, allowed, read_registry
 from multiseg.federation.traffic import Count, read_traffic
@@ -61,6 +62,7 @@ def status(folder: Path) -> dict[str, Any]:
             "run": str(run.run_id),
             "experiment": run.experiment,
             "status": run.outcome or run.status,
+            "round": _round(server.at(home.RUNS) / run.experiment),
             "submitted": run.submitted[:19],
             "details": run.details,
         }
@@ -69,13 +71,24 @@ def status(folder: Path) -> dict[str, Any]:
     return {"error": error, "sites": sites, "runs": told}
 
 
+def _round(folder: Path) -> str:
+    """How far an experiment is, as "3/20"; "" before its first round."""
+    try:
+        lines = (folder / "metrics.prom").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    numbers = {line.split("{")[0]: line.rsplit(" ", 1)[-1] for line in lines if not line.startswith("#")}
+    done, every = (float(numbers.get(f"multiseg_federation_{name}", 0)) for name in ("round", "rounds"))
+    return f"{done:.0f}/{every:.0f}" if every else ""
+
+
 def _site(name: str, entry: Entry, node: Node | None, count: Count, error: str) -> dict[str, Any]:
     state = "revoked" if entry.revoked else "unknown" if error else node.status if node else "enrolled"
     return {"site": name, "status": state, "since": node.since if node else "", "up": count.up, "down": count.down}
 
 
-def follow(folder: Path, which: str, until_end: bool, write: Callable[[str], object]) -> str:
-    """Hand what a run says to `write`; how it ended, "" where it goes on.
+def show(folder: Path, which: str, until_end: bool, write: Callable[[str], object]) -> str:
+    """Hand what a run says to `write`, to its end or so far; how it ended, "" where it goes on.
 
     Raises:
         UsageError: there is no such run.
@@ -83,11 +96,12 @@ def follow(folder: Path, which: str, until_end: bool, write: Callable[[str], obj
     """
     with controlling(read_home(folder)) as control:
         run = _chosen(control, which)
-        for piece in control.log(run.run_id):
+        if until_end:
+            return follow(control, run, write).outcome
+        for piece, _ in control.log(run.run_id):
             write(piece)
-            if not until_end:
-                break
-        return next((one.outcome for one in control.runs() if one.run_id == run.run_id), "")
+            break  # all that there is so far comes in one
+        return run.outcome
 
 
 def stop(folder: Path, which: str) -> int:

@@ -1,5 +1,6 @@
 """The coordinating centre in real processes, with TLS and keys, on loopback."""
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from centre import NEEDED, every_path, make_centre, make_site, signed
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -22,9 +24,11 @@ from multiseg.errors import FederationError, ResourceError, UsageError
 from multiseg.federation.bystander import REASON
 from multiseg.federation.control import controlling
 from multiseg.federation.enrol import enrol_server, revoke_site
+from multiseg.federation.gate import Receive, Scope, Send
 from multiseg.federation.home import read_home
+from multiseg.federation.impatient import ImpatientProtocol
 from multiseg.federation.serve import check_files, check_ports, check_room, pack, serve
-from multiseg.federation.submit import follow, status, stop, submit
+from multiseg.federation.submit import show, status, stop, submit
 
 PATIENCE = 60.0
 RUN = """
@@ -117,7 +121,7 @@ def test_a_run_reaches_a_site_and_comes_back(served: Served, tmp_path: Path) -> 
     with pytest.raises(UsageError, match=f"as run {number}: stop it first"):
         submit(served.centre, tmp_path / "run.toml")
     pieces: list[str] = []
-    assert follow(served.centre, str(number), True, pieces.append) == "failed"
+    assert show(served.centre, str(number), True, pieces.append) == "failed"
     assert f"alder FAILED: {REASON}" in "".join(pieces)  # the word of the site itself
     assert (served.centre / "runs" / "lesions").is_dir()
     found = status(served.centre)
@@ -305,3 +309,48 @@ def test_a_database_gives_its_room_back(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("multiseg.federation.serve.SLACK_BYTES", 1_000_000)
     pack(path)
     assert path.stat().st_size < size / 10
+
+
+def test_a_connection_over_which_nothing_is_asked_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiseg.federation.impatient.IDLE_S", 0.3)
+    got = asyncio.run(_held_open())
+    assert got[b""] == b""
+    assert got[b"POST / HTTP/1.1\r\nHost: x\r\n"] == b""
+    assert got[b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"].count(b"slow")  # longer than the others had to ask
+
+
+async def _held_open() -> dict[bytes, bytes]:
+    """What comes back, until the end, for bytes that are sent to a server that takes its time."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(1)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b"slow"})
+
+    async def asked(data: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(data)
+        found = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        return found
+
+    port = free_port()
+    quiet = {"lifespan": "off", "ws": "none", "log_config": None}
+    config = uvicorn.Config(slow, host="127.0.0.1", port=port, http=ImpatientProtocol, **quiet)  # type: ignore[arg-type]
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not task.done(), task.exception()
+        await asyncio.sleep(0.01)
+    sent = [b"", b"POST / HTTP/1.1\r\nHost: x\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"]
+    got = await asyncio.gather(*map(asked, sent))
+    server.should_exit = True
+    await task
+    return dict(zip(sent, got, strict=True))
+
+
+@pytest.mark.parametrize("name", ["serve", "gate", "steward", "control", "enrol"])
+def test_what_only_watches_does_not_load_what_trains(name: str) -> None:
+    code = f"import sys, multiseg.federation.{name}; print('torch' in sys.modules or 'flwr' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    assert told.stdout.strip() == "False"

@@ -59,7 +59,7 @@ def status_command(folder: ServerHome, as_json: AsJson = False) -> int:
         "Sites", ["site", "status", "since", "up", "down"], [list(map(str, row.values())) for row in found["sites"]]
     )
     rows = [list(map(str, row.values())) for row in found["runs"]]
-    print_table("Runs", ["run", "experiment", "status", "submitted", "details"], rows)
+    print_table("Runs", ["run", "experiment", "status", "round", "submitted", "details"], rows)
     return 0
 
 
@@ -92,7 +92,7 @@ def stop_command(folder: ServerHome, run: RunNumber = "") -> int:
 
 
 def _follow(folder: Path, run: str, until_end: bool = True) -> int:
-    from multiseg.federation.submit import follow
+    from multiseg.federation.submit import show
 
-    outcome = follow(folder, run, until_end, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
+    outcome = show(folder, run, until_end, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
     return 0 if outcome in ("completed", "") else 3
