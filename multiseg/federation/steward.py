@@ -18,6 +18,7 @@ from multiseg.errors import FederationError
 from multiseg.federation import home
 from multiseg.federation.certificates import days_left
 from multiseg.federation.control import Control, Node, Run, controlling
+from multiseg.federation.enrol import renew_in_time
 from multiseg.federation.home import Home, read_home
 from multiseg.federation.registry import Entry, allowed, read_registry
 from multiseg.federation.traffic import read_traffic
@@ -26,6 +27,7 @@ LOOK_S, EVERY_S = 1.0, 5.0
 """The registry is looked at, the SuperLink asked."""
 PATIENCE_S = 60.0
 """A SuperLink takes its time to start."""
+DAY_S = 86400.0
 LOSSES_AN_HOUR = 5
 """An experiment that is lost more often is not taken up again: something else is wrong."""
 
@@ -151,10 +153,19 @@ def attend(server: Home, control: Control, known: Known) -> Iterator[str]:
         yield f"Run {run.run_id} ({run.experiment}) was lost and goes on as run {number}."
 
 
+def renewed(server: Home) -> str:
+    """Renew the gate's certificate where it ends soon; what a person should know."""
+    try:
+        return renew_in_time(server)
+    except FederationError as error:
+        return str(error)
+
+
 def watch(server: Home) -> None:
     """Attend until the process is ended."""
     known, said, changed, due = Known(), "", -1, 0.0
     patient_until = time.monotonic() + PATIENCE_S
+    certificate_due = time.monotonic() + DAY_S
     _publish(server, known)
     with controlling(server) as control:
         while True:
@@ -174,11 +185,14 @@ def watch(server: Home) -> None:
                         said = str(error)
                         _say(said)
                 due = time.monotonic() + (EVERY_S if known.answers else LOOK_S)
+            if time.monotonic() >= certificate_due:
+                certificate_due = time.monotonic() + DAY_S
+                _say(renewed(server))
             time.sleep(LOOK_S)
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(line + "\n" if line else "")
     sys.stdout.flush()
 
 

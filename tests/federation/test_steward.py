@@ -3,13 +3,14 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from centre import make_centre, make_site
 
 from multiseg.federation.control import Control, Node, Run
 from multiseg.federation.enrol import revoke_site
 from multiseg.federation.home import read_home
 from multiseg.federation.registry import read_registry
-from multiseg.federation.steward import LOSSES_AN_HOUR, Known, attend, metrics, to_take_up
+from multiseg.federation.steward import LOSSES_AN_HOUR, Known, attend, metrics, renewed, to_take_up
 
 NOW = datetime(2031, 5, 5, 12, tzinfo=UTC)
 LOST = "No heartbeat received from the task"
@@ -111,6 +112,17 @@ def test_the_end_of_a_run_is_told_once(tmp_path: Path) -> None:
     control.all_runs = [run(7, outcome="completed", details="")]
     assert list(attend(server, control, known)) == ["Run 7 (lesions) completed."]
     assert list(attend(server, control, known)) == []
+
+
+def test_a_certificate_that_ends_while_the_server_runs_is_renewed_or_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = read_home(make_centre(tmp_path))
+    assert renewed(server) == ""
+    monkeypatch.setattr("multiseg.federation.certificates.days_left", lambda path: -2.0)
+    assert "is renewed" in renewed(server)
+    server.at("ca.key").unlink()
+    assert "ended 2 days ago: bring back" in renewed(server)
 
 
 def test_numbers_for_prometheus(tmp_path: Path) -> None:
