@@ -38,6 +38,7 @@ class FlowerLink:
     def __init__(self, grid: Grid, sleep: Callable[[float], None] = time.sleep) -> None:
         self._grid, self._sleep = grid, sleep
         self._sent: dict[str, _Sent] = {}
+        self._untaken: set[str] = set()
 
     def presence(self) -> Mapping[str, Presence]:
         """The sites that are online."""
@@ -50,8 +51,10 @@ class FlowerLink:
             FederationError: the SuperLink takes no message for the site.
         """
         node = self._online().get(site)
-        if node is None:  # it went this very moment: an id that nothing comes of, until it is there again
-            return f"nobody:{site}:{time.monotonic_ns()}"
+        if node is None:
+            id_ = f"nobody:{site}:{time.monotonic_ns()}"
+            self._untaken.add(id_)
+            return id_
         message = Message(task_record(task), node.node_id, MESSAGE_TYPE, ttl=ttl_s)
         ids = list(self._grid.push_messages([message]))
         if len(ids) != 1 or not ids[0]:
@@ -63,7 +66,10 @@ class FlowerLink:
         """What has come, of sites that are online; each answer or failure once."""
         waiting = [id_ for id_ in ids if id_ in self._sent]
         online = {node.node_id for node in self._online().values()} if waiting else set()
-        found = {}
+        found: dict[str, Answer | Failure] = {}
+        for id_ in self._untaken.intersection(ids):
+            found[id_] = Failure("it went as it was to be asked")
+            self._untaken.remove(id_)
         for id_ in waiting:
             if self._sent[id_].node_id in online and (what := self._pull(id_)) is not None:
                 found[id_] = what

@@ -127,6 +127,14 @@ def test_nobody_asks_for_the_answer_of_a_site_that_is_away() -> None:
     assert list(link.collect([first, second])) == [second]
 
 
+def test_a_site_that_goes_as_it_is_asked_is_asked_again() -> None:
+    grid = PlayedGrid(alder=1.0)
+    link = FlowerLink(grid)
+    id_ = link.send("alder", TASK, 60.0)
+    assert link.collect([id_]) == {id_: Failure("it went as it was to be asked")}
+    assert link.collect([id_]) == {}, "told once"
+
+
 def test_an_error_of_flower_is_a_failure() -> None:
     grid = PlayedGrid(alder=30.0)
     link = FlowerLink(grid)
