@@ -174,14 +174,6 @@ def test_an_answer_that_breaks_off_is_a_failure_and_no_other_is_lost() -> None:
     assert isinstance(found[second], Answer)
 
 
-def test_a_site_that_goes_just_now_gets_nothing_and_breaks_nothing() -> None:
-    grid = PlayedGrid(alder=1.0)
-    link = FlowerLink(grid)
-    id_ = link.send("alder", TASK, 60.0)
-    assert link.collect([id_]) == {}
-    assert not grid.pushed
-
-
 def test_a_task_that_the_superlink_does_not_take_is_an_error() -> None:
     grid = PlayedGrid(alder=30.0)
     grid.takes = False
