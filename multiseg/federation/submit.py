@@ -15,18 +15,23 @@ from multiseg.federation.registry import Entry, allowed, read_registry
 from multiseg.federation.traffic import Count, read_traffic
 
 
-def submit(folder: Path, file: Path) -> tuple[int, list[str]]:
+def submit(folder: Path, file: Path, cards: bool = True) -> tuple[int, list[str]]:
     """Check a run's settings and start it; its number, and what a person should know.
+
+    Args:
+        cards: whether what the file leaves open is set as for a CUDA card (the published network and patches) or as
+            for processors.
 
     Raises:
         UsageError: the settings cannot be meant, name a site that is not enrolled, or the experiment runs already.
         FederationError: the server does not answer, or refuses.
     """
-    from multiseg.config import checked, learning, read_settings
+    from multiseg.config import checked, defaults, learning, merged, read_settings
     from multiseg.federation.plan import FederationOptions, check
 
     server = read_home(folder)
-    settings = learning(read_settings(file, FederationOptions, "See docs/federation.md for one."))
+    said = read_settings(file, FederationOptions, "See docs/federation.md for one.")
+    settings = learning(merged(defaults(cards, said), said))
     options = checked(settings, FederationOptions)
     check(options)
     wanted = (*options.sites, *options.held_out)

@@ -18,9 +18,15 @@ def run_command(
     folder: ServerHome,
     settings: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="Who takes part, and what is learnt.")],
     follow: Annotated[bool, typer.Option("--follow", help="Print what the run says until it ends.")] = False,
+    cards: Annotated[
+        bool, typer.Option("--cuda/--cpu", help="Whose defaults stand for what RUN.TOML leaves open.")
+    ] = True,
     as_json: AsJson = False,
 ) -> int:
     """Submit a run. The same file again goes on where the experiment stands.
+
+    Where the file says no [model], patch and the like they are the published ones, which sites need CUDA cards for;
+    with --cpu they are small. `multiseg fed simulate --print-config` prints every setting.
 
     Example:
 
@@ -29,7 +35,7 @@ def run_command(
     from multiseg.cli.console import messages, print_json
     from multiseg.federation.submit import submit
 
-    number, warnings = submit(folder, settings)
+    number, warnings = submit(folder, settings, cards)
     for line in warnings:
         messages().print(line, markup=False, soft_wrap=True)
     if as_json:
