@@ -116,7 +116,7 @@ def test_who_does_not_stop_is_killed_with_its_children(tmp_path: Path) -> None:
     pids: list[int] = []
     code = (
         "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-        "os.fork(); print(os.getpid()); time.sleep(600)"
+        "os.fork(); os.write(1, b'%d\\n' % os.getpid()); time.sleep(600)"
     )
     supervise(
         [child(tmp_path, code, grace_s=0.3)],
