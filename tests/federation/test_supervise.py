@@ -52,8 +52,9 @@ def stop_when(condition: Callable[[], bool]) -> Callable[[], None]:
 
 def test_every_line_is_heard_and_logged(tmp_path: Path) -> None:
     heard: list[tuple[str, str]] = []
-    code = "import time; print('a\\nb'); print('ü', end='', flush=True); time.sleep(60)"
-    supervise([child(tmp_path, code)], lambda *line: heard.append(line), stop_when(lambda: len(heard) > 1))
+    done = tmp_path / "done"
+    code = f"import time; print('a\\nb'); print('ü', end='', flush=True); open({str(done)!r}, 'w'); time.sleep(60)"
+    supervise([child(tmp_path, code)], lambda *line: heard.append(line), stop_when(done.exists))
     assert heard == [("one", "a"), ("one", "b"), ("one", "ü")]
     assert (tmp_path / "one.log").read_text(encoding="utf-8") == "a\nb\nü\n"
 
@@ -116,7 +117,7 @@ def test_who_does_not_stop_is_killed_with_its_children(tmp_path: Path) -> None:
     pids: list[int] = []
     code = (
         "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-        "os.fork(); os.write(1, b'%d\\n' % os.getpid()); time.sleep(600)"
+        "os.fork(); print(str(os.getpid()) + chr(10), end=''); time.sleep(600)"
     )
     supervise(
         [child(tmp_path, code, grace_s=0.3)],
