@@ -117,8 +117,8 @@ def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
     lone = lone.assign(arm=lone["arm"].str.removeprefix(LONE))
     by_one = means(lone, "dice", list(lone_sequences(ground)))
     zero = (
-        "A case of which a model knows no sequence counts as 0. Nothing kept: 15 rounds of plain FedAvg, every round with "
-        "a new optimiser; the others: 30 rounds, each site's Adam goes on, the server's momentum is 0.5."
+        "A case of which a model knows no sequence counts as 0. Nothing kept: 15 rounds of plain FedAvg, every round "
+        "with a new optimiser; the others: 30 rounds, each site's Adam goes on, the server's momentum is 0.5."
     )
     held = "; ".join(f"{name}: {', '.join(some)}" for name, some in lone_sequences(ground).items())
     return [
