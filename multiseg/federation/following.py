@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ from multiseg.federation.control import Control, Run
 
 PAUSE_S, TIMES = 5.0, 18
 """So often a server that is away is tried again, and the run looked for that takes up a lost one."""
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""Flower colours its lines wherever they go."""
 
 
 def follow(
@@ -33,7 +36,7 @@ def _to_its_end(control: Control, run: Run, write: Callable[[str], object], slee
     while True:
         try:
             for piece, at in control.log(run.run_id, after):
-                write(piece)
+                write(COLOURS.sub("", piece))
                 after, misses = at, 0
             return next(one for one in control.runs() if one.run_id == run.run_id)
         except FederationError:

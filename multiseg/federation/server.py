@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
+import sys
 from pathlib import Path
 
 from flwr.app import Context
@@ -38,4 +38,5 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _tell(event: Event) -> None:
-    logging.getLogger("flwr").info("%s", in_words(event))  # what `fed log` shows
+    sys.stdout.write(in_words(event) + "\n")  # what `fed log` shows
+    sys.stdout.flush()
