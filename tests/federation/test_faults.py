@@ -1,9 +1,9 @@
 """Whatever breaks in the middle of a run, nothing that was finished is lost, and the result is the undisturbed one.
 
-Every test lets a whole deployment of three sites run on loopback, with TLS and keys, breaks something in round 2 and
-then compares the weights bit for bit with those of a run in which nothing happened. The quick faults are always tested;
-those that have to wait for minutes, or that need root, only where $MULTISEG_FAULTS is set to "all". A file named by
-$MULTISEG_FAULT_TABLE gets a line a fault.
+Every test lets a whole deployment of three sites run on loopback, with TLS and keys, breaks something in the middle and
+then compares the weights bit for bit with those of a run in which nothing happened. One run with the quick faults is
+always tested; each by itself, and those that have to wait for minutes or need root, only where $MULTISEG_FAULTS is set
+to "all". A file named by $MULTISEG_FAULT_TABLE gets a line a fault.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ def stand(site_stores: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
 class Broken:
     """A run in which something is broken: begun, and held against the undisturbed one in the end."""
 
-    def __init__(self, stand: Deployment, fault: str, **tables: object) -> None:
-        self.stand, self.fault = stand, fault
-        self.options = options_for(re.sub(r"\W+", "-", fault), tuple(stand.stores), STEPS, **tables)
+    def __init__(self, stand: Deployment, fault: str, rounds: int = 3) -> None:
+        self.stand, self.fault, self.rounds = stand, fault, rounds
+        schedule = {"rounds": rounds, "validation_cases": 1}
+        name = re.sub(r"\W+", "-", fault)[:64]
+        self.options = options_for(name, tuple(stand.stores), STEPS, schedule=schedule)
         self.name, self.began = self.options.experiment, time.monotonic()
         stand.submit(self.options)
         stand.wait_round(self.name, 2)
@@ -52,7 +54,7 @@ class Broken:
 
     def ends_as_if_nothing_had_happened(self, tmp_path: Path, seconds: float = 300) -> None:
         history = self.stand.finished(self.name, seconds)["history"]
-        assert [entry["round"] for entry in history] == [1, 2, 3]
+        assert [entry["round"] for entry in history] == list(range(1, self.rounds + 1))
         assert all(set(entry["sites"]) == set(self.stand.stores) for entry in history), "the roster was whole"
         assert self.stand.weights(self.name) == undisturbed(self.options, self.stand.stores, tmp_path / "quiet")
         self.told(history)
@@ -61,18 +63,12 @@ class Broken:
         if file := os.environ.get("MULTISEG_FAULT_TABLE"):
             entry = {
                 "fault": self.fault,
-                "rounds_lost": 3 - len(history),
+                "rounds_lost": self.rounds - len(history),
                 "seconds": round(time.monotonic() - self.began),
-                "round_2_seconds": round(history[1]["seconds"]),
-                "tasks": {name: self.times(name) for name in self.stand.stores},
+                "round_seconds": [round(entry["seconds"]) for entry in history],
             }
             with Path(file).open("a") as table:
                 table.write(json.dumps(entry) + "\n")
-
-    def times(self, site: str) -> int:
-        """How often a site began to train, in the three rounds."""
-        said = (self.stand.folder / f"{site}.txt").read_text(encoding="utf-8").split(f"{self.name}: round 1 of", 1)[-1]
-        return len(re.findall(rf"training step 1/{STEPS}", said))
 
 
 def child_of(pid: int) -> int:
@@ -81,6 +77,25 @@ def child_of(pid: int) -> int:
     return 0
 
 
+def test_one_thing_after_the_other(stand: Deployment, tmp_path: Path) -> None:
+    broken = Broken(stand, "a node and a training, a site and a slow one, the server app", rounds=4)
+    broken.working("birch")
+    os.kill(stand.sites["birch"].part("flower-supernode"), signal.SIGKILL)
+    os.kill(broken.working("alder"), signal.SIGKILL)
+    stand.wait_round(broken.name, 3)
+    slow = broken.working("alder")
+    os.kill(slow, signal.SIGSTOP)
+    broken.working("dogwood")
+    assert stand.sites["dogwood"].end(signal.SIGINT) == 0
+    stand.join("dogwood")
+    os.kill(slow, signal.SIGCONT)
+    stand.wait_round(broken.name, 4)
+    assert stand.server
+    os.kill(until(20, "the run has a process", lambda: stand.server.part("flwr-serverapp")), signal.SIGKILL)
+    broken.ends_as_if_nothing_had_happened(tmp_path)
+
+
+@SLOW
 def test_a_killed_node_is_started_again_and_finishes_the_round(stand: Deployment, tmp_path: Path) -> None:
     broken = Broken(stand, "kill -9 of a node")
     broken.working("birch")
@@ -88,12 +103,14 @@ def test_a_killed_node_is_started_again_and_finishes_the_round(stand: Deployment
     broken.ends_as_if_nothing_had_happened(tmp_path)
 
 
+@SLOW
 def test_a_killed_training_is_begun_again(stand: Deployment, tmp_path: Path) -> None:
     broken = Broken(stand, "kill -9 of the training")
     os.kill(broken.working("alder"), signal.SIGKILL)
     broken.ends_as_if_nothing_had_happened(tmp_path)
 
 
+@SLOW
 def test_a_killed_run_process_is_taken_up_again(stand: Deployment, tmp_path: Path) -> None:
     broken = Broken(stand, "kill -9 of the server app")
     assert stand.server
@@ -101,6 +118,7 @@ def test_a_killed_run_process_is_taken_up_again(stand: Deployment, tmp_path: Pat
     broken.ends_as_if_nothing_had_happened(tmp_path)
 
 
+@SLOW
 def test_ctrl_c_at_a_site_and_a_slow_one(stand: Deployment, tmp_path: Path) -> None:
     broken = Broken(stand, "Ctrl-C at a site, another stands still for 20 s")
     slow = broken.working("alder")
@@ -160,9 +178,12 @@ def test_a_full_disk_at_the_server(stand: Deployment, tmp_path: Path) -> None:
             while True:
                 file.write(b"0" * 4096)
                 file.flush()
-        failed = until(
-            120, "the run fails", lambda: [one for one in stand.status()["runs"] if one["status"] == "failed"]
-        )
+
+        def failures() -> list[dict]:
+            runs = stand.status()["runs"]
+            return [one for one in runs if one["experiment"] == broken.name and one["status"] == "failed"]
+
+        failed = until(120, "the run fails", failures)
         assert "could not be written" in failed[0]["details"] or "disk" in failed[0]["details"], failed
         filler.unlink()
         stand.submit(broken.options)
