@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from multiseg.cli.app import run as multiseg
-from multiseg.federation.experiment import read_history
+from multiseg.federation.centre.experiment import read_history
 from multiseg.federation.rehearsal import prepared, staged
 
 SITES, ROUNDS, TURNS = ("alder", "birch", "dogwood"), 3, 3
@@ -49,8 +49,8 @@ def stores(folder: Path) -> dict[str, str]:
 
 
 KINDS = {
-    "flower-superlink": "SuperLink", "flwr-serverapp": "run (ServerApp)", "federation.gate": "gate",
-    "federation.steward": "steward", "flower-supernode": "site's node", "federation.executor": "site's executor",
+    "flower-superlink": "SuperLink", "flwr-serverapp": "run (ServerApp)", "hosting.gate": "gate",
+    "hosting.steward": "steward", "flower-supernode": "site's node", "joining.executor": "site's executor",
     "flower-superexec": "superexec", "flwr-clientapp": "site's app (ClientApp)",
 }  # fmt: skip
 

@@ -11,7 +11,8 @@ import pytest
 import typer.main
 
 from multiseg.cli.app import app
-from multiseg.federation import join, serve
+from multiseg.federation.hosting import serve
+from multiseg.federation.joining import join
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -18,10 +18,10 @@ from multiseg.config import checked, learning, merged, to_options
 from multiseg.errors import MultisegError
 from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
 from multiseg.experiments.runs import Exam, Run
+from multiseg.federation.centre.rounds import run as federate
 from multiseg.federation.local import LocalLink
 from multiseg.federation.plan import FederationOptions
-from multiseg.federation.rounds import run as federate
-from multiseg.federation.site import Site
+from multiseg.federation.sites.site import Site
 from multiseg.files import write_atomically
 from multiseg.models.devices import resolve_device
 from multiseg.training.run import stop_on_signals, train

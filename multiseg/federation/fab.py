@@ -26,7 +26,7 @@ def app_bytes() -> bytes:
         "tool": {"flwr": {"app": {
             "publisher": "multiseg",
             "components": {
-                "serverapp": "multiseg.federation.server:app",
+                "serverapp": "multiseg.federation.hosting.server:app",
                 "clientapp": "multiseg.federation.bystander:app",
             },
             "config": {"settings": ""},

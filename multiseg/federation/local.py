@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiseg.errors import UsageError
-from multiseg.federation.answering import answer
-from multiseg.federation.exchange import Failure, Presence
+from multiseg.federation.centre.exchange import Failure, Presence
+from multiseg.federation.centre.progress import Event
+from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.messages import Answer, Task, answer_from_bytes, task_from_bytes, to_bytes
 from multiseg.federation.plan import FederationOptions
-from multiseg.federation.progress import Event
-from multiseg.federation.rounds import RunResult, run
-from multiseg.federation.site import Site
+from multiseg.federation.sites.answering import answer
+from multiseg.federation.sites.site import Site
 from multiseg.store.reader import open_store
 from multiseg.training.events import Event as StepEvent
 from multiseg.training.run import stop_on_signals

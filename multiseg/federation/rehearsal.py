@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from multiseg.errors import FederationError
-from multiseg.federation.control import controlling
-from multiseg.federation.enrol import enrol_server, enrol_site
-from multiseg.federation.home import read_home, write_home
+from multiseg.federation.hosting.control import controlling
+from multiseg.federation.hosting.enrol import enrol_server, enrol_site
+from multiseg.federation.hosting.home import read_home, write_home
 from multiseg.federation.supervise import die_with
 
 MULTISEG = (sys.executable, "-m", "multiseg")

@@ -16,7 +16,7 @@ from typing import Any
 import tomli_w
 
 from multiseg.config import checked, learning
-from multiseg.federation.experiment import read_history
+from multiseg.federation.centre.experiment import read_history
 from multiseg.federation.local import Machine, simulate
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.rehearsal import MULTISEG, prepared

@@ -10,10 +10,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from multiseg.federation import executor
-from multiseg.federation.answering import answer
+from multiseg.federation.joining import executor
+from multiseg.federation.joining.settings import read_site, to_site
 from multiseg.federation.messages import ROUND
-from multiseg.federation.settings import read_site, to_site
+from multiseg.federation.sites.answering import answer
 
 settings = read_site(Path(sys.argv[1]))
 site = to_site(settings)

@@ -49,7 +49,9 @@ class Broken:
 
     def working(self, site: str) -> int:
         """The process that trains at a site, as soon as there is one."""
-        executor = until(30, f"{site} has an executor", lambda: self.stand.sites[site].part("federation.executor"))
+        executor = until(
+            30, f"{site} has an executor", lambda: self.stand.sites[site].part("federation.joining.executor")
+        )
         return int(until(60, f"{site} trains", lambda: child_of(executor)))
 
     def ends_as_if_nothing_had_happened(self, tmp_path: Path, seconds: float = 300) -> None:

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from multiseg.errors import StoreError, UsageError
-from multiseg.federation.experiment import read_history
+from multiseg.federation.centre.experiment import read_history
+from multiseg.federation.centre.progress import Event, Finished, RoundDone
 from multiseg.federation.local import Machine, simulate
 from multiseg.federation.plan import FederationOptions, LocalOptions, PrivacyOptions, ScheduleOptions
-from multiseg.federation.progress import Event, Finished, RoundDone
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions

@@ -21,7 +21,7 @@ from multiseg.training import run
 from multiseg.training.events import StepDone, Validated
 from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions, TrainOptions, to_toml
-from multiseg.training.run import stop_on_signals, label_space, train
+from multiseg.training.run import label_space, stop_on_signals, train
 
 
 def options_for(url, **fit):

@@ -27,8 +27,8 @@ def audit_command(
     multiseg fed audit site.toml --verify
     """
     from multiseg.cli.console import messages, print_json, print_table
-    from multiseg.federation import audit
-    from multiseg.federation.settings import read_site
+    from multiseg.federation.joining.settings import read_site
+    from multiseg.federation.sites import audit
 
     log = (place if place.is_dir() else read_site(place).state) / audit.LOG
     faults = audit.verify(log) if verify else []

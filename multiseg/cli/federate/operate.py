@@ -33,7 +33,7 @@ def run_command(
     multiseg fed run centre run.toml --follow
     """
     from multiseg.cli.console import messages, print_json
-    from multiseg.federation.submit import submit
+    from multiseg.federation.hosting.submit import submit
 
     number, warnings = submit(folder, settings, cards)
     for line in warnings:
@@ -53,7 +53,7 @@ def status_command(folder: ServerHome, as_json: AsJson = False) -> int:
     multiseg fed status centre
     """
     from multiseg.cli.console import messages, print_json, print_table
-    from multiseg.federation.submit import status
+    from multiseg.federation.hosting.submit import status
 
     found = status(folder)
     if as_json:
@@ -91,14 +91,14 @@ def stop_command(folder: ServerHome, run: RunNumber = "") -> int:
     multiseg fed stop centre
     """
     from multiseg.cli.console import messages
-    from multiseg.federation.submit import stop
+    from multiseg.federation.hosting.submit import stop
 
     messages().print(f"Run {stop(folder, run)} is stopped.", highlight=False)
     return 0
 
 
 def _follow(folder: Path, run: str, until_end: bool = True) -> int:
-    from multiseg.federation.submit import show
+    from multiseg.federation.hosting.submit import show
 
     outcome = show(folder, run, until_end, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
     return 0 if outcome in ("completed", "") else 3

@@ -24,7 +24,7 @@ def report_command(
     multiseg fed report centre/runs/joint -o report.html
     """
     from multiseg.cli.console import messages, print_json, print_table
-    from multiseg.federation.report import page, round_table, summary, test_table
+    from multiseg.federation.centre.report import page, round_table, summary, test_table
     from multiseg.files import write_atomically
 
     told = summary(run)

@@ -15,9 +15,9 @@ from multiseg.cli.data import AsJson
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
+    from multiseg.federation.centre.progress import Event
+    from multiseg.federation.centre.rounds import RunResult
     from multiseg.federation.plan import FederationOptions
-    from multiseg.federation.progress import Event
-    from multiseg.federation.rounds import RunResult
     from multiseg.training.events import Event as StepEvent
 
 HINT = "Print one with: multiseg fed simulate --store a.zarr --store b.zarr --print-config"
@@ -114,8 +114,8 @@ def _print_settings(options: FederationOptions, as_json: bool) -> None:
 def _simulated(options: FederationOptions, stores: Mapping[str, str], out: Path, device: str, quiet: bool) -> RunResult:
     """Run with a bar on a terminal, a line a round, and a table at the end."""
     from multiseg.cli.console import messages, print_table, progress_bar
+    from multiseg.federation.centre.report import round_table, test_table
     from multiseg.federation.local import Machine, simulate
-    from multiseg.federation.report import round_table, test_table
 
     console = messages(quiet)
     total = options.schedule.rounds * len(options.sites) * options.local.steps
@@ -151,7 +151,7 @@ class _Progress:
 
     def event(self, event: Event) -> None:
         """Print what a person should see."""
-        from multiseg.federation.progress import Began, Came, RoundDone, Waiting, in_words
+        from multiseg.federation.centre.progress import Began, Came, RoundDone, Waiting, in_words
 
         if isinstance(event, Began):
             self.round = event.round - 1

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from multiseg.cli.app import run
-from multiseg.federation import audit
-from multiseg.federation import join as joining
-from multiseg.federation import preflight as looking
-from multiseg.federation.audit import Entry, record
+from multiseg.federation.joining import join as joining
+from multiseg.federation.joining import preflight as looking
+from multiseg.federation.joining.preflight import Check
 from multiseg.federation.messages import ROUND
-from multiseg.federation.preflight import Check
+from multiseg.federation.sites import audit
+from multiseg.federation.sites.audit import Entry, record
 
 GOOD = Check("key", "ok", "mode 600")
 AWAY = Check(looking.LINE, "error", "nobody listens at [::1], port 9")

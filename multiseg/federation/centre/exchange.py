@@ -1,0 +1,272 @@
+"""Tasks out, answers in: one exchange with the sites, over whatever carries the messages."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from multiseg.errors import FederationError, StoppedError
+from multiseg.federation.centre.progress import Came, Event, Noted, Refused, Resent, Waiting
+from multiseg.federation.messages import Answer, Task
+from multiseg.federation.plan import FederationOptions
+
+TRIES = 4
+"""Of a task at a site whose failures may pass: the first and three more."""
+POLL_S = 1.0
+PAUSE_S = 15.0
+"""Before a task is sent again after a failure; twice as long after the second, and so on."""
+MARGIN_S = 600.0
+"""A task outlives its deadline by this, so that an answer that is being sent then still counts."""
+
+LONGEST_S = 7 * 86400.0
+"""No task outlives this, however long it is waited for."""
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Whether a site is there; `since` is another text whenever it has come back."""
+
+    online: bool
+    since: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that came to nothing on its way: the process was killed, the node lost. It may pass."""
+
+    text: str
+
+
+@runtime_checkable
+class Link(Protocol):
+    """What carries tasks to sites, and their answers back."""
+
+    def presence(self) -> Mapping[str, Presence]:
+        """The sites that are known."""
+        ...
+
+    def send(self, site: str, task: Task, ttl_s: float) -> str:
+        """Hand a task over; the id to ask for its answer by."""
+        ...
+
+    def collect(self, ids: Sequence[str]) -> Mapping[str, Answer | Failure]:
+        """What has come of these since; never asks for the answer of a site that is offline."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, or less of it where something has come."""
+        ...
+
+
+@dataclass(frozen=True)
+class Terms:
+    """When an exchange ends.
+
+    Attributes:
+        least: answers it cannot do without; fewer are an error.
+        deadline_s: how long it waits for the others.
+        refuse: why an answer is of no use; "" where it is.
+    """
+
+    least: int
+    deadline_s: float
+    refuse: Callable[[Answer], str] = lambda answer: ""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """From where a run is conducted: what it is, how it reaches the sites, whom it tells what happens."""
+
+    options: FederationOptions
+    folder: Path
+    link: Link
+    on_event: Callable[[Event], None]
+    should_stop: Callable[[], bool]
+    clock: Callable[[], float] = time.monotonic
+
+    def note(self, number: int, text: str, site: str = "") -> None:
+        """Tell something that a person should know, of a site or of the run."""
+        self.on_event(Noted(number, site, text))
+
+    def task(self, kind: str, number: int, tensors: Mapping[str, Tensor] | None = None, **body: Any) -> Task:
+        """A task of this run; the options are in every one."""
+        return Task(kind, self.options.experiment, number, {"options": asdict(self.options), **body}, tensors or {})
+
+    def terms(self, refuse: Callable[[Answer], str] = lambda answer: "", least: int | None = None) -> Terms:
+        """Those of a round; `least` where fewer or more answers are needed than in one."""
+        schedule = self.options.schedule
+        needed = schedule.quorum or len(self.options.sites)
+        return Terms(needed if least is None else least, 60 * schedule.deadline_minutes, refuse)
+
+
+@dataclass
+class _Errand:
+    """What one site owes."""
+
+    site: str
+    task: Task
+    ids: list[str] = field(default_factory=list)
+    since: str = ""
+    sent_at: float = 0.0
+    not_before: float = 0.0
+    tries: int = 0
+    why: str = ""
+    answer: Answer | None = None
+    came: Came | None = None
+    failure: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        return self.answer is None and not self.failure
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of an exchange.
+
+    Attributes:
+        answers: by site, in the order of the tasks.
+        failed: the other sites, and why.
+        came: bytes and seconds of each answer.
+    """
+
+    answers: Mapping[str, Answer]
+    failed: Mapping[str, str]
+    came: Mapping[str, Came]
+
+
+def exchange(desk: Desk, tasks: Mapping[str, Task], terms: Terms) -> Outcome:
+    """What the sites answered, once all answers have come or failed, or the deadline has passed.
+
+    A site that is not there gets its task when it comes, and again when it was away in between: its answer may have
+    been lost, and a site that has it just sends it again. A second answer of a site is ignored.
+
+    Raises:
+        FederationError: fewer answers than `terms.least`; it names the sites that are missing and why.
+        StoppedError: the run was asked to stop.
+    """
+    began = desk.clock()
+    errands = [_Errand(site, task) for site, task in tasks.items()]
+    awaited: tuple[str, ...] = ()
+    while True:
+        if desk.should_stop():
+            raise StoppedError("the run was asked to stop; the same command goes on.")
+        came = _collect(desk, errands, terms)
+        away = _send(desk, errands, terms)
+        if away != awaited:
+            awaited = away
+            desk.on_event(Waiting(_round(errands), away))
+        still = [errand for errand in errands if errand.is_open]
+        answers = [errand for errand in errands if errand.answer is not None]
+        if len(answers) + len(still) < terms.least:
+            raise FederationError(_missing(errands, terms))
+        is_late = not came and desk.clock() - began >= terms.deadline_s
+        if is_late and len(answers) < terms.least:
+            raise FederationError(_missing(errands, terms))
+        if is_late or not still:
+            return _outcome(errands)
+        if not came:
+            desk.link.wait(POLL_S)
+
+
+def _outcome(errands: Sequence[_Errand]) -> Outcome:
+    answers = {errand.site: errand.answer for errand in errands if errand.answer is not None}
+    failed = {errand.site: _told(errand) for errand in errands if errand.answer is None}
+    return Outcome(answers, failed, {errand.site: errand.came for errand in errands if errand.came is not None})
+
+
+def _told(errand: _Errand) -> str:
+    """Why there is no answer of a site."""
+    return errand.failure or errand.why or ("no answer in time" if errand.ids else "it was not there")
+
+
+def size_of(message: Task | Answer) -> int:
+    """Bytes of what a message carries."""
+    return sum(t.numel() * t.element_size() for t in message.tensors.values()) + len(json.dumps(dict(message.body)))
+
+
+def _round(errands: Sequence[_Errand]) -> int:
+    return errands[0].task.round if errands else 0
+
+
+def _send(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> tuple[str, ...]:
+    """Send what is due; the sites that are not there."""
+    present = desk.link.presence()
+    away = []
+    for errand in errands:
+        if not errand.is_open:
+            continue
+        now = present.get(errand.site, Presence(online=False))
+        if not now.online:
+            away.append(errand.site)
+            continue
+        if errand.ids and not errand.why and now.since != errand.since:
+            errand.why = "it was away in between"
+        due = not errand.ids or (errand.why and desk.clock() >= errand.not_before)
+        if due:
+            _hand_over(desk, errand, terms, now.since)
+    return tuple(away)
+
+
+def _hand_over(desk: Desk, errand: _Errand, terms: Terms, since: str) -> None:
+    if errand.ids:
+        desk.on_event(Resent(errand.task.round, errand.site, errand.why))
+    ttl_s = min(terms.deadline_s, LONGEST_S) + MARGIN_S
+    errand.ids.append(desk.link.send(errand.site, errand.task, ttl_s))
+    errand.since, errand.why, errand.sent_at = since, "", desk.clock()
+
+
+def _collect(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> bool:
+    """Take in what has come; whether anything has."""
+    owner = {id_: errand for errand in errands if errand.is_open for id_ in errand.ids}
+    found = desk.link.collect(list(owner)) if owner else {}
+    for id_, what in found.items():
+        errand = owner[id_]
+        is_old_news = isinstance(what, Failure) and id_ != errand.ids[-1]  # it was asked again since
+        if errand.is_open and not is_old_news:
+            _take(desk, errand, what, terms)
+    return bool(found)
+
+
+def _take(desk: Desk, errand: _Errand, what: Answer | Failure, terms: Terms) -> None:
+    """Judge what came: an answer, a failure that may pass, or one that will not."""
+    task = errand.task
+    if isinstance(what, Failure):
+        _again(desk, errand, what.text)
+    elif (what.site, what.kind, what.round) != (errand.site, task.kind, task.round):
+        told = f"it answered as {what.site!r} to {what.kind!r} of round {what.round}"
+        _again(desk, errand, f"{told}: {what.error}" if what.error else told)
+    elif reason := what.error or terms.refuse(what):
+        errand.failure = reason
+        desk.on_event(Refused(task.round, errand.site, reason))
+    else:
+        errand.answer = what
+        seconds = desk.clock() - errand.sent_at
+        errand.came = Came(task.round, errand.site, task.kind, size_of(task), size_of(what), seconds)
+        desk.on_event(errand.came)
+
+
+def _again(desk: Desk, errand: _Errand, why: str) -> None:
+    errand.tries += 1
+    if errand.tries >= TRIES:
+        errand.failure = f"{why} (tried {TRIES} times)"
+        desk.on_event(Refused(errand.task.round, errand.site, errand.failure))
+    else:
+        errand.why = why
+        errand.not_before = desk.clock() + PAUSE_S * 2 ** (errand.tries - 1)
+
+
+def _missing(errands: Sequence[_Errand], terms: Terms) -> str:
+    told = [f"{errand.site}: {_told(errand)}" for errand in errands if errand.answer is None]
+    answered = len(errands) - len(told)
+    return (
+        f"round {_round(errands)} ({errands[0].task.kind}) got {answered} answers of {len(errands)} and needs "
+        f"{terms.least}. {'; '.join(told)}. All finished rounds are saved: see to the sites and start the same run "
+        "again, or set schedule.quorum."
+    )

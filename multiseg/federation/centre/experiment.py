@@ -1,0 +1,278 @@
+"""The server's folder of a run: its models, what it needs to go on, and what became of each round.
+
+One file commits: models are written beside their places first, then state.safetensors says which of them count, then
+they are moved in. A process killed between any two of these leaves a folder that opens as before or after the round.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from multiseg.errors import CheckpointError, ResourceError, UsageError
+from multiseg.federation.centre.roster import Roster
+from multiseg.federation.plan import FederationOptions
+from multiseg.files import write_atomically
+from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info, save_weights
+from multiseg.training.folder import COMPUTING, LOCK, READING, RUN_FILE
+
+STATE, WORST, ROSTER, ROUNDS, FINGERPRINT = (
+    "state.safetensors",
+    "worst.safetensors",
+    "roster.json",
+    "rounds.csv",
+    "fingerprint.json",
+)
+MODELS = (LAST, BEST, WORST)
+FORMAT = 1
+FREE = frozenset(
+    {
+        "sites",
+        "held_out",
+        "schedule.quorum",
+        "schedule.deadline_minutes",
+        *(f"fit.{name}" for name in COMPUTING),
+        *(f"stream.{name}" for name in READING),
+    }
+)
+"""Settings that may differ when a run goes on: sites come and go, and the others do not change what is learnt."""
+COLUMNS = ("round", "site", "dice", "loss", "num_cases", "sent", "received", "seconds", "note")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best score so far, and the round that the model had then; NaN and -1 before there is any."""
+
+    score: float = math.nan
+    round: int = -1
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """All that a run needs to go on.
+
+    Attributes:
+        round: rounds done.
+        network: the global weights, by tensor name.
+        optimiser: the server's, by name.
+        kept: by site, the last round whose update is in the network.
+        history: one entry a round, as in log.jsonl.
+        mean, worst: the best model by the mean over the sites, and by the worst of them.
+        scored: the round of the last model that has been scored; -1 before the first.
+        final: validation of the last model and test of the best one, where all rounds are done.
+    """
+
+    round: int
+    roster: Roster
+    network: Mapping[str, Tensor]
+    optimiser: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: Mapping[str, int] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    mean: Best = Best()
+    worst: Best = Best()
+    scored: int = -1
+    final: Mapping[str, Any] = field(default_factory=dict)
+
+
+Models = Mapping[str, tuple[Mapping[str, Tensor], ModelInfo]]
+"""Weights and info by file name."""
+
+
+@contextmanager
+def claimed(folder: Path, options: FederationOptions) -> Iterator[None]:
+    """Hold the folder for this run: an empty one, or one with a run of the same settings.
+
+    Raises:
+        ResourceError: another process runs it.
+        UsageError: it holds a run with other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ResourceError(
+                f"{folder} cannot be locked ({error.strerror}): does another process run this experiment? Wait for "
+                "it, or choose another folder."
+            ) from error
+        for half_written in folder.glob(".*.tmp"):  # by a process that was killed
+            half_written.unlink()
+        text = tomli_w.dumps(asdict(options))
+        if (folder / STATE).is_file() and (folder / RUN_FILE).is_file():
+            _check_same(tomllib.loads((folder / RUN_FILE).read_text(encoding="utf-8")), tomllib.loads(text), folder)
+        write_atomically(folder / RUN_FILE, text.encode())
+        yield
+
+
+def commit(folder: Path, state: State, models: Models) -> None:
+    """Save a state and the models that are new with it, whole or not at all.
+
+    Raises:
+        ResourceError: the disk is full; the folder is as it was.
+    """
+    steps = _held(folder) | {name: info.step for name, (_, info) in models.items()}
+    for name, (weights, info) in models.items():
+        save_weights(_beside(folder, name), weights, info)
+    write_atomically(folder / STATE, _state_bytes(state, steps))  # from here on it counts
+    for name in models:
+        _beside(folder, name).replace(folder / name)
+    write_atomically(folder / ROSTER, json.dumps(state.roster.to_json(), indent=1).encode())
+    write_atomically(folder / ROUNDS, _table(state.history).encode())
+
+
+def opened(folder: Path) -> State | None:
+    """The state that was committed last, its models in their places; None where there is none.
+
+    Raises:
+        CheckpointError: a file is damaged or does not belong to the others.
+    """
+    if not (folder / STATE).is_file():
+        for name in MODELS:
+            _beside(folder, name).unlink(missing_ok=True)
+        return None
+    content, optimiser = _read_state(folder / STATE)
+    for name in MODELS:
+        _settle(folder, name, content["models"].get(name))
+    step = read_info(folder / LAST).step
+    if step != content["models"][LAST]:
+        raise CheckpointError(
+            f"{folder / LAST} is of step {step}, but {STATE} beside it speaks of step {content['models'][LAST]}: "
+            "they are not of one moment. Put back both from one copy of the folder."
+        )
+    return State(
+        round=content["round"],
+        roster=Roster.from_json(content["roster"]),
+        network=load_weights(folder / LAST),
+        optimiser=optimiser,
+        kept=content["kept"],
+        history=content["history"],
+        mean=Best(**content["mean"]),
+        worst=Best(**content["worst"]),
+        scored=content["scored"],
+        final=content["final"],
+    )
+
+
+def read_history(folder: Path) -> dict[str, Any]:
+    """What a run's folder tells of it: round, roster, history, mean, worst, final.
+
+    Raises:
+        UsageError: no round of a federated run has been saved there.
+        CheckpointError: it is damaged.
+    """
+    if not (folder / STATE).is_file():
+        raise UsageError(f"{folder} holds no federated run with a finished round (no {STATE}).")
+    return _read_state(folder / STATE)[0]
+
+
+def save_fingerprint(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write down what the sites told of their images, by site."""
+    write_atomically(folder / FINGERPRINT, json.dumps(found, indent=1, sort_keys=True).encode())
+
+
+def read_fingerprint(folder: Path) -> dict[str, Any]:
+    """What was written down, or nothing."""
+    try:
+        found: dict[str, Any] = json.loads((folder / FINGERPRINT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _beside(folder: Path, name: str) -> Path:
+    return folder / f".{name}.next"
+
+
+def _held(folder: Path) -> dict[str, int]:
+    return dict(_read_state(folder / STATE)[0]["models"]) if (folder / STATE).is_file() else {}
+
+
+def _settle(folder: Path, name: str, step: int | None) -> None:
+    """Move in a model that was written for the committed state, and drop one that was not."""
+    beside = _beside(folder, name)
+    if not beside.is_file():
+        return
+    if read_info(beside).step == step:
+        beside.replace(folder / name)
+    else:
+        beside.unlink()
+
+
+def _state_bytes(state: State, steps: Mapping[str, int]) -> bytes:
+    content = {
+        "format": FORMAT,
+        "models": dict(steps),
+        "round": state.round,
+        "roster": state.roster.to_json(),
+        "kept": dict(state.kept),
+        "history": [dict(entry) for entry in state.history],
+        "mean": asdict(state.mean),
+        "worst": asdict(state.worst),
+        "scored": state.scored,
+        "final": dict(state.final),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.optimiser.items()}
+    return save(tensors, metadata={"multiseg-federation": json.dumps(content)})
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            content: dict[str, Any] = json.loads((file.metadata() or {})["multiseg-federation"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{path} has format {content['format']}; this multiseg reads {FORMAT}.")
+    except (SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be gone on from: {error!r}. Put back a copy of the folder.") from error
+    return content, tensors
+
+
+def _check_same(held: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
+    """Raises UsageError where a setting that matters differs; the message names it."""
+    # What a folder does not say was not yet a setting, and then it was as it is by default.
+    unsaid = tomllib.loads(tomli_w.dumps(asdict(FederationOptions(experiment="", sites=()))))
+    a, b = _flat(unsaid) | _flat(held), _flat(asked)
+    free = FREE | ({"schedule.rounds"} if b["fit.schedule"] == "constant" else set())
+    differing = sorted(key for key in (a.keys() | b.keys()) - free if a.get(key) != b.get(key))
+    if differing:
+        listed = "; ".join(f"{key} was {a.get(key)!r}, now {b.get(key)!r}" for key in differing[:5])
+        raise UsageError(
+            f"{folder} holds a run with other settings: {listed}. Go on with its own, or give the experiment another "
+            "name and folder."
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _table(history: Sequence[Mapping[str, Any]]) -> str:
+    """One line a round and site, for a spreadsheet."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for entry in history:
+        for site, told in entry["sites"].items():
+            writer.writerow({"round": entry["round"], "site": site, **told})
+        for site, why in entry["failed"].items():
+            writer.writerow({"round": entry["round"], "site": site, "note": why})
+    return text.getvalue()

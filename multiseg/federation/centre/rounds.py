@@ -1,0 +1,176 @@
+"""A federated run from the first handshake to the last evaluation, over any link to the sites."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from multiseg.errors import StoppedError
+from multiseg.federation.aggregate import Mean
+from multiseg.federation.centre.combine import combined, masked_weights, why_refused
+from multiseg.federation.centre.exchange import Desk, Link, Outcome, exchange
+from multiseg.federation.centre.experiment import State, claimed, commit, opened
+from multiseg.federation.centre.handshake import handshake
+from multiseg.federation.centre.logs import Logs
+from multiseg.federation.centre.progress import Began, Event, RoundDone, SiteRound
+from multiseg.federation.centre.roster import holders, personal_parts, trains
+from multiseg.federation.centre.scores import finish, info_of, mean, number_of, scored, validation_of, worst
+from multiseg.federation.messages import ROUND, Answer, Task
+from multiseg.federation.plan import FederationOptions, check
+from multiseg.federation.privacy import epsilon, to_payload
+from multiseg.models.parts import Part, parts
+from multiseg.models.saved import BEST, LAST
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended: rounds done, whether that is all of them, and its best model by the mean over the sites.
+
+    Attributes:
+        history: one entry a round, see `progress.RoundDone`.
+        final: after the last round, Dice by site and database: "validation" of the last model, "test" of the best.
+    """
+
+    folder: Path
+    round: int
+    finished: bool
+    best: float
+    best_round: int
+    history: Sequence[Mapping[str, Any]] = ()
+    final: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def test(self) -> Mapping[str, Mapping[str, float]]:
+        """Dice of the best model on test cases, by site and database; empty before the end."""
+        found: Mapping[str, Mapping[str, float]] = self.final.get("test", {})
+        return found
+
+
+def run(
+    options: FederationOptions,
+    link: Link,
+    folder: Path,
+    on_event: Callable[[Event], None] = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
+) -> RunResult:
+    """Run all rounds that are not done yet, into `folder`, going on from what is there.
+
+    Raises:
+        UsageError: the settings cannot be meant, or are not those of the run that the folder holds.
+        FederationError: a site does not fit, or a round cannot be completed. What is finished is saved.
+        ResourceError: the disk is full, or another process runs the experiment.
+    """
+    check(options)
+    with claimed(folder, options):
+        state = opened(folder)
+        with Logs(folder, options.experiment, state.round if state else 0, on_event) as logs:
+            desk = Desk(options, folder, link, logs.event, should_stop, clock)
+            try:
+                state = _conducted(desk, state)
+            except StoppedError:
+                state = opened(folder)
+    if state is None:
+        return RunResult(folder, 0, False, math.nan, -1)
+    finished, best = "test" in state.final, state.mean
+    return RunResult(folder, state.round, finished, best.score, best.round, state.history, state.final)
+
+
+def _conducted(desk: Desk, held: State | None) -> State:
+    state = handshake(desk, held)
+    began, first = desk.clock(), state.round
+    while state.round < desk.options.schedule.rounds:
+        took = (desk.clock() - began) / (state.round - first) if state.round > first else 0.0
+        state = _round(desk, state, took)
+    return state if "test" in state.final else finish(desk, state)
+
+
+def _round(desk: Desk, state: State, took: float) -> State:
+    """Ask all sites, combine what they send, save. A round `took` so many seconds so far."""
+    now, options, began = state.round + 1, desk.options, desk.clock()
+    all_parts = parts(state.roster.info)
+    desk.on_event(Began(now, options.schedule.rounds, tuple(state.roster.sites)))
+    trained = {site: trains(site, state.roster, all_parts, options) for site in state.roster.sites}
+    terms = desk.terms(lambda answer: why_refused(answer, trained[answer.site], options))
+    outcome = exchange(desk, _tasks(desk, state, all_parts), terms)
+    network, optimiser, combination = combined(state, outcome.answers, all_parts, options)
+    _pass_on(desk, now, outcome, combination)
+    sites = {site: _site_round(answer, outcome) for site, answer in outcome.answers.items()}
+    new, models = scored(state, {site: told.dice for site, told in sites.items()})
+    done = RoundDone(
+        now,
+        options.schedule.rounds,
+        mean=mean(told.dice for told in sites.values()),
+        worst=worst(told.dice for told in sites.values()),
+        sites=sites,
+        failed=outcome.failed,
+        single=tuple(name for name, names in combination.contributors.items() if len(names) == 1),
+        epsilon=epsilon(options.privacy.noise, now, options.privacy.delta),
+        seconds=desk.clock() - began,
+        seconds_left=(took or desk.clock() - began) * (options.schedule.rounds - now),
+        is_best=BEST in models,
+    )
+    entry = asdict(done)
+    del entry["seconds_left"]  # a guess of this process
+    new = replace(
+        new,
+        round=now,
+        network=network,
+        optimiser=optimiser,
+        kept={**state.kept, **dict.fromkeys(outcome.answers, now)},
+        history=(*state.history, entry),
+    )
+    commit(desk.folder, new, {**models, LAST: (network, info_of(new))})
+    desk.on_event(done)
+    return new
+
+
+def _pass_on(desk: Desk, now: int, outcome: Outcome, combination: Mean) -> None:
+    """Tell what sites have to say, and what was done to their updates."""
+    for site, answer in outcome.answers.items():
+        for text in answer.body.get("events", ()):
+            desk.note(now, str(text), site)
+    for site in combination.scaled:
+        longest = desk.options.aggregate.max_update_norm
+        desk.note(now, f"its update was longer than {longest} and scaled down.", site)
+
+
+def _tasks(desk: Desk, state: State, all_parts: Sequence[Part]) -> dict[str, Task]:
+    """The task of each site in the next round."""
+    options, roster = desk.options, state.roster
+    tensors = to_payload(state.network, options.privacy.payload)
+    body: dict[str, Any] = {
+        "info": info_of(state).to_json(),
+        "personal_parts": list(personal_parts(roster, all_parts, options)),
+        "steps_done": state.round * options.local.steps,
+        "hold": sorted({state.mean.round, state.worst.round} - {-1}),
+    }
+    if options.privacy.masked:
+        body["keys"] = {site: info.public_key for site, info in roster.sites.items()}
+        body["holders"] = {group: list(names) for group, names in holders(roster, all_parts).items()}
+    weights = masked_weights(state, options)
+    tasks = {}
+    for site in roster.sites:
+        own: dict[str, Any] = {"kept": state.kept.get(site, 0)}
+        if options.privacy.masked:
+            own["weight"] = weights[site]
+        tasks[site] = desk.task(ROUND, state.round + 1, tensors, **body, **own)
+    return tasks
+
+
+def _site_round(answer: Answer, outcome: Outcome) -> SiteRound:
+    told, came = answer.body["metrics"], outcome.came[answer.site]
+    validation = validation_of(answer)
+    return SiteRound(
+        dice=mean(validation.values()),
+        validation=validation,
+        loss=number_of(told.get("loss")),
+        num_cases=int(answer.body.get("num_cases", 0)),
+        sent=came.sent,
+        received=came.received,
+        seconds=number_of(answer.body.get("seconds", {}).get("total")),
+    )

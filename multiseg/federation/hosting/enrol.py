@@ -1,0 +1,185 @@
+"""A server and its sites made known to each other: authority, certificates, keys and start-up kits."""
+
+from __future__ import annotations
+
+import io
+import re
+import secrets
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from multiseg.errors import FederationError, UsageError
+from multiseg.federation.fab import app_hash
+from multiseg.federation.hosting import certificates, home
+from multiseg.federation.hosting.home import Home, check_home, read_home, write_home
+from multiseg.federation.hosting.registry import admit, allowed, expel, read_registry
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+SITE_TOML = """\
+# A site's own settings: what stands here, the site alone decides.
+site = "{name}"
+server = "{server}"
+ca = "ca.crt"
+key = "site.key"
+
+# Fill in: the store that `multiseg ingest` wrote (a path, or a URL).
+store = ""
+
+# Folder of the site's own memory: audit log, personal layers, answers, the finished models.
+state = "state"
+
+# auto, cpu, cuda or cuda:N; processes that read patches; memory for decoded cases, such as "4GiB".
+device = "auto"
+workers = 1
+cache = "0"
+
+# The one app that may run here: multiseg {version}'s own, which brings no code. `multiseg fed app --hash` tells it.
+approved = ["{app}"]
+"""
+
+README = """\
+Start-up kit of the site {name} for the federation at {server}
+
+site.key   proves that it is you: keep it to yourselves, readable by the one account that runs multiseg.
+ca.crt     proves that the server is the server. Compare its fingerprint by telephone:
+           openssl x509 -in ca.crt -noout -fingerprint -sha256
+site.toml  your settings: name the store in it.
+
+Only one connection is made, from here to {server} (HTTPS); nothing has to be opened towards here.
+Install multiseg {version} (server and sites must have the same), then:
+
+    multiseg fed join site.toml
+"""
+
+
+def enrol_server(folder: Path, hosts: Sequence[str], ports: Mapping[str, Any]) -> Home:
+    """Make a server's folder: authority, certificates, secret and settings. Where there is one, authority, sites and
+    keys stay, and the server's certificate is renewed; hosts and ports that are not given stay as well.
+
+    Args:
+        ports: by name as in `Home`: "port", "superlink_port", "metrics_port".
+
+    Raises:
+        UsageError: a host or a port cannot be meant.
+        FederationError: the authority's key is not there to sign with.
+    """
+    known = (folder / home.SETTINGS).exists()
+    before = read_home(folder) if known else Home(folder.absolute(), tuple(hosts))
+    made = replace(before, hosts=tuple(hosts) or before.hosts, **ports)
+    check_home(made)
+    if not (folder / home.CA).exists():
+        certificates.make_authority(folder / home.CA, folder / home.CA_KEY)
+    folder.chmod(0o700)
+    if not (folder / home.SECRET).exists():
+        certificates.write_secret(folder / home.SECRET, secrets.token_hex(48).encode())
+    renew(made)
+    write_home(made)
+    return made
+
+
+def renew(made: Home) -> None:
+    """New certificates for the server's keys.
+
+    Raises:
+        FederationError: the authority's key is not there to sign with.
+    """
+    authority, every = (home.CA, home.CA_KEY), (*made.hosts, *LOOPBACK)
+    hosts, link = list(dict.fromkeys(every)), (home.LINK_CERTIFICATE, home.LINK_KEY)
+    certificates.make_certificate(made.folder, authority, (home.CERTIFICATE, home.KEY), hosts)
+    if not made.at(home.LINK_CERTIFICATE).exists():  # the SuperLink's own, which would have to be started anew
+        certificates.make_certificate(made.folder, authority, link, LOOPBACK, certificates.AUTHORITY_DAYS)
+
+
+def renew_in_time(made: Home) -> str:
+    """Renew the gate's certificate where it ends soon; what a person should know, "" for nothing.
+
+    Raises:
+        FederationError: it has ended, and the authority's key is not there to sign another.
+    """
+    left = certificates.days_left(made.at(home.CERTIFICATE))
+    if left > certificates.RENEW_DAYS:
+        return ""
+    if made.at(home.CA_KEY).exists():
+        renew(made)
+        return f"The server's certificate would have ended in {left:.0f} days and is renewed."
+    if left > 0:
+        return f"The server's certificate ends in {left:.0f} days: bring back {made.at(home.CA_KEY)} to renew it."
+    raise FederationError(f"the server's certificate ended {-left:.0f} days ago: bring back {made.at(home.CA_KEY)}.")
+
+
+def enrol_site(folder: Path, name: str, kit: Path, public_key: Path | None = None) -> tuple[Path, Path]:
+    """Admit a site and make its start-up kit, a folder and the same as .tar.gz.
+
+    Args:
+        public_key: the site's own, which then keeps its private key to itself; without one the kit holds a new key.
+
+    Raises:
+        UsageError: the name or the key is taken or no such thing, or the kit is there already. Nothing has changed.
+    """
+    server = read_home(folder)
+    archive = kit.with_name(f"{kit.name}.tar.gz")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise UsageError(f"{name!r} is no name: give letters, digits, '.', '_' and '-', at most 64.")
+    for path in (kit, archive):
+        if path.exists():
+            raise UsageError(f"{path} is there already: give another place (-o), or remove it yourself.")
+    files = _kit(server, name)
+    if public_key:
+        public = certificates.read_public_key(public_key)
+    else:
+        files["site.key"], public = certificates.make_site_key()
+    with tempfile.TemporaryDirectory(dir=_parent(kit), prefix=".kit") as beside:
+        made = Path(beside) / kit.name
+        for file, data in files.items():
+            certificates.write_secret(made / file, data)
+        made.chmod(0o700)
+        certificates.write_secret(Path(beside) / archive.name, _packed(files, kit.name))
+        admit(folder, name, public)
+        made.rename(kit)
+        (Path(beside) / archive.name).rename(archive)
+    return kit, archive
+
+
+def revoke_site(folder: Path, name: str) -> None:
+    """Shut a site out: the gate refuses its key from now on.
+
+    Raises:
+        UsageError: there is no such site.
+    """
+    read_home(folder)
+    expel(folder, name)
+
+
+def sites(folder: Path) -> list[str]:
+    """Names of the sites that may connect."""
+    return sorted(allowed(read_registry(folder)).values())
+
+
+def _kit(server: Home, name: str) -> dict[str, bytes]:
+    words = {"name": name, "server": server.public, "version": version("multiseg"), "app": app_hash()}
+    return {
+        "site.toml": SITE_TOML.format(**words).encode(),
+        "README.txt": README.format(**words).encode(),
+        "ca.crt": server.at(home.CA).read_bytes(),
+    }
+
+
+def _parent(kit: Path) -> Path:
+    kit.parent.mkdir(parents=True, exist_ok=True)
+    return kit.parent
+
+
+def _packed(files: Mapping[str, bytes], folder: str) -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry.size, entry.mode = len(content), 0o600 if name.endswith(".key") else 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    return data.getvalue()

@@ -1,0 +1,55 @@
+"""What a run says, followed to its end, over a server that is started anew and a run that is taken up again."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+
+from multiseg.errors import FederationError
+from multiseg.federation.hosting.control import Control, Run
+
+PAUSE_S, TIMES = 5.0, 18
+"""So often a server that is away is tried again, and the run looked for that takes up a lost one."""
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""Flower colours its lines wherever they go."""
+
+
+def follow(
+    control: Control, run: Run, write: Callable[[str], object], sleep: Callable[[float], None] = time.sleep
+) -> Run:
+    """Hand what a run says to `write` until it ends; the run that came to the end, with its outcome.
+
+    Raises:
+        FederationError: the server stays away.
+    """
+    while True:
+        ended = _to_its_end(control, run, write, sleep)
+        later = _taken_up(control, ended, sleep) if ended.lost else None
+        if later is None:
+            return ended
+        run = later
+
+
+def _to_its_end(control: Control, run: Run, write: Callable[[str], object], sleep: Callable[[float], None]) -> Run:
+    after, misses = 0.0, 0
+    while True:
+        try:
+            for piece, at in control.log(run.run_id, after):
+                write(COLOURS.sub("", piece))
+                after, misses = at, 0
+            return next(one for one in control.runs() if one.run_id == run.run_id)
+        except FederationError:
+            misses += 1
+            if misses > TIMES:
+                raise
+            sleep(PAUSE_S)
+
+
+def _taken_up(control: Control, lost: Run, sleep: Callable[[float], None]) -> Run | None:
+    for _ in range(TIMES):
+        for one in control.runs():
+            if one.experiment == lost.experiment and one.submitted > lost.submitted:
+                return one
+        sleep(PAUSE_S)
+    return None

@@ -1,0 +1,104 @@
+"""The link of a deployed run: tasks and answers as messages of a Flower grid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import httpx
+from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+
+from multiseg.errors import FederationError
+from multiseg.federation.centre.exchange import Failure, Presence
+from multiseg.federation.messages import Answer, Task
+from multiseg.federation.records import MESSAGE_TYPE, answer_of, task_record, told
+
+MARGIN_S = 3.0
+"""A site counts as online while this much is left of its last heartbeat: asking for the answer of one that is not
+makes the SuperLink give its message up."""
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A task on its way: whose, and the node it went to."""
+
+    site: str
+    node_id: int
+
+
+class FlowerLink:
+    """See `exchange.Link`. Sites bear the names that they were enrolled under.
+
+    A SuperLink that is away is waited for: Flower's grid tries every call again until it is back.
+    """
+
+    def __init__(self, grid: Grid, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._grid, self._sleep = grid, sleep
+        self._sent: dict[str, _Sent] = {}
+        self._untaken: set[str] = set()
+
+    def presence(self) -> Mapping[str, Presence]:
+        """The sites that are online."""
+        return {name: Presence(True, node.last_activated_at) for name, node in self._online().items()}
+
+    def send(self, site: str, task: Task, ttl_s: float) -> str:
+        """Hand a task to a site's node.
+
+        Raises:
+            FederationError: the SuperLink takes no message for the site.
+        """
+        node = self._online().get(site)
+        if node is None:
+            id_ = f"nobody:{site}:{time.monotonic_ns()}"
+            self._untaken.add(id_)
+            return id_
+        message = Message(task_record(task), node.node_id, MESSAGE_TYPE, ttl=ttl_s)
+        ids = list(self._grid.push_messages([message]))
+        if len(ids) != 1 or not ids[0]:
+            raise FederationError(f"the SuperLink took no {task.kind} task for {site}; its log says why.")
+        self._sent[ids[0]] = _Sent(site, node.node_id)
+        return str(ids[0])
+
+    def collect(self, ids: Sequence[str]) -> Mapping[str, Answer | Failure]:
+        """What has come, of sites that are online; each answer or failure once."""
+        waiting = [id_ for id_ in ids if id_ in self._sent]
+        online = {node.node_id for node in self._online().values()} if waiting else set()
+        found: dict[str, Answer | Failure] = {}
+        for id_ in self._untaken.intersection(ids):
+            found[id_] = Failure("it went as it was to be asked")
+            self._untaken.remove(id_)
+        for id_ in waiting:
+            if self._sent[id_].node_id in online and (what := self._pull(id_)) is not None:
+                found[id_] = what
+                del self._sent[id_]
+        return found
+
+    def wait(self, seconds: float) -> None:
+        """Sleep."""
+        self._sleep(seconds)
+
+    def _pull(self, id_: str) -> Answer | Failure | None:
+        """One at a time: what breaks off while it is fetched is lost, and only that."""
+        sent = self._sent[id_]
+        try:
+            replies = list(self._grid.pull_messages([id_]))
+            return self._judged(replies[0], sent) if replies else None
+        except httpx.HTTPError as error:
+            return Failure(f"its answer was lost on the way from the SuperLink ({type(error).__name__})")
+        except FederationError as error:
+            return Failure(str(error))
+
+    def _judged(self, reply: Message, sent: _Sent) -> Answer | Failure:
+        if reply.has_error():
+            return Failure(told(reply.error))
+        if reply.metadata.src_node_id != sent.node_id:
+            return Failure(f"node {reply.metadata.src_node_id} answered in place of {sent.site}")
+        return answer_of(reply)
+
+    def _online(self) -> dict[str, NodeInfo]:
+        """By name."""
+        until = time.time() + MARGIN_S
+        return {one.name: one for one in self._grid.get_nodes() if one.online_until > until}

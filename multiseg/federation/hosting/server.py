@@ -1,0 +1,42 @@
+"""What Flower starts on the server for a run: the round loop, over a link to the sites."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from multiseg.config import checked
+from multiseg.errors import FederationError
+from multiseg.federation.centre import rounds
+from multiseg.federation.centre.progress import Event, in_words
+from multiseg.federation.hosting.link import FlowerLink
+from multiseg.federation.plan import FederationOptions, check
+
+RUNS = "MULTISEG_RUNS"
+"""Names the folder of all experiments; `multiseg fed serve` sets it."""
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the rounds that are not done yet. What the experiment's folder holds is gone on from.
+
+    Raises:
+        FederationError: see `rounds.run`; or nobody said where experiments lie.
+    """
+    if not os.environ.get(RUNS):
+        raise FederationError(f"{RUNS} names no folder for experiments: start the server with multiseg fed serve.")
+    options = checked(json.loads(str(context.run_config["settings"])), FederationOptions)
+    check(options)
+    rounds.run(options, FlowerLink(grid), Path(os.environ[RUNS]) / options.experiment, on_event=_tell)
+
+
+def _tell(event: Event) -> None:
+    sys.stdout.write(in_words(event) + "\n")  # what `fed log` shows
+    sys.stdout.flush()

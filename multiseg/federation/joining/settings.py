@@ -1,0 +1,93 @@
+"""A site's own settings: `site.toml`, which only the site writes and only the site reads."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from multiseg.config import checked, read_settings
+from multiseg.errors import UsageError
+from multiseg.federation.sites.policy import Leaves
+from multiseg.federation.sites.site import Site
+from multiseg.sizes import num_bytes
+
+HINT = "The coordinating centre makes one with: multiseg fed enrol site NAME"
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """What a site says of itself, its data and what it lets go on here.
+
+    Attributes:
+        site: its name, as in the run's roster.
+        server: "host:port" of the coordinating centre's gate.
+        store: the store of the site's cases, a path or a URL.
+        ca: certificate of the authority that signed the server's.
+        key: private key that the site proves itself with.
+        databases: those of the store that take part; empty takes all.
+        state: folder of the site's own memory: audit log, personal layers, answers, models.
+        device: auto, cpu, cuda or cuda:N.
+        workers: processes that read patches.
+        cache: memory for decoded cases, such as "4GiB".
+        trains: whether others may train on its data; if not, the site only evaluates.
+        approved: SHA-256 of the apps that may run here.
+        min_free_gib: with less free disk under `state` the site does not join.
+        leaves: what may leave the site.
+    """
+
+    site: str
+    server: str
+    store: str
+    ca: Path = Path("ca.crt")
+    key: Path = Path("site.key")
+    databases: tuple[str, ...] = ()
+    state: Path = Path("state")
+    device: str = "auto"
+    workers: int = 1
+    cache: str = "0"
+    trains: bool = True
+    approved: tuple[str, ...] = ()
+    min_free_gib: float = 5.0
+    leaves: Leaves = Leaves()
+
+    def address(self) -> tuple[str, int]:
+        """Host and port of the server."""
+        host, _, port = self.server.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def read_site(path: Path) -> SiteSettings:
+    """The settings of a site; relative paths in them begin at the file's folder.
+
+    Raises:
+        UsageError: the file is missing, no TOML, has an unknown key or says what cannot be meant.
+    """
+    settings = checked(read_settings(path, SiteSettings, HINT), SiteSettings)
+    check(settings)
+    folder = path.resolve().parent
+    store = settings.store if "://" in settings.store else str(folder / Path(settings.store).expanduser())
+    paths = {name: folder / getattr(settings, name).expanduser() for name in ("ca", "key", "state")}
+    return replace(settings, store=store, **paths)
+
+
+def to_site(settings: SiteSettings) -> Site:
+    """The site as it answers tasks."""
+    same = ("store", "state", "databases", "device", "workers", "cache", "trains", "leaves")
+    return Site(settings.site, **{name: getattr(settings, name) for name in same})
+
+
+def check(settings: SiteSettings) -> None:
+    """Raises UsageError for settings that cannot be meant."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", settings.site):
+        raise UsageError(f"site is {settings.site!r}: give letters, digits, '.', '_' and '-', at most 64.")
+    if not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}", settings.server):
+        raise UsageError(f'server is {settings.server!r}: give "host:port" without a scheme, as "centre.example:8443".')
+    if not settings.store:
+        raise UsageError('store is empty: give the store that `multiseg ingest` wrote, as "/data/site.zarr".')
+    for digest in settings.approved:
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise UsageError(f"approved holds {digest!r}: give SHA-256 digests, 64 hexadecimal digits in lower case.")
+    if settings.workers < 0 or settings.min_free_gib < 0:
+        raise UsageError(f"workers is {settings.workers}, min_free_gib {settings.min_free_gib}: give 0 or more.")
+    num_bytes(settings.cache, "cache")

@@ -1,0 +1,67 @@
+"""What a site says of itself, for the roster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from multiseg.federation.masks import public_key
+from multiseg.federation.messages import PROTOCOL
+from multiseg.federation.plan import FederationOptions
+from multiseg.federation.sites.site import Site, databases_of, labelled, least_of, private_key, stream_options, told
+from multiseg.labels import LabelSpace
+from multiseg.models.devices import resolve_device
+from multiseg.store.catalogue import SPLITS
+from multiseg.store.preparation.recipe import COMMAND
+from multiseg.store.reader import Case, Store
+from multiseg.training.run import label_space, learnt_from
+
+
+def describe(store: Store, site: Site, options: FederationOptions) -> dict[str, Any]:
+    """What the roster is made of: databases, sequences, labels, rounded counts, voxel size, versions."""
+    space, least = label_space(options.labels), least_of(site, options)
+    learnt = learnt_from(store, databases_of(site, store), space, stream_options(site, store, options).draw)
+    device = resolve_device(site.device)
+    card = f": {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return {
+        "site": site.name,
+        "databases": {
+            name: _about(store, name, space, [case for case in learnt if case.database == name], site, least)
+            for name in databases_of(site, store)
+        },
+        "spacing_mm": list(store.spacing_mm),
+        "versions": {"multiseg": version("multiseg"), "torch": torch.__version__, "protocol": PROTOCOL},
+        "can_train": site.trains and bool(learnt),
+        "public_key": public_key(private_key(site)),
+        "device": device.type + card,
+    }
+
+
+def _about(
+    store: Store, name: str, space: LabelSpace, learnt: Sequence[Case], site: Site, least: int
+) -> dict[str, Any]:
+    database = store[name]
+    usable = {split: labelled(store, name, space, split) for split in SPLITS} | {"train": learnt}
+    counts = {split: told(len(cases), site, least) for split, cases in usable.items()}
+    shown = learnt or [case for cases in usable.values() for case in cases]
+    labels = {
+        (structure.name, structure.kind): None
+        for case in shown
+        for schema, there in zip(database.schemas.values(), case.annotated.tolist(), strict=True)
+        if there
+        for structure in schema.structures
+    }
+    recipe = database.recipe.to_json()
+    if database.recipe.brain_mask.startswith(COMMAND):  # a program of this site, with its path
+        recipe["brain_mask"] = f"{COMMAND}PROGRAM {{image}} {{mask}}"
+    return {
+        "pathology": database.pathology,
+        "num_cases": counts,
+        "modalities": [m for m in database.modalities if any(m in case.modalities for case in shown)],
+        "labels": [{"name": label, "kind": kind} for label, kind in labels],
+        "recipe": recipe,
+        "licence": database.attributes.get("licence", ""),
+    }

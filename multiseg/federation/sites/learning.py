@@ -1,0 +1,166 @@
+"""A site's steps of a round, from the model that it received."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from multiseg.errors import FederationError, StoppedError, UsageError
+from multiseg.federation.plan import FederationOptions
+from multiseg.federation.sites.personal import Own, moments_of, take_moments
+from multiseg.loaders.batches import Batch
+from multiseg.models.builders import build
+from multiseg.models.saved import ModelInfo
+from multiseg.training.checkpoint import TrainState
+from multiseg.training.events import Event, StepDone
+from multiseg.training.fit import Hooks, Stream, fit
+from multiseg.training.numerics import precision
+
+
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """What the steps of a round came to.
+
+    Attributes:
+        loss: mean of the steps in which it was finite; NaN without such a step.
+        bad_steps: those that changed nothing, since the loss or a gradient was not finite.
+        moments, scaler: of the optimiser and of mixed precision, after the last step.
+    """
+
+    loss: float
+    bad_steps: int
+    moments: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    scaler: Mapping[str, object] = field(default_factory=dict)
+
+
+class Counted:
+    """A stream that counts the patches it gives: under "" all, by sequence those that show it, by label those of
+    cases in which somebody looked for it."""
+
+    def __init__(self, stream: Stream, info: ModelInfo) -> None:
+        self.stream, self.info = stream, info
+        labels = [f"label:{name}" for name in info.space.names] if info.space.num_logits > 1 else []
+        self.patches = dict.fromkeys(["", *info.axis, *labels], 0)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        for batch in self.stream.batches(start, stop):
+            self._count(batch)
+            yield batch
+
+    def _count(self, batch: Batch) -> None:
+        self.patches[""] += len(batch.case)
+        for name, shown in zip(self.info.axis, batch.present.sum(dim=0).tolist(), strict=True):
+            self.patches[name] += shown
+        for name, looked_for in zip(self.info.space.names, batch.annotated.sum(dim=0).tolist(), strict=True):
+            if f"label:{name}" in self.patches:
+                self.patches[f"label:{name}"] += looked_for
+
+
+def network_of(info: ModelInfo, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+    """The network with this state, on a device.
+
+    Raises:
+        FederationError: they do not fit each other.
+    """
+    try:
+        network = build(info.builder, len(info.axis), info.space.num_logits, **info.numbers)
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, UsageError) as error:
+        raise FederationError(f"the weights received do not fit a {info.builder} as described: {error}") from error
+    return network.to(device)
+
+
+def learn(
+    network: nn.Module,
+    stream: Stream,
+    options: FederationOptions,
+    steps_done: int,
+    hooks: Hooks | None = None,
+    own: Own | None = None,
+) -> Learnt:
+    """Train the network for the steps of one round, after `steps_done` of the rounds before.
+
+    With FedProx the gradient of mu / 2 * |w - w_received|^2, which is mu (w - w_received), is added (Li et al. 2020,
+    arXiv:1812.06127, eq. 2).
+
+    Args:
+        own: memory of an optimiser that goes on from the round before.
+
+    Raises:
+        StoppedError: `hooks.should_stop` said so.
+        TrainingError: too many steps in a row were not finite.
+    """
+    hooks = hooks or Hooks()
+    state = _state(network, options, steps_done, own)
+    steps: list[StepDone] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, StepDone):  # a round has no validation of its own
+            steps.append(event)
+            hooks.on_event(event)
+
+    num_steps = options.schedule.rounds * options.local.steps
+    is_done = fit(
+        state,
+        stream,
+        replace(options.fit, num_steps=num_steps, validate_every=num_steps),
+        Hooks(on_event=hear, should_stop=hooks.should_stop, adjust=_pull(network, options.local.proximal)),
+        options.augment,
+        until=steps_done + options.local.steps,
+    )
+    if not is_done:
+        raise StoppedError("the round was stopped at the site; it begins anew when the site is back.")
+    finite = [step.loss for step in steps if math.isfinite(step.loss)]
+    return Learnt(
+        loss=math.fsum(finite) / len(finite) if finite else math.nan,
+        bad_steps=sum(bool(step.skipped) for step in steps),
+        moments=moments_of(network, state.optimiser) if options.local.keep_optimiser else {},
+        scaler=state.scaler.state_dict() if options.local.keep_optimiser else {},
+    )
+
+
+def _state(network: nn.Module, options: FederationOptions, steps_done: int, own: Own | None) -> TrainState:
+    device = next(network.parameters()).device
+    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    optimiser = kinds[options.local.optimiser](network.parameters(), lr=options.fit.learning_rate)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision(options.fit.amp, device) == torch.float16)
+    if own is not None and options.local.keep_optimiser:
+        take_moments(network, optimiser, own.moments)
+        if own.scaler and scaler.is_enabled():
+            scaler.load_state_dict(dict(own.scaler))
+    return TrainState(network, optimiser, scaler, step=steps_done)
+
+
+def _pull(network: nn.Module, strength: float) -> Callable[[nn.Module], None]:
+    """What adds FedProx's gradient: towards the weights as they are now."""
+    if not strength:
+        return lambda trained: None
+    received = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+
+    def add(trained: nn.Module) -> None:
+        for name, parameter in trained.named_parameters():
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - received[name], alpha=strength)
+
+    return add
+
+
+def derived(seed: int, *names: str | int) -> int:
+    """A seed of its own for everything that these names tell apart."""
+    text = "\n".join(str(name) for name in (seed, *names))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's random numbers from this seed on; as they were, afterwards."""
+    cards = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cards):
+        torch.manual_seed(seed)
+        yield

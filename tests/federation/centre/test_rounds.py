@@ -1,0 +1,317 @@
+"""The round loop, with sites that pretend and a clock that is wound by hand."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fake_link import FakeLink, FakeSite, broken, lost, options, spoilt
+
+from multiseg.errors import FederationError
+from multiseg.federation.centre.progress import Event, Noted, Refused, Resent, RoundDone, Waiting
+from multiseg.federation.centre.rounds import RunResult, run
+from multiseg.federation.messages import DESCRIBE, EVALUATE, FINISH, ROUND, Answer, Task
+from multiseg.federation.plan import AggregateOptions, PrivacyOptions
+from multiseg.models.parts import parts, split
+from multiseg.models.saved import load_model, load_weights, read_info
+
+FIRST = "encoder.0.first.conv.weight"
+ASH, ELM, OAK = FakeSite("ash", num_cases=10), FakeSite("elm", num_cases=30, change=0.5), FakeSite("oak")
+
+
+def go(link: FakeLink, folder: Path, *, events: list[Event] | None = None, **others: object) -> RunResult:
+    """A run with all sites of the link."""
+    said = others["said"] if "said" in others else options(*link.sites, **others)
+    return run(said, link, folder, (events if events is not None else []).append, clock=link.clock)  # type: ignore
+
+
+def of(kind: type, events: list[Event]) -> list:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def test_two_rounds_to_the_end(tmp_path: Path) -> None:
+    events: list[Event] = []
+    link = FakeLink(ASH, ELM)
+    result = go(link, tmp_path, events=events)
+    assert (result.finished, result.round) == (True, 2)
+    assert (result.best, result.best_round) == (0.52, 2)
+    assert result.test == {"ash": {"ash": 0.52}, "elm": {"elm": 0.52}}
+    kinds = [kind for site, kind, _, _ in link.sent if site == "ash"]
+    assert kinds == [DESCRIBE, ROUND, ROUND, EVALUATE, FINISH]
+    assert [(done.mean, done.is_best) for done in of(RoundDone, events)] == [(0.5, False), (0.51, True)]
+    assert read_info(tmp_path / "model.safetensors").step == 2
+    load_model(tmp_path)
+
+
+def test_the_mean_is_weighted_by_cases_over_those_who_have_it(tmp_path: Path) -> None:
+    """ash (10 cases) adds 0.25 and elm (30) adds 0.5: together 0.4375; only elm has T2: 0.5 to its slice."""
+    link = FakeLink(ASH, replace(ELM, modalities=("FLAIR", "T2")))
+    go(link, tmp_path, rounds=1)
+    info = read_info(tmp_path / "last.safetensors")
+    before = split(link.tasks[2].tensors, parts(info))
+    after = split(load_weights(tmp_path / "last.safetensors"), parts(info))
+    by_name = {name: (after[name] - before[name]).unique() for name in after}
+    for name, change in by_name.items():
+        expected = {f"{FIRST}[T1]": 0.25, f"{FIRST}[T2]": 0.5}.get(name, 0.4375)
+        assert torch.allclose(change, torch.tensor(expected), atol=1e-6), name
+
+
+@pytest.mark.parametrize(("weights", "expected"), [("equal", 0.375), ("exposure", 0.375), ("cases", 0.4375)])
+def test_weights_of_the_mean(weights: str, expected: float, tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM)
+    go(link, tmp_path, rounds=1, aggregate=AggregateOptions(weights=weights))
+    change = load_weights(tmp_path / "last.safetensors")[FIRST] - link.tasks[2].tensors[FIRST]
+    assert torch.allclose(change, torch.tensor(expected), atol=1e-6)
+
+
+def test_waits_for_exactly_its_sites(tmp_path: Path) -> None:
+    events: list[Event] = []
+    link = FakeLink(ASH, ELM, OAK)
+    link.away["oak"] = [(0.0, 5000.0)]  # far beyond the deadline of a round
+    result = go(link, tmp_path, events=events)
+    assert result.finished
+    assert events[0] == Waiting(0, ("oak",))
+    assert Waiting(0, ()) in events
+    assert min(at for _, kind, _, at in link.sent if kind == ROUND) >= 5000
+    assert set(of(RoundDone, events)[0].sites) == {"ash", "elm", "oak"}
+
+
+def test_a_site_that_was_away_is_asked_again(tmp_path: Path) -> None:
+    events: list[Event] = []
+    link = FakeLink(ASH, ELM)
+    link.replies["elm", ROUND, 1] = [lost]
+    link.away["elm"] = [(5.0, 20.0)]
+    link.delay["elm"] = 4.0  # the description comes before it goes
+    result = go(link, tmp_path, events=events)
+    assert result.finished
+    assert link.rounds_of("elm") == [1, 1, 2]
+    assert [(event.site, event.reason) for event in of(Resent, events)] == [("elm", "it was away in between")]
+
+
+def test_two_answers_of_one_site_count_once(tmp_path: Path) -> None:
+    """elm was away, is asked again, and both answers come at the same moment."""
+    link = FakeLink(ASH, ELM)
+    link.delay |= {"ash": 40.0, "elm": 2.0}
+    link.away["elm"] = [(41.0, 43.0)]
+    events: list[Event] = []
+    go(link, tmp_path, events=events, rounds=1)
+    change = load_weights(tmp_path / "last.safetensors")[FIRST] - link.tasks[2].tensors[FIRST]
+    assert torch.allclose(change, torch.tensor(0.4375), atol=1e-6)
+    assert list(of(RoundDone, events)[0].sites) == ["ash", "elm"]
+
+
+def test_a_failure_that_passes_is_tried_again(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM)
+    link.replies["elm", ROUND, 1] = [broken, broken]
+    events: list[Event] = []
+    assert go(link, tmp_path, events=events).finished
+    assert link.rounds_of("elm") == [1, 1, 1, 2]
+    assert [event.reason for event in of(Resent, events)] == ["the process was killed"] * 2
+
+
+def test_a_failure_of_what_was_asked_again_since_is_old_news(tmp_path: Path) -> None:
+    """elm is asked at 30, goes, and is asked again at 50; at 60 it says that the first came to nothing."""
+    link = FakeLink(ASH, ELM)
+    link.delay["elm"] = 30.0
+    link.replies["elm", ROUND, 1] = [broken]
+    link.away["elm"] = [(32.0, 50.0)]
+    events: list[Event] = []
+    assert go(link, tmp_path, events=events, schedule={"deadline_minutes": 5.0}).finished
+    assert [at for site, kind, number, at in link.sent if (site, kind, number) == ("elm", ROUND, 1)] == [30.0, 50.0]
+
+
+def test_sites_are_told_what_to_keep(tmp_path: Path) -> None:
+    """The best model is that of round 1, so what was theirs after it is still needed in round 3, and at the end."""
+    link = FakeLink(*(replace(site, dice=lambda step: [0.0, 0.9, 0.4, 0.4][step]) for site in (ASH, ELM)))
+    go(link, tmp_path, rounds=3)
+    asked = [task.body for task, sent in zip(link.tasks, link.sent, strict=True) if sent[:2] == ("ash", ROUND)]
+    assert [body["kept"] for body in asked] == [0, 1, 2]
+    assert [body["hold"] for body in asked] == [[], [], [1]]
+    assert [body["steps_done"] for body in asked] == [0, 3, 6]
+    (last,) = [task for task, sent in zip(link.tasks, link.sent, strict=True) if sent[:2] == ("ash", FINISH)]
+    assert (last.round, last.body["info"]["step"], last.body["split"]) == (1, 1, "test")
+
+
+def test_long_updates_are_scaled_and_it_is_said(tmp_path: Path) -> None:
+    events: list[Event] = []
+    link = FakeLink(ASH, replace(ELM, change=1e-6))
+    go(link, tmp_path, events=events, rounds=1, aggregate=AggregateOptions(max_update_norm=0.5))
+    assert [event.site for event in of(Noted, events) if "longer than 0.5" in event.text] == ["ash"]
+
+
+def test_a_failure_that_stays_ends_the_run_saved(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM)
+    link.replies["elm", ROUND, 2] = [broken] * 4
+    with pytest.raises(FederationError, match=r"round 2 \(round\).*elm: the process was killed \(tried 4 times\)"):
+        go(link, tmp_path, schedule={"deadline_minutes": 60.0})
+    assert read_info(tmp_path / "last.safetensors").step == 1
+    again = FakeLink(ASH, ELM)
+    assert go(again, tmp_path).finished
+    assert again.rounds_of("elm") == [2]
+
+
+def _with(name: str, tensor: torch.Tensor) -> Callable[[Task], Answer]:
+    def reply(task: Task) -> Answer:
+        answer = ELM.answer(task)
+        return replace(answer, tensors={**answer.tensors, name: tensor})
+
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (_with(f"{FIRST}[T1]", torch.full((4, 1, 3, 3, 3), float("nan"))), r"\[T1\]' holds 108 values of 108 that are"),
+        (_with(f"{FIRST}[T1]", torch.zeros(4, 2, 3, 3, 3)), r"\[T1\]' is of shape \(4, 2, 3, 3, 3\), but the part is"),
+        (_with(f"{FIRST}[DWI]", torch.zeros(4, 1, 3, 3, 3)), "which is no part that this site trains"),
+        (spoilt(ELM, tensors={}), "it lacks"),
+        (spoilt(ELM, body={}), "losses, Dice and counts is not to be understood"),
+        (spoilt(ELM, error="out of memory"), "out of memory"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_and_the_site_named(
+    reply: Callable[[Task], Answer], reason: str, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    link = FakeLink(ASH, ELM, OAK)
+    link.replies["elm", ROUND, 1] = [reply]
+    result = go(link, tmp_path, events=events, schedule={"quorum": 2})
+    assert result.finished
+    (refused,) = of(Refused, events)
+    assert (refused.round, refused.site) == (1, "elm")
+    first, second = of(RoundDone, events)
+    assert (list(first.sites), list(first.failed)) == (["ash", "oak"], ["elm"])
+    assert list(second.sites) == ["ash", "elm", "oak"]
+    assert re.search(reason, refused.reason)
+    kept = [
+        task.body["kept"] for task, sent in zip(link.tasks, link.sent, strict=True) if sent[:3] == ("elm", ROUND, 2)
+    ]
+    assert kept == [0]  # round 1 of elm is not in the network
+
+
+def test_without_a_quorum_a_refused_update_ends_the_run(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM)
+    link.replies["elm", ROUND, 1] = [_with(f"{FIRST}[T1]", torch.full((4, 1, 3, 3, 3), float("inf")))]
+    with pytest.raises(FederationError, match=r"elm: its update was refused: .*not finite"):
+        go(link, tmp_path)
+    assert len(link.rounds_of("elm")) == 1  # it is not asked again
+
+
+def test_the_deadline_closes_a_round_on_its_quorum_only(tmp_path: Path) -> None:
+    events: list[Event] = []
+    link = FakeLink(ASH, ELM, OAK)
+    link.replies["oak", ROUND, 1] = [lost]
+    assert go(link, tmp_path / "quorum", events=events, schedule={"quorum": 2}).finished
+    first, second = of(RoundDone, events)
+    assert first.failed == {"oak": "no answer in time"}
+    assert 60 <= first.seconds < 70
+    assert second.failed == {}
+    assert second.seconds < 5
+    link = FakeLink(ASH, ELM, OAK)
+    link.replies["oak", ROUND, 1] = [lost]
+    with pytest.raises(FederationError, match=r"2 answers of 3 and needs 3. oak: no answer in time"):
+        go(link, tmp_path / "all")
+
+
+def test_an_answer_to_an_older_round_is_not_counted(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM)
+    link.replies["elm", ROUND, 2] = [spoilt(ELM, round=1, tensors={"nonsense": torch.zeros(1)})]
+    events: list[Event] = []
+    assert go(link, tmp_path, events=events).finished
+    assert not of(Refused, events)
+    assert link.rounds_of("elm") == [1, 2, 2]
+
+
+def test_single_contributors_are_told(tmp_path: Path) -> None:
+    events: list[Event] = []
+    go(FakeLink(ASH, replace(ELM, modalities=("FLAIR", "T1", "T2"))), tmp_path, events=events)
+    assert of(RoundDone, events)[0].single == (f"{FIRST}[T2]",)
+    assert any("T2: only elm has it" in event.text for event in of(Noted, events))
+
+
+def test_best_by_mean_and_by_worst_site_may_differ(tmp_path: Path) -> None:
+    """After round 1: 0.9 and 0.1; after round 2: 0.4 and 0.4."""
+    ash = replace(ASH, dice=lambda step: [0.0, 0.9, 0.4][step])
+    elm = replace(ELM, dice=lambda step: [0.0, 0.1, 0.4][step])
+    result = go(FakeLink(ash, elm), tmp_path)
+    assert (result.best, result.best_round) == (0.5, 1)
+    assert read_info(tmp_path / "model.safetensors").step == 1
+    assert read_info(tmp_path / "worst.safetensors").step == 2
+    assert read_info(tmp_path / "worst.safetensors").metrics == {"dice": 0.4, "ash": 0.4, "elm": 0.4}
+
+
+def test_without_validation_cases_the_last_model_is_the_best(tmp_path: Path) -> None:
+    nothing = [replace(site, dice=lambda step: float("nan")) for site in (ASH, ELM)]
+    assert go(FakeLink(*nothing), tmp_path).best_round == 2
+    assert read_info(tmp_path / "model.safetensors").step == 2
+
+
+def test_held_out_sites_only_evaluate(tmp_path: Path) -> None:
+    far = replace(OAK, can_train=False, modalities=("FLAIR", "T2"))
+    link = FakeLink(ASH, ELM, far)
+    result = go(link, tmp_path, said=replace(options("ash", "elm"), held_out=("oak",)))
+    assert [kind for site, kind, _, _ in link.sent if site == "oak"] == [DESCRIBE, EVALUATE]
+    assert set(result.test) == {"ash", "elm", "oak"}
+    assert tuple(read_info(tmp_path / "model.safetensors").axis) == ("FLAIR", "T1")
+
+
+def test_a_site_with_a_new_sequence_joins(tmp_path: Path) -> None:
+    """Its channel comes at the end; what was learnt stays; a site may leave, too."""
+    go(FakeLink(ASH, ELM), tmp_path, rounds=2, schedule={}, fit=_constant())
+    before = load_weights(tmp_path / "last.safetensors")
+    link = FakeLink(ELM, replace(OAK, modalities=("PD", "FLAIR")))
+    events: list[Event] = []
+    result = go(link, tmp_path, events=events, rounds=3, fit=_constant())
+    assert (result.round, result.best_round) == (3, 3)
+    info = read_info(tmp_path / "last.safetensors")
+    assert tuple(info.axis) == ("FLAIR", "T1", "PD")
+    assert set(info.databases) == {"ash/ash", "elm/elm", "oak/oak"}
+    sent = next(task for task in link.tasks if task.kind == ROUND)
+    assert torch.equal(sent.tensors[FIRST][:, :2], before[FIRST])
+    said = " ".join(event.text for event in of(Noted, events))
+    assert "a channel for PD" in said
+    assert "joined: oak; left: ash" in said
+
+
+def _constant() -> object:
+    from multiseg.training.fit import FitOptions
+
+    return FitOptions(schedule="constant")
+
+
+def test_a_stop_between_rounds_is_gone_on_from(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM)
+    rounds: list[Event] = []
+    said = options("ash", "elm", rounds=3)
+    result = run(said, link, tmp_path, rounds.append, lambda: len(of(RoundDone, rounds)) == 1, link.clock)
+    assert (result.finished, result.round) == (False, 1)
+    again = FakeLink(ASH, ELM)
+    assert go(again, tmp_path, rounds=3).round == 3
+    assert again.rounds_of("ash") == [2, 3]
+
+
+def test_a_resumed_run_goes_on_without_those_that_its_quorum_spares(tmp_path: Path) -> None:
+    said = options("ash", "elm", "oak", schedule={"quorum": 2})
+    rounds: list[Event] = []
+    link = FakeLink(ASH, ELM, OAK)
+    run(said, link, tmp_path, rounds.append, lambda: len(of(RoundDone, rounds)) == 1, link.clock)
+    link = FakeLink(ASH, ELM, OAK)
+    link.away["oak"] = [(0.0, 50_000.0)]
+    assert run(said, link, tmp_path, clock=link.clock).finished
+
+
+def test_half_precision_on_the_wire(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM)
+    go(link, tmp_path, rounds=1, privacy=PrivacyOptions(payload="float16"))
+    assert link.tasks[2].tensors[FIRST].dtype == torch.float16
+    assert load_weights(tmp_path / "last.safetensors")[FIRST].dtype == torch.float32
+
+
+def test_the_log_has_a_line_for_every_event(tmp_path: Path) -> None:
+    events: list[Event] = []
+    go(FakeLink(ASH, ELM), tmp_path, events=events)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == [type(event).__name__ for event in events]

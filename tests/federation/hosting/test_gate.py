@@ -1,0 +1,238 @@
+"""The public port: who passes it, with what, and what is remembered."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.supernode import fleet_http_client
+from made_centre import NEEDED, every_path, make_centre, make_site, signed
+
+from multiseg.errors import FederationError
+from multiseg.federation.hosting import gate as module
+from multiseg.federation.hosting.doorkeeper import Doorkeeper
+from multiseg.federation.hosting.enrol import revoke_site
+from multiseg.federation.hosting.gate import CALLS, Gate
+from multiseg.federation.hosting.traffic import Traffic, read_traffic
+
+
+class SuperLink:
+    """What stands behind the gate: it says how much it got, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+
+    async def __call__(self, scope: module.Scope, receive: module.Receive, send: module.Send) -> None:
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        self.asked.append((scope["method"], scope["path"], headers, body))
+        answer = [(b"content-type", b"application/protobuf"), (b"x-version", b"1")]
+        await send({"type": "http.response.start", "status": 200, "headers": answer})
+        await send({"type": "http.response.body", "body": b"got %d" % len(body)})
+
+
+class House:
+    """A gate with a SuperLink behind it and a site, alder, that is enrolled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.centre = make_centre(folder)
+        self.key = make_site(self.centre, "alder")
+        self.superlink = SuperLink()
+        self.doorkeeper = Doorkeeper(self.centre)
+        self.counts = self.centre / "gate.json"
+        self.traffic = Traffic(self.counts)
+        self.upstream: httpx.AsyncBaseTransport = httpx.ASGITransport(self.superlink)
+
+    def ask(self, *requests: tuple[str, str, dict[str, str], object]) -> list[httpx.Response]:
+        async def all_of_them() -> list[httpx.Response]:
+            behind = httpx.AsyncClient(transport=self.upstream, base_url="https://superlink")
+            front = httpx.ASGITransport(Gate(behind, self.doorkeeper, self.traffic), client=("10.1.2.3", 999))
+            async with behind, httpx.AsyncClient(transport=front, base_url="https://gate") as client:
+                return [
+                    await client.request(method, path, headers=headers, content=body)  # type: ignore[arg-type]
+                    for method, path, headers, body in requests
+                ]
+
+        return asyncio.run(all_of_them())
+
+    def post(self, call: str, headers: dict[str, str], body: object = b"x") -> httpx.Response:
+        (response,) = self.ask(("POST", f"/v1/fleet/{call}", headers, body))
+        return response
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def test_the_calls_are_those_of_a_node_with_a_key() -> None:
+    assert set(CALLS) == NEEDED
+    client = Path(fleet_http_client.__file__).read_text()
+    for call in CALLS:
+        assert f'"/v1/fleet/{call}"' in client
+
+
+@pytest.mark.parametrize("call", sorted(CALLS))
+def test_an_enrolled_site_makes_the_calls_it_needs(house: House, call: str) -> None:
+    headers = signed(house.key) | {"flwr-version": "1.41.0", "x-forwarded-for": "1.1.1.1"}
+    response = house.post(call, headers, b"four")
+    assert (response.status_code, response.content) == (200, b"got 4")
+    assert response.headers["x-version"] == "1"
+    ((method, path, got, body),) = house.superlink.asked
+    assert (method, path, body) == ("POST", f"/v1/fleet/{call}", b"four")
+    assert got["flwr-signature"] == headers["flwr-signature"]
+    assert got["flwr-version"] == "1.41.0"
+    assert got["host"] == "superlink"
+    assert "x-forwarded-for" not in got
+
+
+def test_nothing_else_passes_even_when_an_enrolled_site_asks(house: House) -> None:
+    strange = sorted(every_path() - {("POST", f"/v1/fleet/{call}") for call in NEEDED})
+    assert len(strange) > 100
+    assert ("POST", "/v1/control/start-run") in strange
+    found = house.ask(*((method, path, signed(house.key), b"") for method, path in strange))
+    assert {response.status_code for response in found} == {404}
+    assert house.superlink.asked == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/fleet/get-run/../../control/start-run",
+        "/v1/fleet/..%2fcontrol%2fstart-run",
+        "//v1/fleet/get-run",
+        "/v1/fleet/get-run/",
+        "/v1/fleet/get-run?x=1",
+        "/v1/fleet/",
+        "/V1/fleet/get-run",
+        "/",
+    ],
+)
+def test_a_path_that_only_looks_like_one_does_not_pass(house: House, path: str) -> None:
+    (response,) = house.ask(("POST", path, signed(house.key), b""))
+    assert response.status_code == 404
+    assert house.superlink.asked == []
+
+
+def without(name: str) -> Callable[[House], dict[str, str]]:
+    return lambda house: {key: value for key, value in signed(house.key).items() if key != name}
+
+
+REFUSED: dict[str, Callable[[House], dict[str, str]]] = {
+    "no headers": lambda house: {},
+    "no signature": without("flwr-signature"),
+    "no key": without("flwr-public-key"),
+    "no time": without("flwr-timestamp"),
+    "a key that is not enrolled": lambda house: signed(ec.generate_private_key(ec.SECP384R1())),
+    "another's signature": lambda house: (
+        signed(house.key) | {"flwr-signature": signed(ec.generate_private_key(ec.SECP384R1()))["flwr-signature"]}
+    ),
+    "a time that was not signed": lambda house: signed(house.key) | {"flwr-timestamp": "2031-05-05T10:00:00+00:00"},
+    "no base64": lambda house: signed(house.key) | {"flwr-signature": "%%%"},
+    "no time zone": lambda house: signed(house.key) | {"flwr-timestamp": "2031-05-05T10:00:00"},
+}
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_who_is_not_enrolled_does_not_reach_the_superlink(house: House, how: str) -> None:
+    headers = REFUSED[how](house)
+    assert house.post("pull-messages", headers).status_code == 401  # a node ends at this
+    told = house.post("activate-node", headers)
+    assert (told.status_code, told.json()["code"]) == (400, 2901)  # and tells this
+    assert "not enrolled" in told.json()["detail"]
+    assert house.superlink.asked == []
+
+
+def test_a_revoked_site_is_refused_as_soon_as_the_registry_is_looked_at(house: House) -> None:
+    revoke_site(house.centre, "alder")
+    house.doorkeeper.look()
+    assert house.post("send-node-heartbeat", signed(house.key)).status_code == 401
+
+
+def test_a_site_that_is_enrolled_later_passes(house: House) -> None:
+    birch = make_site(house.centre, "birch")
+    assert house.post("get-run", signed(birch)).status_code == 401
+    house.doorkeeper.look()
+    assert house.post("get-run", signed(birch)).status_code == 200
+
+
+def test_a_damaged_registry_changes_nothing(house: House) -> None:
+    (house.centre / "sites.json").write_text('{"alder": {')
+    with pytest.raises(FederationError, match=r"sites\.json is damaged"):
+        house.doorkeeper.look()
+    assert house.post("get-run", signed(house.key)).status_code == 200
+
+
+@pytest.mark.parametrize("late_s", [310.0, -10.0])
+def test_a_clock_that_is_off_is_told(house: House, late_s: float) -> None:
+    told = house.post("activate-node", signed(house.key, late_s))
+    assert (told.status_code, told.json()["code"]) == (400, 2902)
+    assert f"off by {abs(late_s):.0f} s" in told.json()["detail"]
+    assert house.post("activate-node", signed(house.key, 290.0)).status_code == 200
+
+
+async def in_pieces(num: int, size: int) -> object:
+    for _ in range(num):
+        yield b"x" * size
+
+
+def test_a_body_that_is_too_large_is_refused(house: House) -> None:
+    limit = CALLS["get-run"]
+    assert house.post("get-run", signed(house.key), b"x" * limit).status_code == 200
+    house.superlink.asked.clear()
+    assert house.post("get-run", signed(house.key), b"x" * (limit + 1)).status_code == 413
+    assert house.post("get-run", signed(house.key), in_pieces(limit // 2**10 + 1, 2**10)).status_code == 413
+    assert house.superlink.asked == []
+
+
+def test_an_object_of_flowers_size_passes_in_pieces(house: House) -> None:
+    assert house.post("push-object", signed(house.key), in_pieces(5, 2**20)).content == b"got %d" % (5 * 2**20)
+
+
+def test_a_superlink_that_is_away_is_waited_for(house: House) -> None:
+    def away(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    house.upstream = httpx.MockTransport(away)
+    assert house.post("pull-messages", signed(house.key)).status_code == 503  # a node tries again
+
+
+def test_a_site_that_asks_too_often_is_held_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiseg.federation.hosting.doorkeeper.BURST", 3.0)
+    monkeypatch.setattr("multiseg.federation.hosting.doorkeeper.REQUESTS_A_SECOND", 0.0)
+    found = house.ask(*(("POST", "/v1/fleet/get-run", signed(house.key), b"") for _ in range(5)))
+    assert [response.status_code for response in found] == [200, 200, 200, 503, 503]
+
+
+def test_bytes_are_counted_by_site_and_remembered(house: House) -> None:
+    house.post("push-object", signed(house.key), b"x" * 1000)
+    house.post("push-object", {}, b"x" * 5000)
+    house.traffic.save()
+    sites, refused = read_traffic(house.counts)
+    assert {name: (count.requests, count.up, count.down) for name, count in sites.items()} == {"alder": (1, 1000, 8)}
+    assert refused == {"unknown key": 1}
+    house.traffic = Traffic(house.counts)
+    house.post("push-object", signed(house.key), b"x" * 10)
+    assert house.traffic.of("alder").up == 1010
+
+
+def test_the_audit_names_sites_and_calls_and_no_body(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="multiseg.gate")
+    house.post("push-messages", signed(house.key), b"patient 17")
+    house.post("push-object", signed(house.key), b"patient 17")
+    house.ask(*(("POST", "/v1/control/start-run", signed(house.key), b"patient 17") for _ in range(50)))
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "multiseg.gate"]
+    assert lines[0] == {"what": "call", "site": "alder", "address": "10.1.2.3", "call": "push-messages", "status": 200}
+    refused = [line for line in lines if line["what"] == "refused"]
+    assert {line["why"] for line in refused} == {"no such call"}
+    assert len(refused) == 5  # of fifty: an address cannot fill the disk
+    assert "patient" not in caplog.text

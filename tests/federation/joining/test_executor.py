@@ -1,0 +1,135 @@
+"""The executor against the loopback API of a real Flower node."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+
+import lone_node
+import pytest
+import torch
+
+from multiseg.errors import FederationError
+from multiseg.federation.fab import app_bytes
+from multiseg.federation.joining.executor import Node, Work, execute
+from multiseg.federation.messages import DESCRIBE, Answer, Task, answer_from_bytes, to_bytes
+
+SECRET = b"a secret of a test, long enough for all"
+FAB = app_bytes()
+APPROVED = (hashlib.sha256(FAB).hexdigest(),)
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def connection_and_port() -> Iterator[tuple[Connection, int]]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=lone_node.run, args=(theirs, SECRET, FAB), daemon=True)
+    process.start()
+    assert ours.poll(PATIENCE)
+    yield ours, ours.recv()
+    process.kill()
+    process.join()
+    process.close()
+    for connection in (ours, theirs):
+        connection.close()
+
+
+@pytest.fixture
+def server(connection_and_port: tuple[Connection, int]) -> Connection:
+    return connection_and_port[0]
+
+
+@pytest.fixture
+def node(connection_and_port: tuple[Connection, int]) -> Iterator[Node]:
+    node = Node(f"127.0.0.1:{connection_and_port[1]}", SECRET)
+    yield node
+    node.close()
+
+
+def executed(
+    node: Node, server: Connection, task: Task, work: Work, approved: tuple[str, ...] = APPROVED
+) -> tuple[Answer | tuple[int, str], list[str]]:
+    """What the server hears of a task, and what is said at the site."""
+    server.send(to_bytes(task))
+    said: list[str] = []
+    until = time.monotonic() + PATIENCE
+    execute(node, approved, work, lambda: server.poll() or time.monotonic() > until, said.append)
+    assert server.poll(), said
+    heard = server.recv()
+    return (answer_from_bytes(heard) if isinstance(heard, bytes) else heard), said
+
+
+def answer(task: Task, is_asked: Callable[[], bool]) -> Answer:
+    return Answer(task.kind, "alder", task.round, {"pid": os.getpid()}, {"doubled": 2 * task.tensors["weights"]})
+
+
+def ask(value: float) -> Task:
+    return Task(DESCRIBE, "trial", 3, {}, {"weights": torch.full((1000, 700), value)})
+
+
+def test_a_task_is_answered_in_a_process_of_its_own(node: Node, server: Connection) -> None:
+    pids = {os.getpid()}
+    for value in (1.0, 2.0):
+        heard, said = executed(node, server, ask(value), answer)
+        assert isinstance(heard, Answer)
+        assert (heard.kind, heard.site, heard.round) == (DESCRIBE, "alder", 3)
+        assert said == []
+        assert torch.equal(heard.tensors["doubled"], torch.full((1000, 700), 2 * value))
+        pids.add(heard.body["pid"])
+    assert len(pids) == 3
+
+
+def test_an_app_that_nobody_approved_gets_nothing(node: Node, server: Connection) -> None:
+    heard, said = executed(node, server, ask(0.0), answer, approved=("0" * 64,))
+    assert heard == (7, "this site has not approved the app.")
+    assert APPROVED[0] in said[0]
+
+
+def test_a_death_is_told_at_once(node: Node, server: Connection) -> None:
+    def die(task: Task, is_asked: Callable[[], bool]) -> Answer:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    heard, said = executed(node, server, ask(0.0), die)
+    assert heard == (8, "the answering process died.")
+    assert "died" in said[0]
+
+
+def test_what_is_raised_stays_at_the_site(node: Node, server: Connection, capfd: pytest.CaptureFixture[str]) -> None:
+    def fail(task: Task, is_asked: Callable[[], bool]) -> Answer:
+        raise FederationError("patient 0815")
+
+    heard, said = executed(node, server, ask(0.0), fail)
+    assert "patient" not in str(heard) + str(said)
+    assert "patient 0815" in capfd.readouterr().err
+
+
+def test_who_stops_answers_nothing_and_the_work_ends(node: Node, server: Connection) -> None:
+    server.send(to_bytes(ask(1.0)))
+    said: list[str] = []
+    began = time.monotonic()
+
+    def work(task: Task, is_asked: Callable[[], bool]) -> Answer:
+        while not is_asked():
+            time.sleep(0.01)
+        raise SystemExit
+
+    execute(node, APPROVED, work, lambda: time.monotonic() > began + 2, said.append)
+    assert said == ["stopped; the server asks again when this site is back."]
+    assert not server.poll()
+
+
+def test_a_wrong_secret_gets_no_task(connection_and_port: tuple[Connection, int]) -> None:
+    stranger = Node(f"127.0.0.1:{connection_and_port[1]}", b"another secret")
+    assert stranger.acquire() == ""
+    stranger.close()
+
+
+def test_no_node_is_no_task() -> None:
+    nobody = Node("127.0.0.1:9", SECRET)
+    assert nobody.acquire() == ""
+    nobody.close()

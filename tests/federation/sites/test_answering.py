@@ -1,0 +1,349 @@
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from asked import OPTIONS, described, first_state, groups_of, joint_info, round_task, site_of, with_local
+
+from multiseg.errors import StoppedError
+from multiseg.federation.masks import unmasked
+from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Task, to_bytes
+from multiseg.federation.plan import PrivacyOptions, ScheduleOptions
+from multiseg.federation.sites import audit
+from multiseg.federation.sites.answering import answer
+from multiseg.federation.sites.policy import Leaves
+from multiseg.models.parts import parts, trained_parts
+from multiseg.models.saved import load_model
+from multiseg.store.reader import open_store
+
+
+@pytest.fixture(scope="module")
+def infos(site_stores, tmp_path_factory):
+    return described(site_stores, tmp_path_factory.mktemp("described"))
+
+
+@pytest.fixture(scope="module")
+def info(infos):
+    return joint_info(infos)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_site_describes_what_a_roster_is_made_of(infos, info):
+    assert infos["dogwood"].databases["dogwood"]["num_cases"] == {"train": 5, "val": 5, "test": 5}  # 2, 1, 1 in truth
+    assert set(infos["dogwood"].databases["dogwood"]["modalities"]) == {"T1", "FLAIR"}
+    assert infos["alder"].can_train
+    assert set(info.axis) == {"T1", "T2", "FLAIR", "PD", "T1c"}
+
+
+def test_a_round_sends_exactly_the_parts_that_the_site_trains(site_stores, tmp_path, info):
+    sent = answer(round_task(info), site_of("dogwood", site_stores, tmp_path))
+    assert not sent.error
+    expected = trained_parts(parts(info), {"T1", "FLAIR"}, {"lesion"})
+    assert sent.tensors.keys() == {part.name for part in expected}
+    assert "encoder.0.first.conv.weight[T1]" in sent.tensors
+    assert not any("T1c" in name or "PD" in name for name in sent.tensors)
+    assert all(tensor.dtype == torch.float32 for tensor in sent.tensors.values())
+    assert any(tensor.abs().max() > 0 for tensor in sent.tensors.values())
+
+
+def test_what_a_round_tells(site_stores, tmp_path, info):
+    told = answer(round_task(info), site_of("dogwood", site_stores, tmp_path)).body
+    assert told["num_cases"] == 5
+    assert told["exposure"][""] == 4
+    assert 0 < told["exposure"]["T1"] <= 4
+    assert told["exposure"]["PD"] == 0
+    assert told["metrics"].keys() == {"validation", "loss", "bad_steps", "update_norm"}
+    assert 0 <= told["metrics"]["validation"]["dogwood"] <= 1
+    assert told["seconds"].keys() == {"evaluate", "train", "total"}
+    assert told["events"] == []
+
+
+def test_a_round_is_the_same_bits_wherever_it_is_repeated(site_stores, tmp_path, info):
+    one = answer(round_task(info), site_of("birch", site_stores, tmp_path / "one"))
+    task = round_task(info)
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    other = answer(task, site_of("birch", site_stores, tmp_path / "other"))
+    assert same(one.tensors, other.tensors)
+    assert torch.equal(before, torch.get_rng_state())  # and it leaves others' random numbers alone
+    second = answer(round_task(info, number=2, kept=0), site_of("birch", site_stores, tmp_path / "one"))
+    assert not same(one.tensors, second.tensors)
+
+
+def test_sites_draw_differently(site_stores, tmp_path, info):
+    here = site_of("birch", site_stores, tmp_path)
+    assert not same(answer(round_task(info), here).tensors, answer(round_task(info), replace(here, name="elm")).tensors)
+
+
+def test_a_repeated_task_gets_the_stored_answer(site_stores, tmp_path, info):
+    site = site_of("birch", site_stores, tmp_path)
+    first = answer(round_task(info), site)
+    steps = []
+    again = answer(round_task(info, kept=0, hold=[0]), site, on_event=steps.append)
+    assert to_bytes(again) == to_bytes(first)
+    assert steps == []
+    other = answer(round_task(info, state=first_state(info, seed=4)), site, on_event=steps.append)
+    assert len(steps) == 2
+    assert not same(other.tensors, first.tensors)
+
+
+KEEPING = with_local(personal=("*norm*",), keep_optimiser=True)
+
+
+def undisturbed(info, site, rounds):
+    return [answer(round_task(info, number, options=KEEPING), site) for number in range(1, rounds + 1)]
+
+
+def test_after_a_lost_round_the_site_goes_on_from_the_one_that_was_kept(site_stores, tmp_path, info):
+    smooth = undisturbed(info, site_of("alder", site_stores, tmp_path / "smooth"), 3)
+    site = site_of("alder", site_stores, tmp_path / "rough")
+    answer(round_task(info, 1, options=KEEPING), site)
+    # Round 2 from other weights, which the server then lost with its disk.
+    answer(round_task(info, 2, options=KEEPING, state=first_state(info, seed=9)), site)
+    second = answer(round_task(info, 2, options=KEEPING), site)
+    third = answer(round_task(info, 3, options=KEEPING), site)
+    assert same(second.tensors, smooth[1].tensors)
+    assert same(third.tensors, smooth[2].tensors)
+    assert third.body["metrics"] == smooth[2].body["metrics"]
+    # An update that the server did not take: round 4 begins from round 2.
+    here = site_of("alder", site_stores, tmp_path / "smooth")
+    from_third = answer(round_task(info, 4, options=KEEPING), here)
+    shutil.copytree(tmp_path / "rough", tmp_path / "copy")
+    for left in (tmp_path / "rough" / "alder" / "trial").glob("000002-*"):
+        left.unlink()
+    lost = answer(round_task(info, 4, kept=2, options=KEEPING), site)
+    assert "went on from what it received" in lost.body["events"][0]
+    held = answer(round_task(info, 4, kept=2, options=KEEPING), site_of("alder", site_stores, tmp_path / "copy"))
+    assert held.body["events"] == []
+    assert not same(from_third.tensors, held.tensors)
+    assert not same(lost.tensors, held.tensors)
+
+
+def test_personal_norm_layers_never_leave_and_stay_in_step(site_stores, tmp_path, info):
+    site = site_of("alder", site_stores, tmp_path)
+    first, *_ = answers = undisturbed(info, site, 3)
+    assert not any("norm" in name for sent in answers for name in sent.tensors)
+    assert "statistics were estimated" in first.body["events"][0]
+    assert answers[1].body["events"] == []
+    done = answer(finish_task(info, KEEPING, number=3), site)
+    assert not done.error
+    assert done.body["events"] == []
+    model = load_model(tmp_path / "alder" / "trial" / "model.safetensors")
+    state = model.network.state_dict()
+    counters = {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
+    assert counters == {6}  # three rounds of two steps, however often they were asked for
+    assert not torch.equal(state["encoder.0.first.norm.weight"], torch.ones(8))
+    assert torch.equal(state["encoder.0.first.conv.weight"], first_state(info)["encoder.0.first.conv.weight"])
+
+
+def finish_task(info, options=OPTIONS, kind=FINISH, number=0, **others):
+    body = {"info": info.to_json(), "options": asdict(options), "split": "test", "subsets": "full"}
+    return Task(kind, options.experiment, number, body | others, first_state(info))
+
+
+def test_a_model_is_finished_with_what_was_personal_in_its_round(site_stores, tmp_path, info):
+    site = site_of("alder", site_stores, tmp_path)
+    for number in (1, 2, 3):
+        assert not answer(round_task(info, number, options=KEEPING, hold=[2]), site).error
+
+    def finished(number, **others):
+        events = answer(finish_task(info, KEEPING, number=number, **others), site).body["events"]
+        state = load_model(tmp_path / "alder" / "trial" / "model.safetensors").network.state_dict()
+        return int(state["encoder.0.first.norm.num_batches_tracked"]), events
+
+    assert finished(2) == (4, [])
+    assert finished(3) == (6, [])
+    counted, (event,) = finished(1, kept=3)  # nobody asked to hold that one
+    assert counted == 6
+    assert "is that of round 3" in event
+
+
+def test_a_site_evaluates_every_subset(site_stores, tmp_path, info):
+    site = site_of("dogwood", site_stores, tmp_path)
+    told = answer(finish_task(info, kind=EVALUATE, subsets="all"), site).body["metrics"]
+    names = {"+".join(name for name in info.axis if name in subset) for subset in ({"T1"}, {"FLAIR"}, {"T1", "FLAIR"})}
+    assert told.keys() == {f"dogwood/{name}" for name in names}
+    assert all(0 <= score["dice"] <= 1 and score["num_cases"] == 5 for score in told.values())
+    options = replace(OPTIONS, schedule=replace(OPTIONS.schedule, evaluate_subsets="all"))
+    assert answer(round_task(info, options=options), site).body["metrics"]["validation"].keys() == told.keys()
+
+
+def test_a_site_that_only_evaluates_estimates_its_statistics(site_stores, tmp_path, info):
+    site = site_of("dogwood", site_stores, tmp_path, trains=False)
+    task = finish_task(info, with_local(personal=("*norm*",)), kind=EVALUATE)
+    assert "statistics were estimated on 20 batches of the train cases" in answer(task, site).body["events"][0]
+    assert answer(finish_task(info, kind=EVALUATE), site).body["events"] == []
+    assert "does not let others train" in answer(round_task(info), site).error
+    body = answer(Task(DESCRIBE, "trial", body={"options": asdict(OPTIONS)}), site).body
+    assert body["can_train"] is False
+
+
+def test_a_stopped_round_is_no_answer(site_stores, tmp_path, info):
+    site = site_of("birch", site_stores, tmp_path)
+    steps = []
+    with pytest.raises(StoppedError):
+        answer(round_task(info), site, lambda: bool(steps), steps.append)
+    assert len(steps) == 1
+    rested = answer(round_task(info), site)
+    assert same(rested.tensors, answer(round_task(info), site_of("birch", site_stores, tmp_path / "new")).tensors)
+
+
+def test_a_round_that_left_no_finite_weights_is_an_error_and_is_not_kept(site_stores, tmp_path, info):
+    state = first_state(info)
+    state["encoder.1.first.conv.bias"][0] = float("nan")
+    found = answer(round_task(info, state=state), site_of("alder", site_stores, tmp_path))
+    assert not found.tensors
+    assert "not finite" in found.error
+    assert not list((tmp_path / "alder" / OPTIONS.experiment).glob("*.pt"))
+
+
+def test_noise_is_the_same_for_a_repeated_task_and_hides_what_it_does_not_cover(site_stores, tmp_path, info):
+    options = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1, noise=0.5))
+    site = site_of("birch", site_stores, tmp_path)
+    noisy, plain = answer(round_task(info, options=options), site), answer(round_task(info), site)
+    assert noisy.body["metrics"].keys() == {"validation", "bad_steps"}
+    assert not same(noisy.tensors, plain.tensors)
+    for file in (tmp_path / "birch" / "trial").glob("*.pt"):
+        file.unlink()
+    assert same(answer(round_task(info, options=options), site).tensors, noisy.tensors)
+
+
+def test_clipping_and_half_precision(site_stores, tmp_path, info):
+    options = replace(OPTIONS, privacy=PrivacyOptions(clip=1e-3, payload="float16"))
+    sent = answer(round_task(info, options=options), site_of("birch", site_stores, tmp_path))
+    assert {tensor.dtype for tensor in sent.tensors.values()} == {torch.float16}
+    assert sent.body["metrics"]["update_norm"] == pytest.approx(1e-3)
+
+
+def test_masked_updates_sum_to_the_plain_ones(site_stores, tmp_path, infos, info):
+    masking = replace(OPTIONS, privacy=PrivacyOptions(masked=True))
+    states = tmp_path / "masked"
+    known = described(site_stores, states, masking)
+    groups = groups_of(known, info)
+    alone = [part.name for part in parts(info) if len(groups[part.group]) < 3]
+    common = {"keys": {n: i.public_key for n, i in known.items()}, "holders": groups, "personal_parts": alone}
+    weights = {"alder": 1.0, "birch": 0.5, "dogwood": 0.5}
+    sent, plain = {}, {}
+    for name in site_stores:
+        task = round_task(info, options=masking, weight=weights[name], **common)
+        sent[name] = answer(task, site_of(name, site_stores, states))
+        plain[name] = answer(round_task(info, personal_parts=alone), site_of(name, site_stores, tmp_path / "plain"))
+        assert not sent[name].error
+    members = {name: tuple(sorted(site_stores)) for name in sent["alder"].tensors}
+    mean = unmasked({name: found.tensors for name, found in sent.items()}, weights, members)
+    for part in members:
+        expected = sum(weights[name] * plain[name].tensors[part] for name in site_stores) / 2
+        assert torch.allclose(mean.update[part], expected, atol=1e-6)
+    again = round_task(info, options=masking, weight=0.25, **common)
+    assert "the same masks" in answer(again, site_of("birch", site_stores, states)).error
+
+
+def test_no_case_and_no_path_is_in_any_answer(site_stores, tmp_path, info):
+    site = site_of("alder", site_stores, tmp_path)
+    tasks = [
+        Task(DESCRIBE, "trial", body={"options": asdict(OPTIONS)}),
+        Task(FINGERPRINT, "trial", body={"least": 1}),
+        round_task(info),
+        finish_task(info),
+        finish_task(info, kind=EVALUATE, subsets="all"),
+        round_task(replace(info, spacing_mm=(1.0, 1.0, 1.0)), 2),
+        Task("dance", "trial"),
+    ]
+    secrets = [site.store, str(tmp_path), "/tmp", *(case.name for case in open_store(site.store).cases)]
+    secrets += [case.subject for case in open_store(site.store).cases]
+    for task in tasks:
+        data = to_bytes(answer(task, site))
+        assert [text for text in secrets if text.encode() in data] == [], task.kind
+
+
+@pytest.fixture
+def damaged(site_stores, tmp_path):
+    """The store of birch, the bytes of all whose images are no shards any more."""
+    copy = tmp_path / "damaged store"
+    shutil.copytree(site_stores["birch"], copy)
+    for file in (copy / "birch" / "image" / "c").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"x" * 40)
+    return {"birch": str(copy)}
+
+
+def test_a_damaged_case_is_told_without_its_name(damaged, tmp_path, info):
+    site = site_of("birch", damaged, tmp_path)
+    sent = answer(round_task(info), site)
+    names = [case.name for case in open_store(site.store).cases]
+    assert sent.error
+    assert not sent.tensors
+    assert not sent.body
+    assert not any(name in sent.error for name in names)
+    assert "damaged store" not in sent.error
+    assert "a case of birch is damaged" in sent.error
+    told = answer(round_task(info, options=replace(OPTIONS, schedule=ScheduleOptions(validation_cases=0))), site).error
+    assert "a file of birch: its index is not sound" in told
+
+
+def test_an_error_of_others_is_told_by_its_kind_alone(site_stores, tmp_path, info, caplog):
+    site = site_of("birch", site_stores, tmp_path)
+
+    def fail(event):
+        raise RuntimeError(f"in {site.store}, patient Smith")
+
+    assert answer(round_task(info), site, on_event=fail).error == "RuntimeError: see the site's log."
+    assert "Smith" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "", ".hidden"])
+def test_an_experiment_is_no_path(name, site_stores, tmp_path, info):
+    task = round_task(info)
+    found = answer(Task(ROUND, name, 1, task.body, task.tensors), site_of("birch", site_stores, tmp_path))
+    assert "name" in found.error
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_server_of_another_kind_is_told_so(site_stores, tmp_path, info):
+    site = site_of("birch", site_stores, tmp_path)
+    task = round_task(info)
+    without = Task(ROUND, "trial", 1, {"info": task.body["info"]}, task.tensors)
+    assert "without 'options'" in answer(without, site).error
+    odd = Task(ROUND, "trial", 1, task.body | {"info": {"axis": 1}}, task.tensors)
+    assert "not to be understood" in answer(odd, site).error
+    less = dict(list(task.tensors.items())[1:])
+    assert "do not fit" in answer(Task(ROUND, "trial", 1, task.body, less), site).error
+
+
+def test_the_policy_of_a_site_holds(site_stores, tmp_path, info):
+    tight = Leaves(tensors=("encoder.*",), metrics=("validation/*",), counts=False, fingerprint=False)
+    site = site_of("birch", site_stores, tmp_path, leaves=tight)
+    assert "lets encoder.* leave" in answer(round_task(info), site).error
+    sparse = replace(site, leaves=replace(tight, tensors=("*",)))
+    body = answer(round_task(info), sparse).body
+    assert body["metrics"].keys() == {"validation"}
+    assert body["exposure"] == {}
+    assert body["num_cases"] == 5
+    assert answer(Task(FINGERPRINT, "trial", body={"least": 1}), sparse).body["databases"] == {}
+    log = tmp_path / "birch" / "audit.jsonl"
+    assert audit.verify(log) == []
+    last = [row for row in audit.rows(log) if row["kind"] == "round"][-1]
+    assert last["direction"] == "out"
+    assert "left out: loss" in last["notes"]
+    assert last["tensors"] > 10
+    error, *_ = [row for row in audit.rows(log) if "error" in row["notes"]]
+    assert "lets encoder.* leave" in error["notes"]
+
+
+def test_the_audit_log_holds_what_was_sent(site_stores, tmp_path, info):
+    import hashlib
+
+    sent = to_bytes(answer(round_task(info), site_of("birch", site_stores, tmp_path)))
+    came, left = [json.loads(line) for line in (tmp_path / "birch" / "audit.jsonl").read_text().splitlines()]
+    assert (came["direction"], left["direction"]) == ("in", "out")
+    assert left["num_bytes"] == len(sent)
+    assert left["sha256"] == hashlib.sha256(sent).hexdigest()
+    assert left["tensors"]["encoder.0.first.conv.weight[T1]"] == "float32 [8, 1, 3, 3, 3]"
+    assert left["metrics"]["validation/birch"] >= 0
+    assert left["told"].keys() == {"num_cases", "exposure", "seconds", "events"}
+    assert Path(tmp_path / "birch" / "masks.key").exists() is False

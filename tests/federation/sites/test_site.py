@@ -1,0 +1,223 @@
+import json
+import shutil
+import stat
+from dataclasses import replace
+
+import pytest
+import torch
+from asked import OPTIONS, described, first_state, joint_info, site_of, with_local
+
+from multiseg.errors import DataError, FederationError, StoppedError, StoreError
+from multiseg.federation.sites.describing import describe
+from multiseg.federation.sites.learning import network_of
+from multiseg.federation.sites.norms import estimate, personal_norms
+from multiseg.federation.sites.personal import Own
+from multiseg.federation.sites.policy import Leaves
+from multiseg.federation.sites.site import (
+    Asked,
+    Order,
+    Site,
+    evaluate_model,
+    own_network,
+    private_key,
+    stream_options,
+    train_round,
+)
+from multiseg.models.parts import parts
+from multiseg.store.ingest import ingest
+from multiseg.store.intake import IngestOptions
+from multiseg.store.reader import open_store
+from multiseg.store.sources.manifest import find_manifest
+from multiseg.training.fit import Hooks
+from multiseg.training.validate import validate, validation_cases
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def info(site_stores, tmp_path_factory):
+    return joint_info(described(site_stores, tmp_path_factory.mktemp("described")))
+
+
+@pytest.fixture
+def site(site_stores, tmp_path):
+    return site_of("dogwood", site_stores, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def store(site_stores):
+    return open_store(site_stores["dogwood"])
+
+
+def order_of(info, options=OPTIONS, **others):
+    return Order(info, options, first_state(info), round=1, **others)
+
+
+def test_the_private_key_is_made_once_and_for_its_user_alone(site):
+    first = private_key(site)
+    assert len(first) == 32
+    assert private_key(site) == first
+    assert stat.S_IMODE((site.state / "masks.key").stat().st_mode) == 0o600
+    assert private_key(replace(site, state=site.state / "other")) != first
+
+
+def test_a_description_follows_the_site(store, site):
+    told = describe(store, replace(site, leaves=Leaves(least=7)), OPTIONS)
+    assert told["databases"]["dogwood"]["num_cases"] == {"train": 7, "val": 7, "test": 7}
+    few = describe(store, site, replace(OPTIONS, privacy=replace(OPTIONS.privacy, least=1)))
+    assert few["databases"]["dogwood"]["num_cases"] == {"train": 5, "val": 5, "test": 5}  # the site's own number
+    with pytest.raises(StoreError, match="elm"):
+        describe(store, replace(site, databases=("elm",)), OPTIONS)
+    unknown = describe(store, site, replace(OPTIONS, labels=("tissue:bone",)))
+    assert unknown["can_train"] is False
+    assert unknown["databases"]["dogwood"]["num_cases"]["train"] == 0
+
+
+def test_a_command_of_the_site_is_not_told(store, site, monkeypatch):
+    secret = replace(store["dogwood"].recipe, brain_mask="command /opt/own/bet {image} {mask}")
+    monkeypatch.setattr(store["dogwood"], "recipe", secret)
+    told = describe(store, site, OPTIONS)["databases"]["dogwood"]["recipe"]
+    assert told["brain_mask"] == "command PROGRAM {image} {mask}"
+    assert type(secret).from_json(told)
+
+
+def test_the_machine_is_the_sites_and_the_draws_are_its_own(store, site):
+    asked = replace(OPTIONS, stream=replace(OPTIONS.stream, workers=7, cache="9GiB", disk_cache="/elsewhere"))
+    own = stream_options(site, store, asked)
+    assert (own.workers, own.cache, own.disk_cache) == (0, "0", "")
+    assert own.batch_size == 2
+    assert own.draw.seed != stream_options(replace(site, name="elm"), store, asked).draw.seed
+
+
+def test_databases_of_other_sites_have_no_weight_here(store, site):
+    draw = replace(OPTIONS.stream.draw, weights={"alder": 2.0, "dogwood": 1.0})
+    asked = replace(OPTIONS, stream=replace(OPTIONS.stream, draw=draw))
+    assert stream_options(site, store, asked).draw.weights == {"dogwood": 1.0}
+
+
+def test_a_received_model_is_evaluated_as_in_training(store, site, info):
+    network = network_of(info, first_state(info), CPU)
+    found = evaluate_model(network, order_of(info), store, site)
+    cases = validation_cases(store, info, ["dogwood"], 1)
+    assert {name: score.dice for name, score in found.items()} == validate(network, info, store, cases)
+    trained = train_round(store, site, order_of(info))
+    assert trained.validation == {name: score.dice for name, score in found.items()}
+    assert evaluate_model(network, order_of(info), store, site, asked=Asked("test", "all")).keys() == {
+        "dogwood/" + "+".join(name for name in info.axis if name in subset)
+        for subset in ({"T1"}, {"FLAIR"}, {"T1", "FLAIR"})
+    }
+    with pytest.raises(StoppedError):
+        evaluate_model(network, order_of(info), store, site, lambda: True)
+
+
+def test_a_store_of_other_voxels_is_refused(store, site, info):
+    with pytest.raises(DataError, match=r"\[1.0, 1.0, 1.0\] mm"):
+        train_round(store, site, order_of(replace(info, spacing_mm=(1.0, 1.0, 1.0))))
+
+
+def test_weights_that_do_not_fit_are_refused(store, site, info):
+    state = first_state(info)
+    state.popitem()
+    with pytest.raises(FederationError, match="do not fit a multi_unet"):
+        train_round(store, site, Order(info, OPTIONS, state))
+
+
+def test_what_is_personal_is_laid_in(store, site, info):
+    order = order_of(info, with_local(personal=("*second.conv*",)), personal_parts=("decoder.0.reduce.bias",))
+    mine = {part.name: torch.full(part.shape, 0.5) for part in parts(info)}
+    network, events = own_network(store, site, order, Own(mine), CPU)
+    state, received = network.state_dict(), first_state(info)
+    assert (state["encoder.0.second.conv.weight"] == 0.5).all()
+    assert (state["decoder.0.reduce.bias"] == 0.5).all()
+    assert torch.equal(state["encoder.0.first.conv.weight"], received["encoder.0.first.conv.weight"])
+    assert events == ()
+    odd = {"encoder.0.second.conv.weight": torch.zeros(3)}  # of a smaller network
+    state = own_network(store, site, order, Own(odd), CPU)[0].state_dict()
+    assert torch.equal(state["encoder.0.second.conv.weight"], received["encoder.0.second.conv.weight"])
+    trained = train_round(store, site, order)
+    assert "decoder.0.reduce.bias" not in trained.update
+    assert "decoder.0.reduce.bias" in trained.own.parts
+    assert not trained.update.keys() & trained.own.parts.keys()
+
+
+def test_running_statistics_are_averages_over_the_batches():
+    network = torch.nn.Sequential(torch.nn.BatchNorm3d(2), torch.nn.Dropout(0.9))
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = network[0]
+
+        def forward(self, images, present):
+            return self.norm(images)
+
+    two = Two()
+    assert personal_norms(two, ("*norm*",)) == [two.norm]
+    assert personal_norms(two, ("*conv*",)) == []
+
+    class Shown:
+        def __init__(self, value):
+            self.images, self.present = torch.full((1, 2, 2, 2, 2), value), torch.ones(1, 2, dtype=torch.bool)
+
+        def to(self, device):
+            return self
+
+    two.norm.num_batches_tracked += 4
+    estimate.__wrapped__(two, [two.norm], [Shown(1.0), Shown(4.0)])
+    assert two.norm.running_mean.tolist() == [2.5, 2.5]
+    assert two.norm.running_var.tolist() == [0.0, 0.0]
+    assert two.norm.num_batches_tracked == 4
+    assert two.norm.momentum == 0.1
+
+
+def test_a_database_of_weight_0_trains_nothing_for_the_others(site_stores, tmp_path, info):
+    """Its sequences are not told as trained, neither before a round nor in it."""
+    url = str(tmp_path / "both.zarr")
+    for name in ("alder", "dogwood"):
+        shutil.copytree(site_stores[name], url, dirs_exist_ok=True)
+    root = tmp_path / "both.zarr" / "zarr.json"
+    about = json.loads(root.read_text())
+    about["attributes"]["multiseg"]["databases"] = ["alder", "dogwood"]
+    about.pop("consolidated_metadata", None)
+    root.write_text(json.dumps(about))
+    both, site = open_store(url), Site("both", url, tmp_path, device="cpu", workers=0)
+    draw = replace(OPTIONS.stream.draw, weights={"alder": 0.0, "dogwood": 1.0})
+    options = replace(OPTIONS, stream=replace(OPTIONS.stream, draw=draw))
+    told = describe(both, site, options)["databases"]
+    assert {name: about["num_cases"]["train"] for name, about in told.items()} == {"alder": 0, "dogwood": 5}
+    trained = train_round(both, site, order_of(info, options))
+    assert not any("PD" in name for name in trained.update)
+    assert trained.num_cases == 2
+    assert any("PD" in name for name in train_round(both, site, order_of(info)).update)
+
+
+@pytest.fixture(scope="module")
+def held_out(hospitals, tmp_path_factory):
+    """A store of dogwood in which every case is for tests."""
+    (found,) = [files for files in find_manifest(hospitals / "manifest.toml") if files.name == "dogwood"]
+    url = str(tmp_path_factory.mktemp("held_out") / "dogwood.zarr")
+    ingest([found], url, IngestOptions(spacing_mm=(5.0, 5.0, 5.0), split={"test": 1.0}))
+    return url
+
+
+def test_a_site_without_training_cases_describes_and_evaluates(held_out, site, info):
+    store, there = open_store(held_out), replace(site, store=held_out)
+    told = describe(store, there, OPTIONS)
+    assert told["can_train"] is False
+    assert told["databases"]["dogwood"]["num_cases"] == {"train": 0, "val": 0, "test": 5}
+    assert told["databases"]["dogwood"]["modalities"]
+    order = order_of(info, with_local(personal=("*norm*",)))
+    network, (event,) = own_network(store, there, order, None, CPU)
+    assert "of the test cases" in event
+    assert not torch.equal(network.state_dict()["encoder.0.first.norm.running_mean"], torch.zeros(8))
+    assert evaluate_model(network, order, store, there) == {}
+    assert evaluate_model(network, order, store, there, asked=Asked("test")).keys() == {"dogwood"}
+    with pytest.raises(DataError, match="no train case"):
+        train_round(store, there, order)
+
+
+def test_a_stop_ends_a_round_between_steps(store, site, info):
+    heard = []
+    with pytest.raises(StoppedError, match="begins anew"):
+        train_round(store, site, order_of(info), hooks=Hooks(on_event=heard.append, should_stop=lambda: bool(heard)))
+    assert len(heard) == 1
