@@ -22,6 +22,10 @@ from pathlib import Path
 import pytest
 from deployed import Deployment, deployment, options_for, undisturbed, until
 
+from multiseg.federation.hosting import home
+from multiseg.federation.hosting.certificates import make_certificate
+from multiseg.federation.hosting.enrol import enrol_server
+
 STEPS = 100
 SLOW = pytest.mark.skipif(
     os.environ.get("MULTISEG_FAULTS") != "all", reason="waits for minutes: set MULTISEG_FAULTS=all to break this, too"
@@ -192,6 +196,25 @@ def test_a_full_disk_at_the_server(stand: Deployment, tmp_path: Path) -> None:
         broken.ends_as_if_nothing_had_happened(tmp_path)
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@SLOW
+def test_an_expired_certificate_keeps_a_site_out_until_it_is_renewed(stand: Deployment, tmp_path: Path) -> None:
+    stand.sites["dogwood"].end(signal.SIGINT)
+    hosts, files = ["127.0.0.1", "localhost"], (home.CERTIFICATE, home.KEY)
+    make_certificate(stand.home, (home.CA, home.CA_KEY), files, hosts, days=0)  # ends as it begins
+    before = len((stand.folder / "dogwood.txt").read_text())
+    try:
+        stand.join("dogwood")
+
+        def said() -> str:
+            return (stand.folder / "dogwood.txt").read_text()[before:]
+
+        until(60, "dogwood says why", lambda: "certificate ran out" in said())
+        assert "Connected" not in said()
+    finally:
+        enrol_server(stand.home, [], {})
+    until(90, "dogwood is in", lambda: "Connected" in said())
 
 
 @SLOW

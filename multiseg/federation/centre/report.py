@@ -248,5 +248,6 @@ def _traffic_plot(figure: Figure, told: Mapping[str, Any]) -> None:
     _lines(left, {site: [(at, size / 1e6) for at, size in points] for site, points in received.items()}, "MB received")
     _lines(right, _curves(told, "seconds"), "seconds of work")
     for axes in (left, right):
+        axes.margins(y=0.1)
         axes.set_ylim(bottom=0)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)
