@@ -19,6 +19,8 @@ PROTOCOL = 1
 DESCRIBE, FINGERPRINT, ROUND, EVALUATE, FINISH = "describe", "fingerprint", "round", "evaluate", "finish"
 KINDS = (DESCRIBE, FINGERPRINT, ROUND, EVALUATE, FINISH)
 
+_HEAD = {"kind": str, "site": str, "experiment": str, "round": int, "body": dict, "error": str, "passing": bool}
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -45,6 +47,7 @@ class Answer:
 
     Attributes:
         error: why there is no answer, free of paths and names of cases; "" where there is one.
+        passing: the error may pass, such as a full disk: the same task may be answered another time.
     """
 
     kind: str
@@ -53,6 +56,7 @@ class Answer:
     body: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     error: str = ""
+    passing: bool = False
 
 
 def to_bytes(message: Task | Answer) -> bytes:
@@ -84,7 +88,8 @@ def answer_from_bytes(data: bytes) -> Answer:
     """
     head, tensors = _read(data)
     try:
-        return Answer(head["kind"], head["site"], head["round"], head["body"], tensors, head["error"])
+        passing = bool(head.get("passing", False))  # stored answers of before do not say it
+        return Answer(head["kind"], head["site"], head["round"], head["body"], tensors, head["error"], passing)
     except KeyError as error:
         raise FederationError(f"an answer without {error}: is the site a multiseg of this version?") from error
 
@@ -94,6 +99,7 @@ def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
         size = int.from_bytes(data[:8], "little")
         head = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["multiseg"])
         protocol = head["protocol"]
+        is_clear = all(isinstance(head.get(name, kind()), kind) for name, kind in _HEAD.items())
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise FederationError(f"a message of {len(data)} bytes is damaged or none of ours: {error!r}.") from error
@@ -101,4 +107,6 @@ def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise FederationError(
             f"a message of protocol {protocol}; this multiseg speaks {PROTOCOL}. Install one version."
         )
+    if not is_clear:
+        raise FederationError(f"a message of {len(data)} bytes is none of ours: its head is of other types.")
     return head, tensors

@@ -1,12 +1,14 @@
 """Tasks and answers as Flower's messages."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from multiseg.errors import FederationError
-from multiseg.federation.messages import DESCRIBE, ROUND, Answer, Task
+from multiseg.federation.messages import DESCRIBE, ROUND, Answer, Task, answer_from_bytes, to_bytes
 from multiseg.federation.records import answer_of, answer_record, reply_of, task_of, task_record, told
 
 TASK = Task(ROUND, "lesions", 3, {"kept": 2}, {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(1)})
@@ -31,11 +33,12 @@ def test_a_task_arrives_as_it_was_sent() -> None:
 
 
 def test_an_answer_arrives_as_a_reply() -> None:
-    answer = Answer(DESCRIBE, "alder", 0, {"pathology": "stroke"}, error="no")
+    answer = Answer(DESCRIBE, "alder", 0, {"pathology": "stroke"}, error="no", passing=True)
     message = sent(task_record(TASK))
     reply = reply_of(answer, message)
     got = answer_of(reply)
     assert (got.kind, got.site, got.body, got.error) == (DESCRIBE, "alder", {"pathology": "stroke"}, "no")
+    assert got.passing
     assert reply.metadata.message_type == "query.multiseg"
 
 
@@ -70,3 +73,10 @@ def test_damaged_bytes_are_refused() -> None:
 def test_flowers_errors_are_told_in_words() -> None:
     assert told(Error(8)) == "the process at the site died (out of memory, or killed)"
     assert told(Error(99, "odd")) == "an error of Flower, code 99: odd"
+
+
+@pytest.mark.parametrize("said", [{"body": ["num_cases"]}, {"round": "1"}, {"error": None}])
+def test_a_head_of_other_types_is_refused(said: dict[str, object]) -> None:
+    strange = to_bytes(replace(Answer(ROUND, "alder", 1), **said))  # type: ignore[arg-type]
+    with pytest.raises(FederationError, match="its head is of other types"):
+        answer_from_bytes(strange)

@@ -228,10 +228,14 @@ def _collect(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> bool:
     found = desk.link.collect(list(owner)) if owner else {}
     for id_, what in found.items():
         errand = owner[id_]
-        is_old_news = isinstance(what, Failure) and id_ != errand.ids[-1]  # it was asked again since
+        is_old_news = _may_pass(what) and id_ != errand.ids[-1]  # it was asked again since
         if errand.is_open and not is_old_news:
             _take(desk, errand, what, terms)
     return bool(found)
+
+
+def _may_pass(what: Answer | Failure) -> bool:
+    return isinstance(what, Failure) or bool(what.error and what.passing)
 
 
 def _take(desk: Desk, errand: _Errand, what: Answer | Failure, terms: Terms) -> None:
@@ -239,6 +243,8 @@ def _take(desk: Desk, errand: _Errand, what: Answer | Failure, terms: Terms) -> 
     task = errand.task
     if isinstance(what, Failure):
         _again(desk, errand, what.text)
+    elif what.site == errand.site and _may_pass(what):
+        _again(desk, errand, what.error)
     elif (what.site, what.kind, what.round) != (errand.site, task.kind, task.round):
         told = f"it answered as {what.site!r} to {what.kind!r} of round {what.round}"
         _again(desk, errand, f"{told}: {what.error}" if what.error else told)
@@ -263,7 +269,7 @@ def _again(desk: Desk, errand: _Errand, why: str) -> None:
 
 
 def _missing(errands: Sequence[_Errand], terms: Terms) -> str:
-    told = [f"{errand.site}: {_told(errand)}" for errand in errands if errand.answer is None]
+    told = [f"{errand.site}: {_told(errand).removesuffix('.')}" for errand in errands if errand.answer is None]
     answered = len(errands) - len(told)
     return (
         f"round {_round(errands)} ({errands[0].task.kind}) got {answered} answers of {len(errands)} and needs "

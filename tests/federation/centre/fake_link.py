@@ -32,6 +32,7 @@ class FakeSite:
     Attributes:
         change: added to every value that it trains, in every round.
         dice: of the model that comes, by its step.
+        exposure: patches of a round, of each sequence and label that it has.
     """
 
     name: str
@@ -45,6 +46,7 @@ class FakeSite:
         default_factory=lambda: {"multiseg": version("multiseg"), "torch": "2", "protocol": PROTOCOL}
     )
     can_train: bool = True
+    exposure: int = 3
 
     def about(self) -> dict[str, object]:
         """Its description of itself."""
@@ -78,7 +80,7 @@ class FakeSite:
         mine = trained_parts(parts(info), self.modalities, [name for name, _ in self.labels])
         body = {
             "num_cases": self.num_cases,
-            "exposure": {"": 6, **dict.fromkeys(self.modalities, 3)},
+            "exposure": dict.fromkeys(("", *self.modalities), self.exposure),
             "metrics": {"validation": {self.name: dice}, "loss": 1.0, "bad_steps": 0, "update_norm": 1.0},
             "seconds": {"total": 1.0},
             "events": [],

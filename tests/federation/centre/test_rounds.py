@@ -11,7 +11,7 @@ import torch
 from fake_link import FakeLink, FakeSite, broken, lost, options, spoilt
 
 from multiseg.errors import FederationError
-from multiseg.federation.centre.progress import Event, Noted, Refused, Resent, RoundDone, Waiting
+from multiseg.federation.centre.progress import Came, Event, Noted, Refused, Resent, RoundDone, Waiting
 from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINISH, ROUND, Answer, Task
 from multiseg.federation.plan import AggregateOptions, PrivacyOptions
@@ -59,9 +59,10 @@ def test_the_mean_is_weighted_by_cases_over_those_who_have_it(tmp_path: Path) ->
         assert torch.allclose(change, torch.tensor(expected), atol=1e-6), name
 
 
-@pytest.mark.parametrize(("weights", "expected"), [("equal", 0.375), ("exposure", 0.375), ("cases", 0.4375)])
+@pytest.mark.parametrize(("weights", "expected"), [("equal", 0.375), ("exposure", 0.3), ("cases", 0.4375)])
 def test_weights_of_the_mean(weights: str, expected: float, tmp_path: Path) -> None:
-    link = FakeLink(ASH, ELM)
+    """By exposure ash, which adds 0.25, counts four times as much as elm, which adds 0.5."""
+    link = FakeLink(replace(ASH, exposure=4), replace(ELM, exposure=1))
     go(link, tmp_path, rounds=1, aggregate=AggregateOptions(weights=weights))
     change = load_weights(tmp_path / "last.safetensors")[FIRST] - link.tasks[2].tensors[FIRST]
     assert torch.allclose(change, torch.tensor(expected), atol=1e-6)
@@ -92,15 +93,41 @@ def test_a_site_that_was_away_is_asked_again(tmp_path: Path) -> None:
 
 
 def test_two_answers_of_one_site_count_once(tmp_path: Path) -> None:
-    """elm was away, is asked again, and both answers come at the same moment."""
+    """elm was away, is asked again, is away again, and when it is back both answers are there."""
     link = FakeLink(ASH, ELM)
-    link.delay |= {"ash": 40.0, "elm": 2.0}
-    link.away["elm"] = [(41.0, 43.0)]
+    link.delay |= {"ash": 40.0, "elm": 10.0}
+    link.away["elm"] = [(41.0, 43.0), (45.0, 55.0)]
+    link.replies["elm", ROUND, 1] = [ELM.answer, spoilt(ELM, error="this one came too late")]
     events: list[Event] = []
     go(link, tmp_path, events=events, rounds=1)
+    assert len(link.rounds_of("elm")) == 2
     change = load_weights(tmp_path / "last.safetensors")[FIRST] - link.tasks[2].tensors[FIRST]
     assert torch.allclose(change, torch.tensor(0.4375), atol=1e-6)
-    assert list(of(RoundDone, events)[0].sites) == ["ash", "elm"]
+    assert [came.site for came in of(Came, events) if came.kind == ROUND] == ["elm", "ash"]
+    assert not of(Refused, events)
+
+
+def test_an_error_that_may_pass_is_tried_again_after_a_pause(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM)
+    full = spoilt(ELM, error="the disk is full.", passing=True)
+    link.replies["elm", ROUND, 1] = [full, full]
+    events: list[Event] = []
+    assert go(link, tmp_path / "passes", events=events, schedule={"deadline_minutes": 5.0}).finished
+    assert link.rounds_of("elm") == [1, 1, 1, 2]
+    assert [event.reason for event in of(Resent, events)] == ["the disk is full."] * 2
+    first, second, third = [at for site, kind, number, at in link.sent if (site, kind, number) == ("elm", ROUND, 1)]
+    assert (second - first, third - second) == (16.0, 31.0)  # a second for the answer, then 15 and 30
+    link = FakeLink(ASH, ELM)
+    link.replies["elm", ROUND, 1] = [full] * 4
+    with pytest.raises(FederationError, match=r"elm: the disk is full\. \(tried 4 times\)\. All finished"):
+        go(link, tmp_path / "stays", schedule={"deadline_minutes": 5.0})
+
+
+def test_the_reasons_of_a_round_that_failed_are_sentences(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM)
+    link.replies["elm", ROUND, 1] = [spoilt(ELM, error="a case is damaged.")]
+    with pytest.raises(FederationError, match=r"elm: a case is damaged\. All finished rounds are saved"):
+        go(link, tmp_path)
 
 
 def test_a_failure_that_passes_is_tried_again(tmp_path: Path) -> None:
