@@ -41,12 +41,12 @@ def noise_generator(secret: bytes, experiment: str, round: int, digest: str) -> 
 
     Whoever can draw the noise again can take it away again, so nothing public may seed it, such as the run's seed:
     the secret is the site's own, 32 random bytes or more that never leave it. The same noise on two different updates
-    gives away their difference, so the digest is to tell apart whatever the site may be asked in a round. torch's
-    own generator will not do: on a CPU it takes in 32 bits of its seed, few enough to try them all. This one is
-    Philox with a key of 128 bits.
+    gives away their difference, so the digest is of the update itself: what the site was asked does not tell updates
+    apart, since its data or its own layers may have changed. torch's own generator will not do: on a CPU it takes in
+    32 bits of its seed, few enough to try them all. This one is Philox with a key of 128 bits.
 
     Args:
-        digest: of the task: the received weights and options.
+        digest: of the update before noise, and of the noise's size.
     """
     key = derived_key(secret, 16, "noise", experiment, round, digest)
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import logging
 import math
 import re
@@ -17,9 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from multiseg.config import checked
 from multiseg.errors import FederationError, ResourceError, StoppedError, TrainingError
-from multiseg.federation.masks import Circle, digest_of, masked, members_by_part
 from multiseg.federation.messages import (
     DESCRIBE,
     EVALUATE,
@@ -31,19 +28,10 @@ from multiseg.federation.messages import (
     answer_from_bytes,
     to_bytes,
 )
-from multiseg.federation.plan import FederationOptions, check
-from multiseg.federation.privacy import (
-    clipped,
-    from_payload,
-    noise_generator,
-    noise_std,
-    noised,
-    to_payload,
-    update_norm,
-)
-from multiseg.federation.sites import audit, personal, policy
+from multiseg.federation.sites import audit, lasting, personal, policy
 from multiseg.federation.sites.describing import describe
 from multiseg.federation.sites.fingerprint import fingerprint
+from multiseg.federation.sites.protecting import circle_of, protected
 from multiseg.federation.sites.site import (
     Asked,
     Order,
@@ -52,13 +40,12 @@ from multiseg.federation.sites.site import (
     evaluate_model,
     least_of,
     own_network,
-    private_key,
     told,
     train_round,
 )
+from multiseg.federation.sites.tasks import options_of, order_of
 from multiseg.models.devices import resolve_device
-from multiseg.models.parts import parts
-from multiseg.models.saved import BEST, ModelInfo, save_model
+from multiseg.models.saved import BEST, save_model
 from multiseg.store.reader import Store, open_store
 from multiseg.training.events import Event
 from multiseg.training.fit import Hooks
@@ -147,7 +134,7 @@ def _done(work: _Work) -> Answer:
 
 
 def _described(work: _Work) -> Answer:
-    return _plain(work, describe(work.store, work.site, _options(work.task)))
+    return _plain(work, describe(work.store, work.site, options_of(work.task)))
 
 
 def _fingerprinted(work: _Work) -> Answer:
@@ -164,26 +151,39 @@ def _plain(work: _Work, body: Mapping[str, Any]) -> Answer:
 
 def _round(work: _Work) -> Answer:
     task, folder = work.task, work.folder
+    options = options_of(task)
     key = personal.key_of(task, work.site.name)
     with _alone(folder, work.hooks.should_stop):
         held = personal.stored_answer(folder, task.round, key)
-        if held is not None:
-            return answer_from_bytes(held)
-        began = time.monotonic()
-        kept = int(task.body.get("kept", 0))
-        personal.forget(folder, task.round, key, {kept, *task.body.get("hold", ())})
-        order = _order(task)
-        own = personal.own_after(folder, kept) if kept else None
-        trained = train_round(work.store, work.site, order, own, work.hooks)
-        if kept and own is None and _needs_own(order):
-            note = f"what this site kept of round {kept} is not there: it went on from what it received."
-            trained = replace(trained, events=(note, *trained.events))
-        policy.check_tensors(trained.update, work.site.leaves)
-        _check_finite(trained.update)
-        tensors, norm = _protected(work, order, trained.update, key)
-        found = replace(_plain(work, _round_body(work, order, trained, norm, began)), tensors=tensors)
-        personal.commit(folder, task.round, key, to_bytes(found), trained.own)
+        found = _trained(work, key) if held is None else answer_from_bytes(held)
+        if options.privacy.masked:
+            lasting.note_circle(folder, task.round, circle_of(task), found.tensors)
         return found
+
+
+def _trained(work: _Work, key: str) -> Answer:
+    """A round that was not answered before, done and stored."""
+    task, site, folder = work.task, work.site, work.folder
+    began = time.monotonic()
+    kept = int(task.body.get("kept", 0))
+    personal.forget(folder, task.round, key, {kept, *task.body.get("hold", ())})
+    order = order_of(task)
+    own = personal.own_after(folder, kept) if kept else None
+    trained = train_round(work.store, site, order, own, work.hooks)
+    if kept and own is None and _needs_own(order):
+        note = f"what this site kept of round {kept} is not there: it went on from what it received."
+        trained = replace(trained, events=(note, *trained.events))
+    policy.check_tensors(trained.update, site.leaves)
+    _check_finite(trained.update)
+    sent = protected(task, site, order, trained.update)
+    if order.options.privacy.masked:
+        lasting.check_circle(folder, task.round, circle_of(task), sent.tensors)
+    body = _round_body(work, order, trained, sent.norm, began)
+    if sent.release:
+        body["releases"] = lasting.count_release(folder, task.round, sent.release)
+    found = replace(_plain(work, body), tensors=sent.tensors)
+    personal.commit(folder, task.round, key, to_bytes(found), trained.own)
+    return found
 
 
 def _check_finite(update: Mapping[str, Tensor]) -> None:
@@ -198,25 +198,6 @@ def _check_finite(update: Mapping[str, Tensor]) -> None:
 
 def _needs_own(order: Order) -> bool:
     return bool(order.options.local.personal or order.personal_parts or order.options.local.keep_optimiser)
-
-
-def _protected(work: _Work, order: Order, update: Mapping[str, Tensor], key: str) -> tuple[dict[str, Tensor], float]:
-    """The update as it leaves, clipped, with noise, and masked or in the precision of the wire; and its own length."""
-    privacy, task, site = order.options.privacy, work.task, work.site
-    sent = clipped(update, privacy.clip)
-    norm = update_norm(sent)
-    weight = float(_said(task, "weight")) if privacy.masked else 1.0
-    members = members_by_part(parts(order.info), _said(task, "holders")) if privacy.masked else {}
-    if privacy.noise:
-        std = {name: noise_std(privacy.noise, privacy.clip, len(members.get(name, (site,))), weight) for name in sent}
-        sent = noised(sent, std, noise_generator(private_key(site), task.experiment, task.round, key))
-    if not privacy.masked:
-        return to_payload(sent, privacy.payload), norm
-    common = {name: _said(task, name) for name in ("info", "options", "holders", "personal_parts", "keys")}
-    digest = digest_of(task.tensors, json.dumps(common, sort_keys=True))
-    personal.claim_circle(work.folder, digest, key)
-    circle = Circle(task.experiment, task.round, digest, _said(task, "keys"), members)
-    return masked(sent, weight, site.name, private_key(site), circle), norm
 
 
 def _round_body(work: _Work, order: Order, trained: Trained, norm: float, began: float) -> dict[str, Any]:
@@ -239,7 +220,7 @@ def _round_body(work: _Work, order: Order, trained: Trained, norm: float, began:
 def _evaluated(work: _Work) -> Answer:
     """Dice of a model on a split; for FINISH the model is kept, too, as `multiseg predict` takes it."""
     task, site = work.task, work.site
-    order = _order(task)
+    order = order_of(task)
     split = str(task.body.get("split", "val"))
     subsets = str(task.body.get("subsets", order.options.schedule.evaluate_subsets))
     asked = Asked(split, subsets)
@@ -276,35 +257,6 @@ _KINDS: dict[str, Callable[[_Work], Answer]] = {
     EVALUATE: _evaluated,
     FINISH: _evaluated,
 }
-
-
-def _order(task: Task) -> Order:
-    try:
-        info = ModelInfo.from_json(_said(task, "info"))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FederationError(f"a task's description of the model is not to be understood: {error!r}.") from error
-    return Order(
-        info,
-        _options(task),
-        from_payload(task.tensors),
-        task.round,
-        tuple(task.body.get("personal_parts", ())),
-        int(task.body.get("steps_done", 0)),
-    )
-
-
-def _options(task: Task) -> FederationOptions:
-    options = checked(_said(task, "options"), FederationOptions)
-    check(options)
-    if options.experiment != task.experiment:
-        raise FederationError(f"a task of {task.experiment!r} with the settings of {options.experiment!r}.")
-    return options
-
-
-def _said(task: Task, name: str) -> Any:
-    if name not in task.body:
-        raise FederationError(f"a task {task.kind!r} without {name!r}: is the server a multiseg of this version?")
-    return task.body[name]
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from multiseg.federation.messages import Task, to_bytes
 from multiseg.files import write_atomically
 
 FORMAT = 1
-LATER = ("kept", "hold")
-"""What a task says of other rounds; the answer does not depend on it."""
+LATER = ("hold",)
+"""What a task says of other rounds that the answer does not depend on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,21 +107,6 @@ def forget(folder: Path, number: int, key: str, hold: Collection[int]) -> None:
             file.unlink(missing_ok=True)
     for half_written in folder.glob(".*.tmp"):  # by a process that was killed
         half_written.unlink(missing_ok=True)
-
-
-def claim_circle(folder: Path, digest: str, key: str) -> None:
-    """Note under which circle of masks a task is answered: two answers under one circle would unmask each other.
-
-    Raises:
-        CheckpointError: another task was answered under it.
-    """
-    file = folder / "circles" / digest
-    if file.is_file() and file.read_text() != key:
-        raise CheckpointError(
-            "this site has already answered another task under the same masks, and a second answer would lay the "
-            "first one open: begin the run under another experiment name."
-        )
-    write_atomically(file, key.encode())
 
 
 def moments_of(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:

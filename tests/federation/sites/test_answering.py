@@ -11,7 +11,7 @@ from multiseg.errors import StoppedError
 from multiseg.federation.masks import unmasked
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Task, to_bytes
 from multiseg.federation.plan import PrivacyOptions, ScheduleOptions
-from multiseg.federation.sites import audit
+from multiseg.federation.sites import answering, audit
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.policy import Leaves
 from multiseg.models.parts import parts, trained_parts
@@ -208,9 +208,54 @@ def test_noise_is_the_same_for_a_repeated_task_and_hides_what_it_does_not_cover(
     noisy, plain = answer(round_task(info, options=options), site), answer(round_task(info), site)
     assert noisy.body["metrics"].keys() == {"validation", "bad_steps"}
     assert not same(noisy.tensors, plain.tensors)
-    for file in (tmp_path / "birch" / "trial").glob("*.pt"):
+    forget(site)
+    again = answer(round_task(info, options=options), site)
+    assert same(again.tensors, noisy.tensors)
+    assert (noisy.body["releases"], again.body["releases"]) == (1, 1)
+    assert "releases" not in plain.body
+
+
+def forget(site):
+    """The answers that the site stored."""
+    for file in site.state.rglob("*.pt"):
         file.unlink()
-    assert same(answer(round_task(info, options=options), site).tensors, noisy.tensors)
+
+
+@pytest.fixture
+def turned_round(monkeypatch):
+    """A switch: from then on the same task comes to minus its update, as if the data had changed."""
+    train = answering.train_round
+
+    def turned(*arguments):
+        found = train(*arguments)
+        return replace(found, update={name: -tensor for name, tensor in found.update.items()})
+
+    return lambda: monkeypatch.setattr(answering, "train_round", turned)
+
+
+def test_another_update_of_the_same_task_gets_noise_of_its_own(site_stores, tmp_path, info, turned_round):
+    clipping = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1))
+    noising = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1, noise=0.5))
+    site = site_of("birch", site_stores, tmp_path)
+    plain, one = answer(round_task(info, options=clipping), site), answer(round_task(info, options=noising), site)
+    forget(site)
+    turned_round()
+    other = answer(round_task(info, options=noising), site)
+    for name, tensor in plain.tensors.items():
+        if tensor.abs().max() > 1e-4:
+            assert not torch.allclose(one.tensors[name] - other.tensors[name], 2 * tensor, atol=1e-3), name
+    assert other.body["releases"] == 2
+
+
+def test_a_round_under_other_terms_is_no_release_if_it_sends_the_same(site_stores, tmp_path, info):
+    site = site_of("birch", site_stores, tmp_path)
+    noising = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1, noise=0.5))
+    patient = replace(noising, schedule=replace(OPTIONS.schedule, deadline_minutes=7.0))
+    first, again = (answer(round_task(info, options=options), site) for options in (noising, patient))
+    assert same(first.tensors, again.tensors)
+    assert again.body["releases"] == 1
+    louder = replace(noising, privacy=PrivacyOptions(clip=0.1, noise=0.6))
+    assert answer(round_task(info, options=louder), replace(site)).body["releases"] == 2
 
 
 def test_clipping_and_half_precision(site_stores, tmp_path, info):
@@ -220,7 +265,7 @@ def test_clipping_and_half_precision(site_stores, tmp_path, info):
     assert sent.body["metrics"]["update_norm"] == pytest.approx(1e-3)
 
 
-def test_masked_updates_sum_to_the_plain_ones(site_stores, tmp_path, infos, info):
+def test_masked_updates_sum_to_the_plain_ones(site_stores, tmp_path, infos, info, turned_round):
     masking = replace(OPTIONS, privacy=PrivacyOptions(masked=True))
     states = tmp_path / "masked"
     known = described(site_stores, states, masking)
@@ -239,8 +284,17 @@ def test_masked_updates_sum_to_the_plain_ones(site_stores, tmp_path, infos, info
     for part in members:
         expected = sum(weights[name] * plain[name].tensors[part] for name in site_stores) / 2
         assert torch.allclose(mean.update[part], expected, atol=1e-6)
-    again = round_task(info, options=masking, weight=0.25, **common)
-    assert "the same masks" in answer(again, site_of("birch", site_stores, states)).error
+    site = site_of("birch", site_stores, states)
+    assert "the same masks" in answer(round_task(info, options=masking, weight=0.25, **common), site).error
+    task = round_task(info, options=masking, weight=0.5, **common)
+    forget(site)
+    assert same(answer(task, site).tensors, sent["birch"].tensors)
+    shutil.rmtree(next(site.state.rglob("circles")))  # as if it had been killed before it noted
+    assert same(answer(task, site).tensors, sent["birch"].tensors)
+    forget(site)
+    turned_round()
+    assert "the same masks" in answer(task, site).error
+    assert "the same masks" in answer(task, site).error  # and what was refused is not stored
 
 
 def test_no_case_and_no_path_is_in_any_answer(site_stores, tmp_path, info):

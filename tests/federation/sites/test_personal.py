@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from asked import described, first_state, joint_info, round_task, site_of, with_local
+from asked import described, joint_info, round_task, site_of, with_local
 
 from multiseg.errors import CheckpointError, ResourceError
 from multiseg.federation.messages import ROUND, Task
@@ -12,7 +12,6 @@ from multiseg.federation.sites import answering, personal
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.personal import (
     Own,
-    claim_circle,
     commit,
     forget,
     key_of,
@@ -77,16 +76,8 @@ def test_the_key_is_of_what_the_answer_depends_on():
     def key(site="here", tensor=1.0, number=1, **body):
         return key_of(Task(ROUND, "trial", number, body, {"w": torch.tensor([tensor])}), site)
 
-    assert key(kept=1, hold=[1], steps_done=2) == key(kept=2, steps_done=2)
-    assert len({key(), key("there"), key(tensor=2.0), key(number=2), key(steps_done=1)}) == 5
-
-
-def test_one_circle_of_masks_hides_one_answer(tmp_path):
-    claim_circle(tmp_path, "c" * 64, KEY)
-    claim_circle(tmp_path, "c" * 64, KEY)
-    claim_circle(tmp_path, "d" * 64, OTHER)
-    with pytest.raises(CheckpointError, match="another task under the same masks"):
-        claim_circle(tmp_path, "c" * 64, OTHER)
+    assert key(kept=1, hold=[1], steps_done=2) == key(kept=1, steps_done=2)
+    assert len({key(), key("there"), key(tensor=2.0), key(number=2), key(steps_done=1), key(kept=1)}) == 6
 
 
 def test_moments_grow_with_a_network():
@@ -176,4 +167,3 @@ def test_a_full_disk_lets_nothing_leave(site_stores, tmp_path, monkeypatch):
     assert found.error == "(path) could not be written: No space left on device. Nothing there has changed."
     assert not found.tensors
     assert not answer(round_task(info), site).error
-    assert first_state(info)

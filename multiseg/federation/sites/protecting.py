@@ -1,0 +1,61 @@
+"""An update as it leaves a site: clipped, with noise, masked, or in the precision of the wire."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from multiseg.federation.masks import Circle, digest_of, masked, members_by_part
+from multiseg.federation.messages import Task
+from multiseg.federation.privacy import clipped, noise_generator, noise_std, noised, to_payload, update_norm
+from multiseg.federation.sites.site import Order, Site, private_key
+from multiseg.federation.sites.tasks import said
+from multiseg.models.parts import parts
+
+COMMON = ("info", "options", "holders", "personal_parts", "keys")
+"""What the tasks of all sites of a masked round say alike."""
+
+
+@dataclass(frozen=True, eq=False)
+class Protected:
+    """An update as it leaves.
+
+    Attributes:
+        norm: of the update, clipped and without noise.
+        release: digest of the update with its noise; "" without noise.
+    """
+
+    tensors: Mapping[str, Tensor]
+    norm: float
+    release: str
+
+
+def protected(task: Task, site: Site, order: Order, update: Mapping[str, Tensor]) -> Protected:
+    """What the run's privacy asks for, done to an update.
+
+    The noise is a function of the update and of its own size: a repeated round that comes to the same update gets the
+    same noise, and one that comes to another update gets noise that has nothing to do with it.
+    """
+    privacy = order.options.privacy
+    sent = clipped(update, privacy.clip)
+    norm, release = update_norm(sent), ""
+    weight = float(said(task, "weight")) if privacy.masked else 1.0
+    members = members_by_part(parts(order.info), said(task, "holders")) if privacy.masked else {}
+    if privacy.noise:
+        std = {name: noise_std(privacy.noise, privacy.clip, len(members.get(name, (site,))), weight) for name in sent}
+        digest = digest_of(sent, json.dumps(std, sort_keys=True))
+        sent = noised(sent, std, noise_generator(private_key(site), task.experiment, task.round, digest))
+        release = digest_of(sent)
+    if not privacy.masked:
+        return Protected(to_payload(sent, privacy.payload), norm, release)
+    circle = Circle(task.experiment, task.round, circle_of(task), said(task, "keys"), members)
+    return Protected(masked(sent, weight, site.name, private_key(site), circle), norm, release)
+
+
+def circle_of(task: Task) -> str:
+    """Digest of what all sites of a masked round received alike: it stands for the masks."""
+    common = {name: said(task, name) for name in COMMON}
+    return digest_of(task.tensors, json.dumps(common, sort_keys=True))
