@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -50,11 +51,12 @@ class AggregateOptions:
             optimiser on that mean; Reddi et al. 2021, arXiv:2003.00295), "trimmed_mean" or "median" (element by
             element, every site alike; Yin et al. 2018, arXiv:1803.01498).
         weights: of a site in a mean: its "cases" (rounded, as it told them), "equal", or "exposure": the patches of
-            the round in which it showed the network the sequence that a part belongs to.
+            the round in which it showed the network the sequence that a part belongs to, or looked for its label.
         unit: "parts" (a part of the network that belongs to one sequence is averaged over the sites that have the
             sequence) or "tensors" (every tensor whole over all sites, as stock federated averaging does).
         learning_rate: of the server optimisers. The default fits fedavg and fedavgm; fedadam moves every weight by
             about as much as this says, whatever the sites sent, and has to be given less: 0.01 is a beginning.
+            None of them moves running statistics of batch normalisation, which always follow the plain mean.
         momentum, beta1, beta2, tau: of the server optimisers; tau is the term that keeps FedAdam from dividing by 0.
         trim: share of the sites whose values are left out at either end of a trimmed mean.
         max_update_norm: a site's update is scaled down to this Euclidean norm; 0 leaves it.
@@ -166,16 +168,9 @@ def check(options: FederationOptions) -> None:
             f"schedule.quorum is {options.schedule.quorum}, but there are {len(options.sites)} sites: give their "
             "number or fewer, or 0 for all of them."
         )
-    if not (0 <= aggregate.trim < 0.5 and aggregate.max_update_norm >= 0 and local.proximal >= 0):
-        raise UsageError(
-            f"aggregate.trim is {aggregate.trim} (from 0 to below 0.5), aggregate.max_update_norm "
-            f"{aggregate.max_update_norm} and local.proximal {local.proximal} (0 or more)."
-        )
-    if aggregate.strategy == "fedadam" and not 0 < aggregate.learning_rate <= 0.1:
-        raise UsageError(
-            f"aggregate.learning_rate is {aggregate.learning_rate}, by which fedadam would move every weight in a "
-            "round: give 0.1 or less, such as 0.01."
-        )
+    if not local.proximal >= 0:
+        raise UsageError(f"local.proximal is {local.proximal}: give 0 or more.")
+    _check_aggregate(aggregate)
     if options.fit.ema:
         raise UsageError("fit.ema is for a training alone: in a federation the rounds themselves are an average.")
     if options.model.builder == "progressive":
@@ -192,6 +187,25 @@ def _check_names(options: FederationOptions) -> None:
             raise UsageError(f"{name!r} is no name: give letters, digits, '.', '_' and '-', at most 64.")
     if not options.sites or len(set(names)) < len(names):
         raise UsageError(f"a run needs sites, each named once, but got {', '.join(names) or 'none'}.")
+
+
+def _check_aggregate(aggregate: AggregateOptions) -> None:
+    for name, is_meant, told in (
+        ("trim", 0 <= aggregate.trim < 0.5, "from 0 to below 0.5"),
+        ("max_update_norm", aggregate.max_update_norm >= 0, "0 or more"),
+        ("learning_rate", 0 < aggregate.learning_rate < math.inf, "above 0"),
+        ("momentum", 0 <= aggregate.momentum < 1, "from 0 to below 1"),
+        ("beta1", 0 <= aggregate.beta1 < 1, "from 0 to below 1"),
+        ("beta2", 0 <= aggregate.beta2 < 1, "from 0 to below 1"),
+        ("tau", 0 < aggregate.tau < math.inf, "above 0"),
+    ):
+        if not is_meant:
+            raise UsageError(f"aggregate.{name} is {getattr(aggregate, name)}: give a number {told}.")
+    if aggregate.strategy == "fedadam" and aggregate.learning_rate > 0.1:
+        raise UsageError(
+            f"aggregate.learning_rate is {aggregate.learning_rate}, by which fedadam would move every weight in a "
+            "round: give 0.1 or less, such as 0.01."
+        )
 
 
 def _check_privacy(options: FederationOptions) -> None:

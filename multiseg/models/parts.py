@@ -17,6 +17,8 @@ from multiseg.models.saved import ModelInfo
 
 SHARED = ""
 """The group of what belongs to all."""
+VARIANCE = ".running_var"
+"""How the name of a tensor of running variances ends."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Part:
     length: int
     group: str
     shape: tuple[int, ...]
+
+    @property
+    def is_statistic(self) -> bool:
+        """Whether it is a running mean or variance of batch normalisation, which no gradient moves."""
+        return self.tensor.endswith((".running_mean", VARIANCE))
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,11 @@ def moved(change: Mapping[str, Tensor], state: Mapping[str, Tensor], parts: Iter
     return _placed(change, state, parts, Tensor.add_)
 
 
+def sound(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same state dict with no running variance below 0, where noise or rounding may have left one."""
+    return {name: tensor.clamp(min=0) if name.endswith(VARIANCE) else tensor for name, tensor in state.items()}
+
+
 def _placed(
     pieces: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
@@ -178,6 +190,11 @@ def difference(new: Mapping[str, Tensor], old: Mapping[str, Tensor], parts: Iter
     return {name: (piece.float() - before[name].float()).detach() for name, piece in split(new, chosen).items()}
 
 
+def leaves(part: Part, personal_patterns: Iterable[str], personal_parts: Collection[str] = ()) -> bool:
+    """Whether a part is for all: it is not personal, by a pattern of its tensor's name or by its own name."""
+    return part.name not in personal_parts and not any(fnmatchcase(part.tensor, one) for one in personal_patterns)
+
+
 def trained_parts(
     parts: Iterable[Part],
     modalities: Collection[str],
@@ -195,10 +212,4 @@ def trained_parts(
     """
     groups = {SHARED, *modalities, *(f"label:{name}" for name in labels)}
     patterns = tuple(personal_patterns)
-    return tuple(
-        part
-        for part in parts
-        if part.group in groups
-        and part.name not in personal_parts
-        and not any(fnmatchcase(part.tensor, pattern) for pattern in patterns)
-    )
+    return tuple(part for part in parts if part.group in groups and leaves(part, patterns, personal_parts))

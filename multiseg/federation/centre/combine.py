@@ -15,7 +15,7 @@ from multiseg.federation.masks import relative, unmasked
 from multiseg.federation.messages import Answer
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import from_payload
-from multiseg.models.parts import SHARED, Part, moved
+from multiseg.models.parts import SHARED, Part, moved, sound
 
 
 def why_refused(answer: Answer, trained: Sequence[Part], options: FederationOptions) -> str:
@@ -38,8 +38,7 @@ def weight_of(site: str, state: State, group: str, answer: Answer | None, option
         return 1.0
     if options.aggregate.weights == "cases" or answer is None:
         return float(num_cases(state.roster.sites[site], state.roster.info.space, group))
-    exposure = answer.body.get("exposure", {})
-    return float(exposure.get(SHARED if group.startswith("label:") else group, 0))
+    return float(answer.body.get("exposure", {}).get(group, 0))
 
 
 def combined(
@@ -60,8 +59,9 @@ def combined(
         }
         updates = {site: from_payload(answer.tensors) for site, answer in answers.items()}
         mean = aggregated(updates, weights, parts, options.aggregate)
-    change, optimiser = stepped(mean.update, state.optimiser, options.aggregate)
-    return moved(change, state.network, parts), optimiser, mean
+    statistics = {part.name for part in parts if part.is_statistic}
+    change, optimiser = stepped(mean.update, state.optimiser, options.aggregate, statistics)
+    return sound(moved(change, state.network, parts)), optimiser, mean
 
 
 def masked_weights(state: State, options: FederationOptions) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -14,7 +14,10 @@ State = dict[str, Tensor]
 
 
 def stepped(
-    update: Mapping[str, Tensor], state: Mapping[str, Tensor], options: AggregateOptions
+    update: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    options: AggregateOptions,
+    statistics: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], State]:
     """What to add to the global model, by part, and the optimiser's state for the next round.
 
@@ -28,12 +31,13 @@ def stepped(
 
     Args:
         state: of the round before; empty at the beginning. It stays unchanged.
+        statistics: parts that are averages, not learnt by descent: whatever the optimiser, their change is D.
     """
     step = _STEPS.get(options.strategy, _plain)
     new = dict(state)
     change = {}
     for name, mean in update.items():
-        change[name] = step(mean, name, new, options)
+        change[name] = mean if name in statistics else step(mean, name, new, options)
     return change, new
 
 

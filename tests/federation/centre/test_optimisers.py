@@ -61,3 +61,12 @@ def test_what_was_saved_goes_on_the_same(strategy):
     late, _ = stepped({"new": MEAN["trunk"]}, state, options)
     first, _ = stepped(MEAN, {}, options)
     assert torch.equal(late["new"], first["trunk"])
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam"])
+def test_what_is_an_average_follows_the_plain_mean(strategy):
+    options = AggregateOptions(strategy, learning_rate=0.05)
+    change, state = stepped(MEAN, {}, options, statistics=("stem[T1]",))
+    assert torch.equal(change["stem[T1]"], MEAN["stem[T1]"])
+    assert not torch.equal(change["trunk"], MEAN["trunk"])
+    assert not [name for name in state if name.endswith("stem[T1]")]

@@ -1,0 +1,64 @@
+"""From answers to the next model."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fake_link import FakeSite, options
+
+from multiseg.federation.centre.combine import combined, weight_of
+from multiseg.federation.centre.experiment import State
+from multiseg.federation.centre.handshake import fresh
+from multiseg.federation.centre.roster import enrolled, site_info
+from multiseg.federation.messages import DESCRIBE, ROUND, Answer, Task
+from multiseg.federation.plan import AggregateOptions
+from multiseg.models.parts import parts
+from multiseg.training.folder import ModelOptions
+
+ASH, ELM = FakeSite("ash", change=0.5), FakeSite("elm", change=1.5)
+BATCH = ModelOptions(widths=(4, 8), norm="batch")
+
+
+def state_of(said, *sites: FakeSite) -> State:
+    infos = {site.name: site_info(site.answer(Task(DESCRIBE, "fake"))) for site in sites}
+    roster = enrolled(infos, said)
+    return State(0, roster, fresh(roster.info, 0))
+
+
+@pytest.mark.parametrize("strategy", ["fedavgm", "fedadam"])
+def test_running_statistics_follow_the_plain_mean(strategy: str) -> None:
+    """Whatever the optimiser and its rate, in the second round, too, where it has a momentum."""
+    rate = AggregateOptions(strategy, weights="equal", learning_rate=0.1)
+    said = replace(options("ash", "elm"), model=BATCH, aggregate=rate)
+    state = state_of(said, ASH, ELM)
+    task = Task(ROUND, "fake", 1, {"info": state.roster.info.to_json()})
+    answers = {site.name: site.answer(task) for site in (ASH, ELM)}
+    every = parts(state.roster.info)
+    first, optimiser, _ = combined(state, answers, every, said)
+    second, _, _ = combined(replace(state, network=first, optimiser=optimiser), answers, every, said)
+    statistics = {part.name for part in every if part.is_statistic}
+    assert {name.rpartition(".")[2] for name in statistics} == {"running_mean", "running_var"}
+    for name in statistics:
+        begin = float(name.endswith("var"))
+        assert torch.allclose(first[name], torch.tensor(begin + 1.0)), name
+        assert torch.allclose(second[name], torch.tensor(begin + 2.0)), name
+
+
+def test_a_running_variance_never_falls_below_zero() -> None:
+    """As noise on an update may have it."""
+    said = replace(options("ash"), model=BATCH)
+    state = state_of(said, ASH)
+    noisy = replace(ASH, change=-3.0).answer(Task(ROUND, "fake", 1, {"info": state.roster.info.to_json()}))
+    network, _, _ = combined(state, {"ash": noisy}, parts(state.roster.info), said)
+    variances = [tensor for name, tensor in network.items() if name.endswith("running_var")]
+    assert variances
+    assert all(torch.equal(tensor, torch.zeros_like(tensor)) for tensor in variances)
+    assert min(float(t.min()) for name, t in network.items() if name.endswith("running_mean")) == -3.0
+
+
+def test_exposure_of_a_label_is_its_own() -> None:
+    said = replace(options("ash"), aggregate=AggregateOptions(weights="exposure"))
+    state = state_of(said, ASH)
+    answer = Answer(ROUND, "ash", 1, {"exposure": {"": 8, "T1": 5, "label:core": 3}})
+    weights = [weight_of("ash", state, group, answer, said) for group in ("", "T1", "label:core", "label:oedema")]
+    assert weights == [8, 5, 3, 0]
