@@ -16,6 +16,8 @@ from multiseg.federation.plan import AggregateOptions
 from multiseg.federation.privacy import update_norm
 from multiseg.models.parts import SHARED, Part
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @dataclass(frozen=True, eq=False)
 class Mean:
@@ -46,7 +48,7 @@ def refused(update: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]],
             return f"it holds {name!r}, which is no part that this site trains"
         if tuple(tensor.shape) != tuple(shape):
             return f"{name!r} is of shape {tuple(tensor.shape)}, but the part is {tuple(shape)}"
-        if masked != (tensor.dtype == torch.int32) or masked == tensor.is_floating_point():
+        if tensor.dtype not in ((torch.int32,) if masked else FLOATS):
             return f"{name!r} holds {tensor.dtype}, but {'torch.int32' if masked else 'floating point'} is expected"
         num_bad = 0 if masked else int((~torch.isfinite(tensor)).sum())
         if num_bad:

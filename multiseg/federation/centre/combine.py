@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from multiseg.federation.aggregate import Mean, aggregated, refused
+from multiseg.federation.centre.answers import why_unclear
 from multiseg.federation.centre.experiment import State
 from multiseg.federation.centre.optimisers import stepped
 from multiseg.federation.centre.roster import num_cases, trains
-from multiseg.federation.centre.scores import why_unclear
 from multiseg.federation.masks import relative, unmasked
 from multiseg.federation.messages import Answer
 from multiseg.federation.plan import FederationOptions

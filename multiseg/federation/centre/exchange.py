@@ -186,6 +186,13 @@ def _told(errand: _Errand) -> str:
     return errand.failure or errand.why or ("no answer in time" if errand.ids else "it was not there")
 
 
+def tell_events(desk: Desk, number: int, outcome: Outcome) -> None:
+    """Pass on what sites have to say to a person."""
+    for site, answer in outcome.answers.items():
+        for text in answer.body.get("events", ()):
+            desk.note(number, text, site)
+
+
 def size_of(message: Task | Answer) -> int:
     """Bytes of what a message carries."""
     return sum(t.numel() * t.element_size() for t in message.tensors.values()) + len(json.dumps(dict(message.body)))

@@ -55,10 +55,15 @@ COLUMNS = ("round", "site", "dice", "loss", "num_cases", "sent", "received", "se
 
 @dataclass(frozen=True)
 class Best:
-    """The best score so far, and the round that the model had then; NaN and -1 before there is any."""
+    """The best score so far, and the round that the model had then; NaN and -1 before there is any.
+
+    Attributes:
+        kept: by site, the last round whose update was in that model, and with it what was the site's own.
+    """
 
     score: float = math.nan
     round: int = -1
+    kept: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +149,7 @@ def opened(folder: Path) -> State | None:
         for name in MODELS:
             _beside(folder, name).unlink(missing_ok=True)
         return None
-    content, optimiser = _read_state(folder / STATE)
+    content, optimiser = _read_content(folder / STATE), _read_optimiser(folder / STATE)
     for name in MODELS:
         _settle(folder, name, content["models"].get(name))
     step = read_info(folder / LAST).step
@@ -176,7 +181,7 @@ def read_history(folder: Path) -> dict[str, Any]:
     """
     if not (folder / STATE).is_file():
         raise UsageError(f"{folder} holds no federated run with a finished round (no {STATE}).")
-    return _read_state(folder / STATE)[0]
+    return _read_content(folder / STATE)
 
 
 def save_fingerprint(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -198,7 +203,7 @@ def _beside(folder: Path, name: str) -> Path:
 
 
 def _held(folder: Path) -> dict[str, int]:
-    return dict(_read_state(folder / STATE)[0]["models"]) if (folder / STATE).is_file() else {}
+    return dict(_read_content(folder / STATE)["models"]) if (folder / STATE).is_file() else {}
 
 
 def _settle(folder: Path, name: str, step: int | None) -> None:
@@ -229,18 +234,23 @@ def _state_bytes(state: State, steps: Mapping[str, int]) -> bytes:
     return save(tensors, metadata={"multiseg-federation": json.dumps(content)})
 
 
-def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_content(path: Path) -> dict[str, Any]:
+    """All of a state but the optimiser's tensors, which may be twice as large as the network."""
     try:
         with safe_open(path, framework="pt") as file:
             content: dict[str, Any] = json.loads((file.metadata() or {})["multiseg-federation"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path} has format {content['format']}; this multiseg reads {FORMAT}.")
     except (SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} cannot be gone on from: {error!r}. Put back a copy of the folder.") from error
-    return content, tensors
+    return content
+
+
+def _read_optimiser(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 def _check_same(held: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from multiseg.errors import FederationError
-from multiseg.federation.centre.exchange import Desk, exchange
+from multiseg.federation.centre import scope
+from multiseg.federation.centre.answers import why_unclear
+from multiseg.federation.centre.exchange import Desk, exchange, tell_events
 from multiseg.federation.centre.experiment import Best, State, read_fingerprint, save_fingerprint
 from multiseg.federation.centre.roster import Roster, enrolled, site_info, warnings
+from multiseg.federation.centre.scope import check_personal
 from multiseg.federation.messages import DESCRIBE, FINGERPRINT, Answer
 from multiseg.models.builders import build
 from multiseg.models.parts import parts
@@ -27,18 +30,21 @@ def handshake(desk: Desk, held: State | None) -> State:
 
     Raises:
         FederationError: sites that do not fit, each with its reasons.
+        UsageError: a setting does not fit the network.
     """
     options = desk.options
     names = (*options.sites, *options.held_out)
     known = {**held.roster.sites, **held.roster.held_out} if held else {}
-    terms = desk.terms(_why_unclear)
+    terms = desk.terms(_why_no_description)
     if not known.keys() >= set(names):
         terms = replace(terms, least=len(names), deadline_s=math.inf)
     number = held.round if held else 0
     answers = exchange(desk, {name: desk.task(DESCRIBE, number) for name in names}, terms).answers
     infos = {**known, **{name: site_info(answer) for name, answer in answers.items()}}
     roster = enrolled(infos, options, held.roster.info if held else None)
-    for text in warnings(roster, parts(roster.info), options):
+    all_parts = parts(roster.info)
+    check_personal(all_parts, options)
+    for text in (*warnings(roster, all_parts, options), *scope.warnings(roster, options)):
         desk.note(number, text)
     if options.privacy.fingerprint and not read_fingerprint(desk.folder).keys() >= set(options.sites):
         _take_fingerprint(desk)
@@ -61,7 +67,7 @@ def grown(network: Mapping[str, Tensor], info: ModelInfo, seed: int) -> dict[str
     return new
 
 
-def _why_unclear(answer: Answer) -> str:
+def _why_no_description(answer: Answer) -> str:
     try:
         site_info(answer)
     except FederationError as error:
@@ -71,8 +77,9 @@ def _why_unclear(answer: Answer) -> str:
 
 def _take_fingerprint(desk: Desk) -> None:
     tasks = {name: desk.task(FINGERPRINT, 0, least=desk.options.privacy.least) for name in desk.options.sites}
-    answers = exchange(desk, tasks, desk.terms()).answers
-    save_fingerprint(desk.folder, {name: dict(answer.body) for name, answer in answers.items()})
+    outcome = exchange(desk, tasks, desk.terms(why_unclear))
+    tell_events(desk, 0, outcome)
+    save_fingerprint(desk.folder, {name: dict(answer.body) for name, answer in outcome.answers.items()})
 
 
 def _going_on(desk: Desk, held: State, roster: Roster) -> State:

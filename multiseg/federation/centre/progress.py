@@ -92,7 +92,10 @@ class RoundDone:
         mean, worst: Dice over the sites of the model that the round began with; NaN where no site has cases for it.
         failed: sites whose update is not in it, and why.
         single: parts of the network that only one site sent.
-        epsilon: what the noise guarantees so far; infinite without any.
+        is_news: whether those are others than in the round before.
+        epsilon: what the noise guarantees so far, if each round's noise has left a site once; infinite without any.
+            A round that a site was asked for again under other settings or from other weights is another release,
+            which is not counted here.
         seconds_left: if all rounds take as long as those of this process so far.
     """
 
@@ -103,6 +106,7 @@ class RoundDone:
     sites: Mapping[str, SiteRound]
     failed: Mapping[str, str] = field(default_factory=dict)
     single: tuple[str, ...] = ()
+    is_news: bool = False
     epsilon: float = math.inf
     seconds: float = 0.0
     seconds_left: float = 0.0
@@ -157,6 +161,8 @@ def _round_in_words(event: RoundDone) -> str:
     text = f"round {event.round}/{event.rounds} done. Dice of {model}: {number(event.mean)}, by site {sites}"
     if event.failed:
         text += f"; WITHOUT {', '.join(event.failed)}"
+    if event.is_news:
+        text += f"; {len(event.single) or 'no'} parts by one site alone"
     if math.isfinite(event.epsilon):
         text += f"; epsilon {event.epsilon:.3g}"
     left = f", {clock_time(event.seconds_left)} left" if event.seconds_left else ""

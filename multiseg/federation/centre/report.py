@@ -14,9 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from multiseg.federation.centre.answers import number_of
 from multiseg.federation.centre.experiment import read_fingerprint, read_history
 from multiseg.federation.centre.progress import clock_time, megabytes, number
-from multiseg.federation.centre.scores import mean, number_of, worst
+from multiseg.federation.centre.scores import mean, worst
 from multiseg.training.folder import LOG
 
 Table = tuple[list[str], list[list[str]], list[str]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -47,10 +48,10 @@ class SiteInfo:
         """Raises FederationError where something is missing or of another kind."""
         try:
             for database in data["databases"].values():
-                {split: int(database["num_cases"][split]) for split in ("train", "val", "test")}
-                [str(name) for name in database["modalities"]], str(database["pathology"])
-                [(str(label["name"]), str(label["kind"])) for label in database["labels"]]
+                _check_database(database)
             i, j, k = (float(edge) for edge in data["spacing_mm"])
+            if not all(0 < edge < math.inf for edge in (i, j, k)):
+                raise ValueError(f"voxels of {(i, j, k)} mm")
             return cls(
                 site=str(data["site"]),
                 databases=dict(data["databases"]),
@@ -60,11 +61,24 @@ class SiteInfo:
                 public_key=str(data.get("public_key") or ""),
                 device=str(data.get("device") or ""),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FederationError(
                 f"a site's description of itself is not to be understood ({type(error).__name__}: {error}): is it a "
                 "multiseg of this version?"
             ) from error
+
+
+def _check_database(told: Mapping[str, Any]) -> None:
+    """Raises KeyError, TypeError, ValueError or OverflowError where a site cannot mean what it tells of a database."""
+    for split in ("train", "val", "test"):
+        if int(told["num_cases"][split]) < 0:
+            raise ValueError(f"{told['num_cases'][split]} cases of {split}")
+    names = [told["pathology"], *told["modalities"]]
+    names += [text for label in told["labels"] for text in (label["name"], label["kind"])]
+    if not isinstance(told["modalities"], list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"its names are no texts: {names}")
+    if "" in told["modalities"]:
+        raise ValueError("a sequence without a name")
 
 
 def site_info(answer: Answer) -> SiteInfo:
@@ -187,6 +201,11 @@ def num_cases(info: SiteInfo, space: LabelSpace, group: str = SHARED) -> int:
         for about in _learnt(info, space).values()
         if group in (SHARED, *about["modalities"], *(f"label:{name}" for name in _annotated(about, space)))
     )
+
+
+def has_validation(info: SiteInfo, space: LabelSpace) -> bool:
+    """Whether a site has cases to judge a model by."""
+    return any(int(about["num_cases"]["val"]) > 0 and _annotated(about, space) for about in info.databases.values())
 
 
 def trains(site: str, roster: Roster, parts: Sequence[Part], options: FederationOptions) -> tuple[Part, ...]:

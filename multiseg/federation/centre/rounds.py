@@ -11,14 +11,16 @@ from typing import Any
 
 from multiseg.errors import StoppedError
 from multiseg.federation.aggregate import Mean
+from multiseg.federation.centre.answers import number_of, validation_of
 from multiseg.federation.centre.combine import combined, masked_weights, why_refused
-from multiseg.federation.centre.exchange import Desk, Link, Outcome, exchange
+from multiseg.federation.centre.exchange import Desk, Link, Outcome, exchange, tell_events
 from multiseg.federation.centre.experiment import State, claimed, commit, opened
 from multiseg.federation.centre.handshake import handshake
 from multiseg.federation.centre.logs import Logs
 from multiseg.federation.centre.progress import Began, Event, RoundDone, SiteRound
 from multiseg.federation.centre.roster import holders, personal_parts, trains
-from multiseg.federation.centre.scores import finish, info_of, mean, number_of, scored, validation_of, worst
+from multiseg.federation.centre.scope import as_the_server_has_it
+from multiseg.federation.centre.scores import finish, info_of, lacks, mean, scored, worst
 from multiseg.federation.messages import ROUND, Answer, Task
 from multiseg.federation.plan import FederationOptions, check
 from multiseg.federation.privacy import epsilon, to_payload
@@ -81,12 +83,14 @@ def run(
 
 
 def _conducted(desk: Desk, held: State | None) -> State:
+    if held is not None and not lacks(held, desk.options):
+        return held
     state = handshake(desk, held)
     began, first = desk.clock(), state.round
     while state.round < desk.options.schedule.rounds:
         took = (desk.clock() - began) / (state.round - first) if state.round > first else 0.0
         state = _round(desk, state, took)
-    return state if "test" in state.final else finish(desk, state)
+    return finish(desk, state)
 
 
 def _round(desk: Desk, state: State, took: float) -> State:
@@ -100,7 +104,8 @@ def _round(desk: Desk, state: State, took: float) -> State:
     network, optimiser, combination = combined(state, outcome.answers, all_parts, options)
     _pass_on(desk, now, outcome, combination)
     sites = {site: _site_round(answer, outcome) for site, answer in outcome.answers.items()}
-    new, models = scored(state, {site: told.dice for site, told in sites.items()})
+    new, models = scored(desk, state, {site: told.dice for site, told in sites.items()})
+    single = tuple(name for name, names in combination.contributors.items() if len(names) == 1)
     done = RoundDone(
         now,
         options.schedule.rounds,
@@ -108,14 +113,15 @@ def _round(desk: Desk, state: State, took: float) -> State:
         worst=worst(told.dice for told in sites.values()),
         sites=sites,
         failed=outcome.failed,
-        single=tuple(name for name, names in combination.contributors.items() if len(names) == 1),
+        single=single,
         epsilon=epsilon(options.privacy.noise, now, options.privacy.delta),
+        is_news=single != tuple(state.history[-1]["single"] if state.history else ()),
         seconds=desk.clock() - began,
         seconds_left=(took or desk.clock() - began) * (options.schedule.rounds - now),
         is_best=BEST in models,
     )
     entry = asdict(done)
-    del entry["seconds_left"]  # a guess of this process
+    del entry["seconds_left"], entry["is_news"]  # a guess of this process, and what the round before tells
     new = replace(
         new,
         round=now,
@@ -124,16 +130,14 @@ def _round(desk: Desk, state: State, took: float) -> State:
         kept={**state.kept, **dict.fromkeys(outcome.answers, now)},
         history=(*state.history, entry),
     )
-    commit(desk.folder, new, {**models, LAST: (network, info_of(new))})
+    commit(desk.folder, new, {**models, LAST: (network, as_the_server_has_it(info_of(new), new.roster, options))})
     desk.on_event(done)
     return new
 
 
 def _pass_on(desk: Desk, now: int, outcome: Outcome, combination: Mean) -> None:
     """Tell what sites have to say, and what was done to their updates."""
-    for site, answer in outcome.answers.items():
-        for text in answer.body.get("events", ()):
-            desk.note(now, str(text), site)
+    tell_events(desk, now, outcome)
     for site in combination.scaled:
         longest = desk.options.aggregate.max_update_norm
         desk.note(now, f"its update was longer than {longest} and scaled down.", site)
@@ -147,7 +151,6 @@ def _tasks(desk: Desk, state: State, all_parts: Sequence[Part]) -> dict[str, Tas
         "info": info_of(state).to_json(),
         "personal_parts": list(personal_parts(roster, all_parts, options)),
         "steps_done": state.round * options.local.steps,
-        "hold": sorted({state.mean.round, state.worst.round} - {-1}),
     }
     if options.privacy.masked:
         body["keys"] = {site: info.public_key for site, info in roster.sites.items()}
@@ -155,7 +158,8 @@ def _tasks(desk: Desk, state: State, all_parts: Sequence[Part]) -> dict[str, Tas
     weights = masked_weights(state, options)
     tasks = {}
     for site in roster.sites:
-        own: dict[str, Any] = {"kept": state.kept.get(site, 0)}
+        hold = {best.kept.get(site, best.round) for best in (state.mean, state.worst)}
+        own: dict[str, Any] = {"kept": state.kept.get(site, 0), "hold": sorted(hold - {-1, 0})}
         if options.privacy.masked:
             own["weight"] = weights[site]
         tasks[site] = desk.task(ROUND, state.round + 1, tensors, **body, **own)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
-from multiseg.federation.centre.exchange import Desk, exchange
+from multiseg.federation.centre.answers import dice_of, number_of, why_unclear
+from multiseg.federation.centre.exchange import Desk, exchange, tell_events
 from multiseg.federation.centre.experiment import WORST, Best, Models, State, commit
 from multiseg.federation.centre.progress import Finished
-from multiseg.federation.messages import EVALUATE, FINISH, ROUND, Answer
+from multiseg.federation.centre.roster import has_validation
+from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has_it
+from multiseg.federation.messages import EVALUATE, FINISH, Task
+from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import to_payload
 from multiseg.models.saved import BEST, ModelInfo, load_weights, read_info
 
@@ -26,77 +29,101 @@ def worst(values: Iterable[float]) -> float:
     return min((value for value in values if math.isfinite(value)), default=math.nan)
 
 
-def number_of(value: Any) -> float:
-    """A number from JSON, in which null stands for what is undefined."""
-    return math.nan if value is None else float(value)
-
-
-def validation_of(answer: Answer) -> dict[str, float]:
-    """Dice of the model that a round began with, as a site tells it, by database and perhaps subset."""
-    return {str(name): number_of(value) for name, value in answer.body["metrics"].get("validation", {}).items()}
-
-
-def why_unclear(answer: Answer) -> str:
-    """Why the numbers that a site tells are none, "" where they are."""
-    try:
-        if answer.kind == ROUND:
-            told = [*validation_of(answer).values(), number_of(answer.body["metrics"].get("loss"))]
-            told += [number_of(answer.body.get("seconds", {}).get("total")), *map(float, _exposure(answer))]
-            int(answer.body.get("num_cases", 0))
-        else:
-            told = list(_dice(answer).values())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return f"what it tells of losses, Dice and counts is not to be understood: {error!r}"
-    return "it tells an infinite number" if any(math.isinf(value) for value in told) else ""
-
-
-def _exposure(answer: Answer) -> list[Any]:
-    return list(answer.body.get("exposure", {}).values())
-
-
 def info_of(state: State) -> ModelInfo:
     """What the global model is now; its step counts the rounds."""
     return replace(state.roster.info, step=state.round)
 
 
-def scored(state: State, dice: Mapping[str, float]) -> tuple[State, Models]:
+def unheard(state: State, dice: Mapping[str, float]) -> tuple[str, ...]:
+    """The sites that can judge a model and have not judged this one, so that its score compares with no other.
+
+    A site can that has done so before; of a site that has never answered its validation cases tell.
+    """
+    missing = []
+    for site, info in state.roster.sites.items():
+        said = [number_of(entry["sites"][site]["dice"]) for entry in state.history if site in entry["sites"]]
+        said += [dice[site]] if site in dice else []
+        can = any(map(math.isfinite, said)) if said else has_validation(info, state.roster.info.space)
+        if can and not math.isfinite(dice.get(site, math.nan)):
+            missing.append(site)
+    return tuple(missing)
+
+
+def scored(desk: Desk, state: State, dice: Mapping[str, float]) -> tuple[State, Models]:
     """The state with its model scored by the sites' Dice, and the model files that it is the best for.
 
-    The model that nobody has trained is never the best one.
+    The model that nobody has trained is never the best one, and one that not all sites have judged is not compared.
     """
-    new = replace(state, scored=state.round)
     if not state.round:
-        return new, {}
-    info = info_of(state)
+        return replace(state, scored=0), {}
+    if missing := unheard(state, dice):
+        desk.note(state.round, f"this model is not compared with the best: no Dice from {', '.join(missing)}.")
+        return state, {}
+    info = as_the_server_has_it(info_of(state), state.roster, desk.options)
     found = (state.network, info.at(info.step, {"dice": mean(dice.values()), **dice}))
-    models = {}
-    if mean(dice.values()) > state.mean.score or (math.isnan(state.mean.score) and mean(dice.values()) >= 0):
+    new, models = replace(state, scored=state.round), {}
+    if _is_better(mean(dice.values()), state.mean):
         models[BEST] = found
-        new = replace(new, mean=Best(mean(dice.values()), state.round))
-    if worst(dice.values()) > state.worst.score or (math.isnan(state.worst.score) and worst(dice.values()) >= 0):
+        new = replace(new, mean=_best(state, mean(dice.values())))
+    if _is_better(worst(dice.values()), state.worst):
         models[WORST] = found
-        new = replace(new, worst=Best(worst(dice.values()), state.round))
+        new = replace(new, worst=_best(state, worst(dice.values())))
     return new, models
 
 
+def _is_better(score: float, best: Best) -> bool:
+    return score > best.score or (math.isnan(best.score) and score >= 0)
+
+
+def _best(state: State, score: float) -> Best:
+    return Best(score, state.round, {site: state.kept.get(site, 0) for site in state.roster.sites})
+
+
+def lacks(state: State, options: FederationOptions) -> bool:
+    """Whether something is left to do of a run: rounds, a score of the last model, sites that lack the best one."""
+    return (
+        state.round < options.schedule.rounds
+        or set(options.sites) != set(state.roster.sites)
+        or state.scored < state.round
+        or bool(_untested(state, options))
+    )
+
+
+def _untested(state: State, options: FederationOptions) -> set[str]:
+    return {*options.sites, *options.held_out} - set(state.final.get("test", {}))
+
+
 def finish(desk: Desk, state: State) -> State:
-    """Score the last model, hand the best one to the sites, test it there and at the sites held out."""
+    """Score the last model, hand the best one to the sites, test it there and at the sites held out.
+
+    Sites that have done their part of it are not asked again.
+    """
     if state.scored < state.round:
         state = _score_last(desk, state)
-    options, round_ = desk.options, state.round
-    info = read_info(desk.folder / BEST)
-    tensors = to_payload(load_weights(desk.folder / BEST), options.privacy.payload)
-    body = {"info": info.to_json(), "split": "test", "subsets": options.schedule.evaluate_subsets}
-    # The round of the task is that of the model, so that a site lays in what was its own after that round.
-    tasks = {
-        site: desk.task(FINISH, info.step, tensors, **body, kept=state.kept.get(site, 0)) for site in options.sites
-    } | {site: desk.task(EVALUATE, info.step, tensors, **body) for site in options.held_out}
-    outcome = exchange(desk, tasks, desk.terms(why_unclear, least=0))
-    test = {site: _dice(answer) for site, answer in outcome.answers.items()}
+    outcome = exchange(desk, _last_tasks(desk, state), desk.terms(why_unclear, least=0))
+    tell_events(desk, state.round, outcome)
+    test = {**state.final.get("test", {}), **{site: dice_of(answer) for site, answer in outcome.answers.items()}}
     state = replace(state, final={**state.final, "test": test, "failed": dict(outcome.failed)})
     commit(desk.folder, state, {})
-    desk.on_event(Finished(round_, state.mean.round, state.mean.score, test))
+    desk.on_event(Finished(state.round, state.mean.round, state.mean.score, test))
     return state
+
+
+def _last_tasks(desk: Desk, state: State) -> dict[str, Task]:
+    """The best model for each site that has not tested it; a site that trains keeps it."""
+    options, roster, untested = desk.options, state.roster, _untested(state, desk.options)
+    info = as_the_server_has_it(read_info(desk.folder / BEST), roster, options)
+    tensors = to_payload(load_weights(desk.folder / BEST), options.privacy.payload)
+    body = {"split": "test", "subsets": options.schedule.evaluate_subsets}
+    tasks = {}
+    for site in (name for name in options.sites if name in untested):
+        whole = as_a_site_has_it(info, roster, options, site).to_json()
+        # By the number of the task a site finds what was its own in that model.
+        number = state.mean.kept.get(site, info.step)
+        tasks[site] = desk.task(FINISH, number, tensors, info=whole, kept=number, **body)
+    for site in (name for name in options.held_out if name in untested):
+        tasks[site] = desk.task(EVALUATE, info.step, tensors, info=info.to_json(), **body)
+    return tasks
 
 
 def _score_last(desk: Desk, state: State) -> State:
@@ -104,19 +131,16 @@ def _score_last(desk: Desk, state: State) -> State:
     options = desk.options
     tensors = to_payload(state.network, options.privacy.payload)
     body = {"info": info_of(state).to_json(), "split": "val", "subsets": options.schedule.evaluate_subsets}
-    tasks = {
-        site: desk.task(EVALUATE, state.round, tensors, **body, kept=state.kept.get(site, 0)) for site in options.sites
-    }
-    answers = exchange(desk, tasks, desk.terms(why_unclear)).answers
-    validation = {site: _dice(answer) for site, answer in answers.items()}
-    new, models = scored(state, {site: mean(values.values()) for site, values in validation.items()})
-    if new.mean.round < 0:  # no site has cases to choose by, so the last model it is
-        models = {**models, BEST: (state.network, info_of(state))}
-        new = replace(new, mean=Best(math.nan, state.round))
-    new = replace(new, final={"validation": validation})
+    numbers = {site: state.kept.get(site, 0) for site in options.sites}
+    tasks = {site: desk.task(EVALUATE, number, tensors, **body, kept=number) for site, number in numbers.items()}
+    outcome = exchange(desk, tasks, desk.terms(why_unclear))
+    tell_events(desk, state.round, outcome)
+    validation = {site: dice_of(answer) for site, answer in outcome.answers.items()}
+    new, models = scored(desk, state, {site: mean(values.values()) for site, values in validation.items()})
+    if new.mean.round < 0:  # there is nothing to choose by, so the last model it is
+        models = {**models, BEST: (state.network, as_the_server_has_it(info_of(state), state.roster, options))}
+        new = replace(new, mean=_best(state, math.nan))
+    is_tested = new.mean.round == state.mean.round
+    new = replace(new, final={**(state.final if is_tested else {}), "validation": validation})
     commit(desk.folder, new, models)
     return new
-
-
-def _dice(answer: Answer) -> dict[str, float]:
-    return {str(name): number_of(told.get("dice")) for name, told in answer.body.get("metrics", {}).items()}

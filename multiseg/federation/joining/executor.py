@@ -41,7 +41,7 @@ from multiseg.federation.joining.settings import read_site, to_site
 from multiseg.federation.messages import FINISH, ROUND, Answer, Task, to_bytes
 from multiseg.federation.records import reply_with, task_of
 from multiseg.federation.sites.answering import answer
-from multiseg.federation.sites.site import Site
+from multiseg.federation.sites.site import Site, experiment_folder
 from multiseg.training.events import Event, StepDone
 
 POLL_SECONDS = 0.25
@@ -223,7 +223,7 @@ class _Answering:
             raise SystemExit(1) from None
         self.say(_told(found))
         if task.kind == FINISH and not found.error:
-            self.say(f"{task.experiment}: finished. The model lies in {self.site.state / task.experiment}.")
+            self.say(f"{task.experiment}: finished. The model lies in {experiment_folder(self.site, task.experiment)}.")
         return found
 
     def _step(self, task: Task, event: Event) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from multiseg.errors import FederationError, ResourceError, StoppedError, TrainingError
+from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError, TrainingError
 from multiseg.federation.messages import (
     DESCRIBE,
     EVALUATE,
@@ -29,6 +29,7 @@ from multiseg.federation.messages import (
     to_bytes,
 )
 from multiseg.federation.sites import audit, lasting, personal, policy
+from multiseg.federation.sites.consent import check_round
 from multiseg.federation.sites.describing import describe
 from multiseg.federation.sites.fingerprint import fingerprint
 from multiseg.federation.sites.protecting import circle_of, protected
@@ -38,6 +39,7 @@ from multiseg.federation.sites.site import (
     Site,
     Trained,
     evaluate_model,
+    experiment_folder,
     least_of,
     own_network,
     told,
@@ -54,6 +56,8 @@ LOCK = ".lock"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 LOGGER = logging.getLogger("multiseg.federation")
 POLL_S = 0.5
+MEASURED = ("metrics", "exposure", "seconds")
+"""Of an answer, what the audit log holds as numbers by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +71,7 @@ class _Work:
 
     @property
     def folder(self) -> Path:
-        return self.site.state / self.task.experiment
+        return experiment_folder(self.site, self.task.experiment)
 
 
 def answer(
@@ -101,7 +105,8 @@ def answer(
     except Exception as error:  # the one border: what the server may read of an error is decided here
         LOGGER.error("%s of %s, round %d", task.kind, task.experiment, task.round, exc_info=error)
         names = policy.names_of(store, (site.store, str(site.state), str(site.state.absolute())))
-        found = Answer(task.kind, site.name, task.round, error=policy.cleaned(error, names))
+        passing = isinstance(error, ResourceError) or not isinstance(error, MultisegError)  # such as memory of a card
+        found = Answer(task.kind, site.name, task.round, error=policy.cleaned(error, names), passing=passing)
     notes = tuple(f"left out: {name}" for name in left_out) + ((f"error: {found.error}",) if found.error else ())
     audit.record(path, _entry("out", task.experiment, found, to_bytes(found), notes))
     return found
@@ -121,8 +126,18 @@ def _entry(
         audit.described(message.tensors),
         policy.flat_metrics(said) if said else {},
         notes,
-        {name: value for name, value in message.body.items() if name != "metrics"} if said else {},
+        {name: value for name, value in message.body.items() if name not in MEASURED} if said else _asked(message.body),
     )
+
+
+def _asked(body: Mapping[str, Any]) -> dict[str, Any]:
+    """How a task has updates protected, what is done at the site, and which cases are drawn."""
+    options = body.get("options")
+    options = options if isinstance(options, Mapping) else {}
+    stream = options.get("stream")
+    draw = stream.get("draw") if isinstance(stream, Mapping) else None
+    asked = {"privacy": options.get("privacy"), "local": options.get("local"), "draw": draw}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _done(work: _Work) -> Answer:
@@ -166,14 +181,14 @@ def _trained(work: _Work, key: str) -> Answer:
     task, site, folder = work.task, work.site, work.folder
     began = time.monotonic()
     kept = int(task.body.get("kept", 0))
-    personal.forget(folder, task.round, key, {kept, *task.body.get("hold", ())})
     order = order_of(task)
+    check_round(order, site, work.store)
+    personal.forget(folder, task.round, key, {kept, *task.body.get("hold", ())})
     own = personal.own_after(folder, kept) if kept else None
     trained = train_round(work.store, site, order, own, work.hooks)
     if kept and own is None and _needs_own(order):
         note = f"what this site kept of round {kept} is not there: it went on from what it received."
         trained = replace(trained, events=(note, *trained.events))
-    policy.check_tensors(trained.update, site.leaves)
     _check_finite(trained.update)
     sent = protected(task, site, order, trained.update)
     if order.options.privacy.masked:
@@ -191,8 +206,8 @@ def _check_finite(update: Mapping[str, Tensor]) -> None:
     bad = [name for name, tensor in update.items() if not bool(tensor.isfinite().all())]
     if bad:
         raise TrainingError(
-            f"the round left {bad[0]} and {len(bad) - 1} other parts with numbers that are not finite: lower the "
-            "learning rate, or turn amp off."
+            f"the round left {bad[0]} and {len(bad) - 1} other parts with numbers that are not finite: begin "
+            "anew under another experiment name, with a lower learning rate or without amp."
         )
 
 
@@ -202,15 +217,16 @@ def _needs_own(order: Order) -> bool:
 
 def _round_body(work: _Work, order: Order, trained: Trained, norm: float, began: float) -> dict[str, Any]:
     site, learnt = work.site, trained.learnt
-    if not site.leaves.counts and order.options.aggregate.weights == "exposure":
-        raise FederationError('this site tells no counts, and the run weighs sites by them: set weights = "equal".')
+    least = least_of(site, order.options)
     metrics: dict[str, Any] = {"validation": dict(trained.validation), "bad_steps": learnt.bad_steps}
     if not order.options.privacy.noise:  # which covers the update, and not what these tell of the training cases
         metrics |= {"update_norm": norm}
         metrics |= {"loss": learnt.loss} if math.isfinite(learnt.loss) else {}
     return {
-        "num_cases": told(trained.num_cases, site, least_of(site, order.options)),
-        "exposure": dict(trained.exposure) if site.leaves.counts else {},
+        "num_cases": told(trained.num_cases, site, least),
+        "exposure": {name: policy.rounded(count, least) for name, count in trained.exposure.items()}
+        if site.leaves.counts
+        else {},
         "metrics": metrics,
         "seconds": {**trained.seconds, "total": time.monotonic() - began},
         "events": list(trained.events),

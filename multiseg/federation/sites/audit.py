@@ -31,7 +31,7 @@ class Entry:
         tensors: by name, their type and shape, such as "float32 [8, 3, 3, 3, 3]".
         metrics: numbers by name.
         notes: what the policy left out or refused, errors as they were told.
-        told: whatever else an answer says.
+        told: whatever else an answer says; of a task, how it has updates protected and what it asks of the site.
     """
 
     direction: str
@@ -132,6 +132,7 @@ def _row(entry: Mapping[str, Any]) -> dict[str, str | int]:
         "tensors": len(entry["tensors"]),
         "metrics": ", ".join(metrics),
         "notes": " ".join(entry["notes"]),
+        "told": json.dumps(entry["told"]),
         "sha256": entry["sha256"],
     }
 

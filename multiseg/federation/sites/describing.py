@@ -14,7 +14,7 @@ from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.site import Site, databases_of, labelled, least_of, private_key, stream_options, told
 from multiseg.labels import LabelSpace
 from multiseg.models.devices import resolve_device
-from multiseg.store.catalogue import SPLITS
+from multiseg.store.catalogue import SPLITS, select
 from multiseg.store.preparation.recipe import COMMAND
 from multiseg.store.reader import Case, Store
 from multiseg.training.run import label_space, learnt_from
@@ -55,6 +55,8 @@ def _about(
         for structure in schema.structures
     }
     recipe = database.recipe.to_json()
+    if not site.leaves.fingerprint or len(select(store, [name], split="train")) < least:
+        recipe.pop("landmarks", None)  # quantiles of intensities over the site's cases
     if database.recipe.brain_mask.startswith(COMMAND):  # a program of this site, with its path
         recipe["brain_mask"] = f"{COMMAND}PROGRAM {{image}} {{mask}}"
     return {

@@ -13,6 +13,8 @@ from multiseg.federation.messages import Answer
 from multiseg.store.reader import Store
 
 FILES = r"(?:nii(?:\.gz)?|mha|mhd|nrrd|dcm|ima|hdr|img|zarr|csv|tsv|json|jsonl|toml|pt|safetensors|gz|zip)"
+_FIRST, _LAST = 0xF0000, 0x10FFFD
+"""The characters that Unicode gives no meaning: room for the names of 130 000 cases."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,14 @@ class Leaves:
     Attributes:
         tensors: patterns of the parts of the network whose updates may leave, such as "*"; a round that would send
             another one is refused.
-        metrics: patterns of numbers that may leave, such as "validation/*" or "loss"; others are left out.
+        metrics: patterns of numbers that may leave, such as "validation/*", "loss", "exposure/*" (patches by sequence)
+            or "seconds/*"; others are left out.
         fingerprint: whether statistics of intensities and sizes are told when they are asked for.
         counts: whether rounded numbers of cases and patches are told.
         least: counts are rounded up to multiples of this, or of the run's own number where that is larger.
+        masked, noise, clip: the least protection of an update, in the terms of the run's [privacy]: masks, noise of at
+            least so many multiples of the clip, a clip of at most so much (0: any). A round with less is refused.
+        cases: a round that would train on fewer cases than this is refused.
     """
 
     tensors: tuple[str, ...] = ("*",)
@@ -33,6 +39,10 @@ class Leaves:
     fingerprint: bool = True
     counts: bool = True
     least: int = 5
+    masked: bool = False
+    noise: float = 0.0
+    clip: float = 0.0
+    cases: int = 0
 
 
 def check_tensors(names: Iterable[str], leaves: Leaves) -> None:
@@ -53,16 +63,22 @@ def released(answer: Answer, leaves: Leaves) -> tuple[Answer, tuple[str, ...]]:
         FederationError: it holds a tensor that may not leave.
     """
     check_tensors(answer.tensors, leaves)
-    metrics = answer.body.get("metrics")
-    if metrics is None:
-        return answer, ()
-    kept, left_out = _filtered(metrics, leaves.metrics, str(answer.body.get("split", "")))
-    return replace(answer, body={**answer.body, "metrics": kept}), tuple(left_out)
+    body, left_out = dict(answer.body), []
+    for name, above in _measured(answer).items():
+        body[name], without = _filtered(body[name], leaves.metrics, above)
+        left_out += without
+    return replace(answer, body=body), tuple(left_out)
+
+
+def leaves_metric(name: str, leaves: Leaves) -> bool:
+    """Whether a number of this name may leave."""
+    return _fits(name, leaves.metrics)
 
 
 def flat_metrics(answer: Answer) -> dict[str, float | int]:
-    """The numbers of an answer by name: "loss", "validation/alder", "test/alder/FLAIR+T1/dice"."""
-    return dict(_flat(answer.body.get("metrics", {}), str(answer.body.get("split", ""))))
+    """The numbers of an answer by name: "loss", "validation/alder", "test/alder/FLAIR+T1/dice", "seconds/train"."""
+    body = answer.body
+    return {flat: value for name, above in _measured(answer).items() for flat, value in _flat(body[name], above)}
 
 
 def rounded(count: int, least: int) -> int:
@@ -98,24 +114,45 @@ def cleaned(error: BaseException, names: Names) -> str:
 
 
 def cleaned_text(text: str, names: Names) -> str:
-    """The text without places, files, cases and subjects."""
-    for place in sorted(names.places, key=len, reverse=True):
-        text = re.sub(re.escape(place) + r"[^\s'\"(),;]*", "(path)", text)
-    for database, case in sorted(names.cases, key=lambda both: len(both[1]), reverse=True):
-        text = _without(text, f"{database}/{case}", f"a case of {database}")
+    """The text without places, files, cases and subjects, in capitals or not.
+
+    Names go first, and each becomes one letter of its own that is no name and ends no path: what was found of a place
+    first could end inside a name and leave its rest.
+    """
+    hidden = {chr(_FIRST + at): instead for at, instead in enumerate(_instead(names).values())}
+    letters = dict(zip(_instead(names), hidden, strict=True))
+    text, *places = (_lettered(one, letters) for one in (_without_letters(text), *names.places))
+    for place in sorted(places, key=len, reverse=True):
+        text = re.sub(re.escape(place) + r"[^\s'\"(),;]*", "(path)", text, flags=re.IGNORECASE)
     for database in dict(names.cases):
         text = re.sub(rf"(?<![\w./\\]){re.escape(database)}/[^\s'\"(),;:]+", f"a file of {database}", text)
     text = re.sub(r"'[^'\n]*[/\\][^'\n]*'|\"[^\"\n]*[/\\][^\"\n]*\"", "(path)", text)
     text = re.sub(r"[^\s'\"(),;]*[/\\][^\s'\"(),;]*", "(path)", text)
     text = re.sub(rf"[^\s'\"(),;]+\.{FILES}\b", "(file)", text)
-    hidden = dict.fromkeys(names.subjects, "(subject)") | {case: "(case)" for _, case in names.cases}
-    for name in sorted(hidden, key=len, reverse=True):
-        text = _without(text, name, hidden[name])
+    return "".join(hidden.get(letter, letter) for letter in text)
+
+
+def _instead(names: Names) -> dict[str, str]:
+    """What is said in place of each name, the longest first, since one may hold another."""
+    said = dict.fromkeys(names.subjects, "(subject)") | {case: "(case)" for _, case in names.cases}
+    said |= {f"{database}/{case}": f"a case of {database}" for database, case in names.cases}
+    return dict(sorted(said.items(), key=lambda both: len(both[0]), reverse=True))
+
+
+def _without_letters(text: str) -> str:
+    return "".join(letter for letter in text if ord(letter) < _FIRST or ord(letter) > _LAST)
+
+
+def _lettered(text: str, letters: Mapping[str, str]) -> str:
+    for name, letter in letters.items():
+        text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", letter, text, flags=re.IGNORECASE)
     return text
 
 
-def _without(text: str, name: str, instead: str) -> str:
-    return re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", instead, text)
+def _measured(answer: Answer) -> dict[str, str]:
+    """The entries of an answer that hold numbers by name, and what their names begin with."""
+    known = {"metrics": str(answer.body.get("split", "")), "exposure": "exposure", "seconds": "seconds"}
+    return {name: above for name, above in known.items() if name in answer.body}
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:

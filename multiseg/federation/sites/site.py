@@ -32,7 +32,7 @@ from multiseg.training.fit import Hooks
 from multiseg.training.run import learnt_from
 from multiseg.training.validate import dice_by_subset, validation_cases
 
-KEY_FILE = "masks.key"
+KEY_FILE, EXPERIMENTS = "masks.key", "experiments"
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,11 @@ class Score:
 
     dice: float
     num_cases: int
+
+
+def experiment_folder(site: Site, name: str) -> Path:
+    """What the site keeps of an experiment: none can have the name of one of the site's own files."""
+    return site.state / EXPERIMENTS / name
 
 
 def private_key(site: Site) -> bytes:
@@ -241,12 +246,22 @@ def own_network(
     if layers and own is None:
         splits = [split for split in SPLITS if _labelled_anywhere(store, site, order.info, split)]
         if splits:
-            estimate(network, layers, _stream(store, site, order, splits[0]).batches(0, NUM_BATCHES))
+            stream = _stream(store, site, _unlooked(order, site), splits[0])
+            estimate(network, layers, stream.batches(0, NUM_BATCHES))
             events.append(
                 f"normalisation statistics were estimated on {NUM_BATCHES} batches of the {splits[0]} cases, since the "
                 "site has none of its own yet."
             )
     return network, tuple(events)
+
+
+def _unlooked(order: Order, site: Site) -> Order:
+    """The order as it is for a site that only evaluates: where its lesions are may not shape the model."""
+    if site.trains and site.name not in order.options.held_out:
+        return order
+    stream = order.options.stream
+    draw = replace(stream.draw, lesion_share=0.0)
+    return replace(order, options=replace(order.options, stream=replace(stream, draw=draw)))
 
 
 def _is_personal(part: Part, order: Order) -> bool:

@@ -102,6 +102,32 @@ def test_a_description_that_is_none_is_named() -> None:
         site_info(Answer(DESCRIBE, "elm", 0, ASH.about()))
 
 
+@pytest.mark.parametrize(
+    ("database", "reason"),
+    [
+        ({"num_cases": {"train": float("inf"), "val": 0, "test": 0}}, "OverflowError"),
+        ({"num_cases": {"train": float("nan"), "val": 0, "test": 0}}, "cannot convert float NaN"),
+        ({"num_cases": {"train": 5, "val": -5, "test": 0}}, "-5 cases of val"),
+        ({"num_cases": {"train": [5], "val": 0, "test": 0}}, "TypeError"),
+        ({"modalities": ["T1", ""]}, "a sequence without a name"),
+        ({"modalities": ["T1", ["T2"]]}, "no texts"),
+        ({"modalities": "T1"}, "no texts"),
+        ({"labels": [{"name": "lesion", "kind": ["lesion"]}]}, "no texts"),
+    ],
+)
+def test_what_cannot_be_meant_of_a_database_is_refused(database: dict[str, object], reason: str) -> None:
+    about = ASH.about()
+    about["databases"] = {"ash": {**about["databases"]["ash"], **database}}  # type: ignore[index]
+    with pytest.raises(FederationError, match=reason):
+        site_info(Answer(DESCRIBE, "ash", 0, about))
+
+
+@pytest.mark.parametrize("spacing", [[0.0, 1.0, 1.0], [float("nan"), 1.0, 1.0], [1.0, float("inf"), 1.0], [1.0]])
+def test_voxels_of_no_size_are_refused(spacing: list[float]) -> None:
+    with pytest.raises(FederationError, match="is not to be understood"):
+        site_info(Answer(DESCRIBE, "ash", 0, {**ASH.about(), "spacing_mm": spacing}))
+
+
 def test_what_a_site_trains() -> None:
     said = replace(options("ash", "elm"), labels=("oedema", "core", "tissue:CSF"))
     roster = enrolled(told(replace(ASH, labels=TUMOUR), replace(ELM, labels=(("CSF", "tissue"),))), said)

@@ -13,7 +13,7 @@ from fake_link import FakeLink, FakeSite, broken, lost, options, spoilt
 from multiseg.errors import FederationError
 from multiseg.federation.centre.progress import Came, Event, Noted, Refused, Resent, RoundDone, Waiting
 from multiseg.federation.centre.rounds import RunResult, run
-from multiseg.federation.messages import DESCRIBE, EVALUATE, FINISH, ROUND, Answer, Task
+from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Answer, Task
 from multiseg.federation.plan import AggregateOptions, PrivacyOptions
 from multiseg.models.parts import parts, split
 from multiseg.models.saved import load_model, load_weights, read_info
@@ -188,6 +188,14 @@ def _with(name: str, tensor: torch.Tensor) -> Callable[[Task], Answer]:
     return reply
 
 
+def _saying(**said: object) -> Callable[[Task], Answer]:
+    def reply(task: Task) -> Answer:
+        answer = ELM.answer(task)
+        return replace(answer, body={**answer.body, **said})
+
+    return reply
+
+
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
@@ -197,6 +205,18 @@ def _with(name: str, tensor: torch.Tensor) -> Callable[[Task], Answer]:
         (spoilt(ELM, tensors={}), "it lacks"),
         (spoilt(ELM, body={}), "losses, Dice and counts is not to be understood"),
         (spoilt(ELM, error="out of memory"), "out of memory"),
+        (_with(f"{FIRST}[T1]", torch.zeros(4, 1, 3, 3, 3, dtype=torch.complex64)), "holds torch.complex64"),
+        (_saying(num_cases=float("inf")), "OverflowError"),
+        (_saying(num_cases=-5), "num_cases is -5"),
+        (_saying(exposure={"": -1.0}), " is -1"),
+        (_saying(exposure={"": float("nan")}), "is no count"),
+        (_saying(exposure=[6]), "AttributeError"),
+        (_saying(seconds={"total": -1.0}), "seconds is -1"),
+        (_saying(events=7), "no list of texts"),
+        (_saying(events=["well", {"path": 1}]), "no list of texts"),
+        (_saying(metrics={"validation": {"elm": 1.5}}), "elm is 1.5"),
+        (_saying(metrics={"validation": {"elm": -0.5}}), "elm is -0.5"),
+        (_saying(metrics={"loss": float("inf")}), "loss is inf"),
     ],
 )
 def test_what_cannot_be_used_is_refused_and_the_site_named(
@@ -328,6 +348,28 @@ def test_a_resumed_run_goes_on_without_those_that_its_quorum_spares(tmp_path: Pa
     link = FakeLink(ASH, ELM, OAK)
     link.away["oak"] = [(0.0, 50_000.0)]
     assert run(said, link, tmp_path, clock=link.clock).finished
+
+
+def test_what_sites_say_at_any_time_is_passed_on(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM)
+    said = {"metrics": {}, "events": ["look here"]}
+    for kind, number in ((FINGERPRINT, 0), (EVALUATE, 1), (FINISH, 1)):
+        link.replies["elm", kind, number] = [spoilt(ELM, body=said)]
+    link.replies["ash", FINGERPRINT, 0] = [lambda task: Answer(FINGERPRINT, "ash", 0, {"databases": {}})]
+    link.replies["elm", FINGERPRINT, 0] = [lambda task: Answer(FINGERPRINT, "elm", 0, said)]
+    events: list[Event] = []
+    assert go(link, tmp_path, events=events, rounds=1, privacy=PrivacyOptions(fingerprint=True)).finished
+    noted = [(event.round, event.site) for event in of(Noted, events) if event.text == "look here"]
+    assert noted == [(0, "elm"), (1, "elm"), (1, "elm")]
+
+
+def test_odd_numbers_of_an_evaluation_are_refused(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM)
+    link.replies["elm", FINISH, 2] = [spoilt(ELM, body={"metrics": {"elm": {"dice": 2.0}}})]
+    events: list[Event] = []
+    result = go(link, tmp_path, events=events)
+    assert set(result.test) == {"ash"}
+    assert [(event.site, "elm is 2.0" in event.reason) for event in of(Refused, events)] == [("elm", True)]
 
 
 def test_half_precision_on_the_wire(tmp_path: Path) -> None:

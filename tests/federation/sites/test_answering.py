@@ -54,8 +54,7 @@ def test_a_round_sends_exactly_the_parts_that_the_site_trains(site_stores, tmp_p
 def test_what_a_round_tells(site_stores, tmp_path, info):
     told = answer(round_task(info), site_of("dogwood", site_stores, tmp_path)).body
     assert told["num_cases"] == 5
-    assert told["exposure"][""] == 4
-    assert 0 < told["exposure"]["T1"] <= 4
+    assert told["exposure"][""] == told["exposure"]["T1"] == 5  # at most 4 in truth
     assert told["exposure"]["PD"] == 0
     assert told["metrics"].keys() == {"validation", "loss", "bad_steps", "update_norm"}
     assert 0 <= told["metrics"]["validation"]["dogwood"] <= 1
@@ -114,7 +113,7 @@ def test_after_a_lost_round_the_site_goes_on_from_the_one_that_was_kept(site_sto
     here = site_of("alder", site_stores, tmp_path / "smooth")
     from_third = answer(round_task(info, 4, options=KEEPING), here)
     shutil.copytree(tmp_path / "rough", tmp_path / "copy")
-    for left in (tmp_path / "rough" / "alder" / "trial").glob("000002-*"):
+    for left in (tmp_path / "rough" / "alder" / "experiments" / "trial").glob("000002-*"):
         left.unlink()
     lost = answer(round_task(info, 4, kept=2, options=KEEPING), site)
     assert "went on from what it received" in lost.body["events"][0]
@@ -133,7 +132,7 @@ def test_personal_norm_layers_never_leave_and_stay_in_step(site_stores, tmp_path
     done = answer(finish_task(info, KEEPING, number=3), site)
     assert not done.error
     assert done.body["events"] == []
-    model = load_model(tmp_path / "alder" / "trial" / "model.safetensors")
+    model = load_model(tmp_path / "alder" / "experiments" / "trial" / "model.safetensors")
     state = model.network.state_dict()
     counters = {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
     assert counters == {6}  # three rounds of two steps, however often they were asked for
@@ -153,7 +152,7 @@ def test_a_model_is_finished_with_what_was_personal_in_its_round(site_stores, tm
 
     def finished(number, **others):
         events = answer(finish_task(info, KEEPING, number=number, **others), site).body["events"]
-        state = load_model(tmp_path / "alder" / "trial" / "model.safetensors").network.state_dict()
+        state = load_model(tmp_path / "alder" / "experiments" / "trial" / "model.safetensors").network.state_dict()
         return int(state["encoder.0.first.norm.num_batches_tracked"]), events
 
     assert finished(2) == (4, [])
@@ -199,7 +198,7 @@ def test_a_round_that_left_no_finite_weights_is_an_error_and_is_not_kept(site_st
     found = answer(round_task(info, state=state), site_of("alder", site_stores, tmp_path))
     assert not found.tensors
     assert "not finite" in found.error
-    assert not list((tmp_path / "alder" / OPTIONS.experiment).glob("*.pt"))
+    assert not list((tmp_path / "alder" / "experiments" / OPTIONS.experiment).glob("*.pt"))
 
 
 def test_noise_is_the_same_for_a_repeated_task_and_hides_what_it_does_not_cover(site_stores, tmp_path, info):
@@ -346,8 +345,17 @@ def test_an_error_of_others_is_told_by_its_kind_alone(site_stores, tmp_path, inf
     def fail(event):
         raise RuntimeError(f"in {site.store}, patient Smith")
 
-    assert answer(round_task(info), site, on_event=fail).error == "RuntimeError: see the site's log."
+    found = answer(round_task(info), site, on_event=fail)
+    assert found.error == "RuntimeError: see the site's log."
+    assert found.passing
     assert "Smith" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["node", "logs", "masks.key", "audit.jsonl", "experiments"])
+def test_an_experiment_may_have_the_name_of_a_file_of_the_site(name, site_stores, tmp_path, info):
+    masking = PrivacyOptions(clip=1.0, noise=0.1)  # which needs a key
+    options = replace(OPTIONS, experiment=name, privacy=masking)
+    assert not answer(round_task(info, options=options), site_of("birch", site_stores, tmp_path)).error
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", "", ".hidden"])
@@ -372,10 +380,18 @@ def test_a_server_of_another_kind_is_told_so(site_stores, tmp_path, info):
 def test_the_policy_of_a_site_holds(site_stores, tmp_path, info):
     tight = Leaves(tensors=("encoder.*",), metrics=("validation/*",), counts=False, fingerprint=False)
     site = site_of("birch", site_stores, tmp_path, leaves=tight)
-    assert "lets encoder.* leave" in answer(round_task(info), site).error
+    steps = []
+    assert "lets encoder.* leave" in answer(round_task(info), site, on_event=steps.append).error
     sparse = replace(site, leaves=replace(tight, tensors=("*",)))
+    exposed = replace(OPTIONS, aggregate=replace(OPTIONS.aggregate, weights="exposure"))
+    for least in (Leaves(counts=False), Leaves(metrics=("loss",))):
+        asked = answer(round_task(info, options=exposed), replace(site, leaves=least), on_event=steps.append)
+        assert "numbers of patches" in asked.error
+    assert steps == []  # all of that is known before
+    assert not answer(round_task(info, options=exposed), replace(site, leaves=Leaves(), name="elm")).error
     body = answer(round_task(info), sparse).body
     assert body["metrics"].keys() == {"validation"}
+    assert body["seconds"] == {}
     assert body["exposure"] == {}
     assert body["num_cases"] == 5
     assert answer(Task(FINGERPRINT, "trial", body={"least": 1}), sparse).body["databases"] == {}
@@ -389,6 +405,47 @@ def test_the_policy_of_a_site_holds(site_stores, tmp_path, info):
     assert "lets encoder.* leave" in error["notes"]
 
 
+PROTECTED = PrivacyOptions(clip=0.5, noise=1.0)
+
+
+@pytest.mark.parametrize(
+    ("floor", "refused", "passed", "said"),
+    [
+        ({"masked": True}, PROTECTED, None, "privacy.masked = true"),
+        ({"noise": 1.0}, replace(PROTECTED, noise=0.9), PROTECTED, "noise of 1 or more, but the run has 0.9"),
+        ({"clip": 0.5}, replace(PROTECTED, clip=0.6), PROTECTED, "up to 0.5, but the run has 0.6"),
+        ({"clip": 0.5}, PrivacyOptions(), None, "up to 0.5, but the run has 0"),
+        ({"cases": 3}, PrivacyOptions(), None, "on 3 cases or more"),
+        ({"cases": 2}, None, PrivacyOptions(), ""),
+    ],
+)
+def test_a_run_that_protects_too_little_is_refused_before_it_trains(
+    site_stores, tmp_path, info, floor, refused, passed, said
+):
+    site = site_of("birch", site_stores, tmp_path, leaves=Leaves(**floor))
+    steps = []
+    if refused is not None:
+        found = answer(round_task(info, options=replace(OPTIONS, privacy=refused)), site, on_event=steps.append)
+        assert said in found.error
+        assert not found.passing
+        assert steps == []
+    if passed is not None:
+        assert not answer(round_task(info, options=replace(OPTIONS, privacy=passed)), site).error
+
+
+def test_the_audit_log_holds_what_was_asked(site_stores, tmp_path, info):
+    options = replace(with_local(proximal=0.5), privacy=PROTECTED)
+    site = site_of("birch", site_stores, tmp_path)
+    answer(round_task(info, options=options), site)
+    answer(Task(ROUND, "trial", 1, {"options": [1]}), site)
+    came, _, odd, _ = audit.rows(site.state / audit.LOG)
+    asked = json.loads(came["told"])
+    assert asked["privacy"]["noise"] == 1.0
+    assert asked["local"]["proximal"] == 0.5
+    assert asked["draw"]["patch"] == [16, 16, 16]
+    assert odd["told"] == "{}"
+
+
 def test_the_audit_log_holds_what_was_sent(site_stores, tmp_path, info):
     import hashlib
 
@@ -399,5 +456,7 @@ def test_the_audit_log_holds_what_was_sent(site_stores, tmp_path, info):
     assert left["sha256"] == hashlib.sha256(sent).hexdigest()
     assert left["tensors"]["encoder.0.first.conv.weight[T1]"] == "float32 [8, 1, 3, 3, 3]"
     assert left["metrics"]["validation/birch"] >= 0
-    assert left["told"].keys() == {"num_cases", "exposure", "seconds", "events"}
+    assert left["metrics"]["exposure/T1"] == 5
+    assert left["metrics"]["seconds/train"] > 0
+    assert left["told"].keys() == {"num_cases", "events"}
     assert Path(tmp_path / "birch" / "masks.key").exists() is False

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from multiseg.federation.sites.fingerprint import fingerprint
+from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site
 from multiseg.store.catalogue import select
 from multiseg.store.reader import open_store
@@ -36,6 +39,13 @@ def test_what_few_cases_tell_is_left_out(store, site):
     assert fingerprint(store, site, 3) == {}
     rounded = fingerprint(store, site, 2)["dogwood"]
     assert rounded["num_cases"] == 2
+
+
+def test_a_site_that_tells_no_counts_tells_none_here(store, site):
+    found = fingerprint(store, replace(site, leaves=Leaves(counts=False)), 1)["dogwood"]
+    told = [found, *found["modalities"].values(), *found["lesions"].values()]
+    assert len(told) == 4
+    assert {about["num_cases"] for about in told} == {1}  # of 2
 
 
 def test_numbers_are_short(store, site):

@@ -148,8 +148,8 @@ def test_a_round_killed_at_any_moment_gives_the_same_bits(moment, site_stores, t
     assert again.tensors.keys() == smooth[1].tensors.keys()
     assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in smooth[1].tensors.items())
     assert again.body["metrics"] == smooth[1].body["metrics"]
-    assert not list((tmp_path / "b" / "alder" / "trial").glob(".*.tmp"))
-    mine, others = (own_after(tmp_path / x / "alder" / "trial", 2) for x in "ba")
+    assert not list((tmp_path / "b" / "alder" / "experiments" / "trial").glob(".*.tmp"))
+    mine, others = (own_after(tmp_path / x / "alder" / "experiments" / "trial", 2) for x in "ba")
     assert all(torch.equal(mine.parts[name], others.parts[name]) for name in others.parts)
     assert mine.parts
 
@@ -166,4 +166,5 @@ def test_a_full_disk_lets_nothing_leave(site_stores, tmp_path, monkeypatch):
         found = answer(round_task(info), site)
     assert found.error == "(path) could not be written: No space left on device. Nothing there has changed."
     assert not found.tensors
+    assert found.passing
     assert not answer(round_task(info), site).error

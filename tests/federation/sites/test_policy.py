@@ -8,7 +8,7 @@ from multiseg.federation.sites.policy import Leaves, Names, check_tensors, clean
 
 NAMES = Names(
     places=("/data/my patients/store.zarr", "/state"),
-    cases=(("ms", "p1"), ("ms", "p12"), ("wmh", "Miller_J")),
+    cases=(("ms", "p1"), ("ms", "p12"), ("wmh", "Miller_J"), ("wmh", "Doe, Jane (1)")),
     subjects=("p1", "Miller"),
 )
 
@@ -27,6 +27,10 @@ NAMES = Names(
         ("FLAIR_Miller.nii.gz is empty", "(file) is empty"),
         ("4 patches, 3 labels: FLAIR p12p", "4 patches, 3 labels: FLAIR p12p"),
         ("1e-3 of Miller's", "1e-3 of (subject)'s"),
+        ("case P12, MS/p1 and MILLER_J", "case (case), a case of ms and (case)"),
+        ("/state/Doe, Jane (1) is full", "(path) is full"),
+        ("/DATA/my patients/store.zarr is damaged", "(path) is damaged"),
+        ("\U000f0000 p1", " (case)"),
     ],
 )
 def test_error_texts_are_cleaned(text, told):
@@ -50,11 +54,14 @@ def test_tensors_that_may_not_leave_are_refused():
 
 
 def test_metrics_that_may_not_leave_are_left_out():
-    body = {"metrics": {"loss": 0.5, "validation": {"ms": 0.25, "wmh": 0.75}, "bad_steps": 0}, "seconds": {}}
+    metrics = {"loss": 0.5, "validation": {"ms": 0.25, "wmh": 0.75}, "bad_steps": 0}
+    body = {"metrics": metrics, "exposure": {"": 5, "T1": 5}, "seconds": {"total": 9.5}, "num_cases": 5}
     found = Answer(ROUND, "here", 1, body)
     kept, left_out = released(found, Leaves(metrics=("loss", "validation/ms")))
-    assert kept.body == {"metrics": {"loss": 0.5, "validation": {"ms": 0.25}}, "seconds": {}}
-    assert left_out == ("validation/wmh", "bad_steps")
+    some = {"loss": 0.5, "validation": {"ms": 0.25}}
+    assert kept.body == {"metrics": some, "exposure": {}, "seconds": {}, "num_cases": 5}
+    assert left_out == ("validation/wmh", "bad_steps", "exposure/", "exposure/T1", "seconds/total")
+    assert released(found, Leaves(metrics=("exposure/*",)))[0].body["exposure"] == {"": 5, "T1": 5}
     assert released(found, Leaves())[0].body == body
     without, _ = released(found, Leaves(metrics=()))
     assert without.body["metrics"] == {}

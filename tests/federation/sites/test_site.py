@@ -8,6 +8,7 @@ import torch
 from asked import OPTIONS, described, first_state, joint_info, site_of, with_local
 
 from multiseg.errors import DataError, FederationError, StoppedError, StoreError
+from multiseg.federation.sites import site as module
 from multiseg.federation.sites.describing import describe
 from multiseg.federation.sites.learning import network_of
 from multiseg.federation.sites.norms import estimate, personal_norms
@@ -214,6 +215,37 @@ def test_a_site_without_training_cases_describes_and_evaluates(held_out, site, i
     assert evaluate_model(network, order, store, there, asked=Asked("test")).keys() == {"dogwood"}
     with pytest.raises(DataError, match="no train case"):
         train_round(store, there, order)
+
+
+def test_where_its_lesions_are_shapes_no_statistics_of_a_site_that_only_evaluates(store, site, info, monkeypatch):
+    seen = []
+
+    class Stream(module.PatchStream):
+        def __init__(self, store, axis, space, options, split, databases):
+            seen.append(options.draw.lesion_share)
+            super().__init__(store, axis, space, options, split, databases)
+
+    monkeypatch.setattr(module, "PatchStream", Stream)
+    personal = with_local(personal=("*norm*",))
+    own_network(store, site, order_of(info, personal), None, CPU)
+    own_network(store, replace(site, trains=False), order_of(info, personal), None, CPU)
+    own_network(store, site, order_of(info, replace(personal, held_out=("dogwood",))), None, CPU)
+    assert seen == [0.5, 0.0, 0.0]
+
+
+def test_landmarks_leave_as_statistics_do(store, site, monkeypatch):
+    scale = {"T1": (0.0, 1.0)}
+    monkeypatch.setattr(store["dogwood"], "recipe", replace(store["dogwood"].recipe, landmarks=scale))
+    few = replace(OPTIONS, privacy=replace(OPTIONS.privacy, least=1))
+
+    def told(leaves, options=few):
+        return describe(store, replace(site, leaves=leaves), options)["databases"]["dogwood"]["recipe"]
+
+    assert told(Leaves(least=2))["landmarks"] == {"T1": [0.0, 1.0]}
+    assert "landmarks" not in told(Leaves(least=2, fingerprint=False))
+    assert "landmarks" not in told(Leaves(least=3))  # of 2 cases
+    assert "landmarks" not in told(Leaves(least=2), OPTIONS)  # the run's own number
+    assert told(Leaves())["brain_mask"] == store["dogwood"].recipe.brain_mask
 
 
 def test_a_stop_ends_a_round_between_steps(store, site, info):
