@@ -71,7 +71,7 @@ def test_history_log_and_metrics_tell_of_every_site(undisturbed: Path) -> None:
 def test_sites_keep_the_best_model(undisturbed: Path) -> None:
     best = read_info(undisturbed / "model.safetensors").step
     for site in OPTIONS.sites:
-        held = undisturbed / "sites" / site / "small" / "model.safetensors"
+        held = undisturbed / "sites" / site / "experiments" / "small" / "model.safetensors"
         assert read_info(held).step == best
         assert load_model(held).info.axis == load_model(undisturbed).info.axis
 
@@ -153,7 +153,7 @@ def test_personal_layers_stay_in_step_when_the_server_forgets_a_round(
     result = simulate(own, site_stores, out, keep_a_copy, machine=CPU)
     assert set(result.test) == {"alder", "birch", "dogwood"}
     assert set(json.loads((out / "fingerprint.json").read_text())) == {"alder", "birch"}
-    names = ("last.safetensors", "model.safetensors", "sites/alder/small/model.safetensors")
+    names = ("last.safetensors", "model.safetensors", "sites/alder/experiments/small/model.safetensors")
     whole = {name: (out / name).read_bytes() for name in names}
     shutil.rmtree(out / "tensorboard")
     for name in ("state.safetensors", "last.safetensors", "model.safetensors", "worst.safetensors"):
@@ -161,7 +161,7 @@ def test_personal_layers_stay_in_step_when_the_server_forgets_a_round(
     shutil.copytree(before[0], out, dirs_exist_ok=True)
     assert simulate(own, site_stores, out, machine=CPU).finished
     assert {name: (out / name).read_bytes() for name in names} == whole
-    alder, birch = (load_file(out / "sites" / site / "small" / "model.safetensors") for site in own.sites)
+    alder, birch = (load_file(out / "sites" / site / "experiments" / "small" / "model.safetensors") for site in own.sites)
     told_apart = {name for name in alder if not torch.equal(alder[name], birch[name])}
     assert told_apart
     assert all("norm" in name for name in told_apart)

@@ -119,9 +119,12 @@ def cleaned_text(text: str, names: Names) -> str:
     Names go first, and each becomes one letter of its own that is no name and ends no path: what was found of a place
     first could end inside a name and leave its rest.
     """
-    hidden = {chr(_FIRST + at): instead for at, instead in enumerate(_instead(names).values())}
-    letters = dict(zip(_instead(names), hidden, strict=True))
-    text, *places = (_lettered(one, letters) for one in (_without_letters(text), *names.places))
+    hidden = {chr(_FIRST + at): both for at, both in enumerate(_instead(names).items())}
+    texts = [_without_letters(text), *names.places]
+    for letter, (name, _) in hidden.items():
+        named = re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", re.IGNORECASE)
+        texts = [named.sub(letter, one) for one in texts]
+    text, *places = texts
     for place in sorted(places, key=len, reverse=True):
         text = re.sub(re.escape(place) + r"[^\s'\"(),;]*", "(path)", text, flags=re.IGNORECASE)
     for database in dict(names.cases):
@@ -129,7 +132,7 @@ def cleaned_text(text: str, names: Names) -> str:
     text = re.sub(r"'[^'\n]*[/\\][^'\n]*'|\"[^\"\n]*[/\\][^\"\n]*\"", "(path)", text)
     text = re.sub(r"[^\s'\"(),;]*[/\\][^\s'\"(),;]*", "(path)", text)
     text = re.sub(rf"[^\s'\"(),;]+\.{FILES}\b", "(file)", text)
-    return "".join(hidden.get(letter, letter) for letter in text)
+    return "".join(hidden[letter][1] if letter in hidden else letter for letter in text)
 
 
 def _instead(names: Names) -> dict[str, str]:
@@ -141,12 +144,6 @@ def _instead(names: Names) -> dict[str, str]:
 
 def _without_letters(text: str) -> str:
     return "".join(letter for letter in text if ord(letter) < _FIRST or ord(letter) > _LAST)
-
-
-def _lettered(text: str, letters: Mapping[str, str]) -> str:
-    for name, letter in letters.items():
-        text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", letter, text, flags=re.IGNORECASE)
-    return text
 
 
 def _measured(answer: Answer) -> dict[str, str]:

@@ -1,0 +1,45 @@
+"""What a site asks of a round before it trains: protection, numbers of cases, and that its answer may leave at all."""
+
+from __future__ import annotations
+
+from multiseg.errors import FederationError
+from multiseg.federation.plan import FederationOptions
+from multiseg.federation.sites.policy import Leaves, check_tensors, leaves_metric
+from multiseg.federation.sites.site import Order, Site, databases_of, stream_options, trained_by
+from multiseg.store.reader import Store
+from multiseg.training.run import learnt_from
+
+
+def check_round(order: Order, site: Site, store: Store) -> None:
+    """Raises FederationError where the site would not let the round's answer leave, before any of it is computed."""
+    check_protection(order.options, site.leaves)
+    if not site.trains:
+        raise FederationError(f"site {site.name} does not let others train on its data.")
+    draw = stream_options(site, store, order.options).draw
+    drawn = learnt_from(store, databases_of(site, store), order.info.space, draw)
+    if len(drawn) < site.leaves.cases:
+        raise FederationError(
+            f"this site trains on {site.leaves.cases} cases or more, and the run would draw from fewer: its labels, "
+            "weights of databases or num_cases leave out the others."
+        )
+    check_tensors((part.name for part in trained_by(order, drawn, store)), site.leaves)
+
+
+def check_protection(options: FederationOptions, leaves: Leaves) -> None:
+    """Raises FederationError where the run protects less than the site asks for, or needs what the site keeps back."""
+    privacy = options.privacy
+    if leaves.masked and not privacy.masked:
+        raise FederationError("this site trains under masks alone: set privacy.masked = true.")
+    if privacy.noise < leaves.noise:
+        raise FederationError(
+            f"this site asks for privacy.noise of {leaves.noise:g} or more, but the run has {privacy.noise:g}."
+        )
+    if leaves.clip and not 0 < privacy.clip <= leaves.clip:
+        raise FederationError(
+            f"this site asks for privacy.clip above 0 and up to {leaves.clip:g}, but the run has {privacy.clip:g}."
+        )
+    if options.aggregate.weights == "exposure" and not (leaves.counts and leaves_metric("exposure/", leaves)):
+        raise FederationError(
+            "this site tells no numbers of patches, and the run weighs sites by them: set aggregate.weights to "
+            '"cases" or "equal".'
+        )
