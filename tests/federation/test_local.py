@@ -121,6 +121,16 @@ def test_masks_change_the_sum_by_rounding_only(undisturbed: Path, site_stores: d
         assert torch.allclose(a.float(), b.float(), atol=1e-6), name
     first = "encoder.0.first.conv.weight"
     assert not torch.allclose(plain[first][:, 0], masked[first][:, 0], atol=1e-6)
+    known = {
+        site: read_info(tmp_path / "masked/sites" / site / "experiments/small/model.safetensors")
+        for site in OPTIONS.sites
+    }
+    assert read_info(tmp_path / "masked/model.safetensors").usable(("PD", "FLAIR", "T1", "T1c", "T2")) == (
+        "FLAIR",
+        "T1",
+    )
+    assert known["alder"].usable(("PD", "FLAIR", "T1", "T1c", "T2")) == ("PD", "FLAIR", "T1", "T2")
+    assert known["dogwood"].usable(("PD", "FLAIR", "T1", "T1c", "T2")) == ("FLAIR", "T1")
 
 
 def test_noise_tells_its_epsilon(site_stores: dict[str, str], tmp_path: Path) -> None:
@@ -161,7 +171,9 @@ def test_personal_layers_stay_in_step_when_the_server_forgets_a_round(
     shutil.copytree(before[0], out, dirs_exist_ok=True)
     assert simulate(own, site_stores, out, machine=CPU).finished
     assert {name: (out / name).read_bytes() for name in names} == whole
-    alder, birch = (load_file(out / "sites" / site / "experiments" / "small" / "model.safetensors") for site in own.sites)
+    alder, birch = (
+        load_file(out / "sites" / site / "experiments" / "small" / "model.safetensors") for site in own.sites
+    )
     told_apart = {name for name in alder if not torch.equal(alder[name], birch[name])}
     assert told_apart
     assert all("norm" in name for name in told_apart)

@@ -38,6 +38,7 @@ class FakeSite:
     name: str
     modalities: tuple[str, ...] = ("FLAIR", "T1")
     num_cases: int = 10
+    num_validation: int = 5
     change: float = 0.25
     dice: Callable[[int], float] = lambda step: 0.5 + step / 100
     labels: tuple[tuple[str, str], ...] = (("lesion", "lesion"),)
@@ -55,7 +56,7 @@ class FakeSite:
             "databases": {
                 self.name: {
                     "pathology": "stroke",
-                    "num_cases": {"train": self.num_cases, "val": 5, "test": 5},
+                    "num_cases": {"train": self.num_cases, "val": self.num_validation, "test": 5},
                     "modalities": list(self.modalities),
                     "labels": [{"name": name, "kind": kind} for name, kind in self.labels],
                     "recipe": {},
@@ -77,7 +78,8 @@ class FakeSite:
         dice = self.dice(info.step)
         if task.kind != ROUND:
             return Answer(task.kind, self.name, task.round, {"metrics": {self.name: {"dice": dice, "num_cases": 5}}})
-        mine = trained_parts(parts(info), self.modalities, [name for name, _ in self.labels])
+        personal = task.body.get("options", {}).get("local", {}).get("personal", ())
+        mine = trained_parts(parts(info), self.modalities, [name for name, _ in self.labels], personal)
         body = {
             "num_cases": self.num_cases,
             "exposure": dict.fromkeys(("", *self.modalities), self.exposure),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_link import FakeLink, FakeSite, options
+from safetensors import safe_open
 
 from multiseg.errors import CheckpointError, ResourceError, UsageError
 from multiseg.federation.centre.experiment import MODELS, claimed, opened, read_history
@@ -162,6 +163,25 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
     with pytest.raises(UsageError, match="holds no federated run"):
         read_history(tmp_path / "elsewhere")
+
+
+def test_a_history_is_read_without_the_tensors(undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import multiseg.federation.centre.experiment as folder_of
+
+    class MetadataOnly:
+        def __init__(self, path: Path, framework: str) -> None:
+            with safe_open(path, framework) as file:
+                said = file.metadata()
+            self.metadata = lambda: said
+
+        def __enter__(self) -> "MetadataOnly":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    monkeypatch.setattr(folder_of, "safe_open", MetadataOnly)
+    assert read_history(undisturbed)["round"] == 2
 
 
 def test_the_optimiser_goes_on(undisturbed: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,10 @@ DONE = RoundDone(
             DONE,
             "Dice of the model after round 1: 0.400, by site ash 0.500 (loss 0.750), elm - (loss 0.250); WITHOUT oak",
         ),
-        (DONE, "epsilon 1.23 (1 min, 2 h 02 min left)"),
+        (DONE, "WITHOUT oak; epsilon 1.23 (1 min, 2 h 02 min left)"),
+        (replace(DONE, single=("a", "b"), is_news=True), "WITHOUT oak; 2 parts by one site alone; epsilon"),
+        (replace(DONE, single=("a", "b")), "WITHOUT oak; epsilon"),
+        (replace(DONE, is_news=True), "; no parts by one site alone;"),
         (Finished(5, 4, 0.6, {"ash": {"ash": 0.7}, "elm": {}}), "after round 4. Test: ash ash 0.700; elm has no cases"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 from fake_link import FakeSite, options
 
 from multiseg.errors import FederationError
+from multiseg.federation.centre import scope
 from multiseg.federation.centre.roster import (
     Roster,
     SiteInfo,
@@ -18,8 +19,9 @@ from multiseg.federation.centre.roster import (
     trains,
     warnings,
 )
+from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has_it
 from multiseg.federation.messages import DESCRIBE, Answer, Task
-from multiseg.federation.plan import PrivacyOptions
+from multiseg.federation.plan import LocalOptions, PrivacyOptions
 from multiseg.models.parts import parts
 from multiseg.training.folder import ModelOptions
 
@@ -147,8 +149,31 @@ def test_under_masks_what_few_have_stays_at_home() -> None:
     assert own == ("encoder.0.first.conv.weight[PD]", "encoder.0.first.conv.weight[T1]")
     assert [text.split(":")[0] for text in warnings(roster, parts(roster.info), said)] == ["PD", "T1"]
     assert personal_parts(roster, parts(roster.info), options("ash", "elm", "oak")) == ()
+    known = as_the_server_has_it(roster.info, roster, said).trained_on
+    assert known == {"PD": (), "FLAIR": ("ash/ash", "elm/elm", "oak/oak"), "T1": ()}
+    known = as_a_site_has_it(roster.info, roster, said, "ash").trained_on
+    assert known == {"PD": (), "FLAIR": ("ash/ash", "elm/elm", "oak/oak"), "T1": ("ash/ash",)}
+    assert scope.warnings(roster, said) == ["the server's models are not to be given PD, T1: sites keep those weights."]
     with pytest.raises(FederationError, match="ash: it has no key for masks"):
         enrolled(told(ASH, ELM, FakeSite("oak")), said)
+
+
+@pytest.mark.parametrize(
+    ("builder", "pattern", "expected"),
+    [
+        ("multi_unet", "*norm*", set()),
+        ("maf_unet", "*norm*", set()),  # norms of each sequence's encoder, which begin as what does nothing
+        ("maf_unet", "encoders.0.*", {"PD"}),
+        ("multi_unet", "decoder.*weight", {"PD", "FLAIR", "T1"}),  # nothing is read without it
+    ],
+)
+def test_which_sequences_the_server_cannot_read(builder: str, pattern: str, expected: set[str]) -> None:
+    said = options(
+        "ash", "elm", model=ModelOptions(builder, (4, 8), norm="batch"), local=LocalOptions(personal=(pattern,))
+    )
+    roster = enrolled(told(ASH, ELM), said)
+    scope.check_personal(parts(roster.info), said)
+    assert scope.kept_home(roster, said) == expected
 
 
 def test_a_sequence_of_one_site_is_said() -> None:

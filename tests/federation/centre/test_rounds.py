@@ -10,13 +10,14 @@ import pytest
 import torch
 from fake_link import FakeLink, FakeSite, broken, lost, options, spoilt
 
-from multiseg.errors import FederationError
+from multiseg.errors import FederationError, UsageError
 from multiseg.federation.centre.progress import Came, Event, Noted, Refused, Resent, RoundDone, Waiting
 from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Answer, Task
-from multiseg.federation.plan import AggregateOptions, PrivacyOptions
+from multiseg.federation.plan import AggregateOptions, LocalOptions, PrivacyOptions
 from multiseg.models.parts import parts, split
 from multiseg.models.saved import load_model, load_weights, read_info
+from multiseg.training.folder import ModelOptions
 
 FIRST = "encoder.0.first.conv.weight"
 ASH, ELM, OAK = FakeSite("ash", num_cases=10), FakeSite("elm", num_cases=30, change=0.5), FakeSite("oak")
@@ -276,6 +277,7 @@ def test_single_contributors_are_told(tmp_path: Path) -> None:
     events: list[Event] = []
     go(FakeLink(ASH, replace(ELM, modalities=("FLAIR", "T1", "T2"))), tmp_path, events=events)
     assert of(RoundDone, events)[0].single == (f"{FIRST}[T2]",)
+    assert [done.is_news for done in of(RoundDone, events)] == [True, False]  # it is said once
     assert any("T2: only elm has it" in event.text for event in of(Noted, events))
 
 
@@ -370,6 +372,133 @@ def test_odd_numbers_of_an_evaluation_are_refused(tmp_path: Path) -> None:
     result = go(link, tmp_path, events=events)
     assert set(result.test) == {"ash"}
     assert [(event.site, "elm is 2.0" in event.reason) for event in of(Refused, events)] == [("elm", True)]
+
+
+def _asked(link: FakeLink, site: str, kind: str) -> list[Task]:
+    return [task for task, sent in zip(link.tasks, link.sent, strict=True) if sent[:2] == (site, kind)]
+
+
+def test_models_are_compared_over_the_same_sites_only(tmp_path: Path) -> None:
+    """oak, where Dice is low, does not answer in round 2, so the others' 0.9 of the first model says nothing."""
+    high, low = (lambda step: [0.0, 0.9, 0.5, 0.5][step]), (lambda step: [0.0, 0.1, 0.2, 0.1][step])
+    link = FakeLink(replace(ASH, dice=high), replace(ELM, dice=high), replace(OAK, dice=low))
+    link.replies["oak", ROUND, 2] = [spoilt(OAK, error="a case is damaged")]
+    events: list[Event] = []
+    result = go(link, tmp_path, events=events, rounds=3, schedule={"quorum": 2})
+    assert result.best_round == 2
+    assert result.best == pytest.approx(0.4)
+    assert read_info(tmp_path / "worst.safetensors").step == 2
+    assert "this model is not compared with the best: no Dice from oak." in [e.text for e in of(Noted, events)]
+
+
+def test_the_last_model_is_compared_over_the_same_sites_only(tmp_path: Path) -> None:
+    """It is when the same command is run again and oak is there; the new best model is then tested everywhere."""
+    high, low = (lambda step: [0.0, 0.5, 0.9][step]), (lambda step: [0.0, 0.1, 0.2][step])
+    sites = (replace(ASH, dice=high), replace(ELM, dice=high), replace(OAK, dice=low))
+    link = FakeLink(*sites)
+    link.replies["oak", EVALUATE, 2] = [spoilt(OAK, error="a case is damaged")]
+    assert go(link, tmp_path, schedule={"quorum": 2}).best_round == 1
+    again = FakeLink(*sites)
+    result = go(again, tmp_path, schedule={"quorum": 2})
+    assert result.best_round == 2
+    assert result.test["oak"] == {"oak": 0.2}
+    assert {site for site, kind, _, _ in again.sent if kind == FINISH} == {"ash", "elm", "oak"}
+
+
+def test_a_site_without_validation_cases_is_not_waited_for(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM, replace(OAK, dice=lambda step: float("nan")))
+    result = go(link, tmp_path, rounds=3)
+    assert (result.best, result.best_round) == (0.53, 3)
+
+
+def test_a_site_that_was_not_heard_yet_is_known_by_its_cases(tmp_path: Path) -> None:
+    """In rounds 2 and 3 oak fails, which has validation cases; where it has none, the others are enough."""
+    for name, num_cases, expected in (("some", 5, -1), ("none", 0, 2)):
+        link = FakeLink(ASH, ELM, replace(OAK, num_validation=num_cases))
+        for number in (1, 2, 3):
+            link.replies["oak", ROUND, number] = [spoilt(OAK, error="a case is damaged")]
+        said = options("ash", "elm", "oak", rounds=3, schedule={"quorum": 2})
+        rounds: list[Event] = []
+        stop = lambda rounds=rounds: len(of(RoundDone, rounds)) == 3  # noqa: E731
+        assert run(said, link, tmp_path / name, rounds.append, stop, link.clock).best_round == expected
+
+
+def test_each_site_is_told_what_was_its_own_in_the_best_model(tmp_path: Path) -> None:
+    """oak's update of round 2 is not in the best model, which is that of round 2, so with it goes oak's round 1."""
+    link = FakeLink(*(replace(site, dice=lambda step: [0.0, 0.2, 0.9, 0.4, 0.4][step]) for site in (ASH, ELM, OAK)))
+    link.replies["oak", ROUND, 2] = [spoilt(OAK, tensors={})]
+    assert go(link, tmp_path, rounds=4, schedule={"quorum": 2}).best_round == 2
+    assert [task.body["kept"] for task in _asked(link, "oak", ROUND)] == [0, 1, 1, 3]
+    assert [_asked(link, site, ROUND)[3].body["hold"] for site in ("ash", "oak")] == [[2], [1]]
+    for site, number in (("ash", 2), ("oak", 1)):
+        (task,) = _asked(link, site, FINISH)
+        assert (task.round, task.body["kept"], task.body["info"]["step"]) == (number, number, 2)
+
+
+def test_the_last_model_is_evaluated_with_what_was_a_sites_own_in_it(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM, OAK)
+    link.replies["oak", ROUND, 2] = [spoilt(OAK, tensors={})]
+    go(link, tmp_path, schedule={"quorum": 2})
+    numbers = {site: [(task.round, task.body["kept"]) for task in _asked(link, site, EVALUATE)] for site in link.sites}
+    assert numbers == {"ash": [(2, 2)], "elm": [(2, 2)], "oak": [(1, 1)]}
+
+
+def test_a_run_that_lacks_nothing_asks_nobody(tmp_path: Path) -> None:
+    first = go(FakeLink(ASH, ELM), tmp_path)
+    link = FakeLink(ASH, ELM)
+    again = go(link, tmp_path)
+    assert link.sent == []
+    assert (again.finished, again.test, again.best_round) == (True, first.test, first.best_round)
+
+
+def test_the_same_command_completes_the_end(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM)
+    link.replies["elm", FINISH, 2] = [spoilt(ELM, error="a case is damaged")]
+    assert set(go(link, tmp_path).test) == {"ash"}
+    again = FakeLink(ASH, ELM)
+    assert go(again, tmp_path).test == {"ash": {"ash": 0.52}, "elm": {"elm": 0.52}}
+    assert [sent[:2] for sent in again.sent if sent[1] != DESCRIBE] == [("elm", FINISH)]
+
+
+def test_a_site_may_be_held_out_after_the_end(tmp_path: Path) -> None:
+    go(FakeLink(ASH, ELM), tmp_path)
+    link = FakeLink(ASH, ELM, OAK)
+    result = go(link, tmp_path, said=replace(options("ash", "elm"), held_out=("oak",)))
+    assert set(result.test) == {"ash", "elm", "oak"}
+    assert [sent[:2] for sent in link.sent if sent[1] != DESCRIBE] == [("oak", EVALUATE)]
+
+
+def test_what_never_leaves_the_sites_does_not_count_as_trained(tmp_path: Path) -> None:
+    """Neither in the server's files nor for a site that is held out; each site's own model reads its sequences."""
+    link = FakeLink(ASH, replace(ELM, modalities=("FLAIR", "T2")), OAK)
+    said = replace(options("ash", "elm"), local=LocalOptions(steps=3, personal=(FIRST,)), held_out=("oak",))
+    events: list[Event] = []
+    go(link, tmp_path, events=events, said=said)
+    for name in ("model.safetensors", "last.safetensors", "worst.safetensors"):
+        assert read_info(tmp_path / name).usable(("FLAIR", "T1", "T2")) == ()
+    (held_out,) = _asked(link, "oak", EVALUATE)
+    assert set(held_out.body["info"]["trained_on"].values()) == {()}
+    told = {site: _asked(link, site, FINISH)[0].body["info"]["trained_on"] for site in ("ash", "elm")}
+    assert told["ash"] == {"FLAIR": ("ash/ash",), "T1": ("ash/ash",), "T2": ()}
+    assert told["elm"] == {"FLAIR": ("elm/elm",), "T1": (), "T2": ("elm/elm",)}
+    assert _asked(link, "ash", ROUND)[0].body["info"]["trained_on"]["T2"] == ("elm/elm",)
+    assert len([event for event in of(Noted, events) if "1 personal tensors, such as" in event.text]) == 1
+
+
+def test_a_personal_pattern_without_a_tensor_is_named(tmp_path: Path) -> None:
+    said = options("ash", "elm", local=LocalOptions(steps=3, personal=("*first*", "*batchnorm*")))
+    with pytest.raises(
+        UsageError, match=r"local\.personal names '\*batchnorm\*', but no tensor of the multi_unet with"
+    ):
+        go(FakeLink(ASH, ELM), tmp_path, said=said)
+
+
+def test_noise_and_running_statistics_are_refused_together(tmp_path: Path) -> None:
+    noisy = {"privacy": PrivacyOptions(clip=1.0, noise=1.0), "model": ModelOptions(widths=(4, 8), norm="batch")}
+    with pytest.raises(UsageError, match=r"noise would be added to running statistics such as .*running_mean"):
+        go(FakeLink(ASH, ELM), tmp_path / "all", **noisy)
+    own = LocalOptions(steps=3, personal=("*.running_*",))
+    assert go(FakeLink(ASH, ELM), tmp_path / "personal", **noisy, local=own).finished
 
 
 def test_half_precision_on_the_wire(tmp_path: Path) -> None:
