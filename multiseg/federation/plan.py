@@ -32,7 +32,8 @@ class LocalOptions:
             objective; 0 adds nothing.
         keep_optimiser: the optimiser's moments stay at the site from round to round, instead of beginning anew.
         personal: patterns of tensor names (as of the shell) that never leave the site, each site having its own:
-            "*norm*" for the normalisation layers, as in FedBN (Li et al. 2021, arXiv:2102.07623).
+            "*norm*" for the normalisation layers, as in FedBN (Li et al. 2021, arXiv:2102.07623), where `model.norm`
+            is one that has parameters.
     """
 
     steps: int = 100
