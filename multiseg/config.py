@@ -152,7 +152,7 @@ def _refuse_unknown(settings: Mapping[str, Any], options: type, place: str) -> N
     hints = get_type_hints(options)
     unknown = sorted(set(settings) - set(hints))
     if unknown:
-        where = f"[{place.rstrip('.')}]" if place else "the run file"
+        where = f"[{place.rstrip('.')}]" if place else "the file"
         raise UsageError(f"unknown settings {unknown} in {where}. It may hold: {', '.join(hints)}.")
     for key, value in settings.items():
         if dataclasses.is_dataclass(hints[key]):

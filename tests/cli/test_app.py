@@ -84,7 +84,7 @@ def test_a_bug_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps = 3\n", "unknown settings ['steps'] in the run file"),
+        ("steps = 3\n", "unknown settings ['steps'] in the file"),
         ("[fit]\nsteps = 3\n", "unknown settings ['steps'] in [fit]"),
         ("[stream.draw]\npatches = 3\n", "unknown settings ['patches'] in [stream.draw]"),
         ('[fit]\nnum_steps = "many"\n', "fit.num_steps: Input should be a valid integer"),

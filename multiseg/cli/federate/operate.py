@@ -11,6 +11,7 @@ import typer
 from multiseg.cli.data import AsJson
 from multiseg.cli.federate.server import ServerHome
 
+FAILED = "ServerApp failed with exception: "
 RunNumber = Annotated[str, typer.Argument(metavar="[RUN]", help="Its number or experiment (default: the newest).")]
 
 
@@ -25,7 +26,7 @@ def run_command(
 ) -> int:
     """Submit a run. The same file again goes on where the experiment stands.
 
-    Where the file says no [model], patch and the like they are the published ones, which sites need CUDA cards for;
+    Where the file says no \\[model], patch and the like they are the published ones, which sites need CUDA cards for;
     with --cpu they are small. `multiseg fed simulate --print-config` prints every setting.
 
     Example:
@@ -98,7 +99,12 @@ def stop_command(folder: ServerHome, run: RunNumber = "") -> int:
 
 
 def _follow(folder: Path, run: str, until_end: bool = True) -> int:
+    from multiseg.cli.console import messages
     from multiseg.federation.hosting.submit import show
 
-    outcome = show(folder, run, until_end, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
-    return 0 if outcome in ("completed", "") else 3
+    shown = show(folder, run, until_end, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
+    if shown.outcome in ("completed", ""):
+        return 0
+    why = shown.details.removeprefix(FAILED) or "see log.jsonl of the experiment"
+    messages().print(f"Run {shown.run_id} ({shown.experiment}) {shown.outcome}: {why}", markup=False, soft_wrap=True)
+    return 3

@@ -183,7 +183,7 @@ def _outcome(errands: Sequence[_Errand]) -> Outcome:
 
 def _told(errand: _Errand) -> str:
     """Why there is no answer of a site."""
-    return errand.failure or errand.why or ("no answer in time" if errand.ids else "it was not there")
+    return errand.failure or errand.why or ("it had not answered yet" if errand.ids else "it was not there")
 
 
 def tell_events(desk: Desk, number: int, outcome: Outcome) -> None:

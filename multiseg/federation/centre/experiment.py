@@ -116,11 +116,16 @@ def claimed(folder: Path, options: FederationOptions) -> Iterator[None]:
             ) from error
         for half_written in folder.glob(".*.tmp"):  # by a process that was killed
             half_written.unlink()
-        text = tomli_w.dumps(asdict(options))
-        if (folder / STATE).is_file() and (folder / RUN_FILE).is_file():
-            _check_same(tomllib.loads((folder / RUN_FILE).read_text(encoding="utf-8")), tomllib.loads(text), folder)
-        write_atomically(folder / RUN_FILE, text.encode())
+        check_same(folder, options)
+        write_atomically(folder / RUN_FILE, tomli_w.dumps(asdict(options)).encode())
         yield
+
+
+def check_same(folder: Path, options: FederationOptions) -> None:
+    """Raises UsageError where the folder holds a run of which a setting that matters differs; the message names it."""
+    if (folder / STATE).is_file() and (folder / RUN_FILE).is_file():
+        held = tomllib.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        _check_same(held, tomllib.loads(tomli_w.dumps(asdict(options))), folder)
 
 
 def commit(folder: Path, state: State, models: Models) -> None:

@@ -41,7 +41,9 @@ svg { max-width: 100%; height: auto; } p { max-width: 46rem; }
 def round_table(history: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) -> Table:
     """A row for each round: Dice of the model that it began with, losses, bytes, seconds; then the last model's."""
     sites = _sites(history)
-    columns = ["round", "mean", "worst", *sites, "loss", "sent", "received", "time", "without"]
+    private = any(math.isfinite(number_of(entry.get("epsilon"))) for entry in history)
+    columns = ["round", "mean", "worst", *sites, "loss", *(["epsilon"] if private else []), "sent", "received", "time"]
+    columns.append("without")
     rows = []
     for entry in history:
         told = entry["sites"]
@@ -52,6 +54,7 @@ def round_table(history: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) 
                 number(number_of(entry["worst"])),
                 *(number(number_of(told[site]["dice"])) if site in told else "" for site in sites),
                 number(mean(number_of(told[site]["loss"]) for site in told)),
+                *([f"{number_of(entry.get('epsilon')):.3g}"] if private else []),
                 megabytes(sum(told[site]["sent"] for site in told)),
                 megabytes(sum(told[site]["received"] for site in told)),
                 clock_time(entry["seconds"]),
@@ -61,7 +64,7 @@ def round_table(history: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) 
     last = {site: mean(map(number_of, parts.values())) for site, parts in final.get("validation", {}).items()}
     if last:
         scores = [mean(last.values()), worst(last.values()), *(last.get(site, math.nan) for site in sites)]
-        rows.append(["end", *map(number, scores), *[""] * 5])
+        rows.append(["end", *map(number, scores), *[""] * (6 if private else 5)])
     return columns, rows, columns[:-1]
 
 

@@ -41,6 +41,14 @@ cache = "0"
 
 # The one app that may run here: multiseg {version}'s own, which brings no code. `multiseg fed app --hash` tells it.
 approved = ["{app}"]
+
+# What may leave: these are the defaults; docs/federation.md has more.
+# [leaves]
+# tensors = ["*"]
+# metrics = ["*"]
+# fingerprint = true
+# counts = true
+# least = 5
 """
 
 README = """\
@@ -54,6 +62,7 @@ site.toml  your settings: name the store in it.
 Only one connection is made, from here to {server} (HTTPS); nothing has to be opened towards here.
 Install multiseg {version} (server and sites must have the same), then:
 
+    multiseg fed join site.toml --check
     multiseg fed join site.toml
 """
 

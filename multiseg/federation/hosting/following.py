@@ -13,6 +13,25 @@ PAUSE_S, TIMES = 5.0, 18
 """So often a server that is away is tried again, and the run looked for that takes up a lost one."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """Flower colours its lines wherever they go."""
+FLOWERS = re.compile(r"(INFO|DEBUG|WARNING) *:|Successfully installed ")
+"""Begins a line of Flower's own."""
+ENDED = re.compile(r"ERROR *:|Traceback ")
+"""Begins what Flower makes of a failure: its words are in the run's details, and all of it in logs/superexec.log."""
+
+
+class Sieve:
+    """Lets through what a run says, line by line, without what Flower says around it."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write, self._rest, self._has_failed = write, "", False
+
+    def __call__(self, piece: str) -> None:
+        """Take in more of the log."""
+        *lines, self._rest = (self._rest + COLOURS.sub("", piece)).split("\n")
+        for line in lines:
+            self._has_failed = self._has_failed or bool(ENDED.match(line))
+            if not self._has_failed and not FLOWERS.match(line):
+                self._write(line + "\n")
 
 
 def follow(
@@ -24,7 +43,7 @@ def follow(
         FederationError: the server stays away.
     """
     while True:
-        ended = _to_its_end(control, run, write, sleep)
+        ended = _to_its_end(control, run, Sieve(write), sleep)
         later = _taken_up(control, ended, sleep) if ended.lost else None
         if later is None:
             return ended
@@ -36,7 +55,7 @@ def _to_its_end(control: Control, run: Run, write: Callable[[str], object], slee
     while True:
         try:
             for piece, at in control.log(run.run_id, after):
-                write(COLOURS.sub("", piece))
+                write(piece)
                 after, misses = at, 0
             return next(one for one in control.runs() if one.run_id == run.run_id)
         except FederationError:

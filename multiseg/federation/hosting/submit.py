@@ -9,7 +9,7 @@ from typing import Any
 from multiseg.errors import FederationError, UsageError
 from multiseg.federation.hosting import home
 from multiseg.federation.hosting.control import Control, Node, Run, controlling
-from multiseg.federation.hosting.following import follow
+from multiseg.federation.hosting.following import Sieve, follow
 from multiseg.federation.hosting.home import read_home
 from multiseg.federation.hosting.registry import Entry, allowed, read_registry
 from multiseg.federation.hosting.traffic import Count, read_traffic
@@ -27,6 +27,7 @@ def submit(folder: Path, file: Path, cards: bool = True) -> tuple[int, list[str]
         FederationError: the server does not answer, or refuses.
     """
     from multiseg.config import checked, defaults, learning, merged, read_settings
+    from multiseg.federation.centre.experiment import check_same
     from multiseg.federation.plan import FederationOptions, check
 
     server = read_home(folder)
@@ -34,6 +35,7 @@ def submit(folder: Path, file: Path, cards: bool = True) -> tuple[int, list[str]
     settings = learning(merged(defaults(cards, said), said))
     options = checked(settings, FederationOptions)
     check(options)
+    check_same(server.at(home.RUNS) / options.experiment, options)
     wanted = (*options.sites, *options.held_out)
     strangers = sorted(set(wanted) - set(allowed(read_registry(folder)).values()))
     if strangers:
@@ -92,8 +94,8 @@ def _site(name: str, entry: Entry, node: Node | None, count: Count, error: str) 
     return {"site": name, "status": state, "since": node.since if node else "", "up": count.up, "down": count.down}
 
 
-def show(folder: Path, which: str, until_end: bool, write: Callable[[str], object]) -> str:
-    """Hand what a run says to `write`, to its end or so far; how it ended, "" where it goes on.
+def show(folder: Path, which: str, until_end: bool, write: Callable[[str], object]) -> Run:
+    """Hand what a run says to `write`, to its end or so far; the run as it then stands.
 
     Raises:
         UsageError: there is no such run.
@@ -102,11 +104,12 @@ def show(folder: Path, which: str, until_end: bool, write: Callable[[str], objec
     with controlling(read_home(folder)) as control:
         run = _chosen(control, which)
         if until_end:
-            return follow(control, run, write).outcome
+            return follow(control, run, write)
+        sieve = Sieve(write)
         for piece, _ in control.log(run.run_id):
-            write(piece)
+            sieve(piece)
             break  # all that there is so far comes in one
-        return run.outcome
+        return run
 
 
 def stop(folder: Path, which: str) -> int:

@@ -6,7 +6,7 @@ import pytest
 
 from multiseg.errors import FederationError
 from multiseg.federation.hosting.control import Control, Run
-from multiseg.federation.hosting.following import TIMES, follow
+from multiseg.federation.hosting.following import TIMES, Sieve, follow
 
 LOST = "No heartbeat received from the task"
 
@@ -43,13 +43,13 @@ def followed(control: Played, first: Run) -> tuple[Run, list[str], list[float]]:
 
 
 def test_a_run_is_followed_to_its_end() -> None:
-    assert followed(Played([run(1)], {1: ["a", "b"]}), run(1)) == (run(1), ["a", "b"], [])
+    assert followed(Played([run(1)], {1: ["a\n", "b\n"]}), run(1)) == (run(1), ["a\n", "b\n"], [])
 
 
 def test_a_server_that_is_started_anew_says_nothing_twice() -> None:
-    control = Played([run(1)], {1: ["a", FederationError("away"), "b"]})
+    control = Played([run(1)], {1: ["a\n", FederationError("away"), "b\n"]})
     ended, heard, slept = followed(control, run(1))
-    assert (ended, heard, len(slept)) == (run(1), ["a", "b"], 1)
+    assert (ended, heard, len(slept)) == (run(1), ["a\n", "b\n"], 1)
     assert control.asked == [(1, 0.0), (1, 1.0)]
 
 
@@ -61,16 +61,28 @@ def test_a_server_that_stays_away_is_an_error() -> None:
 
 def test_a_run_that_is_taken_up_again_is_followed_on() -> None:
     lost = run(1, "failed", LOST)
-    control = Played([lost, run(2)], {1: ["a"], 2: ["b"]})
-    assert followed(control, lost) == (run(2), ["a", "b"], [])
+    control = Played([lost, run(2)], {1: ["a\n"], 2: ["b\n"]})
+    assert followed(control, lost) == (run(2), ["a\n", "b\n"], [])
 
 
 def test_a_lost_run_that_nobody_takes_up_ends_as_it_is() -> None:
     lost = run(1, "failed", LOST)
-    ended, heard, slept = followed(Played([lost], {1: ["a"]}), lost)
-    assert (ended, heard, len(slept)) == (lost, ["a"], TIMES)
+    ended, heard, slept = followed(Played([lost], {1: ["a\n"]}), lost)
+    assert (ended, heard, len(slept)) == (lost, ["a\n"], TIMES)
 
 
 def test_a_run_that_failed_by_itself_is_not_waited_for() -> None:
     failed = run(1, "failed", "ServerApp failed with exception: alder")
     assert followed(Played([failed, run(2)], {1: [], 2: []}), failed) == (failed, [], [])
+
+
+def test_what_flower_says_around_a_run_is_left_out() -> None:
+    heard: list[str] = []
+    sieve = Sieve(heard.append)
+    for piece in (
+        "\x1b[92mINFO \x1b[0m:      Start `flwr-serverapp`\nSuccessfully inst", "alled multiseg to x\nround 1: ",
+        "asked\nround 1: ERROR of alder\n", "ERROR :     ServerApp raised an exception\nTraceback (most recent",
+        " call last):\n  File x\n",
+    ):  # fmt: skip
+        sieve(piece)
+    assert heard == ["round 1: asked\n", "round 1: ERROR of alder\n"]
