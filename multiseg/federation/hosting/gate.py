@@ -59,6 +59,8 @@ CONNECTIONS, UPSTREAM_CONNECTIONS = 1024, 128
 BODY_TIMEOUT_S, UPSTREAM_TIMEOUT_S, UPSTREAM_IDLE_S = 60.0, 120.0, 4.0
 """The SuperLink closes a connection that has been idle for 5 s."""
 KEEP_S = 2.0
+LONGEST_CALL = 64
+"""Letters of a call that are written down: a stranger may ask for anything."""
 
 log = logging.getLogger("multiseg.gate")
 
@@ -91,7 +93,9 @@ class Gate:
         except Refusal as refusal:
             self._traffic.refuse(refusal.reason)
             if refusal.audited:
-                _audit("refused", site=refusal.site, address=address, call=call or "?", why=refusal.reason)
+                _audit(
+                    "refused", site=refusal.site, address=address, call=call[:LONGEST_CALL] or "?", why=refusal.reason
+                )
             await _answer(send, refusal.status, refusal.body)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send, site: str, call: str) -> None:
@@ -169,17 +173,33 @@ async def _keep(server: Home, config: uvicorn.Config, doorkeeper: Doorkeeper, tr
     seen = files[0].stat().st_mtime_ns
     while True:
         await asyncio.sleep(KEEP_S)
-        traffic.save()
-        try:
-            doorkeeper.look()
-        except FederationError as error:  # what it knew goes on
-            log.error("%s", error)
+        for follow in (doorkeeper.look, traffic.save):
+            try:
+                follow()
+            except (FederationError, OSError, ValueError) as error:  # what it knew goes on
+                log.error("%s: %s", type(error).__name__, error)
         with suppress(OSError, ssl.SSLError):
             if files[0].stat().st_mtime_ns != seen:
                 assert config.ssl is not None
                 config.ssl.load_cert_chain(files[0], files[1])
                 seen = files[0].stat().st_mtime_ns
                 _audit("renewed", certificate=str(files[0]))
+
+
+async def _while_kept(keeping: Awaitable[None], server: uvicorn.Server) -> None:
+    """Serve as long as the registry is followed: a gate that no longer hears of revocations ends.
+
+    Raises:
+        Exception: what ended the keeping.
+    """
+    keeper = asyncio.ensure_future(keeping)
+    keeper.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    try:
+        await server.serve()
+        if keeper.done():
+            keeper.result()
+    finally:
+        keeper.cancel()
 
 
 async def _serve(server: Home) -> None:
@@ -212,11 +232,9 @@ async def _serve(server: Home) -> None:
             timeout_graceful_shutdown=5,
         )
         config.load()
-        keeper = asyncio.create_task(_keep(server, config, doorkeeper, traffic))
         try:
-            await uvicorn.Server(config).serve()
+            await _while_kept(_keep(server, config, doorkeeper, traffic), uvicorn.Server(config))
         finally:
-            keeper.cancel()
             traffic.save()
 
 

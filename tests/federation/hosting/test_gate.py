@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supernode import fleet_http_client
 from made_centre import NEEDED, every_path, make_centre, make_site, signed
@@ -17,6 +18,7 @@ from multiseg.federation.hosting import gate as module
 from multiseg.federation.hosting.doorkeeper import Doorkeeper
 from multiseg.federation.hosting.enrol import revoke_site
 from multiseg.federation.hosting.gate import CALLS, Gate
+from multiseg.federation.hosting.home import read_home
 from multiseg.federation.hosting.traffic import Traffic, read_traffic
 
 
@@ -235,4 +237,63 @@ def test_the_audit_names_sites_and_calls_and_no_body(house: House, caplog: pytes
     refused = [line for line in lines if line["what"] == "refused"]
     assert {line["why"] for line in refused} == {"no such call"}
     assert len(refused) == 5  # of fifty: an address cannot fill the disk
+    caplog.clear()
+    house.doorkeeper = Doorkeeper(house.centre)
+    house.ask(("POST", "/v1/fleet/" + "x" * 9000, {}, b""))
+    assert len(json.loads(caplog.records[-1].message)["call"]) == 64
     assert "patient" not in caplog.text
+
+
+class Uvicorn:
+    """A server that serves until it is told to end."""
+
+    should_exit = False
+
+    async def serve(self) -> None:
+        while not self.should_exit:
+            await asyncio.sleep(0)
+
+
+def test_the_registry_is_followed_past_what_fails_for_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = iter([OSError("the disk hung"), ValueError("a key that is none"), FederationError("damaged")])
+    looked: list[str] = []
+
+    def look() -> None:
+        looked.append("at the registry")
+        if len(looked) == 5:
+            raise KeyboardInterrupt
+        for error in fails:
+            raise error
+
+    monkeypatch.setattr(module, "KEEP_S", 0.0)
+    monkeypatch.setattr(house.doorkeeper, "look", look)
+    config = uvicorn.Config(lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(module._keep(read_home(house.centre), config, house.doorkeeper, house.traffic))
+
+
+def test_a_gate_that_no_longer_follows_the_registry_ends() -> None:
+    async def keep() -> None:
+        raise RuntimeError("nobody looks any more")
+
+    with pytest.raises(RuntimeError, match="nobody looks"):
+        asyncio.run(asyncio.wait_for(module._while_kept(keep(), Uvicorn()), 30))  # type: ignore[arg-type]
+
+
+def test_a_gate_that_is_ended_ends_its_keeper() -> None:
+    kept: list[str] = []
+
+    async def keep() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            kept.append("ended")
+
+    async def both() -> None:
+        server = Uvicorn()
+        asyncio.get_running_loop().call_later(0.05, setattr, server, "should_exit", True)
+        await module._while_kept(keep(), server)  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+
+    asyncio.run(both())
+    assert kept == ["ended"]
