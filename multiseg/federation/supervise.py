@@ -26,7 +26,7 @@ LINE_BYTES = 64 * 2**10
 SETTLED_SECONDS = 60.0
 """A child that ran so long starts its count of failures anew."""
 TICK_SECONDS = 0.2
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PARENT_DEATH = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
 _prctl: Callable[..., Any] | None = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -87,7 +87,9 @@ def supervise(
     heard: Callable[[str, str], None] = _unheard,
     tick: Callable[[], None] = _idle,
 ) -> None:
-    """Run the children until SIGINT or SIGTERM, then stop them, the last one first. A second signal kills at once.
+    """Run the children until SIGINT, SIGTERM or SIGHUP, then stop them, the last one first. A second one kills at once.
+
+    A terminal that closes sends SIGHUP; under nohup, which has it ignored, it stays so.
 
     Each child leads a session of its own: Ctrl-C reaches it through the supervisor alone. If the supervisor itself is
     killed, the kernel kills its children (on Linux).
@@ -118,7 +120,8 @@ def supervise(
 def _signals() -> Iterator[list[int]]:
     """The signals that came; they do nothing else meanwhile."""
     caught: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in _SIGNALS}
+    heard = [number for number in _SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in heard}
     try:
         yield caught
     finally:

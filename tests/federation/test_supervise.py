@@ -141,6 +141,35 @@ def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
     assert heard == ["on"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_terminal_ends_the_children(tmp_path: Path, number: int) -> None:
+    heard: list[str] = []
+    code = "import os, time; print(os.getpid()); time.sleep(600)"
+
+    def tick() -> None:
+        if len(heard) == 1:
+            heard.append("")
+            os.kill(os.getpid(), number)
+
+    supervise([child(tmp_path, code)], lambda _, line: heard.append(line), tick)
+    assert not is_alive(int(heard[0]))
+
+
+def test_a_hang_up_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    ticks: list[int] = []
+
+    def tick() -> None:
+        ticks.append(1)
+        os.kill(os.getpid(), signal.SIGHUP if len(ticks) == 1 else signal.SIGTERM)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+    try:
+        supervise([], tick=tick)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(ticks) == 2
+
+
 def test_signals_are_given_back(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     supervise([], tick=stop_when(lambda: True))
