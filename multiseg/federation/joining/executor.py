@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import hashlib
 import logging
+import os
 import signal
 import sys
 import time
@@ -34,12 +35,13 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from multiseg.errors import FederationError, MultisegError, StoppedError
+from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError
 from multiseg.federation.joining.forked import Forked
-from multiseg.federation.joining.join import MARK
+from multiseg.federation.joining.join import MARK, PRIVATE
 from multiseg.federation.joining.settings import read_site, to_site
 from multiseg.federation.messages import FINISH, ROUND, Answer, Task, to_bytes
 from multiseg.federation.records import reply_with, task_of
+from multiseg.federation.sites import audit
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.site import Site, experiment_folder
 from multiseg.training.events import Event, StepDone
@@ -109,9 +111,19 @@ class Node:
 
 
 def execute(
-    node: Node, approved: tuple[str, ...], work: Work, is_over: Callable[[], bool], say: Callable[[str], None]
+    node: Node,
+    approved: tuple[str, ...],
+    work: Work,
+    is_over: Callable[[], bool],
+    say: Callable[[str], None],
+    note: Callable[[str, str], None] = lambda direction, text: None,
 ) -> None:
-    """Take tasks and answer them, one at a time, until it is over."""
+    """Take tasks and answer them, one at a time, until it is over.
+
+    Args:
+        say: is told what a person should know.
+        note: is told what came ("in") or leaves ("out") that `work` never sees: what was refused, damaged or died.
+    """
     while not is_over():
         token = node.acquire()
         job = node.take(token) if token else None
@@ -119,7 +131,9 @@ def execute(
             time.sleep(POLL_SECONDS)
             continue
         try:
-            reply, told = _answered(job, approved, work, is_over)
+            reply, told = _answered(job, approved, partial(_work, work, note), is_over)
+            if reply is not None and reply.has_error():
+                note("out", told)
             is_sent = reply is None or _push(job, reply)
             if told or not is_sent:
                 say(f"{told} {'' if is_sent else NOT_SENT}".strip())
@@ -130,7 +144,10 @@ def execute(
 
 
 def _answered(
-    job: Job, approved: tuple[str, ...], work: Work, is_over: Callable[[], bool]
+    job: Job,
+    approved: tuple[str, ...],
+    work: Callable[[list[Message], Callable[[], bool]], bytes],
+    is_over: Callable[[], bool],
 ) -> tuple[Message | None, str]:
     """The reply to a task, and what a person is told. None where the site stops: it is asked again when it is back."""
     if job.fab_sha256 not in approved:
@@ -138,7 +155,7 @@ def _answered(
         return _refusal(job, ErrorCode.INVALID_FAB, "this site has not approved the app."), told
     came = [job.message]
     job.message = remove_content_from_message(job.message)
-    child = Forked(partial(_work, came, work))
+    child = Forked(partial(work, came))
     came.clear()  # here; the child has its own
     beat = time.monotonic()
     while not child.wait(POLL_SECONDS):
@@ -160,10 +177,11 @@ def _refusal(job: Job, code: int, reason: str) -> Message:
     return Message(Error(code, reason), reply_to=job.message)
 
 
-def _work(came: list[Message], work: Work, is_asked: Callable[[], bool]) -> bytes:
+def _work(work: Work, note: Callable[[str, str], None], came: list[Message], is_asked: Callable[[], bool]) -> bytes:
     try:
         task = task_of(came.pop())
     except FederationError as error:  # which tells of the message alone, so it may be told
+        note("in", f"refused: {error}")
         return to_bytes(Answer("", "", error=str(error)))
     return to_bytes(work(task, is_asked))
 
@@ -241,6 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--node", required=True)
     parser.add_argument("--secret", type=Path, required=True)
     said = parser.parse_args(arguments)
+    os.umask(PRIVATE)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
     asked: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -251,9 +270,19 @@ def main(arguments: list[str] | None = None) -> int:
         _say(str(error))
         return error.exit_code
     node = Node(said.node, said.secret.read_bytes())
-    execute(node, settings.approved, _Answering(to_site(settings), _say), lambda: bool(asked), _say)
+    note = partial(_note, settings.state / audit.LOG)
+    execute(node, settings.approved, _Answering(to_site(settings), _say), lambda: bool(asked), _say, note)
     node.close()
     return 0
+
+
+def _note(log: Path, direction: str, text: str) -> None:
+    """A line of the audit log on what was refused or died. Nothing of the site leaves with it, so it stops none."""
+    entry = audit.Entry(direction, "message", "", 0, 0, hashlib.sha256().hexdigest(), notes=(text,))
+    try:
+        audit.record(log, entry)
+    except ResourceError as error:
+        _say(str(error))
 
 
 def _say(text: str) -> None:

@@ -36,6 +36,8 @@ NODE_GRACE_S, WORK_GRACE_S = 15.0, 180.0
 """Time to say goodbye; time to end the step in hand."""
 STILL_ONLINE, UNKNOWN, CLOCK = (f"[code: {code}]" for code in (2004, UNKNOWN_KEY, WRONG_CLOCK))
 LOOPBACK = "127.0.0.1"
+PRIVATE = 0o077
+"""The mask of what a site writes: its state tells of its cases, and is for its account alone."""
 
 
 class _AnewError(Exception):
@@ -257,6 +259,7 @@ def _free_port() -> int:
 def main(arguments: list[str]) -> int:
     """Join: `python -m multiseg.federation.joining.join SITE.TOML MEMBER`, the latter as JSON."""
     path, said = arguments
+    os.umask(PRIVATE)
     told = json.loads(said)
     member = Member(told["site"], told["server"], Path(told["ca"]), Path(told["key"]), Path(told["state"]))
     try:

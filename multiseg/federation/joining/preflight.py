@@ -147,10 +147,16 @@ def _validity(begins: datetime, ends: datetime, what: str) -> tuple[str, str]:
 
 
 def _state(settings: SiteSettings) -> tuple[str, str]:
-    settings.state.mkdir(parents=True, exist_ok=True)
+    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=settings.state) as file:
         file.write(b"multiseg")
-    return OK, f"{settings.state} can be written"
+    mode = settings.state.stat().st_mode & 0o777
+    if mode & 0o077:
+        return WARNING, (
+            f"{settings.state} can be read by others (mode {mode:03o}), and its logs may name cases: chmod -R go= "
+            f"{settings.state}"
+        )
+    return OK, f"{settings.state} can be written, mode {mode:03o}"
 
 
 def _disk(settings: SiteSettings) -> tuple[str, str]:

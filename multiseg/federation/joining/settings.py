@@ -90,4 +90,10 @@ def check(settings: SiteSettings) -> None:
             raise UsageError(f"approved holds {digest!r}: give SHA-256 digests, 64 hexadecimal digits in lower case.")
     if settings.workers < 0 or settings.min_free_gib < 0:
         raise UsageError(f"workers is {settings.workers}, min_free_gib {settings.min_free_gib}: give 0 or more.")
+    leaves = settings.leaves
+    if leaves.least < 1 or min(leaves.noise, leaves.clip, leaves.cases) < 0:
+        raise UsageError(
+            f"[leaves] has least {leaves.least}, noise {leaves.noise}, clip {leaves.clip} and cases {leaves.cases}: "
+            "give 1 or more for least, 0 or more for the others."
+        )
     num_bytes(settings.cache, "cache")

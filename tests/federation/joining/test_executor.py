@@ -6,7 +6,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import lone_node
 import pytest
@@ -14,8 +16,10 @@ import torch
 
 from multiseg.errors import FederationError
 from multiseg.federation.fab import app_bytes
+from multiseg.federation.joining import executor as module
 from multiseg.federation.joining.executor import Node, Work, execute
 from multiseg.federation.messages import DESCRIBE, Answer, Task, answer_from_bytes, to_bytes
+from multiseg.federation.sites import audit
 
 SECRET = b"a secret of a test, long enough for all"
 FAB = app_bytes()
@@ -51,13 +55,18 @@ def node(connection_and_port: tuple[Connection, int]) -> Iterator[Node]:
 
 
 def executed(
-    node: Node, server: Connection, task: Task, work: Work, approved: tuple[str, ...] = APPROVED
+    node: Node,
+    server: Connection,
+    task: Task | bytes,
+    work: Work,
+    approved: tuple[str, ...] = APPROVED,
+    note: Callable[[str, str], None] = lambda direction, text: None,
 ) -> tuple[Answer | tuple[int, str], list[str]]:
     """What the server hears of a task, and what is said at the site."""
-    server.send(to_bytes(task))
+    server.send(task if isinstance(task, bytes) else to_bytes(task))
     said: list[str] = []
     until = time.monotonic() + PATIENCE
-    execute(node, approved, work, lambda: server.poll() or time.monotonic() > until, said.append)
+    execute(node, approved, work, lambda: server.poll() or time.monotonic() > until, said.append, note)
     assert server.poll(), said
     heard = server.recv()
     return (answer_from_bytes(heard) if isinstance(heard, bytes) else heard), said
@@ -108,6 +117,27 @@ def test_what_is_raised_stays_at_the_site(node: Node, server: Connection, capfd:
     assert "patient 0815" in capfd.readouterr().err
 
 
+def test_what_no_task_is_made_of_is_in_the_audit_log(node: Node, server: Connection, tmp_path: Path) -> None:
+    def die(task: Task, is_asked: Callable[[], bool]) -> Answer:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    log = tmp_path / audit.LOG
+    note = partial(module._note, log)
+    executed(node, server, ask(0.0), answer, ("0" * 64,), note)
+    executed(node, server, ask(0.0), die, note=note)
+    heard, _ = executed(node, server, b"x" * 100, answer, note=note)
+    assert isinstance(heard, Answer)
+    assert heard.error
+    executed(node, server, ask(0.0), answer, note=note)  # which notes what it does itself
+    entries = [(row["direction"], row["notes"]) for row in audit.rows(log)]
+    assert [direction for direction, _ in entries] == ["out", "out", "in"]
+    assert APPROVED[0] in entries[0][1]
+    assert "died" in entries[1][1]
+    assert "damaged or none of ours" in entries[2][1]
+    assert audit.verify(log) == []
+
+
 def test_who_stops_answers_nothing_and_the_work_ends(node: Node, server: Connection) -> None:
     server.send(to_bytes(ask(1.0)))
     said: list[str] = []
@@ -133,3 +163,9 @@ def test_no_node_is_no_task() -> None:
     nobody = Node("127.0.0.1:9", SECRET)
     assert nobody.acquire() == ""
     nobody.close()
+
+
+def test_a_log_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    module._note(tmp_path / "file" / audit.LOG, "in", "refused")
+    assert "cannot be written" in capsys.readouterr().out

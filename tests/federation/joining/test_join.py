@@ -189,8 +189,37 @@ def test_the_process_that_stays_is_slim(settings: Member, tmp_path: Path, monkey
     assert (done.stdout, done.stderr) == ("set()\n", f"{settings!r} {tmp_path / 'site.toml'}\n")
 
 
-def test_errors_end_with_their_code(settings: Member, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_end_with_their_code(
+    settings: Member, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings.state.write_text("a file in the folder's place")
+    monkeypatch.setattr(os, "umask", lambda mask: 0)
     said = json.dumps({name: str(value) for name, value in vars(settings).items()})
     assert module.main([str(tmp_path / "site.toml"), said]) == 5
     assert str(settings.state) in capsys.readouterr().err
+
+
+def test_what_a_site_writes_is_for_its_account_alone(settings: Member, tmp_path: Path) -> None:
+    said = json.dumps({name: str(value) for name, value in vars(settings).items()})
+    code = (
+        f"import sys; import {module.__name__} as joining\n"
+        "joining.supervise = lambda children, heard: (children[0].log.parent.mkdir(), children[0].log.touch())\n"
+        "joining.main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "site.toml"), said]
+    subprocess.run(command, check=True, umask=0o022, capture_output=True)
+    made = [settings.state, *settings.state.rglob("*")]
+    assert settings.state / "logs" / "node.log" in made
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
+
+
+def test_what_the_executor_writes_is_for_its_account_alone(children: _Children, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    code = (
+        "import sys; from pathlib import Path; import multiseg.federation.joining.executor as executor\n"
+        f"executor.read_site = lambda path: Path({str(tmp_path / 'made')!r}).touch() or sys.exit(7)\n"
+        "executor.main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, *children.executor().command[3:]]
+    assert subprocess.run(command, check=False, umask=0o022).returncode == 7
+    assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o600

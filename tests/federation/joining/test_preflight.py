@@ -146,6 +146,13 @@ def test_what_cannot_be_used(settings: SiteSettings, change: dict[str, object], 
     assert told in check.said
 
 
+def test_a_state_that_others_can_read(settings: SiteSettings) -> None:
+    assert looked(settings, "state").level == "ok"  # it was made so
+    settings.state.chmod(0o750)
+    check = looked(settings, "state")
+    assert (check.level, f"chmod -R go= {settings.state}" in check.said) == ("warning", True)
+
+
 def test_a_state_that_cannot_be_written(settings: SiteSettings, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert looked(replace(settings, state=tmp_path / "file"), "state").level == "error"

@@ -6,6 +6,7 @@ import pytest
 
 from multiseg.errors import UsageError
 from multiseg.federation.joining.settings import SiteSettings, read_site
+from multiseg.federation.sites.policy import Leaves
 
 MINIMAL = 'site = "alder"\nserver = "centre.example:8443"\nstore = "brain.zarr"\n'
 
@@ -22,6 +23,11 @@ def test_paths_begin_at_the_file(tmp_path: Path) -> None:
     assert settings.state == tmp_path / "state"
     assert settings.ca == tmp_path / "ca.crt"
     assert settings.key == Path("/etc/keys/alder.key")
+
+
+def test_what_may_leave(tmp_path: Path) -> None:
+    leaves = read(tmp_path, MINIMAL + "[leaves]\nmasked = true\nnoise = 0.5\nclip = 1.0\ncases = 10\n").leaves
+    assert leaves == Leaves(masked=True, noise=0.5, clip=1.0, cases=10)
 
 
 def test_a_store_elsewhere_stays_a_url(tmp_path: Path) -> None:
@@ -41,6 +47,8 @@ def test_addresses(tmp_path: Path, server: str) -> None:
         ("workers = -1", "workers is -1"),
         ('cache = "much"', "much"),
         ("wrokers = 2", "wrokers"),
+        ("[leaves]\nnoise = -1.0", "noise -1.0"),
+        ("[leaves]\nleast = 0", "least 0"),
     ],
 )
 def test_what_cannot_be_meant(tmp_path: Path, more: str, said: str) -> None:
