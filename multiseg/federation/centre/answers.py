@@ -46,7 +46,8 @@ def _check_round(answer: Answer) -> None:
     _check({"loss": loss}, -math.inf, math.inf)
     _check({"seconds": number_of(seconds.get("total"))}, 0.0, math.inf)
     exposure = {str(group): float(patches) for group, patches in body.get("exposure", {}).items()}
-    for told in (exposure, {"num_cases": float(int(body.get("num_cases", 0)))}):
+    counts = {name: float(int(body.get(name, 0))) for name in ("num_cases", "releases")}
+    for told in (exposure, counts):
         _check(told, 0.0, math.inf)
         if any(math.isnan(value) for value in told.values()):
             raise ValueError(f"{told} is no count")

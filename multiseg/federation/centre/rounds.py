@@ -114,7 +114,7 @@ def _round(desk: Desk, state: State, took: float) -> State:
         sites=sites,
         failed=outcome.failed,
         single=single,
-        epsilon=epsilon(options.privacy.noise, now, options.privacy.delta),
+        epsilon=_epsilon(options, state, outcome),
         is_news=single != tuple(state.history[-1]["single"] if state.history else ()),
         seconds=desk.clock() - began,
         seconds_left=(took or desk.clock() - began) * (options.schedule.rounds - now),
@@ -133,6 +133,14 @@ def _round(desk: Desk, state: State, took: float) -> State:
     commit(desk.folder, new, {**models, LAST: (network, as_the_server_has_it(info_of(new), new.roster, options))})
     desk.on_event(done)
     return new
+
+
+def _epsilon(options: FederationOptions, state: State, outcome: Outcome) -> float:
+    """What the noise guarantees after this round, for the site that sent most: repeated rounds may be releases, too."""
+    told = (int(answer.body.get("releases", 0)) for answer in outcome.answers.values())
+    releases = max((state.round + 1, *told))
+    before = number_of(state.history[-1].get("epsilon")) if state.history else 0.0
+    return max(epsilon(options.privacy.noise, releases, options.privacy.delta), before)
 
 
 def _pass_on(desk: Desk, now: int, outcome: Outcome, combination: Mean) -> None:

@@ -15,6 +15,7 @@ from multiseg.federation.centre.progress import Came, Event, Noted, Refused, Res
 from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Answer, Task
 from multiseg.federation.plan import AggregateOptions, LocalOptions, PrivacyOptions
+from multiseg.federation.privacy import epsilon
 from multiseg.models.parts import parts, split
 from multiseg.models.saved import load_model, load_weights, read_info
 from multiseg.training.folder import ModelOptions
@@ -513,3 +514,18 @@ def test_the_log_has_a_line_for_every_event(tmp_path: Path) -> None:
     go(FakeLink(ASH, ELM), tmp_path, events=events)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == [type(event).__name__ for event in events]
+
+
+def test_epsilon_counts_what_a_site_says_it_sent(tmp_path: Path) -> None:
+    class Repeated(FakeSite):
+        """A site that was asked for the first round three times, and came to other updates."""
+
+        def answer(self, task: Task) -> Answer:
+            said = super().answer(task)
+            told = {"releases": task.round + 2 if task.round < 3 else 0}
+            return replace(said, body={**said.body, **told}) if task.kind == ROUND else said
+
+    noisy = PrivacyOptions(clip=1.0, noise=2.0)
+    result = go(FakeLink(ASH, Repeated("elm")), tmp_path, rounds=3, privacy=noisy)
+    expected = [epsilon(2.0, releases, noisy.delta) for releases in (3, 4, 4)]  # it never gets less
+    assert [entry["epsilon"] for entry in result.history] == pytest.approx(expected)
