@@ -121,7 +121,7 @@ def test_a_run_reaches_a_site_and_comes_back(served: Served, tmp_path: Path) -> 
     with pytest.raises(UsageError, match=f"as run {number}: stop it first"):
         submit(served.centre, tmp_path / "run.toml")
     pieces: list[str] = []
-    assert show(served.centre, str(number), True, pieces.append) == "failed"
+    assert show(served.centre, str(number), True, pieces.append).outcome == "failed"
     assert f"alder FAILED: {REASON}" in "".join(pieces)  # the word of the site itself
     assert (served.centre / "runs" / "lesions").is_dir()
     found = status(served.centre)
