@@ -37,7 +37,7 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 
 from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError
 from multiseg.federation.joining.forked import Forked
-from multiseg.federation.joining.join import MARK, PRIVATE
+from multiseg.federation.joining.join import HANDED, MARK, PRIVATE
 from multiseg.federation.joining.settings import read_site, to_site
 from multiseg.federation.messages import FINISH, ROUND, Answer, Task, to_bytes
 from multiseg.federation.records import reply_with, task_of
@@ -212,6 +212,8 @@ def _push(job: Job, reply: Message) -> bool:
         except httpx.HTTPStatusError:
             break
         else:
+            sys.stdout.write(f"{HANDED}\n")
+            sys.stdout.flush()
             return True
     return False
 

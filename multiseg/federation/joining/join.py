@@ -40,6 +40,14 @@ PRIVATE = 0o077
 """The mask of what a site writes: its state tells of its cases, and is for its account alone."""
 
 
+HANDED = "An answer was handed to the node."
+"""What the executor says in its log."""
+SENDS = ("Sending:", "Sent successfully", "Ignoring reply")
+OWED_S = 45.0
+"""A node sends an answer within seconds. One that dropped the task of a run that ended meanwhile holds the next answer
+back until another task comes, which may be never."""
+
+
 class _AnewError(Exception):
     """Both processes are to be started anew."""
 
@@ -84,7 +92,7 @@ def join(settings: Member, path: Path, say: Callable[[str], None]) -> None:
             began = time.monotonic()
             children = _Children(settings, path, secret, say)
             try:
-                supervise([children.node(), children.executor()], children.hear)
+                supervise([children.node(), children.executor()], children.hear, children.look)
             except _AnewError:
                 times = times + 1 if time.monotonic() - began < 60 else 0
                 say("The site's processes are started anew.")
@@ -103,6 +111,7 @@ class _Children:
         self._address = f"{LOOPBACK}:{_free_port()}"
         self._refused = 0.0
         self._last = ""
+        self._owed = 0.0
 
     def node(self) -> Child:
         """Flower's node: the one that talks to the server."""
@@ -130,12 +139,22 @@ class _Children:
         """What of a line is for a person."""
         if line.startswith(MARK):
             self._tell(line.removeprefix(MARK))
+        elif line == HANDED:
+            self._owed = time.monotonic()
         elif name == "node":
+            if any(sign in line for sign in SENDS):
+                self._owed = 0.0
             if NODE_ID in line:
                 write_atomically(_id_file(self._settings), line.rpartition(":")[2].strip().encode())
             for sign, told in NODE_SAYS.items():
                 if sign in line:
                     self._tell(told.format(server=self._settings.server, site=self._settings.site))
+
+    def look(self) -> None:
+        """Start both anew where the node keeps an answer to itself: the server then asks again, and gets it at once."""
+        if self._owed and time.monotonic() - self._owed > OWED_S:
+            self._tell("The node does not send the answer that it has.")
+            raise _AnewError
 
     def _tell(self, text: str) -> None:
         if text != self._last:

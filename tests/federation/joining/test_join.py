@@ -102,7 +102,7 @@ def test_a_site_that_was_killed_whole_signs_its_node_off(
     settings: Member, children: _Children, signed_off: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     children.hear("node", "INFO :      SuperNode ID: 7")
-    monkeypatch.setattr(module, "supervise", lambda children, heard: None)
+    monkeypatch.setattr(module, "supervise", lambda children, heard, tick: None)
     for _ in range(2):
         join(settings, tmp_path / "site.toml", lambda line: None)
     assert signed_off == [7]
@@ -112,6 +112,24 @@ def test_a_site_that_was_killed_whole_signs_its_node_off(
 def test_a_connection_that_ends_is_tried_again(children: _Children, said: list[str], sign: str) -> None:
     assert children.node().after(ended("node", 1, f"error: {sign}")) == 1
     assert module.TLS_SAYS.get(sign, "node.log") in said[0]
+
+
+def test_a_node_that_keeps_an_answer_to_itself_is_started_anew(
+    children: _Children, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    children.hear("executor", module.HANDED)
+    children.hear("node", "INFO :      Sending: query.multiseg message (ID: 71)")
+    now[0] += 1000
+    children.look()
+    children.hear("executor", module.HANDED)
+    now[0] += 40
+    children.look()
+    now[0] += 10
+    with pytest.raises(_AnewError):
+        children.look()
+    assert said == ["The node does not send the answer that it has."]
 
 
 def test_a_dead_executor_takes_the_node_with_it(children: _Children) -> None:
@@ -141,7 +159,7 @@ def test_both_are_started_anew_and_the_secret_is_kept_from_others(
 ) -> None:
     seen: list[bytes] = []
 
-    def supervise(children: list[module.Child], heard: object) -> None:
+    def supervise(children: list[module.Child], heard: object, tick: object) -> None:
         secret = Path(children[0].command[-1])
         assert stat.S_IMODE(secret.stat().st_mode) == 0o600
         seen.append(secret.read_bytes())
@@ -203,7 +221,7 @@ def test_what_a_site_writes_is_for_its_account_alone(settings: Member, tmp_path:
     said = json.dumps({name: str(value) for name, value in vars(settings).items()})
     code = (
         f"import sys; import {module.__name__} as joining\n"
-        "joining.supervise = lambda children, heard: (children[0].log.parent.mkdir(), children[0].log.touch())\n"
+        "joining.supervise = lambda children, heard, tick: (children[0].log.parent.mkdir(), children[0].log.touch())\n"
         "joining.main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "site.toml"), said]
