@@ -58,7 +58,7 @@ class Broken:
         )
         return int(until(60, f"{site} trains", lambda: child_of(executor)))
 
-    def ends_as_if_nothing_had_happened(self, tmp_path: Path, seconds: float = 300) -> None:
+    def ends_as_if_nothing_had_happened(self, tmp_path: Path, seconds: float = 500) -> None:
         history = self.stand.finished(self.name, seconds)["history"]
         assert [entry["round"] for entry in history] == list(range(1, self.rounds + 1))
         assert all(set(entry["sites"]) == set(self.stand.stores) for entry in history), "the roster was whole"
