@@ -29,10 +29,13 @@ dropout = 0.1
 
 [stream]
 batch_size = 4
-draw = {{ patch = [32, 32, 32] }}
+draw = {{ patch = [24, 24, 24] }}
 
 [augment]
 preset = "none"
+
+[fit]
+learning_rate = 2e-3
 """
 
 
