@@ -124,7 +124,7 @@ def _check_same_run(held: Mapping[str, Any], asked: Mapping[str, Any], out: Path
         UsageError: another setting differs; the message names it.
     """
     # What a folder does not say was not yet a setting, and then it was as it is by default.
-    a, b = _flat(tomllib.loads(to_toml(TrainOptions(store="")))) | _flat(held), _flat(asked)
+    a, b = flat(tomllib.loads(to_toml(TrainOptions(store="")))) | flat(held), flat(asked)
     differing = sorted(key for key in (a.keys() | b.keys()) - FREE if a.get(key) != b.get(key))
     if differing:
         listed = "; ".join(f"{key} was {a.get(key)!r}, now {b.get(key)!r}" for key in differing[:5])
@@ -134,8 +134,9 @@ def _check_same_run(held: Mapping[str, Any], asked: Mapping[str, Any], out: Path
         )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found

@@ -28,7 +28,7 @@ from multiseg.federation.centre.roster import Roster
 from multiseg.federation.plan import FederationOptions
 from multiseg.files import write_atomically
 from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info, save_weights
-from multiseg.training.folder import COMPUTING, LOCK, READING, RUN_FILE
+from multiseg.training.folder import COMPUTING, LOCK, READING, RUN_FILE, flat
 
 STATE, WORST, ROSTER, ROUNDS, FINGERPRINT = (
     "state.safetensors",
@@ -262,7 +262,7 @@ def _check_same(held: Mapping[str, Any], asked: Mapping[str, Any], folder: Path)
     """Raises UsageError where a setting that matters differs; the message names it."""
     # What a folder does not say was not yet a setting, and then it was as it is by default.
     unsaid = tomllib.loads(tomli_w.dumps(asdict(FederationOptions(experiment="", sites=()))))
-    a, b = _flat(unsaid) | _flat(held), _flat(asked)
+    a, b = flat(unsaid) | flat(held), flat(asked)
     free = FREE | ({"schedule.rounds"} if b["fit.schedule"] == "constant" else set())
     differing = sorted(key for key in (a.keys() | b.keys()) - free if a.get(key) != b.get(key))
     if differing:
@@ -271,13 +271,6 @@ def _check_same(held: Mapping[str, Any], asked: Mapping[str, Any], folder: Path)
             f"{folder} holds a run with other settings: {listed}. Go on with its own, or give the experiment another "
             "name and folder."
         )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _table(history: Sequence[Mapping[str, Any]]) -> str:
