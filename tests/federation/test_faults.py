@@ -176,7 +176,7 @@ def test_ctrl_c_at_the_server(stand: Deployment, tmp_path: Path) -> None:
 def test_a_full_disk_at_the_server(stand: Deployment, tmp_path: Path) -> None:
     place = stand.home / "runs" / "a-full-disk-at-the-server"
     place.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(place)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], check=True)
     try:
         broken = Broken(stand, "a full disk at the server")
         filler = place / "filler"
