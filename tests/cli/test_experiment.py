@@ -12,7 +12,7 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["experiment", "--list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {one["name"] for one in listed} == {
-        "joint", "unseen-combinations", "leave-one-out", "drop", "plus", "finetune",
+        "joint", "unseen-combinations", "leave-one-out", "drop", "plus", "finetune", "federated",
     }  # fmt: skip
     assert run(["experiment", "--list"]) == 0
 

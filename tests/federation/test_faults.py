@@ -211,9 +211,11 @@ def test_an_expired_certificate_keeps_a_site_out_until_it_is_renewed(stand: Depl
             return (stand.folder / "dogwood.txt").read_text()[before:]
 
         until(60, "dogwood says why", lambda: "certificate ran out" in said())
+        assert stand.sites["dogwood"].popen.wait(30) == 3
         assert "Connected" not in said()
     finally:
         enrol_server(stand.home, [], {})
+    stand.join("dogwood")
     until(90, "dogwood is in", lambda: "Connected" in said())
 
 
