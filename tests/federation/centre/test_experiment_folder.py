@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from multiseg.errors import CheckpointError, ResourceError, UsageError
 from multiseg.federation.centre.experiment import MODELS, claimed, opened, read_history
-from multiseg.federation.centre.rounds import run
+from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.plan import AggregateOptions, ScheduleOptions
 from multiseg.models.saved import read_info
 from multiseg.training.fit import FitOptions
@@ -27,9 +27,9 @@ class Killed(BaseException):
     """As by kill -9: nobody catches it."""
 
 
-def go(folder: Path, said: object = OPTIONS) -> None:
+def go(folder: Path, said: object = OPTIONS) -> RunResult:
     link = FakeLink(*SITES)
-    run(said, link, folder, clock=link.clock)  # type: ignore[arg-type]
+    return run(said, link, folder, clock=link.clock)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +133,8 @@ def test_other_settings_are_refused(undisturbed: Path, changed: object, told: st
 
 
 def test_a_deadline_may_change(undisturbed: Path) -> None:
-    go(undisturbed, replace(OPTIONS, schedule=ScheduleOptions(rounds=2, deadline_minutes=7.0)))
-    go(undisturbed)
+    assert go(undisturbed, replace(OPTIONS, schedule=ScheduleOptions(rounds=2, deadline_minutes=7.0))).finished
+    assert go(undisturbed).finished
 
 
 def test_two_processes_cannot_run_one_experiment(tmp_path: Path) -> None:

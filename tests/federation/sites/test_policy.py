@@ -19,7 +19,7 @@ NAMES = Names(
         ("/data/my patients/store.zarr/ms is damaged", "(path) is damaged"),
         ("case 'p12' of ms has no label", "case '(case)' of ms has no label"),
         ("drew on ms/p1, wmh/Miller_J.", "drew on a case of ms, a case of wmh."),
-        ("see '/home/dr who/scan 1.nii'.", "see (path)."),
+        ("see '/srv/dr who/scan 1.nii'.", "see (path)."),
         ("see C:\\scans\\p1 now", "see (path) now"),
         ("bucket s3://clinic/store is away", "bucket (path) is away"),
         ("ms/image/c/0/0: truncated", "a file of ms: truncated"),
