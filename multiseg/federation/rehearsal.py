@@ -22,6 +22,8 @@ from multiseg.federation.hosting.home import read_home, write_home
 from multiseg.federation.supervise import die_with
 
 MULTISEG = (sys.executable, "-m", "multiseg")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""Sites that share a machine would wait for each other's threads. What the user has set stays."""
 START_S, STOP_S, LOOK_S = 180.0, 60.0, 0.5
 
 
@@ -86,6 +88,7 @@ def _start(arguments: list[str], said: Path) -> subprocess.Popen[bytes]:
     with said.open("a") as file:
         return subprocess.Popen(  # noqa: S603 (our own commands)
             [*MULTISEG, *arguments],
+            env=ONE_THREAD | os.environ,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
