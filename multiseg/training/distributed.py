@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # imported later, it would hold on to the group of that moment for good
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -149,4 +151,11 @@ def joined(device: str) -> Iterator[tuple[Peers, torch.device]]:
             ) from error
         raise
     # Not where something was raised: the others are waiting for this one, and an end is what they notice.
+    _leave()
+
+
+def _leave() -> None:
+    """End the group together with its threads, which could not let go of a tensor once the interpreter is ending: it
+    aborts then."""
+    gc.collect()  # wrapped networks hold the group, in cycles
     dist.destroy_process_group()

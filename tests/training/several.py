@@ -3,6 +3,7 @@
 import math
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -137,6 +138,9 @@ def main():
             scenarios[name](peers, sys.argv[2])
             if peers.is_first:
                 print(f"{name} went well", flush=True)
+    threads = [file.read_text(encoding="ascii").strip() for file in Path("/proc/self/task").glob("*/comm")]
+    assert threads
+    assert not [name for name in threads if "gloo" in name], "threads of the group are there when the interpreter ends"
 
 
 if __name__ == "__main__":
