@@ -47,7 +47,7 @@ def run_command(
 
 
 def status_command(folder: ServerHome, as_json: AsJson = False) -> int:
-    """Say which sites are enrolled and online, and how the runs stand.
+    """Say which sites are enrolled and online, how the runs stand and which sites they wait for.
 
     Example:
 
@@ -66,7 +66,8 @@ def status_command(folder: ServerHome, as_json: AsJson = False) -> int:
         "Sites", ["site", "status", "since", "up", "down"], [list(map(str, row.values())) for row in found["sites"]]
     )
     rows = [list(map(str, row.values())) for row in found["runs"]]
-    print_table("Runs", ["run", "experiment", "status", "round", "submitted", "details"], rows)
+    head = ["run", "experiment", "status", "round", "Dice", "waits for", "submitted", "details"]
+    print_table("Runs", head, rows)
     return 0
 
 

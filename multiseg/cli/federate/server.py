@@ -85,11 +85,16 @@ def revoke_command(folder: ServerHome, name: Annotated[str, typer.Argument(help=
 
     multiseg fed revoke centre alder
     """
-    from multiseg.cli.console import output
+    from multiseg.cli.console import messages, output
     from multiseg.federation.hosting.enrol import revoke_site
+    from multiseg.federation.hosting.submit import active_with
 
     revoke_site(folder, name)
     output().print(f"{name} is shut out. To let it in again with a new key: multiseg fed enrol site {folder} {name}")
+    for experiment in active_with(folder, name):
+        text = f"{experiment} goes on and will wait for {name}. To go on without it: multiseg fed stop {folder} "
+        text += f"{experiment}, take it out of sites in the run file, and submit that again."
+        messages().print(text, markup=False, soft_wrap=True)
     return 0
 
 

@@ -16,11 +16,17 @@ from multiseg.files import write_atomically
 from multiseg.training.folder import LOG, TENSORBOARD
 
 METRICS = "metrics.prom"
+STATUS = "status.json"
 
 
 @dataclass
 class Status:
-    """How a run stands, by site where it is a mapping."""
+    """How a run stands, by site where it is a mapping.
+
+    Attributes:
+        awaited: sites that are asked something and are not there.
+        working: sites that are asked in this round and have not answered, there or not.
+    """
 
     experiment: str
     round: int = 0
@@ -33,6 +39,7 @@ class Status:
     seconds_left: float = math.nan
     awaited: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
+    working: tuple[str, ...] = ()
     dice: dict[str, float] = field(default_factory=dict)
     loss: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -47,22 +54,37 @@ class Status:
             case Waiting():
                 self.awaited = event.sites
             case Began():
-                self.rounds, self.sites = event.rounds, event.sites
+                self.rounds, self.sites, self.working = event.rounds, event.sites, event.sites
             case Came():
+                self._is_through(event.site)
                 self.sent[event.site] = self.sent.get(event.site, 0) + event.sent
                 self.received[event.site] = self.received.get(event.site, 0) + event.received
                 self.seconds[event.site] = event.seconds
             case Refused():
+                self._is_through(event.site)
                 self.failures[event.site] = self.failures.get(event.site, 0) + 1
             case Resent():
                 self.resent[event.site] = self.resent.get(event.site, 0) + 1
             case RoundDone():
+                self.working = ()
                 self.round, self.rounds, self.mean, self.worst = event.round, event.rounds, event.mean, event.worst
                 self.epsilon, self.round_seconds, self.seconds_left = event.epsilon, event.seconds, event.seconds_left
                 self.dice |= {site: told.dice for site, told in event.sites.items()}
                 self.loss |= {site: told.loss for site, told in event.sites.items()}
             case Finished():
                 self.finished = True
+
+    def _is_through(self, site: str) -> None:
+        self.working = tuple(other for other in self.working if other != site)
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """The `Status` of the run in an experiment's folder, null for numbers that are not finite; {} before it began."""
+    try:
+        found: dict[str, Any] = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    return found
 
 
 def prometheus(status: Status) -> str:
@@ -146,6 +168,7 @@ class Logs:
                 "from the last round that was saved."
             ) from error
         write_atomically(self.folder / METRICS, prometheus(self.status).encode())
+        write_atomically(self.folder / STATUS, json.dumps(_finite(asdict(self.status))).encode())
         self.on_event(event)
 
     def _plot(self, event: RoundDone) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from multiseg.errors import FederationError, UsageError
 from multiseg.federation.hosting import home
 from multiseg.federation.hosting.control import Control, Node, Run, controlling
 from multiseg.federation.hosting.following import Sieve, follow
-from multiseg.federation.hosting.home import read_home
+from multiseg.federation.hosting.home import Home, read_home
 from multiseg.federation.hosting.registry import Entry, allowed, read_registry
 from multiseg.federation.hosting.traffic import Count, read_traffic
 
@@ -53,7 +53,10 @@ def submit(folder: Path, file: Path, cards: bool = True) -> tuple[int, list[str]
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """Sites and runs for a table: {"error", "sites": [...], "runs": [...]}. A server that is off is no error."""
+    """Sites and runs for tables: {"error", "sites": [...], "runs": [...]}. A server that is off is no error.
+
+    A run's "waits_for" says of each site that owes it an answer whether that is away, at work or revoked.
+    """
     server = read_home(folder)
     registry, (counts, _) = read_registry(folder), read_traffic(server.at(home.TRAFFIC))
     error, nodes, runs = "", {}, []
@@ -64,29 +67,48 @@ def status(folder: Path) -> dict[str, Any]:
     except FederationError as caught:
         error = str(caught)
     sites = [_site(name, entry, nodes.get(name), counts.get(name, Count()), error) for name, entry in registry.items()]
-    told = [
-        {
-            "run": str(run.run_id),
-            "experiment": run.experiment,
-            "status": run.outcome or run.status,
-            "round": _round(server.at(home.RUNS) / run.experiment),
-            "submitted": run.submitted[:19],
-            "details": run.details,
-        }
-        for run in runs
-    ]
-    return {"error": error, "sites": sites, "runs": told}
+    return {"error": error, "sites": sites, "runs": [_run(run, server, registry) for run in runs]}
 
 
-def _round(folder: Path) -> str:
-    """How far an experiment is, as "3/20"; "" before its first round."""
+def active_with(folder: Path, site: str) -> list[str]:
+    """Experiments that go on and have this site among theirs; none where the server is off."""
     try:
-        lines = (folder / "metrics.prom").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    numbers = {line.split("{")[0]: line.rsplit(" ", 1)[-1] for line in lines if not line.startswith("#")}
-    done, every = (float(numbers.get(f"multiseg_federation_{name}", 0)) for name in ("round", "rounds"))
-    return f"{done:.0f}/{every:.0f}" if every else ""
+        with controlling(read_home(folder)) as control:
+            runs = [run for run in control.runs() if run.status != "finished"]
+    except FederationError:
+        return []
+    return [run.experiment for run in runs if any(site in run.settings.get(key, ()) for key in ("sites", "held_out"))]
+
+
+def _run(run: Run, server: Home, registry: Mapping[str, Entry]) -> dict[str, Any]:
+    from multiseg.federation.centre.logs import read_status
+
+    stands = read_status(server.at(home.RUNS) / run.experiment)
+    rounds, dice = stands.get("rounds"), stands.get("mean")
+    return {
+        "run": str(run.run_id),
+        "experiment": run.experiment,
+        "status": run.outcome or run.status,
+        "round": f"{stands['round']}/{rounds}" if rounds else "",
+        "dice": "" if dice is None else f"{dice:.3f}",
+        "waits_for": _waits_for(stands, registry) if run.status != "finished" else "",
+        "submitted": run.submitted[:19],
+        "details": run.details,
+    }
+
+
+def _waits_for(stands: Mapping[str, Any], registry: Mapping[str, Entry]) -> str:
+    """Which sites owe an answer, as "alder (at work), birch (away)"."""
+    awaited = stands.get("awaited", ())
+    owing = dict.fromkeys((*stands.get("working", ()), *awaited))
+    return ", ".join(
+        f"{site} ({'revoked' if _is_out(registry.get(site)) else 'away' if site in awaited else 'at work'})"
+        for site in owing
+    )
+
+
+def _is_out(entry: Entry | None) -> bool:
+    return entry is None or bool(entry.revoked)
 
 
 def _site(name: str, entry: Entry, node: Node | None, count: Count, error: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from multiseg.federation.centre.logs import METRICS, Logs, Status, prometheus
+from multiseg.federation.centre.logs import METRICS, Logs, Status, prometheus, read_status
 from multiseg.federation.centre.progress import (
     Began,
     Came,
@@ -112,6 +112,21 @@ def test_each_event_is_written_down_and_passed_on(tmp_path: Path) -> None:
     assert [line["event"] for line in told] == ["Began", "RoundDone"]
     assert told[1]["sites"]["elm"]["dice"] is None
     assert 'round{experiment="joint"} 2' in (tmp_path / METRICS).read_text()
+
+
+def test_a_run_says_how_it_stands(tmp_path: Path) -> None:
+    assert read_status(tmp_path) == {}
+    with Logs(tmp_path, "joint", 1, lambda event: None) as logs:
+        logs.event(Began(2, 5, ("ash", "elm", "fir")))
+        assert read_status(tmp_path)["working"] == ["ash", "elm", "fir"]
+        logs.event(Waiting(2, ("elm",)))
+        logs.event(Came(2, "ash", "round", 7, 5, 1.5))
+        logs.event(Refused(2, "fir", "x"))
+        told = read_status(tmp_path)
+        assert (told["round"], told["rounds"], told["working"], told["awaited"]) == (1, 5, ["elm"], ["elm"])
+        assert told["mean"] is None
+        logs.event(DONE)
+    assert (read_status(tmp_path)["round"], read_status(tmp_path)["working"]) == (2, [])
 
 
 def test_tensorboard_gets_the_scores(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from multiseg.federation.hosting.gate import Receive, Scope, Send
 from multiseg.federation.hosting.home import read_home
 from multiseg.federation.hosting.impatient import ImpatientProtocol
 from multiseg.federation.hosting.serve import check_files, check_ports, check_room, pack, serve
-from multiseg.federation.hosting.submit import show, status, stop, submit
+from multiseg.federation.hosting.submit import active_with, show, status, stop, submit
 
 PATIENCE = 60.0
 RUN = """
@@ -135,9 +135,14 @@ def test_a_run_that_is_stopped_is_not_taken_up_again(served: Served, tmp_path: P
     (tmp_path / "run.toml").write_text(RUN.replace('"alder"', '"birch"').replace("lesions", "waits"))
     number, warnings = submit(served.centre, tmp_path / "run.toml")
     assert warnings == ["Not online yet, and waited for: birch."]
+    served.waits(lambda: status(served.centre)["runs"][0]["waits_for"] == "birch (away)", "what it waits for")
+    assert active_with(served.centre, "birch") == ["waits"]
+    assert active_with(served.centre, "alder") == []
     assert stop(served.centre, "waits") == number
     with controlling(served.home) as control:
         served.waits(lambda: control.runs()[0].outcome == "stopped", "the end of the run")
+        assert status(served.centre)["runs"][0]["waits_for"] == ""
+        assert active_with(served.centre, "birch") == []
         time.sleep(6)  # longer than the steward's round
         assert control.runs()[0].run_id == number
 
