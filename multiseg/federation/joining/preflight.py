@@ -22,6 +22,7 @@ from multiseg.federation.joining.forked import Forked
 from multiseg.federation.joining.settings import SiteSettings
 from multiseg.federation.joining.signing import connection, private_key, signed
 from multiseg.federation.refusals import UNKNOWN_KEY
+from multiseg.federation.sites import audit
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 CLOCK_WARNS_S, CLOCK_FAILS_S = 4.0, 300.0
@@ -71,6 +72,7 @@ def preflight(settings: SiteSettings) -> tuple[Check, ...]:
             ("key", _key),
             ("authority", _authority),
             ("state", _state),
+            ("audit", _audit),
             ("disk", _disk),
             ("store", _store),
             ("device", _device),
@@ -157,6 +159,14 @@ def _state(settings: SiteSettings) -> tuple[str, str]:
             f"{settings.state}"
         )
     return OK, f"{settings.state} can be written, mode {mode:03o}"
+
+
+def _audit(settings: SiteSettings) -> tuple[str, str]:
+    log = settings.state / audit.LOG
+    faults = audit.verify(log)
+    if faults:
+        return WARNING, f"{log}: {faults[0]} See multiseg fed audit {settings.state} --verify."
+    return OK, "no line of the log was changed or removed" if log.is_file() else "nothing came or left yet"
 
 
 def _disk(settings: SiteSettings) -> tuple[str, str]:

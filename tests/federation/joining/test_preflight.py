@@ -25,6 +25,7 @@ from multiseg.federation.joining import preflight as module
 from multiseg.federation.joining.preflight import Check, hinders, preflight, preflight_apart
 from multiseg.federation.joining.settings import SiteSettings
 from multiseg.federation.joining.signing import DEACTIVATE, farewell, signed
+from multiseg.federation.sites.audit import LOG, Entry, record
 
 REACHED = ("server", "certificate", "clock")
 
@@ -151,6 +152,18 @@ def test_a_state_that_others_can_read(settings: SiteSettings) -> None:
     settings.state.chmod(0o750)
     check = looked(settings, "state")
     assert (check.level, f"chmod -R go= {settings.state}" in check.said) == ("warning", True)
+
+
+def test_an_audit_log_that_was_changed(settings: SiteSettings) -> None:
+    assert "nothing came or left" in looked(settings, "audit").said
+    log = settings.state / LOG
+    for number in (1, 2):
+        record(log, Entry("in", "round", "trial", number, 10, "ab" * 32))
+    assert looked(settings, "audit").level == "ok"
+    log.write_text(log.read_text().replace('"num_bytes": 10', '"num_bytes": 11', 1))
+    check = looked(settings, "audit")
+    assert (check.level, hinders(check)) == ("warning", False)
+    assert "line 2 does not follow" in check.said
 
 
 def test_a_state_that_cannot_be_written(settings: SiteSettings, tmp_path: Path) -> None:
