@@ -27,7 +27,8 @@ def run_command(
     """Submit a run. The same file again goes on where the experiment stands.
 
     Where the file says no \\[model], patch and the like they are the published ones, which sites need CUDA cards for;
-    with --cpu they are small. `multiseg fed simulate --print-config` prints every setting.
+    with --cpu they are small. `multiseg fed simulate --device cuda --print-config` prints every setting, or with
+    --device cpu the small ones.
 
     Example:
 

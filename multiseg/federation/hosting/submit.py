@@ -23,15 +23,17 @@ def submit(folder: Path, file: Path, cards: bool = True) -> tuple[int, list[str]
             for processors.
 
     Raises:
-        UsageError: the settings cannot be meant, name a site that is not enrolled, or the experiment runs already.
+        UsageError: the settings cannot be meant, go unheard, name a site that is not enrolled, or the experiment runs
+            already.
         FederationError: the server does not answer, or refuses.
     """
-    from multiseg.config import checked, defaults, learning, merged, read_settings
+    from multiseg.config import checked, defaults, learning, merged
     from multiseg.federation.centre.experiment import check_same
     from multiseg.federation.plan import FederationOptions, check
+    from multiseg.federation.run_file import left_to_sites, read_run
 
     server = read_home(folder)
-    said = read_settings(file, FederationOptions, "See docs/federation.md for one.")
+    said = read_run(file, "See docs/federation.md for one.")
     settings = learning(merged(defaults(cards, said), said))
     options = checked(settings, FederationOptions)
     check(options)
@@ -49,7 +51,8 @@ def submit(folder: Path, file: Path, cards: bool = True) -> tuple[int, list[str]
         online = {node.name for node in control.nodes() if node.status == "online"}
         number = control.start(settings)
     away = sorted(set(wanted) - online)
-    return number, [f"Not online yet, and waited for: {', '.join(away)}."] if away else []
+    waits = [f"Not online yet, and waited for: {', '.join(away)}."] if away else []
+    return number, [*left_to_sites(said), *waits]
 
 
 def status(folder: Path) -> dict[str, Any]:
