@@ -13,6 +13,7 @@ from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.messages import Answer, Task, answer_from_bytes, task_from_bytes, to_bytes
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.answering import answer
+from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site
 from multiseg.store.reader import open_store
 from multiseg.training.events import Event as StepEvent
@@ -116,6 +117,7 @@ def _sites(options: FederationOptions, stores: Mapping[str, str], folder: Path, 
             workers=machine.workers,
             cache=machine.cache,
             trains=name in options.sites,
+            leaves=Leaves(to_sites=True),
         )
         for name, url in stores.items()
     }

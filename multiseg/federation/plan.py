@@ -109,6 +109,8 @@ class ScheduleOptions:
         evaluate_subsets: "full" (all sequences a case has) or "all" (every subset of them) when sites evaluate the
             model they receive.
         validation_cases: of each database, that a site evaluates the received model on.
+        cross_site: at the end every site tests what each of the others made of the network in the last round. Other
+            sites come to see a model that one site trained, so each has to allow it.
     """
 
     rounds: int = 20
@@ -116,6 +118,7 @@ class ScheduleOptions:
     deadline_minutes: float = 1440.0
     evaluate_subsets: str = "full"
     validation_cases: int = 4
+    cross_site: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,8 @@ def _check_privacy(options: FederationOptions) -> None:
             "with privacy.masked the server sees no site's update, so it can neither trim, nor take a median, nor "
             "clip: use a fedavg strategy, and privacy.clip."
         )
+    if options.schedule.cross_site:
+        raise UsageError("with privacy.masked nobody sees what one site trained: leave schedule.cross_site = false.")
     if options.aggregate.unit == "tensors":
         raise UsageError('with privacy.masked sums are taken by part: leave aggregate.unit = "parts".')
     if options.aggregate.weights == "exposure":

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from multiseg.errors import StoreError, UsageError
 from multiseg.federation.centre.experiment import read_history
 from multiseg.federation.centre.progress import Event, Finished, RoundDone
+from multiseg.federation.centre.report import cross_table, page, summary
 from multiseg.federation.local import Machine, simulate
 from multiseg.federation.plan import FederationOptions, LocalOptions, PrivacyOptions, ScheduleOptions
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
-from multiseg.models.saved import load_model, read_info
+from multiseg.models.saved import load_model, load_weights, read_info
 from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions
 
@@ -107,6 +108,28 @@ def test_a_finished_run_is_not_run_again(undisturbed: Path, site_stores: dict[st
     result = simulate(OPTIONS, site_stores, undisturbed, events.append, machine=CPU)
     assert result.finished
     assert not [event for event in events if isinstance(event, RoundDone | Finished)]
+
+
+def test_each_sites_model_is_tested_at_every_site(site_stores: dict[str, str], tmp_path: Path) -> None:
+    """After one round the mean of the sites' models by their rounded cases is the joint one."""
+    options = replace(OPTIONS, schedule=replace(OPTIONS.schedule, rounds=1, cross_site=True))
+    result = simulate(options, site_stores, tmp_path, machine=CPU)
+    cross = result.final["cross"]
+    assert {whose: set(scores) for whose, scores in cross.items()} == {
+        name: set(OPTIONS.sites) for name in OPTIONS.sites
+    }
+    assert all(0 <= scores["birch"]["birch"] <= 1 for scores in cross.values())
+    weights = {site: told["num_cases"] for site, told in result.history[0]["sites"].items()}
+    models = {
+        site: load_weights(tmp_path / f"site-{site}.safetensors")["decoder.0.reduce.weight"] for site in OPTIONS.sites
+    }
+    mean = sum(weights[site] * model for site, model in models.items()) / sum(weights.values())
+    torch.testing.assert_close(mean, load_weights(tmp_path / "last.safetensors")["decoder.0.reduce.weight"])
+    assert not torch.equal(models["alder"], models["birch"])
+    columns, rows, _ = cross_table(result.final)
+    assert columns == ["model of", "at alder", "at birch", "at dogwood"]
+    assert [row[0] for row in rows] == [*OPTIONS.sites, "all (best joint model)"]
+    assert "From site to site" in page(summary(tmp_path))
 
 
 def test_masks_change_the_sum_by_rounding_only(undisturbed: Path, site_stores: dict[str, str], tmp_path: Path) -> None:

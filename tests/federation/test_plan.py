@@ -49,6 +49,7 @@ def test_the_defaults_can_be_meant() -> None:
         ({"privacy": {"masked": True}, "sites": ["alder", "birch"]}, "needs 3 sites"),
         ({"privacy": {"masked": True}, "schedule": {"quorum": 2}}, "every one of them in every round"),
         ({"privacy": {"masked": True}, "aggregate": {"strategy": "median"}}, "neither trim"),
+        ({"privacy": {"masked": True}, "schedule": {"cross_site": True}}, "leave schedule.cross_site = false"),
         ({"privacy": {"masked": True}, "aggregate": {"unit": "tensors"}}, "by part"),
         ({"privacy": {"masked": True}, "aggregate": {"weights": "exposure"}}, "fixed before the round"),
     ],

@@ -24,7 +24,7 @@ def report_command(
     multiseg fed report centre/runs/joint -o report.html
     """
     from multiseg.cli.console import messages, print_json, print_table
-    from multiseg.federation.centre.report import page, round_table, summary, test_table
+    from multiseg.federation.centre.report import cross_table, page, round_table, summary, test_table
     from multiseg.files import write_atomically
 
     told = summary(run)
@@ -37,6 +37,8 @@ def report_command(
     print_table(f"{run}: Dice of the model each round began with", *round_table(told["history"], told["final"]))
     if told["final"].get("test"):
         print_table(f"Test Dice, model of round {told['best']['round']}", *test_table(told["final"]["test"]))
+    if told["final"].get("cross"):
+        print_table("Test Dice of each site's model of the last round", *cross_table(told["final"]))
     for event in told["events"]:
         about = event.get("site") or ", ".join(event.get("sites", ()))
         text = (

@@ -26,8 +26,9 @@ from torch import Tensor
 from multiseg.errors import CheckpointError, ResourceError, UsageError
 from multiseg.federation.centre.roster import Roster
 from multiseg.federation.plan import FederationOptions
+from multiseg.federation.run_file import UNHEARD, heard
 from multiseg.files import write_atomically
-from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info, save_weights
+from multiseg.models.saved import LAST, ModelInfo, load_weights, read_info, save_weights
 from multiseg.training.folder import COMPUTING, LOCK, READING, RUN_FILE, flat
 
 STATE, WORST, ROSTER, ROUNDS, FINGERPRINT = (
@@ -37,7 +38,8 @@ STATE, WORST, ROSTER, ROUNDS, FINGERPRINT = (
     "rounds.csv",
     "fingerprint.json",
 )
-MODELS = (LAST, BEST, WORST)
+NEXT = ".next"
+"""Ends the name of a model that was written and does not count yet."""
 FORMAT = 1
 FREE = frozenset(
     {
@@ -117,7 +119,7 @@ def claimed(folder: Path, options: FederationOptions) -> Iterator[None]:
         for half_written in folder.glob(".*.tmp"):  # by a process that was killed
             half_written.unlink()
         check_same(folder, options)
-        write_atomically(folder / RUN_FILE, tomli_w.dumps(asdict(options)).encode())
+        write_atomically(folder / RUN_FILE, tomli_w.dumps(heard(asdict(options))).encode())
         yield
 
 
@@ -151,21 +153,23 @@ def opened(folder: Path) -> State | None:
         CheckpointError: a file is damaged or does not belong to the others.
     """
     if not (folder / STATE).is_file():
-        for name in MODELS:
-            _beside(folder, name).unlink(missing_ok=True)
+        for beside in folder.glob(_beside(folder, "*").name):
+            beside.unlink()
         return None
     content, optimiser = _read_content(folder / STATE), _read_optimiser(folder / STATE)
-    for name in MODELS:
-        _settle(folder, name, content["models"].get(name))
-    step = read_info(folder / LAST).step
-    if step != content["models"][LAST]:
+    roster = Roster.from_json(content["roster"])
+    for beside in folder.glob(_beside(folder, "*").name):
+        _settle(beside, content["models"], roster)
+    last, step = read_info(folder / LAST), content["models"][LAST]
+    if (last.step, tuple(last.axis)) != (step, tuple(roster.info.axis)):
         raise CheckpointError(
-            f"{folder / LAST} is of step {step}, but {STATE} beside it speaks of step {content['models'][LAST]}: "
-            "they are not of one moment. Put back both from one copy of the folder."
+            f"{folder / LAST} is of step {last.step} and reads {', '.join(last.axis)}, but {STATE} beside it speaks of "
+            f"step {step} and {', '.join(roster.info.axis)}: they are not of one moment. Put back both from one copy "
+            "of the folder."
         )
     return State(
         round=content["round"],
-        roster=Roster.from_json(content["roster"]),
+        roster=roster,
         network=load_weights(folder / LAST),
         optimiser=optimiser,
         kept=content["kept"],
@@ -204,20 +208,18 @@ def read_fingerprint(folder: Path) -> dict[str, Any]:
 
 
 def _beside(folder: Path, name: str) -> Path:
-    return folder / f".{name}.next"
+    return folder / f".{name}{NEXT}"
 
 
 def _held(folder: Path) -> dict[str, int]:
     return dict(_read_content(folder / STATE)["models"]) if (folder / STATE).is_file() else {}
 
 
-def _settle(folder: Path, name: str, step: int | None) -> None:
+def _settle(beside: Path, steps: Mapping[str, int], roster: Roster) -> None:
     """Move in a model that was written for the committed state, and drop one that was not."""
-    beside = _beside(folder, name)
-    if not beside.is_file():
-        return
-    if read_info(beside).step == step:
-        beside.replace(folder / name)
+    name, info = beside.name[1:].removesuffix(NEXT), read_info(beside)
+    if (info.step, tuple(info.axis)) == (steps.get(name), tuple(roster.info.axis)):
+        beside.replace(beside.with_name(name))
     else:
         beside.unlink()
 
@@ -263,13 +265,17 @@ def _check_same(held: Mapping[str, Any], asked: Mapping[str, Any], folder: Path)
     # What a folder does not say was not yet a setting, and then it was as it is by default.
     unsaid = tomllib.loads(tomli_w.dumps(asdict(FederationOptions(experiment="", sites=()))))
     a, b = flat(unsaid) | flat(held), flat(asked)
-    free = FREE | ({"schedule.rounds"} if b["fit.schedule"] == "constant" else set())
+    free = FREE | UNHEARD.keys() | ({"schedule.rounds"} if b["fit.schedule"] == "constant" else set())
     differing = sorted(key for key in (a.keys() | b.keys()) - free if a.get(key) != b.get(key))
     if differing:
         listed = "; ".join(f"{key} was {a.get(key)!r}, now {b.get(key)!r}" for key in differing[:5])
+        bound = (
+            f" Rounds can be added only with fit.schedule = 'constant': by {a['fit.schedule']!r} the learning rate of "
+            f"every round was set for {a['schedule.rounds']} rounds."
+        )
         raise UsageError(
-            f"{folder} holds a run with other settings: {listed}. Go on with its own, or give the experiment another "
-            "name and folder."
+            f"{folder} holds a run with other settings: {listed}.{bound if 'schedule.rounds' in differing else ''} "
+            "Go on with its own, or give the experiment another name and folder."
         )
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from multiseg.federation.centre.answers import number_of
+from multiseg.federation.centre.crosswise import CROSS
 from multiseg.federation.centre.experiment import read_fingerprint, read_history
 from multiseg.federation.centre.progress import clock_time, megabytes, number
 from multiseg.federation.centre.scores import mean, worst
@@ -26,6 +27,7 @@ NOTABLE = ("Refused", "Resent", "Noted", "Waiting")
 """Events that the report lists."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#8c6d31")
 """Told apart also by those who see few colours (Okabe and Ito)."""
+CROSS_SAID = "What each site made of the network in the last round, on the test cases of every site: mean Dice."
 LIMIT = 200
 """Events that a page shows, the last ones."""
 STYLE = """
@@ -72,6 +74,18 @@ def test_table(test: Mapping[str, Mapping[str, float]]) -> Table:
     """A row for each site and database (and subset) on which the best model was tested."""
     rows = [[site, name, number(number_of(dice))] for site, told in test.items() for name, dice in told.items()]
     return ["site", "database", "Dice"], rows, ["Dice"]
+
+
+def cross_table(final: Mapping[str, Any]) -> Table:
+    """A row for each model that was tested at every site, the joint one last; a column for each site."""
+    cross = final.get(CROSS, {})
+    rows = {**cross, "all (best joint model)": final.get("test", {})} if cross else {}
+    sites = list(dict.fromkeys(site for scores in rows.values() for site in scores))
+    table = [
+        [whose, *(number(mean(map(number_of, scores.get(site, {}).values()))) for site in sites)]
+        for whose, scores in rows.items()
+    ]
+    return ["model of", *(f"at {site}" for site in sites)], table, [f"at {site}" for site in sites]
 
 
 def site_table(roster: Mapping[str, Any]) -> Table:
@@ -131,7 +145,7 @@ def notable_events(folder: Path) -> list[dict[str, Any]]:
 
 def page(told: Mapping[str, Any]) -> str:
     """An HTML page of its own: tables and plots of a `summary`."""
-    history, test = told["history"], told["final"].get("test", {})
+    history, test, cross = told["history"], told["final"].get("test", {}), told["final"].get(CROSS, {})
     axis = ", ".join(told["roster"]["info"]["axis"])
     best = told["best"]
     title = f"Federated run {Path(told['folder']).name}"
@@ -144,6 +158,7 @@ def page(told: Mapping[str, Any]) -> str:
         _section("Loss", _svg(_loss_plot, told), "Mean of each site's training in the round."),
         _section("Bytes and time", _svg(_traffic_plot, told), "Per round: from the sites, and what each of them took."),
         _section("Test cases", _html_table(test_table(test)), "The best model.") if test else "",
+        _section("From site to site", _html_table(cross_table(told["final"])), CROSS_SAID) if cross else "",
         _section(
             "Rounds",
             _html_table(round_table(history, told["final"])),

@@ -13,14 +13,14 @@ from multiseg.errors import StoppedError
 from multiseg.federation.aggregate import Mean
 from multiseg.federation.centre.answers import number_of, validation_of
 from multiseg.federation.centre.combine import combined, masked_weights, why_refused
+from multiseg.federation.centre.crosswise import CROSS, site_models, untested
 from multiseg.federation.centre.exchange import Desk, Link, Outcome, exchange, tell_events
 from multiseg.federation.centre.experiment import State, claimed, commit, opened
 from multiseg.federation.centre.handshake import handshake
 from multiseg.federation.centre.logs import Logs
 from multiseg.federation.centre.progress import Began, Event, RoundDone, SiteRound
 from multiseg.federation.centre.roster import holders, personal_parts, trains
-from multiseg.federation.centre.scope import as_the_server_has_it
-from multiseg.federation.centre.scores import finish, info_of, lacks, mean, scored, worst
+from multiseg.federation.centre.scores import as_saved, finish, info_of, lacks, mean, scored, worst
 from multiseg.federation.messages import ROUND, Answer, Task
 from multiseg.federation.plan import FederationOptions, check
 from multiseg.federation.privacy import epsilon, to_payload
@@ -34,7 +34,8 @@ class RunResult:
 
     Attributes:
         history: one entry a round, see `progress.RoundDone`.
-        final: after the last round, Dice by site and database: "validation" of the last model, "test" of the best.
+        final: after the last round, Dice by site and database: "validation" of the last model, "test" of the best,
+            "cross" of each site's own model.
     """
 
     folder: Path
@@ -78,12 +79,12 @@ def run(
                 state = opened(folder)
     if state is None:
         return RunResult(folder, 0, False, math.nan, -1)
-    finished, best = "test" in state.final, state.mean
+    finished, best = "test" in state.final and not untested(folder, state, options), state.mean
     return RunResult(folder, state.round, finished, best.score, best.round, state.history, state.final)
 
 
 def _conducted(desk: Desk, held: State | None) -> State:
-    if held is not None and not lacks(held, desk.options):
+    if held is not None and not lacks(desk.folder, held, desk.options):
         return held
     state = handshake(desk, held)
     began, first = desk.clock(), state.round
@@ -129,8 +130,10 @@ def _round(desk: Desk, state: State, took: float) -> State:
         optimiser=optimiser,
         kept={**state.kept, **dict.fromkeys(outcome.answers, now)},
         history=(*state.history, entry),
+        final={name: told for name, told in new.final.items() if name != CROSS},
     )
-    commit(desk.folder, new, {**models, LAST: (network, as_the_server_has_it(info_of(new), new.roster, options))})
+    models = {**models, LAST: (network, as_saved(new, options))}
+    commit(desk.folder, new, {**models, **site_models(state, outcome.answers, all_parts, options)})
     desk.on_event(done)
     return new
 

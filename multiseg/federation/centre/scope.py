@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from multiseg.errors import UsageError
@@ -42,21 +42,40 @@ def kept_home(roster: Roster, options: FederationOptions) -> frozenset[str]:
     return frozenset(roster.info.axis if SHARED in home else home.intersection(roster.info.axis))
 
 
-def as_the_server_has_it(info: ModelInfo, roster: Roster, options: FederationOptions) -> ModelInfo:
-    """A model of the run without the sequences that only sites can read among what it was trained on."""
+def as_the_server_has_it(
+    info: ModelInfo, roster: Roster, options: FederationOptions, heard: Collection[str]
+) -> ModelInfo:
+    """A model of the run with what it has learnt from: the databases of the sites whose updates it holds.
+
+    Sequences that none of them has, or that only sites can read, do not count as trained on.
+
+    Args:
+        heard: sites whose update is in the model, those that have left included.
+    """
     home = kept_home(roster, options)
-    return replace(info, trained_on={name: () if name in home else known for name, known in _known(info, roster)})
+    return replace(
+        info,
+        trained_on={name: () if name in home else _of(known, heard) for name, known in _known(info, roster)},
+        databases={name: info.databases[name] for name in _of(info.databases, heard)},
+    )
 
 
-def as_a_site_has_it(info: ModelInfo, roster: Roster, options: FederationOptions, site: str) -> ModelInfo:
-    """The same with those that this site has learnt to read by itself."""
+def as_a_site_has_it(
+    info: ModelInfo, roster: Roster, options: FederationOptions, site: str, heard: Collection[str]
+) -> ModelInfo:
+    """The server's model with those sequences among what it was trained on that this site has learnt by itself."""
     home = kept_home(roster, options)
-    own = {name: tuple(one for one in known if one.startswith(f"{site}/")) for name, known in _known(info, roster)}
-    return replace(info, trained_on={n: own[n] if n in home else known for n, known in _known(info, roster)})
+    own = {name: _of(known, {site}.intersection(heard)) for name, known in _known(info, roster)}
+    return replace(info, trained_on={n: own[n] if n in home else known for n, known in info.trained_on.items()})
 
 
 def _known(info: ModelInfo, roster: Roster) -> list[tuple[str, tuple[str, ...]]]:
     return [(name, roster.info.trained_on.get(name, ())) for name in info.axis]
+
+
+def _of(databases: Iterable[str], sites: Collection[str]) -> tuple[str, ...]:
+    """The databases, as "site/name", of these sites."""
+    return tuple(name for name in databases if name.partition("/")[0] in sites)
 
 
 def warnings(roster: Roster, options: FederationOptions) -> list[str]:

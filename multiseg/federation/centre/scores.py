@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from multiseg.federation.centre.answers import dice_of, number_of, why_unclear
+from multiseg.federation.centre.crosswise import cross_evaluated, untested
 from multiseg.federation.centre.exchange import Desk, exchange, tell_events
 from multiseg.federation.centre.experiment import WORST, Best, Models, State, commit
 from multiseg.federation.centre.progress import Finished
@@ -15,7 +17,7 @@ from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has
 from multiseg.federation.messages import EVALUATE, FINISH, Task
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import to_payload
-from multiseg.models.saved import BEST, ModelInfo, load_weights, read_info
+from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info
 
 
 def mean(values: Iterable[float]) -> float:
@@ -32,6 +34,11 @@ def worst(values: Iterable[float]) -> float:
 def info_of(state: State) -> ModelInfo:
     """What the global model is now; its step counts the rounds."""
     return replace(state.roster.info, step=state.round)
+
+
+def as_saved(state: State, options: FederationOptions) -> ModelInfo:
+    """What the file of the global model says of it."""
+    return as_the_server_has_it(info_of(state), state.roster, options, state.kept)
 
 
 def unheard(state: State, dice: Mapping[str, float]) -> tuple[str, ...]:
@@ -59,7 +66,7 @@ def scored(desk: Desk, state: State, dice: Mapping[str, float]) -> tuple[State, 
     if missing := unheard(state, dice):
         desk.note(state.round, f"this model is not compared with the best: no Dice from {', '.join(missing)}.")
         return state, {}
-    info = as_the_server_has_it(info_of(state), state.roster, desk.options)
+    info = as_saved(state, desk.options)
     found = (state.network, info.at(info.step, {"dice": mean(dice.values()), **dice}))
     new, models = replace(state, scored=state.round), {}
     if _is_better(mean(dice.values()), state.mean):
@@ -79,13 +86,15 @@ def _best(state: State, score: float) -> Best:
     return Best(score, state.round, {site: state.kept.get(site, 0) for site in state.roster.sites})
 
 
-def lacks(state: State, options: FederationOptions) -> bool:
-    """Whether something is left to do of a run: rounds, a score of the last model, sites that lack the best one."""
+def lacks(folder: Path, state: State, options: FederationOptions) -> bool:
+    """Whether something is left to do of a run: rounds, a score of the last model, sites that lack the best one, models
+    of sites that nobody else has tested."""
     return (
         state.round < options.schedule.rounds
         or set(options.sites) != set(state.roster.sites)
         or state.scored < state.round
         or bool(_untested(state, options))
+        or bool(untested(folder, state, options))
     )
 
 
@@ -105,6 +114,7 @@ def finish(desk: Desk, state: State) -> State:
     test = {**state.final.get("test", {}), **{site: dice_of(answer) for site, answer in outcome.answers.items()}}
     state = replace(state, final={**state.final, "test": test, "failed": dict(outcome.failed)})
     commit(desk.folder, state, {})
+    state = cross_evaluated(desk, state)
     desk.on_event(Finished(state.round, state.mean.round, state.mean.score, test))
     return state
 
@@ -112,12 +122,12 @@ def finish(desk: Desk, state: State) -> State:
 def _last_tasks(desk: Desk, state: State) -> dict[str, Task]:
     """The best model for each site that has not tested it; a site that trains keeps it."""
     options, roster, untested = desk.options, state.roster, _untested(state, desk.options)
-    info = as_the_server_has_it(read_info(desk.folder / BEST), roster, options)
+    info = read_info(desk.folder / BEST)
     tensors = to_payload(load_weights(desk.folder / BEST), options.privacy.payload)
     body = {"split": "test", "subsets": options.schedule.evaluate_subsets}
     tasks = {}
     for site in (name for name in options.sites if name in untested):
-        whole = as_a_site_has_it(info, roster, options, site).to_json()
+        whole = as_a_site_has_it(info, roster, options, site, state.kept).to_json()
         # By the number of the task a site finds what was its own in that model.
         number = state.mean.kept.get(site, info.step)
         tasks[site] = desk.task(FINISH, number, tensors, info=whole, kept=number, **body)
@@ -138,9 +148,10 @@ def _score_last(desk: Desk, state: State) -> State:
     validation = {site: dice_of(answer) for site, answer in outcome.answers.items()}
     new, models = scored(desk, state, {site: mean(values.values()) for site, values in validation.items()})
     if new.mean.round < 0:  # there is nothing to choose by, so the last model it is
-        models = {**models, BEST: (state.network, as_the_server_has_it(info_of(state), state.roster, options))}
+        models = {**models, BEST: (state.network, as_saved(state, options))}
         new = replace(new, mean=_best(state, math.nan))
     is_tested = new.mean.round == state.mean.round
     new = replace(new, final={**(state.final if is_tested else {}), "validation": validation})
-    commit(desk.folder, new, models)
+    # A site that joined after the last round has perhaps made the network grow.
+    commit(desk.folder, new, {**models, LAST: (new.network, as_saved(new, options))})
     return new

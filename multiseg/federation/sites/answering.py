@@ -131,12 +131,14 @@ def _entry(
 
 
 def _asked(body: Mapping[str, Any]) -> dict[str, Any]:
-    """How a task has updates protected, what is done at the site, and which cases are drawn."""
+    """How a task has updates protected, what is done at the site, which cases are drawn, who sees what comes of it."""
     options = body.get("options")
     options = options if isinstance(options, Mapping) else {}
     stream = options.get("stream")
     draw = stream.get("draw") if isinstance(stream, Mapping) else None
-    asked = {"privacy": options.get("privacy"), "local": options.get("local"), "draw": draw}
+    schedule = options.get("schedule")
+    cross_site = schedule.get("cross_site") if isinstance(schedule, Mapping) else None
+    asked = {"privacy": options.get("privacy"), "local": options.get("local"), "draw": draw, "cross_site": cross_site}
     return {name: value for name, value in asked.items() if value is not None}
 
 

@@ -38,6 +38,11 @@ def check_protection(options: FederationOptions, leaves: Leaves) -> None:
         raise FederationError(
             f"this site asks for privacy.clip above 0 and up to {leaves.clip:g}, but the run has {privacy.clip:g}."
         )
+    if options.schedule.cross_site and not leaves.to_sites:
+        raise FederationError(
+            "the run would hand the other sites what this site trains (schedule.cross_site), and this site does not "
+            "allow it (to_sites)."
+        )
     if options.aggregate.weights == "exposure" and not (leaves.counts and leaves_metric("exposure/", leaves)):
         raise FederationError(
             "this site tells no numbers of patches, and the run weighs sites by them: set aggregate.weights to "

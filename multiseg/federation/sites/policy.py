@@ -32,6 +32,7 @@ class Leaves:
         masked, noise, clip: the least protection of an update, in the terms of the run's [privacy]: masks, noise of at
             least so many multiples of the clip, a clip of at most so much (0: any). A round with less is refused.
         cases: a round that would train on fewer cases than this is refused.
+        to_sites: whether the other sites may be given the model that this one trained in the last round, to test it.
     """
 
     tensors: tuple[str, ...] = ("*",)
@@ -43,6 +44,7 @@ class Leaves:
     noise: float = 0.0
     clip: float = 0.0
     cases: int = 0
+    to_sites: bool = False
 
 
 def check_tensors(names: Iterable[str], leaves: Leaves) -> None:

@@ -1,6 +1,7 @@
 """The server's folder: whenever a process dies, the same command goes on as if it had not."""
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,14 +13,15 @@ from fake_link import FakeLink, FakeSite, options
 from safetensors import safe_open
 
 from multiseg.errors import CheckpointError, ResourceError, UsageError
-from multiseg.federation.centre.experiment import MODELS, claimed, opened, read_history
+from multiseg.federation.centre.experiment import WORST, claimed, opened, read_history
 from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.plan import AggregateOptions, ScheduleOptions
-from multiseg.models.saved import read_info
+from multiseg.models.saved import BEST, LAST, read_info
 from multiseg.training.fit import FitOptions
 
 SITES = (FakeSite("ash"), FakeSite("elm", modalities=("FLAIR", "T2"), dice=lambda step: [0.1, 0.3, 0.2, 0.2][step]))
 OPTIONS = replace(options("ash", "elm", rounds=2), aggregate=AggregateOptions(strategy="fedadam", learning_rate=0.01))
+MODELS = (LAST, BEST, WORST)
 SAVED = (*MODELS, "state.safetensors", "roster.json", "rounds.csv", "run.toml")
 
 
@@ -85,6 +87,33 @@ def test_a_kill_at_every_write_loses_nothing(undisturbed: Path, tmp_path: Path) 
         for name in SAVED:
             assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), (number, name)
         assert not [path for path in folder.iterdir() if path.suffix in (".next", ".tmp")]
+
+
+def test_a_kill_while_the_network_grows_loses_nothing(undisturbed: Path, tmp_path: Path) -> None:
+    """By a sequence of a site that joins after the last round: the grown model is of the same step as the old one."""
+    new = (*SITES, FakeSite("oak", modalities=("FLAIR", "PD")))
+    said = replace(OPTIONS, sites=("ash", "elm", "oak"))
+
+    def join(folder: Path) -> RunResult:
+        link = FakeLink(*new)
+        return run(said, link, folder, clock=link.clock)
+
+    straight = tmp_path / "straight"
+    shutil.copytree(undisturbed, straight)
+    with pytest.MonkeyPatch.context() as patch:
+        reaper = Reaper(patch, -1, after=False)
+        join(straight)
+    assert reaper.moved > 5
+    for number in range(1, reaper.moved + 1):
+        folder = tmp_path / str(number)
+        shutil.copytree(undisturbed, folder)
+        with pytest.MonkeyPatch.context() as patch:
+            Reaper(patch, number, after=number % 2 == 0)
+            with pytest.raises(Killed):
+                join(folder)
+        join(folder)
+        for name in SAVED:
+            assert (folder / name).read_bytes() == (straight / name).read_bytes(), (number, name)
 
 
 def test_models_of_a_round_that_was_not_committed_do_not_count(tmp_path: Path) -> None:
@@ -153,7 +182,7 @@ def test_two_processes_cannot_run_one_experiment(tmp_path: Path) -> None:
 def test_a_state_without_its_model_is_damaged(tmp_path: Path) -> None:
     go(tmp_path)
     (tmp_path / "last.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())  # of round 1
-    with pytest.raises(CheckpointError, match=r"is of step 1, but state\.safetensors beside it speaks of step 2"):
+    with pytest.raises(CheckpointError, match=r"is of step 1 and .*, but state\.safetensors .* of step 2"):
         opened(tmp_path)
 
 

@@ -149,10 +149,26 @@ def test_under_masks_what_few_have_stays_at_home() -> None:
     assert own == ("encoder.0.first.conv.weight[PD]", "encoder.0.first.conv.weight[T1]")
     assert [text.split(":")[0] for text in warnings(roster, parts(roster.info), said)] == ["PD", "T1"]
     assert personal_parts(roster, parts(roster.info), options("ash", "elm", "oak")) == ()
-    known = as_the_server_has_it(roster.info, roster, said).trained_on
+    known = as_the_server_has_it(roster.info, roster, said, said.sites).trained_on
     assert known == {"PD": (), "FLAIR": ("ash/ash", "elm/elm", "oak/oak"), "T1": ()}
-    known = as_a_site_has_it(roster.info, roster, said, "ash").trained_on
+    served = as_the_server_has_it(roster.info, roster, said, said.sites)
+    known = as_a_site_has_it(served, roster, said, "ash", said.sites).trained_on
     assert known == {"PD": (), "FLAIR": ("ash/ash", "elm/elm", "oak/oak"), "T1": ("ash/ash",)}
+    assert as_a_site_has_it(served, roster, said, "ash", ["elm"]).trained_on["T1"] == ()
+
+
+def test_a_model_has_learnt_only_from_sites_whose_updates_it_holds() -> None:
+    said = options("ash", "elm")
+    roster = enrolled(told(ASH, ELM), said)
+    info = as_the_server_has_it(roster.info, roster, said, ["ash"])
+    assert info.trained_on == {"PD": (), "FLAIR": ("ash/ash",), "T1": ("ash/ash",)}
+    assert set(info.databases) == {"ash/ash"}
+
+
+def test_under_masks_the_servers_model_says_what_it_cannot_read() -> None:
+    said = replace(options("ash", "elm", "oak"), privacy=PrivacyOptions(masked=True))
+    infos = {name: replace(info, public_key="00") for name, info in told(ASH, ELM, FakeSite("oak")).items()}
+    roster = enrolled(infos, said)
     assert scope.warnings(roster, said) == ["the server's models are not to be given PD, T1: sites keep those weights."]
     with pytest.raises(FederationError, match="ash: it has no key for masks"):
         enrolled(told(ASH, ELM, FakeSite("oak")), said)

@@ -21,6 +21,7 @@ from multiseg.models.saved import load_model, load_weights, read_info
 from multiseg.training.folder import ModelOptions
 
 FIRST = "encoder.0.first.conv.weight"
+LAST_BIAS = "decoder.0.reduce.bias"
 ASH, ELM, OAK = FakeSite("ash", num_cases=10), FakeSite("elm", num_cases=30, change=0.5), FakeSite("oak")
 
 
@@ -326,6 +327,22 @@ def test_a_site_with_a_new_sequence_joins(tmp_path: Path) -> None:
     assert "joined: oak; left: ash" in said
 
 
+def test_a_site_that_joins_after_the_last_round_teaches_nothing(tmp_path: Path) -> None:
+    """It tests the model, whose channel for its sequence nobody has trained; more rounds go on from there."""
+    go(FakeLink(ASH, ELM), tmp_path, rounds=2, fit=_constant())
+    events: list[Event] = []
+    sites = (ASH, ELM, replace(OAK, modalities=("PD", "FLAIR")))
+    result = go(FakeLink(*sites), tmp_path, events=events, rounds=2, fit=_constant())
+    assert (result.finished, set(result.test)) == (True, {"ash", "elm", "oak"})
+    for name in ("last.safetensors", "model.safetensors", "worst.safetensors"):
+        info = read_info(tmp_path / name)
+        assert info.trained_on == {"FLAIR": ("ash/ash", "elm/elm"), "T1": ("ash/ash", "elm/elm"), "PD": ()}, name
+        assert set(info.databases) == {"ash/ash", "elm/elm"}
+    assert "it learns nothing of oak" in " ".join(event.text for event in of(Noted, events))
+    assert go(FakeLink(*sites), tmp_path, rounds=3, fit=_constant()).round == 3
+    assert read_info(tmp_path / "last.safetensors").trained_on["PD"] == ("oak/oak",)
+
+
 def _constant() -> object:
     from multiseg.training.fit import FitOptions
 
@@ -442,6 +459,44 @@ def test_the_last_model_is_evaluated_with_what_was_a_sites_own_in_it(tmp_path: P
     go(link, tmp_path, schedule={"quorum": 2})
     numbers = {site: [(task.round, task.body["kept"]) for task in _asked(link, site, EVALUATE)] for site in link.sites}
     assert numbers == {"ash": [(2, 2)], "elm": [(2, 2)], "oak": [(1, 1)]}
+
+
+def test_each_sites_model_is_handed_to_all(tmp_path: Path) -> None:
+    """It is what the last round began with and what that site alone added."""
+    link = FakeLink(ASH, ELM, OAK)
+    said = replace(options("ash", "elm", schedule={"cross_site": True}), held_out=("oak",))
+    result = go(link, tmp_path, said=said)
+    assert set(result.final["cross"]) == {"ash", "elm"}
+    assert result.final["cross"]["ash"] == {site: {site: 0.52} for site in ("ash", "elm", "oak")}
+    begun = next(task for task in link.tasks if (task.kind, task.round) == (ROUND, 2)).tensors[LAST_BIAS]
+    handed = [task.tensors[LAST_BIAS] for task in _asked(link, "oak", EVALUATE)][-2:]
+    for tensor, site in zip(handed, (ASH, ELM), strict=True):
+        torch.testing.assert_close(tensor, begun + site.change)
+    assert not torch.equal(*handed)
+    again = FakeLink(ASH, ELM, OAK)
+    go(again, tmp_path, said=said)
+    assert again.sent == []
+
+
+def test_handing_models_round_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    said = options("ash", "elm", schedule={"cross_site": True})
+    link = FakeLink(ASH, ELM)
+    # The second one that it is asked for; the first is the model of the last round.
+    stopped = run(said, link, tmp_path, lambda _: None, lambda: len(_asked(link, "elm", EVALUATE)) == 3, link.clock)
+    assert (stopped.finished, set(stopped.final["cross"])) == (False, {"ash"})
+    again = FakeLink(ASH, ELM)
+    assert set(go(again, tmp_path, said=said).final["cross"]) == {"ash", "elm"}
+    assert len(_asked(again, "ash", EVALUATE)) == 1
+
+
+def test_a_model_of_an_earlier_end_is_not_handed_round_again(tmp_path: Path) -> None:
+    """A run of more rounds begins the table anew, and a site that was missing in its last round has no model."""
+    schedule = {"cross_site": True, "quorum": 1}
+    go(FakeLink(ASH, ELM), tmp_path, said=options("ash", "elm", schedule=schedule, fit=_constant()))
+    link = FakeLink(ASH, ELM)
+    link.replies["elm", ROUND, 3] = [spoilt(ELM, tensors={})]
+    result = go(link, tmp_path, said=options("ash", "elm", rounds=3, schedule=schedule, fit=_constant()))
+    assert set(result.final["cross"]) == {"ash"}
 
 
 def test_a_run_that_lacks_nothing_asks_nobody(tmp_path: Path) -> None:

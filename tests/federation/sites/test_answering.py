@@ -433,6 +433,16 @@ def test_a_run_that_protects_too_little_is_refused_before_it_trains(
         assert not answer(round_task(info, options=replace(OPTIONS, privacy=passed)), site).error
 
 
+def test_a_site_says_whether_others_may_see_its_model(site_stores, tmp_path, info):
+    options = replace(OPTIONS, schedule=replace(OPTIONS.schedule, cross_site=True))
+    found = answer(round_task(info, options=options), site_of("birch", site_stores, tmp_path))
+    assert "does not allow it (to_sites)" in found.error
+    willing = site_of("birch", site_stores, tmp_path / "willing", leaves=Leaves(to_sites=True))
+    assert not answer(round_task(info, options=options), willing).error
+    asked = [json.loads(line)["told"] for line in (willing.state / audit.LOG).read_text().splitlines()][0]
+    assert asked["cross_site"] is True
+
+
 def test_the_audit_log_holds_what_was_asked(site_stores, tmp_path, info):
     options = replace(with_local(proximal=0.5), privacy=PROTECTED)
     site = site_of("birch", site_stores, tmp_path)
