@@ -439,7 +439,7 @@ def test_a_site_says_whether_others_may_see_its_model(site_stores, tmp_path, inf
     assert "does not allow it (to_sites)" in found.error
     willing = site_of("birch", site_stores, tmp_path / "willing", leaves=Leaves(to_sites=True))
     assert not answer(round_task(info, options=options), willing).error
-    asked = [json.loads(line)["told"] for line in (willing.state / audit.LOG).read_text().splitlines()][0]
+    asked = next(json.loads(line)["told"] for line in (willing.state / audit.LOG).read_text().splitlines())
     assert asked["cross_site"] is True
 
 
