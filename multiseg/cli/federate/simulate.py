@@ -87,10 +87,11 @@ def federation_options(
     """
     import torch
 
-    from multiseg.config import checked, defaults, learning, merged, read_settings
+    from multiseg.config import checked, defaults, learning, merged
     from multiseg.federation.plan import FederationOptions, check
+    from multiseg.federation.run_file import read_run
 
-    file = read_settings(run, FederationOptions, HINT) if run else {}
+    file = read_run(run, HINT) if run else {}
     held_out = file.get("held_out", ())
     own = {"experiment": "simulation", "sites": tuple(name for name in stores if name not in held_out)}
     said = merged(merged(own, file), flags)
@@ -104,17 +105,19 @@ def _print_settings(options: FederationOptions, as_json: bool) -> None:
     import tomli_w
 
     from multiseg.cli.console import print_json
+    from multiseg.federation.run_file import heard
 
+    settings = heard(asdict(options))
     if as_json:
-        print_json(asdict(options))
+        print_json(settings)
     else:
-        typer.echo(tomli_w.dumps(asdict(options)), nl=False)
+        typer.echo(tomli_w.dumps(settings), nl=False)
 
 
 def _simulated(options: FederationOptions, stores: Mapping[str, str], out: Path, device: str, quiet: bool) -> RunResult:
     """Run with a bar on a terminal, a line a round, and a table at the end."""
     from multiseg.cli.console import messages, print_table, progress_bar
-    from multiseg.federation.centre.report import round_table, test_table
+    from multiseg.federation.centre.report import cross_table, round_table, test_table
     from multiseg.federation.local import Machine, simulate
 
     console = messages(quiet)
@@ -128,6 +131,8 @@ def _simulated(options: FederationOptions, stores: Mapping[str, str], out: Path,
     elif not quiet:
         print_table(f"{out}: Dice of the model each round began with", *round_table(result.history, result.final))
         print_table(f"Test Dice, model of round {result.best_round}", *test_table(result.test))
+        if options.schedule.cross_site:
+            print_table("Test Dice of each site's model of the last round", *cross_table(result.final))
     return result
 
 
