@@ -27,23 +27,30 @@ def enrol_server_command(
     port: Annotated[int | None, typer.Option(help="The public port (default 8443).")] = None,
     superlink_port: Annotated[int | None, typer.Option(help="Flower's, on loopback (default 8000).")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="For Prometheus, on loopback (default 9400).")] = None,
+    new_authority: Annotated[bool, typer.Option("--new-authority", help="Make a new authority, too.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Shut out sites that lack the new authority's ca.crt.")] = False,
 ) -> int:
     """Make the authority, the certificate, the keys and the settings of a server.
 
     Again: the certificate is renewed; authority, keys and sites stay.
 
-    Example:
+    With --new-authority sites that have only the former ca.crt connect until that ends, or until --now.
+
+    Examples:
 
     multiseg fed enrol server centre --host fed.example.org --host 10.0.0.5
+
+    multiseg fed enrol server centre --new-authority
     """
     from multiseg.cli.console import output
+    from multiseg.federation.hosting.authority import told
     from multiseg.federation.hosting.enrol import enrol_server
 
     said = {"port": port, "superlink_port": superlink_port, "metrics_port": metrics_port}
     ports = {name: value for name, value in said.items() if value is not None}
-    made = enrol_server(folder, host or [], ports)
+    made = enrol_server(folder, host or [], ports, new_authority, now)
     output().print(
-        f"{folder} serves {made.public}. Keep a copy of {folder}/ca.key where only you reach it.\n"
+        f"{folder} serves {made.public}. {told(made)}\n"
         f"Next: multiseg fed enrol site {folder} NAME -o NAME-kit",
         markup=False, soft_wrap=True, highlight=False,
     )  # fmt: skip

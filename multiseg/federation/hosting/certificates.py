@@ -26,6 +26,8 @@ from multiseg.errors import FederationError, ResourceError, UsageError
 from multiseg.files import write_atomically
 
 AUTHORITY_DAYS, SERVER_DAYS, RENEW_DAYS = 3650, 365, 30
+AUTHORITY = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "multiseg federation")])
+"""The name of every authority of a federation, former and new."""
 _BACK = timedelta(hours=1)
 """A certificate begins in the past: a hospital's clock may be behind."""
 
@@ -56,52 +58,108 @@ def make_authority(certificate: Path, key: Path) -> None:
         UsageError: there is one.
     """
     secret = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "multiseg federation")])
-    built = (
-        _certificate(name, name, secret.public_key(), AUTHORITY_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .sign(secret, hashes.SHA384())
-    )
+    built = _authority(AUTHORITY, AUTHORITY, secret.public_key(), _end(AUTHORITY_DAYS)).sign(secret, hashes.SHA384())
     write_secret(key, _private_bytes(secret, PrivateFormat.PKCS8))
     write_atomically(certificate, built.public_bytes(Encoding.PEM))
 
 
+def bridge(certificate: Path, former: tuple[Path, Path]) -> bytes:
+    """A new authority's certificate as the former one signs it: whoever trusts only the former so trusts the new one.
+
+    Both have one name, and a certificate that names itself as its issuer does not count in the length of a path (RFC
+    5280, 4.2.1.9), which is 0 for both. It ends with the former authority.
+
+    Args:
+        former: files of its certificate and of its key.
+
+    Raises:
+        FederationError: the former authority's key is not there, or is not its key.
+    """
+    issuer, signer = _signer(*former)
+    new = x509.load_pem_x509_certificate(certificate.read_bytes())
+    public = new.public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    signed = _authority(new.subject, issuer.subject, public, issuer.not_valid_after_utc)
+    signed = signed.add_extension(_issued_with(signer), critical=False)
+    return signed.sign(signer, hashes.SHA384()).public_bytes(Encoding.PEM)
+
+
 def make_certificate(
-    folder: Path, authority: tuple[str, str], files: tuple[str, str], hosts: Sequence[str], days: int = SERVER_DAYS
+    folder: Path,
+    authority: tuple[str, str],
+    files: tuple[str, str],
+    hosts: Sequence[str],
+    days: int = SERVER_DAYS,
+    above: bytes = b"",
 ) -> None:
     """A server's certificate, signed by the authority; its key is made where there is none, and kept otherwise.
 
     Args:
         authority, files: names of the certificate and of the key in the folder.
         hosts: names and addresses by which the server is reached.
+        above: certificates that are shown with it, in PEM.
 
     Raises:
-        FederationError: the authority's key is not there, or damaged.
+        FederationError: the authority's key is not there, damaged, or another's.
         UsageError: a host is no name.
     """
-    issuer = x509.load_pem_x509_certificate((folder / authority[0]).read_bytes())
-    signer = _read_key(folder / authority[1])
-    if not (folder / files[1]).exists():
-        write_secret(folder / files[1], _private_bytes(ec.generate_private_key(ec.SECP256R1()), PrivateFormat.PKCS8))
-    public = _read_key(folder / files[1]).public_key()
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
+    issuer, signer = _signer(folder / authority[0], folder / authority[1])
+    public = _own_key(folder / files[1]).public_key()
     built = (
-        _certificate(subject, issuer.subject, public, days)
+        _for_hosts(hosts, issuer.subject, public, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([_alternative(host) for host in hosts]), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(_issued_with(signer), critical=False)
         .sign(signer, hashes.SHA384())
     )
-    write_atomically(folder / files[0], built.public_bytes(Encoding.PEM))
+    write_atomically(folder / files[0], built.public_bytes(Encoding.PEM) + above)
+
+
+def make_own_certificate(certificate: Path, key: Path, hosts: Sequence[str]) -> None:
+    """A server's certificate that is its own authority, for ten years: who trusts this file trusts that server alone.
+
+    Its key is made where there is none, and kept otherwise.
+    """
+    secret = _own_key(key)
+    built = (
+        _for_hosts(hosts, None, secret.public_key(), AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True, signs_itself=True), critical=True)
+        .sign(secret, hashes.SHA384())
+    )
+    write_atomically(certificate, built.public_bytes(Encoding.PEM))
+
+
+def is_own(certificate: Path) -> bool:
+    """Whether a certificate is its own authority."""
+    found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    return found.subject == found.issuer
+
+
+def still_valid(certificates: bytes) -> bytes:
+    """Those certificates of several in PEM, or none, that have not ended."""
+    found = x509.load_pem_x509_certificates(certificates) if certificates.strip() else []
+    return b"".join(one.public_bytes(Encoding.PEM) for one in found if one.not_valid_after_utc > datetime.now(UTC))
+
+
+def last_end(certificates: bytes) -> datetime:
+    """When the last of several in PEM ends."""
+    return max(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(certificates))
+
+
+def fingerprint(certificate: Path) -> str:
+    """SHA-256 of a certificate, as openssl writes it."""
+    return x509.load_pem_x509_certificate(certificate.read_bytes()).fingerprint(hashes.SHA256()).hex(":").upper()
+
+
+def ends(certificate: Path) -> datetime:
+    """When a certificate ends."""
+    return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
 
 
 def days_left(certificate: Path) -> float:
     """Until a certificate ends."""
-    end = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
-    return (end - datetime.now(UTC)) / timedelta(days=1)
+    return (ends(certificate) - datetime.now(UTC)) / timedelta(days=1)
 
 
 def make_site_key() -> tuple[bytes, str]:
@@ -130,24 +188,65 @@ def read_public_key(path: Path) -> str:
 
 
 def _certificate(
-    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, end: datetime
 ) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(public)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACK)
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_before(datetime.now(UTC) - _BACK)
+        .not_valid_after(end)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
     )
 
 
-def _usage(signs_certificates: bool) -> x509.KeyUsage:
+def _authority(
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, end: datetime
+) -> x509.CertificateBuilder:
+    built = _certificate(subject, issuer, public, end)
+    built = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    return built.add_extension(_usage(signs_certificates=True), critical=True)
+
+
+def _for_hosts(
+    hosts: Sequence[str], issuer: x509.Name | None, public: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
+    built = _certificate(subject, issuer or subject, public, _end(days))
+    names = x509.SubjectAlternativeName([_alternative(host) for host in hosts])
+    built = built.add_extension(names, critical=False)
+    return built.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+
+
+def _end(days: int) -> datetime:
+    return datetime.now(UTC) + timedelta(days=days)
+
+
+def _issued_with(signer: ec.EllipticCurvePrivateKey) -> x509.AuthorityKeyIdentifier:
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+
+
+def _signer(certificate: Path, key: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    issuer, signer = x509.load_pem_x509_certificate(certificate.read_bytes()), _read_key(key)
+    if issuer.public_key() != signer.public_key():
+        raise FederationError(
+            f"{key} is not the key of {certificate}, so that nobody would trust what it signs. Bring back the key that "
+            "was made with that certificate: after a change of the authority, the new one's."
+        )
+    return issuer, signer
+
+
+def _own_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    if not path.exists():
+        write_secret(path, _private_bytes(ec.generate_private_key(ec.SECP256R1()), PrivateFormat.PKCS8))
+    return _read_key(path)
+
+
+def _usage(signs_certificates: bool, signs_itself: bool = False) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not signs_certificates,
+        digital_signature=signs_itself or not signs_certificates,
         key_cert_sign=signs_certificates,
         crl_sign=signs_certificates,
         content_commitment=False,

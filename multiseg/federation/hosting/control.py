@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multiseg.errors import FederationError
-from multiseg.federation.hosting.home import CA, Home
+from multiseg.federation.hosting.home import LINK_CERTIFICATE, Home
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
@@ -145,13 +145,16 @@ def controlling(home: Home) -> Iterator[Control]:
     """The control calls of a server that runs.
 
     Raises:
-        FederationError: it has no certificate authority. That it does not run is said by the first call.
+        FederationError: it has no certificate of its link. That it does not run is said by the first call.
     """
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 
     with ControlHttpClient.from_server_address(
-        home.superlink, False, _authority(home.at(CA)), [RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
+        home.superlink,
+        False,
+        _authority(home.at(LINK_CERTIFICATE)),
+        [RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
     ) as client:
         yield Control(client)
 

@@ -13,13 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from multiseg.errors import FederationError, UsageError
+from multiseg.errors import UsageError
 from multiseg.federation.fab import app_hash
-from multiseg.federation.hosting import certificates, home
+from multiseg.federation.hosting import authority, certificates, home
 from multiseg.federation.hosting.home import Home, check_home, read_home, write_home
 from multiseg.federation.hosting.registry import admit, allowed, expel, read_registry
-
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 SITE_TOML = """\
 # A site's own settings: what stands here, the site alone decides.
@@ -44,20 +42,28 @@ approved = ["{app}"]
 
 # What may leave: these are the defaults; docs/federation.md has more.
 # [leaves]
-# tensors = ["*"]
-# metrics = ["*"]
-# fingerprint = true
-# counts = true
-# least = 5
+# tensors = ["*"]        # patterns of the parts of the network whose changes may leave
+# metrics = ["*"]        # patterns of the numbers that may leave
+# fingerprint = true     # statistics of intensities and sizes, where a run asks for them
+# counts = true          # rounded numbers of cases
+# least = 5              # they are rounded up to multiples of this
+# to_sites = false       # true: other sites may be given the model this site trained in the last round, to test it
+#
+# What a run has to do for updates, or this site does not train in it:
+# masked = false         # true: masks
+# noise = 0.0            # noise of at least so many multiples of the clip
+# clip = 0.0             # a clip of at most so much (0: any)
+# cases = 0              # train on at least so many cases of this site
 """
 
 README = """\
 Start-up kit of the site {name} for the federation at {server}
 
-site.key   proves that it is you: keep it to yourselves, readable by the one account that runs multiseg.
 ca.crt     proves that the server is the server. Compare its fingerprint by telephone:
            openssl x509 -in ca.crt -noout -fingerprint -sha256
-site.toml  your settings: name the store in it.
+site.toml  your settings: name the store in it. The coordinating centre has filled in `approved`, the one app that may
+           run here: compare it with what your own `multiseg fed app --hash` says before you join.
+{key}
 
 Only one connection is made, from here to {server} (HTTPS); nothing has to be opened towards here.
 Install multiseg {version} (server and sites must have the same), then:
@@ -67,59 +73,47 @@ Install multiseg {version} (server and sites must have the same), then:
 """
 
 
-def enrol_server(folder: Path, hosts: Sequence[str], ports: Mapping[str, Any]) -> Home:
+NEW_KEY = """\
+site.key   proves that it is you: keep it to yourselves, mode 600, readable by the one account that runs multiseg."""
+OWN_KEY = """\
+
+Your key is not among them, since you made it yourselves. Lay it beside site.toml as site.key, or name its place there
+(key = ...): mode 600, readable by the one account that runs multiseg."""
+
+
+def enrol_server(
+    folder: Path, hosts: Sequence[str], ports: Mapping[str, Any], new_authority: bool = False, now: bool = False
+) -> Home:
     """Make a server's folder: authority, certificates, secret and settings. Where there is one, authority, sites and
     keys stay, and the server's certificate is renewed; hosts and ports that are not given stay as well.
 
     Args:
         ports: by name as in `Home`: "port", "superlink_port", "metrics_port".
+        new_authority: a new authority, too; sites that trust only the former go on connecting until that one ends.
+        now: those sites are shut out: with `new_authority` at once, else those that an earlier change left in.
 
     Raises:
         UsageError: a host or a port cannot be meant.
-        FederationError: the authority's key is not there to sign with.
+        FederationError: the authority's key is not there to sign with, or is another's.
     """
     known = (folder / home.SETTINGS).exists()
     before = read_home(folder) if known else Home(folder.absolute(), tuple(hosts))
     made = replace(before, hosts=tuple(hosts) or before.hosts, **ports)
     check_home(made)
-    if not (folder / home.CA).exists():
-        certificates.make_authority(folder / home.CA, folder / home.CA_KEY)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     if not (folder / home.SECRET).exists():
         certificates.write_secret(folder / home.SECRET, secrets.token_hex(48).encode())
-    renew(made)
+    if new_authority:
+        authority.change(made, now)
+    elif now and known:
+        authority.end_overlap(made)
+    else:
+        authority.renew(made)
+    if not made.at(home.LINK_CERTIFICATE).exists():
+        authority.renew_link(made)
     write_home(made)
     return made
-
-
-def renew(made: Home) -> None:
-    """New certificates for the server's keys.
-
-    Raises:
-        FederationError: the authority's key is not there to sign with.
-    """
-    authority, every = (home.CA, home.CA_KEY), (*made.hosts, *LOOPBACK)
-    hosts, link = list(dict.fromkeys(every)), (home.LINK_CERTIFICATE, home.LINK_KEY)
-    certificates.make_certificate(made.folder, authority, (home.CERTIFICATE, home.KEY), hosts)
-    if not made.at(home.LINK_CERTIFICATE).exists():  # the SuperLink's own, which would have to be started anew
-        certificates.make_certificate(made.folder, authority, link, LOOPBACK, certificates.AUTHORITY_DAYS)
-
-
-def renew_in_time(made: Home) -> str:
-    """Renew the gate's certificate where it ends soon; what a person should know, "" for nothing.
-
-    Raises:
-        FederationError: it has ended, and the authority's key is not there to sign another.
-    """
-    left = certificates.days_left(made.at(home.CERTIFICATE))
-    if left > certificates.RENEW_DAYS:
-        return ""
-    if made.at(home.CA_KEY).exists():
-        renew(made)
-        return f"The server's certificate would have ended in {left:.0f} days and is renewed."
-    if left > 0:
-        return f"The server's certificate ends in {left:.0f} days: bring back {made.at(home.CA_KEY)} to renew it."
-    raise FederationError(f"the server's certificate ended {-left:.0f} days ago: bring back {made.at(home.CA_KEY)}.")
 
 
 def enrol_site(folder: Path, name: str, kit: Path, public_key: Path | None = None) -> tuple[Path, Path]:
@@ -132,13 +126,14 @@ def enrol_site(folder: Path, name: str, kit: Path, public_key: Path | None = Non
         UsageError: the name or the key is taken or no such thing, or the kit is there already. Nothing has changed.
     """
     server = read_home(folder)
+    authority.settle(folder)
     archive = kit.with_name(f"{kit.name}.tar.gz")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise UsageError(f"{name!r} is no name: give letters, digits, '.', '_' and '-', at most 64.")
     for path in (kit, archive):
         if path.exists():
             raise UsageError(f"{path} is there already: give another place (-o), or remove it yourself.")
-    files = _kit(server, name)
+    files = _kit(server, name, OWN_KEY if public_key else NEW_KEY)
     if public_key:
         public = certificates.read_public_key(public_key)
     else:
@@ -170,8 +165,8 @@ def sites(folder: Path) -> list[str]:
     return sorted(allowed(read_registry(folder)).values())
 
 
-def _kit(server: Home, name: str) -> dict[str, bytes]:
-    words = {"name": name, "server": server.public, "version": version("multiseg"), "app": app_hash()}
+def _kit(server: Home, name: str, key: str) -> dict[str, bytes]:
+    words = {"name": name, "server": server.public, "version": version("multiseg"), "app": app_hash(), "key": key}
     return {
         "site.toml": SITE_TOML.format(**words).encode(),
         "README.txt": README.format(**words).encode(),

@@ -203,7 +203,7 @@ async def _while_kept(keeping: Awaitable[None], server: uvicorn.Server) -> None:
 
 
 async def _serve(server: Home) -> None:
-    authority = ssl.create_default_context(cafile=str(server.at(home.CA)))
+    authority = ssl.create_default_context(cafile=str(server.at(home.LINK_CERTIFICATE)))
     limits = httpx.Limits(max_connections=UPSTREAM_CONNECTIONS, keepalive_expiry=UPSTREAM_IDLE_S)
     traffic, doorkeeper = Traffic(server.at(home.TRAFFIC)), Doorkeeper(server.folder)
     async with httpx.AsyncClient(

@@ -52,6 +52,8 @@ class Home:
 
 
 CA, CA_KEY = "ca.crt", "ca.key"
+BRIDGE = "bridge.crt"
+"""The authority's certificate as a former one signed it, shown to sites while these trust the former alone."""
 CERTIFICATE, KEY = "server.crt", "server.key"
 LINK_CERTIFICATE, LINK_KEY = "link.crt", "link.key"
 SECRET, SITES, SETTINGS = "superexec.secret", "sites.json", "home.toml"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from multiseg.errors import ResourceError, UsageError
 from multiseg.federation.hosting import home
-from multiseg.federation.hosting.enrol import renew_in_time
+from multiseg.federation.hosting.authority import renew_in_time, renew_link
 from multiseg.federation.hosting.home import Home, read_home
 from multiseg.federation.supervise import Child, Ending, backoff, supervise
 
@@ -43,6 +43,7 @@ def serve(folder: Path, say: Callable[[str], None]) -> None:
     server = read_home(folder)
     with _alone(server):
         check_files(server)
+        renew_link(server)
         if told := renew_in_time(server):
             say(told)
         check_room(server)
@@ -71,7 +72,7 @@ def children(server: Home, say: Callable[[str], None]) -> list[Child]:
     }
     superlink = [
         "flower-superlink", "--host", "127.0.0.1", "--port", str(server.superlink_port),
-        "--ssl-ca-certfile", str(server.at(home.CA)),
+        "--ssl-ca-certfile", str(server.at(home.LINK_CERTIFICATE)),
         "--ssl-certfile", str(server.at(home.LINK_CERTIFICATE)),
         "--ssl-keyfile", str(server.at(home.LINK_KEY)),
         "--enable-supernode-auth", "--isolation", "process",
@@ -81,7 +82,7 @@ def children(server: Home, say: Callable[[str], None]) -> list[Child]:
     ]  # fmt: skip
     superexec = [
         "flower-superexec", "--runtime-api-address", server.superlink,
-        "--root-certificates", str(server.at(home.CA)),
+        "--root-certificates", str(server.at(home.LINK_CERTIFICATE)),
         "--superexec-auth-secret-file", str(server.at(home.SECRET)),
     ]  # fmt: skip
     commands = {

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from multiseg.errors import FederationError
 from multiseg.federation.hosting import home
+from multiseg.federation.hosting.authority import renew_in_time
 from multiseg.federation.hosting.certificates import days_left
 from multiseg.federation.hosting.control import Control, Node, Run, controlling
-from multiseg.federation.hosting.enrol import renew_in_time
 from multiseg.federation.hosting.home import Home, read_home
 from multiseg.federation.hosting.registry import Entry, allowed, read_registry
 from multiseg.federation.hosting.traffic import read_traffic

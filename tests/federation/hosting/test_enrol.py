@@ -1,10 +1,13 @@
 """A server and its sites made known to each other."""
 
 import json
+import re
 import ssl
 import stat
 import subprocess
 import tarfile
+import tomllib
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,10 +19,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from multiseg.errors import FederationError, UsageError
 from multiseg.federation.fab import app_bytes, app_hash
 from multiseg.federation.hosting import certificates
-from multiseg.federation.hosting.enrol import enrol_server, enrol_site, renew_in_time, revoke_site, sites
+from multiseg.federation.hosting.authority import renew_in_time
+from multiseg.federation.hosting.enrol import enrol_server, enrol_site, revoke_site, sites
 from multiseg.federation.hosting.home import read_home
 from multiseg.federation.hosting.registry import read_registry
 from multiseg.federation.joining.settings import read_site
+from multiseg.federation.sites.policy import Leaves
 
 HOSTS = ["fed.example.org", "10.0.0.5"]
 SECRETS = ("ca.key", "server.key", "link.key", "superexec.secret")
@@ -140,6 +145,32 @@ def test_a_kits_settings_are_read_once_the_store_is_filled_in(centre: Path, tmp_
     said = read_site(settings)
     assert (said.site, said.server, said.approved) == ("alder", "fed.example.org:9443", (app_hash(),))
     assert (said.key, said.ca) == (kit / "site.key", kit / "ca.crt")
+
+
+def test_a_kit_names_every_setting_of_what_leaves_with_its_default(centre: Path, tmp_path: Path) -> None:
+    kit, _ = enrol_site(centre, "alder", tmp_path / "kit")
+    settings = kit / "site.toml"
+    names = "|".join(field.name for field in fields(Leaves))
+    said = settings.read_text().replace('store = ""', 'store = "/data/alder.zarr"')
+    said, many = re.subn(rf"^# (\[leaves\]$|(?:{names}) = )", r"\1", said, flags=re.MULTILINE)
+    assert many == 1 + len(fields(Leaves))
+    settings.write_text(said)
+    assert read_site(settings).leaves == Leaves()
+    assert set(tomllib.loads(said)["leaves"]) == {field.name for field in fields(Leaves)}
+
+
+def test_a_kit_tells_what_it_holds(centre: Path, tmp_path: Path) -> None:
+    own = public_file(tmp_path, ec.generate_private_key(ec.SECP384R1()))
+    with_key, _ = enrol_site(centre, "alder", tmp_path / "with")
+    without, _ = enrol_site(centre, "birch", tmp_path / "without", own)
+    assert sorted(path.name for path in without.iterdir()) == ["README.txt", "ca.crt", "site.toml"]
+    for kit in (with_key, without):
+        told = (kit / "README.txt").read_text()
+        listed = set(re.findall(r"^(\S+\.\S+)  ", told, re.MULTILINE))
+        assert listed == {path.name for path in kit.iterdir()} - {"README.txt"}
+        assert "`approved`" in told
+        assert "multiseg fed app --hash" in told
+    assert "Your key is not in here" in (without / "README.txt").read_text()
 
 
 def test_a_site_may_keep_its_key_to_itself(centre: Path, tmp_path: Path) -> None:

@@ -212,6 +212,39 @@ def test_a_renewed_certificate_is_shown_without_a_restart(served: Served) -> Non
     assert shown() == (served.centre / "server.crt").read_text()
 
 
+def test_the_authority_changes_while_sites_are_connected(served: Served, tmp_path: Path) -> None:
+    old, new = tmp_path / "old.crt", served.centre / "ca.crt"
+    old.write_bytes(new.read_bytes())
+
+    def comes_through(trusted: str) -> bool:
+        trust = ssl.create_default_context(cadata=trusted)
+        try:
+            with socket.create_connection(("127.0.0.1", served.home.port), 30) as line:
+                trust.wrap_socket(line, server_hostname="127.0.0.1").close()
+        except ssl.SSLCertVerificationError:
+            return False
+        return True
+
+    def comes_with(file: Path) -> bool:
+        return comes_through(file.read_text())
+
+    enrol_server(served.centre, [], {}, new_authority=True)
+    assert new.read_bytes() != old.read_bytes()
+    served.waits(lambda: comes_with(new), "the new authority")
+    assert comes_with(old)
+    assert comes_through(old.read_text() + new.read_text())
+    served.node("birch", served.centre.parent / "birch-kit" / "site.key", served.centre.parent / "birch.txt")
+    served.waits(lambda: "birch is online: 2 of" in served.said.read_text(), "birch, which has the new one")
+    states = {site["site"]: site["status"] for site in status(served.centre)["sites"]}
+    assert (states["alder"], states["birch"]) == ("online", "online")  # alder's node knows the former alone
+
+    enrol_server(served.centre, [], {}, now=True)
+    served.waits(lambda: not comes_with(old), "the end of the former authority")
+    assert comes_with(new)
+    assert comes_through(old.read_text() + new.read_text())
+    assert status(served.centre)["error"] == "", "what runs behind the gate has not noticed"
+
+
 def test_numbers_are_told_on_loopback(served: Served) -> None:
     told = httpx.get(f"http://127.0.0.1:{served.home.metrics_port}/metrics", trust_env=False).text
     assert 'multiseg_up{part="superlink"} 1' in told
