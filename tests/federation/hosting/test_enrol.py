@@ -170,7 +170,7 @@ def test_a_kit_tells_what_it_holds(centre: Path, tmp_path: Path) -> None:
         assert listed == {path.name for path in kit.iterdir()} - {"README.txt"}
         assert "`approved`" in told
         assert "multiseg fed app --hash" in told
-    assert "Your key is not in here" in (without / "README.txt").read_text()
+    assert "Your key is not among them" in (without / "README.txt").read_text()
 
 
 def test_a_site_may_keep_its_key_to_itself(centre: Path, tmp_path: Path) -> None:
