@@ -10,7 +10,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from multiseg.federation.fab import app_hash
 from multiseg.federation.joining import executor
+from multiseg.federation.joining.approval import Approval
 from multiseg.federation.joining.settings import read_site, to_site
 from multiseg.federation.messages import ROUND
 from multiseg.federation.sites.answering import answer
@@ -58,6 +60,6 @@ while not over:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         node = subprocess.Popen(command, env=os.environ | quiet | {"PATH": path})
         link = executor.Node(f"127.0.0.1:{port}", secret.read_bytes())
-    executor.execute(link, settings.approved, lie, lambda: bool(over) or is_gone(), print)
+    executor.execute(link, Approval(settings.approved, app_hash(), ""), lie, lambda: bool(over) or is_gone(), print)
     time.sleep(1)
 node.terminate()

@@ -127,22 +127,26 @@ def app_command(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it to a file, to look into.")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Show the app that Flower is given: a manifest that brings no code.
+    """Show the app that Flower is given: a manifest that brings no code, and names this multiseg by its sources' hash.
 
     Example:
 
     multiseg fed app --hash
     """
+    from importlib.metadata import version
+
     from multiseg.cli.console import output, print_json
-    from multiseg.federation.fab import app_bytes, app_hash
+    from multiseg.federation.fab import app_bytes, app_hash, sources_hash
     from multiseg.files import write_atomically
 
+    about = {"version": version("multiseg"), "sources": sources_hash(), "sha256": app_hash(), "bytes": len(app_bytes())}
     if out:
         write_atomically(out, app_bytes())
     if as_json:
-        print_json({"sha256": app_hash(), "bytes": len(app_bytes())})
+        print_json(about)
     elif show_hash:
-        output().print(app_hash())
+        output().print(about["sha256"])
     else:
-        output().print(f"{len(app_bytes())} bytes, SHA-256 {app_hash()}", highlight=False)
+        text = "multiseg {version}\nsources: SHA-256 {sources}\napp: SHA-256 {sha256}, {bytes} bytes"
+        output().print(text.format(**about), soft_wrap=True, highlight=False)
     return 0

@@ -38,9 +38,14 @@ class Presence:
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that came to nothing on its way: the process was killed, the node lost. It may pass."""
+    """A task that came to nothing on its way: the process was killed, the node lost.
+
+    Attributes:
+        remedy: what a person has to do; "" where it may pass by itself, and the task is sent again.
+    """
 
     text: str
+    remedy: str = ""
 
 
 @runtime_checkable
@@ -120,6 +125,7 @@ class _Errand:
     answer: Answer | None = None
     came: Came | None = None
     failure: str = ""
+    remedy: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -235,13 +241,13 @@ def _collect(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> bool:
     found = desk.link.collect(list(owner)) if owner else {}
     for id_, what in found.items():
         errand = owner[id_]
-        is_old_news = _may_pass(what) and id_ != errand.ids[-1]  # it was asked again since
+        is_old_news = _may_be_mended(what) and id_ != errand.ids[-1]  # it was asked again since
         if errand.is_open and not is_old_news:
             _take(desk, errand, what, terms)
     return bool(found)
 
 
-def _may_pass(what: Answer | Failure) -> bool:
+def _may_be_mended(what: Answer | Failure) -> bool:
     return isinstance(what, Failure) or bool(what.error and what.passing)
 
 
@@ -249,15 +255,15 @@ def _take(desk: Desk, errand: _Errand, what: Answer | Failure, terms: Terms) -> 
     """Judge what came: an answer, a failure that may pass, or one that will not."""
     task = errand.task
     if isinstance(what, Failure):
-        _again(desk, errand, what.text)
-    elif what.site == errand.site and _may_pass(what):
+        errand.remedy = what.remedy
+        (_fail if what.remedy else _again)(desk, errand, what.text)
+    elif what.site == errand.site and _may_be_mended(what):
         _again(desk, errand, what.error)
     elif (what.site, what.kind, what.round) != (errand.site, task.kind, task.round):
         told = f"it answered as {what.site!r} to {what.kind!r} of round {what.round}"
         _again(desk, errand, f"{told}: {what.error}" if what.error else told)
     elif reason := what.error or terms.refuse(what):
-        errand.failure = reason
-        desk.on_event(Refused(task.round, errand.site, reason))
+        _fail(desk, errand, reason)
     else:
         errand.answer = what
         seconds = desk.clock() - errand.sent_at
@@ -268,18 +274,26 @@ def _take(desk: Desk, errand: _Errand, what: Answer | Failure, terms: Terms) -> 
 def _again(desk: Desk, errand: _Errand, why: str) -> None:
     errand.tries += 1
     if errand.tries >= TRIES:
-        errand.failure = f"{why} (tried {TRIES} times)"
-        desk.on_event(Refused(errand.task.round, errand.site, errand.failure))
+        _fail(desk, errand, f"{why} (tried {TRIES} times)")
     else:
         errand.why = why
         errand.not_before = desk.clock() + PAUSE_S * 2 ** (errand.tries - 1)
 
 
+def _fail(desk: Desk, errand: _Errand, why: str) -> None:
+    errand.failure = why
+    text = f"{why}. {errand.remedy}" if errand.remedy else why
+    desk.on_event(Refused(errand.task.round, errand.site, text))
+
+
 def _missing(errands: Sequence[_Errand], terms: Terms) -> str:
     told = [f"{errand.site}: {_told(errand).removesuffix('.')}" for errand in errands if errand.answer is None]
     answered = len(errands) - len(told)
+    remedies = " ".join(dict.fromkeys(errand.remedy for errand in errands if errand.remedy))
+    advice = ": see to the sites and start the same run again, or set schedule.quorum."
+    if remedies:
+        advice = f". {remedies} Then start the same run again."
     return (
         f"round {_round(errands)} ({errands[0].task.kind}) got {answered} answers of {len(errands)} and needs "
-        f"{terms.least}. {'; '.join(told)}. All finished rounds are saved: see to the sites and start the same run "
-        "again, or set schedule.quorum."
+        f"{terms.least}. {'; '.join(told)}. All finished rounds are saved{advice}"
     )

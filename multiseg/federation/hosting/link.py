@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import httpx
-from flwr.app import Message
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
@@ -19,6 +21,11 @@ from multiseg.federation.records import MESSAGE_TYPE, answer_of, task_record, to
 MARGIN_S = 3.0
 """A site counts as online while this much is left of its last heartbeat: asking for the answer of one that is not
 makes the SuperLink give its message up."""
+SAME = (
+    "Server and site have to run the same multiseg, and the site has to approve it: update one of them where they "
+    "differ, compare what `multiseg fed app --hash` says at both, and have the site write that into `approved` in "
+    "site.toml and join anew."
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class FlowerLink:
 
     def _judged(self, reply: Message, sent: _Sent) -> Answer | Failure:
         if reply.has_error():
-            return Failure(told(reply.error))
+            return _refused(reply.error) if reply.error.code == ErrorCode.INVALID_FAB else Failure(told(reply.error))
         if reply.metadata.src_node_id != sent.node_id:
             return Failure(f"node {reply.metadata.src_node_id} answered in place of {sent.site}")
         return answer_of(reply)
@@ -102,3 +109,9 @@ class FlowerLink:
         """By name."""
         until = time.time() + MARGIN_S
         return {one.name: one for one in self._grid.get_nodes() if one.online_until > until}
+
+
+def _refused(error: Error) -> Failure:
+    """What a site's refusal of the app means: it refuses every task until a person has changed something."""
+    reason = error.reason or "without a reason"
+    return Failure(f"it refuses this server's multiseg {version('multiseg')}: {reason}".removesuffix("."), SAME)

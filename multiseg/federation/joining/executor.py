@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError
+from multiseg.federation.fab import app_hash
+from multiseg.federation.joining.approval import Approval, why_refused
 from multiseg.federation.joining.forked import Forked
 from multiseg.federation.joining.join import HANDED, MARK, PRIVATE
 from multiseg.federation.joining.settings import read_site, to_site
@@ -112,7 +115,7 @@ class Node:
 
 def execute(
     node: Node,
-    approved: tuple[str, ...],
+    approval: Approval,
     work: Work,
     is_over: Callable[[], bool],
     say: Callable[[str], None],
@@ -131,7 +134,7 @@ def execute(
             time.sleep(POLL_SECONDS)
             continue
         try:
-            reply, told = _answered(job, approved, partial(_work, work, note), is_over)
+            reply, told = _answered(job, approval, partial(_work, work, note), is_over)
             if reply is not None and reply.has_error():
                 note("out", told)
             is_sent = reply is None or _push(job, reply)
@@ -145,14 +148,13 @@ def execute(
 
 def _answered(
     job: Job,
-    approved: tuple[str, ...],
+    approval: Approval,
     work: Callable[[list[Message], Callable[[], bool]], bytes],
     is_over: Callable[[], bool],
 ) -> tuple[Message | None, str]:
     """The reply to a task, and what a person is told. None where the site stops: it is asked again when it is back."""
-    if job.fab_sha256 not in approved:
-        told = f"refused: the server runs the app {job.fab_sha256}, which `approved` in site.toml does not hold."
-        return _refusal(job, ErrorCode.INVALID_FAB, "this site has not approved the app."), told
+    if refused := why_refused(job.fab_sha256, approval):
+        return _refusal(job, ErrorCode.INVALID_FAB, refused.to_server), refused.to_person
     came = [job.message]
     job.message = remove_content_from_message(job.message)
     child = Forked(partial(work, came))
@@ -261,6 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--node", required=True)
     parser.add_argument("--secret", type=Path, required=True)
     said = parser.parse_args(arguments)
+    own, release = app_hash(), version("multiseg")  # now: of the files that were just imported
     os.umask(PRIVATE)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
     asked: list[int] = []
@@ -273,7 +276,8 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     node = Node(said.node, said.secret.read_bytes())
     note = partial(_note, settings.state / audit.LOG)
-    execute(node, settings.approved, _Answering(to_site(settings), _say), lambda: bool(asked), _say, note)
+    approval = Approval(settings.approved, own, release)
+    execute(node, approval, _Answering(to_site(settings), _say), lambda: bool(asked), _say, note)
     node.close()
     return 0
 

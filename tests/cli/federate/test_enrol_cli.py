@@ -1,12 +1,13 @@
 """The coordinating centre's verbs on the command line."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from multiseg.cli.app import run
-from multiseg.federation.fab import app_hash
+from multiseg.federation.fab import app_hash, sources_hash
 
 
 @pytest.fixture
@@ -72,5 +73,10 @@ def test_the_app_and_its_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert run(["fed", "app", "--hash"]) == 0
     assert capsys.readouterr().out.strip() == app_hash()
     assert run(["fed", "app", "--json", "-o", str(tmp_path / "app.fab")]) == 0
-    assert json.loads(capsys.readouterr().out)["sha256"] == app_hash()
+    told = json.loads(capsys.readouterr().out)
+    assert (told["sha256"], told["sources"], told["version"]) == (app_hash(), sources_hash(), version("multiseg"))
     assert (tmp_path / "app.fab").stat().st_size < 2000
+    assert run(["fed", "app"]) == 0
+    said = capsys.readouterr().out
+    for text in (f"multiseg {version('multiseg')}", f"sources: SHA-256 {sources_hash()}", f"app: SHA-256 {app_hash()}"):
+        assert text in said

@@ -1,7 +1,10 @@
 """The link of a deployed run, over a grid that is only played."""
 
+import re
 import time
 from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,9 +15,11 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from multiseg.errors import FederationError
-from multiseg.federation.centre.exchange import Failure, Presence
-from multiseg.federation.hosting.link import FlowerLink
+from multiseg.federation.centre.exchange import Desk, Failure, Presence, exchange
+from multiseg.federation.hosting.link import SAME, FlowerLink
+from multiseg.federation.joining.approval import Approval, why_refused
 from multiseg.federation.messages import DESCRIBE, Answer, Task
+from multiseg.federation.plan import FederationOptions
 from multiseg.federation.records import reply_of, task_of
 
 TASK = Task(DESCRIBE, "lesions")
@@ -141,6 +146,40 @@ def test_an_error_of_flower_is_a_failure() -> None:
     id_ = link.send("alder", TASK, 60.0)
     grid.answer(id_, Error(8, "ClientApp stopped responding."))
     assert link.collect([id_]) == {id_: Failure("the process at the site died (out of memory, or killed)")}
+
+
+class RefusingGrid(PlayedGrid):
+    """What its nodes answer: that they run another multiseg than the server."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = list(super().push_messages(messages))
+        refusal = why_refused("ba" * 32, Approval(("ba" * 32, "12" * 32), "12" * 32, "0.9.9"))
+        assert refusal is not None
+        for id_ in ids:
+            self.answer(id_, Error(7, refusal.to_server))
+        return ids
+
+
+def test_a_site_of_another_multiseg_is_named_at_once_with_what_to_do(tmp_path: Path) -> None:
+    grid = RefusingGrid(alder=30.0)
+    desk = Desk(FederationOptions("trial", ("alder",)), tmp_path, FlowerLink(grid), lambda event: None, lambda: False)
+    text = (
+        f"alder: it refuses this server's multiseg {version('multiseg')}: it runs multiseg 0.9.9, whose app is "
+        f"121212121212, and the server's app is babababababa. All finished rounds are saved. {SAME} Then start the same"
+    )
+    with pytest.raises(FederationError, match=re.escape(text)) as caught:
+        exchange(desk, {"alder": TASK}, desk.terms())
+    assert "quorum" not in str(caught.value)
+    assert len(grid.pushed) == 1, "no second try"
+
+
+def test_a_refusal_of_the_app_without_a_reason() -> None:
+    grid = PlayedGrid(alder=30.0)
+    link = FlowerLink(grid)
+    id_ = link.send("alder", TASK, 60.0)
+    grid.answer(id_, Error(7, "The FAB could not be verified."))
+    text = f"it refuses this server's multiseg {version('multiseg')}: The FAB could not be verified"
+    assert link.collect([id_]) == {id_: Failure(text, SAME)}
 
 
 def test_an_answer_of_another_node_is_a_failure() -> None:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -17,13 +18,16 @@ import torch
 from multiseg.errors import FederationError
 from multiseg.federation.fab import app_bytes
 from multiseg.federation.joining import executor as module
+from multiseg.federation.joining.approval import Approval
 from multiseg.federation.joining.executor import Node, Work, execute
 from multiseg.federation.messages import DESCRIBE, Answer, Task, answer_from_bytes, to_bytes
 from multiseg.federation.sites import audit
 
 SECRET = b"a secret of a test, long enough for all"
 FAB = app_bytes()
-APPROVED = (hashlib.sha256(FAB).hexdigest(),)
+OWN = hashlib.sha256(FAB).hexdigest()
+APPROVED = Approval((OWN,), OWN, "1.2.3")
+NOBODY = Approval(("0" * 64,), OWN, "1.2.3")
 PATIENCE = 60.0
 
 
@@ -59,14 +63,14 @@ def executed(
     server: Connection,
     task: Task | bytes,
     work: Work,
-    approved: tuple[str, ...] = APPROVED,
+    approval: Approval = APPROVED,
     note: Callable[[str, str], None] = lambda direction, text: None,
 ) -> tuple[Answer | tuple[int, str], list[str]]:
     """What the server hears of a task, and what is said at the site."""
     server.send(task if isinstance(task, bytes) else to_bytes(task))
     said: list[str] = []
     until = time.monotonic() + PATIENCE
-    execute(node, approved, work, lambda: server.poll() or time.monotonic() > until, said.append, note)
+    execute(node, approval, work, lambda: server.poll() or time.monotonic() > until, said.append, note)
     assert server.poll(), said
     heard = server.recv()
     return (answer_from_bytes(heard) if isinstance(heard, bytes) else heard), said
@@ -93,9 +97,16 @@ def test_a_task_is_answered_in_a_process_of_its_own(node: Node, server: Connecti
 
 
 def test_an_app_that_nobody_approved_gets_nothing(node: Node, server: Connection) -> None:
-    heard, said = executed(node, server, ask(0.0), answer, approved=("0" * 64,))
-    assert heard == (7, "this site has not approved the app.")
-    assert APPROVED[0] in said[0]
+    heard, said = executed(node, server, ask(0.0), answer, NOBODY)
+    assert heard == (7, f"it runs the same (multiseg 1.2.3, whose app is {OWN[:12]}), but has not approved it")
+    assert OWN in said[0]
+
+
+def test_an_app_that_is_approved_and_not_installed_gets_nothing(node: Node, server: Connection) -> None:
+    """Both stand in `approved` during an update; what would answer is what is installed."""
+    heard, said = executed(node, server, ask(0.0), answer, Approval((OWN, "ab" * 32), "ab" * 32, "1.2.3"))
+    assert heard == (7, f"it runs multiseg 1.2.3, whose app is abababababab, and the server's app is {OWN[:12]}")
+    assert f"the server runs the app {OWN}, which is not the one installed here" in said[0]
 
 
 def test_a_death_is_told_at_once(node: Node, server: Connection) -> None:
@@ -124,7 +135,7 @@ def test_what_no_task_is_made_of_is_in_the_audit_log(node: Node, server: Connect
 
     log = tmp_path / audit.LOG
     note = partial(module._note, log)
-    executed(node, server, ask(0.0), answer, ("0" * 64,), note)
+    executed(node, server, ask(0.0), answer, NOBODY, note)
     executed(node, server, ask(0.0), die, note=note)
     heard, _ = executed(node, server, b"x" * 100, answer, note=note)
     assert isinstance(heard, Answer)
@@ -132,7 +143,7 @@ def test_what_no_task_is_made_of_is_in_the_audit_log(node: Node, server: Connect
     executed(node, server, ask(0.0), answer, note=note)  # which notes what it does itself
     entries = [(row["direction"], row["notes"]) for row in audit.rows(log)]
     assert [direction for direction, _ in entries] == ["out", "out", "in"]
-    assert APPROVED[0] in entries[0][1]
+    assert OWN in entries[0][1]
     assert "died" in entries[1][1]
     assert "damaged or none of ours" in entries[2][1]
     assert audit.verify(log) == []
@@ -163,6 +174,19 @@ def test_no_node_is_no_task() -> None:
     nobody = Node("127.0.0.1:9", SECRET)
     assert nobody.acquire() == ""
     nobody.close()
+
+
+def test_the_executor_stands_by_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own app is that of its sources, whatever `approved` holds."""
+    seen: list[Approval] = []
+    monkeypatch.setattr(module, "execute", lambda node, approval, *others: seen.append(approval))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(os, "umask", lambda mask: 0)
+    (tmp_path / "secret").write_bytes(SECRET)
+    settings = tmp_path / "site.toml"
+    settings.write_text(f'site = "alder"\nserver = "centre.example:8443"\nstore = "a.zarr"\napproved = ["{"0" * 64}"]')
+    assert module.main([str(settings), "--node", "127.0.0.1:9", "--secret", str(tmp_path / "secret")]) == 0
+    assert seen == [Approval(("0" * 64,), OWN, version("multiseg"))]
 
 
 def test_a_log_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,59 @@
+"""What becomes of tasks that come to nothing for good: a person has to do something first."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_link import FakeLink, FakeSite, options
+
+from multiseg.errors import FederationError
+from multiseg.federation.centre.exchange import Desk, Failure, Outcome, exchange
+from multiseg.federation.centre.progress import Event, Refused
+from multiseg.federation.messages import DESCRIBE, Task
+
+ASH, ELM = FakeSite("ash"), FakeSite("elm")
+REMEDY = "Update one of them."
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Callable[..., Outcome]:
+    def ask(link: FakeLink, events: list[Event], quorum: int = 0) -> Outcome:
+        said = options("ash", "elm", schedule={"quorum": quorum})
+        desk = Desk(said, tmp_path, link, events.append, lambda: False, link.clock)
+        return exchange(desk, {site: Task(DESCRIBE, "fake") for site in ("ash", "elm")}, desk.terms())
+
+    return ask
+
+
+def refusing(task: Task) -> Failure:
+    return Failure("it refuses the server", REMEDY)
+
+
+def test_what_a_person_has_to_mend_ends_the_exchange_at_once(asked: Callable[..., Outcome]) -> None:
+    link, events = FakeLink(ASH, ELM), []
+    link.replies["elm", DESCRIBE, 0] = [refusing]
+    text = r"elm: it refuses the server\. All finished rounds are saved\. Update one of them\. Then start the same run"
+    with pytest.raises(FederationError, match=text) as caught:
+        asked(link, events)
+    assert "quorum" not in str(caught.value)
+    assert link.now < 5, "it is not tried again"
+    assert [site for site, *_ in link.sent] == ["ash", "elm"]
+    refused = [event for event in events if isinstance(event, Refused)]
+    assert refused == [Refused(0, "elm", f"it refuses the server. {REMEDY}")]
+
+
+def test_a_quorum_goes_on_without_it(asked: Callable[..., Outcome]) -> None:
+    link = FakeLink(ASH, ELM)
+    link.replies["elm", DESCRIBE, 0] = [refusing]
+    outcome = asked(link, [], quorum=1)
+    assert (list(outcome.answers), outcome.failed) == (["ash"], {"elm": "it refuses the server"})
+
+
+def test_what_was_mended_since_is_old_news(asked: Callable[..., Outcome]) -> None:
+    """elm refuses, is updated and asked again before its refusal has come."""
+    link = FakeLink(ASH, ELM)
+    link.delay["elm"] = 9.0
+    link.replies["elm", DESCRIBE, 0] = [refusing]
+    link.away["elm"] = [(3.0, 6.0)]
+    assert list(asked(link, []).answers) == ["ash", "elm"]
+    assert [at for site, *_, at in link.sent if site == "elm"] == [0.0, 6.0]
