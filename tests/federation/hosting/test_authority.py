@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from typer.testing import CliRunner
 
-from multiseg.cli.app import app
+from multiseg.cli.app import run
 from multiseg.errors import FederationError, UsageError
 from multiseg.federation.hosting import authority, certificates
 from multiseg.federation.hosting.enrol import enrol_server, enrol_site
@@ -271,17 +270,23 @@ def test_a_link_that_ends_or_that_the_authority_signed_is_made_anew(
     assert (centre / "link.crt").read_bytes() != before
 
 
-def test_what_the_centre_is_told_is_what_openssl_says(centre: Path) -> None:
+def test_what_the_centre_is_told_is_what_openssl_says(centre: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*more: str) -> str:
+        capsys.readouterr()
+        assert run(["fed", "enrol", "server", str(centre), *more]) == 0
+        return capsys.readouterr().out
+
     asked = ["openssl", "x509", "-in", str(centre / "ca.crt"), "-noout", "-fingerprint", "-sha256"]
-    fingerprint = subprocess.run(asked, capture_output=True, encoding="utf-8", check=True).stdout.partition("=")[2]
-    told = CliRunner().invoke(app, ["fed", "enrol", "server", str(centre)]).output
-    assert f"SHA256 Fingerprint={fingerprint.strip()}" in told
-    assert "former" not in told
-    told = CliRunner().invoke(app, ["fed", "enrol", "server", str(centre), "--new-authority"]).output
-    assert "Sites that trust the former one connect until" in told
-    assert fingerprint not in told
-    told = CliRunner().invoke(app, ["fed", "enrol", "server", str(centre), "--now"]).output
-    assert "former" not in told
+    said = subprocess.run(asked, capture_output=True, encoding="utf-8", check=True).stdout
+    fingerprint = said.strip().partition("=")[2]
+    assert len(fingerprint) == 32 * 3 - 1
+    first = told()
+    assert f"SHA256 Fingerprint={fingerprint}\n" in first
+    assert "former" not in first
+    second = told("--new-authority")
+    assert "Sites that trust the former one connect until" in second
+    assert fingerprint not in second
+    assert "former" not in told("--now")
 
 
 def test_only_one_changes_the_authority_at_a_time(centre: Path, monkeypatch: pytest.MonkeyPatch) -> None:
