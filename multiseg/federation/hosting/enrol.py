@@ -66,7 +66,8 @@ site.toml  your settings: name the store in it. The coordinating centre has fill
 {key}
 
 Only one connection is made, from here to {server} (HTTPS); nothing has to be opened towards here.
-Install multiseg {version} (server and sites must have the same), then:
+Install the wheel of multiseg {version} that the coordinating centre sends (never by its name from a package index; server
+and sites must have the same), then:
 
     multiseg fed join site.toml --check
     multiseg fed join site.toml
@@ -100,6 +101,8 @@ def enrol_server(
     before = read_home(folder) if known else Home(folder.absolute(), tuple(hosts))
     made = replace(before, hosts=tuple(hosts) or before.hosts, **ports)
     check_home(made)
+    if known:
+        home.check_account(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     if not (folder / home.SECRET).exists():
