@@ -15,10 +15,9 @@ LOST = {
     3: "the task had expired before the site took it",
     4: "the answer had expired before the server took it",
     5: "the site was offline",
-    7: "the site refused the app, whose hash it has not approved",
     8: "the process at the site died (out of memory, or killed)",
 }
-"""What Flower's codes of errors mean. All of these may pass."""
+"""What those of Flower's codes of errors mean that may pass."""
 
 
 def task_record(task: Task) -> RecordDict:

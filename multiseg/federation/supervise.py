@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections import deque
@@ -17,6 +19,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from multiseg.errors import FederationError
 
 LOG_BYTES, LOGS_KEPT = 8 * 2**20, 3
 LAST_LINES = 40
@@ -48,6 +52,20 @@ class Ending:
     seconds: float
     times: int
     said: tuple[str, ...]
+
+
+def command_path(name: str) -> str:
+    """Where a command lies that was installed with Flower: beside Python, where pip puts scripts, or in PATH.
+
+    Raises:
+        FederationError: nowhere.
+    """
+    places = (Path(sys.executable).parent, Path(sysconfig.get_path("scripts")))
+    found = next((str(folder / name) for folder in places if (folder / name).is_file()), None) or shutil.which(name)
+    if found is None:
+        listed = ", ".join(dict.fromkeys(map(str, places)))
+        raise FederationError(f"Flower's command {name} is neither in {listed} nor in PATH: install multiseg anew.")
+    return found
 
 
 def backoff(ending: Ending) -> float:

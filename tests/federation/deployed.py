@@ -20,6 +20,7 @@ from multiseg.federation.centre.experiment import read_history
 from multiseg.federation.local import Machine, simulate
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.rehearsal import MULTISEG, prepared
+from multiseg.federation.run_file import heard
 
 QUICK = {
     "seed": 3,
@@ -136,7 +137,7 @@ class Deployment:
 
     def submit(self, options: FederationOptions) -> None:
         file = self.folder / f"{options.experiment}.toml"
-        file.write_text(tomli_w.dumps(asdict(options)), encoding="utf-8")
+        file.write_text(tomli_w.dumps(heard(asdict(options))), encoding="utf-8")
         done = subprocess.run(
             [*MULTISEG, "fed", "run", str(self.home), str(file)], capture_output=True, encoding="utf-8", check=False
         )

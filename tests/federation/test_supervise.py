@@ -4,14 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from multiseg.errors import FederationError
 from multiseg.federation import supervise as module
-from multiseg.federation.supervise import Child, Ending, backoff, supervise
+from multiseg.federation.supervise import Child, Ending, backoff, command_path, supervise
 
 PATIENCE = 30.0
 
@@ -75,6 +77,22 @@ def test_who_ends_is_started_again_and_its_ending_told(tmp_path: Path) -> None:
         (7, 2, ("no",)),
         (7, 3, ("no",)),
     ]
+
+
+def test_commands_are_found_where_pip_lays_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside Python, in the folder of scripts (Debian has them apart), in PATH."""
+    places = [tmp_path / name for name in ("python", "scripts", "path")]
+    for place in places:
+        place.mkdir()
+    monkeypatch.setattr(sys, "executable", str(places[0] / "python3"))
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(places[1]))
+    monkeypatch.setenv("PATH", str(places[2]))
+    with pytest.raises(FederationError, match=r"flower-thing is neither in .*python, .*scripts nor in PATH"):
+        command_path("flower-thing")
+    for place in reversed(places):
+        (place / "flower-thing").write_text("#!/bin/sh\n")
+        (place / "flower-thing").chmod(0o755)
+        assert command_path("flower-thing") == str(place / "flower-thing")
 
 
 def test_backoff_grows_to_half_a_minute() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +69,21 @@ KINDS: dict[str, tuple[type, ...]] = {
     "metrics_port": (int,),
     "min_free_gib": (int, float),
 }
+
+
+def check_account(folder: Path) -> None:
+    """Raises UsageError where root would write into the folder of another account, which could not read that."""
+    owner = folder.stat().st_uid
+    if os.geteuid() or not owner:
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"#{owner}"
+    raise UsageError(
+        f"{folder} belongs to the account {name}, which could not read what root writes there: sudo -u {name} and the "
+        "same command."
+    )
 
 
 def read_home(folder: Path) -> Home:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from multiseg.errors import FederationError, UsageError
-from multiseg.federation.hosting.home import SITES
+from multiseg.federation.hosting.home import SITES, check_account
 from multiseg.files import write_atomically
 
 
@@ -90,6 +90,7 @@ def expel(folder: Path, name: str) -> None:
 @contextmanager
 def _open(folder: Path) -> Iterator[dict[str, Entry]]:
     """The registry to change, while nobody else does."""
+    check_account(folder)
     with (folder / f".{SITES}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         registry = read_registry(folder)

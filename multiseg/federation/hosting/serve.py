@@ -16,7 +16,7 @@ from multiseg.errors import ResourceError, UsageError
 from multiseg.federation.hosting import home
 from multiseg.federation.hosting.authority import renew_in_time, renew_link
 from multiseg.federation.hosting.home import Home, read_home
-from multiseg.federation.supervise import Child, Ending, backoff, supervise
+from multiseg.federation.supervise import Child, Ending, backoff, command_path, supervise
 
 SLACK_BYTES = 256 * 2**20
 """A database with so much room in it is packed before the start: Flower's never shrinks."""
@@ -64,14 +64,14 @@ def children(server: Home, say: Callable[[str], None]) -> list[Child]:
         say(f"{ending.name} ended with code {ending.code} ({last[:200]}). It starts again in {pause:.0f} s.")
         return pause
 
-    here = Path(sys.executable).parent
+    here = Path(command_path("flower-superlink")).parent
     environment = FLOWER | {
         "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # Flower finds its commands there
         "FLWR_HOME": str(server.at("flower")),
         "MULTISEG_RUNS": str(server.at(home.RUNS)),
     }
     superlink = [
-        "flower-superlink", "--host", "127.0.0.1", "--port", str(server.superlink_port),
+        command_path("flower-superlink"), "--host", "127.0.0.1", "--port", str(server.superlink_port),
         "--ssl-ca-certfile", str(server.at(home.LINK_CERTIFICATE)),
         "--ssl-certfile", str(server.at(home.LINK_CERTIFICATE)),
         "--ssl-keyfile", str(server.at(home.LINK_KEY)),
@@ -81,13 +81,13 @@ def children(server: Home, say: Callable[[str], None]) -> list[Child]:
         "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     superexec = [
-        "flower-superexec", "--runtime-api-address", server.superlink,
+        command_path("flower-superexec"), "--runtime-api-address", server.superlink,
         "--root-certificates", str(server.at(home.LINK_CERTIFICATE)),
         "--superexec-auth-secret-file", str(server.at(home.SECRET)),
     ]  # fmt: skip
     commands = {
-        "superlink": [str(here / superlink[0]), *superlink[1:]],
-        "superexec": [str(here / superexec[0]), *superexec[1:]],
+        "superlink": superlink,
+        "superexec": superexec,
         "gate": [sys.executable, "-m", "multiseg.federation.hosting.gate", str(server.folder)],
         "steward": [sys.executable, "-m", "multiseg.federation.hosting.steward", str(server.folder)],
     }

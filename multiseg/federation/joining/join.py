@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from multiseg.errors import FederationError, MultisegError, ResourceError
 from multiseg.federation.joining.signing import farewell
 from multiseg.federation.refusals import UNKNOWN_KEY, WRONG_CLOCK
-from multiseg.federation.supervise import Child, Ending, backoff, supervise
+from multiseg.federation.supervise import Child, Ending, backoff, command_path, supervise
 from multiseg.files import write_atomically
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class _Children:
         """Flower's node: the one that talks to the server."""
         settings, port = self._settings, self._address.rpartition(":")[2]
         command = [
-            str(Path(sys.executable).with_name("flower-supernode")),
+            command_path("flower-supernode"),
             "--superlink", settings.server, "--root-certificates", str(settings.ca),
             "--auth-supernode-private-key", str(settings.key),
             "--host", LOOPBACK, "--port", port,
@@ -227,7 +227,7 @@ TLS_SAYS = {
 def _alone(state: Path) -> Iterator[None]:
     """While a site has joined, it does not join twice."""
     try:
-        state.mkdir(parents=True, exist_ok=True)
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"{state} cannot be made: {error.strerror}.") from error
     with (state / ".joined").open("a+") as lock:

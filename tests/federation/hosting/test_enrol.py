@@ -1,6 +1,7 @@
 """A server and its sites made known to each other."""
 
 import json
+import os
 import re
 import ssl
 import stat
@@ -270,3 +271,16 @@ def test_the_app_is_the_same_each_time_and_holds_no_code(tmp_path: Path) -> None
     with zipfile.ZipFile(io.BytesIO(app_bytes())) as archive:
         assert archive.namelist() == ["pyproject.toml", ".info/CONTENT"]
     assert get_fab_config(app_bytes())["project"]["dependencies"] == []
+
+
+def test_root_writes_nothing_that_the_servers_account_could_not_read(
+    centre: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(path.name for path in centre.iterdir())
+    owner = centre.stat().st_uid or 4242
+    os.chown(centre, owner, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for attempt in (lambda: enrol_site(centre, "elm", tmp_path / "elm"), lambda: enrol_server(centre, [], {})):
+        with pytest.raises(UsageError, match=r"belongs to the account .*, which could not read what root writes"):
+            attempt()
+    assert sorted(path.name for path in centre.iterdir()) == before

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import ssl
 import threading
 from collections.abc import Iterator
@@ -147,11 +148,21 @@ def test_what_cannot_be_used(settings: SiteSettings, change: dict[str, object], 
     assert told in check.said
 
 
-def test_a_state_that_others_can_read(settings: SiteSettings) -> None:
+def test_a_state_that_others_can_read(settings: SiteSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert looked(settings, "state").level == "ok"  # it was made so
     settings.state.chmod(0o750)
     check = looked(settings, "state")
     assert (check.level, f"chmod -R go= {settings.state}" in check.said) == ("warning", True)
+
+
+def test_root_makes_no_state_that_the_sites_account_could_not_use(
+    settings: SiteSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    check = looked(settings, "state")
+    assert (check.level, "joining makes it" in check.said) == ("ok", True)
+    assert not settings.state.exists()
 
 
 def test_an_audit_log_that_was_changed(settings: SiteSettings) -> None:
