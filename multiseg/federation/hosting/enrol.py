@@ -66,8 +66,8 @@ site.toml  your settings: name the store in it. The coordinating centre has fill
 {key}
 
 Only one connection is made, from here to {server} (HTTPS); nothing has to be opened towards here.
-Install the wheel of multiseg {version} that the coordinating centre sends (never by its name from a package index; server
-and sites must have the same), then:
+Install the wheel of multiseg {version} that the coordinating centre sends (never by its name from a package index;
+server and sites must have the same), then:
 
     multiseg fed join site.toml --check
     multiseg fed join site.toml
