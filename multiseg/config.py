@@ -42,13 +42,26 @@ CUDA_MODELS: dict[str, dict[str, Any]] = {
 }
 """Sizes of the networks: of the named ones, and under "" of all others."""
 
+CUDA_PARTS = {"lf_unet": 10, "maf_unet": 2, "hemis": 2, "multi_unet_plus": 5}
+"""In so many parts a step's patches go through networks that keep more for backward than the published one, so that
+none keeps more than 20 GiB in float32 (docs/models.md)."""
+
 
 def defaults(cuda: bool, said: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Settings for the machine at hand, and for the network that the settings `said` name (a Multi-Unet where none)."""
+    """Settings for the machine at hand, and for the network that the settings `said` name (a Multi-Unet where none).
+
+    Who says how many patches go through the network at once, or how often a step, says both.
+    """
     chosen, models = (CUDA_DEFAULTS, CUDA_MODELS) if cuda else (CPU_DEFAULTS, CPU_MODELS)
     workers = min(chosen["stream"]["workers"], max(1, (os.cpu_count() or 2) - 1))
-    builder = (said or {}).get("model", {}).get("builder", "")
-    return merged(chosen, {"stream": {"workers": workers}, "model": models.get(builder, models[""])})
+    said = said or {}
+    builder = said.get("model", {}).get("builder", "")
+    found = merged(chosen, {"stream": {"workers": workers}, "model": models.get(builder, models[""])})
+    if cuda and said.get("stream", {}).get("batch_size") is None and said.get("fit", {}).get("accumulate") is None:
+        parts = CUDA_PARTS.get(builder, 1)
+        at_once = {"stream": {"batch_size": found["stream"]["batch_size"] // parts}, "fit": {"accumulate": parts}}
+        found = merged(found, at_once)
+    return found
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Which network a run has, and its numbers, when only some of them are said."""
 
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +46,23 @@ def test_every_network_can_be_built_from_the_defaults(name, cuda):
     assert isinstance(model, ModelOptions)
     network = build(model.builder, 6, 1, widths=model.widths, dropout=model.dropout, norm=model.norm)
     assert network.multiple == 2 ** (len(model.widths) - 1)
+
+
+def test_a_step_on_a_card_takes_ten_patches_through_every_network_and_no_more_than_20_gib():
+    """By what docs/models.md counts for six sequences."""
+    text = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    kept = {row[0]: float(row[5]) for row in rows if len(row) == 6 and row[1] == "6"}
+    for name in (builder for builder in BUILDERS if builder != "progressive"):
+        said = {"store": "x.zarr", "model": {"builder": name}}
+        settings = to_options(merged(defaults(True, said), said))
+        assert settings.stream.batch_size * settings.fit.accumulate == 10, name
+        assert settings.stream.batch_size * kept[name] < 20, name
+
+
+@pytest.mark.parametrize("said", [{"stream": {"batch_size": 4}}, {"fit": {"accumulate": 3}}])
+def test_who_says_how_many_patches_says_both(said):
+    named = {"store": "x.zarr", "model": {"builder": "lf_unet"}} | said
+    settings = to_options(merged(defaults(True, named), named))
+    expected = (said.get("stream", {}).get("batch_size", 10), said.get("fit", {}).get("accumulate", 1))
+    assert (settings.stream.batch_size, settings.fit.accumulate) == expected
