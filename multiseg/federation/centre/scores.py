@@ -6,17 +6,19 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from multiseg.federation.centre.answers import dice_of, number_of, why_unclear
 from multiseg.federation.centre.crosswise import cross_evaluated, untested
 from multiseg.federation.centre.exchange import Desk, exchange, tell_events
 from multiseg.federation.centre.experiment import WORST, Best, Models, State, commit
 from multiseg.federation.centre.progress import Finished
-from multiseg.federation.centre.roster import has_validation
+from multiseg.federation.centre.roster import has_validation, personal_parts
 from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has_it
 from multiseg.federation.messages import EVALUATE, FINISH, Task
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import to_payload
+from multiseg.models.parts import parts
 from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info
 
 
@@ -124,7 +126,7 @@ def _last_tasks(desk: Desk, state: State) -> dict[str, Task]:
     options, roster, untested = desk.options, state.roster, _untested(state, desk.options)
     info = read_info(desk.folder / BEST)
     tensors = to_payload(load_weights(desk.folder / BEST), options.privacy.payload)
-    body = {"split": "test", "subsets": options.schedule.evaluate_subsets}
+    body = {"split": "test", "subsets": options.schedule.evaluate_subsets, **_kept_home(state, options)}
     tasks = {}
     for site in (name for name in options.sites if name in untested):
         whole = as_a_site_has_it(info, roster, options, site, state.kept).to_json()
@@ -136,11 +138,17 @@ def _last_tasks(desk: Desk, state: State) -> dict[str, Task]:
     return tasks
 
 
+def _kept_home(state: State, options: FederationOptions) -> dict[str, Any]:
+    """Of a task's body, the parts under masks that each site has of its own: they belong to the model there."""
+    return {"personal_parts": list(personal_parts(state.roster, parts(state.roster.info), options))}
+
+
 def _score_last(desk: Desk, state: State) -> State:
     """The state with a score for the model of the last round, saved."""
     options = desk.options
     tensors = to_payload(state.network, options.privacy.payload)
-    body = {"info": info_of(state).to_json(), "split": "val", "subsets": options.schedule.evaluate_subsets}
+    asked = {"split": "val", "subsets": options.schedule.evaluate_subsets}
+    body = {"info": info_of(state).to_json(), **asked, **_kept_home(state, options)}
     numbers = {site: state.kept.get(site, 0) for site in options.sites}
     tasks = {site: desk.task(EVALUATE, number, tensors, **body, kept=number) for site, number in numbers.items()}
     outcome = exchange(desk, tasks, desk.terms(why_unclear))
