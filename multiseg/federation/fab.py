@@ -2,9 +2,9 @@
 
 The manifest holds the version and a SHA-256 over the sources, so the app's own SHA-256 is another one as soon as a line
 of multiseg is. All is computed once in a process. The executor of a site does so at its start, when it has imported
-what it runs: files that are replaced under it later change neither its code nor its hash, and it goes on refusing other
-apps until it is started anew. The centre does so when it submits a run, of which the process then starts from those
-same files.
+nearly all that it runs: files that are replaced under it later do not change its hash, and it goes on refusing other
+apps until it is started anew. The centre does so when it submits a run, and the run's own process does so again when it
+starts: it ends where the files are others by then.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def app_bytes() -> bytes:
                     "serverapp": "multiseg.federation.hosting.server:app",
                     "clientapp": "multiseg.federation.bystander:app",
                 },
-                "config": {"settings": ""},
+                "config": {"settings": "", "app": ""},
             }},
         },
     }).encode()  # fmt: skip

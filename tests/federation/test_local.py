@@ -132,6 +132,16 @@ def test_each_sites_model_is_tested_at_every_site(site_stores: dict[str, str], t
     assert "From site to site" in page(summary(tmp_path))
 
 
+def test_a_sites_model_is_tested_with_what_is_the_testers_own(site_stores: dict[str, str], tmp_path: Path) -> None:
+    options = replace(
+        OPTIONS,
+        local=replace(OPTIONS.local, personal=("decoder*",)),
+        schedule=replace(OPTIONS.schedule, rounds=1, cross_site=True),
+    )
+    cross = simulate(options, site_stores, tmp_path, machine=CPU).final["cross"]
+    assert all(set(scores[site]) == {site} for scores in cross.values() for site in OPTIONS.sites)
+
+
 def test_masks_change_the_sum_by_rounding_only(undisturbed: Path, site_stores: dict[str, str], tmp_path: Path) -> None:
     """And only what three hospitals share: PD, T1c and T2 stay at home."""
     one = replace(OPTIONS, schedule=replace(OPTIONS.schedule, rounds=1), fit=replace(OPTIONS.fit, schedule="constant"))

@@ -199,6 +199,12 @@ def tell_events(desk: Desk, number: int, outcome: Outcome) -> None:
             desk.note(number, text, site)
 
 
+def tell_failed(desk: Desk, number: int, outcome: Outcome, lacks: str) -> None:
+    """Say of each site that has not answered what is lacking for it, and why."""
+    for site, why in outcome.failed.items():
+        desk.note(number, f"{lacks}: {why.removesuffix('.')}. The same command asks it again.", site)
+
+
 def size_of(message: Task | Answer) -> int:
     """Bytes of what a message carries."""
     return sum(t.numel() * t.element_size() for t in message.tensors.values()) + len(json.dumps(dict(message.body)))

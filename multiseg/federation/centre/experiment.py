@@ -14,7 +14,7 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class State:
         network: the global weights, by tensor name.
         optimiser: the server's, by name.
         kept: by site, the last round whose update is in the network.
+        learnt: by sequence, the databases of those sites that had it then.
         history: one entry a round, as in log.jsonl.
         mean, worst: the best model by the mean over the sites, and by the worst of them.
         scored: the round of the last model that has been scored; -1 before the first.
@@ -88,6 +89,7 @@ class State:
     network: Mapping[str, Tensor]
     optimiser: Mapping[str, Tensor] = field(default_factory=dict)
     kept: Mapping[str, int] = field(default_factory=dict)
+    learnt: Mapping[str, Sequence[str]] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     mean: Best = Best()
     worst: Best = Best()
@@ -161,24 +163,35 @@ def opened(folder: Path) -> State | None:
     for beside in folder.glob(_beside(folder, "*").name):
         _settle(beside, content["models"], roster)
     last, step = read_info(folder / LAST), content["models"][LAST]
-    if (last.step, tuple(last.axis)) != (step, tuple(roster.info.axis)):
+    width = len(last.axis)
+    if last.step != step or tuple(last.axis) != tuple(roster.info.axis)[:width]:
         raise CheckpointError(
             f"{folder / LAST} is of step {last.step} and reads {', '.join(last.axis)}, but {STATE} beside it speaks of "
             f"step {step} and {', '.join(roster.info.axis)}: they are not of one moment. Put back both from one copy "
             "of the folder."
         )
+    if width < len(roster.info.axis):  # its growth was saved without it, as was once done: it grows anew
+        known = {name: roster.info.trained_on.get(name, ()) for name in last.axis}
+        roster = replace(roster, info=replace(roster.info, axis=last.axis, trained_on=known))
     return State(
         round=content["round"],
         roster=roster,
         network=load_weights(folder / LAST),
         optimiser=optimiser,
         kept=content["kept"],
+        learnt=content["learnt"] if "learnt" in content else _learnt(roster, content["kept"]),
         history=content["history"],
         mean=Best(**content["mean"]),
         worst=Best(**content["worst"]),
         scored=content["scored"],
         final=content["final"],
     )
+
+
+def _learnt(roster: Roster, kept: Mapping[str, int]) -> dict[str, list[str]]:
+    """As far as it can be told of a state that does not say it."""
+    known = roster.info.trained_on.items()
+    return {name: [one for one in some if one.partition("/")[0] in kept] for name, some in known}
 
 
 def read_history(folder: Path) -> dict[str, Any]:
@@ -231,6 +244,7 @@ def _state_bytes(state: State, steps: Mapping[str, int]) -> bytes:
         "round": state.round,
         "roster": state.roster.to_json(),
         "kept": dict(state.kept),
+        "learnt": {name: list(known) for name, known in state.learnt.items()},
         "history": [dict(entry) for entry in state.history],
         "mean": asdict(state.mean),
         "worst": asdict(state.worst),

@@ -85,12 +85,12 @@ def _take_fingerprint(desk: Desk) -> None:
 def _going_on(desk: Desk, held: State, roster: Roster) -> State:
     """The state for a roster that may have changed since."""
     before, now = set(held.roster.sites), set(roster.sites)
-    network = held.network
+    network, scored = held.network, held.scored
     if roster.info.axis != held.roster.info.axis:
-        network = grown(network, roster.info, desk.options.seed)
+        network, scored = grown(network, roster.info, desk.options.seed), -1
         new = [name for name in roster.info.axis if name not in held.roster.info.axis]
         desk.note(held.round, f"the network grows a channel for {', '.join(new)}.")
-    state = replace(held, roster=roster, network=network)
+    state = replace(held, roster=roster, network=network, scored=scored)
     if state.round < desk.options.schedule.rounds:
         state = replace(state, final={})
     if before == now:

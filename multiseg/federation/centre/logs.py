@@ -25,7 +25,8 @@ class Status:
 
     Attributes:
         awaited: sites that are asked something and are not there.
-        working: sites that are asked in this round and have not answered, there or not.
+        working: sites that have not answered to a round that goes on, there or not; none before the first round and
+            after the last.
     """
 
     experiment: str
@@ -66,13 +67,13 @@ class Status:
             case Resent():
                 self.resent[event.site] = self.resent.get(event.site, 0) + 1
             case RoundDone():
-                self.working = ()
+                self.working, self.awaited = (), ()
                 self.round, self.rounds, self.mean, self.worst = event.round, event.rounds, event.mean, event.worst
                 self.epsilon, self.round_seconds, self.seconds_left = event.epsilon, event.seconds, event.seconds_left
                 self.dice |= {site: told.dice for site, told in event.sites.items()}
                 self.loss |= {site: told.loss for site, told in event.sites.items()}
             case Finished():
-                self.finished = True
+                self.finished, self.awaited = True, ()
 
     def _is_through(self, site: str) -> None:
         self.working = tuple(other for other in self.working if other != site)

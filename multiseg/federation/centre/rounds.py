@@ -13,13 +13,14 @@ from multiseg.errors import StoppedError
 from multiseg.federation.aggregate import Mean
 from multiseg.federation.centre.answers import number_of, validation_of
 from multiseg.federation.centre.combine import combined, masked_weights, why_refused
-from multiseg.federation.centre.crosswise import CROSS, site_models, untested
+from multiseg.federation.centre.crosswise import CROSS, is_handed_round, site_models
 from multiseg.federation.centre.exchange import Desk, Link, Outcome, exchange, tell_events
 from multiseg.federation.centre.experiment import State, claimed, commit, opened
 from multiseg.federation.centre.handshake import handshake
 from multiseg.federation.centre.logs import Logs
 from multiseg.federation.centre.progress import Began, Event, RoundDone, SiteRound
 from multiseg.federation.centre.roster import holders, personal_parts, trains
+from multiseg.federation.centre.scope import learnt_with
 from multiseg.federation.centre.scores import as_saved, finish, info_of, lacks, mean, scored, worst
 from multiseg.federation.messages import ROUND, Answer, Task
 from multiseg.federation.plan import FederationOptions, check
@@ -79,7 +80,7 @@ def run(
                 state = opened(folder)
     if state is None:
         return RunResult(folder, 0, False, math.nan, -1)
-    finished, best = "test" in state.final and not untested(folder, state, options), state.mean
+    finished, best = "test" in state.final and is_handed_round(folder, state, options), state.mean
     return RunResult(folder, state.round, finished, best.score, best.round, state.history, state.final)
 
 
@@ -129,6 +130,7 @@ def _round(desk: Desk, state: State, took: float) -> State:
         network=network,
         optimiser=optimiser,
         kept={**state.kept, **dict.fromkeys(outcome.answers, now)},
+        learnt=learnt_with(state.learnt, state.roster, outcome.answers.keys()),
         history=(*state.history, entry),
         final={name: told for name, told in new.final.items() if name != CROSS},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from multiseg.errors import UsageError
@@ -10,6 +10,9 @@ from multiseg.federation.centre.roster import Roster, personal_parts
 from multiseg.federation.plan import FederationOptions
 from multiseg.models.parts import SHARED, Part, leaves, parts
 from multiseg.models.saved import ModelInfo
+
+Learnt = Mapping[str, Sequence[str]]
+"""By sequence, the databases, as "site/name", whose updates are in a model."""
 
 
 def check_personal(all_parts: Sequence[Part], options: FederationOptions) -> None:
@@ -42,40 +45,36 @@ def kept_home(roster: Roster, options: FederationOptions) -> frozenset[str]:
     return frozenset(roster.info.axis if SHARED in home else home.intersection(roster.info.axis))
 
 
-def as_the_server_has_it(
-    info: ModelInfo, roster: Roster, options: FederationOptions, heard: Collection[str]
-) -> ModelInfo:
-    """A model of the run with what it has learnt from: the databases of the sites whose updates it holds.
+def learnt_with(learnt: Learnt, roster: Roster, sites: Collection[str]) -> Learnt:
+    """What a model has learnt from once updates of these sites are added to it, by sequence."""
+    new = {
+        name: tuple(one for one in known if one in learnt.get(name, ()) or one.partition("/")[0] in sites)
+        for name, known in roster.info.trained_on.items()
+    }
+    return {**learnt, **new}
 
-    Sequences that none of them has, or that only sites can read, do not count as trained on.
 
-    Args:
-        heard: sites whose update is in the model, those that have left included.
+def as_the_server_has_it(info: ModelInfo, roster: Roster, options: FederationOptions, learnt: Learnt) -> ModelInfo:
+    """A model of the run with what it has learnt from.
+
+    Sequences of which nobody has taught it anything, or that only sites can read, do not count as trained on.
     """
     home = kept_home(roster, options)
+    known = {one for some in learnt.values() for one in some}
     return replace(
         info,
-        trained_on={name: () if name in home else _of(known, heard) for name, known in _known(info, roster)},
-        databases={name: info.databases[name] for name in _of(info.databases, heard)},
+        trained_on={name: () if name in home else tuple(learnt.get(name, ())) for name in info.axis},
+        databases={name: about for name, about in info.databases.items() if name in known},
     )
 
 
 def as_a_site_has_it(
-    info: ModelInfo, roster: Roster, options: FederationOptions, site: str, heard: Collection[str]
+    info: ModelInfo, roster: Roster, options: FederationOptions, site: str, learnt: Learnt
 ) -> ModelInfo:
     """The server's model with those sequences among what it was trained on that this site has learnt by itself."""
     home = kept_home(roster, options)
-    own = {name: _of(known, {site}.intersection(heard)) for name, known in _known(info, roster)}
+    own = {name: tuple(one for one in learnt.get(name, ()) if one.startswith(f"{site}/")) for name in info.axis}
     return replace(info, trained_on={n: own[n] if n in home else known for n, known in info.trained_on.items()})
-
-
-def _known(info: ModelInfo, roster: Roster) -> list[tuple[str, tuple[str, ...]]]:
-    return [(name, roster.info.trained_on.get(name, ())) for name in info.axis]
-
-
-def _of(databases: Iterable[str], sites: Collection[str]) -> tuple[str, ...]:
-    """The databases, as "site/name", of these sites."""
-    return tuple(name for name in databases if name.partition("/")[0] in sites)
 
 
 def warnings(roster: Roster, options: FederationOptions) -> list[str]:

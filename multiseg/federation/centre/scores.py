@@ -10,7 +10,7 @@ from typing import Any
 
 from multiseg.federation.centre.answers import dice_of, number_of, why_unclear
 from multiseg.federation.centre.crosswise import cross_evaluated, untested
-from multiseg.federation.centre.exchange import Desk, exchange, tell_events
+from multiseg.federation.centre.exchange import Desk, exchange, tell_events, tell_failed
 from multiseg.federation.centre.experiment import WORST, Best, Models, State, commit
 from multiseg.federation.centre.progress import Finished
 from multiseg.federation.centre.roster import has_validation, personal_parts
@@ -40,7 +40,7 @@ def info_of(state: State) -> ModelInfo:
 
 def as_saved(state: State, options: FederationOptions) -> ModelInfo:
     """What the file of the global model says of it."""
-    return as_the_server_has_it(info_of(state), state.roster, options, state.kept)
+    return as_the_server_has_it(info_of(state), state.roster, options, state.learnt)
 
 
 def unheard(state: State, dice: Mapping[str, float]) -> tuple[str, ...]:
@@ -113,6 +113,7 @@ def finish(desk: Desk, state: State) -> State:
         state = _score_last(desk, state)
     outcome = exchange(desk, _last_tasks(desk, state), desk.terms(why_unclear, least=0))
     tell_events(desk, state.round, outcome)
+    tell_failed(desk, state.round, outcome, "it has not tested the best model")
     test = {**state.final.get("test", {}), **{site: dice_of(answer) for site, answer in outcome.answers.items()}}
     state = replace(state, final={**state.final, "test": test, "failed": dict(outcome.failed)})
     commit(desk.folder, state, {})
@@ -129,7 +130,7 @@ def _last_tasks(desk: Desk, state: State) -> dict[str, Task]:
     body = {"split": "test", "subsets": options.schedule.evaluate_subsets, **_kept_home(state, options)}
     tasks = {}
     for site in (name for name in options.sites if name in untested):
-        whole = as_a_site_has_it(info, roster, options, site, state.kept).to_json()
+        whole = as_a_site_has_it(info, roster, options, site, state.learnt).to_json()
         # By the number of the task a site finds what was its own in that model.
         number = state.mean.kept.get(site, info.step)
         tasks[site] = desk.task(FINISH, number, tensors, info=whole, kept=number, **body)

@@ -77,8 +77,8 @@ def end_overlap(made: Home) -> None:
         FederationError: the authority's key is not there to sign with, or is another's.
     """
     with _changing(made.folder):
+        write_atomically(made.at(home.BRIDGE), b"")  # first: a renewal would show it again
         _sign(made, b"")
-        write_atomically(made.at(home.BRIDGE), b"")
 
 
 def settle(folder: Path) -> None:
@@ -187,6 +187,7 @@ def _move_in(folder: Path) -> None:
 def _changing(folder: Path) -> Iterator[None]:
     """Nobody else changes the authority's files meanwhile, and what a change left beside is moved in."""
     folder.mkdir(parents=True, exist_ok=True)
+    home.check_account(folder)
     with (folder / ".authority.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         shutil.rmtree(folder / MAKING, ignore_errors=True)  # of one that was killed before it was whole

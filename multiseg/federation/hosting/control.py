@@ -108,7 +108,7 @@ class Control:
 
         request = StartRunRequest(
             fab=fab_to_proto(Fab(app_hash(), app_bytes(), {})),
-            override_config=user_config_to_proto({"settings": json.dumps(settings, sort_keys=True)}),
+            override_config=user_config_to_proto({"settings": json.dumps(settings, sort_keys=True), "app": app_hash()}),
         )
         with _said():
             answer = self._client.StartRun(request)

@@ -101,7 +101,7 @@ def enrol_server(
     before = read_home(folder) if known else Home(folder.absolute(), tuple(hosts))
     made = replace(before, hosts=tuple(hosts) or before.hosts, **ports)
     check_home(made)
-    if known:
+    if folder.exists():
         home.check_account(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)

@@ -14,6 +14,7 @@ from multiseg.config import checked
 from multiseg.errors import FederationError
 from multiseg.federation.centre import rounds
 from multiseg.federation.centre.progress import Event, in_words
+from multiseg.federation.fab import app_hash
 from multiseg.federation.hosting.link import FlowerLink
 from multiseg.federation.plan import FederationOptions, check
 
@@ -28,10 +29,16 @@ def main(grid: Grid, context: Context) -> None:
     """Run the rounds that are not done yet. What the experiment's folder holds is gone on from.
 
     Raises:
-        FederationError: see `rounds.run`; or nobody said where experiments lie.
+        FederationError: see `rounds.run`; or nobody said where experiments lie, or the run was submitted by another
+            multiseg than is here now.
     """
     if not os.environ.get(RUNS):
         raise FederationError(f"{RUNS} names no folder for experiments: start the server with multiseg fed serve.")
+    if context.run_config["app"] != app_hash():
+        raise FederationError(
+            "multiseg was changed here after the server started, which submitted this run as what it was before: stop "
+            "and start multiseg fed serve, and submit the run again."
+        )
     options = checked(json.loads(str(context.run_config["settings"])), FederationOptions)
     check(options)
     rounds.run(options, FlowerLink(grid), Path(os.environ[RUNS]) / options.experiment, on_event=_tell)

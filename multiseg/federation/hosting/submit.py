@@ -58,7 +58,8 @@ def submit(folder: Path, file: Path, cards: bool = True) -> tuple[int, list[str]
 def status(folder: Path) -> dict[str, Any]:
     """Sites and runs for tables: {"error", "sites": [...], "runs": [...]}. A server that is off is no error.
 
-    A run's "waits_for" says of each site that owes it an answer whether that is away, at work or revoked.
+    A run's "waits_for" says of each site that owes its round an answer whether that is away, at work or revoked; before
+    the first round and after the last it names those that are away or revoked.
     """
     server = read_home(folder)
     registry, (counts, _) = read_registry(folder), read_traffic(server.at(home.TRAFFIC))

@@ -83,7 +83,10 @@ def verify(path: Path) -> list[str]:
     if not path.is_file():
         return ["there is no audit log."] if _head(path).is_file() else []
     faults, previous, hashes = [], FIRST, [FIRST]
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        fcntl.lockf(file, fcntl.LOCK_SH)  # both files of one moment, while the site goes on writing
+        data = file.read()
+        head = _head(path).read_text().strip() if _head(path).is_file() else ""
     for number, line in enumerate(data.splitlines(), start=1):
         entry = _parsed(line)
         if entry is None:
@@ -92,7 +95,6 @@ def verify(path: Path) -> list[str]:
             faults.append(f"line {number} does not follow the line before it: one was changed, removed or put in.")
         previous = _hash(line)
         hashes.append(previous)
-    head = _head(path).read_text().strip() if _head(path).is_file() else ""
     # A process that was killed between its two writes leaves the head one line behind.
     if head not in hashes[-2:]:
         faults.append("lines are missing at the end, or the last one was changed.")

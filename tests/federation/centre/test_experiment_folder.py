@@ -116,6 +116,25 @@ def test_a_kill_while_the_network_grows_loses_nothing(undisturbed: Path, tmp_pat
             assert (folder / name).read_bytes() == (straight / name).read_bytes(), (number, name)
 
 
+def test_a_state_that_grew_without_its_model_grows_anew(undisturbed: Path, tmp_path: Path) -> None:
+    """As an earlier version left it."""
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    before = (folder / "last.safetensors").read_bytes()
+    new = (*SITES, FakeSite("oak", modalities=("FLAIR", "PD")))
+    said = replace(OPTIONS, sites=("ash", "elm", "oak"))
+    link = FakeLink(*new)
+    run(said, link, folder, clock=link.clock)
+    axis = tuple(read_info(folder / "last.safetensors").axis)
+    (folder / "last.safetensors").write_bytes(before)
+    state = opened(folder)
+    assert state is not None
+    assert tuple(state.roster.info.axis) == tuple(read_info(folder / "last.safetensors").axis) == axis[:-1]
+    link = FakeLink(*new, FakeSite("fir"))
+    assert run(replace(said, held_out=("fir",)), link, folder, clock=link.clock).finished
+    assert tuple(read_info(folder / "last.safetensors").axis) == axis
+
+
 def test_models_of_a_round_that_was_not_committed_do_not_count(tmp_path: Path) -> None:
     # run.toml; round 1: last, state, move, roster, rounds; round 2: last, best, worst, and before its state
     go_and_be_killed(tmp_path, 10, after=False)

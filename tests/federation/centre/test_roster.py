@@ -19,7 +19,7 @@ from multiseg.federation.centre.roster import (
     trains,
     warnings,
 )
-from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has_it
+from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has_it, learnt_with
 from multiseg.federation.messages import DESCRIBE, Answer, Task
 from multiseg.federation.plan import LocalOptions, PrivacyOptions
 from multiseg.models.parts import parts
@@ -149,18 +149,19 @@ def test_under_masks_what_few_have_stays_at_home() -> None:
     assert own == ("encoder.0.first.conv.weight[PD]", "encoder.0.first.conv.weight[T1]")
     assert [text.split(":")[0] for text in warnings(roster, parts(roster.info), said)] == ["PD", "T1"]
     assert personal_parts(roster, parts(roster.info), options("ash", "elm", "oak")) == ()
-    known = as_the_server_has_it(roster.info, roster, said, said.sites).trained_on
+    learnt = learnt_with({}, roster, said.sites)
+    known = as_the_server_has_it(roster.info, roster, said, learnt).trained_on
     assert known == {"PD": (), "FLAIR": ("ash/ash", "elm/elm", "oak/oak"), "T1": ()}
-    served = as_the_server_has_it(roster.info, roster, said, said.sites)
-    known = as_a_site_has_it(served, roster, said, "ash", said.sites).trained_on
+    served = as_the_server_has_it(roster.info, roster, said, learnt)
+    known = as_a_site_has_it(served, roster, said, "ash", learnt).trained_on
     assert known == {"PD": (), "FLAIR": ("ash/ash", "elm/elm", "oak/oak"), "T1": ("ash/ash",)}
-    assert as_a_site_has_it(served, roster, said, "ash", ["elm"]).trained_on["T1"] == ()
+    assert as_a_site_has_it(served, roster, said, "ash", {"T1": ("elm/elm",)}).trained_on["T1"] == ()
 
 
 def test_a_model_has_learnt_only_from_sites_whose_updates_it_holds() -> None:
     said = options("ash", "elm")
     roster = enrolled(told(ASH, ELM), said)
-    info = as_the_server_has_it(roster.info, roster, said, ["ash"])
+    info = as_the_server_has_it(roster.info, roster, said, learnt_with({}, roster, ["ash"]))
     assert info.trained_on == {"PD": (), "FLAIR": ("ash/ash",), "T1": ("ash/ash",)}
     assert set(info.databases) == {"ash/ash"}
 

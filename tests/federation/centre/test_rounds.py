@@ -11,6 +11,7 @@ import torch
 from fake_link import FakeLink, FakeSite, broken, lost, options, spoilt
 
 from multiseg.errors import FederationError, UsageError
+from multiseg.federation.centre.experiment import opened
 from multiseg.federation.centre.progress import Came, Event, Noted, Refused, Resent, RoundDone, Waiting
 from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Answer, Task
@@ -487,6 +488,43 @@ def test_handing_models_round_goes_on_where_it_was_stopped(tmp_path: Path) -> No
     again = FakeLink(ASH, ELM)
     assert set(go(again, tmp_path, said=said).final["cross"]) == {"ash", "elm"}
     assert len(_asked(again, "ash", EVALUATE)) == 1
+
+
+def test_sites_that_are_gone_cost_one_deadline_and_are_asked_again(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM, OAK)
+    said = options("ash", "elm", "oak", schedule={"cross_site": True})
+    events: list[Event] = []
+
+    def hear(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Came) and event.kind == FINISH and event.site == "oak":
+            link.away["oak"] = [(link.now, 100_000.0)]
+
+    began = link.now
+    result = run(said, link, tmp_path, hear, clock=link.clock)
+    assert result.finished
+    assert {whose: set(scores) for whose, scores in result.final["cross"].items()} == {
+        site: {"ash", "elm"} for site in ("ash", "elm", "oak")
+    }
+    assert 60 <= link.now - began < 120  # seconds of the pretended clock; a deadline is 60
+    assert [event.site for event in of(Noted, events) if "has not tested what ash trained" in event.text] == ["oak"]
+    again = FakeLink(ASH, ELM, OAK)
+    result = go(again, tmp_path, said=said)
+    assert all(set(scores) == {"ash", "elm", "oak"} for scores in result.final["cross"].values())
+    assert {sent[0] for sent in again.sent if sent[1] == EVALUATE} == {"oak"}
+
+
+def test_a_network_that_grows_after_the_end_is_saved_with_its_state(tmp_path: Path) -> None:
+    """A site has a new sequence by then, and something is still to be tested."""
+    go(FakeLink(ASH, ELM), tmp_path)
+    sites = (ASH, replace(ELM, modalities=("FLAIR", "T1", "PD")), OAK)
+    said = replace(options("ash", "elm"), held_out=("oak",))
+    assert go(FakeLink(*sites), tmp_path, said=said).finished
+    state = opened(tmp_path)
+    assert state is not None
+    assert tuple(state.roster.info.axis) == ("FLAIR", "T1", "PD")
+    assert read_info(tmp_path / "last.safetensors").trained_on["PD"] == ()
+    assert set(go(FakeLink(*sites), tmp_path, said=said).test) == {"ash", "elm", "oak"}
 
 
 def test_a_model_of_an_earlier_end_is_not_handed_round_again(tmp_path: Path) -> None:

@@ -276,6 +276,7 @@ def test_the_app_is_the_same_each_time_and_holds_no_code(tmp_path: Path) -> None
 def test_root_writes_nothing_that_the_servers_account_could_not_read(
     centre: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (centre / ".authority.lock").unlink()  # as of an earlier version
     before = sorted(path.name for path in centre.iterdir())
     owner = centre.stat().st_uid or 4242
     os.chown(centre, owner, -1)
@@ -284,3 +285,9 @@ def test_root_writes_nothing_that_the_servers_account_could_not_read(
         with pytest.raises(UsageError, match=r"belongs to the account .*, which could not read what root writes"):
             attempt()
     assert sorted(path.name for path in centre.iterdir()) == before
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    os.chown(empty, owner, -1)
+    with pytest.raises(UsageError, match="belongs to the account"):
+        enrol_server(empty, HOSTS, {})
+    assert not list(empty.iterdir())
