@@ -55,6 +55,7 @@ def status_command(folder: ServerHome, as_json: AsJson = False) -> int:
     multiseg fed status centre
     """
     from multiseg.cli.console import messages, print_json, print_table
+    from multiseg.federation.centre.progress import megabytes
     from multiseg.federation.hosting.submit import status
 
     found = status(folder)
@@ -63,9 +64,11 @@ def status_command(folder: ServerHome, as_json: AsJson = False) -> int:
         return 0
     if found["error"]:
         messages().print(found["error"], markup=False, soft_wrap=True)
-    print_table(
-        "Sites", ["site", "status", "since", "up", "down"], [list(map(str, row.values())) for row in found["sites"]]
-    )
+    sites = [
+        [row["site"], row["status"], row["since"][:19], megabytes(row["up"]), megabytes(row["down"])]
+        for row in found["sites"]
+    ]
+    print_table("Sites", ["site", "status", "since", "up", "down"], sites, right=("up", "down"))
     rows = [list(map(str, row.values())) for row in found["runs"]]
     head = ["run", "experiment", "status", "round", "Dice", "waits for", "submitted", "details"]
     print_table("Runs", head, rows)
