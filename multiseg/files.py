@@ -1,9 +1,11 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders that one process has to itself."""
 
 from __future__ import annotations
 
+import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from multiseg.errors import ResourceError
@@ -28,3 +30,31 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         with suppress(OSError):  # the folder itself may be the trouble
             beside.unlink()
+
+
+@contextmanager
+def held_alone(lock: Path, said: str) -> Iterator[None]:
+    """Have a folder to this process while the file in it is locked, which says the process's number.
+
+    The lock goes with the process, however that ends.
+
+    Args:
+        said: what is meant, and what to do, where another process has it.
+
+    Raises:
+        ResourceError: another process has it, or the file cannot be locked.
+    """
+    with lock.open("a+", encoding="ascii") as file:
+        try:
+            # Not flock, which a child that outlives its killed parent for seconds would still hold.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            number = file.read().strip() or "?"
+            raise ResourceError(f"{lock.parent} is in use by process {number}: {said}") from error
+        except OSError as error:
+            raise ResourceError(f"{lock.parent} cannot be locked ({error.strerror}).") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

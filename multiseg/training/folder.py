@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ from typing import Any
 
 import tomli_w
 
-from multiseg.errors import ResourceError, UsageError
-from multiseg.files import write_atomically
+from multiseg.errors import UsageError
+from multiseg.files import held_alone, write_atomically
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.models.builders import PUBLISHED_WIDTHS
@@ -83,15 +82,7 @@ def claimed_folder(out: Path, options: TrainOptions, overwrite: bool) -> Iterato
         UsageError: it holds a run with other settings.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("a") as file:
-        try:
-            # Not flock, which a worker that outlives its killed parent for seconds would still hold.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ResourceError(
-                f"{out} cannot be locked ({error.strerror}): does another training write to it? "
-                "Wait for it, or choose another --out."
-            ) from error
+    with held_alone(out / LOCK, "another training writes to it. Wait for that, or choose another --out."):
         _take_over(out, options, overwrite)
         yield
 

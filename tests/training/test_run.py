@@ -198,7 +198,7 @@ def test_one_folder_takes_one_training_at_a_time(store_url, tmp_path):
     command = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(ResourceError, match="does another training write to it"):
+        with pytest.raises(ResourceError, match="another training writes to it"):
             train(options_for(store_url), tmp_path)
         other.stdin.close()
         other.wait()

@@ -7,7 +7,6 @@ they are moved in. A process killed between any two of these leaves a folder tha
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import math
@@ -23,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from multiseg.errors import CheckpointError, ResourceError, UsageError
+from multiseg.errors import CheckpointError, UsageError
 from multiseg.federation.centre.roster import Roster
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.run_file import UNHEARD, heard
-from multiseg.files import write_atomically
+from multiseg.files import held_alone, write_atomically
 from multiseg.models.saved import LAST, ModelInfo, load_weights, read_info, save_weights
 from multiseg.training.folder import COMPUTING, LOCK, READING, RUN_FILE, flat
 
@@ -110,14 +109,7 @@ def claimed(folder: Path, options: FederationOptions) -> Iterator[None]:
         UsageError: it holds a run with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ResourceError(
-                f"{folder} cannot be locked ({error.strerror}): does another process run this experiment? Wait for "
-                "it, or choose another folder."
-            ) from error
+    with held_alone(folder / LOCK, "it runs this experiment. Wait for that, or choose another folder."):
         for half_written in folder.glob(".*.tmp"):  # by a process that was killed
             half_written.unlink()
         check_same(folder, options)

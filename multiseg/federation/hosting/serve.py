@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import socket
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 
 from multiseg.errors import ResourceError, UsageError
@@ -17,6 +16,7 @@ from multiseg.federation.hosting import home
 from multiseg.federation.hosting.authority import renew_in_time, renew_link
 from multiseg.federation.hosting.home import Home, read_home
 from multiseg.federation.supervise import Child, Ending, backoff, command_path, supervise
+from multiseg.files import held_alone
 
 SLACK_BYTES = 256 * 2**20
 """A database with so much room in it is packed before the start: Flower's never shrinks."""
@@ -41,7 +41,7 @@ def serve(folder: Path, say: Callable[[str], None]) -> None:
         FederationError: a certificate has ended and cannot be renewed.
     """
     server = read_home(folder)
-    with _alone(server):
+    with held_alone(server.at(home.LOCK), "it serves this folder, and one is enough."):
         check_files(server)
         renew_link(server)
         if told := renew_in_time(server):
@@ -141,20 +141,3 @@ def pack(database: Path) -> None:
         free, size = (opened.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_size"))
         if free * size > SLACK_BYTES:
             opened.execute("VACUUM")
-
-
-@contextmanager
-def _alone(server: Home) -> Iterator[None]:
-    """While one process serves a folder, no other does."""
-    with server.at(home.LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ResourceError(
-                f"{server.folder} is being served by process {lock.read().strip() or '?'}: one is enough."
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield

@@ -5,7 +5,6 @@ This process stays for weeks and does next to nothing, so it does without torch:
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -22,7 +21,7 @@ from multiseg.errors import FederationError, MultisegError, ResourceError
 from multiseg.federation.joining.signing import farewell
 from multiseg.federation.refusals import UNKNOWN_KEY, WRONG_CLOCK
 from multiseg.federation.supervise import Child, Ending, backoff, command_path, supervise
-from multiseg.files import write_atomically
+from multiseg.files import held_alone, write_atomically
 
 if TYPE_CHECKING:
     from multiseg.federation.joining.settings import SiteSettings
@@ -230,17 +229,7 @@ def _alone(state: Path) -> Iterator[None]:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"{state} cannot be made: {error.strerror}.") from error
-    with (state / ".joined").open("a+") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise ResourceError(
-                f"{state} is in use by process {lock.read().strip() or '?'}: this site has joined already."
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    with held_alone(state / ".joined", "this site has joined already."):
         yield
 
 

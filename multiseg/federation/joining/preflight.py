@@ -269,8 +269,8 @@ def _explained(settings: SiteSettings, said: str) -> str:
         (
             "CERTIFICATE_VERIFY_FAILED",
             f"the server is not the one of {settings.ca}, or a proxy between opens what is encrypted: take the "
-            "authority's certificate of the start-up kit, or the centre's new one if it has changed since, and ask your "
-            "network department to leave this host out",
+            "authority's certificate of the start-up kit, or the centre's new one if it has changed since, and ask "
+            "your network department to leave this host out",
         ),
     ):
         if sign in said:

@@ -191,7 +191,8 @@ def test_two_processes_cannot_run_one_experiment(tmp_path: Path) -> None:
     with subprocess.Popen(holds, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(ResourceError, match="does another process run this experiment"), claimed(tmp_path, OPTIONS):
+        told = r"is in use by process \?: it runs this experiment"
+        with pytest.raises(ResourceError, match=told), claimed(tmp_path, OPTIONS):
             pass
         other.communicate("\n")
     with claimed(tmp_path, OPTIONS):

@@ -254,7 +254,7 @@ def test_numbers_are_told_on_loopback(served: Served) -> None:
 
 
 def test_a_second_server_of_the_folder_is_refused(served: Served) -> None:
-    with pytest.raises(ResourceError, match=f"is being served by process {served.processes[0].pid}"):
+    with pytest.raises(ResourceError, match=f"is in use by process {served.processes[0].pid}"):
         serve(served.centre, lambda line: None)
 
 
