@@ -35,8 +35,14 @@ def finetune_command(
     database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Patches a step.", min=1)] = None,
+    patch: Annotated[int | None, typer.Option(help="Edge of a patch in voxels (default: the model's).", min=8)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam, at the start.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read patches.", min=0)] = None,
+    cache: Annotated[str | None, typer.Option(help="Memory for decoded cases, such as 4GiB.")] = None,
+    drop: Annotated[str | None, typer.Option(help="Law of modality drop: uniform, none, bernoulli, subsets.")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="none, published or standard; takes the place of the run file's table.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of fresh weights, dropout, draws and the choice of cases.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is there.")] = False,
@@ -71,8 +77,10 @@ def finetune_command(
     }
     options = options_from(store, run, {
         "databases": database, "device": device, "seed": seed, "start": start,
-        "augment": {"preset": None, "seed": seed},
-        "stream": {"batch_size": batch_size, "workers": workers, "draw": {"num_cases": cases, "seed": seed}},
+        "augment": {"preset": augment, "seed": seed},
+        "stream": {"batch_size": batch_size, "workers": workers, "cache": cache,
+                   "draw": {"patch": (patch, patch, patch) if patch else None, "drop": drop, "num_cases": cases,
+                            "seed": seed}},
         "fit": {"num_steps": steps, "learning_rate": learning_rate},
     })  # fmt: skip
     if print_config:

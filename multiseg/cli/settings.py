@@ -38,7 +38,7 @@ def options_from(store: str, run: Path | None, flags: dict[str, Any]) -> TrainOp
     cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
     if said.get("start", {}).get("model"):
         said["start"]["model"] = str(Path(said["start"]["model"]).resolve())
-        return _from_parent(defaults(cuda, said), said)
+        return _from_parent(cuda, said)
     return to_options(merged(defaults(cuda, said), said))
 
 
@@ -53,13 +53,14 @@ def print_settings(options: TrainOptions, as_json: bool) -> None:
         typer.echo(to_toml(options), nl=False)
 
 
-def _from_parent(below: dict[str, Any], said: dict[str, Any]) -> TrainOptions:
+def _from_parent(cuda: bool, said: dict[str, Any]) -> TrainOptions:
     """Options of a fine-tuning: its network and labels are the model's, and so is its patch where nothing is said."""
-    from multiseg.config import merged, to_options
+    from multiseg.config import defaults, merged, to_options
     from multiseg.models.saved import model_path, read_info
     from multiseg.training.run import inherited
 
     parent = read_info(model_path(Path(said["start"]["model"])))
+    below = defaults(cuda, merged(said, {"model": {"builder": parent.builder}}))
     below = merged(below, {"stream": {"draw": {"patch": parent.patch}}})
     options = inherited(to_options(merged(below, said)), parent)
     for name in ("model", "labels"):

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,24 @@ def test_the_settings_printed_are_those_that_would_be_used(
     assert settings["model"]["widths"] == NUMBERS["widths"]
     assert settings["stream"]["draw"]["patch"] == [16, 16, 16], "the model's own"
     assert (settings["start"]["method"], Path(settings["start"]["model"])) == ("progressive", model)
+
+
+def test_what_is_drawn_can_be_said(model: Path, store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = ("--patch", "24", "--cache", "1GiB", "--drop", "none", "--augment", "published")
+    assert run(["finetune", str(model), store_url, "--print-config", *said]) == 0
+    settings = tomllib.loads(capsys.readouterr().out)
+    assert (settings["stream"]["draw"]["patch"], settings["stream"]["cache"]) == ([24, 24, 24], "1GiB")
+    assert (settings["stream"]["draw"]["drop"], settings["augment"]["preset"]) == ("none", "published")
+
+
+def test_on_a_card_a_step_goes_in_the_parts_of_the_models_network(
+    model: Path, store_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = replace(read_info(model), builder="lf_unet")
+    save_model(model, build(info.builder, 3, 1, **NUMBERS), info)
+    assert run(["finetune", str(model), store_url, "--print-config", "--device", "cuda"]) == 0
+    settings = tomllib.loads(capsys.readouterr().out)
+    assert (settings["stream"]["batch_size"], settings["fit"]["accumulate"]) == (1, 10)
 
 
 def test_no_model_no_fine_tuning(store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
