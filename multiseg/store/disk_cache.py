@@ -75,7 +75,7 @@ class DiskCache:
         """Whether a copy is here; it is then in use by this run, and stays."""
         path = self.objects / name
         try:
-            os.utime(path)  # first, so that nobody takes it for unused after we saw it
+            _mark_used(path)  # first, so that nobody takes it for unused after we saw it
             if path.stat().st_size == num_bytes:
                 return True
         except OSError:
@@ -115,6 +115,7 @@ class DiskCache:
                 return False
             with self._disk():
                 part.flush()
+                _mark_used(part.fileno())
                 os.fsync(part.fileno())
                 with self._locked():
                     Path(part.name).rename(self.objects / name)
@@ -221,6 +222,12 @@ def _rejoined(folder: Path, budget_bytes: int, run: str, takes: bool) -> DiskCac
 def name_of(url: str, key: str, version: str) -> str:
     """What the copy of an object is called: no two objects, nor two versions of one, are called the same."""
     return f"{_digest(url, key)}-{_digest(version)}"
+
+
+def _mark_used(file: Path | int) -> None:
+    """Note that a run uses a copy now, by the clock that says when runs began: a file system's own may be behind."""
+    now = time.time_ns()
+    os.utime(file, ns=(now, now))
 
 
 def _is_same_object(one: str, other: str) -> bool:

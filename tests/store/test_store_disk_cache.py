@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,18 @@ def test_an_earlier_run_makes_room_the_oldest_first(folder: Path) -> None:
     assert copies(folder) == {"b", "c", "d"}
     assert fill(cache, "e", "f") == [True, False]
     assert copies(folder) == {"c", "d", "e"}
+
+
+def test_the_clock_of_the_file_system_may_be_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this run has used is not old, whatever time the disk would have given it."""
+    fill(DiskCache(folder, 2 * SIZE), "a", "b")
+    make_old(folder, "a", "b")
+    ahead = time.time_ns() + 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: ahead)
+    cache = DiskCache(folder, 2 * SIZE)
+    assert cache.find("a", SIZE)
+    assert fill(cache, "c", "d") == [True, False]
+    assert copies(folder) == {"a", "c"}
 
 
 def test_nothing_is_removed_where_that_makes_too_little_room(folder: Path) -> None:
