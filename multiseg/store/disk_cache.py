@@ -75,7 +75,7 @@ class DiskCache:
         """Whether a copy is here; it is then in use by this run, and stays."""
         path = self.objects / name
         try:
-            _mark_used(path)  # first, so that nobody takes it for unused after we saw it
+            self._mark_used(path)  # first, so that nobody takes it for unused after we saw it
             if path.stat().st_size == num_bytes:
                 return True
         except OSError:
@@ -115,7 +115,7 @@ class DiskCache:
                 return False
             with self._disk():
                 part.flush()
-                _mark_used(part.fileno())
+                self._mark_used(part.fileno())
                 os.fsync(part.fileno())
                 with self._locked():
                     Path(part.name).rename(self.objects / name)
@@ -170,13 +170,18 @@ class DiskCache:
 
     def _first_began(self) -> int:
         """When the first of the runs that are alive began, in ns; this is one of them."""
-        alive = [int(self._run.split(".")[0])]
+        alive = [_began(self._run)]
         for path in (self.folder / "runs").iterdir():
             if _is_locked(path):
-                alive.append(int(path.name.split(".")[0]))
+                alive.append(_began(path.name))
             else:
                 path.unlink()
         return min(alive)
+
+    def _mark_used(self, file: Path | int) -> None:
+        """Note that this run uses a copy now, and so after it began: a clock may be set back, the disk's be behind."""
+        now = max(time.time_ns(), _began(self._run))
+        os.utime(file, ns=(now, now))
 
     def _join(self) -> None:
         """Say that this process is one of its run."""
@@ -224,10 +229,9 @@ def name_of(url: str, key: str, version: str) -> str:
     return f"{_digest(url, key)}-{_digest(version)}"
 
 
-def _mark_used(file: Path | int) -> None:
-    """Note that a run uses a copy now, by the clock that says when runs began: a file system's own may be behind."""
-    now = time.time_ns()
-    os.utime(file, ns=(now, now))
+def _began(run: str) -> int:
+    """When a run began, in ns, by its name."""
+    return int(run.split(".")[0])
 
 
 def _is_same_object(one: str, other: str) -> bool:
