@@ -34,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     if not os.environ.get(RUNS):
         raise FederationError(f"{RUNS} names no folder for experiments: start the server with multiseg fed serve.")
-    if context.run_config["app"] != app_hash():
+    if context.run_config.get("app") != app_hash():
         raise FederationError(
             "multiseg was changed here after the server started, which submitted this run as what it was before: stop "
             "and start multiseg fed serve, and submit the run again."
