@@ -9,7 +9,22 @@ import typer
 
 from multiseg.cli.data import AsJson
 from multiseg.cli.learn import train_shown
-from multiseg.cli.settings import options_from, print_settings
+from multiseg.cli.settings import (
+    Augment,
+    BatchSize,
+    Cache,
+    Cases,
+    Database,
+    Drop,
+    LearningRate,
+    NumWorkers,
+    Overwrite,
+    PrintConfig,
+    Steps,
+    TrainDevice,
+    options_from,
+    print_settings,
+)
 from multiseg.errors import UsageError
 
 
@@ -30,25 +45,21 @@ def finetune_command(
     head_first: Annotated[
         int | None, typer.Option(help="Steps at the beginning in which only the last layer learns.", min=0)
     ] = None,
-    cases: Annotated[int | None, typer.Option(help="At most so many training cases a database.", min=1)] = None,
+    cases: Cases = None,
     run: Annotated[Path | None, typer.Option(help="TOML file with any of the settings of train.")] = None,
-    database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Patches a step.", min=1)] = None,
+    database: Database = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
     patch: Annotated[int | None, typer.Option(help="Edge of a patch in voxels (default: the model's).", min=8)] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of Adam, at the start.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that read patches.", min=0)] = None,
-    cache: Annotated[str | None, typer.Option(help="Memory for decoded cases, such as 4GiB.")] = None,
-    drop: Annotated[str | None, typer.Option(help="Law of modality drop: uniform, none, bernoulli, subsets.")] = None,
-    augment: Annotated[
-        str | None, typer.Option(help="none, published or standard; takes the place of the run file's table.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    learning_rate: LearningRate = None,
+    workers: NumWorkers = None,
+    cache: Cache = None,
+    drop: Drop = None,
+    augment: Augment = None,
+    device: TrainDevice = None,
     seed: Annotated[int | None, typer.Option(help="Of fresh weights, dropout, draws and the choice of cases.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is there.")] = False,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print every setting (TOML, or --json) and stop.")
-    ] = False,
+    overwrite: Overwrite = False,
+    print_config: PrintConfig = False,
     as_json: AsJson = False,
 ) -> int:
     """Fine-tune a model on another store, whose sequences it need not know. The same command again goes on.

@@ -10,7 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multiseg.cli.data import AsJson
-from multiseg.cli.settings import options_from, print_settings
+from multiseg.cli.settings import (
+    Augment,
+    BatchSize,
+    Cache,
+    Cases,
+    Database,
+    Drop,
+    LearningRate,
+    NumWorkers,
+    Overwrite,
+    PrintConfig,
+    Steps,
+    TrainDevice,
+    options_from,
+    print_settings,
+)
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,26 +44,22 @@ def train_command(
     store: Annotated[str, typer.Argument(help="The store to learn from.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     run: Annotated[Path | None, typer.Option(help="TOML file with any of the settings.")] = None,
-    database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Patches a step.", min=1)] = None,
+    database: Database = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
     patch: Annotated[int | None, typer.Option(help="Edge of a patch in voxels.", min=8)] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of Adam, at the start.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that read patches.", min=0)] = None,
-    cache: Annotated[str | None, typer.Option(help="Memory for decoded cases, such as 4GiB.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    learning_rate: LearningRate = None,
+    workers: NumWorkers = None,
+    cache: Cache = None,
+    device: TrainDevice = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, dropout and draws.")] = None,
     model: Annotated[str | None, typer.Option(help="Network, such as multi_unet or multi_unet_plus.")] = None,
-    drop: Annotated[str | None, typer.Option(help="Law of modality drop: uniform, none, bernoulli, subsets.")] = None,
-    cases: Annotated[int | None, typer.Option(help="At most so many training cases a database.", min=1)] = None,
-    augment: Annotated[
-        str | None, typer.Option(help="none, published or standard; takes the place of the run file's table.")
-    ] = None,
+    drop: Drop = None,
+    cases: Cases = None,
+    augment: Augment = None,
     resume: Annotated[bool, typer.Option("--resume", help="Insist on going on with a run that is there.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is there.")] = False,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print every setting (TOML, or --json) and stop.")
-    ] = False,
+    overwrite: Overwrite = False,
+    print_config: PrintConfig = False,
     as_json: AsJson = False,
 ) -> int:
     """Train one model on all databases of a store. The same command again goes on where it was.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,22 @@ from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
     from multiseg.training.folder import TrainOptions
+
+# Flags that training and fine-tuning share.
+Database = Annotated[list[str] | None, typer.Option(help="Only these databases.")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)]
+BatchSize = Annotated[int | None, typer.Option(help="Patches a step.", min=1)]
+LearningRate = Annotated[float | None, typer.Option(help="Of Adam, at the start.")]
+NumWorkers = Annotated[int | None, typer.Option(help="Processes that read patches.", min=0)]
+Cache = Annotated[str | None, typer.Option(help="Memory for decoded cases, such as 4GiB.")]
+Drop = Annotated[str | None, typer.Option(help="Law of modality drop: uniform, none, bernoulli, subsets.")]
+Cases = Annotated[int | None, typer.Option(help="At most so many training cases a database.", min=1)]
+TrainDevice = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Augment = Annotated[
+    str | None, typer.Option(help="none, published or standard; takes the place of the run file's table.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is there.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print every setting (TOML, or --json) and stop.")]
 
 
 def options_from(store: str, run: Path | None, flags: dict[str, Any]) -> TrainOptions:
