@@ -107,7 +107,7 @@ def label_on(grid: Grid, volume: Volume, schema: LabelSchema, name: str, journal
     if not own.shares_lattice(grid):
         text = f"resampled from {spacing_text(own)} to {spacing_text(grid)} (argmax of linear shares)"
         journal.step(f"label:{name}", text)
-    before, after = _counts(volume.voxels), _counts(moved)
+    before, after = counts_of(volume.voxels), counts_of(moved)
     source_ml, ml = float(np.prod(own.spacing_mm)) / 1000, float(np.prod(grid.spacing_mm)) / 1000
     for code, structure in enumerate(schema.structures, start=1):
         had, has = before[code] * source_ml, after[code] * ml
@@ -125,7 +125,8 @@ def label_on(grid: Grid, volume: Volume, schema: LabelSchema, name: str, journal
     return moved
 
 
-def _counts(codes: Codes) -> Num[np.ndarray, " code"]:
+def counts_of(codes: Codes) -> Num[np.ndarray, " code"]:
+    """How many voxels each of the 256 codes has; the zeros outside the box of the others are not counted."""
     box = box_of(codes != 0)
     return np.bincount(() if box is None else codes[box].ravel(), minlength=256)
 
@@ -142,7 +143,7 @@ def doubt_labels(
                 "patient's label, and is the brain's mask all of the brain?"
             )
             journal.warn("LABEL_OUTSIDE_BRAIN", text)
-        counts = _counts(codes)
+        counts = counts_of(codes)
         lesions = sum(
             int(counts[code]) for code, one in enumerate(schemas[name].structures, start=1) if one.kind == "lesion"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +23,7 @@ from multiseg.store.preparation.brain import brains
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.intensity import Normalised, normalised, without_bias
 from multiseg.store.preparation.journal import Journal
-from multiseg.store.preparation.labelling import doubt_labels, label_on, read_label
+from multiseg.store.preparation.labelling import counts_of, doubt_labels, label_on, read_label
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.preparation.space import Scene, grid_of, lay_out
 from multiseg.types import Codes, Images
@@ -35,7 +36,9 @@ class PreparedCase:
     `images` is [modality i j k] in the order of `modalities`, 0 outside the brain; raw intensity is
     `images * std + mean` (see `intensity.Normalised`). `native` is the reference image as its file has it,
     for the way home. `sources` says for every file where it came from and each step it took. `content`
-    recognises each sequence's scan in any file, compression and orientation.
+    recognises each sequence's scan in any file, compression and orientation. `brain_ml` is the volume of the
+    voxels that any sequence calls brain, `structures_ml` that of every structure by annotation and name, both as
+    stored.
     """
 
     modalities: tuple[str, ...]
@@ -49,6 +52,8 @@ class PreparedCase:
     sources: tuple[dict[str, Any], ...]
     doubts: tuple[Doubt, ...]
     content: tuple[str, ...]
+    brain_ml: float
+    structures_ml: dict[str, dict[str, float]]
 
     @property
     def intensity(self) -> dict[str, tuple[float, float]]:
@@ -107,6 +112,8 @@ def prepare_case(
         sources=_sources(files, scene, images, journal),
         doubts=tuple(journal.doubts),
         content=content,
+        brain_ml=float(np.count_nonzero(brain)) * _voxel_ml(scene.grid),
+        structures_ml={name: _structures_ml(codes, schemas[name], scene.grid) for name, codes in cropped.items()},
     )
 
 
@@ -163,6 +170,15 @@ def _box(images: Mapping[str, Normalised], labels: Mapping[str, Codes]) -> Box:
             boxes.append(seen_from_outside(tight, image.box))
     boxes += [found for codes in labels.values() if (found := box_of(codes != 0)) is not None]
     return box_around(boxes)
+
+
+def _voxel_ml(grid: Grid) -> float:
+    return math.prod(grid.spacing_mm) / 1000
+
+
+def _structures_ml(codes: Codes, schema: LabelSchema, grid: Grid) -> dict[str, float]:
+    counts = counts_of(codes)
+    return {name: float(counts[code]) * _voxel_ml(grid) for code, name in enumerate(schema.names, start=1)}
 
 
 def _overlap(one: Box, other: Box) -> tuple[Box, Box]:

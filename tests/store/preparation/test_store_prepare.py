@@ -88,6 +88,20 @@ def test_a_given_mask_is_the_brain(tmp_path: Path) -> None:
     assert case.std[0] == pytest.approx(raw.std(), rel=1e-5)
 
 
+def test_volumes_of_brain_and_structures_are_those_of_the_stored_voxels(tmp_path: Path) -> None:
+    """A voxel has 0.008 ml; of two sequences' brains the union counts, and every structure is named."""
+    second = head(2)
+    second[: SHAPE[0] // 2] = 0
+    codes = lesion()
+    codes[6, 7, 5] = 9
+    case = prepared(
+        images={"T1": save(tmp_path, "T1.nii", head()), "T2": save(tmp_path, "T2.nii", second)},
+        labels={"lesion": save(tmp_path, "l.nii", codes)},
+    )
+    assert case.brain_ml == pytest.approx(np.count_nonzero(head()) * 0.008)
+    assert case.structures_ml == {"lesion": {"lesion": pytest.approx(63 * 0.008)}}
+
+
 def test_an_empty_mask_leaves_no_brain(tmp_path: Path) -> None:
     mask = save(tmp_path, "m.nii", np.zeros(SHAPE, dtype=np.uint8))
     with pytest.raises(SourceError, match=r"m\.nii holds no voxel above 0\.5") as caught:
