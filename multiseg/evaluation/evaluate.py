@@ -30,8 +30,8 @@ from multiseg.store.reader import Case, Store, open_store
 KEY = ["database", "label", "modalities"]
 POLICY = (
     "A case without lesion has no Dice, sensitivity or distance and is left out of their means, but counted; "
-    "a false alarm there has precision 0. A missed lesion, where nothing was predicted, has Dice and "
-    "sensitivity 0, and the diagonal of the case's grid as distance."
+    "a false alarm there has precision 0. A missed lesion, where nothing was predicted, has Dice, sensitivity "
+    "and precision 0, and the diagonal of the case's grid as distance: missing never improves a mean."
 )
 MONTAGE_CASES = 2
 
@@ -128,7 +128,7 @@ def evaluate(
             + (f": {why}. " if why else ". ")
             + f"The model knows {', '.join(model.info.usable(model.info.axis.names))}."
         )
-    done = DoneCases(folder, hashlib.sha256(model_path(Path(run)).read_bytes()).hexdigest(), store.url, options)
+    done = DoneCases(folder, hashlib.sha256(model_path(Path(run)).read_bytes()).hexdigest(), store.url, options, POLICY)
     panels: list[CasePanel] = []
     for at, case in enumerate(cases):
         name = f"{case.database}/{case.name}"

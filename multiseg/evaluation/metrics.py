@@ -1,14 +1,17 @@
 """How well one predicted mask fits the true one, and the summary over many cases.
 
-What an empty mask means, so that no mean improves by leaving a failure out:
+What an empty mask means, so that no mean improves where a lesion is missed:
 
     outcome      lesion  prediction  dice  sensitivity  precision  assd_mm, hd95_mm
     both         yes     yes         as defined in `case_metrics`
-    missed       yes     no          0     0            NaN        the diagonal of the grid
+    missed       yes     no          0     0            0          the diagonal of the grid
     false alarm  no      yes         NaN   NaN          0          NaN
     clean        no      no          NaN   NaN          NaN        NaN
 
-NaN is "undefined": `summarise` leaves it out of the mean and counts the cases of each kind beside it.
+NaN is "undefined": `summarise` leaves it out of the mean and counts the cases of each kind beside it. Where a case has a
+lesion nothing is undefined, so the cases behind a mean do not depend on what was predicted there: to predict nothing
+scores the worst value of every number. The precision of a missed lesion, 0/0, is 0 for that reason. A false alarm alone
+enters a mean (that of precision, as 0) that a right answer, "clean", stays out of.
 """
 
 import math
@@ -73,7 +76,7 @@ def case_metrics(predicted: Mask, truth: Mask, spacing_mm: SpacingMm, looked_at:
     return CaseMetrics(
         dice=dice(predicted, truth),
         sensitivity=num_hits / num_true if num_true else math.nan,
-        precision=num_hits / num_predicted if num_predicted else math.nan,
+        precision=num_hits / num_predicted if num_predicted else 0.0 if num_true else math.nan,
         assd_mm=assd_mm,
         hd95_mm=hd95_mm,
         truth_ml=num_true * voxel_ml,
@@ -92,7 +95,7 @@ def summarise(metrics: Sequence[CaseMetrics]) -> dict[str, float | int]:
     """The mean of each number over the cases that define it (NaN if none does), and the counts of cases.
 
     The means keep the names of the fields. Dice, sensitivity and the distances are means over the
-    `num_with_lesion` cases, precision over the cases with a prediction, volumes over all.
+    `num_with_lesion` cases, precision over these and the false alarms, volumes over all.
     """
     means = {name: mean_of_defined([getattr(case, name) for case in metrics]) for name in _MEANS}
     outcomes = [case.outcome for case in metrics]

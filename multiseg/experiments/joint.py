@@ -40,7 +40,7 @@ def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
         ),
         Table("Paired differences of Dice by database", pd.DataFrame(by_database), INTERVAL),
         Table("Sensitivity", means(cases, "sensitivity", ground.training), per_case),
-        Table("Precision", means(cases, "precision", ground.training), per_case + " No prediction, no precision."),
+        Table("Precision", means(cases, "precision", ground.training), per_case + " A missed lesion has precision 0."),
         Table("Average symmetric surface distance in mm", means(cases, "assd_mm", ground.training), missed),
         Table("Paired differences of that distance", compared(cases, "assd_mm", pairs), INTERVAL),
     ]

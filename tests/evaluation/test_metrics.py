@@ -122,8 +122,7 @@ def test_a_missed_lesion_costs_the_diagonal() -> None:
     shape = (3, 2, 4)  # 3, 4 and 20 mm
     found = case_metrics(mask_of(shape), mask_of(shape, (1, 1, 1)), UNEVEN_MM)
     assert found.outcome == "missed"
-    assert (found.dice, found.sensitivity) == (0.0, 0.0)
-    assert math.isnan(found.precision)
+    assert (found.dice, found.sensitivity, found.precision) == (0.0, 0.0, 0.0)
     assert found.assd_mm == found.hd95_mm == pytest.approx(math.sqrt(9 + 16 + 400))
     assert (found.truth_ml, found.predicted_ml) == (pytest.approx(0.01), 0.0)
 
@@ -195,14 +194,14 @@ def test_distances_grow_with_the_voxels(pair: tuple[Mask, Mask], factor: float) 
 def test_means_leave_out_what_is_undefined_and_keep_what_was_missed() -> None:
     fits = CaseMetrics(0.8, 0.7, 0.9, 1.0, 4.0, 6.0, 5.0, "both")
     undefined = replace(fits, dice=math.nan, sensitivity=math.nan, assd_mm=math.nan, hd95_mm=math.nan)
-    missed = CaseMetrics(0.0, 0.0, math.nan, 101.0, 101.0, 2.0, 0.0, "missed")
+    missed = CaseMetrics(0.0, 0.0, 0.0, 101.0, 101.0, 2.0, 0.0, "missed")
     alarm = replace(undefined, precision=0.0, truth_ml=0.0, predicted_ml=3.0, outcome="false alarm")
     clean = replace(undefined, precision=math.nan, truth_ml=0.0, predicted_ml=0.0, outcome="clean")
     assert summarise([fits, missed, alarm, clean, clean]) == pytest.approx(
         {
             "dice": 0.4,
             "sensitivity": 0.35,
-            "precision": 0.45,
+            "precision": 0.3,
             "assd_mm": 51.0,
             "hd95_mm": 52.5,
             "truth_ml": 1.6,
@@ -214,6 +213,45 @@ def test_means_leave_out_what_is_undefined_and_keep_what_was_missed() -> None:
             "num_false_alarms": 1,
         }
     )
+
+
+def test_a_bad_case_left_without_prediction_lowers_mean_precision() -> None:
+    truth = mask_of((4, 4, 4), (0, 0, 0), (1, 0, 0))
+    bad = mask_of(
+        (4, 4, 4), (0, 0, 0), *((i, j, 3) for i in range(4) for j in range(4)), *((i, 3, 2) for i in range(4))
+    )
+    good, poor = case_metrics(truth, truth, CUBE_MM), case_metrics(bad, truth, CUBE_MM)
+    assert poor.precision == pytest.approx(1 / 21)
+    left_out = case_metrics(np.zeros_like(bad), truth, CUBE_MM)
+    assert summarise([good, poor])["precision"] == pytest.approx(11 / 21)
+    assert summarise([good, left_out])["precision"] == pytest.approx(1 / 2)
+
+
+HIGHER_IS_BETTER = {"dice": True, "sensitivity": True, "precision": True, "assd_mm": False, "hd95_mm": False}
+cases = array_shapes(min_dims=3, max_dims=3, max_side=5).flatmap(
+    lambda shape: st.lists(st.tuples(arrays(bool, shape), arrays(bool, shape)), min_size=1, max_size=4)
+)
+
+
+@settings(deadline=None)
+@given(cases, spacings, st.data())
+def test_to_predict_nothing_where_a_lesion_is_never_improves_a_mean(
+    pairs_of_cases: list[tuple[Mask, Mask]], spacing_mm: tuple[float, float, float], data: st.DataObject
+) -> None:
+    """Each pair is prediction and truth; any choice of the cases with a lesion loses its whole prediction."""
+    emptied = [
+        (np.zeros_like(predicted) if truth.any() and data.draw(st.booleans()) else predicted, truth)
+        for predicted, truth in pairs_of_cases
+    ]
+    before, after = (
+        summarise([case_metrics(predicted, truth, spacing_mm) for predicted, truth in some])
+        for some in (pairs_of_cases, emptied)
+    )
+    for name, higher in HIGHER_IS_BETTER.items():
+        old, new = (float(one[name]) if higher else -float(one[name]) for one in (before, after))
+        assert math.isnan(old) == math.isnan(new), name
+        assert math.isnan(old) or new <= old + 1e-9, (name, before, after)
+    assert after["num_with_lesion"] == before["num_with_lesion"]
 
 
 def test_a_summary_of_nothing_is_undefined_without_a_warning() -> None:
