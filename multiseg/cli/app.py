@@ -81,6 +81,8 @@ def run(arguments: Sequence[str]) -> int:
         if code == 130:  # typer turns Ctrl-C into this
             said = _interrupted(arguments)
     except click.ClickException as error:
+        if "Did you mean" in error.message:
+            error.possibilities = None  # type: ignore[attr-defined]  # click would add them to those of typer
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):

@@ -70,6 +70,27 @@ def test_what_cannot_be_done_is_said_with_its_exit_code(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["infoo"], "'info'"),
+        (["trian", "brain.zarr"], "'train'"),
+        (["fed", "statsu", "centre"], "'status'"),
+        (["fed", "enrol", "sever"], "'server'"),
+        (["info", "--jsno", "brain.zarr"], "'--json'"),
+        (["train", "--devise", "cpu"], "'--device'"),
+        (["fed", "simulate", "--stroe", "a.zarr"], "'--store'"),
+    ],
+)
+def test_a_misspelt_name_suggests_each_name_once(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("Did you mean") == 1
+    assert shown.partition("Did you mean")[2].count(meant) == 1
+
+
 def test_a_bug_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def broken(url: str) -> None:
         raise KeyError("ours")
