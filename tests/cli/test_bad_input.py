@@ -80,7 +80,7 @@ def make_it_constant(folder: Path) -> None:
 FAULTS = [
     (truncate, "DAMAGED_FILE", "T1.nii.gz is a truncated or damaged gzip"),
     (flip_a_bit, "DAMAGED_FILE", "T1.nii.gz is a truncated or damaged gzip"),
-    (move_the_mask_away, "NO_OVERLAP", "covers 0% of its box"),
+    (move_the_mask_away, "NO_OVERLAP", "0% of what it marks lies within"),
     (lose_the_masks_header, "HEADERS_DISAGREE", "its header puts it elsewhere"),
     (use_an_unknown_code, "LABEL_CODES", "unknown codes: 7"),
     (leave_no_known_sequence, "NO_MODALITY", "no file of a known sequence"),

@@ -15,9 +15,10 @@ from multiseg.store.preparation.boxes import Box, box_of, seen_from_outside
 from multiseg.store.preparation.extraction import run_extraction
 from multiseg.store.preparation.grids import Grid, resample
 from multiseg.store.preparation.journal import Journal
+from multiseg.store.preparation.places import grid_of
 from multiseg.store.preparation.recipe import COMMAND, Recipe
 from multiseg.store.preparation.similarity import coarse
-from multiseg.store.preparation.space import Scene, grid_of
+from multiseg.store.preparation.space import Scene
 from multiseg.types import Mask, Voxels
 
 BRAIN_ML = (500, 2500)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Num, UInt8
+from scipy import ndimage
 
 from multiseg.errors import LabelError, SourceError
-from multiseg.labels import LabelSchema
-from multiseg.store.cases import LabelFile, Majority, sha256_of
+from multiseg.labels import IGNORE, LabelSchema
+from multiseg.store.cases import LabelFile, Majority, paths_of, sha256_of
 from multiseg.store.formats.reading import read_volume
 from multiseg.store.formats.volumes import Volume
 from multiseg.store.preparation.boxes import box_of
 from multiseg.store.preparation.brain import spacing_text
 from multiseg.store.preparation.grids import Grid, resample_codes
 from multiseg.store.preparation.journal import Journal
-from multiseg.store.preparation.space import grid_of, shares_grid
+from multiseg.store.preparation.places import grid_of, shares_grid
 from multiseg.types import Codes, Mask
+
+Counts: TypeAlias = Num[np.ndarray, " code"]
+LOST_LESION_ML = 0.5
+"""A lesion of this size with no voxel in the brain belongs to another scan; smaller ones may be slips of the pen."""
 
 
 def read_label(name: str, file: LabelFile, schema: LabelSchema, journal: Journal) -> Volume:
@@ -125,24 +131,27 @@ def label_on(grid: Grid, volume: Volume, schema: LabelSchema, name: str, journal
     return moved
 
 
-def counts_of(codes: Codes) -> Num[np.ndarray, " code"]:
+def counts_of(codes: Codes) -> Counts:
     """How many voxels each of the 256 codes has; the zeros outside the box of the others are not counted."""
     box = box_of(codes != 0)
     return np.bincount(() if box is None else codes[box].ravel(), minlength=256)
 
 
-def doubt_labels(
-    labels: Mapping[str, Codes], schemas: Mapping[str, LabelSchema], brain: Mask, journal: Journal
+def check_labels(
+    labels: Mapping[str, Codes],
+    files: Mapping[str, LabelFile],
+    schemas: Mapping[str, LabelSchema],
+    brain: Mask,
+    spacing_mm: tuple[float, float, float],
+    journal: Journal,
 ) -> None:
-    """Labels that lie outside the brain or fill most of it."""
+    """Labels that lie outside the brain or fill most of it; voxels to ignore do not count.
+
+    Raises:
+        SourceError: no voxel of an annotation, or of a lesion of `LOST_LESION_ML`, is in the brain or beside it.
+    """
     for name, codes in labels.items():
-        total, outside = np.count_nonzero(codes), np.count_nonzero(codes[~brain])
-        if outside > 0.01 * total:
-            text = (
-                f"{outside / total:.0%} of annotation {name!r} lies outside the brain. Look at the overlay: is it this "
-                "patient's label, and is the brain's mask all of the brain?"
-            )
-            journal.warn("LABEL_OUTSIDE_BRAIN", text)
+        _check_place(name, codes, files[name], schemas[name], brain, spacing_mm, journal)
         counts = counts_of(codes)
         lesions = sum(
             int(counts[code]) for code, one in enumerate(schemas[name].structures, start=1) if one.kind == "lesion"
@@ -154,3 +163,43 @@ def doubt_labels(
                 "its codes swapped? Say what they mean: --labels."
             )
             journal.warn("LARGE_LABEL", text)
+
+
+def _check_place(
+    name: str,
+    codes: Codes,
+    file: LabelFile,
+    schema: LabelSchema,
+    brain: Mask,
+    spacing_mm: tuple[float, float, float],
+    journal: Journal,
+) -> None:
+    everywhere, outside = counts_of(codes), counts_of(np.where(brain, 0, codes))
+    total, lost = int(everywhere[1:IGNORE].sum()), int(outside[1:IGNORE].sum())
+    if not lost:
+        return
+    ml = float(np.prod(spacing_mm)) / 1000
+    ask = "Is it this patient's label, on this patient's scan, and is the brain's mask all of the brain?"
+    far = _far_codes(codes, brain, everywhere, outside)
+    gone = [
+        f"{one.name} ({everywhere[code] * ml:.3g} ml)"
+        for code, one in enumerate(schema.structures, start=1)
+        if code in far and one.kind == "lesion" and everywhere[code] * ml >= LOST_LESION_ML
+    ]
+    is_all = len(far) == np.count_nonzero(everywhere[1:IGNORE])
+    if is_all or gone:
+        what = f"all of annotation {name!r}" if is_all else f"{', '.join(gone)} of annotation {name!r}"
+        message = f"{what} ({file.name}) lies outside the brain, none of it within. {ask}"
+        raise SourceError(message, code="LABEL_OUTSIDE_BRAIN", file=str(paths_of(file)[0]))
+    if lost > 0.01 * total:
+        text = f"{lost / total:.0%} of annotation {name!r} lies outside the brain. Look at the overlay. {ask}"
+        journal.warn("LABEL_OUTSIDE_BRAIN", text)
+
+
+def _far_codes(codes: Codes, brain: Mask, everywhere: Counts, outside: Counts) -> set[int]:
+    """The codes that have no voxel in the brain, nor one beside it: a voxel of rounding is none's fault."""
+    alone = [code for code in range(1, IGNORE) if everywhere[code] and everywhere[code] == outside[code]]
+    if not alone:
+        return set()
+    near = np.unique(codes[ndimage.binary_dilation(brain)])
+    return set(alone) - {int(code) for code in near}

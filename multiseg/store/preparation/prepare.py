@@ -23,9 +23,10 @@ from multiseg.store.preparation.brain import brains
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.intensity import Normalised, normalised, without_bias
 from multiseg.store.preparation.journal import Journal
-from multiseg.store.preparation.labelling import counts_of, doubt_labels, label_on, read_label
+from multiseg.store.preparation.labelling import check_labels, counts_of, label_on, read_label
+from multiseg.store.preparation.places import grid_of
 from multiseg.store.preparation.recipe import Recipe
-from multiseg.store.preparation.space import Scene, grid_of, lay_out
+from multiseg.store.preparation.space import Scene, lay_out
 from multiseg.types import Codes, Images
 
 
@@ -97,7 +98,7 @@ def prepare_case(
         brain[outer] |= image.mask[inner]
         journal.step(name, _crop_text(scene, box))
     cropped = {name: np.ascontiguousarray(codes[box]) for name, codes in labels.items()}
-    doubt_labels(cropped, schemas, brain, journal)
+    check_labels(cropped, files.labels, schemas, brain, scene.grid.spacing_mm, journal)
     for name in labels:
         journal.step(f"label:{name}", _crop_text(scene, box))
     return PreparedCase(

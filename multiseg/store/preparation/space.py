@@ -13,13 +13,12 @@ from multiseg.store.formats.volumes import Volume, axis_codes, same_grid, to_ras
 from multiseg.store.preparation.boxes import Box, box_of
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.journal import Journal
+from multiseg.store.preparation.places import check_overlap, grid_of, lies_on, shares_grid
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.preparation.registration import RegistrationError, register_rigid
 from multiseg.store.preparation.similarity import Likeness
 from multiseg.types import Affine
 
-MIN_COVERAGE = 0.01
-"""A file that covers less than this share of the reference image's box does not belong to it."""
 MAX_VOXELS = 2**30
 """A case with more voxels on the store's grid (1024^3) has a wrong voxel size in its header."""
 RIGHT_ANGLE_DEGREES = 0.1
@@ -70,20 +69,15 @@ def lay_out(names: tuple[str, ...], native: Mapping[str, Volume], recipe: Recipe
     moves = believed(names, native, reference, recipe, journal)
     volumes = {role: _turned(role, volume, moves, journal) for role, volume in native.items()}
     home = grid_of(volumes[reference])
-    _check_overlap(volumes, home, reference, journal)
+    check_overlap(volumes, home, reference, journal)
     if recipe.register:
         volumes |= _registered(names, volumes, reference, journal)
-        _check_overlap(volumes, home, reference, Journal())
+        check_overlap(volumes, home, reference, Journal())
     square = home.orthonormal() if skew_degrees(home.affine) > RIGHT_ANGLE_DEGREES else home
     grid = square.respaced(recipe.spacing_mm)
     _check_size(native[reference], grid, recipe)
     filled = {name: box_of(volumes[name].voxels != 0) for name in names}
     return Scene(names, reference, native, volumes, filled, grid)
-
-
-def grid_of(volume: Volume) -> Grid:
-    """Where a volume's voxels lie."""
-    return Grid(volume.affine, volume.shape)
 
 
 def skew_degrees(affine: Affine) -> float:
@@ -104,12 +98,6 @@ def _check_angles(role: str, volume: Volume, journal: Journal) -> None:
         journal.step(role, f"straightened by {angle:.2g} degrees")
 
 
-def shares_grid(a: Volume, b: Volume) -> bool:
-    """Whether two volumes have the same voxels in space, whatever order their files keep them in."""
-    a, b = to_ras(a), to_ras(b)
-    return a.shape == b.shape and same_grid(a.affine, b.affine, a.shape)
-
-
 def _reference(names: Sequence[str], native: Mapping[str, Volume], recipe: Recipe) -> str:
     """The sequence whose box becomes the case's grid; the rule stands at `Recipe.reference`."""
     if recipe.reference in names:
@@ -117,7 +105,7 @@ def _reference(names: Sequence[str], native: Mapping[str, Volume], recipe: Recip
     first_label = next((volume for role, volume in native.items() if role.startswith("label:")), None)
     if first_label is not None:
         for name in names:
-            if shares_grid(native[name], first_label):
+            if lies_on(first_label, native[name]):
                 return name
     return names[0]
 
@@ -137,7 +125,7 @@ def believed(
       voxels fit clearly better (beyond 1: by a quarter and 0.01), the case is refused; else its header holds.
     - `"refuse"`, a label or mask: it says nothing of its place, so the case is refused.
 
-    A label or mask on the very grid of a sequence goes where that sequence goes.
+    A label or mask on the very grid of a sequence, or on a box of its voxels, goes where that sequence goes.
 
     Raises:
         SourceError: a person has to say which is right (HEADERS_DISAGREE).
@@ -147,7 +135,7 @@ def believed(
     for role in [*names, *(role for role in native if role not in names)]:
         volume = native[role]
         twins = [name for name in first_ones if native[name].shape == volume.shape]
-        drawn_on = next((name for name in first_ones if shares_grid(native[name], volume)), None)
+        drawn_on = next((name for name in first_ones if lies_on(volume, native[name])), None)
         if role not in names and drawn_on:
             if drawn_on in moves:
                 moves[role] = moves[drawn_on]
@@ -234,10 +222,10 @@ def _registered(
 
 
 def _going_with(name: str, names: Sequence[str], volumes: Mapping[str, Volume]) -> list[str]:
-    """A sequence, and the labels and masks drawn on its grid and on that of none before it."""
+    """A sequence, and the labels and masks drawn on its voxels and on those of none before it."""
     drawn = [
         role for role, volume in volumes.items()
-        if role not in names and next((one for one in names if shares_grid(volumes[one], volume)), None) == name
+        if role not in names and next((one for one in names if lies_on(volume, volumes[one])), None) == name
     ]  # fmt: skip
     return [name, *drawn]
 
@@ -250,19 +238,3 @@ def _check_size(reference: Volume, grid: Grid, recipe: Recipe) -> None:
             code="BAD_SIZE",
             file=str(reference.path),
         )
-
-
-def _check_overlap(volumes: Mapping[str, Volume], home: Grid, reference: str, journal: Journal) -> None:
-    for role, volume in volumes.items():
-        coverage = grid_of(volume).coverage(home)
-        if coverage < MIN_COVERAGE:
-            raise SourceError(
-                f"{role} ({volume.path}, shape {volume.shape}) does not overlap {reference} in space: "
-                f"it covers {coverage:.0%} of its box. Is it another patient's, or its header lost?",
-                code="NO_OVERLAP",
-                file=str(volume.path),
-            )
-        if coverage < 0.5:
-            journal.warn(
-                "SMALL_OVERLAP", f"{role} covers only {coverage:.0%} of {reference}'s box. Look at the overlay."
-            )

@@ -302,10 +302,11 @@ def test_what_a_person_should_look_at(tmp_path: Path) -> None:
         images={"T1": save(tmp_path, "T1.nii", head() + 5)}, labels={"lesion": save(tmp_path, "l.nii", outside)}
     )
     assert set(doubts(case)) == {"NO_BACKGROUND"}
-    case = prepared(
-        images={"T1": save(tmp_path, "T1.nii", head())}, labels={"lesion": save(tmp_path, "l.nii", outside)}
-    )
+    partly = lesion()
+    partly[0, 0, :5] = 1
+    case = prepared(images={"T1": save(tmp_path, "T1.nii", head())}, labels={"lesion": save(tmp_path, "l.nii", partly)})
     assert set(doubts(case)) == {"LABEL_OUTSIDE_BRAIN"}
+    assert doubts(case)["LABEL_OUTSIDE_BRAIN"].startswith("7% of annotation 'lesion' lies outside the brain.")
     one = np.zeros(SHAPE, dtype=np.uint8)
     one[8, 9, 7] = 1
     case = prepared(
@@ -313,6 +314,109 @@ def test_what_a_person_should_look_at(tmp_path: Path) -> None:
         images={"T1": save(tmp_path, "T1.nii", head())}, labels={"lesion": save(tmp_path, "l.nii", one)},
     )  # fmt: skip
     assert "STRUCTURE_LOST" in doubts(case)
+
+
+FAR = (slice(0, 4), slice(0, 4), slice(0, 4))
+"""512 mm^3 in a corner, three voxels and more from the head."""
+
+
+@pytest.mark.parametrize("size", [1, 64])
+def test_a_label_wholly_outside_the_brain_is_an_error(size: int, tmp_path: Path) -> None:
+    """However small it is, and beside annotations that are in their place."""
+    far = np.zeros(SHAPE, dtype=np.uint8)
+    far[FAR] = np.arange(64).reshape(4, 4, 4) < size
+    schemas = SCHEMAS | {"other": SCHEMAS["lesion"]}
+    labels = {"lesion": save(tmp_path, "l.nii", lesion()), "other": save(tmp_path, "far.nii", far)}
+    files = CaseFiles("P1", {"T1": save(tmp_path, "T1.nii", head())}, labels)
+    with pytest.raises(SourceError, match=r"all of annotation 'other' \(far\.nii\) lies outside the brain") as caught:
+        prepare_case(files, schemas, RECIPE)
+    assert (caught.value.code, caught.value.file) == ("LABEL_OUTSIDE_BRAIN", str(labels["other"]))
+
+
+def test_one_structure_of_a_label_outside_the_brain(tmp_path: Path) -> None:
+    """A lesion of half a millilitre is an error; fewer voxels, tissue (a skull), and voxels to ignore are not."""
+    image = {"T1": save(tmp_path, "T1.nii", head())}
+
+    def label(kind: str, code: int, size: int) -> PreparedCase:
+        codes = lesion() * 4
+        codes[FAR] = np.where(np.arange(64).reshape(4, 4, 4) < size, code, 0)
+        schema = LabelSchema((Structure("core", "lesion", (4,)), Structure("rim", kind, (1,))), ignore_codes=(9,))
+        return prepare_case(
+            CaseFiles("P1", image, {"lesion": save(tmp_path, "l.nii", codes)}), {"lesion": schema}, RECIPE
+        )
+
+    with pytest.raises(
+        SourceError, match=r"rim \(0\.512 ml\) of annotation 'lesion' \(l\.nii\) lies outside the brain"
+    ):
+        label("lesion", 1, 64)
+    assert set(doubts(label("lesion", 1, 8))) == {"LABEL_OUTSIDE_BRAIN"}
+    assert set(doubts(label("tissue", 1, 64))) == {"LABEL_OUTSIDE_BRAIN"}
+    assert set(doubts(label("lesion", 9, 64))) == set()
+
+
+def test_a_label_a_voxel_off_the_brain_is_rounding(tmp_path: Path) -> None:
+    brain = np.zeros(SHAPE, dtype=np.float32)
+    brain[4:12, 4:14, 3:11] = np.random.default_rng(0).normal(300, 40, (8, 10, 8))
+    image = {"T1": save(tmp_path, "T1.nii", brain)}
+    for at, is_refused in ((12, False), (13, True)):
+        codes = np.zeros(SHAPE, dtype=np.uint8)
+        codes[at, 8, 6] = 1
+        files = {"images": image, "labels": {"lesion": save(tmp_path, "l.nii", codes)}}
+        if is_refused:
+            with pytest.raises(SourceError, match="lies outside the brain, none of it within"):
+                prepared(**files)
+        else:
+            assert doubts(prepared(**files))["LABEL_OUTSIDE_BRAIN"].startswith("100% of annotation 'lesion'")
+
+
+def cropped(array: np.ndarray, affine: np.ndarray = AFFINE) -> tuple[np.ndarray, np.ndarray]:
+    """The box around what is not 0, as 3D Slicer saves a segment, and its affine."""
+    box = tuple(slice(a.min(), a.max() + 1) for a in np.nonzero(array))
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ [part.start for part in box]
+    return array[box], moved
+
+
+def test_a_label_cut_to_its_own_box_is_read_and_placed(tmp_path: Path) -> None:
+    """The box has less than 1% of the image's; the voxels are the same as those of the whole label."""
+    small = np.zeros(SHAPE, dtype=np.uint8)
+    small[7:9, 8:10, 6] = 1
+    images = {
+        "FLAIR": save(tmp_path, "F.nii", head(1, (16, 18, 7)), np.diag([2.0, 2.0, 4.0, 1.0])),
+        "T1": save(tmp_path, "T1.nii", head()),
+    }
+    cut = save(tmp_path, "cut.nii", *cropped(small))
+    flipped = AFFINE @ np.diag([-1.0, 1.0, 1.0, 1.0])
+    flipped[0, 3] = 2 * (SHAPE[0] - 1)
+    turned = save(tmp_path, "turned.nii", *cropped(small[::-1], flipped))
+    whole = prepared(images=images, labels={"lesion": save(tmp_path, "l.nii", small)})
+    for label in (cut, turned):
+        case = prepared(images=images, labels={"lesion": label})
+        # It lies on T1's voxels, so T1 is the reference, as with the whole label.
+        assert case.sources[1]["steps"][0].startswith("z-score")
+        np.testing.assert_array_equal(case.labels["lesion"], whole.labels["lesion"])
+        np.testing.assert_array_equal(case.grid.affine, whole.grid.affine)
+        assert set(doubts(case)) == set(doubts(whole)) == set()
+    elsewhere = save(tmp_path, "elsewhere.nii", nib.load(cut).get_fdata().astype(np.uint8), moved(200.0))
+    with pytest.raises(SourceError, match=r"label:lesion .* 0% of what it marks lies within FLAIR's box") as caught:
+        prepared(images=images, labels={"lesion": elsewhere})
+    assert caught.value.code == "NO_OVERLAP"
+
+
+def test_a_label_or_mask_that_leaves_the_image_is_told(tmp_path: Path) -> None:
+    half = np.zeros((16, 6, 4), dtype=np.uint8)
+    half[4:12] = 1
+    affine = AFFINE.copy()
+    affine[:3, 3] = (16.0, 16.0, 12.0)  # 8 of its 16 rows lie beyond the image, 4 of the 8 marked ones
+    case = prepared(
+        images={"T1": save(tmp_path, "T1.nii", head())}, labels={"lesion": save(tmp_path, "l.nii", half, affine)}
+    )
+    assert "label:lesion (l.nii): only 50% of what it marks lies within T1's box" in doubts(case)["SMALL_OVERLAP"]
+    mask, place = cropped((head() != 0).astype(np.uint8))
+    case = prepared(
+        MASKED, images={"T1": save(tmp_path, "T1.nii", head())}, brain_mask=save(tmp_path, "m.nii", mask, place)
+    )
+    assert "SMALL_OVERLAP" not in doubts(case)
 
 
 def test_the_steps_are_written_down(tmp_path: Path) -> None:

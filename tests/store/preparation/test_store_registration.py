@@ -13,11 +13,11 @@ from multiseg.store.cases import CaseFiles
 from multiseg.store.formats.reading import read_volume
 from multiseg.store.formats.volumes import to_ras
 from multiseg.store.preparation.grids import Grid, resample
+from multiseg.store.preparation.places import grid_of
 from multiseg.store.preparation.prepare import PreparedCase, prepare_case
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.preparation.registration import register_rigid
 from multiseg.store.preparation.similarity import normalised_mutual_information
-from multiseg.store.preparation.space import grid_of
 
 SHAPE = (40, 44, 36)
 GRID = Grid(np.diag([3.0, 3.0, 3.0, 1.0]), SHAPE)
