@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 
 from multiseg.errors import DataError, UsageError
+from multiseg.evaluation.decision import brain_of, decide
 from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.metrics import CaseMetrics, case_metrics, dice, summarise
 from multiseg.evaluation.montage import CasePanel, save_montage
@@ -211,7 +212,7 @@ def _load(model: Model, store: Store, case: Case) -> _Loaded:
 def _rows(model: Model, loaded: _Loaded, options: EvaluateOptions) -> Iterator[dict[str, Any]]:
     case, target = loaded.case, loaded.target
     for subset in chosen_subsets(options.subsets, loaded.usable):
-        predicted = segment(model, loaded.images, subset, options.overlap)
+        predicted = _segmented(model, loaded, subset, options.overlap)
         for label, name in enumerate(model.info.space.names, start=1):
             if loaded.annotated[label - 1]:
                 metrics = case_metrics(predicted == label, target == label, case.grid.spacing_mm, target != IGNORE)
@@ -223,27 +224,27 @@ def _panel(model: Model, loaded: _Loaded, overlap: float) -> CasePanel:
     """All structures together, from all the sequences of the case."""
     case = loaded.case
     truth = (loaded.target != 0) & (loaded.target != IGNORE)
-    predicted = (segment(model, loaded.images, loaded.usable, overlap) != 0) & (loaded.target != IGNORE)
+    predicted = (_segmented(model, loaded, loaded.usable, overlap) != 0) & (loaded.target != IGNORE)
     said = "no lesion" if not truth.any() else f"Dice {dice(predicted, truth):.2f}"
     caption = f"{case.pathology}\n{said}"
     return CasePanel(f"{case.database}/{case.name}", caption, loaded.shown, truth, predicted, case.grid.spacing_mm)
 
 
+def _segmented(model: Model, loaded: _Loaded, subset: Sequence[str], overlap: float) -> UInt8[np.ndarray, "i j k"]:
+    return segment(model, loaded.images, subset, overlap, brain_of(loaded.shown[name] for name in subset))
+
+
 def segment(
-    model: Model, images: Float[np.ndarray, "modality i j k"], subset: Sequence[str], overlap: float
+    model: Model,
+    images: Float[np.ndarray, "modality i j k"],
+    subset: Sequence[str],
+    overlap: float,
+    brain: Bool[np.ndarray, "i j k"],
 ) -> UInt8[np.ndarray, "i j k"]:
-    """Indices in the model's label space, from the given subset of the sequences only."""
+    """Indices in the model's label space, from the given subset of the sequences only, in the brain that they show."""
     present = np.isin(model.info.axis.names, subset)
     probabilities = predict_volume(model, images, present, model.info.patch, overlap)
-    return decide(probabilities)
-
-
-def decide(probabilities: Float[np.ndarray, "label i j k"]) -> UInt8[np.ndarray, "i j k"]:
-    """The likeliest of background and the structures; a single structure wins from 0.5 on."""
-    background = 1 - probabilities.sum(axis=0)
-    best = probabilities.argmax(axis=0)
-    wins = probabilities.max(axis=0) >= background
-    return np.where(wins, best + 1, 0).astype(np.uint8)
+    return decide(probabilities, model.info.space, brain)
 
 
 def summary_of(cases: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from multiseg.errors import ModalityError, UsageError
-from multiseg.evaluation.evaluate import decide
+from multiseg.evaluation.decision import brain_of, decide
 from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.evaluation.preparation import brain_rule, network_input, recipe_for
@@ -75,7 +75,7 @@ def predict(
     """Segment one patient from any subset of sequences, in any orientation and on any grids.
 
     The answer lies on the reference image's own grid with its header: 0 background, 1.. the model's
-    labels in their order, uint8.
+    labels in their order, uint8. Outside the brain it is 0; see `multiseg.evaluation.decision`.
 
     Args:
         model: a model file, a run folder or a loaded model.
@@ -109,7 +109,9 @@ def predict(
     inputs, present = network_input(info, prepared.images, prepared.modalities, usable, prepared.intensity)
     probabilities = predict_volume(loaded, inputs, present, info.patch, overlap)
     native = np.stack([resample(one, prepared.grid, prepared.native, smooth=False) for one in probabilities])
-    labels = decide(native)
+    brain = brain_of(prepared.images)
+    native_brain = resample(brain.astype(np.float32), prepared.grid, prepared.native, smooth=False) >= 0.5
+    labels = decide(native, info.space, native_brain)
     write_like(out, labels, prepared.native_header)
     ml = float(np.prod(prepared.native.spacing_mm)) / 1000
     volumes = {name: float(np.count_nonzero(labels == at)) * ml for at, name in enumerate(info.space.names, start=1)}

@@ -2,7 +2,10 @@
 
 All of them work on log-probabilities [batch class i j k], class 0 being background. Where a case was not
 searched for some structures, a background voxel may be any of those: their probabilities are added to
-background's (Roulet et al. 2019, adaptive cross entropy), so nothing unlooked-for is ever punished.
+background's (Roulet et al. 2019, adaptive cross entropy), so nothing unlooked-for is ever punished. Outside the
+brain nothing can be: there a background voxel is background, whatever was looked for.
+
+How these probabilities become an answer is said in `multiseg.evaluation.decision`.
 """
 
 from __future__ import annotations
@@ -24,16 +27,35 @@ def log_probabilities(logits: Float[Tensor, "batch logit i j k"]) -> Float[Tenso
     return F.log_softmax(logits, dim=1)
 
 
+def outside_brain(
+    images: Float[Tensor, "batch modality i j k"], target: UInt8[Tensor, "batch i j k"]
+) -> Bool[Tensor, "batch i j k"]:
+    """The voxels that are background for certain: nothing is labelled, and every sequence that is shown is exactly 0.
+
+    So a store has it outside the brain and beyond the case. Augmentation keeps it, and what it brings in from outside
+    the window is 255, not 0. A sequence that is dropped is not asked: where the ones that are left show nothing, a
+    model is to answer nothing. A voxel that somebody labelled keeps its label.
+    """
+    return (images == 0).all(dim=1) & (target == 0)
+
+
 def marginal(
-    log_p: Float[Tensor, "batch class i j k"], annotated: Bool[Tensor, "batch label"]
+    log_p: Float[Tensor, "batch class i j k"],
+    annotated: Bool[Tensor, "batch label"],
+    outside: Bool[Tensor, "batch i j k"] | None = None,
 ) -> Float[Tensor, "batch class i j k"]:
     """The same, with background's probability joined by that of every structure nobody looked for.
 
     log p'_0 = log(p_0 + sum of p_l over labels l that are not annotated)   (Roulet et al. 2019, eq. 2)
+
+    Args:
+        outside: the voxels at which p'_0 = p_0 even so, see `outside_brain`; None for none.
     """
     if bool(annotated.all()):
         return log_p
     unknown = rearrange(~annotated, "b l -> b l 1 1 1")
+    if outside is not None:
+        unknown = unknown & rearrange(~outside, "b i j k -> b 1 i j k")
     may_be = torch.where(unknown, log_p[:, 1:], torch.full_like(log_p[:, 1:], -torch.inf))
     background = torch.logsumexp(torch.cat([log_p[:, :1], may_be], dim=1), dim=1, keepdim=True)
     return torch.cat([background, log_p[:, 1:]], dim=1)
@@ -45,6 +67,27 @@ def cross_entropy(log_p: Float[Tensor, "batch class i j k"], target: UInt8[Tenso
     index = torch.where(looked_at, target, 0).long()
     picked = torch.gather(log_p, 1, rearrange(index, "b i j k -> b 1 i j k"))[:, 0]
     return -(picked * looked_at).sum() / looked_at.sum().clamp(min=1)
+
+
+def unsearched_outside(
+    log_p: Float[Tensor, "batch class i j k"],
+    target: UInt8[Tensor, "batch i j k"],
+    annotated: Bool[Tensor, "batch label"],
+    outside: Bool[Tensor, "batch i j k"],
+) -> Float[Tensor, ""]:
+    """What the structures that nobody looked for cost outside the brain, for a loss that says nothing else of them.
+
+    With q the sum of their probabilities: -log(1 - q) at the voxels `outside`, over the number of voxels that are not
+    to be ignored; 0 where everything was looked for.
+
+    Args:
+        log_p: as the network has them, not `marginal`.
+    """
+    if bool(annotated.all()):
+        return log_p.new_zeros(())
+    kept = rearrange(F.pad(annotated, (1, 0), value=True), "b c -> b c 1 1 1")
+    certain = torch.logsumexp(torch.where(kept, log_p, torch.full_like(log_p, -torch.inf)), dim=1)
+    return -(certain * outside).sum() / (target != IGNORE).sum().clamp(min=1)
 
 
 def soft_dice_loss(

@@ -11,16 +11,29 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from multiseg.loaders.batches import Batch
-from multiseg.models.losses import cross_entropy, log_probabilities, marginal, soft_dice_loss
+from multiseg.models.losses import (
+    cross_entropy,
+    log_probabilities,
+    marginal,
+    outside_brain,
+    soft_dice_loss,
+    unsearched_outside,
+)
 from multiseg.training.distributed import bare
 
 Objective: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, dict[str, Tensor]]]
 
 
 Terms: TypeAlias = Callable[
-    [Float[Tensor, "batch class i j k"], UInt8[Tensor, "batch i j k"], Bool[Tensor, "batch label"]], dict[str, Tensor]
+    [
+        Float[Tensor, "batch class i j k"],
+        UInt8[Tensor, "batch i j k"],
+        Bool[Tensor, "batch label"],
+        Bool[Tensor, "batch i j k"],
+    ],
+    dict[str, Tensor],
 ]
-"""From marginal log-probabilities, targets and what is annotated to what adds up to the loss, by name."""
+"""From log-probabilities, targets, what is annotated and where is outside the brain to what adds up to the loss."""
 
 
 def _minimised(network: nn.Module, batch: Batch, terms: Terms) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -34,11 +47,11 @@ def _minimised(network: nn.Module, batch: Batch, terms: Terms) -> tuple[Float[Te
     answer = network(batch.images, batch.present, **deep)
     scales = answer if deep else [answer]
     mean: dict[str, Tensor] = {}
+    outside = outside_brain(batch.images, batch.target)
     for scale, logits in enumerate(scales):
         weight = 0.5**scale / (2 - 0.5 ** (len(scales) - 1))
-        stride = 2**scale
-        log_p = marginal(log_probabilities(logits), batch.annotated)
-        found = terms(log_p, batch.target[:, ::stride, ::stride, ::stride], batch.annotated)
+        every = (slice(None), *[slice(None, None, 2**scale)] * 3)
+        found = terms(log_probabilities(logits), batch.target[every], batch.annotated, outside[every])
         mean = {name: mean.get(name, 0) + weight * value for name, value in found.items()}
     loss = torch.stack(list(mean.values())).sum()
     return loss, {name: value.detach() for name, value in mean.items()}
@@ -65,14 +78,19 @@ def _both(
     log_p: Float[Tensor, "batch class i j k"],
     target: UInt8[Tensor, "batch i j k"],
     annotated: Bool[Tensor, "batch label"],
+    outside: Bool[Tensor, "batch i j k"],
     over_batch: bool,
 ) -> dict[str, Tensor]:
     dice = soft_dice_loss(log_p, target, annotated, over_batch)
-    return {"dice_loss": dice, "cross_entropy": cross_entropy(log_p, target)}
+    return {"dice_loss": dice, "cross_entropy": cross_entropy(marginal(log_p, annotated, outside), target)}
 
 
 def dice_alone(network: nn.Module, batch: Batch, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The published loss: soft Dice of each sample, averaged (Xu et al. 2024, as released)."""
+    """The published loss: soft Dice of each sample, averaged (Xu et al. 2024, as released).
+
+    It says nothing of structures that a case was not searched for. Outside the brain these are held against
+    background as well (`unsearched_outside`, added to the same term), which the published label never needs.
+    """
     return _minimised(network, batch, _dice_alone)
 
 
@@ -80,8 +98,10 @@ def _dice_alone(
     log_p: Float[Tensor, "batch class i j k"],
     target: UInt8[Tensor, "batch i j k"],
     annotated: Bool[Tensor, "batch label"],
+    outside: Bool[Tensor, "batch i j k"],
 ) -> dict[str, Tensor]:
-    return {"dice_loss": soft_dice_loss(log_p, target, annotated, over_batch=False)}
+    dice = soft_dice_loss(log_p, target, annotated, over_batch=False)
+    return {"dice_loss": dice + unsearched_outside(log_p, target, annotated, outside)}
 
 
 OBJECTIVES: dict[str, Objective] = {

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import nn
 
+from multiseg.evaluation.decision import brain_of
 from multiseg.evaluation.evaluate import segment
 from multiseg.evaluation.metrics import dice, mean_of_defined
 from multiseg.evaluation.preparation import network_input
@@ -82,7 +83,8 @@ def dice_by_subset(
     target = view.target(codes)
     found = {}
     for subset in chosen_subsets(subsets, usable):
-        predicted = segment(model, images, subset, overlap)
+        brain = brain_of(own[database.modalities.index(name)] for name in subset)
+        predicted = segment(model, images, subset, overlap, brain)
         found["+".join(subset)] = [
             dice((predicted == label) & (target != IGNORE), target == label)
             for label in np.flatnonzero(view.annotated) + 1

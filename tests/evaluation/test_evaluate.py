@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from multiseg.cli.app import run
 from multiseg.errors import DataError, ModalityError, SourceError, UsageError
-from multiseg.evaluation.evaluate import EvaluateOptions, decide, evaluate
+from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
 from multiseg.evaluation.predict import name_images, predict
 from multiseg.evaluation.subsets import all_subsets
 from multiseg.labels import LabelSpace
@@ -70,13 +70,6 @@ def test_all_subsets_of_three() -> None:
     assert found[0] == ("FLAIR", "T1", "T2")
     assert found[1:4] == [("FLAIR", "T1"), ("FLAIR", "T2"), ("T1", "T2")]
     assert len(set(found)) == 7
-
-
-def test_decide_takes_the_likeliest_and_half_for_one() -> None:
-    one = np.array([0.49, 0.5, 0.9], dtype=np.float32).reshape(1, 3, 1, 1)
-    assert decide(one).ravel().tolist() == [0, 1, 1]
-    two = np.array([[0.3, 0.1, 0.45], [0.1, 0.6, 0.4]], dtype=np.float32).reshape(2, 3, 1, 1)
-    assert decide(two).ravel().tolist() == [0, 2, 1]
 
 
 def test_every_subset_of_every_case_is_a_row_and_worked_from_that_subset_alone(saved: Path, store_url: str) -> None:

@@ -7,7 +7,14 @@ import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiseg.models.losses import cross_entropy, log_probabilities, marginal, soft_dice_loss
+from multiseg.models.losses import (
+    cross_entropy,
+    log_probabilities,
+    marginal,
+    outside_brain,
+    soft_dice_loss,
+    unsearched_outside,
+)
 
 ALL = torch.tensor([[True, True]])
 
@@ -133,3 +140,30 @@ def test_an_absent_label_that_is_not_predicted_is_no_loss():
     target = torch.zeros(1, 2, 2, 2, dtype=torch.uint8)
     for over_batch in (True, False):
         assert soft_dice_loss(log_p, target, torch.tensor([[True]]), over_batch).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_outside_the_brain_is_where_all_that_is_shown_is_zero_and_nothing_is_labelled():
+    images = torch.zeros(1, 2, 4, 1, 1)
+    images[0, 0, 0], images[0, 1, 1] = -0.5, 2
+    target = torch.tensor([0, 0, 0, 2], dtype=torch.uint8).reshape(1, 4, 1, 1)
+    assert outside_brain(images, target).flatten().tolist() == [False, False, True, False]
+    ignored = torch.full_like(target, 255)
+    assert not outside_brain(images, ignored).any()
+
+
+def test_the_marginal_form_outside_the_brain_is_background_alone():
+    log_p = log_probabilities(logits_of([0.5, 0.2, 0.3]).repeat(1, 1, 2, 1, 1))
+    outside = torch.tensor([True, False]).reshape(1, 2, 1, 1)
+    found = marginal(log_p, torch.tensor([[True, False]]), outside)
+    np.testing.assert_allclose(found[0, 0].exp().flatten(), [0.5, 0.8], rtol=1e-6)
+    everything = torch.ones(1, 2, dtype=torch.bool)
+    assert marginal(log_p, everything, outside) is log_p
+
+
+def test_what_was_not_looked_for_costs_outside_the_brain_by_hand():
+    log_p = log_probabilities(logits_of([0.5, 0.2, 0.3]).repeat(1, 1, 3, 1, 1))
+    target = torch.tensor([0, 0, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    outside = torch.tensor([True, False, False]).reshape(1, 3, 1, 1)
+    found = unsearched_outside(log_p, target, torch.tensor([[True, False]]), outside)
+    assert found.item() == pytest.approx(-math.log(1 - 0.3) / 2)
+    assert unsearched_outside(log_p, target, torch.tensor([[True, True]]), outside).item() == 0

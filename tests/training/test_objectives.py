@@ -17,11 +17,12 @@ class Fixed(nn.Module):
         return self.logits
 
 
-def batch_of(target, annotated):
+def batch_of(target, annotated, images=None):
+    """A batch of patches that lie in the brain whole, unless their images say otherwise."""
     num, size = len(target), target.shape[1:]
     return Batch(
-        images=torch.zeros(num, 1, *size),
-        present=torch.ones(num, 1, dtype=torch.bool),
+        images=torch.ones(num, 1, *size) if images is None else images,
+        present=torch.ones(num, 1 if images is None else images.shape[1], dtype=torch.bool),
         target=target,
         annotated=annotated,
         database=("ms",) * num,
@@ -92,6 +93,62 @@ def test_what_nobody_looked_for_has_no_gradient_on_background(name):
     batch = batch_of(torch.zeros(1, 4, 4, 4, dtype=torch.uint8), torch.tensor([[True, False]]))
     OBJECTIVES[name](network, batch, 0)[0].backward()
     assert network.logits.grad.abs().max() < 1e-6
+
+
+def half_brain(num_modalities=1):
+    images = torch.zeros(1, num_modalities, 4, 4, 4)
+    images[:, 0, :2] = 1
+    return images
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_nobody_looked_for_is_pushed_down_outside_the_brain_alone(name):
+    network = Fixed(torch.zeros(1, 3, 4, 4, 4))
+    batch = batch_of(torch.zeros(1, 4, 4, 4, dtype=torch.uint8), torch.tensor([[True, False]]), half_brain())
+    OBJECTIVES[name](network, batch, 0)[0].backward()
+    assert (network.logits.grad[:, 2, 2:] > 1e-4).all()
+    assert (network.logits.grad[:, 2, :2] <= 0).all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_where_all_was_looked_for_the_brain_changes_nothing(name):
+    target = torch.randint(0, 3, (1, 4, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    logits = torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    inside, outside = (
+        OBJECTIVES[name](Fixed(logits), batch_of(target, torch.tensor([[True, True]]), images), 0)[0].item()
+        for images in (None, torch.zeros(1, 1, 4, 4, 4))
+    )
+    assert inside == outside
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_labels_outside_the_brain_and_voxels_to_ignore_stay_what_they_are(name):
+    target = torch.zeros(1, 4, 4, 4, dtype=torch.uint8)
+    target[:, 2], target[:, 3] = 1, 255
+    network = Fixed(torch.zeros(1, 3, 4, 4, 4))
+    OBJECTIVES[name](network, batch_of(target, torch.tensor([[True, False]]), half_brain()), 0)[0].backward()
+    assert (network.logits.grad[:, 1, 2] < -1e-4).all()
+    assert (network.logits.grad[:, :, 3] == 0).all()
+
+
+def test_a_sequence_that_is_dropped_is_not_asked_where_the_brain_is():
+    images = half_brain(num_modalities=2)
+    images[:, 1, 2] = 5  # what the second one shows beyond the first
+    target, annotated = torch.zeros(1, 4, 4, 4, dtype=torch.uint8), torch.tensor([[True, False]])
+    for shown, num_outside in ((images, 16), (images * torch.tensor([1, 0])[None, :, None, None, None], 32)):
+        network = Fixed(torch.zeros(1, 3, 4, 4, 4))
+        OBJECTIVES["dice+bce"](network, batch_of(target, annotated, shown), 0)[0].backward()
+        assert int((network.logits.grad[:, 2] > 1e-4).sum()) == num_outside
+
+
+def test_every_scale_knows_the_outside():
+    network = Scales(torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 3, 2, 2, 2))
+    batch = batch_of(torch.zeros(1, 4, 4, 4, dtype=torch.uint8), torch.tensor([[True, False]]), half_brain())
+    OBJECTIVES["dice+bce"](network, batch, 0)[0].backward()
+    for logits in network.logits:
+        half = logits.shape[2] // 2
+        assert (logits.grad[:, 2, half:] > 1e-4).all()
+        assert (logits.grad[:, 2, :half] <= 0).all()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
