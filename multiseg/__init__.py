@@ -7,33 +7,48 @@ if TYPE_CHECKING:
     from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
     from multiseg.evaluation.predict import predict
     from multiseg.labels import LabelSchema, LabelSpace
+    from multiseg.loaders.augment import AugmentOptions
     from multiseg.loaders.batches import Batch, PatchStream, Share, StreamOptions
+    from multiseg.loaders.draw import DrawOptions
     from multiseg.modalities import ModalityAxis
     from multiseg.models.saved import load_model
     from multiseg.store.catalogue import select, table
     from multiseg.store.ingest import ingest
     from multiseg.store.intake import IngestOptions
+    from multiseg.store.parallel import Workers
     from multiseg.store.reader import open_store
     from multiseg.store.sources.manifest import find_manifest
+    from multiseg.store.sources.model import SourceOptions
     from multiseg.store.sources.pattern import PatternSource, find_database
-    from multiseg.training.folder import TrainOptions
+    from multiseg.store.sources.recognise import find_source
+    from multiseg.training.fit import FitOptions
+    from multiseg.training.folder import ModelOptions, TrainOptions
     from multiseg.training.run import train
+    from multiseg.training.start import StartOptions
 
 _HOMES = {
+    "AugmentOptions": "loaders.augment",
     "Batch": "loaders.batches",
+    "DrawOptions": "loaders.draw",
     "EvaluateOptions": "evaluation.evaluate",
+    "FitOptions": "training.fit",
     "IngestOptions": "store.intake",
     "LabelSchema": "labels",
     "LabelSpace": "labels",
     "ModalityAxis": "modalities",
+    "ModelOptions": "training.folder",
     "PatchStream": "loaders.batches",
     "PatternSource": "store.sources.pattern",
     "Share": "loaders.batches",
+    "SourceOptions": "store.sources.model",
+    "StartOptions": "training.start",
     "StreamOptions": "loaders.batches",
     "TrainOptions": "training.folder",
+    "Workers": "store.parallel",
     "evaluate": "evaluation.evaluate",
     "find_database": "store.sources.pattern",
     "find_manifest": "store.sources.manifest",
+    "find_source": "store.sources.recognise",
     "ingest": "store.ingest",
     "load_model": "models.saved",
     "open_store": "store.reader",
@@ -44,20 +59,28 @@ _HOMES = {
 }
 
 __all__ = [
+    "AugmentOptions",
     "Batch",
+    "DrawOptions",
     "EvaluateOptions",
+    "FitOptions",
     "IngestOptions",
     "LabelSchema",
     "LabelSpace",
     "ModalityAxis",
+    "ModelOptions",
     "PatchStream",
     "PatternSource",
     "Share",
+    "SourceOptions",
+    "StartOptions",
     "StreamOptions",
     "TrainOptions",
+    "Workers",
     "evaluate",
     "find_database",
     "find_manifest",
+    "find_source",
     "ingest",
     "load_model",
     "open_store",

@@ -57,6 +57,15 @@ def modality_of_file_name(file_name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def as_names(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Names as a tuple; a single text is one name, not its letters.
+
+    >>> as_names("FLAIR"), as_names(["FLAIR", "T1"])
+    (('FLAIR',), ('FLAIR', 'T1'))
+    """
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def in_canonical_order(names: Iterable[str]) -> tuple[str, ...]:
     """Distinct names: the canonical ones first in their order, then the others as they came."""
     given = list(dict.fromkeys(names))
@@ -72,9 +81,10 @@ class ModalityAxis:
         ModalityError: a name is empty or stands twice.
     """
 
-    names: tuple[str, ...]
+    names: str | tuple[str, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "names", as_names(self.names))
         if not self.names or "" in self.names or len(set(self.names)) != len(self.names):
             raise ModalityError(f"a modality axis needs distinct names, at least one, but got {list(self.names)}.")
 
@@ -109,4 +119,4 @@ class ModalityAxis:
     def grown(self, names: Iterable[str]) -> ModalityAxis:
         """This axis with new names appended at its end: the channels so far keep their places."""
         new = in_canonical_order(name for name in names if name not in self.names)
-        return ModalityAxis(self.names + new)
+        return ModalityAxis((*self, *new))

@@ -61,10 +61,10 @@ def options_from(store: str, run: Path | None, flags: dict[str, Any]) -> TrainOp
 def print_settings(options: TrainOptions, as_json: bool) -> None:
     """Every setting, as a run file or as JSON."""
     from multiseg.cli.console import print_json
-    from multiseg.training.folder import to_toml
+    from multiseg.training.folder import to_toml, with_all_seeds
 
     if as_json:
-        print_json(asdict(options))
+        print_json(asdict(with_all_seeds(options)))
     else:
         typer.echo(to_toml(options), nl=False)
 

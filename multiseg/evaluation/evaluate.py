@@ -24,6 +24,7 @@ from multiseg.evaluation.progress import PROGRESS, DoneCases
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
 from multiseg.files import write_atomically
 from multiseg.labels import IGNORE
+from multiseg.modalities import as_names
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
@@ -35,6 +36,7 @@ POLICY = (
     "and precision 0, and the diagonal of the case's grid as distance: missing never improves a mean."
 )
 MONTAGE_CASES = 2
+REPR_ROWS = 10
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,12 @@ class EvaluateOptions:
     """
 
     split: str = "test"
-    databases: tuple[str, ...] = ()
+    databases: str | tuple[str, ...] = ()
     subsets: str = "all"
     overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "databases", as_names(self.databases))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +74,22 @@ class Evaluation:
     left_out: Mapping[str, tuple[str, ...]]
     skipped: Mapping[str, str]
 
+    def __repr__(self) -> str:
+        num = len(self.cases[["database", "case"]].drop_duplicates())
+        few = self.summary[[*KEY, "dice"]].head(REPR_ROWS).to_string(index=False)
+        more = f"\n... {len(self.summary) - REPR_ROWS} more rows" if len(self.summary) > REPR_ROWS else ""
+        return (
+            f"<{self.title}: {num} cases, {len(self.skipped)} not evaluated; .summary and .cases hold all>\n{few}{more}"
+        )
+
     @property
     def title(self) -> str:
         """Whose results these are; only the test split is held out from everything."""
         return {"test": "Held-out cases", "": "Cases of all splits"}.get(self.split, f"Cases of the {self.split} split")
 
-    def save(self, folder: Path) -> None:
-        """Write cases.csv, summary.csv, summary.json and montage.png; then nothing is left to go on with."""
+    def save(self, folder: Path | str) -> None:
+        """Write cases.csv, summary.csv, summary.json and montage.png; then nothing is left to resume."""
+        folder = Path(folder)
         write_atomically(folder / "cases.csv", self.cases.to_csv(index=False).encode())
         write_atomically(folder / "summary.csv", self.summary.to_csv(index=False).encode())
         write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
@@ -98,7 +112,7 @@ def evaluate(
     store: Store | str | None = None,
     options: EvaluateOptions | None = None,
     device: str = "cpu",
-    folder: Path | None = None,
+    folder: Path | str | None = None,
     on_case: Callable[[int, int, str], None] = lambda done, total, case: None,
 ) -> Evaluation:
     """Evaluate a model file or a run folder on the store it was trained from, or on another.
@@ -127,9 +141,15 @@ def evaluate(
         raise DataError(
             f"{store.url} has no case of the split {options.split or 'any'!r} that can be evaluated"
             + (f": {why}. " if why else ". ")
-            + f"The model knows {', '.join(model.info.usable(model.info.axis.names))}."
+            + f"The model knows {', '.join(model.info.usable(tuple(model.info.axis)))}."
         )
-    done = DoneCases(folder, hashlib.sha256(model_path(Path(run)).read_bytes()).hexdigest(), store.url, options, POLICY)
+    done = DoneCases(
+        None if folder is None else Path(folder),
+        hashlib.sha256(model_path(Path(run)).read_bytes()).hexdigest(),
+        store.url,
+        options,
+        POLICY,
+    )
     panels: list[CasePanel] = []
     for at, case in enumerate(cases):
         name = f"{case.database}/{case.name}"

@@ -15,7 +15,7 @@ from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.evaluation.preparation import brain_rule, network_input, recipe_for
 from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.models.saved import Model, load_model
-from multiseg.store.cases import CaseFiles
+from multiseg.store.cases import CaseFiles, ScanFile
 from multiseg.store.findings import Doubt
 from multiseg.store.formats.nifti import write_like
 from multiseg.store.formats.reading import read_volume
@@ -64,8 +64,8 @@ def name_images(arguments: Sequence[str]) -> dict[str, Path]:
 
 def predict(
     model: Path | str | Model,
-    images: Mapping[str, Path],
-    out: Path,
+    images: Mapping[str, Path | str],
+    out: Path | str,
     brain_mask: Path | str | None = None,
     reference: str = "",
     overlap: float = 0.5,
@@ -89,6 +89,8 @@ def predict(
         ModalityError: none of the sequences is one the model learnt from.
         SourceError: a file is missing, damaged, or lies elsewhere in space.
     """
+    out = Path(out)
+    paths: dict[str, ScanFile] = {name: Path(file) for name, file in images.items()}
     if not out.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"the segmentation is written as NIfTI: end its name {str(out)!r} in .nii.gz or .nii.")
     loaded = model if isinstance(model, Model) else load_model(model, device)
@@ -104,7 +106,7 @@ def predict(
     home = reference or next(iter(images))
     rule, mask = brain_rule(brain_mask)
     recipe, doubts = recipe_for(info, rule, home, headers_disagree)
-    files = CaseFiles(out.name, {n: images[n] for n in images if n in usable or n == home}, brain_mask=mask)
+    files = CaseFiles(out.name, {n: paths[n] for n in paths if n in usable or n == home}, brain_mask=mask)
     prepared = prepare_case(files, {}, recipe, only=usable)
     inputs, present = network_input(info, prepared.images, prepared.modalities, usable, prepared.intensity)
     probabilities = predict_volume(loaded, inputs, present, info.patch, overlap)

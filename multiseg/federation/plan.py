@@ -10,7 +10,7 @@ from multiseg.errors import UsageError
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import ModelOptions
+from multiseg.training.folder import ModelOptions, seeded
 
 STRATEGIES = ("fedavg", "fedavgm", "fedadam", "trimmed_mean", "median")
 WEIGHTS = ("cases", "equal", "exposure")
@@ -146,6 +146,12 @@ class FederationOptions:
     aggregate: AggregateOptions = AggregateOptions()
     privacy: PrivacyOptions = PrivacyOptions()
     schedule: ScheduleOptions = ScheduleOptions()
+
+    def __post_init__(self) -> None:
+        # A message to a site says every number, so the one seed is filled in here.
+        stream, augment = seeded(self.seed, self.stream, self.augment)
+        object.__setattr__(self, "stream", stream)
+        object.__setattr__(self, "augment", augment)
 
 
 def check(options: FederationOptions) -> None:

@@ -56,7 +56,7 @@ class AugmentOptions:
 
     Attributes:
         preset: the name these numbers started from; says nothing further.
-        seed: 0 or more.
+        seed: 0 or more; None, the default, is the seed of the training, or 0 without one.
         rotate90_probability: of 1 to 3 quarter turns in `rotate90_plane`. A window that is not square in the
             plane keeps its shape: what turns out of it is lost, what it does not reach is absent.
         flip_probability: for each of `flip_axes` by itself.
@@ -77,7 +77,7 @@ class AugmentOptions:
     """
 
     preset: str = "none"
-    seed: int = 0
+    seed: int | None = None
     rotate90_probability: float = 0.0
     rotate90_plane: tuple[str, str] = ("i", "k")
     flip_probability: float = 0.0
@@ -122,7 +122,7 @@ class AugmentOptions:
                 f"augment.elastic_voxels is {self.elastic_voxels}, but controls {self.elastic_spacing_voxels} voxels "
                 "apart allow at most 0.4 of that before space folds: lower it or raise elastic_spacing_voxels."
             )
-        if self.seed < 0 or not self.translation_voxels >= 0 or not self.elastic_spacing_voxels >= 1:
+        if (self.seed or 0) < 0 or not self.translation_voxels >= 0 or not self.elastic_spacing_voxels >= 1:
             raise UsageError(
                 f"augment has seed {self.seed}, translation_voxels {self.translation_voxels} and "
                 f"elastic_spacing_voxels {self.elastic_spacing_voxels}: give at least 0, 0 and 1."
@@ -212,7 +212,7 @@ def draw(
     The same count of random numbers is taken whatever the options are, so that a changed option changes
     what it names and nothing else.
     """
-    rng = np.random.default_rng((options.seed, epoch, index, STREAM))
+    rng = np.random.default_rng((options.seed or 0, epoch, index, STREAM))
     movement = _draw_movement(options, rng)
     return movement, [_draw_adjustment(options, rng) for _ in range(num_channels)]
 

@@ -61,6 +61,10 @@ class Batch:
     corner: Int[Tensor, "batch 3"]
     draws: Int[Tensor, "batch 2"]
 
+    def __repr__(self) -> str:
+        shape = " ".join(str(n) for n in self.images.shape)
+        return f"<Batch: images [{shape}] of {', '.join(map('/'.join, zip(self.database, self.case, strict=True)))}>"
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device, images in float32.
 
@@ -153,7 +157,7 @@ class PatchStream(IterableDataset[Batch]):
         space: LabelSpace,
         options: StreamOptions | None = None,
         split: str = "train",
-        databases: Sequence[str] = (),
+        databases: str | Sequence[str] = (),
         share: Share | None = None,
     ) -> None:
         self.options = options or StreamOptions()

@@ -54,7 +54,7 @@ class DrawOptions:
             "bernoulli" or "subsets". drop.py says the law of each.
         drop_probability: of each sequence to be dropped, from 0 to below 1, 0.5 by default; only for "bernoulli".
         num_cases: at most so many training cases of each database, chosen by the seed; 0, the default, takes all.
-        seed: from 0 to 2**63 - 1, 0 by default.
+        seed: from 0 to 2**63 - 1; None, the default, is the seed of the training, or 0 without one.
     """
 
     patch: Index3 = (64, 64, 64)
@@ -67,7 +67,7 @@ class DrawOptions:
     drop: str = "uniform"
     drop_probability: float = 0.5
     num_cases: int = 0
-    seed: int = 0
+    seed: int | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -176,7 +176,7 @@ class DrawPlan:
     def draw(self, epoch: int, index: int) -> Draw:
         """The patch at this place of the stream; the same for any number of workers and any resume."""
         options = self.options
-        chance = Chance(options.seed, epoch, index)
+        chance = Chance(options.seed or 0, epoch, index)
         if options.databases == "each":
             pool = self._pools[index % len(self._pools)]
         else:
@@ -222,7 +222,7 @@ def chosen(cases: Sequence[Case], options: DrawOptions) -> list[Case]:
         return list(cases)
 
     def rank(case: Case) -> bytes:
-        return blake2b(f"{options.seed}/{case.database}/{case.name}".encode()).digest()
+        return blake2b(f"{options.seed or 0}/{case.database}/{case.name}".encode()).digest()
 
     taken = {case.name for case in sorted(cases, key=rank)[: options.num_cases]}
     return [case for case in cases if case.name in taken]
@@ -249,7 +249,7 @@ def _check(options: DrawOptions, space: LabelSpace) -> None:
     for value, known in names:
         if value not in known:
             raise UsageError(f"{value!r} is none of {', '.join(known)}.")
-    patch, share, seed = options.patch, options.lesion_share, options.seed
+    patch, share, seed = options.patch, options.lesion_share, options.seed or 0
     if min(patch) < 1 or not 0 <= share <= 1 or not 0 <= seed < 2**63:
         raise UsageError(
             f"patches of {list(patch)} voxels, a lesion_share of {share} and the seed {seed} cannot be drawn with: "

@@ -21,6 +21,7 @@ from multiseg.files import write_atomically
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
+from multiseg.models.devices import resolve_device
 from multiseg.types import Index3
 
 FORMAT = 1
@@ -168,10 +169,15 @@ def load_weights(file: Path, device: str = "cpu") -> dict[str, Tensor]:
 def load_model(path: Path | str, device: str = "cpu") -> Model:
     """The model of a file or a run folder, in eval mode.
 
+    Args:
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+
     Raises:
+        UsageError: there is no such device.
         CheckpointError: there is none, it is damaged, or its weights do not fit its own description.
     """
     file = model_path(Path(path))
+    device = str(resolve_device(device))
     info = read_info(file)
     state = load_weights(file, device)
     try:

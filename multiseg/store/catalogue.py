@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import pandas as pd
 
 from multiseg.errors import StoreError, UsageError
+from multiseg.modalities import as_names
 from multiseg.store.cases import CaseFiles
 from multiseg.store.reader import Case, Store
 
@@ -20,8 +21,8 @@ Wanted: TypeAlias = str | float | Callable[[str | float], bool]
 
 def select(
     store: Store,
-    databases: Collection[str] = (),
-    modalities: Collection[str] = (),
+    databases: str | Collection[str] = (),
+    modalities: str | Collection[str] = (),
     pathology: str = "",
     split: str = "",
     participants: Mapping[str, Wanted] | None = None,
@@ -35,18 +36,21 @@ def select(
     >>> select(open_store("brain.zarr"), modalities=["FLAIR"], split="train", participants=older)
 
     Args:
-        modalities: the case has at least these sequences.
+        databases, modalities: one name or several; a case has at least these sequences.
         participants: by column, the value or a function of it that says yes; a case without the
             column, or with no value in it, does not fit.
 
     Raises:
-        StoreError: a database or a column is named that the store does not have.
+        StoreError: a database, sequence, pathology or column is named that the store does not have.
         UsageError: there is no such split.
     """
     if split and split not in SPLITS:
         raise UsageError(f"there is no split {split!r}; splits are {', '.join(SPLITS)}.")
+    databases, modalities = as_names(databases), as_names(modalities)
     for name in databases:
         store[name]
+    _check_known("sequence", modalities, (name for one in store.databases.values() for name in one.modalities))
+    _check_known("pathology", [pathology] if pathology else [], (one.pathology for one in store.databases.values()))
     wanted = dict(participants or {})
     columns = {column for case in store.cases for column in case.participant}
     unknown = set(wanted) - columns
@@ -61,6 +65,14 @@ def select(
         and (not split or case.split == split)
         and all(_fits(case.participant.get(column), value) for column, value in wanted.items())
     )
+
+
+def _check_known(what: str, asked: Collection[str], held: Iterable[str]) -> None:
+    """Raises StoreError for a name that no database has: to select nothing would look like an answer."""
+    known = list(dict.fromkeys(name for name in held if name))
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise StoreError(f"no database has the {what} {', '.join(map(repr, unknown))}; there are {', '.join(known)}.")
 
 
 def _fits(held: str | float | None, wanted: Wanted) -> bool:

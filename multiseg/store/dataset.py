@@ -32,4 +32,9 @@ def _variable(array: zarr.Array, loaded: Any) -> xr.Variable:
     values: Any = loaded
     if loaded is None:
         values = da.from_zarr(array, chunks=pieces)  # type: ignore[no-untyped-call]
-    return xr.Variable(array.metadata.dimension_names, values, attrs=array.attrs.asdict())
+    stored = xr.Variable(array.metadata.dimension_names, values, attrs=array.attrs.asdict())
+    if array.basename != "image":
+        return stored
+    # As plain xarray decodes it, also in stores whose image has no attributes yet.
+    stored.attrs |= schema.IMAGE_ATTRIBUTES
+    return xr.conventions.decode_cf_variable("image", stored)

@@ -56,6 +56,7 @@ class ArrayPlan:
             fill_value=0,
             compressors=schema.CODECS[self.codec if name == "image" else schema.LABEL_CODEC],
             dimension_names=schema.IMAGE_AXES if name == "image" else schema.LABEL_AXES,
+            attributes=schema.IMAGE_ATTRIBUTES if name == "image" else None,
         )
 
 

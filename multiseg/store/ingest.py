@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from multiseg.errors import DataError, ResourceError
 from multiseg.labels import LabelSchema
@@ -50,7 +51,7 @@ class IngestReport:
 
 def ingest(
     databases: Sequence[DatabaseFiles],
-    url: str,
+    url: Path | str,
     options: IngestOptions | None = None,
     on_case: OnCase = lambda database, case, outcome: None,
 ) -> list[IngestReport]:
@@ -64,6 +65,7 @@ def ingest(
         StoreError: the store has another voxel size, or a database another recipe or meaning of codes.
         ResourceError: the disk is full, or another process writes to the store.
     """
+    url = str(url)
     options = options or IngestOptions()
     for files in databases:
         check_names(files)

@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from multiseg.errors import DataError, UsageError
-from multiseg.modalities import in_canonical_order
+from multiseg.modalities import as_names, in_canonical_order
 from multiseg.store import schema
 from multiseg.store.cases import CaseFiles, paths_of, sha256_of
 from multiseg.store.catalogue import assign_splits
@@ -55,6 +55,9 @@ class IngestOptions:
     given_splits: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     workers: Workers = field(default_factory=Workers)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "redo", as_names(self.redo))
 
 
 def check_names(files: DatabaseFiles) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,10 @@ class Case:
     participant: Mapping[str, str | float] = field(default_factory=dict)
     intensity: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        size = " x ".join(str(n) for n in self.extent)
+        return f"<Case {self.database}/{self.name}: {' '.join(self.modalities)}, {size} voxels, {self.split}>"
+
     @property
     def extent(self) -> Index3:
         return self.grid.shape
@@ -77,6 +83,14 @@ class Database:
         self.schemas = {name: LabelSchema.from_json(codes[name]) for name in names}
         rows = np.flatnonzero(columns["status"] == schema.COMMITTED)
         self.cases = tuple(self._case(int(row), columns) for row in rows)
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{n} {split}" for split, n in sorted(Counter(case.split for case in self.cases).items()))
+        annotations = "; ".join(f"{name}: {', '.join(codes.names)}" for name, codes in self.schemas.items())
+        return (
+            f"<Database {self.name}: {self.pathology}, {len(self.cases)} cases ({splits or 'none'}), "
+            f"{' '.join(self.modalities)}; {annotations or 'no annotation'}>"
+        )
 
     def _case(self, row: int, held: Mapping[str, Any]) -> Case:
         i, j, k = (int(n) for n in held["extent"][row])
@@ -205,6 +219,11 @@ class Store:
         names = sorted(self.root.attrs[ROOT_KEY]["databases"])
         self.databases = {name: self._database(name) for name in names}
 
+    def __repr__(self) -> str:
+        size = " x ".join(f"{mm:g}" for mm in self.spacing_mm)
+        head = f"<Store {self.url}: {len(self.cases)} cases, voxels of {size} mm"
+        return "\n    ".join([head, *map(repr, self.databases.values())]) + ">"
+
     def _database(self, name: str) -> Database:
         try:
             return Database(self.root[name], name)
@@ -253,7 +272,7 @@ class Store:
         return committed_dataset(self[database].group)
 
 
-def open_store(url: str) -> Store:
+def open_store(url: Path | str) -> Store:
     """Open a store for reading, from a local path or any URL of an object store (s3://, gs://, https://).
 
     Raises:

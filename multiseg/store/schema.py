@@ -73,6 +73,9 @@ COORDINATES: dict[str, Variable] = {
 
 IMAGE_AXES = ("case", "modality", "i", "j", "k")
 LABEL_AXES = ("case", "annotation", "i", "j", "k")
+IMAGE_ATTRIBUTES = {"long_name": "normalised intensity, 0 outside the brain", "scale_factor": 1.0}
+"""Of the image array. By the CF conventions a scale factor makes xarray decode it to the factor's type, float64: sums
+in float16 overflow above 65,504 and the means of large lesions with them. Our own readers take the stored float16."""
 RESERVED = (
     frozenset(COORDINATES)
     | {axis for variable in COORDINATES.values() for axis in variable.axes}

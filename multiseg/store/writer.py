@@ -126,6 +126,9 @@ class DatabaseWriter:
         for name in ("image", "label"):
             if name not in self.group:
                 self.plan.create(self.group, name, (0, 0, 1, 1, 1))
+        # Stores made before xarray was told to decode the image get the attributes with the next ingest.
+        if self.group["image"].attrs.asdict() != schema.IMAGE_ATTRIBUTES:
+            self.group["image"].attrs.update(schema.IMAGE_ATTRIBUTES)
 
     def _create(
         self, name: str, variable: schema.Variable, shape: list[int], chunks: list[int], overwrite: bool = False

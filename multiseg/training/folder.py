@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from multiseg.errors import UsageError
 from multiseg.files import held_alone, write_atomically
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
+from multiseg.modalities import as_names
 from multiseg.models.builders import PUBLISHED_WIDTHS
 from multiseg.models.saved import BEST, LAST
 from multiseg.training.checkpoint import RESUME
@@ -53,12 +54,12 @@ class TrainOptions:
         databases: names in the store; empty takes all.
         labels: what the model tells apart; "lesion" stands for every lesion, "tissue:NAME" for a tissue.
         start: the model that is fine-tuned, if any; `labels` and `model` are then its own.
-        seed: of the weights, the dropout and every draw.
+        seed: of the weights and the dropout, and of draws and augmentation unless these have their own.
     """
 
-    store: str
-    databases: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ("lesion",)
+    store: str | Path
+    databases: str | tuple[str, ...] = ()
+    labels: str | tuple[str, ...] = ("lesion",)
     device: str = "auto"
     seed: int = 0
     start: StartOptions = StartOptions()
@@ -67,10 +68,28 @@ class TrainOptions:
     augment: AugmentOptions = AugmentOptions()
     fit: FitOptions = FitOptions()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "store", str(self.store))
+        for name in ("databases", "labels"):
+            object.__setattr__(self, name, as_names(getattr(self, name)))
+
+
+def seeded(seed: int, stream: StreamOptions, augment: AugmentOptions) -> tuple[StreamOptions, AugmentOptions]:
+    """Draws and augmentation with the one seed of a training, where they have none of their own."""
+    draw = replace(stream.draw, seed=seed if stream.draw.seed is None else stream.draw.seed)
+    own = seed if augment.seed is None else augment.seed
+    return replace(stream, draw=draw), replace(augment, seed=own)
+
+
+def with_all_seeds(options: TrainOptions) -> TrainOptions:
+    """The same options, in which draws and augmentation have a seed."""
+    stream, augment = seeded(options.seed, options.stream, options.augment)
+    return replace(options, stream=stream, augment=augment)
+
 
 def to_toml(options: TrainOptions) -> str:
     """A run file that says every setting."""
-    return tomli_w.dumps(asdict(options))
+    return tomli_w.dumps(asdict(with_all_seeds(options)))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +26,7 @@ from multiseg.training.checkpoint import RESUME, TrainState, generators, load_st
 from multiseg.training.distributed import Peers, joined
 from multiseg.training.events import Event
 from multiseg.training.fit import Hooks, check, fit
-from multiseg.training.folder import ModelOptions, TrainOptions, claimed_folder
+from multiseg.training.folder import ModelOptions, TrainOptions, claimed_folder, with_all_seeds
 from multiseg.training.logs import Logs
 from multiseg.training.numerics import precision
 from multiseg.training.start import Parent, arranged, descended, parent_of, take_weights
@@ -41,7 +41,7 @@ class TrainResult:
     step: int
     finished: bool
     best: float
-    history: Sequence[Mapping[str, float]] = ()
+    history: Sequence[Mapping[str, float]] = field(default=(), repr=False)
 
 
 def label_space(names: Sequence[str]) -> LabelSpace:
@@ -77,6 +77,7 @@ def train(
         if parent is not None:
             _check_is_elsewhere(parent.file, Path(out))
             options = inherited(options, parent.info)
+        options = with_all_seeds(options)
         store = open_store(options.store)
         check(options.fit)
         info, stream = _prepared(options, store, parent, peers.share)

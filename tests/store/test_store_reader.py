@@ -1,6 +1,7 @@
 """What is stored can be read: through multiseg, through xarray, and through another Zarr reader."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ import zarr
 from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.cases import CaseFiles
+from multiseg.store.checks.verify import verify_store
 from multiseg.store.formats.reading import read_volume
+from multiseg.store.ingest import ingest
+from multiseg.store.intake import IngestOptions
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.reader import open_store
@@ -92,7 +96,6 @@ def test_xarray_opens_a_database_by_name(store_url: str) -> None:
         np.testing.assert_array_equal(flair[:i, :j, :k], database.whole(case)[0][1])
         np.testing.assert_array_equal(lesion[:i, :j, :k], database.whole(case)[1][0])
         assert not flair[i:].any()
-        assert dataset.image.attrs == {} or "long_name" not in dataset.image.attrs
 
 
 def test_xarray_opens_the_whole_tree(store_url: str) -> None:
@@ -100,6 +103,51 @@ def test_xarray_opens_the_whole_tree(store_url: str) -> None:
         assert set(tree.children) == {"alder", "birch", "cedar", "dogwood"}
         assert tree["cedar"].ds.available.sel(case="C003", modality="FLAIR").item() is False
         assert tree["dogwood"].ds.age.sel(case="D001").item() >= 55
+
+
+def opened_in_every_way(url: str, name: str) -> list[xr.Dataset]:
+    tree = xr.open_datatree(url, engine="zarr", consolidated=False)
+    zarr_of_xarray = xr.open_dataset(f"{url}/{name}", engine="zarr", consolidated=False)
+    return [
+        xr.open_zarr(f"{url}/{name}", consolidated=False),
+        zarr_of_xarray,
+        tree[name].to_dataset(),
+        open_store(url).dataset(name),
+    ]
+
+
+def test_what_xarray_sums_is_what_numpy_sums_in_float64(store_url: str) -> None:
+    """Sums in float16 end at 65,504, so that means of large lesions and all deviations were inf, nan or 0."""
+    database = open_store(store_url)["birch"]
+    voxels = {case.name: database.whole(case)[0].astype(np.float64) for case in database.cases}
+    everything = np.concatenate([image.ravel() for image in voxels.values()])
+    assert np.square(everything).sum() > 65504  # so float16 would overflow
+    for dataset in opened_in_every_way(store_url, "birch"):
+        assert dataset.image.dtype == np.float64
+        assert float((dataset.image**2).sum()) == pytest.approx(np.square(everything).sum(), rel=1e-9)
+        for name, image in voxels.items():
+            brain = image[0][image[0] != 0]
+            flair = dataset.image.sel(case=name, modality="FLAIR")
+            inside = flair.where(flair != 0)
+            assert float(inside.mean()) == pytest.approx(brain.mean(), rel=1e-9, abs=1e-12)
+            assert float(inside.std()) == pytest.approx(brain.std(), rel=1e-9)
+            assert float(abs(inside).sum()) == pytest.approx(np.abs(brain).sum(), rel=1e-9)
+        dataset.close()
+
+
+def test_an_older_store_is_decoded_after_the_next_ingest(hospitals: Path, tmp_path: Path) -> None:
+    url = str(tmp_path / "old.zarr")
+    cedar = [files for files in find_manifest(hospitals / "manifest.toml") if files.name == "cedar"]
+    first = [replace(cedar[0], cases=cedar[0].cases[:1])]
+    ingest(first, url, IngestOptions(spacing_mm=(5.0, 5.0, 5.0)))
+    zarr.open_group(url)["cedar"]["image"].attrs.put({})
+    assert xr.open_zarr(f"{url}/cedar", consolidated=False).image.dtype == np.float16
+    assert open_store(url).dataset("cedar").image.dtype == np.float64
+    found = verify_store(url)
+    assert [(one.code, one.file) for one in found] == [("FLOAT16_IN_XARRAY", "cedar/image/zarr.json")]
+    ingest(cedar, url, IngestOptions(spacing_mm=(5.0, 5.0, 5.0)))
+    assert xr.open_zarr(f"{url}/cedar", consolidated=False).image.dtype == np.float64
+    assert verify_store(url) == []
 
 
 def test_only_committed_rows_are_a_dataset(store_url: str) -> None:

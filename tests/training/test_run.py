@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import replace
 
 import pytest
@@ -324,3 +325,30 @@ def test_how_it_is_computed_may_change_when_a_run_goes_on(store_url, tmp_path):
     train(options_for(store_url, num_steps=2), tmp_path)
     other = options_for(store_url, num_steps=2, channels_last=True, compile=True, deterministic=True)
     assert train(other, tmp_path).finished
+
+
+def corners_of_training(monkeypatch, store_url, folder, seed, draw_seed=None):
+    """Where the first patches of a training lie, and the seeds that its run.toml says."""
+    corners = []
+
+    def first_batch(state, stream, *others):
+        corners.extend(next(iter(stream.batches(0, 1))).corner.tolist())
+        return True
+
+    monkeypatch.setattr(run, "fit", first_batch)
+    options = options_for(store_url)
+    draw = replace(options.stream.draw, seed=draw_seed)
+    train(replace(options, seed=seed, stream=replace(options.stream, draw=draw)), folder)
+    said = tomllib.loads((folder / "run.toml").read_text())
+    return corners, (said["seed"], said["stream"]["draw"]["seed"], said["augment"]["seed"])
+
+
+def test_the_one_seed_serves_draws_and_augmentation_too(store_url, tmp_path, monkeypatch):
+    """From Python it gave other weights, but always the same patches."""
+    one, seeds_of_one = corners_of_training(monkeypatch, store_url, tmp_path / "one", 1)
+    two, seeds_of_two = corners_of_training(monkeypatch, store_url, tmp_path / "two", 2)
+    assert (seeds_of_one, seeds_of_two) == ((1, 1, 1), (2, 2, 2))
+    assert one != two
+    own, seeds_of_own = corners_of_training(monkeypatch, store_url, tmp_path / "own", 2, draw_seed=1)
+    assert seeds_of_own == (2, 1, 2)
+    assert own == one

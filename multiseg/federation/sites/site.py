@@ -155,7 +155,7 @@ def stream_options(site: Site, store: Store, options: FederationOptions) -> Stre
     draw = replace(
         draw,
         weights={name: weight for name, weight in draw.weights.items() if name in own},
-        seed=derived(draw.seed, options.experiment, site.name, "draw"),
+        seed=derived(draw.seed or 0, options.experiment, site.name, "draw"),
     )
     return replace(options.stream, draw=draw, workers=site.workers, cache=site.cache, disk_cache="")
 
@@ -204,7 +204,7 @@ def train_round(store: Store, site: Site, order: Order, own: Own | None = None, 
 
 def _seeded_options(site: Site, order: Order) -> FederationOptions:
     options = order.options
-    seed = derived(options.augment.seed, options.experiment, site.name, "augment")
+    seed = derived(options.augment.seed or 0, options.experiment, site.name, "augment")
     return replace(options, augment=replace(options.augment, seed=seed))
 
 

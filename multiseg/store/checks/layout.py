@@ -127,6 +127,12 @@ def _array(group: zarr.Group, name: str, faults: Faults) -> zarr.Array | None:
         return None
     for said in wrong:
         faults.error("BAD_SCHEMA", file, f"{name}: {said}. {RESTORE}")
+    if name == "image" and not wrong and "scale_factor" not in array.attrs:
+        faults.warning(
+            "FLOAT16_IN_XARRAY", file,
+            "xarray opens the image as float16, in which sums overflow. Any ingest into this database adds the "
+            "attribute that makes it float64; until then use image.astype('float64').",
+        )  # fmt: skip
     return None if wrong else array
 
 

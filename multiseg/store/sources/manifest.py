@@ -21,13 +21,14 @@ from multiseg.store.split_file import split_of
 CASE_COLUMNS = ("database", "pathology", "case", "subject", "session", "site", "split", "brain_mask")
 
 
-def find_manifest(path: Path) -> list[DatabaseFiles]:
+def find_manifest(path: Path | str) -> list[DatabaseFiles]:
     """The databases that a .toml or .csv manifest names; its paths are relative to it.
 
     Raises:
         SourceError: the manifest or a folder is missing.
         UsageError: the manifest has unknown keys, or lacks one that it needs.
     """
+    path = Path(path)
     if not path.is_file():
         raise SourceError(f"there is no manifest {path}.", code="MISSING_FILE", file=str(path))
     return _from_toml(path) if path.suffix == ".toml" else _from_csv(path)

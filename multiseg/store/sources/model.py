@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from multiseg.labels import LabelSchema
+from multiseg.modalities import in_canonical_order
 from multiseg.store.cases import CaseFiles, ScanFile, paths_of
 from multiseg.store.findings import Finding
 from multiseg.store.sources.folder import Folder
@@ -100,6 +101,13 @@ class DatabaseFiles:
     licence: str = ""
     citation: str = ""
     source: str = ""
+
+    def __repr__(self) -> str:
+        names = in_canonical_order(name for case in self.cases for name in case.images)
+        return (
+            f"<DatabaseFiles {self.name}: {len(self.cases)} cases, {' '.join(names)}; "
+            f"{', '.join(self.schemas) or 'no annotation'}; {len(self.findings)} findings>"
+        )
 
 
 def unused_volumes(folder: Folder, roles: Sequence[Role]) -> list[str]:

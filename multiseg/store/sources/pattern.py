@@ -31,7 +31,7 @@ class PatternSource:
     """
 
     name: str
-    root: Path
+    root: Path | str
     pattern: str
     pathology: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ def find_database(source: PatternSource) -> DatabaseFiles:
         SourceError: there is no folder, or no file fits the pattern.
         UsageError: a pattern or a label's codes cannot be meant.
     """
-    folder = look_into(source.root)
+    folder = look_into(Path(source.root))
     labels = [role for name, pattern in source.labels.items() for role in roles_of(folder, pattern, "label", name)]
     mask_pattern = source.brain_mask if is_pattern(source.brain_mask) else ""
     masks = roles_of(folder, mask_pattern, "brain mask", "brain mask") if mask_pattern else []
@@ -76,7 +76,7 @@ def find_database(source: PatternSource) -> DatabaseFiles:
         schemas={name: schema_for(name, source.codes.get(name, "")) for name in source.labels},
         required=tuple(source.labels),
         may_lack_labels=() if source.labels else {role.case for role in images},
-        participants=read_participants(source.root / source.participants) if source.participants else {},
+        participants=read_participants(Path(source.root) / source.participants) if source.participants else {},
         licence=source.licence,
         citation=source.citation,
         source=source.source,

@@ -148,9 +148,9 @@ def _without_skipped(found: Found, options: SourceOptions) -> Found:
     return replace(found, roles=roles, required=[name for name in found.required if name not in skipped])
 
 
-def find_source(root: Path, options: SourceOptions | None = None, name: str = "") -> DatabaseFiles:
+def find_source(root: Path | str, options: SourceOptions | None = None, name: str = "") -> DatabaseFiles:
     """The cases of a folder in whatever layout it is, or in the one called `name`."""
-    folder = look_into(root)
+    folder = look_into(Path(root))
     return find_recognised(folder, recognise(folder, name), options or SourceOptions())
 
 
