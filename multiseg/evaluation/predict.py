@@ -108,7 +108,9 @@ def predict(
     recipe, doubts = recipe_for(info, rule, home, headers_disagree)
     files = CaseFiles(out.name, {n: paths[n] for n in paths if n in usable or n == home}, brain_mask=mask)
     prepared = prepare_case(files, {}, recipe, only=usable)
-    inputs, present = network_input(info, prepared.images, prepared.modalities, usable, prepared.intensity)
+    inputs, present = network_input(
+        info, prepared.images, prepared.modalities, usable, prepared.intensity_above_outside
+    )
     probabilities = predict_volume(loaded, inputs, present, info.patch, overlap)
     native = np.stack([resample(one, prepared.grid, prepared.native, smooth=False) for one in probabilities])
     brain = brain_of(prepared.images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -22,7 +22,7 @@ class Volume:
     """A volume in memory. `affine` maps its voxel indices to RAS+ millimetres.
 
     `header` holds the file's raw header bytes, `sha256` the digest of the file as it lies on disk,
-    `doubts` what a person should know about how the file was read.
+    `doubts` what a person should know about how the file was read. The file's values are `voxels + outside`.
     """
 
     voxels: Voxels
@@ -31,6 +31,7 @@ class Volume:
     sha256: str
     path: Path
     doubts: tuple[tuple[str, str], ...] = field(default=())
+    outside: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,7 +62,7 @@ def to_ras(volume: Volume) -> Volume:
     orientation = io_orientation(volume.affine)
     voxels = apply_orientation(volume.voxels, orientation)
     affine = volume.affine @ inv_ornt_aff(orientation, volume.shape)
-    return Volume(voxels, affine, volume.header, volume.sha256, volume.path, volume.doubts)
+    return replace(volume, voxels=voxels, affine=affine)
 
 
 def voxel_size_mm(affine: Affine) -> tuple[float, float, float]:

@@ -15,6 +15,7 @@ from multiseg.store.preparation.boxes import Box, box_of, seen_from_outside
 from multiseg.store.preparation.extraction import run_extraction
 from multiseg.store.preparation.grids import Grid, resample
 from multiseg.store.preparation.journal import Journal
+from multiseg.store.preparation.outside import border_value
 from multiseg.store.preparation.places import grid_of
 from multiseg.store.preparation.recipe import COMMAND, Recipe
 from multiseg.store.preparation.similarity import coarse
@@ -31,11 +32,15 @@ OTSU_MM, CLOSING_MM = 3.0, 9.0
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """A part of the case's grid, which `box` says, and what lies there: raw values, and the voxels that count."""
+    """A part of the case's grid, which `box` says, and what lies there: raw values, and the voxels that count.
+
+    `values` are 0 outside the brain; `values + outside` are the file's.
+    """
 
     box: Box
     values: Voxels
     mask: Mask
+    outside: float = 0.0
 
 
 def brains(scene: Scene, recipe: Recipe, journal: Journal) -> dict[str, Located]:
@@ -70,7 +75,10 @@ def _mask_of_reference(scene: Scene, rule: str, journal: Journal) -> Volume:
         voxels, said = run_extraction(rule.removeprefix(COMMAND), reference, scene.home.path)
         path = reference.path.with_name(f"the mask of {reference.path.name}")
     else:
-        voxels, said = otsu_head(reference.voxels, grid_of(reference)), "Otsu's threshold"
+        # Around a stripped brain, what is far from the outside's value counts, be it darker or brighter.
+        is_stripped = border_value(reference.voxels) == 0
+        bright = np.abs(reference.voxels) if is_stripped else reference.voxels
+        voxels, said = otsu_head(bright, grid_of(reference)), "Otsu's threshold"
         path = reference.path.with_name(f"the head in {reference.path.name}")
     journal.step(scene.reference, f"brain mask made from it by {said}")
     return replace(reference, voxels=voxels.astype(np.uint8), path=path)
@@ -150,7 +158,7 @@ def _masked(name: str, scene: Scene, box: Box, brain: Mask, journal: Journal) ->
     _journal_lattice(name, volume, scene.grid, journal)
     mask = brain & source.holds(part)
     _check_contrast(name, volume, values[mask])
-    return Located(box, values, mask)
+    return Located(box, values, mask, volume.outside)
 
 
 def _nonzero(name: str, scene: Scene, journal: Journal) -> Located:
@@ -176,7 +184,7 @@ def _nonzero(name: str, scene: Scene, journal: Journal) -> Located:
     if share > STRIPPED_SHARE:
         journal.warn("NO_BACKGROUND", f"{name}: {share:.0%} of the voxels are not zero, so skull and air count as "
                      "brain. Give a brain mask: --brain-mask.")  # fmt: skip
-    return Located(region, values, mask)
+    return Located(region, values, mask, volume.outside)
 
 
 def _journal_lattice(role: str, volume: Volume, grid: Grid, journal: Journal) -> None:
@@ -199,7 +207,7 @@ def _check_contrast(name: str, volume: Volume, values: Num[np.ndarray, " voxel"]
         raise _empty(name, volume)
     # A mask's own border has contrast once it is resampled, so its voxels are looked at as well.
     if _is_constant(values) or _is_flat(volume.voxels):
-        mean = float(values.mean(dtype=np.float64))
+        mean = float(values.mean(dtype=np.float64)) + volume.outside
         message = f"{name} ({volume.path}) is constant ({mean:.6g}) in the brain. Is this a mask?"
         raise SourceError(message, code="CONSTANT_IMAGE", file=str(volume.path))
 

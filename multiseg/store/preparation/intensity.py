@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,18 +52,21 @@ def normalised(name: str, volume: Volume, place: Located, recipe: Recipe, journa
     """
     values = place.values[place.mask]
     _check_extremes(name, volume, values)
+    outside = place.outside
     details: dict[str, Any] = {}
     if recipe.normalise == "histogram":
         percentiles, landmarks = _scales(name, volume, values, recipe)
-        details = {"percentiles": percentiles, "landmarks": landmarks}
         values = standardised(values, percentiles, landmarks)
+        percentiles, outside = [value + outside for value in percentiles], 0.0
+        details = {"percentiles": percentiles, "landmarks": landmarks}
         journal.step(name, f"histogram: percentiles {_list(percentiles)} to {_list(landmarks)}")
     if recipe.normalise == "none":
-        mean, std, stored = 0.0, 1.0, _raw_float16(name, volume, values)
+        mean, std, stored = 0.0, 1.0, _raw_float16(name, volume, values + np.float32(outside))
         journal.step(name, f"raw values inside the brain ({values.size} voxels), 0 outside")
     else:
         mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
         stored = _scores(values, mean, std)
+        mean += outside
         journal.step(
             name, f"z-score inside the brain ({values.size} voxels: mean {mean:.6g}, std {std:.6g}), 0 outside"
         )
@@ -78,8 +81,9 @@ def _check_extremes(name: str, volume: Volume, values: Num[np.ndarray, " voxel"]
     std = float(values.std(dtype=np.float64))
     if high - low < LEAST_SPREAD * std:
         raise SourceError(
-            f"{name} ({volume.path}): 98% of the brain lies between {low:.6g} and {high:.6g}, but values go from "
-            f"{float(values.min()):.6g} to {float(values.max()):.6g}. Such voxels are errors of a conversion: repair "
+            f"{name} ({volume.path}): 98% of the brain lies between {low + volume.outside:.6g} and "
+            f"{high + volume.outside:.6g}, but values go from {float(values.min()) + volume.outside:.6g} to "
+            f"{float(values.max()) + volume.outside:.6g}. Such voxels are errors of a conversion: repair "
             "them, or export the scan again.",
             code="EXTREME_VALUES",
             file=str(volume.path),
@@ -184,4 +188,4 @@ def without_bias(name: str, place: Located, spacing_mm: tuple[float, float, floa
     low, high = np.percentile(bias[place.mask], [1, 99])
     journal.step(name, f"N4 (every {max(factors)}th voxel, {'x'.join(map(str, N4_STEPS))} steps): divided by a bias of "
                  f"{low:.3f} to {high:.3f} inside the brain")  # fmt: skip
-    return Located(place.box, np.ascontiguousarray(place.values / bias), place.mask)
+    return replace(place, values=np.ascontiguousarray(place.values / bias))

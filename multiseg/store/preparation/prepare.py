@@ -24,8 +24,10 @@ from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.intensity import Normalised, normalised, without_bias
 from multiseg.store.preparation.journal import Journal
 from multiseg.store.preparation.labelling import check_labels, counts_of, label_on, read_label
+from multiseg.store.preparation.outside import counted_from_outside
 from multiseg.store.preparation.places import grid_of
 from multiseg.store.preparation.recipe import Recipe
+from multiseg.store.preparation.segmentation import refuse_segmentation
 from multiseg.store.preparation.space import Scene, lay_out
 from multiseg.types import Codes, Images
 
@@ -37,7 +39,8 @@ class PreparedCase:
     `images` is [modality i j k] in the order of `modalities`, 0 outside the brain; raw intensity is
     `images * std + mean` (see `intensity.Normalised`). `native` is the reference image as its file has it,
     for the way home. `sources` says for every file where it came from and each step it took. `content`
-    recognises each sequence's scan in any file, compression and orientation. `brain_ml` is the volume of the
+    recognises each sequence's scan in any file, compression and orientation. `outside` is what each file has
+    around the brain, mostly 0. `brain_ml` is the volume of the
     voxels that any sequence calls brain, `structures_ml` that of every structure by annotation and name, both as
     stored.
     """
@@ -53,6 +56,7 @@ class PreparedCase:
     sources: tuple[dict[str, Any], ...]
     doubts: tuple[Doubt, ...]
     content: tuple[str, ...]
+    outside: Float[np.ndarray, " modality"]
     brain_ml: float
     structures_ml: dict[str, dict[str, float]]
 
@@ -60,6 +64,11 @@ class PreparedCase:
     def intensity(self) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation of the raw values, by sequence."""
         return {n: (float(m), float(s)) for n, m, s in zip(self.modalities, self.mean, self.std, strict=True)}
+
+    @property
+    def intensity_above_outside(self) -> dict[str, tuple[float, float]]:
+        """The same with the value outside the brain as 0, whatever constant the file has there."""
+        return {n: (m - float(o), s) for (n, (m, s)), o in zip(self.intensity.items(), self.outside, strict=True)}
 
 
 def prepare_case(
@@ -113,6 +122,7 @@ def prepare_case(
         sources=_sources(files, scene, images, journal),
         doubts=tuple(journal.doubts),
         content=content,
+        outside=np.array([scene.volumes[name].outside for name in images]),
         brain_ml=float(np.count_nonzero(brain)) * _voxel_ml(scene.grid),
         structures_ml={name: _structures_ml(codes, schemas[name], scene.grid) for name, codes in cropped.items()},
     )
@@ -139,7 +149,12 @@ def read_scene(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Rec
             assert not isinstance(file, Majority)
             native[role] = read_volume(file)
             journal.warn_all(native[role].doubts)
-    return lay_out(names, native, recipe, journal)
+        if role in names:
+            native[role] = counted_from_outside(role, native[role], journal)
+    scene = lay_out(names, native, recipe, journal)
+    for name in names:
+        refuse_segmentation(name, scene.volumes[name], scene.filled[name])
+    return scene
 
 
 def content_of(volume: Volume, box: Box | None) -> str:

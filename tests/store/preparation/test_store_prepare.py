@@ -129,9 +129,11 @@ def test_tiny_and_huge_units_are_no_fault(tmp_path: Path) -> None:
 
 def test_an_outlier_does_not_overflow(tmp_path: Path) -> None:
     image = np.ones((60, 60, 60), dtype=np.float32)
-    image[::2] = 1 + 1e-3
+    image += np.random.default_rng(0).uniform(0, 1e-3, image.shape).astype(np.float32)
     image[30, 30, 30] = 3.4e38
-    with pytest.raises(SourceError, match=r"98% of the brain lies between 1 and 1\.001") as caught:  # and no warning
+    with pytest.raises(
+        SourceError, match=r"98% of the brain lies between 1\.\d+ and 1\.\d+"
+    ) as caught:  # and no warning
         prepared(images={"T1": save(tmp_path, "T1.nii", image)})
     assert caught.value.code == "EXTREME_VALUES"
 
@@ -298,8 +300,9 @@ def test_the_order_of_the_files_changes_no_bit(tmp_path: Path) -> None:
 def test_what_a_person_should_look_at(tmp_path: Path) -> None:
     outside = np.zeros(SHAPE, dtype=np.uint8)
     outside[0, 0, :5] = 1
+    air = np.random.default_rng(3).uniform(1, 9, SHAPE).astype(np.float32)
     case = prepared(
-        images={"T1": save(tmp_path, "T1.nii", head() + 5)}, labels={"lesion": save(tmp_path, "l.nii", outside)}
+        images={"T1": save(tmp_path, "T1.nii", head() + air)}, labels={"lesion": save(tmp_path, "l.nii", outside)}
     )
     assert set(doubts(case)) == {"NO_BACKGROUND"}
     partly = lesion()
