@@ -125,7 +125,7 @@ def train_shown(options: TrainOptions, out: Path, overwrite: bool, quiet: bool) 
     channels = "; ".join(f"{name} from {', '.join(info.trained_on[name])}" for name in info.axis)
     best = f"best validation Dice {result.best:.3f}"
     if math.isnan(result.best):
-        best = "no validation case with a lesion, so the model is that of the last step"
+        best = "no validation case to judge by, so the model is that of the last step"
     console.print(f"{out}: {result.step} steps, {best}. Channels: {channels}.", soft_wrap=True)
     return result
 
@@ -151,7 +151,11 @@ class _Progress:
         from multiseg.training.events import Validated
 
         if isinstance(event, Validated):
-            parts = "  ".join(f"{name} {value:.3f}" for name, value in event.parts.items())
+            parts = "  ".join(
+                f"{name} {'-' if math.isnan(value) else f'{value:.3f}'}" for name, value in event.parts.items()
+            )
+            if event.num_absent:
+                parts += f"  false alarms {event.num_false_alarms} of {event.num_absent}"
             best = "  (best so far)" if event.is_best else ""
             if not event.parts:
                 self.console.print(f"step {event.step}: saved; no validation case to say how good it is")

@@ -24,13 +24,32 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """Results on held-out cases.
+
+    Attributes:
+        score: what chooses the best model, see `validate.score_of`; NaN where there was nothing to judge.
+        dice: mean by database over the cases that have a structure; NaN where none has.
+        num_false_alarms: structures that a case does not have and that were predicted in it.
+        num_absent: structures that a case does not have, over all cases.
+    """
+
+    score: float
+    dice: Mapping[str, float]
+    num_false_alarms: int = 0
+    num_absent: int = 0
+
+
+@dataclass(frozen=True)
 class Validated:
-    """Results on held-out cases: the score that chooses the best model, and named parts of it."""
+    """A validation, as `Validation` has it; `parts` is its Dice by database."""
 
     step: int
     score: float
     parts: Mapping[str, float]
     is_best: bool
+    num_false_alarms: int = 0
+    num_absent: int = 0
 
 
 Event = StepDone | Validated

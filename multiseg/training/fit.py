@@ -19,7 +19,7 @@ from multiseg.loaders.batches import Batch
 from multiseg.training.average import average_of, update_average
 from multiseg.training.checkpoint import TrainState
 from multiseg.training.distributed import ALONE, Peers, without_sync
-from multiseg.training.events import Event, StepDone, Validated
+from multiseg.training.events import Event, StepDone, Validated, Validation
 from multiseg.training.head import head_alone
 from multiseg.training.numerics import compiled, deterministic, precision
 from multiseg.training.objectives import OBJECTIVES
@@ -75,12 +75,12 @@ class Stream(Protocol):
 class Hooks:
     """What the loop calls: for progress, validation, saving, and to ask whether to stop.
 
-    `validate` returns scores by name, or None where it was asked to stop before it had them. `adjust` may change the
+    `validate` returns what it found, or None where it was asked to stop before it had that. `adjust` may change the
     gradients of the network, unscaled, before they are looked at and clipped.
     """
 
     on_event: Callable[[Event], None] = lambda event: None
-    validate: Callable[[], Mapping[str, float] | None] = dict
+    validate: Callable[[], Validation | None] = lambda: Validation(math.nan, {})
     save: Callable[[bool], None] = lambda is_best: None
     should_stop: Callable[[], bool] = lambda: False
     adjust: Callable[[nn.Module], None] = lambda network: None
@@ -335,16 +335,16 @@ def _event(state: TrainState, done: _Done, num_processes: int) -> StepDone:
 def _validate(state: TrainState, hooks: Hooks, peers: Peers) -> bool:
     """Validate and save; whether it was not asked to stop before it was done."""
     peers.align_buffers(state.model)
-    parts = hooks.validate()
-    if parts is None:
+    found = hooks.validate()
+    if found is None:
         hooks.save(False)
         return False
-    finite = [value for value in parts.values() if math.isfinite(value)]
-    score = sum(finite) / len(finite) if finite else math.nan
-    is_best = bool(finite) and not score <= state.best
-    state.best = score if is_best else state.best
-    state.history.append({**parts, "step": float(state.step), "score": score})
+    is_best = math.isfinite(found.score) and not found.score <= state.best
+    state.best = found.score if is_best else state.best
+    alarms = {"false_alarms": float(found.num_false_alarms)} if found.num_absent else {}
+    state.history.append({**found.dice, **alarms, "step": float(state.step), "score": found.score})
     # Before saving: what is logged beyond the last save is cut off on resuming, what is not logged stays missing.
-    hooks.on_event(Validated(state.step, score, parts, is_best))
+    numbers = (found.num_false_alarms, found.num_absent)
+    hooks.on_event(Validated(state.step, found.score, found.dice, is_best, *numbers))
     hooks.save(is_best)
     return True

@@ -68,7 +68,9 @@ def _finite(value: Any) -> Any:
 
 def _scalars(event: Event) -> dict[str, float]:
     if isinstance(event, Validated):
-        return {"validation/score": event.score} | {f"validation/{name}": value for name, value in event.parts.items()}
+        alarms = {"validation/false_alarms": float(event.num_false_alarms)} if event.num_absent else {}
+        parts = {f"validation/{name}": value for name, value in event.parts.items()}
+        return {"validation/score": event.score} | alarms | parts
     if not isinstance(event, StepDone) or event.step % TENSORBOARD_EVERY:
         return {}
     return {

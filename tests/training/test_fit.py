@@ -15,7 +15,7 @@ from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import multi_unet
 from multiseg.store.reader import open_store
 from multiseg.training.checkpoint import TrainState, load_state, save_state
-from multiseg.training.events import StepDone, Validated
+from multiseg.training.events import StepDone, Validated, Validation
 from multiseg.training.fit import SCHEDULES, FitOptions, Hooks, fit
 from multiseg.training.numerics import precision
 
@@ -49,6 +49,10 @@ class Spoilt:
             yield replace(batch, images=images)
 
 
+def validation(score, **more):
+    return Validation(score, {"alder": score}, **more)
+
+
 class Recorder:
     """Hooks that keep what happens, and stop or validate as told."""
 
@@ -60,7 +64,7 @@ class Recorder:
         return Hooks(
             **{
                 "on_event": self.events.append,
-                "validate": lambda: {"alder": next(self.scores, 0.5)},
+                "validate": lambda: validation(next(self.scores, 0.5)),
                 "save": self.saves.append,
                 "should_stop": lambda: bool(self.steps) and self.steps[-1].step == self.stop_after,
             }
@@ -173,11 +177,15 @@ def test_an_undefined_score_is_never_the_best(stream):
     assert state.best == 0.2
 
 
-def test_the_score_is_the_mean_of_what_is_defined(stream):
-    recorder = Recorder()
-    fit(fresh(), stream, OPTIONS, recorder.hooks(validate=lambda: {"a": 0.2, "b": math.nan, "c": 0.6}))
-    assert recorder.validated[0].score == pytest.approx(0.4)
-    assert math.isnan(recorder.validated[0].parts["b"])
+def test_false_alarms_are_told_beside_the_score(stream):
+    recorder, state = Recorder(), fresh()
+    found = Validation(0.25, {"a": 0.5, "b": math.nan}, num_false_alarms=1, num_absent=3)
+    fit(state, stream, OPTIONS, recorder.hooks(validate=lambda: found))
+    event = recorder.validated[0]
+    assert (event.score, event.num_false_alarms, event.num_absent) == (0.25, 1, 3)
+    assert (state.best, state.history[0]["score"], state.history[0]["false_alarms"]) == (0.25, 0.25, 1)
+    assert event.parts["a"] == 0.5
+    assert math.isnan(event.parts["b"])
 
 
 def test_what_is_saved_was_logged_before(stream):

@@ -19,7 +19,7 @@ from multiseg.models.builders import BUILDERS
 from multiseg.models.losses import outside_brain
 from multiseg.models.saved import Model, ModelInfo, save_model
 from multiseg.store.reader import Store, open_store
-from multiseg.training.validate import dice_by_subset
+from multiseg.training.validate import judged_by_subset
 
 AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T1c", "T2", "DWI", "ADC"))
 SPACE = LabelSpace((LESION, SpaceLabel("CSF", "tissue")))
@@ -112,9 +112,9 @@ def test_validation_knows_the_outside_too(store_url: str) -> None:
     own, codes = database.whole(case)
     target = database.label_view(case, SPACE).target(codes)
     brain = (own != 0).any(axis=0) & (target != 255)
-    ((found, *_),) = dice_by_subset(Model(Everywhere(1), info()), store, case).values()
+    ((found, *_),) = judged_by_subset(Model(Everywhere(1), info()), store, case).values()
     expected = 2 * np.count_nonzero(brain & (target == 1)) / (brain.sum() + np.count_nonzero(target == 1))
-    assert found == pytest.approx(expected, rel=0.01)
+    assert found.dice == pytest.approx(expected, rel=0.01)
 
 
 def test_a_patient_gets_nothing_outside_the_brain_on_the_own_grid(tmp_path: Path) -> None:

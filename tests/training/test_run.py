@@ -19,7 +19,7 @@ from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training import run
-from multiseg.training.events import StepDone, Validated
+from multiseg.training.events import StepDone, Validated, Validation
 from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions, TrainOptions, to_toml
 from multiseg.training.run import label_space, stop_on_signals, train
@@ -213,7 +213,7 @@ def test_the_best_model_is_the_one_of_the_best_validation(store_url, tmp_path, m
     def validate(network, *others):
         score = next(scores)
         seen[score] = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        return {"alder": score}
+        return Validation(score, {"alder": score})
 
     monkeypatch.setattr(run, "validate", validate)
     result = train(options_for(store_url, num_steps=6), tmp_path)
@@ -283,7 +283,7 @@ def test_the_model_is_the_average_and_the_state_holds_both(store_url, tmp_path, 
 
     def validate(network, *others):
         seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
-        return {"alder": 0.5}
+        return Validation(0.5, {"alder": 0.5})
 
     monkeypatch.setattr(run, "validate", validate)
     train(options_for(store_url, ema=0.9), tmp_path)

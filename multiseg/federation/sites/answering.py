@@ -251,8 +251,12 @@ def _evaluated(work: _Work) -> Answer:
             save_model(work.folder / BEST, network, order.info)
         scores = evaluate_model(network, order, work.store, site, work.hooks.should_stop, asked)
     least = least_of(site, order.options)
+    # On validation cases what the best model is chosen by, in which a false alarm counts as a Dice of 0.
+    found = {name: score.score if split == "val" else score.dice for name, score in scores.items()}
     metrics = {
-        name: {"dice": score.dice, "num_cases": told(score.num_cases, site, least)} for name, score in scores.items()
+        name: {"dice": value, "num_cases": told(scores[name].num_cases, site, least)}
+        for name, value in found.items()
+        if not math.isnan(value)
     }
     return _plain(work, {"split": split, "metrics": metrics, "events": [*notes, *events]})
 

@@ -30,7 +30,7 @@ from multiseg.store.catalogue import SPLITS, select
 from multiseg.store.reader import Case, Store
 from multiseg.training.fit import Hooks
 from multiseg.training.run import learnt_from
-from multiseg.training.validate import dice_by_subset, validation_cases
+from multiseg.training.validate import Judged, database_score, judged_by_subset, validation_cases
 
 KEY_FILE, EXPERIMENTS = "masks.key", "experiments"
 
@@ -84,7 +84,7 @@ class Trained:
         own: what it keeps.
         num_cases: that it drew from.
         exposure: patches by group of parts.
-        validation: Dice of the received model by database, or "database/SUBSET".
+        validation: score of the received model by database, or "database/SUBSET".
         seconds: "evaluate" and "train".
         events: what a person should know.
     """
@@ -101,10 +101,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean Dice over cases, and how many define it."""
+    """Mean Dice over the cases that have a structure, and how many these are; and what chooses the best model, in
+    which a false alarm counts as a Dice of 0 (`validate.database_score`)."""
 
     dice: float
     num_cases: int
+    score: float
 
 
 def experiment_folder(site: Site, name: str) -> Path:
@@ -195,7 +197,7 @@ def train_round(store: Store, site: Site, order: Order, own: Own | None = None, 
         own=_own(network, order, learnt),
         num_cases=len(drawn),
         exposure=counted.patches,
-        validation={name: score.dice for name, score in scores.items()},
+        validation={name: score.score for name, score in scores.items()},
         learnt=learnt,
         seconds={"evaluate": evaluated - began, "train": ended - evaluated},
         events=events,
@@ -313,7 +315,7 @@ def evaluate_model(
     should_stop: Callable[[], bool] = lambda: False,
     asked: Asked | None = None,
 ) -> dict[str, Score]:
-    """Dice by database ("full"), or by "database/SUBSET" of its sequences ("all"); what no case defines is left out.
+    """How good a model is by database ("full"), or by "database/SUBSET" of its sequences ("all").
 
     Raises:
         StoppedError: `should_stop`, asked before each case, said so.
@@ -323,17 +325,17 @@ def evaluate_model(
     asked = asked or Asked("val", schedule.evaluate_subsets, schedule.validation_cases)
     check_spacing(info, store)
     model = Model(network, info).eval()
-    found: dict[str, list[list[float]]] = {}
+    found: dict[str, list[list[Judged]]] = {}
     for case in validation_cases(store, info, databases_of(site, store), asked.num_cases, asked.split):
         if should_stop():
             raise StoppedError("the evaluation was stopped at the site; it begins anew when the site is back.")
-        for subset, dices in dice_by_subset(model, store, case, asked.subsets, asked.overlap).items():
+        for subset, judged in judged_by_subset(model, store, case, asked.subsets, asked.overlap).items():
             name = case.database if asked.subsets == "full" else f"{case.database}/{subset}"
-            found.setdefault(name, []).append(dices)
-    scores = {
-        name: Score(
-            mean_of_defined([d for dices in cases for d in dices]), sum(any(d == d for d in dices) for dices in cases)
-        )
-        for name, cases in found.items()
-    }
-    return {name: score for name, score in scores.items() if score.num_cases}
+            found.setdefault(name, []).append(judged)
+    return {name: _score(cases) for name, cases in found.items()}
+
+
+def _score(cases: Sequence[Sequence[Judged]]) -> Score:
+    everything = [one for judged in cases for one in judged]
+    num_cases = sum(any(not one.is_absent for one in judged) for judged in cases)
+    return Score(mean_of_defined([one.dice for one in everything]), num_cases, database_score(everything))

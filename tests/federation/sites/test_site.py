@@ -100,9 +100,11 @@ def test_a_received_model_is_evaluated_as_in_training(store, site, info):
     network = network_of(info, first_state(info), CPU)
     found = evaluate_model(network, order_of(info), store, site)
     cases = validation_cases(store, info, ["dogwood"], 1)
-    assert {name: score.dice for name, score in found.items()} == validate(network, info, store, cases)
+    expected = validate(network, info, store, cases)
+    assert {name: score.dice for name, score in found.items()} == expected.dice
+    assert found["dogwood"].score == expected.score
     trained = train_round(store, site, order_of(info))
-    assert trained.validation == {name: score.dice for name, score in found.items()}
+    assert trained.validation == {name: score.score for name, score in found.items()}
     assert evaluate_model(network, order_of(info), store, site, asked=Asked("test", "all")).keys() == {
         "dogwood/" + "+".join(name for name in info.axis if name in subset)
         for subset in ({"T1"}, {"FLAIR"}, {"T1", "FLAIR"})
