@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,7 +43,8 @@ Labels = Annotated[
 ]
 Raters = Annotated[str, typer.Option(help="Of several: all, consensus, majority or one's name.", rich_help_panel=_WHAT)]
 Modality = Annotated[
-    list[str] | None, typer.Option(help="An unusual spelling: NAME=T1, or NAME=skip.", rich_help_panel=_WHAT)
+    list[str] | None,
+    typer.Option(help="An unusual spelling: NAME=T1, or NAME=skip; with --pattern T1 for all.", rich_help_panel=_WHAT),
 ]
 Participants = Annotated[
     str, typer.Option(help="CSV in the folder; its first column names the case.", rich_help_panel=_WHAT)
@@ -172,8 +174,9 @@ def _by_pattern(source: Path, said: Said) -> DatabaseFiles:
 
     return find_database(PatternSource(
         name=said.database or source.resolve().name, root=source, pattern=said.pattern, pathology=said.pathology,
-        labels=dict(_named(text, r"(\w+)=(.+)") for text in said.label or []), codes=_codes(said),
-        brain_mask=said.brain_mask, modalities=_modalities(said), participants=said.participants,
+        labels=_unique("--label", (_named(text, r"(\w+)=(.+)") for text in said.label or [])), codes=_codes(said),
+        brain_mask=said.brain_mask, modalities=_modalities(said), modality=_modality(said),
+        participants=said.participants,
         raters=said.raters or "all", allow_unlabelled=said.allow_unlabelled,
     ))  # fmt: skip
 
@@ -188,15 +191,21 @@ def _by_looking(source: Path, said: Said) -> DatabaseFiles:
     seen = recognise(folder, said.layout)
     also = f" It could also be {', '.join(seen.others)}: --as." if seen.others else ""
     messages().print(f"{source} is {seen.layout.title} ({seen.layout.name}): {seen.evidence}.{also}", soft_wrap=True)
+    if _modality(said):
+        raise UsageError(
+            f"--modality {_modality(said)} says what all images are, so say where they lie, too: --pattern. In "
+            f"the layout {seen.layout.name} give the spelling of one: NAME={_modality(said)}."
+        )
     options = SourceOptions(
-        said.database, said.pathology, _codes(said), _modalities(said), said.participants, said.brain_mask,
-        said.raters, said.allow_unlabelled, said.yes,
+        name=said.database, pathology=said.pathology, codes=_codes(said), modalities=_modalities(said),
+        participants=said.participants, brain_mask=said.brain_mask, raters=said.raters,
+        allow_unlabelled=said.allow_unlabelled, yes=said.yes,
     )  # fmt: skip
     return find_recognised(folder, seen, options)
 
 
 def _codes(said: Said) -> dict[str, str]:
-    return dict(_named(text, r"([^=:,]+):(.+)") for text in said.labels or [])
+    return _unique("--labels", (_named(text, r"([^=:,]+):(.+)") for text in said.labels or []))
 
 
 def _named(text: str, expression: str) -> tuple[str, str]:
@@ -205,7 +214,28 @@ def _named(text: str, expression: str) -> tuple[str, str]:
 
 
 def _modalities(said: Said) -> dict[str, str]:
-    return dict(pair(text) for text in said.modality or [])
+    return _unique("--modality", (pair(text) for text in said.modality or [] if "=" in text))
+
+
+def _modality(said: Said) -> str:
+    """The one sequence that all images are said to be, or ""."""
+    alone = [text for text in said.modality or [] if "=" not in text]
+    if len(alone) > 1:
+        raise UsageError(f"--modality says twice what all images are: {' and '.join(alone)}. Keep one.")
+    return alone[0] if alone else ""
+
+
+def _unique(flag: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """What a flag that was given several times says of each name.
+
+    Raises:
+        UsageError: it says two things of one.
+    """
+    said: dict[str, str] = {}
+    for name, value in pairs:
+        if said.setdefault(name, value) != value:
+            raise UsageError(f"{flag} says two things of {name!r}: {said[name]!r} and {value!r}. Keep one.")
+    return said
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -38,10 +38,13 @@ def select(
     Args:
         databases, modalities: one name or several; a case has at least these sequences.
         participants: by column, the value or a function of it that says yes; a case without the
-            column, or with no value in it, does not fit.
+            column, or with no value in it, does not fit. Among the cases that fit otherwise, a column has to hold
+            numbers alone or texts alone.
 
     Raises:
-        StoreError: a database, sequence, pathology or column is named that the store does not have.
+        StoreError: a database, sequence, pathology or column is named that the store does not have; a column holds
+            numbers in one database and texts in another; a text is asked for where it holds numbers, or a number
+            where it holds texts; or a function cannot be applied to its values. The values are named.
         UsageError: there is no such split.
     """
     if split and split not in SPLITS:
@@ -56,15 +59,17 @@ def select(
     unknown = set(wanted) - columns
     if unknown:
         raise StoreError(f"no database has the column {sorted(unknown)}; there are {sorted(columns)}.")
-    return tuple(
+    fitting = [
         case
         for case in sorted(store.cases, key=lambda case: (case.database, case.name))
         if (not databases or case.database in databases)
         and set(modalities) <= set(case.modalities)
         and (not pathology or case.pathology == pathology)
         and (not split or case.split == split)
-        and all(_fits(case.participant.get(column), value) for column, value in wanted.items())
-    )
+    ]
+    for column, value in wanted.items():
+        _check_kind(column, fitting, value)
+    return tuple(case for case in fitting if all(_fits(case, column, value) for column, value in wanted.items()))
 
 
 def _check_known(what: str, asked: Collection[str], held: Iterable[str]) -> None:
@@ -75,10 +80,53 @@ def _check_known(what: str, asked: Collection[str], held: Iterable[str]) -> None
         raise StoreError(f"no database has the {what} {', '.join(map(repr, unknown))}; there are {', '.join(known)}.")
 
 
-def _fits(held: str | float | None, wanted: Wanted) -> bool:
-    if held is None or held == "" or held != held:  # the last is NaN
+def _value(case: Case, column: str) -> str | float | None:
+    held = case.participant.get(column)
+    return None if held == "" or held != held else held  # the last is NaN
+
+
+def _check_kind(column: str, cases: Sequence[Case], wanted: Wanted) -> None:
+    """Whether a column holds one kind of values, and that which is asked for.
+
+    Raises:
+        StoreError: it does not.
+    """
+    held = [(case, value) for case in cases if (value := _value(case, column)) is not None]
+    examples = {isinstance(value, str): (case, value) for case, value in reversed(held)}
+    if len(examples) > 1:
+        (number_of, number), (text_of, text) = examples[False], examples[True]
+        raise StoreError(
+            f"the column {column!r} holds numbers in database {number_of.database!r} ({number} of {number_of.name!r}) "
+            f"and texts in {text_of.database!r} ({text!r} of {text_of.name!r}). Select from one: databases=..., "
+            "or write numbers in its table and ingest that again."
+        )
+    if examples and not callable(wanted) and isinstance(wanted, str) not in examples:
+        ((is_text, (case, value)),) = examples.items()
+        raise StoreError(
+            f"{wanted!r} is asked for, but the column {column!r} holds {'texts' if is_text else 'numbers'}: "
+            f"{value!r} of {case.database}/{case.name}. Ask for {'a text' if is_text else 'a number'}."
+        )
+
+
+def _fits(case: Case, column: str, wanted: Wanted) -> bool:
+    """Whether a case has a value that is asked for.
+
+    Raises:
+        StoreError: the function that tells cannot take the value.
+    """
+    held = _value(case, column)
+    if held is None:
         return False
-    return bool(wanted(held)) if callable(wanted) else held == wanted
+    if not callable(wanted):
+        return held == wanted
+    try:
+        return bool(wanted(held))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise StoreError(
+            f"the function for the column {column!r} fails at {held!r} of {case.database}/{case.name}, which is a "
+            f"{'text' if isinstance(held, str) else 'number'}: {error}. Give one that takes it; or, if the column was "
+            "meant to hold numbers, write numbers in its table and ingest it again."
+        ) from error
 
 
 def table(cases: Sequence[Case]) -> pd.DataFrame:

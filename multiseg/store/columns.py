@@ -22,6 +22,11 @@ def participant_columns(group: zarr.Group) -> list[str]:
     return list(group.attrs.get(schema.PARTICIPANT_COLUMNS, []))
 
 
+def text_columns(group: zarr.Group) -> list[str]:
+    """The participants' columns of a database that hold text."""
+    return [name for name in participant_columns(group) if group[name].dtype.kind != "f"]
+
+
 def coordinate_names(group: zarr.Group) -> list[str]:
     """All arrays of a database but "image" and "label"."""
     return [*schema.COORDINATES, *participant_columns(group)]

@@ -15,7 +15,7 @@ from multiseg.modalities import as_names, in_canonical_order
 from multiseg.store import schema
 from multiseg.store.cases import CaseFiles, paths_of, sha256_of
 from multiseg.store.catalogue import assign_splits
-from multiseg.store.columns import participant_columns
+from multiseg.store.columns import participant_columns, text_columns
 from multiseg.store.encoding import ArrayPlan
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import check_database_name, database_names, is_plain_name
@@ -183,6 +183,7 @@ def sort_out(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
     changed = [case.case for case in good if same.get(case.case) is False and not options.replace]
     for case in changed:
         findings.setdefault(case, []).append(_changed(files.name, case))
+    findings[""] += _numbers_as_text(files, held)
     gone = sorted(set(held.digests) - {case.case for case in files.cases} - set(failed))
     if gone:
         findings[""].append(_gone(files.name, gone))
@@ -221,6 +222,25 @@ def _are_same(cases: Sequence[CaseFiles], held: Held, num_threads: int) -> dict[
     with ThreadPoolExecutor(num_threads) as pool:  # hashing leaves the interpreter to others
         same = pool.map(lambda case: _is_from(case, held.digests[case.case]), there)
         return {case.case: is_same for case, is_same in zip(there, same, strict=True)}
+
+
+def _numbers_as_text(files: DatabaseFiles, held: Held) -> list[Finding]:
+    """A column that an earlier table made one of text stays so: numbers in it can be neither compared nor averaged."""
+    columns = text_columns(held.group) if held.group is not None else []
+    examples = {
+        column: (case.case, value)
+        for case in files.cases
+        for column in columns
+        if isinstance(value := case.participant.get(column), float) and value == value
+    }
+    return [
+        Finding(
+            Severity.WARNING, "NUMBER_AS_TEXT", files.name, "", "",
+            f"the participants' column {column!r} holds text in the store, so numbers such as {value:g} of {case!r} "
+            "are stored as text. To have numbers, ingest the whole database anew from a table without texts there.",
+        )
+        for column, (case, value) in examples.items()
+    ]  # fmt: skip
 
 
 def _gone(database: str, cases: Sequence[str]) -> Finding:

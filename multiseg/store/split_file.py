@@ -75,7 +75,7 @@ def read_split_file(name: str) -> dict[str, str]:
 
 def _listed_in_table(path: Path) -> list[tuple[str, str]]:
     rows = read_table(path)
-    columns = [column for column in (rows[0] if rows else {}) if column]
+    columns = list(rows[0]) if rows else []
     split_column = next((column for column in columns if column.strip().lower() == "split"), None)
     if split_column is None or split_column == columns[0]:
         raise UsageError(
@@ -84,7 +84,7 @@ def _listed_in_table(path: Path) -> list[tuple[str, str]]:
         )
     listed = []
     for row in rows:
-        case, said = ((row[column] or "").strip() for column in (columns[0], split_column))
+        case, said = (row[column] for column in (columns[0], split_column))
         if case or said:
             listed.append((case, _split(said, path, case)))
     return listed

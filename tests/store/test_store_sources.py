@@ -165,7 +165,7 @@ def test_sites_and_splits_in_a_table_stay_text(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"p\.csv: the split 'holdout' of 'P3' is none of train, val, test"):
         found(tmp_path, participants="p.csv")
     (tmp_path / "ids.csv").write_text("case,subject,session\nP1,1,\nP2,2,\n")
-    assert read_participants(tmp_path / "ids.csv")["P2"] == {"subject": "2", "session": ""}
+    assert read_participants(tmp_path / "ids.csv", "db")[0]["P2"] == {"subject": "2", "session": ""}
 
 
 def test_participants_that_cannot_be_read(tmp_path: Path) -> None:
@@ -174,11 +174,11 @@ def test_participants_that_cannot_be_read(tmp_path: Path) -> None:
                        (b"case,site\nP1,M\xfcnchen\n", "is not in UTF-8")):  # fmt: skip
         table.write_bytes(text)
         with pytest.raises(SourceError, match=says):
-            read_participants(table)
+            read_participants(table, "db")
     with pytest.raises(SourceError, match="does not exist"):
-        read_participants(tmp_path / "none.csv")
+        read_participants(tmp_path / "none.csv", "db")
     (tmp_path / "p.tsv").write_text("participant_id\tage\nsub-1\t40\n")
-    assert read_participants(tmp_path / "p.tsv") == {"sub-1": {"age": 40.0}}
+    assert read_participants(tmp_path / "p.tsv", "db") == ({"sub-1": {"age": 40.0}}, ())
 
 
 TOML = """

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.bids_choice import Choice, Session, choose
+from multiseg.store.sources.bids_choice import Choice, Session, choose, scan_of
 from multiseg.store.sources.bids_labels import annotations_of
 from multiseg.store.sources.bids_names import BidsFile, bids_files, kind_of, sequence_of
 from multiseg.store.sources.bids_sorting import Sorting, dataset_root, in_their_sessions
@@ -48,6 +48,7 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
         roles=roles,
         schemas=annotations.schemas,
         required=annotations.required,
+        skipped=_skipped(sessions, options),
         participants=rows,
         unused=[file for file in unused_volumes(folder, roles) if file not in spoken_of],
         findings=(
@@ -62,6 +63,12 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
         citation=description.citation,
         source=description.source,
     )
+
+
+def _skipped(sessions: Sequence[Session], options: SourceOptions) -> set[str]:
+    """The cases of which the user leaves every scan out."""
+    scans = {session.case: session.of("image") for session in sessions}
+    return {case for case, own in scans.items() if own and all(scan_of(file, options) is None for file in own)}
 
 
 def _roles(folder: Folder, choice: Choice, annotations: Mapping[str, str]) -> list[Role]:

@@ -145,7 +145,7 @@ def table_codes(folder: Folder, file: BidsFile) -> str:
         return STANDARD_SEGMENTATION
     meanings = []
     for row in read_table(folder.path(path)):
-        index, name = (row.get("index") or "").strip(), (row.get("name") or "").strip()
+        index, name = row.get("index", ""), row.get("name", "")
         if not index.lstrip("-").isdigit() or not name:
             message = f"{path} has the row {dict(row)}; it needs columns index (a whole number) and name. Mend it."
             raise SourceError(message, code="LABEL_TABLE", file=path)

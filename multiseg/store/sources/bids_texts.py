@@ -13,7 +13,8 @@ from multiseg.store.hierarchy import is_plain_name
 from multiseg.store.schema import RESERVED
 from multiseg.store.sources.folder import Folder
 from multiseg.store.sources.model import Row
-from multiseg.store.sources.tables import read_table, with_numbers
+from multiseg.store.sources.participants import with_numbers
+from multiseg.store.sources.tables import read_table
 from multiseg.store.split_file import canonical_split
 
 NO_VALUE = "n/a"
@@ -67,7 +68,8 @@ def participants(folder: Folder, root: str, database: str) -> tuple[dict[str, Ro
         message = f"the columns {', '.join(left_out)} are left out: the store has something else of that name."
         findings.append(Finding(Severity.WARNING, "PARTICIPANTS", database, "", path, message + " Rename them."))
     kept = {key: {c: text for c, text in row.items() if c not in left_out} for key, row in rows.items()}
-    return {**with_numbers(kept)}, tuple(findings)
+    numbers, doubts = with_numbers(kept, path, database)
+    return numbers, (*findings, *doubts)
 
 
 def _is_usable(column: str, rows: Mapping[str, Mapping[str, str]]) -> bool:
@@ -79,7 +81,7 @@ def _is_usable(column: str, rows: Mapping[str, Mapping[str, str]]) -> bool:
 def _rows(folder: Folder, path: str) -> dict[str, dict[str, str]]:
     rows: dict[str, dict[str, str]] = {}
     for line in read_table(folder.path(path)):
-        values = {column: _value(text) for column, text in line.items() if column}
+        values = {column: _value(text) for column, text in line.items()}
         subject = _prefixed("sub-", values.get("participant_id", ""))
         session = _prefixed("ses-", values.get("session_id", ""))
         key = f"{subject}_{session}" if session else subject
@@ -91,9 +93,8 @@ def _rows(folder: Folder, path: str) -> dict[str, dict[str, str]]:
     return rows
 
 
-def _value(text: str | None) -> str:
-    plain = (text or "").strip()
-    return "" if plain == NO_VALUE else plain
+def _value(text: str) -> str:
+    return "" if text == NO_VALUE else text
 
 
 def _prefixed(prefix: str, name: str) -> str:

@@ -19,7 +19,8 @@ from multiseg.store.sources.layout import Layout
 from multiseg.store.sources.model import Found, Role, SourceOptions
 from multiseg.store.sources.named_channels import spellings
 from multiseg.store.sources.one_annotation import only_annotation
-from multiseg.store.sources.tables import read_table, with_numbers
+from multiseg.store.sources.participants import with_numbers
+from multiseg.store.sources.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def _tables(folder: Folder) -> dict[str, list[dict[str, str]]]:
             rows = read_table(folder.path(match[0]))
         except SourceError:
             continue
-        if rows and _columns([name for name in rows[0] if name]):
+        if rows and _columns(list(rows[0])):
             tables[match[0]] = rows
     return tables
 
@@ -73,7 +74,6 @@ def _recognise(folder: Folder) -> str:
 def _find(folder: Folder, options: SourceOptions) -> Found:
     name, rows, columns = _only_table(folder)
     annotation = only_annotation(options, "lesion")
-    rows = [{key: (text or "").strip() for key, text in row.items() if key} for row in rows]
     files = {column: [row[column] for row in rows if row[column]] for column in columns.channels}
     told = spellings({column: own for column, own in files.items() if own}, options, str(folder.path(name)))
     roles: list[Role] = []
@@ -81,21 +81,25 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
         case = row[columns.subject]
         roles += [Role(case, "image", told[c], folder.path(row[c])) for c in columns.channels if row[c]]
         roles += [Role(case, "label", annotation, folder.path(row[c])) for c in columns.labels if row[c]]
+    database = options.name or Path(name).stem
+    others = {row[columns.subject]: {c: row[c] for c in columns.others} for row in rows}
+    participants, doubts = with_numbers(others, name, database)
     return Found(
         name=Path(name).stem,
         folder=folder,
         roles=roles,
         schemas={annotation: schema_for(annotation, options.codes.get(annotation, ""))},
-        participants=with_numbers({row[columns.subject]: {c: row[c] for c in columns.others} for row in rows})
-        if columns.others
-        else {},
-        findings=tuple(_absent(rows, columns, options.name or Path(name).stem)),
+        participants=participants if columns.others else {},
+        findings=(*_absent(rows, columns, database), *doubts),
         source=name,
     )
 
 
 def _only_table(folder: Folder) -> tuple[str, list[dict[str, str]], _Columns]:
     tables = _tables(folder)
+    files = [file for file in folder.files if file.endswith(".csv") and "/" not in file]
+    if not tables and len(files) == 1:
+        read_table(folder.path(files[0]))  # for what is wrong with it
     if len(tables) != 1:
         what = f"{len(tables)} tables of GaNDLF ({listed(list(tables))})" if tables else "no table of GaNDLF"
         raise SourceError(
@@ -105,7 +109,7 @@ def _only_table(folder: Folder) -> tuple[str, list[dict[str, str]], _Columns]:
             file=str(folder.root),
         )
     ((name, rows),) = tables.items()
-    columns = _columns([column for column in rows[0] if column])
+    columns = _columns(list(rows[0]))
     assert columns is not None
     if len(columns.labels) > 1:
         raise UsageError(f"{folder.path(name)} has the label columns {', '.join(columns.labels)}. Keep one.")

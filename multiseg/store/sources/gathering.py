@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from multiseg.errors import LabelError
@@ -13,6 +13,8 @@ from multiseg.store.cases import CaseFiles, LabelFile, ScanFile, paths_of
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, choose_raters, is_rater, schema_for
 from multiseg.store.sources.folder import listed
+from multiseg.store.sources.images import Images, choose_images, read_images
+from multiseg.store.sources.masks import given_to_visits
 from multiseg.store.sources.model import SKIP, DatabaseFiles, Found, Role, Row, SourceOptions
 from multiseg.store.split_file import split_of
 
@@ -38,9 +40,11 @@ class _Gathering:
         self.drawn: dict[str, set[str]] = {}
 
     def database(self) -> DatabaseFiles:
-        images = self._images()
-        labels = self._labels()
-        masks = self._by_case([role for role in self.found.roles if role.kind == "brain mask"], "brain mask")
+        read = self._images()
+        images, skipped = read.by_case, {*read.skipped, *self.found.skipped} - set(read.by_case)
+        self._note_skipped(skipped)
+        labels = self._labels(skipped)
+        masks = self._masks(images)
         mask_rule = self.options.brain_mask or ("file" if masks else "nonzero")
         cases = []
         for case in sorted(images.keys() | labels.keys()):
@@ -94,38 +98,20 @@ class _Gathering:
             found.setdefault(role.case, role.file)
         return found
 
-    def _images(self) -> dict[str, dict[str, ScanFile]]:
-        images: dict[str, dict[str, ScanFile]] = {}
-        strange: dict[str, list[str]] = {}
-        for role in (role for role in self.found.roles if role.kind == "image"):
-            self._agree_on_fields(role)
-            shown = self._shown(role.file)
-            name = self._modality(role.name)
-            own = images.setdefault(role.case, {})
-            self._doubt_name(role.case, shown)
-            if name is None:
-                strange.setdefault(role.name, []).append(shown)
-            elif name in own:
-                message = (
-                    f"two files are {name} of case {role.case!r}: {self._shown(own[name])} and {shown}. Two visits or "
-                    "patients of one name? Tell them apart in the pattern, for instance with {session} or {site}. One "
-                    "sequence twice? Leave one out by its spelling: --modality NAME=skip."
-                )
-                self._find(Severity.ERROR, "DUPLICATE_CASE", role.case, shown, message)
-            elif name != SKIP:
-                own[name] = role.file
-        for spelling, files in sorted(strange.items()):
-            message = (
-                f"{spelling!r} is no known sequence; {len(files)} such files are left out. "
-                f"If it is one, name it: --modality {spelling}=T1; if it is a label, name it with --label; if it is "
-                f"neither, say so: --modality {spelling}=skip."
-            )
-            self._find(Severity.WARNING, "UNKNOWN_SEQUENCE", "", files[0], message)
-        return images
+    def _images(self) -> Images:
+        """The images of all cases; those that the user leaves out are not looked at."""
+        images = read_images(self.found.roles, self.options)
+        for image in (image for image in images if image.sequence != SKIP):
+            self._agree_on_fields(image.role)
+            self._doubt_name(image.role.case, self._shown(image.role.file))
+        chosen = choose_images(images, self.options, self.name, self._shown)
+        self.findings += chosen.findings
+        return chosen
 
-    def _modality(self, spelling: str) -> str | None:
-        given = self.options.modalities.get(spelling, spelling)
-        return canonical_modality(given) or (given if spelling in self.options.modalities else None)
+    def _note_skipped(self, cases: Collection[str]) -> None:
+        if cases:
+            message = f"{len(cases)} cases are left out, since all their images are skipped: {listed(sorted(cases))}."
+            self._find(Severity.NOTE, "SKIPPED_CASES", "", "", message)
 
     def _doubt_name(self, case: str, file: str) -> None:
         """ "sub01_T2_FLAIR" may be sub01's T2-FLAIR, or the FLAIR of "sub01_T2"; a pattern takes the latter."""
@@ -136,9 +122,20 @@ class _Gathering:
             )
             self._find(Severity.WARNING, "AMBIGUOUS_NAME", case, file, message)
 
-    def _labels(self) -> dict[str, dict[str, LabelFile]]:
+    def _masks(self, images: Mapping[str, Mapping[str, ScanFile]]) -> dict[str, ScanFile]:
+        """The brain mask of every case, also of a visit that has but its person's."""
+        roles = [role for role in self.found.roles if role.kind == "brain mask"]
+        given = given_to_visits(roles, {case: own for case, own in self.fields.items() if case in images})
+        own = {(role.case, role.file) for role in roles}
+        for file in dict.fromkeys(role.file for role in given if (role.case, role.file) not in own):
+            visits = [role.case for role in given if role.file == file]
+            message = f"{self._shown(file)} is the brain mask of every visit of its person: {listed(visits)}."
+            self._find(Severity.NOTE, "MASK_OF_PERSON", "", self._shown(file), message)
+        return self._by_case(given, "brain mask")
+
+    def _labels(self, skipped: Collection[str]) -> dict[str, dict[str, LabelFile]]:
         labels: dict[str, dict[str, LabelFile]] = {}
-        roles = [role for role in self.found.roles if role.kind == "label"]
+        roles = [role for role in self.found.roles if role.kind == "label" and role.case not in skipped]
         for annotation in dict.fromkeys(role.name for role in roles):
             for case, file in self._by_case([role for role in roles if role.name == annotation], annotation).items():
                 labels.setdefault(case, {})[annotation] = file

@@ -14,8 +14,9 @@ from multiseg.store.cases import CaseFiles
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.participants import with_numbers
 from multiseg.store.sources.pattern import PatternSource, find_database
-from multiseg.store.sources.tables import read_table, with_numbers
+from multiseg.store.sources.tables import read_table
 from multiseg.store.split_file import split_of
 
 CASE_COLUMNS = ("database", "pathology", "case", "subject", "session", "site", "split", "brain_mask")
@@ -66,15 +67,17 @@ def _from_csv(path: Path) -> list[DatabaseFiles]:
     lines = read_table(path)
     if not lines or not {"database", "case"} <= set(lines[0]):
         raise UsageError(f"{path} needs a header with at least database and case, and a row a case.")
-    _check_columns(path, [column for column in lines[0] if column])
+    _check_columns(path, list(lines[0]))
     by_database: dict[str, list[dict[str, str]]] = {}
     for line in lines:
-        by_database.setdefault(line["database"], []).append({k: (v or "").strip() for k, v in line.items() if k})
+        by_database.setdefault(line["database"], []).append(line)
     return [_database_from_rows(path, name, rows) for name, rows in by_database.items()]
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:
     sequences: dict[str, str] = {}
+    if "label" in columns and "label:lesion" in columns:
+        raise UsageError(f"{path}: the columns 'label' and 'label:lesion' both name lesion files. Keep one.")
     for column in columns:
         name = _modality_of_column(column)
         if name and name in sequences:
@@ -111,8 +114,8 @@ def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -
         raise UsageError(
             f"{path}: some cases of {database!r} have a brain_mask and some do not. Give it for all or none."
         )
-    participants = with_numbers(
-        {case.case: {k: str(v) for k, v in case.participant.items()} for case in cases.values()}
+    participants, doubts = with_numbers(
+        {case.case: {k: str(v) for k, v in case.participant.items()} for case in cases.values()}, path.name, database
     )
     annotations = dict.fromkeys(annotation for case in cases.values() for annotation in case.labels)
     return DatabaseFiles(
@@ -124,7 +127,7 @@ def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -
             if name not in wrong
         ),
         schemas={annotation: schema_for(annotation, codes.get(annotation, "")) for annotation in annotations},
-        findings=tuple(findings),
+        findings=(*findings, *doubts),
         brain_mask="file" if masks == {True} else "nonzero",
         source=path.name,
     )

@@ -24,6 +24,7 @@ class SourceOptions:
     Attributes:
         codes: annotation name to text such as "1=necrosis,2=oedema", or the name of an atlas.
         modalities: spellings of the files to names of sequences, or to "skip".
+        modality: the sequence of every image, where names do not say any.
         participants: a table with a row a case, or a subject; its first column names it.
         brain_mask: "file", "nonzero", "otsu" or "command ..."; see `recipe.Recipe`.
         raters: "all", "consensus", "majority" or the name of one; see `annotations.choose_raters`.
@@ -35,6 +36,7 @@ class SourceOptions:
     pathology: str = ""
     codes: Mapping[str, str] = field(default_factory=dict)
     modalities: Mapping[str, str] = field(default_factory=dict)
+    modality: str = ""
     participants: str = ""
     brain_mask: str = ""
     raters: str = ""
@@ -46,7 +48,8 @@ class SourceOptions:
 class Role:
     """What one file is to a case: a sequence in some spelling, an annotation, or the brain mask.
 
-    `fields` may hold subject, session, site and split; the files of a case must agree on them.
+    `fields` may hold subject, session, site and split; the files of a case must agree on them. `spelling` is what
+    `--modality` and `--labels` call a file, where that is not its `name`.
     """
 
     case: str
@@ -54,6 +57,7 @@ class Role:
     name: str
     file: ScanFile
     fields: Mapping[str, str] = field(default_factory=dict)
+    spelling: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Found:
         schemas: the meaning of the codes of every annotation among the roles.
         required: annotations that every case must have; without any, one label of some kind is asked for.
         may_lack_labels: cases of which none is expected, such as those of a test set.
+        skipped: cases of which the user leaves every image out; they have labels at most.
         participants: rows by case or by subject.
         unused: volumes in the folder that have no role.
         any_scan_counts: every file whose name tells a sequence should have had a role.
@@ -76,6 +81,7 @@ class Found:
     pathology: str = ""
     required: Collection[str] = ()
     may_lack_labels: Collection[str] = ()
+    skipped: Collection[str] = ()
     participants: Mapping[str, Row] = field(default_factory=dict)
     unused: Sequence[str] = ()
     any_scan_counts: bool = False
@@ -108,6 +114,21 @@ class DatabaseFiles:
             f"<DatabaseFiles {self.name}: {len(self.cases)} cases, {' '.join(names)}; "
             f"{', '.join(self.schemas) or 'no annotation'}; {len(self.findings)} findings>"
         )
+
+
+def without_skipped_labels(roles: Sequence[Role], codes: Mapping[str, str]) -> list[Role]:
+    """The roles without the labels that `--labels NAME:skip` leaves out, by the spelling of files.
+
+    An annotation's name counts where no file is spelt so: "lesion" is not "gt", though both are of lesions.
+    """
+    skipped = {name for name, text in codes.items() if text == SKIP}
+    spellings = {role.spelling or role.name for role in roles if role.kind == "label"}
+
+    def is_kept(role: Role) -> bool:
+        spelling = role.spelling or role.name
+        return role.kind != "label" or (spelling if role.name in spellings else role.name) not in skipped
+
+    return [role for role in roles if is_kept(role)]
 
 
 def unused_volumes(folder: Folder, roles: Sequence[Role]) -> list[str]:

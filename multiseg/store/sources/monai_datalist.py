@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import Any
@@ -24,8 +24,8 @@ from multiseg.store.sources.layout import Layout
 from multiseg.store.sources.model import Found, Role, Row, SourceOptions
 from multiseg.store.sources.named_channels import spellings
 from multiseg.store.sources.one_annotation import only_annotation
+from multiseg.store.sources.participants import with_numbers
 from multiseg.store.sources.stacks import num_volumes, other_sizes, stack_roles
-from multiseg.store.sources.tables import with_numbers
 
 SPLITS = {"training": "", "validation": "val", "val": "val", "testing": "test", "test": "test"}
 """The lists of cases. Folds of training are kept as a column, since which one is for what is chosen later."""
@@ -75,14 +75,15 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
         for case, entry in zip(names, entries, strict=True)
         if entry.label
     ]
+    rows, more = _participants(names, entries, name, database)
     return Found(
         name=PurePosixPath(name).stem,
         folder=folder,
         roles=[*images, *labels],
         schemas=schemas,
         may_lack_labels={case for case, entry in zip(names, entries, strict=True) if entry.split == "test"},
-        participants=_participants(names, entries),
-        findings=(*findings, *(Finding(f.severity, f.code, database, f.case, f.file, f.message) for f in doubts)),
+        participants=rows,
+        findings=(*findings, *more, *(replace(doubt, database=database) for doubt in doubts)),
         licence=dataset_json.text_of(data, "licence", "license"),
         citation=dataset_json.text_of(data, "reference"),
         source=name,
@@ -130,14 +131,16 @@ def _fields(entry: _Entry) -> dict[str, str]:
     return {**fields, "subject": subject} if subject else fields
 
 
-def _participants(names: Sequence[str], entries: Sequence[_Entry]) -> dict[str, Row]:
+def _participants(
+    names: Sequence[str], entries: Sequence[_Entry], table: str, database: str
+) -> tuple[dict[str, Row], tuple[Finding, ...]]:
     keys = dict.fromkeys(key for entry in entries for key in entry.rest)
     columns = [key for key in keys if key.lower() not in (*schema.RESERVED, *SUBJECT)]
     rows = {
         case: {column: entry.rest.get(column, "") for column in columns}
         for case, entry in zip(names, entries, strict=True)
     }
-    return dict(with_numbers(rows)) if columns else {}
+    return with_numbers(rows, table, database) if columns else ({}, ())
 
 
 def _case_names(entries: Sequence[_Entry]) -> list[str]:

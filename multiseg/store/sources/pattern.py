@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from multiseg.errors import SourceError, UsageError
+from multiseg.modalities import canonical_modality
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.folder import Folder, look_into
 from multiseg.store.sources.gathering import gather
 from multiseg.store.sources.model import DatabaseFiles, Found, Role, SourceOptions
-from multiseg.store.sources.tables import read_participants
+from multiseg.store.sources.participants import read_participants
 
 FIELDS = ("case", "subject", "session", "site", "modality")
 
@@ -27,6 +28,7 @@ class PatternSource:
         codes: annotation name to text such as "1=necrosis,2=oedema"; without it 1 is the annotation.
         brain_mask: a pattern, or what `recipe.Recipe.brain_mask` may be.
         modalities: spellings of the files to names of sequences, beside the well-known ones.
+        modality: the sequence of every image, where the pattern has no {modality}.
         participants: a CSV table with a row a case; its first column names the case.
     """
 
@@ -38,6 +40,7 @@ class PatternSource:
     codes: Mapping[str, str] = field(default_factory=dict)
     brain_mask: str = ""
     modalities: Mapping[str, str] = field(default_factory=dict)
+    modality: str = ""
     participants: str = ""
     raters: str = "all"
     allow_unlabelled: bool = False
@@ -69,6 +72,9 @@ def find_database(source: PatternSource) -> DatabaseFiles:
     for name in source.codes:
         if name not in source.labels:
             raise UsageError(f"codes are given for the annotation {name!r}, but no --label {name}=... names its files.")
+    rows, doubts = (
+        read_participants(Path(source.root) / source.participants, source.name) if source.participants else ({}, ())
+    )
     found = Found(
         name=source.name,
         folder=folder,
@@ -76,17 +82,41 @@ def find_database(source: PatternSource) -> DatabaseFiles:
         schemas={name: schema_for(name, source.codes.get(name, "")) for name in source.labels},
         required=tuple(source.labels),
         may_lack_labels=() if source.labels else {role.case for role in images},
-        participants=read_participants(Path(source.root) / source.participants) if source.participants else {},
+        participants=rows,
+        findings=doubts,
         licence=source.licence,
         citation=source.citation,
         source=source.source,
     )
     mask_rule = "file" if mask_pattern else source.brain_mask
     options = SourceOptions(
-        pathology=source.pathology, modalities=source.modalities, participants=source.participants,
-        brain_mask=mask_rule, raters=source.raters, allow_unlabelled=source.allow_unlabelled,
+        pathology=source.pathology, modalities=source.modalities, modality=_of_all(source),
+        participants=source.participants, brain_mask=mask_rule, raters=source.raters,
+        allow_unlabelled=source.allow_unlabelled,
     )  # fmt: skip
     return gather(found, options)
+
+
+def _of_all(source: PatternSource) -> str:
+    """The sequence of every image, by its canonical name.
+
+    Raises:
+        UsageError: it is no known sequence, or the pattern says it of each image.
+    """
+    if not source.modality:
+        return ""
+    name = canonical_modality(source.modality)
+    if name is None:
+        raise UsageError(
+            f"--modality {source.modality} says what all images are, but is no known sequence. Write one such as T1, "
+            "or what an unusual spelling means: NAME=T1, NAME=skip."
+        )
+    if "{modality}" in source.pattern:
+        raise UsageError(
+            f"--modality {name} says what all images are, but the pattern {source.pattern!r} says it of each by "
+            f"{{modality}}. Write what an unusual spelling means: NAME={name}; or a pattern without {{modality}}."
+        )
+    return name
 
 
 def is_pattern(text: str) -> bool:

@@ -6,33 +6,16 @@ nothing, or two things, is left out with a finding, and codes that do not explai
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-
-from multiseg.atlases import ATLASES, fitting_atlas
-from multiseg.errors import LabelError, SourceError
-from multiseg.labels import LabelSchema
-from multiseg.store.cases import ScanFile
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.formats.reading import read_volume
-from multiseg.store.formats.volumes import voxel_size_mm
-from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.file_words import Meaning, What, meaning_of, words_of
 from multiseg.store.sources.folder import Folder, listed
 from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import SKIP, Found, Role, SourceOptions
+from multiseg.store.sources.model import Found, Role, SourceOptions, without_skipped_labels
 from multiseg.store.sources.peek import codes_in
-from multiseg.store.sources.plain_cases import Volume, volumes_in
-
-PARCELLATION = 30
-"""A label of more codes than this is a parcellation, which its codes alone may name."""
-MAX_LESION_ML = 500
-"""A label of 0 and 1 that is larger is the mask of a brain or of a head."""
-NAMED = {"dlmuse": "dlmuse", "muse": "dlmuse", "aseg": "freesurfer", "aparc": "freesurfer", "wmparc": "freesurfer",
-         "freesurfer": "freesurfer", "synthseg": "freesurfer", "neuromorphometrics": "neuromorphometrics"}  # fmt: skip
-"""Words in a file's name that say which atlas its codes are of."""
+from multiseg.store.sources.plain_cases import Volume, beside_visits, volumes_in
+from multiseg.store.sources.plain_labels import one_label_each, schemas_of
 
 
 def _recognise(folder: Folder) -> str:
@@ -50,30 +33,31 @@ def _recognise(folder: Folder) -> str:
 
 def _find(folder: Folder, options: SourceOptions) -> Found:
     volumes = volumes_in(folder)
-    meanings = [_meaning(volume.stem, options) for volume in volumes]
+    volumes += [volume for volume in beside_visits(folder, volumes) if _is_brain_mask(folder, volume)]
+    meanings = [_meaning(folder, volume, options) for volume in volumes]
+    database = options.name or folder.name
     parts = [volume for volume, meaning in zip(volumes, meanings, strict=True) if meaning.what is What.ONE_TISSUE]
-    roles = {
+    read = {
         volume: _role(folder, volume, meaning)
         for volume, meaning in zip(volumes, meanings, strict=True)
         if meaning.what is not What.ONE_TISSUE
     }
-    database = options.name or folder.name
+    left = {role.file for role in without_skipped_labels(list(read.values()), options.codes)}
+    wanted = {volume: role for volume, role in read.items() if role.file in left}
+    roles, doubts = one_label_each(wanted, options, database)
+    schemas, notes = schemas_of(roles, folder, options, database)
     findings = [
+        *doubts,
+        *notes,
         *_of_one_tissue(parts, database),
         *_of_tables(folder, options, database),
         *_of_people(volumes, database),
     ]
-    schemas = {}
-    for annotation, own in _by_annotation(roles).items():
-        if options.codes.get(annotation) == SKIP:
-            continue
-        schemas[annotation], notes = _schema(annotation, own, folder, options, database)
-        findings += notes
     used = {volume.file for volume in volumes}
     return Found(
         name=folder.name,
         folder=folder,
-        roles=list(roles.values()),
+        roles=[*roles.values(), *(role for volume, role in read.items() if volume not in wanted)],
         schemas=schemas,
         any_scan_counts=True,
         unused=[file for file in folder.volumes if file not in used],
@@ -82,102 +66,30 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
     )
 
 
-def _meaning(stem: str, options: SourceOptions) -> Meaning:
+def _meaning(folder: Folder, volume: Volume, options: SourceOptions) -> Meaning:
     """What a file is as the user says, else as its name says."""
-    if stem in options.codes:
-        return Meaning(What.LABEL, stem)
-    if stem in options.modalities:
-        return Meaning(What.IMAGE, stem)
-    return meaning_of(stem)
+    if volume.stem in options.codes:
+        return Meaning(What.LABEL, volume.stem)
+    if volume.stem in options.modalities:
+        return Meaning(What.IMAGE, volume.stem)
+    return Meaning(What.BRAIN_MASK, "brain mask") if _is_brain_mask(folder, volume) else meaning_of(volume.stem)
+
+
+def _is_brain_mask(folder: Folder, volume: Volume) -> bool:
+    """Whether a name says so; "brain" alone may as well be of an image of the brain, which has more than one value."""
+    if words_of(volume.stem) == ["brain"]:
+        return len(codes_in(folder.path(volume.file))) == 1
+    return meaning_of(volume.stem).what is What.BRAIN_MASK
 
 
 def _role(folder: Folder, volume: Volume, meaning: Meaning) -> Role:
     """What is unclear goes as a sequence of an unknown name, so that it is asked about."""
     file = folder.path(volume.file)
     if meaning.what is What.LABEL:
-        return Role(volume.case, "label", meaning.name, file, volume.fields)
+        return Role(volume.case, "label", meaning.name, file, volume.fields, volume.stem)
     if meaning.what is What.BRAIN_MASK:
         return Role(volume.case, "brain mask", meaning.name, file, volume.fields)
-    return Role(volume.case, "image", meaning.name or volume.stem, file, volume.fields)
-
-
-def _by_annotation(roles: Mapping[Volume, Role]) -> dict[str, list[Volume]]:
-    """The volumes of every annotation.
-
-    Raises:
-        LabelError: two files of a case would be the same one.
-    """
-    volumes: dict[str, list[Volume]] = {}
-    for volume, role in roles.items():
-        if role.kind == "label":
-            twin = next((other for other in volumes.get(role.name, ()) if other.case == volume.case), None)
-            if twin is not None:
-                raise LabelError(
-                    f"{twin.file} and {volume.file} both read as {role.name!r} of case {volume.case!r}. Leave one out, "
-                    f'--modality {volume.stem}=skip, or give one its own codes: --labels "{volume.stem}:1=NAME".',
-                    code="DUPLICATE_CASE",
-                    file=volume.file,
-                )
-            volumes.setdefault(role.name, []).append(volume)
-    return volumes
-
-
-def _schema(
-    annotation: str, volumes: Sequence[Volume], folder: Folder, options: SourceOptions, database: str
-) -> tuple[LabelSchema, list[Finding]]:
-    """The meaning of an annotation's codes, which they must tell themselves where the user does not.
-
-    Raises:
-        LabelError: they do not.
-    """
-    if annotation in options.codes:
-        return schema_for(annotation, options.codes[annotation]), []
-    codes, volume = next(
-        ((codes, volume) for volume in volumes if (codes := codes_in(folder.path(volume.file)))),
-        (frozenset[int](), volumes[0]),
-    )
-    if codes <= {1} and not annotation.startswith("tissue"):
-        _check_size(annotation, volume, folder.path(volume.file))
-        return schema_for(annotation, f"1={'tumour' if annotation == 'tumour' else 'lesion'}"), []
-    said = next((NAMED[word] for word in words_of(volume.stem) if word in NAMED), "")
-    atlas = fitting_atlas(codes, [said] if said else ATLASES) if said or len(codes) > PARCELLATION else ""
-    if not atlas:
-        raise _unexplained(annotation, volume, codes, said)
-    message = (
-        f"{volume.stem} files are read as tissues by the atlas {atlas!r}, since it names all {len(codes)} codes of "
-        f"{volume.file}{' and their name says so' if said else ''}. If they are another's, say whose: "
-        f"--labels {annotation}:ATLAS."
-    )
-    return schema_for(annotation, atlas), [Finding(Severity.NOTE, "ATLAS", database, "", volume.file, message)]
-
-
-def _check_size(annotation: str, volume: Volume, file: ScanFile) -> None:
-    """A "mask" may well be the brain's."""
-    try:
-        read = read_volume(file)
-    except SourceError:  # its own case says so when it is prepared
-        return
-    ml = np.count_nonzero(read.voxels > 0.5) * math.prod(voxel_size_mm(read.affine)) / 1000
-    if ml > MAX_LESION_ML:
-        raise LabelError(
-            f"{volume.file} is named as a label, but it holds {ml:.0f} ml: that is a brain, not a lesion. If it is the "
-            f'brain mask, say --brain-mask file and call it brainmask; else --labels "{annotation}:1=NAME".',
-            code="LABEL_SIZE",
-            file=volume.file,
-        )
-
-
-def _unexplained(annotation: str, volume: Volume, codes: frozenset[int], said: str) -> LabelError:
-    shown = listed([str(code) for code in sorted(codes)], 12)
-    names = ",".join(f"{code}=NAME" for code in sorted(codes)[:4]) + ("" if len(codes) <= 4 else ",...")
-    but = f", which {said} does not all know" if said else ""
-    atlas = "" if len(codes) <= 8 else f", or whose they are: --labels {annotation}:ATLAS ({', '.join(ATLASES)})"
-    return LabelError(
-        f'{volume.file} holds the codes {shown}{but}. Say what they mean: --labels "{annotation}:{names}"{atlas}; or '
-        f"leave it out: --labels {annotation}:skip.",
-        code="LABEL_CODES",
-        file=volume.file,
-    )
+    return Role(volume.case, "image", meaning.name or volume.stem, file, volume.fields, volume.stem)
 
 
 def _of_one_tissue(volumes: Sequence[Volume], database: str) -> Iterator[Finding]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from multiseg.modalities import canonical_modality
 from multiseg.store.sources.file_words import What, is_known, meaning_of, split_name
 from multiseg.store.sources.folder import Folder
 
@@ -37,14 +37,33 @@ def volumes_in(folder: Folder) -> list[Volume]:
     """
     paths = [PurePosixPath(file) for file in folder.volumes]
     depth = max((len(path.parts) - 1 for path in paths), default=0)
-    best: list[Volume] = []
-    most = 0.5
-    for level in range(depth, 0, -1):
-        volumes = _at_level(paths, level)
-        share = _share_with_sequence(volumes)
-        if share > most:
-            best, most = volumes, share
+    levels = [_at_level(paths, level) for level in range(depth, 0, -1)]
+    best = _best(levels, _has_one_file) or _best(levels, _has_plain_name)
     return best if depth else _flat(paths, folder.name)
+
+
+def beside_visits(folder: Folder, volumes: Sequence[Volume]) -> list[Volume]:
+    """Files that lie in a person's folder, beside those of the visits: they belong to the person, and to no visit."""
+    people: dict[Parts, str] = {}
+    for volume in volumes:
+        parts = PurePosixPath(volume.file).parts
+        for at in range(len(parts) - 2):
+            if volume.fields and parts[at : at + 2] == (volume.fields["subject"], volume.fields["session"]):
+                people[parts[: at + 1]] = parts[at]
+    paths = [path for path in map(PurePosixPath, folder.volumes) if path.parent.parts in people]
+    return [
+        Volume(
+            path.parent.as_posix(), without_suffix(path.name), path.as_posix(), {"subject": people[path.parent.parts]}
+        )
+        for path in paths
+    ]
+
+
+def _best(levels: Sequence[list[Volume]], is_good: Callable[[Mapping[str, Sequence[str]]], bool]) -> list[Volume]:
+    """The level at which most cases are good, more than half of them; of equal ones the first."""
+    shares = [_share(volumes, is_good) for volumes in levels]
+    most = max(shares, default=0.0)
+    return levels[shares.index(most)] if most > 0.5 else []
 
 
 def _at_level(paths: Sequence[PurePosixPath], level: int) -> list[Volume]:
@@ -116,11 +135,24 @@ def without_suffix(name: str) -> str:
     return stem
 
 
-def _share_with_sequence(volumes: Sequence[Volume]) -> float:
-    """The share of cases with a sequence of which there is but one file."""
-    sequences: dict[str, Counter[str]] = {}
+def _share(volumes: Sequence[Volume], is_good: Callable[[Mapping[str, Sequence[str]]], bool]) -> float:
+    """The share of good cases, each judged by the stems of its files by sequence."""
+    stems: dict[str, dict[str, list[str]]] = {}
     for volume in volumes:
-        meaning = meaning_of(volume.stem)
-        sequences.setdefault(volume.case, Counter()).update([meaning.name] if meaning.what is What.IMAGE else [])
-    good = sum(1 in own.values() for own in sequences.values())
-    return good / len(sequences) if sequences else 0.0
+        meaning, own = meaning_of(volume.stem), stems.setdefault(volume.case, {})
+        if meaning.what is What.IMAGE:
+            own.setdefault(meaning.name, []).append(volume.stem)
+    return sum(map(is_good, stems.values())) / len(stems) if stems else 0.0
+
+
+def _has_one_file(stems: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a case has a sequence of which there is but one file."""
+    return any(len(own) == 1 for own in stems.values())
+
+
+def _has_plain_name(stems: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a case has that, or a sequence in several files, one of which is called by nothing else: T1, T1_brain.
+
+    "pat1_T1" beside "pat2_T1" are files of two cases.
+    """
+    return _has_one_file(stems) or any(canonical_modality(stem) for own in stems.values() for stem in own)

@@ -38,9 +38,9 @@ from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, is_rater
 from multiseg.store.sources.folder import Folder, look_into
 from multiseg.store.sources.gathering import gather
 from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import SKIP, DatabaseFiles, Found, SourceOptions
+from multiseg.store.sources.model import SKIP, DatabaseFiles, Found, SourceOptions, without_skipped_labels
+from multiseg.store.sources.participants import read_participants
 from multiseg.store.sources.pattern import is_pattern, roles_of
-from multiseg.store.sources.tables import read_participants
 
 LAYOUTS: tuple[Layout, ...] = (
     brats.FROM,
@@ -119,8 +119,10 @@ def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptio
         )
     _check_codes(found, options)
     found = _without_skipped(found, options)
+    options = replace(options, codes={name: text for name, text in options.codes.items() if text != SKIP})
     if options.participants:
-        found = replace(found, participants=read_participants(folder.root / options.participants))
+        rows, doubts = read_participants(folder.root / options.participants, options.name or found.name)
+        found = replace(found, participants=rows, findings=(*found.findings, *doubts))
     if is_pattern(options.brain_mask):
         roles = [role for role in found.roles if role.kind != "brain mask"]
         masks = roles_of(folder, options.brain_mask, "brain mask", "brain mask")
@@ -144,7 +146,7 @@ def _check_codes(found: Found, options: SourceOptions) -> None:
 def _without_skipped(found: Found, options: SourceOptions) -> Found:
     """`--labels NAME:skip` leaves an annotation out."""
     skipped = {name for name, codes in options.codes.items() if codes == SKIP}
-    roles = [role for role in found.roles if role.kind != "label" or role.name not in skipped]
+    roles = without_skipped_labels(found.roles, options.codes)
     return replace(found, roles=roles, required=[name for name in found.required if name not in skipped])
 
 

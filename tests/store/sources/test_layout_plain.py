@@ -168,8 +168,10 @@ def test_two_tissue_annotations(head, tmp_path: Path, ingested: Callable) -> Non
 def test_two_files_of_one_annotation(head, tmp_path: Path, ingested: Callable) -> None:
     folder = write_cases(head, tmp_path / "ms", lesion=head.codes(1), consensus=head.codes(1))
     done = ingested(folder)
-    assert done.code == 3
-    assert "consensus.nii.gz and pat1/lesion.nii.gz both read as 'lesion' of case 'pat1'" in done.said
+    assert (done.code, set(done.codes("error"))) == (3, {"DUPLICATE_CASE"})
+    said = done.report["findings"][0]["message"]
+    assert "pat1/consensus.nii.gz, pat1/lesion.nii.gz may each be the label of case 'pat1'" in said
+    assert "--labels consensus:skip or --labels lesion:skip" in said
     assert ingested(folder, "--modality", "consensus=skip").code == 0
     both = ingested(folder, "--labels", "consensus:1=lesion")
     assert set(both.store["ms"].schemas) == {"consensus", "lesion"}
@@ -184,8 +186,8 @@ def test_raters(head, tmp_path: Path, ingested: Callable) -> None:
 
 def test_a_mask_of_the_brain_is_no_lesion(head, tmp_path: Path, ingested: Callable) -> None:
     done = ingested(write_cases(head, tmp_path / "ms", mask=head.brain.astype(np.uint8)))
-    assert done.code == 3
-    assert "that is a brain, not a lesion" in done.said
+    assert (done.code, done.codes("error")) == (3, ["LABEL_SIZE", "LABEL_SIZE"])
+    assert "that is a brain, not a lesion" in done.report["findings"][0]["message"]
 
 
 def test_what_is_unclear_is_left_out_and_said(head, tmp_path: Path, ingested: Callable) -> None:
