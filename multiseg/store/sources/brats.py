@@ -3,6 +3,9 @@
 https://www.synapse.org/brats - up to 2021 labels are 1 necrosis, 2 oedema, 4 enhancing tumour; from 2023 on
 enhancing tumour is 3, and in the post-treatment release of 2024 4 is the resection cavity. Paediatric cases have
 numbers of their own from 2024 on. All have four sequences; what belongs to no release's scheme is told by the user.
+
+Folders of one convention with files named by the other (BraTS-GLI-00002-000_t1ce) are met, too. Their names do not
+say which numbers the labels have, so the codes of all cases decide, and a warning says what they were taken for.
 """
 
 from __future__ import annotations
@@ -12,17 +15,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from multiseg.errors import LabelError
 from multiseg.labels import LabelSchema
 from multiseg.store.cases import paths_of
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
+from multiseg.store.sources.brats_codes import ANNOTATION, UNTIL_2021, convention, convention_of_old, of_mixed_names
 from multiseg.store.sources.folder import SUFFIX, Folder
 from multiseg.store.sources.layout import Layout
 from multiseg.store.sources.model import Found, Role, SourceOptions, unused_volumes
 from multiseg.store.sources.peek import codes_in_each
 
-ANNOTATION = "tumour"
 PATHOLOGIES = {
     "GLI": "glioma",
     "MEN": "meningioma",
@@ -30,24 +32,20 @@ PATHOLOGIES = {
     "PED": "paediatric brain tumour",
     "SSA": "glioma",
 }
-UNTIL_2021 = "1=necrosis,2=oedema,4=enhancing"
-FROM_2023 = "1=necrosis,2=oedema,3=enhancing"
-AFTER_TREATMENT = "1=necrosis,2=oedema,3=enhancing,4=resection cavity"
-MIXED = "1=necrosis,2=oedema,3=enhancing,4=enhancing"
-
-_OLD = re.compile(
-    rf"(?P<above>(?:.*/)?)(?P<case>BraTS\w*?_\w+?)/(?P=case)_(?P<what>flair|t1|t1ce|t2|seg){SUFFIX}", re.IGNORECASE
-)
+_OLD_SEQUENCES = {"flair": "FLAIR", "t1": "T1", "t1ce": "T1c", "t2": "T2"}
+_NEW_SEQUENCES = {"t1n": "T1", "t1c": "T1c", "t2w": "T2", "t2f": "FLAIR"}
+_SEQUENCES = _OLD_SEQUENCES | _NEW_SEQUENCES
+_WHAT = "|".join([*_SEQUENCES, "seg"])
+_OLD = re.compile(rf"(?P<above>(?:.*/)?)(?P<case>BraTS\w*?_\w+?)/(?P=case)[-_](?P<what>{_WHAT}){SUFFIX}", re.IGNORECASE)
 # The mask of one case of 2020 kept the name that it had at its hospital.
 _OLD_MASK = re.compile(
     rf"(?P<above>(?:.*/)?)(?P<case>BraTS20_Training_355)/(?P<what>W39_1998\.09\.19_Segm){SUFFIX}", re.IGNORECASE
 )
 _NEW = re.compile(
     r"(?:.*/)?(?P<case>BraTS-(?P<kind>[A-Za-z]+)-\d+(?:-(?P<visit>\d+))?)"
-    rf"/(?P=case)[-_](?P<what>t1n|t1c|t2w|t2f|seg){SUFFIX}"
+    rf"/(?P=case)[-_](?P<what>{_WHAT}){SUFFIX}",
+    re.IGNORECASE,
 )
-_OLD_SEQUENCES = {"flair": "FLAIR", "t1": "T1", "t1ce": "T1c", "t2": "T2"}
-_NEW_SEQUENCES = {"t1n": "T1", "t1c": "T1c", "t2w": "T2", "t2f": "FLAIR"}
 
 
 def _recognise_old(folder: Folder) -> str:
@@ -67,15 +65,22 @@ def _find_old(folder: Folder, options: SourceOptions) -> Found:
     matches = folder.fitting(_OLD)
     masked = {match["case"] for match in matches if match["what"].lower() == "seg"}
     matches += [match for match in folder.fitting(_OLD_MASK) if match["case"] not in masked]
-    roles = [_role(folder, match, _OLD_SEQUENCES, _site(folder, match)) for match in matches]
+    roles = [_role(folder, match, _site(folder, match)) for match in matches]
+    schemas: dict[str, LabelSchema] = {ANNOTATION: schema_for(ANNOTATION, UNTIL_2021)}
+    findings: tuple[Finding, ...] = ()
+    if ANNOTATION not in options.codes and (mixed := _named_by(matches, _NEW_SEQUENCES)):
+        codes, findings = convention_of_old(_all_codes(folder, matches), mixed, options.name or folder.name)
+        schemas = {ANNOTATION: schema_for(ANNOTATION, codes)}
     grades = {match["case"]: _grade(match) for match in matches}
     found = Found(
         name=folder.name,
         folder=folder,
         roles=roles,
-        schemas={ANNOTATION: schema_for(ANNOTATION, UNTIL_2021)},
+        schemas=schemas,
         pathology="glioma",
         participants={case: {"grade": grade} for case, grade in grades.items()} if any(grades.values()) else {},
+        findings=findings,
+        any_scan_counts=True,
         source="BraTS until 2021",
     )
     return _completed(found, options)
@@ -95,13 +100,16 @@ def _site(folder: Folder, match: re.Match[str]) -> dict[str, str]:
 
 def _find_new(folder: Folder, options: SourceOptions) -> Found:
     matches = folder.fitting(_NEW)
-    roles = [_role(folder, match, _NEW_SEQUENCES, _visit(match)) for match in matches]
+    roles = [_role(folder, match, _visit(match)) for match in matches]
     schemas: dict[str, LabelSchema] = {}
     findings: tuple[Finding, ...] = ()
     if ANNOTATION not in options.codes:
-        codes, findings = _convention(_codes_by_kind(folder, matches), options.name or folder.name)
+        database = options.name or folder.name
+        codes, findings = convention(_codes_by_kind(folder, matches), database)
+        if mixed := _named_by(matches, _OLD_SEQUENCES):
+            findings += (of_mixed_names(mixed, codes, database),)
         schemas = {ANNOTATION: schema_for(ANNOTATION, codes)}
-    pathologies = sorted({PATHOLOGIES.get(match["kind"], "brain tumour") for match in matches})
+    pathologies = sorted({PATHOLOGIES.get(match["kind"].upper(), "brain tumour") for match in matches})
     found = Found(
         name=folder.name,
         folder=folder,
@@ -109,6 +117,7 @@ def _find_new(folder: Folder, options: SourceOptions) -> Found:
         schemas=schemas,
         pathology=" and ".join(pathologies),
         findings=findings,
+        any_scan_counts=True,
         source="BraTS from 2023 on",
     )
     return _completed(found, options)
@@ -120,65 +129,28 @@ def _visit(match: re.Match[str]) -> dict[str, str]:
     return {"subject": match["case"].removesuffix(f"-{visit}"), "session": visit}
 
 
-def _role(folder: Folder, match: re.Match[str], sequences: dict[str, str], fields: dict[str, str]) -> Role:
+def _role(folder: Folder, match: re.Match[str], fields: dict[str, str]) -> Role:
     what, file = match["what"].lower(), folder.path(match[0])
-    if what not in sequences:
+    if what not in _SEQUENCES:
         return Role(match["case"], "label", ANNOTATION, file, fields)
-    return Role(match["case"], "image", sequences[what], file, fields)
+    return Role(match["case"], "image", _SEQUENCES[what], file, fields, what)
+
+
+def _named_by(matches: Sequence[re.Match[str]], sequences: Mapping[str, str]) -> str:
+    """A file that is named by the other convention, for a message; "" where none is."""
+    return next((match[0] for match in matches if match["what"].lower() in sequences), "")
+
+
+def _all_codes(folder: Folder, matches: Sequence[re.Match[str]]) -> list[frozenset[int]]:
+    return codes_in_each(folder.path(match[0]) for match in matches if match["what"].lower() not in _SEQUENCES)
 
 
 def _codes_by_kind(folder: Folder, matches: Sequence[re.Match[str]]) -> dict[str, list[frozenset[int]]]:
     labels: dict[str, list[re.Match[str]]] = {}
     for match in matches:
-        if match["what"] == "seg":
-            labels.setdefault(match["kind"], []).append(match)
+        if match["what"].lower() == "seg":
+            labels.setdefault(match["kind"].upper(), []).append(match)
     return {kind: codes_in_each(folder.path(match[0]) for match in own) for kind, own in labels.items()}
-
-
-def _convention(codes: Mapping[str, Sequence[frozenset[int]]], database: str) -> tuple[str, tuple[Finding, ...]]:
-    """What 3 and 4 mean, told from the codes of all cases: the conventions share this file layout.
-
-    A case with both has been treated: 4 is the cavity. Where no case has a 3, 4 is the enhancing tumour of the
-    older convention, which people look at. Cases with a 3 and others with a 4 may be of either: that is asked.
-
-    Raises:
-        LabelError: the codes do not tell it.
-    """
-    with_4 = {kind for kind, own in codes.items() if any(4 in some for some in own)}
-    treated = {kind for kind, own in codes.items() if any({3, 4} <= some for some in own)}
-    ask = 'Look up the numbers in the description of the release, and say them: --labels "tumour:1=NAME,2=NAME,..."'
-    if "PED" in with_4:
-        raise LabelError(
-            f"{database!r} has paediatric cases (PED) with the code 4: from 2024 on they have four structures "
-            f"(enhancing, non-enhancing, cystic, oedema) in numbers of their own. {ask}"
-        )
-    if treated and with_4 - treated:
-        raise LabelError(
-            f"the code 4 seems to be the resection cavity in {', '.join(sorted(treated))}, which has it beside 3, and "
-            f"enhancing tumour in {', '.join(sorted(with_4 - treated))}, which has no case with 3 and 4. Ingest them "
-            f"one by one. {ask}"
-        )
-    if with_4 and not treated and any(3 in some for own in codes.values() for some in own):
-        raise LabelError(
-            f"some labels of {database!r} hold the code 3, others the code 4, and none both: is 4 the enhancing tumour "
-            f"of releases until 2021 ({MIXED}), or the resection cavity of 2024 ({AFTER_TREATMENT})? Say it: --labels "
-            f'"{ANNOTATION}:...".'
-        )
-    doubts = []
-    if "PED" in codes:
-        doubts.append(
-            f"paediatric cases (PED) are taken to have the numbers of 2023, {FROM_2023}; those of 2024 and later have "
-            f"others. {ask}"
-        )
-    if with_4 and not treated:
-        labels = [some for own in codes.values() for some in own]
-        doubts.append(
-            f"{sum(4 in some for some in labels)} of {len(labels)} labels hold the code 4 and no case holds 3 and 4: "
-            "taken as the convention until 2021, 4 = enhancing. If it is the resection cavity of 2024, say "
-            f'--labels "{ANNOTATION}:{AFTER_TREATMENT}".'
-        )
-    text = AFTER_TREATMENT if treated else UNTIL_2021 if with_4 else FROM_2023
-    return text, tuple(Finding(Severity.WARNING, "LABEL_CONVENTION", database, "", "", doubt) for doubt in doubts)
 
 
 def _completed(found: Found, options: SourceOptions) -> Found:

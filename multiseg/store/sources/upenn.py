@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from multiseg.store.sources.annotations import schema_for
-from multiseg.store.sources.brats import UNTIL_2021
+from multiseg.store.sources.brats_codes import UNTIL_2021
 from multiseg.store.sources.folder import SUFFIX, Folder
 from multiseg.store.sources.layout import Layout
 from multiseg.store.sources.model import Found, Role, SourceOptions, unused_volumes

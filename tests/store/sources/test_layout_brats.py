@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from multiseg.errors import LabelError
+from multiseg.labels import LabelSchema
+from multiseg.store.sources.model import SourceOptions
+from multiseg.store.sources.recognise import find_source
+
 
 def write_new(head, folder: Path, case: str, *codes: int) -> None:
     for name in ("t1n", "t1c", "t2w", "t2f"):
@@ -229,3 +234,65 @@ def test_real_cases(data: Path, ingested: Callable) -> None:
     assert all(case.modalities == ("FLAIR", "T1", "T1c", "T2") for case in database.cases)
     assert all(case.foreground_count.sum() > 0 for case in database.cases)
     assert "LABEL_CONVENTION" in done.codes("warning")
+
+
+def write_mixed(head, folder: Path, case: str, names: tuple[str, ...], *codes: int) -> None:
+    for name in names:
+        head.save(folder / case / f"{case}{name}.nii.gz")
+    head.save(folder / case / f"{case}{names[0][0]}seg.nii.gz", head.codes(*codes))
+
+
+OLD_NAMES, NEW_NAMES = ("_t1", "_t1ce", "_t2", "_flair"), ("-t1n", "-t1c", "-t2w", "-t2f")
+NEW_CODES = "1=necrosis,2=oedema,3=enhancing"
+
+
+@pytest.mark.parametrize(
+    ("case", "names", "codes", "taken"),
+    [
+        ("BraTS-GLI-0000{}-000", OLD_NAMES, [(1, 2, 4), (1, 2)], "1=necrosis,2=oedema,4=enhancing"),
+        ("BraTS-GLI-0000{}-000", OLD_NAMES, [(1, 2), (1, 2, 3)], NEW_CODES),
+        ("BraTS-GLI-0000{}-000", OLD_NAMES, [(2, 3), (1, 2, 3, 4)], f"{NEW_CODES},4=resection cavity"),
+        ("BraTS2021_0000{}", NEW_NAMES, [(1, 2), (1, 2, 4)], "1=necrosis,2=oedema,4=enhancing"),
+        ("BraTS2021_0000{}", NEW_NAMES, [(1, 2, 3), (1, 2)], NEW_CODES),
+        ("BraTS-GLI-0000{}-000", ("-t1n", "_t1ce", "-t2w", "_flair"), [(1, 2, 3), (3,)], NEW_CODES),
+    ],
+)
+def test_folders_of_one_convention_with_files_of_the_other(
+    head, tmp_path: Path, case: str, names: tuple[str, ...], codes: list[tuple[int, ...]], taken: str
+) -> None:
+    for at, own in enumerate(codes):
+        write_mixed(head, tmp_path / "gli", case.format(at), names, *own)
+    files = find_source(tmp_path / "gli")
+    assert [set(found.images) for found in files.cases] == [{"T1", "T1c", "T2", "FLAIR"}] * 2
+    assert files.cases[0].images["T1c"].name == f"{case.format(0)}{names[1]}.nii.gz"
+    assert files.schemas == {"tumour": LabelSchema.parse(taken, "lesion")}
+    said = [finding.message for finding in files.findings if finding.code == "LABEL_CONVENTION"]
+    assert f"the codes of all labels decide: they are taken as {taken}." in said[-1]
+
+
+@pytest.mark.parametrize("codes", [[(1, 2, 3), (1, 2, 4)], [(1, 2, 3, 4), (1,)]])
+def test_old_folders_with_new_names_and_both_numbers_are_asked_for(head, tmp_path: Path, codes) -> None:
+    for at, own in enumerate(codes):
+        write_mixed(head, tmp_path / "gli", f"BraTS2021_0000{at}", NEW_NAMES, *own)
+    with pytest.raises(LabelError, match="hold 3 and 4: is 4 the enhancing tumour, and what is 3"):
+        find_source(tmp_path / "gli")
+
+
+def test_a_sequence_under_both_names(head, tmp_path: Path) -> None:
+    write_mixed(head, tmp_path / "gli", "BraTS-GLI-00000-000", (*NEW_NAMES, "_t1ce"), 1, 2, 3)
+    files = find_source(tmp_path / "gli")
+    (error,) = [finding for finding in files.findings if finding.severity == "error"]
+    assert error.code == "DUPLICATE_CASE"
+    assert "--modality t1c=T1c or --modality t1ce=T1c" in error.message
+    (case,) = find_source(tmp_path / "gli", SourceOptions(modalities={"t1ce": "skip"})).cases
+    assert case.images["T1c"].name == "BraTS-GLI-00000-000-t1c.nii.gz"
+
+
+def test_cases_of_the_other_convention_are_not_lost_without_a_word(head, tmp_path: Path) -> None:
+    write_new(head, tmp_path / "gli", "BraTS-GLI-00000-000", 1, 2, 3)
+    write_old(head, tmp_path / "gli", "BraTS2021_00001", 1, 2, 4)
+    files = find_source(tmp_path / "gli")
+    assert [case.case for case in files.cases] == ["BraTS-GLI-00000-000"]
+    (unused,) = [finding for finding in files.findings if finding.code == "UNUSED_SCANS"]
+    assert unused.severity == "warning"
+    assert "4 files are not used" in unused.message
