@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from multiseg.modalities import in_canonical_order
-from multiseg.store.formats.text_header import data_files
+from multiseg.store.formats.pair import further_files
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def sha256_of(file: LabelFile) -> str:
         if not path.is_file():  # reading from a pipe would wait for ever
             raise FileNotFoundError(path)
         data = path.read_bytes()
-        parts = [data, *(other.read_bytes() for other in data_files(path, data))]
+        parts = [data, *(other.read_bytes() for other in further_files(path, data))]
         digests += [hashlib.sha256(part).hexdigest() for part in parts]
     return joined_sha256(digests, part_of(file))
 

@@ -13,13 +13,16 @@ from multiseg.store.cases import Channel, ScanFile, Series, joined_sha256, part_
 from multiseg.store.formats.compression import GZIP_MAGIC, gunzip
 from multiseg.store.formats.mgh import is_mgh, mgh_geometry, read_mgh
 from multiseg.store.formats.nifti import is_nifti, is_pair, nifti_geometry, read_nifti
-from multiseg.store.formats.text_header import data_files, is_metaimage, is_nrrd
+from multiseg.store.formats.pair import further_files, is_header, joined, missing_half, other_half, single_header
+from multiseg.store.formats.text_header import is_metaimage, is_nrrd
 from multiseg.store.formats.text_image import bytes_of_data, read_text_image, text_geometry
 from multiseg.store.formats.volumes import Geometry, Volume
 
 DICOM_MAGIC = b"DICM"
 HEAD_BYTES = 1 << 18
 """As much of a file as its header needs, compressed or not."""
+NIFTI_BYTES = 348
+"""The shortest header that a compressed file can have."""
 MAX_LAYERS = 4
 """A file that is compressed more often is no scan."""
 
@@ -38,9 +41,11 @@ def read_volume(file: ScanFile) -> Volume:
     if raw[128:132] == DICOM_MAGIC:
         return _read_series(Series((path,)))
     digests = [hashlib.sha256(raw).hexdigest()]
-    digests += [hashlib.sha256(bytes_of_data(path, other)).hexdigest() for other in data_files(path, raw)]
+    digests += [hashlib.sha256(bytes_of_data(path, other)).hexdigest() for other in further_files(path, raw)]
     sha256 = joined_sha256(digests, part_of(file))
     data, layers = _unpacked(path, raw)
+    if not is_nifti(data) and (other := other_half(path)) is not None:
+        data, layers = _joined_pair(path, data, layers, other)
     if is_nifti(data):
         volume = read_nifti(path, data, sha256, index)
     elif is_mgh(data):
@@ -63,13 +68,35 @@ def read_geometry(file: ScanFile) -> Geometry:
     head, num_bytes = _read_head(path)
     if head[128:132] == DICOM_MAGIC:
         return _series_geometry(Series((path,)))
-    data, layers = _unpacked_head(path, head)
+    other = other_half(path)
+    data, layers = _unpacked_head(path, head, 0 if other is not None else NIFTI_BYTES)
+    if other is not None and not is_nifti(data):
+        return _pair_geometry(path, other, index)
     if is_nifti(data):
         return nifti_geometry(path, data, index, None if layers else num_bytes)
     if is_mgh(data):
         return mgh_geometry(path, data, index, None if layers else num_bytes)
     _check_text(path, data, layers)
     return text_geometry(path, data, num_bytes, index)
+
+
+def _joined_pair(path: Path, data: bytes, layers: int, other: Path) -> tuple[bytes, int]:
+    """The one file that a pair would make, and how many times the half that was more often so was compressed."""
+    if not other.exists():
+        raise missing_half(path, other)
+    other_data, other_layers = _unpacked(other, _read_bytes(other))
+    most = max(layers, other_layers)
+    return (joined(path, data, other_data) if is_header(path) else joined(other, other_data, data)), most
+
+
+def _pair_geometry(path: Path, other: Path, index: int | None) -> Geometry:
+    if not other.exists():
+        raise missing_half(path, other)
+    header, voxels = (path, other) if is_header(path) else (other, path)
+    head, offset = single_header(header, _unpacked_head(header, _read_head(header)[0])[0])
+    first, num_bytes = _read_head(voxels)
+    is_packed = first[:2] == GZIP_MAGIC
+    return nifti_geometry(path, head, index, None if is_packed else len(head) + num_bytes - offset)
 
 
 def _place(file: Path | Channel) -> tuple[Path, int | None]:
@@ -161,8 +188,8 @@ def _unpacked(path: Path, raw: bytes) -> tuple[bytes, int]:
     return data, layers
 
 
-def _unpacked_head(path: Path, head: bytes) -> tuple[bytes, int]:
-    """As `_unpacked`, of a file's first bytes alone."""
+def _unpacked_head(path: Path, head: bytes, least: int = NIFTI_BYTES) -> tuple[bytes, int]:
+    """As `_unpacked`, of a file's first bytes alone, of which there have to be so many."""
     data, layers = head, 0
     try:
         while data[:2] == GZIP_MAGIC and layers < MAX_LAYERS:
@@ -170,7 +197,7 @@ def _unpacked_head(path: Path, head: bytes) -> tuple[bytes, int]:
     except zlib.error as error:
         message = f"{path} is a truncated or damaged gzip file: {error}. Copy it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
-    if layers and len(data) < 348:
+    if layers and len(data) < least:
         message = f"{path} is a truncated or damaged gzip file: its header is not whole. Copy it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path))
     return data, layers

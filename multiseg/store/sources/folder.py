@@ -11,8 +11,9 @@ from pathlib import Path
 
 from multiseg.errors import SourceError
 
-SUFFIX = r"\.(?:nii(?:\.gz)*|mg[zh]|mha|mhd|nrrd|nhdr|img)"
+SUFFIX = r"\.(?:nii(?:\.gz)*|mg[zh]|mha|mhd|nrrd|nhdr|img(?:\.gz)*)"
 """The ends of names of volumes, for regular expressions; "x.nii.gz.gz" is met as well."""
+_HEADER = r"\.hdr(?:\.gz)*$"
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,16 @@ class Folder:
 
     @cached_property
     def volumes(self) -> tuple[str, ...]:
-        """The files that are images or labels by their names."""
-        return tuple(file for file in self.files if is_volume(file))
+        """The files that are images or labels by their names; of a pair (.hdr, .img) the voxels stand for both.
+
+        A header without voxels is one, too, so that its loss is not silent.
+        """
+        voxels = {_without_half(file) for file in self.files if is_volume(file)}
+        return tuple(
+            file
+            for file in self.files
+            if is_volume(file) or (re.search(_HEADER, file, re.IGNORECASE) and _without_half(file) not in voxels)
+        )
 
     def fitting(self, expression: str | re.Pattern[str]) -> list[re.Match[str]]:
         """The matches of the files whose whole relative name fits a regular expression."""
@@ -46,8 +55,14 @@ class Folder:
 
 
 def is_volume(file: str) -> bool:
-    """Whether a name is that of an image or a label: NIfTI (compressed once or more), MGH, MetaImage or NRRD."""
+    """Whether a name is that of an image or a label: NIfTI (compressed once or more, or the voxels
+    of a pair), MGH, MetaImage or NRRD.
+    """
     return re.search(SUFFIX + "$", file, flags=re.IGNORECASE) is not None
+
+
+def _without_half(file: str) -> str:
+    return re.sub(r"\.(?:hdr|img)(?:\.gz)*$", "", file, flags=re.IGNORECASE)
 
 
 def look_into(root: Path) -> Folder:
