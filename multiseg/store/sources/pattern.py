@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from multiseg.errors import SourceError, UsageError
 from multiseg.modalities import canonical_modality
+from multiseg.store.formats.pair import is_header, other_half
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.folder import Folder, look_into
 from multiseg.store.sources.gathering import gather
@@ -131,13 +132,20 @@ def roles_of(folder: Folder, pattern: str, kind: Literal["image", "label", "brai
         UsageError: the pattern cannot be meant.
     """
     roles = []
-    for match in folder.fitting(compile_pattern(pattern)):
+    matches = {match[0]: match for match in folder.fitting(compile_pattern(pattern))}
+    for match in (match for file, match in matches.items() if not _is_said(folder, file, matches)):
         fields = {key: text for key, text in match.groupdict().items() if key not in ("modality", "case")}
         file = match[0]
         spelling = match.groupdict().get("modality", "") or Path(file).name.split(".")[0]
         case = _case_name(match.groupdict())
         roles.append(Role(case, kind, name or spelling, folder.path(file), fields))
     return roles
+
+
+def _is_said(folder: Folder, file: str, files: Collection[str]) -> bool:
+    """Whether a file is the header of a pair of which the voxels (.img) are among the files."""
+    other = other_half(folder.path(file)) if is_header(folder.path(file)) else None
+    return other is not None and other.relative_to(folder.root).as_posix() in files
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -31,7 +31,7 @@ def look_into_label(file: ScanFile) -> Contents:
         volume = read_volume(file)
     except SourceError:
         return Contents()
-    values, counts = np.unique(volume.voxels, return_counts=True)
+    values, counts = np.unique(volume.voxels[volume.voxels != 0], return_counts=True)
     ml = counts[values > 0.5].sum() * math.prod(voxel_size_mm(volume.affine)) / 1000
     return Contents(frozenset(int(code) for code in np.rint(values)) - {0}, float(ml))
 

@@ -21,12 +21,13 @@ Parts = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Volume:
-    """A file of a case; `stem` is its name without the case's and without suffix."""
+    """A file of a case; `stem` is its name without the case's and without suffix, `place` the case's folder."""
 
     case: str
     stem: str
     file: str
     fields: Mapping[str, str] = field(default_factory=dict, compare=False)
+    place: Parts = field(default=(), compare=False)
 
 
 def volumes_in(folder: Folder) -> list[Volume]:
@@ -43,20 +44,24 @@ def volumes_in(folder: Folder) -> list[Volume]:
 
 
 def beside_visits(folder: Folder, volumes: Sequence[Volume]) -> list[Volume]:
-    """Files that lie in a person's folder, beside those of the visits: they belong to the person, and to no visit."""
-    people: dict[Parts, str] = {}
+    """Files that lie in a person's folder, beside those of the visits: they belong to the person, and to no visit.
+
+    A folder with several cases in it is a person's where these are named as visits; with one case it is that case's.
+    """
+    inside: dict[Parts, dict[str, Volume]] = {}
     for volume in volumes:
-        parts = PurePosixPath(volume.file).parts
-        for at in range(len(parts) - 2):
-            if volume.fields and parts[at : at + 2] == (volume.fields["subject"], volume.fields["session"]):
-                people[parts[: at + 1]] = parts[at]
-    paths = [path for path in map(PurePosixPath, folder.volumes) if path.parent.parts in people]
-    return [
-        Volume(
-            path.parent.as_posix(), without_suffix(path.name), path.as_posix(), {"subject": people[path.parent.parts]}
-        )
-        for path in paths
-    ]
+        if len(volume.place) > 1:
+            inside.setdefault(volume.place[:-1], {})[volume.case] = volume
+    found = []
+    for path in map(PurePosixPath, folder.volumes):
+        visits = list(inside.get(path.parent.parts, {}).values())
+        stem = without_suffix(path.name)
+        if visits and visits[0].fields:
+            subject = {"subject": visits[0].fields["subject"]}
+            found.append(Volume(path.parent.as_posix(), stem, path.as_posix(), subject))
+        elif len(visits) == 1:
+            found.append(Volume(visits[0].case, stem, path.as_posix()))
+    return found
 
 
 def _best(levels: Sequence[list[Volume]], is_good: Callable[[Mapping[str, Sequence[str]]], bool]) -> list[Volume]:
@@ -74,7 +79,7 @@ def _at_level(paths: Sequence[PurePosixPath], level: int) -> list[Volume]:
     names = _short_names(sorted(by_case))
     fields = {parts: _person(parts, names) for parts in by_case}
     return [
-        Volume(names[parts], stem, path.as_posix(), fields[parts])
+        Volume(names[parts], stem, path.as_posix(), fields[parts], parts)
         for parts, own in by_case.items()
         for path, stem in zip(own, _stems([path.parts[level:] for path in own], (names[parts], *parts)), strict=True)
     ]

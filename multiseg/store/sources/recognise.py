@@ -162,6 +162,7 @@ def _what_is_there(folder: Folder) -> str:
     examples: Sequence[str] = (folder.volumes or folder.files)[:3]
     return (
         f"{folder.root} is in no layout that multiseg knows: its {len(folder.files)} files are such as "
-        f"{', '.join(examples)}. Say where the images lie, for instance --pattern '{{case}}/{{modality}}.nii.gz', or "
-        "which layout it is with --as."
+        f"{', '.join(examples)}. Say where the images lie, for instance --pattern '{{case}}/{{modality}}.nii.gz' "
+        "(where no name says the sequence: --pattern '{case}/{case}.nii.gz' --modality T1), or which layout it is with "
+        "--as."
     )

@@ -15,6 +15,7 @@ from multiseg.store.formats.reading import read_geometry, read_volume
 from multiseg.store.formats.volumes import axis_codes
 from multiseg.store.sources.folder import look_into
 from multiseg.store.sources.model import SourceOptions
+from multiseg.store.sources.pattern import PatternSource, find_database
 from multiseg.store.sources.recognise import find_source
 
 LEFT_HANDED = np.array([[-2.0, 0, 0, 30], [0, 0, 3, -40], [0, 1.5, 0, -20], [0, 0, 0, 1]])
@@ -133,6 +134,14 @@ def test_pairs_that_are_refused(tmp_path: Path, how: str, code: str, says: str, 
     with pytest.raises(SourceError, match=says) as raised:
         read(path)
     assert raised.value.code == code
+
+
+def test_a_pattern_that_fits_both_halves(tmp_path: Path) -> None:
+    (tmp_path / "ms" / "pat1").mkdir(parents=True)
+    save_pair(tmp_path / "ms" / "pat1")
+    for suffix, taken in (("*", "img"), ("hdr", "hdr"), ("img", "img")):
+        files = find_database(PatternSource("db", tmp_path / "ms", f"{{case}}/{{modality}}.{suffix}"))
+        assert [case.images["T1"].name for case in files.cases] == [f"T1.{taken}"]
 
 
 def test_a_folder_of_pairs(tmp_path: Path) -> None:

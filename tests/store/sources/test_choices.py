@@ -247,6 +247,27 @@ def test_a_persons_brain_mask_is_that_of_every_visit(head, tmp_path: Path, mask:
         assert "is the brain mask of every visit of its person: 01_Baseline" in messages(files, "MASK_OF_PERSON")[0]
 
 
+@pytest.mark.parametrize("visits", [("Baseline",), ("V1",), ("Baseline", "FollowUp")])
+def test_the_brain_mask_of_one_person(head, tmp_path: Path, visits: tuple[str, ...]) -> None:
+    """One visit is enough, whatever it is called."""
+    for number, person in enumerate(("01", "02")):
+        for visit in visits[: 1 + number]:
+            head.save(tmp_path / "ms" / person / visit / "FLAIR.nii.gz")
+        head.save(tmp_path / "ms" / person / "brainmask.nii.gz", head.brain.astype(np.uint8))
+    files = find_source(tmp_path / "ms", SourceOptions(allow_unlabelled=True))
+    masks = [case.brain_mask.relative_to(tmp_path / "ms").as_posix() for case in files.cases]
+    assert masks == ["01/brainmask.nii.gz", *["02/brainmask.nii.gz"] * len(visits)]
+
+
+def test_a_mask_above_different_people_is_nobodys(head, tmp_path: Path) -> None:
+    for case in ("x/a", "x/b", "y/c", "y/d"):
+        head.save(tmp_path / "ms" / case / "FLAIR.nii.gz")
+    head.save(tmp_path / "ms" / "x" / "brainmask.nii.gz", head.brain.astype(np.uint8))
+    files = find_source(tmp_path / "ms", SourceOptions(allow_unlabelled=True))
+    assert [case.brain_mask for case in files.cases] == [None] * 4
+    assert "x/brainmask.nii.gz" in messages(files, "UNUSED_FILES")[0]
+
+
 def test_a_visits_own_brain_mask_goes_first(head, tmp_path: Path) -> None:
     root = visits(head, tmp_path / "ms", "brainmask", head.brain.astype(np.uint8))
     head.save(root / "01" / "Baseline" / "brainmask.nii.gz", head.brain.astype(np.uint8))
