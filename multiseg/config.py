@@ -118,7 +118,7 @@ def learning(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: there is no such preset, or a number that nothing hears.
     """
-    seed = {key: value for key, value in settings.items() if key == "seed"}
+    seed = {"seed": settings.get("seed", 0)}
     settings = merged({"stream": {"draw": seed}, "augment": seed}, settings)
     settings["augment"] = _upon_preset(settings["augment"])
     return settings
