@@ -1,8 +1,9 @@
 """Which file of a case is which sequence, and which files the user leaves out.
 
-A file is the sequence that `--modality SPELLING=NAME` says of its spelling, else the one that its spelling is known
-for, else the one that `--modality NAME` says of all files. Where several files of a case are one sequence (T1 beside
-T1_brain), the one that the user named is taken and the others are left out with a note; without a name none is.
+A file is the sequence that `--modality SPELLING=NAME` says of its name ("T1.img") or of its spelling ("T1"), else the
+one that its spelling is known for, else the one that `--modality NAME` says of all files. Where several files of a
+case are one sequence (T1 beside T1_brain), the one that the user named is taken and the others are left out with a
+note; without a name none is.
 """
 
 from __future__ import annotations
@@ -52,10 +53,11 @@ def read_images(roles: Sequence[Role], options: SourceOptions) -> list[Image]:
 def _image(role: Role, spellings: Collection[str], options: SourceOptions) -> Image:
     spelling, given = role.spelling or role.name, options.modalities
     # A layout's own name for a sequence is no spelling where another file is spelt so: T1_brain beside T1.
-    known_as = spelling if spelling in given or role.name in spellings else role.name
-    if known_as in given:
-        name = given[known_as]
-        return Image(role, SKIP if name == SKIP else canonical_modality(name) or name, spelling in given)
+    known_as = [role.file.name, spelling, *(() if role.name in spellings else (role.name,))]
+    said = next((name for name in known_as if name in given), None)
+    if said is not None:
+        name = SKIP if given[said] == SKIP else canonical_modality(given[said]) or given[said]
+        return Image(role, name, is_named=said in known_as[:2])
     return Image(role, canonical_modality(role.name) or options.modality or None, is_named=False)
 
 
@@ -97,6 +99,8 @@ def _named(images: Sequence[Image]) -> list[Image]:
 def _duplicate(case: str, sequence: str, images: Sequence[Image], database: str, shown: Shown) -> Finding:
     files = [shown(image.role.file) for image in images]
     spellings = list(dict.fromkeys(image.spelling for image in images))
+    if len(spellings) < len(images):  # T1.img beside T1.nii.gz
+        spellings = list(dict.fromkeys(image.role.file.name for image in images))
     if len(spellings) == len(images):
         way = (
             f"Say which one to take: {' or '.join(f'--modality {spelling}={sequence}' for spelling in spellings[:4])}; "

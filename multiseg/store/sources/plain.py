@@ -70,7 +70,7 @@ def _meaning(folder: Folder, volume: Volume, options: SourceOptions) -> Meaning:
     """What a file is as the user says, else as its name says."""
     if volume.stem in options.codes:
         return Meaning(What.LABEL, volume.stem)
-    if volume.stem in options.modalities:
+    if volume.stem in options.modalities or folder.path(volume.file).name in options.modalities:
         return Meaning(What.IMAGE, volume.stem)
     return Meaning(What.BRAIN_MASK, "brain mask") if _is_brain_mask(folder, volume) else meaning_of(volume.stem)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 
 from multiseg.atlases import ATLASES, fitting_atlas
 from multiseg.errors import LabelError
@@ -52,6 +53,8 @@ def one_label_each(
 
 def _several(volumes: Sequence[Volume], database: str) -> Finding:
     skip = " or ".join(f"--labels {volume.stem}:skip" for volume in volumes[:3])
+    if len({volume.stem for volume in volumes}) < len(volumes):  # lesion.img beside lesion.nii.gz
+        skip = " or ".join(f"--modality {PurePosixPath(volume.file).name}=skip" for volume in volumes[:3])
     both = " ".join(f'--labels "{volume.stem}:1=NAME"' for volume in volumes[:3])
     message = (
         f"{listed([volume.file for volume in volumes])} may each be the label of case {volumes[0].case!r}. Say which "

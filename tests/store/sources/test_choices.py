@@ -59,6 +59,20 @@ def test_a_sequence_in_two_files_is_asked_for(head, tmp_path: Path, other: str, 
         assert said == [] if "skip" in modalities.values() else "as asked" in said[0]
 
 
+def test_two_files_of_one_spelling_are_told_apart_by_their_names(head, tmp_path: Path) -> None:
+    folder = write(head, tmp_path / "ms" / "pat1", "T1", lesion=head.codes(1))
+    for name in ("T1.nii", "lesion.nii"):
+        head.save(folder / name, head.codes(1) if "lesion" in name else None)
+    (by_label, by_image) = sorted(messages(find_source(tmp_path / "ms"), "DUPLICATE_CASE"))
+    assert "--modality lesion.nii=skip or --modality lesion.nii.gz=skip" in by_label
+    assert "--modality T1.nii=T1 or --modality T1.nii.gz=T1" in by_image
+    for modality in ("skip", "T1"):
+        options = SourceOptions(modalities={"T1.nii": modality, "lesion.nii": "skip"})
+        (case,) = find_source(tmp_path / "ms", options).cases
+        assert case.images["T1"].name == ("T1.nii.gz" if modality == "skip" else "T1.nii")
+        assert case.labels["lesion"].name == "lesion.nii.gz"
+
+
 def test_three_files_of_one_sequence(head, tmp_path: Path) -> None:
     write(head, tmp_path / "ms" / "pat1", "T1", "T1_brain", "T1_defaced", lesion=head.codes(1))
     files = find_source(tmp_path / "ms", SourceOptions(modalities={"T1_brain": "skip"}))
@@ -275,6 +289,15 @@ def test_a_visits_own_brain_mask_goes_first(head, tmp_path: Path) -> None:
     masks = {case.case: case.brain_mask.relative_to(root).as_posix() for case in files.cases}
     assert masks["01_Baseline"] == "01/Baseline/brainmask.nii.gz"
     assert masks["01_FollowUp"] == "01/brainmask.nii.gz"
+
+
+def test_a_bids_mask_without_session_is_that_of_every_session(head, tmp_path: Path) -> None:
+    for session in ("1", "2"):
+        head.save(tmp_path / "ds" / "sub-01" / f"ses-{session}" / "anat" / f"sub-01_ses-{session}_T1w.nii.gz")
+    mask = tmp_path / "ds" / "derivatives" / "bet" / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz"
+    head.save(mask, head.brain.astype(np.uint8))
+    files = find_source(tmp_path / "ds", SourceOptions(allow_unlabelled=True))
+    assert {case.case: case.brain_mask for case in files.cases} == {"sub-01_ses-1": mask, "sub-01_ses-2": mask}
 
 
 def test_an_image_called_brain_is_no_mask(head, tmp_path: Path) -> None:
