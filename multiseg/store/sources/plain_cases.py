@@ -156,8 +156,9 @@ def _has_one_file(stems: Mapping[str, Sequence[str]]) -> bool:
 
 
 def _has_plain_name(stems: Mapping[str, Sequence[str]]) -> bool:
-    """Whether a case has that, or a sequence in several files, one of which is called by nothing else: T1, T1_brain.
+    """Whether a case has that, or a sequence in several files, of which a name begins with it: T1, T1_brain, T1_bet.
 
     "pat1_T1" beside "pat2_T1" are files of two cases.
     """
-    return _has_one_file(stems) or any(canonical_modality(stem) for own in stems.values() for stem in own)
+    begins = (re.split(r"[-_. +]", stem)[0] for own in stems.values() for stem in own)
+    return _has_one_file(stems) or any(map(canonical_modality, begins))

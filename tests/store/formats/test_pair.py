@@ -11,6 +11,7 @@ import pytest
 
 from multiseg.errors import SourceError
 from multiseg.store.cases import Channel, sha256_of
+from multiseg.store.formats.nifti import write_like
 from multiseg.store.formats.reading import read_geometry, read_volume
 from multiseg.store.formats.volumes import axis_codes
 from multiseg.store.sources.folder import look_into
@@ -160,3 +161,12 @@ def test_a_folder_of_pairs(tmp_path: Path) -> None:
     for case in files.cases[1:]:
         with pytest.raises(SourceError, match="is half of a pair"):
             read_volume(case.images["FLAIR"])
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Pair])
+def test_an_answer_goes_home_as_one_file(tmp_path: Path, kind: type) -> None:
+    volume = read_volume(save_pair(tmp_path, kind))
+    write_like(tmp_path / "answer.nii.gz", np.ones(volume.shape, np.uint8), volume.header)
+    answer = nib.load(tmp_path / "answer.nii.gz")
+    np.testing.assert_array_equal(answer.affine, LEFT_HANDED)
+    np.testing.assert_array_equal(answer.get_fdata(), np.ones((4, 5, 6)))

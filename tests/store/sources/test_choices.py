@@ -73,6 +73,13 @@ def test_two_files_of_one_spelling_are_told_apart_by_their_names(head, tmp_path:
         assert case.labels["lesion"].name == "lesion.nii.gz"
 
 
+def test_a_sequence_in_two_files_of_which_none_is_plain(head, tmp_path: Path) -> None:
+    write(head, tmp_path / "ms" / "pat1", "T1_bet", "T1_ss", lesion=head.codes(1))
+    assert errors(find_source(tmp_path / "ms")) == [("DUPLICATE_CASE", "pat1")]
+    files = find_source(tmp_path / "ms", SourceOptions(modalities={"T1_ss": "skip"}))
+    assert images(files) == {"pat1": {"T1": "T1_bet.nii.gz"}}
+
+
 def test_three_files_of_one_sequence(head, tmp_path: Path) -> None:
     write(head, tmp_path / "ms" / "pat1", "T1", "T1_brain", "T1_defaced", lesion=head.codes(1))
     files = find_source(tmp_path / "ms", SourceOptions(modalities={"T1_brain": "skip"}))
