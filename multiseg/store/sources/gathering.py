@@ -93,7 +93,8 @@ class _Gathering:
             self._agree_on_fields(role)
             if role.case in found:
                 one, two = self._shown(found[role.case]), self._shown(role.file)
-                message = f"two files are the {what} of case {role.case!r}: {one} and {two}. Narrow the pattern."
+                way = f"Leave one out: --modality {role.spelling}=skip." if role.spelling else "Narrow the pattern."
+                message = f"two files are the {what} of case {role.case!r}: {one} and {two}. {way}"
                 self._find(Severity.ERROR, "DUPLICATE_CASE", role.case, two, message)
             found.setdefault(role.case, role.file)
         return found

@@ -33,7 +33,8 @@ def _recognise(folder: Folder) -> str:
 
 def _find(folder: Folder, options: SourceOptions) -> Found:
     volumes = volumes_in(folder)
-    volumes += [volume for volume in beside_visits(folder, volumes) if _is_brain_mask(folder, volume)]
+    of_people = beside_visits(folder, volumes)
+    volumes += [volume for volume in of_people if _meaning(folder, volume, options).what is What.BRAIN_MASK]
     meanings = [_meaning(folder, volume, options) for volume in volumes]
     database = options.name or folder.name
     parts = [volume for volume, meaning in zip(volumes, meanings, strict=True) if meaning.what is What.ONE_TISSUE]
@@ -88,7 +89,7 @@ def _role(folder: Folder, volume: Volume, meaning: Meaning) -> Role:
     if meaning.what is What.LABEL:
         return Role(volume.case, "label", meaning.name, file, volume.fields, volume.stem)
     if meaning.what is What.BRAIN_MASK:
-        return Role(volume.case, "brain mask", meaning.name, file, volume.fields)
+        return Role(volume.case, "brain mask", meaning.name, file, volume.fields, volume.stem)
     return Role(volume.case, "image", meaning.name or volume.stem, file, volume.fields, volume.stem)
 
 

@@ -307,6 +307,22 @@ def test_a_bids_mask_without_session_is_that_of_every_session(head, tmp_path: Pa
     assert {case.case: case.brain_mask for case in files.cases} == {"sub-01_ses-1": mask, "sub-01_ses-2": mask}
 
 
+def test_two_brain_masks_of_one_case_are_asked_for(head, tmp_path: Path) -> None:
+    masks = dict.fromkeys(("brainmask", "betmask"), head.brain.astype(np.uint8))
+    write(head, tmp_path / "ms" / "pat1", "T1", lesion=head.codes(1), **masks)
+    (message,) = messages(find_source(tmp_path / "ms"), "DUPLICATE_CASE")
+    assert message.endswith("pat1/betmask.nii.gz and pat1/brainmask.nii.gz. Leave one out: --modality brainmask=skip.")
+    (case,) = find_source(tmp_path / "ms", SourceOptions(modalities={"brainmask": "skip"})).cases
+    assert case.brain_mask.name == "betmask.nii.gz"
+
+
+def test_a_persons_mask_is_skipped_as_asked(head, tmp_path: Path) -> None:
+    root = visits(head, tmp_path / "ms", "brainmask", head.brain.astype(np.uint8))
+    files = find_source(root, SourceOptions(allow_unlabelled=True, modalities={"brainmask": "skip"}))
+    assert [case.brain_mask for case in files.cases] == [None] * 4
+    assert messages(files, "SKIPPED_CASES") == []
+
+
 def test_an_image_called_brain_is_no_mask(head, tmp_path: Path) -> None:
     root = visits(head, tmp_path / "ms", "brain", head.image())
     files = find_source(root, SourceOptions(allow_unlabelled=True))
