@@ -12,23 +12,28 @@ if TYPE_CHECKING:
     from multiseg.loaders.draw import DrawOptions
     from multiseg.modalities import ModalityAxis
     from multiseg.models.saved import load_model
+    from multiseg.store.cases import CaseFiles
     from multiseg.store.catalogue import select, table
     from multiseg.store.ingest import ingest
     from multiseg.store.intake import IngestOptions
     from multiseg.store.parallel import Workers
     from multiseg.store.reader import open_store
     from multiseg.store.sources.manifest import find_manifest
-    from multiseg.store.sources.model import SourceOptions
+    from multiseg.store.sources.model import DatabaseFiles, SourceOptions
     from multiseg.store.sources.pattern import PatternSource, find_database
     from multiseg.store.sources.recognise import find_source
     from multiseg.training.fit import FitOptions
     from multiseg.training.folder import ModelOptions, TrainOptions
+    from multiseg.training.optimisers import OptimiserOptions
     from multiseg.training.run import train
     from multiseg.training.start import StartOptions
+    from multiseg.training.trackers import TrackOptions
 
 _HOMES = {
     "AugmentOptions": "loaders.augment",
     "Batch": "loaders.batches",
+    "CaseFiles": "store.cases",
+    "DatabaseFiles": "store.sources.model",
     "DrawOptions": "loaders.draw",
     "EvaluateOptions": "evaluation.evaluate",
     "FitOptions": "training.fit",
@@ -37,12 +42,14 @@ _HOMES = {
     "LabelSpace": "labels",
     "ModalityAxis": "modalities",
     "ModelOptions": "training.folder",
+    "OptimiserOptions": "training.optimisers",
     "PatchStream": "loaders.batches",
     "PatternSource": "store.sources.pattern",
     "Share": "loaders.batches",
     "SourceOptions": "store.sources.model",
     "StartOptions": "training.start",
     "StreamOptions": "loaders.batches",
+    "TrackOptions": "training.trackers",
     "TrainOptions": "training.folder",
     "Workers": "store.parallel",
     "evaluate": "evaluation.evaluate",
@@ -61,6 +68,8 @@ _HOMES = {
 __all__ = [
     "AugmentOptions",
     "Batch",
+    "CaseFiles",
+    "DatabaseFiles",
     "DrawOptions",
     "EvaluateOptions",
     "FitOptions",
@@ -69,12 +78,14 @@ __all__ = [
     "LabelSpace",
     "ModalityAxis",
     "ModelOptions",
+    "OptimiserOptions",
     "PatchStream",
     "PatternSource",
     "Share",
     "SourceOptions",
     "StartOptions",
     "StreamOptions",
+    "TrackOptions",
     "TrainOptions",
     "Workers",
     "evaluate",

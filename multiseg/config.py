@@ -14,7 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from multiseg.errors import UsageError
 from multiseg.loaders.augment import TRANSFORMS, AugmentOptions, preset
 from multiseg.models.builders import PLUS_WIDTHS, PUBLISHED_WIDTHS
+from multiseg.own import is_own
 from multiseg.training.folder import TrainOptions
+from multiseg.training.optimisers import WEIGHT_DECAY
 
 Options = TypeVar("Options")
 
@@ -56,12 +58,19 @@ def defaults(cuda: bool, said: Mapping[str, Any] | None = None) -> dict[str, Any
     workers = min(chosen["stream"]["workers"], max(1, (os.cpu_count() or 2) - 1))
     said = said or {}
     builder = said.get("model", {}).get("builder", "")
-    found = merged(chosen, {"stream": {"workers": workers}, "model": models.get(builder, models[""])})
+    sizes = {} if is_own(builder) else models.get(builder, models[""])
+    found = merged(chosen, {"stream": {"workers": workers}, "model": sizes, **_decay(said)})
     if cuda and said.get("stream", {}).get("batch_size") is None and said.get("fit", {}).get("accumulate") is None:
         parts = CUDA_PARTS.get(builder, 1)
         at_once = {"stream": {"batch_size": found["stream"]["batch_size"] // parts}, "fit": {"accumulate": parts}}
         found = merged(found, at_once)
     return found
+
+
+def _decay(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The weight decay of the optimiser that is named, where it has one of its own."""
+    name = said.get("optimiser", {}).get("name")
+    return {"optimiser": {"weight_decay": WEIGHT_DECAY[name]}} if name in WEIGHT_DECAY else {}
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,13 @@ def model_of(capsys, tmp_path, text, device="cpu"):
 
 def test_a_network_by_name_has_its_own_numbers(capsys, tmp_path):
     plus = '[model]\nbuilder = "multi_unet_plus"\n'
-    expected = {"builder": "multi_unet_plus", "widths": list(SMALL), "dropout": 0.0, "norm": "instance_affine"}
+    expected = {
+        "builder": "multi_unet_plus",
+        "widths": list(SMALL),
+        "dropout": 0.0,
+        "norm": "instance_affine",
+        "numbers": {},
+    }
     assert model_of(capsys, tmp_path, plus) == expected
     assert model_of(capsys, tmp_path, plus, "cuda") == expected | {"widths": list(PLUS_WIDTHS)}
     assert model_of(capsys, tmp_path, plus + 'norm = "group"\ndropout = 0.3') == expected | {
@@ -33,7 +39,7 @@ def test_a_network_by_name_has_its_own_numbers(capsys, tmp_path):
 
 
 def test_without_a_name_it_is_the_published_network_in_the_size_of_the_machine(capsys, tmp_path):
-    expected = {"builder": "multi_unet", "widths": list(SMALL), "dropout": 0.1, "norm": "instance"}
+    expected = {"builder": "multi_unet", "widths": list(SMALL), "dropout": 0.1, "norm": "instance", "numbers": {}}
     assert model_of(capsys, tmp_path, "") == expected
     assert model_of(capsys, tmp_path, "", "cuda") == expected | {"widths": list(PUBLISHED_WIDTHS), "dropout": 0.2}
 

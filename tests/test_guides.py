@@ -15,6 +15,7 @@ from multiseg.federation.sites.policy import Leaves
 from multiseg.models.saved import BEST, LAST
 from multiseg.training.fit import FitOptions
 from multiseg.training.folder import LOG, RUN_FILE, TENSORBOARD
+from multiseg.training.optimisers import OptimiserOptions
 
 DOCS = Path(__file__).parents[1] / "docs"
 FEDERATION = (DOCS / "federation.md").read_text(encoding="utf-8")
@@ -89,6 +90,13 @@ def test_a_sites_file_shows_all_that_it_may_say_of_what_leaves() -> None:
     said = tomllib.loads(re.sub(r"approved = \[.*?\]", "approved = []", block))["leaves"]
     default = asdict(Leaves())
     assert said == {name: list(value) if isinstance(value, tuple) else value for name, value in default.items()}
+
+
+def test_every_setting_of_the_optimiser_is_in_the_guide_to_training() -> None:
+    found = rows((DOCS / "training.md").read_text(encoding="utf-8"), "setting in `[optimiser]`")
+    options = asdict(OptimiserOptions())
+    assert found.keys() == options.keys()
+    assert [name for name, default in found.items() if not is_said(default, options[name])] == []
 
 
 def test_every_setting_of_a_step_is_in_the_guide_to_training() -> None:

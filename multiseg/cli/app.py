@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 import click
@@ -125,7 +126,16 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """Entry point of the `multiseg` command."""
+    _leave_out_current_folder()
     sys.exit(run(sys.argv[1:]))
+
+
+def _leave_out_current_folder() -> None:
+    """Take away the current folder, which `python -m` searches first: a model file lying in it beside a module of its
+    maker's would have that run. PYTHONPATH is heard."""
+    by_module = getattr(sys.modules["__main__"], "__spec__", None) is not None
+    if by_module and not sys.flags.safe_path and sys.path[:1] == [str(Path.cwd())]:
+        del sys.path[0]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Database = Annotated[list[str] | None, typer.Option(help="Only these databases.")]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)]
 BatchSize = Annotated[int | None, typer.Option(help="Patches a step.", min=1)]
-LearningRate = Annotated[float | None, typer.Option(help="Of Adam, at the start.")]
+LearningRate = Annotated[float | None, typer.Option(help="Of the optimiser, at the start.")]
 NumWorkers = Annotated[int | None, typer.Option(help="Processes that read patches.", min=0)]
 Cache = Annotated[str | None, typer.Option(help="Memory for decoded cases, such as 4GiB.")]
 Drop = Annotated[str | None, typer.Option(help="Law of modality drop: uniform, none, bernoulli, subsets.")]

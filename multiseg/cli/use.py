@@ -28,6 +28,9 @@ def evaluate_command(
             help="Folder of the results (default: RUN/evaluation-SPLIT, with --store and --database in its name)."
         ),
     ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Your own as MODULE:NAME, besides; see docs/extending.md.")
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> int:
@@ -54,7 +57,7 @@ def evaluate_command(
             if bar.disable and not as_json:
                 messages().print(f"{done + 1}/{total} {case}", soft_wrap=True)
 
-        result = evaluate(run, store or None, options, str(resolve_device(device)), folder, on_case)
+        result = evaluate(run, store or None, options, str(resolve_device(device)), folder, on_case, metric or ())
     result.save(folder)
     if as_json:
         print_json({"folder": str(folder), **result.to_json()})
@@ -71,8 +74,9 @@ def _folder_name(split: str, store: str, databases: Sequence[str]) -> str:
 def _print_evaluation(result: Evaluation, folder: Path) -> None:
     from multiseg.cli.console import messages, output, print_table
     from multiseg.evaluation.evaluate import POLICY
+    from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 
-    numbers = ["dice", "sensitivity", "precision", "assd_mm", "hd95_mm"]
+    numbers = ["dice", "sensitivity", "precision", "assd_mm", "hd95_mm", *result.own_metrics]
     counts = ["num_with_lesion", "num_missed", "num_lesion_free", "num_false_alarms"]
     titles = [
         "Dice",
@@ -80,6 +84,7 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
         "prec.",
         "ASSD mm",
         "HD95 mm",
+        *result.own_metrics,
         "with lesion",
         "missed",
         "lesion-free",
@@ -94,7 +99,7 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
     ]
     columns = ["database", *(["label"] if several else []), "sequences", *titles]
     print_table(f"{result.title}, mean by subset of sequences", columns, rows, right=titles)
-    output().print(POLICY)
+    output().print(f"{POLICY} {OWN_POLICY}" if result.own_metrics else POLICY)
     for database, names in result.left_out.items():
         messages().print(f"{database}: {', '.join(names)} left out: the model has no trained channel for it.")
     for reason, cases in _by_reason(result.skipped).items():

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, UInt8
+from safetensors.torch import save
 
 from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.decision import brain_of, decide
 from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.metrics import CaseMetrics, case_metrics, dice, summarise
 from multiseg.evaluation.montage import CasePanel, save_montage
+from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
+from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics, own_means, own_values
 from multiseg.evaluation.preparation import network_input
 from multiseg.evaluation.progress import PROGRESS, DoneCases
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
@@ -73,6 +76,7 @@ class Evaluation:
     split: str
     left_out: Mapping[str, tuple[str, ...]]
     skipped: Mapping[str, str]
+    own_metrics: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         num = len(self.cases[["database", "case"]].drop_duplicates())
@@ -100,7 +104,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         rows = json.loads(self.summary.to_json(orient="records"))
         return {
-            "empty_mask_policy": POLICY,
+            "empty_mask_policy": f"{POLICY} {OWN_POLICY}" if self.own_metrics else POLICY,
             "left_out": {k: list(v) for k, v in self.left_out.items()},
             "skipped": dict(self.skipped),
             "summary": rows,
@@ -108,29 +112,35 @@ class Evaluation:
 
 
 def evaluate(
-    run: Path | str,
+    run: Path | str | Model,
     store: Store | str | None = None,
     options: EvaluateOptions | None = None,
     device: str = "cpu",
     folder: Path | str | None = None,
     on_case: Callable[[int, int, str], None] = lambda done, total, case: None,
+    metrics: Metrics = (),
 ) -> Evaluation:
     """Evaluate a model file or a run folder on the store it was trained from, or on another.
 
     Args:
+        run: or a loaded model, which stays on its device; the store has to be named then.
         folder: where the results will be saved: done cases are kept there, so that an evaluation that was
             cut short goes on. None keeps nothing.
         on_case: called before each case with how many are done, how many there are, and its name.
+        metrics: your own, by name or under the functions' names, or as module:name: each is called as
+            (predicted, truth, spacing_mm) with masks [i j k] for every case, subset and structure, and gets a column.
 
     Raises:
+        UsageError: a metric cannot be called, fails, or would take the place of a column.
         CheckpointError, StoreError: the model or the store cannot be opened.
         DataError: no case fits, or the voxel sizes differ.
     """
     options = options or EvaluateOptions()
     check_subsets(options.subsets)
-    model = load_model(run, device)
+    own = named_metrics(metrics)
+    model = run if isinstance(run, Model) else load_model(run, device)
     if not isinstance(store, Store):
-        store = open_store(store or store_of_run(Path(run)))
+        store = open_store(store or store_of_run(run))
     check_spacing(model.info, store)
     asked = select(store, options.databases, split=options.split)
     reasons = {f"{case.database}/{case.name}": _why_skipped(model, store, case, options.subsets) for case in asked}
@@ -143,33 +153,41 @@ def evaluate(
             + (f": {why}. " if why else ". ")
             + f"The model knows {', '.join(model.info.usable(tuple(model.info.axis)))}."
         )
-    done = DoneCases(
-        None if folder is None else Path(folder),
-        hashlib.sha256(model_path(Path(run)).read_bytes()).hexdigest(),
-        store.url,
-        options,
-        POLICY,
-    )
+    kept = None if folder is None else Path(folder)
+    done = DoneCases(kept, _digest(run) if kept else "", store.url, options, POLICY, identity_of(own))
     panels: list[CasePanel] = []
     for at, case in enumerate(cases):
         name = f"{case.database}/{case.name}"
         on_case(at, len(cases), name)
         loaded = _load(model, store, case)
         if name not in done.rows:
-            done.add(name, list(_rows(model, loaded, options)))
+            done.add(name, list(_rows(model, loaded, options, own)))
         if sum(other.database == case.database for other in cases[:at]) < MONTAGE_CASES:
             panels.append(_panel(model, loaded, options.overlap))
     table = pd.DataFrame([row for case in cases for row in done.rows[f"{case.database}/{case.name}"]])
-    return Evaluation(table, summary_of(table), tuple(panels), options.split, _left_out(model, asked), skipped)
+    summary, left_out = summary_of(table, tuple(own)), _left_out(model, asked)
+    return Evaluation(table, summary, tuple(panels), options.split, left_out, skipped, tuple(own))
 
 
-def store_of_run(run: Path) -> str:
+def _digest(run: Path | str | Model) -> str:
+    """Of what is evaluated."""
+    if not isinstance(run, Model):
+        return hashlib.sha256(model_path(Path(run)).read_bytes()).hexdigest()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in run.state_dict().items()}
+    return hashlib.sha256(repr(run.info).encode() + save(weights)).hexdigest()
+
+
+def store_of_run(run: Path | str | Model) -> str:
     """The store that a run folder was trained from, as its run.toml says.
 
     Raises:
         UsageError: there is no run.toml, so the store has to be named.
     """
-    folder = run if run.is_dir() else run.parent
+    if isinstance(run, Model):
+        raise UsageError(
+            "a loaded model does not say from which store it was trained: name it, evaluate(model, store)."
+        )
+    folder = Path(run) if Path(run).is_dir() else Path(run).parent
     try:
         settings = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -229,15 +247,20 @@ def _load(model: Model, store: Store, case: Case) -> _Loaded:
     return _Loaded(case, usable, shown, images, view.target(codes), view.annotated)
 
 
-def _rows(model: Model, loaded: _Loaded, options: EvaluateOptions) -> Iterator[dict[str, Any]]:
+def _rows(
+    model: Model, loaded: _Loaded, options: EvaluateOptions, own: Mapping[str, Metric]
+) -> Iterator[dict[str, Any]]:
     case, target = loaded.case, loaded.target
     for subset in chosen_subsets(options.subsets, loaded.usable):
         predicted = _segmented(model, loaded, subset, options.overlap)
         for label, name in enumerate(model.info.space.names, start=1):
             if loaded.annotated[label - 1]:
-                metrics = case_metrics(predicted == label, target == label, case.grid.spacing_mm, target != IGNORE)
+                said, truth = predicted == label, target == label
+                looked_at, size = target != IGNORE, case.grid.spacing_mm
+                metrics = case_metrics(said, truth, size, looked_at)
                 yield {"database": case.database, "case": case.name, "label": name, "modalities": "+".join(subset),
-                       "num_modalities": len(subset), **asdict(metrics)}  # fmt: skip
+                       "num_modalities": len(subset), **asdict(metrics),
+                       **own_values(own, said & looked_at, truth & looked_at, size)}  # fmt: skip
 
 
 def _panel(model: Model, loaded: _Loaded, overlap: float) -> CasePanel:
@@ -267,12 +290,14 @@ def segment(
     return decide(probabilities, model.info.space, brain)
 
 
-def summary_of(cases: pd.DataFrame) -> pd.DataFrame:
+def summary_of(cases: pd.DataFrame, own: Sequence[str] = ()) -> pd.DataFrame:
     """Means and counts by database, label and subset, in the order they were evaluated."""
     fields = list(CaseMetrics.__dataclass_fields__)
     rows = []
     for key, group in cases.groupby(KEY, sort=False):
         metrics = [CaseMetrics(*values) for values in group[fields].itertuples(index=False, name=None)]
         names = dict(zip(KEY, key if isinstance(key, tuple) else (key,), strict=True))
-        rows.append({**names, "num_modalities": int(group["num_modalities"].iloc[0]), **summarise(metrics)})
+        own_numbers = own_means(own, {name: group[name].tolist() for name in own})
+        num_modalities = int(group["num_modalities"].iloc[0])
+        rows.append({**names, "num_modalities": num_modalities, **summarise(metrics), **own_numbers})
     return pd.DataFrame(rows)

@@ -8,8 +8,8 @@ What an empty mask means, so that no mean improves where a lesion is missed:
     false alarm  no      yes         NaN   NaN          0          NaN
     clean        no      no          NaN   NaN          NaN        NaN
 
-NaN is "undefined": `summarise` leaves it out of the mean and counts the cases of each kind beside it. Where a case has a
-lesion nothing is undefined, so the cases behind a mean do not depend on what was predicted there: to predict nothing
+NaN is "undefined": `summarise` leaves it out of the mean and counts the cases of each kind beside it. Where a case has
+a lesion nothing is undefined, so the cases behind a mean do not depend on what was predicted there: to predict nothing
 scores the worst value of every number. The precision of a missed lesion, 0/0, is 0 for that reason. A false alarm alone
 enters a mean (that of precision, as 0) that a right answer, "clean", stays out of.
 """

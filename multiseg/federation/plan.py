@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from multiseg.errors import UsageError
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
+from multiseg.own import is_own
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import ModelOptions, seeded
+from multiseg.training.folder import ModelOptions, numbers_of, seeded
 
 STRATEGIES = ("fedavg", "fedavgm", "fedadam", "trimmed_mean", "median")
 WEIGHTS = ("cases", "equal", "exposure")
@@ -157,6 +158,7 @@ class FederationOptions:
 def check(options: FederationOptions) -> None:
     """Raises UsageError for settings that cannot be meant, alone or together."""
     _check_names(options)
+    _check_is_ours(options)
     aggregate, local, privacy = options.aggregate, options.local, options.privacy
     for value, known, name in (
         (aggregate.strategy, STRATEGIES, "aggregate.strategy"),
@@ -197,6 +199,25 @@ def _check_names(options: FederationOptions) -> None:
             raise UsageError(f"{name!r} is no name: give letters, digits, '.', '_' and '-', at most 64.")
     if not options.sites or len(set(names)) < len(names):
         raise UsageError(f"a run needs sites, each named once, but got {', '.join(names) or 'none'}.")
+
+
+def _check_is_ours(options: FederationOptions) -> None:
+    """Raises UsageError, before anything is imported, where the settings name code that is not multiseg's own."""
+    for name, value in (
+        ("model.builder", options.model.builder),
+        ("fit.objective", options.fit.objective),
+        ("augment.own", options.augment.own),
+    ):
+        refuse_own(value, name)
+    numbers_of(options.model)
+
+
+def refuse_own(value: str, name: str) -> None:
+    """Raises UsageError where a federation is asked to run code that it names: nothing that is sent is executed."""
+    if is_own(value) or (name == "augment.own" and value):
+        raise UsageError(
+            f"{name} is {value!r}: a federation runs multiseg's own code alone, since no site executes what it is sent."
+        )
 
 
 def _check_aggregate(aggregate: AggregateOptions) -> None:

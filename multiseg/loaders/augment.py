@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from multiseg.errors import UsageError
 from multiseg.loaders.batches import Batch
 from multiseg.loaders.intensity import Adjustment, Bias, Coarse, Noise, adjust
 from multiseg.loaders.spatial import Elastic, Movement, move, rotation
+from multiseg.loaders.transform import Transform, transform_named, transformed
 
 AXES = ("i", "j", "k")
 STREAM = 0xA06
@@ -71,6 +74,7 @@ class AugmentOptions:
         bias_strength: largest logarithm of the field.
         low_resolution: how many times as large voxels become, along i, j, k or (as likely as each) all three.
         noise_std: in standard deviations of the case's brain.
+        own: your own augmentation as module:name, after all others; see `multiseg.loaders.transform`.
 
     Raises:
         UsageError: a number out of its range; the message names it.
@@ -103,6 +107,7 @@ class AugmentOptions:
     low_resolution: Range = (1.5, 3.0)
     noise_probability: float = 0.0
     noise_std: Range = (0.02, 0.2)
+    own: str = ""
 
     def __post_init__(self) -> None:
         for name in TRANSFORMS:
@@ -180,6 +185,18 @@ def preset(name: str) -> AugmentOptions:
     if name not in PRESETS:
         raise UsageError(f"augment.preset {name!r} is none of {', '.join(PRESETS)}.")
     return PRESETS[name]
+
+
+def augmenter(options: AugmentOptions, transform: Transform | None = None) -> Callable[[Batch], Batch]:
+    """What augments a batch: the options' own transforms, and then one of the caller's, or the one they name.
+
+    Raises:
+        UsageError: the one they name cannot be imported or called.
+    """
+    own = transform or (transform_named(options.own) if options.own else None)
+    if own is None:
+        return partial(augment, options=options)
+    return lambda batch: transformed(augment(batch, options), own, options.seed or 0)
 
 
 def augment(batch: Batch, options: AugmentOptions) -> Batch:

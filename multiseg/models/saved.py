@@ -20,8 +20,9 @@ from multiseg.errors import CheckpointError, DataError, UsageError
 from multiseg.files import write_atomically
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.modalities import ModalityAxis
-from multiseg.models.builders import build
+from multiseg.models.builders import Builder, build
 from multiseg.models.devices import resolve_device
+from multiseg.own import is_own
 from multiseg.types import Index3
 
 FORMAT = 1
@@ -166,11 +167,12 @@ def load_weights(file: Path, device: str = "cpu") -> dict[str, Tensor]:
         return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
 
 
-def load_model(path: Path | str, device: str = "cpu") -> Model:
+def load_model(path: Path | str, device: str = "cpu", network: Builder | None = None) -> Model:
     """The model of a file or a run folder, in eval mode.
 
     Args:
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+        network: what makes the network, where the file names one of your own that cannot be imported.
 
     Raises:
         UsageError: there is no such device.
@@ -181,8 +183,11 @@ def load_model(path: Path | str, device: str = "cpu") -> Model:
     info = read_info(file)
     state = load_weights(file, device)
     try:
-        network = build(info.builder, len(info.axis), info.space.num_logits, **info.numbers)
-        network.load_state_dict(state)
+        made = build(network or info.builder, len(info.axis), info.space.num_logits, **info.numbers)
+        made.load_state_dict(state)
     except (RuntimeError, TypeError, UsageError) as error:
+        if isinstance(error, UsageError) and is_own(info.builder):
+            hint = " Or pass it from Python: load_model(path, network=...)." if network is None else ""
+            raise CheckpointError(f"the network that {file} names cannot be made: {error}{hint}") from error
         raise CheckpointError(f"the weights in {file} do not fit the network it names: {error}") from error
-    return Model(network, info).to(device).eval()
+    return Model(made, info).to(device).eval()

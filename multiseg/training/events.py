@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+SHOWN_EVERY = 10
+"""Boards show every tenth step."""
+
 
 @dataclass(frozen=True)
 class StepDone:
@@ -53,3 +56,20 @@ class Validated:
 
 
 Event = StepDone | Validated
+
+
+def scalars_of(event: Event) -> dict[str, float]:
+    """The numbers of an event by their names on a board; none for most steps."""
+    if isinstance(event, Validated):
+        alarms = {"validation/false_alarms": float(event.num_false_alarms)} if event.num_absent else {}
+        parts = {f"validation/{name}": value for name, value in event.parts.items()}
+        return {"validation/score": event.score} | alarms | parts
+    if event.step % SHOWN_EVERY:
+        return {}
+    return {
+        "train/loss": event.loss,
+        "train/gradient_norm": event.gradient_norm,
+        "train/learning_rate": event.learning_rate,
+        "speed/patches_per_second": event.patches_per_second,
+        "speed/waiting": event.waiting,
+    } | {f"train/{name}": value for name, value in event.scalars.items()}

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from multiseg.errors import TrainingError, UsageError
-from multiseg.loaders.augment import AugmentOptions, augment
+from multiseg.loaders.augment import AugmentOptions, augmenter
 from multiseg.loaders.batches import Batch
+from multiseg.loaders.transform import Transform
 from multiseg.training.average import average_of, update_average
 from multiseg.training.checkpoint import TrainState
 from multiseg.training.distributed import ALONE, Peers, without_sync
 from multiseg.training.events import Event, StepDone, Validated, Validation
 from multiseg.training.head import head_alone
 from multiseg.training.numerics import compiled, deterministic, precision
-from multiseg.training.objectives import OBJECTIVES
+from multiseg.training.objectives import Objective, objective_named
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class FitOptions:
     """How long and how to train.
 
     Attributes:
-        objective: "dice+bce" (Dice of each sample), "batch_dice+bce" (over the batch) or "dice" (as published).
+        objective: "dice+bce" (Dice of each sample), "batch_dice+bce" (over the batch), "dice" (as published), or your
+            own as module:name.
         schedule: of the learning rate: "cosine" to 0, "published" (a tenth from a quarter of the steps
             on, as 150 of 600 epochs) or "constant".
         accumulate: batches a step; the loss is their mean, and one after the other they need the memory of one.
@@ -76,7 +78,8 @@ class Hooks:
     """What the loop calls: for progress, validation, saving, and to ask whether to stop.
 
     `validate` returns what it found, or None where it was asked to stop before it had that. `adjust` may change the
-    gradients of the network, unscaled, before they are looked at and clipped.
+    gradients of the network, unscaled, before they are looked at and clipped. `objective` and `transform` take the
+    place of those that the options name.
     """
 
     on_event: Callable[[Event], None] = lambda event: None
@@ -84,6 +87,8 @@ class Hooks:
     save: Callable[[bool], None] = lambda is_best: None
     should_stop: Callable[[], bool] = lambda: False
     adjust: Callable[[nn.Module], None] = lambda network: None
+    objective: Objective | None = None
+    transform: Transform | None = None
 
 
 def _published(done: float) -> float:
@@ -129,7 +134,7 @@ def fit(
         TrainingError: `max_bad_steps` such steps in a row, the message names the cases; or no compiling.
         UsageError: an objective or schedule of unknown name, or a number out of its range.
     """
-    check(options)
+    check(options, hooks.objective)
     device = next(state.network.parameters()).device
     precision(options.amp, device)
     if options.channels_last:
@@ -142,7 +147,10 @@ def fit(
         stack.enter_context(deterministic(options.deterministic, device))
         stack.enter_context(compiled(state.network, options.compile))
         free_body = stack.enter_context(head_alone(state.network, state.step < state.head_steps))
-        learner = _Learner(state, options, augmentation or AugmentOptions(), peers, free_body)
+        augmented = augmenter(augmentation or AugmentOptions(), hooks.transform)
+        learner = _Learner(
+            state, options, hooks.objective or objective_named(options.objective), augmented, peers, free_body
+        )
         return _loop(learner, stream, hooks, options.num_steps if until is None else min(until, options.num_steps))
 
 
@@ -153,11 +161,13 @@ class _Learner:
         self,
         state: TrainState,
         options: FitOptions,
-        augmentation: AugmentOptions,
+        objective: Objective,
+        augmented: Callable[[Batch], Batch],
         peers: Peers,
         free_body: Callable[[], bool],
     ) -> None:
-        self.state, self.options, self.augmentation, self.peers = state, options, augmentation, peers
+        self.state, self.options, self.peers = state, options, peers
+        self.objective, self.augmented = objective, augmented
         self.free_body = free_body
         self.device = next(state.network.parameters()).device
         self.dtype = precision(options.amp, self.device)
@@ -198,11 +208,12 @@ def _loop(learner: _Learner, stream: Stream, hooks: Hooks, until: int) -> bool:
     return True
 
 
-def check(options: FitOptions) -> None:
-    """Raises UsageError for a setting that cannot be meant."""
-    for value, known in ((options.objective, OBJECTIVES), (options.schedule, SCHEDULES)):
-        if value not in known:
-            raise UsageError(f"{value!r} is none of {', '.join(known)}.")
+def check(options: FitOptions, objective: Objective | None = None) -> None:
+    """Raises UsageError for an invalid setting; the name of an objective that is given is not looked up."""
+    if objective is None:
+        objective_named(options.objective)
+    if options.schedule not in SCHEDULES:
+        raise UsageError(f"{options.schedule!r} is none of {', '.join(SCHEDULES)}.")
     for name in ("num_steps", "validate_every", "max_bad_steps", "accumulate"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name} is {getattr(options, name)}: give at least 1.")
@@ -289,11 +300,11 @@ def _step(learner: _Learner, group: Iterator[tuple[Batch, float]], hooks: Hooks)
 def _backward(learner: _Learner, batch: Batch) -> dict[str, Tensor]:
     """Add a batch's part to the gradients; its loss, first, and the objective's scalars."""
     state, options, device = learner.state, learner.options, learner.device
-    batch = augment(batch.to(device), learner.augmentation)
+    batch = learner.augmented(batch.to(device))
     if options.channels_last:
         batch = replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last_3d))
     with torch.autocast(device.type, dtype=learner.dtype, enabled=learner.dtype != torch.float32):
-        loss, scalars = OBJECTIVES[options.objective](learner.network, batch, state.step)
+        loss, scalars = learner.objective(learner.network, batch, state.step)
     scaled: Tensor = state.scaler.scale(loss / options.accumulate)
     scaled.backward()  # type: ignore[no-untyped-call]
     return {"loss": loss.detach(), **{name: value.detach() for name, value in scalars.items()}}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,24 @@ from multiseg.loaders.batches import StreamOptions
 from multiseg.modalities import as_names
 from multiseg.models.builders import PUBLISHED_WIDTHS
 from multiseg.models.saved import BEST, LAST
+from multiseg.own import is_own
 from multiseg.training.checkpoint import RESUME
 from multiseg.training.fit import FitOptions
+from multiseg.training.optimisers import OptimiserOptions
 from multiseg.training.start import StartOptions
+from multiseg.training.trackers import TrackOptions
 
 RUN_FILE, LOG, TENSORBOARD, LOCK = "run.toml", "log.jsonl", "tensorboard", ".lock"
 READING = ("workers", "start", "ahead", "cache", "checksums", "on_death", "disk_cache", "disk_budget")
 COMPUTING = ("save_minutes", "channels_last", "compile", "deterministic")
 FREE = frozenset(
-    {"device", "start.model", *(f"fit.{name}" for name in COMPUTING), *(f"stream.{name}" for name in READING)}
+    {
+        "device",
+        "start.model",
+        *(f"track.{one.name}" for one in fields(TrackOptions)),
+        *(f"fit.{name}" for name in COMPUTING),
+        *(f"stream.{name}" for name in READING),
+    }
 )
 """Settings that may differ when a run goes on: they do not change what is learnt. The model that is started from may
 lie elsewhere by now; that it is the same one is seen from its bytes."""
@@ -37,13 +47,16 @@ class ModelOptions:
     """Which network: its name and its numbers, of the published one by default.
 
     Attributes:
-        builder, norm: see `multiseg.models.builders.BUILDERS` and `multiseg.models.blocks.NORMS`.
+        builder, norm: see `multiseg.models.builders.BUILDERS` and `multiseg.models.blocks.NORMS`; your own network as
+            module:name.
+        numbers: by name, what your own network is called with; widths, dropout and norm are multiseg's own networks'.
     """
 
     builder: str = "multi_unet"
     widths: tuple[int, ...] = PUBLISHED_WIDTHS
     dropout: float = 0.2
     norm: str = "instance"
+    numbers: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -67,11 +80,42 @@ class TrainOptions:
     stream: StreamOptions = StreamOptions()
     augment: AugmentOptions = AugmentOptions()
     fit: FitOptions = FitOptions()
+    optimiser: OptimiserOptions = OptimiserOptions()
+    track: TrackOptions = TrackOptions()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "store", str(self.store))
         for name in ("databases", "labels"):
             object.__setattr__(self, name, as_names(getattr(self, name)))
+
+
+def numbers_of(model: ModelOptions) -> dict[str, Any]:
+    """What the network is made with by name, as its model file will hold it.
+
+    Raises:
+        UsageError: a number is set that the network does not hear, or one that a model file cannot hold.
+    """
+    if not is_own(model.builder):
+        if model.numbers:
+            raise UsageError(
+                f"model.numbers has {', '.join(model.numbers)}, which {model.builder} does not hear: it takes widths, "
+                "dropout and norm."
+            )
+        return {"widths": list(model.widths), "dropout": model.dropout, "norm": model.norm}
+    plain = ModelOptions(model.builder)
+    unheard = [name for name in ("widths", "dropout", "norm") if getattr(model, name) != getattr(plain, name)]
+    if unheard:
+        raise UsageError(
+            f"[model] sets {', '.join(unheard)}, which {model.builder} does not hear: the numbers of your own network "
+            "stand in [model.numbers]."
+        )
+    try:
+        numbers: dict[str, Any] = json.loads(json.dumps(dict(model.numbers), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"model.numbers cannot be kept in a model file: {error}. Give plain numbers and texts."
+        ) from None
+    return numbers
 
 
 def seeded(seed: int, stream: StreamOptions, augment: AugmentOptions) -> tuple[StreamOptions, AugmentOptions]:

@@ -10,10 +10,8 @@ from typing import Any
 
 from multiseg.errors import ResourceError
 from multiseg.files import write_atomically
-from multiseg.training.events import Event, StepDone, Validated
+from multiseg.training.events import Event, scalars_of
 from multiseg.training.folder import LOG, TENSORBOARD
-
-TENSORBOARD_EVERY = 10
 
 
 class Logs:
@@ -43,7 +41,7 @@ class Logs:
         """Raises ResourceError where the disk is full."""
         try:
             self.file.write(json.dumps(_finite({"event": type(event).__name__, **asdict(event)})) + "\n")
-            for name, value in _scalars(event).items():
+            for name, value in scalars_of(event).items():
                 self.board.add_scalar(name, value, event.step)
         except OSError as error:
             raise ResourceError(
@@ -64,19 +62,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _scalars(event: Event) -> dict[str, float]:
-    if isinstance(event, Validated):
-        alarms = {"validation/false_alarms": float(event.num_false_alarms)} if event.num_absent else {}
-        parts = {f"validation/{name}": value for name, value in event.parts.items()}
-        return {"validation/score": event.score} | alarms | parts
-    if not isinstance(event, StepDone) or event.step % TENSORBOARD_EVERY:
-        return {}
-    return {
-        "train/loss": event.loss,
-        "train/gradient_norm": event.gradient_norm,
-        "train/learning_rate": event.learning_rate,
-        "speed/patches_per_second": event.patches_per_second,
-        "speed/waiting": event.waiting,
-    } | {f"train/{name}": value for name, value in event.scalars.items()}

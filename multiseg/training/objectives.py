@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from multiseg.errors import UsageError
 from multiseg.loaders.batches import Batch
 from multiseg.models.losses import (
     cross_entropy,
@@ -19,10 +20,12 @@ from multiseg.models.losses import (
     soft_dice_loss,
     unsearched_outside,
 )
+from multiseg.own import check_takes, imported, is_own
 from multiseg.training.distributed import bare
 
 Objective: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, dict[str, Tensor]]]
-
+OwnObjective: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Any]]]
+"""The same, whose scalars may be plain numbers."""
 
 Terms: TypeAlias = Callable[
     [
@@ -109,3 +112,61 @@ OBJECTIVES: dict[str, Objective] = {
     "batch_dice+bce": batch_dice_and_cross_entropy,
     "dice": dice_alone,
 }
+
+
+def objective_named(name: str) -> Objective:
+    """The objective of this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if is_own(name):
+        return checked_objective(imported(name, "objective"), name)
+    if name not in OBJECTIVES:
+        raise UsageError(f"{name!r} is none of {', '.join(OBJECTIVES)}, and your own is module:name.")
+    return OBJECTIVES[name]
+
+
+def checked_objective(objective: OwnObjective, name: str) -> Objective:
+    """An objective of one's own as the loop calls it: what it returns is looked at in every step.
+
+    Raises:
+        UsageError: it cannot be called as (network, batch, step); in a step, that it failed, or returned something else
+            than a loss and named scalars, always the same ones.
+    """
+    check_takes(objective, 3, "objective", "(network, batch, step)", name)
+    known: list[str] = []
+
+    def minimised(network: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        found = objective(network, batch, step)
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
+            raise UsageError(f"the objective {name} returned {type(found).__name__}: return (loss, dict of scalars).")
+        loss, scalars = found
+        if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
+            said = (
+                f"{tuple(loss.shape)}, requires_grad={loss.requires_grad}" if isinstance(loss, Tensor) else repr(loss)
+            )
+            raise UsageError(
+                f"the loss of {name} is {said}: return a tensor of no axes with a gradient, such as a mean."
+            )
+        known[:] = known or list(scalars)
+        # One process adds up its scalars with those of the others by their order.
+        if list(scalars) != known or "loss" in known:
+            raise UsageError(
+                f"the objective {name} returned the scalars {list(scalars)} after {known}: return the same ones in "
+                'every step, in one order, and none called "loss".'
+            )
+        return loss, {str(key): _scalar(value, key, name, loss.device) for key, value in scalars.items()}
+
+    return minimised
+
+
+def _scalar(value: object, key: str, name: str, device: torch.device) -> Tensor:
+    try:
+        scalar = torch.as_tensor(value, device=device).detach()
+        if scalar.numel() == 1:
+            return scalar.reshape(()).float()
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    said = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    raise UsageError(f"the scalar {key!r} of {name} is {said}: return one number by each name.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,19 +17,25 @@ from multiseg.evaluation.evaluate import check_spacing
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.loaders.batches import PatchStream, Share
 from multiseg.loaders.draw import DrawOptions, chosen
+from multiseg.loaders.transform import Transform
 from multiseg.modalities import ModalityAxis
-from multiseg.models.builders import build
+from multiseg.models.builders import Builder, build
 from multiseg.models.saved import BEST, LAST, ModelInfo, read_info, save_model
+from multiseg.own import is_own
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
 from multiseg.training.checkpoint import RESUME, TrainState, generators, load_state, save_state
 from multiseg.training.distributed import Peers, joined
 from multiseg.training.events import Event
-from multiseg.training.fit import Hooks, check, fit
-from multiseg.training.folder import ModelOptions, TrainOptions, claimed_folder, with_all_seeds
+from multiseg.training.fit import Hooks, fit
+from multiseg.training.folder import ModelOptions, TrainOptions, claimed_folder, flat, numbers_of, with_all_seeds
 from multiseg.training.logs import Logs
 from multiseg.training.numerics import precision
+from multiseg.training.objectives import OwnObjective
+from multiseg.training.optimisers import OwnOptimiser, make_optimiser
 from multiseg.training.start import Parent, arranged, descended, parent_of, take_weights
+from multiseg.training.trackers import check_trackers, tracked
+from multiseg.training.trial import Own, taken, try_out, warn_of_closed
 from multiseg.training.validate import validate, validation_cases
 
 
@@ -56,6 +62,11 @@ def train(
     overwrite: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
     on_start: Callable[[ModelInfo], None] = lambda info: None,
+    *,
+    network: Builder | str | None = None,
+    objective: OwnObjective | str | None = None,
+    optimiser: OwnOptimiser | str | None = None,
+    augment: Transform | str | None = None,
 ) -> TrainResult:
     """Train into the folder `out`, going on from what is there.
 
@@ -66,12 +77,19 @@ def train(
     Args:
         overwrite: start anew where the folder holds a run, instead of going on with it.
         on_start: is told what the model will be, before the first step.
+        network: your own instead of `options.model.builder`: a class or function that is called as
+            (num_modalities, num_logits, **options.model.numbers) and makes a module, called as (images, present).
+        objective: your own instead of `options.fit.objective`: (network, batch, step) to (loss, dict of scalars).
+        optimiser: your own instead of `options.optimiser.name`: (parameters, learning_rate) to a torch optimiser.
+        augment: your own beside `options.augment`: (images, target, generator) of a patch to (images, target).
+            Each of the four may also be a name, as in a run file: docs/extending.md.
 
     Raises:
         UsageError: the folder holds a run with other settings, sequences or parent, or a setting is unknown.
         ResourceError: another process trains into the folder, or the disk is full.
         DataError, CheckpointError, TrainingError: see the parts.
     """
+    options, own = taken(options, network, objective, optimiser, augment)
     with joined(options.device) as (peers, device):
         parent = parent_of(options.start)
         if parent is not None:
@@ -79,15 +97,19 @@ def train(
             options = inherited(options, parent.info)
         options = with_all_seeds(options)
         store = open_store(options.store)
-        check(options.fit)
+        own.check(options)
+        check_trackers(options.track)
         info, stream = _prepared(options, store, parent, peers.share)
-        state = _fresh_state(options, info, parent, device)
+        state = _fresh_state(options, own, info, parent, device)
+        try_out(state.network, own, options, info)
+        if peers.is_first:
+            warn_of_closed(own)
         peers.part_ways(options.seed)
         with _claimed(Path(out), options, overwrite, peers):
             _resume(Path(out), state, info, peers)
             if peers.is_first:
                 on_start(info)
-            with stop_on_signals() as should_stop, _reported(Path(out), state, peers, on_event) as report:
+            with stop_on_signals() as should_stop, _reported(Path(out), state, options, peers, on_event) as report:
                 learnt_from = [name for name in stream.plan.cases if name in info.databases]
                 held_out = validation_cases(store, info, learnt_from, options.fit.validation_cases)
                 hooks = Hooks(
@@ -95,6 +117,8 @@ def train(
                     validate=lambda: validate(state.model, info, store, held_out, should_stop, peers),
                     save=lambda is_best: _save(Path(out), state, info, is_best, peers),
                     should_stop=should_stop,
+                    objective=own.objective,
+                    transform=own.augment,
                 )
                 finished = fit(state, stream, options.fit, hooks, options.augment, peers)
     return TrainResult(Path(out), state.step, finished, state.best, tuple(state.history))
@@ -110,16 +134,20 @@ def _claimed(out: Path, options: TrainOptions, overwrite: bool, peers: Peers) ->
 
 @contextmanager
 def _reported(
-    out: Path, state: TrainState, peers: Peers, on_event: Callable[[Event], None]
+    out: Path, state: TrainState, options: TrainOptions, peers: Peers, on_event: Callable[[Event], None]
 ) -> Iterator[Callable[[Event], None]]:
     """What writes down and passes on what happens, once however many processes it happens in."""
     if not peers.is_first:
         yield lambda event: None
         return
-    with Logs(out, state.step) as logs:
+    with (
+        Logs(out, state.step) as logs,
+        tracked(options.track, out, flat(asdict(options)), lambda: state.step >= options.fit.num_steps) as track,
+    ):
 
         def report(event: Event) -> None:
             logs.write(event)
+            track(event)
             on_event(event)
 
         yield report
@@ -135,7 +163,15 @@ def inherited(options: TrainOptions, parent: ModelInfo) -> TrainOptions:
     """The options with the labels and the network of the model that is started from."""
     labels = tuple(("tissue:" if label.kind == "tissue" else "") + label.name for label in parent.space.labels)
     known = {name: value for name, value in parent.numbers.items() if name != "first_modalities"}
-    known["widths"] = tuple(known["widths"])
+    if is_own(parent.builder):
+        if is_own(options.model.builder) and options.model.builder != parent.builder:
+            raise UsageError(
+                f"the network {options.model.builder} is asked for, but what starts from {options.start.model} has its "
+                f"own: {parent.builder}. Leave network out."
+            )
+        known = {"numbers": known}
+    else:
+        known["widths"] = tuple(known["widths"])
     return replace(options, labels=labels, model=ModelOptions(parent.builder, **known))
 
 
@@ -207,11 +243,7 @@ def _info(options: TrainOptions, store: Store, stream: PatchStream) -> ModelInfo
     cases = {name: some for name, some in stream.plan.cases.items() if weights.get(name, 1) > 0}
     return ModelInfo(
         builder=options.model.builder,
-        numbers={
-            "widths": list(options.model.widths),
-            "dropout": options.model.dropout,
-            "norm": options.model.norm,
-        },
+        numbers=numbers_of(options.model),
         axis=stream.axis,
         space=stream.space,
         spacing_mm=store.spacing_mm,
@@ -232,13 +264,15 @@ def _info(options: TrainOptions, store: Store, stream: PatchStream) -> ModelInfo
     )
 
 
-def _fresh_state(options: TrainOptions, info: ModelInfo, parent: Parent | None, device: torch.device) -> TrainState:
+def _fresh_state(
+    options: TrainOptions, own: Own, info: ModelInfo, parent: Parent | None, device: torch.device
+) -> TrainState:
     torch.manual_seed(options.seed)
-    network = build(info.builder, len(info.axis), info.space.num_logits, **info.numbers)
+    network = build(own.network or info.builder, len(info.axis), info.space.num_logits, **info.numbers)
     if parent is not None:
         take_weights(network, parent, options.start.method)
     network.to(device)
-    optimiser = torch.optim.Adam(network.parameters(), lr=options.fit.learning_rate)
+    optimiser = make_optimiser(network, options.optimiser, options.fit.learning_rate, own.optimiser)
     scaler = torch.amp.GradScaler(device.type, enabled=precision(options.fit.amp, device) == torch.float16)
     return TrainState(network, optimiser, scaler, head_steps=options.start.head_steps)
 

@@ -13,6 +13,7 @@ from multiseg.errors import CheckpointError, UsageError
 from multiseg.modalities import ModalityAxis
 from multiseg.models.progressive import ProgressiveUnet
 from multiseg.models.saved import ModelInfo, load_weights, model_path, read_info
+from multiseg.own import is_own
 
 METHODS = ("finetune", "progressive")
 
@@ -109,6 +110,11 @@ def arranged(info: ModelInfo, wanted: Iterable[str], options: StartOptions) -> C
     taken = {old: name for name, old in assigned.items()}
     axis = ModalityAxis(tuple(taken.get(name, name) for name in info.axis))
     grown = tuple(name for name in new if name not in assigned)
+    if grown and is_own(info.builder):
+        raise UsageError(
+            f"{info.builder} is not a network of multiseg's, so that nobody knows where weights for {', '.join(grown)} "
+            "would go: give them channels that are not used any more, with --assign NEW=OLD."
+        )
     most = info.numbers["widths"][0] if info.builder in ("multi_unet", "progressive") else len(axis) + len(grown)
     if len(axis) + len(grown) > most:
         raise UsageError(

@@ -38,6 +38,13 @@ def test_the_defaults_can_be_meant() -> None:
         ({"aggregate": {"beta2": 1.0}}, "aggregate.beta2 is 1.0"),
         ({"aggregate": {"tau": 0.0}}, "aggregate.tau is 0.0: give a number above 0"),
         ({"local": {"proximal": -1.0}}, "local.proximal is -1.0"),
+        (
+            {"model": {"builder": "mine:Net"}},
+            "model.builder is 'mine:Net': a federation runs multiseg's own code alone",
+        ),
+        ({"fit": {"objective": "mine:loss"}}, "fit.objective is 'mine:loss': a federation runs"),
+        ({"augment": {"own": "mine:turn"}}, "augment.own is 'mine:turn': a federation runs"),
+        ({"model": {"numbers": {"width": 3}}}, "model.numbers has width, which multi_unet does not hear"),
         ({"local": {"optimiser": "lion"}}, "local.optimiser is 'lion'"),
         ({"local": {"steps": 0}}, "0 steps"),
         ({"schedule": {"quorum": 4}}, "quorum is 4, but there are 3 sites"),

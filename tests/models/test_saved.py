@@ -1,5 +1,8 @@
 import dataclasses
+import importlib
 import json
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,3 +168,89 @@ def test_a_model_is_called_as_its_network(network):
     images, present = torch.from_numpy(np.ones((1, 3, 8, 8, 4), np.float32)), torch.ones(1, 3, dtype=torch.bool)
     model = Model(network, INFO).eval()
     assert torch.equal(model(images, present), network(images, present))
+
+
+MINE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_modalities, num_logits, width=2):
+        super().__init__()
+        self.first, self.head = nn.Conv3d(num_modalities, width, 1), nn.Conv3d(width, num_logits, 1)
+    def forward(self, images, present):
+        return self.head(self.first(images))
+
+def net(num_modalities: int, num_logits: int, width: int = 2) -> "nn.Module":
+    return Net(num_modalities, num_logits, width)
+
+def unannotated(num_modalities, num_logits):
+    open("ran", "w")
+
+def annotated_otherwise(num_modalities, num_logits) -> str:
+    open("ran", "w")
+
+class NoNetwork:
+    def __init__(self, num_modalities, num_logits):
+        open("ran", "w")
+
+def returns_text(num_modalities, num_logits) -> nn.Module:
+    return "a network"
+
+something = Net(3, 1)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module of somebody's own, which makes a file `ran` here where something of it is called that must not be."""
+    (tmp_path / "mine_nets.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield importlib.import_module("mine_nets")
+    del sys.modules["mine_nets"]
+
+
+@pytest.mark.parametrize("name", ["Net", "net"])
+def test_a_model_file_may_name_a_network_of_ones_own(tmp_path, mine, name):
+    network = mine.Net(3, INFO.space.num_logits, width=4)
+    info = replace(INFO, builder=f"mine_nets:{name}", numbers={"width": 4})
+    save_model(tmp_path / BEST, network, info)
+    loaded = load_model(tmp_path)
+    images, present = torch.randn(1, 3, 4, 4, 4), torch.ones(1, 3, dtype=torch.bool)
+    assert torch.equal(loaded(images, present), network(images, present))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("os:system", "part of Python itself"),
+        ("subprocess:run", "part of Python itself"),
+        ("mine_nets:unannotated", "is no network, and is not called"),
+        ("mine_nets:annotated_otherwise", "is no network, and is not called"),
+        ("mine_nets:NoNetwork", "is no network, and is not called"),
+        ("mine_nets:something", "is no network, and is not called"),
+        ("mine_nets:torch.load", "is no network, and is not called"),
+        ("mine_nets:torch.nn.functional.relu", "is no network, and is not called"),
+        ("numpy:load", "is no network, and is not called"),
+        ("mine_nets:returns_text", "made a str"),
+        ("torch.nn:Module", "failed: TypeError"),
+        ("no_such_module:Net", r"PYTHONPATH=\. multiseg .*pass it from Python: load_model\(path, network=\.\.\.\)"),
+    ],
+)
+def test_a_model_file_runs_nothing_but_networks(tmp_path, mine, name, said):
+    save_model(tmp_path / BEST, mine.Net(3, INFO.space.num_logits), replace(INFO, builder=name, numbers={}))
+    with pytest.raises(CheckpointError, match=f"the network that .* names cannot be made: .*{said}"):
+        load_model(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_network_without_a_path_is_opened_by_passing_it(tmp_path, mine):
+    network = mine.Net(3, INFO.space.num_logits, width=5)
+    save_model(tmp_path / BEST, network, replace(INFO, builder="__main__:<lambda>", numbers={"width": 5}))
+    with pytest.raises(CheckpointError, match="has to be passed from Python"):
+        load_model(tmp_path)
+    loaded = load_model(tmp_path, network=lambda m, n, width: mine.Net(m, n, width))
+    assert torch.equal(loaded.network.first.weight, network.first.weight)
+    with pytest.raises(CheckpointError, match="do not fit the network"):
+        load_model(tmp_path, network=lambda m, n, width: mine.Net(m, n, 6))

@@ -16,6 +16,7 @@ from multiseg.labels import LabelSpace, Structure
 from multiseg.modalities import ModalityAxis
 from multiseg.models.parts import SHARED, Part, trained_parts
 from multiseg.models.saved import ModelInfo
+from multiseg.training.folder import numbers_of
 from multiseg.training.run import label_space
 
 BOUNDED = ("multi_unet",)
@@ -158,11 +159,7 @@ def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mod
     now = {name: tuple(d for d, about in databases.items() if name in about["modalities"]) for name in axis}
     return ModelInfo(
         builder=options.model.builder,
-        numbers={
-            "widths": list(options.model.widths),
-            "dropout": options.model.dropout,
-            "norm": options.model.norm,
-        },
+        numbers=numbers_of(options.model),
         axis=axis,
         space=space,
         spacing_mm=spacing,

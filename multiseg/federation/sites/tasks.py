@@ -7,7 +7,7 @@ from typing import Any
 from multiseg.config import checked
 from multiseg.errors import FederationError
 from multiseg.federation.messages import Task
-from multiseg.federation.plan import FederationOptions, check
+from multiseg.federation.plan import FederationOptions, check, refuse_own
 from multiseg.federation.privacy import from_payload
 from multiseg.federation.sites.site import Order
 from multiseg.models.saved import ModelInfo
@@ -19,6 +19,7 @@ def order_of(task: Task) -> Order:
         info = ModelInfo.from_json(said(task, "info"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FederationError(f"a task's description of the model is not to be understood: {error!r}.") from error
+    refuse_own(info.builder, "the model's network")
     return Order(
         info,
         options_of(task),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from multiseg.store.sources.folder import Folder
-from multiseg.store.sources.model import Found, SourceOptions
+from multiseg.store.sources.model import DatabaseFiles, Found, SourceOptions
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Layout:
         title: what people call it.
         recognise: the evidence in words ("3 folders such as BraTS2021_00000"), or "" where it is not this.
             Looks at names and small texts (dataset.json) only.
-        find: every file's role. Raises DataError where the folder contradicts itself.
+        find: every file's role, or whole cases. Raises DataError where the folder contradicts itself.
     """
 
     name: str
     title: str
     recognise: Callable[[Folder], str]
-    find: Callable[[Folder, SourceOptions], Found]
+    find: Callable[[Folder, SourceOptions], Found | DatabaseFiles]

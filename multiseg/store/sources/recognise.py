@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multiseg.errors import SourceError, UsageError
+from multiseg.own import is_own
 from multiseg.store.sources import (
     atlas,
     bids,
@@ -39,6 +40,7 @@ from multiseg.store.sources.folder import Folder, look_into
 from multiseg.store.sources.gathering import gather
 from multiseg.store.sources.layout import Layout
 from multiseg.store.sources.model import SKIP, DatabaseFiles, Found, SourceOptions, without_skipped_labels
+from multiseg.store.sources.own_layout import own_layout
 from multiseg.store.sources.participants import read_participants
 from multiseg.store.sources.pattern import is_pattern, roles_of
 
@@ -91,10 +93,12 @@ def recognise(folder: Folder, name: str = "") -> Recognised:
         UsageError: there is no layout of that name.
         SourceError: no layout looks like this folder.
     """
+    if is_own(name):
+        return Recognised(own_layout(name), "as asked")
     known = {layout.name: layout for layout in LAYOUTS}
     if name:
         if name not in known:
-            raise UsageError(f"there is no layout {name!r}; layouts are {', '.join(known)}.")
+            raise UsageError(f"there is no layout {name!r}; layouts are {', '.join(known)}, and your own module:name.")
         return Recognised(known[name], known[name].recognise(folder) or "as asked")
     seen = [(layout, evidence) for layout in LAYOUTS if (evidence := layout.recognise(folder))]
     if not seen:
@@ -111,6 +115,8 @@ def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptio
         DataError: the folder contradicts itself, or holds nothing of what its layout promises.
     """
     found = recognised.layout.find(folder, options)
+    if isinstance(found, DatabaseFiles):
+        return found
     if not found.roles:
         raise SourceError(
             f"{folder.root} holds no scan where {recognised.layout.title} has them. {_what_is_there(folder)}",
@@ -151,7 +157,7 @@ def _without_skipped(found: Found, options: SourceOptions) -> Found:
 
 
 def find_source(root: Path | str, options: SourceOptions | None = None, name: str = "") -> DatabaseFiles:
-    """The cases of a folder in whatever layout it is, or in the one called `name`."""
+    """The cases of a folder in whatever layout it is, in the one called `name`, or your own called module:name."""
     folder = look_into(Path(root))
     return find_recognised(folder, recognise(folder, name), options or SourceOptions())
 

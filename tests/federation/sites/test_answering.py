@@ -470,3 +470,24 @@ def test_the_audit_log_holds_what_was_sent(site_stores, tmp_path, info):
     assert left["metrics"]["seconds/train"] > 0
     assert left["told"].keys() == {"num_cases", "events"}
     assert Path(tmp_path / "birch" / "masks.key").exists() is False
+
+
+NAMES = {
+    "network": {"model": replace(OPTIONS.model, builder="evil:Net")},
+    "objective": {"fit": replace(OPTIONS.fit, objective="evil:loss")},
+    "augmentation": {"augment": replace(OPTIONS.augment, own="evil:turn")},
+}
+
+
+@pytest.mark.parametrize("changed", [*NAMES.values(), {}], ids=[*NAMES, "description"])
+@pytest.mark.parametrize("kind", [ROUND, EVALUATE, FINISH])
+def test_a_site_imports_nothing_that_a_task_names(site_stores, tmp_path, info, monkeypatch, changed, kind):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = round_task(info, options=replace(OPTIONS, **changed), state=first_state(info))
+    if not changed:
+        task = replace(task, body=dict(task.body) | {"info": info.to_json() | {"builder": "evil:Net"}})
+    sent = answer(replace(task, kind=kind), site_of("dogwood", site_stores, tmp_path))
+    assert "a federation runs multiseg's own code alone" in sent.error
+    assert not sent.tensors
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,55 @@
+"""A layout of one's own: a function from a folder to whole cases."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+from multiseg.errors import SourceError, UsageError
+from multiseg.own import blamed, check_takes, imported
+from multiseg.store.sources.folder import Folder
+from multiseg.store.sources.layout import Layout
+from multiseg.store.sources.model import DatabaseFiles, SourceOptions
+
+OwnSource: TypeAlias = Callable[[Path, SourceOptions], DatabaseFiles]
+SIGNATURE = "(root, options)"
+
+
+def own_layout(name: str) -> Layout:
+    """The layout that `module:name` stands for.
+
+    Raises:
+        UsageError: it cannot be imported, or not be called as (root, options).
+    """
+    source: OwnSource = imported(name, "source")
+    check_takes(source, 2, "source", SIGNATURE, name)
+    return Layout(
+        name,
+        "your own layout",
+        lambda folder: "as asked",
+        lambda folder, options: _found(source, name, folder, options),
+    )
+
+
+def _found(source: OwnSource, name: str, folder: Folder, options: SourceOptions) -> DatabaseFiles:
+    """What a source of one's own finds; the database's name and pathology are what the user says, where he does.
+
+    Raises:
+        UsageError: it failed, or returned something else than a database.
+        SourceError: it has no case, or two of one name.
+    """
+    with blamed("source", name):
+        found = source(folder.root, options)
+    if not isinstance(found, DatabaseFiles):
+        raise UsageError(f"the source {name} returned a {type(found).__name__}: return multiseg.DatabaseFiles.")
+    twice = [case for case, num in Counter(files.case for files in found.cases).items() if num > 1]
+    if twice:
+        raise SourceError(
+            f"the source {name} has two cases {twice[0]!r}.", code="DUPLICATE_CASE", file=str(folder.root)
+        )
+    if not found.cases and not found.findings:
+        raise SourceError(f"{name} found no case in {folder.root}.", code="NOTHING_FOUND", file=str(folder.root))
+    return replace(found, name=options.name or found.name, pathology=options.pathology or found.pathology)

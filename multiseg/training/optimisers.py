@@ -1,0 +1,160 @@
+"""What turns gradients into steps, by name, or of one's own."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from multiseg.errors import UsageError
+from multiseg.own import blamed, check_takes, imported, is_own, name_of
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+Groups: TypeAlias = Iterable[dict[str, Any]]
+OwnOptimiser: TypeAlias = Callable[[Iterable[nn.Parameter], float], Optimizer]
+"""From the network's parameters and the learning rate; the classes of `torch.optim` are such."""
+SIGNATURE = "(parameters, learning_rate)"
+
+
+@dataclass(frozen=True)
+class OptimiserOptions:
+    """What turns gradients into steps; the learning rate and its schedule are those of `FitOptions`.
+
+    Attributes:
+        name: "adam" (default), "adamw", "sgd" (with Nesterov's momentum), or your own as module:name.
+        weight_decay: lambda. "adam" and "sgd" add lambda w to the gradient of a weight w; "adamw" takes away
+            learning rate x lambda w beside the step. Norms and biases do not decay: see `decaying`.
+        momentum: of "sgd".
+    """
+
+    name: str = "adam"
+    weight_decay: float = 0.0
+    momentum: float = 0.99
+
+
+def adam(groups: Groups, learning_rate: float, momentum: float) -> Optimizer:
+    """Kingma and Ba 2015, arXiv:1412.6980; with weight decay, L2 regularisation in it."""
+    return torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8)
+
+
+def adamw(groups: Groups, learning_rate: float, momentum: float) -> Optimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8)
+
+
+def sgd(groups: Groups, learning_rate: float, momentum: float) -> Optimizer:
+    """Stochastic gradient descent with Nesterov's momentum (Sutskever et al. 2013); without, where it is 0."""
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0)
+
+
+OPTIMISERS: dict[str, Callable[[Groups, float, float], Optimizer]] = {"adam": adam, "adamw": adamw, "sgd": sgd}
+WEIGHT_DECAY = {"adamw": 0.01}
+"""What a run file that names an optimiser and no weight decay gets: without any, adamw is adam."""
+
+
+def check_optimiser(options: OptimiserOptions, own: OwnOptimiser | None = None) -> None:
+    """Whether there is such an optimiser.
+
+    Args:
+        own: the optimiser itself, where the options hold its name only for the record.
+
+    Raises:
+        UsageError: there is none of this name, a number is out of its range, or it would go unheard.
+    """
+    if not (0 <= options.weight_decay < math.inf and 0 <= options.momentum < 1):
+        raise UsageError(
+            f"optimiser.weight_decay is {options.weight_decay} and momentum {options.momentum}: give 0 or more, and a "
+            "momentum from 0 to below 1."
+        )
+    unheard = [name for name in ("weight_decay", "momentum") if _is_set(options, name)]
+    if own is not None or is_own(options.name):
+        check_takes(own or imported(options.name, "optimiser"), 2, "optimiser", SIGNATURE, options.name)
+        if unheard:
+            raise UsageError(
+                f"optimiser.{unheard[0]} is set, which {options.name} does not hear: set it in your own function."
+            )
+    elif options.name not in OPTIMISERS:
+        raise UsageError(
+            f"there is no optimiser {options.name!r}; there are {', '.join(OPTIMISERS)}, and your own as module:name."
+        )
+    elif "momentum" in unheard and options.name != "sgd":
+        raise UsageError(f'optimiser.momentum is {options.momentum}, but {options.name} has none: set name = "sgd".')
+    elif options.name == "adamw" and not options.weight_decay:
+        raise UsageError("adamw without weight decay is adam: set optimiser.weight_decay, such as 0.01.")
+
+
+def _is_set(options: OptimiserOptions, name: str) -> bool:
+    return bool(getattr(options, name) != getattr(OptimiserOptions(), name))
+
+
+def make_optimiser(
+    network: nn.Module, options: OptimiserOptions, learning_rate: float, own: OwnOptimiser | None = None
+) -> Optimizer:
+    """The optimiser of these options for a network's parameters.
+
+    Raises:
+        UsageError: see `check_optimiser`; or one of your own made no optimiser, or one for other parameters.
+    """
+    check_optimiser(options, own)
+    if own is None and not is_own(options.name):
+        return OPTIMISERS[options.name](_groups(network, options.weight_decay), learning_rate, options.momentum)
+    make = own or imported(options.name, "optimiser")
+    with blamed("optimiser", options.name):
+        optimiser = make(list(network.parameters()), learning_rate)
+    _check_own(optimiser, network, learning_rate, options.name)
+    made: Optimizer = optimiser
+    return made
+
+
+def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """All parameters as one group; with weight decay those that decay as a group, and the others as another."""
+    if not weight_decay:
+        return [{"params": list(network.parameters()), "weight_decay": 0.0}]
+    decays = decaying(network)
+    two = [
+        {"params": [p for name, p in network.named_parameters() if name in decays], "weight_decay": weight_decay},
+        {"params": [p for name, p in network.named_parameters() if name not in decays], "weight_decay": 0.0},
+    ]
+    return [group for group in two if group["params"]]
+
+
+def decaying(network: nn.Module) -> set[str]:
+    """The names of the parameters that weight decay acts on: what has two axes or more and is not part of a norm.
+
+    Biases and the scales and shifts of norms are left out, as is usual: they are few, and pulling them to 0 changes
+    what the network computes rather than how complex it is.
+    """
+    of_norms = {id(p) for module in network.modules() if isinstance(module, NORMS) for p in module.parameters()}
+    return {name for name, p in network.named_parameters() if p.dim() >= 2 and id(p) not in of_norms}
+
+
+def _check_own(optimiser: object, network: nn.Module, learning_rate: float, name: str) -> None:
+    """Raises UsageError where the loop could not use what somebody's own function made."""
+    if not isinstance(optimiser, Optimizer):
+        raise UsageError(f"the optimiser {name} made a {type(optimiser).__name__}, and not a torch.optim.Optimizer.")
+    held = [id(p) for group in optimiser.param_groups for p in group["params"]]
+    missing = [key for key, p in network.named_parameters() if id(p) not in held]
+    if missing or len(held) != len(list(network.parameters())):
+        raise UsageError(
+            f"the optimiser {name} has {len(held)} parameters, and the network {len(list(network.parameters()))}"
+            + (f"; it leaves out {missing[0]}" if missing else "")
+            + ". Give it all that it is called with: to freeze one, set requires_grad to False in the network."
+        )
+    rates = sorted({float(group["lr"]) for group in optimiser.param_groups})
+    if rates != [learning_rate]:
+        raise UsageError(
+            f"the optimiser {name} has the learning rates {rates}, but the schedule moves one for all parameters: make "
+            f"it with the learning rate that it is called with ({learning_rate}, fit.learning_rate)."
+        )
+    closure = inspect.signature(optimiser.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UsageError(
+            f"the optimiser {name} ({name_of(optimiser)}) evaluates the loss several times a step, which the training "
+            "loop does not do: choose one that steps without a closure."
+        )
