@@ -131,6 +131,11 @@ class CaseFiles:
         return self.subject or self.case
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """All of its files on disk."""
+        return tuple(path for file in self.by_role.values() for path in paths_of(file))
+
+    @property
     def by_role(self) -> dict[str, LabelFile]:
         """Every volume by its role, in a fixed order: sequences, then labels, then the brain mask."""
         images: dict[str, LabelFile] = {name: self.images[name] for name in in_canonical_order(sorted(self.images))}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from multiseg.store.border import one_case
 from multiseg.store.cases import CaseFiles, Majority
 from multiseg.store.formats.reading import read_geometry
+from multiseg.store.formats.volumes import Geometry
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.recipe import Recipe
 
@@ -18,8 +20,8 @@ BYTES_A_VOXEL_WORKED = 24
 """What is at work on one sequence on the store's grid."""
 BYTES_A_VOXEL_REGISTERED = 16
 """Of the largest image: what is smoothed for the levels that it is registered on."""
-TIMES_IN_MEMORY = 2
-"""A file's bytes as they lie on disk and unpacked, all volumes of a 4-D file for one of them."""
+TIMES_UNPACKED = 1.125
+"""What unpacking takes of the unpacked size, whose buffer grows by an eighth."""
 FIXED_BYTES = 130_000_000
 """Libraries and what else a worker needs."""
 SIMPLEITK_BYTES = 100_000_000
@@ -42,12 +44,22 @@ def estimate(case: CaseFiles, recipe: Recipe) -> Estimate:
     Raises:
         SourceError: a header cannot be read.
     """
+    with one_case(case.case, case.paths):
+        return _estimate(case, recipe)
+
+
+def _bytes_in_memory(file: Geometry) -> int:
+    """A file's bytes as they lie on disk and unpacked, all volumes of a 4-D file for one of them."""
+    return max(file.disk_bytes, file.file_bytes) + round(TIMES_UNPACKED * file.file_bytes)
+
+
+def _estimate(case: CaseFiles, recipe: Recipe) -> Estimate:
     kept, grid, largest, unpacked = 0, 0, 0, 0
     for role, file in case.by_role.items():
         parts = [read_geometry(part) for part in (file.raters if isinstance(file, Majority) else (file,))]
         voxels = [math.prod(part.shape) for part in parts]
         kept += BYTES_A_VOXEL_READ * max(voxels) + (sum(voxels) if isinstance(file, Majority) else 0)
-        unpacked = max(unpacked, *(part.file_bytes for part in parts))
+        unpacked = max(unpacked, *map(_bytes_in_memory, parts))
         if role in case.images:
             (geometry,) = parts
             largest = max(largest, *voxels)
@@ -58,6 +70,6 @@ def estimate(case: CaseFiles, recipe: Recipe) -> Estimate:
     if recipe.register:
         work += BYTES_A_VOXEL_REGISTERED * largest
     # A file's bytes are gone before the work on the grid begins.
-    memory = kept + max(work, TIMES_IN_MEMORY * unpacked)
+    memory = kept + max(work, unpacked)
     fixed = FIXED_BYTES + (SIMPLEITK_BYTES if recipe.register or recipe.n4 else 0)
     return Estimate(grid * len(case.images), fixed + memory)

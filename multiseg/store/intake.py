@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import zarr
@@ -13,6 +14,7 @@ import zarr
 from multiseg.errors import DataError, UsageError
 from multiseg.modalities import as_names, in_canonical_order
 from multiseg.store import schema
+from multiseg.store.border import one_case
 from multiseg.store.cases import CaseFiles, paths_of, sha256_of
 from multiseg.store.catalogue import assign_splits
 from multiseg.store.columns import participant_columns, text_columns
@@ -80,7 +82,14 @@ def source_bytes(databases: Sequence[DatabaseFiles]) -> int:
     paths = {
         path for files in databases for case in files.cases for file in case.by_role.values() for path in paths_of(file)
     }
-    return sum(path.stat().st_size for path in paths if path.exists())
+    return sum(_size_of(path) for path in paths)
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -291,10 +300,11 @@ def bad_names(files: DatabaseFiles) -> list[Finding]:
 
 
 def _is_from(case: CaseFiles, digest: str) -> bool:
-    """Whether a case's files are those of this digest. A missing file is no match."""
+    """Whether a case's files are those of this digest. A missing or damaged file is no match."""
     try:
-        return digest_of_roles({role: sha256_of(file) for role, file in case.by_role.items()}) == digest
-    except OSError:
+        with one_case(case.case, case.paths):
+            return digest_of_roles({role: sha256_of(file) for role, file in case.by_role.items()}) == digest
+    except DataError:
         return False
 
 

@@ -15,7 +15,9 @@ import SimpleITK
 from jaxtyping import Float
 
 from multiseg.errors import SourceError
+from multiseg.store.border import one_file
 from multiseg.store.cases import Series, joined_sha256
+from multiseg.store.formats.dicom_elements import check_elements
 from multiseg.store.formats.nifti import new_header
 from multiseg.store.formats.volumes import Geometry, Volume, is_mapping
 from multiseg.store.formats.voxels import as_voxels, refuse_colours
@@ -73,6 +75,12 @@ def read_slice(path: Path, tags: Sequence[str] = (), private: bool = False) -> S
     """
     if not path.is_file():
         raise SourceError(f"{path} does not exist.", code="MISSING_FILE", file=str(path))
+    with one_file(path):
+        check_elements(path)
+        return _read_header(path, tags, private)
+
+
+def _read_header(path: Path, tags: Sequence[str], private: bool) -> Slice:
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # we say ourselves what is wrong
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")

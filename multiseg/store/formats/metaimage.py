@@ -54,6 +54,7 @@ def described(fields: Mapping[str, str]) -> Described:
         inter=numbers(fields.get("elementtointensityfunctionoffset") or "0")[0],
         units=frozenset(fields.get("distanceunits", "").split()),
         is_coloured=channels in (3, 4) and kind == "UCHAR",
+        is_sized=bool(_first(fields, ("elementspacing", "elementsize"), "")),
         why_unplaced="" if matrix else "no orientation in the header (no TransformMatrix)",
     )
 

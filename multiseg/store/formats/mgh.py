@@ -12,6 +12,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from multiseg.errors import SourceError
+from multiseg.store.formats.lengths import SPARE_BYTES, check_length
 from multiseg.store.formats.nifti import new_header
 from multiseg.store.formats.nifti_place import Doubts, no_orientation
 from multiseg.store.formats.volumes import Geometry, Volume, is_mapping
@@ -53,7 +54,7 @@ def read_mgh(path: Path, data: bytes, sha256: str, index: int | None = None) -> 
 def mgh_geometry(path: Path, head: bytes, index: int | None = None, num_bytes: int | None = None) -> Geometry:
     """What an MGH file's first bytes say of it. `num_bytes`: the file's size, where it is not compressed."""
     header = _header(path, head, index, num_bytes)
-    return Geometry(header.volume, header.affine, header.dtype.itemsize, math.prod(header.shape[3:]))
+    return Geometry(header.volume, header.affine, header.dtype.itemsize, math.prod(header.shape[3:]), HEADER_BYTES)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # of damaged numbers; what comes of them is looked at
@@ -65,10 +66,8 @@ def _header(path: Path, data: bytes, index: int | None, num_bytes: int | None) -
         message = f"{path} has an MGH header that cannot be read: {error}. Copy or export it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
     shape = tuple(int(n) for n in fields.get_data_shape())
-    needed = HEADER_BYTES + math.prod(shape) * dtype.itemsize
-    if num_bytes is not None and num_bytes < needed:
-        message = f"{path} is shorter than its header says: {num_bytes} of {needed} bytes. Copy it again."
-        raise SourceError(message, code="DAMAGED_FILE", file=str(path))
+    if num_bytes is not None:
+        check_length(path, num_bytes, HEADER_BYTES + math.prod(shape) * dtype.itemsize, SPARE_BYTES)
     volume = volume_shape(path, shape, index)
     affine = np.asarray(fields.get_affine(), dtype=np.float64)
     if not is_mapping(affine) or not (fields["delta"] > 0).all():

@@ -15,6 +15,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from multiseg.errors import SourceError
 from multiseg.files import write_atomically
+from multiseg.store.formats.lengths import check_length, smallest_face
 from multiseg.store.formats.nifti_place import Doubts, place_of
 from multiseg.store.formats.volumes import Geometry, Volume
 from multiseg.store.formats.voxels import as_voxels, refuse_colours, refuse_complex, volume_shape
@@ -64,7 +65,8 @@ def nifti_geometry(path: Path, head: bytes, index: int | None = None, num_bytes:
     if num_bytes is not None:
         _check_length(path, header.fields, num_bytes)
     num_volumes = math.prod(int(n) for n in header.fields.get_data_shape()[3:])
-    return Geometry(header.shape, header.affine, int(header.fields.get_data_dtype().itemsize), num_volumes)
+    itemsize = int(header.fields.get_data_dtype().itemsize)
+    return Geometry(header.shape, header.affine, itemsize, num_volumes, _start(path, header.fields))
 
 
 def new_header(shape: Index3, affine: Affine, dtype: np.dtype) -> bytes:
@@ -120,17 +122,26 @@ def _scaling(path: Path, header: HeaderOf) -> tuple[float, float]:
     return (1.0, 0.0) if slope is None else (float(slope), float(inter))
 
 
-def _check_length(path: Path, header: HeaderOf, num_bytes: int) -> None:
-    """Before memory is asked for: a damaged header may claim any size."""
-    shape = [int(n) for n in header.get_data_shape()]
+def _start(path: Path, header: HeaderOf) -> int:
+    """The byte at which the voxels begin.
+
+    Raises:
+        SourceError: it lies within the header.
+    """
     offset = int(header.get_data_offset())
     if offset < header.sizeof_hdr:
         message = f"{path} says that its voxels begin at byte {offset}, within its header. Export it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path))
-    needed = offset + math.prod(shape) * header.get_data_dtype().itemsize
-    if needed > num_bytes:
-        message = f"{path} is shorter than its header says: {num_bytes} of {needed} bytes. Copy it again."
-        raise SourceError(message, code="DAMAGED_FILE", file=str(path))
+    return offset
+
+
+def _check_length(path: Path, header: HeaderOf, num_bytes: int) -> None:
+    """Before memory is asked for: a damaged header may claim any size."""
+    shape, itemsize = [int(n) for n in header.get_data_shape()], int(header.get_data_dtype().itemsize)
+    start = _start(path, header)
+    # An odd start with bytes left over is one that was moved: every voxel would be read from beside its place.
+    face = 1 if start % 16 else smallest_face(shape, itemsize)
+    check_length(path, num_bytes, start + math.prod(shape) * itemsize, face)
 
 
 def _stored(path: Path, header: HeaderOf, data: bytes) -> Array:

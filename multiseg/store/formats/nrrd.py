@@ -61,6 +61,7 @@ def described(fields: Mapping[str, str]) -> Described:
         units=frozenset(re.findall(r"[^\s\"]+", fields.get("space units", ""))),
         is_coloured=any("color" in kind for kind in kinds) or _looks_coloured(sizes, kinds, fields.get("type", "")),
         is_complex="complex" in kinds,
+        is_sized=bool(vectors or fields.get("spacings") or fields.get("thicknesses")),
         why_unplaced="" if space in SPACES and vectors else unplaced,
     )
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import zlib
 from dataclasses import replace
 from pathlib import Path
 
 from multiseg.errors import SourceError
-from multiseg.store.cases import Channel, ScanFile, Series, joined_sha256, part_of
-from multiseg.store.formats.compression import GZIP_MAGIC, gunzip
+from multiseg.store.border import one_file
+from multiseg.store.cases import Channel, ScanFile, Series, joined_sha256, part_of, paths_of
+from multiseg.store.formats.compression import DAMAGE, GZIP_MAGIC, gunzip, gunzipped_head
+from multiseg.store.formats.lengths import SPARE_BYTES, check_gzip_length, smallest_face
 from multiseg.store.formats.mgh import is_mgh, mgh_geometry, read_mgh
 from multiseg.store.formats.nifti import is_nifti, is_pair, nifti_geometry, read_nifti
 from multiseg.store.formats.pair import further_files, is_header, joined, missing_half, other_half, single_header
 from multiseg.store.formats.text_header import is_metaimage, is_nrrd
 from multiseg.store.formats.text_image import bytes_of_data, read_text_image, text_geometry
-from multiseg.store.formats.volumes import Geometry, Volume
+from multiseg.store.formats.volumes import Geometry, Volume, check_extent
 
 DICOM_MAGIC = b"DICM"
 HEAD_BYTES = 1 << 18
@@ -34,6 +35,26 @@ def read_volume(file: ScanFile) -> Volume:
         SourceError: the file is missing, damaged, of no format we read, not 3-D, coloured, not finite, or
             its affine is singular. `code` tells which.
     """
+    with one_file(paths_of(file)[0]):
+        return _volume(file)
+
+
+def read_geometry(file: ScanFile) -> Geometry:
+    """What the header alone says of a volume, for plans; the voxels are not looked at.
+
+    Raises:
+        SourceError: the file is missing, its header damaged or of no format we read, or no 3-D volume; or its header
+            claims other voxels than the file has room for.
+    """
+    path = paths_of(file)[0]
+    with one_file(path):
+        geometry = _geometry(file)
+        check_extent(path, geometry)
+        return geometry
+
+
+def _volume(file: ScanFile) -> Volume:
+    geometry = read_geometry(file)  # what the header claims is looked at before anything else is read
     if isinstance(file, Series):
         return _read_series(file)
     path, index = _place(file)
@@ -43,9 +64,10 @@ def read_volume(file: ScanFile) -> Volume:
     digests = [hashlib.sha256(raw).hexdigest()]
     digests += [hashlib.sha256(bytes_of_data(path, other)).hexdigest() for other in further_files(path, raw)]
     sha256 = joined_sha256(digests, part_of(file))
-    data, layers = _unpacked(path, raw)
+    at_most = geometry.start + geometry.file_bytes + SPARE_BYTES
+    data, layers = _unpacked(path, raw, at_most)
     if not is_nifti(data) and (other := other_half(path)) is not None:
-        data, layers = _joined_pair(path, data, layers, other)
+        data, layers = _joined_pair(path, data, layers, other, at_most)
     if is_nifti(data):
         volume = read_nifti(path, data, sha256, index)
     elif is_mgh(data):
@@ -56,12 +78,7 @@ def read_volume(file: ScanFile) -> Volume:
     return volume if layers < 2 else replace(volume, doubts=(_often_packed(path, layers), *volume.doubts))
 
 
-def read_geometry(file: ScanFile) -> Geometry:
-    """What the header alone says of a volume, for plans; the voxels are not looked at.
-
-    Raises:
-        SourceError: the file is missing, its header damaged or of no format we read, or no 3-D volume.
-    """
+def _geometry(file: ScanFile) -> Geometry:
     if isinstance(file, Series):
         return _series_geometry(file)
     path, index = _place(file)
@@ -72,19 +89,22 @@ def read_geometry(file: ScanFile) -> Geometry:
     data, layers = _unpacked_head(path, head, 0 if other is not None else NIFTI_BYTES)
     if other is not None and not is_nifti(data):
         return _pair_geometry(path, other, index)
-    if is_nifti(data):
-        return nifti_geometry(path, data, index, None if layers else num_bytes)
-    if is_mgh(data):
-        return mgh_geometry(path, data, index, None if layers else num_bytes)
-    _check_text(path, data, layers)
-    return text_geometry(path, data, num_bytes, index)
+    if not (is_nifti(data) or is_mgh(data)):
+        _check_text(path, data, layers)
+        return text_geometry(path, data, num_bytes, index)
+    geometry_of = nifti_geometry if is_nifti(data) else mgh_geometry
+    geometry = geometry_of(path, data, index, None if layers else num_bytes)
+    if layers == 1:
+        face = smallest_face(geometry.shape, geometry.bytes_a_voxel) if is_nifti(data) else 0
+        check_gzip_length(path, geometry.start + geometry.file_bytes, face)
+    return replace(geometry, disk_bytes=num_bytes)
 
 
-def _joined_pair(path: Path, data: bytes, layers: int, other: Path) -> tuple[bytes, int]:
+def _joined_pair(path: Path, data: bytes, layers: int, other: Path, at_most: int) -> tuple[bytes, int]:
     """The one file that a pair would make, and how many times the half that was more often so was compressed."""
     if not other.exists():
         raise missing_half(path, other)
-    other_data, other_layers = _unpacked(other, _read_bytes(other))
+    other_data, other_layers = _unpacked(other, _read_bytes(other), at_most)
     most = max(layers, other_layers)
     return (joined(path, data, other_data) if is_header(path) else joined(other, other_data, data)), most
 
@@ -96,7 +116,10 @@ def _pair_geometry(path: Path, other: Path, index: int | None) -> Geometry:
     head, offset = single_header(header, _unpacked_head(header, _read_head(header)[0])[0])
     first, num_bytes = _read_head(voxels)
     is_packed = first[:2] == GZIP_MAGIC
-    return nifti_geometry(path, head, index, None if is_packed else len(head) + num_bytes - offset)
+    geometry = nifti_geometry(path, head, index, None if is_packed else len(head) + num_bytes - offset)
+    if is_packed and gunzipped_head(first, 2) != GZIP_MAGIC:
+        check_gzip_length(voxels, offset + geometry.file_bytes, smallest_face(geometry.shape, geometry.bytes_a_voxel))
+    return replace(geometry, disk_bytes=num_bytes)
 
 
 def _place(file: Path | Channel) -> tuple[Path, int | None]:
@@ -176,13 +199,13 @@ def _unreadable(path: Path, error: OSError) -> SourceError:
     return SourceError(message, code="UNREADABLE_FILE", file=str(path))
 
 
-def _unpacked(path: Path, raw: bytes) -> tuple[bytes, int]:
-    """What is in a file, and how many times it was compressed."""
+def _unpacked(path: Path, raw: bytes, at_most: int) -> tuple[bytes, int]:
+    """What is in a file, in not more bytes than `at_most`, and how many times it was compressed."""
     data, layers = raw, 0
     try:
         while data[:2] == GZIP_MAGIC and layers < MAX_LAYERS:
-            data, layers = gunzip(data), layers + 1
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            data, layers = gunzip(data, at_most), layers + 1
+    except DAMAGE as error:
         message = f"{path} is a truncated or damaged gzip file ({len(raw)} bytes): {error}. Copy it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
     return data, layers
@@ -193,7 +216,7 @@ def _unpacked_head(path: Path, head: bytes, least: int = NIFTI_BYTES) -> tuple[b
     data, layers = head, 0
     try:
         while data[:2] == GZIP_MAGIC and layers < MAX_LAYERS:
-            data, layers = zlib.decompressobj(wbits=31).decompress(data, HEAD_BYTES), layers + 1
+            data, layers = gunzipped_head(data, HEAD_BYTES), layers + 1
     except zlib.error as error:
         message = f"{path} is a truncated or damaged gzip file: {error}. Copy it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error

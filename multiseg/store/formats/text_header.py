@@ -27,6 +27,7 @@ class Described:
         encoding: "raw", "zlib", "gzip" or "bzip2".
         line_skip, byte_skip: what stands before the voxels; -1 bytes: the voxels are the file's end.
         why_unplaced: why left and right are a convention; "" where the header tells them.
+        is_sized: the header tells the size of the voxels; else it is taken to be 1 mm.
     """
 
     sizes: tuple[int, ...]
@@ -43,6 +44,7 @@ class Described:
     is_coloured: bool = False
     is_complex: bool = False
     why_unplaced: str = ""
+    is_sized: bool = True
 
 
 def is_nrrd(data: bytes) -> bool:

@@ -13,7 +13,8 @@ import numpy as np
 
 from multiseg.errors import SourceError
 from multiseg.store.formats import metaimage, nrrd
-from multiseg.store.formats.compression import DAMAGE, unpack
+from multiseg.store.formats.compression import DAMAGE, MAX_RATIO, MAX_RATIO_OF_BZIP2, unpack
+from multiseg.store.formats.lengths import SPARE_BYTES, check_length, smallest_face
 from multiseg.store.formats.nifti import new_header
 from multiseg.store.formats.nifti_place import Doubts, no_orientation
 from multiseg.store.formats.text_header import Described, data_files, fields_of, is_nrrd, voxels_start
@@ -23,6 +24,7 @@ from multiseg.types import Affine, Array, Index3
 
 MM_OF = {"um": 0.001, "µm": 0.001, "micron": 0.001, "cm": 10.0, "m": 1000.0}
 """Millimetres of the units of space that are not millimetres."""
+MAX_RATIO_OF = {"zlib": MAX_RATIO, "gzip": MAX_RATIO, "bzip2": MAX_RATIO_OF_BZIP2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,11 @@ class _Header:
     @property
     def num_bytes(self) -> int:
         return math.prod(self.said.sizes) * self.said.dtype.itemsize
+
+    @property
+    def face(self) -> int:
+        """Bytes of the smallest face of the array."""
+        return smallest_face(self.said.sizes, self.said.dtype.itemsize)
 
 
 def read_text_image(path: Path, raw: bytes, sha256: str, index: int | None = None) -> Volume:
@@ -58,11 +65,23 @@ def text_geometry(path: Path, head: bytes, num_bytes: int, index: int | None = N
     """What the header of a MetaImage or NRRD file says. `num_bytes`: the size of that file."""
     header = _header(path, head, index)
     files = data_files(path, head)
-    held = sum(_size_of(path, file) for file in files) if files else num_bytes - voxels_start(head)
-    if header.said.encoding == "raw":
-        _check_length(path, held, header.num_bytes)
+    sizes = [_size_of(path, file) for file in files]
+    held = sum(sizes) if files else num_bytes - voxels_start(head)
+    _check_claim(path, held, header, max(1, len(files)))
     num_volumes = math.prod(header.said.sizes) // math.prod(header.volume)
-    return Geometry(header.volume, header.affine, header.said.dtype.itemsize, num_volumes)
+    itemsize = header.said.dtype.itemsize
+    return Geometry(header.volume, header.affine, itemsize, num_volumes, disk_bytes=num_bytes + sum(sizes))
+
+
+def _check_claim(path: Path, held: int, header: _Header, num_files: int) -> None:
+    """Whether the voxels that a header claims can come out of so many bytes on the disk."""
+    said = header.said
+    if said.encoding != "raw":
+        check_length(path, held * MAX_RATIO_OF[said.encoding], header.num_bytes)
+    elif said.byte_skip < 0 or said.line_skip:
+        check_length(path, held, header.num_bytes)
+    else:
+        check_length(path, held - said.byte_skip * num_files, header.num_bytes, header.face)
 
 
 def _header(path: Path, data: bytes, index: int | None) -> _Header:
@@ -104,6 +123,9 @@ def _affine(path: Path, said: Described) -> tuple[Affine, Doubts]:
     if not is_mapping(affine):
         message = f"{path} has an affine that is no mapping to space: {affine.tolist()}. Repair its header."
         raise SourceError(message, code="BAD_AFFINE", file=str(path))
+    if not said.is_sized:
+        sizes = f"{path.name}: its header does not tell the size of its voxels, which are taken to be 1 mm. Add it."
+        doubts.append(("NO_VOXEL_SIZE", sizes))
     if said.why_unplaced:
         doubts.append(("NO_ORIENTATION", no_orientation(path, affine, said.why_unplaced)))
     return affine, tuple(doubts)
@@ -118,31 +140,29 @@ def _data(path: Path, raw: bytes, header: _Header) -> bytes:
     except DAMAGE as error:
         message = f"{path} has truncated or damaged voxels: {error}. Copy it again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(path)) from error
-    _check_length(path, len(data), header.num_bytes)
+    check_length(path, len(data), header.num_bytes, header.face)
     return data
 
 
 def _unpacked(part: bytes, header: _Header, num_parts: int) -> bytes:
-    said = header.said
+    said, begin = header.said, 0
     for _ in range(said.line_skip):
-        part = part[part.index(b"\n") + 1 :]
-    data = unpack(part, said.encoding)
+        begin = part.index(b"\n", begin) + 1
+    room = min(max(0, said.byte_skip), SPARE_BYTES) + SPARE_BYTES
+    data = unpack(part[begin:] if begin else part, said.encoding, header.num_bytes + room)
     if said.byte_skip >= 0:
         return data[said.byte_skip :]
     needed = header.num_bytes // num_parts  # the voxels are the file's end
     return data[max(0, len(data) - needed) :]
 
 
-def _check_length(path: Path, held: int, needed: int) -> None:
-    if held < needed:
-        message = f"{path} is shorter than its header says: {held} of {needed} bytes of voxels. Copy it again."
-        raise SourceError(message, code="DAMAGED_FILE", file=str(path))
-
-
 def _size_of(path: Path, file: Path) -> int:
+    """The size of a file with voxels, which must be one: reading from a device would never end."""
     try:
+        if not file.is_file():
+            raise FileNotFoundError(file)
         return file.stat().st_size
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _not_beside(path, file) from error
 
 
@@ -152,6 +172,7 @@ def bytes_of_data(path: Path, file: Path) -> bytes:
     Raises:
         SourceError: it is not there.
     """
+    _size_of(path, file)
     try:
         return file.read_bytes()
     except OSError as error:

@@ -11,10 +11,17 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
+from multiseg.errors import SourceError
 from multiseg.types import Affine, Index3, Voxels
 
 AFFINE_TOLERANCE_MM = 0.1
 """Two affines that place every corner of a volume within this distance are the same."""
+MIN_VOXEL_MM, MAX_VOXEL_MM = 0.01, 1000.0
+"""Sizes beyond these are no voxel's. What is implausible but possible, a look at the brain tells."""
+MIN_DETERMINANT = 1e-3
+"""Of the directions of the axes: below it, they lie in a plane."""
+MAX_SIDE_MM, MAX_OFFSET_MM = 4000.0, 1e5
+"""No field of view is as large. The origin of some scanners lies far away."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +50,16 @@ class Volume:
 class Geometry:
     """What a header says of a volume, before any voxel is read. `affine` maps voxel indices to RAS+ millimetres.
 
-    `num_volumes` lie in its file, and all of them are read for one.
+    `num_volumes` lie in its file, and all of them are read for one. `start` is the byte at which they begin in the
+    unpacked file, `disk_bytes` what its files take on the disk.
     """
 
     shape: Index3
     affine: Affine
     bytes_a_voxel: int
     num_volumes: int = 1
+    start: int = 0
+    disk_bytes: int = 0
 
     @property
     def file_bytes(self) -> int:
@@ -88,5 +98,26 @@ def apart_mm(a: Affine, b: Affine, shape: Sequence[int]) -> float:
 
 
 def is_mapping(affine: Affine) -> bool:
-    """Whether an affine takes voxels to places in space, one to one."""
-    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-6)
+    """Whether an affine takes voxels to places in space, one to one, and they have a size that voxels can have."""
+    if not np.isfinite(affine).all():
+        return False
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if not ((sizes >= MIN_VOXEL_MM) & (sizes <= MAX_VOXEL_MM)).all():
+        return False
+    return bool(abs(np.linalg.det(affine[:3, :3] / sizes)) > MIN_DETERMINANT)
+
+
+def check_extent(path: Path, geometry: Geometry) -> None:
+    """Whether a volume lies somewhere where a patient may have lain.
+
+    Raises:
+        SourceError: it is larger or further away than any scanner.
+    """
+    sides = np.array(voxel_size_mm(geometry.affine)) * geometry.shape
+    if sides.max() > MAX_SIDE_MM or np.abs(geometry.affine[:3, 3]).max() > MAX_OFFSET_MM:
+        origin = ", ".join(f"{mm:.4g}" for mm in geometry.affine[:3, 3])
+        message = (
+            f"{path} is {' x '.join(f'{mm:.4g}' for mm in sides)} mm large and begins at {origin} mm by its header: no "
+            "scanner is as large. Repair its header from the original scan."
+        )
+        raise SourceError(message, code="BAD_AFFINE", file=str(path))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from multiseg.errors import DataError
+from multiseg.store.border import one_case
 from multiseg.store.cases import CaseFiles
 from multiseg.store.preparation.brain import brains
 from multiseg.store.preparation.intensity import percentiles_of, without_bias
@@ -29,7 +30,8 @@ def learn_landmarks(cases: Sequence[CaseFiles], recipe: Recipe) -> dict[str, tup
     found: dict[str, list[tuple[float, ...]]] = {}
     for files in sorted(cases, key=lambda case: case.case):
         try:
-            own = _percentiles(files, recipe)
+            with one_case(files.case, files.paths):
+                own = _percentiles(files, recipe)
         except DataError:
             continue
         for name, percentiles in own.items():

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from multiseg.errors import ModalityError
 from multiseg.labels import LabelSchema
 from multiseg.modalities import in_canonical_order
+from multiseg.store.border import one_case
 from multiseg.store.cases import CaseFiles, Majority
 from multiseg.store.findings import Doubt
 from multiseg.store.formats.reading import read_volume
@@ -84,6 +85,13 @@ def prepare_case(
         SourceError, LabelError, ModalityError: what is wrong with which file; nothing is guessed.
         UsageError: the recipe's brain extraction cannot be run.
     """
+    with one_case(files.case, files.paths):
+        return _prepared(files, schemas, recipe, only)
+
+
+def _prepared(
+    files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Recipe, only: Collection[str]
+) -> PreparedCase:
     journal = Journal()
     scene = read_scene(files, schemas, recipe, journal)
     if only:
