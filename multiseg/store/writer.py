@@ -338,8 +338,15 @@ class DatabaseWriter:
             self._array("case")[older] = ""
 
     def release_rows(self) -> None:
-        """Give back rows at the end that nobody committed."""
-        status = self._array("status")[:]
+        """Give back rows that nobody committed: those at the end go, and the others lose their case's name.
+
+        A pending row with a name is one whose writer is at work or died; that of a case which was refused is free.
+        """
+        status, names = self._array("status")[:], self._array("case")[:]
+        refused = (status == schema.PENDING) & np.array([bool(str(name)) for name in names], dtype=bool)
+        if refused.any():
+            names[refused] = ""
+            self._array("case")[:] = names
         used = int(np.flatnonzero(status != schema.PENDING).max(initial=-1)) + 1
         if used < len(status):
             for name in [*schema.COORDINATES, *self._participant_columns(), "image", "label"]:

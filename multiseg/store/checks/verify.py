@@ -150,10 +150,9 @@ def _check_rows(layout: Layout, faults: Faults) -> None:
     if len(whole) > 1:
         said = f"{len(whole)} rows are written in full but not committed, as if the states of the rows had been lost"
         noted.error("STATUS_LOST", f"{layout.name}/status", f"{said}. {RESTORE}")
-    elif pending:
-        said = (
-            f"{len(pending)} rows are reserved and not committed ({', '.join(layout.case(row) for row in pending[:5])})"
-        )
+    reserved = [layout.case(row) for row in pending if layout.case(row)]  # a row without a name is free
+    if reserved and len(whole) <= 1:
+        said = f"{len(reserved)} rows are reserved and not committed ({', '.join(reserved[:5])})"
         noted.note("PENDING_ROWS", f"{layout.name}/status", f"{said}: a writer died, or is at work. Ingest again.")
     faults.found.extend(noted.found)
 

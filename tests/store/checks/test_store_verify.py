@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from multiseg.store.checks.chunks import decoded_blocks
 from multiseg.store.checks.faults import Faults
 from multiseg.store.checks.verify import verify_store
 from multiseg.store.findings import Finding, Severity
+from multiseg.store.ingest import ingest
+from multiseg.store.intake import IngestOptions
+from multiseg.store.reader import open_store
+from multiseg.store.sources.manifest import find_manifest
 
 
 @pytest.fixture
@@ -418,6 +423,22 @@ def test_where_nobody_is_to_look_is_no_unknown_code(copy: Path) -> None:
 
 
 # --- writers that died ---
+
+
+def test_a_refused_case_is_no_dead_writer(hospitals: Path, tmp_path: Path) -> None:
+    """Its row lies between those of good cases, and the next case that is new takes it."""
+    alder = find_manifest(hospitals / "manifest.toml")[0]
+    shutil.copytree(hospitals, tmp_path / "in")
+    damaged = replace(alder.cases[1], images={"T1": tmp_path / "in" / "nothing.nii.gz"})
+    url, options = str(tmp_path / "s.zarr"), IngestOptions(spacing_mm=(5.0, 5.0, 5.0))
+    cases = (alder.cases[0], damaged, alder.cases[2])
+    (report,) = ingest([replace(alder, cases=cases)], url, options)
+    assert (len(report.written), report.failed) == (2, (alder.cases[1].case,))
+    assert verify_store(url) == []
+    (report,) = ingest([replace(alder, cases=(cases[0], alder.cases[3], cases[2]))], url, options)
+    assert report.written == (alder.cases[3].case,)
+    assert [case.name for case in open_store(url).cases] == [alder.cases[number].case for number in (0, 3, 2)]
+    assert verify_store(url) == []
 
 
 def test_rows_that_are_not_committed(copy: Path) -> None:
