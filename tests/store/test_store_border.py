@@ -204,7 +204,7 @@ def test_with_several_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format_name", ["nii", "nii.gz", "mgh", "mgz"])
-def test_hundred_damages_are_read_rightly_or_found(format_name: str, tmp_path: Path) -> None:
+def test_sixty_damages_are_read_rightly_or_found(format_name: str, tmp_path: Path) -> None:
     """One bit of the header or one of its fields: never anything but a prepared case or an error with its file."""
     path = tmp_path / f"T1.{format_name}"
     kind = nib.MGHImage if format_name.startswith("mg") else nib.Nifti1Image
@@ -218,7 +218,7 @@ def test_hundred_damages_are_read_rightly_or_found(format_name: str, tmp_path: P
     odd = [struct.pack(f"{order}f", value) for value in (1e30, -1e30, np.nan, np.inf, 0, -4)]
     odd += [struct.pack(f"{order}h", value) for value in (-1, 0, 32767)] + [struct.pack(f"{order}i", 2**31 - 1)]
     num_right = num_found = 0
-    for number in range(100):
+    for number in range(60):
         at = int(rng.integers(0, 340 if order == "<" else 88))
         new = odd[rng.integers(len(odd))] if number % 2 else bytes([whole[at] ^ 1 << int(rng.integers(8))])
         data = put(whole, at, new)
@@ -232,8 +232,8 @@ def test_hundred_damages_are_read_rightly_or_found(format_name: str, tmp_path: P
             num_found += 1
         else:
             num_right += bool(prepared.images.shape == right.images.shape)
-    assert num_found > 10
-    assert num_right > 30
+    assert num_found > 4
+    assert num_right > 20
 
 
 def test_the_readers_of_both_formats_are_inside_the_border(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
