@@ -11,8 +11,11 @@ from pathlib import Path
 from multiseg.errors import ResourceError
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write beside, flush to the disk, rename: readers see the old file or the new one, never half.
+
+    Args:
+        mode: who may read and write it, less what the user's umask forbids; 0o600 for a secret.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written; an old file stays as it was.
@@ -20,7 +23,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
+        with open(beside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -15,6 +15,7 @@ from multiseg.cli.data import AsJson
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
+    from multiseg.store.case_reports import CaseReport
     from multiseg.store.findings import Finding
     from multiseg.store.intake import IngestOptions
     from multiseg.store.sources.model import DatabaseFiles
@@ -57,6 +58,7 @@ def verify_command(
 
     multiseg verify BraTS2021_Training
     """
+    from multiseg.cli.cases import print_cases
     from multiseg.cli.console import messages, print_findings, print_json
     from multiseg.store.checks.verify import is_store
     from multiseg.store.findings import Severity
@@ -67,7 +69,7 @@ def verify_command(
         raise UsageError(f"there is no store at {path}, and no source either. Check the path.")
     if is_store(path):
         flags.check_no_source(context, path)
-        findings = _verify_store(path, flags.workers_of(workers, scheduler, memory, []).num)
+        findings, cases = _verify_store(path, flags.workers_of(workers, scheduler, memory, []).num), None
     else:
         said = flags.Said(
             layout, pattern=pattern, label=label, labels=labels, raters=raters, brain_mask=brain_mask,
@@ -78,11 +80,13 @@ def verify_command(
             flags.spacing_of(spacing), reference, headers_disagree, register=register, n4=n4, normalise=normalise,
             workers=flags.workers_of(workers, scheduler, memory, databases),
         )  # fmt: skip
-        findings = _verify_sources(databases, options)
+        findings, cases = _verify_sources(databases, options)
     count = Counter(finding.severity for finding in findings)
     if as_json:
-        print_json({"path": path, "findings": [finding.to_json() for finding in findings]})
+        listed = {} if cases is None else {"cases": [case.to_json() for case in cases]}
+        print_json({"path": path, "findings": [finding.to_json() for finding in findings], **listed})
     else:
+        print_cases(cases or ())
         print_findings([_with_place(finding) for finding in findings])
         counted = ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity in Severity if (n := count[severity]))
         messages().print(f"{path}: {counted or 'no fault found'}", soft_wrap=True)
@@ -109,7 +113,9 @@ def _verify_store(url: str, workers: int) -> Sequence[Finding]:
         return verify_store(url, on_case, workers)
 
 
-def _verify_sources(databases: Sequence[DatabaseFiles], options: IngestOptions) -> Sequence[Finding]:
+def _verify_sources(
+    databases: Sequence[DatabaseFiles], options: IngestOptions
+) -> tuple[Sequence[Finding], Sequence[CaseReport] | None]:
     from rich.progress import TaskID
 
     from multiseg.cli.console import progress_bar
@@ -120,4 +126,5 @@ def _verify_sources(databases: Sequence[DatabaseFiles], options: IngestOptions) 
         def on_case(database: str, case: str, outcome: str) -> None:
             bar.update(TaskID(0), advance=1, details=f"{database}/{case}")
 
-        return [finding for files in databases for finding in check_source(files, options, on_case)]
+        checks = [check_source(files, options, on_case) for files in databases]
+    return [found for check in checks for found in check.findings], [case for check in checks for case in check.cases]

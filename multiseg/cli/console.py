@@ -76,7 +76,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
         cases = list(dict.fromkeys(finding.case for finding in some if finding.case))
         messages_shown = list(dict.fromkeys(finding.message for finding in some))
         shown = SHOWN_ALIKE[severity]
-        text = "\n".join(_plain(message) for message in messages_shown[:shown])
+        text = "\n".join(plain(message) for message in messages_shown[:shown])
         if len(messages_shown) > shown:
             text += f"\n... and {len(messages_shown) - shown} more like this (all of them with --json)"
         listed = ", ".join(cases[:4]) + (f" and {len(cases) - 4} more" if len(cases) > 4 else "")
@@ -84,7 +84,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
     output().print(table)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text in which '[' means itself to rich."""
     return text.replace("[", r"\[")
 

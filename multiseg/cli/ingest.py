@@ -57,6 +57,13 @@ def ingest_command(
     redo: Annotated[
         list[str] | None, typer.Option(help="Write this case again, as when it is damaged.", rich_help_panel=_WHERE)
     ] = None,
+    pseudonyms: Annotated[
+        str,
+        typer.Option(
+            help="Other names for people, cases and visits; this file keeps key and real names (made if new).",
+            rich_help_panel=_WHERE,
+        ),
+    ] = "",
     workers: flags.NumWorkers = "auto",
     scheduler: flags.Scheduler = "processes",
     memory: flags.Memory = "auto",
@@ -89,6 +96,7 @@ def ingest_command(
         spacing_mm=flags.spacing_of(spacing), reference=reference, headers_disagree=headers_disagree,
         register=register, n4=n4, normalise=normalise, codec=codec, replace=replace, redo=tuple(redo or ()),
         seed=seed, **_split(split), workers=flags.workers_of(workers, scheduler, memory, databases),
+        pseudonyms=pseudonyms,
     )  # fmt: skip
     return _rehearse(databases, store, options, as_json) if dry_run else _ingest(databases, store, options, as_json)
 
@@ -108,6 +116,7 @@ def _split(text: str) -> dict[str, Any]:
 def _ingest(databases: Sequence[DatabaseFiles], store: str, options: IngestOptions, as_json: bool) -> int:
     from rich.progress import TaskID
 
+    from multiseg.cli.cases import print_cases
     from multiseg.cli.console import messages, print_findings, print_json, progress_bar
     from multiseg.store.ingest import ingest
 
@@ -124,6 +133,7 @@ def _ingest(databases: Sequence[DatabaseFiles], store: str, options: IngestOptio
     if as_json:
         print_json([_report_json(report) for report in reports])
     else:
+        print_cases([case for report in reports for case in report.cases])
         print_findings([finding for report in reports for finding in report.findings])
         for report in reports:
             anew = f" ({len(report.described)} described anew)" if report.described else ""
@@ -143,10 +153,12 @@ def _report_json(report: IngestReport) -> dict[str, Any]:
         "described": list(report.described),
         "failed": list(report.failed),
         "findings": [finding.to_json() for finding in report.findings],
+        "cases": [case.to_json() for case in report.cases],
     }
 
 
 def _rehearse(databases: Sequence[DatabaseFiles], store: str, options: IngestOptions, as_json: bool) -> int:
+    from multiseg.cli.cases import print_cases
     from multiseg.cli.console import print_findings, print_json, print_table
     from multiseg.store.intake import names_of
     from multiseg.store.rehearsal import forecast
@@ -156,6 +168,7 @@ def _rehearse(databases: Sequence[DatabaseFiles], store: str, options: IngestOpt
     if as_json:
         print_json([_forecast_json(one) for one in forecasts])
     else:
+        print_cases([case for one in forecasts for case in one.cases])
         print_findings([finding for one in forecasts for finding in one.findings])
         numbers = ["new", "there", "failed", "train/val/test", "time", "MB", "memory"]
         print_table(
@@ -189,4 +202,5 @@ def _forecast_json(one: Forecast) -> dict[str, Any]:
         "stored_bytes": one.stored_bytes,
         "memory_bytes": one.memory_bytes,
         "findings": [finding.to_json() for finding in one.findings],
+        "cases": [case.to_json() for case in one.cases],
     }

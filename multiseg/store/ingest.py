@@ -9,6 +9,7 @@ from pathlib import Path
 
 from multiseg.errors import DataError, ResourceError
 from multiseg.labels import LabelSchema
+from multiseg.store.case_reports import CaseReport, Volumes, case_reports, volumes_of
 from multiseg.store.cases import CaseFiles
 from multiseg.store.duplicates import reconcile_duplicates
 from multiseg.store.encoding import ArrayPlan, EncodedCase, encode
@@ -20,12 +21,14 @@ from multiseg.store.intake import (
     check_names,
     check_redo,
     names_of,
+    renamed_options,
     sort_out,
     with_landmarks,
 )
 from multiseg.store.parallel import run_tasks
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
+from multiseg.store.pseudonyms import with_pseudonyms, without_names
 from multiseg.store.root import existing_root, locked, open_or_create_root
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.writer import DatabaseWriter, plan_arrays
@@ -38,7 +41,8 @@ OnCase = Callable[[str, str, str], None]
 class IngestReport:
     """What became of a database's cases: written now, already there, failed; and every finding.
 
-    `described` are cases that were there already and whose person, site, split or patient's data are new.
+    `described` are cases that were there already and whose person, site, split or patient's data are new. `cases`
+    says of each case which file was taken for what, and how large its brain and its lesions are.
     """
 
     database: str
@@ -47,6 +51,7 @@ class IngestReport:
     failed: tuple[str, ...]
     findings: tuple[Finding, ...]
     described: tuple[str, ...] = ()
+    cases: tuple[CaseReport, ...] = ()
 
 
 def ingest(
@@ -61,12 +66,16 @@ def ingest(
     case, so wholly bad input leaves nothing behind. Workers prepare and pack cases; this process alone writes.
 
     Raises:
-        UsageError: a database or a participants' column has a name that no folder can have.
+        UsageError: a database or a participants' column has a name that no folder can have, or the file of pseudonyms
+            lies in the store or holds something else.
         StoreError: the store has another voxel size, or a database another recipe or meaning of codes.
         ResourceError: the disk is full, or another process writes to the store.
     """
     url = str(url)
     options = options or IngestOptions()
+    if options.pseudonyms:
+        renamed = with_pseudonyms(databases, options.pseudonyms, url)
+        databases, options = renamed.databases, renamed_options(options, renamed)
     for files in databases:
         check_names(files)
     check_redo(databases, options)
@@ -94,13 +103,17 @@ class _Task:
     schemas: Mapping[str, LabelSchema]
     recipe: Recipe
     arrays: ArrayPlan
+    has_pseudonyms: bool = False
 
 
-def _prepare_and_encode(task: _Task) -> tuple[EncodedCase, tuple[Finding, ...]]:
+def _prepare_and_encode(task: _Task) -> tuple[EncodedCase, tuple[Finding, ...], Volumes]:
     prepared = prepare_case(task.case, task.schemas, task.recipe)
     name = task.case.case
     findings = tuple(Finding.from_doubt(doubt, task.database, name) for doubt in prepared.doubts)
-    return encode(name, prepared, task.arrays), findings
+    encoded = encode(name, prepared, task.arrays)
+    if task.has_pseudonyms:
+        encoded = without_names(encoded, task.case)
+    return encoded, findings, volumes_of(prepared, task.schemas)
 
 
 class _Ingest:
@@ -116,6 +129,7 @@ class _Ingest:
         self.outcomes: dict[str, list[str]] = {"written": [], "skipped": [], "failed": [], "described": []}
         self.writer: DatabaseWriter | None = None
         self.rows: dict[str, int] = {}
+        self.volumes: dict[str, Volumes] = {}
 
     def run(self, intake: Intake) -> IngestReport:
         self.intake = intake
@@ -125,14 +139,18 @@ class _Ingest:
         for case in self.intake.same:
             self._outcome(case.case, "skipped")
         recipe, arrays = self.intake.info.recipe, self.intake.arrays
-        tasks = [_Task(self.files.name, case, self.files.schemas, recipe, arrays) for case in self.intake.todo]
+        has_pseudonyms = bool(self.files.pseudonyms)
+        tasks = [
+            _Task(self.files.name, case, self.files.schemas, recipe, arrays, has_pseudonyms)
+            for case in self.intake.todo
+        ]
         for done in run_tasks(_prepare_and_encode, tasks, self.options.workers, _bytes_of):
             case = done.task.case
             try:
                 if done.error is not None:
                     raise done.error
                 assert done.result is not None
-                encoded, doubts = done.result
+                encoded, doubts, self.volumes[case.case] = done.result
                 self._write(case, encoded)
             except DataError as error:
                 self._find(Finding.from_error(error, self.files.name, case.case))
@@ -190,9 +208,12 @@ class _Ingest:
 
         named = {outcome: sort(cases) for outcome, cases in self.outcomes.items()}
         findings = [finding for case in sort(self.findings) for finding in self.findings[case]]
+        outcomes = {case: outcome for outcome in ("written", "skipped", "failed") for case in named[outcome]}
+        cases = case_reports(self.files, outcomes, self.volumes, findings)
         return IngestReport(
-            self.files.name, named["written"], named["skipped"], named["failed"], tuple(findings), named["described"]
-        )
+            self.files.name, named["written"], named["skipped"], named["failed"], tuple(findings), named["described"],
+            cases,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from multiseg.store.hierarchy import check_database_name, database_names, is_pla
 from multiseg.store.parallel import Workers
 from multiseg.store.preparation.landmarks import learn_landmarks
 from multiseg.store.preparation.recipe import Recipe
+from multiseg.store.pseudonyms import Renamed
 from multiseg.store.root import DatabaseInfo, check_agreement, existing_root
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.split_file import apply_splits
@@ -42,6 +43,8 @@ class IngestOptions:
         split: shares of the subjects of each database.
         given_splits: what a split file says, by case or subject; see `split_file.read_split_file`.
         workers: who prepares the cases, and in how much memory.
+        pseudonyms: a file with a key and the table of real names, made where there is none: people, cases and visits
+            get other names, and the store holds nothing of the real ones. "": the real names.
     """
 
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -57,6 +60,14 @@ class IngestOptions:
     given_splits: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     workers: Workers = field(default_factory=Workers)
+    pseudonyms: str = ""
+
+
+def renamed_options(options: IngestOptions, renamed: Renamed) -> IngestOptions:
+    """The same where cases and people have pseudonyms."""
+    return replace(
+        options, redo=tuple(map(renamed.name, options.redo)), given_splits=renamed.names(options.given_splits)
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "redo", as_names(self.redo))
@@ -281,7 +292,15 @@ def info_of(files: DatabaseFiles, options: IngestOptions) -> DatabaseInfo:
         options.register, options.n4,
     )  # fmt: skip
     return DatabaseInfo(
-        files.name, files.pathology, recipe, files.schemas, options.codec, files.licence, files.citation, files.source
+        files.name,
+        files.pathology,
+        recipe,
+        files.schemas,
+        options.codec,
+        files.licence,
+        files.citation,
+        files.source,
+        files.pseudonyms,
     )
 
 

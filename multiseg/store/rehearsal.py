@@ -9,15 +9,26 @@ from dataclasses import dataclass, replace
 
 from multiseg.errors import DataError
 from multiseg.labels import LabelSchema
+from multiseg.store.case_reports import CaseReport, Volumes, case_reports, volumes_of
 from multiseg.store.cases import CaseFiles
 from multiseg.store.encoding import encode
 from multiseg.store.estimate import Estimate, estimate
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.intake import IngestOptions, Intake, bad_names, check_names, info_of, sort_out, with_landmarks
+from multiseg.store.intake import (
+    IngestOptions,
+    Intake,
+    bad_names,
+    check_names,
+    info_of,
+    renamed_options,
+    sort_out,
+    with_landmarks,
+)
 from multiseg.store.parallel import run_tasks
 from multiseg.store.preparation.landmarks import learn_landmarks
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
+from multiseg.store.pseudonyms import with_pseudonyms
 from multiseg.store.sources.model import DatabaseFiles
 
 FEW_CASES = 3
@@ -29,7 +40,8 @@ class Forecast:
     """Of one database: what an ingest would do with its cases, and what that would take.
 
     `seconds` and `stored_bytes` are those of one prepared case, scaled by voxels; 0 where nothing is new.
-    `memory_bytes` is what the largest case needs. `splits` counts the new cases.
+    `memory_bytes` is what the largest case needs. `splits` counts the new cases. Of the `cases`, only the one that was
+    prepared has volumes.
     """
 
     database: str
@@ -41,6 +53,7 @@ class Forecast:
     stored_bytes: int
     memory_bytes: int
     findings: tuple[Finding, ...]
+    cases: tuple[CaseReport, ...] = ()
 
 
 def forecast(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: Collection[str] = ()) -> Forecast:
@@ -52,23 +65,30 @@ def forecast(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
     Raises:
         UsageError, StoreError: as `ingest.ingest`.
     """
+    if options.pseudonyms:
+        renamed = with_pseudonyms([files], options.pseudonyms, url, is_kept=False)
+        (files,), options = renamed.databases, renamed_options(options, renamed)
+        elsewhere = {renamed.name(name) for name in elsewhere}
     check_names(files)
     intake = with_landmarks(sort_out(files, url, options, elsewhere), url, FEW_CASES)
     sizes, failures = _sizes(files.name, intake)
     findings = [finding for some in intake.findings.values() for finding in some] + failures
-    seconds, stored = 0.0, 0
+    seconds, stored, volumes = 0.0, 0, {}
     if sizes:
         middling = sorted(sizes, key=lambda case: sizes[case].voxels)[len(sizes) // 2]
         case = next(case for case in intake.todo if case.case == middling)
         share = sum(size.voxels for size in sizes.values()) / max(1, sizes[middling].voxels)
         try:
             began = time.perf_counter()
-            stored = round(_packed_bytes(case, files.schemas, intake) * share)
+            num_bytes, volumes[middling] = _packed(case, files.schemas, intake)
+            stored = round(num_bytes * share)
             seconds = (time.perf_counter() - began) * share / min(options.workers.num, len(sizes))
         except DataError as error:
             failures.append(Finding.from_error(error, files.name, middling))
             findings.append(failures[-1])
     bad = {finding.case for finding in failures}
+    outcomes = {case.case: "failed" if case.case in bad else "new" for case in intake.todo}
+    outcomes |= {case.case: "skipped" for case in intake.same} | dict.fromkeys(intake.failed, "failed")
     return Forecast(
         database=files.name,
         new=tuple(case.case for case in intake.todo if case.case not in bad),
@@ -79,6 +99,7 @@ def forecast(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
         stored_bytes=stored,
         memory_bytes=max((size.memory_bytes for size in sizes.values()), default=0),
         findings=tuple(findings),
+        cases=case_reports(files, outcomes, volumes, findings),
     )
 
 
@@ -93,9 +114,19 @@ def _sizes(database: str, intake: Intake) -> tuple[dict[str, Estimate], list[Fin
     return sizes, failures
 
 
-def _packed_bytes(case: CaseFiles, schemas: Mapping[str, LabelSchema], intake: Intake) -> int:
+def _packed(case: CaseFiles, schemas: Mapping[str, LabelSchema], intake: Intake) -> tuple[int, Volumes]:
+    """How many bytes a case takes in the store, and what it holds."""
     prepared = prepare_case(case, schemas, intake.info.recipe)
-    return sum(len(data) for data in encode(case.case, prepared, intake.arrays).shards.values())
+    num_bytes = sum(len(data) for data in encode(case.case, prepared, intake.arrays).shards.values())
+    return num_bytes, volumes_of(prepared, schemas)
+
+
+@dataclass(frozen=True)
+class SourceCheck:
+    """What an ingest of a database would find, and what it would take each file for."""
+
+    findings: tuple[Finding, ...]
+    cases: tuple[CaseReport, ...]
 
 
 @dataclass(frozen=True)
@@ -110,7 +141,7 @@ def check_source(
     files: DatabaseFiles,
     options: IngestOptions,
     on_case: Callable[[str, str, str], None] = lambda database, case, outcome: None,
-) -> list[Finding]:
+) -> SourceCheck:
     """Every finding of an ingest of all cases: they are read and prepared in full, and thrown away."""
     check_names(files)
     recipe = info_of(files, options).recipe
@@ -119,25 +150,29 @@ def check_source(
     findings = [*files.findings, *bad_names(files)]
     tasks = [_Check(files.name, case, files.schemas, recipe) for case in files.cases]
     content: dict[str, list[str]] = {}
+    outcomes = {finding.case: "failed" for finding in findings if finding.case and finding.severity is Severity.ERROR}
+    volumes: dict[str, Volumes] = {}
     for done in run_tasks(_check, tasks, options.workers, lambda task: estimate(task.case, task.recipe).memory_bytes):
         case = done.task.case.case
         if done.error is not None:
             findings.append(Finding.from_error(done.error, files.name, case))
         if done.result is not None:
-            doubts, digests = done.result
+            doubts, digests, volumes[case] = done.result
             findings += doubts
             for digest in digests:
                 content.setdefault(digest, []).append(case)
-        on_case(files.name, case, "failed" if done.error else "checked")
+        outcomes.setdefault(case, "failed" if done.error else "checked")
+        on_case(files.name, case, outcomes[case])
     order = {case.case: at for at, case in enumerate(files.cases)}
     findings += _twins(files.name, content)
-    return sorted(findings, key=lambda finding: order.get(finding.case, -1))
+    found = sorted(findings, key=lambda finding: order.get(finding.case, -1))
+    return SourceCheck(tuple(found), case_reports(files, outcomes, volumes, found))
 
 
-def _check(task: _Check) -> tuple[list[Finding], tuple[str, ...]]:
+def _check(task: _Check) -> tuple[list[Finding], tuple[str, ...], Volumes]:
     prepared = prepare_case(task.case, task.schemas, task.recipe)
     doubts = [Finding.from_doubt(doubt, task.database, task.case.case) for doubt in prepared.doubts]
-    return doubts, prepared.content
+    return doubts, prepared.content, volumes_of(prepared, task.schemas)
 
 
 def _twins(database: str, content: Mapping[str, Sequence[str]]) -> list[Finding]:

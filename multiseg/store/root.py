@@ -35,6 +35,7 @@ class DatabaseInfo:
     licence: str = ""
     citation: str = ""
     source: str = ""
+    pseudonyms: str = ""
 
     def __post_init__(self) -> None:
         if self.codec not in schema.CODECS:
@@ -49,6 +50,7 @@ class DatabaseInfo:
             "licence": self.licence,
             "citation": self.citation,
             "source": self.source,
+            "pseudonyms": self.pseudonyms,
         }
 
 
@@ -138,9 +140,22 @@ def check_agreement(held: Mapping[str, Any], info: DatabaseInfo) -> None:
     """Whether a database with the attributes `held` can take cases that are prepared as `info` says.
 
     Raises:
-        StoreError: it has another recipe, codec or meaning of codes.
+        StoreError: it has another recipe, codec, meaning of codes or key of pseudonyms.
     """
     asked = info.to_attributes()
+    if held.get("pseudonyms", "") != info.pseudonyms:
+        real, other = "its cases have their real names", "its cases are named by the key of another file of pseudonyms"
+        there = (
+            other
+            if held.get("pseudonyms") and info.pseudonyms
+            else real
+            if info.pseudonyms
+            else ("its cases have pseudonyms")
+        )
+        raise StoreError(
+            f"database {info.name!r}: {there}. Ingest it as before (--pseudonyms FILE, with the same file), or give "
+            "the database another name."
+        )
     for key in ("recipe", "codec"):
         there, now = (_without_landmarks(attributes[key]) for attributes in (held, asked))
         if there != now:

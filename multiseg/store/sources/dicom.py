@@ -15,7 +15,7 @@ from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.folder import Folder, listed
 from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import Found, Role, SourceOptions
+from multiseg.store.sources.model import REAL_NAMES, Found, Role, SourceOptions
 
 if TYPE_CHECKING:
     from multiseg.store.sources.dicom_choice import Choice
@@ -78,6 +78,7 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
             *_about_files(database, classes),
             *_about_damage(database, errors, studies.values()),
             *patient_findings(database, studies),
+            _about_names(database, studies),
             *_about_used(database, [choice for choice in choices if choice.sequence]),
             *_about_rest(database, [choice for choice in choices if not choice.sequence]),
         ),
@@ -141,6 +142,15 @@ def _about_damage(database: str, errors: Sequence[SourceError], studies: Iterabl
         severity = Severity.ERROR if beside else Severity.WARNING
         findings += [Finding(severity, error.code, database, case, error.file, str(error)) for case in beside or [""]]
     return findings
+
+
+def _about_names(database: str, studies: Mapping[str, Study]) -> Finding:
+    """Where the names of the cases come from, before they are in a store that others may see."""
+    message = (
+        f"cases are called by PatientID and date of the study, such as {min(studies)!r}, and so they are in the "
+        "store. To have other names there, and these in a file of your own: --pseudonyms FILE."
+    )
+    return Finding(Severity.NOTE, REAL_NAMES, database, "", "", message)
 
 
 def _about_used(database: str, choices: Sequence[Choice]) -> list[Finding]:

@@ -12,6 +12,8 @@ from multiseg.store.cases import CaseFiles, ScanFile, paths_of
 from multiseg.store.findings import Finding
 from multiseg.store.sources.folder import Folder
 
+REAL_NAMES = "REAL_NAMES"
+"""The code of a note that names of patients become names of cases."""
 Row = Mapping[str, str | float]
 SKIP = "skip"
 """The meaning of a spelling that is to be left out."""
@@ -95,7 +97,8 @@ class Found:
 class DatabaseFiles:
     """One database as found on disk: its cases, the meaning of its labels, and findings so far.
 
-    Cases with an error among `findings` are not in `cases`.
+    Cases with an error among `findings` are not in `cases`. `pseudonyms` tells by which key their names are
+    pseudonyms; "" where they are real.
     """
 
     name: str
@@ -107,6 +110,7 @@ class DatabaseFiles:
     licence: str = ""
     citation: str = ""
     source: str = ""
+    pseudonyms: str = ""
 
     def __repr__(self) -> str:
         names = in_canonical_order(name for case in self.cases for name in case.images)
