@@ -62,15 +62,15 @@ class IngestOptions:
     workers: Workers = field(default_factory=Workers)
     pseudonyms: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "redo", as_names(self.redo))
+
 
 def renamed_options(options: IngestOptions, renamed: Renamed) -> IngestOptions:
     """The same where cases and people have pseudonyms."""
     return replace(
         options, redo=tuple(map(renamed.name, options.redo)), given_splits=renamed.names(options.given_splits)
     )
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "redo", as_names(self.redo))
 
 
 def check_names(files: DatabaseFiles) -> None:

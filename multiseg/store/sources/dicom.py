@@ -78,9 +78,9 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
             *_about_files(database, classes),
             *_about_damage(database, errors, studies.values()),
             *patient_findings(database, studies),
-            _about_names(database, studies),
             *_about_used(database, [choice for choice in choices if choice.sequence]),
             *_about_rest(database, [choice for choice in choices if not choice.sequence]),
+            _about_names(database, studies),
         ),
         source="DICOM",
     )

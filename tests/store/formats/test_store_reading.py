@@ -332,9 +332,10 @@ def test_a_damaged_header_is_an_error_and_no_crash(name: str, values: np.ndarray
 
 def test_what_is_refused_says_what_to_do(values: np.ndarray, tmp_path: Path) -> None:
     nib.save(nib.Nifti1Pair(values, OBLIQUE), tmp_path / "pair.hdr")
+    (tmp_path / "pair.hdr").rename(tmp_path / "half.nii")
     for read in (read_volume, read_geometry):
-        with pytest.raises(SourceError, match=r"half of a pair .* nib-convert pair\.hdr pair\.nii\.gz") as caught:
-            read(tmp_path / "pair.hdr")
+        with pytest.raises(SourceError, match=r"half of a pair .* nib-convert half\.hdr half\.nii\.gz") as caught:
+            read(tmp_path / "half.nii")  # by its name no half, whose other one could be found
         assert caught.value.code == "NOT_NIFTI"
     packed = tmp_path / "x.mha.gz"
     packed.write_bytes(gzip.compress(saved(tmp_path, "x.mha", values).read_bytes()))

@@ -121,6 +121,11 @@ def test_geometry_from_the_ends_of_a_sorted_series(scanner: Scanner) -> None:
     np.testing.assert_allclose(geometry.affine, volume.affine, atol=1e-6)
 
 
+def first_error(report: dict) -> str:
+    """What the first error says."""
+    return next(finding["message"] for finding in report["findings"] if finding["severity"] == "error")
+
+
 def _tag(path: Path, key: str) -> str:
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
@@ -232,7 +237,7 @@ def test_without_labels_it_must_be_said(scanner: Scanner, ingested: Callable) ->
     scanner.series(T1)
     done = ingested(scanner.root / "dicom", "--yes")
     assert done.code == 3
-    assert "--allow-unlabelled" in done.report["findings"][0]["message"]
+    assert "--allow-unlabelled" in first_error(done.report)
 
 
 def test_a_person_names_the_series(scanner: Scanner, ingested: Callable) -> None:
@@ -253,7 +258,7 @@ def test_two_series_of_one_sequence(scanner: Scanner, ingested: Callable) -> Non
     scanner.series(T2)
     done = ingested(scanner.root / "dicom", "--yes", "--allow-unlabelled")
     assert done.codes("error") == ["DUPLICATE_CASE"]
-    message = done.report["findings"][0]["message"]
+    message = first_error(done.report)
     assert "are T1: 'ax t1' (12 slices), 'ax t1 [2]' (12 slices)" in message
     assert '--modality "ax t1 [2]"=skip' in message
     chosen = ingested(scanner.root / "dicom", "--yes", "--allow-unlabelled", "--modality", "ax t1 [2]=skip")
@@ -302,7 +307,7 @@ def test_a_series_with_a_gap_keeps_its_case_out(scanner: Scanner, ingested: Call
     done = ingested(scanner.root / "dicom", "--yes", "--allow-unlabelled")
     assert done.code == 3
     assert done.codes("error") == ["MISSING_SLICES"]
-    assert "series 'ax t2 tse', taken for T2" in done.report["findings"][0]["message"]
+    assert "series 'ax t2 tse', taken for T2" in first_error(done.report)
     without = ingested(scanner.root / "dicom", "--yes", "--allow-unlabelled", "--modality", "ax t2 tse=skip")
     assert without.code == 0
 
@@ -366,3 +371,34 @@ def test_two_people_and_two_visits(scanner: Scanner, ingested: Callable) -> None
 )
 def test_makers_had_their_own_b_values(tags: dict[str, str], b_value: float | None) -> None:
     assert b_value_of(Slice(Path("x"), tags, (8, 8, 1), 1)) == b_value
+
+
+def test_patient_ids_and_dates_become_names_unless_others_are_asked_for(scanner: Scanner, ingested: Callable) -> None:
+    scanner.series(T1)
+    how = (scanner.root, "--yes", "--allow-unlabelled")
+    real = ingested(*how)
+    assert real.report["written"] == ["P1_20200131"]
+    (said,) = [f["message"] for f in real.report["findings"] if f["code"] == "REAL_NAMES"]
+    assert "such as 'P1_20200131'" in said
+    assert "--pseudonyms FILE" in said
+    other = ingested(*how, "--pseudonyms", str(scanner.root.parent / "names.json"))
+    assert "REAL_NAMES" not in other.codes()
+    (case,) = other.store.cases
+    assert [case.name] == other.report["written"]
+    assert not {"P1", "20200131"} & {case.subject, case.session}
+    kept = [path.read_bytes() for path in other.url.rglob("*") if path.is_file()]
+    assert not any(b"20200131" in data for data in kept)
+    assert json.loads((scanner.root.parent / "names.json").read_text())["names"]["subject"] == {"P1": case.subject}
+
+
+def test_a_length_that_one_bit_made_huge_is_the_cases_finding(scanner: Scanner, ingested: Callable) -> None:
+    folder = scanner.series(T1)
+    path = sorted(folder.iterdir())[2]
+    data = bytearray(path.read_bytes())
+    data[data.index(b"SECRET") - 1] ^= 0x10  # 268 MB for a name
+    path.write_bytes(data)
+    done = ingested(scanner.root, "--yes", "--allow-unlabelled")
+    assert done.code == 3
+    found = [f for f in done.report["findings"] if f["code"] == "DAMAGED_FILE"]
+    assert [(f["case"], f["file"]) for f in found] == [("P1_20200131", str(path))]
+    assert "(0010,0010) claims 2684354" in found[0]["message"]
