@@ -8,7 +8,9 @@ import pytest
 from multiseg.errors import DataError, SourceError
 from multiseg.store.catalogue import select
 from multiseg.store.sources.manifest import find_manifest
+from multiseg.store.sources.model import SourceOptions
 from multiseg.store.sources.participants import read_participants, with_numbers
+from multiseg.store.sources.recognise import find_source
 from multiseg.store.sources.tables import read_table
 from multiseg.store.split_file import read_split_file
 
@@ -157,3 +159,27 @@ def test_a_column_of_numbers_in_one_database_and_text_in_another(head, tmp_path:
     assert [c.name for c in select(store, ["a"], participants={"age": 70.0})] == ["case2"]
     with pytest.raises(DataError, match=r"'70' is asked for, but the column 'age' holds numbers: 60\.0 of a/case1"):
         select(store, ["a"], participants={"age": "70"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "code", "says", "ages"),
+    [
+        ("sub-01\t60\t5\nsub-02\t70\n", "PARTICIPANTS", "line 2 has 3 cells (sub-01 | 60 | 5)", [None, None]),
+        ("sub-01\t60\nsub-02\t89+\nsub-03\tn/a\n", "NOT_A_NUMBER", "'89+' of 'sub-02'", [60.0, None]),
+    ],
+)
+def test_participants_of_bids(head, tmp_path: Path, rows: str, code: str, says: str, ages: list[float | None]) -> None:
+    for subject in ("sub-01", "sub-02"):
+        head.save(tmp_path / "ds" / subject / "anat" / f"{subject}_T1w.nii.gz")
+    table(tmp_path / "ds", "participant_id\tage\n" + rows, "participants.tsv")
+    files = find_source(tmp_path / "ds", SourceOptions(allow_unlabelled=True))
+    (message,) = [finding.message for finding in files.findings if finding.code == code and says in finding.message]
+    assert "not used" in message or "stored as not known" in message
+    taken = [case.participant.get("age") for case in files.cases]
+    assert [None if age is None or age != age else age for age in taken] == ages
+
+
+def test_a_gandlf_table_with_a_ragged_row(tmp_path: Path) -> None:
+    table(tmp_path, "SubjectID,Channel_0,Label\nP1,a_t1.nii,l.nii\nP2,b_t1.nii\n", "train.csv")
+    with pytest.raises(SourceError, match=r"train\.csv: line 3 has 2 cells"):
+        find_source(tmp_path, name="gandlf")
