@@ -100,3 +100,9 @@ class ResourceError(MultisegError, OSError):
     """Out of disk or memory, or something is locked by another process."""
 
     exit_code = 5
+
+
+def few(names: Sequence[str], at_most: int = 5) -> str:
+    """The first names of a list, and how many more there are, for a message."""
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more

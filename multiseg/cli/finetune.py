@@ -10,6 +10,7 @@ import typer
 from multiseg.cli.data import AsJson
 from multiseg.cli.learn import train_shown
 from multiseg.cli.settings import (
+    AcceptChanges,
     Augment,
     BatchSize,
     Cache,
@@ -58,6 +59,7 @@ def finetune_command(
     augment: Augment = None,
     device: TrainDevice = None,
     seed: Annotated[int | None, typer.Option(help="Of fresh weights, dropout, draws and the choice of cases.")] = None,
+    accept_changes: AcceptChanges = False,
     overwrite: Overwrite = False,
     print_config: PrintConfig = False,
     as_json: AsJson = False,
@@ -93,13 +95,13 @@ def finetune_command(
                    "draw": {"patch": (patch, patch, patch) if patch else None, "drop": drop, "num_cases": cases,
                             "seed": seed}},
         "fit": {"num_steps": steps, "learning_rate": learning_rate},
-    })  # fmt: skip
+    }, None if overwrite else out)  # fmt: skip
     if print_config:
         print_settings(options, as_json)
         return 0
     if out is None:
         raise UsageError("say where the new run goes: --out runs/NAME.")
-    result = train_shown(options, out, overwrite, as_json)
+    result = train_shown(options, out, overwrite, as_json, accept_changes)
     if as_json and is_first_process():
         last = read_info(model_path(out)).ancestry[-1]
         print_json({

@@ -11,6 +11,7 @@ import typer
 
 from multiseg.cli.data import AsJson
 from multiseg.cli.settings import (
+    AcceptChanges,
     Augment,
     BatchSize,
     Cache,
@@ -58,6 +59,7 @@ def train_command(
     cases: Cases = None,
     augment: Augment = None,
     resume: Annotated[bool, typer.Option("--resume", help="Insist on going on with a run that is there.")] = False,
+    accept_changes: AcceptChanges = False,
     overwrite: Overwrite = False,
     print_config: PrintConfig = False,
     as_json: AsJson = False,
@@ -87,7 +89,7 @@ def train_command(
         "model": {"builder": model},
         "augment": {"preset": augment, "seed": seed},
         "fit": {"num_steps": steps, "learning_rate": learning_rate},
-    })  # fmt: skip
+    }, None if overwrite else out)  # fmt: skip
     if print_config:
         print_settings(options, as_json)
         return 0
@@ -95,13 +97,15 @@ def train_command(
         raise UsageError("say where the run goes: --out runs/NAME.")
     if resume and not (out / "resume.pt").is_file():
         raise UsageError(f"{out} holds no run to go on with (no resume.pt).")
-    result = train_shown(options, out, overwrite, as_json)
+    result = train_shown(options, out, overwrite, as_json, accept_changes)
     if as_json and is_first_process():
         print_json({"run": str(out), "step": result.step, "finished": result.finished, "best": result.best})
     return 0 if result.finished else 130
 
 
-def train_shown(options: TrainOptions, out: Path, overwrite: bool, quiet: bool) -> TrainResult:
+def train_shown(
+    options: TrainOptions, out: Path, overwrite: bool, quiet: bool, accept_changes: bool = False
+) -> TrainResult:
     """Train with a bar on a terminal, lines off it, and a sentence at the end."""
     from multiseg.cli.console import messages, progress_bar
     from multiseg.models.saved import model_path, read_info
@@ -117,10 +121,15 @@ def train_shown(options: TrainOptions, out: Path, overwrite: bool, quiet: bool) 
 
     with progress_bar("train", options.fit.num_steps, "preparing", quiet=not is_first) as bar:
         show = _Progress(bar, console, options.fit.num_steps, lines=bar.disable and not quiet)
-        result = train(options, out, overwrite, show.event, tell_channels)
+        result = train(options, out, overwrite, show.event, tell_channels, accept_changes)
     if not result.finished:
         console.print(f"Stopped after step {result.step}, saved.", soft_wrap=True)
         return result
+    if result.steps_before == result.step:
+        console.print(
+            f"{out} is finished already: all {result.step} steps are done. More can be added: --steps NUMBER.",
+            soft_wrap=True,
+        )
     info = read_info(model_path(out))
     channels = "; ".join(f"{name} from {', '.join(info.trained_on[name])}" for name in info.axis)
     best = f"best validation Dice {result.best:.3f}"
@@ -148,8 +157,11 @@ class _Progress:
         self.loss, self.waiting, self.said = 0.0, 0.0, time.monotonic() - LINE_SECONDS
 
     def event(self, event: Event) -> None:
-        from multiseg.training.events import Validated
+        from multiseg.training.events import Noted, Validated
 
+        if isinstance(event, Noted):
+            self.console.print(f"{event.code}: {event.message}", soft_wrap=True, markup=False)
+            return
         if isinstance(event, Validated):
             parts = "  ".join(
                 f"{name} {'-' if math.isnan(value) else f'{value:.3f}'}" for name, value in event.parts.items()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Flags that training and fine-tuning share.
 Database = Annotated[list[str] | None, typer.Option(help="Only these databases.")]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps in all; more than a run has done extend it.", min=1)]
 BatchSize = Annotated[int | None, typer.Option(help="Patches a step.", min=1)]
 LearningRate = Annotated[float | None, typer.Option(help="Of the optimiser, at the start.")]
 NumWorkers = Annotated[int | None, typer.Option(help="Processes that read patches.", min=0)]
@@ -28,11 +28,18 @@ Augment = Annotated[
     str | None, typer.Option(help="none, published or standard; takes the place of the run file's table.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is there.")]
+AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="Resume although the run's cases in the store have changed; logged.")
+]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print every setting (TOML, or --json) and stop.")]
 
 
-def options_from(store: str, run: Path | None, flags: dict[str, Any]) -> TrainOptions:
+def options_from(store: str, run: Path | None, flags: dict[str, Any], resumed: Path | None = None) -> TrainOptions:
     """Defaults of the machine (and of the model that is started from), then the run file, then the flags.
+
+    Args:
+        resumed: the folder whose run goes on, if one is there. It keeps its number of steps where none is given: a
+            default does not extend it.
 
     Raises:
         UsageError: no store is named, or something is said that cannot be or would go unheard.
@@ -41,6 +48,7 @@ def options_from(store: str, run: Path | None, flags: dict[str, Any]) -> TrainOp
 
     from multiseg.config import defaults, merged, read_run_file, to_options
     from multiseg.store.hierarchy import is_remote
+    from multiseg.training.folder import held_settings
 
     file = read_run_file(run) if run else {}
     if flags["augment"]["preset"]:
@@ -50,6 +58,8 @@ def options_from(store: str, run: Path | None, flags: dict[str, Any]) -> TrainOp
         raise UsageError("name the store to learn from, such as brain.zarr.")
     if not is_remote(said["store"]):
         said["store"] = str(Path(said["store"]).resolve())
+    held = held_settings(resumed).get("fit", {}).get("num_steps") if resumed else None
+    said = merged({"fit": {"num_steps": held}}, said)
     device = str(said.get("device", "auto"))
     cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
     if said.get("start", {}).get("model"):

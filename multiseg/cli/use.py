@@ -10,6 +10,7 @@ import typer
 
 from multiseg.cli.data import AsJson
 from multiseg.cli.learn import Device
+from multiseg.errors import few
 
 if TYPE_CHECKING:
     from multiseg.evaluation.evaluate import Evaluation
@@ -35,6 +36,8 @@ def evaluate_command(
     as_json: AsJson = False,
 ) -> int:
     """Dice, sensitivity, precision, ASSD and HD95 of held-out cases for every subset of their sequences.
+
+    Cases that the model has learnt from are recognised by their voxels, named, and shown apart.
 
     Examples:
 
@@ -91,15 +94,18 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
         "false alarms",
     ]
     several = result.summary["label"].nunique() > 1
-    rows = [
-        [row["database"], *([row["label"]] if several else []), row["modalities"]]
-        + ["-" if row[n] != row[n] else f"{row[n]:.{1 if n.endswith('mm') else 3}f}" for n in numbers]
-        + [str(row[n]) for n in counts]
-        for row in result.summary.to_dict("records")
-    ]
     columns = ["database", *(["label"] if several else []), "sequences", *titles]
-    print_table(f"{result.title}, mean by subset of sequences", columns, rows, right=titles)
+    for learnt, group in result.summary.groupby("learnt", sort=True):  # "", and so what is held out, comes first
+        rows = [
+            [row["database"], *([row["label"]] if several else []), row["modalities"]]
+            + ["-" if row[n] != row[n] else f"{row[n]:.{1 if n.endswith('mm') else 3}f}" for n in numbers]
+            + [str(row[n]) for n in counts]
+            for row in group.to_dict("records")
+        ]
+        print_table(f"{result.title_of(str(learnt))}, mean by subset of sequences", columns, rows, right=titles)
     output().print(f"{POLICY} {OWN_POLICY}" if result.own_metrics else POLICY)
+    for warning in _learnt_warnings(result.learnt):
+        messages().print(warning, soft_wrap=True, markup=False)
     for database, names in result.left_out.items():
         messages().print(f"{database}: {', '.join(names)} left out: the model has no trained channel for it.")
     for reason, cases in _by_reason(result.skipped).items():
@@ -107,13 +113,27 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
     output().print(f"Written to {folder}: cases.csv, summary.csv, summary.json, montage.png", soft_wrap=True)
 
 
+def _learnt_warnings(learnt: Mapping[str, Sequence[str]]) -> list[str]:
+    """What has to be said of cases that are not held out, with their number and the first few by name."""
+    num = sum(map(len, learnt.values()))
+    said = {
+        "train": "the model was TRAINED ON {}: their results say nothing of new patients.",
+        "val": "the model was CHOSEN BY {} (validation): their results flatter it.",
+        "not known": "whether the model learnt from {} is not known: its file does not say of all its scans.",
+    }
+    return [
+        text.format(f"{len(learnt[how])} of the {num} cases ({few(learnt[how])})")
+        for how, text in said.items()
+        if learnt[how]
+    ]
+
+
 def _by_reason(skipped: Mapping[str, str]) -> dict[str, str]:
     """The cases that share a reason, the first few by name."""
     by_reason: dict[str, list[str]] = {}
     for case, reason in skipped.items():
         by_reason.setdefault(reason, []).append(case)
-    more = {reason: f" and {len(cases) - 5} more" if len(cases) > 5 else "" for reason, cases in by_reason.items()}
-    return {reason: ", ".join(cases[:5]) + more[reason] for reason, cases in by_reason.items()}
+    return {reason: few(cases) for reason, cases in by_reason.items()}
 
 
 def predict_command(
@@ -151,7 +171,7 @@ def predict_command(
     if as_json:
         print_json({
             "path": str(result.path), "reference": result.reference, "used": list(result.used),
-            "left_out": list(result.left_out), "volumes_ml": dict(result.volumes_ml),
+            "left_out": list(result.left_out), "volumes_ml": dict(result.volumes_ml), "learnt": dict(result.learnt),
             "doubts": [
                 {"severity": str(one.severity), "code": one.code, "message": one.message} for one in result.doubts
             ],
@@ -161,6 +181,8 @@ def predict_command(
         messages().print(f"{doubt.code}: {doubt.message}", soft_wrap=True, markup=False)
     if result.left_out:
         messages().print(f"{', '.join(result.left_out)} left out: the model has no trained channel for it.")
+    if "not known" in result.learnt.values():
+        messages().print("Whether the model learnt from these scans is not known: its file does not say of all.")
     volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in result.volumes_ml.items())
     output().print(
         f"{result.path}: {volumes}; from {', '.join(result.used)}, on the grid of {result.reference}",

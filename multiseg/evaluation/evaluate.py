@@ -1,4 +1,4 @@
-"""How good a model is on held-out cases, for every subset of their sequences."""
+"""How good a model is on held-out cases, for every subset of their sequences; cases it learnt from stand apart."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from multiseg.evaluation.subsets import check_subsets, chosen_subsets
 from multiseg.files import write_atomically
 from multiseg.labels import IGNORE
 from multiseg.modalities import as_names
+from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
 
-KEY = ["database", "label", "modalities"]
+KEY = ["database", "label", "modalities", "learnt"]
 POLICY = (
     "A case without lesion has no Dice, sensitivity or distance and is left out of their means, but counted; "
     "a false alarm there has precision 0. A missed lesion, where nothing was predicted, has Dice, sensitivity "
@@ -67,6 +68,9 @@ class EvaluateOptions:
 class Evaluation:
     """Results: a row a case, subset and label; and means by database, label and subset.
 
+    Column `learnt` says what the model did with the case: "train" (trained on a scan of it), "val" (was chosen by
+    one), "" (nothing) or "not known". Means never mix these.
+
     `left_out` says which sequences the model could not use, by database; `skipped` why a case has no row.
     """
 
@@ -88,8 +92,28 @@ class Evaluation:
 
     @property
     def title(self) -> str:
-        """Whose results these are; only the test split is held out from everything."""
-        return {"test": "Held-out cases", "": "Cases of all splits"}.get(self.split, f"Cases of the {self.split} split")
+        """Whose results these are. Only cases of the test split that the model did not learn from are "held-out"."""
+        kinds = list(self.summary["learnt"].unique())
+        whose = f"Cases of the {self.split} split" if self.split else "Cases of all splits"
+        return self.title_of(kinds[0]) if len(kinds) == 1 else f"{whose}, some of them learnt from"
+
+    def title_of(self, learnt: str) -> str:
+        """The same of the cases with this value of `learnt`."""
+        whose = f"Cases of the {self.split} split" if self.split else "Cases of all splits"
+        said = {
+            TRAIN: f"{whose} that the model was TRAINED ON",
+            VAL: f"{whose} by which the model was CHOSEN (validation)",
+            NOT_KNOWN: f"{whose}; whether the model learnt from them is not known",
+            NOT_LEARNT: "Held-out cases" if self.split == "test" else f"{whose}, not learnt from",
+        }
+        return said[learnt]
+
+    @property
+    def learnt(self) -> dict[str, tuple[str, ...]]:
+        """The cases, as "database/case", by what the model did with them, see `cases`."""
+        each = self.cases.drop_duplicates(["database", "case"])
+        named = each["database"] + "/" + each["case"]
+        return {kind: tuple(named[each["learnt"] == kind]) for kind in (TRAIN, VAL, NOT_LEARNT, NOT_KNOWN)}
 
     def save(self, folder: Path | str) -> None:
         """Write cases.csv, summary.csv, summary.json and montage.png; then nothing is left to resume."""
@@ -107,6 +131,7 @@ class Evaluation:
             "empty_mask_policy": f"{POLICY} {OWN_POLICY}" if self.own_metrics else POLICY,
             "left_out": {k: list(v) for k, v in self.left_out.items()},
             "skipped": dict(self.skipped),
+            "learnt": {kind or "not learnt": list(names) for kind, names in self.learnt.items()},
             "summary": rows,
         }
 
@@ -157,16 +182,25 @@ def evaluate(
     done = DoneCases(kept, _digest(run) if kept else "", store.url, options, POLICY, identity_of(own))
     panels: list[CasePanel] = []
     for at, case in enumerate(cases):
-        name = f"{case.database}/{case.name}"
-        on_case(at, len(cases), name)
+        on_case(at, len(cases), f"{case.database}/{case.name}")
         loaded = _load(model, store, case)
-        if name not in done.rows:
-            done.add(name, list(_rows(model, loaded, options, own)))
+        if _key(case) not in done.rows:
+            done.add(_key(case), list(_rows(model, loaded, options, own)))
         if sum(other.database == case.database for other in cases[:at]) < MONTAGE_CASES:
             panels.append(_panel(model, loaded, options.overlap))
-    table = pd.DataFrame([row for case in cases for row in done.rows[f"{case.database}/{case.name}"]])
+    table = pd.DataFrame([_marked(model, case, row) for case in cases for row in done.rows[_key(case)]])
     summary, left_out = summary_of(table, tuple(own)), _left_out(model, asked)
     return Evaluation(table, summary, tuple(panels), options.split, left_out, skipped, tuple(own))
+
+
+def _key(case: Case) -> str:
+    """What is done of a case counts as long as it is made from the same files, on the same grid."""
+    return f"{case.database}/{case.name} {case.source_sha256[:16]} {'x'.join(map(str, case.extent))}"
+
+
+def _marked(model: Model, case: Case, row: Mapping[str, Any]) -> dict[str, Any]:
+    learnt = how_learnt(model.learnt, case.content.values())
+    return {"database": row["database"], "case": row["case"], "learnt": learnt, **row}
 
 
 def _digest(run: Path | str | Model) -> str:
@@ -269,7 +303,8 @@ def _panel(model: Model, loaded: _Loaded, overlap: float) -> CasePanel:
     truth = (loaded.target != 0) & (loaded.target != IGNORE)
     predicted = (_segmented(model, loaded, loaded.usable, overlap) != 0) & (loaded.target != IGNORE)
     said = "no lesion" if not truth.any() else f"Dice {dice(predicted, truth):.2f}"
-    caption = f"{case.pathology}\n{said}"
+    learnt = {TRAIN: ", trained on", VAL: ", chosen by"}.get(how_learnt(model.learnt, case.content.values()), "")
+    caption = f"{case.pathology}\n{said}{learnt}"
     return CasePanel(f"{case.database}/{case.name}", caption, loaded.shown, truth, predicted, case.grid.spacing_mm)
 
 

@@ -14,9 +14,10 @@ from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.evaluation.preparation import brain_rule, network_input, recipe_for
 from multiseg.modalities import canonical_modality, modality_of_file_name
+from multiseg.models.learnt_scans import TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, load_model
 from multiseg.store.cases import CaseFiles, ScanFile
-from multiseg.store.findings import Doubt
+from multiseg.store.findings import Doubt, Severity
 from multiseg.store.formats.nifti import write_like
 from multiseg.store.formats.reading import read_volume
 from multiseg.store.formats.volumes import to_ras
@@ -29,7 +30,8 @@ class Prediction:
     """What was written and what it rests on.
 
     `left_out` are sequences given that the model never learnt from; `doubts` are what a person should
-    look at; `prepared` is what the model saw.
+    look at; `prepared` is what the model saw. `learnt` says of each sequence used what the model did with that very
+    scan: "train" (was trained on it), "val" (was chosen by it), "" (nothing) or "not known".
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Prediction:
     volumes_ml: Mapping[str, float]
     doubts: tuple[Doubt, ...]
     prepared: PreparedCase = field(repr=False)
+    learnt: Mapping[str, str] = field(default_factory=dict)
 
 
 def name_images(arguments: Sequence[str]) -> dict[str, Path]:
@@ -120,7 +123,25 @@ def predict(
     ml = float(np.prod(prepared.native.spacing_mm)) / 1000
     volumes = {name: float(np.count_nonzero(labels == at)) * ml for at, name in enumerate(info.space.names, start=1)}
     left_out = tuple(name for name in images if name not in usable)
-    return Prediction(out, home, usable, left_out, volumes, doubts + prepared.doubts, prepared)
+    scans = zip(prepared.modalities, prepared.content, strict=True)
+    learnt = {name: how_learnt(loaded.learnt, [digest]) for name, digest in scans}
+    doubts += prepared.doubts + _learnt_doubts(learnt)
+    return Prediction(out, home, usable, left_out, volumes, doubts, prepared, learnt)
+
+
+def _learnt_doubts(learnt: Mapping[str, str]) -> tuple[Doubt, ...]:
+    said = {TRAIN: "was trained on", VAL: "was chosen by (validation)"}
+    known = {how: ", ".join(name for name, kind in learnt.items() if kind == how) for how in said}
+    return tuple(
+        Doubt(
+            Severity.WARNING,
+            "LEARNT_FROM",
+            f"the model {said[how]} this very scan of {names}: how good its answer looks here says nothing of new "
+            "patients.",
+        )
+        for how, names in known.items()
+        if names
+    )
 
 
 def save_overlay(path: Path, prediction: Prediction) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from multiseg.config import checked, learning, merged, to_options
-from multiseg.errors import MultisegError
+from multiseg.errors import DataError, MultisegError, few
 from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
 from multiseg.experiments.runs import Exam, Run
 from multiseg.federation.centre.rounds import run as federate
@@ -148,6 +148,12 @@ def _examine(task: Task, exam: Exam) -> None:
     options = EvaluateOptions(exam.split, exam.databases, exam.subsets, task.overlap)
     device = str(resolve_device(task.device))
     result = evaluate(run_folder(task.folder, task.run), str(task.run.settings["store"]), options, device, file.parent)
+    learnt = [*result.learnt["train"], *result.learnt["val"]]
+    if learnt and exam.split == "test":
+        raise DataError(
+            f"the model has learnt from scans of {len(learnt)} of its test cases ({few(learnt)}): the same scan "
+            "stands in two splits. Put both into one, and take another folder, so that all is trained anew."
+        )
     write_atomically(file, result.cases.to_csv(index=False).encode())
 
 

@@ -22,11 +22,14 @@ from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import Builder, build
 from multiseg.models.devices import resolve_device
+from multiseg.models.learnt_scans import LearntScans
 from multiseg.own import is_own
 from multiseg.types import Index3
 
 FORMAT = 1
 BEST, LAST = "model.safetensors", "last.safetensors"
+LEARNT = "learnt"
+"""Where a file's JSON has the digests of its scans: beside what `ModelInfo` says, which a federation sends around."""
 BACKGROUNDS = ("zero", "shifted")
 
 
@@ -75,7 +78,7 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelInfo:
-        kept = {key: value for key, value in data.items() if key not in ("format", "versions")}
+        kept = {key: value for key, value in data.items() if key not in ("format", "versions", LEARNT)}
         return cls(
             **kept
             | {
@@ -98,12 +101,16 @@ class ModelInfo:
 
 
 class Model(nn.Module):
-    """A network with its `info`, called as `model(images, present)`; images are [batch modality i j k]."""
+    """A network with its `info`, called as `model(images, present)`; images are [batch modality i j k].
 
-    def __init__(self, network: nn.Module, info: ModelInfo) -> None:
+    `learnt` are the scans it has learnt from, None where its file does not say.
+    """
+
+    def __init__(self, network: nn.Module, info: ModelInfo, learnt: LearntScans | None = None) -> None:
         super().__init__()
         self.network = network
         self.info = info
+        self.learnt = learnt
 
     def forward(
         self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
@@ -112,15 +119,16 @@ class Model(nn.Module):
         return logits
 
 
-def save_model(path: Path, network: nn.Module, info: ModelInfo) -> None:
-    """Write weights and info as one file, whole or not at all."""
-    save_weights(path, network.state_dict(), info)
+def save_model(path: Path, network: nn.Module, info: ModelInfo, learnt: LearntScans | None = None) -> None:
+    """Write weights, info and the digests of the scans learnt from as one file, whole or not at all."""
+    save_weights(path, network.state_dict(), info, learnt)
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], info: ModelInfo) -> None:
+def save_weights(path: Path, weights: Mapping[str, Tensor], info: ModelInfo, learnt: LearntScans | None = None) -> None:
     """The same of weights by name, without a network around them."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    write_atomically(path, save(state, metadata={"multiseg": json.dumps(info.to_json())}))
+    about = info.to_json() | ({} if learnt is None else {LEARNT: learnt.to_json()})
+    write_atomically(path, save(state, metadata={"multiseg": json.dumps(about)}))
 
 
 def read_info(path: Path) -> ModelInfo:
@@ -129,6 +137,19 @@ def read_info(path: Path) -> ModelInfo:
     Raises:
         CheckpointError: it is no model of ours.
     """
+    return _about(path)[0]
+
+
+def read_learnt(path: Path) -> LearntScans | None:
+    """The scans that a model file says it has learnt from; None where it does not say.
+
+    Raises:
+        CheckpointError: it is no model of ours.
+    """
+    return _about(path)[1]
+
+
+def _about(path: Path) -> tuple[ModelInfo, LearntScans | None]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("multiseg")
@@ -141,7 +162,8 @@ def read_info(path: Path) -> ModelInfo:
     try:
         data = json.loads(text)
         if data["format"] == FORMAT:
-            return ModelInfo.from_json(data)
+            learnt = LearntScans.from_json(data[LEARNT]) if LEARNT in data else None
+            return ModelInfo.from_json(data), learnt
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         raise CheckpointError(f"{path} does not describe its model as multiseg does: {error!r}.") from error
     raise CheckpointError(f"{path} has model format {data['format']!r}; this multiseg reads {FORMAT}.")
@@ -180,7 +202,7 @@ def load_model(path: Path | str, device: str = "cpu", network: Builder | None = 
     """
     file = model_path(Path(path))
     device = str(resolve_device(device))
-    info = read_info(file)
+    info, learnt = _about(file)
     state = load_weights(file, device)
     try:
         made = build(network or info.builder, len(info.axis), info.space.num_logits, **info.numbers)
@@ -190,4 +212,4 @@ def load_model(path: Path | str, device: str = "cpu", network: Builder | None = 
             hint = " Or pass it from Python: load_model(path, network=...)." if network is None else ""
             raise CheckpointError(f"the network that {file} names cannot be made: {error}{hint}") from error
         raise CheckpointError(f"the weights in {file} do not fit the network it names: {error}") from error
-    return Model(made, info).to(device).eval()
+    return Model(made, info, learnt).to(device).eval()

@@ -34,7 +34,8 @@ class Case:
 
     `modalities` are the sequences it has, `annotated` says which of the database's annotations it has,
     `foreground_count` is [annotation structure] in voxels; `intensity` are mean and standard deviation by
-    sequence: raw values are `image * std + mean`.
+    sequence: raw values are `image * std + mean`. `content` is the digest of each sequence's voxels in its own file,
+    the same for one scan under any name, voxel size and split; `source_sha256` is that of all its files.
     """
 
     database: str
@@ -51,6 +52,8 @@ class Case:
     grid: Grid
     participant: Mapping[str, str | float] = field(default_factory=dict)
     intensity: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    content: Mapping[str, str] = field(default_factory=dict, repr=False)
+    source_sha256: str = field(default="", repr=False)
 
     def __repr__(self) -> str:
         size = " x ".join(str(n) for n in self.extent)
@@ -98,6 +101,7 @@ class Database:
         has = held["available"][row]
         own = {name: held[name][row] for name in held if name not in schema.RESERVED}
         scales = zip(self.modalities, held["intensity_mean"][row], held["intensity_std"][row], has, strict=False)
+        digests = zip(self.modalities, held["content"][row], has, strict=False)
         return Case(
             database=self.name,
             name=str(held["case"][row]),
@@ -110,6 +114,8 @@ class Database:
             grid=Grid(held["affine"][row], (i, j, k)),
             participant={n: float(v) if isinstance(v, np.floating) else str(v) for n, v in own.items()},
             intensity={name: (float(mean), float(std)) for name, mean, std, there in scales if there},
+            content={name: str(digest) for name, digest, there in digests if there and digest},
+            source_sha256=str(held["source_sha256"][row]),
         )
 
     def __getitem__(self, name: str) -> Case:

@@ -55,7 +55,24 @@ class Validated:
     num_absent: int = 0
 
 
-Event = StepDone | Validated
+@dataclass(frozen=True)
+class Noted:
+    """What a person should know of a training, said before its first step or when it resumes.
+
+    Attributes:
+        code: DATA_CHANGED (the data did, and the change was accepted), DATA_UNKNOWN (begun before that was written
+            down), STEPS_CHANGED (another number of steps, and so another schedule), LEARNT_BEFORE (the model that was
+            started from has learnt from validation or test cases) or LEARNT_UNKNOWN (it does not say).
+        cases: all that it concerns, as "database/case"; the message names only the first.
+    """
+
+    step: int
+    code: str
+    message: str
+    cases: tuple[str, ...] = ()
+
+
+Event = StepDone | Validated | Noted
 
 
 def scalars_of(event: Event) -> dict[str, float]:
@@ -64,7 +81,7 @@ def scalars_of(event: Event) -> dict[str, float]:
         alarms = {"validation/false_alarms": float(event.num_false_alarms)} if event.num_absent else {}
         parts = {f"validation/{name}": value for name, value in event.parts.items()}
         return {"validation/score": event.score} | alarms | parts
-    if event.step % SHOWN_EVERY:
+    if not isinstance(event, StepDone) or event.step % SHOWN_EVERY:
         return {}
     return {
         "train/loss": event.loss,

@@ -23,10 +23,12 @@ from multiseg.own import is_own
 from multiseg.training.checkpoint import RESUME
 from multiseg.training.fit import FitOptions
 from multiseg.training.optimisers import OptimiserOptions
+from multiseg.training.run_data import DATA
 from multiseg.training.start import StartOptions
 from multiseg.training.trackers import TrackOptions
 
 RUN_FILE, LOG, TENSORBOARD, LOCK = "run.toml", "log.jsonl", "tensorboard", ".lock"
+FILES = (BEST, LAST, RESUME, LOG, RUN_FILE, DATA)
 READING = ("workers", "start", "ahead", "cache", "checksums", "on_death", "disk_cache", "disk_budget")
 COMPUTING = ("save_minutes", "channels_last", "compile", "deterministic")
 FREE = frozenset(
@@ -34,12 +36,14 @@ FREE = frozenset(
         "device",
         "start.model",
         *(f"track.{one.name}" for one in fields(TrackOptions)),
+        "fit.num_steps",
         *(f"fit.{name}" for name in COMPUTING),
         *(f"stream.{name}" for name in READING),
     }
 )
 """Settings that may differ when a run goes on: they do not change what is learnt. The model that is started from may
-lie elsewhere by now; that it is the same one is seen from its bytes."""
+lie elsewhere by now; that it is the same one is seen from its bytes. The number of steps changes the schedule from then
+on, which is said; it cannot be less than what is done."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ def to_toml(options: TrainOptions) -> str:
 def claimed_folder(out: Path, options: TrainOptions, overwrite: bool) -> Iterator[None]:
     """Hold the folder for this run: one without saved steps, one with the same settings, or any with `overwrite`.
 
+    The settings are not written yet: `write_settings` does, once it is known that the run can begin.
+
     Raises:
         ResourceError: another process trains into it.
         UsageError: it holds a run with other settings.
@@ -153,19 +159,29 @@ def claimed_folder(out: Path, options: TrainOptions, overwrite: bool) -> Iterato
 def _take_over(out: Path, options: TrainOptions, overwrite: bool) -> None:
     if overwrite:
         _forget(out)
-    for name in (BEST, LAST, RESUME, LOG, RUN_FILE):
+    for name in FILES:
         for half_written in out.glob(f".{name}.*.tmp"):  # by a process that was killed
             half_written.unlink()
-    text = to_toml(options)
-    # Settings that failed before anything was saved bind nobody.
-    if (out / RESUME).is_file() and (out / RUN_FILE).is_file():
-        _check_same_run(tomllib.loads((out / RUN_FILE).read_text(encoding="utf-8")), tomllib.loads(text), out)
-    write_atomically(out / RUN_FILE, text.encode())
+    held = held_settings(out)
+    if held:
+        _check_same_run(held, tomllib.loads(to_toml(options)), out)
+
+
+def write_settings(out: Path, options: TrainOptions) -> None:
+    """Say in the folder by which settings its run goes on."""
+    write_atomically(out / RUN_FILE, to_toml(options).encode())
+
+
+def held_settings(out: Path) -> dict[str, Any]:
+    """The settings of the run in a folder, nested; none where nothing is saved, since then they bind nobody."""
+    if not ((out / RESUME).is_file() and (out / RUN_FILE).is_file()):
+        return {}
+    return tomllib.loads((out / RUN_FILE).read_text(encoding="utf-8"))
 
 
 def _forget(out: Path) -> None:
     """Remove what an earlier training left in a folder, and nothing else."""
-    for name in (BEST, LAST, RESUME, LOG, RUN_FILE):
+    for name in FILES:
         (out / name).unlink(missing_ok=True)
     for file in (out / TENSORBOARD).glob("events.*"):
         file.unlink()

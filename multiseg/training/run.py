@@ -20,11 +20,12 @@ from multiseg.loaders.draw import DrawOptions, chosen
 from multiseg.loaders.transform import Transform
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import Builder, build
-from multiseg.models.saved import BEST, LAST, ModelInfo, read_info, save_model
+from multiseg.models.learnt_scans import LearntScans
+from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
 from multiseg.own import is_own
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
-from multiseg.training.checkpoint import RESUME, TrainState, generators, load_state, save_state
+from multiseg.training.checkpoint import RESUME, TrainState, generators, save_state
 from multiseg.training.distributed import Peers, joined
 from multiseg.training.events import Event
 from multiseg.training.fit import Hooks, fit
@@ -33,6 +34,7 @@ from multiseg.training.logs import Logs
 from multiseg.training.numerics import precision
 from multiseg.training.objectives import OwnObjective
 from multiseg.training.optimisers import OwnOptimiser, make_optimiser
+from multiseg.training.resume import begin, lessons_of
 from multiseg.training.start import Parent, arranged, descended, parent_of, take_weights
 from multiseg.training.trackers import check_trackers, tracked
 from multiseg.training.trial import Own, taken, try_out, warn_of_closed
@@ -41,13 +43,17 @@ from multiseg.training.validate import validate, validation_cases
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training ended: the steps done, whether that is all of them, and the best validation score."""
+    """How a training ended: the steps done, whether that is all of them, and the best validation score.
+
+    `steps_before` is how many were done before: where that is all, the run was finished already.
+    """
 
     folder: Path
     step: int
     finished: bool
     best: float
     history: Sequence[Mapping[str, float]] = field(default=(), repr=False)
+    steps_before: int = 0
 
 
 def label_space(names: Sequence[str]) -> LabelSpace:
@@ -62,21 +68,26 @@ def train(
     overwrite: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
     on_start: Callable[[ModelInfo], None] = lambda info: None,
+    accept_changes: bool = False,
     *,
     network: Builder | str | None = None,
     objective: OwnObjective | str | None = None,
     optimiser: OwnOptimiser | str | None = None,
     augment: Transform | str | None = None,
 ) -> TrainResult:
-    """Train into the folder `out`, going on from what is there.
+    """Train into the folder `out`, resuming the run that is there.
 
-    The folder gets model.safetensors (best on the validation cases), last.safetensors, resume.pt,
-    log.jsonl, TensorBoard files, and run.toml with every setting. SIGINT and SIGTERM end it after the
-    step (or the validation case) in hand, saved. Started by `torchrun`, its processes train one model together.
+    The folder gets model.safetensors (best on the validation cases), last.safetensors, resume.pt, data.json (the
+    cases that are learnt from), log.jsonl, TensorBoard files, and run.toml with every setting. A run can be given
+    another number of steps, finished or not: the learning rate then follows the schedule of the new number.
+    SIGINT and SIGTERM end it after the step (or the validation case) in hand, saved. Started by `torchrun`, its
+    processes train one model together.
 
     Args:
         overwrite: start anew where the folder holds a run, instead of going on with it.
         on_start: is told what the model will be, before the first step.
+        accept_changes: resume although the training or validation cases are other ones than before: it is logged, and
+            the result is no longer that of a run without a break.
         network: your own instead of `options.model.builder`: a class or function that is called as
             (num_modalities, num_logits, **options.model.numbers) and makes a module, called as (images, present).
         objective: your own instead of `options.fit.objective`: (network, batch, step) to (loss, dict of scalars).
@@ -85,7 +96,8 @@ def train(
             Each of the four may also be a name, as in a run file: docs/extending.md.
 
     Raises:
-        UsageError: the folder holds a run with other settings, sequences or parent, or a setting is unknown.
+        UsageError: the folder holds a run with other settings, sequences, parent or data, or with more steps done
+            than are asked for; or a setting is unknown.
         ResourceError: another process trains into the folder, or the disk is full.
         DataError, CheckpointError, TrainingError: see the parts.
     """
@@ -105,23 +117,28 @@ def train(
         if peers.is_first:
             warn_of_closed(own)
         peers.part_ways(options.seed)
+        names = [name for name in stream.plan.cases if options.stream.draw.weights.get(name, 1) > 0]
+        drawn = [case for name in names for case in stream.plan.cases[name]]
+        held_out = validation_cases(store, info, names, options.fit.validation_cases)
+        lessons = lessons_of(store, drawn, held_out, parent, accept_changes)
         with _claimed(Path(out), options, overwrite, peers):
-            _resume(Path(out), state, info, peers)
+            begun = begin(Path(out), state, info, options, lessons, peers)
+            steps_before = state.step
             if peers.is_first:
                 on_start(info)
             with stop_on_signals() as should_stop, _reported(Path(out), state, options, peers, on_event) as report:
-                learnt_from = [name for name in stream.plan.cases if name in info.databases]
-                held_out = validation_cases(store, info, learnt_from, options.fit.validation_cases)
+                for note in begun.notes:
+                    report(note)
                 hooks = Hooks(
                     report,
                     validate=lambda: validate(state.model, info, store, held_out, should_stop, peers),
-                    save=lambda is_best: _save(Path(out), state, info, is_best, peers),
+                    save=lambda is_best: _save(Path(out), state, (info, begun.learnt), is_best, peers),
                     should_stop=should_stop,
                     objective=own.objective,
                     transform=own.augment,
                 )
                 finished = fit(state, stream, options.fit, hooks, options.augment, peers)
-    return TrainResult(Path(out), state.step, finished, state.best, tuple(state.history))
+    return TrainResult(Path(out), state.step, finished, state.best, tuple(state.history), steps_before)
 
 
 @contextmanager
@@ -207,32 +224,14 @@ def learnt_from(store: Store, databases: Sequence[str], space: LabelSpace, draw:
     return [case for cases in labelled.values() for case in chosen(cases, draw)]
 
 
-def _resume(out: Path, state: TrainState, info: ModelInfo, peers: Peers) -> None:
-    if not (out / RESUME).is_file():
-        return
-    if (out / LAST).is_file():
-        held = read_info(out / LAST)
-        if held.axis != info.axis:
-            raise UsageError(
-                f"{out} was trained on the sequences {', '.join(held.axis)}, but the store now holds "
-                f"{', '.join(info.axis)}: its databases have changed. Choose another --out, or pass --overwrite to "
-                "start anew."
-            )
-        if [step["model"] for step in held.ancestry] != [step["model"] for step in info.ancestry]:
-            raise UsageError(
-                f"{out} was started from another model than the one that is there now. Choose another --out, or pass "
-                "--overwrite to start anew."
-            )
-    load_state(out / RESUME, state, peers)
-
-
-def _save(out: Path, state: TrainState, info: ModelInfo, is_best: bool, peers: Peers) -> None:
+def _save(out: Path, state: TrainState, about: tuple[ModelInfo, LearntScans], is_best: bool, peers: Peers) -> None:
     _, *others = peers.gather(generators(state))
     if peers.is_first:
+        info, learnt = about
         now = info.at(state.step, state.history[-1] if state.history else {})
-        save_model(out / LAST, state.model, now)
+        save_model(out / LAST, state.model, now, learnt)
         if is_best:
-            save_model(out / BEST, state.model, now)
+            save_model(out / BEST, state.model, now, learnt)
         # Last: a kill before this line repeats the steps since the last save, and then the models are written again.
         save_state(out / RESUME, state, others)
     peers.gather(None)  # nobody goes on, or ends, before it is written

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from multiseg.errors import CheckpointError, UsageError
 from multiseg.modalities import ModalityAxis
+from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.progressive import ProgressiveUnet
-from multiseg.models.saved import ModelInfo, load_weights, model_path, read_info
+from multiseg.models.saved import ModelInfo, load_weights, model_path, read_info, read_learnt
 from multiseg.own import is_own
 
 METHODS = ("finetune", "progressive")
@@ -42,11 +43,12 @@ class StartOptions:
 
 @dataclass(frozen=True, eq=False)
 class Parent:
-    """The model that a training starts from."""
+    """The model that a training starts from; `learnt` is None where it does not say from which scans."""
 
     file: Path
     info: ModelInfo
     sha256: str
+    learnt: LearntScans | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def parent_of(options: StartOptions) -> Parent | None:
             f"{file} saw {info.background} values outside the brain, and training shows 0 there, which a frozen column "
             "cannot learn anew: finetune it without --progressive."
         )
-    return Parent(file, info, hashlib.sha256(file.read_bytes()).hexdigest())
+    return Parent(file, info, hashlib.sha256(file.read_bytes()).hexdigest(), read_learnt(file))
 
 
 def arranged(info: ModelInfo, wanted: Iterable[str], options: StartOptions) -> Channels:

@@ -1,6 +1,7 @@
 """Evaluation over subsets, and prediction in the patient's own space, with networks whose answer is known."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
 from torch import Tensor, nn
 
 from multiseg.cli.app import run
@@ -19,10 +21,12 @@ from multiseg.evaluation.subsets import all_subsets
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import BUILDERS
+from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.saved import Model, ModelInfo, save_model
 from multiseg.store.catalogue import select
 from multiseg.store.formats.nifti import write_nifti
 from multiseg.store.reader import open_store
+from multiseg.store.sources.manifest import find_manifest
 
 AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T2"))
 
@@ -273,6 +277,49 @@ def test_an_evaluation_that_was_cut_short_goes_on(saved: Path, store_url: str, t
     pd.testing.assert_frame_equal(
         evaluate(saved, store_url, options, folder=folder).cases, evaluate(saved, store_url, options).cases
     )
+
+
+def test_a_case_that_was_replaced_in_between_is_evaluated_again(saved: Path, store_url: str, tmp_path: Path) -> None:
+    url, folder = str(tmp_path / "copy.zarr"), tmp_path / "out"
+    shutil.copytree(store_url, url)
+    options = EvaluateOptions(split="", databases=("alder",), subsets="full")
+    whole = evaluate(saved, url, options, folder=folder)
+    progress = folder / "progress.jsonl"
+    head, *lines = progress.read_text().splitlines()
+    marked = [json.loads(line) for line in lines]
+    for line in marked:
+        line["rows"][0]["dice"] = 0.125
+    progress.write_text("\n".join([head, *map(json.dumps, marked)]) + "\n")
+    first = select(open_store(url), ["alder"])[0]
+    zarr.open_group(url, mode="r+")["alder"]["source_sha256"][first.row] = "0" * 64
+    again = evaluate(saved, url, options, folder=folder).cases["dice"].tolist()
+    assert again == [whole.cases["dice"][0], 0.125, 0.125, 0.125]
+
+
+def test_predict_says_that_the_model_has_learnt_from_this_scan(
+    saved: Path, hospitals: Path, store_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    alder = next(files for files in find_manifest(hospitals / "manifest.toml") if files.name == "alder")
+    files, case = alder.cases[0], open_store(store_url)["alder"][alder.cases[0].case]
+    # Compressed anew, turned and under another name: the voxels are the same.
+    scan = nib.load(files.images["FLAIR"])
+    turn = np.diag([-1.0, 1.0, 1.0, 1.0])
+    turn[0, 3] = scan.shape[0] - 1
+    nib.save(nib.Nifti1Image(np.asarray(scan.dataobj)[::-1], scan.affine @ turn), tmp_path / "someone.nii")
+    network = Threshold(1.5)
+    save_model(saved, network, info(), LearntScans.of([case.content["FLAIR"]], [case.content["T1"]]))
+    images = {"FLAIR": tmp_path / "someone.nii", "T1": files.images["T1"], "T2": files.images["T2"]}
+    result = predict(saved, images, tmp_path / "answer.nii.gz", brain_mask="nonzero")
+    assert dict(result.learnt) == {"FLAIR": "train", "T1": "val", "T2": ""}
+    said = [doubt.message for doubt in result.doubts if doubt.code == "LEARNT_FROM"]
+    assert len(said) == 2
+    assert "was trained on this very scan of FLAIR" in said[0]
+    assert "was chosen by (validation) this very scan of T1" in said[1]
+
+    save_model(saved, network, info())
+    arguments = ["predict", str(saved), f"FLAIR={images['FLAIR']}", "-o", str(tmp_path / "two.nii.gz")]
+    assert run([*arguments, "--brain-mask", "nonzero", "--device", "cpu"]) == 0
+    assert "Whether the model learnt from these scans is not known" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["out.txt", "folder/", "out.nii.gz.png"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import zarr
 
 from multiseg.errors import DataError, UsageError
 from multiseg.experiments import worker
@@ -18,9 +20,10 @@ from multiseg.experiments.catalogue import EXPERIMENTS
 from multiseg.experiments.ground import Ground, claim, ground_of
 from multiseg.experiments.results import Machine, run_experiment
 from multiseg.experiments.runner import Progress, execute
-from multiseg.experiments.runs import Exam, Run, joint, training
+from multiseg.experiments.runs import Exam, Run, joint, single, training
 from multiseg.experiments.scales import SCALES
 from multiseg.experiments.worker import Task, is_finished, read_cases, run_folder
+from multiseg.store.reader import open_store
 
 TINY = replace(SCALES["tiny"], plus_widths=(4, 4, 8))
 
@@ -72,6 +75,18 @@ def test_a_failing_run_and_its_child_are_named_and_the_others_go_on(ground: Grou
     again: list[Progress] = []
     assert execute([task(good, tmp_path)], jobs=1, on_progress=again.append) == {}
     assert [one.what for one in again] == ["finished before"]
+
+
+def test_a_test_case_whose_scan_was_learnt_from_is_no_test(store_url: str, tmp_path: Path) -> None:
+    url = str(tmp_path / "copy.zarr")
+    shutil.copytree(store_url, url)
+    cases = {case.split: case for case in open_store(url)["alder"].cases}
+    content = zarr.open_group(url, mode="r+")["alder"]["content"]
+    content[cases["test"].row] = content[cases["train"].row]
+    one = task(single(ground_of(url, TINY, 1), "alder", 0), tmp_path)
+    why = worker.do(one).failure
+    assert f"has learnt from scans of 1 of its test cases (alder/{cases['test'].name})" in why
+    assert not is_finished(one)
 
 
 def test_a_process_that_dies_is_named_and_replaced(

@@ -33,12 +33,16 @@ from multiseg.federation.sites.consent import check_round
 from multiseg.federation.sites.describing import describe
 from multiseg.federation.sites.fingerprint import fingerprint
 from multiseg.federation.sites.protecting import circle_of, protected
+from multiseg.federation.sites.remembered import remember, remembered
 from multiseg.federation.sites.site import (
     Asked,
     Order,
     Site,
     Trained,
+    asked_in_round,
+    drawn_in_round,
     evaluate_model,
+    examined,
     experiment_folder,
     least_of,
     own_network,
@@ -192,6 +196,8 @@ def _trained(work: _Work, key: str) -> Answer:
         note = f"what this site kept of round {kept} is not there: it went on from what it received."
         trained = replace(trained, events=(note, *trained.events))
     _check_finite(trained.update)
+    validated, _ = examined(order, work.store, site, asked_in_round(order))
+    remember(folder, task.round, work.store, drawn_in_round(order, work.store, site), validated)
     sent = protected(task, site, order, trained.update)
     if order.options.privacy.masked:
         lasting.check_circle(folder, task.round, circle_of(task), sent.tensors)
@@ -248,8 +254,10 @@ def _evaluated(work: _Work) -> Answer:
         own, notes = _own_of_model(work)
         network, events = own_network(work.store, site, order, own, resolve_device(site.device))
         if task.kind == FINISH:
-            save_model(work.folder / BEST, network, order.info)
+            # For the site alone: what is sent, and the model of all sites, holds no digest of a scan.
+            save_model(work.folder / BEST, network, order.info, remembered(work.folder))
         scores = evaluate_model(network, order, work.store, site, work.hooks.should_stop, asked)
+        notes += examined(order, work.store, site, asked)[1]
     least = least_of(site, order.options)
     # On validation cases what the best model is chosen by, in which a false alarm counts as a Dice of 0.
     found = {name: score.score if split == "val" else score.dice for name, score in scores.items()}

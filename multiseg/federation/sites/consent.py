@@ -5,9 +5,8 @@ from __future__ import annotations
 from multiseg.errors import FederationError
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.policy import Leaves, check_tensors, leaves_metric
-from multiseg.federation.sites.site import Order, Site, databases_of, stream_options, trained_by
+from multiseg.federation.sites.site import Order, Site, drawn_in_round, trained_by
 from multiseg.store.reader import Store
-from multiseg.training.run import learnt_from
 
 
 def check_round(order: Order, site: Site, store: Store) -> None:
@@ -15,8 +14,7 @@ def check_round(order: Order, site: Site, store: Store) -> None:
     check_protection(order.options, site.leaves)
     if not site.trains:
         raise FederationError(f"site {site.name} does not let others train on its data.")
-    draw = stream_options(site, store, order.options).draw
-    drawn = learnt_from(store, databases_of(site, store), order.info.space, draw)
+    drawn = drawn_in_round(order, store, site)
     if len(drawn) < site.leaves.cases:
         raise FederationError(
             f"this site trains on {site.leaves.cases} cases or more, and the run would draw from fewer: its labels, "

@@ -20,6 +20,7 @@ from multiseg.federation.sites.learning import Counted, Learnt, derived, learn, 
 from multiseg.federation.sites.norms import NUM_BATCHES, estimate, personal_norms
 from multiseg.federation.sites.personal import Own
 from multiseg.federation.sites.policy import Leaves, rounded
+from multiseg.federation.sites.remembered import fair
 from multiseg.files import write_atomically
 from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import PatchStream, StreamOptions
@@ -185,12 +186,12 @@ def train_round(store: Store, site: Site, order: Order, own: Own | None = None, 
         received = _state(network)
         began = time.monotonic()
         scores = evaluate_model(network, order, store, site, hooks.should_stop)
+        events += examined(order, store, site, asked_in_round(order))[1]
         evaluated = time.monotonic()
         counted = Counted(stream, info)
         learnt = learn(network, counted, options, order.steps_done, hooks, own)
         ended = time.monotonic()
-    # Not the stream's own plan, which also holds databases of weight 0.
-    drawn = learnt_from(store, databases_of(site, store), info.space, stream.options.draw)
+    drawn = drawn_in_round(order, store, site)
     chosen = trained_by(order, drawn, store)
     return Trained(
         update=difference(_state(network), received, chosen),
@@ -202,6 +203,12 @@ def train_round(store: Store, site: Site, order: Order, own: Own | None = None, 
         seconds={"evaluate": evaluated - began, "train": ended - evaluated},
         events=events,
     )
+
+
+def drawn_in_round(order: Order, store: Store, site: Site) -> list[Case]:
+    """The cases that a round may draw from. Not those of the stream's plan, which also has databases of weight 0."""
+    draw = stream_options(site, store, order.options).draw
+    return learnt_from(store, databases_of(site, store), order.info.space, draw)
 
 
 def _seeded_options(site: Site, order: Order) -> FederationOptions:
@@ -307,6 +314,20 @@ class Asked:
     overlap: float = 0.25
 
 
+def asked_in_round(order: Order) -> Asked:
+    """What a round evaluates the received model on."""
+    schedule = order.options.schedule
+    return Asked("val", schedule.evaluate_subsets, schedule.validation_cases)
+
+
+def examined(order: Order, store: Store, site: Site, asked: Asked) -> tuple[list[Case], tuple[str, ...]]:
+    """The cases to evaluate on, and that some were left out, since the experiment has learnt from their scans here."""
+    cases = validation_cases(store, order.info, databases_of(site, store), asked.num_cases, asked.split)
+    left = fair(cases, experiment_folder(site, order.options.experiment), asked.split)
+    note = f"some {asked.split} cases were left out: the experiment has learnt from their scans at this site."
+    return left, () if len(left) == len(cases) else (note,)
+
+
 def evaluate_model(
     network: nn.Module,
     order: Order,
@@ -317,16 +338,17 @@ def evaluate_model(
 ) -> dict[str, Score]:
     """How good a model is by database ("full"), or by "database/SUBSET" of its sequences ("all").
 
+    Cases that the experiment has learnt from at this site are left out, see `examined`.
+
     Raises:
         StoppedError: `should_stop`, asked before each case, said so.
         DataError: the store does not fit, or a file of it is damaged.
     """
-    info, schedule = order.info, order.options.schedule
-    asked = asked or Asked("val", schedule.evaluate_subsets, schedule.validation_cases)
+    info, asked = order.info, asked or asked_in_round(order)
     check_spacing(info, store)
     model = Model(network, info).eval()
     found: dict[str, list[list[Judged]]] = {}
-    for case in validation_cases(store, info, databases_of(site, store), asked.num_cases, asked.split):
+    for case in examined(order, store, site, asked)[0]:
         if should_stop():
             raise StoppedError("the evaluation was stopped at the site; it begins anew when the site is back.")
         for subset, judged in judged_by_subset(model, store, case, asked.subsets, asked.overlap).items():

@@ -1,0 +1,62 @@
+"""Which scans a site has learnt from in an experiment, and whether its data changed: kept at the site, never sent."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from multiseg.errors import CheckpointError
+from multiseg.files import write_atomically
+from multiseg.models.learnt_scans import TRAIN, VAL, LearntScans, how_learnt
+from multiseg.store.reader import Case, Store
+from multiseg.training.run_data import changes, data_of, describe_changes, read_data, scans_of, write_data
+
+LEARNT, CHANGES = "learnt.json", "changes.jsonl"
+LOGGER = logging.getLogger("multiseg.federation")
+
+
+def remembered(folder: Path) -> LearntScans:
+    """The scans of this site that the experiment has learnt from. Never all: those of other sites stay with them.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    file = folder / LEARNT
+    try:
+        return LearntScans.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return LearntScans(is_complete=False)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file}, which says from which scans this site's experiment has learnt, is damaged: {error!r}. Put back a "
+            "copy of it."
+        ) from error
+
+
+def remember(folder: Path, number: int, store: Store, train: Sequence[Case], val: Sequence[Case]) -> None:
+    """Write down what round `number` learns from, beside what the rounds before did.
+
+    A site's data may change between rounds, and the next round learns from them as they are: that is logged here.
+    """
+    learnt = remembered(folder) | scans_of(train, val)
+    write_atomically(folder / LEARNT, json.dumps(replace(learnt, is_complete=False).to_json()).encode())
+    before, now = read_data(folder), data_of(store, train, val)
+    changed = changes(before, now, store) if before else {}
+    if changed:
+        LOGGER.warning(
+            "round %d: this site's data have changed since its last round: %s", number, describe_changes(changed)
+        )
+        with (folder / CHANGES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"round": number, "changes": changed}) + "\n")
+    if before is None or changed:
+        write_data(folder, now)
+
+
+def fair(cases: Sequence[Case], folder: Path, split: str) -> list[Case]:
+    """Those whose result does not flatter the model: no scan of them was trained on or, of test cases, chosen by."""
+    learnt = remembered(folder)
+    unfair = (TRAIN, VAL) if split == "test" else (TRAIN,)
+    return [case for case in cases if how_learnt(learnt, case.content.values()) not in unfair]
