@@ -16,7 +16,7 @@ from multiseg.store.cases import CaseFiles
 from multiseg.store.reader import Case, Store
 
 SPLITS = ("train", "val", "test")
-Wanted: TypeAlias = str | float | Callable[[str | float], bool]
+Wanted: TypeAlias = str | int | float | Callable[[str | float], bool]
 
 
 def select(
