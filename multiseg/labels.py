@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,6 +207,7 @@ class SpaceLabel:
 
 
 LESION = SpaceLabel("lesion", "lesion")
+RESTS = ("", BACKGROUND, "ignore")
 
 
 @dataclass(frozen=True)
@@ -216,13 +217,20 @@ class LabelSpace:
     The label "lesion" of kind lesion stands for lesions of any name, so the default space merges all
     of them, as in Xu et al. 2024 (section 3.1).
 
+    Attributes:
+        rest: what voxels of lesion structures are that the space does not list: "background" (none of the labels),
+            "ignore" (not looked at), or "" where nobody said so, which reads them as background.
+
     Raises:
-        LabelError: no label, or a name twice.
+        LabelError: no label, a name twice, or an unknown `rest`.
     """
 
     labels: tuple[SpaceLabel, ...] = (LESION,)
+    rest: str = ""
 
     def __post_init__(self) -> None:
+        if self.rest not in RESTS:
+            raise LabelError(f"rest {self.rest!r} is none of {', '.join(filter(None, RESTS))}.")
         names = [label.name for label in self.labels]
         if not names or len(set(names)) != len(names) or BACKGROUND in names:
             raise LabelError(f"a label space needs distinct names other than {BACKGROUND!r}, but got {names}.")
@@ -245,12 +253,31 @@ class LabelSpace:
             return self.labels.index(LESION) + 1
         return None
 
+    def unlisted(self, schemas: Iterable[LabelSchema]) -> tuple[str, ...]:
+        """The lesion structures of a case's annotations that the space does not list.
+
+        Of all its annotations if the space has lesions, and otherwise of those that the space reads.
+        """
+        read = [schema for schema in schemas if self._reads(schema)]
+        return tuple(
+            dict.fromkeys(
+                structure.name
+                for schema in read
+                for structure in schema.structures
+                if structure.kind == "lesion" and self.index_of(structure) is None
+            )
+        )
+
+    def _reads(self, schema: LabelSchema) -> bool:
+        has_lesions = any(label.kind == "lesion" for label in self.labels)
+        return has_lesions or any(self.index_of(structure) is not None for structure in schema.structures)
+
     def view(self, schemas: Mapping[str, LabelSchema], annotated: Sequence[bool]) -> LabelView:
         """How the annotations that a case has (`annotated`, in the schemas' order) become targets.
 
         A structure comes from the first annotation of the case that looked for it, and where two
         annotations differ the first one counts: a second rater never overrides the first. Lesions lie
-        over tissue.
+        over tissue, and what `rest` ignores over tissue and under lesions that are listed.
         """
         tables: dict[int, UInt8[np.ndarray, 256]] = {}
         known = np.zeros(len(self.labels), dtype=bool)
@@ -261,16 +288,21 @@ class LabelSpace:
             table = np.zeros(256, dtype=np.uint8)
             for code, structure in enumerate(schema.structures, start=1):
                 index = self.index_of(structure)
-                if index is not None and (structure.name, structure.kind) not in taken:
+                if (structure.name, structure.kind) in taken:
+                    continue
+                if index is not None:
                     table[code] = index
                     known[index - 1] = True
+                elif self.rest == "ignore" and structure.kind == "lesion" and self._reads(schema):
+                    table[code] = IGNORE
             if table.any():
                 table[IGNORE] = IGNORE
                 tables[at] = table
                 taken |= {(structure.name, structure.kind) for structure in schema.structures}
         is_lesion = [any(s.kind == "lesion" for s in schema.structures) for schema in schemas.values()]
         # The last one to be laid down is seen.
-        lesion_and_first_last = sorted(tables, key=lambda at: (is_lesion[at], -at))
+        is_listed = {at: bool(((table > 0) & (table < IGNORE)).any()) for at, table in tables.items()}
+        lesion_and_first_last = sorted(tables, key=lambda at: (is_lesion[at], is_listed[at], -at))
         return LabelView(tuple((at, tables[at]) for at in lesion_and_first_last), known)
 
 

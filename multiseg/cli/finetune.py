@@ -21,6 +21,7 @@ from multiseg.cli.settings import (
     NumWorkers,
     Overwrite,
     PrintConfig,
+    Rest,
     Steps,
     TrainDevice,
     options_from,
@@ -49,6 +50,7 @@ def finetune_command(
     cases: Cases = None,
     run: Annotated[Path | None, typer.Option(help="TOML file with any of the settings of train.")] = None,
     database: Database = None,
+    rest: Rest = None,
     steps: Steps = None,
     batch_size: BatchSize = None,
     patch: Annotated[int | None, typer.Option(help="Edge of a patch in voxels (default: the model's).", min=8)] = None,
@@ -89,7 +91,7 @@ def finetune_command(
         "head_steps": head_first,
     }
     options = options_from(store, run, {
-        "databases": database, "device": device, "seed": seed, "start": start,
+        "databases": database, "device": device, "seed": seed, "start": start, "rest": rest,
         "augment": {"preset": augment, "seed": seed},
         "stream": {"batch_size": batch_size, "workers": workers, "cache": cache,
                    "draw": {"patch": (patch, patch, patch) if patch else None, "drop": drop, "num_cases": cases,

@@ -22,6 +22,7 @@ from multiseg.cli.settings import (
     NumWorkers,
     Overwrite,
     PrintConfig,
+    Rest,
     Steps,
     TrainDevice,
     options_from,
@@ -46,6 +47,10 @@ def train_command(
     out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     run: Annotated[Path | None, typer.Option(help="TOML file with any of the settings.")] = None,
     database: Database = None,
+    labels: Annotated[
+        str | None, typer.Option(help='What to tell apart, such as "lesion" (default) or "oedema,tissue:CSF".')
+    ] = None,
+    rest: Rest = None,
     steps: Steps = None,
     batch_size: BatchSize = None,
     patch: Annotated[int | None, typer.Option(help="Edge of a patch in voxels.", min=8)] = None,
@@ -83,7 +88,8 @@ def train_command(
 
     size = (patch, patch, patch) if patch else None
     options = options_from(store, run, {
-        "databases": database, "device": device, "seed": seed,
+        "databases": database, "device": device, "seed": seed, "rest": rest,
+        "labels": [name.strip() for name in labels.split(",")] if labels else None,
         "stream": {"batch_size": batch_size, "workers": workers, "cache": cache,
                    "draw": {"patch": size, "drop": drop, "num_cases": cases, "seed": seed}},
         "model": {"builder": model},

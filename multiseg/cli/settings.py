@@ -27,6 +27,10 @@ TrainDevice = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N
 Augment = Annotated[
     str | None, typer.Option(help="none, published or standard; takes the place of the run file's table.")
 ]
+Rest = Annotated[
+    str | None,
+    typer.Option(help="What lesions are that the labels leave out: ignore (not looked at) or background."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is there.")]
 AcceptChanges = Annotated[
     bool, typer.Option("--accept-changes", help="Resume although the run's cases in the store have changed; logged.")

@@ -108,6 +108,8 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
         messages().print(warning, soft_wrap=True, markup=False)
     for database, names in result.left_out.items():
         messages().print(f"{database}: {', '.join(names)} left out: the model has no trained channel for it.")
+    for database, text in result.unlisted.items():
+        messages().print(f"{database}: {text}.", soft_wrap=True)
     for reason, cases in _by_reason(result.skipped).items():
         messages().print(f"not evaluated: {cases}: {reason}.", soft_wrap=True)
     output().print(f"Written to {folder}: cases.csv, summary.csv, summary.json, montage.png", soft_wrap=True)

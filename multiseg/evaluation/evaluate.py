@@ -6,7 +6,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ class Evaluation:
     Column `learnt` says what the model did with the case: "train" (trained on a scan of it), "val" (was chosen by
     one), "" (nothing) or "not known". Means never mix these.
 
-    `left_out` says which sequences the model could not use, by database; `skipped` why a case has no row.
+    `left_out` says which sequences the model could not use, by database; `skipped` why a case has no row; `unlisted`
+    what lesion structures of a database counted as that the model does not list.
     """
 
     cases: pd.DataFrame
@@ -81,6 +82,7 @@ class Evaluation:
     left_out: Mapping[str, tuple[str, ...]]
     skipped: Mapping[str, str]
     own_metrics: tuple[str, ...] = ()
+    unlisted: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         num = len(self.cases[["database", "case"]].drop_duplicates())
@@ -132,6 +134,7 @@ class Evaluation:
             "left_out": {k: list(v) for k, v in self.left_out.items()},
             "skipped": dict(self.skipped),
             "learnt": {kind or "not learnt": list(names) for kind, names in self.learnt.items()},
+            "unlisted": dict(self.unlisted),
             "summary": rows,
         }
 
@@ -189,8 +192,8 @@ def evaluate(
         if sum(other.database == case.database for other in cases[:at]) < MONTAGE_CASES:
             panels.append(_panel(model, loaded, options.overlap))
     table = pd.DataFrame([_marked(model, case, row) for case in cases for row in done.rows[_key(case)]])
-    summary, left_out = summary_of(table, tuple(own)), _left_out(model, asked)
-    return Evaluation(table, summary, tuple(panels), options.split, left_out, skipped, tuple(own))
+    summary, left_out, unlisted = summary_of(table, tuple(own)), _left_out(model, asked), _unlisted(model, store, cases)
+    return Evaluation(table, summary, tuple(panels), options.split, left_out, skipped, tuple(own), unlisted)
 
 
 def _key(case: Case) -> str:
@@ -256,6 +259,17 @@ def _left_out(model: Model, cases: Sequence[Case]) -> dict[str, tuple[str, ...]]
         unknown = [name for name in case.modalities if name not in model.info.usable(case.modalities)]
         found.setdefault(case.database, {}).update(dict.fromkeys(unknown))
     return {database: tuple(names) for database, names in found.items() if names}
+
+
+def _unlisted(model: Model, store: Store, cases: Sequence[Case]) -> dict[str, str]:
+    space = model.info.space
+    counted = "not looked at" if space.rest == "ignore" else "counted as background"
+    found: dict[str, str] = {}
+    for case in cases:
+        schemas = [one for one, has in zip(store[case.database].schemas.values(), case.annotated, strict=True) if has]
+        if names := space.unlisted(schemas):
+            found[case.database] = f"{', '.join(names)}: lesions that the model does not list, {counted}"
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
 from multiseg.store.reader import Store, open_store
 from multiseg.store.sources.manifest import find_manifest
-from multiseg.training.run import label_space
+from multiseg.training.structures import label_space
 
 TRAINING = ("alder", "birch", "cedar", "dogwood", "elm")
 NEVER_TRAINED = ("fir", "gorse")

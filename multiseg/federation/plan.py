@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from multiseg.errors import UsageError
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
+from multiseg.loaders.mirror import check_sides
 from multiseg.own import is_own
 from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions, numbers_of, seeded
+from multiseg.training.structures import label_space
 
 STRATEGIES = ("fedavg", "fedavgm", "fedadam", "trimmed_mean", "median")
 WEIGHTS = ("cases", "equal", "exposure")
@@ -130,7 +132,8 @@ class FederationOptions:
         experiment: its name, by which it is resumed on the server and at the sites.
         sites: the exact roster. A run does not begin, and a round does not end, without all of them (see `schedule`).
         held_out: sites that only evaluate.
-        labels: as of a training: "lesion" for every lesion, "tissue:NAME" for a tissue.
+        labels, rest: as of a training: "lesion" for every lesion, "tissue:NAME" for a tissue; and what lesions are that
+            these leave out.
         fit: `num_steps` is set by the rounds; `learning_rate`, `schedule`, `objective` and the rest are the sites'.
     """
 
@@ -138,6 +141,7 @@ class FederationOptions:
     sites: tuple[str, ...]
     held_out: tuple[str, ...] = ()
     labels: tuple[str, ...] = ("lesion",)
+    rest: str = ""
     seed: int = 0
     model: ModelOptions = ModelOptions()
     stream: StreamOptions = StreamOptions()
@@ -183,6 +187,9 @@ def check(options: FederationOptions) -> None:
     if not local.proximal >= 0:
         raise UsageError(f"local.proximal is {local.proximal}: give 0 or more.")
     _check_aggregate(aggregate)
+    space = label_space(options.labels, options.rest)
+    if options.augment.flip_probability:
+        check_sides(space)
     if options.fit.ema:
         raise UsageError("fit.ema is for a training alone: in a federation the rounds themselves are an average.")
     if options.model.builder == "progressive":

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from multiseg.errors import UsageError
 from multiseg.loaders.batches import Batch
 from multiseg.loaders.intensity import Adjustment, Bias, Coarse, Noise, adjust
+from multiseg.loaders.mirror import exchanged
 from multiseg.loaders.spatial import Elastic, Movement, move, rotation
 from multiseg.loaders.transform import Transform, transform_named, transformed
 
@@ -142,7 +143,8 @@ class AugmentOptions:
 def standard() -> AugmentOptions:
     """Every transform but elastic deformation: our numbers, in the spirit of nnU-Net (Isensee 2021).
 
-    Only left and right are exchanged: a brain is nearly symmetric in that direction alone. About every
+    Only left and right are exchanged: a brain is nearly symmetric in that direction alone, and where the labels tell
+    its sides apart they change places. About every
     fourth patch is resampled, and each intensity transform meets every seventh to tenth sequence.
     """
     return AugmentOptions(
@@ -203,22 +205,29 @@ def augment(batch: Batch, options: AugmentOptions) -> Batch:
     """The batch with every patch augmented by its own draw, images in float32; the batch given stays unchanged.
 
     A patch's result depends on the options, on its (epoch, index) in `batch.draws` and on itself, not on its
-    place or its neighbours. Sequences that are not present stay 0. The global random generators of torch
-    and numpy are neither read nor moved.
+    place or its neighbours. Sequences that are not present stay 0. Where a patch is mirrored, structures of the left
+    and the right change places (`batch.mirrored`). The global random generators of torch and numpy are neither read
+    nor moved.
+
+    Raises:
+        UsageError: a patch is mirrored, and a structure of one side has no counterpart.
     """
     if not options.changes_something:
         return replace(batch, images=batch.images.float())
     images, target = batch.images.to(torch.float32, copy=True), batch.target.clone()
+    annotated = batch.annotated.clone()
     with torch.no_grad():
         for at, (present, (epoch, index)) in enumerate(zip(batch.present.tolist(), batch.draws.tolist(), strict=True)):
             movement, adjustments = draw(options, epoch, index, len(present))
             there = [channel for channel, is_there in enumerate(present) if is_there]
             if movement is not None:
                 images[at, there], target[at] = move(images[at, there], target[at], movement)
+                if movement.is_mirror:
+                    target[at], annotated[at] = exchanged(target[at], annotated[at], batch.mirrored)
             for channel in there:
                 if not adjustments[channel].is_none:
                     images[at, channel] = adjust(images[at, channel], adjustments[channel])
-    return replace(batch, images=images, target=target)
+    return replace(batch, images=images, target=target, annotated=annotated)
 
 
 def draw(

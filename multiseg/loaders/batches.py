@@ -27,6 +27,7 @@ from multiseg.loaders.ring import MAX_LENT, Filled, Ring, Wanted
 from multiseg.loaders.shards import Checksums
 from multiseg.loaders.workers import Caller, Crew, Threads, Work
 from multiseg.modalities import ModalityAxis
+from multiseg.sides import mirrored
 from multiseg.sizes import num_bytes
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote
@@ -50,6 +51,8 @@ class Batch:
         annotated: which labels of the space somebody looked for in the case.
         corner: the windows' first voxels in their cases; negative where a window begins before its case.
         draws: the epoch and index that each patch was drawn by, which also seed what is random afterwards.
+        mirrored: what each index of the label space becomes in a mirror image, see `multiseg.sides.mirrored`; empty
+            where sides play no part.
     """
 
     images: Float[Tensor, "batch modality i j k"]
@@ -60,6 +63,7 @@ class Batch:
     case: tuple[str, ...]
     corner: Int[Tensor, "batch 3"]
     draws: Int[Tensor, "batch 2"]
+    mirrored: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         shape = " ".join(str(n) for n in self.images.shape)
@@ -167,6 +171,7 @@ class PatchStream(IterableDataset[Batch]):
             raise UsageError(f"rank {self.share.rank} of {self.share.num} is none: give 0 to {self.share.num - 1}.")
         self.axis = axis
         self.space = space
+        self._mirrored = mirrored(space)
         usable = [_narrowed(case, axis) for case in select(store, databases, split=split)]
         usable = [case for case in usable if case.modalities and self._is_annotated(store, case)]
         if not usable:
@@ -275,6 +280,7 @@ class PatchStream(IterableDataset[Batch]):
             case=tuple(draw.case.name for draw in draws),
             corner=torch.tensor([draw.corner for draw in draws], dtype=torch.int64),
             draws=torch.tensor([key for key, _ in drawn], dtype=torch.int64),
+            mirrored=self._mirrored,
         )
 
 

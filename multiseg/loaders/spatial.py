@@ -48,6 +48,14 @@ class Movement:
     affine: Float[np.ndarray, "3 4"] | None = None
     elastic: Elastic | None = None
 
+    @property
+    def is_mirror(self) -> bool:
+        """Whether the result is a mirror image, in which a left structure looks like a right one.
+
+        One flip mirrors, along whichever axis; two are half a turn, and in a patient who turns, left stays left.
+        """
+        return sum(self.flips) % 2 == 1
+
 
 def rotation(degrees: tuple[float, float, float]) -> Float[np.ndarray, "3 3"]:
     """Turning about i, then j, then k."""

@@ -73,17 +73,18 @@ class ModelInfo:
             "format": FORMAT,
             "axis": list(self.axis),
             "space": [asdict(label) for label in self.space.labels],
+            **({"rest": self.space.rest} if self.space.rest else {}),
             "versions": {"multiseg": version("multiseg"), "torch": torch.__version__},
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelInfo:
-        kept = {key: value for key, value in data.items() if key not in ("format", "versions", LEARNT)}
+        kept = {key: value for key, value in data.items() if key not in ("format", "versions", LEARNT, "rest")}
         return cls(
             **kept
             | {
                 "axis": ModalityAxis(tuple(data["axis"])),
-                "space": LabelSpace(tuple(SpaceLabel(**label) for label in data["space"])),
+                "space": LabelSpace(tuple(SpaceLabel(**label) for label in data["space"]), data.get("rest", "")),
                 "spacing_mm": tuple(data["spacing_mm"]),
                 "patch": tuple(data["patch"]),
                 "trained_on": {name: tuple(databases) for name, databases in data["trained_on"].items()},

@@ -70,6 +70,7 @@ class TrainOptions:
     Attributes:
         databases: names in the store; empty takes all.
         labels: what the model tells apart; "lesion" stands for every lesion, "tissue:NAME" for a tissue.
+        rest: what voxels of lesion structures are that `labels` leave out: "background" or "ignore"; "" refuses them.
         start: the model that is fine-tuned, if any; `labels` and `model` are then its own.
         seed: of the weights and the dropout, and of draws and augmentation unless these have their own.
     """
@@ -77,6 +78,7 @@ class TrainOptions:
     store: str | Path
     databases: str | tuple[str, ...] = ()
     labels: str | tuple[str, ...] = ("lesion",)
+    rest: str = ""
     device: str = "auto"
     seed: int = 0
     start: StartOptions = StartOptions()

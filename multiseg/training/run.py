@@ -14,9 +14,10 @@ import torch
 
 from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.evaluate import check_spacing
-from multiseg.labels import LabelSpace, SpaceLabel
+from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import PatchStream, Share
 from multiseg.loaders.draw import DrawOptions, chosen
+from multiseg.loaders.mirror import check_sides
 from multiseg.loaders.transform import Transform
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import Builder, build
@@ -36,6 +37,15 @@ from multiseg.training.objectives import OwnObjective
 from multiseg.training.optimisers import OwnOptimiser, make_optimiser
 from multiseg.training.resume import begin, lessons_of
 from multiseg.training.start import Parent, arranged, descended, parent_of, take_weights
+from multiseg.training.structures import (
+    check_named,
+    check_rest,
+    label_space,
+    schemas_of,
+    structures_of,
+    unlisted_of,
+    written,
+)
 from multiseg.training.trackers import check_trackers, tracked
 from multiseg.training.trial import Own, taken, try_out, warn_of_closed
 from multiseg.training.validate import validate, validation_cases
@@ -54,12 +64,6 @@ class TrainResult:
     best: float
     history: Sequence[Mapping[str, float]] = field(default=(), repr=False)
     steps_before: int = 0
-
-
-def label_space(names: Sequence[str]) -> LabelSpace:
-    """A label space from names such as "lesion", "oedema" or "tissue:CSF"."""
-    labels = [SpaceLabel(n.removeprefix("tissue:"), "tissue" if n.startswith("tissue:") else "lesion") for n in names]
-    return LabelSpace(tuple(labels))
 
 
 def train(
@@ -97,7 +101,8 @@ def train(
 
     Raises:
         UsageError: the folder holds a run with other settings, sequences, parent or data, or with more steps done
-            than are asked for; or a setting is unknown.
+            than are asked for; or a setting is unknown; or the labels name what no database has, leave lesions out, or
+            cannot be mirrored (see structures.py, mirror.py).
         ResourceError: another process trains into the folder, or the disk is full.
         DataError, CheckpointError, TrainingError: see the parts.
     """
@@ -177,8 +182,11 @@ def _check_is_elsewhere(model: Path, out: Path) -> None:
 
 
 def inherited(options: TrainOptions, parent: ModelInfo) -> TrainOptions:
-    """The options with the labels and the network of the model that is started from."""
-    labels = tuple(("tissue:" if label.kind == "tissue" else "") + label.name for label in parent.space.labels)
+    """The options with the labels and the network of the model that is started from.
+
+    What becomes of lesions that it does not list is its own, too, unless the options say it.
+    """
+    labels = tuple(written(label.kind, label.name) for label in parent.space.labels)
     known = {name: value for name, value in parent.numbers.items() if name != "first_modalities"}
     if is_own(parent.builder):
         if is_own(options.model.builder) and options.model.builder != parent.builder:
@@ -189,20 +197,27 @@ def inherited(options: TrainOptions, parent: ModelInfo) -> TrainOptions:
         known = {"numbers": known}
     else:
         known["widths"] = tuple(known["widths"])
-    return replace(options, labels=labels, model=ModelOptions(parent.builder, **known))
+    rest = options.rest or parent.space.rest
+    return replace(options, labels=labels, rest=rest, model=ModelOptions(parent.builder, **known))
 
 
 def _prepared(
     options: TrainOptions, store: Store, parent: Parent | None, share: Share
 ) -> tuple[ModelInfo, PatchStream]:
     """What the model will be, and what it will learn from."""
-    space = label_space(options.labels)
+    space = label_space(options.labels, options.rest)
+    if options.augment.flip_probability:
+        check_sides(space)
+    if parent is None:
+        there = [case for case in select(store, options.databases, split="train") if _has_weight(case, options)]
+        check_named(space, structures_of(schemas_of(store, there)), f"the training data of {store.url}")
     used = learnt_from(store, options.databases, space, options.stream.draw)
     if not used:
         raise DataError(
             f"{store.url} has no train case in which somebody looked for the structures {', '.join(space.names)}. "
             f"See: multiseg info {store.url}."
         )
+    check_rest(space, unlisted_of(space, schemas_of(store, used)))
     axis = ModalityAxis.union(case.modalities for case in used)
     if parent is None:
         if options.model.builder == "progressive":
@@ -213,6 +228,10 @@ def _prepared(
     channels = arranged(parent.info, axis, options.start)
     stream = PatchStream(store, channels.axis, space, options.stream, databases=options.databases, share=share)
     return descended(_info(options, store, stream), parent, channels, options.start), stream
+
+
+def _has_weight(case: Case, options: TrainOptions) -> bool:
+    return options.stream.draw.weights.get(case.database, 1) > 0
 
 
 def learnt_from(store: Store, databases: Sequence[str], space: LabelSpace, draw: DrawOptions) -> list[Case]:

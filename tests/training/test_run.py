@@ -22,7 +22,8 @@ from multiseg.training import run
 from multiseg.training.events import StepDone, Validated, Validation
 from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions, TrainOptions, to_toml
-from multiseg.training.run import label_space, stop_on_signals, train
+from multiseg.training.run import stop_on_signals, train
+from multiseg.training.structures import label_space
 
 
 def options_for(url, **fit):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from multiseg.errors import FederationError
+from multiseg.errors import FederationError, UsageError
 from multiseg.federation.messages import PROTOCOL, Answer
 from multiseg.federation.plan import LEAST_MASKED, FederationOptions
 from multiseg.labels import LabelSpace, Structure
@@ -17,7 +17,7 @@ from multiseg.modalities import ModalityAxis
 from multiseg.models.parts import SHARED, Part, trained_parts
 from multiseg.models.saved import ModelInfo
 from multiseg.training.folder import numbers_of
-from multiseg.training.run import label_space
+from multiseg.training.structures import check_named, check_rest, label_space
 
 BOUNDED = ("multi_unet",)
 """Networks that take no more sequences than their first width."""
@@ -74,7 +74,7 @@ def _check_database(told: Mapping[str, Any]) -> None:
     for split in ("train", "val", "test"):
         if int(told["num_cases"][split]) < 0:
             raise ValueError(f"{told['num_cases'][split]} cases of {split}")
-    names = [told["pathology"], *told["modalities"]]
+    names = [told["pathology"], *told["modalities"], *told.get("unlisted", [])]
     names += [text for label in told["labels"] for text in (label["name"], label["kind"])]
     if not isinstance(told["modalities"], list) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"its names are no texts: {names}")
@@ -146,10 +146,11 @@ def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mod
     Raises:
         FederationError: sites that do not fit, all of them and each with every reason.
     """
-    space = label_space(options.labels)
+    space = label_space(options.labels, options.rest)
     spacing = before.spacing_mm if before else _usual_spacing([infos[name] for name in options.sites])
     _check(infos, options, space, spacing, before)
     learnt = {name: _learnt(infos[name], space) for name in options.sites}
+    _check_labels({f"{site}/{name}": about for site, some in learnt.items() for name, about in some.items()}, space)
     axis = ModalityAxis.union(about["modalities"] for some in learnt.values() for about in some.values())
     if before is not None:
         axis = before.axis.grown(axis)
@@ -168,6 +169,16 @@ def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mod
         databases={**(before.databases if before else {})}
         | {name: _on_record(about) for name, about in databases.items()},
     )
+
+
+def _check_labels(databases: Mapping[str, Mapping[str, Any]], space: LabelSpace) -> None:
+    """Raises FederationError where nobody has a label of the space, or a site has lesions that it leaves out."""
+    known = [Structure(one["name"], one["kind"], ()) for about in databases.values() for one in about["labels"]]
+    try:
+        check_named(space, known, "the training data of the sites")
+        check_rest(space, {name: about.get("unlisted", ()) for name, about in databases.items()})
+    except UsageError as error:
+        raise FederationError(f"{error} It is the run file that says so (labels, rest).") from error
 
 
 def _on_record(about: Mapping[str, Any]) -> dict[str, Any]:

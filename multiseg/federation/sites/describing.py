@@ -17,12 +17,13 @@ from multiseg.models.devices import resolve_device
 from multiseg.store.catalogue import SPLITS, select
 from multiseg.store.preparation.recipe import COMMAND
 from multiseg.store.reader import Case, Store
-from multiseg.training.run import label_space, learnt_from
+from multiseg.training.run import learnt_from
+from multiseg.training.structures import label_space, schemas_of
 
 
 def describe(store: Store, site: Site, options: FederationOptions) -> dict[str, Any]:
     """What the roster is made of: databases, sequences, labels, rounded counts, voxel size, versions."""
-    space, least = label_space(options.labels), least_of(site, options)
+    space, least = label_space(options.labels, options.rest), least_of(site, options)
     learnt = learnt_from(store, databases_of(site, store), space, stream_options(site, store, options).draw)
     device = resolve_device(site.device)
     card = f": {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
@@ -54,6 +55,7 @@ def _about(
         if there
         for structure in schema.structures
     }
+    unlisted = space.unlisted(schemas_of(store, learnt).get(name, ()))
     recipe = database.recipe.to_json()
     if not site.leaves.fingerprint or len(select(store, [name], split="train")) < least:
         recipe.pop("landmarks", None)  # quantiles of intensities over the site's cases
@@ -64,6 +66,7 @@ def _about(
         "num_cases": counts,
         "modalities": [m for m in database.modalities if any(m in case.modalities for case in shown)],
         "labels": [{"name": label, "kind": kind} for label, kind in labels],
+        "unlisted": list(unlisted),
         "recipe": recipe,
         "licence": database.attributes.get("licence", ""),
     }

@@ -141,6 +141,21 @@ def test_what_a_site_trains() -> None:
     assert groups == {"", "PD", "FLAIR", "label:CSF"}
 
 
+def test_a_label_that_no_site_has_is_refused() -> None:
+    said = replace(options("ash", "elm"), labels=("lesion", "tissue:CFS"))
+    with pytest.raises(FederationError, match="nobody looked for tissue:CFS in the training data of the sites"):
+        enrolled(told(ASH, replace(ELM, labels=(("CSF", "tissue"), ("lesion", "lesion")))), said)
+
+
+def test_lesions_that_a_run_leaves_out_are_refused_until_it_says_what_they_are() -> None:
+    infos = told(replace(ASH, labels=TUMOUR), replace(ELM, labels=(("oedema", "lesion"),)))
+    infos["ash"].databases["ash"]["unlisted"] = ["core"]
+    said = replace(options("ash", "elm"), labels=("oedema",))
+    with pytest.raises(FederationError, match=r"leave out lesion structures that the data have \(ash/ash: core\)"):
+        enrolled(infos, said)
+    assert enrolled(infos, replace(said, rest="ignore")).info.space.rest == "ignore"
+
+
 def test_under_masks_what_few_have_stays_at_home() -> None:
     said = replace(options("ash", "elm", "oak"), privacy=PrivacyOptions(masked=True))
     infos = {name: replace(info, public_key="00") for name, info in told(ASH, ELM, FakeSite("oak")).items()}

@@ -1,0 +1,48 @@
+"""Structures of the left and the right, where a patch is mirrored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from multiseg.errors import UsageError
+from multiseg.labels import LabelSpace
+from multiseg.sides import UNPAIRED, unpaired
+
+
+def check_sides(space: LabelSpace) -> None:
+    """Raises UsageError where a mirrored patch has no name for a structure of one side."""
+    if alone := unpaired(space):
+        raise UsageError(
+            f"patches may be mirrored (augment.flip_probability), which makes a right structure of a left one, but the "
+            f"labels do not have the other side of {', '.join(alone)}. Add it to the labels; or train without flips: "
+            "--augment none, or flip_probability = 0 in [augment]."
+        )
+
+
+def exchanged(
+    target: UInt8[Tensor, "i j k"], annotated: Bool[Tensor, " label"], mirrored: Sequence[int]
+) -> tuple[UInt8[Tensor, "i j k"], Bool[Tensor, " label"]]:
+    """The target of a mirrored patch, in which left is right, and what was then looked for.
+
+    Args:
+        mirrored: what each index becomes, see `multiseg.sides.mirrored`; nothing changes where it is empty.
+
+    Raises:
+        UsageError: a structure has no counterpart.
+    """
+    if list(mirrored) == list(range(len(mirrored))):
+        return target, annotated
+    if UNPAIRED in mirrored:
+        raise UsageError(
+            f"structure {list(mirrored).index(UNPAIRED)} of the label space is of one side, and the other side has no "
+            "label, so that a patch with it cannot be mirrored. Add that label, or leave out flips."
+        )
+    table = torch.arange(256, dtype=torch.uint8, device=target.device)
+    table[: len(mirrored)] = torch.tensor(mirrored, dtype=torch.uint8, device=target.device)
+    # A pair changes places, so where a label comes from is where it goes to.
+    sources = torch.tensor(mirrored[1:], device=annotated.device) - 1
+    return table[target.long()], annotated[sources]
