@@ -19,7 +19,9 @@ from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
 from multiseg.store.checks.layout import Layout
 from multiseg.store.formats.volumes import axis_codes
 from multiseg.store.hierarchy import is_plain_name
+from multiseg.store.preparation.boxes import box_at
 from multiseg.store.preparation.grids import SAME_SPACING, Grid
+from multiseg.store.preparation.plausible import Region, implausible
 from multiseg.store.writer import digest_of_roles
 from multiseg.types import Affine, Index3
 
@@ -40,7 +42,7 @@ def verify_case(layout: Layout, row: int, faults: Faults) -> None:
     extent = _extent(layout, held, faults)
     if extent is not None:
         if "image" in layout.arrays and "available" in held:
-            _check_image(layout, row, extent, held["available"], faults)
+            _check_image(layout, row, extent, held, faults)
         if "label" in layout.arrays and "annotated" in held:
             _check_label(layout, row, extent, held, faults)
 
@@ -166,7 +168,8 @@ def _check_intensities(layout: Layout, held: dict[str, Any], faults: Faults) -> 
             faults.error("BAD_INTENSITY", _file(layout, "intensity_mean"), f"{said}. {RESTORE}")
 
 
-def _check_image(layout: Layout, row: int, extent: Index3, available: Any, faults: Faults) -> None:
+def _check_image(layout: Layout, row: int, extent: Index3, held: dict[str, Any], faults: Faults) -> None:
+    available = held["available"]
     volume, missing = _volume(layout, "image", row, extent, faults)
     if volume is None:
         return
@@ -185,6 +188,29 @@ def _check_image(layout: Layout, row: int, extent: Index3, available: Any, fault
         elif there and is_scored and (off := _off_centre(image)) > OFF_CENTRE:
             said = f"the normalised voxels of {name} do not balance around 0 ({off:.1%} of their size is left)"
             faults.error(code or "NOT_NORMALISED", file, f"{said}: part of it was lost or changed. {RESTORE}")
+    if not faults.found:
+        _doubt_brains(layout, volume, held, faults)
+
+
+def _doubt_brains(
+    layout: Layout, volume: Shaped[np.ndarray, "modality i j k"], held: dict[str, Any], faults: Faults
+) -> None:
+    """Whether the stored voxels that are not 0 can be a brain, in what the reference's scan has seen."""
+    if layout.recipe is None or not {"affine", "native_affine", "native_shape"} <= set(held):
+        return
+    x, y, z = (int(n) for n in held["native_shape"])
+    view = Grid(np.asarray(held["native_affine"]), (x, y, z))
+    # The stored box was cut out of a grid that may have gone on.
+    i, j, k = (slice(-1, n + 1) for n in volume.shape[1:])
+    around = Grid(np.asarray(held["affine"]), volume.shape[1:]).part((i, j, k))
+    box = box_at((1, 1, 1), volume.shape[1:])
+    regions = {
+        name: Region(box, image != 0, view)
+        for name, there, image in zip(layout.modalities, held["available"], volume, strict=False)
+        if there
+    }
+    for code, text in implausible(regions, around, layout.recipe.brain_mask):
+        faults.warning(code, f"{layout.name}/image", text)
 
 
 def _off_centre(image: Shaped[np.ndarray, "i j k"]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,13 +17,12 @@ from multiseg.store.preparation.grids import Grid, resample
 from multiseg.store.preparation.journal import Journal
 from multiseg.store.preparation.outside import border_value
 from multiseg.store.preparation.places import grid_of
+from multiseg.store.preparation.plausible import Region, implausible
 from multiseg.store.preparation.recipe import COMMAND, Recipe
 from multiseg.store.preparation.similarity import coarse
 from multiseg.store.preparation.space import Scene
 from multiseg.types import Mask, Voxels
 
-BRAIN_ML = (500, 2500)
-"""A mask of another size is looked at by a person: brains, from newborns to giants, lie between."""
 STRIPPED_SHARE = 0.8
 """A brain with zeros around it fills about half of its box; beyond this share there is more than brain."""
 OTSU_MM, CLOSING_MM = 3.0, 9.0
@@ -67,6 +66,12 @@ def brains(scene: Scene, recipe: Recipe, journal: Journal) -> dict[str, Located]
     if rule == "file":
         _journal_lattice("brain_mask", mask, scene.grid, journal)
     return {name: _masked(name, scene, box, brain, journal) for name in scene.names}
+
+
+def doubt_brains(places: Mapping[str, Located], scene: Scene, recipe: Recipe, journal: Journal) -> None:
+    """Warnings of brains that cannot be ones; see `plausible`."""
+    regions = {name: Region(one.box, one.mask, grid_of(scene.volumes[name])) for name, one in places.items()}
+    journal.warn_all(implausible(regions, scene.grid, recipe.brain_mask))
 
 
 def _mask_of_reference(scene: Scene, rule: str, journal: Journal) -> Volume:
@@ -144,10 +149,6 @@ def _on_grid(volume: Volume, grid: Grid, journal: Journal) -> tuple[Box, Mask]:
             file=str(volume.path),
         )
     mask = mask[tight]
-    ml = np.count_nonzero(mask) * math.prod(grid.spacing_mm) / 1000
-    if not BRAIN_ML[0] <= ml <= BRAIN_ML[1]:
-        journal.warn("BRAIN_SIZE", f"the brain mask ({volume.path.name}) holds {ml:.0f} ml where the images are. "
-                     "Is it this patient's, and a mask of the whole brain?")  # fmt: skip
     return seen_from_outside(tight, region), mask
 
 

@@ -20,7 +20,7 @@ from multiseg.store.findings import Doubt
 from multiseg.store.formats.reading import read_volume
 from multiseg.store.formats.volumes import Volume, axis_codes
 from multiseg.store.preparation.boxes import Box, box_around, box_of, seen_from_outside, sizes, starts, within
-from multiseg.store.preparation.brain import brains
+from multiseg.store.preparation.brain import brains, doubt_brains
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.intensity import Normalised, normalised, without_bias
 from multiseg.store.preparation.journal import Journal
@@ -103,7 +103,9 @@ def _prepared(
         for name in files.labels
     }
     images = {}
-    for name, place in brains(scene, recipe, journal).items():
+    places = brains(scene, recipe, journal)
+    doubt_brains(places, scene, recipe, journal)
+    for name, place in places.items():
         flat = without_bias(name, place, scene.grid.spacing_mm, journal) if recipe.n4 else place
         images[name] = normalised(name, scene.volumes[name], flat, recipe, journal)
     box = _box(images, labels)
@@ -161,7 +163,7 @@ def read_scene(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Rec
             native[role] = counted_from_outside(role, native[role], journal)
     scene = lay_out(names, native, recipe, journal)
     for name in names:
-        refuse_segmentation(name, scene.volumes[name], scene.filled[name])
+        refuse_segmentation(name, scene.volumes[name], scene.filled[name], journal)
     return scene
 
 

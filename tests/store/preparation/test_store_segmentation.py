@@ -54,9 +54,11 @@ def moved(image: np.ndarray) -> np.ndarray:
     return ndimage.affine_transform(image, np.diag([0.9, 0.93, 0.88]), (0.3, 0.4, 0.2), order=1)
 
 
-def prepare(folder: Path, image: np.ndarray, dtype: type = np.float32) -> None:
+def prepare(folder: Path, image: np.ndarray, dtype: type = np.float32) -> dict[str, str]:
+    """Warnings and notes by their code."""
     nib.save(nib.Nifti1Image(image.astype(dtype), AFFINE), folder / "T1.nii")
-    prepare_case(CaseFiles("P1", {"T1": folder / "T1.nii"}), {}, Recipe((4.0,) * 3))
+    case = prepare_case(CaseFiles("P1", {"T1": folder / "T1.nii"}), {}, Recipe((4.0,) * 3))
+    return {doubt.code: doubt.message for doubt in case.doubts}
 
 
 SEGMENTATIONS = {
@@ -93,8 +95,15 @@ def test_a_small_lesion_mask_of_two_codes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("levels", [None, 4096, 256, 64, 32, 16])
 def test_a_scan_of_few_levels_is_one(levels: int | None, tmp_path: Path) -> None:
-    prepare(tmp_path, scan(levels), np.float32 if levels is None else np.int16)
-    prepare(tmp_path, moved(scan(levels)))
+    assert "SEGMENTATION" not in prepare(tmp_path, scan(levels), np.float32 if levels is None else np.int16)
+    assert "SEGMENTATION" not in prepare(tmp_path, moved(scan(levels)))
+
+
+def test_a_phantom_without_noise_is_one(tmp_path: Path) -> None:
+    """Its tissues are constant, as in a label map, but few voxels jump from one to another; a person is asked."""
+    smooth = 400 * (depth() > 0) + 300 * np.clip(16 * depth() - 1, 0, 1)
+    doubts = prepare(tmp_path, np.rint(smooth / 16) * 16, np.int16)
+    assert "is the same in" in doubts["SEGMENTATION"]
 
 
 def test_repeated_slices_air_and_saturation_are_no_segmentation(tmp_path: Path) -> None:
