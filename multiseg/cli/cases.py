@@ -58,15 +58,18 @@ def _row(case: CaseReport, several: bool) -> list[str]:
 
 
 def named_files(files: Mapping[str, str]) -> list[str]:
-    """A line a file, such as "...t1.nii.gz = T1": the folder and what all of a case's names begin with are left out."""
-    names = list(files.values())
+    """A line a file, such as "...t1.nii.gz = T1".
+
+    Folders are left out where the files' own names differ, and so is what these names begin with in common.
+    """
+    names = [name.rpartition("/")[2] for name in files.values()]
+    if len(set(names)) < len(names):
+        return [f"{name} = {_role_text(role)}" for role, name in files.items()]
     common = os.path.commonprefix(names) if len(names) > 1 else ""  # noqa: RUF071 (letters are meant)
-    folder = (common if len(names) > 1 else "".join(names)).rpartition("/")[0]
-    begin = len(folder) + 1 if folder else 0
     # Up to the last separator, so that no word is cut.
-    end = max((common.rfind(letter) for letter in "/_-. "), default=-1) + 1
-    is_cut = end - begin >= MIN_SHORTENED
-    return [f"{'...' + name[end:] if is_cut else name[begin:]} = {_role_text(role)}" for role, name in files.items()]
+    end = max((common.rfind(letter) for letter in "_-. "), default=-1) + 1
+    shown = ["..." + name[end:] for name in names] if end >= MIN_SHORTENED else names
+    return [f"{name} = {_role_text(role)}" for role, name in zip(files, shown, strict=True)]
 
 
 def _role_text(role: str) -> str:

@@ -138,5 +138,7 @@ def test_names_are_shortened_between_words() -> None:
     assert named_files(names) == ["...T1w.nii.gz = T1", "...T2w.nii.gz = T2"]
     assert named_files({"T1": "p/T1.nii.gz", "label:wmh": "p/TL.nii.gz"}) == ["T1.nii.gz = T1", "TL.nii.gz = label wmh"]
     assert named_files({"FLAIR": "a/b/scan.mha"}) == ["scan.mha = FLAIR"]
+    apart = {"DWI": "raw/sub-1_dwi.nii.gz", "label:lesion": "derivatives/sub-1_msk.nii.gz"}
+    assert named_files(apart) == ["...dwi.nii.gz = DWI", "...msk.nii.gz = label lesion"]
     assert named_files({"T1": "a/x.nii", "brain_mask": "b/x.nii"}) == ["a/x.nii = T1", "b/x.nii = brain mask"]
     assert named_files({}) == []
