@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from multiseg.errors import ModalityError
+from multiseg.sequence_reading import read_name
 
 CANONICAL_ORDER = ("PD", "FLAIR", "SWI", "T1", "T1c", "T2", "DWI", "ADC", "T2star")
 
@@ -14,7 +15,7 @@ CANONICAL_ORDER = ("PD", "FLAIR", "SWI", "T1", "T1c", "T2", "DWI", "ADC", "T2sta
 _SPELLINGS = {
     "PD": ("pd", "dp", "pdw", "protondensity"),
     "FLAIR": ("flair", "t2f", "t2flair", "3dflair", "flairw"),
-    "SWI": ("swi", "minipswi"),
+    "SWI": ("swi",),
     "T1": ("t1", "t1w", "t1n", "3dt1", "mprage", "t1mprage"),
     "T1c": ("t1c", "t1ce", "t1gd", "t1post", "gado", "3dt1gado", "t1wks", "cet1w", "t1wgd", "t1wce"),
     "T2": ("t2", "t2w", "t2tse", "t2wtse"),
@@ -23,7 +24,6 @@ _SPELLINGS = {
     "T1IR": ("t1ir",),
     "T2star": ("t2star", "t2starw", "t2*", "t2*w"),
 }
-_CONTRAST_WORDS = frozenset({"ce", "gd", "gado", "gadolinium", "contrast", "post", "postcontrast"})
 _BY_SPELLING = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings}
 
 
@@ -37,24 +37,12 @@ def canonical_modality(name: str) -> str | None:
 
 
 def modality_of_file_name(file_name: str) -> str | None:
-    """The one sequence that a file's name tells, or None when it tells none or several.
+    """The one sequence that a file's name tells, or None when it tells none, several, or something that is no scan.
 
-    Words between '_', '-', '.' and spaces are looked at, neighbours joined first, so that
-    'sub-01_T2_FLAIR.nii.gz' is FLAIR and 'sub-01_ce-gadolinium_T1w.nii.gz' is T1c, while
-    'P1_T1_FLAIR.nii.gz' names two sequences and is None.
+    'sub-01_T2_FLAIR.nii.gz' is FLAIR and 'sub-01_ce-gadolinium_T1w.nii.gz' is T1c, while 'P1_T1_FLAIR.nii.gz' names
+    two sequences and 'T1_pve_0.nii.gz' a map of tissue; `sequence_reading.read_name` says why.
     """
-    stem = re.sub(r"\.(nii|mgz|mha|nrrd)(\.gz)*$", "", file_name, flags=re.IGNORECASE)
-    words = [word.lower() for word in re.split(r"[-_. ]+", stem) if word]
-    has_contrast = not _CONTRAST_WORDS.isdisjoint(words)
-    found = set()
-    while words:
-        pair = canonical_modality("".join(words[:2])) if len(words) > 1 else None
-        found.add(pair or canonical_modality(words[0]))
-        words = words[2:] if pair else words[1:]
-    if has_contrast and "T1" in found:
-        found = (found - {"T1"}) | {"T1c"}
-    found.discard(None)
-    return found.pop() if len(found) == 1 else None
+    return read_name(file_name).sequence
 
 
 def as_names(names: str | Iterable[str]) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from multiseg.evaluation.decision import brain_of, decide
 from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.evaluation.preparation import brain_rule, network_input, recipe_for
-from multiseg.modalities import canonical_modality, modality_of_file_name
+from multiseg.modalities import canonical_modality
 from multiseg.models.learnt_scans import TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, load_model
+from multiseg.sequence_reading import read_name
 from multiseg.store.cases import CaseFiles, ScanFile
 from multiseg.store.findings import Doubt, Severity
 from multiseg.store.formats.nifti import write_like
@@ -53,11 +54,13 @@ def name_images(arguments: Sequence[str]) -> dict[str, Path]:
     images: dict[str, Path] = {}
     for argument in arguments:
         given, equals, file = argument.partition("=")
-        name = canonical_modality(given) or given if equals else modality_of_file_name(Path(argument).name)
         path = Path(file if equals else argument)
+        reading = read_name(path.name)
+        name = (canonical_modality(given) or given) if equals else reading.sequence
         if name is None:
             raise ModalityError(
-                f"{argument!r} does not tell which sequence it is. Write FLAIR={argument} (or T1=, ...)."
+                f"{argument!r} does not tell which sequence it is ({reading.why}). "
+                f"Write FLAIR={argument} (or T1=, ...)."
             )
         if name in images:
             raise ModalityError(f"{images[name]} and {path} are both {name}. Give each sequence once.")

@@ -72,13 +72,13 @@ def _skipped(sessions: Sequence[Session], options: SourceOptions) -> set[str]:
 
 
 def _roles(folder: Folder, choice: Choice, annotations: Mapping[str, str]) -> list[Role]:
-    def role(kind: Literal["image", "label", "brain mask"], name: str, file: BidsFile) -> Role:
+    def role(kind: Literal["image", "label", "brain mask"], name: str, file: BidsFile, doubt: str = "") -> Role:
         fields = {"subject": file.subject, "session": file.session}
-        return Role(choice.case, kind, name, folder.path(file.path), fields)
+        return Role(choice.case, kind, name, folder.path(file.path), fields, doubt=doubt)
 
     labels = [file for file in (*choice.lesions, *choice.segmentations) if file.path in annotations]
     return [
-        *(role("image", scan.name, scan.file) for scan in choice.scans),
+        *(role("image", scan.name, scan.file, scan.doubt) for scan in choice.scans),
         *(role("label", annotations[file.path], file) for file in labels),
         *(role("brain mask", "brain mask", file) for file in (choice.brain,) if file is not None),
     ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from multiseg.modalities import canonical_modality
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.bids_names import BidsFile, Kind, named_by, sequence_of, unnamed_spelling
+from multiseg.store.sources.bids_names import BidsFile, Kind, named_by, reading_of, unnamed_spelling
 from multiseg.store.sources.folder import Folder, listed
 from multiseg.store.sources.headers import box_mm
 from multiseg.store.sources.model import SKIP, SourceOptions
@@ -23,13 +23,15 @@ SAME_BOX_MM = 0.5
 class Scan:
     """One image file, its role's name, and its sequence (None: unknown).
 
-    `left_open` counts the entities that the user's --modality for it does not speak of; None without one.
+    `left_open` counts the entities that the user's --modality for it does not speak of; None without one. `doubt` says
+    why its name does not tell the sequence.
     """
 
     file: BidsFile
     name: str
     sequence: str | None
     left_open: int | None
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ def scan_of(file: BidsFile, options: SourceOptions) -> Scan | None:
     """A file as a scan; None where the user wants it skipped."""
     named = named_by(file, options.modalities)
     if named is None:
-        sequence = sequence_of(file)
-        return Scan(file, sequence or unnamed_spelling(file), sequence, None)
+        reading = reading_of(file)
+        name = reading.sequence or unnamed_spelling(file)
+        return Scan(file, name, reading.sequence, None, "" if reading.sequence else reading.why)
     spelling, left_open = named
     meant = options.modalities[spelling]
     return None if meant == SKIP else Scan(file, spelling, canonical_modality(meant) or meant, left_open)

@@ -13,6 +13,8 @@ from functools import cached_property
 from typing import Literal
 
 from multiseg.modalities import canonical_modality
+from multiseg.sequence_reading import Reading, contrast_in, kinds_in, read_role, sequences_in
+from multiseg.sequence_words import words_in
 from multiseg.store.sources.folder import SUFFIX, Folder
 
 Kind = Literal["image", "lesion mask", "brain mask", "segmentation", "other mask", "not used"]
@@ -24,8 +26,9 @@ _PATH = re.compile(
 _ELSEWHERE = frozenset({"func", "fmap", "perf", "eeg", "ieeg", "meg", "beh", "pet", "micr", "nirs", "motion", "mrs"})
 _LESION = re.compile(r"l|lesions?|t1lesion", re.IGNORECASE)
 _MANUAL_LESION = re.compile(r"lesion-manual(?:-?(?P<rater>rater\w*|\d+))?")
-_CONTRAST = re.compile(r"contrast|gado|gd|^ce$|^post|post$", re.IGNORECASE)
 _NO_CONTRAST = re.compile(r"no\w*|pre\w*|0", re.IGNORECASE)
+_PLAIN_VALUES = re.compile(r"\b(?:mp2rage|warped|native|\d+ ?dirs?|dir ?\d+)\b")
+"""Values of entities that leave the suffix what it is, and would be doubtful in other names."""
 _NATIVE_SPACES = frozenset({"", "orig", "native", "individual", "scanner", "subject", "raw", "anat"})
 
 
@@ -141,40 +144,64 @@ def mask_name(file: BidsFile) -> str:
 
 
 def sequence_of(file: BidsFile) -> str | None:
-    """The sequence of a scan, or None where the name does not tell it for sure.
+    """The sequence of a scan, or None where the name does not tell it for sure."""
+    return reading_of(file).sequence
 
-    ce-<agent> makes a T1w a T1c. An agent with another suffix, or one that hides in acq- or desc-
-    ("acq-postGd_T1w"), is left to the user to name.
+
+def reading_of(file: BidsFile) -> Reading:
+    """Which sequence a scan is, and why.
+
+    ce-<agent> makes a T1w a T1c. An agent with another suffix, or what acq-, rec- or desc- say against the suffix
+    ("acq-postGd_T1w", "acq-stir_T2w"), is left to the user to name. Words without a key are read as in any name.
     """
-    sequence, agents = canonical_modality(file.suffix), _agents(file)
-    if set(agents) == {"ce"}:
-        return "T1c" if sequence == "T1" and not _NO_CONTRAST.fullmatch(agents["ce"]) else None
-    return None if agents else sequence
+    sequence, doubts = canonical_modality(file.suffix), _doubts(file)
+    named = (sequence,) if sequence else ()
+    if sequence is None:
+        return Reading(None, read_role(file.suffix).why)
+    if set(doubts) == {"ce"} and sequence == "T1" and not file.words and not _NO_CONTRAST.fullmatch(doubts["ce"]):
+        return Reading("T1c", f"a T1w with ce-{doubts['ce']}", named)
+    if doubts:
+        said = ", ".join(f"{key}-{value}" for key, value in doubts.items())
+        return Reading(None, f"its suffix is {file.suffix}, but its name also says {said}", named)
+    if file.words:
+        return read_role(" ".join([*file.words, file.suffix]))
+    return Reading(sequence, f"its suffix is {file.suffix}", named)
 
 
-def _agents(file: BidsFile) -> dict[str, str]:
-    """The entities that speak of a contrast agent."""
+def _doubts(file: BidsFile) -> dict[str, str]:
+    """The entities that say more of the sequence than the suffix does: an agent, or another kind of image."""
     spoken = {key: file.entities.get(key, "") for key in ("ce", "acq", "rec", "desc")}
-    return {key: value for key, value in spoken.items() if value and (key == "ce" or _CONTRAST.search(value))}
+    return {key: value for key, value in spoken.items() if value and (key == "ce" or _says_more(value, file.suffix))}
+
+
+def _says_more(value: str, suffix: str) -> bool:
+    words = _PLAIN_VALUES.sub(" ", words_in(value))
+    named = sequences_in(words)
+    return (
+        any(contrast_in(words))
+        or bool(kinds_in(words, named))
+        or not named <= {canonical_modality(suffix)} | sequences_in(words_in(suffix))
+    )
 
 
 def unnamed_spelling(file: BidsFile) -> str:
     """The shortest spelling by which the user can name a scan of unknown sequence, and no other sequence with it."""
-    return "_".join([*(f"{key}-{value}" for key, value in _agents(file).items()), file.suffix])
+    return "_".join([*(f"{key}-{value}" for key, value in _doubts(file).items()), *file.words, file.suffix])
 
 
 def named_by(file: BidsFile, spellings: Mapping[str, str]) -> tuple[str, int] | None:
     """The user's spelling that means this file, and how many of the file's entities it leaves open.
 
     "T1w" means every T1w and "acq-mp2rage_T1w" those of that acquisition; the one that says most counts. A
-    spelling that does not speak of a contrast agent never means a scan that has one.
+    spelling that does not speak of a contrast agent, or of a word without key, never means a scan that has one.
     """
     fitting = []
     for spelling in spellings:
         *parts, suffix = spelling.split("_")
         said = dict(part.split("-", 1) for part in parts if "-" in part)
-        agrees = all(file.telling.get(key) == value for key, value in said.items())
-        if suffix == file.suffix and agrees and set(_agents(file)) <= set(said):
+        words = [part for part in parts if "-" not in part]
+        agrees = all(file.telling.get(key) == value for key, value in said.items()) and words == list(file.words)
+        if suffix == file.suffix and agrees and set(_doubts(file)) <= set(said):
             fitting.append((len(file.telling) - len(said), spelling))
     if not fitting:
         return None

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from multiseg.modalities import canonical_modality, modality_of_file_name
+from multiseg.sequence_reading import is_of_a_role, read_role
+from multiseg.sequence_words import (
+    ANY_LABEL_WORDS,
+    DERIVED,
+    LESION_WORDS,
+    ONE_TISSUE_WORDS,
+    PREDICTED_WORDS,
+    TISSUE_WORDS,
+    TUMOUR_WORDS,
+    whole,
+)
 
 
 class What(StrEnum):
@@ -22,77 +32,17 @@ class What(StrEnum):
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a name says, and the sequence or annotation that it names."""
+    """What a name says, and the sequence or annotation that it names.
+
+    `named` are the sequences that it speaks of, though it may leave open which one it is; `why` it is unclear.
+    """
 
     what: What
     name: str = ""
+    named: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    why: str = field(default="", compare=False, repr=False)
 
 
-_DERIVED = frozenset(
-    [
-        "prob",
-        "probability",
-        "probabilities",
-        "probseg",
-        "pve",
-        "warp",
-        "warped",
-        "xfm",
-        "jacobian",
-        "jac",
-        "bias",
-        "biasfield",
-        "field",
-        "inverse",
-        "diff",
-        "filled",
-        "inpainted",
-        "std",
-        "mean",
-        "difference",
-        "uncertainty",
-    ]
-)
-"""Words of what was computed from scans and is neither a scan nor a label."""
-_LESION = frozenset(
-    [
-        "lesion",
-        "lesions",
-        "lesionmask",
-        "wmh",
-        "wmhs",
-        "consensus",
-        "infarct",
-        "infarction",
-        "gt",
-        "groundtruth",
-        "msk",
-        "manual",
-        "annotation",
-    ]
-)
-_TUMOUR = frozenset(["tumour", "tumours", "tumor", "tumors", "gtv"])
-_TISSUE = frozenset(
-    [
-        "aseg",
-        "aparc",
-        "wmparc",
-        "dlmuse",
-        "muse",
-        "parcellation",
-        "parcellations",
-        "parc",
-        "dseg",
-        "synthseg",
-        "dkt",
-        "dktatlas",
-        "freesurfer",
-        "neuromorphometrics",
-    ]
-)
-_ONE_TISSUE = frozenset(["csf", "gm", "wm", "gray", "grey", "white"])
-_ANY_LABEL = frozenset(["seg", "segmentation", "mask", "label", "labels", "roi"])
-"""Words of labels that say nothing about what was drawn, and of much else besides."""
 _LINKS = frozenset(["on", "in", "of", "to", "from", "space", "the", "final"])
 _RATER = re.compile(r"(?:rater|expert|observer|reader|manual)_?(\d+)")
 
@@ -112,34 +62,48 @@ def meaning_of(stem: str) -> Meaning:
     >>> meaning_of("T2_FLAIR"), meaning_of("lesion_on_FLAIR").name, meaning_of("T1_mask").what.value
     (Meaning(what=<What.IMAGE: 'image'>, name='FLAIR'), 'lesion', 'unclear')
     """
-    words = set(words_of(stem))
-    if words & {"brainmask", "betmask"} or {"brain", "mask"} <= words:
-        return Meaning(What.BRAIN_MASK, "brain mask")
-    if words & _DERIVED:
-        return Meaning(What.ONE_TISSUE if words & _ONE_TISSUE else What.UNCLEAR)
-    annotation = _annotation_in(words_of(stem))
+    words = " ".join(words_of(stem))
+    reading = read_role(stem)
+    unclear = Meaning(What.UNCLEAR, "", reading.named, reading.why if reading.sequence is None else "a map or a label")
+    if _BRAIN_MASK.search(words):  # "brain_tumour_mask" is none, and not clear either
+        is_drawn = _LESION.search(words) or _TUMOUR.search(words)
+        return unclear if is_drawn else Meaning(What.BRAIN_MASK, "brain mask")
+    is_tissue = _ONE_TISSUE.search(words) is not None
+    if _COMPUTED.search(words):
+        return Meaning(What.ONE_TISSUE) if is_tissue else unclear
+    annotation = _annotation_in(words)
     if annotation:
         return Meaning(What.LABEL, annotation)
-    if words & (_ONE_TISSUE | _ANY_LABEL):
+    if is_tissue or _ANY_LABEL.search(words):
         # "gm_mask" is of one tissue; "T1_mask" may be of the head, "seg_left" a part of a label.
-        return Meaning(What.ONE_TISSUE if words & _ONE_TISSUE else What.UNCLEAR)
-    sequence = modality_of_file_name(f"{stem}.nii")
-    return Meaning(What.IMAGE, sequence) if sequence else Meaning(What.UNCLEAR)
+        return Meaning(What.ONE_TISSUE) if is_tissue else unclear
+    return Meaning(What.IMAGE, reading.sequence, reading.named) if reading.sequence else unclear
 
 
-def _annotation_in(words: Sequence[str]) -> str:
+_BRAIN_MASK = re.compile(r"(?<!\S)(?:brainmask|betmask|(?:brain|bet) (?:\S+ )*mask|mask (?:\S+ )*brain)(?!\S)")
+_ONE_TISSUE = whole(ONE_TISSUE_WORDS)
+_ANY_LABEL = whole(ANY_LABEL_WORDS)
+_COMPUTED = whole(
+    "|".join([PREDICTED_WORDS, *(words for kind, words in DERIVED.items() if "segmentation" not in kind)])
+)
+_LESION = whole(LESION_WORDS)
+_TUMOUR = whole(TUMOUR_WORDS)
+_TISSUE = whole(rf"{TISSUE_WORDS}|tissues?")
+
+
+def _annotation_in(words: str) -> str:
     """The annotation that words name, or ""; such as "seg" and "mask" only where they stand alone."""
-    rater = _RATER.search("_".join(words))
-    own = next((word for word in words if re.fullmatch(r"tissue\d+", word)), "")
+    rater = _RATER.search(words.replace(" ", "_"))
+    own = re.search(r"(?<!\S)tissue\d+(?!\S)", words)
     if rater:
         return f"rater{int(rater[1])}"
-    if not _TUMOUR.isdisjoint(words):
+    if _TUMOUR.search(words):
         return "tumour"
-    if not _LESION.isdisjoint(words):
+    if _LESION.search(words):
         return "lesion"
-    if own or not (_TISSUE | {"tissue", "tissues"}).isdisjoint(words):
-        return own or "tissue"
-    return "_".join(words) if set(words) <= _ANY_LABEL else ""
+    if own or _TISSUE.search(words):
+        return own[0] if own else "tissue"
+    return words.replace(" ", "_") if all(_ANY_LABEL.fullmatch(word) for word in words.split()) else ""
 
 
 def split_name(stem: str) -> tuple[str, str]:
@@ -158,11 +122,8 @@ def split_name(stem: str) -> tuple[str, str]:
 def is_known(word: str, behind: Sequence[str] = ()) -> bool:
     """Whether a word belongs to the name of a role; links ("on", "to") do only before other words of it."""
     lower = word.lower()
-    known = _DERIVED | _LESION | _TUMOUR | _TISSUE | _ONE_TISSUE | _ANY_LABEL | {"brain", "brainmask", "betmask"}
     return (
-        lower in known
+        is_of_a_role(word)
         or bool(behind and lower in _LINKS)
-        or canonical_modality(word) is not None
-        or re.fullmatch(r"tissues?\d*|(?:rater|expert|observer|reader|manual)\d*", lower) is not None
-        or bool(behind and canonical_modality(word + behind[0]))
+        or re.fullmatch(r"tissues?\d*|brainmask|betmask|(?:rater|expert|observer|reader|manual)\d*", lower) is not None
     )

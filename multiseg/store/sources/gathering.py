@@ -8,7 +8,8 @@ from pathlib import Path
 
 from multiseg.errors import LabelError
 from multiseg.labels import LabelSchema
-from multiseg.modalities import canonical_modality, modality_of_file_name
+from multiseg.modalities import canonical_modality
+from multiseg.sequence_reading import changes_sequence, read_name, read_role
 from multiseg.store.cases import CaseFiles, LabelFile, ScanFile, paths_of
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, choose_raters, is_rater, schema_for
@@ -104,7 +105,7 @@ class _Gathering:
         images = read_images(self.found.roles, self.options)
         for image in (image for image in images if image.sequence != SKIP):
             self._agree_on_fields(image.role)
-            self._doubt_name(image.role.case, self._shown(image.role.file))
+            self._doubt_name(image.role, image.sequence, self._shown(image.role.file))
         chosen = choose_images(images, self.options, self.name, self._shown)
         self.findings += chosen.findings
         return chosen
@@ -114,14 +115,24 @@ class _Gathering:
             message = f"{len(cases)} cases are left out, since all their images are skipped: {listed(sorted(cases))}."
             self._find(Severity.NOTE, "SKIPPED_CASES", "", "", message)
 
-    def _doubt_name(self, case: str, file: str) -> None:
+    def _doubt_name(self, role: Role, sequence: str | None, file: str) -> None:
         """ "sub01_T2_FLAIR" may be sub01's T2-FLAIR, or the FLAIR of "sub01_T2"; a pattern takes the latter."""
-        last = re.split(r"[-_. ]", case)[-1]
-        if case != last and canonical_modality(last):
+        last = re.split(r"[-_. ]", role.case)[-1]
+        said = {role.name, role.spelling} & set(self.options.modalities)
+        if said or role.case == last or role.fields.get("session"):
+            return
+        if self.found.free_names and sequence is not None and changes_sequence(last, role.name):
             message = (
-                f"the case {case!r} of {file} ends in {last!r}. If that is a part of the sequence, use --modality."
+                f"the case {role.case!r} of {file} ends in {last!r}, which may say that its {role.name} is "
+                f"{read_role(f'{last} {role.name}').sequence or 'something else'}. Say what it is: "
+                f"--modality {role.name}={sequence}, or name the case otherwise."
             )
-            self._find(Severity.WARNING, "AMBIGUOUS_NAME", case, file, message)
+            self._find(Severity.ERROR, "AMBIGUOUS_NAME", role.case, file, message)
+        elif canonical_modality(last):
+            message = (
+                f"the case {role.case!r} of {file} ends in {last!r}. If that is a part of the sequence, use --modality."
+            )
+            self._find(Severity.WARNING, "AMBIGUOUS_NAME", role.case, file, message)
 
     def _masks(self, images: Mapping[str, Mapping[str, ScanFile]]) -> dict[str, ScanFile]:
         """The brain mask of every case, also of a visit that has but its person's."""
@@ -232,7 +243,7 @@ class _Gathering:
     def _note_unused(self) -> None:
         """Files without a role. Where no layout says what else may lie there, a scan among them may be a patient's."""
         unused = self.found.unused
-        scans = [file for file in unused if self.found.any_scan_counts and modality_of_file_name(Path(file).name)]
+        scans = [file for file in unused if self.found.any_scan_counts and read_name(Path(file).name).named]
         others = [file for file in unused if file not in scans]
         for files, severity, code in (
             (scans, Severity.WARNING, "UNUSED_SCANS"),

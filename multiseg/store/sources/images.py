@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from multiseg.modalities import canonical_modality, modality_of_file_name
+from multiseg.sequence_reading import read_role
 from multiseg.store.cases import LabelFile, ScanFile
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.folder import listed
@@ -23,11 +25,15 @@ Shown = Callable[[LabelFile], str]
 
 @dataclass(frozen=True)
 class Image:
-    """A file, its sequence (None: of no known name; SKIP: left out), and whether the user named its very spelling."""
+    """A file, its sequence (None: of no known name; SKIP: left out), and whether the user named its very spelling.
+
+    `why` is the reason where there is no sequence.
+    """
 
     role: Role
     sequence: str | None
     is_named: bool
+    why: str = ""
 
     @property
     def spelling(self) -> str:
@@ -58,17 +64,22 @@ def _image(role: Role, spellings: Collection[str], options: SourceOptions) -> Im
     if said is not None:
         name = SKIP if given[said] == SKIP else canonical_modality(given[said]) or given[said]
         return Image(role, name, is_named=said in known_as[:2])
-    return Image(role, canonical_modality(role.name) or options.modality or None, is_named=False)
+    reading = read_role(role.name)
+    sequence = reading.sequence or (canonical_modality(role.name) if reading.is_vague else None)
+    if role.doubt:
+        return Image(role, None, is_named=False, why=role.doubt)
+    is_of_all = reading.is_vague and set(reading.named) <= {options.modality}
+    return Image(role, sequence or (options.modality if is_of_all else "") or None, is_named=False, why=reading.why)
 
 
 def choose_images(images: Sequence[Image], options: SourceOptions, database: str, shown: Shown) -> Images:
     """One file for each sequence of each case; what is doubtful becomes a finding."""
     by_case: dict[str, dict[str, list[Image]]] = {}
-    strange: dict[str, list[str]] = {}
+    strange: dict[tuple[str, str], list[str]] = {}
     for image in (image for image in images if image.sequence != SKIP):
         own = by_case.setdefault(image.role.case, {})
         if image.sequence is None:
-            strange.setdefault(image.spelling, []).append(shown(image.role.file))
+            strange.setdefault((image.spelling, image.why), []).append(shown(image.role.file))
         else:
             own.setdefault(image.sequence, []).append(image)
     findings = [
@@ -80,7 +91,7 @@ def choose_images(images: Sequence[Image], options: SourceOptions, database: str
             if len(some) > 1 and len(_named(some)) != 1
         ),
         *_chosen(by_case, database, shown),
-        *(_unknown(spelling, files, database) for spelling, files in sorted(strange.items())),
+        *(_unknown(spelling, why, files, database) for (spelling, why), files in sorted(strange.items())),
     ]
     return Images(
         by_case={
@@ -140,7 +151,8 @@ def _contradictions(images: Sequence[Image], options: SourceOptions, database: s
     findings = []
     for image in images if options.modality else ():
         file = shown(image.role.file)
-        told = image.sequence if image.is_named else canonical_modality(image.role.name) or modality_of_file_name(file)
+        own_name = modality_of_file_name(PurePosixPath(file).name)
+        told = image.sequence if image.is_named else read_role(image.role.name).sequence or own_name
         if not image.is_named and told not in (None, options.modality):
             message = (
                 f"{file} reads as {told}, but --modality {options.modality} says that all are {options.modality}. "
@@ -150,9 +162,9 @@ def _contradictions(images: Sequence[Image], options: SourceOptions, database: s
     return findings
 
 
-def _unknown(spelling: str, files: Sequence[str], database: str) -> Finding:
+def _unknown(spelling: str, why: str, files: Sequence[str], database: str) -> Finding:
     message = (
-        f"{spelling!r} is no known sequence; {len(files)} such files are left out. "
+        f"{spelling!r} is no known sequence; {len(files)} such files are left out ({why}). "
         f"If it is one, name it: --modality {spelling}=T1; if it is a label, name it with --label; if it is "
         f"neither, say so: --modality {spelling}=skip."
     )

@@ -51,7 +51,8 @@ class Role:
     """What one file is to a case: a sequence in some spelling, an annotation, or the brain mask.
 
     `fields` may hold subject, session, site and split; the files of a case must agree on them. `spelling` is what
-    `--modality` and `--labels` call a file, where that is not its `name`.
+    `--modality` and `--labels` call a file, where that is not its `name`. `doubt` says why a layout does not tell which
+    sequence it is: then only the user does.
     """
 
     case: str
@@ -60,6 +61,7 @@ class Role:
     file: ScanFile
     fields: Mapping[str, str] = field(default_factory=dict)
     spelling: str = ""
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Found:
         participants: rows by case or by subject.
         unused: volumes in the folder that have no role.
         any_scan_counts: every file whose name tells a sequence should have had a role.
+        free_names: names of cases are taken from names of files or folders that may hold words of a sequence, too.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Found:
     participants: Mapping[str, Row] = field(default_factory=dict)
     unused: Sequence[str] = ()
     any_scan_counts: bool = False
+    free_names: bool = False
     findings: tuple[Finding, ...] = ()
     licence: str = ""
     citation: str = ""

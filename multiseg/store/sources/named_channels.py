@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
 from multiseg.errors import UsageError
 from multiseg.modalities import modality_of_file_name
@@ -23,7 +24,7 @@ def spellings(channels: Mapping[str, Sequence[str]], options: SourceOptions, whe
     told: dict[str, str] = {}
     untold: dict[str, str] = {}
     for channel, files in channels.items():
-        found = {modality_of_file_name(file) for file in files}
+        found = {modality_of_file_name(PurePosixPath(file).name) for file in files}
         sequence = found.pop() if len(found) == 1 else None
         if channel in options.modalities:
             told[channel] = channel

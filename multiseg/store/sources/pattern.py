@@ -83,6 +83,7 @@ def find_database(source: PatternSource) -> DatabaseFiles:
         schemas={name: schema_for(name, source.codes.get(name, "")) for name in source.labels},
         required=tuple(source.labels),
         may_lack_labels=() if source.labels else {role.case for role in images},
+        free_names=True,
         participants=rows,
         findings=doubts,
         licence=source.licence,

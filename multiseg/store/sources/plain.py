@@ -22,13 +22,23 @@ def _recognise(folder: Folder) -> str:
     volumes = [(volume, meaning_of(volume.stem)) for volume in volumes_in(folder)]
     cases = sorted({volume.case for volume, meaning in volumes if meaning.what is What.IMAGE})
     if not cases:
-        return ""
+        return _open_names(volumes)
     sequences = list(dict.fromkeys(meaning.name for _, meaning in volumes if meaning.what is What.IMAGE))
     labels = list(dict.fromkeys(volume.stem for volume, meaning in volumes if meaning.what is What.LABEL))
     return (
         f"{len(cases)} cases such as {cases[0]}, with {listed(sequences)} and "
         f"{'labels ' + listed(labels) if labels else 'no labels'}"
     )
+
+
+def _open_names(volumes: Sequence[tuple[Volume, Meaning]]) -> str:
+    """Where names speak of sequences and none tells one."""
+    volumes = [(volume, meaning) for volume, meaning in volumes if meaning.what is What.UNCLEAR and meaning.named]
+    if not volumes:
+        return ""
+    cases = sorted({volume.case for volume, _ in volumes})
+    names = listed(list(dict.fromkeys(volume.stem for volume, _ in volumes)))
+    return f"{len(cases)} cases such as {cases[0]}, with names that leave open which sequence they are: {names}"
 
 
 def _find(folder: Folder, options: SourceOptions) -> Found:
@@ -61,6 +71,7 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
         roles=[*roles.values(), *(role for volume, role in read.items() if volume not in wanted)],
         schemas=schemas,
         any_scan_counts=True,
+        free_names=True,
         unused=[file for file in folder.volumes if file not in used],
         findings=tuple(findings),
         source="plain files",
@@ -90,7 +101,7 @@ def _role(folder: Folder, volume: Volume, meaning: Meaning) -> Role:
         return Role(volume.case, "label", meaning.name, file, volume.fields, volume.stem)
     if meaning.what is What.BRAIN_MASK:
         return Role(volume.case, "brain mask", meaning.name, file, volume.fields, volume.stem)
-    return Role(volume.case, "image", meaning.name or volume.stem, file, volume.fields, volume.stem)
+    return Role(volume.case, "image", meaning.name or volume.stem, file, volume.fields, volume.stem, meaning.why)
 
 
 def _of_one_tissue(volumes: Sequence[Volume], database: str) -> Iterator[Finding]:

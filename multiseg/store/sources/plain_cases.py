@@ -34,12 +34,13 @@ def volumes_in(folder: Folder) -> list[Volume]:
     """Every volume with its case: the deepest level of folders at which most folders hold a sequence.
 
     With images/ and labels/ inside a case's folder the case is the one above. Files that lie above that level
-    belong to no case, and flat files only where their names end in what they are.
+    belong to no case, and flat files only where their names end in what they are. Names that leave open which
+    sequence they are tell the level where no others do.
     """
     paths = [PurePosixPath(file) for file in folder.volumes]
     depth = max((len(path.parts) - 1 for path in paths), default=0)
     levels = [_at_level(paths, level) for level in range(depth, 0, -1)]
-    best = _best(levels, _has_one_file) or _best(levels, _has_plain_name)
+    best = _best(levels, _has_one_file) or _best(levels, _has_plain_name) or _best(levels, _has_open_name)
     return best if depth else _flat(paths, folder.name)
 
 
@@ -122,10 +123,29 @@ def _without(stem: str, names: Sequence[str]) -> str:
 
 def _flat(paths: Sequence[PurePosixPath], own_name: str) -> list[Volume]:
     """Flat files: of one case, that of the folder, where names begin with no case's."""
-    split = [(path, *split_name(without_suffix(path.name))) for path in paths]
+    split = [(path, *_case_and_role(without_suffix(path.name))) for path in paths]
     if any(not case for _, case, _ in split):
         return [Volume(own_name, without_suffix(path.name), path.name) for path in paths]
+    cases = sorted({case for _, case, stem in split if stem}, key=len, reverse=True)
+    for at, (path, name, stem) in enumerate(split):
+        case = next((case for case in cases if not stem and re.match(rf"{re.escape(case)}[-_. +]", name)), "")
+        if case:
+            split[at] = (path, case, name[len(case) + 1 :])
     return [Volume(case, stem, path.name) for path, case, stem in split if stem]
+
+
+def _case_and_role(stem: str) -> tuple[str, str]:
+    """As `split_name`; where a name ends in words that nobody knows, its role begins with the first known one."""
+    case, role = split_name(stem)
+    if role:
+        return case, role
+    starts = [match for match in re.finditer(r"(?<=[-_. +])[^-_. +]+", stem) if is_known(match[0])]
+    if not starts:
+        return case, role
+    end = stem[starts[0].start() :]
+    meaning = meaning_of(end)
+    is_open = meaning.what is What.UNCLEAR and bool(meaning.named)
+    return (stem[: starts[0].start() - 1], end) if is_open else (case, role)
 
 
 def without_suffix(name: str) -> str:
@@ -141,18 +161,18 @@ def without_suffix(name: str) -> str:
 
 
 def _share(volumes: Sequence[Volume], is_good: Callable[[Mapping[str, Sequence[str]]], bool]) -> float:
-    """The share of good cases, each judged by the stems of its files by sequence."""
+    """The share of good cases, each judged by the stems of its files by sequence; "" where that is open."""
     stems: dict[str, dict[str, list[str]]] = {}
     for volume in volumes:
         meaning, own = meaning_of(volume.stem), stems.setdefault(volume.case, {})
-        if meaning.what is What.IMAGE:
+        if meaning.what is What.IMAGE or (meaning.what is What.UNCLEAR and meaning.named):
             own.setdefault(meaning.name, []).append(volume.stem)
     return sum(map(is_good, stems.values())) / len(stems) if stems else 0.0
 
 
 def _has_one_file(stems: Mapping[str, Sequence[str]]) -> bool:
     """Whether a case has a sequence of which there is but one file."""
-    return any(len(own) == 1 for own in stems.values())
+    return any(len(own) == 1 for name, own in stems.items() if name)
 
 
 def _has_plain_name(stems: Mapping[str, Sequence[str]]) -> bool:
@@ -160,5 +180,10 @@ def _has_plain_name(stems: Mapping[str, Sequence[str]]) -> bool:
 
     "pat1_T1" beside "pat2_T1" are files of two cases.
     """
-    begins = (re.split(r"[-_. +]", stem)[0] for own in stems.values() for stem in own)
+    begins = (re.split(r"[-_. +]", stem)[0] for name, own in stems.items() if name for stem in own)
     return _has_one_file(stems) or any(map(canonical_modality, begins))
+
+
+def _has_open_name(stems: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a case has a file whose name speaks of sequences and leaves open which it is."""
+    return "" in stems

@@ -1,26 +1,28 @@
 """Which MRI sequence a DICOM series shows, guessed from what its header says. A person confirms it.
 
-The rules, of which the first that speaks decides:
+Its words are read as those of file names are (`sequence_reading`). The rules, of which the first that speaks decides:
 
 1.  What is not MR, a localiser, a calibration, a projection, a reformat, a subtraction or a phase image is none.
 2.  An ADC map is told by its image type, or by its name.
 3.  Angiograms, perfusion, spectra, double inversion, STIR, tensors, functional series and maps are none of ours.
+    So is what software computes, unless the image type says that it is original.
 4.  Diffusion, by image type, b-value or name: DWI from b = 500 s/mm2 on; a smaller b is none.
-5.  SWI and T2* by name.
-6.  FLAIR, T1, T2 and PD by name, if the echo time does not contradict it; "T1 FLAIR" is T1, and in a double echo
+5.  The others by name, if the echo time does not contradict it; a series called T1 FLAIR is T1, and in a double echo
     the echo time tells PD from T2.
-7.  Without a name the times decide: FLAIR (TI 1500 to 3500 ms, TE from 60 ms), T2 (no TI, TR from 2000, TE from
+6.  Without a name the times decide: FLAIR (TI 1500 to 3500 ms, TE from 60 ms), T2 (no TI, TR from 2000, TE from
     70 ms), T1 (TR to 1200, TE to 30 ms; or TI 500 to 1300, TE to 10 ms) and PD (no TI, TR from 1800, TE to 40 ms).
-8.  A T1 is T1c if a contrast agent is recorded or its name says so; if the two contradict each other, it is none.
+7.  A T1 is T1c if a contrast agent is recorded or its name says so; if the two contradict each other, it is none.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
 from typing import TypeAlias
+
+from multiseg.sequence_reading import MIN_B, beside_scans_in, contrast_in, kinds_in, read_words, sequences_in
+from multiseg.sequence_words import words_in
 
 Guess: TypeAlias = tuple[str | None, str]
 """A sequence or none, and why."""
@@ -41,30 +43,6 @@ class Acquisition:
     b_value: float | None = None
 
 
-_NAMES = {
-    "FLAIR": r"flair|dark ?fluid|tirm",
-    "SWI": r"\bswi|\bswan\b|venobold|suscept",
-    "T2star": r"t2 ?\*|t2 ?star|t2 ?(?:ffe|gre|fl2d|me2d|medic)|ha?emo",
-    "DWI": r"\bdwi|diff|trace|\bb ?1000\b",
-    "T1": r"\b(?:[sd]|3d|2d)*t1(?!\d)|mp ?rage|\bbravo|spgr|tfl3d|\bvibe",
-    "T2": r"\b(?:[sd]|3d|2d)*t2(?!\d| ?\*| ?star)",
-    "PD": r"\b(?:pd|dp)w?\b|proton",
-}
-_NONE_BY_NAME = {
-    "a localiser": r"locali[sz]er|\bloc\b|scout|survey|\b(?:3 )?plane\b|smartbrain|aahead",
-    "a calibration": r"calib|\basset\b|shim|\bb[01] ?map|field ?map|fieldmap|prescan|ref scan",
-    "a projection, reformat or subtraction": r"\bm(?:in)?ip\b|\bmpr\b|reformat|\bsub(?:tract\w*)?\b",
-    "a phase image": r"\bpha(?:se)?\b",
-    "the magnitude beside an SWI": r"\bmag images",
-}
-_OTHER_KINDS = {
-    "an angiogram": r"\bmr[av]\b|\btof\b|angio|veno(?!bold)",
-    "perfusion": r"perf|\bdsc\b|\bdce\b|\basl\b|pasl|\bcb[fv]\b|\bmtt\b|\bttp\b",
-    "a functional series": r"fmri|\bbold\b|resting",
-    "spectroscopy": r"spectro|\bmrs\b|\bsvs\b|\bcsi\b|press \d",
-    "diffusion tensor data": r"\bdti|tensor|\bfa\b|tract|\bdir ?\d|\d ?dirs?\b",
-    "of another contrast": r"\bstir\b|\bdir\b|psir|mp2rage|\bciss\b|fiesta|\bqsm\b|\bt[12]\*? ?map|relax",
-}
 _NONE_BY_TYPE = {
     "LOCALIZER": "a localiser",
     "PROJECTION IMAGE": "a projection",
@@ -82,11 +60,6 @@ _NONE_BY_TYPE = {
     "SCREEN SAVE": "a screen capture",
     "SCREENSHOT": "a screen capture",
 }
-_PRE = (
-    r"\bpre\b(?: ?(?:contrast|gd|gad\w*|km|ce|c)\b)?|\bnative?\b|unenhanced|"
-    r"\b(?:w o|wo|without|no|non|ohne|sans) ?(?:contrast|gd|gad\w*|km|ce|c)\b"
-)
-_POST = r"\bpost\b|\bgd\b|\bgad\w*|\bce\b|\bkm\b|\+ ?c\b|\bc ?\+|contrast|kontrast|enhanced|\bt1c\b"
 _NO_AGENT = ("", "no", "none", "n", "0", "nil", "no contrast", "without", "ohne")
 _ECHO_MS = {"FLAIR": (60.0, inf), "T1": (0.0, 40.0), "T2": (60.0, inf), "PD": (0.0, 50.0)}
 """Echo times that a sequence of the name may have."""
@@ -94,68 +67,62 @@ _ECHO_MS = {"FLAIR": (60.0, inf), "T1": (0.0, 40.0), "T2": (60.0, inf), "PD": (0
 
 def guess_sequence(said: Acquisition) -> Guess:
     """The sequence that a series shows, or None, and why; see the rules above."""
-    words = _words(said.description)
-    if not _named(words, _NAMES | _OTHER_KINDS | _NONE_BY_NAME | {"ADC": r"\badc|apparent"}):
-        words = _words(said.protocol)
+    said = replace(said, image_type=tuple(part.upper() for part in said.image_type))
+    words = words_in(said.description)
+    if not (named := sequences_in(words)) and not kinds_in(words, named):
+        words = words_in(said.protocol)
     for rule in _RULES:
-        verdict = rule(replace(said, image_type=tuple(part.upper() for part in said.image_type)), words)
+        verdict = rule(said, words)
         if verdict is not None:
             return verdict
     return None, "neither its name nor its times tell"
-
-
-def _words(text: str) -> str:
-    return re.sub(r"[^a-z0-9*+äöüß]+", " ", text.lower()).strip()
-
-
-def _named(words: str, patterns: dict[str, str]) -> list[str]:
-    return [name for name, pattern in patterns.items() if re.search(pattern, words)]
 
 
 def _no_scan(said: Acquisition, words: str) -> Guess | None:
     if said.modality != "MR":
         return None, f"its modality is {said.modality or 'not named'}, not MR"
     kinds = [_NONE_BY_TYPE[part] for part in said.image_type[2:] if part in _NONE_BY_TYPE]
-    kinds += _named(words, _NONE_BY_NAME)
+    kinds += beside_scans_in(words, sequences_in(words))
     return (None, kinds[0]) if kinds else None
 
 
 def _adc(said: Acquisition, words: str) -> Guess | None:
-    if "ADC" in said.image_type:
-        return "ADC", "its image type says so"
-    if "TRACEW" in said.image_type or not re.search(r"\badc|\be ?adc|apparent|exponential", words):
-        return None
-    return (None, "an exponential ADC map") if re.search(r"\be ?adc|exponential", words) else ("ADC", "named so")
+    return ("ADC", "its image type says so") if "ADC" in said.image_type else None
 
 
 def _other_kind(said: Acquisition, words: str) -> Guess | None:
-    kinds = _named(words, _OTHER_KINDS)
+    """What was scanned is no product of software, though a word may sound so."""
+    kinds = kinds_in(words, sequences_in(words), derived=said.image_type[:1] != ("ORIGINAL",))
     return (None, kinds[0]) if kinds else None
 
 
+def _adc_by_name(said: Acquisition, words: str) -> Guess | None:
+    return ("ADC", "named so") if sequences_in(words) == {"ADC"} and "TRACEW" not in said.image_type else None
+
+
 def _diffusion(said: Acquisition, words: str) -> Guess | None:
-    if not ("DIFFUSION" in said.image_type or (said.b_value or 0) > 0 or "DWI" in _named(words, _NAMES)):
+    is_said = "DIFFUSION" in said.image_type or (said.b_value or 0) > 0
+    if not (is_said or "DWI" in sequences_in(words)):
         return None
     if said.b_value is None:
-        return "DWI", "named so; its b-value is not known"
+        if is_said:
+            return "DWI", "its image type says so; its b-value is not known"
+        reading = read_words(words)
+        return reading.sequence, f"{reading.why}; its b-value is not known"
     b = f"b = {said.b_value:g} s/mm2"
-    return ("DWI", f"diffusion, {b}") if said.b_value >= 500 else (None, f"diffusion, but {b} is too small for DWI")
-
-
-def _susceptibility(said: Acquisition, words: str) -> Guess | None:
-    named = [name for name in _named(words, _NAMES) if name in ("SWI", "T2star")]
-    return (named[0], "named so") if named else None
+    return ("DWI", f"diffusion, {b}") if said.b_value >= MIN_B else (None, f"diffusion, but {b} is too small for DWI")
 
 
 def _by_name(said: Acquisition, words: str) -> Guess | None:
-    named = {name for name in _named(words, _NAMES) if name in _ECHO_MS}
-    if not named:
-        return None
-    if "FLAIR" in named:
-        named = {"T1"} if "T1" in named else {"FLAIR"}
+    """What the words say; of two sequences the echo time may tell which, and a series called T1 FLAIR is a T1."""
+    named = sequences_in(words)
+    if named == {"T1", "FLAIR"}:
+        named = {"T1"}
     if named == {"PD", "T2"}:
         fitting = [name for name in ("PD", "T2") if said.echo_ms is not None and _fits(name, said.echo_ms)]
         return (fitting[0], f"a double echo, TE {said.echo_ms:g} ms") if fitting else (None, "named both PD and T2")
+    if not named:
+        return None
     if len(named) > 1:
         return None, f"named {' and '.join(sorted(named))}"
     name = named.pop()
@@ -180,7 +147,7 @@ def _by_times(said: Acquisition, words: str) -> Guess | None:
 
 
 def _fits(name: str, echo_ms: float) -> bool:
-    low, high = _ECHO_MS[name]
+    low, high = _ECHO_MS.get(name, (0.0, inf))
     return low <= echo_ms <= high
 
 
@@ -188,8 +155,7 @@ def _with_contrast(name: str, why: str, said: Acquisition, words: str) -> Guess:
     """T1 or T1c; other sequences are what they are with contrast, too."""
     if name != "T1":
         return name, why
-    without = re.search(_PRE, words) is not None
-    with_name = re.search(_POST, re.sub(_PRE, " ", words)) is not None
+    without, with_name = contrast_in(words)
     with_agent = said.contrast.strip().lower() not in _NO_AGENT
     if without and (with_name or with_agent):
         agent = f"the agent {said.contrast!r} is recorded" if with_agent else "its name says with contrast, too"
@@ -200,5 +166,5 @@ def _with_contrast(name: str, why: str, said: Acquisition, words: str) -> Guess:
 
 
 _RULES: tuple[Callable[[Acquisition, str], Guess | None], ...] = (
-    _no_scan, _adc, _other_kind, _diffusion, _susceptibility, _by_name, _by_times,
+    _no_scan, _adc, _other_kind, _adc_by_name, _diffusion, _by_name, _by_times,
 )  # fmt: skip

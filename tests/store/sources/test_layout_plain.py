@@ -1,5 +1,6 @@
 """The layout of last resort: what names and codes say is taken, what they do not is asked for."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -238,6 +239,83 @@ def test_a_case_without_label_or_sequence(head, tmp_path: Path, ingested: Callab
     done = ingested(folder)
     assert (done.code, sorted(done.report["failed"])) == (4, ["pat3", "pat4"])
     assert sorted(done.codes("error")) == ["MISSING_FILE", "NO_MODALITY"]
+
+
+def rows_of_the_docs() -> list[tuple[str, str, str]]:
+    """File, what it is taken for, and why, from the table of names in docs/ingest.md."""
+    text = (Path(__file__).parents[3] / "docs" / "ingest.md").read_text()
+    return re.findall(r"\| `(\S+)\.nii\.gz` \| ([^|]+) \| ([^|]+) \|", text)
+
+
+def test_a_mixed_folder_is_read_as_the_docs_say(head, tmp_path: Path, ingested: Callable) -> None:
+    rows = rows_of_the_docs()
+    labels = {"lesion": head.codes(1), "brain_mask": head.brain.astype(np.uint8)}
+    for name, _, _ in rows:
+        head.save(tmp_path / "ward" / "pat1" / f"{name}.nii.gz", labels.get(name))
+    done = ingested(tmp_path / "ward")
+    assert done.code == 0
+    database = done.store["ward"]
+    sources = {Path(source["file"]).name: source["role"] for source in database.sources(database.cases[0])}
+    files = {file: role for file, role in sources.items() if role in database.modalities}
+    told = {f"{name}.nii.gz": sequence for name, sequence, _ in rows if sequence in database.modalities}
+    assert files == told
+    assert len(told) == 9
+    assert (tuple(database.schemas), database.recipe.brain_mask) == (("lesion",), "file")
+    asked = [f["message"] for f in done.report["findings"] if f["code"] == "UNKNOWN_SEQUENCE"]
+    open_rows = [(name, why) for name, meaning, why in rows if meaning in ("left out", "asked") and name != "gm_prob"]
+    assert len(asked) == len(open_rows) == 11
+    for name, why in open_rows:
+        message = next(message for message in asked if message.startswith(f"{name!r} "))
+        assert f"({why})" in message
+        assert f"--modality {name}=T1" in message
+    assert "gm_prob" in next(f["message"] for f in done.report["findings"] if f["code"] == "ONE_TISSUE")
+
+
+def test_what_a_name_leaves_open_goes_in_as_the_user_says(head, tmp_path: Path, ingested: Callable) -> None:
+    for case in ("pat1", "pat2"):
+        head.save(tmp_path / "ms" / case / f"{case}_mprage_FAST.nii.gz")
+        head.save(tmp_path / "ms" / case / f"{case}_lesion.nii.gz", head.codes(1))
+    done = ingested(tmp_path / "ms")
+    assert (done.code, set(done.codes("error"))) == (3, {"NO_MODALITY"})
+    assert "names that leave open which sequence they are: mprage_FAST" in done.said
+    assert ingested(tmp_path / "ms", "--modality", "mprage_FAST=T1").store["ms"].modalities == ("T1",)
+
+
+@pytest.mark.parametrize("place", ["{case}_{name}", "{case}/{case}_{name}", "{case}/{name}"])
+def test_contrast_is_read_wherever_it_stands(head, tmp_path: Path, ingested: Callable, place: str) -> None:
+    for case in ("pat1", "pat2"):
+        for name in ("post_T1", "post_FLAIR", "T1_abc", "lesion"):
+            path = tmp_path / "ms" / f"{place.format(case=case, name=name)}.nii.gz"
+            head.save(path, head.codes(1) if name == "lesion" else None)
+    done = ingested(tmp_path / "ms")
+    assert done.code == 0
+    assert [(case.name, case.modalities) for case in done.store["ms"].cases] == [
+        ("pat1", ("FLAIR", "T1c")),
+        ("pat2", ("FLAIR", "T1c")),
+    ]
+    assert done.codes() == ["UNKNOWN_SEQUENCE"]
+    both = ingested(tmp_path / "ms", "--modality", "T1_abc=T1")
+    assert both.store["ms"].modalities == ("FLAIR", "T1", "T1c")
+
+
+def test_a_folder_that_may_say_with_contrast(head, tmp_path: Path, ingested: Callable) -> None:
+    for case in ("ann_pre", "ann_post", "bob_pre"):
+        head.save(tmp_path / "ms" / case / "T1.nii.gz")
+    done = ingested(tmp_path / "ms", "--allow-unlabelled")
+    assert (done.code, done.report["failed"]) == (4, ["ann_post"])
+    said = [f["message"] for f in done.report["findings"] if f["code"] == "AMBIGUOUS_NAME"]
+    assert len(said) == 1
+    assert "ends in 'post', which may say that its T1 is T1c" in said[0]
+    assert ingested(tmp_path / "ms", "--allow-unlabelled", "--modality", "T1=T1").code == 0
+
+
+def test_a_pattern_reads_words_and_leaves_none_of_them_to_the_case(head, tmp_path: Path, ingested: Callable) -> None:
+    for name in ("pat1_t1_mprage_KM", "pat1_TOF"):
+        head.save(tmp_path / "ms" / "a" / f"{name}.nii.gz")
+    done = ingested(tmp_path / "ms", "--pattern", "a/{case}_{modality}.nii.gz", "--allow-unlabelled")
+    assert done.code != 0
+    done = ingested(tmp_path / "ms", "--pattern", "{case}/pat1_{modality}.nii.gz", "--allow-unlabelled")
+    assert (done.code, done.store["ms"].modalities, done.codes("warning")) == (0, ("T1c",), ["UNKNOWN_SEQUENCE"])
 
 
 @pytest.mark.parametrize("names", [["T1/pat1", "T1/pat2", "FLAIR/pat1"], ["pat1_T1_1", "pat2_T1_1"], ["a", "b"]])

@@ -1,0 +1,214 @@
+"""Which sequence the words of a name tell: one reading for files, folders, channels, columns and DICOM series.
+
+The rules, of which the first that speaks decides:
+
+1.  Words of what a scanner makes beside scans, of other kinds of MR, and of what software computes: none of ours,
+    whatever sequence is named too. "T1_pve_0" is a map, "SWI_minIP" a projection, "T2_STIR" another contrast.
+2.  An ADC map is named with diffusion, an SWI with T2 or T2*, a FLAIR with T2; a T2 that a gradient echo reads out
+    is T2*. Otherwise two sequences are open: "PD_T2" holds two echoes, "T1_FLAIR" may be a FLAIR of visit T1.
+3.  A T1 is T1c if its words say that a contrast agent was given. Words for both, with and without, are open.
+4.  In the name of a file every word after that of the sequence has to be known: "T1_abc" may be anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from multiseg.sequence_words import (
+    ACQUISITION,
+    BESIDE_SCANS,
+    DERIVED,
+    NOT_OF_CONTRAST,
+    OF_THE_CASE,
+    OTHER_KINDS,
+    PREPARED_READOUTS,
+    SEQUENCES,
+    T2_STAR_READOUTS,
+    WITH_CONTRAST,
+    WITHOUT_CONTRAST,
+    is_word,
+    whole,
+    words_in,
+)
+
+SUFFIX = re.compile(r"\.(?:nii|mgz|mgh|mha|mhd|nrrd|nhdr|hdr|img)(?:\.gz)*$", re.IGNORECASE)
+MIN_B = 500
+"""Diffusion weighting in s/mm2 from which an image is DWI."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What words say: a sequence, or None where they name none of ours or leave it open; `why` gives the reason.
+
+    `named` are the sequences that they speak of, even where they do not tell which one it is; `is_vague` where nothing
+    contradicts these, and the only doubt is words that nobody knows, or that there are none to know.
+    """
+
+    sequence: str | None
+    why: str
+    named: tuple[str, ...] = ()
+    is_vague: bool = False
+
+
+def read_name(text: str) -> Reading:
+    """What a file's whole name says; before the sequence it may hold any words, such as the patient's.
+
+    >>> read_name("pat1_t1_mprage_KM.nii.gz").sequence, read_name("t2_tirm_tra_dark-fluid").sequence
+    ('T1c', 'FLAIR')
+    >>> read_name("pat1_mprage_FAST.nii.gz").why, read_name("T1_pre_post").why
+    ('named T1, but also a segmentation, or a part of one', 'named T1 both with and without contrast')
+    """
+    words = words_in(SUFFIX.sub("", text))
+    reading = read_words(words)
+    return reading if reading.sequence is None else _checked(reading, words, leading=False)
+
+
+def read_role(text: str) -> Reading:
+    """What a name says that belongs to a sequence alone, as of a channel or a column: it has to be known as a whole."""
+    words = words_in(SUFFIX.sub("", text))
+    reading = read_words(words)
+    return reading if reading.sequence is None else _checked(reading, words, leading=True)
+
+
+def read_words(words: str) -> Reading:
+    """What the words that are known say; those that are not are passed over.
+
+    Args:
+        words: as `words_in` gives them.
+    """
+    named = sequences_in(words)
+    kinds = kinds_in(words, named)
+    if kinds:
+        also = f"named {' and '.join(sorted(named))}, but also " if named else ""
+        return Reading(None, also + kinds[0], tuple(sorted(named)))
+    if not named:
+        return Reading(None, "its words name none", is_vague=True)
+    if len(named) > 1:
+        return Reading(None, f"named {' and '.join(sorted(named))}", tuple(sorted(named)))
+    (name,) = named
+    if name == "DWI" and (weightings := b_values_in(words)) and min(weightings) < MIN_B:
+        return Reading(None, f"named DWI, but b = {min(weightings)} s/mm2 is too small for it", (name,))
+    return with_contrast(name, words)
+
+
+def sequences_in(words: str) -> set[str]:
+    """The sequences that words name, those left out that another one of them implies."""
+    named = {name for name, pattern in _SEQUENCES.items() if pattern.search(words)}
+    if "T2" in named and _T2_STAR_READOUTS.search(words):
+        named.add("T2star")
+    if "T1IR" in named and _PREPARED_READOUTS.search(words):
+        named.discard("T1IR")
+    implied = {"ADC": {"DWI"}, "SWI": {"T2star", "T2"}, "T2star": {"T2"}, "FLAIR": {"T2"}, "T1IR": {"T1"}}
+    return named - {other for name in named for other in implied.get(name, ())}
+
+
+def kinds_in(words: str, named: set[str], derived: bool = True) -> list[str]:
+    """What words say that is none of our sequences.
+
+    Args:
+        named: the sequences that they name.
+        derived: whether words of what software computes count.
+    """
+    tables = (_OTHER_KINDS, _DERIVED) if derived else (_OTHER_KINDS,)
+    kinds = [kind for table in tables for kind, pattern in table.items() if pattern.search(words)]
+    if "ADC" in named and not _EXPONENTIAL.search(words):  # of diffusion tensor data, as a matter of course
+        kinds = [kind for kind in kinds if kind not in _OF_DIFFUSION]
+    return beside_scans_in(words, named) + kinds
+
+
+def beside_scans_in(words: str, named: set[str]) -> list[str]:
+    """What words say that a scanner makes beside scans: localisers, projections, phase images ..."""
+    kinds = [kind for kind, pattern in _BESIDE_SCANS.items() if pattern.search(words)]
+    if _SUBTRACTED.search(words):
+        kinds.append("a projection, reformat or subtraction")
+    if ("SWI" in named and _MAGNITUDE.search(words)) or _MAGNITUDE_IMAGES.search(words):
+        kinds.append("the magnitude beside an SWI")
+    return kinds
+
+
+def b_values_in(words: str) -> list[int]:
+    """Diffusion weightings that are named, in s/mm2."""
+    return [int(value) for value in re.findall(r"(?<!\S)b (\d+)(?!\S)", words)]
+
+
+def contrast_in(words: str) -> tuple[bool, bool]:
+    """Whether words say that a scan was made without contrast agent, and whether they say with."""
+    words = _NOT_OF_CONTRAST.sub(".", words)
+    return _WITHOUT.search(words) is not None, _WITH.search(_WITHOUT.sub(".", words)) is not None
+
+
+def with_contrast(name: str, words: str) -> Reading:
+    """T1 or T1c; other sequences are what they are with contrast, too."""
+    without, with_agent = contrast_in(words)
+    if name == "T1" and without and with_agent:
+        return Reading(None, "named T1 both with and without contrast", (name,))
+    if name == "T1" and with_agent:
+        return Reading("T1c", "named T1 with contrast", (name,))
+    return Reading(name, f"named {name}", (name,))
+
+
+def is_of_a_role(word: str) -> bool:
+    """Whether a word of a name says what a file is, and does not belong to the name of a case.
+
+    >>> [is_of_a_role(word) for word in ("T1wPre", "post", "FAST", "tra", "0053", "pat1", "Miller", "scan")]
+    [True, True, True, True, False, False, False, False]
+    """
+    words = words_in(word).split()
+    return any(len(one) > 1 and is_word(one) and not _OF_THE_CASE.fullmatch(one) for one in words)
+
+
+def changes_sequence(word: str, role: str) -> bool:
+    """Whether a word before a role would make another sequence of it, as "post" does of "T1", or none at all.
+
+    >>> changes_sequence("post", "T1"), changes_sequence("phase", "SWI"), changes_sequence("T2", "FLAIR")
+    (True, True, False)
+    """
+    words = words_in(word)
+    if (len(word) < 3 and not any(contrast_in(words))) or sequences_in(words):
+        return False
+    return is_of_a_role(word) and read_role(f"{word} {role}").sequence != read_role(role).sequence
+
+
+def _checked(reading: Reading, words: str, leading: bool) -> Reading:
+    """Open where words are left that nobody knows, since they may say that it is no scan."""
+    for pattern in (_NOT_OF_CONTRAST, _WITHOUT, _WITH):
+        words = pattern.sub(".", words)
+    if reading.sequence == "ADC":
+        words = _MAP.sub(".", words)
+    for pattern in (*_SEQUENCES.values(), _T2_STAR_READOUTS, _PREPARED_READOUTS):
+        words = pattern.sub("#", words)
+    before, _, after = _HARMLESS.sub(".", words).partition("#")
+    unknown = [word for word in after.split() if word not in ".#"]
+    if leading:
+        unknown += [word for word in before.split() if word != "." and word.isalpha()]
+    if not unknown:
+        return reading
+    shown = " ".join(unknown)
+    return Reading(None, f"{reading.why}, but what {shown!r} says of it is not known", reading.named, is_vague=True)
+
+
+def _compiled(table: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
+    return {name: whole(pattern) for name, pattern in table.items()}
+
+
+_SEQUENCES = _compiled(SEQUENCES)
+_BESIDE_SCANS = _compiled(BESIDE_SCANS)
+_OTHER_KINDS = _compiled(OTHER_KINDS)
+_DERIVED = _compiled(DERIVED)
+_T2_STAR_READOUTS = whole(T2_STAR_READOUTS)
+_PREPARED_READOUTS = whole(PREPARED_READOUTS)
+_WITHOUT = whole(WITHOUT_CONTRAST)
+_WITH = whole(WITH_CONTRAST)
+_NOT_OF_CONTRAST = whole(NOT_OF_CONTRAST)
+_HARMLESS = whole(f"{ACQUISITION}|{OF_THE_CASE}")
+_OF_THE_CASE = whole(OF_THE_CASE)
+_MAGNITUDE = whole(r"mag(?:nitude)?")
+_MAGNITUDE_IMAGES = whole(r"mag images?")
+_MAP = whole(r"maps?")
+_EXPONENTIAL = whole(r"e ?adc|exponential")
+_SUBTRACTED = re.compile(
+    r"(?<!\S)(?:(?:t[12]\w*|flair|post|pre|ce|gd|mprage) (?:\S+ )*sub|sub (?:t[12]\w*|flair|ce|gd))(?!\S)"
+)
+_OF_DIFFUSION = ("diffusion tensor data", "a map, not a scan")
