@@ -156,6 +156,10 @@ def test_names_come_from_the_argument_or_the_file_name() -> None:
     }
     with pytest.raises(ModalityError, match="does not tell which sequence"):
         name_images(["P1_T1_FLAIR.nii.gz"])
+    assert set(name_images(["Miller_t1_mprage_KM.nii.gz", "t2_tirm_tra_dark-fluid.nii"])) == {"T1c", "FLAIR"}
+    for name in ("T1_pveseg.nii.gz", "SWI_minIP.nii.gz", "T1_mask.nii", "T1_pre_post.nii"):
+        with pytest.raises(ModalityError, match=rf"{name}' does not tell which sequence it is \(named \w+"):
+            name_images([name])
     with pytest.raises(ModalityError, match="are both FLAIR"):
         name_images(["FLAIR=a.nii", "flair.nii"])
 

@@ -235,6 +235,18 @@ def test_a_csv_manifest(tmp_path: Path) -> None:
     assert (two.name, two.pathology, two.brain_mask) == ("b", "stroke", "nonzero")
 
 
+def test_columns_of_files_are_read_as_names_are(tmp_path: Path) -> None:
+    (files,) = csv_manifest(tmp_path, "database,case,t1_mprage_KM,T2 tse,T1 volume\na,P1,x.nii,y.nii.gz,812\n")
+    (case,) = files.cases
+    assert dict(case.images) == {"T1c": tmp_path / "x.nii", "T2": tmp_path / "y.nii.gz"}
+    assert dict(case.participant) == {"T1 volume": 812}
+    message = r"'T1_pve' holds files such as x\.nii, .*\(named T1, but also a map, not a scan\)\. Call it image:T1"
+    with pytest.raises(UsageError, match=message):
+        csv_manifest(tmp_path, "database,case,T1_pve\na,P1,x.nii\n")
+    with pytest.raises(UsageError, match="both name T1c files"):
+        csv_manifest(tmp_path, "database,case,t1_KM,T1c\na,P1,x.nii,y.nii\n")
+
+
 def test_a_csv_manifest_spells_splits_as_split_files_do(tmp_path: Path) -> None:
     (files,) = csv_manifest(tmp_path, "database,case,T1,site,split\na,P1,x.nii,1,Training\na,P2,y.nii,2,\n")
     assert [(case.site, case.split) for case in files.cases] == [("1", "train"), ("2", "")]

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Literal
 
 from multiseg.modalities import canonical_modality
-from multiseg.sequence_reading import Reading, contrast_in, kinds_in, read_role, sequences_in
+from multiseg.sequence_reading import MIN_B, Reading, b_values_in, contrast_in, kinds_in, read_role, sequences_in
 from multiseg.sequence_words import words_in
 from multiseg.store.sources.folder import SUFFIX, Folder
 
@@ -176,12 +176,9 @@ def _doubts(file: BidsFile) -> dict[str, str]:
 
 def _says_more(value: str, suffix: str) -> bool:
     words = _PLAIN_VALUES.sub(" ", words_in(value))
-    named = sequences_in(words)
-    return (
-        any(contrast_in(words))
-        or bool(kinds_in(words, named))
-        or not named <= {canonical_modality(suffix)} | sequences_in(words_in(suffix))
-    )
+    if kinds_in(words, sequences_in(words)) or any(b < MIN_B for b in b_values_in(words)):
+        return True
+    return any(contrast_in(words)) or sequences_in(f"{words} {words_in(suffix)}") != {canonical_modality(suffix)}
 
 
 def unnamed_spelling(file: BidsFile) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from multiseg.errors import LabelError, SourceError, UsageError
 from multiseg.modalities import canonical_modality
+from multiseg.sequence_reading import read_role
 from multiseg.store.cases import CaseFiles
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
+from multiseg.store.sources.folder import is_volume
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.sources.participants import with_numbers
 from multiseg.store.sources.pattern import PatternSource, find_database
@@ -67,11 +69,35 @@ def _from_csv(path: Path) -> list[DatabaseFiles]:
     lines = read_table(path)
     if not lines or not {"database", "case"} <= set(lines[0]):
         raise UsageError(f"{path} needs a header with at least database and case, and a row a case.")
-    _check_columns(path, list(lines[0]))
+    sequences = _columns_of_files(path, lines)
+    _check_columns(path, [sequences.get(column, column) for column in lines[0]])
+    lines = [{sequences.get(column, column): text for column, text in line.items()} for line in lines]
     by_database: dict[str, list[dict[str, str]]] = {}
     for line in lines:
         by_database.setdefault(line["database"], []).append(line)
     return [_database_from_rows(path, name, rows) for name, rows in by_database.items()]
+
+
+def _columns_of_files(path: Path, lines: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Columns of volumes whose words tell a sequence, such as "t1_mprage_KM", as they are called in full.
+
+    Raises:
+        UsageError: a column of volumes speaks of a sequence and leaves open which.
+    """
+    found: dict[str, str] = {}
+    for column in lines[0]:
+        is_named = ":" in column or column in CASE_COLUMNS or canonical_modality(column)
+        file = "" if is_named else next((text for line in lines if is_volume(text := line[column])), "")
+        reading = read_role(column) if file else None
+        if reading and reading.sequence:
+            found[column] = f"image:{reading.sequence}"
+        elif reading and reading.named:
+            raise UsageError(
+                f"{path}: the column {column!r} holds files such as {file}, but its name leaves open what they are "
+                f"({reading.why}). Call it image:{reading.named[0]} if it is that, label:NAME if it is a label, or "
+                "leave it out."
+            )
+    return found
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from multiseg.store.sources.bids_names import bids_file, named_by, sequence_of, unnamed_spelling
+
 CONTRAST = "ce-gadolinium_T1w"
 
 
@@ -168,7 +170,7 @@ def test_the_user_chooses_a_scan(head, root: Path, ingested: Callable, said: str
     assert files["T1c"] == f"sub-01_{CONTRAST}.nii.gz"  # "T1w" never means the scan with contrast agent
 
 
-@pytest.mark.parametrize("name", ["acq-postGd_T1w", "ce-gadolinium_FLAIR", "UNIT1"])
+@pytest.mark.parametrize("name", ["acq-postGd_T1w", "ce-gadolinium_FLAIR", "UNIT1", "acq-stir_T2w", "STIR_T2w"])
 def test_what_a_name_does_not_tell_is_left_to_the_user(head, tmp_path: Path, ingested: Callable, name: str) -> None:
     save(head, tmp_path / "b", "sub-1_T2w")
     save(head, tmp_path / "b", f"sub-1_{name}")
@@ -178,6 +180,23 @@ def test_what_a_name_does_not_tell_is_left_to_the_user(head, tmp_path: Path, ing
     assert f"--modality {name}=T1" in str(done.report)
     assert done.store["b"].cases[0].modalities == ("T2",)
     assert ingested(tmp_path / "b", "--modality", f"{name}=T1c").store["b"].cases[0].modalities == ("T1c", "T2")
+
+
+@pytest.mark.parametrize(
+    ("name", "sequence"),
+    [
+        ("T1w", "T1"), ("ce-gadolinium_T1w", "T1c"), ("acq-mp2rage_T1w", "T1"), ("desc-preproc_T1w", "T1"),
+        ("acq-64dir_dwi", "DWI"), ("post_T1w", "T1c"), ("T2_FLAIR", "FLAIR"), ("acq-KM_T1w", None),
+        ("acq-spacepost_T1w", None), ("acq-DIR_FLAIR", None), ("rec-minIP_swi", None), ("desc-FA_dwi", None),
+        ("acq-b50_dwi", None), ("acq-GRE_T2w", None), ("acq-FLAIR_T2w", None), ("T1_FLAIR", None),
+    ],
+)  # fmt: skip
+def test_entities_and_words_that_say_more_than_the_suffix(name: str, sequence: str | None) -> None:
+    file = bids_file(f"sub-1/anat/sub-1_{name}.nii.gz")
+    assert file is not None
+    assert sequence_of(file) == sequence
+    assert named_by(file, {unnamed_spelling(file): "T1"}) is not None
+    assert named_by(file, {"T1w": "T1"}) is None or name in ("T1w", "acq-mp2rage_T1w", "desc-preproc_T1w")
 
 
 def test_stroke_sequences_and_what_is_beside_the_standard(head, tmp_path: Path, ingested: Callable) -> None:
