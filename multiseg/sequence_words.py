@@ -97,7 +97,7 @@ DERIVED: Mapping[str, str] = {
         r"\w+seg|segs|segm\w*|segmentations|fast(?! (?:spin|se|field|gre))|first|malpem|"
         r"fastsurfer\w*|hypermapp\w*|nicms\w*|msmetrix|icobrain|volbrain|assemblynet|"
         rf"{PREDICTED_WORDS}|masks|maske|masque|mascara|maschera|contours?|outline|delineation|rois|voi|"
-        r"annotations|mixeltype|hypo\w*|hyperint\w*|[rmw]+p[0-6]|p[0-6](?= t[12])|[rmw]*c[1-6]|labelmap|label+ed|atlas|"
+        r"annotations|mixeltype|hypo\w*|hyperint\w*|[rmw]+[cp][0-6]|tissuemap|labelmap|label+ed|atlas|"
         r"template|ribbon|ventricles?|cortex|hippocamp\w*|thalamus|necro\w*|o?edema|enhancing|core|binary|bin|"
         r"thresh\w*|"
         r"rater\w*|observer\w*"
@@ -195,6 +195,7 @@ _SIGNS = [
     for pattern, words in (
         (r"\bw/o\b", " without "),
         (r"(?<![a-z0-9])([tr]2)(?:\*|[-_ ]?star)(?=w?(?![a-z]))", r" \1star"),
+        (r"(?<![a-z0-9])b(\d+)(?![a-z0-9])", r" b \1 "),
         (r"\+ ?(?=(?:c|gd|gad\w*|km|ce)(?![a-z]))", " plus"),
         (r"(?<![a-z0-9])c ?\+|(?<=t1)c\+", " plusc "),
         (r"(?<![a-z0-9])c-(?![a-z0-9])", " minusc "),
@@ -203,15 +204,16 @@ _SIGNS = [
 
 
 def _apart(token: str) -> list[str]:
-    """The words of a token of letters and digits."""
+    """The words of a token of letters and digits; "c1T1" is SPM's map of a tissue, "c1_T1" may be a patient's."""
     lower = token.lower()
     if lower in _ALIASES:
         return _ALIASES[lower].split()
     glued = _glued(lower)
     if glued and (not _ANCHORS.isdisjoint(glued) or min(map(len, glued)) > 2):
         return glued
-    if re.fullmatch(r"b\d+", lower):
-        return ["b", lower[1:]]
+    tissue = re.fullmatch(r"[rmwsu]*[cp][0-6](?=[A-Za-z])(.+)", token)
+    if tissue and _has_word(tissue[1]):
+        return ["tissuemap", *_apart(tissue[1])]
     if is_word(lower):
         return [lower]
     for pattern in _SEAMS:

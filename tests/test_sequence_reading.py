@@ -98,7 +98,8 @@ def test_the_reason_is_said(name: str, why: str) -> None:
 
 
 def test_a_patient_may_have_any_name_but_a_role_may_not() -> None:
-    assert read_name("Miller_T1.nii.gz").sequence == "T1"
+    for patient in ("Miller", "p1", "c1", "s3", "sub-01", "20190304"):
+        assert read_name(f"{patient}_T1.nii.gz").sequence == "T1"
     assert read_role("Miller_T1").sequence is None
 
 
