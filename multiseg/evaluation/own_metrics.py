@@ -16,7 +16,7 @@ Metric: TypeAlias = Callable[[Mask, Mask, SpacingMm], float]
 """From the predicted and the true mask and the size of a voxel to a number; NaN is "undefined"."""
 Metrics: TypeAlias = Mapping[str, Metric | str] | Sequence[Metric | str] | Metric
 SIGNATURE = "(predicted, truth, spacing_mm)"
-TAKEN = {"database", "case", "label", "modalities", "num_modalities", *CaseMetrics.__dataclass_fields__}
+TAKEN = {"database", "case", "learnt", "label", "modalities", "num_modalities", *CaseMetrics.__dataclass_fields__}
 POLICY = (
     "Of your own metrics NaN is undefined: left out of the mean, and num_NAME counts the cases that it is defined for."
 )

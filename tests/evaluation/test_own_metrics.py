@@ -53,7 +53,7 @@ def test_the_mean_is_over_the_cases_that_define_it():
 def test_the_summary_has_the_mean_by_label_and_subset():
     size = (1.0, 1.0, 1.0)
     rows = [
-        {"database": "d", "case": str(num), "label": label, "modalities": "T1", "num_modalities": 1,
+        {"database": "d", "case": str(num), "learnt": "", "label": label, "modalities": "T1", "num_modalities": 1,
          **vars(case_metrics(box(num), box(2), size)), "share": value}
         for num, label, value in ((1, "a", 0.5), (2, "a", 1.0), (3, "b", math.nan))
     ]  # fmt: skip
@@ -73,6 +73,7 @@ def test_metrics_are_given_one_or_many_as_functions_or_names(given):
         ([lambda p, t, s: 0.0], "cannot have the column '<lambda>': name it by a word"),
         ({"dice": volume}, "column 'dice'"),
         ({"case": volume}, "column 'case'"),
+        ({"learnt": volume}, "column 'learnt'"),
         ({"num_missed": volume}, "column 'num_missed'"),
         ([volume, volume], "column 'volume'"),
         ([lambda p, t: 0.0], r"does not take \(predicted, truth, spacing_mm\)"),
