@@ -35,13 +35,14 @@ def argmax_in_brain(p: np.ndarray, space: LabelSpace, brain: np.ndarray) -> np.n
     return np.where(brain, argmax(p, space, brain), 0)
 
 
-def each_lesion(p: np.ndarray, space: LabelSpace, brain: np.ndarray) -> np.ndarray:
-    """A lesion structure wins where it is likelier than all that is no lesion together; tissue as in `decide`."""
-    is_lesion = np.array([label.kind == "lesion" for label in space.labels])
-    rest = decide(np.where(is_lesion[:, None, None, None], 0, p), space, brain)
-    lesions = np.where(is_lesion[:, None, None, None], p, 0)
-    wins = lesions.max(axis=0) >= 1 - lesions.sum(axis=0)
-    return np.where(wins & brain, lesions.argmax(axis=0) + 1, rest)
+def lesions_together(p: np.ndarray, space: LabelSpace, brain: np.ndarray) -> np.ndarray:
+    """The likeliest lesion wherever the lesions together have 0.5; tissue as in `decide`."""
+    lesion = np.array([label.kind == "lesion" for label in space.labels])
+    answer = decide(p, space, brain)
+    if not lesion.any():
+        return answer
+    wins = (p[lesion].sum(axis=0) >= 0.5) & brain
+    return np.where(wins, np.arange(1, len(p) + 1)[lesion][p[lesion].argmax(axis=0)], answer)
 
 
 def half_for_each(p: np.ndarray, space: LabelSpace, brain: np.ndarray) -> np.ndarray:
@@ -63,7 +64,7 @@ RULES: Mapping[str, Rule] = {
     "argmax": argmax,
     "argmax in the brain": argmax_in_brain,
     "0.5 for each": half_for_each,
-    "each lesion against the rest": each_lesion,
+    "lesions together from 0.5 on": lesions_together,
     "any tissue against background": any_tissue,
     "decide": decide,
 }

@@ -12,8 +12,9 @@ likelier answer. An argmax over all classes would give the voxel to the lesion a
 The rule asks the questions that the annotations answer, one after the other:
 
 1. Outside the brain, where every sequence that is shown is exactly 0, a voxel is background.
-2. With P = sum of p_l over the lesion structures: a voxel is lesion where P >= 1/2, and then the likeliest of them.
-   (P is p_l itself where there is one, and p'_0 = 1 - P where a case was searched for all of them.)
+2. With P = sum of p_l over the lesion structures, all that is no lesion has 1 - P, which is p'_0 where a case was
+   searched for all of them. A voxel is the likeliest lesion l where p_l >= 1 - P. So it takes P >= 1/2, and for a
+   single structure just that; where all structures are lesions it is the argmax over all classes.
 3. Any other voxel is tissue or nothing. Given that it is no lesion, their probabilities are p_t / (1 - P) and
    p_0 / (1 - P): it is the likeliest of the tissues where one is as likely as p_0, and otherwise background.
 
@@ -50,7 +51,7 @@ def decide(
         answer[wins] = index[~is_lesion][tissues.argmax(axis=0)[wins]]
     if is_lesion.any():
         lesions = probabilities[is_lesion]
-        wins = lesions.sum(axis=0) >= 0.5
+        wins = lesions.max(axis=0) >= 1 - lesions.sum(axis=0)
         answer[wins] = index[is_lesion][lesions.argmax(axis=0)[wins]]
     answer[~brain] = 0
     return answer

@@ -31,12 +31,17 @@ def test_a_lesion_needs_a_half_however_many_tissues_share_the_rest() -> None:
 def test_where_the_lesions_are_in_the_space_does_not_matter() -> None:
     assert decided(LabelSpace((LESION, *TISSUES)), (0.35, 0.15, 0.2, 0.2), (0.6, 0.3, 0.0, 0.0)) == [3, 1]
     between = LabelSpace((TISSUES[0], GLIOMA[0], TISSUES[1], GLIOMA[1]))
-    assert decided(between, (0.1, 0.3, 0.2, 0.35), (0.3, 0.2, 0.35, 0.1)) == [4, 3]
+    assert decided(between, (0.1, 0.3, 0.1, 0.4), (0.3, 0.2, 0.35, 0.1)) == [4, 3]
 
 
-def test_lesions_win_together_and_the_likeliest_of_them_is_meant() -> None:
-    space = LabelSpace(GLIOMA)
-    assert decided(space, (0.3, 0.25), (0.2, 0.25), (0.1, 0.6), (0.25, 0.25)) == [2 - 1, 0, 2, 1]
+def test_lesions_alone_are_the_likeliest_of_all_classes() -> None:
+    assert decided(LabelSpace(GLIOMA), (0.3, 0.25), (0.2, 0.25), (0.1, 0.6), (0.4, 0.3), (0.4, 0.4)) == [0, 0, 2, 1, 1]
+
+
+def test_a_lesion_is_compared_with_all_that_is_no_lesion_together() -> None:
+    space = LabelSpace((*TISSUES, *GLIOMA))
+    shared = (0.15, 0.15, 0.1, 0.35, 0.15)  # lesions 0.5, and the rest 0.5 against the likeliest's 0.35
+    assert decided(space, shared, (0.1, 0.1, 0.1, 0.4, 0.3), (0.1, 0.1, 0.1, 0.2, 0.15)) == [1, 4, 0]
 
 
 def test_tissues_alone_are_the_likeliest_of_all_classes() -> None:
