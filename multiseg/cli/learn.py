@@ -59,7 +59,9 @@ def train_command(
     cache: Cache = None,
     device: TrainDevice = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, dropout and draws.")] = None,
-    model: Annotated[str | None, typer.Option(help="Network, such as multi_unet or multi_unet_plus.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Network, such as multi_unet or multi_unet_plus, or MODULE:NAME.")
+    ] = None,
     drop: Drop = None,
     cases: Cases = None,
     augment: Augment = None,

@@ -24,7 +24,9 @@ SMALL_BYTES = 100_000_000
 _WHAT, _HOW, _WHO = "What the files are", "How they are prepared", "Who does it"
 
 Source = Annotated[Path, typer.Argument(help="A folder of scans, or a table or manifest (.csv, .toml, .json).")]
-As = Annotated[str, typer.Option("--as", help="Its layout, where looking does not tell.", rich_help_panel=_WHAT)]
+As = Annotated[
+    str, typer.Option("--as", help="Its layout, where looking does not tell, or MODULE:NAME.", rich_help_panel=_WHAT)
+]
 DatabaseName = Annotated[
     str, typer.Option("--database", help="Name of the database (default: the folder's).", rich_help_panel=_WHAT)
 ]

@@ -111,6 +111,11 @@ def train(
         parent = parent_of(options.start)
         if parent is not None:
             _check_is_elsewhere(parent.file, Path(out))
+            if network is not None and options.model.builder != parent.info.builder:
+                raise UsageError(
+                    f"network is {options.model.builder}, but what starts from {options.start.model} has its own: "
+                    f"{parent.info.builder}. Leave network out."
+                )
             options = inherited(options, parent.info)
         options = with_all_seeds(options)
         store = open_store(options.store)
@@ -189,11 +194,6 @@ def inherited(options: TrainOptions, parent: ModelInfo) -> TrainOptions:
     labels = tuple(written(label.kind, label.name) for label in parent.space.labels)
     known = {name: value for name, value in parent.numbers.items() if name != "first_modalities"}
     if is_own(parent.builder):
-        if is_own(options.model.builder) and options.model.builder != parent.builder:
-            raise UsageError(
-                f"the network {options.model.builder} is asked for, but what starts from {options.start.model} has its "
-                f"own: {parent.builder}. Leave network out."
-            )
         known = {"numbers": known}
     else:
         known["widths"] = tuple(known["widths"])

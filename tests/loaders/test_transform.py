@@ -45,7 +45,7 @@ def test_a_patch_depends_on_its_own_number_and_the_seed_alone(batch, own):
     torch.manual_seed(99)
     assert torch.equal(transformed(alone, own, seed=1).images[0], whole[1])
     added = whole - batch.images
-    assert not torch.equal(added[0], added[2])  # of another epoch
+    assert not torch.allclose(added[0], added[2], atol=1e-3)  # of another epoch
     assert not torch.equal(whole, transformed(batch, own, seed=2).images)
 
 

@@ -282,7 +282,7 @@ def test_an_own_network_fine_tunes_but_does_not_grow(store_url, tmp_path, mine):
     train(again, tmp_path / "second", network=mine.Net)
     info = read_info(tmp_path / "second" / "last.safetensors")
     assert (info.builder, len(info.ancestry)) == ("mine_parts:Net", 1)
-    with pytest.raises(UsageError, match=r"starts from .* has its own: mine_parts:Net. Leave network out"):
+    with pytest.raises(UsageError, match=r"network is test_own_parts:Wrong, but .* has its own: mine_parts:Net"):
         train(again, tmp_path / "third", network=Wrong)
     growing = replace(again, databases=("alder", "dogwood"), start=replace(start, grow=True))
     with pytest.raises(UsageError, match="mine_parts:Net is not a network of multiseg's"):

@@ -7,7 +7,10 @@ import sys
 import pytest
 
 from multiseg.errors import UsageError
+from multiseg.training.distributed import Peers
 from multiseg.training.events import StepDone, Validated
+from multiseg.training.folder import TrainOptions
+from multiseg.training.run import _reported
 from multiseg.training.trackers import TrackOptions, check_trackers, tracked
 
 WANDB = """
@@ -166,6 +169,14 @@ def test_an_error_of_the_training_ends_the_run_and_passes(fakes, tmp_path):
     with pytest.raises(ArithmeticError, match="ours"), tracked(TrackOptions(("wandb",)), tmp_path, {}, lambda: False):
         raise ArithmeticError("ours")
     assert told_wandb(tmp_path)[-1] == ["finish", 1]
+
+
+def test_of_several_processes_the_first_tells(fakes, tmp_path, few_state):
+    options = TrainOptions("x.zarr", track=TrackOptions(("wandb",)))
+    for rank in (1, 0):
+        with _reported(tmp_path, few_state(), options, Peers(rank, 2), lambda event: None) as report:
+            report(step(10))
+        assert (tmp_path / "told.jsonl").exists() == (rank == 0)
 
 
 def test_nothing_is_imported_unless_asked_for(fakes, tmp_path):
