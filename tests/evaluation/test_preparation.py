@@ -164,3 +164,46 @@ def test_the_overlay_shows_what_the_model_saw(tmp_path: Path, monkeypatch: pytes
     (panel,) = drawn
     assert list(panel.images) == ["T1"]
     np.testing.assert_array_equal(panel.images["T1"] != 0, np.asarray(nib.load(images["PD"]).dataobj) != 0)
+
+
+def save_brain(path: Path, mm: float = 4.0, outside: float = 0.0, dtype: type = np.float32) -> Path:
+    """An ellipsoid of 1.5 l; `outside` is added everywhere, and a whole-number type scales by itself."""
+    shape = (48, 56, 46)
+    at = np.moveaxis(np.indices(shape), 0, -1) - (np.array(shape) - 1) / 2
+    brain = np.linalg.norm(at / np.array([17, 21, 16]), axis=-1) < 1
+    image = np.where(brain, np.random.default_rng(1).normal(300, 60, shape), 0) / 7 + outside
+    stored = nib.Nifti1Image(image.astype(np.float32), np.diag([mm, mm, mm, 1.0]))
+    stored.set_data_dtype(dtype)
+    nib.save(stored, path)
+    return path
+
+
+@pytest.mark.parametrize("background", ["zero", "shifted"])
+def test_a_conversion_of_the_background_changes_no_answer(background: str, tmp_path: Path) -> None:
+    """Saved as int16, 0 comes back as another number; or the file counts from -1024 or 32768."""
+    model = Model(Bright(), replace(info(ms=Recipe()), background=background))
+    plain = predict(model, {"T1": save_brain(tmp_path / "plain.nii")}, tmp_path / "out.nii")
+    assert plain.prepared.brain_ml == pytest.approx(1530, rel=0.01)
+    assert 500 < plain.volumes_ml["lesion"] < 1000
+    for name, (outside, dtype) in {
+        "a": (0.0, np.int16),
+        "b": (-1024.0, np.float32),
+        "c": (32768.0, np.float32),
+    }.items():
+        scan = save_brain(tmp_path / f"{name}.nii", outside=outside, dtype=dtype)
+        result = predict(model, {"T1": scan}, tmp_path / f"{name}_out.nii")
+        assert result.volumes_ml["lesion"] == pytest.approx(plain.volumes_ml["lesion"], rel=2e-3)
+        assert codes(result) - {"BACKGROUND"} == codes(plain)
+        assert ("BACKGROUND" in codes(result)) == (float(nib.load(scan).get_fdata()[0, 0, 0]) != 0)
+
+
+def test_what_is_no_brain_is_doubted(tmp_path: Path) -> None:
+    model = Model(Bright(), info(ms=Recipe()))
+    good = predict(model, {"T1": save_brain(tmp_path / "a.nii")}, tmp_path / "a_out.nii")
+    assert codes(good) == set()
+    lost = predict(model, {"T1": save_brain(tmp_path / "b.nii", mm=1.0)}, tmp_path / "b_out.nii")
+    assert codes(lost) == {"VOXEL_SIZE"}
+    large = predict(model, {"T1": save_brain(tmp_path / "c.nii", mm=5.0)}, tmp_path / "c_out.nii")
+    assert codes(large) == {"BRAIN_SIZE"}
+    (doubt,) = large.doubts
+    assert "T1: what counts as brain has 3 l" in doubt.message

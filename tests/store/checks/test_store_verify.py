@@ -192,7 +192,7 @@ def test_a_missing_shard(copy: Path, array: str) -> None:
 def test_one_missing_shard_of_several(tmp_path: Path) -> None:
     """A case of more than 256 voxels lies in two files; the rest of it looks like a brain still."""
     url = long_case(tmp_path)
-    assert verify_store(str(url)) == []
+    assert {finding.code for finding in verify_store(str(url))} == {"VOXEL_SIZE"}  # 300 x 6 x 6 mm are no head
     assert len(files_of(url, "long/image")) == 2
     gone = url / "long/image/c/0/0/1/0/0"
     gone.unlink()
@@ -209,6 +209,33 @@ def long_case(folder: Path) -> Path:
     pattern = ["--pattern", "{case}_{modality}.nii.gz", "--allow-unlabelled"]
     assert run(["ingest", str(folder), "--database", "long", "--store", str(url), *pattern]) == 0
     return url
+
+
+def test_stored_voxels_that_are_no_brain(tmp_path: Path) -> None:
+    """What ingest warned of is still seen in the store: a head, a scan that was cut, a voxel size that was lost."""
+    import nibabel as nib
+
+    at = np.moveaxis(np.indices((56, 64, 56)), 0, -1) - np.array([27.5, 31.5, 27.5])
+    brain = np.linalg.norm(at / np.array([17, 21, 16]), axis=-1) < 1
+    noise = np.random.default_rng(0).normal(300, 60, brain.shape)
+    cases = {
+        "brain": (brain, 4.0), "head": (np.linalg.norm(at / np.array([22, 27, 21]), axis=-1) < 1, 4.0),
+        "lost": (brain, 1.0), "slab": (brain[:, :, 20:40], 4.0),
+    }  # fmt: skip
+    for name, (where, mm) in cases.items():
+        image = np.where(where, noise[:, :, : where.shape[2]], 0).astype(np.float32)
+        nib.save(nib.Nifti1Image(image, np.diag([mm, mm, mm, 1.0])), tmp_path / f"{name}_T1.nii.gz")
+    url = tmp_path / "brain.zarr"
+    pattern = ["--pattern", "{case}_{modality}.nii.gz", "--allow-unlabelled", "--spacing", "4"]
+    assert run(["ingest", str(tmp_path), "--database", "ours", "--store", str(url), *pattern]) == 0
+    expected = [("BRAIN_SIZE", "head"), ("BRAIN_CUT", "slab"), ("VOXEL_SIZE", "lost")]
+    findings = verify_store(str(url))
+    assert sorted((finding.code, finding.case) for finding in findings) == sorted(expected)
+    assert {finding.severity for finding in findings} == {Severity.WARNING}
+    texts = {finding.case: finding.message for finding in findings}
+    assert texts["head"].startswith("T1: what counts as brain has 3.3 l and measures")
+    assert "with voxels of 1 x 1 x 1 mm by the header. The voxel size looks lost" in texts["lost"]
+    assert run(["verify", str(url)]) == 0
 
 
 # --- metadata ---
