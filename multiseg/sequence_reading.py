@@ -207,7 +207,7 @@ _OF_THE_CASE = whole(OF_THE_CASE)
 _MAGNITUDE = whole(r"mag(?:nitude)?")
 _MAGNITUDE_IMAGES = whole(r"mag images?")
 _MAP = whole(r"maps?")
-_EXPONENTIAL = whole(r"e ?adc|exponential")
+_EXPONENTIAL = whole(r"e(?:xp)? ?adc|exponential")
 _SUBTRACTED = re.compile(
     r"(?<!\S)(?:(?:t[12]\w*|flair|post|pre|ce|gd|mprage) (?:\S+ )*sub|sub (?:t[12]\w*|flair|ce|gd))(?!\S)"
 )

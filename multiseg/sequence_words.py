@@ -107,7 +107,7 @@ DERIVED: Mapping[str, str] = {
         r"bias(?! ?corr)|"
         r"biasfield|maps?|std|sd|mean|median|variance|var|snr|cnr|difference|(?<!ep2d )(?<!resolve )diff|"
         r"uncertainty|entropy|errors?|residuals?|"
-        r"noise|gradient(?! echo)|edges?|ratio|thickness|curv\w*|sulc|surf\w*|mesh|distance|e ?adc|exponential"
+        r"noise|gradient(?! echo)|edges?|ratio|thickness|curv\w*|sulc|surf\w*|mesh|distance|e(?:xp)? ?adc|exponential"
     ),
     "made by software, not by a scanner": (
         r"filled|inpaint\w*|syn|synth\w*|pseudo\w*|fake|generated|simulat\w*|super ?res\w*|qc|overlay|"
@@ -129,7 +129,8 @@ ACQUISITION = (
     r"normali[sz]ed?|zscored?|"
     r"hist|matched|resampled?|resliced?|reg|registered|coreg\w*|aligned|rigid|mni\w*|reoriented?|ras|lps|"
     r"lpi|las|cropped|"
-    r"crop|robustfov|defaced?|anon\w*|stripped|skull ?strip\w*|ss|bet|hd ?bet|preproc\w*|processed|preop\w*|postop\w*"
+    r"crop|robustfov|"
+    r"acpc|wip|defaced?|anon\w*|stripped|skull ?strip\w*|ss|bet|hd ?bet|preproc\w*|processed|preop\w*|postop\w*"
 )
 """Readouts, planes and steps of preprocessing, none of which changes which sequence it is."""
 OF_THE_CASE = (

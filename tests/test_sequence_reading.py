@@ -40,7 +40,7 @@ NONE = (
     "TOF_MRA MRA_T1 MRV ce_mra T2_STIR STIR DIR PSIR "
     "MP2RAGE_UNI mp2rage_INV1 T1map T1_map T2_map R2star R2* QSM "
     "perf rCBV rCBV_T1 CBF T1_subtraction T1_sub T1rho MTR "
-    "T1_MT eADC dwi_b0 FA FA_dwi dwi_MD colFA RD dti_trace fieldmap localizer fat_T1 PET_T1 CT bold asl "
+    "T1_MT eADC exp_adc dwi_b0 FA FA_dwi dwi_MD colFA RD dti_trace fieldmap localizer fat_T1 PET_T1 CT bold asl "
     # what software computes
     "mprage_FAST T1_pveseg T1_pve_0 T1_firstseg samseg_T1 T1_samseg LST_FLAIR ples_lpa_mFLAIR FLAIR_predicted "
     "T1_warpfield T1_1Warp T1_0GenericAffine T1_jacobian y_T1 c1T1 rc1T1 wc1T1 mwp1T1 T1Seg T1_mask T1_brain_mask "
