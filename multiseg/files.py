@@ -1,14 +1,121 @@
-"""Files that are there whole or not at all, and folders that one process has to itself."""
+"""Where may be written; files that are there whole or not at all; folders that one process has to itself.
+
+An output never takes the place of an input, under whatever name. It takes the place of another file only where that was
+asked for (`overwrite`), and never of one that is read-only. Only ingest writes into a store.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from multiseg.errors import ResourceError
+from multiseg.errors import ResourceError, UsageError
+
+STORE_MARK = "zarr.json"
+SCANS = (".nii", ".nii.gz", ".mgh", ".mgz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima")
+LOOKED_AT = 2000
+"""So many files and folders are looked at to tell whether a folder holds scans."""
+
+
+def check_files(
+    outs: Iterable[Path], inputs: Iterable[Path] = (), overwrite: bool = False, kinds: tuple[str, ...] = ()
+) -> None:
+    """Whether these files may be written; nothing is changed.
+
+    Args:
+        inputs: what the outputs are made from. Links, hard links and other spellings of a name are the same file.
+        overwrite: whether other files that are there may be replaced.
+        kinds: how the names have to end, such as (".nii.gz", ".nii").
+
+    Raises:
+        UsageError: one may not be written; the message says why.
+    """
+    known = tuple(inputs)
+    for out in outs:
+        _check_file(out, known, overwrite, kinds)
+
+
+def _check_file(out: Path, inputs: Iterable[Path], overwrite: bool, kinds: tuple[str, ...]) -> None:
+    now = _status(out)
+    used = next((path for path in inputs if now and (own := _status(path)) and os.path.samestat(now, own)), None)
+    if used is not None:
+        same = "is an input" if used == out else f"is the same file as the input {used}"
+        raise UsageError(f"{out} {same}, which is never written over. Choose another name.")
+    if kinds and not out.name.endswith(kinds):
+        raise UsageError(f"this file is written as {kinds[0][1:]}: end its name {str(out)!r} in {' or '.join(kinds)}.")
+    _check_place(out.parent)
+    if now and stat.S_ISDIR(now.st_mode):
+        raise UsageError(f"{out} is a folder. Name a file.")
+    if not (now or _status(out, follow=False)):
+        return
+    if now and not stat.S_ISREG(now.st_mode):
+        raise UsageError(f"{out} is a device or a pipe. Name a file.")
+    if not overwrite:
+        raise UsageError(f"{out} is there already. Choose another name, or pass --overwrite.")
+    if is_read_only(out):
+        raise UsageError(f"{out} is read-only and stays as it is, also with --overwrite. Choose another name.")
+
+
+def check_folder(folder: Path, own: Iterable[str] = ()) -> None:
+    """Whether a verb may fill this folder with files of its own: not a store, a place in one, or a folder of scans.
+
+    Args:
+        own: patterns of names that the verb itself leaves in its folder: where one is there, scans may be, too.
+
+    Raises:
+        UsageError: it may not; the message says why.
+    """
+    _check_place(folder)
+    if not folder.is_dir() or any(True for pattern in own for _ in folder.glob(pattern)):
+        return
+    scan = _first_scan(folder)
+    if scan is not None:
+        raise UsageError(f"{folder} is a folder of scans ({scan.relative_to(folder)}). Name another folder.")
+
+
+def _check_place(folder: Path) -> None:
+    """Raises UsageError where a folder cannot be or lies in a store."""
+    try:
+        place = folder.resolve()
+    except (OSError, RuntimeError):  # links that lead in a circle
+        place = folder.absolute()
+    for above in (place, *place.parents):
+        there = _status(above)
+        if there and not stat.S_ISDIR(there.st_mode):
+            raise UsageError(f"{above} is a file, where a folder is needed. Choose another place.")
+        if _status(above / STORE_MARK):
+            where = "is" if above == place else "lies in"
+            raise UsageError(f"{folder} {where} the store {above}, which only ingest writes to. Choose another place.")
+
+
+def _first_scan(folder: Path) -> Path | None:
+    left = LOOKED_AT
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not (Path(place, name) / STORE_MARK).exists())
+        for name in sorted(files):
+            if name.lower().endswith(SCANS):
+                return Path(place, name)
+        left -= len(files) + len(folders)
+        if left < 0:
+            return None
+    return None
+
+
+def is_read_only(path: Path) -> bool:
+    """Whether nobody may write to a file, or we may not. (For root, who may always, the file's mode decides.)"""
+    there = _status(path)
+    return there is not None and not (there.st_mode & 0o222 and os.access(path, os.W_OK))
+
+
+def _status(path: Path, follow: bool = True) -> os.stat_result | None:
+    try:
+        return path.stat(follow_symlinks=follow)
+    except (OSError, ValueError):  # nothing is there, or nothing of that name can be
+        return None
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -18,8 +125,11 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
         mode: who may read and write it, less what the user's umask forbids; 0o600 for a secret.
 
     Raises:
-        ResourceError: the disk is full or the folder cannot be written; an old file stays as it was.
+        ResourceError: the disk is full, the folder cannot be written, or the file that is there is read-only; an old
+            file stays as it was.
     """
+    if is_read_only(path):
+        raise ResourceError(f"{path} could not be written: it is read-only. Nothing there has changed.")
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

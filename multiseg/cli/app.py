@@ -109,7 +109,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _interrupted(arguments: Sequence[str]) -> str:
-    return INTERRUPTED.replace("command", "command without --overwrite") if "--overwrite" in arguments else INTERRUPTED
+    """A training that is begun anew goes on without that flag; what else has it may be written over again."""
+    begun_anew = "--overwrite" in arguments and arguments[0] in ("train", "finetune")
+    return INTERRUPTED.replace("command", "command without --overwrite") if begun_anew else INTERRUPTED
 
 
 def _print_error(error: MultisegError) -> None:

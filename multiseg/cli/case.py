@@ -13,12 +13,12 @@ from multiseg.store.preparation.grids import Grid
 from multiseg.store.reader import Case, Database, Store
 
 
-def show_case(store: Store, name: str, write: Path | None, as_json: bool) -> int:
+def show_case(store: Store, name: str, write: Path | None, overwrite: bool, as_json: bool) -> int:
     """Print one case, "DATABASE/CASE", and write it on its files' own grid where a folder is given."""
     database_name, _, case_name = name.partition("/")
     database = store[database_name]
     case = database[case_name]
-    written = [str(path) for path in write_native(database, case, write)] if write else []
+    written = [str(path) for path in write_native(database, case, write, overwrite)] if write else []
     native, _header = database.native(case)
     sources = database.sources(case)
     if as_json:

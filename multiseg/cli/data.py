@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from multiseg.store.reader import Store
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Write over files that are there; inputs and read-only files stay.")
+]
 StoreUrl = Annotated[str, typer.Option(help="The store: a folder such as brain.zarr, or a URL.")]
 
 
@@ -26,6 +29,7 @@ def phantoms_command(
         list[str] | None,
         typer.Option(help="Only these: alder, birch, cedar, dogwood (by default) and elm, fir, gorse."),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> int:
     """Write synthetic hospitals as NIfTI files with a manifest: four pathologies, four sets of sequences.
 
@@ -38,7 +42,7 @@ def phantoms_command(
     from multiseg.cli.console import output
     from multiseg.phantoms.hospitals import write_hospitals
 
-    manifest = write_hospitals(folder, seed, cases, coarseness, hospital)
+    manifest = write_hospitals(folder, seed, cases, coarseness, hospital, overwrite)
     output().print(f"Ingest them with: multiseg ingest {manifest} --store brain.zarr --spacing 2.5", soft_wrap=True)
     return 0
 
@@ -54,6 +58,7 @@ def info_command(
     write: Annotated[
         Path | None, typer.Option(help="Write the case into this folder, as NIfTI on its files' own grid.")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> int:
     """Say what a store holds: databases, cases, sequences, labels, sizes.
@@ -77,7 +82,7 @@ def info_command(
         raise UsageError("--write needs a case to write: --case DATABASE/CASE.")
     held = open_store(store)
     if case:
-        return show_case(held, case, write, as_json)
+        return show_case(held, case, write, overwrite, as_json)
     chosen = select(held, database or (), modality or (), pathology, split)
     names = [name for name in held if not database or name in database]
     summary = [_summary(held, name, [c for c in chosen if c.database == name]) for name in names]
@@ -117,11 +122,15 @@ def _summary(store: Store, name: str, cases: Sequence[Any]) -> dict[str, Any]:
     ml = float(np.prod(store.spacing_mm)) / 1000
     labels = {}
     for at, (annotation, schema) in enumerate(database.schemas.items()):
-        counts = sum((c.foreground_count[at] for c in cases), np.zeros(1))
+        num = len(schema.structures)  # of another annotation there may be more
+        counts = sum((c.foreground_count[at][:num] for c in cases), np.zeros(num))
+        is_lesion = [one.kind == "lesion" for one in schema.structures]
         labels[annotation] = {
             "structures": list(schema.names),
+            "kinds": [one.kind for one in schema.structures],
             "cases": sum(bool(c.annotated[at]) for c in cases),
             "ml_a_case": round(float(np.sum(counts)) * ml / max(1, len(cases)), 2),
+            "lesion_ml_a_case": round(float(np.sum(counts[is_lesion])) * ml / max(1, len(cases)), 2),
         }
     return {
         "database": name,
@@ -144,7 +153,7 @@ def _summary_row(one: dict[str, Any]) -> list[str]:
         str(one["cases"]),
         "/".join(str(n) for n in one["splits"].values()),
         " ".join(f"{name}({n})" for name, n in one["modalities"].items()),
-        "; ".join(f"{name}: {', '.join(a['structures'][:6])} ({a['cases']})" for name, a in labels.items()),
-        " ".join(f"{a['ml_a_case']:g}" for name, a in labels.items() if not name.startswith("tissue")),
+        "; ".join(f"{name}: {', '.join(a['structures'])} ({a['cases']})" for name, a in labels.items()),
+        " ".join(f"{a['lesion_ml_a_case']:g}" for a in labels.values() if "lesion" in a["kinds"]),
         "" if one["bytes"] is None else f"{one['bytes'] / 1e6:.1f}",
     ]

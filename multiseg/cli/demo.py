@@ -11,6 +11,8 @@ import typer
 
 FEDERATED_STEPS = 60
 """Of each site in each of two rounds."""
+MARK = ".demo"
+"""Says that a folder was made by a demo, which makes it once more; in any other folder nothing is written over."""
 
 
 def demo_command(
@@ -31,19 +33,21 @@ def demo_command(
     from multiseg.store.catalogue import select
     from multiseg.store.reader import open_store
 
+    again = _claimed(out)
     hospitals, store, joint = out / "hospitals", out / "brain.zarr", out / "joint"
     answer, picture = out / "lesions.nii.gz", out / "lesions.png"
     console = output()
 
     def walk() -> Iterator[list[str]]:
-        yield ["phantoms", f"{hospitals}", "--cases", f"{cases}", "--seed", f"{seed}"]
+        yield ["phantoms", f"{hospitals}", "--cases", f"{cases}", "--seed", f"{seed}", *again]
         yield ["ingest", f"{hospitals / 'manifest.toml'}", "--store", f"{store}", "--spacing", "2.5"]
         yield ["info", f"{store}"]
         yield ["train", f"{store}", "--out", f"{joint}", "--steps", f"{steps}", "--seed", f"{seed}", "--device", "cpu"]
         yield ["evaluate", f"{joint}", "--device", "cpu"]
         held_out = select(open_store(str(store)), ["dogwood"], split="test")[0].name
         scan = hospitals / "dogwood" / "images" / f"{held_out}_FLAIR.nii.gz"
-        yield ["predict", f"{joint}", f"FLAIR={scan}", "-o", f"{answer}", "--picture", f"{picture}", "--device", "cpu"]
+        yield ["predict", f"{joint}", f"FLAIR={scan}", "-o", f"{answer}", "--picture", f"{picture}", *again,
+               "--device", "cpu"]  # fmt: skip
 
     def shown(command: list[str]) -> int:
         console.print(f"\n$ multiseg {shlex.join(command)}", style="bold green", soft_wrap=True, markup=False)
@@ -52,7 +56,7 @@ def demo_command(
     for command in walk():
         if code := shown(command):
             return code
-    if code := federated_demo(out / "federation", min(steps, FEDERATED_STEPS), seed, shown):
+    if code := federated_demo(out / "federation", min(steps, FEDERATED_STEPS), seed, again, shown):
         return code
     console.print(
         f"\nLook at {joint / 'evaluation-test' / 'montage.png'}: truth and prediction on held-out patients.\n"
@@ -62,3 +66,13 @@ def demo_command(
         soft_wrap=True,
     )
     return 0
+
+
+def _claimed(out: Path) -> list[str]:
+    """Mark the folder as a demo's; the flags that let what an earlier demo left in it be written over."""
+    from multiseg.files import check_folder, write_atomically
+
+    check_folder(out, own=(MARK,))
+    again = ["--overwrite"] if (out / MARK).is_file() else []
+    write_atomically(out / MARK, b"")
+    return again

@@ -24,6 +24,7 @@ from multiseg.cli.settings import (
     Rest,
     Steps,
     TrainDevice,
+    check_run_file,
     options_from,
     print_settings,
 )
@@ -103,6 +104,7 @@ def finetune_command(
         return 0
     if out is None:
         raise UsageError("say where the new run goes: --out runs/NAME.")
+    check_run_file(run, out, goes_on=(out / "resume.pt").is_file() and not overwrite)
     result = train_shown(options, out, overwrite, as_json, accept_changes)
     if as_json and is_first_process():
         last = read_info(model_path(out)).ancestry[-1]

@@ -25,6 +25,7 @@ from multiseg.cli.settings import (
     Rest,
     Steps,
     TrainDevice,
+    check_run_file,
     options_from,
     print_settings,
 )
@@ -105,6 +106,7 @@ def train_command(
         raise UsageError("say where the run goes: --out runs/NAME.")
     if resume and not (out / "resume.pt").is_file():
         raise UsageError(f"{out} holds no run to go on with (no resume.pt).")
+    check_run_file(run, out, goes_on=(out / "resume.pt").is_file() and not overwrite)
     result = train_shown(options, out, overwrite, as_json, accept_changes)
     if as_json and is_first_process():
         print_json({"run": str(out), "step": result.step, "finished": result.finished, "best": result.best})

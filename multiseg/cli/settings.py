@@ -72,6 +72,26 @@ def options_from(store: str, run: Path | None, flags: dict[str, Any], resumed: P
     return to_options(merged(defaults(cuda, said), said))
 
 
+def check_run_file(run: Path | None, out: Path, goes_on: bool) -> None:
+    """Whether a run may write its settings into its folder.
+
+    Args:
+        run: the file that they were read from, if any.
+        goes_on: whether the run is there already: then the file in its folder is its own.
+
+    Raises:
+        UsageError: that would be written over the file that they were read from.
+    """
+    from multiseg.training.folder import RUN_FILE
+
+    own = out / RUN_FILE
+    if run and own.exists() and own.samefile(run) and not goes_on:
+        raise UsageError(
+            f"{run} is where the run in {out} writes every setting, so that yours would be lost. Move it, or choose "
+            "another --out."
+        )
+
+
 def print_settings(options: TrainOptions, as_json: bool) -> None:
     """Every setting, as a run file or as JSON."""
     from multiseg.cli.console import print_json

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson
+from multiseg.cli.data import AsJson, Overwrite
 from multiseg.cli.learn import Device
 from multiseg.errors import few
 
@@ -32,6 +32,7 @@ def evaluate_command(
     metric: Annotated[
         list[str] | None, typer.Option(help="Your own as MODULE:NAME, besides; see docs/extending.md.")
     ] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> int:
@@ -60,8 +61,9 @@ def evaluate_command(
             if bar.disable and not as_json:
                 messages().print(f"{done + 1}/{total} {case}", soft_wrap=True)
 
-        result = evaluate(run, store or None, options, str(resolve_device(device)), folder, on_case, metric or ())
-    result.save(folder)
+        on = str(resolve_device(device))
+        result = evaluate(run, store or None, options, on, folder, on_case, metric or (), overwrite)
+    result.save(folder, overwrite)
     if as_json:
         print_json({"folder": str(folder), **result.to_json()})
     else:
@@ -152,7 +154,8 @@ def predict_command(
     headers_disagree: Annotated[
         str, typer.Option(help="A mask of an image's shape but elsewhere in space: refuse, world or array.")
     ] = "refuse",
-    picture: Annotated[Path | None, typer.Option(help="Also draw it over the images, as PNG.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also draw it over the images (.png).")] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> int:
@@ -163,13 +166,17 @@ def predict_command(
     multiseg predict runs/joint FLAIR=flair.nii.gz T1=t1.nii.gz -o lesions.nii.gz
     """
     from multiseg.cli.console import messages, output, print_json
-    from multiseg.evaluation.predict import name_images, predict, save_overlay
+    from multiseg.evaluation.montage import PNG
+    from multiseg.evaluation.predict import input_files, name_images, predict, save_overlay
+    from multiseg.files import check_files
     from multiseg.models.devices import resolve_device
 
-    named = name_images(images)
-    result = predict(model, named, out, brain_mask, reference, overlap, headers_disagree, str(resolve_device(device)))
+    named, on = name_images(images), str(resolve_device(device))
     if picture:
-        save_overlay(picture, result)
+        check_files([picture], input_files(model, named, brain_mask), overwrite, PNG)  # before the work
+    result = predict(model, named, out, brain_mask, reference, overlap, headers_disagree, on, overwrite)
+    if picture:
+        save_overlay(picture, result, overwrite)
     if as_json:
         print_json({
             "path": str(result.path), "reference": result.reference, "used": list(result.used),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson
+from multiseg.cli.data import AsJson, Overwrite
 from multiseg.errors import UsageError
 
 
@@ -18,6 +18,7 @@ def view_command(
     case: Annotated[str, typer.Option(help="Only this case, as DATABASE/CASE.")] = "",
     split: Annotated[str, typer.Option(help="Only train, val or test.")] = "",
     rows: Annotated[int, typer.Option(help="Cases in a picture, at most.", min=1)] = 6,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> int:
     """Draw what a store holds: a PNG a database, a row a case, lesions outlined and structures in colour.
@@ -30,6 +31,7 @@ def view_command(
     """
     from multiseg.cli.console import output, print_json
     from multiseg.evaluation.gallery import save_gallery
+    from multiseg.files import check_files
     from multiseg.store.catalogue import select
     from multiseg.store.reader import open_store
 
@@ -38,14 +40,13 @@ def view_command(
     held = open_store(store)
     if case:
         name, _, own = case.partition("/")
-        written = [save_gallery(out / f"{name}-{own}.png", held, [held[name][own]], case)]
+        drawn = {out / f"{name}-{own}.png": ([held[name][own]], case)}
     else:
         chosen = select(held, database or (), split=split)
         names = dict.fromkeys(one.database for one in chosen)
-        written = [
-            save_gallery(out / f"{name}.png", held, [one for one in chosen if one.database == name][:rows], name)
-            for name in names
-        ]
+        drawn = {out / f"{n}.png": ([one for one in chosen if one.database == n][:rows], n) for n in names}
+    check_files(drawn, overwrite=overwrite)
+    written = [save_gallery(path, held, cases, title, overwrite) for path, (cases, title) in drawn.items()]
     if as_json:
         print_json({"pictures": [str(path) for path in written]})
     else:

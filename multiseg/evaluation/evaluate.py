@@ -18,12 +18,13 @@ from safetensors.torch import save
 from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.decision import brain_of, decide
 from multiseg.evaluation.inference import predict_volume
-from multiseg.evaluation.metrics import CaseMetrics, case_metrics, dice, summarise
+from multiseg.evaluation.metrics import CaseMetrics, case_metrics, summarise
 from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics, own_means, own_values
+from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.preparation import network_input
-from multiseg.evaluation.progress import PROGRESS, DoneCases
+from multiseg.evaluation.progress import PROGRESS, DoneCases, check_room, key_of
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
 from multiseg.files import write_atomically
 from multiseg.labels import IGNORE
@@ -31,6 +32,7 @@ from multiseg.modalities import as_names
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
+from multiseg.store.hierarchy import is_remote, local_path
 from multiseg.store.reader import Case, Store, open_store
 
 KEY = ["database", "label", "modalities", "learnt"]
@@ -72,7 +74,8 @@ class Evaluation:
     one), "" (nothing) or "not known". Means never mix these.
 
     `left_out` says which sequences the model could not use, by database; `skipped` why a case has no row; `unlisted`
-    what lesion structures of a database counted as that the model does not list.
+    what lesion structures of a database counted as that the model does not list; `key` tells one evaluation (model,
+    store and choice) from another.
     """
 
     cases: pd.DataFrame
@@ -83,6 +86,7 @@ class Evaluation:
     skipped: Mapping[str, str]
     own_metrics: tuple[str, ...] = ()
     unlisted: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
 
     def __repr__(self) -> str:
         num = len(self.cases[["database", "case"]].drop_duplicates())
@@ -117,14 +121,19 @@ class Evaluation:
         named = each["database"] + "/" + each["case"]
         return {kind: tuple(named[each["learnt"] == kind]) for kind in (TRAIN, VAL, NOT_LEARNT, NOT_KNOWN)}
 
-    def save(self, folder: Path | str) -> None:
-        """Write cases.csv, summary.csv, summary.json and montage.png; then nothing is left to resume."""
+    def save(self, folder: Path | str, overwrite: bool = False) -> None:
+        """Write cases.csv, summary.csv, summary.json and montage.png; then nothing is left to resume.
+
+        Raises:
+            UsageError: the folder may not be filled, see `check_room`.
+        """
         folder = Path(folder)
+        check_room(folder, self.key, overwrite)
         write_atomically(folder / "cases.csv", self.cases.to_csv(index=False).encode())
         write_atomically(folder / "summary.csv", self.summary.to_csv(index=False).encode())
         write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
         if self.panels:
-            save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences")
+            save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences", overwrite=True)
         (folder / PROGRESS).unlink(missing_ok=True)
 
     def to_json(self) -> dict[str, Any]:
@@ -135,6 +144,7 @@ class Evaluation:
             "skipped": dict(self.skipped),
             "learnt": {kind or "not learnt": list(names) for kind, names in self.learnt.items()},
             "unlisted": dict(self.unlisted),
+            "key": self.key,
             "summary": rows,
         }
 
@@ -147,6 +157,7 @@ def evaluate(
     folder: Path | str | None = None,
     on_case: Callable[[int, int, str], None] = lambda done, total, case: None,
     metrics: Metrics = (),
+    overwrite: bool = False,
 ) -> Evaluation:
     """Evaluate a model file or a run folder on the store it was trained from, or on another.
 
@@ -157,9 +168,11 @@ def evaluate(
         on_case: called before each case with how many are done, how many there are, and its name.
         metrics: your own, by name or under the functions' names, or as module:name: each is called as
             (predicted, truth, spacing_mm) with masks [i j k] for every case, subset and structure, and gets a column.
+        overwrite: whether the results of another evaluation in the folder may be replaced.
 
     Raises:
-        UsageError: a metric cannot be called, fails, or would take the place of a column.
+        UsageError: a metric cannot be called, fails, or would take the place of a column; or the folder may not be
+            filled, see `check_room`.
         CheckpointError, StoreError: the model or the store cannot be opened.
         DataError: no case fits, or the voxel sizes differ.
     """
@@ -182,7 +195,11 @@ def evaluate(
             + f"The model knows {', '.join(model.info.usable(tuple(model.info.axis)))}."
         )
     kept = None if folder is None else Path(folder)
-    done = DoneCases(kept, _digest(run) if kept else "", store.url, options, POLICY, identity_of(own))
+    place = store.url if is_remote(store.url) else str(local_path(store.url).resolve())
+    what = (_digest(run), place, options, POLICY, identity_of(own))
+    if kept:
+        check_room(kept, key_of(*what), overwrite)
+    done = DoneCases(kept, *what)
     panels: list[CasePanel] = []
     for at, case in enumerate(cases):
         on_case(at, len(cases), f"{case.database}/{case.name}")
@@ -193,7 +210,7 @@ def evaluate(
             panels.append(_panel(model, loaded, options.overlap))
     table = pd.DataFrame([_marked(model, case, row) for case in cases for row in done.rows[_key(case)]])
     summary, left_out, unlisted = summary_of(table, tuple(own)), _left_out(model, asked), _unlisted(model, store, cases)
-    return Evaluation(table, summary, tuple(panels), options.split, left_out, skipped, tuple(own), unlisted)
+    return Evaluation(table, summary, tuple(panels), options.split, left_out, skipped, tuple(own), unlisted, done.key)
 
 
 def _key(case: Case) -> str:
@@ -312,14 +329,14 @@ def _rows(
 
 
 def _panel(model: Model, loaded: _Loaded, overlap: float) -> CasePanel:
-    """All structures together, from all the sequences of the case."""
+    """From all the sequences of the case."""
     case = loaded.case
-    truth = (loaded.target != 0) & (loaded.target != IGNORE)
-    predicted = (_segmented(model, loaded, loaded.usable, overlap) != 0) & (loaded.target != IGNORE)
-    said = "no lesion" if not truth.any() else f"Dice {dice(predicted, truth):.2f}"
     learnt = {TRAIN: ", trained on", VAL: ", chosen by"}.get(how_learnt(model.learnt, case.content.values()), "")
-    caption = f"{case.pathology}\n{said}{learnt}"
-    return CasePanel(f"{case.database}/{case.name}", caption, loaded.shown, truth, predicted, case.grid.spacing_mm)
+    predicted = _segmented(model, loaded, loaded.usable, overlap)
+    return compared_panel(
+        f"{case.database}/{case.name}", case.pathology, loaded.shown, loaded.target, predicted, model.info.space.names,
+        loaded.annotated, case.grid.spacing_mm, learnt,
+    )  # fmt: skip
 
 
 def _segmented(model: Model, loaded: _Loaded, subset: Sequence[str], overlap: float) -> UInt8[np.ndarray, "i j k"]:

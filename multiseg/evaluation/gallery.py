@@ -7,18 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from multiseg.evaluation.montage import CasePanel, Parcels, save_montage
+from multiseg.evaluation.montage import PNG, CasePanel, Parcels, save_montage
+from multiseg.files import check_files
 from multiseg.labels import IGNORE, LabelSchema
 from multiseg.store.reader import Case, Store
 
 
-def save_gallery(path: Path, store: Store, cases: Sequence[Case], title: str = "") -> Path:
+def save_gallery(path: Path, store: Store, cases: Sequence[Case], title: str = "", overwrite: bool = False) -> Path:
     """Draw cases as a PNG: sequences with the outline of all lesions, and structures in colour.
 
     Raises:
-        UsageError: there is no case.
+        UsageError: there is no case, or as `save_montage`.
     """
-    save_montage(path, [_panel(store, case) for case in cases], title)
+    check_files([path], overwrite=overwrite, kinds=PNG)  # before anything is drawn
+    save_montage(path, [_panel(store, case) for case in cases], title, overwrite)
     return path
 
 

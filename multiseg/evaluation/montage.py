@@ -1,4 +1,4 @@
-"""One picture of many cases: an axial slice of every sequence with the true and the predicted outline."""
+"""One picture of many cases: an axial slice of every sequence with outlines, and structures in their colours."""
 
 import io
 import textwrap
@@ -20,14 +20,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
 
+from multiseg.colours import colour_of
 from multiseg.errors import UsageError
-from multiseg.files import write_atomically
+from multiseg.files import check_files, write_atomically
 from multiseg.modalities import in_canonical_order
 from multiseg.types import Codes, Mask
 
 Image: TypeAlias = Float[np.ndarray, "i j k"]
 Plane: TypeAlias = Shaped[np.ndarray, "row column"]
 
+PNG = (".png",)
 TRUTH_COLOUR = "#19d3f3"
 PREDICTION_COLOUR = "#ff7a1a"
 _PAGE, _CELL, _EMPTY_CELL = "#121418", "#000000", "#1a1d23"
@@ -36,18 +38,9 @@ _CONVENTION = (
     "Axial slices in radiological convention: front is up and the patient's left (L) is on the right of "
     "the image. Grey window: 1st to 99.5th percentile."
 )
-_PALETTE = (
-    "#4daf4a",
-    "#e7b416",
-    "#5b8ff9",
-    "#e8507b",
-    "#9b5de5",
-    "#00b4a0",
-    "#f48c42",
-    "#b5bd89",
-    "#c77dff",
-    "#a0a8b8",
-)
+_MOST_ENTRIES = 60
+"""So many structures have an entry in the legend; of more the last one says how many."""
+_LINE_INCHES = 0.16
 _DOTS_PER_INCH = 150
 _MARGIN_VOXELS = 3
 _ENTRY_INCHES = 1.75
@@ -67,7 +60,8 @@ class CasePanel:
     """One row of a montage: the sequences of a case on one RAS+ grid.
 
     `caption` stands below the name, one line for each of its lines: the pathology, the Dice. Each of the
-    `parcels` gets a column of its own, where its structures lie in colour over the first sequence.
+    `parcels` gets a column of its own, where its structures lie in colour over the first sequence. `values` are
+    what is said of each structure, such as its Dice: they stand below the caption, in the structures' colours.
     """
 
     name: str
@@ -77,6 +71,7 @@ class CasePanel:
     predicted: Mask | None
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     parcels: dict[str, Parcels] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,15 +124,18 @@ class _Page:
         return left, top - self.cell_height
 
 
-def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "") -> None:
+def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "", overwrite: bool = False) -> None:
     """Write a PNG with one row for each case and one column for each sequence that any case has.
 
-    A row shows the axial slice on which truth and prediction together are largest, or the middle of the
-    brain where both are empty or absent. The file appears whole or not at all.
+    A row shows the axial slice on which truth and prediction together are largest, of several structures the one on
+    which they are nearest to their largest, or the middle of the brain where all are empty or absent. The file appears
+    whole or not at all.
 
     Raises:
-        UsageError: there is no panel, or no panel has an image.
+        UsageError: there is no panel, or no panel has an image; the name does not end in .png, or the file is there
+            already and `overwrite` does not say that it may be replaced.
     """
+    check_files([path], overwrite=overwrite, kinds=PNG)
     columns = in_canonical_order(name for panel in panels for name in panel.images)
     parcels = tuple(dict.fromkeys(name for panel in panels for name in panel.parcels))
     if not columns:
@@ -179,10 +177,14 @@ def _draw_frame(figure: Figure, page: _Page, columns: Sequence[str], title: str)
 
 
 def _colours(panels: Sequence[CasePanel]) -> dict[str, str]:
-    """A colour for every structure that lies in some case; the same name has the same colour everywhere."""
+    """A colour for every structure that lies in some case; the same name has the same colour everywhere.
+
+    The first one named has the first colour, as in the label table of a model's answer.
+    """
     drawn = [one for panel in panels for one in panel.parcels.values()]
-    names = dict.fromkeys(name for one in drawn for at, name in enumerate(one.names) if (one.codes == at + 1).any())
-    return {name: _PALETTE[at % len(_PALETTE)] for at, name in enumerate(names)}
+    places = {name: at for at, name in enumerate(dict.fromkeys(name for one in drawn for name in one.names))}
+    there = {one.names[code - 1] for one in drawn for code in np.unique(one.codes) if code}
+    return {name: colour_of(at) for name, at in places.items() if name in there}
 
 
 def _legend_entries(panels: Sequence[CasePanel], colours: Mapping[str, str]) -> list[Artist]:
@@ -192,9 +194,11 @@ def _legend_entries(panels: Sequence[CasePanel], colours: Mapping[str, str]) -> 
         entries.append(Line2D([], [], color=TRUTH_COLOUR, linewidth=2.2, label="truth"))
     if any(panel.predicted is not None for panel in panels):
         entries.append(Line2D([], [], color=PREDICTION_COLOUR, linewidth=1.1, label="prediction"))
-    if len(colours) <= len(_PALETTE):
-        entries += [Patch(color=colour, label=name) for name, colour in colours.items()]
-    return entries
+    patches = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    if len(patches) > _MOST_ENTRIES:
+        more = len(patches) - _MOST_ENTRIES + 1
+        patches = [*patches[: _MOST_ENTRIES - 1], Patch(color=_PAGE, label=f"and {more} more")]
+    return entries + patches
 
 
 def _draw_legend(figure: Figure, page: _Page, entries: Sequence[Artist]) -> None:
@@ -216,7 +220,7 @@ def _draw_row(
     figure: Figure, page: _Page, row: int, panel: CasePanel, columns: Sequence[str], colours: Mapping[str, str]
 ) -> None:
     view = _choose_view(panel) if panel.images else None
-    _draw_label(figure, page, row, panel, view)
+    _draw_label(figure, page, row, panel, view, colours)
     for column, name in enumerate(columns):
         left, bottom = page.corner(row, column)
         axes = figure.add_axes(
@@ -238,17 +242,37 @@ def _draw_row(
             axes.text(0.5, 0.5, name, color=_FAINT, size=10, ha="center", va="center", parse_math=False)
 
 
-def _draw_label(figure: Figure, page: _Page, row: int, panel: CasePanel, view: _View | None) -> None:
+def _draw_label(
+    figure: Figure, page: _Page, row: int, panel: CasePanel, view: _View | None, colours: Mapping[str, str]
+) -> None:
     left, bottom = page.corner(row, 0)
     x, y, width = page.edge, bottom + page.cell_height - 0.08, left - page.edge - 0.12
     name = _fit(panel.name, width, FontProperties(size=9.5, weight="bold"), 3)
     _write(figure, page, x, y, name, size=9.5, weight="bold", va="top")
     y -= 0.08 + 0.165 * (1 + name.count("\n"))
     lines = [_fit(line, width, FontProperties(size=8.5), 3) for line in panel.caption.splitlines() if line.strip()]
-    caption = "\n".join("\n".join(lines).splitlines()[:8])
-    _write(figure, page, x, y, caption, size=8.5, color=_SOFT, va="top", linespacing=1.35)
+    below = [(line, "", _SOFT) for line in "\n".join(lines).splitlines()]
+    below += [(structure, value, colours.get(structure, _FAINT)) for structure, value in panel.values.items()]
+    room = int((y - bottom - 0.25) / _LINE_INCHES)
+    if len(below) > room:
+        below = [*below[: room - 1], (f"and {len(below) - room + 1} more", "", _FAINT)]
+    for at, (text, value, colour) in enumerate(below):
+        _draw_value(figure, page, (x, y - at * _LINE_INCHES, width), text, value, colour)
     if view is not None:
         _write(figure, page, x, bottom + 0.08, f"slice k = {view.k}", size=7, color=_FAINT, va="bottom")
+
+
+def _draw_value(
+    figure: Figure, page: _Page, place: tuple[float, float, float], text: str, value: str, colour: str
+) -> None:
+    """A line of a row's label: a text, and at the right end what is said of it; `place` is left, top and width."""
+    x, y, width = place
+    font = FontProperties(size=8.5)
+    taken = text_to_path.get_text_width_height_descent(value, font, ismath=False)[0] / _POINTS_PER_INCH if value else 0
+    name = _cut(text, width - taken - 0.08, font) if value else text
+    _write(figure, page, x, y, name, size=8.5, color=colour, va="top")
+    if value:
+        _write(figure, page, x + width, y, value, size=8.5, color=_BRIGHT, va="top", ha="right")
 
 
 def _draw_slice(axes: Axes, panel: CasePanel, image: Image, view: _View) -> None:
@@ -262,6 +286,11 @@ def _draw_slice(axes: Axes, panel: CasePanel, image: Image, view: _View) -> None
         if mask is not None and mask[:, :, view.k].any():
             outline = _as_seen(mask[:, :, view.k], view).astype(np.float32)
             axes.contour(outline, levels=[0.5], colors=[colour], linewidths=points)
+    _finish(axes, panel)
+
+
+def _finish(axes: Axes, panel: CasePanel) -> None:
+    """Voxels in their true proportions, and the patient's sides."""
     axes.set_aspect(panel.spacing_mm[1] / panel.spacing_mm[0], adjustable="datalim")
     for x, side, letter in ((0.03, "left", "R"), (0.97, "right", "L")):
         axes.text(x, 0.03, letter, color=_SOFT, size=7.5, ha=side, transform=axes.transAxes)
@@ -276,7 +305,7 @@ def _draw_parcels(axes: Axes, panel: CasePanel, name: str, view: _View, colours:
     for at, structure in enumerate(parcels.names, start=1):
         table[at] = to_rgba(colours[structure], 0.6) if structure in colours else 0
     axes.imshow(table[_as_seen(parcels.codes[:, :, view.k], view)], origin="lower", interpolation="nearest")
-    axes.set_aspect(panel.spacing_mm[1] / panel.spacing_mm[0], adjustable="datalim")
+    _finish(axes, panel)
 
 
 def _choose_view(panel: CasePanel) -> _View:
@@ -285,10 +314,22 @@ def _choose_view(panel: CasePanel) -> _View:
     for mask in (panel.truth, panel.predicted):
         if mask is not None:
             lesion |= mask
-    area = lesion.sum(axis=(0, 1))
+    area = lesion.sum(axis=(0, 1)).astype(float)
+    if not area.any():
+        area += sum(_shares(one) for one in panel.parcels.values())
     box = [_extent(np.any(brain | lesion, axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     k = int(area.argmax()) if area.any() else (box[2].start + box[2].stop) // 2
     return _View(i=box[0], j=box[1], k=k)
+
+
+def _shares(parcels: Parcels) -> Float[np.ndarray, " k"]:
+    """How much of every structure a slice shows, as a share of the slice that shows most of it."""
+    total = np.zeros(parcels.codes.shape[2])
+    for code in np.unique(parcels.codes):
+        if code:
+            area = (parcels.codes == code).sum(axis=(0, 1))
+            total += area / area.max()
+    return total
 
 
 def _extent(occupied: Bool[np.ndarray, " n"]) -> slice:
@@ -326,6 +367,15 @@ def _fit(text: str, width: float, font: FontProperties, max_lines: int) -> str:
     # One line may hold wider letters than the text has on average, hence a little less than the width.
     num_characters = max(int(0.93 * width * _POINTS_PER_INCH * len(text) / points), 1)
     return textwrap.fill(text, num_characters, max_lines=max_lines, placeholder="…")
+
+
+def _cut(text: str, width: float, font: FontProperties) -> str:
+    """Cut the end of a text that does not fit into `width` inches."""
+    points, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    if points <= width * _POINTS_PER_INCH:
+        return text
+    num_characters = max(int(0.93 * width * _POINTS_PER_INCH * len(text) / points), 2)
+    return f"{text[: num_characters - 1]}…"
 
 
 def _write(figure: Figure, page: _Page, x: float, y: float, text: str, **style: Any) -> None:

@@ -8,31 +8,36 @@ from pathlib import Path
 
 import numpy as np
 
-from multiseg.errors import ModalityError, UsageError
+from multiseg.errors import ModalityError
 from multiseg.evaluation.decision import brain_of, decide
 from multiseg.evaluation.inference import predict_volume
-from multiseg.evaluation.montage import CasePanel, save_montage
+from multiseg.evaluation.montage import PNG, save_montage
+from multiseg.evaluation.panels import answer_panel
 from multiseg.evaluation.preparation import brain_rule, network_input, recipe_for
+from multiseg.files import check_files
 from multiseg.modalities import canonical_modality
 from multiseg.models.learnt_scans import TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, load_model
 from multiseg.sequence_reading import read_name
 from multiseg.store.cases import CaseFiles, ScanFile
 from multiseg.store.findings import Doubt, Severity
+from multiseg.store.formats.label_table import rows_of_space, table_files
 from multiseg.store.formats.nifti import write_like
 from multiseg.store.formats.reading import read_volume
 from multiseg.store.formats.volumes import to_ras
 from multiseg.store.preparation.grids import Grid, resample
 from multiseg.store.preparation.prepare import PreparedCase, prepare_case
 
+NIFTI = (".nii.gz", ".nii")
+
 
 @dataclass(frozen=True)
 class Prediction:
     """What was written and what it rests on.
 
-    `left_out` are sequences given that the model never learnt from; `doubts` are what a person should
-    look at; `prepared` is what the model saw. `learnt` says of each sequence used what the model did with that very
-    scan: "train" (was trained on it), "val" (was chosen by it), "" (nothing) or "not known".
+    `left_out` are sequences given that the model never learnt from; `doubts` are what a person should look at; `inputs`
+    are the files that it was made from; `prepared` is what the model saw. `learnt` says of each sequence used what the
+    model did with that very scan: "train" (was trained on it), "val" (was chosen by it), "" (nothing) or "not known".
     """
 
     path: Path
@@ -41,6 +46,7 @@ class Prediction:
     left_out: tuple[str, ...]
     volumes_ml: Mapping[str, float]
     doubts: tuple[Doubt, ...]
+    inputs: tuple[Path, ...] = field(repr=False)
     prepared: PreparedCase = field(repr=False)
     learnt: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,11 +83,13 @@ def predict(
     overlap: float = 0.5,
     headers_disagree: str = "refuse",
     device: str = "cpu",
+    overwrite: bool = False,
 ) -> Prediction:
     """Segment one patient from any subset of sequences, in any orientation and on any grids.
 
     The answer lies on the reference image's own grid with its header: 0 background, 1.. the model's
-    labels in their order, uint8. Outside the brain it is 0; see `multiseg.evaluation.decision`.
+    labels in their order, uint8. Outside the brain it is 0; see `multiseg.evaluation.decision`. The file says their
+    names, and so do the tables beside it (see `label_table`).
 
     Args:
         model: a model file, a run folder or a loaded model.
@@ -89,18 +97,22 @@ def predict(
             the model never learnt from lends its grid, and nothing else of it is asked.
         brain_mask: a mask's file, or "nonzero", "otsu" or "command PROGRAM ..." (see `Recipe.brain_mask`); None does
             as with the model's training data, if these had no masks of their own.
+        overwrite: whether files of an earlier answer may be replaced; an input never is.
 
     Raises:
-        UsageError: `out` is no name for a NIfTI file, or the model needs a brain mask.
+        UsageError: `out` is no name for a NIfTI file or may not be written (see `check_files`), or the model needs a
+            brain mask.
         ModalityError: none of the sequences is one the model learnt from.
         SourceError: a file is missing, damaged, or lies elsewhere in space.
     """
     out = Path(out)
     paths: dict[str, ScanFile] = {name: Path(file) for name, file in images.items()}
-    if not out.name.endswith((".nii", ".nii.gz")):
-        raise UsageError(f"the segmentation is written as NIfTI: end its name {str(out)!r} in .nii.gz or .nii.")
+    given = input_files(model, images, brain_mask)
+    check_files([out], given, overwrite, NIFTI)
     loaded = model if isinstance(model, Model) else load_model(model, device)
     info = loaded.info
+    rows = rows_of_space(info.space)
+    check_files(table_files(out, rows), given, overwrite)
     usable = info.usable(tuple(images))
     if not usable:
         raise ModalityError(
@@ -122,14 +134,14 @@ def predict(
     brain = brain_of(prepared.images)
     native_brain = resample(brain.astype(np.float32), prepared.grid, prepared.native, smooth=False) >= 0.5
     labels = decide(native, info.space, native_brain)
-    write_like(out, labels, prepared.native_header)
+    write_like(out, labels, prepared.native_header, rows)
     ml = float(np.prod(prepared.native.spacing_mm)) / 1000
     volumes = {name: float(np.count_nonzero(labels == at)) * ml for at, name in enumerate(info.space.names, start=1)}
     left_out = tuple(name for name in images if name not in usable)
     scans = zip(prepared.modalities, prepared.content, strict=True)
     learnt = {name: how_learnt(loaded.learnt, [digest]) for name, digest in scans}
     doubts += prepared.doubts + _learnt_doubts(learnt)
-    return Prediction(out, home, usable, left_out, volumes, doubts, prepared, learnt)
+    return Prediction(out, home, usable, left_out, volumes, doubts, given, prepared, learnt)
 
 
 def _learnt_doubts(learnt: Mapping[str, str]) -> tuple[Doubt, ...]:
@@ -147,11 +159,25 @@ def _learnt_doubts(learnt: Mapping[str, str]) -> tuple[Doubt, ...]:
     )
 
 
-def save_overlay(path: Path, prediction: Prediction) -> None:
+def input_files(
+    model: Path | str | Model, images: Mapping[str, Path | str], brain_mask: Path | str | None = None
+) -> tuple[Path, ...]:
+    """The files that an answer is made from, which nothing may be written over."""
+    files = [Path(path) for path in images.values()]
+    files += [] if isinstance(model, Model) else [Path(model)]
+    _, mask = brain_rule(brain_mask)
+    return (*files, *([mask] if mask else []))
+
+
+def save_overlay(path: Path, prediction: Prediction, overwrite: bool = False) -> None:
     """A PNG of the written segmentation, read back from its file, over what the model saw, on the patient's own grid.
 
     The images lie where preparation took them: through a header that is believed, or registered.
+
+    Raises:
+        UsageError: the file may not be written, see `check_files`.
     """
+    check_files([path], prediction.inputs, overwrite, PNG)
     answer = to_ras(read_volume(prediction.path))
     grid = Grid(answer.affine, answer.shape)
     prepared = prediction.prepared
@@ -159,6 +185,6 @@ def save_overlay(path: Path, prediction: Prediction) -> None:
         name: resample(image.astype(np.float32), prepared.grid, grid, smooth=False)
         for name, image in zip(prepared.modalities, prepared.images, strict=True)
     }
-    caption = "\n".join(f"{name} {ml:.1f} ml" for name, ml in prediction.volumes_ml.items())
-    panel = CasePanel(prediction.path.name, caption, shown, None, answer.voxels > 0, grid.spacing_mm)
-    save_montage(path, [panel], "Segmentation on the patient's own grid")
+    codes = answer.voxels.astype(np.uint8)
+    panel = answer_panel(prediction.path.name, shown, codes, prediction.volumes_ml, grid.spacing_mm)
+    save_montage(path, [panel], "Segmentation on the patient's own grid", overwrite)

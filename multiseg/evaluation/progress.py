@@ -1,4 +1,4 @@
-"""What an evaluation has done so far, so that one that was cut short goes on where it was."""
+"""The folder of an evaluation: whose results it holds, and what one that was cut short has done so far."""
 
 from __future__ import annotations
 
@@ -7,10 +7,46 @@ import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from multiseg.files import write_atomically
+from multiseg.errors import UsageError
+from multiseg.files import check_files, check_folder, write_atomically
 
 Rows: TypeAlias = list[dict[str, Any]]
 PROGRESS = "progress.jsonl"
+TABLES, SUMMARY, MONTAGE = ("cases.csv", "summary.csv"), "summary.json", "montage.png"
+
+
+def key_of(*what: object) -> str:
+    """A short name for what is evaluated: another model, store or choice has another."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()
+
+
+def check_room(folder: Path, key: str, overwrite: bool = False) -> None:
+    """Whether the results of an evaluation may go into a folder: its own former ones are replaced, others are not.
+
+    Args:
+        key: of the evaluation.
+        overwrite: whether the results of another one may be replaced.
+
+    Raises:
+        UsageError: other results are there, it is something else (a store, a folder of scans), or a file is read-only.
+    """
+    check_folder(folder, own=(PROGRESS, SUMMARY))
+    files = [folder / name for name in (*TABLES, SUMMARY, MONTAGE)]
+    there = [path.name for path in files if path.exists()]
+    if there and not overwrite and _key_in(folder / SUMMARY) != key:
+        raise UsageError(
+            f"{folder} holds the {there[0]} of another evaluation (of another model, store or choice). "
+            "Choose another --out, or pass --overwrite."
+        )
+    check_files(files, overwrite=True)
+
+
+def _key_in(summary: Path) -> str | None:
+    try:
+        said = json.loads(summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(said["key"]) if isinstance(said, dict) and said.get("key") else None
 
 
 class DoneCases:
@@ -22,7 +58,7 @@ class DoneCases:
 
     def __init__(self, folder: Path | None, *what: object) -> None:
         self.path = None if folder is None else folder / PROGRESS
-        self.key = hashlib.sha256(repr(what).encode()).hexdigest()
+        self.key = key_of(*what)
         self.rows: dict[str, Rows] = {}
         if self.path is not None:
             self.rows = self._read(self.path)

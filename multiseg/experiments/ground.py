@@ -11,7 +11,7 @@ from pathlib import Path
 
 from multiseg.errors import DataError, UsageError
 from multiseg.experiments.scales import Scale
-from multiseg.files import write_atomically
+from multiseg.files import check_folder, write_atomically
 from multiseg.phantoms.hospitals import write_hospitals
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote
@@ -24,6 +24,9 @@ from multiseg.training.structures import label_space
 TRAINING = ("alder", "birch", "cedar", "dogwood", "elm")
 NEVER_TRAINED = ("fir", "gorse")
 MADE, STORES = "synthetic.json", "stores.json"
+RUNS = "runs"
+OWN = (RUNS, "synthetic-*", ".hospitals-*")
+"""What experiments leave in their folder."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,16 @@ class Ground:
 
 def synthetic_ground(folder: Path, scale: Scale, num_seeds: int) -> Ground:
     """The synthetic hospitals, made and ingested into `folder` where they are not there yet."""
+    check_folder(folder, own=OWN)
     url = folder / f"synthetic-{scale.name}.zarr"
     made = folder / MADE.replace(".", f"-{scale.name}.")
     wanted = json.loads(
         json.dumps([asdict(scale)[name] for name in ("spacing_mm", "num_cases", "coarseness", "split")])
     )
     if not (made.is_file() and json.loads(made.read_text(encoding="utf-8")) == wanted):
-        hospitals = folder / f"hospitals-{scale.name}"
+        hospitals = folder / f".hospitals-{scale.name}"
         names = (*TRAINING, *NEVER_TRAINED)
-        manifest = write_hospitals(hospitals, 0, scale.num_cases, scale.coarseness, names)
+        manifest = write_hospitals(hospitals, 0, scale.num_cases, scale.coarseness, names, overwrite=True)
         edge = scale.spacing_mm
         ingest(find_manifest(manifest), str(url), IngestOptions(spacing_mm=(edge, edge, edge), split=scale.split))
         write_atomically(made, json.dumps(wanted).encode())  # last, so that a half-made store is made whole
@@ -125,8 +129,9 @@ def claim(folder: Path, ground: Ground) -> None:
     """Note the ground that the runs of a folder stand on.
 
     Raises:
-        UsageError: they stand on the same store, but its cases were others.
+        UsageError: they stand on the same store, but its cases were others; or the folder is something else.
     """
+    check_folder(folder.parent, own=OWN)
     file = folder / STORES
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if known.setdefault(ground.store, ground.digest) != ground.digest:

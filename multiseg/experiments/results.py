@@ -13,14 +13,13 @@ import pandas as pd
 
 from multiseg.errors import DataError
 from multiseg.experiments.catalogue import Experiment
-from multiseg.experiments.ground import Ground, claim
+from multiseg.experiments.ground import RUNS, Ground, claim
 from multiseg.experiments.runner import Progress, execute
 from multiseg.experiments.runs import Arm, Exam, in_order
 from multiseg.experiments.tables import Table
 from multiseg.experiments.worker import Task, cases_file, is_finished, read_cases, read_done
 from multiseg.files import write_atomically
 
-RUNS = "runs"
 TABLE, TABLE_CSV, CASES, RECORD = "table.md", "table.csv", "cases.csv", "runs.json"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiseg.errors import CheckpointError, ModalityError, UsageError
+from multiseg.files import check_files, check_folder
 from multiseg.labels import LabelSpace
 from multiseg.modalities import CANONICAL_ORDER, ModalityAxis, canonical_modality
 from multiseg.models.builders import build
@@ -47,8 +48,11 @@ def import_weights(path: Path, out: Path, options: ImportOptions, overwrite: boo
     Raises:
         CheckpointError: the file holds no weights of a network that we have, or broken ones.
         ModalityError: the channels are not as many as the file's, not known, or named twice.
-        UsageError: `out` holds a model already, or the patch does not fit the network.
+        UsageError: `out` holds a model already or is something else (a store, a folder of scans), or the patch does not
+            fit the network.
     """
+    check_folder(out, own=(BEST, LAST))
+    check_files([out / BEST], [path], overwrite=True)  # a model that is there has words of its own
     there = [name for name in (BEST, LAST) if (out / name).exists()]
     if there and not overwrite:
         raise UsageError(f"{out} holds a model already ({there[0]}). Choose another --out, or pass --overwrite.")

@@ -10,6 +10,7 @@ import numpy as np
 import tomli_w
 
 from multiseg.errors import UsageError
+from multiseg.files import check_files, check_folder, write_atomically
 from multiseg.phantoms.head import (
     FIELD_OF_VIEW_MM,
     Anatomy,
@@ -26,6 +27,7 @@ from multiseg.phantoms.roster import HOSPITALS, MORE_HOSPITALS, Hospital, Scan
 from multiseg.store.formats.nifti import write_nifti
 from multiseg.types import Affine, Index3, Voxels
 
+MANIFEST = "manifest.toml"
 ELDERLY = ("white matter hyperintensities", "ischaemic stroke", "chronic stroke")
 """Pathologies of people with wide ventricles."""
 
@@ -144,27 +146,41 @@ def write_hospitals(
     num_cases: int | None = None,
     coarseness: float = 1.0,
     names: Sequence[str] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """The path of a `manifest.toml` in `root` that names the hospitals written there, ready for ingest.
 
     Args:
         names: which of HOSPITALS and MORE_HOSPITALS; the first when None. The rest as in `write_hospital`.
+        overwrite: whether the manifest and hospitals that are there may be written over.
 
     Raises:
-        UsageError: there is no such hospital, or an argument of `write_hospital` is out of range.
+        UsageError: there is no such hospital, an argument of `write_hospital` is out of range, or something else is
+            there already.
     """
     known = {hospital.name: hospital for hospital in (*HOSPITALS, *MORE_HOSPITALS)}
     wanted = [hospital.name for hospital in HOSPITALS] if names is None else list(dict.fromkeys(names))
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
         raise UsageError(f"no hospital {', '.join(unknown)!r}: name some of {', '.join(known)}.")
+    manifest = root / MANIFEST
+    _check_room([manifest, *(root / name for name in wanted)], overwrite)
     for name in wanted:
         write_hospital(known[name], root, seed, num_cases, coarseness)
-    manifest = root / "manifest.toml"
-    manifest.write_text(
-        tomli_w.dumps({"database": [_manifest_entry(known[name]) for name in wanted]}), encoding="utf-8"
-    )
+    text = tomli_w.dumps({"database": [_manifest_entry(known[name]) for name in wanted]})
+    write_atomically(manifest, text.encode())
     return manifest
+
+
+def _check_room(places: Sequence[Path], overwrite: bool) -> None:
+    """Whether the manifest and the hospitals' folders may be made; `places` are these, the manifest first."""
+    check_folder(places[0].parent, own=[place.name for place in places])
+    there = [place for place in places if place.exists()]
+    if there and not overwrite:
+        raise UsageError(f"{there[0]} is there already. Choose another folder, or pass --overwrite.")
+    check_files(places[:1], overwrite=overwrite)
+    for place in places[1:]:
+        check_folder(place, own=("*",))  # at least no file
 
 
 def _manifest_entry(hospital: Hospital) -> dict[str, object]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -12,8 +13,8 @@ from jaxtyping import Num
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from multiseg.errors import StoreError, UsageError
-from multiseg.files import write_atomically
-from multiseg.labels import IGNORE, LabelSchema
+from multiseg.files import check_files
+from multiseg.store.formats.label_table import LabelRow, rows_of_schema, table_files
 from multiseg.store.formats.nifti import write_like, write_nifti
 from multiseg.store.formats.volumes import same_grid
 from multiseg.store.preparation.grids import Grid, resample, resample_codes
@@ -83,59 +84,53 @@ def image_at_home(database: Database, case: Case, modality: str) -> Num[np.ndarr
     return turned_home(np.where(share > 0.5, raw, 0).astype(np.float32), native)
 
 
-def write_native(database: Database, case: Case, folder: Path) -> tuple[Path, ...]:
+def write_native(database: Database, case: Case, folder: Path, overwrite: bool = False) -> tuple[Path, ...]:
     """Write all that the store has of a case into a folder, as NIfTI on its reference image's grid.
 
     Each sequence becomes NAME.nii.gz in raw intensities (float32), each annotation label-NAME.nii.gz in the
-    source's own numbers, with their meaning in label-NAME.json: where several of the source's numbers had become
-    one structure, the first of them stands for all.
+    source's own numbers, with their meaning in the file and in label-NAME.tsv: where several of the source's numbers
+    had become one structure, the first of them stands for all. What is written comes back, the tables last.
 
     Raises:
-        UsageError: a file of such a name is there already.
+        UsageError: a file of such a name is there already and `overwrite` does not say that it may be replaced, or it
+            is one of the files that the database was read from.
     """
     native, header = database.native(case)
     annotations = [name for name, there in zip(database.schemas, case.annotated, strict=True) if there]
     images = {name: folder / f"{_plain(name)}.nii.gz" for name in case.modalities}
     labels = {name: folder / f"label-{_plain(name)}.nii.gz" for name in annotations}
-    meanings = {name: folder / f"label-{_plain(name)}.json" for name in annotations}
-    paths = (*images.values(), *labels.values(), *meanings.values())
-    there = [path.name for path in paths if path.exists()]
-    if there or len(set(paths)) < len(paths):
-        raise UsageError(
-            f"{folder} holds {', '.join(there) or 'files that would get one name'} already, and nothing is written "
-            "over. Name an empty folder."
-        )
+    meanings = {name: rows_of_schema(database.schemas[name]) for name in annotations}
+    tables = [file for name, path in labels.items() for file in table_files(path, meanings[name])]
+    paths = (*images.values(), *labels.values(), *tables)
+    if len(set(paths)) < len(paths):
+        raise UsageError(f"the files of {case.name!r} in {folder} would get one name. Rename what it has.")
+    check_files(paths, _sources_among(database, paths), overwrite)
     for name, path in images.items():
         _write(path, image_at_home(database, case, name), native, header)
     for name, path in labels.items():
         labelled = database.schemas[name].decode(label_at_home(database, case, name))
-        _write(path, labelled, native, header)
-        write_atomically(meanings[name], (json.dumps(_meaning(database.schemas[name]), indent=1) + "\n").encode())
+        _write(path, labelled, native, header, meanings[name])
     return paths
+
+
+def _sources_among(database: Database, paths: Sequence[Path]) -> list[Path]:
+    """Those of these files that some case was read from, as their contents tell."""
+    known = {source["sha256"] for case in database.cases for source in database.sources(case)}
+    return [path for path in paths if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() in known]
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[^\w.+ -]", "_", name)
 
 
-def _write(path: Path, array: Array, native: Grid, header: bytes) -> None:
+def _write(path: Path, array: Array, native: Grid, header: bytes, labels: Sequence[LabelRow] = ()) -> None:
     if _places(header, native):
-        write_like(path, array, header)
+        write_like(path, array, header, labels)
     else:  # the reference was no NIfTI file, or its header was not believed
-        write_nifti(path, array, native.affine)
+        write_nifti(path, array, native.affine, labels)
 
 
 def _places(header: bytes, native: Grid) -> bool:
     """Whether a raw NIfTI header puts the grid where it is."""
     kind = {348: nib.Nifti1Header, 540: nib.Nifti2Header}.get(len(header))
     return kind is not None and same_grid(kind(header, check=False).get_best_affine(), native.affine, native.shape)
-
-
-def _meaning(schema: LabelSchema) -> list[dict[str, object]]:
-    rows = [("background", "", 0, schema.background_codes)]
-    rows += [(s.name, s.kind, code, s.source_codes) for code, s in enumerate(schema.structures, start=1)]
-    rows += [("ignore", "", IGNORE, schema.ignore_codes)] if schema.ignore_codes else []
-    return [
-        {"number": schema.source_number(code), "name": name, "kind": kind, "stands_for": list(codes)}
-        for name, kind, code, codes in rows
-    ]

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import zarr
 
 from multiseg.errors import ResourceError, StoreError, UsageError
+from multiseg.files import STORE_MARK, check_folder
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, is_remote, local_path, open_root, zarr_store
@@ -60,6 +62,7 @@ def locked(url: str) -> Iterator[None]:
 
     Raises:
         ResourceError: another process is writing to it, or the place cannot be written.
+        UsageError: it lies in another store, or a file is in its place.
     """
     if is_remote(url):
         from multiseg.store.hold import hold  # heavy, and only remote stores need it
@@ -68,6 +71,8 @@ def locked(url: str) -> Iterator[None]:
             yield
         return
     path = local_path(url)
+    if not (path / STORE_MARK).exists():
+        check_folder(path, own=("*",))  # what else is there is said below
     try:
         path.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDONLY)
@@ -121,7 +126,7 @@ def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zar
         StoreError: the store has another voxel size, or something else lies there.
     """
     if not is_remote(url):
-        for left in local_path(url).rglob("*.partial"):  # zarr's files beside, of a writer that died
+        for left in _left_by_the_dead(local_path(url)):
             left.unlink()
     root = existing_root(url, "r+", spacing_mm)
     if root is not None:
@@ -134,6 +139,13 @@ def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zar
     }
     store = zarr_store(url, read_only=False)
     return zarr.create_group(store, zarr_format=3, attributes={ROOT_KEY: head})
+
+
+def _left_by_the_dead(folder: Path) -> list[Path]:
+    """The files beside, of a writer that died: those of a store, or all that is there where it died at once."""
+    left = list(folder.rglob("*.partial"))
+    is_ours = (folder / STORE_MARK).exists() or len(left) == sum(1 for _ in folder.rglob("*"))
+    return left if is_ours else []
 
 
 def check_agreement(held: Mapping[str, Any], info: DatabaseInfo) -> None:

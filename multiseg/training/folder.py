@@ -13,7 +13,7 @@ from typing import Any
 import tomli_w
 
 from multiseg.errors import UsageError
-from multiseg.files import held_alone, write_atomically
+from multiseg.files import check_folder, held_alone, write_atomically
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.modalities import as_names
@@ -150,8 +150,10 @@ def claimed_folder(out: Path, options: TrainOptions, overwrite: bool) -> Iterato
 
     Raises:
         ResourceError: another process trains into it.
-        UsageError: it holds a run with other settings.
+        UsageError: it holds a run with other settings, a model of no run, or it is something else: a store, a folder of
+            scans.
     """
+    check_folder(out, own=(RUN_FILE, LOCK, BEST, LAST))
     out.mkdir(parents=True, exist_ok=True)
     with held_alone(out / LOCK, "another training writes to it. Wait for that, or choose another --out."):
         _take_over(out, options, overwrite)
@@ -164,9 +166,15 @@ def _take_over(out: Path, options: TrainOptions, overwrite: bool) -> None:
     for name in FILES:
         for half_written in out.glob(f".{name}.*.tmp"):  # by a process that was killed
             half_written.unlink()
-    held = held_settings(out)
+    held, asked = held_settings(out), tomllib.loads(to_toml(options))
     if held:
-        _check_same_run(held, tomllib.loads(to_toml(options)), out)
+        _check_same_run(held, asked, out)
+        return
+    there = [name for name in (BEST, LAST) if (out / name).exists()]
+    if there and not (out / RESUME).is_file():  # of a save that was cut short, or of something else
+        if not (out / RUN_FILE).is_file():
+            raise UsageError(f"{out} holds a model ({there[0]}) of no training. Choose another --out, or --overwrite.")
+        _check_same_run(tomllib.loads((out / RUN_FILE).read_text(encoding="utf-8")), asked, out)
 
 
 def write_settings(out: Path, options: TrainOptions) -> None:

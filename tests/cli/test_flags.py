@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from multiseg.cli.app import run
+from multiseg.store.formats.nifti import write_nifti
 
 LOOK = ("--pattern", "{case}/{modality}.nii.gz", "--label", "{case}/lesion.nii.gz", "--spacing", "5")
 
@@ -50,3 +52,26 @@ def test_a_source_is_verified_with_the_steps_that_it_is_to_be_ingested_with(
         shutil.copytree(hospitals / "alder" / case, tmp_path / "alder" / case)
     assert run(["verify", str(tmp_path / "alder"), *LOOK, "--register", "rigid", "--json"]) == 0
     assert "REGISTERED" in {finding["code"] for finding in json.loads(capsys.readouterr().out)["findings"]}
+
+
+def test_info_names_every_structure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"structure-{number}" for number in range(1, 10)]
+    image = np.zeros((12, 12, 12), dtype=np.float32)
+    image[2:10, 2:10, 2:10] = np.random.default_rng(0).uniform(50, 100, (8, 8, 8))
+    codes = np.zeros(image.shape, dtype=np.uint8)
+    codes[3:6, 3:6, 4] = np.arange(1, 10).reshape(3, 3)
+    affine = np.diag([10.0, 10.0, 10.0, 1.0])
+    write_nifti(tmp_path / "db" / "p1_T1.nii.gz", image, affine)
+    write_nifti(tmp_path / "db" / "p1_seg.nii.gz", codes, affine)
+    said = ",".join(f"{at}={'tissue:' if at > 2 else ''}{name}" for at, name in enumerate(names, start=1))
+    layout = ["--pattern", "{case}_{modality}.nii.gz", "--label", "seg={case}_seg.nii.gz", "--labels", f"seg:{said}"]
+    url = str(tmp_path / "s.zarr")
+    assert run(["ingest", str(tmp_path / "db"), "--store", url, "--spacing", "10", *layout]) in (0, 4)
+    capsys.readouterr()
+    assert run(["info", url]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    assert [name for name in names if name not in shown] == []
+    assert run(["info", url, "--json"]) == 0
+    (database,) = json.loads(capsys.readouterr().out)["databases"]
+    assert database["annotations"]["seg"]["lesion_ml_a_case"] == 2.0  # two voxels of 1 ml; the tissues are none
+    assert database["annotations"]["seg"]["ml_a_case"] == 9.0

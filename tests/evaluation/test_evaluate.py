@@ -278,8 +278,11 @@ def test_an_evaluation_that_was_cut_short_goes_on(saved: Path, store_url: str, t
     with pytest.raises(CutShortError):
         evaluate(saved, store_url, options, folder=folder, on_case=cut)
     save_model(saved, Threshold(1.0), info())
+    with pytest.raises(UsageError, match=r"holds the cases\.csv of another evaluation"):
+        evaluate(saved, store_url, options, folder=folder)
     pd.testing.assert_frame_equal(
-        evaluate(saved, store_url, options, folder=folder).cases, evaluate(saved, store_url, options).cases
+        evaluate(saved, store_url, options, folder=folder, overwrite=True).cases,
+        evaluate(saved, store_url, options).cases,
     )
 
 

@@ -35,7 +35,7 @@ def panel(*sequences: str, truth: Mask | None = None, predicted: Mask | None = N
 
 
 def drawn(folder: Path, *panels: CasePanel, title: str = "") -> Pixels:
-    save_montage(folder / "montage.png", panels, title)
+    save_montage(folder / "montage.png", panels, title, overwrite=True)
     return np.asarray(imread(folder / "montage.png"))[..., :3]
 
 

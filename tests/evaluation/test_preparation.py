@@ -49,7 +49,9 @@ def answered(folder: Path, model: ModelInfo, **options: object) -> Prediction:
     image[10:16, 4:16, 4:16] = 200
     image += np.random.default_rng(0).uniform(0, 1, SHAPE).astype(np.float32)
     nib.save(nib.Nifti1Image(image, np.diag([4.0, 4.0, 4.0, 1.0])), folder / "T1.nii.gz")
-    return predict(Model(Bright(), model), {"T1": folder / "T1.nii.gz"}, folder / "out.nii.gz", **options)
+    return predict(
+        Model(Bright(), model), {"T1": folder / "T1.nii.gz"}, folder / "out.nii.gz", overwrite=True, **options
+    )
 
 
 def codes(result: Prediction) -> set[str]:
@@ -156,7 +158,7 @@ def test_a_reference_that_the_model_never_learnt_only_lends_its_grid(recipe: Rec
 def test_the_overlay_shows_what_the_model_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a header is not believed, the picture does not believe it either."""
     drawn: list[CasePanel] = []
-    monkeypatch.setattr(predicting, "save_montage", lambda path, panels, title: drawn.extend(panels))
+    monkeypatch.setattr(predicting, "save_montage", lambda path, panels, *more: drawn.extend(panels))
     images = {"PD": save_ball(tmp_path / "pd.nii"), "T1": save_ball(tmp_path / "t1.nii", 12.0)}
     model = Model(Bright(), info(ms=Recipe()))
     result = predict(model, images, tmp_path / "out.nii", headers_disagree="array")

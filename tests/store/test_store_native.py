@@ -195,24 +195,25 @@ def test_big_numbers_and_several_for_one_structure(written: Callable[..., Path])
     found = np.asarray(nib.load(home / "label-seg.nii.gz").dataobj)
     assert found.dtype == np.int16
     np.testing.assert_array_equal(found, np.where(label == 1035, 2035, label))
-    meaning = json.loads((home / "label-seg.json").read_text())
-    assert [(row["number"], row["name"], row["stands_for"]) for row in meaning] == [
-        (0, "background", [0]),
-        (2035, "insula", [2035, 1035]),
-        (-2, "unsure", [-2]),
-        (9, "ignore", [9]),
+    assert (home / "label-seg.tsv").read_text().splitlines() == [
+        "index\tname\tkind\tcolor\tstands_for",
+        "0\tbackground\tn/a\t#000000\t0",
+        "2035\tinsula\tlesion\t#4daf4a\t2035,1035",
+        "-2\tunsure\tlesion\t#e7b416\t-2",
+        "9\tignore\tn/a\t#000000\t9",
     ]
+    assert "    2    " not in (home / "label-seg.itksnap.txt").read_text()
 
 
 def test_nothing_is_written_over(written: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     home = written(np.pad(np.ones((4, 4, 4), np.uint8), [(6, n - 10) for n in SHAPE]))
     before = {path.name: path.read_bytes() for path in home.iterdir()}
-    assert set(before) == {"T1.nii.gz", "label-seg.nii.gz", "label-seg.json"}
-    (home / "label-seg.json").unlink()
+    assert set(before) == {"T1.nii.gz", "label-seg.nii.gz", "label-seg.tsv"}
+    (home / "T1.nii.gz").unlink()
     url = str(home.parent / "brain.zarr")
     assert run(["info", url, "--case", "db/P", "--write", str(home)]) == 2
-    assert "holds T1.nii.gz, label-seg.nii.gz already, and nothing is written over" in capsys.readouterr().err
-    assert {path.name for path in home.iterdir()} == {"T1.nii.gz", "label-seg.nii.gz"}
+    assert "label-seg.nii.gz is there already. Choose another name, or pass --overwrite" in capsys.readouterr().err
+    assert {path.name for path in home.iterdir()} == {"label-seg.nii.gz", "label-seg.tsv"}
     assert run(["info", url, "--write", str(home)]) == 2
     assert "--write needs a case" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from multiseg.errors import FederationError
+from multiseg.files import check_files
 
 SITES = ("alder", "birch", "cedar")
 """T1 T2 FLAIR PD of multiple sclerosis; FLAIR T1 T1c T2 of glioma; DWI ADC and perhaps FLAIR of stroke."""
@@ -39,8 +40,11 @@ learning_rate = 2e-3
 """
 
 
-def federated_demo(out: Path, steps: int, seed: int, walk: Callable[[list[str]], int]) -> int:
+def federated_demo(out: Path, steps: int, seed: int, again: list[str], walk: Callable[[list[str]], int]) -> int:
     """Run it in a folder, with `walk` to run a command line of ours; the exit code.
+
+    Args:
+        again: flags that let an earlier demo's files be written over.
 
     Raises:
         FederationError: the server or a site did not come up.
@@ -51,14 +55,17 @@ def federated_demo(out: Path, steps: int, seed: int, walk: Callable[[list[str]],
     for name, store in stores.items():
         folder = out / "hospitals" / name
         for command in (
-            ["phantoms", f"{folder}", "--hospital", name, "--cases", "6", "--coarseness", "2", "--seed", f"{seed}"],
+            ["phantoms", f"{folder}", "--hospital", name, "--cases", "6", "--coarseness", "2", "--seed", f"{seed}",
+             *again],
             ["ingest", f"{folder / 'manifest.toml'}", "--store", store, "--spacing", "4", "--split",
              "train=0.5,val=0.25,test=0.25"],
         ):  # fmt: skip
             if code := walk(command):
                 return code
     network = out / "network"
-    shutil.rmtree(network, ignore_errors=True)  # of an earlier demo: its keys and ports are of no use any more
+    if again:
+        shutil.rmtree(network, ignore_errors=True)  # of an earlier demo: its keys and ports are of no use any more
+    check_files([network, out / "run.toml"], overwrite=bool(again))
     rehearsal = prepared(network, stores, device="cpu")
     (out / "run.toml").write_text(RUN_TOML.format(steps=steps, seed=seed), encoding="utf-8")
     with staged(rehearsal):

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson
+from multiseg.cli.data import AsJson, Overwrite
 
 
 def report_command(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write an HTML page with plots here.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a page with plots here (.html).")] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> int:
     """Print how a federated run went, round by round; -o writes it as one page with plots.
@@ -25,8 +26,10 @@ def report_command(
     """
     from multiseg.cli.console import messages, print_json, print_table
     from multiseg.federation.centre.report import cross_table, page, round_table, summary, test_table
-    from multiseg.files import write_atomically
+    from multiseg.files import check_files, write_atomically
 
+    if out is not None:
+        check_files([out], overwrite=overwrite, kinds=(".html", ".htm"))
     told = summary(run)
     if out is not None:
         write_atomically(out, page(told).encode())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson
+from multiseg.cli.data import AsJson, Overwrite
 
 ServerHome = Annotated[Path, typer.Argument(metavar="HOME", help="The server's folder.")]
 
@@ -124,7 +124,8 @@ def serve_command(folder: ServerHome) -> int:
 
 def app_command(
     show_hash: Annotated[bool, typer.Option("--hash", help="Print its SHA-256, which sites approve.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it to a file, to look into.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it to a file, to look into (.fab).")] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> int:
     """Show the app that Flower is given: a manifest that brings no code, and names this multiseg by its sources' hash.
@@ -137,10 +138,11 @@ def app_command(
 
     from multiseg.cli.console import output, print_json
     from multiseg.federation.fab import app_bytes, app_hash, sources_hash
-    from multiseg.files import write_atomically
+    from multiseg.files import check_files, write_atomically
 
     about = {"version": version("multiseg"), "sources": sources_hash(), "sha256": app_hash(), "bytes": len(app_bytes())}
     if out:
+        check_files([out], overwrite=overwrite, kinds=(".fab", ".zip"))
         write_atomically(out, app_bytes())
     if as_json:
         print_json(about)

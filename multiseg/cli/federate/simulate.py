@@ -47,6 +47,7 @@ def simulate_command(
     multiseg fed simulate run.toml --store north=a.zarr --store south=s3://bucket/b.zarr
     """
     from multiseg.cli.console import print_json
+    from multiseg.cli.settings import check_run_file
 
     stores = named_stores(store or [])
     flags = {"seed": seed, "local": {"steps": steps}, "schedule": {"rounds": rounds}}
@@ -54,6 +55,7 @@ def simulate_command(
     if print_config:
         _print_settings(options, as_json)
         return 0
+    check_run_file(run, out, goes_on=(out / "state.safetensors").is_file())
     result = _simulated(options, stores, out, device, as_json)
     if as_json:
         print_json(asdict(result) | {"folder": str(out)})

@@ -26,8 +26,8 @@ from multiseg.errors import CheckpointError, UsageError
 from multiseg.federation.centre.roster import Roster
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.run_file import UNHEARD, heard
-from multiseg.files import held_alone, write_atomically
-from multiseg.models.saved import LAST, ModelInfo, load_weights, read_info, save_weights
+from multiseg.files import check_folder, held_alone, write_atomically
+from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info, save_weights
 from multiseg.training.folder import COMPUTING, LOCK, READING, RUN_FILE, flat
 
 STATE, WORST, ROSTER, ROUNDS, FINGERPRINT = (
@@ -106,8 +106,13 @@ def claimed(folder: Path, options: FederationOptions) -> Iterator[None]:
 
     Raises:
         ResourceError: another process runs it.
-        UsageError: it holds a run with other settings.
+        UsageError: it holds a run with other settings or a model of another kind of run, or it is something else: a
+            store, a folder of scans.
     """
+    check_folder(folder, own=(STATE, LOCK))
+    models = [name for name in (BEST, LAST) if (folder / name).exists()]
+    if models and not (folder / STATE).exists():
+        raise UsageError(f"{folder} holds a model ({models[0]}) of no federated run. Choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     with held_alone(folder / LOCK, "it runs this experiment. Wait for that, or choose another folder."):
         for half_written in folder.glob(".*.tmp"):  # by a process that was killed

@@ -18,6 +18,7 @@ from multiseg.federation.fab import app_hash
 from multiseg.federation.hosting import authority, certificates, home
 from multiseg.federation.hosting.home import Home, check_home, read_home, write_home
 from multiseg.federation.hosting.registry import admit, allowed, expel, read_registry
+from multiseg.files import check_folder
 
 SITE_TOML = """\
 # A site's own settings: what stands here, the site alone decides.
@@ -94,13 +95,14 @@ def enrol_server(
         now: those sites are shut out: with `new_authority` at once, else those that an earlier change left in.
 
     Raises:
-        UsageError: a host or a port cannot be meant.
+        UsageError: a host or a port cannot be meant, or the folder is something else: a store, a folder of scans.
         FederationError: the authority's key is not there to sign with, or is another's.
     """
     known = (folder / home.SETTINGS).exists()
     before = read_home(folder) if known else Home(folder.absolute(), tuple(hosts))
     made = replace(before, hosts=tuple(hosts) or before.hosts, **ports)
     check_home(made)
+    check_folder(folder, own=(home.SETTINGS, home.SECRET))
     if folder.exists():
         home.check_account(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -15,6 +16,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from multiseg.errors import SourceError
 from multiseg.files import write_atomically
+from multiseg.store.formats.label_table import INTENT, LabelRow, label_extensions, write_tables
 from multiseg.store.formats.lengths import check_length, smallest_face
 from multiseg.store.formats.nifti_place import Doubts, place_of
 from multiseg.store.formats.volumes import Geometry, Volume
@@ -152,18 +154,22 @@ def _stored(path: Path, header: HeaderOf, data: bytes) -> Array:
     return array.reshape(shape, order="F")
 
 
-def write_nifti(path: Path, array: Array, affine: Affine) -> None:
-    """Write a new NIfTI file in the array's own dtype, whole or not at all."""
+def write_nifti(path: Path, array: Array, affine: Affine, labels: Sequence[LabelRow] = ()) -> None:
+    """Write a new NIfTI file in the array's own dtype, whole or not at all; `labels` as in `write_like`."""
     image = nib.Nifti1Image(array, affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
-    _write_image(path, image)
+    _write_image(path, image, labels)
 
 
-def write_like(path: Path, array: Array, header: bytes) -> None:
+def write_like(path: Path, array: Array, header: bytes, labels: Sequence[LabelRow] = ()) -> None:
     """Write an array on the grid of the file that `header` came from: its sform, qform, units and codes.
 
     The array's dtype replaces the header's; intensity scaling, display range and extensions do not
     apply to an answer and are left out.
+
+    Args:
+        labels: what the array's numbers mean, if they are labels: written into the file and beside it, see
+            `label_table`.
     """
     kind = nib.Nifti2Image if len(header) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Image
     own = kind.header_class(header, check=False)
@@ -171,10 +177,15 @@ def write_like(path: Path, array: Array, header: bytes) -> None:
     image.header.set_data_dtype(array.dtype)
     image.header.set_slope_inter(1, 0)
     image.header["cal_max"] = image.header["cal_min"] = 0
-    _write_image(path, image)
+    image.header["vox_offset"] = 0  # wherever the header and its extensions end
+    _write_image(path, image, labels)
 
 
-def _write_image(path: Path, image: nib.Nifti1Image | nib.Nifti2Image) -> None:
+def _write_image(path: Path, image: nib.Nifti1Image | nib.Nifti2Image, labels: Sequence[LabelRow]) -> None:
+    if labels:
+        image.header.set_intent(INTENT)
+        image.header.extensions.extend(label_extensions(labels))
+        write_tables(path, labels)
     data = image.to_bytes()
     if path.name.endswith(".gz"):
         data = gzip.compress(data, compresslevel=6, mtime=0)

@@ -1,0 +1,121 @@
+"""What the numbers of a label file mean: in the file itself, and in tables beside it.
+
+- In the NIfTI file: the intent code "label" (1002), and two extensions of its header. Code 6, a comment, is the table
+  as JSON: nibabel (`header.extensions`) and `nifti_tool -disp_exts` show it. Code 30 is XML in which Connectome
+  Workbench keeps the names and colours of a label volume.
+- Beside it NAME.tsv: index, name, kind and colour in the form of the BIDS tables of segmentations (dseg.tsv); kind is
+  "lesion", "tissue" or empty.
+- Where there are several structures also NAME.itksnap.txt: ITK-SNAP reads it by "Import Label Descriptions".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import nibabel as nib
+
+from multiseg.colours import colour_of
+from multiseg.files import write_atomically
+from multiseg.labels import BACKGROUND, IGNORE, LabelSchema, LabelSpace
+
+COMMENT, CARET, INTENT = "comment", "caret", "label"
+_CLEAR = "#000000"
+_SNAP_HEAD = "# ITK-SnAP Label Description File\n# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL\n"
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """What one number stands for.
+
+    Attributes:
+        kind: "lesion" or "tissue"; "" is no structure (background, ignored voxels).
+        stands_for: the source's own numbers, where several have become one.
+    """
+
+    number: int
+    name: str
+    kind: str
+    colour: str
+    stands_for: tuple[int, ...] = ()
+
+
+def rows_of_space(space: LabelSpace) -> tuple[LabelRow, ...]:
+    """The numbers of a model's answer."""
+    structures = (LabelRow(at + 1, one.name, one.kind, colour_of(at)) for at, one in enumerate(space.labels))
+    return LabelRow(0, BACKGROUND, "", _CLEAR), *structures
+
+
+def rows_of_schema(schema: LabelSchema) -> tuple[LabelRow, ...]:
+    """The numbers of an annotation that is written in its source's own codes."""
+    rows = [LabelRow(schema.source_number(0), BACKGROUND, "", _CLEAR, schema.background_codes)]
+    for at, one in enumerate(schema.structures):
+        rows.append(LabelRow(schema.source_number(at + 1), one.name, one.kind, colour_of(at), one.source_codes))
+    if schema.ignore_codes:
+        rows.append(LabelRow(schema.source_number(IGNORE), "ignore", "", _CLEAR, schema.ignore_codes))
+    return tuple(rows)
+
+
+def table_files(path: Path, rows: Sequence[LabelRow]) -> dict[Path, str]:
+    """The tables that belong beside a label file: their text by path."""
+    stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    files = {path.with_name(f"{stem}.tsv"): _tsv(rows)}
+    if sum(bool(row.kind) for row in rows) > 1:
+        files[path.with_name(f"{stem}.itksnap.txt")] = _itksnap(rows)
+    return files
+
+
+def write_tables(path: Path, rows: Sequence[LabelRow]) -> None:
+    """Write the tables beside a label file; before the file itself, so that none is there without its names."""
+    for file, text in table_files(path, rows).items():
+        write_atomically(file, text.encode())
+
+
+def label_extensions(rows: Sequence[LabelRow]) -> list[Any]:
+    """The names for a NIfTI header: as JSON, and as Connectome Workbench writes them into a label volume."""
+    columns, *lines = _table(rows)
+    said = json.dumps({"labels": [dict(zip(columns, line, strict=True)) for line in lines]}, ensure_ascii=False)
+    comment = nib.nifti1.Nifti1Extension(COMMENT, said.encode())
+    return [comment, nib.nifti1.Nifti1Extension(CARET, _caret(rows).encode())]
+
+
+def _caret(rows: Sequence[LabelRow]) -> str:
+    labels = "".join(
+        f'<Label Key="{row.number}" Red="{red}" Green="{green}" Blue="{blue}" Alpha="{int(bool(row.kind))}">'
+        f"{escape(row.name)}</Label>\n"
+        for row in rows
+        for red, green, blue in [[f"{part / 255:.4f}" for part in bytes.fromhex(row.colour[1:])]]
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<CaretExtension>\n<VolumeInformation Index="0">\n'
+        f"<LabelTable>\n{labels}</LabelTable>\n<VolumeType>Label</VolumeType>\n"
+        "</VolumeInformation>\n</CaretExtension>\n"
+    )
+
+
+def _table(rows: Sequence[LabelRow]) -> list[list[str]]:
+    """The head of the table and its lines."""
+    merged = any(row.stands_for for row in rows)
+    lines = [["index", "name", "kind", "color", *(["stands_for"] if merged else [])]]
+    for row in rows:
+        own = [",".join(map(str, row.stands_for))] if merged else []
+        lines.append([str(row.number), " ".join(row.name.split()), row.kind or "n/a", row.colour, *own])
+    return lines
+
+
+def _tsv(rows: Sequence[LabelRow]) -> str:
+    return "".join("\t".join(line) + "\n" for line in _table(rows))
+
+
+def _itksnap(rows: Sequence[LabelRow]) -> str:
+    lines = []
+    for row in rows:
+        red, green, blue = bytes.fromhex(row.colour[1:])
+        shown = int(bool(row.kind))
+        name = row.name.replace('"', "'")
+        lines.append(f'{row.number:5d} {red:5d} {green:4d} {blue:4d} {shown:8d} {shown:2d} {shown:2d}    "{name}"\n')
+    return _SNAP_HEAD + "".join(lines)
