@@ -319,7 +319,7 @@ def test_case_names_that_cannot_be(clinic: Clinic) -> None:
     bad = ("", "a/b", "..", " P", "P\n", "P\udcff", "twice")
     report = clinic.ingest(*[clinic.case(name, 1) for name in (*bad, "twice", "good")])
     assert (report.written, set(report.failed)) == (("good",), set(bad))
-    assert {f.code for f in report.findings} == {"BAD_NAME"}
+    assert {f.code for f in report.findings if f.severity == "error"} == {"BAD_NAME"}
 
 
 @pytest.mark.parametrize("column", ["status", "modality", "row", "i", "image", "a/b", ".x", ""])
