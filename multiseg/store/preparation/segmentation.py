@@ -6,7 +6,7 @@ other scales, thinned, and resampled linearly):
 
 - No scan has 10 values or fewer; masks, tissues and tumour labels have no more.
 - A share s / (s + levels) of neighbouring voxels is equal: along the axis, and in all or in what is brighter than the
-  mean, where it is least. s is at most 49 in scans and 205 in phantoms; it is 334 and more in label maps of more than
+  mean, where it is least. s is at most 50 in scans and 205 in phantoms; it is 334 and more in label maps of more than
   10 values as they are, 72 and more where they were resampled.
 - Where neighbours differ, they do so by up to 0.8 standard deviations in scans and phantoms; in parcellations, whose
   numbers have no order, by 0.8 to 1.5.
