@@ -1,5 +1,6 @@
 """Inputs that would be stored without a word and mean nothing."""
 
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -36,12 +37,21 @@ def test_one_wild_voxel_is_refused(tmp_path: Path) -> None:
     schema = {"lesion": LabelSchema.parse("1=lesion", "lesion")}
     image[20, 20, 20] = 5_000  # a vessel, or a clip: bright, and no error
     prepare_case(case(tmp_path, image, codes), schema, RECIPE)
+    image[20, 20, 20] = 1_500
+    assert far_ones(case(tmp_path, image, codes), schema) == []
+    image[20, 20, 20] = 30_000  # a flipped bit
+    (said,) = far_ones(case(tmp_path, image, codes), schema)
+    assert re.search(r"voxels far from all others \(1\), up to 30000, where 98% of the brain lies between", said)
     image[20, 20, 20] = 1e8
     with pytest.raises(
         SourceError, match=r"98% of the brain lies between .* but values go from .* to 1e\+08"
     ) as caught:
         prepare_case(case(tmp_path, image, codes), schema, RECIPE)
     assert caught.value.code == "EXTREME_VALUES"
+
+
+def far_ones(files: CaseFiles, schema: dict[str, LabelSchema]) -> list[str]:
+    return [doubt.message for doubt in prepare_case(files, schema, RECIPE).doubts if doubt.code == "OUTLIERS"]
 
 
 def test_codes_that_all_mean_background_are_told(tmp_path: Path) -> None:
