@@ -95,7 +95,7 @@ def _check_place(folder: Path) -> None:
 def _first_scan(folder: Path) -> Path | None:
     left = LOOKED_AT
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not (Path(place, name) / STORE_MARK).exists())
+        folders[:] = sorted(name for name in folders if _status(Path(place, name, STORE_MARK)) is None)
         for name in sorted(files):
             if name.lower().endswith(SCANS):
                 return Path(place, name)

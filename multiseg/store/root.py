@@ -71,7 +71,7 @@ def locked(url: str) -> Iterator[None]:
             yield
         return
     path = local_path(url)
-    if not (path / STORE_MARK).exists():
+    if not os.path.exists(path / STORE_MARK):  # noqa: PTH110 (Path.exists raises where the folder may not be read)
         check_folder(path, own=("*",))  # what else is there is said below
     try:
         path.mkdir(parents=True, exist_ok=True)

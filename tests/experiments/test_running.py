@@ -44,11 +44,12 @@ def test_a_users_own_store(ground: Ground) -> None:
 
 
 def test_runs_on_a_store_that_has_changed_are_not_taken_for_its_own(ground: Ground, tmp_path: Path) -> None:
-    claim(tmp_path, ground)
-    claim(tmp_path, ground)
+    runs = tmp_path / "experiment" / "runs"
+    claim(runs, ground)
+    claim(runs, ground)
     assert ground.digest == ground_of(ground.store, TINY, num_seeds=2).digest
     with pytest.raises(UsageError, match=r"were made before the cases of .* changed. Choose another --out"):
-        claim(tmp_path, replace(ground, digest="other"))
+        claim(runs, replace(ground, digest="other"))
 
 
 def test_a_store_of_one_database_is_refused(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:

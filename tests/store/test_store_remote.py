@@ -409,6 +409,7 @@ def test_folders_that_may_not_be_written_or_read(
     shutil.copytree(hospitals, open_folder / "hospitals")
     files = find_manifest(open_folder / "hospitals/manifest.toml")[:1]
     ingest([replace(files[0], cases=files[0].cases[:1])], url, OPTIONS)
+    assert run(["info", url]) == 0  # what it imports, nobody may not be allowed to read
     change_mode(open_folder, 0o555, 0o444)
     change_mode(Path(url), mode, mode & 0o444)
     try:

@@ -62,7 +62,10 @@ def place_of(path: Path, header: nib.Nifti1Header, shape: Index3, pixdim: tuple[
         affine, kept = scale @ np.asarray(header.get_base_affine(), dtype=np.float64), header
         doubts = (_no_orientation(path, affine),)
     if not is_mapping(affine):
-        message = f"{path} has an affine that is no mapping to space: {affine.tolist()}. Repair its header."
+        message = (
+            f"{path} has an affine that is no mapping to space: {affine.tolist()}. Are its units micrometres? Repair "
+            "its header."
+        )
         raise SourceError(message, code="BAD_AFFINE", file=str(path))
     return Place(affine, kept, (*_units(path, unit, affine), *doubts))
 

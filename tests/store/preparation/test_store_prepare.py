@@ -269,10 +269,17 @@ def test_axes_that_are_nearly_parallel_are_refused_and_rounding_is_not_a_doubt(t
     assert "resampled" not in str(case.sources)
 
 
-def test_micrometres_are_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"too many to be a head. Are its units micrometres") as caught:
-        prepared(images={"T1": save(tmp_path, "T1.nii", head(), np.diag([2000.0, 2000.0, 2000.0, 1.0]))})
-    assert caught.value.code == "BAD_SIZE"
+@pytest.mark.parametrize(
+    ("mm", "code", "said"),
+    [
+        (2000.0, "BAD_AFFINE", r"Are its units micrometres"),
+        (140.0, "BAD_SIZE", r"too many to be a head. Are its units"),
+    ],
+)
+def test_micrometres_are_refused_before_memory_is_asked_for(tmp_path: Path, mm: float, code: str, said: str) -> None:
+    with pytest.raises(SourceError, match=said) as caught:
+        prepared(images={"T1": save(tmp_path, "T1.nii", head(), np.diag([mm, mm, mm, 1.0]))})
+    assert caught.value.code == code
 
 
 def test_a_case_needs_a_sequence_and_known_codes(tmp_path: Path) -> None:
