@@ -41,7 +41,7 @@ def test_one_wild_voxel_is_refused(tmp_path: Path) -> None:
     assert far_ones(case(tmp_path, image, codes), schema) == []
     image[20, 20, 20] = 30_000  # a flipped bit
     (said,) = far_ones(case(tmp_path, image, codes), schema)
-    assert re.search(r"voxels far from all others \(1\), up to 30000, where 98% of the brain lies between", said)
+    assert re.search(r"voxels far from all others \(1\), up to 30000, where 98% of them lie between", said)
     image[20, 20, 20] = 1e8
     with pytest.raises(
         SourceError, match=r"98% of the brain lies between .* but values go from .* to 1e\+08"

@@ -243,7 +243,7 @@ def test_a_case_without_label_or_sequence(head, tmp_path: Path, ingested: Callab
 
 def rows_of_the_docs() -> list[tuple[str, str, str]]:
     """File, what it is taken for, and why, from the table of names in docs/ingest.md."""
-    text = (Path(__file__).parents[3] / "docs" / "ingest.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "ingest.md").read_text(encoding="utf-8")
     return re.findall(r"\| `(\S+)\.nii\.gz` \| ([^|]+) \| ([^|]+) \|", text)
 
 
