@@ -499,7 +499,9 @@ def test_every_code_is_explained() -> None:
     sources = [path.read_text() for path in (home / "multiseg/store/checks").glob("*.py")]
     sources.append((home / "multiseg/store/preparation/plausible.py").read_text())
     codes = {code for text in sources for code in re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', text)} - {"NO_STORE"}
-    explained = set(re.findall(r"^\| `([A-Z_]+)`", (home / "docs/verify.md").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    explained = set(
+        re.findall(r"^\| `([A-Z_]+)`", (home / "docs/verify.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    )
     assert codes == explained
 
 
