@@ -109,9 +109,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _interrupted(arguments: Sequence[str]) -> str:
-    """A training that is begun anew goes on without that flag; what else has it may be written over again."""
-    begun_anew = "--overwrite" in arguments and arguments[0] in ("train", "finetune")
-    return INTERRUPTED.replace("command", "command without --overwrite") if begun_anew else INTERRUPTED
+    """A training that starts again resumes without that flag; what else has it may be written over again."""
+    starts_again = "--overwrite" in arguments and arguments[0] in ("train", "finetune")
+    return INTERRUPTED.replace("command", "command without --overwrite") if starts_again else INTERRUPTED
 
 
 def _print_error(error: MultisegError) -> None:

@@ -152,7 +152,7 @@ def _examine(task: Task, exam: Exam) -> None:
     if learnt and exam.split == "test":
         raise DataError(
             f"the model has learnt from scans of {len(learnt)} of its test cases ({few(learnt)}): the same scan "
-            "stands in two splits. Put both into one, and take another folder, so that all is trained anew."
+            "stands in two splits. Put both into one, and take another folder, so that all is trained again."
         )
     write_atomically(file, result.cases.to_csv(index=False).encode())
 

@@ -257,7 +257,7 @@ def _numbers_as_text(files: DatabaseFiles, held: Held) -> list[Finding]:
         Finding(
             Severity.WARNING, "NUMBER_AS_TEXT", files.name, "", "",
             f"the participants' column {column!r} holds text in the store, so numbers such as {value:g} of {case!r} "
-            "are stored as text. To have numbers, ingest the whole database anew from a table without texts there.",
+            "are stored as text. To have numbers, ingest the whole database again from a table without texts there.",
         )
         for column, (case, value) in examples.items()
     ]  # fmt: skip

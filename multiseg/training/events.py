@@ -60,7 +60,7 @@ class Noted:
     """What a person should know of a training, said before its first step or when it resumes.
 
     Attributes:
-        code: DATA_CHANGED (the data did, and the change was accepted), DATA_UNKNOWN (begun before that was written
+        code: DATA_CHANGED (the data did, and the change was accepted), DATA_UNKNOWN (started before that was written
             down), STEPS_CHANGED (another number of steps, and so another schedule), LEARNT_BEFORE (the model that was
             started from has learnt from validation or test cases) or LEARNT_UNKNOWN (it does not say).
         cases: all that it concerns, as "database/case"; the message names only the first.

@@ -25,7 +25,7 @@ class Logs:
 
         path = folder / LOG
         if path.exists():
-            # Nothing counts of a run that begins anew, not even what it said before its first step.
+            # Nothing counts of a run that starts again, not even what it said before its first step.
             lines = [line for line in path.read_text().splitlines() if step and _step_of(line) <= step]
             write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
         self.file = path.open("a", buffering=1)

@@ -115,12 +115,12 @@ def _check_same_model(out: Path, info: ModelInfo) -> None:
         raise UsageError(
             f"{out} was trained on the sequences {', '.join(held.axis)}, but the store now holds "
             f"{', '.join(info.axis)}: its databases have changed. Choose another --out, or pass --overwrite to "
-            f"start anew, or go on from its model in another folder: multiseg finetune {out} STORE --out NEW."
+            f"start again, or continue from its model in another folder: multiseg finetune {out} STORE --out NEW."
         )
     if [step["model"] for step in held.ancestry] != [step["model"] for step in info.ancestry]:
         raise UsageError(
             f"{out} was started from another model than the one that is there now. Choose another --out, or pass "
-            "--overwrite to start anew."
+            "--overwrite to start again."
         )
 
 
@@ -129,7 +129,7 @@ def _accepted(changed: Mapping[str, Sequence[str]], state: TrainState, held: Run
     text = f"the data have changed since step {state.step}, which was accepted: {describe_changes(changed)}."
     if held.validated != now.validated:
         state.best = nan
-        text += " The validation cases are other ones, so the best model is chosen anew from here on."
+        text += " The validation cases are other ones, so the best model is chosen again from here on."
     return Noted(state.step, "DATA_CHANGED", text, tuple(name for names in changed.values() for name in names))
 
 
@@ -139,7 +139,7 @@ def _steps_changed(out: Path, state: TrainState, options: TrainOptions) -> tuple
     if asked < state.step:
         raise UsageError(
             f"{out} has done {state.step} steps, and {asked} are asked for: steps cannot be taken back. Give --steps "
-            f"{state.step} or more, choose another --out, or pass --overwrite to start anew."
+            f"{state.step} or more, choose another --out, or pass --overwrite to start again."
         )
     if asked == before:
         return ()

@@ -107,7 +107,7 @@ def shape_of(region: Region, grid: Grid) -> Shape | None:
 
 
 def _cuts(mask: Mask, place: Box, grid: Grid, view: Grid) -> dict[str, float]:
-    """How much of a mask's surface lies on each face of what was scanned."""
+    """How much of a mask's surface touches each face of what was scanned."""
     i, j, k = (slice(part.start - 1, part.stop + 1) for part in place)
     seen = view.holds(grid.part((i, j, k)))
     for axis, part in enumerate((i, j, k)):

@@ -107,10 +107,12 @@ def test_a_phantom_without_noise_is_one(tmp_path: Path) -> None:
 
 
 def test_repeated_slices_air_and_saturation_are_no_segmentation(tmp_path: Path) -> None:
-    prepare(tmp_path, np.repeat(scan(256)[:, :, ::4], 4, axis=2)[:, :, : SHAPE[2]])
+    repeated = np.repeat(scan(256)[:, :, ::4], 4, axis=2)[:, :, : SHAPE[2]]
     air = np.random.default_rng(4).integers(0, 3, SHAPE)
-    prepare(tmp_path, np.where(depth() > 0, scan(256) + 3, air))
-    prepare(tmp_path, scan().clip(0, np.percentile(scan()[depth() > 0], 98)))
+    with_air = np.where(depth() > 0, scan(256) + 3, air)
+    saturated = scan().clip(0, np.percentile(scan()[depth() > 0], 98))
+    for voxels in (repeated, with_air, saturated):
+        assert "SEGMENTATION" not in prepare(tmp_path, voxels)
 
 
 def test_real_scans_are_scans_and_real_label_maps_are_not(data: Path) -> None:
