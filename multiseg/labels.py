@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Integer, Num, UInt8
 
 from multiseg.errors import LabelError
+from multiseg.modalities import as_names
 
 IGNORE = 255
 """The code of a voxel that no loss and no metric may look at."""
@@ -208,6 +209,8 @@ class SpaceLabel:
 
 LESION = SpaceLabel("lesion", "lesion")
 RESTS = ("", BACKGROUND, "ignore")
+TISSUE = "tissue:"
+"""What the name of a tissue begins with where structures are named in a text."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,7 @@ class LabelSpace:
             "ignore" (not looked at), or "" where nobody said so, which reads them as background.
 
     Raises:
-        LabelError: no label, a name twice, or an unknown `rest`.
+        LabelError: no label, one that is none, a name twice, or an unknown `rest`.
     """
 
     labels: tuple[SpaceLabel, ...] = (LESION,)
@@ -231,9 +234,24 @@ class LabelSpace:
     def __post_init__(self) -> None:
         if self.rest not in RESTS:
             raise LabelError(f"rest {self.rest!r} is none of {', '.join(filter(None, RESTS))}.")
+        if not all(isinstance(label, SpaceLabel) for label in self.labels):
+            raise LabelError(f"a label space takes SpaceLabels, not {self.labels!r}. From names: LabelSpace.of(...).")
         names = [label.name for label in self.labels]
         if not names or len(set(names)) != len(names) or BACKGROUND in names:
             raise LabelError(f"a label space needs distinct names other than {BACKGROUND!r}, but got {names}.")
+
+    @classmethod
+    def of(cls, names: str | Iterable[str], rest: str = "") -> LabelSpace:
+        """The space of these structures: "lesion", "oedema", "tissue:CSF" ...
+
+        >>> LabelSpace.of(["lesion", "tissue:CSF"]).names
+        ('lesion', 'CSF')
+        """
+        labels = [
+            SpaceLabel(n.removeprefix(TISSUE).removeprefix("lesion:"), "tissue" if n.startswith(TISSUE) else "lesion")
+            for n in as_names(names)
+        ]
+        return cls(tuple(labels), rest)
 
     @property
     def names(self) -> tuple[str, ...]:

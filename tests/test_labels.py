@@ -1,5 +1,8 @@
 """Codes and what they mean: nothing unknown passes, nothing nobody looked for becomes background."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -140,6 +143,19 @@ def test_a_tissue_called_lesion_is_no_lesion() -> None:
 def test_spaces_that_cannot_be(labels: tuple[SpaceLabel, ...]) -> None:
     with pytest.raises(LabelError, match="distinct names other than 'background'"):
         LabelSpace(labels)
+
+
+def test_a_space_of_names() -> None:
+    space = LabelSpace.of(["lesion:core", "tissue:CSF"], "ignore")
+    assert space == LabelSpace((SpaceLabel("core", "lesion"), SpaceLabel("CSF", "tissue")), "ignore")
+    assert LabelSpace.of("lesion") == LabelSpace()
+
+
+def test_names_in_the_place_of_labels_are_refused() -> None:
+    # In another process: here the types of all arguments are checked first.
+    code = "import multiseg; multiseg.LabelSpace(('oedema', 'CSF'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert "takes SpaceLabels, not ('oedema', 'CSF'). From names: LabelSpace.of(...)" in done.stderr
 
 
 def test_codes_go_back_to_the_sources_numbers() -> None:

@@ -120,6 +120,7 @@ def test_what_is_shown_of_an_object_fits_a_screen(run: str, store_url: str, hosp
     result = multiseg.evaluate(run, store_url, replace(options, databases=("cedar",)))
     stream = multiseg.PatchStream(store, multiseg.ModalityAxis("FLAIR"), multiseg.LabelSpace())
     objects = [
+        stream,
         store,
         store["cedar"],
         store.cases[0],

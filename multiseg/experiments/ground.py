@@ -12,6 +12,7 @@ from pathlib import Path
 from multiseg.errors import DataError, UsageError
 from multiseg.experiments.scales import Scale
 from multiseg.files import check_folder, write_atomically
+from multiseg.labels import LabelSpace
 from multiseg.phantoms.hospitals import write_hospitals
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote
@@ -19,7 +20,6 @@ from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
 from multiseg.store.reader import Store, open_store
 from multiseg.store.sources.manifest import find_manifest
-from multiseg.training.structures import label_space
 
 TRAINING = ("alder", "birch", "cedar", "dogwood", "elm")
 NEVER_TRAINED = ("fir", "gorse")
@@ -91,7 +91,7 @@ def ground_of(store: str, scale: Scale, num_seeds: int) -> Ground:
 
 
 def _ground(url: str, scale: Scale, num_seeds: int, names: tuple[str, ...]) -> Ground:
-    store, space = open_store(url), label_space(("lesion",))
+    store, space = open_store(url), LabelSpace.of(("lesion",))
     sequences = {}
     for name in names:
         cases = select(store, [name], split="train")

@@ -7,13 +7,13 @@ import re
 from dataclasses import dataclass
 
 from multiseg.errors import UsageError
+from multiseg.labels import LabelSpace
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.mirror import check_sides
 from multiseg.own import is_own
 from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions, numbers_of, seeded
-from multiseg.training.structures import label_space
 
 STRATEGIES = ("fedavg", "fedavgm", "fedadam", "trimmed_mean", "median")
 WEIGHTS = ("cases", "equal", "exposure")
@@ -187,7 +187,7 @@ def check(options: FederationOptions) -> None:
     if not local.proximal >= 0:
         raise UsageError(f"local.proximal is {local.proximal}: give 0 or more.")
     _check_aggregate(aggregate)
-    space = label_space(options.labels, options.rest)
+    space = LabelSpace.of(options.labels, options.rest)
     if options.augment.flip_probability:
         check_sides(space)
     if options.fit.ema:

@@ -32,6 +32,7 @@ from multiseg.sizes import num_bytes
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote
 from multiseg.store.reader import Case, Store
+from multiseg.store.structures import check_rest, schemas_of, unlisted_of
 
 STARTS = ("auto", "fork", "forkserver", "spawn", "thread")
 FAR_PATCHES = 8
@@ -151,7 +152,8 @@ class PatchStream(IterableDataset[Batch]):
 
     Raises:
         DataError: no case of the split is in the store, or none has a structure of the label space.
-        UsageError: an option is out of its range.
+        UsageError: an option is out of its range, or cases have lesion structures that the space neither lists nor says
+            what to do with (`LabelSpace.rest`).
     """
 
     def __init__(
@@ -182,6 +184,8 @@ class PatchStream(IterableDataset[Batch]):
         names = list(dict.fromkeys(case.database for case in usable))
         of_name = {name: [case for case in usable if case.database == name] for name in names}
         cases = {name: chosen(some, self.options.draw) for name, some in of_name.items()}
+        drawn = [case for name, some in cases.items() if self.options.draw.weights.get(name, 1) > 0 for case in some]
+        check_rest(space, unlisted_of(space, schemas_of(store, drawn)))
         num_together = self.options.batch_size * self.share.num
         if self.options.draw.databases == "each" and num_together % len(names):
             raise UsageError(
@@ -195,6 +199,10 @@ class PatchStream(IterableDataset[Batch]):
         self._cache = CaseCache(self._sources, taken)
         self._parts = store.parts(self.options.disk_cache, num_bytes(self.options.disk_budget, "disk_budget"))
         self.position = 0
+
+    def __repr__(self) -> str:
+        cases = ", ".join(f"{len(some)} of {name}" for name, some in self.plan.cases.items())
+        return f"<PatchStream: cases {cases}; {' '.join(self.axis)}; {', '.join(self.space.names)}>"
 
     def _is_annotated(self, store: Store, case: Case) -> bool:
         return bool(store[case.database].label_view(case, self.space).annotated.any())

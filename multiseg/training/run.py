@@ -26,6 +26,12 @@ from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
 from multiseg.own import is_own
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
+from multiseg.store.structures import (
+    check_named,
+    schemas_of,
+    structures_of,
+    written,
+)
 from multiseg.training.checkpoint import RESUME, TrainState, generators, save_state
 from multiseg.training.distributed import Peers, joined
 from multiseg.training.events import Event
@@ -37,15 +43,6 @@ from multiseg.training.objectives import OwnObjective
 from multiseg.training.optimisers import OwnOptimiser, make_optimiser
 from multiseg.training.resume import begin, lessons_of
 from multiseg.training.start import Parent, arranged, descended, parent_of, take_weights
-from multiseg.training.structures import (
-    check_named,
-    check_rest,
-    label_space,
-    schemas_of,
-    structures_of,
-    unlisted_of,
-    written,
-)
 from multiseg.training.trackers import check_trackers, tracked
 from multiseg.training.trial import Own, taken, try_out, warn_of_closed
 from multiseg.training.validate import validate, validation_cases
@@ -205,7 +202,7 @@ def _prepared(
     options: TrainOptions, store: Store, parent: Parent | None, share: Share
 ) -> tuple[ModelInfo, PatchStream]:
     """What the model will be, and what it will learn from."""
-    space = label_space(options.labels, options.rest)
+    space = LabelSpace.of(options.labels, options.rest)
     if options.augment.flip_probability:
         check_sides(space)
     if parent is None:
@@ -217,7 +214,6 @@ def _prepared(
             f"{store.url} has no train case in which somebody looked for the structures {', '.join(space.names)}. "
             f"See: multiseg info {store.url}."
         )
-    check_rest(space, unlisted_of(space, schemas_of(store, used)))
     axis = ModalityAxis.union(case.modalities for case in used)
     if parent is None:
         if options.model.builder == "progressive":

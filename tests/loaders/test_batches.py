@@ -197,6 +197,21 @@ def test_options_of_no_known_name(store):
         stream_of(store, cache="much")
 
 
+def test_lesions_that_the_space_leaves_out_are_no_background_without_a_word(store):
+    """birch has three lesion structures; the space lists one."""
+    whole = stream_of(store, databases=["birch"], space=LabelSpace.of(["oedema", "necrosis", "enhancing"]))
+    assert next(whole.batches(0, 1)).target.shape[0]
+    with pytest.raises(
+        UsageError, match=r"leave out lesion structures that the data have \(birch: necrosis, enhancing\)"
+    ):
+        stream_of(store, databases=["birch"], space=LabelSpace.of("oedema"))
+    for rest, code in (("ignore", IGNORE), ("background", 0)):
+        stream = stream_of(store, databases=["birch"], space=LabelSpace.of("oedema", rest))
+        values = {int(value) for batch in stream.batches(0, 4) for value in batch.target.unique()}
+        assert values <= {0, 1, code}
+        assert code in values
+
+
 def test_no_case_fits(store):
     with pytest.raises(DataError, match="no train case with the structures ghost"):
         stream_of(store, space=LabelSpace((SpaceLabel("ghost", "tissue"),)))

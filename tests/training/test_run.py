@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from multiseg.errors import CheckpointError, ResourceError, UsageError
+from multiseg.labels import LabelSpace
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
@@ -23,7 +24,6 @@ from multiseg.training.events import StepDone, Validated, Validation
 from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions, TrainOptions, to_toml
 from multiseg.training.run import stop_on_signals, train
-from multiseg.training.structures import label_space
 
 
 def options_for(url, **fit):
@@ -255,7 +255,7 @@ def test_the_model_says_where_it_comes_from(store_url, tmp_path):
 
 
 def test_names_of_labels():
-    assert [(label.name, label.kind) for label in label_space(["lesion", "tissue:CSF"]).labels] == [
+    assert [(label.name, label.kind) for label in LabelSpace.of(["lesion", "tissue:CSF"]).labels] == [
         ("lesion", "lesion"),
         ("CSF", "tissue"),
     ]

@@ -15,11 +15,11 @@ from multiseg.loaders.augment import preset
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.models.saved import model_path, read_info
+from multiseg.store.structures import check_named
 from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions, TrainOptions
 from multiseg.training.run import train
 from multiseg.training.start import StartOptions
-from multiseg.training.structures import check_named, label_space
 
 GLIOMA = LabelSchema.parse("1=necrosis,2=oedema,4=enhancing", "lesion")
 TISSUE = LabelSchema.parse("1=CSF,2=grey matter", "tissue")
@@ -49,28 +49,28 @@ def test_what_was_perhaps_meant(name: str, meant: str) -> None:
     with pytest.raises(
         UsageError, match=f"nobody looked for {name} in the store. Structures there: necrosis, "
     ) as error:
-        check_named(label_space([name]), structures, "the store")
+        check_named(LabelSpace.of([name]), structures, "the store")
     hint = re.search(r"Did you mean '(.*)' by", str(error.value))
     assert (hint[1] if hint else "") == meant
 
 
 def test_a_known_name_of_another_database_is_enough() -> None:
-    check_named(label_space(["oedema", "tissue:CSF"]), [*GLIOMA.structures, *TISSUE.structures], "the store")
-    check_named(label_space(["lesion"]), GLIOMA.structures, "the store")
+    check_named(LabelSpace.of(["oedema", "tissue:CSF"]), [*GLIOMA.structures, *TISSUE.structures], "the store")
+    check_named(LabelSpace.of(["lesion"]), GLIOMA.structures, "the store")
 
 
 def test_lesions_that_are_left_out_are_named() -> None:
-    space = label_space(["oedema"])
+    space = LabelSpace.of(["oedema"])
     assert space.unlisted([GLIOMA, TISSUE]) == ("necrosis", "enhancing")
-    assert label_space(["oedema", "lesion"]).unlisted([GLIOMA]) == ()
-    assert label_space(["tissue:CSF"]).unlisted([GLIOMA, TISSUE]) == ()
+    assert LabelSpace.of(["oedema", "lesion"]).unlisted([GLIOMA]) == ()
+    assert LabelSpace.of(["tissue:CSF"]).unlisted([GLIOMA, TISSUE]) == ()
     mixed = LabelSchema.parse("1=tissue:CSF,2=infarct", "lesion")
-    assert label_space(["tissue:CSF"]).unlisted([mixed, GLIOMA]) == ("infarct",)
+    assert LabelSpace.of(["tissue:CSF"]).unlisted([mixed, GLIOMA]) == ("infarct",)
 
 
 @pytest.mark.parametrize(("rest", "other"), [("", 0), ("background", 0), ("ignore", IGNORE)])
 def test_what_becomes_of_lesions_that_are_left_out(rest: str, other: int) -> None:
-    view = label_space(["oedema"], rest).view({"seg": GLIOMA}, [True])
+    view = LabelSpace.of(["oedema"], rest).view({"seg": GLIOMA}, [True])
     target = view.target(np.arange(4, dtype=np.uint8).reshape(1, 4, 1, 1))
     assert target.ravel().tolist() == [0, other, 1, other]
     assert view.annotated.tolist() == [True]
@@ -78,7 +78,7 @@ def test_what_becomes_of_lesions_that_are_left_out(rest: str, other: int) -> Non
 
 def test_what_is_ignored_lies_over_tissue_and_under_listed_lesions() -> None:
     schemas = {"other": LabelSchema.parse("1=infarct", "lesion"), "tissue": TISSUE, "seg": GLIOMA}
-    space = label_space(["oedema", "tissue:CSF"], "ignore")
+    space = LabelSpace.of(["oedema", "tissue:CSF"], "ignore")
     codes = np.array([[1, 1, 1, 0], [1, 1, 0, 1], [0, 2, 2, 0]], dtype=np.uint8)
     target = space.view(schemas, [True] * 3).target(codes.reshape(3, 4, 1, 1))
     assert target.ravel().tolist() == [IGNORE, 1, 1, 2]
@@ -86,7 +86,7 @@ def test_what_is_ignored_lies_over_tissue_and_under_listed_lesions() -> None:
 
 def test_an_unknown_rest_is_refused() -> None:
     with pytest.raises(LabelError, match="'forget' is none of background, ignore"):
-        label_space(["oedema"], "forget")
+        LabelSpace.of(["oedema"], "forget")
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from multiseg.labels import LabelSpace, Structure
 from multiseg.modalities import ModalityAxis
 from multiseg.models.parts import SHARED, Part, trained_parts
 from multiseg.models.saved import ModelInfo
+from multiseg.store.structures import check_named, check_rest
 from multiseg.training.folder import numbers_of
-from multiseg.training.structures import check_named, check_rest, label_space
 
 BOUNDED = ("multi_unet",)
 """Networks that take no more sequences than their first width."""
@@ -146,7 +146,7 @@ def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mod
     Raises:
         FederationError: sites that do not fit, all of them and each with every reason.
     """
-    space = label_space(options.labels, options.rest)
+    space = LabelSpace.of(options.labels, options.rest)
     spacing = before.spacing_mm if before else _usual_spacing([infos[name] for name in options.sites])
     _check(infos, options, space, spacing, before)
     learnt = {name: _learnt(infos[name], space) for name in options.sites}

@@ -17,13 +17,13 @@ from multiseg.models.devices import resolve_device
 from multiseg.store.catalogue import SPLITS, select
 from multiseg.store.preparation.recipe import COMMAND
 from multiseg.store.reader import Case, Store
+from multiseg.store.structures import schemas_of
 from multiseg.training.run import learnt_from
-from multiseg.training.structures import label_space, schemas_of
 
 
 def describe(store: Store, site: Site, options: FederationOptions) -> dict[str, Any]:
     """What the roster is made of: databases, sequences, labels, rounded counts, voxel size, versions."""
-    space, least = label_space(options.labels, options.rest), least_of(site, options)
+    space, least = LabelSpace.of(options.labels, options.rest), least_of(site, options)
     learnt = learnt_from(store, databases_of(site, store), space, stream_options(site, store, options).draw)
     device = resolve_device(site.device)
     card = f": {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""

@@ -1,4 +1,4 @@
-"""The structures that a training names, held against those that its databases know."""
+"""The structures that a label space names, held against those that the databases of a store know."""
 
 from __future__ import annotations
 
@@ -6,19 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from multiseg.errors import UsageError
-from multiseg.labels import LabelSchema, LabelSpace, SpaceLabel, Structure
+from multiseg.labels import TISSUE, LabelSchema, LabelSpace, SpaceLabel, Structure
 from multiseg.store.reader import Case, Store
-
-TISSUE = "tissue:"
-
-
-def label_space(names: Sequence[str], rest: str = "") -> LabelSpace:
-    """A label space from names such as "lesion", "oedema" or "tissue:CSF"; `rest` is as in `LabelSpace`."""
-    labels = [
-        SpaceLabel(n.removeprefix(TISSUE).removeprefix("lesion:"), "tissue" if n.startswith(TISSUE) else "lesion")
-        for n in names
-    ]
-    return LabelSpace(tuple(labels), rest)
 
 
 def written(kind: str, name: str) -> str:
@@ -80,7 +69,8 @@ def check_rest(space: LabelSpace, unlisted: Mapping[str, Sequence[str]]) -> None
         raise UsageError(
             f"the labels {', '.join(space.names)} leave out lesion structures that the data have ({listed}). Name them "
             'too, or take "lesion" for all that have no label of their own. Or say what their voxels are: '
-            "--rest ignore (nobody looks at them) or --rest background (they are none of the labels)."
+            "--rest ignore (nobody looks at them) or --rest background (they are none of the labels); from Python, "
+            "LabelSpace.of(NAMES, rest=...)."
         )
 
 
