@@ -14,7 +14,7 @@ from multiseg.store.cases import CaseFiles, LabelFile, ScanFile, paths_of
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, choose_raters, is_rater, schema_for
 from multiseg.store.sources.folder import listed
-from multiseg.store.sources.images import Images, choose_images, read_images
+from multiseg.store.sources.images import Images, check_spellings, choose_images, read_images
 from multiseg.store.sources.masks import given_to_visits
 from multiseg.store.sources.model import SKIP, DatabaseFiles, Found, Role, Row, SourceOptions
 from multiseg.store.split_file import split_of
@@ -102,6 +102,7 @@ class _Gathering:
 
     def _images(self) -> Images:
         """The images of all cases; those that the user leaves out are not looked at."""
+        check_spellings(self.found, self.options)
         images = read_images(self.found.roles, self.options)
         for image in (image for image in images if image.sequence != SKIP):
             self._agree_on_fields(image.role)

@@ -12,12 +12,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from multiseg.errors import UsageError
 from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.sequence_reading import read_role
-from multiseg.store.cases import LabelFile, ScanFile
+from multiseg.store.cases import LabelFile, ScanFile, Series
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.folder import listed
-from multiseg.store.sources.model import SKIP, Role, SourceOptions
+from multiseg.store.sources.model import SKIP, Found, Role, SourceOptions
 
 Shown = Callable[[LabelFile], str]
 """A file's name for a message."""
@@ -47,6 +48,26 @@ class Images:
     by_case: Mapping[str, Mapping[str, ScanFile]]
     skipped: Collection[str]
     findings: tuple[Finding, ...]
+
+
+def check_spellings(found: Found, options: SourceOptions) -> None:
+    """A spelling that no file has was mistyped, and the file that was meant would be taken otherwise without a word.
+
+    Raises:
+        UsageError: there is one. (Series of DICOM have names of their own, which their layout checks.)
+    """
+    images = [role for role in found.roles if role.kind == "image"]
+    if any(isinstance(role.file, Series) for role in images):
+        return
+    known = {name for role in images for name in (role.name, role.spelling, role.file.name) if name}
+    paths = "\n".join(found.folder.files).lower()
+    unknown = [name for name in options.modalities if name not in known and name.lower() not in paths]
+    if unknown:
+        spellings = sorted({role.spelling or role.name for role in images} - {""})
+        raise UsageError(
+            f"--modality names {', '.join(map(repr, unknown))}, but no file of {found.folder.root} is spelt so. "
+            f"Spellings there: {listed(spellings, 20) or 'none'}."
+        )
 
 
 def read_images(roles: Sequence[Role], options: SourceOptions) -> list[Image]:

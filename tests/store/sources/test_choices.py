@@ -37,6 +37,20 @@ def write(head, folder: Path, *names: str, **labels: np.ndarray) -> Path:
 # Sequences
 
 
+@pytest.mark.parametrize("said", [{"T1_brian": "T1"}, {"T1": "T1", "flari": "skip"}])
+def test_a_spelling_that_no_file_has_is_refused(head, tmp_path: Path, said: dict[str, str]) -> None:
+    """T1 would have been taken in the place of T1_brain without a word."""
+    write(head, tmp_path / "ms" / "pat1", "T1", "FLAIR", lesion=head.codes(1))
+    wrong = list(said)[-1]
+    with pytest.raises(
+        UsageError, match=rf"names '{wrong}', but no file of .*ms is spelt so. Spellings there: FLAIR, T1"
+    ):
+        find_source(tmp_path / "ms", SourceOptions(modalities=said))
+    pattern = PatternSource("ms", tmp_path / "ms", "{case}/{modality}.nii.gz", modalities=said, allow_unlabelled=True)
+    with pytest.raises(UsageError, match=f"names '{wrong}'"):
+        find_database(pattern)
+
+
 @pytest.mark.parametrize("other", ["T1_brain", "T1_bet", "T1_stripped", "T1_n4", "T1_to_MNI", "T1_defaced"])
 @pytest.mark.parametrize("further", [(), ("FLAIR",)])
 def test_a_sequence_in_two_files_is_asked_for(head, tmp_path: Path, other: str, further: tuple[str, ...]) -> None:
