@@ -27,6 +27,7 @@ from multiseg.federation.hosting.doorkeeper import Doorkeeper, Refusal
 from multiseg.federation.hosting.home import Home, read_home
 from multiseg.federation.hosting.impatient import ImpatientProtocol
 from multiseg.federation.hosting.traffic import Traffic
+from multiseg.federation.refusals import MAY_HAVE_ACTED
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -58,6 +59,10 @@ HOP = frozenset({
 CONNECTIONS, UPSTREAM_CONNECTIONS = 1024, 128
 BODY_TIMEOUT_S, UPSTREAM_TIMEOUT_S, UPSTREAM_IDLE_S = 60.0, 120.0, 4.0
 """The SuperLink closes a connection that has been idle for 5 s."""
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+"""Errors of a call that never reached the SuperLink."""
+RETRY_AFTER = b"5"
+"""Seconds until a site that was told 503 may ask again."""
 KEEP_S = 2.0
 LONGEST_CALL = 64
 """Letters of a call that are written down: a stranger may ask for anything."""
@@ -113,8 +118,16 @@ class Gate:
         except GoneError:
             return
         except httpx.HTTPError as error:
-            text = f"The server is starting anew ({type(error).__name__})."
-            raise Refusal(503, "the SuperLink is away", site=site, text=text) from None
+            text = f"The server is starting again ({type(error).__name__})."
+            refusal = Refusal(503, "the SuperLink is away", site=site, text=text)
+            refusal.body[MAY_HAVE_ACTED] = not isinstance(error, NOT_SENT)
+            raise refusal from None
+        if response.status_code >= 500:  # a node would end for good at any but 502, 503 and 504
+            await response.aclose()
+            text = f"The server failed (HTTP {response.status_code}): its superlink.log says why. Try again."
+            refusal = Refusal(503, "the SuperLink failed", site=site, text=text)
+            refusal.body[MAY_HAVE_ACTED] = True
+            raise refusal
         try:
             await _pass_on(response, send, count)
         finally:
@@ -159,6 +172,7 @@ async def _answer(send: Send, status: int, body: dict[str, Any]) -> None:
     data = json.dumps(body).encode()
     length = str(len(data)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
+    headers += [(b"retry-after", RETRY_AFTER)] if status == 503 else []
     await send({"type": "http.response.start", "status": status, "headers": headers})  # the body may be unread
     await send({"type": "http.response.body", "body": data})
 
