@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from multiseg.errors import ResourceError, UsageError
+from multiseg.flushing import flush, flush_folders, make_folder
 
 STORE_MARK = "zarr.json"
 SCANS = (".nii", ".nii.gz", ".mgh", ".mgz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima")
@@ -119,7 +120,8 @@ def _status(path: Path, follow: bool = True) -> os.stat_result | None:
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write beside, flush to the disk, rename: readers see the old file or the new one, never half.
+    """Write beside, flush to the disk, rename, flush the folder: readers see the old file or the new one, never half,
+    and after a loss of power the file is there as it was written.
 
     Args:
         mode: who may read and write it, less what the user's umask forbids; 0o600 for a secret.
@@ -132,12 +134,13 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
         raise ResourceError(f"{path} could not be written: it is read-only. Nothing there has changed.")
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folders = {path.parent, *make_folder(path.parent)}
         with open(beside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
         beside.replace(path)
+        flush_folders(folders)
     except OSError as error:
         raise ResourceError(f"{path} could not be written: {error.strerror}. Nothing there has changed.") from error
     finally:

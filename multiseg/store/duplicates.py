@@ -10,6 +10,7 @@ import numpy as np
 import zarr
 
 from multiseg.store import schema
+from multiseg.store.durable import sync_names
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import database_names
 
@@ -54,6 +55,7 @@ def reconcile_duplicates(root: zarr.Group | None, databases: Collection[str]) ->
     ]
     for people in _one_person(rows, same):
         findings += _into_one_split(root, [row for row in rows if row.person in people])
+    sync_names(root)
     by_database = {
         finding.database: [one for one in findings if one.database == finding.database] for finding in findings
     }

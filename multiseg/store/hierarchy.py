@@ -11,6 +11,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore
 
 from multiseg.errors import MultisegError, ResourceError, StoreError, UsageError
+from multiseg.store.durable import DurableStore
 from multiseg.store.schema import FORMAT
 
 ROOT_KEY = "multiseg"
@@ -49,7 +50,8 @@ def is_plain_name(name: str) -> bool:
 def zarr_store(url: str, read_only: bool) -> ZarrStore:
     """The key-value store behind a path or a URL; whoever writes to a remote one has to hold it."""
     if not is_remote(url):
-        return LocalStore(local_path(url), read_only=read_only)
+        folder = local_path(url)
+        return LocalStore(folder, read_only=True) if read_only else DurableStore(folder)
     from multiseg.store.hold import check_held  # heavy, and only remote stores need them
     from multiseg.store.remote import RemoteStore
 

@@ -1,4 +1,4 @@
-"""Writing a database: rows reserved first, arrays flushed to disk, and a row committed last.
+"""Writing a database: rows reserved first, arrays written, and a row committed last, when all is on the disk.
 
 A reader trusts only rows whose status says committed. A writer that dies leaves a pending row, which the
 next one takes up again; a case that is replaced gets a new row, and the old one stays until then.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +23,7 @@ from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.cases import CaseFiles
 from multiseg.store.columns import REQUESTS_AT_ONCE, participant_columns
+from multiseg.store.durable import sync_names
 from multiseg.store.encoding import ArrayPlan, EncodedCase
 from multiseg.store.hierarchy import ROOT_KEY
 from multiseg.store.root import DatabaseInfo, check_agreement
@@ -94,9 +94,7 @@ class DatabaseWriter:
         """Readers go by the root's list; this database is in it from when all of its arrays are there."""
         head = root.attrs[ROOT_KEY]
         if self.info.name not in head["databases"]:
-            self._flush(0)
             root.attrs[ROOT_KEY] = head | {"databases": [*head["databases"], self.info.name]}
-            self._flush(0)
 
     def _agree_on_attributes(self) -> None:
         held, asked = self.group.attrs.asdict(), self.info.to_attributes()
@@ -207,7 +205,7 @@ class DatabaseWriter:
         return rows
 
     def write(self, row: int, files: CaseFiles, encoded: EncodedCase) -> None:
-        """Write a case into its row, flush it to disk, and commit it. Until the last step nobody sees it.
+        """Write a case into its row and commit it, when all of it is on the disk. Until the last step nobody sees it.
 
         Raises:
             ResourceError: the disk is full or cannot be written.
@@ -216,7 +214,6 @@ class DatabaseWriter:
             self._fit_sizes(encoded.grid.shape)
             self._write_volumes(row, encoded)
             self._write_coordinates(row, files, encoded)
-            self._flush(row)
             self._commit(row, files.case)
         except ResourceError as error:  # says itself what to do
             raise ResourceError(f"case {files.case!r} is not in the store: {error}") from error
@@ -261,7 +258,7 @@ class DatabaseWriter:
         # A split that was given stays so, whatever is described anew.
         was_given = bool(self._array("split_given")[row])
         self._write_description(row, replace(files, split_given=files.split_given or was_given))
-        self._flush(row)
+        sync_names(self.group)
 
     def _write_description(self, row: int, files: CaseFiles) -> None:
         """Person, visit, site, split and participants' columns."""
@@ -303,26 +300,6 @@ class DatabaseWriter:
             )
         return value
 
-    def _flush(self, row: int) -> None:
-        """Push everything of a row from the system's memory to the disk (local stores only)."""
-        store = self.group.store_path.store
-        if not isinstance(store, zarr.storage.LocalStore):
-            return
-        base = store.root / self.group.path
-        to_sync = {store.root, store.root / "zarr.json", base, base / "zarr.json"}
-        for array in (path for path in base.iterdir() if path.is_dir()):
-            alone = array.name in ("image", "label", "foreground")
-            block = row if alone else 0 if array.name in ("status", "modality", "annotation") else row // schema.ROWS
-            chunks = array / "c" / str(block)
-            files = [chunks] if chunks.is_file() else [path for path in chunks.rglob("*") if path.is_file()]
-            to_sync |= {array, array / "zarr.json", *files}
-            # The folders, too, or a new file's name is lost with the power.
-            to_sync |= {folder for path in files for folder in path.parents if folder.is_relative_to(array)}
-        for path in to_sync:
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-
     def _commit(self, row: int, case: str) -> None:
         """One write of one chunk makes the new row valid and an older row of the same case invalid."""
         status = self._array("status")[:]
@@ -332,8 +309,8 @@ class DatabaseWriter:
         if replaces:
             status[older] = schema.SUPERSEDED
         status[row] = schema.COMMITTED
+        # A local store puts all that was written before onto the disk first, and this with its name at once.
         self._array("status")[:] = status
-        self._flush(row)
         if replaces:
             self._array("case")[older] = ""
 
@@ -353,3 +330,4 @@ class DatabaseWriter:
                 array = self._array(name)
                 if array.metadata.dimension_names[0] == "case":
                     array.resize((used, *array.shape[1:]))
+        sync_names(self.group)

@@ -215,11 +215,11 @@ def test_two_ingests_at_once(clinic: Clinic) -> None:
 def test_a_full_disk_loses_nothing_that_was_committed(clinic: Clinic, monkeypatch) -> None:
     clinic.ingest(clinic.case("P1", 1))
 
-    def full(self: DatabaseWriter, row: int) -> None:
+    def full(self: DatabaseWriter, row: int, case: str) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(DatabaseWriter, "_flush", full)
+        patch.setattr(DatabaseWriter, "_commit", full)
         with pytest.raises(ResourceError, match=r"case 'P2' could not be written: .*No space left"):
             clinic.ingest(clinic.case("P2", 2))
     assert [case.name for case in clinic.store.cases] == ["P1"]

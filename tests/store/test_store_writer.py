@@ -8,11 +8,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import zarr
-from zarr.storage import LocalStore
 
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.cases import CaseFiles
+from multiseg.store.durable import DurableStore
 from multiseg.store.ingest import IngestReport, ingest
 from multiseg.store.intake import IngestOptions
 from multiseg.store.reader import open_store
@@ -50,15 +50,15 @@ def rows(url: Path) -> list[tuple[str, int]]:
 
 def die_before(monkeypatch: pytest.MonkeyPatch, key: str, after: str = "") -> None:
     """The process ends instead of the first write of an object, or of the first one after that of another."""
-    write, seen = LocalStore.set, [not after]
+    write, seen = DurableStore.set, [not after]
 
-    async def dying(store: LocalStore, name: str, value: Any) -> None:
+    async def dying(store: DurableStore, name: str, value: Any) -> None:
         if seen[0] and name == key:
             raise KilledError
         seen[0] = seen[0] or name == after
         await write(store, name, value)
 
-    monkeypatch.setattr(LocalStore, "set", dying)
+    monkeypatch.setattr(DurableStore, "set", dying)
 
 
 def test_a_replacement_cut_off_before_its_commit_takes_its_own_row_again(
@@ -96,20 +96,22 @@ def test_a_description_reaches_the_disk_and_leaves_metadata_alone(
     take(url, case(tmp_path, "P1", 1, site="north", split="train"))
     flushed: set[str] = set()
     written: list[str] = []
-    sync, write = os.fsync, LocalStore.set
+    sync, write = os.fsync, DurableStore.set
 
     def noted_sync(handle: int) -> None:
         flushed.add(str(Path(f"/proc/self/fd/{handle}").readlink()))
         sync(handle)
 
-    async def noted_write(store: LocalStore, name: str, value: Any) -> None:
+    async def noted_write(store: DurableStore, name: str, value: Any) -> None:
         written.append(name)
         await write(store, name, value)
 
     monkeypatch.setattr(os, "fsync", noted_sync)
-    monkeypatch.setattr(LocalStore, "set", noted_write)
+    monkeypatch.setattr(DurableStore, "set", noted_write)
     assert take(url, case(tmp_path, "P1", 1, site="south")).described == ("P1",)
     assert (open_store(str(url)).cases[0].site, open_store(str(url)).cases[0].split) == ("south", "train")
     assert zarr.open_group(url / "db", mode="r")["split_given"][0]
-    assert str(url.resolve() / "db/site/c/0") in flushed
+    # The file before it had its name, and then the name.
+    assert any(path.startswith(str(url.resolve() / "db/site/c/0.")) for path in flushed)
+    assert str(url.resolve() / "db/site/c") in flushed
     assert [name for name in written if name.endswith("zarr.json")] == []
