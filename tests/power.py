@@ -1,7 +1,7 @@
 """A model disk that loses power: what was renamed, removed and flushed is recorded, and every moment of it replayed.
 
 Three disks are modelled. Each loses the contents that were not flushed, which are empty afterwards. The first keeps
-every name at once; the second loses every name that was given, changed or taken away in a folder since that was flushed;
+every name at once; the second loses each name that was given, changed or taken away in a folder since that was flushed;
 the third loses some of these, which are drawn by chance.
 """
 

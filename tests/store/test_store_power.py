@@ -18,7 +18,7 @@ from multiseg.store.sources.manifest import find_manifest
 from multiseg.store.sources.model import DatabaseFiles
 
 DISKS = {"keeps names": 0.0, "loses names": 1.0, "loses some names": 0.5}
-MOMENTS = 8
+MOMENTS = 6
 """Of each ingest and disk, evenly spaced; an ingest has some 150, and MULTISEG_ALL_MOMENTS tries them all."""
 
 Held = dict[tuple[str, str], tuple[Any, ...]]
