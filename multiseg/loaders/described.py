@@ -63,8 +63,7 @@ def describe(plan: DrawPlan, axis: ModalityAxis, checksums: Checksums) -> Descri
                 row=case.row,
                 extent=case.extent,
                 tables=views.number(database, case.annotated.tolist()),
-                channels=tuple(own),
-                drawn_in=tuple(np.flatnonzero(case.foreground_count.any(axis=1)).tolist()),
+                shards=case.shards,
             )
         )
     sources = Sources(

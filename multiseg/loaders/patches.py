@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float16, Shaped, UInt8
 
-from multiseg.errors import MultisegError, StoreError
+from multiseg.errors import MultisegError
 from multiseg.loaders.shards import Checksums, Run, ShardReader, runs_of
 from multiseg.store.array_layout import ArrayLayout
 from multiseg.store.parts import Parts
@@ -56,8 +56,7 @@ class CaseSource:
 
     Attributes:
         tables: the number of its target tables.
-        channels: of its database, those that it has.
-        drawn_in: the annotations in which it has voxels of a structure.
+        shards: names the files that it has.
         cached_at: its first byte in the cache, -1 if it is not for the cache.
     """
 
@@ -66,8 +65,7 @@ class CaseSource:
     row: int
     extent: Index3
     tables: int
-    channels: Sequence[int]
-    drawn_in: Sequence[int]
+    shards: str
     cached_at: int = -1
 
 
@@ -103,8 +101,12 @@ class PatchReader:
     def __init__(self, sources: Sources, parts: Parts, cache: memoryview | None = None) -> None:
         self.sources = sources
         self._cache = cache
-        self._images = [ShardReader(parts, one.image, sources.checksums) for one in sources.databases]
-        self._labels = [ShardReader(parts, one.label, sources.checksums) for one in sources.databases]
+        named: list[dict[int, str]] = [{} for _ in sources.databases]
+        for case in sources.cases:
+            named[case.database][case.row] = case.shards
+        whose = list(zip(sources.databases, named, strict=True))
+        self._images = [ShardReader(parts, one.image, sources.checksums, shards) for one, shards in whose]
+        self._labels = [ShardReader(parts, one.label, sources.checksums, shards) for one, shards in whose]
         self._runs: dict[tuple[int, int], tuple[tuple[Run, ...], tuple[int, ...]]] = {}
 
     def fill(
@@ -176,26 +178,22 @@ class PatchReader:
         at: Index3,
         images: Float16[np.ndarray, "modality i j k"],
     ) -> None:
-        reader = self._images[case.database]
-        if not reader.read(case.row, runs, corner, size, images, at):
-            _check_files(reader, case, case.channels)
+        self._images[case.database].read(case.row, runs, corner, size, images, at)
 
     def _read_target(
         self, case: CaseSource, corner: Index3, size: Index3, at: Index3, target: UInt8[np.ndarray, "i j k"]
     ) -> None:
         reader, tables = self._labels[case.database], self.sources.tables[case.tables]
         first, *others = tables
-        all_there = reader.read(case.row, (Run(first.annotation, 0),), corner, size, target[None], at)
+        reader.read(case.row, (Run(first.annotation, 0),), corner, size, target[None], at)
         if not first.is_plain:  # of nothing, as around the case, the table makes nothing
             map_codes(target, first.table)
         for one in others:
             codes = np.empty((1, *size), dtype=np.uint8)
-            all_there &= reader.read(case.row, (Run(one.annotation, 0),), corner, size, codes)
+            reader.read(case.row, (Run(one.annotation, 0),), corner, size, codes)
             map_codes(codes, one.table)
             region = target[tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))]
             np.copyto(region, codes[0], where=codes[0] != 0)
-        if not all_there:
-            _check_files(reader, case, case.drawn_in)
 
     def _cached(self, case: CaseSource) -> tuple[Float16[np.ndarray, "channel i j k"], UInt8[np.ndarray, "i j k"]]:
         assert self._cache is not None
@@ -222,16 +220,6 @@ class PatchReader:
             for one, other in zip(taken, placed, strict=True):
                 _copy_rows(held[one][own], images[other][put])
         _copy_rows(codes[own], target[put])
-
-
-def _check_files(reader: ShardReader, case: CaseSource, channels: Sequence[int]) -> None:
-    """Raises StoreError where a case has voxels in a channel, but no file of it: zeros would be learnt from instead."""
-    for channel in channels:
-        if key := reader.missing(case.row, channel, case.extent):
-            raise StoreError(
-                f"{key} is not there, although the case has voxels in it. Copy the store again if it was copied only "
-                "partly; or ingest the case again with --redo, and see what else is gone with: multiseg verify STORE."
-            )
 
 
 def map_codes(codes: UInt8[np.ndarray, "*axes"], table: UInt8[np.ndarray, "256"]) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import groupby
 from math import prod
 from struct import Struct
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import google_crc32c
@@ -25,6 +26,7 @@ from numcodecs import blosc
 from multiseg.errors import StoreError
 from multiseg.store.array_layout import CHECKSUM_BYTES, NOTHING, ArrayLayout
 from multiseg.store.parts import Parts
+from multiseg.store.shard_names import MISSING_FILE, shards_named
 from multiseg.types import Index3
 
 Checksums = Literal["first", "always", "never"]
@@ -116,14 +118,22 @@ class ShardReader:
     Args:
         checksums: compare each chunk's CRC-32C with the stored one when this reader first meets it, whenever it
             reads it, or never. The index of a shard is always checked.
+        shards: by row, the text that names the files of a case. One that is not named holds nothing.
 
     Raises (from `read`):
         StoreError: a shard is missing, truncated, or damaged; the message names the file.
         ResourceError: it cannot be read.
     """
 
-    def __init__(self, parts: Parts, layout: ArrayLayout, checksums: Checksums = "first") -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        layout: ArrayLayout,
+        checksums: Checksums = "first",
+        shards: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
         self.parts = parts
+        self._named = shards
         self.layout = layout
         self.checksums = checksums
         self._shards: OrderedDict[tuple[int, ...], _Shard | None] = OrderedDict()
@@ -145,27 +155,15 @@ class ShardReader:
         size: Index3,
         out: Shaped[np.ndarray, "place i j k"],
         at: Index3 = (0, 0, 0),
-    ) -> bool:
+    ) -> None:
         """Fill `out`, from voxel `at` on, with a window of some channels of a case; it must lie inside the array.
 
-        Other places of `out` are left as they are. Whether every shard is there: Zarr takes one that is not for zeros.
+        Other places of `out` are left as they are.
         """
-        all_there = True
         for channels, together in groupby(runs, key=lambda run: run.source // self.layout.chunk[0]):
             copies = [self._copy(run, out.strides) for run in together]
             for place, pieces in self._by_shard(channels, corner, size, at, out.strides).items():
-                shard = self._shard((row, channels // self._grid[0], *place))
-                self._fill(shard, pieces, copies, out)
-                all_there &= shard is not None
-        return all_there
-
-    def missing(self, row: int, channel: int, extent: Index3) -> str:
-        """The key of a channel's first shard if a case has not a single shard of the channel, else ""."""
-        group, *edges = self.layout.shard
-        counts = (range(-(-n // edge)) for n, edge in zip(extent, edges, strict=True))
-        if any(self._shard((row, channel // group, *place)) for place in product(*counts)):
-            return ""
-        return self._key((row, channel // group, 0, 0, 0))
+                self._fill(self._shard((row, channels // self._grid[0], *place)), pieces, copies, out)
 
     def _copy(self, run: Run, strides: tuple[int, ...]) -> _Copy:
         source = run.source % self.layout.chunk[0] * self._strides[0]
@@ -258,7 +256,7 @@ class ShardReader:
             return self._shards[place]
         except KeyError:
             pass
-        shard = self._opened(self._key(place))
+        shard = self._opened(place)
         self._shards[place] = shard
         while len(self._shards) > KEPT_INDICES:
             self._shards.popitem(last=False)
@@ -267,14 +265,18 @@ class ShardReader:
     def _key(self, place: tuple[int, ...]) -> str:
         return f"{self.layout.path}/c/{'/'.join(str(at) for at in place)}"
 
-    def _opened(self, key: str) -> _Shard | None:
-        size = 16 * prod(self._grid) + CHECKSUM_BYTES
+    def _opened(self, place: tuple[int, ...]) -> _Shard | None:
+        key, size = self._key(place), 16 * prod(self._grid) + CHECKSUM_BYTES
         tail = self.parts.tail(key, size)
         if tail is None:
+            row, *rest = place
+            array = self.layout.path.rpartition("/")[2]
+            if "/".join(map(str, rest)) in shards_named(self._named.get(row, ""), array):
+                raise StoreError(f"{key} {_MISSING}", code=MISSING_FILE, file=key)
             return None
         if len(tail) != size or not _is_sound(memoryview(tail)):
             if self.parts.forget(key):
-                return self._opened(key)
+                return self._opened(place)
             raise StoreError(f"{key}: {_DAMAGED.format('its index is not sound: the file is truncated or damaged')}")
         return _Shard(key, tail[:-CHECKSUM_BYTES])
 
@@ -289,6 +291,10 @@ def _is_sound(packed: memoryview) -> bool:
     return found == int.from_bytes(packed[-CHECKSUM_BYTES:], "little")
 
 
+_MISSING = (
+    "is not there, although the store says that the case has it: the store is damaged or only partly copied. Copy it "
+    "again, or ingest the case again with --redo; and see what else is gone with: multiseg verify STORE."
+)
 _DAMAGED = "{}. Find all that is damaged with: multiseg verify STORE; and ingest those cases again with --redo."
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import zarr
+from jaxtyping import UInt8
 
+from multiseg.errors import StoreError
 from multiseg.store import schema
+from multiseg.store.guard import Expected, GuardedStore
 
-READ_BY_CASE = ("foreground", "native_header", "sources")
+READ_BY_CASE = ("foreground", "native_header", "sources", "record")
 """Large, and seldom wanted of all cases."""
 REQUESTS_AT_ONCE = 16
 """A database has some 25 coordinates, and a server takes its time with each answer."""
@@ -38,20 +41,75 @@ def open_arrays(group: zarr.Group, names: Sequence[str]) -> dict[str, zarr.Array
         return dict(zip(names, pool.map(group.__getitem__, names), strict=True))
 
 
-def read_arrays(group: zarr.Group, names: Sequence[str]) -> dict[str, Any]:
-    """The contents of arrays of a group by name."""
+def read_arrays(arrays: Mapping[str, zarr.Array], names: Iterable[str]) -> dict[str, Any]:
+    """The contents of open arrays by name."""
+    wanted = list(names)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        return dict(zip(names, pool.map(lambda name: group[name][:], names), strict=True))
+        return dict(zip(wanted, pool.map(lambda name: arrays[name][:], wanted), strict=True))
+
+
+def lengths_of(group: zarr.Group) -> dict[str, int]:
+    """How long the axes modality, annotation and structure are, as far as every array has grown."""
+    held = group.attrs.asdict()
+    named = {axis: len(held.get(attribute, ())) for axis, attribute in schema.NAMED_AXES.items()}
+    return named | {"structure": int(held.get(schema.NUM_STRUCTURES, 0))}
+
+
+def watch(group: zarr.Group) -> tuple[UInt8[np.ndarray, " case"], dict[str, zarr.Array]]:
+    """The states of a database's rows and its coordinates, open; from now on its store raises where a file is not
+    there that these rows need.
+
+    To be called before anything else is read of a database that the root names.
+
+    Raises:
+        StoreError: the states are not there, or the names of the files of a case.
+    """
+    store = group.store_path.store
+    assert isinstance(store, GuardedStore)
+    lengths, nothing = lengths_of(group), np.zeros(0, dtype=bool)
+    store.expect(group.path, Expected(nothing, lengths, {"status": (("case",), (schema.STATUS_ROWS,))}))
+    status = np.asarray(group["status"][:])
+    # Opened after the states were read, so that they have room for every row.
+    arrays = open_arrays(group, coordinate_names(group))
+    chunks = {name: (tuple(array.metadata.dimension_names), array.chunks) for name, array in arrays.items()}
+    in_use = status != schema.PENDING
+    store.expect(group.path, Expected(in_use, lengths, chunks))
+    texts = arrays["shards"][:]
+    shards = {int(row): str(texts[row]) for row in np.flatnonzero(in_use)}
+    store.expect(group.path, Expected(in_use, lengths, chunks, shards))
+    return status, arrays
+
+
+def check_names(group: zarr.Group) -> None:
+    """Whether the names along the axes are those that the attributes list: a swapped file would swap the sequences.
+
+    Raises:
+        StoreError: they are not.
+    """
+    for axis, attribute in schema.NAMED_AXES.items():
+        told = list(group.attrs.asdict().get(attribute, ()))
+        # Where a writer died, or is at work, there may be names behind these.
+        held = [str(name) for name in group[axis][: len(told)]]
+        if held != told:
+            url = group.store_path.store.url
+            raise StoreError(
+                f"{url}/{group.path}/{axis} names {', '.join(held)}, but the database's attributes "
+                f"{', '.join(told)}: one of them is damaged or of another time. See: multiseg verify {url}; then: "
+                f"multiseg repair {url}.",
+                file=f"{group.path}/{axis}",
+            )
 
 
 def read_columns(group: zarr.Group) -> tuple[zarr.Group, dict[str, Any]]:
-    """A database's group and what is known of each of its rows, both as they were at one moment."""
-    status = group["status"][:]
+    """A database's group and what is known of each of its rows, both as they were at one moment.
+
+    Raises:
+        StoreError: a file is not there that has to be.
+    """
     while True:
         group = zarr.open_group(group.store_path, mode="r", zarr_format=3, use_consolidated=False)
-        left_out = {*READ_BY_CASE, "modality", "annotation", "status"}
-        held = read_arrays(group, [name for name in coordinate_names(group) if name not in left_out])
-        seen, status = status, group["status"][:]
+        status, arrays = watch(group)
+        held = read_arrays(arrays, arrays.keys() - {*READ_BY_CASE, "modality", "annotation", "status"})
         # Otherwise a case was committed or replaced while its columns were read.
-        if np.array_equal(seen, status):
+        if np.array_equal(status, group["status"][:]):
             return group, held | {"status": status}

@@ -17,9 +17,9 @@ LAZY = ("image", "label", "foreground", "native_header")
 
 def committed_dataset(group: zarr.Group) -> xr.Dataset:
     """The committed cases of a database. Nothing is listed, so any server that gives files will do."""
-    names = coordinate_names(group)
+    names = [name for name in coordinate_names(group) if name not in schema.BOOKKEEPING]
     arrays = open_arrays(group, [*names, "image", "label"])
-    loaded = read_arrays(group, [name for name in names if name not in LAZY])
+    loaded = read_arrays(arrays, [name for name in names if name not in LAZY])
     variables = {name: _variable(array, loaded.get(name)) for name, array in arrays.items()}
     attributes = {key: value for key, value in group.attrs.asdict().items() if key != "coordinates"}
     whole = xr.Dataset({name: variables.pop(name) for name in ("image", "label")}, coords=variables, attrs=attributes)

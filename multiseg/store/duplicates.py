@@ -10,9 +10,12 @@ import numpy as np
 import zarr
 
 from multiseg.store import schema
+from multiseg.store.arrays import DatabaseArrays
+from multiseg.store.columns import watch
 from multiseg.store.durable import sync_names
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import database_names
+from multiseg.store.rows import describe_row
 
 NEAREST_TO_TRAINING = ("train", "val", "test")
 
@@ -75,7 +78,7 @@ def _into_one_split(root: zarr.Group, rows: Sequence[_Row]) -> list[Finding]:
         if row.is_given:
             findings.append(_conflict(leader, row))
             continue
-        root[row.database]["split"][row.row] = leader.split
+        describe_row(DatabaseArrays(root[row.database]), row.row, split=leader.split)
         message = (
             f"put from split {row.split} into {leader.split}, where {_name(leader)} is: the same person, or a scan of "
             "the same voxels."
@@ -86,7 +89,7 @@ def _into_one_split(root: zarr.Group, rows: Sequence[_Row]) -> list[Finding]:
 
 def _rows(root: zarr.Group, database: str) -> list[_Row]:
     group = root[database]
-    rows = np.flatnonzero(group["status"][:] == schema.COMMITTED)
+    rows = np.flatnonzero(watch(group)[0] == schema.COMMITTED)
     case, subject, split, given = (group[name][:] for name in ("case", "subject", "split", "split_given"))
     return [
         _Row(database, int(row), str(case[row]), str(subject[row]), str(split[row]), bool(given[row])) for row in rows

@@ -98,5 +98,6 @@ def _again(root: Path, read_only: bool) -> DurableStore:
 def sync_names(group: zarr.Group) -> None:
     """Wait until all that was written through a group is on the disk; a remote store has it when it answers."""
     store = group.store_path.store
+    store = getattr(store, "inner", store)  # which a guarded one has
     if isinstance(store, DurableStore):
         store.sync_names()

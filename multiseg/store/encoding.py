@@ -10,10 +10,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import zarr
 from jaxtyping import Float, Int, Int16
+from numcodecs import Zstd
 
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
-from multiseg.store.packing import shards_of
+from multiseg.store.packing import shards_of, with_checksum
 from multiseg.store.preparation.grids import Grid, sample_foreground
 from multiseg.store.preparation.prepare import PreparedCase
 
@@ -24,7 +25,8 @@ Index5: TypeAlias = tuple[int, int, int, int, int]
 class ArrayPlan:
     """How a database's two big arrays are cut and packed; their names along the modality and annotation axes.
 
-    `modality_chunk` and `annotation_shard` were fixed when the arrays were made; the axes may have grown since.
+    `modality_chunk`, `annotation_shard` and `structure_chunk` (of the coordinates) were fixed when the arrays were
+    made; the axes may have grown since.
     """
 
     modalities: tuple[str, ...]
@@ -33,6 +35,7 @@ class ArrayPlan:
     modality_chunk: int
     annotation_shard: int
     codec: str
+    structure_chunk: int = 1
 
     @property
     def num_structures(self) -> int:
@@ -62,15 +65,14 @@ class ArrayPlan:
 
 @dataclass(frozen=True, eq=False)
 class EncodedCase:
-    """Everything of a case that a store keeps; `shards` are the bytes of "image" and "label", each by the array's
-    name and the part of its key behind the row, such as ("image", "0/0/0/0").
+    """Everything of a case that a store keeps; `shards` are the files of "image", "label" and "foreground" that hold
+    anything, each by the array's name and the part of its key behind the row, such as "image/0/0/0/0".
     """
 
     modalities: tuple[str, ...]
     labels: tuple[str, ...]
-    shards: Mapping[tuple[str, str], bytes]
+    shards: Mapping[str, bytes]
     foreground_count: Int[np.ndarray, "annotation structure"]
-    foreground: Int16[np.ndarray, "annotation structure point 3"]
     grid: Grid
     native: Grid
     native_header: bytes
@@ -92,9 +94,8 @@ def encode(case: str, prepared: PreparedCase, plan: ArrayPlan) -> EncodedCase:
     return EncodedCase(
         modalities=prepared.modalities,
         labels=tuple(prepared.labels),
-        shards=_shards(prepared, plan),
+        shards=_shards(prepared, plan) | _packed_points(points, plan.structure_chunk),
         foreground_count=counts,
-        foreground=points,
         grid=prepared.grid,
         native=prepared.native,
         native_header=prepared.native_header,
@@ -105,8 +106,8 @@ def encode(case: str, prepared: PreparedCase, plan: ArrayPlan) -> EncodedCase:
     )
 
 
-def _shards(prepared: PreparedCase, plan: ArrayPlan) -> dict[tuple[str, str], bytes]:
-    """The bytes of both arrays' shards."""
+def _shards(prepared: PreparedCase, plan: ArrayPlan) -> dict[str, bytes]:
+    """The shards of both arrays."""
     extent = prepared.grid.shape
     images = np.zeros((len(plan.modalities), *extent), dtype=np.float16)
     for name, volume in zip(prepared.modalities, prepared.images, strict=True):
@@ -118,5 +119,18 @@ def _shards(prepared: PreparedCase, plan: ArrayPlan) -> dict[tuple[str, str], by
     for name, voxels, codec in (("image", images, plan.codec), ("label", codes, schema.LABEL_CODEC)):
         chunk, shard = plan.chunks(name)
         for place, shard_bytes in shards_of(voxels, chunk[1:], shard[1:], codec):
-            packed[name, place] = shard_bytes
+            packed[f"{name}/{place}"] = shard_bytes
+    return packed
+
+
+def _packed_points(points: Int16[np.ndarray, "annotation structure point 3"], chunk: int) -> dict[str, bytes]:
+    """The chunks of "foreground" that hold anything, as zarr packs them with `schema.COORDINATE_CODECS`."""
+    packed = {}
+    for annotation, of_annotation in enumerate(points):
+        for number, start in enumerate(range(0, len(of_annotation), chunk)):
+            block = np.full((chunk, *of_annotation.shape[1:]), -1, dtype="<i2")
+            part = of_annotation[start : start + chunk]
+            block[: len(part)] = part
+            if (block >= 0).any():
+                packed[f"foreground/{annotation}/{number}/0/0"] = with_checksum(Zstd(level=0).encode(block))
     return packed

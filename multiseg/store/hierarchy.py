@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from zarr.storage import LocalStore
 
 from multiseg.errors import MultisegError, ResourceError, StoreError, UsageError
 from multiseg.store.durable import DurableStore
-from multiseg.store.schema import FORMAT
+from multiseg.store.guard import GuardedStore
+from multiseg.store.schema import CONVERTED, FORMAT
 
 ROOT_KEY = "multiseg"
 NO_STORE = "NO_STORE"
@@ -58,8 +60,8 @@ def zarr_store(url: str, read_only: bool) -> ZarrStore:
     return RemoteStore(url, read_only, partial(check_held, url))
 
 
-def open_root(url: str, mode: str) -> zarr.Group:
-    """The root group of an existing store.
+def open_root(url: str, mode: str, formats: Collection[int] = (FORMAT,)) -> zarr.Group:
+    """The root group of an existing store of one of these formats.
 
     Raises:
         StoreError: there is no multiseg store, or one of another format.
@@ -70,7 +72,8 @@ def open_root(url: str, mode: str) -> zarr.Group:
             f"there is no store at {url}. Make one with: multiseg ingest DATA --store {url}", code=NO_STORE
         )
     try:
-        root = zarr.open_group(zarr_store(url, read_only=mode == "r"), mode=mode, zarr_format=3, use_consolidated=False)
+        store = GuardedStore(zarr_store(url, read_only=mode == "r"), url)
+        root = zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=False)
     except MultisegError:
         raise
     except PermissionError as error:
@@ -84,7 +87,8 @@ def open_root(url: str, mode: str) -> zarr.Group:
     head = root.attrs.get(ROOT_KEY)
     if not isinstance(head, dict):
         raise StoreError(f"{url} is a Zarr group but no multiseg store. Name another folder.")
-    _check_format(url, head.get("format"))
+    if head.get("format") not in formats:
+        raise _of_another_format(url, head.get("format"))
     return root
 
 
@@ -105,15 +109,13 @@ def not_readable(url: str, error: OSError) -> ResourceError:
     return ResourceError(f"{url} cannot be read: {error.filename or url}: {error.strerror}. Check its permissions.")
 
 
-def _check_format(url: str, held: object) -> None:
-    if held == FORMAT:
-        return
-    if isinstance(held, int) and held < FORMAT:
-        raise StoreError(
-            f"{url} was made by an older multiseg: it has store format {held}, and this one reads format {FORMAT}. "
-            "Ingest the scans again, into a new store."
-        )
-    raise StoreError(f"{url} has store format {held}; this multiseg reads format {FORMAT}. Update multiseg.")
+def _of_another_format(url: str, held: object) -> StoreError:
+    if not isinstance(held, int) or held > FORMAT:
+        return StoreError(f"{url} has store format {held}; this multiseg reads format {FORMAT}. Update multiseg.")
+    said = f"{url} was made by an older multiseg: it has store format {held}, and this one reads format {FORMAT}."
+    if held == CONVERTED:
+        return StoreError(f"{said} Convert it in its place, with nothing ingested again: multiseg upgrade {url}")
+    return StoreError(f"{said} Ingest the scans again, into a new store.")
 
 
 def database_names(root: zarr.Group) -> list[str]:

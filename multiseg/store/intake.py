@@ -17,7 +17,7 @@ from multiseg.store import schema
 from multiseg.store.border import one_case
 from multiseg.store.cases import CaseFiles, paths_of, sha256_of
 from multiseg.store.catalogue import assign_splits
-from multiseg.store.columns import participant_columns, text_columns
+from multiseg.store.columns import participant_columns, text_columns, watch
 from multiseg.store.encoding import ArrayPlan
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import check_database_name, database_names, is_plain_name
@@ -26,9 +26,10 @@ from multiseg.store.preparation.landmarks import learn_landmarks
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.pseudonyms import Renamed
 from multiseg.store.root import DatabaseInfo, check_agreement, existing_root
+from multiseg.store.rows import digest_of_roles
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.split_file import apply_splits
-from multiseg.store.writer import digest_of_roles, plan_arrays
+from multiseg.store.writer import plan_arrays
 
 DEFAULT_SPLIT = {"train": 0.7, "val": 0.1, "test": 0.2}
 
@@ -130,9 +131,9 @@ def _what_is_held(url: str, info: DatabaseInfo) -> Held:
     if not isinstance(group, zarr.Group):
         return Held({}, {}, {}, {}, landmarks)
     check_agreement(group.attrs.asdict(), info)
-    if "label" not in group:  # the array that is made last
+    if info.name not in database_names(root):  # a writer died before all of it was there
         return Held({}, {}, {}, {}, landmarks, group)
-    rows = np.flatnonzero(group["status"][:] == schema.COMMITTED)
+    rows = np.flatnonzero(watch(group)[0] == schema.COMMITTED)
     own = participant_columns(group)
     described = ["subject", "session", "site", "split", "split_given", *own]
     columns = {name: group[name][:][rows] for name in ("case", "source_sha256", *described)}

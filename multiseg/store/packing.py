@@ -73,11 +73,12 @@ def _shard(part: Block, chunk: Index4, grid: tuple[int, ...], pack: Callable[[Bl
             continue
         block = np.zeros(chunk, dtype=part.dtype)
         block[tuple(slice(n) for n in piece.shape)] = piece
-        packed = _with_checksum(pack(block))
+        packed = with_checksum(pack(block))
         index[number] = len(body), len(packed)
         body += packed
-    return bytes(body + _with_checksum(index.tobytes())) if body else b""
+    return bytes(body + with_checksum(index.tobytes())) if body else b""
 
 
-def _with_checksum(packed: bytes) -> bytes:
+def with_checksum(packed: bytes) -> bytes:
+    """Bytes and their CRC-32C, as Zarr's codec of that name writes them."""
     return packed + int(google_crc32c.value(packed)).to_bytes(CHECKSUM_BYTES, "little")

@@ -19,7 +19,7 @@ from multiseg.errors import StoreError
 from multiseg.labels import LabelSchema, LabelSpace, LabelView
 from multiseg.store import schema
 from multiseg.store.array_layout import ArrayLayout
-from multiseg.store.columns import read_columns
+from multiseg.store.columns import check_names, read_columns
 from multiseg.store.dataset import committed_dataset
 from multiseg.store.hierarchy import ROOT_KEY, is_remote, local_path, not_readable, open_root
 from multiseg.store.parts import LocalParts, Parts
@@ -35,7 +35,8 @@ class Case:
     `modalities` are the sequences it has, `annotated` says which of the database's annotations it has,
     `foreground_count` is [annotation structure] in voxels; `intensity` are mean and standard deviation by
     sequence: raw values are `image * std + mean`. `content` is the digest of each sequence's voxels in its own file,
-    the same for one scan under any name, voxel size and split; `source_sha256` is that of all its files.
+    the same for one scan under any name, voxel size and split; `source_sha256` is that of all its files. `shards` names
+    the files that it has in the store.
     """
 
     database: str
@@ -54,6 +55,7 @@ class Case:
     intensity: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     content: Mapping[str, str] = field(default_factory=dict, repr=False)
     source_sha256: str = field(default="", repr=False)
+    shards: str = field(default="", repr=False)
 
     def __repr__(self) -> str:
         size = " x ".join(str(n) for n in self.extent)
@@ -79,6 +81,7 @@ class Database:
         self.attributes = attributes
         # Opened after the columns, so that they have room for every case and name there.
         self._image, self._label = group["image"], group["label"]
+        check_names(group)
         # Where a writer died, or is at work, an axis may have names at its end that nothing else has yet.
         self.modalities = tuple(str(name) for name in group["modality"][: self._image.shape[1]] if name)
         codes = attributes["label_schemas"]
@@ -116,6 +119,7 @@ class Database:
             intensity={name: (float(mean), float(std)) for name, mean, std, there in scales if there},
             content={name: str(digest) for name, digest, there in digests if there and digest},
             source_sha256=str(held["source_sha256"][row]),
+            shards=str(held["shards"][row]),
         )
 
     def __getitem__(self, name: str) -> Case:
@@ -150,10 +154,12 @@ class Database:
         """All sequences and all annotations of a case.
 
         Raises:
-            StoreError: a file of it is damaged.
+            StoreError: a file of it is damaged or not there.
         """
         try:
             return self.image(case, (0, 0, 0), case.extent), self.codes(case, (0, 0, 0), case.extent)
+        except StoreError:  # a file that is not there
+            raise
         except (ValueError, RuntimeError) as error:  # zarr and its codecs
             raise StoreError(
                 f"{self.name}/{case.name} is damaged: {error}. Find all that is damaged with: multiseg verify STORE; "

@@ -17,6 +17,7 @@ from multiseg.errors import ResourceError, StoreError, UsageError
 from multiseg.files import STORE_MARK, check_folder
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
+from multiseg.store.guard import GuardedStore
 from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, is_remote, local_path, open_root, zarr_store
 from multiseg.store.preparation.recipe import Recipe
 
@@ -137,7 +138,7 @@ def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zar
         "grid_mm": list(spacing_mm),
         "databases": [],
     }
-    store = zarr_store(url, read_only=False)
+    store = GuardedStore(zarr_store(url, read_only=False), url)
     return zarr.create_group(store, zarr_format=3, attributes={ROOT_KEY: head})
 
 

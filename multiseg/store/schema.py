@@ -11,7 +11,9 @@ from typing import Any
 
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-FORMAT = 2
+FORMAT = 3
+CONVERTED = 2
+"""The older format that can be converted."""
 INNER = 32
 """Edge of a compressed chunk, in voxels: the unit that a patch is read in."""
 SHARD = 256
@@ -28,6 +30,8 @@ PENDING, COMMITTED, SUPERSEDED = 0, 1, 2
 the store before a case was replaced still reads the superseded row."""
 STATUS_ROWS = 2**20
 """Cases that share the one chunk of `status`: a single write of a file commits a case, or replaces it."""
+ROWS_OF = {"foreground": 1, "record": 1, "status": STATUS_ROWS}
+"""Cases that share one chunk, where they are not `ROWS`."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,22 @@ COORDINATES: dict[str, Variable] = {
     "foreground": Variable(
         ("case", "annotation", "structure", "point", "axis"), "int16", -1, "sampled voxels of each structure"
     ),
+    "shards": Variable(("case",), "string", "", "files that the case has in image, label and foreground"),
+    "revision": Variable(("case",), "int64", 0, "grows with each change in the database; negative during a change"),
+    "record": Variable(("case",), "string", "", "JSON: all that the other coordinates say of the case"),
 }
 """Everything but the two big arrays. Participants' columns are added along `case` as "string" or "float64"."""
 
+BY_CASE = ("image", "label", "foreground")
+"""The arrays of which a case has the files that its `shards` name. Of all others every chunk is there that a committed
+or superseded row has a part in, also one that holds only fill values: one that is not there is damage."""
+BOOKKEEPING = ("shards", "revision", "record")
+"""Coordinates that say what has to be there; of no interest to whoever studies the cases."""
+NAMED_AXES = {"modality": "modalities", "annotation": "annotations"}
+"""Axes with names, and the attributes of a database that list these names, for readers without arrays of texts."""
+NUM_STRUCTURES = "num_structures"
+"""The attribute with the length of the axis `structure`. Like the lists of names it is written when every array has
+grown, so that it tells how far chunks have to be there."""
 IMAGE_AXES = ("case", "modality", "i", "j", "k")
 LABEL_AXES = ("case", "annotation", "i", "j", "k")
 IMAGE_ATTRIBUTES = {"long_name": "normalised intensity, 0 outside the brain", "scale_factor": 1.0}

@@ -12,7 +12,7 @@ LAYOUT = ArrayLayout("a/image", (2, 9, 9, 9), (2, 4, 4, 4), (2, 8, 8, 8), "float
 
 def sources_of(edges):
     """Cases of one database with two channels: 5 bytes a voxel."""
-    cases = [CaseSource(f"a/{n}", 0, n, (edge, 1, 1), 0, (0,), ()) for n, edge in enumerate(edges)]
+    cases = [CaseSource(f"a/{n}", 0, n, (edge, 1, 1), 0, "image:0/0/0/0") for n, edge in enumerate(edges)]
     return Sources("somewhere", [DatabaseSource(LAYOUT, LAYOUT, (0, 1))], cases, [[]], (4, 4, 4), 2)
 
 

@@ -41,8 +41,8 @@ class Array:
         self.folder = folder
         self.layout = ArrayLayout("ms/image", SHAPE, CHUNK, SHARD, dtype, kind)
 
-    def reader(self, checksums="first"):
-        return ShardReader(LocalParts(self.folder), self.layout, checksums)
+    def reader(self, checksums="first", shards=None):
+        return ShardReader(LocalParts(self.folder), self.layout, checksums, shards or {})
 
     def file(self, place="0/0/0/0/0"):
         return self.folder / "ms/image/c" / place
@@ -125,19 +125,21 @@ def test_channels_in_order_are_one_run():
     assert runs_of([(0, 1), (2, 5), (4, 9)], 6) == (Run(0, 1, 3, 2, 4),)
 
 
-def test_what_has_no_file_reads_as_zeros_and_is_told(array):
-    reader, out = array.reader(), np.full((1, 2, 2, 2), 5, np.float16)
+def test_what_no_case_names_has_no_file_and_reads_as_zeros(array):
+    reader, out = array.reader(shards={1: "image:0/0/0/0"}), np.full((1, 2, 2, 2), 5, np.float16)
     assert not array.file("1/1/0/0/0").exists()
-    assert not reader.read(1, [Run(4, 0)], (0, 0, 0), (2, 2, 2), out)
+    reader.read(1, [Run(4, 0)], (0, 0, 0), (2, 2, 2), out)
     assert not out.any()
-    assert reader.missing(1, 4, SHAPE[1:]) == "ms/image/c/1/1/0/0/0"
-    assert reader.read(0, [Run(4, 0)], (0, 0, 0), (2, 2, 2), out)
-    assert reader.missing(0, 4, SHAPE[1:]) == ""
 
 
-def test_one_file_of_several_is_enough(own_array):
+def test_a_file_that_a_case_names_and_that_is_gone_is_an_error(own_array):
     own_array.file("0/0/0/0/0").unlink()
-    assert own_array.reader().missing(0, 0, SHAPE[1:]) == ""
+    reader, out = own_array.reader(shards={0: "image:0/0/0/0,1/0/0/0"}), np.empty((1, 2, 2, 2), np.float16)
+    reader.read(0, [Run(4, 0)], (0, 0, 0), (2, 2, 2), out)
+    np.testing.assert_array_equal(out[0], own_array.voxels[0, 4, :2, :2, :2])
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"^ms/image/c/0/0/0/0/0 is not there, although the store says"):
+            reader.read(0, [Run(0, 0)], (0, 0, 0), (2, 2, 2), out)
 
 
 def places_of(file: Path) -> dict[int, tuple[int, int]]:

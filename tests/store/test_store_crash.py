@@ -37,7 +37,8 @@ def whole_cases(url: str) -> dict[tuple[str, str], dict[str, np.ndarray]]:
 def arrays_of(database: Database, row: int) -> dict[str, np.ndarray]:
     arrays = {}
     for name, array in database.group.arrays():
-        if array.metadata.dimension_names[0] == "case":
+        # Revisions tell in which order the cases came.
+        if array.metadata.dimension_names[0] == "case" and name not in ("revision", "record"):
             arrays[name] = np.asarray(array[row])
         if name in ("modality", "annotation"):
             arrays[name] = np.asarray(array[:])

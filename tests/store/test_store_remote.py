@@ -56,8 +56,9 @@ def rows(url: str) -> dict[tuple[str, str], dict[str, np.ndarray]]:
     held: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for name, database in open_store(url).databases.items():
         names = [*coordinate_names(database.group), "image", "label"]
-        by_case = {array for array, value in open_arrays(database.group, names).items() if is_by_case(value)}
-        for array, values in read_arrays(database.group, names).items():
+        arrays = open_arrays(database.group, names)
+        by_case = {array for array, value in arrays.items() if is_by_case(value)}
+        for array, values in read_arrays(arrays, names).items():
             for case in database.cases:
                 held.setdefault((name, case.name), {})[array] = values[case.row] if array in by_case else values
     return held

@@ -14,15 +14,16 @@ from jaxtyping import Shaped
 from multiseg.labels import IGNORE
 from multiseg.store import schema
 from multiseg.store.catalogue import SPLITS
-from multiseg.store.checks.chunks import decoded_blocks
+from multiseg.store.checks.chunks import Block, decoded_blocks
 from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
 from multiseg.store.checks.layout import Layout
+from multiseg.store.checks.records import verify_record
 from multiseg.store.formats.volumes import axis_codes
 from multiseg.store.hierarchy import is_plain_name
 from multiseg.store.preparation.boxes import box_at
 from multiseg.store.preparation.grids import SAME_SPACING, Grid
 from multiseg.store.preparation.plausible import Region, implausible
-from multiseg.store.writer import digest_of_roles
+from multiseg.store.rows import digest_of_roles
 from multiseg.types import Affine, Index3
 
 ORTHONORMAL = 1e-3
@@ -45,6 +46,7 @@ def verify_case(layout: Layout, row: int, faults: Faults) -> None:
             _check_image(layout, row, extent, held, faults)
         if "label" in layout.arrays and "annotated" in held:
             _check_label(layout, row, extent, held, faults)
+    verify_record(layout, row, held, faults)
 
 
 def verify_row(layout: Layout, row: int, faults: Faults) -> None:
@@ -170,11 +172,10 @@ def _check_intensities(layout: Layout, held: dict[str, Any], faults: Faults) -> 
 
 def _check_image(layout: Layout, row: int, extent: Index3, held: dict[str, Any], faults: Faults) -> None:
     available = held["available"]
-    volume, missing = _volume(layout, "image", row, extent, faults)
+    volume = _volume(layout, "image", row, extent, faults)
     if volume is None:
         return
-    file = missing[0] if missing else f"{layout.name}/image/c/{row}"
-    code = "MISSING_SHARD" if missing else ""
+    file = f"{layout.name}/image/c/{row}"
     is_scored = layout.recipe is not None and layout.recipe.normalise in ("zscore", "histogram")
     for name, there, image in zip(layout.modalities, available, volume, strict=False):
         num_bad = int(np.count_nonzero(~np.isfinite(image)))
@@ -184,10 +185,10 @@ def _check_image(layout: Layout, row: int, extent: Index3, held: dict[str, Any],
             said = f"the case is said to have no {name}, but there are {np.count_nonzero(image)} voxels of it"
             faults.error("NOT_AVAILABLE", file, f"{said}. {RESTORE}")
         elif there and not image.any():
-            faults.error(code or "EMPTY_IMAGE", file, f"{name} is 0 everywhere. {RESTORE}")
+            faults.error("EMPTY_IMAGE", file, f"{name} is 0 everywhere. {RESTORE}")
         elif there and is_scored and (off := _off_centre(image)) > OFF_CENTRE:
             said = f"the normalised voxels of {name} do not balance around 0 ({off:.1%} of their size is left)"
-            faults.error(code or "NOT_NORMALISED", file, f"{said}: part of it was lost or changed. {RESTORE}")
+            faults.error("NOT_NORMALISED", file, f"{said}: part of it was lost or changed. {RESTORE}")
     if not faults.found:
         _doubt_brains(layout, volume, held, faults)
 
@@ -220,19 +221,18 @@ def _off_centre(image: Shaped[np.ndarray, "i j k"]) -> float:
 
 def _volume(
     layout: Layout, name: str, row: int, extent: Index3, faults: Faults
-) -> tuple[Shaped[np.ndarray, "channel i j k"] | None, list[str]]:
-    """All channels of a case, None where any of it is damaged, and the files that are not there.
+) -> Shaped[np.ndarray, "channel i j k"] | None:
+    """All channels of a case, or None where any of it is damaged or not there.
 
     What lies outside the case's extent, where readers expect nothing, is noted.
     """
     array = layout.arrays[name]
     volume = np.zeros((array.shape[1], *extent), dtype=array.dtype)
-    missing, num_outside, before = [], 0, len(faults.found)
+    num_outside, before = 0, len(faults.found)
     for block in decoded_blocks(array, faults, row):
         inside = tuple(slice(p.start, min(p.stop, n)) for p, n in zip(block.region[2:], extent, strict=True))
         is_wanted = all(part.stop > part.start for part in inside)
-        if block.is_missing and is_wanted:
-            missing.append(block.key)
+        _check_named(layout, row, name, block, faults)
         if block.values is None:
             continue
         values = block.values[0]
@@ -244,16 +244,27 @@ def _volume(
     if num_outside:
         said = f"{name} holds {num_outside} voxels outside the extent {'x'.join(map(str, extent))}"
         faults.error("OUTSIDE_EXTENT", f"{layout.name}/{name}/c/{row}", f"{said}. {RESTORE}")
-    is_damaged = any(finding.code == "DAMAGED_CHUNK" for finding in faults.found[before:])
-    return (None if is_damaged else volume), missing
+    is_damaged = any(finding.code in ("DAMAGED_CHUNK", "MISSING_FILE") for finding in faults.found[before:])
+    return None if is_damaged else volume
+
+
+def _check_named(layout: Layout, row: int, name: str, block: Block, faults: Faults) -> None:
+    """Whether a file of a case is there if, and only if, the case names it."""
+    if row not in layout.expected.shards:
+        return
+    is_named = layout.expected.has(name, block.index)
+    if is_named and block.is_missing:
+        faults.error("MISSING_FILE", block.key, f"the file is not there. {RESTORE}")
+    elif block.values is not None and not is_named:
+        faults.error("UNNAMED_FILE", block.key, f"the file is there, but the case names none in its place. {RESTORE}")
 
 
 def _check_label(layout: Layout, row: int, extent: Index3, held: dict[str, Any], faults: Faults) -> None:
-    volume, missing = _volume(layout, "label", row, extent, faults)
+    volume = _volume(layout, "label", row, extent, faults)
     points = _points(layout, row, faults)
     if volume is None:
         return
-    file = missing[0] if missing else f"{layout.name}/label/c/{row}"
+    file = f"{layout.name}/label/c/{row}"
     for at, (name, there, codes) in enumerate(zip(layout.annotations, held["annotated"], volume, strict=False)):
         if name not in layout.schemas:
             continue
@@ -268,9 +279,8 @@ def _check_label(layout: Layout, row: int, extent: Index3, held: dict[str, Any],
             faults.error("LABEL_CODES", file, f"{said}. {RESTORE}")
         noted = held.get("foreground_count")
         if noted is not None and at < len(noted):
-            place = ("MISSING_SHARD", file) if missing else ("WRONG_COUNT", _file(layout, "foreground_count"))
             for said in _miscounted(layout, name, noted[at], found):
-                faults.error(*place, f"{said}. {RESTORE}")
+                faults.error("WRONG_COUNT", _file(layout, "foreground_count"), f"{said}. {RESTORE}")
         if points is not None and at < len(points):
             for said in _misplaced(layout, name, points[at], codes, found):
                 faults.error("WRONG_POINTS", f"{layout.name}/foreground/c/{row}", f"{said}. {RESTORE}")
@@ -282,8 +292,8 @@ def _points(layout: Layout, row: int, faults: Faults) -> Any:
     if array is None or row >= array.shape[0]:
         return None
     before = len(faults.found)
-    for _block in decoded_blocks(array, faults, row):
-        pass
+    for block in decoded_blocks(array, faults, row):
+        _check_named(layout, row, "foreground", block, faults)
     return np.asarray(array[row]) if len(faults.found) == before else None
 
 

@@ -24,6 +24,7 @@ class Block:
     """What one file of an array holds. `values` are None where the file is not there or cannot be decoded."""
 
     key: str
+    index: tuple[int, ...]
     region: Region
     values: Shaped[np.ndarray, "*axes"] | None
     is_missing: bool
@@ -40,25 +41,25 @@ def decoded_blocks(array: zarr.Array, faults: Faults, row: int | None = None) ->
         if row is not None:
             region = (slice(row, row + 1), *region[1:])
         key = f"{array.path}/{array.metadata.encode_chunk_key(index)}"
-        yield _decoded(array, key, region, faults)
+        yield _decoded(array, key, index, region, faults)
 
 
 def _cut(region: Region, array: zarr.Array) -> Region:
     return tuple(slice(part.start, min(part.stop, n)) for part, n in zip(region, array.shape, strict=True))
 
 
-def _decoded(array: zarr.Array, key: str, region: Region, faults: Faults) -> Block:
+def _decoded(array: zarr.Array, key: str, index: tuple[int, ...], region: Region, faults: Faults) -> Block:
     try:
         first = sync(array.store_path.store.get(key, default_buffer_prototype(), RangeByteRequest(0, 1)))
         if first is None:
-            return Block(key, region, None, is_missing=True)
+            return Block(key, index, region, None, is_missing=True)
         if len(first) == 0:  # zarr takes an empty file for one that is not there
             faults.error("DAMAGED_CHUNK", key, f"the file is empty. {RESTORE}")
-            return Block(key, region, None, is_missing=False)
-        return Block(key, region, np.asarray(array[region]), is_missing=False)
+            return Block(key, index, region, None, is_missing=False)
+        return Block(key, index, region, np.asarray(array[region]), is_missing=False)
     except UNREADABLE as error:
         faults.error("DAMAGED_CHUNK", key, f"{_which(array, region)} cannot be decoded: {one_line(error)}. {RESTORE}")
-        return Block(key, region, None, is_missing=False)
+        return Block(key, index, region, None, is_missing=False)
 
 
 def _which(array: zarr.Array, region: Region) -> str:

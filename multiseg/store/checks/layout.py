@@ -14,15 +14,17 @@ from zarr.core.sync import sync
 
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
-from multiseg.store.checks.chunks import decoded_blocks
+from multiseg.store.checks.chunks import Block, decoded_blocks
 from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
+from multiseg.store.columns import lengths_of
+from multiseg.store.guard import Expected
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.preparation.space import MAX_VOXELS
 
 FIXED = {"axis": 3, "row": 4, "column": 4, "header_byte": schema.HEADER_BYTES, "point": schema.FOREGROUND_POINTS}
 MOST = {"case": schema.STATUS_ROWS, "modality": 4096, "annotation": 4096, "structure": 254}
 """Longer axes are none of ours: their lengths are damaged, and would fill the memory."""
-BIG = ("image", "label", "foreground")
+BIG = (*schema.BY_CASE, "record")
 """The arrays that are read a case at a time."""
 
 
@@ -35,6 +37,7 @@ class Layout:
     columns: Mapping[str, Any]
     schemas: Mapping[str, LabelSchema]
     recipe: Recipe | None
+    expected: Expected
 
     @property
     def status(self) -> Any:
@@ -72,8 +75,15 @@ def read_layout(group: zarr.Group, name: str, grid_mm: Sequence[float] | None, f
         if array is not None:
             arrays[array_name] = array
     _unknown(group, {*schema.COORDINATES, *own, "image", "label"}, faults)
-    columns = {key: values for key, array in arrays.items() if (values := _column(key, array, faults)) is not None}
-    layout = Layout(name, arrays, columns, schemas, recipe)
+    columns: dict[str, Any] = {}
+    absent: list[tuple[str, Block]] = []
+    for key, array in arrays.items():
+        if key not in BIG and (values := _column(key, array, faults, absent)) is not None:
+            columns[key] = values
+    layout = Layout(name, arrays, columns, schemas, recipe, _needed_files(group, arrays, columns))
+    for key, block in absent:
+        if layout.expected.has(key, block.index):
+            faults.error("MISSING_FILE", block.key, f"the file is not there. {RESTORE}")
     _lengths(layout, faults)
     _names(layout, faults)
     return layout
@@ -195,12 +205,20 @@ def listed(group: zarr.Group) -> list[str]:
     return sorted(name.rstrip("/") for name in sync(names()) if name.rstrip("/") not in ("zarr.json", ""))
 
 
-def _column(name: str, array: zarr.Array, faults: Faults) -> Any:
-    """A coordinate's values, or None when they cannot be read; the big arrays are read case by case."""
-    if name in BIG:
-        return None
+def _needed_files(group: zarr.Group, arrays: Mapping[str, zarr.Array], columns: Mapping[str, Any]) -> Expected:
+    """What has to be there, by the states of the rows and the names of their files."""
+    in_use = np.asarray(columns.get("status", np.zeros(0, dtype=np.uint8))) != schema.PENDING
+    chunks = {name: (tuple(array.metadata.dimension_names), array.chunks) for name, array in arrays.items()}
+    texts = columns.get("shards", ())
+    named = {int(row): str(texts[row]) for row in np.flatnonzero(in_use) if row < len(texts)}
+    return Expected(in_use, lengths_of(group), chunks, named)
+
+
+def _column(name: str, array: zarr.Array, faults: Faults, absent: list[tuple[str, Block]]) -> Any:
+    """A coordinate's values, or None when they cannot be read; its chunks that are not there are noted in `absent`."""
     before = len(faults.found)
     blocks = list(decoded_blocks(array, faults))
+    absent += [(name, block) for block in blocks if block.is_missing]
     if len(faults.found) > before:
         return None
     return blocks[0].values if len(blocks) == 1 and not blocks[0].is_missing else array[:]

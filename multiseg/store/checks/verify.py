@@ -14,6 +14,7 @@ from multiseg.store import schema
 from multiseg.store.checks.case import verify_case, verify_row
 from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
 from multiseg.store.checks.layout import Layout, listed, read_layout
+from multiseg.store.checks.records import verify_copy
 from multiseg.store.findings import Finding
 from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, is_remote, local_path, open_root, zarr_store
 
@@ -118,7 +119,9 @@ def _layout(url: str, name: str, is_named: bool, grid_mm: Sequence[float] | None
         if not is_named:
             said = "the root does not name the database, so nobody sees its cases. Ingest them again"
             noted.warning("NOT_NAMED", f"{name}/zarr.json", f"{said}, or take the folder away.")
-        return read_layout(group, name, grid_mm, noted)
+        layout = read_layout(group, name, grid_mm, noted)
+        verify_copy(layout, group, noted)
+        return layout
     except UNREADABLE as error:
         if is_named:
             said = f"the database cannot be opened: {one_line(error)}"

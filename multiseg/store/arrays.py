@@ -1,0 +1,198 @@
+"""A database's arrays open for writing: made, grown, and every chunk that a case has a part in written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.core.buffer import default_buffer_prototype
+
+from multiseg.errors import StoreError
+from multiseg.store import schema
+from multiseg.store.columns import REQUESTS_AT_ONCE, lengths_of, participant_columns
+from multiseg.store.encoding import ArrayPlan
+
+COPY = "copy"
+"""The attribute of `record` that holds a database's attributes, and its arrays' metadata but their shapes, again."""
+FIXED_AXES = {"axis": 3, "row": 4, "column": 4, "header_byte": schema.HEADER_BYTES, "point": schema.FOREGROUND_POINTS}
+WRITE_ALL: Any = {"write_empty_chunks": True}
+
+
+class DatabaseArrays:
+    """The arrays of a database by name. What is written through them leaves no chunk out, not even of fill values."""
+
+    def __init__(self, group: zarr.Group) -> None:
+        self.group = group
+        self._opened: dict[str, zarr.Array] = {}
+
+    def __getitem__(self, name: str) -> zarr.Array:
+        if name not in self._opened:  # over a network, opening takes as long as writing
+            self._opened[name] = self.group[name].with_config(WRITE_ALL)
+        return self._opened[name]
+
+    @property
+    def columns(self) -> list[str]:
+        """The participants' columns."""
+        return participant_columns(self.group)
+
+    @property
+    def coordinates(self) -> list[str]:
+        """All arrays but "image" and "label"."""
+        return [*schema.COORDINATES, *self.columns]
+
+    @property
+    def num_rows(self) -> int:
+        return int(self["status"].shape[0])
+
+    def names(self, axis: str) -> list[str]:
+        """The names along the axis modality or annotation."""
+        return [str(name) for name in self[axis][:] if name]
+
+    def write_row(self, row: int, values: Mapping[str, Any]) -> None:
+        """A row of several arrays, all at once: each has files of its own. Where an array is longer, the rest stays."""
+
+        def write(name: str) -> None:
+            self[name][(row, *map(slice, np.shape(values[name])))] = values[name]
+
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            list(pool.map(write, values))
+
+    def require(self, plan: ArrayPlan) -> None:
+        """Make every array that is not there yet; a writer that died half-way is taken up here."""
+        for name, variable in schema.COORDINATES.items():
+            if name in self.group:
+                continue
+            # A database has one row at least, so that its status has a chunk from the beginning.
+            shape = [1 if name == "status" else FIXED_AXES.get(axis, 0) for axis in variable.axes]
+            self._create(name, variable, shape, chunk_of(name, variable, plan.structure_chunk))
+        for name in ("image", "label"):
+            if name not in self.group:
+                plan.create(self.group, name, (0, 0, 1, 1, 1))
+        # Stores made before xarray was told to decode the image get the attributes with the next ingest.
+        if self["image"].attrs.asdict() != schema.IMAGE_ATTRIBUTES:
+            self["image"].attrs.update(schema.IMAGE_ATTRIBUTES)
+
+    def _create(
+        self, name: str, variable: schema.Variable, shape: Sequence[int], chunks: Sequence[int], overwrite: bool = False
+    ) -> None:
+        made = self.group.create_array(
+            name, shape=tuple(shape), chunks=tuple(chunks), dtype=variable.dtype, fill_value=variable.fill,
+            dimension_names=variable.axes, attributes={"long_name": variable.meaning}, overwrite=overwrite,
+            compressors=schema.COORDINATE_CODECS,
+        )  # fmt: skip
+        self._opened[name] = made.with_config(WRITE_ALL)
+
+    def grow_names(self, axis: str, names: Sequence[str]) -> None:
+        """Append names to an axis; those that are there keep their places, as the plan has them."""
+        held = self.names(axis)
+        if len(held) < len(names):
+            self[axis].resize((len(names),))
+            self[axis][len(held) :] = np.array(names[len(held) :], dtype=object)
+
+    def fit(self, plan: ArrayPlan, extent: Sequence[int] = (1, 1, 1), num_rows: int = 0) -> None:
+        """Grow every array to the present rows, names, structures and the given extent."""
+        size = {
+            "case": max(num_rows, self.num_rows),
+            "modality": len(plan.modalities),
+            "annotation": len(plan.annotations),
+            "structure": plan.num_structures,
+        }
+        for axis, voxels, n in zip("ijk", self["image"].shape[2:], extent, strict=True):
+            size[axis] = max(voxels, n)
+        for name in [*self.coordinates, "image", "label"]:
+            array = self[name]
+            shape = tuple(
+                size.get(axis, n) for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True)
+            )
+            if shape != array.shape:
+                array.resize(shape)
+        self._finish_growing(plan, size)
+
+    def _finish_growing(self, plan: ArrayPlan, size: Mapping[str, int]) -> None:
+        """Write the new chunks of rows that are there, and only then say how long the axes are."""
+        told: dict[str, Any] = {
+            schema.NAMED_AXES["modality"]: list(plan.modalities),
+            schema.NAMED_AXES["annotation"]: list(plan.annotations),
+            schema.NUM_STRUCTURES: plan.num_structures,
+            "coordinates": " ".join(name for name in self.coordinates if name not in size),
+        }
+        held = self.group.attrs.asdict()
+        if held | told == held:
+            return
+        for name in self.coordinates:
+            self._write_new_chunks(name, lengths_of(self.group), size)
+        self.group.attrs.update(told)
+
+    def _write_new_chunks(self, name: str, before: Mapping[str, int], size: Mapping[str, int]) -> None:
+        array = self[name]
+        axes = array.metadata.dimension_names
+        if axes[0] != "case" or name in schema.BY_CASE:
+            return
+        for at, (axis, chunk) in enumerate(zip(axes, array.chunks, strict=True)):
+            if axis in before and (first := ceil(before[axis] / chunk) * chunk) < size[axis]:
+                region = [slice(None)] * len(axes)
+                region[at] = slice(first, None)
+                array[tuple(region)] = array.fill_value
+
+    def require_column(self, column: str, value: str | float) -> str | float:
+        """A value as its participants' column has it, which is made with its first value: a number among texts is text.
+
+        Raises:
+            StoreError: it is a text, and the column holds numbers.
+        """
+        dtype = "string" if isinstance(value, str) else "float64"
+        if column not in self.columns:
+            variable = schema.Variable(
+                ("case",), dtype, "" if dtype == "string" else float("nan"), "participants' column"
+            )
+            # What is there but not named, a writer left that died.
+            self._create(column, variable, [self.num_rows], [schema.ROWS], overwrite=True)
+            self[column][:] = variable.fill
+            names = sorted([*self.columns, column])
+            told = " ".join([*str(self.group.attrs["coordinates"]).split(), column])
+            self.group.attrs.update({schema.PARTICIPANT_COLUMNS: names, "coordinates": told})
+            self.keep_copy()
+        if self[column].dtype.kind != "f":
+            return value if isinstance(value, str) else f"{value:g}"
+        if isinstance(value, str):
+            raise StoreError(
+                f"the participants' column {column!r} holds numbers in the store, but now {value!r}. Write a number, "
+                "or nothing where none is known."
+            )
+        return value
+
+    def keep_copy(self) -> None:
+        """Hold the database's attributes and its arrays' layout a second time, in the attributes of `record`.
+
+        To be called after every change of an attribute or of an array's metadata other than its shape.
+        """
+        names = [name for name in [*self.coordinates, "image", "label"] if name != "record"]
+        told = {
+            "attributes": self.group.attrs.asdict(),
+            "arrays": {name: layout_of(self[name]) for name in names},
+        }
+        if self["record"].attrs.get(COPY) != told:
+            self["record"].attrs[COPY] = told
+
+
+def layout_of(array: zarr.Array) -> dict[str, Any]:
+    """What an array's zarr.json says, but its shape, which grows with the cases."""
+    text = array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()
+    held: dict[str, Any] = json.loads(text)
+    return {key: value for key, value in held.items() if key != "shape"}
+
+
+def chunk_of(name: str, variable: schema.Variable, structure_chunk: int) -> list[int]:
+    """The chunk of a coordinate that is made now."""
+    room = {
+        "modality": 64,
+        "annotation": 1,
+        "structure": structure_chunk,
+        "case": schema.ROWS_OF.get(name, schema.ROWS),
+    }
+    return [(FIXED_AXES | room)[axis] for axis in variable.axes]

@@ -1,0 +1,120 @@
+"""Whether the record of a case, its coordinates and its files say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from multiseg.errors import StoreError
+from multiseg.store import schema
+from multiseg.store.arrays import COPY
+from multiseg.store.checks.chunks import decoded_blocks
+from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
+from multiseg.store.checks.layout import Layout
+from multiseg.store.records import DESCRIPTION, Record, coordinates_of, parse_record
+from multiseg.store.rows import mark_of
+
+REPAIR = "One of them is damaged or of another time. Copy the store again, or repair it: multiseg repair STORE."
+
+
+def verify_record(layout: Layout, row: int, held: Mapping[str, Any], faults: Faults) -> None:
+    """Compare a committed row's coordinates and files with its record."""
+    record = _record(layout, row, faults)
+    if record is None:
+        return
+    changes = [*DESCRIPTION, "revision", *_columns(layout)] if held.get("revision", 0) < 0 else []
+    if changes:
+        said = "a writer died while it wrote what is known of the case beside its scans. The next ingest completes it"
+        faults.note("WRITER_DIED", f"{layout.name}/revision", f"{said}.")
+    _compare(layout, row, record, {name: value for name, value in held.items() if name not in changes}, faults)
+    for key, mark in record.shards.items():
+        array, _, place = key.partition("/")
+        _check_file(layout, f"{layout.name}/{array}/c/{row}/{place}", mark, faults)
+
+
+def _record(layout: Layout, row: int, faults: Faults) -> Record | None:
+    array = layout.arrays.get("record")
+    if array is None or row >= array.shape[0]:
+        return None
+    before = len(faults.found)
+    (block,) = decoded_blocks(array, faults, row)
+    if block.is_missing:
+        faults.error("MISSING_FILE", block.key, f"the record of the case is not there. {RESTORE}")
+    if block.values is None or len(faults.found) > before:
+        return None
+    try:
+        return parse_record(str(block.values[0]), block.key)
+    except StoreError as error:
+        faults.error("BAD_RECORD", block.key, f"{one_line(error)}. {RESTORE}")
+        return None
+
+
+def _columns(layout: Layout) -> dict[str, Any]:
+    """The participants' columns, with what stands where a case has no value."""
+    return {name: array.fill_value for name, array in layout.arrays.items() if name not in schema.RESERVED}
+
+
+def _compare(layout: Layout, row: int, record: Record, held: Mapping[str, Any], faults: Faults) -> None:
+    lengths = layout.expected.lengths
+    modalities = layout.modalities[: lengths["modality"]]
+    annotations = layout.annotations[: lengths["annotation"]]
+    try:
+        told = coordinates_of(record, modalities, annotations, _columns(layout), lengths["structure"])
+    except (StoreError, *UNREADABLE) as error:
+        faults.error("BAD_RECORD", f"{layout.name}/record/c/{row}", f"{one_line(error)}. {RESTORE}")
+        return
+    for name in sorted(told.keys() & held.keys()):
+        own, other = np.asarray(held[name]), np.asarray(told[name])
+        if not _equal(own[tuple(map(slice, other.shape))] if own.shape else own, other):
+            said = f"{name} of the case is {_short(own)}, but by its record {_short(other)}"
+            faults.error("NOT_AS_RECORDED", _file(layout, name, row), f"{said}. {REPAIR}")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if one.shape != other.shape:
+        return False
+    both_nan = (one != one) & (other != other)
+    return bool(np.all((one == other) | both_nan))
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value.tolist()).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _file(layout: Layout, name: str, row: int) -> str:
+    array = layout.arrays[name]
+    return f"{layout.name}/{name}/c/{'/'.join(['0'] * array.ndim)}".replace("/c/0", f"/c/{row // array.chunks[0]}", 1)
+
+
+def _check_file(layout: Layout, key: str, mark: Any, faults: Faults) -> None:
+    """Whether a file is the one of the record; what cannot be decoded was noted before."""
+    array = next(iter(layout.arrays.values()))
+    data = sync(array.store_path.store.get(key, default_buffer_prototype()))
+    noted = {finding.file for finding in faults.found}
+    if data is None:
+        if key not in noted:
+            faults.error("MISSING_FILE", key, f"the file is not there. {RESTORE}")
+    elif mark_of(data.to_bytes()) != mark and key not in noted:
+        said = f"the file has {len(data)} bytes and is another than the one of {mark.num_bytes} bytes in the record"
+        faults.error("NOT_AS_RECORDED", key, f"{said}. {RESTORE}")
+
+
+def verify_copy(layout: Layout, group: zarr.Group, faults: Faults) -> None:
+    """Whether the attributes of a database are those that `record` holds a second time."""
+    copy = layout.arrays["record"].attrs.get(COPY) if "record" in layout.arrays else None
+    told = copy.get("attributes") if isinstance(copy, dict) else None
+    held = group.attrs.asdict()
+    if not isinstance(told, dict):
+        said = "the second copy of the database's attributes is not there"
+        faults.error("BAD_ATTRIBUTES", f"{layout.name}/record/zarr.json", f"{said}. Repair it: multiseg repair STORE.")
+        return
+    differ = sorted(key for key in told.keys() | held.keys() if told.get(key) != held.get(key))
+    if differ:
+        said = f"the database's attributes differ from their second copy in {', '.join(differ)}"
+        faults.warning("COPIES_DIFFER", f"{layout.name}/zarr.json", f"{said}. {REPAIR}")
