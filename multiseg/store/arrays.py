@@ -64,18 +64,29 @@ class DatabaseArrays:
 
     def require(self, plan: ArrayPlan) -> None:
         """Make every array that is not there yet; a writer that died half-way is taken up here."""
-        for name, variable in schema.COORDINATES.items():
-            if name in self.group:
-                continue
-            # A database has one row at least, so that its status has a chunk from the beginning.
-            shape = [1 if name == "status" else FIXED_AXES.get(axis, 0) for axis in variable.axes]
-            self._create(name, variable, shape, chunk_of(name, variable, plan.structure_chunk))
+        self.require_coordinates(plan.structure_chunk)
         for name in ("image", "label"):
             if name not in self.group:
                 plan.create(self.group, name, (0, 0, 1, 1, 1))
         # Stores made before xarray was told to decode the image get the attributes with the next ingest.
         if self["image"].attrs.asdict() != schema.IMAGE_ATTRIBUTES:
             self["image"].attrs.update(schema.IMAGE_ATTRIBUTES)
+
+    def require_coordinates(self, structure_chunk: int = 1) -> None:
+        """Make every coordinate that is not there yet."""
+        for name, variable in schema.COORDINATES.items():
+            if name in self.group:
+                continue
+            # A database has one row at least, so that its status has a chunk from the beginning.
+            shape = [1 if name == "status" else FIXED_AXES.get(axis, 0) for axis in variable.axes]
+            self._create(name, variable, shape, chunk_of(name, variable, structure_chunk))
+
+    def set_rows(self, num_rows: int) -> None:
+        """Give every array this many rows."""
+        for name in [*self.coordinates, "image", "label"]:
+            array = self[name]
+            if array.metadata.dimension_names[0] == "case" and array.shape[0] != num_rows:
+                array.resize((num_rows, *array.shape[1:]))
 
     def _create(
         self, name: str, variable: schema.Variable, shape: Sequence[int], chunks: Sequence[int], overwrite: bool = False

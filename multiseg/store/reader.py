@@ -25,6 +25,7 @@ from multiseg.store.hierarchy import ROOT_KEY, is_remote, local_path, not_readab
 from multiseg.store.parts import LocalParts, Parts
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.recipe import Recipe
+from multiseg.store.records import whole_header
 from multiseg.types import Index3
 
 
@@ -183,10 +184,8 @@ class Database:
     def native(self, case: Case) -> tuple[Grid, bytes]:
         """The reference image's own grid and raw NIfTI header, for the way home."""
         i, j, k = (int(n) for n in self.group["native_shape"][case.row])
-        header = bytes(self.group["native_header"][case.row])
-        size = int.from_bytes(header[:4], "little")
-        size = size if size in (348, 540) else int.from_bytes(header[:4], "big")
-        return Grid(self.group["native_affine"][case.row], (i, j, k)), header[:size]
+        header = whole_header(bytes(self.group["native_header"][case.row]))
+        return Grid(self.group["native_affine"][case.row], (i, j, k)), header
 
 
 def _window(array: zarr.Array, row: int, num: int, corner: Index3, size: Index3) -> Shaped[np.ndarray, "channel i j k"]:

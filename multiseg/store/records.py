@@ -140,6 +140,43 @@ def coordinates_of(
     }
 
 
+def record_of_row(
+    held: Mapping[str, Any],
+    modalities: Sequence[str],
+    annotations: Sequence[str],
+    columns: Sequence[str],
+    shards: Mapping[str, FileMark],
+) -> Record:
+    """The record of a row from its coordinates: the inverse of `coordinates_of`."""
+    counts = zip(annotations, held["annotated"], held["foreground_count"], strict=False)
+    own = {name: held[name] for name in columns if held[name] == held[name] and held[name] != ""}
+    return Record(
+        **{name: str(held[name]) for name in _TEXTS},
+        revision=int(held["revision"]),
+        split_given=bool(held["split_given"]),
+        extent=_index(held["extent"]),
+        affine=_rows(held["affine"]),
+        native_shape=_index(held["native_shape"]),
+        native_affine=_rows(held["native_affine"]),
+        native_header=whole_header(bytes(held["native_header"])),
+        sequences={
+            name: Scan(float(held["intensity_mean"][at]), float(held["intensity_std"][at]), str(held["content"][at]))
+            for at, name in enumerate(modalities)
+            if at < len(held["available"]) and held["available"][at]
+        },
+        annotations={name: tuple(int(n) for n in found) for name, there, found in counts if there},
+        participant={n: float(value) if isinstance(value, np.floating) else str(value) for n, value in own.items()},
+        shards=shards,
+    )
+
+
+def whole_header(padded: bytes) -> bytes:
+    """A NIfTI header without what fills its row up."""
+    size = int.from_bytes(padded[:4], "little")
+    size = size if size in (348, 540) else int.from_bytes(padded[:4], "big")
+    return padded[:size]
+
+
 def _place(name: str, names: Sequence[str], record: Record) -> int:
     if name not in names:
         raise StoreError(f"the record of case {record.case!r} names {name!r}, but the database has {list(names)}.")

@@ -195,8 +195,5 @@ class DatabaseWriter:
             self.arrays["case"][:] = names
         used = max(1, int(np.flatnonzero(status != schema.PENDING).max(initial=-1)) + 1)
         if used < len(status):
-            for name in [*self.arrays.coordinates, "image", "label"]:
-                array = self.arrays[name]
-                if array.metadata.dimension_names[0] == "case":
-                    array.resize((used, *array.shape[1:]))
+            self.arrays.set_rows(used)
         sync_names(self.group)

@@ -229,10 +229,13 @@ def _volume(
     array = layout.arrays[name]
     volume = np.zeros((array.shape[1], *extent), dtype=array.dtype)
     num_outside, before = 0, len(faults.found)
+    absent: list[tuple[str, tuple[slice, ...]]] = []
     for block in decoded_blocks(array, faults, row):
         inside = tuple(slice(p.start, min(p.stop, n)) for p, n in zip(block.region[2:], extent, strict=True))
         is_wanted = all(part.stop > part.start for part in inside)
         _check_named(layout, row, name, block, faults)
+        if block.is_missing and is_wanted and row not in layout.expected.shards:
+            absent.append((block.key, inside))
         if block.values is None:
             continue
         values = block.values[0]
@@ -244,8 +247,22 @@ def _volume(
     if num_outside:
         said = f"{name} holds {num_outside} voxels outside the extent {'x'.join(map(str, extent))}"
         faults.error("OUTSIDE_EXTENT", f"{layout.name}/{name}/c/{row}", f"{said}. {RESTORE}")
+    for key, region in absent if name == "image" else ():
+        if _goes_on(volume, region):
+            said = "the file is not there, but the brain goes on where its voxels begin"
+            faults.error("MISSING_FILE", key, f"{said}. {RESTORE}")
     is_damaged = any(finding.code in ("DAMAGED_CHUNK", "MISSING_FILE") for finding in faults.found[before:])
     return None if is_damaged else volume
+
+
+def _goes_on(volume: Shaped[np.ndarray, "channel i j k"], region: tuple[slice, ...]) -> bool:
+    """Whether voxels that are not 0 lie at the faces of an empty box."""
+    for axis, part in enumerate(region):
+        for at in (part.start - 1, part.stop):
+            beside = [*region[:axis], slice(at, at + 1), *region[axis + 1 :]]
+            if 0 <= at < volume.shape[axis + 1] and volume[:, *beside].any():
+                return True
+    return False
 
 
 def _check_named(layout: Layout, row: int, name: str, block: Block, faults: Faults) -> None:

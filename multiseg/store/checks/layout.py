@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,8 @@ class Layout:
     schemas: Mapping[str, LabelSchema]
     recipe: Recipe | None
     expected: Expected
+    absent: Sequence[tuple[str, Block]]
+    """The chunks of coordinates that are not there, by their array's name."""
 
     @property
     def status(self) -> Any:
@@ -59,8 +61,18 @@ class Layout:
         return str(names[row]) if names is not None and row < len(names) else f"row {row}"
 
 
-def read_layout(group: zarr.Group, name: str, grid_mm: Sequence[float] | None, faults: Faults) -> Layout:
-    """Check a database's attributes and arrays, and read its coordinates."""
+def read_layout(
+    group: zarr.Group,
+    name: str,
+    grid_mm: Sequence[float] | None,
+    faults: Faults,
+    coordinates: Collection[str] = tuple(schema.COORDINATES),
+) -> Layout:
+    """Check a database's attributes and arrays, and read its coordinates.
+
+    Args:
+        coordinates: what there is of them; an older format had fewer.
+    """
     attributes = group.attrs.asdict()
     schemas, recipe = _attributes(attributes, name, grid_mm, faults)
     own = attributes.get(schema.PARTICIPANT_COLUMNS, [])
@@ -70,7 +82,7 @@ def read_layout(group: zarr.Group, name: str, grid_mm: Sequence[float] | None, f
         )
         own = []
     arrays: dict[str, zarr.Array] = {}
-    for array_name in [*schema.COORDINATES, *own, "image", "label"]:
+    for array_name in [*coordinates, *own, "image", "label"]:
         array = _array(group, array_name, faults)
         if array is not None:
             arrays[array_name] = array
@@ -80,9 +92,9 @@ def read_layout(group: zarr.Group, name: str, grid_mm: Sequence[float] | None, f
     for key, array in arrays.items():
         if key not in BIG and (values := _column(key, array, faults, absent)) is not None:
             columns[key] = values
-    layout = Layout(name, arrays, columns, schemas, recipe, _needed_files(group, arrays, columns))
+    layout = Layout(name, arrays, columns, schemas, recipe, _needed_files(group, arrays, columns), absent)
     for key, block in absent:
-        if layout.expected.has(key, block.index):
+        if "record" in coordinates and layout.expected.has(key, block.index):
             faults.error("MISSING_FILE", block.key, f"the file is not there. {RESTORE}")
     _lengths(layout, faults)
     _names(layout, faults)

@@ -48,9 +48,16 @@ def verify_store(url: str, on_case: OnCase = lambda done, total, case: None, wor
         layout = _layout(url, name, name in names or root is None, grid_mm, faults)
         if layout is not None:
             layouts.append(layout)
-            _check_rows(layout, faults)
-    _check_scans(layouts, faults)
     _check_left_over(url, faults)
+    return faults.found + verify_rows(layouts, on_case, workers)
+
+
+def verify_rows(layouts: Sequence[Layout], on_case: OnCase, workers: int) -> list[Finding]:
+    """What is wrong with the rows of databases, each alone and all together."""
+    faults = Faults()
+    for layout in layouts:
+        _check_rows(layout, faults)
+    _check_scans(layouts, faults)
     tasks = [(layout, row) for layout in layouts for row in range(len(layout.status))]
     with ThreadPoolExecutor(workers) as pool:
         for done, ((layout, row), found) in enumerate(zip(tasks, pool.map(_checked, tasks), strict=True), start=1):
