@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from multiseg.cli.upgrade import upgrade_command
 from multiseg.cli.use import evaluate_command, predict_command
 from multiseg.cli.view import view_command
 from multiseg.errors import MultisegError, UnconfirmedError
+from multiseg.faults import NOT_SUPPORTED, OUT_OF_RESOURCE, raise_descriptor_limit, remedy
 
 EXIT_CODES = """
 Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 invalid data, 4 nothing to do or partly done,
@@ -34,7 +34,6 @@ Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 invalid data, 4 nothing to do or
 
 A_BUG = "This is a bug in multiseg. Please report it with the lines above."
 INTERRUPTED = "Interrupted. What was finished is safe; the same command goes on from there."
-OUT_OF_RESOURCE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
 
 app = typer.Typer(
     name="multiseg",
@@ -97,8 +96,8 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         code, said = 0, ""  # whoever read our output has seen enough
     except OSError as error:
-        code, said = 5, f"{error}. Check the permissions of the place and the room on its disk."
-        if error.errno not in OUT_OF_RESOURCE:
+        code, said = 5, f"{error}. {remedy(error, '')}"
+        if error.errno not in OUT_OF_RESOURCE and not (error.filename and error.errno in NOT_SUPPORTED):
             traceback.print_exc()
             code, said = 1, A_BUG
     except MemoryError:
@@ -131,6 +130,7 @@ def _say(text: str) -> None:
 def main() -> None:
     """Entry point of the `multiseg` command."""
     _leave_out_current_folder()
+    raise_descriptor_limit()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from multiseg.errors import ResourceError
+from multiseg.faults import NOT_PERMITTED, NOT_SUPPORTED, remedy
 
 
 class SharedMemory:
@@ -27,20 +28,21 @@ class SharedMemory:
     def __init__(self, num_bytes: int, reserve: bool = True) -> None:
         """`reserve`: have the memory now, rather than page by page when it is written to."""
         self.num_bytes = max(1, num_bytes)
-        self._file = _anonymous_file()
+        self._file = -1
         try:
+            self._file = _anonymous_file()
             check_there_is(self.num_bytes)
             os.ftruncate(self._file, self.num_bytes)
-            if reserve and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._file, 0, self.num_bytes)
+            if reserve:
+                _reserve(self._file, self.num_bytes)
             self.map = mmap.mmap(self._file, self.num_bytes)
         except OSError as error:
             self.close()
             if isinstance(error, ResourceError):
                 raise
             raise ResourceError(
-                f"{num_bytes / 2**30:.1f} GiB of memory for patches cannot be had ({error}). Choose smaller patches "
-                "or batches, fewer batches ahead, or a smaller cache."
+                f"{num_bytes / 2**30:.1f} GiB of memory for patches cannot be had ({error}). "
+                + remedy(error, "Choose smaller patches or batches, fewer batches ahead, or a smaller cache.")
             ) from error
 
     def view(self) -> memoryview:
@@ -71,9 +73,24 @@ class SharedMemory:
 
 def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("multiseg")
+        try:
+            return os.memfd_create("multiseg")
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED | NOT_PERMITTED:  # some sandboxes have none
+                raise
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
+
+
+def _reserve(file: int, num_bytes: int) -> None:
+    """Have the room of a file now, where its file system can."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, num_bytes)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
 
 
 def check_there_is(num_bytes: int) -> None:

@@ -19,6 +19,7 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 from multiseg.errors import MultisegError, ResourceError
+from multiseg.faults import remedy
 from multiseg.loaders import serving
 from multiseg.loaders.patches import Task
 from multiseg.loaders.workers import Work
@@ -103,7 +104,7 @@ class Processes:
         except OSError as error:
             ours.close()
             raise ResourceError(
-                f"no process that reads patches can be started: {error}. Give fewer workers."
+                f"no process that reads patches can be started: {error}. {remedy(error, 'Give fewer workers.')}"
             ) from error
         finally:
             theirs.close()

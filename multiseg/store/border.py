@@ -7,18 +7,16 @@ passes here: first the file, which the error then names, and around all of a cas
 
 from __future__ import annotations
 
-import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from multiseg.errors import MultisegError, ResourceError, SourceError
+from multiseg.faults import NO_DESCRIPTOR, NO_ROOM, remedy
 
 UNREADABLE = "UNREADABLE"
 """The code of errors that nobody foresaw."""
-OUT_OF_RESOURCE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
-"""What the machine lacks, and no file is to blame for."""
 
 
 @contextmanager
@@ -56,8 +54,8 @@ def _border(subject: str, file: str) -> Iterator[None]:
         message = f"{subject} needs more memory to be read than there is ({said}). Is its size in its header right?"
         raise SourceError(message, code="OUT_OF_MEMORY", file=file) from error
     except Exception as error:  # see the module's docstring; Ctrl-C is no Exception
-        if isinstance(error, OSError) and error.errno in OUT_OF_RESOURCE:
-            raise ResourceError(f"{subject} cannot be read now: {error}.") from error
+        if isinstance(error, OSError) and error.errno in NO_ROOM | NO_DESCRIPTOR:  # no file is to blame
+            raise ResourceError(f"{subject} cannot be read now: {error}. {remedy(error, '')}") from error
         what = f"{type(error).__name__} in {_place_of(error)}: {' '.join(str(error).split())[:300] or 'no message'}"
         message = (
             f"{subject} cannot be read ({what}). Its header is probably damaged: copy or export it again. If other "

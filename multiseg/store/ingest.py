@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multiseg.errors import DataError, ResourceError
+from multiseg.faults import remedy
 from multiseg.labels import LabelSchema
 from multiseg.store.case_reports import CaseReport, Volumes, case_reports, volumes_of
 from multiseg.store.cases import CaseFiles
@@ -224,7 +225,7 @@ def _writing(url: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise ResourceError(
-            f"{url} cannot be written: {error}. Make room and run the same command again, or check its permissions."
+            f"{url} cannot be written: {error}. {remedy(error, 'Check the disk.')} Then run the same command again."
         ) from error
 
 

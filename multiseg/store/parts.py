@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from multiseg.errors import ResourceError, StoreError
+from multiseg.faults import remedy
+from multiseg.store.mapping import MappedFiles
 
 Range: TypeAlias = tuple[int, int]
 """First byte and the one after the last."""
-KEPT_MAPS = 2048
-"""Files that stay mapped; a process may have about 65,000 maps."""
 GAP = 2**14
 """Ranges that are nearer to each other than this are read in one go."""
 
@@ -37,7 +36,7 @@ class LocalParts:
     """Parts of files below a folder.
 
     What is read for the first time may not be in memory yet: it is asked for in few large reads, announced to
-    the system all together. After that it is looked at through a memory map, without any copy.
+    the system all together. After that it is looked at through a memory map, without any copy. No file stays open.
 
     Raises (from its methods):
         StoreError: the file ends before a range does.
@@ -46,7 +45,7 @@ class LocalParts:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._maps: OrderedDict[str, memoryview] = OrderedDict()
+        self._maps = MappedFiles()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LocalParts, (self.root,)  # a map belongs to its process
@@ -65,9 +64,9 @@ class LocalParts:
             raise self._unreadable(key, error) from error
 
     def read(self, key: str, ranges: Sequence[Range], is_first: bool) -> Sequence[memoryview]:
-        if is_first:
+        mapped = None if is_first else self._maps.get(key) or self._mapped(key)
+        if mapped is None:
             return self._read_first(key, ranges)
-        mapped = self._maps.get(key) or self._mapped(key)
         if ranges and max(stop for _, stop in ranges) > len(mapped):
             raise self._too_short(key, len(mapped))
         return [mapped[start:stop] for start, stop in ranges]
@@ -87,16 +86,11 @@ class LocalParts:
             raise self._unreadable(key, error) from error
         return cut(ranges, held)
 
-    def _mapped(self, key: str) -> memoryview:
+    def _mapped(self, key: str) -> memoryview | None:
         try:
-            with (self.root / key).open("rb", buffering=0) as file:
-                self._maps[key] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (OSError, ValueError) as error:  # a ValueError, of mmap: the file is empty
+            return self._maps.add(self.root / key, key)
+        except (OSError, ValueError) as error:  # a ValueError: the file is empty
             raise self._unreadable(key, error) from error
-        found = self._maps[key]
-        while len(self._maps) > KEPT_MAPS:
-            self._maps.popitem(last=False)
-        return found
 
     def _too_short(self, key: str, size: int) -> StoreError:
         return StoreError(
@@ -105,15 +99,15 @@ class LocalParts:
         )
 
     def _unreadable(self, key: str, error: Exception) -> ResourceError:
-        return ResourceError(
-            f"{self.root / key} cannot be read: {error}. Check the disk and its permissions, and what is damaged "
-            f"with: multiseg verify {self.root}."
-        )
+        otherwise = f"Check the disk and its permissions, and what is damaged with: multiseg verify {self.root}."
+        return ResourceError(f"{self.root / key} cannot be read: {error}. {remedy(error, otherwise)}")
 
 
 def _announce(file: int, start: int, stop: int) -> None:
-    """Ask the system to begin to read."""
-    if hasattr(os, "posix_fadvise"):
+    """Ask the system to begin to read; not all file systems hear it."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError):
         os.posix_fadvise(file, start, stop - start, os.POSIX_FADV_WILLNEED)
 
 

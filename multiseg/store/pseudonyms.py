@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from multiseg.errors import UsageError
+from multiseg.faults import check_machine
 from multiseg.files import held_alone, write_atomically
 from multiseg.store.cases import CaseFiles, paths_of
 from multiseg.store.encoding import EncodedCase
@@ -97,6 +98,7 @@ def read_book(path: Path) -> Book:
     except FileNotFoundError:
         return Book(secrets.token_bytes(KEY_BYTES))
     except OSError as error:
+        check_machine(error)
         raise UsageError(
             f"{path} cannot be read: {error.strerror}. Check the name of the file of pseudonyms."
         ) from error

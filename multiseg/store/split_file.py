@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multiseg.errors import UsageError
+from multiseg.faults import check_machine
 from multiseg.store.cases import CaseFiles
 from multiseg.store.sources.tables import read_table
 
@@ -94,6 +95,7 @@ def _listed_in_json(path: Path, fold: str) -> list[tuple[str, str]]:
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
+        check_machine(error)
         raise UsageError(f"{path} cannot be read: {error.strerror}. Check the name of the split file.") from error
     except ValueError as error:
         raise UsageError(f"{path} is no JSON ({error}). Repair it, or give a table.") from error

@@ -14,6 +14,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from multiseg.errors import ResourceError
+from multiseg.faults import remedy
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.arrays import DatabaseArrays
@@ -141,7 +142,7 @@ class DatabaseWriter:
         except OSError as error:
             raise ResourceError(
                 f"case {files.case!r} could not be written: {error}. It is not in the store; what was committed "
-                "is safe. Make room and run the same command again."
+                f"is safe. {remedy(error, 'Check the disk.')} Then run the same command again."
             ) from error
 
     def _write_shards(self, row: int, encoded: EncodedCase) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multiseg.errors import ResourceError
+from multiseg.faults import remedy
 from multiseg.files import write_atomically
 from multiseg.training.events import Event, scalars_of
 from multiseg.training.folder import LOG, TENSORBOARD
@@ -46,8 +47,8 @@ class Logs:
                 self.board.add_scalar(name, value, event.step)
         except OSError as error:
             raise ResourceError(
-                f"the log of step {event.step} could not be written: {error}. Make room; the same command goes on "
-                "from the last save."
+                f"the log of step {event.step} could not be written: {error}. {remedy(error, '')} The same command "
+                "resumes from the last save."
             ) from error
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from multiseg.errors import ResourceError
+from multiseg.faults import remedy
 from multiseg.federation.centre.progress import Began, Came, Event, Finished, Refused, Resent, RoundDone, Waiting
 from multiseg.files import write_atomically
 from multiseg.training.folder import LOG, TENSORBOARD
@@ -165,8 +166,8 @@ class Logs:
                 self._plot(event)
         except OSError as error:
             raise ResourceError(
-                f"the log of round {event.round} could not be written: {error}. Make room; the same command goes on "
-                "from the last round that was saved."
+                f"the log of round {event.round} could not be written: {error}. {remedy(error, '')} The same "
+                "command resumes from the last round that was saved."
             ) from error
         write_atomically(self.folder / METRICS, prometheus(self.status).encode())
         write_atomically(self.folder / STATUS, json.dumps(_finite(asdict(self.status))).encode())

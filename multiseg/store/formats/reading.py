@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from multiseg.errors import SourceError
+from multiseg.faults import check_machine
 from multiseg.store.border import one_file
 from multiseg.store.cases import Channel, ScanFile, Series, joined_sha256, part_of, paths_of
 from multiseg.store.formats.compression import DAMAGE, GZIP_MAGIC, gunzip, gunzipped_head
@@ -193,6 +194,7 @@ def _read_head(path: Path) -> tuple[bytes, int]:
 
 
 def _unreadable(path: Path, error: OSError) -> SourceError:
+    check_machine(error)
     if isinstance(error, FileNotFoundError):
         return SourceError(f"{path} does not exist.", code="MISSING_FILE", file=str(path))
     message = f"{path} cannot be read: {error.strerror}. Check the path and its permissions."

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from multiseg.errors import SourceError
+from multiseg.faults import check_machine
 from multiseg.store.formats import metaimage, nrrd
 from multiseg.store.formats.compression import DAMAGE, MAX_RATIO, MAX_RATIO_OF_BZIP2, unpack
 from multiseg.store.formats.lengths import SPARE_BYTES, check_length, smallest_face
@@ -163,6 +164,7 @@ def _size_of(path: Path, file: Path) -> int:
             raise FileNotFoundError(file)
         return file.stat().st_size
     except (OSError, ValueError) as error:
+        check_machine(error)
         raise _not_beside(path, file) from error
 
 
@@ -176,6 +178,7 @@ def bytes_of_data(path: Path, file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
+        check_machine(error)
         raise _not_beside(path, file) from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from multiseg.errors import ResourceError, SourceError, UsageError
+from multiseg.faults import remedy
 from multiseg.store.formats.nifti import write_nifti
 from multiseg.store.formats.reading import read_volume
 from multiseg.store.formats.volumes import Volume, to_ras, voxel_size_mm
@@ -71,7 +72,7 @@ def _temporary_folder() -> Iterator[Path]:
         parent = tempfile.tempdir or "any folder"
         raise ResourceError(
             f"the files for brain extraction cannot be written below {parent}, the folder for temporary files: {error}."
-            " Make room there, or name another folder: TMPDIR=FOLDER."
+            f" {remedy(error, '')} Another folder can be named: TMPDIR=FOLDER."
         ) from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multiseg.errors import SourceError
+from multiseg.faults import check_machine
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.folder import Folder, listed
 from multiseg.store.sources.layout import Layout
@@ -97,7 +98,8 @@ def _class_of(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             head = file.read(1024)
-    except OSError:
+    except OSError as error:
+        check_machine(error)
         return None
     if head[128:132] != MAGIC:
         return None

@@ -11,6 +11,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from multiseg.faults import check_machine
 from multiseg.store.cases import Channel
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.model import Role
@@ -20,7 +21,8 @@ def num_volumes(path: Path) -> int | None:
     """How many 3-D volumes a file holds by its header; None where it cannot be read, as its case says later."""
     try:
         return math.prod(int(n) for n in nib.load(path).shape[3:])
-    except (OSError, EOFError, ValueError, ImageFileError, HeaderDataError, WrapStructError):
+    except (OSError, EOFError, ValueError, ImageFileError, HeaderDataError, WrapStructError) as error:
+        check_machine(error)
         return None
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from multiseg.errors import SourceError
+from multiseg.faults import check_machine
 from multiseg.store.sources.folder import listed
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -76,6 +77,7 @@ def _text(path: Path) -> str:
     except FileNotFoundError:
         raise SourceError(f"{path} does not exist.", code="MISSING_FILE", file=str(path)) from None
     except OSError as error:
+        check_machine(error)
         message = f"{path} cannot be read: {error.strerror}. Check the path and its permissions."
         raise SourceError(message, code="UNREADABLE_FILE", file=str(path)) from error
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
