@@ -6,15 +6,16 @@ asked for (`overwrite`), and never of one that is read-only. Only ingest writes 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from multiseg.errors import ResourceError, UsageError
+from multiseg.faults import remedy
 from multiseg.flushing import flush, flush_folders, make_folder
+from multiseg.locks import locked
 
 STORE_MARK = "zarr.json"
 SCANS = (".nii", ".nii.gz", ".mgh", ".mgz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima")
@@ -152,7 +153,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
 def held_alone(lock: Path, said: str) -> Iterator[None]:
     """Have a folder to this process while the file in it is locked, which says the process's number.
 
-    The lock goes with the process, however that ends.
+    The lock goes with the process, however that ends (`locks.locked` says where not).
 
     Args:
         said: what is meant, and what to do, where another process has it.
@@ -160,16 +161,18 @@ def held_alone(lock: Path, said: str) -> Iterator[None]:
     Raises:
         ResourceError: another process has it, or the file cannot be locked.
     """
-    with lock.open("a+", encoding="ascii") as file:
+    with lock.open("a+", encoding="ascii") as file, ExitStack() as held:
         try:
             # Not flock, which a child that outlives its killed parent for seconds would still hold.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(file, lock, "lockf", wait=False))
         except (BlockingIOError, PermissionError) as error:
             file.seek(0)
             number = file.read().strip() or "?"
             raise ResourceError(f"{lock.parent} is in use by process {number}: {said}") from error
         except OSError as error:
-            raise ResourceError(f"{lock.parent} cannot be locked ({error.strerror}).") from error
+            raise ResourceError(
+                f"{lock.parent} cannot be locked ({error.strerror}). {remedy(error, 'Check the disk.')}"
+            ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

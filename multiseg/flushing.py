@@ -3,17 +3,19 @@ them."""
 
 from __future__ import annotations
 
-import errno
+import logging
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
-NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
-"""What a file system answers that cannot flush a file or a folder; a disk that fails answers otherwise."""
+from multiseg.faults import NOT_SUPPORTED
+
+log = logging.getLogger(__name__)
 
 
 def flush(handle: int) -> None:
-    """Wait until an open file or folder is on the disk, where its file system can tell.
+    """Wait until an open file or folder is on the disk; where its file system cannot tell, say so once.
 
     Raises:
         OSError: the disk failed, or is full.
@@ -21,8 +23,18 @@ def flush(handle: int) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in NOT_OFFERED:
+        if error.errno not in NOT_SUPPORTED:
             raise
+        _tell_once(error.strerror or str(error))
+
+
+@cache
+def _tell_once(reason: str) -> None:
+    log.warning(
+        "a file system that is written to cannot flush files to its disk (%s). After a loss of power, run "
+        "multiseg verify on what was written last.",
+        reason,
+    )
 
 
 def flush_folders(folders: Iterable[Path]) -> None:

@@ -65,7 +65,7 @@ def _map(descriptor: int, size: int) -> memoryview:
     if address == _FAILED:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return memoryview(np.asarray(_Map(address, size)))
+    return memoryview(np.asarray(_Map(address, size)).data)
 
 
 class _Map:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +13,12 @@ from typing import Any
 
 import zarr
 
+from multiseg import locks
 from multiseg.errors import ResourceError, StoreError, UsageError
+from multiseg.faults import remedy
 from multiseg.files import STORE_MARK, check_folder
 from multiseg.labels import LabelSchema
+from multiseg.lease import InUseError
 from multiseg.store import schema
 from multiseg.store.guard import GuardedStore
 from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, is_remote, local_path, open_root, zarr_store
@@ -80,21 +83,34 @@ def locked(url: str) -> Iterator[None]:
     except OSError as error:
         raise ResourceError(f"{url} cannot be a store's folder: {error.strerror}. Name another place.") from error
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held the lock before may have taken the empty folder away: then this lock holds nothing.
-            held = os.path.samestat(os.fstat(handle), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            held = False
-        if not held:
-            raise ResourceError(f"another process is writing to {url}. Wait for it, then run again.")
-        try:
-            yield
-        finally:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+        with _held_alone(url, path, handle):
+            try:
+                yield
+            finally:
+                if path.is_dir() and not any(map(_is_kept, path.iterdir())):
+                    shutil.rmtree(path)  # with the lock file, if that is there
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _held_alone(url: str, path: Path, handle: int) -> Iterator[None]:
+    with ExitStack() as held:
+        try:
+            held.enter_context(locks.locked(handle, path, wait=False))
+            # Whoever held the lock before may have taken the empty folder away: then this lock holds nothing.
+            is_held = os.path.samestat(os.fstat(handle), path.stat())
+        except InUseError:
+            raise
+        except (BlockingIOError, FileNotFoundError):
+            is_held = False
+        except OSError as error:
+            raise ResourceError(
+                f"{url} cannot be locked: {error.strerror}. {remedy(error, 'Check the disk.')}"
+            ) from error
+        if not is_held:
+            raise ResourceError(f"another process is writing to {url}. Wait for it, then run again.")
+        yield
 
 
 def existing_root(url: str, mode: str, spacing_mm: tuple[float, float, float]) -> zarr.Group | None:
@@ -103,7 +119,7 @@ def existing_root(url: str, mode: str, spacing_mm: tuple[float, float, float]) -
     Raises:
         StoreError: the store has another voxel size, or something else lies there.
     """
-    if not is_remote(url) and not (local_path(url).is_dir() and any(local_path(url).iterdir())):
+    if not is_remote(url) and not (local_path(url).is_dir() and any(map(_is_kept, local_path(url).iterdir()))):
         return None
     try:
         root = open_root(url, mode)
@@ -145,8 +161,13 @@ def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zar
 def _left_by_the_dead(folder: Path) -> list[Path]:
     """The files beside, of a writer that died: those of a store, or all that is there where it died at once."""
     left = list(folder.rglob("*.partial"))
-    is_ours = (folder / STORE_MARK).exists() or len(left) == sum(1 for _ in folder.rglob("*"))
+    is_ours = (folder / STORE_MARK).exists() or len(left) == sum(map(_is_kept, folder.rglob("*")))
     return left if is_ours else []
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether this is something other than the lock file."""
+    return not path.name.startswith(locks.WRITER)
 
 
 def check_agreement(held: Mapping[str, Any], info: DatabaseInfo) -> None:

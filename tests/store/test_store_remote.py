@@ -23,9 +23,11 @@ import xarray as xr
 import zarr
 from servers import PlainFiles, free_port, serving, wait_until
 
+from multiseg import lease
 from multiseg.cli.app import run
 from multiseg.errors import ResourceError, StoreError
 from multiseg.labels import LabelSpace
+from multiseg.lease import Holder
 from multiseg.loaders.batches import PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.modalities import ModalityAxis
@@ -33,7 +35,7 @@ from multiseg.store import hold as holding
 from multiseg.store import remote, schema
 from multiseg.store.columns import coordinate_names, open_arrays, read_arrays
 from multiseg.store.connection import connect
-from multiseg.store.hold import KEY, Holder, hold, holder_of
+from multiseg.store.hold import KEY, hold, holder_of
 from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
 from multiseg.store.reader import open_store
@@ -207,7 +209,7 @@ def test_a_hold_that_is_not_refreshed_is_taken_over(
     bucket: str, hospitals: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     obstore.put(connect(bucket), KEY, another())
-    monkeypatch.setattr(holding, "STALE_SECONDS", 0)
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0)
     assert run(ingest_command(hospitals, bucket)) == 0
     assert "took over from process 4711 on workstation7" in caplog.text
     assert len(open_store(bucket).cases) == 16
@@ -219,10 +221,10 @@ def test_the_hold_of_a_dead_process_of_this_computer_is_taken_over(
 ) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    obstore.put(connect(bucket), KEY, another(pid=dead.pid, machine=holding._machine()))
+    obstore.put(connect(bucket), KEY, another(pid=dead.pid, machine=lease.this_machine()))
     with hold(bucket):
         assert f"took over from process {dead.pid}" in caplog.text
-    obstore.put(connect(bucket), KEY, another(pid=os.getppid(), machine=holding._machine()))
+    obstore.put(connect(bucket), KEY, another(pid=os.getppid(), machine=lease.this_machine()))
     with pytest.raises(ResourceError, match=f"process {os.getppid()} on workstation7"), hold(bucket):
         pass
 
@@ -230,14 +232,14 @@ def test_the_hold_of_a_dead_process_of_this_computer_is_taken_over(
 def test_of_two_that_take_over_at_once_one_gets_it(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = connect(bucket)
     obstore.put(objects, KEY, another())
-    monkeypatch.setattr(holding, "STALE_SECONDS", 0)
-    look = holding._server_time
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0)
+    look = holding.Bucket.now
 
-    def meanwhile(objects: object) -> object:
-        obstore.put(objects, KEY, another(host="faster"))  # type: ignore[call-overload]
-        return look(objects)
+    def meanwhile(place: holding.Bucket) -> object:
+        obstore.put(objects, KEY, another(host="faster"))
+        return look(place)
 
-    monkeypatch.setattr(holding, "_server_time", meanwhile)
+    monkeypatch.setattr(holding.Bucket, "now", meanwhile)
     with pytest.raises(ResourceError, match=r"began to write to .* just now: process 4711 on faster"), hold(bucket):
         pass
     held = holder_of(bucket)
@@ -246,7 +248,7 @@ def test_of_two_that_take_over_at_once_one_gets_it(bucket: str, monkeypatch: pyt
 
 
 def test_a_hold_is_refreshed_and_ends_with_an_error_or_ctrl_c(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holding, "REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr(lease, "REFRESH_SECONDS", 0.01)
     for end in (ResourceError("full"), KeyboardInterrupt()):
         with pytest.raises(type(end)), locked(bucket):
             see_refreshed_and_end(bucket, end)

@@ -7,7 +7,6 @@ them the bridge: the new one's certificate, signed by the former.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from multiseg.errors import FederationError, UsageError
 from multiseg.federation.hosting import certificates, home
 from multiseg.federation.hosting.home import Home
 from multiseg.files import write_atomically
+from multiseg.locks import locked
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MAKING, NEXT = ".authority.making", "authority.next"
@@ -188,8 +188,7 @@ def _changing(folder: Path) -> Iterator[None]:
     """Nobody else changes the authority's files meanwhile, and what a change left beside is moved in."""
     folder.mkdir(parents=True, exist_ok=True)
     home.check_account(folder)
-    with (folder / ".authority.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (folder / ".authority.lock").open("w") as lock, locked(lock, folder / ".authority.lock"):
         shutil.rmtree(folder / MAKING, ignore_errors=True)  # of one that was killed before it was whole
         _move_in(folder)
         yield

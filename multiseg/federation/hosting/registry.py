@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from multiseg.errors import FederationError, UsageError
 from multiseg.federation.hosting.home import SITES, check_account
 from multiseg.files import write_atomically
+from multiseg.locks import locked
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ def expel(folder: Path, name: str) -> None:
 def _open(folder: Path) -> Iterator[dict[str, Entry]]:
     """The registry to change, while nobody else does."""
     check_account(folder)
-    with (folder / f".{SITES}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (folder / f".{SITES}.lock").open("w") as lock, locked(lock, folder / f".{SITES}.lock"):
         registry = read_registry(folder)
         yield registry
         said = {name: asdict(entry) for name, entry in sorted(registry.items())}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ from multiseg.federation.sites.site import (
     train_round,
 )
 from multiseg.federation.sites.tasks import options_of, order_of
+from multiseg.locks import locked
 from multiseg.models.devices import resolve_device
 from multiseg.models.saved import BEST, save_model
 from multiseg.store.reader import Store, open_store
@@ -293,10 +293,10 @@ _KINDS: dict[str, Callable[[_Work], Answer]] = {
 def _alone(folder: Path, should_stop: Callable[[], bool]) -> Iterator[None]:
     """Wait for another process that works at the experiment: its answer may be the one that is asked for."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
+    with (folder / LOCK).open("a") as file, ExitStack() as held:
         while True:
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(locked(file, folder / LOCK, "lockf", wait=False))
                 break
             except BlockingIOError:
                 if should_stop():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from multiseg.errors import FederationError, ResourceError
 from multiseg.files import write_atomically
+from multiseg.locks import locked
 
 LOG = "audit.jsonl"
 FIRST = "0" * 64
@@ -61,8 +61,7 @@ def record(path: Path, entry: Entry) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
+        with path.open("ab+") as file, locked(file, path, "lockf"):
             last = _last_line(path)
             line = json.dumps(
                 {"time": datetime.now(UTC).isoformat(timespec="seconds"), **asdict(entry), "previous": _hash(last)}
@@ -83,8 +82,7 @@ def verify(path: Path) -> list[str]:
     if not path.is_file():
         return ["there is no audit log."] if _head(path).is_file() else []
     faults, previous, hashes = [], FIRST, [FIRST]
-    with path.open("rb") as file:
-        fcntl.lockf(file, fcntl.LOCK_SH)  # both files of one moment, while the site goes on writing
+    with path.open("rb") as file, locked(file, path, "lockf", shared=True):  # while the site goes on writing
         data = file.read()
         head = _head(path).read_text().strip() if _head(path).is_file() else ""
     for number, line in enumerate(data.splitlines(), start=1):

@@ -1,0 +1,177 @@
+"""The system's locks; and where a file system has none (NFS without its lock service, SMB, FUSE), a lock file instead.
+
+A lock of the system goes with its process, however that ends. A lock file says who holds it and is refreshed every
+minute; one that was not for ten minutes, or whose process of this computer is dead, is taken over.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import IO, Literal
+
+from multiseg.faults import NOT_SUPPORTED
+from multiseg.lease import ConflictError, InUseError, Seen, hold, parse
+
+POLL_SECONDS = 0.1
+CHANGE_SECONDS = 60
+"""A change of a lock file takes milliseconds; what was left of one longer ago is of a process that died at it."""
+
+WRITER = ".multiseg-writer"
+"""The lock file of a folder."""
+
+Kind = Literal["flock", "lockf"]
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(
+    handle: IO[bytes] | IO[str] | int, place: Path, kind: Kind = "flock", *, shared: bool = False, wait: bool = True
+) -> Iterator[None]:
+    """Lock an open file or folder until the block ends (a lock of the system until the file is closed).
+
+    Args:
+        place: what is locked, by its path. Where the file system has no locks, PLACE.held is the lock file.
+        kind: whether a forked process keeps the lock ("flock") or not ("lockf").
+        shared: others that only read may have it, too. A lock file knows no such, and a place that cannot be written
+            to has none: then it is read without.
+
+    Raises:
+        BlockingIOError, PermissionError: another process has it, and `wait` is false.
+        OSError: the lock, or the lock file, cannot be had.
+    """
+    beside = place.with_name(f"{place.name}.held") if place.is_file() else place / WRITER
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        getattr(fcntl, kind)(handle, how)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        _tell_once(str(beside.parent), error.strerror or str(error))
+        with _lock_file(beside, shared, wait):
+            yield
+        return
+    # Of a computer from which this place has no locks.
+    held = FolderPlace(beside, str(beside.parent)).look() if not shared else None
+    if held is not None and not held.holder.is_me() and not held.holder.is_dead():
+        with _lock_file(beside, shared, wait):
+            yield
+        return
+    yield
+
+
+@contextmanager
+def _lock_file(path: Path, shared: bool, wait: bool) -> Iterator[None]:
+    place = FolderPlace(path, str(path.parent))
+    while True:
+        held = hold(place)
+        try:
+            held.__enter__()
+            break
+        except InUseError:
+            if not wait:
+                raise
+            time.sleep(POLL_SECONDS)
+        except OSError as error:
+            if not (shared and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)):
+                raise
+            yield
+            return
+    try:
+        yield
+    finally:
+        held.__exit__(None, None, None)
+
+
+@cache
+def _tell_once(folder: str, reason: str) -> None:
+    log.warning(
+        "%s: its file system has no locks (%s). A lock file is used instead. If a computer dies with it, others wait "
+        "ten minutes.",
+        folder,
+        reason,
+    )
+
+
+class FolderPlace:
+    """A lock file: made only where there is none, replaced by renaming, and dated by its own file system's clock."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        self.name = name
+
+    def look(self) -> Seen | None:
+        try:
+            with self.path.open("rb") as file:
+                data, changed = file.read(), os.fstat(file.fileno()).st_mtime
+        except FileNotFoundError:
+            return None
+        return Seen(parse(data), data, datetime.fromtimestamp(changed, UTC))
+
+    def put(self, data: bytes, version: bytes | None) -> bytes:
+        if version is None:
+            _make(self.path, data)
+            return data
+        with self._changing():
+            seen = self.look()
+            if seen is None or seen.version != version:
+                raise ConflictError
+            beside = self._beside()
+            beside.write_bytes(data)
+            beside.replace(self.path)
+        return data
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def now(self) -> datetime:
+        beside = self._beside()
+        beside.touch()
+        try:
+            return datetime.fromtimestamp(beside.stat().st_mtime, UTC)
+        finally:
+            beside.unlink()
+
+    def _beside(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.partial")
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One process at a time replaces the file: another file is made meanwhile, which only one can."""
+        turn = self.path.with_name(f"{self.path.name}.change")
+        try:
+            _make(turn, b"")
+        except ConflictError:
+            with suppress(FileNotFoundError):
+                age = self.now() - datetime.fromtimestamp(turn.stat().st_mtime, UTC)
+                if age.total_seconds() > CHANGE_SECONDS:
+                    turn.unlink()
+            raise
+        try:
+            yield
+        finally:
+            turn.unlink(missing_ok=True)
+
+
+def _make(path: Path, data: bytes) -> None:
+    """Make a file where there is none.
+
+    Raises:
+        ConflictError: there is one.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        raise ConflictError from None
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
