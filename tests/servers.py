@@ -2,7 +2,9 @@
 
 import http.client
 import http.server
+import itertools
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -94,12 +96,15 @@ class Line:
         together: no answer comes before so many requests wait for theirs; whoever asks for one after the other
             is told after ten seconds that this never happens.
         lost: what is taken out of a request's range: "tail" where it is for the last bytes, "range" always.
+        troubles: what becomes of the next requests: the status of an error, "reset", or "cut" in the middle of the
+            answer; "" is none.
     """
 
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     latency_s: float = 0.0
     lost: str = ""
     together: int = 1
+    troubles: Iterator[str] = field(default_factory=lambda: itertools.repeat(""))
     _waiting: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -121,6 +126,12 @@ class Line:
             self._waiting, self.together = 0, num
 
 
+def break_off(connection: socket.socket) -> None:
+    """End a connection as a computer does that crashed."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
 @contextmanager
 def far_from(server: str, line: Line) -> Iterator[str]:
     """The URL by which a server is reached over a line; what comes unsigned is signed, so that a bucket is public."""
@@ -133,6 +144,17 @@ def far_from(server: str, line: Line) -> Iterator[str]:
             arrived = line.pass_over(self.command, self.path, self.headers.get("Range", ""))
             if line.lost == "range" or (line.lost == "tail" and "=-" in self.headers.get("Range", "")):
                 del self.headers["Range"]
+            trouble = next(line.troubles, "")
+            if trouble == "reset":
+                break_off(self.connection)
+                self.close_connection = True
+                return
+            if trouble.isdecimal():
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.send_response(int(trouble))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             connection = http.client.HTTPConnection(host, int(port))
             sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             signature = {"Authorization": "AWS4-HMAC-SHA256 Credential=somebody/20310101/us-east-1/s3/aws4_request"}
@@ -148,9 +170,10 @@ def far_from(server: str, line: Line) -> Iterator[str]:
             self.send_header("Content-Length", length)
             self.end_headers()
             with suppress(ConnectionError):  # whoever asked may be gone
-                self.wfile.write(body)
+                self.wfile.write(body[: len(body) // 2] if trouble == "cut" else body)
+            self.close_connection |= trouble == "cut"
 
-        do_HEAD = do_PUT = do_GET  # noqa: N815
+        do_HEAD = do_PUT = do_DELETE = do_POST = do_GET  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:
             pass

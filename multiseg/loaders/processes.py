@@ -136,6 +136,9 @@ class Processes:
         """All that a worker has said so far."""
         serials: list[int] = []
         while (answer := worker.next_answer()) is not None:
+            if isinstance(answer, str):
+                log.warning("reader process %d: %s", worker.number, answer)
+                continue
             if not isinstance(answer, int):
                 raise _told(*answer)
             del worker.tasks[answer]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -38,10 +39,12 @@ def serve(work: Work, line: Connection, parents_end: Connection | None, environm
         for memory in (work.memory, work.cache):
             if memory is not None:
                 memory.map_again()
+    turn = threading.Lock()
+    _speak_through(line, turn)
     parent = multiprocessing.parent_process()
     threading.Thread(target=_end_with, args=(os.getppid(), parent and parent.pid), daemon=True).start()
     with suppress(EOFError, OSError):  # nobody listens any more
-        _do_all(work, line)
+        _do_all(work, line, turn)
 
 
 def _end_with(above: int, parent: int | None) -> None:
@@ -53,14 +56,32 @@ def _end_with(above: int, parent: int | None) -> None:
     os._exit(0)
 
 
-def _do_all(work: Work, line: Connection) -> None:
-    turn = threading.Lock()
+class _Speaker(logging.Handler):
+    """Lets the parent say what a worker has to say, since the terminal and the log are the parent's."""
+
+    def __init__(self, line: Connection, turn: threading.Lock) -> None:
+        super().__init__(logging.WARNING)
+        self._line, self._turn = line, turn
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError), self._turn:
+            self._line.send_bytes(pickle.dumps(record.getMessage()))
+
+
+def _speak_through(line: Connection, turn: threading.Lock) -> None:
+    ours = logging.getLogger("multiseg")
+    ours.handlers[:] = [_Speaker(line, turn)]
+    ours.propagate = False
+
+
+def _do_all(work: Work, line: Connection, turn: threading.Lock) -> None:
+    begin = threading.Lock()
     doer: Doer | None = None
 
     def do(task: Task) -> None:
         nonlocal doer
         try:
-            with turn:
+            with begin:
                 doer = doer or Doer(work)
             doer.do(task)
             answer: int | tuple[type[MultisegError] | None, str, str] = task.serial

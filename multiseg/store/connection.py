@@ -15,6 +15,7 @@ from obstore.exceptions import BaseError
 from obstore.store import from_url
 
 from multiseg.errors import MultisegError, ResourceError, StoreError, UsageError
+from multiseg.store.patience import FIRST_SECONDS, Patience, seconds_from_environment
 
 KEPT_OBJECTS = 8
 """Whole objects kept of a server that gives no parts: a patch reads many parts of one or two."""
@@ -33,7 +34,9 @@ _CLIENT_OPTIONS = (
     "proxy_url", "proxy_ca_certificate", "proxy_excludes",
 )  # fmt: skip
 _QUICK = {"connect_timeout": "5s", "timeout": "15s"}
-_PATIENT = {"connect_timeout": "10s", "read_timeout": "2m", "timeout": "10m"}
+_PATIENT = {"connect_timeout": "10s", "read_timeout": "30s", "timeout": "10m"}
+_ONCE: Any = {"max_retries": 0, "retry_timeout": timedelta(0)}
+"""What is tried again, and how long, `Patience` says."""
 
 
 def is_web(url: str) -> bool:
@@ -44,8 +47,8 @@ def is_web(url: str) -> bool:
 def connect(url: str, patient: bool = True) -> Any:
     """The objects below a URL; nothing is sent yet.
 
-    Options come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID ...). Whoever is `patient` tries
-    for three minutes before a lost connection is an error, whoever is not for some seconds.
+    Options come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID ...). A request is made once, and whoever
+    is `patient` gives it more time; `patience` tries it again.
 
     Raises:
         UsageError: the URL or the endpoint in the environment is none.
@@ -60,14 +63,22 @@ def connect(url: str, patient: bool = True) -> Any:
     options = (_PATIENT if patient else _QUICK) | {name: value for name, value in given.items() if value}
     if scheme == "http":  # whoever writes such a URL means it
         options["allow_http"] = "true"
-    seconds, retries = (180, 10) if patient else (15, 2)
-    retry: Any = {"max_retries": retries, "retry_timeout": timedelta(seconds=seconds)}
     try:
-        return from_url(url, client_options=options, retry_config=retry)  # type: ignore[call-overload]
+        return from_url(url, client_options=options, retry_config=_ONCE)  # type: ignore[call-overload]
     except (BaseError, ValueError) as error:
         raise UsageError(
             f"{url} cannot be a store: {_first_line(error)}. Name a folder, s3://BUCKET/NAME or http://HOST/NAME."
         ) from error
+
+
+def patience(url: str, patient: bool = True) -> Patience:
+    """How long requests to the objects below a URL are made again.
+
+    Raises:
+        UsageError: the environment names no such time.
+    """
+    seconds = seconds_from_environment()
+    return Patience(url, seconds if patient else min(seconds, FIRST_SECONDS))
 
 
 @contextmanager
@@ -89,7 +100,7 @@ def read_small(url: str, key: str, patient: bool = False) -> bytes | None:
     objects = connect(url, patient)
     with in_words(url):
         try:
-            return bytes(obstore.get(objects, key).bytes())
+            return patience(url, patient).run(lambda: bytes(obstore.get(objects, key).bytes()))
         except FileNotFoundError as error:
             if is_no_bucket(error):
                 raise
@@ -136,10 +147,11 @@ def _explained(url: str, error: Exception) -> MultisegError:
         "credentials": _CREDENTIALS.get(prefix, "the credentials"),
         "where": f"{prefix}ENDPOINT_URL" if prefix else "the URL",
     }
+    tried = "".join(f" {note}." for note in getattr(error, "__notes__", ()))
     for pattern, kind, meaning in _MEANINGS:
         if re.search(pattern, said):
-            return kind(f"{url}: {meaning.format(**words)}")
-    return ResourceError(f"{url}: {words['said']}. Check the server, and run the same command again.")
+            return kind(f"{url}: {meaning.format(**words)}{tried}")
+    return ResourceError(f"{url}: {words['said']}. Check the server, and run the same command again.{tried}")
 
 
 def _first_line(error: Exception) -> str:

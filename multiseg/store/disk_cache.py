@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from multiseg.faults import remedy
+from multiseg.flushing import flush
+
 FREE_BYTES = 2**30
 """Left free on the disk whatever the budget: checkpoints and others need room too."""
 _PART = ".part"
@@ -116,7 +119,7 @@ class DiskCache:
             with self._disk():
                 part.flush()
                 self._mark_used(part.fileno())
-                os.fsync(part.fileno())
+                flush(part.fileno())
                 with self._locked():
                     Path(part.name).rename(self.objects / name)
             return True
@@ -209,9 +212,10 @@ class DiskCache:
             if self._takes:
                 log.warning(
                     "%s: no more shards can be kept there (%s). Going on without: they are read from their server each "
-                    "time. Make room, or name another folder.",
+                    "time. %s Another folder can be named, too.",
                     self.folder,
                     error.strerror or error,
+                    remedy(error, "Check the disk."),
                 )
             self._takes = False
             raise _NoDiskError from error

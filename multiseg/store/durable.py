@@ -8,13 +8,15 @@ import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import zarr
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from multiseg.flushing import flush, flush_folders, make_folder
+from multiseg.lease import check_mine
+from multiseg.locks import WRITER, FolderPlace
 
 
 class DurableStore(LocalStore):  # type: ignore[misc]
@@ -27,6 +29,8 @@ class DurableStore(LocalStore):  # type: ignore[misc]
 
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
         super().__init__(root, read_only=read_only)
+        self._hold = FolderPlace(self.root / WRITER, str(root))
+        self._is_held_by_file = self._hold.look() is not None
         self._changed: set[Path] = set()
         self._lock = threading.Lock()
 
@@ -73,6 +77,8 @@ class DurableStore(LocalStore):  # type: ignore[misc]
         path = self.root / key
         others_build_on_it = path.name == "zarr.json" or "/status/c/" in key
         if others_build_on_it:
+            if self._is_held_by_file:
+                check_mine(self._hold.name, self._hold.look())
             self.sync_names()
         folders = make_folder(path.parent)
         beside = path.with_suffix(f".{uuid.uuid4().hex}.partial")
@@ -95,9 +101,17 @@ def _again(root: Path, read_only: bool) -> DurableStore:
     return DurableStore(root, read_only=read_only)
 
 
+@runtime_checkable
+class Syncing(Protocol):
+    """A store that has what is written at once, but keeps it only later."""
+
+    def sync_names(self) -> None:
+        """Wait until everything that was written is kept."""
+
+
 def sync_names(group: zarr.Group) -> None:
-    """Wait until all that was written through a group is on the disk; a remote store has it when it answers."""
+    """Wait until all that was written through a group is on the disk, or at the server."""
     store = group.store_path.store
     store = getattr(store, "inner", store)  # which a guarded one has
-    if isinstance(store, DurableStore):
+    if isinstance(store, Syncing):
         store.sync_names()

@@ -15,7 +15,7 @@ from obstore.exceptions import AlreadyExistsError, NotSupportedError, Preconditi
 from multiseg import lease
 from multiseg.errors import ResourceError
 from multiseg.lease import ConflictError, Holder, Seen, check_mine, parse
-from multiseg.store.connection import connect, in_words, is_no_bucket, is_web, read_small
+from multiseg.store.connection import connect, in_words, is_no_bucket, is_web, patience, read_small
 
 KEY = ".multiseg-writer"
 
@@ -57,38 +57,43 @@ class Bucket:
     def __init__(self, url: str, patient: bool = False) -> None:
         self.name = url
         self._objects = connect(url, patient)
+        self._run = patience(url, patient).run
 
     def look(self) -> Seen | None:
         with in_words(self.name):
             try:
-                found = obstore.get(self._objects, KEY)
+                found, data = self._run(self._get)
             except FileNotFoundError as error:
                 if is_no_bucket(error):
                     raise
                 return None
-            return Seen(parse(bytes(found.bytes())), _version(found.meta), found.meta["last_modified"])
+            return Seen(parse(data), _version(found), found["last_modified"])
+
+    def _get(self) -> tuple[Any, bytes]:
+        found = obstore.get(self._objects, KEY)
+        return found.meta, bytes(found.bytes())
 
     def put(self, data: bytes, version: Any) -> Any:
         mode: Any = "create" if version is None else version or "overwrite"
         with in_words(self.name):
             try:
-                return _version(obstore.put(self._objects, KEY, data, mode=mode))
+                return _version(self._run(lambda: obstore.put(self._objects, KEY, data, mode=mode)))
             except NotSupportedError:
                 log.warning("%s cannot keep two writers apart: see that only one ingests into it at a time.", self.name)
-                return _version(obstore.put(self._objects, KEY, data))
+                return _version(self._run(lambda: obstore.put(self._objects, KEY, data)))
             except (AlreadyExistsError, PreconditionError) as error:
                 raise ConflictError from error
 
     def remove(self) -> None:
         with in_words(self.name):
-            obstore.delete(self._objects, KEY)
+            self._run(lambda: obstore.delete(self._objects, KEY))
 
     def now(self) -> datetime:
         key = f"{KEY}.{uuid.uuid4().hex}"
         with in_words(self.name):
-            obstore.put(self._objects, key, b"")
+            self._run(lambda: obstore.put(self._objects, key, b""))
             try:
-                return obstore.head(self._objects, key)["last_modified"]
+                return self._run(lambda: obstore.head(self._objects, key))["last_modified"]
             finally:
                 obstore.delete(self._objects, key)
 

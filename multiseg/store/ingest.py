@@ -13,6 +13,7 @@ from multiseg.labels import LabelSchema
 from multiseg.store.case_reports import CaseReport, Volumes, case_reports, volumes_of
 from multiseg.store.cases import CaseFiles
 from multiseg.store.duplicates import reconcile_duplicates
+from multiseg.store.durable import sync_names
 from multiseg.store.encoding import ArrayPlan, EncodedCase, encode
 from multiseg.store.estimate import estimate
 from multiseg.store.findings import Finding
@@ -145,6 +146,21 @@ class _Ingest:
             _Task(self.files.name, case, self.files.schemas, recipe, arrays, has_pseudonyms)
             for case in self.intake.todo
         ]
+        try:
+            self._write_all(tasks)
+        except ResourceError:
+            raise
+        except BaseException:  # Ctrl-C: what was written is kept
+            if self.writer is not None:
+                sync_names(self.writer.group)
+            raise
+        for case in self.intake.same:
+            self._describe(case)
+        if self.writer is not None:
+            self.writer.release_rows()
+        return self._report()
+
+    def _write_all(self, tasks: Sequence[_Task]) -> None:
         for done in run_tasks(_prepare_and_encode, tasks, self.options.workers, _bytes_of):
             case = done.task.case
             try:
@@ -159,11 +175,6 @@ class _Ingest:
                 continue
             self.findings.setdefault(case.case, []).extend(doubts)
             self._outcome(case.case, "written")
-        for case in self.intake.same:
-            self._describe(case)
-        if self.writer is not None:
-            self.writer.release_rows()
-        return self._report()
 
     def _write(self, case: CaseFiles, encoded: EncodedCase) -> None:
         writer = self._open(self.intake.arrays)

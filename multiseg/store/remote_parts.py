@@ -17,7 +17,7 @@ import obstore
 from obstore.exceptions import BaseError, NotSupportedError
 
 from multiseg.errors import ResourceError, StoreError
-from multiseg.store.connection import KEPT_OBJECTS, WEB_READS_AT_ONCE, connect, in_words, is_no_bucket
+from multiseg.store.connection import KEPT_OBJECTS, WEB_READS_AT_ONCE, connect, in_words, is_no_bucket, patience
 from multiseg.store.disk_cache import DiskCache, name_of
 from multiseg.store.parts import LocalParts, Range, cut, joined
 
@@ -25,8 +25,8 @@ NEAR_BYTES = 2**16
 """What lies between two ranges is sent along if it is less: another request costs more than that."""
 MOST_REQUESTS = 8
 """Of one read. They are under way all at once (obstore lets ten be), so that a read takes one round trip."""
-PIECE_BYTES = 2**20
-"""Of an object on its way to the disk."""
+COPY_BYTES = 2**26
+"""Of one request for an object on its way to the disk: what is cut off is asked for again from there."""
 _UNKNOWN = datetime.fromtimestamp(0, UTC)
 """The time of change that obstore gives where the server tells none."""
 _BEYOND = r"\b416\b|InvalidRange|Range Not Satisfiable"
@@ -142,6 +142,7 @@ class _Server:
         self._way = _Way.TAIL
         self._whole: OrderedDict[str, tuple[memoryview, Any]] = OrderedDict()
         self._own = threading.Lock()
+        self._run = patience(url).run
         self._turns = threading.Semaphore(WEB_READS_AT_ONCE)
 
     @cached_property
@@ -153,14 +154,13 @@ class _Server:
         """The last bytes of an object and what is told of it; no bytes where they have to be read by their place."""
         if self._way is _Way.TAIL:
             try:
-                found = obstore.get(self._objects, key, options={"range": {"suffix": size}})
-                return bytes(found.bytes()), found.meta
+                return self._run(lambda: _get(self._objects, key, {"range": {"suffix": size}}))
             except NotSupportedError:
                 self._way = _Way.PARTS
         if self._way is _Way.WHOLE and not is_for_copy:  # a copy that is there spares all of it
             whole, meta = self._object(key)
             return bytes(whole[-size:]), meta
-        meta = obstore.head(self._objects, key)
+        meta = self._run(lambda: obstore.head(self._objects, key))
         with self._own:
             if key in self._whole and _version(self._whole[key][1]) != _version(meta):
                 del self._whole[key]
@@ -179,21 +179,28 @@ class _Server:
 
     def pieces(self, key: str, version: str) -> Iterator[Any]:
         """All of an object, if it is still the same."""
-        found = None if self._way is _Way.WHOLE else obstore.get(self._objects, key)
-        whole, meta = self._object(key) if found is None else (None, found.meta)
+        if self._way is _Way.WHOLE:
+            whole, meta = self._object(key)
+            self._check_same(key, meta, version)
+            yield whole
+            return
+        size = int(version.split()[0])
+        for start in range(0, size, COPY_BYTES):
+            part = {"range": (start, min(size, start + COPY_BYTES))}
+            data, meta = self._run(lambda part=part: _get(self._objects, key, part))  # type: ignore[misc]
+            self._check_same(key, meta, version)
+            yield data
+
+    def _check_same(self, key: str, meta: Any, version: str) -> None:
         if _version(meta) != version:
             raise StoreError(
-                f"{self.url}/{key} was written anew while it was read. Start again when nobody writes to the store."
+                f"{self.url}/{key} was written again while it was read. Start again when nobody writes to the store."
             )
-        if found is None:
-            yield whole
-        else:
-            yield from found.stream(min_chunk_size=PIECE_BYTES)
 
     def _ranges(self, key: str, ranges: Sequence[Range]) -> Sequence[memoryview]:
         runs = few(ranges)
         starts, ends = [start for start, _ in runs], [stop for _, stop in runs]
-        found = obstore.get_ranges(self._objects, key, starts=starts, ends=ends, coalesce=0)
+        found = self._run(lambda: obstore.get_ranges(self._objects, key, starts=starts, ends=ends, coalesce=0))
         held = {run: memoryview(part) for run, part in zip(runs, found, strict=True)}
         if any(len(part) != stop - start for (start, stop), part in held.items()):
             raise _too_short(self.url, key)
@@ -205,13 +212,19 @@ class _Server:
                 if key in self._whole:
                     self._whole.move_to_end(key)
                     return self._whole[key]
-            found = obstore.get(self._objects, key)
-            whole = memoryview(found.bytes()), found.meta
+            data, meta = self._run(lambda: _get(self._objects, key, {}))
+            whole = memoryview(data), meta
         with self._own:
             self._whole[key] = whole
             while len(self._whole) > KEPT_OBJECTS:
                 self._whole.popitem(last=False)
         return whole
+
+
+def _get(objects: Any, key: str, options: Any) -> tuple[bytes, Any]:
+    """All of an answer, and what is told of the object."""
+    found = obstore.get(objects, key, options=options)
+    return bytes(found.bytes()), found.meta
 
 
 @contextmanager

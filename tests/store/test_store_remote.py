@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import obstore
 import pytest
 import xarray as xr
 import zarr
-from servers import PlainFiles, free_port, serving, wait_until
+from servers import Line, PlainFiles, far_from, free_port, serving, wait_until
 
 from multiseg import lease
 from multiseg.cli.app import run
@@ -189,6 +190,25 @@ def test_a_store_of_format_1_says_what_to_do(store_url: str, tmp_path: Path) -> 
         open_store(str(tmp_path / "old.zarr"))
 
 
+def test_an_ingest_takes_few_requests_and_commits_last(
+    bucket: str, server: str, hospitals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (files, *_), line = find_manifest(hospitals / "manifest.toml"), Line()
+    with far_from(server, line) as far:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", far)
+        ingest([replace(files, cases=files.cases[:2])], bucket, OPTIONS)
+    assert len(line.asked) <= 120
+    put = [path.removeprefix(urlsplit(bucket).path) for method, path, _ in line.asked if method == "PUT"]
+    stages = [
+        next((n for n, end in enumerate(("/status/c/0", "brain.zarr/zarr.json")) if path.endswith(end)), 2)
+        for path in put
+    ]
+    assert stages.count(0) == 1, "two cases are committed at once"
+    assert stages[-2:] == [1, 0], "the root names the database when all else is there, and the states come last"
+    assert len(set(put)) == len(put), "nothing is sent twice"
+    assert len(open_store(bucket).cases) == 2
+
+
 def another(**changes: object) -> bytes:
     """What another computer's hold looks like."""
     holder = Holder("workstation7", 4711, "another boot/1", "2031-02-03T04:05:06+00:00", "", "token")
@@ -267,6 +287,7 @@ def see_refreshed_and_end(url: str, end: BaseException) -> None:
 
 def test_a_writer_that_lost_its_hold_stops(bucket: str, hospitals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "FENCE_SECONDS", 0)
+    monkeypatch.setattr(remote, "STATES_AT_ONCE", 1)
     written = []
 
     def lose(database: str, case: str, outcome: str) -> None:

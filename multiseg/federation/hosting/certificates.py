@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from multiseg.errors import FederationError, ResourceError, UsageError
 from multiseg.files import write_atomically
+from multiseg.flushing import flush
 
 AUTHORITY_DAYS, SERVER_DAYS, RENEW_DAYS = 3650, 365, 30
 AUTHORITY = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "multiseg federation")])
@@ -48,7 +49,7 @@ def write_secret(path: Path, data: bytes) -> None:
         raise ResourceError(f"{path} could not be written: {error.strerror}.") from error
     with os.fdopen(handle, "wb") as file:
         file.write(data)
-        os.fsync(file.fileno())
+        flush(file.fileno())
 
 
 def make_authority(certificate: Path, key: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from multiseg.errors import FederationError, ResourceError
 from multiseg.files import write_atomically
+from multiseg.flushing import flush
 from multiseg.locks import locked
 
 LOG = "audit.jsonl"
@@ -69,7 +70,7 @@ def record(path: Path, entry: Entry) -> None:
             is_whole = not last or last.endswith(b"\n")
             file.write((b"" if is_whole else b"\n") + line + b"\n")
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
             write_atomically(_head(path), _hash(line).encode())
     except OSError as error:
         raise ResourceError(
