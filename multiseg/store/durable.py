@@ -109,6 +109,22 @@ class Syncing(Protocol):
         """Wait until everything that was written is kept."""
 
 
+@runtime_checkable
+class Gathering(Protocol):
+    """A store that can keep small objects, to send them together."""
+
+    def gather(self) -> None:
+        """From now on keep what is written until it is synced."""
+
+
+def gather(group: zarr.Group) -> None:
+    """Let a group's store send what is written together, if it is far away. Whoever calls this calls `sync_names`
+    later, and wherever the order matters."""
+    store = getattr(group.store_path.store, "inner", group.store_path.store)
+    if isinstance(store, Gathering):
+        store.gather()
+
+
 def sync_names(group: zarr.Group) -> None:
     """Wait until all that was written through a group is on the disk, or at the server."""
     store = group.store_path.store

@@ -35,9 +35,9 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
     """The keys and values of a store behind a URL.
 
     A server that answers no range requests is read a whole object at a time. Whoever writes has to hold the
-    store (`multiseg.store.hold`); a writer that has lost it, since its computer slept, is stopped. Its small
-    objects are kept and sent many at a time (`WriteBack`): a writer that dies loses some cases that it had
-    written, whole, and the next one writes them again.
+    store (`multiseg.store.hold`); a writer that has lost it, since its computer slept, is stopped. After
+    `gather` its small objects are kept, and sent many at a time (`WriteBack`): a writer that dies loses some cases
+    that it had written, whole, and the next one writes them again.
     """
 
     def __init__(self, url: str, read_only: bool, fence: Callable[[], None]) -> None:
@@ -48,7 +48,7 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
         self._objects = connect(url)
         self._keys: ObjectStore[Any] = ObjectStore(self._objects, read_only=read_only)
         self._run = patience(url).run_async
-        self._back = None if read_only else WriteBack()
+        self._back: WriteBack | None = None
         self._num_states, self._states_since = 0, 0.0
         self._turns = asyncio.Semaphore(WEB_READS_AT_ONCE if is_web(url) else READS_AT_ONCE)
         self._gives_parts = True
@@ -118,9 +118,9 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
 
     async def set(self, key: str, value: Buffer) -> None:
         self._check_may_write()
-        assert self._back is not None
-        if len(value) > SMALL_BYTES:
-            self._back.forget(key)
+        if self._back is None or len(value) > SMALL_BYTES:
+            if self._back is not None:
+                self._back.forget(key)
             await self._send(key, value)
             return
         self._back.write(key, default_buffer_prototype().buffer.from_bytes(value.to_bytes()))
@@ -136,16 +136,24 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
 
     async def delete(self, key: str) -> None:
         self._check_may_write()
-        assert self._back is not None
-        self._back.write(key, None)
+        if self._back is None:
+            await self._send(key, None)
+        else:
+            self._back.write(key, None)
 
     async def delete_dir(self, prefix: str) -> None:
+        if self._back is None:
+            await super().delete_dir(prefix)
+            return
         self._check_may_write()
-        assert self._back is not None
         prefix = f"{prefix.rstrip('/')}/" if prefix else ""
         there = [] if self._back.is_empty(prefix) else [key async for key in self._keys_below(prefix)]
         for key in {*there, *self._back.below(prefix)}:
             self._back.write(key, None)
+
+    def gather(self) -> None:
+        """From now on keep what is written until `sync_names`; in between cases are committed some at a time."""
+        self._back = self._back or WriteBack()
 
     async def send(self) -> None:
         """Send all that was written; the states of the rows last."""

@@ -25,7 +25,7 @@ NEAR_BYTES = 2**16
 """What lies between two ranges is sent along if it is less: another request costs more than that."""
 MOST_REQUESTS = 8
 """Of one read. They are under way all at once (obstore lets ten be), so that a read takes one round trip."""
-COPY_BYTES = 2**26
+COPY_BYTES = 2**24
 """Of one request for an object on its way to the disk: what is cut off is asked for again from there."""
 _UNKNOWN = datetime.fromtimestamp(0, UTC)
 """The time of change that obstore gives where the server tells none."""

@@ -13,6 +13,7 @@ import numpy as np
 from multiseg.store import schema
 from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
+from multiseg.store.durable import sync_names
 from multiseg.store.encoding import EncodedCase
 from multiseg.store.records import FileMark, Record, Scan, coordinates_of, parse_record, record_text
 
@@ -91,7 +92,9 @@ def describe_row(arrays: DatabaseArrays, row: int, **changes: Any) -> None:
     """
     record = replace(read_record(arrays, row), revision=next_revision(arrays), **changes)
     arrays["revision"][row] = -record.revision
+    sync_names(arrays.group)
     arrays["record"][row] = record_text(record)
+    sync_names(arrays.group)
     _write_from_record(arrays, row, record)
 
 
@@ -106,6 +109,7 @@ def _write_from_record(arrays: DatabaseArrays, row: int, record: Record) -> None
     values = row_values(arrays, record)
     revision = values.pop("revision")
     arrays.write_row(row, values)
+    sync_names(arrays.group)
     arrays["revision"][row] = revision
 
 

@@ -20,7 +20,7 @@ from multiseg.store import schema
 from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
 from multiseg.store.columns import watch
-from multiseg.store.durable import sync_names
+from multiseg.store.durable import gather, sync_names
 from multiseg.store.encoding import ArrayPlan, EncodedCase
 from multiseg.store.hierarchy import ROOT_KEY
 from multiseg.store.root import DatabaseInfo, check_agreement
@@ -56,6 +56,7 @@ class DatabaseWriter:
     """
 
     def __init__(self, root: zarr.Group, info: DatabaseInfo, plan: ArrayPlan) -> None:
+        gather(root)
         if info.name not in root:
             root.create_group(info.name, attributes=info.to_attributes())
         self.group: zarr.Group = root[info.name]
@@ -79,7 +80,9 @@ class DatabaseWriter:
         if self.info.name not in head["databases"]:
             status = self.arrays["status"]
             status[:] = status[:]  # its chunk is there from now on
+            sync_names(self.group)
             root.attrs[ROOT_KEY] = head | {"databases": [*head["databases"], self.info.name]}
+            sync_names(self.group)
             watch(self.group)
 
     def _agree_on_attributes(self) -> None:

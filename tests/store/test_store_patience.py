@@ -197,7 +197,7 @@ def test_the_main_process_says_what_its_workers_wait_for(caplog: pytest.LogCaptu
     before = logger.handlers[:], logger.propagate
     try:
         worker._speak_through(theirs, Lock())
-        Patience("s3://bucket/brain.zarr", clock=lambda: 0.0)._tell(connection.BaseError("refused"), 12)
+        Patience("s3://bucket/brain.zarr", clock=lambda: 0.0)._tell(connection.BaseError("refused"), 12.0)
     finally:
         logger.handlers[:], logger.propagate = before
     assert not caplog.records
