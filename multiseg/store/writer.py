@@ -185,6 +185,7 @@ class DatabaseWriter:
         # A local store puts all that was written before onto the disk first, and this with its name at once.
         self.arrays["status"][:] = status
         if replaces:
+            sync_names(self.group)  # a case that is still valid keeps its name
             self.arrays["case"][older] = ""
 
     def release_rows(self) -> None:
