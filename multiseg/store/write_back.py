@@ -10,6 +10,9 @@ from zarr.core.buffer import Buffer
 SMALL_BYTES = 2**18
 """Larger objects, the voxels, are sent at once."""
 
+STATES, ROOT = "/status/c/", 2
+"""Part of the keys of rows' states, and the stage at which the root's metadata is sent."""
+
 Send = Callable[[str, Buffer | None], Awaitable[None]]
 
 
@@ -18,12 +21,14 @@ class WriteBack:
 
     They are sent in an order that whoever reads in between, or comes after a writer that died, can live with: all
     else, then the metadata of groups, then that of the root, which names the databases, and the states of the rows
-    last: they commit the cases. What was not sent is as if it had not been written.
+    last: they commit the cases. (A database that is named has states: those of before its first commit go before its
+    name.) What was not sent is as if it had not been written.
     """
 
     def __init__(self) -> None:
         self._held: dict[str, Buffer | None] = {}
         self._unsent: dict[str, Buffer | None] = {}
+        self._first_states: dict[str, Buffer | None] = {}
         self._empty: set[str] = set()
         self._past: set[str] = set()
         self._turn = asyncio.Lock()
@@ -50,6 +55,8 @@ class WriteBack:
 
     def write(self, key: str, value: Buffer | None) -> None:
         """Send an object, or that it is gone (None), with the next ones."""
+        if STATES in key and key not in self._unsent:
+            self._first_states[key] = value
         self._held[key] = self._unsent[key] = value
 
     def forget(self, key: str) -> None:
@@ -73,7 +80,10 @@ class WriteBack:
             for key in self._unsent:
                 stages.setdefault(_stage(key), []).append(key)
             for stage in sorted(stages):
+                if stage == ROOT:
+                    await asyncio.gather(*(send(key, value) for key, value in self._first_states.items()))
                 await asyncio.gather(*(self._send(key, send) for key in stages[stage]))
+            self._first_states.clear()
 
     async def _send(self, key: str, send: Send) -> None:
         value = self._unsent[key]
@@ -83,8 +93,8 @@ class WriteBack:
 
 
 def _stage(key: str) -> int:
-    if "/status/c/" in key:
+    if STATES in key:
         return 3
     if key.endswith("zarr.json"):
-        return {0: 2, 1: 1}.get(key.count("/"), 0)
+        return {0: ROOT, 1: 1}.get(key.count("/"), 0)
     return 0

@@ -80,9 +80,7 @@ class DatabaseWriter:
         if self.info.name not in head["databases"]:
             status = self.arrays["status"]
             status[:] = status[:]  # its chunk is there from now on
-            sync_names(self.group)
             root.attrs[ROOT_KEY] = head | {"databases": [*head["databases"], self.info.name]}
-            sync_names(self.group)
             watch(self.group)
 
     def _agree_on_attributes(self) -> None:

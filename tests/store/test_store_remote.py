@@ -197,7 +197,7 @@ def test_an_ingest_takes_few_requests_and_commits_last(
     with far_from(server, line) as far:
         monkeypatch.setenv("AWS_ENDPOINT_URL", far)
         ingest([replace(files, cases=files.cases[:2])], bucket, OPTIONS)
-    assert len(line.asked) <= 140
+    assert len(line.asked) <= 160
     put = [path.removeprefix(urlsplit(bucket).path) for method, path, _ in line.asked if method == "PUT"]
     stages = [
         next((n for n, end in enumerate(("/status/c/0", "brain.zarr/zarr.json")) if path.endswith(end)), 2)
