@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import Pipe
+from multiprocessing import Pipe, Process
 from pathlib import Path
 from threading import Lock
 
@@ -201,6 +201,6 @@ def test_the_main_process_says_what_its_workers_wait_for(caplog: pytest.LogCaptu
     finally:
         logger.handlers[:], logger.propagate = before
     assert not caplog.records
-    one = processes._Worker(3, None, ours)  # type: ignore[arg-type]
-    assert processes.Processes._heard(None, one) == []  # type: ignore[arg-type]
+    one = processes._Worker(3, Process(), ours)
+    assert processes.Processes._heard(object.__new__(processes.Processes), one) == []
     assert "reader process 3: waiting for s3://bucket/brain.zarr since 12 s: it refuses connections" in caplog.text
