@@ -49,6 +49,7 @@ class Described:
 def describe(plan: DrawPlan, axis: ModalityAxis, checksums: Checksums) -> Described:
     """The sources of the cases of a plan, whose modalities are all on the axis."""
     databases = {name: plan.store[name] for name in plan.cases}
+    numbers = {name: number for number, name in enumerate(databases)}
     views = _Views(plan.space)
     cases, bits, places = [], [], []
     for case in plan.numbered:
@@ -59,7 +60,7 @@ def describe(plan: DrawPlan, axis: ModalityAxis, checksums: Checksums) -> Descri
         cases.append(
             CaseSource(
                 name=f"{case.database}/{case.name}",
-                database=list(databases).index(case.database),
+                database=numbers[case.database],
                 row=case.row,
                 extent=case.extent,
                 tables=views.number(database, case.annotated.tolist()),

@@ -196,12 +196,12 @@ def sort_out(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
     for finding in (*files.findings, *badly_named):
         findings.setdefault(finding.case, []).append(finding)
     errors = [finding.case for finding in files.findings if finding.severity is Severity.ERROR and finding.case]
-    failed = list(dict.fromkeys([*errors, *(finding.case for finding in badly_named)]))
+    failed = dict.fromkeys([*errors, *(finding.case for finding in badly_named)])
     here = [case for case in files.cases if case.case not in failed]
     good = _in_splits(here, held, options, {*elsewhere, *names_of(files)})
     redo = {name.removeprefix(f"{files.name}/") for name in options.redo}
     same = _are_same([case for case in good if case.case not in redo], held, options.workers.num)
-    changed = [case.case for case in good if same.get(case.case) is False and not options.replace]
+    changed = dict.fromkeys(case.case for case in good if same.get(case.case) is False and not options.replace)
     for case in changed:
         findings.setdefault(case, []).append(_changed(files.name, case))
     findings[""] += _numbers_as_text(files, held)

@@ -11,6 +11,7 @@ import hmac
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,10 @@ class Book:
     key: bytes
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     is_new: bool = True
+    _taken: dict[str, set[str]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._taken = {kind: set(known.values()) for kind, known in self.names.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -71,12 +76,12 @@ class Book:
         return hmac.new(self.key, f"{kind}\0{name}".encode(), hashlib.sha256).hexdigest()[:digits]
 
     def _kept(self, kind: str, name: str, pseudonym: str) -> str:
-        known = self.names.setdefault(kind, {})
+        known, taken = self.names.setdefault(kind, {}), self._taken.setdefault(kind, set())
         if name not in known:
-            twin = next((other for other, taken in known.items() if taken == pseudonym), None)
-            if twin is not None and kind != "session":
+            if pseudonym in taken and kind != "session":
                 raise UsageError(f"two names ({kind}) have the pseudonym {pseudonym}. Begin a new file of pseudonyms.")
             known[name] = pseudonym
+            taken.add(pseudonym)
             self.is_new = True
         return known[name]
 
@@ -206,13 +211,12 @@ def _check_database(files: DatabaseFiles) -> None:
     """Whether a database is called like nobody in it; a folder of one patient often is."""
     real = {name for case in files.cases for name in (case.case, case.person)}
     real |= {case.session for case in files.cases if re.search(r"\d{6}", case.session)}
-    named = next(
-        (one for one in sorted(real) if len(one) >= MIN_LETTERS and _words(re.escape(one)).search(files.name)), None
-    )
-    if named is not None:
+    long = [name for name in real if len(name) >= MIN_LETTERS]
+    named = [name for name in _by_word(long).of(files.name) if _words(re.escape(name)).search(files.name)]
+    if named:
         raise UsageError(
-            f"the database would be called {files.name!r}, as the patient or case {named!r} is. Give it another name: "
-            "--database NAME."
+            f"the database would be called {files.name!r}, as the patient or case {min(named)!r} is. Give it another "
+            "name: --database NAME."
         )
 
 
@@ -232,16 +236,46 @@ class _Words:
         # BIDS writes a label with and without its key.
         short = {real[4:]: other for real, other in names.items() if re.match("(sub|ses)-.", real)}
         self.by_name = {real.lower(): other for real, other in (short | dict(names)).items() if real}
-        known = sorted((name for name in self.by_name if len(name) >= MIN_LETTERS), key=len, reverse=True)
-        self.pattern = _words("|".join(map(re.escape, known))) if known else None
+        self.known = _by_word([name for name in self.by_name if len(name) >= MIN_LETTERS])
 
     def without(self, text: str) -> str:
         """A text with pseudonyms in the place of names."""
         if text.lower() in self.by_name:
             return self.by_name[text.lower()]
-        if self.pattern is None:
+        possible = sorted(self.known.of(text), key=len, reverse=True)
+        if not possible:
             return text
-        return self.pattern.sub(lambda found: self.by_name[found[0].lower()], text)
+        pattern = _words("|".join(map(re.escape, possible)))
+        return pattern.sub(lambda found: self.by_name[found[0].lower()], text)
+
+
+@dataclass(frozen=True)
+class _ByWord:
+    """Names by one of their words, the one that fewest have: which of thousands can stand in a text shows at once."""
+
+    names: Mapping[str, Sequence[str]]
+
+    def of(self, text: str) -> list[str]:
+        """The names that may stand in a text; no other one does."""
+        return [name for word in {"", *_WORD.findall(_plain(text))} for name in self.names.get(word, ())]
+
+
+def _by_word(names: Sequence[str]) -> _ByWord:
+    words = {name: _WORD.findall(_plain(name)) or [""] for name in names}
+    count = Counter(word for own in words.values() for word in set(own))
+    found: dict[str, list[str]] = {}
+    for name, own in words.items():
+        found.setdefault(min(own, key=lambda word: count[word]), []).append(name)
+    return _ByWord(found)
+
+
+_WORD = re.compile("[a-z0-9]+")
+_LIKE_ASCII = str.maketrans("\u0130\u0131\u017f\u212a", "iisk")
+"""Letters that a search without regard to case takes for i, s and k."""
+
+
+def _plain(text: str) -> str:
+    return text.translate(_LIKE_ASCII).lower()
 
 
 def _without(value: str | float, own: _Words, others: _Words) -> str | float:

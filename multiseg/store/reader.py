@@ -15,7 +15,7 @@ import zarr
 from jaxtyping import Bool, Float, Int, Int16, Shaped, UInt8
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
-from multiseg.errors import StoreError
+from multiseg.errors import StoreError, few
 from multiseg.labels import LabelSchema, LabelSpace, LabelView
 from multiseg.store import schema
 from multiseg.store.array_layout import ArrayLayout
@@ -90,6 +90,7 @@ class Database:
         self.schemas = {name: LabelSchema.from_json(codes[name]) for name in names}
         rows = np.flatnonzero(columns["status"] == schema.COMMITTED)
         self.cases = tuple(self._case(int(row), columns) for row in rows)
+        self._by_name = {case.name: case for case in reversed(self.cases)}
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{n} {split}" for split, n in sorted(Counter(case.split for case in self.cases).items()))
@@ -124,12 +125,9 @@ class Database:
         )
 
     def __getitem__(self, name: str) -> Case:
-        for case in self.cases:
-            if case.name == name:
-                return case
-        raise StoreError(
-            f"database {self.name!r} has no case {name!r}. It has: {', '.join(c.name for c in self.cases)}."
-        )
+        if name not in self._by_name:
+            raise StoreError(f"database {self.name!r} has no case {name!r}. It has: {few(list(self._by_name))}.")
+        return self._by_name[name]
 
     def image(self, case: Case, corner: Index3, size: Index3) -> Float[np.ndarray, "modality i j k"]:
         """A window of all the database's sequences, float16; 0 beyond the case."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -149,11 +150,9 @@ def _check_rows(layout: Layout, faults: Faults) -> None:
         noted.error(
             "BAD_STATUS", f"{layout.name}/status", f"rows have the states {unknown}, which there are not. {RESTORE}"
         )
-    names = [layout.case(row) for row in committed]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        noted.error(
-            "DUPLICATE_CASE", f"{layout.name}/case", f"{name!r} is the name of {names.count(name)} cases. {RESTORE}"
-        )
+    count = Counter(layout.case(row) for row in committed)
+    for name in sorted(name for name, n in count.items() if n > 1):
+        noted.error("DUPLICATE_CASE", f"{layout.name}/case", f"{name!r} is the name of {count[name]} cases. {RESTORE}")
     _check_people(layout, committed, noted)
     digests = layout.columns.get("source_sha256")
     whole = [row for row in pending if digests is not None and row < len(digests) and str(digests[row])]

@@ -89,12 +89,12 @@ def patient_findings(database: str, studies: dict[str, Study]) -> list[Finding]:
         for tag, what in ((SEX, "sex"), (BIRTH, "date of birth")):
             values = {one.tags[tag] for scan in study.scans for one in scan.slices if one.tags.get(tag)}
             subjects.setdefault(study.subject, set()).update((what, value) for value in values)
+    first_case = {study.subject: study.case for study in reversed(studies.values())}
     for subject, facts in subjects.items():
         twice = [what for what in ("sex", "date of birth") if sum(fact[0] == what for fact in facts) > 1]
         if twice:
             message = f"the files of patient {subject!r} give more than one {' and '.join(twice)}. Are they two people?"
-            case = next(study.case for study in studies.values() if study.subject == subject)
-            findings.append(Finding(Severity.WARNING, "TWO_PATIENTS", database, case, "", message))
+            findings.append(Finding(Severity.WARNING, "TWO_PATIENTS", database, first_case[subject], "", message))
     return findings
 
 

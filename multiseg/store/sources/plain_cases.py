@@ -78,7 +78,8 @@ def _at_level(paths: Sequence[PurePosixPath], level: int) -> list[Volume]:
         if len(path.parts) > level:
             by_case.setdefault(path.parts[:level], []).append(path)
     names = _short_names(sorted(by_case))
-    fields = {parts: _person(parts, names) for parts in by_case}
+    several = len({parts[-1] for parts in names}) > 1
+    fields = {parts: _person(parts) if several else {} for parts in by_case}
     return [
         Volume(names[parts], stem, path.as_posix(), fields[parts], parts)
         for parts, own in by_case.items()
@@ -95,9 +96,9 @@ def _short_names(folders: Sequence[Parts]) -> dict[Parts, str]:
     return {parts: "_".join(parts[first:last]) for parts in folders}
 
 
-def _person(parts: Parts, names: Mapping[Parts, str]) -> dict[str, str]:
+def _person(parts: Parts) -> dict[str, str]:
     """Subject and session where a case's folder is called as visits are, and its parent is the person's."""
-    if len(parts) < 2 or not _VISIT.fullmatch(parts[-1]) or len({other[-1] for other in names}) < 2:
+    if len(parts) < 2 or not _VISIT.fullmatch(parts[-1]):
         return {}
     return {"subject": parts[-2], "session": parts[-1]}
 
@@ -126,9 +127,10 @@ def _flat(paths: Sequence[PurePosixPath], own_name: str) -> list[Volume]:
     split = [(path, *_case_and_role(without_suffix(path.name))) for path in paths]
     if any(not case for _, case, _ in split):
         return [Volume(own_name, without_suffix(path.name), path.name) for path in paths]
-    cases = sorted({case for _, case, stem in split if stem}, key=len, reverse=True)
+    cases = {case for _, case, stem in split if stem}
     for at, (path, name, stem) in enumerate(split):
-        case = next((case for case in cases if not stem and re.match(rf"{re.escape(case)}[-_. +]", name)), "")
+        beginnings = [] if stem else [name[: separator.start()] for separator in re.finditer("[-_. +]", name)]
+        case = next((beginning for beginning in reversed(beginnings) if beginning in cases), "")
         if case:
             split[at] = (path, case, name[len(case) + 1 :])
     return [Volume(case, stem, path.name) for path, case, stem in split if stem]
