@@ -1,8 +1,8 @@
 """What grows with the number of cases, and how: python -m benchmarks.growth [--cases 5000 10000 20000]
 
-Stores of tiny cases, each with names, digests and files of its own: one case goes through a whole ingest, and its row is
-written again under other names. Every line tells the seconds (of processor time) of an operation for each size, and how
-much longer it takes for each doubling: 2 is linear, 4 quadratic.
+Stores of tiny cases, each with names, digests and files of its own: one case goes through a whole ingest, and its row
+is written again under other names. Every line tells the seconds (of processor time) of an operation for each size, and
+how much longer it takes for each doubling: 2 is linear, 4 quadratic.
 """
 
 from __future__ import annotations

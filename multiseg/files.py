@@ -23,6 +23,23 @@ LOOKED_AT = 2000
 """So many files and folders are looked at to tell whether a folder holds scans."""
 
 
+def files_below(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """All files below a folder, in no order: of a store there are ten thousands, where pathlib takes long.
+
+    What goes while it is looked for is left out, as a writer takes away its own.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            held = list(entries)
+    except FileNotFoundError:
+        return
+    for entry in held:
+        if entry.is_dir(follow_symlinks=False):
+            yield from files_below(entry.path)
+        else:
+            yield entry
+
+
 def check_files(
     outs: Iterable[Path], inputs: Iterable[Path] = (), overwrite: bool = False, kinds: tuple[str, ...] = ()
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 from safetensors.torch import save
 
+from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.decision import brain_of, decide
 from multiseg.evaluation.inference import predict_volume
@@ -176,6 +178,7 @@ def evaluate(
         CheckpointError, StoreError: the model or the store cannot be opened.
         DataError: no case fits, or the voxel sizes differ.
     """
+    keep_memory()
     options = options or EvaluateOptions()
     check_subsets(options.subsets)
     own = named_metrics(metrics)
@@ -201,12 +204,14 @@ def evaluate(
         check_room(kept, key_of(*what), overwrite)
     done = DoneCases(kept, *what)
     panels: list[CasePanel] = []
+    shown: Counter[str] = Counter()
     for at, case in enumerate(cases):
         on_case(at, len(cases), f"{case.database}/{case.name}")
         loaded = _load(model, store, case)
         if _key(case) not in done.rows:
             done.add(_key(case), list(_rows(model, loaded, options, own)))
-        if sum(other.database == case.database for other in cases[:at]) < MONTAGE_CASES:
+        shown[case.database] += 1
+        if shown[case.database] <= MONTAGE_CASES:
             panels.append(_panel(model, loaded, options.overlap))
     table = pd.DataFrame([_marked(model, case, row) for case in cases for row in done.rows[_key(case)]])
     summary, left_out, unlisted = summary_of(table, tuple(own)), _left_out(model, asked), _unlisted(model, store, cases)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Int, Int16, Shaped, UInt8
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from multiseg.errors import StoreError, few
+from multiseg.files import files_below
 from multiseg.labels import LabelSchema, LabelSpace, LabelView
 from multiseg.store import schema
 from multiseg.store.array_layout import ArrayLayout
@@ -273,8 +275,11 @@ class Store:
         """Bytes that a database takes on the local disk; None for a remote store."""
         if is_remote(self.url):
             return None
-        folder = local_path(self.url) / database
-        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        sizes = 0
+        for file in files_below(local_path(self.url) / database):
+            with suppress(FileNotFoundError):  # a writer is at work
+                sizes += file.stat().st_size
+        return sizes
 
     def dataset(self, database: str) -> xr.Dataset:
         """One database as a lazy xarray dataset of its committed cases, with named coordinates."""

@@ -16,7 +16,7 @@ import zarr
 from multiseg import locks
 from multiseg.errors import ResourceError, StoreError, UsageError
 from multiseg.faults import remedy
-from multiseg.files import STORE_MARK, check_folder
+from multiseg.files import STORE_MARK, check_folder, files_below
 from multiseg.labels import LabelSchema
 from multiseg.lease import InUseError
 from multiseg.store import schema
@@ -160,7 +160,7 @@ def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zar
 
 def _left_by_the_dead(folder: Path) -> list[Path]:
     """The files beside, of a writer that died: those of a store, or all that is there where it died at once."""
-    left = list(folder.rglob("*.partial"))
+    left = [Path(file.path) for file in files_below(folder) if file.name.endswith(".partial")]
     is_ours = (folder / STORE_MARK).exists() or len(left) == sum(map(_is_kept, folder.rglob("*")))
     return left if is_ours else []
 

@@ -1,9 +1,5 @@
 """What a store does with thousands of cases, in the same words as with three."""
 
-import random
-from collections import Counter
-
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -21,7 +21,7 @@ from multiseg.store.formats.nifti import write_like
 from multiseg.store.formats.reading import read_volume
 from multiseg.store.ingest import IngestReport, ingest
 from multiseg.store.intake import IngestOptions
-from multiseg.store.pseudonyms import read_book
+from multiseg.store.pseudonyms import _Words, read_book
 from multiseg.store.reader import open_store
 from multiseg.store.rehearsal import forecast
 from multiseg.store.sources.model import DatabaseFiles
@@ -258,3 +258,18 @@ def test_from_the_command_line_with_a_patients_table(tmp_path: Path, capsys: pyt
     assert_nothing_of(("SMITH", "JONES", "20200131"), url)
     assert len(open_store(url).cases) == 2
     assert "SMITH" in (tmp_path / "n.json").read_text()
+
+
+def test_the_names_that_may_stand_in_a_text_are_those_of_a_search_for_all(tmp_path: Path) -> None:
+    names = ["sub-0012", "P12", "Ann Lee", "Lee", "ann", "-x1-", "o'brien", "Ann Lee Moore", "2012"]
+    people = {name: f"p{at}" for at, name in enumerate(names)}
+    words = _Words(people)
+    texts = {
+        "seen with Ann Lee Moore and ann-lee": "seen with p7 and p4-p3",
+        "SUB-0012, once 0012": "p0, once p0",
+        "P123 is not P12, nor is xP12": "P123 is not p1, nor is xP12",
+        "O'Brien's -x1-": "p6's p5",
+        "in 2012-01": "in p8-01",
+        "brien": "brien",
+    }
+    assert {text: words.without(text) for text in texts} == texts

@@ -309,9 +309,12 @@ def _points(layout: Layout, row: int, faults: Faults) -> Any:
     if array is None or row >= array.shape[0]:
         return None
     before = len(faults.found)
+    points = np.full(array.shape[1:], array.fill_value, dtype=array.dtype)
     for block in decoded_blocks(array, faults, row):
         _check_named(layout, row, "foreground", block, faults)
-    return np.asarray(array[row]) if len(faults.found) == before else None
+        if block.values is not None:
+            points[block.region[1:]] = block.values[0]
+    return points if len(faults.found) == before else None
 
 
 def _miscounted(layout: Layout, name: str, counts: Any, found: Any) -> Iterator[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
 from multiseg.errors import StoreError
+from multiseg.files import files_below
 from multiseg.store import schema
 from multiseg.store.checks.case import verify_case, verify_row
 from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
@@ -212,5 +214,5 @@ def _check_left_over(url: str, faults: Faults) -> None:
 
 
 def _partial(url: str) -> Iterator[str]:
-    for path in sorted(local_path(url).rglob("*.partial")):
+    for path in sorted(Path(file.path) for file in files_below(local_path(url)) if file.name.endswith(".partial")):
         yield str(path.relative_to(local_path(url)))
