@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from multiseg.allocator import keep_memory
 from multiseg.errors import ModalityError
 from multiseg.evaluation.decision import brain_of, decide
 from multiseg.evaluation.inference import predict_volume
@@ -105,6 +106,7 @@ def predict(
         ModalityError: none of the sequences is one the model learnt from.
         SourceError: a file is missing, damaged, or lies elsewhere in space.
     """
+    keep_memory()
     out = Path(out)
     paths: dict[str, ScanFile] = {name: Path(file) for name, file in images.items()}
     given = input_files(model, images, brain_mask)

@@ -17,13 +17,8 @@ from multiseg.experiments.worker import Outcome, Task, is_finished, serve
 
 KIND_SECONDS = 60
 """How long a worker that is asked to stop may take to finish its step and to save."""
-ENVIRONMENT = {
-    # One thread each: there are as many processes as the user wants cores busy.
-    "OMP_NUM_THREADS": "1",
-    # Freed blocks of a step are kept for the next instead of handed back and zeroed again: a third faster here.
-    "MALLOC_MMAP_THRESHOLD_": "2000000000",
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
-}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+"""One thread each: there are as many processes as the user wants cores busy."""
 
 
 @dataclass(frozen=True)

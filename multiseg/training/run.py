@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.evaluate import check_spacing
 from multiseg.labels import LabelSpace
@@ -103,6 +104,7 @@ def train(
         ResourceError: another process trains into the folder, or the disk is full.
         DataError, CheckpointError, TrainingError: see the parts.
     """
+    keep_memory()
     options, own = taken(options, network, objective, optimiser, augment)
     with joined(options.device) as (peers, device):
         parent = parent_of(options.start)

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from multiseg.allocator import keep_memory
 from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError, TrainingError
 from multiseg.federation.messages import (
     DESCRIBE,
@@ -96,6 +97,7 @@ def answer(
         StoppedError: `should_stop` said so. Nothing has to be sent: the task can be begun anew.
         ResourceError: the audit log cannot be written, so that nothing may leave.
     """
+    keep_memory()
     path = site.state / audit.LOG
     audit.record(path, _entry("in", task.experiment, task, to_bytes(task)))
     store: Store | None = None
