@@ -40,8 +40,8 @@ from multiseg.store.intake import IngestOptions
 from multiseg.store.parallel import Workers
 from multiseg.store.reader import open_store
 from multiseg.store.root import existing_root
+from multiseg.store.rows import digest_of_sources
 from multiseg.store.sources.model import DatabaseFiles
-from multiseg.store.writer import digest_of_sources
 from multiseg.training.run_data import changes, data_of
 
 FOLDER = Path(gettempdir()) / "multiseg-benchmarks" / "growth"
@@ -91,7 +91,9 @@ def grown_store(num: int) -> str:
 def _multiply(group: zarr.Group, folder: Path, num: int) -> None:
     """The first row in all rows, under other names and with other digests."""
     names = [f"case{at:05d}" for at in range(num)]
-    sources = str(group["sources"][0])
+    sources = json.loads(str(group["sources"][0]))
+    digests = [source["sha256"] for source in sources] + [str(one) for one in group["content"][0] if one]
+    renamed = [_Renamed(case, sources, digests) for case in names]
     for name, array in group.arrays():
         axes = array.metadata.dimension_names
         if not axes or axes[0] != "case":
@@ -100,7 +102,7 @@ def _multiply(group: zarr.Group, folder: Path, num: int) -> None:
         first = array[:1]
         array.resize((num, *array.shape[1:]))
         if array.dtype.kind not in "iufb":
-            texts = [[_renamed(str(text), case, sources) for text in np.ravel(first)] for case in names]
+            texts = [[one.text(str(text)) for text in np.ravel(first)] for one in renamed]
             array[:] = np.array(texts, dtype=object).reshape(num, *first.shape[1:])
         elif size == 1:
             for row in range(1, num):
@@ -109,17 +111,20 @@ def _multiply(group: zarr.Group, folder: Path, num: int) -> None:
             array[:] = np.repeat(first, num, axis=0)
 
 
-def _renamed(text: str, case: str, sources: str) -> str:
-    """A text of the first case as that of another."""
-    if case == FIRST:
-        return text
-    other = re.sub("[0-9a-f]{64}", lambda found: hashlib.sha256((found[0] + case).encode()).hexdigest(), sources)
-    digests = {digest_of_sources(json.loads(sources)): digest_of_sources(json.loads(other))}
+class _Renamed:
+    """Texts of the first case as those of another: its name, and the digests of its files and scans."""
 
-    def digest(found: re.Match[str]) -> str:
-        return digests.get(found[0]) or hashlib.sha256((found[0] + case).encode()).hexdigest()
+    def __init__(self, case: str, sources: list[dict[str, Any]], digests: Sequence[str]) -> None:
+        changed = {FIRST: case}
+        if case != FIRST:
+            changed |= {one: hashlib.sha256((one + case).encode()).hexdigest()[: len(one)] for one in digests}
+            others = [{**source, "sha256": changed[source["sha256"]]} for source in sources]
+            changed[digest_of_sources(sources)] = digest_of_sources(others)
+        self._changed = changed
+        self._pattern = re.compile("|".join(changed))
 
-    return re.sub("[0-9a-f]{32,64}", digest, text).replace(FIRST, case)
+    def text(self, text: str) -> str:
+        return self._pattern.sub(lambda found: self._changed[found[0]], text)
 
 
 def look_up(url: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from monai.inferers import sliding_window_inference
 
 from benchmarks.paired import phantom_store, ratios, report
+from multiseg.allocator import keep_memory
 from multiseg.evaluation.inference import predict_volume
 from multiseg.loaders.align import place
 from multiseg.modalities import ModalityAxis
@@ -19,6 +20,7 @@ PATCH = (64, 64, 64)
 
 
 def main() -> None:
+    keep_memory()
     store = phantom_store(1.0)
     case = store["alder"].cases[0]
     axis = ModalityAxis(store["alder"].modalities)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.paired import phantom_store, ratios, report
+from multiseg.allocator import keep_memory
 from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import Batch, PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions
@@ -37,6 +38,7 @@ def optimised(network: torch.nn.Module) -> TrainState:
 
 def main() -> None:
     """On the processor, with a small network, and then on a card, where there is one."""
+    keep_memory()
     store = phantom_store(2.0)
     axis = ModalityAxis.union(database.modalities for database in store.databases.values())
     options = StreamOptions(DrawOptions((48, 48, 48)), batch_size=4, workers=1)

@@ -1,6 +1,7 @@
 """The benchmarks run: a row on tiny cases, the pause between turns, the distant server. No speed is looked at."""
 
 import itertools
+import json
 import sys
 import threading
 import time
@@ -11,10 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import cases, loader, soak
+from benchmarks import cases, gpu, gpu_lines, growth, loader, soak
 from benchmarks.remote import served
 from benchmarks.sides import Side, Source
 
@@ -88,3 +90,47 @@ def test_rows_on_tiny_cases(
 def test_growth_is_from_the_first_quarter_to_the_last() -> None:
     readings = [soak.Reading(1, rss, 0, 0, 0, 2, 9, 0) for rss in (999, 10, 10, 10, 10, 10, 10, 10, 30)]
     assert "main_rss: 10.0 in the first quarter, 20.0 in the last, +10.0" in soak.growth(readings)
+
+
+def test_lines_of_a_card_run_on_the_processor_and_a_failed_one_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each line in a process of its own, as on a card: here for the lines that say how one ends."""
+    names = ["card", "page-locked ring", "waiting, 2 patches"]
+    out = tmp_path / "gpu.json"
+    monkeypatch.setitem(gpu_lines.LINES, "waiting, 2 patches", gpu_lines.Line(gpu_lines.card, 0.01))
+    assert gpu.main(["--device", "cpu", "--small", "--only", *names, "--out", str(out)]) == 1
+    found = json.loads(out.read_text())
+    assert found["card"]["found"]["torch"] == torch.__version__
+    assert found["page-locked ring"]["found"] == {"left out": "memory is page-locked for a card"}
+    assert found["waiting, 2 patches"]["failed"] == "not done after 0 s"
+    assert "2 of 3 lines have something to show" in capsys.readouterr().out
+
+
+def test_a_line_that_crashes_or_says_nothing_tells_why() -> None:
+    crashed = gpu._outcome([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], 60)
+    assert crashed["failed"] == "exit code -9: it said nothing"
+    failed = gpu._outcome([sys.executable, "-c", "raise MemoryError('CUDA out of memory')"], 60)
+    assert failed["failed"] == "exit code 1: MemoryError: CUDA out of memory"
+    assert gpu._outcome([sys.executable, "-c", ""], -1)["failed"] == "no time was left"
+
+
+def test_what_a_card_computes_is_computed_on_the_processor() -> None:
+    setup = gpu_lines.Setup(torch.device("cpu"), is_small=True)
+    assert gpu_lines.twice(setup)["largest difference of weights, deterministic"] == 0.0
+    assert gpu_lines.several(setup)["largest difference of weights"] == 0.0
+    assert gpu_lines.steps(setup, amp="off")["loss"] == pytest.approx(
+        gpu_lines.steps(setup, amp="bf16")["loss"], abs=0.05
+    )
+    assert set(gpu_lines.augmentation(setup)) == {"published, ms", "standard, ms"}
+    assert gpu_lines.released(setup)["bare loop / ours"] > 0
+
+
+def test_growth_is_measured_on_a_store_without_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its cases are made up, so that every operation, and `verify` above all, has to find them sound."""
+    monkeypatch.setattr(growth, "FOLDER", tmp_path)
+    growth.main(["--cases", "3", "6", "--rounds", "1"])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in said[1:]] == list(growth.OPERATIONS)

@@ -199,6 +199,8 @@ class PatchStream(IterableDataset[Batch]):
         self._cache = CaseCache(self._sources, taken)
         self._parts = store.parts(self.options.disk_cache, num_bytes(self.options.disk_budget, "disk_budget"))
         self.position = 0
+        self._worker: tuple[int, int] | None = None
+        self._reached: int | None = None
 
     def __repr__(self) -> str:
         cases = ", ".join(f"{len(some)} of {name}" for name, some in self.plan.cases.items())
@@ -208,14 +210,22 @@ class PatchStream(IterableDataset[Batch]):
         return bool(store[case.database].label_view(case, self.space).annotated.any())
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from `position` on, without end. In a worker of a DataLoader, its share of them; there `position`
-        moves in the workers alone.
+        """Batches from `position` on, without end. In a worker of a DataLoader, its share of them; the workers alone
+        know then how far they are, and a StatefulDataLoader of torchdata saves it.
 
         Raises:
-            UsageError: the store is remote and the DataLoader forked its workers.
+            UsageError: the store is remote and the DataLoader forked its workers; or the state that was loaded is that
+                of a DataLoader with another number of workers.
         """
         worker = get_worker_info()
-        if worker is None:
+        own = None if worker is None else (int(worker.id), int(worker.num_workers))
+        if self._worker not in (None, own):
+            there, here = self._worker, "no worker" if own is None else f"worker {own[0]} of {own[1]}"
+            raise UsageError(
+                f"the state of worker {there[0]} of {there[1]} was loaded, but this is {here}: give the DataLoader "
+                "num_workers as before; or load the position of a stream, which any number of workers resumes."
+            )
+        if own is None:
             for batch in self._batches(itertools.count(self.position), self.options.workers):
                 self.position += 1
                 yield batch
@@ -225,7 +235,11 @@ class PatchStream(IterableDataset[Batch]):
                     f"{self._sources.url} cannot be read by forked workers, since connections do not survive a fork: "
                     'give the DataLoader multiprocessing_context="forkserver".'
                 )
-            yield from self._batches(itertools.count(self.position + worker.id, worker.num_workers), 0)
+            first = self.position if self._worker else self.position + own[0]
+            self._reached = first
+            for batch in self._batches(itertools.count(first, own[1]), 0):
+                self._reached += own[1]
+                yield batch
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches number `start` to `stop` (exclusive) of the stream.
@@ -237,12 +251,21 @@ class PatchStream(IterableDataset[Batch]):
         yield from self._batches(range(start, stop), self.options.workers)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream is, to go on from there after `load_state_dict`."""
-        return {"position": self.position}
+        """Where the stream is, to resume from there after `load_state_dict`.
+
+        In a worker of a DataLoader it is the place of this worker: its next batch, and which of how many it is.
+        """
+        worker = get_worker_info()
+        if worker is None:
+            return {"position": self.position}
+        reached = self.position + int(worker.id) if self._reached is None else self._reached
+        return {"position": reached, "worker": int(worker.id), "num_workers": int(worker.num_workers)}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from where another stream of the same store and options was."""
+        """Resume from where another stream of the same store and options was."""
         self.position = int(state["position"])
+        self._worker = (int(state["worker"]), int(state["num_workers"])) if "worker" in state else None
+        self._reached = self.position if self._worker else None
 
     def _batches(self, numbers: Iterable[int], workers: int) -> Iterator[Batch]:
         drawn: deque[list[tuple[tuple[int, int], Draw]]] = deque()

@@ -29,6 +29,7 @@ class DatabaseArrays:
     def __init__(self, group: zarr.Group) -> None:
         self.group = group
         self._opened: dict[str, zarr.Array] = {}
+        self.last_revision: int | None = None
 
     def __getitem__(self, name: str) -> zarr.Array:
         if name not in self._opened:  # over a network, opening takes as long as writing

@@ -65,8 +65,11 @@ def _rows(affine: Any) -> tuple[tuple[float, ...], ...]:
 
 
 def next_revision(arrays: DatabaseArrays) -> int:
-    """A number greater than those of all rows."""
-    return int(np.abs(arrays["revision"][:]).max(initial=0)) + 1
+    """A number greater than those of all rows; they are read once, since whoever writes is alone."""
+    if arrays.last_revision is None:
+        arrays.last_revision = int(np.abs(arrays["revision"][:]).max(initial=0))
+    arrays.last_revision += 1
+    return arrays.last_revision
 
 
 def write_record(arrays: DatabaseArrays, row: int, record: Record) -> None:

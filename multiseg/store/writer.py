@@ -65,6 +65,9 @@ class DatabaseWriter:
         if info.name in root.attrs[ROOT_KEY]["databases"]:
             watch(self.group)
         self.arrays = DatabaseArrays(self.group)
+        # Rows of committed cases and the states of all rows, read once: whoever writes is alone.
+        self._committed: dict[str, int] | None = None
+        self._status = np.zeros(0, dtype=np.uint8)
         self._agree_on_attributes()
         self.arrays.require(plan)
         self.arrays.grow_names("modality", plan.modalities)
@@ -113,7 +116,8 @@ class DatabaseWriter:
         # A writer that died just before a commit leaves one of that name beside the committed row.
         own = {str(names[row]): row for row in reversed(pending) if names[row]}
         rows = {case: own[case] for case in cases if case in own}
-        free = [row for row in pending if row not in set(rows.values())]
+        taken = set(rows.values())
+        free = [row for row in pending if row not in taken]
         missing = [case for case in cases if case not in rows]
         new = range(len(names), len(names) + max(0, len(missing) - len(free)))
         self.arrays.fit(self.plan, num_rows=len(names) + len(new))
@@ -124,6 +128,7 @@ class DatabaseWriter:
             # Beside a committed row of its own, a new one stays nameless until it is committed.
             names[row] = "" if states.get(case, (0, -1))[1] == schema.COMMITTED else case
         self.arrays["case"][:] = names
+        self._committed = None
         return rows
 
     def write(self, row: int, files: CaseFiles, encoded: EncodedCase) -> None:
@@ -173,15 +178,21 @@ class DatabaseWriter:
 
     def _commit(self, row: int, case: str) -> None:
         """One write of one chunk makes the new row valid and an older row of the same case invalid."""
-        status = self.arrays["status"][:]
-        older, state = self.states().get(case, (row, schema.PENDING))
-        replaces = state == schema.COMMITTED and older != row
+        if self._committed is None:
+            states = self.states()
+            self._committed = {name: at for name, (at, state) in states.items() if state == schema.COMMITTED}
+            self._status = self.arrays["status"][:]
+        status = self._status.copy()
+        older = self._committed.get(case, row)
+        replaces = older != row
         self.arrays["case"][row] = case
         if replaces:
             status[older] = schema.SUPERSEDED
         status[row] = schema.COMMITTED
         # A local store puts all that was written before onto the disk first, and this with its name at once.
         self.arrays["status"][:] = status
+        self._status = status
+        self._committed[case] = row
         if replaces:
             sync_names(self.group)  # a case that is still valid keeps its name
             self.arrays["case"][older] = ""
@@ -196,6 +207,7 @@ class DatabaseWriter:
         if refused.any():
             names[refused] = ""
             self.arrays["case"][:] = names
+        self._committed = None
         used = max(1, int(np.flatnonzero(status != schema.PENDING).max(initial=-1)) + 1)
         if used < len(status):
             self.arrays.set_rows(used)
