@@ -56,7 +56,7 @@ class Setup:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        return (4, 8, 16, 32) if self.is_small else tuple(PUBLISHED_WIDTHS)
+        return (6, 8, 12, 16) if self.is_small else tuple(PUBLISHED_WIDTHS)
 
     def patches(self, num: int) -> int:
         return min(num, 2) if self.is_small else num
@@ -289,9 +289,7 @@ def federated(setup: Setup) -> dict[str, Any]:
         found = dict(_site_stores(folder, names, multiseg))
         rehearsal = prepared(folder / "deployed", found, device=str(setup.device))
         recipe = federation.RUN_TOML.format(rounds=2, payload="float32")
-        text = recipe.replace(', "dogwood"', "") + (
-            "model = { numbers = { widths = [4, 8, 16, 32] } }\n" * setup.is_small
-        )
+        text = recipe.replace(', "dogwood"', "") + ("model = { numbers = { widths = [8, 16, 32] } }\n" * setup.is_small)
         (folder / "run.toml").write_text(text)
         run = rehearsal.home / "runs" / "overhead"
         with staged(rehearsal):

@@ -128,7 +128,9 @@ class Database:
 
     def __getitem__(self, name: str) -> Case:
         if name not in self._by_name:
-            raise StoreError(f"database {self.name!r} has no case {name!r}. It has: {few(list(self._by_name))}.")
+            raise StoreError(
+                f"database {self.name!r} has no case {name!r}. It has: {few([case.name for case in self.cases])}."
+            )
         return self._by_name[name]
 
     def image(self, case: Case, corner: Index3, size: Index3) -> Float[np.ndarray, "modality i j k"]:
