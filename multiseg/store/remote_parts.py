@@ -23,8 +23,9 @@ from multiseg.store.parts import LocalParts, Range, cut, joined
 
 NEAR_BYTES = 2**16
 """What lies between two ranges is sent along if it is less: another request costs more than that."""
-MOST_REQUESTS = 8
-"""Of one read. They are under way all at once (obstore lets ten be), so that a read takes one round trip."""
+MOST_REQUESTS = 10
+"""Of one read. They are under way all at once (obstore lets so many be), so that a read takes one round trip. A window
+that touches 3 x 3 x 3 chunks takes nine: its rows along k, and nothing of what lies between."""
 COPY_BYTES = 2**24
 """Of one request for an object on its way to the disk: what is cut off is asked for again from there."""
 _UNKNOWN = datetime.fromtimestamp(0, UTC)

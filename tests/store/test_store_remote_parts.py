@@ -174,6 +174,14 @@ def test_what_lies_far_apart_is_not_sent() -> None:
     ]
 
 
+def test_a_window_of_three_chunks_each_way_takes_what_it_needs_alone() -> None:
+    """Chunks of 200 kB in 5 x 6 x 5: the nine rows of the window have two chunks, or more, between them."""
+    edge = 200_000
+    rows = [edge * ((i * 6 + j) * 5 + 1) for i in range(3) for j in range(3)]
+    chunks = [(row + k * edge, row + (k + 1) * edge) for row in rows for k in range(3)]
+    assert few(chunks) == [(row, row + 3 * edge) for row in rows]
+
+
 def test_threads_do_not_wait_for_each_other(far: str, store_url: str, line: Line) -> None:
     parts = RemoteParts(far)
     keys = [image_key(store_url, case) for case in range(8)]
