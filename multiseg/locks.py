@@ -140,7 +140,7 @@ class FolderPlace:
         try:
             return datetime.fromtimestamp(beside.stat().st_mtime, UTC)
         finally:
-            beside.unlink()
+            beside.unlink(missing_ok=True)
 
     def _beside(self) -> Path:
         return self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.partial")
