@@ -17,7 +17,7 @@ from multiseg.store.catalogue import SPLITS
 from multiseg.store.checks.chunks import Block, decoded_blocks
 from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
 from multiseg.store.checks.layout import Layout
-from multiseg.store.checks.records import verify_record
+from multiseg.store.checks.records import read_record, verify_record
 from multiseg.store.formats.volumes import axis_codes
 from multiseg.store.hierarchy import is_plain_name
 from multiseg.store.preparation.boxes import box_at
@@ -50,12 +50,14 @@ def verify_case(layout: Layout, row: int, faults: Faults) -> None:
 
 
 def verify_row(layout: Layout, row: int, faults: Faults) -> None:
-    """Decode all files of a row that no case is in any more, or not yet."""
+    """Decode all files of a row that no case is in any more, or not yet; a replaced case still has all of its files."""
     noted = Faults(faults.database, faults.case)
     for name in ("image", "label", "foreground"):
         if name in layout.arrays and row < layout.arrays[name].shape[0]:
-            for _block in decoded_blocks(layout.arrays[name], noted, row):
-                pass
+            for block in decoded_blocks(layout.arrays[name], noted, row):
+                _check_named(layout, row, name, block, noted)
+    if layout.status[row] == schema.SUPERSEDED:
+        read_record(layout, row, noted)
     for finding in noted.found:
         faults.warning(finding.code, finding.file, f"of a row that holds no case: {finding.message}")
 

@@ -16,7 +16,7 @@ from multiseg.store.arrays import COPY
 from multiseg.store.checks.chunks import decoded_blocks
 from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
 from multiseg.store.checks.layout import Layout
-from multiseg.store.records import DESCRIPTION, Record, coordinates_of, parse_record
+from multiseg.store.records import DESCRIPTION, FileMark, Record, coordinates_of, parse_record
 from multiseg.store.rows import mark_of
 
 REPAIR = "One of them is damaged or of another time. Copy the store again, or repair it: multiseg repair STORE."
@@ -24,7 +24,7 @@ REPAIR = "One of them is damaged or of another time. Copy the store again, or re
 
 def verify_record(layout: Layout, row: int, held: Mapping[str, Any], faults: Faults) -> None:
     """Compare a committed row's coordinates and files with its record."""
-    record = _record(layout, row, faults)
+    record = read_record(layout, row, faults)
     if record is None:
         return
     changes = [*DESCRIPTION, "revision", *_columns(layout)] if held.get("revision", 0) < 0 else []
@@ -37,7 +37,8 @@ def verify_record(layout: Layout, row: int, held: Mapping[str, Any], faults: Fau
         _check_file(layout, f"{layout.name}/{array}/c/{row}/{place}", mark, faults)
 
 
-def _record(layout: Layout, row: int, faults: Faults) -> Record | None:
+def read_record(layout: Layout, row: int, faults: Faults) -> Record | None:
+    """The record of a row; None, and noted, where it is damaged or not there."""
     array = layout.arrays.get("record")
     if array is None or row >= array.shape[0]:
         return None
@@ -92,15 +93,18 @@ def _file(layout: Layout, name: str, row: int) -> str:
     return f"{layout.name}/{name}/c/{'/'.join(['0'] * array.ndim)}".replace("/c/0", f"/c/{row // array.chunks[0]}", 1)
 
 
-def _check_file(layout: Layout, key: str, mark: Any, faults: Faults) -> None:
+def _check_file(layout: Layout, key: str, mark: FileMark, faults: Faults) -> None:
     """Whether a file is the one of the record; what cannot be decoded was noted before."""
-    array = next(iter(layout.arrays.values()))
-    data = sync(array.store_path.store.get(key, default_buffer_prototype()))
-    noted = {finding.file for finding in faults.found}
+    if key in {finding.file for finding in faults.found}:
+        return
+    try:
+        data = sync(layout.arrays["record"].store_path.store.get(key, default_buffer_prototype()))
+    except UNREADABLE as error:
+        faults.error("DAMAGED_CHUNK", key, f"the file cannot be read: {one_line(error)}. {RESTORE}")
+        return
     if data is None:
-        if key not in noted:
-            faults.error("MISSING_FILE", key, f"the file is not there. {RESTORE}")
-    elif mark_of(data.to_bytes()) != mark and key not in noted:
+        faults.error("MISSING_FILE", key, f"the file is not there. {RESTORE}")
+    elif mark_of(data.to_bytes()) != mark:
         said = f"the file has {len(data)} bytes and is another than the one of {mark.num_bytes} bytes in the record"
         faults.error("NOT_AS_RECORDED", key, f"{said}. {RESTORE}")
 

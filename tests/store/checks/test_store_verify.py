@@ -44,11 +44,15 @@ def copy(whole_copy: Path) -> Path:
 
 
 def found(folder: Path, *severities: Severity) -> list[tuple[str, str, str, str]]:
-    """Code, database, case and file of each finding, errors unless asked for others."""
+    """Code, database, case and file of each finding, errors unless asked for others.
+
+    What is changed by hand is never as recorded, nor as the second copy says; test_store_missing.py is about that.
+    """
     wanted = severities or (Severity.ERROR,)
     findings = verify_store(str(folder))
     assert all(finding.message.rstrip().endswith(".") for finding in findings)
-    return [(f.code, f.database, f.case, f.file) for f in findings if f.severity in wanted]
+    of_copies = ("NOT_AS_RECORDED", "COPIES_DIFFER")
+    return [(f.code, f.database, f.case, f.file) for f in findings if f.severity in wanted and f.code not in of_copies]
 
 
 def files_of(folder: Path, array: str, row: str = "") -> list[Path]:
@@ -185,7 +189,7 @@ def test_a_missing_shard(copy: Path, array: str) -> None:
     path = files_of(copy, f"alder/{array}")[1]
     path.unlink()
     noticed = found(copy)
-    assert ("MISSING_SHARD", "alder", "A002", str(path.relative_to(copy))) in noticed
+    assert ("MISSING_FILE", "alder", "A002", str(path.relative_to(copy))) in noticed
     assert {case for _, _, case, _ in noticed} == {"A002"}
 
 
@@ -196,7 +200,7 @@ def test_one_missing_shard_of_several(tmp_path: Path) -> None:
     assert len(files_of(url, "long/image")) == 2
     gone = url / "long/image/c/0/0/1/0/0"
     gone.unlink()
-    assert found(url) == [("MISSING_SHARD", "long", "P", "long/image/c/0/0/1/0/0")]
+    assert found(url) == [("MISSING_FILE", "long", "P", "long/image/c/0/0/1/0/0")]
 
 
 def long_case(folder: Path) -> Path:
@@ -383,7 +387,7 @@ def test_databases_that_are_not_there_or_not_named(whole_copy: Path) -> None:
     ],
 )
 def test_a_wrong_number_about_a_case(copy: Path, array: str, value: Any, code: str, place: str) -> None:
-    opened(copy)[f"alder/{array}"][1] = value
+    opened(copy)[f"alder/{array}"].with_config({"write_empty_chunks": True})[1] = value
     of_all = code in ("DUPLICATE_CASE", "BAD_STATUS")
     case = "" if of_all or array == "case" else "A002"
     assert (code, "alder", case, f"alder/{place}") in found(copy)
@@ -479,7 +483,10 @@ def test_rows_that_are_not_committed(copy: Path) -> None:
     alder["status"][3] = schema.SUPERSEDED
     assert found(copy, Severity.NOTE) == []
     (copy / "alder/status/c/0").unlink()
-    assert found(copy) == [("STATUS_LOST", "alder", "", "alder/status")]
+    assert found(copy) == [
+        ("MISSING_FILE", "alder", "", "alder/status/c/0"),
+        ("STATUS_LOST", "alder", "", "alder/status"),
+    ]
 
 
 def test_a_file_that_nobody_may_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
