@@ -100,12 +100,14 @@ def read_settings(path: Path, options: type, hint: str = "") -> dict[str, Any]:
         hint: where such a file comes from, said where there is none.
 
     Raises:
-        UsageError: it is missing, no TOML, or has an unknown key.
+        UsageError: it is missing, cannot be read, is no TOML, or has an unknown key.
     """
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}. {hint}".strip()) from None
+    except OSError as error:
+        raise UsageError(f"{path} could not be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no TOML: {error}.") from error
     _refuse_unknown(settings, options, "")

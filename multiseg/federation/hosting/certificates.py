@@ -177,8 +177,8 @@ def read_public_key(path: Path) -> str:
     """
     try:
         key = load_ssh_public_key(path.read_bytes())
-    except FileNotFoundError:
-        raise UsageError(f"there is no file {path}.") from None
+    except OSError as error:
+        raise UsageError(f"{path} could not be read: {error.strerror}. Name the file that ends in .pub.") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise UsageError(f"{path} is no public key of OpenSSH: {error}. Send the file that ends in .pub.") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import binascii
-import time
 from base64 import b64decode
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from multiseg.federation.hosting.connections import Budgets, network
 from multiseg.federation.hosting.home import SITES
 from multiseg.federation.hosting.registry import allowed, read_registry
 from multiseg.federation.refusals import UNKNOWN_KEY, WRONG_CLOCK
@@ -23,11 +23,9 @@ KEY_HEADER, TIME_HEADER, SIGNATURE_HEADER = b"flwr-public-key", b"flwr-timestamp
 AHEAD_S, BEHIND_S = 5.0, 305.0
 """A site's clock may be off by so much; the SuperLink refuses more."""
 AUDITED_A_MINUTE = 5
-"""Refusals of one address that are written down. They cost little, and hospitals may share an address: all are
-answered."""
+"""Refusals of one address that are written down."""
 REQUESTS_A_SECOND, BURST = 200.0, 2000.0
 """Of one site."""
-ADDRESSES = 10_000
 
 
 class Refusal(Exception):  # noqa: N818 (an answer, not an error of ours)
@@ -55,8 +53,7 @@ class Doorkeeper:
         self._seen = -1
         self._names: dict[bytes, str] = {}
         self._keys: dict[bytes, ec.EllipticCurvePublicKey] = {}
-        self._refusals: dict[str, tuple[float, int]] = {}
-        self._budgets: dict[str, tuple[float, float]] = {}
+        self._lines, self._requests = Budgets(), Budgets()
         self.look()
 
     def look(self) -> None:
@@ -99,7 +96,8 @@ class Doorkeeper:
         if not -AHEAD_S < age < BEHIND_S:
             text = f"This site's clock is off by {abs(age):.0f} s: set it by NTP."
             raise Refusal(400 if activates else 503, "clock", site=site, text=text, code=WRONG_CLOCK)
-        self._spend(site)
+        if not self._requests.spend(site, REQUESTS_A_SECOND, BURST):
+            raise Refusal(503, "too many requests", site=site, text="Too many requests: wait.")
         return site
 
     def strange(self, address: str) -> Refusal:
@@ -107,21 +105,5 @@ class Doorkeeper:
         return self._refused(address, Refusal(404, "no such call", text="Not Found"))
 
     def _refused(self, address: str, refusal: Refusal) -> Refusal:
-        now = time.monotonic()
-        began, times = self._refusals.pop(address, (now, 0))
-        if now - began >= 60:
-            began, times = now, 0
-        self._refusals[address] = (began, times + 1)
-        while len(self._refusals) > ADDRESSES:
-            self._refusals.pop(next(iter(self._refusals)))
-        refusal.audited = times < AUDITED_A_MINUTE
+        refusal.audited = self._lines.spend(network(address), AUDITED_A_MINUTE / 60, AUDITED_A_MINUTE)
         return refusal
-
-    def _spend(self, site: str) -> None:
-        """Take a request from the site's budget, which fills with time."""
-        now = time.monotonic()
-        before, left = self._budgets.get(site, (now, BURST))
-        left = min(BURST, left + (now - before) * REQUESTS_A_SECOND) - 1
-        self._budgets[site] = (now, max(left, 0.0))
-        if left < 0:
-            raise Refusal(503, "too many requests", site=site, text="Too many requests: wait.")

@@ -16,7 +16,7 @@ from typing import Any
 from multiseg.errors import UsageError
 from multiseg.federation.fab import app_hash
 from multiseg.federation.hosting import authority, certificates, home
-from multiseg.federation.hosting.home import Home, check_home, read_home, write_home
+from multiseg.federation.hosting.home import Home, checked, read_home, write_home
 from multiseg.federation.hosting.registry import admit, allowed, expel, read_registry
 from multiseg.files import check_folder
 
@@ -67,11 +67,19 @@ site.toml  your settings: name the store in it. The coordinating centre has fill
 {key}
 
 Only one connection is made, from here to {server} (HTTPS); nothing has to be opened towards here.
-Install the wheel of multiseg {version} that the coordinating centre sends (never by its name from a package index;
-server and sites must have the same), then:
+Install the wheel of multiseg {version} that the coordinating centre sends with requirements-site.txt (never by its name
+from a package index; server and sites must have the same), after comparing the SHA-256 of both by telephone:
 
-    multiseg fed join site.toml --check
-    multiseg fed join site.toml
+    python3 -m venv .venv
+    .venv/bin/pip install torch=={torch}
+    .venv/bin/pip install --require-hashes -r requirements-site.txt
+    .venv/bin/pip install --no-deps ./multiseg-{version}-py3-none-any.whl
+
+The whole guide is then .venv/share/multiseg/docs/federation.md. What starts multiseg with the machine lies in
+.venv/share/multiseg/deploy. To look at everything, and to join:
+
+    .venv/bin/multiseg fed join site.toml --check
+    .venv/bin/multiseg fed join site.toml
 """
 
 
@@ -100,8 +108,7 @@ def enrol_server(
     """
     known = (folder / home.SETTINGS).exists()
     before = read_home(folder) if known else Home(folder.absolute(), tuple(hosts))
-    made = replace(before, hosts=tuple(hosts) or before.hosts, **ports)
-    check_home(made)
+    made = checked(replace(before, hosts=tuple(hosts) or before.hosts, **ports))
     check_folder(folder, own=(home.SETTINGS, home.SECRET))
     if folder.exists():
         home.check_account(folder)
@@ -132,9 +139,12 @@ def enrol_site(folder: Path, name: str, kit: Path, public_key: Path | None = Non
     """
     server = read_home(folder)
     authority.settle(folder)
-    archive = kit.with_name(f"{kit.name}.tar.gz")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise UsageError(f"{name!r} is no name: give letters, digits, '.', '_' and '-', at most 64.")
+    if kit.name in ("", ".."):
+        raise UsageError(f"{str(kit)!r} names no new folder for the kit: give one (-o), such as {name}-kit.")
+    check_folder(kit)
+    archive = kit.with_name(f"{kit.name}.tar.gz")
     for path in (kit, archive):
         if path.exists():
             raise UsageError(f"{path} is there already: give another place (-o), or remove it yourself.")
@@ -172,6 +182,7 @@ def sites(folder: Path) -> list[str]:
 
 def _kit(server: Home, name: str, key: str) -> dict[str, bytes]:
     words = {"name": name, "server": server.public, "version": version("multiseg"), "app": app_hash(), "key": key}
+    words["torch"] = version("torch").partition("+")[0]  # without the build
     return {
         "site.toml": SITE_TOML.format(**words).encode(),
         "README.txt": README.format(**words).encode(),

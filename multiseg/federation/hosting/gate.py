@@ -2,8 +2,8 @@
 
 The SuperLink behind it has no protection of its own on most of its calls, so it listens on loopback alone. A call gets
 through where its path is one of `CALLS` and it is signed with the key of a site that is enrolled and not revoked
-(Flower's signature of the time, which the SuperLink checks again). Bodies are passed on as they come, never kept, never
-logged.
+(Flower's signature of the time, which the SuperLink checks again). Both are known from the headers: of a call that is
+refused no body is read. Bodies are passed on as they come, never kept, never logged.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
 from multiseg.errors import FederationError
 from multiseg.federation.hosting import home
+from multiseg.federation.hosting.connections import Connection, Connections
 from multiseg.federation.hosting.doorkeeper import Doorkeeper, Refusal
 from multiseg.federation.hosting.home import Home, read_home
-from multiseg.federation.hosting.impatient import ImpatientProtocol
-from multiseg.federation.hosting.traffic import Traffic
+from multiseg.federation.hosting.listener import Listener, ended_by_signals, prepare, tls
+from multiseg.federation.hosting.traffic import Count, Traffic
 from multiseg.federation.refusals import MAY_HAVE_ACTED
 
 Scope = MutableMapping[str, Any]
@@ -56,22 +56,21 @@ HOP = frozenset({
     b"transfer-encoding", b"upgrade", b"host", b"forwarded", b"x-forwarded-for",
 })  # fmt: skip
 """Headers that are for one hop, or that a client could lie with."""
-CONNECTIONS, UPSTREAM_CONNECTIONS = 1024, 128
-BODY_TIMEOUT_S, UPSTREAM_TIMEOUT_S, UPSTREAM_IDLE_S = 60.0, 120.0, 4.0
+UPSTREAM_CONNECTIONS = 128
+UPSTREAM_TIMEOUT_S, UPSTREAM_IDLE_S = 120.0, 4.0
 """The SuperLink closes a connection that has been idle for 5 s."""
+STALL_S, SLOWEST = 60.0, 2**10
+"""A body may stand still for so long, and come no slower than so many bytes a second."""
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 """Errors of a call that never reached the SuperLink."""
 RETRY_AFTER = b"5"
 """Seconds until a site that was told 503 may ask again."""
 KEEP_S = 2.0
+TOO_LARGE = "The site's answer is over {:.0f} MiB: the centre allows no more (max_answer_mib in its home.toml)."
 LONGEST_CALL = 64
 """Letters of a call that are written down: a stranger may ask for anything."""
 
 log = logging.getLogger("multiseg.gate")
-
-
-class TooLargeError(Exception):
-    """A body that goes over its limit."""
 
 
 class GoneError(Exception):
@@ -79,22 +78,36 @@ class GoneError(Exception):
 
 
 class Gate:
-    """The ASGI application."""
+    """The ASGI application.
 
-    def __init__(self, client: httpx.AsyncClient, doorkeeper: Doorkeeper, traffic: Traffic) -> None:
+    Args:
+        answer_bytes: of one answer of a site, over all its objects.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        doorkeeper: Doorkeeper,
+        traffic: Traffic,
+        connections: Connections,
+        answer_bytes: int,
+    ) -> None:
         self._client, self._doorkeeper, self._traffic = client, doorkeeper, traffic
+        self._connections, self._answer_bytes = connections, answer_bytes
+        self._answers: dict[str, int] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         assert scope["type"] == "http", scope["type"]
         address = scope["client"][0] if scope.get("client") else ""
         call = scope["path"].removeprefix(FLEET) if scope["path"].startswith(FLEET) else ""
-        site = ""
+        connection = scope.get("state", {}).get("connection") or Connection(address)
         try:
             if scope["method"] != "POST" or call not in CALLS or scope.get("query_string"):
                 raise self._doorkeeper.strange(address)
             site = self._doorkeeper.identify(dict(scope["headers"]), address, activates=call == "activate-node")
-            await self._forward(scope, receive, send, site, call)
+            with self._connections.answering(connection, site):
+                await self._forward(scope, receive, send, site, call, address)
         except Refusal as refusal:
             self._traffic.refuse(refusal.reason)
             if refusal.audited:
@@ -102,19 +115,21 @@ class Gate:
                     "refused", site=refusal.site, address=address, call=call[:LONGEST_CALL] or "?", why=refusal.reason
                 )
             await _answer(send, refusal.status, refusal.body)
+        except TimeoutError:  # it reads too slowly
+            connection.end()
 
-    async def _forward(self, scope: Scope, receive: Receive, send: Send, site: str, call: str) -> None:
+    async def _forward(self, scope: Scope, receive: Receive, send: Send, site: str, call: str, address: str) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name not in HOP]
         length = dict(headers).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > CALLS[call]:
             raise Refusal(413, "too large", site=site)
+        if call == "push-messages":
+            self._answers[site] = 0  # the answer's objects follow
         count = self._traffic.of(site)
-        body = _body(receive, CALLS[call], count)
+        body = self._counted(_body(receive, CALLS[call]), site, call, count)
         request = self._client.build_request("POST", FLEET + call, headers=headers, content=body)
         try:
             response = await self._client.send(request, stream=True)
-        except TooLargeError:
-            raise Refusal(413, "too large", site=site) from None
         except GoneError:
             return
         except httpx.HTTPError as error:
@@ -133,38 +148,58 @@ class Gate:
         finally:
             await response.aclose()
         if call not in QUIET:
-            _audit("call", site=site, address=scope["client"][0], call=call, status=response.status_code)
+            _audit("call", site=site, address=address, call=call, status=response.status_code)
+
+    async def _counted(self, body: AsyncIterator[bytes], site: str, call: str, count: Count) -> AsyncIterator[bytes]:
+        """A body, counted as traffic and as part of the site's answer."""
+        try:
+            async for part in body:
+                count.up += len(part)
+                if call == "push-object":
+                    self._answers[site] = self._answers.get(site, 0) + len(part)
+                    if self._answers[site] > self._answer_bytes:
+                        raise Refusal(413, "answer too large", text=TOO_LARGE.format(self._answer_bytes / 2**20))
+                yield part
+            count.requests += 1
+        except Refusal as refusal:
+            refusal.site = site
+            raise
 
 
-async def _body(receive: Receive, limit: int, count: Any) -> AsyncIterator[bytes]:
+async def _body(receive: Receive, limit: int) -> AsyncIterator[bytes]:
     """What comes, as it comes."""
-    size = 0
+    size, now = 0, asyncio.get_running_loop().time
+    until = now() + STALL_S
     while True:
         try:
-            message = await asyncio.wait_for(receive(), BODY_TIMEOUT_S)
+            message = await asyncio.wait_for(receive(), max(0.0, until - now()))
         except TimeoutError:
-            raise GoneError from None
+            raise Refusal(503, "too slow", text="The body came too slowly: try again.") from None
         if message["type"] == "http.disconnect":
             raise GoneError
         part = message.get("body", b"")
         size += len(part)
+        until = min(now() + STALL_S, until + len(part) / SLOWEST)
         if size > limit:
-            raise TooLargeError
-        count.up += len(part)
+            raise Refusal(413, "too large")
         if part:
             yield part
         if not message.get("more_body"):
-            count.requests += 1
             return
 
 
-async def _pass_on(response: httpx.Response, send: Send, count: Any) -> None:
+async def _pass_on(response: httpx.Response, send: Send, count: Count) -> None:
+    """Pass an answer on.
+
+    Raises:
+        TimeoutError: whoever asked does not read it.
+    """
     headers = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in HOP]
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
     with suppress(httpx.HTTPError):  # the client sees a body that ends too soon, and asks again
         async for part in response.aiter_raw():
             count.down += len(part)
-            await send({"type": "http.response.body", "body": part, "more_body": True})
+            await asyncio.wait_for(send({"type": "http.response.body", "body": part, "more_body": True}), STALL_S)
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -181,7 +216,7 @@ def _audit(what: str, **words: Any) -> None:
     log.info(json.dumps({"what": what, **words}))
 
 
-async def _keep(server: Home, config: uvicorn.Config, doorkeeper: Doorkeeper, traffic: Traffic) -> None:
+async def _keep(server: Home, context: ssl.SSLContext, doorkeeper: Doorkeeper, traffic: Traffic) -> None:
     """Follow the registry and the certificate, and write the counts down."""
     files = [server.at(home.CERTIFICATE), server.at(home.KEY)]
     seen = files[0].stat().st_mtime_ns
@@ -194,22 +229,21 @@ async def _keep(server: Home, config: uvicorn.Config, doorkeeper: Doorkeeper, tr
                 log.error("%s: %s", type(error).__name__, error)
         with suppress(OSError, ssl.SSLError):
             if files[0].stat().st_mtime_ns != seen:
-                assert config.ssl is not None
-                config.ssl.load_cert_chain(files[0], files[1])
+                context.load_cert_chain(files[0], files[1])
                 seen = files[0].stat().st_mtime_ns
                 _audit("renewed", certificate=str(files[0]))
 
 
-async def _while_kept(keeping: Awaitable[None], server: uvicorn.Server) -> None:
+async def _while_kept(keeping: Awaitable[None], serving: Awaitable[None], stop: asyncio.Event) -> None:
     """Serve as long as the registry is followed: a gate that no longer hears of revocations ends.
 
     Raises:
         Exception: what ended the keeping.
     """
     keeper = asyncio.ensure_future(keeping)
-    keeper.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    keeper.add_done_callback(lambda _: stop.set())
     try:
-        await server.serve()
+        await serving
         if keeper.done():
             keeper.result()
     finally:
@@ -220,6 +254,8 @@ async def _serve(server: Home) -> None:
     authority = ssl.create_default_context(cafile=str(server.at(home.LINK_CERTIFICATE)))
     limits = httpx.Limits(max_connections=UPSTREAM_CONNECTIONS, keepalive_expiry=UPSTREAM_IDLE_S)
     traffic, doorkeeper = Traffic(server.at(home.TRAFFIC)), Doorkeeper(server.folder)
+    connections, stop = Connections(), ended_by_signals()
+    context = tls(server.at(home.CERTIFICATE), server.at(home.KEY))
     async with httpx.AsyncClient(
         base_url=f"https://{server.superlink}",
         verify=authority,
@@ -228,26 +264,11 @@ async def _serve(server: Home) -> None:
         trust_env=False,
         headers={"accept-encoding": "identity"},
     ) as client:
-        config = uvicorn.Config(
-            Gate(client, doorkeeper, traffic),
-            host=server.listen,
-            port=server.port,
-            ssl_certfile=str(server.at(home.CERTIFICATE)),
-            ssl_keyfile=str(server.at(home.KEY)),
-            http=ImpatientProtocol,
-            lifespan="off",
-            ws="none",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            log_level="warning",
-            limit_concurrency=CONNECTIONS,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=5,
-        )
-        config.load()
+        gate = Gate(client, doorkeeper, traffic, connections, round(server.max_answer_mib * 2**20))
+        prepare()
+        serving = Listener(gate, context, connections).serve(server.listen, server.port, stop)
         try:
-            await _while_kept(_keep(server, config, doorkeeper, traffic), uvicorn.Server(config))
+            await _while_kept(_keep(server, context, doorkeeper, traffic), serving, stop)
         finally:
             traffic.save()
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import pwd
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import tomli_w
 
 from multiseg.errors import UsageError
+from multiseg.federation import addresses
 from multiseg.files import write_atomically
 
 HINT = "Make it with: multiseg fed enrol server HOME --host NAME"
@@ -27,6 +29,7 @@ class Home:
         superlink_port: of Flower's SuperLink, on loopback.
         metrics_port: of the Prometheus text, on loopback.
         min_free_gib: with less free disk under the folder the server does not start.
+        max_answer_mib: of one answer of a site; a larger one is cut off and refused.
     """
 
     folder: Path
@@ -36,6 +39,7 @@ class Home:
     superlink_port: int = 8000
     metrics_port: int = 9400
     min_free_gib: float = 5.0
+    max_answer_mib: float = 512.0
 
     def at(self, name: str) -> Path:
         """A file or folder in it."""
@@ -49,8 +53,7 @@ class Home:
     @property
     def public(self) -> str:
         """Address that hospitals dial."""
-        host = self.hosts[0]
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        return addresses.joined(self.hosts[0], self.port)
 
 
 CA, CA_KEY = "ca.crt", "ca.key"
@@ -68,6 +71,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "superlink_port": (int,),
     "metrics_port": (int,),
     "min_free_gib": (int, float),
+    "max_answer_mib": (int, float),
 }
 
 
@@ -97,24 +101,44 @@ def read_home(folder: Path) -> Home:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{folder} is no server's folder: it has no {SETTINGS}. {HINT}") from None
+    except OSError as error:
+        raise UsageError(f"{path} could not be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no TOML: {error}.") from error
     for name, value in said.items():
         if name not in KINDS or isinstance(value, bool) or not isinstance(value, KINDS[name]):
             raise UsageError(f"{path}: {name} = {value!r} cannot be meant. It may hold: {', '.join(KINDS)}.")
-    free = float(said.get("min_free_gib", Home.min_free_gib))
-    home = Home(folder.absolute(), **{**said, "hosts": tuple(map(str, said.get("hosts", ()))), "min_free_gib": free})
-    check_home(home)
-    return home
+    numbers = {name: float(said.get(name, getattr(Home, name))) for name in ("min_free_gib", "max_answer_mib")}
+    home = Home(folder.absolute(), **{**said, "hosts": tuple(map(str, said.get("hosts", ()))), **numbers})
+    try:
+        return checked(home)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error} Correct it there, then: multiseg fed enrol server {folder}") from error
 
 
-def check_home(home: Home) -> None:
-    """Raises UsageError for settings that cannot be meant."""
+def checked(home: Home) -> Home:
+    """The settings, hosts as they are dialled.
+
+    Raises:
+        UsageError: they are invalid.
+    """
     ports = (home.port, home.superlink_port, home.metrics_port)
     if not home.hosts:
         raise UsageError(f"{home.folder} names no host. {HINT}")
+    if home.max_answer_mib <= 0:
+        raise UsageError(f"max_answer_mib is {home.max_answer_mib}: give more than 0.")
+    check_listen(home.listen)
     if len(set(ports)) < len(ports) or not all(0 < port < 65536 for port in ports):
         raise UsageError(f"ports {ports} (public, SuperLink, metrics): give three different ones from 1 to 65535.")
+    return replace(home, hosts=tuple(dict.fromkeys(map(addresses.host, home.hosts))))
+
+
+def check_listen(listen: str) -> None:
+    """Raises UsageError where the gate could not listen at an address: it has to be one of this machine's, or all."""
+    try:
+        ip_address(listen)
+    except ValueError:
+        raise UsageError(f'listen is {listen!r}: give an IP address of this machine, or "0.0.0.0" for all.') from None
 
 
 def write_home(home: Home) -> None:

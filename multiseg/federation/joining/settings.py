@@ -8,6 +8,7 @@ from pathlib import Path
 
 from multiseg.config import checked, read_settings
 from multiseg.errors import UsageError
+from multiseg.federation import addresses
 from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site
 from multiseg.sizes import num_bytes
@@ -53,8 +54,7 @@ class SiteSettings:
 
     def address(self) -> tuple[str, int]:
         """Host and port of the server."""
-        host, _, port = self.server.rpartition(":")
-        return host.strip("[]"), int(port)
+        return addresses.server(self.server)
 
 
 def read_site(path: Path) -> SiteSettings:
@@ -81,8 +81,7 @@ def check(settings: SiteSettings) -> None:
     """Raises UsageError for settings that cannot be meant."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", settings.site):
         raise UsageError(f"site is {settings.site!r}: give letters, digits, '.', '_' and '-', at most 64.")
-    if not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}", settings.server):
-        raise UsageError(f'server is {settings.server!r}: give "host:port" without a scheme, as "centre.example:8443".')
+    addresses.server(settings.server)
     if not settings.store:
         raise UsageError('store is empty: give the store that `multiseg ingest` wrote, as "/data/site.zarr".')
     for digest in settings.approved:

@@ -103,6 +103,74 @@ def test_a_server_needs_a_host_and_three_ports(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "dialled"),
+    [
+        ("Fed.Example.org", 9443, "fed.example.org"),
+        ("10.0.0.5", 1, "10.0.0.5"),
+        ("2001:DB8::1", 65535, "2001:db8::1"),
+        ("[2001:db8::1]", 443, "2001:db8::1"),
+        ("a" * 63 + "." + "b" * 63 + ".example", 443, "a" * 63 + "." + "b" * 63 + ".example"),
+    ],
+)
+def test_every_kit_can_be_dialled_and_the_certificate_is_for_what_is_dialled(
+    tmp_path: Path, host: str, port: int, dialled: str
+) -> None:
+    enrol_server(tmp_path / "centre", [host, host], {"port": port})
+    kit, _ = enrol_site(tmp_path / "centre", "alder", tmp_path / "kit")
+    settings = kit / "site.toml"
+    settings.write_text(settings.read_text().replace('store = ""', 'store = "/data/alder.zarr"'))
+    assert read_site(settings).address() == (dialled, port)
+    assert read_home(tmp_path / "centre").hosts == (dialled,)
+    names = certificate(tmp_path / "centre" / "server.crt").extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    held = [*names.value.get_values_for_type(x509.DNSName), *map(str, names.value.get_values_for_type(x509.IPAddress))]
+    assert dialled in held
+
+
+@pytest.mark.parametrize(
+    "host", ["", "fed.example.org:8443", "https://fed.example.org", "fed_1.example.org", "0.0.0.0"]
+)
+def test_a_host_that_cannot_be_dialled_makes_no_server(tmp_path: Path, host: str) -> None:
+    with pytest.raises(UsageError, match=r'Give a name or an address alone, as "fed\.example\.org"'):
+        enrol_server(tmp_path / "new", ["fed.example.org", host], {})
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("place", ["", ".", "..", "/", "x/..", "file/kit", "file"])
+def test_a_kit_needs_a_new_folder(centre: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.chdir(centre.parent)
+    Path("file").touch()
+    with pytest.raises(UsageError, match=r"new folder|is a file|is there already"):
+        enrol_site(centre, "alder", Path(place))
+    assert sites(centre) == []
+    assert sorted(path.name for path in centre.parent.iterdir()) == ["centre", "file"]
+
+
+def test_files_that_cannot_be_read_are_told(centre: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"could not be read: Is a directory.*ends in \.pub"):
+        enrol_site(centre, "alder", tmp_path / "kit", public_key=tmp_path)
+    with pytest.raises(UsageError, match=r"could not be read: No such file"):
+        enrol_site(centre, "alder", tmp_path / "kit", public_key=tmp_path / "none.pub")
+    (centre / "home.toml").unlink()
+    (centre / "home.toml").mkdir()
+    with pytest.raises(UsageError, match=r"home\.toml could not be read: Is a directory"):
+        read_home(centre)
+
+
+def test_a_home_whose_host_was_edited_wrongly_says_where(centre: Path) -> None:
+    settings = centre / "home.toml"
+    settings.write_text(settings.read_text().replace('"fed.example.org"', '"fed.example.org:8443"'))
+    with pytest.raises(UsageError, match=r"home\.toml: host 'fed\.example\.org:8443' holds a port.*Correct it there"):
+        enrol_site(centre, "alder", centre.parent / "kit")
+    assert not (centre.parent / "kit").exists()
+    settings.write_text(settings.read_text().replace('"fed.example.org:8443"', '"fed.example.org"'))
+    settings.write_text(settings.read_text().replace('listen = "0.0.0.0"', 'listen = ""'))
+    with pytest.raises(UsageError, match="listen is ''"):
+        read_home(centre)
+
+
 def test_a_certificate_is_renewed_before_it_ends(centre: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, before = read_home(centre), (centre / "server.crt").read_bytes()
     assert renew_in_time(home) == ""

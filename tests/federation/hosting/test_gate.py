@@ -8,17 +8,18 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supernode import fleet_http_client
 from made_centre import NEEDED, every_path, make_centre, make_site, signed
 
 from multiseg.errors import FederationError
 from multiseg.federation.hosting import gate as module
+from multiseg.federation.hosting.connections import Connections
 from multiseg.federation.hosting.doorkeeper import Doorkeeper
 from multiseg.federation.hosting.enrol import revoke_site
 from multiseg.federation.hosting.gate import CALLS, Gate
 from multiseg.federation.hosting.home import read_home
+from multiseg.federation.hosting.listener import tls
 from multiseg.federation.hosting.traffic import Traffic, read_traffic
 
 
@@ -52,12 +53,14 @@ class House:
         self.doorkeeper = Doorkeeper(self.centre)
         self.counts = self.centre / "gate.json"
         self.traffic = Traffic(self.counts)
+        self.answer_bytes = 2**29
         self.upstream: httpx.AsyncBaseTransport = httpx.ASGITransport(self.superlink)
 
     def ask(self, *requests: tuple[str, str, dict[str, str], object]) -> list[httpx.Response]:
         async def all_of_them() -> list[httpx.Response]:
             behind = httpx.AsyncClient(transport=self.upstream, base_url="https://superlink")
-            front = httpx.ASGITransport(Gate(behind, self.doorkeeper, self.traffic), client=("10.1.2.3", 999))
+            gate = Gate(behind, self.doorkeeper, self.traffic, Connections(), self.answer_bytes)
+            front = httpx.ASGITransport(gate, client=("10.1.2.3", 999))
             async with behind, httpx.AsyncClient(transport=front, base_url="https://gate") as client:
                 return [
                     await client.request(method, path, headers=headers, content=body)  # type: ignore[arg-type]
@@ -196,6 +199,48 @@ def test_a_body_that_is_too_large_is_refused(house: House) -> None:
     assert house.superlink.asked == []
 
 
+def test_an_answer_is_as_large_as_the_centre_says_over_all_its_objects(house: House) -> None:
+    house.answer_bytes = 1000
+    push = ("POST", "/v1/fleet/push-object", signed(house.key))
+    message = ("POST", "/v1/fleet/push-messages", signed(house.key), b"x" * 5000)  # not an object
+    birch = ("POST", "/v1/fleet/push-object", signed(make_site(house.centre, "birch")))
+    house.doorkeeper.look()
+    found = house.ask(message, (*push, b"x" * 600), (*push, b"x" * 400), (*push, b"x"), (*birch, b"x" * 900), message)
+    assert [response.status_code for response in found] == [200, 200, 200, 413, 200, 200]
+    assert "max_answer_mib" in found[3].json()["detail"]
+    sent = [len(body) for _, path, _, body in house.superlink.asked if path.endswith("push-object")]
+    assert sent == [600, 400, 900]
+    assert house.ask(message, (*push, b"x" * 1000), message, (*push, b"x" * 1000))[3].status_code == 200  # another one
+    assert house.post("push-object", signed(house.key), in_pieces(3, 500)).status_code == 413
+    assert read_home(house.centre).max_answer_mib == 512.0
+
+
+def test_a_body_that_stands_still_or_creeps_is_ended(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STALL_S", 0.2)
+
+    async def creeps() -> object:
+        for _ in range(2000):
+            yield b"x"
+            await asyncio.sleep(0.01)
+
+    told = house.post("push-object", signed(house.key), creeps())
+    assert (told.status_code, told.json()["detail"]) == (503, "The body came too slowly: try again.")
+    assert house.superlink.asked == []
+
+
+def test_no_body_is_read_of_a_call_that_is_refused(house: House) -> None:
+    read: list[int] = []
+
+    async def counted() -> object:
+        for number in range(3):
+            read.append(number)
+            yield b"x"
+
+    assert house.post("push-object", {}, counted()).status_code == 401
+    assert house.post("start-run", signed(house.key), counted()).status_code == 404
+    assert read == []
+
+
 def test_an_object_of_flowers_size_passes_in_pieces(house: House) -> None:
     assert house.post("push-object", signed(house.key), in_pieces(5, 2**20)).content == b"got %d" % (5 * 2**20)
 
@@ -244,16 +289,6 @@ def test_the_audit_names_sites_and_calls_and_no_body(house: House, caplog: pytes
     assert "patient" not in caplog.text
 
 
-class Uvicorn:
-    """A server that serves until it is told to end."""
-
-    should_exit = False
-
-    async def serve(self) -> None:
-        while not self.should_exit:
-            await asyncio.sleep(0)
-
-
 def test_the_registry_is_followed_past_what_fails_for_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     fails = iter([OSError("the disk hung"), ValueError("a key that is none"), FederationError("damaged")])
     looked: list[str] = []
@@ -267,17 +302,21 @@ def test_the_registry_is_followed_past_what_fails_for_once(house: House, monkeyp
 
     monkeypatch.setattr(module, "KEEP_S", 0.0)
     monkeypatch.setattr(house.doorkeeper, "look", look)
-    config = uvicorn.Config(lambda: None)
+    context = tls(house.centre / "server.crt", house.centre / "server.key")
     with pytest.raises(KeyboardInterrupt):
-        asyncio.run(module._keep(read_home(house.centre), config, house.doorkeeper, house.traffic))
+        asyncio.run(module._keep(read_home(house.centre), context, house.doorkeeper, house.traffic))
 
 
 def test_a_gate_that_no_longer_follows_the_registry_ends() -> None:
     async def keep() -> None:
         raise RuntimeError("nobody looks any more")
 
+    async def both() -> None:
+        stop = asyncio.Event()
+        await module._while_kept(keep(), stop.wait(), stop)  # type: ignore[arg-type]
+
     with pytest.raises(RuntimeError, match="nobody looks"):
-        asyncio.run(asyncio.wait_for(module._while_kept(keep(), Uvicorn()), 30))  # type: ignore[arg-type]
+        asyncio.run(asyncio.wait_for(both(), 30))
 
 
 def test_a_gate_that_is_ended_ends_its_keeper() -> None:
@@ -290,9 +329,9 @@ def test_a_gate_that_is_ended_ends_its_keeper() -> None:
             kept.append("ended")
 
     async def both() -> None:
-        server = Uvicorn()
-        asyncio.get_running_loop().call_later(0.05, setattr, server, "should_exit", True)
-        await module._while_kept(keep(), server)  # type: ignore[arg-type]
+        stop = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.05, stop.set)
+        await module._while_kept(keep(), stop.wait(), stop)  # type: ignore[arg-type]
         await asyncio.sleep(0)
 
     asyncio.run(both())

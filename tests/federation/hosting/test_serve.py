@@ -1,6 +1,5 @@
 """The coordinating centre in real processes, with TLS and keys, on loopback."""
 
-import asyncio
 import json
 import os
 import signal
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from made_centre import NEEDED, every_path, make_centre, make_site, signed
@@ -24,9 +22,7 @@ from multiseg.errors import FederationError, ResourceError, UsageError
 from multiseg.federation.bystander import REASON
 from multiseg.federation.hosting.control import controlling
 from multiseg.federation.hosting.enrol import enrol_server, revoke_site
-from multiseg.federation.hosting.gate import Receive, Scope, Send
 from multiseg.federation.hosting.home import read_home
-from multiseg.federation.hosting.impatient import ImpatientProtocol
 from multiseg.federation.hosting.serve import check_files, check_ports, check_room, pack, serve
 from multiseg.federation.hosting.submit import active_with, show, status, stop, submit
 
@@ -347,44 +343,6 @@ def test_a_database_gives_its_room_back(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("multiseg.federation.hosting.serve.SLACK_BYTES", 1_000_000)
     pack(path)
     assert path.stat().st_size < size / 10
-
-
-def test_a_connection_over_which_nothing_is_asked_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multiseg.federation.hosting.impatient.IDLE_S", 0.3)
-    got = asyncio.run(_held_open())
-    assert got[b""] == b""
-    assert got[b"POST / HTTP/1.1\r\nHost: x\r\n"] == b""
-    assert got[b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"].count(b"slow")  # longer than the others had to ask
-
-
-async def _held_open() -> dict[bytes, bytes]:
-    """What comes back, until the end, for bytes that are sent to a server that takes its time."""
-
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(1)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
-        await send({"type": "http.response.body", "body": b"slow"})
-
-    async def asked(data: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(data)
-        found = await asyncio.wait_for(reader.read(), 20)
-        writer.close()
-        return found
-
-    port = free_port()
-    quiet = {"lifespan": "off", "ws": "none", "log_config": None}
-    config = uvicorn.Config(slow, host="127.0.0.1", port=port, http=ImpatientProtocol, **quiet)  # type: ignore[arg-type]
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        assert not task.done(), task.exception()
-        await asyncio.sleep(0.01)
-    sent = [b"", b"POST / HTTP/1.1\r\nHost: x\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"]
-    got = await asyncio.gather(*map(asked, sent))
-    server.should_exit = True
-    await task
-    return dict(zip(sent, got, strict=True))
 
 
 @pytest.mark.parametrize("name", ["serve", "gate", "steward", "control", "enrol"])

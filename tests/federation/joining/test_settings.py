@@ -56,7 +56,11 @@ def test_what_cannot_be_meant(tmp_path: Path, more: str, said: str) -> None:
         read(tmp_path, MINIMAL + more)
 
 
-@pytest.mark.parametrize("server", ["https://centre.example:8443", "centre.example", "centre.example:x"])
+@pytest.mark.parametrize(
+    "server",
+    ["https://centre.example:8443", "centre.example", "centre.example:x", "centre.example:0", "centre.example:99999",
+     "[:::]:8443", "::1:8443", "centre..example:8443", "centre_1.example:8443"],
+)  # fmt: skip
 def test_a_server_is_host_and_port(tmp_path: Path, server: str) -> None:
     with pytest.raises(UsageError, match="host:port"):
         read(tmp_path, MINIMAL.replace("centre.example:8443", server))
@@ -65,3 +69,5 @@ def test_a_server_is_host_and_port(tmp_path: Path, server: str) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="multiseg fed enrol site"):
         read_site(tmp_path / "site.toml")
+    with pytest.raises(UsageError, match="could not be read: Is a directory"):
+        read_site(tmp_path)

@@ -1,0 +1,90 @@
+"""Hosts and ports as people write them: what can be dialled and stand in a certificate, and what cannot."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+
+from multiseg.errors import UsageError
+
+LONGEST_NAME, LONGEST_LABEL = 253, 63
+EXAMPLE = 'Give a name or an address alone, as "fed.example.org" or "10.0.0.5"'
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?")
+
+
+def host(text: str) -> str:
+    """A host as it is dialled and stands in a certificate: a name in lower case, or an IP address without brackets.
+
+    Raises:
+        UsageError: it is empty, holds a port, a scheme or a path, or cannot be dialled; with what to write.
+    """
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+        if ":" not in text:
+            raise UsageError(f"host [{text}]: brackets are for IPv6 addresses. {EXAMPLE}.")
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return _name(text)
+    if address.is_unspecified or address.is_multicast or "%" in text:
+        raise UsageError(f"host {text!r} is no address that another machine can dial. {EXAMPLE}.")
+    return str(address)
+
+
+def port(text: str) -> int:
+    """A port.
+
+    Raises:
+        UsageError: it is no number from 1 to 65535.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
+        raise UsageError(f"port {text!r}: give a number from 1 to 65535.")
+    return int(text)
+
+
+def server(text: str) -> tuple[str, int]:
+    """Host and port of "host:port".
+
+    Raises:
+        UsageError: it is something else; with what to write.
+    """
+    wanted = 'Give "host:port" without a scheme, as "fed.example.org:8443" or "[2001:db8::1]:8443".'
+    before, colon, after = text.rpartition(":")
+    if not colon or "://" in text or (":" in before and not before.startswith("[")):
+        raise UsageError(f"server is {text!r}. {wanted}")
+    try:
+        return host(before), port(after)
+    except UsageError as error:
+        raise UsageError(f"server is {text!r}: {error} {wanted}") from error
+
+
+def joined(host: str, port: int) -> str:
+    """ "host:port", which `server` reads."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _name(text: str) -> str:
+    labels = text.split(".")
+    if not text or text != text.strip() or any(letter.isspace() for letter in text):
+        reason = "is empty or has spaces"
+    elif "://" in text or "/" in text or "@" in text:
+        reason = "is a URL or a path"
+    elif ":" in text:
+        raise UsageError(f"host {text!r} holds a port, or is no IPv6 address. {EXAMPLE}, and the port by --port.")
+    elif not text.isascii():
+        reason = "has letters that are not ASCII: DNS knows it by another name, which begins with xn--"
+    elif text.endswith("."):
+        reason = "ends in a dot, which no certificate does"
+    elif "*" in text:
+        reason = "is a wildcard, and hospitals dial one name"
+    elif "_" in text:
+        reason = "has an underscore, which no host's name may have"
+    elif len(text) > LONGEST_NAME or max(map(len, labels)) > LONGEST_LABEL:
+        reason = f"is too long: {LONGEST_NAME} letters, and {LONGEST_LABEL} between dots, are the most"
+    elif not all(_LABEL.fullmatch(label) for label in labels):
+        reason = "is no host's name: letters, digits and '-' between dots"
+    elif labels[-1].isdigit():
+        reason = "looks like an IPv4 address and is none"
+    else:
+        return text.lower()
+    raise UsageError(f"host {text!r} {reason}. {EXAMPLE}.")
