@@ -34,5 +34,12 @@ bench: .venv/test-installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
+# What a hospital installs: our requirements with the SHA-256 of every file that may be taken. torch is left out, since
+# each of its builds (for processors, for each CUDA) is another file: docs/federation.md says how it is installed. colorama
+# is for Windows.
+requirements-site.txt: pyproject.toml constraints.txt
+	printf 'torch\ncolorama\n' | uv pip compile pyproject.toml --quiet --upgrade --constraint constraints.txt --excludes /dev/stdin --universal \
+		--python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make $@" --output-file $@
+
 clean:
 	rm -rf .venv demo

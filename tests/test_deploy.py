@@ -2,16 +2,22 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
 from configparser import ConfigParser
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 import typer.main
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from multiseg.cli.app import app
-from multiseg.federation.hosting import serve
+from multiseg.federation.hosting import enrol, serve
 from multiseg.federation.joining import join
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +102,7 @@ def test_the_container_copies_files_that_there_are() -> None:
     assert set(copied) >= {"pyproject.toml", "constraints.txt", "multiseg"}
     for name in copied:
         assert (ROOT / name).exists(), name
+    assert {"docs", "deploy"} <= set(copied)  # which the wheel brings along
     for needed in re.findall(r'(?:readme|license-files) = \[?"([^"]+)"', (ROOT / "pyproject.toml").read_text()):
         assert needed in copied
     assert re.search(r"^torch==\d", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
@@ -137,6 +144,99 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_systemd_finds_nothing_unknown(name: str) -> None:
     done = subprocess.run(["systemd-analyze", "verify", DEPLOY / name], capture_output=True, text=True, check=False)
     assert "Unknown" not in done.stderr, done.stderr
+
+
+def test_the_wheel_brings_the_guide_and_the_units(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("multiseg", "docs", "deploy"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.png", "*.gif", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    build = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=tree, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    share = wheel.name.removesuffix("-py3-none-any.whl") + ".data/data/share/multiseg"
+    with zipfile.ZipFile(wheel) as packed:
+        for name in ("docs/federation.md", "docs/ingest.md", *(f"deploy/{file.name}" for file in DEPLOY.iterdir())):
+            assert packed.read(f"{share}/{name}") == (ROOT / name).read_bytes(), name
+
+
+def test_guide_kit_and_units_name_the_files_where_the_wheel_puts_them() -> None:
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["data-files"]
+    assert data == {"share/multiseg/docs": ["docs/*.md"], "share/multiseg/deploy": ["deploy/*"]}
+    for path in (*(DEPLOY / name for name in UNITS), DEPLOY / "README.md", ROOT / "docs" / "federation.md"):
+        for folder, file in re.findall(
+            r"\.venv/(share/multiseg/\w+)(?:/([\w.-]+\w))?", path.read_text(encoding="utf-8")
+        ):
+            assert folder in data, path
+            assert not file or (ROOT / folder.rpartition("/")[2] / file).exists(), file
+        assert "share/multiseg" in path.read_text(encoding="utf-8"), path
+    for folder, file in re.findall(r"\.venv/(share/multiseg/\w+)(?:/([\w.-]+\w))?", enrol.README):
+        assert folder in data
+        assert not file or (ROOT / folder.rpartition("/")[2] / file).exists(), file
+    assert enrol.README.count("share/multiseg") == 2
+
+
+INSTALLS = [
+    "pip install --require-hashes -r requirements-site.txt",
+    "pip install --no-deps ./multiseg-",
+]
+
+
+def test_there_is_one_way_to_install() -> None:
+    guide, kit = (ROOT / "docs" / "federation.md").read_text(encoding="utf-8"), enrol.README
+    image = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
+    for command in INSTALLS:
+        assert command in guide
+        assert command in kit
+    assert "--require-hashes --requirement requirements-site.txt" in image
+    assert "--no-deps ." in image
+    assert "pip install" not in (DEPLOY / "README.md").read_text(encoding="utf-8")  # it says: as the guide does
+    torch = re.search(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert torch is not None
+    assert f"pip install torch=={torch[1]}\n" in guide
+
+
+def requirements() -> dict[str, tuple[str, str, list[str]]]:
+    """Of what a site installs, by name: version, marker and hashes."""
+    text = (ROOT / "requirements-site.txt").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    found = {}
+    for line in lines:
+        parts = re.fullmatch(r"([\w.-]+)==([^ ;]+)(?: ; ([^-]+?))?((?: +--hash=sha256:[0-9a-f]{64})+) *", line)
+        assert parts is not None, line
+        found[canonicalize_name(parts[1])] = (parts[2], parts[3] or "", parts[4].split())
+    assert len(found) == len(lines)
+    return found
+
+
+def test_all_that_a_site_installs_has_hashes_and_the_version_that_is_tested() -> None:
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    versions = {canonicalize_name(name): version for name, version in pinned.items()}
+    found = requirements()
+    assert {name: version for name, (version, _, _) in found.items()}.items() <= versions.items()
+    assert all(hashes for _, _, hashes in found.values())
+    assert "torch" not in found
+
+
+def test_all_that_multiseg_needs_is_in_what_a_site_installs() -> None:
+    """Followed through what is installed here: only torch, and what it alone needs, comes without a hash."""
+    found, seen = requirements(), {"torch"}
+    wanted = [Requirement(text) for text in requires("multiseg") or () if "extra ==" not in text]
+    while wanted:
+        one = wanted.pop()
+        name = canonicalize_name(one.name)
+        extras = ("", *one.extras)
+        if name in seen or (one.marker and not any(one.marker.evaluate({"extra": extra}) for extra in extras)):
+            continue
+        seen.add(name)
+        assert name in found, f"{name} is missing: make requirements-site.txt"
+        for text in requires(name) or ():
+            below = Requirement(text)
+            if below.marker is None or any(below.marker.evaluate({"extra": extra}) for extra in extras):
+                wanted.append(below)
+    assert len(seen) > 60
 
 
 def test_the_python_of_the_image_is_one_that_we_support() -> None:
