@@ -1,7 +1,7 @@
 """Strangers at the gate: how much memory they make it hold, and whether a site's calls still pass.
 
 A real gate (TLS, keys) stands before a SuperLink that answers at once. Attackers and the site are processes on this
-machine, so all come from one address, which is the worst case for the site.
+machine and, but for one flood, at one address, which is the worst case for the site.
 
 Run: python -m benchmarks.flood (all floods), or python -m benchmarks.flood quick idle
 """
@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ AFTER_S = 8.0
 TOGETHER = 200
 """Attackers that connect at the same time."""
 ASK = b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: gate\r\nContent-Length: 0\r\n\r\n"
+
+NUMBERS = count()
 
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -99,6 +102,16 @@ async def refused(port: int) -> None:
 async def idle(port: int) -> None:
     """A connection over which nothing is asked."""
     await says(port, b"", 1, 20)
+
+
+async def spread(port: int) -> None:
+    """A connection over which nothing is asked, each from an address of its own."""
+    number = next(NUMBERS)
+    source = (f"127.0.{1 + number // 250}.{1 + number % 250}", 0)
+    opened = asyncio.open_connection("127.0.0.1", port, ssl=trusting(), local_addr=source)
+    _, writer = await asyncio.wait_for(opened, 30)
+    await asyncio.sleep(20)
+    writer.transport.abort()
 
 
 async def silent(port: int) -> None:
@@ -178,6 +191,7 @@ FLOODS = {
     "gone": Flood(gone, 3000),
     "refused": Flood(refused, 5000),
     "idle": Flood(idle, 1100, 1100),
+    "spread": Flood(spread, 1100, 1100),
     "silent": Flood(silent, 1100, 1100),
     "reset": Flood(reset, 5000),
     "slow-handshake": Flood(slow_handshake, 600, 600),

@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import cases, gpu, gpu_lines, growth, loader, soak
+from benchmarks import cases, flood, gpu, gpu_lines, growth, loader, soak
 from benchmarks.remote import served
 from benchmarks.sides import Side, Source
 
@@ -134,3 +134,14 @@ def test_growth_is_measured_on_a_store_without_a_fault(
     growth.main(["--cases", "3", "6", "--rounds", "1"])
     said = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in said[1:]] == list(growth.OPERATIONS)
+
+
+def test_a_gate_is_flooded_while_a_site_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flood, "AFTER_S", 2.0)
+    with flood.standing(tmp_path) as (server, process, pipe):
+        peak, (name, *_, calls, failed, _) = flood.measured("refused", 0.01, server, process, pipe)
+    assert name == "refused x50"
+    assert 0 < peak < flood.LIMIT_MB
+    assert int(calls) > 0
+    assert failed == "0"
+    assert '"why": "unknown key"' in (tmp_path / "gate.log").read_text()

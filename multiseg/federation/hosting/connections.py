@@ -17,9 +17,9 @@ OF_ADDRESS, OF_STRANGERS = 256, 512
 the address that has the most: a site calls as soon as it is connected, and so is never the oldest for long."""
 OF_SITE, OF_SITES = 32, 1024
 """Connections at once, of one site and of all. Flower's node opens about ten."""
-NEW_A_SECOND, NEW_BURST = 30.0, 300.0
+NEW_A_SECOND, NEW_BURST = 100.0, 1000.0
 """New connections of one address."""
-SITES_TIMES = 20.0
+SITES_TIMES = 10.0
 """An address from which a site has called may open so many times more: hospitals may share it with strangers."""
 STRANGER_S, QUIET_S = 15.0, 60.0
 """A stranger has so long for the handshake and the headers of a call; a site's connection may rest for so long."""
