@@ -27,14 +27,14 @@ STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE:
 
 
 def output() -> Console:
-    """Results. Off a terminal nothing is cut to a width."""
-    console = Console(soft_wrap=False)
-    return console if console.is_terminal else Console(width=160)
+    """Results. Off a terminal nothing is cut to a width. ":CD:" stays as it is, as in a fingerprint."""
+    console = Console(soft_wrap=False, emoji=False)
+    return console if console.is_terminal else Console(width=160, emoji=False)
 
 
 def messages(quiet: bool = False) -> Console:
     """Progress and errors; nothing where `quiet`."""
-    return Console(stderr=True, highlight=False, quiet=quiet)
+    return Console(stderr=True, highlight=False, quiet=quiet, emoji=False)
 
 
 def print_json(data: Any) -> None:

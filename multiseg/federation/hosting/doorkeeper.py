@@ -22,7 +22,7 @@ from multiseg.federation.refusals import UNKNOWN_KEY, WRONG_CLOCK
 KEY_HEADER, TIME_HEADER, SIGNATURE_HEADER = b"flwr-public-key", b"flwr-timestamp", b"flwr-signature"
 AHEAD_S, BEHIND_S = 5.0, 305.0
 """A site's clock may be off by so much; the SuperLink refuses more."""
-AUDITED_A_MINUTE = 5
+AUDITED_A_MINUTE = 5.0
 """Refusals of one address that are written down."""
 REQUESTS_A_SECOND, BURST = 200.0, 2000.0
 """Of one site."""

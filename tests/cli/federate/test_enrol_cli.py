@@ -24,6 +24,15 @@ def test_a_server_is_enrolled(centre: Path, capsys: pytest.CaptureFixture[str]) 
     assert "multiseg fed enrol site centre NAME" in said
 
 
+def test_a_fingerprint_is_printed_as_it_is(
+    centre: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multiseg.federation.hosting.certificates.fingerprint", lambda path: "12:48:CD:82:AB:0A:VS:1A")
+    capsys.readouterr()
+    assert run(["fed", "enrol", "server", "centre"]) == 0
+    assert "SHA256 Fingerprint=12:48:CD:82:AB:0A:VS:1A\n" in capsys.readouterr().out
+
+
 def test_a_site_is_enrolled_and_revoked(centre: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["fed", "enrol", "site", "centre", "alder"]) == 0
     assert "alder may connect. Its kit: alder-kit (alder-kit.tar.gz)" in capsys.readouterr().out
