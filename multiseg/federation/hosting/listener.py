@@ -36,7 +36,7 @@ HEADERS = 16 * 2**10
 """Bytes of a request before its body."""
 SHUTDOWN_S, GRACE_S = 2.0, 5.0
 """A client has so long to answer the end of TLS; calls in hand have so long when the gate ends."""
-ACCEPTED_AT_ONCE, BACKLOG = 16, 1024
+ACCEPTED_AT_ONCE, BACKLOG = 8, 1024
 """Few at once, so that a connection is through its handshake before it could become the oldest of its address."""
 SWEEP_S, WAIT_S = 1.0, 0.5
 RESET = struct.pack("ii", 1, 0)

@@ -103,6 +103,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     for name, value in {"OF_ADDRESS": 50, "OF_STRANGERS": 60, "STRANGER_S": 1.0}.items():
         monkeypatch.setattr(limits, name, value)
     monkeypatch.setattr(module, "SWEEP_S", 0.2)
+    monkeypatch.setattr(module, "ACCEPTED_AT_ONCE", 2)  # of 256 it is 8
     return House(tmp_path)
 
 
