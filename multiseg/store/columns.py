@@ -87,7 +87,7 @@ def check_names(group: zarr.Group) -> None:
         StoreError: they are not.
     """
     for axis, attribute in schema.NAMED_AXES.items():
-        told = list(group.attrs.asdict().get(attribute, ()))
+        told = list(group.attrs.asdict().get(attribute, ["(an attribute that is gone)"]))
         # Where a writer died, or is at work, there may be names behind these.
         held = [str(name) for name in group[axis][: len(told)]]
         if held != told:

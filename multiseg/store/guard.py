@@ -81,11 +81,23 @@ class GuardedStore(WrapperStore[ZarrStore]):  # type: ignore[misc]
         return self.url
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        found: Buffer | None = await self._store.get(key, prototype, byte_range)
-        # Zarr takes an empty file for one that is not there.
-        if found is None or len(found) == 0:
-            self._check(key)
-        return found
+        return self._checked(key, await self._store.get(key, prototype, byte_range))
+
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """The same without an event loop, which newer versions of zarr ask for where the inner store has it."""
+        return self._checked(key, self._store.get_sync(key, prototype=prototype, byte_range=byte_range))
+
+    async def get_ranges(self, key: str, byte_ranges: Any, **options: Any) -> Any:
+        """Many parts at once, in newer versions of zarr."""
+        try:
+            async for parts in self._store.get_ranges(key, byte_ranges, **options):
+                yield parts
+        except BaseExceptionGroup as errors:
+            if errors.subgroup(FileNotFoundError):
+                self._check(key)
+            raise
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -95,6 +107,12 @@ class GuardedStore(WrapperStore[ZarrStore]):  # type: ignore[misc]
     async def _get_many(self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]) -> Any:
         for key, prototype, byte_range in requests:
             yield key, await self.get(key, prototype, byte_range)
+
+    def _checked(self, key: str, found: Buffer | None) -> Buffer | None:
+        # Zarr takes an empty file for one that is not there.
+        if found is None or len(found) == 0:
+            self._check(key)
+        return found
 
     def _check(self, key: str) -> None:
         path, is_chunk, index = key.partition("/c/")

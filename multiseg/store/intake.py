@@ -136,14 +136,16 @@ def _what_is_held(url: str, info: DatabaseInfo) -> Held:
     rows = np.flatnonzero(watch(group)[0] == schema.COMMITTED)
     own = participant_columns(group)
     described = ["subject", "session", "site", "split", "split_given", *own]
-    columns = {name: group[name][:][rows] for name in ("case", "source_sha256", *described)}
+    columns = {name: group[name][:][rows] for name in ("case", "source_sha256", "revision", *described)}
     cases = [str(case) for case in columns["case"]]
     return Held(
         digests=dict(zip(cases, map(str, columns["source_sha256"]), strict=True)),
         splits=dict(zip(map(str, columns["subject"]), map(str, columns["split"]), strict=True)),
         rows=dict(zip(cases, map(int, rows), strict=True)),
         descriptions={
-            case: {name: columns[name][at] for name in described} for at, case in enumerate(cases)
+            # A description whose writer died is written again, whatever is there of it.
+            case: {name: columns[name][at] for name in (described if columns["revision"][at] > 0 else ["split_given"])}
+            for at, case in enumerate(cases)
         },
         landmarks=landmarks,
         group=group,

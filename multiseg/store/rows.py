@@ -15,7 +15,7 @@ from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
 from multiseg.store.durable import sync_names
 from multiseg.store.encoding import EncodedCase
-from multiseg.store.records import FileMark, Record, Scan, coordinates_of, parse_record, record_text
+from multiseg.store.records import DESCRIPTION, FileMark, Record, Scan, coordinates_of, parse_record, record_text
 
 
 def digest_of_sources(sources: Sequence[Mapping[str, Any]]) -> str:
@@ -93,27 +93,34 @@ def describe_row(arrays: DatabaseArrays, row: int, **changes: Any) -> None:
     While its coordinates are written the row's revision is negative. A writer that dies leaves it so, and
     `finish_descriptions` of the next one writes the coordinates from the record, the old or the new one.
     """
-    record = replace(read_record(arrays, row), revision=next_revision(arrays), **changes)
+    before = read_record(arrays, row)
+    record = replace(before, revision=next_revision(arrays), **changes)
+    held, values = row_values(arrays, before), row_values(arrays, record)
+    is_unfinished = arrays["revision"][row] < 0
     arrays["revision"][row] = -record.revision
     sync_names(arrays.group)
     arrays["record"][row] = record_text(record)
     sync_names(arrays.group)
-    _write_from_record(arrays, row, record)
+    changeable = (*DESCRIPTION, *arrays.columns)
+    changed = [name for name in changeable if is_unfinished or not _same(held[name], values[name])]
+    arrays.write_row(row, {name: values[name] for name in changed})
+    sync_names(arrays.group)
+    arrays["revision"][row] = record.revision
 
 
 def finish_descriptions(arrays: DatabaseArrays) -> None:
     """Write the coordinates of those rows whose writer died while it changed them."""
     in_change = (arrays["revision"][:] < 0) & (arrays["status"][:] == schema.COMMITTED)
     for row in np.flatnonzero(in_change):
-        _write_from_record(arrays, int(row), read_record(arrays, int(row)))
+        record = read_record(arrays, int(row))
+        values = row_values(arrays, record)
+        arrays.write_row(int(row), {name: values[name] for name in (*DESCRIPTION, *arrays.columns)})
+        sync_names(arrays.group)
+        arrays["revision"][row] = record.revision
 
 
-def _write_from_record(arrays: DatabaseArrays, row: int, record: Record) -> None:
-    values = row_values(arrays, record)
-    revision = values.pop("revision")
-    arrays.write_row(row, values)
-    sync_names(arrays.group)
-    arrays["revision"][row] = revision
+def _same(one: Any, other: Any) -> bool:
+    return bool(one == other or (one != one and other != other))
 
 
 def read_record(arrays: DatabaseArrays, row: int) -> Record:

@@ -188,7 +188,7 @@ def test_a_writer_that_dies_while_it_describes(tmp_path: Path, monkeypatch: pyte
         if len(written) < at:
             assert held.site == "south"
             break
-        take(url, new, case(tmp_path, "P2", 2, split="val"))
+        take(url, new)
         assert open_store(str(url))["alpha"]["P1"].site == "south"
         assert [one.code for one in verify_store(str(url)) if one.code != "VOXEL_SIZE"] == []
         shutil.rmtree(url)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
@@ -18,6 +19,7 @@ from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
 from multiseg.store.checks.layout import Layout
 from multiseg.store.records import DESCRIPTION, FileMark, Record, coordinates_of, parse_record
 from multiseg.store.rows import mark_of
+from multiseg.store.shard_names import shards_named
 
 REPAIR = "One of them is damaged or of another time. Copy the store again, or repair it: multiseg repair STORE."
 
@@ -25,6 +27,12 @@ REPAIR = "One of them is damaged or of another time. Copy the store again, or re
 def verify_record(layout: Layout, row: int, held: Mapping[str, Any], faults: Faults) -> None:
     """Compare a committed row's coordinates and files with its record."""
     record = read_record(layout, row, faults)
+    marks = {} if record is None else record.shards
+    text = layout.expected.shards.get(row, "")
+    named = {f"{array}/{place}" for array in schema.BY_CASE for place in shards_named(text, array)}
+    for key in sorted(named | marks.keys()):
+        array, _, place = key.partition("/")
+        _check_file(layout, f"{layout.name}/{array}/c/{row}/{place}", marks.get(key), faults)
     if record is None:
         return
     changes = [*DESCRIPTION, "revision", *_columns(layout)] if held.get("revision", 0) < 0 else []
@@ -32,9 +40,6 @@ def verify_record(layout: Layout, row: int, held: Mapping[str, Any], faults: Fau
         said = "a writer died while it wrote what is known of the case beside its scans. The next ingest completes it"
         faults.note("WRITER_DIED", f"{layout.name}/revision", f"{said}.")
     _compare(layout, row, record, {name: value for name, value in held.items() if name not in changes}, faults)
-    for key, mark in record.shards.items():
-        array, _, place = key.partition("/")
-        _check_file(layout, f"{layout.name}/{array}/c/{row}/{place}", mark, faults)
 
 
 def read_record(layout: Layout, row: int, faults: Faults) -> Record | None:
@@ -93,18 +98,20 @@ def _file(layout: Layout, name: str, row: int) -> str:
     return f"{layout.name}/{name}/c/{'/'.join(['0'] * array.ndim)}".replace("/c/0", f"/c/{row // array.chunks[0]}", 1)
 
 
-def _check_file(layout: Layout, key: str, mark: FileMark, faults: Faults) -> None:
-    """Whether a file is the one of the record; what cannot be decoded was noted before."""
+def _check_file(layout: Layout, key: str, mark: FileMark | None, faults: Faults) -> None:
+    """Whether a file is there, and the one of the record; what cannot be decoded was noted before."""
     if key in {finding.file for finding in faults.found}:
         return
     try:
-        data = sync(layout.arrays["record"].store_path.store.get(key, default_buffer_prototype()))
+        store = next(iter(layout.arrays.values())).store_path.store
+        part = RangeByteRequest(0, 1) if mark is None else None
+        data = sync(store.get(key, default_buffer_prototype(), part))
     except UNREADABLE as error:
         faults.error("DAMAGED_CHUNK", key, f"the file cannot be read: {one_line(error)}. {RESTORE}")
         return
     if data is None:
         faults.error("MISSING_FILE", key, f"the file is not there. {RESTORE}")
-    elif mark_of(data.to_bytes()) != mark:
+    elif mark is not None and mark_of(data.to_bytes()) != mark:
         said = f"the file has {len(data)} bytes and is another than the one of {mark.num_bytes} bytes in the record"
         faults.error("NOT_AS_RECORDED", key, f"{said}. {RESTORE}")
 
