@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -98,8 +99,10 @@ def test_lines_of_a_card_run_on_the_processor_and_a_failed_one_ends_no_other(
     """Each line in a process of its own, as on a card: here for the lines that say how one ends."""
     names = ["card", "page-locked ring", "waiting, 2 patches"]
     out = tmp_path / "gpu.json"
+    for name in names:
+        monkeypatch.setitem(gpu_lines.LINES, name, replace(gpu_lines.LINES[name], budget_s=600))
     monkeypatch.setitem(gpu_lines.LINES, "waiting, 2 patches", gpu_lines.Line(gpu_lines.card, 0.01))
-    assert gpu.main(["--device", "cpu", "--small", "--only", *names, "--out", str(out)]) == 1
+    assert gpu.main(["--device", "cpu", "--small", "--minutes", "60", "--only", *names, "--out", str(out)]) == 1
     found = json.loads(out.read_text())
     assert found["card"]["found"]["torch"] == torch.__version__
     assert found["page-locked ring"]["found"] == {"left out": "memory is page-locked for a card"}
@@ -118,12 +121,7 @@ def test_a_line_that_crashes_or_says_nothing_tells_why() -> None:
 def test_what_a_card_computes_is_computed_on_the_processor() -> None:
     setup = gpu_lines.Setup(torch.device("cpu"), is_small=True)
     assert gpu_lines.twice(setup)["largest difference of weights, deterministic"] == 0.0
-    assert gpu_lines.several(setup)["largest difference of weights"] == 0.0
-    assert gpu_lines.steps(setup, amp="off")["loss"] == pytest.approx(
-        gpu_lines.steps(setup, amp="bf16")["loss"], abs=0.05
-    )
     assert set(gpu_lines.augmentation(setup)) == {"published, ms", "standard, ms"}
-    assert gpu_lines.released(setup)["bare loop / ours"] > 0
 
 
 def test_growth_is_measured_on_a_store_without_a_fault(
