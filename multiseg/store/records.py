@@ -183,7 +183,7 @@ def _place(name: str, names: Sequence[str], record: Record) -> int:
     return names.index(name)
 
 
-def _index(held: Sequence[int]) -> Index3:
+def _index(held: Any) -> Index3:
     i, j, k = (int(n) for n in held)
     return i, j, k
 
