@@ -60,14 +60,13 @@ def verify_command(
     """
     from multiseg.cli.cases import print_cases
     from multiseg.cli.console import messages, print_findings, print_json
-    from multiseg.store.checks.verify import is_store
     from multiseg.store.findings import Severity
-    from multiseg.store.hierarchy import is_remote
+    from multiseg.store.hierarchy import is_like_a_store, is_remote
     from multiseg.store.intake import IngestOptions
 
     if not (is_remote(path) or Path(path).exists()):
         raise UsageError(f"there is no store at {path}, and no source either. Check the path.")
-    if is_store(path):
+    if is_like_a_store(path):
         flags.check_no_source(context, path)
         findings, cases = _verify_store(path, flags.workers_of(workers, scheduler, memory, []).num), None
     else:

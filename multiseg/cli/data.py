@@ -63,6 +63,8 @@ def info_command(
 ) -> int:
     """Say what a store holds: databases, cases, sequences, labels, sizes.
 
+    Databases that are damaged are named, the others shown all the same; then the exit code is 3.
+
     Examples:
 
     multiseg info brain.zarr
@@ -74,7 +76,7 @@ def info_command(
     multiseg info brain.zarr --case ms/patient07 --write patient07
     """
     from multiseg.cli.case import show_case
-    from multiseg.cli.console import print_json, print_table
+    from multiseg.cli.console import messages, plain, print_json, print_table
     from multiseg.store.catalogue import select, table
     from multiseg.store.reader import open_store
 
@@ -83,14 +85,21 @@ def info_command(
     held = open_store(store)
     if case:
         return show_case(held, case, write, overwrite, as_json)
-    chosen = select(held, database or (), modality or (), pathology, split)
-    names = [name for name in held if not database or name in database]
+    meant = [name for name in held if not database or name in database]
+    names = [name for name in meant if name not in held.damaged]
+    damaged = {name: held.damaged[name] for name in meant if name in held.damaged}
+    for name in database or ():
+        if name not in meant:
+            held[name]  # says which there are
+    chosen = select(held, names, modality or (), pathology, split) if names else ()
     summary = [_summary(held, name, [c for c in chosen if c.database == name]) for name in names]
     listed = table(chosen)
     if as_json:
         held_cases = {"cases": listed.to_dict("records")} if cases else {}
-        print_json({"store": store, "spacing_mm": list(held.spacing_mm), "databases": summary, **held_cases})
-        return 0
+        told = {name: {"file": error.file, "message": str(error)} for name, error in damaged.items()}
+        head = {"store": store, "spacing_mm": list(held.spacing_mm), "damaged": told}
+        print_json({**head, "databases": summary, **held_cases})
+        return 3 if damaged else 0
     print_table(
         f"{store}: {len(chosen)} cases, voxels of {' x '.join(f'{mm:g}' for mm in held.spacing_mm)} mm",
         [
@@ -108,7 +117,9 @@ def info_command(
     )
     if cases and len(listed):
         print_table("Cases", list(listed.columns), [[_text(v) for v in row] for row in listed.itertuples(index=False)])
-    return 0
+    for error in damaged.values():
+        messages().print(f"[bold red]damaged[/] {plain(str(error))}", soft_wrap=True)
+    return 3 if damaged else 0
 
 
 def _text(value: object) -> str:

@@ -42,7 +42,8 @@ def select(
             numbers alone or texts alone.
 
     Raises:
-        StoreError: a database, sequence, pathology or column is named that the store does not have; a column holds
+        StoreError: a database that is meant is damaged; a database, sequence, pathology or column is named that the
+            store does not have; a column holds
             numbers in one database and texts in another; a text is asked for where it holds numbers, or a number
             where it holds texts; or a function cannot be applied to its values. The values are named.
         UsageError: there is no such split.
@@ -52,16 +53,17 @@ def select(
     databases, modalities = as_names(databases), as_names(modalities)
     for name in databases:
         store[name]
+    store.check_sound(databases)
     _check_known("sequence", modalities, (name for one in store.databases.values() for name in one.modalities))
     _check_known("pathology", [pathology] if pathology else [], (one.pathology for one in store.databases.values()))
     wanted = dict(participants or {})
-    columns = {column for case in store.cases for column in case.participant}
+    columns = {column for case in store.sound_cases for column in case.participant}
     unknown = set(wanted) - columns
     if unknown:
         raise StoreError(f"no database has the column {sorted(unknown)}; there are {sorted(columns)}.")
     fitting = [
         case
-        for case in sorted(store.cases, key=lambda case: (case.database, case.name))
+        for case in sorted(store.sound_cases, key=lambda case: (case.database, case.name))
         if (not databases or case.database in databases)
         and set(modalities) <= set(case.modalities)
         and (not pathology or case.pathology == pathology)

@@ -23,8 +23,9 @@ class DurableStore(LocalStore):  # type: ignore[misc]
     """A folder as Zarr writes to it: every file's content is on the disk before the file has its name.
 
     Names reach the disk later and in any order, but all of them before and after a file that others build on: the
-    metadata of a group or an array (zarr.json), and the states of the rows, which commit a case. So after a loss of
-    power whatever is named is there, and a case that was committed is whole.
+    metadata of a group or an array (zarr.json), the states of the rows, which commit a case, and their revisions, which
+    say that one is being changed. So after a loss of power whatever is named is there, and a case that was committed is
+    whole.
     """
 
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
@@ -75,7 +76,7 @@ class DurableStore(LocalStore):  # type: ignore[misc]
 
     def _write(self, key: str, value: Buffer) -> None:
         path = self.root / key
-        others_build_on_it = path.name == "zarr.json" or "/status/c/" in key
+        others_build_on_it = path.name == "zarr.json" or "/status/c/" in key or "/revision/c/" in key
         if others_build_on_it:
             if self._is_held_by_file:
                 check_mine(self._hold.name, self._hold.look())

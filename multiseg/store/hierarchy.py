@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
+from math import inf
 from pathlib import Path
+from typing import Any
 
 import zarr
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore
 
-from multiseg.errors import MultisegError, ResourceError, StoreError, UsageError
+from multiseg.errors import MultisegError, StoreError, UsageError
+from multiseg.store.damage import UNREADABLE, damaged, not_readable, one_line
 from multiseg.store.durable import DurableStore
 from multiseg.store.guard import GuardedStore
 from multiseg.store.schema import CONVERTED, FORMAT
@@ -78,18 +81,48 @@ def open_root(url: str, mode: str, formats: Collection[int] = (FORMAT,)) -> zarr
         raise
     except PermissionError as error:
         raise not_readable(url, error) from error
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    except UNREADABLE as error:
+        if is_like_a_store(url):
+            raise damaged(url, "the root", [("zarr.json", one_line(error))]) from error
         raise StoreError(
             f"{url} is no Zarr v3 store ({error}). Name a store's folder, or to make one, a folder that is not there.",
-            # What is there but damaged must not be taken for room.
-            code="STORE" if is_remote(url) else NO_STORE,
+            code=NO_STORE,
         ) from error
     head = root.attrs.get(ROOT_KEY)
     if not isinstance(head, dict):
+        if _has_databases(url):
+            raise damaged(url, "the root", [("zarr.json", f"its attribute {ROOT_KEY!r} is {head!r}")])
         raise StoreError(f"{url} is a Zarr group but no multiseg store. Name another folder.")
     if head.get("format") not in formats:
         raise _of_another_format(url, head.get("format"))
     return root
+
+
+def is_like_a_store(url: str) -> bool:
+    """Whether a path or URL is that of a store, sound or not, and of no folder of scans."""
+    return is_remote(url) or (local_path(url) / "zarr.json").exists() or _has_databases(url)
+
+
+def _has_databases(url: str) -> bool:
+    return not is_remote(url) and any(local_path(url).glob("*/image/zarr.json"))
+
+
+def check_head(url: str, head: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, float, float]]:
+    """The databases that the root names, and the voxel size in mm.
+
+    Raises:
+        StoreError: the root says something else.
+    """
+    names, grid_mm = head.get("databases"), head.get("grid_mm")
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise damaged(url, "the root", [("zarr.json", f"it names no databases ({names!r})")])
+    try:
+        i, j, k = (float(mm) for mm in grid_mm or ())
+    except (TypeError, ValueError):
+        i = j = k = 0.0
+    if not all(0 < mm < inf for mm in (i, j, k)):
+        raise damaged(url, "the root", [("zarr.json", f"the voxel size {grid_mm!r} is none")])
+    return tuple(names), (i, j, k)
 
 
 def _is_there(url: str) -> bool:
@@ -104,11 +137,6 @@ def _is_there(url: str) -> bool:
         raise not_readable(url, error) from error
 
 
-def not_readable(url: str, error: OSError) -> ResourceError:
-    """The error for a store on this computer that this user may not read."""
-    return ResourceError(f"{url} cannot be read: {error.filename or url}: {error.strerror}. Check its permissions.")
-
-
 def _of_another_format(url: str, held: object) -> StoreError:
     if not isinstance(held, int) or held > FORMAT:
         return StoreError(f"{url} has store format {held}; this multiseg reads format {FORMAT}. Update multiseg.")
@@ -119,5 +147,9 @@ def _of_another_format(url: str, held: object) -> StoreError:
 
 
 def database_names(root: zarr.Group) -> list[str]:
-    """The databases of a store in the order they came into it."""
-    return [str(name) for name in root.attrs[ROOT_KEY]["databases"]]
+    """The databases of a store in the order they came into it.
+
+    Raises:
+        StoreError: the root names none.
+    """
+    return list(check_head(str(root.store), root.attrs[ROOT_KEY])[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from multiseg.errors import DataError, ResourceError
@@ -12,6 +13,8 @@ from multiseg.faults import remedy
 from multiseg.labels import LabelSchema
 from multiseg.store.case_reports import CaseReport, Volumes, case_reports, volumes_of
 from multiseg.store.cases import CaseFiles
+from multiseg.store.checks.layout import damaged_files_of_all
+from multiseg.store.damage import naming_damage
 from multiseg.store.duplicates import reconcile_duplicates
 from multiseg.store.durable import sync_names
 from multiseg.store.encoding import ArrayPlan, EncodedCase, encode
@@ -70,7 +73,8 @@ def ingest(
     Raises:
         UsageError: a database or a participants' column has a name that no folder can have, or the file of pseudonyms
             lies in the store or holds something else.
-        StoreError: the store has another voxel size, or a database another recipe or meaning of codes.
+        StoreError: the store has another voxel size, or a database another recipe or meaning of codes; or metadata or
+            coordinates that are needed are damaged, and the file is named.
         ResourceError: the disk is full, or another process writes to the store.
     """
     url = str(url)
@@ -82,7 +86,7 @@ def ingest(
         check_names(files)
     check_redo(databases, options)
     names = {name for files in databases for name in names_of(files)}
-    with locked(url):
+    with locked(url), naming_damage(url, partial(damaged_files_of_all, url)):
         # All of them first, so that nothing is written where one cannot be meant.
         intakes = [sort_out(files, url, options, names) for files in databases]
         reports: list[IngestReport] = []

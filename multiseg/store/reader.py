@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from multiseg.files import files_below
 from multiseg.labels import LabelSchema, LabelSpace, LabelView
 from multiseg.store import schema
 from multiseg.store.array_layout import ArrayLayout
+from multiseg.store.checks.layout import damaged_files
 from multiseg.store.columns import check_names, read_columns
+from multiseg.store.damage import reading
 from multiseg.store.dataset import committed_dataset
-from multiseg.store.hierarchy import ROOT_KEY, is_remote, local_path, not_readable, open_root
+from multiseg.store.hierarchy import ROOT_KEY, check_head, is_remote, local_path, open_root
 from multiseg.store.parts import LocalParts, Parts
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.recipe import Recipe
@@ -135,11 +138,13 @@ class Database:
 
     def image(self, case: Case, corner: Index3, size: Index3) -> Float[np.ndarray, "modality i j k"]:
         """A window of all the database's sequences, float16; 0 beyond the case."""
-        return _window(self._image, case.row, len(self.modalities), corner, size)
+        with self._reading(case):
+            return _window(self._image, case.row, len(self.modalities), corner, size)
 
     def codes(self, case: Case, corner: Index3, size: Index3) -> UInt8[np.ndarray, "annotation i j k"]:
         """A window of all annotations, as compact codes; 0 beyond the case."""
-        return _window(self._label, case.row, len(self.schemas), corner, size)
+        with self._reading(case):
+            return _window(self._label, case.row, len(self.schemas), corner, size)
 
     def layout(self, name: str) -> ArrayLayout:
         """How "image" or "label" lies on disk.
@@ -159,35 +164,35 @@ class Database:
         Raises:
             StoreError: a file of it is damaged or not there.
         """
-        try:
-            return self.image(case, (0, 0, 0), case.extent), self.codes(case, (0, 0, 0), case.extent)
-        except StoreError:  # a file that is not there
-            raise
-        except (ValueError, RuntimeError) as error:  # zarr and its codecs
-            raise StoreError(
-                f"{self.name}/{case.name} is damaged: {error}. Find all that is damaged with: multiseg verify STORE; "
-                "and ingest those cases again with --redo."
-            ) from error
+        return self.image(case, (0, 0, 0), case.extent), self.codes(case, (0, 0, 0), case.extent)
 
     def foreground(self, case: Case) -> Int16[np.ndarray, "annotation structure point 3"]:
         """Sampled voxels of every structure; rows of -1 are empty."""
-        return np.asarray(self.group["foreground"][case.row, : len(self.schemas)])
+        with self._reading(case):
+            return np.asarray(self.group["foreground"][case.row, : len(self.schemas)])
 
     def foreground_points(
         self, rows: Sequence[int], annotation: int, structures: Sequence[int]
     ) -> Int16[np.ndarray, "case structure point 3"]:
         """Sampled voxels of some structures of one annotation, of many cases in one go; rows of -1 are empty."""
-        return np.asarray(self.group["foreground"].oindex[list(rows), annotation, list(structures)])
+        with reading(str(self.group.store), f"a case of database {self.name!r}"):
+            return np.asarray(self.group["foreground"].oindex[list(rows), annotation, list(structures)])
 
     def sources(self, case: Case) -> list[dict[str, Any]]:
         """Every source file with its sha256 and each step it took."""
-        return list(json.loads(str(self.group["sources"][case.row])))
+        with self._reading(case):
+            return list(json.loads(str(self.group["sources"][case.row])))
 
     def native(self, case: Case) -> tuple[Grid, bytes]:
         """The reference image's own grid and raw NIfTI header, for the way home."""
-        i, j, k = (int(n) for n in self.group["native_shape"][case.row])
-        header = whole_header(bytes(self.group["native_header"][case.row]))
-        return Grid(self.group["native_affine"][case.row], (i, j, k)), header
+        with self._reading(case):
+            i, j, k = (int(n) for n in self.group["native_shape"][case.row])
+            header = whole_header(bytes(self.group["native_header"][case.row]))
+            return Grid(self.group["native_affine"][case.row], (i, j, k)), header
+
+    def _reading(self, case: Case) -> AbstractContextManager[None]:
+        """Around whatever is read of one case; StoreError where it is damaged."""
+        return reading(str(self.group.store), f"{self.name}/{case.name}")
 
 
 def _window(array: zarr.Array, row: int, num: int, corner: Index3, size: Index3) -> Shaped[np.ndarray, "channel i j k"]:
@@ -221,47 +226,71 @@ def _layout(array: zarr.Array) -> ArrayLayout:
 
 
 class Store:
-    """An open store: a mapping of database names to databases."""
+    """An open store: a mapping of database names to databases.
+
+    One whose metadata or coordinates are damaged does not keep the others from being read. Its error is in `damaged` by
+    its name, and is raised where it is asked for, or where all databases are meant.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.root = open_root(url, "r")
-        i, j, k = self.root.attrs[ROOT_KEY]["grid_mm"]
-        self.spacing_mm = (float(i), float(j), float(k))
         # Not by listing: a web server cannot, and a group whose writer died before the first case is not named.
-        names = sorted(self.root.attrs[ROOT_KEY]["databases"])
-        self.databases = {name: self._database(name) for name in names}
+        names, self.spacing_mm = check_head(url, self.root.attrs[ROOT_KEY])
+        self.databases: dict[str, Database] = {}
+        self.damaged: dict[str, StoreError] = {}
+        for name in sorted(names):
+            try:
+                self.databases[name] = self._database(name)
+            except StoreError as error:
+                self.damaged[name] = error
 
     def __repr__(self) -> str:
         size = " x ".join(f"{mm:g}" for mm in self.spacing_mm)
-        head = f"<Store {self.url}: {len(self.cases)} cases, voxels of {size} mm"
-        return "\n    ".join([head, *map(repr, self.databases.values())]) + ">"
+        head = f"<Store {self.url}: {len(self.sound_cases)} cases, voxels of {size} mm"
+        damaged = [f"<Database {name}: damaged>" for name in self.damaged]
+        return "\n    ".join([head, *map(repr, self.databases.values()), *damaged]) + ">"
 
     def _database(self, name: str) -> Database:
-        try:
+        with reading(self.url, f"database {name!r}", partial(damaged_files, self.url, name)):
             return Database(self.root[name], name)
-        except (KeyError, FileNotFoundError) as error:
-            raise StoreError(
-                f"{self.url} names a database {name!r}, but its {error} is not there: the store is damaged or only "
-                "partly copied. Copy it again; or if the database was removed on purpose, take its name out of "
-                f'"databases" in {self.url}/zarr.json.'
-            ) from error
-        except PermissionError as error:
-            raise not_readable(self.url, error) from error
 
     def __getitem__(self, name: str) -> Database:
+        if name in self.damaged:
+            raise self.damaged[name]
         if name not in self.databases:
-            raise StoreError(f"{self.url} has no database {name!r}. It has: {', '.join(self.databases) or 'none'}.")
+            raise StoreError(f"{self.url} has no database {name!r}. It has: {', '.join(self) or 'none'}.")
         return self.databases[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.databases)
+        return iter(sorted([*self.databases, *self.damaged]))
 
     def __len__(self) -> int:
-        return len(self.databases)
+        return len(self.databases) + len(self.damaged)
+
+    def check_sound(self, names: Iterable[str] = ()) -> None:
+        """Whether these databases, or without names all, can be read. A part must not pass for the whole.
+
+        Raises:
+            StoreError: one is damaged; its file is named.
+        """
+        asked = list(names) or list(self)
+        for name in (name for name in asked if name in self.damaged):
+            raise self.damaged[name]
 
     @property
     def cases(self) -> tuple[Case, ...]:
+        """Every committed case.
+
+        Raises:
+            StoreError: a database is damaged, so that its cases are not known.
+        """
+        self.check_sound()
+        return self.sound_cases
+
+    @property
+    def sound_cases(self) -> tuple[Case, ...]:
+        """The committed cases of those databases that are not damaged."""
         return tuple(case for database in self.databases.values() for case in database.cases)
 
     def parts(self, disk_cache: str = "", budget_bytes: int = 0) -> Parts:
@@ -285,7 +314,8 @@ class Store:
 
     def dataset(self, database: str) -> xr.Dataset:
         """One database as a lazy xarray dataset of its committed cases, with named coordinates."""
-        return committed_dataset(self[database].group)
+        with reading(self.url, f"database {database!r}", partial(damaged_files, self.url, database)):
+            return committed_dataset(self[database].group)
 
 
 def open_store(url: Path | str) -> Store:

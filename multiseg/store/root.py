@@ -21,7 +21,7 @@ from multiseg.labels import LabelSchema
 from multiseg.lease import InUseError
 from multiseg.store import schema
 from multiseg.store.guard import GuardedStore
-from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, is_remote, local_path, open_root, zarr_store
+from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, check_head, is_remote, local_path, open_root, zarr_store
 from multiseg.store.preparation.recipe import Recipe
 
 
@@ -127,7 +127,7 @@ def existing_root(url: str, mode: str, spacing_mm: tuple[float, float, float]) -
         if is_remote(url) and error.code == NO_STORE:
             return None
         raise
-    grid = tuple(root.attrs[ROOT_KEY]["grid_mm"])
+    _names, grid = check_head(url, root.attrs[ROOT_KEY])
     if grid != spacing_mm:
         raise StoreError(
             f"{url} holds voxels of {list(grid)} mm, but {list(spacing_mm)} mm were asked for. "

@@ -99,7 +99,7 @@ class Names:
 
 def names_of(store: Store | None, places: Sequence[str]) -> Names:
     """Those of a store, if it can be opened, and of the site's own places."""
-    cases = store.cases if store is not None else ()
+    cases = store.sound_cases if store is not None else ()
     return Names(
         tuple(place for place in places if place),
         tuple((case.database, case.name) for case in cases),

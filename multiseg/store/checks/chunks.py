@@ -14,7 +14,8 @@ from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
+from multiseg.store.checks.faults import RESTORE, Faults
+from multiseg.store.damage import UNREADABLE, one_line
 
 Region: TypeAlias = tuple[slice, ...]
 

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
 
 from multiseg.store.findings import Finding, Severity
 
-UNREADABLE = (
-    ValueError,
-    RuntimeError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    OSError,
-    EOFError,
-    struct.error,
-)
-"""What zarr, its codecs and our own readers raise at bytes that are not what they should be."""
 RESTORE = "Ingest the case again with --redo CASE, or copy the store again from where it came."
 """What to do about bytes that are lost."""
 
@@ -42,8 +29,3 @@ class Faults:
 
     def _add(self, severity: Severity, code: str, file: str, message: str) -> None:
         self.found.append(Finding(severity, code, self.database, self.case, file, message))
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, or its kind when it says nothing."""
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

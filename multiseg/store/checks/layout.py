@@ -12,12 +12,16 @@ import numpy as np
 import zarr
 from zarr.core.sync import sync
 
+from multiseg.errors import StoreError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.checks.chunks import Block, decoded_blocks
-from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
+from multiseg.store.checks.faults import RESTORE, Faults
 from multiseg.store.columns import lengths_of
+from multiseg.store.damage import UNREADABLE, one_line
+from multiseg.store.findings import Severity
 from multiseg.store.guard import Expected
+from multiseg.store.hierarchy import ROOT_KEY, check_head, open_root, zarr_store
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.preparation.space import MAX_VOXELS
 
@@ -99,6 +103,28 @@ def read_layout(
     _lengths(layout, faults)
     _names(layout, faults)
     return layout
+
+
+def damaged_files_of_all(url: str) -> list[tuple[str, str]]:
+    """The same of all databases that the root names, and of the root."""
+    try:
+        names, _grid_mm = check_head(url, open_root(url, "r").attrs[ROOT_KEY])
+    except StoreError as error:
+        return [(error.file, str(error))] if error.file else []
+    return [found for name in names for found in damaged_files(url, name)]
+
+
+def damaged_files(url: str, name: str) -> list[tuple[str, str]]:
+    """The files of a database's metadata and coordinates that are damaged, and what is wrong with each."""
+    faults = Faults(name)
+    try:
+        store = zarr_store(url, read_only=True)
+        group = zarr.open_group(store, path=name, mode="r", zarr_format=3, use_consolidated=False)
+        read_layout(group, name, None, faults)
+    except UNREADABLE as error:
+        return [(f"{name}/zarr.json", one_line(error))]
+    wrong = [finding for finding in faults.found if finding.severity is Severity.ERROR]
+    return [(finding.file, finding.message.replace(f" {RESTORE}", "")) for finding in wrong]
 
 
 def _attributes(

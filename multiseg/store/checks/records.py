@@ -15,8 +15,9 @@ from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.arrays import COPY
 from multiseg.store.checks.chunks import decoded_blocks
-from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
+from multiseg.store.checks.faults import RESTORE, Faults
 from multiseg.store.checks.layout import Layout
+from multiseg.store.damage import UNREADABLE, one_line
 from multiseg.store.records import DESCRIPTION, FileMark, Record, coordinates_of, parse_record
 from multiseg.store.rows import mark_of
 from multiseg.store.shard_names import shards_named

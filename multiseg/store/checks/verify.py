@@ -8,29 +8,30 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zarr
 
 from multiseg.errors import StoreError
 from multiseg.files import files_below
 from multiseg.store import schema
 from multiseg.store.checks.case import verify_case, verify_row
-from multiseg.store.checks.faults import RESTORE, UNREADABLE, Faults, one_line
+from multiseg.store.checks.faults import RESTORE, Faults
 from multiseg.store.checks.layout import Layout, listed, read_layout
 from multiseg.store.checks.records import verify_copy
+from multiseg.store.damage import UNREADABLE, one_line
 from multiseg.store.findings import Finding
-from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, is_remote, local_path, open_root, zarr_store
+from multiseg.store.hierarchy import (
+    NO_STORE,
+    ROOT_KEY,
+    check_head,
+    is_like_a_store,
+    is_remote,
+    local_path,
+    open_root,
+    zarr_store,
+)
 
 OnCase = Callable[[int, int, str], None]
 """Called with how many cases are checked, how many there are, and "DATABASE/CASE"."""
-
-
-def is_store(url: str) -> bool:
-    """Whether a path or URL is that of a store, sound or not, and of no folder of scans."""
-    if is_remote(url):
-        return True
-    folder = local_path(url)
-    return (folder / "zarr.json").is_file() or (folder.is_dir() and any(folder.glob("*/zarr.json")))
 
 
 def verify_store(url: str, on_case: OnCase = lambda done, total, case: None, workers: int = 1) -> list[Finding]:
@@ -84,7 +85,7 @@ def _root(url: str, faults: Faults) -> zarr.Group | None:
     try:
         return open_root(url, "r")
     except StoreError as error:
-        if error.code == NO_STORE and (is_remote(url) or not is_store(url)):
+        if error.code == NO_STORE and (is_remote(url) or not is_like_a_store(url)):
             raise
         faults.error("BAD_ROOT", "zarr.json", f"{one_line(error)}. {RESTORE}")
     except UNREADABLE as error:
@@ -94,19 +95,12 @@ def _root(url: str, faults: Faults) -> zarr.Group | None:
 
 def _databases(root: zarr.Group, faults: Faults) -> tuple[list[str], list[float] | None]:
     """The names of the databases and the voxel size, as the root says."""
-    head: dict[str, Any] = root.attrs[ROOT_KEY]
-    names, grid_mm = head.get("databases"), head.get("grid_mm")
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        faults.error("BAD_ROOT", "zarr.json", f"the root names no databases ({names!r}). {RESTORE}")
-        names = []
     try:
-        sizes = [float(mm) for mm in grid_mm or ()]
-    except UNREADABLE:
-        sizes = []
-    if len(sizes) != 3 or not all(0 < mm < np.inf for mm in sizes):
-        faults.error("BAD_ROOT", "zarr.json", f"the voxel size {grid_mm!r} is none. {RESTORE}")
-        return names, None
-    return names, sizes
+        names, grid_mm = check_head(str(root.store), root.attrs[ROOT_KEY])
+    except StoreError as error:
+        faults.error("BAD_ROOT", "zarr.json", str(error))
+        return [], None
+    return list(names), list(grid_mm)
 
 
 def _groups(url: str, root: zarr.Group | None) -> list[str]:
