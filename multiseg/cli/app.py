@@ -22,6 +22,7 @@ from multiseg.cli.finetune import finetune_command
 from multiseg.cli.ingest import ingest_command
 from multiseg.cli.learn import train_command
 from multiseg.cli.upgrade import upgrade_command
+from multiseg.cli.repair import repair_command
 from multiseg.cli.use import evaluate_command, predict_command
 from multiseg.cli.view import view_command
 from multiseg.errors import MultisegError, UnconfirmedError
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "view": view_command,
     "verify": verify_command,
     "upgrade": upgrade_command,
+    "repair": repair_command,
     "train": train_command,
     "finetune": finetune_command,
     "evaluate": evaluate_command,

@@ -1,0 +1,122 @@
+"""Making a damaged store sound again, as far as what it holds twice goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
+from typing import Any
+
+import zarr
+
+from multiseg.errors import StoreError
+from multiseg.store import schema
+from multiseg.store.columns import watch
+from multiseg.store.damage import UNREADABLE, damaged
+from multiseg.store.guard import GuardedStore
+from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, check_head, is_like_a_store
+from multiseg.store.preparation.recipe import Recipe
+from multiseg.store.repairs.metadata import repair_metadata
+from multiseg.store.repairs.place import Place
+from multiseg.store.repairs.report import Log
+from multiseg.store.repairs.rows import repair_rows
+from multiseg.store.root import locked
+
+OnDatabase = Callable[[str], None]
+
+
+def repair(url: str, dry_run: bool = False, on_database: OnDatabase = lambda name: None) -> Log:
+    """Make again what is damaged or gone of a store's metadata, coordinates, records and states.
+
+    Each of them is held twice, or follows from others. Files are written one by one, whole or not at all, so that a
+    repair that is killed is completed by the next one. A damaged file is kept beside the store before it is replaced.
+
+    Args:
+        dry_run: only say what would be done.
+
+    Raises:
+        StoreError: there is no store, or one of another format.
+        ResourceError: another process writes to it, or the place cannot be written.
+    """
+    if not is_like_a_store(url):
+        raise StoreError(f"there is no store at {url}. Name a store's folder.", code=NO_STORE)
+    held: AbstractContextManager[None] = nullcontext() if dry_run else locked(url)
+    with held:
+        place, log = Place(url, dry_run), Log()
+        head = _head(place)
+        sound = []
+        for name in _databases(place, head):
+            on_database(name)
+            if repair_metadata(place, name, log):
+                repair_rows(place, name, log)
+                sound.append(name)
+        _root(place, head, sound, log)
+        place.finish()
+    return log
+
+
+def _head(place: Place) -> dict[str, Any]:
+    """What the root says of the store; nothing where it cannot be read.
+
+    Raises:
+        StoreError: it is a store of another format.
+    """
+    held = place.json("zarr.json") or {}
+    attributes = held.get("attributes")
+    head = attributes.get(ROOT_KEY) if isinstance(attributes, dict) else None
+    if not isinstance(head, dict):
+        return {}
+    if type(head.get("format")) is int and 0 < head["format"] < schema.FORMAT:
+        raise StoreError(
+            f"{place.url} has store format {head['format']}, which holds nothing twice. Convert it first: multiseg "
+            f"upgrade {place.url}."
+        )
+    is_group = held.get("zarr_format") == 3 and held.get("node_type") == "group"
+    try:
+        check_head(place.url, head)
+    except StoreError:
+        is_group = False
+    return head if is_group and head.get("format") == schema.FORMAT else {}
+
+
+def _databases(place: Place, head: dict[str, Any]) -> list[str]:
+    """Those that the root names and, where it cannot be read, those that have metadata."""
+    if head:
+        return [str(name) for name in head["databases"]]
+    if not place.store.supports_listing:
+        raise damaged(place.url, "the root", [("zarr.json", "and its databases cannot be listed")])
+    names = [name for name in place.names("") if not name.startswith(".") and name != "zarr.json"]
+    return [name for name in names if {"record", "status"} <= set(place.names(name))]
+
+
+def _root(place: Place, head: dict[str, Any], sound: list[str], log: Log) -> None:
+    """The root's zarr.json, from the databases."""
+    if head:
+        return
+    grids = []
+    named = []
+    for name in sound:
+        group = zarr.open_group(
+            GuardedStore(place.store, place.url), path=name, mode="r", zarr_format=3, use_consolidated=False
+        )
+        grids.append(Recipe.from_json(group.attrs.asdict()["recipe"]).spacing_mm)
+        try:
+            states, _arrays = watch(group)
+        except UNREADABLE:
+            continue
+        if (states != schema.PENDING).any():
+            named.append(name)
+    if not grids or len(set(grids)) > 1:
+        raise damaged(
+            place.url, "the root", [("zarr.json", f"its databases have the voxel sizes {sorted(set(grids))}")]
+        )
+    told = {
+        "format": schema.FORMAT,
+        "created_by": f"multiseg {version('multiseg')}",
+        "grid_mm": list(grids[0]),
+        "databases": named,
+    }
+    text = {"attributes": {ROOT_KEY: told}, "zarr_format": 3, "node_type": "group"}
+    place.replace("zarr.json", json.dumps(text, indent=2).encode())
+    log.repaired("zarr.json", f"the root, from its {len(named)} databases")
