@@ -21,8 +21,9 @@ from multiseg.cli.federate.app import federation_app
 from multiseg.cli.finetune import finetune_command
 from multiseg.cli.ingest import ingest_command
 from multiseg.cli.learn import train_command
-from multiseg.cli.upgrade import upgrade_command
+from multiseg.cli.remove import compact_command, remove_command
 from multiseg.cli.repair import repair_command
+from multiseg.cli.upgrade import upgrade_command
 from multiseg.cli.use import evaluate_command, predict_command
 from multiseg.cli.view import view_command
 from multiseg.errors import MultisegError, UnconfirmedError
@@ -53,6 +54,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "verify": verify_command,
     "upgrade": upgrade_command,
     "repair": repair_command,
+    "remove": remove_command,
+    "compact": compact_command,
     "train": train_command,
     "finetune": finetune_command,
     "evaluate": evaluate_command,

@@ -34,6 +34,7 @@ from multiseg.store.parallel import run_tasks
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.pseudonyms import with_pseudonyms, without_names
+from multiseg.store.removal import complete_removals
 from multiseg.store.root import existing_root, locked, open_or_create_root
 from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.writer import DatabaseWriter, plan_arrays
@@ -87,6 +88,7 @@ def ingest(
     check_redo(databases, options)
     names = {name for files in databases for name in names_of(files)}
     with locked(url), naming_damage(url, partial(damaged_files_of_all, url)):
+        complete_removals(url)
         # All of them first, so that nothing is written where one cannot be meant.
         intakes = [sort_out(files, url, options, names) for files in databases]
         reports: list[IngestReport] = []

@@ -93,7 +93,9 @@ class Database:
         codes = attributes["label_schemas"]
         names = [str(name) for name in group["annotation"][: self._label.shape[1]] if name in codes]
         self.schemas = {name: LabelSchema.from_json(codes[name]) for name in names}
-        rows = np.flatnonzero(columns["status"] == schema.COMMITTED)
+        rows = np.setdiff1d(
+            np.flatnonzero(columns["status"] == schema.COMMITTED), attributes.get(schema.REMOVING, [])
+        ).astype(int)
         self.cases = tuple(self._case(int(row), columns) for row in rows)
         self._by_name = {case.name: case for case in reversed(self.cases)}
 

@@ -83,6 +83,9 @@ BY_CASE = ("image", "label", "foreground")
 or superseded row has a part in, also one that holds only fill values: one that is not there is damage."""
 BOOKKEEPING = ("shards", "revision", "record")
 """Coordinates that say what has to be there; of no interest to whoever studies the cases."""
+REMOVED, REMOVING = "removed", "removing"
+"""Attributes of a database: date and digests of the scans that were removed from it; and the rows that are being
+removed, of which a reader sees nothing, and which the next writer empties where their own has died."""
 NAMED_AXES = {"modality": "modalities", "annotation": "annotations"}
 """Axes with names, and the attributes of a database that list these names, for readers without arrays of texts."""
 NUM_STRUCTURES = "num_structures"

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import zarr
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from multiseg.labels import LabelSchema
@@ -99,6 +101,10 @@ def _continues(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
             is_same = isinstance(held, list) and set(value) <= set(held)
         elif key == "label_schemas":
             is_same = isinstance(held, dict) and {name: held.get(name) for name in value} == value
+        elif key == schema.REMOVED:
+            is_same = isinstance(held, list) and held[: len(value)] == value
+        elif key == schema.REMOVING:
+            is_same = True
         elif key in (schema.NUM_STRUCTURES, "coordinates", "recipe"):
             is_same = held is not None
         else:
@@ -132,14 +138,10 @@ def _layouts(
 
 def _opens(held: Mapping[str, Any]) -> bool:
     """Whether zarr reads this metadata, and it is an array's with checksums."""
-    store = MemoryStore()
+    store, text = MemoryStore(), _text(held)
     try:
-        place = _text(held)
-        from zarr.core.buffer import default_buffer_prototype
-        from zarr.core.sync import sync
-
-        sync(store.set("zarr.json", default_buffer_prototype().buffer.from_bytes(place)))
-        return isinstance(zarr.open(store, mode="r", zarr_format=3), zarr.Array) and b"crc32c" in place
+        sync(store.set("zarr.json", default_buffer_prototype().buffer.from_bytes(text)))
+        return isinstance(zarr.open(store, mode="r", zarr_format=3), zarr.Array) and b"crc32c" in text
     except UNREADABLE:
         return False
 

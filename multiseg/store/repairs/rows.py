@@ -17,7 +17,7 @@ from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.arrays import WRITE_ALL, DatabaseArrays
 from multiseg.store.damage import UNREADABLE
-from multiseg.store.records import FileMark, Record, Scan, coordinates_of, parse_record, record_text
+from multiseg.store.records import FileMark, Record, coordinates_of, parse_record, record_of_row, record_text
 from multiseg.store.repairs.place import Place
 from multiseg.store.repairs.report import Log
 from multiseg.store.rows import mark_of
@@ -234,45 +234,13 @@ def _record_of(place: Place, rows: Rows, row: int) -> Record | None:
         return None
     told = rows.arrays.group.attrs.asdict()
     modalities, annotations = (list(told[attribute]) for attribute in schema.NAMED_AXES.values())
-    scans = zip(held["intensity_mean"], held["intensity_std"], held["content"], strict=True)
-    sequences = dict(zip(modalities, scans, strict=False))
-    header = bytes(held["native_header"])
-    size = int.from_bytes(header[:4], "little")
-    size = size if size in (348, 540) else int.from_bytes(header[:4], "big")
-    own = {name: held[name] for name in rows.arrays.columns}
-    i, j, k = (int(n) for n in held["extent"])
-    x, y, z = (int(n) for n in held["native_shape"])
-    return Record(
-        revision=abs(int(held["revision"])), case=str(held["case"]), subject=str(held["subject"]),
-        session=str(held["session"]), site=str(held["site"]), split=str(held["split"]),
-        split_given=bool(held["split_given"]), extent=(i, j, k), affine=_numbers(held["affine"]),
-        native_shape=(x, y, z), native_affine=_numbers(held["native_affine"]), native_header=header[:size],
-        source_sha256=str(held["source_sha256"]), sources=str(held["sources"]),
-        sequences={
-            name: Scan(float(sequences[name][0]), float(sequences[name][1]), str(sequences[name][2]))
-            for name, there in zip(modalities, held["available"], strict=False)
-            if there
-        },
-        annotations={
-            name: tuple(counts.tolist())
-            for name, there, counts in zip(annotations, held["annotated"], held["foreground_count"], strict=False)
-            if there
-        },
-        participant={
-            name: float(value) if isinstance(value, float | np.floating) else str(value)
-            for name, value in own.items()
-            if value == value and str(value) != ""
-        },
-        shards={
-            f"{array}/{rest}": _mark(place.read(f"{rows.name}/{array}/c/{row}/{rest}"))
-            for array in schema.BY_CASE
-            for rest in sorted(shards_named(str(held["shards"]), array))
-        },
-    )  # fmt: skip
-
-
-def _numbers(affine: Any) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(float(value) for value in row) for row in affine)
+    files = {
+        f"{array}/{rest}": _mark(place.read(f"{rows.name}/{array}/c/{row}/{rest}"))
+        for array in schema.BY_CASE
+        for rest in sorted(shards_named(str(held["shards"]), array))
+    }
+    held["revision"] = abs(int(held["revision"]))
+    return record_of_row(held, modalities, annotations, rows.arrays.columns, files)
 
 
 def _mark(data: bytes | None) -> FileMark:

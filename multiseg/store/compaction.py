@@ -1,0 +1,61 @@
+"""The room of rows that hold no case any more, given back."""
+
+from __future__ import annotations
+
+import numpy as np
+import zarr
+from zarr.core.sync import sync
+
+from multiseg.store import schema
+from multiseg.store.arrays import DatabaseArrays
+from multiseg.store.columns import watch
+from multiseg.store.durable import sync_names
+from multiseg.store.hierarchy import database_names, open_root
+from multiseg.store.removal import empty_rows, finish_removals
+from multiseg.store.root import locked
+
+
+def compact(url: str, dry_run: bool = False) -> dict[str, int]:
+    """Take replaced versions of cases, and what dead writers left, off the disk; the bytes by database.
+
+    The rows become room for the next cases. So whoever opened the store before and still reads a replaced version gets
+    an error, or after the next ingest another case: let trainings end first.
+
+    Raises:
+        StoreError: there is no store, or it is damaged.
+        ResourceError: another process writes to it.
+    """
+    if dry_run:
+        root = open_root(url, "r")
+        return {name: _bytes(root[name], _idle(root[name])) for name in database_names(root)}
+    with locked(url):
+        root = open_root(url, "r+")
+        finish_removals(root)
+        return {name: _compact(root[name]) for name in database_names(root)}
+
+
+def _idle(group: zarr.Group) -> list[int]:
+    """The rows without a committed case."""
+    status, _arrays = watch(group)
+    return [int(row) for row in np.flatnonzero(status != schema.COMMITTED)]
+
+
+def _bytes(group: zarr.Group, rows: list[int]) -> int:
+    store = group.store_path.store
+    prefixes = [f"{group.path}/{name}/c/{row}/" for row in rows for name in schema.BY_CASE]
+    return sum(sync(store.getsize_prefix(prefix)) for prefix in prefixes)
+
+
+def _compact(group: zarr.Group) -> int:
+    rows = _idle(group)
+    arrays, freed = DatabaseArrays(group), _bytes(group, rows)
+    empty_rows(arrays, rows)
+    status = arrays["status"][:]
+    if (status == schema.SUPERSEDED).any():
+        status[status == schema.SUPERSEDED] = schema.PENDING
+        arrays["status"][:] = status
+    arrays.set_rows(max(1, int(np.flatnonzero(status == schema.COMMITTED).max(initial=-1)) + 1))
+    for row in (row for row in rows if row >= arrays.num_rows):
+        sync(group.store_path.store.delete(f"{group.path}/record/c/{row}"))
+    sync_names(group)
+    return freed
