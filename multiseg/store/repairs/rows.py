@@ -93,21 +93,21 @@ def _names(place: Place, arrays: DatabaseArrays, log: Log) -> None:
     """The names along the axes, from the attributes."""
     for axis, attribute in schema.NAMED_AXES.items():
         told, array = list(arrays.group.attrs[attribute]), arrays[axis]
-        key = f"{arrays.group.path}/{axis}/c/0"
-        try:
-            is_there = bool(place.read(key))
-            held = [str(one) for one in array[:]] if is_there else []
-        except UNREADABLE:
-            held = []
-        if held[: len(told)] == told:
-            continue
         if array.shape[0] < len(told):
             array.resize((len(told),))
-        values = np.full(array.shape, "", dtype=object)
-        values[: len(told)] = told
-        place.set_aside(key)
-        _write_chunk(place, array, (0,), values)
-        log.repaired(key, f"the names along the axis {axis!r}, from the attributes")
+        for index, (part,) in _chunks(array):
+            key, wanted = f"{array.path}/c/{index[0]}", told[part]
+            try:
+                held = [str(one) for one in array[part]] if place.read(key) else None
+            except UNREADABLE:
+                held = None
+            if (held is not None and held[: len(wanted)] == wanted) or not wanted:
+                continue
+            values = np.full(part.stop - part.start, "", dtype=object)
+            values[: len(wanted)] = wanted
+            place.set_aside(key)
+            _write_chunk(place, array, index, values)
+            log.repaired(key, f"the names along the axis {axis!r}, from the attributes")
 
 
 def _read(place: Place, name: str, arrays: DatabaseArrays) -> Rows:
