@@ -48,7 +48,8 @@ def phantoms_command(
 
 
 def info_command(
-    store: Annotated[str, typer.Argument(help="The store.")],
+    store: Annotated[str, typer.Argument(metavar="STORE|MODEL", help="The store; or a model file or run folder.")],
+    of_store: Annotated[str, typer.Option("--store", help="Of a model: has it learnt from cases removed here?")] = "",
     cases: Annotated[bool, typer.Option("--cases", help="List every case, too.")] = False,
     case: Annotated[str, typer.Option(help="One case as DATABASE/CASE: its files and every step they took.")] = "",
     database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
@@ -74,7 +75,15 @@ def info_command(
     multiseg info brain.zarr --case ms/patient07
 
     multiseg info brain.zarr --case ms/patient07 --write patient07
+
+    multiseg info runs/joint --store brain.zarr
     """
+    if is_model(Path(store)):
+        from multiseg.cli.model import show_model
+
+        return show_model(Path(store), of_store, as_json)
+    if of_store:
+        raise UsageError(f"--store goes with a model, and {store} is none.")
     from multiseg.cli.case import show_case
     from multiseg.cli.console import messages, plain, print_json, print_table
     from multiseg.store.catalogue import select, table
@@ -120,6 +129,11 @@ def info_command(
     for error in damaged.values():
         messages().print(f"[bold red]damaged[/] {plain(str(error))}", soft_wrap=True)
     return 3 if damaged else 0
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path is a model file or a run folder, and no store."""
+    return path.is_file() or (path / "run.toml").is_file()
 
 
 def _text(value: object) -> str:

@@ -49,8 +49,11 @@ def evaluate_command(
     from rich.progress import TaskID
 
     from multiseg.cli.console import messages, print_json, progress_bar
-    from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
+    from multiseg.cli.model import warn_of_removed
+    from multiseg.evaluation.evaluate import EvaluateOptions, evaluate, store_of_run
     from multiseg.models.devices import resolve_device
+    from multiseg.models.saved import model_path, read_learnt
+    from multiseg.store.reader import open_store
 
     folder = out or (run if run.is_dir() else run.parent) / _folder_name(split, store, database or [])
     options = EvaluateOptions("" if split == "all" else split, tuple(database or ()), subsets, overlap)
@@ -68,6 +71,7 @@ def evaluate_command(
         print_json({"folder": str(folder), **result.to_json()})
     else:
         _print_evaluation(result, folder)
+    warn_of_removed(open_store(store or store_of_run(run)), read_learnt(model_path(run)))
     return 0
 
 

@@ -75,3 +75,10 @@ def how_learnt(learnt: LearntScans | None, digests: Iterable[str]) -> str:
     if learnt is not None and short & learnt.val:
         return VAL
     return NOT_LEARNT if learnt is not None and learnt.is_complete and short else NOT_KNOWN
+
+
+def removed_among(learnt: LearntScans | None, removed: Mapping[str, str]) -> tuple[str, ...]:
+    """Of the scans that were removed from a store, by digest with their dates: those that a model has learnt from, or
+    was chosen by, as their dates."""
+    known = learnt.train | learnt.val if learnt is not None else frozenset()
+    return tuple(sorted(date for digest, date in removed.items() if digest[:DIGITS] in known))

@@ -270,6 +270,16 @@ class Store:
     def __len__(self) -> int:
         return len(self.databases) + len(self.damaged)
 
+    @property
+    def removed(self) -> dict[str, str]:
+        """The digests of the scans that were removed from the store, and when; of databases that are not damaged."""
+        return {
+            str(digest): str(one["date"])
+            for database in self.databases.values()
+            for one in database.attributes.get(schema.REMOVED, ())
+            for digest in one["scans"]
+        }
+
     def check_sound(self, names: Iterable[str] = ()) -> None:
         """Whether these databases, or without names all, can be read. A part must not pass for the whole.
 

@@ -223,13 +223,3 @@ def _forget_beside(url: str) -> None:
 async def _emptied(store: Any) -> None:
     async for key in store.list_prefix(""):
         await store.delete(key)
-
-
-def removed_scans(root: zarr.Group) -> dict[str, str]:
-    """The digests of the scans that were removed from a store, and when."""
-    found: dict[str, str] = {}
-    for name in database_names(root):
-        group = root.get(name)
-        for one in group.attrs.get(schema.REMOVED, ()) if isinstance(group, zarr.Group) else ():
-            found |= dict.fromkeys(map(str, one["scans"]), str(one["date"]))
-    return found

@@ -3,6 +3,7 @@
 import shutil
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from conftest import SPACING_MM
 
 from multiseg.cli.app import run
 from multiseg.errors import StoreError
+from multiseg.models.learnt_scans import LearntScans, removed_among
 from multiseg.store.checks.verify import verify_store
 from multiseg.store.compaction import compact
 from multiseg.store.durable import DurableStore
@@ -20,7 +22,7 @@ from multiseg.store.findings import Severity
 from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
 from multiseg.store.reader import open_store
-from multiseg.store.removal import remove, removed_scans
+from multiseg.store.removal import remove
 from multiseg.store.repairs.repair import repair
 from multiseg.store.sources.manifest import find_manifest
 
@@ -88,7 +90,11 @@ def test_nothing_of_a_removed_case_is_left(store: Path, hospitals: Path, capsys:
     assert [path.name for path in (store / "alder/image/c").iterdir()] == ["1"]
     assert [one.name for one in open_store(store).cases] == ["patient-two"]
     assert errors(store) == []
-    assert removed_scans(open_store(store).root).keys() == set(case.content.values())
+    removed = open_store(store).removed
+    assert removed.keys() == set(case.content.values())
+    learnt = LearntScans.of(["f" * 64], [*case.content.values()][:1])
+    assert removed_among(learnt, removed) == (datetime.now(UTC).date().isoformat(),)
+    assert removed_among(LearntScans.of(["f" * 64]), removed) == removed_among(None, removed) == ()
     assert repair(str(store)).files == []
     (again,) = ingest([source(hospitals)], store, IngestOptions(SPACING_MM))
     assert again.written == ("patient-one",)

@@ -118,30 +118,42 @@ def _layouts(
     place: Place, name: str, attributes: Mapping[str, Any], copy: Mapping[str, Any] | None
 ) -> dict[str, dict[str, Any] | None]:
     """What the zarr.json of each array has to say, but its shape; None where nobody knows."""
-    own = list(attributes.get(schema.PARTICIPANT_COLUMNS, []))
+    columns = list(attributes.get(schema.PARTICIPANT_COLUMNS, []))
     found: dict[str, dict[str, Any] | None] = {}
     default = _default_layouts(attributes)
-    for array in [*schema.COORDINATES, *own, "image", "label"]:
-        held = place.json(f"{name}/{array}/zarr.json")
-        is_readable = held is not None and _opens(held)
-        layout = None if copy is None else copy["arrays"].get(array)
-        if layout is None and is_readable and held is not None:
-            layout = {key: value for key, value in held.items() if key != "shape"}
-        found[array] = default.get(array) if layout is None else layout
+    for array in [*schema.COORDINATES, *columns, "image", "label"]:
+        held = place.json(f"{name}/{array}/zarr.json") or {}
+        own = {key: value for key, value in held.items() if key != "shape"}
+        # The second copy may be the damaged one: what decodes a file that is there is right.
+        options = [None if copy is None else copy["arrays"].get(array), own, default.get(array)]
+        path = f"{name}/{array}"
+        readable = [one for one in options if isinstance(one, dict) and _fits(place, path, one, "")]
+        first = next(iter(place.keys(f"{path}/c")), "").removeprefix(f"{path}/")
+        right = [one for one in readable if first and _fits(place, path, one, first)]
+        found[array] = next(iter([*right, *readable]), None)
     record = found["record"]
     arrays = {array: layout for array, layout in found.items() if array != "record"}
     if record is not None and None not in arrays.values():
-        told = copy or {"attributes": dict(attributes), "arrays": arrays}
-        found["record"] = record | {"attributes": {**default["record"]["attributes"], COPY: dict(told)}}
+        told = {"attributes": dict(attributes) if copy is None else copy["attributes"], "arrays": arrays}
+        found["record"] = record | {"attributes": {**default["record"]["attributes"], COPY: told}}
     return found
 
 
-def _opens(held: Mapping[str, Any]) -> bool:
-    """Whether zarr reads this metadata, and it is an array's with checksums."""
-    store, text = MemoryStore(), _text(held)
+def _fits(place: Place, path: str, layout: Mapping[str, Any], key: str) -> bool:
+    """Whether zarr reads this metadata, and it is an array's with checksums; and where a `key` is given, whether this
+    file of the array decodes."""
+    store = MemoryStore()
     try:
-        sync(store.set("zarr.json", default_buffer_prototype().buffer.from_bytes(text)))
-        return isinstance(zarr.open(store, mode="r", zarr_format=3), zarr.Array) and b"crc32c" in text
+        index = [int(n) for n in key.split("/")[1:]] if key else [0] * len(layout["dimension_names"])
+        grid = layout["chunk_grid"]["configuration"]["chunk_shape"]
+        text = _text({**layout, "shape": [(at + 1) * step for at, step in zip(index, grid, strict=True)]})
+        for name, data in {"zarr.json": text, key: place.read(f"{path}/{key}") or b""}.items():
+            sync(store.set(name, default_buffer_prototype().buffer.from_bytes(data)))
+        array = zarr.open(store, mode="r", zarr_format=3)
+        if not isinstance(array, zarr.Array) or b"crc32c" not in text:
+            return False
+        corner = tuple(slice(at * step, at * step + 1) for at, step in zip(index, grid, strict=True))
+        return not key or array[corner] is not None
     except UNREADABLE:
         return False
 
