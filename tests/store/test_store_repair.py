@@ -191,7 +191,8 @@ def test_a_damaged_database_does_not_lock_the_others_out(
     assert run(["info", str(store), "--database", "birch"]) == 0
     command = ["ingest", str(hospitals / "manifest.toml"), "--store", str(store), "--spacing", "5", "--workers", "1"]
     assert run(command) == 3
-    said = capsys.readouterr().err.replace("\n", " ")
+    shown = capsys.readouterr()
+    said = " ".join((shown.out + shown.err).split())
     assert file in said
     assert "multiseg repair" in said
     assert "bug" not in said
