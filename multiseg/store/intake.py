@@ -144,7 +144,9 @@ def _what_is_held(url: str, info: DatabaseInfo) -> Held:
         rows=dict(zip(cases, map(int, rows), strict=True)),
         descriptions={
             # A description whose writer died is written again, whatever is there of it.
-            case: {name: columns[name][at] for name in (described if columns["revision"][at] > 0 else ["split_given"])}
+            case: {name: columns[name][at] for name in described}
+            if columns["revision"][at] > 0
+            else {"subject": "", "split_given": columns["split_given"][at]}
             for at, case in enumerate(cases)
         },
         landmarks=landmarks,

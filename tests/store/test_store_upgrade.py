@@ -58,8 +58,8 @@ def test_every_reader_and_writer_names_the_command(
     for act in acts:
         with pytest.raises(StoreError, match=match):
             act()
-    assert run(["verify", str(copy)]) == 3
-    assert "multiseg upgrade" in capsys.readouterr().out.replace("\n", " ")
+    assert run(["verify", str(copy), "--json"]) == 3
+    assert "multiseg upgrade" in capsys.readouterr().out
     assert format_of(copy) == 2
 
 

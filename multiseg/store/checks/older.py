@@ -83,6 +83,8 @@ def _empty(layout: Layout, row: int) -> Iterator[tuple[str, str]]:
     held = {name: values[row] for name, values in layout.columns.items() if row < len(values)}
     if "native_header" in held and not np.any(held["native_header"]):
         yield "native_header", "has no header of its reference image"
+    if {"annotated", "sources"} <= held.keys() and not np.any(held["annotated"]) and '"label:' in str(held["sources"]):
+        yield "annotated", "has the sources of an annotation, and no annotation"
     if {"available", "content"} <= held.keys():
         named = zip(layout.modalities, held["available"], held["content"], strict=False)
         for modality, there, digest in named:

@@ -122,6 +122,11 @@ def verify_copy(layout: Layout, group: zarr.Group, faults: Faults) -> None:
     copy = layout.arrays["record"].attrs.get(COPY) if "record" in layout.arrays else None
     told = copy.get("attributes") if isinstance(copy, dict) else None
     held = group.attrs.asdict()
+    for axis, names in (("modality", layout.modalities), ("annotation", layout.annotations)):
+        listed = held.get(schema.NAMED_AXES[axis])
+        if axis in layout.columns and (not isinstance(listed, list) or names[: len(listed)] != listed):
+            said = f"the names {', '.join(names)} are not those that the attributes list ({listed})"
+            faults.error("BAD_NAME", f"{layout.name}/{axis}/c/0", f"{said}. {REPAIR}")
     if not isinstance(told, dict):
         said = "the second copy of the database's attributes is not there"
         faults.error("BAD_ATTRIBUTES", f"{layout.name}/record/zarr.json", f"{said}. Repair it: multiseg repair STORE.")
