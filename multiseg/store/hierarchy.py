@@ -22,6 +22,8 @@ from multiseg.store.schema import CONVERTED, FORMAT
 ROOT_KEY = "multiseg"
 NO_STORE = "NO_STORE"
 """The code of the error that says that nothing is there, as opposed to something wrong."""
+OLD_FORMAT = "OLD_FORMAT"
+"""The code of the error for a store that has to be converted first."""
 
 
 def is_remote(url: str) -> bool:
@@ -142,7 +144,8 @@ def _of_another_format(url: str, held: object) -> StoreError:
         return StoreError(f"{url} has store format {held}; this multiseg reads format {FORMAT}. Update multiseg.")
     said = f"{url} was made by an older multiseg: it has store format {held}, and this one reads format {FORMAT}."
     if held == CONVERTED:
-        return StoreError(f"{said} Convert it in its place, with nothing ingested again: multiseg upgrade {url}")
+        more = f"Convert it in its place, with nothing ingested again: multiseg upgrade {url}"
+        return StoreError(f"{said} {more}", code=OLD_FORMAT)
     return StoreError(f"{said} Ingest the scans again, into a new store.")
 
 

@@ -137,7 +137,7 @@ def _lengths(layout: Layout, arrays: DatabaseArrays) -> dict[str, Any]:
         for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True):
             if name not in ("image", "label"):
                 shortest[axis] = min(n, shortest.get(axis, n))
-    names = [name for name in arrays.coordinates if name not in schema.NAMED_AXES]
+    names = [name for name in arrays.coordinates if name not in ("case", *schema.NAMED_AXES)]
     return {
         "modalities": _names(layout.modalities, shortest["modality"]),
         "annotations": _names(layout.annotations, shortest["annotation"]),

@@ -58,8 +58,8 @@ def test_every_reader_and_writer_names_the_command(
     for act in acts:
         with pytest.raises(StoreError, match=match):
             act()
-    assert run(["verify", str(copy), "--json"]) == 3
-    assert "multiseg upgrade" in capsys.readouterr().out
+    assert run(["verify", str(copy)]) == 3
+    assert f"multiseg upgrade {copy}" in capsys.readouterr().err
     assert format_of(copy) == 2
 
 
@@ -143,16 +143,18 @@ def test_a_converter_that_dies_is_run_again(
         url = shutil.copytree(old, tmp_path / "brain.zarr")
         with monkeypatch.context() as dying:
             written = kill_at(dying, at)
+            killed = True
             with suppress(KilledError):
                 upgrade_store(str(url))
-        assert format_of(url) == (2 if len(written) == at else 3)
+                killed = False
+        assert format_of(url) == (2 if killed else 3)
         assert upgrade_store(str(url)).is_done
         assert errors(url) == []
         assert contents(url) == contents(sound)
         shutil.rmtree(url)
-        if len(written) < at:
+        if not killed:
             break
-    assert at > 20
+    assert len(written) > 20
 
 
 def test_a_store_in_a_bucket(old: Path, sound: Path, bucket: str) -> None:

@@ -83,8 +83,10 @@ def _empty(layout: Layout, row: int) -> Iterator[tuple[str, str]]:
     held = {name: values[row] for name, values in layout.columns.items() if row < len(values)}
     if "native_header" in held and not np.any(held["native_header"]):
         yield "native_header", "has no header of its reference image"
-    if {"annotated", "sources"} <= held.keys() and not np.any(held["annotated"]) and '"label:' in str(held["sources"]):
-        yield "annotated", "has the sources of an annotation, and no annotation"
+    if {"annotated", "sources"} <= held.keys():
+        for annotation, there in zip(layout.annotations, held["annotated"], strict=False):
+            if not there and f'"label:{annotation}"' in str(held["sources"]):
+                yield "annotated", f"has a source of the annotation {annotation!r}, but not the annotation"
     if {"available", "content"} <= held.keys():
         named = zip(layout.modalities, held["available"], held["content"], strict=False)
         for modality, there, digest in named:

@@ -20,6 +20,7 @@ from multiseg.store.damage import UNREADABLE, one_line
 from multiseg.store.findings import Finding
 from multiseg.store.hierarchy import (
     NO_STORE,
+    OLD_FORMAT,
     ROOT_KEY,
     check_head,
     is_like_a_store,
@@ -40,7 +41,7 @@ def verify_store(url: str, on_case: OnCase = lambda done, total, case: None, wor
     docs/verify.md explains the codes of the findings.
 
     Raises:
-        StoreError: there is no store at `url`.
+        StoreError: there is no store at `url`, or one that has to be converted first.
         ResourceError: it cannot be read or reached.
     """
     faults = Faults()
@@ -84,7 +85,7 @@ def _root(url: str, faults: Faults) -> zarr.Group | None:
     try:
         return open_root(url, "r")
     except StoreError as error:
-        if error.code == NO_STORE and (is_remote(url) or not is_like_a_store(url)):
+        if error.code == OLD_FORMAT or (error.code == NO_STORE and (is_remote(url) or not is_like_a_store(url))):
             raise
         faults.error("BAD_ROOT", "zarr.json", f"{one_line(error)}. {RESTORE}")
     except UNREADABLE as error:
