@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -164,6 +165,17 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     finally:
         with suppress(OSError):  # the folder itself may be the trouble
             beside.unlink()
+
+
+def wait_until_free(lock: Path, seconds: float) -> None:
+    """Wait until no other process holds a lock of `held_alone`, or for so long."""
+    until = time.monotonic() + seconds
+    while lock.exists() and time.monotonic() < until:
+        try:
+            with held_alone(lock, ""):
+                return
+        except ResourceError:
+            time.sleep(0.5)
 
 
 @contextmanager

@@ -81,6 +81,8 @@ class Child:
         environment: said on top of the supervisor's own.
         log: the file of what it says, stdout and stderr; older ones are `log`.1 and so on.
         after: seconds until it is started again; what it raises ends all children and the supervisor.
+        is_lost: whether the process, which has run so many seconds, is of no use any more: it is then killed, which
+            counts as an ending.
         grace_s: between SIGTERM and SIGKILL when all is stopped.
     """
 
@@ -90,6 +92,7 @@ class Child:
     environment: Mapping[str, str] = field(default_factory=dict)
     after: Callable[[Ending], float] = backoff
     grace_s: float = 20.0
+    is_lost: Callable[[float], bool] = lambda seconds: False
 
 
 def _unheard(name: str, line: str) -> None:
@@ -178,6 +181,9 @@ class _Running:
             self._times = 1 if seconds >= SETTLED_SECONDS else self._times + 1
             ending = Ending(self.child.name, code, seconds, self._times, tuple(self._said))
             self._due = time.monotonic() + self.child.after(ending)
+        elif self.child.is_lost(time.monotonic() - self._started):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def stop(self, at_once: Callable[[], bool]) -> None:
         """SIGTERM, and SIGKILL after the grace or when `at_once` says so."""

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from multiseg.errors import MultisegError
 from multiseg.loaders.patches import Task
 from multiseg.loaders.workers import Doer, Work
+from multiseg.running import is_running
 
 ORPHAN_SECONDS = 3.0
 """How often a worker looks whether its parent is still there."""
@@ -49,10 +50,8 @@ def serve(work: Work, line: Connection, parents_end: Connection | None, environm
 
 def _end_with(above: int, parent: int | None) -> None:
     """A parent that was killed closes nothing that its other children still have; a fork server may outlive it."""
-    with suppress(ProcessLookupError):
-        while os.getppid() == above:
-            time.sleep(ORPHAN_SECONDS)
-            os.kill(parent or above, 0)  # no signal: only whether it is there
+    while os.getppid() == above and is_running(parent or above):
+        time.sleep(ORPHAN_SECONDS)
     os._exit(0)
 
 

@@ -8,6 +8,7 @@ to "all". A file named by $MULTISEG_FAULT_TABLE gets a line a fault.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -20,13 +21,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from deployed import Deployment, deployment, options_for, undisturbed, until
+from deployed import Deployment, command_of, deployment, descendants, options_for, undisturbed, until
 
 from multiseg.federation.hosting import home
 from multiseg.federation.hosting.certificates import make_certificate
 from multiseg.federation.hosting.enrol import enrol_server
 
 STEPS = 100
+PR_SET_CHILD_SUBREAPER = 36
 SLOW = pytest.mark.skipif(
     os.environ.get("MULTISEG_FAULTS") != "all", reason="waits for minutes: set MULTISEG_FAULTS=all to break this, too"
 )
@@ -159,6 +161,26 @@ def test_a_server_that_is_gone_for_two_minutes(stand: Deployment, tmp_path: Path
     time.sleep(120)
     stand.serve()
     broken.ends_as_if_nothing_had_happened(tmp_path, 600)
+
+
+@SLOW
+def test_nine_kills_of_the_whole_server_where_nobody_waits_for_the_dead(stand: Deployment, tmp_path: Path) -> None:
+    """This process adopts what the killed server leaves, and does not wait for it: as process 1 of many containers."""
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    left: set[int] = set()
+    try:
+        broken = Broken(stand, "nine kills of the server in 110 s")
+        for _ in range(9):
+            assert stand.server
+            left |= {stand.server.popen.pid, *descendants(stand.server.popen.pid)}
+            stand.server.send(signal.SIGKILL)
+            stand.serve()
+            time.sleep(12)
+        broken.ends_as_if_nothing_had_happened(tmp_path, 600)
+        assert [pid for pid in left if command_of(pid)] == [], "what was killed still runs"
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 @SLOW

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from multiseg.errors import FederationError
 from multiseg.federation.hosting.home import LINK_CERTIFICATE, Home
+from multiseg.federation.loopback import without_proxies
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
 
-HEARTBEAT = "No heartbeat received"
-"""What Flower says of a run whose process, or whose SuperLink, was lost."""
+LOST = ("No heartbeat received", "Task failed with unknown error")
+"""How Flower begins what it says of a run whose process, or whose SuperLink, was lost: killed, or ended by a signal."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Run:
     @property
     def lost(self) -> bool:
         """Whether it failed because the server lost it, not because of what it did."""
-        return self.outcome == "failed" and self.details.startswith(HEARTBEAT)
+        return self.outcome == "failed" and self.details.startswith(LOST)
 
 
 class Control:
@@ -150,12 +151,14 @@ def controlling(home: Home) -> Iterator[Control]:
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 
-    with ControlHttpClient.from_server_address(
-        home.superlink,
-        False,
-        _authority(home.at(LINK_CERTIFICATE)),
-        [RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-    ) as client:
+    with without_proxies():
+        client = ControlHttpClient.from_server_address(
+            home.superlink,
+            False,
+            _authority(home.at(LINK_CERTIFICATE)),
+            [RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+    with client:
         yield Control(client)
 
 

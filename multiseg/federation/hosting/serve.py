@@ -15,6 +15,7 @@ from multiseg.errors import ResourceError, UsageError
 from multiseg.federation.hosting import home
 from multiseg.federation.hosting.authority import renew_in_time, renew_link
 from multiseg.federation.hosting.home import Home, read_home
+from multiseg.federation.loopback import NO_PROXY
 from multiseg.federation.supervise import Child, Ending, backoff, command_path, supervise
 from multiseg.files import held_alone
 
@@ -65,13 +66,18 @@ def children(server: Home, say: Callable[[str], None]) -> list[Child]:
         return pause
 
     here = Path(command_path("flower-superlink")).parent
-    environment = FLOWER | {
-        "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # Flower finds its commands there
-        "FLWR_HOME": str(server.at("flower")),
-        "MULTISEG_RUNS": str(server.at(home.RUNS)),
-    }
+    environment = (
+        FLOWER
+        | NO_PROXY
+        | {
+            "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # Flower finds its commands there
+            "FLWR_HOME": str(server.at("flower")),
+            "MULTISEG_RUNS": str(server.at(home.RUNS)),
+        }
+    )
     superlink = [
-        command_path("flower-superlink"), "--host", "127.0.0.1", "--port", str(server.superlink_port),
+        sys.executable, "-m", "multiseg.federation.hosting.superlink", command_path("flower-superlink"),
+        "--host", "127.0.0.1", "--port", str(server.superlink_port),
         "--ssl-ca-certfile", str(server.at(home.LINK_CERTIFICATE)),
         "--ssl-certfile", str(server.at(home.LINK_CERTIFICATE)),
         "--ssl-keyfile", str(server.at(home.LINK_KEY)),
@@ -81,7 +87,8 @@ def children(server: Home, say: Callable[[str], None]) -> list[Child]:
         "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     superexec = [
-        command_path("flower-superexec"), "--runtime-api-address", server.superlink,
+        sys.executable, "-m", "multiseg.federation.hosting.superexec", command_path("flower-superexec"),
+        "--runtime-api-address", server.superlink,
         "--root-certificates", str(server.at(home.LINK_CERTIFICATE)),
         "--superexec-auth-secret-file", str(server.at(home.SECRET)),
     ]  # fmt: skip
@@ -140,4 +147,5 @@ def pack(database: Path) -> None:
     with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as opened:
         free, size = (opened.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_size"))
         if free * size > SLACK_BYTES:
+            opened.execute("PRAGMA auto_vacuum = INCREMENTAL")  # from then on the SuperLink can do it while it runs
             opened.execute("VACUUM")

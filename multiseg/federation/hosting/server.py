@@ -17,9 +17,14 @@ from multiseg.federation.centre.progress import Event, in_words
 from multiseg.federation.fab import app_hash
 from multiseg.federation.hosting.link import FlowerLink
 from multiseg.federation.plan import FederationOptions, check
+from multiseg.files import wait_until_free
+from multiseg.training.folder import LOCK
 
 RUNS = "MULTISEG_RUNS"
 """Names the folder of all experiments; `multiseg fed serve` sets it."""
+
+PREDECESSOR_S = 300.0
+"""A run that stood still counts as lost after a minute, and may have the experiment's folder for a while yet."""
 
 app = ServerApp()
 
@@ -41,7 +46,9 @@ def main(grid: Grid, context: Context) -> None:
         )
     options = checked(json.loads(str(context.run_config["settings"])), FederationOptions)
     check(options)
-    rounds.run(options, FlowerLink(grid), Path(os.environ[RUNS]) / options.experiment, on_event=_tell)
+    folder = Path(os.environ[RUNS]) / options.experiment
+    wait_until_free(folder / LOCK, PREDECESSOR_S)  # a run that was lost ends when it hears that it was
+    rounds.run(options, FlowerLink(grid), folder, on_event=_tell)
 
 
 def _tell(event: Event) -> None:

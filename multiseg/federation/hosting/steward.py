@@ -29,7 +29,9 @@ PATIENCE_S = 60.0
 """A SuperLink takes its time to start."""
 DAY_S = 86400.0
 LOSSES_AN_HOUR = 5
-"""An experiment that is lost more often is not taken up again: something else is wrong."""
+"""An experiment that is lost more often is taken up after a pause: something else may be wrong."""
+PAUSE_S, LONGEST_PAUSE_S = 60.0, 1800.0
+"""The first pause; each later one is twice as long."""
 
 
 @dataclass
@@ -60,7 +62,7 @@ def reconcile(control: Control, registry: Mapping[str, Entry]) -> Iterator[str]:
 
 
 def to_take_up(runs: Sequence[Run], now: datetime) -> list[Run]:
-    """The lost runs to submit again: the newest of its experiment each, where nothing of it goes on.
+    """The lost runs to submit again: the newest of its experiment each, where nothing of it goes on, after its pause.
 
     Args:
         runs: the newest first.
@@ -68,7 +70,18 @@ def to_take_up(runs: Sequence[Run], now: datetime) -> list[Run]:
     newest: dict[str, Run] = {}
     for run in runs:
         newest.setdefault(run.experiment, run)
-    return [run for name, run in newest.items() if name and run.lost and losses(runs, name, now) <= LOSSES_AN_HOUR]
+    lost = [run for name, run in newest.items() if name and run.lost]
+    return [run for run in lost if _has_waited(run, pause_s(losses(runs, run.experiment, now)), now)]
+
+
+def pause_s(times: int) -> float:
+    """Seconds until an experiment is taken up that was lost so often within the last hour."""
+    return min(PAUSE_S * 2.0 ** (times - LOSSES_AN_HOUR - 1), LONGEST_PAUSE_S) if times > LOSSES_AN_HOUR else 0.0
+
+
+def _has_waited(run: Run, seconds: float, now: datetime) -> bool:
+    """Whether a run ended so long ago, by a clock that may have been set since."""
+    return not seconds or abs((now - datetime.fromisoformat(run.finished)).total_seconds()) >= seconds
 
 
 def losses(runs: Sequence[Run], experiment: str, now: datetime) -> int:
@@ -147,7 +160,9 @@ def attend(server: Home, control: Control, known: Known) -> Iterator[str]:
     known.runs = control.runs()
     for run in known.runs:
         if run.status == "finished" and was.get(run.run_id, "finished") != "finished":
-            yield f"Run {run.run_id} ({run.experiment}) {run.outcome}. {run.details}".strip()
+            pause = pause_s(losses(known.runs, run.experiment, datetime.now(UTC))) if run.lost else 0.0
+            wait = f" It is taken up again in {pause / 60:.0f} min, since it was lost often." if pause else ""
+            yield f"Run {run.run_id} ({run.experiment}) {run.outcome}. {run.details}{wait}".strip()
     for run in to_take_up(known.runs, datetime.now(UTC)):
         number = control.start(run.settings)
         yield f"Run {run.run_id} ({run.experiment}) was lost and goes on as run {number}."

@@ -42,6 +42,7 @@ from multiseg.federation.joining.approval import Approval, why_refused
 from multiseg.federation.joining.forked import Forked
 from multiseg.federation.joining.join import HANDED, MARK, PRIVATE
 from multiseg.federation.joining.settings import read_site, to_site
+from multiseg.federation.loopback import without_proxies
 from multiseg.federation.messages import FINISH, ROUND, Answer, Task, to_bytes
 from multiseg.federation.records import reply_with, task_of
 from multiseg.federation.sites import audit
@@ -108,9 +109,10 @@ class Node:
 
     def _connect(self, interceptor: Any) -> RuntimeHttpClient:
         interceptors = [RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), interceptor]
-        return RuntimeHttpClient.from_server_address(
-            server_address=self._address, insecure=True, root_certificates=None, interceptors=interceptors
-        )
+        with without_proxies():
+            return RuntimeHttpClient.from_server_address(
+                server_address=self._address, insecure=True, root_certificates=None, interceptors=interceptors
+            )
 
 
 def execute(

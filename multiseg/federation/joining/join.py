@@ -14,10 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from multiseg.errors import FederationError, MultisegError, ResourceError
+from multiseg.federation.joining.liveness import Pulse
+from multiseg.federation.joining.reaching import proxy_for, unreachable
 from multiseg.federation.joining.signing import farewell
 from multiseg.federation.refusals import UNKNOWN_KEY, WRONG_CLOCK
 from multiseg.federation.supervise import Child, Ending, backoff, command_path, supervise
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 MARK = "» "
 """Begins the executor's lines for a person."""
-ACTIVATION_S, AGAIN_S = 120.0, 5.0
+ACTIVATION_S, AGAIN_S, SLOWLY_S = 120.0, 5.0, 30.0
 """The server counts a node that was lost as online for 60 s, and refuses a second one until then."""
 NODE_ID = "SuperNode ID:"
 NODE_GRACE_S, WORK_GRACE_S = 15.0, 180.0
@@ -84,17 +87,18 @@ def join(settings: Member, path: Path, say: Callable[[str], None]) -> None:
     """
     with _alone(settings.state):
         secret = _secret(settings.state / "node")
+        pulse = Pulse(_beats(settings), partial(unreachable, settings), say)
         times = 0
         _sign_off(settings)  # the node of a site that was killed whole
         say(f"Joining as {settings.site} at {settings.server}. Logs: {settings.state / 'logs'}. Stop with Ctrl-C.")
         while True:
             began = time.monotonic()
-            children = _Children(settings, path, secret, say)
+            children = _Children(settings, path, secret, say, pulse)
             try:
                 supervise([children.node(), children.executor()], children.hear, children.look)
             except _AnewError:
                 times = times + 1 if time.monotonic() - began < 60 else 0
-                say("The site's processes are started anew.")
+                say("The site's processes are started again.")
                 time.sleep(min(30, 2**times))
             else:
                 _id_file(settings).unlink(missing_ok=True)  # it has said goodbye itself
@@ -105,8 +109,8 @@ def join(settings: Member, path: Path, say: Callable[[str], None]) -> None:
 class _Children:
     """The two processes of a site, and what they say in words for a person."""
 
-    def __init__(self, settings: Member, path: Path, secret: Path, say: Callable[[str], None]) -> None:
-        self._settings, self._path, self._secret, self._say = settings, path, secret, say
+    def __init__(self, settings: Member, path: Path, secret: Path, say: Callable[[str], None], pulse: Pulse) -> None:
+        self._settings, self._path, self._secret, self._say, self._pulse = settings, path, secret, say, pulse
         self._address = f"{LOOPBACK}:{_free_port()}"
         self._refused = 0.0
         self._last = ""
@@ -116,6 +120,7 @@ class _Children:
         """Flower's node: the one that talks to the server."""
         settings, port = self._settings, self._address.rpartition(":")[2]
         command = [
+            sys.executable, "-m", "multiseg.federation.joining.node", str(_beats(settings)),
             command_path("flower-supernode"),
             "--superlink", settings.server, "--root-certificates", str(settings.ca),
             "--auth-supernode-private-key", str(settings.key),
@@ -123,7 +128,7 @@ class _Children:
             "--isolation", "process", "--superexec-auth-secret-file", str(self._secret),
         ]  # fmt: skip
         log = settings.state / "logs" / "node.log"
-        return Child("node", command, log, self._environment(), self._after_node, NODE_GRACE_S)
+        return Child("node", command, log, self._environment(), self._after_node, NODE_GRACE_S, self._pulse.is_lost)
 
     def executor(self) -> Child:
         """The one that works."""
@@ -147,7 +152,9 @@ class _Children:
                 write_atomically(_id_file(self._settings), line.rpartition(":")[2].strip().encode())
             for sign, told in NODE_SAYS.items():
                 if sign in line:
-                    self._tell(told.format(server=self._settings.server, site=self._settings.site))
+                    proxy = proxy_for(self._settings.server)
+                    by = f" by way of the proxy {proxy}" if proxy else ""
+                    self._tell(told.format(server=self._settings.server, site=self._settings.site, by=by))
 
     def look(self) -> None:
         """Start both anew where the node keeps an answer to itself: the server then asks again, and gets it at once."""
@@ -173,16 +180,18 @@ class _Children:
         if STILL_ONLINE in said:
             now = time.monotonic()
             self._refused = self._refused or now
+            _sign_off(self._settings)
             if now - self._refused > ACTIVATION_S:
-                raise FederationError(
-                    f"{self._settings.server} refuses {self._settings.site} for {ACTIVATION_S:.0f} s now. Either its "
-                    "key is used by another machine, too, or the server does not know it: ask the coordinating centre."
+                self._tell(
+                    f"{self._settings.server} refuses {self._settings.site} for more than {ACTIVATION_S:.0f} s "
+                    "now, and is asked on. Either its key is used by another machine, too, or the server does not know "
+                    "it: ask the coordinating centre."
                 )
+                return SLOWLY_S
             self._tell("The server still counts the last connection of this site as open; trying again.")
             return AGAIN_S
         self._refused = 0.0
-        if ending.code < 0:  # it was killed, so it could not say goodbye
-            _sign_off(self._settings)
+        _sign_off(self._settings)  # its own goodbye may not have been heard
         pause = backoff(ending)
         reason = next((told for sign, told in TLS_SAYS.items() if sign in said), f"code {ending.code}, see node.log")
         self._tell(f"The connection ended ({reason}); trying again in {pause:.0f} s.")
@@ -211,13 +220,17 @@ class _Children:
 
 NODE_SAYS = {
     NODE_ID: "Connected to {server} as {site}; waiting for the server's tasks.",
-    "Connection attempt failed, retrying": "{server} cannot be reached; trying on.",
+    "Connection attempt failed, retrying": "{server} cannot be reached{by}; trying on.",
     "Connection successful": "Connected again to {server}.",
+    "413 Request Entity": "{server} refuses what {site} sends as too large: ask the coordinating centre.",
 }
 TLS_SAYS = {
     "certificate has expired": "the server's certificate ran out",
     "Hostname mismatch": "the server's certificate is not for this name",
     "CERTIFICATE_VERIFY_FAILED": "the server is not the one of ca.crt",
+    "407 Proxy": "the proxy asks for a name and a password, see --check",
+    "ProxyError": "the proxy does not let through, see --check",
+    "connecting again, so that": "a message was lost on the way, and is asked for again",
     "terminated gracefully": "the server closed it: is the key revoked?",
 }
 
@@ -243,6 +256,11 @@ def _secret(folder: Path) -> Path:
     return path
 
 
+def _beats(settings: Member) -> Path:
+    """Where the node shows when a call was answered."""
+    return settings.state / "node" / "beat"
+
+
 def _id_file(settings: Member) -> Path:
     return settings.state / "node" / "id"
 
@@ -254,8 +272,8 @@ def _sign_off(settings: Member) -> None:
         number = int(file.read_text())
     except (OSError, ValueError):
         return
-    file.unlink()
-    farewell(settings, number)
+    if farewell(settings, number):
+        file.unlink()
 
 
 def _free_port() -> int:

@@ -19,8 +19,9 @@ from cryptography import x509
 from multiseg.errors import FederationError, MultisegError
 from multiseg.federation.fab import app_hash
 from multiseg.federation.joining.forked import Forked
+from multiseg.federation.joining.reaching import BROKEN, CENTRE, SAID, explained, is_on_the_way
 from multiseg.federation.joining.settings import SiteSettings
-from multiseg.federation.joining.signing import connection, private_key, signed
+from multiseg.federation.joining.signing import ASKED, connection, private_key, signed
 from multiseg.federation.refusals import UNKNOWN_KEY
 from multiseg.federation.sites import audit
 
@@ -30,11 +31,8 @@ CLOCK_WARNS_S, CLOCK_FAILS_S = 4.0, 300.0
 AHEAD_S = 5.0
 DAYS_WARN = 30.0
 FLOWER = "1.41.0"
-ASKED = "/v1/fleet/get-run"
-"""A call that changes nothing: it shows whether the gate lets the key pass."""
 LINE = "line"
 """The check of the way to the server. It alone keeps nobody from joining: the site waits until the way is free."""
-CENTRE = "ask the coordinating centre"
 
 
 @dataclass(frozen=True)
@@ -221,9 +219,9 @@ def _server(settings: SiteSettings) -> Iterator[Check]:
                 certificate = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert()
                 response.read()
             between = before + (datetime.now(UTC) - before) / 2
-    except (httpx.TransportError, ssl.SSLError) as error:
-        is_away = "CERTIFICATE" not in str(error) and "SSL" not in str(error)
-        yield Check(LINE if is_away else "server", ERROR, _explained(settings, str(error)))
+    except BROKEN as error:
+        what = LINE if is_on_the_way(error) else "server"
+        yield Check(what, ERROR, explained(settings.server, settings.ca, error))
         return
     yield Check("server", *_reached(settings, response))
     dates = (ssl.cert_time_to_seconds(certificate[name]) for name in ("notBefore", "notAfter"))
@@ -234,7 +232,7 @@ def _server(settings: SiteSettings) -> Iterator[Check]:
 
 
 def _reached(settings: SiteSettings, response: httpx.Response) -> tuple[str, str]:
-    said = response.text[:300]
+    said = response.text[:SAID]
     if f'"code": {UNKNOWN_KEY}' in said:  # another 401 is the SuperLink's, to whom a node that has not joined is nobody
         return ERROR, f"{settings.server} does not know this site's key, or it was revoked: {CENTRE}."
     if response.status_code == 429:
@@ -252,27 +250,3 @@ def _clock(off_s: float) -> tuple[str, str]:
     if abs(off_s) > CLOCK_WARNS_S:
         return WARNING, f"{told}: set it by NTP (timedatectl set-ntp true)."
     return OK, "within seconds of the server's"
-
-
-def _explained(settings: SiteSettings, said: str) -> str:
-    """What to do where the server cannot be reached."""
-    host, port = settings.address()
-    for sign, told in (
-        ("Name or service not known", f"the name {host} is unknown here: check `server`, and this machine's DNS"),
-        ("No address associated", f"the name {host} has no address: check `server`, and this machine's DNS"),
-        ("Connection refused", f"nobody listens at {host}, port {port}: is the server running, is the port right?"),
-        ("timed out", f"{host} does not answer: ask your network department to let HTTPS out to it, port {port}"),
-        ("Hostname mismatch", f"the server's certificate is not for {host}: use a name that it holds, or {CENTRE}"),
-        ("IP address mismatch", f"the server's certificate is not for {host}: use a name that it holds, or {CENTRE}"),
-        ("has expired", f"the server's certificate ran out: {CENTRE} to renew it"),
-        ("not yet valid", "the server's certificate is not valid yet: is this machine's clock behind?"),
-        (
-            "CERTIFICATE_VERIFY_FAILED",
-            f"the server is not the one of {settings.ca}, or a proxy between opens what is encrypted: take the "
-            "authority's certificate of the start-up kit, or the centre's new one if it has changed since, and ask "
-            "your network department to leave this host out",
-        ),
-    ):
-        if sign in said:
-            return f"{told} ({said})."
-    return f"{settings.server} cannot be reached: {said or 'the connection broke off'}."

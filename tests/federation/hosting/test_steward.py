@@ -98,6 +98,24 @@ def test_a_run_that_is_lost_again_and_again_is_left() -> None:
     assert to_take_up([run(9), *(run(number, hours=2) for number in range(LOSSES_AN_HOUR + 1))], NOW) == [run(9)]
 
 
+def test_a_run_that_is_lost_often_is_taken_up_after_a_pause_that_grows() -> None:
+    minutes = {}
+    for times in (5, 6, 7, 8, 12, 50):
+        often = [run(number) for number in range(times)]
+        minutes[times] = next(
+            wait for wait in range(61) if to_take_up(often, NOW + timedelta(minutes=wait)) == often[:1]
+        )
+    assert minutes == {5: 0, 6: 1, 7: 2, 8: 4, 12: 30, 50: 30}
+    assert to_take_up([run(number) for number in range(6)], NOW - timedelta(days=3)), "the clock was set back"
+
+
+def test_a_run_that_a_signal_ended_is_lost_and_one_that_was_stopped_is_not() -> None:
+    assert to_take_up([run(1, details="Task failed with unknown error.")], NOW) == [
+        run(1, details="Task failed with unknown error.")
+    ]
+    assert to_take_up([run(1, outcome="stopped", details="Task failed with unknown error.")], NOW) == []
+
+
 def test_a_lost_run_is_submitted_with_its_own_settings(tmp_path: Path) -> None:
     server, control, known = read_home(make_centre(tmp_path)), Played(), Known()
     control.all_runs = [run(7)]
