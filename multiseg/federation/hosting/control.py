@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 LOST = ("No heartbeat received", "Task failed with unknown error")
 """How Flower begins what it says of a run whose process, or whose SuperLink, was lost: killed, or ended by a signal."""
 
+PAGE = 100
+"""Runs that are asked for at once."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -117,13 +120,19 @@ class Control:
             raise FederationError("the SuperLink did not start the run; its log says why.")
         return int(answer.run_id)
 
-    def runs(self) -> list[Run]:
-        """The last runs, the newest first."""
+    def runs(self, newest: int = 0) -> list[Run]:
+        """The runs, the newest first: so many, or all. Flower itself leaves out all but the last 20."""
         from flwr.proto.control_pb2 import ListRunsRequest
 
-        with _said():
-            runs = self._client.ListRuns(ListRunsRequest()).run_dict.values()
-        return sorted(map(_run, runs), key=lambda run: run.submitted, reverse=True)
+        found: dict[int, Any] = {}
+        while True:
+            request = ListRunsRequest(limit=newest or PAGE, skip=len(found))
+            with _said():
+                page = self._client.ListRuns(request).run_dict
+            found |= page
+            if newest or len(page) < PAGE:
+                break
+        return sorted(map(_run, found.values()), key=lambda run: run.submitted, reverse=True)
 
     def stop(self, run_id: int) -> None:
         """End a run."""

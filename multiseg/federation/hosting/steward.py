@@ -23,8 +23,9 @@ from multiseg.federation.hosting.home import Home, read_home
 from multiseg.federation.hosting.registry import Entry, allowed, read_registry
 from multiseg.federation.hosting.traffic import read_traffic
 
-LOOK_S, EVERY_S = 1.0, 5.0
-"""The registry is looked at, the SuperLink asked."""
+LOOK_S, EVERY_S, ALL_EVERY_S = 1.0, 5.0, 120.0
+"""The registry is looked at, the SuperLink asked, and asked for older runs, too."""
+NEWEST = 20
 PATIENCE_S = 60.0
 """A SuperLink takes its time to start."""
 DAY_S = 86400.0
@@ -42,6 +43,7 @@ class Known:
     nodes: Sequence[Node] = ()
     runs: Sequence[Run] = ()
     answers: bool = False
+    all_due: float = 0.0
 
 
 def reconcile(control: Control, registry: Mapping[str, Entry]) -> Iterator[str]:
@@ -157,7 +159,7 @@ def attend(server: Home, control: Control, known: Known) -> Iterator[str]:
     for name in sorted(online ^ before):
         yield f"{name} is {'online' if name in online else 'offline'}: {len(online)} of {every} sites are there."
     was = {run.run_id: run.status for run in known.runs}
-    known.runs = control.runs()
+    known.runs = _runs(control, known)
     for run in known.runs:
         if run.status == "finished" and was.get(run.run_id, "finished") != "finished":
             pause = pause_s(losses(known.runs, run.experiment, datetime.now(UTC))) if run.lost else 0.0
@@ -166,6 +168,17 @@ def attend(server: Home, control: Control, known: Known) -> Iterator[str]:
     for run in to_take_up(known.runs, datetime.now(UTC)):
         number = control.start(run.settings)
         yield f"Run {run.run_id} ({run.experiment}) was lost and goes on as run {number}."
+
+
+def _runs(control: Control, known: Known) -> list[Run]:
+    """All runs, the newest first. The older ones are asked for now and then: they change seldom, and may be many."""
+    if time.monotonic() >= known.all_due:
+        found = control.runs()
+        known.all_due = time.monotonic() + ALL_EVERY_S
+    else:
+        found = control.runs(newest=NEWEST)
+    runs = {run.run_id: run for run in (*known.runs, *found)}
+    return sorted(runs.values(), key=lambda run: run.submitted, reverse=True)
 
 
 def renewed(server: Home) -> str:

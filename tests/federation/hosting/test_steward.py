@@ -34,8 +34,8 @@ class Played(Control):
     def unregister(self, node_id: int) -> None:
         self.there = [node for node in self.there if node.node_id != node_id]
 
-    def runs(self) -> list[Run]:
-        return list(self.all_runs)
+    def runs(self, newest: int = 0) -> list[Run]:
+        return self.all_runs[: newest or None]
 
     def start(self, settings: object) -> int:
         self.started.append(settings)
@@ -107,6 +107,16 @@ def test_a_run_that_is_lost_often_is_taken_up_after_a_pause_that_grows() -> None
         )
     assert minutes == {5: 0, 6: 1, 7: 2, 8: 4, 12: 30, 50: 30}
     assert to_take_up([run(number) for number in range(6)], NOW - timedelta(days=3)), "the clock was set back"
+
+
+def test_a_lost_run_with_many_newer_ones_is_taken_up(tmp_path: Path) -> None:
+    server, control, known = read_home(make_centre(tmp_path)), Played(), Known()
+    newer = [run(number, f"other-{number}", outcome="completed", details="") for number in range(100, 140)]
+    control.all_runs = [*newer, run(7, hours=1)]
+    assert list(attend(server, control, known)) == ["Run 7 (lesions) was lost and goes on as run 99."]
+    control.all_runs = [run(99, outcome="", details=""), *control.all_runs]
+    assert list(attend(server, control, known)) == []
+    assert len(known.runs) == 42, "the older ones are remembered"
 
 
 def test_a_run_that_a_signal_ended_is_lost_and_one_that_was_stopped_is_not() -> None:

@@ -18,7 +18,7 @@ from flwr.superlink.config_loader import get_federation_manager, get_objectstore
 from starlette.testclient import TestClient
 
 from multiseg.federation.hosting import superlink as module
-from multiseg.federation.hosting.superlink import away_for_once, clean, pragmas
+from multiseg.federation.hosting.superlink import away_for_once, clean, pragmas, where_left
 
 PROTOBUF = {"content-type": "application/protobuf", "accept": "application/protobuf"}
 
@@ -107,4 +107,8 @@ def test_what_finished_runs_left_is_deleted_and_the_file_shrinks(
     assert objects(state) == {goes_on}
     assert before > 24 * 2**20
     assert database.stat().st_size < 4 * 2**20
-    clean(state)  # nothing is left to do
+    cleaned: list[int] = []
+    clean_up = where_left(lambda state, number: cleaned.append(number))
+    clean_up(state, lost)  # nothing is left to do
+    clean_up(state, goes_on)
+    assert cleaned == [goes_on]
