@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from multiseg.errors import MultisegError, ResourceError
+from multiseg.running import is_running
 
 REFRESH_SECONDS = 60
 STALE_SECONDS = 600
@@ -53,13 +54,7 @@ class Holder:
         """Whether it is known to have ended: only processes of this very machine can be asked."""
         if not self.machine or self.machine != this_machine():
             return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
+        return not is_running(self.pid)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, which began at {self.started}"
