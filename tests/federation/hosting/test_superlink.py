@@ -1,6 +1,7 @@
 """The SuperLink's database: it waits for a lock, is away rather than broken, and does not grow without end."""
 
 import sqlite3
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from flwr.supercore import sql_mixin
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.superlink import main as link
 from flwr.superlink.config_loader import get_federation_manager, get_objectstore_linkstate_factories
-from starlette.testclient import TestClient
 
 from multiseg.federation.hosting import superlink as module
 from multiseg.federation.hosting.superlink import away_for_once, clean, pragmas, where_left
+
+with warnings.catch_warnings():  # it would rather have the successor of the library that Flower brings
+    warnings.simplefilter("ignore")
+    from starlette.testclient import TestClient
 
 PROTOBUF = {"content-type": "application/protobuf", "accept": "application/protobuf"}
 
