@@ -28,6 +28,7 @@ from multiseg.cli.use import evaluate_command, predict_command
 from multiseg.cli.view import view_command
 from multiseg.errors import MultisegError, UnconfirmedError
 from multiseg.faults import NOT_SUPPORTED, OUT_OF_RESOURCE, raise_descriptor_limit, remedy
+from multiseg.shown import lines
 
 EXIT_CODES = """
 Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 invalid data, 4 nothing to do or partly done,
@@ -129,7 +130,7 @@ def _print_error(error: MultisegError) -> None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n" if text else "")
+    sys.stderr.write(lines(text) + "\n" if text else "")
 
 
 def main() -> None:

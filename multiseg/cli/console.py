@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,7 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
+from multiseg.shown import lines
 from multiseg.store.findings import Finding, Severity
 
 SHOWN_ALIKE = {Severity.ERROR: 5, Severity.WARNING: 2, Severity.NOTE: 1}
@@ -29,12 +31,27 @@ STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE:
 def output() -> Console:
     """Results. Off a terminal nothing is cut to a width. ":CD:" stays as it is, as in a fingerprint."""
     console = Console(soft_wrap=False, emoji=False)
-    return console if console.is_terminal else Console(width=160, emoji=False)
+    return _cleaning(console if console.is_terminal else Console(width=160, emoji=False))
 
 
 def messages(quiet: bool = False) -> Console:
     """Progress and errors; nothing where `quiet`."""
-    return Console(stderr=True, highlight=False, quiet=quiet, emoji=False)
+    return _cleaning(Console(stderr=True, highlight=False, quiet=quiet, emoji=False))
+
+
+class _Cleaned(RenderHook):
+    """Text is printed without what a terminal would obey: names and messages come from files, sites and servers."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        for one in renderables:
+            if isinstance(one, Text) and one.plain != lines(one.plain, len(one.plain)):
+                one.plain = lines(one.plain, len(one.plain))
+        return renderables
+
+
+def _cleaning(console: Console) -> Console:
+    console.push_render_hook(_Cleaned())
+    return console
 
 
 def print_json(data: Any) -> None:
@@ -52,11 +69,11 @@ def _finite(data: Any) -> Any:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
     """A table; the columns in `right` are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold cyan")
+    table = Table(title=lines(title), title_justify="left", title_style="bold", header_style="bold cyan")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(lines, row))
     output().print(table)
 
 
@@ -80,7 +97,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
         if len(messages_shown) > shown:
             text += f"\n... and {len(messages_shown) - shown} more like this (all of them with --json)"
         listed = ", ".join(cases[:4]) + (f" and {len(cases) - 4} more" if len(cases) > 4 else "")
-        table.add_row(f"[{STYLES[severity]}]{severity}[/]", code, database, listed, text)
+        table.add_row(f"[{STYLES[severity]}]{severity}[/]", code, *map(lines, (database, listed, text)))
     output().print(table)
 
 

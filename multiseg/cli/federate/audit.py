@@ -26,9 +26,10 @@ def audit_command(
 
     multiseg fed audit site.toml --verify
     """
-    from multiseg.cli.console import messages, print_json, print_table
+    from multiseg.cli.console import messages, plain, print_json, print_table
     from multiseg.federation.joining.settings import read_site
     from multiseg.federation.sites import audit
+    from multiseg.shown import line
 
     log = (place if place.is_dir() else read_site(place).state) / audit.LOG
     faults = audit.verify(log) if verify else []
@@ -39,7 +40,7 @@ def audit_command(
     for fault in faults:
         messages().print(f"{log}: {fault}", markup=False, soft_wrap=True)
     if not faults:
-        table = [[str(row[name]).replace("[", r"\[") for name in SHOWN] for row in rows]
+        table = [[plain(line(row[name])) for name in SHOWN] for row in rows]
         print_table(f"{log}", SHOWN, table, right=("round", "bytes", "tensors"))
     if verify and not faults:
         messages().print(f"{len(rows)} lines, none changed or removed.", highlight=False)

@@ -25,7 +25,7 @@ def join_command(
 
     multiseg fed join site.toml
     """
-    from multiseg.cli.console import print_json, print_table
+    from multiseg.cli.console import plain, print_json, print_table
     from multiseg.federation.joining.join import become
     from multiseg.federation.joining.preflight import ERROR, OK, hinders, preflight_apart
     from multiseg.federation.joining.settings import read_site
@@ -36,7 +36,7 @@ def join_command(
     if as_json:
         print_json([vars(one) for one in checks])
     elif shown:
-        rows = [(one.what, f"[{STYLES[one.level]}]{one.level}[/]", one.said.replace("[", r"\[")) for one in shown]
+        rows = [(one.what, f"[{STYLES[one.level]}]{one.level}[/]", plain(one.said)) for one in shown]
         print_table(f"Before joining: {site.site}", ("", "", "what, and what to do"), rows)
     failed = any(one.level == ERROR if check else hinders(one) for one in checks)
     if not check and not failed:

@@ -27,6 +27,7 @@ def report_command(
     from multiseg.cli.console import messages, print_json, print_table
     from multiseg.federation.centre.report import cross_table, page, round_table, summary, test_table
     from multiseg.files import check_files, write_atomically
+    from multiseg.shown import line
 
     if out is not None:
         check_files([out], overwrite=overwrite, kinds=(".html", ".htm"))
@@ -47,5 +48,5 @@ def report_command(
         text = (
             f"round {event['round']}, {event['event'].lower()}: {about} {event.get('reason') or event.get('text', '')}"
         )
-        messages().print(text.strip(), markup=False, soft_wrap=True)
+        messages().print(line(text.strip()), markup=False, soft_wrap=True)
     return 0

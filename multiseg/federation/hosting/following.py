@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 
+from multiseg import shown
 from multiseg.errors import FederationError
 from multiseg.federation.hosting.control import Control, Run
 
@@ -18,6 +19,9 @@ FLOWERS = re.compile(r"(INFO|DEBUG|WARNING) *:|Successfully installed ")
 ENDED = re.compile(r"ERROR *:|Traceback ")
 """Begins what Flower makes of a failure: its words are in the run's details, and all of it in logs/superexec.log."""
 
+OURS = re.compile(r"round \d+[:/]|all \d+ rounds done")
+"""Begins a line of a run that still says something: what looked like its end was none."""
+
 
 class Sieve:
     """Lets through what a run says, line by line, without what Flower says around it."""
@@ -29,9 +33,9 @@ class Sieve:
         """Take in more of the log."""
         *lines, self._rest = (self._rest + COLOURS.sub("", piece)).split("\n")
         for line in lines:
-            self._has_failed = self._has_failed or bool(ENDED.match(line))
+            self._has_failed = bool(ENDED.match(line)) or (self._has_failed and not OURS.match(line))
             if not self._has_failed and not FLOWERS.match(line):
-                self._write(line + "\n")
+                self._write(shown.line(line, shown.TEXT) + "\n")
 
 
 def follow(

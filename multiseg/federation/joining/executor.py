@@ -36,6 +36,7 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
+from multiseg import shown
 from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError
 from multiseg.federation.fab import app_hash
 from multiseg.federation.joining.approval import Approval, why_refused
@@ -294,7 +295,7 @@ def _note(log: Path, direction: str, text: str) -> None:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(f"{MARK}{text}\n")
+    sys.stdout.write(f"{MARK}{shown.line(text)}\n")
     sys.stdout.flush()
 
 

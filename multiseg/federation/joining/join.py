@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from multiseg import shown
 from multiseg.errors import FederationError, MultisegError, ResourceError
 from multiseg.federation.joining.liveness import Pulse
 from multiseg.federation.joining.reaching import proxy_for, unreachable
@@ -297,7 +298,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(shown.line(line) + "\n")
     sys.stderr.flush()
 
 

@@ -86,3 +86,19 @@ def test_what_flower_says_around_a_run_is_left_out() -> None:
     ):  # fmt: skip
         sieve(piece)
     assert heard == ["round 1: asked\n", "round 1: ERROR of alder\n"]
+
+
+def test_a_failure_that_was_none_does_not_hide_what_follows() -> None:
+    """A library's error, or a site's words where lines were not cleaned: the run speaks on, and is heard."""
+    heard: list[str] = []
+    sieve = Sieve(heard.append)
+    sieve("round 1: asked\nTraceback (most recent call last):\n  File x\nERROR : y\nround 2/9 done.\n")
+    sieve("round 3: elm FAILED\n")
+    sieve("Traceback (most recent call last):\n  more\nall 9 rounds done\n")
+    assert heard == ["round 1: asked\n", "round 2/9 done.\n", "round 3: elm FAILED\n", "all 9 rounds done\n"]
+
+
+def test_what_a_terminal_would_obey_is_seen_in_a_log() -> None:
+    heard: list[str] = []
+    Sieve(heard.append)("round 1: elm: \x1b]0;title\x07\x1b[2J\x9b1A\u202e\r\n")
+    assert heard == ["round 1: elm: \\x1b]0;title\\x07\\x1b[2J\\x9b1A\\u202e\\r\n"]
