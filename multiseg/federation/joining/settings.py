@@ -34,6 +34,7 @@ class SiteSettings:
         trains: whether others may train on its data; if not, the site only evaluates.
         approved: SHA-256 of the apps that may run here.
         min_free_gib: with less free disk under `state` the site does not join.
+        max_damaged: the largest share of the cases of a task that may be damaged, and are then left out.
         leaves: what may leave the site.
     """
 
@@ -50,6 +51,7 @@ class SiteSettings:
     trains: bool = True
     approved: tuple[str, ...] = ()
     min_free_gib: float = 5.0
+    max_damaged: float = 0.05
     leaves: Leaves = Leaves()
 
     def address(self) -> tuple[str, int]:
@@ -73,7 +75,7 @@ def read_site(path: Path) -> SiteSettings:
 
 def to_site(settings: SiteSettings) -> Site:
     """The site as it answers tasks."""
-    same = ("store", "state", "databases", "device", "workers", "cache", "trains", "leaves")
+    same = ("store", "state", "databases", "device", "workers", "cache", "trains", "leaves", "max_damaged")
     return Site(settings.site, **{name: getattr(settings, name) for name in same})
 
 
@@ -89,6 +91,8 @@ def check(settings: SiteSettings) -> None:
             raise UsageError(f"approved holds {digest!r}: give SHA-256 digests, 64 hexadecimal digits in lower case.")
     if settings.workers < 0 or settings.min_free_gib < 0:
         raise UsageError(f"workers is {settings.workers}, min_free_gib {settings.min_free_gib}: give 0 or more.")
+    if not 0 <= settings.max_damaged <= 1:
+        raise UsageError(f"max_damaged is {settings.max_damaged}: give a share from 0 to 1.")
     leaves = settings.leaves
     if leaves.least < 1 or min(leaves.noise, leaves.clip, leaves.cases) < 0:
         raise UsageError(

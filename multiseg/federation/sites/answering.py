@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from multiseg.allocator import keep_memory
-from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError, TrainingError
+from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError, StoreError, TrainingError
 from multiseg.federation.messages import (
     DESCRIBE,
     EVALUATE,
@@ -30,6 +30,7 @@ from multiseg.federation.messages import (
 )
 from multiseg.federation.sites import audit, lasting, personal, policy
 from multiseg.federation.sites.consent import check_round
+from multiseg.federation.sites.damage import check_share, known_damage, sound_store, unsound, write_damage
 from multiseg.federation.sites.describing import describe
 from multiseg.federation.sites.fingerprint import fingerprint
 from multiseg.federation.sites.protecting import circle_of, protected
@@ -40,6 +41,7 @@ from multiseg.federation.sites.site import (
     Site,
     Trained,
     asked_in_round,
+    databases_of,
     drawn_in_round,
     evaluate_model,
     examined,
@@ -53,6 +55,8 @@ from multiseg.federation.sites.tasks import options_of, order_of
 from multiseg.locks import locked
 from multiseg.models.devices import resolve_device
 from multiseg.models.saved import BEST, save_model
+from multiseg.shown import line
+from multiseg.store.catalogue import SPLITS, select
 from multiseg.store.reader import Store, open_store
 from multiseg.training.events import Event
 from multiseg.training.fit import Hooks
@@ -73,6 +77,7 @@ class _Work:
     site: Site
     store: Store
     hooks: Hooks
+    num_damaged: int = 0
 
     @property
     def folder(self) -> Path:
@@ -104,15 +109,16 @@ def answer(
     left_out: tuple[str, ...] = ()
     try:
         store = open_store(site.store)
-        found = _done(_Work(task, site, store, Hooks(on_event=on_event, should_stop=should_stop)))
+        found = _done_soundly(_Work(task, site, store, Hooks(on_event=on_event, should_stop=should_stop)))
         found, left_out = policy.released(found, site.leaves)
     except StoppedError:
         raise
     except Exception as error:  # the one border: what the server may read of an error is decided here
-        LOGGER.error("%s of %s, round %d", task.kind, task.experiment, task.round, exc_info=error)
+        LOGGER.error("%s of %s, round %d", line(task.kind, 40), line(task.experiment, 80), task.round, exc_info=error)
         names = policy.names_of(store, (site.store, str(site.state), str(site.state.absolute())))
         passing = isinstance(error, ResourceError) or not isinstance(error, MultisegError)  # such as memory of a card
         found = Answer(task.kind, site.name, task.round, error=policy.cleaned(error, names), passing=passing)
+    found = replace(found, experiment=task.experiment)
     notes = tuple(f"left out: {name}" for name in left_out) + ((f"error: {found.error}",) if found.error else ())
     audit.record(path, _entry("out", task.experiment, found, to_bytes(found), notes))
     return found
@@ -148,11 +154,36 @@ def _asked(body: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value is not None}
 
 
-def _done(work: _Work) -> Answer:
+def _done_soundly(work: _Work) -> Answer:
+    """The task done, without the cases whose files are damaged.
+
+    Those that are known are looked at first. Where another one comes to light, all cases that the task is about are
+    read once, and the task begins again without what is damaged of them.
+    """
     if work.task.kind not in _KINDS:
         raise FederationError(f"this site knows no task {work.task.kind!r}: is the server a multiseg of this version?")
     if not re.fullmatch(NAME, work.task.experiment):  # it becomes a folder's name
         raise FederationError("the experiment's name is none: give letters, digits, '.', '_' and '-', at most 64.")
+    splits = (str(work.task.body.get("split", "val")),) if work.task.kind != ROUND else ("train", "val")
+    if work.task.kind not in (ROUND, EVALUATE, FINISH) or not set(splits) <= set(SPLITS):
+        return _done(work)
+    names = databases_of(work.site, work.store)
+    cases = [case for split in splits for case in select(work.store, names, split=split)]
+    known = known_damage(work.folder)
+    damaged = unsound(work.store, [case for case in cases if f"{case.database}/{case.name}" in known])
+    while True:
+        write_damage(work.folder, damaged, cases)
+        check_share(len(damaged), len(cases), work.site.max_damaged)
+        try:
+            return _done(replace(work, store=sound_store(work.site.store, damaged), num_damaged=len(damaged)))
+        except StoreError:
+            found = unsound(work.store, cases)
+            if found.keys() <= damaged.keys():  # it is something else
+                raise
+            damaged = damaged | found
+
+
+def _done(work: _Work) -> Answer:
     return _KINDS[work.task.kind](work)
 
 
@@ -169,6 +200,10 @@ def _fingerprinted(work: _Work) -> Answer:
 
 
 def _plain(work: _Work, body: Mapping[str, Any]) -> Answer:
+    if work.num_damaged:
+        num = told(work.num_damaged, work.site, least_of(work.site, options_of(work.task)))
+        text = f"up to {num} cases were left out, since their files are damaged: this site's log names them."
+        body = {**body, "damaged": num, "events": [*body.get("events", ()), text]}
     return Answer(work.task.kind, work.site.name, work.task.round, body)
 
 

@@ -45,6 +45,7 @@ class Site:
         state: folder of its own memory.
         databases: those of the store that take part; empty takes all.
         trains: whether others may train on its data; if not, it only evaluates.
+        max_damaged: the largest share of its cases that may be damaged; with more it refuses a task.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Site:
     cache: str = "0"
     trains: bool = True
     leaves: Leaves = Leaves()
+    max_damaged: float = 0.05
 
 
 @dataclass(frozen=True, eq=False)
