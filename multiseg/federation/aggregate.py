@@ -34,23 +34,32 @@ class Mean:
     scaled: tuple[str, ...] = ()
 
 
-def refused(update: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], masked: bool = False) -> str:
+def refused(
+    update: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    masked: bool = False,
+    dtypes: Sequence[torch.dtype] = FLOATS,
+) -> str:
     """Why an update cannot be used, or "" where it can. A part that is missing is no reason.
 
     Args:
         update: new minus received, by name of the part.
         shapes: of all parts that the site may send.
         masked: the update is masked: whole numbers of 32 bits, which are all finite.
+        dtypes: that the update may have, unless it is masked; its values have to be finite in float32, too, in which
+            updates are added up.
     """
     for name in sorted(update):
         tensor, shape = update[name], shapes.get(name)
         if shape is None:
-            return f"it holds {name!r}, which is no part that this site trains"
+            return f"it holds {name!r:.80}, which is no part that this site trains"
         if tuple(tensor.shape) != tuple(shape):
             return f"{name!r} is of shape {tuple(tensor.shape)}, but the part is {tuple(shape)}"
-        if tensor.dtype not in ((torch.int32,) if masked else FLOATS):
-            return f"{name!r} holds {tensor.dtype}, but {'torch.int32' if masked else 'floating point'} is expected"
-        num_bad = 0 if masked else int((~torch.isfinite(tensor)).sum())
+        known = (torch.int32,) if masked else dtypes
+        if tensor.dtype not in known:
+            expected = "floating point" if known == FLOATS else " or ".join(map(str, known))
+            return f"{name!r} holds {tensor.dtype}, but {expected} is expected"
+        num_bad = 0 if masked else int((~torch.isfinite(tensor.float())).sum())
         if num_bad:
             return f"{name!r} holds {num_bad} values of {tensor.numel()} that are not finite"
     return ""
@@ -112,8 +121,14 @@ def _check(
 
 
 def _factor(update: Mapping[str, Tensor], limit: float) -> float:
-    """What brings an update down to the norm that is the limit; 1 where it is no longer, or there is none."""
+    """What brings an update down to the norm that is the limit; 1 where it is no longer, or there is none.
+
+    Raises:
+        FederationError: the update has no finite norm.
+    """
     norm = update_norm(update) if limit else 0.0
+    if not math.isfinite(norm):
+        raise FederationError(f"an update has the norm {norm}, which nothing scales down: refuse it.")
     return limit / norm if norm > limit else 1.0
 
 

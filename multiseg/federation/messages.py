@@ -12,12 +12,16 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from multiseg.errors import FederationError
+from multiseg.federation.bounded import Bounds, bounded_json
 
 PROTOCOL = 1
 """Server and sites of different protocols refuse each other."""
 
 DESCRIBE, FINGERPRINT, ROUND, EVALUATE, FINISH = "describe", "fingerprint", "round", "evaluate", "finish"
 KINDS = (DESCRIBE, FINGERPRINT, ROUND, EVALUATE, FINISH)
+
+TASK_BOUNDS, ANSWER_BOUNDS = Bounds(32_000_000), Bounds(8_000_000)
+"""Of what is said in JSON: a task tells each site of all of them, an answer of one."""
 
 _HEAD = {"kind": str, "site": str, "experiment": str, "round": int, "body": dict, "error": str, "passing": bool}
 
@@ -46,6 +50,7 @@ class Answer:
     """What a site says to a task.
 
     Attributes:
+        experiment: that of the task.
         error: why there is no answer, free of paths and names of cases; "" where there is one.
         passing: the error may pass, such as a full disk: the same task may be answered another time.
     """
@@ -57,6 +62,7 @@ class Answer:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     error: str = ""
     passing: bool = False
+    experiment: str = ""
 
 
 def to_bytes(message: Task | Answer) -> bytes:
@@ -73,7 +79,7 @@ def task_from_bytes(data: bytes) -> Task:
     Raises:
         FederationError: it is damaged, or from a server of another protocol.
     """
-    head, tensors = _read(data)
+    head, tensors = _read(data, TASK_BOUNDS)
     try:
         return Task(head["kind"], head["experiment"], head["round"], head["body"], tensors)
     except KeyError as error:
@@ -86,26 +92,28 @@ def answer_from_bytes(data: bytes) -> Answer:
     Raises:
         FederationError: it is damaged, or from a site of another protocol.
     """
-    head, tensors = _read(data)
+    head, tensors = _read(data, ANSWER_BOUNDS)
     try:
         passing = bool(head.get("passing", False))  # stored answers of before do not say it
-        return Answer(head["kind"], head["site"], head["round"], head["body"], tensors, head["error"], passing)
+        of = head.get("experiment", "")
+        return Answer(head["kind"], head["site"], head["round"], head["body"], tensors, head["error"], passing, of)
     except KeyError as error:
         raise FederationError(f"an answer without {error}: is the site a multiseg of this version?") from error
 
 
-def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(data: bytes, bounds: Bounds) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         size = int.from_bytes(data[:8], "little")
-        head = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["multiseg"])
+        head = bounded_json(bounded_json(data[8 : 8 + size], bounds)["__metadata__"]["multiseg"], bounds)
         protocol = head["protocol"]
-        is_clear = all(isinstance(head.get(name, kind()), kind) for name, kind in _HEAD.items())
+        is_clear = all(type(head.get(name, kind())) is kind for name, kind in _HEAD.items())
         tensors = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise FederationError(f"a message of {len(data)} bytes is damaged or none of ours: {error!r}.") from error
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        why = f"{error!r:.300}"
+        raise FederationError(f"a message of {len(data)} bytes is damaged or none of ours: {why}.") from error
     if protocol != PROTOCOL:
         raise FederationError(
-            f"a message of protocol {protocol}; this multiseg speaks {PROTOCOL}. Install one version."
+            f"a message of protocol {protocol!r:.40}; this multiseg speaks {PROTOCOL}. Install one version."
         )
     if not is_clear:
         raise FederationError(f"a message of {len(data)} bytes is none of ours: its head is of other types.")

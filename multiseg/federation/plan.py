@@ -20,6 +20,8 @@ WEIGHTS = ("cases", "equal", "exposure")
 UNITS = ("parts", "tensors")
 OPTIMISERS = ("adam", "sgd")
 PAYLOADS = ("float32", "float16")
+MOST_KEPT = 100
+"""Rounds before the last that are kept."""
 LEAST_MASKED = 3
 """Sites that must share in a sum before masks hide anyone in it."""
 
@@ -64,6 +66,8 @@ class AggregateOptions:
         momentum, beta1, beta2, tau: of the server optimisers; tau is the term that keeps FedAdam from dividing by 0.
         trim: share of the sites whose values are left out at either end of a trimmed mean.
         max_update_norm: a site's update is scaled down to this Euclidean norm; 0 leaves it.
+        max_norm_ratio: an update that is more than so many times as long as the median of the round's is refused, see
+            `centre.lengths.outliers`; 0 compares none.
     """
 
     strategy: str = "fedavg"
@@ -76,6 +80,7 @@ class AggregateOptions:
     tau: float = 1e-3
     trim: float = 0.2
     max_update_norm: float = 0.0
+    max_norm_ratio: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class ScheduleOptions:
         evaluate_subsets: "full" (all sequences a case has) or "all" (every subset of them) when sites evaluate the
             model they receive.
         validation_cases: of each database, that a site evaluates the received model on.
+        keep_rounds: rounds before the last one that the run can go back to; each needs the room of a model.
         cross_site: at the end every site tests what each of the others made of the network in the last round. Other
             sites come to see a model that one site trained, so each has to allow it.
     """
@@ -122,6 +128,7 @@ class ScheduleOptions:
     evaluate_subsets: str = "full"
     validation_cases: int = 4
     cross_site: bool = False
+    keep_rounds: int = 3
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,8 @@ def check(options: FederationOptions) -> None:
             f"{options.schedule.rounds} rounds of {local.steps} steps with a deadline of "
             f"{options.schedule.deadline_minutes} minutes and counts from {privacy.least} on: give at least 1 of each."
         )
+    if not 0 <= options.schedule.keep_rounds <= MOST_KEPT:
+        raise UsageError(f"schedule.keep_rounds is {options.schedule.keep_rounds}: give 0 to {MOST_KEPT}.")
     if not 0 <= options.schedule.quorum <= len(options.sites):
         raise UsageError(
             f"schedule.quorum is {options.schedule.quorum}, but there are {len(options.sites)} sites: give their "
@@ -230,7 +239,12 @@ def refuse_own(value: str, name: str) -> None:
 def _check_aggregate(aggregate: AggregateOptions) -> None:
     for name, is_meant, told in (
         ("trim", 0 <= aggregate.trim < 0.5, "from 0 to below 0.5"),
-        ("max_update_norm", aggregate.max_update_norm >= 0, "0 or more"),
+        ("max_update_norm", 0 <= aggregate.max_update_norm < math.inf, "0 or more"),
+        (
+            "max_norm_ratio",
+            aggregate.max_norm_ratio == 0 or 2 <= aggregate.max_norm_ratio < math.inf,
+            "2 or more, or 0",
+        ),
         ("learning_rate", 0 < aggregate.learning_rate < math.inf, "above 0"),
         ("momentum", 0 <= aggregate.momentum < 1, "from 0 to below 1"),
         ("beta1", 0 <= aggregate.beta1 < 1, "from 0 to below 1"),

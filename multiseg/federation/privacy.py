@@ -14,7 +14,7 @@ from torch import Tensor
 
 from multiseg.errors import FederationError
 
-_WIRE = {"float32": torch.float32, "float16": torch.float16}
+WIRE = {"float32": torch.float32, "float16": torch.float16}
 
 
 def update_norm(update: Mapping[str, Tensor]) -> float:
@@ -123,7 +123,7 @@ def to_payload(tensors: Mapping[str, Tensor], payload: str) -> dict[str, Tensor]
     Raises:
         FederationError: a finite value is too large for float16 (65504).
     """
-    dtype = _WIRE[payload]
+    dtype = WIRE[payload]
     sent = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     for name, tensor in sent.items():
         if dtype == torch.float16 and bool((torch.isinf(tensor) & torch.isfinite(tensors[name])).any()):

@@ -74,8 +74,10 @@ def _bytes(message: Message) -> bytes:
     content = message.content
     records = {name: list(record) for name, record in content.items()}
     if records != {RECORD: [ARRAY]} or not isinstance(content[RECORD], ArrayRecord):
-        raise FederationError(f"a message holds {records}; one of ours holds {{{RECORD!r}: [{ARRAY!r}]}} and no more.")
+        raise FederationError(
+            f"a message holds {records!s:.300}; one of ours holds {{{RECORD!r}: [{ARRAY!r}]}} and no more."
+        )
     array = content[RECORD][ARRAY]
     if not isinstance(array, Array) or array.stype != STYPE:
-        raise FederationError(f"a message is of type {getattr(array, 'stype', '')!r}; ours are {STYPE!r}.")
+        raise FederationError(f"a message is of type {getattr(array, 'stype', '')!r:.80}; ours are {STYPE!r}.")
     return bytes(array.data)

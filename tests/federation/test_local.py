@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from multiseg.errors import StoreError, UsageError
+from multiseg.federation.centre.earlier import go_back
 from multiseg.federation.centre.experiment import read_history
 from multiseg.federation.centre.progress import Event, Finished, RoundDone
 from multiseg.federation.centre.report import cross_table, page, summary
@@ -203,6 +204,11 @@ def test_personal_layers_stay_in_step_when_the_server_forgets_a_round(
         (out / name).unlink(missing_ok=True)
     shutil.copytree(before[0], out, dirs_exist_ok=True)
     assert simulate(own, site_stores, out, machine=CPU).finished
+    assert {name: (out / name).read_bytes() for name in names} == whole
+    go_back(out, own.experiment, 1)
+    steps: list[str] = []
+    assert simulate(own, site_stores, out, on_step=lambda site, event: steps.append(site), machine=CPU).finished
+    assert steps == ["alder", "alder", "birch", "birch"], "stored answers of a round that was forgotten are none"
     assert {name: (out / name).read_bytes() for name in names} == whole
     alder, birch = (
         load_file(out / "sites" / site / "experiments" / "small" / "model.safetensors") for site in own.sites

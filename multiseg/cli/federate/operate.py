@@ -22,6 +22,9 @@ def run_command(
     cards: Annotated[
         bool, typer.Option("--cuda/--cpu", help="Whose defaults stand for what RUN.TOML leaves open.")
     ] = True,
+    from_round: Annotated[
+        int | None, typer.Option("--from-round", help="Go back to the state after this round first.", min=1)
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Submit a run. The same file again goes on where the experiment stands.
@@ -30,14 +33,19 @@ def run_command(
     with --cpu they are small. `multiseg fed simulate --device cuda --print-config` prints every setting, or with
     --device cpu the small ones.
 
-    Example:
+    Of the rounds before the last one, \\[schedule] keep_rounds are kept: --from-round resumes after one of them, and
+    forgets the later ones, for instance since a site had sent bad updates.
+
+    Examples:
 
     multiseg fed run centre run.toml --follow
+
+    multiseg fed run centre run.toml --from-round 12
     """
     from multiseg.cli.console import messages, print_json
     from multiseg.federation.hosting.submit import submit
 
-    number, warnings = submit(folder, settings, cards)
+    number, warnings = submit(folder, settings, cards, from_round)
     for line in warnings:
         messages().print(line, markup=False, soft_wrap=True)
     if as_json:
@@ -54,9 +62,10 @@ def status_command(folder: ServerHome, as_json: AsJson = False) -> int:
 
     multiseg fed status centre
     """
-    from multiseg.cli.console import messages, print_json, print_table
+    from multiseg.cli.console import messages, plain, print_json, print_table
     from multiseg.federation.centre.progress import megabytes
     from multiseg.federation.hosting.submit import status
+    from multiseg.shown import line
 
     found = status(folder)
     if as_json:
@@ -69,8 +78,8 @@ def status_command(folder: ServerHome, as_json: AsJson = False) -> int:
         for row in found["sites"]
     ]
     print_table("Sites", ["site", "status", "since", "up", "down"], sites, right=("up", "down"))
-    rows = [list(map(str, row.values())) for row in found["runs"]]
-    head = ["run", "experiment", "status", "round", "Dice", "waits for", "submitted", "details"]
+    rows = [[plain(line(value)) for value in row.values()] for row in found["runs"]]
+    head = ["run", "experiment", "status", "round", "Dice", "waits for", "without", "submitted", "details"]
     print_table("Runs", head, rows)
     return 0
 
@@ -106,10 +115,11 @@ def stop_command(folder: ServerHome, run: RunNumber = "") -> int:
 def _follow(folder: Path, run: str, until_end: bool = True) -> int:
     from multiseg.cli.console import messages
     from multiseg.federation.hosting.submit import show
+    from multiseg.shown import TEXT, line
 
     shown = show(folder, run, until_end, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
     if shown.outcome in ("completed", ""):
         return 0
-    why = shown.details.removeprefix(FAILED) or "see log.jsonl of the experiment"
+    why = line(shown.details.removeprefix(FAILED), TEXT) or "see log.jsonl of the experiment"
     messages().print(f"Run {shown.run_id} ({shown.experiment}) {shown.outcome}: {why}", markup=False, soft_wrap=True)
     return 3

@@ -99,8 +99,8 @@ def revoke_command(folder: ServerHome, name: Annotated[str, typer.Argument(help=
     revoke_site(folder, name)
     output().print(f"{name} is shut out. To let it in again with a new key: multiseg fed enrol site {folder} {name}")
     for experiment in active_with(folder, name):
-        text = f"{experiment} goes on and will wait for {name}. To go on without it: multiseg fed stop {folder} "
-        text += f"{experiment}, take it out of sites in the run file, and submit that again."
+        text = f"{experiment} goes on without {name}, from the last round that was saved. Once it is enrolled again: "
+        text += f"multiseg fed stop {folder} {experiment}, and submit the run again."
         messages().print(text, markup=False, soft_wrap=True)
     return 0
 

@@ -31,6 +31,9 @@ def simulate_command(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of each site in a round.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, dropout and draws.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; the sites take turns at it.")] = "auto",
+    from_round: Annotated[
+        int | None, typer.Option("--from-round", help="Go back to the state after this round first.", min=1)
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print every setting (TOML, or --json) and stop.")
     ] = False,
@@ -48,6 +51,7 @@ def simulate_command(
     """
     from multiseg.cli.console import print_json
     from multiseg.cli.settings import check_run_file
+    from multiseg.federation.centre.earlier import go_back
 
     stores = named_stores(store or [])
     flags = {"seed": seed, "local": {"steps": steps}, "schedule": {"rounds": rounds}}
@@ -56,6 +60,8 @@ def simulate_command(
         _print_settings(options, as_json)
         return 0
     check_run_file(run, out, goes_on=(out / "state.safetensors").is_file())
+    if from_round is not None:
+        go_back(out, options.experiment, from_round)
     result = _simulated(options, stores, out, device, as_json)
     if as_json:
         print_json(asdict(result) | {"folder": str(out)})

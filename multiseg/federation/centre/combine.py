@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
+from multiseg.errors import FederationError
 from multiseg.federation.aggregate import Mean, aggregated, refused
-from multiseg.federation.centre.answers import why_unclear
 from multiseg.federation.centre.experiment import State
+from multiseg.federation.centre.lengths import lengths, longest
 from multiseg.federation.centre.optimisers import stepped
 from multiseg.federation.centre.roster import num_cases, trains
 from multiseg.federation.masks import relative, unmasked
 from multiseg.federation.messages import Answer
 from multiseg.federation.plan import FederationOptions
-from multiseg.federation.privacy import from_payload
+from multiseg.federation.privacy import WIRE, from_payload
 from multiseg.models.parts import SHARED, Part, moved, sound
 
 
@@ -24,12 +26,25 @@ def why_refused(answer: Answer, trained: Sequence[Part], options: FederationOpti
     Args:
         trained: the parts that the site is to send.
     """
-    reason = refused(answer.tensors, {part.name: part.shape for part in trained}, options.privacy.masked)
+    shapes = {part.name: part.shape for part in trained}
+    reason = refused(answer.tensors, shapes, options.privacy.masked, (WIRE[options.privacy.payload],))
     missing = [part.name for part in trained if part.name not in answer.tensors]
     # Without masks a site may keep a part back, by its own rules; with them a sum would stay masked.
     if not reason and missing and (options.privacy.masked or len(missing) == len(trained)):
         reason = f"it lacks {len(missing)} of {len(trained)} parts, such as {missing[0]!r}"
-    return f"its update was refused: {reason}" if reason else why_unclear(answer)
+    reason = reason or _why_too_long(answer, trained, options)
+    return f"its update was refused: {reason}" if reason else ""
+
+
+def _why_too_long(answer: Answer, trained: Sequence[Part], options: FederationOptions) -> str:
+    if options.privacy.masked:
+        return ""
+    length, _ = lengths(from_payload(answer.tensors), trained)
+    num_values = sum(answer.tensors[part.name].numel() for part in trained if part.name in answer.tensors)
+    most = longest(num_values, options)
+    if length <= most:
+        return ""
+    return f"it is {length:.3g} long, and {options.local.steps} steps of these settings come to {most:.3g} at the most"
 
 
 def weight_of(site: str, state: State, group: str, answer: Answer | None, options: FederationOptions) -> float:
@@ -38,7 +53,10 @@ def weight_of(site: str, state: State, group: str, answer: Answer | None, option
         return 1.0
     if options.aggregate.weights == "cases" or answer is None:
         return float(num_cases(state.roster.sites[site], state.roster.info.space, group))
-    return float(answer.body.get("exposure", {}).get(group, 0))
+    # No round shows more patches than it draws; they may have been rounded up.
+    patches, least = options.local.steps * options.stream.batch_size * options.fit.accumulate, options.privacy.least
+    most = -(-patches // least) * least
+    return float(min(answer.body.get("exposure", {}).get(group, 0), most))
 
 
 def combined(
@@ -61,7 +79,15 @@ def combined(
         mean = aggregated(updates, weights, parts, options.aggregate)
     statistics = {part.name for part in parts if part.is_statistic}
     change, optimiser = stepped(mean.update, state.optimiser, options.aggregate, statistics)
-    return sound(moved(change, state.network, parts)), optimiser, mean
+    network = sound(moved(change, state.network, parts))
+    bad = [name for name, tensor in (network | optimiser).items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise FederationError(
+            f"round {state.round + 1} would leave {bad[0]} and {len(bad) - 1} other tensors of the network or the "
+            "server's optimiser with numbers that are not finite. It is not saved: lower aggregate.learning_rate, "
+            "or set privacy.clip."
+        )
+    return network, optimiser, mean
 
 
 def masked_weights(state: State, options: FederationOptions) -> dict[str, float]:

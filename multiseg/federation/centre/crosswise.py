@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from multiseg.federation.centre.answers import dice_of, why_unclear
+from multiseg.federation.centre.answers import dice_of
 from multiseg.federation.centre.exchange import Desk, exchange, tell_events, tell_failed
 from multiseg.federation.centre.experiment import Models, State, commit
 from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has_it, learnt_with
@@ -70,7 +70,7 @@ def cross_evaluated(desk: Desk, state: State) -> State:
     silent: dict[str, str] = {}
     for whose, sites in untested(desk.folder, state, desk.options).items():
         tasks = _tasks(desk, state, whose, [site for site in sites if site not in silent])
-        outcome = exchange(desk, tasks, desk.terms(why_unclear, least=0))
+        outcome = exchange(desk, tasks, replace(desk.terms(least=0), described=state.roster.described))
         tell_events(desk, state.round, outcome)
         tell_failed(desk, state.round, outcome, f"it has not tested what {whose} trained")
         silent |= outcome.failed

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from multiseg.errors import FederationError, StoppedError
 from multiseg.federation.centre.progress import Came, Event, Noted, Refused, Resent, Waiting
+from multiseg.federation.centre.reading import Databases, fault
 from multiseg.federation.messages import Answer, Task
 from multiseg.federation.plan import FederationOptions
+from multiseg.shown import line
 
 TRIES = 4
 """Of a task at a site whose failures may pass: the first and three more."""
@@ -30,10 +32,19 @@ LONGEST_S = 7 * 86400.0
 
 @dataclass(frozen=True)
 class Presence:
-    """Whether a site is there; `since` is another text whenever it has come back."""
+    """Whether a site is there; `since` is another text whenever it has come back. One that is shut out never comes."""
 
     online: bool
     since: str = ""
+    revoked: bool = False
+
+
+class SetAsideError(Exception):
+    """Sites that the run has to be conducted without, and why: for the centre alone, which then does so."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__(f"set aside: {dict(reasons)}")
+        self.reasons = dict(reasons)
 
 
 @dataclass(frozen=True)
@@ -77,11 +88,13 @@ class Terms:
         least: answers it cannot do without; fewer are an error.
         deadline_s: how long it waits for the others.
         refuse: why an answer is of no use; "" where it is.
+        described: the databases of each site, where they are known.
     """
 
     least: int
     deadline_s: float
     refuse: Callable[[Answer], str] = lambda answer: ""
+    described: Mapping[str, Databases] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,6 +169,7 @@ def exchange(desk: Desk, tasks: Mapping[str, Task], terms: Terms) -> Outcome:
     Raises:
         FederationError: fewer answers than `terms.least`; it names the sites that are missing and why.
         StoppedError: the run was asked to stop.
+        SetAsideError: a site that owes an answer was shut out.
     """
     began = desk.clock()
     errands = [_Errand(site, task) for site, task in tasks.items()]
@@ -192,11 +206,30 @@ def _told(errand: _Errand) -> str:
     return errand.failure or errand.why or ("it had not answered yet" if errand.ids else "it was not there")
 
 
+def withdrawn(desk: Desk, outcome: Outcome, reasons: Mapping[str, str], least: int) -> Outcome:
+    """The outcome without the answers that only the others showed to be of no use, and which are told as refused.
+
+    Raises:
+        FederationError: fewer than `least` are left.
+    """
+    for site, why in reasons.items():
+        desk.on_event(Refused(outcome.answers[site].round, site, why))
+    kept = {site: answer for site, answer in outcome.answers.items() if site not in reasons}
+    if len(kept) < least:
+        errands = [
+            _Errand(site, desk.task(answer.kind, answer.round), answer=kept.get(site), failure=reasons.get(site, ""))
+            for site, answer in outcome.answers.items()
+        ]
+        errands += [_Errand(site, errands[0].task, failure=why) for site, why in outcome.failed.items()]
+        raise FederationError(_missing(errands, Terms(least, 0.0)))
+    return Outcome(kept, {**outcome.failed, **reasons}, outcome.came)
+
+
 def tell_events(desk: Desk, number: int, outcome: Outcome) -> None:
     """Pass on what sites have to say to a person."""
     for site, answer in outcome.answers.items():
         for text in answer.body.get("events", ()):
-            desk.note(number, text, site)
+            desk.note(number, line(text), site)
 
 
 def tell_failed(desk: Desk, number: int, outcome: Outcome, lacks: str) -> None:
@@ -217,6 +250,9 @@ def _round(errands: Sequence[_Errand]) -> int:
 def _send(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> tuple[str, ...]:
     """Send what is due; the sites that are not there."""
     present = desk.link.presence()
+    gone = [one.site for one in errands if one.is_open and present.get(one.site, Presence(False)).revoked]
+    if gone:
+        raise SetAsideError(dict.fromkeys(gone, "its key was revoked"))
     away = []
     for errand in errands:
         if not errand.is_open:
@@ -262,14 +298,16 @@ def _take(desk: Desk, errand: _Errand, what: Answer | Failure, terms: Terms) -> 
     task = errand.task
     if isinstance(what, Failure):
         errand.remedy = what.remedy
-        (_fail if what.remedy else _again)(desk, errand, what.text)
+        (_fail if what.remedy else _again)(desk, errand, line(what.text))
     elif what.site == errand.site and _may_be_mended(what):
-        _again(desk, errand, what.error)
+        _again(desk, errand, line(what.error))
     elif (what.site, what.kind, what.round) != (errand.site, task.kind, task.round):
-        told = f"it answered as {what.site!r} to {what.kind!r} of round {what.round}"
-        _again(desk, errand, f"{told}: {what.error}" if what.error else told)
-    elif reason := what.error or terms.refuse(what):
-        _fail(desk, errand, reason)
+        told = f"it answered as {what.site!r:.80} to {what.kind!r:.80} of round {what.round}"
+        _again(desk, errand, line(f"{told}: {what.error}" if what.error else told))
+    elif what.experiment != task.experiment and not what.error:
+        _fail(desk, errand, f"it answered to experiment {what.experiment!r:.80}")
+    elif reason := what.error or fault(what, terms.described.get(errand.site)) or terms.refuse(what):
+        _fail(desk, errand, line(reason))
     else:
         errand.answer = what
         seconds = desk.clock() - errand.sent_at

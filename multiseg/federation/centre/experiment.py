@@ -28,6 +28,7 @@ from multiseg.federation.plan import FederationOptions
 from multiseg.federation.run_file import UNHEARD, heard
 from multiseg.files import check_folder, held_alone, write_atomically
 from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info, save_weights
+from multiseg.shown import cell
 from multiseg.training.folder import COMPUTING, LOCK, READING, RUN_FILE, flat
 
 STATE, WORST, ROSTER, ROUNDS, FINGERPRINT = (
@@ -46,12 +47,13 @@ FREE = frozenset(
         "held_out",
         "schedule.quorum",
         "schedule.deadline_minutes",
+        "schedule.keep_rounds",
         *(f"fit.{name}" for name in COMPUTING),
         *(f"stream.{name}" for name in READING),
     }
 )
 """Settings that may differ when a run goes on: sites come and go, and the others do not change what is learnt."""
-COLUMNS = ("round", "site", "dice", "loss", "num_cases", "sent", "received", "seconds", "note")
+COLUMNS = ("round", "site", "dice", "loss", "num_cases", "sent", "received", "seconds", "norm", "note")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class State:
         mean, worst: the best model by the mean over the sites, and by the worst of them.
         scored: the round of the last model that has been scored; -1 before the first.
         final: validation of the last model and test of the best one, where all rounds are done.
+        course: how often the run was put back to an earlier round; the rounds after that are others.
     """
 
     round: int
@@ -94,6 +97,7 @@ class State:
     worst: Best = Best()
     scored: int = -1
     final: Mapping[str, Any] = field(default_factory=dict)
+    course: int = 0
 
 
 Models = Mapping[str, tuple[Mapping[str, Tensor], ModelInfo]]
@@ -129,13 +133,16 @@ def check_same(folder: Path, options: FederationOptions) -> None:
         _check_same(held, tomllib.loads(tomli_w.dumps(asdict(options))), folder)
 
 
-def commit(folder: Path, state: State, models: Models) -> None:
+def commit(folder: Path, state: State, models: Models, alone: bool = False) -> None:
     """Save a state and the models that are new with it, whole or not at all.
+
+    Args:
+        alone: these are all the models of the state; the folder's others are of another.
 
     Raises:
         ResourceError: the disk is full; the folder is as it was.
     """
-    steps = _held(folder) | {name: info.step for name, (_, info) in models.items()}
+    steps = ({} if alone else _held(folder)) | {name: info.step for name, (_, info) in models.items()}
     for name, (weights, info) in models.items():
         save_weights(_beside(folder, name), weights, info)
     write_atomically(folder / STATE, _state_bytes(state, steps))  # from here on it counts
@@ -159,6 +166,10 @@ def opened(folder: Path) -> State | None:
     roster = Roster.from_json(content["roster"])
     for beside in folder.glob(_beside(folder, "*").name):
         _settle(beside, content["models"], roster)
+    for ours in (BEST, WORST, "site-*.safetensors"):
+        for model in folder.glob(ours):
+            if model.name not in content["models"]:  # of a course that the run has left
+                model.unlink()
     last, step = read_info(folder / LAST), content["models"][LAST]
     width = len(last.axis)
     if last.step != step or tuple(last.axis) != tuple(roster.info.axis)[:width]:
@@ -182,6 +193,7 @@ def opened(folder: Path) -> State | None:
         worst=Best(**content["worst"]),
         scored=content["scored"],
         final=content["final"],
+        course=content.get("course", 0),
     )
 
 
@@ -247,6 +259,7 @@ def _state_bytes(state: State, steps: Mapping[str, int]) -> bytes:
         "worst": asdict(state.worst),
         "scored": state.scored,
         "final": dict(state.final),
+        "course": state.course,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.optimiser.items()}
     return save(tensors, metadata={"multiseg-federation": json.dumps(content)})
@@ -297,7 +310,11 @@ def _table(history: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     for entry in history:
         for site, told in entry["sites"].items():
-            writer.writerow({"round": entry["round"], "site": site, **told})
+            _write(writer, {"round": entry["round"], "site": site, **told})
         for site, why in entry["failed"].items():
-            writer.writerow({"round": entry["round"], "site": site, "note": why})
+            _write(writer, {"round": entry["round"], "site": site, "note": why})
     return text.getvalue()
+
+
+def _write(writer: csv.DictWriter[str], row: Mapping[str, Any]) -> None:
+    writer.writerow({name: cell(value) for name, value in row.items()})

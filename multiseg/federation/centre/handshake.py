@@ -11,8 +11,7 @@ from torch import Tensor
 
 from multiseg.errors import FederationError
 from multiseg.federation.centre import scope
-from multiseg.federation.centre.answers import why_unclear
-from multiseg.federation.centre.exchange import Desk, exchange, tell_events
+from multiseg.federation.centre.exchange import Desk, SetAsideError, exchange, tell_events
 from multiseg.federation.centre.experiment import Best, State, read_fingerprint, save_fingerprint
 from multiseg.federation.centre.roster import Roster, enrolled, site_info, warnings
 from multiseg.federation.centre.scope import check_personal
@@ -26,9 +25,10 @@ def handshake(desk: Desk, held: State | None) -> State:
     """The state to begin or to go on with, once every site has said what it brings.
 
     A run waits for all of its sites as long as it takes. One that goes on knows them already, and waits for the
-    others than its quorum only as long as a round does.
+    others than its quorum only as long as a round does. With a quorum a site whose description is none is set aside.
 
     Raises:
+        SetAsideError: such sites, where a quorum is left.
         FederationError: sites that do not fit, each with its reasons.
         UsageError: a setting does not fit the network.
     """
@@ -37,9 +37,12 @@ def handshake(desk: Desk, held: State | None) -> State:
     known = {**held.roster.sites, **held.roster.held_out} if held else {}
     terms = desk.terms(_why_no_description)
     if not known.keys() >= set(names):
-        terms = replace(terms, least=len(names), deadline_s=math.inf)
+        terms = replace(terms, least=options.schedule.quorum or len(names), deadline_s=math.inf)
     number = held.round if held else 0
-    answers = exchange(desk, {name: desk.task(DESCRIBE, number) for name in names}, terms).answers
+    outcome = exchange(desk, {name: desk.task(DESCRIBE, number) for name in names}, terms)
+    answers = outcome.answers
+    if unknown := {name: why for name, why in outcome.failed.items() if name not in known}:
+        raise SetAsideError(unknown)
     infos = {**known, **{name: site_info(answer) for name, answer in answers.items()}}
     roster = enrolled(infos, options, held.roster.info if held else None)
     all_parts = parts(roster.info)
@@ -47,7 +50,7 @@ def handshake(desk: Desk, held: State | None) -> State:
     for text in (*warnings(roster, all_parts, options), *scope.warnings(roster, options)):
         desk.note(number, text)
     if options.privacy.fingerprint and not read_fingerprint(desk.folder).keys() >= set(options.sites):
-        _take_fingerprint(desk)
+        _take_fingerprint(desk, roster)
     return _going_on(desk, held, roster) if held else State(0, roster, fresh(roster.info, options.seed))
 
 
@@ -75,9 +78,9 @@ def _why_no_description(answer: Answer) -> str:
     return ""
 
 
-def _take_fingerprint(desk: Desk) -> None:
+def _take_fingerprint(desk: Desk, roster: Roster) -> None:
     tasks = {name: desk.task(FINGERPRINT, 0, least=desk.options.privacy.least) for name in desk.options.sites}
-    outcome = exchange(desk, tasks, desk.terms(why_unclear))
+    outcome = exchange(desk, tasks, replace(desk.terms(), described=roster.described))
     tell_events(desk, 0, outcome)
     save_fingerprint(desk.folder, {name: dict(answer.body) for name, answer in outcome.answers.items()})
 

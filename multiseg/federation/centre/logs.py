@@ -12,7 +12,7 @@ from typing import Any
 
 from multiseg.errors import ResourceError
 from multiseg.faults import remedy
-from multiseg.federation.centre.progress import Began, Came, Event, Finished, Refused, Resent, RoundDone, Waiting
+from multiseg.federation.centre.progress import Began, Came, Event, Finished, Left, Refused, Resent, RoundDone, Waiting
 from multiseg.files import write_atomically
 from multiseg.training.folder import LOG, TENSORBOARD
 
@@ -26,6 +26,7 @@ class Status:
 
     Attributes:
         awaited: sites that are asked something and are not there.
+        left: sites that the settings name and that the run is conducted without.
         working: sites that have not answered to a round that goes on, there or not; none before the first round and
             after the last.
     """
@@ -42,6 +43,7 @@ class Status:
     awaited: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
     working: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
     dice: dict[str, float] = field(default_factory=dict)
     loss: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -65,6 +67,10 @@ class Status:
             case Refused():
                 self._is_through(event.site)
                 self.failures[event.site] = self.failures.get(event.site, 0) + 1
+            case Left():
+                self._is_through(event.site)
+                self.awaited = tuple(site for site in self.awaited if site != event.site)
+                self.left = tuple(dict.fromkeys((*self.left, event.site)))
             case Resent():
                 self.resent[event.site] = self.resent.get(event.site, 0) + 1
             case RoundDone():
@@ -141,6 +147,7 @@ class Logs:
     def __init__(self, folder: Path, experiment: str, number: int, on_event: Callable[[Event], None]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
+        self._written = ""
         self.folder, self.on_event, self.status = folder, on_event, Status(experiment, number)
         path = folder / LOG
         torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
@@ -169,8 +176,11 @@ class Logs:
                 f"the log of round {event.round} could not be written: {error}. {remedy(error, '')} The same "
                 "command resumes from the last round that was saved."
             ) from error
-        write_atomically(self.folder / METRICS, prometheus(self.status).encode())
-        write_atomically(self.folder / STATUS, json.dumps(_finite(asdict(self.status))).encode())
+        status = json.dumps(_finite(asdict(self.status)))
+        if status != self._written:  # a note of a site changes nothing there
+            write_atomically(self.folder / METRICS, prometheus(self.status).encode())
+            write_atomically(self.folder / STATUS, status.encode())
+            self._written = status
         self.on_event(event)
 
     def _plot(self, event: RoundDone) -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from multiseg.shown import TEXT, line
+
 
 @dataclass(frozen=True)
 class Waiting:
@@ -64,6 +66,23 @@ class Noted:
 
 
 @dataclass(frozen=True)
+class Left:
+    """A site is no longer on the roster, though the run's settings name it; the run is conducted without it."""
+
+    round: int
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class WentBack:
+    """The run was put back to what it was after `round`; `before` is where it stood."""
+
+    round: int
+    before: int
+
+
+@dataclass(frozen=True)
 class SiteRound:
     """What one site did in a round.
 
@@ -73,6 +92,7 @@ class SiteRound:
         loss: mean of the training in this round.
         sent, received: bytes to and from the site.
         seconds: of its work, by its own word.
+        norm: length of its update as it came, and of its running statistics; NaN under masks.
     """
 
     dice: float
@@ -82,6 +102,8 @@ class SiteRound:
     sent: int = 0
     received: int = 0
     seconds: float = 0.0
+    norm: float = math.nan
+    norm_of_statistics: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -123,20 +145,20 @@ class Finished:
     test: Mapping[str, Mapping[str, float]]
 
 
-Event = Waiting | Began | Came | Refused | Resent | Noted | RoundDone | Finished
+Event = Waiting | Began | Came | Refused | Resent | Noted | Left | WentBack | RoundDone | Finished
 
 
 def in_words(event: Event) -> str:
-    """One line for a person."""
+    """One line for a person, in which whatever sites say is cleaned."""
     if isinstance(event, RoundDone):
-        return _round_in_words(event)
+        return line(_round_in_words(event), TEXT)
     if isinstance(event, Finished):
         told = "; ".join(f"{site} {parts_in_words(parts)}" for site, parts in event.test.items())
-        return f"all {event.round} rounds done, best model after round {event.best_round}. Test: {told}"
-    return f"round {event.round}: {_told(event)}"
+        return line(f"all {event.round} rounds done, best model after round {event.best_round}. Test: {told}", TEXT)
+    return line(f"round {event.round}: {_told(event)}", TEXT)
 
 
-def _told(event: Waiting | Began | Came | Refused | Resent | Noted) -> str:
+def _told(event: Waiting | Began | Came | Refused | Resent | Noted | Left | WentBack) -> str:
     match event:
         case Waiting(sites=sites):
             text = f"waiting for {', '.join(sites)}" if sites else "all sites are there"
@@ -149,6 +171,10 @@ def _told(event: Waiting | Began | Came | Refused | Resent | Noted) -> str:
             text = f"{site} FAILED: {reason}"
         case Resent(site=site, reason=reason):
             text = f"asked {site} again: {reason}"
+        case Left(site=site, reason=reason):
+            text = f"goes on WITHOUT {site}: {reason}"
+        case WentBack(before=before):
+            text = f"the run was put back to this round from round {before}"
         case Noted(site=site):
             text = f"{site}: {event.text}" if site else event.text
     return text

@@ -23,7 +23,7 @@ from multiseg.training.folder import LOG
 
 Table = tuple[list[str], list[list[str]], list[str]]
 """Columns, rows, and the columns that hold numbers."""
-NOTABLE = ("Refused", "Resent", "Noted", "Waiting")
+NOTABLE = ("Refused", "Resent", "Noted", "Waiting", "Left", "WentBack")
 """Events that the report lists."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#8c6d31")
 """Told apart also by those who see few colours (Okabe and Ito)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from multiseg.errors import FederationError, UsageError
+from multiseg.federation.centre.reading import fault
 from multiseg.federation.messages import PROTOCOL, Answer
 from multiseg.federation.plan import LEAST_MASKED, FederationOptions
 from multiseg.labels import LabelSpace, Structure
@@ -19,6 +19,8 @@ from multiseg.models.saved import ModelInfo
 from multiseg.store.structures import check_named, check_rest
 from multiseg.training.folder import numbers_of
 
+MUCH = 0.9
+"""The share of all cases from which on a site is named for it."""
 BOUNDED = ("multi_unet",)
 """Networks that take no more sequences than their first width."""
 
@@ -48,11 +50,7 @@ class SiteInfo:
     def from_json(cls, data: Mapping[str, Any]) -> SiteInfo:
         """Raises FederationError where something is missing or of another kind."""
         try:
-            for database in data["databases"].values():
-                _check_database(database)
             i, j, k = (float(edge) for edge in data["spacing_mm"])
-            if not all(0 < edge < math.inf for edge in (i, j, k)):
-                raise ValueError(f"voxels of {(i, j, k)} mm")
             return cls(
                 site=str(data["site"]),
                 databases=dict(data["databases"]),
@@ -69,25 +67,14 @@ class SiteInfo:
             ) from error
 
 
-def _check_database(told: Mapping[str, Any]) -> None:
-    """Raises KeyError, TypeError, ValueError or OverflowError where a site cannot mean what it tells of a database."""
-    for split in ("train", "val", "test"):
-        if int(told["num_cases"][split]) < 0:
-            raise ValueError(f"{told['num_cases'][split]} cases of {split}")
-    names = [told["pathology"], *told["modalities"], *told.get("unlisted", [])]
-    names += [text for label in told["labels"] for text in (label["name"], label["kind"])]
-    if not isinstance(told["modalities"], list) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"its names are no texts: {names}")
-    if "" in told["modalities"]:
-        raise ValueError("a sequence without a name")
-
-
 def site_info(answer: Answer) -> SiteInfo:
     """What a site described.
 
     Raises:
         FederationError: it is not to be understood, or of another site.
     """
+    if why := fault(answer):
+        raise FederationError(why)
     info = SiteInfo.from_json(answer.body)
     if info.site != answer.site:
         raise FederationError(f"site {answer.site} describes itself as {info.site}: correct the name in its site.toml.")
@@ -106,6 +93,11 @@ class Roster:
     info: ModelInfo
     sites: Mapping[str, SiteInfo]
     held_out: Mapping[str, SiteInfo] = field(default_factory=dict)
+
+    @property
+    def described(self) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+        """The databases of every site, as it described them."""
+        return {name: info.databases for name, info in {**self.sites, **self.held_out}.items()}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -258,6 +250,13 @@ def warnings(roster: Roster, parts: Sequence[Part], options: FederationOptions) 
             said.append(
                 f"{what}: only {names[0]} has it, so that part of the update is that site's alone and in the clear to "
                 "the server and, as the new model, to all sites."
+            )
+    cases = {site: num_cases(info, roster.info.space) for site, info in roster.sites.items()}
+    for site, count in cases.items():
+        if options.aggregate.weights == "cases" and len(cases) > 2 and count > MUCH * sum(cases.values()):
+            said.append(
+                f"{site} has {count:,} of the {sum(cases.values()):,} training cases, by its own word, and so much of "
+                'every mean: ask it whether that is so, or set aggregate.weights = "equal".'
             )
     return said
 

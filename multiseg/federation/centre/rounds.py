@@ -9,22 +9,33 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from multiseg.errors import StoppedError
+from multiseg.errors import FederationError, StoppedError, UsageError
 from multiseg.federation.aggregate import Mean
 from multiseg.federation.centre.answers import number_of, validation_of
 from multiseg.federation.centre.combine import combined, masked_weights, why_refused
 from multiseg.federation.centre.crosswise import CROSS, is_handed_round, site_models
-from multiseg.federation.centre.exchange import Desk, Link, Outcome, exchange, tell_events
+from multiseg.federation.centre.earlier import keep, rounds_to_hold
+from multiseg.federation.centre.exchange import (
+    Desk,
+    Link,
+    Outcome,
+    SetAsideError,
+    Terms,
+    exchange,
+    tell_events,
+    withdrawn,
+)
 from multiseg.federation.centre.experiment import State, claimed, commit, opened
 from multiseg.federation.centre.handshake import handshake
+from multiseg.federation.centre.lengths import LOOK_BACK, Lengths, lengths, outliers
 from multiseg.federation.centre.logs import Logs
-from multiseg.federation.centre.progress import Began, Event, RoundDone, SiteRound
+from multiseg.federation.centre.progress import Began, Event, Left, RoundDone, SiteRound
 from multiseg.federation.centre.roster import holders, personal_parts, trains
 from multiseg.federation.centre.scope import learnt_with
 from multiseg.federation.centre.scores import as_saved, finish, info_of, lacks, mean, scored, worst
 from multiseg.federation.messages import ROUND, Answer, Task
 from multiseg.federation.plan import FederationOptions, check
-from multiseg.federation.privacy import epsilon, to_payload
+from multiseg.federation.privacy import epsilon, from_payload, to_payload
 from multiseg.models.parts import Part, parts
 from multiseg.models.saved import BEST, LAST
 
@@ -72,16 +83,55 @@ def run(
     check(options)
     with claimed(folder, options):
         state = opened(folder)
+        if state is not None:
+            keep(folder, state.round, options.schedule.keep_rounds)
         with Logs(folder, options.experiment, state.round if state else 0, on_event) as logs:
             desk = Desk(options, folder, link, logs.event, should_stop, clock)
             try:
-                state = _conducted(desk, state)
+                state, options = _without_lost(desk, state)
             except StoppedError:
                 state = opened(folder)
     if state is None:
         return RunResult(folder, 0, False, math.nan, -1)
     finished, best = "test" in state.final and is_handed_round(folder, state, options), state.mean
     return RunResult(folder, state.round, finished, best.score, best.round, state.history, state.final)
+
+
+def _without_lost(desk: Desk, held: State | None) -> tuple[State, FederationOptions]:
+    """Conduct the run, without the sites that turn out to be lost to it; its state, and its settings without them."""
+    while True:
+        try:
+            return _conducted(desk, held), desk.options
+        except SetAsideError as lost:
+            held = opened(desk.folder)
+            desk = _set_aside(desk, lost.reasons, held.round if held else 0)
+
+
+def _set_aside(desk: Desk, reasons: Mapping[str, str], number: int) -> Desk:
+    """The desk for the run as it is when these sites are not among its own.
+
+    Raises:
+        FederationError: too few are left for the run's own rules.
+    """
+    options = desk.options
+    sites = tuple(site for site in options.sites if site not in reasons)
+    quorum = options.schedule.quorum if options.schedule.quorum < len(options.sites) else len(sites)
+    fewer = replace(
+        options,
+        sites=sites,
+        held_out=tuple(site for site in options.held_out if site not in reasons),
+        schedule=replace(options.schedule, quorum=quorum if options.schedule.quorum else 0),
+    )
+    try:
+        check(fewer)
+    except UsageError as error:
+        listed = "; ".join(f"{site}: {why.removesuffix('.')}" for site, why in reasons.items())
+        raise FederationError(
+            f"the run cannot go on without these sites. {listed}. {error} All finished rounds are saved."
+        ) from error
+    for site, why in reasons.items():
+        desk.on_event(Left(number, site, why))
+    return replace(desk, options=fewer)
 
 
 def _conducted(desk: Desk, held: State | None) -> State:
@@ -102,10 +152,12 @@ def _round(desk: Desk, state: State, took: float) -> State:
     desk.on_event(Began(now, options.schedule.rounds, tuple(state.roster.sites)))
     trained = {site: trains(site, state.roster, all_parts, options) for site in state.roster.sites}
     terms = desk.terms(lambda answer: why_refused(answer, trained[answer.site], options))
+    terms = replace(terms, described=state.roster.described)
     outcome = exchange(desk, _tasks(desk, state, all_parts), terms)
+    outcome, long = _of_usual_length(desk, state, outcome, all_parts, terms)
     network, optimiser, combination = combined(state, outcome.answers, all_parts, options)
     _pass_on(desk, now, outcome, combination)
-    sites = {site: _site_round(answer, outcome) for site, answer in outcome.answers.items()}
+    sites = {site: _site_round(answer, outcome, long.get(site)) for site, answer in outcome.answers.items()}
     new, models = scored(desk, state, {site: told.dice for site, told in sites.items()})
     single = tuple(name for name, names in combination.contributors.items() if len(names) == 1)
     done = RoundDone(
@@ -136,8 +188,30 @@ def _round(desk: Desk, state: State, took: float) -> State:
     )
     models = {**models, LAST: (network, as_saved(new, options))}
     commit(desk.folder, new, {**models, **site_models(state, outcome.answers, all_parts, options)})
+    keep(desk.folder, now, options.schedule.keep_rounds)
     desk.on_event(done)
     return new
+
+
+def _of_usual_length(
+    desk: Desk, state: State, outcome: Outcome, all_parts: Sequence[Part], terms: Terms
+) -> tuple[Outcome, Mapping[str, Lengths]]:
+    """The outcome without updates that are far longer than the others', and how long each is; under masks, as it is.
+
+    Raises:
+        FederationError: too few are left.
+    """
+    if desk.options.privacy.masked:
+        return outcome, {}
+    own = {site: lengths(from_payload(answer.tensors), all_parts) for site, answer in outcome.answers.items()}
+    past = [
+        (number_of(told.get("norm", 0.0)), number_of(told.get("norm_of_statistics", 0.0)))
+        for entry in state.history[-LOOK_BACK:]
+        for told in entry["sites"].values()
+    ]
+    found = outliers(own, past, desk.options.aggregate.max_norm_ratio)
+    reasons = {site: f"its update was refused: {why}" for site, why in found.items()}
+    return withdrawn(desk, outcome, reasons, terms.least), own
 
 
 def _epsilon(options: FederationOptions, state: State, outcome: Outcome) -> float:
@@ -168,10 +242,13 @@ def _tasks(desk: Desk, state: State, all_parts: Sequence[Part]) -> dict[str, Tas
     if options.privacy.masked:
         body["keys"] = {site: info.public_key for site, info in roster.sites.items()}
         body["holders"] = {group: list(names) for group, names in holders(roster, all_parts).items()}
+    if state.course:  # rounds of an earlier course are no answers to this one
+        body["course"] = state.course
     weights = masked_weights(state, options)
     tasks = {}
     for site in roster.sites:
         hold = {best.kept.get(site, best.round) for best in (state.mean, state.worst)}
+        hold |= rounds_to_hold(desk.folder, site)
         own: dict[str, Any] = {"kept": state.kept.get(site, 0), "hold": sorted(hold - {-1, 0})}
         if options.privacy.masked:
             own["weight"] = weights[site]
@@ -179,7 +256,7 @@ def _tasks(desk: Desk, state: State, all_parts: Sequence[Part]) -> dict[str, Tas
     return tasks
 
 
-def _site_round(answer: Answer, outcome: Outcome) -> SiteRound:
+def _site_round(answer: Answer, outcome: Outcome, long: Lengths | None) -> SiteRound:
     told, came = answer.body["metrics"], outcome.came[answer.site]
     validation = validation_of(answer)
     return SiteRound(
@@ -190,4 +267,6 @@ def _site_round(answer: Answer, outcome: Outcome) -> SiteRound:
         sent=came.sent,
         received=came.received,
         seconds=number_of(answer.body.get("seconds", {}).get("total")),
+        norm=long[0] if long else math.nan,
+        norm_of_statistics=long[1] if long else math.nan,
     )

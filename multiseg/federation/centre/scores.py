@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multiseg.federation.centre.answers import dice_of, number_of, why_unclear
+from multiseg.federation.centre.answers import dice_of, number_of
 from multiseg.federation.centre.crosswise import cross_evaluated, untested
 from multiseg.federation.centre.exchange import Desk, exchange, tell_events, tell_failed
 from multiseg.federation.centre.experiment import WORST, Best, Models, State, commit
@@ -111,7 +111,7 @@ def finish(desk: Desk, state: State) -> State:
     """
     if state.scored < state.round:
         state = _score_last(desk, state)
-    outcome = exchange(desk, _last_tasks(desk, state), desk.terms(why_unclear, least=0))
+    outcome = exchange(desk, _last_tasks(desk, state), replace(desk.terms(least=0), described=state.roster.described))
     tell_events(desk, state.round, outcome)
     tell_failed(desk, state.round, outcome, "it has not tested the best model")
     test = {**state.final.get("test", {}), **{site: dice_of(answer) for site, answer in outcome.answers.items()}}
@@ -152,7 +152,7 @@ def _score_last(desk: Desk, state: State) -> State:
     body = {"info": info_of(state).to_json(), **asked, **_kept_home(state, options)}
     numbers = {site: state.kept.get(site, 0) for site in options.sites}
     tasks = {site: desk.task(EVALUATE, number, tensors, **body, kept=number) for site, number in numbers.items()}
-    outcome = exchange(desk, tasks, desk.terms(why_unclear))
+    outcome = exchange(desk, tasks, replace(desk.terms(), described=state.roster.described))
     tell_events(desk, state.round, outcome)
     validation = {site: dice_of(answer) for site, answer in outcome.answers.items()}
     new, models = scored(desk, state, {site: mean(values.values()) for site, values in validation.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -42,14 +42,20 @@ class FlowerLink:
     A SuperLink that is away is waited for: Flower's grid tries every call again until it is back.
     """
 
-    def __init__(self, grid: Grid, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._grid, self._sleep = grid, sleep
+    def __init__(
+        self,
+        grid: Grid,
+        sleep: Callable[[float], None] = time.sleep,
+        revoked: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        self._grid, self._sleep, self._revoked = grid, sleep, revoked
         self._sent: dict[str, _Sent] = {}
         self._untaken: set[str] = set()
 
     def presence(self) -> Mapping[str, Presence]:
-        """The sites that are online."""
-        return {name: Presence(True, node.last_activated_at) for name, node in self._online().items()}
+        """The sites that are online, and those whose key was revoked."""
+        there = {name: Presence(True, node.last_activated_at) for name, node in self._online().items()}
+        return there | {name: Presence(False, revoked=True) for name in self._revoked()}
 
     def send(self, site: str, task: Task, ttl_s: float) -> str:
         """Hand a task to a site's node.

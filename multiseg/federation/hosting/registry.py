@@ -52,6 +52,11 @@ def allowed(registry: Mapping[str, Entry]) -> dict[str, str]:
     return {entry.public_key: name for name, entry in registry.items() if not entry.revoked}
 
 
+def revoked(registry: Mapping[str, Entry]) -> tuple[str, ...]:
+    """The sites that are shut out."""
+    return tuple(name for name, entry in registry.items() if entry.revoked)
+
+
 def admit(folder: Path, name: str, public_key: str) -> Entry:
     """Write a site with its key into the registry.
 

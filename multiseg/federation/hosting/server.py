@@ -16,6 +16,7 @@ from multiseg.federation.centre import rounds
 from multiseg.federation.centre.progress import Event, in_words
 from multiseg.federation.fab import app_hash
 from multiseg.federation.hosting.link import FlowerLink
+from multiseg.federation.hosting.registry import read_registry, revoked
 from multiseg.federation.plan import FederationOptions, check
 from multiseg.files import wait_until_free
 from multiseg.training.folder import LOCK
@@ -48,7 +49,16 @@ def main(grid: Grid, context: Context) -> None:
     check(options)
     folder = Path(os.environ[RUNS]) / options.experiment
     wait_until_free(folder / LOCK, PREDECESSOR_S)  # a run that was lost ends when it hears that it was
-    rounds.run(options, FlowerLink(grid), folder, on_event=_tell)
+    link = FlowerLink(grid, revoked=lambda: _revoked(folder.parent.parent))
+    rounds.run(options, link, folder, on_event=_tell)
+
+
+def _revoked(home: Path) -> tuple[str, ...]:
+    """The sites that are shut out; none where the registry cannot be read, which is for the steward to say."""
+    try:
+        return revoked(read_registry(home))
+    except FederationError:
+        return ()
 
 
 def _tell(event: Event) -> None:

@@ -15,12 +15,13 @@ from multiseg.federation.hosting.registry import Entry, allowed, read_registry
 from multiseg.federation.hosting.traffic import Count, read_traffic
 
 
-def submit(folder: Path, file: Path, cards: bool = True) -> tuple[int, list[str]]:
+def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None = None) -> tuple[int, list[str]]:
     """Check a run's settings and start it; its number, and what a person should know.
 
     Args:
         cards: whether what the file leaves open is set as for a CUDA card (the published network and patches) or as
             for processors.
+        from_round: put the experiment back to what it was after this round, before it is resumed.
 
     Raises:
         UsageError: the settings cannot be meant, go unheard, name a site that is not enrolled, or the experiment runs
@@ -28,6 +29,7 @@ def submit(folder: Path, file: Path, cards: bool = True) -> tuple[int, list[str]
         FederationError: the server does not answer, or refuses.
     """
     from multiseg.config import checked, defaults, learning, merged
+    from multiseg.federation.centre.earlier import go_back
     from multiseg.federation.centre.experiment import check_same
     from multiseg.federation.plan import FederationOptions, check
     from multiseg.federation.run_file import left_to_sites, read_run
@@ -49,6 +51,8 @@ def submit(folder: Path, file: Path, cards: bool = True) -> tuple[int, list[str]
             if run.experiment == options.experiment and run.status != "finished":
                 raise UsageError(f"{run.experiment} is {run.status} as run {run.run_id}: stop it first, or wait.")
         online = {node.name for node in control.nodes() if node.status == "online"}
+        if from_round is not None:
+            go_back(server.at(home.RUNS) / options.experiment, options.experiment, from_round)
         number = control.start(settings)
     away = sorted(set(wanted) - online)
     waits = [f"Not online yet, and waited for: {', '.join(away)}."] if away else []
@@ -59,7 +63,8 @@ def status(folder: Path) -> dict[str, Any]:
     """Sites and runs for tables: {"error", "sites": [...], "runs": [...]}. A server that is off is no error.
 
     A run's "waits_for" says of each site that owes its round an answer whether that is away, at work or revoked; before
-    the first round and after the last it names those that are away or revoked.
+    the first round and after the last it names those that are away or revoked. "without" names the sites of the run
+    that it is conducted without, such as revoked ones.
     """
     server = read_home(folder)
     registry, (counts, _) = read_registry(folder), read_traffic(server.at(home.TRAFFIC))
@@ -96,6 +101,7 @@ def _run(run: Run, server: Home, registry: Mapping[str, Entry]) -> dict[str, Any
         "round": f"{stands['round']}/{rounds}" if rounds else "",
         "dice": "" if dice is None else f"{dice:.3f}",
         "waits_for": _waits_for(stands, registry) if run.status != "finished" else "",
+        "without": ", ".join(stands.get("left", ())),
         "submitted": run.submitted[:19],
         "details": run.details,
     }

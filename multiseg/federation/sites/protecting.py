@@ -57,5 +57,5 @@ def protected(task: Task, site: Site, order: Order, update: Mapping[str, Tensor]
 
 def circle_of(task: Task) -> str:
     """Digest of what all sites of a masked round received alike: it stands for the masks."""
-    common = {name: said(task, name) for name in COMMON}
+    common = {name: said(task, name) for name in COMMON} | {n: task.body[n] for n in ("course",) if n in task.body}
     return digest_of(task.tensors, json.dumps(common, sort_keys=True))

@@ -1,19 +1,22 @@
 """Sites that only pretend, a link to them, and a clock that stands still until somebody waits."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 import torch
 
+from multiseg.errors import FederationError
 from multiseg.federation.centre.exchange import Failure, Presence
 from multiseg.federation.messages import DESCRIBE, PROTOCOL, ROUND, Answer, Task, answer_from_bytes, to_bytes
 from multiseg.federation.plan import FederationOptions, LocalOptions, ScheduleOptions
 from multiseg.models.parts import parts, trained_parts
 from multiseg.models.saved import ModelInfo
+from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions
 
-Reply = Callable[[Task], Answer | Failure | None]
+Reply = Callable[[Task], Answer | bytes | Failure | None]
 """What comes back of a task that was sent; None: nothing ever."""
 
 
@@ -22,6 +25,7 @@ def options(*sites: str, rounds: int = 2, **others: object) -> FederationOptions
     said = {"rounds": rounds, "deadline_minutes": 1.0, **others.pop("schedule", {})}  # type: ignore[dict-item]
     schedule = ScheduleOptions(**said)  # type: ignore[arg-type]
     common = {"model": ModelOptions(widths=(4, 8)), "local": LocalOptions(steps=3), "schedule": schedule}
+    common["fit"] = FitOptions(learning_rate=1.0)  # sites that pretend move every weight a long way
     return FederationOptions(experiment="fake", sites=sites, **{**common, **others})  # type: ignore
 
 
@@ -72,6 +76,9 @@ class FakeSite:
 
     def answer(self, task: Task) -> Answer:
         """What it says to any task."""
+        return replace(self._answer(task), experiment=task.experiment)
+
+    def _answer(self, task: Task) -> Answer:
         if task.kind == DESCRIBE:
             return Answer(task.kind, self.name, task.round, self.about())
         info = ModelInfo.from_json(task.body["info"])
@@ -99,6 +106,7 @@ class FakeLink:
         away: by site, times (from, to) at which it is not there.
         replies: by (site, kind, round), what comes of the first, second, ... time that it is sent; then what the
             site answers.
+        revoked: by site, the time from which it is shut out.
         delay: by site, seconds from the sending to the answer.
         sent: site, kind, round and time of all that was sent.
     """
@@ -109,6 +117,7 @@ class FakeLink:
         self.away: dict[str, list[tuple[float, float]]] = {}
         self.replies: dict[tuple[str, str, int], list[Reply]] = {}
         self.delay: dict[str, float] = {}
+        self.revoked: dict[str, float] = {}
         self.sent: list[tuple[str, str, int, float]] = []
         self.tasks: list[Task] = []
         self._on_its_way: dict[str, tuple[float, str, Answer | Failure | None]] = {}
@@ -120,7 +129,11 @@ class FakeLink:
     def presence(self) -> Mapping[str, Presence]:
         """Those that are there, and when each came last."""
         return {
-            name: Presence(self._is_there(name), str([to for _, to in self.away.get(name, []) if to <= self.now]))
+            name: Presence(
+                self._is_there(name),
+                str([to for _, to in self.away.get(name, []) if to <= self.now]),
+                revoked=self.revoked.get(name, math.inf) <= self.now,
+            )
             for name in self.sites
         }
 
@@ -132,7 +145,9 @@ class FakeLink:
         replies = self.replies.get((site, task.kind, task.round), [])
         what = replies.pop(0)(task) if replies else self.sites[site].answer(task)
         if isinstance(what, Answer):
-            what = answer_from_bytes(to_bytes(what))
+            what = to_bytes(what)
+        if isinstance(what, bytes):
+            what = _received(what)
         id_ = str(len(self.sent))
         self._on_its_way[id_] = (self.now + self.delay.get(site, 1.0), site, what)
         return id_
@@ -157,7 +172,17 @@ class FakeLink:
         return [number for name, kind, number, _ in self.sent if name == site and kind == ROUND]
 
     def _is_there(self, site: str) -> bool:
-        return not any(begin <= self.now < end for begin, end in self.away.get(site, []))
+        return self.revoked.get(site, math.inf) > self.now and not any(
+            begin <= self.now < end for begin, end in self.away.get(site, [])
+        )
+
+
+def _received(data: bytes) -> Answer | Failure:
+    """As the link of a deployed run takes what a site sent."""
+    try:
+        return answer_from_bytes(data)
+    except FederationError as error:
+        return Failure(str(error))
 
 
 def lost(task: Task) -> None:

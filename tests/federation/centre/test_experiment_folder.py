@@ -17,7 +17,6 @@ from multiseg.federation.centre.experiment import WORST, claimed, opened, read_h
 from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.plan import AggregateOptions, ScheduleOptions
 from multiseg.models.saved import BEST, LAST, read_info
-from multiseg.training.fit import FitOptions
 
 SITES = (FakeSite("ash"), FakeSite("elm", modalities=("FLAIR", "T2"), dice=lambda step: [0.1, 0.3, 0.2, 0.2][step]))
 OPTIONS = replace(options("ash", "elm", rounds=2), aggregate=AggregateOptions(strategy="fedadam", learning_rate=0.01))
@@ -152,7 +151,8 @@ def test_a_full_disk_leaves_the_last_round(undisturbed: Path, tmp_path: Path) ->
     def full(path: Path, data: bytes) -> None:
         raise ResourceError(f"{path} could not be written: No space left on device.")
 
-    go(tmp_path, replace(OPTIONS, schedule=replace(OPTIONS.schedule, rounds=1), fit=FitOptions(schedule="constant")))
+    constant = replace(OPTIONS.fit, schedule="constant")
+    go(tmp_path, replace(OPTIONS, schedule=replace(OPTIONS.schedule, rounds=1), fit=constant))
     before = (tmp_path / "state.safetensors").read_bytes()
     real = folder_of.write_atomically
     with pytest.MonkeyPatch.context() as patch:
@@ -162,9 +162,9 @@ def test_a_full_disk_leaves_the_last_round(undisturbed: Path, tmp_path: Path) ->
             lambda path, data: full(path, data) if path.name == "state.safetensors" else real(path, data),
         )
         with pytest.raises(ResourceError, match="No space left"):
-            go(tmp_path, replace(OPTIONS, fit=FitOptions(schedule="constant")))
+            go(tmp_path, replace(OPTIONS, fit=constant))
     assert (tmp_path / "state.safetensors").read_bytes() == before
-    go(tmp_path, replace(OPTIONS, fit=FitOptions(schedule="constant")))
+    go(tmp_path, replace(OPTIONS, fit=constant))
     assert read_info(tmp_path / "last.safetensors").step == 2
 
 

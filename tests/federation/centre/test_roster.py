@@ -219,3 +219,13 @@ def test_a_roster_comes_back_from_json() -> None:
     again = Roster.from_json(roster.to_json())
     assert again.to_json() == roster.to_json()
     assert list(again.held_out) == ["elm"]
+
+
+def test_a_site_that_says_it_has_nearly_all_cases_is_named() -> None:
+    sites = (FakeSite("ash"), FakeSite("elm", num_cases=1_000_000), FakeSite("oak"))
+    said = options("ash", "elm", "oak")
+    roster = enrolled(told(*sites), said)
+    (text,) = [text for text in warnings(roster, parts(roster.info), said) if "by its own word" in text]
+    assert text.startswith("elm has 1,000,000 of the 1,000,020 training cases")
+    fair = enrolled(told(FakeSite("ash"), FakeSite("elm", num_cases=100), FakeSite("oak")), said)
+    assert not any("by its own word" in text for text in warnings(fair, parts(fair.info), said))

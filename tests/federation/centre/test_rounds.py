@@ -12,7 +12,9 @@ from fake_link import FakeLink, FakeSite, broken, lost, options, spoilt
 
 from multiseg.errors import FederationError, UsageError
 from multiseg.federation.centre.experiment import opened
-from multiseg.federation.centre.progress import Came, Event, Noted, Refused, Resent, RoundDone, Waiting
+from multiseg.federation.centre.logs import read_status
+from multiseg.federation.centre.progress import Came, Event, Left, Noted, Refused, Resent, RoundDone, Waiting
+from multiseg.federation.centre.report import notable_events
 from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Answer, Task
 from multiseg.federation.plan import AggregateOptions, LocalOptions, PrivacyOptions
@@ -207,7 +209,7 @@ def _saying(**said: object) -> Callable[[Task], Answer]:
         (_with(f"{FIRST}[T1]", torch.zeros(4, 2, 3, 3, 3)), r"\[T1\]' is of shape \(4, 2, 3, 3, 3\), but the part is"),
         (_with(f"{FIRST}[DWI]", torch.zeros(4, 1, 3, 3, 3)), "which is no part that this site trains"),
         (spoilt(ELM, tensors={}), "it lacks"),
-        (spoilt(ELM, body={}), "losses, Dice and counts is not to be understood"),
+        (spoilt(ELM, body={}), "what it says is not to be understood"),
         (spoilt(ELM, error="out of memory"), "out of memory"),
         (_with(f"{FIRST}[T1]", torch.zeros(4, 1, 3, 3, 3, dtype=torch.complex64)), "holds torch.complex64"),
         (_saying(num_cases=float("inf")), "OverflowError"),
@@ -345,9 +347,7 @@ def test_a_site_that_joins_after_the_last_round_teaches_nothing(tmp_path: Path) 
 
 
 def _constant() -> object:
-    from multiseg.training.fit import FitOptions
-
-    return FitOptions(schedule="constant")
+    return replace(options("a").fit, schedule="constant")
 
 
 def test_a_stop_between_rounds_is_gone_on_from(tmp_path: Path) -> None:
@@ -622,3 +622,65 @@ def test_epsilon_counts_what_a_site_says_it_sent(tmp_path: Path) -> None:
     result = go(FakeLink(ASH, Repeated("elm")), tmp_path, rounds=3, privacy=noisy)
     expected = [epsilon(2.0, releases, noisy.delta) for releases in (3, 4, 4)]  # it never gets less
     assert [entry["epsilon"] for entry in result.history] == pytest.approx(expected)
+
+
+def test_a_revoked_site_does_not_stop_the_others(tmp_path: Path) -> None:
+    """As if it had been taken out of the run file after the last round that was saved, to the bit."""
+    events: list[Event] = []
+    link = FakeLink(ASH, ELM, OAK)
+    link.delay["elm"] = 50.0
+    link.revoked["elm"] = 60.0  # in the middle of round 1: 50 s for its description, and 10 of the round
+    result = go(link, tmp_path / "revoked", events=events, rounds=3)
+    assert link.now < 120, "it is not waited for"
+    assert (result.finished, result.round) == (True, 3)
+    assert [(left.site, left.reason) for left in of(Left, events)] == [("elm", "its key was revoked")]
+    assert [list(done.sites) for done in of(RoundDone, events)] == [["ash", "oak"]] * 3
+    assert set(result.test) == {"ash", "oak"}
+    assert read_status(tmp_path / "revoked")["left"] == ["elm"]
+    assert [event["event"] for event in notable_events(tmp_path / "revoked")] == ["Left"]
+    go(FakeLink(ASH, OAK), tmp_path / "two", rounds=3)
+    for name in ("last.safetensors", "model.safetensors"):
+        a, b = (load_weights(tmp_path / folder / name) for folder in ("revoked", "two"))
+        assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+def test_the_answer_of_a_site_that_is_revoked_later_counts(tmp_path: Path) -> None:
+    events: list[Event] = []
+    link = FakeLink(ASH, ELM, OAK)
+    link.delay["oak"] = 50.0
+    link.revoked["elm"] = 60.0  # it has answered to round 1, and oak has not
+    go(link, tmp_path, events=events, rounds=2)
+    assert [list(done.sites) for done in of(RoundDone, events)] == [["ash", "elm", "oak"], ["ash", "oak"]]
+    assert [(left.site, left.round) for left in of(Left, events)] == [("elm", 1)]
+
+
+def test_a_revoked_site_of_a_masked_run_is_left_out_where_three_remain(tmp_path: Path) -> None:
+    sites = [replace(FakeSite(name), modalities=("T1",)) for name in ("ash", "elm", "oak")]
+    link = FakeLink(*sites)
+    link.revoked["elm"] = 0.5
+    masked = {"privacy": PrivacyOptions(masked=True)}
+    with pytest.raises(FederationError, match=r"cannot go on without .*elm: its key was revoked.*3 sites or more"):
+        go(link, tmp_path, rounds=1, **masked)
+
+
+def test_a_quorum_of_more_than_are_left_ends_the_run_by_name(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM, OAK, FakeSite("yew"))
+    link.revoked = {"elm": 0.5, "oak": 0.5}
+    with pytest.raises(FederationError, match=r"elm: its key was revoked; oak: .*quorum is 3, but there are 2 sites"):
+        go(link, tmp_path, rounds=1, schedule={"quorum": 3})
+
+
+def test_a_site_that_was_enrolled_again_takes_part_once_the_run_is_submitted_again(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM, OAK)
+    link.revoked["elm"] = 0.0
+    constant = {"fit": _constant()}
+    go(link, tmp_path, rounds=1, **constant)
+    result = go(FakeLink(ASH, ELM, OAK), tmp_path, rounds=2, **constant)
+    assert [list(entry["sites"]) for entry in result.history] == [["ash", "oak"], ["ash", "elm", "oak"]]
+
+
+def test_a_revoked_site_that_only_looks_on_is_left_out_too(tmp_path: Path) -> None:
+    link = FakeLink(ASH, ELM, OAK)
+    link.revoked["oak"] = 2.5
+    result = go(link, tmp_path, said=options("ash", "elm", held_out=("oak",)))
+    assert (result.finished, set(result.test)) == (True, {"ash", "elm"})

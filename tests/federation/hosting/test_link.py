@@ -218,3 +218,12 @@ def test_a_task_that_the_superlink_does_not_take_is_an_error() -> None:
     grid.takes = False
     with pytest.raises(FederationError, match="took no describe task for alder"):
         FlowerLink(grid).send("alder", TASK, 60.0)
+
+
+def test_a_site_whose_key_was_revoked_is_known_as_such() -> None:
+    link = FlowerLink(PlayedGrid(alder=30, birch=30), revoked=lambda: ("birch", "cedar"))
+    assert link.presence() == {
+        "alder": Presence(True, SINCE),
+        "birch": Presence(False, revoked=True),
+        "cedar": Presence(False, revoked=True),
+    }

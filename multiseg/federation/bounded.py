@@ -1,0 +1,86 @@
+"""JSON from another machine, read within bounds: no text of it can take more time, memory or stack than it may."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The most that a JSON text may hold.
+
+    Attributes:
+        length: characters of the whole text.
+        depth: lists and mappings inside each other.
+        digits: of a whole number.
+        entries: of all mappings together.
+    """
+
+    length: int
+    depth: int = 16
+    digits: int = 20
+    entries: int = 200_000
+
+
+def bounded_json(data: str | bytes, bounds: Bounds) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is no JSON, a bound is passed, or a mapping holds a name twice.
+    """
+    if len(data) > bounds.length:
+        raise ValueError(f"{len(data)} characters of JSON, where {bounds.length} are the most")
+    text = data if isinstance(data, str) else data.decode("utf-8")
+    _check_depth(text, bounds.depth)
+    num_entries = 0
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal num_entries
+        num_entries += len(pairs)
+        if num_entries > bounds.entries:
+            raise ValueError(f"more than {bounds.entries} entries")
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{twice!r:.80} stands twice")
+        return found
+
+    def whole(digits: str) -> int:
+        if len(digits) > bounds.digits:
+            raise ValueError(f"a whole number of {len(digits)} digits")
+        return int(digits)
+
+    return json.loads(text, object_pairs_hook=mapping, parse_int=whole)
+
+
+def _check_depth(text: str, most: int) -> None:
+    """Before it is parsed: the parser itself goes as deep as the text does."""
+    depth = 0
+    for match in _STRUCTURE.finditer(text):
+        letter = text[match.start()]
+        if letter in "[{":
+            depth += 1
+            if depth > most:
+                raise ValueError(f"JSON that is nested more than {most} deep")
+        elif letter != '"':
+            depth -= 1
+
+
+def leaves_of(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a JSON document that holds no others, and every name of its mappings, with where it stands."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield name, key
+            yield from leaves_of(value, f"{name}/{key:.80}" if name else f"{key:.80}")
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from leaves_of(value, name)
+    else:
+        yield name, tree
