@@ -11,6 +11,7 @@ from multiseg.errors import FederationError
 from multiseg.federation.centre.exchange import Failure, Presence
 from multiseg.federation.messages import DESCRIBE, PROTOCOL, ROUND, Answer, Task, answer_from_bytes, to_bytes
 from multiseg.federation.plan import FederationOptions, LocalOptions, ScheduleOptions
+from multiseg.federation.privacy import to_payload
 from multiseg.models.parts import parts, trained_parts
 from multiseg.models.saved import ModelInfo
 from multiseg.training.fit import FitOptions
@@ -94,7 +95,8 @@ class FakeSite:
             "seconds": {"total": 1.0},
             "events": [],
         }
-        tensors = {part.name: torch.full(part.shape, self.change) for part in mine}
+        payload = task.body.get("options", {}).get("privacy", {}).get("payload", "float32")
+        tensors = to_payload({part.name: torch.full(part.shape, self.change) for part in mine}, payload)
         return Answer(task.kind, self.name, task.round, body, tensors)
 
 
