@@ -72,7 +72,7 @@ class Peaks:
 
 def ours(folder: Path, sites: dict[str, str], payload: str, peaks: Peaks) -> tuple[list[float], int]:
     """Overhead of each round in seconds, and the bytes to and from a site in one."""
-    rehearsal = prepared(folder, sites, device="cpu")
+    rehearsal = prepared(folder, sites, device="cpu", least=1)
     (folder / "run.toml").write_text(RUN_TOML.format(rounds=ROUNDS, payload=payload))
     run = rehearsal.home / "runs" / "overhead"
     with staged(rehearsal):

@@ -11,6 +11,7 @@ import pytest
 from multiseg.federation.centre import experiment, logs
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.run_file import OF_A_SITE, UNHEARD
+from multiseg.federation.sites.limits import Limits
 from multiseg.federation.sites.policy import Leaves
 from multiseg.models.saved import BEST, LAST
 from multiseg.training.fit import FitOptions
@@ -90,6 +91,7 @@ def test_a_sites_file_shows_all_that_it_may_say_of_what_leaves() -> None:
     said = tomllib.loads(re.sub(r"approved = \[.*?\]", "approved = []", block))["leaves"]
     default = asdict(Leaves())
     assert said == {name: list(value) if isinstance(value, tuple) else value for name, value in default.items()}
+    assert tomllib.loads(re.sub(r"approved = \[.*?\]", "approved = []", block))["limits"] == asdict(Limits())
 
 
 def test_every_setting_of_the_optimiser_is_in_the_guide_to_training() -> None:

@@ -21,6 +21,8 @@ from multiseg.experiments.runs import Exam, Run
 from multiseg.federation.centre.rounds import run as federate
 from multiseg.federation.local import LocalLink
 from multiseg.federation.plan import FederationOptions
+from multiseg.federation.sites.limits import NONE
+from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site
 from multiseg.files import write_atomically
 from multiseg.models.devices import resolve_device
@@ -134,7 +136,11 @@ def _federated(task: Task, out: Path) -> tuple[int, float]:
     roster = {"experiment": task.run.key, "sites": names}
     options = checked(learning(merged(settings, {**task.run.federation, **roster})), FederationOptions)
     store, device = str(task.run.settings["store"]), task.device
-    sites = {name: Site(name, store, out / "sites" / name, (name,), device, workers=0) for name in names}
+    public = Leaves(least=1)  # all of the data are here
+    sites = {
+        name: Site(name, store, out / "sites" / name, (name,), device, workers=0, leaves=public, limits=NONE)
+        for name in names
+    }
     with stop_on_signals() as should_stop:
         result = federate(options, LocalLink(sites, should_stop), out, should_stop=should_stop)
     if not result.finished:

@@ -13,6 +13,7 @@ from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.messages import Answer, Task, answer_from_bytes, task_from_bytes, to_bytes
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.answering import answer
+from multiseg.federation.sites.limits import NONE
 from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site
 from multiseg.store.reader import open_store
@@ -24,11 +25,16 @@ OnStep = Callable[[str, StepEvent], None]
 
 @dataclass(frozen=True)
 class Machine:
-    """What all sites of a simulation share."""
+    """What all sites of a simulation share.
+
+    Attributes:
+        least: cases of a site below which nothing leaves it, as in a site's own settings.
+    """
 
     device: str = "auto"
     workers: int = 0
     cache: str = "0"
+    least: int = Leaves.least
 
 
 class LocalLink:
@@ -117,7 +123,8 @@ def _sites(options: FederationOptions, stores: Mapping[str, str], folder: Path, 
             workers=machine.workers,
             cache=machine.cache,
             trains=name in options.sites,
-            leaves=Leaves(to_sites=True),
+            leaves=Leaves(least=machine.least, to_sites=True),
+            limits=NONE,
         )
         for name, url in stores.items()
     }

@@ -116,7 +116,8 @@ class ScheduleOptions:
         deadline_minutes: how long a round waits for the sites that are missing.
         evaluate_subsets: "full" (all sequences a case has) or "all" (every subset of them) when sites evaluate the
             model they receive.
-        validation_cases: of each database, that a site evaluates the received model on.
+        validation_cases: of each database, that a site evaluates the received model on. The site chooses them, in
+            whole groups of its own `least` or more.
         keep_rounds: rounds before the last one that the run can go back to; each needs the room of a model.
         cross_site: at the end every site tests what each of the others made of the network in the last round. Other
             sites come to see a model that one site trained, so each has to allow it.
@@ -126,7 +127,7 @@ class ScheduleOptions:
     quorum: int = 0
     deadline_minutes: float = 1440.0
     evaluate_subsets: str = "full"
-    validation_cases: int = 4
+    validation_cases: int = 5
     cross_site: bool = False
     keep_rounds: int = 3
 
@@ -181,6 +182,7 @@ def check(options: FederationOptions) -> None:
     ):
         if value not in known:
             raise UsageError(f"{name} is {value!r}, which is none of {', '.join(known)}.")
+    _check_sizes(options)
     if options.schedule.rounds < 1 or local.steps < 1 or options.schedule.deadline_minutes <= 0 or privacy.least < 1:
         raise UsageError(
             f"{options.schedule.rounds} rounds of {local.steps} steps with a deadline of "
@@ -206,6 +208,38 @@ def check(options: FederationOptions) -> None:
             "a progressive network is not trained by a federation: fine-tune the joint model at each site."
         )
     _check_privacy(options)
+
+
+MOST = {
+    "local.steps": 1_000_000,
+    "schedule.rounds": 1_000_000,
+    "schedule.validation_cases": 1_000_000,
+    "stream.batch_size": 100_000,
+    "stream.ahead": 10_000,
+    "fit.accumulate": 100_000,
+}
+"""What no run can mean. Each site has limits of its own, far below."""
+SMALLEST_PATCH, LARGEST_PATCH = 4, 4096
+MOST_WIDTHS, WIDEST = 16, 65_536
+
+
+def _check_sizes(options: FederationOptions) -> None:
+    """Raises UsageError for numbers that nobody has the time or the memory for."""
+    for name, most in MOST.items():
+        table, _, key = name.partition(".")
+        value = getattr(getattr(options, table), key)
+        if value > most:
+            raise UsageError(f"{name} is {value}: give {most} at most.")
+    patch, widths = options.stream.draw.patch, options.model.widths
+    if not all(SMALLEST_PATCH <= edge <= LARGEST_PATCH for edge in patch):
+        raise UsageError(f"stream.draw.patch is {list(patch)}: give edges from {SMALLEST_PATCH} to {LARGEST_PATCH}.")
+    if len(widths) > MOST_WIDTHS or not all(1 <= width <= WIDEST for width in widths):
+        raise UsageError(
+            f"model.widths has {len(widths)} widths, from {min(widths)} to {max(widths)}: give at most {MOST_WIDTHS}, "
+            f"from 1 to {WIDEST}."
+        )
+    if options.schedule.validation_cases < 0:
+        raise UsageError(f"schedule.validation_cases is {options.schedule.validation_cases}: give 0 or more.")
 
 
 def _check_names(options: FederationOptions) -> None:

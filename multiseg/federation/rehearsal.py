@@ -19,6 +19,7 @@ from multiseg.errors import FederationError
 from multiseg.federation.hosting.control import controlling
 from multiseg.federation.hosting.enrol import enrol_server, enrol_site
 from multiseg.federation.hosting.home import read_home, write_home
+from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.supervise import die_with
 
 MULTISEG = (sys.executable, "-m", "multiseg")
@@ -36,8 +37,17 @@ class Rehearsal:
     sites: Mapping[str, Path]
 
 
-def prepared(folder: Path, stores: Mapping[str, str], host: str = "127.0.0.1", device: str = "auto") -> Rehearsal:
+def prepared(
+    folder: Path,
+    stores: Mapping[str, str],
+    host: str = "127.0.0.1",
+    device: str = "auto",
+    least: int = Leaves.least,
+) -> Rehearsal:
     """A server enrolled, on ports that are free now, and a kit filled in for every site.
+
+    Args:
+        least: cases of a site below which nothing leaves it.
 
     Raises:
         UsageError: there is one in the folder already.
@@ -57,7 +67,7 @@ def prepared(folder: Path, stores: Mapping[str, str], host: str = "127.0.0.1", d
         ):
             text = text.replace(blank, filled)
         sites[name] = kit / "site.toml"
-        sites[name].write_text(text, encoding="utf-8")
+        sites[name].write_text(f"{text}\n[leaves]\nleast = {least}\n", encoding="utf-8")
     return Rehearsal(folder, home, sites)
 
 

@@ -106,7 +106,7 @@ class Deployment:
 
     def __init__(self, folder: Path, stores: dict[str, str], host: str = "127.0.0.1") -> None:
         self.folder, self.stores = folder, stores
-        self.home = prepared(folder, stores, host, device="cpu").home
+        self.home = prepared(folder, stores, host, device="cpu", least=1).home
         self.server: Process | None = None
         self.sites: dict[str, Process] = {}
 
@@ -191,7 +191,7 @@ def options_for(experiment: str, sites: tuple[str, ...], steps: int, **tables: A
 def undisturbed(options: FederationOptions, stores: dict[str, str], out: Path) -> bytes:
     """The weights that the run comes to where nothing happens."""
     wanted = {name: stores[name] for name in (*options.sites, *options.held_out)}
-    result = simulate(options, wanted, out, machine=Machine("cpu"))
+    result = simulate(options, wanted, out, machine=Machine("cpu", least=1))
     assert result.finished
     return tensors_of(out / "last.safetensors")
 

@@ -24,7 +24,7 @@ from multiseg.models.saved import load_model, load_weights, read_info
 from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions
 
-CPU = Machine(device="cpu")
+CPU = Machine(device="cpu", least=1)
 OPTIONS = FederationOptions(
     experiment="small",
     sites=("alder", "birch", "dogwood"),

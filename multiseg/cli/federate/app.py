@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from multiseg.cli.federate.approve import approve_command
 from multiseg.cli.federate.audit import audit_command
 from multiseg.cli.federate.join import join_command
 from multiseg.cli.federate.operate import log_command, run_command, status_command, stop_command
@@ -23,6 +24,7 @@ federation_app = typer.Typer(
 COMMANDS: dict[str, Callable[..., int]] = {
     "simulate": simulate_command,
     "join": join_command,
+    "approve": approve_command,
     "audit": audit_command,
     "revoke": revoke_command,
     "serve": serve_command,

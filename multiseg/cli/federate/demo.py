@@ -66,7 +66,7 @@ def federated_demo(out: Path, steps: int, seed: int, again: list[str], walk: Cal
     if again:
         shutil.rmtree(network, ignore_errors=True)  # of an earlier demo: its keys and ports are of no use any more
     check_files([network, out / "run.toml"], overwrite=bool(again))
-    rehearsal = prepared(network, stores, device="cpu")
+    rehearsal = prepared(network, stores, device="cpu", least=1)  # six synthetic cases a site
     (out / "run.toml").write_text(RUN_TOML.format(steps=steps, seed=seed), encoding="utf-8")
     with staged(rehearsal):
         for command in (

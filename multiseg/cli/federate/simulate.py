@@ -34,6 +34,9 @@ def simulate_command(
     from_round: Annotated[
         int | None, typer.Option("--from-round", help="Go back to the state after this round first.", min=1)
     ] = None,
+    least: Annotated[
+        int, typer.Option(help="Cases of a site below which nothing leaves it, as its site.toml would say.", min=1)
+    ] = 5,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print every setting (TOML, or --json) and stop.")
     ] = False,
@@ -62,7 +65,7 @@ def simulate_command(
     check_run_file(run, out, goes_on=(out / "state.safetensors").is_file())
     if from_round is not None:
         go_back(out, options.experiment, from_round)
-    result = _simulated(options, stores, out, device, as_json)
+    result = _simulated(options, stores, out, device, least, as_json)
     if as_json:
         print_json(asdict(result) | {"folder": str(out)})
     return 0 if result.finished else 130
@@ -122,7 +125,9 @@ def _print_settings(options: FederationOptions, as_json: bool) -> None:
         typer.echo(tomli_w.dumps(settings), nl=False)
 
 
-def _simulated(options: FederationOptions, stores: Mapping[str, str], out: Path, device: str, quiet: bool) -> RunResult:
+def _simulated(
+    options: FederationOptions, stores: Mapping[str, str], out: Path, device: str, least: int, quiet: bool
+) -> RunResult:
     """Run with a bar on a terminal, a line a round, and a table at the end."""
     from multiseg.cli.console import messages, print_table, progress_bar
     from multiseg.federation.centre.report import cross_table, round_table, test_table
@@ -132,7 +137,7 @@ def _simulated(options: FederationOptions, stores: Mapping[str, str], out: Path,
     total = options.schedule.rounds * len(options.sites) * options.local.steps
     with progress_bar("simulate", total, "preparing", quiet) as bar:
         show = _Progress(bar, console, options)
-        machine = Machine(device, options.stream.workers, options.stream.cache)
+        machine = Machine(device, options.stream.workers, options.stream.cache, least)
         result = simulate(options, stores, out, show.event, show.step, machine)
     if not result.finished:
         console.print(f"Stopped after round {result.round}, saved.", soft_wrap=True)

@@ -12,9 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from multiseg.errors import FederationError, StoppedError
-from multiseg.federation.centre.progress import Came, Event, Noted, Refused, Resent, Waiting
+from multiseg.federation.centre.progress import Came, Event, Held, Noted, Refused, Resent, Waiting
 from multiseg.federation.centre.reading import Databases, fault
-from multiseg.federation.messages import Answer, Task
+from multiseg.federation.messages import DESCRIBE, FINGERPRINT, Answer, Task
 from multiseg.federation.plan import FederationOptions
 from multiseg.shown import line
 
@@ -26,8 +26,16 @@ PAUSE_S = 15.0
 MARGIN_S = 600.0
 """A task outlives its deadline by this, so that an answer that is being sent then still counts."""
 
+APPROVAL_S = 60.0
+"""Before a site that waits for a person's approval is asked again."""
+SLOW_S = 20.0
+"""After so long of an answer that takes no work the log says that it is missing."""
 LONGEST_S = 7 * 86400.0
 """No task outlives this, however long it is waited for."""
+
+
+SHORT = (DESCRIBE, FINGERPRINT)
+"""Tasks that take a site no time."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ class Desk:
     on_event: Callable[[Event], None]
     should_stop: Callable[[], bool]
     clock: Callable[[], float] = time.monotonic
+    busy: Callable[[str], str] = lambda site: "it is busy"
 
     def note(self, number: int, text: str, site: str = "") -> None:
         """Tell something that a person should know, of a site or of the run."""
@@ -135,6 +144,7 @@ class _Errand:
     not_before: float = 0.0
     tries: int = 0
     why: str = ""
+    held: str = ""
     answer: Answer | None = None
     came: Came | None = None
     failure: str = ""
@@ -191,8 +201,18 @@ def exchange(desk: Desk, tasks: Mapping[str, Task], terms: Terms) -> Outcome:
             raise FederationError(_missing(errands, terms))
         if is_late or not still:
             return _outcome(errands)
+        _tell_slow(desk, still)
         if not came:
             desk.link.wait(POLL_S)
+
+
+def _tell_slow(desk: Desk, errands: Sequence[_Errand]) -> None:
+    """Say once of each site that has a short task for long that it has not answered, and what may keep it busy."""
+    for errand in errands:
+        is_slow = errand.ids and not errand.held and desk.clock() - errand.sent_at > SLOW_S
+        if is_slow and errand.task.kind in SHORT:
+            errand.held = f"has not answered yet ({errand.task.kind}): {desk.busy(errand.site)}"
+            desk.on_event(Held(errand.task.round, errand.site, errand.held))
 
 
 def _outcome(errands: Sequence[_Errand]) -> Outcome:
@@ -270,7 +290,7 @@ def _send(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> tuple[str, ..
 
 
 def _hand_over(desk: Desk, errand: _Errand, terms: Terms, since: str) -> None:
-    if errand.ids:
+    if errand.ids and not errand.held:
         desk.on_event(Resent(errand.task.round, errand.site, errand.why))
     ttl_s = min(terms.deadline_s, LONGEST_S) + MARGIN_S
     errand.ids.append(desk.link.send(errand.site, errand.task, ttl_s))
@@ -299,6 +319,12 @@ def _take(desk: Desk, errand: _Errand, what: Answer | Failure, terms: Terms) -> 
     if isinstance(what, Failure):
         errand.remedy = what.remedy
         (_fail if what.remedy else _again)(desk, errand, line(what.text))
+    elif what.site == errand.site and what.error and what.passing and what.body.get("waits") is True:
+        why = line(what.error)
+        if errand.held != why:
+            errand.held = why
+            desk.on_event(Held(task.round, errand.site, why))
+        errand.why, errand.not_before = why, desk.clock() + APPROVAL_S
     elif what.site == errand.site and _may_be_mended(what):
         _again(desk, errand, line(what.error))
     elif (what.site, what.kind, what.round) != (errand.site, task.kind, task.round):

@@ -12,7 +12,18 @@ from typing import Any
 
 from multiseg.errors import ResourceError
 from multiseg.faults import remedy
-from multiseg.federation.centre.progress import Began, Came, Event, Finished, Left, Refused, Resent, RoundDone, Waiting
+from multiseg.federation.centre.progress import (
+    Began,
+    Came,
+    Event,
+    Finished,
+    Held,
+    Left,
+    Refused,
+    Resent,
+    RoundDone,
+    Waiting,
+)
 from multiseg.files import write_atomically
 from multiseg.training.folder import LOG, TENSORBOARD
 
@@ -27,6 +38,7 @@ class Status:
     Attributes:
         awaited: sites that are asked something and are not there.
         left: sites that the settings name and that the run is conducted without.
+        held: sites that have their task and do not answer yet, and why.
         working: sites that have not answered to a round that goes on, there or not; none before the first round and
             after the last.
     """
@@ -44,6 +56,7 @@ class Status:
     sites: tuple[str, ...] = ()
     working: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    held: dict[str, str] = field(default_factory=dict)
     dice: dict[str, float] = field(default_factory=dict)
     loss: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -71,6 +84,8 @@ class Status:
                 self._is_through(event.site)
                 self.awaited = tuple(site for site in self.awaited if site != event.site)
                 self.left = tuple(dict.fromkeys((*self.left, event.site)))
+            case Held():
+                self.held[event.site] = event.reason
             case Resent():
                 self.resent[event.site] = self.resent.get(event.site, 0) + 1
             case RoundDone():
@@ -83,6 +98,7 @@ class Status:
                 self.finished, self.awaited = True, ()
 
     def _is_through(self, site: str) -> None:
+        self.held.pop(site, None)
         self.working = tuple(other for other in self.working if other != site)
 
 
@@ -93,6 +109,15 @@ def read_status(folder: Path) -> dict[str, Any]:
     except OSError:
         return {}
     return found
+
+
+def busy_with(folder: Path, site: str) -> str:
+    """What may keep a site from answering to the run in a folder: the rounds of the runs beside it that asked it."""
+    others = [read_status(other) for other in sorted(folder.parent.iterdir()) if other.is_dir() and other != folder]
+    rounds = [
+        f"{other['experiment']}, round {other['round'] + 1}" for other in others if site in other.get("working", ())
+    ]
+    return f"it may be at work for {'; '.join(rounds)}" if rounds else "it is busy, or cut off"
 
 
 def prometheus(status: Status) -> str:

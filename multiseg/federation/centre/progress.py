@@ -57,6 +57,15 @@ class Resent:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A site has its task and does not answer yet: it is busy, or waits for a person there."""
+
+    round: int
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Noted:
     """Something a person should know: of a site, or of the run where it names none."""
 
@@ -145,7 +154,7 @@ class Finished:
     test: Mapping[str, Mapping[str, float]]
 
 
-Event = Waiting | Began | Came | Refused | Resent | Noted | Left | WentBack | RoundDone | Finished
+Event = Waiting | Began | Came | Refused | Resent | Held | Noted | Left | WentBack | RoundDone | Finished
 
 
 def in_words(event: Event) -> str:
@@ -158,7 +167,7 @@ def in_words(event: Event) -> str:
     return line(f"round {event.round}: {_told(event)}", TEXT)
 
 
-def _told(event: Waiting | Began | Came | Refused | Resent | Noted | Left | WentBack) -> str:
+def _told(event: Waiting | Began | Came | Refused | Resent | Held | Noted | Left | WentBack) -> str:
     match event:
         case Waiting(sites=sites):
             text = f"waiting for {', '.join(sites)}" if sites else "all sites are there"
@@ -175,6 +184,8 @@ def _told(event: Waiting | Began | Came | Refused | Resent | Noted | Left | Went
             text = f"goes on WITHOUT {site}: {reason}"
         case WentBack(before=before):
             text = f"the run was put back to this round from round {before}"
+        case Held(site=site, reason=reason):
+            text = f"{site} {reason}"
         case Noted(site=site):
             text = f"{site}: {event.text}" if site else event.text
     return text

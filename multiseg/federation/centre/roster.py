@@ -322,12 +322,18 @@ def _lacks(info: SiteInfo, space: LabelSpace, known: set[str], trains: bool) -> 
     fitting = [about for about in found if _annotated(about, space)]
     if not fitting:
         told = sorted({label["name"] for about in found for label in about["labels"]})
-        return [f"nobody there looked for {', '.join(space.names)}; its labels are {', '.join(told) or 'none'}"]
+        return [
+            f"nobody there looked for {', '.join(space.names)}, or in fewer cases than its `least`; its labels are "
+            f"{', '.join(told) or 'none'}"
+        ]
     reasons = []
     if trains and not info.can_train:
-        reasons.append("it does not let others train on its data: name it in held_out, or allow it in its site.toml")
+        reasons.append(
+            "it does not let others train on its data, or has fewer training cases than its `least`: name it in "
+            "held_out, or allow it in its site.toml"
+        )
     if trains and not any(int(about["num_cases"]["train"]) for about in fitting):
-        reasons.append("it has no training cases: name it in held_out")
+        reasons.append("it has no training cases, or fewer than its `least`: name it in held_out")
     elif trains and not modalities_of(info, space):
         reasons.append("its training cases have no sequences")
     if not trains and known and known.isdisjoint(name for about in fitting for name in about["modalities"]):

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from multiseg.federation.centre.exchange import (
 from multiseg.federation.centre.experiment import State, claimed, commit, opened
 from multiseg.federation.centre.handshake import handshake
 from multiseg.federation.centre.lengths import LOOK_BACK, Lengths, lengths, outliers
-from multiseg.federation.centre.logs import Logs
+from multiseg.federation.centre.logs import Logs, busy_with
 from multiseg.federation.centre.progress import Began, Event, Left, RoundDone, SiteRound
 from multiseg.federation.centre.roster import holders, personal_parts, trains
 from multiseg.federation.centre.scope import learnt_with
@@ -86,7 +87,7 @@ def run(
         if state is not None:
             keep(folder, state.round, options.schedule.keep_rounds)
         with Logs(folder, options.experiment, state.round if state else 0, on_event) as logs:
-            desk = Desk(options, folder, link, logs.event, should_stop, clock)
+            desk = Desk(options, folder, link, logs.event, should_stop, clock, partial(busy_with, folder))
             try:
                 state, options = _without_lost(desk, state)
             except StoppedError:

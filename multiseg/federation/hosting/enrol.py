@@ -41,20 +41,29 @@ cache = "0"
 # The one app that may run here: multiseg {version}'s own, which brings no code. `multiseg fed app --hash` tells it.
 approved = ["{app}"]
 
+# true: a person here approves each run by its settings: multiseg fed approve site.toml
+approve_runs = false
+
 # What may leave: these are the defaults; docs/federation.md has more.
 # [leaves]
 # tensors = ["*"]        # patterns of the parts of the network whose changes may leave
 # metrics = ["*"]        # patterns of the numbers that may leave
 # fingerprint = true     # statistics of intensities and sizes, where a run asks for them
 # counts = true          # rounded numbers of cases
-# least = 5              # they are rounded up to multiples of this
+# least = 5              # nothing leaves that fewer cases made; counts are rounded up to its multiples
 # to_sites = false       # true: other sites may be given the model this site trained in the last round, to test it
 #
 # What a run has to do for updates, or this site does not train in it:
 # masked = false         # true: masks
 # noise = 0.0            # noise of at least so many multiples of the clip
 # clip = 0.0             # a clip of at most so much (0: any)
-# cases = 0              # train on at least so many cases of this site
+# cases = 0              # train on at least so many cases of this site, if that is more than `least`
+#
+# What a run may cost: 0 is no limit.
+# [limits]
+# steps = 10000          # optimiser steps a round
+# minutes = 1440.0       # of a round or an evaluation
+# model_mib = 2048.0     # weights; docs/federation.md has more
 """
 
 README = """\

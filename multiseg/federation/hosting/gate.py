@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -24,6 +25,7 @@ from multiseg.errors import FederationError
 from multiseg.federation.hosting import home
 from multiseg.federation.hosting.connections import Connection, Connections
 from multiseg.federation.hosting.doorkeeper import Doorkeeper, Refusal
+from multiseg.federation.hosting.ended import how_ended
 from multiseg.federation.hosting.home import Home, read_home
 from multiseg.federation.hosting.listener import Listener, ended_by_signals, prepare, tls
 from multiseg.federation.hosting.traffic import Count, Traffic
@@ -49,6 +51,8 @@ CALLS = {
     "confirm-message-received": SMALL,
 }
 """What a site's node asks for when it has a key. Registering is not among it: the server does that."""
+ENDED = re.compile(r"/v1/multiseg/ended/([0-9]{1,20})")
+"""What the gate itself answers to a site: how a run has ended, if it has."""
 QUIET = frozenset({"send-node-heartbeat", "pull-messages", "pull-object", "push-object", "confirm-message-received"})
 """Many of these make one exchange: they are counted, and not written down one by one."""
 HOP = frozenset({
@@ -82,6 +86,7 @@ class Gate:
 
     Args:
         answer_bytes: of one answer of a site, over all its objects.
+        folder: of the server, where it says which runs have ended.
     """
 
     def __init__(
@@ -91,9 +96,10 @@ class Gate:
         traffic: Traffic,
         connections: Connections,
         answer_bytes: int,
+        folder: Path = Path(),
     ) -> None:
         self._client, self._doorkeeper, self._traffic = client, doorkeeper, traffic
-        self._connections, self._answer_bytes = connections, answer_bytes
+        self._connections, self._answer_bytes, self._folder = connections, answer_bytes, folder
         self._answers: dict[str, int] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,7 +108,13 @@ class Gate:
         address = scope["client"][0] if scope.get("client") else ""
         call = scope["path"].removeprefix(FLEET) if scope["path"].startswith(FLEET) else ""
         connection = scope.get("state", {}).get("connection") or Connection(address)
+        asked = ENDED.fullmatch(scope["path"])
         try:
+            if asked and scope["method"] == "POST" and not scope.get("query_string"):
+                site = self._doorkeeper.identify(dict(scope["headers"]), address, activates=False)
+                with self._connections.answering(connection, site):
+                    await _answer(send, 200, {"ended": how_ended(self._folder, asked[1])})
+                return
             if scope["method"] != "POST" or call not in CALLS or scope.get("query_string"):
                 raise self._doorkeeper.strange(address)
             site = self._doorkeeper.identify(dict(scope["headers"]), address, activates=call == "activate-node")
@@ -264,7 +276,7 @@ async def _serve(server: Home) -> None:
         trust_env=False,
         headers={"accept-encoding": "identity"},
     ) as client:
-        gate = Gate(client, doorkeeper, traffic, connections, round(server.max_answer_mib * 2**20))
+        gate = Gate(client, doorkeeper, traffic, connections, round(server.max_answer_mib * 2**20), server.folder)
         prepare()
         serving = Listener(gate, context, connections).serve(server.listen, server.port, stop)
         try:

@@ -19,6 +19,7 @@ from multiseg.federation.hosting import home
 from multiseg.federation.hosting.authority import renew_in_time
 from multiseg.federation.hosting.certificates import days_left
 from multiseg.federation.hosting.control import Control, Node, Run, controlling
+from multiseg.federation.hosting.ended import ended, write_ended
 from multiseg.federation.hosting.home import Home, read_home
 from multiseg.federation.hosting.registry import Entry, allowed, read_registry
 from multiseg.federation.hosting.traffic import read_traffic
@@ -165,7 +166,9 @@ def attend(server: Home, control: Control, known: Known) -> Iterator[str]:
             pause = pause_s(losses(known.runs, run.experiment, datetime.now(UTC))) if run.lost else 0.0
             wait = f" It is taken up again in {pause / 60:.0f} min, since it was lost often." if pause else ""
             yield f"Run {run.run_id} ({run.experiment}) {run.outcome}. {run.details}{wait}".strip()
-    for run in to_take_up(known.runs, datetime.now(UTC)):
+    lost = to_take_up(known.runs, datetime.now(UTC))
+    write_ended(server.folder, ended(known.runs, {run.experiment for run in lost}))
+    for run in lost:
         number = control.start(run.settings)
         yield f"Run {run.run_id} ({run.experiment}) was lost and goes on as run {number}."
 

@@ -109,12 +109,15 @@ def _run(run: Run, server: Home, registry: Mapping[str, Entry]) -> dict[str, Any
 
 def _waits_for(stands: Mapping[str, Any], registry: Mapping[str, Entry]) -> str:
     """Which sites owe an answer, as "alder (at work), birch (away)"."""
-    awaited = stands.get("awaited", ())
-    owing = dict.fromkeys((*stands.get("working", ()), *awaited))
-    return ", ".join(
-        f"{site} ({'revoked' if _is_out(registry.get(site)) else 'away' if site in awaited else 'at work'})"
-        for site in owing
-    )
+    awaited, held = stands.get("awaited", ()), stands.get("held", {})
+    owing = dict.fromkeys((*stands.get("working", ()), *awaited, *held))
+
+    def why(site: str) -> str:
+        if _is_out(registry.get(site)):
+            return "revoked"
+        return "away" if site in awaited else held.get(site, "at work")
+
+    return ", ".join(f"{site} ({why(site)})" for site in owing)
 
 
 def _is_out(entry: Entry | None) -> bool:

@@ -43,6 +43,7 @@ from multiseg.federation.joining.approval import Approval, why_refused
 from multiseg.federation.joining.forked import Forked
 from multiseg.federation.joining.join import HANDED, MARK, PRIVATE
 from multiseg.federation.joining.settings import read_site, to_site
+from multiseg.federation.joining.signing import how_ended
 from multiseg.federation.loopback import without_proxies
 from multiseg.federation.messages import FINISH, ROUND, Answer, Task, to_bytes
 from multiseg.federation.records import reply_with, task_of
@@ -52,6 +53,8 @@ from multiseg.federation.sites.site import Site, experiment_folder
 from multiseg.training.events import Event, StepDone
 
 POLL_SECONDS = 0.25
+ASK_SECONDS = 5.0
+"""Between two questions whether a run has ended."""
 HEARTBEAT_SECONDS = 15.0
 """The node gives a task up after 60 s without."""
 PUSH_TRIES = 5
@@ -123,10 +126,12 @@ def execute(
     is_over: Callable[[], bool],
     say: Callable[[str], None],
     note: Callable[[str, str], None] = lambda direction, text: None,
+    how_ended: Callable[[int], str] = lambda run_id: "",
 ) -> None:
     """Take tasks and answer them, one at a time, until it is over.
 
     Args:
+        how_ended: is asked every few seconds how the run of the task in hand has ended; "" where it goes on.
         say: is told what a person should know.
         note: is told what came ("in") or leaves ("out") that `work` never sees: what was refused, damaged or died.
     """
@@ -137,7 +142,7 @@ def execute(
             time.sleep(POLL_SECONDS)
             continue
         try:
-            reply, told = _answered(job, approval, partial(_work, work, note), is_over)
+            reply, told = _answered(job, approval, partial(_work, work, note), is_over, how_ended)
             if reply is not None and reply.has_error():
                 note("out", told)
             is_sent = reply is None or _push(job, reply)
@@ -154,17 +159,25 @@ def _answered(
     approval: Approval,
     work: Callable[[list[Message], Callable[[], bool]], bytes],
     is_over: Callable[[], bool],
+    how_ended: Callable[[int], str],
 ) -> tuple[Message | None, str]:
-    """The reply to a task, and what a person is told. None where the site stops: it is asked again when it is back."""
+    """The reply to a task, and what a person is told. None where the site stops: it is asked again when it is back.
+
+    Where its run ends meanwhile the work is stopped, and the reply only sets the node free for the next task.
+    """
     if refused := why_refused(job.fab_sha256, approval):
         return _refusal(job, ErrorCode.INVALID_FAB, refused.to_server), refused.to_person
-    came = [job.message]
+    came, run_id = [job.message], job.message.metadata.run_id
     job.message = remove_content_from_message(job.message)
     child = Forked(partial(work, came))
     came.clear()  # here; the child has its own
-    beat = time.monotonic()
+    beat = asked = time.monotonic()
+    ended = ""
     while not child.wait(POLL_SECONDS):
-        if is_over():
+        if not ended and time.monotonic() - asked > ASK_SECONDS:
+            ended = how_ended(run_id)
+            asked = time.monotonic()
+        if is_over() or ended:
             child.stop()
         if time.monotonic() - beat > HEARTBEAT_SECONDS:
             beat = time.monotonic()
@@ -174,6 +187,9 @@ def _answered(
         return reply_with(data, job.message), ""
     if is_over():
         return None, "stopped; the server asks again when this site is back."
+    if ended:
+        told = f"stopped after the step in hand, since the run was {ended} at the server; nothing of it is kept."
+        return _refusal(job, ErrorCode.CLIENT_APP_CRASHED, "the run has ended."), told
     told = "the answering process died (out of memory, killed, or see above); the server is told."
     return _refusal(job, ErrorCode.CLIENT_APP_CRASHED, "the answering process died."), told
 
@@ -225,6 +241,8 @@ def _push(job: Job, reply: Message) -> bool:
 
 def _told(found: Answer) -> str:
     what = f"round {found.round}" if found.kind == ROUND else found.kind or "a task"
+    if found.body.get("waits"):
+        return f"{what}: {found.error}. See it, and approve it: multiseg fed approve SITE.TOML"
     if found.error:
         return f"{what}: could not be done, and the server was told: {found.error}"
     num_bytes = sum(tensor.nbytes for tensor in found.tensors.values())
@@ -280,7 +298,15 @@ def main(arguments: list[str] | None = None) -> int:
     node = Node(said.node, said.secret.read_bytes())
     note = partial(_note, settings.state / audit.LOG)
     approval = Approval(settings.approved, own, release)
-    execute(node, approval, _Answering(to_site(settings), _say), lambda: bool(asked), _say, note)
+    execute(
+        node,
+        approval,
+        _Answering(to_site(settings), _say),
+        lambda: bool(asked),
+        _say,
+        note,
+        partial(how_ended, settings),
+    )
     node.close()
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from multiseg.config import checked, read_settings
 from multiseg.errors import UsageError
 from multiseg.federation import addresses
+from multiseg.federation.sites.limits import Limits
 from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site
 from multiseg.sizes import num_bytes
@@ -35,7 +36,9 @@ class SiteSettings:
         approved: SHA-256 of the apps that may run here.
         min_free_gib: with less free disk under `state` the site does not join.
         max_damaged: the largest share of the cases of a task that may be damaged, and are then left out.
+        approve_runs: whether a person approves every run, by its settings, before anything of it is answered.
         leaves: what may leave the site.
+        limits: what a run may cost it.
     """
 
     site: str
@@ -52,7 +55,9 @@ class SiteSettings:
     approved: tuple[str, ...] = ()
     min_free_gib: float = 5.0
     max_damaged: float = 0.05
+    approve_runs: bool = False
     leaves: Leaves = Leaves()
+    limits: Limits = Limits()
 
     def address(self) -> tuple[str, int]:
         """Host and port of the server."""
@@ -75,7 +80,10 @@ def read_site(path: Path) -> SiteSettings:
 
 def to_site(settings: SiteSettings) -> Site:
     """The site as it answers tasks."""
-    same = ("store", "state", "databases", "device", "workers", "cache", "trains", "leaves", "max_damaged")
+    same = (
+        "store", "state", "databases", "device", "workers", "cache", "trains", "max_damaged", "approve_runs", "leaves",
+        "limits",
+    )  # fmt: skip
     return Site(settings.site, **{name: getattr(settings, name) for name in same})
 
 
@@ -99,4 +107,7 @@ def check(settings: SiteSettings) -> None:
             f"[leaves] has least {leaves.least}, noise {leaves.noise}, clip {leaves.clip} and cases {leaves.cases}: "
             "give 1 or more for least, 0 or more for the others."
         )
+    below = [name for name, value in vars(settings.limits).items() if not value >= 0]
+    if below:
+        raise UsageError(f"[limits] has {below[0]} = {getattr(settings.limits, below[0])}: give 0 for none, or more.")
     num_bytes(settings.cache, "cache")

@@ -20,6 +20,8 @@ TIMEOUT_S = 10.0
 ASKED = "/v1/fleet/get-run"
 """A call that changes nothing: it shows whether the gate lets the key pass."""
 PROTOBUF = "application/protobuf"
+ASK_TIMEOUT_S = 5.0
+ENDED = "/v1/multiseg/ended/"
 DEACTIVATE = "/v1/fleet/deactivate-node"
 NODE_ID = 0x08
 """Field 1, a varint: the one that a request to deactivate holds."""
@@ -85,6 +87,16 @@ def farewell(door: Door, node_id: int) -> bool:
             return client.post(DEACTIVATE, headers=signed(door.key), content=body).is_success
     except (httpx.HTTPError, OSError, ValueError, ImportError, FederationError):  # a proxy of an unknown kind, too
         return False
+
+
+def how_ended(door: Door, run_id: int) -> str:
+    """How a run has ended at the server; "" where it goes on, or the server cannot be asked."""
+    try:
+        with connection(door) as client:
+            answer = client.post(f"{ENDED}{run_id}", headers=signed(door.key), timeout=ASK_TIMEOUT_S)
+            return str(answer.json().get("ended", "")) if answer.is_success else ""
+    except (httpx.HTTPError, OSError, FederationError, ValueError, AttributeError):
+        return ""
 
 
 def varint(number: int) -> bytes:

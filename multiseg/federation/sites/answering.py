@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +28,25 @@ from multiseg.federation.messages import (
     answer_from_bytes,
     to_bytes,
 )
-from multiseg.federation.sites import audit, lasting, personal, policy
+from multiseg.federation.sites import approvals, audit, lasting, personal, policy
 from multiseg.federation.sites.consent import check_round
 from multiseg.federation.sites.damage import check_share, known_damage, sound_store, unsound, write_damage
 from multiseg.federation.sites.describing import describe
+from multiseg.federation.sites.evaluating import Asked, evaluate_model, examined, why_none
 from multiseg.federation.sites.fingerprint import fingerprint
+from multiseg.federation.sites.limits import check_model, check_options, count_scores
 from multiseg.federation.sites.protecting import circle_of, protected
 from multiseg.federation.sites.remembered import remember, remembered
 from multiseg.federation.sites.site import (
-    Asked,
     Order,
     Site,
-    Trained,
-    asked_in_round,
     databases_of,
-    drawn_in_round,
-    evaluate_model,
-    examined,
     experiment_folder,
     least_of,
-    own_network,
     told,
-    train_round,
 )
 from multiseg.federation.sites.tasks import options_of, order_of
+from multiseg.federation.sites.training import Trained, own_network, train_round
 from multiseg.locks import locked
 from multiseg.models.devices import resolve_device
 from multiseg.models.saved import BEST, save_model
@@ -65,6 +60,7 @@ LOCK = ".lock"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 LOGGER = logging.getLogger("multiseg.federation")
 POLL_S = 0.5
+VAL, TEST = "val", "test"
 MEASURED = ("metrics", "exposure", "seconds")
 """Of an answer, what the audit log holds as numbers by name."""
 
@@ -103,16 +99,20 @@ def answer(
         ResourceError: the audit log cannot be written, so that nothing may leave.
     """
     keep_memory()
-    path = site.state / audit.LOG
+    if held := _held(task, site):
+        return held
+    path, clock = site.state / audit.LOG, _Clock(site.limits.minutes, should_stop)
     audit.record(path, _entry("in", task.experiment, task, to_bytes(task)))
     store: Store | None = None
     left_out: tuple[str, ...] = ()
     try:
         store = open_store(site.store)
-        found = _done_soundly(_Work(task, site, store, Hooks(on_event=on_event, should_stop=should_stop)))
+        found = _done_soundly(_Work(task, site, store, Hooks(on_event=on_event, should_stop=clock)))
         found, left_out = policy.released(found, site.leaves)
     except StoppedError:
-        raise
+        if should_stop() or not clock.is_late():
+            raise
+        found = Answer(task.kind, site.name, task.round, error=clock.told())
     except Exception as error:  # the one border: what the server may read of an error is decided here
         LOGGER.error("%s of %s, round %d", line(task.kind, 40), line(task.experiment, 80), task.round, exc_info=error)
         names = policy.names_of(store, (site.store, str(site.state), str(site.state.absolute())))
@@ -122,6 +122,54 @@ def answer(
     notes = tuple(f"left out: {name}" for name in left_out) + ((f"error: {found.error}",) if found.error else ())
     audit.record(path, _entry("out", task.experiment, found, to_bytes(found), notes))
     return found
+
+
+def _held(task: Task, site: Site) -> Answer | None:
+    """The answer to a run that waits for a person's approval; None for one that need not. The first is logged."""
+    if not site.approve_runs:
+        return None
+    try:
+        options = options_of(task)
+    except MultisegError:
+        return None  # which is refused anyway, and logged
+    told = approvals.answer_to(site.state, options)
+    if told == approvals.APPROVED:
+        return None
+    digest = approvals.digest_of(options)[: approvals.SHOWN]
+    found = Answer(task.kind, site.name, task.round, error=f"this site has refused the run of settings {digest}.")
+    if told == approvals.WAITS:
+        error = f"waits for its approval of this run (settings {digest})"
+        found = replace(found, error=error, passing=True, body={"waits": True})
+    try:
+        is_news = told == approvals.REFUSED or approvals.note_waiting(site.state, options)
+    except FederationError as error:
+        return replace(found, error=str(error), passing=False, body={})
+    if is_news:
+        path = site.state / audit.LOG
+        audit.record(path, _entry("in", task.experiment, task, to_bytes(task)))
+        audit.record(path, _entry("out", task.experiment, found, to_bytes(found), (f"error: {found.error}",)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Whether work has to stop: it was asked to, or it took longer than the site allows."""
+
+    minutes: float
+    should_stop: Callable[[], bool]
+    began: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> bool:
+        return self.should_stop() or self.is_late()
+
+    def is_late(self) -> bool:
+        return bool(self.minutes) and time.monotonic() - self.began > 60 * self.minutes
+
+    def told(self) -> str:
+        return (
+            f"it took longer than the {self.minutes:g} minutes that this site allows (its limits.minutes), "
+            "and was stopped: give it less to do (local.steps)."
+        )
 
 
 def _entry(
@@ -164,6 +212,7 @@ def _done_soundly(work: _Work) -> Answer:
         raise FederationError(f"this site knows no task {work.task.kind!r}: is the server a multiseg of this version?")
     if not re.fullmatch(NAME, work.task.experiment):  # it becomes a folder's name
         raise FederationError("the experiment's name is none: give letters, digits, '.', '_' and '-', at most 64.")
+    check_options(options_of(work.task), work.site.limits)
     splits = (str(work.task.body.get("split", "val")),) if work.task.kind != ROUND else ("train", "val")
     if work.task.kind not in (ROUND, EVALUATE, FINISH) or not set(splits) <= set(SPLITS):
         return _done(work)
@@ -224,8 +273,9 @@ def _trained(work: _Work, key: str) -> Answer:
     task, site, folder = work.task, work.site, work.folder
     began = time.monotonic()
     kept = int(task.body.get("kept", 0))
-    order = order_of(task)
+    order = _order(work)
     check_round(order, site, work.store)
+    count_scores(site.state, site.limits)
     personal.forget(folder, task.round, key, {kept, *task.body.get("hold", ())})
     own = personal.own_after(folder, kept) if kept else None
     trained = train_round(work.store, site, order, own, work.hooks)
@@ -233,8 +283,7 @@ def _trained(work: _Work, key: str) -> Answer:
         note = f"what this site kept of round {kept} is not there: it went on from what it received."
         trained = replace(trained, events=(note, *trained.events))
     _check_finite(trained.update)
-    validated, _ = examined(order, work.store, site, asked_in_round(order))
-    remember(folder, task.round, work.store, drawn_in_round(order, work.store, site), validated)
+    remember(folder, task.round, work.store, trained.drawn, trained.validated)
     sent = protected(task, site, order, trained.update)
     if order.options.privacy.masked:
         lasting.check_circle(folder, task.round, circle_of(task), sent.tensors)
@@ -263,17 +312,20 @@ def _needs_own(order: Order) -> bool:
 def _round_body(work: _Work, order: Order, trained: Trained, norm: float, began: float) -> dict[str, Any]:
     site, learnt = work.site, trained.learnt
     least = least_of(site, order.options)
-    metrics: dict[str, Any] = {"validation": dict(trained.validation), "bad_steps": learnt.bad_steps}
+    bad_steps = policy.coarse(learnt.bad_steps, least)
+    metrics: dict[str, Any] = {"validation": dict(trained.validation), "bad_steps": bad_steps}
     if not order.options.privacy.noise:  # which covers the update, and not what these tell of the training cases
-        metrics |= {"update_norm": norm}
-        metrics |= {"loss": learnt.loss} if math.isfinite(learnt.loss) else {}
+        metrics |= {"update_norm": policy.short(norm)}
+        metrics |= {"loss": policy.short(learnt.loss)} if math.isfinite(learnt.loss) else {}
     return {
-        "num_cases": told(trained.num_cases, site, least),
+        "num_cases": told(len(trained.drawn), site, least),
         "exposure": {name: policy.rounded(count, least) for name, count in trained.exposure.items()}
         if site.leaves.counts
         else {},
         "metrics": metrics,
-        "seconds": {**trained.seconds, "total": time.monotonic() - began},
+        "seconds": {
+            name: math.ceil(seconds) for name, seconds in {**trained.seconds, "total": time.monotonic() - began}.items()
+        },
         "events": list(trained.events),
     }
 
@@ -281,29 +333,39 @@ def _round_body(work: _Work, order: Order, trained: Trained, norm: float, began:
 def _evaluated(work: _Work) -> Answer:
     """Dice of a model on a split; for FINISH the model is kept, too, as `multiseg predict` takes it."""
     task, site = work.task, work.site
-    order = order_of(task)
-    split = str(task.body.get("split", "val"))
-    subsets = str(task.body.get("subsets", order.options.schedule.evaluate_subsets))
-    asked = Asked(split, subsets)
-    if split == "val":
-        asked = replace(asked, num_cases=order.options.schedule.validation_cases)
+    order, split = _order(work), str(task.body.get("split", "val"))
+    schedule = order.options.schedule
+    if split not in (VAL, TEST) or task.body.get("subsets", schedule.evaluate_subsets) != schedule.evaluate_subsets:
+        raise FederationError(
+            f"a site evaluates on {VAL} or {TEST} cases and the subsets that the settings name alone."
+        )
+    asked = Asked(split, schedule.evaluate_subsets, schedule.validation_cases if split == VAL else None)
+    count_scores(site.state, site.limits)
     with _alone(work.folder, work.hooks.should_stop):
         own, notes = _own_of_model(work)
         network, events = own_network(work.store, site, order, own, resolve_device(site.device))
         if task.kind == FINISH:
             # For the site alone: what is sent, and the model of all sites, holds no digest of a scan.
             save_model(work.folder / BEST, network, order.info, remembered(work.folder))
-        scores = evaluate_model(network, order, work.store, site, work.hooks.should_stop, asked)
-        notes += examined(order, work.store, site, asked)[1]
+        cases, left_out = examined(order, work.store, site, asked)
+        scores = evaluate_model(network, order, work.store, site, cases, asked, work.hooks.should_stop)
     least = least_of(site, order.options)
     # On validation cases what the best model is chosen by, in which a false alarm counts as a Dice of 0.
-    found = {name: score.score if split == "val" else score.dice for name, score in scores.items()}
+    found = {name: score.score if split == VAL else score.dice for name, score in scores.items()}
     metrics = {
         name: {"dice": value, "num_cases": told(scores[name].num_cases, site, least)}
         for name, value in found.items()
         if not math.isnan(value)
     }
-    return _plain(work, {"split": split, "metrics": metrics, "events": [*notes, *events]})
+    notes = (*notes, *left_out, *events, *why_none(scores, site.leaves.least))
+    return _plain(work, {"split": split, "metrics": metrics, "events": list(notes)})
+
+
+def _order(work: _Work) -> Order:
+    """What was ordered, no more than the site allows."""
+    order = order_of(work.task)
+    check_model(order.info, order.options, work.site.limits)
+    return order
 
 
 def _own_of_model(work: _Work) -> tuple[personal.Own | None, tuple[str, ...]]:

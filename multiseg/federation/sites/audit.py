@@ -78,6 +78,16 @@ def record(path: Path, entry: Entry) -> None:
         ) from error
 
 
+def record_decision(path: Path, experiment: str, digest: str, answer: str) -> None:
+    """Append that a person at the site approved or refused a run, by the hash of its settings.
+
+    Raises:
+        ResourceError: see `record`.
+    """
+    nothing = hashlib.sha256().hexdigest()
+    record(path, Entry("in", "approval", experiment, 0, 0, nothing, notes=(f"{answer} here: settings {digest}",)))
+
+
 def verify(path: Path) -> list[str]:
     """What is wrong with an audit log, line by line; nothing where no line was changed, removed or put in."""
     if not path.is_file():

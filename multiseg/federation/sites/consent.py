@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from multiseg.errors import FederationError
 from multiseg.federation.plan import FederationOptions
+from multiseg.federation.sites.drawing import drawn_in_round, trained_by
 from multiseg.federation.sites.policy import Leaves, check_tensors, leaves_metric
-from multiseg.federation.sites.site import Order, Site, drawn_in_round, trained_by
+from multiseg.federation.sites.site import Order, Site
 from multiseg.store.reader import Store
 
 
@@ -15,12 +16,19 @@ def check_round(order: Order, site: Site, store: Store) -> None:
     if not site.trains:
         raise FederationError(f"site {site.name} does not let others train on its data.")
     drawn = drawn_in_round(order, store, site)
-    if len(drawn) < site.leaves.cases:
+    needed = max(site.leaves.cases, site.leaves.least)
+    if len(drawn) < needed:
         raise FederationError(
-            f"this site trains on {site.leaves.cases} cases or more, and the run would draw from fewer: its labels, "
-            "weights of databases or num_cases leave out the others."
+            f"this site trains on {needed} cases or more, of databases with {site.leaves.least} or more, and the run "
+            "would draw from fewer: its labels, sequences, weights of databases or num_cases leave out the others."
         )
-    check_tensors((part.name for part in trained_by(order, drawn, store)), site.leaves)
+    stream, fit = order.options.stream, order.options.fit
+    if order.options.local.steps * stream.batch_size * fit.accumulate < site.leaves.least:
+        raise FederationError(
+            f"a round of {order.options.local.steps} steps of {stream.batch_size * fit.accumulate} patches shows fewer "
+            f"than {site.leaves.least} cases, and this site trains on no fewer: set local.steps or stream.batch_size."
+        )
+    check_tensors((part.name for part in trained_by(order, drawn, store, site.leaves.least)), site.leaves)
 
 
 def check_protection(options: FederationOptions, leaves: Leaves) -> None:

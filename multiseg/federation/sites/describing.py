@@ -11,20 +11,20 @@ import torch
 from multiseg.federation.masks import public_key
 from multiseg.federation.messages import PROTOCOL
 from multiseg.federation.plan import FederationOptions
-from multiseg.federation.sites.site import Site, databases_of, labelled, least_of, private_key, stream_options, told
+from multiseg.federation.sites.drawing import sequences_of, structures_of, training_cases
+from multiseg.federation.sites.site import Site, databases_of, labelled, least_of, private_key, told
 from multiseg.labels import LabelSpace
 from multiseg.models.devices import resolve_device
 from multiseg.store.catalogue import SPLITS, select
 from multiseg.store.preparation.recipe import COMMAND
 from multiseg.store.reader import Case, Store
 from multiseg.store.structures import schemas_of
-from multiseg.training.run import learnt_from
 
 
 def describe(store: Store, site: Site, options: FederationOptions) -> dict[str, Any]:
     """What the roster is made of: databases, sequences, labels, rounded counts, voxel size, versions."""
     space, least = LabelSpace.of(options.labels, options.rest), least_of(site, options)
-    learnt = learnt_from(store, databases_of(site, store), space, stream_options(site, store, options).draw)
+    learnt = training_cases(store, site, options, space)
     device = resolve_device(site.device)
     card = f": {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return {
@@ -48,23 +48,19 @@ def _about(
     usable = {split: labelled(store, name, space, split) for split in SPLITS} | {"train": learnt}
     counts = {split: told(len(cases), site, least) for split, cases in usable.items()}
     shown = learnt or [case for cases in usable.values() for case in cases]
-    labels = {
-        (structure.name, structure.kind): None
-        for case in shown
-        for schema, there in zip(database.schemas.values(), case.annotated.tolist(), strict=True)
-        if there
-        for structure in schema.structures
-    }
+    sequences, labels = sequences_of(shown, site.leaves.least), structures_of(shown, store, site.leaves.least)
     unlisted = space.unlisted(schemas_of(store, learnt).get(name, ()))
     recipe = database.recipe.to_json()
-    if not site.leaves.fingerprint or len(select(store, [name], split="train")) < least:
-        recipe.pop("landmarks", None)  # quantiles of intensities over the site's cases
+    # Quantiles of intensities over the site's cases.
+    enough = sequences_of(select(store, [name], split="train"), least) if site.leaves.fingerprint else set[str]()
+    landmarks = {sequence: scale for sequence, scale in recipe.pop("landmarks", {}).items() if sequence in enough}
+    recipe |= {"landmarks": landmarks} if landmarks else {}
     if database.recipe.brain_mask.startswith(COMMAND):  # a program of this site, with its path
         recipe["brain_mask"] = f"{COMMAND}PROGRAM {{image}} {{mask}}"
     return {
         "pathology": database.pathology,
         "num_cases": counts,
-        "modalities": [m for m in database.modalities if any(m in case.modalities for case in shown)],
+        "modalities": [one for one in database.modalities if one in sequences],
         "labels": [{"name": label, "kind": kind} for label, kind in labels],
         "unlisted": list(unlisted),
         "recipe": recipe,

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from multiseg.errors import FederationError, StoppedError, UsageError
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.personal import Own, moments_of, take_moments
-from multiseg.loaders.batches import Batch
 from multiseg.models.builders import build
 from multiseg.models.saved import ModelInfo
 from multiseg.training.checkpoint import TrainState
@@ -37,29 +36,6 @@ class Learnt:
     bad_steps: int
     moments: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     scaler: Mapping[str, object] = field(default_factory=dict)
-
-
-class Counted:
-    """A stream that counts the patches it gives: under "" all, by sequence those that show it, by label those of
-    cases in which somebody looked for it."""
-
-    def __init__(self, stream: Stream, info: ModelInfo) -> None:
-        self.stream, self.info = stream, info
-        labels = [f"label:{name}" for name in info.space.names] if info.space.num_logits > 1 else []
-        self.patches = dict.fromkeys(["", *info.axis, *labels], 0)
-
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        for batch in self.stream.batches(start, stop):
-            self._count(batch)
-            yield batch
-
-    def _count(self, batch: Batch) -> None:
-        self.patches[""] += len(batch.case)
-        for name, shown in zip(self.info.axis, batch.present.sum(dim=0).tolist(), strict=True):
-            self.patches[name] += shown
-        for name, looked_for in zip(self.info.space.names, batch.annotated.sum(dim=0).tolist(), strict=True):
-            if f"label:{name}" in self.patches:
-                self.patches[f"label:{name}"] += looked_for
 
 
 def network_of(info: ModelInfo, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:

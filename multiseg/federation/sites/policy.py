@@ -13,6 +13,8 @@ from multiseg.federation.messages import Answer
 from multiseg.store.reader import Store
 
 FILES = r"(?:nii(?:\.gz)?|mha|mhd|nrrd|dcm|ima|hdr|img|zarr|csv|tsv|json|jsonl|toml|pt|safetensors|gz|zip)"
+DIGITS = 3
+"""Significant ones of a loss and of the length of an update: more would help to tell a case from all."""
 _FIRST, _LAST = 0xF0000, 0x10FFFD
 """The characters that Unicode gives no meaning: room for the names of 130 000 cases."""
 
@@ -28,10 +30,12 @@ class Leaves:
             or "seconds/*"; others are left out.
         fingerprint: whether statistics of intensities and sizes are told when they are asked for.
         counts: whether rounded numbers of cases and patches are told.
-        least: counts are rounded up to multiples of this, or of the run's own number where that is larger.
+        least: nothing leaves that fewer cases of this site than this made: no update, no part of one, no Dice, no
+            statistic, no sequence, no count. Counts are rounded up to its multiples, or of the run's own number where
+            that is larger.
         masked, noise, clip: the least protection of an update, in the terms of the run's [privacy]: masks, noise of at
             least so many multiples of the clip, a clip of at most so much (0: any). A round with less is refused.
-        cases: a round that would train on fewer cases than this is refused.
+        cases: a round that would train on fewer cases than this, or than `least`, is refused.
         to_sites: whether the other sites may be given the model that this one trained in the last round, to test it.
     """
 
@@ -86,6 +90,16 @@ def flat_metrics(answer: Answer) -> dict[str, float | int]:
 def rounded(count: int, least: int) -> int:
     """The count rounded up to a multiple of `least`; 0 stays 0."""
     return -(-count // least) * least
+
+
+def coarse(count: int, least: int) -> int:
+    """The count rounded up to a multiple of `least`; 0 where it is below that."""
+    return rounded(count, least) if count >= least else 0
+
+
+def short(value: float) -> float:
+    """A mean as it may leave, with few significant digits."""
+    return float(f"{value:.{DIGITS}g}")
 
 
 @dataclass(frozen=True)

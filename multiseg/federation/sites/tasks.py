@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from multiseg.config import checked
 from multiseg.errors import FederationError
-from multiseg.federation.messages import Task
+from multiseg.federation.messages import ROUND, Task
 from multiseg.federation.plan import FederationOptions, check, refuse_own
 from multiseg.federation.privacy import from_payload
 from multiseg.federation.sites.site import Order
+from multiseg.labels import LabelSpace
 from multiseg.models.saved import ModelInfo
+from multiseg.training.folder import numbers_of
 
 
 def order_of(task: Task) -> Order:
@@ -20,14 +24,40 @@ def order_of(task: Task) -> Order:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FederationError(f"a task's description of the model is not to be understood: {error!r}.") from error
     refuse_own(info.builder, "the model's network")
+    options = options_of(task)
+    _check_same(info, options)
+    if not 0 <= task.round <= options.schedule.rounds:
+        raise FederationError(f"a task of round {task.round} in a run of {options.schedule.rounds}.")
+    steps_done = int(task.body.get("steps_done", 0))
+    if task.kind == ROUND and steps_done != (task.round - 1) * options.local.steps:
+        raise FederationError(f"round {task.round} begins after {steps_done} steps, and not where its settings say.")
     return Order(
         info,
-        options_of(task),
+        options,
         from_payload(task.tensors),
         task.round,
         tuple(task.body.get("personal_parts", ())),
-        int(task.body.get("steps_done", 0)),
+        steps_done,
     )
+
+
+def _check_same(info: ModelInfo, options: FederationOptions) -> None:
+    """Raises FederationError where the model is another one than the run's settings say, which a site has agreed to."""
+    for name, value, expected in (
+        ("network", (info.builder, _plain(info.numbers)), (options.model.builder, _plain(numbers_of(options.model)))),
+        ("labels", (info.space.labels, info.space.rest), _labels(LabelSpace.of(options.labels, options.rest))),
+        ("patch", tuple(info.patch), tuple(options.stream.draw.patch)),
+    ):
+        if value != expected:
+            raise FederationError(f"the model's {name} is {value}, and the run's settings say {expected}.")
+
+
+def _plain(numbers: Mapping[str, Any]) -> str:
+    return json.dumps(numbers, sort_keys=True, default=list)
+
+
+def _labels(space: LabelSpace) -> tuple[Any, ...]:
+    return space.labels, space.rest
 
 
 def options_of(task: Task) -> FederationOptions:

@@ -43,7 +43,20 @@ def folder(hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def simulate(folder: Path, *flags: str) -> int:
     stores = ("--store", str(folder / "birch.zarr"), "--store", f"north={folder / 'dogwood.zarr'}")
-    return run(["fed", "simulate", str(folder / "run.toml"), *stores, *SIZE, "--out", str(folder / "run"), *flags])
+    return run(
+        [
+            "fed",
+            "simulate",
+            str(folder / "run.toml"),
+            *stores,
+            *SIZE,
+            "--least",
+            "1",
+            "--out",
+            str(folder / "run"),
+            *flags,
+        ]
+    )
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from fake_link import FakeLink, FakeSite, options
 
 from multiseg.errors import FederationError
 from multiseg.federation.centre.exchange import Desk, Failure, Outcome, exchange
-from multiseg.federation.centre.progress import Event, Refused
-from multiseg.federation.messages import DESCRIBE, Task
+from multiseg.federation.centre.progress import Event, Held, Refused, Resent
+from multiseg.federation.messages import DESCRIBE, Answer, Task
 
 ASH, ELM = FakeSite("ash"), FakeSite("elm")
 REMEDY = "Update one of them."
@@ -17,8 +17,8 @@ REMEDY = "Update one of them."
 
 @pytest.fixture
 def asked(tmp_path: Path) -> Callable[..., Outcome]:
-    def ask(link: FakeLink, events: list[Event], quorum: int = 0) -> Outcome:
-        said = options("ash", "elm", schedule={"quorum": quorum})
+    def ask(link: FakeLink, events: list[Event], quorum: int = 0, minutes: float = 1.0) -> Outcome:
+        said = options("ash", "elm", schedule={"quorum": quorum, "deadline_minutes": minutes})
         desk = Desk(said, tmp_path, link, events.append, lambda: False, link.clock)
         return exchange(desk, {site: Task(DESCRIBE, "fake") for site in ("ash", "elm")}, desk.terms())
 
@@ -57,3 +57,27 @@ def test_what_was_mended_since_is_old_news(asked: Callable[..., Outcome]) -> Non
     link.away["elm"] = [(3.0, 6.0)]
     assert list(asked(link, []).answers) == ["ash", "elm"]
     assert [at for site, *_, at in link.sent if site == "elm"] == [0.0, 6.0]
+
+
+def test_a_site_that_waits_for_an_approval_is_asked_until_it_has_it(asked: Callable[..., Outcome]) -> None:
+    """As long as that takes: it is no failure, and is told once."""
+    link, events = FakeLink(ASH, ELM), []
+    text = "waits for its approval of this run (settings 0123456789ab)"
+
+    def waits(task: Task) -> Answer:
+        return Answer(DESCRIBE, "elm", error=text, passing=True, body={"waits": True})
+
+    link.replies["elm", DESCRIBE, 0] = [waits] * 9
+    outcome = asked(link, events, minutes=60.0)
+    assert list(outcome.answers) == ["ash", "elm"]
+    assert len([site for site, *_ in link.sent if site == "elm"]) == 10
+    assert [event for event in events if isinstance(event, Held) and event.site == "elm"] == [Held(0, "elm", text)]
+    assert not [event for event in events if isinstance(event, Resent | Refused)]
+
+
+def test_a_site_that_is_long_in_telling_of_itself_is_told(asked: Callable[..., Outcome]) -> None:
+    link, events = FakeLink(ASH, ELM), []
+    link.delay["elm"] = 50.0
+    assert list(asked(link, events).answers) == ["ash", "elm"]
+    (held,) = [event for event in events if isinstance(event, Held)]
+    assert (held.site, held.reason) == ("elm", "has not answered yet (describe): it is busy")

@@ -62,8 +62,11 @@ def test_the_sequences_of_a_site_held_out_are_no_channels() -> None:
             replace(ELM, spacing_mm=(2.0, 2.0, 2.0)),
             r"its voxels are \[2.0, 2.0, 2.0\] mm and the run's \[1.0, 1.0, 1.0\]",
         ),
-        (replace(ELM, labels=(("CSF", "tissue"),)), "nobody there looked for lesion; its labels are CSF"),
-        (replace(ELM, num_cases=0), "it has no training cases: name it in held_out"),
+        (
+            replace(ELM, labels=(("CSF", "tissue"),)),
+            "nobody there looked for lesion, or in fewer cases than its `least`; its labels are CSF",
+        ),
+        (replace(ELM, num_cases=0), "it has no training cases, or fewer than its `least`: name it in held_out"),
         (replace(ELM, modalities=()), "its training cases have no sequences"),
         (replace(ELM, can_train=False), "it does not let others train on its data"),
         (replace(ELM, versions={"multiseg": "0.0.1", "protocol": 1}), "its multiseg is 0.0.1 and the server's"),
@@ -79,7 +82,11 @@ def test_all_reasons_of_all_sites_are_said_at_once() -> None:
     sites = (ASH, FakeSite("oak"), replace(ELM, num_cases=0, spacing_mm=(2.0, 2.0, 2.0)), FakeSite("yew", labels=()))
     with pytest.raises(FederationError) as caught:
         joint(told(*sites), options("ash", "oak", "elm", "yew"))
-    for part in ("elm: its voxels", "no training cases", "yew: nobody there looked for lesion; its labels are none"):
+    for part in (
+        "elm: its voxels",
+        "no training cases",
+        "yew: nobody there looked for lesion, or in fewer cases than its `least`; its labels are none",
+    ):
         assert part in str(caught.value)
     assert "ash:" not in str(caught.value)
 

@@ -16,6 +16,7 @@ from multiseg.errors import FederationError
 from multiseg.federation.hosting import gate as module
 from multiseg.federation.hosting.connections import Connections
 from multiseg.federation.hosting.doorkeeper import Doorkeeper
+from multiseg.federation.hosting.ended import write_ended
 from multiseg.federation.hosting.enrol import revoke_site
 from multiseg.federation.hosting.gate import CALLS, Gate
 from multiseg.federation.hosting.home import read_home
@@ -59,7 +60,7 @@ class House:
     def ask(self, *requests: tuple[str, str, dict[str, str], object]) -> list[httpx.Response]:
         async def all_of_them() -> list[httpx.Response]:
             behind = httpx.AsyncClient(transport=self.upstream, base_url="https://superlink")
-            gate = Gate(behind, self.doorkeeper, self.traffic, Connections(), self.answer_bytes)
+            gate = Gate(behind, self.doorkeeper, self.traffic, Connections(), self.answer_bytes, self.centre)
             front = httpx.ASGITransport(gate, client=("10.1.2.3", 999))
             async with behind, httpx.AsyncClient(transport=front, base_url="https://gate") as client:
                 return [
@@ -251,6 +252,21 @@ def test_a_superlink_that_is_away_is_waited_for(house: House) -> None:
 
     house.upstream = httpx.MockTransport(away)
     assert house.post("pull-messages", signed(house.key)).status_code == 503  # a node tries again
+
+
+def test_a_site_hears_whether_a_run_has_ended(house: House) -> None:
+    write_ended(house.centre, {"7": "stopped"})
+    asked = [
+        ("POST", "/v1/multiseg/ended/7", signed(house.key), b""),
+        ("POST", "/v1/multiseg/ended/8", signed(house.key), b""),
+        ("POST", "/v1/multiseg/ended/7", {}, b""),
+        ("GET", "/v1/multiseg/ended/7", signed(house.key), b""),
+        ("POST", "/v1/multiseg/ended/7/", signed(house.key), b""),
+        ("POST", "/v1/multiseg/ended/../7", signed(house.key), b""),
+    ]
+    found = house.ask(*asked)
+    assert [response.status_code for response in found] == [200, 200, 401, 404, 404, 404]
+    assert [response.json() for response in found[:2]] == [{"ended": "stopped"}, {"ended": ""}]
 
 
 def test_a_site_that_asks_too_often_is_held_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

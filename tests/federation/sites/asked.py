@@ -9,6 +9,7 @@ from multiseg.federation.centre.roster import holders, joint, site_info
 from multiseg.federation.messages import DESCRIBE, ROUND, Task
 from multiseg.federation.plan import FederationOptions, LocalOptions, ScheduleOptions
 from multiseg.federation.sites.answering import answer
+from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
@@ -31,7 +32,7 @@ def with_local(**others):
 
 
 def site_of(name: str, stores: dict[str, str], state: Path, **others) -> Site:
-    return Site(name, stores[name], state / name, device="cpu", workers=0, **others)
+    return Site(name, stores[name], state / name, device="cpu", workers=0, **{"leaves": Leaves(least=1)} | others)
 
 
 def described(stores, state, options=OPTIONS):

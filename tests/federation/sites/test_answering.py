@@ -164,11 +164,12 @@ def test_a_model_is_finished_with_what_was_personal_in_its_round(site_stores, tm
 
 def test_a_site_evaluates_every_subset(site_stores, tmp_path, info):
     site = site_of("dogwood", site_stores, tmp_path)
-    told = answer(finish_task(info, kind=EVALUATE, subsets="all"), site).body["metrics"]
+    options = replace(OPTIONS, schedule=replace(OPTIONS.schedule, evaluate_subsets="all"))
+    told = answer(finish_task(info, options, kind=EVALUATE, subsets="all"), site).body["metrics"]
     names = {"+".join(name for name in info.axis if name in subset) for subset in ({"T1"}, {"FLAIR"}, {"T1", "FLAIR"})}
     assert told.keys() == {f"dogwood/{name}" for name in names}
     assert all(0 <= score["dice"] <= 1 and score["num_cases"] == 5 for score in told.values())
-    options = replace(OPTIONS, schedule=replace(OPTIONS.schedule, evaluate_subsets="all"))
+    assert "that the settings name alone" in answer(finish_task(info, kind=EVALUATE, subsets="all"), site).error
     assert answer(round_task(info, options=options), site).body["metrics"]["validation"].keys() == told.keys()
 
 
@@ -300,7 +301,7 @@ def test_no_case_and_no_path_is_in_any_answer(site_stores, tmp_path, info):
     site = site_of("alder", site_stores, tmp_path)
     tasks = [
         Task(DESCRIBE, "trial", body={"options": asdict(OPTIONS)}),
-        Task(FINGERPRINT, "trial", body={"least": 1}),
+        Task(FINGERPRINT, "trial", body={"least": 1, "options": asdict(OPTIONS)}),
         round_task(info),
         finish_task(info),
         finish_task(info, kind=EVALUATE, subsets="all"),
@@ -380,23 +381,26 @@ def test_a_server_of_another_kind_is_told_so(site_stores, tmp_path, info):
 
 
 def test_the_policy_of_a_site_holds(site_stores, tmp_path, info):
-    tight = Leaves(tensors=("encoder.*",), metrics=("validation/*",), counts=False, fingerprint=False)
+    tight = Leaves(least=1, tensors=("encoder.*",), metrics=("validation/*",), counts=False, fingerprint=False)
     site = site_of("birch", site_stores, tmp_path, leaves=tight)
     steps = []
     assert "lets encoder.* leave" in answer(round_task(info), site, on_event=steps.append).error
     sparse = replace(site, leaves=replace(tight, tensors=("*",)))
     exposed = replace(OPTIONS, aggregate=replace(OPTIONS.aggregate, weights="exposure"))
-    for least in (Leaves(counts=False), Leaves(metrics=("loss",))):
+    for least in (Leaves(least=1, counts=False), Leaves(least=1, metrics=("loss",))):
         asked = answer(round_task(info, options=exposed), replace(site, leaves=least), on_event=steps.append)
         assert "numbers of patches" in asked.error
     assert steps == []  # all of that is known before
-    assert not answer(round_task(info, options=exposed), replace(site, leaves=Leaves(), name="elm")).error
+    assert not answer(round_task(info, options=exposed), replace(site, leaves=Leaves(least=1), name="elm")).error
     body = answer(round_task(info), sparse).body
     assert body["metrics"].keys() == {"validation"}
     assert body["seconds"] == {}
     assert body["exposure"] == {}
     assert body["num_cases"] == 5
-    assert answer(Task(FINGERPRINT, "trial", body={"least": 1}), sparse).body["databases"] == {}
+    assert (
+        answer(Task(FINGERPRINT, "trial", body={"least": 1, "options": asdict(OPTIONS)}), sparse).body["databases"]
+        == {}
+    )
     log = tmp_path / "birch" / "audit.jsonl"
     assert audit.verify(log) == []
     last = [row for row in audit.rows(log) if row["kind"] == "round"][-1]
@@ -424,7 +428,7 @@ PROTECTED = PrivacyOptions(clip=0.5, noise=1.0)
 def test_a_run_that_protects_too_little_is_refused_before_it_trains(
     site_stores, tmp_path, info, floor, refused, passed, said
 ):
-    site = site_of("birch", site_stores, tmp_path, leaves=Leaves(**floor))
+    site = site_of("birch", site_stores, tmp_path, leaves=Leaves(least=1, **floor))
     steps = []
     if refused is not None:
         found = answer(round_task(info, options=replace(OPTIONS, privacy=refused)), site, on_event=steps.append)
@@ -439,7 +443,7 @@ def test_a_site_says_whether_others_may_see_its_model(site_stores, tmp_path, inf
     options = replace(OPTIONS, schedule=replace(OPTIONS.schedule, cross_site=True))
     found = answer(round_task(info, options=options), site_of("birch", site_stores, tmp_path))
     assert "does not allow it (to_sites)" in found.error
-    willing = site_of("birch", site_stores, tmp_path / "willing", leaves=Leaves(to_sites=True))
+    willing = site_of("birch", site_stores, tmp_path / "willing", leaves=Leaves(least=1, to_sites=True))
     assert not answer(round_task(info, options=options), willing).error
     asked = next(json.loads(line)["told"] for line in (willing.state / audit.LOG).read_text().splitlines())
     assert asked["cross_site"] is True

@@ -8,7 +8,8 @@ from asked import OPTIONS, first_state
 
 from multiseg.federation.aggregate import aggregated
 from multiseg.federation.plan import AggregateOptions, LocalOptions, ScheduleOptions
-from multiseg.federation.sites.learning import Counted, learn, network_of
+from multiseg.federation.sites.exposure import Counted
+from multiseg.federation.sites.learning import learn, network_of
 from multiseg.federation.sites.personal import Own
 from multiseg.labels import LabelSpace
 from multiseg.loaders.augment import AugmentOptions

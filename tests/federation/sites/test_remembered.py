@@ -118,7 +118,7 @@ def test_no_digest_of_a_scan_leaves_a_site(site_stores, tmp_path, monkeypatch):
     monkeypatch.setattr(local, "to_bytes", heard)
     out = tmp_path / "run"
     options = replace(OPTIONS, schedule=ScheduleOptions(rounds=2, validation_cases=1, cross_site=True))
-    assert simulate(options, site_stores, out, machine=Machine(device="cpu")).finished
+    assert simulate(options, site_stores, out, machine=Machine(device="cpu", least=1)).finished
     secrets = {
         text
         for url in site_stores.values()

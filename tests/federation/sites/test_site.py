@@ -8,22 +8,16 @@ import torch
 from asked import OPTIONS, described, first_state, joint_info, site_of, with_local
 
 from multiseg.errors import DataError, FederationError, StoppedError, StoreError
-from multiseg.federation.sites import site as module
+from multiseg.federation.sites import training as module
 from multiseg.federation.sites.describing import describe
+from multiseg.federation.sites.drawing import stream_options
+from multiseg.federation.sites.evaluating import Asked, evaluate_model, examined
 from multiseg.federation.sites.learning import network_of
 from multiseg.federation.sites.norms import estimate, personal_norms
 from multiseg.federation.sites.personal import Own
 from multiseg.federation.sites.policy import Leaves
-from multiseg.federation.sites.site import (
-    Asked,
-    Order,
-    Site,
-    evaluate_model,
-    own_network,
-    private_key,
-    stream_options,
-    train_round,
-)
+from multiseg.federation.sites.site import Order, Site, private_key
+from multiseg.federation.sites.training import own_network, train_round
 from multiseg.models.parts import parts
 from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
@@ -54,6 +48,11 @@ def order_of(info, options=OPTIONS, **others):
     return Order(info, options, first_state(info), round=1, **others)
 
 
+def evaluated(network, order, store, site, asked=None):
+    asked = asked or Asked("val", num_cases=1)
+    return evaluate_model(network, order, store, site, examined(order, store, site, asked)[0], asked)
+
+
 def test_the_private_key_is_made_once_and_for_its_user_alone(site):
     first = private_key(site)
     assert len(first) == 32
@@ -63,10 +62,11 @@ def test_the_private_key_is_made_once_and_for_its_user_alone(site):
 
 
 def test_a_description_follows_the_site(store, site):
-    told = describe(store, replace(site, leaves=Leaves(least=7)), OPTIONS)
-    assert told["databases"]["dogwood"]["num_cases"] == {"train": 7, "val": 7, "test": 7}
-    few = describe(store, site, replace(OPTIONS, privacy=replace(OPTIONS.privacy, least=1)))
-    assert few["databases"]["dogwood"]["num_cases"] == {"train": 5, "val": 5, "test": 5}  # the site's own number
+    one = replace(OPTIONS, privacy=replace(OPTIONS.privacy, least=1))
+    told = describe(store, replace(site, leaves=Leaves(least=2)), one)
+    assert told["databases"]["dogwood"]["num_cases"] == {"train": 2, "val": 0, "test": 0}  # 2, 1 and 1 in truth
+    few = describe(store, site, replace(OPTIONS, privacy=replace(OPTIONS.privacy, least=7)))
+    assert few["databases"]["dogwood"]["num_cases"] == {"train": 7, "val": 7, "test": 7}
     with pytest.raises(StoreError, match="elm"):
         describe(store, replace(site, databases=("elm",)), OPTIONS)
     unknown = describe(store, site, replace(OPTIONS, labels=("tissue:bone",)))
@@ -98,19 +98,19 @@ def test_databases_of_other_sites_have_no_weight_here(store, site):
 
 def test_a_received_model_is_evaluated_as_in_training(store, site, info):
     network = network_of(info, first_state(info), CPU)
-    found = evaluate_model(network, order_of(info), store, site)
+    found = evaluated(network, order_of(info), store, site)
     cases = validation_cases(store, info, ["dogwood"], 1)
     expected = validate(network, info, store, cases)
     assert {name: score.dice for name, score in found.items()} == expected.dice
     assert found["dogwood"].score == expected.score
     trained = train_round(store, site, order_of(info))
     assert trained.validation == {name: score.score for name, score in found.items()}
-    assert evaluate_model(network, order_of(info), store, site, asked=Asked("test", "all")).keys() == {
+    assert evaluated(network, order_of(info), store, site, Asked("test", "all")).keys() == {
         "dogwood/" + "+".join(name for name in info.axis if name in subset)
         for subset in ({"T1"}, {"FLAIR"}, {"T1", "FLAIR"})
     }
     with pytest.raises(StoppedError):
-        evaluate_model(network, order_of(info), store, site, lambda: True)
+        evaluate_model(network, order_of(info), store, site, cases, Asked(), lambda: True)
 
 
 def test_a_store_of_other_voxels_is_refused(store, site, info):
@@ -183,14 +183,14 @@ def test_a_database_of_weight_0_trains_nothing_for_the_others(site_stores, tmp_p
     about["attributes"]["multiseg"]["databases"] = ["alder", "dogwood"]
     about.pop("consolidated_metadata", None)
     root.write_text(json.dumps(about))
-    both, site = open_store(url), Site("both", url, tmp_path, device="cpu", workers=0)
+    both, site = open_store(url), Site("both", url, tmp_path, device="cpu", workers=0, leaves=Leaves(least=1))
     draw = replace(OPTIONS.stream.draw, weights={"alder": 0.0, "dogwood": 1.0})
     options = replace(OPTIONS, stream=replace(OPTIONS.stream, draw=draw))
     told = describe(both, site, options)["databases"]
     assert {name: about["num_cases"]["train"] for name, about in told.items()} == {"alder": 0, "dogwood": 5}
     trained = train_round(both, site, order_of(info, options))
     assert not any("PD" in name for name in trained.update)
-    assert trained.num_cases == 2
+    assert len(trained.drawn) == 2
     assert any("PD" in name for name in train_round(both, site, order_of(info)).update)
 
 
@@ -213,8 +213,8 @@ def test_a_site_without_training_cases_describes_and_evaluates(held_out, site, i
     network, (event,) = own_network(store, there, order, None, CPU)
     assert "of the test cases" in event
     assert not torch.equal(network.state_dict()["encoder.0.first.norm.running_mean"], torch.zeros(8))
-    assert evaluate_model(network, order, store, there) == {}
-    assert evaluate_model(network, order, store, there, asked=Asked("test")).keys() == {"dogwood"}
+    assert evaluated(network, order, store, there) == {}
+    assert evaluated(network, order, store, there, Asked("test")).keys() == {"dogwood"}
     with pytest.raises(DataError, match="no train case"):
         train_round(store, there, order)
 

@@ -1,0 +1,99 @@
+"""Runs that a person at the site approves, each by all of its settings: another one, or a changed one, waits again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tomli_w
+
+from multiseg.errors import FederationError, UsageError
+from multiseg.federation.plan import FederationOptions
+from multiseg.federation.run_file import heard
+from multiseg.files import write_atomically
+
+FOLDER = "approvals"
+WAITS, APPROVED, REFUSED = "waits", "approved", "refused"
+SHOWN, LEAST_TYPED, MOST_WAITING = 12, 8, 100
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run that was asked for here.
+
+    Attributes:
+        digest: SHA-256 of its settings.
+        answer: "waits", "approved" or "refused".
+        settings: as TOML.
+    """
+
+    digest: str
+    experiment: str
+    answer: str
+    settings: str
+
+
+def digest_of(options: FederationOptions) -> str:
+    """SHA-256 of all that a run's settings say."""
+    return hashlib.sha256(json.dumps(asdict(options), sort_keys=True).encode()).hexdigest()
+
+
+def answer_to(state: Path, options: FederationOptions) -> str:
+    """What a person said to a run of these settings: "waits" where nobody has."""
+    found = _answer(state / FOLDER / f"{digest_of(options)}.json")
+    return found or WAITS
+
+
+def note_waiting(state: Path, options: FederationOptions) -> bool:
+    """Write a run down that waits; whether it is new.
+
+    Raises:
+        FederationError: too many wait already.
+    """
+    file = state / FOLDER / f"{digest_of(options)}.toml"
+    if file.is_file():
+        return False
+    if sum(one.answer == WAITS for one in asked(state)) >= MOST_WAITING:
+        raise FederationError(f"{MOST_WAITING} runs wait for this site's approval already.")
+    write_atomically(file, tomli_w.dumps(heard(asdict(options))).encode())
+    return True
+
+
+def asked(state: Path) -> list[Asked]:
+    """All runs that were asked for, the newest last."""
+    files = sorted((state / FOLDER).glob("*.toml"), key=lambda file: (file.stat().st_mtime_ns, file.name))
+    return [_asked(file) for file in files]
+
+
+def decide(state: Path, typed: str, approves: bool) -> Asked:
+    """Approve or refuse a run, by the first digits of its hash; what it then is.
+
+    Raises:
+        UsageError: no run here has this hash, or several begin so.
+    """
+    runs = asked(state)
+    found = [one for one in runs if one.digest.startswith(typed.lower())]
+    if len(typed) < LEAST_TYPED or len(found) != 1:
+        known = ", ".join(one.digest[:SHOWN] for one in runs) or "none"
+        raise UsageError(f"{typed!r} is not the hash of one run: give {LEAST_TYPED} digits or more of {known}.")
+    file = state / FOLDER / f"{found[0].digest}.toml"
+    answer = APPROVED if approves else REFUSED
+    write_atomically(file.with_suffix(".json"), json.dumps({"answer": answer}).encode())
+    return _asked(file)
+
+
+def _asked(file: Path) -> Asked:
+    settings = file.read_text(encoding="utf-8")
+    experiment = str(tomllib.loads(settings).get("experiment", ""))
+    return Asked(file.stem, experiment, _answer(file.with_suffix(".json")) or WAITS, settings)
+
+
+def _answer(file: Path) -> str:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["answer"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return found if found in (APPROVED, REFUSED) else ""

@@ -1,0 +1,106 @@
+"""What a round at a site draws from, and which parts of the network that trains: none by fewer cases than `least`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from multiseg.federation.plan import FederationOptions
+from multiseg.federation.sites.learning import derived
+from multiseg.federation.sites.site import Order, Site, databases_of, labelled
+from multiseg.labels import LabelSpace, Structure
+from multiseg.loaders.batches import StreamOptions
+from multiseg.loaders.draw import chosen
+from multiseg.modalities import ModalityAxis
+from multiseg.models.parts import Part, parts, trained_parts
+from multiseg.store.reader import Case, Store
+
+Held = TypeVar("Held", bound=Hashable)
+
+
+def stream_options(site: Site, store: Store, options: FederationOptions) -> StreamOptions:
+    """The run's options with the site's own for its machine, its databases and its share of the random numbers."""
+    draw, least = options.stream.draw, site.leaves.least
+    own = databases_of(site, store)
+    draw = replace(
+        draw,
+        weights={name: weight for name, weight in draw.weights.items() if name in own},
+        num_cases=-(-draw.num_cases // least) * least,
+        seed=derived(draw.seed or 0, options.experiment, site.name, "draw"),
+    )
+    return replace(options.stream, draw=draw, workers=site.workers, cache=site.cache, disk_cache="")
+
+
+def training_cases(
+    store: Store, site: Site, options: FederationOptions, space: LabelSpace, axis: ModalityAxis | None = None
+) -> list[Case]:
+    """The cases that a run may draw at a site, of databases that have `least` of them or more.
+
+    Args:
+        axis: only cases with one of its sequences; None while it is not known yet.
+    """
+    draw, found = stream_options(site, store, options).draw, []
+    for name in databases_of(site, store):
+        usable = [
+            case
+            for case in labelled(store, name, space, "train")
+            if axis is None or not set(axis).isdisjoint(case.modalities)
+        ]
+        cases = chosen(usable, draw) if draw.weights.get(name, 1) > 0 else []
+        found += cases if len(cases) >= site.leaves.least else []
+    return found
+
+
+def drawn_in_round(order: Order, store: Store, site: Site) -> list[Case]:
+    """The cases that a round may draw from. Not those of the stream's plan, which also has databases of weight 0."""
+    return training_cases(store, site, order.options, order.info.space, order.info.axis)
+
+
+def drawing(order: Order, store: Store, site: Site, cases: Sequence[Case]) -> tuple[StreamOptions, tuple[str, ...]]:
+    """The stream's options and its databases for a round that draws from these cases, and from no others."""
+    options = stream_options(site, store, order.options)
+    names = tuple(dict.fromkeys(case.database for case in cases))
+    weights = {name: weight for name, weight in options.draw.weights.items() if name in names}
+    return replace(options, draw=replace(options.draw, weights=weights)), names
+
+
+def sequences_of(cases: Sequence[Case], least: int) -> set[str]:
+    """The sequences that `least` cases of one database have, or more of them."""
+    return _held(((case.database, name) for case in cases for name in case.modalities), least)
+
+
+def structures_of(cases: Sequence[Case], store: Store, least: int) -> dict[tuple[str, str], None]:
+    """Name and kind of the structures that somebody looked for in `least` cases of one database, or in more of them."""
+    looked_for = [
+        (case.database, (structure.name, structure.kind))
+        for case in cases
+        for schema, there in zip(store[case.database].schemas.values(), case.annotated.tolist(), strict=True)
+        if there
+        for structure in dict.fromkeys(schema.structures)
+    ]
+    held = _held(looked_for, least)
+    return {structure: None for _, structure in looked_for if structure in held}
+
+
+def _labels_of(cases: Sequence[Case], store: Store, space: LabelSpace, least: int) -> set[str]:
+    """The labels of a space that have one of these structures."""
+    indices = {space.index_of(Structure(name, kind, ())) for name, kind in structures_of(cases, store, least)}
+    return {label for at, label in enumerate(space.names, start=1) if at in indices}
+
+
+def _held(found: Iterable[tuple[str, Held]], least: int) -> set[Held]:
+    """What so many have, each told with its database."""
+    return {name for (_, name), count in Counter(found).items() if count >= least}
+
+
+def trained_by(order: Order, cases: Sequence[Case], store: Store, least: int) -> tuple[Part, ...]:
+    """The parts of the network that these cases train for all."""
+    return trained_parts(
+        parts(order.info),
+        sequences_of(cases, least),
+        _labels_of(cases, store, order.info.space, least),
+        order.options.local.personal,
+        order.personal_parts,
+    )

@@ -1,0 +1,193 @@
+"""What a site does with its own data in a round: evaluates the received model on them, then trains it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from multiseg.errors import FederationError
+from multiseg.evaluation.evaluate import check_spacing
+from multiseg.federation.plan import FederationOptions
+from multiseg.federation.sites.drawing import drawing, drawn_in_round, stream_options, trained_by
+from multiseg.federation.sites.evaluating import asked_in_round, evaluate_model, examined, why_none
+from multiseg.federation.sites.exposure import Counted, check_shown
+from multiseg.federation.sites.learning import Learnt, derived, learn, network_of, seeded
+from multiseg.federation.sites.norms import NUM_BATCHES, estimate, personal_norms
+from multiseg.federation.sites.personal import Own
+from multiseg.federation.sites.site import Order, Site, databases_of, labelled
+from multiseg.loaders.batches import PatchStream
+from multiseg.models.devices import resolve_device
+from multiseg.models.parts import Part, difference, joined, parts, split, trained_parts
+from multiseg.models.saved import ModelInfo
+from multiseg.store.catalogue import SPLITS
+from multiseg.store.reader import Case, Store
+from multiseg.training.events import Event, StepDone
+from multiseg.training.fit import Hooks
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A round at a site, before anything of it is clipped, hidden or left out.
+
+    Attributes:
+        update: new minus received, float32, by the name of each part that the site trains for all.
+        own: what it keeps.
+        drawn: the cases that it drew from.
+        exposure: patches by group of parts; 0 where too few cases showed the group.
+        validated: the cases that the received model was judged by.
+        validation: its score by database, or "database/SUBSET".
+        seconds: "evaluate" and "train".
+        events: what a person should know.
+    """
+
+    update: Mapping[str, Tensor]
+    own: Own
+    drawn: Sequence[Case]
+    exposure: Mapping[str, int]
+    validated: Sequence[Case]
+    validation: Mapping[str, float]
+    learnt: Learnt
+    seconds: Mapping[str, float]
+    events: tuple[str, ...] = ()
+
+
+def train_round(store: Store, site: Site, order: Order, own: Own | None = None, hooks: Hooks | None = None) -> Trained:
+    """Evaluate the received model with what is the site's own in it, then train it for the steps of a round.
+
+    All random numbers come from the run's seed, the experiment, the site and the round; on a CPU the same order and
+    the same `own` give the same bits.
+
+    Raises:
+        DataError: the store does not fit, or a file of it is damaged.
+        FederationError: the site may not train, or the weights do not fit.
+        StoppedError: `hooks.should_stop` said so.
+    """
+    if not site.trains:
+        raise FederationError(f"site {site.name} does not let others train on its data.")
+    hooks, info = hooks or Hooks(), order.info
+    check_spacing(info, store)
+    options = _seeded_options(site, order)
+    device = resolve_device(site.device)
+    drawn, asked = drawn_in_round(order, store, site), asked_in_round(order)
+    with seeded(derived(options.seed, options.experiment, site.name, order.round), device):
+        network, events = own_network(store, site, order, own, device)
+        received = _state(network)
+        began = time.monotonic()
+        cases, notes = examined(order, store, site, asked)
+        scores = evaluate_model(network, order, store, site, cases, asked, hooks.should_stop)
+        evaluated = time.monotonic()
+        counted = Counted(_training_stream(store, site, order, drawn), info)
+        learnt = learn(network, counted, options, order.steps_done, _counting(counted, options, hooks), own)
+        ended = time.monotonic()
+    least = site.leaves.least
+    check_shown(counted, least)
+    shown = {group for group in counted.patches if counted.is_shown(group, least)}
+    update = difference(_state(network), received, trained_by(order, drawn, store, least))
+    groups = {part.name: part.group for part in parts(info)}
+    return Trained(
+        update={name: t if groups[name] in {*shown, ""} else torch.zeros_like(t) for name, t in update.items()},
+        own=_own(network, order, learnt),
+        drawn=drawn,
+        exposure={group: count if group in shown else 0 for group, count in counted.patches.items()},
+        validated=cases,
+        validation={name: score.score for name, score in scores.items() if not math.isnan(score.score)},
+        learnt=learnt,
+        seconds={"evaluate": evaluated - began, "train": ended - evaluated},
+        events=(*events, *notes, *why_none(scores, least)),
+    )
+
+
+def _counting(counted: Counted, options: FederationOptions, hooks: Hooks) -> Hooks:
+    """The hooks, and every step counted by what it learnt from."""
+
+    def hear(event: Event) -> None:
+        if isinstance(event, StepDone):
+            counted.stepped(options.fit.accumulate, has_learnt=not event.skipped)
+        hooks.on_event(event)
+
+    return replace(hooks, on_event=hear)
+
+
+def _seeded_options(site: Site, order: Order) -> FederationOptions:
+    options = order.options
+    seed = derived(options.augment.seed or 0, options.experiment, site.name, "augment")
+    return replace(options, augment=replace(options.augment, seed=seed))
+
+
+def _training_stream(store: Store, site: Site, order: Order, cases: Sequence[Case]) -> PatchStream:
+    options, databases = drawing(order, store, site, cases)
+    return PatchStream(store, order.info.axis, order.info.space, options, "train", databases)
+
+
+def _any_stream(store: Store, site: Site, order: Order, split: str) -> PatchStream:
+    options = stream_options(site, store, order.options)
+    return PatchStream(store, order.info.axis, order.info.space, options, split, databases_of(site, store))
+
+
+def own_network(
+    store: Store, site: Site, order: Order, own: Own | None, device: torch.device
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The received network with what is the site's own in it, and what a person should know of that.
+
+    Where running statistics are personal and the site has none, they are estimated on its own cases.
+    """
+    all_parts = {part.name: part for part in parts(order.info)}
+    mine = {name for name in all_parts if _is_personal(all_parts[name], order)}
+    events = []
+    state: Mapping[str, Tensor] = order.state
+    if own is not None:
+        kept = {n: t for n, t in own.parts.items() if n in mine and tuple(t.shape) == all_parts[n].shape}
+        state = joined(kept, state, all_parts.values())
+        state = {**state, **{name: value for name, value in own.counters.items() if name in state}}
+    network = network_of(order.info, state, device)
+    layers = personal_norms(network, order.options.local.personal)
+    if layers and own is None:
+        splits = [split for split in SPLITS if _labelled_anywhere(store, site, order.info, split)]
+        if splits:
+            stream = _any_stream(store, site, _unlooked(order, site), splits[0])
+            estimate(network, layers, stream.batches(0, NUM_BATCHES))
+            events.append(
+                f"normalisation statistics were estimated on {NUM_BATCHES} batches of the {splits[0]} cases, since the "
+                "site has none of its own yet."
+            )
+    return network, tuple(events)
+
+
+def _unlooked(order: Order, site: Site) -> Order:
+    """The order as it is for a site that only evaluates: where its lesions are may not shape the model."""
+    if site.trains and site.name not in order.options.held_out:
+        return order
+    stream = order.options.stream
+    draw = replace(stream.draw, lesion_share=0.0)
+    return replace(order, options=replace(order.options, stream=replace(stream, draw=draw)))
+
+
+def _is_personal(part: Part, order: Order) -> bool:
+    return not trained_parts(
+        [part], [part.group], [part.group.removeprefix("label:")], order.options.local.personal, order.personal_parts
+    )
+
+
+def _labelled_anywhere(store: Store, site: Site, info: ModelInfo, split: str) -> bool:
+    return any(
+        set(case.modalities) & set(info.axis)
+        for name in databases_of(site, store)
+        for case in labelled(store, name, info.space, split)
+    )
+
+
+def _own(network: nn.Module, order: Order, learnt: Learnt) -> Own:
+    state = _state(network)
+    personal = [part for part in parts(order.info) if _is_personal(part, order)]
+    counters = {name: tensor for name, tensor in state.items() if not tensor.is_floating_point()}
+    return Own(split(state, personal), counters, learnt.moments, learnt.scaler)
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of the network's tensors on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
