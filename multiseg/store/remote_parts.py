@@ -68,7 +68,7 @@ class RemoteParts:
     Not for a process that was forked after its parent used any URL: obstore then waits for ever.
 
     Raises (from its methods):
-        StoreError: the bucket is not there; the object ends before a range does, or was written anew meanwhile.
+        StoreError: the bucket is not there; the object ends before a range does, or was written again meanwhile.
         ResourceError: the server cannot be reached, or refuses.
     """
 

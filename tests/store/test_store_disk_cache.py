@@ -207,7 +207,7 @@ def test_an_object_that_changes_meanwhile_is_told(far: str, folder: Path) -> Non
     parts = RemoteParts(far, DiskCache(folder, 10 * SIZE))
     parts.tail("a", 10)
     obstore.put(connect(far), "a", content("z"))
-    with pytest.raises(StoreError, match=rf"{far}/a was written anew while it was read. Start again"):
+    with pytest.raises(StoreError, match=rf"{far}/a was written again while it was read. Start again"):
         parts.read("a", [(0, 10)], is_first=True)
     assert copies(folder) == set()
 

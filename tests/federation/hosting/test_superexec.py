@@ -12,9 +12,9 @@ import pytest
 
 PR_SET_CHILD_SUBREAPER = 36
 SUPEREXEC = """
-import os, sys, time
+import importlib, sys, time
 from pathlib import Path
-from flwr.supercore.cli import flower_superexec
+flower_superexec = importlib.import_module("flwr.supercore.cli.flower_superexec")
 def stands_in():
     from flwr.supercore.superexec.executor import subprocess_executor
     child = subprocess_executor.subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

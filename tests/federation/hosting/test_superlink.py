@@ -24,6 +24,9 @@ with warnings.catch_warnings():  # it would rather have the successor of the lib
     warnings.simplefilter("ignore")
     from starlette.testclient import TestClient
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:No path_separator found in configuration:DeprecationWarning"
+)  # Flower's
 PROTOBUF = {"content-type": "application/protobuf", "accept": "application/protobuf"}
 
 

@@ -20,7 +20,7 @@ ANSWERS = {
     "pull-messages": PullMessagesResponse(),
     "send-node-heartbeat": SendNodeHeartbeatResponse(success=True),
 }
-BROKEN_OFF = "a handshake that was broken off"
+BROKEN_OFF, FAULT = "a handshake that was broken off", "a call that was answered with a fault"
 FILES = ("server.crt", "server.key")
 
 
@@ -34,11 +34,13 @@ def make_kit(folder: Path, name: str = "") -> Path:
 
 
 class Fleet:
-    """What the server says: `faults` holds status and body by call, "" for every call; `calls` counts what came."""
+    """What the server says: `faults` holds status and body by call, "" for every call; `calls` counts what came, `done`
+    what was answered without one."""
 
     def __init__(self) -> None:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.calls: Counter[str] = Counter()
+        self.done: Counter[str] = Counter()
         self.faults: dict[str, tuple[int, bytes]] = {}
         self.address = ""
 
@@ -50,7 +52,9 @@ class Fleet:
         self.calls[call] += 1
         fault = self.faults.get(call, self.faults.get(""))
         if fault is not None:
+            self.calls[FAULT] += 1
             return fault
+        self.done[call] += 1
         return (200, ANSWERS[call].SerializeToString()) if call in ANSWERS else (404, b"")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fleet import BROKEN_OFF, NODE_ID, Fleet, fleet, make_kit
+from fleet import BROKEN_OFF, FAULT, NODE_ID, Fleet, fleet, make_kit
 
 from multiseg.federation.joining import node as module
 from multiseg.federation.joining.join import Member, _Children
@@ -107,17 +107,17 @@ def test_a_site_is_back_after_each_fault_without_a_hand(
 
     def comes_back(what: str, mend: Callable[[], object], saw: str = "") -> None:
         """After the node has seen the fault, which is mended then."""
-        before, activated = served.calls[saw], served.calls["activate-node"]
+        before, activated = served.calls[saw], served.done["activate-node"]
         if saw:
             until(60, f"the node sees {what}", lambda: served.calls[saw] > before)
         mend()
-        until(90, f"back after {what}", lambda: served.calls["activate-node"] > activated)
+        until(90, f"back after {what}", lambda: served.done["activate-node"] > activated)
 
     comes_back("the start", lambda: None)
     served.show(other)
     comes_back("another certificate", lambda: served.show(kit), BROKEN_OFF)
     served.faults = {"": (500, b"")}
-    comes_back("HTTP 500 at every call", served.faults.clear, "pull-messages")
+    comes_back("HTTP 500 at every call", served.faults.clear, FAULT)
     served.show(other)  # a new authority, without an overlap
     new = (other / "ca.crt").read_bytes()
     comes_back("a new ca.crt", lambda: (kit / "ca.crt").write_bytes(new), BROKEN_OFF)
