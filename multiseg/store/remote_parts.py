@@ -188,7 +188,12 @@ class _Server:
         size = int(version.split()[0])
         for start in range(0, size, COPY_BYTES):
             part = {"range": (start, min(size, start + COPY_BYTES))}
-            data, meta = self._run(lambda part=part: _get(self._objects, key, part))  # type: ignore[misc]
+            try:
+                data, meta = self._run(lambda part=part: _get(self._objects, key, part))  # type: ignore[misc]
+            except NotSupportedError:
+                self._way = _Way.WHOLE
+                yield from self.pieces(key, version)
+                return
             self._check_same(key, meta, version)
             yield data
 
