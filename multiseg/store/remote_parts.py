@@ -191,6 +191,8 @@ class _Server:
             try:
                 data, meta = self._run(lambda part=part: _get(self._objects, key, part))  # type: ignore[misc]
             except NotSupportedError:
+                if start:
+                    raise
                 self._way = _Way.WHOLE
                 yield from self.pieces(key, version)
                 return
