@@ -159,7 +159,7 @@ def test_a_failure_of_what_was_asked_again_since_is_old_news(tmp_path: Path) -> 
 def test_sites_are_told_what_to_keep(tmp_path: Path) -> None:
     """The best model is that of round 1, so what was theirs after it is still needed in round 3, and at the end."""
     link = FakeLink(*(replace(site, dice=lambda step: [0.0, 0.9, 0.4, 0.4][step]) for site in (ASH, ELM)))
-    go(link, tmp_path, rounds=3)
+    go(link, tmp_path, rounds=3, schedule={"keep_rounds": 0})
     asked = [task.body for task, sent in zip(link.tasks, link.sent, strict=True) if sent[:2] == ("ash", ROUND)]
     assert [body["kept"] for body in asked] == [0, 1, 2]
     assert [body["hold"] for body in asked] == [[], [], [1]]
@@ -449,7 +449,7 @@ def test_each_site_is_told_what_was_its_own_in_the_best_model(tmp_path: Path) ->
     """oak's update of round 2 is not in the best model, which is that of round 2, so with it goes oak's round 1."""
     link = FakeLink(*(replace(site, dice=lambda step: [0.0, 0.2, 0.9, 0.4, 0.4][step]) for site in (ASH, ELM, OAK)))
     link.replies["oak", ROUND, 2] = [spoilt(OAK, tensors={})]
-    assert go(link, tmp_path, rounds=4, schedule={"quorum": 2}).best_round == 2
+    assert go(link, tmp_path, rounds=4, schedule={"quorum": 2, "keep_rounds": 0}).best_round == 2
     assert [task.body["kept"] for task in _asked(link, "oak", ROUND)] == [0, 1, 1, 3]
     assert [_asked(link, site, ROUND)[3].body["hold"] for site in ("ash", "oak")] == [[2], [1]]
     for site, number in (("ash", 2), ("oak", 1)):

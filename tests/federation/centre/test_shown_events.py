@@ -57,7 +57,8 @@ def test_the_table_for_a_spreadsheet_holds_no_formula(tmp_path: Path) -> None:
     entry = dict(state.history[0])
     entry["failed"] = {"elm": '=HYPERLINK("http://x","y")', "oak": "-2+3", "fir": "@x\n=1"}
     commit(tmp_path, replace(state, history=(entry,)), {})
-    rows = list(csv.DictReader((tmp_path / "rounds.csv").open(newline="")))
+    with (tmp_path / "rounds.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
     assert [row["note"] for row in rows] == ["", '\'=HYPERLINK("http://x","y")', "'-2+3", "'@x\\n=1"]
     assert (rows[0]["site"], float(rows[0]["dice"]), int(rows[0]["num_cases"])) == ("ash", 0.5, 10)
     assert (tmp_path / STATE).is_file()
