@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from multiseg.federation.hosting.control import Run
@@ -12,17 +12,20 @@ from multiseg.files import write_atomically
 FILE = "ended.json"
 
 
-def ended(runs: Sequence[Run], taken_up: Collection[str]) -> dict[str, str]:
-    """How each run ended, by its number. One that was lost has not while its experiment goes on.
+def ended(runs: Sequence[Run]) -> dict[str, str]:
+    """How each run ended, by its number. One that was lost has not while its experiment goes on, or will be taken up.
 
     Args:
-        taken_up: experiments that are about to go on.
+        runs: the newest first.
     """
-    active = {run.experiment for run in runs if run.status != "finished"} | set(taken_up)
+    newest: dict[str, Run] = {}
+    for run in runs:
+        newest.setdefault(run.experiment, run)
+    over = {name for name, run in newest.items() if run.status == "finished" and not run.lost}
     return {
         str(run.run_id): run.outcome or "finished"
         for run in runs
-        if run.status == "finished" and not (run.lost and run.experiment in active)
+        if run.status == "finished" and (not run.lost or run.experiment in over)
     }
 
 

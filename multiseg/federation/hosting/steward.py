@@ -167,7 +167,7 @@ def attend(server: Home, control: Control, known: Known) -> Iterator[str]:
             wait = f" It is taken up again in {pause / 60:.0f} min, since it was lost often." if pause else ""
             yield f"Run {run.run_id} ({run.experiment}) {run.outcome}. {run.details}{wait}".strip()
     lost = to_take_up(known.runs, datetime.now(UTC))
-    write_ended(server.folder, ended(known.runs, {run.experiment for run in lost}))
+    write_ended(server.folder, ended(known.runs))
     for run in lost:
         number = control.start(run.settings)
         yield f"Run {run.run_id} ({run.experiment}) was lost and goes on as run {number}."

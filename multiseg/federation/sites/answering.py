@@ -37,14 +37,7 @@ from multiseg.federation.sites.fingerprint import fingerprint
 from multiseg.federation.sites.limits import check_model, check_options, count_scores
 from multiseg.federation.sites.protecting import circle_of, protected
 from multiseg.federation.sites.remembered import remember, remembered
-from multiseg.federation.sites.site import (
-    Order,
-    Site,
-    databases_of,
-    experiment_folder,
-    least_of,
-    told,
-)
+from multiseg.federation.sites.site import Order, Site, databases_of, experiment_folder, least_of, told
 from multiseg.federation.sites.tasks import options_of, order_of
 from multiseg.federation.sites.training import Trained, own_network, train_round
 from multiseg.locks import locked
@@ -136,7 +129,8 @@ def _held(task: Task, site: Site) -> Answer | None:
     if told == approvals.APPROVED:
         return None
     digest = approvals.digest_of(options)[: approvals.SHOWN]
-    found = Answer(task.kind, site.name, task.round, error=f"this site has refused the run of settings {digest}.")
+    found = Answer(task.kind, site.name, task.round, experiment=task.experiment)
+    found = replace(found, error=f"this site has refused the run of settings {digest}.")
     if told == approvals.WAITS:
         error = f"waits for its approval of this run (settings {digest})"
         found = replace(found, error=error, passing=True, body={"waits": True})
@@ -249,8 +243,8 @@ def _fingerprinted(work: _Work) -> Answer:
 
 
 def _plain(work: _Work, body: Mapping[str, Any]) -> Answer:
-    if work.num_damaged:
-        num = told(work.num_damaged, work.site, least_of(work.site, options_of(work.task)))
+    num = told(work.num_damaged, work.site, least_of(work.site, options_of(work.task))) if work.num_damaged else 0
+    if num:
         text = f"up to {num} cases were left out, since their files are damaged: this site's log names them."
         body = {**body, "damaged": num, "events": [*body.get("events", ()), text]}
     return Answer(work.task.kind, work.site.name, work.task.round, body)

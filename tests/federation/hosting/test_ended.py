@@ -1,6 +1,6 @@
 """Which runs have ended: a site stops what it does for one, and goes on where a run that was lost is taken up."""
 
-from multiseg.federation.hosting.control import HEARTBEAT, Run
+from multiseg.federation.hosting.control import LOST, Run
 from multiseg.federation.hosting.ended import ended, how_ended, write_ended
 
 
@@ -9,12 +9,12 @@ def run(number: int, experiment: str, status: str, outcome: str = "", details: s
 
 
 def test_a_run_has_ended_unless_it_was_lost_and_goes_on(tmp_path):
-    lost = run(1, "one", "finished", "failed", HEARTBEAT)
+    lost = run(1, "one", "finished", "failed", LOST[0])
     stopped = run(2, "two", "finished", "stopped")
-    assert ended([lost, stopped], {"one"}) == {"2": "stopped"}  # about to be taken up
-    assert ended([run(3, "one", "running"), lost, stopped], ()) == {"2": "stopped"}
+    assert ended([lost, stopped]) == {"2": "stopped"}  # it is taken up sooner or later
+    assert ended([run(3, "one", "running"), lost, stopped]) == {"2": "stopped"}
     again = run(3, "one", "finished", "stopped")
-    found = ended([again, lost, stopped, run(4, "two", "running")], ())
+    found = ended([run(4, "two", "running"), again, stopped, lost])
     assert found == {"1": "failed", "2": "stopped", "3": "stopped"}
     write_ended(tmp_path, found)
     assert how_ended(tmp_path, "2") == "stopped"

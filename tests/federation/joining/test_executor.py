@@ -149,6 +149,42 @@ def test_what_no_task_is_made_of_is_in_the_audit_log(node: Node, server: Connect
     assert audit.verify(log) == []
 
 
+def test_a_run_that_has_ended_stops_the_work_and_sets_the_node_free(node: Node, server: Connection) -> None:
+    """Its answer would be thrown away, and the node would take no other task meanwhile."""
+    server.send(to_bytes(ask(1.0)))
+    said: list[str] = []
+    noted: list[tuple[str, str]] = []
+    asked: list[int] = []
+    until = time.monotonic() + PATIENCE
+
+    def work(task: Task, is_asked: Callable[[], bool]) -> Answer:
+        while not is_asked():
+            time.sleep(0.01)
+        raise SystemExit(1)
+
+    def how_ended(run_id: int) -> str:
+        asked.append(run_id)
+        return "stopped" if len(asked) > 1 else ""
+
+    def is_over() -> bool:
+        return server.poll() or time.monotonic() > until
+
+    def note(direction: str, text: str) -> None:
+        noted.append((direction, text))
+
+    pause, module.ASK_SECONDS = module.ASK_SECONDS, 0.3
+    try:
+        execute(node, APPROVED, work, is_over, said.append, note, how_ended)
+    finally:
+        module.ASK_SECONDS = pause
+    assert server.recv() == (8, "the run has ended.")
+    assert asked == [lone_node.RUN_ID, lone_node.RUN_ID]
+    assert said == ["stopped after the step in hand, since the run was stopped at the server; nothing of it is kept."]
+    assert noted == [("out", said[0])]
+    heard, _ = executed(node, server, ask(2.0), answer)  # the next task is taken at once
+    assert isinstance(heard, Answer)
+
+
 def test_who_stops_answers_nothing_and_the_work_ends(node: Node, server: Connection) -> None:
     server.send(to_bytes(ask(1.0)))
     said: list[str] = []
@@ -193,39 +229,3 @@ def test_a_log_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "file").write_text("")
     module._note(tmp_path / "file" / audit.LOG, "in", "refused")
     assert "cannot be written" in capsys.readouterr().out
-
-
-def test_a_run_that_has_ended_stops_the_work_and_sets_the_node_free(node: Node, server: Connection) -> None:
-    """Its answer would be thrown away, and the node would take no other task meanwhile."""
-    server.send(to_bytes(ask(1.0)))
-    said: list[str] = []
-    noted: list[tuple[str, str]] = []
-    asked: list[int] = []
-    until = time.monotonic() + PATIENCE
-
-    def work(task: Task, is_asked: Callable[[], bool]) -> Answer:
-        while not is_asked():
-            time.sleep(0.01)
-        raise SystemExit(1)
-
-    def how_ended(run_id: int) -> str:
-        asked.append(run_id)
-        return "stopped" if len(asked) > 1 else ""
-
-    def is_over() -> bool:
-        return server.poll() or time.monotonic() > until
-
-    def note(direction: str, text: str) -> None:
-        noted.append((direction, text))
-
-    pause, module.ASK_SECONDS = module.ASK_SECONDS, 0.3
-    try:
-        execute(node, APPROVED, work, is_over, said.append, note, how_ended)
-    finally:
-        module.ASK_SECONDS = pause
-    assert server.recv() == (8, "the run has ended.")
-    assert asked == [lone_node.RUN_ID, lone_node.RUN_ID]
-    assert said == ["stopped after the step in hand, since the run was stopped at the server; nothing of it is kept."]
-    assert noted == [("out", said[0])]
-    heard, _ = executed(node, server, ask(2.0), answer)  # the next task is taken at once
-    assert isinstance(heard, Answer)

@@ -19,7 +19,7 @@ from multiseg.labels import LabelSpace
 from multiseg.phantoms.hospitals import write_hospitals
 from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
-from multiseg.store.reader import Store, open_store
+from multiseg.store.reader import Database, open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training.validate import Judged
 
@@ -79,13 +79,14 @@ def oracle(monkeypatch):
 
 
 def hide(monkeypatch, names, **changed):
-    """Other cases of these names, or none, as a store has them that has changed."""
-    cases = Store.cases.func if hasattr(Store.cases, "func") else Store.cases.fget
+    """The cases of these names are otherwise, in a store that has changed."""
+    read = Database._case
 
-    def fewer(store):
-        return tuple(replace(case, **changed) if case.name in names else case for case in cases(store))
+    def now(*arguments):
+        case = read(*arguments)
+        return replace(case, **changed) if case.name in names else case
 
-    monkeypatch.setattr(Store, "cases", property(fewer))
+    monkeypatch.setattr(Database, "_case", now)
 
 
 def test_one_validation_case_is_not_told(site, info, oracle):
