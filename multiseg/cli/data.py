@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,7 +134,8 @@ def info_command(
 
 def is_model(path: Path) -> bool:
     """Whether a path is a model file or a run folder, and no store."""
-    return path.is_file() or (path / "run.toml").is_file()
+    # Path.is_file raises where the folder may not be read.
+    return any(os.path.isfile(one) for one in (path, path / "run.toml"))  # noqa: PTH113
 
 
 def _text(value: object) -> str:

@@ -122,8 +122,8 @@ def test_a_plain_web_server_is_enough(
         assert far.image.chunks is not None
         xr.testing.assert_identical(far.compute(), local.compute())
         with xr.open_zarr(f"{store_url}/{name}", consolidated=False) as whole:
-            xr.testing.assert_equal(local.compute(), whole.compute())
-            assert all(local[array].attrs == whole[array].attrs for array in whole.variables)
+            xr.testing.assert_equal(local.compute(), whole.drop_vars(schema.BOOKKEEPING).compute())
+            assert all(local[array].attrs == whole[array].attrs for array in local.variables)
     assert {method for method, _ in asked} <= {"GET", "HEAD"}
     assert not [path for _, path in asked if path.endswith("/")]
 
@@ -175,9 +175,9 @@ def test_a_database_that_is_named_and_gone_is_damage(hospitals: Path, tmp_path: 
     ingest(find_manifest(hospitals / "manifest.toml")[:1], url, OPTIONS)
     (tmp_path / "brain.zarr/alder/label/zarr.json").unlink()
     with pytest.raises(
-        StoreError, match=r"names a database 'alder', but its 'label' is not there: the store is damaged"
+        StoreError, match=r"database 'alder' of .* is damaged: alder/label/zarr.json: the array 'label' is not there"
     ):
-        open_store(url)
+        open_store(url)["alder"]
 
 
 def test_a_store_of_format_1_says_what_to_do(store_url: str, tmp_path: Path) -> None:

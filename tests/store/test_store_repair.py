@@ -193,8 +193,11 @@ def test_a_damaged_database_does_not_lock_the_others_out(
     assert run(command) in (3, 4)  # 4 where cases of this database alone failed
     shown = capsys.readouterr()
     said = " ".join((shown.out + shown.err).split())
-    assert file in said
-    assert "multiseg repair" in said
+    if what == "coordinate gone":  # each case of the database has a finding, whose text the table folds
+        assert said.count("MISSING_FILE") >= 2
+    else:
+        assert file in said
+        assert "multiseg repair" in said
     assert "bug" not in said
 
 
