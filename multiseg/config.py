@@ -100,7 +100,7 @@ def read_settings(path: Path, options: type, hint: str = "") -> dict[str, Any]:
         hint: where such a file comes from, said where there is none.
 
     Raises:
-        UsageError: it is missing, cannot be read, is no TOML, or has an unknown key.
+        UsageError: it is missing, cannot be read, is not valid TOML, or has an unknown key.
     """
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))

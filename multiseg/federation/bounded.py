@@ -32,7 +32,7 @@ def bounded_json(data: str | bytes, bounds: Bounds) -> Any:
     """What a JSON text says.
 
     Raises:
-        ValueError: it is no JSON, a bound is passed, or a mapping holds a name twice.
+        ValueError: it is not valid JSON, a bound is exceeded, or a mapping holds a name twice.
     """
     if len(data) > bounds.length:
         raise ValueError(f"{len(data)} characters of JSON, where {bounds.length} are the most")

@@ -81,15 +81,8 @@ def parse_record(text: str, file: str) -> Record:
     """
     try:
         held = json.loads(text)
-        texts = {name: str(held[name]) for name in _TEXTS}
         return Record(
-            **texts,
-            revision=int(held["revision"]),
-            split_given=bool(held["split_given"]),
-            extent=_index(held["extent"]),
-            affine=_rows(held["affine"]),
-            native_shape=_index(held["native_shape"]),
-            native_affine=_rows(held["native_affine"]),
+            **_plain_fields(held),
             native_header=base64.b64decode(held["native_header"], validate=True),
             sequences={str(name): Scan(*scan) for name, scan in held["sequences"].items()},
             annotations={str(name): tuple(map(int, counts)) for name, counts in held["annotations"].items()},
@@ -151,13 +144,7 @@ def record_of_row(
     counts = zip(annotations, held["annotated"], held["foreground_count"], strict=False)
     own = {name: held[name] for name in columns if held[name] == held[name] and held[name] != ""}
     return Record(
-        **{name: str(held[name]) for name in _TEXTS},
-        revision=int(held["revision"]),
-        split_given=bool(held["split_given"]),
-        extent=_index(held["extent"]),
-        affine=_rows(held["affine"]),
-        native_shape=_index(held["native_shape"]),
-        native_affine=_rows(held["native_affine"]),
+        **_plain_fields(held),
         native_header=whole_header(bytes(held["native_header"])),
         sequences={
             name: Scan(float(held["intensity_mean"][at]), float(held["intensity_std"][at]), str(held["content"][at]))
@@ -175,6 +162,17 @@ def whole_header(padded: bytes) -> bytes:
     size = int.from_bytes(padded[:4], "little")
     size = size if size in (348, 540) else int.from_bytes(padded[:4], "big")
     return padded[:size]
+
+
+def _plain_fields(held: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record that a stored text and a row of the coordinates hold alike."""
+    return {
+        **{name: str(held[name]) for name in _TEXTS},
+        "revision": int(held["revision"]),
+        "split_given": bool(held["split_given"]),
+        **{name: _index(held[name]) for name in ("extent", "native_shape")},
+        **{name: _rows(held[name]) for name in ("affine", "native_affine")},
+    }
 
 
 def _place(name: str, names: Sequence[str], record: Record) -> int:

@@ -155,7 +155,7 @@ def complete_removals(url: str) -> None:
 
 
 def finish_removals(root: zarr.Group) -> None:
-    """Complete what was begun, by this process or by one that died. To be called by whoever holds the store."""
+    """Complete what was started, by this process or by one that died. To be called by whoever holds the store."""
     for name in database_names(root):
         group = root.get(name)
         if isinstance(group, zarr.Group) and (rows := list(group.attrs.get(schema.REMOVING, ()))):

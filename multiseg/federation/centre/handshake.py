@@ -99,7 +99,7 @@ def _going_on(desk: Desk, held: State, roster: Roster) -> State:
     if before == now:
         return state
     text = f"joined: {', '.join(sorted(now - before)) or 'none'}; left: {', '.join(sorted(before - now)) or 'none'}"
-    desk.note(held.round, f"{text}. Scores over other sites do not compare, so the best model is chosen anew.")
+    desk.note(held.round, f"{text}. Scores over other sites do not compare, so the best model is chosen again.")
     if now - before and state.round >= desk.options.schedule.rounds:
         late = ", ".join(sorted(now - before))
         desk.note(held.round, f"all rounds are done: {late} will test the model, and it learns nothing of {late}.")

@@ -245,7 +245,7 @@ def _check_described(count: Any, what: str, most: int) -> None:
     _check(
         count <= most,
         f"{what} is {count}, and the site has described {most}. Where its data have grown, the same run submitted "
-        "again asks it anew",
+        "again asks for a new description",
     )
 
 

@@ -113,7 +113,7 @@ def evaluate_model(
     model = Model(network, info).eval()
     for case in cases:
         if should_stop():
-            raise StoppedError("the evaluation was stopped at the site; it begins anew when the site is back.")
+            raise StoppedError("the evaluation was stopped at the site; it starts again when the site is back.")
         members = _members(case, store, info.space)
         for subset, judged in judged_by_subset(model, store, case, asked.subsets, asked.overlap).items():
             place = (case.database, "" if asked.subsets == "full" else f"/{subset}")

@@ -91,7 +91,7 @@ def learn(
         until=steps_done + options.local.steps,
     )
     if not is_done:
-        raise StoppedError("the round was stopped at the site; it begins anew when the site is back.")
+        raise StoppedError("the round was stopped at the site; it starts again when the site is back.")
     finite = [step.loss for step in steps if math.isfinite(step.loss)]
     return Learnt(
         loss=math.fsum(finite) / len(finite) if finite else math.nan,
