@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SPACING_MM
 from power import Recorder, recorded
 
 from multiseg.errors import StoreError
@@ -17,6 +16,7 @@ from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.store.sources.model import DatabaseFiles
 
+SPACING_MM = (5.0, 5.0, 5.0)
 DISKS = {"keeps names": 0.0, "loses names": 1.0, "loses some names": 0.5}
 MOMENTS = 6
 """Of each ingest and disk, evenly spaced; an ingest has some 150, and MULTISEG_ALL_MOMENTS tries them all."""

@@ -10,7 +10,6 @@ from typing import Any
 import numcodecs
 import numpy as np
 import pytest
-from conftest import SPACING_MM
 
 from multiseg.cli.app import run
 from multiseg.errors import StoreError
@@ -25,6 +24,8 @@ from multiseg.store.reader import open_store
 from multiseg.store.removal import remove
 from multiseg.store.repairs.repair import repair
 from multiseg.store.sources.manifest import find_manifest
+
+SPACING_MM = (5.0, 5.0, 5.0)
 
 
 class KilledError(BaseException):

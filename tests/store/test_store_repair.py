@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SPACING_MM
 
 from multiseg.cli.app import run
 from multiseg.errors import StoreError
@@ -21,6 +20,8 @@ from multiseg.store.intake import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.repairs.repair import repair
 from multiseg.store.sources.manifest import find_manifest
+
+SPACING_MM = (5.0, 5.0, 5.0)
 
 
 class KilledError(BaseException):
