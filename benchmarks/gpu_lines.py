@@ -290,7 +290,7 @@ def federated(setup: Setup) -> dict[str, Any]:
         found = dict(_site_stores(folder, names, multiseg))
         rehearsal = prepared(folder / "deployed", found, device=str(setup.device))
         recipe = federation.RUN_TOML.format(rounds=2, payload="float32")
-        text = recipe.replace(', "dogwood"', "") + ("model = { numbers = { widths = [8, 16, 32] } }\n" * setup.is_small)
+        text = recipe.replace(', "dogwood"', "") + ("model = { widths = [8, 16, 32] }\n" * setup.is_small)
         (folder / "run.toml").write_text(text)
         run = rehearsal.home / "runs" / "overhead"
         with staged(rehearsal):

@@ -99,21 +99,21 @@ def numbers_of(model: ModelOptions) -> dict[str, Any]:
     """What the network is made with by name, as its model file will hold it.
 
     Raises:
-        UsageError: a number is set that the network does not hear, or one that a model file cannot hold.
+        UsageError: a number is set that the network does not take, or one that a model file cannot hold.
     """
     if not is_own(model.builder):
         if model.numbers:
             raise UsageError(
-                f"model.numbers has {', '.join(model.numbers)}, which {model.builder} does not hear: it takes widths, "
-                "dropout and norm."
+                f"[model.numbers] sets {', '.join(model.numbers)}, but it is for networks of your own: {model.builder} "
+                "takes widths, dropout and norm, set in [model] itself."
             )
         return {"widths": list(model.widths), "dropout": model.dropout, "norm": model.norm}
     plain = ModelOptions(model.builder)
-    unheard = [name for name in ("widths", "dropout", "norm") if getattr(model, name) != getattr(plain, name)]
-    if unheard:
+    unused = [name for name in ("widths", "dropout", "norm") if getattr(model, name) != getattr(plain, name)]
+    if unused:
         raise UsageError(
-            f"[model] sets {', '.join(unheard)}, which {model.builder} does not hear: the numbers of your own network "
-            "stand in [model.numbers]."
+            f"[model] sets {', '.join(unused)}, but {model.builder} does not take them: put the numbers of your own "
+            "network in [model.numbers]."
         )
     try:
         numbers: dict[str, Any] = json.loads(json.dumps(dict(model.numbers), allow_nan=False))

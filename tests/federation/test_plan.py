@@ -44,7 +44,7 @@ def test_the_defaults_can_be_meant() -> None:
         ),
         ({"fit": {"objective": "mine:loss"}}, "fit.objective is 'mine:loss': a federation runs"),
         ({"augment": {"own": "mine:turn"}}, "augment.own is 'mine:turn': a federation runs"),
-        ({"model": {"numbers": {"width": 3}}}, "model.numbers has width, which multi_unet does not hear"),
+        ({"model": {"numbers": {"width": 3}}}, "sets width, but it is for networks of your own"),
         ({"local": {"optimiser": "lion"}}, "local.optimiser is 'lion'"),
         ({"local": {"steps": 0}}, "0 steps"),
         ({"schedule": {"quorum": 4}}, "quorum is 4, but there are 3 sites"),

@@ -146,10 +146,10 @@ def test_numbers_reach_the_network_and_the_model_file(store_url, tmp_path, mine)
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (ModelOptions("mine_parts:Net", widths=(4, 8)), "sets widths, which mine_parts:Net does not hear"),
+        (ModelOptions("mine_parts:Net", widths=(4, 8)), "sets widths, but mine_parts:Net does not take them"),
         (ModelOptions("mine_parts:Net", numbers={"depth": 3}), "mine_parts:Net failed: TypeError.*depth"),
         (ModelOptions("mine_parts:Net", numbers={"width": {1}}), "cannot be kept in a model file"),
-        (ModelOptions("multi_unet", numbers={"width": 5}), "model.numbers has width, which multi_unet does not hear"),
+        (ModelOptions("multi_unet", numbers={"width": 5}), "sets width, but it is for networks of your own"),
         (ModelOptions("mine_parts:loss"), "is no network, and is not called"),
         (ModelOptions("nets:Net"), r"no module 'nets'.*PYTHONPATH=\. multiseg"),
         (ModelOptions("unet"), "no network 'unet'; there are multi_unet"),
