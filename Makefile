@@ -1,6 +1,8 @@
 # Two commands do everything on a bare machine with Python 3.11 or later and make: `make demo`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# More processes than cores: many tests wait for other processes. A file's tests share what they set up, so they stay together.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile
 
 .PHONY: demo test check bench clean
 
@@ -8,14 +10,14 @@ demo: .venv/installed
 	$(BIN)/multiseg demo --out demo
 
 test: .venv/test-installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: .venv/test-installed
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: .venv/test-installed
 	$(BIN)/python -m benchmarks.loader

@@ -7,6 +7,7 @@ from pathlib import Path
 # Before torch is imported, and for the commands that tests start: threads of tiny networks only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 from servers import make_bucket, s3_server
 
@@ -16,6 +17,10 @@ from multiseg.store.intake import IngestOptions
 from multiseg.store.sources.manifest import find_manifest
 
 SPACING_MM = (5.0, 5.0, 5.0)
+
+# A machine with other work is slow at times, which says nothing about what is tested.
+hypothesis.settings.register_profile("multiseg", deadline=None)
+hypothesis.settings.load_profile("multiseg")
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ class DatabaseArrays:
     def __init__(self, group: zarr.Group) -> None:
         self.group = group
         self._opened: dict[str, zarr.Array] = {}
-        self.last_revision: int | None = None
+        self.revisions: dict[str, int] = {}
 
     def __getitem__(self, name: str) -> zarr.Array:
         if name not in self._opened:  # over a network, opening takes as long as writing

@@ -64,12 +64,19 @@ def _rows(affine: Any) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(value) for value in row) for row in affine)
 
 
-def next_revision(arrays: DatabaseArrays) -> int:
-    """A number greater than those of all rows; they are read once, since whoever writes is alone."""
-    if arrays.last_revision is None:
-        arrays.last_revision = int(np.abs(arrays["revision"][:]).max(initial=0))
-    arrays.last_revision += 1
-    return arrays.last_revision
+_OF_ALL = ""
+
+
+def next_revision(arrays: DatabaseArrays, case: str) -> int:
+    """A number greater than those of all rows at the start, and than this writer's own of the case.
+
+    It does not depend on the order in which cases are written, so that any number of workers makes the same store.
+    """
+    held = arrays.revisions
+    if _OF_ALL not in held:  # read once, since whoever writes is alone; no case has an empty name
+        held[_OF_ALL] = int(np.abs(arrays["revision"][:]).max(initial=0))
+    held[case] = max(held[_OF_ALL], held.get(case, 0)) + 1
+    return held[case]
 
 
 def write_record(arrays: DatabaseArrays, row: int, record: Record) -> None:
@@ -94,7 +101,7 @@ def describe_row(arrays: DatabaseArrays, row: int, **changes: Any) -> None:
     `finish_descriptions` of the next one writes the coordinates from the record, the old or the new one.
     """
     before = read_record(arrays, row)
-    record = replace(before, revision=next_revision(arrays), **changes)
+    record = replace(before, revision=next_revision(arrays, before.case), **changes)
     held, values = row_values(arrays, before), row_values(arrays, record)
     is_unfinished = arrays["revision"][row] < 0
     arrays["revision"][row] = -record.revision

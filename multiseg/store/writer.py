@@ -141,7 +141,7 @@ class DatabaseWriter:
         try:
             self.arrays.fit(self.plan, encoded.grid.shape)
             self._write_shards(row, encoded)
-            own, revision = self._participant(files), next_revision(self.arrays)
+            own, revision = self._participant(files), next_revision(self.arrays, files.case)
             write_record(self.arrays, row, record_of(files, encoded, self.plan.annotations, own, revision))
             self._commit(row, files.case)
         except ResourceError as error:  # says itself what to do

@@ -252,6 +252,6 @@ def test_landmarks_leave_as_statistics_do(store, site, monkeypatch):
 
 def test_a_stop_ends_a_round_between_steps(store, site, info):
     heard = []
-    with pytest.raises(StoppedError, match="begins anew"):
+    with pytest.raises(StoppedError, match="starts again when the site is back"):
         train_round(store, site, order_of(info), hooks=Hooks(on_event=heard.append, should_stop=lambda: bool(heard)))
     assert len(heard) == 1
