@@ -72,7 +72,7 @@ def watch(group: zarr.Group) -> tuple[UInt8[np.ndarray, " case"], dict[str, zarr
     assert isinstance(store, GuardedStore)
     lengths, nothing = lengths_of(group), np.zeros(0, dtype=bool)
     store.expect(group.path, Expected(nothing, lengths, {"status": (("case",), (schema.STATUS_ROWS,))}))
-    status = _states(group, store.url)
+    status = states_of_rows(group, store.url)
     # Opened after the states were read, so that they have room for every row.
     arrays = open_arrays(group, coordinate_names(group))
     check_copies(store.url, group.path, group.attrs.asdict(), arrays)
@@ -88,7 +88,7 @@ def watch(group: zarr.Group) -> tuple[UInt8[np.ndarray, " case"], dict[str, zarr
     return status, arrays
 
 
-def _states(group: zarr.Group, url: str) -> UInt8[np.ndarray, " case"]:
+def states_of_rows(group: zarr.Group, url: str) -> UInt8[np.ndarray, " case"]:
     """The states of all rows. Their one chunk holds those behind the end of the array, too."""
     for last in (False, True):
         array = group["status"]  # is read again, since a writer may have added rows in between

@@ -17,7 +17,7 @@ from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.checks.chunks import Block, decoded_blocks
 from multiseg.store.checks.faults import REPAIR, Faults, advice
-from multiseg.store.columns import lengths_of
+from multiseg.store.columns import lengths_of, states_of_rows
 from multiseg.store.damage import UNREADABLE, one_line
 from multiseg.store.findings import Severity
 from multiseg.store.guard import Expected
@@ -100,6 +100,11 @@ def read_layout(
     for key, block in absent:
         if "record" in coordinates and layout.expected.has(key, block.index):
             faults.error("MISSING_FILE", block.key, f"the file is not there. {REPAIR}")
+    if "status" in columns:
+        try:
+            states_of_rows(group, name)
+        except StoreError as error:
+            faults.error("BAD_SHAPE", error.file, f"status has less room than rows are in use. {REPAIR}")
     _lengths(layout, faults)
     _names(layout, faults)
     return layout
@@ -285,6 +290,7 @@ def _lengths(layout: Layout, faults: Faults) -> None:
         for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True):
             held.setdefault(axis, {})[name] = n
     needed = _needed(layout)
+    needed |= {axis: max(n, needed.get(axis, 0)) for axis, n in layout.expected.lengths.items()}
     for axis, by_array in held.items():
         if axis in FIXED or len(set(by_array.values())) < 2:
             continue
