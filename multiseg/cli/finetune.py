@@ -81,9 +81,7 @@ def finetune_command(
     multiseg finetune runs/joint stroke.zarr --out runs/columns --progressive
     """
     from multiseg.cli.console import print_json
-    from multiseg.cli.model import warn_of_removed
-    from multiseg.models.saved import model_path, read_info, read_learnt
-    from multiseg.store.reader import open_store
+    from multiseg.models.saved import model_path, read_info
     from multiseg.training.distributed import is_first_process
 
     start = {
@@ -107,8 +105,6 @@ def finetune_command(
     if out is None:
         raise UsageError("say where the new run goes: --out runs/NAME.")
     check_run_file(run, out, goes_on=(out / "resume.pt").is_file() and not overwrite)
-    if is_first_process():
-        warn_of_removed(open_store(options.store), read_learnt(model_path(model)))
     result = train_shown(options, out, overwrite, as_json, accept_changes)
     if as_json and is_first_process():
         last = read_info(model_path(out)).ancestry[-1]

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def show_model(path: Path, store: str, as_json: bool) -> int:
-    """Print what a model has learnt from; exit code 3 where scans of it were removed from the store."""
+    """Print what a model has learnt from; exit code 3 where scans of it were removed from the store, or where a damaged
+    database does not tell."""
     from multiseg.models.learnt_scans import removed_among
     from multiseg.models.saved import model_path, read_info, read_learnt
     from multiseg.store.reader import open_store
@@ -26,8 +27,9 @@ def show_model(path: Path, store: str, as_json: bool) -> int:
     is_complete = learnt is not None and learnt.is_complete
     if as_json:
         told = {"sequences": list(info.axis), "scans": counts, "all_scans_known": is_complete}
-        print_json({"model": str(file), **told, "removed_scans": len(dates) if held else None})
-        return 3 if dates else 0
+        damaged = [] if held is None else sorted(held.damaged)
+        print_json({"model": str(file), **told, "removed_scans": len(dates) if held else None, "damaged": damaged})
+        return 3 if dates or damaged else 0
     rows = [
         ["sequences", " ".join(info.axis)],
         ["scans trained on", str(counts["train"])],
@@ -37,17 +39,12 @@ def show_model(path: Path, store: str, as_json: bool) -> int:
     print_table(str(file), ["what", ""], rows)
     if held is not None:
         warn_of_removed(held, learnt)
-    return 3 if dates else 0
+    return 3 if dates or (held is not None and held.damaged) else 0
 
 
 def warn_of_removed(store: Store, learnt: LearntScans | None) -> None:
-    """Say it where a model has learnt from scans that were removed from a store."""
-    from multiseg.models.learnt_scans import removed_among
+    """Say it where a model has learnt, or may have learnt, from scans that were removed from a store."""
+    from multiseg.models.learnt_scans import describe_removed
 
-    dates = removed_among(learnt, store.removed)
-    if dates:
-        text = (
-            f"The model has learnt from {len(dates)} scans of cases that were removed from {store.url} "
-            f"({', '.join(dict.fromkeys(dates))}). Train it again without them, from a model that has not seen them."
-        )
+    if text := describe_removed(learnt, store.url, store.removed, store.damaged):
         messages().print(text, soft_wrap=True, markup=False)

@@ -18,9 +18,9 @@ ThisStore = Annotated[str, typer.Argument(help="The store, by path or URL.")]
 def repair_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson = False) -> int:
     """Make again what is damaged of a store, as far as it is held twice: metadata, coordinates, records, states.
 
-    Voxels are held once: cases that need a new ingest are named, and the exit code is 3 when there are any. Damaged
-    files are kept in STORE.multiseg-damaged beside the store before they are replaced. What else is wrong with a store
-    says verify.
+    Sampled voxels are drawn again from the labels. Voxels are held once: cases that need a new ingest are named, and
+    the exit code is 3 when there are any. Damaged files, and arrays that other programs wrote into a database, are kept
+    in STORE.multiseg-damaged beside the store. What else is wrong with a store says verify.
 
     Examples:
 

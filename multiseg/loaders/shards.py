@@ -18,13 +18,13 @@ from struct import Struct
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-import google_crc32c
 import numpy as np
 from jaxtyping import Shaped
 from numcodecs import blosc
 
 from multiseg.errors import StoreError
 from multiseg.store.array_layout import CHECKSUM_BYTES, NOTHING, ArrayLayout
+from multiseg.store.packing import is_sound
 from multiseg.store.parts import Parts
 from multiseg.store.shard_names import MISSING_FILE, shards_named
 from multiseg.types import Index3
@@ -216,7 +216,7 @@ class ShardReader:
         ranges = [(places[2 * n], places[2 * n] + places[2 * n + 1]) for n in there]
         held = dict(zip(there, self.parts.read(shard.key, ranges, bool(fresh)), strict=True)) if there else {}
         due = {"always": there, "first": fresh, "never": []}[self.checksums]
-        bad = [n for n in due if not _is_sound(held[n])]
+        bad = [n for n in due if not is_sound(held[n])]
         if bad:
             if self.parts.forget(shard.key):
                 return self._bytes(shard, numbers)
@@ -274,7 +274,7 @@ class ShardReader:
             if "/".join(map(str, rest)) in shards_named(self._named.get(row, ""), array):
                 raise StoreError(f"{key} {_MISSING}", code=MISSING_FILE, file=key)
             return None
-        if len(tail) != size or not _is_sound(memoryview(tail)):
+        if len(tail) != size or not is_sound(memoryview(tail)):
             if self.parts.forget(key):
                 return self._opened(place)
             raise StoreError(f"{key}: {_DAMAGED.format('its index is not sound: the file is truncated or damaged')}")
@@ -283,12 +283,6 @@ class ShardReader:
     @staticmethod
     def _damaged(shard: _Shard, what: str) -> StoreError:
         return StoreError(f"{shard.key}: {_DAMAGED.format(what)}")
-
-
-def _is_sound(packed: memoryview) -> bool:
-    """Whether the bytes are those that the checksum behind them was made of."""
-    found: int = google_crc32c.value(bytes(packed[:-CHECKSUM_BYTES]))
-    return found == int.from_bytes(packed[-CHECKSUM_BYTES:], "little")
 
 
 _MISSING = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,3 +82,31 @@ def removed_among(learnt: LearntScans | None, removed: Mapping[str, str]) -> tup
     was chosen by, as their dates."""
     known = learnt.train | learnt.val if learnt is not None else frozenset()
     return tuple(sorted(date for digest, date in removed.items() if digest[:DIGITS] in known))
+
+
+def describe_removed(
+    learnt: LearntScans | None, url: str, removed: Mapping[str, str], damaged: Collection[str] = ()
+) -> str:
+    """What a person should know of a model and the cases that were removed from a store; "" where it is nothing.
+
+    Args:
+        removed: digests of the scans that were removed, and when.
+        damaged: databases of the store that do not tell what was removed from them.
+    """
+    dates, said = removed_among(learnt, removed), []
+    if dates:
+        said.append(
+            f"The model has learnt from {len(dates)} scans of cases that were removed from {url} "
+            f"({', '.join(dict.fromkeys(dates))}). Train it again without them, from a model that has not seen them."
+        )
+    elif removed and (learnt is None or not learnt.is_complete):
+        said.append(
+            f"The model does not say all that it has learnt from: whether cases that were removed from {url} are among "
+            "it is not known."
+        )
+    if damaged:
+        said.append(
+            f"Whether it has learnt from cases that were removed from {', '.join(sorted(damaged))} is not known, since "
+            f"that is damaged. Run: multiseg repair {url}."
+        )
+    return " ".join(said)

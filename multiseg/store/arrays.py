@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
@@ -10,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.core.buffer import default_buffer_prototype
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.columns import REQUESTS_AT_ONCE, lengths_of, participant_columns
+from multiseg.store.copies import COPY, copy_of, layout_of
 from multiseg.store.encoding import ArrayPlan
 
-COPY = "copy"
-"""The attribute of `record` that holds a database's attributes, and its arrays' metadata but their shapes, again."""
 FIXED_AXES = {"axis": 3, "row": 4, "column": 4, "header_byte": schema.HEADER_BYTES, "point": schema.FOREGROUND_POINTS}
 WRITE_ALL: Any = {"write_empty_chunks": True}
 
@@ -183,20 +180,10 @@ class DatabaseArrays:
 
         To be called after every change of an attribute or of an array's metadata other than its shape.
         """
-        names = [name for name in [*self.coordinates, "image", "label"] if name != "record"]
-        told = {
-            "attributes": self.group.attrs.asdict(),
-            "arrays": {name: layout_of(self[name]) for name in names},
-        }
+        names = [*self.coordinates, "image", "label"]
+        told = copy_of(self.group.attrs.asdict(), {name: layout_of(self[name]) for name in names})
         if self["record"].attrs.get(COPY) != told:
             self["record"].attrs[COPY] = told
-
-
-def layout_of(array: zarr.Array) -> dict[str, Any]:
-    """What an array's zarr.json says, but its shape, which grows with the cases."""
-    text = array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()
-    held: dict[str, Any] = json.loads(text)
-    return {key: value for key, value in held.items() if key != "shape"}
 
 
 def chunk_of(name: str, variable: schema.Variable, structure_chunk: int) -> list[int]:

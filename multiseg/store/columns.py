@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import zarr
 from jaxtyping import UInt8
+from zarr.core.array import AsyncArray
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
+from multiseg.store.copies import check_copies
+from multiseg.store.damage import DAMAGED, damaged
 from multiseg.store.guard import Expected, GuardedStore
 
 READ_BY_CASE = ("foreground", "native_header", "sources", "record")
@@ -62,22 +65,56 @@ def watch(group: zarr.Group) -> tuple[UInt8[np.ndarray, " case"], dict[str, zarr
     To be called before anything else is read of a database that the root names.
 
     Raises:
-        StoreError: the states are not there, or the names of the files of a case.
+        StoreError: the states are not there, or the names of the files of a case; metadata are not those of the second
+            copy, or leave no room for what is there.
     """
     store = group.store_path.store
     assert isinstance(store, GuardedStore)
     lengths, nothing = lengths_of(group), np.zeros(0, dtype=bool)
     store.expect(group.path, Expected(nothing, lengths, {"status": (("case",), (schema.STATUS_ROWS,))}))
-    status = np.asarray(group["status"][:])
+    status = states_of_rows(group, store.url)
     # Opened after the states were read, so that they have room for every row.
     arrays = open_arrays(group, coordinate_names(group))
+    check_copies(store.url, group.path, group.attrs.asdict(), arrays)
     chunks = {name: (tuple(array.metadata.dimension_names), array.chunks) for name, array in arrays.items()}
     in_use = status != schema.PENDING
     store.expect(group.path, Expected(in_use, lengths, chunks))
+    num_used = int(np.flatnonzero(in_use).max(initial=-1)) + 1
+    for name, array in arrays.items():
+        check_room(store.url, array, {"case": 0 if name == "status" else num_used, **lengths})
     texts = arrays["shards"][:]
     shards = {int(row): str(texts[row]) for row in np.flatnonzero(in_use)}
     store.expect(group.path, Expected(in_use, lengths, chunks, shards))
     return status, arrays
+
+
+def states_of_rows(group: zarr.Group, url: str) -> UInt8[np.ndarray, " case"]:
+    """The states of all rows. Their one chunk holds those behind the end of the array, too."""
+    for last in (False, True):
+        array = group["status"]  # is read again, since a writer may have added rows in between
+        whole = zarr.Array(
+            AsyncArray(metadata=array.metadata.update_shape((schema.STATUS_ROWS,)), store_path=array.store_path)
+        )
+        states = np.asarray(whole[:])
+        num = array.shape[0]
+        if (states[num:] == schema.PENDING).all():
+            break
+        if last:
+            said = f"it has room for {num} rows, but more are in use"
+            raise damaged(url, f"database {group.path!r}", [(f"{group.path}/status/zarr.json", said)])
+    return states[:num]
+
+
+def check_room(url: str, array: zarr.Array, needed: Mapping[str, int]) -> None:
+    """Whether an array is as long as its database needs: behind its end Zarr reads nothing.
+
+    Raises:
+        StoreError: its zarr.json says less.
+    """
+    for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True):
+        if n < needed.get(axis, 0):
+            said = f"it has room for {n} along {axis!r}, but {needed[axis]} are needed"
+            raise damaged(url, f"the array {array.path!r}", [(f"{array.path}/zarr.json", said)])
 
 
 def check_names(group: zarr.Group) -> None:
@@ -100,16 +137,23 @@ def check_names(group: zarr.Group) -> None:
             )
 
 
-def read_columns(group: zarr.Group) -> tuple[zarr.Group, dict[str, Any]]:
-    """A database's group and what is known of each of its rows, both as they were at one moment.
+def read_columns(group: zarr.Group) -> tuple[zarr.Group, dict[str, Any], zarr.Array]:
+    """A database's group, what is known of each of its rows, both as they were at one moment, and the array `record`.
 
     Raises:
         StoreError: a file is not there that has to be.
     """
+    is_first = True
     while True:
         group = zarr.open_group(group.store_path, mode="r", zarr_format=3, use_consolidated=False)
-        status, arrays = watch(group)
+        try:
+            status, arrays = watch(group)
+        except StoreError as error:
+            if error.code != DAMAGED or not is_first:
+                raise
+            is_first = False  # a writer may have changed the attributes and their copy in between
+            continue
         held = read_arrays(arrays, arrays.keys() - {*READ_BY_CASE, "modality", "annotation", "status"})
         # Otherwise a case was committed or replaced while its columns were read.
         if np.array_equal(status, group["status"][:]):
-            return group, held | {"status": status}
+            return group, held | {"status": status}, arrays["record"]

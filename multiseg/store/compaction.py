@@ -12,7 +12,7 @@ from multiseg.store.columns import watch
 from multiseg.store.durable import sync_names
 from multiseg.store.hierarchy import database_names, open_root
 from multiseg.store.removal import empty_rows, finish_removals
-from multiseg.store.root import locked
+from multiseg.store.root import check_place, locked
 
 
 def compact(url: str, dry_run: bool = False) -> dict[str, int]:
@@ -25,6 +25,7 @@ def compact(url: str, dry_run: bool = False) -> dict[str, int]:
         StoreError: there is no store, or it is damaged.
         ResourceError: another process writes to it.
     """
+    check_place(url)
     if dry_run:
         root = open_root(url, "r")
         return {name: _bytes(root[name], _idle(root[name])) for name in database_names(root)}

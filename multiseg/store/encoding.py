@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
-from jaxtyping import Float, Int, Int16
+from jaxtyping import Float, Int, Int16, UInt8
 from numcodecs import Zstd
 
 from multiseg.labels import LabelSchema
@@ -84,17 +84,11 @@ class EncodedCase:
 
 def encode(case: str, prepared: PreparedCase, plan: ArrayPlan) -> EncodedCase:
     """Pack a case; the same case gives the same bytes, whoever packs it and into whichever row it goes."""
-    num = (len(plan.annotations), plan.num_structures)
-    counts = np.zeros(num, dtype=np.int64)
-    points = np.full((*num, schema.FOREGROUND_POINTS, 3), -1, dtype=np.int16)
-    for name, codes in prepared.labels.items():
-        at, n = plan.annotations.index(name), len(plan.schemas[name].structures)
-        seed = zlib.crc32(f"{case}/{name}".encode())
-        counts[at, :n], points[at, :n] = sample_foreground(codes, n, schema.FOREGROUND_POINTS, seed)
+    counts, points = points_of(case, prepared.labels, plan.annotations, plan.schemas)
     return EncodedCase(
         modalities=prepared.modalities,
         labels=tuple(prepared.labels),
-        shards=_shards(prepared, plan) | _packed_points(points, plan.structure_chunk),
+        shards=_shards(prepared, plan) | packed_points(points, plan.structure_chunk),
         foreground_count=counts,
         grid=prepared.grid,
         native=prepared.native,
@@ -104,6 +98,28 @@ def encode(case: str, prepared: PreparedCase, plan: ArrayPlan) -> EncodedCase:
         content=prepared.content,
         sources=prepared.sources,
     )
+
+
+def points_of(
+    case: str,
+    labels: Mapping[str, UInt8[np.ndarray, "i j k"]],
+    annotations: Sequence[str],
+    schemas: Mapping[str, LabelSchema],
+) -> tuple[Int[np.ndarray, "annotation structure"], Int16[np.ndarray, "annotation structure point 3"]]:
+    """Voxels of each structure, and up to 256 of them at random: the same for the same names and labels.
+
+    Args:
+        labels: the compact codes of those annotations that the case has.
+        annotations: all of the database, in their order.
+    """
+    num = (len(annotations), max((len(codes.structures) for codes in schemas.values()), default=0))
+    counts = np.zeros(num, dtype=np.int64)
+    points = np.full((*num, schema.FOREGROUND_POINTS, 3), -1, dtype=np.int16)
+    for name, codes in labels.items():
+        at, n = annotations.index(name), len(schemas[name].structures)
+        seed = zlib.crc32(f"{case}/{name}".encode())
+        counts[at, :n], points[at, :n] = sample_foreground(codes, n, schema.FOREGROUND_POINTS, seed)
+    return counts, points
 
 
 def _shards(prepared: PreparedCase, plan: ArrayPlan) -> dict[str, bytes]:
@@ -123,7 +139,7 @@ def _shards(prepared: PreparedCase, plan: ArrayPlan) -> dict[str, bytes]:
     return packed
 
 
-def _packed_points(points: Int16[np.ndarray, "annotation structure point 3"], chunk: int) -> dict[str, bytes]:
+def packed_points(points: Int16[np.ndarray, "annotation structure point 3"], chunk: int) -> dict[str, bytes]:
     """The chunks of "foreground" that hold anything, as zarr packs them with `schema.COORDINATE_CODECS`."""
     packed = {}
     for annotation, of_annotation in enumerate(points):

@@ -124,10 +124,12 @@ class GuardedStore(WrapperStore[ZarrStore]):  # type: ignore[misc]
 
 def missing_file(url: str, key: str) -> StoreError:
     """The error for a file that has to be there and is not, or is empty."""
+    array = key.partition("/c/")[0].rpartition("/")[2]
+    is_held_once = array in ("image", "label")
+    to_do = "ingest the case again with --redo" if is_held_once else f"repair it with: multiseg repair {url}"
     return StoreError(
         f"{url}/{key} is not there, or empty, although the store says that it has to be: the store is damaged or only "
-        f"partly copied. Copy it again; or see what else is gone with: multiseg verify {url}; and rebuild what can be "
-        f"rebuilt with: multiseg repair {url}.",
+        f"partly copied. See what else is gone with: multiseg verify {url}; then copy it again, or {to_do}.",
         code=MISSING_FILE,
         file=key,
     )

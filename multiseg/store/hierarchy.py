@@ -96,7 +96,7 @@ def open_root(url: str, mode: str, formats: Collection[int] = (FORMAT,)) -> zarr
             raise damaged(url, "the root", [("zarr.json", f"its attribute {ROOT_KEY!r} is {head!r}")])
         raise StoreError(f"{url} is a Zarr group but no multiseg store. Name another folder.")
     if head.get("format") not in formats:
-        raise _of_another_format(url, head.get("format"))
+        raise of_another_format(url, head.get("format"))
     return root
 
 
@@ -139,14 +139,23 @@ def _is_there(url: str) -> bool:
         raise not_readable(url, error) from error
 
 
-def _of_another_format(url: str, held: object) -> StoreError:
-    if not isinstance(held, int) or held > FORMAT:
-        return StoreError(f"{url} has store format {held}; this multiseg reads format {FORMAT}. Update multiseg.")
+def of_another_format(url: str, held: object) -> StoreError:
+    """The error for a store whose root says this in the place of our format's number."""
+    if type(held) is not int:
+        return damaged(url, "the root", [("zarr.json", f"the store format {held!r} is none")])
+    if held > FORMAT:
+        return StoreError(
+            f"{url} has store format {held}; this multiseg reads format {FORMAT}. Update multiseg. If no newer one "
+            f"ever wrote to it, its zarr.json is damaged: move that file away, then run: multiseg repair {url}."
+        )
     said = f"{url} was made by an older multiseg: it has store format {held}, and this one reads format {FORMAT}."
     if held == CONVERTED:
         more = f"Convert it in its place, with nothing ingested again: multiseg upgrade {url}"
         return StoreError(f"{said} {more}", code=OLD_FORMAT)
-    return StoreError(f"{said} Ingest the scans again, into a new store.")
+    return StoreError(
+        f"{said} Ingest the scans again, into a new store. If this one has ever read it, its zarr.json is damaged: "
+        f"multiseg repair {url}."
+    )
 
 
 def database_names(root: zarr.Group) -> list[str]:

@@ -30,10 +30,21 @@ def hold(url: str) -> Iterator[None]:
         ResourceError: another process holds it, or the place cannot be written.
         StoreError: there is no such bucket.
     """
-    if is_web(url):
-        raise ResourceError(f"{url} can be read, not written. Ingest into a folder or a bucket (s3://BUCKET/NAME).")
+    check_not_web(url)
     with lease.hold(Bucket(url)):
         yield
+
+
+def check_not_web(url: str) -> None:
+    """Whether a remote store can be written, at least by somebody.
+
+    Raises:
+        ResourceError: it lies behind a plain web server.
+    """
+    if is_web(url):
+        raise ResourceError(
+            f"{url} can be read, not written. Name the folder or the bucket (s3://BUCKET/NAME) that the server shows."
+        )
 
 
 def check_held(url: str) -> None:

@@ -82,3 +82,9 @@ def _shard(part: Block, chunk: Index4, grid: tuple[int, ...], pack: Callable[[Bl
 def with_checksum(packed: bytes) -> bytes:
     """Bytes and their CRC-32C, as Zarr's codec of that name writes them."""
     return packed + int(google_crc32c.value(packed)).to_bytes(CHECKSUM_BYTES, "little")
+
+
+def is_sound(packed: bytes | memoryview) -> bool:
+    """Whether the bytes are those that the checksum behind them was made of."""
+    found: int = google_crc32c.value(bytes(packed[:-CHECKSUM_BYTES]))
+    return found == int.from_bytes(packed[-CHECKSUM_BYTES:], "little")

@@ -22,9 +22,10 @@ from multiseg.files import files_below
 from multiseg.labels import LabelSchema, LabelSpace, LabelView
 from multiseg.store import schema
 from multiseg.store.array_layout import ArrayLayout
-from multiseg.store.checks.layout import damaged_files
-from multiseg.store.columns import check_names, read_columns
-from multiseg.store.damage import reading
+from multiseg.store.checks.layout import damaged_files, damaged_files_of_case
+from multiseg.store.columns import check_names, check_room, lengths_of, read_columns
+from multiseg.store.copies import check_copies
+from multiseg.store.damage import damaged, reading
 from multiseg.store.dataset import committed_dataset
 from multiseg.store.hierarchy import ROOT_KEY, check_head, is_remote, local_path, open_root
 from multiseg.store.parts import LocalParts, Parts
@@ -80,13 +81,15 @@ class Database:
 
     def __init__(self, group: zarr.Group, name: str) -> None:
         self.name = name
-        self.group, columns = read_columns(group)
+        self.group, columns, record = read_columns(group)
         group, attributes = self.group, self.group.attrs.asdict()
         self.pathology: str = attributes["pathology"]
         self.recipe = Recipe.from_json(attributes["recipe"])
         self.attributes = attributes
         # Opened after the columns, so that they have room for every case and name there.
         self._image, self._label = group["image"], group["label"]
+        url = str(group.store)
+        check_copies(url, name, attributes, {"record": record, "image": self._image, "label": self._label})
         check_names(group)
         # Where a writer died, or is at work, an axis may have names at its end that nothing else has yet.
         self.modalities = tuple(str(name) for name in group["modality"][: self._image.shape[1]] if name)
@@ -96,6 +99,10 @@ class Database:
         rows = np.setdiff1d(
             np.flatnonzero(columns["status"] == schema.COMMITTED), attributes.get(schema.REMOVING, [])
         ).astype(int)
+        i, j, k = (int(n) for n in columns["extent"][rows].max(axis=0, initial=0))
+        needed = {"case": int(rows.max(initial=-1)) + 1, **lengths_of(group), "i": i, "j": j, "k": k}
+        for array in (self._image, self._label):
+            check_room(url, array, needed)
         self.cases = tuple(self._case(int(row), columns) for row in rows)
         self._by_name = {case.name: case for case in reversed(self.cases)}
 
@@ -194,7 +201,8 @@ class Database:
 
     def _reading(self, case: Case) -> AbstractContextManager[None]:
         """Around whatever is read of one case; StoreError where it is damaged."""
-        return reading(str(self.group.store), f"{self.name}/{case.name}")
+        url = str(self.group.store)
+        return reading(url, f"{self.name}/{case.name}", partial(damaged_files_of_case, url, self.name, case.row))
 
 
 def _window(array: zarr.Array, row: int, num: int, corner: Index3, size: Index3) -> Shaped[np.ndarray, "channel i j k"]:
@@ -255,7 +263,11 @@ class Store:
 
     def _database(self, name: str) -> Database:
         with reading(self.url, f"database {name!r}", partial(damaged_files, self.url, name)):
-            return Database(self.root[name], name)
+            database = Database(self.root[name], name)
+        if database.recipe.spacing_mm != self.spacing_mm:
+            said = f"it says voxels of {self.spacing_mm} mm, but {name!r} has {database.recipe.spacing_mm} mm"
+            raise damaged(self.url, "the root", [("zarr.json", said)])
+        return database
 
     def __getitem__(self, name: str) -> Database:
         if name in self.damaged:

@@ -20,7 +20,7 @@ from multiseg.store.durable import sync_names
 from multiseg.store.hierarchy import NO_STORE, database_names, is_remote, local_path, open_root
 from multiseg.store.records import Record
 from multiseg.store.repairs.place import aside_of, aside_url
-from multiseg.store.root import locked
+from multiseg.store.root import check_place, locked
 from multiseg.store.rows import read_record
 
 
@@ -60,6 +60,7 @@ def remove(
     for name, _is_subject in asked:
         if not all(name.partition("/")[::2]):
             raise UsageError(f"{name!r} names no case. Name it as DATABASE/CASE, or a person as DATABASE/SUBJECT.")
+    check_place(url)
     if dry_run:
         return _found(open_root(url, "r"), asked)
     with locked(url):

@@ -60,6 +60,18 @@ class DatabaseInfo:
         }
 
 
+def check_place(url: str) -> None:
+    """Whether a store lies where stores can be written; the rehearsal of a change asks it, too.
+
+    Raises:
+        ResourceError: it lies behind a plain web server.
+    """
+    if is_remote(url):
+        from multiseg.store.hold import check_not_web  # heavy, and only remote stores need it
+
+        check_not_web(url)
+
+
 @contextmanager
 def locked(url: str) -> Iterator[None]:
     """Hold a store for one writer; a local one's lock ends with the process, however it ends.

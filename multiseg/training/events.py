@@ -62,7 +62,8 @@ class Noted:
     Attributes:
         code: DATA_CHANGED (the data did, and the change was accepted), DATA_UNKNOWN (started before that was written
             down), STEPS_CHANGED (another number of steps, and so another schedule), LEARNT_BEFORE (the model that was
-            started from has learnt from validation or test cases) or LEARNT_UNKNOWN (it does not say).
+            started from has learnt from validation or test cases), LEARNT_UNKNOWN (it does not say) or LEARNT_REMOVED
+            (it has, or may have, learnt from cases that were removed from the store).
         cases: all that it concerns, as "database/case"; the message names only the first.
     """
 

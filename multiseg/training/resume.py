@@ -8,7 +8,7 @@ from math import nan
 from pathlib import Path
 
 from multiseg.errors import DataError, UsageError, few
-from multiseg.models.learnt_scans import TRAIN, VAL, LearntScans, how_learnt
+from multiseg.models.learnt_scans import TRAIN, VAL, LearntScans, describe_removed, how_learnt
 from multiseg.models.saved import LAST, ModelInfo, read_info, read_learnt
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store
@@ -79,7 +79,7 @@ def _fresh(options: TrainOptions, lessons: Lessons) -> Begun:
     if not lessons.scans.is_complete:
         text = f"{options.start.model} does not say from which scans it learnt: cases of those cannot be told apart."
         notes += (Noted(0, "LEARNT_UNKNOWN", text),)
-    return Begun(lessons.scans, notes)
+    return Begun(lessons.scans, notes + _learnt_removed(lessons.store, lessons.scans, 0))
 
 
 def _resumed(
@@ -106,7 +106,7 @@ def _resumed(
         notes += (Noted(state.step, "DATA_UNKNOWN", text),)
     elif changed:
         notes += (_accepted(changed, state, held, lessons.data), *_learnt_before(options, lessons, learnt, state.step))
-    return Begun(learnt, notes)
+    return Begun(learnt, notes + _learnt_removed(lessons.store, learnt, state.step))
 
 
 def _check_same_model(out: Path, info: ModelInfo) -> None:
@@ -150,6 +150,12 @@ def _steps_changed(out: Path, state: TrainState, options: TrainOptions) -> tuple
         f"{options.fit.schedule} schedule of {asked} steps: here {new:.3g}, by that of {before} steps {old:.3g}."
     )
     return (Noted(state.step, "STEPS_CHANGED", text),)
+
+
+def _learnt_removed(store: Store, learnt: LearntScans, step: int) -> tuple[Noted, ...]:
+    """That the model will have learnt from patients who have withdrawn, or that this is not known."""
+    text = describe_removed(learnt, store.url, store.removed, store.damaged)
+    return (Noted(step, "LEARNT_REMOVED", text),) if text else ()
 
 
 def _learnt_before(options: TrainOptions, lessons: Lessons, learnt: LearntScans, step: int) -> tuple[Noted, ...]:

@@ -392,7 +392,7 @@ def test_refused_and_silent_servers(
 
 def test_a_web_server_is_only_read(web: str, hospitals: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(ingest_command(hospitals, web)) == 5
-    assert f"{web} can be read, not written. Ingest into a folder or a bucket" in capsys.readouterr().err
+    assert f"{web} can be read, not written. Name the folder or the bucket" in capsys.readouterr().err
     assert run(["info", web + "2"]) == 3
     assert f"there is no store at {web}2" in capsys.readouterr().err
     with (

@@ -69,7 +69,8 @@ def check_share(num_damaged: int, num_cases: int, most: float) -> None:
     if num_damaged > most * num_cases:
         raise FederationError(
             "more of this site's cases are damaged than it lets a run be without (max_damaged in its settings). Its "
-            "log names them: multiseg verify finds all, and ingest with --redo brings them back."
+            "log names them: multiseg verify finds all; multiseg repair makes again what is held twice, and ingest "
+            "with --redo brings back the rest."
         )
 
 

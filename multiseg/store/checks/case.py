@@ -15,7 +15,7 @@ from multiseg.labels import IGNORE
 from multiseg.store import schema
 from multiseg.store.catalogue import SPLITS
 from multiseg.store.checks.chunks import Block, decoded_blocks
-from multiseg.store.checks.faults import RESTORE, Faults
+from multiseg.store.checks.faults import REDO, REPAIR, Faults, advice
 from multiseg.store.checks.layout import Layout
 from multiseg.store.checks.records import read_record, verify_record
 from multiseg.store.damage import UNREADABLE, one_line
@@ -73,9 +73,9 @@ def _file(layout: Layout, name: str) -> str:
 
 def _check_names(layout: Layout, held: dict[str, Any], faults: Faults) -> None:
     if "case" in held and not is_plain_name(str(held["case"])):
-        faults.error("BAD_NAME", _file(layout, "case"), f"{str(held['case'])!r} is no name of a case. {RESTORE}")
+        faults.error("BAD_NAME", _file(layout, "case"), f"{str(held['case'])!r} is no name of a case. {REPAIR}")
     if "subject" in held and not str(held["subject"]):
-        faults.error("NO_SUBJECT", _file(layout, "subject"), f"nobody is named as the subject. {RESTORE}")
+        faults.error("NO_SUBJECT", _file(layout, "subject"), f"nobody is named as the subject. {REPAIR}")
     if "split" in held and str(held["split"]) not in SPLITS:
         said = f"the split {str(held['split'])!r} is none of {', '.join(SPLITS)}"
         faults.error("BAD_SPLIT", _file(layout, "split"), f"{said}. Give it one: ingest again with --split.")
@@ -89,7 +89,7 @@ def _extent(layout: Layout, held: dict[str, Any], faults: Faults) -> Index3 | No
         room = layout.arrays[name].shape[2:] if name in layout.arrays else (i, j, k)
         if not all(0 < n <= most for n, most in zip((i, j, k), room, strict=True)):
             said = f"its extent {i}x{j}x{k} does not lie within the {'x'.join(map(str, room))} voxels of {name!r}"
-            faults.error("BAD_EXTENT", _file(layout, "extent"), f"{said}. {RESTORE}")
+            faults.error("BAD_EXTENT", _file(layout, "extent"), f"{said}. {REPAIR}")
             return None
     return i, j, k
 
@@ -110,7 +110,7 @@ def _check_grid(layout: Layout, held: dict[str, Any], faults: Faults) -> None:
         elif layout.recipe is not None and not np.allclose(size, layout.recipe.spacing_mm, rtol=SAME_SPACING, atol=0):
             wrong = f"its voxels have {_by(size)} mm, those of the database {_by(layout.recipe.spacing_mm)} mm"
     if wrong:
-        faults.error("BAD_AFFINE", _file(layout, "affine"), f"the affine {affine.tolist()}: {wrong}. {RESTORE}")
+        faults.error("BAD_AFFINE", _file(layout, "affine"), f"the affine {affine.tolist()}: {wrong}. {REPAIR}")
 
 
 def _not_a_grid(affine: Affine) -> str:
@@ -128,14 +128,14 @@ def _by(numbers: Sequence[float]) -> str:
 def _check_native(layout: Layout, held: dict[str, Any], faults: Faults) -> None:
     if "native_affine" in held and (wrong := _not_a_grid(np.asarray(held["native_affine"]))):
         said = f"the file's own affine {held['native_affine'].tolist()}: {wrong}"
-        faults.error("BAD_NATIVE", _file(layout, "native_affine"), f"{said}. Nothing can be written home. {RESTORE}")
+        faults.error("BAD_NATIVE", _file(layout, "native_affine"), f"{said}. Nothing can be written home. {REPAIR}")
     if "native_shape" in held and min(held["native_shape"]) < 1:
         said = f"the file's own shape is {held['native_shape'].tolist()}"
-        faults.error("BAD_NATIVE", _file(layout, "native_shape"), f"{said}. Nothing can be written home. {RESTORE}")
+        faults.error("BAD_NATIVE", _file(layout, "native_shape"), f"{said}. Nothing can be written home. {REPAIR}")
     if "native_header" in held:
         head = bytes(held["native_header"])
         if {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}.isdisjoint({0, 348, 540}):
-            faults.error("BAD_NATIVE", _file(layout, "native_header"), f"the file's own header is none. {RESTORE}")
+            faults.error("BAD_NATIVE", _file(layout, "native_header"), f"the file's own header is none. {REPAIR}")
 
 
 def _check_sources(layout: Layout, held: dict[str, Any], faults: Faults) -> None:
@@ -146,18 +146,18 @@ def _check_sources(layout: Layout, held: dict[str, Any], faults: Faults) -> None
     try:
         digests = {str(one["role"]): str(one["sha256"]) for one in json.loads(str(held["sources"]))}
     except UNREADABLE as error:
-        faults.error("BAD_SOURCES", file, f"the list of source files cannot be read: {one_line(error)}. {RESTORE}")
+        faults.error("BAD_SOURCES", file, f"the list of source files cannot be read: {one_line(error)}. {REPAIR}")
         return
     names = {name for name, there in zip(layout.modalities, held["available"], strict=False) if there}
     names |= {f"label:{name}" for name, there in zip(layout.annotations, held["annotated"], strict=False) if there}
     if names != set(digests) - {"brain_mask"}:
         said = f"sources are named for {', '.join(sorted(digests))}, but the case has {', '.join(sorted(names))}"
-        faults.error("BAD_SOURCES", file, f"{said}. {RESTORE}")
+        faults.error("BAD_SOURCES", file, f"{said}. {REPAIR}")
     elif not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests.values()):
-        faults.error("BAD_SOURCES", file, f"a source's sha256 is none. {RESTORE}")
+        faults.error("BAD_SOURCES", file, f"a source's sha256 is none. {REPAIR}")
     elif digest_of_roles(digests) != str(held["source_sha256"]):
         said = f"the digest of its sources is {str(held['source_sha256'])[:16]}..., but they make another"
-        faults.error("WRONG_DIGEST", _file(layout, "source_sha256"), f"{said}. {RESTORE}")
+        faults.error("WRONG_DIGEST", _file(layout, "source_sha256"), f"{said}. {REPAIR}")
 
 
 def _check_intensities(layout: Layout, held: dict[str, Any], faults: Faults) -> None:
@@ -170,7 +170,7 @@ def _check_intensities(layout: Layout, held: dict[str, Any], faults: Faults) -> 
         is_good = math.isfinite(mean) and math.isfinite(std) and std > 0
         if is_good if not there else not is_good:
             said = f"the case has {'' if there else 'no '}{name}, but its mean is {mean:g} and its deviation {std:g}"
-            faults.error("BAD_INTENSITY", _file(layout, "intensity_mean"), f"{said}. {RESTORE}")
+            faults.error("BAD_INTENSITY", _file(layout, "intensity_mean"), f"{said}. {REPAIR}")
 
 
 def _check_image(layout: Layout, row: int, extent: Index3, held: dict[str, Any], faults: Faults) -> None:
@@ -183,15 +183,15 @@ def _check_image(layout: Layout, row: int, extent: Index3, held: dict[str, Any],
     for name, there, image in zip(layout.modalities, available, volume, strict=False):
         num_bad = int(np.count_nonzero(~np.isfinite(image)))
         if num_bad:
-            faults.error("NOT_FINITE", file, f"{name} holds {num_bad} voxels that are NaN or infinite. {RESTORE}")
+            faults.error("NOT_FINITE", file, f"{name} holds {num_bad} voxels that are NaN or infinite. {REDO}")
         elif not there and image.any():
             said = f"the case is said to have no {name}, but there are {np.count_nonzero(image)} voxels of it"
-            faults.error("NOT_AVAILABLE", file, f"{said}. {RESTORE}")
+            faults.error("NOT_AVAILABLE", file, f"{said}. {REPAIR}")
         elif there and not image.any():
-            faults.error("EMPTY_IMAGE", file, f"{name} is 0 everywhere. {RESTORE}")
+            faults.error("EMPTY_IMAGE", file, f"{name} is 0 everywhere. {REDO}")
         elif there and is_scored and (off := _off_centre(image)) > OFF_CENTRE:
             said = f"the normalised voxels of {name} do not balance around 0 ({off:.1%} of their size is left)"
-            faults.error("NOT_NORMALISED", file, f"{said}: part of it was lost or changed. {RESTORE}")
+            faults.error("NOT_NORMALISED", file, f"{said}: part of it was lost or changed. {REDO}")
     if not faults.found:
         _doubt_brains(layout, volume, held, faults)
 
@@ -249,11 +249,11 @@ def _volume(
             num_outside -= int(np.count_nonzero(own))
     if num_outside:
         said = f"{name} holds {num_outside} voxels outside the extent {'x'.join(map(str, extent))}"
-        faults.error("OUTSIDE_EXTENT", f"{layout.name}/{name}/c/{row}", f"{said}. {RESTORE}")
+        faults.error("OUTSIDE_EXTENT", f"{layout.name}/{name}/c/{row}", f"{said}. {REPAIR}")
     for key, region in absent if name == "image" else ():
         if _goes_on(volume, region):
             said = "the file is not there, but the brain goes on where its voxels begin"
-            faults.error("MISSING_FILE", key, f"{said}. {RESTORE}")
+            faults.error("MISSING_FILE", key, f"{said}. {REDO}")
     is_damaged = any(finding.code in ("DAMAGED_CHUNK", "MISSING_FILE") for finding in faults.found[before:])
     return None if is_damaged else volume
 
@@ -274,9 +274,9 @@ def _check_named(layout: Layout, row: int, name: str, block: Block, faults: Faul
         return
     is_named = layout.expected.has(name, block.index)
     if is_named and block.is_missing:
-        faults.error("MISSING_FILE", block.key, f"the file is not there. {RESTORE}")
+        faults.error("MISSING_FILE", block.key, f"the file is not there. {advice(name)}")
     elif block.values is not None and not is_named:
-        faults.error("UNNAMED_FILE", block.key, f"the file is there, but the case names none in its place. {RESTORE}")
+        faults.error("UNNAMED_FILE", block.key, f"the file is there, but the case names none in its place. {REPAIR}")
 
 
 def _check_label(layout: Layout, row: int, extent: Index3, held: dict[str, Any], faults: Faults) -> None:
@@ -292,18 +292,18 @@ def _check_label(layout: Layout, row: int, extent: Index3, held: dict[str, Any],
         found = np.bincount(codes.ravel(), minlength=256)
         if not there and found[1:].any():
             said = f"the case is said to have no annotation {name!r}, but {found[1:].sum()} voxels have a code"
-            faults.error("NOT_ANNOTATED", file, f"{said}. {RESTORE}")
+            faults.error("NOT_ANNOTATED", file, f"{said}. {REPAIR}")
         unknown = [int(code) for code in np.flatnonzero(found[num + 1 : IGNORE]) + num + 1]
         if unknown:
             said = f"the annotation {name!r} holds the codes {unknown}, but its structures go up to {num}"
-            faults.error("LABEL_CODES", file, f"{said}. {RESTORE}")
+            faults.error("LABEL_CODES", file, f"{said}. {REPAIR}")
         noted = held.get("foreground_count")
         if noted is not None and at < len(noted):
             for said in _miscounted(layout, name, noted[at], found):
-                faults.error("WRONG_COUNT", _file(layout, "foreground_count"), f"{said}. {RESTORE}")
+                faults.error("WRONG_COUNT", _file(layout, "foreground_count"), f"{said}. {REPAIR}")
         if points is not None and at < len(points):
             for said in _misplaced(layout, name, points[at], codes, found):
-                faults.error("WRONG_POINTS", f"{layout.name}/foreground/c/{row}", f"{said}. {RESTORE}")
+                faults.error("WRONG_POINTS", f"{layout.name}/foreground/c/{row}", f"{said}. {REPAIR}")
 
 
 def _points(layout: Layout, row: int, faults: Faults) -> Any:

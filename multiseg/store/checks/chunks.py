@@ -14,7 +14,7 @@ from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from multiseg.store.checks.faults import RESTORE, Faults
+from multiseg.store.checks.faults import Faults, advice
 from multiseg.store.damage import UNREADABLE, one_line
 
 Region: TypeAlias = tuple[slice, ...]
@@ -55,11 +55,12 @@ def _decoded(array: zarr.Array, key: str, index: tuple[int, ...], region: Region
         if first is None:
             return Block(key, index, region, None, is_missing=True)
         if len(first) == 0:  # zarr takes an empty file for one that is not there
-            faults.error("DAMAGED_CHUNK", key, f"the file is empty. {RESTORE}")
+            faults.error("DAMAGED_CHUNK", key, f"the file is empty. {advice(array.basename)}")
             return Block(key, index, region, None, is_missing=False)
         return Block(key, index, region, np.asarray(array[region]), is_missing=False)
     except UNREADABLE as error:
-        faults.error("DAMAGED_CHUNK", key, f"{_which(array, region)} cannot be decoded: {one_line(error)}. {RESTORE}")
+        said = f"{_which(array, region)} cannot be decoded: {one_line(error)}"
+        faults.error("DAMAGED_CHUNK", key, f"{said}. {advice(array.basename)}")
         return Block(key, index, region, None, is_missing=False)
 
 

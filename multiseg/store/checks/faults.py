@@ -6,8 +6,15 @@ from dataclasses import dataclass, field
 
 from multiseg.store.findings import Finding, Severity
 
-RESTORE = "Ingest the case again with --redo CASE, or copy the store again from where it came."
-"""What to do about bytes that are lost."""
+REDO = "Ingest the case again with --redo CASE, or copy the store again from where it came."
+"""What to do about voxels: they are held once."""
+REPAIR = f"Repair the store: multiseg repair STORE. What verify still finds then: {REDO[0].lower()}{REDO[1:]}"
+"""What to do about all else."""
+
+
+def advice(array: str) -> str:
+    """What to do about a damaged or missing file of an array."""
+    return REDO if array in ("image", "label") else REPAIR
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from multiseg.errors import StoreError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.checks.chunks import Block, decoded_blocks
-from multiseg.store.checks.faults import RESTORE, Faults
-from multiseg.store.columns import lengths_of
+from multiseg.store.checks.faults import REPAIR, Faults, advice
+from multiseg.store.columns import lengths_of, states_of_rows
 from multiseg.store.damage import UNREADABLE, one_line
 from multiseg.store.findings import Severity
 from multiseg.store.guard import Expected
@@ -82,7 +82,7 @@ def read_layout(
     own = attributes.get(schema.PARTICIPANT_COLUMNS, [])
     if not isinstance(own, list) or not all(isinstance(column, str) for column in own):
         faults.error(
-            "BAD_ATTRIBUTES", f"{name}/zarr.json", f"{schema.PARTICIPANT_COLUMNS} is no list of names. {RESTORE}"
+            "BAD_ATTRIBUTES", f"{name}/zarr.json", f"{schema.PARTICIPANT_COLUMNS} is no list of names. {REPAIR}"
         )
         own = []
     arrays: dict[str, zarr.Array] = {}
@@ -99,7 +99,12 @@ def read_layout(
     layout = Layout(name, arrays, columns, schemas, recipe, _needed_files(group, arrays, columns), absent)
     for key, block in absent:
         if "record" in coordinates and layout.expected.has(key, block.index):
-            faults.error("MISSING_FILE", block.key, f"the file is not there. {RESTORE}")
+            faults.error("MISSING_FILE", block.key, f"the file is not there. {REPAIR}")
+    if "status" in columns:
+        try:
+            states_of_rows(group, name)
+        except StoreError as error:
+            faults.error("BAD_SHAPE", error.file, f"status has less room than rows are in use. {REPAIR}")
     _lengths(layout, faults)
     _names(layout, faults)
     return layout
@@ -124,7 +129,21 @@ def damaged_files(url: str, name: str) -> list[tuple[str, str]]:
     except UNREADABLE as error:
         return [(f"{name}/zarr.json", one_line(error))]
     wrong = [finding for finding in faults.found if finding.severity is Severity.ERROR]
-    return [(finding.file, finding.message.replace(f" {RESTORE}", "")) for finding in wrong]
+    return [(finding.file, finding.message.removesuffix(f" {REPAIR}")) for finding in wrong]
+
+
+def damaged_files_of_case(url: str, name: str, row: int) -> list[tuple[str, str]]:
+    """The same of what a case holds in files of its own."""
+    faults = Faults(name)
+    try:
+        group = zarr.open_group(
+            zarr_store(url, read_only=True), path=name, mode="r", zarr_format=3, use_consolidated=False
+        )
+        for array in BIG:
+            list(decoded_blocks(group[array], faults, row))
+    except UNREADABLE:
+        return damaged_files(url, name)
+    return [(one.file, one.message.removesuffix(f" {advice(one.file.split('/')[1])}")) for one in faults.found]
 
 
 def _attributes(
@@ -132,30 +151,30 @@ def _attributes(
 ) -> tuple[dict[str, LabelSchema], Recipe | None]:
     file = f"{name}/zarr.json"
     if not isinstance(held.get("pathology"), str):
-        faults.error("BAD_ATTRIBUTES", file, f"no pathology is named ({held.get('pathology')!r}). {RESTORE}")
+        faults.error("BAD_ATTRIBUTES", file, f"no pathology is named ({held.get('pathology')!r}). {REPAIR}")
     if held.get("codec") not in schema.CODECS:
         faults.error(
-            "BAD_ATTRIBUTES", file, f"the codec {held.get('codec')!r} is none of {', '.join(schema.CODECS)}. {RESTORE}"
+            "BAD_ATTRIBUTES", file, f"the codec {held.get('codec')!r} is none of {', '.join(schema.CODECS)}. {REPAIR}"
         )
     recipe = None
     try:
         recipe = Recipe.from_json(held["recipe"])
     except UNREADABLE as error:
-        faults.error("BAD_ATTRIBUTES", file, f"the recipe {held.get('recipe')!r} is none: {one_line(error)}. {RESTORE}")
+        faults.error("BAD_ATTRIBUTES", file, f"the recipe {held.get('recipe')!r} is none: {one_line(error)}. {REPAIR}")
     if recipe is not None and grid_mm is not None and list(recipe.spacing_mm) != list(grid_mm):
         said = f"the recipe has voxels of {list(recipe.spacing_mm)} mm, the store of {list(grid_mm)} mm"
-        faults.error("BAD_ATTRIBUTES", file, f"{said}. {RESTORE}")
+        faults.error("BAD_ATTRIBUTES", file, f"{said}. {REPAIR}")
     schemas: dict[str, LabelSchema] = {}
     listed = held.get("label_schemas")
     if not isinstance(listed, dict):
-        faults.error("BAD_ATTRIBUTES", file, f"label_schemas is no table of annotations. {RESTORE}")
+        faults.error("BAD_ATTRIBUTES", file, f"label_schemas is no table of annotations. {REPAIR}")
         listed = {}
     for annotation, codes in listed.items():
         try:
             schemas[annotation] = LabelSchema.from_json(codes)
         except UNREADABLE as error:
             said = f"the codes of the annotation {annotation!r} cannot be read: {one_line(error)}"
-            faults.error("BAD_ATTRIBUTES", file, f"{said}. {RESTORE}")
+            faults.error("BAD_ATTRIBUTES", file, f"{said}. {REPAIR}")
     return schemas, recipe
 
 
@@ -168,13 +187,13 @@ def _array(group: zarr.Group, name: str, faults: Faults) -> zarr.Array | None:
             raise TypeError("it is a group")
         wrong = _misfits(name, array)
     except (KeyError, FileNotFoundError):
-        faults.error("MISSING_ARRAY", file, f"the array {name!r} is not there. {RESTORE}")
+        faults.error("MISSING_ARRAY", file, f"the array {name!r} is not there. {REPAIR}")
         return None
     except UNREADABLE as error:
-        faults.error("BAD_METADATA", file, f"the array {name!r} cannot be opened: {one_line(error)}. {RESTORE}")
+        faults.error("BAD_METADATA", file, f"the array {name!r} cannot be opened: {one_line(error)}. {REPAIR}")
         return None
     for said in wrong:
-        faults.error("BAD_SCHEMA", file, f"{name}: {said}. {RESTORE}")
+        faults.error("BAD_SCHEMA", file, f"{name}: {said}. {REPAIR}")
     if name == "image" and not wrong and "scale_factor" not in array.attrs:
         faults.warning(
             "FLOAT16_IN_XARRAY", file,
@@ -227,7 +246,7 @@ def _unknown(group: zarr.Group, known: set[str], faults: Faults) -> None:
         if name not in known:
             said = f"{name!r} is none of the store's arrays; a writer that died left it, or somebody put it there"
             faults.warning(
-                "UNKNOWN_ARRAY", f"{group.path}/{name}", f"{said}. Nothing reads it; take it away if you can tell."
+                "UNKNOWN_ARRAY", f"{group.path}/{name}", f"{said}. Move it beside the store: multiseg repair STORE."
             )
 
 
@@ -271,6 +290,7 @@ def _lengths(layout: Layout, faults: Faults) -> None:
         for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True):
             held.setdefault(axis, {})[name] = n
     needed = _needed(layout)
+    needed |= {axis: max(n, needed.get(axis, 0)) for axis, n in layout.expected.lengths.items()}
     for axis, by_array in held.items():
         if axis in FIXED or len(set(by_array.values())) < 2:
             continue
@@ -278,14 +298,14 @@ def _lengths(layout: Layout, faults: Faults) -> None:
         lengths = ", ".join(f"{name} {n}" for name, n in sorted(by_array.items(), key=lambda item: item[1]))
         said = f"arrays differ in the length of the axis {axis!r}: {lengths}"
         if short:
-            faults.error("BAD_SHAPE", f"{layout.name}/{short[0]}/zarr.json", f"{said}. {RESTORE}")
+            faults.error("BAD_SHAPE", f"{layout.name}/{short[0]}/zarr.json", f"{said}. {REPAIR}")
         else:
             faults.note("WRITER_DIED", layout.name, f"{said}. No case is hurt; the next ingest mends it.")
     for axis, n in needed.items():
         for name, length in held.get(axis, {}).items():
             if length < n and len(set(held[axis].values())) == 1:
                 said = f"{name} has room for {length} along {axis!r}, but the cases need {n}"
-                faults.error("BAD_SHAPE", f"{layout.name}/{name}/zarr.json", f"{said}. {RESTORE}")
+                faults.error("BAD_SHAPE", f"{layout.name}/{name}/zarr.json", f"{said}. {REPAIR}")
                 break
 
 
@@ -309,10 +329,10 @@ def _names(layout: Layout, faults: Faults) -> None:
         file = f"{layout.name}/{axis}"
         twice = sorted({name for name in names if name and names.count(name) > 1})
         if twice:
-            faults.error("BAD_NAME", file, f"{', '.join(twice)} stands twice along the axis {axis!r}. {RESTORE}")
+            faults.error("BAD_NAME", file, f"{', '.join(twice)} stands twice along the axis {axis!r}. {REPAIR}")
         if "" in names[: _needed(layout).get(axis, 0)]:
-            faults.error("BAD_NAME", file, f"a {axis} that cases have is without a name. {RESTORE}")
+            faults.error("BAD_NAME", file, f"a {axis} that cases have is without a name. {REPAIR}")
     without = [name for name in layout.annotations if name and name not in layout.schemas]
     if without:
         said = f"no codes are given for the annotation {', '.join(without)}"
-        faults.error("BAD_ATTRIBUTES", f"{layout.name}/zarr.json", f"{said}. {RESTORE}")
+        faults.error("BAD_ATTRIBUTES", f"{layout.name}/zarr.json", f"{said}. {REPAIR}")

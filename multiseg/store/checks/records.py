@@ -13,16 +13,16 @@ from zarr.core.sync import sync
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
-from multiseg.store.arrays import COPY
 from multiseg.store.checks.chunks import decoded_blocks
-from multiseg.store.checks.faults import RESTORE, Faults
+from multiseg.store.checks.faults import REPAIR, Faults, advice
 from multiseg.store.checks.layout import Layout
+from multiseg.store.copies import continues, differences, sound_copy
 from multiseg.store.damage import UNREADABLE, one_line
 from multiseg.store.records import DESCRIPTION, FileMark, Record, coordinates_of, parse_record
 from multiseg.store.rows import mark_of
 from multiseg.store.shard_names import shards_named
 
-REPAIR = "One of them is damaged or of another time. Copy the store again, or repair it: multiseg repair STORE."
+EITHER = f"One of them is damaged or of another time. {REPAIR}"
 
 
 def verify_record(layout: Layout, row: int, held: Mapping[str, Any], faults: Faults) -> None:
@@ -51,13 +51,13 @@ def read_record(layout: Layout, row: int, faults: Faults) -> Record | None:
     before = len(faults.found)
     (block,) = decoded_blocks(array, faults, row)
     if block.is_missing:
-        faults.error("MISSING_FILE", block.key, f"the record of the case is not there. {RESTORE}")
+        faults.error("MISSING_FILE", block.key, f"the record of the case is not there. {REPAIR}")
     if block.values is None or len(faults.found) > before:
         return None
     try:
         return parse_record(str(block.values[0]), block.key)
     except StoreError as error:
-        faults.error("BAD_RECORD", block.key, f"{one_line(error)}. {RESTORE}")
+        faults.error("BAD_RECORD", block.key, f"{one_line(error)}. {REPAIR}")
         return None
 
 
@@ -73,13 +73,13 @@ def _compare(layout: Layout, row: int, record: Record, held: Mapping[str, Any], 
     try:
         told = coordinates_of(record, modalities, annotations, _columns(layout), lengths["structure"])
     except (StoreError, *UNREADABLE) as error:
-        faults.error("BAD_RECORD", f"{layout.name}/record/c/{row}", f"{one_line(error)}. {RESTORE}")
+        faults.error("BAD_RECORD", f"{layout.name}/record/c/{row}", f"{one_line(error)}. {REPAIR}")
         return
     for name in sorted(told.keys() & held.keys()):
         own, other = np.asarray(held[name]), np.asarray(told[name])
         if not _equal(own[tuple(map(slice, other.shape))] if own.shape else own, other):
             said = f"{name} of the case is {_short(own)}, but by its record {_short(other)}"
-            faults.error("NOT_AS_RECORDED", _file(layout, name, row), f"{said}. {REPAIR}")
+            faults.error("NOT_AS_RECORDED", _file(layout, name, row), f"{said}. {EITHER}")
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -103,35 +103,35 @@ def _check_file(layout: Layout, key: str, mark: FileMark | None, faults: Faults)
     """Whether a file is there, and the one of the record; what cannot be decoded was noted before."""
     if key in {finding.file for finding in faults.found}:
         return
+    to_do = advice(key.split("/")[1])
     try:
         store = next(iter(layout.arrays.values())).store_path.store
         part = RangeByteRequest(0, 1) if mark is None else None
         data = sync(store.get(key, default_buffer_prototype(), part))
     except UNREADABLE as error:
-        faults.error("DAMAGED_CHUNK", key, f"the file cannot be read: {one_line(error)}. {RESTORE}")
+        faults.error("DAMAGED_CHUNK", key, f"the file cannot be read: {one_line(error)}. {to_do}")
         return
     if data is None:
-        faults.error("MISSING_FILE", key, f"the file is not there. {RESTORE}")
+        faults.error("MISSING_FILE", key, f"the file is not there. {to_do}")
     elif mark is not None and mark_of(data.to_bytes()) != mark:
         said = f"the file has {len(data)} bytes and is another than the one of {mark.num_bytes} bytes in the record"
-        faults.error("NOT_AS_RECORDED", key, f"{said}. {RESTORE}")
+        faults.error("NOT_AS_RECORDED", key, f"{said}. {to_do}")
 
 
 def verify_copy(layout: Layout, group: zarr.Group, faults: Faults) -> None:
     """Whether the attributes of a database are those that `record` holds a second time."""
-    copy = layout.arrays["record"].attrs.get(COPY) if "record" in layout.arrays else None
-    told = copy.get("attributes") if isinstance(copy, dict) else None
     held = group.attrs.asdict()
     for axis, names in (("modality", layout.modalities), ("annotation", layout.annotations)):
         listed = held.get(schema.NAMED_AXES[axis])
         if axis in layout.columns and (not isinstance(listed, list) or names[: len(listed)] != listed):
             said = f"the names {', '.join(names)} are not those that the attributes list ({listed})"
-            faults.error("BAD_NAME", f"{layout.name}/{axis}/c/0", f"{said}. {REPAIR}")
-    if not isinstance(told, dict):
-        said = "the second copy of the database's attributes is not there"
-        faults.error("BAD_ATTRIBUTES", f"{layout.name}/record/zarr.json", f"{said}. Repair it: multiseg repair STORE.")
+            faults.error("BAD_NAME", f"{layout.name}/{axis}/c/0", f"{said}. {EITHER}")
+    if "record" not in layout.arrays:
         return
+    for file, said in differences(layout.name, held, layout.arrays):
+        faults.error("COPIES_DIFFER", file, f"{said}. {EITHER}")
+    told = (sound_copy(layout.arrays["record"].attrs.asdict()) or {"attributes": held})["attributes"]
     differ = sorted(key for key in told.keys() | held.keys() if told.get(key) != held.get(key))
-    if differ:
+    if differ and (continues(told, held) or continues(held, told)):
         said = f"the database's attributes differ from their second copy in {', '.join(differ)}"
-        faults.warning("COPIES_DIFFER", f"{layout.name}/zarr.json", f"{said}. {REPAIR}")
+        faults.warning("COPIES_DIFFER", f"{layout.name}/zarr.json", f"{said}. {EITHER}")

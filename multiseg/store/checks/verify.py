@@ -13,7 +13,7 @@ from multiseg.errors import StoreError
 from multiseg.files import files_below
 from multiseg.store import schema
 from multiseg.store.checks.case import verify_case, verify_row
-from multiseg.store.checks.faults import RESTORE, Faults
+from multiseg.store.checks.faults import REPAIR, Faults
 from multiseg.store.checks.layout import Layout, listed, read_layout
 from multiseg.store.checks.records import verify_copy
 from multiseg.store.damage import UNREADABLE, one_line
@@ -87,9 +87,9 @@ def _root(url: str, faults: Faults) -> zarr.Group | None:
     except StoreError as error:
         if error.code == OLD_FORMAT or (error.code == NO_STORE and (is_remote(url) or not is_like_a_store(url))):
             raise
-        faults.error("BAD_ROOT", "zarr.json", f"{one_line(error)}. {RESTORE}")
+        faults.error("BAD_ROOT", "zarr.json", str(error))
     except UNREADABLE as error:
-        faults.error("BAD_ROOT", "zarr.json", f"the root of the store cannot be read: {one_line(error)}. {RESTORE}")
+        faults.error("BAD_ROOT", "zarr.json", f"the root of the store cannot be read: {one_line(error)}. {REPAIR}")
     return None
 
 
@@ -121,15 +121,15 @@ def _layout(url: str, name: str, is_named: bool, grid_mm: Sequence[float] | None
             noted.note("WRITER_DIED", name, f"{said}. Ingest it again, or take the folder away.")
             return None
         if not is_named:
-            said = "the root does not name the database, so nobody sees its cases. Ingest them again"
-            noted.warning("NOT_NAMED", f"{name}/zarr.json", f"{said}, or take the folder away.")
+            said = "the root does not name the database, so nobody sees its cases"
+            noted.warning("NOT_NAMED", f"{name}/zarr.json", f"{said}. {REPAIR}")
         layout = read_layout(group, name, grid_mm, noted)
         verify_copy(layout, group, noted)
         return layout
     except UNREADABLE as error:
         if is_named:
             said = f"the database cannot be opened: {one_line(error)}"
-            noted.error("BAD_METADATA", f"{name}/zarr.json", f"{said}. {RESTORE}")
+            noted.error("BAD_METADATA", f"{name}/zarr.json", f"{said}. {REPAIR}")
         else:
             noted.note("UNKNOWN_FOLDER", name, "this folder is none of the store's. Take it away if you can tell.")
         return None
@@ -144,17 +144,17 @@ def _check_rows(layout: Layout, faults: Faults) -> None:
     unknown = sorted({int(state) for state in layout.status} - {schema.PENDING, schema.COMMITTED, schema.SUPERSEDED})
     if unknown:
         noted.error(
-            "BAD_STATUS", f"{layout.name}/status", f"rows have the states {unknown}, which there are not. {RESTORE}"
+            "BAD_STATUS", f"{layout.name}/status", f"rows have the states {unknown}, which there are not. {REPAIR}"
         )
     count = Counter(layout.case(row) for row in committed)
     for name in sorted(name for name, n in count.items() if n > 1):
-        noted.error("DUPLICATE_CASE", f"{layout.name}/case", f"{name!r} is the name of {count[name]} cases. {RESTORE}")
+        noted.error("DUPLICATE_CASE", f"{layout.name}/case", f"{name!r} is the name of {count[name]} cases. {REPAIR}")
     _check_people(layout, committed, noted)
     digests = layout.columns.get("source_sha256")
     whole = [row for row in pending if digests is not None and row < len(digests) and str(digests[row])]
     if len(whole) > 1:
         said = f"{len(whole)} rows are written in full but not committed, as if the states of the rows had been lost"
-        noted.error("STATUS_LOST", f"{layout.name}/status", f"{said}. {RESTORE}")
+        noted.error("STATUS_LOST", f"{layout.name}/status", f"{said}. {REPAIR}")
     reserved = [layout.case(row) for row in pending if layout.case(row)]  # a row without a name is free
     if reserved and len(whole) <= 1:
         said = f"{len(reserved)} rows are reserved and not committed ({', '.join(reserved[:5])})"

@@ -13,8 +13,9 @@ from zarr.storage import MemoryStore
 
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
-from multiseg.store.arrays import COPY, FIXED_AXES, DatabaseArrays, layout_of
+from multiseg.store.arrays import FIXED_AXES, DatabaseArrays
 from multiseg.store.checks.layout import MOST
+from multiseg.store.copies import COPY, bare, continues, copy_of, layout_of, sound_copy
 from multiseg.store.damage import UNREADABLE
 from multiseg.store.encoding import ArrayPlan
 from multiseg.store.preparation.recipe import Recipe
@@ -45,11 +46,8 @@ def repair_metadata(place: Place, name: str, log: Log) -> bool:
 
 def _copy(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The second copy of attributes and layouts, where it is sound."""
-    held = (record or {}).get("attributes")
-    copy = held.get(COPY) if isinstance(held, dict) else None
-    if not isinstance(copy, dict) or not isinstance(copy.get("arrays"), dict) or not _are_sound(copy.get("attributes")):
-        return None
-    return copy
+    copy = sound_copy((record or {}).get("attributes"))
+    return copy if copy is not None and _are_sound(copy["attributes"]) else None
 
 
 def _are_sound(held: Any) -> bool:
@@ -80,7 +78,7 @@ def _attributes(place: Place, name: str, copy: Mapping[str, Any] | None, log: Lo
         is_group
         and isinstance(held, dict)
         and _are_sound(held)
-        and (copy is None or _continues(copy["attributes"], held))
+        and (copy is None or continues(copy["attributes"], held))
     ):
         return held
     if copy is None:
@@ -89,29 +87,6 @@ def _attributes(place: Place, name: str, copy: Mapping[str, Any] | None, log: Lo
     place.replace(key, _text({"attributes": told, "zarr_format": 3, "node_type": "group"}))
     log.repaired(key, "the attributes of the database, from their second copy")
     return told
-
-
-def _continues(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether attributes are the copied ones, or what a writer made of them before it died."""
-    for key, value in before.items():
-        held = now.get(key)
-        if key in schema.NAMED_AXES.values():
-            is_same = isinstance(held, list) and held[: len(value)] == value
-        elif key == schema.PARTICIPANT_COLUMNS:
-            is_same = isinstance(held, list) and set(value) <= set(held)
-        elif key == "label_schemas":
-            is_same = isinstance(held, dict) and {name: held.get(name) for name in value} == value
-        elif key == schema.REMOVED:
-            is_same = isinstance(held, list) and held[: len(value)] == value
-        elif key == schema.REMOVING:
-            is_same = True
-        elif key in (schema.NUM_STRUCTURES, "coordinates", "recipe"):
-            is_same = held is not None
-        else:
-            is_same = held == value
-        if not is_same:
-            return False
-    return True
 
 
 def _layouts(
@@ -123,7 +98,7 @@ def _layouts(
     default = _default_layouts(attributes)
     for array in [*schema.COORDINATES, *columns, "image", "label"]:
         held = place.json(f"{name}/{array}/zarr.json") or {}
-        own = {key: value for key, value in held.items() if key != "shape"}
+        own = bare(held)
         # The second copy may be the damaged one: what decodes a file that is there is right.
         options = [None if copy is None else copy["arrays"].get(array), own, default.get(array)]
         path = f"{name}/{array}"
@@ -132,10 +107,9 @@ def _layouts(
         right = [one for one in readable if first and _fits(place, path, one, first)]
         found[array] = next(iter([*right, *readable]), None)
     record = found["record"]
-    arrays = {array: layout for array, layout in found.items() if array != "record"}
-    if record is not None and None not in arrays.values():
-        told = {"attributes": dict(attributes) if copy is None else copy["attributes"], "arrays": arrays}
-        found["record"] = record | {"attributes": {**default["record"]["attributes"], COPY: told}}
+    if record is not None and None not in found.values():
+        told = copy_of(attributes if copy is None else copy["attributes"], found)
+        found["record"] = record | {"attributes": {**record["attributes"], COPY: told}}
     return found
 
 

@@ -91,8 +91,8 @@ class Place:
     def write(self, key: str, data: bytes) -> None:
         sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
 
-    def delete(self, key: str) -> None:
-        sync(self.store.delete(key))
+    def delete_folder(self, prefix: str) -> None:
+        sync(self.store.delete_dir(prefix))
 
     def names(self, prefix: str) -> list[str]:
         """What lies in a folder."""

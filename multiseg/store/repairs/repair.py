@@ -15,19 +15,20 @@ from multiseg.store import schema
 from multiseg.store.columns import watch
 from multiseg.store.damage import UNREADABLE, damaged
 from multiseg.store.guard import GuardedStore
-from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, check_head, is_like_a_store
+from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, check_head, is_like_a_store, of_another_format
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.repairs.metadata import repair_metadata
 from multiseg.store.repairs.place import Place
+from multiseg.store.repairs.points import repair_points
 from multiseg.store.repairs.report import Log
 from multiseg.store.repairs.rows import repair_rows
-from multiseg.store.root import locked
+from multiseg.store.root import check_place, locked
 
 OnDatabase = Callable[[str], None]
 
 
 def repair(url: str, dry_run: bool = False, on_database: OnDatabase = lambda name: None) -> Log:
-    """Make again what is damaged or gone of a store's metadata, coordinates, records and states.
+    """Make again what is damaged or gone of a store's metadata, coordinates, records, states and sampled voxels.
 
     Each of them is held twice, or follows from others. Files are written one by one, whole or not at all, so that a
     repair that is killed is completed by the next one. A damaged file is kept beside the store before it is replaced.
@@ -39,6 +40,7 @@ def repair(url: str, dry_run: bool = False, on_database: OnDatabase = lambda nam
         StoreError: there is no store, or one of another format.
         ResourceError: another process writes to it, or the place cannot be written.
     """
+    check_place(url)
     if not is_like_a_store(url):
         raise StoreError(f"there is no store at {url}. Name a store's folder.", code=NO_STORE)
     held: AbstractContextManager[None] = nullcontext() if dry_run else locked(url)
@@ -46,12 +48,13 @@ def repair(url: str, dry_run: bool = False, on_database: OnDatabase = lambda nam
         place, log = Place(url, dry_run), Log()
         head = _head(place)
         sound = []
-        for name in _databases(place, head):
+        names = _databases(place, head)
+        for name in names:
             on_database(name)
             if repair_metadata(place, name, log):
-                repair_rows(place, name, log)
+                repair_points(place, repair_rows(place, name, log), log)
                 sound.append(name)
-        _root(place, head, sound, log)
+        _root(place, head, names, sound, log)
         place.finish()
     return log
 
@@ -67,9 +70,13 @@ def _head(place: Place) -> dict[str, Any]:
     head = attributes.get(ROOT_KEY) if isinstance(attributes, dict) else None
     if not isinstance(head, dict):
         return {}
-    if type(head.get("format")) is int and 0 < head["format"] < schema.FORMAT:
+    held_format = head.get("format")
+    if type(held_format) is int and held_format > schema.FORMAT:
+        raise of_another_format(place.url, held_format)
+    # Format 1 had no records: where there are any, the number itself is damaged.
+    if held_format == schema.CONVERTED or (held_format == 1 and not _databases(place, {})):
         raise StoreError(
-            f"{place.url} has store format {head['format']}, which holds nothing twice. Convert it first: multiseg "
+            f"{place.url} has store format {held_format}, which holds nothing twice. Convert it first: multiseg "
             f"upgrade {place.url}."
         )
     is_group = held.get("zarr_format") == 3 and held.get("node_type") == "group"
@@ -81,21 +88,24 @@ def _head(place: Place) -> dict[str, Any]:
 
 
 def _databases(place: Place, head: dict[str, Any]) -> list[str]:
-    """Those that the root names and, where it cannot be read, those that have metadata."""
-    if head:
-        return [str(name) for name in head["databases"]]
+    """Those that have metadata, and those that the root names."""
     if not place.store.supports_listing:
         raise damaged(place.url, "the root", [("zarr.json", "and its databases cannot be listed")])
-    names = [name for name in place.names("") if not name.startswith(".") and name != "zarr.json"]
-    return [name for name in names if {"record", "status"} <= set(place.names(name))]
+    folders = [name for name in place.names("") if not name.startswith(".") and name != "zarr.json"]
+    there = [name for name in folders if {"record", "status"} <= set(place.names(name))]
+    named = [str(name) for name in head.get("databases", ())]
+    # A name of which one letter was changed is none of a database that is gone.
+    lost = [name for name in named if name not in folders and not any(_is_like(name, other) for other in there)]
+    return [*there, *(name for name in named if name in folders and name not in there), *lost]
 
 
-def _root(place: Place, head: dict[str, Any], sound: list[str], log: Log) -> None:
-    """The root's zarr.json, from the databases."""
-    if head:
-        return
-    grids = []
-    named = []
+def _is_like(name: str, other: str) -> bool:
+    return len(name) == len(other) and sum(a != b for a, b in zip(name, other, strict=True)) == 1
+
+
+def _root(place: Place, head: dict[str, Any], names: list[str], sound: list[str], log: Log) -> None:
+    """The root's zarr.json, from the databases; those that it names and that are lost stay named."""
+    grids, named = [], [name for name in names if name in head.get("databases", ()) and name not in sound]
     for name in sound:
         group = zarr.open_group(
             GuardedStore(place.store, place.url), path=name, mode="r", zarr_format=3, use_consolidated=False
@@ -104,16 +114,21 @@ def _root(place: Place, head: dict[str, Any], sound: list[str], log: Log) -> Non
         try:
             states, _arrays = watch(group)
         except UNREADABLE:
+            named += [name] if name in head.get("databases", ()) else []
             continue
-        if (states != schema.PENDING).any():
+        if (states != schema.PENDING).any() or name in head.get("databases", ()):
             named.append(name)
-    if not grids or len(set(grids)) > 1:
+    if len(set(grids)) != 1:
+        if head:
+            return  # nothing says better
         raise damaged(
             place.url, "the root", [("zarr.json", f"its databases have the voxel sizes {sorted(set(grids))}")]
         )
+    if head and set(named) == set(head["databases"]) and list(grids[0]) == list(head["grid_mm"]):
+        return
     told = {
         "format": schema.FORMAT,
-        "created_by": f"multiseg {version('multiseg')}",
+        "created_by": head.get("created_by", f"multiseg {version('multiseg')}"),
         "grid_mm": list(grids[0]),
         "databases": named,
     }

@@ -20,6 +20,7 @@ from multiseg.store.damage import UNREADABLE
 from multiseg.store.records import FileMark, Record, coordinates_of, parse_record, record_of_row, record_text
 from multiseg.store.repairs.place import Place
 from multiseg.store.repairs.report import Log
+from multiseg.store.repairs.states import states_of
 from multiseg.store.rows import mark_of
 from multiseg.store.shard_names import shards_named
 
@@ -62,15 +63,17 @@ class Rows:
         return said if self.status[row] == schema.COMMITTED else said | {"case": ""}
 
 
-def repair_rows(place: Place, name: str, log: Log) -> None:
-    """Make all that is said of the cases of a database readable again; its metadata are sound."""
+def repair_rows(place: Place, name: str, log: Log) -> Rows:
+    """Make all that is said of the cases of a database readable again, and give it; its metadata are sound."""
     group = zarr.open_group(place.store, path=name, mode="r+", zarr_format=3, use_consolidated=False)
     arrays = DatabaseArrays(group)
     _names(place, arrays, log)
     rows = _read(place, name, arrays)
     _fit_extent(arrays, rows)
     if not rows.has_status:
-        rows.status = _status_of(place, rows)
+        records = {row: rows.records.get(row) or _record_of(place, rows, row) for row in range(rows.num)}
+        names = [str(held) for held in rows.columns["case"]]
+        rows.status = states_of(place, name, {row: one for row, one in records.items() if one}, names, log)
     lost = [row for row in np.flatnonzero(rows.status != schema.PENDING).tolist() if not _is_known(rows, row)]
     for row in lost:
         if rows.status[row] == schema.COMMITTED:
@@ -87,6 +90,8 @@ def repair_rows(place: Place, name: str, log: Log) -> None:
         log.repaired(f"{name}/status/c/0", "the states of the rows, from the records")
     arrays.keep_copy()
     _missing_shards(place, rows, log)
+    _put_foreign_aside(place, rows, log)
+    return rows
 
 
 def _names(place: Place, arrays: DatabaseArrays, log: Log) -> None:
@@ -168,29 +173,6 @@ def _fit_extent(arrays: DatabaseArrays, rows: Rows) -> None:
         wanted = (max(array.shape[0], rows.num), array.shape[1], *need)
         if wanted != array.shape:
             array.resize(wanted)
-
-
-def _status_of(place: Place, rows: Rows) -> Any:
-    """The states of the rows when they are lost: of each case the newest row whose files are all there is data."""
-    status = np.full(rows.num, schema.PENDING, dtype=np.uint8)
-    whole: dict[str, list[tuple[int, int]]] = {}
-    for row in range(rows.num):
-        record = rows.records.get(row) or _record_of(place, rows, row)
-        if record is None or not record.case or not record.shards:
-            continue
-        if all(_is_file(place, rows.name, row, key, mark) for key, mark in record.shards.items()):
-            whole.setdefault(record.case, []).append((abs(record.revision), row))
-    for some in whole.values():
-        *older, (_, newest) = sorted(some)
-        status[newest] = schema.COMMITTED
-        status[[row for _, row in older]] = schema.SUPERSEDED
-    return status
-
-
-def _is_file(place: Place, name: str, row: int, key: str, mark: FileMark) -> bool:
-    array, _, rest = key.partition("/")
-    data = place.read(f"{name}/{array}/c/{row}/{rest}")
-    return data is not None and mark_of(data) == mark
 
 
 def _is_known(rows: Rows, row: int) -> bool:
@@ -291,10 +273,23 @@ def _write_chunk(place: Place, array: zarr.Array, index: Index, values: Any) -> 
 
 def _missing_shards(place: Place, rows: Rows, log: Log) -> None:
     """Voxels are held once: a file of them that is gone only a new ingest brings back."""
-    held: Mapping[str, set[str]] = {name: set(place.keys(f"{rows.name}/{name}/c")) for name in schema.BY_CASE}
+    held: Mapping[str, set[str]] = {name: set(place.keys(f"{rows.name}/{name}/c")) for name in ("image", "label")}
     for row in np.flatnonzero(rows.status == schema.COMMITTED).tolist():
-        for name in schema.BY_CASE:
+        for name in held:
             for rest in sorted(shards_named(str(rows.columns["shards"][row]), name)):
                 key = f"{rows.name}/{name}/c/{row}/{rest}"
                 if key not in held[name]:
                     log.lost(rows.name, _case(rows, row), key, "the file is not there")
+
+
+def _put_foreign_aside(place: Place, rows: Rows, log: Log) -> None:
+    """Move arrays that others wrote into the database beside the store: with its next case xarray would not open it."""
+    own = {*rows.arrays.coordinates, "image", "label"}
+    for name in place.names(rows.name):
+        folder = f"{rows.name}/{name}"
+        if name in own or name.startswith(".") or place.read(folder) is not None:  # a plain file disturbs nobody
+            continue
+        for key in place.keys(folder):
+            place.set_aside(key)
+        place.delete_folder(folder)
+        log.repaired(folder, "none of the database's arrays: moved beside the store")
