@@ -43,7 +43,9 @@ class Recorder:
             self.events.append(event)
 
     def moments(self) -> list[int]:
-        return [at + 1 for at, event in enumerate(self.events) if event[0] in ("rename", "link", "remove", "mkdir", "rmdir")]
+        return [
+            at + 1 for at, event in enumerate(self.events) if event[0] in ("rename", "link", "remove", "mkdir", "rmdir")
+        ]
 
     def on_audit(self, name: str, arguments: tuple[Any, ...]) -> None:
         if name == "os.rename":
@@ -94,7 +96,9 @@ class Recorder:
     def _is_inside(self, path: str) -> bool:
         return path == self.folder or path.startswith(self.folder + "/")
 
-    def after(self, moment: int, names_lost: float) -> dict[str, bytes]:
+    def after(  # noqa: PLR0912 (one branch an event)
+        self, moment: int, names_lost: float
+    ) -> dict[str, bytes]:
         """The files, by path below the folder, when the power was lost after so many events.
 
         Args:

@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 
 from multiseg.errors import DataError
+from multiseg.evaluation.tables import write_table
 from multiseg.experiments.catalogue import Experiment
 from multiseg.experiments.ground import RUNS, Ground, claim
 from multiseg.experiments.runner import Progress, execute
 from multiseg.experiments.runs import Arm, Exam, in_order
 from multiseg.experiments.tables import Table
 from multiseg.experiments.worker import Task, cases_file, is_finished, read_cases, read_done
-from multiseg.evaluation.tables import write_table
 from multiseg.files import write_atomically
 
 TABLE, TABLE_CSV, CASES, RECORD = "table.md", "table.csv", "cases.csv", "runs.json"

@@ -36,7 +36,11 @@ LINES = lines_with_one_empty()
 
 def test_every_verb_is_among_them() -> None:
     assert len(LINES) > 50
-    assert {line[-3] if line[-2].startswith("-") else line[0] for line in LINES} <= {"x", *(n for n, _ in commands()), "fed"}
+    assert {line[-3] if line[-2].startswith("-") else line[0] for line in LINES} <= {
+        "x",
+        *(n for n, _ in commands()),
+        "fed",
+    }
 
 
 @pytest.mark.parametrize("line", LINES, ids=" ".join)
@@ -49,8 +53,11 @@ def test_an_empty_text_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("line", [["fed", "enrol", "server", "{}", "--host", "fed.example.org"], ["phantoms", "{}"],
-                                  ["fed", "app", "-o", "{}.fab"]], ids=lambda line: line[1])
+@pytest.mark.parametrize(
+    "line",
+    [["fed", "enrol", "server", "{}", "--host", "fed.example.org"], ["phantoms", "{}"], ["fed", "app", "-o", "{}.fab"]],
+    ids=lambda line: line[1],
+)
 def test_a_place_where_nothing_can_be_made_is_said(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([word.format("/proc/x") for word in line]) == 5
     assert "nothing can be written below /proc" in capsys.readouterr().err

@@ -128,6 +128,7 @@ def cleaned(error: BaseException, names: Names) -> str:
         return f"{type(error).__name__}: see the site's log."
     return cleaned_text(str(error), names)
 
+
 SETTINGS = re.compile(r"(?<![^\s'\"(`])(?:(?:its|the|this site's) )?site\.toml(?=[\s'\"),;:`]|\.?(?:\s|$))")
 """The site's settings in a sentence of ours; with a folder before it is a path as any other."""
 

@@ -1,4 +1,4 @@
-"""Power that is lost at any moment of a run leaves the experiment after the last round that was told as done, or later."""
+"""Power that is lost at any moment of a run leaves the experiment after the last round that was told, or later."""
 
 from pathlib import Path
 
