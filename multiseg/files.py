@@ -7,6 +7,7 @@ asked for (`overwrite`), and never of one that is read-only. Only ingest writes 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,8 @@ from multiseg.locks import locked
 
 STORE_MARK = "zarr.json"
 SCANS = (".nii", ".nii.gz", ".mgh", ".mgz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima")
+LONGEST_NAME = 255
+"""Bytes of one name, on most disks."""
 LOOKED_AT = 2000
 """So many files and folders are looked at to tell whether a folder holds scans."""
 
@@ -110,6 +113,27 @@ def _check_place(folder: Path) -> None:
         if _status(above / STORE_MARK):
             where = "is" if above == place else "lies in"
             raise UsageError(f"{folder} {where} the store {above}, which only ingest writes to. Choose another place.")
+    _check_can_be_written(place)
+
+
+def _check_can_be_written(place: Path) -> None:
+    """Try it, in the folder above that is there: no file mode tells of a read-only disk, /proc, or a full one.
+
+    Raises:
+        UsageError: a name in it is too long.
+        ResourceError: nothing can be made there.
+    """
+    if long := [part for part in place.parts if len(os.fsencode(part)) > LONGEST_NAME]:
+        raise UsageError(f"the name {long[0][:40]}... has more than {LONGEST_NAME} letters. Choose another.")
+    there = next(above for above in (place, *place.parents) if _status(above))
+    probe = there / f".{os.getpid()}.{time.monotonic_ns()}.tmp"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise ResourceError(
+            f"nothing can be written below {there} ({error.strerror}). {remedy(error, 'Name another place.')}"
+        ) from error
 
 
 def _first_scan(folder: Path) -> Path | None:
@@ -165,6 +189,55 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     finally:
         with suppress(OSError):  # the folder itself may be the trouble
             beside.unlink()
+
+
+def take_place(source: Path, target: Path) -> None:
+    """Give a file that is whole on the disk another name, in place of what has that name now.
+
+    Its former name goes only once the new one is on the disk: after a loss of power it has one of the two at least.
+
+    Raises:
+        ResourceError: the disk is full, or a folder cannot be written.
+    """
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        beside.unlink(missing_ok=True)
+        add_name(source, beside)
+        beside.replace(target)
+        flush_folders({target.parent})
+        source.unlink()
+        beside.unlink(missing_ok=True)  # where the target was the same file already, a rename does nothing
+    except OSError as error:
+        raise ResourceError(f"{target} could not be written: {error.strerror}. {source} is kept.") from error
+
+
+def take_place_of_folder(source: Path, target: Path) -> None:
+    """Give a folder of files that are whole on the disk another name: with it all of them are there, or none.
+
+    Raises:
+        OSError: the target is there and has files, or a folder cannot be written.
+    """
+    flush_folders({source})
+    source.rename(target)
+    flush_folders({source.parent, target.parent})
+
+
+def add_name(file: Path, name: Path) -> None:
+    """Give a file one name more (a hard link); where the file system has none of these, a copy.
+
+    Raises:
+        OSError: the disk is full, the folder cannot be written, or the name is taken.
+    """
+    try:
+        os.link(file, name)
+    except FileExistsError:
+        raise
+    except OSError:
+        mode = stat.S_IMODE(file.stat().st_mode)
+        with file.open("rb") as read, open(name, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as copy:
+            shutil.copyfileobj(read, copy)
+            copy.flush()
+            flush(copy.fileno())
 
 
 def wait_until_free(lock: Path, seconds: float) -> None:

@@ -13,6 +13,7 @@ import unicodedata
 
 LINE, TEXT = 1_000, 20_000
 """Characters of one line, and of several."""
+_FORMULA = re.compile(r"'*(\s*[=+\-@|%＝＋－＠]|[\t\r])")
 _INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Kinds of characters that print nothing of their own: control, format, surrogates, without meaning, separators."""
 
@@ -38,12 +39,24 @@ def lines(text: object, most: int = TEXT) -> str:
 def cell(value: object) -> object:
     """A cell of a table that a spreadsheet takes for a number or a text, never for a formula.
 
-    Numbers stay as they are. A text that begins like a formula gets an apostrophe before it, the mark of a text.
+    Numbers stay as they are. A text that begins like a formula gets an apostrophe before it, the mark of a text; so
+    does one that begins with apostrophes and then like a formula, so that `from_cell` can take it off again.
     """
     if not isinstance(value, str):
         return value
     text = line(value)
-    return f"'{text}" if re.match(r"\s*[=+\-@|%＝＋－＠]|[\t\r]", text) and not _is_number(text) else text
+    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
+
+
+def from_cell(value: object) -> object:
+    """What `cell` made a cell of, if that was one line.
+
+    >>> from_cell(cell("=A1")), from_cell(cell("-1.5")), from_cell("'tis")
+    ('=A1', '-1.5', "'tis")
+    """
+    if isinstance(value, str) and value.startswith("'") and _FORMULA.match(value[1:]):
+        return value[1:]
+    return value
 
 
 def _letter(letter: str) -> str:

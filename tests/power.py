@@ -43,12 +43,17 @@ class Recorder:
             self.events.append(event)
 
     def moments(self) -> list[int]:
-        return [at + 1 for at, event in enumerate(self.events) if event[0] in ("rename", "remove", "mkdir", "rmdir")]
+        return [
+            at + 1 for at, event in enumerate(self.events) if event[0] in ("rename", "link", "remove", "mkdir", "rmdir")
+        ]
 
     def on_audit(self, name: str, arguments: tuple[Any, ...]) -> None:
         if name == "os.rename":
             source, target, source_folder, target_folder = arguments
             self._rename(_path(source, source_folder), _path(target, target_folder))
+        elif name == "os.link":
+            source, target, source_folder, target_folder = arguments
+            self._link(_path(source, source_folder), _path(target, target_folder))
         elif name in ("os.remove", "os.rmdir", "os.mkdir"):
             path = _path(arguments[0], arguments[-1])
             if self._is_inside(path) and os.path.lexists(path) == (name != "os.mkdir"):
@@ -61,10 +66,20 @@ class Recorder:
             return
         with self._lock:
             file = self._live.pop(source, None) or File()
+            for path in [path for path in self._live if path.startswith(source + "/")]:
+                self._live[target + path.removeprefix(source)] = self._live.pop(path)
             if Path(source).is_file():
                 file.content = Path(source).read_bytes()
             self._live[target] = file
             self.events.append(("rename", source, target, file, Path(source).is_dir()))
+
+    def _link(self, source: str, target: str) -> None:
+        if not self._is_inside(target):
+            return
+        with self._lock:
+            if source in self._live:
+                self._live[target] = self._live[source]
+            self.events.append(("link", source, target))
 
     def on_fsync(self, handle: int) -> None:
         path = str(Path(f"/proc/self/fd/{handle}").readlink())
@@ -81,7 +96,9 @@ class Recorder:
     def _is_inside(self, path: str) -> bool:
         return path == self.folder or path.startswith(self.folder + "/")
 
-    def after(self, moment: int, names_lost: float) -> dict[str, bytes]:
+    def after(  # noqa: PLR0912 (one branch an event)
+        self, moment: int, names_lost: float
+    ) -> dict[str, bytes]:
         """The files, by path below the folder, when the power was lost after so many events.
 
         Args:
@@ -90,26 +107,36 @@ class Recorder:
         names: dict[str, File] = {path: File(content, content) for path, content in self.before.items()}
         kept = dict(names)
         flushed: dict[File, bytes] = {}
+        moved: dict[str, str] = {}
         for event in self.events[:moment]:
             if event[0] == "rename":
                 _, source, target, file, is_folder = event
                 if is_folder:
-                    for path in [path for path in names if path.startswith(source + "/")]:
-                        names[target + path.removeprefix(source)] = names.pop(path)
+                    _move(names, source, target)
+                    moved[target] = source
                 else:
                     names.pop(source, None)
                     names[target] = file
+            elif event[0] == "link":
+                names[event[2]] = names[event[1]]
             elif event[0] == "remove":
                 names.pop(event[1], None)
             elif event[0] == "flush":
                 flushed[event[2]] = event[3]
             elif event[0] == "flush folder":
+                for target in [target for target in moved if str(Path(target).parent) == event[1]]:
+                    _move(kept, moved.pop(target), target)
                 own = [path for path in {*names, *kept} if str(Path(path).parent) == event[1]]
                 for path in own:
                     kept.pop(path, None)
                     if path in names:
                         kept[path] = names[path]
         chance = random.Random(moment)
+        for target, source in moved.items():  # a folder has its former name, or the new one, with all that is in it
+            if chance.random() < names_lost:
+                _move(names, target, source)
+            else:
+                _move(kept, source, target)
         left = {
             path: one[path]
             for path in sorted({*names, *kept})
@@ -128,6 +155,12 @@ class Recorder:
         return place
 
 
+def _move(names: dict[str, File], source: str, target: str) -> None:
+    """Give a folder another name."""
+    for path in [path for path in names if path.startswith(source + "/")]:
+        names[target + path.removeprefix(source)] = names.pop(path)
+
+
 def _path(path: Any, folder: Any = None) -> str:
     one = Path(os.fsdecode(path))
     above = Path(f"/proc/self/fd/{folder}").readlink() if isinstance(folder, int) and folder >= 0 else Path.cwd()
@@ -139,7 +172,7 @@ _is_hooked: list[bool] = []
 
 
 def _hook(name: str, arguments: tuple[Any, ...]) -> None:
-    if _now and name in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+    if _now and name in ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir"):
         _now[-1].on_audit(name, arguments)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import click
 import typer
+from typer.main import get_command
 
 from multiseg.cli.bring import import_weights_command
 from multiseg.cli.check import verify_command
@@ -19,6 +20,7 @@ from multiseg.cli.demo import demo_command
 from multiseg.cli.experiment import experiment_command
 from multiseg.cli.federate.app import federation_app
 from multiseg.cli.finetune import finetune_command
+from multiseg.cli.given import refuse_empty
 from multiseg.cli.ingest import ingest_command
 from multiseg.cli.learn import train_command
 from multiseg.cli.remove import compact_command, remove_command
@@ -85,7 +87,7 @@ def _root(
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code."""
     try:
-        code, said = app(list(arguments), standalone_mode=False) or 0, ""
+        code, said = refuse_empty(get_command(app))(list(arguments), standalone_mode=False) or 0, ""
         if code == 130:  # typer turns Ctrl-C into this
             said = _interrupted(arguments)
     except click.ClickException as error:

@@ -28,6 +28,7 @@ from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.preparation import network_input
 from multiseg.evaluation.progress import PROGRESS, DoneCases, check_room, key_of
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
+from multiseg.evaluation.tables import write_table
 from multiseg.files import write_atomically
 from multiseg.labels import IGNORE
 from multiseg.modalities import as_names
@@ -131,8 +132,8 @@ class Evaluation:
         """
         folder = Path(folder)
         check_room(folder, self.key, overwrite)
-        write_atomically(folder / "cases.csv", self.cases.to_csv(index=False).encode())
-        write_atomically(folder / "summary.csv", self.summary.to_csv(index=False).encode())
+        write_table(folder / "cases.csv", self.cases)
+        write_table(folder / "summary.csv", self.summary)
         write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
         if self.panels:
             save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences", overwrite=True)

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from multiseg.errors import DataError
+from multiseg.evaluation.tables import write_table
 from multiseg.experiments.catalogue import Experiment
 from multiseg.experiments.ground import RUNS, Ground, claim
 from multiseg.experiments.runner import Progress, execute
@@ -83,8 +84,8 @@ def run_experiment(
         raise DataError(f"{experiment.name}: every run failed; {first[0]}: {first[1]}")
     made = experiment.tables(cases, ground)
     text = _markdown(experiment, ground, made, named)
-    write_atomically(out / CASES, cases.to_csv(index=False).encode())
-    write_atomically(out / TABLE_CSV, _together(made).to_csv(index=False).encode())
+    write_table(out / CASES, cases)
+    write_table(out / TABLE_CSV, _together(made))
     write_atomically(out / TABLE, text.encode())
     record = {"plan": "" if failures else plan, "store": ground.store, "scale": str(ground.scale), "failures": named}
     runs = [_told(task) for task in tasks if is_finished(task)]

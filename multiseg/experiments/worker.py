@@ -17,6 +17,7 @@ import torch
 from multiseg.config import checked, learning, merged, to_options
 from multiseg.errors import DataError, MultisegError, few
 from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
+from multiseg.evaluation.tables import read_table, write_table
 from multiseg.experiments.runs import Exam, Run
 from multiseg.federation.centre.rounds import run as federate
 from multiseg.federation.local import LocalLink
@@ -160,8 +161,8 @@ def _examine(task: Task, exam: Exam) -> None:
             f"the model has learnt from scans of {len(learnt)} of its test cases ({few(learnt)}): the same scan "
             "stands in two splits. Put both into one, and take another folder, so that all is trained again."
         )
-    write_atomically(file, result.cases.to_csv(index=False).encode())
+    write_table(file, result.cases)
 
 
 def read_cases(folder: Path, run: Run, exam: Exam) -> pd.DataFrame:
-    return pd.read_csv(cases_file(folder, run, exam), keep_default_na=False, na_values=[""], dtype={"case": str})
+    return read_table(cases_file(folder, run, exam))

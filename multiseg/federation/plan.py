@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from multiseg.errors import UsageError
 from multiseg.labels import LabelSpace
@@ -240,6 +241,24 @@ def _check_sizes(options: FederationOptions) -> None:
         )
     if options.schedule.validation_cases < 0:
         raise UsageError(f"schedule.validation_cases is {options.schedule.validation_cases}: give 0 or more.")
+
+
+def without(options: FederationOptions, gone: Collection[str]) -> FederationOptions:
+    """The settings as they are when these sites are not among the run's own.
+
+    Raises:
+        UsageError: too few are left for the run's own rules.
+    """
+    sites = tuple(site for site in options.sites if site not in gone)
+    quorum = options.schedule.quorum if options.schedule.quorum < len(options.sites) else len(sites)
+    fewer = replace(
+        options,
+        sites=sites,
+        held_out=tuple(site for site in options.held_out if site not in gone),
+        schedule=replace(options.schedule, quorum=quorum if options.schedule.quorum else 0),
+    )
+    check(fewer)
+    return fewer
 
 
 def _check_names(options: FederationOptions) -> None:

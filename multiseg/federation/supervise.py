@@ -139,8 +139,10 @@ def supervise(
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The signals that came; they do nothing else meanwhile."""
+    """The signals that came; they do nothing else meanwhile. How children end is heard, though who started us may have
+    had that ignored, where the kernel keeps no exit code."""
     caught: list[int] = []
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     heard = [number for number in _SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in heard}
     try:
@@ -252,8 +254,14 @@ class _Running:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether the child ended; it stays to be waited for, so that its number is not given away."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    """Whether the child ended; it stays to be waited for, so that its number is not given away.
+
+    One that somebody else has waited for, or that the kernel did not keep (SIGCHLD is ignored), has ended, too.
+    """
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
 
 
 def die_with(parent: int) -> None:

@@ -228,3 +228,26 @@ def test_no_orphans_when_the_supervisor_is_killed(supervisor: subprocess.Popen[s
     assert is_alive(pid)
     supervisor.kill()
     wait_for(lambda: not is_alive(pid))
+
+
+def test_a_child_that_nobody_can_wait_for_has_ended() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    assert process.wait() == 0
+    assert module.has_ended(process.pid)
+
+
+def test_exit_codes_are_heard_where_the_caller_had_them_ignored(tmp_path: Path) -> None:
+    """As a shell or a container that sets SIGCHLD to be ignored hands that on; the child's whole group ends with it."""
+    endings: list[Ending] = []
+
+    def after(ending: Ending) -> float:
+        endings.append(ending)
+        raise StopError
+
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(StopError):
+            supervise([child(tmp_path, "import os; os.fork(); os._exit(3)", after=after)])
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert [ending.code for ending in endings] == [3]

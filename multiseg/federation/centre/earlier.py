@@ -6,7 +6,6 @@ and the server's optimiser. Where the file system has no hard links they are cop
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +15,7 @@ from multiseg.errors import CheckpointError, ResourceError, UsageError
 from multiseg.federation.centre.experiment import STATE, WORST, State, commit, opened, read_history
 from multiseg.federation.centre.logs import Logs
 from multiseg.federation.centre.progress import Event, WentBack
-from multiseg.files import held_alone
+from multiseg.files import add_name, held_alone, take_place_of_folder
 from multiseg.models.saved import BEST, LAST, load_weights, read_info
 from multiseg.training.folder import LOCK
 
@@ -46,8 +45,8 @@ def keep(folder: Path, number: int, most: int) -> None:
             half.mkdir(parents=True)
             for name in FILES:
                 if (folder / name).is_file():
-                    _link(folder / name, half / name)
-            half.rename(place)
+                    add_name(folder / name, half / name)
+            take_place_of_folder(half, place)
         known = kept_rounds(folder)
         before = [one for one in known if one <= number][-most - 1 :] if most else []
         for one in set(known) - set(before):
@@ -111,10 +110,3 @@ def _newest(folder: Path, kept: State) -> tuple[int, int]:
 
 def _place(folder: Path, number: int) -> Path:
     return folder / EARLIER / f"{number:06d}"
-
-
-def _link(file: Path, to: Path) -> None:
-    try:
-        os.link(file, to)
-    except OSError:  # not every file system has hard links
-        shutil.copy2(file, to)

@@ -12,6 +12,7 @@ from typing import Any
 
 from multiseg.errors import FederationError, StoppedError, UsageError
 from multiseg.federation.aggregate import Mean
+from multiseg.federation.answer_size import allow_answers
 from multiseg.federation.centre.answers import number_of, validation_of
 from multiseg.federation.centre.combine import combined, masked_weights, why_refused
 from multiseg.federation.centre.crosswise import CROSS, is_handed_round, site_models
@@ -35,7 +36,7 @@ from multiseg.federation.centre.roster import holders, personal_parts, trains
 from multiseg.federation.centre.scope import learnt_with
 from multiseg.federation.centre.scores import as_saved, finish, info_of, lacks, mean, scored, worst
 from multiseg.federation.messages import ROUND, Answer, Task
-from multiseg.federation.plan import FederationOptions, check
+from multiseg.federation.plan import FederationOptions, check, without
 from multiseg.federation.privacy import epsilon, from_payload, to_payload
 from multiseg.models.parts import Part, parts
 from multiseg.models.saved import BEST, LAST
@@ -114,17 +115,8 @@ def _set_aside(desk: Desk, reasons: Mapping[str, str], number: int) -> Desk:
     Raises:
         FederationError: too few are left for the run's own rules.
     """
-    options = desk.options
-    sites = tuple(site for site in options.sites if site not in reasons)
-    quorum = options.schedule.quorum if options.schedule.quorum < len(options.sites) else len(sites)
-    fewer = replace(
-        options,
-        sites=sites,
-        held_out=tuple(site for site in options.held_out if site not in reasons),
-        schedule=replace(options.schedule, quorum=quorum if options.schedule.quorum else 0),
-    )
     try:
-        check(fewer)
+        fewer = without(desk.options, reasons)
     except UsageError as error:
         listed = "; ".join(f"{site}: {why.removesuffix('.')}" for site, why in reasons.items())
         raise FederationError(
@@ -154,6 +146,7 @@ def _round(desk: Desk, state: State, took: float) -> State:
     trained = {site: trains(site, state.roster, all_parts, options) for site in state.roster.sites}
     terms = desk.terms(lambda answer: why_refused(answer, trained[answer.site], options))
     terms = replace(terms, described=state.roster.described)
+    allow_answers(desk.folder, sum(tensor.numel() for tensor in state.network.values()))
     outcome = exchange(desk, _tasks(desk, state, all_parts), terms)
     outcome, long = _of_usual_length(desk, state, outcome, all_parts, terms)
     network, optimiser, combination = combined(state, outcome.answers, all_parts, options)

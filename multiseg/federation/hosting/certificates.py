@@ -22,9 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from multiseg.errors import FederationError, ResourceError, UsageError
+from multiseg.errors import FederationError, UsageError
 from multiseg.files import write_atomically
-from multiseg.flushing import flush
 
 AUTHORITY_DAYS, SERVER_DAYS, RENEW_DAYS = 3650, 365, 30
 AUTHORITY = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "multiseg federation")])
@@ -40,16 +39,9 @@ def write_secret(path: Path, data: bytes) -> None:
         UsageError: there is something already; it stays as it is.
         ResourceError: the folder cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise UsageError(f"{path} is there already, and a secret is never written over.") from None
-    except OSError as error:
-        raise ResourceError(f"{path} could not be written: {error.strerror}.") from error
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        flush(file.fileno())
+    if os.path.lexists(path):
+        raise UsageError(f"{path} is there already, and a secret is never written over.")
+    write_atomically(path, data, 0o600)
 
 
 def make_authority(certificate: Path, key: Path) -> None:

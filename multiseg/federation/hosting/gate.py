@@ -21,7 +21,8 @@ from typing import Any
 
 import httpx
 
-from multiseg.errors import FederationError
+from multiseg.errors import FederationError, ResourceError
+from multiseg.federation.answer_size import ROOM, allowed, note_too_large
 from multiseg.federation.hosting import home
 from multiseg.federation.hosting.connections import Connection, Connections
 from multiseg.federation.hosting.doorkeeper import Doorkeeper, Refusal
@@ -70,7 +71,8 @@ NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 RETRY_AFTER = b"5"
 """Seconds until a site that was told 503 may ask again."""
 KEEP_S = 2.0
-TOO_LARGE = "The site's answer is over {:.0f} MiB: the centre allows no more (max_answer_mib in its home.toml)."
+TOO_LARGE = "The site's answer is over {:.0f} MiB: the centre allows no more ({})."
+FROM_NETWORK, FROM_SETTING = "twice the size of the largest network of its runs", "max_answer_mib in its home.toml"
 LONGEST_CALL = 64
 """Letters of a call that are written down: a stranger may ask for anything."""
 
@@ -85,8 +87,9 @@ class Gate:
     """The ASGI application.
 
     Args:
-        answer_bytes: of one answer of a site, over all its objects.
-        folder: of the server, where it says which runs have ended.
+        answer_bytes: that one answer of a site may have at most, over all its objects, where that is less than what
+            follows from the networks of the runs; 0 for no such bound.
+        folder: of the server, which says which runs have ended and how large their answers may be.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Gate:
         self._client, self._doorkeeper, self._traffic = client, doorkeeper, traffic
         self._connections, self._answer_bytes, self._folder = connections, answer_bytes, folder
         self._answers: dict[str, int] = {}
+        self._most: dict[str, int] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -136,7 +140,7 @@ class Gate:
         if not length.isdigit() or int(length) > CALLS[call]:
             raise Refusal(413, "too large", site=site)
         if call == "push-messages":
-            self._answers[site] = 0  # the answer's objects follow
+            self._answers[site], self._most[site] = 0, ROOM  # the answer's objects follow
         count = self._traffic.of(site)
         body = self._counted(_body(receive, CALLS[call]), site, call, count)
         request = self._client.build_request("POST", FLEET + call, headers=headers, content=body)
@@ -168,14 +172,26 @@ class Gate:
             async for part in body:
                 count.up += len(part)
                 if call == "push-object":
-                    self._answers[site] = self._answers.get(site, 0) + len(part)
-                    if self._answers[site] > self._answer_bytes:
-                        raise Refusal(413, "answer too large", text=TOO_LARGE.format(self._answer_bytes / 2**20))
+                    self._count_answer(site, len(part))
                 yield part
             count.requests += 1
         except Refusal as refusal:
             refusal.site = site
             raise
+
+    def _count_answer(self, site: str, size: int) -> None:
+        """Raises Refusal where a site's answer has become too large, which the run that waits for it is told."""
+        self._answers[site] = self._answers.get(site, 0) + size
+        bound = self._answer_bytes or sys.maxsize
+        if self._answers[site] <= min(self._most.get(site, 0), bound):
+            return
+        self._most[site] = allowed(self._folder / home.RUNS)
+        most = min(self._most[site], bound)
+        if self._answers[site] > most:
+            text = TOO_LARGE.format(most / 2**20, FROM_SETTING if most == bound else FROM_NETWORK)
+            with suppress(ResourceError):
+                note_too_large(self._folder, site, text)
+            raise Refusal(413, "answer too large", text=text)
 
 
 async def _body(receive: Receive, limit: int) -> AsyncIterator[bytes]:

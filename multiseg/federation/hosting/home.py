@@ -29,7 +29,8 @@ class Home:
         superlink_port: of Flower's SuperLink, on loopback.
         metrics_port: of the Prometheus text, on loopback.
         min_free_gib: with less free disk under the folder the server does not start.
-        max_answer_mib: of one answer of a site; a larger one is cut off and refused.
+        max_answer_mib: of one answer of a site, where that is less than what follows from the run's network; 0 for no
+            such bound.
     """
 
     folder: Path
@@ -39,7 +40,7 @@ class Home:
     superlink_port: int = 8000
     metrics_port: int = 9400
     min_free_gib: float = 5.0
-    max_answer_mib: float = 512.0
+    max_answer_mib: float = 0.0
 
     def at(self, name: str) -> Path:
         """A file or folder in it."""
@@ -125,8 +126,8 @@ def checked(home: Home) -> Home:
     ports = (home.port, home.superlink_port, home.metrics_port)
     if not home.hosts:
         raise UsageError(f"{home.folder} names no host. {HINT}")
-    if home.max_answer_mib <= 0:
-        raise UsageError(f"max_answer_mib is {home.max_answer_mib}: give more than 0.")
+    if not home.max_answer_mib >= 0:
+        raise UsageError(f"max_answer_mib is {home.max_answer_mib}: give 0 for no bound of its own, or more.")
     check_listen(home.listen)
     if len(set(ports)) < len(ports) or not all(0 < port < 65536 for port in ports):
         raise UsageError(f"ports {ports} (public, SuperLink, metrics): give three different ones from 1 to 65535.")

@@ -14,6 +14,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from multiseg.errors import FederationError
+from multiseg.federation.answer_size import TooLarge
 from multiseg.federation.centre.exchange import Failure, Presence
 from multiseg.federation.messages import Answer, Task
 from multiseg.federation.records import MESSAGE_TYPE, answer_of, task_record, told
@@ -34,6 +35,7 @@ class _Sent:
 
     site: str
     node_id: int
+    at: float
 
 
 class FlowerLink:
@@ -47,8 +49,9 @@ class FlowerLink:
         grid: Grid,
         sleep: Callable[[float], None] = time.sleep,
         revoked: Callable[[], Collection[str]] = tuple,
+        too_large: Callable[[], Mapping[str, TooLarge]] = dict,
     ) -> None:
-        self._grid, self._sleep, self._revoked = grid, sleep, revoked
+        self._grid, self._sleep, self._revoked, self._too_large = grid, sleep, revoked, too_large
         self._sent: dict[str, _Sent] = {}
         self._untaken: set[str] = set()
 
@@ -72,7 +75,7 @@ class FlowerLink:
         ids = list(self._grid.push_messages([message]))
         if len(ids) != 1 or not ids[0]:
             raise FederationError(f"the SuperLink took no {task.kind} task for {site}; its log says why.")
-        self._sent[ids[0]] = _Sent(site, node.node_id)
+        self._sent[ids[0]] = _Sent(site, node.node_id, time.time())
         return str(ids[0])
 
     def collect(self, ids: Sequence[str]) -> Mapping[str, Answer | Failure]:
@@ -84,7 +87,9 @@ class FlowerLink:
             found[id_] = Failure("it went as it was to be asked")
             self._untaken.remove(id_)
         for id_ in waiting:
-            if self._sent[id_].node_id in online and (what := self._pull(id_)) is not None:
+            what = self._pull(id_) if self._sent[id_].node_id in online else None
+            what = what or self._refused_at_gate(id_)
+            if what is not None:
                 found[id_] = what
                 del self._sent[id_]
         return found
@@ -103,6 +108,16 @@ class FlowerLink:
             return Failure(f"its answer was lost on the way from the SuperLink ({type(error).__name__})")
         except FederationError as error:
             return Failure(str(error))
+
+    def _refused_at_gate(self, id_: str) -> Failure | None:
+        """That an answer was refused as too large since the site was asked; it may be that to another run's task."""
+        sent = self._sent[id_]
+        refused = self._too_large().get(sent.site)
+        return (
+            Failure(f"its answer was refused at the gate. {refused.text}")
+            if refused and refused.time > sent.at
+            else None
+        )
 
     def _judged(self, reply: Message, sent: _Sent) -> Answer | Failure:
         if reply.has_error():

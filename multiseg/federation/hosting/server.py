@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from multiseg.config import checked
 from multiseg.errors import FederationError
+from multiseg.federation.answer_size import read_too_large
 from multiseg.federation.centre import rounds
 from multiseg.federation.centre.progress import Event, in_words
 from multiseg.federation.fab import app_hash
@@ -49,7 +50,8 @@ def main(grid: Grid, context: Context) -> None:
     check(options)
     folder = Path(os.environ[RUNS]) / options.experiment
     wait_until_free(folder / LOCK, PREDECESSOR_S)  # a run that was lost ends when it hears that it was
-    link = FlowerLink(grid, revoked=lambda: _revoked(folder.parent.parent))
+    home = folder.parent.parent
+    link = FlowerLink(grid, revoked=lambda: _revoked(home), too_large=lambda: read_too_large(home))
     rounds.run(options, link, folder, on_event=_tell)
 
 

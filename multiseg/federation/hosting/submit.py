@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multiseg.errors import FederationError, UsageError
 from multiseg.federation.hosting import home
 from multiseg.federation.hosting.control import Control, Node, Run, controlling
 from multiseg.federation.hosting.following import Sieve, follow
 from multiseg.federation.hosting.home import Home, read_home
-from multiseg.federation.hosting.registry import Entry, allowed, read_registry
+from multiseg.federation.hosting.registry import Entry, read_registry, revoked
 from multiseg.federation.hosting.traffic import Count, read_traffic
+
+if TYPE_CHECKING:
+    from multiseg.federation.plan import FederationOptions
 
 
 def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None = None) -> tuple[int, list[str]]:
@@ -41,11 +44,14 @@ def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None 
     check(options)
     check_same(server.at(home.RUNS) / options.experiment, options)
     wanted = (*options.sites, *options.held_out)
-    strangers = sorted(set(wanted) - set(allowed(read_registry(folder)).values()))
+    registry = read_registry(folder)
+    strangers = sorted(set(wanted) - set(registry))
     if strangers:
         raise UsageError(
             f"{', '.join(strangers)} in {file} are not enrolled at {folder}: multiseg fed enrol site {folder} NAME"
         )
+    gone = [site for site in wanted if site in revoked(registry)]
+    _check_enough(options, gone, folder)
     with controlling(server) as control:
         for run in control.runs():
             if run.experiment == options.experiment and run.status != "finished":
@@ -54,9 +60,23 @@ def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None 
         if from_round is not None:
             go_back(server.at(home.RUNS) / options.experiment, options.experiment, from_round)
         number = control.start(settings)
-    away = sorted(set(wanted) - online)
+    away = sorted(set(wanted) - online - set(gone))
     waits = [f"Not online yet, and waited for: {', '.join(away)}."] if away else []
-    return number, [*left_to_sites(said), *waits]
+    left = [f"Revoked, so that the run is conducted without: {', '.join(gone)}."] if gone else []
+    return number, [*left_to_sites(said), *left, *waits]
+
+
+def _check_enough(options: FederationOptions, gone: Sequence[str], folder: Path) -> None:
+    """Raises UsageError where the run's rules do not allow it without the sites that were revoked."""
+    from multiseg.federation.plan import without
+
+    try:
+        without(options, gone)
+    except UsageError as error:
+        raise UsageError(
+            f"the run cannot go on without these sites, whose keys were revoked: {', '.join(gone)}. {error} To let one "
+            f"in again, with a new key: multiseg fed enrol site {folder} NAME"
+        ) from error
 
 
 def status(folder: Path) -> dict[str, Any]:

@@ -76,7 +76,8 @@ class Forked:
     def _bury(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # processes that it started and left
-        os.waitpid(self.pid, 0)
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
         self._read()
         os.close(self._pipe)
         self._ended = True

@@ -94,6 +94,8 @@ def check(settings: SiteSettings) -> None:
     addresses.server(settings.server)
     if not settings.store:
         raise UsageError('store is empty: give the store that `multiseg ingest` wrote, as "/data/site.zarr".')
+    if settings.state == Path():
+        raise UsageError('state is empty or ".": give the site\'s memory a folder of its own, as "state".')
     for digest in settings.approved:
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise UsageError(f"approved holds {digest!r}: give SHA-256 digests, 64 hexadecimal digits in lower case.")

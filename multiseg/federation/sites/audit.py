@@ -15,7 +15,7 @@ from torch import Tensor
 
 from multiseg.errors import FederationError, ResourceError
 from multiseg.files import write_atomically
-from multiseg.flushing import flush
+from multiseg.flushing import flush, flush_folders
 from multiseg.locks import locked
 
 LOG = "audit.jsonl"
@@ -71,6 +71,8 @@ def record(path: Path, entry: Entry) -> None:
             file.write((b"" if is_whole else b"\n") + line + b"\n")
             file.flush()
             flush(file.fileno())
+            if not last:  # its name, before the head speaks of it
+                flush_folders({path.parent})
             write_atomically(_head(path), _hash(line).encode())
     except OSError as error:
         raise ResourceError(

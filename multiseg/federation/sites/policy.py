@@ -129,6 +129,10 @@ def cleaned(error: BaseException, names: Names) -> str:
     return cleaned_text(str(error), names)
 
 
+SETTINGS = re.compile(r"(?<![^\s'\"(`])(?:(?:its|the|this site's) )?site\.toml(?=[\s'\"),;:`]|\.?(?:\s|$))")
+"""The site's settings in a sentence of ours; with a folder before it is a path as any other."""
+
+
 def cleaned_text(text: str, names: Names) -> str:
     """The text without places, files, cases and subjects, in capitals or not.
 
@@ -145,6 +149,7 @@ def cleaned_text(text: str, names: Names) -> str:
         text = re.sub(re.escape(place) + r"[^\s'\"(),;]*", "(path)", text, flags=re.IGNORECASE)
     for database in dict(names.cases):
         text = re.sub(rf"(?<![\w./\\]){re.escape(database)}/[^\s'\"(),;:]+", f"a file of {database}", text)
+    text = SETTINGS.sub("its settings file", text)
     text = re.sub(r"'[^'\n]*[/\\][^'\n]*'|\"[^\"\n]*[/\\][^\"\n]*\"", "(path)", text)
     text = re.sub(r"[^\s'\"(),;]*[/\\][^\s'\"(),;]*", "(path)", text)
     text = re.sub(rf"[^\s'\"(),;]+\.{FILES}\b", "(file)", text)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from multiseg.errors import CheckpointError
 from multiseg.files import write_atomically
+from multiseg.flushing import flush
 from multiseg.models.learnt_scans import TRAIN, VAL, LearntScans, how_learnt
 from multiseg.store.reader import Case, Store
 from multiseg.training.run_data import changes, data_of, describe_changes, read_data, scans_of, write_data
@@ -51,6 +52,8 @@ def remember(folder: Path, number: int, store: Store, train: Sequence[Case], val
         )
         with (folder / CHANGES).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"round": number, "changes": changed}) + "\n")
+            file.flush()
+            flush(file.fileno())
     if before is None or changed:
         write_data(folder, now)
 

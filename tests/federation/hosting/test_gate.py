@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from flwr.supernode import fleet_http_client
 from made_centre import NEEDED, every_path, make_centre, make_site, signed
 
 from multiseg.errors import FederationError
+from multiseg.federation import answer_size
+from multiseg.federation.answer_size import read_too_large
 from multiseg.federation.hosting import gate as module
 from multiseg.federation.hosting.connections import Connections
 from multiseg.federation.hosting.doorkeeper import Doorkeeper
@@ -213,7 +216,32 @@ def test_an_answer_is_as_large_as_the_centre_says_over_all_its_objects(house: Ho
     assert sent == [600, 400, 900]
     assert house.ask(message, (*push, b"x" * 1000), message, (*push, b"x" * 1000))[3].status_code == 200  # another one
     assert house.post("push-object", signed(house.key), in_pieces(3, 500)).status_code == 413
-    assert read_home(house.centre).max_answer_mib == 512.0
+    assert read_too_large(house.centre)["alder"].text.endswith("(max_answer_mib in its home.toml).")
+    assert read_home(house.centre).max_answer_mib == 0.0
+
+
+def test_by_default_an_answer_is_as_large_as_the_networks_of_the_runs_let_it_be(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that begins while the gate serves, too; a bound in home.toml can only make it less."""
+    for other in (module, answer_size):
+        monkeypatch.setattr(other, "ROOM", 1000)
+    house.answer_bytes = 0
+    message = ("POST", "/v1/fleet/push-messages", signed(house.key), b"x")
+    push = ("POST", "/v1/fleet/push-object", signed(house.key))
+    assert [one.status_code for one in house.ask(message, (*push, b"x" * 1000), (*push, b"x"))] == [200, 200, 413]
+    told = read_too_large(house.centre)["alder"]
+    why = "twice the size of the largest network of its runs"
+    assert told.text == f"The site's answer is over 0 MiB: the centre allows no more ({why})."
+    assert told.time == pytest.approx(time.time(), abs=60)
+    for experiment, num_weights in (("small", 10), ("large", 500)):
+        (house.centre / "runs" / experiment).mkdir(parents=True)
+        answer_size.allow_answers(house.centre / "runs" / experiment, num_weights)
+    assert (house.centre / "runs" / "large" / "answer_bytes").read_text() == "5000"
+    found = house.ask(message, (*push, b"x" * 4000), (*push, b"x" * 1000), (*push, b"x"))
+    assert [one.status_code for one in found] == [200, 200, 200, 413]
+    house.answer_bytes = 3000
+    assert house.ask(message, (*push, b"x" * 4000))[1].status_code == 413
 
 
 def test_a_body_that_stands_still_or_creeps_is_ended(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

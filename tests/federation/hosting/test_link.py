@@ -15,6 +15,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from multiseg.errors import FederationError
+from multiseg.federation.answer_size import TooLarge
 from multiseg.federation.centre.exchange import Desk, Failure, Presence, exchange
 from multiseg.federation.hosting.link import SAME, FlowerLink
 from multiseg.federation.joining.approval import Approval, why_refused
@@ -227,3 +228,20 @@ def test_a_site_whose_key_was_revoked_is_known_as_such() -> None:
         "birch": Presence(False, revoked=True),
         "cedar": Presence(False, revoked=True),
     }
+
+
+def test_an_answer_that_the_gate_refused_as_too_large_is_asked_for_again_and_then_given_up() -> None:
+    grid = PlayedGrid(alder=30.0, birch=30.0)
+    refused: dict[str, TooLarge] = {}
+    link = FlowerLink(grid, too_large=lambda: refused)
+    first, second = link.send("alder", TASK, 60.0), link.send("birch", TASK, 60.0)
+    refused["alder"] = TooLarge(time.time() - 60.0, "an older one")
+    assert link.collect([first, second]) == {}
+    refused["alder"] = TooLarge(time.time() + 1.0, "The site's answer is over 64 MiB.")
+    grid.seconds["alder"] = -1.0  # its node begins again
+    found = link.collect([first, second])
+    assert found == {first: Failure("its answer was refused at the gate. The site's answer is over 64 MiB.")}
+    assert link.collect([first, second]) == {}
+    grid.seconds["alder"] = 30.0
+    grid.answer(second, Answer(DESCRIBE, "birch", 0, {"a": 1}))
+    assert list(link.collect([first, second])) == [second]

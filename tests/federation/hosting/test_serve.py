@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import httpx
@@ -325,6 +326,48 @@ def test_a_run_of_sites_that_are_not_enrolled_is_not_sent(tmp_path: Path) -> Non
     (tmp_path / "run.toml").write_text(RUN.replace("rounds = 1", "rounds = 0"))
     with pytest.raises(UsageError, match="0 rounds"):
         submit(folder, tmp_path / "run.toml")
+
+
+class Calls:
+    """The control calls of a SuperLink on which nothing runs yet."""
+
+    def __init__(self) -> None:
+        self.started: list[dict[str, object]] = []
+
+    def runs(self) -> list[object]:
+        return []
+
+    nodes = runs
+
+    def start(self, settings: dict[str, object]) -> int:
+        self.started.append(settings)
+        return 7
+
+
+def test_a_run_that_names_a_revoked_site_is_sent_whole_and_conducted_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, calls = make_centre(tmp_path), Calls()
+    for name in ("alder", "birch", "cedar"):
+        make_site(folder, name)
+    monkeypatch.setattr("multiseg.federation.hosting.submit.controlling", lambda server: nullcontext(calls))
+    file = tmp_path / "run.toml"
+    file.write_text(RUN.replace('"alder"', '"alder", "birch", "cedar"'))
+    revoke_site(folder, "birch")
+    number, told = submit(folder, file)
+    assert number == 7
+    assert "Revoked, so that the run is conducted without: birch." in told
+    assert "Not online yet, and waited for: alder, cedar." in told
+    assert calls.started[0]["sites"] == ["alder", "birch", "cedar"]
+    file.write_text(file.read_text() + "\n[privacy]\nmasked = true\n")
+    with pytest.raises(UsageError, match=r"revoked: birch\. privacy\.masked needs 3 sites.*enrol site"):
+        submit(folder, file)
+    revoke_site(folder, "alder")
+    revoke_site(folder, "cedar")
+    file.write_text(RUN.replace('"alder"', '"alder", "birch"'))
+    with pytest.raises(UsageError, match=r"revoked: alder, birch\. a run needs sites"):
+        submit(folder, file)
+    assert len(calls.started) == 1
 
 
 def test_a_database_gives_its_room_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,31 @@
+"""Tables for a spreadsheet: no name is a formula there, and what is read back is what was written."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from multiseg.evaluation.tables import read_table, write_table
+from multiseg.shown import cell, from_cell
+
+NAMES = [
+    '=HYPERLINK("http://x","y")', "+1-555", "-A", "@SUM(A1)", "|calc", "%x", "'=A1", "''=A1", "'tis", " =A1", "alder",
+    "-1.5", "007", "NA", "a,b", 'say "so"',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cell_comes_back(name: str) -> None:
+    assert from_cell(cell(name)) == name
+
+
+def test_a_table_of_such_names_is_read_back(tmp_path: Path) -> None:
+    table = pd.DataFrame({"case": NAMES, "=metric": NAMES, "dice": [0.5, math.nan, -1.0] + [0.25] * (len(NAMES) - 3)})
+    write_table(tmp_path / "cases.csv", table)
+    lines = (tmp_path / "cases.csv").read_text().splitlines()
+    assert lines[0] == "case,'=metric,dice"
+    assert lines[1].startswith("\"'=HYPERLINK(")
+    begins = {line.lstrip('" ')[0] for line in lines[1:] if not line.startswith("-1.5")}
+    assert not begins & set("=+-@|%")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "cases.csv"), table, check_dtype=False)
