@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -7,7 +8,7 @@ from multiseg.errors import CheckpointError
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import multi_unet
-from multiseg.models.learnt_scans import LearntScans, how_learnt
+from multiseg.models.learnt_scans import LearntScans, describe_removed, how_learnt
 from multiseg.models.saved import ModelInfo, load_model, read_info, read_learnt, save_model
 
 INFO = ModelInfo(
@@ -75,3 +76,19 @@ def test_digests_of_another_length_are_refused(tmp_path):
     save_model(tmp_path / "model.safetensors", multi_unet(2, 1, widths=(4, 8)), INFO, Odd())
     with pytest.raises(CheckpointError, match=r"16 digits, 3 and 0 in all"):
         read_learnt(tmp_path / "model.safetensors")
+
+
+def test_what_is_said_of_cases_that_were_removed() -> None:
+    """A model that has, may have and has not learnt from them; a damaged database does not tell."""
+    whole, other = "a" * 64, "b" * 64
+    removed = {whole: "2026-11-29"}
+    said = describe_removed(LearntScans.of([whole]), "brain.zarr", removed)
+    assert said.startswith("The model has learnt from 1 scans of cases that were removed from brain.zarr (2026-11-29).")
+    assert describe_removed(LearntScans.of([other], [whole]), "brain.zarr", removed) == said
+    assert describe_removed(LearntScans.of([other]), "brain.zarr", removed) == ""
+    for unknown in (None, replace(LearntScans.of([other]), is_complete=False)):
+        assert "is not known" in describe_removed(unknown, "brain.zarr", removed)
+        assert describe_removed(unknown, "brain.zarr", {}) == ""
+    damaged = describe_removed(LearntScans.of([other]), "brain.zarr", {}, ["ms"])
+    assert "removed from ms is not known" in damaged
+    assert "multiseg repair brain.zarr" in damaged
