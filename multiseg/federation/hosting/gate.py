@@ -71,7 +71,7 @@ NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 RETRY_AFTER = b"5"
 """Seconds until a site that was told 503 may ask again."""
 KEEP_S = 2.0
-TOO_LARGE = "The site's answer is over {:.0f} MiB: the centre allows no more ({})."
+TOO_LARGE = "The site's answer is over {:.2f} MiB: the centre allows no more ({})."
 FROM_NETWORK, FROM_SETTING = "twice the size of the largest network of its runs", "max_answer_mib in its home.toml"
 LONGEST_CALL = 64
 """Letters of a call that are written down: a stranger may ask for anything."""
