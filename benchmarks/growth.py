@@ -129,6 +129,11 @@ class _Renamed:
         return self._pattern.sub(lambda found: self._changed[found[0]], text)
 
 
+def open_whole(url: str) -> None:
+    """The store, and all of it."""
+    assert not open_store(url).damaged
+
+
 def look_up(url: str) -> None:
     """Every case by its name, and the table of all."""
     store = open_store(url)
@@ -169,7 +174,7 @@ def add_one(url: str) -> None:
 
 
 OPERATIONS: dict[str, Callable[[str], Any]] = {
-    "open": open_store,
+    "open": open_whole,
     "info": info,
     "select, and every case by name": look_up,
     "start of a training": start_training,

@@ -49,7 +49,7 @@ def answers(port: int) -> bool:
 
 
 def wait_until(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not met():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -70,12 +70,12 @@ def is_by_case(array: zarr.Array) -> bool:
     return array.metadata.dimension_names[0] == "case"
 
 
-def assert_same(a: str, b: str) -> None:
+def assert_same(a: str, b: str, but: Collection[str] = ()) -> None:
     ours, theirs = rows(a), rows(b)
     assert ours.keys() == theirs.keys()
     for case in ours:
         assert ours[case].keys() == theirs[case].keys()
-        for name in ours[case]:
+        for name in ours[case].keys() - set(but):
             np.testing.assert_array_equal(ours[case][name], theirs[case][name], err_msg=f"{case} {name}")
 
 
@@ -318,7 +318,7 @@ def test_a_killed_writer_leaves_whole_cases_and_the_next_one_goes_on(
         assert done < len(ended) < 16
         done = len(ended)
     assert run(ingest_command(hospitals, bucket)) == 0
-    assert_same(bucket, store_url)
+    assert_same(bucket, store_url, but=["revision", "record"])  # those of later writers are greater
 
 
 def num_cases(url: str) -> int:
@@ -444,7 +444,7 @@ def test_folders_that_may_not_be_written_or_read(
             assert f"{url} cannot be read" in capsys.readouterr().err
         with pytest.raises(ResourceError, match=r"Permission denied"):
             ingest(files, url, OPTIONS)
-        with pytest.raises(ResourceError, match=r"cannot be a store's folder: Permission denied. Name another place"):
+        with pytest.raises(ResourceError, match=r"nothing can be written below .*Permission denied"):
             ingest(files, str(open_folder / "new.zarr"), OPTIONS)
     finally:
         if os.getuid() == 0:
