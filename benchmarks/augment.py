@@ -12,27 +12,19 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks.paired import noise_batch
 from multiseg.loaders.augment import PRESETS, TRANSFORMS, AugmentOptions, augment, draw
 from multiseg.loaders.batches import Batch
 
 ROUNDS = 7
 
 
-def noise_batch(size: int) -> Batch:
+def brain_batch(size: int) -> Batch:
     """Brain in all but the outer sixth of the window, as in a patch that reaches over the brain's rim."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 4, size, size, size, generator=generator)
     images[..., : size // 6] = 0
-    return Batch(
-        images=images,
-        present=torch.ones(4, 4, dtype=torch.bool),
-        target=(images[:, 0] > 2).to(torch.uint8),
-        annotated=torch.ones(4, 1, dtype=torch.bool),
-        database=("noise",) * 4,
-        case=("noise",) * 4,
-        corner=torch.zeros(4, 3, dtype=torch.int64),
-        draws=torch.stack([torch.zeros(4, dtype=torch.int64), torch.arange(4)], dim=1),
-    )
+    return noise_batch(images)
 
 
 def milliseconds(batch: Batch, options: AugmentOptions, batches: int) -> float:
@@ -46,7 +38,7 @@ def milliseconds(batch: Batch, options: AugmentOptions, batches: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--patch", type=int, default=64)
-    batch = noise_batch(parser.parse_args().patch)
+    batch = brain_batch(parser.parse_args().patch)
     began = time.process_time()
     for index in range(1000):
         draw(PRESETS["standard"], 0, index, 4)

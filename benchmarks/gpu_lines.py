@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.paired import phantom_store
+from benchmarks.paired import noise_batch, phantom_store
 from benchmarks.step import Ready, optimised
 from multiseg.evaluation.inference import predict_volume
 from multiseg.labels import LabelSpace
@@ -77,16 +77,7 @@ class Setup:
         """Noise of six sequences on the device."""
         num, size = self.patches(num), [self.edge] * 3
         images = torch.randn(num, 6, *size, generator=torch.Generator().manual_seed(0)).half()
-        return Batch(
-            images=images,
-            present=torch.ones(num, 6, dtype=torch.bool),
-            target=(images[:, 0] > 2).to(torch.uint8),
-            annotated=torch.ones(num, 1, dtype=torch.bool),
-            database=("noise",) * num,
-            case=("noise",) * num,
-            corner=torch.zeros(num, 3, dtype=torch.int64),
-            draws=torch.stack([torch.zeros(num, dtype=torch.int64), torch.arange(num)], dim=1),
-        ).to(self.device)
+        return noise_batch(images).to(self.device)
 
     def wait(self) -> None:
         if self.device.type == "cuda":

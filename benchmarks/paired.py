@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import gettempdir
 
+import torch
+
+from multiseg.loaders.batches import Batch
 from multiseg.phantoms.hospitals import write_hospitals
 from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
@@ -51,3 +54,18 @@ def phantom_store(spacing_mm: float) -> Store:
         write_hospitals(folder, num_cases=4, names=["alder", "birch"])
     ingest(find_manifest(manifest), url, IngestOptions((spacing_mm,) * 3))
     return open_store(url)
+
+
+def noise_batch(images: torch.Tensor) -> Batch:
+    """A batch of these images, [patch modality i j k], all sequences there, labelled where the first is bright."""
+    num = len(images)
+    return Batch(
+        images=images,
+        present=torch.ones(num, images.shape[1], dtype=torch.bool),
+        target=(images[:, 0] > 2).to(torch.uint8),
+        annotated=torch.ones(num, 1, dtype=torch.bool),
+        database=("noise",) * num,
+        case=("noise",) * num,
+        corner=torch.zeros(num, 3, dtype=torch.int64),
+        draws=torch.stack([torch.zeros(num, dtype=torch.int64), torch.arange(num)], dim=1),
+    )

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.paired import noise_batch
 from benchmarks.step import Ready, optimised
 from multiseg.allocator import keep_memory
 from multiseg.evaluation.inference import predict_volume
-from multiseg.loaders.batches import Batch
 from multiseg.models.builders import PUBLISHED_WIDTHS, multi_unet
 from multiseg.training.fit import FitOptions, Hooks, fit
 
@@ -44,16 +44,7 @@ def train(amp: str, is_small: bool) -> Callable[[], Any]:
     """Three steps of training."""
     edge, network = EDGE[is_small], multi_unet(6, 1, widths=WIDTHS[is_small])
     images = torch.randn(2, 6, edge, edge, edge, generator=torch.Generator().manual_seed(0)).half()
-    batch = Batch(
-        images=images,
-        present=torch.ones(2, 6, dtype=torch.bool),
-        target=(images[:, 0] > 2).to(torch.uint8),
-        annotated=torch.ones(2, 1, dtype=torch.bool),
-        database=("noise",) * 2,
-        case=("noise",) * 2,
-        corner=torch.zeros(2, 3, dtype=torch.int64),
-        draws=torch.zeros(2, 2, dtype=torch.int64),
-    )
+    batch = noise_batch(images)
     settings = FitOptions(num_steps=3, validate_every=4, amp=amp)
     return lambda: fit(optimised(network), Ready([batch] * 3), settings, Hooks())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.paired import phantom_store, ratios, report
+from benchmarks.paired import noise_batch, phantom_store, ratios, report
 from multiseg.allocator import keep_memory
 from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import Batch, PatchStream, StreamOptions
@@ -88,16 +88,7 @@ def on_card(num_patches: int = 10, edge: int = 128, steps: int = 5) -> None:
     card = torch.device("cuda")
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_patches, 6, *[edge] * 3, generator=generator).half()
-    batch = Batch(
-        images=images,
-        present=torch.ones(num_patches, 6, dtype=torch.bool),
-        target=(images[:, 0] > 2).to(torch.uint8),
-        annotated=torch.ones(num_patches, 1, dtype=torch.bool),
-        database=("random",) * num_patches,
-        case=("random",) * num_patches,
-        corner=torch.zeros(num_patches, 3, dtype=torch.int64),
-        draws=torch.zeros(num_patches, 2, dtype=torch.int64),
-    ).to(card)
+    batch = noise_batch(images).to(card)
     torch.backends.cudnn.benchmark = False
 
     def side(**more: Any) -> Callable[[], None]:

@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import cases, flood, gpu, gpu_lines, growth, loader, soak
+from benchmarks import cases, flood, gpu, gpu_lines, growth, loader, processor, soak
 from benchmarks.remote import served
 from benchmarks.sides import Side, Source
 
@@ -143,3 +143,11 @@ def test_a_gate_is_flooded_while_a_site_calls(tmp_path: Path, monkeypatch: pytes
     assert int(calls) > 0
     assert failed == "0"
     assert '"why": "unknown key"' in (tmp_path / "gate.log").read_text()
+
+
+@pytest.mark.parametrize("work", processor.WORK)
+def test_a_processor_is_measured_in_a_process_of_its_own(work: str) -> None:
+    found = processor.in_a_process(work, "memory kept", is_small=True)
+    assert found["wall s"] > 0
+    assert found["user s"] > 0
+    assert found["peak MB"] > 100

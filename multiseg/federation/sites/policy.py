@@ -130,7 +130,7 @@ def cleaned(error: BaseException, names: Names) -> str:
 
 
 SETTINGS = re.compile(r"(?<![^\s'\"(`])(?:(?:its|the|this site's) )?site\.toml(?=[\s'\"),;:`]|\.?(?:\s|$))")
-"""The site's settings in a sentence of ours; with a folder before it is a path as any other."""
+"""The site's settings in one of our own sentences; with a folder before it is a path as any other."""
 
 
 def cleaned_text(text: str, names: Names) -> str:
