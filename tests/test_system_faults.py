@@ -63,7 +63,7 @@ def test_the_command_line_says_it_of_any_error(monkeypatch: pytest.MonkeyPatch, 
     def full(*args: object, **options: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files", "/somewhere")
 
-    monkeypatch.setattr(app, "app", full)
+    monkeypatch.setattr(app, "refuse_empty", lambda command: full)
     assert app.run(["info", "x"]) == 5
     said = capsys.readouterr().err
     assert "(limit " in said

@@ -11,6 +11,7 @@ from multiseg.errors import DataError, UsageError
 from multiseg.labels import IGNORE, LabelSpace, SpaceLabel
 from multiseg.loaders.batches import PatchStream, Share, StreamOptions
 from multiseg.modalities import ModalityAxis
+from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.reader import open_store
 
 NUM = 8
@@ -138,6 +139,7 @@ def test_the_order_of_sequences_in_a_store_does_not_matter(store, store_url, has
             if "modality" in array.metadata.dimension_names:
                 axis = array.metadata.dimension_names.index("modality")
                 array[:] = np.flip(array[:], axis)
+        DatabaseArrays(group).keep_copy()
     other = open_store(str(copy))
     assert all(other[name].modalities == store[name].modalities[::-1] for name in store)
     assert digests(stream_of(other).batches(0, NUM)) == hashed

@@ -17,6 +17,7 @@ from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.models.saved import load_model, load_weights, read_info, read_learnt, save_weights
+from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.ingest import ingest
 from multiseg.store.intake import IngestOptions
 from multiseg.store.reader import open_store
@@ -104,7 +105,7 @@ def test_every_change_of_a_case_is_told_in_words(store):
     row[list(row).index(next(iter(other.content.values())))] = "0" * 64
     content[other.row] = row
     store.put(label, "foreground_count", store.root[label.database]["foreground_count"][label.row] + 1)
-    store.put(grid, "extent", np.array(grid.extent) + 1)
+    store.put(grid, "extent", np.array(grid.extent) - 1)
     files = next(c for c in open_store(store.url).cases if c.split == "val" and c.name != moved.name)
     store.put(files, "source_sha256", "f" * 64)
 
@@ -126,6 +127,7 @@ def test_another_recipe_concerns_every_case_of_its_database(store):
     before = all_data(store)
     recipe = dict(store.root["alder"].attrs["recipe"])
     store.root["alder"].attrs["recipe"] = recipe | {"n4": True}
+    DatabaseArrays(store.root["alder"]).keep_copy()
     ((what, names),) = changed_since(store, before).items()
     assert what == "prepared in another way (recipe, brain mask or grid)"
     assert {name.partition("/")[0] for name in names} == {"alder"}

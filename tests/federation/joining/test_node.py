@@ -122,7 +122,9 @@ def test_a_site_is_back_after_each_fault_without_a_hand(
     new = (other / "ca.crt").read_bytes()
     comes_back("a new ca.crt", lambda: (kit / "ca.crt").write_bytes(new), BROKEN_OFF)
     assert process.poll() is None
-    assert (tmp_path / "state" / "node" / "id").read_text() == str(NODE_ID)
+    number = tmp_path / "state" / "node" / "id"  # written once the node says it, which is after the call
+    until(60, "the node's number is kept", number.is_file)
+    assert number.read_text() == str(NODE_ID)
 
 
 def answered(calls: Calls, *answers: Any) -> list[Any]:
