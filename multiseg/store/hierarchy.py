@@ -76,7 +76,9 @@ def open_root(url: str, mode: str, formats: Collection[int] = (FORMAT,)) -> zarr
         raise StoreError(
             f"there is no store at {url}. Make one with: multiseg ingest DATA --store {url}", code=NO_STORE
         )
+    was_there = False
     try:
+        was_there = is_like_a_store(url)  # asked first: a writer may be making the store just now
         store = GuardedStore(zarr_store(url, read_only=mode == "r"), url)
         root = zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=False)
     except MultisegError:
@@ -84,7 +86,7 @@ def open_root(url: str, mode: str, formats: Collection[int] = (FORMAT,)) -> zarr
     except PermissionError as error:
         raise not_readable(url, error) from error
     except UNREADABLE as error:
-        if is_like_a_store(url):
+        if was_there:
             raise damaged(url, "the root", [("zarr.json", one_line(error))]) from error
         raise StoreError(
             f"{url} is no Zarr v3 store ({error}). Name a store's folder, or to make one, a folder that is not there.",

@@ -12,6 +12,7 @@ import zarr
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
+from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
 from multiseg.store.checks.verify import verify_store
 from multiseg.store.formats.reading import read_volume
@@ -140,7 +141,9 @@ def test_an_older_store_is_decoded_after_the_next_ingest(hospitals: Path, tmp_pa
     cedar = [files for files in find_manifest(hospitals / "manifest.toml") if files.name == "cedar"]
     first = [replace(cedar[0], cases=cedar[0].cases[:1])]
     ingest(first, url, IngestOptions(spacing_mm=(5.0, 5.0, 5.0)))
-    zarr.open_group(url)["cedar"]["image"].attrs.put({})
+    group = zarr.open_group(url)["cedar"]
+    group["image"].attrs.put({})
+    DatabaseArrays(group).keep_copy()
     assert xr.open_zarr(f"{url}/cedar", consolidated=False).image.dtype == np.float16
     assert open_store(url).dataset("cedar").image.dtype == np.float64
     found = verify_store(url)
@@ -164,6 +167,23 @@ def test_another_zarr_reader_reads_the_same(name: str, store_url: str) -> None:
     assert theirs.shape == ours.shape
     assert list(theirs.domain.labels) == list(ours.metadata.dimension_names)
     np.testing.assert_array_equal(theirs[:2].read().result(), ours[:2])
+
+
+def test_a_store_that_is_made_while_it_is_opened_is_not_damaged(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = tmp_path / "new.zarr"
+    url.mkdir()
+
+    def open_too_early(*_given: object, **_named: object) -> None:
+        (url / "zarr.json").write_bytes(Path(store_url, "zarr.json").read_bytes())
+        raise FileNotFoundError("no group found")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zarr, "open_group", open_too_early)
+        with pytest.raises(StoreError) as caught:
+            open_store(str(url))
+    assert caught.value.code == "NO_STORE"
 
 
 def test_a_case_is_one_file_of_inner_chunks(store_url: str) -> None:
