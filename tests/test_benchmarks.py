@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import cases, flood, gpu, gpu_lines, growth, loader, processor, soak
+from benchmarks import attack, cases, flood, gpu, gpu_lines, growth, loader, processor, soak
 from benchmarks.remote import served
 from benchmarks.sides import Side, Source
 
@@ -151,3 +152,23 @@ def test_a_processor_is_measured_in_a_process_of_its_own(work: str) -> None:
     assert found["wall s"] > 0
     assert found["user s"] > 0
     assert found["peak MB"] > 100
+
+
+def test_an_attack_tells_a_wrong_store_from_an_error(store_url: str, tmp_path: Path) -> None:
+    url = Path(shutil.copytree(store_url, tmp_path / "brain.zarr"))
+    reference, key = attack.contents_of(url), "birch/extent/c/0/0"
+    assert attack.after_reading(url, key, reference) == "unnoticed"
+    assert attack.after_repair(url, reference) == "whole"
+    other = reference | {"birch/B001": "another digest"}
+    assert attack.after_reading(url, key, other) == "wrong"
+    assert attack.after_repair(url, other) == "wrong"
+    (url / key).unlink()
+    assert attack.after_reading(url, key, reference) == "named"
+    assert attack.after_repair(url, reference) == "whole"
+
+
+def test_writers_are_killed_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    attack.main(["--only", "kills", "--num", "1", "--cases", "2"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["| ingest", "| remove", "| compact", "| repair"]
+    assert all(int(row[1]) >= 1 and row[2:] == ["0", "0", "0 |"] for row in rows)
