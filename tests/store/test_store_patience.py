@@ -135,13 +135,13 @@ def test_a_server_may_say_when_to_come_back(flaky: Callable[..., str], clock: Cl
 
 def test_the_waits_grow_to_a_limit_and_the_error_says_how_long(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     url = f"http://127.0.0.1:{free_port()}/x"
-    with pytest.raises(ResourceError, match=r"nothing answers at http://.* It was tried for 1[67]\d s\."):
+    with pytest.raises(ResourceError, match=r"nothing answers at http://.* It was tried for 1[678]\d s\."):
         read_small(url, "a", patient=True)
     assert 165 <= clock.now - 100 <= 180
     most = [min(15.0, 0.25 * 2**n) for n in range(len(clock.slept))]
     assert all(limit / 2 <= slept <= limit for slept, limit in zip(clock.slept, most, strict=True))
     said = [one.getMessage() for one in caplog.records]
-    assert re.search(rf"waiting for {url} since 1\d s: it refuses connections. It is tried for 180 s in all", said[0])
+    assert re.search(rf"waiting for {url} since [12]\d s: it refuses connections. It is tried for 180 s in all", said[0])
     assert len(said) == 3, "once, and again each minute"
 
 
@@ -153,7 +153,7 @@ def test_the_first_contact_is_short(clock: Clock) -> None:
 
 def test_the_environment_sets_the_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MULTISEG_RETRY_SECONDS", "40")
-    with pytest.raises(ResourceError, match=r"tried for (2|3)\d s"):
+    with pytest.raises(ResourceError, match=r"tried for [234]\d s"):
         read_small(f"http://127.0.0.1:{free_port()}/x", "a", patient=True)
     for wrong in ("soon", "-1", "inf", "nan"):
         monkeypatch.setenv("MULTISEG_RETRY_SECONDS", wrong)
