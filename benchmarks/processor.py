@@ -97,6 +97,9 @@ def in_a_process(work: str, side: str, is_small: bool) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--sides", nargs="+", choices=SIDES, default=list(SIDES), help="the first is what others are held against"
+    )
     parser.add_argument("--small", action="store_true", help="a tiny network: whether it runs at all")
     parser.add_argument("--work", choices=WORK, help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -107,10 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for work in WORK:
         rounds: list[dict[str, dict[str, float]]] = []
         for turn in range(given.rounds):
-            order = list(SIDES)[:: 1 if turn % 2 else -1]
+            order = given.sides[:: 1 if turn % 2 else -1]
             rounds.append({side: in_a_process(work, side, given.small) for side in order})
-        first = next(iter(SIDES))
-        for side in SIDES:
+        first = given.sides[0]
+        for side in given.sides:
             middle = {name: statistics.median(one[side][name] for one in rounds) for name in rounds[0][side]}
             took = [one[side]["wall s"] / one[first]["wall s"] for one in rounds]
             figures = ", ".join(f"{name} {value:.2f}" for name, value in middle.items())
