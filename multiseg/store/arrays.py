@@ -48,8 +48,8 @@ class DatabaseArrays:
         return int(self["status"].shape[0])
 
     def names(self, axis: str) -> list[str]:
-        """The names along the axis modality or annotation."""
-        return [str(name) for name in self[axis][:] if name]
+        """The names along the axis modality or annotation. What stands behind them, a writer left that died."""
+        return list(self.group.attrs.get(schema.NAMED_AXES[axis], []))
 
     def write_row(self, row: int, values: Mapping[str, Any]) -> None:
         """A row of several arrays, all at once: each has files of its own. Where an array is longer, the rest stays."""
@@ -101,6 +101,7 @@ class DatabaseArrays:
         held = self.names(axis)
         if len(held) < len(names):
             self[axis].resize((len(names),))
+            # All of the new ones, also where some are there: their chunks are written at once, and in any order.
             self[axis][len(held) :] = np.array(names[len(held) :], dtype=object)
 
     def fit(self, plan: ArrayPlan, extent: Sequence[int] = (1, 1, 1), num_rows: int = 0) -> None:

@@ -91,11 +91,10 @@ class Database:
         url = str(group.store)
         check_copies(url, name, attributes, {"record": record, "image": self._image, "label": self._label})
         check_names(group)
-        # Where a writer died, or is at work, an axis may have names at its end that nothing else has yet.
-        self.modalities = tuple(str(name) for name in group["modality"][: self._image.shape[1]] if name)
-        codes = attributes["label_schemas"]
-        names = [str(name) for name in group["annotation"][: self._label.shape[1]] if name in codes]
-        self.schemas = {name: LabelSchema.from_json(codes[name]) for name in names}
+        # Where a writer died, or is at work, the axes may have more names, which nothing else has yet.
+        modalities, annotations = (attributes[attribute] for attribute in schema.NAMED_AXES.values())
+        self.modalities: tuple[str, ...] = tuple(modalities)
+        self.schemas = {name: LabelSchema.from_json(attributes["label_schemas"][name]) for name in annotations}
         rows = np.setdiff1d(
             np.flatnonzero(columns["status"] == schema.COMMITTED), attributes.get(schema.REMOVING, [])
         ).astype(int)

@@ -29,11 +29,12 @@ from multiseg.store.rows import describe_row, finish_descriptions, next_revision
 
 def plan_arrays(group: zarr.Group | None, info: DatabaseInfo, modalities: Sequence[str]) -> ArrayPlan:
     """How a database's arrays are cut: as they were made, with new names at the end of their axes."""
-    held = {} if group is None else group.attrs.asdict().get("label_schemas", {})
-    schemas = {name: LabelSchema.from_json(labels) for name, labels in held.items()} | dict(info.schemas)
+    held = {} if group is None else group.attrs.asdict()
+    kept = {name: LabelSchema.from_json(labels) for name, labels in held.get("label_schemas", {}).items()}
+    schemas = kept | dict(info.schemas)
     names: dict[str, list[str]] = {}
     for axis, new in (("modality", modalities), ("annotation", schemas)):
-        there = [str(name) for name in group[axis][:] if name] if group is not None and axis in group else []
+        there = held.get(schema.NAMED_AXES[axis], [])
         names[axis] = there + [name for name in new if name not in there]
     image, label, foreground = (group.get(name) if group is not None else None for name in schema.BY_CASE)
     num_structures = max((len(schemas[name].structures) for name in names["annotation"]), default=0)

@@ -1,9 +1,11 @@
 """A file that is not there is an error that names it, on opening, at first touch and in `verify`; never fill values."""
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ import zarr
 from stores import KilledError, case, chunks_of, contents, kill_at, make_store, take
 
 from multiseg.errors import StoreError
+from multiseg.store import schema
 from multiseg.store.checks.verify import verify_store
 from multiseg.store.columns import watch
+from multiseg.store.durable import DurableStore
 from multiseg.store.findings import Severity
 from multiseg.store.hierarchy import open_root
 from multiseg.store.reader import open_store
@@ -170,6 +174,53 @@ def test_a_new_annotation_is_written_for_the_cases_that_are_there(
         shutil.rmtree(url)
     else:
         pytest.fail("the ingest has more writes than were tried")
+
+
+def test_a_writer_that_dies_when_it_has_written_the_second_of_two_names(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zarr writes the chunks of an array at once and in any order: the first name is lost, and the second is there."""
+    url, both = tmp_path / "brain.zarr", ("lesion", "tissue")
+    one = case(tmp_path, "P1", 1, both, split="train")
+    write, is_second_there = DurableStore.set, asyncio.Event()
+
+    async def dying(store: DurableStore, key: str, value: Any) -> None:
+        if key.endswith("annotation/c/0"):
+            await is_second_there.wait()
+            raise KilledError
+        await write(store, key, value)
+        if key.endswith("annotation/c/1"):
+            is_second_there.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DurableStore, "set", dying)
+        with pytest.raises(KilledError):
+            take(url, one, labels=both)
+    assert list(zarr.open_array(url / "alpha/annotation", mode="r")[:]) == ["", "tissue"]
+    take(url, one, labels=both)
+    take(tmp_path / "undisturbed.zarr", one, labels=both)
+    assert errors(url) == set()
+    assert contents(url) == contents(tmp_path / "undisturbed.zarr")
+    assert list(open_store(str(url))["alpha"].schemas) == ["lesion", "tissue"]
+
+
+def test_names_that_a_dead_writer_left_behind_are_no_names(tmp_path: Path) -> None:
+    """Neither to a reader nor to the next writer, who needs fewer of them."""
+    url = tmp_path / "brain.zarr"
+    take(url, case(tmp_path, "P1", 1, split="train"))
+    before, group = contents(url), zarr.open_group(url / "alpha", mode="r+")
+    for name in ("annotation", "modality", "available"):
+        array = group[name]
+        array.resize(tuple(n + (axis in schema.NAMED_AXES) for axis, n in zip(
+            array.metadata.dimension_names, array.shape, strict=True)))  # fmt: skip
+    group["annotation"][1:] = group["modality"][2:] = np.array(["left"], dtype=object)
+    store = open_store(str(url))["alpha"]
+    assert (store.modalities, list(store.schemas)) == (("FLAIR", "T1"), ["lesion"])
+    new = case(tmp_path, "P2", 2, split="train")
+    take(url, new)
+    assert (list(group["annotation"][:]), list(group["modality"][:])) == (["lesion"], ["FLAIR", "T1"])
+    assert errors(url) == set()
+    assert contents(url)["alpha", "P1"] == before["alpha", "P1"]
 
 
 def test_a_writer_that_dies_while_it_describes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

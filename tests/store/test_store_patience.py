@@ -141,7 +141,9 @@ def test_the_waits_grow_to_a_limit_and_the_error_says_how_long(clock: Clock, cap
     most = [min(15.0, 0.25 * 2**n) for n in range(len(clock.slept))]
     assert all(limit / 2 <= slept <= limit for slept, limit in zip(clock.slept, most, strict=True))
     said = [one.getMessage() for one in caplog.records]
-    assert re.search(rf"waiting for {url} since [12]\d s: it refuses connections. It is tried for 180 s in all", said[0])
+    assert re.search(
+        rf"waiting for {url} since [12]\d s: it refuses connections. It is tried for 180 s in all", said[0]
+    )
     assert len(said) == 3, "once, and again each minute"
 
 

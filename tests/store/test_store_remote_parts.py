@@ -237,6 +237,7 @@ def test_an_object_that_ends_too_soon_is_named(
 
 def test_what_is_wrong_is_said_in_words(far: str, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_parts, "connect", functools.partial(connect, patient=False))
+    monkeypatch.setenv("MULTISEG_RETRY_SECONDS", "1")
     with pytest.raises(StoreError, match=r"no-such-bucket/brain\.zarr: there is no such bucket at"):
         RemoteParts("s3://no-such-bucket/brain.zarr").tail("key", 8)
     with pytest.raises(StoreError, match="no-such-bucket: there is no such bucket at"):
