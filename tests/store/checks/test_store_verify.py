@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,13 +166,14 @@ def test_the_message_says_which_part_of_a_shard(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_that_zarr_takes_for_none(tmp_path: Path) -> None:
-    """Where a read wants all of a shard, zarr gives zeros for an empty file."""
+    """Where a read wants all of a shard, zarr gives zeros for an empty file; its newest versions refuse it themselves."""
     group = zarr.create_group(tmp_path / "x.zarr", zarr_format=3)
     array = group.create_array("a", shape=(1, 1, 8, 8, 8), chunks=(1, 1, 4, 4, 4), shards=(1, 1, 8, 8, 8), dtype="u1")
     array[:] = 1
     (path,) = files_of(tmp_path, "x.zarr/a")
     path.write_bytes(b"")
-    assert not array[:].any()
+    with suppress(ValueError):
+        assert not array[:].any()
     faults = Faults()
     assert [block.values for block in decoded_blocks(array, faults)] == [None]
     assert [(finding.code, finding.file) for finding in faults.found] == [("DAMAGED_CHUNK", "a/c/0/0/0/0/0")]
