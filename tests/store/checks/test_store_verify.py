@@ -166,7 +166,7 @@ def test_the_message_says_which_part_of_a_shard(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_that_zarr_takes_for_none(tmp_path: Path) -> None:
-    """Where a read wants all of a shard, zarr gives zeros for an empty file; its newest versions refuse it themselves."""
+    """Where a read wants all of a shard, zarr gives zeros for an empty file; the newest zarr refuses it."""
     group = zarr.create_group(tmp_path / "x.zarr", zarr_format=3)
     array = group.create_array("a", shape=(1, 1, 8, 8, 8), chunks=(1, 1, 4, 4, 4), shards=(1, 1, 8, 8, 8), dtype="u1")
     array[:] = 1
