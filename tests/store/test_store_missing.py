@@ -204,6 +204,16 @@ def test_a_writer_that_dies_when_it_has_written_the_second_of_two_names(
     assert list(open_store(str(url))["alpha"].schemas) == ["lesion", "tissue"]
 
 
+@pytest.mark.parametrize("name", ["native_header", "sources", "foreground"])
+def test_a_damaged_file_that_is_read_only_when_it_is_asked_for_is_named(name: str, sound: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(sound, tmp_path / "brain.zarr")
+    path = next(path for path in sorted((copy / "beta" / name / "c").rglob("*")) if path.is_file())
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(StoreError) as caught:
+        contents(copy)
+    assert str(path.relative_to(copy)) in str(caught.value)
+
+
 def test_names_that_a_dead_writer_left_behind_are_no_names(tmp_path: Path) -> None:
     """Neither to a reader nor to the next writer, who needs fewer of them."""
     url = tmp_path / "brain.zarr"

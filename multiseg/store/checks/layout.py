@@ -133,7 +133,7 @@ def damaged_files(url: str, name: str) -> list[tuple[str, str]]:
 
 
 def damaged_files_of_case(url: str, name: str, row: int) -> list[tuple[str, str]]:
-    """The same of what a case holds in files of its own."""
+    """The same of what a case holds in files of its own, and if they are sound, of its database."""
     faults = Faults(name)
     try:
         group = zarr.open_group(
@@ -143,7 +143,8 @@ def damaged_files_of_case(url: str, name: str, row: int) -> list[tuple[str, str]
             list(decoded_blocks(group[array], faults, row))
     except UNREADABLE:
         return damaged_files(url, name)
-    return [(one.file, one.message.removesuffix(f" {advice(one.file.split('/')[1])}")) for one in faults.found]
+    found = [(one.file, one.message.removesuffix(f" {advice(one.file.split('/')[1])}")) for one in faults.found]
+    return found or damaged_files(url, name)
 
 
 def _attributes(
