@@ -158,13 +158,13 @@ def test_an_attack_tells_a_wrong_store_from_an_error(store_url: str, tmp_path: P
     url = Path(shutil.copytree(store_url, tmp_path / "brain.zarr"))
     reference, key = attack.contents_of(url), "birch/extent/c/0/0"
     assert attack.after_reading(url, key, reference) == "unnoticed"
-    assert attack.after_repair(url, reference) == "whole"
+    assert attack.after_repair(url, key, reference) == "whole"
     other = reference | {"birch/B001": "another digest"}
     assert attack.after_reading(url, key, other) == "wrong"
-    assert attack.after_repair(url, other) == "wrong"
+    assert attack.after_repair(url, key, other) == "wrong"
     (url / key).unlink()
     assert attack.after_reading(url, key, reference) == "named"
-    assert attack.after_repair(url, reference) == "whole"
+    assert attack.after_repair(url, key, reference) == "whole"
 
 
 def test_writers_are_killed_and_counted(capsys: pytest.CaptureFixture[str]) -> None:

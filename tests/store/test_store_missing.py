@@ -186,7 +186,7 @@ def test_a_writer_that_dies_when_it_has_written_the_second_of_two_names(
 
     async def dying(store: DurableStore, key: str, value: Any) -> None:
         if key.endswith("annotation/c/0"):
-            await is_second_there.wait()
+            await asyncio.wait_for(is_second_there.wait(), 60)
             raise KilledError
         await write(store, key, value)
         if key.endswith("annotation/c/1"):
