@@ -117,7 +117,7 @@ def check_room(url: str, array: zarr.Array, needed: Mapping[str, int]) -> None:
             raise damaged(url, f"the array {array.path!r}", [(f"{array.path}/zarr.json", said)])
 
 
-def check_names(group: zarr.Group) -> None:
+def check_axis_names(group: zarr.Group) -> None:
     """Whether the names along the axes are those that the attributes list: a swapped file would swap the sequences.
 
     Raises:

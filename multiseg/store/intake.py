@@ -17,7 +17,7 @@ from multiseg.store import schema
 from multiseg.store.border import one_case
 from multiseg.store.cases import CaseFiles, paths_of, sha256_of
 from multiseg.store.catalogue import assign_splits
-from multiseg.store.columns import participant_columns, text_columns, watch
+from multiseg.store.columns import check_axis_names, participant_columns, text_columns, watch
 from multiseg.store.encoding import ArrayPlan
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import check_database_name, database_names, is_plain_name
@@ -134,6 +134,7 @@ def _what_is_held(url: str, info: DatabaseInfo) -> Held:
     if info.name not in database_names(root):  # a writer died before all of it was there
         return Held({}, {}, {}, {}, landmarks, group)
     rows = np.flatnonzero(watch(group)[0] == schema.COMMITTED)
+    check_axis_names(group)
     own = participant_columns(group)
     described = ["subject", "session", "site", "split", "split_given", *own]
     columns = {name: group[name][:][rows] for name in ("case", "source_sha256", "revision", *described)}

@@ -23,7 +23,7 @@ from multiseg.labels import LabelSchema, LabelSpace, LabelView
 from multiseg.store import schema
 from multiseg.store.array_layout import ArrayLayout
 from multiseg.store.checks.layout import damaged_files, damaged_files_of_case
-from multiseg.store.columns import check_names, check_room, lengths_of, read_columns
+from multiseg.store.columns import check_axis_names, check_room, lengths_of, read_columns
 from multiseg.store.copies import check_copies
 from multiseg.store.damage import damaged, reading
 from multiseg.store.dataset import committed_dataset
@@ -90,7 +90,7 @@ class Database:
         self._image, self._label = group["image"], group["label"]
         url = str(group.store)
         check_copies(url, name, attributes, {"record": record, "image": self._image, "label": self._label})
-        check_names(group)
+        check_axis_names(group)
         # Where a writer died, or is at work, the axes may have more names, which nothing else has yet.
         modalities, annotations = (attributes[attribute] for attribute in schema.NAMED_AXES.values())
         self.modalities: tuple[str, ...] = tuple(modalities)

@@ -19,7 +19,7 @@ from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
-from multiseg.store.columns import check_names, watch
+from multiseg.store.columns import check_axis_names, watch
 from multiseg.store.durable import gather, sync_names
 from multiseg.store.encoding import ArrayPlan, EncodedCase
 from multiseg.store.hierarchy import ROOT_KEY
@@ -65,7 +65,7 @@ class DatabaseWriter:
         self.plan = plan
         if info.name in root.attrs[ROOT_KEY]["databases"]:
             watch(self.group)
-            check_names(self.group)
+            check_axis_names(self.group)
         self.arrays = DatabaseArrays(self.group)
         # Rows of committed cases and the states of all rows, read once: whoever writes is alone.
         self._committed: dict[str, int] | None = None
