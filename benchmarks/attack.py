@@ -30,17 +30,17 @@ from tempfile import TemporaryDirectory
 from multiseg.errors import MultisegError, StoreError
 from multiseg.phantoms.hospitals import write_hospitals
 from multiseg.store.checks.verify import verify_store
-from multiseg.store.compaction import compact
 from multiseg.store.findings import Severity
 from multiseg.store.hierarchy import NO_STORE
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
-from multiseg.store.parallel import Workers
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.parallel import Workers
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
-from multiseg.store.removal import remove
 from multiseg.store.repairs.repair import repair
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.upkeep.compaction import compact
+from multiseg.store.upkeep.removal import remove
 
 OPTIONS = IngestOptions((6.0, 6.0, 6.0), workers=Workers(2, "threads"))
 REMOVED = "alder/A002"

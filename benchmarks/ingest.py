@@ -19,10 +19,10 @@ import zarr
 from benchmarks.paired import ratios, report
 from multiseg.phantoms.hospitals import write_hospitals
 from multiseg.store.cases import paths_of
-from multiseg.store.encoding import ArrayPlan
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
-from multiseg.store.parallel import Workers
+from multiseg.store.ingest.encoding import ArrayPlan
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.parallel import Workers
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.store.sources.model import DatabaseFiles, SourceOptions
 from multiseg.store.sources.recognise import find_source

@@ -12,8 +12,8 @@ import torch
 
 from multiseg.loaders.batches import Batch
 from multiseg.phantoms.hospitals import write_hospitals
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import Store, open_store
 from multiseg.store.sources.manifest import find_manifest
 

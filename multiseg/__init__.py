@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from multiseg.models.saved import load_model
     from multiseg.store.cases import CaseFiles
     from multiseg.store.catalogue import select, table
-    from multiseg.store.ingest import ingest
-    from multiseg.store.intake import IngestOptions
-    from multiseg.store.parallel import Workers
+    from multiseg.store.ingest.ingest import ingest
+    from multiseg.store.ingest.parallel import Workers
+    from multiseg.store.ingest.plan import IngestOptions
     from multiseg.store.reader import open_store
     from multiseg.store.sources.manifest import find_manifest
     from multiseg.store.sources.model import DatabaseFiles, SourceOptions

@@ -12,8 +12,8 @@ import pytest
 from servers import make_bucket, s3_server
 
 from multiseg.phantoms.hospitals import write_hospitals
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.sources.manifest import find_manifest
 
 SPACING_MM = (5.0, 5.0, 5.0)

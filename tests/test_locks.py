@@ -18,8 +18,8 @@ from multiseg.errors import ResourceError
 from multiseg.files import held_alone, write_atomically
 from multiseg.lease import Holder, InUseError, this_machine
 from multiseg.locks import locked
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 

@@ -19,8 +19,8 @@ from multiseg.labels import LabelSpace
 from multiseg.models.builders import multi_unet
 from multiseg.models.saved import ModelInfo, load_model, save_model
 from multiseg.phantoms.hospitals import HOSPITALS
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training.validate import validation_cases

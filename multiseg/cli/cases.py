@@ -11,7 +11,7 @@ from multiseg.cli.console import STYLES, messages, plain, print_table
 from multiseg.store.findings import Severity
 
 if TYPE_CHECKING:
-    from multiseg.store.case_reports import CaseReport
+    from multiseg.store.ingest.case_reports import CaseReport
 
 MAX_GOOD, MAX_DOUBTFUL = 20, 40
 """Cases shown of those without and of those with an error or a warning; --json has all."""

@@ -15,9 +15,9 @@ from multiseg.cli.data import AsJson
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
-    from multiseg.store.case_reports import CaseReport
     from multiseg.store.findings import Finding
-    from multiseg.store.intake import IngestOptions
+    from multiseg.store.ingest.case_reports import CaseReport
+    from multiseg.store.ingest.plan import IngestOptions
     from multiseg.store.sources.model import DatabaseFiles
 
 
@@ -62,7 +62,7 @@ def verify_command(
     from multiseg.cli.console import messages, print_findings, print_json
     from multiseg.store.findings import Severity
     from multiseg.store.hierarchy import is_like_a_store, is_remote
-    from multiseg.store.intake import IngestOptions
+    from multiseg.store.ingest.plan import IngestOptions
 
     if not (is_remote(path) or Path(path).exists()):
         raise UsageError(f"there is no store at {path}, and no source either. Check the path.")
@@ -118,7 +118,7 @@ def _verify_sources(
     from rich.progress import TaskID
 
     from multiseg.cli.console import progress_bar
-    from multiseg.store.rehearsal import check_source
+    from multiseg.store.ingest.dry_run import check_source
 
     with progress_bar("verify", sum(len(files.cases) for files in databases)) as bar:
 

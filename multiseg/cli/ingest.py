@@ -12,9 +12,9 @@ from multiseg.cli.data import AsJson, StoreUrl
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
-    from multiseg.store.ingest import IngestReport
-    from multiseg.store.intake import IngestOptions
-    from multiseg.store.rehearsal import Forecast
+    from multiseg.store.ingest.dry_run import Forecast
+    from multiseg.store.ingest.ingest import IngestReport
+    from multiseg.store.ingest.plan import IngestOptions
     from multiseg.store.sources.model import DatabaseFiles
 
 _WHERE = "The store"
@@ -85,7 +85,7 @@ def ingest_command(
 
     multiseg ingest manifest.toml --store s3://bucket/brain.zarr --spacing 2
     """
-    from multiseg.store.intake import IngestOptions
+    from multiseg.store.ingest.plan import IngestOptions
 
     said = flags.Said(
         layout, database, pathology, pattern, label, labels, raters, brain_mask, modality, participants,
@@ -104,7 +104,7 @@ def ingest_command(
 def _split(text: str) -> dict[str, Any]:
     """Shares such as train=0.8,test=0.2, or what a file gives each case."""
     if "=" not in text:
-        from multiseg.store.split_file import read_split_file
+        from multiseg.store.ingest.split_file import read_split_file
 
         return {"given_splits": read_split_file(text)}
     try:
@@ -118,7 +118,7 @@ def _ingest(databases: Sequence[DatabaseFiles], store: str, options: IngestOptio
 
     from multiseg.cli.cases import print_cases
     from multiseg.cli.console import messages, print_findings, print_json, progress_bar
-    from multiseg.store.ingest import ingest
+    from multiseg.store.ingest.ingest import ingest
 
     total = sum(len(files.cases) for files in databases)
     console = messages()
@@ -160,8 +160,8 @@ def _report_json(report: IngestReport) -> dict[str, Any]:
 def _rehearse(databases: Sequence[DatabaseFiles], store: str, options: IngestOptions, as_json: bool) -> int:
     from multiseg.cli.cases import print_cases
     from multiseg.cli.console import print_findings, print_json, print_table
-    from multiseg.store.intake import names_of
-    from multiseg.store.rehearsal import forecast
+    from multiseg.store.ingest.dry_run import forecast
+    from multiseg.store.ingest.plan import names_of
 
     names = {name for files in databases for name in names_of(files)}
     forecasts = [forecast(files, store, options, names) for files in databases]

@@ -12,7 +12,7 @@ from multiseg.cli.repair import DryRun, ThisStore
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from multiseg.store.removal import Removed
+    from multiseg.store.upkeep.removal import Removed
 
 PSEUDONYMS = (
     "The file of pseudonyms lies outside the store and still holds the real names of these people: edit it, or keep it "
@@ -44,7 +44,7 @@ def remove_command(
     """
     from multiseg.cli.console import messages, print_json
     from multiseg.errors import UsageError
-    from multiseg.store.removal import remove
+    from multiseg.store.upkeep.removal import remove
 
     if not cases and not subject:
         raise UsageError("name what is to be removed: DATABASE/CASE, or --subject DATABASE/SUBJECT.")
@@ -83,7 +83,7 @@ def compact_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson =
     multiseg compact brain.zarr
     """
     from multiseg.cli.console import output, print_json
-    from multiseg.store.compaction import compact
+    from multiseg.store.upkeep.compaction import compact
 
     freed = compact(store, dry_run)
     if as_json:

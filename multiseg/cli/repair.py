@@ -9,7 +9,7 @@ import typer
 from multiseg.cli.data import AsJson
 
 if TYPE_CHECKING:
-    from multiseg.store.repairs.report import Log
+    from multiseg.store.repairs.repair_report import Log
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 ThisStore = Annotated[str, typer.Argument(help="The store, by path or URL.")]

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from multiseg.errors import UnconfirmedError, UsageError
 
 if TYPE_CHECKING:
-    from multiseg.store.parallel import Workers
+    from multiseg.store.ingest.parallel import Workers
     from multiseg.store.sources.model import DatabaseFiles
 
 MAX_SPACING_MM = 20
@@ -277,8 +277,8 @@ def workers_of(text: str, scheduler: str, memory: str, databases: list[DatabaseF
         UsageError: a number or a size cannot be read.
     """
     from multiseg.sizes import num_bytes
-    from multiseg.store.intake import source_bytes
-    from multiseg.store.parallel import Workers, default_memory_bytes, default_workers
+    from multiseg.store.ingest.parallel import Workers, default_memory_bytes, default_workers
+    from multiseg.store.ingest.plan import source_bytes
 
     if text == "auto":
         num = 1 if "://" not in scheduler and source_bytes(databases) < SMALL_BYTES else default_workers()

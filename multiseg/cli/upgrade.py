@@ -33,7 +33,7 @@ def upgrade_command(
     from rich.progress import TaskID
 
     from multiseg.cli.console import messages, print_findings, print_json, progress_bar
-    from multiseg.store.upgrade import upgrade_store
+    from multiseg.store.upkeep.format_upgrade import upgrade_store
 
     num_workers = flags.workers_of(workers, "threads", "auto", []).num
     with progress_bar("check", 1) as bar:

@@ -12,7 +12,7 @@ from jaxtyping import Float16, Shaped, UInt8
 from multiseg.errors import MultisegError
 from multiseg.loaders.shards import Checksums, Run, ShardReader, runs_of
 from multiseg.store.array_layout import ArrayLayout
-from multiseg.store.parts import Parts
+from multiseg.store.byte_ranges import Parts
 from multiseg.types import Index3
 
 

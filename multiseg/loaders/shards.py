@@ -24,8 +24,8 @@ from numcodecs import blosc
 
 from multiseg.errors import StoreError
 from multiseg.store.array_layout import CHECKSUM_BYTES, NOTHING, ArrayLayout
-from multiseg.store.packing import is_sound
-from multiseg.store.parts import Parts
+from multiseg.store.byte_ranges import Parts
+from multiseg.store.ingest.packing import is_sound
 from multiseg.store.shard_names import MISSING_FILE, shards_named
 from multiseg.types import Index3
 

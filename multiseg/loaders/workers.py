@@ -13,7 +13,7 @@ import numpy as np
 
 from multiseg.loaders.memory import SharedMemory
 from multiseg.loaders.patches import PatchReader, Sources, Task
-from multiseg.store.parts import Parts
+from multiseg.store.byte_ranges import Parts
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.columns import REQUESTS_AT_ONCE, lengths_of, participant_columns
 from multiseg.store.copies import COPY, copy_of, layout_of
-from multiseg.store.encoding import ArrayPlan
+from multiseg.store.ingest.encoding import ArrayPlan
 
 FIXED_AXES = {"axis": 3, "row": 4, "column": 4, "header_byte": schema.HEADER_BYTES, "point": schema.FOREGROUND_POINTS}
 WRITE_ALL: Any = {"write_empty_chunks": True}

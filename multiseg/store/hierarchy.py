@@ -59,8 +59,8 @@ def zarr_store(url: str, read_only: bool) -> ZarrStore:
     if not is_remote(url):
         folder = local_path(url)
         return LocalStore(folder, read_only=True) if read_only else DurableStore(folder)
-    from multiseg.store.hold import check_held  # heavy, and only remote stores need them
-    from multiseg.store.remote import RemoteStore
+    from multiseg.store.remote.writer_lease import check_held  # heavy, and only remote stores need them
+    from multiseg.store.remote.zarr_store import RemoteStore
 
     return RemoteStore(url, read_only, partial(check_held, url))
 
@@ -132,7 +132,7 @@ def check_head(url: str, head: Mapping[str, Any]) -> tuple[tuple[str, ...], tupl
 def _is_there(url: str) -> bool:
     """Whether there is a folder, or on a server, which knows no folders, a Zarr hierarchy."""
     if is_remote(url):
-        from multiseg.store.connection import read_small
+        from multiseg.store.remote.connection import read_small
 
         return read_small(url, "zarr.json") is not None
     try:

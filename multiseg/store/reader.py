@@ -22,13 +22,13 @@ from multiseg.files import files_below
 from multiseg.labels import LabelSchema, LabelSpace, LabelView
 from multiseg.store import schema
 from multiseg.store.array_layout import ArrayLayout
+from multiseg.store.byte_ranges import LocalParts, Parts
 from multiseg.store.checks.layout import damaged_files, damaged_files_of_case
 from multiseg.store.columns import check_axis_names, check_room, lengths_of, read_columns
 from multiseg.store.copies import check_copies
 from multiseg.store.damage import damaged, reading
 from multiseg.store.dataset import committed_dataset
 from multiseg.store.hierarchy import ROOT_KEY, check_head, is_remote, local_path, open_root
-from multiseg.store.parts import LocalParts, Parts
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.records import whole_header
@@ -320,8 +320,8 @@ class Store:
         """The bytes of the store's objects; those of a remote store are kept below `disk_cache`, if that is given."""
         if not is_remote(self.url):
             return LocalParts(local_path(self.url))
-        from multiseg.store.disk_cache import DiskCache  # heavy, and only remote stores need them
-        from multiseg.store.remote_parts import RemoteParts
+        from multiseg.store.remote.disk_cache import DiskCache  # heavy, and only remote stores need them
+        from multiseg.store.remote.range_requests import RemoteParts
 
         return RemoteParts(self.url, DiskCache(disk_cache, budget_bytes) if disk_cache else None)
 

@@ -67,7 +67,7 @@ def check_place(url: str) -> None:
         ResourceError: it lies behind a plain web server.
     """
     if is_remote(url):
-        from multiseg.store.hold import check_not_web  # heavy, and only remote stores need it
+        from multiseg.store.remote.writer_lease import check_not_web  # heavy, and only remote stores need it
 
         check_not_web(url)
 
@@ -81,7 +81,7 @@ def locked(url: str) -> Iterator[None]:
         UsageError: it lies in another store, or a file is in its place.
     """
     if is_remote(url):
-        from multiseg.store.hold import hold  # heavy, and only remote stores need it
+        from multiseg.store.remote.writer_lease import hold  # heavy, and only remote stores need it
 
         with hold(url):
             yield

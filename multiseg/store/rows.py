@@ -14,7 +14,7 @@ from multiseg.store import schema
 from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
 from multiseg.store.durable import sync_names
-from multiseg.store.encoding import EncodedCase
+from multiseg.store.ingest.encoding import EncodedCase
 from multiseg.store.records import DESCRIPTION, FileMark, Record, Scan, coordinates_of, parse_record, record_text
 
 

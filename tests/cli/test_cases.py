@@ -9,11 +9,11 @@ import pytest
 
 from multiseg.cli.app import run
 from multiseg.cli.cases import named_files, print_cases
-from multiseg.store.case_reports import CaseReport
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.case_reports import CaseReport
+from multiseg.store.ingest.dry_run import check_source
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
-from multiseg.store.rehearsal import check_source
 from multiseg.store.sources.manifest import find_manifest
 
 OPTIONS = IngestOptions(spacing_mm=(5.0, 5.0, 5.0))

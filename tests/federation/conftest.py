@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.sources.manifest import find_manifest
 
 SITES = ("alder", "birch", "dogwood")

@@ -15,8 +15,8 @@ from multiseg.errors import StoreError
 from multiseg.loaders.shards import Run, ShardReader, runs_of
 from multiseg.store import schema
 from multiseg.store.array_layout import ArrayLayout
+from multiseg.store.byte_ranges import LocalParts
 from multiseg.store.mapping import MappedFiles
-from multiseg.store.parts import LocalParts
 from multiseg.store.reader import open_store
 
 SHAPE = (5, 11, 14, 9)
@@ -226,7 +226,7 @@ def test_a_shard_that_lost_its_beginning_is_found(own_array):
 
 def test_many_shards_do_not_stay_in_memory(array, monkeypatch):
     monkeypatch.setattr("multiseg.loaders.shards.KEPT_INDICES", 3)
-    monkeypatch.setattr("multiseg.store.parts.MappedFiles", partial(MappedFiles, 2))
+    monkeypatch.setattr("multiseg.store.byte_ranges.MappedFiles", partial(MappedFiles, 2))
     reader = array.reader()
     for _ in range(2):
         assert np.array_equal(whole(reader), array.voxels[0])

@@ -13,8 +13,8 @@ from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import Batch, PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.modalities import ModalityAxis
-from multiseg.store.connection import connect
 from multiseg.store.reader import open_store
+from multiseg.store.remote.connection import connect
 
 AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T1c", "T2", "DWI", "ADC"))
 

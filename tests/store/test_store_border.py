@@ -15,17 +15,17 @@ from multiseg.cli.app import run
 from multiseg.errors import DataError, ResourceError, SourceError, UsageError
 from multiseg.store.border import one_case, one_file
 from multiseg.store.cases import CaseFiles
-from multiseg.store.estimate import estimate
 from multiseg.store.findings import Finding
 from multiseg.store.formats import mgh, nifti, reading
 from multiseg.store.formats.nifti import write_nifti
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
-from multiseg.store.parallel import Workers
+from multiseg.store.ingest.dry_run import check_source, forecast
+from multiseg.store.ingest.estimate import estimate
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.parallel import Workers
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.reader import open_store
-from multiseg.store.rehearsal import check_source, forecast
 from multiseg.store.sources.model import DatabaseFiles
 
 SHAPE, AFFINE = (20, 22, 18), np.diag([8.0, 8.0, 8.0, 1.0])

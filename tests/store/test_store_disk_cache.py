@@ -18,10 +18,10 @@ import pytest
 from servers import Line, far_from
 
 from multiseg.errors import ResourceError, StoreError
-from multiseg.store import disk_cache
-from multiseg.store.connection import connect
-from multiseg.store.disk_cache import DiskCache, name_of
-from multiseg.store.remote_parts import RemoteParts
+from multiseg.store.remote.connection import connect
+from multiseg.store.remote.disk_cache import DiskCache, name_of
+from multiseg.store.remote.range_requests import RemoteParts
+from multiseg.store.remote.zarr_store import disk_cache
 
 SIZE = 1000
 
@@ -226,7 +226,7 @@ def test_a_server_that_tells_no_version_has_nothing_copied(
     far: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = RemoteParts(far, DiskCache(folder, 10 * SIZE))
-    monkeypatch.setattr("multiseg.store.remote_parts._version", lambda meta: "")
+    monkeypatch.setattr("multiseg.store.remote.range_requests._version", lambda meta: "")
     parts.tail("a", 10)
     assert bytes(parts.read("a", [(0, 10)], is_first=True)[0]) == content("a")[:10]
     assert copies(folder) == set()

@@ -9,8 +9,8 @@ import pytest
 
 from multiseg.labels import LabelSchema
 from multiseg.store.cases import CaseFiles
-from multiseg.store.ingest import IngestReport, ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.ingest import IngestReport, ingest
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.sources.model import DatabaseFiles
 

@@ -12,8 +12,8 @@ import pytest
 from multiseg.errors import SourceError
 from multiseg.labels import LabelSchema
 from multiseg.store.cases import CaseFiles, Channel, Majority
-from multiseg.store.estimate import FIXED_BYTES, SIMPLEITK_BYTES, estimate
 from multiseg.store.formats.nifti import write_nifti
+from multiseg.store.ingest.estimate import FIXED_BYTES, SIMPLEITK_BYTES, estimate
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import PERCENTILES, Recipe
 

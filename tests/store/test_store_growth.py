@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multiseg.store.duplicates import NEAREST_TO_TRAINING, Row, reconciled
+from multiseg.store.ingest.duplicates import NEAREST_TO_TRAINING, Row, reconciled
 
 People = set[tuple[str, str]]
 

@@ -15,11 +15,11 @@ from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.cases import CaseFiles
 from multiseg.store.hierarchy import open_root
-from multiseg.store.ingest import IngestReport, ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.ingest import IngestReport, ingest
+from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.writer import DatabaseWriter
 from multiseg.store.reader import Database, Store, open_store
 from multiseg.store.sources.model import DatabaseFiles
-from multiseg.store.writer import DatabaseWriter
 
 SHAPE = (14, 16, 12)
 OPTIONS = IngestOptions(spacing_mm=(2.0, 2.0, 2.0))

@@ -10,13 +10,13 @@ import pytest
 
 from multiseg.errors import ResourceError
 from multiseg.store import mapping
+from multiseg.store.byte_ranges import LocalParts
 from multiseg.store.mapping import MappedFiles
-from multiseg.store.parts import LocalParts
 
 MANY = """
 import os, resource, sys
 from pathlib import Path
-from multiseg.store.parts import LocalParts
+from multiseg.store.byte_ranges import LocalParts
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 parts = LocalParts(Path(sys.argv[1]))

@@ -7,7 +7,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from multiseg.store import schema
-from multiseg.store.packing import KEPT_SHARE, PACKERS, shards_of
+from multiseg.store.ingest.packing import KEPT_SHARE, PACKERS, shards_of
 
 CHUNK, SHARD = (2, 4, 4, 4), (2, 8, 8, 8)
 

@@ -13,9 +13,9 @@ import pytest
 from distributed import LocalCluster
 
 from multiseg.errors import DataError, ResourceError, UsageError
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
-from multiseg.store.parallel import Workers, default_memory_bytes, run_tasks
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.parallel import Workers, default_memory_bytes, run_tasks
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 
@@ -86,7 +86,7 @@ def test_a_worker_that_dies_while_results_are_written(monkeypatch: pytest.Monkey
                 raise BrokenProcessPool("a process was terminated abruptly")
             return super().submit(function, *args, **named)
 
-    monkeypatch.setattr("multiseg.store.parallel._make_executor", lambda workers, num: Pool(num))
+    monkeypatch.setattr("multiseg.store.ingest.parallel._make_executor", lambda workers, num: Pool(num))
     done = list(run_tasks(abs, list(range(7)), Workers(2, "processes")))
     assert sorted(one.result for one in done) == list(range(7))
     assert len(given) == 7 + 1 + 2  # one in vain, and the trial of each of two pools
@@ -124,7 +124,7 @@ def test_slow_writing_does_not_pile_results_up(monkeypatch: pytest.MonkeyPatch) 
             future.set_result(function(*args, **named))
             return future
 
-    monkeypatch.setattr("multiseg.store.parallel._make_executor", lambda workers, num: Pool(num))
+    monkeypatch.setattr("multiseg.store.ingest.parallel._make_executor", lambda workers, num: Pool(num))
     begun = []
     results = run_tasks(begun.append, list(range(40)), Workers(2, "threads"))
     for num_written in range(1, 41):
@@ -164,7 +164,7 @@ def test_workers_that_cannot_be_meant() -> None:
 
 
 def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multiseg.store.parallel.CLUSTER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("multiseg.store.ingest.parallel.CLUSTER_TIMEOUT_S", 0.5)
     with pytest.raises(ResourceError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         list(run_tasks(square, [1], Workers(2, "tcp://127.0.0.1:9")))
 

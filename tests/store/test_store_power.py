@@ -10,8 +10,8 @@ from power import Recorder, recorded
 
 from multiseg.errors import StoreError
 from multiseg.files import write_atomically
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.store.sources.model import DatabaseFiles

@@ -19,11 +19,11 @@ from multiseg.store.checks.verify import verify_store
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.formats.nifti import write_like
 from multiseg.store.formats.reading import read_volume
-from multiseg.store.ingest import IngestReport, ingest
-from multiseg.store.intake import IngestOptions
-from multiseg.store.pseudonyms import _Words, read_book
+from multiseg.store.ingest.dry_run import forecast
+from multiseg.store.ingest.ingest import IngestReport, ingest
+from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.pseudonyms import _Words, read_book
 from multiseg.store.reader import open_store
-from multiseg.store.rehearsal import forecast
 from multiseg.store.sources.model import DatabaseFiles
 
 SHAPE, AFFINE = (20, 22, 18), np.diag([8.0, 8.0, 8.0, 1.0])

@@ -16,8 +16,8 @@ from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
 from multiseg.store.checks.verify import verify_store
 from multiseg.store.formats.reading import read_volume
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.reader import open_store

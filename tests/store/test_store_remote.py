@@ -31,14 +31,15 @@ from multiseg.lease import Holder
 from multiseg.loaders.batches import PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.modalities import ModalityAxis
-from multiseg.store import hold as holding
-from multiseg.store import remote, schema
+from multiseg.store import schema
 from multiseg.store.columns import coordinate_names, open_arrays, read_arrays
-from multiseg.store.connection import connect
-from multiseg.store.hold import KEY, hold, holder_of
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
+from multiseg.store.remote import writer_lease as holding
+from multiseg.store.remote import zarr_store as remote
+from multiseg.store.remote.connection import connect
+from multiseg.store.remote.writer_lease import KEY, hold, holder_of
 from multiseg.store.root import locked
 from multiseg.store.sources.manifest import find_manifest
 

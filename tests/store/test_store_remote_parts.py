@@ -16,11 +16,11 @@ from servers import Line, PlainFiles, far_from, free_port, serving
 
 from multiseg.errors import ResourceError, StoreError
 from multiseg.loaders.shards import ShardReader, runs_of
-from multiseg.store import remote_parts
-from multiseg.store.connection import connect
-from multiseg.store.parts import LocalParts, Parts, Range
+from multiseg.store.byte_ranges import LocalParts, Parts, Range
 from multiseg.store.reader import open_store
-from multiseg.store.remote_parts import MOST_REQUESTS, NEAR_BYTES, RemoteParts, few
+from multiseg.store.remote.connection import connect
+from multiseg.store.remote.range_requests import MOST_REQUESTS, NEAR_BYTES, RemoteParts, few
+from multiseg.store.remote.zarr_store import byte_ranges as remote_parts
 from multiseg.types import Index3
 
 

@@ -11,9 +11,9 @@ from stores import contents, make_store
 
 from multiseg.cli.app import run
 from multiseg.store.checks.verify import verify_store
-from multiseg.store.connection import connect
 from multiseg.store.findings import Severity
 from multiseg.store.reader import open_store
+from multiseg.store.remote.connection import connect
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,15 @@ from multiseg.cli.app import run
 from multiseg.errors import StoreError
 from multiseg.models.learnt_scans import LearntScans, removed_among
 from multiseg.store.checks.verify import verify_store
-from multiseg.store.compaction import compact
 from multiseg.store.durable import DurableStore
 from multiseg.store.findings import Severity
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
-from multiseg.store.removal import remove
 from multiseg.store.repairs.repair import repair
 from multiseg.store.sources.manifest import find_manifest
+from multiseg.store.upkeep.compaction import compact
+from multiseg.store.upkeep.removal import remove
 
 SPACING_MM = (5.0, 5.0, 5.0)
 

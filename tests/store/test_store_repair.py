@@ -17,8 +17,8 @@ from multiseg.store.catalogue import select
 from multiseg.store.checks.verify import verify_store
 from multiseg.store.durable import DurableStore
 from multiseg.store.findings import Severity
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.repairs.repair import repair
 from multiseg.store.sources.manifest import find_manifest

@@ -7,7 +7,7 @@ import pytest
 
 from multiseg.errors import SourceError, UsageError
 from multiseg.store.cases import CaseFiles
-from multiseg.store.split_file import apply_splits, read_split_file
+from multiseg.store.ingest.split_file import apply_splits, read_split_file
 
 NAMED = {"P1": "train", "P2": "val", "P3": "test"}
 LISTS = {"train": ["P1"], "val": ["P2"], "test": ["P3"]}

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from zarr.core.buffer import Buffer, default_buffer_prototype
 
-from multiseg.store.write_back import SMALL_BYTES, WriteBack
+from multiseg.store.remote.write_back import SMALL_BYTES, WriteBack
 
 
 def value(text: str) -> Buffer:

@@ -15,9 +15,9 @@ from multiseg.labels import IGNORE
 from multiseg.store import schema
 from multiseg.store.catalogue import SPLITS
 from multiseg.store.checks.chunks import Block, decoded_blocks
-from multiseg.store.checks.faults import REDO, REPAIR, Faults, advice
+from multiseg.store.checks.fault_collector import REDO, REPAIR, Faults, advice
 from multiseg.store.checks.layout import Layout
-from multiseg.store.checks.records import read_record, verify_record
+from multiseg.store.checks.record_checks import read_record, verify_record
 from multiseg.store.damage import UNREADABLE, one_line
 from multiseg.store.formats.volumes import axis_codes
 from multiseg.store.hierarchy import is_plain_name

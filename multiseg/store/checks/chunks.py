@@ -14,7 +14,7 @@ from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from multiseg.store.checks.faults import Faults, advice
+from multiseg.store.checks.fault_collector import Faults, advice
 from multiseg.store.damage import UNREADABLE, one_line
 
 Region: TypeAlias = tuple[slice, ...]

@@ -16,7 +16,7 @@ from multiseg.errors import StoreError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.checks.chunks import Block, decoded_blocks
-from multiseg.store.checks.faults import REPAIR, Faults, advice
+from multiseg.store.checks.fault_collector import REPAIR, Faults, advice
 from multiseg.store.columns import lengths_of, states_of_rows
 from multiseg.store.damage import UNREADABLE, one_line
 from multiseg.store.findings import Severity

@@ -8,7 +8,7 @@ import numpy as np
 
 from multiseg.store import schema
 from multiseg.store.checks.chunks import Block
-from multiseg.store.checks.faults import Faults
+from multiseg.store.checks.fault_collector import Faults
 from multiseg.store.checks.layout import Layout
 
 OF_FORMAT_2 = tuple(name for name in schema.COORDINATES if name not in schema.BOOKKEEPING)

@@ -13,9 +13,9 @@ from multiseg.errors import StoreError
 from multiseg.files import files_below
 from multiseg.store import schema
 from multiseg.store.checks.case import verify_case, verify_row
-from multiseg.store.checks.faults import REPAIR, Faults
+from multiseg.store.checks.fault_collector import REPAIR, Faults
 from multiseg.store.checks.layout import Layout, listed, read_layout
-from multiseg.store.checks.records import verify_copy
+from multiseg.store.checks.record_checks import verify_copy
 from multiseg.store.damage import UNREADABLE, one_line
 from multiseg.store.findings import Finding
 from multiseg.store.hierarchy import (

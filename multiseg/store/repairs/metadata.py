@@ -17,10 +17,10 @@ from multiseg.store.arrays import FIXED_AXES, DatabaseArrays
 from multiseg.store.checks.layout import MOST
 from multiseg.store.copies import COPY, bare, continues, copy_of, layout_of, sound_copy
 from multiseg.store.damage import UNREADABLE
-from multiseg.store.encoding import ArrayPlan
+from multiseg.store.ingest.encoding import ArrayPlan
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.repairs.place import Place
-from multiseg.store.repairs.report import Log
+from multiseg.store.repairs.repair_report import Log
 
 LISTS = (*schema.NAMED_AXES.values(), schema.PARTICIPANT_COLUMNS)
 

@@ -137,7 +137,7 @@ def aside_of(url: str) -> ZarrStore:
     """The same, open for writing by whoever holds the store."""
     if not is_remote(url):
         return DurableStore(local_path(aside_url(url)))
-    from multiseg.store.hold import check_held  # heavy, and only remote stores need them
-    from multiseg.store.remote import RemoteStore
+    from multiseg.store.remote.writer_lease import check_held  # heavy, and only remote stores need them
+    from multiseg.store.remote.zarr_store import RemoteStore
 
     return RemoteStore(aside_url(url), False, partial(check_held, url))

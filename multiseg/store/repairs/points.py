@@ -10,12 +10,12 @@ import numpy as np
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.damage import UNREADABLE
-from multiseg.store.encoding import packed_points, points_of
-from multiseg.store.packing import is_sound
+from multiseg.store.ingest.encoding import packed_points, points_of
+from multiseg.store.ingest.packing import is_sound
 from multiseg.store.records import FileMark, Record, record_text
 from multiseg.store.repairs.place import Place
-from multiseg.store.repairs.report import Log
-from multiseg.store.repairs.rows import Rows
+from multiseg.store.repairs.repair_report import Log
+from multiseg.store.repairs.row_repair import Rows
 from multiseg.store.rows import mark_of
 from multiseg.store.shard_names import shards_named
 

@@ -20,8 +20,8 @@ from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.repairs.metadata import repair_metadata
 from multiseg.store.repairs.place import Place
 from multiseg.store.repairs.points import repair_points
-from multiseg.store.repairs.report import Log
-from multiseg.store.repairs.rows import repair_rows
+from multiseg.store.repairs.repair_report import Log
+from multiseg.store.repairs.row_repair import repair_rows
 from multiseg.store.root import check_place, locked
 
 OnDatabase = Callable[[str], None]

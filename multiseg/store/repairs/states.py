@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from multiseg.store import schema
 from multiseg.store.records import Record
 from multiseg.store.repairs.place import Place
-from multiseg.store.repairs.report import Log
+from multiseg.store.repairs.repair_report import Log
 from multiseg.store.rows import mark_of
 
 WHY = "the states of the rows are lost, and "

@@ -10,12 +10,12 @@ from typing import Any
 from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import is_plain_name
+from multiseg.store.ingest.split_file import canonical_split
 from multiseg.store.schema import RESERVED
 from multiseg.store.sources.folder import Folder
 from multiseg.store.sources.model import Row
 from multiseg.store.sources.participants import with_numbers
 from multiseg.store.sources.tables import read_table
-from multiseg.store.split_file import canonical_split
 
 NO_VALUE = "n/a"
 """How the standard writes that a value is not known."""

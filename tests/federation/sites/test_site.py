@@ -19,8 +19,8 @@ from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Order, Site, private_key
 from multiseg.federation.sites.training import own_network, train_round
 from multiseg.models.parts import parts
-from multiseg.store.ingest import ingest
-from multiseg.store.intake import IngestOptions
+from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training.fit import Hooks

@@ -7,12 +7,12 @@ import pytest
 
 from multiseg.errors import DataError, SourceError
 from multiseg.store.catalogue import select
+from multiseg.store.ingest.split_file import read_split_file
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.store.sources.model import SourceOptions
 from multiseg.store.sources.participants import read_participants, with_numbers
 from multiseg.store.sources.recognise import find_source
 from multiseg.store.sources.tables import read_table
-from multiseg.store.split_file import read_split_file
 
 
 def table(folder: Path, text: str | bytes, name: str = "p.csv") -> Path:

@@ -17,9 +17,9 @@ import obstore
 from obstore.exceptions import BaseError, NotSupportedError
 
 from multiseg.errors import ResourceError, StoreError
-from multiseg.store.connection import KEPT_OBJECTS, WEB_READS_AT_ONCE, connect, in_words, is_no_bucket, patience
-from multiseg.store.disk_cache import DiskCache, name_of
-from multiseg.store.parts import LocalParts, Range, cut, joined
+from multiseg.store.byte_ranges import LocalParts, Range, cut, joined
+from multiseg.store.remote.connection import KEPT_OBJECTS, WEB_READS_AT_ONCE, connect, in_words, is_no_bucket, patience
+from multiseg.store.remote.disk_cache import DiskCache, name_of
 
 NEAR_BYTES = 2**16
 """What lies between two ranges is sent along if it is less: another request costs more than that."""

@@ -14,7 +14,7 @@ from zarr.core.sync import sync
 from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.checks.chunks import decoded_blocks
-from multiseg.store.checks.faults import REPAIR, Faults, advice
+from multiseg.store.checks.fault_collector import REPAIR, Faults, advice
 from multiseg.store.checks.layout import Layout
 from multiseg.store.copies import continues, differences, sound_copy
 from multiseg.store.damage import UNREADABLE, one_line

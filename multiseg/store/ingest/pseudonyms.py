@@ -22,9 +22,9 @@ from multiseg.errors import UsageError
 from multiseg.faults import check_machine
 from multiseg.files import held_alone, write_atomically
 from multiseg.store.cases import CaseFiles, paths_of
-from multiseg.store.encoding import EncodedCase
 from multiseg.store.findings import Finding
 from multiseg.store.hierarchy import is_remote, local_path
+from multiseg.store.ingest.encoding import EncodedCase
 from multiseg.store.sources.model import REAL_NAMES, DatabaseFiles
 
 VERSION = 1

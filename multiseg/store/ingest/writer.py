@@ -21,8 +21,8 @@ from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
 from multiseg.store.columns import check_axis_names, watch
 from multiseg.store.durable import gather, sync_names
-from multiseg.store.encoding import ArrayPlan, EncodedCase
 from multiseg.store.hierarchy import ROOT_KEY
+from multiseg.store.ingest.encoding import ArrayPlan, EncodedCase
 from multiseg.store.root import DatabaseInfo, check_agreement
 from multiseg.store.rows import describe_row, finish_descriptions, next_revision, record_of, write_record
 

@@ -19,7 +19,7 @@ from multiseg.store.arrays import WRITE_ALL, DatabaseArrays
 from multiseg.store.damage import UNREADABLE
 from multiseg.store.records import FileMark, Record, coordinates_of, parse_record, record_of_row, record_text
 from multiseg.store.repairs.place import Place
-from multiseg.store.repairs.report import Log
+from multiseg.store.repairs.repair_report import Log
 from multiseg.store.repairs.states import states_of
 from multiseg.store.rows import mark_of
 from multiseg.store.shard_names import shards_named

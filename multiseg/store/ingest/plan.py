@@ -18,18 +18,18 @@ from multiseg.store.border import one_case
 from multiseg.store.cases import CaseFiles, paths_of, sha256_of
 from multiseg.store.catalogue import assign_splits
 from multiseg.store.columns import check_axis_names, participant_columns, text_columns, watch
-from multiseg.store.encoding import ArrayPlan
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import check_database_name, database_names, is_plain_name
-from multiseg.store.parallel import Workers
+from multiseg.store.ingest.encoding import ArrayPlan
+from multiseg.store.ingest.parallel import Workers
+from multiseg.store.ingest.pseudonyms import Renamed
+from multiseg.store.ingest.split_file import apply_splits
+from multiseg.store.ingest.writer import plan_arrays
 from multiseg.store.preparation.landmarks import learn_landmarks
 from multiseg.store.preparation.recipe import Recipe
-from multiseg.store.pseudonyms import Renamed
 from multiseg.store.root import DatabaseInfo, check_agreement, existing_root
 from multiseg.store.rows import digest_of_roles
 from multiseg.store.sources.model import DatabaseFiles
-from multiseg.store.split_file import apply_splits
-from multiseg.store.writer import plan_arrays
 
 DEFAULT_SPLIT = {"train": 0.7, "val": 0.1, "test": 0.2}
 

@@ -14,7 +14,7 @@ from numcodecs import Zstd
 
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
-from multiseg.store.packing import shards_of, with_checksum
+from multiseg.store.ingest.packing import shards_of, with_checksum
 from multiseg.store.preparation.grids import Grid, sample_foreground
 from multiseg.store.preparation.prepare import PreparedCase
 

@@ -15,7 +15,7 @@ from obstore.exceptions import BaseError
 from obstore.store import from_url
 
 from multiseg.errors import MultisegError, ResourceError, StoreError, UsageError
-from multiseg.store.patience import FIRST_SECONDS, Patience, seconds_from_environment
+from multiseg.store.remote.patience import FIRST_SECONDS, Patience, seconds_from_environment
 
 KEPT_OBJECTS = 8
 """Whole objects kept of a server that gives no parts: a patch reads many parts of one or two."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 
 from multiseg.errors import DataError
 from multiseg.labels import LabelSchema
-from multiseg.store.case_reports import CaseReport, Volumes, case_reports, volumes_of
 from multiseg.store.cases import CaseFiles
-from multiseg.store.encoding import encode
-from multiseg.store.estimate import Estimate, estimate
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.intake import (
+from multiseg.store.ingest.case_reports import CaseReport, Volumes, case_reports, volumes_of
+from multiseg.store.ingest.encoding import encode
+from multiseg.store.ingest.estimate import Estimate, estimate
+from multiseg.store.ingest.parallel import run_tasks
+from multiseg.store.ingest.plan import (
     IngestOptions,
     Intake,
     bad_names,
@@ -24,11 +25,10 @@ from multiseg.store.intake import (
     sort_out,
     with_landmarks,
 )
-from multiseg.store.parallel import run_tasks
+from multiseg.store.ingest.pseudonyms import with_pseudonyms
 from multiseg.store.preparation.landmarks import learn_landmarks
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
-from multiseg.store.pseudonyms import with_pseudonyms
 from multiseg.store.sources.model import DatabaseFiles
 
 FEW_CASES = 3

@@ -16,8 +16,8 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
-from multiseg.store.connection import KEPT_OBJECTS, WEB_READS_AT_ONCE, connect, in_words, is_web, patience
-from multiseg.store.write_back import SMALL_BYTES, WriteBack
+from multiseg.store.remote.connection import KEPT_OBJECTS, WEB_READS_AT_ONCE, connect, in_words, is_web, patience
+from multiseg.store.remote.write_back import SMALL_BYTES, WriteBack
 
 READS_AT_ONCE = 64
 """Requests under way to an object store."""
@@ -35,7 +35,7 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
     """The keys and values of a store behind a URL.
 
     A server that answers no range requests is read a whole object at a time. Whoever writes has to hold the
-    store (`multiseg.store.hold`); a writer that has lost it, since its computer slept, is stopped. After
+    store (`multiseg.store.remote.writer_lease`); a writer that has lost it, since its computer slept, is stopped. After
     `gather` its small objects are kept, and sent many at a time (`WriteBack`): a writer that dies loses some cases
     that it had written, whole, and the next one writes them again.
     """

@@ -20,7 +20,7 @@ from zarr.core.sync import sync
 from multiseg.errors import StoreError, UsageError
 from multiseg.store import schema
 from multiseg.store.arrays import DatabaseArrays
-from multiseg.store.checks.faults import Faults
+from multiseg.store.checks.fault_collector import Faults
 from multiseg.store.checks.layout import Layout, listed, read_layout
 from multiseg.store.checks.older import OF_FORMAT_2, verify_older
 from multiseg.store.checks.verify import verify_rows

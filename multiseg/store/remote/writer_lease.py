@@ -15,7 +15,7 @@ from obstore.exceptions import AlreadyExistsError, NotSupportedError, Preconditi
 from multiseg import lease
 from multiseg.errors import ResourceError
 from multiseg.lease import ConflictError, Holder, Seen, check_mine, parse
-from multiseg.store.connection import connect, in_words, is_no_bucket, is_web, patience, read_small
+from multiseg.store.remote.connection import connect, in_words, is_no_bucket, is_web, patience, read_small
 
 KEY = ".multiseg-writer"
 

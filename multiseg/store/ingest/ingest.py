@@ -11,16 +11,17 @@ from pathlib import Path
 from multiseg.errors import DataError, ResourceError
 from multiseg.faults import remedy
 from multiseg.labels import LabelSchema
-from multiseg.store.case_reports import CaseReport, Volumes, case_reports, volumes_of
 from multiseg.store.cases import CaseFiles
 from multiseg.store.checks.layout import damaged_files_of_all
 from multiseg.store.damage import naming_damage
-from multiseg.store.duplicates import reconcile_duplicates
 from multiseg.store.durable import sync_names
-from multiseg.store.encoding import ArrayPlan, EncodedCase, encode
-from multiseg.store.estimate import estimate
 from multiseg.store.findings import Finding
-from multiseg.store.intake import (
+from multiseg.store.ingest.case_reports import CaseReport, Volumes, case_reports, volumes_of
+from multiseg.store.ingest.duplicates import reconcile_duplicates
+from multiseg.store.ingest.encoding import ArrayPlan, EncodedCase, encode
+from multiseg.store.ingest.estimate import estimate
+from multiseg.store.ingest.parallel import run_tasks
+from multiseg.store.ingest.plan import (
     IngestOptions,
     Intake,
     check_names,
@@ -30,14 +31,13 @@ from multiseg.store.intake import (
     sort_out,
     with_landmarks,
 )
-from multiseg.store.parallel import run_tasks
+from multiseg.store.ingest.pseudonyms import with_pseudonyms, without_names
+from multiseg.store.ingest.writer import DatabaseWriter, plan_arrays
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
-from multiseg.store.pseudonyms import with_pseudonyms, without_names
-from multiseg.store.removal import complete_removals
 from multiseg.store.root import existing_root, locked, open_or_create_root
 from multiseg.store.sources.model import DatabaseFiles
-from multiseg.store.writer import DatabaseWriter, plan_arrays
+from multiseg.store.upkeep.removal import complete_removals
 
 OnCase = Callable[[str, str, str], None]
 """Called with database, case and "written", "skipped" or "failed" as each is done."""

@@ -11,8 +11,8 @@ from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.columns import watch
 from multiseg.store.durable import sync_names
 from multiseg.store.hierarchy import database_names, open_root
-from multiseg.store.removal import empty_rows, finish_removals
 from multiseg.store.root import check_place, locked
+from multiseg.store.upkeep.removal import empty_rows, finish_removals
 
 
 def compact(url: str, dry_run: bool = False) -> dict[str, int]:

@@ -298,7 +298,7 @@ def _make_executor(workers: Workers, num: int) -> Executor:
     if workers.kind == PROCESSES:
         # Not fork: this process has threads of zarr's, and holds the store's lock, which children would share.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["multiseg.store.ingest"])
+        context.set_forkserver_preload(["multiseg.store.ingest.ingest"])
         _start_deaf_server()
         return ProcessPoolExecutor(num, context, initializer=_begin_worker)
     try:
