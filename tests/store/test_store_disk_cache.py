@@ -18,10 +18,10 @@ import pytest
 from servers import Line, far_from
 
 from multiseg.errors import ResourceError, StoreError
+from multiseg.store.remote import disk_cache
 from multiseg.store.remote.connection import connect
 from multiseg.store.remote.disk_cache import DiskCache, name_of
 from multiseg.store.remote.range_requests import RemoteParts
-from multiseg.store.remote.zarr_store import disk_cache
 
 SIZE = 1000
 

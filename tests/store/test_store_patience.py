@@ -21,10 +21,10 @@ from multiseg.loaders import serving as worker
 from multiseg.store.ingest.ingest import ingest
 from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
+from multiseg.store.remote import connection
 from multiseg.store.remote.connection import connect, in_words, read_small
 from multiseg.store.remote.patience import Patience, seconds_from_environment
 from multiseg.store.remote.range_requests import RemoteParts
-from multiseg.store.remote.zarr_store import connection
 from multiseg.store.sources.manifest import find_manifest
 
 TROUBLES = ("500", "503", "429", "reset", "cut", "408")

@@ -18,9 +18,9 @@ from multiseg.errors import ResourceError, StoreError
 from multiseg.loaders.shards import ShardReader, runs_of
 from multiseg.store.byte_ranges import LocalParts, Parts, Range
 from multiseg.store.reader import open_store
+from multiseg.store.remote import range_requests as remote_parts
 from multiseg.store.remote.connection import connect
 from multiseg.store.remote.range_requests import MOST_REQUESTS, NEAR_BYTES, RemoteParts, few
-from multiseg.store.remote.zarr_store import byte_ranges as remote_parts
 from multiseg.types import Index3
 
 
