@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -242,35 +242,31 @@ def add_name(file: Path, name: Path) -> None:
 
 def wait_until_free(lock: Path, seconds: float) -> None:
     """Wait until no other process holds a lock of `held_alone`, or for so long."""
-    until = time.monotonic() + seconds
-    while lock.exists() and time.monotonic() < until:
-        try:
-            with held_alone(lock, ""):
-                return
-        except ResourceError:
-            time.sleep(0.5)
+    end = time.monotonic() + seconds
+    with suppress(ResourceError), held_alone(lock, "", wait=lambda: time.monotonic() < end):
+        pass
 
 
 @contextmanager
-def held_alone(lock: Path, said: str) -> Iterator[None]:
-    """Have a folder to this process while the file in it is locked, which says the process's number.
+def held_alone(lock: Path, remedy_in_use: str, wait: bool | Callable[[], bool] = False) -> Iterator[None]:
+    """Hold a folder exclusively: a file in it is locked, and records the number of the process.
 
-    The lock goes with the process, however that ends (`locks.locked` says where not).
+    The lock ends with the process, however that ends (`locks.locked` says where not).
 
     Args:
-        said: what is meant, and what to do, where another process has it.
+        remedy_in_use: what the other process does, and what to do about it.
+        wait: as in `locks.locked`.
 
     Raises:
         ResourceError: another process has it, or the file cannot be locked.
     """
     with lock.open("a+", encoding="ascii") as file, ExitStack() as held:
         try:
-            # Not flock, which a child that outlives its killed parent for seconds would still hold.
-            held.enter_context(locked(file, lock, "lockf", wait=False))
-        except (BlockingIOError, PermissionError) as error:
+            held.enter_context(locked(file, lock, wait=wait))
+        except BlockingIOError as error:
             file.seek(0)
             number = file.read().strip() or "?"
-            raise ResourceError(f"{lock.parent} is in use by process {number}: {said}") from error
+            raise ResourceError(f"{lock.parent} is in use by process {number}: {remedy_in_use}") from error
         except OSError as error:
             raise ResourceError(
                 f"{lock.parent} cannot be locked ({error.strerror}). {remedy(error, 'Check the disk.')}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from multiseg.errors import MultisegError, ResourceError
-from multiseg.running import is_running
+from multiseg.processes import is_running
 
 REFRESH_SECONDS = 60
 STALE_SECONDS = 600

@@ -1,7 +1,8 @@
 """The system's locks; and where a file system has none (NFS without its lock service, SMB, FUSE), a lock file instead.
 
-A lock of the system goes with its process, however that ends. A lock file says who holds it and is refreshed every
-minute; one that was not for ten minutes, or whose process of this computer is dead, is taken over.
+A lock of the system (flock) ends with its process, however that ends: forked children do not keep it. A lock file
+says who holds it and is refreshed every minute; one that was not for ten minutes, or whose process of this computer is
+dead, is taken over.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from multiseg.faults import NOT_SUPPORTED
 from multiseg.lease import ConflictError, InUseError, Seen, hold, parse
@@ -29,68 +30,90 @@ CHANGE_SECONDS = 60
 WRITER = ".multiseg-writer"
 """The lock file of a folder."""
 
-Kind = Literal["flock", "lockf"]
+_held: set[int] = set()
+"""Descriptors that this process holds locks by."""
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def locked(
-    handle: IO[bytes] | IO[str] | int, place: Path, kind: Kind = "flock", *, shared: bool = False, wait: bool = True
+    file: IO[bytes] | IO[str] | int, place: Path, *, shared: bool = False, wait: bool | Callable[[], bool] = True
 ) -> Iterator[None]:
-    """Lock an open file or folder until the block ends (a lock of the system until the file is closed).
+    """Lock an open file or folder until the block ends.
+
+    Two threads exclude each other as two processes do, and one thread that locks the same place twice waits for itself.
 
     Args:
         place: what is locked, by its path. Where the file system has no locks, PLACE.held is the lock file.
-        kind: whether a forked process keeps the lock ("flock") or not ("lockf").
-        shared: others that only read may have it, too. A lock file knows no such, and a place that cannot be written
-            to has none: then it is read without.
+        shared: others that only read may have it, too. A lock file has no such mode; a place that cannot be written
+            to is then read without a lock.
+        wait: whether to wait while another process has it; or a function that is asked again and again.
 
     Raises:
-        BlockingIOError, PermissionError: another process has it, and `wait` is false.
+        BlockingIOError: another process has it, and `wait` is false.
         OSError: the lock, or the lock file, cannot be had.
     """
-    beside = place.with_name(f"{place.name}.held") if place.is_file() else place / WRITER
-    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    try:
-        getattr(fcntl, kind)(handle, how)
-    except OSError as error:
-        if error.errno not in NOT_SUPPORTED:
-            raise
-        _tell_once(str(beside.parent), error.strerror or str(error))
-        with _lock_file(beside, shared, wait):
-            yield
-        return
-    # Of a computer from which this place has no locks.
-    held = FolderPlace(beside, str(beside.parent)).look() if not shared else None
-    if held is not None and not held.holder.is_me() and not held.holder.is_dead():
-        with _lock_file(beside, shared, wait):
-            yield
-        return
-    yield
+    descriptor = file if isinstance(file, int) else file.fileno()
+    with ExitStack() as lock:
+        while True:
+            try:
+                lock.enter_context(_locked_at_once(descriptor, place, shared))
+                break
+            except BlockingIOError:
+                if not (wait() if callable(wait) else wait):
+                    raise
+                time.sleep(POLL_SECONDS)
+        yield
 
 
 @contextmanager
-def _lock_file(path: Path, shared: bool, wait: bool) -> Iterator[None]:
-    place = FolderPlace(path, str(path.parent))
-    while True:
-        held = hold(place)
+def _locked_at_once(descriptor: int, place: Path, shared: bool) -> Iterator[None]:
+    lock_file = place.with_name(f"{place.name}.held") if place.is_file() else place / WRITER
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        _tell_once(str(lock_file.parent), error.strerror or str(error))
+        with _lock_file(lock_file, shared):
+            yield
+        return
+    _held.add(descriptor)
+    try:
+        # Of a computer from which this place has no locks.
+        seen = None if shared else FolderPlace(lock_file, str(lock_file.parent)).look()
+        is_held_elsewhere = seen is not None and not seen.holder.is_me() and not seen.holder.is_dead()
+        with _lock_file(lock_file, shared) if is_held_elsewhere else nullcontext():
+            yield
+    finally:
+        _held.discard(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _let_go_in_child() -> None:
+    """A lock of the system lasts as long as any process has its open file; a forked child may outlive its parent."""
+    for descriptor in _held:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, descriptor, inheritable=False)  # the number stays, for whoever closes it
+        os.close(nothing)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+@contextmanager
+def _lock_file(path: Path, shared: bool) -> Iterator[None]:
+    with ExitStack() as lock:
         try:
-            held.__enter__()
-            break
+            lock.enter_context(hold(FolderPlace(path, str(path.parent))))
         except InUseError:
-            if not wait:
-                raise
-            time.sleep(POLL_SECONDS)
+            raise
         except OSError as error:
             if not (shared and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)):
                 raise
-            yield
-            return
-    try:
         yield
-    finally:
-        held.__exit__(None, None, None)
 
 
 @cache

@@ -5,9 +5,11 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,11 +54,11 @@ def place(tmp_path: Path) -> Path:
 def test_a_lock_file_where_there_are_no_locks(
     place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
-    refuse(monkeypatch, number, "flock", "lockf")
+    refuse(monkeypatch, number, "flock")
     for _ in range(2):
         with place.open() as file, locked(file, place, wait=False):
             assert lease.parse(place.with_name("lock.held").read_bytes()).is_me()
-            with pytest.raises(InUseError, match=f"process {os.getpid()} on"), locked(file, place, "lockf", wait=False):
+            with pytest.raises(InUseError, match=f"process {os.getpid()} on"), locked(file, place, wait=False):
                 pass
         assert [path.name for path in place.parent.iterdir()] == ["lock"]
     assert caplog.text.count("has no locks") == 1
@@ -150,20 +152,20 @@ def test_it_is_refreshed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_place_that_is_only_read_needs_none(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse(monkeypatch, errno.ENOLCK, "lockf")
+    refuse(monkeypatch, errno.ENOLCK, "flock")
 
     def read_only(*args: object) -> None:
         raise OSError(errno.EROFS, "read-only")
 
     monkeypatch.setattr(locks, "_make", read_only)
-    with place.open() as file, locked(file, place, "lockf", shared=True):
+    with place.open() as file, locked(file, place, shared=True):
         pass
-    with pytest.raises(OSError, match="read-only"), place.open() as file, locked(file, place, "lockf"):
+    with pytest.raises(OSError, match="read-only"), place.open() as file, locked(file, place):
         pass
 
 
 def test_a_folder_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse(monkeypatch, errno.EOPNOTSUPP, "lockf")
+    refuse(monkeypatch, errno.EOPNOTSUPP, "flock")
     lock, said = tmp_path / "lock", f"in use by process {os.getpid()}: it works here"
     for _ in range(2):
         with (
@@ -195,7 +197,7 @@ def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 def test_an_ingest_where_there_is_neither(
     hospitals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    refuse(monkeypatch, errno.EINVAL, "fsync", "flock", "lockf")
+    refuse(monkeypatch, errno.EINVAL, "fsync", "flock")
     url, seen = tmp_path / "brain.zarr", []
     files, options = find_manifest(hospitals / "manifest.toml")[:1], IngestOptions(spacing_mm=(6.0, 6.0, 6.0))
 
@@ -225,3 +227,47 @@ def test_a_writer_that_lost_its_lock_file_stops(
     with pytest.raises(ResourceError, match="no longer held by this process: process 4711 on workstation7"):
         ingest(files, url, options, lose)
     assert len(open_store(url).cases) == 1
+
+
+def test_a_lock_ends_with_its_process_though_a_forked_child_lives(place: Path, tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom multiseg.locks import locked\n"
+        "place = Path(sys.argv[1])\n"
+        "with place.open() as file, locked(file, place):\n"
+        "    child = os.fork()\n"
+        "    if not child:\n        time.sleep(600)\n"
+        "    Path(sys.argv[2]).write_text(str(child))\n"
+        "    time.sleep(600)\n"
+    )
+    told = tmp_path / "child"
+    with subprocess.Popen([sys.executable, "-c", script, str(place), str(told)]) as parent:
+        end = time.monotonic() + 60
+        while not (told.exists() and told.read_text()):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        with place.open() as file, pytest.raises(BlockingIOError), locked(file, place, wait=False):
+            pass
+        parent.kill()
+    try:
+        with place.open() as file, locked(file, place, wait=False):
+            pass
+    finally:
+        os.kill(int(told.read_text()), signal.SIGKILL)
+
+
+def test_whoever_waits_may_give_up(place: Path) -> None:
+    asked: list[int] = []
+
+    def wait() -> bool:
+        asked.append(1)
+        return len(asked) < 3
+
+    with (
+        place.open() as file,
+        place.open() as another,
+        locked(file, place),
+        pytest.raises(BlockingIOError),
+        locked(another, place, wait=wait),
+    ):
+        pass
+    assert len(asked) == 3

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any
 
 from multiseg.experiments.worker import Outcome, Task, is_finished, serve
+from multiseg.processes import environment, how_it_ended, term_interrupts
 
 KIND_SECONDS = 60
 """How long a worker that is asked to stop may take to finish its step and to save."""
@@ -119,7 +117,8 @@ def _answers(crew: Sequence[_Worker]) -> list[tuple[int, Task, Outcome]]:
             outcome: Outcome = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
             worker.process.join()
-            why = f"its process ended with code {worker.process.exitcode}; the lines above may say why"
+            how = how_it_ended(worker.process.exitcode or 0)
+            why = f"its process {how}; the lines above may say why"
             outcome = Outcome(task.run.key, time.monotonic() - worker.since, why)
         found.append((at, task, outcome))
     return found
@@ -128,7 +127,7 @@ def _answers(crew: Sequence[_Worker]) -> list[tuple[int, Task, Outcome]]:
 @contextmanager
 def _crew(num: int) -> Iterator[list[_Worker]]:
     crew: list[_Worker] = []
-    with _term_interrupts():
+    with term_interrupts():
         try:
             crew += [_hire() for _ in range(num)]
             yield crew
@@ -150,32 +149,7 @@ def _hire() -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs,), daemon=True)
-    with _environment(ENVIRONMENT):
+    with environment(ENVIRONMENT):
         process.start()
     theirs.close()
     return _Worker(process, ours)
-
-
-@contextmanager
-def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Variables that a process started here begins with; what the user has set stays."""
-    ours = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            del os.environ[name]
-
-
-@contextmanager
-def _term_interrupts() -> Iterator[None]:
-    """SIGTERM ends us as Ctrl-C does, so that the workers are not left behind."""
-    before: Any = None
-    with suppress(ValueError):  # not the main thread: signals are its business
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site
 from multiseg.files import write_atomically
 from multiseg.models.devices import resolve_device
+from multiseg.processes import leave_signals_to_parent
 from multiseg.training.run import stop_on_signals, train
 
 DONE, CASES = "done.json", "cases.csv"
@@ -83,7 +83,7 @@ def serve(pipe: Connection) -> None:
     The terminal's Ctrl-C is the parent's business, which then sends SIGTERM: that ends a training after its
     step, saved, and anything else at once.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()
     while True:
         try:
             task: Task = pipe.recv()

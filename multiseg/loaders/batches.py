@@ -22,7 +22,7 @@ from multiseg.loaders.cache import CaseCache, with_places
 from multiseg.loaders.described import describe
 from multiseg.loaders.draw import Draw, DrawOptions, DrawPlan, chosen
 from multiseg.loaders.memory import SharedMemory, check_there_is
-from multiseg.loaders.processes import Processes
+from multiseg.loaders.reader_processes import Processes
 from multiseg.loaders.ring import MAX_LENT, Filled, Ring, Wanted
 from multiseg.loaders.shards import Checksums
 from multiseg.loaders.workers import Caller, Crew, Threads, Work

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import pickle
 import select
 import signal
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -20,10 +18,7 @@ from multiprocessing.connection import Connection
 from multiseg.errors import MultisegError
 from multiseg.loaders.patches import Task
 from multiseg.loaders.workers import Doer, Work
-from multiseg.running import is_running
-
-ORPHAN_SECONDS = 3.0
-"""How often a worker looks whether its parent is still there."""
+from multiseg.processes import end_with_parent, leave_signals_to_parent
 
 
 def serve(work: Work, line: Connection, parents_end: Connection | None, environment: Mapping[str, str]) -> None:
@@ -32,8 +27,7 @@ def serve(work: Work, line: Connection, parents_end: Connection | None, environm
     Ctrl-C reaches every process of a terminal, SIGTERM often every process of a job; only the parent may decide
     what they mean. A worker ends when its parent closes the line or is gone.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_parent((signal.SIGINT, signal.SIGTERM))
     os.environ.update(environment)  # a fork server has that of its own start, without what was set since
     if parents_end is not None:  # a forked process has it too, and would never see it closed
         parents_end.close()
@@ -42,17 +36,9 @@ def serve(work: Work, line: Connection, parents_end: Connection | None, environm
                 memory.map_again()
     turn = threading.Lock()
     _speak_through(line, turn)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=_end_with, args=(os.getppid(), parent and parent.pid), daemon=True).start()
+    end_with_parent()
     with suppress(EOFError, OSError):  # nobody listens any more
         _do_all(work, line, turn)
-
-
-def _end_with(above: int, parent: int | None) -> None:
-    """A parent that was killed closes nothing that its other children still have; a fork server may outlive it."""
-    while os.getppid() == above and is_running(parent or above):
-        time.sleep(ORPHAN_SECONDS)
-    os._exit(0)
 
 
 class _Speaker(logging.Handler):

@@ -13,9 +13,10 @@ import pytest
 from streams import stream_of
 
 from multiseg.errors import ResourceError
-from multiseg.loaders import processes, serving
+from multiseg.loaders import reader_processes as processes
+from multiseg.loaders import serving
 from multiseg.loaders.patches import Task
-from multiseg.loaders.processes import Processes
+from multiseg.loaders.reader_processes import Processes
 from multiseg.loaders.workers import Caller, Doer, Threads
 from multiseg.store.reader import open_store
 
@@ -136,7 +137,7 @@ def test_ctrl_c_while_workers_start_is_the_parents_alone(store_url):
 import os, signal, sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from multiprocessing import active_children
-from multiseg.loaders.processes import Processes
+from multiseg.loaders.reader_processes import Processes
 from multiseg.store.reader import open_store
 from streams import stream_of
 crew = Processes(stream_of(open_store(sys.argv[1]))._work(0), 2, "spawn", True)

@@ -16,7 +16,7 @@ import pytest
 from servers import Line, break_off, far_from, free_port, serving
 
 from multiseg.errors import MultisegError, ResourceError, UsageError
-from multiseg.loaders import processes
+from multiseg.loaders import reader_processes as processes
 from multiseg.loaders import serving as worker
 from multiseg.store.ingest.ingest import ingest
 from multiseg.store.ingest.plan import IngestOptions

@@ -221,7 +221,7 @@ def test_one_process_at_a_time_adds_names(visits: DatabaseFiles, tmp_path: Path)
     import sys
 
     lock = tmp_path / ".names.json.lock"
-    code = f"import fcntl; f = open({str(lock)!r}, 'a+'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    code = f"import fcntl; f = open({str(lock)!r}, 'a+'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()

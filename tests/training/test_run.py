@@ -195,7 +195,7 @@ def test_a_store_with_other_sequences_is_refused(small_store, tmp_path):
 
 
 def test_one_folder_takes_one_training_at_a_time(store_url, tmp_path):
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX)"
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX)"
     hold += "; print(flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

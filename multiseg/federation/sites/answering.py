@@ -52,7 +52,6 @@ from multiseg.training.fit import Hooks
 LOCK = ".lock"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 LOGGER = logging.getLogger("multiseg.federation")
-POLL_S = 0.5
 VAL, TEST = "val", "test"
 MEASURED = ("metrics", "exposure", "seconds")
 """Of an answer, what the audit log holds as numbers by name."""
@@ -387,14 +386,10 @@ def _alone(folder: Path, should_stop: Callable[[], bool]) -> Iterator[None]:
     """Wait for another process that works at the experiment: its answer may be the one that is asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as file, ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(locked(file, folder / LOCK, "lockf", wait=False))
-                break
-            except BlockingIOError:
-                if should_stop():
-                    raise StoppedError("the site was stopped while it waited for another process of its own.") from None
-                time.sleep(POLL_S)
-            except OSError as error:
-                raise ResourceError(f"{folder} cannot be locked: {error.strerror}.") from error
+        try:
+            held.enter_context(locked(file, folder / LOCK, wait=lambda: not should_stop()))
+        except BlockingIOError:
+            raise StoppedError("the site was stopped while it waited for another process of its own.") from None
+        except OSError as error:
+            raise ResourceError(f"{folder} cannot be locked: {error.strerror}.") from error
         yield

@@ -62,7 +62,7 @@ def record(path: Path, entry: Entry) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file, locked(file, path, "lockf"):
+        with path.open("ab+") as file, locked(file, path):
             last = _last_line(path)
             line = json.dumps(
                 {"time": datetime.now(UTC).isoformat(timespec="seconds"), **asdict(entry), "previous": _hash(last)}
@@ -95,7 +95,7 @@ def verify(path: Path) -> list[str]:
     if not path.is_file():
         return ["there is no audit log."] if _head(path).is_file() else []
     faults, previous, hashes = [], FIRST, [FIRST]
-    with path.open("rb") as file, locked(file, path, "lockf", shared=True):  # while the site goes on writing
+    with path.open("rb") as file, locked(file, path, shared=True):  # while the site goes on writing
         data = file.read()
         head = _head(path).read_text().strip() if _head(path).is_file() else ""
     for number, line in enumerate(data.splitlines(), start=1):

@@ -129,5 +129,5 @@ class Cohorts:
             file = (self._state / LOCK).open("a")
         except OSError as error:
             raise ResourceError(f"{self._state} cannot be written: {error.strerror}.") from error
-        with file, locked(file, self._state / LOCK, "lockf"):
+        with file, locked(file, self._state / LOCK):
             yield

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
@@ -20,11 +17,11 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from multiseg.errors import DataError, ResourceError, UsageError
+from multiseg.processes import end_with_parent, fork_server, leave_signals_to_parent
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -252,20 +249,6 @@ def _executor(workers: Workers, num_tasks: int) -> Iterator[Executor]:
         executor._client.close()  # type: ignore[attr-defined]
 
 
-def _start_deaf_server() -> None:
-    """Begin the process that workers come from, deaf to Ctrl-C, which a terminal sends to all processes.
-
-    What is ignored when a process begins stays ignored in it and in its children.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return  # only the main thread may say what is done with signals
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _abandon(executor: Executor) -> None:
     """After Ctrl-C nobody waits for what is under way: nothing of it is in the store."""
     if isinstance(executor, ThreadPoolExecutor):
@@ -297,9 +280,7 @@ def _make_executor(workers: Workers, num: int) -> Executor:
         return ThreadPoolExecutor(num)
     if workers.kind == PROCESSES:
         # Not fork: this process has threads of zarr's, and holds the store's lock, which children would share.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["multiseg.store.ingest.ingest"])
-        _start_deaf_server()
+        context = fork_server("multiseg.store.ingest.ingest")
         return ProcessPoolExecutor(num, context, initializer=_begin_worker)
     try:
         from distributed import Client
@@ -314,16 +295,8 @@ def _make_executor(workers: Workers, num: int) -> Executor:
 
 
 def _begin_worker() -> None:
-    """In a worker process: leave Ctrl-C to the main process, and end with it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
+    leave_signals_to_parent()
+    end_with_parent()
 
 
 def default_workers() -> int:

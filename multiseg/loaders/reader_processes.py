@@ -7,11 +7,10 @@ import multiprocessing
 import os
 import pickle
 import select
-import signal
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing import forkserver, resource_tracker
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -23,6 +22,7 @@ from multiseg.faults import remedy
 from multiseg.loaders import serving
 from multiseg.loaders.patches import Task
 from multiseg.loaders.workers import Work
+from multiseg.processes import ORPHAN_SECONDS, fork_server, how_it_ended, signals_held_back
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class _Worker:
         try:
             return self.line.recv() if self._ear.poll(0) else None
         except (EOFError, OSError):  # it may even have died in the middle of a message
-            self.process.join(serving.ORPHAN_SECONDS)
+            self.process.join(ORPHAN_SECONDS)
             return None
 
 
@@ -99,7 +99,7 @@ class Processes:
             daemon=True,
         )
         try:
-            with _signals_held_back():
+            with signals_held_back():
                 process.start()
         except OSError as error:
             ours.close()
@@ -151,7 +151,8 @@ class Processes:
         """Take leave of a dead worker: say so, and have another do its tasks, or end."""
         serials = self._heard(worker)
         worker.process.join()
-        how = _how_it_ended(worker.process.exitcode or 0)
+        code = worker.process.exitcode or 0
+        how = f"{how_it_ended(code)}{_HOW_IT_MAY_START if code >= 0 else ''}"
         in_hand = list(worker.tasks.values())[: self._work.threads]
         names = ", ".join(dict.fromkeys(self._work.sources.cases[task.case].name for task in in_hand)) or "nothing"
         said = f"reader process {worker.number} (pid {worker.process.pid}) {how} while it read {names}"
@@ -178,23 +179,9 @@ class Processes:
 
 def _context(start: str) -> BaseContext:
     """A way to start processes, whose own helper processes run already and are not started with signals held back."""
-    context = multiprocessing.get_context(start)
     if start != "fork":
         resource_tracker.ensure_running()
-    if start == "forkserver":
-        context.set_forkserver_preload([serving.__name__])  # imported once, not once a worker
-        forkserver.ensure_running()
-    return context
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Signals come when this is over: a process that has only just begun would die of them, and say so."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return fork_server(serving.__name__) if start == "forkserver" else multiprocessing.get_context(start)
 
 
 def _end(workers: list[_Worker]) -> None:
@@ -217,21 +204,10 @@ def _hang_up(line: Connection) -> None:
     line.close()
 
 
+_HOW_IT_MAY_START = (
+    " (what it printed says why; a script that starts workers, but not by fork, needs its if __name__ == '__main__')"
+)
 _REMEDY = "Where memory ran out, give fewer workers, smaller patches or batches, or a smaller cache."
-
-
-def _how_it_ended(code: int) -> str:
-    if code >= 0:
-        return (
-            f"ended with exit code {code} (what it printed says why; a script that starts workers, but not by fork, "
-            "needs its if __name__ == '__main__')"
-        )
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    why = {
-        "SIGKILL": ", mostly since memory ran out,",
-        "SIGBUS": ", since a file was cut short or its disk failed,",
-    }.get(name, "")
-    return f"was ended by {name}{why}"
 
 
 def _told(kind: type[MultisegError] | None, text: str, trace: str) -> Exception:
