@@ -21,7 +21,7 @@ from multiseg.loaders.draw import DrawOptions, chosen
 from multiseg.loaders.mirror import check_sides
 from multiseg.loaders.transform import Transform
 from multiseg.modalities import ModalityAxis
-from multiseg.models.builders import Builder, build
+from multiseg.models.builders import NETWORKS, Builder, build
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
 from multiseg.own import is_own
@@ -218,8 +218,9 @@ def _prepared(
         )
     axis = ModalityAxis.union(case.modalities for case in used)
     if parent is None:
-        if options.model.builder == "progressive":
-            raise UsageError("a progressive network needs a trained one to stand on: multiseg finetune --progressive.")
+        builder = options.model.builder
+        if builder in NETWORKS and NETWORKS[builder].trained_first:
+            raise UsageError(f"a {builder} network needs a trained one to stand on: multiseg finetune --progressive.")
         stream = PatchStream(store, axis, space, options.stream, databases=options.databases, share=share)
         return _info(options, store, stream), stream
     check_spacing(parent.info, store)

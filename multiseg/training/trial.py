@@ -15,7 +15,7 @@ from multiseg.errors import UsageError
 from multiseg.loaders.augment import augmenter
 from multiseg.loaders.batches import Batch
 from multiseg.loaders.transform import SIGNATURE, Transform
-from multiseg.models.builders import BUILDERS, Builder, makes_network
+from multiseg.models.builders import NETWORKS, Builder, makes_network
 from multiseg.models.saved import ModelInfo
 from multiseg.own import blamed, check_takes, is_importable, is_own, name_of
 from multiseg.training.fit import check
@@ -52,8 +52,8 @@ def taken(
     Raises:
         UsageError: something cannot be called as it has to be.
     """
-    for name, house in BUILDERS.items():
-        network = name if network is house else network
+    for name, known in NETWORKS.items():
+        network = name if network is known else network
     if isinstance(network, nn.Module):
         raise UsageError(
             f"network is a {type(network).__name__} that is made already: pass its class, or a function that makes it "
@@ -121,8 +121,9 @@ def try_out(network: nn.Module, own: Own, options: TrainOptions, info: ModelInfo
             with blamed("augmentation", options.augment.own):
                 batch = augmenter(options.augment, own.augment)(batch)
         if tries_objective:
+            objective = own.objective or objective_named(options.fit.objective)
             with blamed("objective", options.fit.objective):
-                loss, _ = (own.objective or objective_named(options.fit.objective))(trial.train(), batch, 0)
+                loss, _ = objective(trial.train(), batch, 0)
                 loss.backward()  # type: ignore[no-untyped-call]
 
 
