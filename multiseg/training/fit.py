@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -184,8 +184,8 @@ def _loop(learner: _Learner, stream: Stream, hooks: Hooks, until: int) -> bool:
     if _is_validation_due(state, options) and not _validate(state, hooks, peers):
         return False
     batches = stream.batches(state.step * options.accumulate, until * options.accumulate)
-    for group in _groups(_timed(batches), options.accumulate):
-        done = _step(learner, group, hooks)
+    while state.step < until:
+        done = _step(learner, batches, hooks)
         hooks.on_event(_event(state, done, peers.num))
         if state.bad_steps >= options.max_bad_steps:
             raise TrainingError(
@@ -234,20 +234,6 @@ def _is_validation_due(state: TrainState, options: FitOptions) -> bool:
     return state.step > 0 and at_its_step and not is_done
 
 
-def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds that were spent waiting for it."""
-    asked = time.monotonic()
-    for batch in batches:
-        yield batch, time.monotonic() - asked
-        asked = time.monotonic()
-
-
-def _groups(batches: Iterator[tuple[Batch, float]], size: int) -> Iterator[Iterator[tuple[Batch, float]]]:
-    """The batches of one step after the other; each is read when it is asked for, since they share memory."""
-    for first in batches:
-        yield chain([first], islice(batches, size - 1))
-
-
 @dataclass(frozen=True)
 class _Done:
     """A step; `cases` are named only where it is bad, then of all processes."""
@@ -262,7 +248,8 @@ class _Done:
     cases: str
 
 
-def _step(learner: _Learner, group: Iterator[tuple[Batch, float]], hooks: Hooks) -> _Done:
+def _step(learner: _Learner, batches: Iterator[Batch], hooks: Hooks) -> _Done:
+    """Take the batches of one step from the stream, and change the weights once."""
     state, options = learner.state, learner.options
     began = time.monotonic()
     rate = options.learning_rate * SCHEDULES[options.schedule](state.step / options.num_steps)
@@ -271,15 +258,16 @@ def _step(learner: _Learner, group: Iterator[tuple[Batch, float]], hooks: Hooks)
     learner.network.train()
     state.optimiser.zero_grad(set_to_none=True)
     cases: dict[str, None] = {}
-    waits: list[float] = []
     sums: dict[str, Tensor] = {}
-    num_patches = 0
-    for at, (batch, waited) in enumerate(group, start=1):
-        with without_sync(learner.network, quiet=at < options.accumulate):
+    num_patches, waited = 0, 0.0
+    for number in range(1, options.accumulate + 1):
+        asked = time.monotonic()
+        batch = next(batches)  # one after the other: batches share memory, so the next one may overwrite this one
+        waited += time.monotonic() - asked
+        with without_sync(learner.network, quiet=number < options.accumulate):
             found = _backward(learner, batch)
         sums = {name: sums.get(name, 0) + value / options.accumulate for name, value in found.items()}
         cases |= dict.fromkeys(f"{database}/{case}" for database, case in zip(batch.database, batch.case, strict=True))
-        waits.append(waited)
         num_patches += len(batch.case)
     loss, *scalars = [float(value) / learner.peers.num for value in sums.values()]
     loss, *scalars = learner.peers.sums([loss, *scalars])
@@ -291,8 +279,8 @@ def _step(learner: _Learner, group: Iterator[tuple[Batch, float]], hooks: Hooks)
         norm=norm,
         learning_rate=rate,
         num_patches=num_patches,
-        seconds=time.monotonic() - began + waits[0],  # the first batch was there before
-        waited=sum(waits),
+        seconds=time.monotonic() - began,
+        waited=waited,
         cases=named,
     )
 
