@@ -15,8 +15,8 @@ from multiseg.errors import UsageError
 from multiseg.loaders.augment import TRANSFORMS, AugmentOptions, preset
 from multiseg.models.builders import NETWORKS
 from multiseg.own import is_own
-from multiseg.training.folder import TrainOptions
 from multiseg.training.optimisers import WEIGHT_DECAY
+from multiseg.training.run_folder import TrainOptions
 
 Options = TypeVar("Options")
 

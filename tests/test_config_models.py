@@ -8,7 +8,7 @@ import pytest
 from multiseg.cli.app import run
 from multiseg.config import defaults, merged, to_options
 from multiseg.models.builders import NETWORKS, PLUS_WIDTHS, PUBLISHED_WIDTHS, build
-from multiseg.training.folder import ModelOptions
+from multiseg.training.run_folder import ModelOptions
 
 SMALL = (8, 16, 32, 64)
 

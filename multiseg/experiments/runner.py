@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from multiseg.experiments.worker import Outcome, Task, is_finished, serve
+from multiseg.experiments.worker import Outcome, RunTask, is_finished, serve
 
 KIND_SECONDS = 60
 """How long a worker that is asked to stop may take to finish its step and to save."""
@@ -26,7 +26,7 @@ class Progress:
     """What happened to a run: it "started", was "finished", "failed", or had been "finished before"."""
 
     what: str
-    task: Task
+    task: RunTask
     seconds: float = 0.0
     failure: str = ""
 
@@ -35,12 +35,12 @@ class Progress:
 class _Worker:
     process: SpawnProcess
     pipe: Connection
-    task: Task | None = None
+    task: RunTask | None = None
     since: float = field(default_factory=time.monotonic)
 
 
 def execute(
-    tasks: Sequence[Task], jobs: int, on_progress: Callable[[Progress], None] = lambda progress: None
+    tasks: Sequence[RunTask], jobs: int, on_progress: Callable[[Progress], None] = lambda progress: None
 ) -> dict[str, str]:
     """Do all tasks in `jobs` processes; by run's key, why it failed, for those that did.
 
@@ -76,11 +76,11 @@ def execute(
     return failures
 
 
-def _parent_name(task: Task) -> str:
+def _parent_name(task: RunTask) -> str:
     return task.run.parent.name if task.run.parent else ""
 
 
-def _without_parent(todo: list[Task], failures: Mapping[str, str]) -> list[Task]:
+def _without_parent(todo: list[RunTask], failures: Mapping[str, str]) -> list[RunTask]:
     """Take those out whose parent failed."""
     lost = [task for task in todo if task.run.parent and task.run.parent.key in failures]
     for task in lost:
@@ -88,13 +88,13 @@ def _without_parent(todo: list[Task], failures: Mapping[str, str]) -> list[Task]
     return lost
 
 
-def _fail(task: Task, why: str, failures: dict[str, str], on_progress: Callable[[Progress], None]) -> None:
+def _fail(task: RunTask, why: str, failures: dict[str, str], on_progress: Callable[[Progress], None]) -> None:
     failures[task.run.key] = why
     on_progress(Progress("failed", task, failure=why))
 
 
 def _hand_out(
-    todo: list[Task], crew: Sequence[_Worker], done: set[str], on_progress: Callable[[Progress], None]
+    todo: list[RunTask], crew: Sequence[_Worker], done: set[str], on_progress: Callable[[Progress], None]
 ) -> None:
     for worker in crew:
         ready = [task for task in todo if task.run.parent is None or task.run.parent.key in done]
@@ -106,7 +106,7 @@ def _hand_out(
             on_progress(Progress("started", task))
 
 
-def _answers(crew: Sequence[_Worker]) -> list[tuple[int, Task, Outcome]]:
+def _answers(crew: Sequence[_Worker]) -> list[tuple[int, RunTask, Outcome]]:
     """Wait until some worker has ended its task, or has died at it."""
     busy = [worker.pipe for worker in crew if worker.task]
     ready = wait(busy) if busy else []  # for nobody it would wait for ever

@@ -14,7 +14,7 @@ from torch import Tensor
 from multiseg.errors import FederationError
 from multiseg.federation.privacy import update_norm
 from multiseg.federation.strategies import STRATEGIES, AggregateOptions
-from multiseg.models.parts import SHARED, Part
+from multiseg.models.network_parts import SHARED, Part
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -15,7 +15,7 @@ from multiseg.loaders.mirror import check_sides
 from multiseg.models.builders import NETWORKS
 from multiseg.own import is_own
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import ModelOptions, numbers_of, seeded
+from multiseg.training.run_folder import ModelOptions, numbers_of, seeded
 
 WEIGHTS = ("cases", "equal", "exposure")
 UNITS = ("parts", "tensors")

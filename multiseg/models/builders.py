@@ -12,9 +12,9 @@ from torch import nn
 from multiseg.errors import UsageError
 from multiseg.models.fusion import LFUNet, MAFUnet
 from multiseg.models.hetero import HemisUnet
-from multiseg.models.plus import MultiUnetPlus
 from multiseg.models.progressive import ProgressiveUnet
 from multiseg.models.unet import MultiUnet
+from multiseg.models.unet_plus import MultiUnetPlus
 from multiseg.own import blamed, imported, is_own, name_of
 
 Builder: TypeAlias = Callable[..., nn.Module]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Protocol, runtime_checkable
@@ -21,9 +21,9 @@ from multiseg.training.average import average_of, update_average
 from multiseg.training.checkpoint import TrainState
 from multiseg.training.distributed import ALONE, Peers, without_sync
 from multiseg.training.events import Event, StepDone, Validated, Validation
-from multiseg.training.head import head_alone
 from multiseg.training.numerics import compiled, deterministic, precision
 from multiseg.training.objectives import Objective, objective_named
+from multiseg.training.optimisers import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -91,22 +91,6 @@ class Hooks:
     transform: Transform | None = None
 
 
-def _published(done: float) -> float:
-    return 1.0 if done < 0.25 else 0.1
-
-
-def _cosine(done: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": _cosine,
-    "published": _published,
-    "constant": lambda done: 1.0,
-}
-"""The factor on the learning rate, from the share of the steps that is done."""
-
-
 def fit(
     state: TrainState,
     stream: Stream,
@@ -152,6 +136,37 @@ def fit(
             state, options, hooks.objective or objective_named(options.objective), augmented, peers, free_body
         )
         return _loop(learner, stream, hooks, options.num_steps if until is None else min(until, options.num_steps))
+
+
+@contextmanager
+def head_alone(network: nn.Module, wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Freeze all parameters but those of `network.head`, until the function that this gives is called, or the end.
+
+    The function says whether it had anything to let go. What was frozen before, such as the first column of a
+    progressive network, stays so. Dropout goes on in the frozen layers, and so do the statistics of batch norm.
+
+    Raises:
+        UsageError: the network has no head.
+    """
+    head = getattr(network, "head", None)
+    if wanted and not isinstance(head, nn.Module):
+        raise UsageError(f"{type(network).__name__} has no head to learn first: set head_steps to 0.")
+    own = {id(parameter) for parameter in head.parameters()} if isinstance(head, nn.Module) else set()
+    frozen = [p for p in network.parameters() if p.requires_grad and id(p) not in own] if wanted else []
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+    def let_go() -> bool:
+        had = bool(frozen)
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        frozen.clear()
+        return had
+
+    try:
+        yield let_go
+    finally:
+        let_go()
 
 
 class _Learner:

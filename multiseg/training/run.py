@@ -35,14 +35,14 @@ from multiseg.store.structures import (
 )
 from multiseg.training.checkpoint import RESUME, TrainState, generators, save_state
 from multiseg.training.distributed import Peers, joined
+from multiseg.training.event_log import Logs
 from multiseg.training.events import Event
 from multiseg.training.fit import Hooks, fit
-from multiseg.training.folder import ModelOptions, TrainOptions, claimed_folder, flat, numbers_of, with_all_seeds
-from multiseg.training.logs import Logs
 from multiseg.training.numerics import precision
 from multiseg.training.objectives import OwnObjective
 from multiseg.training.optimisers import OwnOptimiser, make_optimiser
 from multiseg.training.resume import begin, lessons_of
+from multiseg.training.run_folder import ModelOptions, TrainOptions, claimed_folder, flat, numbers_of, with_all_seeds
 from multiseg.training.start import Parent, arranged, descended, parent_of, take_weights
 from multiseg.training.trackers import check_trackers, tracked
 from multiseg.training.trial import Own, taken, try_out, warn_of_closed

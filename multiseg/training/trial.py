@@ -19,9 +19,9 @@ from multiseg.models.builders import NETWORKS, Builder, makes_network
 from multiseg.models.saved import ModelInfo
 from multiseg.own import blamed, check_takes, is_importable, is_own, name_of
 from multiseg.training.fit import check
-from multiseg.training.folder import TrainOptions
 from multiseg.training.objectives import Objective, OwnObjective, checked_objective, objective_named
 from multiseg.training.optimisers import OwnOptimiser, check_optimiser
+from multiseg.training.run_folder import TrainOptions
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from streams import stream_of
 
 from multiseg.errors import ResourceError
 from multiseg.loaders import processes, serving
-from multiseg.loaders.patches import Task
+from multiseg.loaders.patches import PatchTask
 from multiseg.loaders.processes import Processes
 from multiseg.loaders.workers import Caller, Doer, Threads
 from multiseg.store.reader import open_store
@@ -39,7 +39,7 @@ def crew(request, stream):
 
 
 def tasks(num):
-    return [Task(serial, serial % 5, serial % 3, serial % 4, (0, 0, 0), 1) for serial in range(num)]
+    return [PatchTask(serial, serial % 5, serial % 3, serial % 4, (0, 0, 0), 1) for serial in range(num)]
 
 
 def test_every_task_comes_back_once(crew):

@@ -15,8 +15,8 @@ from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.saved import ModelInfo
 from multiseg.store.reader import Case, open_store
+from multiseg.training.event_log import Logs
 from multiseg.training.events import Validated
-from multiseg.training.logs import Logs
 from multiseg.training.validate import Judged, database_score, score_of, validate
 
 CLEAN, ALARM = Judged(math.nan), Judged(math.nan, is_false_alarm=True)

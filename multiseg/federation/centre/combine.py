@@ -17,7 +17,7 @@ from multiseg.federation.messages import Answer
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import WIRE, from_payload
 from multiseg.federation.strategies import stepped
-from multiseg.models.parts import SHARED, Part, moved, sound
+from multiseg.models.network_parts import SHARED, Part, moved, sound
 
 
 def why_refused(answer: Answer, trained: Sequence[Part], options: FederationOptions) -> str:

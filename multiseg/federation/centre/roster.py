@@ -15,10 +15,10 @@ from multiseg.federation.plan import LEAST_MASKED, FederationOptions
 from multiseg.labels import LabelSpace, Structure
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import NETWORKS
-from multiseg.models.parts import SHARED, Part, trained_parts
+from multiseg.models.network_parts import SHARED, Part, trained_parts
 from multiseg.models.saved import ModelInfo
 from multiseg.store.structures import check_named, check_rest
-from multiseg.training.folder import numbers_of
+from multiseg.training.run_folder import numbers_of
 
 MUCH = 0.9
 """The share of all cases from which on a site is named for it."""

@@ -12,7 +12,7 @@ from multiseg.errors import ResourceError
 from multiseg.faults import remedy
 from multiseg.files import write_atomically
 from multiseg.training.events import Event, scalars_of
-from multiseg.training.folder import LOG, TENSORBOARD
+from multiseg.training.run_folder import LOG, TENSORBOARD
 
 
 class Logs:

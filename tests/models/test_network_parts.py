@@ -5,7 +5,7 @@ from multiseg.errors import FederationError, UsageError
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import NETWORKS, build
-from multiseg.models.parts import difference, joined, moved, parts, split, trained_parts
+from multiseg.models.network_parts import difference, joined, moved, parts, split, trained_parts
 from multiseg.models.saved import ModelInfo
 
 NUMBERS = {"widths": (4, 6, 8), "dropout": 0.0, "norm": "batch"}

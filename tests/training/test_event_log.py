@@ -4,8 +4,8 @@ import math
 import pytest
 
 from multiseg.errors import ResourceError
+from multiseg.training.event_log import Logs
 from multiseg.training.events import StepDone, Validated
-from multiseg.training.logs import Logs
 
 
 def step(number, loss=0.5):
