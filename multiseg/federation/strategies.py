@@ -140,7 +140,7 @@ def stepped(
 
 def check_aggregate(options: AggregateOptions) -> None:
     """Raises UsageError for a number that is out of its range. The names are checked before."""
-    for name, is_valid, told in (
+    for name, is_valid, limits in (
         ("trim", 0 <= options.trim < 0.5, "from 0 to below 0.5"),
         ("max_update_norm", 0 <= options.max_update_norm < math.inf, "0 or more"),
         ("max_norm_ratio", options.max_norm_ratio == 0 or 2 <= options.max_norm_ratio < math.inf, "2 or more, or 0"),
@@ -151,7 +151,7 @@ def check_aggregate(options: AggregateOptions) -> None:
         ("tau", 0 < options.tau < math.inf, "above 0"),
     ):
         if not is_valid:
-            raise UsageError(f"aggregate.{name} is {getattr(options, name)}: give a number {told}.")
+            raise UsageError(f"aggregate.{name} is {getattr(options, name)}: give a number {limits}.")
     most = STRATEGIES[options.strategy].largest_rate
     if options.learning_rate > most:
         raise UsageError(

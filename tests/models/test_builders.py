@@ -140,3 +140,22 @@ def test_half_precision(name, images):
 def test_more_sequences_than_the_first_width(name):
     network = built(name, num_modalities=5)
     assert network(torch.randn(1, 5, *SIZE), torch.ones(1, 5, dtype=torch.bool)).shape == (1, 2, *SIZE)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_record_says_whether_the_first_width_limits_the_sequences(name):
+    if NETWORKS[name].is_bounded:
+        with pytest.raises(UsageError, match="do not fit 5 sequences"):
+            built(name, num_modalities=5)
+    else:
+        assert built(name, num_modalities=5).multiple == 4
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_record_says_whether_every_batch_uses_every_parameter(name, images):
+    network, present = built(name).train(), torch.zeros_like(PRESENT)
+    present[:, 0] = True
+    network(images, present).square().sum().backward()
+    # Further scales have logits only with deep=True, as in training.
+    learnt = {n: p.grad for n, p in network.named_parameters() if p.requires_grad and not n.startswith("heads.")}
+    assert all(gradient is not None for gradient in learnt.values()) == NETWORKS[name].uses_every_parameter
