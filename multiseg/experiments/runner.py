@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from multiseg.experiments.worker import Outcome, RunTask, is_finished, serve
+from multiseg.experiments.worker import RunOutcome, RunTask, is_finished, serve
 
 KIND_SECONDS = 60
 """How long a worker that is asked to stop may take to finish its step and to save."""
@@ -106,7 +106,7 @@ def _hand_out(
             on_progress(Progress("started", task))
 
 
-def _answers(crew: Sequence[_Worker]) -> list[tuple[int, RunTask, Outcome]]:
+def _answers(crew: Sequence[_Worker]) -> list[tuple[int, RunTask, RunOutcome]]:
     """Wait until some worker has ended its task, or has died at it."""
     busy = [worker.pipe for worker in crew if worker.task]
     ready = wait(busy) if busy else []  # for nobody it would wait for ever
@@ -116,11 +116,11 @@ def _answers(crew: Sequence[_Worker]) -> list[tuple[int, RunTask, Outcome]]:
             continue
         task, worker.task = worker.task, None
         try:
-            outcome: Outcome = worker.pipe.recv()
+            outcome: RunOutcome = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
             worker.process.join()
             why = f"its process ended with code {worker.process.exitcode}; the lines above may say why"
-            outcome = Outcome(task.run.key, time.monotonic() - worker.since, why)
+            outcome = RunOutcome(task.run.key, time.monotonic() - worker.since, why)
         found.append((at, task, outcome))
     return found
 

@@ -44,7 +44,7 @@ class RunTask:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended: `failure` says why where it did not."""
 
     key: str
@@ -95,7 +95,7 @@ def serve(pipe: Connection) -> None:
             return
 
 
-def do(task: RunTask) -> Outcome:
+def do(task: RunTask) -> RunOutcome:
     """Train and test, going on from what is there. What multiseg says against it becomes the outcome's failure."""
     began = time.monotonic()
     if task.device == "cpu":
@@ -107,8 +107,8 @@ def do(task: RunTask) -> Outcome:
             if not cases_file(task.folder, task.run, exam).is_file():
                 _examine(task, exam)
     except (MultisegError, NotImplementedError, RuntimeError) as error:  # the latter two from torch
-        return Outcome(task.run.key, time.monotonic() - began, f"{type(error).__name__}: {error}")
-    return Outcome(task.run.key, time.monotonic() - began)
+        return RunOutcome(task.run.key, time.monotonic() - began, f"{type(error).__name__}: {error}")
+    return RunOutcome(task.run.key, time.monotonic() - began)
 
 
 def _train(task: RunTask) -> None:

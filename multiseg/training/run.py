@@ -35,7 +35,7 @@ from multiseg.store.structures import (
 )
 from multiseg.training.checkpoint import RESUME, TrainState, generators, save_state
 from multiseg.training.distributed import Peers, joined
-from multiseg.training.event_log import Logs
+from multiseg.training.event_log import EventLog
 from multiseg.training.events import Event
 from multiseg.training.fit import Hooks, fit
 from multiseg.training.numerics import precision
@@ -45,7 +45,7 @@ from multiseg.training.resume import begin, lessons_of
 from multiseg.training.run_folder import ModelOptions, TrainOptions, claimed_folder, flat, numbers_of, with_all_seeds
 from multiseg.training.start import Parent, arranged, descended, parent_of, take_weights
 from multiseg.training.trackers import check_trackers, tracked
-from multiseg.training.trial import Own, taken, try_out, warn_of_closed
+from multiseg.training.trial import OwnParts, taken, try_out, warn_of_closed
 from multiseg.training.validate import validate, validation_cases
 
 
@@ -167,7 +167,7 @@ def _reported(
         yield lambda event: None
         return
     with (
-        Logs(out, state.step) as logs,
+        EventLog(out, state.step) as logs,
         tracked(options.track, out, flat(asdict(options)), lambda: state.step >= options.fit.num_steps) as track,
     ):
 
@@ -282,7 +282,7 @@ def _info(options: TrainOptions, store: Store, stream: PatchStream) -> ModelInfo
 
 
 def _fresh_state(
-    options: TrainOptions, own: Own, info: ModelInfo, parent: Parent | None, device: torch.device
+    options: TrainOptions, own: OwnParts, info: ModelInfo, parent: Parent | None, device: torch.device
 ) -> TrainState:
     torch.manual_seed(options.seed)
     network = build(own.network or info.builder, len(info.axis), info.space.num_logits, **info.numbers)

@@ -109,7 +109,7 @@ def dying(pipe: object) -> None:
     """A worker whose process ends at one of the tasks."""
     plain = worker.do
 
-    def do(task: RunTask) -> worker.Outcome:
+    def do(task: RunTask) -> worker.RunOutcome:
         if task.run.key == os.environ["FATAL"]:
             os._exit(7)
         return plain(task)
