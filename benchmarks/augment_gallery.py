@@ -20,7 +20,7 @@ from multiseg.labels import IGNORE, LabelSpace
 from multiseg.loaders.augment import AugmentOptions, augment, draw, published, standard
 from multiseg.loaders.batches import Batch, PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions
-from multiseg.loaders.intensity import Adjustment
+from multiseg.loaders.intensity_adjustment import Adjustment
 from multiseg.loaders.spatial import Movement
 from multiseg.modalities import ModalityAxis
 from multiseg.store.reader import open_store

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from benchmarks.paired import noise_batch, phantom_store
 from benchmarks.step import Ready, optimised
 from multiseg.evaluation.inference import predict_volume
+from multiseg.evaluation.preparation import place
 from multiseg.labels import LabelSpace
-from multiseg.loaders.align import place
 from multiseg.loaders.augment import PRESETS, augment
 from multiseg.loaders.batches import Batch, PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions

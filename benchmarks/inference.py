@@ -12,7 +12,7 @@ from monai.inferers import sliding_window_inference
 from benchmarks.paired import phantom_store, ratios, report
 from multiseg.allocator import keep_memory
 from multiseg.evaluation.inference import predict_volume
-from multiseg.loaders.align import place
+from multiseg.evaluation.preparation import place
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import multi_unet
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from multiseg.store.sources.pattern import PatternSource, find_database
     from multiseg.store.sources.recognise import find_source
     from multiseg.training.fit import FitOptions
-    from multiseg.training.folder import ModelOptions, TrainOptions
     from multiseg.training.optimisers import OptimiserOptions
     from multiseg.training.run import train
+    from multiseg.training.run_folder import ModelOptions, TrainOptions
     from multiseg.training.start import StartOptions
     from multiseg.training.trackers import TrackOptions
 
@@ -41,7 +41,7 @@ _HOMES = {
     "LabelSchema": "labels",
     "LabelSpace": "labels",
     "ModalityAxis": "modalities",
-    "ModelOptions": "training.folder",
+    "ModelOptions": "training.run_folder",
     "OptimiserOptions": "training.optimisers",
     "PatchStream": "loaders.batches",
     "PatternSource": "store.sources.pattern",
@@ -50,7 +50,7 @@ _HOMES = {
     "StartOptions": "training.start",
     "StreamOptions": "loaders.batches",
     "TrackOptions": "training.trackers",
-    "TrainOptions": "training.folder",
+    "TrainOptions": "training.run_folder",
     "Workers": "store.parallel",
     "evaluate": "evaluation.evaluate",
     "find_database": "store.sources.pattern",

@@ -13,10 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from multiseg.errors import UsageError
 from multiseg.loaders.augment import TRANSFORMS, AugmentOptions, preset
-from multiseg.models.builders import PLUS_WIDTHS, PUBLISHED_WIDTHS
+from multiseg.models.builders import NETWORKS
 from multiseg.own import is_own
-from multiseg.training.folder import TrainOptions
 from multiseg.training.optimisers import WEIGHT_DECAY
+from multiseg.training.run_folder import TrainOptions
 
 Options = TypeVar("Options")
 
@@ -34,34 +34,21 @@ CUDA_DEFAULTS: dict[str, Any] = {
 }
 """The published patch and number of patches a step; more augmentation than published."""
 
-CPU_MODELS: dict[str, dict[str, Any]] = {
-    "": {"widths": (8, 16, 32, 64), "dropout": 0.1, "norm": "instance"},
-    "multi_unet_plus": {"widths": (8, 16, 32, 64), "dropout": 0.0, "norm": "instance_affine"},
-}
-CUDA_MODELS: dict[str, dict[str, Any]] = {
-    "": {"widths": PUBLISHED_WIDTHS, "dropout": 0.2, "norm": "instance"},
-    "multi_unet_plus": {"widths": PLUS_WIDTHS, "dropout": 0.0, "norm": "instance_affine"},
-}
-"""Sizes of the networks: of the named ones, and under "" of all others."""
-
-CUDA_PARTS = {"lf_unet": 10, "maf_unet": 2, "hemis": 2, "multi_unet_plus": 5}
-"""In so many parts a step's patches go through networks that keep more for backward than the published one, so that
-none keeps more than 20 GiB in float32 (docs/models.md)."""
-
 
 def defaults(cuda: bool, said: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Settings for the machine at hand, and for the network that the settings `said` name (a Multi-Unet where none).
 
     Who says how many patches go through the network at once, or how often a step, says both.
     """
-    chosen, models = (CUDA_DEFAULTS, CUDA_MODELS) if cuda else (CPU_DEFAULTS, CPU_MODELS)
+    chosen = CUDA_DEFAULTS if cuda else CPU_DEFAULTS
     workers = min(chosen["stream"]["workers"], max(1, (os.cpu_count() or 2) - 1))
     said = said or {}
-    builder = said.get("model", {}).get("builder", "")
-    sizes = {} if is_own(builder) else models.get(builder, models[""])
+    builder = said.get("model", {}).get("builder", "multi_unet")
+    network = NETWORKS.get(builder, NETWORKS["multi_unet"])  # an unknown name fails where the network is made
+    sizes = {} if is_own(builder) else network.defaults(cuda)
     found = merged(chosen, {"stream": {"workers": workers}, "model": sizes, **_decay(said)})
     if cuda and said.get("stream", {}).get("batch_size") is None and said.get("fit", {}).get("accumulate") is None:
-        parts = CUDA_PARTS.get(builder, 1)
+        parts = network.cuda_parts
         at_once = {"stream": {"batch_size": found["stream"]["batch_size"] // parts}, "fit": {"accumulate": parts}}
         found = merged(found, at_once)
     return found

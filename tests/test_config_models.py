@@ -7,8 +7,8 @@ import pytest
 
 from multiseg.cli.app import run
 from multiseg.config import defaults, merged, to_options
-from multiseg.models.builders import BUILDERS, PLUS_WIDTHS, PUBLISHED_WIDTHS, build
-from multiseg.training.folder import ModelOptions
+from multiseg.models.builders import NETWORKS, PLUS_WIDTHS, PUBLISHED_WIDTHS, build
+from multiseg.training.run_folder import ModelOptions
 
 SMALL = (8, 16, 32, 64)
 
@@ -45,7 +45,7 @@ def test_without_a_name_it_is_the_published_network_in_the_size_of_the_machine(c
 
 
 @pytest.mark.parametrize("cuda", [False, True])
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_can_be_built_from_the_defaults(name, cuda):
     said = {"store": "brain.zarr", "model": {"builder": name}}
     model = to_options(merged(defaults(cuda, said), said)).model
@@ -59,7 +59,7 @@ def test_a_step_on_a_card_takes_ten_patches_through_every_network_and_no_more_th
     text = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     kept = {row[0]: float(row[5]) for row in rows if len(row) == 6 and row[1] == "6"}
-    for name in (builder for builder in BUILDERS if builder != "progressive"):
+    for name in (builder for builder in NETWORKS if builder != "progressive"):
         said = {"store": "x.zarr", "model": {"builder": name}}
         settings = to_options(merged(defaults(True, said), said))
         assert settings.stream.batch_size * settings.fit.accumulate == 10, name

@@ -15,8 +15,8 @@ from multiseg.federation.sites.limits import Limits
 from multiseg.federation.sites.policy import Leaves
 from multiseg.models.saved import BEST, LAST
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import LOG, RUN_FILE, TENSORBOARD
 from multiseg.training.optimisers import OptimiserOptions
+from multiseg.training.run_folder import LOG, RUN_FILE, TENSORBOARD
 
 DOCS = Path(__file__).parents[1] / "docs"
 FEDERATION = (DOCS / "federation.md").read_text(encoding="utf-8")

@@ -12,14 +12,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.networks import figures, kept_for_backward, table
 from multiseg.models.blocks import NORMS
-from multiseg.models.builders import BUILDERS, build
+from multiseg.models.builders import NETWORKS, build
 
 PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
 
 
 def test_every_network_and_every_norm_is_on_the_page() -> None:
     named = re.findall(r"^\| `(\w+)` \|", PAGE, flags=re.MULTILINE)
-    assert sorted(named) == sorted([*BUILDERS, *NORMS])
+    assert sorted(named) == sorted([*NETWORKS, *NORMS])
 
 
 def test_the_table_is_that_of_the_command() -> None:

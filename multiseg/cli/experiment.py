@@ -13,7 +13,7 @@ from multiseg.cli.data import AsJson
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
-    from multiseg.experiments.catalogue import Experiment
+    from multiseg.experiments.by_name import Experiment
     from multiseg.experiments.ground import Ground
     from multiseg.experiments.results import Machine, Result
     from multiseg.experiments.runner import Progress
@@ -58,7 +58,7 @@ def experiment_command(
 
 def _list(as_json: bool) -> int:
     from multiseg.cli.console import print_json, print_table
-    from multiseg.experiments.catalogue import EXPERIMENTS
+    from multiseg.experiments.by_name import EXPERIMENTS
 
     if as_json:
         print_json([{"name": e.name, "question": e.question, "paper": e.paper} for e in EXPERIMENTS.values()])
@@ -72,7 +72,7 @@ def _ground(
     name: str, out: Path, store: str, scale: str, seeds: int, steps: int | None
 ) -> tuple[Ground, Sequence[Experiment]]:
     from multiseg.cli.console import messages
-    from multiseg.experiments.catalogue import check_name, chosen
+    from multiseg.experiments.by_name import check_name, chosen
     from multiseg.experiments.ground import ground_of, synthetic_ground
     from multiseg.experiments.scales import SCALES
 

@@ -34,8 +34,8 @@ from multiseg.errors import UsageError
 if TYPE_CHECKING:
     from multiseg.models.saved import ModelInfo
     from multiseg.training.events import Event
-    from multiseg.training.folder import TrainOptions
     from multiseg.training.run import TrainResult
+    from multiseg.training.run_folder import TrainOptions
 
 LINE_SECONDS = 15
 """Off a terminal, a line of progress this often."""

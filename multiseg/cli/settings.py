@@ -12,7 +12,7 @@ import typer
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
-    from multiseg.training.folder import TrainOptions
+    from multiseg.training.run_folder import TrainOptions
 
 # Flags that training and fine-tuning share.
 Database = Annotated[list[str] | None, typer.Option(help="Only these databases.")]
@@ -52,7 +52,7 @@ def options_from(store: str, run: Path | None, flags: dict[str, Any], resumed: P
 
     from multiseg.config import defaults, merged, read_run_file, to_options
     from multiseg.store.hierarchy import is_remote
-    from multiseg.training.folder import held_settings
+    from multiseg.training.run_folder import held_settings
 
     file = read_run_file(run) if run else {}
     if flags["augment"]["preset"]:
@@ -82,7 +82,7 @@ def check_run_file(run: Path | None, out: Path, goes_on: bool) -> None:
     Raises:
         UsageError: that would be written over the file that they were read from.
     """
-    from multiseg.training.folder import RUN_FILE
+    from multiseg.training.run_folder import RUN_FILE
 
     own = out / RUN_FILE
     if run and own.exists() and own.samefile(run) and not goes_on:
@@ -95,7 +95,7 @@ def check_run_file(run: Path | None, out: Path, goes_on: bool) -> None:
 def print_settings(options: TrainOptions, as_json: bool) -> None:
     """Every setting, as a run file or as JSON."""
     from multiseg.cli.console import print_json
-    from multiseg.training.folder import to_toml, with_all_seeds
+    from multiseg.training.run_folder import to_toml, with_all_seeds
 
     if as_json:
         print_json(asdict(with_all_seeds(options)))

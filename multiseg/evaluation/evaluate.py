@@ -26,7 +26,7 @@ from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics, own_means, own_values
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.preparation import network_input
-from multiseg.evaluation.progress import PROGRESS, DoneCases, check_room, key_of
+from multiseg.evaluation.result_folder import PROGRESS, DoneCases, check_room, key_of
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
 from multiseg.evaluation.tables import write_table
 from multiseg.files import write_atomically

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from multiseg.errors import CheckpointError, UsageError
-from multiseg.loaders.align import place
+from multiseg.modalities import ModalityAxis
 from multiseg.models.saved import ModelInfo
 from multiseg.store.findings import Doubt, Severity
 from multiseg.store.preparation.recipe import BRAIN_RULES, COMMAND, Recipe
@@ -43,6 +43,28 @@ def network_input(
         for channel in np.flatnonzero(present):
             mean, std = intensity[info.axis[int(channel)]]
             placed[channel][placed[channel] == 0] = np.clip(-mean / std, -LARGEST, LARGEST)
+    return placed, present
+
+
+def place(
+    images: Float[np.ndarray, "own i j k"],
+    names: Sequence[str],
+    kept: Sequence[str],
+    axis: ModalityAxis,
+) -> tuple[Float[np.ndarray, "modality i j k"], Bool[np.ndarray, " modality"]]:
+    """The images of the kept sequences on their channels, 0 on all others, and which channels are present.
+
+    Args:
+        names: the sequence of each of `images`.
+        kept: the sequences that count; those that are not on the axis are left out.
+    """
+    placed = np.zeros((len(axis), *images.shape[1:]), dtype=images.dtype)
+    present = np.zeros(len(axis), dtype=bool)
+    for at, name in enumerate(names):
+        if name in kept and name in axis:
+            (channel,) = axis.channels([name])
+            placed[channel] = images[at]
+            present[channel] = True
     return placed, present
 
 

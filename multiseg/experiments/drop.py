@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from multiseg.experiments.comparisons import INTERVAL, Table, arms_of, compared, means
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, joint
-from multiseg.experiments.tables import INTERVAL, Table, arms_of, compared, means
 
 QUESTION = "What does dropping sequences in training cost where all are there, and save where some are missing?"
 ARCHITECTURES = ("multi_unet", "lf_unet", "maf_unet")

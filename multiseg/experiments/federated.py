@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from multiseg.config import merged
+from multiseg.experiments.comparisons import INTERVAL, Table, compared, means, rows_of
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, Run, joint, single, training
-from multiseg.experiments.tables import INTERVAL, Table, compared, means, rows_of
 
 QUESTION = "Is a model that hospitals train together, each keeping its data, as good as one trained on all of it?"
 FEDERATED, STOCK = "federated, by part", "federated, whole tensors"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from multiseg.experiments.comparisons import INTERVAL, Table, compared, means
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, joint, single
-from multiseg.experiments.tables import INTERVAL, Table, compared, means
 
 QUESTION = "Is one model of all databases as good as each database's own?"
 OWN, OWN_DROP, JOINT = "own model", "own model, drop", "joint model, drop"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from multiseg.experiments.comparisons import INTERVAL, Table, common_cases, compared, means
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, single, without
-from multiseg.experiments.tables import INTERVAL, Table, common_cases, compared, means
 
 QUESTION = "How well does a joint model find the lesions of a pathology that it never saw?"
 OWN, ALONE, EVERY = "own model (upper bound)", "held out, one sequence", "held out, all known sequences"

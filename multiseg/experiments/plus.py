@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
+from multiseg.experiments.comparisons import INTERVAL, Table, compared, means
 from multiseg.experiments.drop import full_sets
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, joint
-from multiseg.experiments.tables import INTERVAL, Table, compared, means
 
 QUESTION = "Is multi_unet_plus better than multi_unet after as many steps on the same patches?"
 PLUS, PLAIN = "multi_unet_plus", "multi_unet"

@@ -13,12 +13,12 @@ import pandas as pd
 
 from multiseg.errors import DataError
 from multiseg.evaluation.tables import write_table
-from multiseg.experiments.catalogue import Experiment
+from multiseg.experiments.by_name import Experiment
+from multiseg.experiments.comparisons import Table
 from multiseg.experiments.ground import RUNS, Ground, claim
 from multiseg.experiments.runner import Progress, execute
 from multiseg.experiments.runs import Arm, Exam, in_order
-from multiseg.experiments.tables import Table
-from multiseg.experiments.worker import Task, cases_file, is_finished, read_cases, read_done
+from multiseg.experiments.worker import RunTask, cases_file, is_finished, read_cases, read_done
 from multiseg.files import write_atomically
 
 TABLE, TABLE_CSV, CASES, RECORD = "table.md", "table.csv", "cases.csv", "runs.json"
@@ -42,13 +42,14 @@ class Result:
     failures: Mapping[str, str]
 
 
-def tasks_of(arms: Sequence[Arm], ground: Ground, folder: Path, device: str) -> list[Task]:
+def tasks_of(arms: Sequence[Arm], ground: Ground, folder: Path, device: str) -> list[RunTask]:
     """Every run once, with all tests that some arm wants of it."""
     exams: dict[str, dict[Exam, None]] = {}
     for arm in arms:
         exams.setdefault(arm.run.key, {})[arm.exam] = None
     return [
-        Task(run, tuple(exams.get(run.key, {})), folder / RUNS, ground.scale.overlap, device) for run in in_order(arms)
+        RunTask(run, tuple(exams.get(run.key, {})), folder / RUNS, ground.scale.overlap, device)
+        for run in in_order(arms)
     ]
 
 
@@ -116,7 +117,7 @@ def gathered(arms: Sequence[Arm], runs: Path) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def _told(task: Task) -> dict[str, Any]:
+def _told(task: RunTask) -> dict[str, Any]:
     parent = task.run.parent.key if task.run.parent else ""
     return {"key": task.run.key, "parent": parent, "settings": task.run.settings, **read_done(task.folder, task.run)}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from multiseg.experiments.worker import Outcome, Task, is_finished, serve
+from multiseg.experiments.worker import RunOutcome, RunTask, is_finished, serve
 from multiseg.processes import environment, how_it_ended, term_interrupts
 
 KIND_SECONDS = 60
@@ -24,7 +24,7 @@ class Progress:
     """What happened to a run: it "started", was "finished", "failed", or had been "finished before"."""
 
     what: str
-    task: Task
+    task: RunTask
     seconds: float = 0.0
     failure: str = ""
 
@@ -33,12 +33,12 @@ class Progress:
 class _Worker:
     process: SpawnProcess
     pipe: Connection
-    task: Task | None = None
+    task: RunTask | None = None
     since: float = field(default_factory=time.monotonic)
 
 
 def execute(
-    tasks: Sequence[Task], jobs: int, on_progress: Callable[[Progress], None] = lambda progress: None
+    tasks: Sequence[RunTask], jobs: int, on_progress: Callable[[Progress], None] = lambda progress: None
 ) -> dict[str, str]:
     """Do all tasks in `jobs` processes; by run's key, why it failed, for those that did.
 
@@ -74,11 +74,11 @@ def execute(
     return failures
 
 
-def _parent_name(task: Task) -> str:
+def _parent_name(task: RunTask) -> str:
     return task.run.parent.name if task.run.parent else ""
 
 
-def _without_parent(todo: list[Task], failures: Mapping[str, str]) -> list[Task]:
+def _without_parent(todo: list[RunTask], failures: Mapping[str, str]) -> list[RunTask]:
     """Take those out whose parent failed."""
     lost = [task for task in todo if task.run.parent and task.run.parent.key in failures]
     for task in lost:
@@ -86,13 +86,13 @@ def _without_parent(todo: list[Task], failures: Mapping[str, str]) -> list[Task]
     return lost
 
 
-def _fail(task: Task, why: str, failures: dict[str, str], on_progress: Callable[[Progress], None]) -> None:
+def _fail(task: RunTask, why: str, failures: dict[str, str], on_progress: Callable[[Progress], None]) -> None:
     failures[task.run.key] = why
     on_progress(Progress("failed", task, failure=why))
 
 
 def _hand_out(
-    todo: list[Task], crew: Sequence[_Worker], done: set[str], on_progress: Callable[[Progress], None]
+    todo: list[RunTask], crew: Sequence[_Worker], done: set[str], on_progress: Callable[[Progress], None]
 ) -> None:
     for worker in crew:
         ready = [task for task in todo if task.run.parent is None or task.run.parent.key in done]
@@ -104,7 +104,7 @@ def _hand_out(
             on_progress(Progress("started", task))
 
 
-def _answers(crew: Sequence[_Worker]) -> list[tuple[int, Task, Outcome]]:
+def _answers(crew: Sequence[_Worker]) -> list[tuple[int, RunTask, RunOutcome]]:
     """Wait until some worker has ended its task, or has died at it."""
     busy = [worker.pipe for worker in crew if worker.task]
     ready = wait(busy) if busy else []  # for nobody it would wait for ever
@@ -114,12 +114,12 @@ def _answers(crew: Sequence[_Worker]) -> list[tuple[int, Task, Outcome]]:
             continue
         task, worker.task = worker.task, None
         try:
-            outcome: Outcome = worker.pipe.recv()
+            outcome: RunOutcome = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
             worker.process.join()
             how = how_it_ended(worker.process.exitcode or 0)
             why = f"its process {how}; the lines above may say why"
-            outcome = Outcome(task.run.key, time.monotonic() - worker.since, why)
+            outcome = RunOutcome(task.run.key, time.monotonic() - worker.since, why)
         found.append((at, task, outcome))
     return found
 

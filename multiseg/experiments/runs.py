@@ -10,9 +10,7 @@ from typing import Any
 
 from multiseg.config import merged
 from multiseg.experiments.ground import Ground
-
-COSTS = {"lf_unet": 3.0, "maf_unet": 0.9, "hemis": 2.0, "multi_unet_plus": 0.8, "progressive": 1.5}
-"""Of a step on a CPU at scale small, in those of a Multi-Unet; about, for the time that is left."""
+from multiseg.models.builders import NETWORKS, multi_unet_plus
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,10 @@ class Run:
     @property
     def cost(self) -> float:
         """About how long it takes, in patches of a Multi-Unet; for the time that is left."""
-        factor = COSTS.get(self.settings["model"].get("builder", "multi_unet"), 1.0)
+        builder = self.settings["model"].get("builder", "multi_unet")
         if self.settings.get("start", {}).get("method") == "progressive":
-            factor = COSTS["progressive"]
+            builder = "progressive"
+        factor = NETWORKS[builder].cost
         if self.federation:
             factor *= len(self.settings["databases"])
         return float(factor * self.settings["fit"]["num_steps"] * self.settings["stream"]["batch_size"])
@@ -87,7 +86,7 @@ def training(
 
 def joint(ground: Ground, seed: int, drop: str = "uniform", builder: str = "multi_unet") -> Run:
     """One model of all training databases."""
-    numbers = {"widths": ground.scale.plus_widths, "norm": "instance_affine"} if builder == "multi_unet_plus" else {}
+    numbers = {"widths": ground.scale.plus_widths, "norm": multi_unet_plus.norm} if builder == "multi_unet_plus" else {}
     more = {"model": {"builder": builder, **numbers}, "stream": {"draw": {"drop": drop}}}
     return training(ground, f"{builder} on all, drop {drop}", ground.training, seed, more)
 

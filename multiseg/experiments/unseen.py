@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from multiseg.experiments.comparisons import INTERVAL, Table, arms_of, difference, means, rows_of
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, joint, single
-from multiseg.experiments.tables import INTERVAL, Table, arms_of, difference, means, rows_of
 
 QUESTION = "Does a pathology that was learnt in T1 only profit from FLAIR and T2 that other pathologies taught?"
 ELM, BIRCH, ALL, ALL_DROP = "elm only", "birch only, drop", "all, no drop", "all, drop"

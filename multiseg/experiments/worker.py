@@ -33,7 +33,7 @@ DONE, CASES = "done.json", "cases.csv"
 
 
 @dataclass(frozen=True)
-class Task:
+class RunTask:
     """A run with its exams; `folder` holds every run of all experiments."""
 
     run: Run
@@ -44,7 +44,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended: `failure` says why where it did not."""
 
     key: str
@@ -71,7 +71,7 @@ def read_done(folder: Path, run: Run) -> Mapping[str, object]:
     return told
 
 
-def is_finished(task: Task) -> bool:
+def is_finished(task: RunTask) -> bool:
     """Whether there is nothing left to do for it."""
     examined = all(cases_file(task.folder, task.run, exam).is_file() for exam in task.exams)
     return examined and is_trained(task.folder, task.run)
@@ -86,7 +86,7 @@ def serve(pipe: Connection) -> None:
     leave_signals_to_parent()
     while True:
         try:
-            task: Task = pipe.recv()
+            task: RunTask = pipe.recv()
         except EOFError:
             return
         try:
@@ -95,7 +95,7 @@ def serve(pipe: Connection) -> None:
             return
 
 
-def do(task: Task) -> Outcome:
+def do(task: RunTask) -> RunOutcome:
     """Train and test, going on from what is there. What multiseg says against it becomes the outcome's failure."""
     began = time.monotonic()
     if task.device == "cpu":
@@ -107,11 +107,11 @@ def do(task: Task) -> Outcome:
             if not cases_file(task.folder, task.run, exam).is_file():
                 _examine(task, exam)
     except (MultisegError, NotImplementedError, RuntimeError) as error:  # the latter two from torch
-        return Outcome(task.run.key, time.monotonic() - began, f"{type(error).__name__}: {error}")
-    return Outcome(task.run.key, time.monotonic() - began)
+        return RunOutcome(task.run.key, time.monotonic() - began, f"{type(error).__name__}: {error}")
+    return RunOutcome(task.run.key, time.monotonic() - began)
 
 
-def _train(task: Task) -> None:
+def _train(task: RunTask) -> None:
     began, out = time.monotonic(), run_folder(task.folder, task.run)
     step, best = _federated(task, out) if task.run.federation else _alone(task, out)
     told = {"name": task.run.name, "step": step, "best": best, "seconds": time.monotonic() - began}
@@ -119,7 +119,7 @@ def _train(task: Task) -> None:
     write_atomically(out / DONE, json.dumps({**told, "versions": versions}, indent=1).encode())
 
 
-def _alone(task: Task, out: Path) -> tuple[int, float]:
+def _alone(task: RunTask, out: Path) -> tuple[int, float]:
     """The steps done, and the best validation."""
     more = {"device": task.device, "stream": {"workers": 0}}
     if task.run.parent:
@@ -130,7 +130,7 @@ def _alone(task: Task, out: Path) -> tuple[int, float]:
     return result.step, result.best
 
 
-def _federated(task: Task, out: Path) -> tuple[int, float]:
+def _federated(task: RunTask, out: Path) -> tuple[int, float]:
     """The same of a federation in which every database is a site."""
     settings = {name: value for name, value in task.run.settings.items() if name not in ("store", "databases")}
     names = tuple(task.run.settings["databases"])
@@ -149,7 +149,7 @@ def _federated(task: Task, out: Path) -> tuple[int, float]:
     return result.round * options.local.steps, result.best
 
 
-def _examine(task: Task, exam: Exam) -> None:
+def _examine(task: RunTask, exam: Exam) -> None:
     file = cases_file(task.folder, task.run, exam)
     file.parent.mkdir(parents=True, exist_ok=True)
     options = EvaluateOptions(exam.split, exam.databases, exam.subsets, task.overlap)

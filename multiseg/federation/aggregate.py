@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multiseg.errors import FederationError
-from multiseg.federation.plan import AggregateOptions
 from multiseg.federation.privacy import update_norm
-from multiseg.models.parts import SHARED, Part
+from multiseg.federation.strategies import STRATEGIES, AggregateOptions
+from multiseg.models.network_parts import SHARED, Part
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -91,18 +91,21 @@ def aggregated(
     sites = sorted(updates)
     _check(updates, weights, parts)
     factors = {site: _factor(updates[site], options.max_update_norm) for site in sites}
-    is_whole, is_robust = options.unit == "tensors", options.strategy in ("trimmed_mean", "median")
+    is_whole, left_out = options.unit == "tensors", STRATEGIES[options.strategy].left_out
     update, contributors = {}, {}
     for part in parts:
         own = {site: _weight(weights[site], SHARED if is_whole else part.group) for site in sites}
-        counted = dict.fromkeys(sites, 1.0) if is_robust else own
+        counted = dict.fromkeys(sites, 1.0) if left_out else own
         senders = tuple(site for site in sites if part.name in updates[site] and counted[site] > 0)
         if not senders:
             continue
         contributors[part.name] = senders
         scaled = {site: (updates[site][part.name], factors[site]) for site in senders}
         counts = counted if is_whole else {site: counted[site] for site in senders}
-        update[part.name] = _robust(scaled, len(counts), options) if is_robust else _mean(scaled, counts)
+        if left_out:
+            update[part.name] = _robust(scaled, len(counts), left_out(len(counts), options))
+        else:
+            update[part.name] = _mean(scaled, counts)
     return Mean(update, contributors, tuple(site for site in sites if factors[site] < 1))
 
 
@@ -146,17 +149,16 @@ def _mean(scaled: Mapping[str, tuple[Tensor, float]], weights: Mapping[str, floa
     return mean.float()
 
 
-def _robust(
-    scaled: Mapping[str, tuple[Tensor, float]], num_sites: int, options: AggregateOptions
-) -> Float[Tensor, "*part"]:
-    """The mean without the outer values, of each site's tensor times its factor and 0 for the sites without one."""
+def _robust(scaled: Mapping[str, tuple[Tensor, float]], num_sites: int, left_out: int) -> Float[Tensor, "*part"]:
+    """The mean without the outer values, of each site's tensor times its factor and 0 for the sites without one.
+
+    Args:
+        left_out: how many values at either end.
+    """
     like = next(iter(scaled.values()))[0]
     values = np.zeros((num_sites, like.numel()), dtype=np.float32)
     for row, (tensor, factor) in zip(values, scaled.values(), strict=False):
         row[:] = tensor.float().reshape(-1).numpy() * np.float32(factor)
     values.sort(axis=0)  # not torch's sort, which also makes an index of 8 bytes for every value
-    most = (num_sites - 1) // 2
-    # 1e-9: 0.29 * 100 is a little less than 29.
-    cut = most if options.strategy == "median" else min(most, math.floor(options.trim * num_sites + 1e-9))
-    kept = values[cut : num_sites - cut].mean(axis=0, dtype=np.float64)
+    kept = values[left_out : num_sites - left_out].mean(axis=0, dtype=np.float64)
     return torch.from_numpy(kept.astype(np.float32)).reshape(like.shape)

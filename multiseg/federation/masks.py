@@ -32,7 +32,7 @@ from multiseg.errors import FederationError
 from multiseg.federation.aggregate import Mean
 from multiseg.federation.plan import LEAST_MASKED
 from multiseg.federation.privacy import derived_key
-from multiseg.models.parts import Part
+from multiseg.models.network_parts import Part
 
 RESOLUTION = 2.0**-24
 """What one step of the fixed-point numbers is worth; a sum may reach 2^31 steps, which is 128, to either side."""

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from multiseg.errors import UsageError
+from multiseg.federation.strategies import STRATEGIES, AggregateOptions, check_aggregate
 from multiseg.labels import LabelSpace
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.mirror import check_sides
+from multiseg.models.builders import NETWORKS
 from multiseg.own import is_own
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import ModelOptions, numbers_of, seeded
+from multiseg.training.run_folder import ModelOptions, numbers_of, seeded
 
-STRATEGIES = ("fedavg", "fedavgm", "fedadam", "trimmed_mean", "median")
 WEIGHTS = ("cases", "equal", "exposure")
 UNITS = ("parts", "tensors")
 OPTIMISERS = ("adam", "sgd")
@@ -47,41 +47,6 @@ class LocalOptions:
     proximal: float = 0.0
     keep_optimiser: bool = False
     personal: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class AggregateOptions:
-    """How the sites' updates become one.
-
-    Attributes:
-        strategy: "fedavg" (weighted mean; McMahan et al. 2017, arXiv:1602.05629), "fedavgm" and "fedadam" (a server
-            optimiser on that mean; Reddi et al. 2021, arXiv:2003.00295), "trimmed_mean" or "median" (element by
-            element, every site alike; Yin et al. 2018, arXiv:1803.01498).
-        weights: of a site in a mean: its "cases" (rounded, as it told them), "equal", or "exposure": the patches of
-            the round in which it showed the network the sequence that a part belongs to, or looked for its label.
-        unit: "parts" (a part of the network that belongs to one sequence is averaged over the sites that have the
-            sequence) or "tensors" (every tensor whole over all sites, as stock federated averaging does).
-        learning_rate: of the server optimisers. The default fits fedavg and fedavgm; fedadam moves every weight by
-            about as much as this says, whatever the sites sent, and has to be given less: 0.01 is a beginning.
-            None of them moves running statistics of batch normalisation, which always follow the plain mean.
-        momentum, beta1, beta2, tau: of the server optimisers; tau is the term that keeps FedAdam from dividing by 0.
-        trim: share of the sites whose values are left out at either end of a trimmed mean.
-        max_update_norm: a site's update is scaled down to this Euclidean norm; 0 leaves it.
-        max_norm_ratio: an update that is more than so many times as long as the median of the round's is refused, see
-            `centre.lengths.outliers`; 0 compares none.
-    """
-
-    strategy: str = "fedavg"
-    weights: str = "cases"
-    unit: str = "parts"
-    learning_rate: float = 1.0
-    momentum: float = 0.9
-    beta1: float = 0.9
-    beta2: float = 0.99
-    tau: float = 1e-3
-    trim: float = 0.2
-    max_update_norm: float = 0.0
-    max_norm_ratio: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -198,16 +163,15 @@ def check(options: FederationOptions) -> None:
         )
     if not local.proximal >= 0:
         raise UsageError(f"local.proximal is {local.proximal}: give 0 or more.")
-    _check_aggregate(aggregate)
+    check_aggregate(aggregate)
     space = LabelSpace.of(options.labels, options.rest)
     if options.augment.flip_probability:
         check_sides(space)
     if options.fit.ema:
         raise UsageError("fit.ema is for a training alone: in a federation the rounds themselves are an average.")
-    if options.model.builder == "progressive":
-        raise UsageError(
-            "a progressive network is not trained by a federation: fine-tune the joint model at each site."
-        )
+    builder = options.model.builder
+    if builder in NETWORKS and NETWORKS[builder].parts is None:
+        raise UsageError(f"a {builder} network is not trained by a federation: fine-tune the joint model at each site.")
     _check_privacy(options)
 
 
@@ -289,30 +253,6 @@ def refuse_own(value: str, name: str) -> None:
         )
 
 
-def _check_aggregate(aggregate: AggregateOptions) -> None:
-    for name, is_meant, told in (
-        ("trim", 0 <= aggregate.trim < 0.5, "from 0 to below 0.5"),
-        ("max_update_norm", 0 <= aggregate.max_update_norm < math.inf, "0 or more"),
-        (
-            "max_norm_ratio",
-            aggregate.max_norm_ratio == 0 or 2 <= aggregate.max_norm_ratio < math.inf,
-            "2 or more, or 0",
-        ),
-        ("learning_rate", 0 < aggregate.learning_rate < math.inf, "above 0"),
-        ("momentum", 0 <= aggregate.momentum < 1, "from 0 to below 1"),
-        ("beta1", 0 <= aggregate.beta1 < 1, "from 0 to below 1"),
-        ("beta2", 0 <= aggregate.beta2 < 1, "from 0 to below 1"),
-        ("tau", 0 < aggregate.tau < math.inf, "above 0"),
-    ):
-        if not is_meant:
-            raise UsageError(f"aggregate.{name} is {getattr(aggregate, name)}: give a number {told}.")
-    if aggregate.strategy == "fedadam" and aggregate.learning_rate > 0.1:
-        raise UsageError(
-            f"aggregate.learning_rate is {aggregate.learning_rate}, by which fedadam would move every weight in a "
-            "round: give 0.1 or less, such as 0.01."
-        )
-
-
 def _check_privacy(options: FederationOptions) -> None:
     privacy = options.privacy
     if min(privacy.clip, privacy.noise) < 0 or not 0 < privacy.delta < 1:
@@ -324,7 +264,7 @@ def _check_privacy(options: FederationOptions) -> None:
         raise UsageError("privacy.noise is measured in multiples of privacy.clip: set that, too.")
     if not privacy.masked:
         return
-    if options.aggregate.strategy in ("trimmed_mean", "median") or options.aggregate.max_update_norm:
+    if STRATEGIES[options.aggregate.strategy].left_out or options.aggregate.max_update_norm:
         raise UsageError(
             "with privacy.masked the server sees no site's update, so it can neither trim, nor take a median, nor "
             "clip: use a fedavg strategy, and privacy.clip."

@@ -9,7 +9,7 @@ from typing import Any
 from multiseg.config import read_settings
 from multiseg.errors import UsageError
 from multiseg.federation.plan import FederationOptions
-from multiseg.training.folder import flat
+from multiseg.training.run_folder import flat
 
 UNHEARD = {
     "fit.num_steps": "set schedule.rounds and local.steps",

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from multiseg.errors import UsageError
 from multiseg.loaders.batches import Batch
-from multiseg.loaders.intensity import Adjustment, Bias, Coarse, Noise, adjust
+from multiseg.loaders.intensity_adjustment import Adjustment, Bias, Coarse, Noise, adjust
 from multiseg.loaders.mirror import exchanged
 from multiseg.loaders.spatial import Elastic, Movement, move, rotation
 from multiseg.loaders.transform import Transform, transform_named, transformed

@@ -19,9 +19,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from multiseg.errors import DataError, UsageError
 from multiseg.labels import LabelSpace
 from multiseg.loaders.cache import CaseCache, with_places
-from multiseg.loaders.described import describe
 from multiseg.loaders.draw import Draw, DrawOptions, DrawPlan, chosen
 from multiseg.loaders.memory import SharedMemory, check_there_is
+from multiseg.loaders.plan_sources import plan_sources
 from multiseg.loaders.reader_processes import Processes
 from multiseg.loaders.ring import MAX_LENT, Filled, Ring, Wanted
 from multiseg.loaders.shards import Checksums
@@ -193,9 +193,9 @@ class PatchStream(IterableDataset[Batch]):
                 f'give a batch_size that {len(names)} divides, or databases = "drawn".'
             )
         self.plan = DrawPlan(store, cases, space, self.options.draw)
-        self._described = describe(self.plan, axis, self.options.checksums)
+        self._plan_sources = plan_sources(self.plan, axis, self.options.checksums)
         budget = num_bytes(self.options.cache, "cache")
-        self._sources, taken = with_places(self._described.sources, self.plan.chances, budget)
+        self._sources, taken = with_places(self._plan_sources.sources, self.plan.chances, budget)
         self._cache = CaseCache(self._sources, taken)
         self._parts = store.parts(self.options.disk_cache, num_bytes(self.options.disk_budget, "disk_budget"))
         self.position = 0
@@ -273,7 +273,7 @@ class PatchStream(IterableDataset[Batch]):
         def wanted() -> Iterator[list[Wanted]]:
             for number in numbers:
                 drawn.append([(key, self.plan.draw(*key)) for key in self._keys(number)])
-                yield [self._described.wanted(draw) for _, draw in drawn[-1]]
+                yield [self._plan_sources.wanted(draw) for _, draw in drawn[-1]]
 
         work = self._work(workers)
         ring = Ring(work, _crew(work, self.options, workers), self._cache)
@@ -304,9 +304,9 @@ class PatchStream(IterableDataset[Batch]):
         draws = [draw for _, draw in drawn]
         return Batch(
             images=filled.images,
-            present=self._described.present(draws),
+            present=self._plan_sources.present(draws),
             target=filled.target,
-            annotated=self._described.annotated[[draw.number for draw in draws]],
+            annotated=self._plan_sources.annotated[[draw.number for draw in draws]],
             database=tuple(draw.case.database for draw in draws),
             case=tuple(draw.case.name for draw in draws),
             corner=torch.tensor([draw.corner for draw in draws], dtype=torch.int64),

@@ -16,7 +16,7 @@ from multiseg.errors import DataError, UsageError
 from multiseg.labels import LabelSpace
 from multiseg.loaders.centres import Centres, load_centres
 from multiseg.loaders.chance import Chance
-from multiseg.loaders.drop import DROPS, kept, limits
+from multiseg.loaders.modality_drop import DROPS, kept, limits
 from multiseg.store.reader import Case, Store
 from multiseg.types import Index3
 

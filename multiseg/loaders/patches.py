@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Float16, Shaped, UInt8
 
 from multiseg.errors import MultisegError
-from multiseg.loaders.shards import Checksums, Run, ShardReader, runs_of
+from multiseg.loaders.shards import ChannelRun, Checksums, ShardReader, runs_of
 from multiseg.store.array_layout import ArrayLayout
 from multiseg.store.byte_ranges import Parts
 from multiseg.types import Index3
 
 
-class Task(NamedTuple):
+class PatchTask(NamedTuple):
     """One patch to read: of which case, where, which of its database's channels, and the place it is for.
 
     `kept` has a bit for each channel of the database; `is_cached` says that the case lies decoded in the cache.
@@ -107,11 +107,11 @@ class PatchReader:
         whose = list(zip(sources.databases, named, strict=True))
         self._images = [ShardReader(parts, one.image, sources.checksums, shards) for one, shards in whose]
         self._labels = [ShardReader(parts, one.label, sources.checksums, shards) for one, shards in whose]
-        self._runs: dict[tuple[int, int], tuple[tuple[Run, ...], tuple[int, ...]]] = {}
+        self._runs: dict[tuple[int, int], tuple[tuple[ChannelRun, ...], tuple[int, ...]]] = {}
 
     def fill(
         self,
-        task: Task,
+        task: PatchTask,
         images: Float16[np.ndarray, "modality i j k"],
         target: UInt8[np.ndarray, "i j k"],
     ) -> None:
@@ -158,7 +158,7 @@ class PatchReader:
         except MultisegError as error:
             raise type(error)(f"{case.name}: {error}") from error
 
-    def _placed(self, database: int, kept: int) -> tuple[tuple[Run, ...], tuple[int, ...]]:
+    def _placed(self, database: int, kept: int) -> tuple[tuple[ChannelRun, ...], tuple[int, ...]]:
         """The channels to read with their places, and the places that hold nothing."""
         known = self._runs.get((database, kept))
         if known is None:
@@ -172,7 +172,7 @@ class PatchReader:
     def _read_images(
         self,
         case: CaseSource,
-        runs: Sequence[Run],
+        runs: Sequence[ChannelRun],
         corner: Index3,
         size: Index3,
         at: Index3,
@@ -185,12 +185,12 @@ class PatchReader:
     ) -> None:
         reader, tables = self._labels[case.database], self.sources.tables[case.tables]
         first, *others = tables
-        reader.read(case.row, (Run(first.annotation, 0),), corner, size, target[None], at)
+        reader.read(case.row, (ChannelRun(first.annotation, 0),), corner, size, target[None], at)
         if not first.is_plain:  # of nothing, as around the case, the table makes nothing
             map_codes(target, first.table)
         for one in others:
             codes = np.empty((1, *size), dtype=np.uint8)
-            reader.read(case.row, (Run(one.annotation, 0),), corner, size, codes)
+            reader.read(case.row, (ChannelRun(one.annotation, 0),), corner, size, codes)
             map_codes(codes, one.table)
             region = target[tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))]
             np.copyto(region, codes[0], where=codes[0] != 0)
@@ -204,7 +204,7 @@ class PatchReader:
     def _copy_cached(
         self,
         case: CaseSource,
-        runs: Sequence[Run],
+        runs: Sequence[ChannelRun],
         corner: Index3,
         size: Index3,
         at: Index3,

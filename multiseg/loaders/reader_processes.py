@@ -20,7 +20,7 @@ from typing import Any
 from multiseg.errors import MultisegError, ResourceError
 from multiseg.faults import remedy
 from multiseg.loaders import serving
-from multiseg.loaders.patches import Task
+from multiseg.loaders.patches import PatchTask
 from multiseg.loaders.workers import Work
 from multiseg.processes import ORPHAN_SECONDS, fork_server, how_it_ended, signals_held_back
 
@@ -42,7 +42,7 @@ class _Worker:
         self.number = number
         self.process = process
         self.line = line
-        self.tasks: dict[int, Task] = {}
+        self.tasks: dict[int, PatchTask] = {}
         # Made once: Connection.poll() and multiprocessing's wait() make one at every call, at the cost of a task.
         self._ear = select.poll()
         self._ear.register(line, select.POLLIN)
@@ -110,7 +110,7 @@ class Processes:
             theirs.close()
         return _Worker(number, process, ours)
 
-    def give(self, task: Task) -> None:
+    def give(self, task: PatchTask) -> None:
         worker = min(self._workers, key=lambda one: len(one.tasks))
         if len(worker.tasks) >= LISTEN_FROM:
             self._early += self._heard(worker)
@@ -118,7 +118,7 @@ class Processes:
         self._send(worker, task)
 
     @staticmethod
-    def _send(worker: _Worker, task: Task) -> None:
+    def _send(worker: _Worker, task: PatchTask) -> None:
         with suppress(OSError):  # it is dead, which is found and told when its work is waited for
             worker.line.send_bytes(pickle.dumps(tuple(task)))  # send() costs more than the pickling
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from multiseg.loaders.cache import CaseCache
 from multiseg.loaders.memory import SharedMemory
-from multiseg.loaders.patches import Task
+from multiseg.loaders.patches import PatchTask
 from multiseg.loaders.workers import Crew, Work
 from multiseg.types import Index3
 
@@ -98,12 +98,12 @@ class Ring:
         self._undone[slot] = len(wanted)
         for position, patch in enumerate(wanted):
             if self._cache.is_due(patch.case):
-                self._give(Task(0, -1, 0, patch.case, (0, 0, 0), 0))
+                self._give(PatchTask(0, -1, 0, patch.case, (0, 0, 0), 0))
             is_cached = self._cache.holds(patch.case)
-            self._give(Task(0, slot, position, patch.case, patch.corner, patch.kept, is_cached))
+            self._give(PatchTask(0, slot, position, patch.case, patch.corner, patch.kept, is_cached))
         return slot
 
-    def _give(self, task: Task) -> None:
+    def _give(self, task: PatchTask) -> None:
         self._serial += 1
         self._slots[self._serial] = task.slot if task.slot >= 0 else -1 - task.case
         self._crew.give(task._replace(serial=self._serial))

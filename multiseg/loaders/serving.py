@@ -16,7 +16,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from multiseg.errors import MultisegError
-from multiseg.loaders.patches import Task
+from multiseg.loaders.patches import PatchTask
 from multiseg.loaders.workers import Doer, Work
 from multiseg.processes import end_with_parent, leave_signals_to_parent
 
@@ -63,7 +63,7 @@ def _do_all(work: Work, line: Connection, turn: threading.Lock) -> None:
     begin = threading.Lock()
     doer: Doer | None = None
 
-    def do(task: Task) -> None:
+    def do(task: PatchTask) -> None:
         nonlocal doer
         try:
             with begin:
@@ -84,15 +84,15 @@ def _do_all(work: Work, line: Connection, turn: threading.Lock) -> None:
                 pool.submit(do, task)
 
 
-def _tasks(line: Connection) -> Iterator[Task]:
+def _tasks(line: Connection) -> Iterator[PatchTask]:
     """What a worker is told to do.
 
     All that was said is taken in before anything is done: the parent may be waiting for the line to have room.
     """
-    waiting: deque[Task] = deque()
+    waiting: deque[PatchTask] = deque()
     said = select.poll()
     said.register(line, select.POLLIN)
     while True:
         while not waiting or said.poll(0):
-            waiting.append(Task(*line.recv()))
+            waiting.append(PatchTask(*line.recv()))
         yield waiting.popleft()

@@ -37,7 +37,7 @@ _BLOSC_HEADER, _BLOSC_COPIED = Struct("<2xBxI4xI"), 2
 
 
 @dataclass(frozen=True)
-class Run:
+class ChannelRun:
     """Channels that are copied together: `num` of them from `source` on, to `target` on, by steps."""
 
     source: int
@@ -47,26 +47,26 @@ class Run:
     target_step: int = 1
 
 
-def runs_of(pairs: Iterable[tuple[int, int]], chunk: int) -> tuple[Run, ...]:
+def runs_of(pairs: Iterable[tuple[int, int]], chunk: int) -> tuple[ChannelRun, ...]:
     """(channel, place) pairs as few runs, none of which leaves a chunk of `chunk` channels.
 
     >>> runs_of([(0, 1), (1, 2), (3, 4)], chunk=4)
-    (Run(0, 1, 2, 1, 1), Run(3, 4, 1, 1, 1))
+    (ChannelRun(0, 1, 2, 1, 1), ChannelRun(3, 4, 1, 1, 1))
     """
-    runs: list[Run] = []
+    runs: list[ChannelRun] = []
     for source, target in sorted(pairs):
         last = runs[-1] if runs else None
         if last is None or source // chunk != last.source // chunk:
-            runs.append(Run(source, target))
+            runs.append(ChannelRun(source, target))
         elif last.num == 1:
-            runs[-1] = Run(last.source, last.target, 2, source - last.source, target - last.target)
+            runs[-1] = ChannelRun(last.source, last.target, 2, source - last.source, target - last.target)
         elif (source, target) == (
             last.source + last.num * last.source_step,
             last.target + last.num * last.target_step,
         ):
-            runs[-1] = Run(last.source, last.target, last.num + 1, last.source_step, last.target_step)
+            runs[-1] = ChannelRun(last.source, last.target, last.num + 1, last.source_step, last.target_step)
         else:
-            runs.append(Run(source, target))
+            runs.append(ChannelRun(source, target))
     return tuple(runs)
 
 
@@ -150,7 +150,7 @@ class ShardReader:
     def read(
         self,
         row: int,
-        runs: Sequence[Run],
+        runs: Sequence[ChannelRun],
         corner: Index3,
         size: Index3,
         out: Shaped[np.ndarray, "place i j k"],
@@ -165,7 +165,7 @@ class ShardReader:
             for place, pieces in self._by_shard(channels, corner, size, at, out.strides).items():
                 self._fill(self._shard((row, channels // self._grid[0], *place)), pieces, copies, out)
 
-    def _copy(self, run: Run, strides: tuple[int, ...]) -> _Copy:
+    def _copy(self, run: ChannelRun, strides: tuple[int, ...]) -> _Copy:
         source = run.source % self.layout.chunk[0] * self._strides[0]
         source_strides = (self._strides[0] * run.source_step, *self._strides[1:3])
         target_strides = (strides[0] * run.target_step, *strides[1:3])

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from multiseg.loaders.memory import SharedMemory
-from multiseg.loaders.patches import PatchReader, Sources, Task
+from multiseg.loaders.patches import PatchReader, PatchTask, Sources
 from multiseg.store.byte_ranges import Parts
 
 
@@ -53,7 +53,7 @@ class Doer:
         self._cases = work.sources.cases
         self._reader = PatchReader(work.sources, work.parts, cache)
 
-    def do(self, task: Task) -> None:
+    def do(self, task: PatchTask) -> None:
         if task.slot < 0:
             self._reader.decode(self._cases[task.case])
         else:
@@ -65,7 +65,7 @@ class Doer:
 class Crew(Protocol):
     """Those who read."""
 
-    def give(self, task: Task) -> None:
+    def give(self, task: PatchTask) -> None:
         """Have a task done, now or later."""
 
     def done(self) -> Sequence[int]:
@@ -84,9 +84,9 @@ class Caller:
 
     def __init__(self, work: Work) -> None:
         self._doer = Doer(work)
-        self._tasks: deque[Task] = deque()
+        self._tasks: deque[PatchTask] = deque()
 
-    def give(self, task: Task) -> None:
+    def give(self, task: PatchTask) -> None:
         self._tasks.append(task)
 
     def done(self) -> Sequence[int]:
@@ -106,10 +106,10 @@ class Threads:
         self._pool = ThreadPoolExecutor(num * work.threads, "multiseg-reader")
         self._done: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
 
-    def give(self, task: Task) -> None:
+    def give(self, task: PatchTask) -> None:
         self._pool.submit(self._do, task)
 
-    def _do(self, task: Task) -> None:
+    def _do(self, task: PatchTask) -> None:
         try:
             self._doer.do(task)
             self._done.put(task.serial)

@@ -11,7 +11,7 @@ from multiseg.errors import CheckpointError, ModalityError, UsageError
 from multiseg.files import check_files, check_folder
 from multiseg.labels import LabelSpace
 from multiseg.modalities import CANONICAL_ORDER, ModalityAxis, canonical_modality
-from multiseg.models.builders import build
+from multiseg.models.builders import build, multi_unet
 from multiseg.models.published import PublishedSize, load_published, read_published, size_of
 from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
 from multiseg.models.unet import MultiUnet
@@ -19,7 +19,6 @@ from multiseg.types import Index3
 
 RELEASED_CHANNELS = ("PD", "FLAIR", "SWI", "T1", "T1c", "T2")
 """Of the released model: the alphabetical order of the names, PD being spelled DP there."""
-PUBLISHED_DROPOUT = 0.2
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def import_weights(path: Path, out: Path, options: ImportOptions, overwrite: boo
     state = read_published(path)
     size = size_of(state)
     _check_sizes(path, size, axis)
-    numbers = {"widths": list(size.widths), "dropout": PUBLISHED_DROPOUT, "norm": size.norm}
+    numbers = {"widths": list(size.widths), "dropout": multi_unet.dropout, "norm": size.norm}
     network = build("multi_unet", size.num_channels, size.num_logits, **numbers)
     assert isinstance(network, MultiUnet)
     load_published(network, state)

@@ -18,17 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from multiseg.errors import TrainingError, UsageError
 from multiseg.loaders.batches import Share
+from multiseg.models.builders import NETWORKS
 from multiseg.models.devices import resolve_device
-from multiseg.models.plus import MultiUnetPlus
-from multiseg.models.progressive import ProgressiveUnet
-from multiseg.models.unet import MultiUnet
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
 """How long one process waits for another, which may be at a validation or waiting for its data. One that ended is
 noticed at once."""
 
-WHOLE = (MultiUnet, MultiUnetPlus, ProgressiveUnet)
+WHOLE = tuple(known.module for known in NETWORKS.values() if known.uses_every_parameter)
 """Networks of which every batch uses every parameter."""
 
 

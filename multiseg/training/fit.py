@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -21,9 +21,9 @@ from multiseg.training.average import average_of, update_average
 from multiseg.training.checkpoint import TrainState
 from multiseg.training.distributed import ALONE, Peers, without_sync
 from multiseg.training.events import Event, StepDone, Validated, Validation
-from multiseg.training.head import head_alone
 from multiseg.training.numerics import compiled, deterministic, precision
 from multiseg.training.objectives import Objective, objective_named
+from multiseg.training.optimisers import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -91,22 +91,6 @@ class Hooks:
     transform: Transform | None = None
 
 
-def _published(done: float) -> float:
-    return 1.0 if done < 0.25 else 0.1
-
-
-def _cosine(done: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": _cosine,
-    "published": _published,
-    "constant": lambda done: 1.0,
-}
-"""The factor on the learning rate, from the share of the steps that is done."""
-
-
 def fit(
     state: TrainState,
     stream: Stream,
@@ -154,6 +138,37 @@ def fit(
         return _loop(learner, stream, hooks, options.num_steps if until is None else min(until, options.num_steps))
 
 
+@contextmanager
+def head_alone(network: nn.Module, wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Freeze all parameters but those of `network.head`, until the function that this gives is called, or the end.
+
+    The function says whether it had anything to let go. What was frozen before, such as the first column of a
+    progressive network, stays so. Dropout goes on in the frozen layers, and so do the statistics of batch norm.
+
+    Raises:
+        UsageError: the network has no head.
+    """
+    head = getattr(network, "head", None)
+    if wanted and not isinstance(head, nn.Module):
+        raise UsageError(f"{type(network).__name__} has no head to learn first: set head_steps to 0.")
+    own = {id(parameter) for parameter in head.parameters()} if isinstance(head, nn.Module) else set()
+    frozen = [p for p in network.parameters() if p.requires_grad and id(p) not in own] if wanted else []
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+    def let_go() -> bool:
+        had = bool(frozen)
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        frozen.clear()
+        return had
+
+    try:
+        yield let_go
+    finally:
+        let_go()
+
+
 class _Learner:
     """What a step needs; `network` is the state's as it has to be called."""
 
@@ -184,8 +199,8 @@ def _loop(learner: _Learner, stream: Stream, hooks: Hooks, until: int) -> bool:
     if _is_validation_due(state, options) and not _validate(state, hooks, peers):
         return False
     batches = stream.batches(state.step * options.accumulate, until * options.accumulate)
-    for group in _groups(_timed(batches), options.accumulate):
-        done = _step(learner, group, hooks)
+    while state.step < until:
+        done = _step(learner, batches, hooks)
         hooks.on_event(_event(state, done, peers.num))
         if state.bad_steps >= options.max_bad_steps:
             raise TrainingError(
@@ -234,20 +249,6 @@ def _is_validation_due(state: TrainState, options: FitOptions) -> bool:
     return state.step > 0 and at_its_step and not is_done
 
 
-def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds that were spent waiting for it."""
-    asked = time.monotonic()
-    for batch in batches:
-        yield batch, time.monotonic() - asked
-        asked = time.monotonic()
-
-
-def _groups(batches: Iterator[tuple[Batch, float]], size: int) -> Iterator[Iterator[tuple[Batch, float]]]:
-    """The batches of one step after the other; each is read when it is asked for, since they share memory."""
-    for first in batches:
-        yield chain([first], islice(batches, size - 1))
-
-
 @dataclass(frozen=True)
 class _Done:
     """A step; `cases` are named only where it is bad, then of all processes."""
@@ -262,7 +263,8 @@ class _Done:
     cases: str
 
 
-def _step(learner: _Learner, group: Iterator[tuple[Batch, float]], hooks: Hooks) -> _Done:
+def _step(learner: _Learner, batches: Iterator[Batch], hooks: Hooks) -> _Done:
+    """Take the batches of one step from the stream, and change the weights once."""
     state, options = learner.state, learner.options
     began = time.monotonic()
     rate = options.learning_rate * SCHEDULES[options.schedule](state.step / options.num_steps)
@@ -271,15 +273,16 @@ def _step(learner: _Learner, group: Iterator[tuple[Batch, float]], hooks: Hooks)
     learner.network.train()
     state.optimiser.zero_grad(set_to_none=True)
     cases: dict[str, None] = {}
-    waits: list[float] = []
     sums: dict[str, Tensor] = {}
-    num_patches = 0
-    for at, (batch, waited) in enumerate(group, start=1):
-        with without_sync(learner.network, quiet=at < options.accumulate):
+    num_patches, waited = 0, 0.0
+    for number in range(1, options.accumulate + 1):
+        asked = time.monotonic()
+        batch = next(batches)  # one after the other: batches share memory, so the next one may overwrite this one
+        waited += time.monotonic() - asked
+        with without_sync(learner.network, quiet=number < options.accumulate):
             found = _backward(learner, batch)
         sums = {name: sums.get(name, 0) + value / options.accumulate for name, value in found.items()}
         cases |= dict.fromkeys(f"{database}/{case}" for database, case in zip(batch.database, batch.case, strict=True))
-        waits.append(waited)
         num_patches += len(batch.case)
     loss, *scalars = [float(value) / learner.peers.num for value in sums.values()]
     loss, *scalars = learner.peers.sums([loss, *scalars])
@@ -291,8 +294,8 @@ def _step(learner: _Learner, group: Iterator[tuple[Batch, float]], hooks: Hooks)
         norm=norm,
         learning_rate=rate,
         num_patches=num_patches,
-        seconds=time.monotonic() - began + waits[0],  # the first batch was there before
-        waited=sum(waits),
+        seconds=time.monotonic() - began,
+        waited=waited,
         cases=named,
     )
 

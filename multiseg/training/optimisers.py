@@ -1,4 +1,4 @@
-"""What turns gradients into steps, by name, or of one's own."""
+"""What turns gradients into steps, by name, or of one's own; and the schedules of the learning rate."""
 
 from __future__ import annotations
 
@@ -158,3 +158,19 @@ def _check_own(optimiser: object, network: nn.Module, learning_rate: float, name
             f"the optimiser {name} ({name_of(optimiser)}) evaluates the loss several times a step, which the training "
             "loop does not do: choose one that steps without a closure."
         )
+
+
+def _published(done: float) -> float:
+    return 1.0 if done < 0.25 else 0.1
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": _cosine,
+    "published": _published,
+    "constant": lambda done: 1.0,
+}
+"""The factor on the learning rate, from the share of the steps that is done."""

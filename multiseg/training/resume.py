@@ -15,9 +15,9 @@ from multiseg.store.reader import Case, Store
 from multiseg.training.checkpoint import RESUME, TrainState, load_state
 from multiseg.training.distributed import Peers
 from multiseg.training.events import Noted
-from multiseg.training.fit import SCHEDULES
-from multiseg.training.folder import TrainOptions, held_settings, write_settings
+from multiseg.training.optimisers import SCHEDULES
 from multiseg.training.run_data import RunData, changes, data_of, describe_changes, read_data, scans_of, write_data
+from multiseg.training.run_folder import TrainOptions, held_settings, write_settings
 from multiseg.training.start import Parent
 
 

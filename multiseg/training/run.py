@@ -21,7 +21,7 @@ from multiseg.loaders.draw import DrawOptions, chosen
 from multiseg.loaders.mirror import check_sides
 from multiseg.loaders.transform import Transform
 from multiseg.modalities import ModalityAxis
-from multiseg.models.builders import Builder, build
+from multiseg.models.builders import NETWORKS, Builder, build
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
 from multiseg.own import is_own
@@ -35,17 +35,17 @@ from multiseg.store.structures import (
 )
 from multiseg.training.checkpoint import RESUME, TrainState, generators, save_state
 from multiseg.training.distributed import Peers, joined
+from multiseg.training.event_log import EventLog
 from multiseg.training.events import Event
 from multiseg.training.fit import Hooks, fit
-from multiseg.training.folder import ModelOptions, TrainOptions, claimed_folder, flat, numbers_of, with_all_seeds
-from multiseg.training.logs import Logs
 from multiseg.training.numerics import precision
 from multiseg.training.objectives import OwnObjective
 from multiseg.training.optimisers import OwnOptimiser, make_optimiser
 from multiseg.training.resume import begin, lessons_of
+from multiseg.training.run_folder import ModelOptions, TrainOptions, claimed_folder, flat, numbers_of, with_all_seeds
 from multiseg.training.start import Parent, arranged, descended, parent_of, take_weights
 from multiseg.training.trackers import check_trackers, tracked
-from multiseg.training.trial import Own, taken, try_out, warn_of_closed
+from multiseg.training.trial import OwnParts, taken, try_out, warn_of_closed
 from multiseg.training.validate import validate, validation_cases
 
 
@@ -167,7 +167,7 @@ def _reported(
         yield lambda event: None
         return
     with (
-        Logs(out, state.step) as logs,
+        EventLog(out, state.step) as logs,
         tracked(options.track, out, flat(asdict(options)), lambda: state.step >= options.fit.num_steps) as track,
     ):
 
@@ -218,8 +218,9 @@ def _prepared(
         )
     axis = ModalityAxis.union(case.modalities for case in used)
     if parent is None:
-        if options.model.builder == "progressive":
-            raise UsageError("a progressive network needs a trained one to stand on: multiseg finetune --progressive.")
+        builder = options.model.builder
+        if builder in NETWORKS and NETWORKS[builder].trained_first:
+            raise UsageError(f"a {builder} network needs a trained one to stand on: multiseg finetune --progressive.")
         stream = PatchStream(store, axis, space, options.stream, databases=options.databases, share=share)
         return _info(options, store, stream), stream
     check_spacing(parent.info, store)
@@ -281,7 +282,7 @@ def _info(options: TrainOptions, store: Store, stream: PatchStream) -> ModelInfo
 
 
 def _fresh_state(
-    options: TrainOptions, own: Own, info: ModelInfo, parent: Parent | None, device: torch.device
+    options: TrainOptions, own: OwnParts, info: ModelInfo, parent: Parent | None, device: torch.device
 ) -> TrainState:
     torch.manual_seed(options.seed)
     network = build(own.network or info.builder, len(info.axis), info.space.num_logits, **info.numbers)

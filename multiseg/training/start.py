@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from multiseg.errors import CheckpointError, UsageError
 from multiseg.modalities import ModalityAxis
+from multiseg.models.builders import NETWORKS
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.progressive import ProgressiveUnet
 from multiseg.models.saved import ModelInfo, load_weights, model_path, read_info, read_learnt
@@ -82,8 +83,9 @@ def parent_of(options: StartOptions) -> Parent | None:
         return None
     file = model_path(Path(options.model))
     info = read_info(file)
-    if options.method == "progressive" and info.builder != "multi_unet":
-        raise UsageError(f"progressive columns are built on a multi_unet, but {file} is a {info.builder}: finetune it.")
+    first = NETWORKS["progressive"].trained_first
+    if options.method == "progressive" and info.builder != first:
+        raise UsageError(f"progressive columns are built on a {first}, but {file} is a {info.builder}: finetune it.")
     if options.method == "progressive" and info.background != "zero":
         raise UsageError(
             f"{file} saw {info.background} values outside the brain, and training shows 0 there, which a frozen column "
@@ -117,8 +119,9 @@ def arranged(info: ModelInfo, wanted: Iterable[str], options: StartOptions) -> C
             f"{info.builder} is not a network of multiseg's, so that nobody knows where weights for {', '.join(grown)} "
             "would go: give them channels that are not used any more, with --assign NEW=OLD."
         )
-    most = info.numbers["widths"][0] if info.builder in ("multi_unet", "progressive") else len(axis) + len(grown)
-    if len(axis) + len(grown) > most:
+    network, num_sequences = NETWORKS.get(info.builder), len(axis) + len(grown)
+    most = info.numbers["widths"][0] if network and network.is_bounded else num_sequences
+    if num_sequences > most:
         raise UsageError(
             f"the network has room for {most} sequences, and {', '.join((*axis, *grown))} are more: give "
             f"{', '.join(grown)} channels that are not used any more, with --assign NEW=OLD, or leave out --grow."

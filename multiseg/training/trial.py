@@ -15,17 +15,17 @@ from multiseg.errors import UsageError
 from multiseg.loaders.augment import augmenter
 from multiseg.loaders.batches import Batch
 from multiseg.loaders.transform import SIGNATURE, Transform
-from multiseg.models.builders import BUILDERS, Builder, makes_network
+from multiseg.models.builders import NETWORKS, Builder, makes_network
 from multiseg.models.saved import ModelInfo
 from multiseg.own import blamed, check_takes, is_importable, is_own, name_of
 from multiseg.training.fit import check
-from multiseg.training.folder import TrainOptions
 from multiseg.training.objectives import Objective, OwnObjective, checked_objective, objective_named
 from multiseg.training.optimisers import OwnOptimiser, check_optimiser
+from multiseg.training.run_folder import TrainOptions
 
 
 @dataclass(frozen=True, eq=False)
-class Own:
+class OwnParts:
     """What was passed as itself rather than by name; the options hold its name for the record."""
 
     network: Builder | None = None
@@ -46,14 +46,14 @@ def taken(
     objective: OwnObjective | str | None,
     optimiser: OwnOptimiser | str | None,
     augment: Transform | str | None,
-) -> tuple[TrainOptions, Own]:
+) -> tuple[TrainOptions, OwnParts]:
     """The options with the names of what is given, and what is given that is no name.
 
     Raises:
         UsageError: something cannot be called as it has to be.
     """
-    for name, house in BUILDERS.items():
-        network = name if network is house else network
+    for name, known in NETWORKS.items():
+        network = name if network is known else network
     if isinstance(network, nn.Module):
         raise UsageError(
             f"network is a {type(network).__name__} that is made already: pass its class, or a function that makes it "
@@ -72,7 +72,7 @@ def taken(
     checked = None
     if objective is not None and not isinstance(objective, str):
         checked = checked_objective(objective, name_of(objective))
-    return options, Own(
+    return options, OwnParts(
         network=None if isinstance(network, str) else network,
         objective=checked,
         optimiser=None if isinstance(optimiser, str) else optimiser,
@@ -86,7 +86,7 @@ def _recorded(given: Any, kind: str) -> str:
     return given if isinstance(given, str) else name_of(given)
 
 
-def warn_of_closed(own: Own) -> None:
+def warn_of_closed(own: OwnParts) -> None:
     """Warn of a network that a model file can name, but nobody else can make from the name."""
     if own.network is not None and not (is_importable(own.network) and makes_network(own.network)):
         warnings.warn(
@@ -98,7 +98,7 @@ def warn_of_closed(own: Own) -> None:
         )
 
 
-def try_out(network: nn.Module, own: Own, options: TrainOptions, info: ModelInfo) -> None:
+def try_out(network: nn.Module, own: OwnParts, options: TrainOptions, info: ModelInfo) -> None:
     """Show what is somebody's own one batch of made-up patches, on a copy of the network, before the first step.
 
     Random numbers are as they were, afterwards. What is multiseg's own is not tried.
@@ -121,8 +121,9 @@ def try_out(network: nn.Module, own: Own, options: TrainOptions, info: ModelInfo
             with blamed("augmentation", options.augment.own):
                 batch = augmenter(options.augment, own.augment)(batch)
         if tries_objective:
+            objective = own.objective or objective_named(options.fit.objective)
             with blamed("objective", options.fit.objective):
-                loss, _ = (own.objective or objective_named(options.fit.objective))(trial.train(), batch, 0)
+                loss, _ = objective(trial.train(), batch, 0)
                 loss.backward()  # type: ignore[no-untyped-call]
 
 

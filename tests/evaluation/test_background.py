@@ -18,7 +18,7 @@ from multiseg.evaluation.predict import predict
 from multiseg.evaluation.preparation import network_input
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
-from multiseg.models.builders import BUILDERS
+from multiseg.models.builders import NETWORKS
 from multiseg.models.saved import Model, ModelInfo, read_info, save_model
 from multiseg.store.reader import open_store
 from multiseg.training.validate import validate
@@ -67,7 +67,7 @@ def test_the_background_of_a_store_case_in_evaluation_and_validation(
 ) -> None:
     """Every subset's own channels are shifted, whatever others are there; absent ones and the padding stay 0."""
     watcher = Watcher()
-    monkeypatch.setitem(BUILDERS, "multi_unet", lambda *sizes, **numbers: watcher)
+    monkeypatch.setitem(NETWORKS, "multi_unet", lambda *sizes, **numbers: watcher)
     save_model(tmp_path / "model.safetensors", watcher, SHIFTED)
     evaluate(tmp_path, store_url, EvaluateOptions(split="", databases=("dogwood",), subsets="all"))
     store = open_store(store_url)

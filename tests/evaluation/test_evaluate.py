@@ -20,7 +20,7 @@ from multiseg.evaluation.predict import name_images, predict
 from multiseg.evaluation.subsets import all_subsets
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
-from multiseg.models.builders import BUILDERS
+from multiseg.models.builders import NETWORKS
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.saved import Model, ModelInfo, save_model
 from multiseg.store.catalogue import select
@@ -59,7 +59,7 @@ def info(spacing: float = 5.0, trained_on: tuple[str, ...] = AXIS.names) -> Mode
 @pytest.fixture
 def saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A model file whose network is a threshold."""
-    monkeypatch.setitem(BUILDERS, "multi_unet", _builder)
+    monkeypatch.setitem(NETWORKS, "multi_unet", _builder)
     path = tmp_path / "model.safetensors"
     save_model(path, Threshold(1.5), info())
     return path

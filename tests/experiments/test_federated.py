@@ -21,7 +21,7 @@ from multiseg.experiments.federated import (
 from multiseg.experiments.ground import Ground, ground_of
 from multiseg.experiments.runs import Exam
 from multiseg.experiments.scales import SCALES
-from multiseg.experiments.worker import Task, do, is_finished, read_cases, read_done, run_folder
+from multiseg.experiments.worker import RunTask, do, is_finished, read_cases, read_done, run_folder
 from multiseg.models.saved import read_info
 
 GROUND = Ground(
@@ -64,7 +64,7 @@ def test_a_case_that_a_model_cannot_take_counts_as_nothing_found() -> None:
 def test_every_database_is_a_site_and_the_model_is_tested_as_all_others(store_url: str, tmp_path: Path) -> None:
     ground = ground_of(store_url, replace(SCALES["tiny"], num_cases=4), num_seeds=1)
     run = federated(ground, 0, MANNERS[FEDERATED])
-    task = Task(run, (Exam(("alder",)),), tmp_path, overlap=0.0, device="cpu")
+    task = RunTask(run, (Exam(("alder",)),), tmp_path, overlap=0.0, device="cpu")
     outcome = do(task)
     assert outcome.failure == ""
     assert is_finished(task)

@@ -7,11 +7,11 @@ import pytest
 
 from multiseg.config import to_options
 from multiseg.errors import UsageError
-from multiseg.experiments.catalogue import EXPERIMENTS, check_name, chosen
+from multiseg.experiments.by_name import EXPERIMENTS, check_name, chosen
 from multiseg.experiments.drop import ARCHITECTURES
-from multiseg.experiments.finetune import new_databases
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.leave_one_out import lone_sequence
+from multiseg.experiments.new_database import new_databases
 from multiseg.experiments.runs import Arm, Run, in_order, joint, single, without
 from multiseg.experiments.scales import SCALES
 

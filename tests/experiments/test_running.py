@@ -16,13 +16,13 @@ import zarr
 
 from multiseg.errors import DataError, UsageError
 from multiseg.experiments import worker
-from multiseg.experiments.catalogue import EXPERIMENTS
+from multiseg.experiments.by_name import EXPERIMENTS
 from multiseg.experiments.ground import Ground, claim, ground_of
 from multiseg.experiments.results import Machine, run_experiment
 from multiseg.experiments.runner import Progress, execute
 from multiseg.experiments.runs import Exam, Run, joint, single, training
 from multiseg.experiments.scales import SCALES
-from multiseg.experiments.worker import Task, is_finished, read_cases, run_folder
+from multiseg.experiments.worker import RunTask, is_finished, read_cases, run_folder
 from multiseg.store.reader import open_store
 
 TINY = replace(SCALES["tiny"], plus_widths=(4, 4, 8))
@@ -33,8 +33,8 @@ def ground(store_url: str) -> Ground:
     return ground_of(store_url, TINY, num_seeds=1)
 
 
-def task(run: Run, folder: Path, databases: tuple[str, ...] = ("alder",)) -> Task:
-    return Task(run, (Exam(databases),), folder / "runs", overlap=0.0, device="cpu")
+def task(run: Run, folder: Path, databases: tuple[str, ...] = ("alder",)) -> RunTask:
+    return RunTask(run, (Exam(databases),), folder / "runs", overlap=0.0, device="cpu")
 
 
 def test_a_users_own_store(ground: Ground) -> None:
@@ -109,7 +109,7 @@ def dying(pipe: object) -> None:
     """A worker whose process ends at one of the tasks."""
     plain = worker.do
 
-    def do(task: Task) -> worker.Outcome:
+    def do(task: RunTask) -> worker.RunOutcome:
         if task.run.key == os.environ["FATAL"]:
             os._exit(7)
         return plain(task)

@@ -12,7 +12,7 @@ from multiseg.federation.aggregate import aggregated, refused
 from multiseg.federation.plan import AggregateOptions
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
-from multiseg.models.parts import Part, difference, joined, moved, parts, trained_parts
+from multiseg.models.network_parts import Part, difference, joined, moved, parts, trained_parts
 from multiseg.models.saved import ModelInfo
 
 TRUNK, T1, PD = (

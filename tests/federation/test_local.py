@@ -22,7 +22,7 @@ from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.models.saved import load_model, load_weights, read_info
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import ModelOptions
+from multiseg.training.run_folder import ModelOptions
 
 CPU = Machine(device="cpu", least=1)
 OPTIONS = FederationOptions(

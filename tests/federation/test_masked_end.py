@@ -12,10 +12,10 @@ from multiseg.federation.plan import FederationOptions, LocalOptions, PrivacyOpt
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
-from multiseg.models.parts import parts
+from multiseg.models.network_parts import parts
 from multiseg.models.saved import read_info
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import ModelOptions
+from multiseg.training.run_folder import ModelOptions
 
 OPTIONS = FederationOptions(
     experiment="hidden",

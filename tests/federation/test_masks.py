@@ -21,7 +21,7 @@ from multiseg.federation.masks import (
 )
 from multiseg.federation.plan import AggregateOptions
 from multiseg.federation.privacy import noise_generator, noise_std, noised
-from multiseg.models.parts import Part
+from multiseg.models.network_parts import Part
 
 SITES = ("alder", "birch", "cedar", "dogwood")
 PRIVATE = {site: bytes([at + 1]) * 32 for at, site in enumerate(SITES)}

@@ -19,7 +19,7 @@ from multiseg.federation.hosting.submit import submit
 from multiseg.federation.plan import FederationOptions, ScheduleOptions
 from multiseg.federation.run_file import UNHEARD, heard, left_to_sites, read_run
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import RUN_FILE, flat
+from multiseg.training.run_folder import RUN_FILE, flat
 
 OPTIONS = FederationOptions("joint", ("alder", "birch"), schedule=ScheduleOptions(rounds=7))
 

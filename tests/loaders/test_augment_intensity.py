@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multiseg.loaders.intensity import (
+from multiseg.loaders.intensity_adjustment import (
     Adjustment,
     Bias,
     Coarse,

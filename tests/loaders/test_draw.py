@@ -15,7 +15,7 @@ from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.loaders.batches import PatchStream, StreamOptions
 from multiseg.loaders.chance import Chance
 from multiseg.loaders.draw import DrawOptions, DrawPlan, chosen, corner_range
-from multiseg.loaders.drop import DROPS, kept, limits
+from multiseg.loaders.modality_drop import DROPS, kept, limits
 from multiseg.modalities import ModalityAxis
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Database, open_store

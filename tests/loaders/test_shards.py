@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from multiseg.errors import StoreError
-from multiseg.loaders.shards import Run, ShardReader, runs_of
+from multiseg.loaders.shards import ChannelRun, ShardReader, runs_of
 from multiseg.store import schema
 from multiseg.store.array_layout import ArrayLayout
 from multiseg.store.byte_ranges import LocalParts
@@ -122,26 +122,26 @@ def test_runs_say_every_pair_once_and_stay_in_a_chunk(places, num, chunk):
 
 
 def test_channels_in_order_are_one_run():
-    assert runs_of([(c, c + 2) for c in range(4)], 4) == (Run(0, 2, 4),)
-    assert runs_of([(c, c + 2) for c in range(4)], 3) == (Run(0, 2, 3), Run(3, 5))
-    assert runs_of([(0, 1), (2, 5), (4, 9)], 6) == (Run(0, 1, 3, 2, 4),)
+    assert runs_of([(c, c + 2) for c in range(4)], 4) == (ChannelRun(0, 2, 4),)
+    assert runs_of([(c, c + 2) for c in range(4)], 3) == (ChannelRun(0, 2, 3), ChannelRun(3, 5))
+    assert runs_of([(0, 1), (2, 5), (4, 9)], 6) == (ChannelRun(0, 1, 3, 2, 4),)
 
 
 def test_what_no_case_names_has_no_file_and_reads_as_zeros(array):
     reader, out = array.reader(shards={1: "image:0/0/0/0"}), np.full((1, 2, 2, 2), 5, np.float16)
     assert not array.file("1/1/0/0/0").exists()
-    reader.read(1, [Run(4, 0)], (0, 0, 0), (2, 2, 2), out)
+    reader.read(1, [ChannelRun(4, 0)], (0, 0, 0), (2, 2, 2), out)
     assert not out.any()
 
 
 def test_a_file_that_a_case_names_and_that_is_gone_is_an_error(own_array):
     own_array.file("0/0/0/0/0").unlink()
     reader, out = own_array.reader(shards={0: "image:0/0/0/0,1/0/0/0"}), np.empty((1, 2, 2, 2), np.float16)
-    reader.read(0, [Run(4, 0)], (0, 0, 0), (2, 2, 2), out)
+    reader.read(0, [ChannelRun(4, 0)], (0, 0, 0), (2, 2, 2), out)
     np.testing.assert_array_equal(out[0], own_array.voxels[0, 4, :2, :2, :2])
     for _ in range(2):
         with pytest.raises(StoreError, match=r"^ms/image/c/0/0/0/0/0 is not there, although the store says"):
-            reader.read(0, [Run(0, 0)], (0, 0, 0), (2, 2, 2), out)
+            reader.read(0, [ChannelRun(0, 0)], (0, 0, 0), (2, 2, 2), out)
 
 
 def places_of(file: Path) -> dict[int, tuple[int, int]]:

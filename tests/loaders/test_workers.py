@@ -15,7 +15,7 @@ from streams import stream_of
 from multiseg.errors import ResourceError
 from multiseg.loaders import reader_processes as processes
 from multiseg.loaders import serving
-from multiseg.loaders.patches import Task
+from multiseg.loaders.patches import PatchTask
 from multiseg.loaders.reader_processes import Processes
 from multiseg.loaders.workers import Caller, Doer, Threads
 from multiseg.store.reader import open_store
@@ -40,7 +40,7 @@ def crew(request, stream):
 
 
 def tasks(num):
-    return [Task(serial, serial % 5, serial % 3, serial % 4, (0, 0, 0), 1) for serial in range(num)]
+    return [PatchTask(serial, serial % 5, serial % 3, serial % 4, (0, 0, 0), 1) for serial in range(num)]
 
 
 def test_every_task_comes_back_once(crew):

@@ -6,7 +6,7 @@ from torch import nn
 
 from multiseg.errors import UsageError
 from multiseg.models.blocks import NORMS
-from multiseg.models.builders import BUILDERS, build
+from multiseg.models.builders import NETWORKS, build
 
 WIDTHS = (4, 6, 8)
 SIZE = (8, 8, 12)
@@ -24,7 +24,7 @@ def images():
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_of_training_reaches_every_parameter(name, norm, images):
     network = built(name, norm, dropout=0.1).train()
     out = network(images, PRESENT)
@@ -38,7 +38,7 @@ def test_a_step_of_training_reaches_every_parameter(name, norm, images):
 
 
 @pytest.mark.parametrize("norm", ["instance", "group"])
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("mode", [True, False])
 def test_a_sample_alone_and_in_a_batch(name, norm, mode, images):
     network = built(name, norm).train(mode)
@@ -49,7 +49,7 @@ def test_a_sample_alone_and_in_a_batch(name, norm, mode, images):
 
 
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_what_absent_channels_hold_has_no_effect(name, garbage, images):
     network = built(name)
     seen = PRESENT[:, :, None, None, None]
@@ -60,7 +60,7 @@ def test_what_absent_channels_hold_has_no_effect(name, garbage, images):
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_sample_without_any_sequence_has_a_finite_answer(name, images):
     network = built(name)
     nothing = PRESENT.clone()
@@ -73,14 +73,14 @@ def test_a_sample_without_any_sequence_has_a_finite_answer(name, images):
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_flags_stay_as_they_are(name, images):
     flags = torch.zeros_like(PRESENT)
     built(name)(images, flags)
     assert not flags.any()
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_head_is_the_last_convolution(name, images):
     network = built(name).eval()
     assert isinstance(network.head, nn.Conv3d)
@@ -92,7 +92,7 @@ def test_the_head_is_the_last_convolution(name, images):
 
 
 @pytest.mark.parametrize("size", [(8, 8, 6), (4, 8, 8)])
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_sizes_that_do_not_fit(name, size):
     network = built(name)
     assert network.multiple == 4
@@ -110,14 +110,14 @@ def test_sizes_that_do_not_fit(name, size):
         ({"widths": (0, 4, 8)}, r"widths \[0, 4, 8\] do not fit"),
     ],
 )
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_numbers_that_cannot_be(name, numbers, said):
     with pytest.raises(UsageError, match=said):
         build(name, 3, 1, **numbers)
 
 
 @pytest.mark.parametrize("widths", [(4, 8), (3, 5, 7, 9), (4, 4, 4)])
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_other_widths_and_depths(name, widths):
     if name == "multi_unet_plus" and len(widths) < 3:
         pytest.skip("it takes three widths or more")
@@ -126,7 +126,7 @@ def test_other_widths_and_depths(name, widths):
     assert network(torch.randn(1, 3, *size), torch.ones(1, 3, dtype=torch.bool)).shape == (1, 5, *size)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_half_precision(name, images):
     network = built(name).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -140,3 +140,22 @@ def test_half_precision(name, images):
 def test_more_sequences_than_the_first_width(name):
     network = built(name, num_modalities=5)
     assert network(torch.randn(1, 5, *SIZE), torch.ones(1, 5, dtype=torch.bool)).shape == (1, 2, *SIZE)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_record_says_whether_the_first_width_limits_the_sequences(name):
+    if NETWORKS[name].is_bounded:
+        with pytest.raises(UsageError, match="do not fit 5 sequences"):
+            built(name, num_modalities=5)
+    else:
+        assert built(name, num_modalities=5).multiple == 4
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_record_says_whether_every_batch_uses_every_parameter(name, images):
+    network, present = built(name).train(), torch.zeros_like(PRESENT)
+    present[:, 0] = True
+    network(images, present).square().sum().backward()
+    # Further scales have logits only with deep=True, as in training.
+    learnt = {n: p.grad for n, p in network.named_parameters() if p.requires_grad and not n.startswith("heads.")}
+    assert all(gradient is not None for gradient in learnt.values()) == NETWORKS[name].uses_every_parameter

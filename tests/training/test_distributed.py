@@ -18,8 +18,8 @@ from multiseg.models.saved import load_model
 from multiseg.training.checkpoint import load_state, save_state
 from multiseg.training.distributed import ALONE, Peers, is_first_process, joined
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import ModelOptions, TrainOptions, to_toml
 from multiseg.training.run import train
+from multiseg.training.run_folder import ModelOptions, TrainOptions, to_toml
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SCENARIOS = "spoilt,stopped,head_first,encoders,scales"

@@ -16,8 +16,9 @@ from multiseg.models.builders import multi_unet
 from multiseg.store.reader import open_store
 from multiseg.training.checkpoint import TrainState, load_state, save_state
 from multiseg.training.events import StepDone, Validated, Validation
-from multiseg.training.fit import SCHEDULES, FitOptions, Hooks, fit
+from multiseg.training.fit import FitOptions, Hooks, fit
 from multiseg.training.numerics import precision
+from multiseg.training.optimisers import SCHEDULES
 
 AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T2"))
 OPTIONS = FitOptions(num_steps=8, validate_every=3, max_bad_steps=3)

@@ -15,7 +15,7 @@ from multiseg.loaders.augment import augment, preset
 from multiseg.loaders.batches import Batch, PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.modalities import ModalityAxis
-from multiseg.models.builders import BUILDERS
+from multiseg.models.builders import NETWORKS
 from multiseg.models.losses import outside_brain
 from multiseg.models.saved import Model, ModelInfo, save_model
 from multiseg.store.reader import Store, open_store
@@ -89,7 +89,7 @@ def test_augmentation_brings_nothing_in_that_counts_as_outside(store_url: str) -
 def test_nothing_is_answered_outside_the_brain_that_a_subset_shows(
     store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: int, name: str
 ) -> None:
-    monkeypatch.setitem(BUILDERS, "multi_unet", lambda *sizes, **numbers: Everywhere(0))
+    monkeypatch.setitem(NETWORKS, "multi_unet", lambda *sizes, **numbers: Everywhere(0))
     save_model(tmp_path / "model.safetensors", Everywhere(label), info())
     store = open_store(store_url)
     rows = evaluate(tmp_path, store, EvaluateOptions(split="", databases=("alder",), subsets="all")).cases

@@ -19,9 +19,9 @@ from multiseg.loaders.draw import DrawOptions
 from multiseg.models.builders import multi_unet
 from multiseg.models.saved import load_model, load_weights, read_info
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import ModelOptions, TrainOptions, to_toml
 from multiseg.training.optimisers import OptimiserOptions
 from multiseg.training.run import train
+from multiseg.training.run_folder import ModelOptions, TrainOptions, to_toml
 from multiseg.training.start import StartOptions
 
 MINE = """

@@ -24,9 +24,9 @@ from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training.events import Noted, StepDone, Validation
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import ModelOptions, TrainOptions
 from multiseg.training.run import train
 from multiseg.training.run_data import changes, data_of, read_data
+from multiseg.training.run_folder import ModelOptions, TrainOptions
 from multiseg.training.start import StartOptions
 
 

@@ -22,8 +22,8 @@ from multiseg.store.sources.manifest import find_manifest
 from multiseg.training import run
 from multiseg.training.events import StepDone, Validated, Validation
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import ModelOptions, TrainOptions, to_toml
 from multiseg.training.run import stop_on_signals, train
+from multiseg.training.run_folder import ModelOptions, TrainOptions, to_toml
 
 
 def options_for(url, **fit):

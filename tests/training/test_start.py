@@ -17,8 +17,8 @@ from multiseg.models.saved import ModelInfo, load_model, read_info, save_model
 from multiseg.store.catalogue import select
 from multiseg.store.reader import open_store
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import ModelOptions, TrainOptions
 from multiseg.training.run import train
+from multiseg.training.run_folder import ModelOptions, TrainOptions
 from multiseg.training.start import Parent, StartOptions, arranged, parent_of, take_weights
 
 NUMBERS = {"widths": [8, 8, 16], "dropout": 0.0}

@@ -17,8 +17,8 @@ from multiseg.loaders.draw import DrawOptions
 from multiseg.models.saved import model_path, read_info
 from multiseg.store.structures import check_named
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import ModelOptions, TrainOptions
 from multiseg.training.run import train
+from multiseg.training.run_folder import ModelOptions, TrainOptions
 from multiseg.training.start import StartOptions
 
 GLIOMA = LabelSchema.parse("1=necrosis,2=oedema,4=enhancing", "lesion")

@@ -9,8 +9,8 @@ import pytest
 from multiseg.errors import UsageError
 from multiseg.training.distributed import Peers
 from multiseg.training.events import StepDone, Validated
-from multiseg.training.folder import TrainOptions
 from multiseg.training.run import _reported
+from multiseg.training.run_folder import TrainOptions
 from multiseg.training.trackers import TrackOptions, check_trackers, tracked
 
 WANDB = """

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from multiseg.errors import UsageError
-from multiseg.models.builders import BUILDERS, build
+from multiseg.models.builders import NETWORKS, build
 from multiseg.training.optimisers import OptimiserOptions, check_optimiser, decaying, make_optimiser
 
 
@@ -36,7 +36,7 @@ def test_sgd_has_nesterovs_momentum():
     assert one_step(OptimiserOptions("sgd", weight_decay=0.25, momentum=0.0)) == pytest.approx(2 - 0.1 * (0.5 + 0.5))
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_biases_and_norms_do_not_decay_and_convolutions_do(name):
     network = build(name, 3, 1, widths=(4, 8, 8), dropout=0.0, norm="instance_affine")
     decays = decaying(network)

@@ -15,8 +15,8 @@ from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.saved import ModelInfo
 from multiseg.store.reader import Case, open_store
+from multiseg.training.event_log import EventLog
 from multiseg.training.events import Validated
-from multiseg.training.logs import Logs
 from multiseg.training.validate import Judged, database_score, score_of, validate
 
 CLEAN, ALARM = Judged(math.nan), Judged(math.nan, is_false_alarm=True)
@@ -104,7 +104,7 @@ def test_validation_counts_false_alarms(half_healthy: tuple[str, Sequence[Case]]
 def test_false_alarms_are_logged(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with Logs(tmp_path, 0) as logs:
+    with EventLog(tmp_path, 0) as logs:
         logs.write(Validated(7, 0.25, {"alder": 0.5}, True, num_false_alarms=3, num_absent=4))
     (line,) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     assert (line["num_false_alarms"], line["num_absent"]) == (3, 4)

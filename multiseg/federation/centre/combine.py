@@ -11,13 +11,13 @@ from multiseg.errors import FederationError
 from multiseg.federation.aggregate import Mean, aggregated, refused
 from multiseg.federation.centre.experiment import State
 from multiseg.federation.centre.lengths import lengths, longest
-from multiseg.federation.centre.optimisers import stepped
 from multiseg.federation.centre.roster import num_cases, trains
 from multiseg.federation.masks import relative, unmasked
 from multiseg.federation.messages import Answer
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import WIRE, from_payload
-from multiseg.models.parts import SHARED, Part, moved, sound
+from multiseg.federation.strategies import stepped
+from multiseg.models.network_parts import SHARED, Part, moved, sound
 
 
 def why_refused(answer: Answer, trained: Sequence[Part], options: FederationOptions) -> str:

@@ -13,7 +13,7 @@ from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has
 from multiseg.federation.messages import EVALUATE, Answer, Task
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import from_payload, to_payload
-from multiseg.models.parts import Part, moved, sound
+from multiseg.models.network_parts import Part, moved, sound
 from multiseg.models.saved import load_weights, read_info
 
 CROSS = "cross"

@@ -17,7 +17,7 @@ from multiseg.federation.centre.logs import Logs
 from multiseg.federation.centre.progress import Event, WentBack
 from multiseg.files import add_name, held_alone, take_place_of_folder
 from multiseg.models.saved import BEST, LAST, load_weights, read_info
-from multiseg.training.folder import LOCK
+from multiseg.training.run_folder import LOCK
 
 EARLIER = "earlier"
 FILES = (STATE, LAST, BEST, WORST)

@@ -29,7 +29,7 @@ from multiseg.federation.run_file import UNHEARD, heard
 from multiseg.files import check_folder, held_alone, take_place, write_atomically
 from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info, save_weights
 from multiseg.shown import cell
-from multiseg.training.folder import COMPUTING, LOCK, READING, RUN_FILE, flat
+from multiseg.training.run_folder import COMPUTING, LOCK, READING, RUN_FILE, flat
 
 STATE, WORST, ROSTER, ROUNDS, FINGERPRINT = (
     "state.safetensors",

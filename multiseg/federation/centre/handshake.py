@@ -17,7 +17,7 @@ from multiseg.federation.centre.roster import Roster, enrolled, site_info, warni
 from multiseg.federation.centre.scope import check_personal
 from multiseg.federation.messages import DESCRIBE, FINGERPRINT, Answer
 from multiseg.models.builders import build
-from multiseg.models.parts import parts
+from multiseg.models.network_parts import parts
 from multiseg.models.saved import ModelInfo
 
 

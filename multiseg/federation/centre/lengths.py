@@ -14,7 +14,7 @@ from torch import Tensor
 
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import update_norm
-from multiseg.models.parts import Part
+from multiseg.models.network_parts import Part
 
 ADAM_STEP = 7.3
 """The most that Adam moves a weight in one step, in learning rates: (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) with

@@ -25,7 +25,7 @@ from multiseg.federation.centre.progress import (
     Waiting,
 )
 from multiseg.files import write_atomically
-from multiseg.training.folder import LOG, TENSORBOARD
+from multiseg.training.run_folder import LOG, TENSORBOARD
 
 METRICS = "metrics.prom"
 STATUS = "status.json"

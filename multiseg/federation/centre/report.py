@@ -19,7 +19,7 @@ from multiseg.federation.centre.crosswise import CROSS
 from multiseg.federation.centre.experiment import read_fingerprint, read_history
 from multiseg.federation.centre.progress import clock_time, megabytes, number
 from multiseg.federation.centre.scores import mean, worst
-from multiseg.training.folder import LOG
+from multiseg.training.run_folder import LOG
 
 Table = tuple[list[str], list[list[str]], list[str]]
 """Columns, rows, and the columns that hold numbers."""

@@ -14,15 +14,14 @@ from multiseg.federation.messages import PROTOCOL, Answer
 from multiseg.federation.plan import LEAST_MASKED, FederationOptions
 from multiseg.labels import LabelSpace, Structure
 from multiseg.modalities import ModalityAxis
-from multiseg.models.parts import SHARED, Part, trained_parts
+from multiseg.models.builders import NETWORKS
+from multiseg.models.network_parts import SHARED, Part, trained_parts
 from multiseg.models.saved import ModelInfo
 from multiseg.store.structures import check_named, check_rest
-from multiseg.training.folder import numbers_of
+from multiseg.training.run_folder import numbers_of
 
 MUCH = 0.9
 """The share of all cases from which on a site is named for it."""
-BOUNDED = ("multi_unet",)
-"""Networks that take no more sequences than their first width."""
 
 
 @dataclass(frozen=True)
@@ -345,8 +344,8 @@ def _check_room(
     axis: ModalityAxis, learnt: Mapping[str, Mapping[str, Mapping[str, Any]]], options: FederationOptions
 ) -> None:
     """Raises FederationError where the network cannot have so many channels."""
-    most = options.model.widths[0]
-    if options.model.builder not in BOUNDED or len(axis) <= most:
+    network, most = NETWORKS.get(options.model.builder), options.model.widths[0]
+    if network is None or not network.is_bounded or len(axis) <= most:
         return
     told = "; ".join(
         f"{site}: {', '.join(dict.fromkeys(name for about in some.values() for name in about['modalities']))}"

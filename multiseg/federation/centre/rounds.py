@@ -38,7 +38,7 @@ from multiseg.federation.centre.scores import as_saved, finish, info_of, lacks, 
 from multiseg.federation.messages import ROUND, Answer, Task
 from multiseg.federation.plan import FederationOptions, check, without
 from multiseg.federation.privacy import epsilon, from_payload, to_payload
-from multiseg.models.parts import Part, parts
+from multiseg.models.network_parts import Part, parts
 from multiseg.models.saved import BEST, LAST
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from multiseg.errors import UsageError
 from multiseg.federation.centre.roster import Roster, personal_parts
 from multiseg.federation.plan import FederationOptions
-from multiseg.models.parts import SHARED, Part, leaves, parts
+from multiseg.models.network_parts import SHARED, Part, leaves, parts
 from multiseg.models.saved import ModelInfo
 
 Learnt = Mapping[str, Sequence[str]]

@@ -18,7 +18,7 @@ from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has
 from multiseg.federation.messages import EVALUATE, FINISH, Task
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import to_payload
-from multiseg.models.parts import parts
+from multiseg.models.network_parts import parts
 from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info
 
 

@@ -20,7 +20,7 @@ from multiseg.federation.hosting.link import FlowerLink
 from multiseg.federation.hosting.registry import read_registry, revoked
 from multiseg.federation.plan import FederationOptions, check
 from multiseg.files import wait_until_free
-from multiseg.training.folder import LOCK
+from multiseg.training.run_folder import LOCK
 
 RUNS = "MULTISEG_RUNS"
 """Names the folder of all experiments; `multiseg fed serve` sets it."""

@@ -14,7 +14,7 @@ from multiseg.labels import LabelSpace, Structure
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import chosen
 from multiseg.modalities import ModalityAxis
-from multiseg.models.parts import Part, parts, trained_parts
+from multiseg.models.network_parts import Part, parts, trained_parts
 from multiseg.store.reader import Case, Store
 
 Held = TypeVar("Held", bound=Hashable)

@@ -11,7 +11,7 @@ from pathlib import Path
 from multiseg.errors import FederationError
 from multiseg.federation.plan import FederationOptions
 from multiseg.files import write_atomically
-from multiseg.models.parts import parts
+from multiseg.models.network_parts import parts
 from multiseg.models.saved import ModelInfo
 
 SCORES = "scores.json"

@@ -13,7 +13,7 @@ from multiseg.federation.messages import Task
 from multiseg.federation.privacy import clipped, noise_generator, noise_std, noised, to_payload, update_norm
 from multiseg.federation.sites.site import Order, Site, private_key
 from multiseg.federation.sites.tasks import said
-from multiseg.models.parts import parts
+from multiseg.models.network_parts import parts
 
 COMMON = ("info", "options", "holders", "personal_parts", "keys")
 """What the tasks of all sites of a masked round say alike."""

@@ -14,7 +14,7 @@ from multiseg.federation.privacy import from_payload
 from multiseg.federation.sites.site import Order
 from multiseg.labels import LabelSpace
 from multiseg.models.saved import ModelInfo
-from multiseg.training.folder import numbers_of
+from multiseg.training.run_folder import numbers_of
 
 
 def order_of(task: Task) -> Order:

@@ -22,7 +22,7 @@ from multiseg.federation.sites.personal import Own
 from multiseg.federation.sites.site import Order, Site, databases_of, labelled
 from multiseg.loaders.batches import PatchStream
 from multiseg.models.devices import resolve_device
-from multiseg.models.parts import Part, difference, joined, parts, split, trained_parts
+from multiseg.models.network_parts import Part, difference, joined, parts, split, trained_parts
 from multiseg.models.saved import ModelInfo
 from multiseg.store.catalogue import SPLITS
 from multiseg.store.reader import Case, Store

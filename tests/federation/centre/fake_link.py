@@ -12,10 +12,10 @@ from multiseg.federation.centre.exchange import Failure, Presence
 from multiseg.federation.messages import DESCRIBE, PROTOCOL, ROUND, Answer, Task, answer_from_bytes, to_bytes
 from multiseg.federation.plan import FederationOptions, LocalOptions, ScheduleOptions
 from multiseg.federation.privacy import to_payload
-from multiseg.models.parts import parts, trained_parts
+from multiseg.models.network_parts import parts, trained_parts
 from multiseg.models.saved import ModelInfo
 from multiseg.training.fit import FitOptions
-from multiseg.training.folder import ModelOptions
+from multiseg.training.run_folder import ModelOptions
 
 Reply = Callable[[Task], Answer | bytes | Failure | None]
 """What comes back of a task that was sent; None: nothing ever."""

@@ -12,8 +12,8 @@ from multiseg.federation.centre.handshake import fresh
 from multiseg.federation.centre.roster import enrolled, site_info
 from multiseg.federation.messages import DESCRIBE, ROUND, Answer, Task
 from multiseg.federation.plan import AggregateOptions
-from multiseg.models.parts import parts
-from multiseg.training.folder import ModelOptions
+from multiseg.models.network_parts import parts
+from multiseg.training.run_folder import ModelOptions
 
 ASH, ELM = FakeSite("ash", change=0.5), FakeSite("elm", change=1.5)
 BATCH = ModelOptions(widths=(4, 8), norm="batch")

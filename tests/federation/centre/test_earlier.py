@@ -18,7 +18,7 @@ from multiseg.federation.centre.report import notable_events
 from multiseg.federation.centre.rounds import run
 from multiseg.federation.messages import ROUND, Answer, Task
 from multiseg.federation.plan import AggregateOptions, FederationOptions
-from multiseg.models.parts import parts
+from multiseg.models.network_parts import parts
 
 ASH, ELM, OAK = FakeSite("ash"), FakeSite("elm", change=0.5), FakeSite("oak")
 MODELS = ("last.safetensors", "model.safetensors", "worst.safetensors", "rounds.csv")

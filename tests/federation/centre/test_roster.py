@@ -22,8 +22,8 @@ from multiseg.federation.centre.roster import (
 from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has_it, learnt_with
 from multiseg.federation.messages import DESCRIBE, Answer, Task
 from multiseg.federation.plan import LocalOptions, PrivacyOptions
-from multiseg.models.parts import parts
-from multiseg.training.folder import ModelOptions
+from multiseg.models.network_parts import parts
+from multiseg.training.run_folder import ModelOptions
 
 ASH = FakeSite("ash", ("T1", "FLAIR"))
 ELM = FakeSite("elm", ("FLAIR", "PD"))

@@ -19,9 +19,9 @@ from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Answer, Task
 from multiseg.federation.plan import AggregateOptions, LocalOptions, PrivacyOptions
 from multiseg.federation.privacy import epsilon
-from multiseg.models.parts import parts, split
+from multiseg.models.network_parts import parts, split
 from multiseg.models.saved import load_model, load_weights, read_info
-from multiseg.training.folder import ModelOptions
+from multiseg.training.run_folder import ModelOptions
 
 FIRST = "encoder.0.first.conv.weight"
 LAST_BIAS = "decoder.0.reduce.bias"

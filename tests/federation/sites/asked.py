@@ -14,8 +14,8 @@ from multiseg.federation.sites.site import Site
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.models.builders import build
-from multiseg.models.parts import parts
-from multiseg.training.folder import ModelOptions
+from multiseg.models.network_parts import parts
+from multiseg.training.run_folder import ModelOptions
 
 OPTIONS = FederationOptions(
     experiment="trial",

@@ -14,7 +14,7 @@ from multiseg.federation.plan import PrivacyOptions, ScheduleOptions
 from multiseg.federation.sites import answering, audit
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.policy import Leaves
-from multiseg.models.parts import parts, trained_parts
+from multiseg.models.network_parts import parts, trained_parts
 from multiseg.models.saved import load_model
 from multiseg.store.reader import open_store
 

@@ -16,7 +16,7 @@ from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.modalities import ModalityAxis
-from multiseg.models.parts import difference, moved, parts, split
+from multiseg.models.network_parts import difference, moved, parts, split
 from multiseg.models.saved import ModelInfo
 from multiseg.store.reader import open_store
 from multiseg.training.fit import FitOptions

@@ -18,7 +18,7 @@ from multiseg.federation.sites.personal import Own
 from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Order, Site, private_key
 from multiseg.federation.sites.training import own_network, train_round
-from multiseg.models.parts import parts
+from multiseg.models.network_parts import parts
 from multiseg.store.ingest.ingest import ingest
 from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store

@@ -2,8 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from multiseg.federation.centre.optimisers import stepped
-from multiseg.federation.plan import AggregateOptions
+from multiseg.federation.strategies import AggregateOptions, stepped
 
 MEAN = {"trunk": torch.tensor([1.0, -2.0]), "stem[T1]": torch.tensor([[0.5]])}
 ADAM = AggregateOptions("fedadam", learning_rate=0.1, beta1=0.5, beta2=0.75, tau=0.5)

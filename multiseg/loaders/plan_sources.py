@@ -1,4 +1,4 @@
-"""What is drawn, in the numbers that those who read understand."""
+"""The cases of a plan and its draws, in the numbers that the readers understand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from multiseg.store.reader import Database
 
 
 @dataclass(frozen=True, eq=False)
-class Described:
+class PlanSources:
     """The sources of a plan's cases, by their numbers in it, and what is known of each without reading it."""
 
     sources: Sources
@@ -46,7 +46,7 @@ class Described:
         return torch.from_numpy(present)
 
 
-def describe(plan: DrawPlan, axis: ModalityAxis, checksums: Checksums) -> Described:
+def plan_sources(plan: DrawPlan, axis: ModalityAxis, checksums: Checksums) -> PlanSources:
     """The sources of the cases of a plan, whose modalities are all on the axis."""
     databases = {name: plan.store[name] for name in plan.cases}
     numbers = {name: number for number, name in enumerate(databases)}
@@ -77,7 +77,7 @@ def describe(plan: DrawPlan, axis: ModalityAxis, checksums: Checksums) -> Descri
         checksums=checksums,
     )
     annotated = torch.from_numpy(np.stack([views.annotated[case.tables] for case in cases]))
-    return Described(sources, annotated, tuple(bits), tuple(places))
+    return PlanSources(sources, annotated, tuple(bits), tuple(places))
 
 
 def _database(database: Database, axis: ModalityAxis) -> DatabaseSource:

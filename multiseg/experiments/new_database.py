@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from multiseg.config import merged
+from multiseg.experiments.comparisons import INTERVAL, Table, common_cases, compared, means
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, Run, training, without
-from multiseg.experiments.tables import INTERVAL, Table, common_cases, compared, means
 
 QUESTION = "Does a model of the other databases help to learn a new one, with few labels and with all?"
 METHODS = ("scratch", "finetune", "progressive")

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiseg.loaders.align import place
+from multiseg.evaluation.preparation import place
 from multiseg.modalities import ModalityAxis
 
 AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T2"))

@@ -4,8 +4,8 @@ import math
 import pytest
 
 from multiseg.errors import ResourceError
+from multiseg.training.event_log import EventLog
 from multiseg.training.events import StepDone, Validated
-from multiseg.training.logs import Logs
 
 
 def step(number, loss=0.5):
@@ -24,7 +24,7 @@ def board(folder, tag):
 
 
 def test_every_event_is_a_line_of_json(tmp_path):
-    with Logs(tmp_path, 0) as logs:
+    with EventLog(tmp_path, 0) as logs:
         logs.write(step(1))
         logs.write(Validated(1, 0.75, {"alder": 0.75}, True))
     first, second = read(tmp_path)
@@ -33,7 +33,7 @@ def test_every_event_is_a_line_of_json(tmp_path):
 
 
 def test_what_is_not_finite_is_null(tmp_path):
-    with Logs(tmp_path, 0) as logs:
+    with EventLog(tmp_path, 0) as logs:
         logs.write(step(1, loss=math.nan))
         logs.write(Validated(1, math.nan, {"alder": math.inf}, False))
     assert "NaN" not in (tmp_path / "log.jsonl").read_text()
@@ -43,28 +43,28 @@ def test_what_is_not_finite_is_null(tmp_path):
 
 
 def test_what_was_logged_beyond_the_last_save_is_cut_off(tmp_path):
-    with Logs(tmp_path, 0) as logs:
+    with EventLog(tmp_path, 0) as logs:
         for number in (1, 2, 3, 4):
             logs.write(step(number))
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('5\n{"event": "StepDone", "st')  # a kill cuts a line short
-    with Logs(tmp_path, 2) as logs:
+    with EventLog(tmp_path, 2) as logs:
         logs.write(step(3, loss=0.25))
     assert [(entry["step"], entry["loss"]) for entry in read(tmp_path)] == [(1, 0.5), (2, 0.5), (3, 0.25)]
 
 
 def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
-    with Logs(tmp_path, 0) as logs:
+    with EventLog(tmp_path, 0) as logs:
         for number in range(1, 41):
             logs.write(step(number))
-    with Logs(tmp_path, 20) as logs:
+    with EventLog(tmp_path, 20) as logs:
         for number in range(21, 31):
             logs.write(step(number, loss=0.25))
     assert board(tmp_path, "train/loss") == [(10, 0.5), (20, 0.5), (30, 0.25)]
 
 
 def test_a_full_disk_is_no_bug_of_ours(tmp_path):
-    with Logs(tmp_path, 0) as logs:
+    with EventLog(tmp_path, 0) as logs:
 
         def full(text):
             raise OSError(28, "No space left on device")

@@ -17,7 +17,7 @@ from multiseg.files import check_folder, held_alone, write_atomically
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.modalities import as_names
-from multiseg.models.builders import PUBLISHED_WIDTHS
+from multiseg.models.builders import multi_unet
 from multiseg.models.saved import BEST, LAST
 from multiseg.own import is_own
 from multiseg.training.checkpoint import RESUME
@@ -51,15 +51,15 @@ class ModelOptions:
     """Which network: its name and its numbers, of the published one by default.
 
     Attributes:
-        builder, norm: see `multiseg.models.builders.BUILDERS` and `multiseg.models.blocks.NORMS`; your own network as
+        builder, norm: see `multiseg.models.builders.NETWORKS` and `multiseg.models.blocks.NORMS`; your own network as
             module:name.
         numbers: by name, what your own network is called with; widths, dropout and norm are multiseg's own networks'.
     """
 
     builder: str = "multi_unet"
-    widths: tuple[int, ...] = PUBLISHED_WIDTHS
-    dropout: float = 0.2
-    norm: str = "instance"
+    widths: tuple[int, ...] = multi_unet.widths
+    dropout: float = multi_unet.dropout
+    norm: str = multi_unet.norm
     numbers: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 

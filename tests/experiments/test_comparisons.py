@@ -5,8 +5,8 @@ import math
 import pandas as pd
 import pytest
 
+from multiseg.experiments.comparisons import Table, common_cases, compared, means
 from multiseg.experiments.drop import changes, full_sets
-from multiseg.experiments.tables import Table, common_cases, compared, means
 
 
 def rows(*told: tuple[str, int, str, str, str, float]) -> pd.DataFrame:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from multiseg.errors import UsageError
-from multiseg.experiments import drop, federated, finetune, joint, leave_one_out, plus, unseen
+from multiseg.experiments import drop, federated, joint, leave_one_out, new_database, plus, unseen
+from multiseg.experiments.comparisons import Table
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm
-from multiseg.experiments.tables import Table
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ EXPERIMENTS = {
         Experiment("leave-one-out", leave_one_out.QUESTION, "table 5", leave_one_out.plan, leave_one_out.tables),
         Experiment("drop", drop.QUESTION, "table 2", drop.plan, drop.tables),
         Experiment("plus", plus.QUESTION, "none", plus.plan, plus.tables),
-        Experiment("finetune", finetune.QUESTION, "table 6", finetune.plan, finetune.tables),
+        Experiment("finetune", new_database.QUESTION, "table 6", new_database.plan, new_database.tables),
         Experiment("federated", federated.QUESTION, "none", federated.plan, federated.tables),
     )
 }

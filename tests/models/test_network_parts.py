@@ -4,14 +4,14 @@ import torch
 from multiseg.errors import FederationError, UsageError
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.modalities import ModalityAxis
-from multiseg.models.builders import BUILDERS, build
-from multiseg.models.parts import difference, joined, moved, parts, split, trained_parts
+from multiseg.models.builders import NETWORKS, build
+from multiseg.models.network_parts import difference, joined, moved, parts, split, trained_parts
 from multiseg.models.saved import ModelInfo
 
 NUMBERS = {"widths": (4, 6, 8), "dropout": 0.0, "norm": "batch"}
 SEQUENCES = ("PD", "FLAIR", "T1", "T2")
 LABELS = ("lesion", "oedema", "core", "shell")
-NAMES = [name for name in BUILDERS if name != "progressive"]
+NAMES = [name for name in NETWORKS if name != "progressive"]
 
 
 def info_of(builder, num_sequences=3, num_labels=2):

@@ -7,7 +7,7 @@ from torch import nn
 
 from multiseg.errors import UsageError
 from multiseg.models.builders import multi_unet_plus
-from multiseg.models.plus import ProjectedUnit
+from multiseg.models.unet_plus import ProjectedUnit
 
 WIDTHS = (4, 6, 8, 10)
 ALL = torch.ones(2, 3, dtype=torch.bool)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from multiseg.errors import FederationError, UsageError
 from multiseg.labels import BACKGROUND
-from multiseg.models.builders import build
+from multiseg.models.builders import NETWORKS, PartRules, build
 from multiseg.models.saved import ModelInfo
 
 SHARED = ""
@@ -48,40 +48,6 @@ class Part:
         return self.tensor.endswith((".running_mean", VARIANCE))
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """Where a network keeps what belongs to one channel or one logit, as patterns of whole tensor names.
-
-    Attributes:
-        own: tensors that belong to the channel whose number the pattern captures.
-        sliced: tensors that hold the channels one after another, and along which dimension.
-        heads: tensors that hold the logits one after another, along dimension 0.
-    """
-
-    own: tuple[str, ...]
-    sliced: tuple[tuple[str, int], ...]
-    heads: str
-
-
-_LAST_STAGE = r"decoder\.\d+\.reduce\.(?:weight|bias)"  # of the other stages it is reduce.conv.weight
-_RULES = {
-    "multi_unet": _Rules((), ((r"encoder\.0\.first\.conv\.weight", 1),), _LAST_STAGE),
-    # The first slot's bias is added only where the first sequence is present, so it is that one's.
-    "lf_unet": _Rules(
-        (r"fusion\.slots\.(\d+)\..*",), ((r"fusion\.score\.(?:weight|bias)", 0),), r"unet\." + _LAST_STAGE
-    ),
-    "maf_unet": _Rules(
-        (r"encoders\.(\d+)\..*", r"fusions\.\d+\.slots\.(\d+)\..*"),
-        ((r"fusions\.\d+\.score\.(?:weight|bias)", 0),),
-        _LAST_STAGE,
-    ),
-    "hemis": _Rules((r"encoders\.(\d+)\..*",), (), _LAST_STAGE),
-    "multi_unet_plus": _Rules(
-        (), ((r"encoder\.0\.(?:convolutions\.0|shortcut\.1)\.weight", 1),), r"heads\.\d+\.(?:weight|bias)"
-    ),
-}
-
-
 def parts(info: ModelInfo) -> tuple[Part, ...]:
     """Every floating-point tensor of the network that `info` describes, once and whole, in the network's order.
 
@@ -91,9 +57,10 @@ def parts(info: ModelInfo) -> tuple[Part, ...]:
     Raises:
         UsageError: the network is of a kind that has no rules here.
     """
-    if info.builder not in _RULES:
-        raise UsageError(f"no rules say which parts of a {info.builder} belong to whom; there are {', '.join(_RULES)}.")
-    rules, space = _RULES[info.builder], info.space
+    known = {name: network.parts for name, network in NETWORKS.items() if network.parts}
+    if info.builder not in known:
+        raise UsageError(f"no rules say which parts of a {info.builder} belong to whom; there are {', '.join(known)}.")
+    rules, space = known[info.builder], info.space
     with torch.device("meta"):
         state = build(info.builder, len(info.axis), space.num_logits, **info.numbers).state_dict()
     rows: dict[str, str] = {}
@@ -126,7 +93,7 @@ def _whole(name: str, tensor: Tensor, owner: str) -> Part:
     return Part(f"{name}[{owner}]" if owner else name, name, None, 0, 0, owner, tuple(tensor.shape))
 
 
-def _owner(name: str, rules: _Rules, axis: Sequence[str]) -> str:
+def _owner(name: str, rules: PartRules, axis: Sequence[str]) -> str:
     for pattern in rules.own:
         match = re.fullmatch(pattern, name)
         if match:

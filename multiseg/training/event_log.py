@@ -12,10 +12,10 @@ from multiseg.errors import ResourceError
 from multiseg.faults import remedy
 from multiseg.files import write_atomically
 from multiseg.training.events import Event, scalars_of
-from multiseg.training.folder import LOG, TENSORBOARD
+from multiseg.training.run_folder import LOG, TENSORBOARD
 
 
-class Logs:
+class EventLog:
     """log.jsonl and TensorBoard files of a run; what a killed run logged beyond its last save is cut off.
 
     A number that is not finite becomes null in log.jsonl, since JSON has no word for it.
@@ -32,7 +32,7 @@ class Logs:
         self.file = path.open("a", buffering=1)
         self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
 
-    def __enter__(self) -> Logs:
+    def __enter__(self) -> EventLog:
         return self
 
     def __exit__(self, *error: object) -> None:
