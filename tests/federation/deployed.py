@@ -16,11 +16,11 @@ from typing import Any
 import tomli_w
 
 from multiseg.config import checked, learning
-from multiseg.federation.centre.experiment import read_history
-from multiseg.federation.local import Machine, simulate
+from multiseg.federation.centre.experiment_folder import read_history
+from multiseg.federation.local_deployment import MULTISEG, prepared
 from multiseg.federation.plan import FederationOptions
-from multiseg.federation.rehearsal import MULTISEG, prepared
 from multiseg.federation.run_file import heard
+from multiseg.federation.simulation import Machine, simulate
 
 QUICK = {
     "seed": 3,

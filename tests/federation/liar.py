@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from multiseg.federation.fab import app_hash
-from multiseg.federation.joining import executor
-from multiseg.federation.joining.approval import Approval
-from multiseg.federation.joining.settings import read_site, to_site
+from multiseg.federation.flower import executor
+from multiseg.federation.flower.approval import Approval
 from multiseg.federation.messages import ROUND
 from multiseg.federation.sites.answering import answer
+from multiseg.federation.sites.site_settings import read_site, to_site
 
 settings = read_site(Path(sys.argv[1]))
 site = to_site(settings)

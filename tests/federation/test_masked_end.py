@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from multiseg.federation.centre.experiment import read_history
-from multiseg.federation.local import Machine, simulate
+from multiseg.federation.centre.experiment_folder import read_history
 from multiseg.federation.plan import FederationOptions, LocalOptions, PrivacyOptions, ScheduleOptions
+from multiseg.federation.simulation import Machine, simulate
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from multiseg.errors import FederationError
 from multiseg.federation.aggregate import Mean, aggregated, refused
-from multiseg.federation.centre.experiment import State
-from multiseg.federation.centre.lengths import lengths, longest
-from multiseg.federation.centre.optimisers import stepped
-from multiseg.federation.centre.roster import num_cases, trains
-from multiseg.federation.masks import relative, unmasked
+from multiseg.federation.centre.experiment_folder import State
+from multiseg.federation.centre.server_optimisers import stepped
+from multiseg.federation.centre.site_roster import num_cases, trains
+from multiseg.federation.centre.update_lengths import lengths, longest
 from multiseg.federation.messages import Answer
+from multiseg.federation.pairwise_masks import relative, unmasked
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import WIRE, from_payload
 from multiseg.models.parts import SHARED, Part, moved, sound

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from multiseg.federation.centre.answers import dice_of
 from multiseg.federation.centre.exchange import Desk, exchange, tell_events, tell_failed
-from multiseg.federation.centre.experiment import Models, State, commit
+from multiseg.federation.centre.experiment_folder import Models, State, commit
 from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has_it, learnt_with
+from multiseg.federation.centre.site_answers import dice_of
 from multiseg.federation.messages import EVALUATE, Answer, Task
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import from_payload, to_payload

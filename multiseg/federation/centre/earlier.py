@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from multiseg.errors import CheckpointError, ResourceError, UsageError
-from multiseg.federation.centre.experiment import STATE, WORST, State, commit, opened, read_history
-from multiseg.federation.centre.logs import Logs
-from multiseg.federation.centre.progress import Event, WentBack
+from multiseg.federation.centre.experiment_folder import STATE, WORST, State, commit, opened, read_history
+from multiseg.federation.centre.run_events import Event, WentBack
+from multiseg.federation.centre.run_logs import Logs
 from multiseg.files import add_name, held_alone, take_place_of_folder
 from multiseg.models.saved import BEST, LAST, load_weights, read_info
 from multiseg.training.folder import LOCK

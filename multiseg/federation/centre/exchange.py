@@ -12,8 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from multiseg.errors import FederationError, StoppedError
-from multiseg.federation.centre.progress import Came, Event, Held, Noted, Refused, Resent, Waiting
-from multiseg.federation.centre.reading import Databases, fault
+from multiseg.federation.centre.run_events import Came, Event, Held, Noted, Refused, Resent, Waiting
+from multiseg.federation.centre.site_answers import Databases, fault
 from multiseg.federation.messages import DESCRIBE, FINGERPRINT, Answer, Task
 from multiseg.federation.plan import FederationOptions
 from multiseg.shown import line

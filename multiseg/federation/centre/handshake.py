@@ -12,9 +12,9 @@ from torch import Tensor
 from multiseg.errors import FederationError
 from multiseg.federation.centre import scope
 from multiseg.federation.centre.exchange import Desk, SetAsideError, exchange, tell_events
-from multiseg.federation.centre.experiment import Best, State, read_fingerprint, save_fingerprint
-from multiseg.federation.centre.roster import Roster, enrolled, site_info, warnings
+from multiseg.federation.centre.experiment_folder import Best, State, read_fingerprint, save_fingerprint
 from multiseg.federation.centre.scope import check_personal
+from multiseg.federation.centre.site_roster import Roster, enrolled, site_info, warnings
 from multiseg.federation.messages import DESCRIBE, FINGERPRINT, Answer
 from multiseg.models.builders import build
 from multiseg.models.parts import parts

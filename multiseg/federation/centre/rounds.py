@@ -12,8 +12,7 @@ from typing import Any
 
 from multiseg.errors import FederationError, StoppedError, UsageError
 from multiseg.federation.aggregate import Mean
-from multiseg.federation.answer_size import allow_answers
-from multiseg.federation.centre.answers import number_of, validation_of
+from multiseg.federation.centre.answer_size import allow_answers
 from multiseg.federation.centre.combine import combined, masked_weights, why_refused
 from multiseg.federation.centre.crosswise import CROSS, is_handed_round, site_models
 from multiseg.federation.centre.earlier import keep, rounds_to_hold
@@ -27,14 +26,15 @@ from multiseg.federation.centre.exchange import (
     tell_events,
     withdrawn,
 )
-from multiseg.federation.centre.experiment import State, claimed, commit, opened
+from multiseg.federation.centre.experiment_folder import State, claimed, commit, opened
 from multiseg.federation.centre.handshake import handshake
-from multiseg.federation.centre.lengths import LOOK_BACK, Lengths, lengths, outliers
-from multiseg.federation.centre.logs import Logs, busy_with
-from multiseg.federation.centre.progress import Began, Event, Left, RoundDone, SiteRound
-from multiseg.federation.centre.roster import holders, personal_parts, trains
+from multiseg.federation.centre.run_events import Began, Event, Left, RoundDone, SiteRound
+from multiseg.federation.centre.run_logs import Logs, busy_with
 from multiseg.federation.centre.scope import learnt_with
 from multiseg.federation.centre.scores import as_saved, finish, info_of, lacks, mean, scored, worst
+from multiseg.federation.centre.site_answers import number_of, validation_of
+from multiseg.federation.centre.site_roster import holders, personal_parts, trains
+from multiseg.federation.centre.update_lengths import LOOK_BACK, Lengths, lengths, outliers
 from multiseg.federation.messages import ROUND, Answer, Task
 from multiseg.federation.plan import FederationOptions, check, without
 from multiseg.federation.privacy import epsilon, from_payload, to_payload

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from multiseg.errors import UsageError
-from multiseg.federation.centre.roster import Roster, personal_parts
+from multiseg.federation.centre.site_roster import Roster, personal_parts
 from multiseg.federation.plan import FederationOptions
 from multiseg.models.parts import SHARED, Part, leaves, parts
 from multiseg.models.saved import ModelInfo

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multiseg.federation.centre.answers import dice_of, number_of
 from multiseg.federation.centre.crosswise import cross_evaluated, untested
 from multiseg.federation.centre.exchange import Desk, exchange, tell_events, tell_failed
-from multiseg.federation.centre.experiment import WORST, Best, Models, State, commit
-from multiseg.federation.centre.progress import Finished
-from multiseg.federation.centre.roster import has_validation, personal_parts
+from multiseg.federation.centre.experiment_folder import WORST, Best, Models, State, commit
+from multiseg.federation.centre.run_events import Finished
 from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has_it
+from multiseg.federation.centre.site_answers import dice_of, number_of
+from multiseg.federation.centre.site_roster import has_validation, personal_parts
 from multiseg.federation.messages import EVALUATE, FINISH, Task
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import to_payload

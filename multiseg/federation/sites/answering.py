@@ -28,9 +28,9 @@ from multiseg.federation.messages import (
     answer_from_bytes,
     to_bytes,
 )
-from multiseg.federation.sites import approvals, audit, lasting, personal, policy
+from multiseg.federation.sites import approvals, audit_log, personal, policy, sent_updates
 from multiseg.federation.sites.consent import check_round
-from multiseg.federation.sites.damage import check_share, known_damage, sound_store, unsound, write_damage
+from multiseg.federation.sites.damaged_cases import check_share, known_damage, sound_store, unsound, write_damage
 from multiseg.federation.sites.describing import describe
 from multiseg.federation.sites.evaluating import Asked, evaluate_model, examined, why_none
 from multiseg.federation.sites.fingerprint import fingerprint
@@ -94,8 +94,8 @@ def answer(
     keep_memory()
     if held := _held(task, site):
         return held
-    path, clock = site.state / audit.LOG, _Clock(site.limits.minutes, should_stop)
-    audit.record(path, _entry("in", task.experiment, task, to_bytes(task)))
+    path, clock = site.state / audit_log.LOG, _Clock(site.limits.minutes, should_stop)
+    audit_log.record(path, _entry("in", task.experiment, task, to_bytes(task)))
     store: Store | None = None
     left_out: tuple[str, ...] = ()
     try:
@@ -113,7 +113,7 @@ def answer(
         found = Answer(task.kind, site.name, task.round, error=policy.cleaned(error, names), passing=passing)
     found = replace(found, experiment=task.experiment)
     notes = tuple(f"left out: {name}" for name in left_out) + ((f"error: {found.error}",) if found.error else ())
-    audit.record(path, _entry("out", task.experiment, found, to_bytes(found), notes))
+    audit_log.record(path, _entry("out", task.experiment, found, to_bytes(found), notes))
     return found
 
 
@@ -139,9 +139,9 @@ def _held(task: Task, site: Site) -> Answer | None:
     except FederationError as error:
         return replace(found, error=str(error), passing=False, body={})
     if is_news:
-        path = site.state / audit.LOG
-        audit.record(path, _entry("in", task.experiment, task, to_bytes(task)))
-        audit.record(path, _entry("out", task.experiment, found, to_bytes(found), (f"error: {found.error}",)))
+        path = site.state / audit_log.LOG
+        audit_log.record(path, _entry("in", task.experiment, task, to_bytes(task)))
+        audit_log.record(path, _entry("out", task.experiment, found, to_bytes(found), (f"error: {found.error}",)))
     return found
 
 
@@ -168,16 +168,16 @@ class _Clock:
 
 def _entry(
     direction: str, experiment: str, message: Task | Answer, data: bytes, notes: tuple[str, ...] = ()
-) -> audit.Entry:
+) -> audit_log.Entry:
     said = message if isinstance(message, Answer) else None
-    return audit.Entry(
+    return audit_log.Entry(
         direction,
         message.kind,
         experiment,
         message.round,
         len(data),
         hashlib.sha256(data).hexdigest(),
-        audit.described(message.tensors),
+        audit_log.described(message.tensors),
         policy.flat_metrics(said) if said else {},
         notes,
         {name: value for name, value in message.body.items() if name not in MEASURED} if said else _asked(message.body),
@@ -258,7 +258,7 @@ def _round(work: _Work) -> Answer:
         held = personal.stored_answer(folder, task.round, key)
         found = _trained(work, key) if held is None else answer_from_bytes(held)
         if options.privacy.masked:
-            lasting.note_circle(folder, task.round, circle_of(task), found.tensors)
+            sent_updates.note_circle(folder, task.round, circle_of(task), found.tensors)
         return found
 
 
@@ -280,10 +280,10 @@ def _trained(work: _Work, key: str) -> Answer:
     remember(folder, task.round, work.store, trained.drawn, trained.validated)
     sent = protected(task, site, order, trained.update)
     if order.options.privacy.masked:
-        lasting.check_circle(folder, task.round, circle_of(task), sent.tensors)
+        sent_updates.check_circle(folder, task.round, circle_of(task), sent.tensors)
     body = _round_body(work, order, trained, sent.norm, began)
     if sent.release:
-        body["releases"] = lasting.count_release(folder, task.round, sent.release)
+        body["releases"] = sent_updates.count_release(folder, task.round, sent.release)
     found = replace(_plain(work, body), tensors=sent.tensors)
     personal.commit(folder, task.round, key, to_bytes(found), trained.own)
     return found

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from multiseg.federation.masks import Circle, digest_of, masked, members_by_part
 from multiseg.federation.messages import Task
+from multiseg.federation.pairwise_masks import Circle, digest_of, masked, members_by_part
 from multiseg.federation.privacy import clipped, noise_generator, noise_std, noised, to_payload, update_norm
 from multiseg.federation.sites.site import Order, Site, private_key
 from multiseg.federation.sites.tasks import said

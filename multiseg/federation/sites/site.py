@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from multiseg.federation.masks import new_private_key
+from multiseg.federation.pairwise_masks import new_private_key
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.limits import Limits
 from multiseg.federation.sites.policy import Leaves, rounded

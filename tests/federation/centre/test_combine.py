@@ -7,9 +7,9 @@ import torch
 from fake_link import FakeSite, options
 
 from multiseg.federation.centre.combine import combined, weight_of
-from multiseg.federation.centre.experiment import State
+from multiseg.federation.centre.experiment_folder import State
 from multiseg.federation.centre.handshake import fresh
-from multiseg.federation.centre.roster import enrolled, site_info
+from multiseg.federation.centre.site_roster import enrolled, site_info
 from multiseg.federation.messages import DESCRIBE, ROUND, Answer, Task
 from multiseg.federation.plan import AggregateOptions
 from multiseg.models.parts import parts

@@ -12,10 +12,10 @@ from fake_link import FakeLink, FakeSite, options
 from multiseg.errors import CheckpointError, FederationError, UsageError
 from multiseg.federation.centre.combine import combined
 from multiseg.federation.centre.earlier import go_back, kept_rounds
-from multiseg.federation.centre.experiment import opened, read_history
-from multiseg.federation.centre.progress import Event, RoundDone, WentBack
-from multiseg.federation.centre.report import notable_events
+from multiseg.federation.centre.experiment_folder import opened, read_history
 from multiseg.federation.centre.rounds import run
+from multiseg.federation.centre.run_events import Event, RoundDone, WentBack
+from multiseg.federation.centre.run_report import notable_events
 from multiseg.federation.messages import ROUND, Answer, Task
 from multiseg.federation.plan import AggregateOptions, FederationOptions
 from multiseg.models.parts import parts

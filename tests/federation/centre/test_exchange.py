@@ -8,7 +8,7 @@ from fake_link import FakeLink, FakeSite, options
 
 from multiseg.errors import FederationError
 from multiseg.federation.centre.exchange import Desk, Failure, Outcome, exchange
-from multiseg.federation.centre.progress import Event, Held, Refused, Resent
+from multiseg.federation.centre.run_events import Event, Held, Refused, Resent
 from multiseg.federation.messages import DESCRIBE, Answer, Task
 
 ASH, ELM = FakeSite("ash"), FakeSite("elm")

@@ -11,11 +11,11 @@ import torch
 from fake_link import FakeLink, FakeSite, broken, lost, options, spoilt
 
 from multiseg.errors import FederationError, UsageError
-from multiseg.federation.centre.experiment import opened
-from multiseg.federation.centre.logs import read_status
-from multiseg.federation.centre.progress import Came, Event, Left, Noted, Refused, Resent, RoundDone, Waiting
-from multiseg.federation.centre.report import notable_events
+from multiseg.federation.centre.experiment_folder import opened
 from multiseg.federation.centre.rounds import RunResult, run
+from multiseg.federation.centre.run_events import Came, Event, Left, Noted, Refused, Resent, RoundDone, Waiting
+from multiseg.federation.centre.run_logs import read_status
+from multiseg.federation.centre.run_report import notable_events
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Answer, Task
 from multiseg.federation.plan import AggregateOptions, LocalOptions, PrivacyOptions
 from multiseg.federation.privacy import epsilon

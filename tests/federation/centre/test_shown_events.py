@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from fake_link import FakeLink, FakeSite, options
 
-from multiseg.federation.centre.experiment import STATE, commit, opened
-from multiseg.federation.centre.logs import Logs
-from multiseg.federation.centre.progress import (
+from multiseg.federation.centre.experiment_folder import STATE, commit, opened
+from multiseg.federation.centre.rounds import run
+from multiseg.federation.centre.run_events import (
     Came,
     Event,
     Finished,
@@ -22,7 +22,7 @@ from multiseg.federation.centre.progress import (
     SiteRound,
     in_words,
 )
-from multiseg.federation.centre.rounds import run
+from multiseg.federation.centre.run_logs import Logs
 
 HOSTILE = "x\x1b]0;title\x07\nround 9: all sites are there\r\u202e\x9b2J\nTraceback (most recent call last):"
 ROUND_DONE = RoundDone(1, 2, 0.5, 0.5, {HOSTILE: SiteRound(0.5, {HOSTILE: 0.5}, 1.0)}, {HOSTILE: HOSTILE})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from multiseg.federation.centre.roster import holders, joint, site_info
+from multiseg.federation.centre.site_roster import holders, joint, site_info
 from multiseg.federation.messages import DESCRIBE, ROUND, Task
 from multiseg.federation.plan import FederationOptions, LocalOptions, ScheduleOptions
 from multiseg.federation.sites.answering import answer
@@ -61,7 +61,7 @@ def round_task(info, number=1, kept=None, options=OPTIONS, state=None, **others)
 
 def groups_of(infos, info):
     """The sites that train each group of parts."""
-    from multiseg.federation.centre.roster import Roster
+    from multiseg.federation.centre.site_roster import Roster
 
     return {group: list(sites) for group, sites in holders(Roster(info, infos), parts(info)).items()}
 

@@ -8,10 +8,10 @@ import torch
 from asked import OPTIONS, described, first_state, groups_of, joint_info, round_task, site_of, with_local
 
 from multiseg.errors import StoppedError
-from multiseg.federation.masks import unmasked
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Task, to_bytes
+from multiseg.federation.pairwise_masks import unmasked
 from multiseg.federation.plan import PrivacyOptions, ScheduleOptions
-from multiseg.federation.sites import answering, audit
+from multiseg.federation.sites import answering, audit_log
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.policy import Leaves
 from multiseg.models.parts import parts, trained_parts
@@ -402,12 +402,12 @@ def test_the_policy_of_a_site_holds(site_stores, tmp_path, info):
         == {}
     )
     log = tmp_path / "birch" / "audit.jsonl"
-    assert audit.verify(log) == []
-    last = [row for row in audit.rows(log) if row["kind"] == "round"][-1]
+    assert audit_log.verify(log) == []
+    last = [row for row in audit_log.rows(log) if row["kind"] == "round"][-1]
     assert last["direction"] == "out"
     assert "left out: loss" in last["notes"]
     assert last["tensors"] > 10
-    error, *_ = [row for row in audit.rows(log) if "error" in row["notes"]]
+    error, *_ = [row for row in audit_log.rows(log) if "error" in row["notes"]]
     assert "lets encoder.* leave" in error["notes"]
 
 
@@ -445,7 +445,7 @@ def test_a_site_says_whether_others_may_see_its_model(site_stores, tmp_path, inf
     assert "does not allow it (to_sites)" in found.error
     willing = site_of("birch", site_stores, tmp_path / "willing", leaves=Leaves(least=1, to_sites=True))
     assert not answer(round_task(info, options=options), willing).error
-    asked = next(json.loads(line)["told"] for line in (willing.state / audit.LOG).read_text().splitlines())
+    asked = next(json.loads(line)["told"] for line in (willing.state / audit_log.LOG).read_text().splitlines())
     assert asked["cross_site"] is True
 
 
@@ -454,7 +454,7 @@ def test_the_audit_log_holds_what_was_asked(site_stores, tmp_path, info):
     site = site_of("birch", site_stores, tmp_path)
     answer(round_task(info, options=options), site)
     answer(Task(ROUND, "trial", 1, {"options": [1]}), site)
-    came, _, odd, _ = audit.rows(site.state / audit.LOG)
+    came, _, odd, _ = audit_log.rows(site.state / audit_log.LOG)
     asked = json.loads(came["told"])
     assert asked["privacy"]["noise"] == 1.0
     assert asked["local"]["proximal"] == 0.5

@@ -10,10 +10,10 @@ import zarr
 from asked import OPTIONS, described, first_state, joint_info, round_task, site_of
 
 from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
-from multiseg.federation import local
-from multiseg.federation.local import Machine, simulate
+from multiseg.federation import simulation
 from multiseg.federation.messages import EVALUATE, FINISH, Task
 from multiseg.federation.plan import ScheduleOptions
+from multiseg.federation.simulation import Machine, simulate
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.remembered import remembered
 from multiseg.models.saved import read_learnt
@@ -114,8 +114,8 @@ def test_no_digest_of_a_scan_leaves_a_site(site_stores, tmp_path, monkeypatch):
         sent.append(data)
         return data
 
-    to_bytes = local.to_bytes
-    monkeypatch.setattr(local, "to_bytes", heard)
+    to_bytes = simulation.to_bytes
+    monkeypatch.setattr(simulation, "to_bytes", heard)
     out = tmp_path / "run"
     options = replace(OPTIONS, schedule=ScheduleOptions(rounds=2, validation_cases=1, cross_site=True))
     assert simulate(options, site_stores, out, machine=Machine(device="cpu", least=1)).finished
