@@ -29,7 +29,7 @@ START_S, STOP_S, LOOK_S = 180.0, 60.0, 0.5
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class LocalDeployment:
     """The server's folder, and each site's settings."""
 
     folder: Path
@@ -43,7 +43,7 @@ def prepared(
     host: str = "127.0.0.1",
     device: str = "auto",
     least: int = Leaves.least,
-) -> Rehearsal:
+) -> LocalDeployment:
     """A server enrolled, on ports that are free now, and a kit filled in for every site.
 
     Args:
@@ -68,11 +68,11 @@ def prepared(
             text = text.replace(blank, filled)
         sites[name] = kit / "site.toml"
         sites[name].write_text(f"{text}\n[leaves]\nleast = {least}\n", encoding="utf-8")
-    return Rehearsal(folder, home, sites)
+    return LocalDeployment(folder, home, sites)
 
 
 @contextmanager
-def staged(rehearsal: Rehearsal) -> Iterator[None]:
+def staged(rehearsal: LocalDeployment) -> Iterator[None]:
     """Server and sites run, and all sites are online; afterwards they are stopped. What they say is in the folder.
 
     Raises:
@@ -107,7 +107,7 @@ def _start(arguments: list[str], said: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _wait(rehearsal: Rehearsal, started: Mapping[str, subprocess.Popen[bytes]]) -> None:
+def _wait(rehearsal: LocalDeployment, started: Mapping[str, subprocess.Popen[bytes]]) -> None:
     """Until the server counts every site as online."""
     until = time.monotonic() + START_S
     online: set[str] = set()

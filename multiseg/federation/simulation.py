@@ -10,7 +10,7 @@ from multiseg.errors import UsageError
 from multiseg.federation.centre.exchange import Failure, Presence
 from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.centre.run_events import Event
-from multiseg.federation.messages import Answer, Task, answer_from_bytes, task_from_bytes, to_bytes
+from multiseg.federation.messages import Answer, SiteTask, answer_from_bytes, task_from_bytes, to_bytes
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.limits import NONE
@@ -24,7 +24,7 @@ OnStep = Callable[[str, StepEvent], None]
 
 
 @dataclass(frozen=True)
-class Machine:
+class SimulationMachine:
     """What all sites of a simulation share.
 
     Attributes:
@@ -47,14 +47,14 @@ class LocalLink:
         on_step: OnStep = lambda site, event: None,
     ) -> None:
         self._sites, self._should_stop, self._on_step = sites, should_stop, on_step
-        self._tasks: dict[str, tuple[Site, Task]] = {}
+        self._tasks: dict[str, tuple[Site, SiteTask]] = {}
         self._num_sent = 0
 
     def presence(self) -> Mapping[str, Presence]:
         """All are there."""
         return {name: Presence(online=True) for name in self._sites}
 
-    def send(self, site: str, task: Task, ttl_s: float) -> str:
+    def send(self, site: str, task: SiteTask, ttl_s: float) -> str:
         """Lay the task on the pile."""
         self._num_sent += 1
         self._tasks[str(self._num_sent)] = (self._sites[site], task)
@@ -86,7 +86,7 @@ def simulate(
     out: Path,
     on_event: Callable[[Event], None] = lambda event: None,
     on_step: OnStep = lambda site, event: None,
-    machine: Machine | None = None,
+    machine: SimulationMachine | None = None,
 ) -> RunResult:
     """Run a federation over these stores into `out`, each site's own memory in out/sites/NAME.
 
@@ -108,12 +108,14 @@ def simulate(
         )
     for url in stores.values():
         open_store(url)  # here it may be named; a site would keep its path to itself
-    sites = _sites(options, stores, out / "sites", machine or Machine())
+    sites = _sites(options, stores, out / "sites", machine or SimulationMachine())
     with stop_on_signals() as should_stop:
         return run(options, LocalLink(sites, should_stop, on_step), out, on_event, should_stop)
 
 
-def _sites(options: FederationOptions, stores: Mapping[str, str], folder: Path, machine: Machine) -> dict[str, Site]:
+def _sites(
+    options: FederationOptions, stores: Mapping[str, str], folder: Path, machine: SimulationMachine
+) -> dict[str, Site]:
     return {
         name: Site(
             name=name,

@@ -36,7 +36,9 @@ def test_an_error_is_cleaned(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 
 def test_the_audit_log_shows_what_a_centre_sent_on_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A centre names kinds and experiments as it likes; the log keeps them as they came."""
-    entry = audit_log.Entry("in", HOSTILE + "\nforged", HOSTILE, 1, 10, "0" * 64, notes=(f"error: {HOSTILE}\nforged",))
+    entry = audit_log.AuditEntry(
+        "in", HOSTILE + "\nforged", HOSTILE, 1, 10, "0" * 64, notes=(f"error: {HOSTILE}\nforged",)
+    )
     audit_log.record(tmp_path / audit_log.LOG, entry)
     assert app.run(["fed", "audit", str(tmp_path)]) == 0
     out = capsys.readouterr().out.replace("\u2502", "|")

@@ -16,7 +16,7 @@ from multiseg.federation.centre.experiment_folder import read_history
 from multiseg.federation.centre.run_events import Event, Finished, RoundDone
 from multiseg.federation.centre.run_report import cross_table, page, summary
 from multiseg.federation.plan import FederationOptions, LocalOptions, PrivacyOptions, ScheduleOptions
-from multiseg.federation.simulation import Machine, simulate
+from multiseg.federation.simulation import SimulationMachine, simulate
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
@@ -24,7 +24,7 @@ from multiseg.models.saved import load_model, load_weights, read_info
 from multiseg.training.fit import FitOptions
 from multiseg.training.folder import ModelOptions
 
-CPU = Machine(device="cpu", least=1)
+CPU = SimulationMachine(device="cpu", least=1)
 OPTIONS = FederationOptions(
     experiment="small",
     sites=("alder", "birch", "dogwood"),

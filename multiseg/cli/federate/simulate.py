@@ -131,13 +131,13 @@ def _simulated(
     """Run with a bar on a terminal, a line a round, and a table at the end."""
     from multiseg.cli.console import messages, print_table, progress_bar
     from multiseg.federation.centre.run_report import cross_table, round_table, test_table
-    from multiseg.federation.simulation import Machine, simulate
+    from multiseg.federation.simulation import SimulationMachine, simulate
 
     console = messages(quiet)
     total = options.schedule.rounds * len(options.sites) * options.local.steps
     with progress_bar("simulate", total, "preparing", quiet) as bar:
         show = _Progress(bar, console, options)
-        machine = Machine(device, options.stream.workers, options.stream.cache, least)
+        machine = SimulationMachine(device, options.stream.workers, options.stream.cache, least)
         result = simulate(options, stores, out, show.event, show.step, machine)
     if not result.finished:
         console.print(f"Stopped after round {result.round}, saved.", soft_wrap=True)

@@ -67,7 +67,7 @@ def combined(
         mean = unmasked(
             {site: answer.tensors for site, answer in answers.items()},
             masked_weights(state, options),
-            members(state, parts, options),
+            members(state, options),
         )
     else:
         groups = tuple(dict.fromkeys(part.group for part in parts))
@@ -95,10 +95,10 @@ def masked_weights(state: State, options: FederationOptions) -> dict[str, float]
     return relative({site: weight_of(site, state, SHARED, None, options) for site in state.roster.sites})
 
 
-def members(state: State, parts: Sequence[Part], options: FederationOptions) -> dict[str, tuple[str, ...]]:
+def members(state: State, options: FederationOptions) -> dict[str, tuple[str, ...]]:
     """By part, the sites that send it; what nobody sends is left out."""
     found: dict[str, list[str]] = {}
     for site in sorted(state.roster.sites):
-        for part in trains(site, state.roster, parts, options):
+        for part in trains(site, state.roster, options):
             found.setdefault(part.name, []).append(site)
     return {name: tuple(sites) for name, sites in found.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +24,14 @@ from multiseg.federation.centre.run_events import (
     RoundDone,
     Waiting,
 )
+from multiseg.federation.prometheus_text import in_text, metric
 from multiseg.files import write_atomically
 from multiseg.training.folder import LOG, TENSORBOARD
 
 METRICS = "metrics.prom"
 STATUS = "status.json"
+PREFIX = "multiseg_federation_"
+"""Begins the name of each of a run's metrics."""
 
 
 @dataclass
@@ -121,52 +124,39 @@ def busy_with(folder: Path, site: str) -> str:
 
 
 def prometheus(status: Status) -> str:
-    """The run in the text format that Prometheus reads (version 0.0.4). Counters begin anew with the process."""
-    lines = []
-    for name, kind, text, value in (
-        ("round", "gauge", "Rounds done.", status.round),
-        ("rounds", "gauge", "Rounds in all.", status.rounds),
-        ("finished", "gauge", "1 after the last evaluation.", int(status.finished)),
-        ("dice_mean", "gauge", "Dice of the model that the last round began with, mean over sites.", status.mean),
-        ("dice_worst", "gauge", "The same at the worst site.", status.worst),
-        ("epsilon", "gauge", "Of the (epsilon, delta) guarantee so far.", status.epsilon),
-        ("round_seconds", "gauge", "Duration of the last round.", status.round_seconds),
-        ("seconds_left", "gauge", "Estimate until the last round.", status.seconds_left),
-    ):
-        lines += _metric(status.experiment, name, kind, text, {"": value})
-    present = {site: int(site not in status.awaited) for site in dict.fromkeys((*status.sites, *status.awaited))}
-    by_site: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
-        ("site_present", "gauge", "0 while the run waits for the site.", present),
-        ("site_dice", "gauge", "Dice of the model that the last round began with.", status.dice),
-        ("site_loss", "gauge", "Mean loss in the last round.", status.loss),
-        ("site_seconds", "gauge", "From the last question to its answer.", status.seconds),
-        ("site_sent_bytes_total", "counter", "Bytes to the site.", status.sent),
-        ("site_received_bytes_total", "counter", "Bytes from the site.", status.received),
-        ("site_failures_total", "counter", "Answers refused or given up.", status.failures),
-        ("site_resent_total", "counter", "Questions that were asked again.", status.resent),
+    """The run in the text format that Prometheus reads. Counters begin anew with the process."""
+    present = {site: site not in status.awaited for site in dict.fromkeys((*status.sites, *status.awaited))}
+    of_run = (
+        ("round", "Rounds done.", status.round),
+        ("rounds", "Rounds in all.", status.rounds),
+        ("finished", "1 after the last evaluation.", status.finished),
+        ("dice_mean", "Dice of the model that the last round began with, mean over sites.", status.mean),
+        ("dice_worst", "The same at the worst site.", status.worst),
+        ("epsilon", "Of the (epsilon, delta) guarantee so far.", status.epsilon),
+        ("round_seconds", "Duration of the last round.", status.round_seconds),
+        ("seconds_left", "Estimate until the last round.", status.seconds_left),
     )
-    for name, kind, text, values in by_site:
-        lines += _metric(status.experiment, name, kind, text, values)
-    return "\n".join(lines) + "\n"
+    of_sites: tuple[tuple[str, str, Mapping[str, float | int]], ...] = (
+        ("site_present", "0 while the run waits for the site.", present),
+        ("site_dice", "Dice of the model that the last round began with.", status.dice),
+        ("site_loss", "Mean loss in the last round.", status.loss),
+        ("site_seconds", "From the last question to its answer.", status.seconds),
+        ("site_sent_bytes_total", "Bytes to the site.", status.sent),
+        ("site_received_bytes_total", "Bytes from the site.", status.received),
+        ("site_failures_total", "Answers refused or given up.", status.failures),
+        ("site_resent_total", "Questions that were asked again.", status.resent),
+    )
+    run = status.experiment
+    return in_text([
+        *(metric(PREFIX + name, text, ["experiment"], {(run,): value}) for name, text, value in of_run),
+        *(
+            metric(PREFIX + name, text, ["experiment", "site"], {(run, site): value for site, value in values.items()})
+            for name, text, values in of_sites
+        ),
+    ])  # fmt: skip
 
 
-def _metric(experiment: str, name: str, kind: str, text: str, values: dict[str, Any]) -> list[str]:
-    """A metric with its value for each site, or for "" which stands for the run."""
-    name = f"multiseg_federation_{name}"
-    lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"] if values else []
-    for site, value in values.items():
-        labels = f'experiment="{experiment}"' + (f',site="{site}"' if site else "")
-        lines.append(f"{name}{{{labels}}} {_float(float(value))}")
-    return lines
-
-
-def _float(value: float) -> str:
-    if math.isnan(value):
-        return "NaN"
-    return ("+Inf" if value > 0 else "-Inf") if math.isinf(value) else repr(value)
-
-
-class Logs:
+class RunLogs:
     """Writes each event down and passes it on. A log is only added to: what went wrong before a restart stays."""
 
     def __init__(self, folder: Path, experiment: str, number: int, on_event: Callable[[Event], None]) -> None:
@@ -181,7 +171,7 @@ class Logs:
             self.file.write("\n")
         self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=number + 1)
 
-    def __enter__(self) -> Logs:
+    def __enter__(self) -> RunLogs:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -213,7 +203,7 @@ class Logs:
         for site, told in event.sites.items():
             scalars |= {f"dice/{site}": told.dice, f"loss/{site}": told.loss, f"seconds/{site}": told.seconds}
             scalars |= {f"received_megabytes/{site}": told.received / 1e6}
-        scalars |= {"privacy/epsilon": event.epsilon} if math.isfinite(event.epsilon) else {}
+        scalars["privacy/epsilon"] = event.epsilon
         for name, value in scalars.items():
             if math.isfinite(value):
                 self.board.add_scalar(name, value, event.round)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import html
 import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -28,16 +30,9 @@ NOTABLE = ("Refused", "Resent", "Noted", "Waiting", "Left", "WentBack")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#8c6d31")
 """Told apart also by those who see few colours (Okabe and Ito)."""
 CROSS_SAID = "What each site made of the network in the last round, on the test cases of every site: mean Dice."
+TEMPLATE = Path(__file__).with_suffix(".html.jinja")
 LIMIT = 200
 """Events that a page shows, the last ones."""
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
-td.number, th.number { text-align: right; } td.long { white-space: normal; }
-svg { max-width: 100%; height: auto; } p { max-width: 46rem; }
-"""
 
 
 def round_table(history: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) -> Table:
@@ -154,25 +149,17 @@ def page(told: Mapping[str, Any]) -> str:
         intro += f" Best on average over the sites is the model after round {best['round']}, with a validation Dice of "
         intro += f"{number(number_of(best['score']))}."
     sections = [
-        _section("Dice on validation cases", _svg(_dice_plot, told), "Of the model after so many rounds, by site."),
-        _section("Loss", _svg(_loss_plot, told), "Mean of each site's training in the round."),
-        _section("Bytes and time", _svg(_traffic_plot, told), "Per round: from the sites, and what each of them took."),
-        _section("Test cases", _html_table(test_table(test)), "The best model.") if test else "",
-        _section("From site to site", _html_table(cross_table(told["final"])), CROSS_SAID) if cross else "",
-        _section(
-            "Rounds",
-            _html_table(round_table(history, told["final"])),
-            "Dice is that of the model that the round began with.",
-        ),
-        _section("Sites", _html_table(site_table(told["roster"])), "Cases are rounded up, as the sites tell them."),
-        _section("What happened", _html_table(_event_table(told["events"])), ""),
+        _drawn("Dice on validation cases", _dice_plot, told, "Of the model after so many rounds, by site."),
+        _drawn("Loss", _loss_plot, told, "Mean of each site's training in the round."),
+        _drawn("Bytes and time", _traffic_plot, told, "Per round: from the sites, and what each of them took."),
+        *([_tabled("Test cases", test_table(test), "The best model.")] if test else []),
+        *([_tabled("From site to site", cross_table(told["final"]), CROSS_SAID)] if cross else []),
+        _tabled("Rounds", round_table(history, told["final"]), "Dice is that of the model that the round began with."),
+        _tabled("Sites", site_table(told["roster"]), "Cases are rounded up, as the sites tell them."),
+        _tabled("What happened", _event_table(told["events"]), ""),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>\n"
-        + "\n".join(sections)
-        + "\n</body></html>\n"
-    )
+    templates = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined)
+    return templates.get_template(TEMPLATE.name).render(title=title, intro=intro, sections=sections) + "\n"
 
 
 def _sites(history: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -188,22 +175,28 @@ def _event_table(events: Sequence[Mapping[str, Any]]) -> Table:
     return ["time", "round", "what", "site", "said"], rows, ["round"]
 
 
-def _section(title: str, content: str, said: str) -> str:
-    note = f"<p>{html.escape(said)}</p>" if said else ""
-    return f"<h2>{html.escape(title)}</h2>{note}{content}"
+@dataclass(frozen=True)
+class _Section:
+    """A part of the page: a heading, perhaps a sentence, and a drawing or a table.
+
+    Attributes:
+        table: columns, rows, and the class of each column.
+    """
+
+    title: str
+    note: str
+    drawing: Markup = Markup()
+    table: tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]] = ((), (), ())
 
 
-def _html_table(table: Table) -> str:
+def _tabled(title: str, table: Table, note: str) -> _Section:
     columns, rows, right = table
-    if not rows:
-        return "<p>Nothing.</p>"
-    kinds = ["number" if column in right else "long" if column == "said" else "" for column in columns]
+    classes = ["number" if column in right else "long" if column == "said" else "" for column in columns]
+    return _Section(title, note, table=(columns, rows, classes))
 
-    def line(tag: str, cells: Sequence[str]) -> str:
-        marked = zip(cells, kinds, strict=True)
-        return "<tr>" + "".join(f'<{tag} class="{kind}">{html.escape(cell)}</{tag}>' for cell, kind in marked) + "</tr>"
 
-    return "<table>" + line("th", columns) + "".join(line("td", row) for row in rows) + "</table>"
+def _drawn(title: str, draw: Any, told: Mapping[str, Any], note: str) -> _Section:
+    return _Section(title, note, drawing=Markup(_svg(draw, told)))  # noqa: S704 (matplotlib escapes names itself)
 
 
 def _svg(draw: Any, told: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +15,7 @@ from multiseg.federation.messages import PROTOCOL, Answer
 from multiseg.federation.plan import LEAST_MASKED, FederationOptions
 from multiseg.labels import LabelSpace, Structure
 from multiseg.modalities import ModalityAxis
-from multiseg.models.parts import SHARED, Part, trained_parts
+from multiseg.models.parts import SHARED, Part, parts, trained_parts
 from multiseg.models.saved import ModelInfo
 from multiseg.store.structures import check_named, check_rest
 from multiseg.training.folder import numbers_of
@@ -93,6 +94,24 @@ class Roster:
     info: ModelInfo
     sites: Mapping[str, SiteInfo]
     held_out: Mapping[str, SiteInfo] = field(default_factory=dict)
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the network. To list them the network is built, so it is done once for a roster."""
+        return parts(self.info)
+
+    @cached_property
+    def holders(self) -> dict[str, tuple[str, ...]]:
+        """For each group of parts the sites that train it, in the roster's order."""
+        space = self.info.space
+        have = {
+            name: {SHARED, *modalities_of(info, space), *(f"label:{label}" for label in labels_of(info, space))}
+            for name, info in self.sites.items()
+        }
+        return {
+            group: tuple(name for name, groups in have.items() if group in groups)
+            for group in dict.fromkeys(part.group for part in self.parts)
+        }
 
     @property
     def described(self) -> dict[str, Mapping[str, Mapping[str, Any]]]:
@@ -208,38 +227,29 @@ def has_validation(info: SiteInfo, space: LabelSpace) -> bool:
     return any(int(about["num_cases"]["val"]) > 0 and _annotated(about, space) for about in info.databases.values())
 
 
-def trains(site: str, roster: Roster, parts: Sequence[Part], options: FederationOptions) -> tuple[Part, ...]:
+def trains(site: str, roster: Roster, options: FederationOptions) -> tuple[Part, ...]:
     """The parts that a site sends in every round."""
     info, space = roster.sites[site], roster.info.space
-    alone = personal_parts(roster, parts, options)
-    return trained_parts(parts, modalities_of(info, space), labels_of(info, space), options.local.personal, alone)
+    return trained_parts(
+        roster.parts,
+        modalities_of(info, space),
+        labels_of(info, space),
+        options.local.personal,
+        personal_parts(roster, options),
+    )
 
 
-def holders(roster: Roster, parts: Sequence[Part]) -> dict[str, tuple[str, ...]]:
-    """For each group of parts the sites that train it, in the roster's order."""
-    space = roster.info.space
-    have = {
-        name: {SHARED, *modalities_of(info, space), *(f"label:{label}" for label in labels_of(info, space))}
-        for name, info in roster.sites.items()
-    }
-    return {
-        group: tuple(name for name, groups in have.items() if group in groups)
-        for group in dict.fromkeys(part.group for part in parts)
-    }
-
-
-def personal_parts(roster: Roster, parts: Sequence[Part], options: FederationOptions) -> tuple[str, ...]:
+def personal_parts(roster: Roster, options: FederationOptions) -> tuple[str, ...]:
     """Under masks, the parts that too few sites train to hide in a sum: every site keeps its own; else none."""
     if not options.privacy.masked:
         return ()
-    held = holders(roster, parts)
-    return tuple(part.name for part in parts if len(held[part.group]) < LEAST_MASKED)
+    return tuple(part.name for part in roster.parts if len(roster.holders[part.group]) < LEAST_MASKED)
 
 
-def warnings(roster: Roster, parts: Sequence[Part], options: FederationOptions) -> list[str]:
+def warnings(roster: Roster, options: FederationOptions) -> list[str]:
     """What the sites should know before they begin: which of them is alone with something."""
     said = []
-    for group, names in holders(roster, parts).items():
+    for group, names in roster.holders.items():
         what = f"label {group.removeprefix('label:')}" if group.startswith("label:") else group
         if options.privacy.masked and len(names) < LEAST_MASKED:
             said.append(

@@ -10,21 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multiseg.errors import FederationError
-from multiseg.federation.flower.loopback import without_proxies
+from multiseg.federation.flower.environment import without_proxies
+from multiseg.federation.flower.flower_words import RUN_IS_LOST
 from multiseg.federation.identity.home import LINK_CERTIFICATE, Home
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
-
-LOST = ("No heartbeat received", "Task failed with unknown error")
-"""How Flower begins what it says of a run whose process, or whose SuperLink, was lost: killed, or ended by a signal."""
 
 PAGE = 100
 """Runs that are asked for at once."""
 
 
 @dataclass(frozen=True)
-class Node:
+class SuperLinkNode:
     """A site as the SuperLink knows it.
 
     Attributes:
@@ -40,7 +38,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Run:
+class SuperLinkRun:
     """A run as the SuperLink knows it.
 
     Attributes:
@@ -63,7 +61,7 @@ class Run:
     @property
     def lost(self) -> bool:
         """Whether it failed because the server lost it, not because of what it did."""
-        return self.outcome == "failed" and self.details.startswith(LOST)
+        return self.outcome == "failed" and self.details.startswith(RUN_IS_LOST)
 
 
 class Control:
@@ -75,14 +73,14 @@ class Control:
     def __init__(self, client: ControlHttpClient) -> None:
         self._client = client
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[SuperLinkNode]:
         """The sites that are registered."""
         from flwr.proto.control_pb2 import ListNodesRequest
 
         with _said():
             nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
         return [
-            Node(one.node_id, one.name, one.public_key.decode(), one.status, one.last_activated_at)
+            SuperLinkNode(one.node_id, one.name, one.public_key.decode(), one.status, one.last_activated_at)
             for one in nodes
             if one.status != "unregistered"
         ]
@@ -120,7 +118,7 @@ class Control:
             raise FederationError("the SuperLink did not start the run; its log says why.")
         return int(answer.run_id)
 
-    def runs(self, newest: int = 0) -> list[Run]:
+    def runs(self, newest: int = 0) -> list[SuperLinkRun]:
         """The runs, the newest first: so many, or all. Flower itself leaves out all but the last 20."""
         from flwr.proto.control_pb2 import ListRunsRequest
 
@@ -178,13 +176,13 @@ def _authority(path: Path) -> bytes:
         raise FederationError(f"there is no {path}: make it with multiseg fed enrol server {path.parent}") from None
 
 
-def _run(run: Any) -> Run:
+def _run(run: Any) -> SuperLinkRun:
     config = {name: value.string for name, value in run.override_config.items()}
     try:
         settings = json.loads(config.get("settings") or "{}")
     except ValueError:
         settings = {}
-    return Run(
+    return SuperLinkRun(
         run_id=run.run_id,
         experiment=str(settings.get("experiment", "")),
         status=run.status.status,

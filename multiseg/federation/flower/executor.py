@@ -40,12 +40,12 @@ from multiseg import shown
 from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError
 from multiseg.federation.fab import app_hash
 from multiseg.federation.flower.approval import Approval, why_refused
+from multiseg.federation.flower.environment import without_proxies
 from multiseg.federation.flower.forked import Forked
 from multiseg.federation.flower.joining import HANDED, MARK, PRIVATE
-from multiseg.federation.flower.loopback import without_proxies
 from multiseg.federation.flower.message_records import reply_with, task_of
 from multiseg.federation.identity.signing import how_ended
-from multiseg.federation.messages import FINISH, ROUND, Answer, Task, to_bytes
+from multiseg.federation.messages import FINISH, ROUND, Answer, SiteTask, to_bytes
 from multiseg.federation.sites import audit_log
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.site import Site, experiment_folder
@@ -63,7 +63,7 @@ SAY_SECONDS = 10.0
 """Between two lines on the steps of a round."""
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
-Work = Callable[[Task, Callable[[], bool]], Answer]
+Work = Callable[[SiteTask, Callable[[], bool]], Answer]
 """Answers a task; the function tells whether it was asked to stop."""
 
 
@@ -82,7 +82,7 @@ class Job:
     fab_sha256: str
 
 
-class Node:
+class NodeClient:
     """The site's Flower node, on loopback."""
 
     def __init__(self, address: str, secret: bytes) -> None:
@@ -120,7 +120,7 @@ class Node:
 
 
 def execute(
-    node: Node,
+    node: NodeClient,
     approval: Approval,
     work: Work,
     is_over: Callable[[], bool],
@@ -256,7 +256,7 @@ class _Answering:
         self.site, self.say = site, say
         self._due = 0.0
 
-    def __call__(self, task: Task, is_asked: Callable[[], bool]) -> Answer:
+    def __call__(self, task: SiteTask, is_asked: Callable[[], bool]) -> Answer:
         options = task.body.get("options", {})
         rounds = options.get("schedule", {}).get("rounds", "?")
         self.say(f"{task.experiment}: {task.kind}" + (f" {task.round} of {rounds}" if task.kind == ROUND else ""))
@@ -269,7 +269,7 @@ class _Answering:
             self.say(f"{task.experiment}: finished. The model lies in {experiment_folder(self.site, task.experiment)}.")
         return found
 
-    def _step(self, task: Task, event: Event) -> None:
+    def _step(self, task: SiteTask, event: Event) -> None:
         if isinstance(event, StepDone) and time.monotonic() >= self._due:
             self._due = time.monotonic() + SAY_SECONDS
             done = event.step - task.body.get("steps_done", 0)
@@ -295,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     except MultisegError as error:
         _say(str(error))
         return error.exit_code
-    node = Node(said.node, said.secret.read_bytes())
+    node = NodeClient(said.node, said.secret.read_bytes())
     note = partial(_note, settings.state / audit_log.LOG)
     approval = Approval(settings.approved, own, release)
     execute(
@@ -313,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _note(log: Path, direction: str, text: str) -> None:
     """A line of the audit log on what was refused or died. Nothing of the site leaves with it, so it stops none."""
-    entry = audit_log.Entry(direction, "message", "", 0, 0, hashlib.sha256().hexdigest(), notes=(text,))
+    entry = audit_log.AuditEntry(direction, "message", "", 0, 0, hashlib.sha256().hexdigest(), notes=(text,))
     try:
         audit_log.record(log, entry)
     except ResourceError as error:

@@ -8,17 +8,11 @@ from collections.abc import Callable
 
 from multiseg import shown
 from multiseg.errors import FederationError
-from multiseg.federation.flower.control import Control, Run
+from multiseg.federation.flower.control import Control, SuperLinkRun
+from multiseg.federation.flower.flower_words import COLOURS, FAILURE, OWN_LINE
 
 PAUSE_S, TIMES = 5.0, 18
 """So often a server that is away is tried again, and the run looked for that takes up a lost one."""
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-"""Flower colours its lines wherever they go."""
-FLOWERS = re.compile(r"(INFO|DEBUG|WARNING) *:|Successfully installed ")
-"""Begins a line of Flower's own."""
-ENDED = re.compile(r"ERROR *:|Traceback ")
-"""Begins what Flower makes of a failure: its words are in the run's details, and all of it in logs/superexec.log."""
-
 OURS = re.compile(r"round \d+[:/]|all \d+ rounds done")
 """Begins a line of a run that still says something: what looked like its end was none."""
 
@@ -33,14 +27,14 @@ class Sieve:
         """Take in more of the log."""
         *lines, self._rest = (self._rest + COLOURS.sub("", piece)).split("\n")
         for line in lines:
-            self._has_failed = bool(ENDED.match(line)) or (self._has_failed and not OURS.match(line))
-            if not self._has_failed and not FLOWERS.match(line):
+            self._has_failed = bool(FAILURE.match(line)) or (self._has_failed and not OURS.match(line))
+            if not self._has_failed and not OWN_LINE.match(line):
                 self._write(shown.line(line, shown.TEXT) + "\n")
 
 
 def follow(
-    control: Control, run: Run, write: Callable[[str], object], sleep: Callable[[float], None] = time.sleep
-) -> Run:
+    control: Control, run: SuperLinkRun, write: Callable[[str], object], sleep: Callable[[float], None] = time.sleep
+) -> SuperLinkRun:
     """Hand what a run says to `write` until it ends; the run that came to the end, with its outcome.
 
     Raises:
@@ -54,7 +48,9 @@ def follow(
         run = later
 
 
-def _to_its_end(control: Control, run: Run, write: Callable[[str], object], sleep: Callable[[float], None]) -> Run:
+def _to_its_end(
+    control: Control, run: SuperLinkRun, write: Callable[[str], object], sleep: Callable[[float], None]
+) -> SuperLinkRun:
     after, misses = 0.0, 0
     while True:
         try:
@@ -69,7 +65,7 @@ def _to_its_end(control: Control, run: Run, write: Callable[[str], object], slee
             sleep(PAUSE_S)
 
 
-def _taken_up(control: Control, lost: Run, sleep: Callable[[float], None]) -> Run | None:
+def _taken_up(control: Control, lost: SuperLinkRun, sleep: Callable[[float], None]) -> SuperLinkRun | None:
     for _ in range(TIMES):
         for one in control.runs():
             if one.experiment == lost.experiment and one.submitted > lost.submitted:

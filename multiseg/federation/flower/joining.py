@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from multiseg import shown
 from multiseg.errors import FederationError, MultisegError, ResourceError
+from multiseg.federation.flower import flower_words
+from multiseg.federation.flower.environment import OF_FLOWER
+from multiseg.federation.flower.flower_words import code_in_words
 from multiseg.federation.flower.liveness import Pulse
 from multiseg.federation.flower.reaching import proxy_for, unreachable
 from multiseg.federation.identity.signing import UNKNOWN_KEY, WRONG_CLOCK, farewell
@@ -33,10 +36,8 @@ MARK = "» "
 """Begins the executor's lines for a person."""
 ACTIVATION_S, AGAIN_S, SLOWLY_S = 120.0, 5.0, 30.0
 """The server counts a node that was lost as online for 60 s, and refuses a second one until then."""
-NODE_ID = "SuperNode ID:"
 NODE_GRACE_S, WORK_GRACE_S = 15.0, 180.0
 """Time to say goodbye; time to end the step in hand."""
-STILL_ONLINE, UNKNOWN, CLOCK = (f"[code: {code}]" for code in (2004, UNKNOWN_KEY, WRONG_CLOCK))
 LOOPBACK = "127.0.0.1"
 PRIVATE = 0o077
 """The mask of what a site writes: its state tells of its cases, and is for its account alone."""
@@ -44,7 +45,6 @@ PRIVATE = 0o077
 
 HANDED = "An answer was handed to the node."
 """What the executor says in its log."""
-SENDS = ("Sending:", "Sent successfully", "Ignoring reply")
 OWED_S = 45.0
 """A node sends an answer within seconds. One that dropped the task of a run that ended meanwhile holds the next answer
 back until another task comes, which may be never."""
@@ -146,9 +146,9 @@ class _Children:
         elif line == HANDED:
             self._owed = time.monotonic()
         elif name == "node":
-            if any(sign in line for sign in SENDS):
+            if any(sign in line for sign in flower_words.ANSWER_IS_GONE):
                 self._owed = 0.0
-            if NODE_ID in line:
+            if flower_words.NODE_ID in line:
                 write_atomically(_id_file(self._settings), line.rpartition(":")[2].strip().encode())
             for sign, told in NODE_SAYS.items():
                 if sign in line:
@@ -169,15 +169,15 @@ class _Children:
 
     def _after_node(self, ending: Ending) -> float:
         said = "\n".join(ending.said)
-        if UNKNOWN in said:
+        if code_in_words(UNKNOWN_KEY) in said:
             raise FederationError(
                 f"{self._settings.server} does not know the key of {self._settings.site}, or it was revoked. Ask the "
                 "coordinating centre."
             )
-        if CLOCK in said:
+        if code_in_words(WRONG_CLOCK) in said:
             self._tell("The server refuses this machine's clock: set it by NTP (timedatectl set-ntp true).")
             return AGAIN_S
-        if STILL_ONLINE in said:
+        if code_in_words(flower_words.STILL_ONLINE) in said:
             now = time.monotonic()
             self._refused = self._refused or now
             _sign_off(self._settings)
@@ -208,20 +208,17 @@ class _Children:
         around = [name for name in (os.environ.get("NO_PROXY"), os.environ.get("no_proxy")) if name]
         unproxied = ",".join([*around, LOOPBACK])
         return {
+            **OF_FLOWER,
             "FLWR_HOME": str(self._settings.state / "node" / "flwr"),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "PYTHONUNBUFFERED": "1",
             "NO_PROXY": unproxied,
             "no_proxy": unproxied,
         }
 
 
 NODE_SAYS = {
-    NODE_ID: "Connected to {server} as {site}; waiting for the server's tasks.",
-    "Connection attempt failed, retrying": "{server} cannot be reached{by}; trying on.",
-    "Connection successful": "Connected again to {server}.",
+    flower_words.NODE_ID: "Connected to {server} as {site}; waiting for the server's tasks.",
+    flower_words.TRIES_AGAIN: "{server} cannot be reached{by}; trying on.",
+    flower_words.CONNECTED_AGAIN: "Connected again to {server}.",
     "413 Request Entity": "{server} refuses what {site} sends as too large: ask the coordinating centre.",
 }
 TLS_SAYS = {
@@ -231,7 +228,7 @@ TLS_SAYS = {
     "407 Proxy": "the proxy asks for a name and a password, see --check",
     "ProxyError": "the proxy does not let through, see --check",
     "connecting again, so that": "a message was lost on the way, and is asked for again",
-    "terminated gracefully": "the server closed it: is the key revoked?",
+    flower_words.LEFT_ALONE: "the server closed it: is the key revoked?",
 }
 
 

@@ -17,7 +17,7 @@ from multiseg.errors import FederationError
 from multiseg.federation.centre.answer_size import TooLarge
 from multiseg.federation.centre.exchange import Failure, Presence
 from multiseg.federation.flower.message_records import MESSAGE_TYPE, answer_of, task_record, told
-from multiseg.federation.messages import Answer, Task
+from multiseg.federation.messages import Answer, SiteTask
 
 MARGIN_S = 3.0
 """A site counts as online while this much is left of its last heartbeat: asking for the answer of one that is not
@@ -60,7 +60,7 @@ class FlowerLink:
         there = {name: Presence(True, node.last_activated_at) for name, node in self._online().items()}
         return there | {name: Presence(False, revoked=True) for name in self._revoked()}
 
-    def send(self, site: str, task: Task, ttl_s: float) -> str:
+    def send(self, site: str, task: SiteTask, ttl_s: float) -> str:
         """Hand a task to a site's node.
 
         Raises:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 
 from multiseg.errors import FederationError
-from multiseg.federation.messages import Answer, Task, answer_from_bytes, task_from_bytes, to_bytes
+from multiseg.federation.messages import Answer, SiteTask, answer_from_bytes, task_from_bytes, to_bytes
 
 MESSAGE_TYPE = "query.multiseg"
 """Of tasks and answers of every kind: what is asked for stands in the bytes."""
 RECORD, ARRAY, STYPE = "multiseg", "message", "multiseg.safetensors"
 
 LOST = {
-    3: "the task had expired before the site took it",
-    4: "the answer had expired before the server took it",
-    5: "the site was offline",
-    8: "the process at the site died (out of memory, or killed)",
+    ErrorCode.MESSAGE_UNAVAILABLE: "the task had expired before the site took it",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "the answer had expired before the server took it",
+    ErrorCode.NODE_UNAVAILABLE: "the site was offline",
+    ErrorCode.CLIENT_APP_CRASHED: "the process at the site died (out of memory, or killed)",
 }
 """What those of Flower's codes of errors mean that may pass."""
 
 
-def task_record(task: Task) -> RecordDict:
+def task_record(task: SiteTask) -> RecordDict:
     """What a message to a site holds."""
     return _record(to_bytes(task))
 
@@ -30,7 +31,7 @@ def answer_record(answer: Answer) -> RecordDict:
     return _record(to_bytes(answer))
 
 
-def task_of(message: Message) -> Task:
+def task_of(message: Message) -> SiteTask:
     """The task in a message.
 
     Raises:

@@ -21,10 +21,9 @@ from typing import Any, NoReturn
 
 import httpx
 
+from multiseg.federation.flower.flower_words import MESSAGE_IS_LOST
 from multiseg.federation.identity.signing import MAY_HAVE_ACTED
 
-LOST = ("Failed to send message", "Failed to receive message", "Failed to create task")
-"""Flower's words for a task or an answer that it then forgets."""
 PULL = "/v1/fleet/pull-messages"
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 """Errors of a call that never reached the server."""
@@ -96,7 +95,7 @@ class _Lost(logging.Handler):
         self._calls = calls
 
     def emit(self, record: logging.LogRecord) -> None:
-        if str(record.msg).startswith(LOST):
+        if str(record.msg).startswith(MESSAGE_IS_LOST):
             self._calls.lost = "a message was lost on the way"
 
 

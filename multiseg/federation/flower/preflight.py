@@ -18,6 +18,7 @@ from cryptography import x509
 
 from multiseg.errors import FederationError, MultisegError
 from multiseg.federation.fab import app_hash
+from multiseg.federation.flower.flower_words import VERSION
 from multiseg.federation.flower.forked import Forked
 from multiseg.federation.flower.reaching import BROKEN, CENTRE, SAID, explained, is_on_the_way
 from multiseg.federation.identity.signing import ASKED, UNKNOWN_KEY, connection, private_key, signed
@@ -29,7 +30,6 @@ CLOCK_WARNS_S, CLOCK_FAILS_S = 4.0, 300.0
 """The server refuses signatures that are 5 s ahead of its clock or 305 s behind."""
 AHEAD_S = 5.0
 DAYS_WARN = 30.0
-FLOWER = "1.41.0"
 LINE = "line"
 """The check of the way to the server. It alone keeps nobody from joining: the site waits until the way is free."""
 
@@ -95,8 +95,8 @@ def _checked(what: str, look: Callable[[SiteSettings], tuple[str, str]], setting
 
 def _versions(settings: SiteSettings) -> tuple[str, str]:
     flower = version("flwr")
-    if flower != FLOWER:
-        return ERROR, f"flwr is {flower}, but server and sites have to speak {FLOWER}: pip install flwr=={FLOWER}."
+    if flower != VERSION:
+        return ERROR, f"flwr is {flower}, but server and sites have to speak {VERSION}: pip install flwr=={VERSION}."
     return OK, f"multiseg {version('multiseg')}, flwr {flower}, torch {version('torch')}"
 
 

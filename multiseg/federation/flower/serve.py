@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from multiseg.errors import ResourceError, UsageError
-from multiseg.federation.flower.loopback import NO_PROXY
+from multiseg.federation.flower.environment import NO_PROXY, OF_FLOWER
 from multiseg.federation.identity import home
 from multiseg.federation.identity.authority import renew_in_time, renew_link
 from multiseg.federation.identity.home import Home, read_home
@@ -22,12 +22,6 @@ from multiseg.files import held_alone
 SLACK_BYTES = 256 * 2**20
 """A database with so much room in it is packed before the start: Flower's never shrinks."""
 NEEDED = (home.CA, home.CERTIFICATE, home.KEY, home.LINK_CERTIFICATE, home.LINK_KEY, home.SECRET)
-FLOWER = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "PYTHONUNBUFFERED": "1",
-}
 
 
 def serve(folder: Path, say: Callable[[str], None]) -> None:
@@ -67,7 +61,7 @@ def children(server: Home, say: Callable[[str], None]) -> list[Child]:
 
     here = Path(command_path("flower-superlink")).parent
     environment = (
-        FLOWER
+        OF_FLOWER
         | NO_PROXY
         | {
             "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # Flower finds its commands there

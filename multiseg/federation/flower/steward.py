@@ -14,15 +14,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
 from multiseg.errors import FederationError
-from multiseg.federation.flower.control import Control, Node, Run, controlling
+from multiseg.federation.flower.control import Control, SuperLinkNode, SuperLinkRun, controlling
 from multiseg.federation.gate.endings import write_ended
 from multiseg.federation.gate.traffic import read_traffic
 from multiseg.federation.identity import home
 from multiseg.federation.identity.authority import renew_in_time
 from multiseg.federation.identity.certificates import days_left
 from multiseg.federation.identity.home import Home, read_home
-from multiseg.federation.identity.registry import Entry, allowed, read_registry
+from multiseg.federation.identity.registry import EnrolledSite, allowed, read_registry
+from multiseg.federation.prometheus_text import in_text, metric
 
 LOOK_S, EVERY_S, ALL_EVERY_S = 1.0, 5.0, 120.0
 """The registry is looked at, the SuperLink asked, and asked for older runs, too."""
@@ -40,14 +43,14 @@ PAUSE_S, LONGEST_PAUSE_S = 60.0, 1800.0
 class Known:
     """What the steward knows."""
 
-    registry: Mapping[str, Entry] = field(default_factory=dict)
-    nodes: Sequence[Node] = ()
-    runs: Sequence[Run] = ()
+    registry: Mapping[str, EnrolledSite] = field(default_factory=dict)
+    nodes: Sequence[SuperLinkNode] = ()
+    runs: Sequence[SuperLinkRun] = ()
     answers: bool = False
     all_due: float = 0.0
 
 
-def reconcile(control: Control, registry: Mapping[str, Entry]) -> Iterator[str]:
+def reconcile(control: Control, registry: Mapping[str, EnrolledSite]) -> Iterator[str]:
     """Register the sites that are enrolled and unregister all others; what was done, in words.
 
     Raises:
@@ -64,13 +67,13 @@ def reconcile(control: Control, registry: Mapping[str, Entry]) -> Iterator[str]:
         yield f"{wanted[public_key]} is let in."
 
 
-def to_take_up(runs: Sequence[Run], now: datetime) -> list[Run]:
+def to_take_up(runs: Sequence[SuperLinkRun], now: datetime) -> list[SuperLinkRun]:
     """The lost runs to submit again: the newest of its experiment each, where nothing of it goes on, after its pause.
 
     Args:
         runs: the newest first.
     """
-    newest: dict[str, Run] = {}
+    newest: dict[str, SuperLinkRun] = {}
     for run in runs:
         newest.setdefault(run.experiment, run)
     lost = [run for name, run in newest.items() if name and run.lost]
@@ -82,24 +85,24 @@ def pause_s(times: int) -> float:
     return min(PAUSE_S * 2.0 ** (times - LOSSES_AN_HOUR - 1), LONGEST_PAUSE_S) if times > LOSSES_AN_HOUR else 0.0
 
 
-def _has_waited(run: Run, seconds: float, now: datetime) -> bool:
+def _has_waited(run: SuperLinkRun, seconds: float, now: datetime) -> bool:
     """Whether a run ended so long ago, by a clock that may have been set since."""
     return not seconds or abs((now - datetime.fromisoformat(run.finished)).total_seconds()) >= seconds
 
 
-def losses(runs: Sequence[Run], experiment: str, now: datetime) -> int:
+def losses(runs: Sequence[SuperLinkRun], experiment: str, now: datetime) -> int:
     """How often an experiment was lost within the last hour."""
     since = (now - timedelta(hours=1)).isoformat()
     return sum(run.lost and run.experiment == experiment and run.finished >= since for run in runs)
 
 
-def ended(runs: Sequence[Run]) -> dict[str, str]:
+def ended(runs: Sequence[SuperLinkRun]) -> dict[str, str]:
     """How each run ended, by its number. One that was lost has not while its experiment goes on, or will be taken up.
 
     Args:
         runs: the newest first.
     """
-    newest: dict[str, Run] = {}
+    newest: dict[str, SuperLinkRun] = {}
     for run in runs:
         newest.setdefault(run.experiment, run)
     over = {name for name, run in newest.items() if run.status == "finished" and not run.lost}
@@ -111,48 +114,31 @@ def ended(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def metrics(server: Home, known: Known) -> str:
-    """What Prometheus reads."""
-    lines = _gauge("multiseg_up", "Whether a part of the server answers.", {
-        '{part="superlink"}': float(known.answers),
-        '{part="gate"}': float(_listens(server)),
-    })  # fmt: skip
+    """What Prometheus reads: the server's own numbers, then those that the newest run has written."""
     online = {node.name for node in known.nodes if node.status == "online"}
-    names = sorted(allowed(known.registry).values())
-    lines += _gauge("multiseg_site_online", "Whether a site is there.", {
-        f'{{site="{name}"}}': float(name in online) for name in names
-    })  # fmt: skip
+    sites = {(name,): name in online for name in sorted(allowed(known.registry).values())}
     counts, refused = read_traffic(server.at(home.TRAFFIC))
-    lines += _gauge("multiseg_gate_bytes_total", "Bytes of bodies through the gate.", {
-        f'{{site="{name}",direction="{way}"}}': float(value)
-        for name, count in counts.items()
-        for way, value in (("up", count.up), ("down", count.down))
-    }, "counter")  # fmt: skip
-    lines += _gauge("multiseg_gate_refused_total", "Requests that the gate refused.", {
-        f'{{reason="{reason}"}}': float(value) for reason, value in refused.items()
-    }, "counter")  # fmt: skip
-    lines += _gauge("multiseg_run_active", "Whether a run goes on.", {
-        f'{{experiment="{run.experiment}"}}': float(run.status != "finished") for run in known.runs[:1]
-    })  # fmt: skip
-    lines += _gauge("multiseg_disk_free_bytes", "Under the server's folder.", {
-        "": float(shutil.disk_usage(server.folder).free)
-    })  # fmt: skip
+    through = {(name, "up"): count.up for name, count in counts.items()}
+    through |= {(name, "down"): count.down for name, count in counts.items()}
+    refusals = {(reason,): count for reason, count in refused.items()}
+    active = {(run.experiment,): run.status != "finished" for run in known.runs[:1]}
+    answers = {("superlink",): known.answers, ("gate",): _listens(server)}
+    free = {(): shutil.disk_usage(server.folder).free}
+    found = [
+        metric("multiseg_up", "Whether a part of the server answers.", ["part"], answers),
+        metric("multiseg_site_online", "Whether a site is there.", ["site"], sites),
+        metric("multiseg_gate_bytes_total", "Bytes of bodies through the gate.", ["site", "direction"], through),
+        metric("multiseg_gate_refused_total", "Requests that the gate refused.", ["reason"], refusals),
+        metric("multiseg_run_active", "Whether a run goes on.", ["experiment"], active),
+        metric("multiseg_disk_free_bytes", "Under the server's folder.", [], free),
+    ]
     with suppress(OSError, ValueError):
         left = days_left(server.at(home.CERTIFICATE))
-        lines += _gauge("multiseg_certificate_days", "Until the server's certificate ends.", {"": left})
+        found.append(metric("multiseg_certificate_days", "Until the server's certificate ends.", [], {(): left}))
+    text = in_text(found)
     with suppress(OSError, IndexError):
-        folder = server.at(home.RUNS) / known.runs[0].experiment
-        lines += (folder / "metrics.prom").read_text(encoding="utf-8").splitlines()
-    return "\n".join(lines) + "\n"
-
-
-def _gauge(name: str, text: str, values: Mapping[str, float], kind: str = "gauge") -> list[str]:
-    if not values:
-        return []
-    return [
-        f"# HELP {name} {text}",
-        f"# TYPE {name} {kind}",
-        *(f"{name}{at} {value:g}" for at, value in values.items()),
-    ]
+        text += (server.at(home.RUNS) / known.runs[0].experiment / "metrics.prom").read_text(encoding="utf-8")
+    return text
 
 
 def _listens(server: Home) -> bool:
@@ -190,7 +176,7 @@ def attend(server: Home, control: Control, known: Known) -> Iterator[str]:
         yield f"Run {run.run_id} ({run.experiment}) was lost and goes on as run {number}."
 
 
-def _runs(control: Control, known: Known) -> list[Run]:
+def _runs(control: Control, known: Known) -> list[SuperLinkRun]:
     """All runs, the newest first. The older ones are asked for now and then: they change seldom, and may be many."""
     if time.monotonic() >= known.all_due:
         found = control.runs()
@@ -252,7 +238,7 @@ def _publish(server: Home, known: Known) -> None:
             found = self.path == "/metrics"
             data = metrics(server, known).encode() if found else b"See /metrics\n"
             self.send_response(200 if found else 404)
-            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

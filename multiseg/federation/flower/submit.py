@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multiseg.errors import FederationError, UsageError
-from multiseg.federation.flower.control import Control, Node, Run, controlling
+from multiseg.federation.flower.control import Control, SuperLinkNode, SuperLinkRun, controlling
 from multiseg.federation.flower.following import Sieve, follow
 from multiseg.federation.gate.traffic import Count, read_traffic
 from multiseg.federation.identity import home
 from multiseg.federation.identity.home import Home, read_home
-from multiseg.federation.identity.registry import Entry, read_registry, revoked
+from multiseg.federation.identity.registry import EnrolledSite, read_registry, revoked
 
 if TYPE_CHECKING:
     from multiseg.federation.plan import FederationOptions
@@ -109,7 +109,7 @@ def active_with(folder: Path, site: str) -> list[str]:
     return [run.experiment for run in runs if any(site in run.settings.get(key, ()) for key in ("sites", "held_out"))]
 
 
-def _run(run: Run, server: Home, registry: Mapping[str, Entry]) -> dict[str, Any]:
+def _run(run: SuperLinkRun, server: Home, registry: Mapping[str, EnrolledSite]) -> dict[str, Any]:
     from multiseg.federation.centre.run_logs import read_status
 
     stands = read_status(server.at(home.RUNS) / run.experiment)
@@ -127,7 +127,7 @@ def _run(run: Run, server: Home, registry: Mapping[str, Entry]) -> dict[str, Any
     }
 
 
-def _waits_for(stands: Mapping[str, Any], registry: Mapping[str, Entry]) -> str:
+def _waits_for(stands: Mapping[str, Any], registry: Mapping[str, EnrolledSite]) -> str:
     """Which sites owe an answer, as "alder (at work), birch (away)"."""
     awaited, held = stands.get("awaited", ()), stands.get("held", {})
     owing = dict.fromkeys((*stands.get("working", ()), *awaited, *held))
@@ -140,16 +140,16 @@ def _waits_for(stands: Mapping[str, Any], registry: Mapping[str, Entry]) -> str:
     return ", ".join(f"{site} ({why(site)})" for site in owing)
 
 
-def _is_out(entry: Entry | None) -> bool:
+def _is_out(entry: EnrolledSite | None) -> bool:
     return entry is None or bool(entry.revoked)
 
 
-def _site(name: str, entry: Entry, node: Node | None, count: Count, error: str) -> dict[str, Any]:
+def _site(name: str, entry: EnrolledSite, node: SuperLinkNode | None, count: Count, error: str) -> dict[str, Any]:
     state = "revoked" if entry.revoked else "unknown" if error else node.status if node else "enrolled"
     return {"site": name, "status": state, "since": node.since if node else "", "up": count.up, "down": count.down}
 
 
-def show(folder: Path, which: str, until_end: bool, write: Callable[[str], object]) -> Run:
+def show(folder: Path, which: str, until_end: bool, write: Callable[[str], object]) -> SuperLinkRun:
     """Hand what a run says to `write`, to its end or so far; the run as it then stands.
 
     Raises:
@@ -182,7 +182,7 @@ def stop(folder: Path, which: str) -> int:
         return run.run_id
 
 
-def _chosen(control: Control, which: str) -> Run:
+def _chosen(control: Control, which: str) -> SuperLinkRun:
     runs = control.runs()
     found = [run for run in runs if which in ("", str(run.run_id), run.experiment)]
     if not found:

@@ -28,7 +28,7 @@ REQUESTS_A_SECOND, BURST = 200.0, 2000.0
 """Of one site."""
 
 
-class Refusal(Exception):  # noqa: N818 (an answer, not an error of ours)
+class GateRefusal(Exception):  # noqa: N818 (an answer, not an error of ours)
     """A request that is not passed on, and what it is told.
 
     Attributes:
@@ -76,7 +76,7 @@ class Doorkeeper:
         """The site that signed a request.
 
         Raises:
-            Refusal: none did, or it asks too much.
+            GateRefusal: none did, or it asks too much.
         """
         try:
             key = b64decode(headers[KEY_HEADER], validate=True)
@@ -89,21 +89,21 @@ class Doorkeeper:
         except (KeyError, ValueError, binascii.Error, UnicodeDecodeError, InvalidSignature):
             # A node takes 401 for "stop" and 400 for an error it tells.
             text = "This site's key is not enrolled at the server, or was revoked: ask the coordinating centre."
-            refusal = Refusal(400 if activates else 401, "unknown key", text=text, code=UNKNOWN_KEY)
+            refusal = GateRefusal(400 if activates else 401, "unknown key", text=text, code=UNKNOWN_KEY)
             raise self._refused(address, refusal) from None
         site = self._names[key]
         age = (datetime.now(UTC) - signed).total_seconds()
         if not -AHEAD_S < age < BEHIND_S:
             text = f"This site's clock is off by {abs(age):.0f} s: set it by NTP."
-            raise Refusal(400 if activates else 503, "clock", site=site, text=text, code=WRONG_CLOCK)
+            raise GateRefusal(400 if activates else 503, "clock", site=site, text=text, code=WRONG_CLOCK)
         if not self._requests.spend(site, REQUESTS_A_SECOND, BURST):
-            raise Refusal(503, "too many requests", site=site, text="Too many requests: wait.")
+            raise GateRefusal(503, "too many requests", site=site, text="Too many requests: wait.")
         return site
 
-    def strange(self, address: str) -> Refusal:
+    def strange(self, address: str) -> GateRefusal:
         """What somebody is told who asks for what there is not."""
-        return self._refused(address, Refusal(404, "no such call", text="Not Found"))
+        return self._refused(address, GateRefusal(404, "no such call", text="Not Found"))
 
-    def _refused(self, address: str, refusal: Refusal) -> Refusal:
+    def _refused(self, address: str, refusal: GateRefusal) -> GateRefusal:
         refusal.audited = self._lines.spend(network(address), AUDITED_A_MINUTE / 60, AUDITED_A_MINUTE)
         return refusal

@@ -24,13 +24,13 @@ import httpx
 from multiseg.errors import FederationError, ResourceError
 from multiseg.federation.centre.answer_size import ROOM, allowed, note_too_large
 from multiseg.federation.gate.connections import Connection, Connections
-from multiseg.federation.gate.doorkeeper import Doorkeeper, Refusal
+from multiseg.federation.gate.doorkeeper import Doorkeeper, GateRefusal
 from multiseg.federation.gate.endings import how_ended
 from multiseg.federation.gate.listener import Listener, ended_by_signals, prepare, tls
 from multiseg.federation.gate.traffic import Count, Traffic
 from multiseg.federation.identity import home
 from multiseg.federation.identity.home import Home, read_home
-from multiseg.federation.identity.signing import MAY_HAVE_ACTED
+from multiseg.federation.identity.signing import ENDED, MAY_HAVE_ACTED
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -52,7 +52,7 @@ CALLS = {
     "confirm-message-received": SMALL,
 }
 """What a site's node asks for when it has a key. Registering is not among it: the server does that."""
-ENDED = re.compile(r"/v1/multiseg/ended/([0-9]{1,20})")
+HOW_ENDED = re.compile(re.escape(ENDED) + "([0-9]{1,20})")
 """What the gate itself answers to a site: how a run has ended, if it has."""
 QUIET = frozenset({"send-node-heartbeat", "pull-messages", "pull-object", "push-object", "confirm-message-received"})
 """Many of these make one exchange: they are counted, and not written down one by one."""
@@ -112,7 +112,7 @@ class Gate:
         address = scope["client"][0] if scope.get("client") else ""
         call = scope["path"].removeprefix(FLEET) if scope["path"].startswith(FLEET) else ""
         connection = scope.get("state", {}).get("connection") or Connection(address)
-        asked = ENDED.fullmatch(scope["path"])
+        asked = HOW_ENDED.fullmatch(scope["path"])
         try:
             if asked and scope["method"] == "POST" and not scope.get("query_string"):
                 site = self._doorkeeper.identify(dict(scope["headers"]), address, activates=False)
@@ -124,7 +124,7 @@ class Gate:
             site = self._doorkeeper.identify(dict(scope["headers"]), address, activates=call == "activate-node")
             with self._connections.answering(connection, site):
                 await self._forward(scope, receive, send, site, call, address)
-        except Refusal as refusal:
+        except GateRefusal as refusal:
             self._traffic.refuse(refusal.reason)
             if refusal.audited:
                 _audit(
@@ -138,7 +138,7 @@ class Gate:
         headers = [(name, value) for name, value in scope["headers"] if name not in HOP]
         length = dict(headers).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > CALLS[call]:
-            raise Refusal(413, "too large", site=site)
+            raise GateRefusal(413, "too large", site=site)
         if call == "push-messages":
             self._answers[site], self._most[site] = 0, ROOM  # the answer's objects follow
         count = self._traffic.of(site)
@@ -150,13 +150,13 @@ class Gate:
             return
         except httpx.HTTPError as error:
             text = f"The server is starting again ({type(error).__name__})."
-            refusal = Refusal(503, "the SuperLink is away", site=site, text=text)
+            refusal = GateRefusal(503, "the SuperLink is away", site=site, text=text)
             refusal.body[MAY_HAVE_ACTED] = not isinstance(error, NOT_SENT)
             raise refusal from None
         if response.status_code >= 500:  # a node would end for good at any but 502, 503 and 504
             await response.aclose()
             text = f"The server failed (HTTP {response.status_code}): its superlink.log says why. Try again."
-            refusal = Refusal(503, "the SuperLink failed", site=site, text=text)
+            refusal = GateRefusal(503, "the SuperLink failed", site=site, text=text)
             refusal.body[MAY_HAVE_ACTED] = True
             raise refusal
         try:
@@ -175,12 +175,12 @@ class Gate:
                     self._count_answer(site, len(part))
                 yield part
             count.requests += 1
-        except Refusal as refusal:
+        except GateRefusal as refusal:
             refusal.site = site
             raise
 
     def _count_answer(self, site: str, size: int) -> None:
-        """Raises Refusal where a site's answer has become too large, which the run that waits for it is told."""
+        """Raises GateRefusal where a site's answer has become too large, which the run that waits for it is told."""
         self._answers[site] = self._answers.get(site, 0) + size
         bound = self._answer_bytes or sys.maxsize
         if self._answers[site] <= min(self._most.get(site, 0), bound):
@@ -191,7 +191,7 @@ class Gate:
             text = TOO_LARGE.format(most / 2**20, FROM_SETTING if most == bound else FROM_NETWORK)
             with suppress(ResourceError):
                 note_too_large(self._folder, site, text)
-            raise Refusal(413, "answer too large", text=text)
+            raise GateRefusal(413, "answer too large", text=text)
 
 
 async def _body(receive: Receive, limit: int) -> AsyncIterator[bytes]:
@@ -202,14 +202,14 @@ async def _body(receive: Receive, limit: int) -> AsyncIterator[bytes]:
         try:
             message = await asyncio.wait_for(receive(), max(0.0, until - now()))
         except TimeoutError:
-            raise Refusal(503, "too slow", text="The body came too slowly: try again.") from None
+            raise GateRefusal(503, "too slow", text="The body came too slowly: try again.") from None
         if message["type"] == "http.disconnect":
             raise GoneError
         part = message.get("body", b"")
         size += len(part)
         until = min(now() + STALL_S, until + len(part) / SLOWEST)
         if size > limit:
-            raise Refusal(413, "too large")
+            raise GateRefusal(413, "too large")
         if part:
             yield part
         if not message.get("more_body"):

@@ -16,7 +16,7 @@ from multiseg.locks import locked
 
 
 @dataclass(frozen=True)
-class Entry:
+class EnrolledSite:
     """A site that was enrolled.
 
     Attributes:
@@ -31,7 +31,7 @@ class Entry:
     former: tuple[str, ...] = ()
 
 
-def read_registry(folder: Path) -> dict[str, Entry]:
+def read_registry(folder: Path) -> dict[str, EnrolledSite]:
     """All sites by name; none where there is no file.
 
     Raises:
@@ -40,24 +40,24 @@ def read_registry(folder: Path) -> dict[str, Entry]:
     path = folder / SITES
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        return {name: Entry(**{**entry, "former": tuple(entry["former"])}) for name, entry in said.items()}
+        return {name: EnrolledSite(**{**entry, "former": tuple(entry["former"])}) for name, entry in said.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise FederationError(f"{path} is damaged: {error!r}. Bring it back from a backup.") from error
 
 
-def allowed(registry: Mapping[str, Entry]) -> dict[str, str]:
+def allowed(registry: Mapping[str, EnrolledSite]) -> dict[str, str]:
     """Names of the sites that may connect, by public key."""
     return {entry.public_key: name for name, entry in registry.items() if not entry.revoked}
 
 
-def revoked(registry: Mapping[str, Entry]) -> tuple[str, ...]:
+def revoked(registry: Mapping[str, EnrolledSite]) -> tuple[str, ...]:
     """The sites that are shut out."""
     return tuple(name for name, entry in registry.items() if entry.revoked)
 
 
-def admit(folder: Path, name: str, public_key: str) -> Entry:
+def admit(folder: Path, name: str, public_key: str) -> EnrolledSite:
     """Write a site with its key into the registry.
 
     Raises:
@@ -74,7 +74,7 @@ def admit(folder: Path, name: str, public_key: str) -> Entry:
             if public_key in (entry.public_key, *entry.former):
                 raise UsageError(f"this key is or was that of {other}: make a new one.")
         former = (*before.former, before.public_key) if before else ()
-        registry[name] = Entry(public_key, _now(), "", former)
+        registry[name] = EnrolledSite(public_key, _now(), "", former)
         return registry[name]
 
 
@@ -89,11 +89,11 @@ def expel(folder: Path, name: str) -> None:
             known = ", ".join(allowed(registry).values()) or "none"
             raise UsageError(f"{name!r} is no site that could be revoked; enrolled: {known}.")
         before = registry[name]
-        registry[name] = Entry(before.public_key, before.enrolled, _now(), before.former)
+        registry[name] = EnrolledSite(before.public_key, before.enrolled, _now(), before.former)
 
 
 @contextmanager
-def _open(folder: Path) -> Iterator[dict[str, Entry]]:
+def _open(folder: Path) -> Iterator[dict[str, EnrolledSite]]:
     """The registry to change, while nobody else does."""
     check_account(folder)
     with (folder / f".{SITES}.lock").open("w") as lock, locked(lock, folder / f".{SITES}.lock"):

@@ -22,6 +22,7 @@ ASKED = "/v1/fleet/get-run"
 PROTOBUF = "application/protobuf"
 ASK_TIMEOUT_S = 5.0
 ENDED = "/v1/multiseg/ended/"
+"""With a run's number behind it: the gate itself answers how that run has ended."""
 DEACTIVATE = "/v1/fleet/deactivate-node"
 NODE_ID = 0x08
 """Field 1, a varint: the one that a request to deactivate holds."""

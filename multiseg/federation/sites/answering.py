@@ -24,7 +24,7 @@ from multiseg.federation.messages import (
     FINISH,
     ROUND,
     Answer,
-    Task,
+    SiteTask,
     answer_from_bytes,
     to_bytes,
 )
@@ -32,9 +32,9 @@ from multiseg.federation.sites import approvals, audit_log, personal, policy, se
 from multiseg.federation.sites.consent import check_round
 from multiseg.federation.sites.damaged_cases import check_share, known_damage, sound_store, unsound, write_damage
 from multiseg.federation.sites.describing import describe
-from multiseg.federation.sites.evaluating import Asked, evaluate_model, examined, why_none
+from multiseg.federation.sites.evaluating import EvaluationRequest, evaluate_model, examined, why_none
 from multiseg.federation.sites.fingerprint import fingerprint
-from multiseg.federation.sites.limits import check_model, check_options, count_scores
+from multiseg.federation.sites.limits import check_model, check_options, check_sequences, count_scores
 from multiseg.federation.sites.protecting import circle_of, protected
 from multiseg.federation.sites.remembered import remember, remembered
 from multiseg.federation.sites.site import Order, Site, databases_of, experiment_folder, least_of, told
@@ -62,7 +62,7 @@ MEASURED = ("metrics", "exposure", "seconds")
 class _Work:
     """A task at a site."""
 
-    task: Task
+    task: SiteTask
     site: Site
     store: Store
     hooks: Hooks
@@ -74,7 +74,7 @@ class _Work:
 
 
 def answer(
-    task: Task,
+    task: SiteTask,
     site: Site,
     should_stop: Callable[[], bool] = lambda: False,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -117,7 +117,7 @@ def answer(
     return found
 
 
-def _held(task: Task, site: Site) -> Answer | None:
+def _held(task: SiteTask, site: Site) -> Answer | None:
     """The answer to a run that waits for a person's approval; None for one that need not. The first is logged."""
     if not site.approve_runs:
         return None
@@ -167,10 +167,10 @@ class _Clock:
 
 
 def _entry(
-    direction: str, experiment: str, message: Task | Answer, data: bytes, notes: tuple[str, ...] = ()
-) -> audit_log.Entry:
+    direction: str, experiment: str, message: SiteTask | Answer, data: bytes, notes: tuple[str, ...] = ()
+) -> audit_log.AuditEntry:
     said = message if isinstance(message, Answer) else None
-    return audit_log.Entry(
+    return audit_log.AuditEntry(
         direction,
         message.kind,
         experiment,
@@ -333,7 +333,7 @@ def _evaluated(work: _Work) -> Answer:
         raise FederationError(
             f"a site evaluates on {VAL} or {TEST} cases and the subsets that the settings name alone."
         )
-    asked = Asked(split, schedule.evaluate_subsets, schedule.validation_cases if split == VAL else None)
+    asked = EvaluationRequest(split, schedule.evaluate_subsets, schedule.validation_cases if split == VAL else None)
     count_scores(site.state, site.limits)
     with _alone(work.folder, work.hooks.should_stop):
         own, notes = _own_of_model(work)
@@ -358,11 +358,13 @@ def _evaluated(work: _Work) -> Answer:
 def _order(work: _Work) -> Order:
     """What was ordered, no more than the site allows."""
     order = order_of(work.task)
-    check_model(order.info, order.options, work.site.limits)
+    num_sequences = len(order.info.axis)
+    check_sequences(num_sequences)
+    check_model(order.parts, num_sequences, order.options, work.site.limits)
     return order
 
 
-def _own_of_model(work: _Work) -> tuple[personal.Own | None, tuple[str, ...]]:
+def _own_of_model(work: _Work) -> tuple[personal.PersonalState | None, tuple[str, ...]]:
     """What was the site's own when the model of the task was made, else the latest; and if so, that it is."""
     number = work.task.round
     found = personal.own_after(work.folder, number) if number else None

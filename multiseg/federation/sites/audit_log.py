@@ -24,7 +24,7 @@ FIRST = "0" * 64
 
 
 @dataclass(frozen=True)
-class Entry:
+class AuditEntry:
     """Something that came ("in") or left ("out").
 
     Attributes:
@@ -52,7 +52,7 @@ def described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for name, t in tensors.items()}
 
 
-def record(path: Path, entry: Entry) -> None:
+def record(path: Path, entry: AuditEntry) -> None:
     """Append a line and flush it to the disk.
 
     The hash of the newest line is kept in a second file, so that lines missing at the end show, too.
@@ -87,7 +87,7 @@ def record_decision(path: Path, experiment: str, digest: str, answer: str) -> No
         ResourceError: see `record`.
     """
     nothing = hashlib.sha256().hexdigest()
-    record(path, Entry("in", "approval", experiment, 0, 0, nothing, notes=(f"{answer} here: settings {digest}",)))
+    record(path, AuditEntry("in", "approval", experiment, 0, 0, nothing, notes=(f"{answer} here: settings {digest}",)))
 
 
 def verify(path: Path) -> list[str]:
@@ -155,7 +155,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line)
     except ValueError:
         return None
-    return entry if isinstance(entry, dict) and {"previous", *Entry.__dataclass_fields__} <= entry.keys() else None
+    return entry if isinstance(entry, dict) and {"previous", *AuditEntry.__dataclass_fields__} <= entry.keys() else None
 
 
 def _head(path: Path) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from multiseg.errors import FederationError, StoppedError, UsageError
 from multiseg.federation.plan import FederationOptions
-from multiseg.federation.sites.personal import Own, moments_of, take_moments
+from multiseg.federation.sites.personal import PersonalState, moments_of, take_moments
 from multiseg.models.builders import build
 from multiseg.models.saved import ModelInfo
 from multiseg.training.checkpoint import TrainState
@@ -58,7 +58,7 @@ def learn(
     options: FederationOptions,
     steps_done: int,
     hooks: Hooks | None = None,
-    own: Own | None = None,
+    own: PersonalState | None = None,
 ) -> Learnt:
     """Train the network for the steps of one round, after `steps_done` of the rounds before.
 
@@ -101,7 +101,7 @@ def learn(
     )
 
 
-def _state(network: nn.Module, options: FederationOptions, steps_done: int, own: Own | None) -> TrainState:
+def _state(network: nn.Module, options: FederationOptions, steps_done: int, own: PersonalState | None) -> TrainState:
     device = next(network.parameters()).device
     kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     optimiser = kinds[options.local.optimiser](network.parameters(), lr=options.fit.learning_rate)

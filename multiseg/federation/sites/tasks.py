@@ -8,7 +8,7 @@ from typing import Any
 
 from multiseg.config import checked
 from multiseg.errors import FederationError
-from multiseg.federation.messages import ROUND, Task
+from multiseg.federation.messages import ROUND, SiteTask
 from multiseg.federation.plan import FederationOptions, check, refuse_own
 from multiseg.federation.privacy import from_payload
 from multiseg.federation.sites.site import Order
@@ -17,7 +17,7 @@ from multiseg.models.saved import ModelInfo
 from multiseg.training.folder import numbers_of
 
 
-def order_of(task: Task) -> Order:
+def order_of(task: SiteTask) -> Order:
     """The model of a task and what is asked for; FederationError where that is not to be understood."""
     try:
         info = ModelInfo.from_json(said(task, "info"))
@@ -60,7 +60,7 @@ def _labels(space: LabelSpace) -> tuple[Any, ...]:
     return space.labels, space.rest
 
 
-def options_of(task: Task) -> FederationOptions:
+def options_of(task: SiteTask) -> FederationOptions:
     """The run's settings.
 
     Raises:
@@ -74,7 +74,7 @@ def options_of(task: Task) -> FederationOptions:
     return options
 
 
-def said(task: Task, name: str) -> Any:
+def said(task: SiteTask, name: str) -> Any:
     """An entry of the body; FederationError where there is none."""
     if name not in task.body:
         raise FederationError(f"a task {task.kind!r} without {name!r}: is the server a multiseg of this version?")

@@ -12,7 +12,7 @@ from multiseg.federation.flower import preflight as looking
 from multiseg.federation.flower.preflight import Check
 from multiseg.federation.messages import ROUND
 from multiseg.federation.sites import audit_log
-from multiseg.federation.sites.audit_log import Entry, record
+from multiseg.federation.sites.audit_log import AuditEntry, record
 
 GOOD = Check("key", "ok", "mode 600")
 AWAY = Check(looking.LINE, "error", "nobody listens at [::1], port 9")
@@ -91,7 +91,8 @@ def log(settings: Path) -> Path:
     tensors = audit_log.described({"head.weight": torch.zeros(2, 3)})
     for number, experiment in enumerate(("first", "second", "second")):
         record(
-            path, Entry("out", ROUND, experiment, number, 120, "ab" * 32, tensors, {"loss": 0.5}, ("left out: [x]",))
+            path,
+            AuditEntry("out", ROUND, experiment, number, 120, "ab" * 32, tensors, {"loss": 0.5}, ("left out: [x]",)),
         )
     return path
 

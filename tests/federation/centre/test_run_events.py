@@ -22,7 +22,7 @@ from multiseg.federation.centre.run_events import (
     clock_time,
     in_words,
 )
-from multiseg.federation.centre.run_logs import METRICS, Logs, Status, prometheus, read_status
+from multiseg.federation.centre.run_logs import METRICS, RunLogs, Status, prometheus, read_status
 
 NAN = math.nan
 DONE = RoundDone(
@@ -102,7 +102,7 @@ def test_prometheus_reads_it() -> None:
 def test_each_event_is_written_down_and_passed_on(tmp_path: Path) -> None:
     heard: list[Event] = []
     (tmp_path / "log.jsonl").write_text('{"event": "cut sho')
-    with Logs(tmp_path, "joint", 1, heard.append) as logs:
+    with RunLogs(tmp_path, "joint", 1, heard.append) as logs:
         logs.event(Began(2, 5, ("ash", "elm")))
         logs.event(DONE)
     assert heard == [Began(2, 5, ("ash", "elm")), DONE]
@@ -116,7 +116,7 @@ def test_each_event_is_written_down_and_passed_on(tmp_path: Path) -> None:
 
 def test_a_run_says_how_it_stands(tmp_path: Path) -> None:
     assert read_status(tmp_path) == {}
-    with Logs(tmp_path, "joint", 1, lambda event: None) as logs:
+    with RunLogs(tmp_path, "joint", 1, lambda event: None) as logs:
         logs.event(Began(2, 5, ("ash", "elm", "fir")))
         assert read_status(tmp_path)["working"] == ["ash", "elm", "fir"]
         logs.event(Waiting(2, ("elm",)))
@@ -132,10 +132,25 @@ def test_a_run_says_how_it_stands(tmp_path: Path) -> None:
 def test_tensorboard_gets_the_scores(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with Logs(tmp_path, "joint", 1, lambda event: None) as logs:
+    with RunLogs(tmp_path, "joint", 1, lambda event: None) as logs:
         logs.event(DONE)
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     (point,) = board.Scalars("dice/ash")
     assert (point.step, point.value) == (2, 0.5)
     assert "dice/elm" not in board.Tags()["scalars"]  # it has no cases to say
+
+
+@pytest.mark.parametrize(("epsilon", "points"), [(3.25, [(2, 3.25)]), (math.inf, [])])
+def test_tensorboard_gets_the_guarantee_of_noise_where_there_is_one(
+    epsilon: float, points: list[tuple[int, float]], tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLogs(tmp_path, "joint", 1, lambda event: None) as logs:
+        logs.event(replace(DONE, epsilon=epsilon))
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    name = "privacy/epsilon"
+    found = board.Scalars(name) if name in board.Tags()["scalars"] else []
+    assert [(point.step, point.value) for point in found] == points

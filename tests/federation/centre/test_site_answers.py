@@ -23,14 +23,14 @@ from multiseg.federation.messages import (
     FINISH,
     ROUND,
     Answer,
-    Task,
+    SiteTask,
     to_bytes,
 )
 from multiseg.federation.plan import AggregateOptions, PrivacyOptions
 from multiseg.models.saved import load_weights
 
 ASH, ELM, OAK = FakeSite("ash"), FakeSite("elm", change=0.5), FakeSite("oak", num_cases=30)
-Lie = Callable[[Task], Answer | bytes | None]
+Lie = Callable[[SiteTask], Answer | bytes | None]
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -60,7 +60,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tensors_of(change: Callable[[Tensors], Tensors]) -> Lie:
-    def lie(task: Task) -> Answer:
+    def lie(task: SiteTask) -> Answer:
         honest = ELM.answer(task)
         return replace(honest, tensors=change(honest.tensors))
 
@@ -74,7 +74,7 @@ def each(change: Callable[[torch.Tensor], torch.Tensor]) -> Lie:
 def says(**changes: object) -> Lie:
     """Of the body; what is nested is given whole."""
 
-    def lie(task: Task) -> Answer:
+    def lie(task: SiteTask) -> Answer:
         honest = ELM.answer(task)
         return replace(honest, body={**honest.body, **changes})
 
@@ -92,7 +92,7 @@ def head(**changes: object) -> Lie:
 def raw(change: Callable[[str], str]) -> Lie:
     """The JSON of an honest answer with something else in it."""
 
-    def lie(task: Task) -> bytes:
+    def lie(task: SiteTask) -> bytes:
         data = to_bytes(ELM.answer(task))
         size = int.from_bytes(data[:8], "little")
         text = json.loads(data[8 : 8 + size])["__metadata__"]["multiseg"]
@@ -246,7 +246,7 @@ def test_an_answer_that_comes_twice_counts_once(tmp_path: Path, without: Path) -
 
 
 def describes(**changes: object) -> Lie:
-    def lie(task: Task) -> Answer:
+    def lie(task: SiteTask) -> Answer:
         return replace(ELM.answer(task), body={**ELM.about(), **changes})
 
     return lie

@@ -20,7 +20,7 @@ from multiseg.federation.centre.site_roster import (
     trains,
     warnings,
 )
-from multiseg.federation.messages import DESCRIBE, Answer, Task
+from multiseg.federation.messages import DESCRIBE, Answer, SiteTask
 from multiseg.federation.plan import LocalOptions, PrivacyOptions
 from multiseg.models.parts import parts
 from multiseg.training.folder import ModelOptions
@@ -31,7 +31,7 @@ TUMOUR = (("oedema", "lesion"), ("core", "lesion"))
 
 
 def told(*sites: FakeSite) -> dict[str, SiteInfo]:
-    return {site.name: site_info(site.answer(Task(DESCRIBE, "fake"))) for site in sites}
+    return {site.name: site_info(site.answer(SiteTask(DESCRIBE, "fake"))) for site in sites}
 
 
 def test_the_axis_is_the_union_in_canonical_order() -> None:
@@ -144,7 +144,7 @@ def test_what_a_site_trains() -> None:
     assert labels_of(roster.sites["ash"], space) == ("oedema", "core")
     assert num_cases(roster.sites["ash"], space, "label:CSF") == 0
     assert num_cases(roster.sites["elm"], space, "PD") == 10
-    groups = {part.group for part in trains("elm", roster, parts(roster.info), said)}
+    groups = {part.group for part in trains("elm", roster, said)}
     assert groups == {"", "PD", "FLAIR", "label:CSF"}
 
 
@@ -167,10 +167,10 @@ def test_under_masks_what_few_have_stays_at_home() -> None:
     said = replace(options("ash", "elm", "oak"), privacy=PrivacyOptions(masked=True))
     infos = {name: replace(info, public_key="00") for name, info in told(ASH, ELM, FakeSite("oak")).items()}
     roster = enrolled(infos, said)
-    own = personal_parts(roster, parts(roster.info), said)
+    own = personal_parts(roster, said)
     assert own == ("encoder.0.first.conv.weight[PD]", "encoder.0.first.conv.weight[T1]")
-    assert [text.split(":")[0] for text in warnings(roster, parts(roster.info), said)] == ["PD", "T1"]
-    assert personal_parts(roster, parts(roster.info), options("ash", "elm", "oak")) == ()
+    assert [text.split(":")[0] for text in warnings(roster, said)] == ["PD", "T1"]
+    assert personal_parts(roster, options("ash", "elm", "oak")) == ()
     learnt = learnt_with({}, roster, said.sites)
     known = as_the_server_has_it(roster.info, roster, said, learnt).trained_on
     assert known == {"PD": (), "FLAIR": ("ash/ash", "elm/elm", "oak/oak"), "T1": ()}
@@ -217,7 +217,7 @@ def test_which_sequences_the_server_cannot_read(builder: str, pattern: str, expe
 
 def test_a_sequence_of_one_site_is_said() -> None:
     roster = enrolled(told(ASH, ELM), options("ash", "elm"))
-    said = warnings(roster, parts(roster.info), options("ash", "elm"))
+    said = warnings(roster, options("ash", "elm"))
     assert [text.split(",")[0] for text in said] == ["PD: only elm has it", "T1: only ash has it"]
 
 
@@ -232,7 +232,7 @@ def test_a_site_that_says_it_has_nearly_all_cases_is_named() -> None:
     sites = (FakeSite("ash"), FakeSite("elm", num_cases=1_000_000), FakeSite("oak"))
     said = options("ash", "elm", "oak")
     roster = enrolled(told(*sites), said)
-    (text,) = [text for text in warnings(roster, parts(roster.info), said) if "by its own word" in text]
+    (text,) = [text for text in warnings(roster, said) if "by its own word" in text]
     assert text.startswith("elm has 1,000,000 of the 1,000,020 training cases")
     fair = enrolled(told(FakeSite("ash"), FakeSite("elm", num_cases=100), FakeSite("oak")), said)
     assert not any("by its own word" in text for text in warnings(fair, parts(fair.info), said))

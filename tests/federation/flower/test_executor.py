@@ -19,8 +19,8 @@ from multiseg.errors import FederationError
 from multiseg.federation.fab import app_bytes
 from multiseg.federation.flower import executor as module
 from multiseg.federation.flower.approval import Approval
-from multiseg.federation.flower.executor import Node, Work, execute
-from multiseg.federation.messages import DESCRIBE, Answer, Task, answer_from_bytes, to_bytes
+from multiseg.federation.flower.executor import NodeClient, Work, execute
+from multiseg.federation.messages import DESCRIBE, Answer, SiteTask, answer_from_bytes, to_bytes
 from multiseg.federation.sites import audit_log
 
 SECRET = b"a secret of a test, long enough for all"
@@ -52,16 +52,16 @@ def server(connection_and_port: tuple[Connection, int]) -> Connection:
 
 
 @pytest.fixture
-def node(connection_and_port: tuple[Connection, int]) -> Iterator[Node]:
-    node = Node(f"127.0.0.1:{connection_and_port[1]}", SECRET)
+def node(connection_and_port: tuple[Connection, int]) -> Iterator[NodeClient]:
+    node = NodeClient(f"127.0.0.1:{connection_and_port[1]}", SECRET)
     yield node
     node.close()
 
 
 def executed(
-    node: Node,
+    node: NodeClient,
     server: Connection,
-    task: Task | bytes,
+    task: SiteTask | bytes,
     work: Work,
     approval: Approval = APPROVED,
     note: Callable[[str, str], None] = lambda direction, text: None,
@@ -76,15 +76,15 @@ def executed(
     return (answer_from_bytes(heard) if isinstance(heard, bytes) else heard), said
 
 
-def answer(task: Task, is_asked: Callable[[], bool]) -> Answer:
+def answer(task: SiteTask, is_asked: Callable[[], bool]) -> Answer:
     return Answer(task.kind, "alder", task.round, {"pid": os.getpid()}, {"doubled": 2 * task.tensors["weights"]})
 
 
-def ask(value: float) -> Task:
-    return Task(DESCRIBE, "trial", 3, {}, {"weights": torch.full((1000, 700), value)})
+def ask(value: float) -> SiteTask:
+    return SiteTask(DESCRIBE, "trial", 3, {}, {"weights": torch.full((1000, 700), value)})
 
 
-def test_a_task_is_answered_in_a_process_of_its_own(node: Node, server: Connection) -> None:
+def test_a_task_is_answered_in_a_process_of_its_own(node: NodeClient, server: Connection) -> None:
     pids = {os.getpid()}
     for value in (1.0, 2.0):
         heard, said = executed(node, server, ask(value), answer)
@@ -96,21 +96,21 @@ def test_a_task_is_answered_in_a_process_of_its_own(node: Node, server: Connecti
     assert len(pids) == 3
 
 
-def test_an_app_that_nobody_approved_gets_nothing(node: Node, server: Connection) -> None:
+def test_an_app_that_nobody_approved_gets_nothing(node: NodeClient, server: Connection) -> None:
     heard, said = executed(node, server, ask(0.0), answer, NOBODY)
     assert heard == (7, f"it runs the same (multiseg 1.2.3, whose app is {OWN[:12]}), but has not approved it")
     assert OWN in said[0]
 
 
-def test_an_app_that_is_approved_and_not_installed_gets_nothing(node: Node, server: Connection) -> None:
+def test_an_app_that_is_approved_and_not_installed_gets_nothing(node: NodeClient, server: Connection) -> None:
     """Both stand in `approved` during an update; what would answer is what is installed."""
     heard, said = executed(node, server, ask(0.0), answer, Approval((OWN, "ab" * 32), "ab" * 32, "1.2.3"))
     assert heard == (7, f"it runs multiseg 1.2.3, whose app is abababababab, and the server's app is {OWN[:12]}")
     assert f"the server runs the app {OWN}, which is not the one installed here" in said[0]
 
 
-def test_a_death_is_told_at_once(node: Node, server: Connection) -> None:
-    def die(task: Task, is_asked: Callable[[], bool]) -> Answer:
+def test_a_death_is_told_at_once(node: NodeClient, server: Connection) -> None:
+    def die(task: SiteTask, is_asked: Callable[[], bool]) -> Answer:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -119,8 +119,10 @@ def test_a_death_is_told_at_once(node: Node, server: Connection) -> None:
     assert "died" in said[0]
 
 
-def test_what_is_raised_stays_at_the_site(node: Node, server: Connection, capfd: pytest.CaptureFixture[str]) -> None:
-    def fail(task: Task, is_asked: Callable[[], bool]) -> Answer:
+def test_what_is_raised_stays_at_the_site(
+    node: NodeClient, server: Connection, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(task: SiteTask, is_asked: Callable[[], bool]) -> Answer:
         raise FederationError("patient 0815")
 
     heard, said = executed(node, server, ask(0.0), fail)
@@ -128,8 +130,8 @@ def test_what_is_raised_stays_at_the_site(node: Node, server: Connection, capfd:
     assert "patient 0815" in capfd.readouterr().err
 
 
-def test_what_no_task_is_made_of_is_in_the_audit_log(node: Node, server: Connection, tmp_path: Path) -> None:
-    def die(task: Task, is_asked: Callable[[], bool]) -> Answer:
+def test_what_no_task_is_made_of_is_in_the_audit_log(node: NodeClient, server: Connection, tmp_path: Path) -> None:
+    def die(task: SiteTask, is_asked: Callable[[], bool]) -> Answer:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -149,7 +151,7 @@ def test_what_no_task_is_made_of_is_in_the_audit_log(node: Node, server: Connect
     assert audit_log.verify(log) == []
 
 
-def test_a_run_that_has_ended_stops_the_work_and_sets_the_node_free(node: Node, server: Connection) -> None:
+def test_a_run_that_has_ended_stops_the_work_and_sets_the_node_free(node: NodeClient, server: Connection) -> None:
     """Its answer would be thrown away, and the node would take no other task meanwhile."""
     server.send(to_bytes(ask(1.0)))
     said: list[str] = []
@@ -157,7 +159,7 @@ def test_a_run_that_has_ended_stops_the_work_and_sets_the_node_free(node: Node, 
     asked: list[int] = []
     until = time.monotonic() + PATIENCE
 
-    def work(task: Task, is_asked: Callable[[], bool]) -> Answer:
+    def work(task: SiteTask, is_asked: Callable[[], bool]) -> Answer:
         while not is_asked():
             time.sleep(0.01)
         raise SystemExit(1)
@@ -185,12 +187,12 @@ def test_a_run_that_has_ended_stops_the_work_and_sets_the_node_free(node: Node, 
     assert isinstance(heard, Answer)
 
 
-def test_who_stops_answers_nothing_and_the_work_ends(node: Node, server: Connection) -> None:
+def test_who_stops_answers_nothing_and_the_work_ends(node: NodeClient, server: Connection) -> None:
     server.send(to_bytes(ask(1.0)))
     said: list[str] = []
     began = time.monotonic()
 
-    def work(task: Task, is_asked: Callable[[], bool]) -> Answer:
+    def work(task: SiteTask, is_asked: Callable[[], bool]) -> Answer:
         while not is_asked():
             time.sleep(0.01)
         raise SystemExit
@@ -201,13 +203,13 @@ def test_who_stops_answers_nothing_and_the_work_ends(node: Node, server: Connect
 
 
 def test_a_wrong_secret_gets_no_task(connection_and_port: tuple[Connection, int]) -> None:
-    stranger = Node(f"127.0.0.1:{connection_and_port[1]}", b"another secret")
+    stranger = NodeClient(f"127.0.0.1:{connection_and_port[1]}", b"another secret")
     assert stranger.acquire() == ""
     stranger.close()
 
 
 def test_no_node_is_no_task() -> None:
-    nobody = Node("127.0.0.1:9", SECRET)
+    nobody = NodeClient("127.0.0.1:9", SECRET)
     assert nobody.acquire() == ""
     nobody.close()
 

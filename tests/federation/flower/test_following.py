@@ -5,24 +5,24 @@ from collections.abc import Iterator
 import pytest
 
 from multiseg.errors import FederationError
-from multiseg.federation.flower.control import Control, Run
+from multiseg.federation.flower.control import Control, SuperLinkRun
 from multiseg.federation.flower.following import TIMES, Sieve, follow
 
 LOST = "No heartbeat received from the task"
 
 
-def run(number: int, outcome: str = "completed", details: str = "") -> Run:
-    return Run(number, "lesions", "finished", outcome, details, {}, f"2031-05-05T1{number}", "", 0, 0)
+def run(number: int, outcome: str = "completed", details: str = "") -> SuperLinkRun:
+    return SuperLinkRun(number, "lesions", "finished", outcome, details, {}, f"2031-05-05T1{number}", "", 0, 0)
 
 
 class Played(Control):
     """A server with runs, and what each says; an error in the place of words is raised."""
 
-    def __init__(self, runs: list[Run], said: dict[int, list[str | FederationError]]) -> None:
+    def __init__(self, runs: list[SuperLinkRun], said: dict[int, list[str | FederationError]]) -> None:
         self.all_runs, self.said = runs, said
         self.asked: list[tuple[int, float]] = []
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[SuperLinkRun]:
         return sorted(self.all_runs, key=lambda run: run.submitted, reverse=True)
 
     def log(self, run_id: int, after: float = 0.0) -> Iterator[tuple[str, float]]:
@@ -36,7 +36,7 @@ class Played(Control):
             yield words, float(at)
 
 
-def followed(control: Played, first: Run) -> tuple[Run, list[str], list[float]]:
+def followed(control: Played, first: SuperLinkRun) -> tuple[SuperLinkRun, list[str], list[float]]:
     heard: list[str] = []
     slept: list[float] = []
     return follow(control, first, heard.append, slept.append), heard, slept

@@ -20,10 +20,10 @@ from multiseg.federation.centre.exchange import Desk, Failure, Presence, exchang
 from multiseg.federation.flower.approval import Approval, why_refused
 from multiseg.federation.flower.link import SAME, FlowerLink
 from multiseg.federation.flower.message_records import reply_of, task_of
-from multiseg.federation.messages import DESCRIBE, Answer, Task
+from multiseg.federation.messages import DESCRIBE, Answer, SiteTask
 from multiseg.federation.plan import FederationOptions
 
-TASK = Task(DESCRIBE, "lesions")
+TASK = SiteTask(DESCRIBE, "lesions")
 SINCE = "2031-05-05T10:00:00+00:00"
 
 

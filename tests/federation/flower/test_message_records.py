@@ -10,9 +10,9 @@ from safetensors.torch import save
 
 from multiseg.errors import FederationError
 from multiseg.federation.flower.message_records import answer_of, answer_record, reply_of, task_of, task_record, told
-from multiseg.federation.messages import DESCRIBE, PROTOCOL, ROUND, Answer, Task, answer_from_bytes
+from multiseg.federation.messages import DESCRIBE, PROTOCOL, ROUND, Answer, SiteTask, answer_from_bytes
 
-TASK = Task(ROUND, "lesions", 3, {"kept": 2}, {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(1)})
+TASK = SiteTask(ROUND, "lesions", 3, {"kept": 2}, {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(1)})
 
 
 @pytest.fixture(autouse=True)

@@ -192,13 +192,6 @@ def test_after_a_message_that_flower_gave_up_the_node_connects_again(words: str)
     assert answered(calls, "tasks") == [SystemExit]
 
 
-def test_flower_still_says_what_is_listened_for() -> None:
-    from flwr.supernode import start_client_internal
-
-    source = Path(start_client_internal.__file__).read_text(encoding="utf-8")
-    assert all(f'"{words}' in source for words in module.LOST)
-
-
 def test_a_beat_is_the_time_that_no_clock_moves(tmp_path: Path) -> None:
     file = tmp_path / "beat"
     assert last_beat(file) == -float("inf")

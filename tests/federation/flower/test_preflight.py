@@ -21,11 +21,11 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIG
 from multiseg.federation.fab import app_hash
 from multiseg.federation.flower import preflight as module
 from multiseg.federation.flower.preflight import Check, hinders, preflight, preflight_apart
-from multiseg.federation.gate.doorkeeper import Doorkeeper, Refusal
+from multiseg.federation.gate.doorkeeper import Doorkeeper, GateRefusal
 from multiseg.federation.identity.certificates import make_authority, make_certificate, make_site_key, write_secret
 from multiseg.federation.identity.registry import admit
 from multiseg.federation.identity.signing import DEACTIVATE, farewell, signed
-from multiseg.federation.sites.audit_log import LOG, Entry, record
+from multiseg.federation.sites.audit_log import LOG, AuditEntry, record
 from multiseg.federation.sites.site_settings import SiteSettings
 
 REACHED = ("server", "certificate", "clock")
@@ -69,7 +69,7 @@ def gate(folder: Path, status: int = 404, body: bytes = b"", late_s: float = 0.0
             try:
                 keeper.identify(headers, "", activates=False)
                 code, text = status, body
-            except Refusal as refusal:
+            except GateRefusal as refusal:
                 code, text = refusal.status, json.dumps(refusal.body).encode()
             self.send_response_only(code)
             told = datetime.now(UTC) + timedelta(seconds=late_s)
@@ -169,7 +169,7 @@ def test_an_audit_log_that_was_changed(settings: SiteSettings) -> None:
     assert "nothing came or left" in looked(settings, "audit").said
     log = settings.state / LOG
     for number in (1, 2):
-        record(log, Entry("in", "round", "trial", number, 10, "ab" * 32))
+        record(log, AuditEntry("in", "round", "trial", number, 10, "ab" * 32))
     assert looked(settings, "audit").level == "ok"
     log.write_text(log.read_text().replace('"num_bytes": 10', '"num_bytes": 11', 1))
     check = looked(settings, "audit")

@@ -15,8 +15,8 @@ from fleet import Fleet, fleet, make_kit
 
 from multiseg.errors import FederationError
 from multiseg.federation.flower.control import controlling
-from multiseg.federation.flower.executor import Node
-from multiseg.federation.flower.loopback import NO_PROXY
+from multiseg.federation.flower.environment import NO_PROXY
+from multiseg.federation.flower.executor import NodeClient
 from multiseg.federation.flower.reaching import explained, is_on_the_way, proxy_for, unreachable
 from multiseg.federation.flower.serve import children
 from multiseg.federation.identity.home import LINK_CERTIFICATE, Home
@@ -172,7 +172,7 @@ def test_the_executor_reaches_its_node_by_no_proxy(name: str, monkeypatch: pytes
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        node = Node(f"127.0.0.1:{server.server_address[1]}", b"secret" * 10)
+        node = NodeClient(f"127.0.0.1:{server.server_address[1]}", b"secret" * 10)
         assert node.acquire() == ""
         node.close()
         server.shutdown()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from made_centre import make_centre, make_site
+from prometheus_client.parser import text_string_to_metric_families
 
-from multiseg.federation.flower.control import Control, Node, Run
+from multiseg.federation.flower.control import Control, SuperLinkNode, SuperLinkRun
 from multiseg.federation.flower.steward import LOSSES_AN_HOUR, Known, attend, metrics, renewed, to_take_up
 from multiseg.federation.identity.enrol import revoke_site
 from multiseg.federation.identity.home import read_home
@@ -20,21 +21,21 @@ class Played(Control):
     """A SuperLink's calls, remembered."""
 
     def __init__(self) -> None:
-        self.there: list[Node] = []
-        self.all_runs: list[Run] = []
+        self.there: list[SuperLinkNode] = []
+        self.all_runs: list[SuperLinkRun] = []
         self.started: list[object] = []
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[SuperLinkNode]:
         return list(self.there)
 
     def register(self, name: str, public_key: str) -> int:
-        self.there.append(Node(len(self.there) + 1, name, public_key, "registered", ""))
+        self.there.append(SuperLinkNode(len(self.there) + 1, name, public_key, "registered", ""))
         return len(self.there)
 
     def unregister(self, node_id: int) -> None:
         self.there = [node for node in self.there if node.node_id != node_id]
 
-    def runs(self, newest: int = 0) -> list[Run]:
+    def runs(self, newest: int = 0) -> list[SuperLinkRun]:
         return self.all_runs[: newest or None]
 
     def start(self, settings: object) -> int:
@@ -44,10 +45,10 @@ class Played(Control):
 
 def run(
     number: int, experiment: str = "lesions", outcome: str = "failed", details: str = LOST, hours: float = 0
-) -> Run:
+) -> SuperLinkRun:
     when = (NOW - timedelta(hours=hours)).isoformat()
     status = "finished" if outcome else "running"
-    return Run(number, experiment, status, outcome, details, {"experiment": experiment}, when, when, 0, 0)
+    return SuperLinkRun(number, experiment, status, outcome, details, {"experiment": experiment}, when, when, 0, 0)
 
 
 def test_sites_are_let_in_and_shut_out_as_the_registry_says(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_sites_that_come_and_go_are_told(tmp_path: Path) -> None:
     server = read_home(folder)
     list(attend(server, control, known))
     (node,) = control.there
-    control.there = [Node(1, "alder", node.public_key, "online", "2031")]
+    control.there = [SuperLinkNode(1, "alder", node.public_key, "online", "2031")]
     assert list(attend(server, control, known)) == ["alder is online: 1 of 1 sites are there."]
     control.there = [node]
     assert list(attend(server, control, known)) == ["alder is offline: 0 of 1 sites are there."]
@@ -157,23 +158,32 @@ def test_numbers_for_prometheus(tmp_path: Path) -> None:
     folder = make_centre(tmp_path)
     make_site(folder, "alder")
     (folder / "gate.json").write_text(
-        '{"sites": {"alder": {"requests": 2, "up": 3, "down": 4, "last": 1.0}}, "refused": {"clock": 5}}'
+        '{"sites": {"alder": {"requests": 2, "up": 3, "down": 4123456789, "last": 1.0}}, "refused": {"clock": 5}}'
     )
     (folder / "runs" / "lesions").mkdir(parents=True)
     (folder / "runs" / "lesions" / "metrics.prom").write_text("multiseg_federation_round 6\n")
-    node = Node(1, "alder", "key", "online", "2031")
+    node = SuperLinkNode(1, "alder", "key", "online", "2031")
     known = Known(read_registry(folder), (node,), (run(1, outcome=""),), answers=True)
-    lines = metrics(read_home(folder), known).splitlines()
-    for line in (
-        'multiseg_up{part="superlink"} 1',
-        'multiseg_up{part="gate"} 0',
-        'multiseg_site_online{site="alder"} 1',
-        'multiseg_gate_bytes_total{site="alder",direction="up"} 3',
-        'multiseg_gate_bytes_total{site="alder",direction="down"} 4',
-        'multiseg_gate_refused_total{reason="clock"} 5',
-        'multiseg_run_active{experiment="lesions"} 1',
-        "multiseg_federation_round 6",
+    text = metrics(read_home(folder), known)
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    for name, value in (
+        (("multiseg_up", "superlink"), 1),
+        (("multiseg_up", "gate"), 0),
+        (("multiseg_site_online", "alder"), 1),
+        (("multiseg_gate_bytes_total", "up", "alder"), 3),
+        (("multiseg_gate_bytes_total", "down", "alder"), 4_123_456_789),
+        (("multiseg_gate_refused_total", "clock"), 5),
+        (("multiseg_run_active", "lesions"), 1),
+        (("multiseg_federation_round",), 6),
     ):
-        assert line in lines
+        assert found[name] == value
+    assert 300 < found[("multiseg_certificate_days",)] < 500
+    lines = text.splitlines()
+    assert 'multiseg_site_online{site="alder"} 1.0' in lines
+    assert "# TYPE multiseg_gate_bytes_total counter" in lines
     types = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert len(types) == len(set(types))

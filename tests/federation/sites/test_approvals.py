@@ -7,13 +7,13 @@ import pytest
 from asked import OPTIONS, site_of
 
 from multiseg.errors import UsageError
-from multiseg.federation.messages import DESCRIBE, Task
+from multiseg.federation.messages import DESCRIBE, SiteTask
 from multiseg.federation.sites import approvals, audit_log
 from multiseg.federation.sites.answering import answer
 
 
 def ask(options=OPTIONS):
-    return Task(DESCRIBE, options.experiment, body={"options": asdict(options)})
+    return SiteTask(DESCRIBE, options.experiment, body={"options": asdict(options)})
 
 
 @pytest.fixture

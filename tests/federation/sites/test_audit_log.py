@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from multiseg.errors import FederationError, ResourceError
-from multiseg.federation.sites.audit_log import LOG, Entry, described, record, rows, verify
+from multiseg.federation.sites.audit_log import LOG, AuditEntry, described, record, rows, verify
 
-ENTRY = Entry("out", "round", "trial", 1, 1200, "ab" * 32, {"head.weight": "float32 [1, 8]"}, {"loss": 0.25}, ("note",))
+ENTRY = AuditEntry(
+    "out", "round", "trial", 1, 1200, "ab" * 32, {"head.weight": "float32 [1, 8]"}, {"loss": 0.25}, ("note",)
+)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from asked import OPTIONS, described, first_state, joint_info, round_task, site_of
 
 from multiseg.errors import StoppedError, StoreError
-from multiseg.federation.messages import EVALUATE, Answer, Task, to_bytes
+from multiseg.federation.messages import EVALUATE, Answer, SiteTask, to_bytes
 from multiseg.federation.sites import answering
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.policy import Leaves
@@ -101,7 +101,7 @@ def test_more_damage_than_the_site_allows_is_refused(stores, tmp_path, info) -> 
 def test_an_evaluation_leaves_a_damaged_case_out(stores, tmp_path, info) -> None:
     spoil(stores["birch"], case_of(stores["birch"], "val"))
     body = {"info": info.to_json(), "options": round_task(info).body["options"], "split": "val", "subsets": "full"}
-    task = Task(EVALUATE, OPTIONS.experiment, 0, body, first_state(info))
+    task = SiteTask(EVALUATE, OPTIONS.experiment, 0, body, first_state(info))
     found = answer(task, here(stores, tmp_path, max_damaged=1.0))
     assert not found.error, found.error
     assert (found.body["damaged"], found.body["metrics"]) == (5, {})

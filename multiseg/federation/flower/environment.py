@@ -1,4 +1,4 @@
-"""Calls within one machine: they never go by a proxy, whatever the environment says."""
+"""The environment of Flower's processes, and of calls to them: within one machine none goes by a proxy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+OF_FLOWER = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+"""Flower tells nobody of itself and installs nothing, and its logs are written at once."""
 NO_PROXY = {"NO_PROXY": "*", "no_proxy": "*"}
 """The environment of a process that speaks with this machine alone. It wins over every spelling of the others."""
 
