@@ -318,7 +318,10 @@ def _take(desk: Desk, errand: _Errand, what: Answer | Failure, terms: Terms) -> 
     task = errand.task
     if isinstance(what, Failure):
         errand.remedy = what.remedy
-        (_fail if what.remedy else _again)(desk, errand, line(what.text))
+        if what.remedy:
+            _fail(desk, errand, line(what.text))
+        else:
+            _again(desk, errand, line(what.text))
     elif what.site == errand.site and what.error and what.passing and what.body.get("waits") is True:
         why = line(what.error)
         if errand.held != why:

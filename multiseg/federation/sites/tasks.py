@@ -20,7 +20,7 @@ from multiseg.training.folder import numbers_of
 def order_of(task: SiteTask) -> Order:
     """The model of a task and what is asked for; FederationError where that is not to be understood."""
     try:
-        info = ModelInfo.from_json(said(task, "info"))
+        info = ModelInfo.from_json(entry_of(task, "info"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FederationError(f"a task's description of the model is not to be understood: {error!r}.") from error
     refuse_own(info.builder, "the model's network")
@@ -67,14 +67,14 @@ def options_of(task: SiteTask) -> FederationOptions:
         FederationError: they are missing, or of another experiment.
         UsageError: they cannot be meant.
     """
-    options = checked(said(task, "options"), FederationOptions)
+    options = checked(entry_of(task, "options"), FederationOptions)
     check(options)
     if options.experiment != task.experiment:
         raise FederationError(f"a task of {task.experiment!r} with the settings of {options.experiment!r}.")
     return options
 
 
-def said(task: SiteTask, name: str) -> Any:
+def entry_of(task: SiteTask, name: str) -> Any:
     """An entry of the body; FederationError where there is none."""
     if name not in task.body:
         raise FederationError(f"a task {task.kind!r} without {name!r}: is the server a multiseg of this version?")

@@ -16,8 +16,16 @@ from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.drawing import drawing, drawn_in_round, stream_options, trained_by
 from multiseg.federation.sites.evaluating import asked_in_round, evaluate_model, examined, why_none
 from multiseg.federation.sites.exposure import Counted, check_shown
-from multiseg.federation.sites.learning import Learnt, derived, learn, network_of, seeded
-from multiseg.federation.sites.norms import NUM_BATCHES, estimate, personal_norms
+from multiseg.federation.sites.learning import (
+    NUM_BATCHES,
+    Learnt,
+    derived,
+    estimate_norms,
+    learn,
+    network_of,
+    personal_norms,
+    seeded,
+)
 from multiseg.federation.sites.personal import PersonalState
 from multiseg.federation.sites.site import Order, Site, databases_of, labelled
 from multiseg.loaders.batches import PatchStream
@@ -152,7 +160,7 @@ def own_network(
         splits = [split for split in SPLITS if _labelled_anywhere(store, site, order.info, split)]
         if splits:
             stream = _any_stream(store, site, _unlooked(order, site), splits[0])
-            estimate(network, layers, stream.batches(0, NUM_BATCHES))
+            estimate_norms(network, layers, stream.batches(0, NUM_BATCHES))
             events.append(
                 f"normalisation statistics were estimated on {NUM_BATCHES} batches of the {splits[0]} cases, since the "
                 "site has none of its own yet."

@@ -12,8 +12,7 @@ from multiseg.federation.sites import training as module
 from multiseg.federation.sites.describing import describe
 from multiseg.federation.sites.drawing import stream_options
 from multiseg.federation.sites.evaluating import EvaluationRequest, evaluate_model, examined
-from multiseg.federation.sites.learning import network_of
-from multiseg.federation.sites.norms import estimate, personal_norms
+from multiseg.federation.sites.learning import estimate_norms, network_of, personal_norms
 from multiseg.federation.sites.personal import PersonalState
 from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Order, Site, private_key
@@ -173,7 +172,7 @@ def test_running_statistics_are_averages_over_the_batches():
             return self
 
     two.norm.num_batches_tracked += 4
-    estimate.__wrapped__(two, [two.norm], [Shown(1.0), Shown(4.0)])
+    estimate_norms.__wrapped__(two, [two.norm], [Shown(1.0), Shown(4.0)])
     assert two.norm.running_mean.tolist() == [2.5, 2.5]
     assert two.norm.running_var.tolist() == [0.0, 0.0]
     assert two.norm.num_batches_tracked == 4
