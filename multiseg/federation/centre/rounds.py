@@ -47,7 +47,7 @@ class RunResult:
     """How a run ended: rounds done, whether that is all of them, and its best model by the mean over the sites.
 
     Attributes:
-        history: one entry a round, see `progress.RoundDone`.
+        history: one entry a round, see `run_events.RoundDone`.
         final: after the last round, Dice by site and database: "validation" of the last model, "test" of the best,
             "cross" of each site's own model.
     """

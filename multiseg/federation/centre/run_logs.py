@@ -12,6 +12,7 @@ from typing import Any
 
 from multiseg.errors import ResourceError
 from multiseg.faults import remedy
+from multiseg.federation.centre.prometheus_text import in_text, metric
 from multiseg.federation.centre.run_events import (
     Began,
     Came,
@@ -24,7 +25,6 @@ from multiseg.federation.centre.run_events import (
     RoundDone,
     Waiting,
 )
-from multiseg.federation.prometheus_text import in_text, metric
 from multiseg.files import write_atomically
 from multiseg.training.folder import LOG, TENSORBOARD
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from multiseg.federation.bounded import leaves_of
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Answer
 
 MOST_CASES = 1_000_000
@@ -44,7 +43,7 @@ def fault(answer: Answer, described: Databases | None = None) -> str:
         _check(size <= (MOST_DESCRIPTION if answer.kind == DESCRIBE else MOST_BODY), f"it says {size} characters")
         if answer.kind != ROUND and answer.tensors:
             raise ValueError(f"it holds {len(answer.tensors)} tensors, and nobody asked for any")
-        for name, value in leaves_of(answer.body):
+        for name, value in _leaves_of(answer.body):
             _check_leaf(name, value)
         _READ[answer.kind](dict(answer.body), described)
     except KeyError as error:
@@ -52,6 +51,19 @@ def fault(answer: Answer, described: Databases | None = None) -> str:
     except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         return f"what it says is not to be understood: {error!s:.300}"
     return ""
+
+
+def _leaves_of(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a JSON document that holds no others, and every name of its mappings, with where it stands."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield name, key
+            yield from _leaves_of(value, f"{name}/{key:.80}" if name else f"{key:.80}")
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _leaves_of(value, name)
+    else:
+        yield name, tree
 
 
 def _check(holds: bool, said: str) -> None:
@@ -182,7 +194,7 @@ def _read_database(name: str, about: Any) -> None:
 
 def _read_fingerprint(body: dict[str, Any], described: Databases | None) -> None:
     _only(body, "databases", "events")
-    for name, value in leaves_of(_mapping(body["databases"], "databases", MOST_DATABASES)):
+    for name, value in _leaves_of(_mapping(body["databases"], "databases", MOST_DATABASES)):
         if isinstance(value, int | float):
             _number(value, name, -1e12, 1e12)
         elif not isinstance(value, str):

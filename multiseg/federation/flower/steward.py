@@ -17,6 +17,7 @@ from pathlib import Path
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from multiseg.errors import FederationError
+from multiseg.federation.centre.prometheus_text import in_text, metric
 from multiseg.federation.flower.control import Control, SuperLinkNode, SuperLinkRun, controlling
 from multiseg.federation.gate.endings import write_ended
 from multiseg.federation.gate.traffic import read_traffic
@@ -25,7 +26,6 @@ from multiseg.federation.identity.authority import renew_in_time
 from multiseg.federation.identity.certificates import days_left
 from multiseg.federation.identity.home import Home, read_home
 from multiseg.federation.identity.registry import EnrolledSite, allowed, read_registry
-from multiseg.federation.prometheus_text import in_text, metric
 
 LOOK_S, EVERY_S, ALL_EVERY_S = 1.0, 5.0, 120.0
 """The registry is looked at, the SuperLink asked, and asked for older runs, too."""
