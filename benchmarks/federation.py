@@ -21,8 +21,8 @@ from pathlib import Path
 from statistics import median
 
 from multiseg.cli.app import run as multiseg
-from multiseg.federation.centre.experiment import read_history
-from multiseg.federation.rehearsal import prepared, staged
+from multiseg.federation.centre.experiment_folder import read_history
+from multiseg.federation.local_deployment import prepared, staged
 
 SITES, ROUNDS, TURNS = ("alder", "birch", "dogwood"), 3, 3
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
@@ -49,8 +49,8 @@ def stores(folder: Path) -> dict[str, str]:
 
 
 KINDS = {
-    "flower-superlink": "SuperLink", "flwr-serverapp": "run (ServerApp)", "hosting.gate": "gate",
-    "hosting.steward": "steward", "flower-supernode": "site's node", "joining.executor": "site's executor",
+    "flower-superlink": "SuperLink", "flwr-serverapp": "run (ServerApp)", "gate.gate": "gate",
+    "flower.steward": "steward", "flower-supernode": "site's node", "flower.executor": "site's executor",
     "flower-superexec": "superexec", "flwr-clientapp": "site's app (ClientApp)",
 }  # fmt: skip
 

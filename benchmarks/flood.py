@@ -36,9 +36,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
-from multiseg.federation.hosting import home
-from multiseg.federation.hosting.enrol import enrol_server, enrol_site
-from multiseg.federation.hosting.home import Home, read_home
+from multiseg.federation.identity import home
+from multiseg.federation.identity.enrol import enrol_server, enrol_site
+from multiseg.federation.identity.home import Home, read_home
 
 LIMIT_MB = 200.0
 AFTER_S = 8.0
@@ -301,7 +301,7 @@ def standing(folder: Path) -> Iterator[tuple[Home, int, Connection]]:
     caller = context.Process(target=site, args=(server, kit / "site.key", there), daemon=True)
     link.start()
     with (folder / "gate.log").open("wb") as log:
-        command = [sys.executable, "-m", "multiseg.federation.hosting.gate", str(server.folder)]
+        command = [sys.executable, "-m", "multiseg.federation.gate.gate", str(server.folder)]
         gate = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         for port in (server.port, server.superlink_port):

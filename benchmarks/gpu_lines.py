@@ -272,8 +272,8 @@ def federated(setup: Setup) -> dict[str, Any]:
     """Two sites on this device, deployed with TLS and keys: a round, and what a site says that it trained on."""
     from benchmarks import federation
     from multiseg.cli.app import run as multiseg
-    from multiseg.federation.centre.experiment import read_history
-    from multiseg.federation.rehearsal import prepared, staged
+    from multiseg.federation.centre.experiment_folder import read_history
+    from multiseg.federation.local_deployment import prepared, staged
 
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as name:

@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from multiseg.cli.app import app
-from multiseg.federation.hosting import enrol, serve
-from multiseg.federation.joining import join
+from multiseg.federation.flower import joining, serve
+from multiseg.federation.identity import enrol
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -92,7 +92,7 @@ def test_units_are_hardened(name: str) -> None:
 
 def test_units_wait_as_long_as_the_commands_do() -> None:
     site = float(unit("multiseg-site.service")["Service"]["TimeoutStopSec"])
-    assert site > join.NODE_GRACE_S + join.WORK_GRACE_S
+    assert site > joining.NODE_GRACE_S + joining.WORK_GRACE_S
     assert float(unit("multiseg-server.service")["Service"]["TimeoutStopSec"]) > 4 * serve.Child.grace_s
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from multiseg.federation.centre import experiment, logs
+from multiseg.federation.centre import experiment_folder, run_logs
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.run_file import OF_A_SITE, UNHEARD
 from multiseg.federation.sites.limits import Limits
@@ -76,14 +76,23 @@ def test_the_guide_says_what_may_change() -> None:
     said = below[: below.index("Anything else is refused")]
     named = {name.rpartition(".")[2] for name in re.findall(r"`([\w.]+)`", said)}
     unheard = {name.rpartition(".")[2] for name in (*UNHEARD, *OF_A_SITE)}
-    assert named == {name.rpartition(".")[2] for name in experiment.FREE} - unheard
+    assert named == {name.rpartition(".")[2] for name in experiment_folder.FREE} - unheard
 
 
 def test_the_guide_names_what_a_run_leaves() -> None:
     _, _, below = FEDERATION.partition("### What a run leaves")
     named = set(re.findall(r"`([\w.-]+/?)`", below[: below.index("A model file is")]))
-    left = {BEST, LAST, experiment.WORST, experiment.ROUNDS, experiment.ROSTER, experiment.STATE, LOG, RUN_FILE}
-    assert left | {experiment.FINGERPRINT, logs.STATUS, logs.METRICS, f"{TENSORBOARD}/"} <= named
+    left = {
+        BEST,
+        LAST,
+        experiment_folder.WORST,
+        experiment_folder.ROUNDS,
+        experiment_folder.ROSTER,
+        experiment_folder.STATE,
+        LOG,
+        RUN_FILE,
+    }
+    assert left | {experiment_folder.FINGERPRINT, run_logs.STATUS, run_logs.METRICS, f"{TENSORBOARD}/"} <= named
 
 
 def test_a_sites_file_shows_all_that_it_may_say_of_what_leaves() -> None:

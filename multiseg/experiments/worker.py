@@ -19,8 +19,8 @@ from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
 from multiseg.evaluation.tables import read_table, write_table
 from multiseg.experiments.runs import Exam, Run
 from multiseg.federation.centre.rounds import run as federate
-from multiseg.federation.local import LocalLink
 from multiseg.federation.plan import FederationOptions
+from multiseg.federation.simulation import LocalLink
 from multiseg.federation.sites.limits import NONE
 from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,16 +70,3 @@ def _check_depth(text: str, most: int) -> None:
                 raise ValueError(f"JSON that is nested more than {most} deep")
         elif letter != '"':
             depth -= 1
-
-
-def leaves_of(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a JSON document that holds no others, and every name of its mappings, with where it stands."""
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield name, key
-            yield from leaves_of(value, f"{name}/{key:.80}" if name else f"{key:.80}")
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from leaves_of(value, name)
-    else:
-        yield name, tree

@@ -45,8 +45,8 @@ def app_bytes() -> bytes:
             "flwr": {"app": {
                 "publisher": "multiseg",
                 "components": {
-                    "serverapp": "multiseg.federation.hosting.server:app",
-                    "clientapp": "multiseg.federation.bystander:app",
+                    "serverapp": "multiseg.federation.flower.server_app:app",
+                    "clientapp": "multiseg.federation.flower.client_app:app",
                 },
                 "config": {"settings": "", "app": ""},
             }},

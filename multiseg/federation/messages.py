@@ -27,7 +27,7 @@ _HEAD = {"kind": str, "site": str, "experiment": str, "round": int, "body": dict
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class SiteTask:
     """What the server asks of a site.
 
     Attributes:
@@ -65,7 +65,7 @@ class Answer:
     experiment: str = ""
 
 
-def to_bytes(message: Task | Answer) -> bytes:
+def to_bytes(message: SiteTask | Answer) -> bytes:
     """A message as one safetensors file, JSON in its metadata. Equal messages give equal bytes."""
     head = {name: value for name, value in vars(message).items() if name not in ("tensors", "body")}
     text = json.dumps({**head, "body": message.body, "protocol": PROTOCOL}, sort_keys=True)
@@ -73,7 +73,7 @@ def to_bytes(message: Task | Answer) -> bytes:
     return save(tensors, metadata={"multiseg": text})
 
 
-def task_from_bytes(data: bytes) -> Task:
+def task_from_bytes(data: bytes) -> SiteTask:
     """The task that a site received.
 
     Raises:
@@ -81,7 +81,7 @@ def task_from_bytes(data: bytes) -> Task:
     """
     head, tensors = _read(data, TASK_BOUNDS)
     try:
-        return Task(head["kind"], head["experiment"], head["round"], head["body"], tensors)
+        return SiteTask(head["kind"], head["experiment"], head["round"], head["body"], tensors)
     except KeyError as error:
         raise FederationError(f"a task without {error}: is the server a multiseg of this version?") from error
 

@@ -7,7 +7,7 @@ import pytest
 
 from multiseg.cli import app
 from multiseg.cli.console import messages, output, print_findings, print_table
-from multiseg.federation.sites import audit
+from multiseg.federation.sites import audit_log
 from multiseg.store.findings import Finding, Severity
 
 HOSTILE = "x\x1b]0;title\x1b[2Jy\u202e\x9b1A"
@@ -36,8 +36,10 @@ def test_an_error_is_cleaned(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 
 def test_the_audit_log_shows_what_a_centre_sent_on_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A centre names kinds and experiments as it likes; the log keeps them as they came."""
-    entry = audit.Entry("in", HOSTILE + "\nforged", HOSTILE, 1, 10, "0" * 64, notes=(f"error: {HOSTILE}\nforged",))
-    audit.record(tmp_path / audit.LOG, entry)
+    entry = audit_log.AuditEntry(
+        "in", HOSTILE + "\nforged", HOSTILE, 1, 10, "0" * 64, notes=(f"error: {HOSTILE}\nforged",)
+    )
+    audit_log.record(tmp_path / audit_log.LOG, entry)
     assert app.run(["fed", "audit", str(tmp_path)]) == 0
     out = capsys.readouterr().out.replace("\u2502", "|")
     assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(out)

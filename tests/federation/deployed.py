@@ -16,11 +16,11 @@ from typing import Any
 import tomli_w
 
 from multiseg.config import checked, learning
-from multiseg.federation.centre.experiment import read_history
-from multiseg.federation.local import Machine, simulate
+from multiseg.federation.centre.experiment_folder import read_history
+from multiseg.federation.local_deployment import MULTISEG, prepared
 from multiseg.federation.plan import FederationOptions
-from multiseg.federation.rehearsal import MULTISEG, prepared
 from multiseg.federation.run_file import heard
+from multiseg.federation.simulation import SimulationMachine, simulate
 
 QUICK = {
     "seed": 3,
@@ -191,7 +191,7 @@ def options_for(experiment: str, sites: tuple[str, ...], steps: int, **tables: A
 def undisturbed(options: FederationOptions, stores: dict[str, str], out: Path) -> bytes:
     """The weights that the run comes to where nothing happens."""
     wanted = {name: stores[name] for name in (*options.sites, *options.held_out)}
-    result = simulate(options, wanted, out, machine=Machine("cpu", least=1))
+    result = simulate(options, wanted, out, machine=SimulationMachine("cpu", least=1))
     assert result.finished
     return tensors_of(out / "last.safetensors")
 

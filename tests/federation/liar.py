@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from multiseg.federation.fab import app_hash
-from multiseg.federation.joining import executor
-from multiseg.federation.joining.approval import Approval
-from multiseg.federation.joining.settings import read_site, to_site
+from multiseg.federation.flower import executor
+from multiseg.federation.flower.approval import Approval
 from multiseg.federation.messages import ROUND
 from multiseg.federation.sites.answering import answer
+from multiseg.federation.sites.site_settings import read_site, to_site
 
 settings = read_site(Path(sys.argv[1]))
 site = to_site(settings)
@@ -59,7 +59,7 @@ while not over:
     if node is None or node.poll() is not None:  # refused while the last one still counts as online
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         node = subprocess.Popen(command, env=os.environ | quiet | {"PATH": path})
-        link = executor.Node(f"127.0.0.1:{port}", secret.read_bytes())
+        link = executor.NodeClient(f"127.0.0.1:{port}", secret.read_bytes())
     executor.execute(link, Approval(settings.approved, app_hash(), ""), lie, lambda: bool(over) or is_gone(), print)
     time.sleep(1)
 node.terminate()

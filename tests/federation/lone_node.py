@@ -19,8 +19,8 @@ from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _pull_and_store_message, _push_messages
 
+from multiseg.federation.flower.message_records import MESSAGE_TYPE, _record, answer_of
 from multiseg.federation.messages import to_bytes
-from multiseg.federation.records import MESSAGE_TYPE, _record, answer_of
 
 RUN_ID, SERVER_ID, NODE_ID = 11, 1, 7
 

@@ -23,9 +23,9 @@ from pathlib import Path
 import pytest
 from deployed import Deployment, command_of, deployment, descendants, options_for, undisturbed, until
 
-from multiseg.federation.hosting import home
-from multiseg.federation.hosting.certificates import make_certificate
-from multiseg.federation.hosting.enrol import enrol_server
+from multiseg.federation.identity import home
+from multiseg.federation.identity.certificates import make_certificate
+from multiseg.federation.identity.enrol import enrol_server
 
 STEPS = 100
 PR_SET_CHILD_SUBREAPER = 36
@@ -56,7 +56,7 @@ class Broken:
     def working(self, site: str) -> int:
         """The process that trains at a site, as soon as there is one."""
         executor = until(
-            30, f"{site} has an executor", lambda: self.stand.sites[site].part("federation.joining.executor")
+            30, f"{site} has an executor", lambda: self.stand.sites[site].part("federation.flower.executor")
         )
         return int(until(60, f"{site} trains", lambda: child_of(executor)))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from multiseg.federation.centre.experiment import read_history
-from multiseg.federation.local import Machine, simulate
+from multiseg.federation.centre.experiment_folder import read_history
 from multiseg.federation.plan import FederationOptions, LocalOptions, PrivacyOptions, ScheduleOptions
+from multiseg.federation.simulation import SimulationMachine, simulate
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
@@ -31,7 +31,7 @@ OPTIONS = FederationOptions(
 
 
 def test_a_site_keeps_what_it_learnt_for_itself(site_stores: dict[str, str], tmp_path: Path) -> None:
-    assert simulate(OPTIONS, site_stores, tmp_path / "run", machine=Machine(device="cpu", least=1)).finished
+    assert simulate(OPTIONS, site_stores, tmp_path / "run", machine=SimulationMachine(device="cpu", least=1)).finished
     joint = load_file(tmp_path / "run" / "model.safetensors")
     kept = tmp_path / "run" / "sites" / "alder" / "experiments" / "hidden" / "model.safetensors"
     (at,) = [n for n, name in enumerate(read_info(kept).axis) if name == "PD"]  # alder's alone
@@ -44,8 +44,8 @@ def test_the_last_model_is_judged_with_it(site_stores: dict[str, str], tmp_path:
     run = tmp_path / "run"
     one = replace(OPTIONS, fit=replace(OPTIONS.fit, schedule="constant"))
     two = replace(one, schedule=ScheduleOptions(rounds=2, validation_cases=1))
-    simulate(one, site_stores, run, machine=Machine(device="cpu", least=1))
+    simulate(one, site_stores, run, machine=SimulationMachine(device="cpu", least=1))
     ended = read_history(run)["final"]["validation"]
-    simulate(two, site_stores, run, machine=Machine(device="cpu", least=1))
+    simulate(two, site_stores, run, machine=SimulationMachine(device="cpu", least=1))
     began = {site: told["validation"] for site, told in read_history(run)["history"][1]["sites"].items()}
     assert ended == began

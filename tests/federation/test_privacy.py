@@ -121,7 +121,9 @@ def test_epsilon_at_the_ends():
 
 
 def test_flower_is_not_loaded_to_clip():
-    code = "import sys, multiseg.federation.privacy, multiseg.federation.masks; sys.exit('flwr' in sys.modules)"
+    code = (
+        "import sys, multiseg.federation.privacy, multiseg.federation.pairwise_masks; sys.exit('flwr' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -13,9 +13,9 @@ import tomli_w
 from multiseg.cli.app import run
 from multiseg.cli.federate.simulate import federation_options
 from multiseg.errors import UsageError
-from multiseg.federation.centre.experiment import STATE, check_same
-from multiseg.federation.hosting.enrol import enrol_server, enrol_site
-from multiseg.federation.hosting.submit import submit
+from multiseg.federation.centre.experiment_folder import STATE, check_same
+from multiseg.federation.flower.submit import submit
+from multiseg.federation.identity.enrol import enrol_server, enrol_site
 from multiseg.federation.plan import FederationOptions, ScheduleOptions
 from multiseg.federation.run_file import UNHEARD, heard, left_to_sites, read_run
 from multiseg.training.fit import FitOptions
@@ -66,7 +66,7 @@ class Serving:
 
 def test_submitting_says_what_sites_do_not_hear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serving, centre = Serving(), tmp_path / "centre"
-    monkeypatch.setattr("multiseg.federation.hosting.submit.controlling", serving)
+    monkeypatch.setattr("multiseg.federation.flower.submit.controlling", serving)
     enrol_server(centre, ["127.0.0.1"], {})
     enrol_site(centre, "alder", tmp_path / "kit")
     file = tmp_path / "run.toml"

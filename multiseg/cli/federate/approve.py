@@ -30,13 +30,13 @@ def approve_command(
     multiseg fed approve site.toml 3f9a1c20 --refuse
     """
     from multiseg.cli.console import messages, print_json
-    from multiseg.federation.joining.settings import read_site
-    from multiseg.federation.sites import approvals, audit
+    from multiseg.federation.sites import approvals, audit_log
+    from multiseg.federation.sites.site_settings import read_site
 
     state = read_site(settings).state
     if run:
         runs = [approvals.decide(state, run, not refuse)]
-        audit.record_decision(state / audit.LOG, runs[0].experiment, runs[0].digest, runs[0].answer)
+        audit_log.record_decision(state / audit_log.LOG, runs[0].experiment, runs[0].digest, runs[0].answer)
     else:
         runs = approvals.asked(state)
     if as_json:

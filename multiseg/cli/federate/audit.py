@@ -27,13 +27,13 @@ def audit_command(
     multiseg fed audit site.toml --verify
     """
     from multiseg.cli.console import messages, plain, print_json, print_table
-    from multiseg.federation.joining.settings import read_site
-    from multiseg.federation.sites import audit
+    from multiseg.federation.sites import audit_log
+    from multiseg.federation.sites.site_settings import read_site
     from multiseg.shown import line
 
-    log = (place if place.is_dir() else read_site(place).state) / audit.LOG
-    faults = audit.verify(log) if verify else []
-    rows = [] if faults else audit.rows(log, experiment)
+    log = (place if place.is_dir() else read_site(place).state) / audit_log.LOG
+    faults = audit_log.verify(log) if verify else []
+    rows = [] if faults else audit_log.rows(log, experiment)
     if as_json:
         print_json({"faults": faults, "entries": rows})
         return 3 if faults else 0

@@ -49,7 +49,7 @@ def federated_demo(out: Path, steps: int, seed: int, again: list[str], walk: Cal
     Raises:
         FederationError: the server or a site did not come up.
     """
-    from multiseg.federation.rehearsal import prepared, staged
+    from multiseg.federation.local_deployment import prepared, staged
 
     stores = {name: str((out / f"{name}.zarr").resolve()) for name in SITES}
     for name, store in stores.items():

@@ -26,9 +26,9 @@ def join_command(
     multiseg fed join site.toml
     """
     from multiseg.cli.console import plain, print_json, print_table
-    from multiseg.federation.joining.join import become
-    from multiseg.federation.joining.preflight import ERROR, OK, hinders, preflight_apart
-    from multiseg.federation.joining.settings import read_site
+    from multiseg.federation.flower.joining import become
+    from multiseg.federation.flower.preflight import ERROR, OK, hinders, preflight_apart
+    from multiseg.federation.sites.site_settings import read_site
 
     site = read_site(settings)
     checks = preflight_apart(site)

@@ -43,7 +43,7 @@ def run_command(
     multiseg fed run centre run.toml --from-round 12
     """
     from multiseg.cli.console import messages, print_json
-    from multiseg.federation.hosting.submit import submit
+    from multiseg.federation.flower.submit import submit
 
     number, warnings = submit(folder, settings, cards, from_round)
     for line in warnings:
@@ -63,8 +63,8 @@ def status_command(folder: ServerHome, as_json: AsJson = False) -> int:
     multiseg fed status centre
     """
     from multiseg.cli.console import messages, plain, print_json, print_table
-    from multiseg.federation.centre.progress import megabytes
-    from multiseg.federation.hosting.submit import status
+    from multiseg.federation.centre.run_events import megabytes
+    from multiseg.federation.flower.submit import status
     from multiseg.shown import line
 
     found = status(folder)
@@ -106,7 +106,7 @@ def stop_command(folder: ServerHome, run: RunNumber = "") -> int:
     multiseg fed stop centre
     """
     from multiseg.cli.console import messages
-    from multiseg.federation.hosting.submit import stop
+    from multiseg.federation.flower.submit import stop
 
     messages().print(f"Run {stop(folder, run)} is stopped.", highlight=False)
     return 0
@@ -114,7 +114,7 @@ def stop_command(folder: ServerHome, run: RunNumber = "") -> int:
 
 def _follow(folder: Path, run: str, until_end: bool = True) -> int:
     from multiseg.cli.console import messages
-    from multiseg.federation.hosting.submit import show
+    from multiseg.federation.flower.submit import show
     from multiseg.shown import TEXT, line
 
     shown = show(folder, run, until_end, lambda text: (sys.stdout.write(text), sys.stdout.flush()))

@@ -25,7 +25,7 @@ def report_command(
     multiseg fed report centre/runs/joint -o report.html
     """
     from multiseg.cli.console import messages, print_json, print_table
-    from multiseg.federation.centre.report import cross_table, page, round_table, summary, test_table
+    from multiseg.federation.centre.run_report import cross_table, page, round_table, summary, test_table
     from multiseg.files import check_files, write_atomically
     from multiseg.shown import line
 

@@ -43,8 +43,8 @@ def enrol_server_command(
     multiseg fed enrol server centre --new-authority
     """
     from multiseg.cli.console import output
-    from multiseg.federation.hosting.authority import told
-    from multiseg.federation.hosting.enrol import enrol_server
+    from multiseg.federation.identity.authority import told
+    from multiseg.federation.identity.enrol import enrol_server
 
     said = {"port": port, "superlink_port": superlink_port, "metrics_port": metrics_port}
     ports = {name: value for name, value in said.items() if value is not None}
@@ -75,7 +75,7 @@ def enrol_site_command(
     multiseg fed enrol site centre birch --public-key birch.pub
     """
     from multiseg.cli.console import output
-    from multiseg.federation.hosting.enrol import enrol_site
+    from multiseg.federation.identity.enrol import enrol_site
 
     kit, archive = enrol_site(folder, name, out or Path(f"{name}-kit"), public_key)
     how = "It holds no key: the site has its own." if public_key else "It holds the site's key: send it as a secret."
@@ -93,8 +93,8 @@ def revoke_command(folder: ServerHome, name: Annotated[str, typer.Argument(help=
     multiseg fed revoke centre alder
     """
     from multiseg.cli.console import messages, output
-    from multiseg.federation.hosting.enrol import revoke_site
-    from multiseg.federation.hosting.submit import active_with
+    from multiseg.federation.flower.submit import active_with
+    from multiseg.federation.identity.enrol import revoke_site
 
     revoke_site(folder, name)
     output().print(f"{name} is shut out. To let it in again with a new key: multiseg fed enrol site {folder} {name}")
@@ -115,7 +115,7 @@ def serve_command(folder: ServerHome) -> int:
     multiseg fed serve centre
     """
     from multiseg.cli.console import messages
-    from multiseg.federation.hosting.serve import serve
+    from multiseg.federation.flower.serve import serve
 
     console = messages()
     serve(folder, lambda line: console.print(line, markup=False, soft_wrap=True))

@@ -15,8 +15,8 @@ from multiseg.cli.data import AsJson
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
-    from multiseg.federation.centre.progress import Event
     from multiseg.federation.centre.rounds import RunResult
+    from multiseg.federation.centre.run_events import Event
     from multiseg.federation.plan import FederationOptions
     from multiseg.training.events import Event as StepEvent
 
@@ -130,14 +130,14 @@ def _simulated(
 ) -> RunResult:
     """Run with a bar on a terminal, a line a round, and a table at the end."""
     from multiseg.cli.console import messages, print_table, progress_bar
-    from multiseg.federation.centre.report import cross_table, round_table, test_table
-    from multiseg.federation.local import Machine, simulate
+    from multiseg.federation.centre.run_report import cross_table, round_table, test_table
+    from multiseg.federation.simulation import SimulationMachine, simulate
 
     console = messages(quiet)
     total = options.schedule.rounds * len(options.sites) * options.local.steps
     with progress_bar("simulate", total, "preparing", quiet) as bar:
         show = _Progress(bar, console, options)
-        machine = Machine(device, options.stream.workers, options.stream.cache, least)
+        machine = SimulationMachine(device, options.stream.workers, options.stream.cache, least)
         result = simulate(options, stores, out, show.event, show.step, machine)
     if not result.finished:
         console.print(f"Stopped after round {result.round}, saved.", soft_wrap=True)
@@ -169,7 +169,7 @@ class _Progress:
 
     def event(self, event: Event) -> None:
         """Print what a person should see."""
-        from multiseg.federation.centre.progress import Began, Came, RoundDone, Waiting, in_words
+        from multiseg.federation.centre.run_events import Began, Came, RoundDone, Waiting, in_words
 
         if isinstance(event, Began):
             self.round = event.round - 1

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from multiseg.errors import FederationError
 from multiseg.federation.aggregate import Mean, aggregated, refused
-from multiseg.federation.centre.experiment import State
-from multiseg.federation.centre.lengths import lengths, longest
-from multiseg.federation.centre.roster import num_cases, trains
-from multiseg.federation.masks import relative, unmasked
+from multiseg.federation.centre.experiment_folder import State
+from multiseg.federation.centre.site_roster import num_cases, trains
+from multiseg.federation.centre.update_lengths import lengths, longest
 from multiseg.federation.messages import Answer
+from multiseg.federation.pairwise_masks import relative, unmasked
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import WIRE, from_payload
 from multiseg.federation.strategies import stepped
@@ -67,7 +67,7 @@ def combined(
         mean = unmasked(
             {site: answer.tensors for site, answer in answers.items()},
             masked_weights(state, options),
-            members(state, parts, options),
+            members(state, options),
         )
     else:
         groups = tuple(dict.fromkeys(part.group for part in parts))
@@ -95,10 +95,10 @@ def masked_weights(state: State, options: FederationOptions) -> dict[str, float]
     return relative({site: weight_of(site, state, SHARED, None, options) for site in state.roster.sites})
 
 
-def members(state: State, parts: Sequence[Part], options: FederationOptions) -> dict[str, tuple[str, ...]]:
+def members(state: State, options: FederationOptions) -> dict[str, tuple[str, ...]]:
     """By part, the sites that send it; what nobody sends is left out."""
     found: dict[str, list[str]] = {}
     for site in sorted(state.roster.sites):
-        for part in trains(site, state.roster, parts, options):
+        for part in trains(site, state.roster, options):
             found.setdefault(part.name, []).append(site)
     return {name: tuple(sites) for name, sites in found.items()}

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from multiseg.federation.centre.answers import dice_of
 from multiseg.federation.centre.exchange import Desk, exchange, tell_events, tell_failed
-from multiseg.federation.centre.experiment import Models, State, commit
+from multiseg.federation.centre.experiment_folder import Models, State, commit
 from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has_it, learnt_with
-from multiseg.federation.messages import EVALUATE, Answer, Task
+from multiseg.federation.centre.site_answers import dice_of
+from multiseg.federation.messages import EVALUATE, Answer, SiteTask
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import from_payload, to_payload
 from multiseg.models.network_parts import Part, moved, sound
@@ -81,7 +81,7 @@ def cross_evaluated(desk: Desk, state: State) -> State:
     return state
 
 
-def _tasks(desk: Desk, state: State, whose: str, sites: Sequence[str]) -> dict[str, Task]:
+def _tasks(desk: Desk, state: State, whose: str, sites: Sequence[str]) -> dict[str, SiteTask]:
     """The model of one site for each of these sites, which lay in what is their own, as it was last used."""
     options, info = desk.options, read_info(desk.folder / _file(whose))
     tensors = to_payload(load_weights(desk.folder / _file(whose)), options.privacy.payload)

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from multiseg.errors import CheckpointError, ResourceError, UsageError
-from multiseg.federation.centre.experiment import STATE, WORST, State, commit, opened, read_history
-from multiseg.federation.centre.logs import Logs
-from multiseg.federation.centre.progress import Event, WentBack
+from multiseg.federation.centre.experiment_folder import STATE, WORST, State, commit, opened, read_history
+from multiseg.federation.centre.run_events import Event, WentBack
+from multiseg.federation.centre.run_logs import RunLogs
 from multiseg.files import add_name, held_alone, take_place_of_folder
 from multiseg.models.saved import BEST, LAST, load_weights, read_info
 from multiseg.training.run_folder import LOCK
@@ -95,7 +95,7 @@ def go_back(folder: Path, experiment: str, number: int, on_event: Callable[[Even
         commit(folder, replace(state, course=course + 1, final={}), models, alone=True)
         opened(folder)  # models of the forgotten rounds go
         keep(folder, number, len(known))
-        with Logs(folder, experiment, number, on_event) as logs:
+        with RunLogs(folder, experiment, number, on_event) as logs:
             logs.event(WentBack(number, before))
 
 

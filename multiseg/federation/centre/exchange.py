@@ -12,9 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from multiseg.errors import FederationError, StoppedError
-from multiseg.federation.centre.progress import Came, Event, Held, Noted, Refused, Resent, Waiting
-from multiseg.federation.centre.reading import Databases, fault
-from multiseg.federation.messages import DESCRIBE, FINGERPRINT, Answer, Task
+from multiseg.federation.centre.run_events import Came, Event, Held, Noted, Refused, Resent, Waiting
+from multiseg.federation.centre.site_answers import Databases, fault
+from multiseg.federation.messages import DESCRIBE, FINGERPRINT, Answer, SiteTask
 from multiseg.federation.plan import FederationOptions
 from multiseg.shown import line
 
@@ -75,7 +75,7 @@ class Link(Protocol):
         """The sites that are known."""
         ...
 
-    def send(self, site: str, task: Task, ttl_s: float) -> str:
+    def send(self, site: str, task: SiteTask, ttl_s: float) -> str:
         """Hand a task over; the id to ask for its answer by."""
         ...
 
@@ -121,9 +121,9 @@ class Desk:
         """Tell something that a person should know, of a site or of the run."""
         self.on_event(Noted(number, site, text))
 
-    def task(self, kind: str, number: int, tensors: Mapping[str, Tensor] | None = None, **body: Any) -> Task:
+    def task(self, kind: str, number: int, tensors: Mapping[str, Tensor] | None = None, **body: Any) -> SiteTask:
         """A task of this run; the options are in every one."""
-        return Task(kind, self.options.experiment, number, {"options": asdict(self.options), **body}, tensors or {})
+        return SiteTask(kind, self.options.experiment, number, {"options": asdict(self.options), **body}, tensors or {})
 
     def terms(self, refuse: Callable[[Answer], str] = lambda answer: "", least: int | None = None) -> Terms:
         """Those of a round; `least` where fewer or more answers are needed than in one."""
@@ -137,7 +137,7 @@ class _Errand:
     """What one site owes."""
 
     site: str
-    task: Task
+    task: SiteTask
     ids: list[str] = field(default_factory=list)
     since: str = ""
     sent_at: float = 0.0
@@ -156,7 +156,7 @@ class _Errand:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class ExchangeOutcome:
     """What became of an exchange.
 
     Attributes:
@@ -170,7 +170,7 @@ class Outcome:
     came: Mapping[str, Came]
 
 
-def exchange(desk: Desk, tasks: Mapping[str, Task], terms: Terms) -> Outcome:
+def exchange(desk: Desk, tasks: Mapping[str, SiteTask], terms: Terms) -> ExchangeOutcome:
     """What the sites answered, once all answers have come or failed, or the deadline has passed.
 
     A site that is not there gets its task when it comes, and again when it was away in between: its answer may have
@@ -215,10 +215,10 @@ def _tell_slow(desk: Desk, errands: Sequence[_Errand]) -> None:
             desk.on_event(Held(errand.task.round, errand.site, errand.held))
 
 
-def _outcome(errands: Sequence[_Errand]) -> Outcome:
+def _outcome(errands: Sequence[_Errand]) -> ExchangeOutcome:
     answers = {errand.site: errand.answer for errand in errands if errand.answer is not None}
     failed = {errand.site: _told(errand) for errand in errands if errand.answer is None}
-    return Outcome(answers, failed, {errand.site: errand.came for errand in errands if errand.came is not None})
+    return ExchangeOutcome(answers, failed, {errand.site: errand.came for errand in errands if errand.came is not None})
 
 
 def _told(errand: _Errand) -> str:
@@ -226,7 +226,7 @@ def _told(errand: _Errand) -> str:
     return errand.failure or errand.why or ("it had not answered yet" if errand.ids else "it was not there")
 
 
-def withdrawn(desk: Desk, outcome: Outcome, reasons: Mapping[str, str], least: int) -> Outcome:
+def withdrawn(desk: Desk, outcome: ExchangeOutcome, reasons: Mapping[str, str], least: int) -> ExchangeOutcome:
     """The outcome without the answers that only the others showed to be of no use, and which are told as refused.
 
     Raises:
@@ -242,23 +242,23 @@ def withdrawn(desk: Desk, outcome: Outcome, reasons: Mapping[str, str], least: i
         ]
         errands += [_Errand(site, errands[0].task, failure=why) for site, why in outcome.failed.items()]
         raise FederationError(_missing(errands, Terms(least, 0.0)))
-    return Outcome(kept, {**outcome.failed, **reasons}, outcome.came)
+    return ExchangeOutcome(kept, {**outcome.failed, **reasons}, outcome.came)
 
 
-def tell_events(desk: Desk, number: int, outcome: Outcome) -> None:
+def tell_events(desk: Desk, number: int, outcome: ExchangeOutcome) -> None:
     """Pass on what sites have to say to a person."""
     for site, answer in outcome.answers.items():
         for text in answer.body.get("events", ()):
             desk.note(number, line(text), site)
 
 
-def tell_failed(desk: Desk, number: int, outcome: Outcome, lacks: str) -> None:
+def tell_failed(desk: Desk, number: int, outcome: ExchangeOutcome, lacks: str) -> None:
     """Say of each site that has not answered what is lacking for it, and why."""
     for site, why in outcome.failed.items():
         desk.note(number, f"{lacks}: {why.removesuffix('.')}. The same command asks it again.", site)
 
 
-def size_of(message: Task | Answer) -> int:
+def size_of(message: SiteTask | Answer) -> int:
     """Bytes of what a message carries."""
     return sum(t.numel() * t.element_size() for t in message.tensors.values()) + len(json.dumps(dict(message.body)))
 

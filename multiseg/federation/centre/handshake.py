@@ -12,12 +12,11 @@ from torch import Tensor
 from multiseg.errors import FederationError
 from multiseg.federation.centre import scope
 from multiseg.federation.centre.exchange import Desk, SetAsideError, exchange, tell_events
-from multiseg.federation.centre.experiment import Best, State, read_fingerprint, save_fingerprint
-from multiseg.federation.centre.roster import Roster, enrolled, site_info, warnings
+from multiseg.federation.centre.experiment_folder import Best, State, read_fingerprint, save_fingerprint
 from multiseg.federation.centre.scope import check_personal
+from multiseg.federation.centre.site_roster import Roster, enrolled, site_info, warnings
 from multiseg.federation.messages import DESCRIBE, FINGERPRINT, Answer
 from multiseg.models.builders import build
-from multiseg.models.network_parts import parts
 from multiseg.models.saved import ModelInfo
 
 
@@ -45,9 +44,8 @@ def handshake(desk: Desk, held: State | None) -> State:
         raise SetAsideError(unknown)
     infos = {**known, **{name: site_info(answer) for name, answer in answers.items()}}
     roster = enrolled(infos, options, held.roster.info if held else None)
-    all_parts = parts(roster.info)
-    check_personal(all_parts, options)
-    for text in (*warnings(roster, all_parts, options), *scope.warnings(roster, options)):
+    check_personal(roster.parts, options)
+    for text in (*warnings(roster, options), *scope.warnings(roster, options)):
         desk.note(number, text)
     if options.privacy.fingerprint and not read_fingerprint(desk.folder).keys() >= set(options.sites):
         _take_fingerprint(desk, roster)

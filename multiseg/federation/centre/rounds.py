@@ -12,33 +12,33 @@ from typing import Any
 
 from multiseg.errors import FederationError, StoppedError, UsageError
 from multiseg.federation.aggregate import Mean
-from multiseg.federation.answer_size import allow_answers
-from multiseg.federation.centre.answers import number_of, validation_of
+from multiseg.federation.centre.answer_size import allow_answers
 from multiseg.federation.centre.combine import combined, masked_weights, why_refused
 from multiseg.federation.centre.crosswise import CROSS, is_handed_round, site_models
 from multiseg.federation.centre.earlier import keep, rounds_to_hold
 from multiseg.federation.centre.exchange import (
     Desk,
+    ExchangeOutcome,
     Link,
-    Outcome,
     SetAsideError,
     Terms,
     exchange,
     tell_events,
     withdrawn,
 )
-from multiseg.federation.centre.experiment import State, claimed, commit, opened
+from multiseg.federation.centre.experiment_folder import State, claimed, commit, opened
 from multiseg.federation.centre.handshake import handshake
-from multiseg.federation.centre.lengths import LOOK_BACK, Lengths, lengths, outliers
-from multiseg.federation.centre.logs import Logs, busy_with
-from multiseg.federation.centre.progress import Began, Event, Left, RoundDone, SiteRound
-from multiseg.federation.centre.roster import holders, personal_parts, trains
+from multiseg.federation.centre.run_events import Began, Event, Left, RoundDone, SiteRound
+from multiseg.federation.centre.run_logs import RunLogs, busy_with
 from multiseg.federation.centre.scope import learnt_with
 from multiseg.federation.centre.scores import as_saved, finish, info_of, lacks, mean, scored, worst
-from multiseg.federation.messages import ROUND, Answer, Task
+from multiseg.federation.centre.site_answers import number_of, validation_of
+from multiseg.federation.centre.site_roster import personal_parts, trains
+from multiseg.federation.centre.update_lengths import LOOK_BACK, Lengths, lengths, outliers
+from multiseg.federation.messages import ROUND, Answer, SiteTask
 from multiseg.federation.plan import FederationOptions, check, without
 from multiseg.federation.privacy import epsilon, from_payload, to_payload
-from multiseg.models.network_parts import Part, parts
+from multiseg.models.network_parts import Part
 from multiseg.models.saved import BEST, LAST
 
 
@@ -47,7 +47,7 @@ class RunResult:
     """How a run ended: rounds done, whether that is all of them, and its best model by the mean over the sites.
 
     Attributes:
-        history: one entry a round, see `progress.RoundDone`.
+        history: one entry a round, see `run_events.RoundDone`.
         final: after the last round, Dice by site and database: "validation" of the last model, "test" of the best,
             "cross" of each site's own model.
     """
@@ -87,7 +87,7 @@ def run(
         state = opened(folder)
         if state is not None:
             keep(folder, state.round, options.schedule.keep_rounds)
-        with Logs(folder, options.experiment, state.round if state else 0, on_event) as logs:
+        with RunLogs(folder, options.experiment, state.round if state else 0, on_event) as logs:
             desk = Desk(options, folder, link, logs.event, should_stop, clock, partial(busy_with, folder))
             try:
                 state, options = _without_lost(desk, state)
@@ -141,13 +141,13 @@ def _conducted(desk: Desk, held: State | None) -> State:
 def _round(desk: Desk, state: State, took: float) -> State:
     """Ask all sites, combine what they send, save. A round `took` so many seconds so far."""
     now, options, began = state.round + 1, desk.options, desk.clock()
-    all_parts = parts(state.roster.info)
+    all_parts = state.roster.parts
     desk.on_event(Began(now, options.schedule.rounds, tuple(state.roster.sites)))
-    trained = {site: trains(site, state.roster, all_parts, options) for site in state.roster.sites}
+    trained = {site: trains(site, state.roster, options) for site in state.roster.sites}
     terms = desk.terms(lambda answer: why_refused(answer, trained[answer.site], options))
     terms = replace(terms, described=state.roster.described)
     allow_answers(desk.folder, sum(tensor.numel() for tensor in state.network.values()))
-    outcome = exchange(desk, _tasks(desk, state, all_parts), terms)
+    outcome = exchange(desk, _tasks(desk, state), terms)
     outcome, long = _of_usual_length(desk, state, outcome, all_parts, terms)
     network, optimiser, combination = combined(state, outcome.answers, all_parts, options)
     _pass_on(desk, now, outcome, combination)
@@ -188,8 +188,8 @@ def _round(desk: Desk, state: State, took: float) -> State:
 
 
 def _of_usual_length(
-    desk: Desk, state: State, outcome: Outcome, all_parts: Sequence[Part], terms: Terms
-) -> tuple[Outcome, Mapping[str, Lengths]]:
+    desk: Desk, state: State, outcome: ExchangeOutcome, all_parts: Sequence[Part], terms: Terms
+) -> tuple[ExchangeOutcome, Mapping[str, Lengths]]:
     """The outcome without updates that are far longer than the others', and how long each is; under masks, as it is.
 
     Raises:
@@ -208,7 +208,7 @@ def _of_usual_length(
     return withdrawn(desk, outcome, reasons, terms.least), own
 
 
-def _epsilon(options: FederationOptions, state: State, outcome: Outcome) -> float:
+def _epsilon(options: FederationOptions, state: State, outcome: ExchangeOutcome) -> float:
     """What the noise guarantees after this round, for the site that sent most: repeated rounds may be releases, too."""
     told = (int(answer.body.get("releases", 0)) for answer in outcome.answers.values())
     releases = max((state.round + 1, *told))
@@ -216,7 +216,7 @@ def _epsilon(options: FederationOptions, state: State, outcome: Outcome) -> floa
     return max(epsilon(options.privacy.noise, releases, options.privacy.delta), before)
 
 
-def _pass_on(desk: Desk, now: int, outcome: Outcome, combination: Mean) -> None:
+def _pass_on(desk: Desk, now: int, outcome: ExchangeOutcome, combination: Mean) -> None:
     """Tell what sites have to say, and what was done to their updates."""
     tell_events(desk, now, outcome)
     for site in combination.scaled:
@@ -224,18 +224,18 @@ def _pass_on(desk: Desk, now: int, outcome: Outcome, combination: Mean) -> None:
         desk.note(now, f"its update was longer than {longest} and scaled down.", site)
 
 
-def _tasks(desk: Desk, state: State, all_parts: Sequence[Part]) -> dict[str, Task]:
+def _tasks(desk: Desk, state: State) -> dict[str, SiteTask]:
     """The task of each site in the next round."""
     options, roster = desk.options, state.roster
     tensors = to_payload(state.network, options.privacy.payload)
     body: dict[str, Any] = {
         "info": info_of(state).to_json(),
-        "personal_parts": list(personal_parts(roster, all_parts, options)),
+        "personal_parts": list(personal_parts(roster, options)),
         "steps_done": state.round * options.local.steps,
     }
     if options.privacy.masked:
         body["keys"] = {site: info.public_key for site, info in roster.sites.items()}
-        body["holders"] = {group: list(names) for group, names in holders(roster, all_parts).items()}
+        body["holders"] = {group: list(names) for group, names in roster.holders.items()}
     if state.course:  # rounds of an earlier course are no answers to this one
         body["course"] = state.course
     weights = masked_weights(state, options)
@@ -250,7 +250,7 @@ def _tasks(desk: Desk, state: State, all_parts: Sequence[Part]) -> dict[str, Tas
     return tasks
 
 
-def _site_round(answer: Answer, outcome: Outcome, long: Lengths | None) -> SiteRound:
+def _site_round(answer: Answer, outcome: ExchangeOutcome, long: Lengths | None) -> SiteRound:
     told, came = answer.body["metrics"], outcome.came[answer.site]
     validation = validation_of(answer)
     return SiteRound(

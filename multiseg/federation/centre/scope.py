@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from multiseg.errors import UsageError
-from multiseg.federation.centre.roster import Roster, personal_parts
+from multiseg.federation.centre.site_roster import Roster, personal_parts
 from multiseg.federation.plan import FederationOptions
-from multiseg.models.network_parts import SHARED, Part, leaves, parts
+from multiseg.models.network_parts import SHARED, Part, leaves
 from multiseg.models.saved import ModelInfo
 
 Learnt = Mapping[str, Sequence[str]]
@@ -39,9 +39,8 @@ def kept_home(roster: Roster, options: FederationOptions) -> frozenset[str]:
     Those are the sequences' own, or shared ones, which all sequences need. Vectors do not count: norms and biases
     begin as what does nothing.
     """
-    all_parts = parts(roster.info)
-    alone = personal_parts(roster, all_parts, options)
-    home = {part.group for part in all_parts if len(part.shape) > 1 and not leaves(part, options.local.personal, alone)}
+    alone, personal = personal_parts(roster, options), options.local.personal
+    home = {part.group for part in roster.parts if len(part.shape) > 1 and not leaves(part, personal, alone)}
     return frozenset(roster.info.axis if SHARED in home else home.intersection(roster.info.axis))
 
 
@@ -80,7 +79,7 @@ def as_a_site_has_it(
 def warnings(roster: Roster, options: FederationOptions) -> list[str]:
     """What to know of the server's model files before they are used."""
     said = []
-    personal = [part.tensor for part in parts(roster.info) if not leaves(part, options.local.personal)]
+    personal = [part.tensor for part in roster.parts if not leaves(part, options.local.personal)]
     if personal:
         said.append(
             f"{len(set(personal))} personal tensors, such as {personal[0]}, never leave the sites: in the server's "

@@ -8,17 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multiseg.federation.centre.answers import dice_of, number_of
 from multiseg.federation.centre.crosswise import cross_evaluated, untested
 from multiseg.federation.centre.exchange import Desk, exchange, tell_events, tell_failed
-from multiseg.federation.centre.experiment import WORST, Best, Models, State, commit
-from multiseg.federation.centre.progress import Finished
-from multiseg.federation.centre.roster import has_validation, personal_parts
+from multiseg.federation.centre.experiment_folder import WORST, Best, Models, State, commit
+from multiseg.federation.centre.run_events import Finished
 from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has_it
-from multiseg.federation.messages import EVALUATE, FINISH, Task
+from multiseg.federation.centre.site_answers import dice_of, number_of
+from multiseg.federation.centre.site_roster import has_validation, personal_parts
+from multiseg.federation.messages import EVALUATE, FINISH, SiteTask
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import to_payload
-from multiseg.models.network_parts import parts
 from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info
 
 
@@ -122,7 +121,7 @@ def finish(desk: Desk, state: State) -> State:
     return state
 
 
-def _last_tasks(desk: Desk, state: State) -> dict[str, Task]:
+def _last_tasks(desk: Desk, state: State) -> dict[str, SiteTask]:
     """The best model for each site that has not tested it; a site that trains keeps it."""
     options, roster, untested = desk.options, state.roster, _untested(state, desk.options)
     info = read_info(desk.folder / BEST)
@@ -141,7 +140,7 @@ def _last_tasks(desk: Desk, state: State) -> dict[str, Task]:
 
 def _kept_home(state: State, options: FederationOptions) -> dict[str, Any]:
     """Of a task's body, the parts under masks that each site has of its own: they belong to the model there."""
-    return {"personal_parts": list(personal_parts(state.roster, parts(state.roster.info), options))}
+    return {"personal_parts": list(personal_parts(state.roster, options))}
 
 
 def _score_last(desk: Desk, state: State) -> State:

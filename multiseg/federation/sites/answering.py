@@ -24,17 +24,17 @@ from multiseg.federation.messages import (
     FINISH,
     ROUND,
     Answer,
-    Task,
+    SiteTask,
     answer_from_bytes,
     to_bytes,
 )
-from multiseg.federation.sites import approvals, audit, lasting, personal, policy
+from multiseg.federation.sites import approvals, audit_log, personal, policy, sent_updates
 from multiseg.federation.sites.consent import check_round
-from multiseg.federation.sites.damage import check_share, known_damage, sound_store, unsound, write_damage
+from multiseg.federation.sites.damaged_cases import check_share, known_damage, sound_store, unsound, write_damage
 from multiseg.federation.sites.describing import describe
-from multiseg.federation.sites.evaluating import Asked, evaluate_model, examined, why_none
+from multiseg.federation.sites.evaluating import EvaluationRequest, evaluate_model, examined, why_none
 from multiseg.federation.sites.fingerprint import fingerprint
-from multiseg.federation.sites.limits import check_model, check_options, count_scores
+from multiseg.federation.sites.limits import check_model, check_options, check_sequences, count_scores
 from multiseg.federation.sites.protecting import circle_of, protected
 from multiseg.federation.sites.remembered import remember, remembered
 from multiseg.federation.sites.site import Order, Site, databases_of, experiment_folder, least_of, told
@@ -61,7 +61,7 @@ MEASURED = ("metrics", "exposure", "seconds")
 class _Work:
     """A task at a site."""
 
-    task: Task
+    task: SiteTask
     site: Site
     store: Store
     hooks: Hooks
@@ -73,7 +73,7 @@ class _Work:
 
 
 def answer(
-    task: Task,
+    task: SiteTask,
     site: Site,
     should_stop: Callable[[], bool] = lambda: False,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -93,8 +93,8 @@ def answer(
     keep_memory()
     if held := _held(task, site):
         return held
-    path, clock = site.state / audit.LOG, _Clock(site.limits.minutes, should_stop)
-    audit.record(path, _entry("in", task.experiment, task, to_bytes(task)))
+    path, clock = site.state / audit_log.LOG, _Clock(site.limits.minutes, should_stop)
+    audit_log.record(path, _entry("in", task.experiment, task, to_bytes(task)))
     store: Store | None = None
     left_out: tuple[str, ...] = ()
     try:
@@ -112,11 +112,11 @@ def answer(
         found = Answer(task.kind, site.name, task.round, error=policy.cleaned(error, names), passing=passing)
     found = replace(found, experiment=task.experiment)
     notes = tuple(f"left out: {name}" for name in left_out) + ((f"error: {found.error}",) if found.error else ())
-    audit.record(path, _entry("out", task.experiment, found, to_bytes(found), notes))
+    audit_log.record(path, _entry("out", task.experiment, found, to_bytes(found), notes))
     return found
 
 
-def _held(task: Task, site: Site) -> Answer | None:
+def _held(task: SiteTask, site: Site) -> Answer | None:
     """The answer to a run that waits for a person's approval; None for one that need not. The first is logged."""
     if not site.approve_runs:
         return None
@@ -138,9 +138,9 @@ def _held(task: Task, site: Site) -> Answer | None:
     except FederationError as error:
         return replace(found, error=str(error), passing=False, body={})
     if is_news:
-        path = site.state / audit.LOG
-        audit.record(path, _entry("in", task.experiment, task, to_bytes(task)))
-        audit.record(path, _entry("out", task.experiment, found, to_bytes(found), (f"error: {found.error}",)))
+        path = site.state / audit_log.LOG
+        audit_log.record(path, _entry("in", task.experiment, task, to_bytes(task)))
+        audit_log.record(path, _entry("out", task.experiment, found, to_bytes(found), (f"error: {found.error}",)))
     return found
 
 
@@ -166,17 +166,17 @@ class _Clock:
 
 
 def _entry(
-    direction: str, experiment: str, message: Task | Answer, data: bytes, notes: tuple[str, ...] = ()
-) -> audit.Entry:
+    direction: str, experiment: str, message: SiteTask | Answer, data: bytes, notes: tuple[str, ...] = ()
+) -> audit_log.AuditEntry:
     said = message if isinstance(message, Answer) else None
-    return audit.Entry(
+    return audit_log.AuditEntry(
         direction,
         message.kind,
         experiment,
         message.round,
         len(data),
         hashlib.sha256(data).hexdigest(),
-        audit.described(message.tensors),
+        audit_log.described(message.tensors),
         policy.flat_metrics(said) if said else {},
         notes,
         {name: value for name, value in message.body.items() if name not in MEASURED} if said else _asked(message.body),
@@ -257,7 +257,7 @@ def _round(work: _Work) -> Answer:
         held = personal.stored_answer(folder, task.round, key)
         found = _trained(work, key) if held is None else answer_from_bytes(held)
         if options.privacy.masked:
-            lasting.note_circle(folder, task.round, circle_of(task), found.tensors)
+            sent_updates.note_circle(folder, task.round, circle_of(task), found.tensors)
         return found
 
 
@@ -279,10 +279,10 @@ def _trained(work: _Work, key: str) -> Answer:
     remember(folder, task.round, work.store, trained.drawn, trained.validated)
     sent = protected(task, site, order, trained.update)
     if order.options.privacy.masked:
-        lasting.check_circle(folder, task.round, circle_of(task), sent.tensors)
+        sent_updates.check_circle(folder, task.round, circle_of(task), sent.tensors)
     body = _round_body(work, order, trained, sent.norm, began)
     if sent.release:
-        body["releases"] = lasting.count_release(folder, task.round, sent.release)
+        body["releases"] = sent_updates.count_release(folder, task.round, sent.release)
     found = replace(_plain(work, body), tensors=sent.tensors)
     personal.commit(folder, task.round, key, to_bytes(found), trained.own)
     return found
@@ -332,7 +332,7 @@ def _evaluated(work: _Work) -> Answer:
         raise FederationError(
             f"a site evaluates on {VAL} or {TEST} cases and the subsets that the settings name alone."
         )
-    asked = Asked(split, schedule.evaluate_subsets, schedule.validation_cases if split == VAL else None)
+    asked = EvaluationRequest(split, schedule.evaluate_subsets, schedule.validation_cases if split == VAL else None)
     count_scores(site.state, site.limits)
     with _alone(work.folder, work.hooks.should_stop):
         own, notes = _own_of_model(work)
@@ -357,11 +357,13 @@ def _evaluated(work: _Work) -> Answer:
 def _order(work: _Work) -> Order:
     """What was ordered, no more than the site allows."""
     order = order_of(work.task)
-    check_model(order.info, order.options, work.site.limits)
+    num_sequences = len(order.info.axis)
+    check_sequences(num_sequences)
+    check_model(order.parts, num_sequences, order.options, work.site.limits)
     return order
 
 
-def _own_of_model(work: _Work) -> tuple[personal.Own | None, tuple[str, ...]]:
+def _own_of_model(work: _Work) -> tuple[personal.PersonalState | None, tuple[str, ...]]:
     """What was the site's own when the model of the task was made, else the latest; and if so, that it is."""
     number = work.task.round
     found = personal.own_after(work.folder, number) if number else None

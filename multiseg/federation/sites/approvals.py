@@ -21,7 +21,7 @@ SHOWN, LEAST_TYPED, MOST_WAITING = 12, 8, 100
 
 
 @dataclass(frozen=True)
-class Asked:
+class ApprovalRequest:
     """A run that was asked for here.
 
     Attributes:
@@ -62,13 +62,13 @@ def note_waiting(state: Path, options: FederationOptions) -> bool:
     return True
 
 
-def asked(state: Path) -> list[Asked]:
+def asked(state: Path) -> list[ApprovalRequest]:
     """All runs that were asked for, the newest last."""
     files = sorted((state / FOLDER).glob("*.toml"), key=lambda file: (file.stat().st_mtime_ns, file.name))
     return [_asked(file) for file in files]
 
 
-def decide(state: Path, typed: str, approves: bool) -> Asked:
+def decide(state: Path, typed: str, approves: bool) -> ApprovalRequest:
     """Approve or refuse a run, by the first digits of its hash; what it then is.
 
     Raises:
@@ -85,10 +85,10 @@ def decide(state: Path, typed: str, approves: bool) -> Asked:
     return _asked(file)
 
 
-def _asked(file: Path) -> Asked:
+def _asked(file: Path) -> ApprovalRequest:
     settings = file.read_text(encoding="utf-8")
     experiment = str(tomllib.loads(settings).get("experiment", ""))
-    return Asked(file.stem, experiment, _answer(file.with_suffix(".json")) or WAITS, settings)
+    return ApprovalRequest(file.stem, experiment, _answer(file.with_suffix(".json")) or WAITS, settings)
 
 
 def _answer(file: Path) -> str:

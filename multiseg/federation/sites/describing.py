@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from multiseg.federation.masks import public_key
 from multiseg.federation.messages import PROTOCOL
+from multiseg.federation.pairwise_masks import public_key
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.drawing import sequences_of, structures_of, training_cases
 from multiseg.federation.sites.site import Site, databases_of, labelled, least_of, private_key, told

@@ -14,7 +14,7 @@ from multiseg.labels import LabelSpace, Structure
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import chosen
 from multiseg.modalities import ModalityAxis
-from multiseg.models.network_parts import Part, parts, trained_parts
+from multiseg.models.network_parts import Part, trained_parts
 from multiseg.store.reader import Case, Store
 
 Held = TypeVar("Held", bound=Hashable)
@@ -98,7 +98,7 @@ def _held(found: Iterable[tuple[str, Held]], least: int) -> set[Held]:
 def trained_by(order: Order, cases: Sequence[Case], store: Store, least: int) -> tuple[Part, ...]:
     """The parts of the network that these cases train for all."""
     return trained_parts(
-        parts(order.info),
+        order.parts,
         sequences_of(cases, least),
         _labels_of(cases, store, order.info.space, least),
         order.options.local.personal,

@@ -28,7 +28,7 @@ LOGGER = logging.getLogger("multiseg.federation")
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationRequest:
     """What to evaluate on; as a round does, by default.
 
     Attributes:
@@ -61,13 +61,13 @@ class _Found:
     judged: Judged
 
 
-def asked_in_round(order: Order) -> Asked:
+def asked_in_round(order: Order) -> EvaluationRequest:
     """What a round evaluates the received model on."""
     schedule = order.options.schedule
-    return Asked("val", schedule.evaluate_subsets, schedule.validation_cases)
+    return EvaluationRequest("val", schedule.evaluate_subsets, schedule.validation_cases)
 
 
-def examined(order: Order, store: Store, site: Site, asked: Asked) -> tuple[list[Case], tuple[str, ...]]:
+def examined(order: Order, store: Store, site: Site, asked: EvaluationRequest) -> tuple[list[Case], tuple[str, ...]]:
     """The cases to evaluate on, which the site chooses (`cohorts.chosen`), and what a person should know of it.
 
     Without those whose scans the experiment has learnt from here. Ask once for an answer: what is told changes it.
@@ -96,7 +96,7 @@ def evaluate_model(
     store: Store,
     site: Site,
     cases: Sequence[Case],
-    asked: Asked,
+    asked: EvaluationRequest,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Score]:
     """How good a model is on these cases by database ("full"), or by "database/SUBSET" of its sequences ("all").

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from multiseg.errors import FederationError, StoppedError, UsageError
 from multiseg.federation.plan import FederationOptions
-from multiseg.federation.sites.personal import Own, moments_of, take_moments
+from multiseg.federation.sites.personal import PersonalState, moments_of, take_moments
+from multiseg.loaders.batches import Batch
 from multiseg.models.builders import build
 from multiseg.models.saved import ModelInfo
 from multiseg.training.checkpoint import TrainState
 from multiseg.training.events import Event, StepDone
 from multiseg.training.fit import Hooks, Stream, fit
 from multiseg.training.numerics import precision
+
+NUM_BATCHES = 20
+"""So many are enough to estimate running statistics."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +64,7 @@ def learn(
     options: FederationOptions,
     steps_done: int,
     hooks: Hooks | None = None,
-    own: Own | None = None,
+    own: PersonalState | None = None,
 ) -> Learnt:
     """Train the network for the steps of one round, after `steps_done` of the rounds before.
 
@@ -101,7 +107,7 @@ def learn(
     )
 
 
-def _state(network: nn.Module, options: FederationOptions, steps_done: int, own: Own | None) -> TrainState:
+def _state(network: nn.Module, options: FederationOptions, steps_done: int, own: PersonalState | None) -> TrainState:
     device = next(network.parameters()).device
     kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     optimiser = kinds[options.local.optimiser](network.parameters(), lr=options.fit.learning_rate)
@@ -140,3 +146,38 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=cards):
         torch.manual_seed(seed)
         yield
+
+
+def personal_norms(network: nn.Module, patterns: Iterable[str]) -> list[_BatchNorm]:
+    """The layers of batch normalisation whose running statistics never leave a site."""
+    patterns = tuple(patterns)
+    return [
+        module
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm)
+        and module.track_running_stats
+        and any(fnmatchcase(f"{name}.running_mean", pattern) for pattern in patterns)
+    ]
+
+
+def estimate_norms(network: nn.Module, layers: Iterable[_BatchNorm], batches: Iterable[Batch]) -> None:
+    """Set the layers' running mean and variance to their averages over these batches; nothing else changes.
+
+    For a site that has none of its own yet (as FedUniBrain does).
+
+    The network computes as in evaluation but for these layers, which normalise each batch by itself.
+    """
+    layers = list(layers)
+    device = next(network.parameters()).device
+    before = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]  # type: ignore[union-attr]
+    network.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain average
+        layer.train()
+    with torch.no_grad():
+        for batch in batches:
+            here = batch.to(device)
+            network(here.images, here.present)
+    for layer, (momentum, tracked) in zip(layers, before, strict=True):
+        layer.momentum, layer.num_batches_tracked = momentum, tracked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,8 +12,7 @@ from pathlib import Path
 from multiseg.errors import FederationError
 from multiseg.federation.plan import FederationOptions
 from multiseg.files import write_atomically
-from multiseg.models.network_parts import parts
-from multiseg.models.saved import ModelInfo
+from multiseg.models.network_parts import Part
 
 SCORES = "scores.json"
 MIB = 2**20
@@ -79,15 +79,19 @@ def check_options(options: FederationOptions, limits: Limits) -> None:
 _MEMORY = "MiB for patches and first features (stream.batch_size, stream.draw.patch, stream.ahead, model.widths)"
 
 
-def check_model(info: ModelInfo, options: FederationOptions, limits: Limits) -> None:
+def check_sequences(num_sequences: int) -> None:
+    """Raises FederationError where a network reads so many sequences that not even its parts are listed."""
+    if num_sequences > MOST_SEQUENCES:
+        raise FederationError(f"the model reads {num_sequences} sequences: a site takes up to {MOST_SEQUENCES}.")
+
+
+def check_model(parts: Sequence[Part], num_sequences: int, options: FederationOptions, limits: Limits) -> None:
     """Raises FederationError where the network or its patches are too large for a site, before it is built."""
-    if len(info.axis) > MOST_SEQUENCES:
-        raise FederationError(f"the model reads {len(info.axis)} sequences: a site takes up to {MOST_SEQUENCES}.")
-    weights = sum(math.prod(part.shape) for part in parts(info))
+    weights = sum(math.prod(part.shape) for part in parts)
     _check("model_mib", weights * FLOAT / MIB, limits, "MiB of weights (model.widths, model.builder)")
     stream = options.stream
     images = stream.batch_size * math.prod(stream.draw.patch) * FLOAT / MIB
-    needed = images * (options.model.widths[0] + stream.ahead * len(info.axis))
+    needed = images * (options.model.widths[0] + stream.ahead * num_sequences)
     _check("memory_mib", needed, limits, _MEMORY)
 
 

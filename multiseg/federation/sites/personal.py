@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from multiseg.errors import CheckpointError
-from multiseg.federation.messages import Task, to_bytes
+from multiseg.federation.messages import SiteTask, to_bytes
 from multiseg.files import write_atomically
 
 FORMAT = 1
@@ -28,7 +28,7 @@ LATER = ("hold",)
 
 
 @dataclass(frozen=True, eq=False)
-class Own:
+class PersonalState:
     """What is a site's own after a round.
 
     Attributes:
@@ -44,7 +44,7 @@ class Own:
     scaler: Mapping[str, Any] = field(default_factory=dict)
 
 
-def key_of(task: Task, site: str) -> str:
+def key_of(task: SiteTask, site: str) -> str:
     """SHA-256 of all in a task that a site's answer depends on."""
     body = {name: value for name, value in task.body.items() if name not in LATER}
     return hashlib.sha256(site.encode() + b"\n" + to_bytes(replace(task, body=body))).hexdigest()
@@ -60,7 +60,7 @@ def stored_answer(folder: Path, number: int, key: str) -> bytes | None:
     return bytes(_read(file)["answer"].numpy()) if file.is_file() else None
 
 
-def own_after(folder: Path, number: int) -> Own | None:
+def own_after(folder: Path, number: int) -> PersonalState | None:
     """What was the site's own after a round; None where that is not known.
 
     Raises:
@@ -69,7 +69,7 @@ def own_after(folder: Path, number: int) -> Own | None:
     for file, (round_, _) in _files(folder):
         if round_ == number:
             content = _read(file)
-            return Own(content["parts"], content["counters"], content["moments"], content["scaler"])
+            return PersonalState(content["parts"], content["counters"], content["moments"], content["scaler"])
     return None
 
 
@@ -78,7 +78,7 @@ def newest(folder: Path) -> int:
     return max((number for _, (number, _) in _files(folder)), default=0)
 
 
-def commit(folder: Path, number: int, key: str, answer: bytes, own: Own) -> None:
+def commit(folder: Path, number: int, key: str, answer: bytes, own: PersonalState) -> None:
     """Write down a round before its answer leaves.
 
     Raises:

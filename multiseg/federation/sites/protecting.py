@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from multiseg.federation.masks import Circle, digest_of, masked, members_by_part
-from multiseg.federation.messages import Task
+from multiseg.federation.messages import SiteTask
+from multiseg.federation.pairwise_masks import Circle, digest_of, masked, members_by_part
 from multiseg.federation.privacy import clipped, noise_generator, noise_std, noised, to_payload, update_norm
 from multiseg.federation.sites.site import Order, Site, private_key
-from multiseg.federation.sites.tasks import said
-from multiseg.models.network_parts import parts
+from multiseg.federation.sites.tasks import entry_of
 
 COMMON = ("info", "options", "holders", "personal_parts", "keys")
 """What the tasks of all sites of a masked round say alike."""
@@ -33,7 +32,7 @@ class Protected:
     release: str
 
 
-def protected(task: Task, site: Site, order: Order, update: Mapping[str, Tensor]) -> Protected:
+def protected(task: SiteTask, site: Site, order: Order, update: Mapping[str, Tensor]) -> Protected:
     """What the run's privacy asks for, done to an update.
 
     The noise is a function of the update and of its own size: a repeated round that comes to the same update gets the
@@ -42,8 +41,8 @@ def protected(task: Task, site: Site, order: Order, update: Mapping[str, Tensor]
     privacy = order.options.privacy
     sent = clipped(update, privacy.clip)
     norm, release = update_norm(sent), ""
-    weight = float(said(task, "weight")) if privacy.masked else 1.0
-    members = members_by_part(parts(order.info), said(task, "holders")) if privacy.masked else {}
+    weight = float(entry_of(task, "weight")) if privacy.masked else 1.0
+    members = members_by_part(order.parts, entry_of(task, "holders")) if privacy.masked else {}
     if privacy.noise:
         std = {name: noise_std(privacy.noise, privacy.clip, len(members.get(name, (site,))), weight) for name in sent}
         digest = digest_of(sent, json.dumps(std, sort_keys=True))
@@ -51,11 +50,11 @@ def protected(task: Task, site: Site, order: Order, update: Mapping[str, Tensor]
         release = digest_of(sent)
     if not privacy.masked:
         return Protected(to_payload(sent, privacy.payload), norm, release)
-    circle = Circle(task.experiment, task.round, circle_of(task), said(task, "keys"), members)
+    circle = Circle(task.experiment, task.round, circle_of(task), entry_of(task, "keys"), members)
     return Protected(masked(sent, weight, site.name, private_key(site), circle), norm, release)
 
 
-def circle_of(task: Task) -> str:
+def circle_of(task: SiteTask) -> str:
     """Digest of what all sites of a masked round received alike: it stands for the masks."""
-    common = {name: said(task, name) for name in COMMON} | {n: task.body[n] for n in ("course",) if n in task.body}
+    common = {name: entry_of(task, name) for name in COMMON} | {n: task.body[n] for n in ("course",) if n in task.body}
     return digest_of(task.tensors, json.dumps(common, sort_keys=True))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
-from multiseg.federation.masks import new_private_key
+from multiseg.federation.pairwise_masks import new_private_key
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.limits import Limits
 from multiseg.federation.sites.policy import Leaves, rounded
 from multiseg.files import write_atomically
 from multiseg.labels import LabelSpace
+from multiseg.models.network_parts import Part, parts
 from multiseg.models.saved import ModelInfo
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store
@@ -66,6 +68,11 @@ class Order:
     round: int = 0
     personal_parts: tuple[str, ...] = ()
     steps_done: int = 0
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the network. To list them the network is built, so it is done once for an order."""
+        return parts(self.info)
 
 
 def experiment_folder(site: Site, name: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 from multiseg.config import checked
 from multiseg.errors import FederationError
-from multiseg.federation.messages import ROUND, Task
+from multiseg.federation.messages import ROUND, SiteTask
 from multiseg.federation.plan import FederationOptions, check, refuse_own
 from multiseg.federation.privacy import from_payload
 from multiseg.federation.sites.site import Order
@@ -17,10 +17,10 @@ from multiseg.models.saved import ModelInfo
 from multiseg.training.run_folder import numbers_of
 
 
-def order_of(task: Task) -> Order:
+def order_of(task: SiteTask) -> Order:
     """The model of a task and what is asked for; FederationError where that is not to be understood."""
     try:
-        info = ModelInfo.from_json(said(task, "info"))
+        info = ModelInfo.from_json(entry_of(task, "info"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FederationError(f"a task's description of the model is not to be understood: {error!r}.") from error
     refuse_own(info.builder, "the model's network")
@@ -60,21 +60,21 @@ def _labels(space: LabelSpace) -> tuple[Any, ...]:
     return space.labels, space.rest
 
 
-def options_of(task: Task) -> FederationOptions:
+def options_of(task: SiteTask) -> FederationOptions:
     """The run's settings.
 
     Raises:
         FederationError: they are missing, or of another experiment.
         UsageError: they cannot be meant.
     """
-    options = checked(said(task, "options"), FederationOptions)
+    options = checked(entry_of(task, "options"), FederationOptions)
     check(options)
     if options.experiment != task.experiment:
         raise FederationError(f"a task of {task.experiment!r} with the settings of {options.experiment!r}.")
     return options
 
 
-def said(task: Task, name: str) -> Any:
+def entry_of(task: SiteTask, name: str) -> Any:
     """An entry of the body; FederationError where there is none."""
     if name not in task.body:
         raise FederationError(f"a task {task.kind!r} without {name!r}: is the server a multiseg of this version?")

@@ -16,13 +16,21 @@ from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.drawing import drawing, drawn_in_round, stream_options, trained_by
 from multiseg.federation.sites.evaluating import asked_in_round, evaluate_model, examined, why_none
 from multiseg.federation.sites.exposure import Counted, check_shown
-from multiseg.federation.sites.learning import Learnt, derived, learn, network_of, seeded
-from multiseg.federation.sites.norms import NUM_BATCHES, estimate, personal_norms
-from multiseg.federation.sites.personal import Own
+from multiseg.federation.sites.learning import (
+    NUM_BATCHES,
+    Learnt,
+    derived,
+    estimate_norms,
+    learn,
+    network_of,
+    personal_norms,
+    seeded,
+)
+from multiseg.federation.sites.personal import PersonalState
 from multiseg.federation.sites.site import Order, Site, databases_of, labelled
 from multiseg.loaders.batches import PatchStream
 from multiseg.models.devices import resolve_device
-from multiseg.models.network_parts import Part, difference, joined, parts, split, trained_parts
+from multiseg.models.network_parts import Part, difference, joined, split, trained_parts
 from multiseg.models.saved import ModelInfo
 from multiseg.store.catalogue import SPLITS
 from multiseg.store.reader import Case, Store
@@ -46,7 +54,7 @@ class Trained:
     """
 
     update: Mapping[str, Tensor]
-    own: Own
+    own: PersonalState
     drawn: Sequence[Case]
     exposure: Mapping[str, int]
     validated: Sequence[Case]
@@ -56,7 +64,9 @@ class Trained:
     events: tuple[str, ...] = ()
 
 
-def train_round(store: Store, site: Site, order: Order, own: Own | None = None, hooks: Hooks | None = None) -> Trained:
+def train_round(
+    store: Store, site: Site, order: Order, own: PersonalState | None = None, hooks: Hooks | None = None
+) -> Trained:
     """Evaluate the received model with what is the site's own in it, then train it for the steps of a round.
 
     All random numbers come from the run's seed, the experiment, the site and the round; on a CPU the same order and
@@ -88,7 +98,7 @@ def train_round(store: Store, site: Site, order: Order, own: Own | None = None, 
     check_shown(counted, least)
     shown = {group for group in counted.patches if counted.is_shown(group, least)}
     update = difference(_state(network), received, trained_by(order, drawn, store, least))
-    groups = {part.name: part.group for part in parts(info)}
+    groups = {part.name: part.group for part in order.parts}
     return Trained(
         update={name: t if groups[name] in {*shown, ""} else torch.zeros_like(t) for name, t in update.items()},
         own=_own(network, order, learnt),
@@ -130,13 +140,13 @@ def _any_stream(store: Store, site: Site, order: Order, split: str) -> PatchStre
 
 
 def own_network(
-    store: Store, site: Site, order: Order, own: Own | None, device: torch.device
+    store: Store, site: Site, order: Order, own: PersonalState | None, device: torch.device
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The received network with what is the site's own in it, and what a person should know of that.
 
     Where running statistics are personal and the site has none, they are estimated on its own cases.
     """
-    all_parts = {part.name: part for part in parts(order.info)}
+    all_parts = {part.name: part for part in order.parts}
     mine = {name for name in all_parts if _is_personal(all_parts[name], order)}
     events = []
     state: Mapping[str, Tensor] = order.state
@@ -150,7 +160,7 @@ def own_network(
         splits = [split for split in SPLITS if _labelled_anywhere(store, site, order.info, split)]
         if splits:
             stream = _any_stream(store, site, _unlooked(order, site), splits[0])
-            estimate(network, layers, stream.batches(0, NUM_BATCHES))
+            estimate_norms(network, layers, stream.batches(0, NUM_BATCHES))
             events.append(
                 f"normalisation statistics were estimated on {NUM_BATCHES} batches of the {splits[0]} cases, since the "
                 "site has none of its own yet."
@@ -181,11 +191,11 @@ def _labelled_anywhere(store: Store, site: Site, info: ModelInfo, split: str) ->
     )
 
 
-def _own(network: nn.Module, order: Order, learnt: Learnt) -> Own:
+def _own(network: nn.Module, order: Order, learnt: Learnt) -> PersonalState:
     state = _state(network)
-    personal = [part for part in parts(order.info) if _is_personal(part, order)]
+    personal = [part for part in order.parts if _is_personal(part, order)]
     counters = {name: tensor for name, tensor in state.items() if not tensor.is_floating_point()}
-    return Own(split(state, personal), counters, learnt.moments, learnt.scaler)
+    return PersonalState(split(state, personal), counters, learnt.moments, learnt.scaler)
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ def test_a_server_is_enrolled(centre: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_fingerprint_is_printed_as_it_is(
     centre: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("multiseg.federation.hosting.certificates.fingerprint", lambda path: "12:48:CD:82:AB:0A:VS:1A")
+    monkeypatch.setattr("multiseg.federation.identity.certificates.fingerprint", lambda path: "12:48:CD:82:AB:0A:VS:1A")
     capsys.readouterr()
     assert run(["fed", "enrol", "server", "centre"]) == 0
     assert "SHA256 Fingerprint=12:48:CD:82:AB:0A:VS:1A\n" in capsys.readouterr().out

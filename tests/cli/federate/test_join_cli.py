@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from multiseg.cli.app import run
-from multiseg.federation.joining import join as joining
-from multiseg.federation.joining import preflight as looking
-from multiseg.federation.joining.preflight import Check
+from multiseg.federation.flower import joining as joining
+from multiseg.federation.flower import preflight as looking
+from multiseg.federation.flower.preflight import Check
 from multiseg.federation.messages import ROUND
-from multiseg.federation.sites import audit
-from multiseg.federation.sites.audit import Entry, record
+from multiseg.federation.sites import audit_log
+from multiseg.federation.sites.audit_log import AuditEntry, record
 
 GOOD = Check("key", "ok", "mode 600")
 AWAY = Check(looking.LINE, "error", "nobody listens at [::1], port 9")
@@ -87,11 +87,12 @@ def test_settings_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.fixture
 def log(settings: Path) -> Path:
-    path = settings.parent / "state" / audit.LOG
-    tensors = audit.described({"head.weight": torch.zeros(2, 3)})
+    path = settings.parent / "state" / audit_log.LOG
+    tensors = audit_log.described({"head.weight": torch.zeros(2, 3)})
     for number, experiment in enumerate(("first", "second", "second")):
         record(
-            path, Entry("out", ROUND, experiment, number, 120, "ab" * 32, tensors, {"loss": 0.5}, ("left out: [x]",))
+            path,
+            AuditEntry("out", ROUND, experiment, number, 120, "ab" * 32, tensors, {"loss": 0.5}, ("left out: [x]",)),
         )
     return path
 

@@ -9,7 +9,7 @@ import torch
 
 from multiseg.errors import FederationError
 from multiseg.federation.centre.exchange import Failure, Presence
-from multiseg.federation.messages import DESCRIBE, PROTOCOL, ROUND, Answer, Task, answer_from_bytes, to_bytes
+from multiseg.federation.messages import DESCRIBE, PROTOCOL, ROUND, Answer, SiteTask, answer_from_bytes, to_bytes
 from multiseg.federation.plan import FederationOptions, LocalOptions, ScheduleOptions
 from multiseg.federation.privacy import to_payload
 from multiseg.models.network_parts import parts, trained_parts
@@ -17,7 +17,7 @@ from multiseg.models.saved import ModelInfo
 from multiseg.training.fit import FitOptions
 from multiseg.training.run_folder import ModelOptions
 
-Reply = Callable[[Task], Answer | bytes | Failure | None]
+Reply = Callable[[SiteTask], Answer | bytes | Failure | None]
 """What comes back of a task that was sent; None: nothing ever."""
 
 
@@ -75,11 +75,11 @@ class FakeSite:
             "device": "cpu",
         }
 
-    def answer(self, task: Task) -> Answer:
+    def answer(self, task: SiteTask) -> Answer:
         """What it says to any task."""
         return replace(self._answer(task), experiment=task.experiment)
 
-    def _answer(self, task: Task) -> Answer:
+    def _answer(self, task: SiteTask) -> Answer:
         if task.kind == DESCRIBE:
             return Answer(task.kind, self.name, task.round, self.about())
         info = ModelInfo.from_json(task.body["info"])
@@ -121,7 +121,7 @@ class FakeLink:
         self.delay: dict[str, float] = {}
         self.revoked: dict[str, float] = {}
         self.sent: list[tuple[str, str, int, float]] = []
-        self.tasks: list[Task] = []
+        self.tasks: list[SiteTask] = []
         self._on_its_way: dict[str, tuple[float, str, Answer | Failure | None]] = {}
 
     def clock(self) -> float:
@@ -139,7 +139,7 @@ class FakeLink:
             for name in self.sites
         }
 
-    def send(self, site: str, task: Task, ttl_s: float) -> str:
+    def send(self, site: str, task: SiteTask, ttl_s: float) -> str:
         """Note it, and have the site answer."""
         assert self._is_there(site)
         self.sent.append((site, task.kind, task.round, self.now))
@@ -187,11 +187,11 @@ def _received(data: bytes) -> Answer | Failure:
         return Failure(str(error))
 
 
-def lost(task: Task) -> None:
+def lost(task: SiteTask) -> None:
     """Nothing ever comes back."""
 
 
-def broken(task: Task) -> Failure:
+def broken(task: SiteTask) -> Failure:
     """The process died."""
     return Failure("the process was killed")
 

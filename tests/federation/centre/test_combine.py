@@ -7,10 +7,10 @@ import torch
 from fake_link import FakeSite, options
 
 from multiseg.federation.centre.combine import combined, weight_of
-from multiseg.federation.centre.experiment import State
+from multiseg.federation.centre.experiment_folder import State
 from multiseg.federation.centre.handshake import fresh
-from multiseg.federation.centre.roster import enrolled, site_info
-from multiseg.federation.messages import DESCRIBE, ROUND, Answer, Task
+from multiseg.federation.centre.site_roster import enrolled, site_info
+from multiseg.federation.messages import DESCRIBE, ROUND, Answer, SiteTask
 from multiseg.federation.plan import AggregateOptions
 from multiseg.models.network_parts import parts
 from multiseg.training.run_folder import ModelOptions
@@ -20,7 +20,7 @@ BATCH = ModelOptions(widths=(4, 8), norm="batch")
 
 
 def state_of(said, *sites: FakeSite) -> State:
-    infos = {site.name: site_info(site.answer(Task(DESCRIBE, "fake"))) for site in sites}
+    infos = {site.name: site_info(site.answer(SiteTask(DESCRIBE, "fake"))) for site in sites}
     roster = enrolled(infos, said)
     return State(0, roster, fresh(roster.info, 0))
 
@@ -31,7 +31,7 @@ def test_running_statistics_follow_the_plain_mean(strategy: str) -> None:
     rate = AggregateOptions(strategy, weights="equal", learning_rate=0.1)
     said = replace(options("ash", "elm"), model=BATCH, aggregate=rate)
     state = state_of(said, ASH, ELM)
-    task = Task(ROUND, "fake", 1, {"info": state.roster.info.to_json()})
+    task = SiteTask(ROUND, "fake", 1, {"info": state.roster.info.to_json()})
     answers = {site.name: site.answer(task) for site in (ASH, ELM)}
     every = parts(state.roster.info)
     first, optimiser, _ = combined(state, answers, every, said)
@@ -48,7 +48,7 @@ def test_a_running_variance_never_falls_below_zero() -> None:
     """As noise on an update may have it."""
     said = replace(options("ash"), model=BATCH)
     state = state_of(said, ASH)
-    noisy = replace(ASH, change=-3.0).answer(Task(ROUND, "fake", 1, {"info": state.roster.info.to_json()}))
+    noisy = replace(ASH, change=-3.0).answer(SiteTask(ROUND, "fake", 1, {"info": state.roster.info.to_json()}))
     network, _, _ = combined(state, {"ash": noisy}, parts(state.roster.info), said)
     variances = [tensor for name, tensor in network.items() if name.endswith("running_var")]
     assert variances

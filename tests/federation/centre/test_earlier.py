@@ -12,11 +12,11 @@ from fake_link import FakeLink, FakeSite, options
 from multiseg.errors import CheckpointError, FederationError, UsageError
 from multiseg.federation.centre.combine import combined
 from multiseg.federation.centre.earlier import go_back, kept_rounds
-from multiseg.federation.centre.experiment import opened, read_history
-from multiseg.federation.centre.progress import Event, RoundDone, WentBack
-from multiseg.federation.centre.report import notable_events
+from multiseg.federation.centre.experiment_folder import opened, read_history
 from multiseg.federation.centre.rounds import run
-from multiseg.federation.messages import ROUND, Answer, Task
+from multiseg.federation.centre.run_events import Event, RoundDone, WentBack
+from multiseg.federation.centre.run_report import notable_events
+from multiseg.federation.messages import ROUND, Answer, SiteTask
 from multiseg.federation.plan import AggregateOptions, FederationOptions
 from multiseg.models.network_parts import parts
 
@@ -38,7 +38,7 @@ def conduct(rounds: int, folder: Path, link: FakeLink | None = None, **schedule:
     return events
 
 
-def wrong(task: Task) -> Answer:
+def wrong(task: SiteTask) -> Answer:
     """An update that no rule finds: of a usual length, and of the other sign."""
     honest = ELM.answer(task)
     return replace(honest, tensors={name: -tensor for name, tensor in honest.tensors.items()})
@@ -156,5 +156,5 @@ def _of_one_round(folder: Path) -> Path:
     return folder
 
 
-def _task(state: object) -> Task:
-    return Task(ROUND, "fake", 2, {"info": state.roster.info.to_json()})  # type: ignore[attr-defined]
+def _task(state: object) -> SiteTask:
+    return SiteTask(ROUND, "fake", 2, {"info": state.roster.info.to_json()})  # type: ignore[attr-defined]

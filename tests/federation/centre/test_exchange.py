@@ -7,29 +7,29 @@ import pytest
 from fake_link import FakeLink, FakeSite, options
 
 from multiseg.errors import FederationError
-from multiseg.federation.centre.exchange import Desk, Failure, Outcome, exchange
-from multiseg.federation.centre.progress import Event, Held, Refused, Resent
-from multiseg.federation.messages import DESCRIBE, Answer, Task
+from multiseg.federation.centre.exchange import Desk, ExchangeOutcome, Failure, exchange
+from multiseg.federation.centre.run_events import Event, Held, Refused, Resent
+from multiseg.federation.messages import DESCRIBE, Answer, SiteTask
 
 ASH, ELM = FakeSite("ash"), FakeSite("elm")
 REMEDY = "Update one of them."
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> Callable[..., Outcome]:
-    def ask(link: FakeLink, events: list[Event], quorum: int = 0, minutes: float = 1.0) -> Outcome:
+def asked(tmp_path: Path) -> Callable[..., ExchangeOutcome]:
+    def ask(link: FakeLink, events: list[Event], quorum: int = 0, minutes: float = 1.0) -> ExchangeOutcome:
         said = options("ash", "elm", schedule={"quorum": quorum, "deadline_minutes": minutes})
         desk = Desk(said, tmp_path, link, events.append, lambda: False, link.clock)
-        return exchange(desk, {site: Task(DESCRIBE, "fake") for site in ("ash", "elm")}, desk.terms())
+        return exchange(desk, {site: SiteTask(DESCRIBE, "fake") for site in ("ash", "elm")}, desk.terms())
 
     return ask
 
 
-def refusing(task: Task) -> Failure:
+def refusing(task: SiteTask) -> Failure:
     return Failure("it refuses the server", REMEDY)
 
 
-def test_what_a_person_has_to_mend_ends_the_exchange_at_once(asked: Callable[..., Outcome]) -> None:
+def test_what_a_person_has_to_mend_ends_the_exchange_at_once(asked: Callable[..., ExchangeOutcome]) -> None:
     link, events = FakeLink(ASH, ELM), []
     link.replies["elm", DESCRIBE, 0] = [refusing]
     text = r"elm: it refuses the server\. All finished rounds are saved\. Update one of them\. Then start the same run"
@@ -42,14 +42,14 @@ def test_what_a_person_has_to_mend_ends_the_exchange_at_once(asked: Callable[...
     assert refused == [Refused(0, "elm", f"it refuses the server. {REMEDY}")]
 
 
-def test_a_quorum_goes_on_without_it(asked: Callable[..., Outcome]) -> None:
+def test_a_quorum_goes_on_without_it(asked: Callable[..., ExchangeOutcome]) -> None:
     link = FakeLink(ASH, ELM)
     link.replies["elm", DESCRIBE, 0] = [refusing]
     outcome = asked(link, [], quorum=1)
     assert (list(outcome.answers), outcome.failed) == (["ash"], {"elm": "it refuses the server"})
 
 
-def test_what_was_mended_since_is_old_news(asked: Callable[..., Outcome]) -> None:
+def test_what_was_mended_since_is_old_news(asked: Callable[..., ExchangeOutcome]) -> None:
     """elm refuses, is updated and asked again before its refusal has come."""
     link = FakeLink(ASH, ELM)
     link.delay["elm"] = 9.0
@@ -59,12 +59,12 @@ def test_what_was_mended_since_is_old_news(asked: Callable[..., Outcome]) -> Non
     assert [at for site, *_, at in link.sent if site == "elm"] == [0.0, 6.0]
 
 
-def test_a_site_that_waits_for_an_approval_is_asked_until_it_has_it(asked: Callable[..., Outcome]) -> None:
+def test_a_site_that_waits_for_an_approval_is_asked_until_it_has_it(asked: Callable[..., ExchangeOutcome]) -> None:
     """As long as that takes: it is no failure, and is told once."""
     link, events = FakeLink(ASH, ELM), []
     text = "waits for its approval of this run (settings 0123456789ab)"
 
-    def waits(task: Task) -> Answer:
+    def waits(task: SiteTask) -> Answer:
         return Answer(DESCRIBE, "elm", error=text, passing=True, body={"waits": True})
 
     link.replies["elm", DESCRIBE, 0] = [waits] * 9
@@ -75,7 +75,7 @@ def test_a_site_that_waits_for_an_approval_is_asked_until_it_has_it(asked: Calla
     assert not [event for event in events if isinstance(event, Resent | Refused)]
 
 
-def test_a_site_that_is_long_in_telling_of_itself_is_told(asked: Callable[..., Outcome]) -> None:
+def test_a_site_that_is_long_in_telling_of_itself_is_told(asked: Callable[..., ExchangeOutcome]) -> None:
     link, events = FakeLink(ASH, ELM), []
     link.delay["elm"] = 50.0
     assert list(asked(link, events).answers) == ["ash", "elm"]

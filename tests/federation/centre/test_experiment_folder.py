@@ -13,7 +13,7 @@ from fake_link import FakeLink, FakeSite, options
 from safetensors import safe_open
 
 from multiseg.errors import CheckpointError, ResourceError, UsageError
-from multiseg.federation.centre.experiment import WORST, claimed, opened, read_history
+from multiseg.federation.centre.experiment_folder import WORST, claimed, opened, read_history
 from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.plan import AggregateOptions, ScheduleOptions
 from multiseg.models.saved import BEST, LAST, read_info
@@ -146,7 +146,7 @@ def test_models_of_a_round_that_was_not_committed_do_not_count(tmp_path: Path) -
 
 
 def test_a_full_disk_leaves_the_last_round(undisturbed: Path, tmp_path: Path) -> None:
-    import multiseg.federation.centre.experiment as folder_of
+    import multiseg.federation.centre.experiment_folder as folder_of
 
     def full(path: Path, data: bytes) -> None:
         raise ResourceError(f"{path} could not be written: No space left on device.")
@@ -215,7 +215,7 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
 
 
 def test_a_history_is_read_without_the_tensors(undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import multiseg.federation.centre.experiment as folder_of
+    import multiseg.federation.centre.experiment_folder as folder_of
 
     class MetadataOnly:
         def __init__(self, path: Path, framework: str) -> None:

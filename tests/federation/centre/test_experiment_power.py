@@ -7,9 +7,9 @@ from power import recorded
 from test_experiment_folder import OPTIONS, SITES, FakeLink
 
 from multiseg.federation.centre.earlier import kept_rounds
-from multiseg.federation.centre.experiment import opened
-from multiseg.federation.centre.progress import Event, RoundDone
+from multiseg.federation.centre.experiment_folder import opened
 from multiseg.federation.centre.rounds import run
+from multiseg.federation.centre.run_events import Event, RoundDone
 
 DISKS = (0.0, 1.0, 0.5)
 """Shares of the names that were not flushed and are lost."""

@@ -11,12 +11,13 @@ import torch
 from fake_link import FakeLink, FakeSite, broken, lost, options, spoilt
 
 from multiseg.errors import FederationError, UsageError
-from multiseg.federation.centre.experiment import opened
-from multiseg.federation.centre.logs import read_status
-from multiseg.federation.centre.progress import Came, Event, Left, Noted, Refused, Resent, RoundDone, Waiting
-from multiseg.federation.centre.report import notable_events
+from multiseg.federation.centre import site_roster
+from multiseg.federation.centre.experiment_folder import opened
 from multiseg.federation.centre.rounds import RunResult, run
-from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Answer, Task
+from multiseg.federation.centre.run_events import Came, Event, Left, Noted, Refused, Resent, RoundDone, Waiting
+from multiseg.federation.centre.run_logs import read_status
+from multiseg.federation.centre.run_report import notable_events
+from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Answer, SiteTask
 from multiseg.federation.plan import AggregateOptions, LocalOptions, PrivacyOptions
 from multiseg.federation.privacy import epsilon
 from multiseg.models.network_parts import parts, split
@@ -50,6 +51,14 @@ def test_two_rounds_to_the_end(tmp_path: Path) -> None:
     assert [(done.mean, done.is_best) for done in of(RoundDone, events)] == [(0.5, False), (0.51, True)]
     assert read_info(tmp_path / "model.safetensors").step == 2
     load_model(tmp_path)
+
+
+def test_who_sends_which_part_is_found_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To list the parts the network is built: a run does so when it knows its sites, and not in every round."""
+    listed = []
+    monkeypatch.setattr(site_roster, "parts", lambda info: listed.append(info) or parts(info))
+    go(FakeLink(ASH, ELM, OAK), tmp_path, rounds=3)
+    assert len(listed) == 1
 
 
 def test_the_mean_is_weighted_by_cases_over_those_who_have_it(tmp_path: Path) -> None:
@@ -186,16 +195,16 @@ def test_a_failure_that_stays_ends_the_run_saved(tmp_path: Path) -> None:
     assert again.rounds_of("elm") == [2]
 
 
-def _with(name: str, tensor: torch.Tensor) -> Callable[[Task], Answer]:
-    def reply(task: Task) -> Answer:
+def _with(name: str, tensor: torch.Tensor) -> Callable[[SiteTask], Answer]:
+    def reply(task: SiteTask) -> Answer:
         answer = ELM.answer(task)
         return replace(answer, tensors={**answer.tensors, name: tensor})
 
     return reply
 
 
-def _saying(**said: object) -> Callable[[Task], Answer]:
-    def reply(task: Task) -> Answer:
+def _saying(**said: object) -> Callable[[SiteTask], Answer]:
+    def reply(task: SiteTask) -> Answer:
         answer = ELM.answer(task)
         return replace(answer, body={**answer.body, **said})
 
@@ -226,7 +235,7 @@ def _saying(**said: object) -> Callable[[Task], Answer]:
     ],
 )
 def test_what_cannot_be_used_is_refused_and_the_site_named(
-    reply: Callable[[Task], Answer], reason: str, tmp_path: Path
+    reply: Callable[[SiteTask], Answer], reason: str, tmp_path: Path
 ) -> None:
     events: list[Event] = []
     link = FakeLink(ASH, ELM, OAK)
@@ -396,7 +405,7 @@ def test_odd_numbers_of_an_evaluation_are_refused(tmp_path: Path) -> None:
     assert [(event.site, "elm is 2.0" in event.reason) for event in of(Refused, events)] == [("elm", True)]
 
 
-def _asked(link: FakeLink, site: str, kind: str) -> list[Task]:
+def _asked(link: FakeLink, site: str, kind: str) -> list[SiteTask]:
     return [task for task, sent in zip(link.tasks, link.sent, strict=True) if sent[:2] == (site, kind)]
 
 
@@ -616,7 +625,7 @@ def test_epsilon_counts_what_a_site_says_it_sent(tmp_path: Path) -> None:
     class Repeated(FakeSite):
         """A site that was asked for the first round three times, and came to other updates."""
 
-        def answer(self, task: Task) -> Answer:
+        def answer(self, task: SiteTask) -> Answer:
             said = super().answer(task)
             told = {"releases": task.round + 2 if task.round < 3 else 0}
             return replace(said, body={**said.body, **told}) if task.kind == ROUND else said

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from fake_link import FakeLink, FakeSite, options
 
-from multiseg.federation.centre.experiment import STATE, commit, opened
-from multiseg.federation.centre.logs import Logs
-from multiseg.federation.centre.progress import (
+from multiseg.federation.centre.experiment_folder import STATE, commit, opened
+from multiseg.federation.centre.rounds import run
+from multiseg.federation.centre.run_events import (
     Came,
     Event,
     Finished,
@@ -22,7 +22,7 @@ from multiseg.federation.centre.progress import (
     SiteRound,
     in_words,
 )
-from multiseg.federation.centre.rounds import run
+from multiseg.federation.centre.run_logs import RunLogs
 
 HOSTILE = "x\x1b]0;title\x07\nround 9: all sites are there\r\u202e\x9b2J\nTraceback (most recent call last):"
 ROUND_DONE = RoundDone(1, 2, 0.5, 0.5, {HOSTILE: SiteRound(0.5, {HOSTILE: 0.5}, 1.0)}, {HOSTILE: HOSTILE})
@@ -66,7 +66,7 @@ def test_the_table_for_a_spreadsheet_holds_no_formula(tmp_path: Path) -> None:
 
 def test_a_note_writes_no_status_again(tmp_path: Path) -> None:
     """Thousands of notes cost no more than their lines."""
-    with Logs(tmp_path, "fake", 0, lambda event: None) as logs:
+    with RunLogs(tmp_path, "fake", 0, lambda event: None) as logs:
         logs.event(Refused(1, "elm", "x"))
         for name in ("status.json", "metrics.prom"):
             (tmp_path / name).unlink()

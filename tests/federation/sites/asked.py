@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from multiseg.federation.centre.roster import holders, joint, site_info
-from multiseg.federation.messages import DESCRIBE, ROUND, Task
+from multiseg.federation.centre.site_roster import joint, site_info
+from multiseg.federation.messages import DESCRIBE, ROUND, SiteTask
 from multiseg.federation.plan import FederationOptions, LocalOptions, ScheduleOptions
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.policy import Leaves
@@ -14,7 +14,6 @@ from multiseg.federation.sites.site import Site
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.models.builders import build
-from multiseg.models.network_parts import parts
 from multiseg.training.run_folder import ModelOptions
 
 OPTIONS = FederationOptions(
@@ -37,7 +36,7 @@ def site_of(name: str, stores: dict[str, str], state: Path, **others) -> Site:
 
 def described(stores, state, options=OPTIONS):
     """What the sites say of themselves, by name."""
-    task = Task(DESCRIBE, options.experiment, body={"options": asdict(options)})
+    task = SiteTask(DESCRIBE, options.experiment, body={"options": asdict(options)})
     answers = {name: answer(task, site_of(name, stores, state)) for name in stores}
     assert not any(found.error for found in answers.values()), answers
     return {name: site_info(found) for name, found in answers.items()}
@@ -48,7 +47,7 @@ def first_state(info, seed=3):
     return build(info.builder, len(info.axis), info.space.num_logits, **info.numbers).state_dict()
 
 
-def round_task(info, number=1, kept=None, options=OPTIONS, state=None, **others) -> Task:
+def round_task(info, number=1, kept=None, options=OPTIONS, state=None, **others) -> SiteTask:
     body = {
         "info": info.to_json(),
         "options": asdict(options),
@@ -56,14 +55,14 @@ def round_task(info, number=1, kept=None, options=OPTIONS, state=None, **others)
         "personal_parts": [],
         "steps_done": (number - 1) * options.local.steps,
     }
-    return Task(ROUND, options.experiment, number, body | others, first_state(info) if state is None else state)
+    return SiteTask(ROUND, options.experiment, number, body | others, first_state(info) if state is None else state)
 
 
 def groups_of(infos, info):
     """The sites that train each group of parts."""
-    from multiseg.federation.centre.roster import Roster
+    from multiseg.federation.centre.site_roster import Roster
 
-    return {group: list(sites) for group, sites in holders(Roster(info, infos), parts(info)).items()}
+    return {group: list(sites) for group, sites in Roster(info, infos).holders.items()}
 
 
 def joint_info(infos, options=OPTIONS):

@@ -8,10 +8,10 @@ import torch
 from asked import OPTIONS, described, first_state, groups_of, joint_info, round_task, site_of, with_local
 
 from multiseg.errors import StoppedError
-from multiseg.federation.masks import unmasked
-from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Task, to_bytes
+from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, SiteTask, to_bytes
+from multiseg.federation.pairwise_masks import unmasked
 from multiseg.federation.plan import PrivacyOptions, ScheduleOptions
-from multiseg.federation.sites import answering, audit
+from multiseg.federation.sites import answering, audit_log
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.policy import Leaves
 from multiseg.models.network_parts import parts, trained_parts
@@ -142,7 +142,7 @@ def test_personal_norm_layers_never_leave_and_stay_in_step(site_stores, tmp_path
 
 def finish_task(info, options=OPTIONS, kind=FINISH, number=0, **others):
     body = {"info": info.to_json(), "options": asdict(options), "split": "test", "subsets": "full"}
-    return Task(kind, options.experiment, number, body | others, first_state(info))
+    return SiteTask(kind, options.experiment, number, body | others, first_state(info))
 
 
 def test_a_model_is_finished_with_what_was_personal_in_its_round(site_stores, tmp_path, info):
@@ -179,7 +179,7 @@ def test_a_site_that_only_evaluates_estimates_its_statistics(site_stores, tmp_pa
     assert "statistics were estimated on 20 batches of the train cases" in answer(task, site).body["events"][0]
     assert answer(finish_task(info, kind=EVALUATE), site).body["events"] == []
     assert "does not let others train" in answer(round_task(info), site).error
-    body = answer(Task(DESCRIBE, "trial", body={"options": asdict(OPTIONS)}), site).body
+    body = answer(SiteTask(DESCRIBE, "trial", body={"options": asdict(OPTIONS)}), site).body
     assert body["can_train"] is False
 
 
@@ -300,13 +300,13 @@ def test_masked_updates_sum_to_the_plain_ones(site_stores, tmp_path, infos, info
 def test_no_case_and_no_path_is_in_any_answer(site_stores, tmp_path, info):
     site = site_of("alder", site_stores, tmp_path)
     tasks = [
-        Task(DESCRIBE, "trial", body={"options": asdict(OPTIONS)}),
-        Task(FINGERPRINT, "trial", body={"least": 1, "options": asdict(OPTIONS)}),
+        SiteTask(DESCRIBE, "trial", body={"options": asdict(OPTIONS)}),
+        SiteTask(FINGERPRINT, "trial", body={"least": 1, "options": asdict(OPTIONS)}),
         round_task(info),
         finish_task(info),
         finish_task(info, kind=EVALUATE, subsets="all"),
         round_task(replace(info, spacing_mm=(1.0, 1.0, 1.0)), 2),
-        Task("dance", "trial"),
+        SiteTask("dance", "trial"),
     ]
     secrets = [site.store, str(tmp_path), "/tmp", *(case.name for case in open_store(site.store).cases)]
     secrets += [case.subject for case in open_store(site.store).cases]
@@ -364,7 +364,7 @@ def test_an_experiment_may_have_the_name_of_a_file_of_the_site(name, site_stores
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", "", ".hidden"])
 def test_an_experiment_is_no_path(name, site_stores, tmp_path, info):
     task = round_task(info)
-    found = answer(Task(ROUND, name, 1, task.body, task.tensors), site_of("birch", site_stores, tmp_path))
+    found = answer(SiteTask(ROUND, name, 1, task.body, task.tensors), site_of("birch", site_stores, tmp_path))
     assert "name" in found.error
     assert not (tmp_path / "elsewhere").exists()
 
@@ -372,12 +372,12 @@ def test_an_experiment_is_no_path(name, site_stores, tmp_path, info):
 def test_a_server_of_another_kind_is_told_so(site_stores, tmp_path, info):
     site = site_of("birch", site_stores, tmp_path)
     task = round_task(info)
-    without = Task(ROUND, "trial", 1, {"info": task.body["info"]}, task.tensors)
+    without = SiteTask(ROUND, "trial", 1, {"info": task.body["info"]}, task.tensors)
     assert "without 'options'" in answer(without, site).error
-    odd = Task(ROUND, "trial", 1, task.body | {"info": {"axis": 1}}, task.tensors)
+    odd = SiteTask(ROUND, "trial", 1, task.body | {"info": {"axis": 1}}, task.tensors)
     assert "not to be understood" in answer(odd, site).error
     less = dict(list(task.tensors.items())[1:])
-    assert "do not fit" in answer(Task(ROUND, "trial", 1, task.body, less), site).error
+    assert "do not fit" in answer(SiteTask(ROUND, "trial", 1, task.body, less), site).error
 
 
 def test_the_policy_of_a_site_holds(site_stores, tmp_path, info):
@@ -398,16 +398,16 @@ def test_the_policy_of_a_site_holds(site_stores, tmp_path, info):
     assert body["exposure"] == {}
     assert body["num_cases"] == 5
     assert (
-        answer(Task(FINGERPRINT, "trial", body={"least": 1, "options": asdict(OPTIONS)}), sparse).body["databases"]
+        answer(SiteTask(FINGERPRINT, "trial", body={"least": 1, "options": asdict(OPTIONS)}), sparse).body["databases"]
         == {}
     )
     log = tmp_path / "birch" / "audit.jsonl"
-    assert audit.verify(log) == []
-    last = [row for row in audit.rows(log) if row["kind"] == "round"][-1]
+    assert audit_log.verify(log) == []
+    last = [row for row in audit_log.rows(log) if row["kind"] == "round"][-1]
     assert last["direction"] == "out"
     assert "left out: loss" in last["notes"]
     assert last["tensors"] > 10
-    error, *_ = [row for row in audit.rows(log) if "error" in row["notes"]]
+    error, *_ = [row for row in audit_log.rows(log) if "error" in row["notes"]]
     assert "lets encoder.* leave" in error["notes"]
 
 
@@ -445,7 +445,7 @@ def test_a_site_says_whether_others_may_see_its_model(site_stores, tmp_path, inf
     assert "does not allow it (to_sites)" in found.error
     willing = site_of("birch", site_stores, tmp_path / "willing", leaves=Leaves(least=1, to_sites=True))
     assert not answer(round_task(info, options=options), willing).error
-    asked = next(json.loads(line)["told"] for line in (willing.state / audit.LOG).read_text().splitlines())
+    asked = next(json.loads(line)["told"] for line in (willing.state / audit_log.LOG).read_text().splitlines())
     assert asked["cross_site"] is True
 
 
@@ -453,8 +453,8 @@ def test_the_audit_log_holds_what_was_asked(site_stores, tmp_path, info):
     options = replace(with_local(proximal=0.5), privacy=PROTECTED)
     site = site_of("birch", site_stores, tmp_path)
     answer(round_task(info, options=options), site)
-    answer(Task(ROUND, "trial", 1, {"options": [1]}), site)
-    came, _, odd, _ = audit.rows(site.state / audit.LOG)
+    answer(SiteTask(ROUND, "trial", 1, {"options": [1]}), site)
+    came, _, odd, _ = audit_log.rows(site.state / audit_log.LOG)
     asked = json.loads(came["told"])
     assert asked["privacy"]["noise"] == 1.0
     assert asked["local"]["proximal"] == 0.5

@@ -7,13 +7,13 @@ import pytest
 from asked import OPTIONS, site_of
 
 from multiseg.errors import UsageError
-from multiseg.federation.messages import DESCRIBE, Task
-from multiseg.federation.sites import approvals, audit
+from multiseg.federation.messages import DESCRIBE, SiteTask
+from multiseg.federation.sites import approvals, audit_log
 from multiseg.federation.sites.answering import answer
 
 
 def ask(options=OPTIONS):
-    return Task(DESCRIBE, options.experiment, body={"options": asdict(options)})
+    return SiteTask(DESCRIBE, options.experiment, body={"options": asdict(options)})
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_run_waits_until_a_person_approves_its_settings(site):
     (waiting,) = approvals.asked(site.state)
     assert (waiting.digest, waiting.experiment, waiting.answer) == (digest, "trial", "waits")
     assert "validation_cases = 1" in waiting.settings
-    assert len(audit.rows(site.state / audit.LOG)) == 2  # asking again is no news
+    assert len(audit_log.rows(site.state / audit_log.LOG)) == 2  # asking again is no news
     with pytest.raises(UsageError, match="not the hash of one run"):
         approvals.decide(site.state, digest[:4], approves=True)
     approvals.decide(site.state, digest[:12], approves=True)
@@ -54,10 +54,10 @@ def test_other_settings_wait_again_and_a_refusal_is_one(site):
     assert "has refused the run" in found.error
     assert not found.passing
     assert not found.body
-    audit.record_decision(site.state / audit.LOG, "trial", "ab" * 32, "refused")
-    *_, last = audit.rows(site.state / audit.LOG)
+    audit_log.record_decision(site.state / audit_log.LOG, "trial", "ab" * 32, "refused")
+    *_, last = audit_log.rows(site.state / audit_log.LOG)
     assert (last["kind"], last["notes"]) == ("approval", f"refused here: settings {'ab' * 32}")
-    assert audit.verify(site.state / audit.LOG) == []
+    assert audit_log.verify(site.state / audit_log.LOG) == []
 
 
 def test_an_approval_that_cannot_be_read_is_none(site):

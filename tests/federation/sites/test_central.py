@@ -10,7 +10,7 @@ from multiseg.federation.aggregate import aggregated
 from multiseg.federation.plan import AggregateOptions, LocalOptions, ScheduleOptions
 from multiseg.federation.sites.exposure import Counted
 from multiseg.federation.sites.learning import learn, network_of
-from multiseg.federation.sites.personal import Own
+from multiseg.federation.sites.personal import PersonalState
 from multiseg.labels import LabelSpace
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import PatchStream, StreamOptions
@@ -87,10 +87,14 @@ def test_rounds_with_a_kept_optimiser_are_one_training(batches):
     state, own = None, None
     for done in range(3):
         state, learnt = stepped(batches, options, done, own, state)
-        own = Own(moments=learnt.moments, scaler=learnt.scaler)
+        own = PersonalState(moments=learnt.moments, scaler=learnt.scaler)
     assert all(torch.equal(state[name], once[name]) for name in once)
     anew, _ = stepped(
-        batches, options, 2, Own(), stepped(batches, replace(options, local=replace(options.local, steps=2)))[0]
+        batches,
+        options,
+        2,
+        PersonalState(),
+        stepped(batches, replace(options, local=replace(options.local, steps=2)))[0],
     )
     assert not all(torch.equal(anew[name], once[name]) for name in once)
 

@@ -7,11 +7,11 @@ import torch
 from asked import described, joint_info, round_task, site_of, with_local
 
 from multiseg.errors import CheckpointError, ResourceError
-from multiseg.federation.messages import ROUND, Task
+from multiseg.federation.messages import ROUND, SiteTask
 from multiseg.federation.sites import answering, personal
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.personal import (
-    Own,
+    PersonalState,
     commit,
     forget,
     key_of,
@@ -23,7 +23,7 @@ from multiseg.federation.sites.personal import (
 )
 
 KEY, OTHER = "a" * 64, "b" * 64
-OWN = Own(
+OWN = PersonalState(
     {"norm.weight": torch.arange(3.0)}, {"n": torch.tensor(7)}, {"w": {"step": torch.tensor(2.0)}}, {"scale": 2.0}
 )
 
@@ -74,7 +74,7 @@ def test_a_damaged_file_is_told(tmp_path):
 
 def test_the_key_is_of_what_the_answer_depends_on():
     def key(site="here", tensor=1.0, number=1, **body):
-        return key_of(Task(ROUND, "trial", number, body, {"w": torch.tensor([tensor])}), site)
+        return key_of(SiteTask(ROUND, "trial", number, body, {"w": torch.tensor([tensor])}), site)
 
     assert key(kept=1, hold=[1], steps_done=2) == key(kept=1, steps_done=2)
     assert len({key(), key("there"), key(tensor=2.0), key(number=2), key(steps_done=1), key(kept=1)}) == 6

@@ -10,10 +10,10 @@ import zarr
 from asked import OPTIONS, described, first_state, joint_info, round_task, site_of
 
 from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
-from multiseg.federation import local
-from multiseg.federation.local import Machine, simulate
-from multiseg.federation.messages import EVALUATE, FINISH, Task
+from multiseg.federation import simulation
+from multiseg.federation.messages import EVALUATE, FINISH, SiteTask
 from multiseg.federation.plan import ScheduleOptions
+from multiseg.federation.simulation import SimulationMachine, simulate
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.remembered import remembered
 from multiseg.models.saved import read_learnt
@@ -46,7 +46,7 @@ def digests(cases):
 
 def evaluate_task(info, split, kind=EVALUATE):
     body = {"info": info.to_json(), "options": asdict(OPTIONS), "split": split, "kept": 1}
-    return Task(kind, OPTIONS.experiment, 1, body, first_state(info))
+    return SiteTask(kind, OPTIONS.experiment, 1, body, first_state(info))
 
 
 def test_a_site_leaves_out_of_its_test_what_the_experiment_has_learnt_from(stores, tmp_path, info):
@@ -114,11 +114,11 @@ def test_no_digest_of_a_scan_leaves_a_site(site_stores, tmp_path, monkeypatch):
         sent.append(data)
         return data
 
-    to_bytes = local.to_bytes
-    monkeypatch.setattr(local, "to_bytes", heard)
+    to_bytes = simulation.to_bytes
+    monkeypatch.setattr(simulation, "to_bytes", heard)
     out = tmp_path / "run"
     options = replace(OPTIONS, schedule=ScheduleOptions(rounds=2, validation_cases=1, cross_site=True))
-    assert simulate(options, site_stores, out, machine=Machine(device="cpu", least=1)).finished
+    assert simulate(options, site_stores, out, machine=SimulationMachine(device="cpu", least=1)).finished
     secrets = {
         text
         for url in site_stores.values()

@@ -7,8 +7,8 @@ import pytest
 from asked import OPTIONS, joint_info, round_task
 from asked import first_state as weights_of
 
-from multiseg.federation.centre.roster import site_info
-from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, Task
+from multiseg.federation.centre.site_roster import site_info
+from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, SiteTask
 from multiseg.federation.sites import answering, evaluating
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.drawing import training_cases
@@ -48,7 +48,7 @@ def site(url, tmp_path):
 
 @pytest.fixture(scope="module")
 def info(url, tmp_path_factory):
-    task = Task(DESCRIBE, "trial", body={"options": asdict(ALONE)})
+    task = SiteTask(DESCRIBE, "trial", body={"options": asdict(ALONE)})
     told = answer(task, Site("dogwood", url, tmp_path_factory.mktemp("described"), device="cpu", workers=0))
     return joint_info({"dogwood": site_info(told)}, ALONE)
 
@@ -61,7 +61,7 @@ def options_of(experiment="trial", validation_cases=5, **others):
 def evaluate(info, options, split="val", subsets=None):
     body = {"info": info.to_json(), "options": asdict(options), "split": split}
     body |= {"subsets": subsets} if subsets else {}
-    return Task(EVALUATE, options.experiment, 1, body, weights_of(info))
+    return SiteTask(EVALUATE, options.experiment, 1, body, weights_of(info))
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_a_sequence_that_few_cases_have_stays_at_home(site, info, monkeypatch):
     """It is not on the roster, and its part of the network is in no update: one case alone would have made it."""
     names = [case.name for case in open_store(site.store).cases if case.split == "train"]
     hide(monkeypatch, names[:4], modalities=("T1",))
-    told = answer(Task(DESCRIBE, "trial", body={"options": asdict(ALONE)}), site).body["databases"]["dogwood"]
+    told = answer(SiteTask(DESCRIBE, "trial", body={"options": asdict(ALONE)}), site).body["databases"]["dogwood"]
     assert told["modalities"] == ["T1"]
     sent = answer(round_task(info, options=ALONE), site)
     assert not sent.error
@@ -193,7 +193,7 @@ def test_a_round_on_few_cases_is_refused(site, info, local, stream, said):
 
 def test_few_training_cases_train_nothing_by_default(site, info):
     few = replace(site, leaves=Leaves(least=9))
-    body = answer(Task(DESCRIBE, "trial", body={"options": asdict(ALONE)}), few).body
+    body = answer(SiteTask(DESCRIBE, "trial", body={"options": asdict(ALONE)}), few).body
     assert (body["can_train"], body["databases"]["dogwood"]["num_cases"]["train"]) == (False, 0)
     steps = []
     assert "on 9 cases or more" in answer(round_task(info, options=ALONE), few, on_event=steps.append).error
@@ -215,7 +215,7 @@ def test_steps_that_are_skipped_do_not_count(site, info, monkeypatch):
 
 
 def test_statistics_hold_no_case(site, info, url, monkeypatch):
-    task = Task(FINGERPRINT, "trial", body={"options": asdict(ALONE), "least": 1})
+    task = SiteTask(FINGERPRINT, "trial", body={"options": asdict(ALONE), "least": 1})
     told = answer(task, site).body["databases"]["dogwood"]
     cases = [case for case in open_store(url).cases if case.split == "train"]
     volumes = [float(case.foreground_count.sum() * np.prod(case.grid.spacing_mm) / 1000) for case in cases]
@@ -278,6 +278,6 @@ def test_a_run_that_costs_too_much_is_refused_with_the_limit(site, info, limits,
 
 
 def test_limits_of_a_run_are_told_before_it_begins(site):
-    task = Task(DESCRIBE, "trial", body={"options": asdict(ALONE)})
+    task = SiteTask(DESCRIBE, "trial", body={"options": asdict(ALONE)})
     assert "limits.rounds" in answer(task, replace(site, limits=Limits(rounds=1))).error
     assert answering.VAL == "val"

@@ -11,10 +11,9 @@ from multiseg.errors import DataError, FederationError, StoppedError, StoreError
 from multiseg.federation.sites import training as module
 from multiseg.federation.sites.describing import describe
 from multiseg.federation.sites.drawing import stream_options
-from multiseg.federation.sites.evaluating import Asked, evaluate_model, examined
-from multiseg.federation.sites.learning import network_of
-from multiseg.federation.sites.norms import estimate, personal_norms
-from multiseg.federation.sites.personal import Own
+from multiseg.federation.sites.evaluating import EvaluationRequest, evaluate_model, examined
+from multiseg.federation.sites.learning import estimate_norms, network_of, personal_norms
+from multiseg.federation.sites.personal import PersonalState
 from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Order, Site, private_key
 from multiseg.federation.sites.training import own_network, train_round
@@ -49,7 +48,7 @@ def order_of(info, options=OPTIONS, **others):
 
 
 def evaluated(network, order, store, site, asked=None):
-    asked = asked or Asked("val", num_cases=1)
+    asked = asked or EvaluationRequest("val", num_cases=1)
     return evaluate_model(network, order, store, site, examined(order, store, site, asked)[0], asked)
 
 
@@ -105,12 +104,19 @@ def test_a_received_model_is_evaluated_as_in_training(store, site, info):
     assert found["dogwood"].score == expected.score
     trained = train_round(store, site, order_of(info))
     assert trained.validation == {name: score.score for name, score in found.items()}
-    assert evaluated(network, order_of(info), store, site, Asked("test", "all")).keys() == {
+    assert evaluated(network, order_of(info), store, site, EvaluationRequest("test", "all")).keys() == {
         "dogwood/" + "+".join(name for name in info.axis if name in subset)
         for subset in ({"T1"}, {"FLAIR"}, {"T1", "FLAIR"})
     }
     with pytest.raises(StoppedError):
-        evaluate_model(network, order_of(info), store, site, cases, Asked(), lambda: True)
+        evaluate_model(network, order_of(info), store, site, cases, EvaluationRequest(), lambda: True)
+
+
+def test_a_round_lists_the_parts_of_the_network_once(store, site, info, monkeypatch):
+    listed = []
+    monkeypatch.setattr("multiseg.federation.sites.site.parts", lambda info: listed.append(info) or parts(info))
+    train_round(store, site, order_of(info))
+    assert len(listed) == 1
 
 
 def test_a_store_of_other_voxels_is_refused(store, site, info):
@@ -128,14 +134,14 @@ def test_weights_that_do_not_fit_are_refused(store, site, info):
 def test_what_is_personal_is_laid_in(store, site, info):
     order = order_of(info, with_local(personal=("*second.conv*",)), personal_parts=("decoder.0.reduce.bias",))
     mine = {part.name: torch.full(part.shape, 0.5) for part in parts(info)}
-    network, events = own_network(store, site, order, Own(mine), CPU)
+    network, events = own_network(store, site, order, PersonalState(mine), CPU)
     state, received = network.state_dict(), first_state(info)
     assert (state["encoder.0.second.conv.weight"] == 0.5).all()
     assert (state["decoder.0.reduce.bias"] == 0.5).all()
     assert torch.equal(state["encoder.0.first.conv.weight"], received["encoder.0.first.conv.weight"])
     assert events == ()
     odd = {"encoder.0.second.conv.weight": torch.zeros(3)}  # of a smaller network
-    state = own_network(store, site, order, Own(odd), CPU)[0].state_dict()
+    state = own_network(store, site, order, PersonalState(odd), CPU)[0].state_dict()
     assert torch.equal(state["encoder.0.second.conv.weight"], received["encoder.0.second.conv.weight"])
     trained = train_round(store, site, order)
     assert "decoder.0.reduce.bias" not in trained.update
@@ -166,7 +172,7 @@ def test_running_statistics_are_averages_over_the_batches():
             return self
 
     two.norm.num_batches_tracked += 4
-    estimate.__wrapped__(two, [two.norm], [Shown(1.0), Shown(4.0)])
+    estimate_norms.__wrapped__(two, [two.norm], [Shown(1.0), Shown(4.0)])
     assert two.norm.running_mean.tolist() == [2.5, 2.5]
     assert two.norm.running_var.tolist() == [0.0, 0.0]
     assert two.norm.num_batches_tracked == 4
@@ -214,7 +220,7 @@ def test_a_site_without_training_cases_describes_and_evaluates(held_out, site, i
     assert "of the test cases" in event
     assert not torch.equal(network.state_dict()["encoder.0.first.norm.running_mean"], torch.zeros(8))
     assert evaluated(network, order, store, there) == {}
-    assert evaluated(network, order, store, there, Asked("test")).keys() == {"dogwood"}
+    assert evaluated(network, order, store, there, EvaluationRequest("test")).keys() == {"dogwood"}
     with pytest.raises(DataError, match="no train case"):
         train_round(store, there, order)
 

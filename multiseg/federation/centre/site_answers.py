@@ -1,0 +1,285 @@
+"""What an answer of a site may say: types, sizes, characters and counts. Every answer passes here before it is used.
+
+A site is another party: it may be broken, or it may lie. What does not fit is no answer, and the reason names the
+entry.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, Answer
+
+MOST_CASES = 1_000_000
+"""Of a database, in each split."""
+MOST_EVENTS, MOST_EVENT = 100, 500
+"""Texts for a person in one answer, and characters of each."""
+MOST_BODY, MOST_DESCRIPTION = 2_000_000, 262_144
+"""Characters of an answer as JSON; a description travels on, in every message and in every model file."""
+MOST_RECIPE, MOST_TEXT, MOST_NAME = 65_536, 2_000, 200
+MOST_SEQUENCES, MOST_DATABASES, MOST_LABELS = 64, 200, 600
+MOST_SCORES = 20_000
+"""Numbers by name: databases times subsets of their sequences."""
+MOST_SECONDS, MOST_RELEASES = 1e9, 1_000_000
+
+Databases = Mapping[str, Mapping[str, Any]]
+"""What a site has described of each of its databases."""
+
+
+def fault(answer: Answer, described: Databases | None = None) -> str:
+    """Why an answer is none, "" where it is one. What a site says of an error is not read, only shown.
+
+    Args:
+        described: the databases of the site, where they are known: it cannot count more cases than it has told of.
+    """
+    if answer.error:
+        return ""
+    try:
+        size = len(json.dumps(answer.body))
+        _check(size <= (MOST_DESCRIPTION if answer.kind == DESCRIBE else MOST_BODY), f"it says {size} characters")
+        if answer.kind != ROUND and answer.tensors:
+            raise ValueError(f"it holds {len(answer.tensors)} tensors, and nobody asked for any")
+        for name, value in _leaves_of(answer.body):
+            _check_leaf(name, value)
+        _READ[answer.kind](dict(answer.body), described)
+    except KeyError as error:
+        return f"what it says is not to be understood: {error!s:.80} is missing"
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        return f"what it says is not to be understood: {error!s:.300}"
+    return ""
+
+
+def _leaves_of(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a JSON document that holds no others, and every name of its mappings, with where it stands."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield name, key
+            yield from _leaves_of(value, f"{name}/{key:.80}" if name else f"{key:.80}")
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _leaves_of(value, name)
+    else:
+        yield name, tree
+
+
+def _check(holds: bool, said: str) -> None:
+    if not holds:
+        raise ValueError(said)
+
+
+def _check_leaf(name: str, value: Any) -> None:
+    """What holds of every text and number of an answer."""
+    if isinstance(value, str):
+        most = MOST_EVENT if name == "events" else MOST_TEXT
+        _check(len(value) <= most, f"a text of {len(value)} characters in {_shown(name)}, where {most} are the most")
+        is_prose = name.endswith("/licence") or "/recipe" in name  # a hospital's own words, over several lines perhaps
+        letters = re.sub(r"[\n\t]", " ", value) if is_prose else value
+        _check(letters.isprintable(), f"{_shown(name)} holds characters that cannot be printed: {ascii(value)[:80]}")
+    elif isinstance(value, float):
+        _check(not math.isinf(value), f"{_shown(name)} is {value}")
+
+
+def _shown(name: str) -> str:
+    return f"{name:.80}" if name.isprintable() else ascii(name)[:80]
+
+
+def _only(body: Mapping[str, Any], *names: str) -> None:
+    strange = sorted(body.keys() - set(names))
+    _check(not strange, f"it holds {strange[:3]!r:.80}, which belong to no answer of its kind")
+
+
+def _mapping(value: Any, name: str, most: int) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} is {_kind(value)}, and no mapping")
+    _check(len(value) <= most, f"{name} has {len(value)} entries, where {most} are the most")
+    for key in value:
+        _check(
+            0 < len(key) <= MOST_NAME or (not key and name == "exposure"), f"{name} has a name of {len(key)} letters"
+        )
+    return value
+
+
+def _texts(value: Any, name: str, most: int) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"{name} is no list of texts")
+    _check(len(value) <= most, f"{name} has {len(value)} entries, where {most} are the most")
+    return value
+
+
+def _name(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is {_kind(value)}, and no text")
+    _check(0 < len(value) <= MOST_NAME, f"{what} has {len(value)} letters")
+    _check(re.search(r"[/\\]|^\.|^\s|\s$", value) is None, f"{what} is {value!r:.80}, which is no name")
+    return value
+
+
+def _text(value: Any, what: str, most: int = MOST_TEXT) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is {_kind(value)}, and no text")
+    _check(len(value) <= most, f"{what} has {len(value)} characters, where {most} are the most")
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _count(value: Any, what: str, most: float | int) -> None:
+    if type(value) is not int:  # true is a number, too, elsewhere
+        raise TypeError(f"{what} is {value!r:.40}, and no whole number")
+    _check(0 <= value <= most, f"{what} is {value}, which is not from 0 to {most:.0f}")
+
+
+def _number(value: Any, what: str, least: float, most: float) -> None:
+    """A number in its range; null and NaN stand for what is undefined."""
+    if value is None:
+        return
+    if type(value) not in (int, float):
+        raise TypeError(f"{what} is {value!r:.40}, and no number")
+    _check(math.isnan(value) or least <= value <= most, f"{what} is {value}")
+
+
+def _events(body: Mapping[str, Any]) -> None:
+    """What an answer may hold beside its own, of things that a person should know."""
+    _count(body.get("damaged", 0), "damaged", MOST_CASES)
+    _texts(body.get("events", []), "events", MOST_EVENTS)
+
+
+def _read_description(body: dict[str, Any], described: Databases | None) -> None:
+    _only(body, "site", "databases", "spacing_mm", "versions", "can_train", "public_key", "device", "events")
+    _name(body["site"], "site")
+    for name, about in _mapping(body["databases"], "databases", MOST_DATABASES).items():
+        _read_database(_name(name, "the name of a database"), about)
+    edges = body["spacing_mm"]
+    _check(isinstance(edges, list) and len(edges) == 3, "spacing_mm is no list of three")
+    for edge in edges:
+        _number(edge, "spacing_mm", 1e-3, 1e3)
+        _check(edge is not None and edge == edge, "spacing_mm is undefined")
+    for name, version in _mapping(body["versions"], "versions", 20).items():
+        if type(version) is not int:
+            _text(version, f"versions/{name}", MOST_NAME)
+    _check(isinstance(body["can_train"], bool), "can_train is neither true nor false")
+    key = body.get("public_key", "")
+    _text(key, "public_key", 64)
+    _check(re.fullmatch(r"([0-9a-f]{64})?", key) is not None, "public_key is none")
+    _text(body.get("device", ""), "device", MOST_NAME)
+    _events(body)
+
+
+def _read_database(name: str, about: Any) -> None:
+    about = _mapping(about, name, 20)
+    _only(about, "pathology", "num_cases", "modalities", "labels", "unlisted", "recipe", "licence")
+    for split in ("train", "val", "test"):
+        _count(_mapping(about["num_cases"], "num_cases", 3)[split], f"num_cases/{split}", MOST_CASES)
+    _text(about["pathology"], "pathology", MOST_NAME)
+    _text(about.get("licence", ""), "licence")
+    sequences = _texts(about["modalities"], "modalities", MOST_SEQUENCES)
+    for sequence in sequences:
+        _name(sequence, "a sequence")
+    _check(len(set(sequences)) == len(sequences), "modalities name a sequence twice")
+    labels = about["labels"]
+    _check(isinstance(labels, list) and len(labels) <= MOST_LABELS, "labels are no list, or too long a one")
+    for label in labels:
+        _text(label["name"], "a label", MOST_NAME)
+        _text(label["kind"], "a label's kind", MOST_NAME)
+    for one in _texts(about.get("unlisted", []), "unlisted", MOST_LABELS):
+        _text(one, "unlisted", MOST_NAME)
+    size = len(json.dumps(_mapping(about.get("recipe", {}), "recipe", 100)))
+    _check(size <= MOST_RECIPE, f"its recipe has {size} characters, where {MOST_RECIPE} are the most")
+
+
+def _read_fingerprint(body: dict[str, Any], described: Databases | None) -> None:
+    _only(body, "databases", "events")
+    for name, value in _leaves_of(_mapping(body["databases"], "databases", MOST_DATABASES)):
+        if isinstance(value, int | float):
+            _number(value, name, -1e12, 1e12)
+        elif not isinstance(value, str):
+            raise TypeError(f"{name} is {_kind(value)}, and no number")
+    _known(body["databases"], described, "databases")
+    _events(body)
+
+
+def _read_round(body: dict[str, Any], described: Databases | None) -> None:
+    _only(body, "num_cases", "exposure", "metrics", "seconds", "events", "releases", "damaged")
+    metrics = _mapping(body["metrics"], "metrics", 20)
+    _only(metrics, "validation", "loss", "bad_steps", "update_norm")
+    _scores(metrics.get("validation", {}), described)
+    _number(metrics.get("loss"), "loss", -1e30, 1e30)
+    _number(metrics.get("update_norm"), "update_norm", 0.0, 1e30)
+    _count(metrics.get("bad_steps", 0), "bad_steps", 10**9)
+    most = _described_cases(described, "train")
+    _check_described(body.get("num_cases", 0), "num_cases", most)
+    _count(body.get("releases", 0), "releases", MOST_RELEASES)
+    for group, patches in _mapping(body.get("exposure", {}), "exposure", 10 * MOST_SEQUENCES).items():
+        _count(patches, f"exposure/{group}", 10**12)
+    for name, seconds in _mapping(body.get("seconds", {}), "seconds", 20).items():
+        _number(seconds, f"seconds/{name}", 0.0, MOST_SECONDS)
+    _events(body)
+
+
+def _read_evaluation(body: dict[str, Any], described: Databases | None) -> None:
+    _only(body, "split", "metrics", "events", "damaged")
+    split = body.get("split", "")
+    _text(split, "split", 20)
+    for name, about in _mapping(body["metrics"], "metrics", MOST_SCORES).items():
+        _only(_mapping(about, f"metrics/{name}", 20), "dice", "num_cases")
+        most = _described_cases(described, split, name.partition("/")[0])
+        _check_described(about.get("num_cases", 0), f"metrics/{name}/num_cases", most)
+    _scores({name: about.get("dice") for name, about in body["metrics"].items()}, described)
+    _events(body)
+
+
+def _scores(scores: Any, described: Databases | None) -> None:
+    """Dice by database, or by "database/SUBSET"."""
+    for name, dice in _mapping(scores, "Dice", MOST_SCORES).items():
+        _number(dice, f"Dice of {name}", 0.0, 1.0)
+    _known(scores, described, "Dice")
+
+
+def _known(names: Mapping[str, Any], described: Databases | None, what: str) -> None:
+    strange = sorted({name.partition("/")[0] for name in names} - described.keys()) if described else []
+    _check(not strange, f"{what} is of {strange[:3]!r:.80}, and the site has described no such database")
+
+
+def _described_cases(described: Databases | None, split: str, database: str = "") -> int:
+    """How many cases a site has told of, rounded up as it told them."""
+    if not described or split not in ("train", "val", "test"):
+        return MOST_CASES
+    return sum(about["num_cases"][split] for name, about in described.items() if database in ("", name))
+
+
+def _check_described(count: Any, what: str, most: int) -> None:
+    _count(count, what, math.inf)
+    _check(
+        count <= most,
+        f"{what} is {count}, and the site has described {most}. Where its data have grown, the same run submitted "
+        "again asks for a new description",
+    )
+
+
+_READ: dict[str, Callable[[dict[str, Any], Databases | None], None]] = {
+    DESCRIBE: _read_description,
+    FINGERPRINT: _read_fingerprint,
+    ROUND: _read_round,
+    EVALUATE: _read_evaluation,
+    FINISH: _read_evaluation,
+}
+
+
+def number_of(value: Any) -> float:
+    """A number from JSON, in which null stands for what is undefined."""
+    return math.nan if value is None else float(value)
+
+
+def validation_of(answer: Answer) -> dict[str, float]:
+    """Dice of the model that a round began with, as a site tells it, by database and perhaps subset."""
+    return {str(name): number_of(value) for name, value in answer.body["metrics"].get("validation", {}).items()}
+
+
+def dice_of(answer: Answer) -> dict[str, float]:
+    """Dice of an evaluation, by database and perhaps subset."""
+    return {str(name): number_of(told.get("dice")) for name, told in answer.body.get("metrics", {}).items()}

@@ -1,0 +1,367 @@
+"""Who takes part in a run and what they bring, and the one model that follows from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from multiseg.errors import FederationError, UsageError
+from multiseg.federation.centre.site_answers import fault
+from multiseg.federation.messages import PROTOCOL, Answer
+from multiseg.federation.plan import LEAST_MASKED, FederationOptions
+from multiseg.labels import LabelSpace, Structure
+from multiseg.modalities import ModalityAxis
+from multiseg.models.builders import NETWORKS
+from multiseg.models.network_parts import SHARED, Part, parts, trained_parts
+from multiseg.models.saved import ModelInfo
+from multiseg.store.structures import check_named, check_rest
+from multiseg.training.run_folder import numbers_of
+
+MUCH = 0.9
+"""The share of all cases from which on a site is named for it."""
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """What a site says of itself.
+
+    Attributes:
+        databases: name to pathology, num_cases by split (rounded up), modalities, labels (name and kind of what was
+            annotated), recipe and licence.
+        public_key: for masks, as hex.
+    """
+
+    site: str
+    databases: Mapping[str, Mapping[str, Any]]
+    spacing_mm: tuple[float, float, float]
+    versions: Mapping[str, Any]
+    can_train: bool
+    public_key: str = ""
+    device: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SiteInfo:
+        """Raises FederationError where something is missing or of another kind."""
+        try:
+            i, j, k = (float(edge) for edge in data["spacing_mm"])
+            return cls(
+                site=str(data["site"]),
+                databases=dict(data["databases"]),
+                spacing_mm=(i, j, k),
+                versions=dict(data["versions"]),
+                can_train=bool(data["can_train"]),
+                public_key=str(data.get("public_key") or ""),
+                device=str(data.get("device") or ""),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise FederationError(
+                f"a site's description of itself is not to be understood ({type(error).__name__}: {error}): is it a "
+                "multiseg of this version?"
+            ) from error
+
+
+def site_info(answer: Answer) -> SiteInfo:
+    """What a site described.
+
+    Raises:
+        FederationError: it is not to be understood, or of another site.
+    """
+    if why := fault(answer):
+        raise FederationError(why)
+    info = SiteInfo.from_json(answer.body)
+    if info.site != answer.site:
+        raise FederationError(f"site {answer.site} describes itself as {info.site}: correct the name in its site.toml.")
+    return info
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The sites of a run, and the model that they train.
+
+    Attributes:
+        sites: those that train, by name.
+        held_out: those that only evaluate.
+    """
+
+    info: ModelInfo
+    sites: Mapping[str, SiteInfo]
+    held_out: Mapping[str, SiteInfo] = field(default_factory=dict)
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the network. To list them the network is built, so it is done once for a roster."""
+        return parts(self.info)
+
+    @cached_property
+    def holders(self) -> dict[str, tuple[str, ...]]:
+        """For each group of parts the sites that train it, in the roster's order."""
+        space = self.info.space
+        have = {
+            name: {SHARED, *modalities_of(info, space), *(f"label:{label}" for label in labels_of(info, space))}
+            for name, info in self.sites.items()
+        }
+        return {
+            group: tuple(name for name, groups in have.items() if group in groups)
+            for group in dict.fromkeys(part.group for part in self.parts)
+        }
+
+    @property
+    def described(self) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+        """The databases of every site, as it described them."""
+        return {name: info.databases for name, info in {**self.sites, **self.held_out}.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "info": self.info.to_json(),
+            "sites": {name: info.to_json() for name, info in self.sites.items()},
+            "held_out": {name: info.to_json() for name, info in self.held_out.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Roster:
+        return cls(
+            ModelInfo.from_json(data["info"]),
+            {name: SiteInfo.from_json(info) for name, info in data["sites"].items()},
+            {name: SiteInfo.from_json(info) for name, info in data["held_out"].items()},
+        )
+
+
+def enrolled(infos: Mapping[str, SiteInfo], options: FederationOptions, before: ModelInfo | None = None) -> Roster:
+    """The roster of these sites; see `joint` for what it raises."""
+    return Roster(
+        joint(infos, options, before),
+        {name: infos[name] for name in options.sites},
+        {name: infos[name] for name in options.held_out},
+    )
+
+
+def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: ModelInfo | None = None) -> ModelInfo:
+    """The model that the sites train: what it reads, tells apart and learns from.
+
+    Its axis is the union of the training sites' sequences; databases are named "site/database" and count the
+    training cases as the sites told them.
+
+    Args:
+        infos: by name, of all sites of the options.
+        before: the model of a run that goes on. Its axis then only grows, at its end, and what it learnt from
+            sites that have left stays on record.
+
+    Raises:
+        FederationError: sites that do not fit, all of them and each with every reason.
+    """
+    space = LabelSpace.of(options.labels, options.rest)
+    spacing = before.spacing_mm if before else _usual_spacing([infos[name] for name in options.sites])
+    _check(infos, options, space, spacing, before)
+    learnt = {name: _learnt(infos[name], space) for name in options.sites}
+    _check_labels({f"{site}/{name}": about for site, some in learnt.items() for name, about in some.items()}, space)
+    axis = ModalityAxis.union(about["modalities"] for some in learnt.values() for about in some.values())
+    if before is not None:
+        axis = before.axis.grown(axis)
+    _check_room(axis, learnt, options)
+    databases = {f"{site}/{name}": about for site, some in learnt.items() for name, about in some.items()}
+    known = {name: before.trained_on.get(name, ()) if before else () for name in axis}
+    now = {name: tuple(d for d, about in databases.items() if name in about["modalities"]) for name in axis}
+    return ModelInfo(
+        builder=options.model.builder,
+        numbers=numbers_of(options.model),
+        axis=axis,
+        space=space,
+        spacing_mm=spacing,
+        patch=options.stream.draw.patch,
+        trained_on={name: tuple(dict.fromkeys((*known[name], *now[name]))) for name in axis},
+        databases={**(before.databases if before else {})}
+        | {name: _on_record(about) for name, about in databases.items()},
+    )
+
+
+def _check_labels(databases: Mapping[str, Mapping[str, Any]], space: LabelSpace) -> None:
+    """Raises FederationError where nobody has a label of the space, or a site has lesions that it leaves out."""
+    known = [Structure(one["name"], one["kind"], ()) for about in databases.values() for one in about["labels"]]
+    try:
+        check_named(space, known, "the training data of the sites")
+        check_rest(space, {name: about.get("unlisted", ()) for name, about in databases.items()})
+    except UsageError as error:
+        raise FederationError(f"{error} It is the run file that says so (labels, rest).") from error
+
+
+def _on_record(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model says of a database that it learnt from."""
+    return {
+        "pathology": about["pathology"],
+        "num_cases": about["num_cases"]["train"],
+        "recipe": about.get("recipe", {}),
+        "licence": about.get("licence", ""),
+    }
+
+
+def modalities_of(info: SiteInfo, space: LabelSpace) -> tuple[str, ...]:
+    """The sequences that a site has in training, in the order it told them."""
+    return tuple(dict.fromkeys(name for about in _learnt(info, space).values() for name in about["modalities"]))
+
+
+def labels_of(info: SiteInfo, space: LabelSpace) -> tuple[str, ...]:
+    """The labels of the space that somebody looked for at a site, in the space's order."""
+    found = {label for about in _learnt(info, space).values() for label in _annotated(about, space)}
+    return tuple(name for name in space.names if name in found)
+
+
+def num_cases(info: SiteInfo, space: LabelSpace, group: str = SHARED) -> int:
+    """A site's training cases, of all its databases or of those that have what belongs to a group of parts."""
+    return sum(
+        int(about["num_cases"]["train"])
+        for about in _learnt(info, space).values()
+        if group in (SHARED, *about["modalities"], *(f"label:{name}" for name in _annotated(about, space)))
+    )
+
+
+def has_validation(info: SiteInfo, space: LabelSpace) -> bool:
+    """Whether a site has cases to judge a model by."""
+    return any(int(about["num_cases"]["val"]) > 0 and _annotated(about, space) for about in info.databases.values())
+
+
+def trains(site: str, roster: Roster, options: FederationOptions) -> tuple[Part, ...]:
+    """The parts that a site sends in every round."""
+    info, space = roster.sites[site], roster.info.space
+    return trained_parts(
+        roster.parts,
+        modalities_of(info, space),
+        labels_of(info, space),
+        options.local.personal,
+        personal_parts(roster, options),
+    )
+
+
+def personal_parts(roster: Roster, options: FederationOptions) -> tuple[str, ...]:
+    """Under masks, the parts that too few sites train to hide in a sum: every site keeps its own; else none."""
+    if not options.privacy.masked:
+        return ()
+    return tuple(part.name for part in roster.parts if len(roster.holders[part.group]) < LEAST_MASKED)
+
+
+def warnings(roster: Roster, options: FederationOptions) -> list[str]:
+    """What the sites should know before they begin: which of them is alone with something."""
+    said = []
+    for group, names in roster.holders.items():
+        what = f"label {group.removeprefix('label:')}" if group.startswith("label:") else group
+        if options.privacy.masked and len(names) < LEAST_MASKED:
+            said.append(
+                f"{what}: held by {', '.join(names) or 'nobody'}, too few to hide in a sum of {LEAST_MASKED}, so each "
+                "site keeps its part of the network to itself."
+            )
+        elif not options.privacy.masked and len(names) == 1 and group != SHARED:
+            said.append(
+                f"{what}: only {names[0]} has it, so that part of the update is that site's alone and in the clear to "
+                "the server and, as the new model, to all sites."
+            )
+    cases = {site: num_cases(info, roster.info.space) for site, info in roster.sites.items()}
+    for site, count in cases.items():
+        if options.aggregate.weights == "cases" and len(cases) > 2 and count > MUCH * sum(cases.values()):
+            said.append(
+                f"{site} has {count:,} of the {sum(cases.values()):,} training cases, by its own word, and so much of "
+                'every mean: ask it whether that is so, or set aggregate.weights = "equal".'
+            )
+    return said
+
+
+def _learnt(info: SiteInfo, space: LabelSpace) -> dict[str, Mapping[str, Any]]:
+    """The databases that a site trains on: with training cases in which somebody looked for a label of the space."""
+    return {
+        name: about
+        for name, about in info.databases.items()
+        if int(about["num_cases"]["train"]) > 0 and _annotated(about, space)
+    }
+
+
+def _annotated(about: Mapping[str, Any], space: LabelSpace) -> tuple[str, ...]:
+    indices = {space.index_of(Structure(label["name"], label["kind"], ())) for label in about["labels"]}
+    return tuple(name for at, name in enumerate(space.names, start=1) if at in indices)
+
+
+def _usual_spacing(infos: Sequence[SiteInfo]) -> tuple[float, float, float]:
+    return Counter(info.spacing_mm for info in infos).most_common(1)[0][0]
+
+
+def _check(
+    infos: Mapping[str, SiteInfo],
+    options: FederationOptions,
+    space: LabelSpace,
+    spacing: tuple[float, float, float],
+    before: ModelInfo | None,
+) -> None:
+    """Raises FederationError with every reason why a site does not fit."""
+    told = []
+    known = {
+        name for site in options.sites for about in _learnt(infos[site], space).values() for name in about["modalities"]
+    }
+    known |= set(before.axis) if before else set()
+    for site in (*options.sites, *options.held_out):
+        reasons = _versions(infos[site], version("multiseg"))
+        if infos[site].spacing_mm != spacing:
+            reasons.append(
+                f"its voxels are {list(infos[site].spacing_mm)} mm and the run's {list(spacing)} mm: ingest anew with "
+                "--spacing"
+            )
+        reasons += _lacks(infos[site], space, known, trains=site in options.sites)
+        if options.privacy.masked and site in options.sites and not infos[site].public_key:
+            reasons.append("it has no key for masks")
+        told += [f"{site}: {'; '.join(reasons)}"] if reasons else []
+    if told:
+        raise FederationError("these sites do not fit the run. " + ". ".join(told) + ".")
+
+
+def _versions(info: SiteInfo, own: str) -> list[str]:
+    reasons = []
+    for name, mine in (("protocol", PROTOCOL), ("multiseg", own)):
+        theirs = info.versions.get(name)
+        if theirs != mine:
+            reasons.append(f"its {name} is {theirs} and the server's {mine}: install one version")
+    return reasons
+
+
+def _lacks(info: SiteInfo, space: LabelSpace, known: set[str], trains: bool) -> list[str]:
+    """What keeps a site from training, or from evaluating."""
+    found = info.databases.values()
+    fitting = [about for about in found if _annotated(about, space)]
+    if not fitting:
+        told = sorted({label["name"] for about in found for label in about["labels"]})
+        return [
+            f"nobody there looked for {', '.join(space.names)}, or in fewer cases than its `least`; its labels are "
+            f"{', '.join(told) or 'none'}"
+        ]
+    reasons = []
+    if trains and not info.can_train:
+        reasons.append(
+            "it does not let others train on its data, or has fewer training cases than its `least`: name it in "
+            "held_out, or allow it in its site.toml"
+        )
+    if trains and not any(int(about["num_cases"]["train"]) for about in fitting):
+        reasons.append("it has no training cases, or fewer than its `least`: name it in held_out")
+    elif trains and not modalities_of(info, space):
+        reasons.append("its training cases have no sequences")
+    if not trains and known and known.isdisjoint(name for about in fitting for name in about["modalities"]):
+        reasons.append(f"none of its sequences is among {', '.join(sorted(known))}, which the others have")
+    return reasons
+
+
+def _check_room(
+    axis: ModalityAxis, learnt: Mapping[str, Mapping[str, Mapping[str, Any]]], options: FederationOptions
+) -> None:
+    """Raises FederationError where the network cannot have so many channels."""
+    network, most = NETWORKS.get(options.model.builder), options.model.widths[0]
+    if network is None or not network.is_bounded or len(axis) <= most:
+        return
+    told = "; ".join(
+        f"{site}: {', '.join(dict.fromkeys(name for about in some.values() for name in about['modalities']))}"
+        for site, some in learnt.items()
+    )
+    raise FederationError(
+        f"the network has room for {most} sequences, its first width, and the sites have {len(axis)} "
+        f"({', '.join(axis)}). {told}. Give it a larger first width, or leave a site out."
+    )

@@ -1,0 +1,21 @@
+"""What answers where a site runs Flower's own executor in place of ours: nothing but the reason."""
+
+from __future__ import annotations
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from multiseg.federation.flower.message_records import reply_of, task_of
+from multiseg.federation.messages import Answer
+
+REASON = "this site runs Flower's own executor, which has none of its data: start it with multiseg fed join."
+
+app = ClientApp()
+
+
+@app.query("multiseg")
+def refuse(message: Message, context: Context) -> Message:
+    """An answer that says what is wrong."""
+    task = task_of(message)
+    site = str(context.node_config.get("site", ""))
+    return reply_of(Answer(task.kind, site, task.round, error=REASON), message)

@@ -1,0 +1,214 @@
+"""The SuperLink's control calls: sites registered, runs started, listed, stopped and read. On loopback only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multiseg.errors import FederationError
+from multiseg.federation.flower.environment import without_proxies
+from multiseg.federation.flower.flower_words import RUN_IS_LOST
+from multiseg.federation.identity.home import LINK_CERTIFICATE, Home
+
+if TYPE_CHECKING:
+    from flwr.supercore.control import ControlHttpClient
+
+PAGE = 100
+"""Runs that are asked for at once."""
+
+
+@dataclass(frozen=True)
+class SuperLinkNode:
+    """A site as the SuperLink knows it.
+
+    Attributes:
+        status: "registered", "online", "offline".
+        since: when it last came online; "" for never.
+    """
+
+    node_id: int
+    name: str
+    public_key: str
+    status: str
+    since: str
+
+
+@dataclass(frozen=True)
+class SuperLinkRun:
+    """A run as the SuperLink knows it.
+
+    Attributes:
+        status: "pending", "starting", "running", "finished".
+        outcome: of a finished one: "completed", "failed", "stopped".
+        bytes_sent, bytes_received: between the SuperLink and the sites.
+    """
+
+    run_id: int
+    experiment: str
+    status: str
+    outcome: str
+    details: str
+    settings: Mapping[str, Any]
+    submitted: str
+    finished: str
+    bytes_sent: int
+    bytes_received: int
+
+    @property
+    def lost(self) -> bool:
+        """Whether it failed because the server lost it, not because of what it did."""
+        return self.outcome == "failed" and self.details.startswith(RUN_IS_LOST)
+
+
+class Control:
+    """The control calls of one SuperLink.
+
+    Every method raises FederationError where the SuperLink refuses, or does not answer.
+    """
+
+    def __init__(self, client: ControlHttpClient) -> None:
+        self._client = client
+
+    def nodes(self) -> list[SuperLinkNode]:
+        """The sites that are registered."""
+        from flwr.proto.control_pb2 import ListNodesRequest
+
+        with _said():
+            nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
+        return [
+            SuperLinkNode(one.node_id, one.name, one.public_key.decode(), one.status, one.last_activated_at)
+            for one in nodes
+            if one.status != "unregistered"
+        ]
+
+    def register(self, name: str, public_key: str) -> int:
+        """Let a site in; its number."""
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+
+        with _said():
+            answer = self._client.RegisterNode(RegisterNodeRequest(public_key=public_key.encode(), name=name))
+        return int(answer.node_id)
+
+    def unregister(self, node_id: int) -> None:
+        """Shut a site out."""
+        from flwr.proto.control_pb2 import UnregisterNodeRequest
+
+        with _said():
+            self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+
+    def start(self, settings: Mapping[str, Any]) -> int:
+        """Submit a run with such settings; its number."""
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest
+        from flwr.supercore.fab import Fab
+
+        from multiseg.federation.fab import app_bytes, app_hash
+
+        request = StartRunRequest(
+            fab=fab_to_proto(Fab(app_hash(), app_bytes(), {})),
+            override_config=user_config_to_proto({"settings": json.dumps(settings, sort_keys=True), "app": app_hash()}),
+        )
+        with _said():
+            answer = self._client.StartRun(request)
+        if not answer.run_id:
+            raise FederationError("the SuperLink did not start the run; its log says why.")
+        return int(answer.run_id)
+
+    def runs(self, newest: int = 0) -> list[SuperLinkRun]:
+        """The runs, the newest first: so many, or all. Flower itself leaves out all but the last 20."""
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        found: dict[int, Any] = {}
+        while True:
+            request = ListRunsRequest(limit=newest or PAGE, skip=len(found))
+            with _said():
+                page = self._client.ListRuns(request).run_dict
+            found |= page
+            if newest or len(page) < PAGE:
+                break
+        return sorted(map(_run, found.values()), key=lambda run: run.submitted, reverse=True)
+
+    def stop(self, run_id: int) -> None:
+        """End a run."""
+        from flwr.proto.control_pb2 import StopRunRequest
+
+        with _said():
+            self._client.StopRun(StopRunRequest(run_id=run_id))
+
+    def log(self, run_id: int, after: float = 0.0) -> Iterator[tuple[str, float]]:
+        """What a run says after a time, piece by piece, each with its own time, until it ends."""
+        from flwr.proto.control_pb2 import StreamLogsRequest
+
+        with _said():
+            for piece in self._client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=after)):
+                yield piece.log_output, piece.latest_timestamp
+
+
+@contextmanager
+def controlling(home: Home) -> Iterator[Control]:
+    """The control calls of a server that runs.
+
+    Raises:
+        FederationError: it has no certificate of its link. That it does not run is said by the first call.
+    """
+    from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+
+    with without_proxies():
+        client = ControlHttpClient.from_server_address(
+            home.superlink,
+            False,
+            _authority(home.at(LINK_CERTIFICATE)),
+            [RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+    with client:
+        yield Control(client)
+
+
+def _authority(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FederationError(f"there is no {path}: make it with multiseg fed enrol server {path.parent}") from None
+
+
+def _run(run: Any) -> SuperLinkRun:
+    config = {name: value.string for name, value in run.override_config.items()}
+    try:
+        settings = json.loads(config.get("settings") or "{}")
+    except ValueError:
+        settings = {}
+    return SuperLinkRun(
+        run_id=run.run_id,
+        experiment=str(settings.get("experiment", "")),
+        status=run.status.status,
+        outcome=run.status.sub_status,
+        details=run.status.details,
+        settings=settings,
+        submitted=run.pending_at,
+        finished=run.finished_at,
+        bytes_sent=run.bytes_sent,
+        bytes_received=run.bytes_recv,
+    )
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Flower's errors as ours."""
+    import httpx
+    from flwr.supercore.error import FlowerError
+
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise FederationError(
+            f"the server does not answer ({type(error).__name__}): start it with multiseg fed serve HOME."
+        ) from error
+    except httpx.HTTPStatusError as error:
+        told = FlowerError.from_json(error.response.text)
+        why = f"{told.message} {told.public_details or ''}".strip() if told else error.response.text[:200]
+        raise FederationError(f"the SuperLink refused ({error.response.status_code}): {why}") from error

@@ -1,0 +1,329 @@
+"""The site's executor: takes tasks from its own Flower node and answers each in a process forked for it.
+
+It stands where Flower's superexec and clientapp would. Those install and load the app that the server sends, in a new
+Python for every message; this one executes nothing that arrives, has imported all it needs, and tells the server at
+once when an answering process dies. Every name of Flower's that is not public and serves a site is in this module.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import httpx
+from flwr.app import Context, Error, Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from multiseg import shown
+from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError
+from multiseg.federation.fab import app_hash
+from multiseg.federation.flower.approval import Approval, why_refused
+from multiseg.federation.flower.environment import without_proxies
+from multiseg.federation.flower.forked import Forked
+from multiseg.federation.flower.joining import HANDED, MARK, PRIVATE
+from multiseg.federation.flower.message_records import reply_with, task_of
+from multiseg.federation.identity.signing import how_ended
+from multiseg.federation.messages import FINISH, ROUND, Answer, SiteTask, to_bytes
+from multiseg.federation.sites import audit_log
+from multiseg.federation.sites.answering import answer
+from multiseg.federation.sites.site import Site, experiment_folder
+from multiseg.federation.sites.site_settings import read_site, to_site
+from multiseg.training.events import Event, StepDone
+
+POLL_SECONDS = 0.25
+ASK_SECONDS = 5.0
+"""Between two questions whether a run has ended."""
+HEARTBEAT_SECONDS = 15.0
+"""The node gives a task up after 60 s without."""
+PUSH_TRIES = 5
+NOT_SENT = "The node was started anew meanwhile, so it goes when the server asks again."
+SAY_SECONDS = 10.0
+"""Between two lines on the steps of a round."""
+ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+
+Work = Callable[[SiteTask, Callable[[], bool]], Answer]
+"""Answers a task; the function tells whether it was asked to stop."""
+
+
+@dataclass
+class Job:
+    """A task that was taken from the node.
+
+    Attributes:
+        message: as it came, until the answering process has it; then without its content.
+        fab_sha256: of the app that the server says it runs.
+    """
+
+    client: RuntimeHttpClient
+    message: Message
+    context: Context
+    fab_sha256: str
+
+
+class NodeClient:
+    """The site's Flower node, on loopback."""
+
+    def __init__(self, address: str, secret: bytes) -> None:
+        self._address = address
+        self._client = self._connect(SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE}))
+
+    def acquire(self) -> str:
+        """The token of a task that waits; "" where there is none or no node."""
+        try:
+            found = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        except httpx.HTTPError:
+            return ""
+        return found.token if found.HasField("task") else ""
+
+    def take(self, token: str) -> Job | None:
+        """What the task asks; None where the node is gone."""
+        client = self._connect(RuntimeTokenHttpInterceptor(token))
+        try:
+            message, context, _, fab = pull_task_input(client)
+        except httpx.HTTPError:
+            client.close()
+            return None
+        return Job(client, message, context, hashlib.sha256(fab.content).hexdigest())
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _connect(self, interceptor: Any) -> RuntimeHttpClient:
+        interceptors = [RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), interceptor]
+        with without_proxies():
+            return RuntimeHttpClient.from_server_address(
+                server_address=self._address, insecure=True, root_certificates=None, interceptors=interceptors
+            )
+
+
+def execute(
+    node: NodeClient,
+    approval: Approval,
+    work: Work,
+    is_over: Callable[[], bool],
+    say: Callable[[str], None],
+    note: Callable[[str, str], None] = lambda direction, text: None,
+    how_ended: Callable[[int], str] = lambda run_id: "",
+) -> None:
+    """Take tasks and answer them, one at a time, until it is over.
+
+    Args:
+        how_ended: is asked every few seconds how the run of the task in hand has ended; "" where it goes on.
+        say: is told what a person should know.
+        note: is told what came ("in") or leaves ("out") that `work` never sees: what was refused, damaged or died.
+    """
+    while not is_over():
+        token = node.acquire()
+        job = node.take(token) if token else None
+        if job is None:
+            time.sleep(POLL_SECONDS)
+            continue
+        try:
+            reply, told = _answered(job, approval, partial(_work, work, note), is_over, how_ended)
+            if reply is not None and reply.has_error():
+                note("out", told)
+            is_sent = reply is None or _push(job, reply)
+            if told or not is_sent:
+                say(f"{told} {'' if is_sent else NOT_SENT}".strip())
+        finally:
+            job.client.close()
+            del job
+            _give_back_memory()
+
+
+def _answered(
+    job: Job,
+    approval: Approval,
+    work: Callable[[list[Message], Callable[[], bool]], bytes],
+    is_over: Callable[[], bool],
+    how_ended: Callable[[int], str],
+) -> tuple[Message | None, str]:
+    """The reply to a task, and what a person is told. None where the site stops: it is asked again when it is back.
+
+    Where its run ends meanwhile the work is stopped, and the reply only sets the node free for the next task.
+    """
+    if refused := why_refused(job.fab_sha256, approval):
+        return _refusal(job, ErrorCode.INVALID_FAB, refused.to_server), refused.to_person
+    came, run_id = [job.message], job.message.metadata.run_id
+    job.message = remove_content_from_message(job.message)
+    child = Forked(partial(work, came))
+    came.clear()  # here; the child has its own
+    beat = asked = time.monotonic()
+    ended = ""
+    while not child.wait(POLL_SECONDS):
+        if not ended and time.monotonic() - asked > ASK_SECONDS:
+            ended = how_ended(run_id)
+            asked = time.monotonic()
+        if is_over() or ended:
+            child.stop()
+        if time.monotonic() - beat > HEARTBEAT_SECONDS:
+            beat = time.monotonic()
+            _heartbeat(job)
+    data = child.result()
+    if data is not None:
+        return reply_with(data, job.message), ""
+    if is_over():
+        return None, "stopped; the server asks again when this site is back."
+    if ended:
+        told = f"stopped after the step in hand, since the run was {ended} at the server; nothing of it is kept."
+        return _refusal(job, ErrorCode.CLIENT_APP_CRASHED, "the run has ended."), told
+    told = "the answering process died (out of memory, killed, or see above); the server is told."
+    return _refusal(job, ErrorCode.CLIENT_APP_CRASHED, "the answering process died."), told
+
+
+def _refusal(job: Job, code: int, reason: str) -> Message:
+    return Message(Error(code, reason), reply_to=job.message)
+
+
+def _work(work: Work, note: Callable[[str, str], None], came: list[Message], is_asked: Callable[[], bool]) -> bytes:
+    try:
+        task = task_of(came.pop())
+    except FederationError as error:  # which tells of the message alone, so it may be told
+        note("in", f"refused: {error}")
+        return to_bytes(Answer("", "", error=str(error)))
+    return to_bytes(work(task, is_asked))
+
+
+def _give_back_memory() -> None:
+    """What a message took: without this the C library keeps much of it, and every later child inherits it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _heartbeat(job: Job) -> None:
+    """Tell the node that the task is in hand. Where the node is gone, the work goes on: its answer is kept."""
+    try:
+        job.client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+    except httpx.HTTPError:
+        return
+
+
+def _push(job: Job, reply: Message) -> bool:
+    """Hand the reply to the node; whether it took it."""
+    status = SubStatus.FAILED if reply.has_error() else SubStatus.COMPLETED
+    for number in range(PUSH_TRIES):
+        try:
+            push_message(job.client, reply, job.context)
+            push_task_output(job.client, None, status, "")
+        except httpx.TransportError:
+            time.sleep(2**number * POLL_SECONDS)
+        except httpx.HTTPStatusError:
+            break
+        else:
+            sys.stdout.write(f"{HANDED}\n")
+            sys.stdout.flush()
+            return True
+    return False
+
+
+def _told(found: Answer) -> str:
+    what = f"round {found.round}" if found.kind == ROUND else found.kind or "a task"
+    if found.body.get("waits"):
+        return f"{what}: {found.error}. See it, and approve it: multiseg fed approve SITE.TOML"
+    if found.error:
+        return f"{what}: could not be done, and the server was told: {found.error}"
+    num_bytes = sum(tensor.nbytes for tensor in found.tensors.values())
+    return f"{what}: done, {num_bytes / 1e6:.1f} MB to send."
+
+
+class _Answering:
+    """The work of a site, told step by step."""
+
+    def __init__(self, site: Site, say: Callable[[str], None]) -> None:
+        self.site, self.say = site, say
+        self._due = 0.0
+
+    def __call__(self, task: SiteTask, is_asked: Callable[[], bool]) -> Answer:
+        options = task.body.get("options", {})
+        rounds = options.get("schedule", {}).get("rounds", "?")
+        self.say(f"{task.experiment}: {task.kind}" + (f" {task.round} of {rounds}" if task.kind == ROUND else ""))
+        try:
+            found = answer(task, self.site, is_asked, partial(self._step, task))
+        except StoppedError:
+            raise SystemExit(1) from None
+        self.say(_told(found))
+        if task.kind == FINISH and not found.error:
+            self.say(f"{task.experiment}: finished. The model lies in {experiment_folder(self.site, task.experiment)}.")
+        return found
+
+    def _step(self, task: SiteTask, event: Event) -> None:
+        if isinstance(event, StepDone) and time.monotonic() >= self._due:
+            self._due = time.monotonic() + SAY_SECONDS
+            done = event.step - task.body.get("steps_done", 0)
+            steps = task.body.get("options", {}).get("local", {}).get("steps", "?")
+            self.say(f"round {task.round}: training step {done}/{steps}, loss {event.loss:.3f}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until SIGTERM: `python -m multiseg.federation.flower.executor site.toml --node HOST:PORT --secret FILE`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("settings", type=Path)
+    parser.add_argument("--node", required=True)
+    parser.add_argument("--secret", type=Path, required=True)
+    said = parser.parse_args(arguments)
+    own, release = app_hash(), version("multiseg")  # now: of the files that were just imported
+    os.umask(PRIVATE)
+    logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
+    asked: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: asked.append(number))
+    try:
+        settings = read_site(said.settings)
+    except MultisegError as error:
+        _say(str(error))
+        return error.exit_code
+    node = NodeClient(said.node, said.secret.read_bytes())
+    note = partial(_note, settings.state / audit_log.LOG)
+    approval = Approval(settings.approved, own, release)
+    execute(
+        node,
+        approval,
+        _Answering(to_site(settings), _say),
+        lambda: bool(asked),
+        _say,
+        note,
+        partial(how_ended, settings),
+    )
+    node.close()
+    return 0
+
+
+def _note(log: Path, direction: str, text: str) -> None:
+    """A line of the audit log on what was refused or died. Nothing of the site leaves with it, so it stops none."""
+    entry = audit_log.AuditEntry(direction, "message", "", 0, 0, hashlib.sha256().hexdigest(), notes=(text,))
+    try:
+        audit_log.record(log, entry)
+    except ResourceError as error:
+        _say(str(error))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{MARK}{shown.line(text)}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""A site joins: Flower's node and our executor, kept running, until somebody stops them.
+
+This process stays for weeks and does next to nothing, so it does without torch: a third of a gigabyte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from multiseg import shown
+from multiseg.errors import FederationError, MultisegError, ResourceError
+from multiseg.federation.flower import flower_words
+from multiseg.federation.flower.environment import OF_FLOWER
+from multiseg.federation.flower.flower_words import code_in_words
+from multiseg.federation.flower.liveness import Pulse
+from multiseg.federation.flower.reaching import proxy_for, unreachable
+from multiseg.federation.identity.signing import UNKNOWN_KEY, WRONG_CLOCK, farewell
+from multiseg.federation.supervise import Child, Ending, backoff, command_path, supervise
+from multiseg.files import held_alone, write_atomically
+
+if TYPE_CHECKING:
+    from multiseg.federation.sites.site_settings import SiteSettings
+
+MARK = "» "
+"""Begins the executor's lines for a person."""
+ACTIVATION_S, AGAIN_S, SLOWLY_S = 120.0, 5.0, 30.0
+"""The server counts a node that was lost as online for 60 s, and refuses a second one until then."""
+NODE_GRACE_S, WORK_GRACE_S = 15.0, 180.0
+"""Time to say goodbye; time to end the step in hand."""
+LOOPBACK = "127.0.0.1"
+PRIVATE = 0o077
+"""The mask of what a site writes: its state tells of its cases, and is for its account alone."""
+
+
+HANDED = "An answer was handed to the node."
+"""What the executor says in its log."""
+OWED_S = 45.0
+"""A node sends an answer within seconds. One that dropped the task of a run that ended meanwhile holds the next answer
+back until another task comes, which may be never."""
+
+
+class _AnewError(Exception):
+    """Both processes are to be started anew."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """What of a site's settings it takes to join."""
+
+    site: str
+    server: str
+    ca: Path
+    key: Path
+    state: Path
+
+
+def become(settings: SiteSettings, path: Path) -> NoReturn:
+    """Put a slim process that joins in this one's place: the checks before have loaded what it does not need."""
+    said = {name: str(getattr(settings, name)) for name in Member.__dataclass_fields__}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    command = [sys.executable, "-m", "multiseg.federation.flower.joining", str(path.resolve()), json.dumps(said)]
+    os.execv(sys.executable, command)  # noqa: S606 (our own command)
+
+
+def join(settings: Member, path: Path, say: Callable[[str], None]) -> None:
+    """Take part until SIGINT or SIGTERM, which end a round in hand after its step.
+
+    Args:
+        path: of the settings, for the executor.
+        say: is told what a person should know.
+
+    Raises:
+        FederationError: the server does not know the site's key, or the executor cannot be run.
+        ResourceError: the site has joined already.
+    """
+    with _alone(settings.state):
+        secret = _secret(settings.state / "node")
+        pulse = Pulse(_beats(settings), partial(unreachable, settings), say)
+        times = 0
+        _sign_off(settings)  # the node of a site that was killed whole
+        say(f"Joining as {settings.site} at {settings.server}. Logs: {settings.state / 'logs'}. Stop with Ctrl-C.")
+        while True:
+            began = time.monotonic()
+            children = _Children(settings, path, secret, say, pulse)
+            try:
+                supervise([children.node(), children.executor()], children.hear, children.look)
+            except _AnewError:
+                times = times + 1 if time.monotonic() - began < 60 else 0
+                say("The site's processes are started again.")
+                time.sleep(min(30, 2**times))
+            else:
+                _id_file(settings).unlink(missing_ok=True)  # it has said goodbye itself
+                say("Stopped. The same command goes on.")
+                return
+
+
+class _Children:
+    """The two processes of a site, and what they say in words for a person."""
+
+    def __init__(self, settings: Member, path: Path, secret: Path, say: Callable[[str], None], pulse: Pulse) -> None:
+        self._settings, self._path, self._secret, self._say, self._pulse = settings, path, secret, say, pulse
+        self._address = f"{LOOPBACK}:{_free_port()}"
+        self._refused = 0.0
+        self._last = ""
+        self._owed = 0.0
+
+    def node(self) -> Child:
+        """Flower's node: the one that talks to the server."""
+        settings, port = self._settings, self._address.rpartition(":")[2]
+        command = [
+            sys.executable, "-m", "multiseg.federation.flower.node", str(_beats(settings)),
+            command_path("flower-supernode"),
+            "--superlink", settings.server, "--root-certificates", str(settings.ca),
+            "--auth-supernode-private-key", str(settings.key),
+            "--host", LOOPBACK, "--port", port,
+            "--isolation", "process", "--superexec-auth-secret-file", str(self._secret),
+        ]  # fmt: skip
+        log = settings.state / "logs" / "node.log"
+        return Child("node", command, log, self._environment(), self._after_node, NODE_GRACE_S, self._pulse.is_lost)
+
+    def executor(self) -> Child:
+        """The one that works."""
+        command = [
+            sys.executable, "-m", "multiseg.federation.flower.executor", str(self._path.resolve()),
+            "--node", self._address, "--secret", str(self._secret),
+        ]  # fmt: skip
+        log = self._settings.state / "logs" / "executor.log"
+        return Child("executor", command, log, self._environment(), self._after_executor, WORK_GRACE_S)
+
+    def hear(self, name: str, line: str) -> None:
+        """What of a line is for a person."""
+        if line.startswith(MARK):
+            self._tell(line.removeprefix(MARK))
+        elif line == HANDED:
+            self._owed = time.monotonic()
+        elif name == "node":
+            if any(sign in line for sign in flower_words.ANSWER_IS_GONE):
+                self._owed = 0.0
+            if flower_words.NODE_ID in line:
+                write_atomically(_id_file(self._settings), line.rpartition(":")[2].strip().encode())
+            for sign, told in NODE_SAYS.items():
+                if sign in line:
+                    proxy = proxy_for(self._settings.server)
+                    by = f" by way of the proxy {proxy}" if proxy else ""
+                    self._tell(told.format(server=self._settings.server, site=self._settings.site, by=by))
+
+    def look(self) -> None:
+        """Start both anew where the node keeps an answer to itself: the server then asks again, and gets it at once."""
+        if self._owed and time.monotonic() - self._owed > OWED_S:
+            self._tell("The node does not send the answer that it has.")
+            raise _AnewError
+
+    def _tell(self, text: str) -> None:
+        if text != self._last:
+            self._say(text)
+        self._last = text
+
+    def _after_node(self, ending: Ending) -> float:
+        said = "\n".join(ending.said)
+        if code_in_words(UNKNOWN_KEY) in said:
+            raise FederationError(
+                f"{self._settings.server} does not know the key of {self._settings.site}, or it was revoked. Ask the "
+                "coordinating centre."
+            )
+        if code_in_words(WRONG_CLOCK) in said:
+            self._tell("The server refuses this machine's clock: set it by NTP (timedatectl set-ntp true).")
+            return AGAIN_S
+        if code_in_words(flower_words.STILL_ONLINE) in said:
+            now = time.monotonic()
+            self._refused = self._refused or now
+            _sign_off(self._settings)
+            if now - self._refused > ACTIVATION_S:
+                self._tell(
+                    f"{self._settings.server} refuses {self._settings.site} for more than {ACTIVATION_S:.0f} s "
+                    "now, and is asked on. Either its key is used by another machine, too, or the server does not know "
+                    "it: ask the coordinating centre."
+                )
+                return SLOWLY_S
+            self._tell("The server still counts the last connection of this site as open; trying again.")
+            return AGAIN_S
+        self._refused = 0.0
+        _sign_off(self._settings)  # its own goodbye may not have been heard
+        pause = backoff(ending)
+        reason = next((told for sign, told in TLS_SAYS.items() if sign in said), f"code {ending.code}, see node.log")
+        self._tell(f"The connection ended ({reason}); trying again in {pause:.0f} s.")
+        return pause
+
+    def _after_executor(self, ending: Ending) -> float:
+        if ending.code in (2, 3, 5):  # what our own errors exit with
+            raise FederationError(f"the executor cannot run: {ending.said[-1] if ending.said else ending.code}")
+        self._tell(f"The executor died (code {ending.code}): see executor.log.")
+        # The node would wait for its answer for a minute, or for ever where it died while it handed one over.
+        raise _AnewError
+
+    def _environment(self) -> Mapping[str, str]:
+        around = [name for name in (os.environ.get("NO_PROXY"), os.environ.get("no_proxy")) if name]
+        unproxied = ",".join([*around, LOOPBACK])
+        return {
+            **OF_FLOWER,
+            "FLWR_HOME": str(self._settings.state / "node" / "flwr"),
+            "NO_PROXY": unproxied,
+            "no_proxy": unproxied,
+        }
+
+
+NODE_SAYS = {
+    flower_words.NODE_ID: "Connected to {server} as {site}; waiting for the server's tasks.",
+    flower_words.TRIES_AGAIN: "{server} cannot be reached{by}; trying on.",
+    flower_words.CONNECTED_AGAIN: "Connected again to {server}.",
+    "413 Request Entity": "{server} refuses what {site} sends as too large: ask the coordinating centre.",
+}
+TLS_SAYS = {
+    "certificate has expired": "the server's certificate ran out",
+    "Hostname mismatch": "the server's certificate is not for this name",
+    "CERTIFICATE_VERIFY_FAILED": "the server is not the one of ca.crt",
+    "407 Proxy": "the proxy asks for a name and a password, see --check",
+    "ProxyError": "the proxy does not let through, see --check",
+    "connecting again, so that": "a message was lost on the way, and is asked for again",
+    flower_words.LEFT_ALONE: "the server closed it: is the key revoked?",
+}
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """While a site has joined, it does not join twice."""
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{state} cannot be made: {error.strerror}.") from error
+    with held_alone(state / ".joined", "this site has joined already."):
+        yield
+
+
+def _secret(folder: Path) -> Path:
+    """A new secret between node and executor, that only this account can read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "secret"
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(secrets.token_hex(48).encode())
+    return path
+
+
+def _beats(settings: Member) -> Path:
+    """Where the node shows when a call was answered."""
+    return settings.state / "node" / "beat"
+
+
+def _id_file(settings: Member) -> Path:
+    return settings.state / "node" / "id"
+
+
+def _sign_off(settings: Member) -> None:
+    """Tell the server that the last node of this site is gone. It is: the state is locked by us."""
+    file = _id_file(settings)
+    try:
+        number = int(file.read_text())
+    except (OSError, ValueError):
+        return
+    if farewell(settings, number):
+        file.unlink()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def main(arguments: list[str]) -> int:
+    """Join: `python -m multiseg.federation.flower.joining SITE.TOML MEMBER`, the latter as JSON."""
+    path, said = arguments
+    os.umask(PRIVATE)
+    told = json.loads(said)
+    member = Member(told["site"], told["server"], Path(told["ca"]), Path(told["key"]), Path(told["state"]))
+    try:
+        join(member, Path(path), _say)
+    except MultisegError as error:
+        _say(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(shown.line(line) + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,191 @@
+"""Runs of a server that serves: submitted, told of, followed and stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multiseg.errors import FederationError, UsageError
+from multiseg.federation.flower.control import Control, SuperLinkNode, SuperLinkRun, controlling
+from multiseg.federation.flower.following import Sieve, follow
+from multiseg.federation.gate.traffic import Count, read_traffic
+from multiseg.federation.identity import home
+from multiseg.federation.identity.home import Home, read_home
+from multiseg.federation.identity.registry import EnrolledSite, read_registry, revoked
+
+if TYPE_CHECKING:
+    from multiseg.federation.plan import FederationOptions
+
+
+def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None = None) -> tuple[int, list[str]]:
+    """Check a run's settings and start it; its number, and what a person should know.
+
+    Args:
+        cards: whether what the file leaves open is set as for a CUDA card (the published network and patches) or as
+            for processors.
+        from_round: put the experiment back to what it was after this round, before it is resumed.
+
+    Raises:
+        UsageError: the settings cannot be meant, go unheard, name a site that is not enrolled, or the experiment runs
+            already.
+        FederationError: the server does not answer, or refuses.
+    """
+    from multiseg.config import checked, defaults, learning, merged
+    from multiseg.federation.centre.earlier import go_back
+    from multiseg.federation.centre.experiment_folder import check_same
+    from multiseg.federation.plan import FederationOptions, check
+    from multiseg.federation.run_file import left_to_sites, read_run
+
+    server = read_home(folder)
+    said = read_run(file, "See docs/federation.md for one.")
+    settings = learning(merged(defaults(cards, said), said))
+    options = checked(settings, FederationOptions)
+    check(options)
+    check_same(server.at(home.RUNS) / options.experiment, options)
+    wanted = (*options.sites, *options.held_out)
+    registry = read_registry(folder)
+    strangers = sorted(set(wanted) - set(registry))
+    if strangers:
+        raise UsageError(
+            f"{', '.join(strangers)} in {file} are not enrolled at {folder}: multiseg fed enrol site {folder} NAME"
+        )
+    gone = [site for site in wanted if site in revoked(registry)]
+    _check_enough(options, gone, folder)
+    with controlling(server) as control:
+        for run in control.runs():
+            if run.experiment == options.experiment and run.status != "finished":
+                raise UsageError(f"{run.experiment} is {run.status} as run {run.run_id}: stop it first, or wait.")
+        online = {node.name for node in control.nodes() if node.status == "online"}
+        if from_round is not None:
+            go_back(server.at(home.RUNS) / options.experiment, options.experiment, from_round)
+        number = control.start(settings)
+    away = sorted(set(wanted) - online - set(gone))
+    waits = [f"Not online yet, and waited for: {', '.join(away)}."] if away else []
+    left = [f"Revoked, so that the run is conducted without: {', '.join(gone)}."] if gone else []
+    return number, [*left_to_sites(said), *left, *waits]
+
+
+def _check_enough(options: FederationOptions, gone: Sequence[str], folder: Path) -> None:
+    """Raises UsageError where the run's rules do not allow it without the sites that were revoked."""
+    from multiseg.federation.plan import without
+
+    try:
+        without(options, gone)
+    except UsageError as error:
+        raise UsageError(
+            f"the run cannot go on without these sites, whose keys were revoked: {', '.join(gone)}. {error} To let one "
+            f"in again, with a new key: multiseg fed enrol site {folder} NAME"
+        ) from error
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """Sites and runs for tables: {"error", "sites": [...], "runs": [...]}. A server that is off is no error.
+
+    A run's "waits_for" says of each site that owes its round an answer whether that is away, at work or revoked; before
+    the first round and after the last it names those that are away or revoked. "without" names the sites of the run
+    that it is conducted without, such as revoked ones.
+    """
+    server = read_home(folder)
+    registry, (counts, _) = read_registry(folder), read_traffic(server.at(home.TRAFFIC))
+    error, nodes, runs = "", {}, []
+    try:
+        with controlling(server) as control:
+            nodes = {node.name: node for node in control.nodes()}
+            runs = control.runs()
+    except FederationError as caught:
+        error = str(caught)
+    sites = [_site(name, entry, nodes.get(name), counts.get(name, Count()), error) for name, entry in registry.items()]
+    return {"error": error, "sites": sites, "runs": [_run(run, server, registry) for run in runs]}
+
+
+def active_with(folder: Path, site: str) -> list[str]:
+    """Experiments that go on and have this site among theirs; none where the server is off."""
+    try:
+        with controlling(read_home(folder)) as control:
+            runs = [run for run in control.runs() if run.status != "finished"]
+    except FederationError:
+        return []
+    return [run.experiment for run in runs if any(site in run.settings.get(key, ()) for key in ("sites", "held_out"))]
+
+
+def _run(run: SuperLinkRun, server: Home, registry: Mapping[str, EnrolledSite]) -> dict[str, Any]:
+    from multiseg.federation.centre.run_logs import read_status
+
+    stands = read_status(server.at(home.RUNS) / run.experiment)
+    rounds, dice = stands.get("rounds"), stands.get("mean")
+    return {
+        "run": str(run.run_id),
+        "experiment": run.experiment,
+        "status": run.outcome or run.status,
+        "round": f"{stands['round']}/{rounds}" if rounds else "",
+        "dice": "" if dice is None else f"{dice:.3f}",
+        "waits_for": _waits_for(stands, registry) if run.status != "finished" else "",
+        "without": ", ".join(stands.get("left", ())),
+        "submitted": run.submitted[:19],
+        "details": run.details,
+    }
+
+
+def _waits_for(stands: Mapping[str, Any], registry: Mapping[str, EnrolledSite]) -> str:
+    """Which sites owe an answer, as "alder (at work), birch (away)"."""
+    awaited, held = stands.get("awaited", ()), stands.get("held", {})
+    owing = dict.fromkeys((*stands.get("working", ()), *awaited, *held))
+
+    def why(site: str) -> str:
+        if _is_out(registry.get(site)):
+            return "revoked"
+        return "away" if site in awaited else held.get(site, "at work")
+
+    return ", ".join(f"{site} ({why(site)})" for site in owing)
+
+
+def _is_out(entry: EnrolledSite | None) -> bool:
+    return entry is None or bool(entry.revoked)
+
+
+def _site(name: str, entry: EnrolledSite, node: SuperLinkNode | None, count: Count, error: str) -> dict[str, Any]:
+    state = "revoked" if entry.revoked else "unknown" if error else node.status if node else "enrolled"
+    return {"site": name, "status": state, "since": node.since if node else "", "up": count.up, "down": count.down}
+
+
+def show(folder: Path, which: str, until_end: bool, write: Callable[[str], object]) -> SuperLinkRun:
+    """Hand what a run says to `write`, to its end or so far; the run as it then stands.
+
+    Raises:
+        UsageError: there is no such run.
+        FederationError: the server does not answer.
+    """
+    with controlling(read_home(folder)) as control:
+        run = _chosen(control, which)
+        if until_end:
+            return follow(control, run, write)
+        sieve = Sieve(write)
+        for piece, _ in control.log(run.run_id):
+            sieve(piece)
+            break  # all that there is so far comes in one
+        return run
+
+
+def stop(folder: Path, which: str) -> int:
+    """End a run; its number.
+
+    Raises:
+        UsageError: there is no such run, or it has ended.
+        FederationError: the server does not answer, or refuses.
+    """
+    with controlling(read_home(folder)) as control:
+        run = _chosen(control, which)
+        if run.status == "finished":
+            raise UsageError(f"run {run.run_id} ({run.experiment}) has ended: {run.outcome}.")
+        control.stop(run.run_id)
+        return run.run_id
+
+
+def _chosen(control: Control, which: str) -> SuperLinkRun:
+    runs = control.runs()
+    found = [run for run in runs if which in ("", str(run.run_id), run.experiment)]
+    if not found:
+        known = ", ".join(f"{run.run_id} ({run.experiment})" for run in runs) or "none"
+        raise UsageError(f"there is no run {which!r}; there are: {known}." if which else "there is no run yet.")
+    return found[0]

@@ -1,0 +1,32 @@
+"""Flower's SuperExec, whose runs end when it does.
+
+Flower's own lets a run look for its parent's number, which is there as long as nobody has waited for the dead parent:
+under an init that does not, as in many containers, a run outlives its server and keeps the experiment's folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from multiseg.federation.supervise import die_with
+
+
+def main(arguments: list[str]) -> None:
+    """Run it: `python -m multiseg.federation.flower.superexec flower-superexec OPTIONS`."""
+    from flwr.supercore.cli.flower_superexec import flower_superexec
+    from flwr.supercore.superexec.executor import subprocess_executor
+
+    start = partial(subprocess.Popen, preexec_fn=partial(die_with, os.getpid()))
+    executor: Any = subprocess_executor
+    executor.subprocess = SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL)
+    sys.argv = arguments
+    flower_superexec()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,230 @@
+"""The port itself: TLS with small buffers, and connections that are closed when nothing is asked over them.
+
+asyncio's own server knows no limit before TLS stands, and gives each connection 256 KiB. Here each is counted as it is
+accepted. Whoever has to give way is reset (RST): Flower's node tries again after that, and ends for good where TLS ends
+in the middle of a handshake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import resource
+import signal
+import socket
+import ssl
+import struct
+from asyncio import sslproto
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from multiseg.federation.gate.connections import QUIET_S, STRANGER_S, Connection, Connections
+
+BUFFER = 32 * 2**10
+"""Bytes that asyncio reads from a TLS connection at once, and holds for each."""
+UNSENT = 64 * 2**10
+"""Bytes for a client that reads slowly."""
+HEADERS = 16 * 2**10
+"""Bytes of a request before its body."""
+SHUTDOWN_S, GRACE_S = 2.0, 5.0
+"""A client has so long to answer the end of TLS; calls in hand have so long when the gate ends."""
+ACCEPTED_AT_ONCE, BACKLOG = 8, 1024
+"""Few at once, so that a connection is through its handshake before it could become the oldest of its address."""
+SWEEP_S, WAIT_S = 1.0, 0.5
+RESET = struct.pack("ii", 1, 0)
+
+log = logging.getLogger("multiseg.gate")
+
+
+class GateProtocol(H11Protocol):
+    """HTTP/1.1 over one connection that is counted."""
+
+    def __init__(self, config: uvicorn.Config, state: ServerState, connections: Connections, own: Connection) -> None:
+        super().__init__(config, state, {"connection": own})
+        self._connections, self._own = connections, own
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """TLS stands."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(UNSENT)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        super().connection_lost(exc)
+        self._connections.leave(self._own)
+
+
+class Listener:
+    """A public port. It serves an ASGI application, whose scope's state holds the call's `Connection`."""
+
+    def __init__(self, app: Any, context: ssl.SSLContext, connections: Connections) -> None:
+        self._context, self._connections = context, connections
+        self._state = ServerState()
+        self._welcomes: set[asyncio.Task[None]] = set()
+        self._config = uvicorn.Config(
+            app,
+            http=H11Protocol,
+            interface="asgi3",
+            lifespan="off",
+            ws="none",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            log_level="error",
+            timeout_keep_alive=int(QUIET_S),
+            h11_max_incomplete_event_size=HEADERS,
+        )
+        self._config.load()
+
+    async def serve(self, host: str, port: int, stop: asyncio.Event) -> None:
+        """Accept connections until told to stop; calls in hand are then answered first.
+
+        Raises:
+            OSError: the port cannot be listened at.
+            Exception: what ended the sweeping: without it connections would pile up.
+        """
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family, backlog=BACKLOG) as door:
+            door.setblocking(False)
+            sweeper = asyncio.ensure_future(self._sweep())
+            sweeper.add_done_callback(lambda _: stop.set())
+            self._open(door)
+            try:
+                await stop.wait()
+                if sweeper.done():
+                    sweeper.result()
+            finally:
+                asyncio.get_running_loop().remove_reader(door)
+                sweeper.cancel()
+                await self._finish()
+
+    def _open(self, door: socket.socket) -> None:
+        if door.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(door, self._accept, door)
+
+    def _accept(self, door: socket.socket) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                line, address = door.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptors or memory left: those that are open end within seconds
+                log.error("connections wait: %s", error)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(door)
+                loop.call_later(WAIT_S, self._open, door)
+                return
+            self._enter(line, address[0])
+
+    def _enter(self, line: socket.socket, address: str) -> None:
+        line.setblocking(False)
+        with suppress(OSError):  # it may be gone already
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        end = _End(line)
+        own = self._connections.enter(address, end)
+        if own is None:
+            end()
+            return
+        end.task = asyncio.ensure_future(self._welcome(line, own, end))
+        self._welcomes.add(end.task)
+        end.task.add_done_callback(self._welcomes.discard)
+
+    async def _welcome(self, line: socket.socket, own: Connection, end: _End) -> None:
+        """The handshake; HTTP follows from it."""
+        made = partial(GateProtocol, self._config, self._state, self._connections, own)
+        try:
+            end.transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+                made,
+                line,
+                ssl=self._context,
+                ssl_handshake_timeout=STRANGER_S,
+                ssl_shutdown_timeout=SHUTDOWN_S,
+            )
+        except OSError:  # of TLS, too
+            self._connections.leave(own)
+        except asyncio.CancelledError:
+            self._connections.leave(own)
+            raise
+
+    async def _sweep(self) -> None:
+        """Close what rests, and give back the memory of what was closed."""
+        told = self._connections.ended
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self._connections.sweep()
+            if self._connections.ended != told:
+                told = self._connections.ended
+                gc.collect()
+                trim()
+
+    async def _finish(self) -> None:
+        for task in self._welcomes:
+            task.cancel()
+        for protocol in list(self._state.connections):
+            protocol.shutdown()
+        if self._state.tasks:
+            await asyncio.wait(set(self._state.tasks), timeout=GRACE_S)
+        for task in self._state.tasks:
+            task.cancel()
+        for protocol in list(self._state.connections):
+            protocol.transport.abort()
+
+
+class _End:
+    """Closes one connection at once, whether its handshake is done or not."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+        self.task: asyncio.Task[None] | None = None
+        self.transport: asyncio.Transport | None = None
+
+    def __call__(self) -> None:
+        with suppress(OSError):
+            self._line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        if self.transport is not None:
+            self.transport.abort()
+        elif self.task is not None:
+            self.task.cancel()
+        else:
+            self._line.close()
+
+
+def tls(certificate: Path, key: Path) -> ssl.SSLContext:
+    """TLS of a server: without tickets and renegotiation, which cost a stranger little and the server more."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 0
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def ended_by_signals() -> asyncio.Event:
+    """Set by SIGINT and SIGTERM."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def prepare() -> None:
+    """Small buffers, as many descriptors as may be, and little for the collector to look at. For a process that is
+    nothing but a gate."""
+    sslproto.SSLProtocol.max_size = BUFFER
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    gc.freeze()
+
+
+def trim() -> None:
+    """Give freed memory back to the system, where the C library can (glibc)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,214 @@
+"""A server and its sites made known to each other: authority, certificates, keys and start-up kits."""
+
+from __future__ import annotations
+
+import io
+import re
+import secrets
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from multiseg.errors import UsageError
+from multiseg.federation.fab import app_hash
+from multiseg.federation.identity import authority, certificates, home
+from multiseg.federation.identity.home import Home, checked, read_home, write_home
+from multiseg.federation.identity.registry import admit, allowed, expel, read_registry
+from multiseg.files import check_folder, take_place, take_place_of_folder
+
+SITE_TOML = """\
+# A site's own settings: what stands here, the site alone decides.
+site = "{name}"
+server = "{server}"
+ca = "ca.crt"
+key = "site.key"
+
+# Fill in: the store that `multiseg ingest` wrote (a path, or a URL).
+store = ""
+
+# Folder of the site's own memory: audit log, personal layers, answers, the finished models.
+state = "state"
+
+# auto, cpu, cuda or cuda:N; processes that read patches; memory for decoded cases, such as "4GiB".
+device = "auto"
+workers = 1
+cache = "0"
+
+# The one app that may run here: multiseg {version}'s own, which brings no code. `multiseg fed app --hash` tells it.
+approved = ["{app}"]
+
+# true: a person here approves each run by its settings: multiseg fed approve site.toml
+approve_runs = false
+
+# What may leave: these are the defaults; docs/federation.md has more.
+# [leaves]
+# tensors = ["*"]        # patterns of the parts of the network whose changes may leave
+# metrics = ["*"]        # patterns of the numbers that may leave
+# fingerprint = true     # statistics of intensities and sizes, where a run asks for them
+# counts = true          # rounded numbers of cases
+# least = 5              # nothing leaves that fewer cases made; counts are rounded up to its multiples
+# to_sites = false       # true: other sites may be given the model this site trained in the last round, to test it
+#
+# What a run has to do for updates, or this site does not train in it:
+# masked = false         # true: masks
+# noise = 0.0            # noise of at least so many multiples of the clip
+# clip = 0.0             # a clip of at most so much (0: any)
+# cases = 0              # train on at least so many cases of this site, if that is more than `least`
+#
+# What a run may cost: 0 is no limit.
+# [limits]
+# steps = 10000          # optimiser steps a round
+# minutes = 1440.0       # of a round or an evaluation
+# model_mib = 2048.0     # weights; docs/federation.md has more
+"""
+
+README = """\
+Start-up kit of the site {name} for the federation at {server}
+
+ca.crt     proves that the server is the server. Compare its fingerprint by telephone:
+           openssl x509 -in ca.crt -noout -fingerprint -sha256
+site.toml  your settings: name the store in it. The coordinating centre has filled in `approved`, the one app that may
+           run here: compare it with what your own `multiseg fed app --hash` says before you join.
+{key}
+
+Only one connection is made, from here to {server} (HTTPS); nothing has to be opened towards here.
+Install the wheel of multiseg {version} that the coordinating centre sends with requirements-site.txt (never by its name
+from a package index; server and sites must have the same), after comparing the SHA-256 of both by telephone:
+
+    python3 -m venv .venv
+    .venv/bin/pip install torch=={torch}
+    .venv/bin/pip install --require-hashes -r requirements-site.txt
+    .venv/bin/pip install --no-deps ./multiseg-{version}-py3-none-any.whl
+
+The whole guide is then .venv/share/multiseg/docs/federation.md. What starts multiseg with the machine lies in
+.venv/share/multiseg/deploy. To look at everything, and to join:
+
+    .venv/bin/multiseg fed join site.toml --check
+    .venv/bin/multiseg fed join site.toml
+"""
+
+
+NEW_KEY = """\
+site.key   proves that it is you: keep it to yourselves, mode 600, readable by the one account that runs multiseg."""
+OWN_KEY = """\
+
+Your key is not among them, since you made it yourselves. Lay it beside site.toml as site.key, or name its place there
+(key = ...): mode 600, readable by the one account that runs multiseg."""
+
+
+def enrol_server(
+    folder: Path, hosts: Sequence[str], ports: Mapping[str, Any], new_authority: bool = False, now: bool = False
+) -> Home:
+    """Make a server's folder: authority, certificates, secret and settings. Where there is one, authority, sites and
+    keys stay, and the server's certificate is renewed; hosts and ports that are not given stay as well.
+
+    Args:
+        ports: by name as in `Home`: "port", "superlink_port", "metrics_port".
+        new_authority: a new authority, too; sites that trust only the former go on connecting until that one ends.
+        now: those sites are shut out: with `new_authority` at once, else those that an earlier change left in.
+
+    Raises:
+        UsageError: a host or a port cannot be meant, or the folder is something else: a store, a folder of scans.
+        FederationError: the authority's key is not there to sign with, or is another's.
+    """
+    known = (folder / home.SETTINGS).exists()
+    before = read_home(folder) if known else Home(folder.absolute(), tuple(hosts))
+    made = checked(replace(before, hosts=tuple(hosts) or before.hosts, **ports))
+    check_folder(folder, own=(home.SETTINGS, home.SECRET))
+    if folder.exists():
+        home.check_account(folder)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    if not (folder / home.SECRET).exists():
+        certificates.write_secret(folder / home.SECRET, secrets.token_hex(48).encode())
+    if new_authority:
+        authority.change(made, now)
+    elif now and known:
+        authority.end_overlap(made)
+    else:
+        authority.renew(made)
+    if not made.at(home.LINK_CERTIFICATE).exists():
+        authority.renew_link(made)
+    write_home(made)
+    return made
+
+
+def enrol_site(folder: Path, name: str, kit: Path, public_key: Path | None = None) -> tuple[Path, Path]:
+    """Admit a site and make its start-up kit, a folder and the same as .tar.gz.
+
+    Args:
+        public_key: the site's own, which then keeps its private key to itself; without one the kit holds a new key.
+
+    Raises:
+        UsageError: the name or the key is taken or no such thing, or the kit is there already. Nothing has changed.
+    """
+    server = read_home(folder)
+    authority.settle(folder)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise UsageError(f"{name!r} is no name: give letters, digits, '.', '_' and '-', at most 64.")
+    if kit.name in ("", ".."):
+        raise UsageError(f"{str(kit)!r} names no new folder for the kit: give one (-o), such as {name}-kit.")
+    check_folder(kit)
+    archive = kit.with_name(f"{kit.name}.tar.gz")
+    for path in (kit, archive):
+        if path.exists():
+            raise UsageError(f"{path} is there already: give another place (-o), or remove it yourself.")
+    files = _kit(server, name, OWN_KEY if public_key else NEW_KEY)
+    if public_key:
+        public = certificates.read_public_key(public_key)
+    else:
+        files["site.key"], public = certificates.make_site_key()
+    with tempfile.TemporaryDirectory(dir=_parent(kit), prefix=".kit") as beside:
+        made = Path(beside) / kit.name
+        for file, data in files.items():
+            certificates.write_secret(made / file, data)
+        made.chmod(0o700)
+        certificates.write_secret(Path(beside) / archive.name, _packed(files, kit.name))
+        admit(folder, name, public)
+        take_place_of_folder(made, kit)
+        take_place(Path(beside) / archive.name, archive)
+    return kit, archive
+
+
+def revoke_site(folder: Path, name: str) -> None:
+    """Shut a site out: the gate refuses its key from now on.
+
+    Raises:
+        UsageError: there is no such site.
+    """
+    read_home(folder)
+    expel(folder, name)
+
+
+def sites(folder: Path) -> list[str]:
+    """Names of the sites that may connect."""
+    return sorted(allowed(read_registry(folder)).values())
+
+
+def _kit(server: Home, name: str, key: str) -> dict[str, bytes]:
+    words = {"name": name, "server": server.public, "version": version("multiseg"), "app": app_hash(), "key": key}
+    words["torch"] = version("torch").partition("+")[0]  # without the build
+    return {
+        "site.toml": SITE_TOML.format(**words).encode(),
+        "README.txt": README.format(**words).encode(),
+        "ca.crt": server.at(home.CA).read_bytes(),
+    }
+
+
+def _parent(kit: Path) -> Path:
+    kit.parent.mkdir(parents=True, exist_ok=True)
+    return kit.parent
+
+
+def _packed(files: Mapping[str, bytes], folder: str) -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry.size, entry.mode = len(content), 0o600 if name.endswith(".key") else 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    return data.getvalue()

@@ -1,0 +1,107 @@
+"""Which sites may take part: `sites.json`, the truth that the gate and the SuperLink follow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from multiseg.errors import FederationError, UsageError
+from multiseg.federation.identity.home import SITES, check_account
+from multiseg.files import write_atomically
+from multiseg.locks import locked
+
+
+@dataclass(frozen=True)
+class EnrolledSite:
+    """A site that was enrolled.
+
+    Attributes:
+        public_key: PEM, as Flower's nodes send it.
+        enrolled, revoked: when, in ISO 8601; "" for never.
+        former: public keys that it had before and may never use again.
+    """
+
+    public_key: str
+    enrolled: str
+    revoked: str = ""
+    former: tuple[str, ...] = ()
+
+
+def read_registry(folder: Path) -> dict[str, EnrolledSite]:
+    """All sites by name; none where there is no file.
+
+    Raises:
+        FederationError: the file is damaged.
+    """
+    path = folder / SITES
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return {name: EnrolledSite(**{**entry, "former": tuple(entry["former"])}) for name, entry in said.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FederationError(f"{path} is damaged: {error!r}. Bring it back from a backup.") from error
+
+
+def allowed(registry: Mapping[str, EnrolledSite]) -> dict[str, str]:
+    """Names of the sites that may connect, by public key."""
+    return {entry.public_key: name for name, entry in registry.items() if not entry.revoked}
+
+
+def revoked(registry: Mapping[str, EnrolledSite]) -> tuple[str, ...]:
+    """The sites that are shut out."""
+    return tuple(name for name, entry in registry.items() if entry.revoked)
+
+
+def admit(folder: Path, name: str, public_key: str) -> EnrolledSite:
+    """Write a site with its key into the registry.
+
+    Raises:
+        UsageError: the name is taken, or the key is or was another's.
+    """
+    with _open(folder) as registry:
+        before = registry.get(name)
+        if before and not before.revoked:
+            raise UsageError(
+                f"{name} is enrolled since {before.enrolled}. For a new key revoke the old one first: "
+                f"multiseg fed revoke {folder} {name}"
+            )
+        for other, entry in registry.items():
+            if public_key in (entry.public_key, *entry.former):
+                raise UsageError(f"this key is or was that of {other}: make a new one.")
+        former = (*before.former, before.public_key) if before else ()
+        registry[name] = EnrolledSite(public_key, _now(), "", former)
+        return registry[name]
+
+
+def expel(folder: Path, name: str) -> None:
+    """Revoke the key of a site.
+
+    Raises:
+        UsageError: there is no such site, or its key is revoked.
+    """
+    with _open(folder) as registry:
+        if name not in registry or registry[name].revoked:
+            known = ", ".join(allowed(registry).values()) or "none"
+            raise UsageError(f"{name!r} is no site that could be revoked; enrolled: {known}.")
+        before = registry[name]
+        registry[name] = EnrolledSite(before.public_key, before.enrolled, _now(), before.former)
+
+
+@contextmanager
+def _open(folder: Path) -> Iterator[dict[str, EnrolledSite]]:
+    """The registry to change, while nobody else does."""
+    check_account(folder)
+    with (folder / f".{SITES}.lock").open("w") as lock, locked(lock, folder / f".{SITES}.lock"):
+        registry = read_registry(folder)
+        yield registry
+        said = {name: asdict(entry) for name, entry in sorted(registry.items())}
+        write_atomically(folder / SITES, (json.dumps(said, indent=1) + "\n").encode())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

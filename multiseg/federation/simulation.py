@@ -1,0 +1,132 @@
+"""A whole federation in one process: the same rounds, messages and answers as deployed, one site after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from multiseg.errors import UsageError
+from multiseg.federation.centre.exchange import Failure, Presence
+from multiseg.federation.centre.rounds import RunResult, run
+from multiseg.federation.centre.run_events import Event
+from multiseg.federation.messages import Answer, SiteTask, answer_from_bytes, task_from_bytes, to_bytes
+from multiseg.federation.plan import FederationOptions
+from multiseg.federation.sites.answering import answer
+from multiseg.federation.sites.limits import NONE
+from multiseg.federation.sites.policy import Leaves
+from multiseg.federation.sites.site import Site
+from multiseg.store.reader import open_store
+from multiseg.training.events import Event as StepEvent
+from multiseg.training.run import stop_on_signals
+
+OnStep = Callable[[str, StepEvent], None]
+
+
+@dataclass(frozen=True)
+class SimulationMachine:
+    """What all sites of a simulation share.
+
+    Attributes:
+        least: cases of a site below which nothing leaves it, as in a site's own settings.
+    """
+
+    device: str = "auto"
+    workers: int = 0
+    cache: str = "0"
+    least: int = Leaves.least
+
+
+class LocalLink:
+    """See `exchange.Link`. Each collect answers one task, so the sites take turns at the one device."""
+
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        should_stop: Callable[[], bool] = lambda: False,
+        on_step: OnStep = lambda site, event: None,
+    ) -> None:
+        self._sites, self._should_stop, self._on_step = sites, should_stop, on_step
+        self._tasks: dict[str, tuple[Site, SiteTask]] = {}
+        self._num_sent = 0
+
+    def presence(self) -> Mapping[str, Presence]:
+        """All are there."""
+        return {name: Presence(online=True) for name in self._sites}
+
+    def send(self, site: str, task: SiteTask, ttl_s: float) -> str:
+        """Lay the task on the pile."""
+        self._num_sent += 1
+        self._tasks[str(self._num_sent)] = (self._sites[site], task)
+        return str(self._num_sent)
+
+    def collect(self, ids: Sequence[str]) -> Mapping[str, Answer | Failure]:
+        """Answer the first of these tasks.
+
+        Raises:
+            StoppedError: it was asked to stop.
+        """
+        id_ = next((id_ for id_ in ids if id_ in self._tasks), None)
+        if id_ is None:
+            return {}
+        site, task = self._tasks.pop(id_)
+        # Through bytes, as deployed: nothing is shared, and what is not to be said in a message fails here, too.
+        said = answer(
+            task_from_bytes(to_bytes(task)), site, self._should_stop, lambda event: self._on_step(site.name, event)
+        )
+        return {id_: answer_from_bytes(to_bytes(said))}
+
+    def wait(self, seconds: float) -> None:
+        """Nothing comes by waiting."""
+
+
+def simulate(
+    options: FederationOptions,
+    stores: Mapping[str, str],
+    out: Path,
+    on_event: Callable[[Event], None] = lambda event: None,
+    on_step: OnStep = lambda site, event: None,
+    machine: SimulationMachine | None = None,
+) -> RunResult:
+    """Run a federation over these stores into `out`, each site's own memory in out/sites/NAME.
+
+    SIGINT and SIGTERM end it after the step in hand; the same call goes on. What sites log stays in their folders.
+
+    Args:
+        stores: path or URL by site, of exactly the sites of the options, those held out included.
+        machine: that the sites take turns at.
+
+    Raises:
+        UsageError: a site without a store, or a store without a site; and see `rounds.run`.
+        StoreError: a store is missing or damaged.
+    """
+    names = (*options.sites, *options.held_out)
+    if set(stores) != set(names):
+        raise UsageError(
+            f"the run is of the sites {', '.join(names)}, but there are stores for {', '.join(stores) or 'none'}: give "
+            "each site one store, as --store SITE=URL."
+        )
+    for url in stores.values():
+        open_store(url)  # here it may be named; a site would keep its path to itself
+    sites = _sites(options, stores, out / "sites", machine or SimulationMachine())
+    with stop_on_signals() as should_stop:
+        return run(options, LocalLink(sites, should_stop, on_step), out, on_event, should_stop)
+
+
+def _sites(
+    options: FederationOptions, stores: Mapping[str, str], folder: Path, machine: SimulationMachine
+) -> dict[str, Site]:
+    return {
+        name: Site(
+            name=name,
+            store=url,
+            state=folder / name,
+            device=machine.device,
+            workers=machine.workers,
+            cache=machine.cache,
+            trains=name in options.sites,
+            leaves=Leaves(least=machine.least, to_sites=True),
+            limits=NONE,
+        )
+        for name, url in stores.items()
+    }

@@ -1,0 +1,44 @@
+"""What a site never forgets of an experiment: what it sent under which masks, and how many updates with noise.
+
+Answers are deleted as the rounds go on, and a task may then be answered anew. The same masks over another update would
+lay both open, and every further update with noise tells more; so these small notes are kept for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from multiseg.errors import CheckpointError
+from multiseg.federation.pairwise_masks import digest_of
+from multiseg.files import write_atomically
+
+CIRCLES, RELEASES = "circles", "releases"
+
+
+def check_circle(folder: Path, number: int, circle: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError where other tensors than these were sent under the circle's masks in this round."""
+    file = _circle(folder, number, circle)
+    if file.is_file() and file.read_text() != digest_of(tensors):
+        raise CheckpointError(
+            "this site has already sent another answer under the same masks, and a second one would lay the first "
+            "open: begin the run under another experiment name."
+        )
+
+
+def note_circle(folder: Path, number: int, circle: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write down what is sent under a circle, after it was stored and before it leaves; see `check_circle`."""
+    check_circle(folder, number, circle, tensors)
+    write_atomically(_circle(folder, number, circle), digest_of(tensors).encode())
+
+
+def count_release(folder: Path, number: int, digest: str) -> int:
+    """Write down an update with noise, before it is stored; how many different ones there are by now."""
+    write_atomically(folder / RELEASES / f"{number:06d}-{digest}", b"")
+    return sum(1 for file in (folder / RELEASES).iterdir() if not file.name.startswith("."))
+
+
+def _circle(folder: Path, number: int, circle: str) -> Path:
+    return folder / CIRCLES / f"{number:06d}-{circle}"

@@ -1,0 +1,225 @@
+"""A federation in one process, over the stores of three hospitals."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from multiseg.errors import StoreError, UsageError
+from multiseg.federation.centre.earlier import go_back
+from multiseg.federation.centre.experiment_folder import read_history
+from multiseg.federation.centre.run_events import Event, Finished, RoundDone
+from multiseg.federation.centre.run_report import cross_table, page, summary
+from multiseg.federation.plan import FederationOptions, LocalOptions, PrivacyOptions, ScheduleOptions
+from multiseg.federation.simulation import SimulationMachine, simulate
+from multiseg.loaders.augment import AugmentOptions
+from multiseg.loaders.batches import StreamOptions
+from multiseg.loaders.draw import DrawOptions
+from multiseg.models.saved import load_model, load_weights, read_info
+from multiseg.training.fit import FitOptions
+from multiseg.training.run_folder import ModelOptions
+
+CPU = SimulationMachine(device="cpu", least=1)
+OPTIONS = FederationOptions(
+    experiment="small",
+    sites=("alder", "birch", "dogwood"),
+    model=ModelOptions(widths=(8, 16)),
+    stream=StreamOptions(draw=DrawOptions(patch=(16, 16, 16)), batch_size=2, workers=0),
+    augment=AugmentOptions(preset="none"),
+    fit=FitOptions(amp="off"),
+    local=LocalOptions(steps=2),
+    schedule=ScheduleOptions(rounds=2, validation_cases=1),
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site_stores: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = simulate(OPTIONS, site_stores, out, machine=CPU)
+    assert result.finished
+    assert result.round == 2
+    return out
+
+
+def test_the_joint_model_reads_every_sites_sequences(undisturbed: Path) -> None:
+    model = load_model(undisturbed)
+    assert tuple(model.info.axis) == ("PD", "FLAIR", "T1", "T1c", "T2")
+    assert model.info.trained_on["PD"] == ("alder/alder",)
+    assert model.info.trained_on["FLAIR"] == ("alder/alder", "birch/birch", "dogwood/dogwood")
+    assert model.info.databases["birch/birch"]["num_cases"] == 5  # two, rounded up
+    assert model(torch.zeros(1, 5, 16, 16, 16), torch.ones(1, 5, dtype=torch.bool)).shape == (1, 1, 16, 16, 16)
+
+
+def test_history_log_and_metrics_tell_of_every_site(undisturbed: Path) -> None:
+    history = read_history(undisturbed)["history"]
+    assert [entry["round"] for entry in history] == [1, 2]
+    assert all(set(entry["sites"]) == set(OPTIONS.sites) and not entry["failed"] for entry in history)
+    assert any("PD" in name for name in history[0]["single"])
+    events = [json.loads(line)["event"] for line in (undisturbed / "log.jsonl").read_text().splitlines()]
+    assert events.count("RoundDone") == 2
+    assert events[-1] == "Finished"
+    text = (undisturbed / "metrics.prom").read_text()
+    assert 'multiseg_federation_round{experiment="small"} 2' in text
+    assert 'multiseg_federation_site_present{experiment="small",site="birch"} 1' in text
+    assert len((undisturbed / "rounds.csv").read_text().splitlines()) == 1 + 2 * 3
+
+
+def test_sites_keep_the_best_model(undisturbed: Path) -> None:
+    best = read_info(undisturbed / "model.safetensors").step
+    for site in OPTIONS.sites:
+        held = undisturbed / "sites" / site / "experiments" / "small" / "model.safetensors"
+        assert read_info(held).step == best
+        assert load_model(held).info.axis == load_model(undisturbed).info.axis
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
+    undisturbed: Path, site_stores: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import contextmanager
+
+    from multiseg.federation import simulation
+
+    steps = []
+
+    @contextmanager
+    def stops_in_the_second_round():
+        yield lambda: len(steps) == 2 * 3 + 3  # a step of birch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(simulation, "stop_on_signals", stops_in_the_second_round)
+        result = simulate(OPTIONS, site_stores, tmp_path, on_step=lambda site, e: steps.append(site), machine=CPU)
+    assert (result.finished, result.round) == (False, 1)
+    assert steps[-1] == "birch"
+    again = []
+    result = simulate(OPTIONS, site_stores, tmp_path, on_step=lambda site, e: again.append(site), machine=CPU)
+    assert result.finished
+    assert again == ["birch", "birch", "dogwood", "dogwood"]  # alder's answer was there
+    for name in ("last.safetensors", "model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_a_finished_run_is_not_run_again(undisturbed: Path, site_stores: dict[str, str]) -> None:
+    events: list[Event] = []
+    result = simulate(OPTIONS, site_stores, undisturbed, events.append, machine=CPU)
+    assert result.finished
+    assert not [event for event in events if isinstance(event, RoundDone | Finished)]
+
+
+def test_each_sites_model_is_tested_at_every_site(site_stores: dict[str, str], tmp_path: Path) -> None:
+    """After one round the mean of the sites' models by their rounded cases is the joint one."""
+    options = replace(OPTIONS, schedule=replace(OPTIONS.schedule, rounds=1, cross_site=True))
+    result = simulate(options, site_stores, tmp_path, machine=CPU)
+    cross = result.final["cross"]
+    assert {whose: set(scores) for whose, scores in cross.items()} == {
+        name: set(OPTIONS.sites) for name in OPTIONS.sites
+    }
+    assert all(0 <= scores["birch"]["birch"] <= 1 for scores in cross.values())
+    weights = {site: told["num_cases"] for site, told in result.history[0]["sites"].items()}
+    models = {
+        site: load_weights(tmp_path / f"site-{site}.safetensors")["decoder.0.reduce.weight"] for site in OPTIONS.sites
+    }
+    mean = sum(weights[site] * model for site, model in models.items()) / sum(weights.values())
+    torch.testing.assert_close(mean, load_weights(tmp_path / "last.safetensors")["decoder.0.reduce.weight"])
+    assert not torch.equal(models["alder"], models["birch"])
+    columns, rows, _ = cross_table(result.final)
+    assert columns == ["model of", "at alder", "at birch", "at dogwood"]
+    assert [row[0] for row in rows] == [*OPTIONS.sites, "all (best joint model)"]
+    assert "From site to site" in page(summary(tmp_path))
+
+
+def test_a_sites_model_is_tested_with_what_is_the_testers_own(site_stores: dict[str, str], tmp_path: Path) -> None:
+    options = replace(
+        OPTIONS,
+        local=replace(OPTIONS.local, personal=("decoder*",)),
+        schedule=replace(OPTIONS.schedule, rounds=1, cross_site=True),
+    )
+    cross = simulate(options, site_stores, tmp_path, machine=CPU).final["cross"]
+    assert all(set(scores[site]) == {site} for scores in cross.values() for site in OPTIONS.sites)
+
+
+def test_masks_change_the_sum_by_rounding_only(undisturbed: Path, site_stores: dict[str, str], tmp_path: Path) -> None:
+    """And only what three hospitals share: PD, T1c and T2 stay at home."""
+    one = replace(OPTIONS, schedule=replace(OPTIONS.schedule, rounds=1), fit=replace(OPTIONS.fit, schedule="constant"))
+    simulate(one, site_stores, tmp_path / "plain", machine=CPU)
+    simulate(replace(one, privacy=PrivacyOptions(masked=True)), site_stores, tmp_path / "masked", machine=CPU)
+    plain, masked = (load_file(tmp_path / name / "last.safetensors") for name in ("plain", "masked"))
+    for name in plain:
+        shared = [1, 2] if name == "encoder.0.first.conv.weight" else slice(None)
+        a, b = (state[name][:, shared] if isinstance(shared, list) else state[name] for state in (plain, masked))
+        assert torch.allclose(a.float(), b.float(), atol=1e-6), name
+    first = "encoder.0.first.conv.weight"
+    assert not torch.allclose(plain[first][:, 0], masked[first][:, 0], atol=1e-6)
+    known = {
+        site: read_info(tmp_path / "masked/sites" / site / "experiments/small/model.safetensors")
+        for site in OPTIONS.sites
+    }
+    assert read_info(tmp_path / "masked/model.safetensors").usable(("PD", "FLAIR", "T1", "T1c", "T2")) == (
+        "FLAIR",
+        "T1",
+    )
+    assert known["alder"].usable(("PD", "FLAIR", "T1", "T1c", "T2")) == ("PD", "FLAIR", "T1", "T2")
+    assert known["dogwood"].usable(("PD", "FLAIR", "T1", "T1c", "T2")) == ("FLAIR", "T1")
+
+
+def test_noise_tells_its_epsilon(site_stores: dict[str, str], tmp_path: Path) -> None:
+    events: list[Event] = []
+    noisy = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1, noise=1.0, payload="float16"))
+    simulate(noisy, site_stores, tmp_path, events.append, machine=CPU)
+    told = [event.epsilon for event in events if isinstance(event, RoundDone)]
+    assert 0 < told[0] < told[1] < 20
+
+
+def test_personal_layers_stay_in_step_when_the_server_forgets_a_round(
+    site_stores: dict[str, str], tmp_path: Path
+) -> None:
+    """It is put back to where it was after round 1, while the sites have done two; the third site only looks on."""
+    own = replace(
+        OPTIONS,
+        sites=("alder", "birch"),
+        held_out=("dogwood",),
+        model=replace(OPTIONS.model, norm="batch"),
+        local=LocalOptions(steps=2, personal=("*.norm*",), keep_optimiser=True),
+        privacy=PrivacyOptions(fingerprint=True),
+    )
+    out = tmp_path / "run"
+    before: list[Path] = []
+
+    def keep_a_copy(event: Event) -> None:
+        if isinstance(event, RoundDone) and event.round == 1:
+            before.append(Path(shutil.copytree(out, tmp_path / "before", ignore=shutil.ignore_patterns("sites"))))
+
+    result = simulate(own, site_stores, out, keep_a_copy, machine=CPU)
+    assert set(result.test) == {"alder", "birch", "dogwood"}
+    assert set(json.loads((out / "fingerprint.json").read_text())) == {"alder", "birch"}
+    names = ("last.safetensors", "model.safetensors", "sites/alder/experiments/small/model.safetensors")
+    whole = {name: (out / name).read_bytes() for name in names}
+    shutil.rmtree(out / "tensorboard")
+    for name in ("state.safetensors", "last.safetensors", "model.safetensors", "worst.safetensors"):
+        (out / name).unlink(missing_ok=True)
+    shutil.copytree(before[0], out, dirs_exist_ok=True)
+    assert simulate(own, site_stores, out, machine=CPU).finished
+    assert {name: (out / name).read_bytes() for name in names} == whole
+    go_back(out, own.experiment, 1)
+    steps: list[str] = []
+    assert simulate(own, site_stores, out, on_step=lambda site, event: steps.append(site), machine=CPU).finished
+    assert steps == ["alder", "alder", "birch", "birch"], "stored answers of a round that was forgotten are none"
+    assert {name: (out / name).read_bytes() for name in names} == whole
+    alder, birch = (
+        load_file(out / "sites" / site / "experiments" / "small" / "model.safetensors") for site in own.sites
+    )
+    told_apart = {name for name in alder if not torch.equal(alder[name], birch[name])}
+    assert told_apart
+    assert all("norm" in name for name in told_apart)
+
+
+def test_every_site_needs_a_store(site_stores: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="stores for alder: give"):
+        simulate(OPTIONS, {"alder": site_stores["alder"]}, tmp_path, machine=CPU)
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path / "nowhere.zarr"))):
+        simulate(OPTIONS, {**site_stores, "birch": str(tmp_path / "nowhere.zarr")}, tmp_path, machine=CPU)
