@@ -20,7 +20,7 @@ from multiseg.federation.flower.control import controlling
 from multiseg.federation.identity.enrol import enrol_server, enrol_site
 from multiseg.federation.identity.home import read_home, write_home
 from multiseg.federation.sites.policy import Leaves
-from multiseg.federation.supervise import die_with
+from multiseg.processes import die_with
 
 MULTISEG = (sys.executable, "-m", "multiseg")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}

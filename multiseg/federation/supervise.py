@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import selectors
 import shutil
@@ -18,9 +17,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from multiseg.errors import FederationError
+from multiseg.processes import die_with, has_ended
 
 LOG_BYTES, LOGS_KEPT = 8 * 2**20, 3
 LAST_LINES = 40
@@ -31,9 +30,6 @@ SETTLED_SECONDS = 60.0
 """A child that ran so long starts its count of failures anew."""
 TICK_SECONDS = 0.2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PARENT_DEATH = 1
-"""PR_SET_PDEATHSIG of Linux's prctl."""
-_prctl: Callable[..., Any] | None = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -251,25 +247,6 @@ class _Running:
         if not self.process.stdout.closed:
             self._selector.unregister(self.process.stdout)
             self.process.stdout.close()
-
-
-def has_ended(pid: int) -> bool:
-    """Whether the child ended; it stays to be waited for, so that its number is not given away.
-
-    One that somebody else has waited for, or that the kernel did not keep (SIGCHLD is ignored), has ended, too.
-    """
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
-
-
-def die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent is gone (on Linux)."""
-    if _prctl is not None:
-        _prctl(_PARENT_DEATH, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it went before it was asked
-            os._exit(1)
 
 
 def _log(path: Path, line: str) -> None:

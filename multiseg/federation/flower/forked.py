@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from multiseg.federation.supervise import die_with, has_ended
+from multiseg.processes import die_with, has_ended
 
 LENGTH = 8
 """Bytes that say how long the result is: what is shorter is not whole."""

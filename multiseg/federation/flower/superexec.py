@@ -13,7 +13,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from multiseg.federation.supervise import die_with
+from multiseg.processes import die_with
 
 
 def main(arguments: list[str]) -> None:
