@@ -9,33 +9,23 @@ from pathlib import Path
 from multiseg.errors import SourceError, UsageError
 from multiseg.own import is_own
 from multiseg.store.sources import (
-    atlas,
     bids,
     brats,
-    brats_men_rt,
-    chb2008,
     dicom,
     fastsurfer,
     freesurfer,
     gandlf,
-    isbi2015,
-    isles,
     monai_datalist,
-    mrbrains,
     msd,
-    mslesseg,
-    msseg2,
-    msseg2016,
     multiunet,
     nnunet,
-    open_ms,
     plain,
-    ucsf_pdgm,
-    upenn,
     vsd,
     wmh2017,
 )
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, is_rater
+from multiseg.store.sources.challenge_layout import challenge_layout
+from multiseg.store.sources.challenges import CHALLENGES
 from multiseg.store.sources.folder import Folder, look_into
 from multiseg.store.sources.gathering import gather
 from multiseg.store.sources.layout import Layout
@@ -47,24 +37,12 @@ from multiseg.store.sources.pattern import is_pattern, roles_of
 LAYOUTS: tuple[Layout, ...] = (
     brats.FROM,
     brats.UNTIL,
-    brats_men_rt.LAYOUT,
-    upenn.LAYOUT,
-    ucsf_pdgm.LAYOUT,
+    *map(challenge_layout, CHALLENGES),
     nnunet.LAYOUT,
     msd.LAYOUT,
     vsd.BRATS,
     vsd.SISS,
-    isles.ISLES_2022,
-    atlas.ATLAS,
     wmh2017.WMH_2017,
-    msseg2016.RELEASES,
-    mslesseg.CHALLENGE,
-    isbi2015.CHALLENGE,
-    chb2008.CHALLENGE,
-    mrbrains.OF_2013,
-    mrbrains.OF_2018,
-    open_ms.CROSS_SECTIONAL,
-    msseg2.MSSEG_2,
     bids.BIDS,
     fastsurfer.SUBJECTS,
     freesurfer.SUBJECTS,
