@@ -40,7 +40,7 @@ from multiseg.store.reader import open_store
 from multiseg.store.removal import remove
 from multiseg.store.repairs.repair import repair
 from multiseg.store.sources.manifest import find_manifest
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 
 OPTIONS = IngestOptions((6.0, 6.0, 6.0), workers=Workers(2, "threads"))
 REMOVED = "alder/A002"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from multiseg.store.ingest import IngestReport
     from multiseg.store.intake import IngestOptions
     from multiseg.store.rehearsal import Forecast
-    from multiseg.store.sources.model import DatabaseFiles
+    from multiseg.store.sources.source_types import DatabaseFiles
 
 _WHERE = "The store"
 

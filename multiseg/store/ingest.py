@@ -36,7 +36,7 @@ from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.pseudonyms import with_pseudonyms, without_names
 from multiseg.store.removal import complete_removals
 from multiseg.store.root import existing_root, locked, open_or_create_root
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 from multiseg.store.writer import DatabaseWriter, plan_arrays
 
 OnCase = Callable[[str, str, str], None]

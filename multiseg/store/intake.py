@@ -27,7 +27,7 @@ from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.pseudonyms import Renamed
 from multiseg.store.root import DatabaseInfo, check_agreement, existing_root
 from multiseg.store.rows import digest_of_roles
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 from multiseg.store.split_file import apply_splits
 from multiseg.store.writer import plan_arrays
 

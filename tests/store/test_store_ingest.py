@@ -18,7 +18,7 @@ from multiseg.store.hierarchy import open_root
 from multiseg.store.ingest import IngestReport, ingest
 from multiseg.store.intake import IngestOptions
 from multiseg.store.reader import Database, Store, open_store
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 from multiseg.store.writer import DatabaseWriter
 
 SHAPE = (14, 16, 12)

@@ -11,10 +11,10 @@ from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import is_plain_name
 from multiseg.store.schema import RESERVED
-from multiseg.store.sources.folder import Folder
-from multiseg.store.sources.model import Row
 from multiseg.store.sources.participants import with_numbers
-from multiseg.store.sources.tables import read_table
+from multiseg.store.sources.source_folder import Folder
+from multiseg.store.sources.source_types import Row
+from multiseg.store.sources.text_tables import read_table
 from multiseg.store.split_file import canonical_split
 
 NO_VALUE = "n/a"

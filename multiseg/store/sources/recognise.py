@@ -11,8 +11,7 @@ from multiseg.own import is_own
 from multiseg.store.sources import (
     bids,
     brats,
-    dicom,
-    fastsurfer,
+    dicom_layout,
     freesurfer,
     gandlf,
     monai_datalist,
@@ -26,13 +25,19 @@ from multiseg.store.sources import (
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, is_rater
 from multiseg.store.sources.challenge_layout import challenge_layout
 from multiseg.store.sources.challenges import CHALLENGES
-from multiseg.store.sources.folder import Folder, look_into
 from multiseg.store.sources.gathering import gather
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import SKIP, DatabaseFiles, Found, SourceOptions, without_skipped_labels
 from multiseg.store.sources.own_layout import own_layout
 from multiseg.store.sources.participants import read_participants
 from multiseg.store.sources.pattern import is_pattern, roles_of
+from multiseg.store.sources.source_folder import Folder, look_into
+from multiseg.store.sources.source_types import (
+    SKIP,
+    DatabaseFiles,
+    Found,
+    Layout,
+    SourceOptions,
+    without_skipped_labels,
+)
 
 LAYOUTS: tuple[Layout, ...] = (
     brats.FROM,
@@ -44,12 +49,12 @@ LAYOUTS: tuple[Layout, ...] = (
     vsd.SISS,
     wmh2017.WMH_2017,
     bids.BIDS,
-    fastsurfer.SUBJECTS,
-    freesurfer.SUBJECTS,
+    freesurfer.FASTSURFER_SUBJECTS,
+    freesurfer.FREESURFER_SUBJECTS,
     gandlf.LAYOUT,
     multiunet.LAYOUT,
     monai_datalist.LAYOUT,
-    dicom.DICOM,
+    dicom_layout.DICOM,
     plain.FOLDERS,
 )
 """The more special a layout, the earlier it stands: a folder is what the first one recognises."""
@@ -150,3 +155,22 @@ def _what_is_there(folder: Folder) -> str:
         "(where no name says the sequence: --pattern '{case}/{case}.nii.gz' --modality T1), or which layout it is with "
         "--as."
     )
+
+
+def look_at(source: Path) -> Folder:
+    """A folder with all its files; or, where a CSV or JSON file is named, its folder with that file alone.
+
+    Raises:
+        SourceError: there is no such folder.
+    """
+    if source.suffix.lower() in (".csv", ".json") and source.is_file():
+        return Folder(source.parent, (source.name,))
+    return look_into(source)
+
+
+def is_listing(source: Path) -> bool:
+    """Whether a file lists cases in a way that other programs have, and so is no manifest of ours."""
+    if source.suffix.lower() not in (".csv", ".json") or not source.is_file():
+        return False
+    folder = look_at(source)
+    return any(layout.recognise(folder) for layout in (gandlf.LAYOUT, monai_datalist.LAYOUT))

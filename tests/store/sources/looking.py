@@ -6,9 +6,8 @@ from typing import Any
 
 from multiseg.modalities import in_canonical_order
 from multiseg.store.cases import CaseFiles
-from multiseg.store.sources.listings import look_at
-from multiseg.store.sources.model import DatabaseFiles, SourceOptions
-from multiseg.store.sources.recognise import find_recognised, recognise
+from multiseg.store.sources.recognise import find_recognised, look_at, recognise
+from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
 
 
 @dataclass(frozen=True)

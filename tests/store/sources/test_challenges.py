@@ -7,8 +7,8 @@ import pytest
 from multiseg.errors import SourceError
 from multiseg.store.sources.challenge_layout import Challenge, challenge_layout
 from multiseg.store.sources.challenges import CHALLENGES
-from multiseg.store.sources.folder import Folder
-from multiseg.store.sources.model import Found, SourceOptions
+from multiseg.store.sources.source_folder import Folder
+from multiseg.store.sources.source_types import Found, SourceOptions
 
 EXAMPLE = Challenge(
     name="example",

@@ -8,8 +8,8 @@ from looking import look
 
 from multiseg.errors import LabelError
 from multiseg.labels import LabelSchema
-from multiseg.store.sources.model import SourceOptions
 from multiseg.store.sources.recognise import find_source
+from multiseg.store.sources.source_types import SourceOptions
 
 
 def write_new(head, folder: Path, case: str, *codes: int) -> None:

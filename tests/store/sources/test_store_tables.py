@@ -8,10 +8,10 @@ import pytest
 from multiseg.errors import DataError, SourceError
 from multiseg.store.catalogue import select
 from multiseg.store.sources.manifest import find_manifest
-from multiseg.store.sources.model import SourceOptions
 from multiseg.store.sources.participants import read_participants, with_numbers
 from multiseg.store.sources.recognise import find_source
-from multiseg.store.sources.tables import read_table
+from multiseg.store.sources.source_types import SourceOptions
+from multiseg.store.sources.text_tables import read_table
 from multiseg.store.split_file import read_split_file
 
 
