@@ -38,7 +38,7 @@ from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.repairs.repair import repair
 from multiseg.store.sources.manifest import find_manifest
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 from multiseg.store.upkeep.compaction import compact
 from multiseg.store.upkeep.removal import remove
 

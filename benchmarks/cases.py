@@ -21,8 +21,8 @@ from multiseg.store.ingest.ingest import ingest
 from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
-from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.sources.recognise import find_source
+from multiseg.store.sources.source_types import DatabaseFiles
 
 FOLDER = Path(gettempdir()) / "multiseg-benchmarks"
 PACKERS = ("schema", "encoding", "packing")

@@ -42,7 +42,7 @@ from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.root import existing_root
 from multiseg.store.rows import digest_of_sources
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 from multiseg.training.run_data import changes, data_of
 
 FOLDER = Path(gettempdir()) / "multiseg-benchmarks" / "growth"

@@ -24,8 +24,8 @@ from multiseg.store.ingest.ingest import ingest
 from multiseg.store.ingest.parallel import Workers
 from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.sources.manifest import find_manifest
-from multiseg.store.sources.model import DatabaseFiles, SourceOptions
 from multiseg.store.sources.recognise import find_source
+from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
 
 ROUNDS = 5
 FOLDER = Path(gettempdir()) / "multiseg-benchmarks"

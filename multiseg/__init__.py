@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from multiseg.store.ingest.plan import IngestOptions
     from multiseg.store.reader import open_store
     from multiseg.store.sources.manifest import find_manifest
-    from multiseg.store.sources.model import DatabaseFiles, SourceOptions
     from multiseg.store.sources.pattern import PatternSource, find_database
     from multiseg.store.sources.recognise import find_source
+    from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
     from multiseg.training.fit import FitOptions
     from multiseg.training.optimisers import OptimiserOptions
     from multiseg.training.run import train
@@ -33,7 +33,7 @@ _HOMES = {
     "AugmentOptions": "loaders.augment",
     "Batch": "loaders.batches",
     "CaseFiles": "store.cases",
-    "DatabaseFiles": "store.sources.model",
+    "DatabaseFiles": "store.sources.source_types",
     "DrawOptions": "loaders.draw",
     "EvaluateOptions": "evaluation.evaluate",
     "FitOptions": "training.fit",
@@ -46,7 +46,7 @@ _HOMES = {
     "PatchStream": "loaders.batches",
     "PatternSource": "store.sources.pattern",
     "Share": "loaders.batches",
-    "SourceOptions": "store.sources.model",
+    "SourceOptions": "store.sources.source_types",
     "StartOptions": "training.start",
     "StreamOptions": "loaders.batches",
     "TrackOptions": "training.trackers",

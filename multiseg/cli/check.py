@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from multiseg.store.findings import Finding
     from multiseg.store.ingest.case_reports import CaseReport
     from multiseg.store.ingest.plan import IngestOptions
-    from multiseg.store.sources.model import DatabaseFiles
+    from multiseg.store.sources.source_types import DatabaseFiles
 
 
 def verify_command(

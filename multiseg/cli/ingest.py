@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from multiseg.store.ingest.dry_run import Forecast
     from multiseg.store.ingest.ingest import IngestReport
     from multiseg.store.ingest.plan import IngestOptions
-    from multiseg.store.sources.model import DatabaseFiles
+    from multiseg.store.sources.source_types import DatabaseFiles
 
 _WHERE = "The store"
 

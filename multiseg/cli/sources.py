@@ -15,7 +15,7 @@ from multiseg.errors import UnconfirmedError, UsageError
 
 if TYPE_CHECKING:
     from multiseg.store.ingest.parallel import Workers
-    from multiseg.store.sources.model import DatabaseFiles
+    from multiseg.store.sources.source_types import DatabaseFiles
 
 MAX_SPACING_MM = 20
 SMALL_BYTES = 100_000_000
@@ -140,8 +140,8 @@ def confirmed_databases(source: Path, said: Said, as_json: bool) -> list[Databas
 
 def _databases_of(source: Path, said: Said) -> list[DatabaseFiles]:
     """The databases that a folder, a table or a manifest holds; what a folder was taken for is printed."""
-    from multiseg.store.sources.listings import is_listing
     from multiseg.store.sources.manifest import find_manifest
+    from multiseg.store.sources.recognise import is_listing
 
     if source.suffix in (".toml", ".csv") and not (said.layout or is_listing(source)):
         if said != Said():
@@ -185,9 +185,8 @@ def _by_pattern(source: Path, said: Said) -> DatabaseFiles:
 
 def _by_looking(source: Path, said: Said) -> DatabaseFiles:
     from multiseg.cli.console import messages
-    from multiseg.store.sources.listings import look_at
-    from multiseg.store.sources.model import SourceOptions
-    from multiseg.store.sources.recognise import find_recognised, recognise
+    from multiseg.store.sources.recognise import find_recognised, look_at, recognise
+    from multiseg.store.sources.source_types import SourceOptions
 
     folder = look_at(source)
     seen = recognise(folder, said.layout)

@@ -18,7 +18,7 @@ from multiseg.store.cases import CaseFiles
 from multiseg.store.ingest.ingest import IngestReport, ingest
 from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 
 SMALL, LONG = (14, 12, 12), (300, 12, 12)
 SCHEMAS = {

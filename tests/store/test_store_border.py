@@ -26,7 +26,7 @@ from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.reader import open_store
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 
 SHAPE, AFFINE = (20, 22, 18), np.diag([8.0, 8.0, 8.0, 1.0])
 OPTIONS = IngestOptions(spacing_mm=(8.0, 8.0, 8.0))

@@ -12,7 +12,7 @@ from multiseg.store.cases import CaseFiles
 from multiseg.store.ingest.ingest import IngestReport, ingest
 from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SHAPE = (14, 16, 12)

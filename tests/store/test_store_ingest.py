@@ -19,7 +19,7 @@ from multiseg.store.ingest.ingest import IngestReport, ingest
 from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.ingest.writer import DatabaseWriter
 from multiseg.store.reader import Database, Store, open_store
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 
 SHAPE = (14, 16, 12)
 OPTIONS = IngestOptions(spacing_mm=(2.0, 2.0, 2.0))

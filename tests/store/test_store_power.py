@@ -14,7 +14,7 @@ from multiseg.store.ingest.ingest import ingest
 from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 
 SPACING_MM = (5.0, 5.0, 5.0)
 DISKS = {"keeps names": 0.0, "loses names": 1.0, "loses some names": 0.5}

@@ -24,7 +24,7 @@ from multiseg.store.ingest.ingest import IngestReport, ingest
 from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.ingest.pseudonyms import _Words, read_book
 from multiseg.store.reader import open_store
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 
 SHAPE, AFFINE = (20, 22, 18), np.diag([8.0, 8.0, 8.0, 1.0])
 REAL = ("SMITH", "JONES", "20200131", "20210228")

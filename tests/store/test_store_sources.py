@@ -7,8 +7,8 @@ import pytest
 from multiseg.errors import LabelError, SourceError, UsageError
 from multiseg.store.findings import Severity
 from multiseg.store.sources.manifest import find_manifest
-from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.sources.pattern import PatternSource, compile_pattern, find_database, read_participants
+from multiseg.store.sources.source_types import DatabaseFiles
 
 
 def folder(root: Path, *names: str) -> Path:

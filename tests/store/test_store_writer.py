@@ -16,7 +16,7 @@ from multiseg.store.durable import DurableStore
 from multiseg.store.ingest.ingest import IngestReport, ingest
 from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 
 SHAPE = (12, 12, 12)
 

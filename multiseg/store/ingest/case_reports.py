@@ -16,7 +16,7 @@ from multiseg.labels import LabelSchema
 from multiseg.store.cases import CaseFiles, LabelFile, Series, paths_of
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.preparation.prepare import PreparedCase
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from multiseg.store.ingest.pseudonyms import with_pseudonyms
 from multiseg.store.preparation.landmarks import learn_landmarks
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 
 FEW_CASES = 3
 """From so many a standard scale is learnt where nothing is kept of it."""

@@ -36,7 +36,7 @@ from multiseg.store.ingest.writer import DatabaseWriter, plan_arrays
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.root import existing_root, locked, open_or_create_root
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 from multiseg.store.upkeep.removal import complete_removals
 
 OnCase = Callable[[str, str, str], None]

@@ -29,7 +29,7 @@ from multiseg.store.preparation.landmarks import learn_landmarks
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.root import DatabaseInfo, check_agreement, existing_root
 from multiseg.store.rows import digest_of_roles
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles
 
 DEFAULT_SPLIT = {"train": 0.7, "val": 0.1, "test": 0.2}
 

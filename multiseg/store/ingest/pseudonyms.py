@@ -25,7 +25,7 @@ from multiseg.store.cases import CaseFiles, paths_of
 from multiseg.store.findings import Finding
 from multiseg.store.hierarchy import is_remote, local_path
 from multiseg.store.ingest.encoding import EncodedCase
-from multiseg.store.sources.model import REAL_NAMES, DatabaseFiles
+from multiseg.store.sources.source_types import REAL_NAMES, DatabaseFiles
 
 VERSION = 1
 KEY_BYTES = 32

@@ -11,7 +11,7 @@ from typing import Any
 from multiseg.errors import UsageError
 from multiseg.faults import check_machine
 from multiseg.store.cases import CaseFiles
-from multiseg.store.sources.tables import read_table
+from multiseg.store.sources.text_tables import read_table
 
 SPELLINGS = {
     "train": ("train", "training", "tr"),

@@ -9,6 +9,7 @@ from multiseg.atlases import schema_of
 from multiseg.errors import UsageError
 from multiseg.labels import LabelSchema
 from multiseg.store.cases import Channel, LabelFile, Majority
+from multiseg.store.sources.source_types import SourceOptions
 
 DEFAULT_ANNOTATION = "lesion"
 
@@ -29,6 +30,20 @@ def schema_for(annotation: str, codes: str) -> LabelSchema:
 def is_rater(annotation: str) -> bool:
     """Whether an annotation is one of several people's answers to the same question."""
     return annotation.startswith("rater")
+
+
+def only_annotation(options: SourceOptions, default: str) -> str:
+    """The name of the annotation of a layout with one label a case: that of the user's codes, else the layout's own.
+
+    Raises:
+        UsageError: codes are given for several.
+    """
+    if len(options.codes) > 1:
+        raise UsageError(
+            f"--labels gives codes of {', '.join(options.codes)}, but this layout has one label a case. "
+            "Give the codes of one."
+        )
+    return next(iter(options.codes), default)
 
 
 def choose_raters(

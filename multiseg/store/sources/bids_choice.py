@@ -12,9 +12,9 @@ import numpy as np
 from multiseg.modalities import canonical_modality
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.bids_names import BidsFile, Kind, named_by, reading_of, unnamed_spelling
-from multiseg.store.sources.folder import Folder, listed
-from multiseg.store.sources.headers import box_mm
-from multiseg.store.sources.model import SKIP, SourceOptions
+from multiseg.store.sources.file_contents import box_mm
+from multiseg.store.sources.source_folder import Folder, listed
+from multiseg.store.sources.source_types import SKIP, SourceOptions
 
 SAME_BOX_MM = 0.5
 

@@ -11,9 +11,9 @@ from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, is_rater, schema_for
 from multiseg.store.sources.bids_choice import Choice
 from multiseg.store.sources.bids_names import BidsFile, mask_name
-from multiseg.store.sources.folder import Folder
-from multiseg.store.sources.model import SKIP, SourceOptions
-from multiseg.store.sources.tables import read_table
+from multiseg.store.sources.source_folder import Folder
+from multiseg.store.sources.source_types import SKIP, SourceOptions
+from multiseg.store.sources.text_tables import read_table
 
 LESION = "1=lesion:lesion"
 STANDARD_SEGMENTATION = (

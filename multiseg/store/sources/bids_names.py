@@ -15,7 +15,7 @@ from typing import Literal
 from multiseg.modalities import canonical_modality
 from multiseg.sequence_reading import MIN_B, Reading, b_values_in, contrast_in, kinds_in, read_role, sequences_in
 from multiseg.sequence_words import words_in
-from multiseg.store.sources.folder import SUFFIX, Folder
+from multiseg.store.sources.source_folder import SUFFIX, Folder
 
 Kind = Literal["image", "lesion mask", "brain mask", "segmentation", "other mask", "not used"]
 

@@ -12,10 +12,10 @@ from multiseg.store.findings import Finding, Severity
 from multiseg.store.hierarchy import is_plain_name
 from multiseg.store.ingest.split_file import canonical_split
 from multiseg.store.schema import RESERVED
-from multiseg.store.sources.folder import Folder
-from multiseg.store.sources.model import Row
 from multiseg.store.sources.participants import with_numbers
-from multiseg.store.sources.tables import read_table
+from multiseg.store.sources.source_folder import Folder
+from multiseg.store.sources.source_types import Row
+from multiseg.store.sources.text_tables import read_table
 
 NO_VALUE = "n/a"
 """How the standard writes that a value is not known."""

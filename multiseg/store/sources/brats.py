@@ -20,10 +20,9 @@ from multiseg.store.cases import paths_of
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.brats_codes import ANNOTATION, UNTIL_2021, convention, convention_of_old, of_mixed_names
-from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import Found, Role, SourceOptions, unused_volumes
-from multiseg.store.sources.peek import codes_in_each
+from multiseg.store.sources.file_contents import codes_in_each
+from multiseg.store.sources.source_folder import SUFFIX, Folder
+from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions, unused_volumes
 
 PATHOLOGIES = {
     "GLI": "glioma",

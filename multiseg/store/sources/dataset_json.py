@@ -11,9 +11,9 @@ from typing import Any
 from multiseg.errors import LabelError, SourceError
 from multiseg.labels import BACKGROUND, LabelSchema, Structure, kind_of_structure
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.folder import SUFFIX, Folder, listed
-from multiseg.store.sources.model import SourceOptions
-from multiseg.store.sources.one_annotation import only_annotation
+from multiseg.store.sources.annotations import only_annotation
+from multiseg.store.sources.source_folder import SUFFIX, Folder, listed
+from multiseg.store.sources.source_types import SourceOptions
 
 NAME = "dataset.json"
 

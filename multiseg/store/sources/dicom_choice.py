@@ -10,9 +10,9 @@ from pathlib import Path
 from multiseg.errors import UnconfirmedError, UsageError
 from multiseg.modalities import canonical_modality
 from multiseg.store.sources.dicom_scans import Scan
-from multiseg.store.sources.folder import listed
-from multiseg.store.sources.model import SKIP, SourceOptions
 from multiseg.store.sources.sequence import guess_sequence
+from multiseg.store.sources.source_folder import listed
+from multiseg.store.sources.source_types import SKIP, SourceOptions
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from multiseg.store.sources.dicom_scans import (
     number_in,
     scans_of,
 )
-from multiseg.store.sources.model import Row
+from multiseg.store.sources.source_types import Row
 
 YEARS_OF = {"Y": 1.0, "M": 1 / 12, "W": 1 / 52.18, "D": 1 / 365.25}
 

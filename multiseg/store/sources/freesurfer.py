@@ -1,7 +1,10 @@
-"""FreeSurfer's subjects: SUBJECT/mri/{T1,brainmask,aseg}.mgz, or these files in one folder a subject.
+"""Subjects of FreeSurfer and FastSurfer: SUBJECT/mri/{T1,brainmask,aseg}.mgz, or these files in one folder a subject.
 
 https://surfer.nmr.mgh.harvard.edu/fswiki/ReconAllOutputFiles - recon-all's T1 is conformed (256^3, 1 mm) and even in
 brightness; `orig` is the same scan before that, so it is not a second sequence.
+
+https://github.com/Deep-MI/FastSurfer - without its surface stage there is no T1.mgz and no aseg.mgz, but
+aparc.DKTatlas+aseg.deep.mgz in FreeSurfer's codes, and mask.mgz.
 """
 
 from __future__ import annotations
@@ -13,9 +16,8 @@ from dataclasses import dataclass
 
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
-from multiseg.store.sources.folder import Folder
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import Found, Role, SourceOptions
+from multiseg.store.sources.source_folder import Folder
+from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions
 
 ANNOTATION = "tissue"
 AVERAGES = re.compile(r"fsaverage.*|cvs_avg.*|[lr]h\.EC_average|V1_average")
@@ -45,11 +47,16 @@ FREESURFER = Tool(
     tissue=("aseg", "aparc+aseg", "aparc_aseg"),
     mask=("brainmask", "brain", "T1_brain"),
 )
+FASTSURFER = Tool(
+    t1=("T1", "orig"),
+    tissue=("aparc.DKTatlas+aseg.deep", "aparc.DKTatlas+aseg.deep.withCC"),
+    mask=("mask", "brainmask"),
+)
 
 
-def _recognise(folder: Folder) -> str:
-    subjects = subjects_in(folder)
-    if any(is_fastsurfer(files) for files in subjects.values()):
+def _recognise_freesurfer(folder: Folder) -> str:
+    subjects = _subjects_in(folder)
+    if any(_is_fastsurfer(files) for files in subjects.values()):
         return ""
     whole = [name for name, files in subjects.items() if _has(files, FREESURFER) and not AVERAGES.fullmatch(name)]
     if not whole:
@@ -61,18 +68,27 @@ def _has(files: Files, tool: Tool) -> bool:
     return bool(_first(files, (*tool.t1, "orig")) and _first(files, tool.tissue))
 
 
-def is_fastsurfer(files: Files) -> bool:
+def _is_fastsurfer(files: Files) -> bool:
     """Whether a subject's segmentation is by FastSurfer's network."""
     return any(stem.startswith("aparc.DKTatlas+aseg.deep") for stem in files)
 
 
-def _find(folder: Folder, options: SourceOptions) -> Found:
-    return find_subjects(folder, options, FREESURFER, "FreeSurfer")
+def _recognise_fastsurfer(folder: Folder) -> str:
+    names = [name for name, files in _subjects_in(folder).items() if _is_fastsurfer(files)]
+    return f"{len(names)} subjects such as {names[0]}, with {FASTSURFER.tissue[0]}.mgz" if names else ""
 
 
-def find_subjects(folder: Folder, options: SourceOptions, tool: Tool, source: str) -> Found:
+def _find_freesurfer(folder: Folder, options: SourceOptions) -> Found:
+    return _find(folder, options, FREESURFER, "FreeSurfer")
+
+
+def _find_fastsurfer(folder: Folder, options: SourceOptions) -> Found:
+    return _find(folder, options, FASTSURFER, "FastSurfer")
+
+
+def _find(folder: Folder, options: SourceOptions, tool: Tool, source: str) -> Found:
     """Every subject's T1, T2 and FLAIR, brain mask and segmentation, as seven tissues."""
-    subjects, people, skipped = _people(subjects_in(folder))
+    subjects, people, skipped = _people(_subjects_in(folder))
     roles, findings = [], _skipped_notes(folder, skipped, options)
     for name, files in subjects.items():
         roles += _roles(folder, name, files, tool, people[name], options)
@@ -91,7 +107,7 @@ def find_subjects(folder: Folder, options: SourceOptions, tool: Tool, source: st
     )
 
 
-def subjects_in(folder: Folder) -> dict[str, Files]:
+def _subjects_in(folder: Folder) -> dict[str, Files]:
     """The .mgz files of every subject that has any; two of one name are told apart by the folders above."""
     by_path: dict[str, dict[str, str]] = {}
     for match in folder.fitting(_IN_MRI) or folder.fitting(_FLAT):
@@ -181,4 +197,5 @@ def _unused(folder: Folder, roles: Sequence[Role], subjects: Mapping[str, Files]
     return sorted(left, key=lambda file: "aseg" not in file)
 
 
-SUBJECTS = Layout("freesurfer", "FreeSurfer's subjects", _recognise, _find)
+FREESURFER_SUBJECTS = Layout("freesurfer", "FreeSurfer's subjects", _recognise_freesurfer, _find_freesurfer)
+FASTSURFER_SUBJECTS = Layout("fastsurfer", "FastSurfer's subjects", _recognise_fastsurfer, _find_fastsurfer)

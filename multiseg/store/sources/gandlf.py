@@ -13,14 +13,12 @@ from pathlib import Path
 
 from multiseg.errors import SourceError, UsageError
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.annotations import schema_for
-from multiseg.store.sources.folder import Folder, listed
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import Found, Role, SourceOptions
+from multiseg.store.sources.annotations import only_annotation, schema_for
 from multiseg.store.sources.named_channels import spellings
-from multiseg.store.sources.one_annotation import only_annotation
 from multiseg.store.sources.participants import with_numbers
-from multiseg.store.sources.tables import read_table
+from multiseg.store.sources.source_folder import Folder, listed
+from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions
+from multiseg.store.sources.text_tables import read_table
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from multiseg.store.cases import CaseFiles, LabelFile, ScanFile, paths_of
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.ingest.split_file import split_of
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, choose_raters, is_rater, schema_for
-from multiseg.store.sources.folder import listed
 from multiseg.store.sources.images import Images, check_spellings, choose_images, read_images
 from multiseg.store.sources.masks import given_to_visits
-from multiseg.store.sources.model import SKIP, DatabaseFiles, Found, Role, Row, SourceOptions
+from multiseg.store.sources.source_folder import listed
+from multiseg.store.sources.source_types import SKIP, DatabaseFiles, Found, Role, Row, SourceOptions
 
 
 def gather(found: Found, options: SourceOptions) -> DatabaseFiles:

@@ -17,8 +17,8 @@ from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.sequence_reading import read_role
 from multiseg.store.cases import LabelFile, ScanFile, Series
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.folder import listed
-from multiseg.store.sources.model import SKIP, Found, Role, SourceOptions
+from multiseg.store.sources.source_folder import listed
+from multiseg.store.sources.source_types import SKIP, Found, Role, SourceOptions
 
 Shown = Callable[[LabelFile], str]
 """A file's name for a message."""

@@ -15,11 +15,11 @@ from multiseg.store.cases import CaseFiles
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.ingest.split_file import split_of
 from multiseg.store.sources.annotations import schema_for
-from multiseg.store.sources.folder import is_volume
-from multiseg.store.sources.model import DatabaseFiles
 from multiseg.store.sources.participants import with_numbers
 from multiseg.store.sources.pattern import PatternSource, find_database
-from multiseg.store.sources.tables import read_table
+from multiseg.store.sources.source_folder import is_volume
+from multiseg.store.sources.source_types import DatabaseFiles
+from multiseg.store.sources.text_tables import read_table
 
 CASE_COLUMNS = ("database", "pathology", "case", "subject", "session", "site", "split", "brain_mask")
 

@@ -18,13 +18,11 @@ from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources import dataset_json
-from multiseg.store.sources.annotations import schema_for
-from multiseg.store.sources.folder import SUFFIX, Folder, listed
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import Found, Role, Row, SourceOptions
+from multiseg.store.sources.annotations import only_annotation, schema_for
 from multiseg.store.sources.named_channels import spellings
-from multiseg.store.sources.one_annotation import only_annotation
 from multiseg.store.sources.participants import with_numbers
+from multiseg.store.sources.source_folder import SUFFIX, Folder, listed
+from multiseg.store.sources.source_types import Found, Layout, Role, Row, SourceOptions
 from multiseg.store.sources.stacks import num_volumes, other_sizes, stack_roles
 
 SPLITS = {"training": "", "validation": "val", "val": "val", "testing": "test", "test": "test"}

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from multiseg.errors import SourceError
 from multiseg.store.sources import dataset_json
-from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import Found, Role, SourceOptions, unused_volumes
+from multiseg.store.sources.source_folder import SUFFIX, Folder
+from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions, unused_volumes
 from multiseg.store.sources.stacks import other_sizes, stack_roles
 
 

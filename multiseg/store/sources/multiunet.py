@@ -11,11 +11,9 @@ from pathlib import Path
 
 from multiseg.errors import SourceError, UsageError
 from multiseg.store.findings import Finding
-from multiseg.store.sources.annotations import schema_for
-from multiseg.store.sources.folder import SUFFIX, Folder, listed
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import Found, Role, SourceOptions, unused_volumes
-from multiseg.store.sources.one_annotation import only_annotation
+from multiseg.store.sources.annotations import only_annotation, schema_for
+from multiseg.store.sources.source_folder import SUFFIX, Folder, listed
+from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions, unused_volumes
 from multiseg.store.sources.stacks import num_volumes, other_sizes, stack_roles
 
 

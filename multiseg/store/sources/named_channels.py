@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 
 from multiseg.errors import UsageError
 from multiseg.modalities import modality_of_file_name
-from multiseg.store.sources.folder import listed
-from multiseg.store.sources.model import SourceOptions
+from multiseg.store.sources.source_folder import listed
+from multiseg.store.sources.source_types import SourceOptions
 
 
 def spellings(channels: Mapping[str, Sequence[str]], options: SourceOptions, where: str) -> dict[str, str]:

@@ -15,9 +15,8 @@ from typing import Any
 from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources import dataset_json
-from multiseg.store.sources.folder import SUFFIX, Folder, is_volume
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import SKIP, Found, Role, SourceOptions, unused_volumes
+from multiseg.store.sources.source_folder import SUFFIX, Folder, is_volume
+from multiseg.store.sources.source_types import SKIP, Found, Layout, Role, SourceOptions, unused_volumes
 
 
 def _is_version_2(home: Folder) -> bool:

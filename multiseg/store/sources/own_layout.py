@@ -10,9 +10,8 @@ from typing import TypeAlias
 
 from multiseg.errors import SourceError, UsageError
 from multiseg.own import blamed, check_takes, imported
-from multiseg.store.sources.folder import Folder
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import DatabaseFiles, SourceOptions
+from multiseg.store.sources.source_folder import Folder
+from multiseg.store.sources.source_types import DatabaseFiles, Layout, SourceOptions
 
 OwnSource: TypeAlias = Callable[[Path, SourceOptions], DatabaseFiles]
 SIGNATURE = "(root, options)"

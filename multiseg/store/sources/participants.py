@@ -14,9 +14,9 @@ from pathlib import Path
 
 from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.folder import listed
-from multiseg.store.sources.model import Row
-from multiseg.store.sources.tables import read_table
+from multiseg.store.sources.source_folder import listed
+from multiseg.store.sources.source_types import Row
+from multiseg.store.sources.text_tables import read_table
 
 TEXTS = ("subject", "session", "site", "split")
 """Columns that stay text: a site may be called "1"."""

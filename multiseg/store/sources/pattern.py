@@ -12,10 +12,10 @@ from multiseg.errors import SourceError, UsageError
 from multiseg.modalities import canonical_modality
 from multiseg.store.formats.pair import is_header, other_half
 from multiseg.store.sources.annotations import schema_for
-from multiseg.store.sources.folder import Folder, look_into
 from multiseg.store.sources.gathering import gather
-from multiseg.store.sources.model import DatabaseFiles, Found, Role, SourceOptions
 from multiseg.store.sources.participants import read_participants
+from multiseg.store.sources.source_folder import Folder, look_into
+from multiseg.store.sources.source_types import DatabaseFiles, Found, Role, SourceOptions
 
 FIELDS = ("case", "subject", "session", "site", "modality")
 

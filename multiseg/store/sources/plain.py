@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources.file_contents import codes_in
 from multiseg.store.sources.file_words import Meaning, What, meaning_of, words_of
-from multiseg.store.sources.folder import Folder, listed
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import Found, Role, SourceOptions, without_skipped_labels
-from multiseg.store.sources.peek import codes_in
 from multiseg.store.sources.plain_cases import Volume, beside_visits, volumes_in
 from multiseg.store.sources.plain_labels import one_label_each, schemas_of
+from multiseg.store.sources.source_folder import Folder, listed
+from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions, without_skipped_labels
 
 
 def _recognise(folder: Folder) -> str:

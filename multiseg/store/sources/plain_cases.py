@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from multiseg.modalities import canonical_modality
 from multiseg.store.sources.file_words import What, is_known, meaning_of, split_name
-from multiseg.store.sources.folder import Folder
+from multiseg.store.sources.source_folder import Folder
 
 _VISIT = re.compile(
     r"(?:ses|session|visit|time|timepoint|tp|scan|exam)[-_]?\w*|t\d+|m\d+|baseline|follow-?up\w*|\d{8}", re.I

@@ -16,11 +16,11 @@ from multiseg.errors import LabelError
 from multiseg.labels import LabelSchema
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import is_rater, schema_for
+from multiseg.store.sources.file_contents import Contents, look_into_label
 from multiseg.store.sources.file_words import words_of
-from multiseg.store.sources.folder import Folder, listed
-from multiseg.store.sources.model import SKIP, Role, SourceOptions
-from multiseg.store.sources.peek import Contents, look_into_label
 from multiseg.store.sources.plain_cases import Volume
+from multiseg.store.sources.source_folder import Folder, listed
+from multiseg.store.sources.source_types import SKIP, Role, SourceOptions
 
 PARCELLATION = 30
 """A label of more codes than this is a parcellation, which its codes alone may name."""

@@ -9,69 +9,52 @@ from pathlib import Path
 from multiseg.errors import SourceError, UsageError
 from multiseg.own import is_own
 from multiseg.store.sources import (
-    atlas,
     bids,
     brats,
-    brats_men_rt,
-    chb2008,
-    dicom,
-    fastsurfer,
+    dicom_layout,
     freesurfer,
     gandlf,
-    isbi2015,
-    isles,
     monai_datalist,
-    mrbrains,
     msd,
-    mslesseg,
-    msseg2,
-    msseg2016,
     multiunet,
     nnunet,
-    open_ms,
     plain,
-    ucsf_pdgm,
-    upenn,
     vsd,
     wmh2017,
 )
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, is_rater
-from multiseg.store.sources.folder import Folder, look_into
+from multiseg.store.sources.challenge_layout import challenge_layout
+from multiseg.store.sources.challenges import CHALLENGES
 from multiseg.store.sources.gathering import gather
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import SKIP, DatabaseFiles, Found, SourceOptions, without_skipped_labels
 from multiseg.store.sources.own_layout import own_layout
 from multiseg.store.sources.participants import read_participants
 from multiseg.store.sources.pattern import is_pattern, roles_of
+from multiseg.store.sources.source_folder import Folder, look_into
+from multiseg.store.sources.source_types import (
+    SKIP,
+    DatabaseFiles,
+    Found,
+    Layout,
+    SourceOptions,
+    without_skipped_labels,
+)
 
 LAYOUTS: tuple[Layout, ...] = (
     brats.FROM,
     brats.UNTIL,
-    brats_men_rt.LAYOUT,
-    upenn.LAYOUT,
-    ucsf_pdgm.LAYOUT,
+    *map(challenge_layout, CHALLENGES),
     nnunet.LAYOUT,
     msd.LAYOUT,
     vsd.BRATS,
     vsd.SISS,
-    isles.ISLES_2022,
-    atlas.ATLAS,
     wmh2017.WMH_2017,
-    msseg2016.RELEASES,
-    mslesseg.CHALLENGE,
-    isbi2015.CHALLENGE,
-    chb2008.CHALLENGE,
-    mrbrains.OF_2013,
-    mrbrains.OF_2018,
-    open_ms.CROSS_SECTIONAL,
-    msseg2.MSSEG_2,
     bids.BIDS,
-    fastsurfer.SUBJECTS,
-    freesurfer.SUBJECTS,
+    freesurfer.FASTSURFER_SUBJECTS,
+    freesurfer.FREESURFER_SUBJECTS,
     gandlf.LAYOUT,
     multiunet.LAYOUT,
     monai_datalist.LAYOUT,
-    dicom.DICOM,
+    dicom_layout.DICOM,
     plain.FOLDERS,
 )
 """The more special a layout, the earlier it stands: a folder is what the first one recognises."""
@@ -172,3 +155,22 @@ def _what_is_there(folder: Folder) -> str:
         "(where no name says the sequence: --pattern '{case}/{case}.nii.gz' --modality T1), or which layout it is with "
         "--as."
     )
+
+
+def look_at(source: Path) -> Folder:
+    """A folder with all its files; or, where a CSV or JSON file is named, its folder with that file alone.
+
+    Raises:
+        SourceError: there is no such folder.
+    """
+    if source.suffix.lower() in (".csv", ".json") and source.is_file():
+        return Folder(source.parent, (source.name,))
+    return look_into(source)
+
+
+def is_listing(source: Path) -> bool:
+    """Whether a file lists cases in a way that other programs have, and so is no manifest of ours."""
+    if source.suffix.lower() not in (".csv", ".json") or not source.is_file():
+        return False
+    folder = look_at(source)
+    return any(layout.recognise(folder) for layout in (gandlf.LAYOUT, monai_datalist.LAYOUT))

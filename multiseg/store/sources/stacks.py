@@ -14,7 +14,7 @@ from nibabel.wrapstruct import WrapStructError
 from multiseg.faults import check_machine
 from multiseg.store.cases import Channel
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.model import Role
+from multiseg.store.sources.source_types import Role
 
 
 def num_volumes(path: Path) -> int | None:

@@ -12,10 +12,8 @@ from pathlib import PurePosixPath
 
 from multiseg.errors import SourceError
 from multiseg.store.sources.annotations import schema_for
-from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import Found, Role, SourceOptions, unused_volumes
-from multiseg.store.sources.parts import is_test_part
+from multiseg.store.sources.source_folder import SUFFIX, Folder, is_test_part
+from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions, unused_volumes
 
 TUMOUR = "1=necrosis,2=oedema,3=non-enhancing,4=enhancing"
 _FILE = re.compile(

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
-from multiseg.store.sources.folder import SUFFIX, Folder
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import Found, Role, SourceOptions, unused_volumes
-from multiseg.store.sources.parts import is_test_part
+from multiseg.store.sources.source_folder import SUFFIX, Folder, is_test_part
+from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions, unused_volumes
 
 ANNOTATION = "lesion"
 CODES = "1=WMH,2=ignore"

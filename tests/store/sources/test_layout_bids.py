@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from looking import look
 
+from multiseg.errors import SourceError
 from multiseg.store.sources.bids_names import bids_file, named_by, sequence_of, unnamed_spelling
 
 CONTRAST = "ce-gadolinium_T1w"
@@ -56,33 +58,32 @@ def test_raw_and_derivatives(root: Path, ingested: Callable) -> None:
     assert "doi:10.1/x" in database.attributes["source"]
 
 
-def test_other_participants(root: Path, ingested: Callable) -> None:
+def test_other_participants(root: Path) -> None:
     (root / "mine.csv").write_text("who,grade\nsub-01,2\nsub-02,4\n")
-    done = ingested(root, "--participants", "mine.csv")
-    assert dict(done.store["clinic"].cases[0].participant) == {"grade": 2.0}
+    found = look(root, participants="mine.csv")
+    assert dict(found.cases["sub-01"].participant) == {"grade": 2.0}
 
 
-def test_columns_that_the_store_has_already(root: Path, ingested: Callable) -> None:
+def test_columns_that_the_store_has_already(root: Path) -> None:
     (root / "participants.tsv").write_text("participant_id\tstatus\tage\tsplit\nsub-01\tx\t3\tA\nsub-02\ty\t4\tB\n")
-    done = ingested(root)
-    assert done.code == 0
-    assert dict(done.store["clinic"].cases[0].participant) == {"age": 3.0}
-    assert "the columns split, status are left out" in str(done.report)
+    found = look(root)
+    assert (len(found.cases), found.errors) == (3, [])
+    assert dict(found.cases["sub-01"].participant) == {"age": 3.0}
+    assert "the columns split, status are left out" in found.messages("PARTICIPANTS")[0]
 
 
-def test_a_person_in_two_rows(root: Path, ingested: Callable) -> None:
+def test_a_person_in_two_rows(root: Path) -> None:
     (root / "participants.tsv").write_text("participant_id\tage\nsub-01\t3\nsub-01\t4\nsub-02\t4\n")
-    done = ingested(root)
-    assert (done.code, done.codes("warning").count("PARTICIPANTS")) == (0, 1)
-    assert "age" not in done.store["clinic"].cases[0].participant
+    found = look(root)
+    assert (found.errors, found.codes("warning").count("PARTICIPANTS")) == ([], 1)
+    assert "age" not in found.cases["sub-01"].participant
 
 
-def test_rows_by_session(root: Path, ingested: Callable) -> None:
+def test_rows_by_session(root: Path) -> None:
     (root / "participants.tsv").write_text(
         "participant_id\tsession_id\tage\nsub-01\tn/a\t3\nsub-02\tses-1\t4\nsub-02\tses-2\t5\n"
     )
-    done = ingested(root)
-    assert [case.participant["age"] for case in done.store["clinic"].cases] == [3.0, 4.0, 5.0]
+    assert [case.participant["age"] for case in look(root).files.cases] == [3.0, 4.0, 5.0]
 
 
 @pytest.mark.parametrize(
@@ -99,56 +100,52 @@ def test_rows_by_session(root: Path, ingested: Callable) -> None:
         ("msk", "derivatives"),
     ],
 )
-def test_spellings_of_lesion_masks(head, tmp_path: Path, ingested: Callable, spelling: str, above: str) -> None:
+def test_spellings_of_lesion_masks(head, tmp_path: Path, spelling: str, above: str) -> None:
     root = tmp_path / "bids"
     save(head, root, "sub-a_T2w")
     save(head, root, f"sub-a_{spelling}", head.codes(1), above)
-    done = ingested(root)
-    assert done.code == 0, done.said
-    assert done.store["bids"].cases[0].foreground_count.tolist() == [[8]]
-    assert list(done.store["bids"].schemas) == ["lesion"]
+    found = look(root)
+    assert found.errors == []
+    assert found.names("sub-a") == {"T2": "sub-a_T2w.nii.gz", "label:lesion": f"sub-a_{spelling}.nii.gz"}
+    assert found.schemas == {"lesion": ("lesion",)}
 
 
 @pytest.mark.parametrize("name", ["label-lesion_desc-rater{}_seg", "lesion-manual-rater{}"])
-def test_raters(head, root: Path, ingested: Callable, name: str) -> None:
+def test_raters(head, root: Path, name: str) -> None:
     for rater in (1, 2):
         save(head, root, f"sub-01_{name.format(rater)}", head.codes(1), "derivatives/manual")
-    assert list(ingested(root).store["clinic"].schemas) == ["lesion"]
-    done = ingested(root, "--raters", "all")
-    database = done.store["clinic"]
-    assert list(database.schemas) == ["lesion", "rater1", "rater2"]
-    assert database["sub-01"].annotated.tolist() == [True, True, True]
-    assert database.schemas["rater2"].names == ("lesion",)
-    assert "SEVERAL_MASKS" not in done.codes()
+    assert list(look(root).schemas) == ["lesion"]
+    found = look(root, raters="all")
+    assert found.schemas == {"lesion": ("lesion",), "rater1": ("lesion",), "rater2": ("lesion",)}
+    assert found.names("sub-01")["label:rater2"] == f"sub-01_{name.format(2)}.nii.gz"
+    assert found.annotations["sub-01"] == ["lesion", "rater1", "rater2"]
+    assert "SEVERAL_MASKS" not in found.codes()
 
 
-def test_several_pipelines_are_several_annotations(head, root: Path, ingested: Callable) -> None:
+def test_several_pipelines_are_several_annotations(head, root: Path) -> None:
     save(head, root, "sub-01_label-lesion_desc-auto_mask", head.codes(1), "derivatives/lst-ai")
-    done = ingested(root)
-    assert done.code == 0
-    assert "SEVERAL_MASKS" in done.codes("warning")
-    database = done.store["clinic"]
-    assert list(database.schemas) == ["lst-ai", "manual"]
-    assert [case.annotated.tolist() for case in database.cases] == [[True, True], [False, True], [False, True]]
-    without = ingested(root, "--labels", "lst-ai:skip")
-    assert list(without.store["clinic"].schemas) == ["manual"]
+    found = look(root)
+    assert found.errors == []
+    assert "SEVERAL_MASKS" in found.codes("warning")
+    assert list(found.schemas) == ["lst-ai", "manual"]
+    assert list(found.annotations.values()) == [["lst-ai", "manual"], ["manual"], ["manual"]]
+    assert list(look(root, codes={"lst-ai": "skip"}).schemas) == ["manual"]
 
 
-def test_one_pipeline_with_two_masks(head, root: Path, ingested: Callable) -> None:
+def test_one_pipeline_with_two_masks(head, root: Path) -> None:
     save(head, root, "sub-01_label-lesion_desc-auto_mask", head.codes(1), "derivatives/manual")
-    database = ingested(root).store["clinic"]
-    assert database["sub-01"].annotated.tolist() == [True, True]
-    assert list(database.schemas) == ["auto", "lesion"]
+    found = look(root)
+    assert found.annotations["sub-01"] == ["auto", "lesion"]
+    assert list(found.schemas) == ["auto", "lesion"]
 
 
 @pytest.mark.parametrize("name", ["acq-mp2rage_T1w", "run-2_T1w", "rec-norm_T1w"])
-def test_two_scans_of_one_sequence_are_never_chosen_between(head, root: Path, ingested: Callable, name: str) -> None:
+def test_two_scans_of_one_sequence_are_never_chosen_between(head, root: Path, name: str) -> None:
     save(head, root, f"sub-01_{name}")
-    done = ingested(root)
-    assert done.code == 4
-    assert errors(done) == [("DUPLICATE_SEQUENCE", "sub-01")]
-    assert f"--modality T1w=T1 or --modality {name}=T1" in str(done.report)
-    assert [case.subject for case in done.store["clinic"].cases] == ["sub-02", "sub-02"]
+    found = look(root)
+    assert found.errors == [("DUPLICATE_SEQUENCE", "sub-01")]
+    assert f"--modality T1w=T1 or --modality {name}=T1" in found.messages("DUPLICATE_SEQUENCE")[0]
+    assert [case.subject for case in found.files.cases] == ["sub-02", "sub-02"]
 
 
 @pytest.mark.parametrize(
@@ -160,26 +157,26 @@ def test_two_scans_of_one_sequence_are_never_chosen_between(head, root: Path, in
         ("T1w=skip", ""),
     ],
 )
-def test_the_user_chooses_a_scan(head, root: Path, ingested: Callable, said: str, taken: str) -> None:
+def test_the_user_chooses_a_scan(head, root: Path, said: str, taken: str) -> None:
     save(head, root, "sub-01_acq-mp2rage_T1w")
-    done = ingested(root, "--modality", said)
-    assert done.code == 0, done.report
-    database = done.store["clinic"]
-    files = {source["role"]: source["file"] for source in database.sources(database["sub-01"])}
+    spelling, _, name = said.partition("=")
+    found = look(root, modalities={spelling: name})
+    assert found.errors == []
+    files = found.names("sub-01")
     assert files.get("T1", "") == taken
     assert files["T1c"] == f"sub-01_{CONTRAST}.nii.gz"  # "T1w" never means the scan with contrast agent
 
 
 @pytest.mark.parametrize("name", ["acq-postGd_T1w", "ce-gadolinium_FLAIR", "UNIT1", "acq-stir_T2w", "STIR_T2w"])
-def test_what_a_name_does_not_tell_is_left_to_the_user(head, tmp_path: Path, ingested: Callable, name: str) -> None:
+def test_what_a_name_does_not_tell_is_left_to_the_user(head, tmp_path: Path, name: str) -> None:
     save(head, tmp_path / "b", "sub-1_T2w")
     save(head, tmp_path / "b", f"sub-1_{name}")
     save(head, tmp_path / "b", "sub-1_label-lesion_mask", head.codes(1))
-    done = ingested(tmp_path / "b")
-    assert done.codes("warning") == ["UNKNOWN_SEQUENCE"]
-    assert f"--modality {name}=T1" in str(done.report)
-    assert done.store["b"].cases[0].modalities == ("T2",)
-    assert ingested(tmp_path / "b", "--modality", f"{name}=T1c").store["b"].cases[0].modalities == ("T1c", "T2")
+    found = look(tmp_path / "b")
+    assert found.codes("warning") == ["UNKNOWN_SEQUENCE"]
+    assert f"--modality {name}=T1" in found.messages("UNKNOWN_SEQUENCE")[0]
+    assert found.modalities == {"sub-1": ("T2",)}
+    assert look(tmp_path / "b", modalities={name: "T1c"}).modalities == {"sub-1": ("T1c", "T2")}
 
 
 @pytest.mark.parametrize(
@@ -199,7 +196,7 @@ def test_entities_and_words_that_say_more_than_the_suffix(name: str, sequence: s
     assert named_by(file, {"T1w": "T1"}) is None or name in ("T1w", "acq-mp2rage_T1w", "desc-preproc_T1w")
 
 
-def test_stroke_sequences_and_what_is_beside_the_standard(head, tmp_path: Path, ingested: Callable) -> None:
+def test_stroke_sequences_and_what_is_beside_the_standard(head, tmp_path: Path) -> None:
     root = tmp_path / "b"
     for name in ("PDw", "T2starw", "flair"):
         save(head, root, f"sub-1_{name}")
@@ -212,23 +209,23 @@ def test_stroke_sequences_and_what_is_beside_the_standard(head, tmp_path: Path, 
     save(head, root, "sub-1_task-rest_bold", datatype="func")
     save(head, root, "sub-1_label-GM_probseg", head.image(), "derivatives/x")
     save(head, root, "sub-1_msk", head.codes(1), "derivatives/x")
-    done = ingested(root)
-    assert done.code == 0, done.report
-    assert done.store["b"].modalities == ("PD", "FLAIR", "SWI", "DWI", "ADC", "T2star")
-    assert done.codes("warning") == ["DIFFUSION_SERIES"]
-    notes = [f["message"] for f in done.report["findings"] if f["code"] == "LEFT_OUT"]
+    found = look(root)
+    assert found.errors == []
+    assert found.modalities == {"sub-1": ("PD", "FLAIR", "SWI", "DWI", "ADC", "T2star")}
+    assert found.codes("warning") == ["DIFFUSION_SERIES"]
+    notes = found.messages("LEFT_OUT")
     assert len(notes) == 4
     for word in ("sbref", "func/", "probseg", "part-phase"):
         assert any(word in note for note in notes)
 
 
 @pytest.mark.parametrize(("weighting", "modalities"), [("0", ("FLAIR",)), ("1000", ("FLAIR", "DWI"))])
-def test_a_single_diffusion_image(head, tmp_path: Path, ingested: Callable, weighting: str, modalities) -> None:
+def test_a_single_diffusion_image(head, tmp_path: Path, weighting: str, modalities) -> None:
     save(head, tmp_path / "b", "sub-1_FLAIR")
     path = save(head, tmp_path / "b", "sub-1_dwi", datatype="dwi")
     path.with_name("sub-1_dwi.bval").write_text(f"{weighting}\n")
     save(head, tmp_path / "b", "sub-1_msk", head.codes(1))
-    assert ingested(tmp_path / "b").store["b"].modalities == modalities
+    assert look(tmp_path / "b").modalities == {"sub-1": modalities}
 
 
 def test_segmentations_with_their_table(head, root: Path, ingested: Callable) -> None:
@@ -255,55 +252,56 @@ def test_segmentations_with_their_table(head, root: Path, ingested: Callable) ->
     ("table", "word"),
     [("index\tname\nx\tGM\n", "whole number"), ("index\tname\n1\tGM\n1\tWM\n", "1 is")],
 )
-def test_a_table_that_cannot_be_used(head, root: Path, ingested: Callable, table: str, word: str) -> None:
+def test_a_table_that_cannot_be_used(head, root: Path, table: str, word: str) -> None:
     save(head, root, "sub-01_dseg", head.codes(1), "derivatives/tool")
     (root / "derivatives" / "tool" / "dseg.tsv").write_text(table)
-    done = ingested(root)
-    assert done.code == 0
-    assert "LABEL_TABLE" in done.codes("warning")
-    assert word in str(done.report)
-    assert list(done.store["clinic"].schemas) == ["lesion"]
-    said = ingested(root, "--labels", "tissue:1=tissue:grey matter")
-    assert said.store["clinic"].schemas["tissue"].names == ("grey matter",)
+    found = look(root)
+    assert found.errors == []
+    assert "LABEL_TABLE" in found.codes("warning")
+    assert word in found.messages("LABEL_TABLE")[0]
+    assert list(found.schemas) == ["lesion"]
+    assert look(root, codes={"tissue": "1=tissue:grey matter"}).schemas["tissue"] == ("grey matter",)
 
 
-def test_a_segmentation_without_the_lesion_mask_is_no_lesion_label(head, root: Path, ingested: Callable) -> None:
+def test_a_segmentation_without_the_lesion_mask_is_no_lesion_label(head, root: Path) -> None:
     save(head, root, "sub-01_dseg", head.codes(1), "derivatives/tool")
     next(root.glob("derivatives/manual/sub-01/anat/*")).unlink()
-    assert errors(ingested(root)) == [("MISSING_FILE", "sub-01")]
-    done = ingested(root, "--allow-unlabelled")
-    assert done.store["clinic"]["sub-01"].annotated.tolist() == [False, True]
+    assert look(root).errors == [("MISSING_FILE", "sub-01")]
+    found = look(root, allow_unlabelled=True)
+    assert (list(found.schemas), found.annotations["sub-01"]) == (["lesion", "tissue"], ["tissue"])
 
 
-def test_masks_of_unknown_meaning(head, root: Path, ingested: Callable) -> None:
+def test_masks_of_unknown_meaning(head, root: Path) -> None:
     save(head, root, "sub-01_label-WMH_mask", head.codes(1), "derivatives/manual")
-    done = ingested(root)
-    assert "UNKNOWN_MASK" in done.codes("warning")
-    assert "WMH" not in done.store["clinic"].schemas
-    named = ingested(root, "--labels", "WMH:1=WMH").store["clinic"]
-    assert named["sub-01"].foreground_count.tolist() == [[8], [8]]
-    assert named.schemas["WMH"].names == ("WMH",)
+    found = look(root)
+    assert "UNKNOWN_MASK" in found.codes("warning")
+    assert "WMH" not in found.schemas
+    named = look(root, codes={"WMH": "1=WMH"})
+    assert named.names("sub-01")["label:WMH"] == "sub-01_label-WMH_mask.nii.gz"
+    assert named.annotations["sub-01"] == ["WMH", "lesion"]
+    assert named.schemas["WMH"] == ("WMH",)
 
 
-def test_a_sidecar_says_what_a_mask_is(head, root: Path, ingested: Callable) -> None:
+def test_a_sidecar_says_what_a_mask_is(head, root: Path) -> None:
     next(root.glob("derivatives/manual/sub-01/anat/*")).unlink()
     path = save(head, root, "sub-01_desc-mine_mask", head.codes(1), "derivatives/manual")
     path.with_name("sub-01_desc-mine_mask.json").write_text('{"Type": "Lesion"}')
-    done = ingested(root)
-    assert done.code == 0
-    assert list(done.store["clinic"].schemas) == ["lesion"]
+    found = look(root)
+    assert (len(found.cases), found.errors) == (3, [])
+    assert list(found.schemas) == ["lesion"]
 
 
 @pytest.mark.parametrize("name", ["desc-brain_mask", "label-brain_mask"])
-def test_brain_masks(head, root: Path, ingested: Callable, name: str) -> None:
+def test_brain_masks(head, root: Path, name: str) -> None:
     for stem in ("sub-01", "sub-02_ses-1", "sub-02_ses-2"):
         save(head, root, f"{stem}_{name}", head.brain.astype(np.uint8), "derivatives/strip")
-    done = ingested(root)
-    assert done.code == 0
-    assert done.store["clinic"].recipe.brain_mask == "file"
+    found = look(root)
+    assert (found.errors, found.files.brain_mask) == ([], "file")
+    assert found.names("sub-01")["brain_mask"] == f"sub-01_{name}.nii.gz"
     save(head, root, f"sub-01_{name}", head.brain.astype(np.uint8), "derivatives/strip2")
-    assert errors(ingested(root)) == [("DUPLICATE_BRAIN_MASK", "sub-01")]
-    assert ingested(root, "--brain-mask", "nonzero").code == 0
+    assert look(root).errors == [("DUPLICATE_BRAIN_MASK", "sub-01")]
+    without = look(root, brain_mask="nonzero")
+    assert (len(without.cases), without.errors) == (3, [])
 
 
 def shifted(head) -> np.ndarray:
@@ -312,28 +310,28 @@ def shifted(head) -> np.ndarray:
     return affine
 
 
-def test_labels_in_a_template_take_the_scans_there(head, root: Path, ingested: Callable) -> None:
+def test_labels_in_a_template_take_the_scans_there(head, root: Path) -> None:
     next(root.glob("derivatives/manual/sub-01/anat/*")).unlink()
     for name, array in (("space-MNI_desc-preproc_T1w", None), ("space-MNI_label-lesion_mask", head.codes(1))):
         save(head, root, f"sub-01_{name}", array, "derivatives/prep", affine=shifted(head))
-    done = ingested(root)
-    assert done.code == 0, done.report
-    database = done.store["clinic"]
-    case = database["sub-01"]
-    assert case.modalities == ("T1",)
-    assert database.sources(case)[0]["file"] == "sub-01_space-MNI_desc-preproc_T1w.nii.gz"
-    assert done.codes("warning").count("SEQUENCE_LOST") == 1
-    assert "RAW_OR_PREPROCESSED" in done.codes("note")
-    assert database["sub-02_ses-1"].modalities == ("FLAIR", "T1", "T1c", "T2")
+    found = look(root)
+    assert found.errors == []
+    assert found.names("sub-01") == {
+        "T1": "sub-01_space-MNI_desc-preproc_T1w.nii.gz",
+        "label:lesion": "sub-01_space-MNI_label-lesion_mask.nii.gz",
+    }
+    assert found.codes("warning").count("SEQUENCE_LOST") == 1
+    assert "RAW_OR_PREPROCESSED" in found.codes("note")
+    assert found.modalities["sub-02_ses-1"] == ("FLAIR", "T1", "T1c", "T2")
 
 
-def test_raw_scans_where_a_label_lies_with_them(head, root: Path, ingested: Callable) -> None:
+def test_raw_scans_where_a_label_lies_with_them(head, root: Path) -> None:
     save(head, root, "sub-01_label-lesion_mask", head.codes(1)[:20], "derivatives/manual")  # on a box of its own
     for name, array in (("space-MNI_desc-preproc_T1w", None), ("space-MNI_label-lesion_mask", head.codes(1))):
         save(head, root, f"sub-01_{name}", array, "derivatives/prep", affine=shifted(head))
-    done = ingested(root)
-    assert done.store["clinic"]["sub-01"].modalities == ("FLAIR", "T1", "T1c", "T2")
-    assert {"RAW_OR_PREPROCESSED", "OTHER_SPACE"} <= set(done.codes("note"))
+    found = look(root)
+    assert found.modalities["sub-01"] == ("FLAIR", "T1", "T1c", "T2")
+    assert {"RAW_OR_PREPROCESSED", "OTHER_SPACE"} <= set(found.codes("note"))
 
 
 def test_a_template_label_on_the_box_of_a_raw_scan(head, root: Path, ingested: Callable) -> None:
@@ -344,72 +342,70 @@ def test_a_template_label_on_the_box_of_a_raw_scan(head, root: Path, ingested: C
     assert done.store["clinic"]["sub-01"].foreground_count.tolist() == [[8]]
 
 
-def test_a_label_in_a_space_without_scans(head, root: Path, ingested: Callable) -> None:
+def test_a_label_in_a_space_without_scans(head, root: Path) -> None:
     next(root.glob("derivatives/manual/sub-01/anat/*")).unlink()
     save(head, root, "sub-01_space-MNI_label-lesion_mask", head.codes(1), "derivatives/x", affine=shifted(head))
-    assert errors(ingested(root)) == [("NO_SCAN_IN_SPACE", "sub-01")]
+    assert look(root).errors == [("NO_SCAN_IN_SPACE", "sub-01")]
 
 
-def test_labels_in_two_templates(head, root: Path, ingested: Callable) -> None:
+def test_labels_in_two_templates(head, root: Path) -> None:
     next(root.glob("derivatives/manual/sub-01/anat/*")).unlink()
     for space in ("MNI", "SRI24"):
         save(head, root, f"sub-01_space-{space}_T1w", None, "derivatives/prep", affine=shifted(head))
         name = f"sub-01_space-{space}_label-lesion_mask"
         save(head, root, name, head.codes(1), "derivatives/prep", affine=shifted(head))
-    done = ingested(root)
-    assert errors(done) == [("SEVERAL_SPACES", "sub-01")]
-    assert ingested(root, "--modality", "space-SRI24_T1w=skip").code == 0
+    assert look(root).errors == [("SEVERAL_SPACES", "sub-01")]
+    chosen = look(root, modalities={"space-SRI24_T1w": "skip"})
+    assert (len(chosen.cases), chosen.errors) == (3, [])
 
 
-def test_a_mask_that_follows_moved_scans_without_saying_so(head, root: Path, ingested: Callable) -> None:
+def test_a_mask_that_follows_moved_scans_without_saying_so(head, root: Path) -> None:
     next(root.glob("derivatives/manual/sub-01/anat/*")).unlink()
     for name, array in (("desc-preproc_T1w", None), ("label-lesion_mask", head.codes(1))):
         save(head, root, f"sub-01_{name}", array, "derivatives/prep", affine=shifted(head))
-    done = ingested(root, "--headers-disagree", "world")
-    assert "SPACE_DOUBT" in done.codes("warning")
+    assert "SPACE_DOUBT" in look(root).codes("warning")
 
 
-def test_a_mask_without_session(head, root: Path, ingested: Callable) -> None:
+def test_a_mask_without_session(head, root: Path) -> None:
     """It belongs to the only session; with two, nobody knows to which."""
     save(head, root, "sub-03_ses-1_T1w")
     save(head, root, "sub-03_label-lesion_mask", head.codes(1), "derivatives/manual")
-    done = ingested(root)
-    assert done.code == 0
-    assert done.store["clinic"]["sub-03_ses-1"].annotated.all()
+    found = look(root)
+    assert found.errors == []
+    assert found.names("sub-03_ses-1")["label:lesion"] == "sub-03_label-lesion_mask.nii.gz"
     save(head, root, "sub-03_ses-2_T1w")
-    assert set(errors(ingested(root))) == {
+    assert set(look(root).errors) == {
         ("NO_MODALITY", "sub-03"), ("MISSING_FILE", "sub-03_ses-1"), ("MISSING_FILE", "sub-03_ses-2"),
     }  # fmt: skip
 
 
-def test_a_scan_in_the_folder_of_another(head, root: Path, ingested: Callable) -> None:
+def test_a_scan_in_the_folder_of_another(head, root: Path) -> None:
     head.save(root / "sub-01" / "anat" / "sub-02_T2starw.nii.gz")
-    assert errors(ingested(root)) == [("WRONG_FOLDER", "sub-01")]
+    assert look(root).errors == [("WRONG_FOLDER", "sub-01")]
 
 
-def test_rawdata_beside_derivatives(head, tmp_path: Path, ingested: Callable) -> None:
+def test_rawdata_beside_derivatives(head, tmp_path: Path) -> None:
     root = tmp_path / "study"
     save(head, root, "sub-1_T1w", above="rawdata")
     save(head, root, "sub-1_T1w", above="sourcedata")
     save(head, root, "sub-1_label-lesion_mask", head.codes(1), "derivatives/masks")
     (root / "rawdata" / "participants.tsv").write_text("participant_id\tage\nsub-1\t7\n")
-    done = ingested(root)
-    assert done.code == 0, done.report
-    assert done.store["study"].cases[0].participant["age"] == 7.0
+    found = look(root)
+    assert found.errors == []
+    assert found.files.cases[0].participant["age"] == 7.0
 
 
-def test_several_datasets_are_not_mixed(head, tmp_path: Path, ingested: Callable) -> None:
+def test_several_datasets_are_not_mixed(head, tmp_path: Path) -> None:
     for name in ("one", "two"):
         save(head, tmp_path / "all", "sub-1_T1w", above=name)
-    done = ingested(tmp_path / "all")
-    assert done.code == 3
-    assert "2 BIDS datasets (one, two)" in done.said
+    with pytest.raises(SourceError, match=r"2 BIDS datasets \(one, two\)"):
+        look(tmp_path / "all")
 
 
-def test_a_description_that_is_no_json(root: Path, ingested: Callable) -> None:
+def test_a_description_that_is_no_json(root: Path) -> None:
     (root / "dataset_description.json").write_text("{")
-    done = ingested(root)
-    assert (done.code, done.codes("warning")) == (0, ["BAD_DESCRIPTION"])
+    found = look(root)
+    assert (len(found.cases), found.errors, found.codes("warning")) == (3, [], ["BAD_DESCRIPTION"])
 
 
 def test_codes_that_are_no_mask(head, root: Path, ingested: Callable) -> None:

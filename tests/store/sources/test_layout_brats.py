@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from looking import look
 
 from multiseg.errors import LabelError
 from multiseg.labels import LabelSchema
-from multiseg.store.sources.model import SourceOptions
 from multiseg.store.sources.recognise import find_source
+from multiseg.store.sources.source_types import SourceOptions
 
 
 def write_new(head, folder: Path, case: str, *codes: int) -> None:
@@ -58,16 +59,16 @@ def test_threes_and_fours_in_different_cases_are_asked_for(head, tmp_path: Path,
         ([(1, 2, 3, 4), (2, 3)], ("necrosis", "oedema", "enhancing", "resection cavity"), []),
     ],
 )
-def test_from_2023(head, tmp_path: Path, ingested: Callable, codes, names, warned) -> None:
+def test_from_2023(head, tmp_path: Path, codes, names, warned) -> None:
     for at, own in enumerate(codes):
         write_new(head, tmp_path / "gli", f"BraTS-GLI-0000{at}-100", *own)
-    done = ingested(tmp_path / "gli")
-    assert done.code == 0
-    database = done.store["gli"]
-    assert database.schemas["tumour"].names == names
-    assert done.codes("warning") == warned
-    assert database.pathology == "glioma"
-    assert [(c.subject, c.session) for c in database.cases] == [("BraTS-GLI-00000", "100"), ("BraTS-GLI-00001", "100")]
+    found = look(tmp_path / "gli")
+    assert found.errors == []
+    assert found.schemas == {"tumour": names}
+    assert found.codes("warning") == warned
+    assert found.files.pathology == "glioma"
+    people = [(case.subject, case.session) for case in found.files.cases]
+    assert people == [("BraTS-GLI-00000", "100"), ("BraTS-GLI-00001", "100")]
 
 
 @pytest.mark.parametrize(
@@ -81,16 +82,12 @@ def test_from_2023(head, tmp_path: Path, ingested: Callable, codes, names, warne
         ("BRATS_001", ".nii.gz"),
     ],
 )
-def test_names_of_the_years_until_2021(head, tmp_path: Path, ingested: Callable, case: str, suffix: str) -> None:
+def test_names_of_the_years_until_2021(head, tmp_path: Path, case: str, suffix: str) -> None:
     write_old(head, tmp_path / "data", case, 1, 2, 4, suffix=suffix)
-    done = ingested(tmp_path / "data")
-    assert done.code == 0
-    assert "(brats2021)" in done.said
-    assert "could also be" not in done.said
-    (only,) = done.store["data"].cases
-    assert only.name == case
-    assert only.modalities == ("FLAIR", "T1", "T1c", "T2")
-    assert (only.foreground_count == 8).all()
+    found = look(tmp_path / "data")
+    assert (found.layout, found.others, found.errors) == ("brats2021", (), [])
+    assert found.modalities == {case: ("FLAIR", "T1", "T1c", "T2")}
+    assert found.names(case)["label:tumour"] == f"{case}_seg{suffix}"
 
 
 def test_code_3_has_no_meaning_until_2021(head, tmp_path: Path, ingested: Callable) -> None:
@@ -101,57 +98,53 @@ def test_code_3_has_no_meaning_until_2021(head, tmp_path: Path, ingested: Callab
     assert ingested(tmp_path / "data", "--labels", "tumour:1=necrosis,2=oedema,3=enhancing").code == 0
 
 
-def test_grades(head, tmp_path: Path, ingested: Callable) -> None:
+def test_grades(head, tmp_path: Path) -> None:
     write_old(head, tmp_path / "MICCAI" / "HGG", "Brats18_CBICA_AAB_1", 1, 2, 4)
     write_old(head, tmp_path / "MICCAI" / "LGG", "Brats18_TCIA09_141_1", 1, 2)
-    cases = ingested(tmp_path / "MICCAI").store["MICCAI"].cases
-    assert {case.name: case.participant["grade"] for case in cases} == {
+    cases = look(tmp_path / "MICCAI").files.cases
+    assert {case.case: case.participant["grade"] for case in cases} == {
         "Brats18_CBICA_AAB_1": "HGG",
         "Brats18_TCIA09_141_1": "LGG",
     }
 
 
 @pytest.mark.parametrize("inside", ["", "BraTS2021_TrainingSet", "BraTS2021_TrainingSet/UPENN-GBM"])
-def test_sources_of_the_archive_are_sites(head, tmp_path: Path, ingested: Callable, inside: str) -> None:
+def test_sources_of_the_archive_are_sites(head, tmp_path: Path, inside: str) -> None:
     write_old(head, tmp_path / "BraTS2021_TrainingSet" / "UPENN-GBM", "BraTS2021_00000", 1, 2, 4)
-    done = ingested(tmp_path / inside, "--database", "brats")
-    assert done.store["brats"]["BraTS2021_00000"].site == "UPENN-GBM"
+    assert look(tmp_path / inside).cases["BraTS2021_00000"].site == "UPENN-GBM"
 
 
-def test_the_mask_of_case_355(head, tmp_path: Path, ingested: Callable) -> None:
+def test_the_mask_of_case_355(head, tmp_path: Path) -> None:
     case = write_old(head, tmp_path / "data", "BraTS20_Training_355")
     head.save(case / "W39_1998.09.19_Segm.nii", head.codes(1, 2, 4))
-    done = ingested(tmp_path / "data")
-    assert done.code == 0
-    assert (done.store["data"]["BraTS20_Training_355"].foreground_count == 8).all()
-    assert done.codes() == []
+    found = look(tmp_path / "data")
+    assert found.names("BraTS20_Training_355")["label:tumour"] == "W39_1998.09.19_Segm.nii"
+    assert found.codes() == []
     head.save(case / "BraTS20_Training_355_seg.nii", head.codes(1))
-    again = ingested(tmp_path / "data")
-    assert again.code == 0
+    again = look(tmp_path / "data")
     assert again.codes() == ["UNUSED_FILES"]
-    assert again.store["data"]["BraTS20_Training_355"].foreground_count.tolist() == [[8, 0, 0]]
+    assert again.names("BraTS20_Training_355")["label:tumour"] == "BraTS20_Training_355_seg.nii"
 
 
-def test_validation_data_have_no_labels(head, tmp_path: Path, ingested: Callable) -> None:
+def test_validation_data_have_no_labels(head, tmp_path: Path) -> None:
     write_old(head, tmp_path / "data" / "Training", "BraTS20_Training_001", 1, 2, 4)
     write_old(head, tmp_path / "data" / "Training", "BraTS20_Training_002")
     write_old(head, tmp_path / "data" / "Validation", "BraTS20_Validation_001")
-    done = ingested(tmp_path / "data")
-    assert done.report["failed"] == ["BraTS20_Training_002"]
-    case = done.store["data"]["BraTS20_Validation_001"]
-    assert not case.annotated.any()
-    assert case.split == "test"
+    found = look(tmp_path / "data")
+    assert found.errors == [("MISSING_FILE", "BraTS20_Training_002")]
+    case = found.cases["BraTS20_Validation_001"]
+    assert (case.labels, case.split) == ({}, "test")
 
 
-def test_a_lost_sequence_is_said(head, tmp_path: Path, ingested: Callable) -> None:
+def test_a_lost_sequence_is_said(head, tmp_path: Path) -> None:
     for case in ("BraTS2021_00000", "BraTS2021_00002"):
         write_old(head, tmp_path / "data", case, 1, 2, 4)
     (tmp_path / "data" / "BraTS2021_00002" / "BraTS2021_00002_t1ce.nii.gz").unlink()
-    done = ingested(tmp_path / "data")
-    assert done.code == 0
-    (warning,) = [f for f in done.report["findings"] if f["severity"] == "warning"]
-    assert (warning["code"], warning["case"]) == ("MISSING_SEQUENCE", "BraTS2021_00002")
-    assert "has no T1c" in warning["message"]
+    found = look(tmp_path / "data")
+    assert found.errors == []
+    (warning,) = [finding for finding in found.files.findings if finding.severity == "warning"]
+    assert (warning.code, warning.case) == ("MISSING_SEQUENCE", "BraTS2021_00002")
+    assert "has no T1c" in warning.message
 
 
 def test_kinds_of_tumour_and_visits(head, tmp_path: Path, ingested: Callable) -> None:
@@ -171,25 +164,22 @@ def test_kinds_of_tumour_and_visits(head, tmp_path: Path, ingested: Callable) ->
     assert database["BraTS-GLI-00005-100"].split == database["BraTS-GLI-00005-101"].split
 
 
-def test_paediatric_numbers_are_asked_for(head, tmp_path: Path, ingested: Callable) -> None:
+def test_paediatric_numbers_are_asked_for(head, tmp_path: Path) -> None:
     write_new(head, tmp_path / "ped", "BraTS-PED-00001-000", 1, 2, 3)
-    assert ingested(tmp_path / "ped").codes("warning") == ["LABEL_CONVENTION"]
+    assert look(tmp_path / "ped").codes("warning") == ["LABEL_CONVENTION"]
     write_new(head, tmp_path / "ped", "BraTS-PED-00002-000", 1, 2, 3, 4)
-    asked = ingested(tmp_path / "ped")
-    assert asked.code == 3
-    assert "in numbers of their own" in asked.said
-    told = ingested(tmp_path / "ped", "--labels", "tumour:1=enhancing,2=non-enhancing,3=cyst,4=oedema")
-    assert told.code == 0
-    assert told.codes("warning") == []
-    assert told.store["ped"].schemas["tumour"].names == ("enhancing", "non-enhancing", "cyst", "oedema")
+    with pytest.raises(LabelError, match="in numbers of their own"):
+        look(tmp_path / "ped")
+    told = look(tmp_path / "ped", codes={"tumour": "1=enhancing,2=non-enhancing,3=cyst,4=oedema"})
+    assert (len(told.cases), told.codes("error", "warning")) == (2, [])
+    assert told.schemas == {"tumour": ("enhancing", "non-enhancing", "cyst", "oedema")}
 
 
-def test_two_meanings_of_4_in_one_folder(head, tmp_path: Path, ingested: Callable) -> None:
+def test_two_meanings_of_4_in_one_folder(head, tmp_path: Path) -> None:
     write_new(head, tmp_path / "data", "BraTS-GLI-00005-100", 1, 2, 3, 4)
     write_new(head, tmp_path / "data", "BraTS-MET-00001-000", 1, 2, 4)
-    done = ingested(tmp_path / "data")
-    assert done.code == 3
-    assert "resection cavity in GLI" in done.said
+    with pytest.raises(LabelError, match="resection cavity in GLI"):
+        look(tmp_path / "data")
 
 
 def test_a_damaged_label_is_its_own_cases_fault(head, tmp_path: Path, ingested: Callable) -> None:
@@ -219,11 +209,10 @@ def test_for_radiotherapy(head, tmp_path: Path, ingested: Callable) -> None:
     assert (case.foreground_count == 8).all()
 
 
-def test_for_radiotherapy_validation(head, tmp_path: Path, ingested: Callable) -> None:
+def test_for_radiotherapy_validation(head, tmp_path: Path) -> None:
     head.save(tmp_path / "Validation" / "BraTS-MEN-RT-0009-1" / "BraTS-MEN-RT-0009-1_t1c.nii.gz")
-    done = ingested(tmp_path / "Validation")
-    assert done.code == 0
-    assert done.store["Validation"].cases[0].split == "test"
+    found = look(tmp_path / "Validation")
+    assert (found.files.cases[0].split, found.errors) == ("test", [])
 
 
 def test_real_cases(data: Path, ingested: Callable) -> None:

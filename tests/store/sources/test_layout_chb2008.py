@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from looking import look
 
 
 def write_nhdr(head, path: Path, array: np.ndarray | None = None) -> None:
@@ -48,8 +49,15 @@ def test_challenge(head, tmp_path: Path, ingested: Callable) -> None:
     assert database["CHB_train_Case01"].foreground_count[0][0] == 8
 
 
-def test_no_label(head, tmp_path: Path, ingested: Callable) -> None:
+def test_two_raters(head, tmp_path: Path) -> None:
+    write_case(head, tmp_path / "msseg", "UNC_train_Case01", "lesion", "lesion_byCHB")
+    assert look(tmp_path / "msseg").annotations == {"UNC_train_Case01": ["lesion"]}
+    both = look(tmp_path / "msseg", raters="all")
+    assert both.schemas == {"lesion": ("lesion",), "raterCHB": ("lesion",)}
+    assert both.names("UNC_train_Case01")["label:raterCHB"] == "UNC_train_Case01_lesion_byCHB.nhdr"
+
+
+def test_no_label(head, tmp_path: Path) -> None:
     write_case(head, tmp_path / "msseg", "CHB_train_Case01", "lesion")
     write_case(head, tmp_path / "msseg", "CHB_train_Case02")
-    done = ingested(tmp_path / "msseg")
-    assert (done.code, done.report["failed"], done.codes("error")) == (4, ["CHB_train_Case02"], ["MISSING_FILE"])
+    assert look(tmp_path / "msseg").errors == [("MISSING_FILE", "CHB_train_Case02")]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from looking import look
 
 DEEP = "aparc.DKTatlas+aseg.deep.mgz"
 
@@ -34,19 +35,16 @@ def test_segmentation_only(head, tmp_path: Path, ingested: Callable) -> None:
     assert sources == {"T1": "orig.mgz", "label:tissue": DEEP, "brain_mask": "mask.mgz"}
 
 
-def test_after_the_surfaces(head, tmp_path: Path, ingested: Callable) -> None:
+def test_after_the_surfaces(head, tmp_path: Path) -> None:
     write_subject(head, tmp_path / "fast" / "sub1" / "mri", surfaces=True)
-    done = ingested(tmp_path / "fast")
-    assert "(fastsurfer)" in done.said
-    sources = {s["role"]: s["file"] for s in done.store["fast"].sources(done.store["fast"].cases[0])}
-    assert (sources["T1"], sources["label:tissue"]) == ("T1.mgz", DEEP)
-    assert "UNUSED_FILES" in done.codes("note")
+    found = look(tmp_path / "fast")
+    assert found.layout == "fastsurfer"
+    assert found.names("sub1") == {"T1": "T1.mgz", "label:tissue": DEEP, "brain_mask": "mask.mgz"}
+    assert "UNUSED_FILES" in found.codes("note")
 
 
-def test_no_segmentation(head, tmp_path: Path, ingested: Callable) -> None:
+def test_no_segmentation(head, tmp_path: Path) -> None:
     write_subject(head, tmp_path / "fast" / "sub1" / "mri")
     write_subject(head, tmp_path / "fast" / "sub2" / "mri")
     (tmp_path / "fast" / "sub2" / "mri" / DEEP).unlink()
-    done = ingested(tmp_path / "fast")
-    assert (done.code, done.codes("error")) == (4, ["MISSING_FILE"])
-    assert done.report["failed"] == ["sub2"]
+    assert look(tmp_path / "fast").errors == [("MISSING_FILE", "sub2")]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from looking import look
 
 ASEG = (2, 3, 4, 8, 11, 16, 41, 85)
 SEVEN = ("cortical grey matter", "basal ganglia", "white matter", "lesion", "ventricles", "cerebellum", "brainstem")
@@ -46,10 +47,10 @@ def test_subjects(head, tmp_path: Path, ingested: Callable) -> None:
 
 
 @pytest.mark.parametrize("folder", ["bert", "bert/mri"])
-def test_the_folder_of_one_subject(head, tmp_path: Path, ingested: Callable, folder: str) -> None:
+def test_the_folder_of_one_subject(head, tmp_path: Path, folder: str) -> None:
     write_subject(head, tmp_path / "bert" / "mri")
-    done = ingested(tmp_path / folder, "--database", "fs")
-    assert [case.name for case in done.store["fs"].cases] == ["bert"]
+    found = look(tmp_path / folder)
+    assert (list(found.cases), found.errors) == (["bert"], [])
 
 
 def test_flat_subjects(head, tmp_path: Path, ingested: Callable) -> None:
@@ -63,38 +64,36 @@ def test_flat_subjects(head, tmp_path: Path, ingested: Callable) -> None:
     assert case.foreground_count[0][SEVEN.index("cortical grey matter")] > 0  # 1035 and 2001 of aparc+aseg
 
 
-def test_visits_of_one_person(head, tmp_path: Path, ingested: Callable) -> None:
+def test_visits_of_one_person(head, tmp_path: Path) -> None:
     """The longitudinal stream holds every scan twice, and the average of all."""
     for name in ("ann_1", "ann_2", "ann", "ann_1.long.ann", "ann_2.long.ann", "sub-07_ses-b"):
         write_subject(head, tmp_path / "fs" / name / "mri")
-    done = ingested(tmp_path / "fs")
-    cases = [(case.name, case.subject, case.session) for case in done.store["fs"].cases]
+    found = look(tmp_path / "fs")
+    cases = [(case.case, case.subject, case.session) for case in found.files.cases]
     assert cases == [("ann_1", "ann", "ann_1"), ("ann_2", "ann", "ann_2"), ("sub-07_ses-b", "sub-07", "b")]
-    left_out = {f["file"]: f["message"] for f in done.report["findings"] if f["code"] == "NOT_A_SUBJECT"}
+    left_out = {f.file: f.message for f in found.files.findings if f.code == "NOT_A_SUBJECT"}
     assert set(left_out) == {"ann", "ann_1.long.ann", "ann_2.long.ann"}
     assert "the scan of ann_1 once more" in left_out["ann_1.long.ann"]
 
 
-def test_two_subjects_of_one_name(head, tmp_path: Path, ingested: Callable) -> None:
+def test_two_subjects_of_one_name(head, tmp_path: Path) -> None:
     for site in ("paris", "oslo"):
         write_subject(head, tmp_path / "fs" / site / "sub01" / "mri")
-    done = ingested(tmp_path / "fs")
-    assert [case.name for case in done.store["fs"].cases] == ["oslo_sub01", "paris_sub01"]
+    assert list(look(tmp_path / "fs").cases) == ["oslo_sub01", "paris_sub01"]
 
 
-def test_what_is_missing(head, tmp_path: Path, ingested: Callable) -> None:
+def test_what_is_missing(head, tmp_path: Path) -> None:
     write_subject(head, tmp_path / "fs" / "good" / "mri")
     write_subject(head, tmp_path / "fs" / "no_t1" / "mri", "T1")
     write_subject(head, tmp_path / "fs" / "no_mask" / "mri", "brainmask")
-    done = ingested(tmp_path / "fs")
-    assert done.code == 4
-    assert done.report["written"] == ["good"]
-    errors = {f["case"]: f["message"] for f in done.report["findings"] if f["severity"] == "error"}
+    found = look(tmp_path / "fs")
+    assert list(found.cases) == ["good"]
+    errors = {f.case: f.message for f in found.files.findings if f.severity == "error"}
     assert "no T1.mgz" in errors["no_t1"]
     assert "--modality orig=T1" in errors["no_t1"]
     assert "no brain mask" in errors["no_mask"]
-    again = ingested(tmp_path / "fs", "--modality", "orig=T1", "--modality", "T1=skip", "--brain-mask", "nonzero")
-    assert again.report["written"] == ["good", "no_mask", "no_t1"]
+    again = look(tmp_path / "fs", modalities={"orig": "T1", "T1": "skip"}, brain_mask="nonzero")
+    assert (list(again.cases), again.errors) == (["good", "no_mask", "no_t1"], [])
 
 
 def test_a_code_that_no_one_knows(head, tmp_path: Path, ingested: Callable) -> None:

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from looking import look
+
+from multiseg.errors import UsageError
 
 
 def write_visit(head, folder: Path, person: str, visit: str, *, masks: bool = True) -> None:
@@ -48,8 +51,11 @@ def test_challenge(challenge: Path, ingested: Callable) -> None:
     assert "STAGE" in done.codes("note")
 
 
-def test_one_rater(challenge: Path, ingested: Callable) -> None:
-    assert set(ingested(challenge, "--raters", "rater2").store["isbi"].schemas) == {"rater2"}
+def test_one_rater(challenge: Path) -> None:
+    found = look(challenge, raters="rater2")
+    assert found.schemas == {"rater2": ("lesion",)}
+    assert found.names("training01_02")["label:rater2"] == "training01_02_mask2.nii"
+    assert "label:rater1" not in found.names("training01_02")
 
 
 def test_majority(challenge: Path, ingested: Callable) -> None:
@@ -58,14 +64,13 @@ def test_majority(challenge: Path, ingested: Callable) -> None:
     assert {n: s.names for n, s in done.store["isbi"].schemas.items()} == {"lesion": ("lesion",)}
 
 
-def test_there_is_no_consensus(challenge: Path, ingested: Callable) -> None:
-    done = ingested(challenge, "--raters", "consensus")
-    assert done.code == 2
-    assert "has no consensus, only rater1, rater2" in done.said
+def test_there_is_no_consensus(challenge: Path) -> None:
+    with pytest.raises(UsageError, match="has no consensus, only rater1, rater2"):
+        look(challenge, raters="consensus")
 
 
-def test_a_rater_is_missing(challenge: Path, ingested: Callable) -> None:
+def test_a_rater_is_missing(challenge: Path) -> None:
     (challenge / "training/training02/masks/training02_01_mask2.nii").unlink()
-    done = ingested(challenge)
-    assert (done.code, done.report["failed"]) == (4, ["training02_01"])
-    assert "no label 'rater2'" in next(f["message"] for f in done.report["findings"] if f["severity"] == "error")
+    found = look(challenge)
+    assert found.errors == [("MISSING_FILE", "training02_01")]
+    assert "no label 'rater2'" in found.messages("MISSING_FILE")[0]

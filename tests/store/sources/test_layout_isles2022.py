@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from looking import look
 
 CASES = ("sub-strokecase0001", "sub-strokecase0002")
 
@@ -23,44 +24,52 @@ def write_case(head, root: Path, subject: str, flat: bool, *codes: int) -> None:
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_both_releases(head, tmp_path: Path, ingested: Callable, flat: bool) -> None:
+def test_both_releases(head, tmp_path: Path, flat: bool) -> None:
     root = tmp_path / "ISLES-2022"
     write_case(head, root, CASES[0], flat, 1)
     write_case(head, root, CASES[1], flat)
+    found = look(root)
+    assert (found.layout, found.errors) == ("isles2022", [])
+    assert found.others or flat  # the released one is BIDS as well, in most
+    assert found.files.pathology == "ischaemic stroke"
+    assert found.schemas == {"lesion": ("lesion",)}
+    assert list(found.modalities.values()) == [("FLAIR", "DWI", "ADC")] * 2
+    assert [(case.subject, case.session) for case in found.files.cases] == [(name, "ses-0001") for name in CASES]
+    assert list(found.annotations.values()) == [["lesion"]] * 2
+
+
+def test_in_the_store(head, tmp_path: Path, ingested: Callable) -> None:
+    root = tmp_path / "ISLES-2022"
+    write_case(head, root, CASES[0], False, 1)
+    write_case(head, root, CASES[1], False)
     done = ingested(root)
     assert done.code == 0, done.said
     assert "(isles2022)" in done.said
-    assert "could also be" in done.said or flat  # the released one is BIDS as well, in most
     database = done.store["ISLES-2022"]
-    assert database.pathology == "ischaemic stroke"
-    assert database.schemas["lesion"].names == ("lesion",)
     assert [case.modalities for case in database.cases] == [("FLAIR", "DWI", "ADC")] * 2
-    assert [(case.subject, case.session) for case in database.cases] == [(name, "ses-0001") for name in CASES]
     lesion, no_lesion = database.cases
     assert lesion.foreground_count.tolist() == [[8]]  # on the grid of DWI: not one voxel changed
     assert no_lesion.annotated.all()
     assert no_lesion.foreground_count.tolist() == [[0]]
 
 
-def test_a_case_without_its_mask_is_no_true_negative(head, tmp_path: Path, ingested: Callable) -> None:
+def test_a_case_without_its_mask_is_no_true_negative(head, tmp_path: Path) -> None:
     root = tmp_path / "stroke"
     for subject in CASES:
         write_case(head, root, subject, True, 1)
     (root / "derivatives" / CASES[1] / "ses-0001" / f"{CASES[1]}_ses-0001_msk.nii.gz").unlink()
-    done = ingested(root)
-    assert done.code == 4
-    assert done.codes("error") == ["MISSING_FILE"]
-    assert [case.subject for case in done.store["stroke"].cases] == [CASES[0]]
-    assert ingested(root, "--allow-unlabelled").code == 0
+    found = look(root)
+    assert found.errors == [("MISSING_FILE", f"{CASES[1]}_ses-0001")]
+    assert [case.subject for case in found.files.cases] == [CASES[0]]
+    unlabelled = look(root, allow_unlabelled=True)
+    assert (len(unlabelled.cases), unlabelled.errors) == (2, [])
 
 
-def test_a_mask_without_scans_is_said(head, tmp_path: Path, ingested: Callable) -> None:
+def test_a_mask_without_scans_is_said(head, tmp_path: Path) -> None:
     root = tmp_path / "stroke"
     write_case(head, root, CASES[0], True, 1)
     head.save(root / "derivatives" / CASES[1] / "ses-0001" / f"{CASES[1]}_ses-0001_msk.nii.gz", head.codes(1))
-    done = ingested(root)
-    assert done.code == 4
-    assert done.codes("error") == ["NO_MODALITY"]
+    assert look(root).errors == [("NO_MODALITY", f"{CASES[1]}_ses-0001")]
 
 
 def test_real_scans(data: Path, ingested: Callable) -> None:

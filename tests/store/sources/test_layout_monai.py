@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from looking import look
+
+from multiseg.errors import SourceError, UsageError
 
 
 def write(head, folder: Path, names: tuple[str, ...] = ("t1", "flair"), nested: bool = True) -> Path:
@@ -42,14 +45,12 @@ def test_a_file_a_sequence(head, tmp_path: Path, ingested: Callable, nested: boo
     assert done.codes("error", "warning") == []
 
 
-def test_files_that_do_not_tell_their_sequence(head, tmp_path: Path, ingested: Callable) -> None:
+def test_files_that_do_not_tell_their_sequence(head, tmp_path: Path) -> None:
     path = write(head, tmp_path, ("0000", "0001"))
-    asked = ingested(path)
-    assert asked.code == 2
-    assert "--modality 0=NAME --modality 1=NAME" in asked.said
-    told = ingested(path, "--modality", "0=T1c", "--modality", "1=PD")
-    assert told.store["datalist"].modalities == ("PD", "T1c")
-    assert [case.name for case in told.store["datalist"].cases] == ["p0", "p1", "p2"]
+    with pytest.raises(UsageError, match="--modality 0=NAME --modality 1=NAME"):
+        look(path)
+    told = look(path, modalities={"0": "T1c", "1": "PD"})
+    assert told.modalities == dict.fromkeys(("p0", "p1", "p2"), ("PD", "T1c"))
 
 
 def test_4d_files_and_labels(head, tmp_path: Path, ingested: Callable) -> None:
@@ -79,11 +80,10 @@ def test_a_case_with_fewer_images(head, tmp_path: Path, ingested: Callable) -> N
     assert done.report["failed"] == ["p1"] or done.codes("error") == ["NUM_VOLUMES"]
 
 
-def test_broken_lists(head, tmp_path: Path, ingested: Callable) -> None:
+def test_broken_lists(head, tmp_path: Path) -> None:
     path = write(head, tmp_path)
     data = json.loads(path.read_text())
     data["validation"] = [{"label": "p2/p2_seg.nii.gz"}]
     path.write_text(json.dumps(data))
-    done = ingested(path)
-    assert done.code == 3
-    assert "not of the form" in done.said
+    with pytest.raises(SourceError, match="not of the form"):
+        look(path)

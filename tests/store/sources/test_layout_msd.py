@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from looking import look
 
+from multiseg.errors import SourceError
 from multiseg.modalities import CANONICAL_ORDER
 
 MODALITY = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
@@ -69,61 +71,57 @@ def test_each_volume_is_the_sequence_that_the_description_names(head, tmp_path: 
     assert set(by_name) <= set(CANONICAL_ORDER)
 
 
-def test_one_sequence_in_3d_files(head, tmp_path: Path, ingested: Callable) -> None:
+def test_one_sequence_in_3d_files(head, tmp_path: Path) -> None:
     head.save(tmp_path / "Task" / "imagesTr" / "case_0001.nii.gz")
     head.save(tmp_path / "Task" / "labelsTr" / "case_0001.nii.gz", head.codes(1))
     description = {"modality": {"0": "T1w"}, "labels": {"0": "background", "1": "hippocampus"}}
     (tmp_path / "Task" / "dataset.json").write_text(json.dumps(description))
-    done = ingested(tmp_path / "Task")
-    assert done.code == 0
-    assert "(msd)" in done.said
-    database = done.store["Task"]
-    assert database["case_0001"].modalities == ("T1",)
-    assert database.schemas["tissue"].structures[0].kind == "tissue"
+    found = look(tmp_path / "Task")
+    assert (found.layout, found.errors) == ("msd", [])
+    assert found.modalities == {"case_0001": ("T1",)}
+    assert found.files.schemas["tissue"].structures[0].kind == "tissue"
 
 
-def test_a_file_of_other_volumes(head, folder: Path, ingested: Callable) -> None:
+def test_a_file_of_other_volumes(head, folder: Path) -> None:
     head.save(folder / "imagesTr" / "BRATS_002.nii.gz", np.stack([head.image() for _ in range(5)], axis=-1))
-    done = ingested(folder)
-    assert done.code == 4
-    assert done.report["failed"] == ["BRATS_002"]
-    assert done.codes("error") == ["NUM_VOLUMES"]
-    assert any("holds 5 volumes, but 4 are named" in finding["message"] for finding in done.report["findings"])
+    found = look(folder)
+    assert found.errors == [("NUM_VOLUMES", "BRATS_002")]
+    assert "holds 5 volumes, but 4 are named" in found.messages("NUM_VOLUMES")[0]
 
 
-def test_what_the_description_lists_is_looked_for(folder: Path, ingested: Callable) -> None:
+def test_what_the_description_lists_is_looked_for(folder: Path) -> None:
     (folder / "imagesTr" / "BRATS_002.nii.gz").unlink()
     (folder / "labelsTr" / "BRATS_002.nii.gz").unlink()
-    done = ingested(folder)
-    assert done.code == 0
-    assert done.codes("warning") == ["NOT_THERE"]
-    assert any("BRATS_002" in finding["message"] for finding in done.report["findings"])
+    found = look(folder)
+    assert found.errors == []
+    assert found.codes("warning") == ["NOT_THERE"]
+    assert "BRATS_002" in found.messages("NOT_THERE")[0]
 
 
-def test_a_label_without_its_image(folder: Path, ingested: Callable) -> None:
+def test_a_label_without_its_image(folder: Path) -> None:
     (folder / "imagesTr" / "BRATS_002.nii.gz").unlink()
-    done = ingested(folder)
-    assert done.report["failed"] == ["BRATS_002"]
+    found = look(folder)
+    assert {case for _, case in found.errors} == {"BRATS_002"}
+    assert "BRATS_002" not in found.cases
 
 
-def test_an_image_without_its_label(folder: Path, ingested: Callable) -> None:
+def test_an_image_without_its_label(folder: Path) -> None:
     (folder / "labelsTr" / "BRATS_002.nii.gz").unlink()
-    done = ingested(folder)
-    assert done.report["failed"] == ["BRATS_002"]
-    assert ingested(folder, "--allow-unlabelled").code == 0
+    assert {case for _, case in look(folder).errors} == {"BRATS_002"}
+    found = look(folder, allow_unlabelled=True)
+    assert (len(found.cases), found.errors) == (3, [])
 
 
-def test_channels_that_skip_a_number(head, tmp_path: Path, ingested: Callable) -> None:
-    done = ingested(write(head, tmp_path / "Task", {"1": "FLAIR", "2": "T1w", "3": "t1gd", "4": "T2w"}))
-    assert done.code == 3
-    assert "numbers its channels [1, 2, 3, 4]" in done.said
+def test_channels_that_skip_a_number(head, tmp_path: Path) -> None:
+    folder = write(head, tmp_path / "Task", {"1": "FLAIR", "2": "T1w", "3": "t1gd", "4": "T2w"})
+    with pytest.raises(SourceError, match=r"numbers its channels \[1, 2, 3, 4\]"):
+        look(folder)
 
 
-def test_test_images_alone(folder: Path, ingested: Callable) -> None:
+def test_test_images_alone(folder: Path) -> None:
     for part in ("imagesTr", "labelsTr"):
         shutil.rmtree(folder / part)
-    done = ingested(folder)
-    assert done.code == 0
-    assert "(msd)" in done.said
-    assert [case.name for case in done.store["Task01_BrainTumour"].cases] == ["BRATS_485"]
-    assert done.codes("warning") == ["NOT_THERE"]
+    found = look(folder)
+    assert (found.layout, found.errors) == ("msd", [])
+    assert list(found.cases) == ["BRATS_485"]
+    assert found.codes("warning") == ["NOT_THERE"]

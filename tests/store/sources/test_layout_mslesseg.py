@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from looking import look
+
 
 def write_visit(head, folder: Path, stem: str) -> None:
     for name in ("FLAIR", "T1", "T2"):
@@ -37,18 +39,16 @@ def test_visits(head, tmp_path: Path, ingested: Callable) -> None:
     }  # fmt: skip
 
 
-def test_no_mask(head, tmp_path: Path, ingested: Callable) -> None:
+def test_no_mask(head, tmp_path: Path) -> None:
     folder = write_dataset(head, tmp_path / "ms")
     (folder / "train/P2/T1/P2_T1_MASK.nii.gz").unlink()
-    done = ingested(folder)
-    assert (done.code, done.report["failed"], done.codes("error")) == (4, ["P2_time1"], ["MISSING_FILE"])
+    assert look(folder).errors == [("MISSING_FILE", "P2_time1")]
 
 
-def test_a_visit_in_another_visits_folder_is_not_taken(head, tmp_path: Path, ingested: Callable) -> None:
+def test_a_visit_in_another_visits_folder_is_not_taken(head, tmp_path: Path) -> None:
     folder = write_dataset(head, tmp_path / "ms")
     for file in (folder / "train/P1/T2").iterdir():
         file.rename(file.with_name(file.name.replace("P1_T2", "P1_T3")))
-    done = ingested(folder)
-    assert "P1_time2" not in done.report["written"]
-    assert "P1_time3" not in done.report["written"]
-    assert "UNUSED_FILES" in done.codes("note")
+    found = look(folder)
+    assert list(found.cases) == ["P1_time1", "P2_time1", "P54"]
+    assert "UNUSED_FILES" in found.codes("note")

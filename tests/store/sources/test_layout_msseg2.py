@@ -3,6 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from looking import look
+
+from multiseg.errors import SourceError
+
 
 def write_case(head, folder: Path) -> None:
     for time in ("01", "02"):
@@ -11,12 +16,13 @@ def write_case(head, folder: Path) -> None:
         head.save(folder / f"{name}.nii.gz", head.codes(1))
 
 
-def test_new_lesions_are_not_all_lesions(head, tmp_path: Path, ingested: Callable) -> None:
+def test_new_lesions_are_not_all_lesions(head, tmp_path: Path) -> None:
     write_case(head, tmp_path / "training" / "013")
-    done = ingested(tmp_path / "training")
-    assert done.code == 3
-    assert "new lesions of the second visit only" in done.said
-    assert not done.url.exists()
+    with pytest.raises(
+        SourceError, match="is MSSEG-2, whose labels are the new lesions of the second visit only"
+    ) as caught:
+        look(tmp_path / "training")
+    assert caught.value.code == "NO_FULL_LESIONS"
 
 
 def test_the_way_that_the_error_names(head, tmp_path: Path, ingested: Callable) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from looking import look
 
 ALL = ("PD", "FLAIR", "T1", "T1c", "T2")
 
@@ -61,36 +62,36 @@ def test_release(release: Path, ingested: Callable) -> None:
     ("raters", "annotations"),
     [("all", {"lesion", "rater1", "rater2", "rater3"}), ("rater2", {"rater2", "lesion"}), ("consensus", {"lesion"})],
 )
-def test_raters(release: Path, ingested: Callable, raters: str, annotations: set[str]) -> None:
-    done = ingested(release, "--raters", raters)
-    assert set(done.store["MSSEG"].schemas) == annotations
-    assert all(schema.names == ("lesion",) for schema in done.store["MSSEG"].schemas.values())
+def test_raters(release: Path, raters: str, annotations: set[str]) -> None:
+    found = look(release, raters=raters)
+    assert found.schemas == dict.fromkeys(annotations, ("lesion",))
+    assert len(found.cases) == 3
+    assert all(set(labels) == annotations for labels in found.annotations.values())
 
 
-def test_raw_images_where_there_are_no_others(head, tmp_path: Path, ingested: Callable) -> None:
+def test_raw_images_where_there_are_no_others(head, tmp_path: Path) -> None:
     folder = tmp_path / "Center_01" / "Patient_01"
     write_patient(head, folder)
     for file in (folder / "Preprocessed_Data").iterdir():
         file.unlink()
-    done = ingested(tmp_path, "--database", "raw")
-    assert done.store["raw"].modalities == ALL
-    assert "STAGE" not in done.codes()
+    found = look(tmp_path)
+    assert found.modalities == {"Center_01_Patient_01": ALL}
+    assert found.names("Center_01_Patient_01")["T1c"] == "GADO.nii.gz"
+    assert "STAGE" not in found.codes()
 
 
-def test_flat_release(head, tmp_path: Path, ingested: Callable) -> None:
+def test_flat_release(head, tmp_path: Path) -> None:
     write_flat(head, tmp_path / "Unprocessed" / "01016SACH")
     write_flat(head, tmp_path / "Unprocessed" / "08002CHJE")
-    done = ingested(tmp_path / "Unprocessed")
-    assert done.code == 0
-    assert "(msseg2016): 2 patients such as 01016SACH" in done.said
-    database = done.store["Unprocessed"]
-    assert database.modalities == ALL
-    assert [(case.name, case.site) for case in database.cases] == [("01016SACH", "01"), ("08002CHJE", "08")]
+    found = look(tmp_path / "Unprocessed")
+    assert (found.layout, found.evidence) == ("msseg2016", "2 patients such as 01016SACH")
+    assert found.errors == []
+    assert set(found.modalities.values()) == {ALL}
+    assert [(case.case, case.site) for case in found.files.cases] == [("01016SACH", "01"), ("08002CHJE", "08")]
+    assert set(map(tuple, found.annotations.values())) == {("lesion",)}
 
 
-def test_no_label(release: Path, ingested: Callable) -> None:
+def test_no_label(release: Path) -> None:
     for file in (release / "MSSEG-Training/Training/Center_07/Patient_02/Masks").iterdir():
         file.unlink()
-    done = ingested(release)
-    assert (done.code, done.report["failed"]) == (4, ["Center_07_Patient_02"])
-    assert done.codes("error") == ["MISSING_FILE"]
+    assert look(release).errors == [("MISSING_FILE", "Center_07_Patient_02")]

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from looking import look
 
-NAMED = ("--modality", "0=FLAIR", "--modality", "1=T1", "--modality", "2=SWI")
+from multiseg.errors import SourceError, UsageError
+
+NAMED = {"0": "FLAIR", "1": "T1", "2": "SWI"}
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def write(head, folder: Path, number: int) -> Path:
 
 
 def test_named_volumes(folder: Path, ingested: Callable) -> None:
-    done = ingested(folder, *NAMED)
+    done = ingested(folder, *(text for number, name in NAMED.items() for text in ("--modality", f"{number}={name}")))
     assert done.code == 0
     assert "(multiunet)" in done.said
     assert "could also be" not in done.said
@@ -36,21 +39,18 @@ def test_named_volumes(folder: Path, ingested: Callable) -> None:
     assert done.codes() == []
 
 
-def test_volumes_are_not_guessed(folder: Path, ingested: Callable) -> None:
-    done = ingested(folder, "--modality", "0=FLAIR")
-    assert done.code == 2
-    assert "--modality 1=NAME --modality 2=NAME" in done.said
-    assert ingested(folder, *NAMED[:4], "--modality", "2=skip").store["TBI"].modalities == ("FLAIR", "T1")
+def test_volumes_are_not_guessed(folder: Path) -> None:
+    with pytest.raises(UsageError, match="--modality 1=NAME --modality 2=NAME"):
+        look(folder, modalities={"0": "FLAIR"})
+    assert set(look(folder, modalities=NAMED | {"2": "skip"}).modalities.values()) == {("FLAIR", "T1")}
 
 
-def test_a_file_of_other_volumes(head, folder: Path, ingested: Callable) -> None:
+def test_a_file_of_other_volumes(head, folder: Path) -> None:
     for case in ("c", "d"):
         head.save(folder / "Images" / f"{case}.nii.gz", np.stack([head.image() for _ in range(2)], axis=-1))
         head.save(folder / "Labels" / f"{case}.nii.gz", head.codes(1))
     (folder / "Images" / "d.nii.gz").unlink()
-    done = ingested(folder, *NAMED)
-    assert done.report["failed"] == ["c", "d"]
-    assert done.codes("error") == ["NUM_VOLUMES", "NO_MODALITY"]
+    assert look(folder, modalities=NAMED).errors == [("NUM_VOLUMES", "c"), ("NO_MODALITY", "d")]
 
 
 def test_one_sequence(head, tmp_path: Path, ingested: Callable) -> None:
@@ -59,9 +59,8 @@ def test_one_sequence(head, tmp_path: Path, ingested: Callable) -> None:
     assert done.store["ATLAS"].modalities == ("T1",)
 
 
-def test_a_folder_around_it(head, folder: Path, ingested: Callable) -> None:
-    assert ingested(folder.parent, *NAMED).code == 0
+def test_a_folder_around_it(head, folder: Path) -> None:
+    assert set(look(folder.parent, modalities=NAMED).cases) == {"a", "b"}
     write(head, folder.parent / "WMH", 2)
-    done = ingested(folder.parent, *NAMED)
-    assert done.code == 3
-    assert "TBI, WMH" in done.said
+    with pytest.raises(SourceError, match="TBI, WMH"):
+        look(folder.parent, modalities=NAMED)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from looking import look
+
+from multiseg.errors import DataError, SourceError
 
 CHANNELS = {"0": "T1gd", "1": "T2_FLAIR"}
 
@@ -47,27 +50,24 @@ def test_version_2(plain: Path, ingested: Callable) -> None:
     assert done.codes("error", "warning") == []
 
 
-def test_test_set_is_the_test_split(head, plain: Path, ingested: Callable) -> None:
+def test_test_set_is_the_test_split(head, plain: Path) -> None:
     for channel in range(2):
         head.save(plain / "imagesTs" / f"new_{channel:04d}.nii.gz")
-    database = ingested(plain).store["Dataset042_Brain"]
-    assert {
-        case.name: (case.split == "test", case.annotated.any()) for case in database.cases if case.name == "new"
-    } == {"new": (True, False)}
+    new = look(plain).cases["new"]
+    assert (new.split, new.labels) == ("test", {})
     head.save(plain / "labelsTs" / "new.nii.gz", head.codes(1))
-    database = ingested(plain).store["Dataset042_Brain"]
-    assert database["new"].split == "test"
-    assert database["new"].annotated.any()
+    new = look(plain).cases["new"]
+    assert (new.split, list(new.labels)) == ("test", ["lesion"])
 
 
-def test_half_labelled_test_set(head, plain: Path, ingested: Callable) -> None:
+def test_half_labelled_test_set(head, plain: Path) -> None:
     for name in ("new", "newer"):
         for channel in range(2):
             head.save(plain / "imagesTs" / f"{name}_{channel:04d}.nii.gz")
     head.save(plain / "labelsTs" / "new.nii.gz", head.codes(1))
-    done = ingested(plain)
-    assert done.code == 4
-    assert done.report["failed"] == ["newer"]
+    found = look(plain)
+    assert {case for _, case in found.errors} == {"newer"}
+    assert list(found.cases) == ["new", "pat_000", "pat_001"]
 
 
 def test_regions(head, tmp_path: Path, ingested: Callable) -> None:
@@ -92,70 +92,67 @@ def test_regions(head, tmp_path: Path, ingested: Callable) -> None:
         ({"lesion": [1, 2, 3], "enhancing": [3]}, {"lesion without enhancing": (1, 2), "enhancing": (3,)}),
     ],
 )
-def test_regions_that_meet_otherwise(head, tmp_path: Path, ingested: Callable, labels, structures) -> None:
-    done = ingested(write_v2(head, tmp_path / "Dataset1_R", {"background": 0, **labels}, 1, 2, 3, number=1))
-    assert {s.name: s.source_codes for s in done.store["Dataset1_R"].schemas["lesion"].structures} == structures
-    assert ("REGIONS" in done.codes("note")) == (structures.keys() != labels.keys())
+def test_regions_that_meet_otherwise(head, tmp_path: Path, labels, structures) -> None:
+    found = look(write_v2(head, tmp_path / "Dataset1_R", {"background": 0, **labels}, 1, 2, 3, number=1))
+    assert {s.name: s.source_codes for s in found.files.schemas["lesion"].structures} == structures
+    assert ("REGIONS" in found.codes("note")) == (structures.keys() != labels.keys())
 
 
-def test_tissue_is_told_by_its_name(head, tmp_path: Path, ingested: Callable) -> None:
+def test_tissue_is_told_by_its_name(head, tmp_path: Path) -> None:
     labels = {"background": 0, "white matter": 1, "CSF": 2}
-    done = ingested(write_v2(head, tmp_path / "Dataset1_T", labels, 1, 2, number=1))
-    (schema,) = done.store["Dataset1_T"].schemas.values()
+    found = look(write_v2(head, tmp_path / "Dataset1_T", labels, 1, 2, number=1))
+    (schema,) = found.files.schemas.values()
     assert [structure.kind for structure in schema.structures] == ["tissue", "tissue"]
-    assert "LABEL_KINDS" in done.codes("note")
+    assert "LABEL_KINDS" in found.codes("note")
 
 
-def test_labels_of_the_user(plain: Path, ingested: Callable) -> None:
-    done = ingested(plain, "--labels", "tissue:1=GM,2=lesion:infarct,3=background")
-    (annotation, schema), *_ = done.store["Dataset042_Brain"].schemas.items()
-    assert annotation == "tissue"
+def test_labels_of_the_user(plain: Path) -> None:
+    found = look(plain, codes={"tissue": "1=GM,2=lesion:infarct,3=background"})
+    assert set(map(tuple, found.annotations.values())) == {("tissue",)}
+    schema = found.files.schemas["tissue"]
     assert [(s.name, s.kind) for s in schema.structures] == [("GM", "tissue"), ("infarct", "lesion")]
 
 
-def test_missing_channel(plain: Path, ingested: Callable) -> None:
+def test_missing_channel(plain: Path) -> None:
     (plain / "imagesTr" / "pat_001_0001.nii.gz").unlink()
-    done = ingested(plain)
-    assert done.code == 4
-    assert done.report["failed"] == ["pat_001"]
-    (error,) = [f for f in done.report["findings"] if f["severity"] == "error"]
-    assert (error["code"], error["case"]) == ("MISSING_FILE", "pat_001")
-    assert "pat_001_0001 (T2_FLAIR)" in error["message"]
-    assert ingested(plain, "--modality", "T2_FLAIR=skip").code == 0
+    found = look(plain)
+    assert found.errors == [("MISSING_FILE", "pat_001")]
+    assert "pat_001_0001 (T2_FLAIR)" in found.messages("MISSING_FILE")[0]
+    skipped = look(plain, modalities={"T2_FLAIR": "skip"})
+    assert (len(skipped.cases), skipped.errors) == (2, [])
 
 
-def test_unknown_and_surplus_channels(head, plain: Path, ingested: Callable) -> None:
+def test_unknown_and_surplus_channels(head, plain: Path) -> None:
     data = json.loads((plain / "dataset.json").read_text())
     (plain / "dataset.json").write_text(json.dumps(data | {"channel_names": {"0": "T1gd", "1": "magic contrast"}}))
     head.save(plain / "imagesTr" / "pat_000_0002.nii.gz")
-    done = ingested(plain)
-    assert done.code == 0
-    assert done.codes("warning") == ["UNKNOWN_SEQUENCE", "UNKNOWN_SEQUENCE"]
-    said = " ".join(f["message"] for f in done.report["findings"])
+    found = look(plain)
+    assert found.errors == []
+    assert found.codes("warning") == ["UNKNOWN_SEQUENCE", "UNKNOWN_SEQUENCE"]
+    said = " ".join(found.messages("UNKNOWN_SEQUENCE"))
     assert "'magic contrast'" in said
     assert "'0002'" in said
-    named = ingested(plain, "--modality", "magic contrast=T2", "--modality", "0=T1")
-    assert named.store["Dataset042_Brain"].modalities == ("T1", "T2")
+    named = look(plain, modalities={"magic contrast": "T2", "0": "T1"})
+    assert set(named.modalities.values()) == {("T1", "T2")}
 
 
-def test_channels_of_one_name_are_told_by_number(plain: Path, ingested: Callable) -> None:
+def test_channels_of_one_name_are_told_by_number(plain: Path) -> None:
     data = json.loads((plain / "dataset.json").read_text())
     (plain / "dataset.json").write_text(json.dumps(data | {"channel_names": {"0": "T1", "1": "T1"}}))
-    asked = ingested(plain)
-    assert asked.code == 3
-    said = [f["message"] for f in asked.report["findings"] if f["code"] == "UNKNOWN_SEQUENCE"]
-    assert [text[:3] for text in said] == ["'0'", "'1'"]
-    done = ingested(plain, "--modality", "0=T1", "--modality", "1=T2")
-    assert done.store["Dataset042_Brain"].modalities == ("T1", "T2")
+    asked = look(plain)
+    assert asked.cases == {}
+    assert [text[:3] for text in asked.messages("UNKNOWN_SEQUENCE")] == ["'0'", "'1'"]
+    named = look(plain, modalities={"0": "T1", "1": "T2"})
+    assert set(named.modalities.values()) == {("T1", "T2")}
 
 
-def test_fewer_cases_than_promised(plain: Path, ingested: Callable) -> None:
+def test_fewer_cases_than_promised(plain: Path) -> None:
     data = json.loads((plain / "dataset.json").read_text())
     (plain / "dataset.json").write_text(json.dumps(data | {"numTraining": 5}))
-    assert ingested(plain).codes("warning") == ["COUNT_DIFFERS"]
+    assert look(plain).codes("warning") == ["COUNT_DIFFERS"]
 
 
-def test_files_listed_elsewhere(head, tmp_path: Path, ingested: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_listed_elsewhere(head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scans, folder = tmp_path / "scans", tmp_path / "Dataset007_Listed"
     for name in ("a", "b", "c"):
         head.save(scans / f"{name}_t1.nii.gz")
@@ -170,12 +167,12 @@ def test_files_listed_elsewhere(head, tmp_path: Path, ingested: Callable, monkey
     }
     data = {"channel_names": CHANNELS, "labels": {"background": 0, "lesion": 1}, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(data | {"numTraining": 3, "dataset": rows}))
-    done = ingested(folder)
-    assert done.report["written"] == ["a", "b"]
-    assert done.report["failed"] == ["c"]
-    assert done.store["Dataset007_Listed"].modalities == ("FLAIR", "T1c")
+    found = look(folder)
+    assert found.modalities == {"a": ("FLAIR", "T1c"), "b": ("FLAIR", "T1c")}
+    assert {case for _, case in found.errors} == {"c"}
     (folder / "dataset.json").write_text(json.dumps(data | {"dataset": {"a": {"image": "x"}}}))
-    assert "is not of the form" in ingested(folder).said
+    with pytest.raises(SourceError, match="is not of the form"):
+        look(folder)
 
 
 def write_v1(head, folder: Path) -> Path:
@@ -200,22 +197,20 @@ def test_version_1(head, tmp_path: Path, ingested: Callable) -> None:
     assert done.codes("error", "warning") == []
 
 
-def test_version_1_lists_what_is_not_there(head, tmp_path: Path, ingested: Callable) -> None:
+def test_version_1_lists_what_is_not_there(head, tmp_path: Path) -> None:
     folder = write_v1(head, tmp_path / "Task501_Brain")
     data = json.loads((folder / "dataset.json").read_text())
     data["training"] = [{"image": "./imagesTr/other.nii.gz", "label": "./labelsTr/other.nii.gz"}]
     (folder / "dataset.json").write_text(json.dumps(data))
-    assert ingested(folder).codes("warning") == ["NOT_THERE", "NOT_LISTED"]
+    assert look(folder).codes("warning") == ["NOT_THERE", "NOT_LISTED"]
 
 
-def test_a_folder_around_it(plain: Path, head, ingested: Callable) -> None:
-    done = ingested(plain.parent)
-    assert done.code == 0
-    assert list(done.store) == ["Dataset042_Brain"]
+def test_a_folder_around_it(plain: Path, head) -> None:
+    found = look(plain.parent)
+    assert (found.files.name, len(found.cases), found.errors) == ("Dataset042_Brain", 2, [])
     write_v1(head, plain.parent / "Task501_Brain")
-    two = ingested(plain.parent)
-    assert two.code == 3
-    assert "Dataset042_Brain, Task501_Brain" in two.said
+    with pytest.raises(SourceError, match="Dataset042_Brain, Task501_Brain"):
+        look(plain.parent)
 
 
 @pytest.mark.parametrize(
@@ -233,9 +228,8 @@ def test_a_folder_around_it(plain: Path, head, ingested: Callable) -> None:
         ({"file_ending": ".nrrd"}, "says that files end in '.nrrd'"),
     ],
 )
-def test_broken_description(plain: Path, ingested: Callable, change, said: str) -> None:
+def test_broken_description(plain: Path, change, said: str) -> None:
     data = json.loads((plain / "dataset.json").read_text())
     (plain / "dataset.json").write_text(change if isinstance(change, str) else json.dumps(data | change))
-    done = ingested(plain)
-    assert done.code == 3
-    assert said in done.said
+    with pytest.raises(DataError, match=said):
+        look(plain)

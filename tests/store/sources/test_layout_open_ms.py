@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from looking import look
 
 
 def write_patient(head, folder: Path, *, prefix: str = "", mask: bool = True) -> None:
@@ -34,17 +35,16 @@ def test_one_stage_of_several(head, tmp_path: Path, ingested: Callable) -> None:
     assert "those of coregistered; raw" in note
 
 
-def test_original_names(head, tmp_path: Path, ingested: Callable) -> None:
+def test_original_names(head, tmp_path: Path) -> None:
     write_patient(head, tmp_path / "lit" / "patient01", prefix="patient01_")
-    done = ingested(tmp_path / "lit")
-    assert "(open_ms)" in done.said
-    assert done.store["lit"].modalities == ("FLAIR", "T1", "T1c", "T2")
-    assert "STAGE" not in done.codes()
+    found = look(tmp_path / "lit")
+    assert (found.layout, found.errors) == ("open_ms", [])
+    assert found.modalities == {"patient01": ("FLAIR", "T1", "T1c", "T2")}
+    assert "STAGE" not in found.codes()
 
 
-def test_no_consensus(head, tmp_path: Path, ingested: Callable) -> None:
+def test_no_consensus(head, tmp_path: Path) -> None:
     for patient in ("patient01", "patient02"):
         write_patient(head, tmp_path / "lit" / patient)
     (tmp_path / "lit" / "patient02" / "consensus_gt.nii.gz").unlink()
-    done = ingested(tmp_path / "lit")
-    assert (done.code, done.report["failed"], done.codes("error")) == (4, ["patient02"], ["MISSING_FILE"])
+    assert look(tmp_path / "lit").errors == [("MISSING_FILE", "patient02")]

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from looking import look
+
+from multiseg.errors import LabelError, SourceError
 
 SEVEN = ("cortical grey matter", "basal ganglia", "white matter", "lesion", "ventricles", "cerebellum", "brainstem")
 DLMUSE = (4, 23, 35, 38, 51, 57, 81, 95, 100, 207, 1, 11)
@@ -51,48 +54,46 @@ def test_a_folder_a_case(head, tmp_path: Path, ingested: Callable) -> None:
         ("{case}/sub-{case}x_{name}", "pat1"),
     ],
 )
-def test_where_files_lie(head, tmp_path: Path, ingested: Callable, place: str, case: str) -> None:
+def test_where_files_lie(head, tmp_path: Path, place: str, case: str) -> None:
     for patient in ("pat1", "pat2"):
         for name, array in {"T1": None, "T2_FLAIR": None, "seg": head.codes(1)}.items():
             head.save(tmp_path / "ms" / (place.format(case=patient, name=name) + ".nii.gz"), array)
-    done = ingested(tmp_path / "ms")
-    assert done.code == 0
-    assert [c.name for c in done.store["ms"].cases] == ["pat1", "pat2"]
-    assert done.store["ms"].modalities == ("FLAIR", "T1")
-    assert tuple(done.store["ms"].schemas) == ("seg",)
+    found = look(tmp_path / "ms")
+    assert found.errors == []
+    assert found.modalities == {"pat1": ("FLAIR", "T1"), "pat2": ("FLAIR", "T1")}
+    assert found.annotations == {"pat1": ["seg"], "pat2": ["seg"]}
+    assert list(found.schemas) == ["seg"]
 
 
-def test_images_and_labels_in_folders_of_the_case(head, tmp_path: Path, ingested: Callable) -> None:
+def test_images_and_labels_in_folders_of_the_case(head, tmp_path: Path) -> None:
     for patient in ("pat1", "pat2"):
         head.save(tmp_path / "ms" / patient / "images" / "T1.nii.gz")
         head.save(tmp_path / "ms" / patient / "labels" / "lesion.nii.gz", head.codes(1))
-    done = ingested(tmp_path / "ms")
-    assert done.code == 0
-    assert [case.name for case in done.store["ms"].cases] == ["pat1", "pat2"]
+    found = look(tmp_path / "ms")
+    assert (list(found.cases), found.errors) == (["pat1", "pat2"], [])
 
 
-def test_the_folder_of_one_case(head, tmp_path: Path, ingested: Callable) -> None:
+def test_the_folder_of_one_case(head, tmp_path: Path) -> None:
     write_case(head, tmp_path / "pat1", lesion=head.codes(1))
-    done = ingested(tmp_path / "pat1", "--database", "one")
-    assert done.code == 0
-    assert [(c.name, c.modalities) for c in done.store["one"].cases] == [("pat1", ("FLAIR", "T1"))]
+    found = look(tmp_path / "pat1")
+    assert (found.modalities, found.errors) == ({"pat1": ("FLAIR", "T1")}, [])
 
 
-def test_visits(head, tmp_path: Path, ingested: Callable) -> None:
+def test_visits(head, tmp_path: Path) -> None:
     for patient, visit in (("ann", "ses-1"), ("ann", "ses-2"), ("bob", "ses-1")):
         write_case(head, tmp_path / "ms" / patient / visit, lesion=head.codes(1))
-    done = ingested(tmp_path / "ms")
-    cases = [(case.name, case.subject, case.session) for case in done.store["ms"].cases]
+    found = look(tmp_path / "ms")
+    cases = [(case.case, case.subject, case.session) for case in found.files.cases]
     assert cases == [("ann_ses-1", "ann", "ses-1"), ("ann_ses-2", "ann", "ses-2"), ("bob_ses-1", "bob", "ses-1")]
-    assert done.codes() == []
+    assert found.codes() == []
 
 
-def test_folders_that_may_be_sites_or_people(head, tmp_path: Path, ingested: Callable) -> None:
+def test_folders_that_may_be_sites_or_people(head, tmp_path: Path) -> None:
     for place in ("x/a", "x/b", "y/a"):
         write_case(head, tmp_path / "ms" / place, lesion=head.codes(1))
-    done = ingested(tmp_path / "ms")
-    assert [case.name for case in done.store["ms"].cases] == ["x_a", "x_b", "y_a"]
-    assert done.codes("warning") == ["NESTED_CASES"]
+    found = look(tmp_path / "ms")
+    assert list(found.cases) == ["x_a", "x_b", "y_a"]
+    assert found.codes("warning") == ["NESTED_CASES"]
 
 
 def test_codes_are_asked_for(head, tmp_path: Path, ingested: Callable) -> None:
@@ -141,104 +142,108 @@ def test_an_atlas_by_its_codes(head, tmp_path: Path, ingested: Callable) -> None
         ("parcellation", range(1, 40), "--labels tissue:ATLAS (freesurfer, neuromorphometrics, dlmuse)"),
     ],
 )
-def test_tissues_are_not_guessed(head, tmp_path: Path, ingested: Callable, name: str, codes, said: str) -> None:
-    done = ingested(write_cases(head, tmp_path / "brains", **{name: head.codes(*codes)}))
-    assert done.code == 3
-    assert said in done.said
+def test_tissues_are_not_guessed(head, tmp_path: Path, name: str, codes, said: str) -> None:
+    with pytest.raises(LabelError, match=re.escape(said)):
+        look(write_cases(head, tmp_path / "brains", **{name: head.codes(*codes)}))
 
 
-def test_an_atlas_as_the_user_says(head, tmp_path: Path, ingested: Callable) -> None:
+def test_an_atlas_as_the_user_says(head, tmp_path: Path) -> None:
     folder = write_cases(head, tmp_path / "brains", parcellation=head.codes(4, 11, 23))
-    done = ingested(folder, "--labels", "tissue:freesurfer,23=ignore")
-    assert done.code == 0
-    assert done.store["brains"].schemas["tissue"].ignore_codes == (23,)
+    found = look(folder, codes={"tissue": "freesurfer,23=ignore"})
+    assert (list(found.cases), found.errors) == (["pat1", "pat2"], [])
+    assert found.files.schemas["tissue"].ignore_codes == (23,)
 
 
-def test_two_tissue_annotations(head, tmp_path: Path, ingested: Callable) -> None:
+def test_two_tissue_annotations(head, tmp_path: Path) -> None:
     labels = {"parcellation": head.codes(*NEUROMORPHOMETRICS), "tissue3": head.codes(1, 2, 3)}
     folder = write_cases(head, tmp_path / "oasis", **labels)
-    assert ingested(folder).code == 3
-    done = ingested(folder, "--labels", "tissue3:1=CSF,2=grey matter,3=white matter")
-    assert done.code == 0
-    schemas = done.store["oasis"].schemas
-    assert schemas["tissue3"].names == ("CSF", "grey matter", "white matter")
-    assert {s.kind for schema in schemas.values() for s in schema.structures} == {"tissue"}
-    assert set(ingested(folder, "--labels", "tissue3:skip").store["oasis"].schemas) == {"tissue"}
+    with pytest.raises(LabelError):
+        look(folder)
+    found = look(folder, codes={"tissue3": "1=CSF,2=grey matter,3=white matter"})
+    assert (len(found.cases), found.errors) == (2, [])
+    assert found.schemas["tissue3"] == ("CSF", "grey matter", "white matter")
+    assert {s.kind for schema in found.files.schemas.values() for s in schema.structures} == {"tissue"}
+    assert set(look(folder, codes={"tissue3": "skip"}).schemas) == {"tissue"}
 
 
-def test_two_files_of_one_annotation(head, tmp_path: Path, ingested: Callable) -> None:
+def test_two_files_of_one_annotation(head, tmp_path: Path) -> None:
     folder = write_cases(head, tmp_path / "ms", lesion=head.codes(1), consensus=head.codes(1))
-    done = ingested(folder)
-    assert (done.code, set(done.codes("error"))) == (3, {"DUPLICATE_CASE"})
-    said = done.report["findings"][0]["message"]
+    found = look(folder)
+    assert (found.cases, {code for code, _ in found.errors}) == ({}, {"DUPLICATE_CASE"})
+    said = found.files.findings[0].message
     assert "pat1/consensus.nii.gz, pat1/lesion.nii.gz may each be the label of case 'pat1'" in said
     assert "--labels consensus:skip or --labels lesion:skip" in said
-    assert ingested(folder, "--modality", "consensus=skip").code == 0
-    both = ingested(folder, "--labels", "consensus:1=lesion")
-    assert set(both.store["ms"].schemas) == {"consensus", "lesion"}
+    chosen = look(folder, modalities={"consensus": "skip"})
+    assert (len(chosen.cases), chosen.errors) == (2, [])
+    assert set(look(folder, codes={"consensus": "1=lesion"}).schemas) == {"consensus", "lesion"}
 
 
-def test_raters(head, tmp_path: Path, ingested: Callable) -> None:
+def test_raters(head, tmp_path: Path) -> None:
     folder = write_cases(head, tmp_path / "ms", lesion_rater1=head.codes(1), lesion_rater2=head.codes(1))
-    assert set(ingested(folder).store["ms"].schemas) == {"rater1", "rater2"}
-    assert set(ingested(folder, "--raters", "rater2").store["ms"].schemas) == {"rater2"}
-    assert set(ingested(folder, "--raters", "majority").store["ms"].schemas) == {"lesion"}
+    assert set(look(folder).schemas) == {"rater1", "rater2"}
+    assert set(look(folder, raters="rater2").schemas) == {"rater2"}
+    assert set(look(folder, raters="majority").schemas) == {"lesion"}
 
 
-def test_a_mask_of_the_brain_is_no_lesion(head, tmp_path: Path, ingested: Callable) -> None:
-    done = ingested(write_cases(head, tmp_path / "ms", mask=head.brain.astype(np.uint8)))
-    assert (done.code, done.codes("error")) == (3, ["LABEL_SIZE", "LABEL_SIZE"])
-    assert "that is a brain, not a lesion" in done.report["findings"][0]["message"]
+def test_a_mask_of_the_brain_is_no_lesion(head, tmp_path: Path) -> None:
+    found = look(write_cases(head, tmp_path / "ms", mask=head.brain.astype(np.uint8)))
+    assert (found.cases, found.errors) == ({}, [("LABEL_SIZE", "pat1"), ("LABEL_SIZE", "pat2")])
+    assert "that is a brain, not a lesion" in found.messages("LABEL_SIZE")[0]
 
 
-def test_what_is_unclear_is_left_out_and_said(head, tmp_path: Path, ingested: Callable) -> None:
+def test_what_is_unclear_is_left_out_and_said(head, tmp_path: Path) -> None:
     folder = write_cases(head, tmp_path / "ms", lesion=head.codes(1), T1_mask=head.codes(1), MTR=head.image())
-    done = ingested(folder)
-    assert done.code == 0
-    assert done.store["ms"].modalities == ("FLAIR", "T1")
-    unknown = [f["message"] for f in done.report["findings"] if f["code"] == "UNKNOWN_SEQUENCE"]
+    found = look(folder)
+    assert found.errors == []
+    assert found.modalities == {"pat1": ("FLAIR", "T1"), "pat2": ("FLAIR", "T1")}
+    unknown = found.messages("UNKNOWN_SEQUENCE")
     assert len(unknown) == 2
     assert unknown[0].startswith("'MTR' is no known sequence")
-    assert ingested(folder, "--modality", "MTR=MTR", "--modality", "T1_mask=skip").store["ms"].modalities[-1] == "MTR"
+    named = look(folder, modalities={"MTR": "MTR", "T1_mask": "skip"})
+    assert set(named.modalities.values()) == {("FLAIR", "T1", "MTR")}
 
 
-def test_maps_of_one_tissue(head, tmp_path: Path, ingested: Callable) -> None:
+def test_maps_of_one_tissue(head, tmp_path: Path) -> None:
     folder = write_cases(head, tmp_path / "ms", lesion=head.codes(1), gm=head.image(), wm_probseg=head.image())
-    done = ingested(folder)
-    assert (done.code, done.codes()) == (0, ["ONE_TISSUE"])
-    assert tuple(done.store["ms"].schemas) == ("lesion",)
+    found = look(folder)
+    assert (len(found.cases), found.codes()) == (2, ["ONE_TISSUE"])
+    assert list(found.schemas) == ["lesion"]
 
 
-def test_a_sequence_twice(head, tmp_path: Path, ingested: Callable) -> None:
+def test_a_sequence_twice(head, tmp_path: Path) -> None:
     folder = write_cases(head, tmp_path / "ms", lesion=head.codes(1), T1_brain=head.image())
-    done = ingested(folder)
-    assert (done.code, set(done.codes("error"))) == (3, {"DUPLICATE_CASE"})
-    assert ingested(folder, "--modality", "T1_brain=skip").code == 0
+    found = look(folder)
+    assert (found.cases, {code for code, _ in found.errors}) == ({}, {"DUPLICATE_CASE"})
+    chosen = look(folder, modalities={"T1_brain": "skip"})
+    assert (len(chosen.cases), chosen.errors) == (2, [])
 
 
-def test_participants_are_offered(head, tmp_path: Path, ingested: Callable) -> None:
+def test_participants_are_offered(head, tmp_path: Path) -> None:
     folder = write_cases(head, tmp_path / "ms", lesion=head.codes(1))
     (folder / "participants.csv").write_text("id,age\npat1,40\nPat2,50\n")
-    done = ingested(folder)
-    assert done.codes() == ["PARTICIPANTS_TABLE"]
-    assert dict(done.store["ms"].cases[0].participant) == {}
-    done = ingested(folder, "--participants", "participants.csv")
-    assert done.store["ms"].cases[0].participant["age"] == 40
-    assert done.codes() == ["PARTICIPANTS", "PARTICIPANTS"]  # Pat2 is no case, pat2 has no row
+    found = look(folder)
+    assert found.codes() == ["PARTICIPANTS_TABLE"]
+    assert dict(found.cases["pat1"].participant) == {}
+    found = look(folder, participants="participants.csv")
+    assert found.cases["pat1"].participant["age"] == 40
+    assert found.codes() == ["PARTICIPANTS", "PARTICIPANTS"]  # Pat2 is no case, pat2 has no row
 
 
-def test_no_labels(head, tmp_path: Path, ingested: Callable) -> None:
+def test_no_labels(head, tmp_path: Path) -> None:
     folder = write_cases(head, tmp_path / "native")
-    assert (ingested(folder).code, ingested(folder, "--allow-unlabelled").code) == (3, 0)
+    assert look(folder).cases == {}
+    assert look(folder).errors == [("MISSING_FILE", "pat1"), ("MISSING_FILE", "pat2")]
+    found = look(folder, allow_unlabelled=True)
+    assert (len(found.cases), found.errors) == (2, [])
 
 
-def test_a_case_without_label_or_sequence(head, tmp_path: Path, ingested: Callable) -> None:
+def test_a_case_without_label_or_sequence(head, tmp_path: Path) -> None:
     folder = write_cases(head, tmp_path / "ms", lesion=head.codes(1))
     write_case(head, folder / "pat3")
     head.save(folder / "pat4" / "lesion.nii.gz", head.codes(1))
-    done = ingested(folder)
-    assert (done.code, sorted(done.report["failed"])) == (4, ["pat3", "pat4"])
-    assert sorted(done.codes("error")) == ["MISSING_FILE", "NO_MODALITY"]
+    found = look(folder)
+    assert sorted(found.errors) == [("MISSING_FILE", "pat3"), ("NO_MODALITY", "pat4")]
+    assert list(found.cases) == ["pat1", "pat2"]
 
 
 def rows_of_the_docs() -> list[tuple[str, str, str]]:
@@ -247,66 +252,61 @@ def rows_of_the_docs() -> list[tuple[str, str, str]]:
     return re.findall(r"\| `(\S+)\.nii\.gz` \| ([^|]+) \| ([^|]+) \|", text)
 
 
-def test_a_mixed_folder_is_read_as_the_docs_say(head, tmp_path: Path, ingested: Callable) -> None:
+def test_a_mixed_folder_is_read_as_the_docs_say(head, tmp_path: Path) -> None:
     rows = rows_of_the_docs()
     labels = {"lesion": head.codes(1), "brain_mask": head.brain.astype(np.uint8)}
     for name, _, _ in rows:
         head.save(tmp_path / "ward" / "pat1" / f"{name}.nii.gz", labels.get(name))
-    done = ingested(tmp_path / "ward")
-    assert done.code == 0
-    database = done.store["ward"]
-    sources = {Path(source["file"]).name: source["role"] for source in database.sources(database.cases[0])}
-    files = {file: role for file, role in sources.items() if role in database.modalities}
-    told = {f"{name}.nii.gz": sequence for name, sequence, _ in rows if sequence in database.modalities}
-    assert files == told
+    found = look(tmp_path / "ward")
+    assert found.errors == []
+    images = found.cases["pat1"].images
+    told = {f"{name}.nii.gz": sequence for name, sequence, _ in rows if sequence in images}
+    assert {path.name: sequence for sequence, path in images.items()} == told
     assert len(told) == 9
-    assert (tuple(database.schemas), database.recipe.brain_mask) == (("lesion",), "file")
-    asked = [f["message"] for f in done.report["findings"] if f["code"] == "UNKNOWN_SEQUENCE"]
+    assert (list(found.schemas), found.files.brain_mask) == (["lesion"], "file")
+    asked = found.messages("UNKNOWN_SEQUENCE")
     open_rows = [(name, why) for name, meaning, why in rows if meaning in ("left out", "asked") and name != "gm_prob"]
     assert len(asked) == len(open_rows) == 11
     for name, why in open_rows:
         message = next(message for message in asked if message.startswith(f"{name!r} "))
         assert f"({why})" in message
         assert f"--modality {name}=T1" in message
-    assert "gm_prob" in next(f["message"] for f in done.report["findings"] if f["code"] == "ONE_TISSUE")
+    assert "gm_prob" in found.messages("ONE_TISSUE")[0]
 
 
-def test_what_a_name_leaves_open_goes_in_as_the_user_says(head, tmp_path: Path, ingested: Callable) -> None:
+def test_what_a_name_leaves_open_goes_in_as_the_user_says(head, tmp_path: Path) -> None:
     for case in ("pat1", "pat2"):
         head.save(tmp_path / "ms" / case / f"{case}_mprage_FAST.nii.gz")
         head.save(tmp_path / "ms" / case / f"{case}_lesion.nii.gz", head.codes(1))
-    done = ingested(tmp_path / "ms")
-    assert (done.code, set(done.codes("error"))) == (3, {"NO_MODALITY"})
-    assert "names that leave open which sequence they are: mprage_FAST" in done.said
-    assert ingested(tmp_path / "ms", "--modality", "mprage_FAST=T1").store["ms"].modalities == ("T1",)
+    found = look(tmp_path / "ms")
+    assert (found.cases, {code for code, _ in found.errors}) == ({}, {"NO_MODALITY"})
+    assert "names that leave open which sequence they are: mprage_FAST" in found.evidence
+    assert look(tmp_path / "ms", modalities={"mprage_FAST": "T1"}).modalities == {"pat1": ("T1",), "pat2": ("T1",)}
 
 
 @pytest.mark.parametrize("place", ["{case}_{name}", "{case}/{case}_{name}", "{case}/{name}"])
-def test_contrast_is_read_wherever_it_stands(head, tmp_path: Path, ingested: Callable, place: str) -> None:
+def test_contrast_is_read_wherever_it_stands(head, tmp_path: Path, place: str) -> None:
     for case in ("pat1", "pat2"):
         for name in ("post_T1", "post_FLAIR", "T1_abc", "lesion"):
             path = tmp_path / "ms" / f"{place.format(case=case, name=name)}.nii.gz"
             head.save(path, head.codes(1) if name == "lesion" else None)
-    done = ingested(tmp_path / "ms")
-    assert done.code == 0
-    assert [(case.name, case.modalities) for case in done.store["ms"].cases] == [
-        ("pat1", ("FLAIR", "T1c")),
-        ("pat2", ("FLAIR", "T1c")),
-    ]
-    assert done.codes() == ["UNKNOWN_SEQUENCE"]
-    both = ingested(tmp_path / "ms", "--modality", "T1_abc=T1")
-    assert both.store["ms"].modalities == ("FLAIR", "T1", "T1c")
+    found = look(tmp_path / "ms")
+    assert found.modalities == {"pat1": ("FLAIR", "T1c"), "pat2": ("FLAIR", "T1c")}
+    assert found.codes() == ["UNKNOWN_SEQUENCE"]
+    both = look(tmp_path / "ms", modalities={"T1_abc": "T1"})
+    assert set(both.modalities.values()) == {("FLAIR", "T1", "T1c")}
 
 
-def test_a_folder_that_may_say_with_contrast(head, tmp_path: Path, ingested: Callable) -> None:
+def test_a_folder_that_may_say_with_contrast(head, tmp_path: Path) -> None:
     for case in ("ann_pre", "ann_post", "bob_pre"):
         head.save(tmp_path / "ms" / case / "T1.nii.gz")
-    done = ingested(tmp_path / "ms", "--allow-unlabelled")
-    assert (done.code, done.report["failed"]) == (4, ["ann_post"])
-    said = [f["message"] for f in done.report["findings"] if f["code"] == "AMBIGUOUS_NAME"]
+    found = look(tmp_path / "ms", allow_unlabelled=True)
+    assert found.errors == [("AMBIGUOUS_NAME", "ann_post")]
+    said = found.messages("AMBIGUOUS_NAME")
     assert len(said) == 1
     assert "ends in 'post', which may say that its T1 is T1c" in said[0]
-    assert ingested(tmp_path / "ms", "--allow-unlabelled", "--modality", "T1=T1").code == 0
+    named = look(tmp_path / "ms", allow_unlabelled=True, modalities={"T1": "T1"})
+    assert (len(named.cases), named.errors) == (3, [])
 
 
 def test_a_pattern_reads_words_and_leaves_none_of_them_to_the_case(head, tmp_path: Path, ingested: Callable) -> None:
@@ -319,12 +319,11 @@ def test_a_pattern_reads_words_and_leaves_none_of_them_to_the_case(head, tmp_pat
 
 
 @pytest.mark.parametrize("names", [["T1/pat1", "T1/pat2", "FLAIR/pat1"], ["pat1_T1_1", "pat2_T1_1"], ["a", "b"]])
-def test_folders_that_are_not_plain(head, tmp_path: Path, ingested: Callable, names: list[str]) -> None:
+def test_folders_that_are_not_plain(head, tmp_path: Path, names: list[str]) -> None:
     for name in names:
         head.save(tmp_path / "ms" / f"{name}.nii.gz")
-    done = ingested(tmp_path / "ms", "--allow-unlabelled")
-    assert done.code == 3
-    assert "is in no layout that multiseg knows" in done.said
+    with pytest.raises(SourceError, match="is in no layout that multiseg knows"):
+        look(tmp_path / "ms", allow_unlabelled=True)
 
 
 def test_real_folders(data: Path, tmp_path: Path, ingested: Callable) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from looking import look
 
 SEQUENCES = ("T1", "T1c", "T2", "FLAIR", "SWI", "DWI", "ADC")
 
@@ -35,8 +36,8 @@ def test_patients_and_later_scans(head, tmp_path: Path, ingested: Callable) -> N
     assert "UNUSED_FILES" in done.codes("note")
 
 
-def test_no_label(head, tmp_path: Path, ingested: Callable) -> None:
+def test_no_label(head, tmp_path: Path) -> None:
     write(head, tmp_path / "PDGM", "UCSF-PDGM-0004")
     (tmp_path / "PDGM" / "UCSF-PDGM-0004_nifti" / "UCSF-PDGM-0004_tumor_segmentation.nii.gz").unlink()
-    done = ingested(tmp_path / "PDGM")
-    assert (done.code, done.codes("error")) == (3, ["MISSING_FILE"])
+    found = look(tmp_path / "PDGM")
+    assert (found.cases, found.errors) == ({}, [("MISSING_FILE", "UCSF-PDGM-0004")])

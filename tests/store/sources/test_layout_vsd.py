@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+from looking import look
+
+from multiseg.errors import SourceError
 
 SISS = ("MR_T1", "MR_T2", "MR_Flair", "MR_DWI")
 BRATS = ("MR_T1", "MR_T1c", "MR_T2", "MR_Flair")
@@ -67,12 +70,10 @@ def test_brats_2015(head, tmp_path: Path, ingested: Callable, suffix: str) -> No
     assert by_name["LGG_0001"].participant["grade"] == "LGG"
 
 
-def test_a_training_case_needs_its_label(head, tmp_path: Path, ingested: Callable) -> None:
+def test_a_training_case_needs_its_label(head, tmp_path: Path) -> None:
     write_case(head, tmp_path / "SISS2015_Training" / "1", SISS, codes=(1,))
     write_case(head, tmp_path / "SISS2015_Training" / "2", SISS)
-    done = ingested(tmp_path / "SISS2015_Training")
-    assert done.code == 4
-    assert done.codes("error") == ["MISSING_FILE"]
+    assert look(tmp_path / "SISS2015_Training").errors == [("MISSING_FILE", "2")]
 
 
 def test_codes_of_tumours_are_no_stroke(head, tmp_path: Path, ingested: Callable) -> None:
@@ -82,8 +83,7 @@ def test_codes_of_tumours_are_no_stroke(head, tmp_path: Path, ingested: Callable
     assert done.codes("error") == ["LABEL_CODES"]
 
 
-def test_tissue_at_risk_is_no_lesion(head, tmp_path: Path, ingested: Callable) -> None:
+def test_tissue_at_risk_is_no_lesion(head, tmp_path: Path) -> None:
     write_case(head, tmp_path / "SPES" / "1", ("MR_CBF", "MR_T1c", "MR_T2", "MR_DWI"), codes=(1,))
-    done = ingested(tmp_path / "SPES")
-    assert done.code == 3
-    assert "perfusion maps (MR_CBF)" in done.said
+    with pytest.raises(SourceError, match=r"perfusion maps \(MR_CBF\)"):
+        look(tmp_path / "SPES")

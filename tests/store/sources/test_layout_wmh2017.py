@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from looking import look
 
 PLACES = ("training/Utrecht/0", "training/Singapore/50", "training/Amsterdam/GE3T/100", "test/Amsterdam/GE1T5/150")
 
@@ -25,27 +26,25 @@ def write_all(head, root: Path) -> None:
         head.save(at, head.codes(*codes).astype(np.float32))
 
 
-def test_sites_scanners_and_parts(head, tmp_path: Path, ingested: Callable) -> None:
+def test_sites_scanners_and_parts(head, tmp_path: Path) -> None:
     write_all(head, tmp_path / "WMH")
-    done = ingested(tmp_path / "WMH")
-    assert done.code == 0, done.said
-    assert "(wmh2017)" in done.said
-    assert "could also be" not in done.said
-    database = done.store["WMH"]
-    by_name = {case.name: case for case in database.cases}
-    assert set(by_name) == {"Utrecht_0", "Singapore_50", "Amsterdam_100", "Amsterdam_150"}
-    assert {case.modalities for case in database.cases} == {("FLAIR", "T1")}
-    case = by_name["Amsterdam_150"]
+    found = look(tmp_path / "WMH")
+    assert (found.layout, found.others, found.errors) == ("wmh2017", (), [])
+    assert set(found.cases) == {"Utrecht_0", "Singapore_50", "Amsterdam_100", "Amsterdam_150"}
+    assert set(found.modalities.values()) == {("FLAIR", "T1")}
+    case = found.cases["Amsterdam_150"]
     assert (case.site, case.participant["scanner"], case.split) == ("Amsterdam", "GE1T5", "test")
-    assert by_name["Utrecht_0"].site == "Utrecht"
-    assert list(database.schemas) == ["lesion"]  # the consensus; the observers are left out with a note
-    assert {"RATERS", "CHOSEN_FILES"} <= set(done.codes("note"))
-    assert "4 cases take FLAIR and T1 from pre/" in str(done.report)
+    assert found.cases["Utrecht_0"].site == "Utrecht"
+    assert list(found.schemas) == ["lesion"]  # the consensus; the observers are left out with a note
+    assert {"RATERS", "CHOSEN_FILES"} <= set(found.codes("note"))
+    assert "4 cases take FLAIR and T1 from pre/" in found.messages("CHOSEN_FILES")[0]
 
 
 def test_other_pathology_is_ignored_and_never_foreground(head, tmp_path: Path, ingested: Callable) -> None:
     write_all(head, tmp_path / "WMH")
     done = ingested(tmp_path / "WMH", "--raters", "all")
+    assert done.code == 0, done.said
+    assert "(wmh2017)" in done.said
     database = done.store["WMH"]
     case = database["Utrecht_0"]
     assert list(database.schemas) == ["lesion", "rater_o3", "rater_o4"]
@@ -57,22 +56,18 @@ def test_other_pathology_is_ignored_and_never_foreground(head, tmp_path: Path, i
 
 
 @pytest.mark.parametrize("lost", ["FLAIR T1", "T1"])
-def test_without_bias_correction(head, tmp_path: Path, ingested: Callable, lost: str) -> None:
+def test_without_bias_correction(head, tmp_path: Path, lost: str) -> None:
     write_all(head, tmp_path / "WMH")
     for name in lost.split():
         (tmp_path / "WMH" / PLACES[0] / "pre" / f"{name}.nii.gz").unlink()
-    done = ingested(tmp_path / "WMH")
-    assert done.store["WMH"]["Utrecht_0"].modalities == ("FLAIR", "T1")
-    assert ("MIXED_FILES" in done.codes("warning")) == (lost == "T1")
-    assert "1 from orig/" in str(done.report)
+    found = look(tmp_path / "WMH")
+    assert found.modalities["Utrecht_0"] == ("FLAIR", "T1")
+    assert ("MIXED_FILES" in found.codes("warning")) == (lost == "T1")
+    assert "1 from orig/" in found.messages("CHOSEN_FILES")[0]
 
 
-def test_a_training_case_needs_its_label(head, tmp_path: Path, ingested: Callable) -> None:
+def test_a_training_case_needs_its_label(head, tmp_path: Path) -> None:
     write_all(head, tmp_path / "WMH")
     for place in (PLACES[1], PLACES[3]):
         (tmp_path / "WMH" / place / "wmh.nii.gz").unlink()
-    done = ingested(tmp_path / "WMH")
-    assert done.code == 4
-    assert [(f["code"], f["case"]) for f in done.report["findings"] if f["severity"] == "error"] == [
-        ("MISSING_FILE", "Singapore_50")
-    ]
+    assert look(tmp_path / "WMH").errors == [("MISSING_FILE", "Singapore_50")]

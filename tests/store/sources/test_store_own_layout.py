@@ -6,8 +6,8 @@ import pytest
 from multiseg.cli.app import run
 from multiseg.errors import SourceError, UsageError
 from multiseg.store.reader import open_store
-from multiseg.store.sources.model import SourceOptions
 from multiseg.store.sources.recognise import find_source
+from multiseg.store.sources.source_types import SourceOptions
 
 MINE = """
 from pathlib import Path

@@ -9,10 +9,10 @@ from multiseg.errors import DataError, SourceError
 from multiseg.store.catalogue import select
 from multiseg.store.ingest.split_file import read_split_file
 from multiseg.store.sources.manifest import find_manifest
-from multiseg.store.sources.model import SourceOptions
 from multiseg.store.sources.participants import read_participants, with_numbers
 from multiseg.store.sources.recognise import find_source
-from multiseg.store.sources.tables import read_table
+from multiseg.store.sources.source_types import SourceOptions
+from multiseg.store.sources.text_tables import read_table
 
 
 def table(folder: Path, text: str | bytes, name: str = "p.csv") -> Path:

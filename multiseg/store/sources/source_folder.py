@@ -1,4 +1,4 @@
-"""The names of all files below a folder, looked at once."""
+"""The names of all files below a folder, read once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from multiseg.errors import SourceError
 
 SUFFIX = r"\.(?:nii(?:\.gz)*|mg[zh]|mha|mhd|nrrd|nhdr|img(?:\.gz)*)"
 """The ends of names of volumes, for regular expressions; "x.nii.gz.gz" is met as well."""
+TEST_OR_TRAINING = re.compile(r"(?<![a-z])(?P<test>test|testing|testset)(?![a-z])|(?<![a-z])train(?:ing|set)?(?![a-z])")
+"""The words for the test and the training part of a dataset in the names of folders, in lower case."""
 _HEADER = r"\.hdr(?:\.gz)*$"
 
 
@@ -97,3 +99,11 @@ def listed(names: Sequence[str], at_most: int = 5) -> str:
     """Some names for a message: "a, b, c and 4 more"."""
     shown = ", ".join(names[:at_most])
     return shown + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
+
+
+def is_test_part(folder: Folder, file: str) -> bool:
+    """Whether a file lies in a test part, such as "Testing/" or "SISS2015_Testing/"; the innermost name counts."""
+    for part in (*reversed(PurePosixPath(file).parts[:-1]), folder.name):
+        if word := TEST_OR_TRAINING.search(part.lower()):
+            return bool(word["test"])
+    return False

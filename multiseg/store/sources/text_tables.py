@@ -22,7 +22,7 @@ from typing import TypeAlias
 
 from multiseg.errors import SourceError
 from multiseg.faults import check_machine
-from multiseg.store.sources.folder import listed
+from multiseg.store.sources.source_folder import listed
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _Line: TypeAlias = tuple[int, list[str]]

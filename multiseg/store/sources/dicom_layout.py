@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 from multiseg.errors import SourceError
 from multiseg.faults import check_machine
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.folder import Folder, listed
-from multiseg.store.sources.layout import Layout
-from multiseg.store.sources.model import REAL_NAMES, Found, Role, SourceOptions
+from multiseg.store.sources.source_folder import Folder, listed
+from multiseg.store.sources.source_types import REAL_NAMES, Found, Layout, Role, SourceOptions
 
 if TYPE_CHECKING:
     from multiseg.store.sources.dicom_choice import Choice

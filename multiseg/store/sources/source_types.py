@@ -1,8 +1,8 @@
-"""What is found in a folder on the way to a database: files with roles, and then whole cases."""
+"""What a layout is, and what it finds in a folder: files with roles, and then whole cases."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,7 +10,7 @@ from multiseg.labels import LabelSchema
 from multiseg.modalities import in_canonical_order
 from multiseg.store.cases import CaseFiles, ScanFile, paths_of
 from multiseg.store.findings import Finding
-from multiseg.store.sources.folder import Folder
+from multiseg.store.sources.source_folder import Folder
 
 REAL_NAMES = "REAL_NAMES"
 """The code of a note that names of patients become names of cases."""
@@ -122,6 +122,24 @@ class DatabaseFiles:
             f"<DatabaseFiles {self.name}: {len(self.cases)} cases, {' '.join(names)}; "
             f"{', '.join(self.schemas) or 'no annotation'}; {len(self.findings)} findings>"
         )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which datasets lie on disk.
+
+    Attributes:
+        name: what `--as` takes.
+        title: what people call it.
+        recognise: the evidence in words ("3 folders such as BraTS2021_00000"), or "" where it is not this.
+            Looks at names and small texts (dataset.json) only.
+        find: every file's role, or whole cases. Raises DataError where the folder contradicts itself.
+    """
+
+    name: str
+    title: str
+    recognise: Callable[[Folder], str]
+    find: Callable[[Folder, SourceOptions], Found | DatabaseFiles]
 
 
 def without_skipped_labels(roles: Sequence[Role], codes: Mapping[str, str]) -> list[Role]:
