@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from multiseg.store.reader import open_store
     from multiseg.store.sources.manifest import find_manifest
     from multiseg.store.sources.model import DatabaseFiles, SourceOptions
-    from multiseg.store.sources.pattern import PatternSource, find_database
+    from multiseg.store.sources.pattern_source import PatternSource, find_database
     from multiseg.store.sources.recognise import find_source
     from multiseg.training.fit import FitOptions
     from multiseg.training.folder import ModelOptions, TrainOptions
@@ -44,7 +44,7 @@ _HOMES = {
     "ModelOptions": "training.folder",
     "OptimiserOptions": "training.optimisers",
     "PatchStream": "loaders.batches",
-    "PatternSource": "store.sources.pattern",
+    "PatternSource": "store.sources.pattern_source",
     "Share": "loaders.batches",
     "SourceOptions": "store.sources.model",
     "StartOptions": "training.start",
@@ -53,7 +53,7 @@ _HOMES = {
     "TrainOptions": "training.folder",
     "Workers": "store.parallel",
     "evaluate": "evaluation.evaluate",
-    "find_database": "store.sources.pattern",
+    "find_database": "store.sources.pattern_source",
     "find_manifest": "store.sources.manifest",
     "find_source": "store.sources.recognise",
     "ingest": "store.ingest",

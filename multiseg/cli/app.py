@@ -20,6 +20,7 @@ from multiseg.cli.demo import demo_command
 from multiseg.cli.experiment import experiment_command
 from multiseg.cli.federate.app import federation_app
 from multiseg.cli.finetune import finetune_command
+from multiseg.cli.flag_groups import with_single_flags
 from multiseg.cli.given import refuse_empty
 from multiseg.cli.ingest import ingest_command
 from multiseg.cli.learn import train_command
@@ -67,7 +68,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "import-weights": import_weights_command,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name)(with_single_flags(command))
 app.add_typer(federation_app, name="fed")
 
 

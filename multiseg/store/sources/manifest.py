@@ -15,9 +15,9 @@ from multiseg.store.cases import CaseFiles
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.folder import is_volume
-from multiseg.store.sources.model import DatabaseFiles
+from multiseg.store.sources.model import DatabaseFiles, SourceOptions
 from multiseg.store.sources.participants import with_numbers
-from multiseg.store.sources.pattern import PatternSource, find_database
+from multiseg.store.sources.recognise import find_source
 from multiseg.store.sources.tables import read_table
 from multiseg.store.split_file import split_of
 
@@ -47,18 +47,20 @@ def _from_toml(path: Path) -> list[DatabaseFiles]:
     tables = data.pop("database", [])
     if data or not isinstance(tables, list) or not tables:
         raise UsageError(f"{path} must hold [[database]] tables and nothing else, but has {sorted(data) or 'none'}.")
-    return [find_database(_pattern_source(path, table)) for table in tables]
+    return [_database_from_table(path, table) for table in tables]
 
 
-def _pattern_source(path: Path, table: Mapping[str, Any]) -> PatternSource:
-    known = {f.name for f in dataclasses.fields(PatternSource)}
+def _database_from_table(path: Path, table: Mapping[str, Any]) -> DatabaseFiles:
+    known = {"root", *(field.name for field in dataclasses.fields(SourceOptions))} - {"layout", "yes"}
     unknown, missing = set(table) - known, {"name", "root", "pattern"} - set(table)
     if unknown or missing:
         raise UsageError(
             f"{path}: [[database]] {table.get('name', '')!r} has unknown keys {sorted(unknown)} and lacks "
             f"{sorted(missing)}. Keys are {', '.join(sorted(known))}."
         )
-    return PatternSource(**{**table, "root": path.parent / table["root"]})
+    return find_source(
+        path.parent / table["root"], SourceOptions(**{key: value for key, value in table.items() if key != "root"})
+    )
 
 
 def _from_csv(path: Path) -> list[DatabaseFiles]:

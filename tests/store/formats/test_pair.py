@@ -16,7 +16,7 @@ from multiseg.store.formats.reading import read_geometry, read_volume
 from multiseg.store.formats.volumes import axis_codes
 from multiseg.store.sources.folder import look_into
 from multiseg.store.sources.model import SourceOptions
-from multiseg.store.sources.pattern import PatternSource, find_database
+from multiseg.store.sources.pattern_source import PatternSource, find_database
 from multiseg.store.sources.recognise import find_source
 
 LEFT_HANDED = np.array([[-2.0, 0, 0, 30], [0, 0, 3, -40], [0, 1.5, 0, -20], [0, 0, 0, 1]])

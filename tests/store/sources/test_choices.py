@@ -9,7 +9,7 @@ import pytest
 from multiseg.cli.app import run
 from multiseg.errors import LabelError, UsageError
 from multiseg.store.sources.model import DatabaseFiles, SourceOptions
-from multiseg.store.sources.pattern import PatternSource, find_database
+from multiseg.store.sources.pattern_source import PatternSource, find_database
 from multiseg.store.sources.recognise import find_source
 
 
