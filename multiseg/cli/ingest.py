@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiseg.cli.data import AsJson, StoreUrl
+from multiseg.cli.shared_flags import AsJson, StoreUrl
 from multiseg.cli.source_flags import (
     WHAT,
     PreparationFlags,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson
 from multiseg.cli.repair import DryRun, ThisStore
+from multiseg.cli.shared_flags import AsJson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

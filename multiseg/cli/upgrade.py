@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson
+from multiseg.cli.shared_flags import AsJson
 from multiseg.cli.source_flags import NumWorkers, WorkerFlags
 
 

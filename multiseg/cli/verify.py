@@ -1,4 +1,4 @@
-"""The verb that looks for faults: verify."""
+"""Verb: verify."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson
+from multiseg.cli.shared_flags import AsJson
 from multiseg.cli.source_flags import PreparationFlags, SourceFlags, WorkerFlags, check_no_source, confirmed_databases
 from multiseg.errors import UsageError
 

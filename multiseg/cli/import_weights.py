@@ -1,4 +1,4 @@
-"""The verb that brings in weights published by others."""
+"""Verb: import-weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson
+from multiseg.cli.shared_flags import AsJson
 from multiseg.cli.source_flags import spacing_of
 
 if TYPE_CHECKING:
