@@ -10,11 +10,11 @@ import typer
 
 from multiseg.cli.shared_flags import AsJson, StoreUrl
 from multiseg.cli.source_flags import (
-    WHAT,
     PreparationFlags,
     SourceFlags,
     WorkerFlags,
     confirmed_databases,
+    file_option,
     pair,
 )
 from multiseg.errors import UsageError
@@ -32,12 +32,8 @@ def ingest_command(
     source: Annotated[Path, typer.Argument(help="A folder of scans, or a table or manifest (.csv, .toml, .json).")],
     store: StoreUrl,
     *,
-    database: Annotated[
-        str, typer.Option(help="Name of the database (default: the folder's).", rich_help_panel=WHAT)
-    ] = "",
-    pathology: Annotated[
-        str, typer.Option(help='What the patients have, such as "multiple sclerosis".', rich_help_panel=WHAT)
-    ] = "",
+    database: Annotated[str, file_option(help="Name of the database (default: the folder's).")] = "",
+    pathology: Annotated[str, file_option(help='What the patients have, such as "multiple sclerosis".')] = "",
     source_flags: SourceFlags,
     preparation_flags: PreparationFlags,
     codec: Annotated[

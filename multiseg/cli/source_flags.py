@@ -1,10 +1,11 @@
-"""The flags that say what lies in a folder of scans and how to prepare it: for every verb that reads one."""
+"""The flags of verbs that read a source: what its files are, how cases are prepared, and by how many workers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,55 +24,35 @@ MAX_SPACING_MM = 20
 SMALL_BYTES = 100_000_000
 """Sources smaller than this are prepared before other processes have started."""
 
-WHAT, HOW, WHO = "What the files are", "How they are prepared", "Who does it"
+WHAT, HOW = "What the files are", "How they are prepared"
+file_option = partial(typer.Option, rich_help_panel=WHAT)
+preparation_option = partial(typer.Option, rich_help_panel=HOW)
+worker_option = partial(typer.Option, rich_help_panel="Who does it")
 
-NumWorkers = Annotated[
-    str, typer.Option("--workers", help="Cases at once (auto: one a processor).", rich_help_panel=WHO)
-]
+NumWorkers = Annotated[str, worker_option("--workers", help="Cases at once (auto: one a processor).")]
 
 
 @dataclass(frozen=True)
 class SourceFlags:
     """How to read a source; a flag that needs no parsing is called as its field of `SourceOptions`."""
 
-    layout: Annotated[
-        str,
-        typer.Option("--as", help="Its layout, where looking does not tell, or MODULE:NAME.", rich_help_panel=WHAT),
-    ] = ""
-    pattern: Annotated[
-        str, typer.Option(help="Where images lie, such as {case}/{modality}.nii.gz.", rich_help_panel=WHAT)
-    ] = ""
-    label: Annotated[
-        list[str] | None,
-        typer.Option(help="Where labels lie: PATTERN or ANNOTATION=PATTERN.", rich_help_panel=WHAT),
-    ] = None
+    layout: Annotated[str, file_option("--as", help="Its layout, where looking does not tell, or MODULE:NAME.")] = ""
+    pattern: Annotated[str, file_option(help="Where images lie, such as {case}/{modality}.nii.gz.")] = ""
+    label: Annotated[list[str] | None, file_option(help="Where labels lie: PATTERN or ANNOTATION=PATTERN.")] = None
     labels: Annotated[
-        list[str] | None,
-        typer.Option(help='Their codes: "1=core,2=ignore", "tissue:1=CSF" or "tissue:dlmuse".', rich_help_panel=WHAT),
+        list[str] | None, file_option(help='Their codes: "1=core,2=ignore", "tissue:1=CSF" or "tissue:dlmuse".')
     ] = None
-    raters: Annotated[
-        str, typer.Option(help="Of several: all, consensus, majority or one's name.", rich_help_panel=WHAT)
-    ] = ""
+    raters: Annotated[str, file_option(help="Of several: all, consensus, majority or one's name.")] = ""
     modality: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An unusual spelling: NAME=T1, or NAME=skip; with --pattern T1 for all.", rich_help_panel=WHAT
-        ),
+        list[str] | None, file_option(help="An unusual spelling: NAME=T1, or NAME=skip; with --pattern T1 for all.")
     ] = None
-    participants: Annotated[
-        str, typer.Option(help="CSV in the folder; its first column names the case.", rich_help_panel=WHAT)
-    ] = ""
-    allow_unlabelled: Annotated[
-        bool, typer.Option("--allow-unlabelled", help="Take cases without label, too.", rich_help_panel=WHAT)
-    ] = False
-    yes: Annotated[
-        bool, typer.Option("--yes", help="What was guessed and shown is right (DICOM series).", rich_help_panel=WHAT)
-    ] = False
+    participants: Annotated[str, file_option(help="CSV in the folder; its first column names the case.")] = ""
+    allow_unlabelled: Annotated[bool, file_option("--allow-unlabelled", help="Take cases without label, too.")] = False
+    yes: Annotated[bool, file_option("--yes", help="What was guessed and shown is right (DICOM series).")] = False
     brain_mask: Annotated[
         str,
-        typer.Option(
-            help='nonzero, file (the layout\'s), otsu, a PATTERN, or "command hd-bet -i {image} -o {mask}".',
-            rich_help_panel=HOW,
+        preparation_option(
+            help='nonzero, file (the layout\'s), otsu, a PATTERN, or "command hd-bet -i {image} -o {mask}".'
         ),
     ] = ""
 
@@ -98,23 +79,17 @@ class SourceFlags:
 class PreparationFlags:
     """How cases are prepared; each flag but `spacing` is called as its field of `IngestOptions`."""
 
-    spacing: Annotated[
-        str, typer.Option(help="Voxel size in mm: one number or three with commas.", rich_help_panel=HOW)
-    ] = "1"
+    spacing: Annotated[str, preparation_option(help="Voxel size in mm: one number or three with commas.")] = "1"
     reference: Annotated[
-        str, typer.Option(help="Sequence whose box is the case's grid (default: the label's).", rich_help_panel=HOW)
+        str, preparation_option(help="Sequence whose box is the case's grid (default: the label's).")
     ] = ""
     headers_disagree: Annotated[
-        str,
-        typer.Option(help="Files of one shape but elsewhere in space: refuse, world or array.", rich_help_panel=HOW),
+        str, preparation_option(help="Files of one shape but elsewhere in space: refuse, world or array.")
     ] = "refuse"
-    register: Annotated[
-        str, typer.Option(help="rigid: move every sequence onto the reference.", rich_help_panel=HOW)
-    ] = ""
-    n4: Annotated[bool, typer.Option("--n4", help="Correct the bias field (N4).", rich_help_panel=HOW)] = False
+    register: Annotated[str, preparation_option(help="rigid: move every sequence onto the reference.")] = ""
+    n4: Annotated[bool, preparation_option("--n4", help="Correct the bias field (N4).")] = False
     normalise: Annotated[
-        str,
-        typer.Option(help="Intensities: zscore, histogram (landmarks, then z-score) or none.", rich_help_panel=HOW),
+        str, preparation_option(help="Intensities: zscore, histogram (landmarks, then z-score) or none.")
     ] = "zscore"
 
     def options(self, **others: Any) -> IngestOptions:
@@ -135,12 +110,9 @@ class WorkerFlags:
 
     workers: NumWorkers = "auto"
     scheduler: Annotated[
-        str,
-        typer.Option(help="processes, threads, or a dask scheduler's address (tcp://HOST:8786).", rich_help_panel=WHO),
+        str, worker_option(help="processes, threads, or a dask scheduler's address (tcp://HOST:8786).")
     ] = "processes"
-    memory: Annotated[
-        str, typer.Option(help="For all workers, such as 8GB (auto: 3/4 of what is free).", rich_help_panel=WHO)
-    ] = "auto"
+    memory: Annotated[str, worker_option(help="For all workers, such as 8GB (auto: 3/4 of what is free).")] = "auto"
 
     def options(self, databases: list[DatabaseFiles]) -> Workers:
         """The same for an ingest of these databases.
@@ -165,19 +137,19 @@ class WorkerFlags:
 
 
 def check_no_source(context: typer.Context, store: str) -> None:
-    """Whether nothing is said of source files, where it is a store that is looked at.
+    """Check that no flag says how to read a source, where the path is a store.
 
     Raises:
-        UsageError: something is, and would be left unheard.
+        UsageError: one does, and would have no effect.
     """
-    said = [
+    given = [
         option.opts[0] for option in context.command.params
         if getattr(option, "rich_help_panel", None) in (WHAT, HOW)
         and context.get_parameter_source(option.name or "") is not ParameterSource.DEFAULT
     ]  # fmt: skip
-    if said:
+    if given:
         raise UsageError(
-            f"{store} is a store, whose cases are prepared already: {', '.join(said)} would say how to read a source. "
+            f"{store} is a store, whose cases are prepared already: {', '.join(given)} would say how to read a source. "
             "Leave it out, or name the source."
         )
 
@@ -263,11 +235,11 @@ def _unique(flag: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     Raises:
         UsageError: it says two things of one.
     """
-    said: dict[str, str] = {}
+    values: dict[str, str] = {}
     for name, value in pairs:
-        if said.setdefault(name, value) != value:
-            raise UsageError(f"{flag} says two things of {name!r}: {said[name]!r} and {value!r}. Keep one.")
-    return said
+        if values.setdefault(name, value) != value:
+            raise UsageError(f"{flag} says two things of {name!r}: {values[name]!r} and {value!r}. Keep one.")
+    return values
 
 
 def pair(text: str) -> tuple[str, str]:
