@@ -13,6 +13,7 @@ import click
 import typer
 from typer.main import get_command
 
+from multiseg.cli.compact import compact_command
 from multiseg.cli.demo import demo_command
 from multiseg.cli.evaluate import evaluate_command
 from multiseg.cli.experiment import experiment_command
@@ -25,7 +26,7 @@ from multiseg.cli.info import info_command
 from multiseg.cli.ingest import ingest_command
 from multiseg.cli.phantoms import phantoms_command
 from multiseg.cli.predict import predict_command
-from multiseg.cli.remove import compact_command, remove_command
+from multiseg.cli.remove import remove_command
 from multiseg.cli.repair import repair_command
 from multiseg.cli.train import train_command
 from multiseg.cli.upgrade import upgrade_command

@@ -12,3 +12,5 @@ Overwrite = Annotated[
 ]
 StoreUrl = Annotated[str, typer.Option(help="The store: a folder such as brain.zarr, or a URL.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+ThisStore = Annotated[str, typer.Argument(help="The store, by path or URL.")]
