@@ -134,11 +134,13 @@ def test_codes_of_a_label_that_no_file_fits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["{case}/{scan}.nii", "t1/{modality}.nii", "{case}/{modality", "{case}{}.nii", "{a b}"]
+    "pattern", ["", "{case}/{scan}.nii", "t1/{modality}.nii", "{case}/{modality", "{case}{}.nii", "{a b}"]
 )
 def test_patterns_that_cannot_be_meant(pattern: str) -> None:
     with pytest.raises(UsageError, match="the pattern"):
         compile_pattern(pattern)
+    with pytest.raises(UsageError, match="the pattern"):
+        find_database(PatternSource("db", ".", pattern))
 
 
 def test_stars_in_patterns() -> None:
@@ -223,6 +225,7 @@ def test_a_toml_manifest(tmp_path: Path) -> None:
     for text, says in (
         (TOML + "patern = 'x'\n", r"unknown keys \['patern'\] and lacks \[\]"),
         (TOML.replace("root", "# root"), r"lacks \['root'\]"),
+        (TOML.replace('"{case}/{modality}.nii.gz"', '""'), r"lacks \['pattern'\]"),
         ("spacing = 1\n" + TOML, r"nothing else, but has \['spacing'\]"),
         ("", "but has none"),
         ("[[database", "is no TOML"),

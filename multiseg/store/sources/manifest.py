@@ -52,7 +52,8 @@ def _from_toml(path: Path) -> list[DatabaseFiles]:
 
 def _database_from_table(path: Path, table: Mapping[str, Any]) -> DatabaseFiles:
     known = {"root", *(field.name for field in dataclasses.fields(SourceOptions))} - {"layout", "yes"}
-    unknown, missing = set(table) - known, {"name", "root", "pattern"} - set(table)
+    given = {key for key, value in table.items() if value != "" or key == "root"}  # "": the manifest's own folder
+    unknown, missing = set(table) - known, {"name", "root", "pattern"} - given
     if unknown or missing:
         raise UsageError(
             f"{path}: [[database]] {table.get('name', '')!r} has unknown keys {sorted(unknown)} and lacks "

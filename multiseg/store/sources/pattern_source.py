@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from multiseg.store.sources.model import DatabaseFiles, SourceOptions
+from multiseg.store.sources.pattern import compile_pattern
 from multiseg.store.sources.recognise import find_source
 
 
@@ -38,5 +39,6 @@ def find_database(source: PatternSource) -> DatabaseFiles:
         SourceError: there is no folder, or no file fits the pattern.
         UsageError: a pattern or a label's codes are invalid.
     """
+    compile_pattern(source.pattern)  # before "" would have the layout recognised
     options = {field.name: getattr(source, field.name) for field in fields(source) if field.name != "root"}
     return find_source(source.root, SourceOptions(**options))
