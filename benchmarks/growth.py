@@ -25,7 +25,7 @@ import nibabel as nib
 import numpy as np
 import zarr
 
-from multiseg.cli.data import info_command
+from multiseg.cli.info import info_command
 from multiseg.labels import LabelSchema, LabelSpace
 from multiseg.loaders.batches import PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions

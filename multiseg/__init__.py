@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from multiseg.store.ingest.plan import IngestOptions
     from multiseg.store.reader import open_store
     from multiseg.store.sources.manifest import find_manifest
-    from multiseg.store.sources.pattern import PatternSource, find_database
+    from multiseg.store.sources.pattern_source import PatternSource, find_database
     from multiseg.store.sources.recognise import find_source
     from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
     from multiseg.training.fit import FitOptions
@@ -44,7 +44,7 @@ _HOMES = {
     "ModelOptions": "training.run_folder",
     "OptimiserOptions": "training.optimisers",
     "PatchStream": "loaders.batches",
-    "PatternSource": "store.sources.pattern",
+    "PatternSource": "store.sources.pattern_source",
     "Share": "loaders.batches",
     "SourceOptions": "store.sources.source_types",
     "StartOptions": "training.start",
@@ -53,7 +53,7 @@ _HOMES = {
     "TrainOptions": "training.run_folder",
     "Workers": "store.parallel",
     "evaluate": "evaluation.evaluate",
-    "find_database": "store.sources.pattern",
+    "find_database": "store.sources.pattern_source",
     "find_manifest": "store.sources.manifest",
     "find_source": "store.sources.recognise",
     "ingest": "store.ingest",

@@ -13,20 +13,24 @@ import click
 import typer
 from typer.main import get_command
 
-from multiseg.cli.bring import import_weights_command
-from multiseg.cli.check import verify_command
-from multiseg.cli.data import info_command, phantoms_command
+from multiseg.cli.compact import compact_command
 from multiseg.cli.demo import demo_command
+from multiseg.cli.evaluate import evaluate_command
 from multiseg.cli.experiment import experiment_command
 from multiseg.cli.federate.app import federation_app
 from multiseg.cli.finetune import finetune_command
+from multiseg.cli.flag_groups import with_single_flags
 from multiseg.cli.given import refuse_empty
+from multiseg.cli.import_weights import import_weights_command
+from multiseg.cli.info import info_command
 from multiseg.cli.ingest import ingest_command
-from multiseg.cli.learn import train_command
-from multiseg.cli.remove import compact_command, remove_command
+from multiseg.cli.phantoms import phantoms_command
+from multiseg.cli.predict import predict_command
+from multiseg.cli.remove import remove_command
 from multiseg.cli.repair import repair_command
+from multiseg.cli.train import train_command
 from multiseg.cli.upgrade import upgrade_command
-from multiseg.cli.use import evaluate_command, predict_command
+from multiseg.cli.verify import verify_command
 from multiseg.cli.view import view_command
 from multiseg.errors import MultisegError, UnconfirmedError
 from multiseg.faults import NOT_SUPPORTED, OUT_OF_RESOURCE, raise_descriptor_limit, remedy
@@ -67,7 +71,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "import-weights": import_weights_command,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name)(with_single_flags(command))
 app.add_typer(federation_app, name="fed")
 
 

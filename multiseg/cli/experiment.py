@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiseg.cli.data import AsJson
+from multiseg.cli.shared_flags import AsJson
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:

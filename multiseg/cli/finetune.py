@@ -1,4 +1,4 @@
-"""The verb that fine-tunes a model."""
+"""Verb: finetune."""
 
 from __future__ import annotations
 
@@ -7,27 +7,9 @@ from typing import Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson
-from multiseg.cli.learn import train_shown
-from multiseg.cli.settings import (
-    AcceptChanges,
-    Augment,
-    BatchSize,
-    Cache,
-    Cases,
-    Database,
-    Drop,
-    LearningRate,
-    NumWorkers,
-    Overwrite,
-    PrintConfig,
-    Rest,
-    Steps,
-    TrainDevice,
-    check_run_file,
-    options_from,
-    print_settings,
-)
+from multiseg.cli.shared_flags import AsJson
+from multiseg.cli.train import train_shown
+from multiseg.cli.train_flags import TrainFlags, options_from, print_settings
 from multiseg.errors import UsageError
 
 
@@ -48,23 +30,8 @@ def finetune_command(
     head_first: Annotated[
         int | None, typer.Option(help="Steps at the beginning in which only the last layer learns.", min=0)
     ] = None,
-    cases: Cases = None,
-    run: Annotated[Path | None, typer.Option(help="TOML file with any of the settings of train.")] = None,
-    database: Database = None,
-    rest: Rest = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    patch: Annotated[int | None, typer.Option(help="Edge of a patch in voxels (default: the model's).", min=8)] = None,
-    learning_rate: LearningRate = None,
-    workers: NumWorkers = None,
-    cache: Cache = None,
-    drop: Drop = None,
-    augment: Augment = None,
-    device: TrainDevice = None,
-    seed: Annotated[int | None, typer.Option(help="Of fresh weights, dropout, draws and the choice of cases.")] = None,
-    accept_changes: AcceptChanges = False,
-    overwrite: Overwrite = False,
-    print_config: PrintConfig = False,
+    *,
+    flags: TrainFlags,
     as_json: AsJson = False,
 ) -> int:
     """Fine-tune a model on another store, whose sequences it need not know. The same command again goes on.
@@ -91,21 +58,13 @@ def finetune_command(
         "grow": grow or None,
         "head_steps": head_first,
     }
-    options = options_from(store, run, {
-        "databases": database, "device": device, "seed": seed, "start": start, "rest": rest,
-        "augment": {"preset": augment, "seed": seed},
-        "stream": {"batch_size": batch_size, "workers": workers, "cache": cache,
-                   "draw": {"patch": (patch, patch, patch) if patch else None, "drop": drop, "num_cases": cases,
-                            "seed": seed}},
-        "fit": {"num_steps": steps, "learning_rate": learning_rate},
-    }, None if overwrite else out)  # fmt: skip
-    if print_config:
+    options = options_from(store, out, flags, {"start": start})
+    if flags.print_config:
         print_settings(options, as_json)
         return 0
     if out is None:
         raise UsageError("say where the new run goes: --out runs/NAME.")
-    check_run_file(run, out, goes_on=(out / "resume.pt").is_file() and not overwrite)
-    result = train_shown(options, out, overwrite, as_json, accept_changes)
+    result = train_shown(options, out, flags, as_json)
     if as_json and is_first_process():
         last = read_info(model_path(out)).ancestry[-1]
         print_json({

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiseg.cli import sources as flags
-from multiseg.cli.data import AsJson, StoreUrl
+from multiseg.cli.shared_flags import AsJson, StoreUrl
+from multiseg.cli.source_flags import (
+    PreparationFlags,
+    SourceFlags,
+    WorkerFlags,
+    confirmed_databases,
+    file_option,
+    pair,
+)
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,26 +29,13 @@ _WHERE = "The store"
 
 
 def ingest_command(
-    source: flags.Source,
+    source: Annotated[Path, typer.Argument(help="A folder of scans, or a table or manifest (.csv, .toml, .json).")],
     store: StoreUrl,
-    layout: flags.As = "",
-    database: flags.DatabaseName = "",
-    pathology: flags.Pathology = "",
-    pattern: flags.Pattern = "",
-    label: flags.Label = None,
-    labels: flags.Labels = None,
-    raters: flags.Raters = "",
-    modality: flags.Modality = None,
-    participants: flags.Participants = "",
-    allow_unlabelled: flags.AllowUnlabelled = False,
-    yes: flags.Yes = False,
-    brain_mask: flags.BrainMask = "",
-    spacing: flags.Spacing = "1",
-    reference: flags.Reference = "",
-    headers_disagree: flags.HeadersDisagree = "refuse",
-    register: flags.Register = "",
-    n4: flags.N4 = False,
-    normalise: flags.Normalise = "zscore",
+    *,
+    database: Annotated[str, file_option(help="Name of the database (default: the folder's).")] = "",
+    pathology: Annotated[str, file_option(help='What the patients have, such as "multiple sclerosis".')] = "",
+    source_flags: SourceFlags,
+    preparation_flags: PreparationFlags,
     codec: Annotated[
         str, typer.Option(help="Compression of images: none, lz4, lz4hc or zstd.", rich_help_panel=_WHERE)
     ] = "lz4",
@@ -64,9 +59,7 @@ def ingest_command(
             rich_help_panel=_WHERE,
         ),
     ] = "",
-    workers: flags.NumWorkers = "auto",
-    scheduler: flags.Scheduler = "processes",
-    memory: flags.Memory = "auto",
+    worker_flags: WorkerFlags,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, what is wrong, how long and how large.")
     ] = False,
@@ -85,18 +78,10 @@ def ingest_command(
 
     multiseg ingest manifest.toml --store s3://bucket/brain.zarr --spacing 2
     """
-    from multiseg.store.ingest.plan import IngestOptions
-
-    said = flags.Said(
-        layout, database, pathology, pattern, label, labels, raters, brain_mask, modality, participants,
-        allow_unlabelled, yes,
-    )  # fmt: skip
-    databases = flags.confirmed_databases(source, said, as_json)
-    options = IngestOptions(
-        spacing_mm=flags.spacing_of(spacing), reference=reference, headers_disagree=headers_disagree,
-        register=register, n4=n4, normalise=normalise, codec=codec, replace=replace, redo=tuple(redo or ()),
-        seed=seed, **_split(split), workers=flags.workers_of(workers, scheduler, memory, databases),
-        pseudonyms=pseudonyms,
+    databases = confirmed_databases(source, source_flags.options(database, pathology), as_json)
+    options = preparation_flags.options(
+        codec=codec, replace=replace, redo=tuple(redo or ()), seed=seed, **_split(split),
+        workers=worker_flags.options(databases), pseudonyms=pseudonyms,
     )  # fmt: skip
     return _rehearse(databases, store, options, as_json) if dry_run else _ingest(databases, store, options, as_json)
 
@@ -108,7 +93,7 @@ def _split(text: str) -> dict[str, Any]:
 
         return {"given_splits": read_split_file(text)}
     try:
-        return {"split": {name.strip(): float(share) for name, share in map(flags.pair, text.split(","))}}
+        return {"split": {name.strip(): float(share) for name, share in map(pair, text.split(","))}}
     except ValueError as error:
         raise UsageError(f"--split {text!r} is not of the form train=0.7,val=0.1,test=0.2 ({error}).") from error
 

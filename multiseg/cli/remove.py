@@ -1,4 +1,4 @@
-"""The verbs that take something out of a store: remove, compact."""
+"""Verb: remove."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson
-from multiseg.cli.repair import DryRun, ThisStore
+from multiseg.cli.shared_flags import AsJson, DryRun, ThisStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,27 +68,3 @@ def _print(found: Sequence[Removed], store: str) -> None:
 
     rows = [[one.database, plain(one.case), plain(one.subject), str(len(one.rows))] for one in found]
     print_table(f"To be removed from {plain(store)}", ["database", "case", "subject", "versions"], rows)
-
-
-def compact_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson = False) -> int:
-    """Give back the room of replaced versions of cases and of what dead writers left.
-
-    Let trainings that read the store end first: who opened it before may still read a replaced version.
-
-    Examples:
-
-    multiseg compact brain.zarr --dry-run
-
-    multiseg compact brain.zarr
-    """
-    from multiseg.cli.console import output, print_json
-    from multiseg.store.upkeep.compaction import compact
-
-    freed = compact(store, dry_run)
-    if as_json:
-        print_json({"store": store, "dry_run": dry_run, "bytes": freed})
-        return 0
-    said = "would be free" if dry_run else "are free"
-    for name, num in freed.items():
-        output().print(f"{name}: {num / 1e6:.1f} MB {said}", highlight=False)
-    return 0

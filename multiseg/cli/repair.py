@@ -1,18 +1,13 @@
-"""The verb that makes a damaged store sound again: repair."""
+"""Verb: repair."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from multiseg.cli.data import AsJson
+from multiseg.cli.shared_flags import AsJson, DryRun, ThisStore
 
 if TYPE_CHECKING:
     from multiseg.store.repairs.repair_report import Log
-
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
-ThisStore = Annotated[str, typer.Argument(help="The store, by path or URL.")]
 
 
 def repair_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson = False) -> int:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from multiseg.cli import sources as flags
-from multiseg.cli.data import AsJson
+from multiseg.cli.shared_flags import AsJson
+from multiseg.cli.source_flags import NumWorkers, WorkerFlags
 
 
 def upgrade_command(
@@ -16,7 +16,7 @@ def upgrade_command(
         list[str] | None,
         typer.Option(help="DATABASE/ARRAY: what is not there of it is empty and was not lost. May be repeated."),
     ] = None,
-    workers: flags.NumWorkers = "auto",
+    workers: NumWorkers = "auto",
     as_json: AsJson = False,
 ) -> int:
     """Convert a store of an older format in its place; nothing is ingested again.
@@ -35,7 +35,7 @@ def upgrade_command(
     from multiseg.cli.console import messages, print_findings, print_json, progress_bar
     from multiseg.store.upkeep.format_upgrade import upgrade_store
 
-    num_workers = flags.workers_of(workers, "threads", "auto", []).num
+    num_workers = WorkerFlags(workers, scheduler="threads").options([]).num
     with progress_bar("check", 1) as bar:
 
         def on_case(done: int, total: int, case: str) -> None:

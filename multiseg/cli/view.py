@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson, Overwrite
+from multiseg.cli.shared_flags import AsJson, Overwrite
 from multiseg.errors import UsageError
 
 

@@ -101,14 +101,14 @@ def recipe_for(info: ModelInfo, rule: str, reference: str, headers_disagree: str
     choices = [choice for choice in ("zscore", "histogram", "none") if choice in {one.normalise for one in recipes}]
     normalise = choices[0] if choices else "zscore"
     recipe = Recipe(
-        info.spacing_mm,
-        reference,
-        rule or _models_rule(recipes),
-        headers_disagree,
-        normalise,
-        "rigid" if any(one.register for one in recipes) else "",
-        any(one.n4 for one in recipes),
-        _landmarks(recipes) if normalise == "histogram" else {},
+        spacing_mm=info.spacing_mm,
+        reference=reference,
+        brain_mask=rule or _models_rule(recipes),
+        headers_disagree=headers_disagree,
+        normalise=normalise,
+        register="rigid" if any(one.register for one in recipes) else "",
+        n4=any(one.n4 for one in recipes),
+        landmarks=_landmarks(recipes) if normalise == "histogram" else {},
     )
     return recipe, doubts
 

@@ -1,5 +1,6 @@
 """Finding files: by patterns, TOML and CSV; what is doubtful is said, nothing is guessed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,11 @@ import pytest
 from multiseg.errors import LabelError, SourceError, UsageError
 from multiseg.store.findings import Severity
 from multiseg.store.sources.manifest import find_manifest
-from multiseg.store.sources.pattern import PatternSource, compile_pattern, find_database, read_participants
-from multiseg.store.sources.source_types import DatabaseFiles
+from multiseg.store.sources.participants import read_participants
+from multiseg.store.sources.pattern import compile_pattern
+from multiseg.store.sources.pattern_source import PatternSource, find_database
+from multiseg.store.sources.recognise import find_source
+from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
 
 
 def folder(root: Path, *names: str) -> Path:
@@ -110,12 +114,33 @@ def test_missing_labels_and_masks(tmp_path: Path) -> None:
     assert [c.case for c in found(tmp_path, allow_unlabelled=True, **asked).cases] == ["P1", "P2"]
 
 
+def test_a_pattern_is_an_option_of_a_source(tmp_path: Path) -> None:
+    """`find_source` takes it as a layout that the user describes, and says what does not go with it."""
+    folder(tmp_path, "P1/t1.nii.gz", "P1/l.nii.gz", "P1/m.nii.gz")
+    pattern, labels, mask = "{case}/{modality}.nii.gz", {"lesion": "{case}/l.nii.gz"}, "{case}/m.nii.gz"
+    options = SourceOptions(name="db", pattern=pattern, labels=labels, brain_mask=mask, licence="CC0")
+    assert find_source(tmp_path, options) == found(tmp_path, labels=labels, brain_mask=mask, licence="CC0")
+    assert find_source(tmp_path, options).licence == "CC0"
+    assert find_source(tmp_path, replace(options, name="")).name == tmp_path.name
+    with pytest.raises(UsageError, match="--as bids looks for files its own way, and --pattern says"):
+        find_source(tmp_path, options, "bids")
+    with pytest.raises(UsageError, match="say where the images lie, too: --pattern"):
+        find_source(tmp_path, SourceOptions(labels=labels))
+
+
+def test_codes_of_a_label_that_no_file_fits(tmp_path: Path) -> None:
+    files = found(folder(tmp_path, "P1/t1.nii.gz"), labels={"seg": "{case}/seg.nii.gz"}, codes={"seg": "1=core"})
+    assert codes(files) == [("MISSING_FILE", "P1")]
+
+
 @pytest.mark.parametrize(
-    "pattern", ["{case}/{scan}.nii", "t1/{modality}.nii", "{case}/{modality", "{case}{}.nii", "{a b}"]
+    "pattern", ["", "{case}/{scan}.nii", "t1/{modality}.nii", "{case}/{modality", "{case}{}.nii", "{a b}"]
 )
 def test_patterns_that_cannot_be_meant(pattern: str) -> None:
     with pytest.raises(UsageError, match="the pattern"):
         compile_pattern(pattern)
+    with pytest.raises(UsageError, match="the pattern"):
+        find_database(PatternSource("db", ".", pattern))
 
 
 def test_stars_in_patterns() -> None:
@@ -200,6 +225,7 @@ def test_a_toml_manifest(tmp_path: Path) -> None:
     for text, says in (
         (TOML + "patern = 'x'\n", r"unknown keys \['patern'\] and lacks \[\]"),
         (TOML.replace("root", "# root"), r"lacks \['root'\]"),
+        (TOML.replace('"{case}/{modality}.nii.gz"', '""'), r"lacks \['pattern'\]"),
         ("spacing = 1\n" + TOML, r"nothing else, but has \['spacing'\]"),
         ("", "but has none"),
         ("[[database", "is no TOML"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson
+from multiseg.cli.shared_flags import AsJson
 
 SHOWN = ("time", "direction", "kind", "experiment", "round", "bytes", "tensors", "metrics", "notes")
 

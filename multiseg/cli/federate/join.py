@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson
+from multiseg.cli.shared_flags import AsJson
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from multiseg.cli.data import AsJson
 from multiseg.cli.federate.server import ServerHome
+from multiseg.cli.shared_flags import AsJson
 
 FAILED = "ServerApp failed with exception: "
 RunNumber = Annotated[str, typer.Argument(metavar="[RUN]", help="Its number or experiment (default: the newest).")]

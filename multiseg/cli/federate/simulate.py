@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiseg.cli.data import AsJson
+from multiseg.cli.shared_flags import AsJson
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def simulate_command(
     multiseg fed simulate run.toml --store north=a.zarr --store south=s3://bucket/b.zarr
     """
     from multiseg.cli.console import print_json
-    from multiseg.cli.settings import check_run_file
+    from multiseg.cli.train_flags import check_run_file
     from multiseg.federation.centre.earlier import go_back
 
     stores = named_stores(store or [])

@@ -294,20 +294,14 @@ def info_of(files: DatabaseFiles, options: IngestOptions) -> DatabaseInfo:
     if options.reference and files.cases and not any(options.reference in case.images for case in files.cases):
         raise UsageError(f"no case of {files.name!r} has the reference sequence {options.reference!r}.")
     recipe = Recipe(
-        options.spacing_mm, options.reference, files.brain_mask, options.headers_disagree, options.normalise,
-        options.register, options.n4,
+        spacing_mm=options.spacing_mm, reference=options.reference, brain_mask=files.brain_mask,
+        headers_disagree=options.headers_disagree, normalise=options.normalise, register=options.register,
+        n4=options.n4,
     )  # fmt: skip
     return DatabaseInfo(
-        files.name,
-        files.pathology,
-        recipe,
-        files.schemas,
-        options.codec,
-        files.licence,
-        files.citation,
-        files.source,
-        files.pseudonyms,
-    )
+        name=files.name, pathology=files.pathology, recipe=recipe, schemas=files.schemas, codec=options.codec,
+        licence=files.licence, citation=files.citation, source=files.source, pseudonyms=files.pseudonyms,
+    )  # fmt: skip
 
 
 def bad_names(files: DatabaseFiles) -> list[Finding]:

@@ -57,7 +57,7 @@ class _Gathering:
         annotations = dict.fromkeys(name for own in labels.values() for name in own)
         return DatabaseFiles(
             name=self.name,
-            pathology=self.options.pathology or self.found.pathology,
+            pathology=self.found.pathology,
             cases=tuple(cases),
             schemas={name: self._schema(name) for name in [*self.found.schemas, *annotations] if name in annotations},
             findings=(*self.found.findings, *self.findings),
@@ -153,7 +153,7 @@ class _Gathering:
             for case, file in self._by_case([role for role in roles if role.name == annotation], annotation).items():
                 labels.setdefault(case, {})[annotation] = file
         self.drawn = {case: set(own) for case, own in labels.items()}
-        chosen, message = choose_raters(labels, self.options.raters, self.name)
+        chosen, message = choose_raters(labels, self.options.raters or self.found.raters, self.name)
         if message:
             self._find(Severity.NOTE, "RATERS", "", "", message)
         return chosen

@@ -89,8 +89,10 @@ def _image(role: Role, spellings: Collection[str], options: SourceOptions) -> Im
     sequence = reading.sequence or (canonical_modality(role.name) if reading.is_vague else None)
     if role.doubt:
         return Image(role, None, is_named=False, why=role.doubt)
-    is_of_all = reading.is_vague and set(reading.named) <= {options.modality}
-    return Image(role, sequence or (options.modality if is_of_all else "") or None, is_named=False, why=reading.why)
+    of_all = canonical_modality(options.modality) or options.modality
+    if sequence is None and reading.is_vague and set(reading.named) <= {of_all}:
+        sequence = of_all or None  # where the user gives none, the file stays unknown
+    return Image(role, sequence, is_named=False, why=reading.why)
 
 
 def choose_images(images: Sequence[Image], options: SourceOptions, database: str, shown: Shown) -> Images:

@@ -16,9 +16,9 @@ from multiseg.store.findings import Finding, Severity
 from multiseg.store.ingest.split_file import split_of
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.participants import with_numbers
-from multiseg.store.sources.pattern import PatternSource, find_database
+from multiseg.store.sources.recognise import find_source
 from multiseg.store.sources.source_folder import is_volume
-from multiseg.store.sources.source_types import DatabaseFiles
+from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
 from multiseg.store.sources.text_tables import read_table
 
 CASE_COLUMNS = ("database", "pathology", "case", "subject", "session", "site", "split", "brain_mask")
@@ -47,18 +47,21 @@ def _from_toml(path: Path) -> list[DatabaseFiles]:
     tables = data.pop("database", [])
     if data or not isinstance(tables, list) or not tables:
         raise UsageError(f"{path} must hold [[database]] tables and nothing else, but has {sorted(data) or 'none'}.")
-    return [find_database(_pattern_source(path, table)) for table in tables]
+    return [_database_from_table(path, table) for table in tables]
 
 
-def _pattern_source(path: Path, table: Mapping[str, Any]) -> PatternSource:
-    known = {f.name for f in dataclasses.fields(PatternSource)}
-    unknown, missing = set(table) - known, {"name", "root", "pattern"} - set(table)
+def _database_from_table(path: Path, table: Mapping[str, Any]) -> DatabaseFiles:
+    known = {"root", *(field.name for field in dataclasses.fields(SourceOptions))} - {"layout", "yes"}
+    given = {key for key, value in table.items() if value != "" or key == "root"}  # "": the manifest's own folder
+    unknown, missing = set(table) - known, {"name", "root", "pattern"} - given
     if unknown or missing:
         raise UsageError(
             f"{path}: [[database]] {table.get('name', '')!r} has unknown keys {sorted(unknown)} and lacks "
             f"{sorted(missing)}. Keys are {', '.join(sorted(known))}."
         )
-    return PatternSource(**{**table, "root": path.parent / table["root"]})
+    return find_source(
+        path.parent / table["root"], SourceOptions(**{key: value for key, value in table.items() if key != "root"})
+    )
 
 
 def _from_csv(path: Path) -> list[DatabaseFiles]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -34,7 +33,7 @@ def own_layout(name: str) -> Layout:
 
 
 def _found(source: OwnSource, name: str, folder: Folder, options: SourceOptions) -> DatabaseFiles:
-    """What a source of one's own finds; the database's name and pathology are what the user says, where he does.
+    """What a source of one's own finds.
 
     Raises:
         UsageError: it failed, or returned something else than a database.
@@ -51,4 +50,4 @@ def _found(source: OwnSource, name: str, folder: Folder, options: SourceOptions)
         )
     if not found.cases and not found.findings:
         raise SourceError(f"{name} found no case in {folder.root}.", code="NOTHING_FOUND", file=str(folder.root))
-    return replace(found, name=options.name or found.name, pathology=options.pathology or found.pathology)
+    return found

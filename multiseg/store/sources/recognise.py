@@ -28,7 +28,7 @@ from multiseg.store.sources.challenges import CHALLENGES
 from multiseg.store.sources.gathering import gather
 from multiseg.store.sources.own_layout import own_layout
 from multiseg.store.sources.participants import read_participants
-from multiseg.store.sources.pattern import is_pattern, roles_of
+from multiseg.store.sources.pattern import PATTERN, is_pattern, roles_of
 from multiseg.store.sources.source_folder import Folder, look_into
 from multiseg.store.sources.source_types import (
     SKIP,
@@ -36,6 +36,7 @@ from multiseg.store.sources.source_types import (
     Found,
     Layout,
     SourceOptions,
+    with_description,
     without_skipped_labels,
 )
 
@@ -69,13 +70,20 @@ class Recognised:
     others: tuple[str, ...] = ()
 
 
-def recognise(folder: Folder, name: str = "") -> Recognised:
-    """The layout of a folder; `name` decides where the user knows better.
+def recognise(folder: Folder, options: SourceOptions) -> Recognised:
+    """The layout of a folder: the one that the user names or describes, else the first that looks like it.
 
     Raises:
-        UsageError: there is no layout of that name.
+        UsageError: there is no layout of that name, or a pattern is given beside it or lacks.
         SourceError: no layout looks like this folder.
     """
+    name = options.layout
+    if options.pattern and name:
+        raise UsageError(f"--as {name} looks for files its own way, and --pattern says where they lie: keep one.")
+    if options.pattern:
+        return Recognised(PATTERN, "as described")
+    if options.labels:
+        raise UsageError("--label says where labels lie, so say where the images lie, too: --pattern.")
     if is_own(name):
         return Recognised(own_layout(name), "as asked")
     known = {layout.name: layout for layout in LAYOUTS}
@@ -96,10 +104,11 @@ def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptio
 
     Raises:
         DataError: the folder contradicts itself, or holds nothing of what its layout promises.
+        UsageError: the options do not fit the layout or what was found.
     """
     found = recognised.layout.find(folder, options)
     if isinstance(found, DatabaseFiles):
-        return found
+        return with_description(found, options)
     if not found.roles:
         raise SourceError(
             f"{folder.root} holds no scan where {recognised.layout.title} has them. {_what_is_there(folder)}",
@@ -116,12 +125,12 @@ def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptio
         roles = [role for role in found.roles if role.kind != "brain mask"]
         masks = roles_of(folder, options.brain_mask, "brain mask", "brain mask")
         found, options = replace(found, roles=[*roles, *masks]), replace(options, brain_mask="file")
-    return gather(found, options)
+    return with_description(gather(found, options), options)
 
 
 def _check_codes(found: Found, options: SourceOptions) -> None:
     """Codes for an annotation that is not there would be left out without a word."""
-    names = {role.name for role in found.roles if role.kind == "label"}
+    names = {role.name for role in found.roles if role.kind == "label"} | set(options.labels)
     if any(is_rater(name) for name in names):
         names |= {DEFAULT_ANNOTATION}
     unknown = sorted(set(options.codes) - names)
@@ -140,9 +149,15 @@ def _without_skipped(found: Found, options: SourceOptions) -> Found:
 
 
 def find_source(root: Path | str, options: SourceOptions | None = None, name: str = "") -> DatabaseFiles:
-    """The cases of a folder in whatever layout it is, in the one called `name`, or your own called module:name."""
+    """The cases of a folder as the options say how to read it.
+
+    Args:
+        name: its layout, or your own as "module:name", in place of `options.layout`. Without either, it is recognised.
+    """
+    options = options or SourceOptions()
+    options = replace(options, layout=name or options.layout)
     folder = look_into(Path(root))
-    return find_recognised(folder, recognise(folder, name), options or SourceOptions())
+    return find_recognised(folder, recognise(folder, options), options)
 
 
 def _what_is_there(folder: Folder) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from multiseg.labels import LabelSchema
 from multiseg.modalities import in_canonical_order
@@ -21,17 +21,26 @@ SKIP = "skip"
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a user says about a source; "" and empty leave it to the layout.
+    """How to read a source; "" and empty leave it to the layout.
+
+    The command line builds it from its flags and a manifest from its tables; everything that reads a source takes it
+    whole. So a new flag is a field here, its declaration in `cli.source_flags.SourceFlags`, and the code that uses it.
 
     Attributes:
+        name: of the database.
+        pathology: of its patients.
         codes: annotation name to text such as "1=necrosis,2=oedema", or the name of an atlas.
         modalities: spellings of the files to names of sequences, or to "skip".
         modality: the sequence of every image, where names do not say any.
         participants: a table with a row a case, or a subject; its first column names it.
-        brain_mask: "file", "nonzero", "otsu" or "command ..."; see `recipe.Recipe`.
+        brain_mask: "file", "nonzero", "otsu", "command ..." (see `recipe.Recipe`), or a file-name pattern.
         raters: "all", "consensus", "majority" or the name of one; see `annotations.choose_raters`.
         allow_unlabelled: take cases without label, too.
         yes: what the layout guesses has been looked at and is right.
+        layout: the name of one, or your own as "module:name"; "" recognises it.
+        pattern: where images lie, such as "{case}/{modality}.nii.gz", in place of a layout.
+        labels: annotation name to the pattern of its files; goes with `pattern`.
+        licence, citation, source: stored with the database.
     """
 
     name: str = ""
@@ -44,6 +53,12 @@ class SourceOptions:
     raters: str = ""
     allow_unlabelled: bool = False
     yes: bool = False
+    layout: str = ""
+    pattern: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    licence: str = ""
+    citation: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,7 @@ class Found:
         unused: volumes in the folder that have no role.
         any_scan_counts: every file whose name tells a sequence should have had a role.
         free_names: names of cases are taken from names of files or folders that may hold words of a sequence, too.
+        raters: which raters are kept where the user does not choose; see `annotations.choose_raters`.
     """
 
     name: str
@@ -91,6 +107,7 @@ class Found:
     unused: Sequence[str] = ()
     any_scan_counts: bool = False
     free_names: bool = False
+    raters: str = ""
     findings: tuple[Finding, ...] = ()
     licence: str = ""
     citation: str = ""
@@ -140,6 +157,13 @@ class Layout:
     title: str
     recognise: Callable[[Folder], str]
     find: Callable[[Folder, SourceOptions], Found | DatabaseFiles]
+
+
+def with_description(files: DatabaseFiles, options: SourceOptions) -> DatabaseFiles:
+    """The database with what the user says of it as a whole in place of what was found."""
+    fields = ("name", "pathology", "licence", "citation", "source")
+    given: dict[str, Any] = {name: text for name in fields if (text := getattr(options, name))}
+    return replace(files, **given)
 
 
 def without_skipped_labels(roles: Sequence[Role], codes: Mapping[str, str]) -> list[Role]:

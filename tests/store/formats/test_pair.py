@@ -14,7 +14,7 @@ from multiseg.store.cases import Channel, sha256_of
 from multiseg.store.formats.nifti import write_like
 from multiseg.store.formats.reading import read_geometry, read_volume
 from multiseg.store.formats.volumes import axis_codes
-from multiseg.store.sources.pattern import PatternSource, find_database
+from multiseg.store.sources.pattern_source import PatternSource, find_database
 from multiseg.store.sources.recognise import find_source
 from multiseg.store.sources.source_folder import look_into
 from multiseg.store.sources.source_types import SourceOptions

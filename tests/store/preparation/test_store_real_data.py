@@ -12,7 +12,7 @@ import pytest
 from multiseg.store.formats.volumes import axis_codes
 from multiseg.store.preparation.prepare import PreparedCase, prepare_case
 from multiseg.store.preparation.recipe import Recipe
-from multiseg.store.sources.pattern import PatternSource, find_database
+from multiseg.store.sources.pattern_source import PatternSource, find_database
 
 RECIPE = Recipe(spacing_mm=(2.0, 2.0, 2.0))
 ML = 0.008

@@ -8,7 +8,7 @@ import pytest
 
 from multiseg.cli.app import run
 from multiseg.errors import LabelError, UsageError
-from multiseg.store.sources.pattern import PatternSource, find_database
+from multiseg.store.sources.pattern_source import PatternSource, find_database
 from multiseg.store.sources.recognise import find_source
 from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
 

@@ -57,6 +57,9 @@ def test_what_the_user_says_reaches_it_and_wins(hospitals, mine):
     options = SourceOptions(name="other", pathology="wmh", codes={"wmh": "speck"})
     found = find_source(hospitals / "dogwood", options, "mine_sources:flair")
     assert (found.name, found.pathology, found.schemas["wmh"].names) == ("other", "wmh", ("speck",))
+    assert (
+        find_source(hospitals / "dogwood", SourceOptions(layout="mine_sources:flair", licence="CC0")).licence == "CC0"
+    )
 
 
 @pytest.mark.parametrize(

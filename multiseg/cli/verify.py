@@ -1,4 +1,4 @@
-"""The verb that looks for faults: verify."""
+"""Verb: verify."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multiseg.cli import sources as flags
-from multiseg.cli.data import AsJson
+from multiseg.cli.shared_flags import AsJson
+from multiseg.cli.source_flags import PreparationFlags, SourceFlags, WorkerFlags, check_no_source, confirmed_databases
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,25 +24,9 @@ if TYPE_CHECKING:
 def verify_command(
     context: typer.Context,
     path: Annotated[str, typer.Argument(help="A store, by path or URL; or a source, as ingest takes it.")],
-    layout: flags.As = "",
-    pattern: flags.Pattern = "",
-    label: flags.Label = None,
-    labels: flags.Labels = None,
-    raters: flags.Raters = "",
-    modality: flags.Modality = None,
-    participants: flags.Participants = "",
-    allow_unlabelled: flags.AllowUnlabelled = False,
-    yes: flags.Yes = False,
-    brain_mask: flags.BrainMask = "",
-    spacing: flags.Spacing = "1",
-    reference: flags.Reference = "",
-    headers_disagree: flags.HeadersDisagree = "refuse",
-    register: flags.Register = "",
-    n4: flags.N4 = False,
-    normalise: flags.Normalise = "zscore",
-    workers: flags.NumWorkers = "auto",
-    scheduler: flags.Scheduler = "processes",
-    memory: flags.Memory = "auto",
+    source_flags: SourceFlags,
+    preparation_flags: PreparationFlags,
+    worker_flags: WorkerFlags,
     as_json: AsJson = False,
 ) -> int:
     """Look for everything that is wrong with a store, or with a dataset before it is ingested. Nothing is written.
@@ -62,23 +46,15 @@ def verify_command(
     from multiseg.cli.console import messages, print_findings, print_json
     from multiseg.store.findings import Severity
     from multiseg.store.hierarchy import is_like_a_store, is_remote
-    from multiseg.store.ingest.plan import IngestOptions
 
     if not (is_remote(path) or Path(path).exists()):
         raise UsageError(f"there is no store at {path}, and no source either. Check the path.")
     if is_like_a_store(path):
-        flags.check_no_source(context, path)
-        findings, cases = _verify_store(path, flags.workers_of(workers, scheduler, memory, []).num), None
+        check_no_source(context, path)
+        findings, cases = _verify_store(path, worker_flags.options([]).num), None
     else:
-        said = flags.Said(
-            layout, pattern=pattern, label=label, labels=labels, raters=raters, brain_mask=brain_mask,
-            modality=modality, participants=participants, allow_unlabelled=allow_unlabelled, yes=yes,
-        )  # fmt: skip
-        databases = flags.confirmed_databases(Path(path), said, as_json)
-        options = IngestOptions(
-            flags.spacing_of(spacing), reference, headers_disagree, register=register, n4=n4, normalise=normalise,
-            workers=flags.workers_of(workers, scheduler, memory, databases),
-        )  # fmt: skip
+        databases = confirmed_databases(Path(path), source_flags.options(), as_json)
+        options = preparation_flags.options(workers=worker_flags.options(databases))
         findings, cases = _verify_sources(databases, options)
     count = Counter(finding.severity for finding in findings)
     if as_json:

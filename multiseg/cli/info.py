@@ -1,4 +1,4 @@
-"""Verbs around the store: phantoms, info."""
+"""Verb: info."""
 
 from __future__ import annotations
 
@@ -9,43 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from multiseg.cli.shared_flags import AsJson, Overwrite
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
-    from multiseg.store.reader import Store
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Write over files that are there; inputs and read-only files stay.")
-]
-StoreUrl = Annotated[str, typer.Option(help="The store: a folder such as brain.zarr, or a URL.")]
-
-
-def phantoms_command(
-    folder: Annotated[Path, typer.Argument(help="Where to write them.")],
-    seed: Annotated[int, typer.Option(help="Another seed, other patients.")] = 0,
-    cases: Annotated[int, typer.Option(help="Cases a hospital.", min=1)] = 10,
-    coarseness: Annotated[float, typer.Option(help="Multiplies the voxel sizes; 2 is quick.", min=0.5)] = 1.0,
-    hospital: Annotated[
-        list[str] | None,
-        typer.Option(help="Only these: alder, birch, cedar, dogwood (by default) and elm, fir, gorse."),
-    ] = None,
-    overwrite: Overwrite = False,
-) -> int:
-    """Write synthetic hospitals as NIfTI files with a manifest: four pathologies, four sets of sequences.
-
-    Examples:
-
-    multiseg phantoms hospitals --cases 5
-
-    multiseg phantoms more --hospital elm --hospital fir
-    """
-    from multiseg.cli.console import output
-    from multiseg.phantoms.hospitals import write_hospitals
-
-    manifest = write_hospitals(folder, seed, cases, coarseness, hospital, overwrite)
-    output().print(f"Ingest them with: multiseg ingest {manifest} --store brain.zarr --spacing 2.5", soft_wrap=True)
-    return 0
+    from multiseg.store.preparation.grids import Grid
+    from multiseg.store.reader import Case, Database, Store
 
 
 def info_command(
@@ -85,7 +54,6 @@ def info_command(
         return show_model(Path(store), of_store, as_json)
     if of_store:
         raise UsageError(f"--store goes with a model, and {store} is none.")
-    from multiseg.cli.case import show_case
     from multiseg.cli.console import messages, plain, print_json, print_table
     from multiseg.store.catalogue import select, table
     from multiseg.store.reader import open_store
@@ -184,3 +152,61 @@ def _summary_row(one: dict[str, Any]) -> list[str]:
         " ".join(f"{a['lesion_ml_a_case']:g}" for a in labels.values() if "lesion" in a["kinds"]),
         "" if one["bytes"] is None else f"{one['bytes'] / 1e6:.1f}",
     ]
+
+
+def show_case(store: Store, name: str, write: Path | None, overwrite: bool, as_json: bool) -> int:
+    """Print one case, "DATABASE/CASE", and write it on its files' own grid where a folder is given."""
+    from multiseg.cli.console import output, print_json, print_table
+    from multiseg.store.native import write_native
+
+    database_name, _, case_name = name.partition("/")
+    database = store[database_name]
+    case = database[case_name]
+    written = [str(path) for path in write_native(database, case, write, overwrite)] if write else []
+    native, _header = database.native(case)
+    sources = database.sources(case)
+    if as_json:
+        print_json({"case": name, **_case_json(database, case, native), "sources": sources, "written": written})
+        return 0
+    print_table(
+        f"{name}: subject {case.subject}, split {case.split}",
+        ["what", "file", "shape", "mm", "axes", "steps", "sha256"],
+        [
+            [s["role"], s["file"], _by(s["shape"]), _by(s["voxel_mm"]), s["axes"],
+             "; ".join(s["steps"]) or "as it was", s["sha256"][:16]]
+            for s in sources
+        ],
+    )  # fmt: skip
+    print_table(
+        "Grids: voxel indices to millimetres towards right, front, head",
+        ["grid", "shape", "mm", "axes", "affine"],
+        [_grid_row("native, of the reference image", native), _grid_row("in the store", case.grid)],
+    )
+    for path in written:
+        output().print(f"Written: {path}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _case_json(database: Database, case: Case, native: Grid) -> dict[str, Any]:
+    from multiseg.store.formats.volumes import axis_codes
+
+    return {
+        "subject": case.subject, "session": case.session, "site": case.site, "split": case.split,
+        "modalities": list(case.modalities),
+        "annotations": [name for name, there in zip(database.schemas, case.annotated, strict=True) if there],
+        "extent": list(case.extent), "affine": case.grid.affine.tolist(),
+        "native_shape": list(native.shape), "native_voxel_mm": list(native.spacing_mm),
+        "native_axes": axis_codes(native.affine), "native_affine": native.affine.tolist(),
+        "participant": dict(case.participant),
+    }  # fmt: skip
+
+
+def _grid_row(name: str, grid: Grid) -> list[str]:
+    from multiseg.store.formats.volumes import axis_codes
+
+    rows = "\n".join("  ".join(f"{value:.6g}" for value in row) for row in grid.affine[:3])
+    return [name, _by(grid.shape), _by(grid.spacing_mm), axis_codes(grid.affine), rows]
+
+
+def _by(numbers: Sequence[float]) -> str:
+    return "x".join(f"{number:.6g}" for number in numbers)

@@ -1,4 +1,4 @@
-"""The verb that brings in weights published by others."""
+"""Verb: import-weights."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multiseg.cli import sources as flags
-from multiseg.cli.data import AsJson
+from multiseg.cli.shared_flags import AsJson
+from multiseg.cli.source_flags import spacing_of
 
 if TYPE_CHECKING:
     from multiseg.models.saved import ModelInfo
@@ -48,7 +48,7 @@ def import_weights_command(
     from multiseg.models.imported import ImportOptions, import_weights
 
     options = ImportOptions(
-        _listed(channels), _listed(untrained), flags.spacing_of(spacing), (patch, patch, patch),
+        _listed(channels), _listed(untrained), spacing_of(spacing), (patch, patch, patch),
         tuple(trained_on or ("imported",)), background, licence,
     )  # fmt: skip
     info = import_weights(weights, out, options, overwrite)

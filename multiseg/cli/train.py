@@ -1,4 +1,4 @@
-"""The verb that trains."""
+"""Verb: train."""
 
 from __future__ import annotations
 
@@ -9,26 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiseg.cli.data import AsJson
-from multiseg.cli.settings import (
-    AcceptChanges,
-    Augment,
-    BatchSize,
-    Cache,
-    Cases,
-    Database,
-    Drop,
-    LearningRate,
-    NumWorkers,
-    Overwrite,
-    PrintConfig,
-    Rest,
-    Steps,
-    TrainDevice,
-    check_run_file,
-    options_from,
-    print_settings,
-)
+from multiseg.cli.shared_flags import AsJson
+from multiseg.cli.train_flags import TrainFlags, check_run_file, options_from, print_settings
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,36 +22,19 @@ if TYPE_CHECKING:
 LINE_SECONDS = 15
 """Off a terminal, a line of progress this often."""
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-
 
 def train_command(
     store: Annotated[str, typer.Argument(help="The store to learn from.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
-    run: Annotated[Path | None, typer.Option(help="TOML file with any of the settings.")] = None,
-    database: Database = None,
-    labels: Annotated[
-        str | None, typer.Option(help='What to tell apart, such as "lesion" (default) or "oedema,tissue:CSF".')
-    ] = None,
-    rest: Rest = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    patch: Annotated[int | None, typer.Option(help="Edge of a patch in voxels.", min=8)] = None,
-    learning_rate: LearningRate = None,
-    workers: NumWorkers = None,
-    cache: Cache = None,
-    device: TrainDevice = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, dropout and draws.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Network, such as multi_unet or multi_unet_plus, or MODULE:NAME.")
     ] = None,
-    drop: Drop = None,
-    cases: Cases = None,
-    augment: Augment = None,
+    labels: Annotated[
+        str | None, typer.Option(help='What to tell apart, such as "lesion" (default) or "oedema,tissue:CSF".')
+    ] = None,
+    *,
+    flags: TrainFlags,
     resume: Annotated[bool, typer.Option("--resume", help="Insist on going on with a run that is there.")] = False,
-    accept_changes: AcceptChanges = False,
-    overwrite: Overwrite = False,
-    print_config: PrintConfig = False,
     as_json: AsJson = False,
 ) -> int:
     """Train one model on all databases of a store. The same command again goes on where it was.
@@ -89,39 +54,29 @@ def train_command(
     from multiseg.cli.console import print_json
     from multiseg.training.distributed import is_first_process
 
-    size = (patch, patch, patch) if patch else None
-    options = options_from(store, run, {
-        "databases": database, "device": device, "seed": seed, "rest": rest,
-        "labels": [name.strip() for name in labels.split(",")] if labels else None,
-        "stream": {"batch_size": batch_size, "workers": workers, "cache": cache,
-                   "draw": {"patch": size, "drop": drop, "num_cases": cases, "seed": seed}},
-        "model": {"builder": model},
-        "augment": {"preset": augment, "seed": seed},
-        "fit": {"num_steps": steps, "learning_rate": learning_rate},
-    }, None if overwrite else out)  # fmt: skip
-    if print_config:
+    names = [name.strip() for name in labels.split(",")] if labels else None
+    options = options_from(store, out, flags, {"labels": names, "model": {"builder": model}})
+    if flags.print_config:
         print_settings(options, as_json)
         return 0
     if out is None:
         raise UsageError("say where the run goes: --out runs/NAME.")
     if resume and not (out / "resume.pt").is_file():
         raise UsageError(f"{out} holds no run to go on with (no resume.pt).")
-    check_run_file(run, out, goes_on=(out / "resume.pt").is_file() and not overwrite)
-    result = train_shown(options, out, overwrite, as_json, accept_changes)
+    result = train_shown(options, out, flags, as_json)
     if as_json and is_first_process():
         print_json({"run": str(out), "step": result.step, "finished": result.finished, "best": result.best})
     return 0 if result.finished else 130
 
 
-def train_shown(
-    options: TrainOptions, out: Path, overwrite: bool, quiet: bool, accept_changes: bool = False
-) -> TrainResult:
+def train_shown(options: TrainOptions, out: Path, flags: TrainFlags, quiet: bool) -> TrainResult:
     """Train with a bar on a terminal, lines off it, and a sentence at the end."""
     from multiseg.cli.console import messages, progress_bar
     from multiseg.models.saved import model_path, read_info
     from multiseg.training.distributed import is_first_process
     from multiseg.training.run import train
 
+    check_run_file(flags.run, out, goes_on=(out / "resume.pt").is_file() and not flags.overwrite)
     is_first = is_first_process()
     console = messages(quiet=not is_first)
 
@@ -131,7 +86,7 @@ def train_shown(
 
     with progress_bar("train", options.fit.num_steps, "preparing", quiet=not is_first) as bar:
         show = _Progress(bar, console, options.fit.num_steps, lines=bar.disable and not quiet)
-        result = train(options, out, overwrite, show.event, tell_channels, accept_changes)
+        result = train(options, out, flags.overwrite, show.event, tell_channels, flags.accept_changes)
     if not result.finished:
         console.print(f"Stopped after step {result.step}, saved.", soft_wrap=True)
         return result

@@ -1,0 +1,37 @@
+"""Verb: phantoms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multiseg.cli.shared_flags import Overwrite
+
+
+def phantoms_command(
+    folder: Annotated[Path, typer.Argument(help="Where to write them.")],
+    seed: Annotated[int, typer.Option(help="Another seed, other patients.")] = 0,
+    cases: Annotated[int, typer.Option(help="Cases a hospital.", min=1)] = 10,
+    coarseness: Annotated[float, typer.Option(help="Multiplies the voxel sizes; 2 is quick.", min=0.5)] = 1.0,
+    hospital: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these: alder, birch, cedar, dogwood (by default) and elm, fir, gorse."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> int:
+    """Write synthetic hospitals as NIfTI files with a manifest: four pathologies, four sets of sequences.
+
+    Examples:
+
+    multiseg phantoms hospitals --cases 5
+
+    multiseg phantoms more --hospital elm --hospital fir
+    """
+    from multiseg.cli.console import output
+    from multiseg.phantoms.hospitals import write_hospitals
+
+    manifest = write_hospitals(folder, seed, cases, coarseness, hospital, overwrite)
+    output().print(f"Ingest them with: multiseg ingest {manifest} --store brain.zarr --spacing 2.5", soft_wrap=True)
+    return 0

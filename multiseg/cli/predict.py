@@ -1,0 +1,70 @@
+"""Verb: predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multiseg.cli.shared_flags import AsJson, Device, Overwrite
+
+
+def predict_command(
+    model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
+    images: Annotated[list[str], typer.Argument(help="FLAIR=scan.nii.gz, or names that tell, such as t1.nii.gz.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the segmentation goes (.nii.gz).")],
+    brain_mask: Annotated[
+        str, typer.Option(help='A file, nonzero, otsu, or "command PROGRAM {image} {mask}" (default: as in training).')
+    ] = "",
+    reference: Annotated[
+        str, typer.Option(help="Sequence whose grid and header the answer gets (default: first).")
+    ] = "",
+    overlap: Annotated[float, typer.Option(help="Of the sliding windows.", min=0, max=0.9)] = 0.5,
+    headers_disagree: Annotated[
+        str, typer.Option(help="A mask of an image's shape but elsewhere in space: refuse, world or array.")
+    ] = "refuse",
+    picture: Annotated[Path | None, typer.Option(help="Also draw it over the images (.png).")] = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> int:
+    """Segment one patient from any subset of sequences; the answer lies on the first image's own grid.
+
+    Example:
+
+    multiseg predict runs/joint FLAIR=flair.nii.gz T1=t1.nii.gz -o lesions.nii.gz
+    """
+    from multiseg.cli.console import messages, output, print_json
+    from multiseg.evaluation.montage import PNG
+    from multiseg.evaluation.predict import input_files, name_images, predict, save_overlay
+    from multiseg.files import check_files
+    from multiseg.models.devices import resolve_device
+
+    named, on = name_images(images), str(resolve_device(device))
+    if picture:
+        check_files([picture], input_files(model, named, brain_mask), overwrite, PNG)  # before the work
+    result = predict(model, named, out, brain_mask, reference, overlap, headers_disagree, on, overwrite)
+    if picture:
+        save_overlay(picture, result, overwrite)
+    if as_json:
+        print_json({
+            "path": str(result.path), "reference": result.reference, "used": list(result.used),
+            "left_out": list(result.left_out), "volumes_ml": dict(result.volumes_ml), "learnt": dict(result.learnt),
+            "doubts": [
+                {"severity": str(one.severity), "code": one.code, "message": one.message} for one in result.doubts
+            ],
+        })  # fmt: skip
+        return 0
+    for doubt in result.doubts:
+        messages().print(f"{doubt.code}: {doubt.message}", soft_wrap=True, markup=False)
+    if result.left_out:
+        messages().print(f"{', '.join(result.left_out)} left out: the model has no trained channel for it.")
+    if "not known" in result.learnt.values():
+        messages().print("Whether the model learnt from these scans is not known: its file does not say of all.")
+    volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in result.volumes_ml.items())
+    output().print(
+        f"{result.path}: {volumes}; from {', '.join(result.used)}, on the grid of {result.reference}",
+        soft_wrap=True,
+    )
+    return 0
