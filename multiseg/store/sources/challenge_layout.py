@@ -38,11 +38,12 @@ class Challenge:
         codes: the meaning of the codes of every label; by default 1 is the lesion.
         needs_all_labels: whether a case needs each of `labels`, or one of them.
         stages: folders that hold the same images at several stages of preparation, the preferred one first, and
-            what was done to the images in it.
+            what was done to the images in each.
         test_part: whether there is a test part, and whether its cases have labels. With "cases without label", a
             labelled case belongs to the training part wherever it is.
         test_names: a regular expression that finds the test part in a file's path; by default a folder's name says it.
-        signs: regular expressions, each of which must find a file of a case for the folder to be recognised.
+        signs: regular expressions, each of which must find a file of a case for the folder to be recognised; by
+            default any file will do.
         evidence: why a folder is recognised, for the user: `{cases}` and `{subjects}` are numbers, `{case}` and
             `{subject}` an example.
         refusal: why this dataset cannot be ingested.

@@ -9,9 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+from looking import look
 
 from multiseg.cli.app import run
-from multiseg.errors import SourceError
+from multiseg.errors import SourceError, UnconfirmedError, UsageError
 from multiseg.store.cases import Series, sha256_of
 from multiseg.store.formats.dicom import Slice
 from multiseg.store.formats.reading import read_geometry, read_volume
@@ -19,6 +20,7 @@ from multiseg.store.sources.dicom_scans import b_value_of
 
 MR, SEG, RTSTRUCT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.3"
 NAME = "SECRET^PATIENT"
+CONFIRMED = {"yes": True, "allow_unlabelled": True}
 ROTATION = nib.eulerangles.euler2mat(0.2, -0.15, 0.1)
 PATIENT = {
     "0010|0010": NAME, "0010|0020": "P1", "0010|1010": "045Y", "0010|0040": "F", "0020|000d": "1.2.3",
@@ -233,54 +235,49 @@ def test_the_same_folder_again_is_there_already(scanner: Scanner, ingested: Call
     assert again.report["skipped"] == ["P1_20200131"]
 
 
-def test_without_labels_it_must_be_said(scanner: Scanner, ingested: Callable) -> None:
+def test_without_labels_it_must_be_said(scanner: Scanner) -> None:
     scanner.series(T1)
-    done = ingested(scanner.root / "dicom", "--yes")
-    assert done.code == 3
-    assert "--allow-unlabelled" in first_error(done.report)
+    found = look(scanner.root / "dicom", yes=True)
+    assert found.errors == [("MISSING_FILE", "P1_20200131")]
+    assert "--allow-unlabelled" in found.messages("MISSING_FILE")[0]
 
 
-def test_a_person_names_the_series(scanner: Scanner, ingested: Callable) -> None:
+def test_a_person_names_the_series(scanner: Scanner) -> None:
     scanner.series({"0008|103e": "seq a"})
     scanner.series({"0008|103e": "Seq B"})
-    known = ("--modality", "seq a=FLAIR", "--modality", "seq b=skip")
-    done = ingested(scanner.root / "dicom", "--allow-unlabelled", *known)
-    assert done.code == 0
-    assert done.store["dicom"].cases[0].modalities == ("FLAIR",)
-    typo = ingested(scanner.root / "dicom", "--yes", "--allow-unlabelled", "--modality", "seq c=FLAIR")
-    assert typo.code == 2
-    assert "'seq c', but no series is called so; they are Seq B, seq a" in typo.said
+    found = look(scanner.root / "dicom", allow_unlabelled=True, modalities={"seq a": "FLAIR", "seq b": "skip"})
+    assert (found.modalities, found.errors) == ({"P1_20200131": ("FLAIR",)}, [])
+    with pytest.raises(UsageError, match="'seq c', but no series is called so; they are Seq B, seq a"):
+        look(scanner.root / "dicom", **CONFIRMED, modalities={"seq c": "FLAIR"})
 
 
-def test_two_series_of_one_sequence(scanner: Scanner, ingested: Callable) -> None:
+def test_two_series_of_one_sequence(scanner: Scanner) -> None:
     scanner.series(T1)
     scanner.series(T1)
     scanner.series(T2)
-    done = ingested(scanner.root / "dicom", "--yes", "--allow-unlabelled")
-    assert done.codes("error") == ["DUPLICATE_CASE"]
-    message = first_error(done.report)
+    found = look(scanner.root / "dicom", **CONFIRMED)
+    assert found.errors == [("DUPLICATE_CASE", "P1_20200131")]
+    (message,) = found.messages("DUPLICATE_CASE")
     assert "are T1: 'ax t1' (12 slices), 'ax t1 [2]' (12 slices)" in message
     assert '--modality "ax t1 [2]"=skip' in message
-    chosen = ingested(scanner.root / "dicom", "--yes", "--allow-unlabelled", "--modality", "ax t1 [2]=skip")
-    assert chosen.code == 0
-    assert chosen.store["dicom"].cases[0].modalities == ("T1", "T2")
+    chosen = look(scanner.root / "dicom", **CONFIRMED, modalities={"ax t1 [2]": "skip"})
+    assert (chosen.modalities, chosen.errors) == ({"P1_20200131": ("T1", "T2")}, [])
 
 
-def test_several_volumes_in_one_series_are_told_apart(scanner: Scanner, ingested: Callable) -> None:
+def test_several_volumes_in_one_series_are_told_apart(scanner: Scanner) -> None:
     for echo in ("15", "90"):
         scanner.series({"0008|103e": "ax pd t2", "0018|0081": echo, "0018|0080": "3000"}, uid="1.2.3.77")
     for b in ("0", "1000"):
         scanner.series({"0008|103e": "ep2d_diff", "0018|9087": b}, uid="1.2.3.78")
-    done = ingested(scanner.root / "dicom")
-    table = {row["series"]: row["sequence"] for row in done.report["series"]}
-    assert table == {
+    with pytest.raises(UnconfirmedError) as asked:
+        look(scanner.root / "dicom")
+    assert {row["series"]: row["sequence"] for row in asked.value.rows} == {
         "ax pd t2 [TE 15]": "PD",
         "ax pd t2 [TE 90]": "T2",
         "ep2d_diff [b 0]": "",
         "ep2d_diff [b 1000]": "DWI",
     }
-    good = ingested(scanner.root / "dicom", "--yes", "--allow-unlabelled")
-    assert good.store["dicom"].cases[0].modalities == ("PD", "T2", "DWI")
+    assert look(scanner.root / "dicom", **CONFIRMED).modalities == {"P1_20200131": ("PD", "T2", "DWI")}
 
 
 def test_the_table_shows_names_as_they_are(scanner: Scanner, capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,18 +318,18 @@ def test_a_damaged_slice_at_the_end_is_not_overlooked(scanner: Scanner, ingested
     assert done.codes("error") == ["DAMAGED_FILE"]
 
 
-def test_what_is_no_scan_is_counted_and_left_alone(scanner: Scanner, ingested: Callable) -> None:
+def test_what_is_no_scan_is_counted_and_left_alone(scanner: Scanner) -> None:
     folder = scanner.series(T1)
     for name, uid in (("DICOMDIR", "1.2.840.10008.1.3.10"), ("seg.dcm", SEG), ("rt.dcm", RTSTRUCT)):
         meta = b"\x02\x00\x02\x00UI" + len(uid).to_bytes(2, "little") + uid.encode()
         (folder / name).write_bytes(bytes(128) + b"DICM" + meta)
     (folder / "no.dcm").write_bytes(b"hello" * 100)
     (folder / "README").write_text("hello")
-    done = ingested(folder, "--yes", "--allow-unlabelled")
-    assert done.code == 0
-    said = {f["code"]: f["message"] for f in done.report["findings"]}
-    assert "2 DICOM files are no scans and are not read: 1 RTSTRUCT (contours), 1 SEG" in said["NOT_READ"]
-    assert "1 files are called DICOM but hold none: no.dcm" in said["NOT_DICOM"]
+    found = look(folder, **CONFIRMED)
+    assert (list(found.cases), found.errors) == (["P1_20200131"], [])
+    (not_read,) = found.messages("NOT_READ")
+    assert "2 DICOM files are no scans and are not read: 1 RTSTRUCT (contours), 1 SEG" in not_read
+    assert "1 files are called DICOM but hold none: no.dcm" in found.messages("NOT_DICOM")[0]
 
 
 def test_colours_and_captures_are_refused(scanner: Scanner, ingested: Callable) -> None:
@@ -346,17 +343,17 @@ def test_colours_and_captures_are_refused(scanner: Scanner, ingested: Callable) 
     assert ingested(folder, "--yes", "--allow-unlabelled", "--modality", "ax t2 capture=skip").code == 0
 
 
-def test_two_people_and_two_visits(scanner: Scanner, ingested: Callable) -> None:
+def test_two_people_and_two_visits(scanner: Scanner) -> None:
     scanner.series(T1)
     scanner.series(T1, {"0020|000d": "1.2.4", "0008|0020": "20210131", "0010|0040": "M"})
     scanner.series(T1, {"0020|000d": "1.2.5", "0010|0020": ""}, folder="dicom/somebody")
-    done = ingested(scanner.root / "dicom", "--yes", "--allow-unlabelled")
-    assert done.code == 0, done.report
-    cases = {case.name: case.subject for case in done.store["dicom"].cases}
+    found = look(scanner.root / "dicom", **CONFIRMED)
+    assert found.errors == []
+    cases = {name: case.subject for name, case in found.cases.items()}
     assert cases == {"P1_20200131": "P1", "P1_20210131": "P1", "somebody_20200131": "somebody"}
-    said = {f["code"]: f["message"] for f in done.report["findings"] if f["severity"] == "warning"}
-    assert "patient 'P1' give more than one sex" in said["TWO_PATIENTS"]
-    assert "such as 'somebody'" in said["NO_PATIENT_ID"]
+    assert "patient 'P1' give more than one sex" in found.messages("TWO_PATIENTS")[0]
+    assert "such as 'somebody'" in found.messages("NO_PATIENT_ID")[0]
+    assert {"TWO_PATIENTS", "NO_PATIENT_ID"} <= set(found.codes("warning"))
 
 
 @pytest.mark.parametrize(
