@@ -77,7 +77,7 @@ class Control:
         """The sites that are registered."""
         from flwr.proto.control_pb2 import ListNodesRequest
 
-        with _said():
+        with _errors_as_ours():
             nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
         return [
             SuperLinkNode(one.node_id, one.name, one.public_key.decode(), one.status, one.last_activated_at)
@@ -89,7 +89,7 @@ class Control:
         """Let a site in; its number."""
         from flwr.proto.control_pb2 import RegisterNodeRequest
 
-        with _said():
+        with _errors_as_ours():
             answer = self._client.RegisterNode(RegisterNodeRequest(public_key=public_key.encode(), name=name))
         return int(answer.node_id)
 
@@ -97,7 +97,7 @@ class Control:
         """Shut a site out."""
         from flwr.proto.control_pb2 import UnregisterNodeRequest
 
-        with _said():
+        with _errors_as_ours():
             self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
 
     def start(self, settings: Mapping[str, Any]) -> int:
@@ -112,7 +112,7 @@ class Control:
             fab=fab_to_proto(Fab(app_hash(), app_bytes(), {})),
             override_config=user_config_to_proto({"settings": json.dumps(settings, sort_keys=True), "app": app_hash()}),
         )
-        with _said():
+        with _errors_as_ours():
             answer = self._client.StartRun(request)
         if not answer.run_id:
             raise FederationError("the SuperLink did not start the run; its log says why.")
@@ -125,7 +125,7 @@ class Control:
         found: dict[int, Any] = {}
         while True:
             request = ListRunsRequest(limit=newest or PAGE, skip=len(found))
-            with _said():
+            with _errors_as_ours():
                 page = self._client.ListRuns(request).run_dict
             found |= page
             if newest or len(page) < PAGE:
@@ -136,14 +136,14 @@ class Control:
         """End a run."""
         from flwr.proto.control_pb2 import StopRunRequest
 
-        with _said():
+        with _errors_as_ours():
             self._client.StopRun(StopRunRequest(run_id=run_id))
 
     def log(self, run_id: int, after: float = 0.0) -> Iterator[tuple[str, float]]:
         """What a run says after a time, piece by piece, each with its own time, until it ends."""
         from flwr.proto.control_pb2 import StreamLogsRequest
 
-        with _said():
+        with _errors_as_ours():
             for piece in self._client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=after)):
                 yield piece.log_output, piece.latest_timestamp
 
@@ -197,7 +197,7 @@ def _run(run: Any) -> SuperLinkRun:
 
 
 @contextmanager
-def _said() -> Iterator[None]:
+def _errors_as_ours() -> Iterator[None]:
     """Flower's errors as ours."""
     import httpx
     from flwr.supercore.error import FlowerError

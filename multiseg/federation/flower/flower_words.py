@@ -14,7 +14,7 @@ VERSION = "1.41.0"
 NODE_ID = "SuperNode ID:"
 TRIES_AGAIN = "Connection attempt failed, retrying"
 CONNECTED_AGAIN = "Connection successful"
-LEFT_ALONE = "terminated gracefully"
+CLOSED_BY_SERVER = "terminated gracefully"
 """Ends a node that was not asked to end: the server has shut it out."""
 ANSWER_IS_GONE = ("Sending:", "Sent successfully", "Ignoring reply")
 """A node that had an answer to send has it no longer."""

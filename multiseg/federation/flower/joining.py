@@ -50,7 +50,7 @@ OWED_S = 45.0
 back until another task comes, which may be never."""
 
 
-class _AnewError(Exception):
+class _RestartError(Exception):
     """Both processes are to be started anew."""
 
 
@@ -96,7 +96,7 @@ def join(settings: Member, path: Path, say: Callable[[str], None]) -> None:
             children = _Children(settings, path, secret, say, pulse)
             try:
                 supervise([children.node(), children.executor()], children.hear, children.look)
-            except _AnewError:
+            except _RestartError:
                 times = times + 1 if time.monotonic() - began < 60 else 0
                 say("The site's processes are started again.")
                 time.sleep(min(30, 2**times))
@@ -160,7 +160,7 @@ class _Children:
         """Start both anew where the node keeps an answer to itself: the server then asks again, and gets it at once."""
         if self._owed and time.monotonic() - self._owed > OWED_S:
             self._tell("The node does not send the answer that it has.")
-            raise _AnewError
+            raise _RestartError
 
     def _tell(self, text: str) -> None:
         if text != self._last:
@@ -202,7 +202,7 @@ class _Children:
             raise FederationError(f"the executor cannot run: {ending.said[-1] if ending.said else ending.code}")
         self._tell(f"The executor died (code {ending.code}): see executor.log.")
         # The node would wait for its answer for a minute, or for ever where it died while it handed one over.
-        raise _AnewError
+        raise _RestartError
 
     def _environment(self) -> Mapping[str, str]:
         around = [name for name in (os.environ.get("NO_PROXY"), os.environ.get("no_proxy")) if name]
@@ -228,7 +228,7 @@ TLS_SAYS = {
     "407 Proxy": "the proxy asks for a name and a password, see --check",
     "ProxyError": "the proxy does not let through, see --check",
     "connecting again, so that": "a message was lost on the way, and is asked for again",
-    flower_words.LEFT_ALONE: "the server closed it: is the key revoked?",
+    flower_words.CLOSED_BY_SERVER: "the server closed it: is the key revoked?",
 }
 
 

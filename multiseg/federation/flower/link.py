@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from multiseg.errors import FederationError
 from multiseg.federation.centre.answer_size import TooLarge
 from multiseg.federation.centre.exchange import Failure, Presence
-from multiseg.federation.flower.message_records import MESSAGE_TYPE, answer_of, task_record, told
+from multiseg.federation.flower.message_records import MESSAGE_TYPE, answer_of, error_in_words, task_record
 from multiseg.federation.messages import Answer, SiteTask
 
 MARGIN_S = 3.0
@@ -121,7 +121,9 @@ class FlowerLink:
 
     def _judged(self, reply: Message, sent: _Sent) -> Answer | Failure:
         if reply.has_error():
-            return _refused(reply.error) if reply.error.code == ErrorCode.INVALID_FAB else Failure(told(reply.error))
+            if reply.error.code == ErrorCode.INVALID_FAB:
+                return _refused(reply.error)
+            return Failure(error_in_words(reply.error))
         if reply.metadata.src_node_id != sent.node_id:
             return Failure(f"node {reply.metadata.src_node_id} answered in place of {sent.site}")
         return answer_of(reply)

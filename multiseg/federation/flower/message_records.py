@@ -59,7 +59,7 @@ def reply_with(data: bytes, message: Message) -> Message:
     return Message(_record(data), reply_to=message)
 
 
-def told(error: Error) -> str:
+def error_in_words(error: Error) -> str:
     """Flower's error in words."""
     return LOST.get(error.code) or f"an error of Flower, code {error.code}: {error.reason or 'without a reason'}"
 
@@ -71,7 +71,7 @@ def _record(data: bytes) -> RecordDict:
 
 def _bytes(message: Message) -> bytes:
     if message.has_error():
-        raise FederationError(told(message.error))
+        raise FederationError(error_in_words(message.error))
     content = message.content
     records = {name: list(record) for name, record in content.items()}
     if records != {RECORD: [ARRAY]} or not isinstance(content[RECORD], ArrayRecord):

@@ -32,7 +32,7 @@ def test_the_installed_flower_is_the_one_whose_words_these_are() -> None:
         (NODE, f'"{words.NODE_ID} %s"'),
         (HTTP_RETRY, f'"{words.TRIES_AGAIN}'),
         (HTTP_RETRY, f'"{words.CONNECTED_AGAIN}'),
-        (NODE, f'{words.LEFT_ALONE}."'),
+        (NODE, f'{words.CLOSED_BY_SERVER}."'),
         (NODE, f'"{words.ANSWER_IS_GONE[0]} %s message'),
         (NODE, f'"{words.ANSWER_IS_GONE[1]}"'),
         (NODE, f"{words.ANSWER_IS_GONE[2]} message %s"),

@@ -15,7 +15,7 @@ from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
 from multiseg.errors import FederationError, ResourceError
 from multiseg.federation.flower import joining as module
-from multiseg.federation.flower.joining import Member, _AnewError, _Children, become, join
+from multiseg.federation.flower.joining import Member, _Children, _RestartError, become, join
 from multiseg.federation.flower.liveness import Pulse
 from multiseg.federation.supervise import Ending
 
@@ -133,13 +133,13 @@ def test_a_node_that_keeps_an_answer_to_itself_is_started_anew(
     now[0] += 40
     children.look()
     now[0] += 10
-    with pytest.raises(_AnewError):
+    with pytest.raises(_RestartError):
         children.look()
     assert said == ["The node does not send the answer that it has."]
 
 
 def test_a_dead_executor_takes_the_node_with_it(children: _Children) -> None:
-    with pytest.raises(_AnewError):
+    with pytest.raises(_RestartError):
         children.executor().after(ended("executor", -9))
 
 
@@ -170,7 +170,7 @@ def test_both_are_started_anew_and_the_secret_is_kept_from_others(
         assert stat.S_IMODE(secret.stat().st_mode) == 0o600
         seen.append(secret.read_bytes())
         if len(seen) == 1:
-            raise _AnewError
+            raise _RestartError
 
     monkeypatch.setattr(module, "supervise", supervise)
     monkeypatch.setattr(module.time, "sleep", lambda seconds: None)

@@ -9,7 +9,14 @@ from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import save
 
 from multiseg.errors import FederationError
-from multiseg.federation.flower.message_records import answer_of, answer_record, reply_of, task_of, task_record, told
+from multiseg.federation.flower.message_records import (
+    answer_of,
+    answer_record,
+    error_in_words,
+    reply_of,
+    task_of,
+    task_record,
+)
 from multiseg.federation.messages import DESCRIBE, PROTOCOL, ROUND, Answer, SiteTask, answer_from_bytes
 
 TASK = SiteTask(ROUND, "lesions", 3, {"kept": 2}, {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(1)})
@@ -72,8 +79,8 @@ def test_damaged_bytes_are_refused() -> None:
 
 
 def test_flowers_errors_are_told_in_words() -> None:
-    assert told(Error(8)) == "the process at the site died (out of memory, or killed)"
-    assert told(Error(99, "odd")) == "an error of Flower, code 99: odd"
+    assert error_in_words(Error(8)) == "the process at the site died (out of memory, or killed)"
+    assert error_in_words(Error(99, "odd")) == "an error of Flower, code 99: odd"
 
 
 @pytest.mark.parametrize("said", [{"body": ["num_cases"]}, {"round": "1"}, {"error": None}])
