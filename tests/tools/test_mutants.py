@@ -65,6 +65,7 @@ def test_files_that_concern_a_module_are_named_for_it_or_import_it_or_one_beside
     assert files_concerned(tree, "multiseg/parts/other.py") == ["tests/test_all.py", "tests/parts/test_share.py"]
 
 
+@pytest.mark.slow
 def test_a_mutant_is_killed_by_a_test_that_passes_without_it(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()
     trial = Trial(tree, tmp_path / "place", timeout_s=600, jobs=1)
