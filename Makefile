@@ -1,16 +1,23 @@
-# Two commands do everything on a bare machine with Python 3.11 or later and make: `make demo`, `make test`.
+# Three commands do everything on a bare machine with Python 3.11 or later and make: `make demo`, `make test` (all tests)
+# and `make quick` (those that take less than two seconds each).
 PYTHON ?= python3
 BIN := .venv/bin
-# More processes than cores: many tests wait for other processes. A file's tests share what they set up, so they stay together.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile
+# More processes than cores: many tests wait for other processes.
+JOBS ?= 3
+# A file's tests share what they set up, so they stay together. Files with slow tests come first: tests/conftest.py.
+# Without compiled modules on disk every process of the tests would compile all of them, with their checks of shapes.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check bench clean
+.PHONY: demo test quick check bench clean
 
 demo: .venv/installed
 	$(BIN)/multiseg demo --out demo
 
 test: .venv/test-installed
 	$(PYTEST)
+
+quick: .venv/test-installed
+	$(PYTEST) -m "not slow"
 
 check: .venv/test-installed
 	$(BIN)/ruff format --check

@@ -1,6 +1,7 @@
 """What many tests share: synthetic hospitals, a store of them, and the real data where there is some."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,13 @@ SPACING_MM = (5.0, 5.0, 5.0)
 # A machine with other work is slow at times, which says nothing about what is tested.
 hypothesis.settings.register_profile("multiseg", deadline=None)
 hypothesis.settings.load_profile("multiseg")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many slow tests come first, so that no process is left with one when the others are done."""
+    num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -num_slow[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -77,6 +77,7 @@ def test_the_distant_server_gives_parts(tmp_path: Path) -> None:
         missing.value.close()
 
 
+@pytest.mark.slow
 def test_rows_on_tiny_cases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +95,7 @@ def test_growth_is_from_the_first_quarter_to_the_last() -> None:
     assert "main_rss: 10.0 in the first quarter, 20.0 in the last, +10.0" in soak.growth(readings)
 
 
+@pytest.mark.slow
 def test_lines_of_a_card_run_on_the_processor_and_a_failed_one_ends_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

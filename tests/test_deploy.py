@@ -146,6 +146,7 @@ def test_systemd_finds_nothing_unknown(name: str) -> None:
     assert "Unknown" not in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_the_wheel_brings_the_guide_and_the_units(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()

@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, hospitals: Path, store_url:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_file_and_arguments_train_the_same_model(folder: Path) -> None:
     by_file, by_python = (folder / "runs" / name / "model.safetensors" for name in ("mine", "python"))
     assert read_info(by_file).builder == read_info(by_python).builder == "mine:Small"
@@ -53,6 +54,7 @@ def test_a_run_file_and_arguments_train_the_same_model(folder: Path) -> None:
     assert '"focal"' in (folder / "runs" / "mine" / "log.jsonl").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_metric_has_its_column_its_mean_and_its_count(folder: Path) -> None:
     cases = pd.read_csv(folder / "runs" / "mine" / "evaluation-test" / "cases.csv")
     summary = pd.read_csv(folder / "runs" / "mine" / "evaluation-test" / "summary.csv")
@@ -62,10 +64,12 @@ def test_the_metric_has_its_column_its_mean_and_its_count(folder: Path) -> None:
     assert summary["num_volume_error_ml"].tolist() == [1] * len(summary)
 
 
+@pytest.mark.slow
 def test_what_was_trained_predicts(folder: Path) -> None:
     assert (folder / "lesions.nii.gz").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["own.zarr", "python.zarr"])
 def test_the_source_brings_its_cases(folder: Path, store: str) -> None:
     cases = open_store(str(folder / store))["flair_only"].cases

@@ -44,11 +44,13 @@ def shell(commands: str, folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_tour_leaves_what_it_promises(folder: Path) -> None:
     for name in ("tour.zarr", "runs/tour/model.safetensors", "runs/tour/evaluation-test/montage.png", "lesions.nii.gz"):
         assert (folder / name).exists(), name
 
 
+@pytest.mark.slow
 def test_the_python_runs(folder: Path) -> None:
     found = blocks("python") + blocks("python", "docs/stream.md") + blocks("python", "docs/finetune.md")
     found += blocks("python", "docs/store.md")
@@ -67,6 +69,7 @@ def printed(block: str, expression: str, folder: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_notebook_of_the_readme_computes_what_numpy_computes(folder: Path) -> None:
     (block,) = [block for block in blocks("python") if "flair.where" in block]
     database = open_store(str(folder / "tour.zarr"))["dogwood"]
@@ -75,6 +78,7 @@ def test_the_notebook_of_the_readme_computes_what_numpy_computes(folder: Path) -
     assert printed(block, "float(flair.where(lesion == 1).mean())", folder) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_store_guide_computes_what_numpy_computes(folder: Path) -> None:
     (block,) = blocks("python", "docs/store.md")
     database = open_store(str(folder / "tour.zarr"))["cedar"]
@@ -95,6 +99,7 @@ def test_the_store_guide_computes_what_numpy_computes(folder: Path) -> None:
             assert deviations[row][channel] == pytest.approx(raw.std(), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_commands_on_real_data(data: Path, tmp_path: Path) -> None:
     (real,) = [block for block in blocks("bash") if "MULTISEG_DATA" in block]
     quick = (
@@ -107,6 +112,7 @@ def test_the_commands_on_real_data(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "stroke" / "evaluation-test" / "cases.csv").exists()
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_ingest_guide_on_real_data(data: Path, tmp_path: Path) -> None:
     (commands,) = blocks("bash", "docs/ingest.md")
     shell(commands, tmp_path)

@@ -7,9 +7,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from multiseg.cli import app
 from multiseg.cli.app import run
 
 
+@pytest.mark.slow
 def test_from_scans_to_a_segmentation(hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, joint, answer = tmp_path / "brain.zarr", tmp_path / "joint", tmp_path / "answer.nii.gz"
     ingest = ["ingest", str(hospitals / "manifest.toml"), "--store", str(store), "--spacing", "5"]
@@ -44,7 +46,18 @@ def test_from_scans_to_a_segmentation(hospitals: Path, tmp_path: Path, capsys: p
     assert said["volumes_ml"]["lesion"] == pytest.approx(a.sum() * voxel_ml)
 
 
-def test_the_demo_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_the_demo_runs_to_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On scans of an eighth of the voxels: its commands are otherwise its own."""
+    smaller = {
+        "phantoms": ["--coarseness", "2"],
+        "ingest": ["--spacing", "5"],
+        "train": ["--patch", "32"],
+        "evaluate": ["--subsets", "full"],
+    }
+    monkeypatch.setattr(app, "run", lambda command: run([*command, *smaller.get(command[0], [])]))
     assert run(["demo", "--out", str(tmp_path / "demo"), "--cases", "3", "--steps", "2"]) == 0
     for name in ("joint/model.safetensors", "joint/evaluation-test/montage.png", "lesions.nii.gz", "brain.zarr"):
         assert (tmp_path / "demo" / name).exists(), name

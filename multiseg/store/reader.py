@@ -27,7 +27,6 @@ from multiseg.store.checks.layout import damaged_files, damaged_files_of_case
 from multiseg.store.columns import check_axis_names, check_room, lengths_of, read_columns
 from multiseg.store.copies import check_copies
 from multiseg.store.damage import damaged, reading
-from multiseg.store.dataset import committed_dataset
 from multiseg.store.hierarchy import ROOT_KEY, check_head, is_remote, local_path, open_root
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.recipe import Recipe
@@ -337,6 +336,8 @@ class Store:
 
     def dataset(self, database: str) -> xr.Dataset:
         """One database as a lazy xarray dataset of its committed cases, with named coordinates."""
+        from multiseg.store.dataset import committed_dataset  # heavy: it needs dask, and few readers ask for it
+
         with reading(self.url, f"database {database!r}", partial(damaged_files, self.url, database)):
             return committed_dataset(self[database].group)
 

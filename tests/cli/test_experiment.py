@@ -35,6 +35,7 @@ def test_what_cannot_be_meant(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_synthetic_hospitals_from_nothing_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--scale", "tiny", "--seeds", "1", "--steps", "1", "--device", "cpu"]
     command = ["experiment", "unseen-combinations", "--out", str(tmp_path), *small]

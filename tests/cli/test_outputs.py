@@ -177,6 +177,7 @@ def test_a_case_is_not_written_home_over_its_scans(
     assert run([*home, str(tmp_path / "home"), "--overwrite"]) == 0
 
 
+@pytest.mark.slow
 def test_an_evaluation_replaces_its_own_tables_and_no_others(
     model: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +201,7 @@ def test_an_evaluation_replaces_its_own_tables_and_no_others(
 TRIFLE = ("--steps", "2", "--batch-size", "2", "--patch", "16", "--workers", "0", "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_a_training_takes_over_no_folder_of_something_else(
     model: Path, patient: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

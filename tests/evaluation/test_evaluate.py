@@ -248,6 +248,7 @@ def test_a_damaged_file_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "o.nii.gz").exists()
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_cut_short_goes_on(saved: Path, store_url: str, tmp_path: Path) -> None:
     options = EvaluateOptions(split="", databases=("alder",), subsets="full")
     whole = evaluate(saved, store_url, options)
@@ -335,6 +336,7 @@ def test_the_answer_is_a_nifti_file(name: str, tmp_path: Path) -> None:
         predict(Model(Threshold(1.5), info()), {"FLAIR": tmp_path / "a.nii.gz"}, tmp_path / name)
 
 
+@pytest.mark.slow
 def test_evaluations_of_other_data_lie_side_by_side(saved: Path, store_url: str) -> None:
     flags = ["--split", "val", "--subsets", "full"]
     for more in ([], ["--database", "alder"], ["--database", "alder", "--database", "birch"]):

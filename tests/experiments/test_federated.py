@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from multiseg.experiments.federated import (
     CENTRAL,
@@ -61,6 +62,7 @@ def test_a_case_that_a_model_cannot_take_counts_as_nothing_found() -> None:
     assert filled.to_dict() == {("ours", "x"): 0.5, ("ours", "y"): 0.7, ("theirs", "x"): 0.4, ("theirs", "y"): 0.0}
 
 
+@pytest.mark.slow
 def test_every_database_is_a_site_and_the_model_is_tested_as_all_others(store_url: str, tmp_path: Path) -> None:
     ground = ground_of(store_url, replace(SCALES["tiny"], num_cases=4), num_seeds=1)
     run = federated(ground, 0, MANNERS[FEDERATED])

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import zarr
+from commands import Command
 
 from multiseg.errors import DataError, UsageError
 from multiseg.experiments import worker
@@ -60,6 +59,7 @@ def test_a_store_of_one_database_is_refused(ground: Ground, monkeypatch: pytest.
         ground_of(ground.store, TINY, 1)
 
 
+@pytest.mark.slow
 def test_a_failing_run_and_its_child_are_named_and_the_others_go_on(ground: Ground, tmp_path: Path) -> None:
     good = joint(ground, 0)
     bad = training(ground, "bad", ["alder"], 0, {"model": {"builder": "nonesuch"}})
@@ -90,6 +90,7 @@ def test_a_test_case_whose_scan_was_learnt_from_is_no_test(store_url: str, tmp_p
     assert not is_finished(one)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_named_and_replaced(
     ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +119,7 @@ def dying(pipe: object) -> None:
     worker.serve(pipe)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_tables_are_written_once_and_what_is_there_is_not_computed_again(
     ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,22 +147,16 @@ def test_nothing_but_failures_is_no_result(ground: Ground, tmp_path: Path) -> No
         run_experiment(EXPERIMENTS["plus"], broken, tmp_path, Machine(jobs=1))
 
 
-def heeding_interrupts() -> None:
-    """A shell that puts the tests into the background has their processes ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
+@pytest.mark.slow
 def test_an_interruption_saves_the_training_in_hand(ground: Ground, tmp_path: Path) -> None:
     """Interrupted in the middle of a long training; that a training goes on from there is tested where it is."""
     out = tmp_path / "out"
     command = [
-        sys.executable, "-m", "multiseg.cli.app", "experiment", "plus", "--out", str(out), "--store", ground.store,
-        "--scale", "tiny", "--seeds", "1", "--jobs", "1", "--device", "cpu", "--steps",
+        "experiment", "plus", "--out", str(out), "--store", ground.store, "--scale", "tiny",
+        "--seeds", "1", "--jobs", "1", "--device", "cpu", "--steps",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        [*command, "3000"], stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=heeding_interrupts
-    )
-    deadline = time.monotonic() + 120
+    process = Command([*command, "3000"])
+    deadline = time.monotonic() + 600
     while not list(out.glob("runs/*/log.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(1)

@@ -85,6 +85,7 @@ def child_of(pid: int) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_one_thing_after_the_other(stand: Deployment, tmp_path: Path) -> None:
     broken = Broken(stand, "a node and a training, a site and a slow one, the server app", rounds=4)
     broken.working("birch")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -30,6 +31,7 @@ OPTIONS = FederationOptions(
 )
 
 
+@pytest.mark.slow
 def test_a_site_keeps_what_it_learnt_for_itself(site_stores: dict[str, str], tmp_path: Path) -> None:
     assert simulate(OPTIONS, site_stores, tmp_path / "run", machine=SimulationMachine(device="cpu", least=1)).finished
     joint = load_file(tmp_path / "run" / "model.safetensors")
@@ -39,6 +41,7 @@ def test_a_site_keeps_what_it_learnt_for_itself(site_stores: dict[str, str], tmp
     assert not torch.equal(load_file(kept)[first][:, at], joint[first][:, at])
 
 
+@pytest.mark.slow
 def test_the_last_model_is_judged_with_it(site_stores: dict[str, str], tmp_path: Path) -> None:
     """A second round without a step's worth of change begins with the model that the first one ended with."""
     run = tmp_path / "run"

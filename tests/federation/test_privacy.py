@@ -120,6 +120,7 @@ def test_epsilon_at_the_ends():
     assert epsilon(0.0, 1, 1e-5) == math.inf
 
 
+@pytest.mark.slow
 def test_flower_is_not_loaded_to_clip():
     code = (
         "import sys, multiseg.federation.privacy, multiseg.federation.pairwise_masks; sys.exit('flwr' in sys.modules)"

@@ -47,6 +47,7 @@ def undisturbed(site_stores: dict[str, str], tmp_path_factory: pytest.TempPathFa
     return out
 
 
+@pytest.mark.slow
 def test_the_joint_model_reads_every_sites_sequences(undisturbed: Path) -> None:
     model = load_model(undisturbed)
     assert tuple(model.info.axis) == ("PD", "FLAIR", "T1", "T1c", "T2")
@@ -56,6 +57,7 @@ def test_the_joint_model_reads_every_sites_sequences(undisturbed: Path) -> None:
     assert model(torch.zeros(1, 5, 16, 16, 16), torch.ones(1, 5, dtype=torch.bool)).shape == (1, 1, 16, 16, 16)
 
 
+@pytest.mark.slow
 def test_history_log_and_metrics_tell_of_every_site(undisturbed: Path) -> None:
     history = read_history(undisturbed)["history"]
     assert [entry["round"] for entry in history] == [1, 2]
@@ -70,6 +72,7 @@ def test_history_log_and_metrics_tell_of_every_site(undisturbed: Path) -> None:
     assert len((undisturbed / "rounds.csv").read_text().splitlines()) == 1 + 2 * 3
 
 
+@pytest.mark.slow
 def test_sites_keep_the_best_model(undisturbed: Path) -> None:
     best = read_info(undisturbed / "model.safetensors").step
     for site in OPTIONS.sites:
@@ -78,6 +81,7 @@ def test_sites_keep_the_best_model(undisturbed: Path) -> None:
         assert load_model(held).info.axis == load_model(undisturbed).info.axis
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     undisturbed: Path, site_stores: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +108,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
         assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again(undisturbed: Path, site_stores: dict[str, str]) -> None:
     events: list[Event] = []
     result = simulate(OPTIONS, site_stores, undisturbed, events.append, machine=CPU)
@@ -111,6 +116,7 @@ def test_a_finished_run_is_not_run_again(undisturbed: Path, site_stores: dict[st
     assert not [event for event in events if isinstance(event, RoundDone | Finished)]
 
 
+@pytest.mark.slow
 def test_each_sites_model_is_tested_at_every_site(site_stores: dict[str, str], tmp_path: Path) -> None:
     """After one round the mean of the sites' models by their rounded cases is the joint one."""
     options = replace(OPTIONS, schedule=replace(OPTIONS.schedule, rounds=1, cross_site=True))
@@ -133,6 +139,7 @@ def test_each_sites_model_is_tested_at_every_site(site_stores: dict[str, str], t
     assert "From site to site" in page(summary(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_sites_model_is_tested_with_what_is_the_testers_own(site_stores: dict[str, str], tmp_path: Path) -> None:
     options = replace(
         OPTIONS,
@@ -143,6 +150,7 @@ def test_a_sites_model_is_tested_with_what_is_the_testers_own(site_stores: dict[
     assert all(set(scores[site]) == {site} for scores in cross.values() for site in OPTIONS.sites)
 
 
+@pytest.mark.slow
 def test_masks_change_the_sum_by_rounding_only(undisturbed: Path, site_stores: dict[str, str], tmp_path: Path) -> None:
     """And only what three hospitals share: PD, T1c and T2 stay at home."""
     one = replace(OPTIONS, schedule=replace(OPTIONS.schedule, rounds=1), fit=replace(OPTIONS.fit, schedule="constant"))
@@ -167,6 +175,7 @@ def test_masks_change_the_sum_by_rounding_only(undisturbed: Path, site_stores: d
     assert known["dogwood"].usable(("PD", "FLAIR", "T1", "T1c", "T2")) == ("FLAIR", "T1")
 
 
+@pytest.mark.slow
 def test_noise_tells_its_epsilon(site_stores: dict[str, str], tmp_path: Path) -> None:
     events: list[Event] = []
     noisy = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1, noise=1.0, payload="float16"))
@@ -175,6 +184,7 @@ def test_noise_tells_its_epsilon(site_stores: dict[str, str], tmp_path: Path) ->
     assert 0 < told[0] < told[1] < 20
 
 
+@pytest.mark.slow
 def test_personal_layers_stay_in_step_when_the_server_forgets_a_round(
     site_stores: dict[str, str], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ def fed(*arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("MULTISEG_FAULTS") != "all", reason="minutes long: MULTISEG_FAULTS=all runs it")
 def test_a_stop_reaches_the_sites_and_the_next_run_begins(site_stores: dict[str, str], tmp_path: Path) -> None:
     with deployment(tmp_path, {name: site_stores[name] for name in SITES[:2]}) as deployed:

@@ -181,6 +181,7 @@ def test_only_the_named_axes_are_flipped_each_by_itself():
     assert chisquare(counts).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_the_published_rotation_has_its_law():
     """Nine in ten stay, the rest has one, two or three quarter turns alike; nothing else is ever drawn."""
     turns = []

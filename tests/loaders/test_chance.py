@@ -28,6 +28,7 @@ def test_choices_are_a_function_of_the_keys_and_in_range(a, b, stops):
     assert all(0 <= value < stop for value, stop in zip(drawn, stops, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, -1), (2**32, 0, 0), (0, 0, 2**32)])
 @pytest.mark.parametrize("skipped", [0, 12])
 def test_neighbouring_keys_have_nothing_in_common(step, skipped):

@@ -150,6 +150,7 @@ def test_a_case_whose_decoding_was_broken_off_is_decoded_later(store, monkeypatc
     assert stream._cache._due | stream._cache._held == set(range(len(stream._sources.cases)))
 
 
+@pytest.mark.slow
 def test_messages_by_the_thousand_fill_no_line_up(store, monkeypatch):
     """More patches ahead than the lines between processes have room for."""
     given = []

@@ -46,6 +46,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("torchdata") is None, reason="torchdata is not installed")
 def test_a_stateful_loader_resumes_at_the_next_batch(store_url: Path) -> None:
     here = os.pathsep.join([str(Path(__file__).parent), *sys.path])

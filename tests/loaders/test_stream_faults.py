@@ -16,6 +16,7 @@ from collections import deque
 from pathlib import Path
 
 import pytest
+from commands import Command
 from streams import digests, stream_of
 
 from multiseg.cli.app import run
@@ -72,6 +73,7 @@ def end_by(number):
     os.kill(os.getpid(), number)
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_changes_no_batch(store, hashed, caplog):
     rng, killed = random.Random(4), 0
     for _ in range(20):
@@ -206,6 +208,7 @@ def is_alive(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
 def test_workers_go_when_their_parent_is_killed(store_url, start):
     code = f"""
@@ -233,6 +236,7 @@ next(iter(lambda: sys.stdin.read(), 0))
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_program_ends_although_it_never_closed_its_stream(store_url):
     code = "batches = iter(stream_of(open_store(sys.argv[1]), workers=2))\nprint(digests([next(batches)])[0])\n"
     said, errors = python(code, store_url).communicate(timeout=60)
@@ -255,6 +259,7 @@ for start in ("fork", "spawn", "forkserver"):
 """
 
 
+@pytest.mark.slow
 def test_a_full_dev_shm_does_no_harm(store_url, hashed):
     process = python("from contextlib import suppress\n" + TINY, store_url)
     said, errors = process.communicate(timeout=120)
@@ -345,10 +350,10 @@ def test_train_tells_damage_by_its_exit_code(copied, tmp_path, capsys):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_train_is_interrupted_with_its_workers(store_url, tmp_path, number):
     """As by Ctrl-C, which every process of a terminal gets."""
-    multiseg = Path(sys.executable).with_name("multiseg")
     arguments = [
         "--out",
         str(tmp_path / "run"),
@@ -361,18 +366,16 @@ def test_train_is_interrupted_with_its_workers(store_url, tmp_path, number):
         "--steps",
         "9999",
     ]
-    process = subprocess.Popen(
-        [str(multiseg), "train", store_url, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
+    output = tmp_path / "said.txt"
+    process = Command(["train", store_url, *arguments], output)
+    deadline = time.monotonic() + 300
     while not (tmp_path / "run/log.jsonl").exists() or not (tmp_path / "run/log.jsonl").stat().st_size:
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, output.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, number)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    code, said = process.wait(timeout=60), output.read_text()
+    assert code == 130, said
     assert "Traceback" not in said
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nobody of the group is left

@@ -45,6 +45,7 @@ def digest(batches: Iterator[Batch]) -> str:
     return found.hexdigest()
 
 
+@pytest.mark.slow
 def test_the_stream_from_afar_is_the_stream(far: str, store_url: str, tmp_path: Path) -> None:
     expected = digest(stream_of(store_url, workers=0).batches(0, 8))
     ways: list[dict[str, object]] = [
@@ -65,6 +66,7 @@ def test_forked_workers_cannot_read_from_afar(far: str) -> None:
         next(stream_of(far, workers=1, start="fork").batches(0, 1))
 
 
+@pytest.mark.slow
 def test_a_copy_that_rotted_on_the_local_disk_is_read_from_the_server(far: str, store_url: str, tmp_path: Path) -> None:
     expected = digest(stream_of(store_url).batches(0, 4))
     copies = tmp_path / "copies"

@@ -132,6 +132,7 @@ def test_signals_are_as_they_were_once_workers_have_started(stream):
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_workers_start_is_the_parents_alone(store_url):
     code = f"""
 import os, signal, sys, time

@@ -78,10 +78,12 @@ def chunks_of(url: Path) -> list[str]:
     return sorted(str(path.relative_to(url)) for path in paths)
 
 
-def contents(url: Path | str) -> dict[tuple[str, str], Any]:
-    """All that can be read of each case, and through xarray."""
+def contents(url: Path | str, within: str = "") -> dict[tuple[str, str], Any]:
+    """All that can be read of each case, and through xarray: of all databases, or of one."""
     store, held = open_store(str(url)), {}
     for one in store.cases:
+        if within not in ("", one.database):
+            continue
         database = store[one.database]
         native, header = database.native(one)
         held[one.database, one.name] = repr(
@@ -92,7 +94,7 @@ def contents(url: Path | str) -> dict[tuple[str, str], Any]:
                 database.foreground(one).tolist(), database.sources(one), native.affine.tolist(), native.shape, header,
             )
         )  # fmt: skip
-    for name in store:
+    for name in [within] if within else store:
         held[name, ""] = repr({key: value.values.tolist() for key, value in store.dataset(name).coords.items()})
     return held
 

@@ -203,6 +203,7 @@ def test_with_several_workers(tmp_path: Path) -> None:
     assert (report.written, report.failed) == (("zgood",), ("bad",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_name", ["nii", "nii.gz", "mgh", "mgz"])
 def test_sixty_damages_are_read_rightly_or_found(format_name: str, tmp_path: Path) -> None:
     """One bit of the header or one of its fields: never anything but a prepared case or an error with its file."""

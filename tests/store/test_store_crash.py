@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from commands import Command
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
@@ -18,11 +19,9 @@ from multiseg.store.reader import Database, open_store
 NUM_KILLS = 20
 
 
-def start(hospitals: Path, url: Path, scheduler: str = "threads") -> subprocess.Popen[bytes]:
-    multiseg = Path(sys.executable).with_name("multiseg")
+def start(hospitals: Path, url: Path, scheduler: str = "threads") -> Command:
     arguments = ["ingest", str(hospitals / "manifest.toml"), "--store", str(url), "--spacing", "5", "--workers", "4"]
-    arguments += ["--scheduler", scheduler]
-    return subprocess.Popen([str(multiseg), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return Command([*arguments, "--scheduler", scheduler])
 
 
 def whole_cases(url: str) -> dict[tuple[str, str], dict[str, np.ndarray]]:
@@ -69,6 +68,7 @@ def visible(url: str) -> set[tuple[str, str]]:
     return {(case.database, case.name) for case in store.cases}
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments(hospitals: Path, store_url: str, tmp_path: Path) -> None:
     url = tmp_path / "brain.zarr"
     rng = random.Random(20)
@@ -120,6 +120,7 @@ cp -r {disk}/brain.zarr {out}
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk(hospitals: Path, store_url: str, tmp_path: Path) -> None:
     """A real one, small, in a mount of this test's own; then it is made larger, and the same command goes on."""
     disk, out = tmp_path / "disk", tmp_path / "out"

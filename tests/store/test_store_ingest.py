@@ -250,6 +250,7 @@ def test_a_writer_that_died_while_making_arrays_is_taken_up(left: int, clinic: C
     assert clinic.store.dataset("db").case.values.tolist() == ["P1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [0, 1, 2, 3, 6, 10, 15, 20, 25])
 def test_a_writer_that_died_while_growing_is_taken_up(last: int, clinic: Clinic, monkeypatch) -> None:
     """Axes are grown one array after another: between any two, committed cases must read as before."""

@@ -59,21 +59,23 @@ def test_the_store_has_every_kind_of_file(sound: Path) -> None:
     assert [f"alpha/record/c/{row}" in keys for row in range(4)] == [True, True, True, False]
 
 
+@pytest.mark.slow
 def test_a_reader_names_every_file_that_is_gone(sound: Path) -> None:
-    before, silent = contents(sound), []
+    before, silent = {name: contents(sound, name) for name in open_store(str(sound))}, []
     for key in chunks_of(sound):
+        database = key.split("/")[0]
         is_of_a_replaced_case = "/".join(key.split("/")[1:4]) in ("image/c/0", "label/c/0", "foreground/c/0")
         with without(sound, key):
             said, after = "", None
             try:
-                after = contents(sound)
+                after = contents(sound, database)
             except StoreError as error:
                 said = str(error)
         if after is None:
             assert key in said
             assert "multiseg verify" in said
             continue
-        assert after == before, key
+        assert after == before[database], key
         if not (is_of_a_replaced_case and key.startswith("alpha")):
             silent.append(key)
     assert {key.split("/")[1] for key in silent} <= set(NEEDED_BY_NO_READER), silent
@@ -148,6 +150,7 @@ def test_names_that_were_swapped_are_not_believed(sound: Path, tmp_path: Path) -
     assert "alpha/modality" in {file.removesuffix("/c/0") for _, file in errors(copy)}
 
 
+@pytest.mark.slow
 def test_a_new_annotation_is_written_for_the_cases_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +236,7 @@ def test_names_that_a_dead_writer_left_behind_are_no_names(tmp_path: Path) -> No
     assert contents(url)["alpha", "P1"] == before["alpha", "P1"]
 
 
+@pytest.mark.slow
 def test_a_writer_that_dies_while_it_describes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old or new, no error, and the next ingest completes it: the record and the coordinates say the same."""
     first, said = tmp_path / "first.zarr", {"split": "train", "participant": {"age": 31.0}}

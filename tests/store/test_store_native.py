@@ -101,6 +101,7 @@ def test_there_are_48_turns_and_all_differ() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_without_resampling_a_label_comes_home_voxel_for_voxel(
     case: str, same_size: Store, sources: Path, tmp_path: Path
@@ -117,6 +118,7 @@ def test_without_resampling_a_label_comes_home_voxel_for_voxel(
     np.testing.assert_allclose(flair, expected, atol=0.2)  # float16 of values up to 2 standard deviations of 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_through_finer_voxels_a_label_comes_home_to_a_dice_of_0_98(case: str, finer: Store, sources: Path) -> None:
     """Measured: the Dice of all lesions (two smooth balls 22 mm wide, 9 voxels) and of the core alone, there and
@@ -134,6 +136,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
 
 
+@pytest.mark.slow
 def test_a_resampled_image_comes_home_dampened_but_in_place(finer: Store, sources: Path) -> None:
     """White noise loses contrast on the way; what is left is where it was, and the border is not darkened."""
     for case in ("T00", "T17", "T47"):

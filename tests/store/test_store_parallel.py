@@ -58,6 +58,7 @@ def test_a_bug_is_not_taken_for_bad_data() -> None:
         list(run_tasks(fail, [1, 2], Workers(2, "threads")))
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_takes_no_other_task_along() -> None:
     done = {one.task: one for one in run_tasks(die_of_five, list(range(9)), Workers(2, "processes"))}
     assert sorted(done) == list(range(9))
@@ -65,6 +66,7 @@ def test_a_worker_that_dies_takes_no_other_task_along() -> None:
     assert done[5].error.code == "WORKER_DIED"
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_cluster_that_dies_takes_no_other_task_along() -> None:
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
@@ -92,6 +94,7 @@ def test_a_worker_that_dies_while_results_are_written(monkeypatch: pytest.Monkey
     assert len(given) == 7 + 1 + 2  # one in vain, and the trial of each of two pools
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [Workers(1), Workers(2, "threads"), Workers(2, "processes")])
 def test_a_task_that_runs_out_of_memory_is_done(workers: Workers) -> None:
     done = {one.task: one for one in run_tasks(ask_for_too_much, [1, 2, 3], workers)}
@@ -173,6 +176,7 @@ def files_of(url: str) -> dict[str, bytes]:
     return {path.relative_to(url).as_posix(): path.read_bytes() for path in Path(url).rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["threads", "processes", "cluster"])
 def test_the_store_is_the_same_whoever_prepares_it(kind: str, hospitals: Path, store_url: str, tmp_path: Path) -> None:
     """Byte for byte, in all its files, but for those whose text or compression depends on the order of commits."""

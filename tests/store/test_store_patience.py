@@ -1,5 +1,6 @@
 """One rule for what a server does not answer: it is asked again, for a time that is told, and then it is an error."""
 
+import asyncio
 import http.server
 import itertools
 import logging
@@ -147,6 +148,19 @@ def test_the_waits_grow_to_a_limit_and_the_error_says_how_long(clock: Clock, cap
     assert len(said) == 3, "once, and again each minute"
 
 
+def test_the_waits_of_tasks_grow_as_those_of_threads_do(clock: Clock) -> None:
+    patience = Patience("s3://bucket", clock=clock, sleep=clock.sleep, sleep_async=clock.sleep_async)
+
+    async def refused() -> None:
+        raise connection.BaseError("connection refused")
+
+    with pytest.raises(connection.BaseError):
+        asyncio.run(patience.run_async(refused))
+    most = [min(15.0, 0.25 * 2**n) for n in range(len(clock.slept))]
+    assert len(most) > 10
+    assert all(limit / 2 <= slept <= limit for slept, limit in zip(clock.slept, most, strict=True))
+
+
 def test_the_first_contact_is_short(clock: Clock) -> None:
     with pytest.raises(ResourceError, match="nothing answers"):
         read_small(f"http://127.0.0.1:{free_port()}/x", "a")
@@ -170,6 +184,7 @@ def test_an_unknown_name_is_asked_again(clock: Clock) -> None:
     assert len(clock.slept) > 5
 
 
+@pytest.mark.slow
 def test_an_ingest_and_a_stream_outlast_troubles(
     hospitals: Path, store_url: str, bucket: str, server: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def check_moments(disk: Recorder, before: Held, after: Held, place: Path) -> Non
                 assert said in (before.get(name), after.get(name)), (moment, name)
 
 
+@pytest.mark.slow
 def test_power_lost_at_any_moment(hospitals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a first ingest, one that adds cases and a database, a case that is replaced, and splits that change."""
     first, second = find_manifest(hospitals / "manifest.toml")[:2]

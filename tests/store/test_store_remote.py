@@ -80,6 +80,7 @@ def assert_same(a: str, b: str, but: Collection[str] = ()) -> None:
             np.testing.assert_array_equal(ours[case][name], theirs[case][name], err_msg=f"{case} {name}")
 
 
+@pytest.mark.slow
 def test_s3_holds_what_a_folder_holds(
     bucket: str, hospitals: Path, store_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +113,7 @@ def web(store_url: str, asked: list[tuple[str, str]]) -> Iterator[str]:
         yield f"{url}/{folder.name}"
 
 
+@pytest.mark.slow
 def test_a_plain_web_server_is_enough(
     web: str, store_url: str, asked: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +225,7 @@ def test_a_second_writer_is_told_who_writes(bucket: str, hospitals: Path, capsys
     assert obstore.get(objects, KEY).bytes() == another()
 
 
+@pytest.mark.slow
 def test_a_hold_that_is_not_refreshed_is_taken_over(
     bucket: str, hospitals: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -283,6 +286,7 @@ def see_refreshed_and_end(url: str, end: BaseException) -> None:
     raise end
 
 
+@pytest.mark.slow
 def test_a_writer_that_lost_its_hold_stops(bucket: str, hospitals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "FENCE_SECONDS", 0)
     monkeypatch.setattr(remote, "STATES_AT_ONCE", 1)
@@ -300,6 +304,7 @@ def test_a_writer_that_lost_its_hold_stops(bucket: str, hospitals: Path, monkeyp
     assert held.host == "workstation7"
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_whole_cases_and_the_next_one_goes_on(
     bucket: str, hospitals: Path, store_url: str
 ) -> None:
@@ -328,6 +333,7 @@ def num_cases(url: str) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_bucket_is_said_in_words(
     bucket: str, server: str, hospitals: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,6 +91,7 @@ def test_new_cases_come_into_a_converted_database(copy: Path, tmp_path: Path) ->
     assert errors(copy) == []
 
 
+@pytest.mark.slow
 def test_every_file_of_the_old_store_that_is_gone_is_named(copy: Path, tmp_path: Path) -> None:
     """What format 2 leaves open is told: taken as empty, or refused until somebody says that it is."""
     taken, superseded = [], ("alpha/image/c/0/", "alpha/label/c/0/", "alpha/foreground/c/0/")
@@ -138,6 +139,7 @@ def test_damage_that_is_still_noticed_afterwards_does_not_stand_in_the_way(copy:
     assert errors(copy) == [("DAMAGED_CHUNK", "alpha/image/c/1/0/0/0/0")]
 
 
+@pytest.mark.slow
 def test_a_converter_that_dies_is_run_again(
     old: Path, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

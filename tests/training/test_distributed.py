@@ -63,6 +63,7 @@ class Torchrun:
         return self.process.wait(timeout=600), self.said.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_twice_the_batch_does(store_url, tmp_path):
     options = options_for(store_url)
     code, said = Torchrun(options, tmp_path / "two").end()
@@ -81,6 +82,7 @@ def test_two_processes_train_as_one_with_twice_the_batch_does(store_url, tmp_pat
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_of_two_goes_on_bit_for_bit(store_url, tmp_path):
     options = options_for(store_url, dropout=0.2, ema=0.9, accumulate=2, num_steps=40, validate_every=15)
     straight, out = tmp_path / "straight", tmp_path / "stopped"
@@ -110,6 +112,7 @@ def run_scenarios(names, url):
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
 
 
+@pytest.mark.slow
 def test_what_happens_in_one_process_happens_in_all(store_url):
     """See several.py for each."""
     done = run_scenarios(SCENARIOS, store_url)
@@ -119,6 +122,7 @@ def test_what_happens_in_one_process_happens_in_all(store_url):
     ]
 
 
+@pytest.mark.slow
 def test_a_failure_of_one_process_ends_all(store_url):
     began = time.monotonic()
     done = run_scenarios("failing", store_url)

@@ -333,6 +333,7 @@ def test_precision(monkeypatch):
 AUGMENTED = replace(PRESETS["standard"], affine_probability=0.5, noise_probability=0.5, elastic_probability=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 4])
 def test_a_resumed_training_with_augmentation_is_the_same_bit_for_bit(stream, tmp_path, stop_after):
     straight, whole, plain = fresh(), Recorder(), Recorder()
@@ -461,6 +462,7 @@ def test_a_network_without_a_head_cannot_begin_with_it(stream):
 EVERYTHING = replace(OPTIONS, accumulate=2, ema=0.8, amp="bf16", channels_last=True, deterministic=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
 def test_with_everything_on_a_resumed_training_is_the_same_bit_for_bit(stream, tmp_path, stop_after):
     """Averages, accumulation, dropout, augmentation, bf16, and only the head for the first four steps."""

@@ -103,6 +103,7 @@ OPTIMISERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimiser", OPTIMISERS, ids=lambda one: one.name)
 def test_every_optimiser_resumes_bit_for_bit_and_is_its_own(store_url, tmp_path, optimiser):
     options = options_for(store_url, optimiser=optimiser)
@@ -120,6 +121,7 @@ def test_own_parts_resume_bit_for_bit(store_url, tmp_path, mine):
     assert same(tmp_path / "whole", tmp_path / "resumed")
 
 
+@pytest.mark.slow
 def test_names_are_recorded_and_another_part_is_refused(store_url, tmp_path, mine):
     own = {"network": mine.Net, "objective": mine.loss, "optimiser": mine.radam, "augment": mine.noise}
     train(small(store_url), tmp_path / "run", **own)

@@ -134,6 +134,7 @@ def test_another_recipe_concerns_every_case_of_its_database(store):
     assert len(names) == sum(name.startswith("alder/") for name in before.cases)
 
 
+@pytest.mark.slow
 def test_changed_data_are_refused_and_nothing_is_touched(store, tmp_path):
     out = tmp_path / "run"
     train(options_for(store.url), out)
@@ -145,6 +146,7 @@ def test_changed_data_are_refused_and_nothing_is_touched(store, tmp_path):
     assert {path: path.read_bytes() for path in out.glob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_an_accepted_change_is_logged_and_the_model_keeps_what_it_knew(store, tmp_path):
     out = tmp_path / "run"
     train(options_for(store.url), out)
@@ -171,6 +173,7 @@ def test_an_accepted_change_is_logged_and_the_model_keeps_what_it_knew(store, tm
     assert train(options_for(store.url, num_steps=6), out).step == 6
 
 
+@pytest.mark.slow
 def test_other_validation_cases_choose_the_best_model_anew(store, tmp_path, monkeypatch):
     from multiseg.training import run
 
@@ -185,6 +188,7 @@ def test_other_validation_cases_choose_the_best_model_anew(store, tmp_path, monk
     assert read_info(out / "model.safetensors").step == 8
 
 
+@pytest.mark.slow
 def test_what_a_run_does_not_learn_from_may_change(store, tmp_path):
     out = tmp_path / "run"
     train(options_for(store.url), out)
@@ -236,6 +240,7 @@ def test_fewer_steps_than_are_done_are_refused_and_the_folder_keeps_its_settings
     assert train(options_for(store_url), tmp_path).steps_before == 4
 
 
+@pytest.mark.slow
 def test_an_extended_run_that_was_interrupted_ends_in_the_same_bits(store_url, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     for out in (straight, broken):
@@ -320,6 +325,7 @@ def test_after_another_split_training_cases_are_not_called_held_out(store, train
     assert "database,case,learnt," in (out / "cases.csv").read_text()
 
 
+@pytest.mark.slow
 def test_another_store_of_the_same_scans_under_other_names_is_recognised(hospitals, trained, tmp_path, store_url):
     alder = next(files for files in find_manifest(hospitals / "manifest.toml") if files.name == "alder")
     renamed = tuple(

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from commands import Command
 
 from multiseg.errors import CheckpointError, ResourceError, UsageError
 from multiseg.labels import LabelSpace
@@ -64,14 +65,14 @@ def small_store(hospitals, tmp_path):
     return url, bring
 
 
-class Command:
+class Training:
     """`multiseg train` as a process of its own, in a session of its own, as in a terminal."""
 
     def __init__(self, run_file, out):
-        command = [sys.executable, "-m", "multiseg.cli.app", "train", "--run", str(run_file), "--out", str(out)]
         self.log, self.said = out / "log.jsonl", run_file.with_name("said.txt")
-        with self.said.open("w") as said:  # no pipe, which workers of a killed process keep open for seconds
-            self.process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+        self.said.unlink(missing_ok=True)
+        # No pipe, which workers of a killed process keep open for seconds.
+        self.process = Command(["train", "--run", str(run_file), "--out", str(out)], self.said)
 
     def wait_for_step(self, step):
         while self.process.poll() is None:
@@ -84,36 +85,37 @@ class Command:
         return self.process.wait(timeout=600), self.said.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_killed_and_interrupted_training_ends_in_the_same_weights(store_url, tmp_path):
     """SIGKILL, the same command, Ctrl-C to every process of the terminal, the same command once more."""
-    options = options_for(store_url, num_steps=60, validate_every=25, validation_cases=1, save_minutes=0.002)
+    options = options_for(store_url, num_steps=40, validate_every=16, validation_cases=1, save_minutes=0.002)
     options = replace(options, stream=replace(options.stream, workers=1))
     undisturbed, out, file = tmp_path / "straight", tmp_path / "runs" / "killed", tmp_path / "run.toml"
     train(replace(options, stream=replace(options.stream, workers=0)), undisturbed)
     file.write_text(to_toml(options))
 
-    first = Command(file, out)
-    first.wait_for_step(15)
+    first = Training(file, out)
+    first.wait_for_step(6)
     os.kill(first.process.pid, signal.SIGKILL)
     assert first.end()[0] == -signal.SIGKILL
 
-    second = Command(file, out)
-    second.wait_for_step(35)
+    second = Training(file, out)
+    second.wait_for_step(14)
     os.killpg(second.process.pid, signal.SIGINT)
     code, said = second.end()
     assert code == 130, said
     assert "saved" in said
     stopped_at = read_info(out / "last.safetensors").step
-    assert stopped_at == entries(out)[-1]["step"] < 60
+    assert stopped_at == entries(out)[-1]["step"] < 40
 
-    code, said = Command(file, out).end()
+    code, said = Training(file, out).end()
     assert code == 0, said
     assert_same_weights(weights(out / "last.safetensors"), weights(undisturbed / "last.safetensors"))
     assert_same_weights(weights(out / "model.safetensors"), weights(undisturbed / "model.safetensors"))
-    assert [entry["step"] for entry in entries(out)] == list(range(1, 61))
+    assert [entry["step"] for entry in entries(out)] == list(range(1, 41))
     assert [entry["loss"] for entry in entries(out)] == [entry["loss"] for entry in entries(undisturbed)]
     assert entries(out, "Validated") == entries(undisturbed, "Validated")
-    assert [entry["step"] for entry in entries(out, "Validated")] == [25, 50, 60]
+    assert [entry["step"] for entry in entries(out, "Validated")] == [16, 32, 40]
 
 
 def test_the_augmentation_of_the_settings_is_used(store_url, tmp_path):
@@ -321,6 +323,7 @@ def test_a_folder_from_before_a_setting_goes_on_with_its_default(store_url, tmp_
         train(options_for(store_url, num_steps=2, ema=0.9), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # by torch's own compiler
 def test_how_it_is_computed_may_change_when_a_run_goes_on(store_url, tmp_path):
     train(options_for(store_url, num_steps=2), tmp_path)

@@ -65,6 +65,7 @@ def simulated(folder: Path) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_it_prints_a_line_a_round_and_a_table(
     folder: Path, simulated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,7 @@ def num_moves(folder: Path) -> int:
         return reaper.moved
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_write_loses_nothing(undisturbed: Path, tmp_path: Path) -> None:
     moves = num_moves(tmp_path / "counted")
     assert moves > 20
@@ -88,6 +89,7 @@ def test_a_kill_at_every_write_loses_nothing(undisturbed: Path, tmp_path: Path) 
         assert not [path for path in folder.iterdir() if path.suffix in (".next", ".tmp")]
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_network_grows_loses_nothing(undisturbed: Path, tmp_path: Path) -> None:
     """By a sequence of a site that joins after the last round: the grown model is of the same step as the old one."""
     new = (*SITES, FakeSite("oak", modalities=("FLAIR", "PD")))

@@ -17,6 +17,7 @@ MOMENTS = 12
 """Of each disk, evenly spaced."""
 
 
+@pytest.mark.slow
 def test_power_lost_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, after = tmp_path / "run", {}
     folder.mkdir()

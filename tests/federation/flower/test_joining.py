@@ -68,6 +68,7 @@ def test_nothing_is_told_to_the_world(children: _Children, settings: Member) -> 
         assert "127.0.0.1" in child.environment["NO_PROXY"]
 
 
+@pytest.mark.slow
 def test_the_executor_understands_its_command(children: _Children, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     run = subprocess.run(children.executor().command, capture_output=True, text=True, timeout=120, check=False)
@@ -237,6 +238,7 @@ def test_what_a_site_writes_is_for_its_account_alone(settings: Member, tmp_path:
     assert [path for path in made if path.stat().st_mode & 0o077] == []
 
 
+@pytest.mark.slow
 def test_what_the_executor_writes_is_for_its_account_alone(children: _Children, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     code = (

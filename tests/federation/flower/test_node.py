@@ -53,6 +53,7 @@ FAULTS: dict[str, dict[str, tuple[int, bytes]]] = {
 }
 
 
+@pytest.mark.slow
 def test_a_node_whose_connection_failed_ends_its_process(tmp_path: Path) -> None:
     """Flower's own stays in each of these, with nobody that asks for tasks or says that it is there."""
     kit, other = make_kit(tmp_path, "kit"), make_kit(tmp_path, "other")
@@ -99,6 +100,7 @@ def joined(tmp_path: Path) -> Iterator[tuple[Fleet, Path, subprocess.Popen[str],
             said += rest.splitlines()
 
 
+@pytest.mark.slow
 def test_a_site_is_back_after_each_fault_without_a_hand(
     joined: tuple[Fleet, Path, subprocess.Popen[str], list[str]], tmp_path: Path
 ) -> None:

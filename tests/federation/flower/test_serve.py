@@ -111,6 +111,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         it.end()
 
 
+@pytest.mark.slow
 def test_a_run_reaches_a_site_and_comes_back(served: Served, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(RUN)
     number, warnings = submit(served.centre, tmp_path / "run.toml")
@@ -128,6 +129,7 @@ def test_a_run_reaches_a_site_and_comes_back(served: Served, tmp_path: Path) -> 
         stop(served.centre, "lesions")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_is_not_taken_up_again(served: Served, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(RUN.replace('"alder"', '"birch"').replace("lesions", "waits"))
     number, warnings = submit(served.centre, tmp_path / "run.toml")
@@ -144,6 +146,7 @@ def test_a_run_that_is_stopped_is_not_taken_up_again(served: Served, tmp_path: P
         assert control.runs()[0].run_id == number
 
 
+@pytest.mark.slow
 def test_no_stranger_gets_anything_from_the_public_port(served: Served) -> None:
     with served.client() as client:
         for method, path in sorted(every_path(), key=str):
@@ -152,6 +155,7 @@ def test_no_stranger_gets_anything_from_the_public_port(served: Served) -> None:
             assert found.status_code == (404 if not needed else 400 if "activate-node" in path[10:24] else 401), path
 
 
+@pytest.mark.slow
 def test_an_enrolled_site_gets_nothing_but_a_sites_calls(served: Served) -> None:
     with served.client() as client:
         for method, path in sorted(every_path(), key=str):
@@ -163,6 +167,7 @@ def test_an_enrolled_site_gets_nothing_but_a_sites_calls(served: Served) -> None
         assert mine.json() == {"detail": "Invalid SuperNode authentication"}
 
 
+@pytest.mark.slow
 def test_a_key_that_is_not_enrolled_does_not_join(served: Served, tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
     (tmp_path / "key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
@@ -171,6 +176,7 @@ def test_a_key_that_is_not_enrolled_does_not_join(served: Served, tmp_path: Path
     assert node.wait(PATIENCE) != 0
 
 
+@pytest.mark.slow
 def test_a_client_that_speaks_no_tls_or_knows_no_authority_gets_nothing(served: Served) -> None:
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"http://{served.home.public}/", trust_env=False)
@@ -178,6 +184,7 @@ def test_a_client_that_speaks_no_tls_or_knows_no_authority_gets_nothing(served: 
         httpx.get(f"https://{served.home.public}/", trust_env=False)
 
 
+@pytest.mark.slow
 def test_the_superlink_is_on_loopback_alone(served: Served) -> None:
     found = Path("/proc/net/tcp").read_text().splitlines()[1:]
     port = f"{served.home.superlink_port:04X}"
@@ -185,6 +192,7 @@ def test_the_superlink_is_on_loopback_alone(served: Served) -> None:
     assert listening == [f"0100007F:{port}"]
 
 
+@pytest.mark.slow
 def test_a_site_is_let_in_and_shut_out_while_the_server_runs(served: Served) -> None:
     key = make_site(served.centre, "cedar")
     served.waits(lambda: "cedar is let in." in served.said.read_text(), "cedar")
@@ -199,6 +207,7 @@ def test_a_site_is_let_in_and_shut_out_while_the_server_runs(served: Served) -> 
     served.waits(lambda: "cedar is shut out." in served.said.read_text(), "cedar's end")
 
 
+@pytest.mark.slow
 def test_a_renewed_certificate_is_shown_without_a_restart(served: Served) -> None:
     def shown() -> str:
         return ssl.get_server_certificate(("127.0.0.1", served.home.port))
@@ -209,6 +218,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(served: Served) -> Non
     assert shown() == (served.centre / "server.crt").read_text()
 
 
+@pytest.mark.slow
 def test_the_authority_changes_while_sites_are_connected(served: Served, tmp_path: Path) -> None:
     old, new = tmp_path / "old.crt", served.centre / "ca.crt"
     old.write_bytes(new.read_bytes())
@@ -242,6 +252,7 @@ def test_the_authority_changes_while_sites_are_connected(served: Served, tmp_pat
     assert status(served.centre)["error"] == "", "what runs behind the gate has not noticed"
 
 
+@pytest.mark.slow
 def test_numbers_are_told_on_loopback(served: Served) -> None:
     told = httpx.get(f"http://127.0.0.1:{served.home.metrics_port}/metrics", trust_env=False).text
     assert 'multiseg_up{part="superlink"} 1' in told
@@ -250,11 +261,13 @@ def test_numbers_are_told_on_loopback(served: Served) -> None:
     assert json.loads((served.centre / "gate.json").read_text())["sites"]["alder"]["down"] > 0
 
 
+@pytest.mark.slow
 def test_a_second_server_of_the_folder_is_refused(served: Served) -> None:
     with pytest.raises(ResourceError, match=f"is in use by process {served.processes[0].pid}"):
         serve(served.centre, lambda line: None)
 
 
+@pytest.mark.slow
 def test_a_gate_that_is_killed_comes_back(served: Served) -> None:
     command = f"multiseg.federation.gate.gate\0{served.centre}".encode()
     (pid,) = [
@@ -273,6 +286,7 @@ def test_a_gate_that_is_killed_comes_back(served: Served) -> None:
     served.waits(answers, "the gate")
 
 
+@pytest.mark.slow
 def test_the_server_ends_whole(served: Served) -> None:
     """The last of this file: it ends the server."""
     served.end()

@@ -96,6 +96,7 @@ def objects(state: Any) -> set[int]:
     return {int64_to_uint64(row["run_id"]) for row in state.query("SELECT run_id FROM run_objects")}
 
 
+@pytest.mark.slow
 def test_what_finished_runs_left_is_deleted_and_the_file_shrinks(
     state: Any, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

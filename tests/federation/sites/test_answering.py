@@ -98,6 +98,7 @@ def undisturbed(info, site, rounds):
     return [answer(round_task(info, number, options=KEEPING), site) for number in range(1, rounds + 1)]
 
 
+@pytest.mark.slow
 def test_after_a_lost_round_the_site_goes_on_from_the_one_that_was_kept(site_stores, tmp_path, info):
     smooth = undisturbed(info, site_of("alder", site_stores, tmp_path / "smooth"), 3)
     site = site_of("alder", site_stores, tmp_path / "rough")
@@ -123,6 +124,7 @@ def test_after_a_lost_round_the_site_goes_on_from_the_one_that_was_kept(site_sto
     assert not same(lost.tensors, held.tensors)
 
 
+@pytest.mark.slow
 def test_personal_norm_layers_never_leave_and_stay_in_step(site_stores, tmp_path, info):
     site = site_of("alder", site_stores, tmp_path)
     first, *_ = answers = undisturbed(info, site, 3)
@@ -145,6 +147,7 @@ def finish_task(info, options=OPTIONS, kind=FINISH, number=0, **others):
     return SiteTask(kind, options.experiment, number, body | others, first_state(info))
 
 
+@pytest.mark.slow
 def test_a_model_is_finished_with_what_was_personal_in_its_round(site_stores, tmp_path, info):
     site = site_of("alder", site_stores, tmp_path)
     for number in (1, 2, 3):
@@ -265,6 +268,7 @@ def test_clipping_and_half_precision(site_stores, tmp_path, info):
     assert sent.body["metrics"]["update_norm"] == pytest.approx(1e-3)
 
 
+@pytest.mark.slow
 def test_masked_updates_sum_to_the_plain_ones(site_stores, tmp_path, infos, info, turned_round):
     masking = replace(OPTIONS, privacy=PrivacyOptions(masked=True))
     states = tmp_path / "masked"
@@ -297,6 +301,7 @@ def test_masked_updates_sum_to_the_plain_ones(site_stores, tmp_path, infos, info
     assert not list(site.state.rglob("*.pt"))  # what is refused is not stored
 
 
+@pytest.mark.slow
 def test_no_case_and_no_path_is_in_any_answer(site_stores, tmp_path, info):
     site = site_of("alder", site_stores, tmp_path)
     tasks = [

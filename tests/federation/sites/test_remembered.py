@@ -106,6 +106,7 @@ def test_the_model_that_a_site_keeps_knows_the_sites_own_cases(stores, tmp_path,
     assert dict(zip(result.cases["case"], result.cases["learnt"], strict=True)) == splits
 
 
+@pytest.mark.slow
 def test_no_digest_of_a_scan_leaves_a_site(site_stores, tmp_path, monkeypatch):
     sent: list[bytes] = []
 

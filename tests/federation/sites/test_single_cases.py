@@ -98,6 +98,7 @@ def test_one_validation_case_is_not_told(site, info, oracle):
     assert told["dice"] not in {round(value, 2) for value in dice.values()}
 
 
+@pytest.mark.slow
 def test_many_questions_tell_of_no_fewer_than_five(site, info, oracle):
     """Every number of cases, under other experiments' names: all means are of two sets, of 5 and of all 12."""
     _, seen = oracle

@@ -16,7 +16,7 @@ from multiseg.errors import SourceError, UnconfirmedError, UsageError
 from multiseg.store.cases import Series, sha256_of
 from multiseg.store.formats.dicom import Slice
 from multiseg.store.formats.reading import read_geometry, read_volume
-from multiseg.store.sources.dicom_scans import b_value_of
+from multiseg.store.sources.dicom_scans import b_value_of, read_slices
 
 MR, SEG, RTSTRUCT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.3"
 NAME = "SECRET^PATIENT"
@@ -368,6 +368,14 @@ def test_two_people_and_two_visits(scanner: Scanner) -> None:
 )
 def test_makers_had_their_own_b_values(tags: dict[str, str], b_value: float | None) -> None:
     assert b_value_of(Slice(Path("x"), tags, (8, 8, 1), 1)) == b_value
+
+
+def test_a_makers_own_b_value_is_read_from_the_file(scanner: Scanner) -> None:
+    path = scanner.root / "slice"
+    scanner.slice(path, 0, {"0008|0070": "SIEMENS", "0019|0010": "SIEMENS MR HEADER", "0019|100c": "800"})
+    (one,), errors = read_slices([path])
+    assert errors == []
+    assert b_value_of(one) == 800
 
 
 def test_patient_ids_and_dates_become_names_unless_others_are_asked_for(scanner: Scanner, ingested: Callable) -> None:

@@ -1,0 +1,135 @@
+"""Commands of multiseg as processes of their own that start at once.
+
+A command that a shell starts takes seconds to import torch and zarr. These are forked from one process that imported
+them before: a fresh Python without pytest in it, started once for each process of the test run. A command has its own
+process group, output and environment, and ends by a signal like any other.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from multiseg.cli.app import main
+from multiseg.federation.supervise import die_with
+
+
+class Command:
+    """`multiseg ARGUMENTS`, running; as much of `subprocess.Popen` as tests need."""
+
+    def __init__(self, arguments: list[str], output: Path | None = None) -> None:
+        """Args:
+        output: the file that its output and errors are written to; thrown away where None.
+        """
+        self.returncode: int | None = None
+        self._server = server()
+        self.pid = self._server.start(
+            {"arguments": arguments, "output": str(output or os.devnull), "environment": dict(os.environ)}
+        )
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._server.code_of(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = 600) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("multiseg", timeout)
+            time.sleep(0.005)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class Server:
+    """The process that commands are forked from; it ends when the line to it does."""
+
+    def __init__(self) -> None:
+        self._line, theirs = Pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+        )
+        theirs.close()
+        self._codes: dict[int, int] = {}
+        atexit.register(self.end)
+
+    def start(self, command: dict[str, Any]) -> int:
+        self._line.send(command)
+        while (message := self._line.recv())["event"] != "started":
+            self._codes[message["pid"]] = message["code"]
+        return int(message["pid"])
+
+    def code_of(self, pid: int) -> int | None:
+        """The exit code of a command that ended, or minus the signal that ended it."""
+        while self._line.poll():
+            message = self._line.recv()
+            self._codes[message["pid"]] = message["code"]
+        return self._codes.get(pid)
+
+    def end(self) -> None:
+        self._line.close()
+        self._process.wait()
+
+
+@cache
+def server() -> Server:
+    """The server of this process."""
+    return Server()
+
+
+def serve(line: Connection[Any, Any]) -> None:
+    """Start a command for each message, and report each that has ended."""
+    import multiseg.store.ingest
+    import multiseg.training.run  # noqa: F401
+
+    children: dict[int, int] = {}
+    while True:
+        for ready in wait([line, *children]):
+            if isinstance(ready, int):
+                pid = children.pop(ready)
+                os.close(ready)
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                line.send({"event": "ended", "pid": pid, "code": code})
+                continue
+            try:
+                command = line.recv()
+            except EOFError:
+                return
+            pid = os.fork()
+            if not pid:
+                line.close()
+                become(command)
+            children[os.pidfd_open(pid)] = pid
+            line.send({"event": "started", "pid": pid})
+
+
+def become(command: dict[str, Any]) -> None:
+    """Turn this process into a command, and end with its exit code, or when the server does."""
+    os.setsid()
+    die_with(os.getppid())
+    # A shell that puts the tests into the background has their processes ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    output = os.open(command["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
+    os.environ.clear()
+    os.environ.update(command["environment"])
+    sys.argv = ["multiseg", *command["arguments"]]
+    main()
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))
