@@ -22,7 +22,7 @@ from multiseg.store.ingest.ingest import ingest
 from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.remote import connection
-from multiseg.store.remote.connection import connect, in_words, read_small
+from multiseg.store.remote.connection import connect, read_small, translating_errors
 from multiseg.store.remote.patience import Patience, seconds_from_environment
 from multiseg.store.remote.range_requests import RemoteParts
 from multiseg.store.sources.manifest import find_manifest
@@ -142,7 +142,7 @@ def test_the_waits_grow_to_a_limit_and_the_error_says_how_long(clock: Clock, cap
     assert all(limit / 2 <= slept <= limit for slept, limit in zip(clock.slept, most, strict=True))
     said = [one.getMessage() for one in caplog.records]
     assert re.search(
-        rf"waiting for {url} since [12]\d s: it refuses connections. It is tried for 180 s in all", said[0]
+        rf"waiting for {url} for [12]\d s already: it refuses connections. Giving up after 180 s in all", said[0]
     )
     assert len(said) == 3, "once, and again each minute"
 
@@ -165,7 +165,7 @@ def test_the_environment_sets_the_time(clock: Clock, monkeypatch: pytest.MonkeyP
 
 def test_an_unknown_name_is_asked_again(clock: Clock) -> None:
     url = "http://nowhere.invalid/x"
-    with pytest.raises(ResourceError, match=r"It was tried for"), in_words(url):
+    with pytest.raises(ResourceError, match=r"It was tried for"), translating_errors(url):
         connection.patience(url).run(lambda: obstore.get(connect(url), "a"))
     assert len(clock.slept) > 5
 
