@@ -22,7 +22,7 @@ from multiseg.store.formats.reading import read_volume
 from multiseg.store.ingest.dry_run import forecast
 from multiseg.store.ingest.ingest import IngestReport, ingest
 from multiseg.store.ingest.plan import IngestOptions
-from multiseg.store.ingest.pseudonyms import _Words, read_book
+from multiseg.store.ingest.pseudonyms import RealNames, read_book
 from multiseg.store.reader import open_store
 from multiseg.store.sources.model import DatabaseFiles
 
@@ -263,7 +263,7 @@ def test_from_the_command_line_with_a_patients_table(tmp_path: Path, capsys: pyt
 def test_the_names_that_may_stand_in_a_text_are_those_of_a_search_for_all(tmp_path: Path) -> None:
     names = ["sub-0012", "P12", "Ann Lee", "Lee", "ann", "-x1-", "o'brien", "Ann Lee Moore", "2012"]
     people = {name: f"p{at}" for at, name in enumerate(names)}
-    words = _Words(people)
+    words = RealNames(people)
     texts = {
         "seen with Ann Lee Moore and ann-lee": "seen with p7 and p4-p3",
         "SUB-0012, once 0012": "p0, once p0",

@@ -195,7 +195,7 @@ def _renamed(databases: Sequence[DatabaseFiles], book: Book) -> Renamed:
     for files in databases:
         _check_database(files)
         people = {case.person: book.subject(case.person) for case in files.cases}
-        all_names = _RealNames(people | {case.case: book.case(case.person, case.case) for case in files.cases})
+        all_names = RealNames(people | {case.case: book.case(case.person, case.case) for case in files.cases})
         cases = []
         for case in files.cases:
             cases.append(_renamed_case(case, book, all_names))
@@ -228,16 +228,16 @@ def _check_database(files: DatabaseFiles) -> None:
         )
 
 
-def _renamed_case(case: CaseFiles, book: Book, all_names: _RealNames) -> CaseFiles:
+def _renamed_case(case: CaseFiles, book: Book, all_names: RealNames) -> CaseFiles:
     name, person = book.case(case.person, case.case), book.subject(case.person)
     session = book.session(case.person, case.session)
-    own_names = _RealNames({case.case: name, case.person: person, case.session: session})
+    own_names = RealNames({case.case: name, case.person: person, case.session: session})
     participant = {column: _replace_names(value, own_names, all_names) for column, value in case.participant.items()}
     site = str(_replace_names(case.site, own_names, all_names))
     return replace(case, case=name, subject=person, session=session, participant=participant, site=site)
 
 
-class _RealNames:
+class RealNames:
     """Real names with their pseudonyms, which replace them where they occur as words in texts."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
@@ -286,7 +286,7 @@ def _as_ascii(text: str) -> str:
     return text.translate(_LIKE_ASCII).lower()
 
 
-def _replace_names(value: str | float, own_names: _RealNames, all_names: _RealNames) -> str | float:
+def _replace_names(value: str | float, own_names: RealNames, all_names: RealNames) -> str | float:
     """Replace real names in a value of a table of patients: its own case's and all others'. A number may be a name."""
     if isinstance(value, str):
         return all_names.without(own_names.without(value))
