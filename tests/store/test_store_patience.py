@@ -205,4 +205,6 @@ def test_the_main_process_says_what_its_workers_wait_for(caplog: pytest.LogCaptu
     assert not caplog.records
     one = processes._Worker(3, Process(), ours)
     assert processes.Processes._heard(object.__new__(processes.Processes), one) == []
-    assert "reader process 3: waiting for s3://bucket/brain.zarr for 12 s already: it refuses connections" in caplog.text
+    assert (
+        "reader process 3: waiting for s3://bucket/brain.zarr for 12 s already: it refuses connections" in caplog.text
+    )
