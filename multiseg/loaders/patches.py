@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -135,11 +136,9 @@ class PatchReader:
         if task.is_cached:
             self._copy_cached(case, runs, corner, size, at, images, target)
             return
-        try:
+        with _naming_case(case.name):
             self._read_images(case, runs, corner, size, at, images)
             self._read_target(case, corner, size, at, target)
-        except MultisegError as error:
-            raise type(error)(f"{case.name}: {error}") from error
 
     def decode(self, case: CaseSource) -> None:
         """Decode a whole case into the cache.
@@ -149,14 +148,12 @@ class PatchReader:
         images, target = self._cached(case)
         channels = self.sources.databases[case.database].image.chunk[0]
         runs = runs_of([(at, at) for at in range(len(images))], channels)
-        try:
+        with _naming_case(case.name):
             self._read_images(case, runs, (0, 0, 0), case.extent, (0, 0, 0), images)
             # Aside, and copied when it is whole: another process may be cutting patches from it already.
             finished = np.empty(case.extent, dtype=np.uint8)
             self._read_target(case, (0, 0, 0), case.extent, (0, 0, 0), finished)
             target[...] = finished
-        except MultisegError as error:
-            raise type(error)(f"{case.name}: {error}") from error
 
     def _placed(self, database: int, kept: int) -> tuple[tuple[ChannelRun, ...], tuple[int, ...]]:
         """The channels to read with their places, and the places that hold nothing."""
@@ -220,6 +217,16 @@ class PatchReader:
             for one, other in zip(taken, placed, strict=True):
                 _copy_rows(held[one][own], images[other][put])
         _copy_rows(codes[own], target[put])
+
+
+@contextmanager
+def _naming_case(case: str) -> Iterator[None]:
+    """Put the name of a case before the message of our own errors; their type, code and file stay."""
+    try:
+        yield
+    except MultisegError as error:
+        error.args = (f"{case}: {error}", *error.args[1:])
+        raise
 
 
 def map_codes(codes: UInt8[np.ndarray, "*axes"], table: UInt8[np.ndarray, "256"]) -> None:

@@ -1,4 +1,4 @@
-"""A database's arrays open for writing: made, grown, and every chunk that a case has a part in written."""
+"""A database's arrays, open for writing. They are created and grown here, and every chunk of a case is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WRITE_ALL: Any = {"write_empty_chunks": True}
 
 
 class DatabaseArrays:
-    """The arrays of a database by name. What is written through them leaves no chunk out, not even of fill values."""
+    """The arrays of a database by name. Chunks of fill values are written too: a missing chunk means damage."""
 
     def __init__(self, group: zarr.Group) -> None:
         self.group = group
@@ -48,11 +48,11 @@ class DatabaseArrays:
         return int(self["status"].shape[0])
 
     def names(self, axis: str) -> list[str]:
-        """The names along the axis modality or annotation. What stands behind them, a writer left that died."""
+        """The names along the axis modality or annotation. Entries beyond these were left by a writer that died."""
         return list(self.group.attrs.get(schema.NAMED_AXES[axis], []))
 
     def write_row(self, row: int, values: Mapping[str, Any]) -> None:
-        """A row of several arrays, all at once: each has files of its own. Where an array is longer, the rest stays."""
+        """Write one row of several arrays in parallel. A value may be shorter than the row; the rest stays as it is."""
 
         def write(name: str) -> None:
             self[name][(row, *map(slice, np.shape(values[name])))] = values[name]
@@ -61,26 +61,26 @@ class DatabaseArrays:
             list(pool.map(write, values))
 
     def require(self, plan: ArrayPlan) -> None:
-        """Make every array that is not there yet; a writer that died half-way is taken up here."""
+        """Create every missing array. This also completes the work of a writer that died half-way."""
         self.require_coordinates(plan.structure_chunk)
         for name in ("image", "label"):
             if name not in self.group:
                 plan.create(self.group, name, (0, 0, 1, 1, 1))
-        # Stores made before xarray was told to decode the image get the attributes with the next ingest.
+        # Older stores get the attributes by which xarray decodes the image with their next ingest.
         if self["image"].attrs.asdict() != schema.IMAGE_ATTRIBUTES:
             self["image"].attrs.update(schema.IMAGE_ATTRIBUTES)
 
     def require_coordinates(self, structure_chunk: int = 1) -> None:
-        """Make every coordinate that is not there yet."""
+        """Create every missing coordinate."""
         for name, variable in schema.COORDINATES.items():
             if name in self.group:
                 continue
-            # A database has one row at least, so that its status has a chunk from the beginning.
+            # A database has at least one row, so that its status has a chunk from the beginning.
             shape = [1 if name == "status" else FIXED_AXES.get(axis, 0) for axis in variable.axes]
             self._create(name, variable, shape, chunk_of(name, variable, structure_chunk))
 
     def set_rows(self, num_rows: int) -> None:
-        """Give every array this many rows."""
+        """Resize every array to this many rows."""
         for name in [*self.coordinates, "image", "label"]:
             array = self[name]
             if array.metadata.dimension_names[0] == "case" and array.shape[0] != num_rows:
@@ -89,110 +89,112 @@ class DatabaseArrays:
     def _create(
         self, name: str, variable: schema.Variable, shape: Sequence[int], chunks: Sequence[int], overwrite: bool = False
     ) -> None:
-        made = self.group.create_array(
+        array = self.group.create_array(
             name, shape=tuple(shape), chunks=tuple(chunks), dtype=variable.dtype, fill_value=variable.fill,
             dimension_names=variable.axes, attributes={"long_name": variable.meaning}, overwrite=overwrite,
             compressors=schema.COORDINATE_CODECS,
         )  # fmt: skip
-        self._opened[name] = made.with_config(WRITE_ALL)
+        self._opened[name] = array.with_config(WRITE_ALL)
 
     def grow_names(self, axis: str, names: Sequence[str]) -> None:
-        """Append names to an axis; those that are there keep their places, as the plan has them."""
-        held = self.names(axis)
-        if len(held) < len(names):
+        """Append the new ones of these names to an axis; existing names keep their places."""
+        old_names = self.names(axis)
+        if len(old_names) < len(names):
             self[axis].resize((len(names),))
-            # All of the new ones, also where some are there: their chunks are written at once, and in any order.
-            self[axis][len(held) :] = np.array(names[len(held) :], dtype=object)
+            # A writer that died may have written some of them, since chunks are written in any order: write all.
+            self[axis][len(old_names) :] = np.array(names[len(old_names) :], dtype=object)
 
     def fit(self, plan: ArrayPlan, extent: Sequence[int] = (1, 1, 1), num_rows: int = 0) -> None:
-        """Grow every array to the present rows, names, structures and the given extent."""
+        """Grow every array to the current rows, names and structures, and to the given extent in voxels."""
         size = {
             "case": max(num_rows, self.num_rows),
             "modality": len(plan.modalities),
             "annotation": len(plan.annotations),
             "structure": plan.num_structures,
         }
-        for axis, voxels, n in zip("ijk", self["image"].shape[2:], extent, strict=True):
-            size[axis] = max(voxels, n)
+        for axis, voxels, num_voxels in zip("ijk", self["image"].shape[2:], extent, strict=True):
+            size[axis] = max(voxels, num_voxels)
         for name in [*self.coordinates, "image", "label"]:
             array = self[name]
             shape = tuple(
-                size.get(axis, n) for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True)
+                size.get(axis, length) for axis, length in zip(array.metadata.dimension_names, array.shape, strict=True)
             )
             if shape != array.shape:
                 array.resize(shape)
         self._finish_growing(plan, size)
 
     def _finish_growing(self, plan: ArrayPlan, size: Mapping[str, int]) -> None:
-        """Write the new chunks of rows that are there, and only then say how long the axes are."""
-        told: dict[str, Any] = {
+        """Write the new chunks of existing rows, and only then store the lengths of the axes as attributes."""
+        new_attributes: dict[str, Any] = {
             schema.NAMED_AXES["modality"]: list(plan.modalities),
             schema.NAMED_AXES["annotation"]: list(plan.annotations),
             schema.NUM_STRUCTURES: plan.num_structures,
             "coordinates": " ".join(name for name in self.coordinates if name not in size),
         }
-        held = self.group.attrs.asdict()
-        if held | told == held:
+        attributes = self.group.attrs.asdict()
+        if attributes | new_attributes == attributes:
             return
         for name in self.coordinates:
             self._write_new_chunks(name, lengths_of(self.group), size)
-        self.group.attrs.update(told)
+        self.group.attrs.update(new_attributes)
 
     def _write_new_chunks(self, name: str, before: Mapping[str, int], size: Mapping[str, int]) -> None:
         array = self[name]
         axes = array.metadata.dimension_names
         if axes[0] != "case" or name in schema.BY_CASE:
             return
-        for at, (axis, chunk) in enumerate(zip(axes, array.chunks, strict=True)):
+        for dimension, (axis, chunk) in enumerate(zip(axes, array.chunks, strict=True)):
             if axis in before and (first := ceil(before[axis] / chunk) * chunk) < size[axis]:
                 region = [slice(None)] * len(axes)
-                region[at] = slice(first, None)
+                region[dimension] = slice(first, None)
                 array[tuple(region)] = array.fill_value
 
     def require_column(self, column: str, value: str | float) -> str | float:
-        """A value as its participants' column has it, which is made with its first value: a number among texts is text.
+        """Convert a value to the type of its participants' column; create the column if it does not exist.
+
+        A number becomes text in a column of texts.
 
         Raises:
-            StoreError: it is a text, and the column holds numbers.
+            StoreError: the value is a text, and the column holds numbers.
         """
         dtype = "string" if isinstance(value, str) else "float64"
         if column not in self.columns:
             variable = schema.Variable(
                 ("case",), dtype, "" if dtype == "string" else float("nan"), "participants' column"
             )
-            # What is there but not named, a writer left that died.
+            # An array of this name that the attributes do not list was left by a writer that died.
             self._create(column, variable, [self.num_rows], [schema.ROWS], overwrite=True)
             self[column][:] = variable.fill
             names = sorted([*self.columns, column])
-            told = " ".join([*str(self.group.attrs["coordinates"]).split(), column])
-            self.group.attrs.update({schema.PARTICIPANT_COLUMNS: names, "coordinates": told})
+            coordinates = " ".join([*str(self.group.attrs["coordinates"]).split(), column])
+            self.group.attrs.update({schema.PARTICIPANT_COLUMNS: names, "coordinates": coordinates})
             self.keep_copy()
         if self[column].dtype.kind != "f":
             return value if isinstance(value, str) else f"{value:g}"
         if isinstance(value, str):
             raise StoreError(
-                f"the participants' column {column!r} holds numbers in the store, but now {value!r}. Write a number, "
-                "or nothing where none is known."
+                f"the participants' column {column!r} holds numbers in the store, but a new value is {value!r}. "
+                "Write a number, or leave the cell empty."
             )
         return value
 
     def keep_copy(self) -> None:
-        """Hold the database's attributes and its arrays' layout a second time, in the attributes of `record`.
+        """Store a second copy of the database's attributes and its arrays' layout in the attributes of `record`.
 
-        To be called after every change of an attribute or of an array's metadata other than its shape.
+        Call it after every change of an attribute, or of an array's metadata other than its shape.
         """
         names = [*self.coordinates, "image", "label"]
-        told = copy_of(self.group.attrs.asdict(), {name: layout_of(self[name]) for name in names})
-        if self["record"].attrs.get(COPY) != told:
-            self["record"].attrs[COPY] = told
+        copy = copy_of(self.group.attrs.asdict(), {name: layout_of(self[name]) for name in names})
+        if self["record"].attrs.get(COPY) != copy:
+            self["record"].attrs[COPY] = copy
 
 
 def chunk_of(name: str, variable: schema.Variable, structure_chunk: int) -> list[int]:
-    """The chunk of a coordinate that is made now."""
-    room = {
+    """The chunk shape of a new coordinate."""
+    chunk_lengths = {
         "modality": 64,
         "annotation": 1,
         "structure": structure_chunk,
         "case": schema.ROWS_OF.get(name, schema.ROWS),
     }
-    return [(FIXED_AXES | room)[axis] for axis in variable.axes]
+    return [(FIXED_AXES | chunk_lengths)[axis] for axis in variable.axes]

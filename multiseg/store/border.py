@@ -1,8 +1,8 @@
-"""The one place where whatever a case's files make a reader raise becomes an error of that case.
+"""The one place where any exception from reading a case's files becomes an error of that case.
 
-Headers are read when a folder is recognised, when memory is estimated and when a case is prepared, and a damaged one
-may trip any library below us over anything. One file must not end the run for all the others. So each of these ways
-passes here: first the file, which the error then names, and around all of a case's files the case.
+Headers are read when a folder is recognised, when memory is estimated and when a case is prepared. A damaged header
+can make any library raise anything, and one bad file must not stop the run for all the others. So all of this reading
+happens inside `one_file`, whose error names the file, or inside `one_case`, whose error names the case.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from multiseg.errors import MultisegError, ResourceError, SourceError
 from multiseg.faults import NO_DESCRIPTOR, NO_ROOM, remedy
 
 UNREADABLE = "UNREADABLE"
-"""The code of errors that nobody foresaw."""
+"""The code of unexpected errors."""
 
 
 @contextmanager
 def one_file(path: Path) -> Iterator[None]:
-    """Around everything that reads one file.
+    """Wrap code that reads one file.
 
     Raises:
-        SourceError: with the file's name, whatever was raised inside.
-        MultisegError: what was raised inside on purpose stays as it is.
+        SourceError: for any unexpected exception inside; it names the file.
+        ResourceError: the disk is full, or too many files are open.
+        MultisegError: one of our own errors passes through unchanged.
     """
     with _border(str(path), str(path)):
         yield
@@ -33,7 +34,7 @@ def one_file(path: Path) -> Iterator[None]:
 
 @contextmanager
 def one_case(case: str, paths: tuple[Path, ...]) -> Iterator[None]:
-    """Around everything that is made of one case's files; the error names the file, or where there are more the folder.
+    """Wrap code that works on one case's files. The error names the file, or with several files their common folder.
 
     Raises:
         as `one_file`.
@@ -50,28 +51,28 @@ def _border(subject: str, file: str) -> Iterator[None]:
     except MultisegError:
         raise
     except MemoryError as error:
-        said = str(error) or "the system gave no more"
-        message = f"{subject} needs more memory to be read than there is ({said}). Is its size in its header right?"
+        reason = str(error) or "the system gave no more"
+        message = f"not enough memory to read {subject} ({reason}). Is the size in its header right?"
         raise SourceError(message, code="OUT_OF_MEMORY", file=file) from error
-    except Exception as error:  # see the module's docstring; Ctrl-C is no Exception
-        if isinstance(error, OSError) and error.errno in NO_ROOM | NO_DESCRIPTOR:  # no file is to blame
-            raise ResourceError(f"{subject} cannot be read now: {error}. {remedy(error, '')}") from error
-        what = f"{type(error).__name__} in {_place_of(error)}: {' '.join(str(error).split())[:300] or 'no message'}"
+    except Exception as error:  # see the module's docstring; Ctrl-C is not an Exception
+        if isinstance(error, OSError) and error.errno in NO_ROOM | NO_DESCRIPTOR:  # the file is not to blame
+            raise ResourceError(f"cannot read {subject} now: {error}. {remedy(error, '')}") from error
+        cause = f"{type(error).__name__} in {_place_of(error)}: {' '.join(str(error).split())[:300] or 'no message'}"
         message = (
-            f"{subject} cannot be read ({what}). Its header is probably damaged: copy or export it again. If other "
+            f"cannot read {subject} ({cause}). Its header is probably damaged: copy or export it again. If other "
             "programs read it, please report this line."
         )
         raise SourceError(message, code=UNREADABLE, file=file) from error
 
 
 def _place_of(error: Exception) -> str:
-    """Where it was raised, for a report: the error itself may come from another process, without its traceback."""
+    """The source line that raised the error, for bug reports. Errors of other processes come without a traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
 
 
 def _folder_of(paths: tuple[Path, ...]) -> Path:
-    """The innermost folder that holds all of them."""
+    """The innermost folder that contains all of the paths."""
     if not paths:
         return Path()
     return next(folder for folder in paths[0].parents if all(path.is_relative_to(folder) for path in paths))

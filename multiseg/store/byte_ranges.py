@@ -1,4 +1,4 @@
-"""Byte ranges of a store's objects: what whoever decodes chunks by themselves asks for."""
+"""Reading byte ranges of a store's objects, for code that decodes chunks without zarr."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from multiseg.faults import remedy
 from multiseg.store.mapping import MappedFiles
 
 Range: TypeAlias = tuple[int, int]
-"""First byte and the one after the last."""
+"""The first byte, and the one after the last."""
 GAP = 2**14
-"""Ranges that are nearer to each other than this are read in one go."""
+"""Ranges at most this many bytes apart are read together."""
 
 
 @runtime_checkable
 class Parts(Protocol):
-    """Where the bytes of a store's objects come from. Threads may share one; processes make their own."""
+    """A source of the bytes of a store's objects. Threads may share one; each process makes its own."""
 
     def tail(self, key: str, size: int) -> bytes | None:
-        """The last bytes of an object, all of a shorter one; None where there is none."""
+        """The last `size` bytes of an object, or all of a shorter one; None if there is no such object."""
 
     def read(self, key: str, ranges: Sequence[Range], is_first: bool) -> Sequence[memoryview]:
-        """Parts of an object, in the order asked for. `is_first`: some were not read before by this process."""
+        """Byte ranges of an object, in the given order. `is_first`: this process reads some for the first time."""
 
     def forget(self, key: str) -> bool:
-        """Do without what is kept of an object that proved damaged. Whether to read it again may help."""
+        """Drop the cached copy of a damaged object. Returns whether reading it again may help."""
 
 
 class LocalParts:
-    """Parts of files below a folder.
+    """Byte ranges of files in a folder.
 
-    What is read for the first time may not be in memory yet: it is asked for in few large reads, announced to
-    the system all together. After that it is looked at through a memory map, without any copy. No file stays open.
+    Data read for the first time may not be in the page cache: it is read in few large reads, which are announced to
+    the system together. Later reads use a memory map, without copying. No file stays open.
 
     Raises (from its methods):
         StoreError: the file ends before a range does.
@@ -48,7 +48,7 @@ class LocalParts:
         self._maps = MappedFiles()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LocalParts, (self.root,)  # a map belongs to its process
+        return LocalParts, (self.root,)  # a memory map belongs to its process
 
     def forget(self, key: str) -> bool:
         return False
@@ -64,7 +64,7 @@ class LocalParts:
             raise self._unreadable(key, error) from error
 
     def read(self, key: str, ranges: Sequence[Range], is_first: bool) -> Sequence[memoryview]:
-        mapped = None if is_first else self._maps.get(key) or self._mapped(key)
+        mapped = None if is_first else self._maps.get(key) or self._map_file(key)
         if mapped is None:
             return self._read_first(key, ranges)
         if ranges and max(stop for _, stop in ranges) > len(mapped):
@@ -72,21 +72,21 @@ class LocalParts:
         return [mapped[start:stop] for start, stop in ranges]
 
     def _read_first(self, key: str, ranges: Sequence[Range]) -> Sequence[memoryview]:
-        runs = joined(ranges)
-        held: dict[Range, memoryview] = {}
+        runs = merge_ranges(ranges)
+        data_of: dict[Range, memoryview] = {}
         try:
             with (self.root / key).open("rb", buffering=0) as file:
                 for start, stop in runs:
                     _announce(file.fileno(), start, stop)
                 for start, stop in runs:
-                    held[start, stop] = memoryview(os.pread(file.fileno(), stop - start, start))
-                    if len(held[start, stop]) != stop - start:
+                    data_of[start, stop] = memoryview(os.pread(file.fileno(), stop - start, start))
+                    if len(data_of[start, stop]) != stop - start:
                         raise self._too_short(key, os.fstat(file.fileno()).st_size)
         except OSError as error:
             raise self._unreadable(key, error) from error
-        return cut(ranges, held)
+        return cut(ranges, data_of)
 
-    def _mapped(self, key: str) -> memoryview | None:
+    def _map_file(self, key: str) -> memoryview | None:
         try:
             return self._maps.add(self.root / key, key)
         except (OSError, ValueError) as error:  # a ValueError: the file is empty
@@ -94,25 +94,25 @@ class LocalParts:
 
     def _too_short(self, key: str, size: int) -> StoreError:
         return StoreError(
-            f"{self.root / key} ends after {size} bytes, before all of its chunks: it is truncated. "
-            f"See what else is damaged with: multiseg verify {self.root}."
+            f"{self.root / key} is truncated: it ends after {size} bytes, before its last chunk. "
+            f"Find other damaged files with: multiseg verify {self.root}."
         )
 
     def _unreadable(self, key: str, error: Exception) -> ResourceError:
-        otherwise = f"Check the disk and its permissions, and what is damaged with: multiseg verify {self.root}."
-        return ResourceError(f"{self.root / key} cannot be read: {error}. {remedy(error, otherwise)}")
+        advice = f"Check the disk and its permissions; find damaged files with: multiseg verify {self.root}."
+        return ResourceError(f"cannot read {self.root / key}: {error}. {remedy(error, advice)}")
 
 
 def _announce(file: int, start: int, stop: int) -> None:
-    """Ask the system to begin to read; not all file systems hear it."""
+    """Ask the system to start reading; some file systems ignore it."""
     if not hasattr(os, "posix_fadvise"):
         return
     with suppress(OSError):
         os.posix_fadvise(file, start, stop - start, os.POSIX_FADV_WILLNEED)
 
 
-def joined(ranges: Sequence[Range], gap: int = GAP) -> list[Range]:
-    """Few ranges that cover all of those given, and at most `gap` bytes between two of them."""
+def merge_ranges(ranges: Sequence[Range], gap: int = GAP) -> list[Range]:
+    """Merge ranges that overlap or are at most `gap` bytes apart; sorted."""
     runs: list[Range] = []
     for start, stop in sorted(ranges):
         if runs and start - runs[-1][1] <= gap:
@@ -122,13 +122,13 @@ def joined(ranges: Sequence[Range], gap: int = GAP) -> list[Range]:
     return runs
 
 
-def cut(ranges: Sequence[Range], held: dict[Range, memoryview]) -> list[memoryview]:
-    """The ranges out of the bytes of the joined ones."""
-    of_range = {}
-    runs = iter(sorted(held))
+def cut(ranges: Sequence[Range], data_of: dict[Range, memoryview]) -> list[memoryview]:
+    """Cut the given ranges out of the bytes of the merged ranges that contain them."""
+    cut_out = {}
+    runs = iter(sorted(data_of))
     run = next(runs, (0, 0))
     for start, stop in sorted(ranges):
         while stop > run[1]:
             run = next(runs)
-        of_range[start, stop] = held[run][start - run[0] : stop - run[0]]
-    return [of_range[wanted] for wanted in ranges]
+        cut_out[start, stop] = data_of[run][start - run[0] : stop - run[0]]
+    return [cut_out[wanted] for wanted in ranges]

@@ -1,4 +1,4 @@
-"""The files of one case before anything is read: which file is which sequence, annotation or mask."""
+"""The files of one case, before they are read: which file is which sequence, annotation or mask."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Majority:
-    """Several raters' labels of one case that become one: a voxel takes the code that most of them gave it."""
+    """Several raters' labels of one case, merged by vote: each voxel gets the code that most raters gave it."""
 
     raters: tuple[Path | Channel, ...]
 
@@ -56,12 +56,12 @@ class Majority:
 
 
 ScanFile: TypeAlias = Path | Channel | Series
-"""Where one volume lies: a file of its own, a part of a file, or many files."""
+"""The location of one volume: a file, one volume of a 4-D file, or the many files of a series."""
 LabelFile: TypeAlias = ScanFile | Majority
 
 
 def paths_of(file: LabelFile) -> tuple[Path, ...]:
-    """The files on disk behind a volume."""
+    """The files on disk that a volume is read from."""
     match file:
         case Path():
             return (file,)
@@ -74,7 +74,7 @@ def paths_of(file: LabelFile) -> tuple[Path, ...]:
 
 
 def part_of(file: LabelFile) -> str:
-    """What of its files the volume is, for the provenance; "" for a whole file."""
+    """How the volume is taken from its files, for the provenance; "" for a whole file."""
     match file:
         case Channel():
             return f"volume {file.index}"
@@ -85,14 +85,14 @@ def part_of(file: LabelFile) -> str:
 
 
 def sha256_of(file: LabelFile) -> str:
-    """The digest of a volume's files as they lie on disk.
+    """The digest of a volume's files, byte for byte.
 
     Raises:
         OSError: a file is missing or cannot be read.
     """
     digests = []
     for path in paths_of(file):
-        if not path.is_file():  # reading from a pipe would wait for ever
+        if not path.is_file():  # reading from a pipe would never return
             raise FileNotFoundError(path)
         data = path.read_bytes()
         parts = [data, *(other.read_bytes() for other in further_files(path, data))]
@@ -101,7 +101,7 @@ def sha256_of(file: LabelFile) -> str:
 
 
 def joined_sha256(digests: Sequence[str], part: str = "") -> str:
-    """One digest for a volume from those of its files: its file's own where it is a whole file."""
+    """One digest for a volume from those of its files. A volume that is one whole file has that file's digest."""
     if len(digests) == 1 and not part:
         return digests[0]
     return hashlib.sha256("\n".join([*digests, part]).encode()).hexdigest()
@@ -111,7 +111,7 @@ def joined_sha256(digests: Sequence[str], part: str = "") -> str:
 class CaseFiles:
     """The files of one case, by sequence and by annotation, and what is known of the patient.
 
-    `split_given` says that the split was given and is not to be changed for a drawn one.
+    `split_given`: the user chose the split, so that it must not be drawn at random.
     """
 
     case: str
@@ -127,7 +127,7 @@ class CaseFiles:
 
     @property
     def person(self) -> str:
-        """Whom the case shows: the subject where one is named, else the case itself."""
+        """The person that the case shows: the subject if it is known, else the name of the case."""
         return self.subject or self.case
 
     @property

@@ -1,4 +1,4 @@
-"""What a database holds beside its volumes, found by name: a plain web server lists nothing."""
+"""A database's arrays other than the volumes, opened by name, since a plain web server lists no files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from multiseg.store.damage import DAMAGED, damaged
 from multiseg.store.guard import Expected, GuardedStore
 
 READ_BY_CASE = ("foreground", "native_header", "sources", "record")
-"""Large, and seldom wanted of all cases."""
+"""Large arrays, rarely needed for all cases at once: they are read case by case."""
 REQUESTS_AT_ONCE = 16
-"""A database has some 25 coordinates, and a server takes its time with each answer."""
+"""Parallel requests: a database has about 25 coordinates, and each answer of a server takes time."""
 
 
 def participant_columns(group: zarr.Group) -> list[str]:
-    """The columns that a database's own table gave it."""
+    """The columns from a database's table of participants."""
     return list(group.attrs.get(schema.PARTICIPANT_COLUMNS, []))
 
 
@@ -34,7 +34,7 @@ def text_columns(group: zarr.Group) -> list[str]:
 
 
 def coordinate_names(group: zarr.Group) -> list[str]:
-    """All arrays of a database but "image" and "label"."""
+    """All arrays of a database except "image" and "label"."""
     return [*schema.COORDINATES, *participant_columns(group)]
 
 
@@ -46,34 +46,34 @@ def open_arrays(group: zarr.Group, names: Sequence[str]) -> dict[str, zarr.Array
 
 def read_arrays(arrays: Mapping[str, zarr.Array], names: Iterable[str]) -> dict[str, Any]:
     """The contents of open arrays by name."""
-    wanted = list(names)
+    array_names = list(names)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        return dict(zip(wanted, pool.map(lambda name: arrays[name][:], wanted), strict=True))
+        return dict(zip(array_names, pool.map(lambda name: arrays[name][:], array_names), strict=True))
 
 
 def lengths_of(group: zarr.Group) -> dict[str, int]:
-    """How long the axes modality, annotation and structure are, as far as every array has grown."""
-    held = group.attrs.asdict()
-    named = {axis: len(held.get(attribute, ())) for axis, attribute in schema.NAMED_AXES.items()}
-    return named | {"structure": int(held.get(schema.NUM_STRUCTURES, 0))}
+    """The lengths of the axes modality, annotation and structure that every array has reached."""
+    attributes = group.attrs.asdict()
+    named = {axis: len(attributes.get(attribute, ())) for axis, attribute in schema.NAMED_AXES.items()}
+    return named | {"structure": int(attributes.get(schema.NUM_STRUCTURES, 0))}
 
 
 def watch(group: zarr.Group) -> tuple[UInt8[np.ndarray, " case"], dict[str, zarr.Array]]:
-    """The states of a database's rows and its coordinates, open; from now on its store raises where a file is not
-    there that these rows need.
+    """The states of a database's rows, and its open coordinates. From now on the store raises an error for a missing
+    file that these rows need.
 
-    To be called before anything else is read of a database that the root names.
+    Call it before anything else is read of a database that the root names.
 
     Raises:
-        StoreError: the states are not there, or the names of the files of a case; metadata are not those of the second
-            copy, or leave no room for what is there.
+        StoreError: the states, or the names of a case's files, are missing; the metadata differ from their second
+            copy, or an array is too short for its rows.
     """
     store = group.store_path.store
     assert isinstance(store, GuardedStore)
     lengths, nothing = lengths_of(group), np.zeros(0, dtype=bool)
     store.expect(group.path, Expected(nothing, lengths, {"status": (("case",), (schema.STATUS_ROWS,))}))
     status = states_of_rows(group, store.url)
-    # Opened after the states were read, so that they have room for every row.
+    # Open them after reading the states, so that they have room for every row.
     arrays = open_arrays(group, coordinate_names(group))
     check_copies(store.url, group.path, group.attrs.asdict(), arrays)
     chunks = {name: (tuple(array.metadata.dimension_names), array.chunks) for name, array in arrays.items()}
@@ -89,59 +89,54 @@ def watch(group: zarr.Group) -> tuple[UInt8[np.ndarray, " case"], dict[str, zarr
 
 
 def states_of_rows(group: zarr.Group, url: str) -> UInt8[np.ndarray, " case"]:
-    """The states of all rows. Their one chunk holds those behind the end of the array, too."""
-    for last in (False, True):
-        array = group["status"]  # is read again, since a writer may have added rows in between
+    """The states of all rows. Their one chunk shows whether rows beyond the end of the array are in use."""
+    for is_last_try in (False, True):
+        array = group["status"]  # opened again, since a writer may have added rows in between
         whole = zarr.Array(
             AsyncArray(metadata=array.metadata.update_shape((schema.STATUS_ROWS,)), store_path=array.store_path)
         )
         states = np.asarray(whole[:])
-        num = array.shape[0]
-        if (states[num:] == schema.PENDING).all():
+        num_rows = array.shape[0]
+        if (states[num_rows:] == schema.PENDING).all():
             break
-        if last:
-            said = f"it has room for {num} rows, but more are in use"
-            raise damaged(url, f"database {group.path!r}", [(f"{group.path}/status/zarr.json", said)])
-    return states[:num]
+        if is_last_try:
+            problem = f"it has room for {num_rows} rows, but more are in use"
+            raise damaged(url, f"database {group.path!r}", [(f"{group.path}/status/zarr.json", problem)])
+    return states[:num_rows]
 
 
 def check_room(url: str, array: zarr.Array, needed: Mapping[str, int]) -> None:
-    """Whether an array is as long as its database needs: behind its end Zarr reads nothing.
-
-    Raises:
-        StoreError: its zarr.json says less.
-    """
-    for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True):
-        if n < needed.get(axis, 0):
-            said = f"it has room for {n} along {axis!r}, but {needed[axis]} are needed"
-            raise damaged(url, f"the array {array.path!r}", [(f"{array.path}/zarr.json", said)])
+    """Raises StoreError if an array is shorter than its database needs: Zarr reads nothing beyond its end."""
+    for axis, length in zip(array.metadata.dimension_names, array.shape, strict=True):
+        if length < needed.get(axis, 0):
+            problem = f"it has room for {length} along {axis!r}, but {needed[axis]} are needed"
+            raise damaged(url, f"the array {array.path!r}", [(f"{array.path}/zarr.json", problem)])
 
 
 def check_axis_names(group: zarr.Group) -> None:
-    """Whether the names along the axes are those that the attributes list: a swapped file would swap the sequences.
+    """Raises StoreError if the names along an axis differ from those in the attributes.
 
-    Raises:
-        StoreError: they are not.
+    A swapped file would otherwise swap the sequences.
     """
     for axis, attribute in schema.NAMED_AXES.items():
-        told = list(group.attrs.asdict().get(attribute, ["(an attribute that is gone)"]))
-        # Where a writer died, or is at work, there may be names behind these.
-        held = [str(name) for name in group[axis][: len(told)]]
-        if held != told:
+        expected = list(group.attrs.asdict().get(attribute, ["(a missing attribute)"]))
+        # A writer that died, or is at work, may have added further names.
+        names = [str(name) for name in group[axis][: len(expected)]]
+        if names != expected:
             url = group.store_path.store.url
             raise StoreError(
-                f"{url}/{group.path}/{axis} names {', '.join(held)}, but the database's attributes "
-                f"{', '.join(told)}: one of them is damaged or of another time. See: multiseg verify {url}; then: "
-                f"multiseg repair {url}.",
+                f"{url}/{group.path}/{axis} names {', '.join(names)}, but the database's attributes "
+                f"name {', '.join(expected)}: one of the two files is damaged or out of date. Check the store with: "
+                f"multiseg verify {url}; then: multiseg repair {url}.",
                 file=f"{group.path}/{axis}",
             )
 
 
 def read_columns(group: zarr.Group) -> tuple[zarr.Group, dict[str, Any], zarr.Array]:
-    """A database's group, what is known of each of its rows, both as they were at one moment, and the array `record`.
+    """A database's group and the columns of its rows, both from one moment, and the array `record`.
 
     Raises:
-        StoreError: a file is not there that has to be.
+        StoreError: a file is missing.
     """
     is_first = True
     while True:
@@ -153,7 +148,7 @@ def read_columns(group: zarr.Group) -> tuple[zarr.Group, dict[str, Any], zarr.Ar
                 raise
             is_first = False  # a writer may have changed the attributes and their copy in between
             continue
-        held = read_arrays(arrays, arrays.keys() - {*READ_BY_CASE, "modality", "annotation", "status"})
-        # Otherwise a case was committed or replaced while its columns were read.
+        columns = read_arrays(arrays, arrays.keys() - {*READ_BY_CASE, "modality", "annotation", "status"})
+        # If the states differ, a case was committed or replaced while the columns were read: read again.
         if np.array_equal(status, group["status"][:]):
-            return group, held | {"status": status}, arrays["record"]
+            return group, columns | {"status": status}, arrays["record"]

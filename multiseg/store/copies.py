@@ -17,46 +17,48 @@ from multiseg.store import schema
 from multiseg.store.damage import damaged
 
 COPY = "copy"
-"""The attribute of `record`."""
+"""The attribute of `record` that holds the copy."""
 FREE_TEXTS = ("licence", "citation", "source")
-"""Attributes that an ingest may change. Where its process dies the copy has the old text, which is no damage."""
+"""Attributes that an ingest may change. If its process dies, the copy has the old text; that is not damage."""
 
 
 def copy_of(attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The copy as it is stored."""
-    told = {"attributes": dict(attributes), "arrays": dict(arrays)}
-    return told | {"sha256": _digest(told)}
+    """The second copy, in the form in which it is stored."""
+    copied = {"attributes": dict(attributes), "arrays": dict(arrays)}
+    return copied | {"sha256": _digest(copied)}
 
 
-def sound_copy(held: Any) -> dict[str, Any] | None:
-    """The copy that the attributes of `record` hold; None where there is none, or its digest is wrong."""
-    copy = held.get(COPY) if isinstance(held, Mapping) else None
+def sound_copy(attributes: Any) -> dict[str, Any] | None:
+    """The copy in the attributes of `record`; None if it is missing or its digest is wrong."""
+    copy = attributes.get(COPY) if isinstance(attributes, Mapping) else None
     if not isinstance(copy, dict) or not all(isinstance(copy.get(key), dict) for key in ("attributes", "arrays")):
         return None
-    told = {key: copy[key] for key in ("attributes", "arrays")}
-    return told if copy.get("sha256") == _digest(told) else None
+    copied = {key: copy[key] for key in ("attributes", "arrays")}
+    return copied if copy.get("sha256") == _digest(copied) else None
 
 
-def _digest(told: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _digest(copied: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(copied, sort_keys=True).encode()).hexdigest()
 
 
 def layout_of(array: zarr.Array) -> dict[str, Any]:
-    """What an array's zarr.json says, but its shape, which grows with the cases, and the copy itself."""
-    return bare(json.loads(array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()))
+    """An array's metadata (its zarr.json) without its shape, which grows with the cases, and without the copy."""
+    return layout_of_metadata(
+        json.loads(array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes())
+    )
 
 
-def bare(held: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of what a zarr.json holds."""
-    told = {key: value for key, value in held.items() if key not in ("shape", "attributes")}
-    attributes = held.get("attributes")
+def layout_of_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """As `layout_of`, of a parsed zarr.json."""
+    layout = {key: value for key, value in metadata.items() if key not in ("shape", "attributes")}
+    attributes = metadata.get("attributes")
     if isinstance(attributes, Mapping):
-        told["attributes"] = {key: value for key, value in attributes.items() if key != COPY}
-    return told
+        layout["attributes"] = {key: value for key, value in attributes.items() if key != COPY}
+    return layout
 
 
 def continues(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether attributes are the copied ones, or what a writer made of them before it died."""
+    """Whether the attributes `now` are those `before`, or what a writer may have made of them before it died."""
     if now.keys() - before.keys() - {schema.PARTICIPANT_COLUMNS, schema.REMOVED, schema.REMOVING}:
         return False
     return all(_may_follow(key, value, now.get(key)) for key, value in before.items())
@@ -67,7 +69,7 @@ def _may_follow(key: str, before: Any, now: Any) -> bool:
         **dict.fromkeys((*schema.NAMED_AXES.values(), schema.REMOVED), lambda: now[: len(before)] == before),
         schema.PARTICIPANT_COLUMNS: lambda: set(before) <= set(now),
         "label_schemas": lambda: {name: now.get(name) for name in before} == before,
-        "recipe": lambda: _grown(before, now),
+        "recipe": lambda: _has_only_grown(before, now),
         schema.NUM_STRUCTURES: lambda: now >= before,
         "coordinates": lambda: set(before.split()) <= set(now.split()),
         **dict.fromkeys(FREE_TEXTS, lambda: True),
@@ -77,33 +79,33 @@ def _may_follow(key: str, before: Any, now: Any) -> bool:
     return key in rules and type(now) is type(before) and rules[key]()
 
 
-def _grown(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """A recipe grows a scale with each new sequence."""
-    old, new = (dict(one.get("landmarks") or {}) for one in (before, now))
-    rest = [{key: value for key, value in one.items() if key != "landmarks"} for one in (before, now)]
-    return rest[0] == rest[1] and {name: new.get(name) for name in old} == old
+def _has_only_grown(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a recipe only gained intensity scales, as it does with each new sequence."""
+    old, new = (dict(recipe.get("landmarks") or {}) for recipe in (before, now))
+    is_same_otherwise = {**before, "landmarks": None} == {**now, "landmarks": None}
+    return is_same_otherwise and {name: new.get(name) for name in old} == old
 
 
 def check_copies(url: str, name: str, attributes: Mapping[str, Any], arrays: Mapping[str, zarr.Array]) -> None:
-    """Whether a database's attributes and the metadata of these arrays are those of the second copy.
+    """Compare a database's attributes and the metadata of these arrays with the second copy.
 
     Args:
-        arrays: "record" among them.
+        arrays: "record" must be one of them.
 
     Raises:
-        StoreError: one of them is damaged; its file is named.
+        StoreError: one of them differs and is damaged; the error names its file.
     """
-    for file, said in differences(name, attributes, arrays):
-        raise damaged(url, f"database {name!r}", [(file, said)])
+    if files := differences(name, attributes, arrays):
+        raise damaged(url, f"database {name!r}", files[:1])
 
 
 def differences(name: str, attributes: Mapping[str, Any], arrays: Mapping[str, zarr.Array]) -> list[tuple[str, str]]:
-    """The files that differ from the second copy by more than a writer that died, and in what."""
+    """The files that differ from the second copy by more than the work of a writer that died, and how."""
     copy = sound_copy(arrays["record"].attrs.asdict())
     if copy is None:
-        return [(f"{name}/record/zarr.json", "the second copy of the database's attributes is damaged or not there")]
+        return [(f"{name}/record/zarr.json", "the second copy of the database's attributes is damaged or missing")]
     found = []
-    # Over a network a writer that died may have sent either of them, and not the other.
+    # Over a network, a writer that died may have sent only one of the two.
     if not continues(copy["attributes"], attributes) and not continues(attributes, copy["attributes"]):
         keys = sorted(
             key for key in {*attributes, *copy["attributes"]} if attributes.get(key) != copy["attributes"].get(key)
@@ -111,13 +113,15 @@ def differences(name: str, attributes: Mapping[str, Any], arrays: Mapping[str, z
         found.append(
             (f"{name}/zarr.json", f"the database's attributes differ from their second copy in {', '.join(keys)}")
         )
-    for array, held in arrays.items():
-        wanted = copy["arrays"].get(array)
-        if wanted is not None and not _is_as_copied(layout_of(held), wanted):
-            found.append((f"{name}/{array}/zarr.json", f"the metadata of {array!r} differ from their second copy"))
+    for array_name, array in arrays.items():
+        copied_layout = copy["arrays"].get(array_name)
+        if copied_layout is not None and not _is_as_copied(layout_of(array), copied_layout):
+            found.append(
+                (f"{name}/{array_name}/zarr.json", f"the metadata of {array_name!r} differ from their second copy")
+            )
     return found
 
 
-def _is_as_copied(held: Mapping[str, Any], copied: Mapping[str, Any]) -> bool:
-    # A writer gives older images the attributes that xarray needs.
-    return held == copied or held == {**copied, "attributes": schema.IMAGE_ATTRIBUTES}
+def _is_as_copied(layout: Mapping[str, Any], copied: Mapping[str, Any]) -> bool:
+    # A writer adds the attributes that xarray needs to the images of older stores.
+    return layout == copied or layout == {**copied, "attributes": schema.IMAGE_ATTRIBUTES}

@@ -1,4 +1,4 @@
-"""What is raised over bytes that are not what they should be, turned into an error that names the file."""
+"""Turning the exceptions that damaged bytes raise into errors that name the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from multiseg.errors import MultisegError, ResourceError, StoreError
 
 DAMAGED = "DAMAGED"
-"""The code of the error for a store, or a part of it, that cannot be read as it is."""
+"""The code of the error for a store that is damaged, or partly damaged."""
 UNREADABLE = (
     ValueError,
     RuntimeError,
@@ -26,23 +26,23 @@ UNREADABLE = (
     MemoryError,
     struct.error,
 )
-"""What zarr, its codecs and our own readers raise at bytes that are not what they should be."""
+"""What zarr, its codecs and our own readers raise when they read damaged bytes."""
 NOT_DAMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
-"""What the machine lacks, and no file is to blame for."""
+"""The machine has run out of something; the file is not to blame."""
 
 
 @contextmanager
 def reading(url: str, what: str, find: Callable[[], Sequence[tuple[str, str]]] = lambda: ()) -> Iterator[None]:
-    """Around everything that reads a part of a store.
+    """Wrap code that reads a part of a store.
 
     Args:
         what: the part, for the message: "database 'ms'".
-        find: looks for the damaged files; each with what is wrong with it.
+        find: returns the damaged files, each with what is wrong with it.
 
     Raises:
-        StoreError: with the code DAMAGED and the file, whatever was raised inside.
-        ResourceError: the place cannot be read by this user, or the machine lacks something.
-        MultisegError: what was raised inside on purpose stays as it is.
+        StoreError: with the code DAMAGED and the file, for any of UNREADABLE raised inside.
+        ResourceError: this user may not read the store, or the machine has run out of something.
+        MultisegError: one of our own errors passes through unchanged.
     """
     try:
         yield
@@ -52,19 +52,20 @@ def reading(url: str, what: str, find: Callable[[], Sequence[tuple[str, str]]] =
         if isinstance(error, PermissionError):
             raise not_readable(url, error) from error
         if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
-            raise ResourceError(f"{what} of {url} cannot be read now: {error}.") from error
-        raise damaged(url, what, find() or [("", _kind_and_place(error))]) from error
+            raise ResourceError(f"cannot read {what} of {url} now: {error}.") from error
+        raise damaged(url, what, find() or [("", _type_and_place(error))]) from error
 
 
 @contextmanager
 def naming_damage(url: str, find: Callable[[], Sequence[tuple[str, str]]]) -> Iterator[None]:
-    """Around work with a store that reads some of it: an error over damaged bytes names the files, any other stays.
+    """Wrap other work that also reads a store. If the store is damaged, the error names the files.
 
     Args:
-        find: looks for the damaged files of the whole store; each with what is wrong with it.
+        find: returns the damaged files of the whole store, each with what is wrong with it.
 
     Raises:
-        StoreError: with the code DAMAGED and the first of the files.
+        StoreError: with the code DAMAGED and the first of the files. Without damaged files, the exception passes
+            through unchanged.
     """
     try:
         yield
@@ -79,11 +80,12 @@ def naming_damage(url: str, find: Callable[[], Sequence[tuple[str, str]]]) -> It
 
 def damaged(url: str, what: str, files: Sequence[tuple[str, str]]) -> StoreError:
     """The error for a part of a store with these damaged files."""
-    file, said = files[0]
+    file, problem = files[0]
+    place = f"{file}: " if file else ""
     more = f" (and {len(files) - 1} more files)" if len(files) > 1 else ""
     return StoreError(
-        f"{what} of {url} is damaged: {f'{file}: ' if file else ''}{said.rstrip('.')}{more}. See all that is damaged "
-        f"with: multiseg verify {url}; and rebuild what can be rebuilt with: multiseg repair {url}.",
+        f"{what} of {url} is damaged: {place}{problem.rstrip('.')}{more}. List all damage with: multiseg verify {url}; "
+        f"then repair what can be repaired with: multiseg repair {url}.",
         code=DAMAGED,
         file=file,
     )
@@ -91,15 +93,15 @@ def damaged(url: str, what: str, files: Sequence[tuple[str, str]]) -> StoreError
 
 def not_readable(url: str, error: OSError) -> ResourceError:
     """The error for a store on this computer that this user may not read."""
-    return ResourceError(f"{url} cannot be read: {error.filename or url}: {error.strerror}. Check its permissions.")
+    return ResourceError(f"cannot read {url}: {error.filename or url}: {error.strerror}. Check its permissions.")
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, or its kind when it says nothing."""
+    """An error's message on one line, or its type if the message is empty."""
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
-def _kind_and_place(error: BaseException) -> str:
+def _type_and_place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}: {one_line(error)}"

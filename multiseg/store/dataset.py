@@ -1,4 +1,4 @@
-"""A database as xarray shows it: volumes that are read when they are computed, and named coordinates."""
+"""A database as an xarray dataset: volumes that are read when they are computed, and named coordinates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAZY = ("image", "label", "foreground", "native_header")
 
 
 def committed_dataset(group: zarr.Group) -> xr.Dataset:
-    """The committed cases of a database. Nothing is listed, so any server that gives files will do."""
+    """The committed cases of a database. It opens arrays by name and lists no folder, so a plain web server will do."""
     names = [name for name in coordinate_names(group) if name not in schema.BOOKKEEPING]
     arrays = open_arrays(group, [*names, "image", "label"])
     loaded = read_arrays(arrays, [name for name in names if name not in LAZY])
@@ -27,7 +27,7 @@ def committed_dataset(group: zarr.Group) -> xr.Dataset:
 
 
 def _variable(array: zarr.Array, loaded: Any) -> xr.Variable:
-    # A case to a piece: half a case is read as well, but planning for 32^3 voxels each would take longer.
+    # One dask chunk per case: chunks of 32^3 voxels would spend more time in dask's planning than in reading.
     pieces = (1, *(max(1, n) for n in array.shape[1:]))
     values: Any = loaded
     if loaded is None:
@@ -35,6 +35,6 @@ def _variable(array: zarr.Array, loaded: Any) -> xr.Variable:
     stored = xr.Variable(array.metadata.dimension_names, values, attrs=array.attrs.asdict())
     if array.basename != "image":
         return stored
-    # As plain xarray decodes it, also in stores whose image has no attributes yet.
+    # Decode it as plain xarray would, also in older stores, whose image has no attributes yet.
     stored.attrs |= schema.IMAGE_ATTRIBUTES
     return xr.conventions.decode_cf_variable("image", stored)

@@ -1,4 +1,4 @@
-"""A local store that survives the loss of power at any moment."""
+"""A local store that survives a power failure at any moment."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from multiseg.locks import WRITER, FolderPlace
 
 
 class DurableStore(LocalStore):  # type: ignore[misc]
-    """A folder as Zarr writes to it: every file's content is on the disk before the file has its name.
+    """A folder that Zarr writes to. A file's content is on the disk before the file gets its name.
 
-    Names reach the disk later and in any order, but all of them before and after a file that others build on: the
-    metadata of a group or an array (zarr.json), the states of the rows, which commit a case, and their revisions, which
-    say that one is being changed. So after a loss of power whatever is named is there, and a case that was committed is
-    whole.
+    File names reach the disk later and in any order, except around the files that others depend on: the metadata of a
+    group or an array (zarr.json), the states of the rows, which commit a case, and their revisions, which mark a row
+    that is being changed. All names are flushed before and after each of these. So after a power failure every file
+    that has a name is complete, and every committed case is whole.
     """
 
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
         super().__init__(root, read_only=read_only)
-        self._hold = FolderPlace(self.root / WRITER, str(root))
-        self._is_held_by_file = self._hold.look() is not None
+        self._place = FolderPlace(self.root / WRITER, str(root))
+        self._has_lock_file = self._place.look() is not None
         self._changed: set[Path] = set()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.root, self.read_only)
+        return _reopened, (self.root, self.read_only)
 
     async def set(self, key: str, value: Buffer) -> None:
         await self._ready()
         await asyncio.to_thread(self._write, key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        # Only the one writer that holds the store writes to it, so that nobody comes between.
+        # No race: only the one writer that holds the store's lock writes to it.
         if not await self.exists(key):
             await self.set(key, value)
 
@@ -76,59 +76,59 @@ class DurableStore(LocalStore):  # type: ignore[misc]
 
     def _write(self, key: str, value: Buffer) -> None:
         path = self.root / key
-        others_build_on_it = path.name == "zarr.json" or "/status/c/" in key or "/revision/c/" in key
-        if others_build_on_it:
-            if self._is_held_by_file:
-                check_mine(self._hold.name, self._hold.look())
+        is_depended_on = path.name == "zarr.json" or "/status/c/" in key or "/revision/c/" in key
+        if is_depended_on:
+            if self._has_lock_file:
+                check_mine(self._place.name, self._place.look())
             self.sync_names()
         folders = make_folder(path.parent)
-        beside = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
         try:
-            with beside.open("wb") as file:
+            with partial.open("wb") as file:
                 file.write(value.as_buffer_like())
                 file.flush()
                 flush(file.fileno())
-            beside.replace(path)
+            partial.replace(path)
         except BaseException:
-            with suppress(OSError):  # the folder itself may be the trouble
-                beside.unlink()
+            with suppress(OSError):  # the folder itself may be the problem
+                partial.unlink()
             raise
         self._note({path.parent, *folders})
-        if others_build_on_it:
+        if is_depended_on:
             self.sync_names()
 
 
-def _again(root: Path, read_only: bool) -> DurableStore:
+def _reopened(root: Path, read_only: bool) -> DurableStore:
     return DurableStore(root, read_only=read_only)
 
 
 @runtime_checkable
 class Syncing(Protocol):
-    """A store that has what is written at once, but keeps it only later."""
+    """A store whose writes are visible at once, but safe only after `sync_names`."""
 
     def sync_names(self) -> None:
-        """Wait until everything that was written is kept."""
+        """Wait until everything that was written is safe."""
 
 
 @runtime_checkable
 class Gathering(Protocol):
-    """A store that can keep small objects, to send them together."""
+    """A store that can buffer small objects, to send them together."""
 
     def gather(self) -> None:
-        """From now on keep what is written until it is synced."""
+        """Buffer what is written from now on, until `sync_names`."""
 
 
 def gather(group: zarr.Group) -> None:
-    """Let a group's store send what is written together, if it is far away. Whoever calls this calls `sync_names`
-    later, and wherever the order matters."""
+    """Let a remote group's store buffer small objects. The caller must call `sync_names` at the end, and wherever the
+    order of writes matters."""
     store = getattr(group.store_path.store, "inner", group.store_path.store)
     if isinstance(store, Gathering):
         store.gather()
 
 
 def sync_names(group: zarr.Group) -> None:
-    """Wait until all that was written through a group is on the disk, or at the server."""
+    """Wait until everything written through a group is on the disk, or on the server."""
     store = group.store_path.store
-    store = getattr(store, "inner", store)  # which a guarded one has
+    store = getattr(store, "inner", store)  # a guarded store wraps another
     if isinstance(store, Syncing):
         store.sync_names()

@@ -1,4 +1,4 @@
-"""What was found wrong, doubtful or worth knowing in the data, one line each."""
+"""Findings about the data: errors, warnings and notes, one line each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from multiseg.errors import DataError
 
 
 class Severity(StrEnum):
-    """`error`: the case stays out of the store. `warning`: it is in, and a person should look. `note`: good to know."""
+    """`error`: the case is not stored. `warning`: it is stored, but a person should look. `note`: for information."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -18,7 +18,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Doubt:
-    """What a person should look at (a warning) or may want to know (a note); it ends in what to do."""
+    """A warning or note about a case, before its place is known. The message ends with what to do."""
 
     severity: Severity
     code: str
@@ -27,7 +27,7 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault or doubt: what, where, and what to do about it (in the message's last sentence)."""
+    """One error, warning or note: what and where. The message ends with what to do."""
 
     severity: Severity
     code: str

@@ -1,7 +1,7 @@
-"""What has to be there: a store that tells a lost file from one that was never written.
+"""A store that raises an error for a missing file, where Zarr would return fill values.
 
-To Zarr a chunk that is not there holds fill values. Here every chunk that a case needs is written, and a case names
-its shards; so whoever reads through this store gets an error in the place of zeros.
+To Zarr, a missing chunk holds fill values. Here every chunk that a case needs is written, and a case names its shards.
+So this store can tell a lost file from one that was never written.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from multiseg.store.shard_names import MISSING_FILE, shards_named
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """What of a database has to be there.
+    """The chunks and shards that a database must have.
 
     Attributes:
-        in_use: by row, whether it holds a committed or superseded case.
-        lengths: of the axes modality, annotation and structure, as far as every array has grown.
-        chunks: axes and chunk of each array but "image" and "label".
-        shards: by row in use, the text of the coordinate `shards`.
+        in_use: for each row, whether it holds a committed or superseded case.
+        lengths: lengths of the axes modality, annotation and structure that every array has reached.
+        chunks: axes and chunk shape of each array except "image" and "label".
+        shards: for each row in use, its text in the coordinate `shards`.
     """
 
     in_use: Bool[np.ndarray, " case"]
@@ -40,25 +40,25 @@ class Expected:
     shards: Mapping[int, str] = field(default_factory=dict)
 
     def has(self, array: str, index: tuple[int, ...]) -> bool:
-        """Whether the chunk or shard of this index has to be there."""
+        """Whether the chunk or shard with this index must exist."""
         if array in schema.BY_CASE:
             return "/".join(map(str, index[1:])) in shards_named(self.shards.get(index[0], ""), array)
         if array not in self.chunks:
             return False
         axes, chunk = self.chunks[array]
-        for axis, at, size in zip(axes, index, chunk, strict=True):
-            if axis == "case" and array != "status" and not self.in_use[at * size : (at + 1) * size].any():
+        for axis, position, size in zip(axes, index, chunk, strict=True):
+            if axis == "case" and array != "status" and not self.in_use[position * size : (position + 1) * size].any():
                 return False
-            if axis in self.lengths and at >= ceil(self.lengths[axis] / size):
+            if axis in self.lengths and position >= ceil(self.lengths[axis] / size):
                 return False
         return True
 
 
 class GuardedStore(WrapperStore[ZarrStore]):  # type: ignore[misc]
-    """A store that raises where a file is not there that has to be; it is told of each database by `expect`.
+    """A store that raises an error if a file that must exist is missing. `expect` tells it about each database.
 
     Raises (from reading):
-        StoreError: of the code MISSING_FILE, with the file's name.
+        StoreError: with the code MISSING_FILE and the file's name.
     """
 
     def __init__(self, store: ZarrStore, url: str, expected: dict[str, Expected] | None = None) -> None:
@@ -86,11 +86,11 @@ class GuardedStore(WrapperStore[ZarrStore]):  # type: ignore[misc]
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """The same without an event loop, which newer versions of zarr ask for where the inner store has it."""
+        """As `get`, without an event loop: newer versions of zarr call it if the inner store has it."""
         return self._checked(key, self._store.get_sync(key, prototype=prototype, byte_range=byte_range))
 
     async def get_ranges(self, key: str, byte_ranges: Any, **options: Any) -> Any:
-        """Many parts at once, in newer versions of zarr."""
+        """Many byte ranges of one object; newer versions of zarr call it."""
         try:
             async for parts in self._store.get_ranges(key, byte_ranges, **options):
                 yield parts
@@ -108,11 +108,11 @@ class GuardedStore(WrapperStore[ZarrStore]):  # type: ignore[misc]
         for key, prototype, byte_range in requests:
             yield key, await self.get(key, prototype, byte_range)
 
-    def _checked(self, key: str, found: Buffer | None) -> Buffer | None:
-        # Zarr takes an empty file for one that is not there.
-        if found is None or len(found) == 0:
+    def _checked(self, key: str, value: Buffer | None) -> Buffer | None:
+        # Zarr treats an empty file as missing.
+        if value is None or len(value) == 0:
             self._check(key)
-        return found
+        return value
 
     def _check(self, key: str) -> None:
         path, is_chunk, index = key.partition("/c/")
@@ -123,13 +123,15 @@ class GuardedStore(WrapperStore[ZarrStore]):  # type: ignore[misc]
 
 
 def missing_file(url: str, key: str) -> StoreError:
-    """The error for a file that has to be there and is not, or is empty."""
+    """The error for a file that must exist but is missing or empty."""
     array = key.partition("/c/")[0].rpartition("/")[2]
-    is_held_once = array in ("image", "label")
-    to_do = "ingest the case again with --redo" if is_held_once else f"repair it with: multiseg repair {url}"
+    if array in ("image", "label"):  # nothing else holds these voxels
+        remedy = "ingest the case again with --redo"
+    else:
+        remedy = f"repair it with: multiseg repair {url}"
     return StoreError(
-        f"{url}/{key} is not there, or empty, although the store says that it has to be: the store is damaged or only "
-        f"partly copied. See what else is gone with: multiseg verify {url}; then copy it again, or {to_do}.",
+        f"{url}/{key} is missing or empty, although the store needs it: the store is damaged, or was not copied "
+        f"completely. List all missing files with: multiseg verify {url}; then copy the store again, or {remedy}.",
         code=MISSING_FILE,
         file=key,
     )

@@ -1,8 +1,8 @@
-"""Files as memory, without a descriptor for each.
+"""Memory-mapped files that need no file descriptor each.
 
-Python's own `mmap` keeps a copy of the descriptor as long as its map lives (until 3.13, which can do without). The
-system needs none: so the file is mapped with the C library's own call, and closed at once. A process may then map
-tens of thousands of files, whatever `ulimit -n` says.
+Python's `mmap` keeps a duplicate of the descriptor as long as the map exists (3.13 can do without). The system does not
+need it. So we call the C library's `mmap` and close the file at once: a process can then map tens of thousands of
+files, whatever `ulimit -n` is.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import Any
 import numpy as np
 
 KEPT_MAPS = 2**14
-"""Files that stay mapped; Linux lets a process have 65,530 maps (vm.max_map_count)."""
+"""The most files to keep mapped; Linux allows 65,530 maps per process (vm.max_map_count)."""
 _FAILED = ctypes.c_void_p(-1).value
 
 
 class MappedFiles:
-    """The files that were read last, mapped into memory. Threads may share it."""
+    """The most recently mapped files. Threads may share it."""
 
-    def __init__(self, num: int = KEPT_MAPS) -> None:
-        self._num = num
+    def __init__(self, max_maps: int = KEPT_MAPS) -> None:
+        self._max_maps = max_maps
         self._maps: OrderedDict[str, memoryview] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._maps)
 
     def get(self, path: str) -> memoryview | None:
-        """The bytes of a file that is mapped already."""
+        """The bytes of a file that is mapped already; None for any other."""
         return self._maps.get(path)
 
     def add(self, path: Path, key: str) -> memoryview | None:
-        """The bytes of a file; None where the system has no map for it, so that it has to be read.
+        """Map a file and return its bytes; None if the system cannot map it, so that it must be read.
 
         Raises:
             OSError: it cannot be opened.
@@ -48,15 +48,15 @@ class MappedFiles:
             if size == 0:
                 raise ValueError("the file is empty")
             try:
-                found = _map(file.fileno(), size)
-            except OSError:  # some file systems have no maps, and a process may have only so many
+                data = _map(file.fileno(), size)
+            except OSError:  # some file systems have no maps, and a process may have only a limited number
                 for _ in range(len(self._maps) // 2):
                     self._maps.popitem(last=False)
                 return None
-        self._maps[key] = found
-        while len(self._maps) > self._num:
+        self._maps[key] = data
+        while len(self._maps) > self._max_maps:
             self._maps.popitem(last=False)
-        return found
+        return data
 
 
 def _map(descriptor: int, size: int) -> memoryview:
@@ -69,17 +69,17 @@ def _map(descriptor: int, size: int) -> memoryview:
 
 
 class _Map:
-    """One map, which goes when nothing looks at it any more. numpy takes its bytes from the address, and keeps it."""
+    """One map, removed when nothing refers to it. numpy reads its bytes by address and keeps a reference to it."""
 
     def __init__(self, address: int, size: int) -> None:
-        self._place = address, size
-        self._unmap = _libc().munmap  # at the interpreter's end there may be no module left to find it in
+        self._region = address, size
+        self._unmap = _libc().munmap  # kept here, since at the interpreter's exit the module may be gone already
         self.__array_interface__: dict[str, Any] = {
             "data": (address, True), "shape": (size,), "typestr": "|u1", "version": 3,
         }  # fmt: skip
 
     def __del__(self) -> None:
-        self._unmap(*self._place)
+        self._unmap(*self._region)
 
 
 @cache

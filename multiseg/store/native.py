@@ -1,4 +1,4 @@
-"""The way home: what the store holds of a case, on the voxel grid and with the header of its reference image."""
+"""Exporting a case on its native grid: the voxel grid and NIfTI header of its reference image."""
 
 from __future__ import annotations
 
@@ -24,46 +24,45 @@ from multiseg.types import Array, Codes, Voxels
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 
-def ras_twin(native: Grid) -> Grid:
-    """A grid of the same voxels with its axes permuted and flipped so that they run closest to right, front, up."""
+def ras_grid(native: Grid) -> Grid:
+    """The grid of the same voxels with its axes permuted and flipped to be closest to right, anterior, superior."""
     orientation = io_orientation(native.affine)
     i, j, k = (int(native.shape[np.flatnonzero(orientation[:, 0] == axis)[0]]) for axis in range(3))
     return Grid(native.affine @ inv_ornt_aff(orientation, native.shape), (i, j, k))
 
 
-def turned_home(voxels: Voxels, native: Grid) -> Num[np.ndarray, "native_i native_j native_k"]:
-    """Voxels on the RAS twin of a grid, in the order of the grid's own axes."""
+def to_native_axes(voxels: Voxels, native: Grid) -> Num[np.ndarray, "native_i native_j native_k"]:
+    """Permute and flip voxels on `ras_grid(native)` to the axes of the native grid."""
     turn = ornt_transform(_RAS, io_orientation(native.affine))
     return np.ascontiguousarray(apply_orientation(voxels, turn))
 
 
-def label_at_home(database: Database, case: Case, annotation: str) -> Codes:
+def native_label(database: Database, case: Case, annotation: str) -> Codes:
     """An annotation's compact codes on the native grid of the case's reference image.
 
-    Voxel for voxel what ingest read from a label on that grid where the store has the same voxel size;
-    otherwise each voxel takes the code with the largest share, as on the way in.
+    If the store has the same voxel size, these are exactly the voxels that ingest read. Otherwise each voxel gets the
+    code with the largest share in it, as in ingest.
 
     Raises:
         StoreError: the case does not have the annotation.
     """
-    at = list(database.schemas).index(annotation) if annotation in database.schemas else -1
-    if at < 0 or not case.annotated[at]:
-        has = [name for name, there in zip(database.schemas, case.annotated, strict=True) if there]
+    annotations = _annotations_of(database, case)
+    if annotation not in annotations:
         raise StoreError(
             f"case {case.name!r} of {database.name!r} has no annotation {annotation!r}. It has: "
-            f"{', '.join(has) or 'none'}."
+            f"{', '.join(annotations) or 'none'}."
         )
     native, _ = database.native(case)
-    codes = database.codes(case, (0, 0, 0), case.extent)[at]
-    return turned_home(resample_codes(codes, case.grid, ras_twin(native)), native)
+    codes = database.codes(case, (0, 0, 0), case.extent)[list(database.schemas).index(annotation)]
+    return to_native_axes(resample_codes(codes, case.grid, ras_grid(native)), native)
 
 
-def image_at_home(database: Database, case: Case, modality: str) -> Num[np.ndarray, "native_i native_j native_k"]:
+def native_image(database: Database, case: Case, modality: str) -> Num[np.ndarray, "native_i native_j native_k"]:
     """A sequence in its raw intensities on the native grid of the case's reference image; 0 outside the brain.
 
-    As exact as float16 is, and only as sharp as the store's voxels; after N4 or on the histogram's standard scale
-    where the recipe has those. A voxel of exactly the mean intensity cannot be told from one outside the brain and
-    becomes 0.
+    Values have the precision of float16 and the resolution of the store's voxels. If the recipe has N4 or histogram
+    standardisation, they are those after it. A voxel of exactly the mean intensity is stored as 0, like one outside the
+    brain, and so becomes 0.
 
     Raises:
         StoreError: the case does not have the sequence.
@@ -72,65 +71,74 @@ def image_at_home(database: Database, case: Case, modality: str) -> Num[np.ndarr
         raise StoreError(
             f"case {case.name!r} of {database.name!r} has no {modality!r}. It has: {', '.join(case.modalities)}."
         )
-    at = database.modalities.index(modality)
-    mean, std = (float(database.group[f"intensity_{name}"][case.row, at]) for name in ("mean", "std"))
-    scored = database.image(case, (0, 0, 0), case.extent)[at].astype(np.float32)
+    channel = database.modalities.index(modality)
+    mean, std = (float(database.group[f"intensity_{name}"][case.row, channel]) for name in ("mean", "std"))
+    normalised = database.image(case, (0, 0, 0), case.extent)[channel].astype(np.float32)
     native, _ = database.native(case)
-    target = ras_twin(native)
-    # Not smoothed: where native voxels are larger, the store's were made from them and hold no finer detail.
-    share = resample((scored != 0).astype(np.float32), case.grid, target, smooth=False)
-    # At the brain's border, what the zeros around it took away is given back.
-    raw = resample(scored, case.grid, target, smooth=False) / np.maximum(share, 0.25) * std + mean
-    return turned_home(np.where(share > 0.5, raw, 0).astype(np.float32), native)
+    target = ras_grid(native)
+    # No smoothing: where native voxels are larger, the store's were interpolated from them and hold no finer detail.
+    share = resample((normalised != 0).astype(np.float32), case.grid, target, smooth=False)
+    # At the brain's border, undo the averaging with the zeros outside.
+    raw = resample(normalised, case.grid, target, smooth=False) / np.maximum(share, 0.25) * std + mean
+    return to_native_axes(np.where(share > 0.5, raw, 0).astype(np.float32), native)
 
 
 def write_native(database: Database, case: Case, folder: Path, overwrite: bool = False) -> tuple[Path, ...]:
-    """Write all that the store has of a case into a folder, as NIfTI on its reference image's grid.
+    """Write all volumes of a case to a folder, as NIfTI on its reference image's grid.
 
-    Each sequence becomes NAME.nii.gz in raw intensities (float32), each annotation label-NAME.nii.gz in the
-    source's own numbers, with their meaning in the file and in label-NAME.tsv: where several of the source's numbers
-    had become one structure, the first of them stands for all. What is written comes back, the tables last.
+    Each sequence becomes NAME.nii.gz in raw intensities (float32), and each annotation label-NAME.nii.gz in the
+    source's own numbers. Their meanings are in the file and in label-NAME.tsv. If several of the source's numbers
+    became one structure, the first of them stands for all.
+
+    Returns:
+        The paths of the written files, the tables last.
 
     Raises:
-        UsageError: a file of such a name is there already and `overwrite` does not say that it may be replaced, or it
-            is one of the files that the database was read from.
+        UsageError: a file exists and `overwrite` is false, or it is one of the files that the database was read from.
     """
     native, header = database.native(case)
-    annotations = [name for name, there in zip(database.schemas, case.annotated, strict=True) if there]
-    images = {name: folder / f"{_plain(name)}.nii.gz" for name in case.modalities}
-    labels = {name: folder / f"label-{_plain(name)}.nii.gz" for name in annotations}
+    annotations = _annotations_of(database, case)
+    images = {name: folder / f"{_file_name(name)}.nii.gz" for name in case.modalities}
+    labels = {name: folder / f"label-{_file_name(name)}.nii.gz" for name in annotations}
     meanings = {name: rows_of_schema(database.schemas[name]) for name in annotations}
     tables = [file for name, path in labels.items() for file in table_files(path, meanings[name])]
     paths = (*images.values(), *labels.values(), *tables)
     if len(set(paths)) < len(paths):
-        raise UsageError(f"the files of {case.name!r} in {folder} would get one name. Rename what it has.")
+        raise UsageError(
+            f"two files of {case.name!r} in {folder} would have the same name. Rename its sequences or annotations."
+        )
     check_files(paths, _sources_among(database, paths), overwrite)
     for name, path in images.items():
-        _write(path, image_at_home(database, case, name), native, header)
+        _write(path, native_image(database, case, name), native, header)
     for name, path in labels.items():
-        labelled = database.schemas[name].decode(label_at_home(database, case, name))
+        labelled = database.schemas[name].decode(native_label(database, case, name))
         _write(path, labelled, native, header, meanings[name])
     return paths
 
 
+def _annotations_of(database: Database, case: Case) -> list[str]:
+    """The names of the annotations that a case has."""
+    return [name for name, has_it in zip(database.schemas, case.annotated, strict=True) if has_it]
+
+
 def _sources_among(database: Database, paths: Sequence[Path]) -> list[Path]:
-    """Those of these files that some case was read from, as their contents tell."""
-    known = {source["sha256"] for case in database.cases for source in database.sources(case)}
-    return [path for path in paths if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() in known]
+    """The files among these that a case was read from, by their contents."""
+    digests = {source["sha256"] for case in database.cases for source in database.sources(case)}
+    return [path for path in paths if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() in digests]
 
 
-def _plain(name: str) -> str:
+def _file_name(name: str) -> str:
     return re.sub(r"[^\w.+ -]", "_", name)
 
 
 def _write(path: Path, array: Array, native: Grid, header: bytes, labels: Sequence[LabelRow] = ()) -> None:
-    if _places(header, native):
+    if _has_affine_of(header, native):
         write_like(path, array, header, labels)
-    else:  # the reference was no NIfTI file, or its header was not believed
+    else:  # the reference was not a NIfTI file, or ingest did not trust its header
         write_nifti(path, array, native.affine, labels)
 
 
-def _places(header: bytes, native: Grid) -> bool:
-    """Whether a raw NIfTI header puts the grid where it is."""
+def _has_affine_of(header: bytes, native: Grid) -> bool:
+    """Whether a raw NIfTI header has the affine of the grid."""
     kind = {348: nib.Nifti1Header, 540: nib.Nifti2Header}.get(len(header))
     return kind is not None and same_grid(kind(header, check=False).get_best_affine(), native.affine, native.shape)

@@ -36,13 +36,17 @@ from multiseg.types import Index3
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One committed case: where it lies and what is known of it. Arrays are read through its database.
+    """One committed case: its place in the store and its metadata. Its arrays are read through its database.
 
-    `modalities` are the sequences it has, `annotated` says which of the database's annotations it has,
-    `foreground_count` is [annotation structure] in voxels; `intensity` are mean and standard deviation by
-    sequence: raw values are `image * std + mean`. `content` is the digest of each sequence's voxels in its own file,
-    the same for one scan under any name, voxel size and split; `source_sha256` is that of all its files. `shards` names
-    the files that it has in the store.
+    Attributes:
+        modalities: the sequences that it has.
+        annotated: which of the database's annotations it has.
+        foreground_count: voxels by annotation and structure.
+        intensity: mean and standard deviation by sequence; raw values are `image * std + mean`.
+        content: the digest of each sequence's voxels in its source file; it does not depend on the scan's name, the
+            store's voxel size and the split.
+        source_sha256: one digest of all its source files.
+        shards: its files in the store.
     """
 
     database: str
@@ -73,9 +77,9 @@ class Case:
 
 
 class Database:
-    """One database of a store as it was when it was opened; `cases` are the committed ones, by their rows.
+    """One database of a store, as it was when the store was opened. `cases` are the committed ones, sorted by row.
 
-    What is written later, and a case that replaces one of these, is seen by whoever opens the store then.
+    Open the store again to see what was written later.
     """
 
     def __init__(self, group: zarr.Group, name: str) -> None:
@@ -85,12 +89,12 @@ class Database:
         self.pathology: str = attributes["pathology"]
         self.recipe = Recipe.from_json(attributes["recipe"])
         self.attributes = attributes
-        # Opened after the columns, so that they have room for every case and name there.
+        # Open them after reading the columns, so that they have room for every case and name.
         self._image, self._label = group["image"], group["label"]
         url = str(group.store)
         check_copies(url, name, attributes, {"record": record, "image": self._image, "label": self._label})
         check_axis_names(group)
-        # Where a writer died, or is at work, the axes may have more names, which nothing else has yet.
+        # Not the names along the axes: a writer that died, or is at work, may have added some that nothing uses yet.
         modalities, annotations = (attributes[attribute] for attribute in schema.NAMED_AXES.values())
         self.modalities: tuple[str, ...] = tuple(modalities)
         self.schemas = {name: LabelSchema.from_json(attributes["label_schemas"][name]) for name in annotations}
@@ -112,28 +116,28 @@ class Database:
             f"{' '.join(self.modalities)}; {annotations or 'no annotation'}>"
         )
 
-    def _case(self, row: int, held: Mapping[str, Any]) -> Case:
-        i, j, k = (int(n) for n in held["extent"][row])
-        text = {name: str(held[name][row]) for name in ("subject", "session", "site", "split")}
-        has = held["available"][row]
-        own = {name: held[name][row] for name in held if name not in schema.RESERVED}
-        scales = zip(self.modalities, held["intensity_mean"][row], held["intensity_std"][row], has, strict=False)
-        digests = zip(self.modalities, held["content"][row], has, strict=False)
+    def _case(self, row: int, columns: Mapping[str, Any]) -> Case:
+        i, j, k = (int(n) for n in columns["extent"][row])
+        text = {name: str(columns[name][row]) for name in ("subject", "session", "site", "split")}
+        has = columns["available"][row]
+        participant_values = {name: columns[name][row] for name in columns if name not in schema.RESERVED}
+        scales = zip(self.modalities, columns["intensity_mean"][row], columns["intensity_std"][row], has, strict=False)
+        digests = zip(self.modalities, columns["content"][row], has, strict=False)
         return Case(
             database=self.name,
-            name=str(held["case"][row]),
+            name=str(columns["case"][row]),
             row=row,
             pathology=self.pathology,
             **text,
-            modalities=tuple(name for name, there in zip(self.modalities, has, strict=False) if there),
-            annotated=held["annotated"][row, : len(self.schemas)],
-            foreground_count=held["foreground_count"][row, : len(self.schemas)],
-            grid=Grid(held["affine"][row], (i, j, k)),
-            participant={n: float(v) if isinstance(v, np.floating) else str(v) for n, v in own.items()},
-            intensity={name: (float(mean), float(std)) for name, mean, std, there in scales if there},
-            content={name: str(digest) for name, digest, there in digests if there and digest},
-            source_sha256=str(held["source_sha256"][row]),
-            shards=str(held["shards"][row]),
+            modalities=tuple(name for name, has_it in zip(self.modalities, has, strict=False) if has_it),
+            annotated=columns["annotated"][row, : len(self.schemas)],
+            foreground_count=columns["foreground_count"][row, : len(self.schemas)],
+            grid=Grid(columns["affine"][row], (i, j, k)),
+            participant={n: float(v) if isinstance(v, np.floating) else str(v) for n, v in participant_values.items()},
+            intensity={name: (float(mean), float(std)) for name, mean, std, has_it in scales if has_it},
+            content={name: str(digest) for name, digest, has_it in digests if has_it and digest},
+            source_sha256=str(columns["source_sha256"][row]),
+            shards=str(columns["shards"][row]),
         )
 
     def __getitem__(self, name: str) -> Case:
@@ -154,10 +158,10 @@ class Database:
             return _window(self._label, case.row, len(self.schemas), corner, size)
 
     def layout(self, name: str) -> ArrayLayout:
-        """How "image" or "label" lies on disk.
+        """How "image" or "label" is stored on disk.
 
         Raises:
-            StoreError: it is packed in no way that multiseg packs.
+            StoreError: multiseg does not read its compression.
         """
         return _layout(self._image if name == "image" else self._label)
 
@@ -169,7 +173,7 @@ class Database:
         """All sequences and all annotations of a case.
 
         Raises:
-            StoreError: a file of it is damaged or not there.
+            StoreError: a file of the case is damaged or missing.
         """
         return self.image(case, (0, 0, 0), case.extent), self.codes(case, (0, 0, 0), case.extent)
 
@@ -181,7 +185,7 @@ class Database:
     def foreground_points(
         self, rows: Sequence[int], annotation: int, structures: Sequence[int]
     ) -> Int16[np.ndarray, "case structure point 3"]:
-        """Sampled voxels of some structures of one annotation, of many cases in one go; rows of -1 are empty."""
+        """Sampled voxels of some structures of one annotation, for many cases at once; rows of -1 are empty."""
         with reading(str(self.group.store), f"a case of database {self.name!r}"):
             return np.asarray(self.group["foreground"].oindex[list(rows), annotation, list(structures)])
 
@@ -191,59 +195,63 @@ class Database:
             return list(json.loads(str(self.group["sources"][case.row])))
 
     def native(self, case: Case) -> tuple[Grid, bytes]:
-        """The reference image's own grid and raw NIfTI header, for the way home."""
+        """The grid and the raw NIfTI header of the reference image."""
         with self._reading(case):
             i, j, k = (int(n) for n in self.group["native_shape"][case.row])
             header = whole_header(bytes(self.group["native_header"][case.row]))
             return Grid(self.group["native_affine"][case.row], (i, j, k)), header
 
     def _reading(self, case: Case) -> AbstractContextManager[None]:
-        """Around whatever is read of one case; StoreError where it is damaged."""
+        """Wrap reading of one case: damage becomes a StoreError."""
         url = str(self.group.store)
         return reading(url, f"{self.name}/{case.name}", partial(damaged_files_of_case, url, self.name, case.row))
 
 
-def _window(array: zarr.Array, row: int, num: int, corner: Index3, size: Index3) -> Shaped[np.ndarray, "channel i j k"]:
-    """The first `num` volumes of a row, in a window; 0 beyond."""
+def _window(
+    array: zarr.Array, row: int, num_volumes: int, corner: Index3, size: Index3
+) -> Shaped[np.ndarray, "channel i j k"]:
+    """A window of the first `num_volumes` volumes of a row; 0 beyond the array."""
     inside = [
-        slice(max(0, c), max(0, min(c + n, end))) for c, n, end in zip(corner, size, array.shape[2:], strict=True)
+        slice(max(0, offset), max(0, min(offset + length, end)))
+        for offset, length, end in zip(corner, size, array.shape[2:], strict=True)
     ]
     if [part.stop - part.start for part in inside] == list(size):
-        return np.asarray(array[row, :num, *inside])
-    window = np.zeros((num, *size), dtype=array.dtype)
+        return np.asarray(array[row, :num_volumes, *inside])
+    window = np.zeros((num_volumes, *size), dtype=array.dtype)
     if all(part.stop > part.start for part in inside):
-        put = [slice(part.start - c, part.stop - c) for part, c in zip(inside, corner, strict=True)]
-        window[:, *put] = array[row, :num, *inside]
+        target = [slice(part.start - offset, part.stop - offset) for part, offset in zip(inside, corner, strict=True)]
+        window[:, *target] = array[row, :num_volumes, *inside]
     return window
 
 
 def _layout(array: zarr.Array) -> ArrayLayout:
     (sharding,) = array.metadata.codecs if array.shards else (None,)
-    packers = [type(codec) for codec in getattr(sharding, "codecs", ())]
-    known = {(BytesCodec, BloscCodec, Crc32cCodec): "blosc", (BytesCodec, Crc32cCodec): "none"}
-    codec = known.get(tuple(packers))
-    if codec is None or array.shards is None or array.shards[0] != 1:
+    codecs = [type(codec) for codec in getattr(sharding, "codecs", ())]
+    names_of_codecs = {(BytesCodec, BloscCodec, Crc32cCodec): "blosc", (BytesCodec, Crc32cCodec): "none"}
+    codec_name = names_of_codecs.get(tuple(codecs))
+    if codec_name is None or array.shards is None or array.shards[0] != 1:
         raise StoreError(
-            f"{array.path} is packed by {', '.join(one.__name__ for one in packers) or 'no shards'}, which "
+            f"{array.path} has the codecs {', '.join(codec.__name__ for codec in codecs) or '(none)'}, which "
             "multiseg does not read. Was it written by another program?"
         )
     _, *shape = array.shape
     _, *chunk = array.chunks
     _, *shard = array.shards
-    return ArrayLayout(array.path, tuple(shape), tuple(chunk), tuple(shard), str(array.dtype), codec)
+    return ArrayLayout(array.path, tuple(shape), tuple(chunk), tuple(shard), str(array.dtype), codec_name)
 
 
 class Store:
     """An open store: a mapping of database names to databases.
 
-    One whose metadata or coordinates are damaged does not keep the others from being read. Its error is in `damaged` by
-    its name, and is raised where it is asked for, or where all databases are meant.
+    If the metadata or coordinates of a database are damaged, the others can still be read. The error of the damaged one
+    is in `damaged` under its name. It is raised when this database, or the whole store, is needed.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.root = open_root(url, "r")
-        # Not by listing: a web server cannot, and a group whose writer died before the first case is not named.
+        # The root's list, not a listing of folders: a web server lists nothing, and a writer may have died before its
+        # database had a case.
         names, self.spacing_mm = check_head(url, self.root.attrs[ROOT_KEY])
         self.databases: dict[str, Database] = {}
         self.damaged: dict[str, StoreError] = {}
@@ -263,8 +271,8 @@ class Store:
         with reading(self.url, f"database {name!r}", partial(damaged_files, self.url, name)):
             database = Database(self.root[name], name)
         if database.recipe.spacing_mm != self.spacing_mm:
-            said = f"it says voxels of {self.spacing_mm} mm, but {name!r} has {database.recipe.spacing_mm} mm"
-            raise damaged(self.url, "the root", [("zarr.json", said)])
+            problem = f"its voxel size is {self.spacing_mm} mm, but that of {name!r} is {database.recipe.spacing_mm} mm"
+            raise damaged(self.url, "the root", [("zarr.json", problem)])
         return database
 
     def __getitem__(self, name: str) -> Database:
@@ -282,41 +290,41 @@ class Store:
 
     @property
     def removed(self) -> dict[str, str]:
-        """The digests of the scans that were removed from the store, and when; of databases that are not damaged."""
+        """The digests of the scans that were removed from undamaged databases, with the date of removal."""
         return {
-            str(digest): str(one["date"])
+            str(digest): str(removal["date"])
             for database in self.databases.values()
-            for one in database.attributes.get(schema.REMOVED, ())
-            for digest in one["scans"]
+            for removal in database.attributes.get(schema.REMOVED, ())
+            for digest in removal["scans"]
         }
 
     def check_sound(self, names: Iterable[str] = ()) -> None:
-        """Whether these databases, or without names all, can be read. A part must not pass for the whole.
+        """Check that these databases can be read; without names, all. A part must not pass for the whole.
 
         Raises:
-            StoreError: one is damaged; its file is named.
+            StoreError: one is damaged; the error names its file.
         """
-        asked = list(names) or list(self)
-        for name in (name for name in asked if name in self.damaged):
-            raise self.damaged[name]
+        for name in list(names) or list(self):
+            if name in self.damaged:
+                raise self.damaged[name]
 
     @property
     def cases(self) -> tuple[Case, ...]:
         """Every committed case.
 
         Raises:
-            StoreError: a database is damaged, so that its cases are not known.
+            StoreError: a database is damaged, so that its cases are unknown.
         """
         self.check_sound()
         return self.sound_cases
 
     @property
     def sound_cases(self) -> tuple[Case, ...]:
-        """The committed cases of those databases that are not damaged."""
+        """The committed cases of the undamaged databases."""
         return tuple(case for database in self.databases.values() for case in database.cases)
 
     def parts(self, disk_cache: str = "", budget_bytes: int = 0) -> Parts:
-        """The bytes of the store's objects; those of a remote store are kept below `disk_cache`, if that is given."""
+        """Byte ranges of the store's objects; a remote store caches whole objects in `disk_cache`, if given."""
         if not is_remote(self.url):
             return LocalParts(local_path(self.url))
         from multiseg.store.remote.disk_cache import DiskCache  # heavy, and only remote stores need them
@@ -347,6 +355,6 @@ def open_store(url: Path | str) -> Store:
 
     Raises:
         StoreError: there is no multiseg store at `url`, or it is damaged.
-        ResourceError: the place cannot be read or reached.
+        ResourceError: it cannot be read or reached.
     """
     return Store(str(url))

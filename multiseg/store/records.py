@@ -1,4 +1,4 @@
-"""The record of a case: one small text from which all that the coordinates say of it can be made again."""
+"""The record of a case: one small text from which its row of every coordinate can be rebuilt."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from multiseg.types import Index3
 
 Rows4: TypeAlias = tuple[tuple[float, ...], ...]
 DESCRIPTION = ("subject", "session", "site", "split", "split_given")
-"""What is known of a case beside its scans, and may change; so may the participants' columns."""
+"""Metadata of a case that may change after ingest, as the participants' columns may."""
 _TEXTS = ("case", "subject", "session", "site", "split", "source_sha256", "sources")
 
 
 class Scan(NamedTuple):
-    """Of a sequence: raw = image * std + mean, and the digest of its voxels."""
+    """A sequence's scaling (raw = image * std + mean) and the digest of its voxels."""
 
     mean: float
     std: float
@@ -30,8 +30,10 @@ class Scan(NamedTuple):
 
 
 class FileMark(NamedTuple):
-    """How long a file is, and its SHA-256. (The CRC-32C of parts that each end with their own depends on nothing but
-    their lengths.)"""
+    """The length and the SHA-256 of a file.
+
+    A CRC-32C would not do: over parts that each end with their own CRC-32C, it depends only on their lengths.
+    """
 
     num_bytes: int
     sha256: str
@@ -39,13 +41,13 @@ class FileMark(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """All that a store says of a case, by name and not by the place on an axis.
+    """Everything that a store knows of a case, by name instead of by position on an axis.
 
     Attributes:
-        revision: of two records of one case, the one with the greater number is newer.
-        sequences: those that the case has.
-        annotations: those that it has, with the voxels of each structure (code - 1).
-        shards: its files by array and place, such as "image/0/0/0/0".
+        revision: of two records of one case, the one with the larger number is newer.
+        sequences: the sequences of the case.
+        annotations: its annotations, with the number of voxels of each structure (code - 1).
+        shards: its files by array and position, such as "image/0/0/0/0".
     """
 
     revision: int
@@ -69,54 +71,58 @@ class Record:
 
 
 def record_text(record: Record) -> str:
-    """A record as it is stored."""
+    """A record as the text that is stored."""
     return json.dumps(asdict(record) | {"native_header": base64.b64encode(record.native_header).decode()})
 
 
 def parse_record(text: str, file: str) -> Record:
-    """The record of a stored text.
+    """Parse the stored text of a record.
 
     Raises:
-        StoreError: it is none; `file` is named.
+        StoreError: it is not a record; the error names `file`.
     """
     try:
-        held = json.loads(text)
+        fields = json.loads(text)
         return Record(
-            **_plain_fields(held),
-            native_header=base64.b64decode(held["native_header"], validate=True),
-            sequences={str(name): Scan(*scan) for name, scan in held["sequences"].items()},
-            annotations={str(name): tuple(map(int, counts)) for name, counts in held["annotations"].items()},
-            participant=dict(held["participant"]),
-            shards={str(key): FileMark(*mark) for key, mark in held["shards"].items()},
+            **_plain_fields(fields),
+            native_header=base64.b64decode(fields["native_header"], validate=True),
+            sequences={str(name): Scan(*scan) for name, scan in fields["sequences"].items()},
+            annotations={str(name): tuple(map(int, counts)) for name, counts in fields["annotations"].items()},
+            participant=dict(fields["participant"]),
+            shards={str(key): FileMark(*mark) for key, mark in fields["shards"].items()},
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise StoreError(f"{file} holds no record of a case: {error}.", file=file) from error
+        raise StoreError(f"{file} does not hold a case's record: {error}.", file=file) from error
 
 
 def coordinates_of(
-    record: Record, modalities: Sequence[str], annotations: Sequence[str], columns: Mapping[str, Any], structures: int
+    record: Record,
+    modalities: Sequence[str],
+    annotations: Sequence[str],
+    columns: Mapping[str, Any],
+    num_structures: int,
 ) -> dict[str, Any]:
-    """The row of every coordinate that a record tells, that is of all but status, foreground and the record itself.
+    """A case's row of every coordinate except status, foreground and record, from its record.
 
     Args:
-        columns: the participants' columns of the database, with what stands where a case has no value.
-        structures: length of that axis.
+        columns: the participants' columns of the database, with the value for a case that has none.
+        num_structures: length of the axis `structure`.
 
     Raises:
-        StoreError: the record names a sequence or an annotation that the database has not.
+        StoreError: the record names a sequence or an annotation that the database does not have.
     """
     mean, std = np.full(len(modalities), np.nan), np.full(len(modalities), np.nan)
     content = np.full(len(modalities), "", dtype=object)
     for name, scan in record.sequences.items():
-        at = _place(name, modalities, record)
-        mean[at], std[at], content[at] = scan
-    counts = np.zeros((len(annotations), structures), dtype=np.int64)
-    for name, found in record.annotations.items():
-        counts[_place(name, annotations, record), : len(found)] = found
+        index = _position_of(name, modalities, record)
+        mean[index], std[index], content[index] = scan
+    counts = np.zeros((len(annotations), num_structures), dtype=np.int64)
+    for name, voxels in record.annotations.items():
+        counts[_position_of(name, annotations, record), : len(voxels)] = voxels
     header = np.zeros(schema.HEADER_BYTES, dtype=np.uint8)
     header[: len(record.native_header)] = np.frombuffer(record.native_header, dtype=np.uint8)
-    own = {name: record.participant.get(name, nothing) for name, nothing in columns.items()}
-    return own | {
+    participant_values = {name: record.participant.get(name, fill) for name, fill in columns.items()}
+    return participant_values | {
         **{name: getattr(record, name) for name in ("case", *DESCRIPTION, "source_sha256", "sources", "revision")},
         "extent": np.array(record.extent, dtype=np.int32),
         "native_shape": np.array(record.native_shape, dtype=np.int32),
@@ -134,57 +140,61 @@ def coordinates_of(
 
 
 def record_of_row(
-    held: Mapping[str, Any],
+    row: Mapping[str, Any],
     modalities: Sequence[str],
     annotations: Sequence[str],
     columns: Sequence[str],
     shards: Mapping[str, FileMark],
 ) -> Record:
-    """The record of a row from its coordinates: the inverse of `coordinates_of`."""
-    counts = zip(annotations, held["annotated"], held["foreground_count"], strict=False)
-    own = {name: held[name] for name in columns if held[name] == held[name] and held[name] != ""}
+    """The record of a row, from its row of each coordinate: the inverse of `coordinates_of`."""
+    counts = zip(annotations, row["annotated"], row["foreground_count"], strict=False)
+    participant_values = {name: row[name] for name in columns if row[name] == row[name] and row[name] != ""}
     return Record(
-        **_plain_fields(held),
-        native_header=whole_header(bytes(held["native_header"])),
+        **_plain_fields(row),
+        native_header=whole_header(bytes(row["native_header"])),
         sequences={
-            name: Scan(float(held["intensity_mean"][at]), float(held["intensity_std"][at]), str(held["content"][at]))
-            for at, name in enumerate(modalities)
-            if at < len(held["available"]) and held["available"][at]
+            name: Scan(
+                float(row["intensity_mean"][index]), float(row["intensity_std"][index]), str(row["content"][index])
+            )
+            for index, name in enumerate(modalities)
+            if index < len(row["available"]) and row["available"][index]
         },
-        annotations={name: tuple(int(n) for n in found) for name, there, found in counts if there},
-        participant={n: float(value) if isinstance(value, np.floating) else str(value) for n, value in own.items()},
+        annotations={name: tuple(int(n) for n in voxels) for name, has_it, voxels in counts if has_it},
+        participant={
+            n: float(value) if isinstance(value, np.floating) else str(value) for n, value in participant_values.items()
+        },
         shards=shards,
     )
 
 
 def whole_header(padded: bytes) -> bytes:
-    """A NIfTI header without what fills its row up."""
+    """A NIfTI header without the padding of its row."""
     size = int.from_bytes(padded[:4], "little")
     size = size if size in (348, 540) else int.from_bytes(padded[:4], "big")
     return padded[:size]
 
 
-def _plain_fields(held: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a record that a stored text and a row of the coordinates hold alike."""
+def _plain_fields(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record that have the same form in its stored text and in the coordinates."""
     return {
-        **{name: str(held[name]) for name in _TEXTS},
-        "revision": int(held["revision"]),
-        "split_given": bool(held["split_given"]),
-        **{name: _index(held[name]) for name in ("extent", "native_shape")},
-        **{name: _rows(held[name]) for name in ("affine", "native_affine")},
+        **{name: str(source[name]) for name in _TEXTS},
+        "revision": int(source["revision"]),
+        "split_given": bool(source["split_given"]),
+        **{name: _index(source[name]) for name in ("extent", "native_shape")},
+        **{name: _rows(source[name]) for name in ("affine", "native_affine")},
     }
 
 
-def _place(name: str, names: Sequence[str], record: Record) -> int:
+def _position_of(name: str, names: Sequence[str], record: Record) -> int:
     if name not in names:
-        raise StoreError(f"the record of case {record.case!r} names {name!r}, but the database has {list(names)}.")
+        raise StoreError(f"the record of case {record.case!r} names {name!r}, but the database has only {list(names)}.")
     return names.index(name)
 
 
-def _index(held: Any) -> Index3:
-    i, j, k = (int(n) for n in held)
+def _index(values: Any) -> Index3:
+    i, j, k = (int(n) for n in values)
     return i, j, k
 
 
-def _rows(held: Any) -> Rows4:
-    return tuple(tuple(float(value) for value in row) for row in held)
+def _rows(matrix: Any) -> Rows4:
+    return tuple(tuple(float(value) for value in row) for row in matrix)

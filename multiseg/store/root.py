@@ -1,4 +1,4 @@
-"""Making a store, holding it for one writer, and what a database must agree on to take more cases."""
+"""Creating a store, locking it for one writer, and checking that a database can take more cases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from multiseg.store.preparation.recipe import Recipe
 
 @dataclass(frozen=True)
 class DatabaseInfo:
-    """What is said once for a whole database.
+    """The settings of a whole database.
 
     Raises:
         UsageError: there is no such codec.
@@ -45,7 +45,7 @@ class DatabaseInfo:
 
     def __post_init__(self) -> None:
         if self.codec not in schema.CODECS:
-            raise UsageError(f"codec {self.codec!r} is none of {', '.join(schema.CODECS)}.")
+            raise UsageError(f"codec {self.codec!r} is not one of {', '.join(schema.CODECS)}.")
 
     def to_attributes(self) -> dict[str, Any]:
         return {
@@ -61,10 +61,10 @@ class DatabaseInfo:
 
 
 def check_place(url: str) -> None:
-    """Whether a store lies where stores can be written; the rehearsal of a change asks it, too.
+    """Check that a store's place can be written at all. Dry runs check it, too.
 
     Raises:
-        ResourceError: it lies behind a plain web server.
+        ResourceError: it is behind a plain web server.
     """
     if is_remote(url):
         from multiseg.store.remote.writer_lease import check_not_web  # heavy, and only remote stores need it
@@ -74,11 +74,11 @@ def check_place(url: str) -> None:
 
 @contextmanager
 def locked(url: str) -> Iterator[None]:
-    """Hold a store for one writer; a local one's lock ends with the process, however it ends.
+    """Lock a store for one writer. The lock of a local store ends with the process, however it ends.
 
     Raises:
         ResourceError: another process is writing to it, or the place cannot be written.
-        UsageError: it lies in another store, or a file is in its place.
+        UsageError: it is inside another store, or a file is in its place.
     """
     if is_remote(url):
         from multiseg.store.remote.writer_lease import hold  # heavy, and only remote stores need it
@@ -88,50 +88,50 @@ def locked(url: str) -> Iterator[None]:
         return
     path = local_path(url)
     if not os.path.exists(path / STORE_MARK):  # noqa: PTH110 (Path.exists raises where the folder may not be read)
-        check_folder(path, own=("*",))  # what else is there is said below
+        check_folder(path, own=("*",))  # existing_root checks what else is in the folder
     try:
         path.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise ResourceError(f"{url} cannot be a store's folder: {error.strerror}. Name another place.") from error
+        raise ResourceError(
+            f"cannot use {url} as the folder of a store: {error.strerror}. Name another folder."
+        ) from error
     try:
-        with _held_alone(url, path, handle):
+        with _exclusive_lock(url, path, handle):
             try:
                 yield
             finally:
-                if path.is_dir() and not any(map(_is_kept, path.iterdir())):
-                    shutil.rmtree(path)  # with the lock file, if that is there
+                if path.is_dir() and not any(map(_is_not_lock, path.iterdir())):
+                    shutil.rmtree(path)  # with the lock file, if there is one
     finally:
         os.close(handle)
 
 
 @contextmanager
-def _held_alone(url: str, path: Path, handle: int) -> Iterator[None]:
-    with ExitStack() as held:
+def _exclusive_lock(url: str, path: Path, handle: int) -> Iterator[None]:
+    with ExitStack() as stack:
         try:
-            held.enter_context(locks.locked(handle, path, wait=False))
-            # Whoever held the lock before may have taken the empty folder away: then this lock holds nothing.
+            stack.enter_context(locks.locked(handle, path, wait=False))
+            # The previous holder may have removed the empty folder: then this lock is on a deleted folder.
             is_held = os.path.samestat(os.fstat(handle), path.stat())
         except InUseError:
             raise
         except (BlockingIOError, FileNotFoundError):
             is_held = False
         except OSError as error:
-            raise ResourceError(
-                f"{url} cannot be locked: {error.strerror}. {remedy(error, 'Check the disk.')}"
-            ) from error
+            raise ResourceError(f"cannot lock {url}: {error.strerror}. {remedy(error, 'Check the disk.')}") from error
         if not is_held:
             raise ResourceError(f"another process is writing to {url}. Wait for it, then run again.")
         yield
 
 
 def existing_root(url: str, mode: str, spacing_mm: tuple[float, float, float]) -> zarr.Group | None:
-    """The root group of a store that is to take voxels of this size; None when there is no store yet.
+    """The root group of a store for voxels of this size; None if there is no store yet.
 
     Raises:
-        StoreError: the store has another voxel size, or something else lies there.
+        StoreError: the store has another voxel size, or the folder holds something else.
     """
-    if not is_remote(url) and not (local_path(url).is_dir() and any(map(_is_kept, local_path(url).iterdir()))):
+    if not is_remote(url) and not (local_path(url).is_dir() and any(map(_is_not_lock, local_path(url).iterdir()))):
         return None
     try:
         root = open_root(url, mode)
@@ -142,21 +142,21 @@ def existing_root(url: str, mode: str, spacing_mm: tuple[float, float, float]) -
     _names, grid = check_head(url, root.attrs[ROOT_KEY])
     if grid != spacing_mm:
         raise StoreError(
-            f"{url} holds voxels of {list(grid)} mm, but {list(spacing_mm)} mm were asked for. "
-            "One store keeps one voxel size: use its own, or another store."
+            f"{url} has voxels of {list(grid)} mm, but {list(spacing_mm)} mm were asked for. "
+            "A store has one voxel size: use it, or make another store."
         )
     return root
 
 
 def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zarr.Group:
-    """The root group for writing, made when it is not there.
+    """The root group for writing; created if there is no store yet.
 
     Raises:
-        StoreError: the store has another voxel size, or something else lies there.
+        StoreError: the store has another voxel size, or the folder holds something else.
     """
     if not is_remote(url):
-        for left in _left_by_the_dead(local_path(url)):
-            left.unlink()
+        for file in _abandoned_files(local_path(url)):
+            file.unlink()
     root = existing_root(url, "r+", spacing_mm)
     if root is not None:
         return root
@@ -170,53 +170,59 @@ def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zar
     return zarr.create_group(store, zarr_format=3, attributes={ROOT_KEY: head})
 
 
-def _left_by_the_dead(folder: Path) -> list[Path]:
-    """The files beside, of a writer that died: those of a store, or all that is there where it died at once."""
-    left = [Path(file.path) for file in files_below(folder) if file.name.endswith(".partial")]
-    is_ours = (folder / STORE_MARK).exists() or len(left) == sum(map(_is_kept, folder.rglob("*")))
-    return left if is_ours else []
+def _abandoned_files(folder: Path) -> list[Path]:
+    """The .partial files of a writer that died, if the folder is a store or holds nothing else."""
+    partial = [Path(file.path) for file in files_below(folder) if file.name.endswith(".partial")]
+    is_ours = (folder / STORE_MARK).exists() or len(partial) == sum(map(_is_not_lock, folder.rglob("*")))
+    return partial if is_ours else []
 
 
-def _is_kept(path: Path) -> bool:
-    """Whether this is something other than the lock file."""
+def _is_not_lock(path: Path) -> bool:
+    """Whether a path is something other than the lock file."""
     return not path.name.startswith(locks.WRITER)
 
 
-def check_agreement(held: Mapping[str, Any], info: DatabaseInfo) -> None:
-    """Whether a database with the attributes `held` can take cases that are prepared as `info` says.
+def check_agreement(stored: Mapping[str, Any], info: DatabaseInfo) -> None:
+    """Check that a database with the attributes `stored` can take cases that are prepared as in `info`.
 
     Raises:
         StoreError: it has another recipe, codec, meaning of codes or key of pseudonyms.
     """
-    asked = info.to_attributes()
-    if held.get("pseudonyms", "") != info.pseudonyms:
-        real, other = "its cases have their real names", "its cases are named by the key of another file of pseudonyms"
-        there = (
-            other
-            if held.get("pseudonyms") and info.pseudonyms
-            else real
-            if info.pseudonyms
-            else ("its cases have pseudonyms")
-        )
-        raise StoreError(
-            f"database {info.name!r}: {there}. Ingest it as before (--pseudonyms FILE, with the same file), or give "
-            "the database another name."
-        )
+    new = info.to_attributes()
+    _check_pseudonyms(stored.get("pseudonyms", ""), info)
     for key in ("recipe", "codec"):
-        there, now = (_without_landmarks(attributes[key]) for attributes in (held, asked))
-        if there != now:
+        before, now = (_without_landmarks(attributes[key]) for attributes in (stored, new))
+        if before != now:
             raise StoreError(
-                f"database {info.name!r} was ingested with {key} {there}, but {now} was asked for. "
+                f"database {info.name!r} was ingested with {key} {before}, but {now} was asked for. "
                 "Ask for the same, or give the database another name."
             )
-    for name, labels in asked["label_schemas"].items():
-        if held["label_schemas"].get(name, labels) != labels:
+    for name, labels in new["label_schemas"].items():
+        if stored["label_schemas"].get(name, labels) != labels:
             raise StoreError(
                 f"database {info.name!r} already has an annotation {name!r} with other codes: "
-                f"{held['label_schemas'][name]}. Give the same codes, or name the annotation otherwise."
+                f"{stored['label_schemas'][name]}. Give the same codes, or give the annotation another name."
             )
 
 
-def _without_landmarks(said: Any) -> Any:
-    """A recipe grows a scale with each new sequence; that is no other recipe."""
-    return {key: value for key, value in said.items() if key != "landmarks"} if isinstance(said, Mapping) else said
+def _check_pseudonyms(key: str, info: DatabaseInfo) -> None:
+    """Raises StoreError if a database whose pseudonyms have this key was ingested with another one than `info`'s."""
+    if key == info.pseudonyms:
+        return
+    if not key:
+        state = "its cases have their real names"
+    elif info.pseudonyms:
+        state = "its cases have pseudonyms from another file"
+    else:
+        state = "its cases have pseudonyms"
+    raise StoreError(
+        f"database {info.name!r}: {state}. Ingest it as before (--pseudonyms FILE, with the same file), or give "
+        "the database another name."
+    )
+
+
+def _without_landmarks(recipe: Any) -> Any:
+    """A recipe without its intensity scales: it gains one with each new sequence and stays the same recipe."""
+    return (
+        {key: value for key, value in recipe.items() if key != "landmarks"} if isinstance(recipe, Mapping) else recipe
+    )

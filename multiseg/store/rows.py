@@ -1,4 +1,4 @@
-"""One row of a database: its record, and the coordinates that say the same, always changed together."""
+"""One row of a database: its record and its coordinates, which hold the same and always change together."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from multiseg.store.records import DESCRIPTION, FileMark, Record, Scan, coordina
 
 
 def digest_of_sources(sources: Sequence[Mapping[str, Any]]) -> str:
-    """One digest over the sha256 of every source by its role."""
+    """One digest over the roles and sha256 of all sources."""
     return digest_of_roles({source["role"]: source["sha256"] for source in sources})
 
 
 def digest_of_roles(hashes: Mapping[str, str]) -> str:
-    """One digest over the sha256 of every file by its role."""
+    """One digest over the sha256 of all files, given by role."""
     lines = "".join(f"{role}:{sha256}\n" for role, sha256 in sorted(hashes.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -36,8 +36,11 @@ def record_of(
     participant: Mapping[str, str | float],
     revision: int,
 ) -> Record:
-    """The record of a case that is about to be written; `annotations` are those of its plan, `participant` the
-    values as their columns hold them.
+    """The record of a case that is about to be written.
+
+    Args:
+        annotations: the annotations of its plan.
+        participant: the values in the types of their columns.
     """
     scans = zip(encoded.modalities, encoded.mean, encoded.std, encoded.content, strict=True)
     counts = encoded.foreground_count
@@ -49,14 +52,14 @@ def record_of(
         native_affine=_rows(encoded.native.affine), native_header=encoded.native_header,
         source_sha256=digest_of_sources(encoded.sources), sources=json.dumps(encoded.sources),
         sequences={name: Scan(float(mean), float(std), content) for name, mean, std, content in scans},
-        annotations={name: tuple(counts[at].tolist()) for name, at in annotated.items()},
+        annotations={name: tuple(counts[position].tolist()) for name, position in annotated.items()},
         participant=dict(participant),
         shards={key: mark_of(data) for key, data in encoded.shards.items()},
     )  # fmt: skip
 
 
 def mark_of(data: bytes | memoryview) -> FileMark:
-    """The length and the digest of a file."""
+    """The length and SHA-256 of a file."""
     return FileMark(len(data), hashlib.sha256(data).hexdigest())
 
 
@@ -64,23 +67,23 @@ def _rows(affine: Any) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(value) for value in row) for row in affine)
 
 
-_OF_ALL = ""
+_ALL_CASES = ""  # no case has an empty name
 
 
 def next_revision(arrays: DatabaseArrays, case: str) -> int:
-    """A number greater than those of all rows at the start, and than this writer's own of the case.
+    """A revision larger than those of all rows when this writer began, and than its earlier ones for the case.
 
-    It does not depend on the order in which cases are written, so that any number of workers makes the same store.
+    It does not depend on the order in which cases are written, so that the store is the same for any number of workers.
     """
-    held = arrays.revisions
-    if _OF_ALL not in held:  # read once, since whoever writes is alone; no case has an empty name
-        held[_OF_ALL] = int(np.abs(arrays["revision"][:]).max(initial=0))
-    held[case] = max(held[_OF_ALL], held.get(case, 0)) + 1
-    return held[case]
+    by_case = arrays.revisions
+    if _ALL_CASES not in by_case:  # read only once, since there are no other writers
+        by_case[_ALL_CASES] = int(np.abs(arrays["revision"][:]).max(initial=0))
+    by_case[case] = max(by_case[_ALL_CASES], by_case.get(case, 0)) + 1
+    return by_case[case]
 
 
 def write_record(arrays: DatabaseArrays, row: int, record: Record) -> None:
-    """Write the coordinates of a row that nobody sees yet, and its record last; the name comes with the commit."""
+    """Write an uncommitted row: first its coordinates, then its record. The commit writes the name."""
     values = row_values(arrays, record)
     del values["case"]
     arrays.write_row(row, values)
@@ -88,37 +91,39 @@ def write_record(arrays: DatabaseArrays, row: int, record: Record) -> None:
 
 
 def row_values(arrays: DatabaseArrays, record: Record) -> dict[str, Any]:
-    """What the coordinates hold of a record."""
+    """A record's row of each coordinate."""
     columns = {name: arrays[name].fill_value for name in arrays.columns}
-    told = arrays.group.attrs.asdict()
-    return coordinates_of(record, told["modalities"], told["annotations"], columns, told[schema.NUM_STRUCTURES])
+    attributes = arrays.group.attrs.asdict()
+    return coordinates_of(
+        record, attributes["modalities"], attributes["annotations"], columns, attributes[schema.NUM_STRUCTURES]
+    )
 
 
 def describe_row(arrays: DatabaseArrays, row: int, **changes: Any) -> None:
-    """Change what is known of a committed case: fields of its `Record` by name.
+    """Change the metadata of a committed case: fields of its `Record` by name.
 
-    While its coordinates are written the row's revision is negative. A writer that dies leaves it so, and
-    `finish_descriptions` of the next one writes the coordinates from the record, the old or the new one.
+    The row's revision is negative while its coordinates are written, and stays so if the writer dies. The next writer's
+    `finish_descriptions` then writes the coordinates from the record, whether that is the old or the new one.
     """
     before = read_record(arrays, row)
     record = replace(before, revision=next_revision(arrays, before.case), **changes)
-    held, values = row_values(arrays, before), row_values(arrays, record)
+    old_values, new_values = row_values(arrays, before), row_values(arrays, record)
     is_unfinished = arrays["revision"][row] < 0
     arrays["revision"][row] = -record.revision
     sync_names(arrays.group)
     arrays["record"][row] = record_text(record)
     sync_names(arrays.group)
     changeable = (*DESCRIPTION, *arrays.columns)
-    changed = [name for name in changeable if is_unfinished or not _same(held[name], values[name])]
-    arrays.write_row(row, {name: values[name] for name in changed})
+    changed = [name for name in changeable if is_unfinished or not _same(old_values[name], new_values[name])]
+    arrays.write_row(row, {name: new_values[name] for name in changed})
     sync_names(arrays.group)
     arrays["revision"][row] = record.revision
 
 
 def finish_descriptions(arrays: DatabaseArrays) -> None:
-    """Write the coordinates of those rows whose writer died while it changed them."""
-    in_change = (arrays["revision"][:] < 0) & (arrays["status"][:] == schema.COMMITTED)
-    for row in np.flatnonzero(in_change):
+    """Write the coordinates of rows whose writer died while it changed them."""
+    is_unfinished = (arrays["revision"][:] < 0) & (arrays["status"][:] == schema.COMMITTED)
+    for row in np.flatnonzero(is_unfinished):
         record = read_record(arrays, int(row))
         values = row_values(arrays, record)
         arrays.write_row(int(row), {name: values[name] for name in (*DESCRIPTION, *arrays.columns)})
@@ -127,6 +132,7 @@ def finish_descriptions(arrays: DatabaseArrays) -> None:
 
 
 def _same(one: Any, other: Any) -> bool:
+    """Whether two values are equal; NaN equals NaN."""
     return bool(one == other or (one != one and other != other))
 
 
@@ -134,6 +140,6 @@ def read_record(arrays: DatabaseArrays, row: int) -> Record:
     """The record of a row.
 
     Raises:
-        StoreError: it is not there, or is none.
+        StoreError: it is missing, or not a record.
     """
     return parse_record(str(arrays["record"][row]), f"{arrays.group.path}/record/c/{row}")

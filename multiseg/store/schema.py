@@ -1,7 +1,7 @@
-"""What a database looks like on disk, as data: the arrays, their axes, types and meaning.
+"""The layout of a database on disk, as data: the arrays, their axes, types and meaning.
 
-A store is one Zarr v3 hierarchy with a group a database. Every array of a group shares the axes named
-here; cases of different size lie in the corner of one array, and chunks that hold nothing take no room.
+A store is one Zarr v3 hierarchy with one group per database. The arrays of a group share the axes named here. Cases of
+different sizes are stored at the corner of one array, and empty chunks take no space.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 FORMAT = 3
 CONVERTED = 2
-"""The older format that can be converted."""
+"""The older format that `multiseg upgrade` converts."""
 INNER = 32
 """Edge of a compressed chunk, in voxels: the unit that a patch is read in."""
 SHARD = 256
-"""Edge of a shard (one file), in voxels: room for any head at 1 mm, so that a case is one file."""
+"""Edge of a shard (one file), in voxels: large enough for any head at 1 mm, so that a case is one file."""
 ROWS = 1024
 """Cases that share one chunk of a coordinate."""
 HEADER_BYTES = 540
@@ -26,12 +26,12 @@ FOREGROUND_POINTS = 256
 """Sampled voxels kept for each structure of each annotation."""
 
 PENDING, COMMITTED, SUPERSEDED = 0, 1, 2
-"""The states of a row. Only committed rows are data, and only pending ones are room: a reader that opened
-the store before a case was replaced still reads the superseded row."""
+"""The states of a row. Only committed rows are data, and only pending rows are free. Superseded rows stay, since a
+reader that opened the store before a case was replaced still reads its old row."""
 STATUS_ROWS = 2**20
-"""Cases that share the one chunk of `status`: a single write of a file commits a case, or replaces it."""
+"""Cases in the one chunk of `status`: writing a single file commits or replaces a case."""
 ROWS_OF = {"foreground": 1, "record": 1, "status": STATUS_ROWS}
-"""Cases that share one chunk, where they are not `ROWS`."""
+"""Cases per chunk of the arrays where it is not `ROWS`."""
 
 
 @dataclass(frozen=True)
@@ -76,35 +76,35 @@ COORDINATES: dict[str, Variable] = {
     "revision": Variable(("case",), "int64", 0, "grows with each change in the database; negative during a change"),
     "record": Variable(("case",), "string", "", "JSON: all that the other coordinates say of the case"),
 }
-"""Everything but the two big arrays. Participants' columns are added along `case` as "string" or "float64"."""
+"""All arrays except the two big ones. Participants' columns are added along `case` as "string" or "float64"."""
 
 BY_CASE = ("image", "label", "foreground")
-"""The arrays of which a case has the files that its `shards` name. Of all others every chunk is there that a committed
-or superseded row has a part in, also one that holds only fill values: one that is not there is damage."""
+"""The arrays with files of their own for each case, which its `shards` name. Of all other arrays, every chunk that
+contains a committed or superseded row exists, even if it holds only fill values: a missing chunk is damage."""
 BOOKKEEPING = ("shards", "revision", "record")
-"""Coordinates that say what has to be there; of no interest to whoever studies the cases."""
+"""Coordinates for the store's own bookkeeping; they are left out of xarray datasets."""
 REMOVED, REMOVING = "removed", "removing"
-"""Attributes of a database: date and digests of the scans that were removed from it; and the rows that are being
-removed, of which a reader sees nothing, and which the next writer empties where their own has died."""
+"""Attributes of a database: the date and digests of the scans that were removed from it; and the rows that are being
+removed. Readers skip these rows, and the next writer empties them if the one that began to has died."""
 NAMED_AXES = {"modality": "modalities", "annotation": "annotations"}
-"""Axes with names, and the attributes of a database that list these names, for readers without arrays of texts."""
+"""Axes with names, and the attributes that list these names for readers that cannot read arrays of texts."""
 NUM_STRUCTURES = "num_structures"
-"""The attribute with the length of the axis `structure`. Like the lists of names it is written when every array has
-grown, so that it tells how far chunks have to be there."""
+"""The attribute with the length of the axis `structure`. Like the lists of names, it is written after every array has
+grown, so that it tells which chunks must exist."""
 IMAGE_AXES = ("case", "modality", "i", "j", "k")
 LABEL_AXES = ("case", "annotation", "i", "j", "k")
 IMAGE_ATTRIBUTES = {"long_name": "normalised intensity, 0 outside the brain", "scale_factor": 1.0}
-"""Of the image array. By the CF conventions a scale factor makes xarray decode it to the factor's type, float64: sums
-in float16 overflow above 65,504 and the means of large lesions with them. Our own readers take the stored float16."""
+"""Attributes of the image array. By the CF conventions, the scale factor makes xarray decode to its type, float64: in
+float16, sums above 65,504 overflow, and so do the means of large lesions. Our own readers use the stored float16."""
 RESERVED = (
     frozenset(COORDINATES)
     | {axis for variable in COORDINATES.values() for axis in variable.axes}
     | {"image", "label", *IMAGE_AXES, *LABEL_AXES}
 )
-"""What no participants' column may be called: the arrays, and the axes, which xarray takes for coordinates."""
+"""Names that no participants' column may have: those of arrays, and of axes, which xarray takes for coordinates."""
 PARTICIPANT_COLUMNS = "participant_columns"
-"""The attribute of a database that names its own columns. A plain web server lists nothing, so all is named:
-databases by the root's attributes, arrays by `COORDINATES` and this."""
+"""The attribute with the names of a database's own columns. A plain web server lists no files, so every name is stored:
+databases in the root's attributes, arrays in `COORDINATES` and here."""
 
 CODECS: dict[str, tuple[BloscCodec | Crc32cCodec, ...]] = {
     "none": (Crc32cCodec(),),
@@ -112,8 +112,8 @@ CODECS: dict[str, tuple[BloscCodec | Crc32cCodec, ...]] = {
     "lz4hc": (BloscCodec(cname="lz4hc", clevel=5, shuffle="noshuffle"), Crc32cCodec()),
     "zstd": (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()),
 }
-"""Codecs of the image by name: faster and larger first. A label always takes the one that decodes it fastest; its
-packed size hardly counts."""
+"""Codecs of the image by name: faster and larger first. A label always uses the codec that decodes it fastest, since
+its compressed size hardly matters."""
 LABEL_CODEC = "lz4hc"
 COORDINATE_CODECS = (ZstdCodec(level=0), Crc32cCodec())
-"""Of every other array: zarr's own default, and a checksum."""
+"""Codecs of every other array: zarr's default, and a checksum."""

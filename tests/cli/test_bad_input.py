@@ -170,7 +170,7 @@ def test_two_cases_of_one_name_in_two_sites(folder: Path, capsys: pytest.Capture
         (["{folder}", *PATTERN, "--split", "train=0.5"], 2, "add up to 1"),
         (["{folder}", *PATTERN, "--spacing", "500"], 2, "up to 20 mm"),
         (["{folder}", *PATTERN, "--reference", "FLAIRX"], 2, "no case of 'alder' has the reference sequence 'FLAIRX'"),
-        (["{folder}", *PATTERN, "--codec", "gzip"], 2, "codec 'gzip' is none of none, lz4, lz4hc, zstd"),
+        (["{folder}", *PATTERN, "--codec", "gzip"], 2, "codec 'gzip' is not one of none, lz4, lz4hc, zstd"),
         (["{folder}", *PATTERN, "--headers-disagree", "x"], 2, "headers_disagree 'x' is none of refuse, world, array"),
     ],
 )

@@ -90,9 +90,9 @@ def test_what_the_store_holds_and_the_files_say_counts_first() -> None:
     given_split = CaseFiles("X", {}, subject="X", split="test")
     chosen = assign_splits([*cases(5), given_split], SHARES, 0, {"P0": "val", "gone": "train"})
     assert (chosen["X"], chosen["P0_0"]) == ("test", "val")
-    with pytest.raises(StoreError, match="subject 'X' stands in the splits 'train' and 'test'"):
+    with pytest.raises(StoreError, match="subject 'X' is in the splits 'train' and 'test'"):
         assign_splits([given_split], SHARES, 0, {"X": "train"})
-    with pytest.raises(StoreError, match="subject 'X' stands in the splits 'test' and 'val'"):
+    with pytest.raises(StoreError, match="subject 'X' is in the splits 'test' and 'val'"):
         assign_splits([given_split, CaseFiles("Y", {}, subject="X", split="val")], SHARES, 0)
 
 
@@ -109,7 +109,7 @@ def test_two_subjects_suffice_for_two_splits(seed: int) -> None:
 
 @pytest.mark.parametrize("shares", [{}, {"train": 0.5}, {"train": 1.5, "val": -0.5}, {"train": 0.5, "dev": 0.5}])
 def test_shares_that_cannot_be(shares: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="must be shares of train/val/test that add up to 1"):
+    with pytest.raises(UsageError, match="give shares of train/val/test that add up to 1"):
         assign_splits(cases(3), shares, 0)
     with pytest.raises(UsageError, match="names the split 'dev'"):
         assign_splits([CaseFiles("X", {}, split="dev")], SHARES, 0)

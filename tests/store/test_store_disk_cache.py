@@ -207,7 +207,7 @@ def test_an_object_that_changes_meanwhile_is_told(far: str, folder: Path) -> Non
     parts = RemoteParts(far, DiskCache(folder, 10 * SIZE))
     parts.tail("a", 10)
     obstore.put(connect(far), "a", content("z"))
-    with pytest.raises(StoreError, match=rf"{far}/a was written again while it was read. Start again"):
+    with pytest.raises(StoreError, match=rf"{far}/a was overwritten while it was read. Start again"):
         parts.read("a", [(0, 10)], is_first=True)
     assert copies(folder) == set()
 
@@ -332,7 +332,9 @@ def test_a_folder_that_cannot_be_is_told_once(far: str, tmp_path: Path, caplog: 
             assert parts.tail(key, 10) == content(key)[-10:]
             assert bytes(parts.read(key, [(0, 10)], is_first=True)[0]) == content(key)[:10]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "no more shards can be kept there (Not a directory). Going on without" in caplog.text
+    assert (
+        f"cannot keep more shards in {tmp_path / 'file' / 'cache'} (Not a directory). Continuing without" in caplog.text
+    )
 
 
 def test_a_full_disk_is_told_once_and_copies_stay_in_use(
@@ -350,7 +352,7 @@ def test_a_full_disk_is_told_once_and_copies_stay_in_use(
         parts.tail(key, 10)
         assert bytes(parts.read(key, [(0, 10)], is_first=True)[0]) == content(key)[:10]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert f"{folder}: no more shards can be kept there (No space left on device)" in caplog.text
+    assert f"cannot keep more shards in {folder} (No space left on device)" in caplog.text
     assert len(copies(folder)) == 1
     line.asked.clear()
     assert bytes(parts.read("a", [(0, 10)], is_first=False)[0]) == content("a")[:10]
@@ -367,4 +369,4 @@ def test_some_of_the_disk_is_left_to_others(
     assert fill(cache, "a") == [True]
     monkeypatch.setattr(os, "statvfs", lambda path: status(4 * SIZE - 1, 1))
     assert fill(cache, "b", "c") == [False, False]
-    assert caplog.text.count("there is too little room on the disk") == 1
+    assert caplog.text.count("too little space is left on the disk") == 1

@@ -13,7 +13,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from multiseg.cli.app import run
 from multiseg.errors import StoreError
-from multiseg.store.native import image_at_home, label_at_home, write_native
+from multiseg.store.native import native_image, native_label, write_native
 from multiseg.store.reader import Store, open_store
 
 SIZE_MM = (2.0, 3.0, 2.5)
@@ -125,7 +125,7 @@ def test_through_finer_voxels_a_label_comes_home_to_a_dice_of_0_98(case: str, fi
     back between voxels of 2 x 3 x 2.5 mm and of 1.7 mm. A lesion of few voxels, or a store with voxels larger
     than the file's, keeps less."""
     database = finer["turned"]
-    home = database.schemas["lesion"].decode(label_at_home(database, database[case], "lesion"))
+    home = database.schemas["lesion"].decode(native_label(database, database[case], "lesion"))
     expected = source(sources, case, "lesion")
     assert home.shape == expected.shape
     assert dice(home > 0, expected > 0) >= 0.98
@@ -140,7 +140,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 def test_a_resampled_image_comes_home_dampened_but_in_place(finer: Store, sources: Path) -> None:
     """White noise loses contrast on the way; what is left is where it was, and the border is not darkened."""
     for case in ("T00", "T17", "T47"):
-        home = image_at_home(finer["turned"], finer["turned"][case], "FLAIR")
+        home = native_image(finer["turned"], finer["turned"][case], "FLAIR")
         expected = source(sources, case, "FLAIR")
         inside = (home > 0) & (expected > 0)
         assert np.corrcoef(home[inside], expected[inside])[0, 1] > 0.85
@@ -224,12 +224,12 @@ def test_nothing_is_written_over(written: Callable[..., Path], capsys: pytest.Ca
 def test_what_a_case_does_not_have(same_size: Store, store_url: str) -> None:
     database = same_size["turned"]
     with pytest.raises(StoreError, match=r"case 'T00' of 'turned' has no annotation 'tissue'\. It has: lesion"):
-        label_at_home(database, database["T00"], "tissue")
+        native_label(database, database["T00"], "tissue")
     with pytest.raises(StoreError, match=r"case 'T00' of 'turned' has no 'T1'\. It has: FLAIR"):
-        image_at_home(database, database["T00"], "T1")
+        native_image(database, database["T00"], "T1")
     cedar = open_store(store_url)["cedar"]
     with pytest.raises(StoreError, match="case 'C003' of 'cedar' has no 'FLAIR'"):
-        image_at_home(cedar, cedar["C003"], "FLAIR")
+        native_image(cedar, cedar["C003"], "FLAIR")
 
 
 def test_a_header_that_does_not_place_the_grid_is_left_out(

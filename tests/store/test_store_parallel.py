@@ -160,7 +160,7 @@ def test_default_memory_is_within_the_machine() -> None:
 
 
 def test_workers_that_cannot_be_meant() -> None:
-    with pytest.raises(UsageError, match="0 workers do nothing"):
+    with pytest.raises(UsageError, match="the number of workers is 0"):
         Workers(0)
     with pytest.raises(UsageError, match="'gpu' is neither"):
         Workers(2, "gpu")

@@ -23,7 +23,7 @@ from multiseg.store.ingest.ingest import ingest
 from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.remote import connection
-from multiseg.store.remote.connection import connect, in_words, read_small
+from multiseg.store.remote.connection import connect, read_small, translating_errors
 from multiseg.store.remote.patience import Patience, seconds_from_environment
 from multiseg.store.remote.range_requests import RemoteParts
 from multiseg.store.sources.manifest import find_manifest
@@ -143,7 +143,7 @@ def test_the_waits_grow_to_a_limit_and_the_error_says_how_long(clock: Clock, cap
     assert all(limit / 2 <= slept <= limit for slept, limit in zip(clock.slept, most, strict=True))
     said = [one.getMessage() for one in caplog.records]
     assert re.search(
-        rf"waiting for {url} since [12]\d s: it refuses connections. It is tried for 180 s in all", said[0]
+        rf"waiting for {url} for [12]\d s already: it refuses connections. Giving up after 180 s in all", said[0]
     )
     assert len(said) == 3, "once, and again each minute"
 
@@ -179,7 +179,7 @@ def test_the_environment_sets_the_time(clock: Clock, monkeypatch: pytest.MonkeyP
 
 def test_an_unknown_name_is_asked_again(clock: Clock) -> None:
     url = "http://nowhere.invalid/x"
-    with pytest.raises(ResourceError, match=r"It was tried for"), in_words(url):
+    with pytest.raises(ResourceError, match=r"It was tried for"), translating_errors(url):
         connection.patience(url).run(lambda: obstore.get(connect(url), "a"))
     assert len(clock.slept) > 5
 
@@ -214,10 +214,12 @@ def test_the_main_process_says_what_its_workers_wait_for(caplog: pytest.LogCaptu
     before = logger.handlers[:], logger.propagate
     try:
         worker._speak_through(theirs, Lock())
-        Patience("s3://bucket/brain.zarr", clock=lambda: 0.0)._tell(connection.BaseError("refused"), 12.0)
+        Patience("s3://bucket/brain.zarr", clock=lambda: 0.0)._warn(connection.BaseError("refused"), 12.0)
     finally:
         logger.handlers[:], logger.propagate = before
     assert not caplog.records
     one = processes._Worker(3, Process(), ours)
     assert processes.Processes._heard(object.__new__(processes.Processes), one) == []
-    assert "reader process 3: waiting for s3://bucket/brain.zarr since 12 s: it refuses connections" in caplog.text
+    assert (
+        "reader process 3: waiting for s3://bucket/brain.zarr for 12 s already: it refuses connections" in caplog.text
+    )

@@ -22,7 +22,7 @@ from multiseg.store.formats.reading import read_volume
 from multiseg.store.ingest.dry_run import forecast
 from multiseg.store.ingest.ingest import IngestReport, ingest
 from multiseg.store.ingest.plan import IngestOptions
-from multiseg.store.ingest.pseudonyms import _Words, read_book
+from multiseg.store.ingest.pseudonyms import RealNames, read_book
 from multiseg.store.reader import open_store
 from multiseg.store.sources.source_types import DatabaseFiles
 
@@ -200,16 +200,16 @@ def test_files_that_can_hold_no_names(visits: DatabaseFiles, tmp_path: Path) -> 
     (tmp_path / "link").symlink_to(tmp_path / "s.zarr")
     (tmp_path / "odd.json").write_text('{"a": 1}')
     for place, said in (
-        (f"{url}/names.json", "lies in the store"),
-        (str(tmp_path / "link" / "names.json"), "lies in the store"),
+        (f"{url}/names.json", "is inside the store"),
+        (str(tmp_path / "link" / "names.json"), "is inside the store"),
         ("s3://bucket/names.json", "on this machine"),
         (str(tmp_path), "is a folder"),
-        (str(tmp_path / "odd.json"), "is no file of pseudonyms"),
+        (str(tmp_path / "odd.json"), "is not a file of pseudonyms"),
     ):
         with pytest.raises(UsageError, match=said):
             ingest([visits], url, replace(options(tmp_path), pseudonyms=place))
     assert (tmp_path / "odd.json").read_text() == '{"a": 1}'
-    with pytest.raises(UsageError, match="called 'SMITH scans', as the patient or case 'SMITH' is"):
+    with pytest.raises(UsageError, match="the database, 'SMITH scans', contains that of the patient or case 'SMITH'"):
         ingest([replace(visits, name="SMITH scans")], url, options(tmp_path))
     (tmp_path / "names.json").chmod(0o644)
     taken(visits, tmp_path)
@@ -225,7 +225,7 @@ def test_one_process_at_a_time_adds_names(visits: DatabaseFiles, tmp_path: Path)
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(ResourceError, match="it adds names to the same file"):
+        with pytest.raises(ResourceError, match="it is adding names to the same file"):
             taken(visits, tmp_path)
         other.communicate(b"\n")
     with held_alone(lock, ""):
@@ -263,7 +263,7 @@ def test_from_the_command_line_with_a_patients_table(tmp_path: Path, capsys: pyt
 def test_the_names_that_may_stand_in_a_text_are_those_of_a_search_for_all(tmp_path: Path) -> None:
     names = ["sub-0012", "P12", "Ann Lee", "Lee", "ann", "-x1-", "o'brien", "Ann Lee Moore", "2012"]
     people = {name: f"p{at}" for at, name in enumerate(names)}
-    words = _Words(people)
+    words = RealNames(people)
     texts = {
         "seen with Ann Lee Moore and ann-lee": "seen with p7 and p4-p3",
         "SUB-0012, once 0012": "p0, once p0",

@@ -197,8 +197,8 @@ def test_stores_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"there is no store at .* Make one with: multiseg ingest") as caught:
         open_store(str(tmp_path / "none.zarr"))
     assert caught.value.code == "NO_STORE"
-    with pytest.raises(StoreError, match="is no Zarr v3 store"):
+    with pytest.raises(StoreError, match="is not a Zarr v3 store"):
         open_store(str(tmp_path))
     zarr.create_group(tmp_path / "other.zarr", zarr_format=3)
-    with pytest.raises(StoreError, match="is a Zarr group but no multiseg store"):
+    with pytest.raises(StoreError, match="is a Zarr group but not a multiseg store"):
         open_store(str(tmp_path / "other.zarr"))

@@ -20,7 +20,7 @@ from multiseg.store.byte_ranges import LocalParts, Parts, Range
 from multiseg.store.reader import open_store
 from multiseg.store.remote import range_requests as remote_parts
 from multiseg.store.remote.connection import connect
-from multiseg.store.remote.range_requests import MOST_REQUESTS, NEAR_BYTES, RemoteParts, few
+from multiseg.store.remote.range_requests import MOST_REQUESTS, NEAR_BYTES, RemoteParts, limit_ranges
 from multiseg.types import Index3
 
 
@@ -157,7 +157,7 @@ def test_a_read_is_one_round_trip_whatever_it_asks_for(far: str, scattered: byte
     rng = np.random.default_rng(1)
     starts = rng.permutation(2**23 // 4096)[:300] * 4096
     ranges = [(int(start), int(start + rng.integers(1, 4097))) for start in starts]
-    num = len(few(ranges))
+    num = len(limit_ranges(ranges))
     assert 1 < num <= MOST_REQUESTS
     line.asked.clear()
     line.expect_together(num)
@@ -168,8 +168,8 @@ def test_a_read_is_one_round_trip_whatever_it_asks_for(far: str, scattered: byte
 
 def test_what_lies_far_apart_is_not_sent() -> None:
     near = [(0, 10), (10 + NEAR_BYTES, 20 + NEAR_BYTES), (2**22, 2**22 + 1)]
-    assert few(near[::-1]) == [(0, 20 + NEAR_BYTES), (2**22, 2**22 + 1)]
-    assert few([(start, start + 1) for start in range(0, 2**24, 2**21)]) == [
+    assert limit_ranges(near[::-1]) == [(0, 20 + NEAR_BYTES), (2**22, 2**22 + 1)]
+    assert limit_ranges([(start, start + 1) for start in range(0, 2**24, 2**21)]) == [
         (start, start + 1) for start in range(0, 2**24, 2**21)
     ]
 
@@ -179,7 +179,7 @@ def test_a_window_of_three_chunks_each_way_takes_what_it_needs_alone() -> None:
     edge = 200_000
     rows = [edge * ((i * 6 + j) * 5 + 1) for i in range(3) for j in range(3)]
     chunks = [(row + k * edge, row + (k + 1) * edge) for row in rows for k in range(3)]
-    assert few(chunks) == [(row, row + 3 * edge) for row in rows]
+    assert limit_ranges(chunks) == [(row, row + 3 * edge) for row in rows]
 
 
 def test_threads_do_not_wait_for_each_other(far: str, store_url: str, line: Line) -> None:
@@ -226,12 +226,12 @@ def test_an_object_that_ends_too_soon_is_named(
     for url in urls:
         reader = ShardReader(RemoteParts(url), layout)
         out = np.zeros((1, *case.extent), layout.dtype)
-        with pytest.raises(StoreError, match=rf"{url}/{key} ends before all of its chunks|is wrong"):
+        with pytest.raises(StoreError, match=rf"{url}/{key} is truncated: it ends before its last chunk|is wrong"):
             reader.read(case.row, runs_of([(0, 0)], layout.chunk[0]), (0, 0, 0), case.extent, out)
     end = kept + index
     for url in urls:
         for wanted in ([(0, 4), (end - 2, end + 2)], [(0, 4), (end + 2**20, end + 2**20 + 4)]):
-            with pytest.raises(StoreError, match=rf"{url}/{key} ends before all of its chunks: it is truncated"):
+            with pytest.raises(StoreError, match=rf"{url}/{key} is truncated: it ends before its last chunk"):
                 RemoteParts(url).read(key, wanted, is_first=True)
 
 
@@ -245,7 +245,7 @@ def test_what_is_wrong_is_said_in_words(far: str, server: str, monkeypatch: pyte
         RemoteParts("s3://no-such-bucket").read("key", [(0, 8)], is_first=True)
     parts = RemoteParts(far)
     assert parts.tail("nothing", 8) is None
-    with pytest.raises(StoreError, match=rf"{far}/nothing was there a moment ago and is gone"):
+    with pytest.raises(StoreError, match=rf"{far}/nothing was deleted while it was read"):
         parts.read("nothing", [(0, 8)], is_first=True)
     nobody = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", nobody)

@@ -111,4 +111,4 @@ def test_a_web_server_is_only_read(verb: str, how: list[str], local: Path, capsy
         code = run([verb, f"{address}/{local.name}", *own, *how])
     said = " ".join(capsys.readouterr().err.split())
     assert code == 5
-    assert "can be read, not written" in said
+    assert "is read-only: it is on a web server" in said

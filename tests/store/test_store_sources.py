@@ -187,7 +187,7 @@ def test_sites_and_splits_in_a_table_stay_text(tmp_path: Path) -> None:
         (tmp_path / "p.csv").write_text(text)
         assert [(case.site, case.split) for case in found(tmp_path, participants="p.csv").cases] == told
     (tmp_path / "p.csv").write_text("case,split\nP1,train\nP2,dev\nP3,holdout\n")
-    with pytest.raises(UsageError, match=r"p\.csv: the split 'holdout' of 'P3' is none of train, val, test"):
+    with pytest.raises(UsageError, match=r"p\.csv: the split 'holdout' of 'P3' is not one of train, val, test"):
         found(tmp_path, participants="p.csv")
     (tmp_path / "ids.csv").write_text("case,subject,session\nP1,1,\nP2,2,\n")
     assert read_participants(tmp_path / "ids.csv", "db")[0]["P2"] == {"subject": "2", "session": ""}
@@ -276,7 +276,7 @@ def test_columns_of_files_are_read_as_names_are(tmp_path: Path) -> None:
 def test_a_csv_manifest_spells_splits_as_split_files_do(tmp_path: Path) -> None:
     (files,) = csv_manifest(tmp_path, "database,case,T1,site,split\na,P1,x.nii,1,Training\na,P2,y.nii,2,\n")
     assert [(case.site, case.split) for case in files.cases] == [("1", "train"), ("2", "")]
-    with pytest.raises(UsageError, match=r"m\.csv: the split 'fold1' of 'P1' is none of"):
+    with pytest.raises(UsageError, match=r"m\.csv: the split 'fold1' of 'P1' is not one of"):
         csv_manifest(tmp_path, "database,case,T1,split\na,P1,x.nii,fold1\n")
 
 

@@ -34,7 +34,9 @@ def options_of(store_url: str, *labels: str, **changes: object) -> TrainOptions:
 
 
 def test_every_label_has_to_be_somebodys(store_url: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"nobody looked for oedma, tissue:CFS in .*Structures there: ") as caught:
+    with pytest.raises(
+        UsageError, match=r"no case in .* is annotated for oedma, tissue:CFS\..*Structures there: "
+    ) as caught:
         train(options_of(store_url, "oedma", "tissue:CFS", "tissue:CSF"), tmp_path / "run")
     assert "Did you mean 'tissue:CSF' by 'tissue:CFS'?" in str(caught.value)
     assert not (tmp_path / "run" / "resume.pt").exists()
@@ -47,7 +49,7 @@ def test_every_label_has_to_be_somebodys(store_url: str, tmp_path: Path) -> None
 def test_what_was_perhaps_meant(name: str, meant: str) -> None:
     structures = [*GLIOMA.structures, *TISSUE.structures]
     with pytest.raises(
-        UsageError, match=f"nobody looked for {name} in the store. Structures there: necrosis, "
+        UsageError, match=f"no case in the store is annotated for {name}. Structures there: necrosis, "
     ) as error:
         check_named(LabelSpace.of([name]), structures, "the store")
     hint = re.search(r"Did you mean '(.*)' by", str(error.value))

@@ -1,10 +1,11 @@
-"""Decoding every chunk of an array, and naming those that cannot be."""
+"""Decoding every chunk of an array, and reporting those that cannot be decoded."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import TypeAlias
 
 import numpy as np
@@ -22,7 +23,7 @@ Region: TypeAlias = tuple[slice, ...]
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """What one file of an array holds. `values` are None where the file is not there or cannot be decoded."""
+    """One file of an array. `values` is None if the file is missing or cannot be decoded."""
 
     key: str
     index: tuple[int, ...]
@@ -32,20 +33,20 @@ class Block:
 
 
 def decoded_blocks(array: zarr.Array, faults: Faults, row: int | None = None) -> Iterator[Block]:
-    """Every file of an array, or of one row of it, decoded; what cannot be is noted as DAMAGED_CHUNK."""
+    """Decode every file of an array, or of one row of it. Damaged ones are reported as DAMAGED_CHUNK."""
     size = array.shards or array.chunks
-    counts = [range(-(-n // step)) for n, step in zip(array.shape, size, strict=True)]
+    counts = [range(ceil(length / step)) for length, step in zip(array.shape, size, strict=True)]
     if row is not None:
         counts[0] = range(row // size[0], row // size[0] + 1)
     for index in itertools.product(*counts):
-        region = _cut(tuple(slice(at * step, (at + 1) * step) for at, step in zip(index, size, strict=True)), array)
+        region = _clip(tuple(slice(n * step, (n + 1) * step) for n, step in zip(index, size, strict=True)), array)
         if row is not None:
             region = (slice(row, row + 1), *region[1:])
         key = f"{array.path}/{array.metadata.encode_chunk_key(index)}"
         yield _decoded(array, key, index, region, faults)
 
 
-def _cut(region: Region, array: zarr.Array) -> Region:
+def _clip(region: Region, array: zarr.Array) -> Region:
     return tuple(slice(part.start, min(part.stop, n)) for part, n in zip(region, array.shape, strict=True))
 
 
@@ -54,18 +55,18 @@ def _decoded(array: zarr.Array, key: str, index: tuple[int, ...], region: Region
         first = sync(array.store_path.store.get(key, default_buffer_prototype(), RangeByteRequest(0, 1)))
         if first is None:
             return Block(key, index, region, None, is_missing=True)
-        if len(first) == 0:  # zarr takes an empty file for one that is not there
+        if len(first) == 0:  # zarr treats an empty file as missing
             faults.error("DAMAGED_CHUNK", key, f"the file is empty. {advice(array.basename)}")
             return Block(key, index, region, None, is_missing=False)
         return Block(key, index, region, np.asarray(array[region]), is_missing=False)
     except UNREADABLE as error:
-        said = f"{_which(array, region)} cannot be decoded: {one_line(error)}"
-        faults.error("DAMAGED_CHUNK", key, f"{said}. {advice(array.basename)}")
+        problem = f"{_damaged_chunks(array, region)} cannot be decoded: {one_line(error)}"
+        faults.error("DAMAGED_CHUNK", key, f"{problem}. {advice(array.basename)}")
         return Block(key, index, region, None, is_missing=False)
 
 
-def _which(array: zarr.Array, region: Region) -> str:
-    """Which inner chunks of a file are damaged, for people to read."""
+def _damaged_chunks(array: zarr.Array, region: Region) -> str:
+    """The damaged inner chunks of a file, in words."""
     if array.shards is None:
         return "the chunk"
     steps = [range(part.start, part.stop, step) for part, step in zip(region, array.chunks, strict=True)]
@@ -73,13 +74,18 @@ def _which(array: zarr.Array, region: Region) -> str:
     bad = [corner for corner in corners if not _is_sound(array, corner)]
     if not bad:
         return "the file"
-    first = ", ".join(f"{name} {at}" for name, at in zip("ijk", bad[0][2:], strict=False))
+    first = ", ".join(f"{name} {position}" for name, position in zip("ijk", bad[0][2:], strict=False))
     return f"{len(bad)} of {len(corners)} chunks, the first of them at channel {bad[0][1]}, {first},"
 
 
 def _is_sound(array: zarr.Array, corner: tuple[int, ...]) -> bool:
     try:
-        array[_cut(tuple(slice(at, at + step) for at, step in zip(corner, array.chunks, strict=True)), array)]
+        array[
+            _clip(
+                tuple(slice(position, position + step) for position, step in zip(corner, array.chunks, strict=True)),
+                array,
+            )
+        ]
     except UNREADABLE:
         return False
     return True

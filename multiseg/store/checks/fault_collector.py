@@ -1,4 +1,4 @@
-"""Faults of a store, noted one by one with their place."""
+"""Collecting the faults of a store, with their places."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from multiseg.store.findings import Finding, Severity
 
-REDO = "Ingest the case again with --redo CASE, or copy the store again from where it came."
-"""What to do about voxels: they are held once."""
-REPAIR = f"Repair the store: multiseg repair STORE. What verify still finds then: {REDO[0].lower()}{REDO[1:]}"
-"""What to do about all else."""
+REDO = "Ingest the case again with --redo CASE, or copy the store again from its source."
+"""What to do about damaged voxels, which are stored only once."""
+REPAIR = f"Repair the store: multiseg repair STORE. If verify still finds faults: {REDO[0].lower()}{REDO[1:]}"
+"""What to do about all other damage."""
 
 
 def advice(array: str) -> str:
@@ -19,7 +19,7 @@ def advice(array: str) -> str:
 
 @dataclass(frozen=True)
 class Faults:
-    """The findings of one database, or of one of its cases, as they are made."""
+    """A growing list of findings of one database, or of one of its cases."""
 
     database: str = ""
     case: str = ""

@@ -1,4 +1,4 @@
-"""Whether a database is laid out as the schema says: its attributes, its arrays, and the lengths of their axes."""
+"""Checking the layout of a database against the schema: attributes, arrays, and the lengths of their axes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from multiseg.store.preparation.space import MAX_VOXELS
 
 FIXED = {"axis": 3, "row": 4, "column": 4, "header_byte": schema.HEADER_BYTES, "point": schema.FOREGROUND_POINTS}
 MOST = {"case": schema.STATUS_ROWS, "modality": 4096, "annotation": 4096, "structure": 254}
-"""Longer axes are none of ours: their lengths are damaged, and would fill the memory."""
+"""The maximum lengths of axes. A larger length is damaged, and reading the array would fill the memory."""
 BIG = (*schema.BY_CASE, "record")
-"""The arrays that are read a case at a time."""
+"""The arrays that are read case by case."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A database as far as it can be relied on: arrays that fit the schema, and coordinates that could be read."""
+    """The sound part of a database: arrays that fit the schema, and coordinates that could be read."""
 
     name: str
     arrays: Mapping[str, zarr.Array]
@@ -43,7 +43,7 @@ class Layout:
     recipe: Recipe | None
     expected: Expected
     absent: Sequence[tuple[str, Block]]
-    """The chunks of coordinates that are not there, by their array's name."""
+    """The missing chunks of coordinates, each with its array's name."""
 
     @property
     def status(self) -> Any:
@@ -75,52 +75,52 @@ def read_layout(
     """Check a database's attributes and arrays, and read its coordinates.
 
     Args:
-        coordinates: what there is of them; an older format had fewer.
+        coordinates: the coordinates that the database must have; older formats have fewer.
     """
     attributes = group.attrs.asdict()
-    schemas, recipe = _attributes(attributes, name, grid_mm, faults)
-    own = attributes.get(schema.PARTICIPANT_COLUMNS, [])
-    if not isinstance(own, list) or not all(isinstance(column, str) for column in own):
+    schemas, recipe = _check_attributes(attributes, name, grid_mm, faults)
+    own_columns = attributes.get(schema.PARTICIPANT_COLUMNS, [])
+    if not isinstance(own_columns, list) or not all(isinstance(column, str) for column in own_columns):
         faults.error(
-            "BAD_ATTRIBUTES", f"{name}/zarr.json", f"{schema.PARTICIPANT_COLUMNS} is no list of names. {REPAIR}"
+            "BAD_ATTRIBUTES", f"{name}/zarr.json", f"{schema.PARTICIPANT_COLUMNS} is not a list of names. {REPAIR}"
         )
-        own = []
+        own_columns = []
     arrays: dict[str, zarr.Array] = {}
-    for array_name in [*coordinates, *own, "image", "label"]:
-        array = _array(group, array_name, faults)
+    for array_name in [*coordinates, *own_columns, "image", "label"]:
+        array = _open_array(group, array_name, faults)
         if array is not None:
             arrays[array_name] = array
-    _unknown(group, {*schema.COORDINATES, *own, "image", "label"}, faults)
+    _report_unknown_arrays(group, {*schema.COORDINATES, *own_columns, "image", "label"}, faults)
     columns: dict[str, Any] = {}
     absent: list[tuple[str, Block]] = []
     for key, array in arrays.items():
-        if key not in BIG and (values := _column(key, array, faults, absent)) is not None:
+        if key not in BIG and (values := _read_column(key, array, faults, absent)) is not None:
             columns[key] = values
     layout = Layout(name, arrays, columns, schemas, recipe, _needed_files(group, arrays, columns), absent)
     for key, block in absent:
         if "record" in coordinates and layout.expected.has(key, block.index):
-            faults.error("MISSING_FILE", block.key, f"the file is not there. {REPAIR}")
+            faults.error("MISSING_FILE", block.key, f"the file is missing. {REPAIR}")
     if "status" in columns:
         try:
             states_of_rows(group, name)
         except StoreError as error:
-            faults.error("BAD_SHAPE", error.file, f"status has less room than rows are in use. {REPAIR}")
-    _lengths(layout, faults)
-    _names(layout, faults)
+            faults.error("BAD_SHAPE", error.file, f"status has room for fewer rows than are in use. {REPAIR}")
+    _check_lengths(layout, faults)
+    _check_names(layout, faults)
     return layout
 
 
 def damaged_files_of_all(url: str) -> list[tuple[str, str]]:
-    """The same of all databases that the root names, and of the root."""
+    """As `damaged_files`, for the root and all databases that it names."""
     try:
         names, _grid_mm = check_head(url, open_root(url, "r").attrs[ROOT_KEY])
     except StoreError as error:
         return [(error.file, str(error))] if error.file else []
-    return [found for name in names for found in damaged_files(url, name)]
+    return [damaged_file for name in names for damaged_file in damaged_files(url, name)]
 
 
 def damaged_files(url: str, name: str) -> list[tuple[str, str]]:
-    """The files of a database's metadata and coordinates that are damaged, and what is wrong with each."""
+    """The damaged files of a database's metadata and coordinates, and what is wrong with each."""
     faults = Faults(name)
     try:
         store = zarr_store(url, read_only=True)
@@ -133,7 +133,7 @@ def damaged_files(url: str, name: str) -> list[tuple[str, str]]:
 
 
 def damaged_files_of_case(url: str, name: str, row: int) -> list[tuple[str, str]]:
-    """The same of what a case holds in files of its own, and if they are sound, of its database."""
+    """As `damaged_files`, for the files of one case or, if they are sound, of its database."""
     faults = Faults(name)
     try:
         group = zarr.open_group(
@@ -143,77 +143,84 @@ def damaged_files_of_case(url: str, name: str, row: int) -> list[tuple[str, str]
             list(decoded_blocks(group[array], faults, row))
     except UNREADABLE:
         return damaged_files(url, name)
-    found = [(one.file, one.message.removesuffix(f" {advice(one.file.split('/')[1])}")) for one in faults.found]
-    return found or damaged_files(url, name)
+    files = [
+        (finding.file, finding.message.removesuffix(f" {advice(finding.file.split('/')[1])}"))
+        for finding in faults.found
+    ]
+    return files or damaged_files(url, name)
 
 
-def _attributes(
-    held: Mapping[str, Any], name: str, grid_mm: Sequence[float] | None, faults: Faults
+def _check_attributes(
+    attributes: Mapping[str, Any], name: str, grid_mm: Sequence[float] | None, faults: Faults
 ) -> tuple[dict[str, LabelSchema], Recipe | None]:
     file = f"{name}/zarr.json"
-    if not isinstance(held.get("pathology"), str):
-        faults.error("BAD_ATTRIBUTES", file, f"no pathology is named ({held.get('pathology')!r}). {REPAIR}")
-    if held.get("codec") not in schema.CODECS:
+    if not isinstance(attributes.get("pathology"), str):
+        faults.error("BAD_ATTRIBUTES", file, f"the pathology is {attributes.get('pathology')!r}. {REPAIR}")
+    if attributes.get("codec") not in schema.CODECS:
         faults.error(
-            "BAD_ATTRIBUTES", file, f"the codec {held.get('codec')!r} is none of {', '.join(schema.CODECS)}. {REPAIR}"
+            "BAD_ATTRIBUTES",
+            file,
+            f"the codec {attributes.get('codec')!r} is not one of {', '.join(schema.CODECS)}. {REPAIR}",
         )
     recipe = None
     try:
-        recipe = Recipe.from_json(held["recipe"])
+        recipe = Recipe.from_json(attributes["recipe"])
     except UNREADABLE as error:
-        faults.error("BAD_ATTRIBUTES", file, f"the recipe {held.get('recipe')!r} is none: {one_line(error)}. {REPAIR}")
+        faults.error(
+            "BAD_ATTRIBUTES", file, f"invalid recipe {attributes.get('recipe')!r}: {one_line(error)}. {REPAIR}"
+        )
     if recipe is not None and grid_mm is not None and list(recipe.spacing_mm) != list(grid_mm):
-        said = f"the recipe has voxels of {list(recipe.spacing_mm)} mm, the store of {list(grid_mm)} mm"
-        faults.error("BAD_ATTRIBUTES", file, f"{said}. {REPAIR}")
+        problem = f"the recipe has voxels of {list(recipe.spacing_mm)} mm, the store of {list(grid_mm)} mm"
+        faults.error("BAD_ATTRIBUTES", file, f"{problem}. {REPAIR}")
     schemas: dict[str, LabelSchema] = {}
-    listed = held.get("label_schemas")
-    if not isinstance(listed, dict):
-        faults.error("BAD_ATTRIBUTES", file, f"label_schemas is no table of annotations. {REPAIR}")
-        listed = {}
-    for annotation, codes in listed.items():
+    codes_by_annotation = attributes.get("label_schemas")
+    if not isinstance(codes_by_annotation, dict):
+        faults.error("BAD_ATTRIBUTES", file, f"label_schemas is not a table of annotations. {REPAIR}")
+        codes_by_annotation = {}
+    for annotation, codes in codes_by_annotation.items():
         try:
             schemas[annotation] = LabelSchema.from_json(codes)
         except UNREADABLE as error:
-            said = f"the codes of the annotation {annotation!r} cannot be read: {one_line(error)}"
-            faults.error("BAD_ATTRIBUTES", file, f"{said}. {REPAIR}")
+            problem = f"the codes of the annotation {annotation!r} cannot be read: {one_line(error)}"
+            faults.error("BAD_ATTRIBUTES", file, f"{problem}. {REPAIR}")
     return schemas, recipe
 
 
-def _array(group: zarr.Group, name: str, faults: Faults) -> zarr.Array | None:
-    """An array whose metadata fits the schema; None, and noted, otherwise."""
+def _open_array(group: zarr.Group, name: str, faults: Faults) -> zarr.Array | None:
+    """An array whose metadata fit the schema; otherwise None, and the fault is reported."""
     file = f"{group.path}/{name}/zarr.json"
     try:
         array = group[name]
         if not isinstance(array, zarr.Array):
             raise TypeError("it is a group")
-        wrong = _misfits(name, array)
+        wrong = _differences(name, array)
     except (KeyError, FileNotFoundError):
-        faults.error("MISSING_ARRAY", file, f"the array {name!r} is not there. {REPAIR}")
+        faults.error("MISSING_ARRAY", file, f"the array {name!r} is missing. {REPAIR}")
         return None
     except UNREADABLE as error:
         faults.error("BAD_METADATA", file, f"the array {name!r} cannot be opened: {one_line(error)}. {REPAIR}")
         return None
-    for said in wrong:
-        faults.error("BAD_SCHEMA", file, f"{name}: {said}. {REPAIR}")
+    for problem in wrong:
+        faults.error("BAD_SCHEMA", file, f"{name}: {problem}. {REPAIR}")
     if name == "image" and not wrong and "scale_factor" not in array.attrs:
         faults.warning(
             "FLOAT16_IN_XARRAY", file,
-            "xarray opens the image as float16, in which sums overflow. Any ingest into this database adds the "
-            "attribute that makes it float64; until then use image.astype('float64').",
+            "xarray opens the image as float16, in which sums overflow. The next ingest into this database adds the "
+            "attribute that makes it float64. Until then, use image.astype('float64').",
         )  # fmt: skip
     return None if wrong else array
 
 
-def _misfits(name: str, array: zarr.Array) -> list[str]:
-    """What of an array is not as the schema says."""
-    axes, dtype, fill = _expected(name, array)
+def _differences(name: str, array: zarr.Array) -> list[str]:
+    """The differences of an array from the schema."""
+    axes, dtype, fill = _expected_metadata(name, array)
     held_type, wrong = array.metadata.data_type.to_json(zarr_format=3), []
     if tuple(array.metadata.dimension_names or ()) != axes:
         return [f"its axes are {array.metadata.dimension_names} instead of {axes}"]
     if held_type not in dtype:
-        wrong.append(f"it holds {held_type} instead of {' or '.join(dtype)}")
+        wrong.append(f"its type is {held_type} instead of {' or '.join(dtype)}")
     elif not _same(array.fill_value, fill):
-        wrong.append(f"what is not written reads as {np.asarray(array.fill_value).item()!r} instead of {fill!r}")
+        wrong.append(f"its fill value is {np.asarray(array.fill_value).item()!r} instead of {fill!r}")
     if name in ("image", "label") and "crc32c" not in json.dumps([codec.to_dict() for codec in array.compressors]):
         wrong.append("its chunks have no checksum (crc32c)")
     for axis, n in zip(axes, array.shape, strict=True):
@@ -222,11 +229,11 @@ def _misfits(name: str, array: zarr.Array) -> list[str]:
                 f"its axis {axis!r} has the length {n}" + (f" instead of {FIXED[axis]}" if axis in FIXED else "")
             )
     if name in ("image", "label") and math.prod(array.shape[2:]) > MAX_VOXELS:
-        wrong.append(f"its room for a case, {array.shape[2:]} voxels, is none that a head needs")
+        wrong.append(f"its room for a case, {array.shape[2:]} voxels, is larger than any head needs")
     return wrong
 
 
-def _expected(name: str, array: zarr.Array) -> tuple[tuple[str, ...], tuple[str, ...], Any]:
+def _expected_metadata(name: str, array: zarr.Array) -> tuple[tuple[str, ...], tuple[str, ...], Any]:
     """Axes, types and fill value of an array."""
     if name in schema.COORDINATES:
         variable = schema.COORDINATES[name]
@@ -238,21 +245,21 @@ def _expected(name: str, array: zarr.Array) -> tuple[tuple[str, ...], tuple[str,
     return ("case",), ("string", "float64"), "" if is_text else float("nan")
 
 
-def _same(held: Any, expected: Any) -> bool:
-    return bool(held == expected or (held != held and expected != expected))
+def _same(value: Any, expected: Any) -> bool:
+    return bool(value == expected or (value != value and expected != expected))
 
 
-def _unknown(group: zarr.Group, known: set[str], faults: Faults) -> None:
+def _report_unknown_arrays(group: zarr.Group, known: set[str], faults: Faults) -> None:
     for name in listed(group):
         if name not in known:
-            said = f"{name!r} is none of the store's arrays; a writer that died left it, or somebody put it there"
+            problem = f"{name!r} is not one of the store's arrays; a writer that died left it, or somebody put it there"
             faults.warning(
-                "UNKNOWN_ARRAY", f"{group.path}/{name}", f"{said}. Move it beside the store: multiseg repair STORE."
+                "UNKNOWN_ARRAY", f"{group.path}/{name}", f"{problem}. Move it beside the store: multiseg repair STORE."
             )
 
 
 def listed(group: zarr.Group) -> list[str]:
-    """The names of what lies in a group's folder; none where the server cannot list."""
+    """The names in a group's folder; none if the server cannot list."""
     store = group.store_path.store
     if not store.supports_listing:
         return []
@@ -264,16 +271,16 @@ def listed(group: zarr.Group) -> list[str]:
 
 
 def _needed_files(group: zarr.Group, arrays: Mapping[str, zarr.Array], columns: Mapping[str, Any]) -> Expected:
-    """What has to be there, by the states of the rows and the names of their files."""
+    """The files that must exist, by the states of the rows and the names of their files."""
     in_use = np.asarray(columns.get("status", np.zeros(0, dtype=np.uint8))) != schema.PENDING
     chunks = {name: (tuple(array.metadata.dimension_names), array.chunks) for name, array in arrays.items()}
     texts = columns.get("shards", ())
-    named = {int(row): str(texts[row]) for row in np.flatnonzero(in_use) if row < len(texts)}
-    return Expected(in_use, lengths_of(group), chunks, named)
+    shards = {int(row): str(texts[row]) for row in np.flatnonzero(in_use) if row < len(texts)}
+    return Expected(in_use, lengths_of(group), chunks, shards)
 
 
-def _column(name: str, array: zarr.Array, faults: Faults, absent: list[tuple[str, Block]]) -> Any:
-    """A coordinate's values, or None when they cannot be read; its chunks that are not there are noted in `absent`."""
+def _read_column(name: str, array: zarr.Array, faults: Faults, absent: list[tuple[str, Block]]) -> Any:
+    """A coordinate's values; None if they cannot be read. Its missing chunks are added to `absent`."""
     before = len(faults.found)
     blocks = list(decoded_blocks(array, faults))
     absent += [(name, block) for block in blocks if block.is_missing]
@@ -282,36 +289,36 @@ def _column(name: str, array: zarr.Array, faults: Faults, absent: list[tuple[str
     return blocks[0].values if len(blocks) == 1 and not blocks[0].is_missing else array[:]
 
 
-def _lengths(layout: Layout, faults: Faults) -> None:
-    """Axes that arrays share have one length; where a writer died, some have room that others do not have yet."""
+def _check_lengths(layout: Layout, faults: Faults) -> None:
+    """Check that arrays agree on the lengths of axes. After a writer died, some may be longer than others."""
     if not {"status", "modality", "annotation"} <= set(layout.columns):
         return
-    held: dict[str, dict[str, int]] = {}
+    lengths_of_axis: dict[str, dict[str, int]] = {}
     for name, array in layout.arrays.items():
-        for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True):
-            held.setdefault(axis, {})[name] = n
-    needed = _needed(layout)
-    needed |= {axis: max(n, needed.get(axis, 0)) for axis, n in layout.expected.lengths.items()}
-    for axis, by_array in held.items():
+        for axis, length in zip(array.metadata.dimension_names, array.shape, strict=True):
+            lengths_of_axis.setdefault(axis, {})[name] = length
+    needed = _needed_lengths(layout)
+    needed |= {axis: max(length, needed.get(axis, 0)) for axis, length in layout.expected.lengths.items()}
+    for axis, by_array in lengths_of_axis.items():
         if axis in FIXED or len(set(by_array.values())) < 2:
             continue
-        short = [name for name, n in by_array.items() if n < needed.get(axis, 0)]
-        lengths = ", ".join(f"{name} {n}" for name, n in sorted(by_array.items(), key=lambda item: item[1]))
-        said = f"arrays differ in the length of the axis {axis!r}: {lengths}"
+        short = [name for name, length in by_array.items() if length < needed.get(axis, 0)]
+        lengths = ", ".join(f"{name} {length}" for name, length in sorted(by_array.items(), key=lambda item: item[1]))
+        problem = f"arrays differ in the length of the axis {axis!r}: {lengths}"
         if short:
-            faults.error("BAD_SHAPE", f"{layout.name}/{short[0]}/zarr.json", f"{said}. {REPAIR}")
+            faults.error("BAD_SHAPE", f"{layout.name}/{short[0]}/zarr.json", f"{problem}. {REPAIR}")
         else:
-            faults.note("WRITER_DIED", layout.name, f"{said}. No case is hurt; the next ingest mends it.")
-    for axis, n in needed.items():
-        for name, length in held.get(axis, {}).items():
-            if length < n and len(set(held[axis].values())) == 1:
-                said = f"{name} has room for {length} along {axis!r}, but the cases need {n}"
-                faults.error("BAD_SHAPE", f"{layout.name}/{name}/zarr.json", f"{said}. {REPAIR}")
+            faults.note("WRITER_DIED", layout.name, f"{problem}. No case is affected; the next ingest corrects it.")
+    for axis, needed_length in needed.items():
+        for name, length in lengths_of_axis.get(axis, {}).items():
+            if length < needed_length and len(set(lengths_of_axis[axis].values())) == 1:
+                problem = f"{name} has room for {length} along {axis!r}, but the cases need {needed_length}"
+                faults.error("BAD_SHAPE", f"{layout.name}/{name}/zarr.json", f"{problem}. {REPAIR}")
                 break
 
 
-def _needed(layout: Layout) -> dict[str, int]:
-    """How long the axes have to be for the committed cases."""
+def _needed_lengths(layout: Layout) -> dict[str, int]:
+    """The lengths of axes that the committed cases need."""
     rows = layout.rows(schema.COMMITTED)
     needed = {"case": max(rows, default=-1) + 1}
     for axis, column in (("modality", "available"), ("annotation", "annotated")):
@@ -324,16 +331,16 @@ def _needed(layout: Layout) -> dict[str, int]:
     return needed
 
 
-def _names(layout: Layout, faults: Faults) -> None:
-    """The names along the modality and annotation axes."""
+def _check_names(layout: Layout, faults: Faults) -> None:
+    """Check the names along the axes modality and annotation."""
     for axis, names in (("modality", layout.modalities), ("annotation", layout.annotations)):
         file = f"{layout.name}/{axis}"
         twice = sorted({name for name in names if name and names.count(name) > 1})
         if twice:
-            faults.error("BAD_NAME", file, f"{', '.join(twice)} stands twice along the axis {axis!r}. {REPAIR}")
-        if "" in names[: _needed(layout).get(axis, 0)]:
-            faults.error("BAD_NAME", file, f"a {axis} that cases have is without a name. {REPAIR}")
+            faults.error("BAD_NAME", file, f"{', '.join(twice)} occurs twice along the axis {axis!r}. {REPAIR}")
+        if "" in names[: _needed_lengths(layout).get(axis, 0)]:
+            faults.error("BAD_NAME", file, f"a {axis} that cases have does not have a name. {REPAIR}")
     without = [name for name in layout.annotations if name and name not in layout.schemas]
     if without:
-        said = f"no codes are given for the annotation {', '.join(without)}"
-        faults.error("BAD_ATTRIBUTES", f"{layout.name}/zarr.json", f"{said}. {REPAIR}")
+        problem = f"there are no codes for the annotation {', '.join(without)}"
+        faults.error("BAD_ATTRIBUTES", f"{layout.name}/zarr.json", f"{problem}. {REPAIR}")

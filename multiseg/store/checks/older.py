@@ -1,4 +1,4 @@
-"""Whether a database of format 2 is whole, which told no lost file from one that holds only fill values."""
+"""Checking whether a database of format 2 is complete. That format cannot tell a lost chunk from an empty one."""
 
 from __future__ import annotations
 
@@ -16,32 +16,30 @@ NEVER_EMPTY = (
     "case", "subject", "split", "extent", "affine", "native_shape", "native_affine", "native_header", "source_sha256",
     "sources", "modality", "annotation", "available", "intensity_mean", "intensity_std", "content",
 )  # fmt: skip
-"""Every committed case has a value in these, so that their first chunk along the other axes is always there."""
+"""Every committed case has a value in these, so that their first chunk along the other axes always exists."""
 MAY_BE_EMPTY = ("session", "site", "split_given")
-LOST = "Copy the store again from where it came, before it is converted."
+LOST = "Copy the store again from its source before you convert it."
 
 
 def verify_older(layout: Layout, accepted: Collection[str], faults: Faults) -> None:
-    """Note what looks lost in a database of format 2, by what its other coordinates and its voxels say.
+    """Report what seems lost in a database of format 2, judging by its other coordinates and its voxels.
 
     Args:
-        accepted: arrays, such as "ms/age", whose chunks that are not there hold only fill values, as a person says.
+        accepted: arrays, such as "ms/age", whose missing chunks the user knows to be empty.
     """
-    for name, blocks in _absent(layout).items():
-        own = f"{layout.name}/{name}" in accepted
+    for name, blocks in _missing_chunks(layout).items():
+        is_accepted = f"{layout.name}/{name}" in accepted
         key, is_whole = blocks[0].key, len(blocks) == _num_in_use(layout, name)
         if name in NEVER_EMPTY and not any(blocks[0].index[1:]):
-            faults.error("MISSING_FILE", key, f"the file is not there, although every case has a {name}. {LOST}")
-        elif own:
+            faults.error("MISSING_FILE", key, f"the file is missing, although every case has a {name}. {LOST}")
+        elif is_accepted:
             continue
         elif name in MAY_BE_EMPTY and is_whole:
-            said = f"no case has a {name}, or else {key} was lost: format 2 does not tell. It is taken as it is"
-            faults.note("TAKEN_AS_EMPTY", key, f"{said}.")
+            message = f"no case has a {name}, or {key} was lost: format 2 does not tell. It is treated as empty."
+            faults.note("TAKEN_AS_EMPTY", key, message)
         elif name in MAY_BE_EMPTY or name not in schema.COORDINATES:
-            said = f"the file is not there. Either no case in it has a value of {name}, or it was lost. {LOST}"
-            faults.error(
-                "MISSING_FILE", key, f"{said} If no case has one, say so: --accept {layout.name}/{name}.",
-            )  # fmt: skip
+            message = f"the file is missing. Either no case in it has a value of {name}, or it was lost. {LOST}"
+            faults.error("MISSING_FILE", key, f"{message} If no case has one, use: --accept {layout.name}/{name}.")
     _check_status(layout, accepted, faults)
     _check_values(layout, faults)
 
@@ -50,45 +48,45 @@ def _check_status(layout: Layout, accepted: Collection[str], faults: Faults) -> 
     digests = layout.columns.get("source_sha256", ())
     is_absent = any(name == "status" for name, _ in layout.absent)
     if is_absent and f"{layout.name}/status" not in accepted and any(str(digest) for digest in digests):
-        said = "the states of the rows are not there, although rows are written in full"
-        more = f"If no case was ever committed, say so: --accept {layout.name}/status."
-        faults.error("MISSING_FILE", f"{layout.name}/status/c/0", f"{said}. {LOST} {more}")
+        problem = "the states of the rows are missing, although rows are completely written"
+        exception = f"If no case was ever committed, use: --accept {layout.name}/status."
+        faults.error("MISSING_FILE", f"{layout.name}/status/c/0", f"{problem}. {LOST} {exception}")
 
 
-def _absent(layout: Layout) -> dict[str, list[Block]]:
-    """The chunks that are not there and hold a row in use, by array."""
-    found: dict[str, list[Block]] = {}
+def _missing_chunks(layout: Layout) -> dict[str, list[Block]]:
+    """The missing chunks with a row in use, by array."""
+    missing: dict[str, list[Block]] = {}
     for name, block in layout.absent:
         by_case = layout.arrays[name].metadata.dimension_names[0] == "case"
         if not by_case or layout.expected.in_use[block.region[0]].any():
-            found.setdefault(name, []).append(block)
-    return found
+            missing.setdefault(name, []).append(block)
+    return missing
 
 
 def _num_in_use(layout: Layout, name: str) -> int:
-    """How many chunks of an array along the cases hold a row in use."""
+    """The number of chunks of an array, along the axis case, with a row in use."""
     rows = np.flatnonzero(layout.expected.in_use)
     return len({int(row) // layout.arrays[name].chunks[0] for row in rows})
 
 
 def _check_values(layout: Layout, faults: Faults) -> None:
-    """What a part of a chunk would have, had it been lost with the rest."""
+    """Report committed cases that lack a value which every case has, as after the loss of a chunk."""
     for row in layout.rows(schema.COMMITTED):
-        for name, said in _empty(layout, row):
+        for name, problem in _missing_values(layout, row):
             case = layout.case(row)
-            faults.error("MISSING_FILE", f"{layout.name}/{name}", f"the case {case!r} {said}. {LOST}")
+            faults.error("MISSING_FILE", f"{layout.name}/{name}", f"the case {case!r} {problem}. {LOST}")
 
 
-def _empty(layout: Layout, row: int) -> Iterator[tuple[str, str]]:
-    held = {name: values[row] for name, values in layout.columns.items() if row < len(values)}
-    if "native_header" in held and not np.any(held["native_header"]):
+def _missing_values(layout: Layout, row: int) -> Iterator[tuple[str, str]]:
+    metadata = {name: values[row] for name, values in layout.columns.items() if row < len(values)}
+    if "native_header" in metadata and not np.any(metadata["native_header"]):
         yield "native_header", "has no header of its reference image"
-    if {"annotated", "sources"} <= held.keys():
-        for annotation, there in zip(layout.annotations, held["annotated"], strict=False):
-            if not there and f'"label:{annotation}"' in str(held["sources"]):
+    if {"annotated", "sources"} <= metadata.keys():
+        for annotation, has_it in zip(layout.annotations, metadata["annotated"], strict=False):
+            if not has_it and f'"label:{annotation}"' in str(metadata["sources"]):
                 yield "annotated", f"has a source of the annotation {annotation!r}, but not the annotation"
-    if {"available", "content"} <= held.keys():
-        named = zip(layout.modalities, held["available"], held["content"], strict=False)
-        for modality, there, digest in named:
-            if there and not str(digest):
+    if {"available", "content"} <= metadata.keys():
+        named = zip(layout.modalities, metadata["available"], metadata["content"], strict=False)
+        for modality, has_it, digest in named:
+            if has_it and not str(digest):
                 yield "content", f"has no digest of its {modality}"

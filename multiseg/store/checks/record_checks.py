@@ -1,4 +1,4 @@
-"""Whether the record of a case, its coordinates and its files say the same."""
+"""Checking that the record of a case agrees with its coordinates and its files."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from multiseg.store.records import DESCRIPTION, FileMark, Record, coordinates_of
 from multiseg.store.rows import mark_of
 from multiseg.store.shard_names import shards_named
 
-EITHER = f"One of them is damaged or of another time. {REPAIR}"
+EITHER = f"One of them is damaged or out of date. {REPAIR}"
 
 
-def verify_record(layout: Layout, row: int, held: Mapping[str, Any], faults: Faults) -> None:
+def verify_record(layout: Layout, row: int, coordinates: Mapping[str, Any], faults: Faults) -> None:
     """Compare a committed row's coordinates and files with its record."""
     record = read_record(layout, row, faults)
     marks = {} if record is None else record.shards
     text = layout.expected.shards.get(row, "")
-    named = {f"{array}/{place}" for array in schema.BY_CASE for place in shards_named(text, array)}
+    named = {f"{array}/{position}" for array in schema.BY_CASE for position in shards_named(text, array)}
     for key in sorted(named | marks.keys()):
-        array, _, place = key.partition("/")
-        _check_file(layout, f"{layout.name}/{array}/c/{row}/{place}", marks.get(key), faults)
+        array, _, position = key.partition("/")
+        _check_file(layout, f"{layout.name}/{array}/c/{row}/{position}", marks.get(key), faults)
     if record is None:
         return
-    changes = [*DESCRIPTION, "revision", *_columns(layout)] if held.get("revision", 0) < 0 else []
+    changes = [*DESCRIPTION, "revision", *_columns(layout)] if coordinates.get("revision", 0) < 0 else []
     if changes:
-        said = "a writer died while it wrote what is known of the case beside its scans. The next ingest completes it"
-        faults.note("WRITER_DIED", f"{layout.name}/revision", f"{said}.")
-    _compare(layout, row, record, {name: value for name, value in held.items() if name not in changes}, faults)
+        message = "a writer died while it wrote the metadata of the case. The next ingest completes them."
+        faults.note("WRITER_DIED", f"{layout.name}/revision", message)
+    _compare(layout, row, record, {name: value for name, value in coordinates.items() if name not in changes}, faults)
 
 
 def read_record(layout: Layout, row: int, faults: Faults) -> Record | None:
-    """The record of a row; None, and noted, where it is damaged or not there."""
+    """The record of a row; if it is damaged or missing, None, and the fault is reported."""
     array = layout.arrays.get("record")
     if array is None or row >= array.shape[0]:
         return None
     before = len(faults.found)
     (block,) = decoded_blocks(array, faults, row)
     if block.is_missing:
-        faults.error("MISSING_FILE", block.key, f"the record of the case is not there. {REPAIR}")
+        faults.error("MISSING_FILE", block.key, f"the record of the case is missing. {REPAIR}")
     if block.values is None or len(faults.found) > before:
         return None
     try:
@@ -62,24 +62,26 @@ def read_record(layout: Layout, row: int, faults: Faults) -> Record | None:
 
 
 def _columns(layout: Layout) -> dict[str, Any]:
-    """The participants' columns, with what stands where a case has no value."""
+    """The participants' columns, with their value for a case that has none."""
     return {name: array.fill_value for name, array in layout.arrays.items() if name not in schema.RESERVED}
 
 
-def _compare(layout: Layout, row: int, record: Record, held: Mapping[str, Any], faults: Faults) -> None:
+def _compare(layout: Layout, row: int, record: Record, coordinates: Mapping[str, Any], faults: Faults) -> None:
     lengths = layout.expected.lengths
     modalities = layout.modalities[: lengths["modality"]]
     annotations = layout.annotations[: lengths["annotation"]]
     try:
-        told = coordinates_of(record, modalities, annotations, _columns(layout), lengths["structure"])
+        recorded_coordinates = coordinates_of(record, modalities, annotations, _columns(layout), lengths["structure"])
     except (StoreError, *UNREADABLE) as error:
         faults.error("BAD_RECORD", f"{layout.name}/record/c/{row}", f"{one_line(error)}. {REPAIR}")
         return
-    for name in sorted(told.keys() & held.keys()):
-        own, other = np.asarray(held[name]), np.asarray(told[name])
-        if not _equal(own[tuple(map(slice, other.shape))] if own.shape else own, other):
-            said = f"{name} of the case is {_short(own)}, but by its record {_short(other)}"
-            faults.error("NOT_AS_RECORDED", _file(layout, name, row), f"{said}. {EITHER}")
+    for name in sorted(recorded_coordinates.keys() & coordinates.keys()):
+        stored, recorded = np.asarray(coordinates[name]), np.asarray(recorded_coordinates[name])
+        # Where the axes have grown since, the record has fewer values.
+        comparable = stored[tuple(map(slice, recorded.shape))] if stored.shape else stored
+        if not _equal(comparable, recorded):
+            problem = f"{name} of the case is {_short(stored)}, but in its record it is {_short(recorded)}"
+            faults.error("NOT_AS_RECORDED", _file(layout, name, row), f"{problem}. {EITHER}")
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -100,7 +102,7 @@ def _file(layout: Layout, name: str, row: int) -> str:
 
 
 def _check_file(layout: Layout, key: str, mark: FileMark | None, faults: Faults) -> None:
-    """Whether a file is there, and the one of the record; what cannot be decoded was noted before."""
+    """Check that a file exists and is the one in the record. Files with an earlier finding are skipped."""
     if key in {finding.file for finding in faults.found}:
         return
     to_do = advice(key.split("/")[1])
@@ -112,26 +114,26 @@ def _check_file(layout: Layout, key: str, mark: FileMark | None, faults: Faults)
         faults.error("DAMAGED_CHUNK", key, f"the file cannot be read: {one_line(error)}. {to_do}")
         return
     if data is None:
-        faults.error("MISSING_FILE", key, f"the file is not there. {to_do}")
+        faults.error("MISSING_FILE", key, f"the file is missing. {to_do}")
     elif mark is not None and mark_of(data.to_bytes()) != mark:
-        said = f"the file has {len(data)} bytes and is another than the one of {mark.num_bytes} bytes in the record"
-        faults.error("NOT_AS_RECORDED", key, f"{said}. {to_do}")
+        problem = f"the file ({len(data)} bytes) is not the one in the record ({mark.num_bytes} bytes)"
+        faults.error("NOT_AS_RECORDED", key, f"{problem}. {to_do}")
 
 
 def verify_copy(layout: Layout, group: zarr.Group, faults: Faults) -> None:
-    """Whether the attributes of a database are those that `record` holds a second time."""
-    held = group.attrs.asdict()
+    """Check the attributes of a database against their second copy in `record`."""
+    attributes = group.attrs.asdict()
     for axis, names in (("modality", layout.modalities), ("annotation", layout.annotations)):
-        listed = held.get(schema.NAMED_AXES[axis])
+        listed = attributes.get(schema.NAMED_AXES[axis])
         if axis in layout.columns and (not isinstance(listed, list) or names[: len(listed)] != listed):
-            said = f"the names {', '.join(names)} are not those that the attributes list ({listed})"
-            faults.error("BAD_NAME", f"{layout.name}/{axis}/c/0", f"{said}. {EITHER}")
+            problem = f"the names {', '.join(names)} are not those in the attributes ({listed})"
+            faults.error("BAD_NAME", f"{layout.name}/{axis}/c/0", f"{problem}. {EITHER}")
     if "record" not in layout.arrays:
         return
-    for file, said in differences(layout.name, held, layout.arrays):
-        faults.error("COPIES_DIFFER", file, f"{said}. {EITHER}")
-    told = (sound_copy(layout.arrays["record"].attrs.asdict()) or {"attributes": held})["attributes"]
-    differ = sorted(key for key in told.keys() | held.keys() if told.get(key) != held.get(key))
-    if differ and (continues(told, held) or continues(held, told)):
-        said = f"the database's attributes differ from their second copy in {', '.join(differ)}"
-        faults.warning("COPIES_DIFFER", f"{layout.name}/zarr.json", f"{said}. {EITHER}")
+    for file, problem in differences(layout.name, attributes, layout.arrays):
+        faults.error("COPIES_DIFFER", file, f"{problem}. {EITHER}")
+    copied = (sound_copy(layout.arrays["record"].attrs.asdict()) or {"attributes": attributes})["attributes"]
+    differ = sorted(key for key in copied.keys() | attributes.keys() if copied.get(key) != attributes.get(key))
+    if differ and (continues(copied, attributes) or continues(attributes, copied)):
+        problem = f"the database's attributes differ from their second copy in {', '.join(differ)}"
+        faults.warning("COPIES_DIFFER", f"{layout.name}/zarr.json", f"{problem}. {EITHER}")

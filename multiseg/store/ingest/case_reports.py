@@ -1,6 +1,6 @@
-"""What became of each case of an ingest, in a line: its files and what they were taken for, its brain and its lesions.
+"""One line per case of an ingest: its outcome, its files by role, and the volumes of its brain and lesions.
 
-A wrong sequence, a head taken for a brain or a brain taken for a lesion shows here at a glance.
+A wrong sequence, a head taken for a brain, or a brain taken for a lesion is visible here at a glance.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from multiseg.store.sources.source_types import DatabaseFiles
 
 @dataclass(frozen=True)
 class Volumes:
-    """Of a prepared case in ml: its brain, and by annotation all of its lesions together."""
+    """Volumes of a prepared case in ml: of its brain, and of all lesions together by annotation."""
 
     brain_ml: float
     lesions_ml: Mapping[str, float]
@@ -29,16 +29,17 @@ class Volumes:
 
 @dataclass(frozen=True)
 class CaseReport:
-    """One case.
+    """What an ingest did with one case.
 
     Attributes:
-        outcome: "written"; "skipped", since the store has it from these files; "failed"; "checked" or "new", where
-            nothing is written.
-        files: by role ("T1", "label:lesion", "brain_mask") the file, relative to the folder of all files; empty where
-            no case could be made of what was found.
-        brain_ml: NaN where the case was not prepared.
-        lesions_ml: by annotation, of those that name lesions.
-        codes: of its findings, errors first.
+        outcome: "written"; "skipped", since the store has it from these files; "failed"; in a dry run, "checked" or
+            "new".
+        files: the file of each role ("T1", "label:lesion", "brain_mask"), relative to the common folder of all files;
+            empty if the files do not make up a case.
+        brain_ml: NaN if the case was not prepared.
+        lesions_ml: by annotation, for annotations with lesions.
+        codes: the codes of its findings, errors first.
+        is_doubtful: whether an error or a warning is among the findings.
     """
 
     database: str
@@ -51,7 +52,7 @@ class CaseReport:
     is_doubtful: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts; `is_doubtful` says that an error or a warning is among the codes."""
+        """As plain data, for scripts."""
         return {
             "database": self.database, "case": self.case, "outcome": self.outcome, "files": dict(self.files),
             "brain_ml": self.brain_ml, "lesions_ml": dict(self.lesions_ml), "codes": list(self.codes),
@@ -60,10 +61,10 @@ class CaseReport:
 
 
 def volumes_of(prepared: PreparedCase, schemas: Mapping[str, LabelSchema]) -> Volumes:
-    """What a prepared case holds, as it is stored."""
+    """The volumes of a prepared case."""
     lesions = {}
     for annotation, structures in prepared.structures_ml.items():
-        names = [one.name for one in schemas[annotation].structures if one.kind == "lesion"]
+        names = [structure.name for structure in schemas[annotation].structures if structure.kind == "lesion"]
         if names:
             lesions[annotation] = sum(structures.get(name, 0.0) for name in names)
     return Volumes(prepared.brain_ml, lesions)
@@ -72,30 +73,31 @@ def volumes_of(prepared: PreparedCase, schemas: Mapping[str, LabelSchema]) -> Vo
 def case_reports(
     files: DatabaseFiles, outcomes: Mapping[str, str], volumes: Mapping[str, Volumes], findings: Iterable[Finding]
 ) -> tuple[CaseReport, ...]:
-    """The cases of a database in their order, then those that no case could be made of.
+    """The reports of a database's cases in their order, then of those whose files do not make up a case.
 
     Args:
-        outcomes: by case; a case without one is not reported.
-        volumes: of the cases that were prepared.
+        outcomes: by case; a case without an outcome is not reported.
+        volumes: by case, for those that were prepared.
     """
     by_case: dict[str, list[Finding]] = {}
     for finding in findings:
         by_case.setdefault(finding.case, []).append(finding)
-    known = {case.case: case for case in files.cases}
+    cases = {case.case: case for case in files.cases}
     root = _common_folder(files.cases)
     severities = list(Severity)
     reports = []
-    for name in [*(name for name in known if name in outcomes), *(name for name in outcomes if name not in known)]:
-        own = sorted(by_case.get(name, ()), key=lambda finding: severities.index(finding.severity))
-        held = volumes.get(name, Volumes(math.nan, {}))
-        roles = known[name].by_role if name in known else {}
+    names = [name for name in cases if name in outcomes] + [name for name in outcomes if name not in cases]
+    for name in names:
+        own_findings = sorted(by_case.get(name, ()), key=lambda finding: severities.index(finding.severity))
+        case_volumes = volumes.get(name, Volumes(math.nan, {}))
+        roles = cases[name].by_role if name in cases else {}
         reports.append(
             CaseReport(
                 files.name, name, outcomes[name],
                 files={role: _shown(file, root) for role, file in roles.items()},
-                brain_ml=held.brain_ml, lesions_ml=held.lesions_ml,
-                codes=tuple(dict.fromkeys(finding.code for finding in own)),
-                is_doubtful=any(finding.severity is not Severity.NOTE for finding in own),
+                brain_ml=case_volumes.brain_ml, lesions_ml=case_volumes.lesions_ml,
+                codes=tuple(dict.fromkeys(finding.code for finding in own_findings)),
+                is_doubtful=any(finding.severity is not Severity.NOTE for finding in own_findings),
             )
         )  # fmt: skip
     return tuple(reports)
@@ -107,7 +109,7 @@ def _common_folder(cases: Iterable[CaseFiles]) -> Path:
 
 
 def _shown(file: LabelFile, root: Path) -> str:
-    """A file's name below the folder of all files, with what of it is meant."""
+    """A file's name relative to `root`, with the number of the volume or of the slices."""
     folder = paths_of(file)[0].parent.absolute()
     name = f"{folder.name} ({len(paths_of(file))} slices)" if isinstance(file, Series) else file.name
     place = folder.parent if isinstance(file, Series) else folder

@@ -1,4 +1,4 @@
-"""What an ingest would do, take and find, with no store changed."""
+"""Dry runs: what an ingest would do, find and need. No store is changed."""
 
 from __future__ import annotations
 
@@ -32,16 +32,19 @@ from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.sources.source_types import DatabaseFiles
 
 FEW_CASES = 3
-"""From so many a standard scale is learnt where nothing is kept of it."""
+"""Cases from which a dry run learns the standard intensity scale, which it then discards."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one database: what an ingest would do with its cases, and what that would take.
+    """What an ingest would do with the cases of one database, and what it would need.
 
-    `seconds` and `stored_bytes` are those of one prepared case, scaled by voxels; 0 where nothing is new.
-    `memory_bytes` is what the largest case needs. `splits` counts the new cases. Of the `cases`, only the one that was
-    prepared has volumes.
+    Attributes:
+        new, same, failed: the names of these cases.
+        splits: the number of new cases by split.
+        seconds, stored_bytes: measured on one prepared case and scaled by voxels; 0 if no case is new.
+        memory_bytes: what the largest case needs.
+        cases: only the one that was prepared has volumes.
     """
 
     database: str
@@ -57,10 +60,10 @@ class Forecast:
 
 
 def forecast(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: Collection[str] = ()) -> Forecast:
-    """Look at the names and headers of all files, and prepare the one case of middling size.
+    """Forecast an ingest: read the names and headers of all files, and prepare one case of median size.
 
     Args:
-        elsewhere: cases and people of other databases, whom a split file may name as well.
+        elsewhere: cases and people of other databases, which a split file may name as well.
 
     Raises:
         UsageError, StoreError: as `ingest.ingest`.
@@ -72,19 +75,19 @@ def forecast(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
     check_names(files)
     intake = with_landmarks(sort_out(files, url, options, elsewhere), url, FEW_CASES)
     sizes, failures = _sizes(files.name, intake)
-    findings = [finding for some in intake.findings.values() for finding in some] + failures
+    findings = [finding for group in intake.findings.values() for finding in group] + failures
     seconds, stored, volumes = 0.0, 0, {}
     if sizes:
-        middling = sorted(sizes, key=lambda case: sizes[case].voxels)[len(sizes) // 2]
-        case = next(case for case in intake.todo if case.case == middling)
-        share = sum(size.voxels for size in sizes.values()) / max(1, sizes[middling].voxels)
+        median_case = sorted(sizes, key=lambda case: sizes[case].voxels)[len(sizes) // 2]
+        case = next(case for case in intake.todo if case.case == median_case)
+        scale = sum(size.voxels for size in sizes.values()) / max(1, sizes[median_case].voxels)
         try:
             began = time.perf_counter()
-            num_bytes, volumes[middling] = _packed(case, files.schemas, intake)
-            stored = round(num_bytes * share)
-            seconds = (time.perf_counter() - began) * share / min(options.workers.num, len(sizes))
+            num_bytes, volumes[median_case] = _encode(case, files.schemas, intake)
+            stored = round(num_bytes * scale)
+            seconds = (time.perf_counter() - began) * scale / min(options.workers.num, len(sizes))
         except DataError as error:
-            failures.append(Finding.from_error(error, files.name, middling))
+            failures.append(Finding.from_error(error, files.name, median_case))
             findings.append(failures[-1])
     bad = {finding.case for finding in failures}
     outcomes = {case.case: "failed" if case.case in bad else "new" for case in intake.todo}
@@ -104,7 +107,7 @@ def forecast(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
 
 
 def _sizes(database: str, intake: Intake) -> tuple[dict[str, Estimate], list[Finding]]:
-    """By case, from its headers; and what is wrong with those that have none."""
+    """The estimate of each case from its headers, and an error for each case that has none."""
     sizes, failures = {}, []
     for case in intake.todo:
         try:
@@ -114,8 +117,8 @@ def _sizes(database: str, intake: Intake) -> tuple[dict[str, Estimate], list[Fin
     return sizes, failures
 
 
-def _packed(case: CaseFiles, schemas: Mapping[str, LabelSchema], intake: Intake) -> tuple[int, Volumes]:
-    """How many bytes a case takes in the store, and what it holds."""
+def _encode(case: CaseFiles, schemas: Mapping[str, LabelSchema], intake: Intake) -> tuple[int, Volumes]:
+    """The bytes that a case takes in the store, and its volumes."""
     prepared = prepare_case(case, schemas, intake.info.recipe)
     num_bytes = sum(len(data) for data in encode(case.case, prepared, intake.arrays).shards.values())
     return num_bytes, volumes_of(prepared, schemas)
@@ -123,7 +126,7 @@ def _packed(case: CaseFiles, schemas: Mapping[str, LabelSchema], intake: Intake)
 
 @dataclass(frozen=True)
 class SourceCheck:
-    """What an ingest of a database would find, and what it would take each file for."""
+    """The findings of an ingest of a database, and the role of each file."""
 
     findings: tuple[Finding, ...]
     cases: tuple[CaseReport, ...]
@@ -142,14 +145,14 @@ def check_source(
     options: IngestOptions,
     on_case: Callable[[str, str, str], None] = lambda database, case, outcome: None,
 ) -> SourceCheck:
-    """Every finding of an ingest of all cases: they are read and prepared in full, and thrown away."""
+    """Find everything that an ingest would: read and prepare all cases in full, and discard the results."""
     check_names(files)
     recipe = info_of(files, options).recipe
     if recipe.normalise == "histogram":
         recipe = replace(recipe, landmarks=learn_landmarks(files.cases[:FEW_CASES], recipe))
     findings = [*files.findings, *bad_names(files)]
     tasks = [_Check(files.name, case, files.schemas, recipe) for case in files.cases]
-    content: dict[str, list[str]] = {}
+    cases_of_digest: dict[str, list[str]] = {}
     outcomes = {finding.case: "failed" for finding in findings if finding.case and finding.severity is Severity.ERROR}
     volumes: dict[str, Volumes] = {}
     for done in run_tasks(_check, tasks, options.workers, lambda task: estimate(task.case, task.recipe).memory_bytes):
@@ -160,13 +163,13 @@ def check_source(
             doubts, digests, volumes[case] = done.result
             findings += doubts
             for digest in digests:
-                content.setdefault(digest, []).append(case)
+                cases_of_digest.setdefault(digest, []).append(case)
         outcomes.setdefault(case, "failed" if done.error else "checked")
         on_case(files.name, case, outcomes[case])
-    order = {case.case: at for at, case in enumerate(files.cases)}
-    findings += _twins(files.name, content)
-    found = sorted(findings, key=lambda finding: order.get(finding.case, -1))
-    return SourceCheck(tuple(found), case_reports(files, outcomes, volumes, found))
+    order = {case.case: index for index, case in enumerate(files.cases)}
+    findings += _shared_scans(files.name, cases_of_digest)
+    sorted_findings = sorted(findings, key=lambda finding: order.get(finding.case, -1))
+    return SourceCheck(tuple(sorted_findings), case_reports(files, outcomes, volumes, sorted_findings))
 
 
 def _check(task: _Check) -> tuple[list[Finding], tuple[str, ...], Volumes]:
@@ -175,7 +178,7 @@ def _check(task: _Check) -> tuple[list[Finding], tuple[str, ...], Volumes]:
     return doubts, prepared.content, volumes_of(prepared, task.schemas)
 
 
-def _twins(database: str, content: Mapping[str, Sequence[str]]) -> list[Finding]:
+def _shared_scans(database: str, cases_of_digest: Mapping[str, Sequence[str]]) -> list[Finding]:
     return [
         Finding(
             Severity.WARNING,
@@ -183,8 +186,8 @@ def _twins(database: str, content: Mapping[str, Sequence[str]]) -> list[Finding]
             database,
             case,
             "",
-            f"holds a scan whose voxels are those of {cases[0]}.",
+            f"has a scan with the same voxels as one of {cases[0]}.",
         )
-        for cases in sorted({tuple(sorted(set(cases))) for cases in content.values()})
+        for cases in sorted({tuple(sorted(set(cases))) for cases in cases_of_digest.values()})
         for case in cases[1:]
     ]

@@ -1,4 +1,4 @@
-"""The same scan in two places of a store: found by its voxels, told, and kept in one split."""
+"""The same scan in two cases of a store: found by its voxels, reported, and kept in one split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEAREST_TO_TRAINING = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Row:
-    """A committed case: where it stands, whose it is, and its split."""
+    """A committed case: its place in the store, its subject and its split."""
 
     database: str
     row: int
@@ -37,15 +37,14 @@ class Row:
 
 
 def reconcile_duplicates(root: zarr.Group | None, databases: Collection[str]) -> dict[str, tuple[Finding, ...]]:
-    """Findings, by database, on scans that two cases share; and every person's cases brought into one split.
+    """Report scans that two cases share, and move every person's cases into one split. Returns findings by database.
 
-    People who share a scan are one person. A split that was given, now or before, is never changed, and the
-    drawn ones of the same person follow it; two given ones that differ are an error for people to mend. Drawn
-    ones that differ become the one nearest to training: a model may have learnt from it, so that nothing it
-    has seen is tested on.
+    People who share a scan count as one person. A split that the user gave, now or before, is never changed; the drawn
+    splits of the same person follow it. Two given splits that differ are an error that the user must fix. Drawn splits
+    that differ become the one nearest to training: a model may have learnt from that case, so it must not be tested on.
 
     Args:
-        databases: those of this ingest; shared scans are told where one of them is concerned.
+        databases: the databases of this ingest; only shared scans that involve one of them are reported.
     """
     if root is None:
         return {}
@@ -57,34 +56,32 @@ def reconcile_duplicates(root: zarr.Group | None, databases: Collection[str]) ->
     by_database: dict[str, list[Finding]] = {}
     for finding in findings:
         by_database.setdefault(finding.database, []).append(finding)
-    return {database: tuple(some) for database, some in by_database.items()}
+    return {database: tuple(group) for database, group in by_database.items()}
 
 
 def reconciled(
     rows: Sequence[Row], same: Sequence[Sequence[Row]], labels: Sequence[Sequence[Row]], databases: Collection[str]
 ) -> tuple[list[Finding], list[tuple[Row, str]]]:
-    """What has to be told of a store's cases, and those that come into another split, with that split.
+    """The findings on a store's cases, and the cases that must move to another split, with that split.
 
     Args:
         same, labels: groups of cases that share a scan, and a label file; each group in the order of `rows`.
     """
-    findings = [
-        tell(group[0], row)
-        for groups, tell in ((same, _shared), (labels, _shared_label))
-        for group in groups
-        if not {one.database for one in group}.isdisjoint(databases)
-        for row in group[1:]
-    ]
+    findings: list[Finding] = []
+    for groups, finding_of in ((same, _shared_scan), (labels, _shared_label)):
+        for group in groups:
+            if not {row.database for row in group}.isdisjoint(databases):
+                findings += [finding_of(group[0], row) for row in group[1:]]
     moves: list[tuple[Row, str]] = []
     for person in _people(rows, same):
-        told, moved = _into_one_split(person)
-        findings += told
-        moves += moved
+        person_findings, person_moves = _into_one_split(person)
+        findings += person_findings
+        moves += person_moves
     return findings, moves
 
 
 def _into_one_split(rows: Sequence[Row]) -> tuple[list[Finding], list[tuple[Row, str]]]:
-    """One person's cases: which of them come into another split, where their splits were drawn."""
+    """The findings on one person's cases, and those that must move to another split, which was drawn."""
     if len({row.split for row in rows}) == 1:
         return [], []
     given = [row for row in rows if row.is_given]
@@ -98,8 +95,8 @@ def _into_one_split(rows: Sequence[Row]) -> tuple[list[Finding], list[tuple[Row,
             continue
         moves.append((row, leader.split))
         message = (
-            f"put from split {row.split} into {leader.split}, where {_name(leader)} is: the same person, or a scan of "
-            "the same voxels."
+            f"moved from split {row.split} to {leader.split}, the split of {_name(leader)}: they are the same person, "
+            "or share a scan."
         )
         findings.append(Finding(Severity.WARNING, "SPLIT_CHANGED", row.database, row.case, "", message))
     return findings, moves
@@ -121,50 +118,50 @@ def _rows(root: zarr.Group, database: str) -> list[Row]:
 
 
 def _sharing_a_scan(root: zarr.Group, rows: Sequence[Row]) -> list[list[Row]]:
-    """Cases that have a scan in common, the first of them first; each pair once."""
-    holders: dict[str, list[Row]] = {}
-    for database, own in _by_database(rows).items():
+    """Groups of cases that share a scan, in the order of `rows`; each group once."""
+    cases_of: dict[str, list[Row]] = {}
+    for database, database_rows in _by_database(rows).items():
         content = root[database]["content"][:]
-        for row in own:
+        for row in database_rows:
             for digest in {str(digest) for digest in content[row.row] if digest}:
-                holders.setdefault(digest, []).append(row)
-    groups = {tuple(some): some for some in holders.values() if len(some) > 1}
+                cases_of.setdefault(digest, []).append(row)
+    groups = {tuple(group): group for group in cases_of.values() if len(group) > 1}
     return list(groups.values())
 
 
 def _sharing_a_label(root: zarr.Group, rows: Sequence[Row]) -> list[list[Row]]:
-    """Cases of different people with the very same label file, in which something is marked."""
-    holders: dict[str, list[Row]] = {}
-    for database, own in _by_database(rows).items():
+    """Groups of cases of different people with the same label file, if it is not empty."""
+    cases_of: dict[str, list[Row]] = {}
+    for database, database_rows in _by_database(rows).items():
         sources, counts = root[database]["sources"][:], root[database]["foreground_count"][:]
-        for row in (row for row in own if counts[row.row].any()):
-            digests = {s["sha256"] for s in json.loads(str(sources[row.row])) if s["role"].startswith("label:")}
-            for digest in digests:
-                holders.setdefault(digest, []).append(row)
-    several = [some for some in holders.values() if len({row.person for row in some}) > 1]
-    return list({tuple(some): some for some in several}.values())
+        for row in (row for row in database_rows if counts[row.row].any()):
+            case_sources = json.loads(str(sources[row.row]))
+            for digest in {source["sha256"] for source in case_sources if source["role"].startswith("label:")}:
+                cases_of.setdefault(digest, []).append(row)
+    shared = [group for group in cases_of.values() if len({row.person for row in group}) > 1]
+    return list({tuple(group): group for group in shared}.values())
 
 
 def _by_database(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+    by_database: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.database, []).append(row)
-    return found
+        by_database.setdefault(row.database, []).append(row)
+    return by_database
 
 
 def _people(rows: Sequence[Row], same: Sequence[Sequence[Row]]) -> list[list[Row]]:
-    """The cases of each person, those who share scans joined, in the order they came: a union-find."""
-    above: dict[tuple[str, str], tuple[str, str]] = {row.person: row.person for row in rows}
+    """The cases of each person, in the order of `rows`. People who share scans are merged, with a union-find."""
+    parent: dict[tuple[str, str], tuple[str, str]] = {row.person: row.person for row in rows}
 
     def first_of(person: tuple[str, str]) -> tuple[str, str]:
-        while above[person] != person:
-            above[person] = above[above[person]]
-            person = above[person]
+        while parent[person] != person:
+            parent[person] = parent[parent[person]]
+            person = parent[person]
         return person
 
     for group in same:
         for row in group[1:]:
-            above[first_of(row.person)] = first_of(group[0].person)
+            parent[first_of(row.person)] = first_of(group[0].person)
     people: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         people.setdefault(first_of(row.person), []).append(row)
@@ -175,25 +172,25 @@ def _name(row: Row) -> str:
     return f"{row.database}/{row.case}"
 
 
-def _shared(first: Row, row: Row) -> Finding:
+def _shared_scan(first: Row, row: Row) -> Finding:
     message = (
-        f"holds a scan whose voxels are those of {_name(first)}. If it is the same patient, leave one of them out; if "
-        "not, a file was copied to the wrong place. Until then both are kept in one split."
+        f"has a scan with the same voxels as one of {_name(first)}. If they are the same patient, leave one of them "
+        "out; if not, a file was copied to the wrong place. Until then both are kept in one split."
     )
     return Finding(Severity.WARNING, "DUPLICATE_SCAN", row.database, row.case, "", message)
 
 
 def _shared_label(first: Row, row: Row) -> Finding:
     message = (
-        f"has the very same label file as {_name(first)}. One of the two patients bears the other's lesions, unless "
-        "they are one: put the right file in its place and ingest with --replace."
+        f"has the same label file as {_name(first)}. Unless they are the same patient, one of them has the other's "
+        "lesions: put the right file in its place and ingest with --replace."
     )
     return Finding(Severity.WARNING, "DUPLICATE_LABEL", row.database, row.case, "", message)
 
 
 def _conflict(first: Row, row: Row) -> Finding:
     message = (
-        f"is given the split {row.split}, but {_name(first)}, the same person or a holder of the same scan, is given "
-        f"{first.split}. Results would flatter the model: give both the same split."
+        f"is given the split {row.split}, but {_name(first)}, which is the same person or has the same scan, is given "
+        f"{first.split}. Test results would look too good: give both the same split."
     )
     return Finding(Severity.ERROR, "SUBJECT_IN_TWO_SPLITS", row.database, row.case, "", message)

@@ -1,4 +1,4 @@
-"""A prepared case as the bytes of its shards: made by many workers, written by the one process that may."""
+"""Encoding a prepared case into the bytes of its shards. Many workers encode; one process writes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Index5: TypeAlias = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True)
 class ArrayPlan:
-    """How a database's two big arrays are cut and packed; their names along the modality and annotation axes.
+    """The chunks and codec of a database's two big arrays, and the names along their first axes.
 
     `modality_chunk`, `annotation_shard` and `structure_chunk` (of the coordinates) were fixed when the arrays were
-    made; the axes may have grown since.
+    created; the axes may have grown since.
     """
 
     modalities: tuple[str, ...]
@@ -42,13 +42,13 @@ class ArrayPlan:
         return max((len(labels.structures) for labels in self.schemas.values()), default=0)
 
     def chunks(self, name: str) -> tuple[Index5, Index5]:
-        """Inner chunks and shards of "image" or "label"."""
+        """The shapes of an inner chunk and of a shard of "image" or "label"."""
         inner, shard = schema.INNER, schema.SHARD
-        num = (self.modality_chunk, self.modality_chunk) if name == "image" else (1, self.annotation_shard)
-        return (1, num[0], inner, inner, inner), (1, num[1], shard, shard, shard)
+        in_chunk, in_shard = (self.modality_chunk,) * 2 if name == "image" else (1, self.annotation_shard)
+        return (1, in_chunk, inner, inner, inner), (1, in_shard, shard, shard, shard)
 
     def create(self, group: zarr.Group, name: str, shape: Sequence[int]) -> zarr.Array:
-        """The array "image" or "label" in a group."""
+        """Create the array "image" or "label" in a group."""
         chunks, shards = self.chunks(name)
         return group.create_array(
             name,
@@ -65,8 +65,10 @@ class ArrayPlan:
 
 @dataclass(frozen=True, eq=False)
 class EncodedCase:
-    """Everything of a case that a store keeps; `shards` are the files of "image", "label" and "foreground" that hold
-    anything, each by the array's name and the part of its key behind the row, such as "image/0/0/0/0".
+    """Everything that a store keeps of a case.
+
+    `shards` are the non-empty files of "image", "label" and "foreground", by the array's name and the part of the key
+    after the row, such as "image/0/0/0/0".
     """
 
     modalities: tuple[str, ...]
@@ -83,7 +85,7 @@ class EncodedCase:
 
 
 def encode(case: str, prepared: PreparedCase, plan: ArrayPlan) -> EncodedCase:
-    """Pack a case; the same case gives the same bytes, whoever packs it and into whichever row it goes."""
+    """Encode a case. The same case always gives the same bytes, on any worker and for any row."""
     counts, points = points_of(case, prepared.labels, plan.annotations, plan.schemas)
     return EncodedCase(
         modalities=prepared.modalities,
@@ -106,19 +108,22 @@ def points_of(
     annotations: Sequence[str],
     schemas: Mapping[str, LabelSchema],
 ) -> tuple[Int[np.ndarray, "annotation structure"], Int16[np.ndarray, "annotation structure point 3"]]:
-    """Voxels of each structure, and up to 256 of them at random: the same for the same names and labels.
+    """The number of voxels of each structure, and up to 256 of these voxels, sampled at random.
+
+    The seed is made from the names of case and annotation, so that the same labels give the same points.
 
     Args:
-        labels: the compact codes of those annotations that the case has.
-        annotations: all of the database, in their order.
+        labels: the compact codes of the annotations that the case has.
+        annotations: all annotations of the database, in their order.
     """
-    num = (len(annotations), max((len(codes.structures) for codes in schemas.values()), default=0))
-    counts = np.zeros(num, dtype=np.int64)
-    points = np.full((*num, schema.FOREGROUND_POINTS, 3), -1, dtype=np.int16)
+    shape = (len(annotations), max((len(codes.structures) for codes in schemas.values()), default=0))
+    counts = np.zeros(shape, dtype=np.int64)
+    points = np.full((*shape, schema.FOREGROUND_POINTS, 3), -1, dtype=np.int16)
     for name, codes in labels.items():
-        at, n = annotations.index(name), len(schemas[name].structures)
+        index, num_structures = annotations.index(name), len(schemas[name].structures)
         seed = zlib.crc32(f"{case}/{name}".encode())
-        counts[at, :n], points[at, :n] = sample_foreground(codes, n, schema.FOREGROUND_POINTS, seed)
+        sampled = sample_foreground(codes, num_structures, schema.FOREGROUND_POINTS, seed)
+        counts[index, :num_structures], points[index, :num_structures] = sampled
     return counts, points
 
 
@@ -140,7 +145,7 @@ def _shards(prepared: PreparedCase, plan: ArrayPlan) -> dict[str, bytes]:
 
 
 def packed_points(points: Int16[np.ndarray, "annotation structure point 3"], chunk: int) -> dict[str, bytes]:
-    """The chunks of "foreground" that hold anything, as zarr packs them with `schema.COORDINATE_CODECS`."""
+    """The non-empty chunks of "foreground", encoded as zarr does with `schema.COORDINATE_CODECS`."""
     packed = {}
     for annotation, of_annotation in enumerate(points):
         for number, start in enumerate(range(0, len(of_annotation), chunk)):

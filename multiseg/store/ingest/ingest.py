@@ -1,4 +1,4 @@
-"""From source files into the store: many cases at once, resumable, and nothing half visible."""
+"""Ingesting source files into a store: many cases in parallel, resumable, and no case visible before it is complete."""
 
 from __future__ import annotations
 
@@ -40,15 +40,17 @@ from multiseg.store.sources.source_types import DatabaseFiles
 from multiseg.store.upkeep.removal import complete_removals
 
 OnCase = Callable[[str, str, str], None]
-"""Called with database, case and "written", "skipped" or "failed" as each is done."""
+"""Called for each finished case with database, case and "written", "skipped" or "failed"."""
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What became of a database's cases: written now, already there, failed; and every finding.
+    """The outcome of an ingest of one database.
 
-    `described` are cases that were there already and whose person, site, split or patient's data are new. `cases`
-    says of each case which file was taken for what, and how large its brain and its lesions are.
+    Attributes:
+        written, skipped, failed: cases that were written, that the store already had, and that have an error.
+        described: skipped cases with updated metadata (subject, session, site, split or participants' columns).
+        cases: for each case its files by role, and the volumes of its brain and lesions.
     """
 
     database: str
@@ -66,17 +68,18 @@ def ingest(
     options: IngestOptions | None = None,
     on_case: OnCase = lambda database, case, outcome: None,
 ) -> list[IngestReport]:
-    """Bring databases into the store at `url`; cases that are in it already, from the same files, are skipped.
+    """Ingest databases into the store at `url`. Cases that it already has from the same files are skipped.
 
-    A case that fails is reported and the others go on. A store or a database is made with its first good
-    case, so wholly bad input leaves nothing behind. Workers prepare and pack cases; this process alone writes.
+    A case that fails is reported, and the others continue. A store or a database is created with its first good case,
+    so that input without any good case leaves nothing behind. Workers prepare and encode cases; only this process
+    writes.
 
     Raises:
-        UsageError: a database or a participants' column has a name that no folder can have, or the file of pseudonyms
-            lies in the store or holds something else.
-        StoreError: the store has another voxel size, or a database another recipe or meaning of codes; or metadata or
-            coordinates that are needed are damaged, and the file is named.
-        ResourceError: the disk is full, or another process writes to the store.
+        UsageError: a database or a participants' column has an invalid name, or the file of pseudonyms is inside the
+            store or is not one.
+        StoreError: the store has another voxel size, or a database has another recipe or meaning of codes; or needed
+            metadata or coordinates are damaged (the error names the file).
+        ResourceError: the disk is full, or another process is writing to the store.
     """
     url = str(url)
     options = options or IngestOptions()
@@ -89,7 +92,7 @@ def ingest(
     names = {name for files in databases for name in names_of(files)}
     with locked(url), naming_damage(url, partial(damaged_files_of_all, url)):
         complete_removals(url)
-        # All of them first, so that nothing is written where one cannot be meant.
+        # Plan all databases first: an invalid one must stop the ingest before anything is written.
         intakes = [sort_out(files, url, options, names) for files in databases]
         reports: list[IngestReport] = []
         try:
@@ -104,7 +107,7 @@ def ingest(
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker needs to prepare and pack one case; nothing of it is the store's."""
+    """What a worker needs to prepare and encode one case. It has no access to the store."""
 
     database: str
     case: CaseFiles
@@ -125,7 +128,7 @@ def _prepare_and_encode(task: _Task) -> tuple[EncodedCase, tuple[Finding, ...], 
 
 
 class _Ingest:
-    """One database on its way into the store."""
+    """The ingest of one database."""
 
     def __init__(self, files: DatabaseFiles, url: str, options: IngestOptions, on_case: OnCase) -> None:
         self.files = files
@@ -141,11 +144,11 @@ class _Ingest:
 
     def run(self, intake: Intake) -> IngestReport:
         self.intake = intake
-        self.findings = {case: list(some) for case, some in intake.findings.items()}
+        self.findings = {case: list(findings) for case, findings in intake.findings.items()}
         for name in self.intake.failed:
-            self._outcome(name, "failed")
+            self._record_outcome(name, "failed")
         for case in self.intake.same:
-            self._outcome(case.case, "skipped")
+            self._record_outcome(case.case, "skipped")
         recipe, arrays = self.intake.info.recipe, self.intake.arrays
         has_pseudonyms = bool(self.files.pseudonyms)
         tasks = [
@@ -156,7 +159,7 @@ class _Ingest:
             self._write_all(tasks)
         except ResourceError:
             raise
-        except BaseException:  # Ctrl-C: what was written is kept
+        except BaseException:  # Ctrl-C: keep what was written
             if self.writer is not None:
                 sync_names(self.writer.group)
             raise
@@ -176,86 +179,88 @@ class _Ingest:
                 encoded, doubts, self.volumes[case.case] = done.result
                 self._write(case, encoded)
             except DataError as error:
-                self._find(Finding.from_error(error, self.files.name, case.case))
-                self._outcome(case.case, "failed")
+                self._add_finding(Finding.from_error(error, self.files.name, case.case))
+                self._record_outcome(case.case, "failed")
                 continue
             self.findings.setdefault(case.case, []).extend(doubts)
-            self._outcome(case.case, "written")
+            self._record_outcome(case.case, "written")
 
     def _write(self, case: CaseFiles, encoded: EncodedCase) -> None:
-        writer = self._open(self.intake.arrays)
+        writer = self._open_writer(self.intake.arrays)
         if not self.rows:
-            with _writing(self.url):
-                self.rows = writer.reserve([one.case for one in self.intake.todo])
+            with _naming_disk_faults(self.url):
+                self.rows = writer.reserve([planned.case for planned in self.intake.todo])
         writer.write(self.rows[case.case], case, encoded)
 
     def _describe(self, case: CaseFiles) -> None:
-        """What a table says anew of a case that is in the store."""
-        if _is_described(case, self.intake.held.descriptions[case.case]):
+        """Update the metadata of a case that is already in the store."""
+        if _has_same_metadata(case, self.intake.stored.descriptions[case.case]):
             return
-        writer = self._open(plan_arrays(self.intake.held.group, self.intake.info, ()))
+        writer = self._open_writer(plan_arrays(self.intake.stored.group, self.intake.info, ()))
         try:
-            with _writing(self.url):
-                writer.describe(self.intake.held.rows[case.case], case)
+            with _naming_disk_faults(self.url):
+                writer.describe(self.intake.stored.rows[case.case], case)
         except DataError as error:
-            self._find(Finding.from_error(error, self.files.name, case.case))
+            self._add_finding(Finding.from_error(error, self.files.name, case.case))
         else:
             self.outcomes["described"].append(case.case)
 
-    def _open(self, arrays: ArrayPlan) -> DatabaseWriter:
-        """The database's writer; store and database are made with their first good case."""
+    def _open_writer(self, arrays: ArrayPlan) -> DatabaseWriter:
+        """The database's writer; it is opened, and the store and database are created, with the first good case."""
         if self.writer is None:
-            with _writing(self.url):
+            with _naming_disk_faults(self.url):
                 root = open_or_create_root(self.url, self.options.spacing_mm)
                 self.writer = DatabaseWriter(root, self.intake.info, arrays)
         return self.writer
 
-    def _find(self, finding: Finding) -> None:
+    def _add_finding(self, finding: Finding) -> None:
         self.findings.setdefault(finding.case, []).append(finding)
 
-    def _outcome(self, case: str, outcome: str) -> None:
+    def _record_outcome(self, case: str, outcome: str) -> None:
         self.outcomes[outcome].append(case)
         self.on_case(self.files.name, case, outcome)
 
     def _report(self) -> IngestReport:
-        """In the order of the cases, whichever worker was first."""
-        order = {case.case: at for at, case in enumerate(self.files.cases)}
+        """The report, in the order of the source's cases, not in that of the workers."""
+        order = {case.case: index for index, case in enumerate(self.files.cases)}
 
         def sort(cases: Iterable[str]) -> tuple[str, ...]:
             return tuple(sorted(cases, key=lambda case: order.get(case, -1)))
 
-        named = {outcome: sort(cases) for outcome, cases in self.outcomes.items()}
+        in_order = {outcome: sort(cases) for outcome, cases in self.outcomes.items()}
         findings = [finding for case in sort(self.findings) for finding in self.findings[case]]
-        outcomes = {case: outcome for outcome in ("written", "skipped", "failed") for case in named[outcome]}
+        outcomes = {case: outcome for outcome in ("written", "skipped", "failed") for case in in_order[outcome]}
         cases = case_reports(self.files, outcomes, self.volumes, findings)
         return IngestReport(
-            self.files.name, named["written"], named["skipped"], named["failed"], tuple(findings), named["described"],
-            cases,
+            database=self.files.name, written=in_order["written"], skipped=in_order["skipped"],
+            failed=in_order["failed"], findings=tuple(findings), described=in_order["described"], cases=cases,
         )  # fmt: skip
 
 
 @contextmanager
-def _writing(url: str) -> Iterator[None]:
+def _naming_disk_faults(url: str) -> Iterator[None]:
     try:
         yield
     except ResourceError:
         raise
     except OSError as error:
         raise ResourceError(
-            f"{url} cannot be written: {error}. {remedy(error, 'Check the disk.')} Then run the same command again."
+            f"cannot write to {url}: {error}. {remedy(error, 'Check the disk.')} Then run the same command again."
         ) from error
 
 
-def _is_described(case: CaseFiles, held: Mapping[str, str | float]) -> bool:
-    """Whether the store says of a case what its source says; what the source has no word on may stay."""
-    said: dict[str, str | float] = {
+def _has_same_metadata(case: CaseFiles, stored: Mapping[str, str | float]) -> bool:
+    """Whether a case's metadata in the store equal those of its source. Empty values of the source do not count."""
+    new: dict[str, str | float] = {
         "subject": case.person, "session": case.session, "site": case.site, "split": case.split,
-        "split_given": case.split_given or bool(held["split_given"]), **case.participant,
+        "split_given": case.split_given or bool(stored["split_given"]), **case.participant,
     }  # fmt: skip
-    told = {name: value for name, value in said.items() if value == value and value != ""}
-    return all(
-        held.get(name) in (value, f"{value:g}" if isinstance(value, float) else value) for name, value in told.items()
-    )
+    for name, value in new.items():
+        is_empty = value == "" or value != value  # the latter is NaN
+        as_text = f"{value:g}" if isinstance(value, float) else value  # a number in a column of texts
+        if not is_empty and stored.get(name) not in (value, as_text):
+            return False
+    return True
 
 
 def _bytes_of(task: _Task) -> int:

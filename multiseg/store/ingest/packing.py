@@ -1,11 +1,11 @@
-"""A case's voxels as shards: what zarr reads as its sharding codec, with the packing chosen chunk by chunk."""
+"""Encoding a case's voxels into shards that zarr's sharding codec reads, with the compression chosen per chunk."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from math import prod
+from math import ceil, prod
 from typing import TypeAlias
 
 import google_crc32c
@@ -18,11 +18,11 @@ from multiseg.store.array_layout import CHECKSUM_BYTES, NOTHING, Index4
 Block: TypeAlias = Shaped[np.ndarray, "channel i j k"]
 
 KEPT_SHARE = 0.5
-"""LZ4 hardly shrinks the noise within a brain. A chunk that it leaves larger than this is stored as it is: that takes
-a fifth more room, and a window of such a chunk is copied without decoding the rest of it."""
+"""LZ4 hardly shrinks the noise inside a brain. A chunk that stays larger than this share of its size is stored
+uncompressed: that takes a fifth more space, but a window of the chunk can be copied without decoding the rest."""
 
 
-def _as_it_is(block: Block) -> bytes:
+def _uncompressed(block: Block) -> bytes:
     return block.tobytes()
 
 
@@ -39,40 +39,46 @@ def _zstd(block: Block) -> bytes:
 
 
 PACKERS: dict[str, Callable[[Block], bytes]] = {
-    "none": _as_it_is,
+    "none": _uncompressed,
     "lz4": _lz4,
     "lz4hc": partial(_lz4, name=b"lz4hc"),
     "zstd": _zstd,
 }
-"""By the names of `schema.CODECS`, whose entries say the same to zarr."""
+"""Compression by the names of `schema.CODECS`, which has the same codecs for zarr."""
 
 
 def shards_of(volume: Block, chunk: Index4, shard: Index4, codec: str) -> Iterator[tuple[str, bytes]]:
-    """The shards of a case that hold anything, each by its place "CHANNELS/I/J/K" and its bytes.
+    """The non-empty shards of a case: the position "CHANNELS/I/J/K" and the bytes of each.
 
-    The layout is that of Zarr's sharding codec with the index at the end; chunks lie in the order of the index, so
-    that neighbours along k are neighbours in the file.
+    The layout is that of Zarr's sharding codec with the index at the end. Chunks are in the order of the index, so that
+    neighbours along k are neighbours in the file.
 
     Args:
-        chunk, shard: channels and voxels of each; a shard has whole chunks.
+        chunk, shard: their shapes in channels and voxels; a shard consists of whole chunks.
     """
-    counts = [range(-(-n // step)) for n, step in zip(volume.shape, shard, strict=True)]
-    for place in itertools.product(*counts):
-        part = volume[tuple(slice(at * step, (at + 1) * step) for at, step in zip(place, shard, strict=True))]
-        packed = _shard(part, chunk, tuple(s // c for s, c in zip(shard, chunk, strict=True)), PACKERS[codec])
+    chunks_per_shard = tuple(edge // chunk_edge for edge, chunk_edge in zip(shard, chunk, strict=True))
+    shards_per_axis = [range(ceil(length / edge)) for length, edge in zip(volume.shape, shard, strict=True)]
+    for position in itertools.product(*shards_per_axis):
+        part = volume[_block_at(position, shard)]
+        packed = _shard(part, chunk, chunks_per_shard, PACKERS[codec])
         if packed:
-            yield "/".join(str(at) for at in place), packed
+            yield "/".join(map(str, position)), packed
+
+
+def _block_at(position: Sequence[int], shape: Index4) -> tuple[slice, ...]:
+    """The slices of the block at a position in a grid of blocks of this shape."""
+    return tuple(slice(index * edge, (index + 1) * edge) for index, edge in zip(position, shape, strict=True))
 
 
 def _shard(part: Block, chunk: Index4, grid: tuple[int, ...], pack: Callable[[Block], bytes]) -> bytes:
     body = bytearray()
     index = np.full((prod(grid), 2), NOTHING, dtype="<u8")
-    for number, at in enumerate(np.ndindex(grid)):
-        piece = part[tuple(slice(a * n, (a + 1) * n) for a, n in zip(at, chunk, strict=True))]
-        if not piece.view(f"u{piece.itemsize}").any():
+    for number, position in enumerate(np.ndindex(grid)):
+        piece = part[_block_at(position, chunk)]
+        if not piece.view(f"u{piece.itemsize}").any():  # as bits: -0.0 and NaN are not empty
             continue
         block = np.zeros(chunk, dtype=part.dtype)
-        block[tuple(slice(n) for n in piece.shape)] = piece
+        block[tuple(map(slice, piece.shape))] = piece
         packed = with_checksum(pack(block))
         index[number] = len(body), len(packed)
         body += packed
@@ -80,11 +86,11 @@ def _shard(part: Block, chunk: Index4, grid: tuple[int, ...], pack: Callable[[Bl
 
 
 def with_checksum(packed: bytes) -> bytes:
-    """Bytes and their CRC-32C, as Zarr's codec of that name writes them."""
+    """Append a CRC-32C to bytes, as Zarr's crc32c codec does."""
     return packed + int(google_crc32c.value(packed)).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def is_sound(packed: bytes | memoryview) -> bool:
-    """Whether the bytes are those that the checksum behind them was made of."""
-    found: int = google_crc32c.value(bytes(packed[:-CHECKSUM_BYTES]))
-    return found == int.from_bytes(packed[-CHECKSUM_BYTES:], "little")
+    """Whether the CRC-32C at the end of bytes is right."""
+    checksum: int = google_crc32c.value(bytes(packed[:-CHECKSUM_BYTES]))
+    return checksum == int.from_bytes(packed[-CHECKSUM_BYTES:], "little")

@@ -1,4 +1,4 @@
-"""Many cases at once: on threads, processes or a dask cluster, within a budget of memory."""
+"""Running tasks in parallel on threads, processes or a dask cluster, within a memory budget."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ CLUSTER_TIMEOUT_S = 20
 
 @dataclass(frozen=True)
 class Workers:
-    """Who does the work, and how much memory all of them may take together.
+    """The workers that run tasks, and the memory that they may use together.
 
     Attributes:
-        num: workers at once; on a cluster, tasks that are sent ahead.
-        kind: "processes" (a crash hurts one case), "threads" (no start-up time), or the address of a dask
-            scheduler such as "tcp://node1:8786", whose workers see the source files under the same paths.
-        memory_bytes: of all tasks at once; None for no bound.
+        num: the number of workers; on a cluster, the number of tasks that are sent ahead.
+        kind: "processes" (a crash affects one case), "threads" (no start-up time), or the address of a dask scheduler
+            such as "tcp://node1:8786", whose workers see the source files under the same paths.
+        memory_bytes: for all running tasks together; None for no limit.
 
     Raises:
-        UsageError: fewer than one worker, or a kind that is none of these.
+        UsageError: fewer than one worker, or an unknown kind.
     """
 
     num: int = 1
@@ -50,7 +50,7 @@ class Workers:
 
     def __post_init__(self) -> None:
         if self.num < 1:
-            raise UsageError(f"{self.num} workers do nothing; give at least 1.")
+            raise UsageError(f"the number of workers is {self.num}; give at least 1.")
         if self.kind not in (THREADS, PROCESSES) and "://" not in self.kind:
             raise UsageError(
                 f"{self.kind!r} is neither {THREADS}, {PROCESSES} nor the address of a dask scheduler (tcp://HOST:PORT)."
@@ -59,7 +59,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Done(Generic[Task, Result]):
-    """A task with its result or the error it ended in."""
+    """A finished task with its result or its error."""
 
     task: Task
     result: Result | None
@@ -72,45 +72,45 @@ def run_tasks(
     workers: Workers,
     bytes_of: Callable[[Task], int] = lambda task: 0,
 ) -> Iterator[Done[Task, Result]]:
-    """Results as they come, each task once. A task that raises a DataError is done with that error.
+    """Run all tasks and yield each as it finishes. A task that raises a DataError is done with that error.
 
-    A task is begun when its `bytes_of`, asked for once, fits into what the others leave of the budget, those counted
-    whose results wait; one that runs out of memory all the same is done with the error OUT_OF_MEMORY. A worker that
-    dies (out of memory, a crash in a library) takes no other task down: those that it might have died of are tried
-    again one at a time, and the one that kills its worker again is done with the error WORKER_DIED.
+    A task starts when its `bytes_of`, called once, fits into the memory budget together with all tasks that run or
+    whose results are not yet fetched. If it runs out of memory all the same, it is done with the error OUT_OF_MEMORY.
+    A worker that dies (out of memory, a crash in a library) does not affect other tasks: those that may have killed it
+    are run again one at a time, and a task whose worker dies again is done with the error WORKER_DIED.
 
     Raises:
-        ResourceError: the cluster cannot be reached.
+        ResourceError: the cluster cannot be reached, or no worker process can start.
     """
     waiting = [_Waiting(task, bytes_of) for task in tasks]
     if workers.num == 1 and workers.kind in (THREADS, PROCESSES):
-        for one in waiting:
-            yield _alone(function, one, workers)
+        for task in waiting:
+            yield _run_here(function, task, workers)
         return
     todo, suspects = deque(waiting), deque[Task]()
     while todo or suspects:
         with _executor(workers, len(tasks)) as executor:
-            crew = _Crew(function, executor, workers, _deaths(workers))
+            pool = _Pool(function, executor, workers, _death_errors(workers))
             if suspects:
-                yield crew.do_alone(suspects.popleft())
+                yield pool.run_alone(suspects.popleft())
                 continue
-            yield from _run(crew, todo, suspects)
+            yield from _run(pool, todo, suspects)
 
 
 @dataclass(frozen=True)
 class _Waiting(Generic[Task]):
-    """A task that is to come."""
+    """A task that has not started."""
 
     task: Task
     bytes_of: Callable[[Task], int]
 
     @cached_property
     def num_bytes(self) -> int:
-        """Asked for once and late, for it may read headers."""
+        """Computed once and as late as possible, since it may read headers."""
         return self.bytes_of(self.task)
 
 
-def _alone(function: Callable[[Task], Result], waiting: _Waiting[Task], workers: Workers) -> Done[Task, Result]:
+def _run_here(function: Callable[[Task], Result], waiting: _Waiting[Task], workers: Workers) -> Done[Task, Result]:
     try:
         _check_fits(waiting.num_bytes, workers)
         return Done(waiting.task, function(waiting.task))
@@ -120,18 +120,18 @@ def _alone(function: Callable[[Task], Result], waiting: _Waiting[Task], workers:
         return Done(waiting.task, None, _out_of_memory(error))
 
 
-def _run(crew: _Crew[Task, Result], todo: deque[_Waiting[Task]], suspects: deque[Task]) -> Iterator[Done[Task, Result]]:
-    """Until everything is done, or a worker dies: then those that ended with it are suspects."""
+def _run(pool: _Pool[Task, Result], todo: deque[_Waiting[Task]], suspects: deque[Task]) -> Iterator[Done[Task, Result]]:
+    """Run until all tasks are done or a worker dies; the tasks that failed with it become suspects."""
     while True:
-        yield from crew.begin(todo)
-        if not crew.running:
+        yield from pool.start(todo)
+        if not pool.running:
             return
-        ended, _ = wait_for(crew.running, return_when=FIRST_COMPLETED)
+        ended, _ = wait_for(pool.running, return_when=FIRST_COMPLETED)
         for future in ended:
-            task = crew.running.pop(future).task
-            done = crew.outcome(task, future)
-            # What comes next is begun first, so that nobody is idle while this result is written.
-            refused = crew.begin(todo)
+            task = pool.running.pop(future).task
+            done = pool.outcome(task, future)
+            # Start the next tasks first, so that no worker is idle while the caller writes this result.
+            refused = pool.start(todo)
             if done is None:
                 suspects.append(task)
             else:
@@ -140,20 +140,20 @@ def _run(crew: _Crew[Task, Result], todo: deque[_Waiting[Task]], suspects: deque
 
 
 @dataclass
-class _Crew(Generic[Task, Result]):
-    """An executor, what is under way in it, and whether a worker died, after which nothing is begun in it."""
+class _Pool(Generic[Task, Result]):
+    """An executor and its running tasks. `is_broken`: a worker died, so that no more tasks start in it."""
 
     function: Callable[[Task], Result]
     executor: Executor
     workers: Workers
-    deaths: tuple[type[Exception], ...]
+    death_errors: tuple[type[Exception], ...]
     running: dict[Future[Result], _Waiting[Task]] = field(default_factory=dict)
     is_broken: bool = False
 
-    def begin(self, todo: deque[_Waiting[Task]]) -> list[Done[Task, Result]]:
-        """Begin what the workers and the memory have room for; those come back that cannot be begun at all."""
+    def start(self, todo: deque[_Waiting[Task]]) -> list[Done[Task, Result]]:
+        """Start as many tasks as workers and memory allow. Returns tasks that can never start, with their errors."""
         refused: list[Done[Task, Result]] = []
-        while todo and not self.is_broken and self._has_hands():
+        while todo and not self.is_broken and self._has_free_worker():
             waiting = todo[0]
             try:
                 _check_fits(waiting.num_bytes, self.workers)
@@ -162,55 +162,57 @@ class _Crew(Generic[Task, Result]):
                 continue
             if not self._has_memory(waiting.num_bytes):
                 break
-            future = self._submitted(waiting.task)
+            future = self._submit(waiting.task)
             if future is not None:
                 self.running[future] = todo.popleft()
         return refused
 
-    def _submitted(self, task: Task) -> Future[Result] | None:
-        """None where a worker has died since: the task has not been begun."""
+    def _submit(self, task: Task) -> Future[Result] | None:
+        """Submit a task; None if a worker has died, so that the task was not started."""
         try:
             return self.executor.submit(self.function, task)
-        except self.deaths:
+        except self.death_errors:
             self.is_broken = True
             return None
 
-    def _has_hands(self) -> bool:
-        # Results that wait to be fetched take no worker, but they pile up where the consumer is slow.
+    def _has_free_worker(self) -> bool:
+        # Unfetched results occupy no worker, but would pile up if the consumer is slow: limit them too.
         num_at_work = sum(not future.done() for future in self.running)
         return num_at_work < self.workers.num and len(self.running) < 2 * self.workers.num
 
     def _has_memory(self, num_bytes: int) -> bool:
-        held = sum(waiting.num_bytes for waiting in self.running.values())
-        return not self.running or self.workers.memory_bytes is None or held + num_bytes <= self.workers.memory_bytes
+        num_used = sum(waiting.num_bytes for waiting in self.running.values())
+        return (
+            not self.running or self.workers.memory_bytes is None or num_used + num_bytes <= self.workers.memory_bytes
+        )
 
     def outcome(self, task: Task, future: Future[Result]) -> Done[Task, Result] | None:
-        """A task that has ended; None where its worker died."""
+        """The outcome of a task that has ended; None if its worker died."""
         try:
             return Done(task, future.result())
         except DataError as error:
             return Done(task, None, error)
         except MemoryError as error:
             return Done(task, None, _out_of_memory(error))
-        except self.deaths:
+        except self.death_errors:
             self.is_broken = True
             return None
 
-    def do_alone(self, task: Task) -> Done[Task, Result]:
-        """A task that a worker may have died of, with no other at its side."""
-        future = self._submitted(task)
+    def run_alone(self, task: Task) -> Done[Task, Result]:
+        """Run a task that may have killed its worker, with no other task beside it."""
+        future = self._submit(task)
         done = None if future is None else self.outcome(task, future)
         if done is not None:
             return done
         message = (
-            "the process that prepared this case died twice, perhaps for want of memory. Give it more (--memory), "
-            "fewer --workers, or look at its files."
+            "the process that prepared this case died twice, perhaps because it ran out of memory. Allow more memory "
+            "(--memory), use fewer --workers, or check the files of the case."
         )
         return Done(task, None, DataError(message, code="WORKER_DIED"))
 
 
-def _deaths(workers: Workers) -> tuple[type[Exception], ...]:
-    """The errors that say that a worker died, not that its task went wrong."""
+def _death_errors(workers: Workers) -> tuple[type[Exception], ...]:
+    """The exceptions that mean that a worker died, not that its task failed."""
     if workers.kind in (THREADS, PROCESSES):
         return (BrokenExecutor,)
     from distributed import KilledWorker
@@ -220,8 +222,8 @@ def _deaths(workers: Workers) -> tuple[type[Exception], ...]:
 
 def _out_of_memory(error: MemoryError) -> DataError:
     return DataError(
-        f"there was not enough memory to prepare this case ({str(error) or 'the system gave no more'}). Take fewer "
-        "--workers, or a smaller --memory so that fewer cases are prepared at once.",
+        f"there was not enough memory to prepare this case ({str(error) or 'the system gave no more'}). Use fewer "
+        "--workers, or a smaller --memory, so that fewer cases are prepared at once.",
         code="OUT_OF_MEMORY",
     )
 
@@ -229,8 +231,8 @@ def _out_of_memory(error: MemoryError) -> DataError:
 def _check_fits(size: int, workers: Workers) -> None:
     if workers.memory_bytes is not None and size > workers.memory_bytes:
         raise DataError(
-            f"the case needs about {size / 1e9:.1f} GB of memory to be prepared, and {workers.memory_bytes / 1e9:.1f} "
-            "GB are allowed. Give more with --memory.",
+            f"preparing this case needs about {size / 1e9:.1f} GB of memory, but only {workers.memory_bytes / 1e9:.1f} "
+            "GB are allowed. Allow more with --memory.",
             code="OUT_OF_MEMORY",
         )
 
@@ -250,7 +252,7 @@ def _executor(workers: Workers, num_tasks: int) -> Iterator[Executor]:
 
 
 def _abandon(executor: Executor) -> None:
-    """After Ctrl-C nobody waits for what is under way: nothing of it is in the store."""
+    """Stop without waiting for running tasks, after Ctrl-C: none of them has written to the store."""
     if isinstance(executor, ThreadPoolExecutor):
         executor.shutdown(cancel_futures=True)
     elif isinstance(executor, ProcessPoolExecutor):
@@ -264,14 +266,14 @@ def _abandon(executor: Executor) -> None:
 
 
 def _check_alive(executor: Executor, workers: Workers) -> None:
-    """One easy task, so that workers that cannot even begin are not taken for victims of the cases."""
-    failures: tuple[type[Exception], ...] = (RuntimeError, *_deaths(workers))
+    """Run a trivial task: if workers cannot even start, the cases are not to blame."""
+    failures: tuple[type[Exception], ...] = (RuntimeError, *_death_errors(workers))
     try:
         executor.submit(default_workers).result()
     except failures as error:
         raise ResourceError(
-            f"no worker process can be started ({error}). Take --workers 1; from a script of your own, call ingest "
-            "below: if __name__ == '__main__'."
+            f"cannot start a worker process ({error}). Use --workers 1; in your own script, call ingest "
+            "under: if __name__ == '__main__'."
         ) from error
 
 
@@ -279,36 +281,38 @@ def _make_executor(workers: Workers, num: int) -> Executor:
     if workers.kind == THREADS:
         return ThreadPoolExecutor(num)
     if workers.kind == PROCESSES:
-        # Not fork: this process has threads of zarr's, and holds the store's lock, which children would share.
+        # Not fork: this process has zarr's threads, and holds the store's lock, which forked children would share.
         context = fork_server("multiseg.store.ingest.ingest")
-        return ProcessPoolExecutor(num, context, initializer=_begin_worker)
+        return ProcessPoolExecutor(num, context, initializer=_prepare_worker)
     try:
         from distributed import Client
     except ImportError as error:
-        raise UsageError(f"a cluster needs dask.distributed ({error}): pip install 'multiseg[cluster]'.") from error
+        raise UsageError(
+            f"a cluster needs dask.distributed ({error}). Install it with: pip install 'multiseg[cluster]'."
+        ) from error
     try:
         client: Any = Client(workers.kind, timeout=CLUSTER_TIMEOUT_S, set_as_default=False)  # type: ignore[no-untyped-call]
         executor: Executor = client.get_executor(pure=False)
     except OSError as error:
-        raise ResourceError(f"no dask scheduler answers at {workers.kind}: {error}.") from error
+        raise ResourceError(f"no dask scheduler answers at {workers.kind}: {error}. Check its address.") from error
     return executor
 
 
-def _begin_worker() -> None:
+def _prepare_worker() -> None:
     leave_signals_to_parent()
     end_with_parent()
 
 
 def default_workers() -> int:
-    """As many as there are processors to run on."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def default_memory_bytes() -> int:
-    """Three quarters of the memory that is free now, to this machine and to this container."""
+    """Three quarters of the memory that is free now, on this machine and in this container."""
     values = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
     free = int(values["MemAvailable"].split()[0]) * 1024
-    with suppress(OSError, ValueError):  # no limit is "max", and no number
+    with suppress(OSError, ValueError):  # "max", which is not a number, means no limit
         limit, used = (int(Path("/sys/fs/cgroup", f"memory.{name}").read_text()) for name in ("max", "current"))
         free = min(free, limit - used)
     return max(0, free) * 3 // 4

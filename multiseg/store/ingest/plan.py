@@ -1,4 +1,4 @@
-"""What is to be done for a database: which cases are new, the same, changed or bad, before anything is prepared."""
+"""Planning the ingest of a database: which cases are new, unchanged, changed or bad. No case is prepared yet."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ DEFAULT_SPLIT = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """How to ingest; `Recipe` says what is done to a case.
+    """How to ingest; `Recipe` describes how a case is prepared.
 
     Attributes:
-        replace: put a case whose files have changed in the place of the one in the store.
-        redo: cases, or DATABASE/CASE, to prepare and write again although they are in the store.
-        split: shares of the subjects of each database.
-        given_splits: what a split file says, by case or subject; see `split_file.read_split_file`.
-        workers: who prepares the cases, and in how much memory.
-        pseudonyms: a file with a key and the table of real names, made where there is none: people, cases and visits
-            get other names, and the store holds nothing of the real ones. "": the real names.
+        replace: replace a case in the store whose files have changed.
+        redo: cases (CASE or DATABASE/CASE) to prepare and write again although they are in the store.
+        split: each split's share of the subjects of a database.
+        given_splits: splits by case or subject, from a split file; see `split_file.read_split_file`.
+        workers: the workers that prepare the cases, and their memory.
+        pseudonyms: a file with a key and the table of real names, created if it does not exist. People, cases and
+            visits get pseudonyms, and the store does not contain the real names. "": the real names are used.
     """
 
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -68,29 +68,29 @@ class IngestOptions:
 
 
 def renamed_options(options: IngestOptions, renamed: Renamed) -> IngestOptions:
-    """The same where cases and people have pseudonyms."""
+    """The options with the pseudonyms of cases and people instead of their names."""
     return replace(
         options, redo=tuple(map(renamed.name, options.redo)), given_splits=renamed.names(options.given_splits)
     )
 
 
 def check_names(files: DatabaseFiles) -> None:
-    """Whether a database and its participants' columns can be called so.
+    """Check the names of a database and of its participants' columns.
 
     Raises:
-        UsageError: they cannot.
+        UsageError: one is invalid.
     """
     check_database_name(files.name)
     for column in sorted({column for case in files.cases for column in case.participant}):
         if column in schema.RESERVED or not is_plain_name(column):
             raise UsageError(
-                f"database {files.name!r}: a participants' column cannot be called {column!r}: the store has "
-                "something of that name, or a path cannot hold it. Rename the column."
+                f"database {files.name!r}: a participants' column cannot be called {column!r}: the store uses that "
+                "name itself, or it cannot be part of a path. Rename the column."
             )
 
 
 def source_bytes(databases: Sequence[DatabaseFiles]) -> int:
-    """What the source files take on disk; missing ones are missed later."""
+    """The size of the source files on disk in bytes. Missing files count as 0."""
     paths = {
         path for files in databases for case in files.cases for file in case.by_role.values() for path in paths_of(file)
     }
@@ -105,10 +105,14 @@ def _size_of(path: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Held:
-    """What the store has of a database before an ingest; by case, but `splits` by subject.
+class StoredDatabase:
+    """What the store has of a database before an ingest.
 
-    `landmarks` are those of the database, and for other sequences those of the databases beside it.
+    Attributes:
+        digests, rows, descriptions: by case; `descriptions` are its metadata.
+        splits: by subject.
+        landmarks: standard intensity scales by sequence: those of the database, else those of other databases.
+        group: the database's group; None if the store does not have it.
     """
 
     digests: Mapping[str, str]
@@ -119,64 +123,65 @@ class Held:
     group: zarr.Group | None = None
 
 
-def _what_is_held(url: str, info: DatabaseInfo) -> Held:
-    """What is in the store at `url` of a database.
+def _stored_database(url: str, info: DatabaseInfo) -> StoredDatabase:
+    """What the store at `url` has of a database.
 
     Raises:
-        StoreError: it can take no cases that are prepared as `info` says.
+        StoreError: the database cannot take cases that are prepared as in `info`.
     """
     root = existing_root(url, "r", info.recipe.spacing_mm)
     group = None if root is None else root.get(info.name)
     landmarks = {} if root is None or info.recipe.normalise != "histogram" else _landmarks(root, info.name)
     if not isinstance(group, zarr.Group):
-        return Held({}, {}, {}, {}, landmarks)
+        return StoredDatabase({}, {}, {}, {}, landmarks)
     check_agreement(group.attrs.asdict(), info)
-    if info.name not in database_names(root):  # a writer died before all of it was there
-        return Held({}, {}, {}, {}, landmarks, group)
+    if info.name not in database_names(root):  # a writer died before it was complete
+        return StoredDatabase({}, {}, {}, {}, landmarks, group)
     rows = np.flatnonzero(watch(group)[0] == schema.COMMITTED)
     check_axis_names(group)
-    own = participant_columns(group)
-    described = ["subject", "session", "site", "split", "split_given", *own]
-    columns = {name: group[name][:][rows] for name in ("case", "source_sha256", "revision", *described)}
+    column_names = participant_columns(group)
+    metadata_names = ["subject", "session", "site", "split", "split_given", *column_names]
+    columns = {name: group[name][:][rows] for name in ("case", "source_sha256", "revision", *metadata_names)}
     cases = [str(case) for case in columns["case"]]
-    return Held(
+    return StoredDatabase(
         digests=dict(zip(cases, map(str, columns["source_sha256"]), strict=True)),
         splits=dict(zip(map(str, columns["subject"]), map(str, columns["split"]), strict=True)),
         rows=dict(zip(cases, map(int, rows), strict=True)),
         descriptions={
-            # A description whose writer died is written again, whatever is there of it.
-            case: {name: columns[name][at] for name in described}
-            if columns["revision"][at] > 0
-            else {"subject": "", "split_given": columns["split_given"][at]}
-            for at, case in enumerate(cases)
+            # If the writer died while it changed the metadata, they are written again, whatever they are.
+            case: {name: columns[name][index] for name in metadata_names}
+            if columns["revision"][index] > 0
+            else {"subject": "", "split_given": columns["split_given"][index]}
+            for index, case in enumerate(cases)
         },
         landmarks=landmarks,
         group=group,
     )  # fmt: skip
 
 
-def _landmarks(root: zarr.Group, own: str) -> dict[str, tuple[float, ...]]:
-    """The standard scales of a store, so that all of its databases share them; a database's own ones go first."""
-    found: dict[str, tuple[float, ...]] = {}
-    for name in sorted(database_names(root), key=lambda name: name == own):
-        found |= Recipe.from_json(root[name].attrs.asdict()["recipe"]).landmarks
-    return found
+def _landmarks(root: zarr.Group, name: str) -> dict[str, tuple[float, ...]]:
+    """The standard scales of all databases of a store, by sequence. Those of the database `name` take precedence."""
+    landmarks: dict[str, tuple[float, ...]] = {}
+    for database in sorted(database_names(root), key=lambda database: database == name):
+        landmarks |= Recipe.from_json(root[database].attrs.asdict()["recipe"]).landmarks
+    return landmarks
 
 
 @dataclass(frozen=True)
 class Intake:
-    """A database's cases sorted out. Every case is in one of `todo`, `same` and `failed`.
+    """The plan for a database. Every case is in exactly one of `todo`, `same` and `failed`.
 
     Attributes:
-        todo: to be prepared and written, each with its split.
-        same: in the store already, from the very same files.
-        failed: bad, or in the store from other files.
-        findings: by case; "" holds those of the database.
-        arrays: how the database's arrays are cut once the cases of `todo` are in.
+        stored: what the store has of the database now.
+        todo: cases to prepare and write, each with its split.
+        same: cases that are in the store already, from the same files.
+        failed: bad cases, and cases that are in the store from other files.
+        findings: by case; those of the database are under "".
+        arrays: the layout of the database's arrays once the cases of `todo` are written.
     """
 
     info: DatabaseInfo
-    held: Held
+    stored: StoredDatabase
     todo: tuple[CaseFiles, ...]
     same: tuple[CaseFiles, ...]
     failed: tuple[str, ...]
@@ -185,17 +190,17 @@ class Intake:
 
 
 def sort_out(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: Collection[str] = ()) -> Intake:
-    """What an ingest of a database into the store at `url` has to do; nothing is changed.
+    """Plan the ingest of a database into the store at `url`; nothing is changed.
 
     Args:
-        elsewhere: cases and people of other databases, whom a split file may name as well.
+        elsewhere: cases and people of other databases, which a split file may name as well.
 
     Raises:
         UsageError, StoreError: as `ingest.ingest`.
     """
     info = info_of(files, options)
-    held = _what_is_held(url, info)
-    info = replace(info, recipe=replace(info.recipe, landmarks=held.landmarks))
+    stored = _stored_database(url, info)
+    info = replace(info, recipe=replace(info.recipe, landmarks=stored.landmarks))
     badly_named = bad_names(files)
     findings: dict[str, list[Finding]] = {"": []}
     for finding in (*files.findings, *badly_named):
@@ -203,56 +208,56 @@ def sort_out(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
     errors = [finding.case for finding in files.findings if finding.severity is Severity.ERROR and finding.case]
     failed = dict.fromkeys([*errors, *(finding.case for finding in badly_named)])
     here = [case for case in files.cases if case.case not in failed]
-    good = _in_splits(here, held, options, {*elsewhere, *names_of(files)})
+    good = _in_splits(here, stored, options, {*elsewhere, *names_of(files)})
     redo = {name.removeprefix(f"{files.name}/") for name in options.redo}
-    same = _are_same([case for case in good if case.case not in redo], held, options.workers.num)
+    same = _are_same([case for case in good if case.case not in redo], stored, options.workers.num)
     changed = dict.fromkeys(case.case for case in good if same.get(case.case) is False and not options.replace)
     for case in changed:
         findings.setdefault(case, []).append(_changed(files.name, case))
-    findings[""] += _numbers_as_text(files, held)
-    gone = sorted(set(held.digests) - {case.case for case in files.cases} - set(failed))
+    findings[""] += _numbers_as_text(files, stored)
+    gone = sorted(set(stored.digests) - {case.case for case in files.cases} - set(failed))
     if gone:
         findings[""].append(_gone(files.name, gone))
     return Intake(
         info=info,
-        held=held,
+        stored=stored,
         todo=tuple(case for case in good if not same.get(case.case) and case.case not in changed),
         same=tuple(case for case in good if same.get(case.case)),
         failed=(*failed, *changed),
         findings=findings,
-        arrays=plan_arrays(held.group, info, in_canonical_order(name for case in good for name in case.images)),
+        arrays=plan_arrays(stored.group, info, in_canonical_order(name for case in good for name in case.images)),
     )
 
 
 def _in_splits(
-    cases: Sequence[CaseFiles], held: Held, options: IngestOptions, elsewhere: Collection[str]
+    cases: Sequence[CaseFiles], stored: StoredDatabase, options: IngestOptions, elsewhere: Collection[str]
 ) -> list[CaseFiles]:
-    """The cases with a split each: the given one, else the one their person has in the store, else a new one."""
+    """Give each case a split: the given one, else its person's in the store, else a new one."""
     if options.given_splits:
         cases = apply_splits(cases, options.given_splits, elsewhere)
     given = {case.person for case in cases if case.split}
-    kept = {subject: split for subject, split in held.splits.items() if subject not in given}
-    splits = assign_splits(cases, options.split, options.seed, kept)
+    stored_splits = {subject: split for subject, split in stored.splits.items() if subject not in given}
+    splits = assign_splits(cases, options.split, options.seed, stored_splits)
     return [replace(case, split=splits[case.case], split_given=bool(case.split)) for case in cases]
 
 
 def names_of(files: DatabaseFiles) -> set[str]:
-    """The cases and people of a database, also of those that something is wrong with."""
+    """The names of a database's cases and people, including bad cases."""
     named = {name for case in files.cases for name in (case.case, case.person)}
     return named | {finding.case for finding in files.findings if finding.case}
 
 
-def _are_same(cases: Sequence[CaseFiles], held: Held, num_threads: int) -> dict[str, bool]:
-    """Of the cases that the store has: whether it has them from the very same files."""
-    there = [case for case in cases if case.case in held.digests]
-    with ThreadPoolExecutor(num_threads) as pool:  # hashing leaves the interpreter to others
-        same = pool.map(lambda case: _is_from(case, held.digests[case.case]), there)
-        return {case.case: is_same for case, is_same in zip(there, same, strict=True)}
+def _are_same(cases: Sequence[CaseFiles], stored: StoredDatabase, num_threads: int) -> dict[str, bool]:
+    """For each case that the store has: whether it has it from the same files."""
+    stored_cases = [case for case in cases if case.case in stored.digests]
+    with ThreadPoolExecutor(num_threads) as pool:  # hashing releases the GIL
+        same = pool.map(lambda case: _is_from(case, stored.digests[case.case]), stored_cases)
+        return {case.case: is_same for case, is_same in zip(stored_cases, same, strict=True)}
 
 
-def _numbers_as_text(files: DatabaseFiles, held: Held) -> list[Finding]:
-    """A column that an earlier table made one of text stays so: numbers in it can be neither compared nor averaged."""
-    columns = text_columns(held.group) if held.group is not None else []
+def _numbers_as_text(files: DatabaseFiles, stored: StoredDatabase) -> list[Finding]:
+    """Warn of numbers in columns of text: they can be neither compared nor averaged. A column keeps its type."""
+    columns = text_columns(stored.group) if stored.group is not None else []
     examples = {
         column: (case.case, value)
         for case in files.cases
@@ -263,7 +268,8 @@ def _numbers_as_text(files: DatabaseFiles, held: Held) -> list[Finding]:
         Finding(
             Severity.WARNING, "NUMBER_AS_TEXT", files.name, "", "",
             f"the participants' column {column!r} holds text in the store, so numbers such as {value:g} of {case!r} "
-            "are stored as text. To have numbers, ingest the whole database again from a table without texts there.",
+            "are stored as text. To store numbers, ingest the whole database again from a table with only numbers in "
+            "this column.",
         )
         for column, (case, value) in examples.items()
     ]  # fmt: skip
@@ -271,7 +277,7 @@ def _numbers_as_text(files: DatabaseFiles, held: Held) -> list[Finding]:
 
 def _gone(database: str, cases: Sequence[str]) -> Finding:
     message = (
-        f"the store has {len(cases)} more cases of this database, which this source does not name (any more): "
+        f"the store has {len(cases)} more cases of this database that this source does not have (any more): "
         f"{', '.join(cases[:5])}{' ...' if len(cases) > 5 else ''}. They stay in the store."
     )
     return Finding(Severity.NOTE, "NOT_IN_SOURCE", database, "", "", message)
@@ -279,14 +285,14 @@ def _gone(database: str, cases: Sequence[str]) -> Finding:
 
 def _changed(database: str, case: str) -> Finding:
     message = (
-        f"case {case!r} is in the store already, from other files. If these are the better ones, "
+        f"case {case!r} is in the store already, from other files. To replace it with these files, "
         "pass --replace; if it is another patient, give it another name."
     )
     return Finding.from_error(DataError(message, code="CASE_CHANGED"), database, case)
 
 
 def info_of(files: DatabaseFiles, options: IngestOptions) -> DatabaseInfo:
-    """What is said once for a whole database.
+    """The settings of a whole database.
 
     Raises:
         UsageError: no case has the reference sequence.
@@ -305,21 +311,24 @@ def info_of(files: DatabaseFiles, options: IngestOptions) -> DatabaseInfo:
 
 
 def bad_names(files: DatabaseFiles) -> list[Finding]:
-    """Errors for cases whose names two share, or no path could hold."""
-    count = Counter(case.case for case in files.cases)
-    says = {name: "is the name of two cases. Give each its own." for name in count if count[name] > 1}
-    says |= {
-        name: "is no name for a case: no slash, no control character, no dot or space at its ends, and not nothing."
-        for name in count if not is_plain_name(name)
-    }  # fmt: skip
+    """Errors for cases whose name is not unique, or cannot be part of a path."""
+    problems = {}
+    for name, count in Counter(case.case for case in files.cases).items():
+        if not is_plain_name(name):
+            problems[name] = (
+                "is not a valid name for a case. It must not be empty, begin with a dot or two underscores, or have "
+                "slashes, control characters, or spaces at its ends."
+            )
+        elif count > 1:
+            problems[name] = "is the name of two cases. Give each its own name."
     return [
-        Finding(Severity.ERROR, "BAD_NAME", files.name, name, "", f"{name!r} {what} Rename its files.")
-        for name, what in says.items()
+        Finding(Severity.ERROR, "BAD_NAME", files.name, name, "", f"{name!r} {problem} Rename its files.")
+        for name, problem in problems.items()
     ]
 
 
 def _is_from(case: CaseFiles, digest: str) -> bool:
-    """Whether a case's files are those of this digest. A missing or damaged file is no match."""
+    """Whether a case's files have this digest. False if a file is missing or damaged."""
     try:
         with one_case(case.case, case.paths):
             return digest_of_roles({role: sha256_of(file) for role, file in case.by_role.items()}) == digest
@@ -328,7 +337,7 @@ def _is_from(case: CaseFiles, digest: str) -> bool:
 
 
 def check_redo(databases: Sequence[DatabaseFiles], options: IngestOptions) -> None:
-    """Whether every case that is to be written again is a case of these databases.
+    """Check that every case of `options.redo` is in these databases.
 
     Raises:
         UsageError: one is not.
@@ -343,16 +352,17 @@ MOST_CASES_FOR_LANDMARKS = 40
 
 
 def with_landmarks(intake: Intake, url: str, most_cases: int = MOST_CASES_FOR_LANDMARKS) -> Intake:
-    """With a standard scale for every sequence, where intensities are to be brought to one: from training cases.
+    """With histogram standardisation, complete the plan with a standard scale for every sequence.
 
-    What a database before this one has taught the store in the meantime is taken up.
+    Scales come from the store, including those that databases ingested just before have added; missing ones are learnt
+    from training cases.
     """
     recipe = intake.info.recipe
     if recipe.normalise != "histogram":
         return intake
     root = existing_root(url, "r", recipe.spacing_mm)
-    held = dict(recipe.landmarks) | ({} if root is None else _landmarks(root, intake.info.name))
-    missing = {name for case in intake.todo for name in case.images} - set(held)
+    landmarks = dict(recipe.landmarks) | ({} if root is None else _landmarks(root, intake.info.name))
+    missing = {name for case in intake.todo for name in case.images} - set(landmarks)
     cases = [case for case in intake.todo if case.split == "train"] or list(intake.todo)
-    learnt = learn_landmarks(cases[:most_cases], replace(recipe, landmarks=held)) if missing else {}
-    return replace(intake, info=replace(intake.info, recipe=replace(recipe, landmarks=learnt | held)))
+    learnt = learn_landmarks(cases[:most_cases], replace(recipe, landmarks=landmarks)) if missing else {}
+    return replace(intake, info=replace(intake.info, recipe=replace(recipe, landmarks=learnt | landmarks)))

@@ -1,7 +1,7 @@
-"""Other names for patients, cases and visits, made with a key that stays outside the store.
+"""Pseudonyms for patients, cases and visits, made with a key that stays outside the store.
 
-A pseudonym is the beginning of an HMAC-SHA256 of the real name (RFC 2104). The file holds the key and the table of
-real names: whoever has it can go back, nobody else can. The same file gives the same names for later visits.
+A pseudonym is the beginning of an HMAC-SHA256 of the real name (RFC 2104). A file holds the key and the table of real
+names: only with this file can real names be found again. The same file gives the same pseudonyms for later visits.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from multiseg.store.sources.source_types import REAL_NAMES, DatabaseFiles
 VERSION = 1
 KEY_BYTES = 32
 SUBJECT_DIGITS, MORE_DIGITS = 12, 8
-"""Hexadecimal digits of a person's pseudonym, and of what is added for a case or is a visit's."""
+"""Hexadecimal digits of a person's pseudonym; and of what a case adds to it, and of a visit's pseudonym."""
 MIN_LETTERS = 3
-"""Shorter names than this stand in many words by chance."""
-# Texts of a header that a person or a program wrote: their beginning and length.
+"""Shorter names occur in texts by chance, so texts are not searched for them."""
+# Offset and length of the free-text fields of a NIfTI-1 and NIfTI-2 header.
 _TEXTS = {348: ((4, 10), (14, 18), (148, 80), (228, 24), (328, 16)), 540: ((240, 80), (320, 24), (508, 16))}
 
 
 @dataclass
 class Book:
-    """The key, and the real names so far with their pseudonyms: by kind ("subject", "case", "session")."""
+    """The key, and the pseudonym of each real name so far, by kind ("subject", "case", "session")."""
 
     key: bytes
     names: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -47,76 +47,77 @@ class Book:
     _taken: dict[str, set[str]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._taken = {kind: set(known.values()) for kind, known in self.names.items()}
+        self._taken = {kind: set(pseudonyms.values()) for kind, pseudonyms in self.names.items()}
 
     @property
     def fingerprint(self) -> str:
-        """What tells one key from another and nothing of either."""
+        """Identifies the key without revealing it."""
         return self._digest("fingerprint", "", 16)
 
     def subject(self, name: str) -> str:
         """The pseudonym of a person."""
-        return self._kept("subject", name, "p" + self._digest("subject", name, SUBJECT_DIGITS))
+        return self._remember("subject", name, "p" + self._digest("subject", name, SUBJECT_DIGITS))
 
     def session(self, person: str, name: str) -> str:
-        """That of a person's visit; two people's visits of one day have nothing in common."""
+        """The pseudonym of a person's visit. Visits of two people on the same day get different ones."""
         if not name:
             return ""
         real = f"{person} {name}"
-        return self._kept("session", real, "v" + self._digest("session", real, MORE_DIGITS))
+        return self._remember("session", real, "v" + self._digest("session", real, MORE_DIGITS))
 
     def case(self, person: str, name: str) -> str:
-        """That of a case, which begins with its person's."""
-        own = self.subject(person)
+        """The pseudonym of a case. It begins with its person's."""
+        pseudonym = self.subject(person)
         if name != person:
-            own += "-" + self._digest("case", name, MORE_DIGITS)
-        return self._kept("case", name, own)
+            pseudonym += "-" + self._digest("case", name, MORE_DIGITS)
+        return self._remember("case", name, pseudonym)
 
     def _digest(self, kind: str, name: str, digits: int) -> str:
         return hmac.new(self.key, f"{kind}\0{name}".encode(), hashlib.sha256).hexdigest()[:digits]
 
-    def _kept(self, kind: str, name: str, pseudonym: str) -> str:
-        known, taken = self.names.setdefault(kind, {}), self._taken.setdefault(kind, set())
-        if name not in known:
+    def _remember(self, kind: str, name: str, pseudonym: str) -> str:
+        pseudonyms, taken = self.names.setdefault(kind, {}), self._taken.setdefault(kind, set())
+        if name not in pseudonyms:
             if pseudonym in taken and kind != "session":
-                raise UsageError(f"two names ({kind}) have the pseudonym {pseudonym}. Begin a new file of pseudonyms.")
-            known[name] = pseudonym
+                raise UsageError(f"two names ({kind}) have the pseudonym {pseudonym}. Start a new file of pseudonyms.")
+            pseudonyms[name] = pseudonym
             taken.add(pseudonym)
             self.is_new = True
-        return known[name]
+        return pseudonyms[name]
 
 
 def read_book(path: Path) -> Book:
-    """The book in a file; a new one with a random key where there is none.
+    """The book in a file; if the file does not exist, a new book with a random key.
 
     Raises:
-        UsageError: the file is something else, or cannot be read.
+        UsageError: the file is not a file of pseudonyms, or cannot be read.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["multiseg_pseudonyms"] != VERSION:
             raise ValueError(f"its version is {data['multiseg_pseudonyms']!r}")
         key = bytes.fromhex(data["key"])
-        names = {str(kind): {str(a): str(b) for a, b in some.items()} for kind, some in data["names"].items()}
+        names = {
+            str(kind): {str(real): str(pseudonym) for real, pseudonym in table.items()}
+            for kind, table in data["names"].items()
+        }
         if len(key) != KEY_BYTES:
             raise ValueError(f"its key has {len(key)} bytes")
     except FileNotFoundError:
         return Book(secrets.token_bytes(KEY_BYTES))
     except OSError as error:
         check_machine(error)
-        raise UsageError(
-            f"{path} cannot be read: {error.strerror}. Check the name of the file of pseudonyms."
-        ) from error
+        raise UsageError(f"cannot read {path}: {error.strerror}. Check the name of the file of pseudonyms.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"{path} is no file of pseudonyms ({error}). Name another, which is made where it does not exist; without "
-            "the file that was used before, nobody finds the real names again."
+            f"{path} is not a file of pseudonyms ({error}). Name another file; a missing one is created. Keep the file "
+            "that was used before: without it, nobody can find the real names again."
         ) from error
     return Book(key, names, is_new=False)
 
 
 def write_book(path: Path, book: Book) -> None:
-    """Keep a book, for its owner's eyes only.
+    """Write a book to a file that only its owner can read.
 
     Raises:
         ResourceError: it cannot be written.
@@ -126,17 +127,19 @@ def write_book(path: Path, book: Book) -> None:
 
 
 def check_place(path: str, store: str) -> Path:
-    """Where the file of pseudonyms lies.
+    """The resolved path of the file of pseudonyms.
 
     Raises:
-        UsageError: in the store, which others are to see, or not on this machine.
+        UsageError: it is inside the store, which others will see, or not on this machine.
     """
     if is_remote(path):
-        raise UsageError(f"the file of pseudonyms {path!r} has to lie on this machine. Name a path.")
+        raise UsageError(f"the file of pseudonyms {path!r} must be on this machine. Name a local path.")
     file = Path(path).expanduser().resolve()
     if not is_remote(store) and file.is_relative_to(local_path(store).resolve()):
-        raise UsageError(f"the file of pseudonyms {path} lies in the store, and whoever has it would have the names. "
-                         "Name a place outside.")  # fmt: skip
+        raise UsageError(
+            f"the file of pseudonyms {path} is inside the store, so that everybody with the store could read the real "
+            "names. Name a path outside it."
+        )
     if file.is_dir():
         raise UsageError(f"{path} is a folder. Name a file for the pseudonyms.")
     return file
@@ -144,167 +147,172 @@ def check_place(path: str, store: str) -> Path:
 
 @dataclass(frozen=True)
 class Renamed:
-    """Databases in which every person, case and visit has a pseudonym; `by_real` gives that of a case or person."""
+    """Databases with pseudonyms for every person, case and visit. `by_real`: the pseudonyms of cases and people."""
 
     databases: tuple[DatabaseFiles, ...]
     by_real: Mapping[str, str]
 
     def name(self, real: str) -> str:
-        """The pseudonym of a case, a person or DATABASE/CASE; itself where there is none."""
+        """The pseudonym of a case, a person or DATABASE/CASE; an unknown name stays as it is."""
         database, slash, case = real.rpartition("/")
         return self.by_real.get(real) or database + slash + self.by_real.get(case, case)
 
     def names(self, given: Mapping[str, str]) -> dict[str, str]:
-        """The same by pseudonym, for what a split file says."""
+        """Replace the real names in the keys, for example of the splits from a split file."""
         return {self.name(real): value for real, value in given.items()}
 
 
 def with_pseudonyms(databases: Sequence[DatabaseFiles], path: str, store: str, *, is_kept: bool = True) -> Renamed:
-    """Databases with pseudonyms from the file at `path`, which is made, or gets the new names, before anything else.
+    """Give databases pseudonyms from the file at `path`, after writing the new names to it; create it if necessary.
 
     Args:
-        is_kept: write the file. Else nothing is written, and without a file the names are of a key that goes again.
+        is_kept: write the file. If not, nothing is written, and without a file the pseudonyms come from a temporary
+            key.
 
     Raises:
-        UsageError: the file lies in the store or holds something else; or a database is called like a patient.
-        ResourceError: the file cannot be written, or another process does it now.
+        UsageError: the file is inside the store or is not a file of pseudonyms; or a database is named like a patient.
+        ResourceError: the file cannot be written, or another process is writing to it.
     """
     file = check_place(path, store)
     if is_kept:
         file.parent.mkdir(parents=True, exist_ok=True)
     lock = file.with_name(f".{file.name}.lock")
-    with held_alone(lock, "it adds names to the same file. Try again when it is done.") if is_kept else nullcontext():
+    with (
+        held_alone(lock, "it is adding names to the same file. Try again when it is done.")
+        if is_kept
+        else nullcontext()
+    ):
         book = read_book(file)
         renamed = _renamed(databases, book)
-        if is_kept and (book.is_new or file.stat().st_mode & 0o077):  # nobody else is to read it
+        if is_kept and (book.is_new or file.stat().st_mode & 0o077):  # nobody else may read it
             write_book(file, book)
     return renamed
 
 
 def _renamed(databases: Sequence[DatabaseFiles], book: Book) -> Renamed:
     by_real: dict[str, str] = {}
-    done = []
+    renamed = []
     for files in databases:
         _check_database(files)
         people = {case.person: book.subject(case.person) for case in files.cases}
-        others = _Words(people | {case.case: book.case(case.person, case.case) for case in files.cases})
+        all_names = RealNames(people | {case.case: book.case(case.person, case.case) for case in files.cases})
         cases = []
         for case in files.cases:
-            cases.append(_renamed_case(case, book, others))
+            cases.append(_renamed_case(case, book, all_names))
             by_real |= {case.person: book.subject(case.person), case.case: cases[-1].case}
         findings = []
         for finding in files.findings:
             if finding.case:
-                by_real.setdefault(finding.case, _of_finding(finding, book))
+                by_real.setdefault(finding.case, _pseudonym_of_finding(finding, book))
             if finding.code != REAL_NAMES:
                 findings.append(replace(finding, case=by_real.get(finding.case, "")))
-        done.append(replace(files, cases=tuple(cases), findings=tuple(findings), pseudonyms=book.fingerprint))
-    return Renamed(tuple(done), by_real)
+        renamed.append(replace(files, cases=tuple(cases), findings=tuple(findings), pseudonyms=book.fingerprint))
+    return Renamed(tuple(renamed), by_real)
 
 
-def _of_finding(finding: Finding, book: Book) -> str:
-    """The pseudonym of a case that nothing could be made of, so that its person is not known, unless from before."""
+def _pseudonym_of_finding(finding: Finding, book: Book) -> str:
+    """The pseudonym of a bad case. Its person is unknown, unless the book has the case from an earlier ingest."""
     return book.names.get("case", {}).get(finding.case) or book.case(finding.case, finding.case)
 
 
 def _check_database(files: DatabaseFiles) -> None:
-    """Whether a database is called like nobody in it; a folder of one patient often is."""
+    """Raises UsageError if a database is named like a patient in it, as a folder with one patient often is."""
     real = {name for case in files.cases for name in (case.case, case.person)}
     real |= {case.session for case in files.cases if re.search(r"\d{6}", case.session)}
     long = [name for name in real if len(name) >= MIN_LETTERS]
-    named = [name for name in _by_word(long).of(files.name) if _words(re.escape(name)).search(files.name)]
+    named = [name for name in _index_names(long).find(files.name) if _whole_words(re.escape(name)).search(files.name)]
     if named:
         raise UsageError(
-            f"the database would be called {files.name!r}, as the patient or case {min(named)!r} is. Give it another "
-            "name: --database NAME."
+            f"the name of the database, {files.name!r}, contains that of the patient or case {min(named)!r}. Give it "
+            "another name: --database NAME."
         )
 
 
-def _renamed_case(case: CaseFiles, book: Book, others: _Words) -> CaseFiles:
+def _renamed_case(case: CaseFiles, book: Book, all_names: RealNames) -> CaseFiles:
     name, person = book.case(case.person, case.case), book.subject(case.person)
     session = book.session(case.person, case.session)
-    own = _Words({case.case: name, case.person: person, case.session: session})
-    participant = {column: _without(value, own, others) for column, value in case.participant.items()}
-    site = str(_without(case.site, own, others))
+    own_names = RealNames({case.case: name, case.person: person, case.session: session})
+    participant = {column: _replace_names(value, own_names, all_names) for column, value in case.participant.items()}
+    site = str(_replace_names(case.site, own_names, all_names))
     return replace(case, case=name, subject=person, session=session, participant=participant, site=site)
 
 
-class _Words:
-    """Real names with their pseudonyms, to be found where they stand as words in other texts."""
+class RealNames:
+    """Real names with their pseudonyms, which replace them where they occur as words in texts."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
-        # BIDS writes a label with and without its key.
-        short = {real[4:]: other for real, other in names.items() if re.match("(sub|ses)-.", real)}
-        self.by_name = {real.lower(): other for real, other in (short | dict(names)).items() if real}
-        self.known = _by_word([name for name in self.by_name if len(name) >= MIN_LETTERS])
+        # BIDS writes labels with and without their key, as sub-01 and 01.
+        short = {real[4:]: pseudonym for real, pseudonym in names.items() if re.match("(sub|ses)-.", real)}
+        self.by_name = {real.lower(): pseudonym for real, pseudonym in (short | dict(names)).items() if real}
+        self.index = _index_names([name for name in self.by_name if len(name) >= MIN_LETTERS])
 
     def without(self, text: str) -> str:
-        """A text with pseudonyms in the place of names."""
+        """Replace the real names in a text by their pseudonyms."""
         if text.lower() in self.by_name:
             return self.by_name[text.lower()]
-        possible = sorted(self.known.of(text), key=len, reverse=True)
+        possible = sorted(self.index.find(text), key=len, reverse=True)
         if not possible:
             return text
-        pattern = _words("|".join(map(re.escape, possible)))
+        pattern = _whole_words("|".join(map(re.escape, possible)))
         return pattern.sub(lambda found: self.by_name[found[0].lower()], text)
 
 
 @dataclass(frozen=True)
-class _ByWord:
-    """Names by one of their words, the one that fewest have: which of thousands can stand in a text shows at once."""
+class _NameIndex:
+    """An index of names by their rarest word, to find quickly which of thousands of names may occur in a text."""
 
     names: Mapping[str, Sequence[str]]
 
-    def of(self, text: str) -> list[str]:
-        """The names that may stand in a text; no other one does."""
-        return [name for word in {"", *_WORD.findall(_plain(text))} for name in self.names.get(word, ())]
+    def find(self, text: str) -> list[str]:
+        """The names that may occur in a text; all others do not."""
+        return [name for word in {"", *_WORD.findall(_as_ascii(text))} for name in self.names.get(word, ())]
 
 
-def _by_word(names: Sequence[str]) -> _ByWord:
-    words = {name: _WORD.findall(_plain(name)) or [""] for name in names}
-    count = Counter(word for own in words.values() for word in set(own))
-    found: dict[str, list[str]] = {}
-    for name, own in words.items():
-        found.setdefault(min(own, key=lambda word: count[word]), []).append(name)
-    return _ByWord(found)
+def _index_names(names: Sequence[str]) -> _NameIndex:
+    words = {name: _WORD.findall(_as_ascii(name)) or [""] for name in names}
+    count = Counter(word for words_of_name in words.values() for word in set(words_of_name))
+    by_rarest_word: dict[str, list[str]] = {}
+    for name, words_of_name in words.items():
+        by_rarest_word.setdefault(min(words_of_name, key=lambda word: count[word]), []).append(name)
+    return _NameIndex(by_rarest_word)
 
 
 _WORD = re.compile("[a-z0-9]+")
 _LIKE_ASCII = str.maketrans("\u0130\u0131\u017f\u212a", "iisk")
-"""Letters that a search without regard to case takes for i, s and k."""
+"""Non-ASCII letters that a case-insensitive search matches with i, s and k."""
 
 
-def _plain(text: str) -> str:
+def _as_ascii(text: str) -> str:
     return text.translate(_LIKE_ASCII).lower()
 
 
-def _without(value: str | float, own: _Words, others: _Words) -> str | float:
-    """A value of a patients' table without names: its case's own, and those of any other; a number may be one."""
+def _replace_names(value: str | float, own_names: RealNames, all_names: RealNames) -> str | float:
+    """Replace real names in a value of a table of patients: its own case's and all others'. A number may be a name."""
     if isinstance(value, str):
-        return others.without(own.without(value))
+        return all_names.without(own_names.without(value))
     whole = str(int(value)) if float(value).is_integer() else ""
-    return own.by_name[whole] if len(whole) >= MIN_LETTERS and whole in own.by_name else value
+    return own_names.by_name[whole] if len(whole) >= MIN_LETTERS and whole in own_names.by_name else value
 
 
-def _words(expression: str) -> re.Pattern[str]:
-    """What fits where it stands as words of its own."""
+def _whole_words(expression: str) -> re.Pattern[str]:
+    """A pattern that matches the expression where it occurs as whole words."""
     return re.compile(rf"(?<![A-Za-z0-9])(?:{expression})(?![A-Za-z0-9])", re.IGNORECASE)
 
 
 def without_names(encoded: EncodedCase, case: CaseFiles) -> EncodedCase:
-    """A packed case in which nothing tells the names of its files, nor what was written into their headers."""
+    """An encoded case without the names of its files and without the free texts of their headers."""
     neutral = {role: role.replace(":", "_") + _suffix(paths_of(file)[0]) for role, file in case.by_role.items()}
-    sources = []
+    sources: list[dict[str, Any]] = []
     for source in encoded.sources:
-        one: dict[str, Any] = {**source, "file": neutral[source["role"]]}
-        sources.append({**one, "steps": [_without_paths(str(step), case) for step in one["steps"]]})
+        steps = [_without_paths(str(step), case) for step in source["steps"]]
+        sources.append({**source, "file": neutral[source["role"]], "steps": steps})
     return replace(encoded, sources=tuple(sources), native_header=_without_texts(encoded.native_header))
 
 
 def _suffix(path: Path) -> str:
-    """The end of a file's name as far as it tells a format."""
-    found = re.search(r"\.(nii|nii\.gz|hdr|img|mg[hz]|mha|mhd|nrrd|nhdr|dcm)$", path.name, re.IGNORECASE)
-    return found[0].lower() if found else ""
+    """The suffix of a file's name, if it is that of a known format."""
+    suffix = re.search(r"\.(nii|nii\.gz|hdr|img|mg[hz]|mha|mhd|nrrd|nhdr|dcm)$", path.name, re.IGNORECASE)
+    return suffix[0].lower() if suffix else ""
 
 
 def _without_paths(text: str, case: CaseFiles) -> str:
@@ -316,8 +324,8 @@ def _without_paths(text: str, case: CaseFiles) -> str:
 
 
 def _without_texts(header: bytes) -> bytes:
-    """A NIfTI header with its free texts empty."""
-    clean = bytearray(header)
-    for begin, length in _TEXTS.get(len(header), ()):
-        clean[begin : begin + length] = bytes(length)
-    return bytes(clean)
+    """Clear the free texts of a NIfTI header."""
+    cleared = bytearray(header)
+    for offset, length in _TEXTS.get(len(header), ()):
+        cleared[offset : offset + length] = bytes(length)
+    return bytes(cleared)

@@ -1,4 +1,4 @@
-"""Splits that somebody has drawn already: read from a file, and given to the cases."""
+"""Reading given splits from a file, and assigning them to cases."""
 
 from __future__ import annotations
 
@@ -18,35 +18,39 @@ SPELLINGS = {
     "val": ("val", "valid", "validation", "dev", "development"),
     "test": ("test", "testing", "ts"),
 }
-"""How split files call the splits, whatever the case of their letters."""
+"""Spellings of the splits in split files; upper and lower case do not matter."""
 _SPLIT = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
 
 
-def canonical_split(said: str) -> str | None:
-    """The split of a spelling, "" for nothing said, None for what is no split."""
-    word = said.strip().lower()
+def canonical_split(spelling: str) -> str | None:
+    """The split of a spelling; "" for an empty one, None if it is not a split."""
+    word = spelling.strip().lower()
     return _SPLIT.get(word) if word else ""
 
 
-def split_of(said: str, where: str, case: str = "") -> str:
-    """The split of a spelling, "" for nothing said.
+def split_of(spelling: str, where: str, case: str = "") -> str:
+    """The split of a spelling; "" for an empty one.
+
+    Args:
+        where: the file, for the message.
+        case: the case with this split, for the message.
 
     Raises:
-        UsageError: it is no split.
+        UsageError: it is not a split.
     """
-    split = canonical_split(said)
+    split = canonical_split(spelling)
     if split is None:
-        raise _is_none(said, where, case)
+        raise _unknown_split(spelling, where, case)
     return split
 
 
-def _is_none(said: str, where: str, case: str) -> UsageError:
-    who = f" of {case!r}" if case else ""
-    return UsageError(f"{where}: the split {said!r}{who} is none of {', '.join(SPELLINGS)}.")
+def _unknown_split(spelling: str, where: str, case: str) -> UsageError:
+    of_case = f" of {case!r}" if case else ""
+    return UsageError(f"{where}: the split {spelling!r}{of_case} is not one of {', '.join(SPELLINGS)}.")
 
 
 def read_split_file(name: str) -> dict[str, str]:
-    """The split of every case or subject that a file names.
+    """Read the split of every case or subject that a file names.
 
     The file is one of:
     - a CSV or TSV table: a case or subject in the first column, its split in the column "split";
@@ -60,21 +64,23 @@ def read_split_file(name: str) -> dict[str, str]:
     file, hash_sign, fold = name.rpartition("#")
     path, fold = (Path(file), fold) if hash_sign and not Path(name).exists() else (Path(name), "")
     if path.suffix.lower() == ".json":
-        listed = _listed_in_json(path, fold)
+        listed = _read_json(path, fold)
     elif path.suffix.lower() in (".csv", ".tsv") and not fold:
-        listed = _listed_in_table(path)
+        listed = _read_table(path)
     else:
-        raise UsageError(f"{name} is no split file: give a .csv, .tsv or .json, with a fold as splits_final.json#0.")
+        raise UsageError(
+            f"{name} is not a split file: give a .csv, .tsv or .json file; a fold is given as splits_final.json#0."
+        )
     given: dict[str, str] = {}
     for case, split in listed:
         if given.setdefault(case, split) != split:
             raise UsageError(f"{path} puts {case!r} into {given[case]!r} and into {split!r}. Keep one of them.")
     if not given:
-        raise UsageError(f"{path} names no case. Give one with cases and their splits.")
+        raise UsageError(f"{path} names no case. Give a file with cases and their splits.")
     return given
 
 
-def _listed_in_table(path: Path) -> list[tuple[str, str]]:
+def _read_table(path: Path) -> list[tuple[str, str]]:
     rows = read_table(path)
     columns = list(rows[0]) if rows else []
     split_column = next((column for column in columns if column.strip().lower() == "split"), None)
@@ -85,73 +91,75 @@ def _listed_in_table(path: Path) -> list[tuple[str, str]]:
         )
     listed = []
     for row in rows:
-        case, said = (row[column] for column in (columns[0], split_column))
-        if case or said:
-            listed.append((case, _split(said, path, case)))
+        case, spelling = (row[column] for column in (columns[0], split_column))
+        if case or spelling:
+            listed.append((case, _split(spelling, path, case)))
     return listed
 
 
-def _listed_in_json(path: Path, fold: str) -> list[tuple[str, str]]:
+def _read_json(path: Path, fold: str) -> list[tuple[str, str]]:
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         check_machine(error)
-        raise UsageError(f"{path} cannot be read: {error.strerror}. Check the name of the split file.") from error
+        raise UsageError(f"cannot read {path}: {error.strerror}. Check the name of the split file.") from error
     except ValueError as error:
-        raise UsageError(f"{path} is no JSON ({error}). Repair it, or give a table.") from error
+        raise UsageError(f"{path} is not valid JSON ({error}). Fix it, or give a table.") from error
     if isinstance(data, list):
         data = _fold(data, fold, path)
     elif fold:
-        raise UsageError(f"{path} holds one split and no list of folds; leave out #{fold}.")
+        raise UsageError(f"{path} holds one split, not a list of folds; leave out #{fold}.")
     if not isinstance(data, dict):
         raise UsageError(f'{path} is not of the form {{"train": ["P1", ...], "val": [...], "test": [...]}}.')
     listed = []
-    for said, names in data.items():
-        split = _split(said, path, "")
+    for spelling, names in data.items():
+        split = _split(spelling, path, "")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UsageError(f"{path}: {said!r} is no list of the names of cases or subjects.")
+            raise UsageError(f"{path}: {spelling!r} is not a list of names of cases or subjects.")
         listed += [(name, split) for name in names]
     return listed
 
 
 def _fold(folds: list[Any], fold: str, path: Path) -> Any:
     if not fold.isdecimal() or int(fold) >= len(folds):
-        said = f"and no number {fold!r}" if fold else "and none is named"
-        raise UsageError(f"{path} holds {len(folds)} folds {said}. Name one from 0 on: {path}#0.")
+        problem = f"there is no fold {fold!r}" if fold else "no fold is named"
+        raise UsageError(f"{path} holds {len(folds)} folds, but {problem}. Name one, counting from 0: {path}#0.")
     return folds[int(fold)]
 
 
-def _split(said: str, path: Path, case: str) -> str:
-    split = canonical_split(said)
+def _split(spelling: str, path: Path, case: str) -> str:
+    split = canonical_split(spelling)
     if not split:
-        raise _is_none(said, str(path), case)
+        raise _unknown_split(spelling, str(path), case)
     return split
 
 
 def apply_splits(
     cases: Sequence[CaseFiles], given: Mapping[str, str], left_out: Collection[str] = ()
 ) -> tuple[CaseFiles, ...]:
-    """The cases with the splits that a file gives them, by the name of the case or of its subject.
+    """Give cases the splits from a split file, by the name of the case or of its subject.
 
-    The file goes before what the source itself says, such as a folder "test". It has to name every case,
-    except those whose split the source says: nobody's split is guessed beside a given one.
+    The file takes precedence over a split from the source, such as a folder "test". It must name every case whose split
+    the source does not give, so that no split is drawn at random beside given ones.
 
     Args:
-        left_out: cases that the file may name although they are not here, since something is wrong with them.
+        given: the split by case or subject, from the file.
+        left_out: other names that the file may have: of bad cases, and of cases of other databases.
 
     Raises:
-        UsageError: the file names somebody who is not here, leaves a case out, or divides a person.
+        UsageError: the file names an unknown case or subject, leaves out a case, or puts one person into two splits.
     """
     known = {name for case in cases for name in (case.case, case.person)} | set(left_out)
-    strangers = [name for name in given if name not in known]
-    if strangers:
+    unknown = [name for name in given if name not in known]
+    if unknown:
         raise UsageError(
-            f"the split file names {_some(strangers)}, but there is no such case or subject. There is {_some(known)}."
+            f"the split file names {_first_five(unknown)}, but there is no such case or subject. "
+            f"Known names: {_first_five(known)}."
         )
-    forgotten = [case.case for case in cases if not (case.case in given or case.person in given or case.split)]
-    if forgotten:
+    missing = [case.case for case in cases if not (case.case in given or case.person in given or case.split)]
+    if missing:
         raise UsageError(
-            f"the split file does not name {_some(forgotten)}. Give every case a split, so that none is guessed."
+            f"the split file does not name {_first_five(missing)}. Give every case a split, so that none is guessed."
         )
     placed: list[CaseFiles] = []
     person: dict[str, tuple[str, str]] = {}
@@ -160,14 +168,14 @@ def apply_splits(
         other, split = person.setdefault(case.person, (case.case, min(splits)))
         if splits != {split}:
             raise UsageError(
-                f"the split file divides the subject {case.person!r}: {other!r} is in {split!r}, {case.case!r} in "
-                f"{' and in '.join(repr(one) for one in sorted(splits))}. Keep one person in one split."
+                f"the split file puts the subject {case.person!r} into several splits: {other!r} is in {split!r}, "
+                f"{case.case!r} in {' and in '.join(map(repr, sorted(splits)))}. Put each person in one split only."
             )
         placed.append(replace(case, split=split))
     return tuple(placed)
 
 
-def _some(names: Collection[str]) -> str:
-    """The first few of many names, in a stable order."""
+def _first_five(names: Collection[str]) -> str:
+    """The first five names in sorted order, and how many more there are."""
     shown = sorted(names)
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

@@ -1,7 +1,7 @@
-"""Writing a database: rows reserved first, arrays written, and a row committed last, when all is on the disk.
+"""Writing a database: first reserve rows, then write a case's arrays, and commit its row when all is on the disk.
 
-A reader trusts only rows whose status says committed. A writer that dies leaves a pending row, which the
-next one takes up again; a case that is replaced gets a new row, and the old one stays until then.
+A reader trusts only rows whose status is committed. A writer that dies leaves a pending row, which the next writer
+uses. A replaced case gets a new row, and its old row stays valid until the new one is committed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from multiseg.store.rows import describe_row, finish_descriptions, next_revision
 
 
 def plan_arrays(group: zarr.Group | None, info: DatabaseInfo, modalities: Sequence[str]) -> ArrayPlan:
-    """How a database's arrays are cut: as they were made, with new names at the end of their axes."""
-    held = {} if group is None else group.attrs.asdict()
-    kept = {name: LabelSchema.from_json(labels) for name, labels in held.get("label_schemas", {}).items()}
-    schemas = kept | dict(info.schemas)
+    """The layout of a database's arrays: that of the existing arrays, with new names appended to their axes."""
+    attributes = {} if group is None else group.attrs.asdict()
+    stored = {name: LabelSchema.from_json(labels) for name, labels in attributes.get("label_schemas", {}).items()}
+    schemas = stored | dict(info.schemas)
     names: dict[str, list[str]] = {}
     for axis, new in (("modality", modalities), ("annotation", schemas)):
-        there = held.get(schema.NAMED_AXES[axis], [])
-        names[axis] = there + [name for name in new if name not in there]
+        stored_names = attributes.get(schema.NAMED_AXES[axis], [])
+        names[axis] = stored_names + [name for name in new if name not in stored_names]
     image, label, foreground = (group.get(name) if group is not None else None for name in schema.BY_CASE)
     num_structures = max((len(schemas[name].structures) for name in names["annotation"]), default=0)
     return ArrayPlan(
@@ -50,10 +50,10 @@ def plan_arrays(group: zarr.Group | None, info: DatabaseInfo, modalities: Sequen
 
 
 class DatabaseWriter:
-    """One database open for writing: rows are reserved for cases, and each is written and then committed.
+    """One database open for writing: reserve rows for cases, then write and commit each.
 
     Raises:
-        StoreError: the database exists with another recipe, codec or meaning of codes; or a file of it is not there.
+        StoreError: the database exists with another recipe, codec or meaning of codes; or one of its files is missing.
     """
 
     def __init__(self, root: zarr.Group, info: DatabaseInfo, plan: ArrayPlan) -> None:
@@ -67,10 +67,10 @@ class DatabaseWriter:
             watch(self.group)
             check_axis_names(self.group)
         self.arrays = DatabaseArrays(self.group)
-        # Rows of committed cases and the states of all rows, read once: whoever writes is alone.
+        # Rows of committed cases and the states of all rows; read only once, since there are no other writers.
         self._committed: dict[str, int] | None = None
         self._status = np.zeros(0, dtype=np.uint8)
-        self._agree_on_attributes()
+        self._update_attributes()
         self.arrays.require(plan)
         self.arrays.grow_names("modality", plan.modalities)
         self.arrays.grow_names("annotation", plan.annotations)
@@ -80,44 +80,45 @@ class DatabaseWriter:
         self._name_in_root(root)
 
     def _name_in_root(self, root: zarr.Group) -> None:
-        """Readers go by the root's list; this database is in it from when all of its arrays are there."""
+        """Add the database to the root's list, by which readers find it. Call it only when all arrays exist."""
         head = root.attrs[ROOT_KEY]
         if self.info.name not in head["databases"]:
             status = self.arrays["status"]
-            status[:] = status[:]  # its chunk is there from now on
+            status[:] = status[:]  # so that its chunk exists
             root.attrs[ROOT_KEY] = head | {"databases": [*head["databases"], self.info.name]}
             watch(self.group)
 
-    def _agree_on_attributes(self) -> None:
-        held, asked = self.group.attrs.asdict(), self.info.to_attributes()
-        check_agreement(held, self.info)
-        said = {key: value for key, value in asked.items() if value and key != "label_schemas"}
-        said["label_schemas"] = held["label_schemas"] | asked["label_schemas"]
-        if held | said != held:
-            self.group.attrs.update(said)
+    def _update_attributes(self) -> None:
+        """Update the database's attributes from its settings; an empty setting keeps the stored value."""
+        stored, new = self.group.attrs.asdict(), self.info.to_attributes()
+        check_agreement(stored, self.info)
+        updated = stored | {key: value for key, value in new.items() if value}
+        updated["label_schemas"] = stored["label_schemas"] | new["label_schemas"]
+        if updated != stored:
+            self.group.attrs.update(updated)
 
     def states(self) -> dict[str, tuple[int, int]]:
-        """Row and state of every case that has a row; a committed row goes before a pending one."""
+        """Row and state of every case that has a row; a committed row takes precedence over a pending one."""
         names, status = self.arrays["case"][:], self.arrays["status"][:]
         found: dict[str, tuple[int, int]] = {}
         for row, (name, state) in enumerate(zip(names, status, strict=True)):
-            better = str(name) not in found or state == schema.COMMITTED
-            if name and state != schema.SUPERSEDED and better:
+            takes_precedence = str(name) not in found or state == schema.COMMITTED
+            if name and state != schema.SUPERSEDED and takes_precedence:
                 found[str(name)] = (row, int(state))
         return found
 
     def reserve(self, cases: Sequence[str]) -> dict[str, int]:
-        """A row for each case that has to be written: its own pending one, else a free one, else a new one.
+        """Reserve a row for each case to be written: its own pending row, else a free one, else a new one.
 
-        Committed and superseded rows are never touched, since somebody may be reading them; only the name of
-        a superseded one goes, where a writer died before it had taken it away.
+        Committed and superseded rows are not touched, since readers may be using them. Only the name of a superseded
+        row is cleared, in case a writer died before it did so.
         """
         states = self.states()
         names, status = self.arrays["case"][:], self.arrays["status"][:]
         pending = [int(row) for row in np.flatnonzero(status == schema.PENDING)]
-        # A writer that died just before a commit leaves one of that name beside the committed row.
-        own = {str(names[row]): row for row in reversed(pending) if names[row]}
-        rows = {case: own[case] for case in cases if case in own}
+        # A writer that died just before a commit leaves a pending row with the same name as the committed one.
+        pending_rows = {str(names[row]): row for row in reversed(pending) if names[row]}
+        rows = {case: pending_rows[case] for case in cases if case in pending_rows}
         taken = set(rows.values())
         free = [row for row in pending if row not in taken]
         missing = [case for case in cases if case not in rows]
@@ -127,14 +128,14 @@ class DatabaseWriter:
         names = self.arrays["case"][:]
         names[np.flatnonzero(status == schema.SUPERSEDED)] = ""
         for case, row in rows.items():
-            # Beside a committed row of its own, a new one stays nameless until it is committed.
+            # A case with a committed row gets no name in its new row before that is committed.
             names[row] = "" if states.get(case, (0, -1))[1] == schema.COMMITTED else case
         self.arrays["case"][:] = names
         self._committed = None
         return rows
 
     def write(self, row: int, files: CaseFiles, encoded: EncodedCase) -> None:
-        """Write a case into its row and commit it, when all of it is on the disk. Until the last step nobody sees it.
+        """Write a case into its row, and commit it when all of it is on the disk. Readers see it only then.
 
         Raises:
             ResourceError: the disk is full or cannot be written.
@@ -142,10 +143,10 @@ class DatabaseWriter:
         try:
             self.arrays.fit(self.plan, encoded.grid.shape)
             self._write_shards(row, encoded)
-            own, revision = self._participant(files), next_revision(self.arrays, files.case)
-            write_record(self.arrays, row, record_of(files, encoded, self.plan.annotations, own, revision))
+            participant, revision = self._participant(files), next_revision(self.arrays, files.case)
+            write_record(self.arrays, row, record_of(files, encoded, self.plan.annotations, participant, revision))
             self._commit(row, files.case)
-        except ResourceError as error:  # says itself what to do
+        except ResourceError as error:  # its message says what to do
             raise ResourceError(f"case {files.case!r} is not in the store: {error}") from error
         except OSError as error:
             raise ResourceError(
@@ -156,7 +157,7 @@ class DatabaseWriter:
     def _write_shards(self, row: int, encoded: EncodedCase) -> None:
         store, prefix = self.group.store_path.store, self.group.path
         for name in schema.BY_CASE:
-            # What a dead writer left in this row must not show beside a smaller case.
+            # Remove what a dead writer left in this row: a smaller case would not overwrite all of it.
             sync(store.delete_dir(f"{prefix}/{name}/c/{row}"))
         buffer = default_buffer_prototype().buffer
         for key, data in encoded.shards.items():
@@ -164,13 +165,13 @@ class DatabaseWriter:
             sync(store.set(f"{prefix}/{array}/c/{row}/{place}", buffer.from_bytes(data)))
 
     def _participant(self, files: CaseFiles) -> dict[str, str | float]:
-        """The values of a case as the participants' columns hold them; columns that are new are made."""
-        known = {column: value for column, value in files.participant.items() if value != "" and value == value}
-        return {column: self.arrays.require_column(column, known[column]) for column in sorted(known)}
+        """A case's values in the types of their participants' columns. New columns are created."""
+        given = {column: value for column, value in files.participant.items() if value != "" and value == value}
+        return {column: self.arrays.require_column(column, given[column]) for column in sorted(given)}
 
     def describe(self, row: int, files: CaseFiles) -> None:
-        """Write again, and to the disk, what is known of a case in the store beside its scans."""
-        # A split that was given stays so, whatever is described.
+        """Update the metadata of a case that is in the store, and flush them to the disk."""
+        # A given split stays a given one.
         was_given = bool(self.arrays["split_given"][row])
         describe_row(
             self.arrays, row, subject=files.person, session=files.session, site=files.site, split=files.split,
@@ -179,38 +180,40 @@ class DatabaseWriter:
         sync_names(self.group)
 
     def _commit(self, row: int, case: str) -> None:
-        """One write of one chunk makes the new row valid and an older row of the same case invalid."""
+        """Make the new row of a case valid and its older row invalid, by writing a single chunk."""
         if self._committed is None:
             states = self.states()
-            self._committed = {name: at for name, (at, state) in states.items() if state == schema.COMMITTED}
+            self._committed = {
+                name: named_row for name, (named_row, state) in states.items() if state == schema.COMMITTED
+            }
             self._status = self.arrays["status"][:]
         status = self._status.copy()
-        older = self._committed.get(case, row)
-        replaces = older != row
+        old_row = self._committed.get(case, row)
+        replaces = old_row != row
         self.arrays["case"][row] = case
         if replaces:
-            status[older] = schema.SUPERSEDED
+            status[old_row] = schema.SUPERSEDED
         status[row] = schema.COMMITTED
-        # A local store puts all that was written before onto the disk first, and this with its name at once.
+        # A local store first flushes everything written before to the disk, and then writes and flushes this chunk.
         self.arrays["status"][:] = status
         self._status = status
         self._committed[case] = row
         if replaces:
-            sync_names(self.group)  # a case that is still valid keeps its name
-            self.arrays["case"][older] = ""
+            sync_names(self.group)  # a row keeps its name as long as it is valid
+            self.arrays["case"][old_row] = ""
 
     def release_rows(self) -> None:
-        """Give back rows that nobody committed: those at the end go, and the others lose their case's name.
+        """Free the reserved rows that were not committed: remove those at the end, and clear the names of the others.
 
-        A pending row with a name is one whose writer is at work or died; that of a case which was refused is free.
+        A pending row with a name would mean that its writer is at work or has died. The row of a failed case is free.
         """
         status, names = self.arrays["status"][:], self.arrays["case"][:]
-        refused = (status == schema.PENDING) & np.array([bool(str(name)) for name in names], dtype=bool)
-        if refused.any():
-            names[refused] = ""
+        failed = (status == schema.PENDING) & np.array([bool(str(name)) for name in names], dtype=bool)
+        if failed.any():
+            names[failed] = ""
             self.arrays["case"][:] = names
         self._committed = None
-        used = max(1, int(np.flatnonzero(status != schema.PENDING).max(initial=-1)) + 1)
-        if used < len(status):
-            self.arrays.set_rows(used)
+        num_used = max(1, int(np.flatnonzero(status != schema.PENDING).max(initial=-1)) + 1)
+        if num_used < len(status):
+            self.arrays.set_rows(num_used)
         sync_names(self.group)

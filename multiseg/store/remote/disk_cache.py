@@ -1,4 +1,4 @@
-"""Whole objects of remote stores on the local disk, within a budget, shared by processes and by runs."""
+"""A cache of whole objects of remote stores on the local disk, with a size limit, shared by processes and runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from multiseg.faults import remedy
 from multiseg.flushing import flush
 
 FREE_BYTES = 2**30
-"""Left free on the disk whatever the budget: checkpoints and others need room too."""
+"""Always left free on the disk: checkpoints and other programs need space too."""
 _PART = ".part"
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _File:
-    """An object here, or one that comes; its time of change says when it was last used."""
+    """An object in the cache, or one that is being copied. Its modification time is the time of its last use."""
 
     path: Path
     num_bytes: int
@@ -39,46 +39,46 @@ class _File:
         return self.path.suffix == _PART
 
 
-class _NoDiskError(Exception):
-    """The disk was of no use; it has been told."""
+class _DiskFaultError(Exception):
+    """The disk cannot be used; the warning has been logged."""
 
 
 class DiskCache:
-    """Copies of whole objects below a folder, together no larger than a budget.
+    """Copies of whole objects in a folder, with a total size within a budget.
 
-    Training draws its cases at random, each as likely as the next. Then no choice of what to keep is better than
-    another, and to drop one case for another only costs the transfer. So a run takes objects in until the budget
-    is full, and keeps them. What earlier runs left and no run that is alive has used since it began makes room,
-    the oldest use first. What is not taken in has to be read from its server each time.
+    Training draws cases at random, all with the same probability. So no choice of objects to keep is better than
+    another, and replacing one by another only costs a transfer. A run therefore adds objects until the budget is full,
+    and keeps them. Objects that no live run has used since it began are removed for new ones, least recently used
+    first. Objects that do not fit are read from their server each time.
 
-    A run is whoever makes the cache, and all processes that it is sent to; a locked file below `runs` says that
-    it is alive. Locks end with their processes, however those end. A copy is written beside, flushed and renamed,
-    so what is here is whole; what a killed process left of one is unlocked, and the next one to take something in
-    removes it. Nobody waits for a copy that another one is making.
+    A run is the process that creates the cache, and all processes that it is sent to. A locked file in `runs` shows
+    that it is alive; locks end with their process, however it ends. A copy is written to a .part file, flushed and
+    renamed, so every copy is complete. The .part file of a killed process is unlocked and is removed with the next
+    addition. No process waits for a copy that another one is making.
 
-    A disk that is full or cannot be written is told once, and then nothing more is taken in.
+    If the disk is full or cannot be written, the cache logs one warning and adds nothing more.
     """
 
     def __init__(self, folder: str | Path, budget_bytes: int) -> None:
-        self._begin(Path(folder).expanduser(), budget_bytes, f"{time.time_ns()}.{uuid.uuid4().hex}", True)
+        self._set_up(Path(folder).expanduser(), budget_bytes, f"{time.time_ns()}.{uuid.uuid4().hex}", True)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rejoined, (self.folder, self.budget_bytes, self._run, self._takes)
+        return _rejoin_run, (self.folder, self.budget_bytes, self._run, self._adds)
 
-    def _begin(self, folder: Path, budget_bytes: int, run: str, takes: bool) -> None:
+    def _set_up(self, folder: Path, budget_bytes: int, run: str, adds: bool) -> None:
         self.folder, self.budget_bytes = folder, budget_bytes
         self.objects = folder / "objects"
-        self._run, self._takes = run, takes
+        self._run, self._adds = run, adds
         self._refused_bytes = budget_bytes + 1
-        with suppress(_NoDiskError), self._disk():
-            if takes:
-                self._join()
+        with suppress(_DiskFaultError), self._handling_disk_faults():
+            if adds:
+                self._register()
 
     def find(self, name: str, num_bytes: int) -> bool:
-        """Whether a copy is here; it is then in use by this run, and stays."""
+        """Whether the cache has a copy of this size. It is marked as used, so that it stays."""
         path = self.objects / name
         try:
-            self._mark_used(path)  # first, so that nobody takes it for unused after we saw it
+            self._mark_used(path)  # first, so that no other run removes it as unused after we saw it
             if path.stat().st_size == num_bytes:
                 return True
         except OSError:
@@ -87,24 +87,24 @@ class DiskCache:
         return False
 
     def fill(self, name: str, num_bytes: int, pieces: Iterable[Any]) -> bool:
-        """Take in an object, piece by piece, if there is room. Whether it is here now.
+        """Add an object, piece by piece, if there is room. Returns whether it was added.
 
-        Errors of `pieces` go up, and nothing is taken in then.
+        Errors of `pieces` are raised, and then nothing is added.
         """
-        if not self._takes or num_bytes >= self._refused_bytes:
+        if not self._adds or num_bytes >= self._refused_bytes:
             return False
         try:
-            with self._disk():
-                part = self._admit(name, num_bytes)
+            with self._handling_disk_faults():
+                part = self._open_part(name, num_bytes)
             if part is None:
                 return False
             with part:
                 return self._write(part, name, num_bytes, pieces)
-        except _NoDiskError:
+        except _DiskFaultError:
             return False
 
     def drop(self, name: str) -> None:
-        """Remove a copy, since it is damaged."""
+        """Remove a damaged copy."""
         with suppress(OSError):
             (self.objects / name).unlink()
 
@@ -112,11 +112,11 @@ class DiskCache:
         written = 0
         try:
             for piece in pieces:
-                with self._disk():
+                with self._handling_disk_faults():
                     written += part.write(piece)
             if written != num_bytes:
                 return False
-            with self._disk():
+            with self._handling_disk_faults():
                 part.flush()
                 self._mark_used(part.fileno())
                 flush(part.fileno())
@@ -127,8 +127,8 @@ class DiskCache:
             with suppress(OSError):
                 Path(part.name).unlink()
 
-    def _admit(self, name: str, num_bytes: int) -> BinaryIO | None:
-        """The file to write an object to; None without room for it, or when another one is about it."""
+    def _open_part(self, name: str, num_bytes: int) -> BinaryIO | None:
+        """Open the file to write an object to; None if there is no room, or if another process is copying it."""
         with self._locked():
             files = list(self._files())
             if any(file.path.name in (name, name + _PART) for file in files):
@@ -138,14 +138,14 @@ class DiskCache:
                 return None
             status = os.statvfs(self.objects)
             if status.f_bavail * status.f_frsize < num_bytes + FREE_BYTES:
-                raise OSError(errno.ENOSPC, "there is too little room on the disk")
+                raise OSError(errno.ENOSPC, "too little space is left on the disk")
             part = (self.objects / (name + _PART)).open("xb")
             fcntl.flock(part, fcntl.LOCK_EX)
             part.truncate(num_bytes)  # so that others count it
             return part
 
     def _files(self) -> Iterator[_File]:
-        """What is here, but for the parts of copies that nobody makes any more: those are removed."""
+        """The files of the cache. Abandoned .part files are removed."""
         for entry in os.scandir(self.objects):
             path = Path(entry.path)
             with suppress(FileNotFoundError):
@@ -156,39 +156,39 @@ class DiskCache:
                 yield _File(path, status.st_size, status.st_mtime_ns)
 
     def _make_room(self, files: list[_File], name: str, num_bytes: int) -> bool:
-        """Remove what is old until the object fits, or nothing if it would not."""
-        missing = sum(file.num_bytes for file in files) + num_bytes - self.budget_bytes
-        if missing <= 0:
+        """Remove unused files until the object fits; remove nothing if it cannot fit."""
+        excess_bytes = sum(file.num_bytes for file in files) + num_bytes - self.budget_bytes
+        if excess_bytes <= 0:
             return True
-        began = self._first_began()
-        old = [file for file in files if file.used_ns < began and not file.is_part]
-        if sum(file.num_bytes for file in old) < missing:
+        first_start = self._start_of_first_run()
+        unused = [file for file in files if file.used_ns < first_start and not file.is_part]
+        if sum(file.num_bytes for file in unused) < excess_bytes:
             return False
-        # Another version of the same object will not be asked for again.
-        for file in sorted(old, key=lambda file: (not _is_same_object(file.path.name, name), file.used_ns)):
-            if missing > 0:
+        # First other versions of the same object: they will not be needed again.
+        for file in sorted(unused, key=lambda file: (not _is_same_object(file.path.name, name), file.used_ns)):
+            if excess_bytes > 0:
                 file.path.unlink()
-                missing -= file.num_bytes
+                excess_bytes -= file.num_bytes
         return True
 
-    def _first_began(self) -> int:
-        """When the first of the runs that are alive began, in ns; this is one of them."""
-        alive = [_began(self._run)]
+    def _start_of_first_run(self) -> int:
+        """When the earliest live run began, in ns. This run is one of them."""
+        starts = [_start_of(self._run)]
         for path in (self.folder / "runs").iterdir():
             if _is_locked(path):
-                alive.append(_began(path.name))
+                starts.append(_start_of(path.name))
             else:
                 path.unlink()
-        return min(alive)
+        return min(starts)
 
     def _mark_used(self, file: Path | int) -> None:
-        """Note that this run uses a copy now, and so after it began: a clock may be set back, the disk's be behind."""
-        now = max(time.time_ns(), _began(self._run))
+        """Mark a copy as used now. The time is at least the start of the run, in case the clock was set back."""
+        now = max(time.time_ns(), _start_of(self._run))
         os.utime(file, ns=(now, now))
 
-    def _join(self) -> None:
-        """Say that this process is one of its run."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # patients' scans are nobody else's
+    def _register(self) -> None:
+        """Register this process as one of its run."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # patients' scans must be private
         self.objects.mkdir(exist_ok=True)
         (self.folder / "runs").mkdir(exist_ok=True)
         with self._locked():
@@ -198,43 +198,43 @@ class DiskCache:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One at a time, of all processes and threads; never while anything is transferred."""
+        """Lock the cache against all other processes and threads; never held during a transfer."""
         with (self.folder / "lock").open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     @contextmanager
-    def _disk(self) -> Iterator[None]:
-        """Where the disk is of no use, say so once and go on without it."""
+    def _handling_disk_faults(self) -> Iterator[None]:
+        """If the disk fails, log one warning and stop adding objects."""
         try:
             yield
         except OSError as error:
-            if self._takes:
+            if self._adds:
                 log.warning(
-                    "%s: no more shards can be kept there (%s). Going on without: they are read from their server each "
-                    "time. %s Another folder can be named, too.",
+                    "cannot keep more shards in %s (%s). Continuing without: they are read from the server each time. "
+                    "%s Or name another folder.",
                     self.folder,
                     error.strerror or error,
                     remedy(error, "Check the disk."),
                 )
-            self._takes = False
-            raise _NoDiskError from error
+            self._adds = False
+            raise _DiskFaultError from error
 
 
-def _rejoined(folder: Path, budget_bytes: int, run: str, takes: bool) -> DiskCache:
-    """The cache of a run in another process of it."""
+def _rejoin_run(folder: Path, budget_bytes: int, run: str, adds: bool) -> DiskCache:
+    """The cache of a run, in another process of that run."""
     cache = DiskCache.__new__(DiskCache)
-    cache._begin(folder, budget_bytes, run, takes)
+    cache._set_up(folder, budget_bytes, run, adds)
     return cache
 
 
 def name_of(url: str, key: str, version: str) -> str:
-    """What the copy of an object is called: no two objects, nor two versions of one, are called the same."""
+    """The file name for the copy of an object; unique for each object and version."""
     return f"{_digest(url, key)}-{_digest(version)}"
 
 
-def _began(run: str) -> int:
-    """When a run began, in ns, by its name."""
+def _start_of(run: str) -> int:
+    """When a run began, in ns; its name tells."""
     return int(run.split(".")[0])
 
 
@@ -247,7 +247,7 @@ def _digest(*words: str) -> str:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a process that lives has locked a file."""
+    """Whether a live process has locked a file."""
     with path.open("r+b") as file:  # network file systems lock only what is open for writing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""How long a request is made again that a server did not answer: one rule for every request of every store."""
+"""Retrying requests that a server did not answer: one rule for every request to every store."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ Answer = TypeVar("Answer")
 SECONDS = 180.0
 VARIABLE = "MULTISEG_RETRY_SECONDS"
 FIRST_SECONDS = 5.0
-"""At the first contact, so that a wrong address is told soon."""
-TELL_SECONDS = 10.0
-"""Whoever waits says so after this long, and again each minute."""
-TELL_AGAIN_SECONDS = 60.0
+"""The retry time at the first contact, so that a wrong address fails soon."""
+WARN_SECONDS = 10.0
+"""A warning is logged after waiting this long, and then every minute."""
+WARN_AGAIN_SECONDS = 60.0
 FIRST_DELAY_S, MOST_DELAY_S = 0.25, 15.0
 
 _FINAL = (
     AlreadyExistsError, InvalidPathError, NotFoundError, NotModifiedError, NotSupportedError, PermissionDeniedError,
     PreconditionError, UnauthenticatedError, FileNotFoundError,
 )  # fmt: skip
-_MEANT = (
+_PERMANENT = (
     r"BadScheme|InvalidCertificate|UnknownIssuer|InvalidMessage|InvalidContentType|CorruptMessage|NoSuchBucket|"
     r"ContainerNotFound|latest/api/token|latest/meta-data|169\.254\.|metadata\.google|PermanentRedirect|"
     r"AuthorizationHeaderMalformed|without LOCATION|InvalidAccessKeyId|SignatureDoesNotMatch|InvalidToken|ExpiredToken"
 )
-"""Answers that will be the same next time."""
-_PASSING = (
+"""Errors that a retry would not change."""
+_TEMPORARY = (
     r"non-2xx status code: (?:5\d\d|429|408)|\b(?:5\d\d|429|408) [A-Z]|SlowDown|InternalError|RequestTimeout|"
     r"kind: (?:Timeout|Connect|Request|Body|Decode|Interrupted)|TimedOut|dns error|"
     r"[Cc]onnection ?(?:closed|reset|refused|aborted)|IncompleteMessage|[Bb]roken ?pipe|UnexpectedEof|end of file|"
@@ -61,19 +61,19 @@ _PASSING = (
 log = logging.getLogger(__name__)
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether a request may succeed if it is made again: the server was away, busy, or cut off in the middle."""
+def is_temporary(error: BaseException) -> bool:
+    """Whether a retry may succeed: the server was unreachable or busy, or the connection broke."""
     if isinstance(error, _FINAL) or not isinstance(error, BaseError):
         return False
-    said = f"{type(error).__name__}: {error}"
-    return not re.search(_MEANT, said) and re.search(_PASSING, said) is not None
+    text = f"{type(error).__name__}: {error}"
+    return not re.search(_PERMANENT, text) and re.search(_TEMPORARY, text) is not None
 
 
 def seconds_from_environment() -> float:
-    """The whole time that a request is tried for, in s.
+    """How long to retry a request in all, in s.
 
     Raises:
-        UsageError: $MULTISEG_RETRY_SECONDS is no such time.
+        UsageError: $MULTISEG_RETRY_SECONDS is not a valid number of seconds.
     """
     given = os.environ.get(VARIABLE, "")
     try:
@@ -87,14 +87,14 @@ def seconds_from_environment() -> float:
 
 @dataclass
 class Patience:
-    """Tries again what is answered by no word, half a word, or "later"; threads and tasks may share one.
+    """Retries requests that get no answer, part of an answer, or "try later". Threads and tasks may share one.
 
-    The waits double from a quarter of a second to fifteen seconds, each shortened by chance, so that many who wait
-    do not come back together. Where the server says when to come back (Retry-After), that counts.
+    The delays double from a quarter of a second to fifteen seconds. Each is shortened at random, so that many clients
+    do not return together. If the server names a delay (Retry-After), at least that is waited.
 
     Attributes:
-        where: the server, as a user knows it.
-        seconds: how long a request is tried for in all. The last try may take its own limit longer.
+        where: the server, as the user knows it.
+        seconds: how long to retry a request in all. The last try may end later, by its own timeout.
     """
 
     where: str
@@ -102,73 +102,73 @@ class Patience:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     sleep_async: Callable[[float], Awaitable[None]] = asyncio.sleep
-    _told: float = field(default=-TELL_AGAIN_SECONDS, repr=False)
-    _own: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _warned_at: float = field(default=-WARN_AGAIN_SECONDS, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
-        self._told = self.clock() - TELL_AGAIN_SECONDS
+        self._warned_at = self.clock() - WARN_AGAIN_SECONDS
 
     def run(self, request: Callable[[], Answer]) -> Answer:
         """The answer to a request.
 
         Raises:
-            BaseError: as obstore raises it; of what was tried for long with a note that says how long.
+            BaseError: from obstore. After retries, it has a note that says for how long.
         """
-        began, num = self.clock(), 0
+        start, num_retries = self.clock(), 0
         while True:
             try:
                 return request()
             except BaseError as error:
-                self.sleep(self._delay(error, began, num))
-            num += 1
+                self.sleep(self._delay(error, start, num_retries))
+            num_retries += 1
 
     async def run_async(self, request: Callable[[], Awaitable[Answer]]) -> Answer:
-        """As `run`, without holding up others."""
-        began, num = self.clock(), 0
+        """As `run`, without blocking the event loop."""
+        start, num_retries = self.clock(), 0
         while True:
             try:
                 return await request()
             except BaseError as error:
-                delay = await asyncio.to_thread(self._delay, error, began, num)
+                delay = await asyncio.to_thread(self._delay, error, start, num_retries)
             await self.sleep_async(delay)
-            num += 1
+            num_retries += 1
 
-    def _delay(self, error: BaseError, began: float, num: int) -> float:
-        """How long to wait before the next try; raises the error where there is none."""
-        if not is_passing(error):
+    def _delay(self, error: BaseError, start: float, num_retries: int) -> float:
+        """The delay before the next try, in s; raises the error if there will be none."""
+        if not is_temporary(error):
             raise error
-        spent = self.clock() - began
-        delay = min(MOST_DELAY_S, FIRST_DELAY_S * 2**num) * random.uniform(0.5, 1)  # noqa: S311 (no secret)
-        asked = _asked_to_wait(str(error))
-        delay = max(delay, asked) if asked <= self.seconds - spent else self.seconds
-        if spent + delay > self.seconds:
-            error.add_note(f"It was tried for {spent:.0f} s")
+        elapsed = self.clock() - start
+        delay = min(MOST_DELAY_S, FIRST_DELAY_S * 2**num_retries) * random.uniform(0.5, 1)  # noqa: S311 (no secret)
+        requested_delay = _retry_after(str(error))
+        delay = max(delay, requested_delay) if requested_delay <= self.seconds - elapsed else self.seconds
+        if elapsed + delay > self.seconds:
+            error.add_note(f"It was tried for {elapsed:.0f} s")
             raise error
-        self._tell(error, spent + delay)
+        self._warn(error, elapsed + delay)
         return delay
 
-    def _tell(self, error: BaseError, waited: float) -> None:
-        if waited < TELL_SECONDS:
+    def _warn(self, error: BaseError, waited: float) -> None:
+        if waited < WARN_SECONDS:
             return
-        with self._own:
+        with self._lock:
             now = self.clock()
-            if now - self._told < TELL_AGAIN_SECONDS:
+            if now - self._warned_at < WARN_AGAIN_SECONDS:
                 return
-            self._told = now
+            self._warned_at = now
         log.warning(
-            "waiting for %s since %.0f s: %s. It is tried for %.0f s in all.",
+            "waiting for %s for %.0f s already: %s. Giving up after %.0f s in all.",
             self.where, waited, reason(error), self.seconds,
         )  # fmt: skip
 
 
 def reason(error: Exception) -> str:
     """Why a request failed, in a few words."""
-    said = str(error)
-    status = re.search(r"status code: (\d{3}[^:]{0,40})", said)
+    text = str(error)
+    status = re.search(r"status code: (\d{3}[^:]{0,40})", text)
     if status:
         return f"it answers {status[1].strip()}"
     for pattern, words in (
-        ("dns error", "its name is not known"),
+        ("dns error", "its name is unknown"),
         ("[Rr]efused", "it refuses connections"),
         (
             "[Rr]eset|IncompleteMessage|UnexpectedEof|end of file|[Cc]onnection ?closed|body",
@@ -176,14 +176,14 @@ def reason(error: Exception) -> str:
         ),
         ("[Tt]imed ?[Oo]ut|Timeout", "it does not answer in time"),
     ):
-        if re.search(pattern, said):
+        if re.search(pattern, text):
             return words
-    return said.split("\n")[0][:120]
+    return text.split("\n")[0][:120]
 
 
-def _asked_to_wait(said: str) -> float:
-    """Seconds that a busy server asks to wait (Retry-After); obstore does not tell, so that it is asked for them."""
-    busy = re.search(r"Error performing \w+ (https?://\S+) in .*status code: (?:429|503)", said)
+def _retry_after(text: str) -> float:
+    """Seconds that a busy server asks to wait (Retry-After). obstore's error lacks the header, so ask for it again."""
+    busy = re.search(r"Error performing \w+ (https?://\S+) in .*status code: (?:429|503)", text)
     if not busy:
         return 0.0
     place = urlsplit(busy[1])

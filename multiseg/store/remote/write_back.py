@@ -1,4 +1,4 @@
-"""What a writer has written to a remote store and not sent yet: many small objects, each sent once."""
+"""A write-back buffer for a remote store: many small objects, each sent once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from zarr.core.buffer import Buffer
 
 SMALL_BYTES = 2**18
-"""Larger objects, the voxels, are sent at once."""
+"""Larger objects (the voxels) are not buffered but sent immediately."""
 
 STATES, ROOT = "/status/c/", 2
-"""Part of the keys of rows' states, and the stage at which the root's metadata is sent."""
+"""The part of a key that marks the states of rows; and the stage at which the root's metadata are sent."""
 
 Send = Callable[[str, Buffer | None], Awaitable[None]]
 
@@ -19,63 +19,63 @@ Send = Callable[[str, Buffer | None], Awaitable[None]]
 class WriteBack:
     """The small objects of a store that only this process writes to: read once, kept, and sent together.
 
-    They are sent in an order that whoever reads in between, or comes after a writer that died, can live with: all
-    else, then the metadata of groups, then that of the root, which names the databases, and the states of the rows
-    last: they commit the cases. (A database that is named has states: those of before its first commit go before its
-    name.) What was not sent is as if it had not been written.
+    The order of sending keeps the store valid for readers, and for the next writer if this one dies: first everything
+    else, then the metadata of groups, then the metadata of the root, which names the databases, and last the states of
+    the rows, which commit the cases. (A named database must have states: those from before its first commit are sent
+    before its name.) What was not sent is as if it had not been written.
     """
 
     def __init__(self) -> None:
-        self._held: dict[str, Buffer | None] = {}
+        self._kept: dict[str, Buffer | None] = {}
         self._unsent: dict[str, Buffer | None] = {}
         self._first_states: dict[str, Buffer | None] = {}
-        self._empty: set[str] = set()
-        self._past: set[str] = set()
-        self._turn = asyncio.Lock()
+        self._empty_prefixes: set[str] = set()
+        self._sent_directly: set[str] = set()
+        self._sending = asyncio.Lock()
 
     def __contains__(self, key: str) -> bool:
-        return key in self._held or (key not in self._past and self.is_empty(key))
+        return key in self._kept or (key not in self._sent_directly and self.is_empty(key))
 
     def get(self, key: str) -> Buffer | None:
-        """An object that is kept; None where there is none."""
-        return self._held.get(key)
+        """A kept object; None if the object does not exist."""
+        return self._kept.get(key)
 
     def keep(self, key: str, value: Buffer | None) -> None:
-        """Keep what was read."""
+        """Keep an object that was read; None if it does not exist."""
         if key not in self._unsent and (value is None or len(value) <= SMALL_BYTES):
-            self._held[key] = value
+            self._kept[key] = value
 
     def keep_empty(self, prefix: str) -> None:
-        """Nothing is below a prefix, but for what is written from now on."""
-        self._empty.add(prefix)
+        """Note that nothing exists at a prefix, except what is written from now on."""
+        self._empty_prefixes.add(prefix)
 
     def is_empty(self, prefix: str) -> bool:
-        """Whether a server had nothing at or below a prefix."""
-        return any(prefix.startswith(one) for one in self._empty)
+        """Whether the server had nothing at a prefix."""
+        return any(prefix.startswith(empty) for empty in self._empty_prefixes)
 
     def write(self, key: str, value: Buffer | None) -> None:
-        """Send an object, or that it is gone (None), with the next ones."""
+        """Buffer a write, or a deletion (None), until `send`."""
         if STATES in key and key not in self._unsent:
             self._first_states[key] = value
-        self._held[key] = self._unsent[key] = value
+        self._kept[key] = self._unsent[key] = value
 
     def forget(self, key: str) -> None:
-        """An object is sent past this."""
-        self._past.add(key)
-        self._held.pop(key, None)
+        """Forget an object, which is sent without this buffer."""
+        self._sent_directly.add(key)
+        self._kept.pop(key, None)
         self._unsent.pop(key, None)
 
     def below(self, prefix: str) -> list[str]:
-        """Keys below a prefix that are there, sent or not."""
-        kept = [key for key, value in self._held.items() if value is not None]
-        return [key for key in {*kept, *self._past} if key.startswith(prefix)]
+        """The keys of existing objects with a prefix, sent or not."""
+        existing = [key for key, value in self._kept.items() if value is not None]
+        return [key for key in {*existing, *self._sent_directly} if key.startswith(prefix)]
 
     async def send(self, send: Send) -> None:
-        """Send all that was written. What could not be sent stays to be sent.
+        """Send all buffered writes. After an error, unsent ones stay in the buffer.
 
         Raises: as `send`.
         """
-        async with self._turn:
+        async with self._sending:
             stages: dict[int, list[str]] = {}
             for key in self._unsent:
                 stages.setdefault(_stage(key), []).append(key)

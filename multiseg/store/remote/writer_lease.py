@@ -1,4 +1,4 @@
-"""One writer at a time on a store whose place has no locks: an object beside its groups says who it is."""
+"""A lease for one writer at a time on a remote store, which has no file locks: an object that names the writer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from obstore.exceptions import AlreadyExistsError, NotSupportedError, Preconditi
 from multiseg import lease
 from multiseg.errors import ResourceError
 from multiseg.lease import ConflictError, Holder, Seen, check_mine, parse
-from multiseg.store.remote.connection import connect, in_words, is_no_bucket, is_web, patience, read_small
+from multiseg.store.remote.connection import (
+    connect,
+    is_no_bucket,
+    is_web,
+    patience,
+    read_small,
+    translating_errors,
+)
 
 KEY = ".multiseg-writer"
 
@@ -24,11 +31,11 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def hold(url: str) -> Iterator[None]:
-    """Hold a remote store for this process. A hold that its process left behind is taken over.
+    """Hold the lease of a remote store. The lease of a dead process is taken over.
 
     Raises:
-        ResourceError: another process holds it, or the place cannot be written.
-        StoreError: there is no such bucket.
+        ResourceError: another process holds it, or the store cannot be written.
+        StoreError: the bucket does not exist.
     """
     check_not_web(url)
     with lease.hold(Bucket(url)):
@@ -36,34 +43,34 @@ def hold(url: str) -> Iterator[None]:
 
 
 def check_not_web(url: str) -> None:
-    """Whether a remote store can be written, at least by somebody.
+    """Check that a remote store can be written by anybody.
 
     Raises:
-        ResourceError: it lies behind a plain web server.
+        ResourceError: it is behind a plain web server.
     """
     if is_web(url):
         raise ResourceError(
-            f"{url} can be read, not written. Name the folder or the bucket (s3://BUCKET/NAME) that the server shows."
+            f"{url} is read-only: it is on a web server. Name the folder or bucket (s3://BUCKET/NAME) behind it."
         )
 
 
 def check_held(url: str) -> None:
-    """Whether this process still holds a store.
+    """Check that this process still holds the lease of a store.
 
     Raises:
-        ResourceError: it does not, or never did.
+        ResourceError: it lost the lease, or never had it.
     """
     check_mine(url, Bucket(url, patient=True).look())
 
 
 def holder_of(url: str, patient: bool = False) -> Holder | None:
-    """Who holds a store now."""
+    """The current holder of a store's lease; None if nobody holds it."""
     data = read_small(url, KEY, patient)
     return None if data is None else parse(data)
 
 
 class Bucket:
-    """The objects of a store on a server, one of which says who holds it."""
+    """The lease of a store on a server: the object that names the holder."""
 
     def __init__(self, url: str, patient: bool = False) -> None:
         self.name = url
@@ -71,37 +78,40 @@ class Bucket:
         self._run = patience(url, patient).run
 
     def look(self) -> Seen | None:
-        with in_words(self.name):
+        with translating_errors(self.name):
             try:
-                found, data = self._run(self._get)
+                metadata, data = self._run(self._get)
             except FileNotFoundError as error:
                 if is_no_bucket(error):
                     raise
                 return None
-            return Seen(parse(data), _version(found), found["last_modified"])
+            return Seen(parse(data), _version(metadata), metadata["last_modified"])
 
     def _get(self) -> tuple[Any, bytes]:
-        found = obstore.get(self._objects, KEY)
-        return found.meta, bytes(found.bytes())
+        answer = obstore.get(self._objects, KEY)
+        return answer.meta, bytes(answer.bytes())
 
     def put(self, data: bytes, version: Any) -> Any:
         mode: Any = "create" if version is None else version or "overwrite"
-        with in_words(self.name):
+        with translating_errors(self.name):
             try:
                 return _version(self._run(lambda: obstore.put(self._objects, KEY, data, mode=mode)))
             except NotSupportedError:
-                log.warning("%s cannot keep two writers apart: see that only one ingests into it at a time.", self.name)
+                log.warning(
+                    "%s cannot lock out a second writer: make sure that only one process ingests into it at a time.",
+                    self.name,
+                )
                 return _version(self._run(lambda: obstore.put(self._objects, KEY, data)))
             except (AlreadyExistsError, PreconditionError) as error:
                 raise ConflictError from error
 
     def remove(self) -> None:
-        with in_words(self.name):
+        with translating_errors(self.name):
             self._run(lambda: obstore.delete(self._objects, KEY))
 
     def now(self) -> datetime:
         key = f"{KEY}.{uuid.uuid4().hex}"
-        with in_words(self.name):
+        with translating_errors(self.name):
             self._run(lambda: obstore.put(self._objects, key, b""))
             try:
                 return self._run(lambda: obstore.head(self._objects, key))["last_modified"]
@@ -109,5 +119,5 @@ class Bucket:
                 obstore.delete(self._objects, key)
 
 
-def _version(put: Any) -> dict[str, str]:
-    return {name: put[name] for name in ("e_tag", "version") if put[name]}
+def _version(metadata: Any) -> dict[str, str]:
+    return {name: metadata[name] for name in ("e_tag", "version") if metadata[name]}

@@ -1,4 +1,4 @@
-"""The files of a store by key, as they are when nothing of them can be relied on."""
+"""Reading and writing a store's files by key, without relying on its metadata."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from multiseg.store.durable import DurableStore
 from multiseg.store.hierarchy import is_remote, local_path, zarr_store
 
 ASIDE = ".multiseg-damaged"
-"""Ends the name of the folder beside a store that keeps the damaged files which were replaced."""
+"""The suffix of the folder beside a store that keeps the replaced damaged files."""
 
 
 class Rehearsal(WrapperStore[ZarrStore]):  # type: ignore[misc]
-    """A store that only seems to be written to: what is written is kept in memory."""
+    """A store that keeps all writes in memory and never changes the disk, for dry runs."""
 
     def __init__(self, store: ZarrStore, written: dict[str, Buffer | None] | None = None) -> None:
         super().__init__(store)
@@ -41,8 +41,8 @@ class Rehearsal(WrapperStore[ZarrStore]):  # type: ignore[misc]
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         if key in self._written:
             return self._written[key]
-        found: Buffer | None = await self._store.get(key, prototype, byte_range)
-        return found
+        value: Buffer | None = await self._store.get(key, prototype, byte_range)
+        return value
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -68,25 +68,25 @@ class Rehearsal(WrapperStore[ZarrStore]):  # type: ignore[misc]
 
 
 class Place:
-    """The files of a store; where it is a rehearsal, nothing is changed on the disk."""
+    """The files of a store. With `is_rehearsal`, nothing changes on the disk."""
 
     def __init__(self, url: str, is_rehearsal: bool) -> None:
         self.url, self.is_rehearsal = url, is_rehearsal
-        held = zarr_store(url, read_only=is_rehearsal)
-        self.store: ZarrStore = Rehearsal(held) if is_rehearsal else held
-        self._when = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
+        store = zarr_store(url, read_only=is_rehearsal)
+        self.store: ZarrStore = Rehearsal(store) if is_rehearsal else store
+        self._started = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
 
     def read(self, key: str) -> bytes | None:
-        found = sync(self.store.get(key, default_buffer_prototype()))
-        return None if found is None else bytes(found.to_bytes())
+        data = sync(self.store.get(key, default_buffer_prototype()))
+        return None if data is None else bytes(data.to_bytes())
 
     def json(self, key: str) -> dict[str, Any] | None:
-        """The table that a file holds, None where it holds none."""
+        """The JSON object in a file; None if there is none."""
         try:
-            held = json.loads(self.read(key) or b"")
+            value = json.loads(self.read(key) or b"")
         except (ValueError, RecursionError):
             return None
-        return held if isinstance(held, dict) else None
+        return value if isinstance(value, dict) else None
 
     def write(self, key: str, data: bytes) -> None:
         sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
@@ -95,7 +95,7 @@ class Place:
         sync(self.store.delete_dir(prefix))
 
     def names(self, prefix: str) -> list[str]:
-        """What lies in a folder."""
+        """The names in a folder."""
 
         async def listed() -> list[str]:
             return [name.rstrip("/") async for name in self.store.list_dir(prefix)]
@@ -103,7 +103,7 @@ class Place:
         return sorted(name for name in sync(listed()) if name)
 
     def keys(self, prefix: str) -> list[str]:
-        """The files below a folder."""
+        """The keys of all files in a folder and its subfolders."""
 
         async def listed() -> list[str]:
             return [key async for key in self.store.list_prefix(prefix.rstrip("/") + "/")]
@@ -111,30 +111,30 @@ class Place:
         return sorted(sync(listed()))
 
     def replace(self, key: str, data: bytes) -> None:
-        """Write a file in the place of a damaged one, which is kept beside the store."""
+        """Replace a damaged file. A copy of it is kept beside the store."""
         self.set_aside(key)
         self.write(key, data)
 
     def set_aside(self, key: str) -> None:
-        """Keep a copy of a file as it is now in the folder beside the store."""
-        held = self.read(key)
-        if held and not self.is_rehearsal:
+        """Copy a file to the folder beside the store."""
+        data = self.read(key)
+        if data and not self.is_rehearsal:
             aside = aside_of(self.url)
-            sync(aside.set(f"{self._when}/{key}", default_buffer_prototype().buffer.from_bytes(held)))
+            sync(aside.set(f"{self._started}/{key}", default_buffer_prototype().buffer.from_bytes(data)))
 
     def finish(self) -> None:
-        """Wait until all of it is on the disk."""
+        """Wait until everything is on the disk."""
         if isinstance(self.store, DurableStore):
             self.store.sync_names()
 
 
 def aside_url(url: str) -> str:
-    """The folder beside a store that keeps its damaged files: in the store, other programs would stumble over it."""
+    """The folder beside a store that keeps its damaged files. Inside the store it would disturb other programs."""
     return url.rstrip("/") + ASIDE
 
 
 def aside_of(url: str) -> ZarrStore:
-    """The same, open for writing by whoever holds the store."""
+    """Open that folder for writing; the caller must hold the store's lock."""
     if not is_remote(url):
         return DurableStore(local_path(aside_url(url)))
     from multiseg.store.remote.writer_lease import check_held  # heavy, and only remote stores need them

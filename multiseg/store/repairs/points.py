@@ -1,4 +1,4 @@
-"""The sampled voxels of a case, made again from its label."""
+"""Restoring the sampled voxels of a case from its label."""
 
 from __future__ import annotations
 
@@ -21,68 +21,75 @@ from multiseg.store.shard_names import shards_named
 
 
 def repair_points(place: Place, rows: Rows, log: Log) -> None:
-    """Make the files of "foreground" sound, wherever the label of their case is.
+    """Restore damaged files of "foreground" of all cases whose label is sound.
 
-    They are drawn with a seed made of the names of case and annotation, so that the same files come out again.
+    The voxels are sampled with a seed made from the names of case and annotation, so that the files are the same again.
     """
     for row in np.flatnonzero(rows.status != schema.PENDING).tolist():
         record, text = rows.records.get(row), str(rows.columns["shards"][row])
-        if record is None:  # only of a replaced version
+        if record is None:  # only replaced versions may have no record here
             continue
-        held = {
+        keys = {
             f"foreground/{rest}": _key(rows, row, f"foreground/{rest}") for rest in shards_named(text, "foreground")
         }
-        bad = {own: key for own, key in held.items() if not _is_as_marked(place, key, record.shards.get(own))}
-        if not bad:
+        bad_keys = {
+            shard: key for shard, key in keys.items() if not _is_as_marked(place, key, record.shards.get(shard))
+        }
+        if not bad_keys:
             continue
-        made = _from_label(place, rows, row, record)
-        for own, key in sorted(bad.items()):
-            if own in made:
-                _replace(place, rows, row, own, made[own], log)
+        restored = _from_label(place, rows, row, record)
+        for shard, key in sorted(bad_keys.items()):
+            if shard in restored:
+                _replace(place, rows, row, shard, restored[shard], log)
             elif rows.status[row] == schema.COMMITTED:
-                log.lost(rows.name, record.case, key, "its label, from which it is made, is damaged or gone, too")
+                log.lost(
+                    rows.name, record.case, key, "the label from which it could be restored is damaged or missing, too"
+                )
 
 
-def _key(rows: Rows, row: int, own: str) -> str:
-    array, _, rest = own.partition("/")
-    return f"{rows.name}/{array}/c/{row}/{rest}"
+def _key(rows: Rows, row: int, shard: str) -> str:
+    array, _, position = shard.partition("/")
+    return f"{rows.name}/{array}/c/{row}/{position}"
 
 
 def _is_as_marked(place: Place, key: str, mark: FileMark | None) -> bool:
-    """Whether a file is the one of the record, and sound: a record that was made again was made of what was there."""
+    """Whether a file is sound and the one in the record. A restored record may have the digest of a damaged file."""
     data = place.read(key)
     return data is not None and mark_of(data) == mark and is_sound(data)
 
 
 def _from_label(place: Place, rows: Rows, row: int, record: Record) -> Mapping[str, bytes]:
-    """The files of the row's sampled voxels; none where its label is not the one of the record."""
-    shards = {own: mark for own, mark in record.shards.items() if own.startswith("label/")}
-    if any(mark_of(place.read(_key(rows, row, own)) or b"") != mark for own, mark in shards.items()):
+    """The files of a row's sampled voxels, from its label; none if the label differs from the record."""
+    shards = {shard: mark for shard, mark in record.shards.items() if shard.startswith("label/")}
+    if any(mark_of(place.read(_key(rows, row, shard)) or b"") != mark for shard, mark in shards.items()):
         return {}
-    told = rows.arrays.group.attrs.asdict()
-    annotations = list(told[schema.NAMED_AXES["annotation"]])
+    attributes = rows.arrays.group.attrs.asdict()
+    annotations = list(attributes[schema.NAMED_AXES["annotation"]])
     i, j, k = record.extent
     try:
-        schemas = {name: LabelSchema.from_json(told["label_schemas"][name]) for name in annotations}
+        schemas = {name: LabelSchema.from_json(attributes["label_schemas"][name]) for name in annotations}
         labels = {
             name: np.asarray(rows.arrays["label"][row, annotations.index(name), :i, :j, :k])
             for name in record.annotations
         }
         counts, points = points_of(record.case, labels, annotations, schemas)
-        noted = {name: np.array(counts[annotations.index(name), : len(n)]) for name, n in record.annotations.items()}
+        new_counts = {
+            name: np.array(counts[annotations.index(name), : len(num_voxels)])
+            for name, num_voxels in record.annotations.items()
+        }
     except UNREADABLE:
         return {}
-    if any(tuple(noted[name].tolist()) != tuple(n) for name, n in record.annotations.items()):
+    if any(tuple(new_counts[name].tolist()) != tuple(num_voxels) for name, num_voxels in record.annotations.items()):
         return {}
     return packed_points(points, rows.arrays["foreground"].chunks[2])
 
 
-def _replace(place: Place, rows: Rows, row: int, own: str, data: bytes, log: Log) -> None:
-    """Write a file and, where other versions of our libraries pack it otherwise, its new mark."""
-    record, key = rows.records[row], _key(rows, row, own)
+def _replace(place: Place, rows: Rows, row: int, shard: str, data: bytes, log: Log) -> None:
+    """Write a file, and update its mark if the current versions of our libraries compress it differently."""
+    record, key = rows.records[row], _key(rows, row, shard)
     place.replace(key, data)
     log.repaired(key, f"the sampled voxels of {record.case}, from its label")
-    if record.shards.get(own) != mark_of(data):
-        rows.records[row] = replace(record, shards={**record.shards, own: mark_of(data)})
+    if record.shards.get(shard) != mark_of(data):
+        rows.records[row] = replace(record, shards={**record.shards, shard: mark_of(data)})
         rows.arrays["record"][row] = record_text(rows.records[row])
-        log.repaired(f"{rows.name}/record/c/{row}", f"the mark of this file in the record of {record.case}")
+        log.repaired(f"{rows.name}/record/c/{row}", f"the digest of {key} in the record of {record.case}")

@@ -1,4 +1,4 @@
-"""Making a damaged store sound again, as far as what it holds twice goes."""
+"""Repairing a damaged store, as far as its redundant data allow."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ OnDatabase = Callable[[str], None]
 
 
 def repair(url: str, dry_run: bool = False, on_database: OnDatabase = lambda name: None) -> Log:
-    """Make again what is damaged or gone of a store's metadata, coordinates, records, states and sampled voxels.
+    """Restore damaged or missing metadata, coordinates, records, states and sampled voxels of a store.
 
-    Each of them is held twice, or follows from others. Files are written one by one, whole or not at all, so that a
-    repair that is killed is completed by the next one. A damaged file is kept beside the store before it is replaced.
+    Each of these is stored twice, or can be computed from others. Files are written one by one, each completely or not
+    at all, so that the next repair completes one that was killed. A copy of each damaged file is kept beside the store.
 
     Args:
-        dry_run: only say what would be done.
+        dry_run: only report what would be done.
 
     Raises:
-        StoreError: there is no store, or one of another format.
-        ResourceError: another process writes to it, or the place cannot be written.
+        StoreError: there is no store, or it has another format.
+        ResourceError: another process is writing to it, or it cannot be written.
     """
     check_place(url)
     if not is_like_a_store(url):
         raise StoreError(f"there is no store at {url}. Name a store's folder.", code=NO_STORE)
-    held: AbstractContextManager[None] = nullcontext() if dry_run else locked(url)
-    with held:
+    lock: AbstractContextManager[None] = nullcontext() if dry_run else locked(url)
+    with lock:
         place, log = Place(url, dry_run), Log()
-        head = _head(place)
+        head = _read_head(place)
         sound = []
         names = _databases(place, head)
         for name in names:
@@ -54,32 +54,32 @@ def repair(url: str, dry_run: bool = False, on_database: OnDatabase = lambda nam
             if repair_metadata(place, name, log):
                 repair_points(place, repair_rows(place, name, log), log)
                 sound.append(name)
-        _root(place, head, names, sound, log)
+        _repair_root(place, head, names, sound, log)
         place.finish()
     return log
 
 
-def _head(place: Place) -> dict[str, Any]:
-    """What the root says of the store; nothing where it cannot be read.
+def _read_head(place: Place) -> dict[str, Any]:
+    """The root's own attribute; {} if it cannot be read.
 
     Raises:
-        StoreError: it is a store of another format.
+        StoreError: the store has another format.
     """
-    held = place.json("zarr.json") or {}
-    attributes = held.get("attributes")
+    metadata = place.json("zarr.json") or {}
+    attributes = metadata.get("attributes")
     head = attributes.get(ROOT_KEY) if isinstance(attributes, dict) else None
     if not isinstance(head, dict):
         return {}
-    held_format = head.get("format")
-    if type(held_format) is int and held_format > schema.FORMAT:
-        raise of_another_format(place.url, held_format)
-    # Format 1 had no records: where there are any, the number itself is damaged.
-    if held_format == schema.CONVERTED or (held_format == 1 and not _databases(place, {})):
+    number = head.get("format")
+    if type(number) is int and number > schema.FORMAT:
+        raise of_another_format(place.url, number)
+    # Format 1 had no records: if there are any, the number itself is damaged.
+    if number == schema.CONVERTED or (number == 1 and not _databases(place, {})):
         raise StoreError(
-            f"{place.url} has store format {held_format}, which holds nothing twice. Convert it first: multiseg "
+            f"{place.url} has store format {number}, which stores nothing twice. Convert it first: multiseg "
             f"upgrade {place.url}."
         )
-    is_group = held.get("zarr_format") == 3 and held.get("node_type") == "group"
+    is_group = metadata.get("zarr_format") == 3 and metadata.get("node_type") == "group"
     try:
         check_head(place.url, head)
     except StoreError:
@@ -88,23 +88,27 @@ def _head(place: Place) -> dict[str, Any]:
 
 
 def _databases(place: Place, head: dict[str, Any]) -> list[str]:
-    """Those that have metadata, and those that the root names."""
+    """The databases that have metadata, and those that the root names."""
     if not place.store.supports_listing:
         raise damaged(place.url, "the root", [("zarr.json", "and its databases cannot be listed")])
     folders = [name for name in place.names("") if not name.startswith(".") and name != "zarr.json"]
-    there = [name for name in folders if {"record", "status"} <= set(place.names(name))]
+    databases = [name for name in folders if {"record", "status"} <= set(place.names(name))]
     named = [str(name) for name in head.get("databases", ())]
-    # A name of which one letter was changed is none of a database that is gone.
-    lost = [name for name in named if name not in folders and not any(_is_like(name, other) for other in there)]
-    return [*there, *(name for name in named if name in folders and name not in there), *lost]
+    # A name that differs in one letter from an existing database is a damaged name, not a lost database.
+    lost = [
+        name
+        for name in named
+        if name not in folders and not any(_differs_in_one_letter(name, other) for other in databases)
+    ]
+    return [*databases, *(name for name in named if name in folders and name not in databases), *lost]
 
 
-def _is_like(name: str, other: str) -> bool:
+def _differs_in_one_letter(name: str, other: str) -> bool:
     return len(name) == len(other) and sum(a != b for a, b in zip(name, other, strict=True)) == 1
 
 
-def _root(place: Place, head: dict[str, Any], names: list[str], sound: list[str], log: Log) -> None:
-    """The root's zarr.json, from the databases; those that it names and that are lost stay named."""
+def _repair_root(place: Place, head: dict[str, Any], names: list[str], sound: list[str], log: Log) -> None:
+    """Restore the root's zarr.json from the databases. Lost databases that it names stay named."""
     grids, named = [], [name for name in names if name in head.get("databases", ()) and name not in sound]
     for name in sound:
         group = zarr.open_group(
@@ -120,18 +124,18 @@ def _root(place: Place, head: dict[str, Any], names: list[str], sound: list[str]
             named.append(name)
     if len(set(grids)) != 1:
         if head:
-            return  # nothing says better
+            return  # nothing tells which is right
         raise damaged(
             place.url, "the root", [("zarr.json", f"its databases have the voxel sizes {sorted(set(grids))}")]
         )
     if head and set(named) == set(head["databases"]) and list(grids[0]) == list(head["grid_mm"]):
         return
-    told = {
+    new_head = {
         "format": schema.FORMAT,
         "created_by": head.get("created_by", f"multiseg {version('multiseg')}"),
         "grid_mm": list(grids[0]),
         "databases": named,
     }
-    text = {"attributes": {ROOT_KEY: told}, "zarr_format": 3, "node_type": "group"}
+    text = {"attributes": {ROOT_KEY: new_head}, "zarr_format": 3, "node_type": "group"}
     place.replace("zarr.json", json.dumps(text, indent=2).encode())
     log.repaired("zarr.json", f"the root, from its {len(named)} databases")

@@ -1,4 +1,4 @@
-"""What a repair did, and what only a new ingest can bring back."""
+"""The report of a repair: restored files, and cases that must be ingested again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Repaired:
-    """A damaged file, and what was written in its place."""
+    """A damaged file, and what was written to replace it."""
 
     file: str
     what: str
@@ -15,7 +15,7 @@ class Repaired:
 
 @dataclass(frozen=True)
 class Lost:
-    """A case, or where `case` is "" a whole database, that has to be ingested again."""
+    """A case that must be ingested again; if `case` is "", a whole database."""
 
     database: str
     case: str
@@ -25,7 +25,7 @@ class Lost:
 
 @dataclass
 class Log:
-    """Both, as they are found."""
+    """Collects both during a repair."""
 
     files: list[Repaired] = field(default_factory=list)
     cases: list[Lost] = field(default_factory=list)

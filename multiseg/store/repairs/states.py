@@ -1,4 +1,4 @@
-"""The states of a database's rows when they are lost, from records and files."""
+"""Restoring the lost states of a database's rows from records and files."""
 
 from __future__ import annotations
 
@@ -19,38 +19,39 @@ WHY = "the states of the rows are lost, and "
 def states_of(
     place: Place, name: str, records: Mapping[int, Record], names: Sequence[str], log: Log
 ) -> UInt8[np.ndarray, " case"]:
-    """Of each case the newest row whose voxels are all those of its record is data, and older ones are superseded.
+    """The states of all rows. Of each case the newest row with all files of its record is committed; older ones with
+    all files are superseded.
 
-    A row that may be one of data, but cannot be told from what a dead writer left, is named as lost.
+    A row that may have been committed, but cannot be told from one of a dead writer, is reported as lost.
 
     Args:
-        names: for each row the name of its case as the coordinates have it, "" where they say nothing.
+        names: for each row the name of its case in the coordinates; "" if it has none.
     """
     states = np.full(len(names), schema.PENDING, dtype=np.uint8)
     by_case: dict[str, list[tuple[int, int, str]]] = {}
-    for row, known in enumerate(names):
+    for row, case_name in enumerate(names):
         record = records.get(row)
         if record is not None and record.case and record.shards:
-            wrong = _first_other(place, name, row, record)
-            by_case.setdefault(record.case, []).append((abs(record.revision), row, wrong))
-        elif known or place.keys(f"{name}/image/c/{row}"):
-            log.lost(name, known or f"row {row}", f"{name}/record/c/{row}", f"{WHY}so is the record of this one")
+            wrong_file = _first_wrong_file(place, name, row, record)
+            by_case.setdefault(record.case, []).append((abs(record.revision), row, wrong_file))
+        elif case_name or place.keys(f"{name}/image/c/{row}"):
+            log.lost(name, case_name or f"row {row}", f"{name}/record/c/{row}", f"{WHY}so is the record of this row")
     for case, versions in by_case.items():
-        whole = [row for _revision, row, wrong in sorted(versions) if not wrong]
-        states[whole] = schema.SUPERSEDED
-        states[whole[-1:]] = schema.COMMITTED
-        *_, (_revision, _row, wrong) = sorted(versions)
-        if wrong:
-            older = "; an older version of the case is valid now" if whole else ""
-            log.lost(name, case, wrong, f"{WHY}this file is not the one of the record{older}")
+        complete_rows = [row for _revision, row, wrong_file in sorted(versions) if not wrong_file]
+        states[complete_rows] = schema.SUPERSEDED
+        states[complete_rows[-1:]] = schema.COMMITTED
+        *_, (_revision, _row, wrong_file) = sorted(versions)
+        if wrong_file:
+            older = "; an older version of the case is valid now" if complete_rows else ""
+            log.lost(name, case, wrong_file, f"{WHY}this file is not the one in the record{older}")
     return states
 
 
-def _first_other(place: Place, name: str, row: int, record: Record) -> str:
-    """The first file of voxels that is not the one of the record; sampled voxels can be made again."""
-    for own, mark in record.shards.items():
-        array, _, rest = own.partition("/")
-        key = f"{name}/{array}/c/{row}/{rest}"
+def _first_wrong_file(place: Place, name: str, row: int, record: Record) -> str:
+    """The first file that differs from the record, or "". Sampled voxels are not checked: they can be restored."""
+    for shard, mark in record.shards.items():
+        array, _, position = shard.partition("/")
+        key = f"{name}/{array}/c/{row}/{position}"
         if array != "foreground" and mark_of(place.read(key) or b"") != mark:
             return key
     return ""

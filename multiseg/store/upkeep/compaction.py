@@ -1,4 +1,4 @@
-"""The room of rows that hold no case any more, given back."""
+"""Freeing the space of rows that no longer hold a case."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from multiseg.store.upkeep.removal import empty_rows, finish_removals
 
 
 def compact(url: str, dry_run: bool = False) -> dict[str, int]:
-    """Take replaced versions of cases, and what dead writers left, off the disk; the bytes by database.
+    """Delete replaced versions of cases, and what dead writers left. Returns the freed bytes by database.
 
-    The rows become room for the next cases. So whoever opened the store before and still reads a replaced version gets
-    an error, or after the next ingest another case: let trainings end first.
+    The rows become free for new cases. A reader that opened the store before and still reads a replaced version gets an
+    error or, after the next ingest, another case: let trainings end first.
 
     Raises:
         StoreError: there is no store, or it is damaged.
-        ResourceError: another process writes to it.
+        ResourceError: another process is writing to it.
     """
     check_place(url)
     if dry_run:
         root = open_root(url, "r")
-        return {name: _bytes(root[name], _idle(root[name])) for name in database_names(root)}
+        return {name: _size_of(root[name], _unused_rows(root[name])) for name in database_names(root)}
     with locked(url):
         root = open_root(url, "r+")
         finish_removals(root)
         return {name: _compact(root[name]) for name in database_names(root)}
 
 
-def _idle(group: zarr.Group) -> list[int]:
+def _unused_rows(group: zarr.Group) -> list[int]:
     """The rows without a committed case."""
     status, _arrays = watch(group)
     return [int(row) for row in np.flatnonzero(status != schema.COMMITTED)]
 
 
-def _bytes(group: zarr.Group, rows: list[int]) -> int:
+def _size_of(group: zarr.Group, rows: list[int]) -> int:
     store = group.store_path.store
     prefixes = [f"{group.path}/{name}/c/{row}/" for row in rows for name in schema.BY_CASE]
     return sum(sync(store.getsize_prefix(prefix)) for prefix in prefixes)
 
 
 def _compact(group: zarr.Group) -> int:
-    rows = _idle(group)
-    arrays, freed = DatabaseArrays(group), _bytes(group, rows)
+    rows = _unused_rows(group)
+    arrays, freed = DatabaseArrays(group), _size_of(group, rows)
     empty_rows(arrays, rows)
     status = arrays["status"][:]
     if (status == schema.SUPERSEDED).any():

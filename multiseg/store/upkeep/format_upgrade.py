@@ -1,7 +1,7 @@
-"""From format 2 to format 3, in place: what has to be there is written down, and nothing is ingested again.
+"""Upgrading a store from format 2 to format 3 in place, without ingesting anything again.
 
-Everything is added to what is there, and the store's format number comes last: a converter that dies is run again and
-does its work from the beginning, and until then the store is of format 2.
+Format 3 lists the files that must exist. The upgrade only adds data, and writes the format number last: if it dies, the
+store still has format 2, and the upgrade can be run again from the beginning.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from multiseg.store.rows import mark_of
 from multiseg.store.shard_names import shards_text
 
 OF_SPLITS = ("SUBJECT_IN_TWO_SPLITS", "SCAN_IN_TWO_SPLITS")
-"""Errors that say nothing of lost files."""
+"""Codes of errors that do not come from lost files."""
 OnStep = Callable[[int, int, str], None]
-"""Called with how much is done, how much there is to do, and "DATABASE/CASE"."""
+"""Called with the number of finished cases, the total number, and "DATABASE/CASE"."""
 
 
 @dataclass(frozen=True)
 class Upgrade:
-    """What became of a store: findings about it, and whether it is of the newest format now."""
+    """The outcome of an upgrade: findings about the store, and whether it has the newest format now."""
 
     findings: Sequence[Finding]
     is_done: bool
@@ -50,18 +50,18 @@ class Upgrade:
 def upgrade_store(
     url: str, accepted: Collection[str] = (), on_case: OnStep = lambda done, total, case: None, workers: int = 1
 ) -> Upgrade:
-    """Convert a store of format 2 in its place; one of the newest format is left alone.
+    """Convert a store of format 2 in place; a store of the newest format stays as it is.
 
-    Every voxel is checked before anything is written, as `verify` does. A store in which anything is damaged or looks
-    lost is not converted: the findings name it.
+    Every voxel is checked before anything is written, as `verify` does. If anything is damaged or seems lost, the store
+    is not converted; the findings name it.
 
     Args:
-        accepted: arrays, such as "ms/age", whose chunks that are not there are empty, as a person knows.
+        accepted: arrays, such as "ms/age", whose missing chunks the user knows to be empty.
 
     Raises:
-        StoreError: there is no store at `url`, or one of another format.
-        UsageError: an accepted array is none of the store's.
-        ResourceError: it cannot be written, or another process writes to it.
+        StoreError: there is no store at `url`, or it has another format.
+        UsageError: the store does not have an accepted array.
+        ResourceError: it cannot be written, or another process is writing to it.
     """
     if open_root(url, "r", (schema.CONVERTED, schema.FORMAT)).attrs[ROOT_KEY]["format"] == schema.FORMAT:
         return Upgrade((), True)
@@ -73,7 +73,7 @@ def upgrade_store(
         _check_accepted(root, names, accepted)
         layouts = [_read(root[name], name, head["grid_mm"], accepted, faults) for name in names]
         faults.found.extend(verify_rows(layouts, on_case, workers))
-        if any(map(_stands_in_the_way, faults.found)):
+        if any(map(_prevents_upgrade, faults.found)):
             return Upgrade(faults.found, False)
         for layout in layouts:
             _convert(DatabaseArrays(root[layout.name]), layout)
@@ -82,34 +82,34 @@ def upgrade_store(
     return Upgrade(faults.found, True)
 
 
-def _stands_in_the_way(finding: Finding) -> bool:
-    """Whether it would no longer be noticed afterwards: damaged voxels are, by their checksums."""
+def _prevents_upgrade(finding: Finding) -> bool:
+    """Whether a finding prevents the upgrade. Damaged voxels do not: their checksums reveal them afterwards, too."""
     is_noticed = finding.code == "DAMAGED_CHUNK" and any(f"/{name}/c/" in finding.file for name in schema.BY_CASE)
     return finding.severity is Severity.ERROR and not is_noticed and finding.code not in OF_SPLITS
 
 
 def _unnamed(root: zarr.Group, named: Collection[str]) -> list[str]:
-    """Whole databases that the root does not name: the next ingest may take them up."""
+    """Complete databases that the root does not name; the next ingest may add them to its list."""
     others = [name for name in listed(root) if name not in named and isinstance(root.get(name), zarr.Group)]
     return [name for name in others if all(array in root[name] for array in (*OF_FORMAT_2, "image", "label"))]
 
 
 def _check_accepted(root: zarr.Group, names: Sequence[str], accepted: Collection[str]) -> None:
-    known = {f"{name}/{array}" for name in names for array in (*OF_FORMAT_2, *participant_columns(root[name]))}
-    if unknown := sorted(set(accepted) - known):
+    arrays = {f"{name}/{array}" for name in names for array in (*OF_FORMAT_2, *participant_columns(root[name]))}
+    if unknown := sorted(set(accepted) - arrays):
         raise UsageError(f"--accept {unknown[0]}: the store has no such array. Name it as DATABASE/ARRAY.")
 
 
 def _read(group: zarr.Group, name: str, grid_mm: Sequence[float], accepted: Collection[str], faults: Faults) -> Layout:
-    noted = Faults(name)
-    layout = read_layout(group, name, grid_mm, noted, OF_FORMAT_2)
-    verify_older(layout, accepted, noted)
-    faults.found.extend(noted.found)
+    database_faults = Faults(name)
+    layout = read_layout(group, name, grid_mm, database_faults, OF_FORMAT_2)
+    verify_older(layout, accepted, database_faults)
+    faults.found.extend(database_faults.found)
     return layout
 
 
 def _convert(arrays: DatabaseArrays, layout: Layout) -> None:
-    """Write what format 3 has more; the same again where a converter died."""
+    """Write what format 3 adds. After an upgrade that died, this writes the same again."""
     arrays.require_coordinates()
     arrays.set_rows(max(1, len(layout.status)))
     for name, block in layout.absent:
@@ -131,7 +131,7 @@ def _convert(arrays: DatabaseArrays, layout: Layout) -> None:
 
 
 def _lengths(layout: Layout, arrays: DatabaseArrays) -> dict[str, Any]:
-    """The attributes that tell how far all arrays have grown."""
+    """The attributes with the lengths that all arrays have reached."""
     shortest: dict[str, int] = {}
     for name, array in layout.arrays.items():
         for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True):
@@ -151,15 +151,15 @@ def _names(names: Sequence[str], length: int) -> list[str]:
 
 
 def _record(arrays: DatabaseArrays, layout: Layout, row: int) -> Record:
-    """What the coordinates and the files of a row say."""
-    held = {name: values[row] for name, values in layout.columns.items() if name not in schema.NAMED_AXES}
-    held["revision"] = row + 1
-    return record_of_row(held, layout.modalities, layout.annotations, arrays.columns, _files(arrays, row))
+    """The record of a row, from its coordinates and files."""
+    coordinates = {name: values[row] for name, values in layout.columns.items() if name not in schema.NAMED_AXES}
+    coordinates["revision"] = row + 1
+    return record_of_row(coordinates, layout.modalities, layout.annotations, arrays.columns, _files(arrays, row))
 
 
 def _files(arrays: DatabaseArrays, row: int) -> dict[str, FileMark]:
-    """The files that a row has, by array and place."""
-    store, database, found = arrays.group.store_path.store, arrays.group.path, {}
+    """The files of a row, by array and position."""
+    store, database, marks = arrays.group.store_path.store, arrays.group.path, {}
 
     async def keys(prefix: str) -> list[str]:
         return [key async for key in store.list_prefix(prefix)]
@@ -167,10 +167,13 @@ def _files(arrays: DatabaseArrays, row: int) -> dict[str, FileMark]:
     for array in schema.BY_CASE:
         prefix = f"{database}/{array}/c/{row}/"
         for key in sync(keys(prefix)):
-            place = key.removeprefix(prefix)
-            if re.fullmatch(r"\d+(/\d+)*", place):
+            position = key.removeprefix(prefix)
+            if re.fullmatch(r"\d+(/\d+)*", position):
                 data = sync(store.get(key, default_buffer_prototype()))
                 if data is None:
-                    raise StoreError(f"{key} is gone. Does somebody else change the store?", file=key)
-                found[f"{array}/{place}"] = mark_of(data.to_bytes())
-    return found
+                    raise StoreError(
+                        f"{key} has disappeared. Stop any other program that changes the store; then upgrade again.",
+                        file=key,
+                    )
+                marks[f"{array}/{position}"] = mark_of(data.to_bytes())
+    return marks

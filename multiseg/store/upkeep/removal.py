@@ -1,4 +1,4 @@
-"""A patient who withdraws: everything of a case is taken off the disk, and a removal that is killed is completed."""
+"""Removing cases, for example when a patient withdraws consent: all of a case's data are deleted from the disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from multiseg.store.rows import read_record
 
 @dataclass(frozen=True)
 class Removed:
-    """A case that is, or is to be, removed: its rows, with those of older versions, and what the rows are about."""
+    """A case that was or will be removed, with its rows (including older versions) and the digests of its scans."""
 
     database: str
     case: str
@@ -39,65 +39,67 @@ class Removed:
 def remove(
     url: str, cases: Collection[str] = (), subjects: Collection[str] = (), dry_run: bool = False
 ) -> tuple[Removed, ...]:
-    """Take cases off a store's disk: voxels, names, what is known of the patients, and provenance.
+    """Delete cases from a store: voxels, names, metadata of the patients, and provenance.
 
-    Older versions of the cases go with them, and the damaged files that repairs have kept beside the store. What stays
-    is the date and, for models to be asked whether they have learnt from them, the digests of the scans.
+    Older versions of the cases are deleted too, and so are the damaged files that repairs kept beside the store. Only
+    the date and the digests of the scans stay: with them a model can be checked for having learnt from these cases.
 
-    First the database notes which rows go; from then on no reader that opens the store sees them, and whoever writes
-    next completes the removal if this process dies.
+    First the database notes the rows to delete. From then on readers that open the store do not see them, and if this
+    process dies, the next writer completes the removal.
 
     Args:
         cases: as DATABASE/CASE.
-        subjects: as DATABASE/SUBJECT: all cases of these people.
+        subjects: as DATABASE/SUBJECT; all cases of these people are removed.
 
     Raises:
-        UsageError: a name is not DATABASE/NAME.
+        UsageError: a name is not of the form DATABASE/NAME.
         StoreError: there is no such case or subject, or the database is damaged.
-        ResourceError: another process writes to the store.
+        ResourceError: another process is writing to the store.
     """
-    asked = [*((name, False) for name in cases), *((name, True) for name in subjects)]
-    for name, _is_subject in asked:
+    requests = [*((name, False) for name in cases), *((name, True) for name in subjects)]
+    for name, _is_subject in requests:
         if not all(name.partition("/")[::2]):
-            raise UsageError(f"{name!r} names no case. Name it as DATABASE/CASE, or a person as DATABASE/SUBJECT.")
+            raise UsageError(
+                f"{name!r} is not the name of a case. Write DATABASE/CASE, or DATABASE/SUBJECT for a person."
+            )
     check_place(url)
     if dry_run:
-        return _found(open_root(url, "r"), asked)
+        return _find_cases(open_root(url, "r"), requests)
     with locked(url):
         root = open_root(url, "r+")
         finish_removals(root)
-        found = _found(root, asked)
-        for database in dict.fromkeys(one.database for one in found):
-            _begin(root[database], [one for one in found if one.database == database])
+        found = _find_cases(root, requests)
+        for database in dict.fromkeys(removed.database for removed in found):
+            _begin(root[database], [removed for removed in found if removed.database == database])
         finish_removals(root)
-        _forget_beside(url)
+        _delete_leftovers(url)
     return found
 
 
-def _found(root: zarr.Group, asked: Iterable[tuple[str, bool]]) -> tuple[Removed, ...]:
-    """The cases that are asked for, each once."""
+def _find_cases(root: zarr.Group, requests: Iterable[tuple[str, bool]]) -> tuple[Removed, ...]:
+    """The requested cases, each once."""
     by_database: dict[str, list[tuple[str, bool]]] = {}
-    for name, is_subject in asked:
-        database, _, own = name.partition("/")
-        by_database.setdefault(database, []).append((own, is_subject))
+    for name, is_subject in requests:
+        database, _, own_name = name.partition("/")
+        by_database.setdefault(database, []).append((own_name, is_subject))
     names = database_names(root)
     found: list[Removed] = []
-    for database, wanted in by_database.items():
+    for database, database_requests in by_database.items():
         if database not in names:
             raise StoreError(f"there is no database {database!r}. There are: {', '.join(names) or 'none'}.")
-        found += _in_database(root[database], wanted)
+        found += _find_in_database(root[database], database_requests)
     return tuple(found)
 
 
-def _in_database(group: zarr.Group, wanted: Sequence[tuple[str, bool]]) -> list[Removed]:
+def _find_in_database(group: zarr.Group, requests: Sequence[tuple[str, bool]]) -> list[Removed]:
     rows = _all_rows(group)
     found: dict[str, list[tuple[int, str, str, tuple[str, ...]]]] = {}
-    for own, is_subject in wanted:
-        some = [row for row in rows if row[2 if is_subject else 1] == own]
-        if not some:
+    for own_name, is_subject in requests:
+        matching = [row for row in rows if row[2 if is_subject else 1] == own_name]
+        if not matching:
             what = "subject" if is_subject else "case"
-            raise StoreError(f"database {group.path!r} has no {what} {own!r}. See: multiseg info STORE --cases.")
-        for row in some:
+            raise StoreError(f"database {group.path!r} has no {what} {own_name!r}. See: multiseg info STORE --cases.")
+        for row in matching:
             if row not in found.setdefault(row[1], []):
                 found[row[1]].append(row)
     has_pseudonyms = bool(group.attrs.get("pseudonyms"))
@@ -105,23 +107,23 @@ def _in_database(group: zarr.Group, wanted: Sequence[tuple[str, bool]]) -> list[
         Removed(
             database=group.path,
             case=case,
-            subject=next((row[2] for row in some if row[2]), ""),
-            rows=tuple(sorted(row[0] for row in some)),
-            digests=tuple(sorted({digest for row in some for digest in row[3] if digest})),
+            subject=next((row[2] for row in matching if row[2]), ""),
+            rows=tuple(sorted(row[0] for row in matching)),
+            digests=tuple(sorted({digest for row in matching for digest in row[3] if digest})),
             has_pseudonyms=has_pseudonyms,
         )
-        for case, some in found.items()
+        for case, matching in found.items()
     ]
 
 
 def _all_rows(group: zarr.Group) -> list[tuple[int, str, str, tuple[str, ...]]]:
-    """Row, case, subject and digests of all rows that hold anything, committed or not."""
+    """Row, case, subject and digests of all rows with data, committed or not."""
     status, arrays = watch(group)
     columns = {name: arrays[name][:] for name in ("case", "subject", "content")}
     writer, found = DatabaseArrays(group), []
     for row in range(len(status)):
         case, subject = str(columns["case"][row]), str(columns["subject"][row])
-        if not case and (record := _record(writer, row)) is not None:  # an older version has no name any more
+        if not case and (record := _record(writer, row)) is not None:  # older versions have lost their name
             case, subject = record.case, record.subject
         if case:
             found.append((row, case, subject, tuple(map(str, columns["content"][row]))))
@@ -136,15 +138,15 @@ def _record(arrays: DatabaseArrays, row: int) -> Record | None:
 
 
 def _begin(group: zarr.Group, found: Sequence[Removed]) -> None:
-    """Note which rows go, in one write of one file: from here on the removal is completed, whoever dies."""
-    digests = sorted({digest for one in found for digest in one.digests})
-    told = [*group.attrs.get(schema.REMOVED, ()), {"date": datetime.now(UTC).date().isoformat(), "scans": digests}]
-    rows = sorted({row for one in found for row in one.rows} | set(group.attrs.get(schema.REMOVING, ())))
-    group.attrs.update({schema.REMOVED: told, schema.REMOVING: rows})
+    """Note the rows to delete, by writing one file. From then on the removal will be completed, even after a crash."""
+    digests = sorted({digest for removed in found for digest in removed.digests})
+    removals = [*group.attrs.get(schema.REMOVED, ()), {"date": datetime.now(UTC).date().isoformat(), "scans": digests}]
+    rows = sorted({row for removed in found for row in removed.rows} | set(group.attrs.get(schema.REMOVING, ())))
+    group.attrs.update({schema.REMOVED: removals, schema.REMOVING: rows})
 
 
 def complete_removals(url: str) -> None:
-    """The same for whoever holds a store that may not be there yet."""
+    """As `finish_removals`, for a store that may not exist yet."""
     try:
         root = open_root(url, "r")
     except StoreError as error:
@@ -156,7 +158,7 @@ def complete_removals(url: str) -> None:
 
 
 def finish_removals(root: zarr.Group) -> None:
-    """Complete what was started, by this process or by one that died. To be called by whoever holds the store."""
+    """Complete removals begun by this process or by one that died. The caller must hold the store's lock."""
     for name in database_names(root):
         group = root.get(name)
         if isinstance(group, zarr.Group) and (rows := list(group.attrs.get(schema.REMOVING, ()))):
@@ -172,19 +174,19 @@ def _finish(group: zarr.Group, rows: Sequence[int]) -> None:
         arrays["status"][:] = status
     empty_rows(arrays, rows)
     sync_names(group)
-    held = group.attrs.asdict()
-    del held[schema.REMOVING]
-    group.attrs.put(held)
+    attributes = group.attrs.asdict()
+    del attributes[schema.REMOVING]
+    group.attrs.put(attributes)
     arrays.keep_copy()
     sync_names(group)
 
 
 def empty_rows(arrays: DatabaseArrays, rows: Iterable[int]) -> None:
-    """Take everything of rows off the disk that nobody reads any more; their states stay."""
+    """Delete all data of rows that are not committed; their states stay."""
     group, store = arrays.group, arrays.group.store_path.store
-    blank = {name: _nothing(arrays[name]) for name in arrays.coordinates if _is_said_of_rows(name)}
+    blank = {name: _empty_value(arrays[name]) for name in arrays.coordinates if _has_rows(name)}
     for row in rows:
-        # First the names of the files, so that nobody misses the files.
+        # First clear the names of the files: files that are named but missing would be an error.
         arrays.write_row(row, {"shards": blank["shards"]})
         sync_names(group)
         for name in schema.BY_CASE:
@@ -193,34 +195,32 @@ def empty_rows(arrays: DatabaseArrays, rows: Iterable[int]) -> None:
     sync_names(group)
 
 
-def _is_said_of_rows(name: str) -> bool:
+def _has_rows(name: str) -> bool:
     return name not in (*schema.NAMED_AXES, *schema.BY_CASE, "status")
 
 
-def _nothing(array: zarr.Array) -> Any:
-    """What stands in a row of which nothing is said."""
+def _empty_value(array: zarr.Array) -> Any:
+    """The value of an empty row of an array."""
+    is_text = array.dtype.kind in "TO"
+    value = "" if is_text else array.fill_value
     if array.ndim == 1:
-        return array.fill_value if array.dtype.kind not in "TO" else ""
-    return np.full(array.shape[1:], array.fill_value if array.dtype.kind not in "TO" else "", dtype=_dtype(array))
+        return value
+    return np.full(array.shape[1:], value, dtype=object if is_text else array.dtype)
 
 
-def _dtype(array: zarr.Array) -> Any:
-    return object if array.dtype.kind in "TO" else array.dtype
-
-
-def _forget_beside(url: str) -> None:
-    """Take away what repairs have kept beside the store, and files that dead writers left in it."""
+def _delete_leftovers(url: str) -> None:
+    """Delete the files that repairs kept beside the store, and files that dead writers left in it."""
     if is_remote(url):
-        sync(_emptied(aside_of(url)))
+        sync(_delete_all(aside_of(url)))
         return
     folder = local_path(aside_url(url))
     if folder.is_dir():
         sync(aside_of(url).clear())
         folder.rmdir()
-    for left in local_path(url).rglob("*.partial"):
-        left.unlink()
+    for partial in local_path(url).rglob("*.partial"):
+        partial.unlink()
 
 
-async def _emptied(store: Any) -> None:
+async def _delete_all(store: Any) -> None:
     async for key in store.list_prefix(""):
         await store.delete(key)
