@@ -25,7 +25,7 @@ from multiseg.federation.joining.reaching import proxy_for, unreachable
 from multiseg.federation.joining.signing import farewell
 from multiseg.federation.refusals import UNKNOWN_KEY, WRONG_CLOCK
 from multiseg.federation.supervise import Child, Ending, backoff, command_path, supervise
-from multiseg.files import held_alone, write_atomically
+from multiseg.files import lock_folder, write_atomically
 
 if TYPE_CHECKING:
     from multiseg.federation.joining.settings import SiteSettings
@@ -243,7 +243,7 @@ def _alone(state: Path) -> Iterator[None]:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"{state} cannot be made: {error.strerror}.") from error
-    with held_alone(state / ".joined", "this site has joined already."):
+    with lock_folder(state / ".joined", "this site has joined already."):
         yield
 
 

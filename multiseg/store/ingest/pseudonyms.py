@@ -20,7 +20,7 @@ from typing import Any
 
 from multiseg.errors import UsageError
 from multiseg.faults import check_machine
-from multiseg.files import held_alone, write_atomically
+from multiseg.files import lock_folder, write_atomically
 from multiseg.store.cases import CaseFiles, paths_of
 from multiseg.store.findings import Finding
 from multiseg.store.hierarchy import is_remote, local_path
@@ -173,7 +173,7 @@ def with_pseudonyms(databases: Sequence[DatabaseFiles], path: str, store: str, *
     if is_kept:
         file.parent.mkdir(parents=True, exist_ok=True)
     lock = file.with_name(f".{file.name}.lock")
-    with held_alone(lock, "it adds names to the same file. Try again when it is done.") if is_kept else nullcontext():
+    with lock_folder(lock, "it adds names to the same file. Try again when it is done.") if is_kept else nullcontext():
         book = read_book(file)
         renamed = _renamed(databases, book)
         if is_kept and (book.is_new or file.stat().st_mode & 0o077):  # nobody else is to read it

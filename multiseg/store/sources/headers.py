@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from multiseg.errors import SourceError
-from multiseg.store.formats.reading import read_geometry
+from multiseg.store.formats.read_volume import read_geometry
 
 
 def is_4d(path: Path) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from multiseg.errors import SourceError
 from multiseg.store.cases import ScanFile
-from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.formats.volumes import voxel_size_mm
 
 

@@ -159,12 +159,12 @@ def test_a_full_disk_lets_nothing_leave(site_stores, tmp_path, monkeypatch):
     site = site_of("alder", site_stores, tmp_path)
 
     def full(path, data):
-        raise ResourceError(f"{path} could not be written: No space left on device. Nothing there has changed.")
+        raise ResourceError(f"cannot write {path}: No space left on device. It was not changed.")
 
     with monkeypatch.context() as patch:
         patch.setattr(personal, "write_atomically", full)
         found = answer(round_task(info), site)
-    assert found.error == "(path) could not be written: No space left on device. Nothing there has changed."
+    assert found.error == "cannot write (path): No space left on device. It was not changed."
     assert not found.tensors
     assert found.passing
     assert not answer(round_task(info), site).error
