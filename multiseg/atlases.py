@@ -1,11 +1,10 @@
-"""Named meanings of the codes that anatomical tools write, each to the same seven tissues.
+"""Meanings of the codes of anatomical tools, each mapped to the same seven tissues.
 
-The seven are those of Himmetoglu et al. (appendix, from FreeSurfer's numbers). All of them are of kind "tissue", the
-lesion too: it is what a tool for healthy anatomy happened to notice, and FreeSurfer marks hardly anything so. Nobody
-looked for lesions in such a case, so no model may learn from it that there are none (`LabelSpace.index_of` takes for
-a lesion only what is of that kind).
+The seven are those of Himmetoglu et al. (appendix, from FreeSurfer's numbers). All have the kind "tissue", even the
+lesion: it is what a tool for healthy anatomy happens to mark, which in FreeSurfer is hardly anything. Nobody looked for
+lesions in these cases, so no model may learn from them that there are none (`LabelSpace.index_of` requires the kind).
 
-Codes that a map does not name are an error where they turn up, never a tissue.
+Codes that a map does not list are an error, never a tissue.
 """
 
 from __future__ import annotations
@@ -26,13 +25,12 @@ Codes = tuple[int, ...]
 _FREESURFER: Mapping[str, Codes] = {
     # Exterior (1, 40, 6, 45), CSF (24) and the fourth ventricle (15) are background as published.
     BACKGROUND: (0, 1, 6, 15, 24, 40, 45),
-    # Published: "everything else", which takes in 80 (non-WM hypointensities) and 85 (optic chiasm). Here it is a
-    # list: the aseg's cortex, Desikan's and DKT's regions (1000s, 2000s) and Destrieux's of 2009 (11100s, 12100s).
+    # Published as "everything else", including 80 (non-WM hypointensities) and 85 (optic chiasm). Here it is a list:
+    # the aseg's cortex, the regions of Desikan and DKT (1000s, 2000s) and of Destrieux 2009 (11100s, 12100s).
     CORTEX: (3, 42, 80, 85, *range(1000, 1036), *range(2000, 2036), *range(11100, 11176), *range(12100, 12176)),
-    # With thalamus, hippocampus and amygdala.
+    # Including thalamus, hippocampus and amygdala.
     BASAL_GANGLIA: (9, 10, 11, 12, 13, 17, 18, 26, 48, 49, 50, 51, 52, 53, 54, 58),
-    # The white matter of wmparc (3000s, 4000s, 5001, 5002) would be cortex by the published words, which were written
-    # for the aseg; it is white matter by its name.
+    # The published text, written for the aseg, would make wmparc's white matter (3000s, 4000s, 5001, 5002) cortex.
     WHITE: (2, 30, 41, 62, 77, *range(251, 256), *range(3000, 3036), *range(4000, 4036), 5001, 5002),
     LESION: (25, 57),
     VENTRICLES: (4, 5, 14, 31, 43, 44, 63, 72),
@@ -41,14 +39,14 @@ _FREESURFER: Mapping[str, Codes] = {
 }
 
 _UNUSED_CORTEX = {110, 111, 126, 127, 130, 131, 158, 159, 188, 189}
-"""Numbers between 100 and 207 that no region has."""
-# The numbering of Neuromorphometrics, which MUSE took over; its parts go where FreeSurfer's of that name go.
+"""Unused numbers between 100 and 207."""
+# The numbering of Neuromorphometrics, also used by MUSE. Structures are mapped as those of the same name in FreeSurfer.
 _SHARED: Mapping[str, Codes] = {
     BACKGROUND: (0, 11, 42, 43, 46),  # fourth ventricle, cerebral exterior, CSF
     # 69 is the optic chiasm.
     CORTEX: (69, *(code for code in range(100, 208) if code not in _UNUSED_CORTEX)),
-    # Accumbens, amygdala, caudate, hippocampus, pallidum, putamen, thalamus; and the basal forebrain (75, 76), which
-    # FreeSurfer does not name: deep grey matter below the striatum.
+    # Accumbens, amygdala, caudate, hippocampus, pallidum, putamen, thalamus; and the basal forebrain (75, 76), deep
+    # grey matter below the striatum, which FreeSurfer does not have.
     BASAL_GANGLIA: (23, 30, 31, 32, 36, 37, 47, 48, 55, 56, 57, 58, 59, 60, 75, 76),
     WHITE: (44, 45, 63, 64),  # 63 and 64 are vessels, as FreeSurfer's 30 and 62
     LESION: (53, 54),
@@ -58,7 +56,7 @@ _SHARED: Mapping[str, Codes] = {
 }
 _NEUROMORPHOMETRICS: Mapping[str, Codes] = {
     **_SHARED,
-    # They occur in the labels of the 2012 challenge, a few voxels in few cases, and in no list of its structures.
+    # A few voxels in few cases of the 2012 challenge, in no list of its structures.
     IGNORED: (74, 126, 127),
 }
 _DLMUSE: Mapping[str, Codes] = {
@@ -73,41 +71,44 @@ ATLASES: Mapping[str, Mapping[str, Codes]] = {
     "neuromorphometrics": _NEUROMORPHOMETRICS,
     "dlmuse": _DLMUSE,
 }
-"""Of two that mean the same by some codes, the one of fewer codes stands first."""
+"""If two atlases give some codes the same meaning, the one with fewer codes comes first."""
 
 
 def schema_of(codes: str, kind: str) -> LabelSchema:
-    """The meaning of codes: the name of an atlas, alone or with codes of one's own behind it, or only these.
+    """The schema from a text: the name of an atlas, codes as in `LabelSchema.parse`, or both.
 
-    "freesurfer,77=ignore,99=lesion" changes and adds to an atlas; otherwise as `LabelSchema.parse`.
+    "freesurfer,77=ignore,99=lesion" changes and extends an atlas.
 
     >>> schema_of("freesurfer", "tissue").names[:3]
     ('cortical grey matter', 'basal ganglia', 'white matter')
 
     Raises:
-        LabelError: the codes are neither.
+        LabelError: the text is invalid.
     """
-    name, _, own = (part.strip() for part in codes.partition(","))
+    name, _, changes = (part.strip() for part in codes.partition(","))
     if "=" in name:
         return LabelSchema.parse(codes, kind)
     if name not in ATLASES:
         raise LabelError(
-            f"{name!r} is neither a meaning of codes, such as 1=lesion,2=ignore, nor an atlas: {', '.join(ATLASES)}."
+            f"{name!r} is neither codes with meanings, such as 1=lesion,2=ignore, nor an atlas: {', '.join(ATLASES)}."
         )
-    changed = {int(code) for code in re.findall(r"(-?\d+)\s*=", own)}
+    changed = {int(code) for code in re.findall(r"(-?\d+)\s*=", changes)}
     entries = [f"{code}={_tissue(meaning)}" for code, meaning in _meanings(name).items() if code not in changed]
-    entries += [re.sub(r"=\s*(.+)", lambda match: f"={_tissue(match[1])}", entry) for entry in own.split(",") if entry]
+    entries += [
+        re.sub(r"=\s*(.+)", lambda match: f"={_tissue(match[1])}", entry) for entry in changes.split(",") if entry
+    ]
     return LabelSchema.parse(",".join(entries), kind)
 
 
 def fitting_atlas(codes: Collection[int], among: Iterable[str] = ATLASES) -> str:
-    """The atlas that names all these codes; "" where none does, or two do and mean different tissues.
+    """The atlas that has all these codes; "" if none has them, or two give them different meanings.
 
     >>> fitting_atlas([4, 11, 81, 101]), fitting_atlas([2, 41, 1035]), fitting_atlas([4, 11]), fitting_atlas([999])
     ('dlmuse', 'freesurfer', '', '')
     """
-    fitting = {name: known for name in among if set(codes) <= (known := _meanings(name)).keys()}
-    readings = {tuple(known[code] for code in codes) for known in fitting.values()}
+    meanings = {name: _meanings(name) for name in among}
+    fitting = {name: tissues for name, tissues in meanings.items() if set(codes) <= tissues.keys()}
+    readings = {tuple(tissues[code] for code in codes) for tissues in fitting.values()}
     return next(iter(fitting)) if len(readings) == 1 and codes else ""
 
 

@@ -1,4 +1,4 @@
-"""One colour a structure: the same in pictures, in label tables and in the files that other programs read."""
+"""One colour per structure, the same in pictures, label tables and files for other programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PALETTE = (
     "#b5651d",
 )
 _TURN = 0.618034
-"""The golden section of the colour circle: hues that are far from all before them."""
+"""The golden section of the colour circle, which keeps each hue far from those before it."""
 
 
 def colour_of(index: int) -> str:

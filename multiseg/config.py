@@ -1,4 +1,4 @@
-"""One TOML file is one run: settings for the machine at hand, read and checked."""
+"""Read and check the settings of a run: one TOML file is one run."""
 
 from __future__ import annotations
 
@@ -25,43 +25,44 @@ CPU_DEFAULTS: dict[str, Any] = {
     "augment": {"preset": "none"},
     "fit": {"num_steps": 1000, "validate_every": 100, "validation_cases": 4},
 }
-"""Something is learnt within minutes on two cores: too few steps for augmentation to pay."""
+"""Learns something within minutes on two cores. There are too few steps for augmentation to help."""
 
 CUDA_DEFAULTS: dict[str, Any] = {
     "stream": {"batch_size": 10, "workers": 8, "draw": {"patch": (128, 128, 128)}},
     "augment": {"preset": "standard"},
     "fit": {"num_steps": 25_000, "validate_every": 500, "validation_cases": 8},
 }
-"""The published patch and number of patches a step; more augmentation than published."""
+"""The published patch size and number of patches per step, with more augmentation than published."""
 
 
-def defaults(cuda: bool, said: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Settings for the machine at hand, and for the network that the settings `said` name (a Multi-Unet where none).
+def defaults(cuda: bool, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Default settings for this kind of machine, and for the network in `settings` (a Multi-Unet if none).
 
-    Who says how many patches go through the network at once, or how often a step, says both.
+    The number of patches per pass and of passes per step have defaults only if neither is set.
     """
     chosen = CUDA_DEFAULTS if cuda else CPU_DEFAULTS
     workers = min(chosen["stream"]["workers"], max(1, (os.cpu_count() or 2) - 1))
-    said = said or {}
-    builder = said.get("model", {}).get("builder", "multi_unet")
+    settings = settings or {}
+    builder = settings.get("model", {}).get("builder", "multi_unet")
     network = NETWORKS.get(builder, NETWORKS["multi_unet"])  # an unknown name fails where the network is made
     sizes = {} if is_own(builder) else network.defaults(cuda)
-    found = merged(chosen, {"stream": {"workers": workers}, "model": sizes, **_decay(said)})
-    if cuda and said.get("stream", {}).get("batch_size") is None and said.get("fit", {}).get("accumulate") is None:
+    result = merged(chosen, {"stream": {"workers": workers}, "model": sizes, **_weight_decay(settings)})
+    batch_size, accumulate = settings.get("stream", {}).get("batch_size"), settings.get("fit", {}).get("accumulate")
+    if cuda and batch_size is None and accumulate is None:
         parts = network.cuda_parts
-        at_once = {"stream": {"batch_size": found["stream"]["batch_size"] // parts}, "fit": {"accumulate": parts}}
-        found = merged(found, at_once)
-    return found
+        split = {"stream": {"batch_size": result["stream"]["batch_size"] // parts}, "fit": {"accumulate": parts}}
+        result = merged(result, split)
+    return result
 
 
-def _decay(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The weight decay of the optimiser that is named, where it has one of its own."""
-    name = said.get("optimiser", {}).get("name")
+def _weight_decay(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The weight decay of the chosen optimiser, if it has its own default."""
+    name = settings.get("optimiser", {}).get("name")
     return {"optimiser": {"weight_decay": WEIGHT_DECAY[name]}} if name in WEIGHT_DECAY else {}
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested tables as one; the second wins, None in it says nothing."""
+    """Merge two nested tables. The second takes precedence, except where it is None."""
     result = {key: value for key, value in below.items() if value is not None}
     for key, value in above.items():
         if isinstance(value, Mapping):
@@ -75,16 +76,16 @@ def read_run_file(path: Path) -> dict[str, Any]:
     """The tables of a training's run file.
 
     Raises:
-        UsageError: it is missing, no TOML, or has an unknown key.
+        UsageError: it is missing, is not valid TOML, or has an unknown key.
     """
     return read_settings(path, TrainOptions, "Print one with: multiseg train STORE --print-config")
 
 
 def read_settings(path: Path, options: type, hint: str = "") -> dict[str, Any]:
-    """The tables of a TOML file that says what the dataclass `options` holds.
+    """Read a TOML file of settings for the dataclass `options`.
 
     Args:
-        hint: where such a file comes from, said where there is none.
+        hint: how to get the file, for the message if it is missing.
 
     Raises:
         UsageError: it is missing, cannot be read, is not valid TOML, or has an unknown key.
@@ -94,69 +95,70 @@ def read_settings(path: Path, options: type, hint: str = "") -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}. {hint}".strip()) from None
     except OSError as error:
-        raise UsageError(f"{path} could not be read: {error.strerror}.") from error
+        raise UsageError(f"cannot read {path}: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no TOML: {error}.") from error
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
     _refuse_unknown(settings, options, "")
     return settings
 
 
 def to_options(settings: Mapping[str, Any]) -> TrainOptions:
-    """Checked options of a training from nested settings.
+    """The options of a training from nested settings.
 
     Raises:
-        UsageError: an unknown key or a value of the wrong type, named by its place.
+        UsageError: a setting is unknown or invalid.
     """
-    return checked(learning(settings), TrainOptions)
+    return checked(training_settings(settings), TrainOptions)
 
 
-def learning(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which the one seed serves everything that has none of its own, and presets say their numbers.
+def training_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in settings of a training: the seed for tables without their own, and the numbers of the preset.
 
     Raises:
-        UsageError: there is no such preset, or a number that nothing hears.
+        UsageError: the preset is unknown, or a setting would be ignored.
     """
     seed = {"seed": settings.get("seed", 0)}
     settings = merged({"stream": {"draw": seed}, "augment": seed}, settings)
-    settings["augment"] = _upon_preset(settings["augment"])
+    settings["augment"] = _with_preset(settings["augment"])
     return settings
 
 
 def checked(settings: Mapping[str, Any], options: type[Options]) -> Options:
-    """Options of a dataclass from nested settings.
+    """The dataclass `options` from nested settings.
 
     Raises:
-        UsageError: an unknown key or a value of the wrong type, named by its place.
+        UsageError: a setting is unknown or invalid.
     """
     _refuse_unknown(settings, options, "")
     try:
         return TypeAdapter(options).validate_python(settings)
     except ValidationError as error:
-        raise UsageError("these settings cannot be meant: " + "; ".join(map(_told, error.errors()))) from error
+        raise UsageError("invalid settings: " + "; ".join(map(_message, error.errors()))) from error
 
 
-def _told(error: Mapping[str, Any]) -> str:
-    """One of pydantic's errors: what checks a whole table names its number itself."""
+def _message(error: Mapping[str, Any]) -> str:
+    """The text of one of pydantic's errors."""
+    # Our own checks of a table name the setting themselves.
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']} (got {error['input']!r})"
 
 
-def _upon_preset(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of the table's preset under those that the table says itself.
+def _with_preset(augment: Mapping[str, Any]) -> dict[str, Any]:
+    """The [augment] table, with the numbers of its preset for those that it does not set.
 
     Raises:
-        UsageError: there is no such preset, or a number is of a transform that its preset leaves out.
+        UsageError: the preset is unknown, or a number would be ignored, since the preset omits its transform.
     """
-    chosen = preset(str(said.get("preset", AugmentOptions.preset)))
+    chosen = preset(str(augment.get("preset", AugmentOptions.preset)))
     for chance, names in TRANSFORMS.items():
-        unheard = [name for name in names if name in said]
-        if unheard and chance not in said and not getattr(chosen, chance):
+        ignored = [name for name in names if name in augment]
+        if ignored and chance not in augment and not getattr(chosen, chance):
             raise UsageError(
-                f"[augment] sets {', '.join(unheard)}, but {chance} is 0 in the preset {chosen.preset!r}: "
-                f"set {chance}, or another preset."
+                f"[augment] sets {', '.join(ignored)}, but {chance} is 0 in the preset {chosen.preset!r}: "
+                f"set {chance} too, or choose another preset."
             )
-    return merged(dataclasses.asdict(chosen), said)
+    return merged(dataclasses.asdict(chosen), augment)
 
 
 def _refuse_unknown(settings: Mapping[str, Any], options: type, place: str) -> None:
@@ -164,9 +166,9 @@ def _refuse_unknown(settings: Mapping[str, Any], options: type, place: str) -> N
     unknown = sorted(set(settings) - set(hints))
     if unknown:
         where = f"[{place.rstrip('.')}]" if place else "the file"
-        raise UsageError(f"unknown settings {unknown} in {where}. It may hold: {', '.join(hints)}.")
+        raise UsageError(f"unknown settings {unknown} in {where}. Known are: {', '.join(hints)}.")
     for key, value in settings.items():
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
-                raise UsageError(f"{place}{key} is a table of settings, [{place}{key}], but got {value!r}.")
+                raise UsageError(f"{place}{key} must be a table of settings, [{place}{key}], but is {value!r}.")
             _refuse_unknown(value, hints[key], f"{place}{key}.")

@@ -1,20 +1,20 @@
-"""The errors of multiseg; each also inherits the built-in it refines.
+"""The errors of multiseg. Each also inherits the built-in error that it refines.
 
-MultisegError                 anything multiseg says about its input
-├── UsageError (ValueError)           an argument or a run file that cannot be meant
-│   └── UnconfirmedError              what was guessed and a person has to look at first
-├── DataError (ValueError)            data that cannot be used as it is
+MultisegError                 every error that multiseg raises on purpose
+├── UsageError (ValueError)           an argument or a run file that is invalid
+│   └── UnconfirmedError              a guess that a person has to confirm first
+├── DataError (ValueError)            data that cannot be used as they are
 │   ├── SourceError                   a source file that is missing, damaged or ambiguous
-│   ├── LabelError                    label codes or structures that do not fit
-│   ├── ModalityError                 sequence names that do not fit
-│   └── StoreError                    a store that is missing, damaged or of another recipe
+│   ├── LabelError                    label codes or structures that are unknown or do not match
+│   ├── ModalityError                 sequence names that are unknown or do not match
+│   └── StoreError                    a store that is missing, damaged or has another recipe
 ├── CheckpointError (ValueError)      a model or resume file that cannot be used
-├── TrainingError (ArithmeticError)   training that cannot go on: non-finite losses or gradients
-├── FederationError (RuntimeError)    a site, a server or a message that does not fit the federation
-│   └── StoppedError                  work for the federation that somebody at the site ended
+├── TrainingError (ArithmeticError)   training that cannot continue: non-finite losses or gradients
+├── FederationError (RuntimeError)    a site, a server or a message that is invalid or does not match
+│   └── StoppedError                  work for the federation that was stopped at the site
 └── ResourceError (OSError)           out of disk or memory, or a store that is locked
 
-`exit_code` is what the command line returns: 2 usage, 3 invalid data, 5 out of a resource.
+`exit_code` is that of the command line: 2 for usage, 5 for a missing resource, 3 for all others.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class MultisegError(Exception):
 
 
 class UsageError(MultisegError, ValueError):
-    """An argument or a run file that cannot be meant."""
+    """An argument or a run file that is invalid."""
 
     exit_code = 2
 
 
 class UnconfirmedError(UsageError):
-    """What was guessed and a person has to look at before it is used; `rows` say it one by one."""
+    """A guess that a person has to confirm before it is used. `rows` lists what was guessed."""
 
     def __init__(self, message: str, rows: Sequence[Mapping[str, str | int]]) -> None:
         super().__init__(message)
@@ -43,9 +43,9 @@ class UnconfirmedError(UsageError):
 
 
 class DataError(MultisegError, ValueError):
-    """Data that cannot be used as it is.
+    """Data that cannot be used as they are.
 
-    `code` names the kind of fault in one word for tables and scripts, `file` the file it lies in.
+    `code`: the kind of fault in one word, for tables and scripts. `file`: the file with the fault.
     """
 
     default_code = "DATA"
@@ -63,19 +63,19 @@ class SourceError(DataError):
 
 
 class LabelError(DataError):
-    """Label codes or structures that do not fit."""
+    """Label codes or structures that are unknown or do not match."""
 
     default_code = "LABEL_CODES"
 
 
 class ModalityError(DataError):
-    """Sequence names that do not fit."""
+    """Sequence names that are unknown or do not match."""
 
     default_code = "MODALITY"
 
 
 class StoreError(DataError):
-    """A store that is missing, damaged or of another recipe."""
+    """A store that is missing, damaged or has another recipe."""
 
     default_code = "STORE"
 
@@ -85,24 +85,24 @@ class CheckpointError(MultisegError, ValueError):
 
 
 class TrainingError(MultisegError, ArithmeticError):
-    """Training that cannot go on."""
+    """Training that cannot continue."""
 
 
 class FederationError(MultisegError, RuntimeError):
-    """A site, a server or a message that does not fit the federation."""
+    """A site, a server or a message that is invalid or does not match."""
 
 
 class StoppedError(FederationError):
-    """Work for the federation that somebody at the site ended; it is begun anew when the site is back."""
+    """Work for the federation that was stopped at the site. It starts again when the site is back."""
 
 
 class ResourceError(MultisegError, OSError):
-    """Out of disk or memory, or something is locked by another process."""
+    """Out of disk or memory, or locked by another process."""
 
     exit_code = 5
 
 
-def few(names: Sequence[str], at_most: int = 5) -> str:
-    """The first names of a list, and how many more there are, for a message."""
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more
+def few(names: Sequence[str], limit: int = 5) -> str:
+    """The first names of a list, and the number of others, for a message."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

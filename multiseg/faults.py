@@ -1,4 +1,4 @@
-"""What an error of the operating system means: what is missing, and what the user can do about it."""
+"""Explain errors of the operating system: what is missing, and what the user can do."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ NOT_PERMITTED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 NOT_SUPPORTED = frozenset(
     {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF, errno.ENOTTY}
 )
-"""What network and user-space file systems answer to a call that they do not have. (EBADF: NFS locks only what is open
-for writing.) A disk that fails says EIO, which is not among them."""
+"""Errors of network and user-space file systems for calls that they do not support. (EBADF: NFS locks only files open
+for writing.) A failing disk reports EIO, which is not one of them."""
 OUT_OF_RESOURCE = NO_ROOM | NO_DESCRIPTOR | NOT_PERMITTED
 DESCRIPTORS = 65_536
-"""As many as are ever asked for: some programs that a process starts close each one that there may be."""
+"""The most that are requested: some programs close every possible descriptor when they start."""
 
 
 def remedy(error: BaseException, otherwise: str) -> str:
-    """What a user can do about an error of the system, as a sentence; `otherwise` where the error does not say.
+    """A sentence on what the user can do about an error of the system; `otherwise` if the error does not say.
 
     >>> remedy(OSError(errno.ENOSPC, "no space"), "Check the disk.")
-    'Make room.'
+    'Free some disk space.'
     """
     number = getattr(error, "errno", None)
     if number in NO_DESCRIPTOR:
         return f"{too_many_files(number)}."
     if number in NO_ROOM:
-        return "Make room."
+        return "Free some disk space."
     if number == errno.EROFS:
-        return "The place is read-only. Name another."
+        return "It is read-only. Choose another place."
     if number in (errno.EACCES, errno.EPERM):
         return "Check its permissions."
     if number in NOT_SUPPORTED:
-        return "Its file system does not support that. Name a place on another one."
+        return "Its file system does not support this. Choose a place on another one."
     return otherwise
 
 
 def too_many_files(number: int | None = errno.EMFILE) -> str:
-    """The remedy where no file can be opened any more, which says nothing about the file or its disk."""
+    """What to do if no more files can be opened, which is not the fault of any file or disk."""
     if number == errno.ENFILE:
-        return "Too many open files in the whole system: raise fs.file-max, or end other programs"
+        return "Too many open files in the whole system: raise fs.file-max, or close other programs"
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = "" if hard == soft else f", at most {'any number' if hard == resource.RLIM_INFINITY else hard}"
-    return f"Too many open files (limit {soft}{most}): raise it with ulimit -n, or give fewer workers"
+    maximum = "" if hard == soft else f", at most {'any number' if hard == resource.RLIM_INFINITY else hard}"
+    return f"Too many open files (limit {soft}{maximum}): raise it with ulimit -n, or use fewer workers"
 
 
 def check_machine(error: BaseException) -> None:
-    """Around a file that cannot be opened: whether it is the machine that lacks something, and no file is to blame.
+    """Raise an error if a file could not be opened because of the machine, not because of the file.
 
     Raises:
         ResourceError: too many files are open, or a disk is full.
@@ -60,13 +60,13 @@ def check_machine(error: BaseException) -> None:
 
 
 def raise_descriptor_limit() -> int:
-    """Let this process, and those that it starts, open as many files as the system grants it; how many that is."""
+    """Let this process and its children open as many files as the system allows; returns that number."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError):  # macOS grants less than it says
+        except (OSError, ValueError):  # macOS allows fewer than it reports
             return soft
         return wanted
     return soft

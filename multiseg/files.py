@@ -1,7 +1,7 @@
-"""Where may be written; files that are there whole or not at all; folders that one process has to itself.
+"""Check where output may be written, write files atomically, and lock folders.
 
-An output never takes the place of an input, under whatever name. It takes the place of another file only where that was
-asked for (`overwrite`), and never of one that is read-only. Only ingest writes into a store.
+Output never replaces an input, under any name. It replaces another file only with `overwrite`, and never one that is
+read-only. Only ingest writes into a store.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from multiseg.locks import locked
 STORE_MARK = "zarr.json"
 SCANS = (".nii", ".nii.gz", ".mgh", ".mgz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima")
 LONGEST_NAME = 255
-"""Bytes of one name, on most disks."""
-LOOKED_AT = 2000
-"""So many files and folders are looked at to tell whether a folder holds scans."""
+"""The longest name of a file on most disks, in bytes."""
+MAX_EXAMINED = 2000
+"""The number of files and folders that are examined to find out whether a folder has scans."""
 
 
 def files_below(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    """All files below a folder, in no order: of a store there are ten thousands, where pathlib takes long.
+    """All files below a folder, in any order. A store has tens of thousands, for which pathlib is slow.
 
-    What goes while it is looked for is left out, as a writer takes away its own.
+    Folders that disappear meanwhile are skipped, since a writer removes its temporary ones.
     """
     try:
         with os.scandir(folder) as entries:
-            held = list(entries)
+            listed = list(entries)
     except FileNotFoundError:
         return
-    for entry in held:
+    for entry in listed:
         if entry.is_dir(follow_symlinks=False):
             yield from files_below(entry.path)
         else:
@@ -47,175 +47,180 @@ def files_below(folder: Path | str) -> Iterator[os.DirEntry[str]]:
 def check_files(
     outs: Iterable[Path], inputs: Iterable[Path] = (), overwrite: bool = False, kinds: tuple[str, ...] = ()
 ) -> None:
-    """Whether these files may be written; nothing is changed.
+    """Check that these files may be written, without changing anything.
 
     Args:
-        inputs: what the outputs are made from. Links, hard links and other spellings of a name are the same file.
-        overwrite: whether other files that are there may be replaced.
-        kinds: how the names have to end, such as (".nii.gz", ".nii").
+        inputs: the files that the output is made from, recognised through links, hard links and other spellings.
+        overwrite: whether other existing files may be replaced.
+        kinds: the allowed endings of the names, such as (".nii.gz", ".nii").
 
     Raises:
-        UsageError: one may not be written; the message says why.
+        UsageError: a file may not be written.
     """
-    known = tuple(inputs)
+    input_files = tuple(inputs)
     for out in outs:
-        _check_file(out, known, overwrite, kinds)
+        _check_file(out, input_files, overwrite, kinds)
 
 
 def _check_file(out: Path, inputs: Iterable[Path], overwrite: bool, kinds: tuple[str, ...]) -> None:
-    now = _status(out)
-    used = next((path for path in inputs if now and (own := _status(path)) and os.path.samestat(now, own)), None)
-    if used is not None:
-        same = "is an input" if used == out else f"is the same file as the input {used}"
-        raise UsageError(f"{out} {same}, which is never written over. Choose another name.")
+    status = _status(out)
+    for path in inputs:
+        if status and (input_status := _status(path)) and os.path.samestat(status, input_status):
+            same = "is an input" if path == out else f"is the same file as the input {path}"
+            raise UsageError(f"{out} {same}, which is never overwritten. Choose another name.")
     if kinds and not out.name.endswith(kinds):
-        raise UsageError(f"this file is written as {kinds[0][1:]}: end its name {str(out)!r} in {' or '.join(kinds)}.")
-    _check_place(out.parent)
-    if now and stat.S_ISDIR(now.st_mode):
-        raise UsageError(f"{out} is a folder. Name a file.")
-    if not (now or _status(out, follow=False)):
+        raise UsageError(f"{out} is written as {kinds[0][1:]}, so its name must end in {' or '.join(kinds)}.")
+    _check_location(out.parent)
+    if status and stat.S_ISDIR(status.st_mode):
+        raise UsageError(f"{out} is a folder. Give the name of a file.")
+    if not (status or _status(out, follow=False)):
         return
-    if now and not stat.S_ISREG(now.st_mode):
-        raise UsageError(f"{out} is a device or a pipe. Name a file.")
+    if status and not stat.S_ISREG(status.st_mode):
+        raise UsageError(f"{out} is a device or a pipe. Give the name of a file.")
     if not overwrite:
-        raise UsageError(f"{out} is there already. Choose another name, or pass --overwrite.")
+        raise UsageError(f"{out} already exists. Choose another name, or pass --overwrite.")
     if is_read_only(out):
-        raise UsageError(f"{out} is read-only and stays as it is, also with --overwrite. Choose another name.")
+        raise UsageError(f"{out} is read-only and is not replaced, even with --overwrite. Choose another name.")
 
 
 def check_folder(folder: Path, own: Iterable[str] = ()) -> None:
-    """Whether a verb may fill this folder with files of its own: not a store, a place in one, or a folder of scans.
+    """Check that a command may write into this folder: it is not in a store, and is not a folder of scans.
 
     Args:
-        own: patterns of names that the verb itself leaves in its folder: where one is there, scans may be, too.
+        own: name patterns of the command's own output. If the folder has such a file, it may have scans too.
 
     Raises:
-        UsageError: it may not; the message says why.
+        UsageError: the command may not write there.
     """
-    _check_place(folder)
+    _check_location(folder)
     if not folder.is_dir() or any(True for pattern in own for _ in folder.glob(pattern)):
         return
     scan = _first_scan(folder)
     if scan is not None:
-        raise UsageError(f"{folder} is a folder of scans ({scan.relative_to(folder)}). Name another folder.")
+        raise UsageError(f"{folder} is a folder of scans ({scan.relative_to(folder)}). Choose another folder.")
 
 
-def _check_place(folder: Path) -> None:
-    """Raises UsageError where a folder cannot be or lies in a store."""
-    try:
-        place = folder.resolve()
-    except (OSError, RuntimeError):  # links that lead in a circle
-        place = folder.absolute()
-    for above in (place, *place.parents):
-        there = _status(above)
-        if there and not stat.S_ISDIR(there.st_mode):
-            raise UsageError(f"{above} is a file, where a folder is needed. Choose another place.")
-        if _status(above / STORE_MARK):
-            where = "is" if above == place else "lies in"
-            raise UsageError(f"{folder} {where} the store {above}, which only ingest writes to. Choose another place.")
-    _check_can_be_written(place)
-
-
-def _check_can_be_written(place: Path) -> None:
-    """Try it, in the folder above that is there: no file mode tells of a read-only disk, /proc, or a full one.
+def _check_location(folder: Path) -> None:
+    """Check that a folder can be created or written to, and is not in a store.
 
     Raises:
-        UsageError: a name in it is too long.
-        ResourceError: nothing can be made there.
+        UsageError, ResourceError: it cannot, or is.
     """
-    if long := [part for part in place.parts if len(os.fsencode(part)) > LONGEST_NAME]:
-        raise UsageError(f"the name {long[0][:40]}... has more than {LONGEST_NAME} letters. Choose another.")
-    there = next(above for above in (place, *place.parents) if _status(above))
-    probe = there / f".{os.getpid()}.{time.monotonic_ns()}.tmp"
+    try:
+        location = folder.resolve()
+    except (OSError, RuntimeError):  # a cycle of links
+        location = folder.absolute()
+    for above in (location, *location.parents):
+        status = _status(above)
+        if status and not stat.S_ISDIR(status.st_mode):
+            raise UsageError(f"{above} is a file, but must be a folder. Choose another place.")
+        if _status(above / STORE_MARK):
+            where = "is" if above == location else "is in"
+            raise UsageError(f"{folder} {where} the store {above}, where only ingest may write. Choose another place.")
+    _check_writable(location)
+
+
+def _check_writable(folder: Path) -> None:
+    """Try to write to the nearest existing folder: file modes do not show a full or read-only disk, or /proc.
+
+    Raises:
+        UsageError: a name in the path is too long.
+        ResourceError: nothing can be written there.
+    """
+    if long := [part for part in folder.parts if len(os.fsencode(part)) > LONGEST_NAME]:
+        raise UsageError(f"the name {long[0][:40]}... is longer than {LONGEST_NAME} bytes. Choose a shorter one.")
+    existing = next(above for above in (folder, *folder.parents) if _status(above))
+    probe = existing / f".{os.getpid()}.{time.monotonic_ns()}.tmp"
     try:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
         raise ResourceError(
-            f"nothing can be written below {there} ({error.strerror}). {remedy(error, 'Name another place.')}"
+            f"cannot write into {existing} ({error.strerror}). {remedy(error, 'Choose another place.')}"
         ) from error
 
 
 def _first_scan(folder: Path) -> Path | None:
-    left = LOOKED_AT
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if _status(Path(place, name, STORE_MARK)) is None)
+    remaining = MAX_EXAMINED
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if _status(Path(parent, name, STORE_MARK)) is None)
         for name in sorted(files):
             if name.lower().endswith(SCANS):
-                return Path(place, name)
-        left -= len(files) + len(folders)
-        if left < 0:
+                return Path(parent, name)
+        remaining -= len(files) + len(folders)
+        if remaining < 0:
             return None
     return None
 
 
 def is_read_only(path: Path) -> bool:
-    """Whether nobody may write to a file, or we may not. (For root, who may always, the file's mode decides.)"""
-    there = _status(path)
-    return there is not None and not (there.st_mode & 0o222 and os.access(path, os.W_OK))
+    """Whether a file may not be written by anybody or by us. (Root always may, so its mode counts too.)"""
+    status = _status(path)
+    return status is not None and not (status.st_mode & 0o222 and os.access(path, os.W_OK))
 
 
 def _status(path: Path, follow: bool = True) -> os.stat_result | None:
     try:
         return path.stat(follow_symlinks=follow)
-    except (OSError, ValueError):  # nothing is there, or nothing of that name can be
+    except (OSError, ValueError):  # it does not exist, or its name is invalid
         return None
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write beside, flush to the disk, rename, flush the folder: readers see the old file or the new one, never half,
-    and after a loss of power the file is there as it was written.
+    """Write a file so that readers, even after a power loss, find the whole old file or the whole new one.
+
+    The data are written to a temporary file and flushed; then it is renamed, and the folder is flushed.
 
     Args:
-        mode: who may read and write it, less what the user's umask forbids; 0o600 for a secret.
+        mode: the permissions, reduced by the user's umask; 0o600 for a secret.
 
     Raises:
-        ResourceError: the disk is full, the folder cannot be written, or the file that is there is read-only; an old
-            file stays as it was.
+        ResourceError: the disk is full, the folder cannot be written, or the existing file is read-only. An existing
+            file is unchanged.
     """
     if is_read_only(path):
-        raise ResourceError(f"{path} could not be written: it is read-only. Nothing there has changed.")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        raise ResourceError(f"cannot write {path}: it is read-only. It was not changed.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         folders = {path.parent, *make_folder(path.parent)}
-        with open(beside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             flush(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
         flush_folders(folders)
     except OSError as error:
-        raise ResourceError(f"{path} could not be written: {error.strerror}. Nothing there has changed.") from error
+        raise ResourceError(f"cannot write {path}: {error.strerror}. It was not changed.") from error
     finally:
-        with suppress(OSError):  # the folder itself may be the trouble
-            beside.unlink()
+        with suppress(OSError):  # the folder may be missing or not writable
+            temporary.unlink()
 
 
-def take_place(source: Path, target: Path) -> None:
-    """Give a file that is whole on the disk another name, in place of what has that name now.
+def replace_file(source: Path, target: Path) -> None:
+    """Rename a file that is flushed to the disk, replacing the target.
 
-    Its former name goes only once the new one is on the disk: after a loss of power it has one of the two at least.
+    The old name is removed only once the new one is on the disk, so after a power loss the file has at least one.
 
     Raises:
         ResourceError: the disk is full, or a folder cannot be written.
     """
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        beside.unlink(missing_ok=True)
-        add_name(source, beside)
-        beside.replace(target)
+        temporary.unlink(missing_ok=True)
+        add_name(source, temporary)
+        temporary.replace(target)
         flush_folders({target.parent})
         source.unlink()
-        beside.unlink(missing_ok=True)  # where the target was the same file already, a rename does nothing
+        temporary.unlink(missing_ok=True)  # if the target is the same file, the rename did nothing
     except OSError as error:
-        raise ResourceError(f"{target} could not be written: {error.strerror}. {source} is kept.") from error
+        raise ResourceError(f"cannot write {target}: {error.strerror}. {source} is kept.") from error
 
 
-def take_place_of_folder(source: Path, target: Path) -> None:
-    """Give a folder of files that are whole on the disk another name: with it all of them are there, or none.
+def rename_folder(source: Path, target: Path) -> None:
+    """Rename a folder whose files are flushed to the disk, so that the target has all of them or none.
 
     Raises:
-        OSError: the target is there and has files, or a folder cannot be written.
+        OSError: the target exists and is not empty, or a folder cannot be written.
     """
     flush_folders({source})
     source.rename(target)
@@ -223,10 +228,10 @@ def take_place_of_folder(source: Path, target: Path) -> None:
 
 
 def add_name(file: Path, name: Path) -> None:
-    """Give a file one name more (a hard link); where the file system has none of these, a copy.
+    """Give a file another name (a hard link), or copy it if the file system has no hard links.
 
     Raises:
-        OSError: the disk is full, the folder cannot be written, or the name is taken.
+        OSError: the disk is full, the folder cannot be written, or the name exists.
     """
     try:
         os.link(file, name)
@@ -241,35 +246,35 @@ def add_name(file: Path, name: Path) -> None:
 
 
 def wait_until_free(lock: Path, seconds: float) -> None:
-    """Wait until no other process holds a lock of `held_alone`, or for so long."""
+    """Wait until no other process has the lock of `lock_folder`, at most for so many seconds."""
     end = time.monotonic() + seconds
-    with suppress(ResourceError), held_alone(lock, "", wait=lambda: time.monotonic() < end):
+    with suppress(ResourceError), lock_folder(lock, "", wait=lambda: time.monotonic() < end):
         pass
 
 
 @contextmanager
-def held_alone(lock: Path, remedy_in_use: str, wait: bool | Callable[[], bool] = False) -> Iterator[None]:
-    """Hold a folder exclusively: a file in it is locked, and records the number of the process.
+def lock_folder(lock: Path, remedy_in_use: str, wait: bool | Callable[[], bool] = False) -> Iterator[None]:
+    """Lock a folder for this process, by a lock file in it that records the process number.
 
-    The lock ends with the process, however that ends (`locks.locked` says where not).
+    The lock ends with the process, however that ends (see `locks.locked` for the exception).
 
     Args:
-        remedy_in_use: what the other process does, and what to do about it.
+        remedy_in_use: what the other process does, and what the user can do about it.
         wait: as in `locks.locked`.
 
     Raises:
-        ResourceError: another process has it, or the file cannot be locked.
+        ResourceError: another process has the lock, or the file cannot be locked.
     """
-    with lock.open("a+", encoding="ascii") as file, ExitStack() as held:
+    with lock.open("a+", encoding="ascii") as file, ExitStack() as stack:
         try:
-            held.enter_context(locked(file, lock, wait=wait))
+            stack.enter_context(locked(file, lock, wait=wait))
         except BlockingIOError as error:
             file.seek(0)
-            number = file.read().strip() or "?"
-            raise ResourceError(f"{lock.parent} is in use by process {number}: {remedy_in_use}") from error
+            pid = file.read().strip() or "?"
+            raise ResourceError(f"{lock.parent} is in use by process {pid}: {remedy_in_use}") from error
         except OSError as error:
             raise ResourceError(
-                f"{lock.parent} cannot be locked ({error.strerror}). {remedy(error, 'Check the disk.')}"
+                f"cannot lock {lock.parent} ({error.strerror}). {remedy(error, 'Check the disk.')}"
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -1,5 +1,4 @@
-"""Onto the disk, in an order that a loss of power cannot break: contents before names, and names before what builds on
-them."""
+"""Flush files to the disk in an order that survives a power loss: contents, then names, then what depends on them."""
 
 from __future__ import annotations
 
@@ -14,48 +13,48 @@ from multiseg.faults import NOT_SUPPORTED
 log = logging.getLogger(__name__)
 
 
-def flush(handle: int) -> None:
-    """Wait until an open file or folder is on the disk; where its file system cannot tell, say so once.
+def flush(descriptor: int) -> None:
+    """Wait until an open file or folder is on the disk; warn once if its file system cannot flush.
 
     Raises:
         OSError: the disk failed, or is full.
     """
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     except OSError as error:
         if error.errno not in NOT_SUPPORTED:
             raise
-        _tell_once(error.strerror or str(error))
+        _warn_once(error.strerror or str(error))
 
 
 @cache
-def _tell_once(reason: str) -> None:
+def _warn_once(reason: str) -> None:
     log.warning(
-        "a file system that is written to cannot flush files to its disk (%s). After a loss of power, run "
-        "multiseg verify on what was written last.",
+        "a file system cannot flush files to its disk (%s). After a power loss, run multiseg verify on what was "
+        "written last.",
         reason,
     )
 
 
 def flush_folders(folders: Iterable[Path]) -> None:
-    """Keep the names in these folders as they are now; a folder that is gone has none.
+    """Flush the names in these folders to the disk. A folder that no longer exists is skipped.
 
     Raises:
         OSError: the disk failed.
     """
     for folder in sorted(folders):
         try:
-            handle = os.open(folder, os.O_RDONLY)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):  # may be written to, not read
+            descriptor = os.open(folder, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):  # a folder may be writable but not readable
             continue
         try:
-            flush(handle)
+            flush(descriptor)
         finally:
-            os.close(handle)
+            os.close(descriptor)
 
 
 def make_folder(folder: Path) -> set[Path]:
-    """Make a folder and those above it that are missing; the folders that got a new name in them."""
-    missing = [one for one in (folder, *folder.parents) if not one.is_dir()]
+    """Create a folder and its missing parents; returns the folders in which a name was added."""
+    missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
     folder.mkdir(parents=True, exist_ok=True)
-    return {one.parent for one in missing}
+    return {path.parent for path in missing}

@@ -1,4 +1,4 @@
-"""What label codes mean: the schema of an annotation, and the label space a model answers in."""
+"""The meaning of label codes: the schema of an annotation, and the label space of a model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from multiseg.errors import LabelError
 from multiseg.modalities import as_names
 
 IGNORE = 255
-"""The code of a voxel that no loss and no metric may look at."""
+"""The code of voxels that losses and metrics ignore."""
 BACKGROUND = "background"
 KINDS = ("lesion", "tissue")
 
 
 @dataclass(frozen=True)
 class Structure:
-    """A named structure of an annotation, and the numbers that the source files use for it."""
+    """A named structure of an annotation, and its numbers in the source files."""
 
     name: str
     kind: str
@@ -31,14 +31,14 @@ class Structure:
 
 @dataclass(frozen=True)
 class LabelSchema:
-    """What one annotation's codes mean. In the store structure n (from 0) has the compact code n + 1.
+    """The meaning of one annotation's codes. In the store, structure n (from 0) has the compact code n + 1.
 
-    `background_codes` and `ignore_codes` are the source's own numbers for "nothing here" and "do not
-    look"; in the store they are 0 and 255.
+    `background_codes` and `ignore_codes` are the source's numbers for background and for ignored voxels, which are 0
+    and 255 in the store.
 
     Raises:
-        LabelError: a source code or a structure's name stands twice, a kind is unknown, or there are
-            no structure or more than 254.
+        LabelError: a source code or a structure's name occurs twice, a kind is unknown, or the number of structures is
+            0 or more than 254.
     """
 
     structures: tuple[Structure, ...]
@@ -48,59 +48,58 @@ class LabelSchema:
     def __post_init__(self) -> None:
         codes = [code for structure in self.structures for code in structure.source_codes]
         codes += [*self.background_codes, *self.ignore_codes]
-        twice = sorted({code for code in codes if codes.count(code) > 1})
-        if twice:
-            raise LabelError(f"label codes {twice} are given two meanings. Give each code one.")
+        duplicates = sorted({code for code in codes if codes.count(code) > 1})
+        if duplicates:
+            raise LabelError(f"label codes {duplicates} have two meanings. Give each code one.")
         names = [structure.name for structure in self.structures]
         if len(set(names)) != len(names) or BACKGROUND in names:
             raise LabelError(f"structures need distinct names other than {BACKGROUND!r}, but got {names}.")
         unknown = sorted({structure.kind for structure in self.structures} - set(KINDS))
         if unknown:
-            raise LabelError(f"unknown kinds of structure {unknown}: a structure is one of {list(KINDS)}.")
+            raise LabelError(f"unknown kinds of structure {unknown}: a kind is one of {list(KINDS)}.")
         if not names:
-            raise LabelError("the label codes name no structure to look for. Write them as 1=lesion,2=ignore.")
+            raise LabelError("the label codes have no structure. Write them like 1=lesion,2=ignore.")
         if len(names) >= IGNORE:
-            raise LabelError(f"{len(names)} structures do not fit into one byte: at most {IGNORE - 1}.")
+            raise LabelError(f"{len(names)} structures are too many for one byte: at most {IGNORE - 1}.")
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(structure.name for structure in self.structures)
 
     def encode(self, values: Num[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-        """The source's numbers as compact codes. Values within 0.01 of a whole number count as it.
+        """Convert the source's numbers to compact codes. Values within 0.01 of a whole number are rounded.
 
         Raises:
-            LabelError: a value is no whole number, or no code of this schema.
+            LabelError: a value is not a whole number, or not a code of this schema.
         """
-        found, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        whole = np.rint(found)
-        if not np.all(np.isfinite(found)) or np.any(np.abs(found - whole) > 0.01):
-            wrong = [float(v) for v in found if not np.isfinite(v) or abs(v - round(float(v))) > 0.01]
+        distinct, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        whole = np.rint(distinct)
+        if not np.all(np.isfinite(distinct)) or np.any(np.abs(distinct - whole) > 0.01):
+            wrong = [float(v) for v in distinct if not np.isfinite(v) or abs(v - round(float(v))) > 0.01]
             raise LabelError(
-                f"the label holds values that are no codes: {wrong[:5]}. "
+                f"the label has values that are not whole numbers: {wrong[:5]}. "
                 "Is this a probability map or an image? Give the file of whole-number codes."
             )
         compact = dict.fromkeys(self.background_codes, 0) | dict.fromkeys(self.ignore_codes, IGNORE)
-        for at, structure in enumerate(self.structures):
-            compact |= dict.fromkeys(structure.source_codes, at + 1)
-        seen = [int(code) for code in whole]
+        for code, structure in enumerate(self.structures, start=1):
+            compact |= dict.fromkeys(structure.source_codes, code)
+        codes = [int(code) for code in whole]
         unknown: dict[int, int] = {}
-        for code, count in zip(seen, counts, strict=True):
+        for code, count in zip(codes, counts, strict=True):
             if code not in compact:
                 unknown[code] = unknown.get(code, 0) + int(count)
         if unknown:
-            known = self._known()
-            listed = ", ".join(f"{code} ({number} voxels)" for code, number in list(unknown.items())[:8])
+            listed = ", ".join(f"{code} ({count} voxels)" for code, count in list(unknown.items())[:8])
             suggestion = ",".join(f"{code}=NAME" for code in list(unknown)[:4])
             raise LabelError(
-                f"the label holds unknown codes: {listed}; known are {known}. "
-                f'Say what they mean: --labels "...,{suggestion}" (=ignore and =background are allowed).'
+                f"the label has unknown codes: {listed}; known are {self._known_codes()}. "
+                f'Give their meaning: --labels "...,{suggestion}" (=ignore and =background are allowed).'
             )
-        table = np.array([compact[code] for code in seen], dtype=np.uint8)
+        table = np.array([compact[code] for code in codes], dtype=np.uint8)
         return table[inverse].reshape(values.shape)
 
-    def _known(self) -> str:
-        """The codes for a message; of an atlas with hundreds only how many there are."""
+    def _known_codes(self) -> str:
+        """The codes for a message; only their number if there are more than 30, as in an atlas."""
         known = [f"{code}={name}" for name, codes in self._meanings() for code in codes]
         return ", ".join(known) if len(known) <= 30 else f"{len(known)} others"
 
@@ -109,29 +108,29 @@ class LabelSchema:
         return special + [(s.name, s.source_codes) for s in self.structures]
 
     def source_number(self, code: int) -> int:
-        """The source's own number for a compact code: of several with one meaning the first that was given.
+        """The source's number for a compact code, the first if there are several.
 
-        What the source has no number for (255 without ignore codes) gets one that it does not use.
+        If the source has none (255 without ignore codes), it is a number that the source does not use.
 
         Raises:
-            LabelError: this schema has no such code.
+            LabelError: the code is not in this schema.
         """
         if code not in (0, IGNORE) and code > len(self.structures):
-            raise LabelError(f"code {code} is none of the {len(self.structures)} structures {', '.join(self.names)}.")
-        own = {0: self.background_codes, IGNORE: self.ignore_codes}
-        numbers = own[code] if code in own else self.structures[code - 1].source_codes
+            raise LabelError(f"code {code} is not one of {len(self.structures)} structures: {', '.join(self.names)}.")
+        special = {0: self.background_codes, IGNORE: self.ignore_codes}
+        numbers = special[code] if code in special else self.structures[code - 1].source_codes
         used = {number for _, codes in self._meanings() for number in codes}
         return numbers[0] if numbers else next(n for n in itertools.count(code) if n not in used)
 
     def decode(self, codes: UInt8[np.ndarray, "*shape"]) -> Integer[np.ndarray, "*shape"]:
-        """Compact codes as the source's numbers (see `source_number`), in uint8, int16 or int32.
+        """Convert compact codes to the source's numbers (see `source_number`), as uint8, int16 or int32.
 
         Raises:
-            LabelError: a code is none of this schema.
+            LabelError: a code is not in this schema.
         """
-        found = [int(code) for code in np.unique(codes)]
+        distinct = [int(code) for code in np.unique(codes)]
         table = np.zeros(256, dtype=np.int32)
-        table[found] = [self.source_number(code) for code in found]
+        table[distinct] = [self.source_number(code) for code in distinct]
         fits = [dtype for dtype in (np.uint8, np.int16) if np.array_equal(table.astype(dtype), table)]
         values: Integer[np.ndarray, "*shape"] = table.astype(fits[0] if fits else np.int32)[codes]
         return values
@@ -139,8 +138,8 @@ class LabelSchema:
     def to_json(self) -> dict[str, Any]:
         return {
             "structures": [
-                {"code": at + 1, "name": s.name, "kind": s.kind, "source_codes": list(s.source_codes)}
-                for at, s in enumerate(self.structures)
+                {"code": code, "name": s.name, "kind": s.kind, "source_codes": list(s.source_codes)}
+                for code, s in enumerate(self.structures, start=1)
             ],
             "background_codes": list(self.background_codes),
             "ignore_codes": list(self.ignore_codes),
@@ -155,20 +154,21 @@ class LabelSchema:
     def parse(cls, text: str, kind: str) -> LabelSchema:
         """A schema from text such as "1=necrosis,2=oedema,4=enhancing,3=ignore,9=background".
 
-        Codes that share a name become one structure. 0 is background unless it is given a meaning. A name may
-        say its own kind: "1=tissue:CSF,2=lesion:infarct"; `kind` is that of the others.
+        Codes with the same name become one structure. 0 is background unless it is given a meaning. A name may have a
+        kind, as in "1=tissue:CSF,2=lesion:infarct"; `kind` is that of the others.
 
         Raises:
-            LabelError: the text is not of that form.
+            LabelError: the text is invalid.
         """
         codes: dict[str, list[int]] = {}
         for part in (part.strip() for part in text.split(",")):
             match = re.fullmatch(r"(-?\d+)\s*=\s*([^=,]+)", part)
             if match is None:
-                raise LabelError(f"cannot read {part!r} in the label codes {text!r}. Write them as 1=lesion,2=ignore.")
+                raise LabelError(f"invalid {part!r} in the label codes {text!r}. Write them like 1=lesion,2=ignore.")
             codes.setdefault(match[2].strip(), []).append(int(match[1]))
         background, ignore = codes.pop(BACKGROUND, []), codes.pop("ignore", [])
         given = {code for listed in codes.values() for code in listed} | set(background) | set(ignore)
+        # Most sources do not list 0.
         if 0 not in given:
             background.insert(0, 0)
         structures = tuple(_structure(name, kind, tuple(listed)) for name, listed in codes.items())
@@ -176,8 +176,8 @@ class LabelSchema:
 
 
 def _structure(name: str, kind: str, codes: tuple[int, ...]) -> Structure:
-    own, colon, rest = name.partition(":")
-    return Structure(rest, own, codes) if colon and own in KINDS else Structure(name, kind, codes)
+    prefix, colon, rest = name.partition(":")
+    return Structure(rest, prefix, codes) if colon and prefix in KINDS else Structure(name, kind, codes)
 
 
 _TISSUE_WORDS = (
@@ -188,7 +188,7 @@ _LESION_WORDS = r"lesions?|hyperintensit(?:y|ies)|wmh|tumou?r|infarct(?:ion)?"
 
 
 def kind_of_structure(name: str) -> str:
-    """Whether a structure's name is that of a healthy tissue or, as all names that are none, of a lesion.
+    """The kind of a structure by its name: "tissue" for a healthy tissue, otherwise "lesion".
 
     >>> kind_of_structure("white matter"), kind_of_structure("white matter lesion"), kind_of_structure("edema")
     ('tissue', 'lesion', 'lesion')
@@ -201,7 +201,7 @@ def kind_of_structure(name: str) -> str:
 
 @dataclass(frozen=True)
 class SpaceLabel:
-    """A structure that a model tells apart."""
+    """A structure that a model segments."""
 
     name: str
     kind: str
@@ -210,22 +210,22 @@ class SpaceLabel:
 LESION = SpaceLabel("lesion", "lesion")
 RESTS = ("", BACKGROUND, "ignore")
 TISSUE = "tissue:"
-"""What the name of a tissue begins with where structures are named in a text."""
+"""The prefix of tissues in texts that list structures."""
 
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """Background (index 0) and the structures a model tells apart (index n + 1 for `labels[n]`).
+    """Background (index 0) and the structures that a model segments (index n + 1 for `labels[n]`).
 
-    The label "lesion" of kind lesion stands for lesions of any name, so the default space merges all
-    of them, as in Xu et al. 2024 (section 3.1).
+    The label "lesion" of kind lesion includes lesions of any name, so the default space merges all of them, as in Xu
+    et al. 2024 (section 3.1).
 
     Attributes:
-        rest: what voxels of lesion structures are that the space does not list: "background" (none of the labels),
-            "ignore" (not looked at), or "" where nobody said so, which reads them as background.
+        rest: how voxels of lesion structures that the space does not list are read: "background", "ignore", or ""
+            if not specified, which reads them as background.
 
     Raises:
-        LabelError: no label, one that is none, a name twice, or an unknown `rest`.
+        LabelError: there is no label, a label is invalid, a name occurs twice, or `rest` is unknown.
     """
 
     labels: tuple[SpaceLabel, ...] = (LESION,)
@@ -233,7 +233,7 @@ class LabelSpace:
 
     def __post_init__(self) -> None:
         if self.rest not in RESTS:
-            raise LabelError(f"rest {self.rest!r} is none of {', '.join(filter(None, RESTS))}.")
+            raise LabelError(f"unknown rest {self.rest!r}: choose one of {', '.join(filter(None, RESTS))}.")
         if not all(isinstance(label, SpaceLabel) for label in self.labels):
             raise LabelError(f"a label space takes SpaceLabels, not {self.labels!r}. From names: LabelSpace.of(...).")
         names = [label.name for label in self.labels]
@@ -259,22 +259,22 @@ class LabelSpace:
 
     @property
     def num_logits(self) -> int:
-        """One for background against a single structure, otherwise background and every structure."""
+        """1 for a single structure against background; otherwise one for background and one per structure."""
         return 1 if len(self.labels) == 1 else 1 + len(self.labels)
 
     def index_of(self, structure: Structure) -> int | None:
-        """The index of a structure in this space, or None when the space does not hold it."""
-        for at, label in enumerate(self.labels):
+        """The index of a structure in this space; None if the space does not have it."""
+        for index, label in enumerate(self.labels, start=1):
             if label.name == structure.name and label.kind == structure.kind:
-                return at + 1
+                return index
         if structure.kind == "lesion" and LESION in self.labels:
             return self.labels.index(LESION) + 1
         return None
 
     def unlisted(self, schemas: Iterable[LabelSchema]) -> tuple[str, ...]:
-        """The lesion structures of a case's annotations that the space does not list.
+        """The lesion structures in a case's annotations that the space does not list.
 
-        Of all its annotations if the space has lesions, and otherwise of those that the space reads.
+        All annotations count if the space has lesions; otherwise those that the space reads.
         """
         read = [schema for schema in schemas if self._reads(schema)]
         return tuple(
@@ -291,17 +291,16 @@ class LabelSpace:
         return has_lesions or any(self.index_of(structure) is not None for structure in schema.structures)
 
     def view(self, schemas: Mapping[str, LabelSchema], annotated: Sequence[bool]) -> LabelView:
-        """How the annotations that a case has (`annotated`, in the schemas' order) become targets.
+        """How the annotations of a case (`annotated`, in the order of the schemas) become targets.
 
-        A structure comes from the first annotation of the case that looked for it, and where two
-        annotations differ the first one counts: a second rater never overrides the first. Lesions lie
-        over tissue, and what `rest` ignores over tissue and under lesions that are listed.
+        Each structure is read from the first annotation of the case that has it, so a second rater never overrides
+        the first. Lesions override tissue; voxels that `rest` ignores override tissue, but not listed lesions.
         """
         tables: dict[int, UInt8[np.ndarray, 256]] = {}
-        known = np.zeros(len(self.labels), dtype=bool)
+        is_annotated = np.zeros(len(self.labels), dtype=bool)
         taken: set[tuple[str, str]] = set()
-        for at, schema in enumerate(schemas.values()):
-            if not annotated[at]:
+        for position, schema in enumerate(schemas.values()):
+            if not annotated[position]:
                 continue
             table = np.zeros(256, dtype=np.uint8)
             for code, structure in enumerate(schema.structures, start=1):
@@ -310,32 +309,32 @@ class LabelSpace:
                     continue
                 if index is not None:
                     table[code] = index
-                    known[index - 1] = True
+                    is_annotated[index - 1] = True
                 elif self.rest == "ignore" and structure.kind == "lesion" and self._reads(schema):
                     table[code] = IGNORE
             if table.any():
                 table[IGNORE] = IGNORE
-                tables[at] = table
+                tables[position] = table
                 taken |= {(structure.name, structure.kind) for structure in schema.structures}
         is_lesion = [any(s.kind == "lesion" for s in schema.structures) for schema in schemas.values()]
-        # The last one to be laid down is seen.
-        is_listed = {at: bool(((table > 0) & (table < IGNORE)).any()) for at, table in tables.items()}
-        lesion_and_first_last = sorted(tables, key=lambda at: (is_lesion[at], is_listed[at], -at))
-        return LabelView(tuple((at, tables[at]) for at in lesion_and_first_last), known)
+        is_listed = {n: bool(((table > 0) & (table < IGNORE)).any()) for n, table in tables.items()}
+        # Later tables override earlier ones: lesions come last, and the first annotation after the second.
+        order = sorted(tables, key=lambda n: (is_lesion[n], is_listed[n], -n))
+        return LabelView(tuple((n, tables[n]) for n in order), is_annotated)
 
 
 @dataclass(frozen=True, eq=False)
 class LabelView:
-    """A label space seen from one case: which stored annotations to read, and what their codes become.
+    """A label space for one case: the annotations to read, and tables that map their codes to the space.
 
-    `annotated[n]` says whether anyone looked for the space's label n in this case.
+    `annotated[n]`: whether label n of the space was annotated in this case.
     """
 
     tables: tuple[tuple[int, UInt8[np.ndarray, 256]], ...]
     annotated: Bool[np.ndarray, " label"]
 
     def target(self, codes: UInt8[np.ndarray, "annotation i j k"]) -> UInt8[np.ndarray, "i j k"]:
-        """Stored codes of all annotations as indices in the label space; 255 where not to look."""
+        """Map the stored codes of all annotations to indices of the label space; 255 is ignored."""
         target = np.zeros(codes.shape[1:], dtype=np.uint8)
         for annotation, table in self.tables:
             mapped = table[codes[annotation]]

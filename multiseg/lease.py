@@ -1,6 +1,6 @@
-"""Holding a place by a file or an object in it that says who holds it, as long as it is refreshed.
+"""Leases: lock a place by a file or object that names its holder and is refreshed regularly.
 
-For places whose system has no locks: buckets, and file systems without flock.
+They are for places without system locks: buckets, and file systems without flock.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from multiseg.processes import is_running
 
 REFRESH_SECONDS = 60
 STALE_SECONDS = 600
-"""A holder that was not seen for so long is taken for dead."""
+"""A lease that was not refreshed for this long has expired."""
 
 log = logging.getLogger(__name__)
 
 
 class InUseError(ResourceError, BlockingIOError):
-    """Another process holds the place; as the system's own locks say it."""
+    """Another process has the lease. It is a BlockingIOError, as for locks of the system."""
 
 
 class ConflictError(Exception):
-    """What was to be replaced is another by now, or what was to be made is there."""
+    """The object to replace has changed meanwhile, or the object to create exists."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a place. `machine` is what processes share that see each other's numbers."""
+    """The process that has a lease. Processes with the same `machine` can look up each other's PID."""
 
     host: str
     pid: int
@@ -51,18 +51,18 @@ class Holder:
         return (self.host, self.pid, self.machine) == (socket.gethostname(), os.getpid(), this_machine())
 
     def is_dead(self) -> bool:
-        """Whether it is known to have ended: only processes of this very machine can be asked."""
+        """Whether the process is known to have ended, which only processes on the same machine can tell."""
         if not self.machine or self.machine != this_machine():
             return False
         return not is_running(self.pid)
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, which began at {self.started}"
+        return f"process {self.pid} on {self.host}, started at {self.started}"
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Who holds a place, the version of what says so, and since when it is unchanged, by the place's own clock."""
+class Lease:
+    """A lease as it was read: its holder, its version, and the time of its last change by the place's own clock."""
 
     holder: Holder
     version: Any
@@ -70,66 +70,67 @@ class Seen:
 
 
 class Place(Protocol):
-    """A place that one process holds at a time."""
+    """A place that one process at a time can hold a lease of."""
 
     name: str
 
-    def look(self) -> Seen | None:
-        """Who holds it."""
+    def look(self) -> Lease | None:
+        """Read the lease, if there is one."""
 
     def put(self, data: bytes, version: Any) -> Any:
-        """Say who holds it, in the place of `version` or, if that is None, of nothing; the new version.
+        """Write the lease, replacing `version`, or nothing if that is None; returns the new version.
 
         Raises:
-            ConflictError: something else is there.
+            ConflictError: the lease has another version.
         """
 
     def remove(self) -> None:
-        """Let go."""
+        """Remove the lease."""
 
     def now(self) -> datetime:
-        """The place's own clock: ours may be wrong by more than a hold lasts."""
+        """The time by the place's own clock. Ours may be wrong by more than the life of a lease."""
 
 
 @contextmanager
 def hold(place: Place) -> Iterator[None]:
-    """Hold a place for this process. A hold that its process left behind is taken over.
+    """Hold a lease of a place until the block ends. A lease that has expired is taken over.
 
     Raises:
-        InUseError: another process holds it.
+        InUseError: another process has it.
     """
     mine = _new_holder()
     version = _take(place, mine)
     done = threading.Event()
-    keeper = threading.Thread(target=_refresh, args=(place, mine, version, done), daemon=True)
-    keeper.start()
+    refresher = threading.Thread(target=_refresh, args=(place, mine, version, done), daemon=True)
+    refresher.start()
     try:
         yield
     finally:
         done.set()
-        keeper.join()
-        # Where the place is gone, the error of the writing is the one to tell; the hold ends by itself.
+        refresher.join()
+        # If the place is gone, writing to it already failed with a better error. The lease expires by itself.
         with suppress(OSError, MultisegError):
-            left = place.look()
-            if left is not None and left.holder.token == mine.token:
+            lease = place.look()
+            if lease is not None and lease.holder.token == mine.token:
                 place.remove()
 
 
-def check_mine(name: str, seen: Seen | None) -> None:
-    """Whether this process is the one that holds a place.
+def check_mine(name: str, lease: Lease | None) -> None:
+    """Check that this process has the lease of a place.
 
     Raises:
-        ResourceError: it is not, or never was.
+        ResourceError: it does not.
     """
-    if seen is None or not seen.holder.is_me():
+    if lease is None or not lease.holder.is_me():
+        holder = lease.holder if lease else "nobody"
         raise ResourceError(
-            f"{name} is no longer held by this process: {seen.holder if seen else 'nobody'} holds it. A computer that "
-            "slept loses its hold. What was committed is safe; run the same command again when nobody else writes."
+            f"this process has lost its lock of {name}, which {holder} has now. A computer that slept loses its lock. "
+            "Committed data are safe; run the same command again when nobody else writes."
         )
 
 
 def parse(data: bytes) -> Holder:
-    """A holder from the bytes that say who it is."""
+    """Parse the holder; if the data are invalid, an unknown one."""
     try:
         return Holder(**json.loads(data))
     except (ValueError, TypeError):
@@ -137,7 +138,7 @@ def parse(data: bytes) -> Holder:
 
 
 def this_machine() -> str:
-    """What processes share that see each other's numbers."""
+    """An identifier of the boot and PID namespace, which processes share if they can look up each other's PID."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
@@ -155,46 +156,47 @@ def _now() -> str:
 
 
 def _take(place: Place, mine: Holder) -> Any:
-    """Put `mine` where nobody else can have put theirs since we looked; the version of what was put."""
-    there = place.look()
-    if there is not None:
-        _check_may_take_over(place, there)
-    # A conflict: somebody was faster, or an answer was lost and ours is there.
+    """Write the lease `mine` unless another process has one; returns its version."""
+    existing = place.look()
+    if existing is not None:
+        _check_may_take_over(place, existing)
+    # On a conflict, another process was faster, or ours was written but the answer was lost.
     with suppress(ConflictError):
-        place.put(_bytes(mine), None if there is None else there.version)
-    # A server that knows no conditions passes over them: then the last one to come holds it.
-    held = place.look()
-    if held is None or held.holder.token != mine.token:
+        place.put(_bytes(mine), None if existing is None else existing.version)
+    # A server without conditional writes ignores the condition. Then the last writer has the lease.
+    lease = place.look()
+    if lease is None or lease.holder.token != mine.token:
+        holder = lease.holder if lease else "unknown"
         raise InUseError(
-            f"another process began to write to {place.name} just now: {held.holder if held else 'nobody'}. Run again "
-            "when it is done."
+            f"another process has just started writing to {place.name}: {holder}. Run again when it has finished."
         )
-    return held.version
+    return lease.version
 
 
-def _check_may_take_over(place: Place, there: Seen) -> None:
-    """Raises InUseError unless the holder is dead."""
-    unseen = (place.now() - there.changed).total_seconds()
-    if not there.holder.is_dead() and unseen < STALE_SECONDS:
+def _check_may_take_over(place: Place, lease: Lease) -> None:
+    """Raise InUseError unless the holder is dead or its lease has expired."""
+    age = (place.now() - lease.changed).total_seconds()
+    if not lease.holder.is_dead() and age < STALE_SECONDS:
         raise InUseError(
-            f"another process is writing to {place.name}: {there.holder} and was last seen {unseen:.0f} s ago. Wait "
-            f"for it, then run again. If it has died, its hold ends {STALE_SECONDS // 60} minutes after it was last "
-            "seen."
+            f"another process is writing to {place.name}: {lease.holder}, last seen {age:.0f} s ago. Wait until it has "
+            f"finished, then run again. If it has died, its lock expires {STALE_SECONDS // 60} minutes after it was "
+            "last seen."
         )
-    log.warning("%s: took over from %s and was last seen %.0f s ago.", place.name, there.holder, unseen)
+    log.warning("%s: took over the lock of %s, last seen %.0f s ago.", place.name, lease.holder, age)
 
 
 def _refresh(place: Place, mine: Holder, version: Any, done: threading.Event) -> None:
     while not done.wait(REFRESH_SECONDS):
-        with suppress(OSError, MultisegError):  # the next one may get through
+        with suppress(OSError, MultisegError):  # the next refresh may succeed
             try:
                 version = place.put(_bytes(replace(mine, refreshed=_now())), version)
             except ConflictError:
-                held = place.look()
-                if held is None or held.holder.token != mine.token:
-                    log.warning("%s is no longer held by this process: %s.", place.name, held.holder if held else "")
-                    return  # somebody took over: the next write sees it and ends
-                version = held.version  # ours, but the answer to it was lost
+                lease = place.look()
+                if lease is None or lease.holder.token != mine.token:
+                    holder = lease.holder if lease else "nobody"
+                    log.warning("this process has lost its lock of %s, which %s has now.", place.name, holder)
+                    return  # the next write notices it and stops
+                version = lease.version  # ours was written, but the answer was lost
 
 
 def _bytes(holder: Holder) -> bytes:

@@ -1,8 +1,8 @@
-"""The system's locks; and where a file system has none (NFS without its lock service, SMB, FUSE), a lock file instead.
+"""File locks: flock, or lock files on file systems without it (NFS without its lock service, SMB, FUSE).
 
-A lock of the system (flock) ends with its process, however that ends: forked children do not keep it. A lock file
-says who holds it and is refreshed every minute; one that was not for ten minutes, or whose process of this computer is
-dead, is taken over.
+A flock ends with its process, however that ends; forked children do not keep it. A lock file names its holder and is
+refreshed every minute. It is taken over if it was not refreshed for ten minutes, or if its process on this computer is
+dead.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import IO
 
 from multiseg.faults import NOT_SUPPORTED
-from multiseg.lease import ConflictError, InUseError, Seen, hold, parse
+from multiseg.lease import ConflictError, InUseError, Lease, hold, parse
 
 POLL_SECONDS = 0.1
 CHANGE_SECONDS = 60
-"""A change of a lock file takes milliseconds; what was left of one longer ago is of a process that died at it."""
+"""Changing a lock file takes milliseconds. The marker of a change older than this is from a process that died."""
 
 WRITER = ".multiseg-writer"
 """The lock file of a folder."""
 
-_held: set[int] = set()
-"""Descriptors that this process holds locks by."""
+_locked_descriptors: set[int] = set()
+"""Descriptors by which this process has locks."""
 
 log = logging.getLogger(__name__)
 
@@ -42,23 +42,23 @@ def locked(
 ) -> Iterator[None]:
     """Lock an open file or folder until the block ends.
 
-    Two threads exclude each other as two processes do, and one thread that locks the same place twice waits for itself.
+    Threads exclude each other as processes do. A thread that locks the same place twice waits for itself.
 
     Args:
-        place: what is locked, by its path. Where the file system has no locks, PLACE.held is the lock file.
-        shared: others that only read may have it, too. A lock file has no such mode; a place that cannot be written
-            to is then read without a lock.
-        wait: whether to wait while another process has it; or a function that is asked again and again.
+        place: the path of what is locked. On file systems without locks, PLACE.held is the lock file.
+        shared: whether other shared locks are allowed, for reading. Lock files are always exclusive, but a read-only
+            place is then read without a lock.
+        wait: whether to wait while another process has the lock; or a function that is called repeatedly to decide.
 
     Raises:
-        BlockingIOError: another process has it, and `wait` is false.
-        OSError: the lock, or the lock file, cannot be had.
+        BlockingIOError: another process has the lock, and `wait` is false.
+        OSError: the file or the lock file cannot be locked.
     """
     descriptor = file if isinstance(file, int) else file.fileno()
     with ExitStack() as lock:
         while True:
             try:
-                lock.enter_context(_locked_at_once(descriptor, place, shared))
+                lock.enter_context(_try_lock(descriptor, place, shared))
                 break
             except BlockingIOError:
                 if not (wait() if callable(wait) else wait):
@@ -68,39 +68,39 @@ def locked(
 
 
 @contextmanager
-def _locked_at_once(descriptor: int, place: Path, shared: bool) -> Iterator[None]:
+def _try_lock(descriptor: int, place: Path, shared: bool) -> Iterator[None]:
     lock_file = place.with_name(f"{place.name}.held") if place.is_file() else place / WRITER
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in NOT_SUPPORTED:
             raise
-        _tell_once(str(lock_file.parent), error.strerror or str(error))
+        _warn_once(str(lock_file.parent), error.strerror or str(error))
         with _lock_file(lock_file, shared):
             yield
         return
-    _held.add(descriptor)
+    _locked_descriptors.add(descriptor)
     try:
-        # Of a computer from which this place has no locks.
-        seen = None if shared else FolderPlace(lock_file, str(lock_file.parent)).look()
-        is_held_elsewhere = seen is not None and not seen.holder.is_me() and not seen.holder.is_dead()
+        # There may be a lock file from another computer on which this file system has no locks.
+        lease = None if shared else FolderPlace(lock_file, str(lock_file.parent)).look()
+        is_held_elsewhere = lease is not None and not lease.holder.is_me() and not lease.holder.is_dead()
         with _lock_file(lock_file, shared) if is_held_elsewhere else nullcontext():
             yield
     finally:
-        _held.discard(descriptor)
+        _locked_descriptors.discard(descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def _let_go_in_child() -> None:
-    """A lock of the system lasts as long as any process has its open file; a forked child may outlive its parent."""
-    for descriptor in _held:
-        nothing = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nothing, descriptor, inheritable=False)  # the number stays, for whoever closes it
-        os.close(nothing)
-    _held.clear()
+def _release_in_child() -> None:
+    """Close the locked files in a forked child. A flock lasts while any process has its file open."""
+    for descriptor in _locked_descriptors:
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, descriptor, inheritable=False)  # the descriptor stays valid for the code that closes it
+        os.close(null)
+    _locked_descriptors.clear()
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+os.register_at_fork(after_in_child=_release_in_child)
 
 
 @contextmanager
@@ -111,90 +111,91 @@ def _lock_file(path: Path, shared: bool) -> Iterator[None]:
         except InUseError:
             raise
         except OSError as error:
+            # A read-only place may be read without a lock.
             if not (shared and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)):
                 raise
         yield
 
 
 @cache
-def _tell_once(folder: str, reason: str) -> None:
+def _warn_once(folder: str, reason: str) -> None:
     log.warning(
-        "%s: its file system has no locks (%s). A lock file is used instead. If a computer dies with it, others wait "
-        "ten minutes.",
+        "%s: its file system has no locks (%s), so a lock file is used. If its computer crashes, others wait ten "
+        "minutes.",
         folder,
         reason,
     )
 
 
 class FolderPlace:
-    """A lock file: made only where there is none, replaced by renaming, and dated by its own file system's clock."""
+    """A lock file: created exclusively, replaced by renaming, and dated by the clock of its file system."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.name = name
 
-    def look(self) -> Seen | None:
+    def look(self) -> Lease | None:
         try:
             with self.path.open("rb") as file:
                 data, changed = file.read(), os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
             return None
-        return Seen(parse(data), data, datetime.fromtimestamp(changed, UTC))
+        return Lease(parse(data), data, datetime.fromtimestamp(changed, UTC))
 
     def put(self, data: bytes, version: bytes | None) -> bytes:
         if version is None:
-            _make(self.path, data)
+            _create(self.path, data)
             return data
         with self._changing():
-            seen = self.look()
-            if seen is None or seen.version != version:
+            lease = self.look()
+            if lease is None or lease.version != version:
                 raise ConflictError
-            beside = self._beside()
-            beside.write_bytes(data)
-            beside.replace(self.path)
+            temporary = self._temporary_path()
+            temporary.write_bytes(data)
+            temporary.replace(self.path)
         return data
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
 
     def now(self) -> datetime:
-        beside = self._beside()
-        beside.touch()
+        temporary = self._temporary_path()
+        temporary.touch()
         try:
-            return datetime.fromtimestamp(beside.stat().st_mtime, UTC)
+            return datetime.fromtimestamp(temporary.stat().st_mtime, UTC)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
-    def _beside(self) -> Path:
+    def _temporary_path(self) -> Path:
         return self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.partial")
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """One process at a time replaces the file: another file is made meanwhile, which only one can."""
-        turn = self.path.with_name(f"{self.path.name}.change")
+        """Let one process at a time replace the file: only one can create the marker file."""
+        marker = self.path.with_name(f"{self.path.name}.change")
         try:
-            _make(turn, b"")
+            _create(marker, b"")
         except ConflictError:
             with suppress(FileNotFoundError):
-                age = self.now() - datetime.fromtimestamp(turn.stat().st_mtime, UTC)
+                age = self.now() - datetime.fromtimestamp(marker.stat().st_mtime, UTC)
                 if age.total_seconds() > CHANGE_SECONDS:
-                    turn.unlink()
+                    marker.unlink()
             raise
         try:
             yield
         finally:
-            turn.unlink(missing_ok=True)
+            marker.unlink(missing_ok=True)
 
 
-def _make(path: Path, data: bytes) -> None:
-    """Make a file where there is none.
+def _create(path: Path, data: bytes) -> None:
+    """Create a file.
 
     Raises:
-        ConflictError: there is one.
+        ConflictError: it exists.
     """
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         raise ConflictError from None
-    with os.fdopen(handle, "wb") as file:
+    with os.fdopen(descriptor, "wb") as file:
         file.write(data)

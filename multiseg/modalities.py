@@ -1,4 +1,4 @@
-"""Names of MRI sequences, and the one ordered axis of them that a run, a model and a store share."""
+"""Names of MRI sequences, and the ordered axis of sequences that a run, a model and a store share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multiseg.sequence_reading import read_name
 
 CANONICAL_ORDER = ("PD", "FLAIR", "SWI", "T1", "T1c", "T2", "DWI", "ADC", "T2star")
 
-# Spellings met in public databases, compared without case, '-', '_', '.' and spaces.
+# Spellings in public databases, compared without case, '-', '_', '.' and spaces.
 _SPELLINGS = {
     "PD": ("pd", "dp", "pdw", "protondensity"),
     "FLAIR": ("flair", "t2f", "t2flair", "3dflair", "flairw"),
@@ -28,7 +28,7 @@ _BY_SPELLING = {spelling: name for name, spellings in _SPELLINGS.items() for spe
 
 
 def canonical_modality(name: str) -> str | None:
-    """The canonical name of a sequence, or None when the spelling is not known; never a guess.
+    """The canonical name of a sequence; None if the spelling is unknown.
 
     >>> canonical_modality("t1ce"), canonical_modality("T2_FLAIR"), canonical_modality("lesion")
     ('T1c', 'FLAIR', None)
@@ -37,16 +37,16 @@ def canonical_modality(name: str) -> str | None:
 
 
 def modality_of_file_name(file_name: str) -> str | None:
-    """The one sequence that a file's name tells, or None when it tells none, several, or something that is no scan.
+    """The sequence in a file's name; None if it has none or several, or is not the name of a scan.
 
-    'sub-01_T2_FLAIR.nii.gz' is FLAIR and 'sub-01_ce-gadolinium_T1w.nii.gz' is T1c, while 'P1_T1_FLAIR.nii.gz' names
-    two sequences and 'T1_pve_0.nii.gz' a map of tissue; `sequence_reading.read_name` says why.
+    'sub-01_T2_FLAIR.nii.gz' is FLAIR and 'sub-01_ce-gadolinium_T1w.nii.gz' is T1c, but 'P1_T1_FLAIR.nii.gz' names two
+    sequences and 'T1_pve_0.nii.gz' is a tissue map. `sequence_reading.read_name` gives the reason.
     """
     return read_name(file_name).sequence
 
 
 def as_names(names: str | Iterable[str]) -> tuple[str, ...]:
-    """Names as a tuple; a single text is one name, not its letters.
+    """Names as a tuple. A single string is one name.
 
     >>> as_names("FLAIR"), as_names(["FLAIR", "T1"])
     (('FLAIR',), ('FLAIR', 'T1'))
@@ -55,10 +55,10 @@ def as_names(names: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def in_canonical_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Distinct names: the canonical ones first in their order, then the others as they came."""
-    given = list(dict.fromkeys(names))
-    known = [name for name in CANONICAL_ORDER if name in given]
-    return tuple(known + [name for name in given if name not in CANONICAL_ORDER])
+    """Distinct names: first the canonical ones in their order, then the others in the given order."""
+    distinct = list(dict.fromkeys(names))
+    canonical = [name for name in CANONICAL_ORDER if name in distinct]
+    return tuple(canonical + [name for name in distinct if name not in CANONICAL_ORDER])
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,20 @@ class ModalityAxis:
     """An ordered tuple of sequence names: input channel c of a model is `axis[c]`.
 
     Raises:
-        ModalityError: a name is empty or stands twice.
+        ModalityError: there is no name, or a name is empty or occurs twice.
     """
 
     names: str | tuple[str, ...]
 
     def __post_init__(self) -> None:
+        # The dataclass is frozen.
         object.__setattr__(self, "names", as_names(self.names))
         if not self.names or "" in self.names or len(set(self.names)) != len(self.names):
-            raise ModalityError(f"a modality axis needs distinct names, at least one, but got {list(self.names)}.")
+            raise ModalityError(f"a modality axis needs one or more distinct names, but got {list(self.names)}.")
 
     @classmethod
     def union(cls, lists: Iterable[Iterable[str]]) -> ModalityAxis:
-        """The union of several databases' sequences, in canonical order, unknown names after them."""
+        """The union of several databases' sequences, in canonical order, then unknown names."""
         return cls(in_canonical_order(name for names in lists for name in names))
 
     def __len__(self) -> int:
@@ -101,10 +102,10 @@ class ModalityAxis:
         """
         missing = [name for name in names if name not in self.names]
         if missing:
-            raise ModalityError(f"no channel for {', '.join(missing)}: the axis holds {', '.join(self.names)}.")
+            raise ModalityError(f"no channel for {', '.join(missing)}: the axis has {', '.join(self.names)}.")
         return [self.names.index(name) for name in names]
 
     def grown(self, names: Iterable[str]) -> ModalityAxis:
-        """This axis with new names appended at its end: the channels so far keep their places."""
+        """This axis with new names appended; existing channels keep their index."""
         new = in_canonical_order(name for name in names if name not in self.names)
         return ModalityAxis((*self, *new))

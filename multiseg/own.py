@@ -1,7 +1,7 @@
-"""Code of one's own, named `module:name` as Python's entry points are: found, and named where it fails.
+"""Import users' own code, named `module:name` like Python's entry points, and name it in errors.
 
-A module is imported as Python would import it: installed, or in a folder of PYTHONPATH. Importing runs it, so a name is
-imported only where a person gave it, or where a model file that the person opens gives it (`models.builders`).
+A module is imported as Python does: it is installed, or in a folder of PYTHONPATH. Importing runs it, so a name is
+imported only if it comes from the user, or from a model file that the user opens (`models.builders`).
 """
 
 from __future__ import annotations
@@ -25,34 +25,33 @@ _NAME = re.compile(rf"({_PART}(?:\.{_PART})*):({_PART}(?:\.{_PART})*)")
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is of the form `module:name`, which none of multiseg's own choices is."""
+    """Whether a name has the form `module:name` of users' own code, which no built-in choice has."""
     return ":" in name
 
 
 def imported(name: str, kind: str) -> Any:
-    """What `module:name` stands for.
+    """Import `module:name`.
 
     Args:
-        kind: what it should be, such as "network", for the message.
+        kind: what it should be, such as "network", for messages.
 
     Raises:
-        UsageError: the name is not of that form or of Python's own library, the module is not there or fails, or it has
-            no such name.
+        UsageError: the name is malformed or of Python's standard library, the module is missing or fails, or it does
+            not have the name.
     """
     match = _NAME.fullmatch(name)
     if match is None:
         raise UsageError(
-            f"the {kind} {name!r} cannot be imported. Write module:name, such as mynet:Net; what is defined in a "
-            "script, a notebook or a function has to be passed from Python."
+            f"cannot import the {kind} {name!r}. Write module:name, such as mynet:Net; pass what is defined in a "
+            "script, a notebook or a function from Python."
         )
     module, attribute = match.groups()
     if module.partition(".")[0] in sys.stdlib_module_names:
-        raise UsageError(f"{name!r} is part of Python itself, which has no {kind}.")
+        raise UsageError(f"{name!r} is in Python's standard library, which has no {kind}.")
     try:
-        found = _import(module, name, kind)
-        return reduce(getattr, attribute.split("."), found)
+        return reduce(getattr, attribute.split("."), _import(module, name, kind))
     except AttributeError:
-        raise UsageError(f"the module {module} has no {attribute}, which is named as {kind}: {name!r}.") from None
+        raise UsageError(f"the module {module} has no {attribute}, needed for the {kind} {name!r}.") from None
 
 
 def _import(module: str, name: str, kind: str) -> Any:
@@ -60,17 +59,17 @@ def _import(module: str, name: str, kind: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise UsageError(f"the {kind} {name!r} cannot be imported: {error}.") from error
+            raise UsageError(f"cannot import the {kind} {name!r}: {error}.") from error
         raise UsageError(
-            f"the {kind} {name!r} cannot be imported: there is no module {error.name!r}. Install it, or say in which "
-            "folder it lies (the current one is not searched): PYTHONPATH=. multiseg ..."
+            f"cannot import the {kind} {name!r}: there is no module {error.name!r}. Install it, or give its folder "
+            "(the current one is not searched): PYTHONPATH=. multiseg ..."
         ) from error
     except (Exception, SystemExit) as error:  # a module may raise anything
-        raise UsageError(f"the {kind} {name!r} cannot be imported: {_described(error)}.") from error
+        raise UsageError(f"cannot import the {kind} {name!r}: {_described(error)}.") from error
 
 
 def name_of(thing: Any) -> str:
-    """`module:name` of a class or function; of what is only made of one, with brackets and its arguments."""
+    """`module:name` of a class or function; for an instance or a partial, with brackets and its arguments."""
     if isinstance(thing, partial):
         arguments = [*map(repr, thing.args), *(f"{key}={value!r}" for key, value in thing.keywords.items())]
         return f"{name_of(thing.func)}({', '.join(arguments)})"
@@ -80,7 +79,7 @@ def name_of(thing: Any) -> str:
 
 
 def is_importable(thing: Any) -> bool:
-    """Whether importing its name gives this very thing, in this process and in another one."""
+    """Whether importing its name gives the same object, so that other processes can import it."""
     try:
         return imported(name_of(thing), "object") is thing
     except UsageError:
@@ -88,30 +87,30 @@ def is_importable(thing: Any) -> bool:
 
 
 def check_takes(thing: Any, num: int, kind: str, signature: str, name: str = "") -> None:
-    """Whether something can be called with so many arguments by position.
+    """Check that an object can be called with `num` positional arguments.
 
     Raises:
         UsageError: it cannot.
     """
     name = name or (name_of(thing) if callable(thing) else repr(thing))
     if not callable(thing):
-        raise UsageError(f"the {kind} {name} is a {type(thing).__name__}, which cannot be called: give {signature}.")
+        raise UsageError(f"the {kind} {name} is a {type(thing).__name__}, which is not callable. Give {signature}.")
     try:
         inspect.signature(thing).bind(*range(num))
     except TypeError as error:
         raise UsageError(f"the {kind} {name} does not take {signature}: {error}.") from None
     except ValueError:
-        return  # written in C, without a signature: the first call tells
+        return  # written in C, without a signature: the first call will show
 
 
 @contextmanager
 def blamed(kind: str, name: str) -> Iterator[None]:
-    """Turn whatever somebody's own code raises into an error that names it, and the line.
+    """Turn any exception of users' own code into an error that names the code and the line.
 
-    Memory of a card that ran out, and multiseg's own errors, pass as they are.
+    Errors of multiseg and out-of-memory errors pass unchanged.
 
     Raises:
-        UsageError: something was raised.
+        UsageError: the code raised an exception.
     """
     try:
         yield
@@ -124,14 +123,14 @@ def blamed(kind: str, name: str) -> Iterator[None]:
 
 
 def _described(error: BaseException) -> str:
-    """An error in a line, with the place that it was raised at."""
-    said = f"{type(error).__name__}: {error}".strip().rstrip(".:")
+    """An error in one line, with the file and line that raised it."""
+    text = f"{type(error).__name__}: {error}".strip().rstrip(".:")
     frames = traceback.extract_tb(error.__traceback__)
-    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said
+    return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
 
 
 def digest_of(thing: Callable[..., Any]) -> str:
-    """Of the file that something is defined in, so that a change to it is noticed; "" where there is no such file."""
+    """The SHA-256 of the file that defines an object, to notice changes; "" if there is no such file."""
     try:
         file = inspect.getsourcefile(inspect.unwrap(thing))
     except TypeError:

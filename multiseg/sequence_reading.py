@@ -1,13 +1,13 @@
-"""Which sequence the words of a name tell: one reading for files, folders, channels, columns and DICOM series.
+"""Recognise the sequence by the words of a name: of a file, folder, channel, column or DICOM series.
 
-The rules, of which the first that speaks decides:
+The first rule that applies decides:
 
-1.  Words of what a scanner makes beside scans, of other kinds of MR, and of what software computes: none of ours,
-    whatever sequence is named too. "T1_pve_0" is a map, "SWI_minIP" a projection, "T2_STIR" another contrast.
-2.  An ADC map is named with diffusion, an SWI with T2 or T2*, a FLAIR with T2; a T2 that a gradient echo reads out
-    is T2*. Otherwise two sequences are open: "PD_T2" holds two echoes, "T1_FLAIR" may be a FLAIR of visit T1.
-3.  A T1 is T1c if its words say that a contrast agent was given. Words for both, with and without, are open.
-4.  In the name of a file every word after that of the sequence has to be known: "T1_abc" may be anything.
+1.  Words for a scanner's by-products, for other kinds of MR, or for computed images: not one of our sequences, even if
+    one is named. "T1_pve_0" is a map, "SWI_minIP" a projection, "T2_STIR" another contrast.
+2.  Names of an ADC may have words for diffusion, of an SWI T2 or T2*, of a FLAIR T2; a T2 with a gradient echo readout
+    is T2*. Any other two sequences are ambiguous: "PD_T2" has two echoes, "T1_FLAIR" may be a FLAIR of visit T1.
+3.  A T1 is T1c if words say that a contrast agent was given. Words for both, with and without, are ambiguous.
+4.  In the name of a file, every word after the sequence has to be known: "T1_abc" may be anything.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from multiseg.sequence_words import (
     ACQUISITION,
-    BESIDE_SCANS,
+    BY_PRODUCTS,
     DERIVED,
     NOT_OF_CONTRAST,
     OF_THE_CASE,
@@ -35,15 +35,18 @@ from multiseg.sequence_words import (
 
 SUFFIX = re.compile(r"\.(?:nii|mgz|mgh|mha|mhd|nrrd|nhdr|hdr|img)(?:\.gz)*$", re.IGNORECASE)
 MIN_B = 500
-"""Diffusion weighting in s/mm2 from which an image is DWI."""
+"""The lowest diffusion weighting of a DWI, in s/mm2."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What words say: a sequence, or None where they name none of ours or leave it open; `why` gives the reason.
+    """The meaning of some words.
 
-    `named` are the sequences that they speak of, even where they do not tell which one it is; `is_vague` where nothing
-    contradicts these, and the only doubt is words that nobody knows, or that there are none to know.
+    Attributes:
+        sequence: None if it is ambiguous or not one of ours.
+        why: the reason, for messages.
+        named: the sequences that the words name, even if they are ambiguous.
+        is_vague: whether nothing contradicts `named`, and the only problem is unknown or missing words.
     """
 
     sequence: str | None
@@ -53,7 +56,7 @@ class Reading:
 
 
 def read_name(text: str) -> Reading:
-    """What a file's whole name says; before the sequence it may hold any words, such as the patient's.
+    """Read the name of a file. Before the sequence it may have any words, such as the patient's name.
 
     >>> read_name("pat1_t1_mprage_KM.nii.gz").sequence, read_name("t2_tirm_tra_dark-fluid").sequence
     ('T1c', 'FLAIR')
@@ -62,21 +65,21 @@ def read_name(text: str) -> Reading:
     """
     words = words_in(SUFFIX.sub("", text))
     reading = read_words(words)
-    return reading if reading.sequence is None else _checked(reading, words, leading=False)
+    return reading if reading.sequence is None else _refuse_unknown_words(reading, words, leading=False)
 
 
 def read_role(text: str) -> Reading:
-    """What a name says that belongs to a sequence alone, as of a channel or a column: it has to be known as a whole."""
+    """Read a name for a sequence alone, such as of a channel or column. All its words have to be known."""
     words = words_in(SUFFIX.sub("", text))
     reading = read_words(words)
-    return reading if reading.sequence is None else _checked(reading, words, leading=True)
+    return reading if reading.sequence is None else _refuse_unknown_words(reading, words, leading=True)
 
 
 def read_words(words: str) -> Reading:
-    """What the words that are known say; those that are not are passed over.
+    """Read the known words, and skip the others.
 
     Args:
-        words: as `words_in` gives them.
+        words: from `words_in`.
     """
     named = sequences_in(words)
     kinds = kinds_in(words, named)
@@ -94,7 +97,7 @@ def read_words(words: str) -> Reading:
 
 
 def sequences_in(words: str) -> set[str]:
-    """The sequences that words name, those left out that another one of them implies."""
+    """The sequences that words name, without those that another one implies."""
     named = {name for name, pattern in _SEQUENCES.items() if pattern.search(words)}
     if "T2" in named and _T2_STAR_READOUTS.search(words):
         named.add("T2star")
@@ -105,44 +108,44 @@ def sequences_in(words: str) -> set[str]:
 
 
 def kinds_in(words: str, named: set[str], derived: bool = True) -> list[str]:
-    """What words say that is none of our sequences.
+    """The kinds of images, other than our sequences, that words name.
 
     Args:
         named: the sequences that they name.
-        derived: whether words of what software computes count.
+        derived: whether words for computed images count.
     """
     tables = (_OTHER_KINDS, _DERIVED) if derived else (_OTHER_KINDS,)
     kinds = [kind for table in tables for kind, pattern in table.items() if pattern.search(words)]
-    if "ADC" in named and not _EXPONENTIAL.search(words):  # of diffusion tensor data, as a matter of course
+    if "ADC" in named and not _EXPONENTIAL.search(words):  # an ADC is a map of diffusion data
         kinds = [kind for kind in kinds if kind not in _OF_DIFFUSION]
-    return beside_scans_in(words, named) + kinds
+    return by_products_in(words, named) + kinds
 
 
-def beside_scans_in(words: str, named: set[str]) -> list[str]:
-    """What words say that a scanner makes beside scans: localisers, projections, phase images ..."""
-    kinds = [kind for kind, pattern in _BESIDE_SCANS.items() if pattern.search(words)]
+def by_products_in(words: str, named: set[str]) -> list[str]:
+    """The by-products of a scanner that words name: localisers, projections, phase images ..."""
+    kinds = [kind for kind, pattern in _BY_PRODUCTS.items() if pattern.search(words)]
     if _SUBTRACTED.search(words):
         kinds.append("a projection, reformat or subtraction")
     if ("SWI" in named and _MAGNITUDE.search(words)) or _MAGNITUDE_IMAGES.search(words):
-        kinds.append("the magnitude beside an SWI")
+        kinds.append("the magnitude image of an SWI")
     return kinds
 
 
 def b_values_in(words: str) -> list[int]:
-    """Diffusion weightings that are named, in s/mm2."""
+    """The diffusion weightings in the words, in s/mm2."""
     return [int(value) for value in re.findall(r"(?<!\S)b (\d+)(?!\S)", words)]
 
 
 def contrast_in(words: str) -> tuple[bool, bool]:
-    """Whether words say that a scan was made without contrast agent, and whether they say with."""
+    """Whether words say that there was no contrast agent, and whether they say that there was one."""
     words = _NOT_OF_CONTRAST.sub(".", words)
     return _WITHOUT.search(words) is not None, _WITH.search(_WITHOUT.sub(".", words)) is not None
 
 
 def with_contrast(name: str, words: str) -> Reading:
-    """T1 or T1c; other sequences are what they are with contrast, too."""
-    without, with_agent = contrast_in(words)
-    if name == "T1" and without and with_agent:
+    """Tell T1 from T1c. Other sequences keep their name with contrast."""
+    without_agent, with_agent = contrast_in(words)
+    if name == "T1" and without_agent and with_agent:
         return Reading(None, "named T1 both with and without contrast", (name,))
     if name == "T1" and with_agent:
         return Reading("T1c", "named T1 with contrast", (name,))
@@ -150,17 +153,17 @@ def with_contrast(name: str, words: str) -> Reading:
 
 
 def is_of_a_role(word: str) -> bool:
-    """Whether a word of a name says what a file is, and does not belong to the name of a case.
+    """Whether a word describes a file, and is not part of the name of a case.
 
     >>> [is_of_a_role(word) for word in ("T1wPre", "post", "FAST", "tra", "0053", "pat1", "Miller", "scan")]
     [True, True, True, True, False, False, False, False]
     """
     words = words_in(word).split()
-    return any(len(one) > 1 and is_word(one) and not _OF_THE_CASE.fullmatch(one) for one in words)
+    return any(len(part) > 1 and is_word(part) and not _OF_THE_CASE.fullmatch(part) for part in words)
 
 
 def changes_sequence(word: str, role: str) -> bool:
-    """Whether a word before a role would make another sequence of it, as "post" does of "T1", or none at all.
+    """Whether a word before a role changes its sequence, as "post" before "T1" does, or makes it unknown.
 
     >>> changes_sequence("post", "T1"), changes_sequence("phase", "SWI"), changes_sequence("T2", "FLAIR")
     (True, True, False)
@@ -171,14 +174,15 @@ def changes_sequence(word: str, role: str) -> bool:
     return is_of_a_role(word) and read_role(f"{word} {role}").sequence != read_role(role).sequence
 
 
-def _checked(reading: Reading, words: str, leading: bool) -> Reading:
-    """Open where words are left that nobody knows, since they may say that it is no scan."""
+def _refuse_unknown_words(reading: Reading, words: str, leading: bool) -> Reading:
+    """The reading, or an ambiguous one if there are unknown words, which may say that it is not a scan."""
     for pattern in (_NOT_OF_CONTRAST, _WITHOUT, _WITH):
         words = pattern.sub(".", words)
     if reading.sequence == "ADC":
         words = _MAP.sub(".", words)
     for pattern in (*_SEQUENCES.values(), _T2_STAR_READOUTS, _PREPARED_READOUTS):
         words = pattern.sub("#", words)
+    # Sequences are now "#", and known words "."; the others are unknown.
     before, _, after = _HARMLESS.sub(".", words).partition("#")
     unknown = [word for word in after.split() if word not in ".#"]
     if leading:
@@ -186,7 +190,7 @@ def _checked(reading: Reading, words: str, leading: bool) -> Reading:
     if not unknown:
         return reading
     shown = " ".join(unknown)
-    return Reading(None, f"{reading.why}, but what {shown!r} says of it is not known", reading.named, is_vague=True)
+    return Reading(None, f"{reading.why}, but {shown!r} is unknown", reading.named, is_vague=True)
 
 
 def _compiled(table: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
@@ -194,7 +198,7 @@ def _compiled(table: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
 
 
 _SEQUENCES = _compiled(SEQUENCES)
-_BESIDE_SCANS = _compiled(BESIDE_SCANS)
+_BY_PRODUCTS = _compiled(BY_PRODUCTS)
 _OTHER_KINDS = _compiled(OTHER_KINDS)
 _DERIVED = _compiled(DERIVED)
 _T2_STAR_READOUTS = whole(T2_STAR_READOUTS)

@@ -1,7 +1,7 @@
-"""The words in names of scans: those of sequences, of contrast agents, and of all that is no scan of ours.
+"""The words in names of scans: for sequences, for contrast agents, and for everything that is not one of our scans.
 
-Names of files, of DICOM series, of channels and of columns all go through `words_in`. The tables are regular
-expressions for whole words, one space apart; `sequence_reading` says what words mean together.
+Names of files, DICOM series, channels and columns are split by `words_in`. The tables are regular expressions for whole
+words separated by one space; `sequence_reading` combines their meanings.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ SEQUENCES: Mapping[str, str] = {
     "PD": r"(?:pd|dp)(?: ?wi?| weighted)?|proton(?: ?density)?(?: ?w| weighted)?",
 }
 T2_STAR_READOUTS = r"gre|ffe|(?:fl|me)[23]d|medic|merge"
-"""Gradient echoes: a T2 that is read out by one is a T2*."""
+"""Gradient echo readouts, with which a T2 is a T2*."""
 PREPARED_READOUTS = r"f?spgr|tfe|tfl\w*|mp ?rage\w*|bravo|fl3d"
-"""Readouts of T1 that an inversion belongs to, so that IR says nothing more of them."""
+"""Readouts of T1 that include an inversion, so that IR adds nothing to them."""
 
 AGENT = (
     r"(?:(?:contrast\w*|kontrast\w*|gd(?:dtpa|dota|bt)?|gad\w*|km|ce|mdc|inj\w*|dotarem|magnevist|omniscan|clariscan|"
@@ -47,15 +47,15 @@ NOT_OF_CONTRAST = (
     r"(?:wo|w o|without|no|non|ohne|sans|with|mit|avec|w) ?"
     r"(?:fs|fat ?sat\w*|skull|head|neck|mt|face|bias|norm\w*|corr\w*)"
 )
-"""Before, after, with and without something else than a contrast agent."""
+"""Before, after, with and without something other than a contrast agent."""
 
-BESIDE_SCANS: Mapping[str, str] = {
+BY_PRODUCTS: Mapping[str, str] = {
     "a localiser": r"locali[sz]er|loc|scout|survey|(?:3 )?plane|smartbrain|aahead",
     "a calibration": r"calib\w*|asset|shim|b ?[01] ?map|field ?map\w*|prescan|ref scan",
     "a projection, reformat or subtraction": r"m(?:in)?ips?|mnip|mpr|reformat\w*|subtr\w*|projection\w*",
     "a phase image": r"pha?|phases?|unwrapped|imag|imaginary",
 }
-"""What a scanner makes beside scans."""
+"""By-products of a scanner."""
 OTHER_KINDS: Mapping[str, str] = {
     "an angiogram": r"(?:ce|pc|tof)?mr[av]|tof\w*|angio\w*|veno(?!bold)\w*|tricks|phase contrast|inhance|vessels?",
     "perfusion": r"perf\w*|dsc|dce|p?c?asl|pasl|pwi|[nr]*cb[fv]\w*|mtt|ttp|tmax|ktrans|dyn|dynamic",
@@ -74,7 +74,7 @@ OTHER_KINDS: Mapping[str, str] = {
     ),
     "not MR": r"ct|cta|cbct|pet|suv\w*",
 }
-"""What is measured, and none of our sequences."""
+"""Measured images that are not one of our sequences."""
 LESION_WORDS = r"lesions?|lesionmask|wmhs?|consensus|infarct(?:ion)?|gt|groundtruth|msk|manual|annotation"
 TUMOUR_WORDS = r"tumou?rs?|gtv"
 TISSUE_WORDS = (
@@ -85,7 +85,7 @@ PREDICTED_WORDS = (
     r"preds?|predict\w*|outputs?|results?|unet|nnunet|ensemble|inference|samseg|lst|lpa|lga|bianca\w*|ples"
 )
 ANY_LABEL_WORDS = r"seg|segmentation|mask|labels?|roi"
-"""Words of labels that say nothing about what was drawn, and of much else besides."""
+"""Words for labels that do not say what was drawn, and that have other meanings too."""
 DERIVED: Mapping[str, str] = {
     "a transform or its field": (
         r"warp\w*|xfm|\w*affine\w*|matrix|transform\w*|deform\w*|displacements?|ddf|dvf|field|(?:log)?jac\w*|"
@@ -115,7 +115,7 @@ DERIVED: Mapping[str, str] = {
         r"thumb\w*|montage|preview"
     ),
 }
-"""What is computed from scans."""
+"""Images that are computed from scans."""
 
 ACQUISITION = (
     r"[23]d|tse|fse|se|gre|ge|ffe|tfe|tfl\w*|(?:fl|me)[23]d|medic|merge|spc|space|cube|vista|view|iso\w*|"
@@ -132,7 +132,7 @@ ACQUISITION = (
     r"crop|robustfov|"
     r"acpc|wip|defaced?|anon\w*|stripped|skull ?strip\w*|ss|bet|hd ?bet|preproc\w*|processed|preop\w*|postop\w*"
 )
-"""Readouts, planes and steps of preprocessing, none of which changes which sequence it is."""
+"""Readouts, planes and preprocessing steps, which do not change the sequence."""
 OF_THE_CASE = (
     r"\d+|(?!b|[cr]\d|t[12](?!\d))[a-z] ?\d+|images?|img|scans?|mri|mrt|irm|rm|mr|head|schaedel|crane|"
     r"cerveau|gehirn|kopf|neuro|whole|mm|slices?|"
@@ -142,7 +142,7 @@ OF_THE_CASE = (
     r"to|from|the|and|und|"
     r"et|tesla|t|vol|volume|data|study|series|ser|nifti|nii|anat|dicom|s|d|rt"
 )
-"""Numbers, visits and other words that may belong to the name of a patient as well, and change no sequence."""
+"""Numbers, visits and other words that may be part of a case's name, and do not change the sequence."""
 
 _ALIASES = {
     "t1n": "t1 native", "t1c": "t1 ce", "t1wc": "t1 ce", "t1wks": "t1 ce", "t2s": "t2star", "t1cw": "t1 ce",
@@ -159,27 +159,27 @@ _GLUED = _ANCHORS.union(
         """,
     )
 )
-"""Words that are often written as one; short ones are taken apart only beside a sequence."""
+"""Words that are often written together. Short ones are only split next to a sequence."""
 
 
 def whole(pattern: str) -> re.Pattern[str]:
-    """A pattern for whole words of what `words_in` gives."""
+    """A pattern for whole words in the result of `words_in`."""
     return re.compile(rf"(?<!\S)(?:{pattern})(?!\S)")
 
 
 _KNOWN = whole("|".join([
     *SEQUENCES.values(), WITHOUT_CONTRAST, WITH_CONTRAST, NOT_OF_CONTRAST, ACQUISITION, OF_THE_CASE,
-    *BESIDE_SCANS.values(), *OTHER_KINDS.values(), *DERIVED.values(),
+    *BY_PRODUCTS.values(), *OTHER_KINDS.values(), *DERIVED.values(),
 ]))  # fmt: skip
 
 
 def is_word(word: str) -> bool:
-    """Whether a single word stands in one of the tables."""
+    """Whether a single word is in one of the tables."""
     return _KNOWN.fullmatch(word) is not None
 
 
 def words_in(text: str) -> str:
-    """The words of a name in lower case, one space between them, and those apart that were written as one.
+    """The words of a name in lower case, separated by spaces; words that were written together are split.
 
     >>> words_in("T1wPre_3D"), words_in("postT1 +C"), words_in("301_t2_tse"), words_in("pat1_FLAIRnorm")
     ('t1w pre 3d', 'post t1 plusc', '301 t2 tse', 'pat 1 flair norm')
@@ -188,7 +188,7 @@ def words_in(text: str) -> str:
     plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
     for pattern, words in _SIGNS:
         plain = pattern.sub(words, plain)
-    return " ".join(word for token in re.findall(r"[A-Za-z0-9]+", plain) for word in _apart(token))
+    return " ".join(word for token in re.findall(r"[A-Za-z0-9]+", plain) for word in _split(token))
 
 
 _SIGNS = [
@@ -204,8 +204,8 @@ _SIGNS = [
 ]
 
 
-def _apart(token: str) -> list[str]:
-    """The words of a token of letters and digits; "c1T1" is SPM's map of a tissue, "c1_T1" may be a patient's."""
+def _split(token: str) -> list[str]:
+    """The words in a token of letters and digits. "c1T1" is SPM's tissue map; "c1_T1" may be of a patient c1."""
     lower = token.lower()
     if lower in _ALIASES:
         return _ALIASES[lower].split()
@@ -214,13 +214,13 @@ def _apart(token: str) -> list[str]:
         return glued
     tissue = re.fullmatch(r"[rmwsu]*[cp][0-6](?=[A-Za-z])(.+)", token)
     if tissue and _has_word(tissue[1]):
-        return ["tissuemap", *_apart(tissue[1])]
+        return ["tissuemap", *_split(tissue[1])]
     if is_word(lower):
         return [lower]
     for pattern in _SEAMS:
         parts = [part for part in pattern.split(token) if part]
         if len(parts) > 1 and any(_has_word(part) for part in parts):
-            return [word for part in parts for word in _apart(part)]
+            return [word for part in parts for word in _split(part)]
     return [lower]
 
 
@@ -231,7 +231,7 @@ _SEAMS = [
     re.compile(r"(?<=^\d)(?=[A-Za-z])|(?<=[A-Za-z])(?=\d+$)"),
     re.compile(r"(?<=\d)(?=[A-Za-z])(?<![A-Za-z]\d)(?<![A-Za-z]\d\d)"),
 ]
-"""Where a token of no table is cut, the first way that leaves a word of one."""
+"""Where an unknown token is split. The first pattern that results in a known word is used."""
 
 
 def _has_word(part: str) -> bool:
@@ -239,7 +239,7 @@ def _has_word(part: str) -> bool:
 
 
 def _glued(lower: str) -> list[str]:
-    """The fewest words of `_GLUED` that make up a token, or none."""
+    """Split a token into words of `_GLUED`, longest first; empty if that is impossible."""
     if lower in _GLUED:
         return [lower]
     for size in range(min(len(lower) - 1, 12), 1, -1):

@@ -1,8 +1,7 @@
-"""Words from elsewhere as a person may be shown them: on a terminal, in a log, in a table for a spreadsheet.
+"""Clean untrusted text before it is shown: on a terminal, in a log, in a table for a spreadsheet.
 
-Names of files, texts of sites and of servers may hold what a terminal obeys (escape codes), what forges another line
-(newlines), what turns the order of letters round, or what a spreadsheet computes. They are cleaned where they are
-shown; what is saved for programs (JSON) keeps them as they are.
+File names and texts of sites and servers may contain escape codes, newlines that forge a line, characters that reverse
+the writing direction, or formulas of spreadsheets. They are cleaned when shown; JSON for programs keeps them.
 """
 
 from __future__ import annotations
@@ -12,35 +11,35 @@ import re
 import unicodedata
 
 LINE, TEXT = 1_000, 20_000
-"""Characters of one line, and of several."""
+"""The most characters of one line, and of a text."""
 _FORMULA = re.compile(r"'*(\s*[=+\-@|%＝＋－＠]|[\t\r])")
 _INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-"""Kinds of characters that print nothing of their own: control, format, surrogates, without meaning, separators."""
+"""Categories of invisible characters: control, format, surrogate, private, unassigned, separators."""
 
 
-def line(text: object, most: int = LINE) -> str:
-    """One line in which every letter is seen: what prints nothing is written as its code, such as \\x1b or \\n.
+def line(text: object, limit: int = LINE) -> str:
+    """One line in which every character is visible: invisible ones are written as codes, such as \\x1b or \\n.
 
     >>> line("alder\\x1b[31m done\\nround 3: all is well")
     'alder\\\\x1b[31m done\\\\nround 3: all is well'
     """
     full = str(text)
-    shown = "".join(map(_letter, full[:most]))
-    return shown if len(full) <= most else f"{shown} ... ({len(full)} characters)"
+    shown = "".join(map(_visible, full[:limit]))
+    return shown if len(full) <= limit else f"{shown} ... ({len(full)} characters)"
 
 
-def lines(text: object, most: int = TEXT) -> str:
-    """The same of a text that may have lines of its own: those that come are kept."""
+def lines(text: object, limit: int = TEXT) -> str:
+    """As `line`, for a text whose line breaks are kept."""
     full = str(text)
-    shown = "\n".join("".join(map(_letter, one)) for one in full[:most].replace("\r\n", "\n").split("\n"))
-    return shown if len(full) <= most else f"{shown} ... ({len(full)} characters)"
+    shown = "\n".join("".join(map(_visible, part)) for part in full[:limit].replace("\r\n", "\n").split("\n"))
+    return shown if len(full) <= limit else f"{shown} ... ({len(full)} characters)"
 
 
 def cell(value: object) -> object:
-    """A cell of a table that a spreadsheet takes for a number or a text, never for a formula.
+    """A table cell that spreadsheets read as a number or a text, never as a formula.
 
-    Numbers stay as they are. A text that begins like a formula gets an apostrophe before it, the mark of a text; so
-    does one that begins with apostrophes and then like a formula, so that `from_cell` can take it off again.
+    Numbers are unchanged. A text that begins like a formula is prefixed with an apostrophe, the mark of a text. So is
+    one that begins with apostrophes and then like a formula, so that `from_cell` can undo it.
     """
     if not isinstance(value, str):
         return value
@@ -49,7 +48,7 @@ def cell(value: object) -> object:
 
 
 def from_cell(value: object) -> object:
-    """What `cell` made a cell of, if that was one line.
+    """The value from which `cell` made this cell, if it was one line.
 
     >>> from_cell(cell("=A1")), from_cell(cell("-1.5")), from_cell("'tis")
     ('=A1', '-1.5', "'tis")
@@ -59,7 +58,7 @@ def from_cell(value: object) -> object:
     return value
 
 
-def _letter(letter: str) -> str:
+def _visible(letter: str) -> str:
     if letter.isascii():
         return letter if letter.isprintable() else letter.encode("unicode_escape").decode()
     return letter if unicodedata.category(letter) not in _INVISIBLE else letter.encode("unicode_escape").decode()

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them."""
+"""Parse sizes in bytes, such as 4GiB."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _POWERS = ("", "k", "m", "g", "t")
 
 
 def num_bytes(text: str, option: str) -> int:
-    """The bytes that a size such as "4GiB", "500MB" or "0" means.
+    """The number of bytes of a size such as "4GiB", "500MB" or "0".
 
     Raises:
-        UsageError: it is none; the message names the option.
+        UsageError: it is not a size; the message names the option.
     """
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)b?", text.strip().lower())
     if match is None:
-        raise UsageError(f"{option} {text!r} is no size such as 8GB or 500MB.")
+        raise UsageError(f"{option} {text!r} is not a size. Write it like 8GB or 500MB.")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS.index(match[2]))

@@ -13,5 +13,5 @@ Mask: TypeAlias = Bool[np.ndarray, "i j k"]
 Codes: TypeAlias = UInt8[np.ndarray, "i j k"]
 Images: TypeAlias = Float[np.ndarray, "modality i j k"]
 Index3: TypeAlias = tuple[int, int, int]
-"""A voxel's indices, a window's corner or its size."""
+"""The indices of a voxel, the corner of a window, or its size."""
 Array: TypeAlias = NDArray[np.generic]

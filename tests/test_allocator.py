@@ -26,7 +26,7 @@ IS_GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_
 
 def said(**environment: str) -> list[str]:
     """Whether memory was said to be kept, and whether half of a freed block of 64 MiB is still there."""
-    set_here = (allocator.SWITCH, *allocator.OWN_SETTINGS)
+    set_here = (allocator.SWITCH, *allocator.USER_SETTINGS)
     clean = {name: value for name, value in os.environ.items() if name not in set_here}
     run = [sys.executable, "-c", PROGRAM]
     return subprocess.run(run, env=clean | environment, capture_output=True, text=True, check=True).stdout.split()
@@ -44,7 +44,7 @@ def test_nothing_is_done_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
         def mallopt(self, *_: int) -> int:
             raise AssertionError("musl has other settings")
 
-    for name in (allocator.SWITCH, *allocator.OWN_SETTINGS):
+    for name in (allocator.SWITCH, *allocator.USER_SETTINGS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Musl())
     assert not allocator.keep_memory()
@@ -62,7 +62,7 @@ def test_an_older_glibc_gets_the_most_that_it_takes(monkeypatch: pytest.MonkeyPa
             asked.append((what, size))
             return int(what == allocator.M_TRIM_THRESHOLD or size <= 2**25)
 
-    for name in (allocator.SWITCH, *allocator.OWN_SETTINGS):
+    for name in (allocator.SWITCH, *allocator.USER_SETTINGS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Older())
     monkeypatch.setattr(sys, "platform", "linux")

@@ -95,7 +95,9 @@ def test_codes_of_ones_own_change_an_atlas() -> None:
 
 
 def test_no_atlas_of_that_name() -> None:
-    with pytest.raises(LabelError, match=r"'dlmus' is neither a meaning of codes.*freesurfer, neuromorphometrics, dlm"):
+    with pytest.raises(
+        LabelError, match=r"'dlmus' is neither codes with meanings.*freesurfer, neuromorphometrics, dlm"
+    ):
         schema_for("tissue", "dlmus")
 
 

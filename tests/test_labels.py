@@ -33,18 +33,18 @@ def test_parse_leaves_0_alone_when_it_has_a_meaning() -> None:
 
 @pytest.mark.parametrize("text", ["", "lesion", "1:lesion", "1=", "1=a,,2=b", "x=a", "1.5=a"])
 def test_parse_refuses_what_it_cannot_read(text: str) -> None:
-    with pytest.raises(LabelError, match=r"cannot read .* in the label codes"):
+    with pytest.raises(LabelError, match=r"invalid .* in the label codes"):
         LabelSchema.parse(text, "lesion")
 
 
 @pytest.mark.parametrize(
     ("text", "kind", "says"),
     [
-        ("1=a,1=b", "lesion", r"label codes \[1\] are given two meanings"),
+        ("1=a,1=b", "lesion", r"label codes \[1\] have two meanings"),
         ("1=a,1=ignore", "lesion", r"label codes \[1\]"),
         ("1=a", "bone", r"unknown kinds of structure \['bone'\]"),
-        ("1=ignore", "lesion", "name no structure"),
-        (",".join(f"{n}=s{n}" for n in range(1, 256)), "tissue", "255 structures do not fit"),
+        ("1=ignore", "lesion", "have no structure"),
+        (",".join(f"{n}=s{n}" for n in range(1, 256)), "tissue", "255 structures are too many"),
     ],
 )
 def test_schemas_that_cannot_be(text: str, kind: str, says: str) -> None:
@@ -67,7 +67,7 @@ def test_encode_takes_what_rounding_left() -> None:
 
 @pytest.mark.parametrize("wrong", [0.5, 1.02, np.nan, np.inf])
 def test_encode_refuses_values_between_codes(wrong: float) -> None:
-    with pytest.raises(LabelError, match=r"values that are no codes: \[.*probability map"):
+    with pytest.raises(LabelError, match=r"values that are not whole numbers: \[.*probability map"):
         GLIOMA.encode(np.array([0.0, 1.0, wrong]))
 
 
@@ -173,5 +173,5 @@ def test_what_the_source_has_no_number_for_gets_one_that_is_free() -> None:
     schema = LabelSchema.parse("0=ignore,1=lesion,255=other", "lesion")
     assert schema.decode(np.array([0, 1, 2, 255], dtype=np.uint8)).tolist() == [2, 1, 255, 0]
     assert LabelSchema.parse("1=lesion,255=other", "lesion").decode(np.array([255], dtype=np.uint8)).tolist() == [256]
-    with pytest.raises(LabelError, match="code 3 is none of the 2 structures lesion, other"):
+    with pytest.raises(LabelError, match="code 3 is not one of 2 structures: lesion, other"):
         schema.decode(np.array([3], dtype=np.uint8))

@@ -17,7 +17,7 @@ import pytest
 
 from multiseg import flushing, lease, locks
 from multiseg.errors import ResourceError
-from multiseg.files import held_alone, write_atomically
+from multiseg.files import lock_folder, write_atomically
 from multiseg.lease import Holder, InUseError, this_machine
 from multiseg.locks import locked
 from multiseg.store.ingest.ingest import ingest
@@ -36,8 +36,8 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int, *names: str) -> None:
 
     for name in names:
         monkeypatch.setattr(*{"fsync": (os, "fsync")}.get(name, (fcntl, name)), refused)
-    locks._tell_once.cache_clear()
-    flushing._tell_once.cache_clear()
+    locks._warn_once.cache_clear()
+    flushing._warn_once.cache_clear()
 
 
 def another(pid: int = 4711, machine: str = "another boot/1") -> bytes:
@@ -99,7 +99,7 @@ def test_the_lock_file_of_another_computer_is_respected(
         refuse(monkeypatch, errno.ENOLCK, "flock")
     place.with_name("lock.held").write_bytes(another())
     with (
-        pytest.raises(InUseError, match=r"process 4711 on workstation7, which began at 2031"),
+        pytest.raises(InUseError, match=r"process 4711 on workstation7, started at 2031"),
         place.open() as file,
         locked(file, place, wait=False),
     ):
@@ -134,7 +134,11 @@ def test_of_two_that_take_over_one_gets_it(place: Path, monkeypatch: pytest.Monk
         return found
 
     monkeypatch.setattr(locks.FolderPlace, "now", meanwhile)
-    with pytest.raises(InUseError, match="just now: process 12"), place.open() as file, locked(file, place, wait=False):
+    with (
+        pytest.raises(InUseError, match=r"just started writing to .*: process 12"),
+        place.open() as file,
+        locked(file, place, wait=False),
+    ):
         pass
     assert left.read_bytes() == another(pid=12)
 
@@ -157,7 +161,7 @@ def test_a_place_that_is_only_read_needs_none(place: Path, monkeypatch: pytest.M
     def read_only(*args: object) -> None:
         raise OSError(errno.EROFS, "read-only")
 
-    monkeypatch.setattr(locks, "_make", read_only)
+    monkeypatch.setattr(locks, "_create", read_only)
     with place.open() as file, locked(file, place, shared=True):
         pass
     with pytest.raises(OSError, match="read-only"), place.open() as file, locked(file, place):
@@ -169,9 +173,9 @@ def test_a_folder_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     lock, said = tmp_path / "lock", f"in use by process {os.getpid()}: it works here"
     for _ in range(2):
         with (
-            held_alone(lock, "it works here."),
+            lock_folder(lock, "it works here."),
             pytest.raises(ResourceError, match=said),
-            held_alone(lock, "it works here."),
+            lock_folder(lock, "it works here."),
         ):
             pass
 
@@ -224,7 +228,9 @@ def test_a_writer_that_lost_its_lock_file_stops(
     def lose(database: str, case: str, outcome: str) -> None:
         (url / ".multiseg-writer").write_bytes(another())
 
-    with pytest.raises(ResourceError, match="no longer held by this process: process 4711 on workstation7"):
+    with pytest.raises(
+        ResourceError, match=r"this process has lost its lock of .*, which process 4711 on workstation7"
+    ):
         ingest(files, url, options, lose)
     assert len(open_store(url).cases) == 1
 

@@ -12,7 +12,7 @@ from scipy import ndimage
 from multiseg.errors import UsageError
 from multiseg.modalities import canonical_modality
 from multiseg.phantoms.hospitals import write_hospital, write_hospitals
-from multiseg.phantoms.roster import HOSPITALS, MORE_HOSPITALS, Hospital
+from multiseg.phantoms.known_hospitals import HOSPITALS, MORE_HOSPITALS, Hospital
 
 NUM_CASES = 3
 COARSENESS = 2.0

@@ -87,7 +87,7 @@ def test_the_spellings_of_databases_are_read_alike(spelling: str, name: str) -> 
     [
         ("mprage_FAST", "named T1, but also a segmentation, or a part of one"),
         ("T1_pre_post", "named T1 both with and without contrast"),
-        ("T1_abc", "named T1, but what 'abc' says of it is not known"),
+        ("T1_abc", "named T1, but 'abc' is unknown"),
         ("PD_T2", "named PD and T2"),
         ("dwi_b50", "named DWI, but b = 50 s/mm2 is too small for it"),
         ("SWI_minIP", "named SWI, but also a projection, reformat or subtraction"),

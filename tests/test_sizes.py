@@ -24,5 +24,5 @@ def test_whole_bytes_stay_as_they_are(size):
 
 @pytest.mark.parametrize("text", ["", "GB", "-1", "4 GiBs", "1e9", "4,5GB", "much", "5X", "1.2.3", "inf"])
 def test_what_is_no_size_names_the_option(text):
-    with pytest.raises(UsageError, match=r"cache '.*' is no size such as 8GB"):
+    with pytest.raises(UsageError, match=r"cache '.*' is not a size\. Write it like 8GB"):
         num_bytes(text, "cache")

@@ -11,7 +11,7 @@ import pytest
 from multiseg.cli import app
 from multiseg.errors import ResourceError
 from multiseg.faults import check_machine, remedy
-from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.sources import dicom_layout
 from multiseg.store.sources.text_tables import _text
 
@@ -19,11 +19,11 @@ from multiseg.store.sources.text_tables import _text
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (errno.ENOSPC, "Make room."),
-        (errno.EDQUOT, "Make room."),
-        (errno.EROFS, "The place is read-only. Name another."),
+        (errno.ENOSPC, "Free some disk space."),
+        (errno.EDQUOT, "Free some disk space."),
+        (errno.EROFS, "It is read-only. Choose another place."),
         (errno.EACCES, "Check its permissions."),
-        (errno.ENOLCK, "Its file system does not support that. Name a place on another one."),
+        (errno.ENOLCK, "Its file system does not support this. Choose a place on another one."),
         (errno.EIO, "Look at the disk."),
     ],
 )
@@ -34,7 +34,7 @@ def test_each_error_has_its_remedy(number: int, said: str):
 def test_the_limit_of_open_files_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(resource, "getrlimit", lambda which: (256, 4096))
     said = remedy(OSError(errno.EMFILE, "no"), "Look at the disk.")
-    assert said == "Too many open files (limit 256, at most 4096): raise it with ulimit -n, or give fewer workers."
+    assert said == "Too many open files (limit 256, at most 4096): raise it with ulimit -n, or use fewer workers."
     assert "fs.file-max" in remedy(OSError(errno.ENFILE, "no"), "")
 
 

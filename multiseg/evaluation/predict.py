@@ -24,7 +24,7 @@ from multiseg.store.cases import CaseFiles, ScanFile
 from multiseg.store.findings import Doubt, Severity
 from multiseg.store.formats.label_table import rows_of_space, table_files
 from multiseg.store.formats.nifti import write_like
-from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.formats.volumes import to_ras
 from multiseg.store.preparation.grids import Grid, resample
 from multiseg.store.preparation.prepare import PreparedCase, prepare_case

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from multiseg.config import checked, learning, merged, to_options
+from multiseg.config import checked, merged, to_options, training_settings
 from multiseg.errors import DataError, MultisegError, few
 from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
 from multiseg.evaluation.tables import read_table, write_table
@@ -135,7 +135,7 @@ def _federated(task: RunTask, out: Path) -> tuple[int, float]:
     settings = {name: value for name, value in task.run.settings.items() if name not in ("store", "databases")}
     names = tuple(task.run.settings["databases"])
     roster = {"experiment": task.run.key, "sites": names}
-    options = checked(learning(merged(settings, {**task.run.federation, **roster})), FederationOptions)
+    options = checked(training_settings(merged(settings, {**task.run.federation, **roster})), FederationOptions)
     store, device = str(task.run.settings["store"]), task.device
     public = Leaves(least=1)  # all of the data are here
     sites = {

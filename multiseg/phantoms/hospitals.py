@@ -1,4 +1,4 @@
-"""Synthetic hospitals: folders of NIfTI files that differ from each other as real databases do."""
+"""Write synthetic hospitals: folders of NIfTI files that differ from each other as real databases do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import tomli_w
 
 from multiseg.errors import UsageError
 from multiseg.files import check_files, check_folder, write_atomically
-from multiseg.phantoms.head import (
+from multiseg.phantoms.known_hospitals import HOSPITALS, MORE_HOSPITALS, Hospital, Scan
+from multiseg.phantoms.synthetic_head import (
     FIELD_OF_VIEW_MM,
     Anatomy,
     Points,
@@ -23,17 +24,16 @@ from multiseg.phantoms.head import (
     lesion_parts,
     measure,
 )
-from multiseg.phantoms.roster import HOSPITALS, MORE_HOSPITALS, Hospital, Scan
 from multiseg.store.formats.nifti import write_nifti
 from multiseg.types import Affine, Index3, Voxels
 
 MANIFEST = "manifest.toml"
 ELDERLY = ("white matter hyperintensities", "ischaemic stroke", "chronic stroke")
-"""Pathologies of people with wide ventricles."""
+"""Pathologies of old people, who have wide ventricles."""
 
 
 def _grid(scan: Scan, orientation: str, coarseness: float) -> tuple[Index3, Affine]:
-    """Shape and affine of a grid, centred on the head, whose axes point where `orientation` says."""
+    """Shape and affine of a grid, centred on the head, with axes in the directions of `orientation`, such as "LPS"."""
     letters = ("LR", "PA", "IS")
     world_axes = [next(axis for axis in range(3) if code in letters[axis]) for code in orientation]
     signs = [1.0 if code in "RAS" else -1.0 for code in orientation]
@@ -50,25 +50,26 @@ def _grid(scan: Scan, orientation: str, coarseness: float) -> tuple[Index3, Affi
 
 
 def _world(shape: Index3, affine: Affine) -> Points:
-    """Millimetre coordinates of a grid's voxels."""
+    """The world coordinates of a grid's voxels, in mm."""
     turn, origin = affine[:3, :3].astype(np.float32), affine[:3, 3].astype(np.float32)
     points: Points = np.einsum("xa,a...->x...", turn, np.indices(shape, np.float32))
     return points + origin[:, None, None, None]
 
 
 def _stored(signal: Voxels, anatomy: Anatomy, hospital: Hospital, gain: float) -> Voxels:
-    """The intensities as this hospital hands them out; air is exactly 0 but in z-scored files."""
+    """The intensities as this hospital stores them. Air is exactly 0, except in z-scored files."""
     brain = anatomy.inside_brain
     if hospital.background == "z-score":
         stripped = np.where(brain, signal, 0)
         signal = (stripped - signal[brain].mean()) / signal[brain].std()
     else:
-        kept = brain if hospital.background == "zero" else anatomy.tissues.sum(axis=0) > 0.1
-        signal = gain * np.where(kept, signal, 0)
+        visible = brain if hospital.background == "zero" else anatomy.tissues.sum(axis=0) > 0.1
+        signal = gain * np.where(visible, signal, 0)
     return np.rint(signal).astype(np.int16) if hospital.dtype == "int16" else signal.astype(np.float32)
 
 
 def _write_case(hospital: Hospital, folder: Path, case: str, number: int, seed: int, coarseness: float) -> None:
+    # Not hash(), which differs between processes.
     rng = np.random.default_rng([seed, zlib.crc32(hospital.name.encode()), number])
     head = draw_head(rng, old=hospital.pathology in ELDERLY)
     lesions = draw_lesions(rng, head, hospital.pathology)
@@ -112,22 +113,22 @@ def _participants(hospital: Hospital, cases: Sequence[str], seed: int) -> str:
 def write_hospital(
     hospital: Hospital, root: Path, seed: int = 0, num_cases: int | None = None, coarseness: float = 1.0
 ) -> Path:
-    """The folder `root / hospital.name`, with one hospital written into it.
+    """Write one hospital into the folder `root / hospital.name`, and return the folder.
 
-    The same arguments give the same bytes; case n is the same whatever the number of cases.
+    The same arguments give the same bytes. Case n does not depend on the number of cases.
 
     Args:
-        num_cases: the hospital's own number when None.
-        coarseness: multiplies every voxel size, so that 2.0 makes volumes of an eighth of the voxels.
+        num_cases: None for the hospital's default.
+        coarseness: a factor for every voxel size; 2.0 gives an eighth of the voxels.
 
     Raises:
-        UsageError: no case, a negative seed, or a coarseness that is not above 0.
+        UsageError: the number of cases, the seed or the coarseness is out of range.
     """
     count = hospital.num_cases if num_cases is None else num_cases
     if count < 1 or seed < 0 or not coarseness > 0:
         raise UsageError(
-            f"num_cases={count}, seed={seed}, coarseness={coarseness} make no hospital. "
-            "Give at least one case, a seed of 0 or more and a coarseness above 0."
+            f"cannot make a hospital with num_cases={count}, seed={seed}, coarseness={coarseness}. "
+            "Give at least one case, a seed of 0 or more, and a coarseness above 0."
         )
     folder = root / hospital.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,23 +149,22 @@ def write_hospitals(
     names: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """The path of a `manifest.toml` in `root` that names the hospitals written there, ready for ingest.
+    """Write hospitals into `root`, with a `manifest.toml` for ingest; returns the path of the manifest.
 
     Args:
-        names: which of HOSPITALS and MORE_HOSPITALS; the first when None. The rest as in `write_hospital`.
-        overwrite: whether the manifest and hospitals that are there may be written over.
+        names: of HOSPITALS and MORE_HOSPITALS; None for all HOSPITALS. The other arguments are as in `write_hospital`.
+        overwrite: whether an existing manifest and hospitals may be overwritten.
 
     Raises:
-        UsageError: there is no such hospital, an argument of `write_hospital` is out of range, or something else is
-            there already.
+        UsageError: a hospital is unknown, an argument of `write_hospital` is out of range, or files exist.
     """
     known = {hospital.name: hospital for hospital in (*HOSPITALS, *MORE_HOSPITALS)}
     wanted = [hospital.name for hospital in HOSPITALS] if names is None else list(dict.fromkeys(names))
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
-        raise UsageError(f"no hospital {', '.join(unknown)!r}: name some of {', '.join(known)}.")
+        raise UsageError(f"no hospital {', '.join(unknown)!r}: choose some of {', '.join(known)}.")
     manifest = root / MANIFEST
-    _check_room([manifest, *(root / name for name in wanted)], overwrite)
+    _check_writable([manifest, *(root / name for name in wanted)], overwrite)
     for name in wanted:
         write_hospital(known[name], root, seed, num_cases, coarseness)
     text = tomli_w.dumps({"database": [_manifest_entry(known[name]) for name in wanted]})
@@ -172,15 +172,15 @@ def write_hospitals(
     return manifest
 
 
-def _check_room(places: Sequence[Path], overwrite: bool) -> None:
-    """Whether the manifest and the hospitals' folders may be made; `places` are these, the manifest first."""
-    check_folder(places[0].parent, own=[place.name for place in places])
-    there = [place for place in places if place.exists()]
-    if there and not overwrite:
-        raise UsageError(f"{there[0]} is there already. Choose another folder, or pass --overwrite.")
-    check_files(places[:1], overwrite=overwrite)
-    for place in places[1:]:
-        check_folder(place, own=("*",))  # at least no file
+def _check_writable(paths: Sequence[Path], overwrite: bool) -> None:
+    """Check that the manifest, the first path, and the hospitals' folders may be written."""
+    check_folder(paths[0].parent, own=[path.name for path in paths])
+    existing = [path for path in paths if path.exists()]
+    if existing and not overwrite:
+        raise UsageError(f"{existing[0]} already exists. Choose another folder, or pass --overwrite.")
+    check_files(paths[:1], overwrite=overwrite)
+    for path in paths[1:]:
+        check_folder(path, own=("*",))  # own="*" allows scans there
 
 
 def _manifest_entry(hospital: Hospital) -> dict[str, object]:

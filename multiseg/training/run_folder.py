@@ -13,7 +13,7 @@ from typing import Any
 import tomli_w
 
 from multiseg.errors import UsageError
-from multiseg.files import check_folder, held_alone, write_atomically
+from multiseg.files import check_folder, lock_folder, write_atomically
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.modalities import as_names
@@ -155,7 +155,7 @@ def claimed_folder(out: Path, options: TrainOptions, overwrite: bool) -> Iterato
     """
     check_folder(out, own=(RUN_FILE, LOCK, BEST, LAST))
     out.mkdir(parents=True, exist_ok=True)
-    with held_alone(out / LOCK, "another training writes to it. Wait for that, or choose another --out."):
+    with lock_folder(out / LOCK, "another training writes to it. Wait for that, or choose another --out."):
         _take_over(out, options, overwrite)
         yield
 

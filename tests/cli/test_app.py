@@ -109,8 +109,8 @@ def test_a_bug_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, caps
         ("[fit]\nsteps = 3\n", "unknown settings ['steps'] in [fit]"),
         ("[stream.draw]\npatches = 3\n", "unknown settings ['patches'] in [stream.draw]"),
         ('[fit]\nnum_steps = "many"\n', "fit.num_steps: Input should be a valid integer"),
-        ("fit = 3\n", "fit is a table of settings"),
-        ("[fit\n", "is no TOML"),
+        ("fit = 3\n", "fit must be a table of settings"),
+        ("[fit\n", "is not valid TOML"),
     ],
 )
 def test_a_run_file_with_a_mistake_names_it(

@@ -17,12 +17,12 @@ LOOK = ("--pattern", "{case}/{modality}.nii.gz", "--label", "{case}/lesion.nii.g
     ("arguments", "message"),
     [
         (["verify", "{folder}", *LOOK, "--as", "bids"], "--as bids looks for files its own way, and --pattern says"),
-        (["verify", "{folder}", *LOOK, "--memory", "1.2.3GB"], "--memory '1.2.3GB' is no size such as 8GB"),
+        (["verify", "{folder}", *LOOK, "--memory", "1.2.3GB"], "--memory '1.2.3GB' is not a size. Write it like 8GB"),
         (["verify", "{store}", "--as", "bids", "--n4", "--workers", "1"], "already: --as, --n4 would say how to read"),
         (["verify", "{store}", "--spacing", "1", "--label", "x"], "already: --label, --spacing would say"),
         (["view", "{store}", "--case", "alder/A001", "--split", "test"], "names one case; leave out --database"),
         (["view", "{store}", "--case", "alder/A001", "--database", "birch"], "names one case; leave out --database"),
-        (["verify", "{folder}", *LOOK, "--register", "elastic"], "register 'elastic' is none of"),
+        (["verify", "{folder}", *LOOK, "--register", "elastic"], "unknown register 'elastic': choose one of"),
     ],
 )
 def test_flags_that_would_go_unheard(

@@ -60,4 +60,4 @@ def test_an_empty_text_is_refused(
 )
 def test_a_place_where_nothing_can_be_made_is_said(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([word.format("/proc/x") for word in line]) == 5
-    assert "nothing can be written below /proc" in capsys.readouterr().err
+    assert "cannot write into /proc" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from multiseg.models.saved import ModelInfo, save_model
 RESUMABLE = {"demo", "ingest", "experiment", "simulate", "server"}
 """Verbs whose same command goes on in a folder of their own, and which write over nothing else."""
 NEVER = {"site"}
-"""A kit with a key is never written over."""
+"""A kit with a key is never overwritten."""
 
 
 @pytest.fixture
@@ -75,22 +75,22 @@ def test_every_verb_that_writes_a_file_can_be_told_to_overwrite() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["-o", "FLAIR.nii.gz"], "FLAIR.nii.gz is an input, which is never written over"),
+        (["-o", "FLAIR.nii.gz"], "FLAIR.nii.gz is an input, which is never overwritten"),
         (["-o", "./link.nii.gz"], "link.nii.gz is the same file as the input FLAIR.nii.gz"),
         (["-o", "hard.nii.gz"], "hard.nii.gz is the same file as the input FLAIR.nii.gz"),
         (["-o", "../patient/FLAIR.nii.gz"], "is the same file as the input FLAIR.nii.gz"),
         (["-o", "T1.nii.gz"], "T1.nii.gz is an input"),
         (["-o", "mask.nii.gz"], "mask.nii.gz is an input"),
-        (["-o", "new.nii.gz", "--picture", "T2.nii.gz"], "end its name 'T2.nii.gz' in .png"),
+        (["-o", "new.nii.gz", "--picture", "T2.nii.gz"], "T2.nii.gz is written as png, so its name must end in .png"),
         (["-o", "new.nii.gz", "--picture", "FLAIR.nii.gz"], "FLAIR.nii.gz is an input"),
         (["-o", "new.nii.gz", "--picture", "flair.png"], "flair.png is the same file as the input FLAIR.nii.gz"),
-        (["-o", "new.nii.gz", "--picture", "new.nii.gz"], "end its name 'new.nii.gz' in .png"),
-        (["-o", "other.nii.gz"], "other.nii.gz is there already. Choose another name, or pass --overwrite"),
-        (["-o", "note.nii.gz"], "note.tsv is there already"),
-        (["-o", "new.nii.gz", "--picture", "old.png"], "old.png is there already"),
-        (["-o", "."], "end its name '.' in .nii.gz or .nii"),
-        (["-o", "other.nii.gz/new.nii.gz"], "other.nii.gz is a file, where a folder is needed"),
-        (["-o", "brain.zarr/new.nii.gz"], "which only ingest writes to"),
+        (["-o", "new.nii.gz", "--picture", "new.nii.gz"], "new.nii.gz is written as png, so its name must end in .png"),
+        (["-o", "other.nii.gz"], "other.nii.gz already exists. Choose another name, or pass --overwrite"),
+        (["-o", "note.nii.gz"], "note.tsv already exists"),
+        (["-o", "new.nii.gz", "--picture", "old.png"], "old.png already exists"),
+        (["-o", "."], ". is written as nii.gz, so its name must end in .nii.gz or .nii"),
+        (["-o", "other.nii.gz/new.nii.gz"], "other.nii.gz is a file, but must be a folder"),
+        (["-o", "brain.zarr/new.nii.gz"], "where only ingest may write"),
     ],
 )
 def test_predict_leaves_what_is_there(
@@ -127,7 +127,7 @@ def test_predict_overwrites_when_asked_but_no_read_only_file(
         (patient / name).chmod(0o444)
         capsys.readouterr()
         assert run([*command, "--overwrite"]) == 2
-        assert f"{name} is read-only and stays as it is" in " ".join(capsys.readouterr().err.split())
+        assert f"{name} is read-only and is not replaced" in " ".join(capsys.readouterr().err.split())
         (patient / name).chmod(0o644)
     assert contents(patient) == before
 
@@ -139,7 +139,7 @@ def test_pictures_and_pages_are_written_over_when_asked(
     assert run(view) == 0
     (tmp_path / "alder-A002.png").write_bytes(b"old")
     assert run(view) == 2
-    assert "alder-A002.png is there already" in " ".join(capsys.readouterr().err.split())
+    assert "alder-A002.png already exists" in " ".join(capsys.readouterr().err.split())
     assert run([*view, "--overwrite"]) == 0
     assert (tmp_path / "alder-A002.png").read_bytes().startswith(b"\x89PNG")
     assert run(["view", store_url, "-o", store_url]) == 2
@@ -152,7 +152,7 @@ def test_pictures_and_pages_are_written_over_when_asked(
     assert app_file.read_bytes() != b"old"
     assert run(["fed", "app", "-o", str(tmp_path / "scan.nii.gz")]) == 2
     assert run(["fed", "report", str(tmp_path), "-o", str(tmp_path / "scan.nii.gz")]) == 2
-    assert "end its name" in capsys.readouterr().err
+    assert "its name must end in" in capsys.readouterr().err
 
 
 def test_a_case_is_not_written_home_over_its_scans(
@@ -169,7 +169,7 @@ def test_a_case_is_not_written_home_over_its_scans(
         for other in ("A001", "A002"):
             capsys.readouterr()
             assert run([*home, str(tmp_path / "ms" / other), *flags]) == 2
-            assert "nii.gz is an input, which is never written over" in " ".join(capsys.readouterr().err.split())
+            assert "nii.gz is an input, which is never overwritten" in " ".join(capsys.readouterr().err.split())
     assert run([*home, url]) == 2
     assert contents(tmp_path / "ms") == before
     assert run([*home, str(tmp_path / "home")]) == 0
@@ -218,7 +218,7 @@ def test_a_training_takes_over_no_folder_of_something_else(
         ["phantoms", "--hospital", "dogwood", "--cases", "1", "--coarseness", "4"],
         ["fed", "enrol", "server", "--host", "127.0.0.1"],
     ]
-    for place, why in ((patient, "is a folder of scans"), (Path(store_url), "only ingest writes to")):
+    for place, why in ((patient, "is a folder of scans"), (Path(store_url), "only ingest may write")):
         before = contents(place)
         for command in fresh:
             capsys.readouterr()
@@ -227,7 +227,7 @@ def test_a_training_takes_over_no_folder_of_something_else(
             assert contents(place) == before
     for command in fresh:
         assert run([*command, str(patient / "FLAIR.nii.gz")]) == 2, command
-        assert "is a file, where a folder is needed" in " ".join(capsys.readouterr().err.split())
+        assert "is a file, but must be a folder" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_training_replaces_no_model_of_another_kind(
@@ -263,7 +263,7 @@ def test_phantoms_leave_others_in_peace(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(command) == 0
     before = contents(tmp_path / "h")
     assert run([*command, "--seed", "1"]) == 2
-    assert "manifest.toml is there already" in " ".join(capsys.readouterr().err.split())
+    assert "manifest.toml already exists" in " ".join(capsys.readouterr().err.split())
     assert contents(tmp_path / "h") == before
     assert run([*command, "--seed", "1", "--overwrite"]) == 0
     assert contents(tmp_path / "h") != before
@@ -274,7 +274,7 @@ def test_ingest_makes_no_store_in_a_store_and_keeps_other_downloads(
 ) -> None:
     command = ["ingest", str(hospitals / "manifest.toml"), "--spacing", "5", "--store"]
     assert run([*command, f"{store_url}/new"]) == 2
-    assert "lies in the store" in capsys.readouterr().err
+    assert "is in the store" in capsys.readouterr().err
     assert run(["info", store_url, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["databases"]) == 4
     downloads = tmp_path / "downloads"

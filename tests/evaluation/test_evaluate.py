@@ -332,7 +332,7 @@ def test_predict_says_that_the_model_has_learnt_from_this_scan(
 
 @pytest.mark.parametrize("name", ["out.txt", "folder/", "out.nii.gz.png"])
 def test_the_answer_is_a_nifti_file(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"end its name .* in \.nii\.gz"):
+    with pytest.raises(UsageError, match=r"name must end in \.nii\.gz"):
         predict(Model(Threshold(1.5), info()), {"FLAIR": tmp_path / "a.nii.gz"}, tmp_path / name)
 
 

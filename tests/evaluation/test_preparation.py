@@ -208,4 +208,4 @@ def test_what_is_no_brain_is_doubted(tmp_path: Path) -> None:
     large = predict(model, {"T1": save_brain(tmp_path / "c.nii", mm=5.0)}, tmp_path / "c_out.nii")
     assert codes(large) == {"BRAIN_SIZE"}
     (doubt,) = large.doubts
-    assert "T1: what counts as brain has 3 l" in doubt.message
+    assert "T1: the brain has 3 l" in doubt.message

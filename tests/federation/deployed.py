@@ -15,7 +15,7 @@ from typing import Any
 
 import tomli_w
 
-from multiseg.config import checked, learning
+from multiseg.config import checked, training_settings
 from multiseg.federation.centre.experiment_folder import read_history
 from multiseg.federation.flower.submit import status
 from multiseg.federation.local_deployment import MULTISEG, prepared
@@ -183,7 +183,7 @@ def tensors_of(file: Path) -> bytes:
 def options_for(experiment: str, sites: tuple[str, ...], steps: int, **tables: Any) -> FederationOptions:
     """A small run."""
     settings = {**QUICK, "experiment": experiment, "sites": list(sites), "local": {"steps": steps}, **tables}
-    return checked(learning(settings), FederationOptions)
+    return checked(training_settings(settings), FederationOptions)
 
 
 def undisturbed(options: FederationOptions, stores: dict[str, str], out: Path) -> bytes:

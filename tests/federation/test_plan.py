@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from multiseg.config import checked, learning
+from multiseg.config import checked, training_settings
 from multiseg.errors import UsageError
 from multiseg.federation.plan import FederationOptions, check
 
@@ -12,7 +12,9 @@ PLAIN = FederationOptions("e1", ("alder", "birch", "cedar"))
 
 
 def of(**tables):
-    return checked(learning({"experiment": "e1", "sites": ["alder", "birch", "cedar"], **tables}), FederationOptions)
+    return checked(
+        training_settings({"experiment": "e1", "sites": ["alder", "birch", "cedar"], **tables}), FederationOptions
+    )
 
 
 def test_the_defaults_can_be_meant() -> None:

@@ -196,7 +196,7 @@ def test_loading_leaves_the_global_generators_alone(store):
 def test_options_of_no_known_name(store):
     with pytest.raises(UsageError, match="start is 'magic', which is none of auto, fork"):
         stream_of(store, start="magic")
-    with pytest.raises(UsageError, match="cache 'much' is no size"):
+    with pytest.raises(UsageError, match="cache 'much' is not a size"):
         stream_of(store, cache="much")
 
 

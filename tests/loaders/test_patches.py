@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multiseg.errors import StoreError
-from multiseg.loaders.patches import CaseSource, DatabaseSource, PatchReader, Sources, Task, map_codes
+from multiseg.loaders.patches import CaseSource, DatabaseSource, PatchReader, PatchTask, Sources, map_codes
 from multiseg.store.array_layout import ArrayLayout
 from multiseg.store.byte_ranges import LocalParts
 from multiseg.store.shard_names import MISSING_FILE
@@ -40,7 +40,7 @@ def test_an_error_names_the_case_and_keeps_its_code_and_file(tmp_path: Path, is_
     sources = Sources(str(tmp_path), [DatabaseSource(image, label, (0,))], [case], [[]], (8, 8, 8), 1)
     reader = PatchReader(sources, LocalParts(tmp_path), memoryview(bytearray(sources.cached_bytes(case))))
     images, target = np.zeros((1, 8, 8, 8), np.float16), np.zeros((8, 8, 8), np.uint8)
-    patch = Task(0, 0, 0, 0, (0, 0, 0), 1)
+    patch = PatchTask(0, 0, 0, 0, (0, 0, 0), 1)
     read = partial(reader.decode, case) if is_whole_case else partial(reader.fill, patch, images, target)
     with pytest.raises(StoreError, match=r"^ms/P1: ms/image/c/3/0/0/0/0 is not there") as caught:
         read()

@@ -224,8 +224,8 @@ def test_a_model_file_may_name_a_network_of_ones_own(tmp_path, mine, name):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("os:system", "part of Python itself"),
-        ("subprocess:run", "part of Python itself"),
+        ("os:system", "in Python's standard library"),
+        ("subprocess:run", "in Python's standard library"),
         ("mine_nets:unannotated", "is no network, and is not called"),
         ("mine_nets:annotated_otherwise", "is no network, and is not called"),
         ("mine_nets:NoNetwork", "is no network, and is not called"),
@@ -248,7 +248,7 @@ def test_a_model_file_runs_nothing_but_networks(tmp_path, mine, name, said):
 def test_a_network_without_a_path_is_opened_by_passing_it(tmp_path, mine):
     network = mine.Net(3, INFO.space.num_logits, width=5)
     save_model(tmp_path / BEST, network, replace(INFO, builder="__main__:<lambda>", numbers={"width": 5}))
-    with pytest.raises(CheckpointError, match="has to be passed from Python"):
+    with pytest.raises(CheckpointError, match="pass what is defined in a script, a notebook or a function from Python"):
         load_model(tmp_path)
     loaded = load_model(tmp_path, network=lambda m, n, width: mine.Net(m, n, width))
     assert torch.equal(loaded.network.first.weight, network.first.weight)

@@ -16,7 +16,7 @@ from multiseg.errors import DataError, ResourceError, SourceError, UsageError
 from multiseg.store.border import one_case, one_file
 from multiseg.store.cases import CaseFiles
 from multiseg.store.findings import Finding
-from multiseg.store.formats import mgh, nifti, reading
+from multiseg.store.formats import mgh, nifti, read_volume
 from multiseg.store.formats.nifti import write_nifti
 from multiseg.store.ingest.dry_run import check_source, forecast
 from multiseg.store.ingest.estimate import estimate
@@ -144,7 +144,7 @@ def _break(monkeypatch: pytest.MonkeyPatch, errors: Mapping[str, BaseException],
             raise errors[path.parent.name]
         return whole(path, *arguments)
 
-    monkeypatch.setattr(reading, name, read)
+    monkeypatch.setattr(read_volume, name, read)
 
 
 @pytest.mark.parametrize("name", ["nifti_geometry", "read_nifti"])
@@ -244,7 +244,7 @@ def test_the_readers_of_both_formats_are_inside_the_border(tmp_path: Path, monke
         raise TypeError("x")
 
     monkeypatch.setattr(mgh, "is_mapping", fail)
-    for read in (reading.read_volume, reading.read_geometry):
+    for read in (read_volume.read_volume, read_volume.read_geometry):
         with pytest.raises(SourceError, match=r"TypeError in test_store_border\.py") as caught:
             read(tmp_path / "T1.mgh")
         assert caught.value.code == "UNREADABLE"

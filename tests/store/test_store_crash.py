@@ -139,7 +139,7 @@ def test_a_full_disk(hospitals: Path, store_url: str, tmp_path: Path) -> None:
     said = (out / "first").read_text()
     assert (out / "code").read_text() == "5\n", said
     assert "No space left on device" in said
-    assert "Make room. Then run the same command again." in said
+    assert "Free some disk space. Then run the same command again." in said
     assert "Traceback" not in said
     assert 0 < said.count("written ") < 16
     ended, undisturbed = whole_cases(str(out / "brain.zarr")), whole_cases(store_url)

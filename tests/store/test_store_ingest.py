@@ -362,7 +362,7 @@ def test_a_folder_of_other_things_is_no_store(clinic: Clinic) -> None:
     assert {path.name for path in Path(clinic.url).iterdir()} == {"thesis.doc", "film.partial"}
     shutil.rmtree(clinic.url)
     Path(clinic.url).touch()
-    with pytest.raises(UsageError, match=r"brain\.zarr is a file, where a folder is needed"):
+    with pytest.raises(UsageError, match=r"brain\.zarr is a file, but must be a folder"):
         clinic.ingest(clinic.case("P1", 1))
 
 

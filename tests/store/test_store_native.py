@@ -215,7 +215,7 @@ def test_nothing_is_written_over(written: Callable[..., Path], capsys: pytest.Ca
     (home / "T1.nii.gz").unlink()
     url = str(home.parent / "brain.zarr")
     assert run(["info", url, "--case", "db/P", "--write", str(home)]) == 2
-    assert "label-seg.nii.gz is there already. Choose another name, or pass --overwrite" in capsys.readouterr().err
+    assert "label-seg.nii.gz already exists. Choose another name, or pass --overwrite" in capsys.readouterr().err
     assert {path.name for path in home.iterdir()} == {"label-seg.nii.gz", "label-seg.tsv"}
     assert run(["info", url, "--write", str(home)]) == 2
     assert "--write needs a case" in capsys.readouterr().err

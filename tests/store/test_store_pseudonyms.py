@@ -13,12 +13,12 @@ import zarr
 
 from multiseg.cli.app import run
 from multiseg.errors import ResourceError, StoreError, UsageError
-from multiseg.files import held_alone
+from multiseg.files import lock_folder
 from multiseg.store.cases import CaseFiles
 from multiseg.store.checks.verify import verify_store
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.formats.nifti import write_like
-from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.ingest.dry_run import forecast
 from multiseg.store.ingest.ingest import IngestReport, ingest
 from multiseg.store.ingest.plan import IngestOptions
@@ -228,7 +228,7 @@ def test_one_process_at_a_time_adds_names(visits: DatabaseFiles, tmp_path: Path)
         with pytest.raises(ResourceError, match="it is adding names to the same file"):
             taken(visits, tmp_path)
         other.communicate(b"\n")
-    with held_alone(lock, ""):
+    with lock_folder(lock, ""):
         pass
 
 

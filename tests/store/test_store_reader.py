@@ -15,7 +15,7 @@ from multiseg.store import schema
 from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
 from multiseg.store.checks.verify import verify_store
-from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.ingest.ingest import ingest
 from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.preparation.prepare import prepare_case

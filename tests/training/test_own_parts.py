@@ -166,7 +166,7 @@ def test_a_network_without_a_path_trains_and_warns_that_it_has_to_be_passed(stor
     make = lambda m, n: mine.Net(m, n, 4)  # noqa: E731
     with pytest.warns(UserWarning, match=r"only load_model\(path, network=...\) opens what is trained"):
         train(small(store_url), tmp_path / "run", network=make)
-    with pytest.raises(CheckpointError, match="has to be passed from Python"):
+    with pytest.raises(CheckpointError, match="pass what is defined in a script, a notebook or a function from Python"):
         load_model(tmp_path / "run")
     model = load_model(tmp_path / "run", network=make)
     found = evaluate(model, store_url, EvaluateOptions(databases=("dogwood",), subsets="full"))

@@ -98,7 +98,7 @@ def federation_options(
     """
     import torch
 
-    from multiseg.config import checked, defaults, learning, merged
+    from multiseg.config import checked, defaults, merged, training_settings
     from multiseg.federation.plan import FederationOptions, check
     from multiseg.federation.run_file import read_run
 
@@ -107,7 +107,7 @@ def federation_options(
     own = {"experiment": "simulation", "sites": tuple(name for name in stores if name not in held_out)}
     said = merged(merged(own, file), flags)
     cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    options = checked(learning(merged(defaults(cuda, said), said)), FederationOptions)
+    options = checked(training_settings(merged(defaults(cuda, said), said)), FederationOptions)
     check(options)
     return options
 

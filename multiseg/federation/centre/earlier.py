@@ -15,7 +15,7 @@ from multiseg.errors import CheckpointError, ResourceError, UsageError
 from multiseg.federation.centre.experiment_folder import STATE, WORST, State, commit, opened, read_history
 from multiseg.federation.centre.run_events import Event, WentBack
 from multiseg.federation.centre.run_logs import RunLogs
-from multiseg.files import add_name, held_alone, take_place_of_folder
+from multiseg.files import add_name, lock_folder, rename_folder
 from multiseg.models.saved import BEST, LAST, load_weights, read_info
 from multiseg.training.run_folder import LOCK
 
@@ -46,7 +46,7 @@ def keep(folder: Path, number: int, most: int) -> None:
             for name in FILES:
                 if (folder / name).is_file():
                     add_name(folder / name, half / name)
-            take_place_of_folder(half, place)
+            rename_folder(half, place)
         known = kept_rounds(folder)
         before = [one for one in known if one <= number][-most - 1 :] if most else []
         for one in set(known) - set(before):
@@ -82,7 +82,7 @@ def go_back(folder: Path, experiment: str, number: int, on_event: Callable[[Even
             "(schedule.keep_rounds)."
         )
     place = _place(folder, number)
-    with held_alone(folder / LOCK, "it runs this experiment. Stop the run first: multiseg fed stop."):
+    with lock_folder(folder / LOCK, "it runs this experiment. Stop the run first: multiseg fed stop."):
         state = opened(place)
         if state is None:
             raise CheckpointError(f"{place} holds no {STATE}: choose another round.")

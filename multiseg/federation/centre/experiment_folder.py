@@ -26,7 +26,7 @@ from multiseg.errors import CheckpointError, UsageError
 from multiseg.federation.centre.site_roster import Roster
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.run_file import UNHEARD, heard
-from multiseg.files import check_folder, held_alone, take_place, write_atomically
+from multiseg.files import check_folder, lock_folder, replace_file, write_atomically
 from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info, save_weights
 from multiseg.shown import cell
 from multiseg.training.run_folder import COMPUTING, LOCK, READING, RUN_FILE, flat
@@ -118,7 +118,7 @@ def claimed(folder: Path, options: FederationOptions) -> Iterator[None]:
     if models and not (folder / STATE).exists():
         raise UsageError(f"{folder} holds a model ({models[0]}) of no federated run. Choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    with held_alone(folder / LOCK, "it runs this experiment. Wait for that, or choose another folder."):
+    with lock_folder(folder / LOCK, "it runs this experiment. Wait for that, or choose another folder."):
         for half_written in folder.glob(".*.tmp"):  # by a process that was killed
             half_written.unlink()
         check_same(folder, options)
@@ -147,7 +147,7 @@ def commit(folder: Path, state: State, models: Models, alone: bool = False) -> N
         save_weights(_beside(folder, name), weights, info)
     write_atomically(folder / STATE, _state_bytes(state, steps))  # from here on it counts
     for name in models:
-        take_place(_beside(folder, name), folder / name)
+        replace_file(_beside(folder, name), folder / name)
     write_atomically(folder / ROSTER, json.dumps(state.roster.to_json(), indent=1).encode())
     write_atomically(folder / ROUNDS, _table(state.history).encode())
 
@@ -241,7 +241,7 @@ def _settle(beside: Path, steps: Mapping[str, int], roster: Roster) -> None:
     """Move in a model that was written for the committed state, and drop one that was not."""
     name, info = beside.name[1:].removesuffix(NEXT), read_info(beside)
     if (info.step, tuple(info.axis)) == (steps.get(name), tuple(roster.info.axis)):
-        take_place(beside, beside.with_name(name))
+        replace_file(beside, beside.with_name(name))
     else:
         beside.unlink()
 

@@ -27,7 +27,7 @@ from multiseg.federation.flower.liveness import Pulse
 from multiseg.federation.flower.reaching import proxy_for, unreachable
 from multiseg.federation.identity.signing import UNKNOWN_KEY, WRONG_CLOCK, farewell
 from multiseg.federation.supervise import Child, Ending, backoff, command_path, supervise
-from multiseg.files import held_alone, write_atomically
+from multiseg.files import lock_folder, write_atomically
 
 if TYPE_CHECKING:
     from multiseg.federation.sites.site_settings import SiteSettings
@@ -239,7 +239,7 @@ def _alone(state: Path) -> Iterator[None]:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"{state} cannot be made: {error.strerror}.") from error
-    with held_alone(state / ".joined", "this site has joined already."):
+    with lock_folder(state / ".joined", "this site has joined already."):
         yield
 
 

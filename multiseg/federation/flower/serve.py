@@ -17,7 +17,7 @@ from multiseg.federation.identity import home
 from multiseg.federation.identity.authority import renew_in_time, renew_link
 from multiseg.federation.identity.home import Home, read_home
 from multiseg.federation.supervise import Child, Ending, backoff, command_path, supervise
-from multiseg.files import held_alone
+from multiseg.files import lock_folder
 
 SLACK_BYTES = 256 * 2**20
 """A database with so much room in it is packed before the start: Flower's never shrinks."""
@@ -36,7 +36,7 @@ def serve(folder: Path, say: Callable[[str], None]) -> None:
         FederationError: a certificate has ended and cannot be renewed.
     """
     server = read_home(folder)
-    with held_alone(server.at(home.LOCK), "it serves this folder, and one is enough."):
+    with lock_folder(server.at(home.LOCK), "it serves this folder, and one is enough."):
         check_files(server)
         renew_link(server)
         if told := renew_in_time(server):

@@ -31,7 +31,7 @@ def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None 
             already.
         FederationError: the server does not answer, or refuses.
     """
-    from multiseg.config import checked, defaults, learning, merged
+    from multiseg.config import checked, defaults, merged, training_settings
     from multiseg.federation.centre.earlier import go_back
     from multiseg.federation.centre.experiment_folder import check_same
     from multiseg.federation.plan import FederationOptions, check
@@ -39,7 +39,7 @@ def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None 
 
     server = read_home(folder)
     said = read_run(file, "See docs/federation.md for one.")
-    settings = learning(merged(defaults(cards, said), said))
+    settings = training_settings(merged(defaults(cards, said), said))
     options = checked(settings, FederationOptions)
     check(options)
     check_same(server.at(home.RUNS) / options.experiment, options)

@@ -15,7 +15,7 @@ from pathlib import Path
 from multiseg.errors import FederationError, UsageError
 from multiseg.federation.identity import certificates, home
 from multiseg.federation.identity.home import Home
-from multiseg.files import take_place, take_place_of_folder, write_atomically
+from multiseg.files import rename_folder, replace_file, write_atomically
 from multiseg.locks import locked
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -157,7 +157,7 @@ def _make(made: Home, above: bytes, *, bridged: bool = False, new_key: bool = Fa
         above = certificates.bridge(making / home.CA, (made.at(home.CA), made.at(home.CA_KEY))) + above
     write_atomically(making / home.BRIDGE, above)
     _sign(made, above, MAKING, new_key)
-    take_place_of_folder(making, made.at(NEXT))
+    rename_folder(making, made.at(NEXT))
     _move_in(made.folder)
 
 
@@ -179,7 +179,7 @@ def _move_in(folder: Path) -> None:
         return
     for name in ORDER:
         if (folder / NEXT / name).exists():
-            take_place(folder / NEXT / name, folder / name)
+            replace_file(folder / NEXT / name, folder / name)
     shutil.rmtree(folder / NEXT)
 
 

@@ -18,7 +18,7 @@ from multiseg.federation.fab import app_hash
 from multiseg.federation.identity import authority, certificates, home
 from multiseg.federation.identity.home import Home, checked, read_home, write_home
 from multiseg.federation.identity.registry import admit, allowed, expel, read_registry
-from multiseg.files import check_folder, take_place, take_place_of_folder
+from multiseg.files import check_folder, rename_folder, replace_file
 
 SITE_TOML = """\
 # A site's own settings: what stands here, the site alone decides.
@@ -169,8 +169,8 @@ def enrol_site(folder: Path, name: str, kit: Path, public_key: Path | None = Non
         made.chmod(0o700)
         certificates.write_secret(Path(beside) / archive.name, _packed(files, kit.name))
         admit(folder, name, public)
-        take_place_of_folder(made, kit)
-        take_place(Path(beside) / archive.name, archive)
+        rename_folder(made, kit)
+        replace_file(Path(beside) / archive.name, archive)
     return kit, archive
 
 

@@ -23,7 +23,7 @@ from multiseg.store.formats.volumes import axis_codes
 from multiseg.store.hierarchy import is_plain_name
 from multiseg.store.preparation.boxes import box_at
 from multiseg.store.preparation.grids import SAME_SPACING, Grid
-from multiseg.store.preparation.plausible import Region, implausible
+from multiseg.store.preparation.plausible import Region, find_implausible
 from multiseg.store.rows import digest_of_roles
 from multiseg.types import Affine, Index3
 
@@ -223,7 +223,7 @@ def _doubt_brains(
         for name, has_it, image in zip(layout.modalities, metadata["available"], volume, strict=False)
         if has_it
     }
-    for code, text in implausible(regions, around, layout.recipe.brain_mask):
+    for code, text in find_implausible(regions, around, layout.recipe.brain_mask):
         faults.warning(code, f"{layout.name}/image", text)
 
 

@@ -1,4 +1,4 @@
-"""Undoing gzip, zlib and bzip2 with every checksum looked at, and never into more memory than was expected."""
+"""Decompress gzip, zlib and bzip2: check every checksum and never use more memory than expected."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from typing import Any
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_RATIO = 1100
-"""Deflate cannot make anything smaller than by this."""
+"""The highest compression ratio that deflate can reach."""
 MAX_RATIO_OF_BZIP2 = 100_000
-"""bzip2 makes a block of 900,000 equal bytes as small as 40."""
+"""bzip2 compresses a block of 900,000 equal bytes to 40 bytes."""
 DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, OSError, ValueError)
-"""What unpacking says of damaged data."""
+"""What decompression raises on damaged data."""
 BLOCK = 1 << 16
-"""Compressed bytes that are looked at together."""
+"""Compressed bytes passed to the decompressor at a time."""
 PIECE = 1 << 18
-"""Unpacked bytes that come at once."""
+"""Most decompressed bytes returned at a time."""
 
 
-def gunzip(data: bytes, at_most: int) -> bytes:
-    """The content of a gzip file, of all its members, its lengths and CRCs checked.
+def gunzip(data: bytes, max_bytes: int) -> bytes:
+    """Decompress all members of a gzip file and check their lengths and CRCs.
 
     Raises:
-        EOFError, zlib.error: it is truncated or damaged.
-        ValueError: it unpacks to more than `at_most` bytes, of which no more were kept.
+        EOFError, zlib.error: the file is truncated or damaged.
+        ValueError: the content is longer than `max_bytes`; no more than that was kept in memory.
     """
-    return _gathered(_members(data), at_most)
+    return _collect(_members(data), max_bytes)
 
 
-def gunzipped_head(data: bytes, num_bytes: int) -> bytes:
-    """The first bytes of a gzip file's content, from the first bytes of the file.
+def gunzip_head(data: bytes, num_bytes: int) -> bytes:
+    """The first bytes of the content of a gzip file, given its first compressed bytes.
 
     Raises:
-        zlib.error: they are damaged.
+        zlib.error: the data is damaged.
     """
     head = b""
     try:
@@ -44,97 +44,99 @@ def gunzipped_head(data: bytes, num_bytes: int) -> bytes:
             head += piece
             if len(head) >= num_bytes:
                 break
-    except EOFError:  # no more of the file was given
+    except EOFError:  # `data` is only the start of the file
         pass
     return head[:num_bytes]
 
 
-def gunzipped_length(data: bytes, at_most: int) -> int:
-    """How long the content of a gzip file is; more than `at_most` where it is longer than that. Nothing is kept.
+def gunzip_length(data: bytes, max_bytes: int) -> int:
+    """The length of the content of a gzip file, without keeping it. Stops counting beyond `max_bytes`.
 
     Raises:
-        EOFError, zlib.error: it is truncated or damaged.
+        EOFError, zlib.error: the file is truncated or damaged.
     """
     length = 0
     for piece in _members(data):
         length += len(piece)
-        if length > at_most:
+        if length > max_bytes:
             break
     return length
 
 
-def unpack(data: bytes, encoding: str, at_most: int) -> bytes:
-    """The voxels of a MetaImage or NRRD file; "zlib" is what MetaImage calls compressed.
+def unpack(data: bytes, encoding: str, max_bytes: int) -> bytes:
+    """Decompress the voxels of a MetaImage or NRRD file. MetaImage's "compressed" is zlib.
 
     Raises:
-        EOFError, zlib.error, OSError, ValueError: they are truncated or damaged, or more than `at_most` bytes.
+        EOFError, zlib.error, OSError, ValueError: the data is damaged, or longer than `max_bytes`.
     """
     if encoding == "raw":
         return data
     if encoding == "bzip2":
-        return _gathered(_of_bzip2(data), at_most)
-    return gunzip(data, at_most) if data[:2] == GZIP_MAGIC else _gathered(_of_zlib(data), at_most)
+        return _collect(_bzip2_pieces(data), max_bytes)
+    return gunzip(data, max_bytes) if data[:2] == GZIP_MAGIC else _collect(_zlib_pieces(data), max_bytes)
 
 
-def inflated(data: bytes, at_most: int) -> bytes:
-    """What bare deflate, without a head and a checksum, packed.
+def inflate(data: bytes, max_bytes: int) -> bytes:
+    """Decompress a bare deflate stream, which has no header and no checksum.
 
     Raises:
         EOFError, zlib.error, ValueError: as `gunzip`.
     """
-    return _gathered(_stream(zlib.decompressobj(wbits=-15), memoryview(data)), at_most)
+    # wbits=-15: without header and checksum.
+    return _collect(_zlib_stream(zlib.decompressobj(wbits=-15), memoryview(data)), max_bytes)
 
 
-def _gathered(pieces: Iterator[bytes], at_most: int) -> bytes:
-    whole = io.BytesIO()  # which gives its bytes away without a copy
+def _collect(pieces: Iterator[bytes], max_bytes: int) -> bytes:
+    whole = io.BytesIO()  # getvalue() does not copy
     for piece in pieces:
-        if whole.tell() + len(piece) > at_most:
-            raise ValueError(f"it unpacks to more than the {at_most} bytes that its header leaves room for")
+        if whole.tell() + len(piece) > max_bytes:
+            raise ValueError(f"it decompresses to more than the {max_bytes} bytes that its header allows")
         whole.write(piece)
     return whole.getvalue()
 
 
 def _members(data: bytes) -> Iterator[bytes]:
-    """The content of a gzip file, member after member; zeros behind the last one are padding."""
+    """The content of a gzip file, member by member. Zeros after the last member are padding."""
     rest = memoryview(data)
     while len(rest):
-        begin = yield from _stream(zlib.decompressobj(wbits=31), rest)
+        # wbits=31: with the header and checksum of gzip.
+        begin = yield from _zlib_stream(zlib.decompressobj(wbits=31), rest)
         while begin < len(rest) and rest[begin] == 0:
             begin += 1
         rest = rest[begin:]
 
 
-def _of_zlib(data: bytes) -> Iterator[bytes]:
-    yield from _stream(zlib.decompressobj(), memoryview(data))
+def _zlib_pieces(data: bytes) -> Iterator[bytes]:
+    yield from _zlib_stream(zlib.decompressobj(), memoryview(data))
 
 
-def _stream(machine: Any, data: memoryview) -> Generator[bytes, None, int]:
-    """What one zlib stream holds, in pieces; comes back with the place of its end in the data."""
+def _zlib_stream(decompressor: Any, data: memoryview) -> Generator[bytes, None, int]:
+    """The content of one zlib stream in pieces; returns the offset in `data` at which the stream ends."""
     begin, block = 0, b""
-    while not machine.eof:
+    while not decompressor.eof:
         is_all_read = begin >= len(data) and not block
         if not block:
             block = bytes(data[begin : begin + BLOCK])
             begin += len(block)
-        piece = machine.decompress(block, PIECE)
-        block = machine.unconsumed_tail
+        piece = decompressor.decompress(block, PIECE)
+        block = decompressor.unconsumed_tail
         if piece:
             yield piece
-        elif is_all_read and not machine.eof:
-            raise EOFError("it ends before its last block does")
-    return begin - len(machine.unused_data)
+        elif is_all_read and not decompressor.eof:
+            raise EOFError("it ends within a block")
+    return begin - len(decompressor.unused_data)
 
 
-def _of_bzip2(data: bytes) -> Iterator[bytes]:
-    """What a bzip2 file holds, stream after stream."""
+def _bzip2_pieces(data: bytes) -> Iterator[bytes]:
+    """The content of a bzip2 file, stream by stream."""
     rest = data
     while rest:
-        machine = bz2.BZ2Decompressor()
+        decompressor = bz2.BZ2Decompressor()
         block = rest
-        while not machine.eof:
-            piece = machine.decompress(block, PIECE)
+        while not decompressor.eof:
+            piece = decompressor.decompress(block, PIECE)
             block = b""
-            if not piece and machine.needs_input and not machine.eof:
-                raise EOFError("it ends before its last block does")
+            if not piece and decompressor.needs_input and not decompressor.eof:
+                raise EOFError("it ends within a block")
             yield piece
-        rest = machine.unused_data
+        rest = decompressor.unused_data

@@ -1,7 +1,6 @@
-"""Walking a DICOM file from element to element, so that a length that one flipped bit made huge is seen in time.
+"""Walk through the elements of a DICOM file, to notice a damaged length before memory is allocated for it.
 
-The library that reads the file (GDCM) asks for the memory that an element's length claims before it looks whether the
-file is as long. https://dicom.nema.org/medical/dicom/current/output/chtml/part05/chapter_7.html
+GDCM, which reads the file, allocates what an element's length claims before it checks that the file is as long. https://dicom.nema.org/medical/dicom/current/output/chtml/part05/chapter_7.html
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from multiseg.errors import SourceError
-from multiseg.store.formats.compression import inflated
+from multiseg.store.formats.compression import inflate
 
 HEAD_BYTES = 132
 IMPLICIT, BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
-"""Kinds of values whose length has four bytes, and two unused ones before it."""
+"""Value representations whose length takes four bytes, after two reserved bytes."""
 KINDS = LONG | {
     b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
     b"ST", b"TM", b"UI", b"UL", b"US",
@@ -33,14 +32,14 @@ SAMPLES, FRAMES, BITS = (0x0028, 0x0002), (0x0028, 0x0008), (0x0028, 0x0100)
 ROWS, COLUMNS = (0x0028, 0x0010), (0x0028, 0x0011)
 KEPT = frozenset({SYNTAX, SAMPLES, FRAMES, ROWS, COLUMNS, BITS})
 MAX_DEPTH = 32
-"""Sequences that lie deeper in one another are none that anybody wrote."""
+"""No real file nests sequences deeper than this."""
 MAX_INFLATED = 1 << 29
 Tag = tuple[int, int]
 
 
 @dataclass
 class _Walk:
-    """What is walked through, up to which byte, and the values that were met of some tags outside sequences."""
+    """The file, the byte at which the walk ends, and the values found so far of the `KEPT` tags outside sequences."""
 
     file: BinaryIO
     end: int
@@ -50,14 +49,14 @@ class _Walk:
 
 
 class _BrokenError(Exception):
-    """An element does not fit; says which."""
+    """An element does not fit into its file; the message names it."""
 
 
 def check_elements(path: Path) -> None:
-    """Whether every element of a DICOM file lies within it, and its image has as many bytes as its size needs.
+    """Check that every element of a DICOM file fits into it, and that the image has the bytes that its size needs.
 
     Raises:
-        SourceError: one does not.
+        SourceError: an element does not fit, or the image is too short or too long.
         OSError: the file cannot be read.
     """
     try:
@@ -70,33 +69,35 @@ def check_elements(path: Path) -> None:
 
 def _check(walk: _Walk) -> None:
     begin = _elements(walk, HEAD_BYTES, walk.end, group=2)
-    if SYNTAX not in walk.values:  # or it is not known how the rest is written
-        raise _BrokenError("the part of it that tells how the rest is written is not there")
+    if SYNTAX not in walk.values:  # it says how the rest is encoded
+        raise _BrokenError("it has no transfer syntax")
     syntax = walk.values[SYNTAX].decode("ascii", errors="replace").strip("\0 ")
     data = _Walk(walk.file, walk.end, ">" if syntax == BIG_ENDIAN else "<", syntax != IMPLICIT)
     if syntax == DEFLATED:
         walk.file.seek(begin)
-        content = inflated(walk.file.read(), MAX_INFLATED)
+        content = inflate(walk.file.read(), MAX_INFLATED)
         data, begin = _Walk(io.BytesIO(content), len(content)), 0
     _elements(data, begin, data.end)
 
 
 def _elements(walk: _Walk, begin: int, end: int, depth: int = 0, group: int = 0) -> int:
-    """Walk through elements up to `end`, the end of their item, or the first that is not of `group`; where that is."""
+    """Walk through elements to `end`, the end of their item, or the first one outside `group`; returns the offset."""
     if depth > MAX_DEPTH:
-        raise _BrokenError(f"its sequences lie more than {MAX_DEPTH} deep in each other")
+        raise _BrokenError(f"its sequences are nested more than {MAX_DEPTH} deep")
     while end - begin >= 8:
         tag, kind, length, value = _head(walk, begin)
         if group and tag[0] != group:
             return begin
         if tag in (ITEM_END, SEQUENCE_END):
             return begin + 8
+        # Its end is marked by a delimiter.
         if length == UNDEFINED:
             begin = _items(walk, value, end, depth, is_raw=tag == PIXELS, is_plain=kind == b"UN")
             continue
         if value + length > end:
             name = f"({tag[0]:04x},{tag[1]:04x})"
-            raise _BrokenError(f"its element {name} claims {length} bytes where {max(0, end - value)} are left")
+            raise _BrokenError(f"its element {name} claims {length} bytes, but {max(0, end - value)} are left")
+        # Elements without a value representation are sequences if they begin with an item.
         if kind == b"SQ" or (kind in (b"", b"UN") and length >= 8 and _tag(walk, value) == ITEM):
             _items(walk, value, value + length, depth, is_plain=kind == b"UN")
         elif depth == 0 and tag == PIXELS:
@@ -109,10 +110,10 @@ def _elements(walk: _Walk, begin: int, end: int, depth: int = 0, group: int = 0)
 
 
 def _items(walk: _Walk, begin: int, end: int, depth: int, is_raw: bool = False, is_plain: bool = False) -> int:
-    """Walk through the items of a sequence, or the pieces of a compressed image (`is_raw`); where it ends.
+    """Walk through the items of a sequence, or the fragments of a compressed image (`is_raw`); returns its end.
 
     Args:
-        is_plain: its elements do not name their kind, whatever the rest of the file does.
+        is_plain: its elements have no value representation, even if those in the rest of the file do.
     """
     inner = _Walk(walk.file, walk.end, walk.order, walk.is_explicit and not is_plain)
     while end - begin >= 8:
@@ -122,12 +123,12 @@ def _items(walk: _Walk, begin: int, end: int, depth: int, is_raw: bool = False, 
         if tag == SEQUENCE_END:
             return begin
         if tag != ITEM:
-            raise _BrokenError(f"its sequence holds ({tag[0]:04x},{tag[1]:04x}) where an item should be")
+            raise _BrokenError(f"its sequence has ({tag[0]:04x},{tag[1]:04x}) in place of an item")
         if length == UNDEFINED:
             begin = _elements(inner, begin, end, depth + 1)
             continue
         if begin + length > end:
-            raise _BrokenError(f"an item claims {length} bytes where {end - begin} are left")
+            raise _BrokenError(f"an item claims {length} bytes, but {end - begin} are left")
         if not is_raw:
             _elements(inner, begin, begin + length, depth + 1)
         begin += length
@@ -135,7 +136,7 @@ def _items(walk: _Walk, begin: int, end: int, depth: int, is_raw: bool = False, 
 
 
 def _head(walk: _Walk, begin: int) -> tuple[Tag, bytes, int, int]:
-    """An element's tag, kind ("" where it is not named), length, and where its value begins."""
+    """An element's tag, value representation ("" if it has none), length, and the offset of its value."""
     tag = _tag(walk, begin)
     rest = walk.file.read(8)
     kind = rest[:2]
@@ -144,7 +145,7 @@ def _head(walk: _Walk, begin: int) -> tuple[Tag, bytes, int, int]:
         return tag, b"", length, begin + 8
     if kind not in KINDS:
         name = f"({tag[0]:04x},{tag[1]:04x})"
-        raise _BrokenError(f"its element {name} is of the kind {kind.decode()!r}, which does not exist")
+        raise _BrokenError(f"its element {name} has the unknown value representation {kind.decode()!r}")
     if kind in LONG:
         (length,) = struct.unpack_from(f"{walk.order}I", rest, 4)
         return tag, kind, length, begin + 12
@@ -159,12 +160,12 @@ def _tag(walk: _Walk, begin: int) -> Tag:
 
 
 def _check_pixels(walk: _Walk, length: int) -> None:
-    """Whether an image that is not compressed has the bytes that its size needs."""
+    """Check that an uncompressed image has the bytes that its size needs."""
     sizes = [_number(walk, tag, default) for tag, default in ((ROWS, 0), (COLUMNS, 0), (SAMPLES, 1), (BITS, 16))]
     text = walk.values.get(FRAMES, b"").decode("ascii", errors="replace").strip("\0 ")
     frames = int(text) if text.isdigit() else 1
     needed = (math.prod(sizes) * frames + 7) // 8
-    spare = max(2, min(sizes[:2]) * sizes[3] // 8)  # a row or a column too much is a wrong size
+    spare = max(2, min(sizes[:2]) * sizes[3] // 8)  # an extra row or column means a wrong size
     if length < needed or length - needed >= spare:
         raise _BrokenError(f"its image of {sizes[0]} x {sizes[1]} voxels should have {needed} bytes, but has {length}")
 

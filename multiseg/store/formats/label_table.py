@@ -1,11 +1,11 @@
-"""What the numbers of a label file mean: in the file itself, and in tables beside it.
+"""Write what the numbers of a label file mean: in the file itself, and in tables next to it.
 
-- In the NIfTI file: the intent code "label" (1002), and two extensions of its header. Code 6, a comment, is the table
-  as JSON: nibabel (`header.extensions`) and `nifti_tool -disp_exts` show it. Code 30 is XML in which Connectome
-  Workbench keeps the names and colours of a label volume.
-- Beside it NAME.tsv: index, name, kind and colour in the form of the BIDS tables of segmentations (dseg.tsv); kind is
-  "lesion", "tissue" or empty.
-- Where there are several structures also NAME.itksnap.txt: ITK-SNAP reads it by "Import Label Descriptions".
+- In the NIfTI file: the intent code "label" (1002), and two extensions of its header. Code 6 (a comment) is the
+  table as JSON, which nibabel (`header.extensions`) and `nifti_tool -disp_exts` show. Code 30 is the XML in which
+  Connectome Workbench keeps the names and colours of a label volume.
+- In NAME.tsv: index, name, kind and colour, in the form of BIDS tables of segmentations (dseg.tsv); kind is "lesion",
+  "tissue" or "n/a".
+- In NAME.itksnap.txt, if there are several structures: ITK-SNAP reads it with "Import Label Descriptions".
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _SNAP_HEAD = "# ITK-SnAP Label Description File\n# IDX   -R-  -G-  -B-  -A--  VI
 
 @dataclass(frozen=True)
 class LabelRow:
-    """What one number stands for.
+    """The meaning of one number.
 
     Attributes:
-        kind: "lesion" or "tissue"; "" is no structure (background, ignored voxels).
-        stands_for: the source's own numbers, where several have become one.
+        kind: "lesion" or "tissue"; "" for what is not a structure (background, ignored voxels).
+        stands_for: the source's own numbers, if several became one.
     """
 
     number: int
@@ -45,23 +45,26 @@ class LabelRow:
 
 
 def rows_of_space(space: LabelSpace) -> tuple[LabelRow, ...]:
-    """The numbers of a model's answer."""
-    structures = (LabelRow(at + 1, one.name, one.kind, colour_of(at)) for at, one in enumerate(space.labels))
+    """The rows for a model's predictions."""
+    structures = (
+        LabelRow(index + 1, label.name, label.kind, colour_of(index)) for index, label in enumerate(space.labels)
+    )
     return LabelRow(0, BACKGROUND, "", _CLEAR), *structures
 
 
 def rows_of_schema(schema: LabelSchema) -> tuple[LabelRow, ...]:
-    """The numbers of an annotation that is written in its source's own codes."""
+    """The rows for an annotation that is written in the codes of its source."""
     rows = [LabelRow(schema.source_number(0), BACKGROUND, "", _CLEAR, schema.background_codes)]
-    for at, one in enumerate(schema.structures):
-        rows.append(LabelRow(schema.source_number(at + 1), one.name, one.kind, colour_of(at), one.source_codes))
+    for index, structure in enumerate(schema.structures):
+        number, codes = schema.source_number(index + 1), structure.source_codes
+        rows.append(LabelRow(number, structure.name, structure.kind, colour_of(index), codes))
     if schema.ignore_codes:
         rows.append(LabelRow(schema.source_number(IGNORE), "ignore", "", _CLEAR, schema.ignore_codes))
     return tuple(rows)
 
 
 def table_files(path: Path, rows: Sequence[LabelRow]) -> dict[Path, str]:
-    """The tables that belong beside a label file: their text by path."""
+    """The text of the tables of a label file, by their paths."""
     stem = path.name.removesuffix(".gz").removesuffix(".nii")
     files = {path.with_name(f"{stem}.tsv"): _tsv(rows)}
     if sum(bool(row.kind) for row in rows) > 1:
@@ -70,16 +73,16 @@ def table_files(path: Path, rows: Sequence[LabelRow]) -> dict[Path, str]:
 
 
 def write_tables(path: Path, rows: Sequence[LabelRow]) -> None:
-    """Write the tables beside a label file; before the file itself, so that none is there without its names."""
+    """Write the tables of a label file. Call it before writing that file, so that it never exists without them."""
     for file, text in table_files(path, rows).items():
         write_atomically(file, text.encode())
 
 
 def label_extensions(rows: Sequence[LabelRow]) -> list[Any]:
-    """The names for a NIfTI header: as JSON, and as Connectome Workbench writes them into a label volume."""
+    """The table as extensions of a NIfTI header: as JSON, and as the XML of Connectome Workbench."""
     columns, *lines = _table(rows)
-    said = json.dumps({"labels": [dict(zip(columns, line, strict=True)) for line in lines]}, ensure_ascii=False)
-    comment = nib.nifti1.Nifti1Extension(COMMENT, said.encode())
+    text = json.dumps({"labels": [dict(zip(columns, line, strict=True)) for line in lines]}, ensure_ascii=False)
+    comment = nib.nifti1.Nifti1Extension(COMMENT, text.encode())
     return [comment, nib.nifti1.Nifti1Extension(CARET, _caret(rows).encode())]
 
 
@@ -98,12 +101,12 @@ def _caret(rows: Sequence[LabelRow]) -> str:
 
 
 def _table(rows: Sequence[LabelRow]) -> list[list[str]]:
-    """The head of the table and its lines."""
+    """The lines of the table, its heading first."""
     merged = any(row.stands_for for row in rows)
     lines = [["index", "name", "kind", "color", *(["stands_for"] if merged else [])]]
     for row in rows:
-        own = [",".join(map(str, row.stands_for))] if merged else []
-        lines.append([str(row.number), " ".join(row.name.split()), row.kind or "n/a", row.colour, *own])
+        codes = [",".join(map(str, row.stands_for))] if merged else []
+        lines.append([str(row.number), " ".join(row.name.split()), row.kind or "n/a", row.colour, *codes])
     return lines
 
 
@@ -115,6 +118,7 @@ def _itksnap(rows: Sequence[LabelRow]) -> str:
     lines = []
     for row in rows:
         red, green, blue = bytes.fromhex(row.colour[1:])
+        # Background and ignored voxels are invisible.
         shown = int(bool(row.kind))
         name = row.name.replace('"', "'")
         lines.append(f'{row.number:5d} {red:5d} {green:4d} {blue:4d} {shown:8d} {shown:2d} {shown:2d}    "{name}"\n')

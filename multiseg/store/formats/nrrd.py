@@ -1,4 +1,4 @@
-"""The fields of a NRRD header. https://teem.sourceforge.net/nrrd/format.html"""
+"""Parse the header of a NRRD file. https://teem.sourceforge.net/nrrd/format.html"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from multiseg.store.formats.text_header import Described, numbers, whole_numbers
+from multiseg.store.formats.text_header import TextHeader, numbers, whole_numbers
 
 DTYPES = {
     "i1": ("signed char", "int8", "int8_t"),
@@ -21,35 +21,36 @@ DTYPES = {
     "f4": ("float",),
     "f8": ("double",),
 }
-"""NRRD's names of types by numpy's."""
+"""NRRD's names of each type, by numpy's."""
 ENCODINGS = {"raw": "raw", "gz": "gzip", "gzip": "gzip", "bz2": "bzip2", "bzip2": "bzip2"}
 SPACES = {
     "right-anterior-superior": (1, 1, 1), "ras": (1, 1, 1), "left-anterior-superior": (-1, 1, 1), "las": (-1, 1, 1),
     "left-posterior-superior": (-1, -1, 1), "lps": (-1, -1, 1),
 }  # fmt: skip
-"""What takes a space's axes to right, front and up; those with a time beside it are the same in space."""
+"""The signs that turn the axes of a space to RAS+. A space with "-time" has the same signs."""
 
 
-def described(fields: Mapping[str, str]) -> Described:
-    """What a header's fields mean.
+def parse(fields: Mapping[str, str]) -> TextHeader:
+    """The header that these fields describe.
 
     Raises:
-        ValueError: one is missing or cannot be read.
+        ValueError: a field is missing or invalid.
     """
     sizes = whole_numbers(fields, "sizes")
     if whole_numbers(fields, "dimension") != (len(sizes),):
         raise ValueError(f"dimension is {fields['dimension']} but sizes are {fields['sizes']}")
     encoding = ENCODINGS.get(fields.get("encoding", "").lower())
     if encoding is None:
-        raise ValueError(f"its encoding {fields.get('encoding')!r} is not read here, but {', '.join(ENCODINGS)} are")
+        raise ValueError(f"encoding {fields.get('encoding')!r} is not supported; {', '.join(ENCODINGS)} are")
     kinds = fields.get("kinds", "").lower().split()
     vectors = _vectors(fields.get("space directions", ""), len(sizes))
     space = fields.get("space", "").lower().removesuffix("-time")
-    axes, directions = _placed(vectors) if vectors else _spaced(fields, kinds, len(sizes))
+    axes, directions = _directed_axes(vectors) if vectors else _spaced_axes(fields, kinds, len(sizes))
+    # ITK takes an unknown space as LPS, too.
     signs = np.array(SPACES.get(space, SPACES["lps"]), dtype=np.float64)
     origin = _vectors(fields.get("space origin", ""), 1) or [(0.0, 0.0, 0.0)]
     unplaced = f"no orientation in the header (its space is {space or 'not named'})"
-    return Described(
+    return TextHeader(
         sizes=sizes,
         space_axes=axes,
         dtype=_dtype(fields),
@@ -59,7 +60,7 @@ def described(fields: Mapping[str, str]) -> Described:
         line_skip=_skip(fields, "line skip", "lineskip", lowest=0),
         byte_skip=_skip(fields, "byte skip", "byteskip", lowest=-1),
         units=frozenset(re.findall(r"[^\s\"]+", fields.get("space units", ""))),
-        is_coloured=any("color" in kind for kind in kinds) or _looks_coloured(sizes, kinds, fields.get("type", "")),
+        is_coloured=any("color" in kind for kind in kinds) or _is_coloured(sizes, kinds, fields.get("type", "")),
         is_complex="complex" in kinds,
         is_sized=bool(vectors or fields.get("spacings") or fields.get("thicknesses")),
         why_unplaced="" if space in SPACES and vectors else unplaced,
@@ -70,55 +71,55 @@ def _dtype(fields: Mapping[str, str]) -> np.dtype:
     name = fields.get("type", "").lower()
     code = next((code for code, names in DTYPES.items() if name in names), None)
     if code is None:
-        raise ValueError(f"its type {name!r} is not read here")
+        raise ValueError(f"type {name!r} is not supported")
     endian = {"little": "<", "big": ">"}.get(fields.get("endian", "").lower())
+    # One-byte types have no byte order.
     if endian is None and not code.endswith("1"):
-        raise ValueError("it does not say which byte comes first (endian)")
+        raise ValueError("it does not give the byte order (endian)")
     return np.dtype((endian or "<") + code)
 
 
-def _looks_coloured(sizes: tuple[int, ...], kinds: list[str], name: str) -> bool:
-    """Three or four bytes a voxel: ITK writes colours as vectors."""
+def _is_coloured(sizes: tuple[int, ...], kinds: list[str], name: str) -> bool:
+    """Whether a voxel is a vector of three or four bytes, as ITK writes colours."""
     is_vector = [size in (3, 4) and "vector" in kind for size, kind in zip(sizes, kinds, strict=False)]
     return any(is_vector) and name.lower() in DTYPES["u1"]
 
 
 def _vectors(text: str, count: int) -> list[tuple[float, ...] | None]:
-    """Vectors such as "(1,0,0) none (0,0,3)"; an empty list for no text."""
+    """Vectors such as "(1,0,0) none (0,0,3)"; an empty list if the text is empty."""
     if not text.strip():
         return []
-    found = [None if part == "none" else numbers(part.strip("()").replace(",", " "))
-             for part in re.findall(r"\([^()]*\)|none", text)]  # fmt: skip
-    if len(found) != count:
-        raise ValueError(f"{text!r} should be {count} vectors")
-    return found
+    parts = re.findall(r"\([^()]*\)|none", text)
+    if len(parts) != count:
+        raise ValueError(f"{text!r} must be {count} vectors")
+    return [None if part == "none" else numbers(part.strip("()").replace(",", " ")) for part in parts]
 
 
-def _placed(vectors: list[tuple[float, ...] | None]) -> tuple[tuple[int, ...], np.ndarray]:
-    """The axes that have a direction in space, and those directions as columns."""
-    axes = tuple(at for at, vector in enumerate(vectors) if vector is not None)[:3]
+def _directed_axes(vectors: list[tuple[float, ...] | None]) -> tuple[tuple[int, ...], np.ndarray]:
+    """The axes that have a direction in space, and their directions as columns."""
+    axes = tuple(axis for axis, vector in enumerate(vectors) if vector is not None)[:3]
     if len(axes) < 3:
         return axes, np.eye(3)
-    return axes, np.stack([_three(vectors[at]) for at in axes], axis=1)
+    return axes, np.stack([_three(vectors[axis]) for axis in axes], axis=1)
 
 
-def _spaced(fields: Mapping[str, str], kinds: list[str], num_axes: int) -> tuple[tuple[int, ...], np.ndarray]:
-    """Without directions: the first three axes that are space by their kind, with sizes alone."""
+def _spaced_axes(fields: Mapping[str, str], kinds: list[str], num_axes: int) -> tuple[tuple[int, ...], np.ndarray]:
+    """Without directions: the first three axes of a spatial kind, and their spacing as a diagonal matrix."""
     if kinds and len(kinds) != num_axes:
-        raise ValueError(f"kinds are {' '.join(kinds)!r} of {num_axes} axes")
-    axes = tuple(at for at in range(num_axes) if not kinds or kinds[at] in ("domain", "space", "???", "none"))[:3]
+        raise ValueError(f"kinds {' '.join(kinds)!r} must be {num_axes} words")
+    axes = tuple(axis for axis in range(num_axes) if not kinds or kinds[axis] in ("domain", "space", "???", "none"))[:3]
     text = fields.get("spacings") or fields.get("thicknesses") or " ".join(["1"] * num_axes)
     sizes = text.lower().split()
     if len(sizes) != num_axes:
-        raise ValueError(f"spacings {text!r} should be {num_axes} numbers")
+        raise ValueError(f"spacings {text!r} must be {num_axes} numbers")
     if len(axes) < 3:
         return axes, np.eye(3)
-    return axes, np.diag([numbers(sizes[at])[0] for at in axes])
+    return axes, np.diag([numbers(sizes[axis])[0] for axis in axes])
 
 
 def _three(vector: tuple[float, ...] | None) -> np.ndarray:
     if vector is None or len(vector) < 3:
-        raise ValueError(f"the vector {vector} should have three numbers")
+        raise ValueError(f"the vector {vector} must have three numbers")
     return np.array(vector[:3])
 
 

@@ -1,4 +1,4 @@
-"""Volumes in memory: voxels, their place in space, and turning them to RAS+."""
+"""Volumes in memory: voxels, their affine, and turning them to RAS+."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from multiseg.errors import SourceError
 from multiseg.types import Affine, Index3, Voxels
 
 AFFINE_TOLERANCE_MM = 0.1
-"""Two affines that place every corner of a volume within this distance are the same."""
+"""Two affines are the same if they place every corner of a volume within this distance."""
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.01, 1000.0
-"""Sizes beyond these are no voxel's. What is implausible but possible, a look at the brain tells."""
+"""Voxel sizes outside this range are invalid. Sizes that are only implausible are found in `plausible`."""
 MIN_DETERMINANT = 1e-3
-"""Of the directions of the axes: below it, they lie in a plane."""
+"""The smallest determinant of the axes' directions. Below it, they are in one plane."""
 MAX_SIDE_MM, MAX_OFFSET_MM = 4000.0, 1e5
-"""No field of view is as large. The origin of some scanners lies far away."""
+"""Larger than any field of view. The origin of some scanners is far away."""
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
     """A volume in memory. `affine` maps its voxel indices to RAS+ millimetres.
 
-    `header` holds the file's raw header bytes, `sha256` the digest of the file as it lies on disk,
-    `doubts` what a person should know about how the file was read. The file's values are `voxels + outside`.
+    `header`: the raw bytes of the file's NIfTI header, or of one made for it. `sha256`: of the file on disk. `doubts`:
+    warnings about how the file was read, as (code, text). The values in the file are `voxels + outside`.
     """
 
     voxels: Voxels
@@ -48,10 +48,10 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """What a header says of a volume, before any voxel is read. `affine` maps voxel indices to RAS+ millimetres.
+    """What a header says about a volume. `affine` maps voxel indices to RAS+ millimetres.
 
-    `num_volumes` lie in its file, and all of them are read for one. `start` is the byte at which they begin in the
-    unpacked file, `disk_bytes` what its files take on the disk.
+    `num_volumes`: in the file; all are read to get one. `start`: offset of the voxels in the decompressed file.
+    `disk_bytes`: size of the files on disk.
     """
 
     shape: Index3
@@ -63,12 +63,12 @@ class Geometry:
 
     @property
     def file_bytes(self) -> int:
-        """Of all voxels in the file, once it is unpacked."""
+        """The size of all voxels in the decompressed file."""
         return math.prod(self.shape) * self.bytes_a_voxel * self.num_volumes
 
 
 def to_ras(volume: Volume) -> Volume:
-    """The same volume with its axes permuted and flipped so that i, j, k run closest to right, front, up."""
+    """Permute and flip the axes of a volume so that i, j, k run closest to right, front, up."""
     orientation = io_orientation(volume.affine)
     voxels = apply_orientation(volume.voxels, orientation)
     affine = volume.affine @ inv_ornt_aff(orientation, volume.shape)
@@ -87,37 +87,38 @@ def axis_codes(affine: Affine) -> str:
 
 
 def same_grid(a: Affine, b: Affine, shape: Sequence[int]) -> bool:
-    """Whether two affines put the corners of a volume of this shape at the same places (to 0.1 mm)."""
+    """Whether two affines place every corner of a volume of this shape within 0.1 mm."""
     return apart_mm(a, b, shape) < AFFINE_TOLERANCE_MM
 
 
 def apart_mm(a: Affine, b: Affine, shape: Sequence[int]) -> float:
-    """How far apart two affines put the corners of a volume of this shape, at most and along one axis of space."""
+    """The largest distance, along one axis, between a volume's corners under two affines."""
     corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
     return float(np.abs(corners @ (a - b).T).max())
 
 
 def is_mapping(affine: Affine) -> bool:
-    """Whether an affine takes voxels to places in space, one to one, and they have a size that voxels can have."""
+    """Whether an affine is finite and invertible, with possible voxel sizes."""
     if not np.isfinite(affine).all():
         return False
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if not ((sizes >= MIN_VOXEL_MM) & (sizes <= MAX_VOXEL_MM)).all():
         return False
+    # Divided by the sizes, so that small voxels do not seem singular.
     return bool(abs(np.linalg.det(affine[:3, :3] / sizes)) > MIN_DETERMINANT)
 
 
 def check_extent(path: Path, geometry: Geometry) -> None:
-    """Whether a volume lies somewhere where a patient may have lain.
+    """Check that a volume has a size and position that a scanner can have.
 
     Raises:
-        SourceError: it is larger or further away than any scanner.
+        SourceError: it is too large or too far away.
     """
     sides = np.array(voxel_size_mm(geometry.affine)) * geometry.shape
     if sides.max() > MAX_SIDE_MM or np.abs(geometry.affine[:3, 3]).max() > MAX_OFFSET_MM:
         origin = ", ".join(f"{mm:.4g}" for mm in geometry.affine[:3, 3])
         message = (
-            f"{path} is {' x '.join(f'{mm:.4g}' for mm in sides)} mm large and begins at {origin} mm by its header: no "
-            "scanner is as large. Repair its header from the original scan."
+            f"{path} is {' x '.join(f'{mm:.4g}' for mm in sides)} mm large, with its origin at {origin} mm, by its "
+            "header: too large or too far away for a scanner. Repair its header from the original scan."
         )
         raise SourceError(message, code="BAD_AFFINE", file=str(path))

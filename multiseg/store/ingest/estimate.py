@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from multiseg.store.border import one_case
 from multiseg.store.cases import CaseFiles, Majority
-from multiseg.store.formats.reading import read_geometry
+from multiseg.store.formats.read_volume import read_geometry
 from multiseg.store.formats.volumes import Geometry
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.recipe import Recipe

@@ -20,7 +20,7 @@ from typing import Any
 
 from multiseg.errors import UsageError
 from multiseg.faults import check_machine
-from multiseg.files import held_alone, write_atomically
+from multiseg.files import lock_folder, write_atomically
 from multiseg.store.cases import CaseFiles, paths_of
 from multiseg.store.findings import Finding
 from multiseg.store.hierarchy import is_remote, local_path
@@ -178,7 +178,7 @@ def with_pseudonyms(databases: Sequence[DatabaseFiles], path: str, store: str, *
         file.parent.mkdir(parents=True, exist_ok=True)
     lock = file.with_name(f".{file.name}.lock")
     with (
-        held_alone(lock, "it is adding names to the same file. Try again when it is done.")
+        lock_folder(lock, "it is adding names to the same file. Try again when it is done.")
         if is_kept
         else nullcontext()
     ):

@@ -1,4 +1,4 @@
-"""Boxes of voxels: parts of an array that begin at a corner."""
+"""Boxes of voxels, as one slice per axis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from multiseg.types import Index3, Mask
 
 Box: TypeAlias = tuple[slice, slice, slice]
-"""A part of an array."""
 
 
 def starts(box: Box) -> Index3:
@@ -25,7 +24,7 @@ def sizes(box: Box) -> Index3:
 
 
 def box_at(corner: Index3, shape: Index3) -> Box:
-    """The box of this shape that begins at voxel `corner`."""
+    """The box of this shape whose first voxel is `corner`."""
     i, j, k = (slice(c, c + n) for c, n in zip(corner, shape, strict=True))
     return i, j, k
 
@@ -34,26 +33,26 @@ def box_of(mask: Mask) -> Box | None:
     """The smallest box around a mask's voxels; None for an empty mask."""
     parts = []
     for others in ((1, 2), (0, 2), (0, 1)):
-        found = np.flatnonzero(mask.any(axis=others))
-        if len(found) == 0:
+        indices = np.flatnonzero(mask.any(axis=others))
+        if len(indices) == 0:
             return None
-        parts.append(slice(int(found[0]), int(found[-1]) + 1))
+        parts.append(slice(int(indices[0]), int(indices[-1]) + 1))
     return parts[0], parts[1], parts[2]
 
 
 def box_around(boxes: list[Box]) -> Box:
-    """The smallest box that holds all of them, at least one."""
+    """The smallest box that contains all of these boxes, at least one."""
     i, j, k = (slice(min(box[axis].start for box in boxes), max(box[axis].stop for box in boxes)) for axis in range(3))
     return i, j, k
 
 
-def seen_from_outside(box: Box, outer: Box) -> Box:
-    """A box of voxels of another box, in the voxels that the other one is a box of."""
+def to_outer(box: Box, outer: Box) -> Box:
+    """Convert a box from indices within the box `outer` to indices of the whole array."""
     i, j, k = (slice(b.start + o.start, b.stop + o.start) for b, o in zip(box, outer, strict=True))
     return i, j, k
 
 
 def within(box: Box, outer: Box) -> Box:
-    """A box as seen from the corner of another one that holds it."""
+    """Convert a box from indices of the whole array to indices within the box `outer`."""
     i, j, k = (slice(b.start - o.start, b.stop - o.start) for b, o in zip(box, outer, strict=True))
     return i, j, k

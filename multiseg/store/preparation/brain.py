@@ -1,4 +1,4 @@
-"""Where the brain is: a mask given with the case, made from the reference image, or each sequence's non-zero voxels."""
+"""Find the brain: by the case's mask, a mask of the reference image, or the non-zero voxels of each sequence."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from scipy import ndimage
 
 from multiseg.errors import SourceError
 from multiseg.store.formats.volumes import Volume
-from multiseg.store.preparation.boxes import Box, box_of, seen_from_outside
+from multiseg.store.preparation.boxes import Box, box_of, to_outer
 from multiseg.store.preparation.extraction import run_extraction
 from multiseg.store.preparation.grids import Grid, resample
 from multiseg.store.preparation.journal import Journal
 from multiseg.store.preparation.outside import border_value
 from multiseg.store.preparation.places import grid_of
-from multiseg.store.preparation.plausible import Region, implausible
+from multiseg.store.preparation.plausible import Region, find_implausible
 from multiseg.store.preparation.recipe import COMMAND, Recipe
 from multiseg.store.preparation.similarity import coarse
 from multiseg.store.preparation.space import Scene
 from multiseg.types import Mask, Voxels
 
 STRIPPED_SHARE = 0.8
-"""A brain with zeros around it fills about half of its box; beyond this share there is more than brain."""
+"""A brain surrounded by zeros fills about half of its box. Above this share, skull or air is included."""
 OTSU_MM, CLOSING_MM = 3.0, 9.0
-"""Voxels that the head is found on; gaps in its outline, such as the skull's, that are closed."""
+"""The voxel size on which the head is found, and the widest gaps in its outline that are closed (as at the skull)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Located:
-    """A part of the case's grid, which `box` says, and what lies there: raw values, and the voxels that count.
+class BrainImage:
+    """A sequence within a box of the case's grid: its values, and the mask of its brain.
 
-    `values` are 0 outside the brain; `values + outside` are the file's.
+    `values` are 0 outside the brain; the values in the file are `values + outside`.
     """
 
     box: Box
@@ -42,12 +42,11 @@ class Located:
     outside: float = 0.0
 
 
-def brains(scene: Scene, recipe: Recipe, journal: Journal) -> dict[str, Located]:
-    """Every sequence on the case's grid, with the voxels that are its brain.
+def find_brains(scene: Scene, recipe: Recipe, journal: Journal) -> dict[str, BrainImage]:
+    """Resample every sequence to the case's grid and find its brain.
 
     Raises:
-        SourceError: there is no mask where the recipe needs one, it is none, or it is empty; or a sequence
-            is 0 in all of the brain, or shows one value only.
+        SourceError: a mask is needed but missing, not a mask, or empty; or a sequence is 0 or constant in the brain.
     """
     rule = recipe.brain_mask
     given = scene.volumes.get("brain_mask")
@@ -58,8 +57,8 @@ def brains(scene: Scene, recipe: Recipe, journal: Journal) -> dict[str, Located]
     mask = given if rule == "file" else _mask_of_reference(scene, rule, journal)
     if mask is None:
         raise SourceError(
-            "the brain is to be the mask given with each case, but this case has none. Add its mask, or choose "
-            "another rule: --brain-mask nonzero or otsu.",
+            "this case has no brain mask, which the recipe needs. Add its mask, or choose another rule: "
+            "--brain-mask nonzero or otsu.",
             code="NO_BRAIN_MASK",
         )
     box, brain = _on_grid(mask, scene.grid, journal)
@@ -68,32 +67,32 @@ def brains(scene: Scene, recipe: Recipe, journal: Journal) -> dict[str, Located]
     return {name: _masked(name, scene, box, brain, journal) for name in scene.names}
 
 
-def doubt_brains(places: Mapping[str, Located], scene: Scene, recipe: Recipe, journal: Journal) -> None:
-    """Warnings of brains that cannot be ones; see `plausible`."""
-    regions = {name: Region(one.box, one.mask, grid_of(scene.volumes[name])) for name, one in places.items()}
-    journal.warn_all(implausible(regions, scene.grid, recipe.brain_mask))
+def check_brains(images: Mapping[str, BrainImage], scene: Scene, recipe: Recipe, journal: Journal) -> None:
+    """Warn of implausible brains; see `plausible`."""
+    regions = {name: Region(image.box, image.mask, grid_of(scene.volumes[name])) for name, image in images.items()}
+    journal.warn_all(find_implausible(regions, scene.grid, recipe.brain_mask))
 
 
 def _mask_of_reference(scene: Scene, rule: str, journal: Journal) -> Volume:
     reference = scene.volumes[scene.reference]
     if rule.startswith(COMMAND):
-        voxels, said = run_extraction(rule.removeprefix(COMMAND), reference, scene.home.path)
+        voxels, method = run_extraction(rule.removeprefix(COMMAND), reference, scene.home.path)
         path = reference.path.with_name(f"the mask of {reference.path.name}")
     else:
-        # Around a stripped brain, what is far from the outside's value counts, be it darker or brighter.
+        # The brain of a stripped image may be darker or brighter than its surroundings.
         is_stripped = border_value(reference.voxels) == 0
-        bright = np.abs(reference.voxels) if is_stripped else reference.voxels
-        voxels, said = otsu_head(bright, grid_of(reference)), "Otsu's threshold"
+        contrast = np.abs(reference.voxels) if is_stripped else reference.voxels
+        voxels, method = otsu_head(contrast, grid_of(reference)), "Otsu's threshold"
         path = reference.path.with_name(f"the head in {reference.path.name}")
-    journal.step(scene.reference, f"brain mask made from it by {said}")
+    journal.step(scene.reference, f"brain mask made from it by {method}")
     return replace(reference, voxels=voxels.astype(np.uint8), path=path)
 
 
 def otsu_head(voxels: Voxels, grid: Grid) -> Mask:
-    """What is brighter than air: the brain where it is stripped of its skull, the whole head where it is not.
+    """The mask of what is brighter than air: the brain of a skull-stripped image, otherwise the whole head.
 
-    Otsu's threshold (1979) between dark and bright, gaps up to 9 mm closed, the largest connected part, its
-    holes filled in space and in every slice; found on voxels of 3 mm.
+    On voxels of 3 mm: Otsu's threshold (1979), gaps up to 9 mm closed, the largest connected part, and its holes
+    filled in 3-D and in every slice.
     """
     rough = coarse(grid, OTSU_MM)
     image = resample(voxels, grid, rough)
@@ -107,14 +106,13 @@ def otsu_head(voxels: Voxels, grid: Grid) -> Mask:
         return np.zeros(voxels.shape, dtype=bool)
     head = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
     for axis in range(3):
-        for at in range(head.shape[axis]):
-            plane = head.take(at, axis)
-            np.moveaxis(head, axis, 0)[at] = ndimage.binary_fill_holes(plane)
+        for plane in np.moveaxis(head, axis, 0):
+            plane[...] = ndimage.binary_fill_holes(plane)
     return resample(ndimage.binary_fill_holes(head).astype(np.float32), rough, grid, smooth=False) > 0.5
 
 
 def _otsu(values: Voxels) -> float:
-    """The threshold that leaves the least variance within the dark and the bright voxels (Otsu 1979)."""
+    """The threshold with the least variance within the dark and within the bright voxels (Otsu 1979)."""
     low, high = float(values.min()), float(np.percentile(values, 99.9))
     counts, edges = np.histogram(values, 256, (low, high) if high > low else (low, low + 1))
     middle = (edges[1:] + edges[:-1]) / 2
@@ -126,13 +124,13 @@ def _otsu(values: Voxels) -> float:
 
 
 def _on_grid(volume: Volume, grid: Grid, journal: Journal) -> tuple[Box, Mask]:
-    """A mask's box on the case's grid, and what of it is brain."""
+    """Resample a mask; returns its box on the case's grid and the mask within it."""
     box = box_of(volume.voxels != 0)
     inside = None if box is None else volume.voxels[box]
     if inside is not None and np.any(np.abs(inside - np.rint(inside)) > 0.01):
         raise SourceError(
-            f"{volume.path} holds values that are no whole numbers, so it is an image and no brain mask. Give a mask "
-            "of 0 and 1, or a parcellation.",
+            f"{volume.path} has values that are not whole numbers, so it is not a brain mask. Give a mask of 0 and 1, "
+            "or a parcellation.",
             code="NOT_A_MASK",
             file=str(volume.path),
         )
@@ -144,25 +142,25 @@ def _on_grid(volume: Volume, grid: Grid, journal: Journal) -> tuple[Box, Mask]:
         tight = box_of(mask)
     if region is None or tight is None:
         raise SourceError(
-            f"{volume.path} holds no voxel above 0.5 where the images are: no brain is left.",
+            f"{volume.path} has no voxel above 0.5 within the images, so no brain is left. Is it this case's mask?",
             code="EMPTY_BRAIN",
             file=str(volume.path),
         )
     mask = mask[tight]
-    return seen_from_outside(tight, region), mask
+    return to_outer(tight, region), mask
 
 
-def _masked(name: str, scene: Scene, box: Box, brain: Mask, journal: Journal) -> Located:
+def _masked(name: str, scene: Scene, box: Box, brain: Mask, journal: Journal) -> BrainImage:
     volume, part = scene.volumes[name], scene.grid.part(box)
     source = grid_of(volume)
     values = resample(volume.voxels, source, part)
     _journal_lattice(name, volume, scene.grid, journal)
-    mask = brain & source.holds(part)
+    mask = brain & source.contains(part)
     _check_contrast(name, volume, values[mask])
-    return Located(box, values, mask, volume.outside)
+    return BrainImage(box, values, mask, volume.outside)
 
 
-def _nonzero(name: str, scene: Scene, journal: Journal) -> Located:
+def _nonzero(name: str, scene: Scene, journal: Journal) -> BrainImage:
     volume = scene.volumes[name]
     source, box = grid_of(volume), scene.filled[name]
     region = None if box is None else source.box_on(scene.grid, box)
@@ -178,14 +176,14 @@ def _nonzero(name: str, scene: Scene, journal: Journal) -> Located:
         inside = np.zeros(volume.shape, dtype=np.float32)
         inside[box] = nonzero
         mask = resample(inside, source, part, smooth=False) > 0.5
-        # What the zeros around the brain took away at its border is given back.
+        # Interpolation with the zeros around the brain darkened its border: divide by the share of brain.
         values /= np.maximum(resample(inside, source, part), 0.25)
     _check_contrast(name, volume, values[mask])
     share = np.count_nonzero(nonzero) / volume.voxels.size
     if share > STRIPPED_SHARE:
-        journal.warn("NO_BACKGROUND", f"{name}: {share:.0%} of the voxels are not zero, so skull and air count as "
-                     "brain. Give a brain mask: --brain-mask.")  # fmt: skip
-    return Located(region, values, mask, volume.outside)
+        journal.warn("NO_BACKGROUND", f"{name}: {share:.0%} of the voxels are not zero, so skull and air are "
+                     "included in the brain. Give a brain mask: --brain-mask.")  # fmt: skip
+    return BrainImage(region, values, mask, volume.outside)
 
 
 def _journal_lattice(role: str, volume: Volume, grid: Grid, journal: Journal) -> None:
@@ -194,7 +192,7 @@ def _journal_lattice(role: str, volume: Volume, grid: Grid, journal: Journal) ->
 
 
 def spacing_text(grid: Grid) -> str:
-    """A voxel size for people to read."""
+    """The voxel size as text."""
     return " x ".join(f"{mm:.4g}" for mm in grid.spacing_mm) + " mm"
 
 
@@ -206,7 +204,7 @@ def _empty(name: str, volume: Volume) -> SourceError:
 def _check_contrast(name: str, volume: Volume, values: Num[np.ndarray, " voxel"]) -> None:
     if values.size == 0:
         raise _empty(name, volume)
-    # A mask's own border has contrast once it is resampled, so its voxels are looked at as well.
+    # A mask gets contrast at its border when resampled, so its original voxels are checked too.
     if _is_constant(values) or _is_flat(volume.voxels):
         mean = float(values.mean(dtype=np.float64)) + volume.outside
         message = f"{name} ({volume.path}) is constant ({mean:.6g}) in the brain. Is this a mask?"
@@ -214,7 +212,7 @@ def _check_contrast(name: str, volume: Volume, values: Num[np.ndarray, " voxel"]
 
 
 def _is_flat(voxels: Voxels) -> bool:
-    """Whether all voxels that are not zero have one value; a few tell most images from such a one."""
+    """Whether all non-zero voxels have one value. A subset rules this out for most images."""
     few = voxels[::5, ::5, ::5]
     return _is_constant(few[few != 0]) and _is_constant(voxels[voxels != 0])
 

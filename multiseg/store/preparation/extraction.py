@@ -1,4 +1,4 @@
-"""Brain extraction by another program: it gets the reference image and leaves a mask, out of this process."""
+"""Brain extraction by another program, which reads the reference image and writes a mask."""
 
 from __future__ import annotations
 
@@ -14,56 +14,53 @@ import numpy as np
 from multiseg.errors import ResourceError, SourceError, UsageError
 from multiseg.faults import remedy
 from multiseg.store.formats.nifti import write_nifti
-from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.formats.volumes import Volume, to_ras, voxel_size_mm
 from multiseg.types import Mask
 
 TIMEOUT_S = 3600.0
 TAIL_CHARACTERS = 600
 SMALLEST_ML, LARGEST_ML = 50.0, 8000.0
-"""Less is no brain, more is no head."""
+"""The volumes that a mask of a brain or head may have."""
 
 
 def run_extraction(template: str, reference: Volume, source: Path, timeout_s: float = TIMEOUT_S) -> tuple[Mask, str]:
-    """The mask that a program makes of an image, and the command for the provenance.
+    """Run a program on an image; returns its mask, and the command for the provenance.
 
-    No shell is involved: the template is split into words, {image} and {mask} become file names in a
-    folder of its own, which is gone afterwards.
+    No shell is involved: the template is split into words, and {image} and {mask} become files in a temporary folder.
 
     Args:
-        source: the file that the image comes from, for the messages.
+        source: the file of the image, for messages.
 
     Raises:
-        UsageError: there is no such program.
-        SourceError: it fails, takes longer, or leaves no mask of the image.
-        ResourceError: there is no room for temporary files.
+        UsageError: the program cannot be run.
+        SourceError: it fails, times out, or writes no valid mask of the image.
+        ResourceError: temporary files cannot be written.
     """
     by_hand = template.replace("{image}", shlex.quote(str(source))).replace("{mask}", "mask.nii.gz")
     with _temporary_folder() as folder:
         image, mask, log = (folder / name for name in ("image.nii.gz", "mask.nii.gz", "log.txt"))
         write_nifti(image, reference.voxels, reference.affine)
-        words = [
-            word.replace("{image}", str(image)).replace("{mask}", str(mask)) for word in _words(template)
-        ]  # fmt: skip
-        failed = _run(words, log, timeout_s)
-        if failed or not mask.is_file():
+        words = [word.replace("{image}", str(image)).replace("{mask}", str(mask)) for word in _words(template)]
+        failure = _run(words, log, timeout_s)
+        if failure or not mask.is_file():
             tail = log.read_text(errors="replace")[-TAIL_CHARACTERS:].strip()
             raise SourceError(
-                f"brain extraction of {source} {failed or 'left no mask'}: {words[0]} said {tail or 'nothing'!r}. "
-                f"Try it by hand: {by_hand}",
+                f"brain extraction of {source} {failure or 'wrote no mask'}. Output of {words[0]}: {tail or 'none'!r}. "
+                f"Run it by hand to see why: {by_hand}",
                 code="BRAIN_COMMAND",
                 file=str(source),
             )
-        made = read_volume(mask)
-    return _checked(made, reference, source, by_hand), repr(template)
+        extracted = read_volume(mask)
+    return _checked_mask(extracted, reference, source, by_hand), repr(template)
 
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """A folder that is gone afterwards.
+    """A temporary folder.
 
     Raises:
-        ResourceError: it cannot be made, or not be written to.
+        ResourceError: it cannot be created or written to.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="multiseg-", ignore_cleanup_errors=True) as folder:
@@ -71,8 +68,8 @@ def _temporary_folder() -> Iterator[Path]:
     except OSError as error:
         parent = tempfile.tempdir or "any folder"
         raise ResourceError(
-            f"the files for brain extraction cannot be written below {parent}, the folder for temporary files: {error}."
-            f" {remedy(error, '')} Another folder can be named: TMPDIR=FOLDER."
+            f"cannot write the files for brain extraction into the folder for temporary files, {parent}: {error}. "
+            f"{remedy(error, '')} Or choose another folder: TMPDIR=FOLDER."
         ) from error
 
 
@@ -80,41 +77,41 @@ def _words(template: str) -> list[str]:
     try:
         words = shlex.split(template)
     except ValueError as error:
-        raise UsageError(f"the brain mask's command {template!r} cannot be split into words: {error}.") from error
+        raise UsageError(f"invalid command for brain masks, {template!r}: {error}.") from error
     if not words:
-        raise UsageError("the brain mask's command is empty.")
+        raise UsageError("the command for brain masks is empty.")
     return words
 
 
 def _run(words: list[str], log: Path, timeout_s: float) -> str:
-    """How the program failed; "" when it did not."""
-    # A file, not a pipe: a child that outlives its parent would hold a pipe open for ever.
+    """Run the program; returns how it failed, or ""."""
+    # The output goes to a file: a child that outlives the program would keep a pipe open forever.
     with log.open("wb") as output:
         try:
-            done = subprocess.run(  # noqa: S603 (the user's own command, without a shell)
+            process = subprocess.run(  # noqa: S603 (the user's own command, without a shell)
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, timeout=timeout_s, check=False
             )
         except subprocess.TimeoutExpired:
-            return f"did not end within {timeout_s:g} s"
+            return f"did not finish within {timeout_s:g} s"
         except OSError as error:
-            message = f"the brain mask's program {words[0]!r} cannot be run: {error.strerror}. Is it installed?"
+            message = f"cannot run the program {words[0]!r} for brain masks: {error.strerror}. Is it installed?"
             raise UsageError(message) from error
-    return f"ended with exit code {done.returncode}" if done.returncode else ""
+    return f"failed with exit code {process.returncode}" if process.returncode else ""
 
 
-def _checked(made: Volume, reference: Volume, source: Path, by_hand: str) -> Mask:
-    """The mask in the voxels of the image that it was made from."""
-    turned = to_ras(made)
-    inside = turned.voxels > 0.5
-    ml = np.count_nonzero(inside) * float(np.prod(voxel_size_mm(made.affine))) / 1000
+def _checked_mask(extracted: Volume, reference: Volume, source: Path, by_hand: str) -> Mask:
+    """The mask in the voxels of the image, in RAS+."""
+    mask = to_ras(extracted)
+    inside = mask.voxels > 0.5
+    ml = np.count_nonzero(inside) * float(np.prod(voxel_size_mm(extracted.affine))) / 1000
     fault = ""
-    if turned.shape != reference.shape:
-        fault = f"has the shape {turned.shape} where the image has {reference.shape}"
+    if mask.shape != reference.shape:
+        fault = f"has the shape {mask.shape}, but the image has {reference.shape}"
     elif not SMALLEST_ML <= ml <= LARGEST_ML:
-        fault = f"holds {ml:.0f} ml, which is no brain"
+        fault = f"has {ml:.0f} ml, which is not a brain"
     if fault:
         raise SourceError(
-            f"the mask that brain extraction made of {source} {fault}. Try it by hand: {by_hand}",
+            f"the mask from brain extraction of {source} {fault}. Run it by hand to see why: {by_hand}",
             code="BRAIN_COMMAND",
             file=str(source),
         )

@@ -1,4 +1,4 @@
-"""What is written down while a case is prepared: every step it takes, and what a person should know."""
+"""The record of a case's preparation: every step, and warnings and notes for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multiseg.store.findings import Doubt, Severity
 
 @dataclass
 class Journal:
-    """The steps of each role's file in their order, and doubts about the case."""
+    """The steps of each role's file in order, and doubts about the case, each once."""
 
     doubts: list[Doubt] = field(default_factory=list)
     steps: dict[str, list[str]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Annotations: read, several raters merged, encoded, and brought onto the case's grid."""
+"""Annotations: read, encode, merge several raters, and resample to the case's grid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import ndimage
 from multiseg.errors import LabelError, SourceError
 from multiseg.labels import IGNORE, LabelSchema
 from multiseg.store.cases import LabelFile, Majority, paths_of, sha256_of
-from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.formats.volumes import Volume
 from multiseg.store.preparation.boxes import box_of
 from multiseg.store.preparation.brain import spacing_text
@@ -24,15 +24,15 @@ from multiseg.types import Codes, Mask
 
 Counts: TypeAlias = Num[np.ndarray, " code"]
 LOST_LESION_ML = 0.5
-"""A lesion of this size with no voxel in the brain belongs to another scan; smaller ones may be slips of the pen."""
+"""A lesion of this size outside the brain belongs to another scan. Smaller ones may be slips of the pen."""
 
 
 def read_label(name: str, file: LabelFile, schema: LabelSchema, journal: Journal) -> Volume:
-    """An annotation as its file has it, in compact codes; of several raters the code that most gave a voxel.
+    """Read an annotation as compact codes; several raters are merged by majority.
 
     Raises:
-        SourceError: a file cannot be read, or raters drew on different grids.
-        LabelError: a value is no code of the schema.
+        SourceError: a file cannot be read, or the raters drew on different grids.
+        LabelError: a value is not a code of the schema.
     """
     if not isinstance(file, Majority):
         return _read(name, file, schema, journal)
@@ -41,7 +41,7 @@ def read_label(name: str, file: LabelFile, schema: LabelSchema, journal: Journal
         if volume.shape != raters[0].shape or not shares_grid(volume, raters[0]):
             raise SourceError(
                 f"annotation {name!r}: the raters {file.raters[0].name} {raters[0].shape} and {rater.name} "
-                f"{volume.shape} drew on different grids, so they cannot vote. Take one of them: --raters NAME.",
+                f"{volume.shape} drew on different grids, so they cannot be merged. Choose one: --raters NAME.",
                 code="RATERS_DISAGREE",
                 file=str(volume.path),
             )
@@ -51,7 +51,7 @@ def read_label(name: str, file: LabelFile, schema: LabelSchema, journal: Journal
 
 
 def majority(raters: list[Codes]) -> Codes:
-    """The code that most raters gave each voxel; where two have as many voices, the lower one."""
+    """The code that most raters gave each voxel; of codes with equal votes the lowest."""
     winner = np.zeros(raters[0].shape, dtype=np.uint8)
     drawn = np.zeros(winner.shape, dtype=bool)
     for codes in raters:
@@ -60,14 +60,14 @@ def majority(raters: list[Codes]) -> Codes:
     if box is None:
         return winner
     parts = [codes[box] for codes in raters]
-    most = np.zeros(parts[0].shape, dtype=np.uint8)
-    # One rater at a time: all of them in one array would be as much memory again.
+    most_votes = np.zeros(parts[0].shape, dtype=np.uint8)
+    # One rater at a time: an array of all of them would double the memory.
     for code in sorted({int(code) for part in parts for code in np.unique(part)}):
-        voices = np.zeros(most.shape, dtype=np.uint8)
+        votes = np.zeros(most_votes.shape, dtype=np.uint8)
         for part in parts:
-            voices += part == code
-        winner[box][voices > most] = code
-        most = np.maximum(most, voices)
+            votes += part == code
+        winner[box][votes > most_votes] = code
+        most_votes = np.maximum(most_votes, votes)
     return winner
 
 
@@ -76,28 +76,29 @@ def _read(name: str, file: LabelFile, schema: LabelSchema, journal: Journal) -> 
     volume = read_volume(file)
     journal.warn_all(volume.doubts)
     try:
-        codes = encoded(volume.voxels, schema)
+        codes = encode_labels(volume.voxels, schema)
     except LabelError as error:
-        said = str(error).replace('--labels "', f'--labels "{name}:')
-        message = f"annotation {name!r} ({volume.path}): {said}"
+        text = str(error).replace('--labels "', f'--labels "{name}:')
+        message = f"annotation {name!r} ({volume.path}): {text}"
         raise LabelError(message, code="LABEL_CODES", file=str(volume.path)) from error
     marked = volume.voxels[volume.voxels != 0]
     if marked.size and not codes.any():
         listed = ", ".join(f"{value:g}" for value in np.unique(marked)[:8])
         text = (
-            f"annotation {name!r} ({volume.path.name}) marks {marked.size} voxels with {listed}, and all of these mean "
-            "background by its codes. Are they the right ones? Say what they mean: --labels."
+            f"annotation {name!r} ({volume.path.name}) marks {marked.size} voxels with {listed}, but all of these "
+            "codes mean background. Give their meaning: --labels."
         )
         journal.warn("ALL_BACKGROUND", text)
     return replace(volume, voxels=codes)
 
 
-def encoded(values: Num[np.ndarray, "i j k"], schema: LabelSchema) -> UInt8[np.ndarray, "i j k"]:
-    """`LabelSchema.encode`, quick for the many voxels that are 0."""
+def encode_labels(values: Num[np.ndarray, "i j k"], schema: LabelSchema) -> UInt8[np.ndarray, "i j k"]:
+    """`LabelSchema.encode`, faster for the many voxels that are 0."""
     box = box_of(values != 0)
     if box is None or values[box].size > 0.9 * values.size:
         return schema.encode(values)
     try:
+        # Encode one zero, and the box of the other values.
         outside = schema.encode(np.zeros(1, dtype=np.uint8))[0]
     except LabelError:
         return schema.encode(values)  # for its message, with the true number of zeros
@@ -106,33 +107,36 @@ def encoded(values: Num[np.ndarray, "i j k"], schema: LabelSchema) -> UInt8[np.n
     return codes
 
 
-def label_on(grid: Grid, volume: Volume, schema: LabelSchema, name: str, journal: Journal) -> Codes:
-    """Codes on the case's grid, and what they lost on the way."""
-    own = grid_of(volume)
-    moved = resample_codes(volume.voxels, own, grid)
-    if not own.shares_lattice(grid):
-        text = f"resampled from {spacing_text(own)} to {spacing_text(grid)} (argmax of linear shares)"
+def resample_label(grid: Grid, volume: Volume, schema: LabelSchema, name: str, journal: Journal) -> Codes:
+    """Resample codes to the case's grid, and warn of structures that are lost or change their volume."""
+    source = grid_of(volume)
+    resampled = resample_codes(volume.voxels, source, grid)
+    if not source.shares_lattice(grid):
+        text = f"resampled from {spacing_text(source)} to {spacing_text(grid)} (argmax of linear shares)"
         journal.step(f"label:{name}", text)
-    before, after = counts_of(volume.voxels), counts_of(moved)
-    source_ml, ml = float(np.prod(own.spacing_mm)) / 1000, float(np.prod(grid.spacing_mm)) / 1000
+    before, after = counts_of(volume.voxels), counts_of(resampled)
+    source_ml, ml = float(np.prod(source.spacing_mm)) / 1000, float(np.prod(grid.spacing_mm)) / 1000
     for code, structure in enumerate(schema.structures, start=1):
-        had, has = before[code] * source_ml, after[code] * ml
-        if had and not has:
-            text = (
-                f"{structure.name} ({had:.3g} ml) is lost on the store's grid. Ingest with smaller voxels: --spacing."
-            )
+        ml_before, ml_after = before[code] * source_ml, after[code] * ml
+        if ml_before and not ml_after:
+            text = f"{structure.name} ({ml_before:.3g} ml) is lost on the store's grid. Use smaller voxels: --spacing."
             journal.warn("STRUCTURE_LOST", text)
-        elif had > 0.5 and abs(has / had - 1) > 0.2:
-            text = f"{structure.name}: {had:.3g} ml became {has:.3g} ml on the store's grid. Compare smaller voxels."
+        elif ml_before > 0.5 and abs(ml_after / ml_before - 1) > 0.2:
+            text = (
+                f"{structure.name}: {ml_before:.3g} ml became {ml_after:.3g} ml on the store's grid. "
+                "Try smaller voxels: --spacing."
+            )
             journal.warn("STRUCTURE_CHANGED", text)
     if not before[1 : len(schema.structures) + 1].any():
-        text = f"annotation {name!r} is empty: looked for, nothing found. If nobody looked, leave the file out."
+        text = (
+            f"annotation {name!r} is empty, which means that no lesion was found. If nobody looked, leave the file out."
+        )
         journal.note("EMPTY_LABEL", text)
-    return moved
+    return resampled
 
 
 def counts_of(codes: Codes) -> Counts:
-    """How many voxels each of the 256 codes has; the zeros outside the box of the others are not counted."""
+    """The number of voxels of each of the 256 codes, without the zeros outside the box of the others."""
     box = box_of(codes != 0)
     return np.bincount(() if box is None else codes[box].ravel(), minlength=256)
 
@@ -145,27 +149,29 @@ def check_labels(
     spacing_mm: tuple[float, float, float],
     journal: Journal,
 ) -> None:
-    """Labels that lie outside the brain or fill most of it; voxels to ignore do not count.
+    """Check that labels are within the brain and do not fill most of it, apart from ignored voxels.
 
     Raises:
-        SourceError: no voxel of an annotation, or of a lesion of `LOST_LESION_ML`, is in the brain or beside it.
+        SourceError: no voxel of an annotation, or of a lesion of `LOST_LESION_ML`, is in or next to the brain.
     """
     for name, codes in labels.items():
-        _check_place(name, codes, files[name], schemas[name], brain, spacing_mm, journal)
+        _check_position(name, codes, files[name], schemas[name], brain, spacing_mm, journal)
         counts = counts_of(codes)
         lesions = sum(
-            int(counts[code]) for code, one in enumerate(schemas[name].structures, start=1) if one.kind == "lesion"
+            int(counts[code])
+            for code, structure in enumerate(schemas[name].structures, start=1)
+            if structure.kind == "lesion"
         )
         share = lesions / max(1, int(np.count_nonzero(brain)))
         if share > 0.5:
             text = (
-                f"the lesions of annotation {name!r} fill {share:.0%} of the brain. Is it a mask of the brain, or are "
-                "its codes swapped? Say what they mean: --labels."
+                f"the lesions of annotation {name!r} fill {share:.0%} of the brain. Is it a brain mask, or are "
+                "its codes swapped? Give their meaning: --labels."
             )
             journal.warn("LARGE_LABEL", text)
 
 
-def _check_place(
+def _check_position(
     name: str,
     codes: Codes,
     file: LabelFile,
@@ -179,27 +185,28 @@ def _check_place(
     if not lost:
         return
     ml = float(np.prod(spacing_mm)) / 1000
-    ask = "Is it this patient's label, on this patient's scan, and is the brain's mask all of the brain?"
+    question = "Is it this patient's label, on this patient's scan, and does the brain mask cover the whole brain?"
     far = _far_codes(codes, brain, everywhere, outside)
-    gone = [
-        f"{one.name} ({everywhere[code] * ml:.3g} ml)"
-        for code, one in enumerate(schema.structures, start=1)
-        if code in far and one.kind == "lesion" and everywhere[code] * ml >= LOST_LESION_ML
+    lost_lesions = [
+        f"{structure.name} ({everywhere[code] * ml:.3g} ml)"
+        for code, structure in enumerate(schema.structures, start=1)
+        if code in far and structure.kind == "lesion" and everywhere[code] * ml >= LOST_LESION_ML
     ]
     is_all = len(far) == np.count_nonzero(everywhere[1:IGNORE])
-    if is_all or gone:
-        what = f"all of annotation {name!r}" if is_all else f"{', '.join(gone)} of annotation {name!r}"
-        message = f"{what} ({file.name}) lies outside the brain, none of it within. {ask}"
+    if is_all or lost_lesions:
+        what = f"all of annotation {name!r}" if is_all else f"{', '.join(lost_lesions)} of annotation {name!r}"
+        message = f"{what} ({file.name}) is outside the brain. {question}"
         raise SourceError(message, code="LABEL_OUTSIDE_BRAIN", file=str(paths_of(file)[0]))
     if lost > 0.01 * total:
-        text = f"{lost / total:.0%} of annotation {name!r} lies outside the brain. Look at the overlay. {ask}"
+        text = f"{lost / total:.0%} of annotation {name!r} is outside the brain. Look at the overlay. {question}"
         journal.warn("LABEL_OUTSIDE_BRAIN", text)
 
 
 def _far_codes(codes: Codes, brain: Mask, everywhere: Counts, outside: Counts) -> set[int]:
-    """The codes that have no voxel in the brain, nor one beside it: a voxel of rounding is none's fault."""
-    alone = [code for code in range(1, IGNORE) if everywhere[code] and everywhere[code] == outside[code]]
-    if not alone:
+    """The codes without a voxel in the brain or next to it, which allows for rounding."""
+    candidates = [code for code in range(1, IGNORE) if everywhere[code] and everywhere[code] == outside[code]]
+    if not candidates:
         return set()
+    # Dilation is slow, so it is only done if there are candidates.
     near = np.unique(codes[ndimage.binary_dilation(brain)])
-    return set(alone) - {int(code) for code in near}
+    return set(candidates) - {int(code) for code in near}

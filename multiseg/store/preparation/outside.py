@@ -1,4 +1,4 @@
-"""What a scan holds around the brain: 0, or another constant that stripping or a conversion has left there."""
+"""The value of a scan around the brain: 0, or another constant from skull stripping or a conversion."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from multiseg.store.preparation.journal import Journal
 from multiseg.types import Array, Voxels
 
 EDGE_SHARE = 0.9
-"""Of the voxels on the twelve edges of the box: so many have the value of the outside, even where a brain is cut."""
+"""The least share of the voxels on the box's twelve edges that have the value, even if the brain is cut off."""
 FACE_SHARE = 0.5
-"""Of the voxels on its six faces, where the edges do not agree."""
+"""The least share of the voxels on its six faces, if the edges do not agree."""
 
 
 def border_value(voxels: Voxels) -> float | None:
-    """The value that a scan has outside the brain, or None where its border has no single one, as in noisy air."""
+    """The value of a scan outside the brain; None if its border has no single value, as in noisy air."""
     i, j, k = (sorted({0, n - 1}) for n in voxels.shape)
     edges = [voxels[np.ix_(i, j)], voxels[i][:, :, k], voxels[:, j][:, :, k]]
     value, share = _most_frequent(edges)
@@ -32,18 +32,18 @@ def _most_frequent(parts: list[Array]) -> tuple[float, float]:
     return float(values[counts.argmax()]), float(counts.max() / counts.sum())
 
 
-def counted_from_outside(name: str, volume: Volume, journal: Journal) -> Volume:
-    """The scan with the constant around its brain taken off every voxel, so that outside is 0 for every later step.
+def subtract_outside(name: str, volume: Volume, journal: Journal) -> Volume:
+    """Subtract the constant around the brain from every voxel, so that later steps find 0 outside.
 
-    `Volume.outside` keeps the constant: the file's values are `voxels + outside`. A scan that is that constant
-    everywhere stays as it is.
+    `Volume.outside` keeps the constant: the values in the file are `voxels + outside`. A scan that is constant
+    everywhere is left unchanged.
     """
     value = border_value(volume.voxels)
     if not value or not np.any(volume.voxels != value):
         return volume
     text = (
-        f"{name} ({volume.path.name}): its border is {value:.6g} and not 0; voxels of this value count as outside the "
-        "brain. If this is no background, give a brain mask: --brain-mask."
+        f"{name} ({volume.path.name}): its border is {value:.6g}, not 0, so voxels of this value are taken as outside "
+        "the brain. If it is not background, give a brain mask: --brain-mask."
     )
     journal.note("BACKGROUND", text)
     journal.step(name, f"outside the brain it is {value:.6g}: taken as 0")

@@ -1,4 +1,4 @@
-"""Where the volumes of a case lie, and whether they meet in space."""
+"""Positions of the volumes of a case in space, and how far they overlap."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.journal import Journal
 
 MIN_COVERAGE = 0.01
-"""A scan that covers less than this share of the reference image's box does not belong to it."""
+"""A scan that covers less than this share of the reference image's box is refused."""
 LITTLE_COVERAGE = 0.5
-"""A scan that covers less than this share is looked at by a person."""
+"""A scan that covers less than this share gets a warning."""
 MOST_OF_LABEL = 0.9
-"""A label or mask of which less than this share of its own box lies in the reference's box is looked at, too."""
+"""A label or mask with less than this share of its box in the reference's box gets a warning."""
 
 
 def grid_of(volume: Volume) -> Grid:
-    """Where a volume's voxels lie."""
+    """The grid of a volume's voxels."""
     return Grid(volume.affine, volume.shape)
 
 
 def shares_grid(a: Volume, b: Volume) -> bool:
-    """Whether two volumes have the same voxels in space, whatever order their files keep them in."""
+    """Whether two volumes have the same voxels in space, in any order and direction of their axes."""
     a, b = to_ras(a), to_ras(b)
     return a.shape == b.shape and same_grid(a.affine, b.affine, a.shape)
 
 
 def lies_on(drawn: Volume, image: Volume) -> bool:
-    """Whether a label or mask was drawn on an image: it has the image's voxels, or a box of them (3D Slicer crops)."""
+    """Whether a label or mask has the voxels of an image, or a box of them (3D Slicer crops)."""
     drawn, image = to_ras(drawn), to_ras(image)
     if not grid_of(image).shares_lattice(grid_of(drawn)):
         return False
@@ -42,33 +42,33 @@ def lies_on(drawn: Volume, image: Volume) -> bool:
 
 
 def check_overlap(volumes: Mapping[str, Volume], home: Grid, reference: str, journal: Journal) -> None:
-    """Whether every volume lies where the reference image is.
+    """Check that every volume overlaps the reference image.
 
-    A scan has to cover the reference's box. A label or a mask may be as small as what it marks, so the question is
-    turned round: how much of the box around its marked voxels lies within the reference's.
+    A scan has to cover the reference's box. A label or mask may be small, so the box around its marked voxels has to
+    be within the reference's box.
 
     Raises:
-        SourceError: one does not (NO_OVERLAP).
+        SourceError: a volume does not overlap (NO_OVERLAP).
     """
     for role, volume in volumes.items():
         is_drawn = role == "brain_mask" or role.startswith("label:")
         share = home.coverage(_marked(volume)) if is_drawn else grid_of(volume).coverage(home)
         if is_drawn:
-            said = f"{share:.0%} of what it marks lies within {reference}'s box"
+            overlap = f"{share:.0%} of what it marks is within the box of {reference}"
         else:
-            said = f"it covers {share:.0%} of {reference}'s box"
+            overlap = f"it covers {share:.0%} of the box of {reference}"
         if share < MIN_COVERAGE:
             raise SourceError(
-                f"{role} ({volume.path}, shape {volume.shape}) does not overlap {reference} in space: {said}. "
-                "Is it another patient's, or its header lost?",
+                f"{role} ({volume.path}, shape {volume.shape}) does not overlap {reference} in space: {overlap}. "
+                "Is it from another patient, or is its header lost?",
                 code="NO_OVERLAP",
                 file=str(volume.path),
             )
         if share < (MOST_OF_LABEL if is_drawn else LITTLE_COVERAGE):
-            journal.warn("SMALL_OVERLAP", f"{role} ({volume.path.name}): only {said}. Look at the overlay.")
+            journal.warn("SMALL_OVERLAP", f"{role} ({volume.path.name}): only {overlap}. Look at the overlay.")
 
 
 def _marked(volume: Volume) -> Grid:
-    """The box around what a label or mask marks; all of it where it is empty."""
+    """The box around the marked voxels of a label or mask; the whole grid if it is empty."""
     box = box_of(volume.voxels != 0)
     return grid_of(volume) if box is None else grid_of(volume).part(box)

@@ -1,4 +1,4 @@
-"""One case from its files to arrays for the store: laid out in space, masked, normalised, cropped."""
+"""Prepare one case for the store: read its files, align them in space, mask, normalise and crop them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from multiseg.modalities import in_canonical_order
 from multiseg.store.border import one_case
 from multiseg.store.cases import CaseFiles, Majority
 from multiseg.store.findings import Doubt
-from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.formats.volumes import Volume, axis_codes
-from multiseg.store.preparation.boxes import Box, box_around, box_of, seen_from_outside, sizes, starts, within
-from multiseg.store.preparation.brain import brains, doubt_brains
+from multiseg.store.preparation.boxes import Box, box_around, box_of, sizes, starts, to_outer, within
+from multiseg.store.preparation.brain import check_brains, find_brains
 from multiseg.store.preparation.grids import Grid
-from multiseg.store.preparation.intensity import Normalised, normalised, without_bias
 from multiseg.store.preparation.journal import Journal
-from multiseg.store.preparation.labelling import check_labels, counts_of, label_on, read_label
-from multiseg.store.preparation.outside import counted_from_outside
+from multiseg.store.preparation.labelling import check_labels, counts_of, read_label, resample_label
+from multiseg.store.preparation.normalisation import Normalised, normalise, remove_bias
+from multiseg.store.preparation.outside import subtract_outside
 from multiseg.store.preparation.places import grid_of
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.preparation.segmentation import refuse_segmentation
@@ -35,15 +35,17 @@ from multiseg.types import Codes, Images
 
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
-    """A case ready for the store or for a model: one RAS+ grid, cropped to the brain.
+    """A case ready for the store or for a model: on one RAS+ grid, cropped to the brain.
 
-    `images` is [modality i j k] in the order of `modalities`, 0 outside the brain; raw intensity is
-    `images * std + mean` (see `intensity.Normalised`). `native` is the reference image as its file has it,
-    for the way home. `sources` says for every file where it came from and each step it took. `content`
-    recognises each sequence's scan in any file, compression and orientation. `outside` is what each file has
-    around the brain, mostly 0. `brain_ml` is the volume of the
-    voxels that any sequence calls brain, `structures_ml` that of every structure by annotation and name, both as
-    stored.
+    Attributes:
+        images: in the order of `modalities`, 0 outside the brain; the raw intensity is `images * std + mean` (see
+            `normalisation.Normalised`).
+        native, native_header: grid and NIfTI header of the reference image's file, to write predictions on it.
+        sources: for every file, its origin and each step of its preparation.
+        content: digests that recognise each sequence's scan in any file, compression and orientation.
+        outside: the value of each file around the brain, mostly 0.
+        brain_ml: volume of the voxels that are brain in any sequence, as stored.
+        structures_ml: volume of every structure as stored, by annotation and name.
     """
 
     modalities: tuple[str, ...]
@@ -68,7 +70,7 @@ class PreparedCase:
 
     @property
     def intensity_above_outside(self) -> dict[str, tuple[float, float]]:
-        """The same with the value outside the brain as 0, whatever constant the file has there."""
+        """As `intensity`, after subtracting the value outside the brain."""
         return {n: (m - float(o), s) for (n, (m, s)), o in zip(self.intensity.items(), self.outside, strict=True)}
 
 
@@ -78,42 +80,44 @@ def prepare_case(
     """Read and prepare one case.
 
     Args:
-        only: sequences to prepare (all when empty). Of the others the reference still lends its grid, and the
-            brain and the place of the rest are found by it where the recipe says so.
+        only: sequences to prepare (all if empty). The reference still gives the grid, the brain and the alignment of
+            the others.
 
     Raises:
-        SourceError, LabelError, ModalityError: what is wrong with which file; nothing is guessed.
+        SourceError, LabelError, ModalityError: a file or the case is invalid.
         UsageError: the recipe's brain extraction cannot be run.
     """
     with one_case(files.case, files.paths):
-        return _prepared(files, schemas, recipe, only)
+        return _prepare(files, schemas, recipe, only)
 
 
-def _prepared(
+def _prepare(
     files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Recipe, only: Collection[str]
 ) -> PreparedCase:
     journal = Journal()
     scene = read_scene(files, schemas, recipe, journal)
+    # All sequences are aligned first, so that the choice does not change the grid.
     if only:
         scene = replace(scene, names=tuple(name for name in scene.names if name in only))
     content = tuple(content_of(scene.volumes[name], scene.filled[name]) for name in scene.names)
-    _doubt_copies(scene, content, journal)
+    _warn_of_copies(scene, content, journal)
     labels = {
-        name: label_on(scene.grid, scene.volumes[f"label:{name}"], schemas[name], name, journal)
+        name: resample_label(scene.grid, scene.volumes[f"label:{name}"], schemas[name], name, journal)
         for name in files.labels
     }
     images = {}
-    places = brains(scene, recipe, journal)
-    doubt_brains(places, scene, recipe, journal)
-    for name, place in places.items():
-        flat = without_bias(name, place, scene.grid.spacing_mm, journal) if recipe.n4 else place
-        images[name] = normalised(name, scene.volumes[name], flat, recipe, journal)
+    brain_images = find_brains(scene, recipe, journal)
+    check_brains(brain_images, scene, recipe, journal)
+    for name, brain_image in brain_images.items():
+        if recipe.n4:
+            brain_image = remove_bias(name, brain_image, scene.grid.spacing_mm, journal)
+        images[name] = normalise(name, scene.volumes[name], brain_image, recipe, journal)
     box = _box(images, labels)
     brain = np.zeros(sizes(box), dtype=bool)
     stacked = np.zeros((len(images), *sizes(box)), dtype=np.float16)
-    for at, (name, image) in enumerate(images.items()):
+    for index, (name, image) in enumerate(images.items()):
         inner, outer = _overlap(image.box, box)
-        stacked[at][outer] = image.voxels[inner]
+        stacked[index][outer] = image.voxels[inner]
         brain[outer] |= image.mask[inner]
         journal.step(name, _crop_text(scene, box))
     cropped = {name: np.ascontiguousarray(codes[box]) for name, codes in labels.items()}
@@ -139,7 +143,7 @@ def _prepared(
 
 
 def read_scene(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Recipe, journal: Journal) -> Scene:
-    """Read a case's files, labels as codes, and lay them out in space.
+    """Read a case's files, encode its labels, and align them in space.
 
     Raises:
         SourceError, LabelError, ModalityError: as `prepare_case`.
@@ -160,7 +164,7 @@ def read_scene(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Rec
             native[role] = read_volume(file)
             journal.warn_all(native[role].doubts)
         if role in names:
-            native[role] = counted_from_outside(role, native[role], journal)
+            native[role] = subtract_outside(role, native[role], journal)
     scene = lay_out(names, native, recipe, journal)
     for name in names:
         refuse_segmentation(name, scene.volumes[name], scene.filled[name], journal)
@@ -168,33 +172,34 @@ def read_scene(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Rec
 
 
 def content_of(volume: Volume, box: Box | None) -> str:
-    """A digest of a RAS+ volume's shape and voxels, whatever file it lies in, from the box of those that are not 0."""
+    """A digest of a RAS+ volume's shape and of its voxels in `box`, the box of those that are not 0.
+
+    It is the same for every file, compression and orientation.
+    """
     digest = hashlib.sha256(repr((volume.shape, None if box is None else (starts(box), sizes(box)))).encode())
     if box is not None:
         digest.update(np.ascontiguousarray(volume.voxels[box], dtype="<f4").data)
     return digest.hexdigest()
 
 
-def _doubt_copies(scene: Scene, content: Sequence[str], journal: Journal) -> None:
-    for at, name in enumerate(scene.names):
-        first = content.index(content[at])
-        if first < at:
+def _warn_of_copies(scene: Scene, content: Sequence[str], journal: Journal) -> None:
+    for index, name in enumerate(scene.names):
+        first = content.index(content[index])
+        if first < index:
             other = scene.names[first]
             files = f"{scene.native[other].path.name} and {scene.native[name].path.name}"
-            text = (
-                f"{other} and {name} hold the same voxels ({files}). Leave out the one that is not what its name says."
-            )
+            text = f"{other} and {name} have the same voxels ({files}). Leave out the one with the wrong name."
             journal.warn("COPIED_SEQUENCE", text)
 
 
 def _box(images: Mapping[str, Normalised], labels: Mapping[str, Codes]) -> Box:
-    """The smallest box that holds every brain and every label."""
+    """The smallest box that contains every brain and every label."""
     boxes = []
     for image in images.values():
         tight = box_of(image.mask)
         if tight is not None:
-            boxes.append(seen_from_outside(tight, image.box))
-    boxes += [found for codes in labels.values() if (found := box_of(codes != 0)) is not None]
+            boxes.append(to_outer(tight, image.box))
+    boxes += [tight for codes in labels.values() if (tight := box_of(codes != 0)) is not None]
     return box_around(boxes)
 
 
@@ -207,10 +212,10 @@ def _structures_ml(codes: Codes, schema: LabelSchema, grid: Grid) -> dict[str, f
     return {name: float(counts[code]) * _voxel_ml(grid) for code, name in enumerate(schema.names, start=1)}
 
 
-def _overlap(one: Box, other: Box) -> tuple[Box, Box]:
-    """What two boxes share, as each of them sees it."""
-    i, j, k = (slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
-    return within((i, j, k), one), within((i, j, k), other)
+def _overlap(first: Box, second: Box) -> tuple[Box, Box]:
+    """The intersection of two boxes, in indices within the first and within the second."""
+    i, j, k = (slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
+    return within((i, j, k), first), within((i, j, k), second)
 
 
 def _crop_text(scene: Scene, box: Box) -> str:
@@ -221,7 +226,7 @@ def _crop_text(scene: Scene, box: Box) -> str:
 def _sources(
     files: CaseFiles, scene: Scene, images: Mapping[str, Normalised], journal: Journal
 ) -> tuple[dict[str, Any], ...]:
-    """Where each array came from and each step it took, for people to read and for the way back."""
+    """The origin of each array and the steps of its preparation, for people and for export."""
     return tuple(
         {
             "role": role, "file": file.name, "sha256": scene.native[role].sha256,

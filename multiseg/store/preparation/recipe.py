@@ -1,4 +1,4 @@
-"""How every case of a database is prepared: chosen once, stored with the data and with every model."""
+"""Settings of the preparation: chosen once for a database, stored with its data and with every model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMAND = "command "
 NORMALISE = ("zscore", "histogram", "none")
 REGISTER = ("", "rigid")
 PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
-"""Of the brain's intensities: the landmarks of `normalise="histogram"`."""
+"""The percentiles of a brain's intensities that are the landmarks of `normalise="histogram"`."""
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,20 @@ class Recipe:
 
     Attributes:
         spacing_mm: voxel size of the store along i, j, k.
-        reference: the sequence whose box becomes the case's grid; "" takes the one that the first
-            annotation was drawn on, else the first in canonical order.
-        brain_mask: "file" (given with each case), "nonzero" (each sequence's own non-zero voxels), "otsu"
-            (what is brighter than air in the reference: the head, where its skull is there), or "command "
-            and a program to run on the reference, such as "command hd-bet -i {image} -o {mask}".
-        headers_disagree: for files of one shape that their headers put in different places: "refuse", trust
-            the "world" (headers), or trust the "array" (same voxels); `space.believed` has the rule.
+        reference: the sequence that gives the case's grid; "" for the one that the first annotation was drawn on, or
+            else the first in canonical order.
+        brain_mask: "file" (given with each case), "nonzero" (the non-zero voxels of each sequence), "otsu" (what is
+            brighter than air in the reference, including a skull that was not removed), or "command " and a program
+            to run on the reference, such as "command hd-bet -i {image} -o {mask}".
+        headers_disagree: for files of the same shape whose headers give different positions: "refuse", trust the
+            "world" (the headers), or trust the "array" (the same voxels); see `space.header_corrections`.
         normalise: "zscore" inside the brain; "histogram" (`landmarks`, then z-score); or "none".
-        register: "rigid" moves every sequence onto the reference; "" trusts the headers.
-        n4: whether the bias field is taken out inside the brain.
+        register: "rigid" registers every sequence to the reference; "" trusts the headers.
+        n4: whether the bias field in the brain is removed.
         landmarks: for "histogram", each sequence's `PERCENTILES` on the standard scale.
 
     Raises:
-        UsageError: a choice is none of these, or the command names no {image} or {mask}.
+        UsageError: a choice is unknown, or the command lacks {image} or {mask}.
     """
 
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -52,20 +52,20 @@ class Recipe:
         choices = {"headers_disagree": DISAGREE, "normalise": NORMALISE, "register": REGISTER}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                said = ", ".join(choice or '""' for choice in allowed)
-                raise UsageError(f"{name} {getattr(self, name)!r} is none of {said}.")
+                listed = ", ".join(choice or '""' for choice in allowed)
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}: choose one of {listed}.")
         check_brain_rule(self.brain_mask)
 
     def to_json(self) -> dict[str, Any]:
-        """As stored. What to believe when headers disagree is decided case by case, so it is not part of it.
+        """The recipe as stored, without `headers_disagree`, which applies to single cases.
 
-        Steps that are not taken are left out, so that a store made before they existed agrees.
+        Steps that are not taken are left out, so that stores from before they existed have the same recipe.
         """
-        kept = {key: value for key, value in asdict(self).items() if key != "headers_disagree"}
-        taken = {key: value for key, value in kept.items() if value or key not in ("register", "n4", "landmarks")}
+        stored = {key: value for key, value in asdict(self).items() if key != "headers_disagree"}
+        stored = {key: value for key, value in stored.items() if value or key not in ("register", "n4", "landmarks")}
         if self.landmarks:
-            taken["landmarks"] = {name: list(scale) for name, scale in sorted(self.landmarks.items())}
-        return taken | {"spacing_mm": list(self.spacing_mm)}
+            stored["landmarks"] = {name: list(scale) for name, scale in sorted(self.landmarks.items())}
+        return stored | {"spacing_mm": list(self.spacing_mm)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
@@ -75,17 +75,20 @@ class Recipe:
 
 
 def check_brain_rule(rule: str) -> None:
-    """Whether a text says where the brain is.
+    """Check a rule for the brain mask, as in `Recipe.brain_mask`.
 
     Raises:
-        UsageError: it does not.
+        UsageError: it is invalid.
     """
     if rule.startswith(COMMAND):
+        # The program has to read the image and write the mask.
         missing = [field for field in ("{image}", "{mask}") if field not in rule]
         if missing:
             raise UsageError(
-                f"the brain mask's {rule!r} does not say where {' and '.join(missing)} goes. Write it such as "
+                f"the brain mask {rule!r} lacks {' and '.join(missing)}. Write it like this: "
                 '"command hd-bet -i {image} -o {mask}".'
             )
     elif rule not in BRAIN_RULES:
-        raise UsageError(f'brain_mask {rule!r} is none of {", ".join(BRAIN_RULES)} or "command PROGRAM ...".')
+        raise UsageError(
+            f'unknown brain_mask {rule!r}: choose one of {", ".join(BRAIN_RULES)} or "command PROGRAM ...".'
+        )

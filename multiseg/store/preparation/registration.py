@@ -1,4 +1,4 @@
-"""Rigid registration of one image onto another, beginning where their headers put them."""
+"""Rigid registration of one image to another, starting at the positions in their headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
 
 LEVELS_MM = (8.0, 4.0, 2.0)
-"""Voxels that the images are looked at in, from coarse to fine; never finer than their own."""
+"""The voxel sizes of the search, from coarse to fine; never finer than the images."""
 NUM_BINS = 32
 NUM_STEPS = 200
 LEAST_SAMPLES = 20_000
@@ -24,12 +24,12 @@ SEED = 1
 
 
 class RegistrationError(Exception):
-    """The search could not even begin, as where the two images hardly overlap."""
+    """The search could not start, such as when the images hardly overlap."""
 
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """A rigid move of an image through the world, and the similarity to the reference before and after it."""
+    """A rigid move of an image in space, and the similarity to the reference before and after it."""
 
     matrix: Affine
     before: float
@@ -37,37 +37,36 @@ class Move:
 
     @property
     def degrees(self) -> float:
-        """The angle of its rotation."""
+        """The angle of the rotation."""
         cosine = (np.trace(self.matrix[:3, :3]) - 1) / 2
         return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
-    def mm(self, at: Float[np.ndarray, " 3"]) -> float:
-        """How far it takes a place."""
-        return float(np.linalg.norm(self.matrix[:3, :3] @ at + self.matrix[:3, 3] - at))
+    def mm(self, point: Float[np.ndarray, " 3"]) -> float:
+        """The distance that a point moves."""
+        return float(np.linalg.norm(self.matrix[:3, :3] @ point + self.matrix[:3, 3] - point))
 
 
 def register_rigid(
     fixed: Voxels, fixed_grid: Grid, moving: Num[np.ndarray, "moving_i moving_j moving_k"], moving_grid: Grid
 ) -> Move:
-    """The move that takes `moving` onto `fixed`.
+    """Register `moving` to `fixed`.
 
-    Mattes mutual information (Mattes 2003, doi:10.1109/TMI.2003.809072) is climbed by a regular step
-    gradient descent over three angles about the fixed box's centre and three shifts, on three levels of
-    smoothed voxels with seeded samples. SimpleITK is put on one thread in this process, so that the same
-    images give the same move, bit for bit. The similarities are `normalised_mutual_information`, which had
-    no part in the search.
+    Regular step gradient descent maximises Mattes mutual information (Mattes 2003, doi:10.1109/TMI.2003.809072) over
+    three angles about the centre of the fixed box and three shifts, on three levels of smoothed voxels with seeded
+    samples. SimpleITK is set to one thread in this process, so that the same images give the same move, bit for bit.
+    The similarities are `normalised_mutual_information`, which the search does not use.
 
     Raises:
-        RegistrationError: no move can be searched for from where the headers put them.
+        RegistrationError: the search cannot start at the positions in the headers.
     """
     import SimpleITK as sitk  # noqa: N813 (as its manual has it)
 
-    # The metric heeds no other setting, and its threads add up in any order.
+    # The metric ignores other settings, and several threads add up in varying order.
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     transform = sitk.Euler3DTransform()
     transform.SetCenter(fixed_grid.centre.tolist())
     for level_mm in LEVELS_MM:
-        transform = _climb(_image(fixed, fixed_grid, level_mm), _image(moving, moving_grid, level_mm), transform)
+        transform = _optimise(_image(fixed, fixed_grid, level_mm), _image(moving, moving_grid, level_mm), transform)
     to_moving = np.eye(4)
     to_moving[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
     to_moving[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
@@ -78,7 +77,7 @@ def register_rigid(
 
 
 def _image(voxels: Num[np.ndarray, "i j k"], grid: Grid, level_mm: float) -> sitk.Image:
-    """SimpleITK's image on coarse voxels; its world is ours (RAS+ mm)."""
+    """The image on coarse voxels for SimpleITK, in our coordinates (RAS+ mm)."""
     import SimpleITK as sitk  # noqa: N813 (as its manual has it)
 
     level = coarse(grid, level_mm)
@@ -89,7 +88,7 @@ def _image(voxels: Num[np.ndarray, "i j k"], grid: Grid, level_mm: float) -> sit
     return image
 
 
-def _climb(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Euler3DTransform) -> sitk.Euler3DTransform:
+def _optimise(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Euler3DTransform) -> sitk.Euler3DTransform:
     import SimpleITK as sitk  # noqa: N813 (as its manual has it)
 
     method = sitk.ImageRegistrationMethod()
@@ -108,5 +107,5 @@ def _climb(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Euler3DTransfo
     try:
         return sitk.Euler3DTransform(method.Execute(fixed, moving))
     except RuntimeError as error:
-        # Its last line is the reason; before it come places in SimpleITK's own files.
+        # The last line is the reason; the others are positions in SimpleITK's source.
         raise RegistrationError(str(error).strip().splitlines()[-1].strip()) from error

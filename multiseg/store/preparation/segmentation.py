@@ -1,17 +1,17 @@
-"""A segmentation that was taken for a scan, told by its values: few ones, or the same one in most neighbours.
+"""Recognise a segmentation that was given as a scan, by its values: few, or equal in most neighbouring voxels.
 
-Measured on 91 scans of eight databases (8 to 16 bits, with and without skull; some of them also brought to 16 to 256
-levels, thinned and resampled), on phantoms without noise, and on label maps (masks, tissues, parcellations; also on
-other scales, thinned, and resampled linearly):
+Measured on 91 scans of eight databases (8 to 16 bits, with and without skull; some also reduced to 16 to 256 levels,
+subsampled and resampled), on phantoms without noise, and on label maps (masks, tissues, parcellations; also rescaled,
+subsampled, and resampled linearly):
 
-- No scan has 10 values or fewer; masks, tissues and tumour labels have no more.
-- A share s / (s + levels) of neighbouring voxels is equal: along the axis, and in all or in what is brighter than the
-  mean, where it is least. s is at most 50 in scans and 205 in phantoms; it is 334 and more in label maps of more than
-  10 values as they are, 72 and more where they were resampled.
-- Where neighbours differ, they do so by up to 0.8 standard deviations in scans and phantoms; in parcellations, whose
-  numbers have no order, by 0.8 to 1.5.
-- Of a scan brought to 0 to 1 at least 15% lie between 0.25 and 0.75 where 8% lie above 0.95; of maps of partial volume
-  at most 8% do. Smooth maps of probability (a template's) cannot be told from such a scan.
+- Every scan has more than 10 values; masks, tissues and tumour labels have at most 10.
+- A share s / (s + levels) of neighbouring voxels is equal, taking the least along the three axes, in all voxels or in
+  those brighter than the mean. s is at most 50 in scans and 205 in phantoms; in label maps of more than 10 values it
+  is at least 334, or 72 after resampling.
+- Unequal neighbours differ by up to 0.8 standard deviations in scans and phantoms, and by 0.8 to 1.5 in
+  parcellations, whose numbers have no order.
+- Of scans scaled to 0 to 1 with 8% of voxels above 0.95, at least 15% are between 0.25 and 0.75; of partial volume
+  maps at most 8% are. Smooth probability maps (of a template) cannot be told from such scans.
 """
 
 from __future__ import annotations
@@ -29,25 +29,28 @@ from multiseg.types import Voxels
 
 FEW_VALUES = 10
 SMOOTHEST, SMOOTHEST_PHANTOM = 60, 220
-"""s, above which no scan is known, and above which nothing is known but label maps."""
+"""The largest s of scans, and the largest s of anything but label maps."""
 JUMP, MANY_LEVELS = 0.9, 60
-"""Standard deviations by which unequal neighbours differ in parcellations alone, where there are more levels."""
+"""With more levels than the second, only in parcellations do unequal neighbours differ by more standard deviations
+than the first."""
 MOST_LEVELS, FINEST = 400, 4096
-"""Levels beyond the first do not count; values nearer than a part in the second are the same (interpolation rounds)."""
+"""The most levels that count; and the number of levels to which values are rounded, since interpolation is inexact."""
 ENOUGH = 2_000
-"""Voxels inside, or pairs of them, that a share is told from."""
+"""The voxels, or pairs of them, that are needed to estimate a share."""
 SAMPLE = 60_000
-"""Voxels that are looked at first; all of them only where these look like a segmentation."""
+"""The voxels that are examined first; all are examined only if these look like a segmentation."""
 TOP_SHARE, MIDDLE_SHARE = 0.08, 0.12
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What the voxels inside show.
+class _Statistics:
+    """Statistics of the non-zero voxels.
 
-    `values` are the first distinct ones, one more than are few; `equal` is the share of equal neighbours, `jump` how
-    far unequal ones are apart, in standard deviations; `ends` are
-    those above 0.95 and between 0.25 and 0.75, where values go from 0 to 1.
+    Attributes:
+        values: the smallest distinct values, at most `FEW_VALUES` + 1.
+        equal: the share of equal neighbours.
+        jump: the difference of unequal neighbours, in standard deviations.
+        ends: the shares above 0.95, and between 0.25 and 0.75, if values range from 0 to 1.
     """
 
     values: tuple[float, ...]
@@ -58,66 +61,69 @@ class _Look:
 
     @property
     def fault(self) -> str:
-        """What no scan has; "" for a scan."""
+        """Why this cannot be a scan; "" if it can be."""
         if len(self.values) == 1:
             return ""
         if len(self.values) <= FEW_VALUES:
             listed = ", ".join(f"{value:.6g}" for value in self.values)
-            return f"holds only the values {listed}"
+            return f"has only the values {listed}"
         is_parcellation = self.jump > JUMP and self.num_levels > MANY_LEVELS
         if self.smoothness > (SMOOTHEST if is_parcellation else SMOOTHEST_PHANTOM):
             return self._equality
         top, middle = self.ends
         if top > TOP_SHARE and middle < MIDDLE_SHARE:
-            return f"goes from 0 to 1, with only {middle:.0%} of its voxels between 0.25 and 0.75"
+            return f"ranges from 0 to 1, with only {middle:.0%} of its voxels between 0.25 and 0.75"
         return ""
 
     @property
     def doubt(self) -> str:
-        """What is unusual, and no more."""
+        """What is unusual for a scan, but possible."""
         return self._equality if len(self.values) > 1 and self.smoothness > SMOOTHEST else ""
 
     @property
     def smoothness(self) -> float:
-        """s, where `equal` is s / (s + levels)."""
+        """s, with `equal` = s / (s + levels)."""
         return min(self.num_levels, MOST_LEVELS) * self.equal / max(1 - self.equal, 1e-6)
 
     @property
     def _equality(self) -> str:
         most = SMOOTHEST / (SMOOTHEST + min(self.num_levels, MOST_LEVELS))
-        return f"is the same in {self.equal:.0%} of neighbouring voxels (scans of as many levels: {most:.0%} at most)"
+        return f"has {self.equal:.0%} equal neighbouring voxels (scans with as many levels: {most:.0%} at most)"
 
 
 def refuse_segmentation(name: str, volume: Volume, box: Box | None, journal: Journal) -> None:
-    """Whether a scan is one, and no label map, mask or map of partial volume; a warning where that is not certain.
+    """Refuse a label map, mask or partial volume map that was given as a scan, and warn if it may be one.
 
     Args:
-        box: around the voxels that are not 0. One value only is `brain`'s to refuse.
+        box: of the voxels that are not 0. `brain` refuses constant images.
 
     Raises:
-        SourceError: it is none (SEGMENTATION).
+        SourceError: it is not a scan (SEGMENTATION).
     """
     if box is None:
         return
     voxels = volume.voxels[box]
+    # Every `step`th voxel along each axis gives about `SAMPLE` voxels.
     step = max(1, round((voxels.size / SAMPLE) ** (1 / 3)))
-    look = _look(voxels, step, volume.outside)
-    if step > 1 and (look is None or look.fault or look.doubt):
-        look = _look(voxels, 1, volume.outside)
-    if look is not None and look.fault:
+    statistics = _measure(voxels, step, volume.outside)
+    if step > 1 and (statistics is None or statistics.fault or statistics.doubt):
+        statistics = _measure(voxels, 1, volume.outside)
+    if statistics is not None and statistics.fault:
         raise SourceError(
-            f"{name} ({volume.path}) {look.fault}. That is a segmentation, a mask or a probability map, and no "
-            "scan. Leave it out by --modality NAME=skip, or give it as a label: --label.",
+            f"{name} ({volume.path}) {statistics.fault}. It is a segmentation, a mask or a probability map, not a "
+            "scan. Leave it out: --modality NAME=skip, or give it as a label: --label.",
             code="SEGMENTATION",
             file=str(volume.path),
         )
-    if look is not None and look.doubt:
-        text = f"{name} ({volume.path.name}) {look.doubt}. Is it a scan? If not, leave it out: --modality NAME=skip."
+    if statistics is not None and statistics.doubt:
+        text = (
+            f"{name} ({volume.path.name}) {statistics.doubt}. If it is not a scan, leave it out: --modality NAME=skip."
+        )
         journal.warn("SEGMENTATION", text)
 
 
-def _look(voxels: Voxels, step: int, outside: float) -> _Look | None:
-    """None where too few voxels lie inside for a judgement from every `step`th."""
+def _measure(voxels: Voxels, step: int, outside: float) -> _Statistics | None:
+    """Statistics of every `step`th voxel along each axis; None if too few of them are not 0."""
     points = voxels[::step, ::step, ::step]
     inside = points[points != 0]
     if inside.size < ENOUGH and step > 1:
@@ -131,13 +137,14 @@ def _look(voxels: Voxels, step: int, outside: float) -> _Look | None:
     if values[0] > 0 and abs(values[-1] - 1) < 0.01:
         ends = float(np.mean(inside > 0.95)), float(np.mean((inside > 0.25) & (inside < 0.75)))
     equal, jump = _neighbours(voxels, step, 1 / scale, inside)
-    return _Look(few, levels, equal, jump, ends)
+    return _Statistics(few, levels, equal, jump, ends)
 
 
 def _neighbours(voxels: Voxels, step: int, tolerance: float, inside: Num[np.ndarray, " voxel"]) -> tuple[float, float]:
-    """The share of neighbours inside that are equal, and the jump of those that are not, where each is least.
+    """The share of equal neighbours, and the jump of unequal ones: the least of the three axes.
 
-    Slices that were repeated, air and saturated tissue have equal neighbours in scans, too.
+    The least, also of all voxels and bright ones: repeated slices, air and saturated tissue have equal neighbours in
+    scans too.
     """
     mean, std = float(inside.mean(dtype=np.float64)), float(inside.std(dtype=np.float64))
     shares, jumps = [], []
@@ -145,11 +152,11 @@ def _neighbours(voxels: Voxels, step: int, tolerance: float, inside: Num[np.ndar
         lines = np.moveaxis(voxels, axis, 0)
         first, second = lines[:-1:step, ::step, ::step], lines[1::step, ::step, ::step]
         both = (first != 0) & (second != 0)
-        one, other = first[both].astype(np.float32), second[both].astype(np.float32)
-        if one.size < ENOUGH / 20:
+        left, right = first[both].astype(np.float32), second[both].astype(np.float32)
+        if left.size < ENOUGH / 20:
             continue
-        apart = np.abs(one - other)
-        equal, bright = apart <= tolerance / 2, (one >= mean) & (other >= mean)
+        differences = np.abs(left - right)
+        equal, bright = differences <= tolerance / 2, (left >= mean) & (right >= mean)
         shares += [float(equal.mean()), float(equal[bright].mean()) if bright.any() else 1.0]
-        jumps.append(0.0 if equal.all() else float(apart[~equal].mean(dtype=np.float64)) / std)
+        jumps.append(0.0 if equal.all() else float(differences[~equal].mean(dtype=np.float64)) / std)
     return min(shares, default=0.0), min(jumps, default=0.0)

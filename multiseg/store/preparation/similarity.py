@@ -1,4 +1,4 @@
-"""How much two images say about each other, whatever their contrasts."""
+"""The similarity of two images of any contrasts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from multiseg.types import Mask
 
 MAX_BINS = 32
 COARSE_MM = 3.0
-"""Voxels that similarities are told on: fine enough for anatomy, and quick."""
+"""The voxel size for similarities: fine enough for anatomy, and fast."""
 
 
 def normalised_mutual_information(a: Num[np.ndarray, " voxel"], b: Num[np.ndarray, " voxel"]) -> float:
-    """(H(a) + H(b)) / H(a, b), between 1 (nothing in common) and 2 (each tells the other).
+    """(H(a) + H(b)) / H(a, b), between 1 (independent) and 2 (each determines the other).
 
-    H are the entropies of equal bins between the 1st and the 99th percentile, and of their pairs (Studholme
-    1999, doi:10.1016/S0031-3203(98)00091-0); 32 bins, fewer where there are not 25 voxels a pair, which
-    would have something in common by chance. Constant images have nothing in common with any.
+    H are the entropies of equal bins between the 1st and the 99th percentile, and of their pairs (Studholme 1999,
+    doi:10.1016/S0031-3203(98)00091-0). There are 32 bins, or fewer so that each pair has 25 voxels, since the value
+    would be too high by chance. With a constant image it is 1.
     """
     bins = int(np.clip(np.sqrt(a.size / 25), 2, MAX_BINS))
     joint = np.bincount(_bins(a, bins) * bins + _bins(b, bins), minlength=bins**2).reshape(bins, bins)
@@ -40,13 +40,13 @@ def _entropy(counts: Num[np.ndarray, "..."]) -> float:
 
 
 def coarse(grid: Grid, spacing_mm: float = COARSE_MM) -> Grid:
-    """The same box in voxels of at least this size, at right angles."""
-    i, j, k = (max(own, spacing_mm) for own in grid.spacing_mm)
+    """The same box in voxels of at least this size, with orthogonal axes."""
+    i, j, k = (max(mm, spacing_mm) for mm in grid.spacing_mm)
     return grid.orthonormal().respaced((i, j, k))
 
 
 class Likeness:
-    """The similarity of a reference image to others, on coarse voxels within the reference's non-zero ones."""
+    """The similarity of a reference image to others, on coarse voxels where the reference is not 0."""
 
     def __init__(self, voxels: Num[np.ndarray, "i j k"], grid: Grid) -> None:
         self.grid = coarse(grid)
@@ -55,5 +55,5 @@ class Likeness:
         self.values: Float[np.ndarray, " voxel"] = resample(voxels, grid, self.grid)[self.inside]
 
     def of(self, voxels: Num[np.ndarray, "i j k"], grid: Grid) -> float:
-        """With another image where `grid` puts it."""
+        """The similarity to another image on this grid."""
         return normalised_mutual_information(self.values, resample(voxels, grid, self.grid)[self.inside])

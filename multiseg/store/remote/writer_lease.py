@@ -14,15 +14,8 @@ from obstore.exceptions import AlreadyExistsError, NotSupportedError, Preconditi
 
 from multiseg import lease
 from multiseg.errors import ResourceError
-from multiseg.lease import ConflictError, Holder, Seen, check_mine, parse
-from multiseg.store.remote.connection import (
-    connect,
-    is_no_bucket,
-    is_web,
-    patience,
-    read_small,
-    translating_errors,
-)
+from multiseg.lease import ConflictError, Holder, Lease, check_mine, parse
+from multiseg.store.remote.connection import connect, is_no_bucket, is_web, patience, read_small, translating_errors
 
 KEY = ".multiseg-writer"
 
@@ -77,7 +70,7 @@ class Bucket:
         self._objects = connect(url, patient)
         self._run = patience(url, patient).run
 
-    def look(self) -> Seen | None:
+    def look(self) -> Lease | None:
         with translating_errors(self.name):
             try:
                 metadata, data = self._run(self._get)
@@ -85,7 +78,7 @@ class Bucket:
                 if is_no_bucket(error):
                     raise
                 return None
-            return Seen(parse(data), _version(metadata), metadata["last_modified"])
+            return Lease(parse(data), _version(metadata), metadata["last_modified"])
 
     def _get(self) -> tuple[Any, bytes]:
         answer = obstore.get(self._objects, KEY)

@@ -13,7 +13,7 @@ import numpy as np
 
 from multiseg.errors import SourceError
 from multiseg.store.cases import Series
-from multiseg.store.formats.dicom import IMAGE_TYPE, SAME_DIRECTION, Slice, arranged, read_slice
+from multiseg.store.formats.dicom_series import IMAGE_TYPE, SAME_DIRECTION, Slice, arrange, read_slice
 from multiseg.store.sources.sequence import Acquisition
 
 PATIENT, STUDY, STUDY_DATE, STUDY_TIME = "0010|0020", "0020|000d", "0008|0020", "0008|0030"
@@ -48,7 +48,7 @@ class Scan:
     def checked(self) -> tuple[Series, SourceError | None]:
         """Its files in order, and why they are no volume."""
         try:
-            ordered, _ = arranged(self.slices)
+            ordered, _ = arrange(self.slices)
         except SourceError as error:
             return Series(tuple(one.path for one in self.slices)), error
         return Series(tuple(one.path for one in ordered)), None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.formats.dicom import Slice
+from multiseg.store.formats.dicom_series import Slice
 from multiseg.store.sources.dicom_scans import (
     AGE,
     BIRTH,

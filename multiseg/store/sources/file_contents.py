@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from multiseg.errors import SourceError
 from multiseg.store.cases import ScanFile
-from multiseg.store.formats.reading import read_geometry, read_volume
+from multiseg.store.formats.read_volume import read_geometry, read_volume
 from multiseg.store.formats.volumes import voxel_size_mm
 
 

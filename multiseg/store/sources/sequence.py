@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TypeAlias
 
-from multiseg.sequence_reading import MIN_B, beside_scans_in, contrast_in, kinds_in, read_words, sequences_in
+from multiseg.sequence_reading import MIN_B, by_products_in, contrast_in, kinds_in, read_words, sequences_in
 from multiseg.sequence_words import words_in
 
 Guess: TypeAlias = tuple[str | None, str]
@@ -82,7 +82,7 @@ def _no_scan(said: Acquisition, words: str) -> Guess | None:
     if said.modality != "MR":
         return None, f"its modality is {said.modality or 'not named'}, not MR"
     kinds = [_NONE_BY_TYPE[part] for part in said.image_type[2:] if part in _NONE_BY_TYPE]
-    kinds += beside_scans_in(words, sequences_in(words))
+    kinds += by_products_in(words, sequences_in(words))
     return (None, kinds[0]) if kinds else None
 
 

@@ -132,7 +132,7 @@ def test_a_round_killed_at_any_moment_gives_the_same_bits(moment, site_stores, t
     ]
     site = site_of("alder", site_stores, tmp_path / "b")
     answer(round_task(info, 1, options=KEEPING), site)
-    task, record = round_task(info, 2, options=KEEPING), answering.audit.record
+    task, record = round_task(info, 2, options=KEEPING), answering.audit_log.record
     with monkeypatch.context() as patch:
         if moment == "before the commit":
             patch.setattr(personal, "commit", kill)
@@ -140,7 +140,7 @@ def test_a_round_killed_at_any_moment_gives_the_same_bits(moment, site_stores, t
             rename = Path.replace
             patch.setattr(Path, "replace", lambda path, to: kill() if ".pt." in path.name else rename(path, to))
         elif moment == "before it leaves":
-            patch.setattr(answering.audit, "record", lambda p, e: kill() if e.direction == "out" else record(p, e))
+            patch.setattr(answering.audit_log, "record", lambda p, e: kill() if e.direction == "out" else record(p, e))
         killed(lambda: answer(task, site, on_event=kill if moment == "in a step" else lambda event: None))
     steps = []
     again = answer(task, site, on_event=steps.append)
@@ -159,12 +159,12 @@ def test_a_full_disk_lets_nothing_leave(site_stores, tmp_path, monkeypatch):
     site = site_of("alder", site_stores, tmp_path)
 
     def full(path, data):
-        raise ResourceError(f"{path} could not be written: No space left on device. Nothing there has changed.")
+        raise ResourceError(f"cannot write {path}: No space left on device. It was not changed.")
 
     with monkeypatch.context() as patch:
         patch.setattr(personal, "write_atomically", full)
         found = answer(round_task(info), site)
-    assert found.error == "(path) could not be written: No space left on device. Nothing there has changed."
+    assert found.error == "cannot write (path): No space left on device. It was not changed."
     assert not found.tensors
     assert found.passing
     assert not answer(round_task(info), site).error

@@ -239,8 +239,8 @@ def test_stored_voxels_that_are_no_brain(tmp_path: Path) -> None:
     assert sorted((finding.code, finding.case) for finding in findings) == sorted(expected)
     assert {finding.severity for finding in findings} == {Severity.WARNING}
     texts = {finding.case: finding.message for finding in findings}
-    assert texts["head"].startswith("T1: what counts as brain has 3.3 l and measures")
-    assert "with voxels of 1 x 1 x 1 mm by the header. The voxel size looks lost" in texts["lost"]
+    assert texts["head"].startswith("T1: the brain has 3.3 l and measures")
+    assert "with voxels of 1 x 1 x 1 mm by the header. The voxel size seems lost" in texts["lost"]
     assert run(["verify", str(url)]) == 0
 
 

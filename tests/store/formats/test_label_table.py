@@ -14,7 +14,7 @@ from multiseg.colours import colour_of
 from multiseg.labels import LabelSchema, LabelSpace, SpaceLabel
 from multiseg.store.formats.label_table import rows_of_schema, rows_of_space, table_files
 from multiseg.store.formats.nifti import new_header, write_like, write_nifti
-from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.read_volume import read_volume
 
 SPACE = LabelSpace((SpaceLabel("oedema", "lesion"), SpaceLabel('grey & <white> "matter"', "tissue")))
 CODES = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5) % 3

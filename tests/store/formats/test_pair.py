@@ -12,7 +12,7 @@ import pytest
 from multiseg.errors import SourceError
 from multiseg.store.cases import Channel, sha256_of
 from multiseg.store.formats.nifti import write_like
-from multiseg.store.formats.reading import read_geometry, read_volume
+from multiseg.store.formats.read_volume import read_geometry, read_volume
 from multiseg.store.formats.volumes import axis_codes
 from multiseg.store.sources.pattern_source import PatternSource, find_database
 from multiseg.store.sources.recognise import find_source
@@ -119,14 +119,14 @@ def break_it(path: Path, how: str) -> Path:
 @pytest.mark.parametrize(
     ("how", "code", "says"),
     [
-        ("no header", "MISSING_FILE", r"T1\.img is half of a pair .* but T1\.hdr is not beside it"),
-        ("no voxels", "MISSING_FILE", r"T1\.hdr is half of a pair .* but T1\.img is not beside it"),
+        ("no header", "MISSING_FILE", r"T1\.img is half of a pair .* but T1\.hdr is missing"),
+        ("no voxels", "MISSING_FILE", r"T1\.hdr is half of a pair .* but T1\.img is missing"),
         ("short", "DAMAGED_FILE", "is shorter than its header says"),
-        ("short header", "DAMAGED_FILE", r"T1\.hdr is a header of 200 of 348 bytes"),
-        ("text", "NOT_NIFTI", r"T1\.hdr is no header of a NIfTI pair: its first bytes are b'ENVI'"),
-        ("Analyze", "ANALYZE", r"T1\.hdr is an Analyze 7\.5 header, which does not say where left is"),
+        ("short header", "DAMAGED_FILE", r"T1\.hdr is a truncated header: 200 of 348 bytes"),
+        ("text", "NOT_NIFTI", r"T1\.hdr is not the header of a NIfTI pair \(it begins with b'ENVI'\)"),
+        ("Analyze", "ANALYZE", r"T1\.hdr is an Analyze 7\.5 header, which does not say which side is left"),
         ("SPM", "ANALYZE", "check left and right against the patient"),
-        ("offset", "DAMAGED_FILE", "says that its voxels begin at byte nan"),
+        ("offset", "DAMAGED_FILE", "has its voxels at byte nan"),
     ],
 )
 @pytest.mark.parametrize("read", [read_volume, read_geometry])

@@ -15,7 +15,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 from multiseg.errors import SourceError
 from multiseg.store.cases import Channel, sha256_of
 from multiseg.store.formats.nifti import write_like
-from multiseg.store.formats.reading import read_geometry, read_volume
+from multiseg.store.formats.read_volume import read_geometry, read_volume
 from multiseg.store.formats.volumes import axis_codes
 
 SHAPE = (5, 6, 7)
@@ -99,7 +99,7 @@ def test_one_volume_of_several(name: str, values: np.ndarray, tmp_path: Path) ->
     assert read_volume(Channel(path, 1)).sha256 == sha256_of(Channel(path, 1)) != sha256_of(path)
     assert read_geometry(Channel(path, 1)).shape == SHAPE
     for read in (read_volume, read_geometry):
-        with pytest.raises(SourceError, match=r"has shape \(5, 6, 7, 3\) and so no volume number 3"):
+        with pytest.raises(SourceError, match=r"has shape \(5, 6, 7, 3\) and thus no volume 3"):
             read(Channel(path, 3))
         with pytest.raises(SourceError, match=r"has shape \(5, 6, 7, 3\); a volume of one sequence is 3-D") as caught:
             read(path)
@@ -191,7 +191,7 @@ def test_voxels_that_lie_elsewhere(name: str, file: str, values: np.ndarray, tmp
     assert sha256_of(path) != whole.sha256
     (tmp_path / file).unlink()
     for read in (read_volume, read_geometry):
-        with pytest.raises(SourceError, match=rf"says that its voxels lie in .*{file}") as caught:
+        with pytest.raises(SourceError, match=rf"has its voxels in .*{file}") as caught:
             read(path)
         assert caught.value.code == "MISSING_FILE"
 
@@ -245,16 +245,16 @@ def test_colours_and_complex_numbers_in_every_format(values: np.ndarray, tmp_pat
     colours = np.zeros((*SHAPE, 3), np.uint8)
     for name in ("x.mha", "x.nrrd"):
         for read in (read_volume, read_geometry):
-            with pytest.raises(SourceError, match="holds colours") as caught:
+            with pytest.raises(SourceError, match="contains colours") as caught:
                 read(saved(tmp_path, name, colours))
             assert caught.value.code == "COLOUR_IMAGE"
     text = saved(tmp_path, "x.nrrd", np.zeros((*SHAPE, 3), np.int16)).read_bytes()
     (tmp_path / "x.nrrd").write_bytes(text.replace(b"kinds: vector", b"kinds: RGB-color"))
-    with pytest.raises(SourceError, match="holds colours"):
+    with pytest.raises(SourceError, match="contains colours"):
         read_volume(tmp_path / "x.nrrd")
     rgb = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     (tmp_path / "x.nii").write_bytes(nib.Nifti1Image(rgb, OBLIQUE).to_bytes())
-    with pytest.raises(SourceError, match="holds colours"):
+    with pytest.raises(SourceError, match="contains colours"):
         read_geometry(tmp_path / "x.nii")
     numbers = SimpleITK.GetImageFromArray(values.T.astype(np.complex64))
     for name in ("x.mha", "x.nrrd"):
@@ -267,7 +267,7 @@ def test_colours_and_complex_numbers_in_every_format(values: np.ndarray, tmp_pat
 def test_not_a_number_in_every_format(name: str, tmp_path: Path) -> None:
     broken = np.zeros(SHAPE, np.float32)
     broken[0, 0, :2] = np.nan
-    with pytest.raises(SourceError, match="holds 2 voxels that are NaN"):
+    with pytest.raises(SourceError, match="has 2 voxels that are NaN"):
         read_volume(saved(tmp_path, name, broken))
 
 
@@ -334,12 +334,14 @@ def test_what_is_refused_says_what_to_do(values: np.ndarray, tmp_path: Path) -> 
     nib.save(nib.Nifti1Pair(values, OBLIQUE), tmp_path / "pair.hdr")
     (tmp_path / "pair.hdr").rename(tmp_path / "half.nii")
     for read in (read_volume, read_geometry):
-        with pytest.raises(SourceError, match=r"half of a pair .* nib-convert half\.hdr half\.nii\.gz") as caught:
+        with pytest.raises(
+            SourceError, match=r"half of a NIfTI or Analyze pair .* nib-convert half\.hdr half\.nii\.gz"
+        ) as caught:
             read(tmp_path / "half.nii")  # by its name no half, whose other one could be found
         assert caught.value.code == "NOT_NIFTI"
     packed = tmp_path / "x.mha.gz"
     packed.write_bytes(gzip.compress(saved(tmp_path, "x.mha", values).read_bytes()))
-    with pytest.raises(SourceError, match=r"in gzip\. Unpack it first"):
+    with pytest.raises(SourceError, match=r"in gzip\. Decompress it first"):
         read_volume(packed)
     with pytest.raises(SourceError, match="does not exist"):
         read_geometry(tmp_path / "none.nii")
@@ -353,11 +355,11 @@ def test_metaimage_slope_units_and_orientation(values: np.ndarray, tmp_path: Pat
     (tmp_path / "x.mha").write_bytes(data.replace(b"NDims = 3\n", b"NDims = 3\nDistanceUnits = cm\n"))
     volume = read_volume(tmp_path / "x.mha")
     np.testing.assert_allclose(volume.affine[:3], STRAIGHT[:3] * 10)
-    assert "counts in cm" in dict(volume.doubts)["UNITS"]
+    assert "its header gives lengths in cm" in dict(volume.doubts)["UNITS"]
     (tmp_path / "x.mha").write_bytes(re.sub(rb"TransformMatrix = [^\n]*\n", b"", data))
     assert "no TransformMatrix" in dict(read_volume(tmp_path / "x.mha").doubts)["NO_ORIENTATION"]
     (tmp_path / "x.mha").write_bytes(data.replace(b"NDims = 3\n", b"NDims = 3\nHeaderSize = many\n"))
-    with pytest.raises(SourceError, match=r"cannot be read: .*'many'"):
+    with pytest.raises(SourceError, match=r"invalid header: .*'many'"):
         read_volume(tmp_path / "x.mha")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from multiseg.errors import ResourceError, SourceError, UsageError
 from multiseg.store.cases import CaseFiles
-from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.formats.volumes import to_ras
 from multiseg.store.preparation.brain import otsu_head
 from multiseg.store.preparation.extraction import run_extraction
@@ -76,7 +76,9 @@ def test_otsu_by_recipe_masks_every_sequence_by_the_reference(tmp_path: Path) ->
 
 def test_a_rule_that_needs_a_mask_has_one_or_says_so(tmp_path: Path) -> None:
     images = {"T1": save(tmp_path, "T1.nii", head())}
-    with pytest.raises(SourceError, match=r"this case has none\. Add its mask, or choose another rule") as caught:
+    with pytest.raises(
+        SourceError, match=r"this case has no brain mask, which the recipe needs\. Add its mask, or choose another rule"
+    ) as caught:
         prepared("file", images)
     assert caught.value.code == "NO_BRAIN_MASK"
     mask = save(tmp_path, "m.nii", (radius() < 0.8).astype(np.uint8))
@@ -118,14 +120,14 @@ def test_a_program_makes_the_mask(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("sys.exit('no licence found')", r"ended with exit code 1: .* said 'no licence found'"),
-        ("print('thinking')", r"left no mask: .* said 'thinking'"),
+        ("sys.exit('no licence found')", r"failed with exit code 1\. .*: 'no licence found'"),
+        ("print('thinking')", r"wrote no mask\. .*: 'thinking'"),
         (
             "nib.save(nib.Nifti1Image(np.ones((5, 5, 5), np.uint8), np.eye(4)), mask)",
-            r"has the shape \(5, 5, 5\) where",
+            r"has the shape \(5, 5, 5\), but",
         ),
-        (BRIGHT.replace("> 200", "> 1e9"), "holds 0 ml, which is no brain"),
-        ("import time; time.sleep(60)", r"did not end within 0\.5 s"),
+        (BRIGHT.replace("> 200", "> 1e9"), "has 0 ml, which is not a brain"),
+        ("import time; time.sleep(60)", r"did not finish within 0\.5 s"),
     ],
 )
 def test_a_program_that_fails_says_why_and_how_to_try_it(body: str, said: str, tmp_path: Path) -> None:
@@ -141,18 +143,20 @@ def test_no_room_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """That is no fault of the case, so it ends the ingest."""
     images = {"T1": save(tmp_path, "T1.nii", head())}
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
-    with pytest.raises(ResourceError, match=r"written below .*gone, .*No such file.* TMPDIR=FOLDER"):
+    with pytest.raises(ResourceError, match=r"cannot write .*gone: .*No such file.* TMPDIR=FOLDER"):
         prepared("command cp {image} {mask}", images)
 
 
 def test_no_shell_reads_the_command(tmp_path: Path) -> None:
     image = save(tmp_path, "T1.nii", head())
     volume = to_ras(read_volume(image))
-    with pytest.raises(UsageError, match=r"program 'no-such-bet' cannot be run: No such file.* Is it installed\?"):
+    with pytest.raises(
+        UsageError, match=r"cannot run the program 'no-such-bet' for brain masks: No such file.* Is it installed\?"
+    ):
         run_extraction("no-such-bet {image} {mask}", volume, image)
     told = program(tmp_path, BRIGHT + "\nopen(mask + '.args', 'w')")
     mask, _ = run_extraction(f"{told} ; touch {tmp_path}/trace $HOME", volume, image)
     assert mask.any()
     assert not (tmp_path / "trace").exists()
-    with pytest.raises(UsageError, match="cannot be split into words"):
+    with pytest.raises(UsageError, match="invalid command for brain masks"):
         run_extraction("bet 'open {image} {mask}", volume, image)

@@ -204,7 +204,7 @@ def test_tilted_resampling_is_what_scipy_makes_of_it() -> None:
     target = Grid(nib.affines.from_matvec(np.eye(3) * 1.1, source.centre - 9), (16, 17, 18))
     matrix, offset = source.voxel_map(target)
     expected = ndimage.affine_transform(values, matrix, offset, target.shape, order=1, mode="nearest")
-    inside = source.holds(target)
+    inside = source.contains(target)
     assert 0.2 < inside.mean() < 0.9
     moved = resample(values, source, target, smooth=False)
     np.testing.assert_allclose(moved[inside], expected[inside], atol=1e-5)
@@ -227,6 +227,6 @@ def test_a_sheared_grid_becomes_the_nearest_one_at_right_angles() -> None:
     np.testing.assert_allclose(turned.T @ turned, np.eye(3), atol=1e-9)
     np.testing.assert_allclose(turned[:, 0] @ [1, 0, 0], np.cos(half))
     np.testing.assert_allclose(turned[:, 1] @ affine[:3, 1] / 2, np.cos(half))
-    assert square.holds(sheared).all()
+    assert square.contains(sheared).all()
     assert Grid(TILTED, SHAPE).orthonormal().shape == SHAPE
     np.testing.assert_allclose(Grid(TILTED, SHAPE).orthonormal().affine, TILTED, atol=1e-9)

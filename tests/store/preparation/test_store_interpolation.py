@@ -5,10 +5,10 @@ import sys
 _DIGEST = """
 import hashlib
 import numpy as np
-from multiseg.store.preparation.interpolation import interpolated
+from multiseg.store.preparation.interpolation import interpolate
 
 scan = np.random.default_rng(0).standard_normal((91, 87, 64)).astype(np.float32)
-moved = interpolated(scan, np.diag([0.9, 1.1, 0.7]), np.array([0.3, 0.2, 0.1]), (98, 78, 90), np.array([0, 0.3, 0]))
+moved = interpolate(scan, np.diag([0.9, 1.1, 0.7]), np.array([0.3, 0.2, 0.1]), (98, 78, 90), np.array([0, 0.3, 0]))
 print(hashlib.sha256(np.ascontiguousarray(moved).tobytes()).hexdigest())
 """
 

@@ -54,7 +54,7 @@ def test_any_constant_around_the_brain_is_the_outside(outside: float, rule: str,
     assert case.intensity_above_outside["T1"] == pytest.approx(plain.intensity["T1"], abs=1e-2)
     assert codes(case) == codes(plain) | {"BACKGROUND"}
     (note,) = [doubt for doubt in case.doubts if doubt.code == "BACKGROUND"]
-    assert (note.severity, f"its border is {outside:.6g} and not 0" in note.message) == ("note", True)
+    assert (note.severity, f"its border is {outside:.6g}, not 0" in note.message) == ("note", True)
 
 
 @pytest.mark.parametrize("outside", [-0.00125, -50.0])

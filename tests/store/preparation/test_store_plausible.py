@@ -62,8 +62,8 @@ def test_a_brain_is_one_and_a_head_is_none_by_every_rule(rule: str, tmp_path: Pa
             assert case.brain_ml == pytest.approx(1000 * liters, rel=0.02)
             assert 3.4 < liters < 6
             said = doubts(case)
-            assert f"T1, T2: what counts as brain has {case.brain_ml / 1000:.2g} l" in said["BRAIN_SIZE"]
-            assert "brains have 500 ml to 2.2 l. Skull, neck or air is in it." in said["BRAIN_SIZE"]
+            assert f"T1, T2: the brain has {case.brain_ml / 1000:.2g} l" in said["BRAIN_SIZE"]
+            assert "brains have 500 ml to 2.2 l. It includes skull, neck or air." in said["BRAIN_SIZE"]
             assert all("--brain-mask" in text for text in said.values())
             assert "cm2 at the bottom)" in said["BRAIN_CUT"]
 
@@ -91,7 +91,7 @@ def test_halves_and_blobs(tmp_path: Path) -> None:
     halves[27:29] = False
     said = doubts(prepared(tmp_path, T1=image(halves)))
     assert set(said) == {"BRAIN_PARTS"}
-    assert "in several parts, the largest with 50.0% of it" in said["BRAIN_PARTS"]
+    assert "has several parts, the largest with 50.0% of it" in said["BRAIN_PARTS"]
     blob = BRAIN.copy()
     blob[1:8, 1:8, 48:55] = True  # 22 ml beside 1,530
     said = doubts(prepared(tmp_path, "file", T1=image(blob), mask=blob.astype(np.uint8)))
@@ -109,8 +109,11 @@ def test_sequences_of_one_case_agree_on_the_brain(tmp_path: Path) -> None:
     said = doubts(prepared(tmp_path, FLAIR=image(BRAIN), T1=image(BRAIN, 1), T2=image(head, 2)))
     assert set(said) == {"BRAINS_DIFFER", "BRAIN_SIZE"}
     dice = 2 * BRAIN.sum() / (BRAIN.sum() + head.sum())
-    assert f"the brains of FLAIR, T1 and T2 overlap by {dice:.2f} where both were scanned" in said["BRAINS_DIFFER"]
-    assert said["BRAIN_SIZE"].startswith("T2: what counts as brain has 2.4 l")
+    assert (
+        f"the brains of FLAIR, T1 and T2 agree with a Dice of {dice:.2f} where both were scanned"
+        in said["BRAINS_DIFFER"]
+    )
+    assert said["BRAIN_SIZE"].startswith("T2: the brain has 2.4 l")
 
 
 @pytest.mark.parametrize(
@@ -127,13 +130,13 @@ def test_a_header_that_lost_its_voxel_size(voxel_mm: float, said: str, tmp_path:
     case = prepare_case(CaseFiles("P1", {"T1": path}), {}, Recipe((voxel_mm,) * 3))
     (text,) = doubts(case).values()
     assert set(doubts(case)) == {"VOXEL_SIZE"}
-    assert "The voxel size looks lost" in text
+    assert "The voxel size seems lost" in text
     assert re.search(said, text)
     # 5 mm slices and 0.5 mm within them, read as 1 mm: no single factor explains that.
     flat = np.repeat(np.repeat(image(BRAIN)[:, :, ::2], 6, axis=0), 6, axis=1)
     flat += (flat != 0) * np.random.default_rng(0).normal(0, 9, flat.shape).astype(np.float32)
     case = prepare_case(CaseFiles("P1", {"T1": save(tmp_path, "f.nii", flat, np.eye(4))}), {}, Recipe((4.0, 4.0, 1.0)))
-    assert "No head has such sides: the voxel size looks lost." in doubts(case)["VOXEL_SIZE"]
+    assert "No head has these sides: the voxel size seems lost." in doubts(case)["VOXEL_SIZE"]
 
 
 def test_real_brains_are_ones_and_real_heads_are_none(data: Path) -> None:

@@ -12,9 +12,9 @@ from scipy import ndimage
 from multiseg.errors import LabelError, ModalityError, SourceError, UsageError
 from multiseg.labels import IGNORE, LabelSchema, Structure
 from multiseg.store.cases import CaseFiles, Majority, sha256_of
-from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.formats.volumes import to_ras
-from multiseg.store.preparation.labelling import encoded
+from multiseg.store.preparation.labelling import encode_labels
 from multiseg.store.preparation.prepare import PreparedCase, prepare_case
 from multiseg.store.preparation.recipe import Recipe
 
@@ -105,7 +105,7 @@ def test_volumes_of_brain_and_structures_are_those_of_the_stored_voxels(tmp_path
 
 def test_an_empty_mask_leaves_no_brain(tmp_path: Path) -> None:
     mask = save(tmp_path, "m.nii", np.zeros(SHAPE, dtype=np.uint8))
-    with pytest.raises(SourceError, match=r"m\.nii holds no voxel above 0\.5") as caught:
+    with pytest.raises(SourceError, match=r"m\.nii has no voxel above 0\.5") as caught:
         prepared(MASKED, images={"T1": save(tmp_path, "T1.nii", head())}, brain_mask=mask)
     assert caught.value.code == "EMPTY_BRAIN"
 
@@ -132,9 +132,7 @@ def test_an_outlier_does_not_overflow(tmp_path: Path) -> None:
     image = np.ones((60, 60, 60), dtype=np.float32)
     image += np.random.default_rng(0).uniform(0, 1e-3, image.shape).astype(np.float32)
     image[30, 30, 30] = 3.4e38
-    with pytest.raises(
-        SourceError, match=r"98% of the brain lies between 1\.\d+ and 1\.\d+"
-    ) as caught:  # and no warning
+    with pytest.raises(SourceError, match=r"98% of the brain is between 1\.\d+ and 1\.\d+") as caught:  # and no warning
         prepared(images={"T1": save(tmp_path, "T1.nii", image)})
     assert caught.value.code == "EXTREME_VALUES"
 
@@ -166,7 +164,7 @@ def test_headers_that_disagree(tmp_path: Path) -> None:
         "images": {"T1": save(tmp_path, "T1.nii", head())},
         "labels": {"lesion": save(tmp_path, "l.nii", lesion(), moved(4.0))},
     }
-    with pytest.raises(SourceError, match=r"label:lesion \(l\.nii\) has the shape of T1 .* --headers-disagree") as e:
+    with pytest.raises(SourceError, match=r"label:lesion \(l\.nii\) has the shape of T1, .* --headers-disagree") as e:
         prepared(**files)
     assert e.value.code == "HEADERS_DISAGREE"
     straight = prepared(images=files["images"], labels={"lesion": save(tmp_path, "ok.nii", lesion())})
@@ -191,7 +189,7 @@ def test_array_aligned_files_with_other_headers_are_found_by_their_likeness(tmp_
     """The same voxels under a header 6 mm off: refused with both numbers, unless a person says which is right."""
     one, two = twins()
     images = {"FLAIR": save(tmp_path, "F.nii", one), "T1": save(tmp_path, "T1.nii", two, moved(6.0))}
-    numbers = r"\(similarity to FLAIR: 1\.[1-9]\d* as the same voxels, 1\.0\d* through the headers\)"
+    numbers = r"\(similarity to FLAIR: 1\.[1-9]\d* as the same voxels, 1\.0\d* by the headers\)"
     with pytest.raises(SourceError, match=rf"T1 \(T1\.nii\) has the shape .*{numbers}.* --headers-disagree array") as e:
         prepared(images=images)
     assert e.value.code == "HEADERS_DISAGREE"
@@ -208,7 +206,7 @@ def test_two_scans_of_one_shape_from_two_places_are_placed_by_their_headers(tmp_
     one, two = twins()
     images = {"FLAIR": save(tmp_path, "F.nii", one), "T1": save(tmp_path, "T1.nii", np.roll(two, -3, 0), moved(6.0))}
     case = prepared(images=images)
-    assert "brought over through its header (similarity" in doubts(case)["HEADERS_DISAGREE"]
+    assert "its header was used (similarity" in doubts(case)["HEADERS_DISAGREE"]
     # A label goes where its sequence goes, whichever that is.
     codes = np.roll(lesion(one.shape), -3, 0)
     files = {"images": images, "labels": {"lesion": save(tmp_path, "l.nii", codes, moved(6.0))}}
@@ -247,7 +245,7 @@ def test_axes_off_right_angles_are_straightened_and_said(tmp_path: Path) -> None
     far = np.linalg.norm(xyz - centre, axis=-1)
     ball = np.where(far < 24, 300 - 5 * far, 0).astype(np.float32)
     case = prepared(images={"T1": save(tmp_path, "T1.nii", ball, affine)})
-    assert "T1 (T1.nii): the axes of its header are 6 degrees off right angles" in doubts(case)["NOT_ORTHOGONAL"]
+    assert "T1 (T1.nii): the axes in its header are 6 degrees off right angles" in doubts(case)["NOT_ORTHOGONAL"]
     assert case.sources[0]["steps"][0] == "straightened by 6 degrees"
     columns = case.grid.affine[:3, :3]
     np.testing.assert_allclose(columns.T @ columns, 4 * np.eye(3), atol=1e-9)
@@ -261,7 +259,7 @@ def test_axes_off_right_angles_are_straightened_and_said(tmp_path: Path) -> None
 
 
 def test_axes_that_are_nearly_parallel_are_refused_and_rounding_is_not_a_doubt(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"T1 \(T1\.nii\): the axes of its header are 20 degrees off") as caught:
+    with pytest.raises(SourceError, match=r"T1 \(T1\.nii\): the axes in its header are 20 degrees off") as caught:
         prepared(images={"T1": save(tmp_path, "T1.nii", head(), sheared(20.0))})
     assert caught.value.code == "BAD_AFFINE"
     case = prepared(images={"T1": save(tmp_path, "T1.nii", head(), sheared(0.05))})
@@ -273,7 +271,7 @@ def test_axes_that_are_nearly_parallel_are_refused_and_rounding_is_not_a_doubt(t
     ("mm", "code", "said"),
     [
         (2000.0, "BAD_AFFINE", r"Are its units micrometres"),
-        (140.0, "BAD_SIZE", r"too many to be a head. Are its units"),
+        (140.0, "BAD_SIZE", r"too many for a head. Are its units"),
     ],
 )
 def test_micrometres_are_refused_before_memory_is_asked_for(tmp_path: Path, mm: float, code: str, said: str) -> None:
@@ -317,7 +315,7 @@ def test_what_a_person_should_look_at(tmp_path: Path) -> None:
     partly[0, 0, :5] = 1
     case = prepared(images={"T1": save(tmp_path, "T1.nii", head())}, labels={"lesion": save(tmp_path, "l.nii", partly)})
     assert set(doubts(case)) == {"LABEL_OUTSIDE_BRAIN"}
-    assert doubts(case)["LABEL_OUTSIDE_BRAIN"].startswith("7% of annotation 'lesion' lies outside the brain.")
+    assert doubts(case)["LABEL_OUTSIDE_BRAIN"].startswith("7% of annotation 'lesion' is outside the brain.")
     one = np.zeros(SHAPE, dtype=np.uint8)
     one[8, 9, 7] = 1
     case = prepared(
@@ -339,7 +337,7 @@ def test_a_label_wholly_outside_the_brain_is_an_error(size: int, tmp_path: Path)
     schemas = SCHEMAS | {"other": SCHEMAS["lesion"]}
     labels = {"lesion": save(tmp_path, "l.nii", lesion()), "other": save(tmp_path, "far.nii", far)}
     files = CaseFiles("P1", {"T1": save(tmp_path, "T1.nii", head())}, labels)
-    with pytest.raises(SourceError, match=r"all of annotation 'other' \(far\.nii\) lies outside the brain") as caught:
+    with pytest.raises(SourceError, match=r"all of annotation 'other' \(far\.nii\) is outside the brain") as caught:
         prepare_case(files, schemas, RECIPE)
     assert (caught.value.code, caught.value.file) == ("LABEL_OUTSIDE_BRAIN", str(labels["other"]))
 
@@ -356,9 +354,7 @@ def test_one_structure_of_a_label_outside_the_brain(tmp_path: Path) -> None:
             CaseFiles("P1", image, {"lesion": save(tmp_path, "l.nii", codes)}), {"lesion": schema}, RECIPE
         )
 
-    with pytest.raises(
-        SourceError, match=r"rim \(0\.512 ml\) of annotation 'lesion' \(l\.nii\) lies outside the brain"
-    ):
+    with pytest.raises(SourceError, match=r"rim \(0\.512 ml\) of annotation 'lesion' \(l\.nii\) is outside the brain"):
         label("lesion", 1, 64)
     assert set(doubts(label("lesion", 1, 8))) == {"LABEL_OUTSIDE_BRAIN"}
     assert set(doubts(label("tissue", 1, 64))) == {"LABEL_OUTSIDE_BRAIN"}
@@ -374,7 +370,7 @@ def test_a_label_a_voxel_off_the_brain_is_rounding(tmp_path: Path) -> None:
         codes[at, 8, 6] = 1
         files = {"images": image, "labels": {"lesion": save(tmp_path, "l.nii", codes)}}
         if is_refused:
-            with pytest.raises(SourceError, match="lies outside the brain, none of it within"):
+            with pytest.raises(SourceError, match="is outside the brain"):
                 prepared(**files)
         else:
             assert doubts(prepared(**files))["LABEL_OUTSIDE_BRAIN"].startswith("100% of annotation 'lesion'")
@@ -409,7 +405,7 @@ def test_a_label_cut_to_its_own_box_is_read_and_placed(tmp_path: Path) -> None:
         np.testing.assert_array_equal(case.grid.affine, whole.grid.affine)
         assert set(doubts(case)) == set(doubts(whole)) == set()
     elsewhere = save(tmp_path, "elsewhere.nii", nib.load(cut).get_fdata().astype(np.uint8), moved(200.0))
-    with pytest.raises(SourceError, match=r"label:lesion .* 0% of what it marks lies within FLAIR's box") as caught:
+    with pytest.raises(SourceError, match=r"label:lesion .* 0% of what it marks is within the box of FLAIR") as caught:
         prepared(images=images, labels={"lesion": elsewhere})
     assert caught.value.code == "NO_OVERLAP"
 
@@ -422,7 +418,7 @@ def test_a_label_or_mask_that_leaves_the_image_is_told(tmp_path: Path) -> None:
     case = prepared(
         images={"T1": save(tmp_path, "T1.nii", head())}, labels={"lesion": save(tmp_path, "l.nii", half, affine)}
     )
-    assert "label:lesion (l.nii): only 50% of what it marks lies within T1's box" in doubts(case)["SMALL_OVERLAP"]
+    assert "label:lesion (l.nii): only 50% of what it marks is within the box of T1" in doubts(case)["SMALL_OVERLAP"]
     mask, place = cropped((head() != 0).astype(np.uint8))
     case = prepared(
         MASKED, images={"T1": save(tmp_path, "T1.nii", head())}, brain_mask=save(tmp_path, "m.nii", mask, place)
@@ -466,10 +462,10 @@ def test_a_recipe_survives_json_and_an_old_one_is_read() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"brain_mask": "bet"}, "brain_mask 'bet' is none of file, nonzero, otsu or"),
-        ({"brain_mask": "command bet {image}"}, r"does not say where \{mask\} goes"),
-        ({"normalise": "minmax"}, "normalise 'minmax' is none of zscore, histogram, none"),
-        ({"register": "affine"}, "register 'affine' is none of \"\", rigid"),
+        ({"brain_mask": "bet"}, "unknown brain_mask 'bet': choose one of file, nonzero, otsu or"),
+        ({"brain_mask": "command bet {image}"}, r"lacks \{mask\}"),
+        ({"normalise": "minmax"}, "unknown normalise 'minmax': choose one of zscore, histogram, none"),
+        ({"register": "affine"}, "unknown register 'affine': choose one of \"\", rigid"),
     ],
 )
 def test_a_recipe_that_cannot_be_meant(wrong: dict[str, str], said: str) -> None:
@@ -486,7 +482,7 @@ def test_a_sequence_that_is_a_copy_of_another_is_seen_in_any_file(tmp_path: Path
     two = save(tmp_path, "b.nii.gz", whole[::-1].astype(np.float64), flipped)
     case = prepared(images={"FLAIR": one, "T1": two, "T2": save(tmp_path, "c.nii", head(2))})
     assert case.content[0] == case.content[1] != case.content[2]
-    assert "FLAIR and T1 hold the same voxels (a.nii and b.nii.gz)" in doubts(case)["COPIED_SEQUENCE"]
+    assert "FLAIR and T1 have the same voxels (a.nii and b.nii.gz)" in doubts(case)["COPIED_SEQUENCE"]
     changed = whole.copy()
     changed[8, 9, 7] += 1
     case = prepared(images={"FLAIR": one, "T1": save(tmp_path, "d.nii", changed)})
@@ -541,9 +537,9 @@ def test_codes_are_the_same_however_the_label_is_cropped() -> None:
     values[3:5, 4, 2:4] = 2
     for text in ("1=a,2=b", "0=ignore,2=b", "0=a,2=b"):
         schema = LabelSchema.parse(text, "lesion")
-        np.testing.assert_array_equal(encoded(values, schema), schema.encode(values))
+        np.testing.assert_array_equal(encode_labels(values, schema), schema.encode(values))
     with pytest.raises(LabelError, match=r"unknown codes: 0 \(500 voxels\)"):
-        encoded(values, LabelSchema((Structure("b", "lesion", (2,)),), background_codes=(5,)))
+        encode_labels(values, LabelSchema((Structure("b", "lesion", (2,)),), background_codes=(5,)))
 
 
 def test_a_real_case_at_its_own_voxel_size(data: Path) -> None:

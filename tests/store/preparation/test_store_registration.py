@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from multiseg.labels import LabelSchema
 from multiseg.store.cases import CaseFiles
-from multiseg.store.formats.reading import read_volume
+from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.formats.volumes import to_ras
 from multiseg.store.preparation.grids import Grid, resample
 from multiseg.store.preparation.places import grid_of
@@ -113,7 +113,7 @@ def test_what_lies_right_is_left_alone(tmp_path: Path) -> None:
     case = prepared(RECIPE, images)
     plain = prepared(Recipe((3.0, 3.0, 3.0), reference="FLAIR"), images)
     np.testing.assert_array_equal(case.images, plain.images)
-    assert "T1 stays where its header puts it" in said(case)["REGISTERED"]
+    assert "T1 keeps the position in its header" in said(case)["REGISTERED"]
 
 
 def test_a_far_move_is_a_warning(tmp_path: Path) -> None:

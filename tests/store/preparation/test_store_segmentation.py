@@ -62,17 +62,17 @@ def prepare(folder: Path, image: np.ndarray, dtype: type = np.float32) -> dict[s
 
 
 SEGMENTATIONS = {
-    "tissues": (tissues, "holds only the values 1, 2, 3"),
+    "tissues": (tissues, "has only the values 1, 2, 3"),
     "tumour": (lambda: np.select([depth() > 0.7, depth() > 0.6, depth() > 0.5], [1, 4, 2]), "only the values 1, 2, 4"),
-    "tissues in 0 to 255": (lambda: tissues() * 85, "holds only the values 85, 170, 255"),
-    "tissues in 0 to 1": (lambda: tissues() / 3, "holds only the values 0.333333, 0.666667, 1"),
-    "with another background": (lambda: tissues() - 1, "holds only the values 0, 1, 2"),
-    "parcels": (parcels, r"is the same in \d+% of neighbouring voxels"),
-    "many codes": (lambda: np.where(parcels() > 0, 11100 + parcels() * 7, 0), r"is the same in \d+% of neighbouring"),
-    "resampled tissues": (lambda: moved(tissues()), r"is the same in \d+% of neighbouring voxels"),
-    "resampled parcels": (lambda: moved(parcels(40)), r"is the same in \d+% of neighbouring voxels"),
-    "resampled mask": (lambda: moved((depth() > 0.2) * 1.0), r"is the same in \d+% of neighbouring voxels"),
-    "partial volume": (lambda: ndimage.gaussian_filter((depth() > 0.35) * 1.0, 0.9).clip(0, 1), "goes|same"),
+    "tissues in 0 to 255": (lambda: tissues() * 85, "has only the values 85, 170, 255"),
+    "tissues in 0 to 1": (lambda: tissues() / 3, "has only the values 0.333333, 0.666667, 1"),
+    "with another background": (lambda: tissues() - 1, "has only the values 0, 1, 2"),
+    "parcels": (parcels, r"has \d+% equal neighbouring voxels"),
+    "many codes": (lambda: np.where(parcels() > 0, 11100 + parcels() * 7, 0), r"has \d+% equal neighbouring"),
+    "resampled tissues": (lambda: moved(tissues()), r"has \d+% equal neighbouring voxels"),
+    "resampled parcels": (lambda: moved(parcels(40)), r"has \d+% equal neighbouring voxels"),
+    "resampled mask": (lambda: moved((depth() > 0.2) * 1.0), r"has \d+% equal neighbouring voxels"),
+    "partial volume": (lambda: ndimage.gaussian_filter((depth() > 0.35) * 1.0, 0.9).clip(0, 1), "ranges|equal"),
 }  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_a_small_lesion_mask_of_two_codes(tmp_path: Path) -> None:
     codes = np.zeros(SHAPE)
     codes[20:23, 20:23, 20:22] = 1
     codes[20, 20, 20] = 2
-    with pytest.raises(SourceError, match="holds only the values 1, 2") as caught:
+    with pytest.raises(SourceError, match="has only the values 1, 2") as caught:
         prepare(tmp_path, codes, np.uint8)
     assert caught.value.code == "SEGMENTATION"
 
@@ -103,7 +103,7 @@ def test_a_phantom_without_noise_is_one(tmp_path: Path) -> None:
     """Its tissues are constant, as in a label map, but few voxels jump from one to another; a person is asked."""
     smooth = 400 * (depth() > 0) + 300 * np.clip(16 * depth() - 1, 0, 1)
     doubts = prepare(tmp_path, np.rint(smooth / 16) * 16, np.int16)
-    assert "is the same in" in doubts["SEGMENTATION"]
+    assert "equal neighbouring voxels" in doubts["SEGMENTATION"]
 
 
 def test_repeated_slices_air_and_saturation_are_no_segmentation(tmp_path: Path) -> None:

@@ -41,10 +41,10 @@ def test_one_wild_voxel_is_refused(tmp_path: Path) -> None:
     assert far_ones(case(tmp_path, image, codes), schema) == []
     image[20, 20, 20] = 30_000  # a flipped bit
     (said,) = far_ones(case(tmp_path, image, codes), schema)
-    assert re.search(r"voxels far from all others \(1\), up to 30000, where 98% of them lie between", said)
+    assert re.search(r"voxels far from all others \(1\), up to 30000, while 98% are between", said)
     image[20, 20, 20] = 1e8
     with pytest.raises(
-        SourceError, match=r"98% of the brain lies between .* but values go from .* to 1e\+08"
+        SourceError, match=r"98% of the brain is between .* but the values range from .* to 1e\+08"
     ) as caught:
         prepare_case(case(tmp_path, image, codes), schema, RECIPE)
     assert caught.value.code == "EXTREME_VALUES"
@@ -59,5 +59,5 @@ def test_codes_that_all_mean_background_are_told(tmp_path: Path) -> None:
     codes[10:14, 10:14, 10:14] = 1
     schema = {"lesion": schema_of("freesurfer", "lesion")}
     doubts = {doubt.code: doubt for doubt in prepare_case(case(tmp_path, brain(), codes), schema, RECIPE).doubts}
-    assert "marks 64 voxels with 1, and all of these mean background" in doubts["ALL_BACKGROUND"].message
+    assert "marks 64 voxels with 1, but all of these codes mean background" in doubts["ALL_BACKGROUND"].message
     assert doubts["ALL_BACKGROUND"].severity == "warning"

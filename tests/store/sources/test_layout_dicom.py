@@ -14,8 +14,8 @@ from looking import look
 from multiseg.cli.app import run
 from multiseg.errors import SourceError, UnconfirmedError, UsageError
 from multiseg.store.cases import Series, sha256_of
-from multiseg.store.formats.dicom import Slice
-from multiseg.store.formats.reading import read_geometry, read_volume
+from multiseg.store.formats.dicom_series import Slice
+from multiseg.store.formats.read_volume import read_geometry, read_volume
 from multiseg.store.sources.dicom_scans import b_value_of, read_slices
 
 MR, SEG, RTSTRUCT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.3"
@@ -177,12 +177,12 @@ def test_missing_slices_are_counted(scanner: Scanner, skip: tuple[int, ...], sai
 def test_slices_that_are_no_one_volume(scanner: Scanner) -> None:
     twice = scanner.series(T1)
     (twice / "copy.1").write_bytes(files_of(twice).files[0].read_bytes())
-    with pytest.raises(SourceError, match=r"copy\.1.* lie at the same place|lie at the same place") as caught:
+    with pytest.raises(SourceError, match=r"copy\.1.* have the same position|have the same position") as caught:
         read_volume(files_of(twice))
     assert caught.value.code == "DUPLICATE_SLICES"
-    with pytest.raises(SourceError, match="a series of one slice is no volume"):
+    with pytest.raises(SourceError, match="a series of one slice is not a volume"):
         read_volume(Series(files_of(twice).files[:1]))
-    with pytest.raises(SourceError, match="a series of one slice is no volume"):
+    with pytest.raises(SourceError, match="a series of one slice is not a volume"):
         read_volume(files_of(twice).files[0])
     with pytest.raises(SourceError, match=r"gone\.1 does not exist"):
         read_volume(Series((*files_of(twice).files, twice / "gone.1")))

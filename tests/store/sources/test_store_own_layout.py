@@ -71,7 +71,7 @@ def test_what_the_user_says_reaches_it_and_wins(hospitals, mine):
         ("mine_sources:fails", UsageError, r"failed: IndexError: .*mine_sources.py, line"),
         ("mine_sources:one", UsageError, r"does not take \(root, options\)"),
         ("nowhere_sources:one", UsageError, r"PYTHONPATH=\. multiseg"),
-        ("os:listdir", UsageError, "part of Python itself"),
+        ("os:listdir", UsageError, "in Python's standard library"),
     ],
 )
 def test_a_source_that_does_not_fit(hospitals, mine, name, error, said):

@@ -1,8 +1,8 @@
-"""A synthetic head with lesions, drawn from formulas.
+"""A synthetic head with lesions, computed from formulas.
 
-A head is a set of signed distances in millimetres, so that it can be evaluated on any grid: two
-scans of one case on different grids show the same brain and the same lesions. Anatomy, contrasts
-and noise are plausible, not measured: nothing learnt here says anything about patients.
+A head is a set of signed distances in millimetres, so it can be evaluated on any grid: two scans of a case on different
+grids show the same brain and the same lesions. Anatomy, contrasts and noise are plausible but not measured: results on
+phantoms say nothing about patients.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LESION_SIGNAL: dict[Pathology, dict[int, dict[str, float]]] = {
     "white matter hyperintensities": {1: {"T1": 0.64, "FLAIR": 0.84}},
     "chronic stroke": {1: {"T1": 0.36, "T2": 0.90, "FLAIR": 0.80}},  # a cavity with its scar, as one
 }
-_TEXTURE = {"DWI": 0.11}  # how much healthy tissue varies, relative; elsewhere 0.04
+_TEXTURE = {"DWI": 0.11}  # relative variation of healthy tissue; 0.04 in other sequences
 _NOISE = 0.03
 FIELD_OF_VIEW_MM = (144.0, 176.0, 138.0)  # left-right, back-front, foot-head
 _DEEP_GREY = (  # centre and radii in mm on one side: thalamus, caudate head, lentiform nucleus
@@ -62,18 +62,18 @@ class _Waves:
 
 
 def _draw_waves(rng: np.random.Generator, length_mm: float, num_waves: int = 12) -> _Waves:
-    """Waves about `length_mm` long in random directions."""
+    """Draw waves of about this length in random directions."""
     directions = rng.normal(size=(num_waves, 3))
     lengths = length_mm * rng.uniform(0.8, 1.3, size=(num_waves, 1))
     vectors = 2 * np.pi * directions / np.linalg.norm(directions, axis=1, keepdims=True) / lengths
     return _Waves(vectors.astype(np.float32), rng.uniform(0, 2 * np.pi, num_waves).astype(np.float32))
 
 
-def _at(points: Points, waves: _Waves) -> Field:
-    """The waves' sum at these points.
+def _evaluate(points: Points, waves: _Waves) -> Field:
+    """The sum of the waves at these points.
 
-    Here and below no matrix product goes to BLAS: its threads would fight over busy cores, and the
-    order of its sums, so the last bits, may depend on their number.
+    Nothing in this module uses BLAS: its threads would compete for busy cores, and the order of its sums, and thus the
+    last bits, may depend on their number.
     """
     x, y, z = points
     total = np.zeros(points.shape[1:], np.float32)
@@ -84,7 +84,7 @@ def _at(points: Points, waves: _Waves) -> Field:
 
 @dataclass(frozen=True)
 class Head:
-    """One person's shape, before any lesion."""
+    """The shape of one person's head, without lesions."""
 
     size: Triple
     warp: tuple[_Waves, _Waves, _Waves]
@@ -94,18 +94,19 @@ class Head:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A head on a grid: coordinates without the person's size and warp, distances in mm, tissue parts."""
+    """A head on a grid: coordinates without the person's size and warp, distances in mm, and tissue fractions."""
 
     points: Points
     ventricle_mm: Field  # to the lateral ventricles' wall, negative inside
     horn: Field  # 1 at the frontal and occipital horns, 0 away from them
     cortex_mm: Field  # depth below the nearest outer surface or sulcus
     inside_brain: Bool[np.ndarray, "*grid"]
-    tissues: Float[np.ndarray, "tissue=4 *grid"]  # parts of (CSF, grey matter, white matter, scalp)
+    tissues: Float[np.ndarray, "tissue=4 *grid"]  # fractions of (CSF, grey matter, white matter, scalp)
     blur_mm: float
 
 
 def draw_head(rng: np.random.Generator, old: bool) -> Head:
+    """Draw a head at random; `old` people have wider ventricles."""
     width, depth, height = rng.uniform(0.94, 1.03, 3).tolist()
     low, high = (5.5, 8.0) if old else (3.8, 5.8)
     return Head(
@@ -117,20 +118,20 @@ def draw_head(rng: np.random.Generator, old: bool) -> Head:
 
 
 def _depth_mm(points: Points, centre: Triple, radii: Triple) -> Field:
-    """Roughly the distance to an ellipsoid's surface, positive inside."""
+    """The approximate distance to the surface of an ellipsoid, positive inside."""
     x, y, z = ((p - c) / r for p, c, r in zip(points, centre, radii, strict=True))
     depth: Field = (1 - np.sqrt(x * x + y * y + z * z)) * float(np.mean(radii))
     return depth
 
 
-def _part(depth_mm: Field, blur_mm: float) -> Field:
-    """The part of a voxel that lies inside a surface at this depth."""
-    part: Field = np.clip(depth_mm / blur_mm + 0.5, 0, 1)
-    return part
+def _fraction(depth_mm: Field, blur_mm: float) -> Field:
+    """The fraction of a voxel at this depth that is inside the surface."""
+    fraction: Field = np.clip(depth_mm / blur_mm + 0.5, 0, 1)
+    return fraction
 
 
 def _brain_depth_mm(points: Points) -> tuple[Field, Field]:
-    """Depth below the hull of the brain, and below the hull with its fissures."""
+    """The depth below the hull of the brain, and below the hull with its fissures."""
     x, y, z = points
     hull = np.where(
         z > 0,
@@ -149,7 +150,7 @@ def _brain_depth_mm(points: Points) -> tuple[Field, Field]:
 
 
 def _ventricle_distance_mm(points: Points, radius_mm: float) -> tuple[Field, Field]:
-    """Distance to the lateral ventricles (two curved tubes), and where along them the horns are."""
+    """The distance to the lateral ventricles (two curved tubes), and the proximity to their horns."""
     x, y, z = points
     along = (y + 4) / 40
     bend = along * along
@@ -160,40 +161,40 @@ def _ventricle_distance_mm(points: Points, radius_mm: float) -> tuple[Field, Fie
 
 
 def anatomy_on(head: Head, world: Points, blur_mm: float) -> Anatomy:
-    """The head at these world coordinates, its surfaces blurred over `blur_mm` (partial volume)."""
+    """Evaluate a head at world coordinates in mm. Surfaces are blurred over `blur_mm` (partial volume)."""
     axes = zip(world, head.warp, head.size, strict=True)
-    points = np.stack([(axis + 2.5 * _at(world, waves)) / size for axis, waves, size in axes])
+    points = np.stack([(axis + 2.5 * _evaluate(world, waves)) / size for axis, waves, size in axes])
     x, y, z = points
     hull, pial = _brain_depth_mm(points)
-    sulcus = 4.4 * np.abs(_at(world, head.folds)) + 0.7 * np.maximum(0, hull - 15)
+    sulcus = 4.4 * np.abs(_evaluate(world, head.folds)) + 0.7 * np.maximum(0, hull - 15)
     cortex = np.minimum(pial, sulcus)
     ventricle, horn = _ventricle_distance_mm(points, head.ventricle_mm)
     third = np.maximum(np.abs(x) - 0.3 * head.ventricle_mm, np.maximum(np.abs(y + 6) - 14, np.abs(z + 2) - 9))
     sides = np.stack([np.abs(x), y, z])
     nuclei = np.max([_depth_mm(sides, centre, radii) for centre, radii in _DEEP_GREY], axis=0)
 
-    solid = _part(cortex - 0.8, blur_mm) * _part(np.minimum(ventricle, third), blur_mm)
-    white = solid * _part(cortex - 4.0, blur_mm) * (1 - 0.8 * _part(nuclei, blur_mm))
-    fluid = _part(hull + 2.5, blur_mm) - solid
+    solid = _fraction(cortex - 0.8, blur_mm) * _fraction(np.minimum(ventricle, third), blur_mm)
+    white = solid * _fraction(cortex - 4.0, blur_mm) * (1 - 0.8 * _fraction(nuclei, blur_mm))
+    fluid = _fraction(hull + 2.5, blur_mm) - solid
     skull = np.maximum(hull, _depth_mm(points, (0.0, 0.0, 0.0), (58.0, 72.0, 58.0)))
-    scalp = _part(-skull - 6, blur_mm) * _part(skull + 11, blur_mm)
+    scalp = _fraction(-skull - 6, blur_mm) * _fraction(skull + 11, blur_mm)
     tissues = np.stack([np.maximum(fluid, 0), solid - white, white, scalp]).astype(np.float32)
     return Anatomy(points, ventricle, horn, cortex, hull > -0.5, tissues, blur_mm)
 
 
 @dataclass(frozen=True)
 class Lesions:
-    """Where one person's lesions are: ellipsoids (mm), all with one ragged edge."""
+    """One person's lesions: ellipsoids in mm with a ragged edge."""
 
     pathology: Pathology
     centres: Float[np.ndarray, "blob 3"]
     radii: Float[np.ndarray, "blob 3"]
     ragged: _Waves
-    band_mm: float  # thickness of the band round the ventricles
+    band_mm: float  # thickness of the band around the ventricles
 
 
 def draw_lesions(rng: np.random.Generator, head: Head, pathology: Pathology) -> Lesions:
-    """Lesion sites that suit the pathology, chosen among random points of the head."""
+    """Draw lesions at sites that are typical of the pathology, among random points of the head."""
     half = np.array(FIELD_OF_VIEW_MM)[:, None] / 2
     sites = anatomy_on(head, rng.uniform(-half, half, (3, 6000)).astype(np.float32), blur_mm=1.0)
     x, y, z = sites.points
@@ -224,44 +225,44 @@ def draw_lesions(rng: np.random.Generator, head: Head, pathology: Pathology) -> 
 
 
 def lesion_parts(lesions: Lesions, anatomy: Anatomy) -> dict[int, Field]:
-    """By code, the part of each voxel that a lesion takes."""
+    """The fraction of each voxel that is lesion, by code."""
     points, blur_mm = anatomy.points, anatomy.blur_mm
-    ragged = _at(points, lesions.ragged)
+    ragged = _evaluate(points, lesions.ragged)
     blobs = zip(lesions.centres.tolist(), lesions.radii.tolist(), strict=True)
     depth = np.max([_depth_mm(points, tuple(centre), tuple(radii)) for centre, radii in blobs], axis=0)
     solid = anatomy.tissues[1] + anatomy.tissues[2]
     if lesions.pathology == "glioma":
         depth = depth + 1.8 * ragged
         radius = float(lesions.radii.mean())
-        inside, core = _part(depth, blur_mm), _part(depth - 0.38 * radius, blur_mm)
+        inside, core = _fraction(depth, blur_mm), _fraction(depth - 0.38 * radius, blur_mm)
         reach = 0.55 * radius + 3 * ragged - 5 * (1 - anatomy.tissues[2])
-        return {1: core, 2: _part(depth + reach, blur_mm) * solid * (1 - inside), 4: inside - core}
+        return {1: core, 2: _fraction(depth + reach, blur_mm) * solid * (1 - inside), 4: inside - core}
     if lesions.pathology in ("ischaemic stroke", "chronic stroke"):
-        return {1: _part(depth + 3.5 * ragged, blur_mm) * solid}
+        return {1: _fraction(depth + 3.5 * ragged, blur_mm) * solid}
     depth = depth + 0.9 * ragged
     if lesions.band_mm:
         band = lesions.band_mm * (0.6 + 0.6 * ragged + 1.5 * anatomy.horn) - anatomy.ventricle_mm
         depth = np.maximum(depth, band)
-    return {1: _part(depth, blur_mm) * np.minimum(1, 1.15 * anatomy.tissues[2])}
+    return {1: _fraction(depth, blur_mm) * np.minimum(1, 1.15 * anatomy.tissues[2])}
 
 
 def codes_of(parts: dict[int, Field], threshold: float = 0.5) -> Codes:
-    """The code with the largest part, 0 where all of them together take less than the threshold."""
+    """The code with the largest fraction; 0 if all fractions together are not above the threshold."""
     stack = np.stack(list(parts.values()))
-    named = np.array(list(parts), np.uint8)[stack.argmax(axis=0)]
-    return np.where(stack.sum(axis=0) > threshold, named, 0).astype(np.uint8)
+    largest = np.array(list(parts), np.uint8)[stack.argmax(axis=0)]
+    return np.where(stack.sum(axis=0) > threshold, largest, 0).astype(np.uint8)
 
 
 def measure(modality: str, anatomy: Anatomy, lesions: Lesions, rng: np.random.Generator) -> Voxels:
-    """What the scanner measures, about 0 to 1: tissues and lesions, bias field, Rician noise."""
+    """Simulate a scan, about 0 to 1: tissues and lesions, bias field, Rician noise."""
     levels = np.array(_TISSUE_SIGNAL[modality], np.float32)
     healthy = np.einsum("t,t...->...", levels, anatomy.tissues)
-    signal = healthy * (1 + _TEXTURE.get(modality, 0.04) * _at(anatomy.points, _draw_waves(rng, 22.0)))
+    signal = healthy * (1 + _TEXTURE.get(modality, 0.04) * _evaluate(anatomy.points, _draw_waves(rng, 22.0)))
     contrast = _LESION_SIGNAL[lesions.pathology]
     for code, part in lesion_parts(lesions, anatomy).items():
-        level = contrast[code][modality] * (1 + 0.05 * _at(anatomy.points, _draw_waves(rng, 12.0)))
+        level = contrast[code][modality] * (1 + 0.05 * _evaluate(anatomy.points, _draw_waves(rng, 12.0)))
         signal += part * (level - signal)
-    bias = np.exp(0.07 * _at(anatomy.points, _draw_waves(rng, 220.0, num_waves=5)))
+    bias = np.exp(0.07 * _evaluate(anatomy.points, _draw_waves(rng, 220.0, num_waves=5)))
     real, imaginary = rng.standard_normal((2, *signal.shape), np.float32) * np.float32(_NOISE)
     measured: Voxels = np.hypot(signal * bias + real, imaginary)
     return measured

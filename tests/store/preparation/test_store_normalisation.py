@@ -13,10 +13,10 @@ from scipy import ndimage
 from multiseg.errors import SourceError
 from multiseg.store.cases import CaseFiles
 from multiseg.store.preparation.boxes import box_at
-from multiseg.store.preparation.brain import Located
-from multiseg.store.preparation.intensity import standardised, without_bias
+from multiseg.store.preparation.brain import BrainImage
 from multiseg.store.preparation.journal import Journal
 from multiseg.store.preparation.landmarks import learn_landmarks
+from multiseg.store.preparation.normalisation import remove_bias, standardise
 from multiseg.store.preparation.prepare import PreparedCase, prepare_case
 from multiseg.store.preparation.recipe import PERCENTILES, Recipe
 
@@ -58,16 +58,16 @@ def test_raw_values_stay_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scale", "offset", "said"),
     [
-        (500.0, 0.0, r"up to \d\.\d+e\+05 \(float16 ends at 65504\)"),
-        (0.1, 20_000.0, r"rounded by \d+\.\d% of their spread"),
-        (1e-9, 0.0, r"rounded by .*% of their spread"),
+        (500.0, 0.0, r"up to \d\.\d+e\+05 \(the limit is 65504\)"),
+        (0.1, 20_000.0, r"rounded by \d+\.\d% of their standard deviation"),
+        (1e-9, 0.0, r"rounded by .*% of their standard deviation"),
     ],
 )
 def test_raw_values_that_float16_would_spoil_are_refused(
     scale: float, offset: float, said: str, tmp_path: Path
 ) -> None:
     image = np.where(brain() != 0, brain() * scale + offset, 0).astype(np.float32)
-    with pytest.raises(SourceError, match=rf"T1 .* do not fit the store's float16: {said}. Use --normalise") as caught:
+    with pytest.raises(SourceError, match=rf"T1 .* do not fit into float16: {said}. Use --normalise") as caught:
         prepared(tmp_path, image, normalise="none")
     assert caught.value.code == "NOT_FLOAT16"
     assert np.isfinite(prepared(tmp_path, image).images).all()
@@ -77,7 +77,7 @@ def test_the_standard_scale_by_hand() -> None:
     """10, 20, 40 go to 0, 50, 100: half-way stays half-way, and the last line goes on."""
     values = np.array([5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0])
     expected = [-25.0, 0.0, 25.0, 50.0, 75.0, 100.0, 125.0]
-    np.testing.assert_allclose(standardised(values, [10.0, 20.0, 40.0], [0.0, 50.0, 100.0]), expected)
+    np.testing.assert_allclose(standardise(values, [10.0, 20.0, 40.0], [0.0, 50.0, 100.0]), expected)
 
 
 @given(
@@ -88,8 +88,8 @@ def test_the_standard_scale_by_hand() -> None:
 def test_the_standard_scale_leads_back(steps: list[float], values: list[float], seed: int) -> None:
     own = np.cumsum(steps)
     scale = np.cumsum(np.random.default_rng(seed).uniform(1, 10, len(own)))
-    there = standardised(np.array(values), own.tolist(), scale.tolist())
-    back = standardised(there.astype(np.float64), scale.tolist(), own.tolist())
+    there = standardise(np.array(values), own.tolist(), scale.tolist())
+    back = standardise(there.astype(np.float64), scale.tolist(), own.tolist())
     reach = np.abs(values).max() + np.abs(there).max() * np.max(np.diff(own) / np.diff(scale))
     np.testing.assert_allclose(back, values, atol=1e-5 * max(1.0, reach))
 
@@ -136,13 +136,13 @@ def test_histograms_are_made_alike_and_lead_back_to_raw_values(tmp_path: Path) -
         told = case.sources[0]["histogram"]
         assert len(told["percentiles"]) == len(PERCENTILES)
         standard = inside(case) * case.std[0] + case.mean[0]
-        raw = standardised(standard, told["landmarks"], told["percentiles"])
+        raw = standardise(standard, told["landmarks"], told["percentiles"])
         np.testing.assert_allclose(raw, image[image != 0], rtol=1e-2)
         assert case.sources[0]["steps"][0].startswith("histogram: percentiles ")
 
 
 def test_a_sequence_without_landmarks_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"T1 \(.*P1\.nii\) has no landmarks: .*--normalise zscore") as caught:
+    with pytest.raises(SourceError, match=r"T1 \(.*P1\.nii\) has no landmarks, .*--normalise zscore") as caught:
         prepared(tmp_path, brain(), normalise="histogram", landmarks={"FLAIR": SCALE})
     assert caught.value.code == "NO_LANDMARKS"
 
@@ -168,13 +168,13 @@ def test_n4_takes_a_known_bias_out() -> None:
     field = np.exp(0.4 * at[..., 0] - 0.2 * at[..., 1] ** 2)
     values = ((tissue + noise.normal(0, 4, shape)) * field * mask).astype(np.float32)
     journal = Journal()
-    place = Located(box_at((0, 0, 0), shape), values, mask)
-    flat = without_bias("T1", place, SPACING, journal)
+    place = BrainImage(box_at((0, 0, 0), shape), values, mask)
+    flat = remove_bias("T1", place, SPACING, journal)
     spread = [np.std(np.log(one.values[mask] / tissue[mask])) for one in (place, flat)]
     assert spread[0] > 0.15
     assert spread[1] < 0.05
     assert journal.steps["T1"][0].startswith("N4 (every 4th voxel, 50x50x50x50 steps): divided by a bias of 0.")
-    again = without_bias("T1", place, SPACING, Journal())
+    again = remove_bias("T1", place, SPACING, Journal())
     np.testing.assert_array_equal(flat.values, again.values)
 
 

@@ -1,19 +1,21 @@
-"""Which synthetic hospitals there are, and how their folders look."""
+"""The synthetic hospitals, and the form of their folders."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from multiseg.phantoms.head import Pathology, Triple
+from multiseg.phantoms.synthetic_head import Pathology, Triple
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One sequence as a hospital takes it.
+    """A sequence as a hospital acquires it.
 
-    `spacing_mm` follows the axes of the file, `tilt_deg` turns the grid about the left-right and the
-    head-foot axis, and every `absent_every`-th case lacks the scan (0: none does).
+    Attributes:
+        spacing_mm: along the axes of the file.
+        tilt_deg: rotation of the grid about the left-right and the head-foot axis.
+        absent_every: every n-th case lacks the scan; 0 if all have it.
     """
 
     modality: str
@@ -25,7 +27,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What the experts drew: its name, its file pattern and the meaning of its codes."""
+    """An annotation: its name, the pattern of its files, and the meaning of its codes."""
 
     name: str
     pattern: str
@@ -34,7 +36,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Hospital:
-    """How one hospital's folder looks; annotations lie on the grid of the first scan."""
+    """The form of one hospital's folder. Annotations are on the grid of the first scan."""
 
     name: str
     pathology: Pathology
@@ -108,7 +110,7 @@ HOSPITALS: tuple[Hospital, ...] = (
         participants="participants.csv",
     ),
 )
-"""Those that are written where nobody names any."""
+"""The hospitals that are written by default."""
 
 MORE_HOSPITALS: tuple[Hospital, ...] = (
     Hospital(
@@ -142,4 +144,4 @@ MORE_HOSPITALS: tuple[Hospital, ...] = (
         dtype="float32",
     ),
 )
-"""Chosen by name only: one pathology in T1 alone, and two hospitals with sets of sequences that no other has."""
+"""Written only if named: a pathology with T1 alone, and two hospitals with sets of sequences that no other has."""
