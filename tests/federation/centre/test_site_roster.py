@@ -235,4 +235,4 @@ def test_a_site_that_says_it_has_nearly_all_cases_is_named() -> None:
     (text,) = [text for text in warnings(roster, said) if "by its own word" in text]
     assert text.startswith("elm has 1,000,000 of the 1,000,020 training cases")
     fair = enrolled(told(FakeSite("ash"), FakeSite("elm", num_cases=100), FakeSite("oak")), said)
-    assert not any("by its own word" in text for text in warnings(fair, parts(fair.info), said))
+    assert not any("by its own word" in text for text in warnings(fair, said))
