@@ -29,14 +29,14 @@ from tempfile import TemporaryDirectory
 
 from multiseg.errors import MultisegError, StoreError
 from multiseg.phantoms.hospitals import write_hospitals
-from multiseg.store.checks.verify import verify_store
+from multiseg.store.checks.verification import verify_store
 from multiseg.store.findings import Severity
 from multiseg.store.hierarchy import NO_STORE
-from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.ingest.parallel import Workers
-from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
-from multiseg.store.repairs.repair import repair
+from multiseg.store.repairs.store_repair import repair
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.store.sources.source_types import DatabaseFiles
 from multiseg.store.upkeep.compaction import compact

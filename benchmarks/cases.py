@@ -17,8 +17,8 @@ from scipy.spatial.transform import Rotation
 from multiseg.phantoms.hospitals import write_hospitals
 from multiseg.store import schema
 from multiseg.store.formats.nifti import write_nifti
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.store.sources.recognise import find_source

@@ -34,11 +34,11 @@ from multiseg.store import schema
 from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
 from multiseg.store.catalogue import select, table
-from multiseg.store.checks.verify import verify_store
+from multiseg.store.checks.verification import verify_store
 from multiseg.store.ingest.duplicates import reconcile_duplicates
-from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.ingest.parallel import Workers
-from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.root import existing_root
 from multiseg.store.rows import digest_of_sources

@@ -20,9 +20,9 @@ from benchmarks.paired import ratios, report
 from multiseg.phantoms.hospitals import write_hospitals
 from multiseg.store.cases import paths_of
 from multiseg.store.ingest.encoding import ArrayPlan
-from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.ingest.parallel import Workers
-from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.store.sources.recognise import find_source
 from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions

@@ -12,8 +12,8 @@ import torch
 
 from multiseg.loaders.batches import Batch
 from multiseg.phantoms.hospitals import write_hospitals
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import Store, open_store
 from multiseg.store.sources.manifest import find_manifest
 

@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
-    from multiseg.evaluation.predict import predict
+    from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+    from multiseg.evaluation.prediction import predict
     from multiseg.labels import LabelSchema, LabelSpace
     from multiseg.loaders.augment import AugmentOptions
     from multiseg.loaders.batches import Batch, PatchStream, Share, StreamOptions
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from multiseg.models.saved import load_model
     from multiseg.store.cases import CaseFiles
     from multiseg.store.catalogue import select, table
-    from multiseg.store.ingest.ingest import ingest
+    from multiseg.store.ingest.ingest_plan import IngestOptions
+    from multiseg.store.ingest.ingestion import ingest
     from multiseg.store.ingest.parallel import Workers
-    from multiseg.store.ingest.plan import IngestOptions
     from multiseg.store.reader import open_store
     from multiseg.store.sources.manifest import find_manifest
     from multiseg.store.sources.pattern_source import PatternSource, find_database
@@ -35,9 +35,9 @@ _HOMES = {
     "CaseFiles": "store.cases",
     "DatabaseFiles": "store.sources.source_types",
     "DrawOptions": "loaders.draw",
-    "EvaluateOptions": "evaluation.evaluate",
+    "EvaluateOptions": "evaluation.model_evaluation",
     "FitOptions": "training.fit",
-    "IngestOptions": "store.ingest.plan",
+    "IngestOptions": "store.ingest.ingest_plan",
     "LabelSchema": "labels",
     "LabelSpace": "labels",
     "ModalityAxis": "modalities",
@@ -52,14 +52,14 @@ _HOMES = {
     "TrackOptions": "training.trackers",
     "TrainOptions": "training.run_folder",
     "Workers": "store.ingest.parallel",
-    "evaluate": "evaluation.evaluate",
+    "evaluate": "evaluation.model_evaluation",
     "find_database": "store.sources.pattern_source",
     "find_manifest": "store.sources.manifest",
     "find_source": "store.sources.recognise",
-    "ingest": "store.ingest.ingest",
+    "ingest": "store.ingest.ingestion",
     "load_model": "models.saved",
     "open_store": "store.reader",
-    "predict": "evaluation.predict",
+    "predict": "evaluation.prediction",
     "select": "store.catalogue",
     "table": "store.catalogue",
     "train": "training.run",

@@ -13,8 +13,8 @@ import pytest
 from servers import make_bucket, s3_server
 
 from multiseg.phantoms.hospitals import write_hospitals
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.sources.manifest import find_manifest
 
 SPACING_MM = (5.0, 5.0, 5.0)

@@ -20,8 +20,8 @@ from multiseg.errors import ResourceError
 from multiseg.files import lock_folder, write_atomically
 from multiseg.lease import Holder, InUseError, this_machine
 from multiseg.locks import locked
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 

@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 import torch
 
-from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
-from multiseg.evaluation.predict import predict
+from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+from multiseg.evaluation.prediction import predict
 from multiseg.labels import LabelSpace
 from multiseg.models.builders import multi_unet
 from multiseg.models.saved import ModelInfo, load_model, save_model
 from multiseg.phantoms.hospitals import HOSPITALS
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training.validate import validation_cases

@@ -29,7 +29,7 @@ def demo_command(
     """
     from multiseg.cli.app import run
     from multiseg.cli.console import output
-    from multiseg.cli.federate.demo import federated_demo
+    from multiseg.cli.federate.fed_demo import federated_demo
     from multiseg.store.catalogue import select
     from multiseg.store.reader import open_store
 

@@ -12,7 +12,7 @@ from multiseg.cli.shared_flags import AsJson, Device, Overwrite
 from multiseg.errors import few
 
 if TYPE_CHECKING:
-    from multiseg.evaluation.evaluate import Evaluation
+    from multiseg.evaluation.model_evaluation import Evaluation
 
 
 def evaluate_command(
@@ -49,7 +49,7 @@ def evaluate_command(
 
     from multiseg.cli.console import messages, print_json, progress_bar
     from multiseg.cli.model import warn_of_removed
-    from multiseg.evaluation.evaluate import EvaluateOptions, evaluate, store_of_run
+    from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate, store_of_run
     from multiseg.models.devices import resolve_device
     from multiseg.models.saved import model_path, read_learnt
     from multiseg.store.reader import open_store
@@ -81,7 +81,7 @@ def _folder_name(split: str, store: str, databases: Sequence[str]) -> str:
 
 def _print_evaluation(result: Evaluation, folder: Path) -> None:
     from multiseg.cli.console import messages, output, print_table
-    from multiseg.evaluation.evaluate import POLICY
+    from multiseg.evaluation.model_evaluation import POLICY
     from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 
     numbers = ["dice", "sensitivity", "precision", "assd_mm", "hd95_mm", *result.own_metrics]

@@ -21,8 +21,8 @@ from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
     from multiseg.store.ingest.dry_run import Forecast
-    from multiseg.store.ingest.ingest import IngestReport
-    from multiseg.store.ingest.plan import IngestOptions
+    from multiseg.store.ingest.ingest_plan import IngestOptions
+    from multiseg.store.ingest.ingestion import IngestReport
     from multiseg.store.sources.source_types import DatabaseFiles
 
 _WHERE = "The store"
@@ -101,9 +101,9 @@ def _split(text: str) -> dict[str, Any]:
 def _ingest(databases: Sequence[DatabaseFiles], store: str, options: IngestOptions, as_json: bool) -> int:
     from rich.progress import TaskID
 
-    from multiseg.cli.cases import print_cases
+    from multiseg.cli.case_table import print_cases
     from multiseg.cli.console import messages, print_findings, print_json, progress_bar
-    from multiseg.store.ingest.ingest import ingest
+    from multiseg.store.ingest.ingestion import ingest
 
     total = sum(len(files.cases) for files in databases)
     console = messages()
@@ -143,10 +143,10 @@ def _report_json(report: IngestReport) -> dict[str, Any]:
 
 
 def _rehearse(databases: Sequence[DatabaseFiles], store: str, options: IngestOptions, as_json: bool) -> int:
-    from multiseg.cli.cases import print_cases
+    from multiseg.cli.case_table import print_cases
     from multiseg.cli.console import print_findings, print_json, print_table
     from multiseg.store.ingest.dry_run import forecast
-    from multiseg.store.ingest.plan import names_of
+    from multiseg.store.ingest.ingest_plan import names_of
 
     names = {name for files in databases for name in names_of(files)}
     forecasts = [forecast(files, store, options, names) for files in databases]

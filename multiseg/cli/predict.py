@@ -37,7 +37,7 @@ def predict_command(
     """
     from multiseg.cli.console import messages, output, print_json
     from multiseg.evaluation.montage import PNG
-    from multiseg.evaluation.predict import input_files, name_images, predict, save_overlay
+    from multiseg.evaluation.prediction import input_files, name_images, predict, save_overlay
     from multiseg.files import check_files
     from multiseg.models.devices import resolve_device
 

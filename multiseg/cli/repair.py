@@ -27,7 +27,7 @@ def repair_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson = 
     """
     from multiseg.cli.console import messages, print_json
     from multiseg.store.repairs.place import aside_url
-    from multiseg.store.repairs.repair import repair
+    from multiseg.store.repairs.store_repair import repair
 
     log = repair(store, dry_run)
     if as_json:

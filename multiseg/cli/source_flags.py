@@ -15,8 +15,8 @@ from click.core import ParameterSource
 from multiseg.errors import UnconfirmedError, UsageError
 
 if TYPE_CHECKING:
+    from multiseg.store.ingest.ingest_plan import IngestOptions
     from multiseg.store.ingest.parallel import Workers
-    from multiseg.store.ingest.plan import IngestOptions
     from multiseg.store.sources.recognise import Recognised
     from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
 
@@ -98,7 +98,7 @@ class PreparationFlags:
         Raises:
             UsageError: the spacing is invalid.
         """
-        from multiseg.store.ingest.plan import IngestOptions
+        from multiseg.store.ingest.ingest_plan import IngestOptions
 
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "spacing"}
         return IngestOptions(**given, spacing_mm=spacing_of(self.spacing), **others)
@@ -121,8 +121,8 @@ class WorkerFlags:
             UsageError: a number or a size cannot be read.
         """
         from multiseg.sizes import num_bytes
+        from multiseg.store.ingest.ingest_plan import source_bytes
         from multiseg.store.ingest.parallel import Workers, default_memory_bytes, default_workers
-        from multiseg.store.ingest.plan import source_bytes
 
         is_remote = "://" in self.scheduler
         if self.workers == "auto":

@@ -17,7 +17,7 @@ from multiseg.errors import UsageError
 if TYPE_CHECKING:
     from multiseg.store.findings import Finding
     from multiseg.store.ingest.case_reports import CaseReport
-    from multiseg.store.ingest.plan import IngestOptions
+    from multiseg.store.ingest.ingest_plan import IngestOptions
     from multiseg.store.sources.source_types import DatabaseFiles
 
 
@@ -42,7 +42,7 @@ def verify_command(
 
     multiseg verify BraTS2021_Training
     """
-    from multiseg.cli.cases import print_cases
+    from multiseg.cli.case_table import print_cases
     from multiseg.cli.console import messages, print_findings, print_json
     from multiseg.store.findings import Severity
     from multiseg.store.hierarchy import is_like_a_store, is_remote
@@ -78,7 +78,7 @@ def _verify_store(url: str, workers: int) -> Sequence[Finding]:
     from rich.progress import TaskID
 
     from multiseg.cli.console import progress_bar
-    from multiseg.store.checks.verify import verify_store
+    from multiseg.store.checks.verification import verify_store
 
     with progress_bar("verify", 1) as bar:
 

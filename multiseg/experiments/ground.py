@@ -16,8 +16,8 @@ from multiseg.labels import LabelSpace
 from multiseg.phantoms.hospitals import write_hospitals
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import Store, open_store
 from multiseg.store.sources.manifest import find_manifest
 

@@ -14,7 +14,7 @@ import torch
 
 from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
-from multiseg.evaluation.evaluate import check_spacing
+from multiseg.evaluation.model_evaluation import check_spacing
 from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import PatchStream, Share
 from multiseg.loaders.draw import DrawOptions, chosen

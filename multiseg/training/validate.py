@@ -10,8 +10,8 @@ import numpy as np
 from torch import nn
 
 from multiseg.evaluation.decision import brain_of
-from multiseg.evaluation.evaluate import segment
 from multiseg.evaluation.metrics import dice, mean_of_defined
+from multiseg.evaluation.model_evaluation import segment
 from multiseg.evaluation.preparation import network_input
 from multiseg.evaluation.subsets import chosen_subsets
 from multiseg.labels import IGNORE

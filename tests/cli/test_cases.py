@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from multiseg.cli.app import run
-from multiseg.cli.cases import named_files, print_cases
+from multiseg.cli.case_table import named_files, print_cases
 from multiseg.store.ingest.case_reports import CaseReport
 from multiseg.store.ingest.dry_run import check_source
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 

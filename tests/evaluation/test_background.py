@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from multiseg.errors import CheckpointError, UsageError
-from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
 from multiseg.evaluation.inference import predict_volume
-from multiseg.evaluation.predict import predict
+from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+from multiseg.evaluation.prediction import predict
 from multiseg.evaluation.preparation import network_input
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis

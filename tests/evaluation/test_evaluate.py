@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from multiseg.cli.app import run
 from multiseg.errors import DataError, ModalityError, SourceError, UsageError
-from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
-from multiseg.evaluation.predict import name_images, predict
+from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+from multiseg.evaluation.prediction import name_images, predict
 from multiseg.evaluation.subsets import all_subsets
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis

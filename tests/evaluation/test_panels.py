@@ -14,7 +14,7 @@ from multiseg.colours import colour_of
 from multiseg.evaluation import montage
 from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.evaluation.panels import answer_panel, compared_panel
-from multiseg.evaluation.predict import predict, save_overlay
+from multiseg.evaluation.prediction import predict, save_overlay
 from multiseg.labels import IGNORE, LabelSpace, SpaceLabel
 from multiseg.modalities import ModalityAxis
 from multiseg.models.saved import Model, ModelInfo

@@ -10,7 +10,7 @@ import torch
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from torch import Tensor, nn
 
-from multiseg.evaluation.predict import predict
+from multiseg.evaluation.prediction import predict
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.saved import Model, ModelInfo

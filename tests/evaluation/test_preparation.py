@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from multiseg.errors import CheckpointError, UsageError
-from multiseg.evaluation import predict as predicting
+from multiseg.evaluation import prediction as predicting
 from multiseg.evaluation.montage import CasePanel
-from multiseg.evaluation.predict import Prediction, predict, save_overlay
+from multiseg.evaluation.prediction import Prediction, predict, save_overlay
 from multiseg.evaluation.preparation import brain_rule, recipe_for
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.sources.manifest import find_manifest
 
 SITES = ("alder", "birch", "dogwood")

@@ -20,9 +20,9 @@ from multiseg.store.formats import mgh, nifti, read_volume
 from multiseg.store.formats.nifti import write_nifti
 from multiseg.store.ingest.dry_run import check_source, forecast
 from multiseg.store.ingest.estimate import estimate
-from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.ingest.parallel import Workers
-from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.reader import open_store

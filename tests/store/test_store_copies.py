@@ -10,11 +10,11 @@ import pytest
 from stores import case, contents, make_store, take
 
 from multiseg.errors import StoreError
-from multiseg.store.checks.verify import verify_store
+from multiseg.store.checks.verification import verify_store
 from multiseg.store.copies import COPY, continues, copy_of, sound_copy
 from multiseg.store.findings import Severity
 from multiseg.store.reader import open_store
-from multiseg.store.repairs.repair import repair
+from multiseg.store.repairs.store_repair import repair
 
 
 @pytest.fixture(scope="module")

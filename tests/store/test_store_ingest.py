@@ -15,8 +15,8 @@ from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.cases import CaseFiles
 from multiseg.store.hierarchy import open_root
-from multiseg.store.ingest.ingest import IngestReport, ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import IngestReport, ingest
 from multiseg.store.ingest.writer import DatabaseWriter
 from multiseg.store.reader import Database, Store, open_store
 from multiseg.store.sources.source_types import DatabaseFiles

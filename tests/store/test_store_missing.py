@@ -14,7 +14,7 @@ from stores import KilledError, case, chunks_of, contents, kill_at, make_store, 
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
-from multiseg.store.checks.verify import verify_store
+from multiseg.store.checks.verification import verify_store
 from multiseg.store.columns import watch
 from multiseg.store.durable import DurableStore
 from multiseg.store.findings import Severity

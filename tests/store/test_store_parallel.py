@@ -13,9 +13,9 @@ import pytest
 from distributed import LocalCluster
 
 from multiseg.errors import DataError, ResourceError, UsageError
-from multiseg.store.ingest.ingest import ingest
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.ingest.parallel import Workers, default_memory_bytes, run_tasks
-from multiseg.store.ingest.plan import IngestOptions
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 

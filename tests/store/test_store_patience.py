@@ -19,8 +19,8 @@ from servers import Line, break_off, far_from, free_port, serving
 from multiseg.errors import MultisegError, ResourceError, UsageError
 from multiseg.loaders import reader_processes as processes
 from multiseg.loaders import serving as worker
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
 from multiseg.store.remote import connection
 from multiseg.store.remote.connection import connect, read_small, translating_errors

@@ -10,8 +10,8 @@ from power import Recorder, recorded
 
 from multiseg.errors import StoreError
 from multiseg.files import write_atomically
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.store.sources.source_types import DatabaseFiles

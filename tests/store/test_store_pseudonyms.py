@@ -15,13 +15,13 @@ from multiseg.cli.app import run
 from multiseg.errors import ResourceError, StoreError, UsageError
 from multiseg.files import lock_folder
 from multiseg.store.cases import CaseFiles
-from multiseg.store.checks.verify import verify_store
+from multiseg.store.checks.verification import verify_store
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.formats.nifti import write_like
 from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.ingest.dry_run import forecast
-from multiseg.store.ingest.ingest import IngestReport, ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import IngestReport, ingest
 from multiseg.store.ingest.pseudonyms import RealNames, read_book
 from multiseg.store.reader import open_store
 from multiseg.store.sources.source_types import DatabaseFiles

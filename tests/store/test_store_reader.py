@@ -14,10 +14,10 @@ from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
-from multiseg.store.checks.verify import verify_store
+from multiseg.store.checks.verification import verify_store
 from multiseg.store.formats.read_volume import read_volume
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.reader import open_store

@@ -34,8 +34,8 @@ from multiseg.loaders.draw import DrawOptions
 from multiseg.modalities import ModalityAxis
 from multiseg.store import schema
 from multiseg.store.columns import coordinate_names, open_arrays, read_arrays
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
 from multiseg.store.remote import writer_lease as holding
 from multiseg.store.remote import zarr_store as remote

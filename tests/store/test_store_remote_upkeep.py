@@ -10,7 +10,7 @@ from servers import PlainFiles, serving
 from stores import contents, make_store
 
 from multiseg.cli.app import run
-from multiseg.store.checks.verify import verify_store
+from multiseg.store.checks.verification import verify_store
 from multiseg.store.findings import Severity
 from multiseg.store.reader import open_store
 from multiseg.store.remote.connection import connect

@@ -14,13 +14,13 @@ import pytest
 from multiseg.cli.app import run
 from multiseg.errors import StoreError
 from multiseg.models.learnt_scans import LearntScans, removed_among
-from multiseg.store.checks.verify import verify_store
+from multiseg.store.checks.verification import verify_store
 from multiseg.store.durable import DurableStore
 from multiseg.store.findings import Severity
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
-from multiseg.store.repairs.repair import repair
+from multiseg.store.repairs.store_repair import repair
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.store.upkeep.compaction import compact
 from multiseg.store.upkeep.removal import remove

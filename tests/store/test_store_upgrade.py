@@ -14,7 +14,7 @@ from stores import KilledError, case, chunks_of, contents, edit_root, kill_at, m
 
 from multiseg.cli.app import run
 from multiseg.errors import StoreError, UsageError
-from multiseg.store.checks.verify import verify_store
+from multiseg.store.checks.verification import verify_store
 from multiseg.store.findings import Severity
 from multiseg.store.reader import open_store
 from multiseg.store.remote.connection import connect

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
-from multiseg.evaluation.predict import predict
+from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+from multiseg.evaluation.prediction import predict
 from multiseg.labels import LESION, LabelSpace, SpaceLabel
 from multiseg.loaders.augment import augment, preset
 from multiseg.loaders.batches import Batch, PatchStream, StreamOptions

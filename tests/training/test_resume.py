@@ -13,13 +13,13 @@ import zarr
 
 from multiseg.cli.app import run as command
 from multiseg.errors import CheckpointError, UsageError
-from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
+from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.models.saved import load_model, load_weights, read_info, read_learnt, save_weights
 from multiseg.store.arrays import DatabaseArrays
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training.events import Noted, StepDone, Validation

@@ -9,7 +9,7 @@ import pytest
 
 from multiseg.cli.app import run
 from multiseg.errors import LabelError, UsageError
-from multiseg.evaluation.evaluate import EvaluateOptions, evaluate
+from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
 from multiseg.labels import IGNORE, LabelSchema, LabelSpace, SpaceLabel
 from multiseg.loaders.augment import preset
 from multiseg.loaders.batches import StreamOptions

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from multiseg.errors import StoppedError
-from multiseg.evaluation.evaluate import check_spacing
+from multiseg.evaluation.model_evaluation import check_spacing
 from multiseg.evaluation.subsets import chosen_subsets
 from multiseg.federation.sites.cohorts import Cohorts
 from multiseg.federation.sites.limits import check_evaluations

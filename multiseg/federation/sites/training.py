@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from multiseg.errors import FederationError
-from multiseg.evaluation.evaluate import check_spacing
+from multiseg.evaluation.model_evaluation import check_spacing
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.drawing import drawing, drawn_in_round, stream_options, trained_by
 from multiseg.federation.sites.evaluating import asked_in_round, evaluate_model, examined, why_none

@@ -14,8 +14,7 @@ from multiseg.store.findings import Finding, Severity
 from multiseg.store.ingest.case_reports import CaseReport, Volumes, case_reports, volumes_of
 from multiseg.store.ingest.encoding import encode
 from multiseg.store.ingest.estimate import Estimate, estimate
-from multiseg.store.ingest.parallel import run_tasks
-from multiseg.store.ingest.plan import (
+from multiseg.store.ingest.ingest_plan import (
     IngestOptions,
     Intake,
     bad_names,
@@ -25,6 +24,7 @@ from multiseg.store.ingest.plan import (
     sort_out,
     with_landmarks,
 )
+from multiseg.store.ingest.parallel import run_tasks
 from multiseg.store.ingest.pseudonyms import with_pseudonyms
 from multiseg.store.preparation.landmarks import learn_landmarks
 from multiseg.store.preparation.prepare import prepare_case

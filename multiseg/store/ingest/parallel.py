@@ -282,7 +282,7 @@ def _make_executor(workers: Workers, num: int) -> Executor:
         return ThreadPoolExecutor(num)
     if workers.kind == PROCESSES:
         # Not fork: this process has zarr's threads, and holds the store's lock, which forked children would share.
-        context = fork_server("multiseg.store.ingest.ingest")
+        context = fork_server("multiseg.store.ingest.ingestion")
         return ProcessPoolExecutor(num, context, initializer=_prepare_worker)
     try:
         from distributed import Client

@@ -23,7 +23,7 @@ from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.checks.fault_collector import Faults
 from multiseg.store.checks.layout import Layout, listed, read_layout
 from multiseg.store.checks.older import OF_FORMAT_2, verify_older
-from multiseg.store.checks.verify import verify_rows
+from multiseg.store.checks.verification import verify_rows
 from multiseg.store.columns import REQUESTS_AT_ONCE, participant_columns
 from multiseg.store.durable import sync_names
 from multiseg.store.findings import Finding, Severity

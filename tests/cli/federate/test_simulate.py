@@ -10,8 +10,8 @@ import pytest
 from multiseg.cli.app import run
 from multiseg.cli.federate.simulate import named_stores
 from multiseg.errors import UsageError
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.sources.manifest import find_manifest
 
 SETTINGS = """

@@ -17,8 +17,8 @@ from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site
 from multiseg.labels import LabelSpace
 from multiseg.phantoms.hospitals import write_hospitals
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import Database, open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training.validate import Judged

@@ -18,8 +18,8 @@ from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Order, Site, private_key
 from multiseg.federation.sites.training import own_network, train_round
 from multiseg.models.network_parts import parts
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training.fit import Hooks

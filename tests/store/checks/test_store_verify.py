@@ -20,10 +20,10 @@ from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.checks.chunks import decoded_blocks
 from multiseg.store.checks.fault_collector import Faults
-from multiseg.store.checks.verify import verify_store
+from multiseg.store.checks.verification import verify_store
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.ingest.ingest import ingest
-from multiseg.store.ingest.plan import IngestOptions
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 
@@ -148,8 +148,8 @@ def test_a_truncated_file(copy: Path, array: str, keep: float) -> None:
 def test_the_message_says_which_part_of_a_shard(tmp_path: Path) -> None:
     """Of a case of several chunks, one flipped byte costs one of them."""
     from multiseg.phantoms.hospitals import write_hospitals
-    from multiseg.store.ingest.ingest import ingest
-    from multiseg.store.ingest.plan import IngestOptions
+    from multiseg.store.ingest.ingest_plan import IngestOptions
+    from multiseg.store.ingest.ingestion import ingest
     from multiseg.store.sources.manifest import find_manifest
 
     write_hospitals(tmp_path / "source", num_cases=1, coarseness=2.0)

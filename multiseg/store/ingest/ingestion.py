@@ -20,8 +20,7 @@ from multiseg.store.ingest.case_reports import CaseReport, Volumes, case_reports
 from multiseg.store.ingest.duplicates import reconcile_duplicates
 from multiseg.store.ingest.encoding import ArrayPlan, EncodedCase, encode
 from multiseg.store.ingest.estimate import estimate
-from multiseg.store.ingest.parallel import run_tasks
-from multiseg.store.ingest.plan import (
+from multiseg.store.ingest.ingest_plan import (
     IngestOptions,
     Intake,
     check_names,
@@ -31,6 +30,7 @@ from multiseg.store.ingest.plan import (
     sort_out,
     with_landmarks,
 )
+from multiseg.store.ingest.parallel import run_tasks
 from multiseg.store.ingest.pseudonyms import with_pseudonyms, without_names
 from multiseg.store.ingest.writer import DatabaseWriter, plan_arrays
 from multiseg.store.preparation.prepare import prepare_case
