@@ -247,6 +247,8 @@ def add_name(file: Path, name: Path) -> None:
 
 def wait_until_free(lock: Path, seconds: float) -> None:
     """Wait until no other process has the lock of `lock_folder`, at most for so many seconds."""
+    if not lock.exists():
+        return
     end = time.monotonic() + seconds
     with suppress(ResourceError), lock_folder(lock, "", wait=lambda: time.monotonic() < end):
         pass

@@ -17,7 +17,7 @@ import pytest
 
 from multiseg import flushing, lease, locks
 from multiseg.errors import ResourceError
-from multiseg.files import lock_folder, write_atomically
+from multiseg.files import lock_folder, wait_until_free, write_atomically
 from multiseg.lease import Holder, InUseError, this_machine
 from multiseg.locks import locked
 from multiseg.store.ingest.ingest_plan import IngestOptions
@@ -259,6 +259,11 @@ def test_a_lock_ends_with_its_process_though_a_forked_child_lives(place: Path, t
             pass
     finally:
         os.kill(int(told.read_text()), signal.SIGKILL)
+
+
+def test_waiting_for_a_lock_that_nobody_has_made(tmp_path: Path) -> None:
+    wait_until_free(tmp_path / "new" / "lock", 60.0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_whoever_waits_may_give_up(place: Path) -> None:
