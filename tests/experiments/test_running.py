@@ -102,7 +102,7 @@ def test_a_process_that_dies_is_named_and_replaced(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     failures = execute([task(run, tmp_path) for run in (fatal, good)], jobs=1)
     assert failures.keys() == {fatal.key}
-    assert "ended with code 7" in failures[fatal.key]
+    assert "its process ended with exit code 7" in failures[fatal.key]
     assert is_finished(task(good, tmp_path))
 
 

@@ -311,7 +311,10 @@ def test_a_writer_that_lost_its_hold_stops(bucket: str, hospitals: Path, monkeyp
 def test_a_killed_writer_leaves_whole_cases_and_the_next_one_goes_on(
     bucket: str, hospitals: Path, store_url: str
 ) -> None:
-    few = "from multiseg.cli import app; from multiseg.store.remote import zarr_store; zarr_store.STATES_AT_ONCE = 2; app.main()"
+    few = (
+        "from multiseg.cli import app; from multiseg.store.remote import zarr_store; "
+        "zarr_store.STATES_AT_ONCE = 2; app.main()"
+    )
     done = 0
     for _ in range(3):
         process = subprocess.Popen(
