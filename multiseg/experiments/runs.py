@@ -47,7 +47,7 @@ class Run:
         builder = self.settings["model"].get("builder", "multi_unet")
         if self.settings.get("start", {}).get("method") == "progressive":
             builder = "progressive"
-        factor = NETWORKS[builder].cost
+        factor = NETWORKS[builder].cost if builder in NETWORKS else 1.0
         if self.federation:
             factor *= len(self.settings["databases"])
         return float(factor * self.settings["fit"]["num_steps"] * self.settings["stream"]["batch_size"])
