@@ -150,7 +150,7 @@ def test_what_a_site_trains() -> None:
 
 def test_a_label_that_no_site_has_is_refused() -> None:
     said = replace(options("ash", "elm"), labels=("lesion", "tissue:CFS"))
-    with pytest.raises(FederationError, match="nobody looked for tissue:CFS in the training data of the sites"):
+    with pytest.raises(FederationError, match="no case in the training data of the sites is annotated for tissue:CFS"):
         enrolled(told(ASH, replace(ELM, labels=(("CSF", "tissue"), ("lesion", "lesion")))), said)
 
 
