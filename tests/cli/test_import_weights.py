@@ -89,7 +89,7 @@ def test_what_it_says_as_json(weights: Path, tmp_path: Path, capsys: pytest.Capt
         (["--channels", "PD,FLAIR,SWI,T1,T1ce,t1c"], 3, "name T1c twice"),
         (["--channels", "PD,FLAIR,SWI,T1,T1c,lesion"], 3, "the channel 'lesion' is no known sequence"),
         (["--channels", "DP,FLAIR,SWI,T1,T1c,T2"], 3, "DP is how the release spells PD"),
-        (["--channels", ""], 3, "needs distinct names"),
+        (["--channels", ""], 3, "needs one or more distinct names"),
         (["--channels", CHANNELS, "--untrained", "ADC"], 3, "no channel for ADC"),
         (["--channels", CHANNELS, "--untrained", CHANNELS], 3, "the model could use no sequence"),
         (["--channels", CHANNELS, "--patch", "30"], 2, "give a multiple of 4, from 8 on"),

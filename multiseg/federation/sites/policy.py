@@ -145,13 +145,14 @@ def cleaned_text(text: str, names: Names) -> str:
         named = re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", re.IGNORECASE)
         texts = [named.sub(letter, one) for one in texts]
     text, *places = texts
+    # A colon that ends a path is the sentence's: "cannot write (path): No space left".
     for place in sorted(places, key=len, reverse=True):
-        text = re.sub(re.escape(place) + r"[^\s'\"(),;]*", "(path)", text, flags=re.IGNORECASE)
+        text = re.sub(re.escape(place) + r"[^\s'\"(),;]*(?<!:)", "(path)", text, flags=re.IGNORECASE)
     for database in dict(names.cases):
         text = re.sub(rf"(?<![\w./\\]){re.escape(database)}/[^\s'\"(),;:]+", f"a file of {database}", text)
     text = SETTINGS.sub("its settings file", text)
     text = re.sub(r"'[^'\n]*[/\\][^'\n]*'|\"[^\"\n]*[/\\][^\"\n]*\"", "(path)", text)
-    text = re.sub(r"[^\s'\"(),;]*[/\\][^\s'\"(),;]*", "(path)", text)
+    text = re.sub(r"[^\s'\"(),;]*[/\\][^\s'\"(),;]*(?<!:)", "(path)", text)
     text = re.sub(rf"[^\s'\"(),;]+\.{FILES}\b", "(file)", text)
     return "".join(hidden[letter][1] if letter in hidden else letter for letter in text)
 
