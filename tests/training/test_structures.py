@@ -87,7 +87,7 @@ def test_what_is_ignored_lies_over_tissue_and_under_listed_lesions() -> None:
 
 
 def test_an_unknown_rest_is_refused() -> None:
-    with pytest.raises(LabelError, match="'forget' is none of background, ignore"):
+    with pytest.raises(LabelError, match="unknown rest 'forget': choose one of background, ignore"):
         LabelSpace.of(["oedema"], "forget")
 
 

@@ -166,7 +166,7 @@ def _k_of(scanner: Scanner, path: Path) -> int:
 
 @pytest.mark.parametrize(
     ("skip", "said"),
-    [((6,), "1 of 12 slices seem to be missing"), ((4, 5, 9), "3 slices seem to be missing of 12")],
+    [((6,), "1 of 12 slices seem to be missing"), ((4, 5, 9), "3 of 12 slices seem to be missing")],
 )
 def test_missing_slices_are_counted(scanner: Scanner, skip: tuple[int, ...], said: str) -> None:
     with pytest.raises(SourceError, match=said) as caught:
