@@ -69,5 +69,5 @@ def test_a_server_is_host_and_port(tmp_path: Path, server: str) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="multiseg fed enrol site"):
         read_site(tmp_path / "site.toml")
-    with pytest.raises(UsageError, match="cannot read .*: Is a directory"):
+    with pytest.raises(UsageError, match=r"cannot read .*: Is a directory"):
         read_site(tmp_path)
