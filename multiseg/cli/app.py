@@ -1,4 +1,4 @@
-"""The `multiseg` command: its verbs, and what an error means for the exit code."""
+"""The `multiseg` command: its verbs, and the exit code of each error."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typer.main import get_command
 
 from multiseg.cli.compact import compact_command
 from multiseg.cli.demo import demo_command
+from multiseg.cli.empty_values import refuse_empty
 from multiseg.cli.evaluate import evaluate_command
 from multiseg.cli.experiment import experiment_command
 from multiseg.cli.federate.fed_app import federation_app
 from multiseg.cli.finetune import finetune_command
 from multiseg.cli.flag_groups import with_single_flags
-from multiseg.cli.given import refuse_empty
 from multiseg.cli.import_weights import import_weights_command
 from multiseg.cli.info import info_command
 from multiseg.cli.ingest import ingest_command
@@ -37,16 +37,16 @@ from multiseg.faults import NOT_SUPPORTED, OUT_OF_RESOURCE, raise_descriptor_lim
 from multiseg.shown import lines
 
 EXIT_CODES = """
-Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 invalid data, 4 nothing to do or partly done,
-5 out of a resource, 130 interrupted. Every verb has --help with examples.
+Exit codes: 0 done, 1 a bug in multiseg, 2 usage, 3 invalid data, 4 nothing to do or partly done,
+5 out of a resource, 130 interrupted. Every command has --help with examples.
 """
 
-A_BUG = "This is a bug in multiseg. Please report it with the lines above."
-INTERRUPTED = "Interrupted. What was finished is safe; the same command goes on from there."
+BUG = "This is a bug in multiseg. Please report it with the lines above."
+INTERRUPTED = "Interrupted. Finished work is saved; to resume, run the same command again."
 
 app = typer.Typer(
     name="multiseg",
-    help="Segment brain lesions from whatever MRI sequences there are, learnt from databases that disagree.",
+    help="Segment brain lesions from any set of MRI sequences, with one model trained on databases that differ.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -83,74 +83,76 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    show: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")] = False,
+    show: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     pass
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; the exit code."""
+    """Run one command line and return its exit code."""
+    message = ""
     try:
-        code, said = refuse_empty(get_command(app))(list(arguments), standalone_mode=False) or 0, ""
+        code = refuse_empty(get_command(app))(list(arguments), standalone_mode=False) or 0
         if code == 130:  # typer turns Ctrl-C into this
-            said = _interrupted(arguments)
+            message = interruption_message(arguments)
     except click.ClickException as error:
         if "Did you mean" in error.message:
-            error.possibilities = None  # type: ignore[attr-defined]  # click would add them to those of typer
+            error.possibilities = None  # type: ignore[attr-defined]  # typer's message already lists them
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        code, said = 130, _interrupted(arguments)
+        code, message = 130, interruption_message(arguments)
     except MultisegError as error:
-        code, said = error.exit_code, f"{type(error).__name__}: {error}"
-        if "--json" in arguments and not isinstance(error, UnconfirmedError):  # which has printed its table
+        code, message = error.exit_code, f"{type(error).__name__}: {error}"
+        if "--json" in arguments and not isinstance(error, UnconfirmedError):  # it has printed its guesses as JSON
             _print_error(error)
     except BrokenPipeError:
-        code, said = 0, ""  # whoever read our output has seen enough
+        code = 0  # the program that reads our output has closed it, as `head` does
     except OSError as error:
-        code, said = 5, f"{error}. {remedy(error, '')}"
+        code, message = 5, f"{error}. {remedy(error, '')}"
         if error.errno not in OUT_OF_RESOURCE and not (error.filename and error.errno in NOT_SUPPORTED):
             traceback.print_exc()
-            code, said = 1, A_BUG
+            code, message = 1, BUG
     except MemoryError:
-        code, said = 5, "Out of memory. Use smaller patches or batches, or fewer workers."
-    except Exception:  # noqa: BLE001 (the one border where everything ends)
+        code, message = 5, "Out of memory. Use smaller patches or batches, or fewer workers."
+    except Exception:  # noqa: BLE001 (the outermost border: everything else is a bug)
         traceback.print_exc()
-        code, said = 1, A_BUG
-    _say(said)
+        code, message = 1, BUG
+    sys.stderr.write(lines(message) + "\n" if message else "")
     return code
 
 
-def _interrupted(arguments: Sequence[str]) -> str:
-    """A training that starts again resumes without that flag; what else has it may be written over again."""
-    starts_again = "--overwrite" in arguments and arguments[0] in ("train", "finetune")
-    return INTERRUPTED.replace("command", "command without --overwrite") if starts_again else INTERRUPTED
+def interruption_message(arguments: Sequence[str]) -> str:
+    """What an interrupted command prints. Repeating --overwrite would delete the training that it should resume."""
+    starts_over = "--overwrite" in arguments and arguments[0] in ("train", "finetune")
+    return INTERRUPTED.replace("command", "command without --overwrite") if starts_over else INTERRUPTED
 
 
 def _print_error(error: MultisegError) -> None:
-    """For scripts: what went wrong as a whole, where there is no result to print."""
+    """Print an error as JSON, for scripts that expect JSON on stdout."""
     from multiseg.cli.console import print_json
 
-    told = {"error": type(error).__name__, "code": getattr(error, "code", ""), "file": getattr(error, "file", "")}
-    print_json({**told, "message": str(error)})
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(lines(text) + "\n" if text else "")
+    details = {"error": type(error).__name__, "code": getattr(error, "code", ""), "file": getattr(error, "file", "")}
+    print_json({**details, "message": str(error)})
 
 
 def main() -> None:
     """Entry point of the `multiseg` command."""
-    _leave_out_current_folder()
+    _remove_current_folder_from_path()
     raise_descriptor_limit()
     sys.exit(run(sys.argv[1:]))
 
 
-def _leave_out_current_folder() -> None:
-    """Take away the current folder, which `python -m` searches first: a model file lying in it beside a module of its
-    maker's would have that run. PYTHONPATH is heard."""
-    by_module = getattr(sys.modules["__main__"], "__spec__", None) is not None
-    if by_module and not sys.flags.safe_path and sys.path[:1] == [str(Path.cwd())]:
+def _remove_current_folder_from_path() -> None:
+    """Remove the current folder from sys.path, where `python -m` puts it first.
+
+    Otherwise a model file in a downloaded folder could name a module in that folder, whose code would then run.
+    Folders in PYTHONPATH stay.
+    """
+    is_module_run = getattr(sys.modules["__main__"], "__spec__", None) is not None
+    if is_module_run and not sys.flags.safe_path and sys.path[:1] == [str(Path.cwd())]:
         del sys.path[0]
 
 

@@ -1,4 +1,4 @@
-"""The table after every ingest: which file was taken for which sequence, and how large brain and lesions came out."""
+"""The table after every ingest: the sequence of each file, and the volumes of brain and lesions."""
 
 from __future__ import annotations
 
@@ -14,42 +14,38 @@ if TYPE_CHECKING:
     from multiseg.store.ingest.case_reports import CaseReport
 
 MAX_GOOD, MAX_DOUBTFUL = 20, 40
-"""Cases shown of those without and of those with an error or a warning; --json has all."""
+"""How many cases are shown without, and with, an error or a warning; --json lists all."""
 MIN_SHORTENED = 4
-"""What the names of a case's files begin with in common is left out from so many letters on."""
+"""A common prefix of a case's file names is left out if it has at least this many letters."""
 
 
 def print_cases(cases: Sequence[CaseReport]) -> None:
-    """The cases that are new or failed as a table, those with errors or warnings first to be kept; others are counted.
-
-    Nothing where there is no such case.
-    """
-    rest = [case for case in cases if case.outcome != "skipped"]
-    doubtful = [case for case in rest if case.is_doubtful or case.outcome == "failed"]
-    good = [case for case in rest if not (case.is_doubtful or case.outcome == "failed")]
-    kept = {id(case) for case in (*doubtful[:MAX_DOUBTFUL], *good[:MAX_GOOD])}
-    shown = [case for case in rest if id(case) in kept]
+    """Print a table of the cases that are new or failed. Above the limits, the rest is only counted."""
+    changed = [case for case in cases if case.outcome != "skipped"]
+    doubtful = [case for case in changed if case.is_doubtful or case.outcome == "failed"]
+    good = [case for case in changed if not (case.is_doubtful or case.outcome == "failed")]
+    # Both kinds are limited separately, but shown in their common order.
+    shown_ids = {id(case) for case in (*doubtful[:MAX_DOUBTFUL], *good[:MAX_GOOD])}
+    shown = [case for case in changed if id(case) in shown_ids]
     if shown:
         numbers = ["brain l", "lesion ml"]
-        several = len({case.database for case in shown}) > 1
-        print_table(
-            "Cases",
-            ["case", "file = sequence", *numbers, "findings"],
-            [_row(case, several) for case in shown],
-            right=numbers,
-        )
-    if len(rest) > len(shown):
+        with_database = len({case.database for case in shown}) > 1
+        rows = [_row(case, with_database) for case in shown]
+        print_table("Cases", ["case", "file = sequence", *numbers, "findings"], rows, right=numbers)
+    if len(changed) > len(shown):
         num_doubtful = max(0, len(doubtful) - MAX_DOUBTFUL)
         messages().print(
-            f"{len(rest) - len(shown)} more cases are not shown, {num_doubtful} of them with errors or warnings. "
+            f"{len(changed) - len(shown)} more cases are not shown, {num_doubtful} of them with errors or warnings. "
             "--json lists all.",
             soft_wrap=True,
         )
 
 
-def _row(case: CaseReport, several: bool) -> list[str]:
-    name = f"{case.database}/{case.case}" if several else case.case
-    severity = Severity.ERROR if case.outcome == "failed" else Severity.WARNING if case.is_doubtful else Severity.NOTE
+def _row(case: CaseReport, with_database: bool) -> list[str]:
+    name = f"{case.database}/{case.case}" if with_database else case.case
+    severity = Severity.WARNING if case.is_doubtful else Severity.NOTE
+    if case.outcome == "failed":
+        severity = Severity.ERROR
     codes = "\n".join(case.codes)
     return [
         plain(name), plain("\n".join(named_files(case.files))), _number(case.brain_ml / 1000, 2), _lesions(case),
@@ -58,14 +54,14 @@ def _row(case: CaseReport, several: bool) -> list[str]:
 
 
 def named_files(files: Mapping[str, str]) -> list[str]:
-    """A line a file, such as "...t1.nii.gz = T1".
+    """One line per file, such as "...t1.nii.gz = T1".
 
-    Folders are left out where the files' own names differ, and so is what these names begin with in common.
+    Folders are left out if the file names differ without them, and so is a prefix that all names share.
     """
     names = [name.rpartition("/")[2] for name in files.values()]
     if len(set(names)) < len(names):
         return [f"{name} = {_role_text(role)}" for role, name in files.items()]
-    common = os.path.commonprefix(names) if len(names) > 1 else ""  # noqa: RUF071 (letters are meant)
+    common = os.path.commonprefix(names) if len(names) > 1 else ""  # noqa: RUF071 (of names, not paths)
     # Up to the last separator, so that no word is cut.
     end = max((common.rfind(letter) for letter in "_-. "), default=-1) + 1
     shown = ["..." + name[end:] for name in names] if end >= MIN_SHORTENED else names
@@ -81,7 +77,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _lesions(case: CaseReport) -> str:
-    """A number, or a line an annotation where several name lesions."""
+    """The lesion volume, or one line per annotation if several have lesions."""
     if len(case.lesions_ml) < 2:
         return _number(next(iter(case.lesions_ml.values()), math.nan), 1)
     return "\n".join(f"{name} {_number(ml, 1)}" for name, ml in case.lesions_ml.items())

@@ -6,9 +6,9 @@ from multiseg.cli.shared_flags import AsJson, DryRun, ThisStore
 
 
 def compact_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson = False) -> int:
-    """Give back the room of replaced versions of cases and of what dead writers left.
+    """Free the disk space of replaced versions of cases, and of writes that were interrupted.
 
-    Let trainings that read the store end first: who opened it before may still read a replaced version.
+    Wait for trainings that read the store: a process that opened it earlier may still read a replaced version.
 
     Examples:
 
@@ -23,7 +23,7 @@ def compact_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson =
     if as_json:
         print_json({"store": store, "dry_run": dry_run, "bytes": freed})
         return 0
-    what = "would be free" if dry_run else "are free"
-    for name, num in freed.items():
-        output().print(f"{name}: {num / 1e6:.1f} MB {what}", highlight=False)
+    outcome = "would be freed" if dry_run else "freed"
+    for name, num_bytes in freed.items():
+        output().print(f"{name}: {num_bytes / 1e6:.1f} MB {outcome}", highlight=False)
     return 0

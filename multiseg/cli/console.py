@@ -1,4 +1,4 @@
-"""What the commands print with: results to stdout, progress and messages to stderr."""
+"""Print results to stdout, progress and messages to stderr."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from multiseg.errors import few
 from multiseg.shown import lines
 from multiseg.store.findings import Finding, Severity
 
 SHOWN_ALIKE = {Severity.ERROR: 5, Severity.WARNING: 2, Severity.NOTE: 1}
-"""Of findings that say the same of several cases, this many are printed in full."""
+"""How many findings of one kind in one database are printed in full."""
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
 def output() -> Console:
-    """Results. Off a terminal nothing is cut to a width. ":CD:" stays as it is, as in a fingerprint."""
-    console = Console(soft_wrap=False, emoji=False)
+    """The console for results. It is 160 columns wide if stdout is no terminal."""
+    console = Console(soft_wrap=False, emoji=False)  # as an emoji, the ":CD:" of a fingerprint would be replaced
     return _cleaning(console if console.is_terminal else Console(width=160, emoji=False))
 
 
 def messages(quiet: bool = False) -> Console:
-    """Progress and errors; nothing where `quiet`."""
+    """The console for progress and errors. It prints nothing if `quiet`."""
     return _cleaning(Console(stderr=True, highlight=False, quiet=quiet, emoji=False))
 
 
 class _Cleaned(RenderHook):
-    """Text is printed without what a terminal would obey: names and messages come from files, sites and servers."""
+    """Makes control characters visible: names and messages come from files, sites and servers."""
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        for one in renderables:
-            if isinstance(one, Text) and one.plain != lines(one.plain, len(one.plain)):
-                one.plain = lines(one.plain, len(one.plain))
+        for text in renderables:
+            if isinstance(text, Text) and text.plain != (cleaned := lines(text.plain, len(text.plain))):
+                text.plain = cleaned
         return renderables
 
 
@@ -55,7 +56,7 @@ def _cleaning(console: Console) -> Console:
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on stdout; what is not finite becomes null."""
+    """Print one JSON document on stdout. Numbers that are not finite become null."""
     output().file.write(json.dumps(_finite(data), indent=1) + "\n")
 
 
@@ -68,7 +69,7 @@ def _finite(data: Any) -> Any:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """A table; the columns in `right` are numbers."""
+    """Print a table. The columns in `right` are aligned to the right."""
     table = Table(title=lines(title), title_justify="left", title_style="bold", header_style="bold cyan")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -78,46 +79,40 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """Errors first; what, where, and what to do. Findings of one kind in one database share a row."""
+    """Print a table of findings, errors first. Findings of one kind in one database share a row."""
     if not findings:
         return
-    alike: dict[tuple[Severity, str, str], list[Finding]] = {}
+    groups: dict[tuple[Severity, str, str], list[Finding]] = {}
     for finding in sorted(findings, key=lambda finding: list(SHOWN_ALIKE).index(finding.severity)):
-        alike.setdefault((finding.severity, finding.code, finding.database), []).append(finding)
+        groups.setdefault((finding.severity, finding.code, finding.database), []).append(finding)
     table = Table(title="Findings", title_justify="left", title_style="bold", header_style="bold cyan")
     for column in ("", "code", "database"):
         table.add_column(column, no_wrap=True)
     for column in ("cases", "what, and what to do"):
         table.add_column(column, overflow="fold")
-    for (severity, code, database), some in alike.items():
-        cases = list(dict.fromkeys(finding.case for finding in some if finding.case))
-        messages_shown = list(dict.fromkeys(finding.message for finding in some))
-        shown = SHOWN_ALIKE[severity]
-        text = "\n".join(plain(message) for message in messages_shown[:shown])
-        if len(messages_shown) > shown:
-            text += f"\n... and {len(messages_shown) - shown} more like this (all of them with --json)"
-        listed = ", ".join(cases[:4]) + (f" and {len(cases) - 4} more" if len(cases) > 4 else "")
-        table.add_row(f"[{STYLES[severity]}]{severity}[/]", code, *map(lines, (database, listed, text)))
+    for (severity, code, database), group in groups.items():
+        cases = list(dict.fromkeys(finding.case for finding in group if finding.case))
+        texts = list(dict.fromkeys(plain(finding.message) for finding in group))
+        limit = SHOWN_ALIKE[severity]
+        text = "\n".join(texts[:limit])
+        if len(texts) > limit:
+            text += f"\n... and {len(texts) - limit} more like this (--json lists all)"
+        cells = (database, few(cases, 4), text)
+        table.add_row(f"[{STYLES[severity]}]{severity}[/]", code, *map(lines, cells))
     output().print(table)
 
 
 def plain(text: str) -> str:
-    """Text in which '[' means itself to rich."""
+    """Escape text so that rich prints its '[' instead of reading markup."""
     return text.replace("[", r"\[")
 
 
 @contextmanager
 def progress_bar(what: str, total: int, details: str = "", quiet: bool = False) -> Iterator[Progress]:
-    """A bar on a terminal; elsewhere nothing, and the caller prints lines. Its task has number 0."""
+    """A progress bar on a terminal; elsewhere it is disabled, and the caller prints lines. Its task has number 0."""
     console = messages(quiet)
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[details]}"),
-    ]
-    with Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=quiet or not console.is_terminal
-    ) as bar:
+    text, details_text = TextColumn("{task.description}"), TextColumn("{task.fields[details]}")
+    columns = [text, BarColumn(), MofNCompleteColumn(), details_text, TimeElapsedColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
         bar.add_task(what, total=total, details=details)
         yield bar

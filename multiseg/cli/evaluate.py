@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,27 +18,27 @@ if TYPE_CHECKING:
 
 def evaluate_command(
     run: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
-    store: Annotated[str, typer.Option(help="Another store than the run's own.")] = "",
+    store: Annotated[str, typer.Option(help="A store (default: the one of the training).")] = "",
     split: Annotated[str, typer.Option(help='train, val, test, or "all".')] = "test",
     database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
     subsets: Annotated[str, typer.Option(help='"all", the "full" set, or a list: FLAIR,FLAIR+T1.')] = "all",
-    overlap: Annotated[float, typer.Option(help="Of the sliding windows.", min=0, max=0.9)] = 0.5,
+    overlap: Annotated[float, typer.Option(help="Overlap of the sliding windows.", min=0, max=0.9)] = 0.5,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the results (default: RUN/evaluation-SPLIT, with --store and --database in its name)."
+            help="Folder for the results (default: RUN/evaluation-SPLIT, with --store and --database in its name)."
         ),
     ] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="Your own as MODULE:NAME, besides; see docs/extending.md.")
+        list[str] | None, typer.Option(help="Add your own metric, MODULE:NAME; see docs/extending.md.")
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> int:
-    """Dice, sensitivity, precision, ASSD and HD95 of held-out cases for every subset of their sequences.
+    """Compute Dice, sensitivity, precision, ASSD and HD95 of held-out cases for every subset of their sequences.
 
-    Cases that the model has learnt from are recognised by their voxels, named, and shown apart.
+    Cases that the model was trained on are recognised by their voxels, and shown in a separate table.
 
     Examples:
 
@@ -63,8 +64,8 @@ def evaluate_command(
             if bar.disable and not as_json:
                 messages().print(f"{done + 1}/{total} {case}", soft_wrap=True)
 
-        on = str(resolve_device(device))
-        result = evaluate(run, store or None, options, on, folder, on_case, metric or (), overwrite)
+        resolved = str(resolve_device(device))
+        result = evaluate(run, store or None, options, resolved, folder, on_case, metric or (), overwrite)
     result.save(folder, overwrite)
     if as_json:
         print_json({"folder": str(folder), **result.to_json()})
@@ -75,7 +76,7 @@ def evaluate_command(
 
 
 def _folder_name(split: str, store: str, databases: Sequence[str]) -> str:
-    """What is evaluated, in words, so that another evaluation does not take its place."""
+    """A name for each selection of cases, so that evaluations do not overwrite each other."""
     return "-".join(["evaluation", split, *([Path(store).stem] if store else []), *databases])
 
 
@@ -87,24 +88,16 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
     numbers = ["dice", "sensitivity", "precision", "assd_mm", "hd95_mm", *result.own_metrics]
     counts = ["num_with_lesion", "num_missed", "num_lesion_free", "num_false_alarms"]
     titles = [
-        "Dice",
-        "sens.",
-        "prec.",
-        "ASSD mm",
-        "HD95 mm",
-        *result.own_metrics,
-        "with lesion",
-        "missed",
-        "lesion-free",
-        "false alarms",
+        *("Dice", "sens.", "prec.", "ASSD mm", "HD95 mm", *result.own_metrics),
+        *("with lesion", "missed", "lesion-free", "false alarms"),
     ]
-    several = result.summary["label"].nunique() > 1
-    columns = ["database", *(["label"] if several else []), "sequences", *titles]
-    for learnt, group in result.summary.groupby("learnt", sort=True):  # "", and so what is held out, comes first
+    keys = ["database", "label", "modalities"] if result.summary["label"].nunique() > 1 else ["database", "modalities"]
+    columns = [*("sequences" if name == "modalities" else name for name in keys), *titles]
+    for learnt, group in result.summary.groupby("learnt", sort=True):  # "", the held-out cases, comes first
         rows = [
-            [row["database"], *([row["label"]] if several else []), row["modalities"]]
-            + ["-" if row[n] != row[n] else f"{row[n]:.{1 if n.endswith('mm') else 3}f}" for n in numbers]
-            + [str(row[n]) for n in counts]
+            [row[name] for name in keys]
+            + [_number(row, name) for name in numbers]
+            + [str(row[name]) for name in counts]
             for row in group.to_dict("records")
         ]
         print_table(f"{result.title_of(str(learnt))}, mean by subset of sequences", columns, rows, right=titles)
@@ -115,29 +108,26 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
         messages().print(f"{database}: {', '.join(names)} left out: the model has no trained channel for it.")
     for database, text in result.unlisted.items():
         messages().print(f"{database}: {text}.", soft_wrap=True)
-    for reason, cases in _by_reason(result.skipped).items():
-        messages().print(f"not evaluated: {cases}: {reason}.", soft_wrap=True)
+    for reason in dict.fromkeys(result.skipped.values()):
+        cases = [case for case, why in result.skipped.items() if why == reason]
+        messages().print(f"not evaluated: {few(cases)}: {reason}.", soft_wrap=True)
     output().print(f"Written to {folder}: cases.csv, summary.csv, summary.json, montage.png", soft_wrap=True)
 
 
+def _number(row: Mapping[Hashable, Any], name: str) -> str:
+    return "-" if math.isnan(row[name]) else f"{row[name]:.{1 if name.endswith('mm') else 3}f}"
+
+
 def _learnt_warnings(learnt: Mapping[str, Sequence[str]]) -> list[str]:
-    """What has to be said of cases that are not held out, with their number and the first few by name."""
-    num = sum(map(len, learnt.values()))
-    said = {
-        "train": "the model was TRAINED ON {}: their results say nothing of new patients.",
-        "val": "the model was CHOSEN BY {} (validation): their results flatter it.",
-        "not known": "whether the model learnt from {} is not known: its file does not say of all its scans.",
+    """A warning for each kind of cases that are not held out, with their number and the first few names."""
+    num_cases = sum(map(len, learnt.values()))
+    warnings = {
+        "train": "the model was TRAINED ON {}: their results do not hold for new patients.",
+        "val": "the model was CHOSEN BY {} (validation): their results are too optimistic.",
+        "not known": "it is not known whether the model learnt from {}: its file does not list all its scans.",
     }
     return [
-        text.format(f"{len(learnt[how])} of the {num} cases ({few(learnt[how])})")
-        for how, text in said.items()
-        if learnt[how]
+        text.format(f"{len(learnt[use])} of the {num_cases} cases ({few(learnt[use])})")
+        for use, text in warnings.items()
+        if learnt[use]
     ]
-
-
-def _by_reason(skipped: Mapping[str, str]) -> dict[str, str]:
-    """The cases that share a reason, the first few by name."""
-    by_reason: dict[str, list[str]] = {}
-    for case, reason in skipped.items():
-        by_reason.setdefault(reason, []).append(case)
-    return {reason: few(cases) for reason, cases in by_reason.items()}

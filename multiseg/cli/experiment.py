@@ -1,4 +1,4 @@
-"""The verb that repeats the paper's experiments."""
+"""Verb: experiment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiseg.cli.shared_flags import AsJson
+from multiseg.cli.shared_flags import AsJson, Device
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 
 def experiment_command(
-    name: Annotated[str, typer.Argument(help="One of --list, or all.")] = "",
+    name: Annotated[str, typer.Argument(help="One of --list, or all of them: all.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder for runs and tables; experiments share runs in it.")] = None,
     store: Annotated[str, typer.Option(help="Your own store (default: synthetic hospitals, made in --out).")] = "",
-    seeds: Annotated[int, typer.Option(help="Trainings of every arm.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="Number of trainings of every arm.", min=1)] = 3,
     jobs: Annotated[int, typer.Option(help="Processes, each with one thread.", min=1)] = 2,
-    scale: Annotated[str, typer.Option(help="tiny (shows that it runs), small (CPU) or full (GPU).")] = "small",
-    steps: Annotated[int | None, typer.Option(help="Of every training, instead of the scale's.", min=1)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    list_them: Annotated[bool, typer.Option("--list", help="Say what experiments there are and stop.")] = False,
+    scale: Annotated[str, typer.Option(help="tiny (a quick check), small (CPU) or full (GPU).")] = "small",
+    steps: Annotated[int | None, typer.Option(help="Steps of every training (default: of the scale).", min=1)] = None,
+    device: Device = "auto",
+    list_them: Annotated[bool, typer.Option("--list", help="List the experiments and exit.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Repeat the findings of Xu et al. 2024: several seeds, paired differences with intervals, Markdown tables.
 
-    Runs are trained once and shared; the same command goes on where it was cut short.
+    Experiments share the runs that they have in common. To resume after an interruption, run the same command again.
 
     Examples:
 
@@ -46,25 +46,25 @@ def experiment_command(
     if list_them:
         return _list(as_json)
     if not name or out is None:
-        raise UsageError("say which and where: multiseg experiment NAME --out DIR. Names: multiseg experiment --list.")
+        raise UsageError("give a name and a folder: multiseg experiment NAME --out DIR. --list prints the names.")
     from multiseg.experiments.results import Machine
     from multiseg.models.devices import resolve_device
 
     machine = Machine(jobs, str(resolve_device(device)))
     ground, experiments = _ground(name, out, store, scale, seeds, steps)
-    results = [_run(one, ground, out, machine) for one in experiments]
-    return _tell(results, as_json)
+    results = [_run(experiment, ground, out, machine) for experiment in experiments]
+    return _print_results(results, as_json)
 
 
 def _list(as_json: bool) -> int:
     from multiseg.cli.console import print_json, print_table
     from multiseg.experiments.by_name import EXPERIMENTS
 
+    rows = [(experiment.name, experiment.question, experiment.paper) for experiment in EXPERIMENTS.values()]
     if as_json:
-        print_json([{"name": e.name, "question": e.question, "paper": e.paper} for e in EXPERIMENTS.values()])
-        return 0
-    rows = [(e.name, e.question, e.paper) for e in EXPERIMENTS.values()]
-    print_table("Experiments", ["name", "question", "Xu et al. 2024"], rows)
+        print_json([dict(zip(("name", "question", "paper"), row, strict=True)) for row in rows])
+    else:
+        print_table("Experiments", ["name", "question", "Xu et al. 2024"], rows)
     return 0
 
 
@@ -85,7 +85,7 @@ def _ground(
     if store:
         ground = ground_of(store, numbers, seeds)
     else:
-        messages().print(f"The synthetic hospitals of scale {scale} are made in {out} where they are not there yet.")
+        messages().print(f"Making the synthetic hospitals of scale {scale} in {out}, unless they exist already.")
         ground = synthetic_ground(out, numbers, seeds)
     return ground, chosen(name, ground.synthetic)
 
@@ -103,33 +103,35 @@ def _run(experiment: Experiment, ground: Ground, out: Path, machine: Machine) ->
 
 
 class _Bar:
-    """A bar over the work of all runs; a line for each that ends, off a terminal also for each that starts."""
+    """A bar over the work of all runs. It prints a line when a run ends, and off a terminal also when one starts."""
 
     def __init__(self, bar: Any, console: Any, num_runs: int) -> None:
-        self.bar, self.console, self.num_runs, self.ended, self.cost = bar, console, num_runs, 0, 0.0
+        self.bar, self.console, self.num_runs, self.num_ended, self.cost = bar, console, num_runs, 0, 0.0
 
     def event(self, progress: Progress) -> None:
         name = progress.task.run.name
         if progress.what != "started":
-            self.ended += 1
+            self.num_ended += 1
             self.cost += progress.task.run.cost
-        self.bar.update(0, completed=round(self.cost), details=f"{self.ended}/{self.num_runs} runs, {name}")
+        count = f"{self.num_ended}/{self.num_runs}"
+        self.bar.update(0, completed=round(self.cost), details=f"{count} runs, {name}")
         if progress.what == "failed":
             self.console.print(f"{name} FAILED: {progress.failure}", soft_wrap=True, markup=False)
         elif progress.what == "finished" or (self.bar.disable and progress.what == "started"):
-            took = f" after {progress.seconds:.0f} s" if progress.seconds else ""
-            self.console.print(f"{self.ended}/{self.num_runs} {progress.what}{took}: {name}", soft_wrap=True)
+            duration = f" after {progress.seconds:.0f} s" if progress.seconds else ""
+            self.console.print(f"{count} {progress.what}{duration}: {name}", soft_wrap=True)
 
 
-def _tell(results: Sequence[Result], as_json: bool) -> int:
+def _print_results(results: Sequence[Result], as_json: bool) -> int:
     from multiseg.cli.console import output, print_json
 
     if as_json:
         print_json([
-            {"experiment": one.name, "folder": str(one.folder), "failures": dict(one.failures), "table": one.text}
-            for one in results
+            {"experiment": result.name, "folder": str(result.folder), "failures": dict(result.failures),
+             "table": result.text}
+            for result in results
         ])  # fmt: skip
     else:
-        for one in results:
-            output().print(one.text, markup=False, soft_wrap=True, highlight=False)
-    return 4 if any(one.failures for one in results) else 0
+        for result in results:
+            output().print(result.text, markup=False, soft_wrap=True, highlight=False)
+    return 4 if any(result.failures for result in results) else 0

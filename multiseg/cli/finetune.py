@@ -22,22 +22,22 @@ def finetune_command(
         typer.Option(help="SWI=PD: the new sequence SWI takes the channel of PD, which the new data does not use."),
     ] = None,
     grow: Annotated[
-        bool, typer.Option("--grow", help="New sequences get channels of their own, with fresh weights.")
+        bool, typer.Option("--grow", help="Add a channel with fresh weights for each new sequence.")
     ] = False,
     progressive: Annotated[
-        bool, typer.Option("--progressive", help="Freeze the model; a second network beside it learns from it.")
+        bool, typer.Option("--progressive", help="Freeze the model; train a second network that reads its features.")
     ] = False,
     head_first: Annotated[
-        int | None, typer.Option(help="Steps at the beginning in which only the last layer learns.", min=0)
+        int | None, typer.Option(help="Steps at the start in which only the last layer is trained.", min=0)
     ] = None,
     *,
     flags: TrainFlags,
     as_json: AsJson = False,
 ) -> int:
-    """Fine-tune a model on another store, whose sequences it need not know. The same command again goes on.
+    """Fine-tune a model on another store, which may have other sequences. To resume, run the same command again.
 
     A sequence that is new to the model takes a channel that the new data does not use: the one that fewest training
-    cases had, or the one of --assign. What was done is printed, and written into the new model.
+    cases had, or the one of --assign. The assignment is printed, and written into the new model.
 
     Examples:
 
@@ -63,7 +63,7 @@ def finetune_command(
         print_settings(options, as_json)
         return 0
     if out is None:
-        raise UsageError("say where the new run goes: --out runs/NAME.")
+        raise UsageError("name a folder for the new run: --out runs/NAME.")
     result = train_shown(options, out, flags, as_json)
     if as_json and is_first_process():
         last = read_info(model_path(out)).ancestry[-1]
@@ -74,18 +74,18 @@ def finetune_command(
     return 0 if result.finished else 130
 
 
-def _assignments(given: list[str]) -> dict[str, str]:
+def _assignments(texts: list[str]) -> dict[str, str]:
     """{"SWI": "PD"} from ["SWI=PD"].
 
     Raises:
-        UsageError: one is not of that form, or a sequence is assigned twice.
+        UsageError: a text is not of that form, or a sequence is assigned twice.
     """
     from multiseg.modalities import canonical_modality
 
     assigned: dict[str, str] = {}
-    for text in given:
+    for text in texts:
         new, equals, old = (canonical_modality(part) or part for part in map(str.strip, text.partition("=")))
         if not (new and equals and old) or new in assigned:
-            raise UsageError(f"--assign {text!r} cannot be understood: write SWI=PD, each new sequence once.")
+            raise UsageError(f"--assign {text!r} is invalid: write SWI=PD, and each new sequence only once.")
         assigned[new] = old
     return assigned

@@ -1,4 +1,4 @@
-"""Flags that several verbs share, as dataclasses: a verb takes one as a parameter, and each of its fields is a flag."""
+"""Groups of flags as dataclasses: if a command takes one as a parameter, each of its fields is a flag."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, get_type_hints
 
 
 def with_single_flags(command: Callable[..., int]) -> Callable[..., int]:
-    """The command as typer can read it: a parameter for every field in place of each parameter that is a dataclass."""
+    """The command as typer can read it: every dataclass parameter is replaced by a parameter for each of its fields."""
     signature = inspect.signature(command, eval_str=True)
-    types = {name: one.annotation for name, one in signature.parameters.items() if isinstance(one.annotation, type)}
-    groups = {name: kind for name, kind in types.items() if is_dataclass(kind)}
+    types = {name: flag.annotation for name, flag in signature.parameters.items() if isinstance(flag.annotation, type)}
+    groups = {name: group for name, group in types.items() if is_dataclass(group)}
     flags: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
-        # By keyword alone, since an argument without a default may follow flags that have theirs.
+        # Keyword-only, since an argument without a default may follow flags with defaults.
         flags += _flags_of(groups[name]) if name in groups else [parameter.replace(kind=parameter.KEYWORD_ONLY)]
 
     @wraps(command)

@@ -15,31 +15,31 @@ if TYPE_CHECKING:
 
 
 def import_weights_command(
-    weights: Annotated[Path, typer.Argument(help="A state dict of torch.save (.pth), bare or wrapped.")],
+    weights: Annotated[Path, typer.Argument(help="A state dict saved by torch.save (.pth), plain or wrapped.")],
     channels: Annotated[
         str,
         typer.Option(
-            help="The sequence of every input channel, in the file's order. That of the released Multi-Unet is "
-            "PD,FLAIR,SWI,T1,T1c,T2, which is not the alphabetical order: its code spells PD as DP."
+            help="The sequence of each input channel, in the order of the file. For the released Multi-Unet it is "
+            "PD,FLAIR,SWI,T1,T1c,T2. This is not the alphabetical order, since its code spells PD as DP."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder that gets model.safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors.")],
     untrained: Annotated[str, typer.Option(help="Channels that no training database had, such as SWI.")] = "",
-    spacing: Annotated[str, typer.Option(help="Voxel size it was trained on, in mm: 1, or 1,1,3.")] = "1",
-    patch: Annotated[int, typer.Option(help="Edge of the windows it is used with, in voxels.", min=1)] = 128,
+    spacing: Annotated[str, typer.Option(help="Voxel size of its training, in mm: 1, or 1,1,3.")] = "1",
+    patch: Annotated[int, typer.Option(help="Edge of the sliding windows, in voxels.", min=1)] = 128,
     background: Annotated[
-        str, typer.Option(help='What it saw outside the brain: "shifted" (-mean/std, as published) or "zero".')
+        str, typer.Option(help='Values outside the brain in training: "shifted" (-mean/std, as published) or "zero".')
     ] = "shifted",
     trained_on: Annotated[
-        list[str] | None, typer.Option(help="A database it learnt from, for the record (default: imported).")
+        list[str] | None, typer.Option(help="A database of its training, for the record (default: imported).")
     ] = None,
-    licence: Annotated[str, typer.Option(help="Of the weights, for the record.")] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
+    licence: Annotated[str, typer.Option(help="Licence of the weights, for the record.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Make a model of ours from published weights: the Multi-Unet's, or FedUniBrain's with batch norm.
+    """Convert published weights to a multiseg model: those of Multi-Unet, or of FedUniBrain with batch norm.
 
-    Nothing in the file is executed; a tensor that is missing, left over or not finite is refused.
+    No code in the file is run. A tensor that is missing, unexpected or not finite is an error.
 
     Example:
 
@@ -52,7 +52,7 @@ def import_weights_command(
         tuple(trained_on or ("imported",)), background, licence,
     )  # fmt: skip
     info = import_weights(weights, out, options, overwrite)
-    _say(out, info, as_json)
+    _print(out, info, as_json)
     return 0
 
 
@@ -60,7 +60,7 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _say(out: Path, info: ModelInfo, as_json: bool) -> None:
+def _print(out: Path, info: ModelInfo, as_json: bool) -> None:
     from multiseg.cli.console import output, print_json
     from multiseg.models.saved import BEST
 
@@ -68,7 +68,5 @@ def _say(out: Path, info: ModelInfo, as_json: bool) -> None:
         print_json({"path": str(out / BEST), **info.to_json()})
         return
     channels = ", ".join(name if info.trained_on[name] else f"{name} (untrained: never used)" for name in info.axis)
-    output().print(
-        f"Written to {out / BEST}, {info.numbers['norm']} norm. Channels: {channels}. Background: {info.background}.",
-        soft_wrap=True,
-    )
+    text = f"{info.numbers['norm']} norm. Channels: {channels}. Background: {info.background}."
+    output().print(f"Written to {out / BEST}, {text}", soft_wrap=True)

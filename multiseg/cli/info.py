@@ -17,24 +17,29 @@ if TYPE_CHECKING:
     from multiseg.store.reader import Case, Database, Store
 
 
+COLUMNS = ("database", "pathology", "cases", "train/val/test", "sequences (cases)", "labels (cases)", "lesion ml", "MB")
+
+
 def info_command(
     store: Annotated[str, typer.Argument(metavar="STORE|MODEL", help="The store; or a model file or run folder.")],
-    of_store: Annotated[str, typer.Option("--store", help="Of a model: has it learnt from cases removed here?")] = "",
-    cases: Annotated[bool, typer.Option("--cases", help="List every case, too.")] = False,
-    case: Annotated[str, typer.Option(help="One case as DATABASE/CASE: its files and every step they took.")] = "",
+    of_store: Annotated[
+        str, typer.Option("--store", help="For a model: check for scans that were removed from this store.")
+    ] = "",
+    cases: Annotated[bool, typer.Option("--cases", help="Also list every case.")] = False,
+    case: Annotated[str, typer.Option(help="Show one case, DATABASE/CASE: its files and how they were prepared.")] = "",
     database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
     modality: Annotated[list[str] | None, typer.Option(help="Only cases with these sequences.")] = None,
     split: Annotated[str, typer.Option(help="Only train, val or test.")] = "",
     pathology: Annotated[str, typer.Option(help="Only this pathology.")] = "",
     write: Annotated[
-        Path | None, typer.Option(help="Write the case into this folder, as NIfTI on its files' own grid.")
+        Path | None, typer.Option(help="Write the case into this folder, as NIfTI on the grid of its source files.")
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> int:
-    """Say what a store holds: databases, cases, sequences, labels, sizes.
+    """Show the contents of a store: databases, cases, sequences, labels, sizes.
 
-    Databases that are damaged are named, the others shown all the same; then the exit code is 3.
+    If a database is damaged, it is named, the others are shown, and the exit code is 3.
 
     Examples:
 
@@ -53,61 +58,53 @@ def info_command(
 
         return show_model(Path(store), of_store, as_json)
     if of_store:
-        raise UsageError(f"--store goes with a model, and {store} is none.")
+        raise UsageError(f"--store is for a model, but {store} is not a model.")
     from multiseg.cli.console import messages, plain, print_json, print_table
     from multiseg.store.catalogue import select, table
     from multiseg.store.reader import open_store
 
     if write and not case:
         raise UsageError("--write needs a case to write: --case DATABASE/CASE.")
-    held = open_store(store)
+    opened = open_store(store)
     if case:
-        return show_case(held, case, write, overwrite, as_json)
-    meant = [name for name in held if not database or name in database]
-    names = [name for name in meant if name not in held.damaged]
-    damaged = {name: held.damaged[name] for name in meant if name in held.damaged}
+        return show_case(opened, case, write, overwrite, as_json)
     for name in database or ():
-        if name not in meant:
-            held[name]  # says which there are
-    chosen = select(held, names, modality or (), pathology, split) if names else ()
-    summary = [_summary(held, name, [c for c in chosen if c.database == name]) for name in names]
-    listed = table(chosen)
+        if name not in opened.damaged:
+            opened[name]  # raises an error that lists the databases if there is no such database
+    wanted = [name for name in opened if not database or name in database]
+    names = [name for name in wanted if name not in opened.damaged]
+    damaged = {name: opened.damaged[name] for name in wanted if name in opened.damaged}
+    selected = select(opened, names, modality or (), pathology, split) if names else ()
+    summaries = [_summary(opened, name, [case for case in selected if case.database == name]) for name in names]
+    case_table = table(selected)
     if as_json:
-        held_cases = {"cases": listed.to_dict("records")} if cases else {}
-        told = {name: {"file": error.file, "message": str(error)} for name, error in damaged.items()}
-        head = {"store": store, "spacing_mm": list(held.spacing_mm), "damaged": told}
-        print_json({**head, "databases": summary, **held_cases})
+        faults = {name: {"file": error.file, "message": str(error)} for name, error in damaged.items()}
+        head = {"store": store, "spacing_mm": list(opened.spacing_mm), "damaged": faults, "databases": summaries}
+        print_json({**head, "cases": case_table.to_dict("records")} if cases else head)
         return 3 if damaged else 0
+    spacing = " x ".join(f"{mm:g}" for mm in opened.spacing_mm)
     print_table(
-        f"{store}: {len(chosen)} cases, voxels of {' x '.join(f'{mm:g}' for mm in held.spacing_mm)} mm",
-        [
-            "database",
-            "pathology",
-            "cases",
-            "train/val/test",
-            "sequences (cases)",
-            "labels (cases)",
-            "lesion ml",
-            "MB",
-        ],
-        [_summary_row(one) for one in summary],
+        f"{store}: {len(selected)} cases, voxels of {spacing} mm", COLUMNS, map(_summary_row, summaries),
         right=["cases", "lesion ml", "MB"],
-    )
-    if cases and len(listed):
-        print_table("Cases", list(listed.columns), [[_text(v) for v in row] for row in listed.itertuples(index=False)])
+    )  # fmt: skip
+    if cases and len(case_table):
+        rows = [list(map(_text, row)) for row in case_table.itertuples(index=False)]
+        print_table("Cases", list(case_table.columns), rows)
     for error in damaged.values():
         messages().print(f"[bold red]damaged[/] {plain(str(error))}", soft_wrap=True)
     return 3 if damaged else 0
 
 
 def is_model(path: Path) -> bool:
-    """Whether a path is a model file or a run folder, and no store."""
-    # Path.is_file raises where the folder may not be read.
-    return any(os.path.isfile(one) for one in (path, path / "run.toml"))  # noqa: PTH113
+    """Whether a path is a model file or the folder of a run, rather than a store."""
+    # Path.is_file raises an error if the folder is not readable.
+    return any(os.path.isfile(file) for file in (path, path / "run.toml"))  # noqa: PTH113
 
 
 def _text(value: object) -> str:
-    return "" if value is None or value != value else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None or value != value:  # NaN
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _summary(store: Store, name: str, cases: Sequence[Any]) -> dict[str, Any]:
@@ -116,14 +113,15 @@ def _summary(store: Store, name: str, cases: Sequence[Any]) -> dict[str, Any]:
     database = store[name]
     ml = float(np.prod(store.spacing_mm)) / 1000
     labels = {}
-    for at, (annotation, schema) in enumerate(database.schemas.items()):
-        num = len(schema.structures)  # of another annotation there may be more
-        counts = sum((c.foreground_count[at][:num] for c in cases), np.zeros(num))
-        is_lesion = [one.kind == "lesion" for one in schema.structures]
+    for index, (annotation, schema) in enumerate(database.schemas.items()):
+        num = len(schema.structures)  # the counts are as long as the longest schema
+        counts = sum((case.foreground_count[index][:num] for case in cases), np.zeros(num))
+        kinds = [structure.kind for structure in schema.structures]
+        is_lesion = [kind == "lesion" for kind in kinds]
         labels[annotation] = {
             "structures": list(schema.names),
-            "kinds": [one.kind for one in schema.structures],
-            "cases": sum(bool(c.annotated[at]) for c in cases),
+            "kinds": kinds,
+            "cases": sum(bool(case.annotated[index]) for case in cases),
             "ml_a_case": round(float(np.sum(counts)) * ml / max(1, len(cases)), 2),
             "lesion_ml_a_case": round(float(np.sum(counts[is_lesion])) * ml / max(1, len(cases)), 2),
         }
@@ -131,8 +129,8 @@ def _summary(store: Store, name: str, cases: Sequence[Any]) -> dict[str, Any]:
         "database": name,
         "pathology": database.pathology,
         "cases": len(cases),
-        "splits": {split: sum(c.split == split for c in cases) for split in ("train", "val", "test")},
-        "modalities": {m: sum(m in c.modalities for c in cases) for m in database.modalities},
+        "splits": {split: sum(case.split == split for case in cases) for split in ("train", "val", "test")},
+        "modalities": {name: sum(name in case.modalities for case in cases) for name in database.modalities},
         "annotations": labels,
         "recipe": database.recipe.to_json(),
         "licence": database.attributes.get("licence", ""),
@@ -140,22 +138,22 @@ def _summary(store: Store, name: str, cases: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _summary_row(one: dict[str, Any]) -> list[str]:
-    labels = one["annotations"]
+def _summary_row(summary: dict[str, Any]) -> list[str]:
+    labels = summary["annotations"]
     return [
-        one["database"],
-        one["pathology"],
-        str(one["cases"]),
-        "/".join(str(n) for n in one["splits"].values()),
-        " ".join(f"{name}({n})" for name, n in one["modalities"].items()),
-        "; ".join(f"{name}: {', '.join(a['structures'])} ({a['cases']})" for name, a in labels.items()),
-        " ".join(f"{a['lesion_ml_a_case']:g}" for a in labels.values() if "lesion" in a["kinds"]),
-        "" if one["bytes"] is None else f"{one['bytes'] / 1e6:.1f}",
+        summary["database"],
+        summary["pathology"],
+        str(summary["cases"]),
+        "/".join(map(str, summary["splits"].values())),
+        " ".join(f"{name}({count})" for name, count in summary["modalities"].items()),
+        "; ".join(f"{name}: {', '.join(label['structures'])} ({label['cases']})" for name, label in labels.items()),
+        " ".join(f"{label['lesion_ml_a_case']:g}" for label in labels.values() if "lesion" in label["kinds"]),
+        "" if summary["bytes"] is None else f"{summary['bytes'] / 1e6:.1f}",
     ]
 
 
 def show_case(store: Store, name: str, write: Path | None, overwrite: bool, as_json: bool) -> int:
-    """Print one case, "DATABASE/CASE", and write it on its files' own grid where a folder is given."""
+    """Print one case, "DATABASE/CASE", and if `write` is a folder, write it there on the grid of its source files."""
     from multiseg.cli.console import output, print_json, print_table
     from multiseg.store.native import write_native
 
@@ -172,9 +170,9 @@ def show_case(store: Store, name: str, write: Path | None, overwrite: bool, as_j
         f"{name}: subject {case.subject}, split {case.split}",
         ["what", "file", "shape", "mm", "axes", "steps", "sha256"],
         [
-            [s["role"], s["file"], _by(s["shape"]), _by(s["voxel_mm"]), s["axes"],
-             "; ".join(s["steps"]) or "as it was", s["sha256"][:16]]
-            for s in sources
+            [source["role"], source["file"], _by(source["shape"]), _by(source["voxel_mm"]), source["axes"],
+             "; ".join(source["steps"]) or "unchanged", source["sha256"][:16]]
+            for source in sources
         ],
     )  # fmt: skip
     print_table(
@@ -193,7 +191,7 @@ def _case_json(database: Database, case: Case, native: Grid) -> dict[str, Any]:
     return {
         "subject": case.subject, "session": case.session, "site": case.site, "split": case.split,
         "modalities": list(case.modalities),
-        "annotations": [name for name, there in zip(database.schemas, case.annotated, strict=True) if there],
+        "annotations": [name for name, marked in zip(database.schemas, case.annotated, strict=True) if marked],
         "extent": list(case.extent), "affine": case.grid.affine.tolist(),
         "native_shape": list(native.shape), "native_voxel_mm": list(native.spacing_mm),
         "native_axes": axis_codes(native.affine), "native_affine": native.affine.tolist(),

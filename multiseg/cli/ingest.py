@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from multiseg.store.ingest.ingestion import IngestReport
     from multiseg.store.sources.source_types import DatabaseFiles
 
-_WHERE = "The store"
+store_option = partial(typer.Option, rich_help_panel="The store")
 
 
 def ingest_command(
@@ -33,42 +34,32 @@ def ingest_command(
     store: StoreUrl,
     *,
     database: Annotated[str, file_option(help="Name of the database (default: the folder's).")] = "",
-    pathology: Annotated[str, file_option(help='What the patients have, such as "multiple sclerosis".')] = "",
+    pathology: Annotated[str, file_option(help='Disease of the patients, such as "multiple sclerosis".')] = "",
     source_flags: SourceFlags,
     preparation_flags: PreparationFlags,
-    codec: Annotated[
-        str, typer.Option(help="Compression of images: none, lz4, lz4hc or zstd.", rich_help_panel=_WHERE)
-    ] = "lz4",
+    codec: Annotated[str, store_option(help="Compression of images: none, lz4, lz4hc or zstd.")] = "lz4",
     split: Annotated[
-        str,
-        typer.Option(
-            help="Shares of the subjects, or a file: CSV, or JSON such as splits.json#0.", rich_help_panel=_WHERE
-        ),
+        str, store_option(help="Fractions of the subjects, or a file: CSV, or JSON such as splits.json#0.")
     ] = "train=0.7,val=0.1,test=0.2",
-    seed: Annotated[int, typer.Option(help="Of the split.", rich_help_panel=_WHERE)] = 0,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace cases whose files have changed.", rich_help_panel=_WHERE)
-    ] = False,
-    redo: Annotated[
-        list[str] | None, typer.Option(help="Write this case again, as when it is damaged.", rich_help_panel=_WHERE)
-    ] = None,
+    seed: Annotated[int, store_option(help="Seed for the split.")] = 0,
+    replace: Annotated[bool, store_option("--replace", help="Replace cases whose files have changed.")] = False,
+    redo: Annotated[list[str] | None, store_option(help="Write this case again, for example if damaged.")] = None,
     pseudonyms: Annotated[
         str,
-        typer.Option(
-            help="Other names for people, cases and visits; this file keeps key and real names (made if new).",
-            rich_help_panel=_WHERE,
+        store_option(
+            help="Rename people, cases and visits. This file stores the key and the real names (created if missing)."
         ),
     ] = "",
     worker_flags: WorkerFlags,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, what is wrong, how long and how large.")
+        bool, typer.Option("--dry-run", help="Only print what would be done, any faults, the time and the size.")
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Bring scans into a store: RAS+, one voxel size, z-scored in the brain. Cases already there are skipped.
+    """Write scans into a store: RAS+, one voxel size, z-scored in the brain. Cases already in the store are skipped.
 
-    Challenge layouts, BIDS, FreeSurfer subjects, DICOM and plain folders are recognised by looking; other folders
-    are described by --pattern, or by a manifest.
+    Challenge layouts, BIDS, FreeSurfer subjects, DICOM and plain folders are recognised automatically. Describe other
+    folders by --pattern, or by a manifest.
 
     Examples:
 
@@ -83,11 +74,13 @@ def ingest_command(
         codec=codec, replace=replace, redo=tuple(redo or ()), seed=seed, **_split(split),
         workers=worker_flags.options(databases), pseudonyms=pseudonyms,
     )  # fmt: skip
-    return _rehearse(databases, store, options, as_json) if dry_run else _ingest(databases, store, options, as_json)
+    if dry_run:
+        return _forecast(databases, store, options, as_json)
+    return _ingest(databases, store, options, as_json)
 
 
 def _split(text: str) -> dict[str, Any]:
-    """Shares such as train=0.8,test=0.2, or what a file gives each case."""
+    """Fractions such as train=0.8,test=0.2, or the split of each case from a file, as fields of `IngestOptions`."""
     if "=" not in text:
         from multiseg.store.ingest.split_file import read_split_file
 
@@ -121,13 +114,21 @@ def _ingest(databases: Sequence[DatabaseFiles], store: str, options: IngestOptio
         print_cases([case for report in reports for case in report.cases])
         print_findings([finding for report in reports for finding in report.findings])
         for report in reports:
-            anew = f" ({len(report.described)} described anew)" if report.described else ""
+            updated = f" ({len(report.described)} with updated metadata)" if report.described else ""
             console.print(
-                f"{report.database}: {len(report.written)} written, {len(report.skipped)} already there{anew}, "
+                f"{report.database}: {len(report.written)} written, {len(report.skipped)} unchanged{updated}, "
                 f"{len(report.failed)} failed"
             )
-    good = sum(len(report.written) + len(report.skipped) for report in reports)
-    return (4 if good else 3) if any(report.failed for report in reports) else 0
+    return _exit_code(
+        any(report.failed for report in reports), any(report.written or report.skipped for report in reports)
+    )
+
+
+def _exit_code(any_failed: bool, any_good: bool) -> int:
+    """3 if all cases failed, 4 if some did."""
+    if not any_failed:
+        return 0
+    return 4 if any_good else 3
 
 
 def _report_json(report: IngestReport) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def _report_json(report: IngestReport) -> dict[str, Any]:
     }
 
 
-def _rehearse(databases: Sequence[DatabaseFiles], store: str, options: IngestOptions, as_json: bool) -> int:
+def _forecast(databases: Sequence[DatabaseFiles], store: str, options: IngestOptions, as_json: bool) -> int:
     from multiseg.cli.case_table import print_cases
     from multiseg.cli.console import print_findings, print_json, print_table
     from multiseg.store.ingest.dry_run import forecast
@@ -151,41 +152,38 @@ def _rehearse(databases: Sequence[DatabaseFiles], store: str, options: IngestOpt
     names = {name for files in databases for name in names_of(files)}
     forecasts = [forecast(files, store, options, names) for files in databases]
     if as_json:
-        print_json([_forecast_json(one) for one in forecasts])
+        print_json([_forecast_json(expected) for expected in forecasts])
     else:
-        print_cases([case for one in forecasts for case in one.cases])
-        print_findings([finding for one in forecasts for finding in one.findings])
-        numbers = ["new", "there", "failed", "train/val/test", "time", "MB", "memory"]
-        print_table(
-            f"What would be done; {store} is not changed",
-            ["database", *numbers],
-            map(_forecast_row, forecasts),
-            numbers,
-        )
-    good = sum(len(one.new) + len(one.same) for one in forecasts)
-    return (4 if good else 3) if any(one.failed for one in forecasts) else 0
+        print_cases([case for expected in forecasts for case in expected.cases])
+        print_findings([finding for expected in forecasts for finding in expected.findings])
+        numbers = ["new", "unchanged", "failed", "train/val/test", "time", "MB", "memory"]
+        title = f"Forecast of the ingest; {store} is not changed"
+        print_table(title, ["database", *numbers], map(_forecast_row, forecasts), numbers)
+    return _exit_code(
+        any(expected.failed for expected in forecasts), any(expected.new or expected.same for expected in forecasts)
+    )
 
 
-def _forecast_row(one: Forecast) -> list[str]:
-    minutes, seconds = divmod(round(one.seconds), 60)
+def _forecast_row(expected: Forecast) -> list[str]:
+    minutes, seconds = divmod(round(expected.seconds), 60)
     return [
-        one.database, str(len(one.new)), str(len(one.same)), str(len(one.failed)),
-        "/".join(str(one.splits.get(split, 0)) for split in ("train", "val", "test")),
+        expected.database, str(len(expected.new)), str(len(expected.same)), str(len(expected.failed)),
+        "/".join(str(expected.splits.get(split, 0)) for split in ("train", "val", "test")),
         f"{minutes} min {seconds} s" if minutes else f"{seconds} s",
-        f"{one.stored_bytes / 1e6:.0f}", f"{one.memory_bytes / 1e9:.1f} GB a case",
+        f"{expected.stored_bytes / 1e6:.0f}", f"{expected.memory_bytes / 1e9:.1f} GB per case",
     ]  # fmt: skip
 
 
-def _forecast_json(one: Forecast) -> dict[str, Any]:
+def _forecast_json(expected: Forecast) -> dict[str, Any]:
     return {
-        "database": one.database,
-        "new": list(one.new),
-        "same": list(one.same),
-        "failed": list(one.failed),
-        "splits": dict(one.splits),
-        "seconds": one.seconds,
-        "stored_bytes": one.stored_bytes,
-        "memory_bytes": one.memory_bytes,
-        "findings": [finding.to_json() for finding in one.findings],
-        "cases": [case.to_json() for case in one.cases],
+        "database": expected.database,
+        "new": list(expected.new),
+        "same": list(expected.same),
+        "failed": list(expected.failed),
+        "splits": dict(expected.splits),
+        "seconds": expected.seconds,
+        "stored_bytes": expected.stored_bytes,
+        "memory_bytes": expected.memory_bytes,
+        "findings": [finding.to_json() for finding in expected.findings],
+        "cases": [case.to_json() for case in expected.cases],
     }

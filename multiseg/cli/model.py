@@ -1,4 +1,4 @@
-"""What a model file says of itself, and whether it has learnt from patients who have withdrawn."""
+"""Show what a model was trained on, and whether any of these scans were removed from a store."""
 
 from __future__ import annotations
 
@@ -13,37 +13,40 @@ if TYPE_CHECKING:
 
 
 def show_model(path: Path, store: str, as_json: bool) -> int:
-    """Print what a model has learnt from; exit code 3 where scans of it were removed from the store, or where a damaged
-    database does not tell."""
+    """Print what a model has learnt from. Returns the exit code.
+
+    It is 3 if the store no longer has some of these scans, or has a damaged database that may have had them.
+    """
     from multiseg.models.learnt_scans import removed_among
     from multiseg.models.saved import model_path, read_info, read_learnt
     from multiseg.store.reader import open_store
 
     file = model_path(path)
     info, learnt = read_info(file), read_learnt(file)
-    held = open_store(store) if store else None
-    dates = () if held is None else removed_among(learnt, held.removed)
+    opened = open_store(store) if store else None
+    dates = removed_among(learnt, opened.removed) if opened is not None else ()
+    damaged = sorted(opened.damaged) if opened is not None else []
     counts = {"train": 0, "val": 0} if learnt is None else {"train": len(learnt.train), "val": len(learnt.val)}
     is_complete = learnt is not None and learnt.is_complete
     if as_json:
-        told = {"sequences": list(info.axis), "scans": counts, "all_scans_known": is_complete}
-        damaged = [] if held is None else sorted(held.damaged)
-        print_json({"model": str(file), **told, "removed_scans": len(dates) if held else None, "damaged": damaged})
+        contents = {"sequences": list(info.axis), "scans": counts, "all_scans_known": is_complete}
+        removed = len(dates) if opened else None
+        print_json({"model": str(file), **contents, "removed_scans": removed, "damaged": damaged})
         return 3 if dates or damaged else 0
     rows = [
         ["sequences", " ".join(info.axis)],
-        ["scans trained on", str(counts["train"])],
-        ["scans chosen by", str(counts["val"])],
+        ["scans for training", str(counts["train"])],
+        ["scans for validation", str(counts["val"])],
         ["all scans known", "yes" if is_complete else "no"],
     ]
     print_table(str(file), ["what", ""], rows)
-    if held is not None:
-        warn_of_removed(held, learnt)
-    return 3 if dates or (held is not None and held.damaged) else 0
+    if opened is not None:
+        warn_of_removed(opened, learnt)
+    return 3 if dates or damaged else 0
 
 
 def warn_of_removed(store: Store, learnt: LearntScans | None) -> None:
-    """Say it where a model has learnt, or may have learnt, from scans that were removed from a store."""
+    """Print a warning if a model has learnt, or may have learnt, from scans that were removed from a store."""
     from multiseg.models.learnt_scans import describe_removed
 
     if text := describe_removed(learnt, store.url, store.removed, store.damaged):

@@ -11,13 +11,13 @@ from multiseg.cli.shared_flags import Overwrite
 
 
 def phantoms_command(
-    folder: Annotated[Path, typer.Argument(help="Where to write them.")],
-    seed: Annotated[int, typer.Option(help="Another seed, other patients.")] = 0,
-    cases: Annotated[int, typer.Option(help="Cases a hospital.", min=1)] = 10,
-    coarseness: Annotated[float, typer.Option(help="Multiplies the voxel sizes; 2 is quick.", min=0.5)] = 1.0,
+    folder: Annotated[Path, typer.Argument(help="Folder for the hospitals.")],
+    seed: Annotated[int, typer.Option(help="Seed for the patients.")] = 0,
+    cases: Annotated[int, typer.Option(help="Cases per hospital.", min=1)] = 10,
+    coarseness: Annotated[float, typer.Option(help="Factor of the voxel sizes; 2 is quick.", min=0.5)] = 1.0,
     hospital: Annotated[
         list[str] | None,
-        typer.Option(help="Only these: alder, birch, cedar, dogwood (by default) and elm, fir, gorse."),
+        typer.Option(help="Only these: alder, birch, cedar, dogwood (the defaults), elm, fir, gorse."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> int:

@@ -12,24 +12,26 @@ from multiseg.cli.shared_flags import AsJson, Device, Overwrite
 
 def predict_command(
     model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
-    images: Annotated[list[str], typer.Argument(help="FLAIR=scan.nii.gz, or names that tell, such as t1.nii.gz.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the segmentation goes (.nii.gz).")],
+    images: Annotated[
+        list[str], typer.Argument(help="FLAIR=scan.nii.gz, or a file name that contains the sequence: t1.nii.gz.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the segmentation (.nii.gz).")],
     brain_mask: Annotated[
         str, typer.Option(help='A file, nonzero, otsu, or "command PROGRAM {image} {mask}" (default: as in training).')
     ] = "",
     reference: Annotated[
-        str, typer.Option(help="Sequence whose grid and header the answer gets (default: first).")
+        str, typer.Option(help="Sequence that gives the segmentation its grid and header (default: first).")
     ] = "",
-    overlap: Annotated[float, typer.Option(help="Of the sliding windows.", min=0, max=0.9)] = 0.5,
+    overlap: Annotated[float, typer.Option(help="Overlap of the sliding windows.", min=0, max=0.9)] = 0.5,
     headers_disagree: Annotated[
-        str, typer.Option(help="A mask of an image's shape but elsewhere in space: refuse, world or array.")
+        str, typer.Option(help="If mask and image have one shape but other positions: refuse, world or array.")
     ] = "refuse",
-    picture: Annotated[Path | None, typer.Option(help="Also draw it over the images (.png).")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also draw the segmentation on the images (.png).")] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> int:
-    """Segment one patient from any subset of sequences; the answer lies on the first image's own grid.
+    """Segment one patient from any subset of sequences, on the grid of the first image.
 
     Example:
 
@@ -41,10 +43,10 @@ def predict_command(
     from multiseg.files import check_files
     from multiseg.models.devices import resolve_device
 
-    named, on = name_images(images), str(resolve_device(device))
+    files, resolved = name_images(images), str(resolve_device(device))
     if picture:
-        check_files([picture], input_files(model, named, brain_mask), overwrite, PNG)  # before the work
-    result = predict(model, named, out, brain_mask, reference, overlap, headers_disagree, on, overwrite)
+        check_files([picture], input_files(model, files, brain_mask), overwrite, PNG)  # fail before the work
+    result = predict(model, files, out, brain_mask, reference, overlap, headers_disagree, resolved, overwrite)
     if picture:
         save_overlay(picture, result, overwrite)
     if as_json:
@@ -52,7 +54,8 @@ def predict_command(
             "path": str(result.path), "reference": result.reference, "used": list(result.used),
             "left_out": list(result.left_out), "volumes_ml": dict(result.volumes_ml), "learnt": dict(result.learnt),
             "doubts": [
-                {"severity": str(one.severity), "code": one.code, "message": one.message} for one in result.doubts
+                {"severity": str(doubt.severity), "code": doubt.code, "message": doubt.message}
+                for doubt in result.doubts
             ],
         })  # fmt: skip
         return 0
@@ -61,7 +64,7 @@ def predict_command(
     if result.left_out:
         messages().print(f"{', '.join(result.left_out)} left out: the model has no trained channel for it.")
     if "not known" in result.learnt.values():
-        messages().print("Whether the model learnt from these scans is not known: its file does not say of all.")
+        messages().print("It is not known whether the model learnt from these scans: its file does not list all.")
     volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in result.volumes_ml.items())
     output().print(
         f"{result.path}: {volumes}; from {', '.join(result.used)}, on the grid of {result.reference}",

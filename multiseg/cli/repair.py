@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def repair_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson = False) -> int:
-    """Make again what is damaged of a store, as far as it is held twice: metadata, coordinates, records, states.
+    """Repair what is stored twice or can be computed again: metadata, coordinates, records, states, sampled voxels.
 
-    Sampled voxels are drawn again from the labels. Voxels are held once: cases that need a new ingest are named, and
-    the exit code is 3 when there are any. Damaged files, and arrays that other programs wrote into a database, are kept
-    in STORE.multiseg-damaged beside the store. What else is wrong with a store says verify.
+    Images and labels are stored only once: cases that need a new ingest are listed, and then the exit code is 3.
+    Damaged files, and arrays that other programs wrote into a database, are moved to STORE.multiseg-damaged, next to
+    the store. To find other faults of a store, use verify.
 
     Examples:
 
@@ -31,13 +31,15 @@ def repair_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson = 
 
     log = repair(store, dry_run)
     if as_json:
-        files = [{"file": one.file, "what": one.what} for one in log.files]
-        lost = [{"database": x.database, "case": x.case, "file": x.file, "why": x.why} for x in log.cases]
+        files = [{"file": file.file, "what": file.what} for file in log.files]
+        lost = [
+            {"database": case.database, "case": case.case, "file": case.file, "why": case.why} for case in log.cases
+        ]
         print_json({"store": store, "dry_run": dry_run, "repaired": files, "lost": lost})
         return 3 if log.cases else 0
     _print(log, dry_run)
     if log.files and not dry_run:
-        messages().print(f"The files as they were: {aside_url(store)}", soft_wrap=True, highlight=False)
+        messages().print(f"The damaged files are kept in {aside_url(store)}", soft_wrap=True, highlight=False)
     if not log.files and not log.cases:
         messages().print(f"{store}: nothing to repair", soft_wrap=True, highlight=False)
     return 3 if log.cases else 0
@@ -47,9 +49,9 @@ def _print(log: Log, dry_run: bool) -> None:
     from multiseg.cli.console import plain, print_table
 
     if log.files:
-        title = "Would be made again" if dry_run else "Made again"
-        print_table(title, ["file", "what"], [[plain(one.file), plain(one.what)] for one in log.files])
+        title = "Would be repaired" if dry_run else "Repaired"
+        print_table(title, ["file", "what"], [[plain(file.file), plain(file.what)] for file in log.files])
     if log.cases:
-        rows = [[x.database, plain(x.case or "(all)"), plain(x.file), plain(x.why)] for x in log.cases]
-        title = "Only a new ingest brings back, with --redo CASE, or a copy of the store"
+        rows = [[case.database, plain(case.case or "(all)"), plain(case.file), plain(case.why)] for case in log.cases]
+        title = "Cannot be repaired: ingest again with --redo CASE, or restore a copy of the store"
         print_table(title, ["database", "case", "file", "why"], rows)

@@ -1,4 +1,4 @@
-"""Flags that many verbs have."""
+"""Flags that many verbs share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Write over files that are there; inputs and read-only files stay.")
+    bool, typer.Option("--overwrite", help="Overwrite existing files, except inputs and read-only files.")
 ]
 StoreUrl = Annotated[str, typer.Option(help="The store: a folder such as brain.zarr, or a URL.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")]
+FromRound = Annotated[
+    int | None, typer.Option("--from-round", help="Return to the state after this round, and resume from there.", min=1)
+]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print all settings (TOML, or with --json JSON) and exit.")
+]
 ThisStore = Annotated[str, typer.Argument(help="The store, by path or URL.")]

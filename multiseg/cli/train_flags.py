@@ -1,4 +1,4 @@
-"""The settings of a training: what the machine, a run file and the flags say together."""
+"""The settings of a training, from the defaults of the machine, a run file and the flags."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from multiseg.cli.shared_flags import PrintConfig
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,42 +18,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainFlags:
-    """What training and fine-tuning both take; None leaves a setting to the run file and the defaults."""
+    """The flags that train and finetune share. None leaves a setting to the run file and the defaults."""
 
     run: Annotated[Path | None, typer.Option(help="TOML file with any of the settings.")] = None
     database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None
     rest: Annotated[
         str | None,
-        typer.Option(help="What lesions are that the labels leave out: ignore (not looked at) or background."),
+        typer.Option(
+            help="How to treat lesions that are not in --labels: ignore (their voxels are not used) or background."
+        ),
     ] = None
     steps: Annotated[
-        int | None, typer.Option(help="Optimiser steps in all; more than a run has done extend it.", min=1)
+        int | None, typer.Option(help="Optimiser steps in total; a larger number extends a finished run.", min=1)
     ] = None
-    batch_size: Annotated[int | None, typer.Option(help="Patches a step.", min=1)] = None
+    batch_size: Annotated[int | None, typer.Option(help="Patches per step.", min=1)] = None
     patch: Annotated[
         int | None, typer.Option(help="Edge of a patch in voxels (default in finetune: the model's).", min=8)
     ] = None
-    learning_rate: Annotated[float | None, typer.Option(help="Of the optimiser, at the start.")] = None
+    learning_rate: Annotated[float | None, typer.Option(help="Initial learning rate.")] = None
     workers: Annotated[int | None, typer.Option(help="Processes that read patches.", min=0)] = None
     cache: Annotated[str | None, typer.Option(help="Memory for decoded cases, such as 4GiB.")] = None
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None
-    seed: Annotated[int | None, typer.Option(help="Of fresh weights, dropout, draws and the choice of cases.")] = None
-    drop: Annotated[str | None, typer.Option(help="Law of modality drop: uniform, none, bernoulli, subsets.")] = None
-    cases: Annotated[int | None, typer.Option(help="At most so many training cases a database.", min=1)] = None
+    seed: Annotated[
+        int | None, typer.Option(help="Seed for new weights, dropout, sampling and the choice of cases.")
+    ] = None
+    drop: Annotated[str | None, typer.Option(help="How modalities are dropped: uniform, none, bernoulli, subsets.")] = (
+        None
+    )
+    cases: Annotated[int | None, typer.Option(help="Maximum number of training cases per database.", min=1)] = None
     augment: Annotated[
-        str | None, typer.Option(help="none, published or standard; takes the place of the run file's table.")
+        str | None, typer.Option(help="none, published or standard; replaces the [augment] table of the run file.")
     ] = None
     accept_changes: Annotated[
         bool,
         typer.Option("--accept-changes", help="Resume although the run's cases in the store have changed; logged."),
     ] = False
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is there.")] = False
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print every setting (TOML, or --json) and stop.")
-    ] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an existing run and start over.")] = False
+    print_config: PrintConfig = False
 
     def settings(self) -> dict[str, Any]:
-        """The tables of a run file that the flags stand for."""
+        """The flags as nested settings, as in a run file."""
         patch = (self.patch,) * 3 if self.patch else None
         draw = {"patch": patch, "drop": self.drop, "num_cases": self.cases, "seed": self.seed}
         return {
@@ -64,15 +69,16 @@ class TrainFlags:
 
 
 def options_from(store: str, out: Path | None, flags: TrainFlags, others: dict[str, Any]) -> TrainOptions:
-    """Defaults of the machine (and of the model that is started from), then the run file, then the flags.
+    """The options of a run, from the defaults of the machine and of a parent model, the run file, and the flags.
 
-    A run that is resumed in `out` keeps its number of steps where none is given: a default does not extend it.
+    Flags override the run file, and that overrides defaults. A run in `out` that is resumed keeps its number of steps
+    if no other is set.
 
     Args:
-        others: the settings that only this verb has flags for.
+        others: nested settings from the flags of this verb alone.
 
     Raises:
-        UsageError: no store is named, or something is said that cannot be or would go unheard.
+        UsageError: no store is named, or a setting is invalid or would be ignored.
     """
     import torch
 
@@ -82,45 +88,45 @@ def options_from(store: str, out: Path | None, flags: TrainFlags, others: dict[s
 
     file = read_run_file(flags.run) if flags.run else {}
     if flags.augment:
-        file.pop("augment", None)  # its numbers belong to the preset that it names
-    said = merged(file, {**flags.settings(), **others, "store": store or None})
-    if not said.get("store"):
-        raise UsageError("name the store to learn from, such as brain.zarr.")
-    if not is_remote(said["store"]):
-        said["store"] = str(Path(said["store"]).resolve())
-    resumed = None if flags.overwrite else out
-    held = held_settings(resumed).get("fit", {}).get("num_steps") if resumed else None
-    said = merged({"fit": {"num_steps": held}}, said)
-    device = str(said.get("device", "auto"))
+        file.pop("augment", None)  # its numbers adjust the preset of the file, not that of the flag
+    settings = merged(file, {**flags.settings(), **others, "store": store or None})
+    if not settings.get("store"):
+        raise UsageError("name the store to train on, such as brain.zarr.")
+    if not is_remote(settings["store"]):
+        settings["store"] = str(Path(settings["store"]).resolve())
+    if out and not flags.overwrite:
+        num_steps = held_settings(out).get("fit", {}).get("num_steps")
+        settings = merged({"fit": {"num_steps": num_steps}}, settings)
+    device = str(settings.get("device", "auto"))
     cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    if said.get("start", {}).get("model"):
-        said["start"]["model"] = str(Path(said["start"]["model"]).resolve())
-        return _from_parent(cuda, said)
-    return to_options(merged(defaults(cuda, said), said))
+    if settings.get("start", {}).get("model"):
+        settings["start"]["model"] = str(Path(settings["start"]["model"]).resolve())
+        return _from_parent(cuda, settings)
+    return to_options(merged(defaults(cuda, settings), settings))
 
 
-def check_run_file(run: Path | None, out: Path, goes_on: bool) -> None:
-    """Whether a run may write its settings into its folder.
+def check_run_file(run: Path | None, out: Path, resumes: bool) -> None:
+    """Check that a run does not overwrite the file that its settings were read from.
 
     Args:
-        run: the file that they were read from, if any.
-        goes_on: whether the run is there already: then the file in its folder is its own.
+        run: the file that the settings were read from, if any.
+        resumes: whether a run in `out` is resumed, which may be given its own file.
 
     Raises:
-        UsageError: that would be written over the file that they were read from.
+        UsageError: the run would overwrite the file.
     """
     from multiseg.training.run_folder import RUN_FILE
 
-    own = out / RUN_FILE
-    if run and own.exists() and own.samefile(run) and not goes_on:
+    written = out / RUN_FILE
+    if run and written.exists() and written.samefile(run) and not resumes:
         raise UsageError(
-            f"{run} is where the run in {out} writes every setting, so that yours would be lost. Move it, or choose "
-            "another --out."
+            f"the run in {out} would overwrite {run} with all its settings, so that yours would be lost. Move it, or "
+            "choose another --out."
         )
 
 
 def print_settings(options: TrainOptions, as_json: bool) -> None:
-    """Every setting, as a run file or as JSON."""
+    """Print all settings, as a run file or as JSON."""
     from multiseg.cli.console import print_json
     from multiseg.training.run_folder import to_toml, with_all_seeds
 
@@ -130,21 +136,25 @@ def print_settings(options: TrainOptions, as_json: bool) -> None:
         typer.echo(to_toml(options), nl=False)
 
 
-def _from_parent(cuda: bool, said: dict[str, Any]) -> TrainOptions:
-    """Options of a fine-tuning: its network and labels are the model's, and so is its patch where nothing is said."""
+def _from_parent(cuda: bool, settings: dict[str, Any]) -> TrainOptions:
+    """Options of a fine-tuning: network and labels of the parent model, and its patch unless another is set."""
     from multiseg.config import defaults, merged, to_options
     from multiseg.models.saved import model_path, read_info
     from multiseg.training.run import inherited
 
-    parent = read_info(model_path(Path(said["start"]["model"])))
-    below = defaults(cuda, merged(said, {"model": {"builder": parent.builder}}))
+    parent = read_info(model_path(Path(settings["start"]["model"])))
+    below = defaults(cuda, merged(settings, {"model": {"builder": parent.builder}}))
     below = merged(below, {"stream": {"draw": {"patch": parent.patch}}})
-    options = inherited(to_options(merged(below, said)), parent)
-    for name in ("model", "labels"):
-        own = json.loads(json.dumps(asdict(options)[name]))
-        if name in said and (merged(own, said[name]) if name == "model" else list(said[name])) != own:
+    options = inherited(to_options(merged(below, settings)), parent)
+    # Through JSON, so that tuples become lists, as in a run file.
+    inherited_settings = json.loads(json.dumps({"model": asdict(options.model), "labels": options.labels}))
+    for name, expected in inherited_settings.items():
+        if name not in settings:
+            continue
+        value = settings[name]
+        if (merged(expected, value) if name == "model" else list(value)) != expected:
             raise UsageError(
-                f"{name} is said to be {said[name]}, but what starts from {said['start']['model']} has its own: {own}. "
-                f"Leave {name} out."
+                f"{name} is {value}, but a run that starts from {settings['start']['model']} keeps its {name}: "
+                f"{expected}. Leave {name} out."
             )
     return options

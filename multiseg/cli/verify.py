@@ -29,10 +29,10 @@ def verify_command(
     worker_flags: WorkerFlags,
     as_json: AsJson = False,
 ) -> int:
-    """Look for everything that is wrong with a store, or with a dataset before it is ingested. Nothing is written.
+    """Look for all faults of a store, or of a dataset before it is ingested. Nothing is written.
 
-    Of a store every chunk is decoded and every number held against its voxels. Of a source every file is read to
-    its end and every case prepared as ingest would. The exit code is 0 when there is no error, 3 when there is one.
+    In a store, every chunk is decoded and all metadata is checked against the voxels. In a source, every file is read
+    completely and every case is prepared as by ingest. The exit code is 3 if there is an error, else 0.
 
     Examples:
 
@@ -48,7 +48,7 @@ def verify_command(
     from multiseg.store.hierarchy import is_like_a_store, is_remote
 
     if not (is_remote(path) or Path(path).exists()):
-        raise UsageError(f"there is no store at {path}, and no source either. Check the path.")
+        raise UsageError(f"there is no store or source at {path}. Check the path.")
     if is_like_a_store(path):
         check_no_source(context, path)
         findings, cases = _verify_store(path, worker_flags.options([]).num), None
@@ -56,22 +56,23 @@ def verify_command(
         databases = confirmed_databases(Path(path), source_flags.options(), as_json)
         options = preparation_flags.options(workers=worker_flags.options(databases))
         findings, cases = _verify_sources(databases, options)
-    count = Counter(finding.severity for finding in findings)
+    counts = Counter(finding.severity for finding in findings)
     if as_json:
-        listed = {} if cases is None else {"cases": [case.to_json() for case in cases]}
-        print_json({"path": path, "findings": [finding.to_json() for finding in findings], **listed})
+        case_rows = {} if cases is None else {"cases": [case.to_json() for case in cases]}
+        print_json({"path": path, "findings": [finding.to_json() for finding in findings], **case_rows})
     else:
         print_cases(cases or ())
-        print_findings([_with_place(finding) for finding in findings])
-        counted = ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity in Severity if (n := count[severity]))
-        messages().print(f"{path}: {counted or 'no fault found'}", soft_wrap=True)
-    return 3 if count[Severity.ERROR] else 0
+        print_findings([_with_file(finding) for finding in findings])
+        summary = ", ".join(f"{num} {severity}{'s' * (num > 1)}" for severity in Severity if (num := counts[severity]))
+        messages().print(f"{path}: {summary or 'no faults found'}", soft_wrap=True)
+    return 3 if counts[Severity.ERROR] else 0
 
 
-def _with_place(finding: Finding) -> Finding:
-    """A finding for the table, which has no column for files."""
-    is_told = not finding.file or finding.file in finding.message
-    return finding if is_told else replace(finding, message=f"{finding.file}: {finding.message}")
+def _with_file(finding: Finding) -> Finding:
+    """The finding with its file in the message, since the table has no column for files."""
+    if not finding.file or finding.file in finding.message:
+        return finding
+    return replace(finding, message=f"{finding.file}: {finding.message}")
 
 
 def _verify_store(url: str, workers: int) -> Sequence[Finding]:
@@ -102,4 +103,5 @@ def _verify_sources(
             bar.update(TaskID(0), advance=1, details=f"{database}/{case}")
 
         checks = [check_source(files, options, on_case) for files in databases]
-    return [found for check in checks for found in check.findings], [case for check in checks for case in check.cases]
+    findings = [finding for check in checks for finding in check.findings]
+    return findings, [case for check in checks for case in check.cases]

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from multiseg.cli.shared_flags import AsJson, Overwrite
 from multiseg.errors import UsageError
 
+if TYPE_CHECKING:
+    from multiseg.store.reader import Case
+
 
 def view_command(
     store: Annotated[str, typer.Argument(help="The store.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the pictures.")] = Path("pictures"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("pictures"),
     database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
     case: Annotated[str, typer.Option(help="Only this case, as DATABASE/CASE.")] = "",
     split: Annotated[str, typer.Option(help="Only train, val or test.")] = "",
-    rows: Annotated[int, typer.Option(help="Cases in a picture, at most.", min=1)] = 6,
+    rows: Annotated[int, typer.Option(help="Maximum number of cases in a picture.", min=1)] = 6,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> int:
-    """Draw what a store holds: a PNG a database, a row a case, lesions outlined and structures in colour.
+    """Draw the cases of a store: one PNG per database, one row per case, lesions outlined, structures in colour.
 
     Examples:
 
@@ -37,18 +40,19 @@ def view_command(
 
     if case and (database or split):
         raise UsageError(f"--case {case} names one case; leave out --database and --split.")
-    held = open_store(store)
+    opened = open_store(store)
+    pictures: dict[str, list[Case]] = {}
     if case:
-        name, _, own = case.partition("/")
-        drawn = {out / f"{name}-{own}.png": ([held[name][own]], case)}
+        database_name, _, case_name = case.partition("/")
+        pictures[case] = [opened[database_name][case_name]]
     else:
-        chosen = select(held, database or (), split=split)
-        names = dict.fromkeys(one.database for one in chosen)
-        drawn = {out / f"{n}.png": ([one for one in chosen if one.database == n][:rows], n) for n in names}
-    check_files(drawn, overwrite=overwrite)
-    written = [save_gallery(path, held, cases, title, overwrite) for path, (cases, title) in drawn.items()]
+        for selected in select(opened, database or (), split=split):
+            pictures.setdefault(selected.database, []).append(selected)
+    files = {out / f"{title.replace('/', '-', 1)}.png": title for title in pictures}
+    check_files(files, overwrite=overwrite)
+    written = [save_gallery(file, opened, pictures[title][:rows], title, overwrite) for file, title in files.items()]
     if as_json:
         print_json({"pictures": [str(path) for path in written]})
     else:
-        output().print("\n".join(map(str, written)) or f"{store} holds no such case.", soft_wrap=True)
+        output().print("\n".join(map(str, written)) or f"{store} has no such case.", soft_wrap=True)
     return 0 if written else 4

@@ -1,4 +1,4 @@
-"""The experiments by name: each a list of arms, and what is made of the rows of their tests."""
+"""The experiments by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from multiseg.experiments.runs import Arm
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question, the arms that answer it, and the tables made of their tests' rows."""
+    """A question, the arms that answer it, and the tables of their test results."""
 
     name: str
     question: str
@@ -27,8 +27,8 @@ class Experiment:
 
 
 EXPERIMENTS = {
-    one.name: one
-    for one in (
+    experiment.name: experiment
+    for experiment in (
         Experiment("joint", joint.QUESTION, "tables 3, 7 and 8", joint.plan, joint.tables),
         Experiment(
             "unseen-combinations",
@@ -45,20 +45,26 @@ EXPERIMENTS = {
         Experiment("federated", federated.QUESTION, "none", federated.plan, federated.tables),
     )
 }
-"""In the order in which `all` runs them: the trainings that several share come first."""
+"""In the order in which `all` runs them: experiments whose runs others share come first."""
 
 
 def check_name(name: str, synthetic: bool) -> None:
-    """Raises UsageError where there is no such experiment, or it needs the synthetic hospitals."""
-    if name != "all" and name not in EXPERIMENTS:
+    """Check the name of an experiment, or "all".
+
+    Raises:
+        UsageError: there is no such experiment, or it needs the synthetic hospitals.
+    """
+    if name == "all":
+        return
+    if name not in EXPERIMENTS:
         raise UsageError(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}, and all of them: all.")
-    if name != "all" and EXPERIMENTS[name].only_synthetic and not synthetic:
-        raise UsageError(f"{name} asks about the synthetic hospitals fir and gorse: leave out --store.")
+    if EXPERIMENTS[name].only_synthetic and not synthetic:
+        raise UsageError(f"{name} needs the synthetic hospitals fir and gorse: leave out --store.")
 
 
 def chosen(name: str, synthetic: bool) -> list[Experiment]:
-    """The experiment of a name, or with "all" every one that the ground allows; see `check_name`."""
+    """The experiment with this name; or for "all", all experiments that the ground allows. See `check_name`."""
     check_name(name, synthetic)
     if name == "all":
-        return [one for one in EXPERIMENTS.values() if synthetic or not one.only_synthetic]
+        return [experiment for experiment in EXPERIMENTS.values() if synthetic or not experiment.only_synthetic]
     return [EXPERIMENTS[name]]

@@ -1,4 +1,4 @@
-"""Modality drop or none, by architecture (Xu et al. 2024, table 2)."""
+"""Each architecture with and without modality drop (Xu et al. 2024, table 2)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from multiseg.experiments.comparisons import INTERVAL, Table, arms_of, compared,
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, joint
 
-QUESTION = "What does dropping sequences in training cost where all are there, and save where some are missing?"
+QUESTION = "What does dropping sequences in training cost if a case has all, and gain if some are missing?"
 ARCHITECTURES = ("multi_unet", "lf_unet", "maf_unet")
 
 
@@ -26,12 +26,12 @@ def plan(ground: Ground) -> list[Arm]:
 
 
 def changes(cases: pd.DataFrame) -> pd.DataFrame:
-    """For each incomplete subset, Dice less that of the same case, model and seed with all its sequences."""
+    """The rows of incomplete subsets, with the change of Dice against all sequences (same case, model and seed)."""
     keys = ["arm", "seed", "database", "case"]
-    complete = cases.groupby(keys)["num_modalities"].transform("max")
-    full = cases[cases["num_modalities"] == complete].set_index(keys)["dice"].rename("full_dice")
-    fewer = cases[cases["num_modalities"] < complete].join(full, on=keys)
-    return fewer.assign(change=fewer["dice"] - fewer["full_dice"])
+    num_all = cases.groupby(keys)["num_modalities"].transform("max")
+    full = cases[cases["num_modalities"] == num_all].set_index(keys)["dice"].rename("full_dice")
+    incomplete = cases[cases["num_modalities"] < num_all].join(full, on=keys)
+    return incomplete.assign(change=incomplete["dice"] - incomplete["full_dice"])
 
 
 def full_sets(cases: pd.DataFrame) -> pd.DataFrame:
@@ -45,13 +45,13 @@ def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
     several = [name for name in ground.training if name in set(fewer["database"])]
     pairs = [(arm_name(builder, "uniform"), arm_name(builder, "none")) for builder in ARCHITECTURES]
     across = [(arm_name("multi_unet", "uniform"), arm) for arm in arms_of(cases) if arm.endswith(", drop")][1:]
-    lost = (
-        "The mean over all subsets of a case's sequences that lack at least one, less Dice with all, of the databases "
-        "with two sequences or more."
+    note = (
+        "The mean over all incomplete subsets of a case's sequences, minus Dice with all, for the databases with two "
+        "sequences or more."
     )
     return [
         Table("Dice with all sequences", means(full, "dice", ground.training)),
-        Table("Change of Dice where sequences are missing", means(fewer, "change", several), lost),
+        Table("Change of Dice where sequences are missing", means(fewer, "change", several), note),
         Table("Drop less no drop, with all sequences", compared(full, "dice", pairs), INTERVAL),
         Table("Drop less no drop, Dice of the incomplete subsets", compared(fewer, "dice", pairs), INTERVAL),
         Table("multi_unet less others, drop, with all sequences", compared(full, "dice", across), INTERVAL),

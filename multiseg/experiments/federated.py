@@ -1,4 +1,4 @@
-"""A federation of hospitals against one model of all their data, and against each hospital alone."""
+"""A federation of hospitals, compared with one model of all their data and with a model of each hospital."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from multiseg.experiments.comparisons import INTERVAL, Table, compared, means, r
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, Run, joint, single, training
 
-QUESTION = "Is a model that hospitals train together, each keeping its data, as good as one trained on all of it?"
+QUESTION = "Is a model that hospitals train together without sharing data as good as one trained on all their data?"
 FEDERATED, STOCK = "federated, by part", "federated, whole tensors"
 SIMPLE, CENTRAL = "federated, by part, nothing kept", "central, drop"
 LONE = "sequences of one site alone: "
 MARGIN = 0.05
-"""How far the federated model may fall behind the central one, in mean Dice, and still count as close to it."""
+"""The federated model counts as close to the central one if its mean Dice is at most this much lower."""
 
 
 @dataclass(frozen=True)
 class Manner:
-    """How the steps of the central training are shared out over rounds, and what is remembered between these."""
+    """How the steps of the central training are divided into rounds, and what is kept between rounds."""
 
     rounds: int
     unit: str
@@ -39,41 +39,38 @@ MANNERS = {
 
 
 def federated(ground: Ground, seed: int, manner: Manner) -> Run:
-    """One Multi-Unet by as many steps as the central one, every training database a site of its own.
+    """One Multi-Unet with as many steps as the central one. Every training database is a site.
 
-    A site shows as many patches a step as it has in a step of the central training.
+    A step of a site has as many patches from its database as a step of the central training.
     """
     rounds = min(manner.rounds, ground.scale.steps)
-    own = training(ground, "", ground.training[:1], seed, {"stream": {"draw": {"drop": "uniform"}}}).settings
-    told: dict[str, dict[str, Any]] = {
+    of_site = training(ground, "", ground.training[:1], seed, {"stream": {"draw": {"drop": "uniform"}}}).settings
+    federation: dict[str, dict[str, Any]] = {
         "local": {"steps": ground.scale.steps // rounds},
         "aggregate": {"unit": manner.unit, "weights": "equal"},
         "schedule": {"rounds": rounds, "validation_cases": ground.scale.validation_cases},
     }
     if manner.keep_optimiser:
-        told["local"]["keep_optimiser"] = True
+        federation["local"]["keep_optimiser"] = True
     if manner.momentum:
-        told["aggregate"] |= {"strategy": "fedavgm", "momentum": manner.momentum}
-    settings = merged(own, {"databases": list(ground.training)})
-    return Run(f"federated by {manner.unit}, {rounds} rounds, seed {seed}", settings, federation=told)
+        federation["aggregate"] |= {"strategy": "fedavgm", "momentum": manner.momentum}
+    settings = merged(of_site, {"databases": list(ground.training)})
+    return Run(f"federated by {manner.unit}, {rounds} rounds, seed {seed}", settings, federation=federation)
 
 
 def lone_sequences(ground: Ground) -> dict[str, tuple[str, ...]]:
-    """Of each database, the sequences that no other one has, where there are some."""
-    held = {name: set(ground.sequences[name]) for name in ground.training}
-    lone = {
-        name: tuple(
-            one for one in ground.sequences[name] if all(one not in held[other] for other in ground.others(name))
-        )
-        for name in ground.training
-    }
-    return {name: some for name, some in lone.items() if some}
+    """The sequences that only one database has, by database; only databases with such a sequence."""
+    lone = {}
+    for database in ground.training:
+        shared = ground.known_without(database)
+        lone[database] = tuple(sequence for sequence in ground.sequences[database] if sequence not in shared)
+    return {database: sequences for database, sequences in lone.items() if sequences}
 
 
 def lone_subsets(names: tuple[str, ...]) -> str:
-    """Every subset of these sequences, as an evaluation is asked for them."""
-    subsets = (some for size in range(1, len(names) + 1) for some in itertools.combinations(names, size))
-    return ",".join("+".join(some) for some in subsets)
+    """Every subset of these sequences, in the form of --subsets."""
+    subsets = (subset for size in range(1, len(names) + 1) for subset in itertools.combinations(names, size))
+    return ",".join("+".join(subset) for subset in subsets)
 
 
 def plan(ground: Ground) -> list[Arm]:
@@ -97,16 +94,16 @@ def alone(database: str) -> str:
 def with_misses(cases: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
     """The rows of these arms, with a Dice of 0 for cases of which a model knows no sequence.
 
-    Which cases there are, and for which Dice is defined, is told by the first of the arms.
+    The cases are those for which the first arm has a defined Dice.
     """
-    whole = rows_of(cases, arms[0]).dropna(subset="dice")[["database", "case"]].drop_duplicates()
-    found = []
+    all_cases = rows_of(cases, arms[0]).dropna(subset="dice")[["database", "case"]].drop_duplicates()
+    frames = []
     for arm in arms:
-        for seed, some in rows_of(cases, arm).groupby("seed"):
-            filled = whole.merge(some, on=["database", "case"], how="left").assign(arm=arm, seed=seed)
+        for seed, of_seed in rows_of(cases, arm).groupby("seed"):
+            filled = all_cases.merge(of_seed, on=["database", "case"], how="left").assign(arm=arm, seed=seed)
             filled["dice"] = filled["dice"].fillna(0.0)
-            found.append(filled)
-    return pd.concat(found, ignore_index=True) if found else cases.iloc[:0]
+            frames.append(filled)
+    return pd.concat(frames, ignore_index=True) if frames else cases.iloc[:0]
 
 
 def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
@@ -115,21 +112,20 @@ def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
     everywhere = with_misses(cases, [*ours, *singles])
     lone = cases[cases["arm"].str.startswith(LONE)]
     lone = lone.assign(arm=lone["arm"].str.removeprefix(LONE))
-    by_one = means(lone, "dice", list(lone_sequences(ground)))
-    zero = (
+    note = (
         "A case of which a model knows no sequence counts as 0. Nothing kept: 15 rounds of plain FedAvg, every round "
-        "with a new optimiser; the others: 30 rounds, each site's Adam goes on, the server's momentum is 0.5."
+        "with a new optimiser; the others: 30 rounds, each site keeps its Adam, the server's momentum is 0.5."
     )
-    held = "; ".join(f"{name}: {', '.join(some)}" for name, some in lone_sequences(ground).items())
+    listed = "; ".join(f"{database}: {', '.join(names)}" for database, names in lone_sequences(ground).items())
     return [
-        Table("Dice with all sequences of each case", means(everywhere, "dice", ground.training), zero),
+        Table("Dice with all sequences of each case", means(everywhere, "dice", ground.training), note),
         Table("Paired differences of Dice, mean over databases",
               compared(everywhere, "dice", [(FEDERATED, other) for other in (CENTRAL, STOCK, SIMPLE)]),
-              f"{INTERVAL} Close to the central model means: no more than {MARGIN} behind."),
+              f"{INTERVAL} The federated model is close to the central one if it is at most {MARGIN} worse."),
         Table("The same against each site's own model",
               compared(everywhere, "dice", [(FEDERATED, name) for name in singles]), INTERVAL),
-        Table("Dice with nothing but sequences that one site alone has", by_one,
-              f"Every subset of them ({held})."),
+        Table("Dice with nothing but sequences that one site alone has",
+              means(lone, "dice", list(lone_sequences(ground))), f"Every subset of them ({listed})."),
         Table("Paired differences of that Dice",
               compared(lone, "dice", [(FEDERATED, STOCK), (FEDERATED, CENTRAL)]), INTERVAL),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What experiments stand on: a store, its databases and their sequences."""
+"""The ground of experiments: a store, its training databases and their sequences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEVER_TRAINED = ("fir", "gorse")
 MADE, STORES = "synthetic.json", "stores.json"
 RUNS = "runs"
 OWN = (RUNS, "synthetic-*", ".hospitals-*")
-"""What experiments leave in their folder."""
+"""Names of the files and folders that experiments write into their folder."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Ground:
     """A store as the experiments see it.
 
     Attributes:
-        sequences: of each training database, those that some of its training cases have.
-        digest: of the cases, their splits and contents: another one is another ground.
-        synthetic: whether `fir` and `gorse` are there, which nothing is trained on.
+        sequences: by training database, the sequences that at least one of its training cases has.
+        digest: of the cases, their splits and contents. It changes if any of them does.
+        synthetic: whether the store has `fir` and `gorse`, which no model is trained on.
     """
 
     store: str
@@ -52,39 +52,38 @@ class Ground:
         return tuple(self.sequences)
 
     def others(self, database: str) -> tuple[str, ...]:
-        """The training databases but this one."""
+        """All training databases except this one."""
         return tuple(name for name in self.training if name != database)
 
     def known_without(self, database: str) -> tuple[str, ...]:
-        """Those of its sequences that some other training database has."""
+        """The sequences of a database that at least one other training database has."""
         elsewhere = {name for other in self.others(database) for name in self.sequences[other]}
         return tuple(name for name in self.sequences[database] if name in elsewhere)
 
 
 def synthetic_ground(folder: Path, scale: Scale, num_seeds: int) -> Ground:
-    """The synthetic hospitals, made and ingested into `folder` where they are not there yet."""
+    """The ground of the synthetic hospitals. They are created and ingested into `folder`, unless that is done."""
     check_folder(folder, own=OWN)
     url = folder / f"synthetic-{scale.name}.zarr"
-    made = folder / MADE.replace(".", f"-{scale.name}.")
-    wanted = json.loads(
-        json.dumps([asdict(scale)[name] for name in ("spacing_mm", "num_cases", "coarseness", "split")])
-    )
-    if not (made.is_file() and json.loads(made.read_text(encoding="utf-8")) == wanted):
+    record = folder / MADE.replace(".", f"-{scale.name}.")
+    numbers = json.dumps([asdict(scale)[name] for name in ("spacing_mm", "num_cases", "coarseness", "split")])
+    if not (record.is_file() and json.loads(record.read_text(encoding="utf-8")) == json.loads(numbers)):
         hospitals = folder / f".hospitals-{scale.name}"
         names = (*TRAINING, *NEVER_TRAINED)
         manifest = write_hospitals(hospitals, 0, scale.num_cases, scale.coarseness, names, overwrite=True)
         edge = scale.spacing_mm
         ingest(find_manifest(manifest), str(url), IngestOptions(spacing_mm=(edge, edge, edge), split=scale.split))
-        write_atomically(made, json.dumps(wanted).encode())  # last, so that a half-made store is made whole
+        write_atomically(record, numbers.encode())  # last, so that an interrupted ingest is completed next time
         shutil.rmtree(hospitals)
     return replace(_ground(str(url.resolve()), scale, num_seeds, TRAINING), synthetic=True)
 
 
 def ground_of(store: str, scale: Scale, num_seeds: int) -> Ground:
-    """A user's own store: every database with an annotated lesion in a training case is trained on.
+    """The ground of a user's store. It trains on every database with an annotated lesion in a training case.
 
     Raises:
-        UsageError: there are fewer than two.
+        UsageError: there are fewer than two such databases.
+        DataError: a training database has no test case.
     """
     url = store if is_remote(store) else str(Path(store).resolve())
     return _ground(url, scale, num_seeds, tuple(open_store(url)))
@@ -97,46 +96,40 @@ def _ground(url: str, scale: Scale, num_seeds: int, names: tuple[str, ...]) -> G
         cases = select(store, [name], split="train")
         labelled = [case for case in cases if store[name].label_view(case, space).annotated.any()]
         if labelled:
-            had = {modality for case in labelled for modality in case.modalities}
-            sequences[name] = tuple(modality for modality in store[name].modalities if modality in had)
+            present = {modality for case in labelled for modality in case.modalities}
+            sequences[name] = tuple(modality for modality in store[name].modalities if modality in present)
     if len(sequences) < 2:
         raise UsageError(
-            f"{url} has {len(sequences)} databases with an annotated lesion in a training case: experiments on joint "
-            "training need two."
+            f"{url} has {len(sequences)} databases with an annotated lesion in a training case, but experiments need "
+            "two."
         )
     for name in sequences:
         if not select(store, [name], split="test"):
-            raise DataError(f"{name} has no test case in {url}. Ingest it with a share for test: --split.")
+            raise DataError(f"{name} has no test cases in {url}. Ingest it with a fraction for test: --split.")
     return Ground(url, sequences, scale, num_seeds, _digest(store), synthetic=False)
 
 
 def _digest(store: Store) -> str:
-    """One for the cases that are in a store, their splits, sequences, intensities and lesions."""
-    told = [
-        [
-            case.database,
-            case.name,
-            case.split,
-            dict(case.intensity),
-            [counts.tolist() for counts in case.foreground_count],
-        ]
+    """The digest of all cases of a store: their splits, sequences, intensities and lesion volumes."""
+    rows = [
+        [case.database, case.name, case.split, dict(case.intensity), [num.tolist() for num in case.foreground_count]]
         for case in select(store)
     ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def claim(folder: Path, ground: Ground) -> None:
-    """Note the ground that the runs of a folder stand on.
+    """Record the ground of the runs in a folder, which may have runs of several stores.
 
     Raises:
-        UsageError: they stand on the same store, but its cases were others; or the folder is something else.
+        UsageError: the folder has runs of the same store with other cases, or is not a folder of runs.
     """
     check_folder(folder.parent, own=OWN)
     file = folder / STORES
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if known.setdefault(ground.store, ground.digest) != ground.digest:
+    digests = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if digests.setdefault(ground.store, ground.digest) != ground.digest:
         raise UsageError(
             f"the runs in {folder} were made before the cases of {ground.store} changed. Choose another --out."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(known, indent=1).encode())
+    write_atomically(file, json.dumps(digests, indent=1).encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from multiseg.experiments.comparisons import INTERVAL, Table, common_cases, compared, means
+from multiseg.experiments.comparisons import INTERVAL, Table, common_cases, compared, compared_by_database, means
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, single, without
 
@@ -13,7 +13,7 @@ OWN, ALONE, EVERY = "own model (upper bound)", "held out, one sequence", "held o
 
 
 def lone_sequence(ground: Ground, database: str) -> str:
-    """FLAIR; T1 where the others or the database have none; else the first that both have."""
+    """The sequence that the database is tested with: FLAIR if others know it too, else T1, else the first known."""
     known = ground.known_without(database)
     return next((name for name in ("FLAIR", "T1") if name in known), known[0] if known else "")
 
@@ -23,7 +23,7 @@ def plan(ground: Ground) -> list[Arm]:
     for arm in (OWN, ALONE, EVERY):
         for name in ground.training:
             if not ground.known_without(name):
-                continue  # nothing that the others taught can be fed
+                continue  # a model of the other databases knows none of its sequences
             for seed in range(ground.num_seeds):
                 run = single(ground, name, seed) if arm == OWN else without(ground, name, seed)
                 exam = Exam((name,), lone_sequence(ground, name)) if arm == ALONE else Exam((name,))
@@ -39,24 +39,20 @@ def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
             "one sequence": lone_sequence(ground, name),
             "all known": " ".join(ground.known_without(name)),
             "left out (untrained channel)": " ".join(
-                one for one in ground.sequences[name] if one not in ground.known_without(name)
+                sequence for sequence in ground.sequences[name] if sequence not in ground.known_without(name)
             ),
         }
         for name in names
     )
     several = [name for name in names if len(ground.known_without(name)) > 1]
-    by_database = [
-        {"database": name, **row}
-        for name in several
-        for row in compared(cases[cases["database"] == name], "dice", [(EVERY, ALONE)]).to_dict("records")
-    ]
-    unknown = "A sequence that no training database had is never fed: its channel holds untrained weights."
+    unknown = "A sequence that no training database had is never used: the weights of its channel are untrained."
     return [
         Table("What the held-out database's cases are segmented from", fed, unknown),
-        Table("Dice", means(common_cases(cases), "dice", names), "Over the cases that all three could be tested on."),
+        Table("Dice", means(common_cases(cases), "dice", names), "Over the cases on which all arms could be tested."),
         Table("Paired differences of Dice, mean over databases",
               compared(cases, "dice", [(EVERY, OWN), (ALONE, OWN)]), INTERVAL),
         Table("More sequences against one, of databases with two known sequences or more",
               compared(cases[cases["database"].isin(several)], "dice", [(EVERY, ALONE)]), INTERVAL),
-        Table("More sequences against one, by database", pd.DataFrame(by_database), INTERVAL),
+        Table("More sequences against one, by database",
+              compared_by_database(cases, [(EVERY, ALONE)], several), INTERVAL),
     ]  # fmt: skip

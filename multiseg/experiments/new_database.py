@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from multiseg.config import merged
-from multiseg.experiments.comparisons import INTERVAL, Table, common_cases, compared, means
+from multiseg.experiments.comparisons import INTERVAL, Table, common_cases, compared, compared_by_database, means
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, Run, training, without
 
@@ -18,7 +18,10 @@ NONE = "none (never saw it)"
 
 
 def new_databases(ground: Ground) -> tuple[str, ...]:
-    """Every second training database, as many as the scale says: pathologies apart, however they are listed."""
+    """The databases that take turns as the new one, as many as the scale says.
+
+    Every second training database comes first, since similar ones may be next to each other.
+    """
     spread = (*ground.training[::2], *ground.training[1::2])
     return tuple(name for name in spread if ground.known_without(name))[: ground.scale.num_finetuned]
 
@@ -33,12 +36,13 @@ def plan(ground: Ground) -> list[Arm]:
         for arm in (NONE, *(arm_name(method, amount) for amount in AMOUNTS for method in METHODS))
         for name in new_databases(ground)
         for seed in range(ground.num_seeds)
-        for named, run in _runs(ground, name, seed)
-        if named == arm
+        for arm_of_run, run in _runs(ground, name, seed)
+        if arm_of_run == arm
     ]
 
 
 def _runs(ground: Ground, database: str, seed: int) -> Iterator[tuple[str, Run]]:
+    """Every run with a new database, with the name of its arm."""
     parent = without(ground, database, seed)
     yield NONE, parent
     for amount in AMOUNTS:
@@ -47,11 +51,11 @@ def _runs(ground: Ground, database: str, seed: int) -> Iterator[tuple[str, Run]]
         for method in METHODS:
             name = f"{database}, {amount} cases, {method}"
             if method == "scratch":
-                plain = merged(steps, {"model": {"builder": "multi_unet"}})
-                yield arm_name(method, amount), training(ground, name, [database], seed, plain)
+                settings = merged(steps, {"model": {"builder": "multi_unet"}})
+                yield arm_name(method, amount), training(ground, name, [database], seed, settings)
             else:
-                started = merged(steps, {"start": {"method": method}})
-                yield arm_name(method, amount), training(ground, name, [database], seed, started, parent)
+                settings = merged(steps, {"start": {"method": method}})
+                yield arm_name(method, amount), training(ground, name, [database], seed, settings, parent)
 
 
 def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
@@ -61,20 +65,15 @@ def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
         for amount in AMOUNTS
         for first, second in (("finetune", "scratch"), ("progressive", "scratch"), ("progressive", "finetune"))
     ]
-    by_database = [
-        {"database": name, **row}
-        for name in names
-        for row in compared(cases[cases["database"] == name], "dice", pairs).to_dict("records")
-    ]
     note = (
-        f"few: {ground.scale.few} training cases. {NONE}: the model of all other databases, from the sequences that "
-        f"it knows. All other arms learn {ground.scale.finetune_steps} steps from the new database; what is not from "
-        f"scratch begins with the model of the others, which learnt {ground.scale.steps} steps. In all arms the best "
-        f"step is chosen on up to {ground.scale.validation_cases} labelled validation cases, with few labels, too. "
-        "Modality drop is on. Over the cases that every arm could be tested on."
+        f"few: {ground.scale.few} training cases. {NONE}: the model of all other databases, with the sequences that "
+        f"it knows. All other arms train {ground.scale.finetune_steps} steps on the new database; except from scratch, "
+        f"they start from the model of the others, which was trained {ground.scale.steps} steps. In all arms, also "
+        f"those with few labels, the best step is chosen on up to {ground.scale.validation_cases} labelled validation "
+        "cases. Modality drop is on. Over the cases that every arm could be tested on."
     )
     return [
         Table("Dice with all sequences", means(common_cases(cases), "dice", names), note),
         Table("Paired differences of Dice, mean over databases", compared(cases, "dice", pairs), INTERVAL),
-        Table("Paired differences of Dice by database", pd.DataFrame(by_database), INTERVAL),
+        Table("Paired differences of Dice by database", compared_by_database(cases, pairs, names), INTERVAL),
     ]

@@ -1,10 +1,10 @@
-"""The larger Multi-Unet against the published one under equal steps."""
+"""The larger Multi-Unet, compared with the published one after equal steps."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from multiseg.experiments.comparisons import INTERVAL, Table, compared, means
+from multiseg.experiments.comparisons import INTERVAL, Table, compared, compared_by_database, means
 from multiseg.experiments.drop import full_sets
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, joint
@@ -23,15 +23,11 @@ def plan(ground: Ground) -> list[Arm]:
 
 def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
     full, pair = full_sets(cases), [(PLUS, PLAIN)]
-    by_database = [
-        {"database": name, **row}
-        for name in ground.training
-        for row in compared(full[full["database"] == name], "dice", pair).to_dict("records")
-    ]
+    by_database = compared_by_database(full, pair, ground.training)
     return [
         Table("Dice with all sequences", means(full, "dice", ground.training)),
         Table("Dice over all subsets", means(cases, "dice", ground.training)),
         Table("Difference with all sequences", compared(full, "dice", pair), INTERVAL),
         Table("Difference over all subsets", compared(cases, "dice", pair), INTERVAL),
-        Table("Difference with all sequences, by database", pd.DataFrame(by_database), INTERVAL),
+        Table("Difference with all sequences, by database", by_database, INTERVAL),
     ]

@@ -26,7 +26,7 @@ TABLE, TABLE_CSV, CASES, RECORD = "table.md", "table.csv", "cases.csv", "runs.js
 
 @dataclass(frozen=True)
 class Machine:
-    """How experiments are computed: it does not change what they find."""
+    """Where experiments are computed. It does not change their results."""
 
     jobs: int = 2
     device: str = "cpu"
@@ -34,7 +34,12 @@ class Machine:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What an experiment left: its folder and tables as Markdown; by run's name, why it failed."""
+    """The result of an experiment.
+
+    Attributes:
+        text: the tables as Markdown.
+        failures: the reasons of failed runs, by name of the run.
+    """
 
     name: str
     folder: Path
@@ -43,7 +48,7 @@ class Result:
 
 
 def tasks_of(arms: Sequence[Arm], ground: Ground, folder: Path, device: str) -> list[RunTask]:
-    """Every run once, with all tests that some arm wants of it."""
+    """A task for every run, with the exams of all its arms."""
     exams: dict[str, dict[Exam, None]] = {}
     for arm in arms:
         exams.setdefault(arm.run.key, {})[arm.exam] = None
@@ -60,14 +65,14 @@ def run_experiment(
     machine: Machine = Machine(),
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Result:
-    """Train and test what is missing, then write table.md, table.csv, cases.csv and runs.json.
+    """Do all trainings and tests that are missing, then write table.md, table.csv, cases.csv and runs.json.
 
-    They go into `folder / NAME`; the runs, which experiments share, into `folder / "runs"`. Where the tables
-    of the same plan are there already nothing is computed. Tables of what did not fail are written all the same.
+    The tables are written into `folder / NAME`; the runs, which experiments share, into `folder / "runs"`. If there are
+    tables of the same plan already, nothing is computed. If some runs fail, the tables show the others.
 
     Raises:
         DataError: every run failed.
-        UsageError: the folder's runs stand on other cases of the same store.
+        UsageError: the runs in the folder are of the same store, but of other cases.
     """
     claim(folder / RUNS, ground)
     out = folder / experiment.name
@@ -77,25 +82,26 @@ def run_experiment(
         return Result(experiment.name, out, (out / TABLE).read_text(encoding="utf-8"), {})
     tasks = tasks_of(arms, ground, folder, machine.device)
     failures = execute(tasks, machine.jobs, on_progress)
-    by_key = {task.run.key: task for task in tasks}
-    named = {by_key[key].run.name: why for key, why in failures.items()}
-    cases = gathered(arms, folder / RUNS)
+    names = {task.run.key: task.run.name for task in tasks}
+    reasons = {names[key]: reason for key, reason in failures.items()}
+    cases = read_all_cases(arms, folder / RUNS)
     if cases.empty:
-        first = next(iter(named.items()), ("", ""))
-        raise DataError(f"{experiment.name}: every run failed; {first[0]}: {first[1]}")
-    made = experiment.tables(cases, ground)
-    text = _markdown(experiment, ground, made, named)
+        name, reason = next(iter(reasons.items()), ("", ""))
+        raise DataError(f"{experiment.name}: every run failed; {name}: {reason}")
+    tables = experiment.tables(cases, ground)
+    text = _markdown(experiment, ground, tables, reasons)
     write_table(out / CASES, cases)
-    write_table(out / TABLE_CSV, _together(made))
+    all_tables = pd.concat([table.frame.assign(table=table.title) for table in tables], ignore_index=True)
+    write_table(out / TABLE_CSV, all_tables)
     write_atomically(out / TABLE, text.encode())
-    record = {"plan": "" if failures else plan, "store": ground.store, "scale": str(ground.scale), "failures": named}
-    runs = [_told(task) for task in tasks if is_finished(task)]
+    record = {"plan": "" if failures else plan, "store": ground.store, "scale": str(ground.scale), "failures": reasons}
+    runs = [_run_json(task) for task in tasks if is_finished(task)]
     write_atomically(out / RECORD, json.dumps({**record, "runs": runs}, indent=1).encode())
-    return Result(experiment.name, out, text, named)
+    return Result(experiment.name, out, text, reasons)
 
 
 def plan_key(arms: Sequence[Arm]) -> str:
-    """What is wanted, whole: another plan gives another key."""
+    """The digest of all runs and exams of a plan."""
     text = json.dumps([[arm.name, arm.run.key, arm.exam.key] for arm in arms])
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -103,30 +109,25 @@ def plan_key(arms: Sequence[Arm]) -> str:
 def _is_done(out: Path, plan: str) -> bool:
     if not (out / RECORD).is_file():
         return False
-    told: Mapping[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    return bool(told["plan"] == plan)
+    return bool(json.loads((out / RECORD).read_text(encoding="utf-8"))["plan"] == plan)
 
 
-def gathered(arms: Sequence[Arm], runs: Path) -> pd.DataFrame:
-    """The rows of all tests that there are, with their arm and seed."""
-    found = [
+def read_all_cases(arms: Sequence[Arm], runs: Path) -> pd.DataFrame:
+    """The rows of all finished tests, with their arm and seed."""
+    frames = [
         read_cases(runs, arm.run, arm.exam).assign(arm=arm.name, seed=arm.run.seed)
         for arm in arms
         if cases_file(runs, arm.run, arm.exam).is_file()
     ]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _told(task: RunTask) -> dict[str, Any]:
+def _run_json(task: RunTask) -> dict[str, Any]:
     parent = task.run.parent.key if task.run.parent else ""
     return {"key": task.run.key, "parent": parent, "settings": task.run.settings, **read_done(task.folder, task.run)}
 
 
-def _together(made: Sequence[Table]) -> pd.DataFrame:
-    return pd.concat([table.frame.assign(table=table.title) for table in made], ignore_index=True)
-
-
-def _markdown(experiment: Experiment, ground: Ground, made: Sequence[Table], failures: Mapping[str, str]) -> str:
+def _markdown(experiment: Experiment, ground: Ground, tables: Sequence[Table], failures: Mapping[str, str]) -> str:
     source = f"synthetic hospitals, {ground.scale.num_cases} cases each, voxels of {ground.scale.spacing_mm} mm"
     lines = [
         f"## {experiment.name}: {experiment.question}",
@@ -134,6 +135,6 @@ def _markdown(experiment: Experiment, ground: Ground, made: Sequence[Table], fai
         f"Xu et al. 2024: {experiment.paper}. Data: {source if ground.synthetic else ground.store}. "
         f"{ground.num_seeds} seeds; {ground.scale}.",
         "",
-        *(f"FAILED, and missing below: {name}: {why}" for name, why in failures.items()),
+        *(f"FAILED, and missing below: {name}: {reason}" for name, reason in failures.items()),
     ]
-    return "\n".join([*lines, *(table.to_markdown() for table in made if not table.frame.empty)])
+    return "\n".join([*lines, *(table.to_markdown() for table in tables if not table.frame.empty)])

@@ -1,4 +1,4 @@
-"""A run as data: what is trained, from which other run, and what an experiment asks of it."""
+"""Runs, their exams and the arms of experiments, as data."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from multiseg.models.builders import NETWORKS, multi_unet_plus
 
 @dataclass(frozen=True)
 class Run:
-    """One training. Two runs with equal settings and equal parents are one, trained once for all experiments.
+    """One training. Runs with equal settings and parents are trained only once for all experiments.
 
     Attributes:
-        name: for people; it does not count.
-        settings: nested, as in a run file, without device and readers.
+        name: for people; it does not change the key.
+        settings: nested, as in a run file, without the device and the number of workers.
         parent: the run whose model this one starts from.
-        federation: where every database is a site of its own: the tables of a federated run that a training has not.
+        federation: if every database is a site: the tables of a federated run that a training does not have.
     """
 
     name: str
@@ -31,11 +31,10 @@ class Run:
 
     @property
     def key(self) -> str:
-        """What makes this run itself, in 12 letters."""
+        """The digest of settings, parent and federation, in 12 letters."""
         parent = self.parent.key if self.parent else ""
-        told = [self.settings, parent, *([self.federation] if self.federation else [])]
-        text = json.dumps(told, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        content = [self.settings, parent, *([self.federation] if self.federation else [])]
+        return _digest(json.dumps(content, sort_keys=True))
 
     @property
     def seed(self) -> int:
@@ -43,7 +42,7 @@ class Run:
 
     @property
     def cost(self) -> float:
-        """About how long it takes, in patches of a Multi-Unet; for the time that is left."""
+        """The approximate time of the training, in patches of a Multi-Unet."""
         builder = self.settings["model"].get("builder", "multi_unet")
         if self.settings.get("start", {}).get("method") == "progressive":
             builder = "progressive"
@@ -55,7 +54,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Exam:
-    """What a trained model is asked: which databases' cases, with which subsets of their sequences."""
+    """A test of a trained model: on which cases, with which subsets of their sequences."""
 
     databases: tuple[str, ...]
     subsets: str = "full"
@@ -63,13 +62,16 @@ class Exam:
 
     @property
     def key(self) -> str:
-        text = json.dumps([self.databases, self.subsets, self.split])
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return _digest(json.dumps([self.databases, self.subsets, self.split]))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A run under the name that it has in an experiment's tables, and its test there."""
+    """A run and an exam, with their name in the tables of an experiment."""
 
     name: str
     run: Run
@@ -79,7 +81,7 @@ class Arm:
 def training(
     ground: Ground, name: str, databases: Sequence[str], seed: int, more: Mapping[str, Any], parent: Run | None = None
 ) -> Run:
-    """A run on these databases at the ground's scale, with `more` settings of its own."""
+    """A run on these databases at the ground's scale, with `more` settings."""
     settings = merged(ground.scale.settings(len(databases)), {"store": ground.store, "databases": list(databases)})
     return Run(f"{name}, seed {seed}", merged(settings, {"seed": seed, **more}), parent)
 
@@ -92,25 +94,25 @@ def joint(ground: Ground, seed: int, drop: str = "uniform", builder: str = "mult
 
 
 def single(ground: Ground, database: str, seed: int, drop: str = "none") -> Run:
-    """One database's own model. A database of one sequence has nothing to drop."""
+    """A model of one database. If that has only one sequence, there is none to drop."""
     drop = drop if len(ground.sequences[database]) > 1 else "none"
     more = {"model": {"builder": "multi_unet"}, "stream": {"draw": {"drop": drop}}}
     return training(ground, f"{database} alone, drop {drop}", [database], seed, more)
 
 
 def without(ground: Ground, database: str, seed: int) -> Run:
-    """One model, with modality drop, of all training databases but one."""
+    """One model, with modality drop, of all training databases except one."""
     more = {"model": {"builder": "multi_unet"}, "stream": {"draw": {"drop": "uniform"}}}
     return training(ground, f"all but {database}", ground.others(database), seed, more)
 
 
 def in_order(arms: Iterable[Arm]) -> list[Run]:
     """Every run once, parents before their children."""
-    found: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for arm in arms:
-        line = [arm.run]
-        while (parent := line[-1].parent) is not None:
-            line.append(parent)
-        for run in reversed(line):
-            found.setdefault(run.key, run)
-    return list(found.values())
+        lineage = [arm.run]
+        while (parent := lineage[-1].parent) is not None:
+            lineage.append(parent)
+        for run in reversed(lineage):
+            runs.setdefault(run.key, run)
+    return list(runs.values())

@@ -16,11 +16,11 @@ class Scale:
 
     Attributes:
         spacing_mm: edge of a voxel of the synthetic store.
-        num_cases: of each synthetic hospital; `split` shares them out.
+        num_cases: of each synthetic hospital; `split` gives the fractions of the splits.
         coarseness: of the synthetic scans before they are resampled.
-        plus_widths: of `multi_unet_plus`, the full resolution's first; `widths` are those of the others.
-        num_patches: from each training database a step, as published: a joint model sees as much of each
-            database as that database's own model does.
+        plus_widths: of `multi_unet_plus`, from the full resolution down; `widths` are those of the other networks.
+        num_patches: from each training database in a step, as published: a joint model is trained on as many patches
+            of each database as the model of that database alone.
         finetune_steps: of every arm of the experiment on fine-tuning, training from scratch included.
         few: training cases where labels are few.
         num_finetuned: databases that are fine-tuned on.
@@ -48,7 +48,7 @@ class Scale:
     split: Mapping[str, float] = field(default_factory=lambda: {"train": 0.5, "val": 0.1, "test": 0.4}, hash=False)
 
     def settings(self, num_databases: int) -> dict[str, Any]:
-        """What a training on so many databases is set to."""
+        """The nested settings of a training on this number of databases."""
         return {
             "model": {"widths": self.widths, "dropout": self.dropout},
             "stream": {
@@ -128,4 +128,4 @@ FULL = Scale(
     validation_cases=8,
 )
 SCALES = {scale.name: scale for scale in (TINY, SMALL, FULL)}
-"""tiny only shows that everything runs; small is for two CPU cores; full for a GPU, with the published sizes."""
+"""tiny only checks that everything runs; small is for two CPU cores; full is for a GPU, with the published sizes."""

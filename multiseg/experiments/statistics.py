@@ -13,13 +13,13 @@ from multiseg.errors import DataError
 
 RESAMPLES = 10_000
 FEWEST = 5
-"""Cases of a database below which drawing them again says nothing."""
+"""With fewer cases of a database, there is no interval."""
 CASE = ["database", "case"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better the first of two arms is, over the cases that both define.
+    """The first of two arms minus the second, over the cases for which both are defined.
 
     Attributes:
         mean: over databases, of the mean over their cases.
@@ -35,9 +35,9 @@ class Difference:
 
 
 def per_case(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One value a case: the mean over its rows (seeds, and subsets of its sequences if there are several).
+    """One value per case: the mean over its rows (seeds, and subsets of its sequences if there are several).
 
-    Rows that do not define the number are left out; a case without any other is NaN.
+    Undefined values are left out. A case without a defined value is NaN.
     """
     return rows.groupby(CASE, sort=False)[column].mean().reset_index()
 
@@ -48,18 +48,17 @@ def mean_by_database(rows: pd.DataFrame, column: str) -> pd.Series[float]:
 
 
 def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str, seed: int = 0) -> Difference:
-    """First less second, case by case.
+    """The mean difference of two arms (first minus second), paired by case.
 
     With m_d the mean over the cases of database d of (mean over seeds of the first - of the second):
         mean = mean over d of m_d
-    The interval is that of the percentile bootstrap: cases are drawn again with replacement within each
-    database, 10,000 times from `seed`, and the mean is taken anew. So it covers which patients happened to be
-    tested. It does not cover how training went: the seeds are few, so that their own differences are given
-    beside it (`by_seed`), and an effect smaller than their spread is not shown by a narrow interval. Databases
-    are taken as they are; it says nothing of others.
+    The interval is that of the percentile bootstrap: cases are resampled with replacement within each database,
+    10,000 times from `seed`. So it covers the choice of the test patients. It does not cover the variation of
+    trainings: there are few seeds, so the difference of each seed is given too (`by_seed`), and an effect smaller than
+    their spread is not established by a narrow interval. It does not generalise to other databases.
 
-    A case whose number is undefined in an arm (Dice without a lesion), or that one arm lacks, is left out of both;
-    so is a seed that one arm lacks, since its training failed.
+    A case that is undefined in one arm (Dice without a lesion), or missing from it, is left out of both. So is a seed
+    that is missing from one arm, since its training failed.
 
     Raises:
         DataError: the arms have no case in common.
@@ -70,21 +69,19 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str, se
     if not gaps:
         raise DataError(f"the two arms have no case in common for which {column} is defined.")
     rng = np.random.default_rng(seed)
-    drawn = np.zeros(RESAMPLES)
+    means = np.zeros(RESAMPLES)
     for values in gaps.values():
-        drawn += values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1) / len(gaps)
-    enough = min(len(values) for values in gaps.values()) >= FEWEST
-    low, high = np.percentile(drawn, [2.5, 97.5]) if enough else (np.nan, np.nan)
-    by_seed = []
-    for one in seeds:
-        of_seed = _gaps(first[first["seed"] == one], second[second["seed"] == one], column)
-        by_seed.append(_mean(of_seed))
-    num_cases = sum(len(values) for values in gaps.values())
-    return Difference(_mean(gaps), float(low), float(high), num_cases, tuple(by_seed))
+        means += values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1) / len(gaps)
+    sizes = [len(values) for values in gaps.values()]
+    low, high = np.percentile(means, [2.5, 97.5]) if min(sizes) >= FEWEST else (np.nan, np.nan)
+    by_seed = [
+        _mean(_gaps(first[first["seed"] == number], second[second["seed"] == number], column)) for number in seeds
+    ]
+    return Difference(_mean(gaps), float(low), float(high), sum(sizes), tuple(by_seed))
 
 
 def _gaps(first: pd.DataFrame, second: pd.DataFrame, column: str) -> Mapping[str, Float[np.ndarray, " _"]]:
-    """By database, the differences of the cases that both arms define."""
+    """By database, the differences of the cases that are defined in both arms."""
     both = per_case(first, column).merge(per_case(second, column), on=CASE, suffixes=("_first", "_second"))
     both["gap"] = both[f"{column}_first"] - both[f"{column}_second"]
     defined = both.dropna(subset="gap")

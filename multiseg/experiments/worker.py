@@ -1,4 +1,4 @@
-"""One run in one process: trained, then asked everything that the experiments want of it."""
+"""The process that executes tasks: it trains a run, then does all its exams."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DONE, CASES = "done.json", "cases.csv"
 
 @dataclass(frozen=True)
 class RunTask:
-    """A run with its exams; `folder` holds every run of all experiments."""
+    """A run with its exams. `folder` is that of all runs of all experiments."""
 
     run: Run
     exams: tuple[Exam, ...]
@@ -45,7 +45,7 @@ class RunTask:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended: `failure` says why where it did not."""
+    """The end of a run. `failure` is the reason if it failed, else ""."""
 
     key: str
     seconds: float
@@ -57,7 +57,7 @@ def run_folder(folder: Path, run: Run) -> Path:
 
 
 def cases_file(folder: Path, run: Run, exam: Exam) -> Path:
-    """The table of an exam: a row a case and subset."""
+    """The table of an exam, with one row per case and subset."""
     return run_folder(folder, run) / f"test-{exam.key}" / CASES
 
 
@@ -66,22 +66,22 @@ def is_trained(folder: Path, run: Run) -> bool:
 
 
 def read_done(folder: Path, run: Run) -> Mapping[str, object]:
-    """What is known of a finished training: steps, best validation, seconds, versions."""
-    told: Mapping[str, object] = json.loads((run_folder(folder, run) / DONE).read_text(encoding="utf-8"))
-    return told
+    """The record of a finished training: steps, best validation, seconds, versions."""
+    record: Mapping[str, object] = json.loads((run_folder(folder, run) / DONE).read_text(encoding="utf-8"))
+    return record
 
 
 def is_finished(task: RunTask) -> bool:
-    """Whether there is nothing left to do for it."""
-    examined = all(cases_file(task.folder, task.run, exam).is_file() for exam in task.exams)
-    return examined and is_trained(task.folder, task.run)
+    """Whether the run is trained and all its exams are done."""
+    is_examined = all(cases_file(task.folder, task.run, exam).is_file() for exam in task.exams)
+    return is_examined and is_trained(task.folder, task.run)
 
 
 def serve(pipe: Connection) -> None:
-    """A worker's life: do each task that comes, until the pipe closes.
+    """Do each task from the pipe, until it closes.
 
-    The terminal's Ctrl-C is the parent's business, which then sends SIGTERM: that ends a training after its
-    step, saved, and anything else at once.
+    The parent process handles Ctrl-C, and then sends SIGTERM: a training saves after its step and ends; anything else
+    ends at once.
     """
     leave_signals_to_parent()
     while True:
@@ -96,7 +96,7 @@ def serve(pipe: Connection) -> None:
 
 
 def do(task: RunTask) -> RunOutcome:
-    """Train and test, going on from what is there. What multiseg says against it becomes the outcome's failure."""
+    """Do what is not done yet of a task. An error of multiseg or torch becomes the failure of the outcome."""
     began = time.monotonic()
     if task.device == "cpu":
         torch.set_num_threads(1)
@@ -106,38 +106,41 @@ def do(task: RunTask) -> RunOutcome:
         for exam in task.exams:
             if not cases_file(task.folder, task.run, exam).is_file():
                 _examine(task, exam)
-    except (MultisegError, NotImplementedError, RuntimeError) as error:  # the latter two from torch
+    except (MultisegError, NotImplementedError, RuntimeError) as error:  # the last two from torch
         return RunOutcome(task.run.key, time.monotonic() - began, f"{type(error).__name__}: {error}")
     return RunOutcome(task.run.key, time.monotonic() - began)
 
 
 def _train(task: RunTask) -> None:
     began, out = time.monotonic(), run_folder(task.folder, task.run)
-    step, best = _federated(task, out) if task.run.federation else _alone(task, out)
-    told = {"name": task.run.name, "step": step, "best": best, "seconds": time.monotonic() - began}
+    if task.run.federation:
+        step, best = _train_federated(task, out)
+    else:
+        step, best = _train_centrally(task, out)
+    record = {"name": task.run.name, "step": step, "best": best, "seconds": time.monotonic() - began}
     versions = {"multiseg": version("multiseg"), "torch": torch.__version__}
-    write_atomically(out / DONE, json.dumps({**told, "versions": versions}, indent=1).encode())
+    write_atomically(out / DONE, json.dumps({**record, "versions": versions}, indent=1).encode())
 
 
-def _alone(task: RunTask, out: Path) -> tuple[int, float]:
-    """The steps done, and the best validation."""
+def _train_centrally(task: RunTask, out: Path) -> tuple[int, float]:
+    """Train one model of all databases. Returns the number of steps, and the best validation Dice."""
     more = {"device": task.device, "stream": {"workers": 0}}
     if task.run.parent:
         more["start"] = {"model": str(run_folder(task.folder, task.run.parent).resolve())}
     result = train(to_options(merged(task.run.settings, more)), out)
     if not result.finished:
-        raise SystemExit(0)  # asked to stop; saved
+        raise SystemExit(0)  # stopped by a signal, and saved
     return result.step, result.best
 
 
-def _federated(task: RunTask, out: Path) -> tuple[int, float]:
-    """The same of a federation in which every database is a site."""
+def _train_federated(task: RunTask, out: Path) -> tuple[int, float]:
+    """Train a federation in which every database is a site. Returns steps per site, and the best validation Dice."""
     settings = {name: value for name, value in task.run.settings.items() if name not in ("store", "databases")}
     names = tuple(task.run.settings["databases"])
     roster = {"experiment": task.run.key, "sites": names}
     options = checked(training_settings(merged(settings, {**task.run.federation, **roster})), FederationOptions)
     store, device = str(task.run.settings["store"]), task.device
-    public = Leaves(least=1)  # all of the data are here
+    public = Leaves(least=1)  # nothing to protect: the experiment has all data
     sites = {
         name: Site(name, store, out / "sites" / name, (name,), device, workers=0, leaves=public, limits=NONE)
         for name in names
@@ -145,7 +148,7 @@ def _federated(task: RunTask, out: Path) -> tuple[int, float]:
     with stop_on_signals() as should_stop:
         result = federate(options, LocalLink(sites, should_stop), out, should_stop=should_stop)
     if not result.finished:
-        raise SystemExit(0)  # asked to stop; saved
+        raise SystemExit(0)  # stopped by a signal, and saved
     return result.round * options.local.steps, result.best
 
 
@@ -158,8 +161,8 @@ def _examine(task: RunTask, exam: Exam) -> None:
     learnt = [*result.learnt["train"], *result.learnt["val"]]
     if learnt and exam.split == "test":
         raise DataError(
-            f"the model has learnt from scans of {len(learnt)} of its test cases ({few(learnt)}): the same scan "
-            "stands in two splits. Put both into one, and take another folder, so that all is trained again."
+            f"the model has learnt from scans of {len(learnt)} of its test cases ({few(learnt)}): the same scan is in "
+            "two splits. Move both to one split, and train again in another folder."
         )
     write_table(file, result.cases)
 

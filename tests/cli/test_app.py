@@ -52,7 +52,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["segment"], 2, "No such command 'segment'"),
         (["info"], 2, "Missing argument"),
         (["info", "nowhere.zarr"], 3, "there is no store at nowhere.zarr"),
-        (["train"], 2, "name the store to learn from"),
+        (["train"], 2, "name the store to train on"),
         (["train", "brain.zarr"], 2, "--out runs/NAME"),
         (["train", "nowhere.zarr", "--out", "run"], 3, "there is no store at"),
         (["train", "brain.zarr", "--out", "run", "--device", "cuda:7"], 2, "device 'cuda:7' is not there"),
@@ -129,7 +129,7 @@ def test_an_interrupted_command_says_that_it_can_go_on(
 
     monkeypatch.setattr("multiseg.store.reader.open_store", interrupted)
     assert run(["info", "brain.zarr"]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "to resume, run the same command again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 5), (errno.ENOSPC, 5), (errno.EINVAL, 1)])

@@ -20,8 +20,8 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say which and where"),
-        (["joint"], "say which and where"),
+        ([], "give a name and a folder"),
+        (["joint"], "give a name and a folder"),
         (["table3", "--out", "{out}"], "there is no experiment 'table3'"),
         (["joint", "--out", "{out}", "--scale", "huge"], "there is no scale 'huge'; there are tiny, small, full"),
         (["unseen-combinations", "--out", "{out}", "--store", "x.zarr"], "leave out --store"),

@@ -59,7 +59,7 @@ def test_growing_and_assigning(model: Path, store_url: str, tmp_path: Path, caps
     info = read_info(tmp_path / "run" / "last.safetensors")
     assert tuple(info.axis) == ("FLAIR", "DWI", "T2", "ADC")
     said = " ".join(capsys.readouterr().err.split())
-    assert "DWI takes the channel of T1; ADC gets a channel of its own; FLAIR, T2 as before" in said
+    assert "DWI takes the channel of T1; ADC gets a new channel; FLAIR, T2 as before" in said
 
 
 def test_the_same_command_goes_on_and_another_is_refused(
@@ -77,8 +77,8 @@ def test_the_same_command_goes_on_and_another_is_refused(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--assign", "DWI"], "--assign 'DWI' cannot be understood: write SWI=PD"),
-        (["--assign", "DWI=T1", "--assign", "DWI=T2"], "--assign 'DWI=T2' cannot be understood"),
+        (["--assign", "DWI"], "--assign 'DWI' is invalid: write SWI=PD"),
+        (["--assign", "DWI=T1", "--assign", "DWI=T2"], "--assign 'DWI=T2' is invalid"),
         (["--assign", "SWI=T1"], "SWI cannot be assigned to the channel of T1: no training case has it"),
     ],
 )

@@ -45,5 +45,5 @@ def test_source_flags_are_source_options() -> None:
         labels={"lesion": "{case}/l.nii", "gt": "{case}/g.nii"}, codes={"lesion": "1=core", "gt": "1=x"},
         modality="T1", modalities={"anat": "FLAIR"},
     )  # fmt: skip
-    with pytest.raises(UsageError, match="says twice what all images are: T1 and T2"):
+    with pytest.raises(UsageError, match="gives two sequences for all images: T1 and T2"):
         SourceFlags(modality=["T1", "T2"]).options()

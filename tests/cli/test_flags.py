@@ -18,8 +18,11 @@ LOOK = ("--pattern", "{case}/{modality}.nii.gz", "--label", "{case}/lesion.nii.g
     [
         (["verify", "{folder}", *LOOK, "--as", "bids"], "--as bids looks for files its own way, and --pattern says"),
         (["verify", "{folder}", *LOOK, "--memory", "1.2.3GB"], "--memory '1.2.3GB' is not a size. Write it like 8GB"),
-        (["verify", "{store}", "--as", "bids", "--n4", "--workers", "1"], "already: --as, --n4 would say how to read"),
-        (["verify", "{store}", "--spacing", "1", "--label", "x"], "already: --label, --spacing would say"),
+        (
+            ["verify", "{store}", "--as", "bids", "--n4", "--workers", "1"],
+            "is a store; --as, --n4 can only be used with",
+        ),
+        (["verify", "{store}", "--spacing", "1", "--label", "x"], "is a store; --label, --spacing can only be"),
         (["view", "{store}", "--case", "alder/A001", "--split", "test"], "names one case; leave out --database"),
         (["view", "{store}", "--case", "alder/A001", "--database", "birch"], "names one case; leave out --database"),
         (["verify", "{folder}", *LOOK, "--register", "elastic"], "unknown register 'elastic': choose one of"),

@@ -94,7 +94,7 @@ def test_what_it_says_as_json(weights: Path, tmp_path: Path, capsys: pytest.Capt
         (["--channels", CHANNELS, "--untrained", CHANNELS], 3, "the model could use no sequence"),
         (["--channels", CHANNELS, "--patch", "30"], 2, "give a multiple of 4, from 8 on"),
         (["--channels", CHANNELS, "--patch", "4"], 2, "give a multiple of 4, from 8 on"),
-        (["--channels", CHANNELS, "--spacing", "-1"], 2, "voxels need a size above 0"),
+        (["--channels", CHANNELS, "--spacing", "-1"], 2, "voxel sizes must be above 0"),
         (["--channels", CHANNELS, "--background", "black"], 2, "background 'black' is none of zero, shifted"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_rehearsal_on_the_terminal(folder: Path, capsys: pytest.CaptureFixture
     assert run(["ingest", str(folder), *CODES, "--store", "none.zarr", "--dry-run", "--spacing", "5"]) == 0
     said = capsys.readouterr().out
     assert "none.zarr is not changed" in said
-    assert "GB a case" in said
+    assert "GB per case" in said
 
 
 def test_a_source_is_verified_to_the_last_byte(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,4 +83,4 @@ def test_a_manifest_is_verified(hospitals: Path, capsys: pytest.CaptureFixture[s
 
 def test_what_is_neither_store_nor_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", str(tmp_path / "none.zarr")]) == 2
-    assert "and no source either" in capsys.readouterr().err
+    assert "there is no store or source at" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from multiseg.cli.app import _interrupted, run
+from multiseg.cli.app import interruption_message, run
 
 
 def settings(capsys: pytest.CaptureFixture[str], *flags: str) -> dict:
@@ -58,5 +58,5 @@ def test_a_learning_rate_that_cannot_be(
 
 
 def test_an_interruption_says_which_command_goes_on() -> None:
-    assert "the same command goes on" in _interrupted(["train", "x.zarr"])
-    assert "the same command without --overwrite goes on" in _interrupted(["train", "x.zarr", "--overwrite"])
+    assert "to resume, run the same command again" in interruption_message(["train", "x.zarr"])
+    assert "run the same command without --overwrite again" in interruption_message(["train", "x.zarr", "--overwrite"])

@@ -268,13 +268,13 @@ def test_the_command_says_finished_already_and_a_default_extends_nothing(store_u
     arguments = ["train", store_url, "--out", str(tmp_path / "run"), "--database", "dogwood", "--device", "cpu"]
     arguments += ["--patch", "16", "--batch-size", "1", "--workers", "0", "--augment", "none"]
     assert command([*arguments, "--steps", "1"]) == 0
-    assert "finished already" not in capfd.readouterr().err
+    assert "already finished" not in capfd.readouterr().err
     assert command(arguments) == 0  # its own number of steps, not the machine's 1000
-    assert "is finished already: all 1 steps are done" in capfd.readouterr().err
+    assert "is already finished, after 1 steps" in capfd.readouterr().err
     assert command([*arguments, "--steps", "2"]) == 0
     said = capfd.readouterr().err
     assert "STEPS_CHANGED: 1 steps have become 2" in said
-    assert "finished already" not in said
+    assert "already finished" not in said
 
 
 @pytest.fixture(scope="module")

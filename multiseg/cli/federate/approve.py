@@ -1,4 +1,4 @@
-"""The verb with which a hospital approves the runs that it takes part in."""
+"""Verb: fed approve."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from multiseg.cli.shared_flags import AsJson
 
 def approve_command(
     settings: Annotated[Path, typer.Argument(metavar="SITE.TOML", help="The site's settings.")],
-    run: Annotated[str, typer.Argument(metavar="[HASH]", help="Of the run's settings, eight digits or more.")] = "",
-    refuse: Annotated[bool, typer.Option("--refuse", help="Refuse it, also one that was approved.")] = False,
+    run: Annotated[
+        str, typer.Argument(metavar="[HASH]", help="Hash of the run's settings, eight digits or more.")
+    ] = "",
+    refuse: Annotated[bool, typer.Option("--refuse", help="Refuse the run, even if it was approved before.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """List the runs that were asked of this site with all their settings, or approve one of them.
+    """List the runs that need this site's approval, with all their settings; or approve one of them.
 
-    With approve_runs = true in SITE.TOML nothing of a run is answered before. A run that waits begins within a minute
-    of its approval. Other settings have another hash, and wait again.
+    With approve_runs = true in SITE.TOML, the site answers no request of a run before its approval. A waiting run
+    starts within a minute of it. If the settings of a run change, so does its hash, and it needs a new approval.
 
     Examples:
 
@@ -40,12 +42,12 @@ def approve_command(
     else:
         runs = approvals.asked(state)
     if as_json:
-        print_json([vars(one) for one in runs])
+        print_json([vars(request) for request in runs])
         return 0
-    for one in runs:
-        messages().print(f"{one.experiment}: {one.answer}, hash {one.digest}", markup=False, soft_wrap=True)
-        if one.answer == approvals.WAITS:
-            typer.echo(one.settings)
+    for request in runs:
+        messages().print(f"{request.experiment}: {request.answer}, hash {request.digest}", markup=False, soft_wrap=True)
+        if request.answer == approvals.WAITS:
+            typer.echo(request.settings)
     if not runs:
-        messages().print("No run was asked of this site that needs an approval.", markup=False)
+        messages().print("No run has asked for this site's approval.", markup=False)
     return 0

@@ -1,4 +1,4 @@
-"""The verb that shows what came to a site and what left it."""
+"""Verb: fed audit."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SHOWN = ("time", "direction", "kind", "experiment", "round", "bytes", "tensors",
 
 
 def audit_command(
-    place: Annotated[Path, typer.Argument(metavar="SITE.TOML|STATE", help="The site's settings, or its state.")],
+    place: Annotated[Path, typer.Argument(metavar="SITE.TOML|STATE", help="The site's settings, or its state folder.")],
     experiment: Annotated[str, typer.Option(help="Only this experiment.")] = "",
-    verify: Annotated[bool, typer.Option("--verify", help="Look for lines that were changed or removed.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check that no line was changed or removed.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Print what came to this site and what left it; --verify follows the chain of hashes.
+    """Print the messages that this site received and sent. --verify checks the chain of hashes.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`multiseg fed`: hospitals train one model together, and their data stays where it is."""
+"""`multiseg fed`: hospitals train one model together without sharing their data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from multiseg.cli.federate.simulate import simulate_command
 
 federation_app = typer.Typer(
     name="fed",
-    help="Train one model across hospitals; their data stays where it is.",
+    help="Train one model across hospitals without sharing their data.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

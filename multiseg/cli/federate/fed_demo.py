@@ -10,7 +10,7 @@ from multiseg.errors import FederationError
 from multiseg.files import check_files
 
 SITES = ("alder", "birch", "cedar")
-"""T1 T2 FLAIR PD of multiple sclerosis; FLAIR T1 T1c T2 of glioma; DWI ADC and perhaps FLAIR of stroke."""
+"""T1 T2 FLAIR PD of multiple sclerosis; FLAIR T1 T1c T2 of glioma; DWI ADC and sometimes FLAIR of stroke."""
 
 RUN_TOML = """\
 experiment = "demo"
@@ -40,14 +40,17 @@ learning_rate = 2e-3
 """
 
 
-def federated_demo(out: Path, steps: int, seed: int, again: list[str], walk: Callable[[list[str]], int]) -> int:
-    """Run it in a folder, with `walk` to run a command line of ours; the exit code.
+def federated_demo(
+    out: Path, steps: int, seed: int, overwrite: list[str], run_command: Callable[[list[str]], int]
+) -> int:
+    """Run the demo in a folder, and return its exit code.
 
     Args:
-        again: flags that let an earlier demo's files be written over.
+        overwrite: the flags that overwrite the files of an earlier demo, if there was one.
+        run_command: runs a command line of multiseg, and returns its exit code.
 
     Raises:
-        FederationError: the server or a site did not come up.
+        FederationError: the server or a site did not start.
     """
     from multiseg.federation.local_deployment import prepared, staged
 
@@ -56,27 +59,26 @@ def federated_demo(out: Path, steps: int, seed: int, again: list[str], walk: Cal
         folder = out / "hospitals" / name
         for command in (
             ["phantoms", f"{folder}", "--hospital", name, "--cases", "6", "--coarseness", "2", "--seed", f"{seed}",
-             *again],
+             *overwrite],
             ["ingest", f"{folder / 'manifest.toml'}", "--store", store, "--spacing", "4", "--split",
              "train=0.5,val=0.25,test=0.25"],
         ):  # fmt: skip
-            if code := walk(command):
+            if code := run_command(command):
                 return code
     network = out / "network"
-    if again:
-        shutil.rmtree(network, ignore_errors=True)  # of an earlier demo: its keys and ports are of no use any more
-    check_files([network, out / "run.toml"], overwrite=bool(again))
-    rehearsal = prepared(network, stores, device="cpu", least=1)  # six synthetic cases a site
+    if overwrite:
+        shutil.rmtree(network, ignore_errors=True)  # the keys and ports of the earlier demo are no longer valid
+    check_files([network, out / "run.toml"], overwrite=bool(overwrite))
+    rehearsal = prepared(network, stores, device="cpu", least=1)  # six synthetic cases per site
     (out / "run.toml").write_text(RUN_TOML.format(steps=steps, seed=seed), encoding="utf-8")
     with staged(rehearsal):
         for command in (
             ["fed", "status", f"{rehearsal.home}"],
             ["fed", "run", f"{rehearsal.home}", f"{out / 'run.toml'}", "--follow"],
         ):
-            if code := walk(command):
+            if code := run_command(command):
                 return code
-    if not (rehearsal.home / "runs" / "demo" / "model.safetensors").is_file():
-        raise FederationError(f"the run left no model in {rehearsal.home / 'runs' / 'demo'}: see the logs beside it.")
-    return walk(["fed", "report", f"{rehearsal.home / 'runs' / 'demo'}"]) or walk(
-        ["fed", "audit", f"{rehearsal.sites[SITES[0]]}"]
-    )
+    run = rehearsal.home / "runs" / "demo"
+    if not (run / "model.safetensors").is_file():
+        raise FederationError(f"the run has written no model to {run}: see the logs in the same folder.")
+    return run_command(["fed", "report", f"{run}"]) or run_command(["fed", "audit", f"{rehearsal.sites[SITES[0]]}"])

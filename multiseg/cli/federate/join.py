@@ -1,4 +1,4 @@
-"""The verb with which a hospital takes part."""
+"""Verb: fed join."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 def join_command(
     settings: Annotated[Path, typer.Argument(metavar="SITE.TOML", help="The site's settings.")],
-    check: Annotated[bool, typer.Option("--check", help="Look at everything, print it, and do not join.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Run and print all checks, but do not join.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Take part in a federation until Ctrl-C: look at everything first, then wait for the server's tasks.
+    """Take part in a federation until Ctrl-C: run all checks, then wait for tasks from the server.
 
     Examples:
 
@@ -31,14 +31,15 @@ def join_command(
     from multiseg.federation.sites.site_settings import read_site
 
     site = read_site(settings)
-    checks = preflight_apart(site)
-    shown = [one for one in checks if check or one.level != OK]
+    results = preflight_apart(site)
+    shown = [result for result in results if check or result.level != OK]
     if as_json:
-        print_json([vars(one) for one in checks])
+        print_json([vars(result) for result in results])
     elif shown:
-        rows = [(one.what, f"[{STYLES[one.level]}]{one.level}[/]", plain(one.said)) for one in shown]
+        rows = [(result.what, f"[{STYLES[result.level]}]{result.level}[/]", plain(result.said)) for result in shown]
         print_table(f"Before joining: {site.site}", ("", "", "what, and what to do"), rows)
-    failed = any(one.level == ERROR if check else hinders(one) for one in checks)
+    # Some errors may pass while the site waits, such as a server that is offline: they do not prevent joining.
+    failed = any(result.level == ERROR if check else hinders(result) for result in results)
     if not check and not failed:
         become(site, settings)
     return 3 if failed else 0

@@ -1,4 +1,4 @@
-"""The coordinating centre's verbs while it serves: run, status, log and stop."""
+"""The verbs of the coordinating centre while its server runs: fed run, status, log and stop."""
 
 from __future__ import annotations
 
@@ -9,32 +9,28 @@ from typing import Annotated
 import typer
 
 from multiseg.cli.federate.server import ServerHome
-from multiseg.cli.shared_flags import AsJson
+from multiseg.cli.shared_flags import AsJson, FromRound
 
 FAILED = "ServerApp failed with exception: "
-RunNumber = Annotated[str, typer.Argument(metavar="[RUN]", help="Its number or experiment (default: the newest).")]
+RunNumber = Annotated[str, typer.Argument(metavar="[RUN]", help="Number or experiment of the run (default: newest).")]
 
 
 def run_command(
     folder: ServerHome,
-    settings: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="Who takes part, and what is learnt.")],
-    follow: Annotated[bool, typer.Option("--follow", help="Print what the run says until it ends.")] = False,
-    cards: Annotated[
-        bool, typer.Option("--cuda/--cpu", help="Whose defaults stand for what RUN.TOML leaves open.")
-    ] = True,
-    from_round: Annotated[
-        int | None, typer.Option("--from-round", help="Go back to the state after this round first.", min=1)
-    ] = None,
+    settings: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="Settings of the run.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Print the log of the run until it ends.")] = False,
+    cuda: Annotated[bool, typer.Option("--cuda/--cpu", help="Defaults for settings that are not in RUN.TOML.")] = True,
+    from_round: FromRound = None,
     as_json: AsJson = False,
 ) -> int:
-    """Submit a run. The same file again goes on where the experiment stands.
+    """Submit a run. To resume an experiment, submit its file again.
 
-    Where the file says no \\[model], patch and the like they are the published ones, which sites need CUDA cards for;
-    with --cpu they are small. `multiseg fed simulate --device cuda --print-config` prints every setting, or with
+    Settings that are not in the file, such as \\[model] and the patch, have the published values, for which sites need
+    CUDA; with --cpu they are small. `multiseg fed simulate --device cuda --print-config` prints all settings, and with
     --device cpu the small ones.
 
-    Of the rounds before the last one, \\[schedule] keep_rounds are kept: --from-round resumes after one of them, and
-    forgets the later ones, for instance since a site had sent bad updates.
+    The states of the last rounds are kept, as many as \\[schedule] keep_rounds: --from-round resumes after one of them
+    and deletes the later ones, for example because a site had sent bad updates.
 
     Examples:
 
@@ -45,18 +41,18 @@ def run_command(
     from multiseg.cli.console import messages, print_json
     from multiseg.federation.flower.submit import submit
 
-    number, warnings = submit(folder, settings, cards, from_round)
-    for line in warnings:
-        messages().print(line, markup=False, soft_wrap=True)
+    number, warnings = submit(folder, settings, cuda, from_round)
+    for warning in warnings:
+        messages().print(warning, markup=False, soft_wrap=True)
     if as_json:
         print_json({"run": str(number)})
     else:
-        messages().print(f"Run {number} is submitted. Follow it: multiseg fed log {folder} --follow", soft_wrap=True)
+        messages().print(f"Run {number} submitted. To follow it: multiseg fed log {folder} --follow", soft_wrap=True)
     return _follow(folder, str(number)) if follow else 0
 
 
 def status_command(folder: ServerHome, as_json: AsJson = False) -> int:
-    """Say which sites are enrolled and online, how the runs stand and which sites they wait for.
+    """Show which sites are enrolled and online, the state of the runs, and the sites that they wait for.
 
     Example:
 
@@ -67,29 +63,29 @@ def status_command(folder: ServerHome, as_json: AsJson = False) -> int:
     from multiseg.federation.flower.submit import status
     from multiseg.shown import line
 
-    found = status(folder)
+    report = status(folder)
     if as_json:
-        print_json(found)
+        print_json(report)
         return 0
-    if found["error"]:
-        messages().print(found["error"], markup=False, soft_wrap=True)
+    if report["error"]:
+        messages().print(report["error"], markup=False, soft_wrap=True)
     sites = [
         [row["site"], row["status"], row["since"][:19], megabytes(row["up"]), megabytes(row["down"])]
-        for row in found["sites"]
+        for row in report["sites"]
     ]
     print_table("Sites", ["site", "status", "since", "up", "down"], sites, right=("up", "down"))
-    rows = [[plain(line(value)) for value in row.values()] for row in found["runs"]]
-    head = ["run", "experiment", "status", "round", "Dice", "waits for", "without", "submitted", "details"]
-    print_table("Runs", head, rows)
+    rows = [[plain(line(value)) for value in row.values()] for row in report["runs"]]
+    columns = ["run", "experiment", "status", "round", "Dice", "waits for", "without", "submitted", "details"]
+    print_table("Runs", columns, rows)
     return 0
 
 
 def log_command(
     folder: ServerHome,
     run: RunNumber = "",
-    follow: Annotated[bool, typer.Option("--follow", help="Until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Continue until the run ends.")] = False,
 ) -> int:
-    """Print what a run has said.
+    """Print the log of a run.
 
     Example:
 
@@ -99,7 +95,7 @@ def log_command(
 
 
 def stop_command(folder: ServerHome, run: RunNumber = "") -> int:
-    """End a run. Its finished rounds stay, and the same run file goes on from them.
+    """Stop a run. Its finished rounds are kept; to resume after them, submit its file again.
 
     Example:
 
@@ -108,7 +104,7 @@ def stop_command(folder: ServerHome, run: RunNumber = "") -> int:
     from multiseg.cli.console import messages
     from multiseg.federation.flower.submit import stop
 
-    messages().print(f"Run {stop(folder, run)} is stopped.", highlight=False)
+    messages().print(f"Run {stop(folder, run)} stopped.", highlight=False)
     return 0
 
 
@@ -120,6 +116,6 @@ def _follow(folder: Path, run: str, until_end: bool = True) -> int:
     shown = show(folder, run, until_end, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
     if shown.outcome in ("completed", ""):
         return 0
-    why = line(shown.details.removeprefix(FAILED), TEXT) or "see log.jsonl of the experiment"
-    messages().print(f"Run {shown.run_id} ({shown.experiment}) {shown.outcome}: {why}", markup=False, soft_wrap=True)
+    reason = line(shown.details.removeprefix(FAILED), TEXT) or "see log.jsonl of the experiment"
+    messages().print(f"Run {shown.run_id} ({shown.experiment}) {shown.outcome}: {reason}", markup=False, soft_wrap=True)
     return 3

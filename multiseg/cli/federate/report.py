@@ -1,4 +1,4 @@
-"""The verb that shows how a federated run went."""
+"""Verb: fed report."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from multiseg.cli.shared_flags import AsJson, Overwrite
 
 def report_command(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a page with plots here (.html).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a page with plots (.html).")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> int:
-    """Print how a federated run went, round by round; -o writes it as one page with plots.
+    """Print the results of a federated run, round by round; -o writes them to a page with plots.
 
     Examples:
 
@@ -31,22 +31,22 @@ def report_command(
 
     if out is not None:
         check_files([out], overwrite=overwrite, kinds=(".html", ".htm"))
-    told = summary(run)
+    report = summary(run)
     if out is not None:
-        write_atomically(out, page(told).encode())
+        write_atomically(out, page(report).encode())
         messages().print(f"Written: {out}", soft_wrap=True)
     if as_json:
-        print_json(told)
+        print_json(report)
         return 0
-    print_table(f"{run}: Dice of the model each round began with", *round_table(told["history"], told["final"]))
-    if told["final"].get("test"):
-        print_table(f"Test Dice, model of round {told['best']['round']}", *test_table(told["final"]["test"]))
-    if told["final"].get("cross"):
-        print_table("Test Dice of each site's model of the last round", *cross_table(told["final"]))
-    for event in told["events"]:
-        about = event.get("site") or ", ".join(event.get("sites", ()))
-        text = (
-            f"round {event['round']}, {event['event'].lower()}: {about} {event.get('reason') or event.get('text', '')}"
-        )
+    final = report["final"]
+    print_table(f"{run}: Dice of the model at the start of each round", *round_table(report["history"], final))
+    if final.get("test"):
+        print_table(f"Test Dice, model of round {report['best']['round']}", *test_table(final["test"]))
+    if final.get("cross"):
+        print_table("Test Dice of each site's model of the last round", *cross_table(final))
+    for event in report["events"]:
+        sites = event.get("site") or ", ".join(event.get("sites", ()))
+        reason = event.get("reason") or event.get("text", "")
+        text = f"round {event['round']}, {event['event'].lower()}: {sites} {reason}"
         messages().print(line(text.strip()), markup=False, soft_wrap=True)
     return 0

@@ -1,4 +1,4 @@
-"""The coordinating centre's verbs: enrol, revoke, serve and app."""
+"""The verbs of the coordinating centre: fed enrol, revoke, serve and app."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ServerHome = Annotated[Path, typer.Argument(metavar="HOME", help="The server's f
 
 enrol_app = typer.Typer(
     name="enrol",
-    help="Make the server's folder, and a start-up kit for each site.",
+    help="Create the server's folder, and a start-up kit for each site.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -23,18 +23,22 @@ enrol_app = typer.Typer(
 @enrol_app.command("server")
 def enrol_server_command(
     folder: ServerHome,
-    host: Annotated[list[str] | None, typer.Option(help="Name or address hospitals dial; again for more.")] = None,
-    port: Annotated[int | None, typer.Option(help="The public port (default 8443).")] = None,
-    superlink_port: Annotated[int | None, typer.Option(help="Flower's, on loopback (default 8000).")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="For Prometheus, on loopback (default 9400).")] = None,
-    new_authority: Annotated[bool, typer.Option("--new-authority", help="Make a new authority, too.")] = False,
-    now: Annotated[bool, typer.Option("--now", help="Shut out sites that lack the new authority's ca.crt.")] = False,
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or address that hospitals connect to. May be repeated.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Public port (default 8443).")] = None,
+    superlink_port: Annotated[int | None, typer.Option(help="Port of Flower, on loopback (default 8000).")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port for Prometheus, on loopback (default 9400).")] = None,
+    new_authority: Annotated[bool, typer.Option("--new-authority", help="Also create a new authority.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Refuse sites without the new authority's ca.crt at once.")
+    ] = False,
 ) -> int:
-    """Make the authority, the certificate, the keys and the settings of a server.
+    """Create the authority, the certificate, the keys and the settings of a server.
 
-    Again: the certificate is renewed; authority, keys and sites stay.
+    For an existing server this renews the certificate, and keeps authority, keys and sites.
 
-    With --new-authority sites that have only the former ca.crt connect until that ends, or until --now.
+    With --new-authority, sites that have only the old ca.crt can connect until it expires, or until --now.
 
     Examples:
 
@@ -46,11 +50,11 @@ def enrol_server_command(
     from multiseg.federation.identity.authority import told
     from multiseg.federation.identity.enrol import enrol_server
 
-    said = {"port": port, "superlink_port": superlink_port, "metrics_port": metrics_port}
-    ports = {name: value for name, value in said.items() if value is not None}
-    made = enrol_server(folder, host or [], ports, new_authority, now)
+    flags = {"port": port, "superlink_port": superlink_port, "metrics_port": metrics_port}
+    ports = {name: value for name, value in flags.items() if value is not None}
+    server = enrol_server(folder, host or [], ports, new_authority, now)
     output().print(
-        f"{folder} serves {made.public}. {told(made)}\n"
+        f"{folder} serves {server.public}. {told(server)}\n"
         f"Next: multiseg fed enrol site {folder} NAME -o NAME-kit",
         markup=False, soft_wrap=True, highlight=False,
     )  # fmt: skip
@@ -60,13 +64,15 @@ def enrol_server_command(
 @enrol_app.command("site")
 def enrol_site_command(
     folder: ServerHome,
-    name: Annotated[str, typer.Argument(help="Name of the site, as in a run's roster.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the kit (default NAME-kit).")] = None,
-    public_key: Annotated[Path | None, typer.Option(help="The site's own key's .pub file; no key is made.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the site, as in the sites of a run.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the kit (default NAME-kit).")] = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="The .pub file of the site's key; no other key is created.")
+    ] = None,
 ) -> int:
-    """Let a site in, and make its start-up kit: key, certificate, settings, and what to do with them.
+    """Enrol a site, and create its start-up kit: key, certificate, settings and instructions.
 
-    A server that runs hears of it within seconds.
+    A running server accepts the site within seconds.
 
     Examples:
 
@@ -78,15 +84,15 @@ def enrol_site_command(
     from multiseg.federation.identity.enrol import enrol_site
 
     kit, archive = enrol_site(folder, name, out or Path(f"{name}-kit"), public_key)
-    how = "It holds no key: the site has its own." if public_key else "It holds the site's key: send it as a secret."
+    note = "It has no key: the site uses its own." if public_key else "It contains the site's key: keep it secret."
     output().print(
-        f"{name} may connect. Its kit: {kit} ({archive}). {how}", markup=False, soft_wrap=True, highlight=False
+        f"{name} may connect. Its kit: {kit} ({archive}). {note}", markup=False, soft_wrap=True, highlight=False
     )
     return 0
 
 
 def revoke_command(folder: ServerHome, name: Annotated[str, typer.Argument(help="Name of the site.")]) -> int:
-    """Shut a site out: its key is refused from now on.
+    """Remove a site: its key is refused from now on.
 
     Example:
 
@@ -97,18 +103,18 @@ def revoke_command(folder: ServerHome, name: Annotated[str, typer.Argument(help=
     from multiseg.federation.identity.enrol import revoke_site
 
     revoke_site(folder, name)
-    output().print(f"{name} is shut out. To let it in again with a new key: multiseg fed enrol site {folder} {name}")
+    output().print(f"{name} removed. To enrol it again with a new key: multiseg fed enrol site {folder} {name}")
     for experiment in active_with(folder, name):
-        text = f"{experiment} goes on without {name}, from the last round that was saved. Once it is enrolled again: "
-        text += f"multiseg fed stop {folder} {experiment}, and submit the run again."
+        text = f"{experiment} continues without {name}, from the last saved round. To include {name} after it is "
+        text += f"enrolled again: multiseg fed stop {folder} {experiment}, and submit the run again."
         messages().print(text, markup=False, soft_wrap=True)
     return 0
 
 
 def serve_command(folder: ServerHome) -> int:
-    """Run the server until Ctrl-C: the gate that hospitals dial, Flower behind it, and the runs.
+    """Run the server until Ctrl-C: the gate that hospitals connect to, Flower behind it, and the runs.
 
-    What dies is started again; a run that was going on when the server stopped is taken up again.
+    Processes that die are restarted. A run that was active when the server stopped is resumed.
 
     Example:
 
@@ -123,12 +129,12 @@ def serve_command(folder: ServerHome) -> int:
 
 
 def app_command(
-    show_hash: Annotated[bool, typer.Option("--hash", help="Print its SHA-256, which sites approve.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it to a file, to look into (.fab).")] = None,
+    show_hash: Annotated[bool, typer.Option("--hash", help="Only print its SHA-256, which sites approve.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it to a file for inspection (.fab).")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> int:
-    """Show the app that Flower is given: a manifest that brings no code, and names this multiseg by its sources' hash.
+    """Show the app for Flower: a manifest without code, with the hash of the source files of this multiseg.
 
     Example:
 

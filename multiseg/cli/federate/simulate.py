@@ -1,4 +1,4 @@
-"""The verb that runs a whole federation on one machine."""
+"""Verb: fed simulate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiseg.cli.shared_flags import AsJson
+from multiseg.cli.shared_flags import AsJson, FromRound, PrintConfig
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,26 +25,24 @@ HINT = "Print one with: multiseg fed simulate --store a.zarr --store b.zarr --pr
 
 def simulate_command(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN.TOML]", help="Settings of the run.")] = None,
-    store: Annotated[list[str] | None, typer.Option(help="A site's store, as SITE=URL or by its own name.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/federation"),
-    rounds: Annotated[int | None, typer.Option(help="Rounds in all.", min=1)] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each site in a round.", min=1)] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, dropout and draws.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; the sites take turns at it.")] = "auto",
-    from_round: Annotated[
-        int | None, typer.Option("--from-round", help="Go back to the state after this round first.", min=1)
+    store: Annotated[
+        list[str] | None, typer.Option(help="Store of a site: SITE=URL, or a URL that ends with the site's name.")
     ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/federation"),
+    rounds: Annotated[int | None, typer.Option(help="Rounds in total.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each site in a round.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed for weights, dropout and sampling.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; sites use it one after the other.")] = "auto",
+    from_round: FromRound = None,
     least: Annotated[
-        int, typer.Option(help="Cases of a site below which nothing leaves it, as its site.toml would say.", min=1)
+        int, typer.Option(help="A site with fewer cases sends nothing, as with least in its site.toml.", min=1)
     ] = 5,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print every setting (TOML, or --json) and stop.")
-    ] = False,
+    print_config: PrintConfig = False,
     as_json: AsJson = False,
 ) -> int:
-    """Run a federation on this machine: the rounds of a deployed one, its sites one after the other.
+    """Run a federation on this machine: the same rounds as when deployed, but one site after the other.
 
-    The same command again goes on where it was.
+    To resume a run, use the same command again.
 
     Examples:
 
@@ -62,10 +60,10 @@ def simulate_command(
     if print_config:
         _print_settings(options, as_json)
         return 0
-    check_run_file(run, out, goes_on=(out / "state.safetensors").is_file())
+    check_run_file(run, out, resumes=(out / "state.safetensors").is_file())
     if from_round is not None:
         go_back(out, options.experiment, from_round)
-    result = _simulated(options, stores, out, device, least, as_json)
+    result = _simulate_shown(options, stores, out, device, least, as_json)
     if as_json:
         print_json(asdict(result) | {"folder": str(out)})
     return 0 if result.finished else 130
@@ -77,24 +75,26 @@ def named_stores(stores: Sequence[str]) -> dict[str, str]:
     Raises:
         UsageError: a site has two stores.
     """
-    found: dict[str, str] = {}
+    urls: dict[str, str] = {}
     for text in stores:
-        named = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", text)
-        url = named[2] if named else text
-        site = named[1] if named else url.rstrip("/").rpartition("/")[2].removesuffix(".zarr")
-        if site in found:
-            raise UsageError(f"site {site} has two stores, {found[site]} and {url}: name them, as --store SITE=URL.")
-        found[site] = url
-    return found
+        match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", text)
+        url = match[2] if match else text
+        site = match[1] if match else url.rstrip("/").rpartition("/")[2].removesuffix(".zarr")
+        if site in urls:
+            raise UsageError(f"site {site} has two stores, {urls[site]} and {url}: name them, as --store SITE=URL.")
+        urls[site] = url
+    return urls
 
 
 def federation_options(
     run: Path | None, stores: Mapping[str, str], flags: Mapping[str, Any], device: str = "auto"
 ) -> FederationOptions:
-    """Defaults of the machine, then the run file, then the flags; all stores are sites where none are named.
+    """The options of a run, from the defaults of the machine, the run file, and the flags, which override it.
+
+    If no sites are named, every store is one, except those of `held_out`.
 
     Raises:
-        UsageError: something is said that cannot be.
+        UsageError: a setting is invalid.
     """
     import torch
 
@@ -104,10 +104,10 @@ def federation_options(
 
     file = read_run(run, HINT) if run else {}
     held_out = file.get("held_out", ())
-    own = {"experiment": "simulation", "sites": tuple(name for name in stores if name not in held_out)}
-    said = merged(merged(own, file), flags)
+    roster = {"experiment": "simulation", "sites": tuple(name for name in stores if name not in held_out)}
+    settings = merged(merged(roster, file), flags)
     cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    options = checked(training_settings(merged(defaults(cuda, said), said)), FederationOptions)
+    options = checked(training_settings(merged(defaults(cuda, settings), settings)), FederationOptions)
     check(options)
     return options
 
@@ -125,10 +125,10 @@ def _print_settings(options: FederationOptions, as_json: bool) -> None:
         typer.echo(tomli_w.dumps(settings), nl=False)
 
 
-def _simulated(
+def _simulate_shown(
     options: FederationOptions, stores: Mapping[str, str], out: Path, device: str, least: int, quiet: bool
 ) -> RunResult:
-    """Run with a bar on a terminal, a line a round, and a table at the end."""
+    """Run with a progress bar on a terminal, a line per round, and tables at the end."""
     from multiseg.cli.console import messages, print_table, progress_bar
     from multiseg.federation.centre.run_report import cross_table, round_table, test_table
     from multiseg.federation.simulation import SimulationMachine, simulate
@@ -142,7 +142,7 @@ def _simulated(
     if not result.finished:
         console.print(f"Stopped after round {result.round}, saved.", soft_wrap=True)
     elif not quiet:
-        print_table(f"{out}: Dice of the model each round began with", *round_table(result.history, result.final))
+        print_table(f"{out}: Dice of the model at the start of each round", *round_table(result.history, result.final))
         print_table(f"Test Dice, model of round {result.best_round}", *test_table(result.test))
         if options.schedule.cross_site:
             print_table("Test Dice of each site's model of the last round", *cross_table(result.final))
@@ -150,7 +150,7 @@ def _simulated(
 
 
 class _Progress:
-    """Steps move the bar; what happens becomes lines, without those that the bar tells."""
+    """Shows steps in the progress bar, and prints a line for each event that the bar does not show."""
 
     def __init__(self, bar: Any, console: Any, options: FederationOptions) -> None:
         self.bar, self.console, self.options, self.round, self.site = bar, console, options, 0, ""

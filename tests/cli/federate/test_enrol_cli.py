@@ -40,7 +40,7 @@ def test_a_site_is_enrolled_and_revoked(centre: Path, capsys: pytest.CaptureFixt
     assert run(["fed", "enrol", "site", "centre", "alder", "-o", "again"]) == 2
     assert "alder is enrolled since" in capsys.readouterr().err
     assert run(["fed", "revoke", "centre", "alder"]) == 0
-    assert "alder is shut out" in capsys.readouterr().out
+    assert "alder removed" in capsys.readouterr().out
     assert run(["fed", "revoke", "centre", "alder"]) == 2
 
 

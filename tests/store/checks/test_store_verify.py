@@ -81,7 +81,7 @@ def test_a_sound_store_has_no_findings(store_url: str, capsys: pytest.CaptureFix
         (16, name) for name in ("alder", "birch", "cedar", "dogwo")
     }
     assert run(["verify", store_url]) == 0
-    assert "no fault found" in capsys.readouterr().err
+    assert "no faults found" in capsys.readouterr().err
     assert run(["verify", store_url, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["findings"] == []
 

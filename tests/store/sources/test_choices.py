@@ -190,13 +190,13 @@ def test_one_sequence_of_all_that_cannot_be_meant(head, tmp_path: Path, capsys: 
     folder = write(head, tmp_path / "ms" / "pat1", "T1", lesion=head.codes(1)).parent
     verify = ["verify", str(folder)]
     assert run([*verify, "--modality", "T1"]) == 2
-    assert "say where they lie, too: --pattern" in capsys.readouterr().err
+    assert "is for all images, so it needs --pattern" in capsys.readouterr().err
     assert run([*verify, "--pattern", "{case}/T1.nii.gz", "--modality", "T1", "--modality", "T2"]) == 2
-    assert "says twice what all images are: T1 and T2" in capsys.readouterr().err
+    assert "gives two sequences for all images: T1 and T2" in capsys.readouterr().err
     assert run([*verify, "--modality", "a=T1", "--modality", "a=T2"]) == 2
-    assert "--modality says two things of 'a': 'T1' and 'T2'" in capsys.readouterr().err
+    assert "--modality gives two values for 'a': 'T1' and 'T2'" in capsys.readouterr().err
     assert run([*verify, "--pattern", "{case}/T1.nii.gz", "--label", "a{case}.nii", "--label", "b{case}.nii"]) == 2
-    assert "--label says two things of 'lesion'" in capsys.readouterr().err
+    assert "--label gives two values for 'lesion'" in capsys.readouterr().err
 
 
 # Labels
