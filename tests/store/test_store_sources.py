@@ -195,7 +195,7 @@ def test_sites_and_splits_in_a_table_stay_text(tmp_path: Path) -> None:
 
 def test_participants_that_cannot_be_read(tmp_path: Path) -> None:
     table = tmp_path / "p.csv"
-    for text, says in ((b"case,age\n", "has no rows"), (b"case,age\nP1,1\nP1,2\n", "names 'P1' in two rows"),
+    for text, says in ((b"case,age\n", "has no rows"), (b"case,age\nP1,1\nP1,2\n", "has two rows for 'P1'"),
                        (b"case,site\nP1,M\xfcnchen\n", "is not in UTF-8")):  # fmt: skip
         table.write_bytes(text)
         with pytest.raises(SourceError, match=says):

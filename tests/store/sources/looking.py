@@ -61,7 +61,7 @@ class Looked:
 
 def look(source: Path, name: str = "", **options: Any) -> Looked:
     """Find the cases of a folder or a list; `name` is that of a layout, and `options` are those of a source."""
-    folder = look_at(source)
-    seen = recognise(folder, name)
-    files = find_recognised(folder, seen, SourceOptions(**options))
+    folder, source_options = look_at(source), SourceOptions(layout=name, **options)
+    seen = recognise(folder, source_options)
+    files = find_recognised(folder, seen, source_options)
     return Looked(seen.layout.name, seen.evidence, seen.others, files)
