@@ -85,8 +85,8 @@ def _image(role: Role, spellings: Collection[str], options: SourceOptions) -> Im
     names = [role.file.name, spelling, *(() if role.name in spellings else (role.name,))]
     named = next((name for name in names if name in given), None)
     if named is not None:
-        sequence = SKIP if given[named] == SKIP else canonical_modality(given[named]) or given[named]
-        return Image(role, sequence, is_named=named in names[:2])
+        target = SKIP if given[named] == SKIP else canonical_modality(given[named]) or given[named]
+        return Image(role, target, is_named=named in names[:2])
     reading = read_role(role.name)
     sequence = reading.sequence or (canonical_modality(role.name) if reading.is_vague else None)
     if role.doubt:
