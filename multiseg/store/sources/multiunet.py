@@ -37,9 +37,9 @@ def _recognise(folder: Folder) -> str:
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     homes = _homes(folder)
     if len(homes) != 1:
-        names = join_names([home.name for home in homes]) or "none"
+        listing = join_names([home.name for home in homes]) or "none"
         raise SourceError(
-            f"{folder.root} has {len(homes)} databases of Images and Labels ({names}), but only one can be ingested "
+            f"{folder.root} has {len(homes)} databases of Images and Labels ({listing}), but only one can be ingested "
             "at a time, since each has its own sequences. Give the folder of one.",
             code="SEVERAL_DATASETS" if homes else "NOTHING_FOUND",
             file=str(folder.root),
