@@ -13,7 +13,7 @@ from multiseg.errors import ResourceError
 from multiseg.faults import check_machine, remedy
 from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.sources import dicom_layout
-from multiseg.store.sources.text_tables import _text
+from multiseg.store.sources.text_tables import read_text
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_no_file_is_blamed_where_no_file_can_be_opened(number: int, tmp_path: Pa
 
     monkeypatch.setattr(Path, "open", full)
     monkeypatch.setattr(Path, "read_bytes", full)
-    for read in (dicom_layout._class_of, _text, read_volume):
+    for read in (dicom_layout._class_of, read_text, read_volume):
         with pytest.raises(ResourceError, match="Too many open files"):
             read(path)
 

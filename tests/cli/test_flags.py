@@ -16,7 +16,7 @@ LOOK = ("--pattern", "{case}/{modality}.nii.gz", "--label", "{case}/lesion.nii.g
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["verify", "{folder}", *LOOK, "--as", "bids"], "--as bids looks for files its own way, and --pattern says"),
+        (["verify", "{folder}", *LOOK, "--as", "bids"], "--as bids and --pattern both say where files are"),
         (["verify", "{folder}", *LOOK, "--memory", "1.2.3GB"], "--memory '1.2.3GB' is not a size. Write it like 8GB"),
         (
             ["verify", "{store}", "--as", "bids", "--n4", "--workers", "1"],

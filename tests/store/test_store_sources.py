@@ -63,7 +63,7 @@ def test_two_patients_of_one_name_are_never_mixed(tmp_path: Path) -> None:
     files = found(tmp_path, "{site}/{case}_{modality}.nii.gz")
     assert [case.case for case in files.cases] == ["02"]
     assert codes(files) == [("DUPLICATE_CASE", "01")]
-    assert "site 'A' and of site 'B'" in files.findings[0].message
+    assert "the site 'A' and the site 'B'" in files.findings[0].message
 
 
 def test_hidden_files_and_folders_do_not_exist(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_unknown_sequences_are_left_out_and_said(tmp_path: Path) -> None:
     assert [list(case.images) for case in files.cases] == [["T1"], ["T1"]]
     (finding,) = files.findings
     assert (finding.code, finding.severity) == ("UNKNOWN_SEQUENCE", Severity.WARNING)
-    assert "'mtr' is no known sequence; 2 such files are left out" in finding.message
+    assert "'mtr' is not a known sequence; 2 such files are left out" in finding.message
     assert list(found(tmp_path, modalities={"mtr": "MTR"}).cases[0].images) == ["MTR", "T1"]
 
 
@@ -91,7 +91,7 @@ def test_a_pattern_without_a_sequence_takes_it_from_the_file_name(tmp_path: Path
     folder(tmp_path, "P1/FLAIR.nii.gz")
     assert list(found(tmp_path, "{case}/FLAIR.nii.gz").cases[0].images) == ["FLAIR"]
     folder(tmp_path, "P1/scan.nii.gz")
-    assert "'scan' is no known sequence" in found(tmp_path, "{case}/scan.nii.gz").findings[0].message
+    assert "'scan' is not a known sequence" in found(tmp_path, "{case}/scan.nii.gz").findings[0].message
 
 
 def test_two_files_of_one_sequence(tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_a_pattern_is_an_option_of_a_source(tmp_path: Path) -> None:
     assert find_source(tmp_path, options) == found(tmp_path, labels=labels, brain_mask=mask, licence="CC0")
     assert find_source(tmp_path, options).licence == "CC0"
     assert find_source(tmp_path, replace(options, name="")).name == tmp_path.name
-    with pytest.raises(UsageError, match="--as bids looks for files its own way, and --pattern says"):
+    with pytest.raises(UsageError, match="--as bids and --pattern both say where files are"):
         find_source(tmp_path, options, "bids")
-    with pytest.raises(UsageError, match="say where the images lie, too: --pattern"):
+    with pytest.raises(UsageError, match=r"the pattern of images is missing\. Add --pattern"):
         find_source(tmp_path, SourceOptions(labels=labels))
 
 
@@ -150,9 +150,9 @@ def test_stars_in_patterns() -> None:
 
 
 def test_nothing_found_says_what_would_fit(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"none of the 1 files .* Such a file would be 'case01/T1\.nii\.gz'"):
+    with pytest.raises(SourceError, match=r"none of the 1 files .* It would match, for instance, 'case01/T1\.nii\.gz'"):
         found(folder(tmp_path, "x.nii"))
-    with pytest.raises(SourceError, match="there is no folder"):
+    with pytest.raises(SourceError, match=r"folder .* does not exist"):
         found(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="codes are given for the annotation 'seg'"):
         found(folder(tmp_path, "P1/t1.nii.gz"), codes={"seg": "1=core"})
@@ -195,7 +195,7 @@ def test_sites_and_splits_in_a_table_stay_text(tmp_path: Path) -> None:
 
 def test_participants_that_cannot_be_read(tmp_path: Path) -> None:
     table = tmp_path / "p.csv"
-    for text, says in ((b"case,age\n", "has no rows"), (b"case,age\nP1,1\nP1,2\n", "names 'P1' in two rows"),
+    for text, says in ((b"case,age\n", "has no rows"), (b"case,age\nP1,1\nP1,2\n", "has two rows for 'P1'"),
                        (b"case,site\nP1,M\xfcnchen\n", "is not in UTF-8")):  # fmt: skip
         table.write_bytes(text)
         with pytest.raises(SourceError, match=says):
@@ -228,12 +228,12 @@ def test_a_toml_manifest(tmp_path: Path) -> None:
         (TOML.replace('"{case}/{modality}.nii.gz"', '""'), r"lacks \['pattern'\]"),
         ("spacing = 1\n" + TOML, r"nothing else, but has \['spacing'\]"),
         ("", "but has none"),
-        ("[[database", "is no TOML"),
+        ("[[database", "is not valid TOML"),
     ):
         manifest.write_text(text)
         with pytest.raises(UsageError, match=says):
             find_manifest(manifest)
-    with pytest.raises(SourceError, match="there is no manifest"):
+    with pytest.raises(SourceError, match=r"manifest .* does not exist"):
         find_manifest(tmp_path / "none.toml")
 
 
@@ -266,7 +266,7 @@ def test_columns_of_files_are_read_as_names_are(tmp_path: Path) -> None:
     (case,) = files.cases
     assert dict(case.images) == {"T1c": tmp_path / "x.nii", "T2": tmp_path / "y.nii.gz"}
     assert dict(case.participant) == {"T1 volume": 812}
-    message = r"'T1_pve' holds files such as x\.nii, .*\(named T1, but also a map, not a scan\)\. Call it image:T1"
+    message = r"'T1_pve' has files such as x\.nii, .*\(named T1, but also a map, not a scan\)\. Call it image:T1"
     with pytest.raises(UsageError, match=message):
         csv_manifest(tmp_path, "database,case,T1_pve\na,P1,x.nii\n")
     with pytest.raises(UsageError, match="both name T1c files"):

@@ -1,7 +1,7 @@
 """BIDS: raw scans in `sub-*/ses-*/anat` and `dwi`, labels in `derivatives` or beside them.
 
-https://bids-specification.readthedocs.io - `bids_names` reads the names, `bids_choice` says which files become a case,
-`bids_labels` what labels mean, `bids_texts` what the dataset says of itself and of its people.
+https://bids-specification.readthedocs.io - `bids_names` reads the names, `bids_choice` chooses the files of each case,
+`bids_labels` finds the meaning of labels, `bids_texts` reads the description and the participants.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
@@ -26,12 +25,12 @@ from multiseg.store.sources.bids_names import (
 )
 from multiseg.store.sources.bids_texts import describe, participants
 from multiseg.store.sources.file_contents import is_4d
-from multiseg.store.sources.source_folder import Folder, listed
-from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions, unused_volumes
+from multiseg.store.sources.source_folder import Folder, join_names
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, RoleKind, SourceOptions, unused_volumes
 
 _DATATYPES = ("anat", "dwi", "swi")
 _LOW_B = 50
-"""Diffusion weightings below this (s/mm^2) leave an image all but unweighted."""
+"""An image with a b-value (s/mm^2) below this is practically not diffusion-weighted."""
 
 
 def _recognise(folder: Folder) -> str:
@@ -41,7 +40,7 @@ def _recognise(folder: Folder) -> str:
     return f"{len(subjects)} subjects with scans such as {scans[0].path}" if subjects else ""
 
 
-def _find(folder: Folder, options: SourceOptions) -> Found:
+def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     database = options.name or folder.name
     files = bids_files(folder)
     root = dataset_root(folder, files)
@@ -52,8 +51,8 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
     roles = [role for choice in choices for role in _roles(folder, choice, annotations.names)]
     description, doubts = describe(folder, root, database)
     rows, more_doubts = ({}, ()) if options.participants else participants(folder, root, database)
-    spoken_of = sorting.left_out | {file.path for session in sessions for file in session.all}
-    return Found(
+    reported = sorting.left_out | {file.path for session in sessions for file in session.all}
+    return FoundFiles(
         name=folder.name,
         folder=folder,
         roles=roles,
@@ -61,12 +60,12 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
         required=annotations.required,
         skipped=_skipped(sessions, options),
         participants=rows,
-        unused=[file for file in unused_volumes(folder, roles) if file not in spoken_of],
+        unused=[file for file in unused_volumes(folder, roles) if file not in reported],
         findings=(
             *sorting.findings,
             *(finding for choice in choices for finding in choice.findings),
             *annotations.findings,
-            *_rules(database, sessions, choices),
+            *_choice_findings(database, sessions, choices),
             *doubts,
             *more_doubts,
         ),
@@ -77,35 +76,33 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
 
 
 def dataset_root(folder: Folder, files: Sequence[BidsFile]) -> str:
-    """The folder of the raw dataset; `rawdata/` and `derivatives/` may lie side by side.
+    """The folder of the raw dataset; `rawdata/` and `derivatives/` may be in the same folder.
 
     Raises:
-        SourceError: there are several datasets, whose subjects would be taken for each other.
+        SourceError: there are several datasets, whose subjects could be confused.
     """
     above = sorted({f"/{file.above}".partition("/derivatives/")[0].strip("/") for file in files})
     datasets = {text.removesuffix("rawdata").removesuffix("sourcedata").strip("/") for text in above}
     if len(datasets) > 1:
-        names = listed([name or "." for name in sorted(datasets)])
-        message = (
-            f"{folder.root} holds {len(datasets)} BIDS datasets ({names}), whose subjects may share names. Ingest each."
-        )
+        names = join_names([name or "." for name in sorted(datasets)])
+        message = f"{folder.root} has {len(datasets)} BIDS datasets ({names}). Ingest each separately."
         raise SourceError(message, code="SEVERAL_DATASETS", file=str(folder.root))
     raw = [file.above for file in files if not file.pipeline and "sourcedata" not in file.above]
     return raw[0] if raw else ""
 
 
 def in_their_sessions(files: Sequence[BidsFile]) -> list[BidsFile]:
-    """A label without ses- belongs to the subject's only session."""
+    """The files, where a label without ses- gets its subject's session if there is only one."""
     sessions: dict[str, set[str]] = {}
     for file in files:
         if not file.pipeline and kind_of(file) == "image":
             sessions.setdefault(file.subject, set()).add(file.session)
-    only = {subject: min(own) for subject, own in sessions.items() if len(own) == 1}
+    only = {subject: min(names) for subject, names in sessions.items() if len(names) == 1}
     return [file if file.session else replace(file, session=only.get(file.subject, "")) for file in files]
 
 
 class Sorting:
-    """Sorts files by session and by what they are; what is left out gathers in `findings` and `left_out`."""
+    """Sorts files by session and kind, and collects `findings` and the files that are `left_out`."""
 
     def __init__(self, folder: Folder, options: SourceOptions) -> None:
         self.folder = folder
@@ -133,62 +130,63 @@ class Sorting:
         self.findings.append(Finding(severity, code, self.options.name or self.folder.name, case, file, message))
 
     def _check_folder(self, file: BidsFile) -> None:
-        """A scan of one person in the folder of another."""
-        said = (f"sub-{file.entities.get('sub')}", file.entities.get("ses"))
-        if said[0] != file.subject or (said[1] and file.session and f"ses-{said[1]}" != file.session):
-            message = f"{file.path} lies in the folder of another subject or session than its name says. Whose is it?"
+        """Report a file whose name and folder disagree on the subject or session."""
+        subject, session = f"sub-{file.entities.get('sub')}", file.entities.get("ses")
+        if subject != file.subject or (session and file.session and f"ses-{session}" != file.session):
+            message = f"{file.path} is in the folder of another subject or session than its name says. Which is right?"
             self._find(Severity.ERROR, "WRONG_FOLDER", file.case, file.path, message)
 
     def _kind(self, file: BidsFile) -> tuple[Kind, Severity, str, str]:
-        """What a file is; the last text says why it is left out."""
+        """What a file is, and the severity, code and reason if it is left out."""
         kind = kind_of(file)
         if kind == "other mask":
             kind = self._kind_of_mask(file)
         if kind == "other mask":
             name = mask_name(file)
-            why = f'what does {name!r} mark? If it is to be an annotation, say: --labels "{name}:1=NAME"'
+            why = f'the meaning of {name!r} is unknown. To use it as an annotation: --labels "{name}:1=NAME"'
             return kind, Severity.WARNING, "UNKNOWN_MASK", why
-        if kind == "image" and file.suffix.lower() == "dwi" and (why := _why_no_trace(self.folder, file)):
+        if kind == "image" and file.suffix.lower() == "dwi" and (why := _why_not_weighted(self.folder, file)):
             return kind, Severity.WARNING, "DIFFUSION_SERIES", why
         return kind, Severity.NOTE, "LEFT_OUT", why_not_used(file)
 
     def _kind_of_mask(self, file: BidsFile) -> Kind:
         if mask_name(file) in self.options.codes:
             return "segmentation"
-        said = _beside(self.folder, file, ".json")
         kinds: dict[str, Kind] = {"Lesion": "lesion mask", "Brain": "brain mask"}
         try:
-            own = json.loads(said)
+            metadata = json.loads(_read_sidecar(self.folder, file, ".json"))
         except ValueError:
             return "other mask"
-        return kinds.get(str(own.get("Type", "")) if isinstance(own, dict) else "", "other mask")
+        return kinds.get(str(metadata.get("Type", "")) if isinstance(metadata, dict) else "", "other mask")
 
 
-def _why_no_trace(folder: Folder, file: BidsFile) -> str:
-    """Why a diffusion file is no single diffusion-weighted image, or ""."""
+def _why_not_weighted(folder: Folder, file: BidsFile) -> str:
+    """Why a diffusion file is not one diffusion-weighted image, or ""."""
     if is_4d(folder.path(file.path)):
-        return "a series of diffusion directions is no diffusion-weighted image. Give its trace, with the suffix trace"
+        return (
+            "a series of diffusion directions is not one diffusion-weighted image. Add its trace, with the suffix trace"
+        )
     try:
-        weightings = [float(text) for text in _beside(folder, file, ".bval").split()]
+        weightings = [float(text) for text in _read_sidecar(folder, file, ".bval").split()]
     except ValueError:
         return ""
     return "its b-value says that it is not diffusion-weighted" if weightings and max(weightings) < _LOW_B else ""
 
 
-def _beside(folder: Folder, file: BidsFile, suffix: str) -> str:
-    """The text of the file of the same name and another suffix, "" where there is none."""
+def _read_sidecar(folder: Folder, file: BidsFile, suffix: str) -> str:
+    """The text of the file with the same name and another suffix, "" if there is none."""
     path = file.path.removesuffix(".gz").removesuffix(".nii") + suffix
     return folder.path(path).read_text(encoding="utf-8-sig", errors="replace") if folder.path(path).is_file() else ""
 
 
 def _skipped(sessions: Sequence[Session], options: SourceOptions) -> set[str]:
-    """The cases of which the user leaves every scan out."""
+    """The cases whose scans the user skips, all of them."""
     scans = {session.case: session.of("image") for session in sessions}
-    return {case for case, own in scans.items() if own and all(scan_of(file, options) is None for file in own)}
+    return {case for case, files in scans.items() if files and all(scan_of(file, options) is None for file in files)}
 
 
 def _roles(folder: Folder, choice: Choice, annotations: Mapping[str, str]) -> list[Role]:
-    def role(kind: Literal["image", "label", "brain mask"], name: str, file: BidsFile, doubt: str = "") -> Role:
+    def role(kind: RoleKind, name: str, file: BidsFile, doubt: str = "") -> Role:
         fields = {"subject": file.subject, "session": file.session}
         return Role(choice.case, kind, name, folder.path(file.path), fields, doubt=doubt)
 
@@ -200,39 +198,38 @@ def _roles(folder: Folder, choice: Choice, annotations: Mapping[str, str]) -> li
     ]
 
 
-def _rules(database: str, sessions: Sequence[Session], choices: Sequence[Choice]) -> list[Finding]:
-    """Which scans and labels were taken where there was a choice, and by which rule."""
+def _choice_findings(database: str, sessions: Sequence[Session], choices: Sequence[Choice]) -> list[Finding]:
+    """Which scans and labels were chosen, and by which rule."""
     findings: list[Finding] = []
     derived = [file for session in sessions for file in session.of("image") if file.pipeline]
-    moved = [choice for choice in choices if choice.is_preprocessed]
+    preprocessed = [choice for choice in choices if choice.is_preprocessed]
     if derived:
         message = (
-            f"raw scans are taken for {len(choices) - len(moved)} cases, preprocessed ones for {len(moved)}. The rule: "
-            "raw scans, unless all labels of a case lie in a template's space, and then the scans in that space."
+            f"raw scans are used for {len(choices) - len(preprocessed)} cases, preprocessed ones for "
+            f"{len(preprocessed)}: those in a template's space if all labels of a case are there, else raw scans."
         )
         findings.append(Finding(Severity.NOTE, "RAW_OR_PREPROCESSED", database, "", derived[0].path, message))
     for session, choice in zip(sessions, choices, strict=True):
-        findings += _lost(database, session, choice)
+        findings += _lost_sequences(database, session, choice)
     labels = [file for s in sessions for kind in ("lesion mask", "segmentation") for file in s.of(kind)]
-    taken = {file.path for choice in choices for file in (*choice.lesions, *choice.segmentations)}
-    other = [file.path for file in labels if file.path not in taken]
+    used = {file.path for choice in choices for file in (*choice.lesions, *choice.segmentations)}
+    other = [file.path for file in labels if file.path not in used]
     if other:
-        message = (
-            f"{len(other)} labels are left out, since they lie in another space than the scans: {listed(other, 3)}."
-        )
+        message = f"{len(other)} labels are left out because they are in another space than the scans: "
+        message += f"{join_names(other, 3)}."
         findings.append(Finding(Severity.NOTE, "OTHER_SPACE", database, "", other[0], message))
     return findings
 
 
-def _lost(database: str, session: Session, choice: Choice) -> list[Finding]:
-    """Raw sequences that a case has no counterpart of in the space of its labels."""
+def _lost_sequences(database: str, session: Session, choice: Choice) -> list[Finding]:
+    """A warning of raw sequences that are missing in the space of a case's labels."""
     raw = {sequence_of(file) for file in session.of("image") if not file.pipeline}
     lost = sorted(name for name in raw - {scan.sequence for scan in choice.scans} if name)
     if not (choice.is_preprocessed and lost):
         return []
     message = (
-        f"case {choice.case!r} has its labels in a template's space, and {', '.join(lost)} only as it was scanned: "
-        "left out. Give it, or the labels, in the other's space."
+        f"case {choice.case!r} has its labels in a template's space, but {', '.join(lost)} only in the patient's own "
+        "space, so it is left out. Bring both to one space."
     )
     return [Finding(Severity.WARNING, "SEQUENCE_LOST", database, choice.case, "", message)]
 

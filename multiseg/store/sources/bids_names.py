@@ -1,7 +1,7 @@
 """BIDS file names: "sub-01_ses-2_acq-mp2rage_T1w.nii.gz" as entities and a suffix, and what such a file is.
 
-https://bids-specification.readthedocs.io - with what is met beside the standard: `_swi`, lower-case suffixes, and
-lesion masks in at least five spellings, since the standard leaves theirs open.
+https://bids-specification.readthedocs.io - also reads common names outside the standard: `_swi`, lower-case
+suffixes, and at least five spellings of lesion masks, which the standard does not define.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LESION = re.compile(r"l|lesions?|t1lesion", re.IGNORECASE)
 _MANUAL_LESION = re.compile(r"lesion-manual(?:-?(?P<rater>rater\w*|\d+))?")
 _NO_CONTRAST = re.compile(r"no\w*|pre\w*|0", re.IGNORECASE)
 _PLAIN_VALUES = re.compile(r"\b(?:mp2rage|warped|native|\d+ ?dirs?|dir ?\d+)\b")
-"""Values of entities that leave the suffix what it is, and would be doubtful in other names."""
+"""Values of entities that do not change what the suffix means, but would be ambiguous in other names."""
 _NATIVE_SPACES = frozenset({"", "orig", "native", "individual", "scanner", "subject", "raw", "anat"})
 
 
@@ -52,32 +52,32 @@ class BidsFile:
 
     @property
     def space(self) -> str:
-        """The template that the file was brought to, or "" for where the patient lay in the scanner."""
+        """The template whose space the file is in, or "" for the patient's own space."""
         space = self.entities.get("space", "")
         return "" if space.lower() in _NATIVE_SPACES or canonical_modality(space) else space
 
     @cached_property
-    def telling(self) -> dict[str, str]:
-        """The entities that tell this file from others of its session."""
+    def distinguishing(self) -> dict[str, str]:
+        """The entities that distinguish this file from others of its session."""
         return {key: value for key, value in self.entities.items() if key not in ("sub", "ses")}
 
     @property
     def spelling(self) -> str:
         """What the file is called in messages and in --modality: "acq-mp2rage_run-2_T1w"."""
-        return "_".join([*(f"{key}-{value}" for key, value in self.telling.items()), *self.words, self.suffix])
+        return "_".join([*(f"{key}-{value}" for key, value in self.distinguishing.items()), *self.words, self.suffix])
 
     @property
     def rater(self) -> str:
-        """ "rater3" where the name says whose the label is, else ""."""
+        """ "rater3" if the name says the label's rater, else ""."""
         manual = _MANUAL_LESION.fullmatch(self.suffix)
-        who = (manual["rater"] or "") if manual else self.entities.get("rater") or self.entities.get("desc", "")
-        number = re.fullmatch(r"(?:rater)?-?(\w+)", who) if manual or "rater" in self.entities else None
-        number = number or re.fullmatch(r"rater-?(\w+)", who)
+        name = (manual["rater"] or "") if manual else self.entities.get("rater") or self.entities.get("desc", "")
+        number = re.fullmatch(r"(?:rater)?-?(\w+)", name) if manual or "rater" in self.entities else None
+        number = number or re.fullmatch(r"rater-?(\w+)", name)
         return f"rater{number[1]}" if number else ""
 
 
 def bids_file(file: str) -> BidsFile | None:
-    """The parts of a name, or None for a file that is in no subject's folder."""
+    """The parts of a name, or None for a file outside of subjects' folders."""
     match = _PATH.fullmatch(file)
     if match is None:
         return None
@@ -101,7 +101,7 @@ def bids_files(folder: Folder) -> list[BidsFile]:
 
 
 def _pipeline(above: str) -> str:
-    """ "derivatives/lst-ai/" is "lst-ai"; masks right below derivatives/ are of "derivatives"."""
+    """ "lst-ai" for "derivatives/lst-ai/"; "derivatives" for files directly in derivatives/."""
     _, found, tail = f"/{above}".partition("/derivatives/")
     return (tail.strip("/").replace("/", "-") or "derivatives") if found else ""
 
@@ -121,17 +121,17 @@ def kind_of(file: BidsFile) -> Kind:
 
 
 def why_not_used(file: BidsFile) -> str:
-    """The reason for which a file is no part of a case, "" for one that is."""
+    """The reason why a file is not part of a case, "" if it is."""
     suffix = file.suffix.lower()
     labels = ("msk", "mask", "roi", "seg", "dseg")
     is_label = suffix in labels or _MANUAL_LESION.fullmatch(file.suffix) is not None
     reasons = {
-        "sourcedata/ holds what the dataset was made from": "sourcedata" in file.above.split("/"),
-        f"{file.datatype}/ holds no structural scans": file.datatype in _ELSEWHERE,
-        "probabilities (probseg) are no labels": suffix == "probseg",
+        "sourcedata/ has the data before conversion": "sourcedata" in file.above.split("/"),
+        f"{file.datatype}/ has no structural scans": file.datatype in _ELSEWHERE,
+        "probabilities (probseg) are not labels": suffix == "probseg",
         "reference images (sbref) are not diffusion-weighted": suffix == "sbref",
-        f"part-{file.entities.get('part')} is no magnitude image": file.entities.get("part", "mag") != "mag",
-        "derivatives/ is searched for labels and for scans of known sequences only": (
+        f"part-{file.entities.get('part')} is not a magnitude image": file.entities.get("part", "mag") != "mag",
+        "only labels and scans of known sequences are read from derivatives/": (
             file.pipeline != "" and not is_label and canonical_modality(file.suffix) is None
         ),
     }
@@ -144,15 +144,15 @@ def mask_name(file: BidsFile) -> str:
 
 
 def sequence_of(file: BidsFile) -> str | None:
-    """The sequence of a scan, or None where the name does not tell it for sure."""
+    """The sequence of a scan, or None if the name does not say it clearly."""
     return reading_of(file).sequence
 
 
 def reading_of(file: BidsFile) -> Reading:
     """Which sequence a scan is, and why.
 
-    ce-<agent> makes a T1w a T1c. An agent with another suffix, or what acq-, rec- or desc- say against the suffix
-    ("acq-postGd_T1w", "acq-stir_T2w"), is left to the user to name. Words without a key are read as in any name.
+    A T1w with ce-<agent> is a T1c. If another suffix has an agent, or acq-, rec- or desc- contradict the suffix
+    ("acq-postGd_T1w", "acq-stir_T2w"), the user has to name the sequence. Words without a key are read as in any name.
     """
     sequence, doubts = canonical_modality(file.suffix), _doubts(file)
     named = (sequence,) if sequence else ()
@@ -161,17 +161,17 @@ def reading_of(file: BidsFile) -> Reading:
     if set(doubts) == {"ce"} and sequence == "T1" and not file.words and not _NO_CONTRAST.fullmatch(doubts["ce"]):
         return Reading("T1c", f"a T1w with ce-{doubts['ce']}", named)
     if doubts:
-        said = ", ".join(f"{key}-{value}" for key, value in doubts.items())
-        return Reading(None, f"its suffix is {file.suffix}, but its name also says {said}", named)
+        entities = ", ".join(f"{key}-{value}" for key, value in doubts.items())
+        return Reading(None, f"its suffix is {file.suffix}, but its name also has {entities}", named)
     if file.words:
         return read_role(" ".join([*file.words, file.suffix]))
     return Reading(sequence, f"its suffix is {file.suffix}", named)
 
 
 def _doubts(file: BidsFile) -> dict[str, str]:
-    """The entities that say more of the sequence than the suffix does: an agent, or another kind of image."""
-    spoken = {key: file.entities.get(key, "") for key in ("ce", "acq", "rec", "desc")}
-    return {key: value for key, value in spoken.items() if value and (key == "ce" or _says_more(value, file.suffix))}
+    """The entities that say more about the sequence than the suffix: an agent, or another kind of image."""
+    entities = {key: file.entities.get(key, "") for key in ("ce", "acq", "rec", "desc")}
+    return {key: value for key, value in entities.items() if value and (key == "ce" or _says_more(value, file.suffix))}
 
 
 def _says_more(value: str, suffix: str) -> bool:
@@ -182,25 +182,25 @@ def _says_more(value: str, suffix: str) -> bool:
 
 
 def unnamed_spelling(file: BidsFile) -> str:
-    """The shortest spelling by which the user can name a scan of unknown sequence, and no other sequence with it."""
+    """The shortest spelling for a scan of unknown sequence that matches no other sequence."""
     return "_".join([*(f"{key}-{value}" for key, value in _doubts(file).items()), *file.words, file.suffix])
 
 
 def named_by(file: BidsFile, spellings: Mapping[str, str]) -> tuple[str, int] | None:
-    """The user's spelling that means this file, and how many of the file's entities it leaves open.
+    """The user's most specific spelling that matches a file, and the number of the file's entities it does not name.
 
-    "T1w" means every T1w and "acq-mp2rage_T1w" those of that acquisition; the one that says most counts. A
-    spelling that does not speak of a contrast agent, or of a word without key, never means a scan that has one.
+    "T1w" matches every T1w and "acq-mp2rage_T1w" those of that acquisition. A spelling without a contrast agent, or
+    without a word that has no key, does not match a scan with one.
     """
-    fitting = []
+    matches = []
     for spelling in spellings:
         *parts, suffix = spelling.split("_")
-        said = dict(part.split("-", 1) for part in parts if "-" in part)
+        entities = dict(part.split("-", 1) for part in parts if "-" in part)
         words = [part for part in parts if "-" not in part]
-        agrees = all(file.telling.get(key) == value for key, value in said.items()) and words == list(file.words)
-        if suffix == file.suffix and agrees and set(_doubts(file)) <= set(said):
-            fitting.append((len(file.telling) - len(said), spelling))
-    if not fitting:
+        is_same = suffix == file.suffix and words == list(file.words)
+        if is_same and entities.items() <= file.distinguishing.items() and set(_doubts(file)) <= set(entities):
+            matches.append((len(file.distinguishing) - len(entities), spelling))
+    if not matches:
         return None
-    left_open, spelling = min(fitting)
-    return spelling, left_open
+    num_open, spelling = min(matches)
+    return spelling, num_open

@@ -1,4 +1,4 @@
-"""The texts of a BIDS dataset: its description and its table of participants."""
+"""The description and the participants of a BIDS dataset."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from multiseg.store.sources.source_types import Row
 from multiseg.store.sources.text_tables import read_table
 
 NO_VALUE = "n/a"
-"""How the standard writes that a value is not known."""
+"""The standard's text for an unknown value."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What `dataset_description.json` says of a dataset."""
+    """The fields of `dataset_description.json` that are stored."""
 
     licence: str = ""
     citation: str = ""
@@ -31,27 +31,27 @@ class Description:
 
 
 def describe(folder: Folder, root: str, database: str) -> tuple[Description, tuple[Finding, ...]]:
-    """A dataset's licence and origin; a description that cannot be read is a finding."""
+    """The description of a dataset; a warning if it cannot be read."""
     path = f"{root}dataset_description.json"
     if not folder.path(path).is_file():
         return Description(), ()
     try:
-        said: Any = json.loads(folder.path(path).read_text(encoding="utf-8-sig"))
+        data: Any = json.loads(folder.path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        message = f"{path} cannot be read ({error}), so licence and source are not known. Mend it."
+        message = f"{path} cannot be read ({error}), so licence and source are unknown. Fix it."
         return Description(), (Finding(Severity.WARNING, "BAD_DESCRIPTION", database, "", path, message),)
-    own: Mapping[str, Any] = said if isinstance(said, dict) else {}
-    doi = str(own.get("DatasetDOI", ""))
-    source = " ".join(text for text in (str(own.get("Name", "")), doi) if text)
-    citation = str(own.get("HowToAcknowledge", "")) or doi
-    return Description(str(own.get("License", "")), citation, source), ()
+    fields: Mapping[str, Any] = data if isinstance(data, dict) else {}
+    doi = str(fields.get("DatasetDOI", ""))
+    source = " ".join(text for text in (str(fields.get("Name", "")), doi) if text)
+    citation = str(fields.get("HowToAcknowledge", "")) or doi
+    return Description(str(fields.get("License", "")), citation, source), ()
 
 
 def participants(folder: Folder, root: str, database: str) -> tuple[dict[str, Row], tuple[Finding, ...]]:
-    """The rows of `participants.tsv` by subject ("sub-01"), or by session where it names them.
+    """The rows of `participants.tsv` by subject ("sub-01"), or by session if it names them.
 
-    What the store cannot hold is left out with a finding: a table of several rows for a subject, and columns
-    that the store has something else of the same name for.
+    What cannot be stored is left out with a warning: a table with several rows for a subject, and columns with a name
+    that the store uses for something else.
     """
     path = f"{root}participants.tsv"
     if not folder.path(path).is_file():
@@ -65,7 +65,7 @@ def participants(folder: Folder, root: str, database: str) -> tuple[dict[str, Ro
     left_out = sorted(column for column in columns if not _is_usable(column, rows))
     findings = []
     if left_out:
-        message = f"the columns {', '.join(left_out)} are left out: the store has something else of that name."
+        message = f"the columns {', '.join(left_out)} are left out: the store uses these names for something else."
         findings.append(Finding(Severity.WARNING, "PARTICIPANTS", database, "", path, message + " Rename them."))
     kept = {key: {c: text for c, text in row.items() if c not in left_out} for key, row in rows.items()}
     numbers, doubts = with_numbers(kept, path, database)
@@ -82,13 +82,13 @@ def _rows(folder: Folder, path: str) -> dict[str, dict[str, str]]:
     rows: dict[str, dict[str, str]] = {}
     for line in read_table(folder.path(path)):
         values = {column: _value(text) for column, text in line.items()}
-        subject = _prefixed("sub-", values.get("participant_id", ""))
-        session = _prefixed("ses-", values.get("session_id", ""))
+        subject = _with_prefix("sub-", values.get("participant_id", ""))
+        session = _with_prefix("ses-", values.get("session_id", ""))
         key = f"{subject}_{session}" if session else subject
         if not subject:
             raise SourceError(f"{path} has a row without participant_id: {line}.", code="PARTICIPANTS", file=path)
         if key in rows:
-            raise SourceError(f"{path} names {key!r} in two rows.", code="DUPLICATE_CASE", file=path)
+            raise SourceError(f"{path} has two rows for {key!r}.", code="DUPLICATE_CASE", file=path)
         rows[key] = {c: text for c, text in values.items() if c not in ("participant_id", "session_id")}
     return rows
 
@@ -97,5 +97,5 @@ def _value(text: str) -> str:
     return "" if text == NO_VALUE else text
 
 
-def _prefixed(prefix: str, name: str) -> str:
+def _with_prefix(prefix: str, name: str) -> str:
     return name if not name or name.startswith(prefix) else prefix + name

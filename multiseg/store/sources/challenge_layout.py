@@ -1,4 +1,4 @@
-"""How a challenge is described by a record of facts, and the one layout that reads any such record."""
+"""The record that describes a challenge, and the layout that reads any such record."""
 
 from __future__ import annotations
 
@@ -6,46 +6,44 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.source_folder import SUFFIX, Folder, is_test_part
-from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions, unused_volumes
-
-Kind: TypeAlias = Literal["image", "label", "brain mask"]
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, RoleKind, SourceOptions, unused_volumes
 
 
 @dataclass(frozen=True)
 class Challenge:
     """A dataset whose folder and file names say everything about a file.
 
-    The groups of `files` say what a file is: its `case`, or the groups that `case` is made of; `subject`, `session`
-    and `site`; `stage`, one of `stages`; `space`, which is the same for all files of a folder; `rater`, whose label
-    is the annotation "rater" and this text. `{what}` stands for the words of `images`, `labels` and `brain_mask`.
+    The groups of `files` say what a file is: its `case`, or the groups that make up `case`; `subject`, `session` and
+    `site`; `stage`, one of `stages`; `space`, the same for all files of a folder; `rater`, for a label whose annotation
+    is "rater" and this text. `{what}` stands for the words of `images`, `labels` and `brain_mask`.
 
     Attributes:
         name: what `--as` takes.
         title: what people call it; the store keeps it as the source.
-        files: regular expressions for the whole names of its files, without the ending such as ".nii.gz".
-        case: the name of a case where `files` have no group `case`, such as "{subject}_{session}". A part between
-            underscores is left out where its group is empty. `{test}` is "Testing" for a case of the test part.
+        files: regular expressions for the relative paths of its files, without suffixes such as ".nii.gz".
+        case: the name of a case if `files` have no group `case`, such as "{subject}_{session}". A part between
+            underscores is left out if its group is empty. `{test}` is "Testing" for a case of the test part.
         images: words in file names to names of sequences.
         labels: words in file names to annotations.
         brain_mask: words for a brain mask.
         site: the name of a site.
-        codes: the meaning of the codes of every label; by default 1 is the lesion.
-        needs_all_labels: whether a case needs each of `labels`, or one of them.
-        stages: folders that hold the same images at several stages of preparation, the preferred one first, and
-            what was done to the images in each.
+        codes: the meaning of all labels' codes; by default 1 is the lesion.
+        needs_all_labels: whether a case needs all of `labels`, or only one.
+        stages: folders with the same images at several stages of preparation, the preferred one first, and how the
+            images in each were prepared.
         test_part: whether there is a test part, and whether its cases have labels. With "cases without label", a
-            labelled case belongs to the training part wherever it is.
+            labelled case belongs to the training part in any folder.
         test_names: a regular expression that finds the test part in a file's path; by default a folder's name says it.
-        signs: regular expressions, each of which must find a file of a case for the folder to be recognised; by
-            default any file will do.
-        evidence: why a folder is recognised, for the user: `{cases}` and `{subjects}` are numbers, `{case}` and
-            `{subject}` an example.
+        signs: regular expressions; the folder is recognised if some case has a file for each of them. By default any
+            file is enough.
+        evidence: the reason that a user sees; `{cases}` and `{subjects}` are numbers, `{case}` and `{subject}` are
+            examples.
         refusal: why this dataset cannot be ingested.
     """
 
@@ -70,8 +68,8 @@ class Challenge:
     citation: str = ""
 
     @cached_property
-    def words(self) -> dict[str, tuple[Kind, str]]:
-        """What a word in a file's name, in lower case, says: the kind of file, and its sequence or annotation."""
+    def words(self) -> dict[str, tuple[RoleKind, str]]:
+        """The kind of file, and its sequence or annotation, by the word in its name, in lower case."""
         return {
             **{word.lower(): ("image", sequence) for word, sequence in self.images.items()},
             **{word.lower(): ("label", annotation) for word, annotation in self.labels.items()},
@@ -90,7 +88,7 @@ class NamedFile:
 
     path: str
     case: str
-    kind: Kind | None
+    kind: RoleKind | None
     name: str
     fields: Mapping[str, str]
     stage: str
@@ -109,7 +107,7 @@ def challenge_layout(challenge: Challenge) -> Layout:
 
 
 def recognise_challenge(challenge: Challenge, folder: Folder) -> str:
-    """The evidence that a folder holds this challenge, "" where it does not."""
+    """The evidence that a folder is this challenge, "" if it is not."""
     files = named_files(challenge, folder)
     with_signs = [{file.case for file in files if re.search(sign, file.path)} for sign in challenge.signs]
     cases = set.intersection(*with_signs)
@@ -119,17 +117,17 @@ def recognise_challenge(challenge: Challenge, folder: Folder) -> str:
     return challenge.evidence.format(cases=len(cases), subjects=len(subjects), case=min(cases), subject=min(subjects))
 
 
-def find_challenge(challenge: Challenge, folder: Folder, options: SourceOptions) -> Found:
-    """Every file's role in a folder that holds this challenge.
+def find_challenge(challenge: Challenge, folder: Folder, options: SourceOptions) -> FoundFiles:
+    """Every file's role in a folder of this challenge.
 
     Raises:
-        SourceError: the challenge is refused, or the folder holds the same patients in several spaces.
+        SourceError: the challenge is refused, or the folder has the same patients in several spaces.
     """
     if challenge.refusal:
         raise SourceError(f"{folder.root} is {challenge.refusal}", code="NO_FULL_LESIONS", file=str(folder.root))
     files = named_files(challenge, folder)
     check_one_space(folder, files)
-    files, findings = of_one_stage(challenge, files, options.name or folder.name)
+    files, findings = choose_stage(challenge, files, options.name or folder.name)
     tests = test_cases(challenge, files)
     roles = []
     for file in files:
@@ -139,7 +137,7 @@ def find_challenge(challenge: Challenge, folder: Folder, options: SourceOptions)
     declared = list(challenge.labels.values())
     annotations = {role.name for role in roles if role.kind == "label"}
     required = [name for name in declared if name in annotations] or declared[:1]
-    return Found(
+    return FoundFiles(
         name=folder.name,
         folder=folder,
         roles=roles,
@@ -159,13 +157,13 @@ def named_files(challenge: Challenge, folder: Folder) -> list[NamedFile]:
     """The files of a folder whose names fit the challenge, in the order of its expressions."""
     matches: dict[str, re.Match[str]] = {}
     for expression in challenge.expressions:
-        for match in folder.fitting(expression):
+        for match in folder.matches(expression):
             matches.setdefault(match[0], match)
     return [named_file(challenge, folder, match) for match in matches.values()]
 
 
 def named_file(challenge: Challenge, folder: Folder, match: re.Match[str]) -> NamedFile:
-    """What the groups of a match say of a file."""
+    """The file that a match describes."""
     groups = {name: text or "" for name, text in match.groupdict().items()}
     is_test = is_of_test_part(challenge, folder, match[0])
     kind, name = challenge.words.get(groups.get("what", "").lower(), (None, ""))
@@ -176,7 +174,7 @@ def named_file(challenge: Challenge, folder: Folder, match: re.Match[str]) -> Na
         fields["site"] = challenge.site.format_map(groups)
     return NamedFile(
         path=match[0],
-        case=groups.get("case") or filled(challenge.case, {**groups, "test": "Testing" if is_test else ""}),
+        case=groups.get("case") or fill(challenge.case, {**groups, "test": "Testing" if is_test else ""}),
         kind=kind,
         name=name,
         fields=fields,
@@ -186,8 +184,8 @@ def named_file(challenge: Challenge, folder: Folder, match: re.Match[str]) -> Na
     )
 
 
-def filled(template: str, groups: Mapping[str, str]) -> str:
-    """A template with its groups; of its parts between underscores those with an empty group are left out."""
+def fill(template: str, groups: Mapping[str, str]) -> str:
+    """Fill a template with groups, without the parts between underscores whose group is empty."""
     parts = [part for part in template.split("_") if all(groups[name] for name in re.findall(r"\{(\w+)\}", part))]
     return "_".join(parts).format_map(groups)
 
@@ -209,21 +207,21 @@ def test_cases(challenge: Challenge, files: Sequence[NamedFile]) -> set[str]:
 
 
 def check_one_space(folder: Folder, files: Sequence[NamedFile]) -> None:
-    """Check that all files are in one space; else the same patients would be there twice."""
+    """Raise SourceError if files are in several spaces, since each patient would be there twice."""
     by_space = {file.space or "orig": file.path for file in files}
     if len(by_space) > 1:
         examples = "; ".join(f"{space}: {path}" for space, path in sorted(by_space.items()))
         raise SourceError(
-            f"{folder.root} holds the same patients in several spaces ({examples}). Ingest the folder of one release.",
+            f"{folder.root} has the same patients in several spaces ({examples}). Ingest the folder of one release.",
             code="SEVERAL_SPACES",
             file=str(folder.root),
         )
 
 
-def of_one_stage(
+def choose_stage(
     challenge: Challenge, files: Sequence[NamedFile], database: str
 ) -> tuple[list[NamedFile], tuple[Finding, ...]]:
-    """The images of the preferred stage, labels and masks of it or of no stage; a note where there was a choice."""
+    """The images of the preferred stage, the labels and masks of it or of no stage, and a note of the others."""
     present = {file.stage.lower() for file in files if file.kind == "image"}
     stages = [stage for stage in challenge.stages if stage.lower() in present]
     if not stages:
@@ -236,7 +234,7 @@ def of_one_stage(
         return chosen, ()
     preparation = f" ({challenge.stages[stage]})" if challenge.stages[stage] else ""
     message = (
-        f"images are those of {stage}{preparation}; {' and '.join(others)} {'are' if len(others) > 1 else 'is'} not "
-        f"used. To take {others[0]}, leave {stage} out of the folder."
+        f"images are from {stage}{preparation}; {' and '.join(others)} {'are' if len(others) > 1 else 'is'} not used. "
+        f"To use {others[0]}, move {stage} out of the folder."
     )
     return chosen, (Finding(Severity.NOTE, "STAGE", database, "", "", message),)

@@ -1,4 +1,4 @@
-"""The challenges whose folder and file names say everything, a record each.
+"""The challenges whose folder and file names say everything, with one record each.
 
 To add one, write its record here and a test of it; `challenge_layout.Challenge` explains the fields.
 """
@@ -17,8 +17,8 @@ MRBRAINS_CODES = (
 )
 
 CHALLENGES = (
-    # https://www.synapse.org/brats2024 - for radiotherapy of meningioma: one contrast-enhanced T1 a case, in its own
-    # space and with its skull, and the gross tumour volume.
+    # https://www.synapse.org/brats2024 - for radiotherapy of meningioma: one contrast-enhanced T1 per case, in its own
+    # space and with skull, and the gross tumour volume.
     Challenge(
         name="brats_men_rt",
         title="BraTS 2024 MEN-RT",
@@ -29,8 +29,8 @@ CHALLENGES = (
         test_part="cases without label",
         test_names="(?i)validation|testing",
     ),
-    # https://doi.org/10.7937/TCIA.709X-DN49 - labels by hand for some cases, by a program for most. UPENN-GBM-00001_21
-    # is the visit 21 of UPENN-GBM-00001. Folders called "old" hold superseded files. Many patients are in BraTS 2021.
+    # https://doi.org/10.7937/TCIA.709X-DN49 - manual labels for some cases, automatic ones for most. UPENN-GBM-00001_21
+    # is the visit 21 of UPENN-GBM-00001. Folders called "old" have superseded files. Many patients are in BraTS 2021.
     Challenge(
         name="upenn",
         title="UPENN-GBM",
@@ -48,8 +48,8 @@ CHALLENGES = (
         signs=("images_structural",),
         evidence="{cases} folders such as images_structural/{case}",
     ),
-    # https://doi.org/10.7937/tcia.bdgf-8v37 - a folder of a later scan has FU and days in its name. "_T1_bias" would be
-    # a second T1. Perfusion and diffusion tensors have no role. Many patients are in BraTS 2021.
+    # https://doi.org/10.7937/tcia.bdgf-8v37 - the folder of a later scan has FU and days in its name. "_T1_bias" would
+    # be a second T1. Perfusion and diffusion tensors are not used. Many patients are in BraTS 2021.
     Challenge(
         name="ucsf_pdgm",
         title="UCSF-PDGM",
@@ -61,9 +61,9 @@ CHALLENGES = (
         codes=UNTIL_2021,
         evidence="{cases} folders such as {case}_nifti",
     ),
-    # https://doi.org/10.5281/zenodo.7153326 - that release has folders `anat` and `dwi`; an older one puts all files of
-    # a session side by side. The lesion is drawn on the grid of DWI and ADC. An empty mask means that no lesion was
-    # seen. The released folders could be plain BIDS as well, so the subjects' names decide.
+    # https://doi.org/10.5281/zenodo.7153326 - this release has folders `anat` and `dwi`; an older one has all files of
+    # a session in one folder. The lesion is on the grid of DWI and ADC. An empty mask means that no lesion was seen.
+    # The folders could also be plain BIDS, so the subjects' names decide.
     Challenge(
         name="isles2022",
         title="ISLES 2022",
@@ -81,7 +81,7 @@ CHALLENGES = (
         licence="CC BY-SA 4.0",
         citation="Hernandez Petzsche et al. 2022, Scientific Data 9:762",
     ),
-    # https://fcon_1000.projects.nitrc.org/indi/retro/atlas.html - in template space, and since 2026 raw as well. The
+    # https://fcon_1000.projects.nitrc.org/indi/retro/atlas.html - in template space, and since 2026 also raw. The
     # R-number of a subject is its site.
     Challenge(
         name="atlas2",
@@ -99,8 +99,8 @@ CHALLENGES = (
         evidence="{subjects} folders such as {subject}",
         citation="Liew et al. 2022, Scientific Data 9:320",
     ),
-    # https://shanoir.irisa.fr - MSSEG-Training and MSSEG-Testing count their patients from 1 each. An earlier release
-    # has a flat folder a patient, such as 01016SACH, whose first two digits are the centre.
+    # https://shanoir.irisa.fr - MSSEG-Training and MSSEG-Testing both number their patients from 1. An earlier release
+    # has one flat folder per patient, such as 01016SACH, whose first two digits are the centre.
     Challenge(
         name="msseg2016",
         title="MSSEG 2016",
@@ -127,8 +127,8 @@ CHALLENGES = (
         evidence="{cases} patients such as {case}",
     ),
     # https://doi.org/10.1038/s41597-025-05250-y - in train/P1/T1/P1_T1_FLAIR.nii.gz the first T1 is the time point, the
-    # last word the sequence. Test patients have a single visit and no folder for it. Cases are not called "P1_T1":
-    # that would read as a sequence once more.
+    # last word the sequence. Test patients have one visit, without a folder for it. Cases are not called "P1_T1", which
+    # would be read as a sequence again.
     Challenge(
         name="mslesseg",
         title="MSLesSeg",
@@ -142,8 +142,8 @@ CHALLENGES = (
         test_part="labelled",
         evidence="{subjects} patients such as {subject} with {cases} visits",
     ),
-    # https://smart-stats-tools.org/lesion-challenge - longitudinal: training01_02 is the person training01 at visit 02.
-    # Two raters and no consensus; the test set's masks are kept by the organisers.
+    # https://smart-stats-tools.org/lesion-challenge - longitudinal: training01_02 is the visit 02 of training01. Two
+    # raters and no consensus; the test set's masks are not public.
     Challenge(
         name="isbi2015",
         title="ISBI 2015",
@@ -159,8 +159,8 @@ CHALLENGES = (
         test_part="unlabelled",
         evidence="{subjects} people such as {subject} with {cases} visits",
     ),
-    # https://www.nitrc.org/projects/msseg - MSseg08, of Boston's Children's Hospital and of Chapel Hill. Some UNC cases
-    # have a label of each of two raters (_lesion_byCHB).
+    # https://www.nitrc.org/projects/msseg - MSseg08, from Boston's Children's Hospital and Chapel Hill. Some UNC cases
+    # have one label from each of two raters (_lesion_byCHB).
     Challenge(
         name="msseg2008",
         title="MSseg08",
@@ -174,8 +174,8 @@ CHALLENGES = (
         needs_all_labels=False,
         test_part="unlabelled",
     ),
-    # https://mrbrains13.isi.uu.nl - tissues of older people drawn by hand, white matter lesions among them. T1_1mm is
-    # the T1 once more, in finer slices; LabelsForTesting are three tissues of the same drawing.
+    # https://mrbrains13.isi.uu.nl - manually drawn tissues of older people, including white matter lesions. T1_1mm is
+    # the same T1 with thinner slices; LabelsForTesting are three tissues of the same drawing.
     Challenge(
         name="mrbrains13",
         title="MRBrainS 2013",
@@ -203,9 +203,9 @@ CHALLENGES = (
         signs=("/segm", "/(?:pre|orig)/"),
         evidence="{cases} folders such as {case} with segm and reg_T1",
     ),
-    # https://github.com/muschellij2/open_ms_data - MSLUB of the Ljubljana laboratory. The same patients are there at
-    # three stages; in the original release names begin with patient01_. The longitudinal part marks what changed
-    # between two visits, which is no label of all lesions, so it is not used.
+    # https://github.com/muschellij2/open_ms_data - MSLUB of the Ljubljana laboratory. It has the same patients at
+    # three stages; in the original release names begin with patient01_. The longitudinal part marks changes between
+    # two visits, not all lesions, so it is not used.
     Challenge(
         name="open_ms",
         title="MSLUB",
@@ -223,8 +223,8 @@ CHALLENGES = (
         licence="CC-BY-4.0",
         citation="Lesjak et al. 2018, Neuroinformatics, doi:10.1007/s12021-017-9348-7",
     ),
-    # Two visits of a patient, with the lesions that are new at the second one. Lesions that were there before are not
-    # drawn, so a model would learn that they are none.
+    # Two visits of a patient, with only the lesions that are new at the second one. Older lesions are not marked, so a
+    # model would learn that they are not lesions.
     Challenge(
         name="msseg2",
         title="MSSEG-2 (new lesions only)",
@@ -232,8 +232,8 @@ CHALLENGES = (
         files=("(?:.*/)?(?P<case>[^/]+)/flair_time0[12]_on_middle_space",),
         images={},
         evidence="{cases} folders with flair_time01_on_middle_space, such as {case}",
-        refusal="MSSEG-2, whose labels are the new lesions of the second visit only: all older lesions count as "
-        "background there, so they are no full lesion masks. With masks of all lesions of your own, name the files: "
+        refusal="MSSEG-2, whose labels are only the new lesions of the second visit: all older lesions are background, "
+        "so the masks are incomplete. If you have masks of all lesions, give their files: "
         '--pattern "{case}/{modality}.nii.gz" --label "{case}/lesions.nii.gz" '
         "--modality flair_time02_on_middle_space=FLAIR --modality flair_time01_on_middle_space=skip.",
     ),

@@ -1,8 +1,9 @@
-"""From DICOM files to volumes: which slices belong together, and what their headers say of them."""
+"""Put DICOM files together to volumes, and read their headers."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,36 +27,36 @@ TAGS = (
     PATIENT, STUDY, STUDY_DATE, STUDY_TIME, AGE, SEX, BIRTH, SERIES, NUMBER, DESCRIPTION, PROTOCOL, MODALITY,
     ECHO, REPETITION, INVERSION, CONTRAST, TIME_POINT, ACQUISITION, B_VALUE, B_SIEMENS, B_GE, "0008|0070",
 )  # fmt: skip
-"""All that is read of a header beside its place: no names, no addresses, no hospital."""
+"""All fields that are read of a header, besides its position: no names, no addresses, no hospital."""
 SAME_PLACE_MM = 1e-2
 Part: TypeAlias = tuple[str, list[Slice]]
-"""Some slices of a series, and what sets them apart from the rest of it."""
+"""Slices of a series, and what distinguishes them from the others."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """One volume. `name` is its description, with what tells it from others of its study in brackets."""
+    """One volume. `name` is its description, and in brackets what distinguishes it from others of its study."""
 
     name: str
     description: str
     slices: tuple[Slice, ...]
 
     def tag(self, key: str) -> str:
-        """What the header of its first slice says."""
+        """A field of the header of its first slice, "" if missing."""
         return self.slices[0].tags.get(key, "")
 
     @cached_property
     def checked(self) -> tuple[Series, SourceError | None]:
-        """Its files in order, and why they are no volume."""
+        """Its files in order, and the error if they are not a complete volume."""
         try:
             ordered, _ = arrange(self.slices)
         except SourceError as error:
-            return Series(tuple(one.path for one in self.slices)), error
-        return Series(tuple(one.path for one in ordered)), None
+            return Series(tuple(item.path for item in self.slices)), error
+        return Series(tuple(item.path for item in ordered)), None
 
     @property
     def acquisition(self) -> Acquisition:
-        """What its header says of how it was acquired."""
+        """How it was acquired, by its header."""
         return Acquisition(
             description=self.tag(DESCRIPTION),
             protocol=self.tag(PROTOCOL),
@@ -70,7 +71,7 @@ class Scan:
 
 
 def read_slices(paths: Iterable[Path]) -> tuple[list[Slice], list[SourceError]]:
-    """The headers of image files, and what is wrong with those that cannot be read."""
+    """The headers of image files, and the errors of those that cannot be read."""
     slices, errors = [], []
     for path in paths:
         try:
@@ -81,64 +82,64 @@ def read_slices(paths: Iterable[Path]) -> tuple[list[Slice], list[SourceError]]:
 
 
 def scans_of(slices: Sequence[Slice]) -> list[Scan]:
-    """The volumes of one study, each with a name of its own; repeats are numbered as they were scanned."""
+    """The volumes of one study, with unique names; repeats are numbered in the order of the scans."""
     by_series: dict[str, list[Slice]] = {}
-    for one in slices:
-        by_series.setdefault(one.tags.get(SERIES, str(one.path.parent)), []).append(one)
+    for item in slices:
+        by_series.setdefault(item.tags.get(SERIES, str(item.path.parent)), []).append(item)
     scans: list[Scan] = []
-    taken: dict[str, int] = {}
-    for own in sorted(by_series.values(), key=_scanned):
-        tags = own[0].tags
+    counts: Counter[str] = Counter()
+    for series in sorted(by_series.values(), key=_scan_order):
+        tags = series[0].tags
         description = tags.get(DESCRIPTION) or tags.get(PROTOCOL) or f"series {tags.get(NUMBER, '?')}"
-        for what, part in _volumes(own):
+        for what, part in _volumes(series):
             name = description + (f" [{what}]" if what else "")
-            taken[name] = taken.get(name, 0) + 1
-            again = f" [{taken[name]}]" if taken[name] > 1 else ""
-            scans.append(Scan(name + again, description, tuple(part)))
+            counts[name] += 1
+            number = f" [{counts[name]}]" if counts[name] > 1 else ""
+            scans.append(Scan(name + number, description, tuple(part)))
     return scans
 
 
 def number_in(text: str) -> float | None:
-    """The first number of a field; None where it holds none."""
+    """The first number in a text; None if it has none."""
     found = re.match(r"\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)", text)
     return float(found[1]) if found else None
 
 
-def b_value_of(one: Slice) -> float | None:
-    """The diffusion weighting in s/mm2: the standard's field, or that of Siemens or GE, who had their own before."""
-    if (value := number_in(one.tags.get(B_VALUE, ""))) is not None:
+def b_value_of(item: Slice) -> float | None:
+    """The diffusion weighting in s/mm2, from the standard's field or the older ones of Siemens and GE."""
+    if (value := number_in(item.tags.get(B_VALUE, ""))) is not None:
         return value
-    maker = one.tags.get("0008|0070", "").upper()
+    maker = item.tags.get("0008|0070", "").upper()
     if "SIEMENS" in maker:
-        return number_in(one.tags.get(B_SIEMENS, ""))
-    if "GE" in maker and (value := number_in(one.tags.get(B_GE, ""))) is not None:
+        return number_in(item.tags.get(B_SIEMENS, ""))
+    if "GE" in maker and (value := number_in(item.tags.get(B_GE, ""))) is not None:
         return value % 100_000  # GE adds 1e9 to some
     return None
 
 
-def _scanned(slices: Sequence[Slice]) -> tuple[float, str]:
+def _scan_order(slices: Sequence[Slice]) -> tuple[float, str]:
     tags = slices[0].tags
     return number_in(tags.get(NUMBER, "")) or 0.0, tags.get(SERIES, "")
 
 
 def _volumes(slices: Sequence[Slice]) -> list[Part]:
-    """A series by directions and, where slices lie in the same places, by what sets volumes apart."""
+    """The volumes of a series: split by direction and, if slices share a position, by what distinguishes volumes."""
     directions = _by_direction(slices)
     parts = []
-    for at, own in enumerate(directions, start=1):
-        direction = f"direction {at}" if len(directions) > 1 else ""
-        parts += [(", ".join(filter(None, (direction, what))), part) for what, part in _by_repeats(own, _SPLITS)]
+    for number, group in enumerate(directions, start=1):
+        direction = f"direction {number}" if len(directions) > 1 else ""
+        parts += [(", ".join(filter(None, (direction, what))), part) for what, part in _by_repeats(group, _SPLITS)]
     return parts
 
 
 def _by_direction(slices: Sequence[Slice]) -> list[list[Slice]]:
     groups: list[list[Slice]] = []
-    for one in slices:
-        group = next((group for group in groups if _is_parallel(group[0], one)), None)
+    for item in slices:
+        group = next((group for group in groups if _is_parallel(group[0], item)), None)
         if group is None:
-            groups.append([one])
+            groups.append([item])
         else:
-            group.append(one)
+            group.append(item)
     return groups
 
 
@@ -149,22 +150,22 @@ def _is_parallel(a: Slice, b: Slice) -> bool:
 
 
 def _by_repeats(slices: list[Slice], splits: Sequence[tuple[str, Callable[[Slice], str]]]) -> list[Part]:
-    if not splits or not _lie_in_one_place(slices):
+    if not splits or not _share_position(slices):
         return [("", slices)]
     (label, value_of), *rest = splits
     groups: dict[str, list[Slice]] = {}
-    for one in slices:
-        groups.setdefault(value_of(one), []).append(one)
+    for item in slices:
+        groups.setdefault(value_of(item), []).append(item)
     parts = []
-    for value, own in sorted(groups.items(), key=lambda item: (number_in(item[0]) or 0, item[0])):
-        here = f"{label} {value}".strip() if len(groups) > 1 else ""
-        parts += [(", ".join(filter(None, (here, what))), part) for what, part in _by_repeats(own, rest)]
+    for value, group in sorted(groups.items(), key=lambda item: (number_in(item[0]) or 0, item[0])):
+        text = f"{label} {value}".strip() if len(groups) > 1 else ""
+        parts += [(", ".join(filter(None, (text, what))), part) for what, part in _by_repeats(group, rest)]
     return parts
 
 
-def _lie_in_one_place(slices: Sequence[Slice]) -> bool:
-    """Whether any two of parallel slices do."""
-    places = [one.place for one in slices if one.place is not None]
+def _share_position(slices: Sequence[Slice]) -> bool:
+    """Whether any two of these parallel slices are at the same position."""
+    places = [item.place for item in slices if item.place is not None]
     if len(places) < 2:
         return False
     offsets = np.sort([place.position @ places[0].axes[2] for place in places])
@@ -172,15 +173,15 @@ def _lie_in_one_place(slices: Sequence[Slice]) -> bool:
 
 
 def _rounded(key: str) -> Callable[[Slice], str]:
-    def value_of(one: Slice) -> str:
-        number = number_in(one.tags.get(key, ""))
+    def value_of(item: Slice) -> str:
+        number = number_in(item.tags.get(key, ""))
         return "" if number is None else f"{round(number, 1):g}"
 
     return value_of
 
 
-def _b_text(one: Slice) -> str:
-    value = b_value_of(one)
+def _b_text(item: Slice) -> str:
+    value = b_value_of(item)
     return "" if value is None else f"{value:g}"
 
 
@@ -188,8 +189,8 @@ _SPLITS: tuple[tuple[str, Callable[[Slice], str]], ...] = (
     ("TE", _rounded(ECHO)),
     ("b", _b_text),
     ("time", _rounded(TIME_POINT)),
-    ("", lambda one: " ".join(one.tags.get(IMAGE_TYPE, "").split("\\")[2:])),
+    ("", lambda item: " ".join(item.tags.get(IMAGE_TYPE, "").split("\\")[2:])),
     ("TI", _rounded(INVERSION)),
     ("acquisition", _rounded(ACQUISITION)),
 )
-"""What sets the volumes of one series apart, in the order in which it is tried."""
+"""What distinguishes the volumes of a series, in the order in which it is tried."""

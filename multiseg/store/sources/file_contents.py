@@ -1,10 +1,9 @@
-"""What a layout reads from the files themselves, where their names do not say enough."""
+"""What layouts read from the files themselves, if the names do not say enough."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,17 +18,14 @@ from multiseg.store.formats.volumes import voxel_size_mm
 
 @dataclass(frozen=True)
 class Contents:
-    """What a label file holds: its whole numbers other than 0, and the volume of the voxels above 0.5 in ml."""
+    """The codes in a label file other than 0, and the volume in ml of its voxels above 0.5."""
 
     codes: frozenset[int] = frozenset()
     ml: float = 0.0
 
 
-def look_into_label(file: ScanFile) -> Contents:
-    """The contents of a label file; nothing where the file cannot be read.
-
-    A damaged file is no reason to stop here: its own case says so when it is prepared.
-    """
+def read_contents(file: ScanFile) -> Contents:
+    """The contents of a label file; empty if it cannot be read, which is reported when its case is prepared."""
     try:
         volume = read_volume(file)
     except SourceError:
@@ -40,17 +36,12 @@ def look_into_label(file: ScanFile) -> Contents:
 
 
 def codes_in(file: ScanFile) -> frozenset[int]:
-    """The codes of a label file; none where the file cannot be read."""
-    return look_into_label(file).codes
-
-
-def codes_in_each(files: Iterable[ScanFile]) -> list[frozenset[int]]:
-    """The codes of every file, in their order."""
-    return [codes_in(file) for file in files]
+    """The codes in a label file; none if it cannot be read."""
+    return read_contents(file).codes
 
 
 def is_4d(path: Path) -> bool:
-    """Whether a file holds several volumes; not where it cannot be read, which its case says when it is prepared."""
+    """Whether a file has several volumes; False if it cannot be read, which is reported when its case is prepared."""
     try:
         read_geometry(path)
     except SourceError as error:
@@ -59,7 +50,7 @@ def is_4d(path: Path) -> bool:
 
 
 def box_mm(path: Path) -> Float[np.ndarray, "corner axis"] | None:
-    """The lowest and the highest corner, in RAS+ mm, of the box that a file's voxels fill; None where unreadable."""
+    """The lowest and highest corner, in RAS+ mm, of the box around a file's voxels; None if it cannot be read."""
     try:
         geometry = read_geometry(path)
     except SourceError:

@@ -1,7 +1,7 @@
-"""Subjects of FreeSurfer and FastSurfer: SUBJECT/mri/{T1,brainmask,aseg}.mgz, or these files in one folder a subject.
+"""Subjects of FreeSurfer and FastSurfer: SUBJECT/mri/{T1,brainmask,aseg}.mgz, or these files in one folder per subject.
 
-https://surfer.nmr.mgh.harvard.edu/fswiki/ReconAllOutputFiles - recon-all's T1 is conformed (256^3, 1 mm) and even in
-brightness; `orig` is the same scan before that, so it is not a second sequence.
+https://surfer.nmr.mgh.harvard.edu/fswiki/ReconAllOutputFiles - recon-all's T1 is conformed (256^3, 1 mm) and corrected
+in brightness; `orig` is the same scan before that correction, so it is not a second sequence.
 
 https://github.com/Deep-MI/FastSurfer - without its surface stage there is no T1.mgz and no aseg.mgz, but
 aparc.DKTatlas+aseg.deep.mgz in FreeSurfer's codes, and mask.mgz.
@@ -13,15 +13,16 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.source_folder import Folder
-from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions
 
 ANNOTATION = "tissue"
 AVERAGES = re.compile(r"fsaverage.*|cvs_avg.*|[lr]h\.EC_average|V1_average")
-"""Folders that come with FreeSurfer and are no patients."""
+"""Folders of FreeSurfer that are not patients."""
 
 _IN_MRI = re.compile(r"(?P<path>(?:(?!mri/)[^/]+/)*)mri/(?P<what>[^/]+)\.mg[zh]")
 _FLAT = re.compile(r"(?P<path>(?:[^/]+/)*)(?P<what>[^/]+)\.mg[zh]")
@@ -34,8 +35,9 @@ Files = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Tool:
-    """Which file of a subject is what to us; the first that is there counts."""
+    """The files of a subject by what they are used for; the first that exists is used."""
 
+    name: str
     t1: tuple[str, ...]
     tissue: tuple[str, ...]
     mask: tuple[str, ...]
@@ -43,11 +45,13 @@ class Tool:
 
 
 FREESURFER = Tool(
+    name="FreeSurfer",
     t1=("T1",),
     tissue=("aseg", "aparc+aseg", "aparc_aseg"),
     mask=("brainmask", "brain", "T1_brain"),
 )
 FASTSURFER = Tool(
+    name="FastSurfer",
     t1=("T1", "orig"),
     tissue=("aparc.DKTatlas+aseg.deep", "aparc.DKTatlas+aseg.deep.withCC"),
     mask=("mask", "brainmask"),
@@ -58,18 +62,18 @@ def _recognise_freesurfer(folder: Folder) -> str:
     subjects = _subjects_in(folder)
     if any(_is_fastsurfer(files) for files in subjects.values()):
         return ""
-    whole = [name for name, files in subjects.items() if _has(files, FREESURFER) and not AVERAGES.fullmatch(name)]
-    if not whole:
+    names = [
+        name
+        for name, files in subjects.items()
+        if _first(files, ("T1", "orig")) and _first(files, FREESURFER.tissue) and not AVERAGES.fullmatch(name)
+    ]
+    if not names:
         return ""
-    return f"{len(whole)} subjects such as {whole[0]}, with {_first(subjects[whole[0]], FREESURFER.tissue)}.mgz"
-
-
-def _has(files: Files, tool: Tool) -> bool:
-    return bool(_first(files, (*tool.t1, "orig")) and _first(files, tool.tissue))
+    return f"{len(names)} subjects such as {names[0]}, with {_first(subjects[names[0]], FREESURFER.tissue)}.mgz"
 
 
 def _is_fastsurfer(files: Files) -> bool:
-    """Whether a subject's segmentation is by FastSurfer's network."""
+    """Whether a subject's segmentation is by FastSurfer."""
     return any(stem.startswith("aparc.DKTatlas+aseg.deep") for stem in files)
 
 
@@ -78,42 +82,33 @@ def _recognise_fastsurfer(folder: Folder) -> str:
     return f"{len(names)} subjects such as {names[0]}, with {FASTSURFER.tissue[0]}.mgz" if names else ""
 
 
-def _find_freesurfer(folder: Folder, options: SourceOptions) -> Found:
-    return _find(folder, options, FREESURFER, "FreeSurfer")
-
-
-def _find_fastsurfer(folder: Folder, options: SourceOptions) -> Found:
-    return _find(folder, options, FASTSURFER, "FastSurfer")
-
-
-def _find(folder: Folder, options: SourceOptions, tool: Tool, source: str) -> Found:
-    """Every subject's T1, T2 and FLAIR, brain mask and segmentation, as seven tissues."""
-    subjects, people, skipped = _people(_subjects_in(folder))
+def _find(tool: Tool, folder: Folder, options: SourceOptions) -> FoundFiles:
+    """Every subject's T1, T2 and FLAIR, brain mask, and segmentation as seven tissues."""
+    subjects, fields, skipped = _select_subjects(_subjects_in(folder))
     roles, findings = [], _skipped_notes(folder, skipped, options)
     for name, files in subjects.items():
-        roles += _roles(folder, name, files, tool, people[name], options)
+        roles += _roles(folder, name, files, tool, fields[name], options)
         if not any(role.kind == "image" for role in roles if role.case == name):
             findings.append(_no_t1(name, tool, options.name or folder.name))
-    return Found(
+    return FoundFiles(
         name=folder.name,
         folder=folder,
         roles=roles,
         schemas={ANNOTATION: schema_for(ANNOTATION, "freesurfer")},
-        pathology="",
         required=(ANNOTATION,),
         unused=_unused(folder, roles, subjects, tool),
         findings=tuple(findings),
-        source=source,
+        source=tool.name,
     )
 
 
 def _subjects_in(folder: Folder) -> dict[str, Files]:
-    """The .mgz files of every subject that has any; two of one name are told apart by the folders above."""
+    """The .mgz files of every subject; subjects with the same name get the names of the folders above, too."""
     by_path: dict[str, dict[str, str]] = {}
-    for match in folder.fitting(_IN_MRI) or folder.fitting(_FLAT):
+    for match in folder.matches(_IN_MRI) or folder.matches(_FLAT):
         by_path.setdefault(match["path"].rstrip("/"), {})[match["what"]] = match[0]
     names = Counter(path.rpartition("/")[2] for path in by_path)
-    return {_name(path, names) or _own_name(folder): files for path, files in by_path.items()}
+    return {_name(path, names) or _name_of_root(folder): files for path, files in by_path.items()}
 
 
 def _name(path: str, names: Counter[str]) -> str:
@@ -121,33 +116,35 @@ def _name(path: str, names: Counter[str]) -> str:
     return name if names[name] == 1 else path.replace("/", "_")
 
 
-def _own_name(folder: Folder) -> str:
-    """The subject's name where the folder given is the subject's own, or the "mri" in it."""
+def _name_of_root(folder: Folder) -> str:
+    """The subject's name if the source is the folder of one subject, or the "mri" in it."""
     return folder.root.resolve().parent.name if folder.name == "mri" else folder.name
 
 
-def _people(subjects: Mapping[str, Files]) -> tuple[dict[str, Files], dict[str, dict[str, str]], dict[str, str]]:
-    """The subjects to take, who each is, and why the others are left out.
+def _select_subjects(
+    subjects: Mapping[str, Files],
+) -> tuple[dict[str, Files], dict[str, dict[str, str]], dict[str, str]]:
+    """The subjects to use, their fields subject and session, and why the others are left out.
 
     The longitudinal stream makes three folders of one scan: the visit itself, VISIT.long.BASE, and BASE, which is
-    the average of a person's visits. One of them is a case, and all visits are one person's.
+    the average of a patient's visits. Only one of them is a case, and all visits have one subject.
     """
     later = {name: match for name in subjects if (match := _LATER.fullmatch(name))}
-    person = {match["visit"]: {"subject": match["base"], "session": match["visit"]} for match in later.values()}
-    person |= {name: person[match["visit"]] for name, match in later.items()}
+    fields = {match["visit"]: {"subject": match["base"], "session": match["visit"]} for match in later.values()}
+    fields |= {name: fields[match["visit"]] for name, match in later.items()}
     bases = {match["base"] for match in later.values()}
-    skipped = {name: "is an average, no patient" for name in subjects if AVERAGES.fullmatch(name)}
-    skipped |= {name: "is the average of a person's visits" for name in subjects if name in bases}
+    skipped = {name: "is an average, not a patient" for name in subjects if AVERAGES.fullmatch(name)}
+    skipped |= {name: "is the average of a patient's visits" for name in subjects if name in bases}
     skipped |= {
-        name: f"is the scan of {match['visit']} once more"
+        name: f"is the scan of {match['visit']} processed again"
         for name, match in later.items()
         if match["visit"] in subjects
     }
-    taken = {name: files for name, files in subjects.items() if name not in skipped}
-    return taken, {name: person.get(name) or _person_of(name) for name in taken}, skipped
+    selected = {name: files for name, files in subjects.items() if name not in skipped}
+    return selected, {name: fields.get(name) or _bids_fields(name) for name in selected}, skipped
 
 
-def _person_of(name: str) -> dict[str, str]:
+def _bids_fields(name: str) -> dict[str, str]:
     match = _BIDS.fullmatch(name)
     return {"subject": match["subject"], "session": match["session"]} if match else {"subject": name}
 
@@ -163,18 +160,18 @@ def _skipped_notes(folder: Folder, skipped: dict[str, str], options: SourceOptio
 
 
 def _roles(
-    folder: Folder, name: str, files: Files, tool: Tool, person: Mapping[str, str], options: SourceOptions
+    folder: Folder, name: str, files: Files, tool: Tool, fields: Mapping[str, str], options: SourceOptions
 ) -> list[Role]:
-    spelt = [stem for stem in files if stem in options.modalities and stem not in (*tool.t1, *tool.others)]
-    roles = [Role(name, "image", stem, folder.path(files[stem]), person) for stem in spelt]
+    named = [stem for stem in files if stem in options.modalities and stem not in (*tool.t1, *tool.others)]
+    roles = [Role(name, "image", stem, folder.path(files[stem]), fields) for stem in named]
     t1, tissue, mask = (_first(files, choice) for choice in (tool.t1, tool.tissue, tool.mask))
-    if t1 and not (spelt and options.modalities.get(t1) == "skip"):
-        roles.append(Role(name, "image", "T1", folder.path(files[t1]), person))
-    roles += [Role(name, "image", stem, folder.path(files[stem]), person) for stem in tool.others if stem in files]
+    if t1 and not (named and options.modalities.get(t1) == "skip"):
+        roles.append(Role(name, "image", "T1", folder.path(files[t1]), fields))
+    roles += [Role(name, "image", stem, folder.path(files[stem]), fields) for stem in tool.others if stem in files]
     if tissue:
-        roles.append(Role(name, "label", ANNOTATION, folder.path(files[tissue]), person))
-    if mask and mask not in spelt:
-        roles.append(Role(name, "brain mask", "brain mask", folder.path(files[mask]), person))
+        roles.append(Role(name, "label", ANNOTATION, folder.path(files[tissue]), fields))
+    if mask and mask not in named:
+        roles.append(Role(name, "brain mask", "brain mask", folder.path(files[mask]), fields))
     return roles
 
 
@@ -184,18 +181,18 @@ def _first(files: Files, choice: Sequence[str]) -> str:
 
 def _no_t1(subject: str, tool: Tool, database: str) -> Finding:
     message = (
-        f"subject {subject!r} has no {' or '.join(f'{stem}.mgz' for stem in tool.t1)}. Was it processed to the end? "
-        "To take another file as T1, say so: --modality orig=T1."
+        f"subject {subject!r} has no {' or '.join(f'{stem}.mgz' for stem in tool.t1)}. Did the processing finish? "
+        "To use another file as T1: --modality orig=T1."
     )
     return Finding(Severity.ERROR, "MISSING_FILE", database, subject, "", message)
 
 
 def _unused(folder: Folder, roles: Sequence[Role], subjects: Mapping[str, Files], tool: Tool) -> list[str]:
-    """The files of subjects without a role, other segmentations first, since these might be looked for."""
+    """The subjects' files without a role, segmentations first, since users may miss these."""
     used = {role.file for role in roles}
     left = [file for files in subjects.values() for file in files.values() if folder.path(file) not in used]
     return sorted(left, key=lambda file: "aseg" not in file)
 
 
-FREESURFER_SUBJECTS = Layout("freesurfer", "FreeSurfer's subjects", _recognise_freesurfer, _find_freesurfer)
-FASTSURFER_SUBJECTS = Layout("fastsurfer", "FastSurfer's subjects", _recognise_fastsurfer, _find_fastsurfer)
+FREESURFER_SUBJECTS = Layout("freesurfer", "FreeSurfer's subjects", _recognise_freesurfer, partial(_find, FREESURFER))
+FASTSURFER_SUBJECTS = Layout("fastsurfer", "FastSurfer's subjects", _recognise_fastsurfer, partial(_find, FASTSURFER))

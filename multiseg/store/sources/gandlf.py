@@ -1,6 +1,6 @@
-"""GaNDLF's table of cases: a CSV with SubjectID, Channel_0, Channel_1, ..., Label and whatever else.
+"""GaNDLF's table of cases: a CSV with SubjectID, Channel_0, Channel_1, ..., Label and other columns.
 
-https://docs.mlcommons.org/GaNDLF - a column is what a word in its name says, in any case of letters: a channel by
+https://docs.mlcommons.org/GaNDLF - a word in a column's name says what it is, in lower or upper case: a channel by
 "channel", "modality" or "image", the label by "label", "mask" or "segmentation".
 """
 
@@ -16,14 +16,14 @@ from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import only_annotation, schema_for
 from multiseg.store.sources.named_channels import spellings
 from multiseg.store.sources.participants import with_numbers
-from multiseg.store.sources.source_folder import Folder, listed
-from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions
+from multiseg.store.sources.source_folder import Folder, join_names
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions
 from multiseg.store.sources.text_tables import read_table
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """What the columns of a table are."""
+    """The columns of a table by what they are."""
 
     subject: str
     channels: tuple[str, ...]
@@ -32,7 +32,7 @@ class _Columns:
 
 
 def _columns(names: Sequence[str]) -> _Columns | None:
-    """None where the table is not GaNDLF's."""
+    """The columns of a table; None if the table is not GaNDLF's."""
     kinds: dict[str, list[str]] = {"channel": [], "subject": [], "label": [], "other": []}
     for name in names:
         kinds[_kind(name.lower())].append(name)
@@ -52,9 +52,9 @@ def _kind(name: str) -> str:
 
 
 def _tables(folder: Folder) -> dict[str, list[dict[str, str]]]:
-    """The rows of GaNDLF's tables right in the folder."""
+    """The rows of GaNDLF's tables directly in the folder."""
     tables = {}
-    for match in folder.fitting(r"[^/]+\.csv"):
+    for match in folder.matches(r"[^/]+\.csv"):
         try:
             rows = read_table(folder.path(match[0]))
         except SourceError:
@@ -66,29 +66,29 @@ def _tables(folder: Folder) -> dict[str, list[dict[str, str]]]:
 
 def _recognise(folder: Folder) -> str:
     tables = _tables(folder)
-    return f"{listed(list(tables))} with a column for the subject and one for each channel" if tables else ""
+    return f"{join_names(list(tables))} with a column for the subject and one for each channel" if tables else ""
 
 
-def _find(folder: Folder, options: SourceOptions) -> Found:
+def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     name, rows, columns = _only_table(folder)
-    annotation = only_annotation(options, "lesion")
+    annotation = only_annotation(options)
     files = {column: [row[column] for row in rows if row[column]] for column in columns.channels}
-    told = spellings({column: own for column, own in files.items() if own}, options, str(folder.path(name)))
+    names = spellings({column: paths for column, paths in files.items() if paths}, options, str(folder.path(name)))
     roles: list[Role] = []
     for row in rows:
         case = row[columns.subject]
-        roles += [Role(case, "image", told[c], folder.path(row[c])) for c in columns.channels if row[c]]
+        roles += [Role(case, "image", names[c], folder.path(row[c])) for c in columns.channels if row[c]]
         roles += [Role(case, "label", annotation, folder.path(row[c])) for c in columns.labels if row[c]]
     database = options.name or Path(name).stem
     others = {row[columns.subject]: {c: row[c] for c in columns.others} for row in rows}
     participants, doubts = with_numbers(others, name, database)
-    return Found(
+    return FoundFiles(
         name=Path(name).stem,
         folder=folder,
         roles=roles,
         schemas={annotation: schema_for(annotation, options.codes.get(annotation, ""))},
         participants=participants if columns.others else {},
-        findings=(*_absent(rows, columns, database), *doubts),
+        findings=(*_missing_channels(rows, columns, database), *doubts),
         source=name,
     )
 
@@ -97,11 +97,11 @@ def _only_table(folder: Folder) -> tuple[str, list[dict[str, str]], _Columns]:
     tables = _tables(folder)
     files = [file for file in folder.files if file.endswith(".csv") and "/" not in file]
     if not tables and len(files) == 1:
-        read_table(folder.path(files[0]))  # for what is wrong with it
+        read_table(folder.path(files[0]))  # raises if the table itself is invalid
     if len(tables) != 1:
-        what = f"{len(tables)} tables of GaNDLF ({listed(list(tables))})" if tables else "no table of GaNDLF"
+        what = f"{len(tables)} tables of GaNDLF ({join_names(list(tables))})" if tables else "no table of GaNDLF"
         raise SourceError(
-            f"{folder.root} holds {what}. Name the one to take in: multiseg ingest {folder.path('train.csv')} ... "
+            f"{folder.root} has {what}. Name the one to ingest: multiseg ingest {folder.path('train.csv')} ... "
             "It has a column SubjectID and columns such as Channel_0 and Label.",
             code="SEVERAL_DATASETS" if tables else "NOTHING_FOUND",
             file=str(folder.root),
@@ -114,13 +114,13 @@ def _only_table(folder: Folder) -> tuple[str, list[dict[str, str]], _Columns]:
     return name, rows, columns
 
 
-def _absent(rows: Sequence[Mapping[str, str]], columns: _Columns, database: str) -> list[Finding]:
-    """A channel that is empty in a row: GaNDLF needs all of them, we do not, but it may be an oversight."""
+def _missing_channels(rows: Sequence[Mapping[str, str]], columns: _Columns, database: str) -> list[Finding]:
+    """Warnings of empty channels: multiseg does not need all of them, but GaNDLF does, so it may be an oversight."""
     findings = []
     for column in columns.channels:
         cases = [row[columns.subject] for row in rows if not row[column]]
         if cases:
-            message = f"{column} is empty for {listed(cases)}: taken as a sequence that they do not have. Is that so?"
+            message = f"{column} is empty for {join_names(cases)}: these cases do not get that sequence. Is it missing?"
             findings.append(Finding(Severity.WARNING, "MISSING_SEQUENCE", database, "", "", message))
     return findings
 

@@ -1,4 +1,4 @@
-"""From files with a role each to whole cases, whatever the layout they were found in."""
+"""Put files with roles together to cases, for any layout."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from multiseg.store.findings import Finding, Severity
 from multiseg.store.ingest.split_file import split_of
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, choose_raters, is_rater, schema_for
 from multiseg.store.sources.images import Images, check_spellings, choose_images, read_images
-from multiseg.store.sources.masks import given_to_visits
-from multiseg.store.sources.source_folder import listed
-from multiseg.store.sources.source_types import SKIP, DatabaseFiles, Found, Role, Row, SourceOptions
+from multiseg.store.sources.masks import share_with_visits
+from multiseg.store.sources.source_folder import join_names
+from multiseg.store.sources.source_types import SKIP, DatabaseFiles, FoundFiles, Role, Row, SourceOptions
 
 
-def gather(found: Found, options: SourceOptions) -> DatabaseFiles:
-    """The cases of a database, each with all its files; what is doubtful or missing becomes a finding.
+def gather(found: FoundFiles, options: SourceOptions) -> DatabaseFiles:
+    """The cases of a database, each with all its files; what is doubtful or missing is a finding.
 
     Raises:
         UsageError, LabelError: the options do not fit what was found.
@@ -30,19 +30,19 @@ def gather(found: Found, options: SourceOptions) -> DatabaseFiles:
 
 
 class _Gathering:
-    """One pass over a database's roles; what is doubtful gathers in `findings`."""
+    """One pass over a database's roles, which collects `findings`."""
 
-    def __init__(self, found: Found, options: SourceOptions) -> None:
+    def __init__(self, found: FoundFiles, options: SourceOptions) -> None:
         self.found = found
         self.options = options
         self.name = options.name or found.name
         self.findings: list[Finding] = []
         self.fields: dict[str, dict[str, str]] = {}
-        self.drawn: dict[str, set[str]] = {}
+        self.annotations: dict[str, set[str]] = {}
 
     def database(self) -> DatabaseFiles:
-        read = self._images()
-        images, skipped = read.by_case, {*read.skipped, *self.found.skipped} - set(read.by_case)
+        chosen = self._images()
+        images, skipped = chosen.by_case, {*chosen.skipped, *self.found.skipped} - set(chosen.by_case)
         self._note_skipped(skipped)
         labels = self._labels(skipped)
         masks = self._masks(images)
@@ -52,9 +52,9 @@ class _Gathering:
             mask = masks.get(case) if mask_rule == "file" else None
             if self._is_whole(case, images.get(case, {}), labels.get(case, {}), mask is None and mask_rule == "file"):
                 cases.append(self._case(case, images[case], labels.get(case, {}), mask))
-        self._doubt_participants(list(images))
+        self._check_participants(list(images))
         self._note_unused()
-        annotations = dict.fromkeys(name for own in labels.values() for name in own)
+        annotations = dict.fromkeys(name for files in labels.values() for name in files)
         return DatabaseFiles(
             name=self.name,
             pathology=self.found.pathology,
@@ -70,81 +70,79 @@ class _Gathering:
     def _find(self, severity: Severity, code: str, case: str, file: str, message: str) -> None:
         self.findings.append(Finding(severity, code, self.name, case, file, message))
 
-    def _shown(self, file: LabelFile) -> str:
-        """A file's name for a message, relative to the folder where it can be."""
+    def _short_name(self, file: LabelFile) -> str:
+        """A file's name for a message, relative to the database's folder if it is there."""
         path = paths_of(file)[0]
         root = self.found.folder.root
         return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
-    def _agree_on_fields(self, role: Role) -> None:
-        """The files of a case must agree on the person, the visit and the site."""
-        known = self.fields.setdefault(role.case, {})
-        for key in sorted(key for key in role.fields if known.get(key, role.fields[key]) != role.fields[key]):
+    def _check_fields(self, role: Role) -> None:
+        """Add an error if the files of a case disagree on the subject, the session or the site."""
+        fields = self.fields.setdefault(role.case, {})
+        for key in sorted(key for key in role.fields if fields.get(key, role.fields[key]) != role.fields[key]):
             message = (
-                f"files of case {role.case!r} are of {key} {known[key]!r} and of {key} {role.fields[key]!r}: "
-                f"{self._shown(role.file)}. Are they two patients? Give them different names, or name the case by "
-                "{subject}, {session}."
+                f"files of case {role.case!r} have the {key} {fields[key]!r} and the {key} {role.fields[key]!r}: "
+                f"{self._short_name(role.file)}. If they are two patients, give them different names, or name the case "
+                "by {subject}, {session}."
             )
-            self._find(Severity.ERROR, "DUPLICATE_CASE", role.case, self._shown(role.file), message)
-        self.fields[role.case] = {**role.fields, **known}
+            self._find(Severity.ERROR, "DUPLICATE_CASE", role.case, self._short_name(role.file), message)
+        self.fields[role.case] = {**role.fields, **fields}
 
     def _by_case(self, roles: Sequence[Role], what: str) -> dict[str, ScanFile]:
-        found: dict[str, ScanFile] = {}
+        files: dict[str, ScanFile] = {}
         for role in roles:
-            self._agree_on_fields(role)
-            if role.case in found:
-                one, two = self._shown(found[role.case]), self._shown(role.file)
-                way = f"Leave one out: --modality {role.spelling}=skip." if role.spelling else "Narrow the pattern."
-                message = f"two files are the {what} of case {role.case!r}: {one} and {two}. {way}"
+            self._check_fields(role)
+            if role.case in files:
+                one, two = self._short_name(files[role.case]), self._short_name(role.file)
+                advice = f"Leave one out: --modality {role.spelling}=skip." if role.spelling else "Narrow the pattern."
+                message = f"two files are the {what} of case {role.case!r}: {one} and {two}. {advice}"
                 self._find(Severity.ERROR, "DUPLICATE_CASE", role.case, two, message)
-            found.setdefault(role.case, role.file)
-        return found
+            files.setdefault(role.case, role.file)
+        return files
 
     def _images(self) -> Images:
-        """The images of all cases; those that the user leaves out are not looked at."""
+        """The images of all cases, without those that the user skips."""
         check_spellings(self.found, self.options)
         images = read_images(self.found.roles, self.options)
         for image in (image for image in images if image.sequence != SKIP):
-            self._agree_on_fields(image.role)
-            self._doubt_name(image.role, image.sequence, self._shown(image.role.file))
-        chosen = choose_images(images, self.options, self.name, self._shown)
+            self._check_fields(image.role)
+            self._check_name(image.role, image.sequence, self._short_name(image.role.file))
+        chosen = choose_images(images, self.options, self.name, self._short_name)
         self.findings += chosen.findings
         return chosen
 
     def _note_skipped(self, cases: Collection[str]) -> None:
         if cases:
-            message = f"{len(cases)} cases are left out, since all their images are skipped: {listed(sorted(cases))}."
+            message = f"{len(cases)} cases are left out with all their images skipped: {join_names(sorted(cases))}."
             self._find(Severity.NOTE, "SKIPPED_CASES", "", "", message)
 
-    def _doubt_name(self, role: Role, sequence: str | None, file: str) -> None:
-        """ "sub01_T2_FLAIR" may be sub01's T2-FLAIR, or the FLAIR of "sub01_T2"; a pattern takes the latter."""
+    def _check_name(self, role: Role, sequence: str | None, file: str) -> None:
+        """Report an ambiguous case: "sub01_T2_FLAIR" may be the T2-FLAIR of "sub01", or the FLAIR of "sub01_T2"."""
         last = re.split(r"[-_. ]", role.case)[-1]
-        said = {role.name, role.spelling} & set(self.options.modalities)
-        if said or role.case == last or role.fields.get("session"):
+        is_named = not self.options.modalities.keys().isdisjoint({role.name, role.spelling})
+        if is_named or role.case == last or role.fields.get("session"):
             return
         if self.found.free_names and sequence is not None and changes_sequence(last, role.name):
             message = (
-                f"the case {role.case!r} of {file} ends in {last!r}, which may say that its {role.name} is "
-                f"{read_role(f'{last} {role.name}').sequence or 'something else'}. Say what it is: "
-                f"--modality {role.name}={sequence}, or name the case otherwise."
+                f"the case {role.case!r} of {file} ends in {last!r}, so its {role.name} may be "
+                f"{read_role(f'{last} {role.name}').sequence or 'something else'}. Name the sequence: "
+                f"--modality {role.name}={sequence}, or rename the case."
             )
             self._find(Severity.ERROR, "AMBIGUOUS_NAME", role.case, file, message)
         elif canonical_modality(last):
-            message = (
-                f"the case {role.case!r} of {file} ends in {last!r}. If that is a part of the sequence, use --modality."
-            )
+            message = f"the case {role.case!r} of {file} ends in {last!r}. If that is a sequence, use --modality."
             self._find(Severity.WARNING, "AMBIGUOUS_NAME", role.case, file, message)
 
     def _masks(self, images: Mapping[str, Mapping[str, ScanFile]]) -> dict[str, ScanFile]:
-        """The brain mask of every case, also of a visit that has but its person's."""
+        """The brain mask of every case; a visit without its own mask gets that of its subject."""
         roles = [role for role in self.found.roles if role.kind == "brain mask"]
-        given = given_to_visits(roles, {case: own for case, own in self.fields.items() if case in images})
-        own = {(role.case, role.file) for role in roles}
-        for file in dict.fromkeys(role.file for role in given if (role.case, role.file) not in own):
-            visits = [role.case for role in given if role.file == file]
-            message = f"{self._shown(file)} is the brain mask of every visit of its person: {listed(visits)}."
-            self._find(Severity.NOTE, "MASK_OF_PERSON", "", self._shown(file), message)
-        return self._by_case(given, "brain mask")
+        masks = share_with_visits(roles, {case: fields for case, fields in self.fields.items() if case in images})
+        found = {(role.case, role.file) for role in roles}
+        for file in dict.fromkeys(role.file for role in masks if (role.case, role.file) not in found):
+            visits = [role.case for role in masks if role.file == file]
+            message = f"{self._short_name(file)} is the brain mask of all visits of its subject: {join_names(visits)}."
+            self._find(Severity.NOTE, "MASK_OF_PERSON", "", self._short_name(file), message)
+        return self._by_case(masks, "brain mask")
 
     def _labels(self, skipped: Collection[str]) -> dict[str, dict[str, LabelFile]]:
         labels: dict[str, dict[str, LabelFile]] = {}
@@ -152,7 +150,7 @@ class _Gathering:
         for annotation in dict.fromkeys(role.name for role in roles):
             for case, file in self._by_case([role for role in roles if role.name == annotation], annotation).items():
                 labels.setdefault(case, {})[annotation] = file
-        self.drawn = {case: set(own) for case, own in labels.items()}
+        self.annotations = {case: set(files) for case, files in labels.items()}
         chosen, message = choose_raters(labels, self.options.raters or self.found.raters, self.name)
         if message:
             self._find(Severity.NOTE, "RATERS", "", "", message)
@@ -162,21 +160,20 @@ class _Gathering:
         given = self.options.codes.get(annotation)
         if given:
             return schema_for(annotation, given)
-        known = self.found.schemas.get(annotation)
-        rater = next((self.found.schemas[name] for name in self.found.schemas if is_rater(name)), None)
-        if known is None and annotation == DEFAULT_ANNOTATION and rater is not None:  # the majority of raters
-            known = rater
-        if known is None:
+        schema = self.found.schemas.get(annotation)
+        if schema is None and annotation == DEFAULT_ANNOTATION:  # the majority of raters
+            schema = next((schema for name, schema in self.found.schemas.items() if is_rater(name)), None)
+        if schema is None:
             raise LabelError(
-                f"{self.name!r}: what do the codes of annotation {annotation!r} mean? "
-                f'Say it: --labels "{annotation}:1=NAME,2=NAME".'
+                f"{self.name!r}: the meaning of the codes of annotation {annotation!r} is unknown. "
+                f'Give it: --labels "{annotation}:1=NAME,2=NAME".'
             )
-        return known
+        return schema
 
     def _is_whole(
         self, case: str, images: Mapping[str, ScanFile], labels: Mapping[str, LabelFile], lacks_mask: bool
     ) -> bool:
-        """Whether nothing that was asked for is missing; what is becomes a finding."""
+        """Whether a case has all it needs; what is missing becomes a finding."""
         if any(f.case == case and f.severity is Severity.ERROR for f in (*self.findings, *self.found.findings)):
             return False
         missing = []
@@ -184,37 +181,39 @@ class _Gathering:
             missing.append(("NO_MODALITY", "has no file of a known sequence. Check the pattern, or use --modality."))
         if not (self.options.allow_unlabelled or case in self.found.may_lack_labels):
             missing += [
-                ("MISSING_FILE", f"has no label {name!r}. Add it, or --allow-unlabelled.")
+                ("MISSING_FILE", f"has no label {name!r}. Add it, or use --allow-unlabelled.")
                 for name in self.found.required
-                if not self._is_drawn(case, name)
+                if self._lacks(case, name)
             ]
             if not labels and not missing:
-                missing.append(("MISSING_FILE", "has no label. Add it, or take such cases with --allow-unlabelled."))
+                missing.append(("MISSING_FILE", "has no label. Add it, or use --allow-unlabelled."))
         if lacks_mask:
-            missing.append(("MISSING_FILE", "has no brain mask as others have. Add it, or use --brain-mask nonzero."))
+            missing.append(
+                ("MISSING_FILE", "has no brain mask, but other cases have one. Add it, or use --brain-mask nonzero.")
+            )
         for code, message in missing:
             self._find(Severity.ERROR, code, case, "", f"case {case!r} {message}")
         return not missing
 
-    def _is_drawn(self, case: str, annotation: str) -> bool:
-        """Whether a case has an annotation that is asked for; of raters only those that are to be kept are."""
-        asked = not is_rater(annotation) or self.options.raters in ("", "all", "majority", annotation)
-        return not asked or annotation in self.drawn.get(case, ())
+    def _lacks(self, case: str, annotation: str) -> bool:
+        """Whether a case lacks an annotation that it needs; raters that are left out are not needed."""
+        is_needed = not is_rater(annotation) or self.options.raters in ("", "all", "majority", annotation)
+        return is_needed and annotation not in self.annotations.get(case, ())
 
     def _case(
         self, case: str, images: Mapping[str, ScanFile], labels: Mapping[str, LabelFile], mask: ScanFile | None
     ) -> CaseFiles:
-        own = self.fields[case]
+        fields = self.fields[case]
         row = self._row(case)
         return CaseFiles(
             case=case,
             images=images,
             labels=labels,
             brain_mask=mask,
-            subject=own.get("subject", case),
-            session=own.get("session", ""),
-            site=own.get("site", "") or str(row.get("site", "")).strip(),
-            split=own.get("split", "") or split_of(str(row.get("split", "")), self._table, case),
+            subject=fields.get("subject", case),
+            session=fields.get("session", ""),
+            site=fields.get("site", "") or str(row.get("site", "")).strip(),
+            split=fields.get("split", "") or split_of(str(row.get("split", "")), self._table, case),
             participant={column: value for column, value in row.items() if column not in ("site", "split")},
         )
 
@@ -226,23 +225,23 @@ class _Gathering:
         rows = self.found.participants
         return rows.get(case) or rows.get(self.fields[case].get("subject", case)) or {}
 
-    def _doubt_participants(self, cases: Sequence[str]) -> None:
+    def _check_participants(self, cases: Sequence[str]) -> None:
         rows = self.found.participants
         if not rows:
             return
         names = set(cases) | {self.fields[case].get("subject", case) for case in cases}
         without_case = sorted(set(rows) - names)
         without_row = sorted(case for case in cases if not self._row(case))
-        for some, what in (
+        for unmatched, what in (
             (without_case, f"rows of {self._table} name no case"),
             (without_row, f"cases have no row in {self._table}"),
         ):
-            if some:
-                message = f"{len(some)} {what}: {listed(some)}. Write the names alike."
+            if unmatched:
+                message = f"{len(unmatched)} {what}: {join_names(unmatched)}. Use the same names in both."
                 self._find(Severity.WARNING, "PARTICIPANTS", "", self.options.participants, message)
 
     def _note_unused(self) -> None:
-        """Files without a role. Where no layout says what else may lie there, a scan among them may be a patient's."""
+        """Report files without a role, as a warning if they may be scans that the layout should have used."""
         unused = self.found.unused
         scans = [file for file in unused if self.found.any_scan_counts and read_name(Path(file).name).named]
         others = [file for file in unused if file not in scans]
@@ -251,5 +250,5 @@ class _Gathering:
             (others, Severity.NOTE, "UNUSED_FILES"),
         ):
             if files:
-                message = f"{len(files)} files are not used, since this layout gives them no role: {listed(files, 3)}."
+                message = f"{len(files)} files are not used by this layout: {join_names(files, 3)}."
                 self._find(severity, code, "", files[0], message)

@@ -1,9 +1,9 @@
 """Which file of a case is which sequence, and which files the user leaves out.
 
-A file is the sequence that `--modality SPELLING=NAME` says of its name ("T1.img") or of its spelling ("T1"), else the
-one that its spelling is known for, else the one that `--modality NAME` says of all files. Where several files of a
-case are one sequence (T1 beside T1_brain), the one that the user named is taken and the others are left out with a
-note; without a name none is.
+The sequence of a file is that of `--modality SPELLING=NAME` for its name ("T1.img") or spelling ("T1"), else the one
+that its spelling says, else that of `--modality NAME` for all files. If several files of a case are one sequence (T1
+and T1_brain), the one that the user named is used and the others are left out with a note; if none is named, that is
+an error.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.sequence_reading import read_role
 from multiseg.store.cases import LabelFile, ScanFile, Series
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.source_folder import listed
-from multiseg.store.sources.source_types import SKIP, Found, Role, SourceOptions
+from multiseg.store.sources.source_folder import join_names
+from multiseg.store.sources.source_types import SKIP, FoundFiles, Role, SourceOptions
 
 Shown = Callable[[LabelFile], str]
 """A file's name for a message."""
@@ -26,9 +26,9 @@ Shown = Callable[[LabelFile], str]
 
 @dataclass(frozen=True)
 class Image:
-    """A file, its sequence (None: of no known name; SKIP: left out), and whether the user named its very spelling.
+    """A file, its sequence (None: unknown; SKIP: left out), and whether the user named exactly its spelling.
 
-    `why` is the reason where there is no sequence.
+    `why` is the reason for an unknown sequence.
     """
 
     role: Role
@@ -43,18 +43,20 @@ class Image:
 
 @dataclass(frozen=True)
 class Images:
-    """The sequences of every case that has a file; `skipped` are cases of which the user leaves everything out."""
+    """The images of every case by sequence; `skipped` are the cases whose images the user skips, all of them."""
 
     by_case: Mapping[str, Mapping[str, ScanFile]]
     skipped: Collection[str]
     findings: tuple[Finding, ...]
 
 
-def check_spellings(found: Found, options: SourceOptions) -> None:
-    """A spelling that no file has was mistyped, and the file that was meant would be taken otherwise without a word.
+def check_spellings(found: FoundFiles, options: SourceOptions) -> None:
+    """Check that every spelling of --modality is that of a file, since a mistyped one would have no effect.
+
+    DICOM series have names of their own, which their layout checks.
 
     Raises:
-        UsageError: there is one. (Series of DICOM have names of their own, which their layout checks.)
+        UsageError: no file has such a spelling.
     """
     images = [role for role in found.roles if role.kind == "image"]
     if any(isinstance(role.file, Series) for role in images):
@@ -65,13 +67,13 @@ def check_spellings(found: Found, options: SourceOptions) -> None:
     if unknown:
         spellings = sorted({role.spelling or role.name for role in images} - {""})
         raise UsageError(
-            f"--modality names {', '.join(map(repr, unknown))}, but no file of {found.folder.root} is spelt so. "
-            f"Spellings there: {listed(spellings, 20) or 'none'}."
+            f"--modality names {', '.join(map(repr, unknown))}, but no file of {found.folder.root} has such a name. "
+            f"Names there: {join_names(spellings, 20) or 'none'}."
         )
 
 
 def read_images(roles: Sequence[Role], options: SourceOptions) -> list[Image]:
-    """What every image is."""
+    """The sequence of every image."""
     images = [role for role in roles if role.kind == "image"]
     spellings = {role.spelling or role.name for role in images}
     return [_image(role, spellings, options) for role in images]
@@ -79,47 +81,49 @@ def read_images(roles: Sequence[Role], options: SourceOptions) -> list[Image]:
 
 def _image(role: Role, spellings: Collection[str], options: SourceOptions) -> Image:
     spelling, given = role.spelling or role.name, options.modalities
-    # A layout's own name for a sequence is no spelling where another file is spelt so: T1_brain beside T1.
-    known_as = [role.file.name, spelling, *(() if role.name in spellings else (role.name,))]
-    said = next((name for name in known_as if name in given), None)
-    if said is not None:
-        name = SKIP if given[said] == SKIP else canonical_modality(given[said]) or given[said]
-        return Image(role, name, is_named=said in known_as[:2])
+    # The role's name does not count as this file's spelling if it is another file's: T1_brain, where there is a T1.
+    names = [role.file.name, spelling, *(() if role.name in spellings else (role.name,))]
+    named = next((name for name in names if name in given), None)
+    if named is not None:
+        target = SKIP if given[named] == SKIP else canonical_modality(given[named]) or given[named]
+        return Image(role, target, is_named=named in names[:2])
     reading = read_role(role.name)
     sequence = reading.sequence or (canonical_modality(role.name) if reading.is_vague else None)
     if role.doubt:
         return Image(role, None, is_named=False, why=role.doubt)
-    of_all = canonical_modality(options.modality) or options.modality
-    if sequence is None and reading.is_vague and set(reading.named) <= {of_all}:
-        sequence = of_all or None  # where the user gives none, the file stays unknown
+    default = canonical_modality(options.modality) or options.modality
+    if sequence is None and reading.is_vague and set(reading.named) <= {default}:
+        sequence = default or None  # without a default the file stays unknown
     return Image(role, sequence, is_named=False, why=reading.why)
 
 
 def choose_images(images: Sequence[Image], options: SourceOptions, database: str, shown: Shown) -> Images:
-    """One file for each sequence of each case; what is doubtful becomes a finding."""
+    """One file for each sequence of each case; what is ambiguous becomes a finding."""
     by_case: dict[str, dict[str, list[Image]]] = {}
-    strange: dict[tuple[str, str], list[str]] = {}
+    unknown: dict[tuple[str, str], list[str]] = {}
     for image in (image for image in images if image.sequence != SKIP):
-        own = by_case.setdefault(image.role.case, {})
+        sequences = by_case.setdefault(image.role.case, {})
         if image.sequence is None:
-            strange.setdefault((image.spelling, image.why), []).append(shown(image.role.file))
+            unknown.setdefault((image.spelling, image.why), []).append(shown(image.role.file))
         else:
-            own.setdefault(image.sequence, []).append(image)
+            sequences.setdefault(image.sequence, []).append(image)
     findings = [
         *_contradictions(images, options, database, shown),
         *(
-            _duplicate(case, sequence, some, database, shown)
-            for case, own in by_case.items()
-            for sequence, some in own.items()
-            if len(some) > 1 and len(_named(some)) != 1
+            _duplicate(case, sequence, candidates, database, shown)
+            for case, sequences in by_case.items()
+            for sequence, candidates in sequences.items()
+            if len(candidates) > 1 and len(_named(candidates)) != 1
         ),
         *_chosen(by_case, database, shown),
-        *(_unknown(spelling, why, files, database) for (spelling, why), files in sorted(strange.items())),
+        *(_unknown(spelling, why, files, database) for (spelling, why), files in sorted(unknown.items())),
     ]
     return Images(
         by_case={
-            case: {sequence: (_named(some) or some)[0].role.file for sequence, some in own.items()}
-            for case, own in by_case.items()
+            case: {
+                sequence: (_named(candidates) or candidates)[0].role.file for sequence, candidates in sequences.items()
+            }
+            for case, sequences in by_case.items()
         },
         skipped={image.role.case for image in images} - set(by_case),
         findings=tuple(findings),
@@ -136,50 +140,49 @@ def _duplicate(case: str, sequence: str, images: Sequence[Image], database: str,
     if len(spellings) < len(images):  # T1.img beside T1.nii.gz
         spellings = list(dict.fromkeys(image.role.file.name for image in images))
     if len(spellings) == len(images):
-        way = (
-            f"Say which one to take: {' or '.join(f'--modality {spelling}={sequence}' for spelling in spellings[:4])}; "
-            f"or which to leave out: --modality {spellings[-1]}=skip. Of two visits or patients? Tell them apart in a "
+        advice = (
+            f"Choose one: {' or '.join(f'--modality {spelling}={sequence}' for spelling in spellings[:4])}; or leave "
+            f"one out: --modality {spellings[-1]}=skip. If they are two visits or patients, tell them apart in a "
             "--pattern, for instance with {session} or {site}."
         )
     else:
-        way = (
-            "Two visits or patients of one name? Tell them apart in the pattern, for instance with {session} or "
-            "{site}. One sequence twice? Leave one out by its spelling: --modality NAME=skip."
+        advice = (
+            "If they are two visits or patients, tell them apart in the pattern, for instance with {session} or "
+            "{site}. If they are one sequence twice, leave one out by its spelling: --modality NAME=skip."
         )
-    count, names = ("two", " and ".join(files)) if len(files) == 2 else (str(len(files)), listed(files))
-    message = f"{count} files are {sequence} of case {case!r}: {names}. {way}"
+    count, names = ("two", " and ".join(files)) if len(files) == 2 else (str(len(files)), join_names(files))
+    message = f"{count} files are {sequence} of case {case!r}: {names}. {advice}"
     return Finding(Severity.ERROR, "DUPLICATE_CASE", database, case, files[-1], message)
 
 
 def _chosen(by_case: Mapping[str, Mapping[str, Sequence[Image]]], database: str, shown: Shown) -> list[Finding]:
-    """Which files were left out for one that the user named, by spelling."""
+    """Notes of the files that were left out in favour of one that the user named."""
     left_out: dict[tuple[str, str, str], list[str]] = {}
-    for sequence, some in (item for own in by_case.values() for item in own.items()):
-        if len(some) > 1 and len(_named(some)) == 1:
-            taken = _named(some)[0]
-            for other in (image for image in some if image is not taken):
+    for sequence, candidates in (item for sequences in by_case.values() for item in sequences.items()):
+        if len(candidates) > 1 and len(_named(candidates)) == 1:
+            taken = _named(candidates)[0]
+            for other in (image for image in candidates if image is not taken):
                 key = (taken.spelling, sequence, other.spelling)
                 left_out.setdefault(key, []).append(shown(other.role.file))
     return [
         Finding(
             Severity.NOTE, "CHOSEN_SCAN", database, "", files[0],
-            f"{taken!r} is {sequence}, as asked; {other!r} is left out where both are there: {listed(files, 3)}.",
+            f"{taken!r} is {sequence}, by --modality; {other!r} is left out if both exist: {join_names(files, 3)}.",
         )
         for (taken, sequence, other), files in left_out.items()
     ]  # fmt: skip
 
 
 def _contradictions(images: Sequence[Image], options: SourceOptions, database: str, shown: Shown) -> list[Finding]:
-    """Files whose own name is of another sequence than all are said to be."""
+    """Files whose name says another sequence than --modality says of all."""
     findings = []
     for image in images if options.modality else ():
         file = shown(image.role.file)
-        own_name = modality_of_file_name(PurePosixPath(file).name)
-        told = image.sequence if image.is_named else read_role(image.role.name).sequence or own_name
-        if not image.is_named and told not in (None, options.modality):
+        sequence = read_role(image.role.name).sequence or modality_of_file_name(PurePosixPath(file).name)
+        if not image.is_named and sequence not in (None, options.modality):
             message = (
-                f"{file} reads as {told}, but --modality {options.modality} says that all are {options.modality}. "
-                f"Narrow the pattern, or say what it is: --modality {image.spelling}={told}."
+                f"{file} reads as {sequence}, but --modality {options.modality} says that all are {options.modality}. "
+                f"Narrow the pattern, or name this file's sequence: --modality {image.spelling}={sequence}."
             )
             findings.append(Finding(Severity.ERROR, "AMBIGUOUS_NAME", database, image.role.case, file, message))
     return findings
@@ -187,8 +190,8 @@ def _contradictions(images: Sequence[Image], options: SourceOptions, database: s
 
 def _unknown(spelling: str, why: str, files: Sequence[str], database: str) -> Finding:
     message = (
-        f"{spelling!r} is no known sequence; {len(files)} such files are left out ({why}). "
-        f"If it is one, name it: --modality {spelling}=T1; if it is a label, name it with --label; if it is "
-        f"neither, say so: --modality {spelling}=skip."
+        f"{spelling!r} is not a known sequence; {len(files)} such files are left out ({why}). "
+        f"If it is a sequence, name it: --modality {spelling}=T1; if it is a label, use --label; if it is neither: "
+        f"--modality {spelling}=skip."
     )
     return Finding(Severity.WARNING, "UNKNOWN_SEQUENCE", database, "", files[0], message)

@@ -1,4 +1,4 @@
-"""A manifest that names several databases at once: TOML with patterns, or CSV with a row a case."""
+"""A manifest of several databases: TOML with patterns, or CSV with one row per case."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ CASE_COLUMNS = ("database", "pathology", "case", "subject", "session", "site", "
 
 
 def find_manifest(path: Path | str) -> list[DatabaseFiles]:
-    """The databases that a .toml or .csv manifest names; its paths are relative to it.
+    """The databases of a .toml or .csv manifest; paths are relative to its folder.
 
     Raises:
         SourceError: the manifest or a folder is missing.
-        UsageError: the manifest has unknown keys, or lacks one that it needs.
+        UsageError: the manifest has unknown keys or lacks required ones.
     """
     path = Path(path)
     if not path.is_file():
-        raise SourceError(f"there is no manifest {path}.", code="MISSING_FILE", file=str(path))
+        raise SourceError(f"manifest {path} does not exist.", code="MISSING_FILE", file=str(path))
     return _from_toml(path) if path.suffix == ".toml" else _from_csv(path)
 
 
@@ -41,23 +41,23 @@ def _from_toml(path: Path) -> list[DatabaseFiles]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is no TOML: {error}.") from error
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not in UTF-8 ({error}). Save it so.") from error
+        raise UsageError(f"{path} is not in UTF-8 ({error}). Save it in UTF-8.") from error
     tables = data.pop("database", [])
     if data or not isinstance(tables, list) or not tables:
-        raise UsageError(f"{path} must hold [[database]] tables and nothing else, but has {sorted(data) or 'none'}.")
+        raise UsageError(f"{path} must have [[database]] tables and nothing else, but has {sorted(data) or 'none'}.")
     return [_database_from_table(path, table) for table in tables]
 
 
 def _database_from_table(path: Path, table: Mapping[str, Any]) -> DatabaseFiles:
-    known = {"root", *(field.name for field in dataclasses.fields(SourceOptions))} - {"layout", "yes"}
+    keys = {"root", *(field.name for field in dataclasses.fields(SourceOptions))} - {"layout", "yes"}
     given = {key for key, value in table.items() if value != "" or key == "root"}  # "": the manifest's own folder
-    unknown, missing = set(table) - known, {"name", "root", "pattern"} - given
+    unknown, missing = set(table) - keys, {"name", "root", "pattern"} - given
     if unknown or missing:
         raise UsageError(
             f"{path}: [[database]] {table.get('name', '')!r} has unknown keys {sorted(unknown)} and lacks "
-            f"{sorted(missing)}. Keys are {', '.join(sorted(known))}."
+            f"{sorted(missing)}. Keys are {', '.join(sorted(keys))}."
         )
     return find_source(
         path.parent / table["root"], SourceOptions(**{key: value for key, value in table.items() if key != "root"})
@@ -65,13 +65,15 @@ def _database_from_table(path: Path, table: Mapping[str, Any]) -> DatabaseFiles:
 
 
 def _from_csv(path: Path) -> list[DatabaseFiles]:
-    """Columns: database, case and optionally the other CASE_COLUMNS; a column named as a sequence (T1,
-    FLAIR, or image:NAME for any name) holds a file; label or label:ANNOTATION holds a file and codes or
-    codes:ANNOTATION its meaning; every other column is a participants' column.
+    """The databases of a CSV manifest.
+
+    Columns: database and case; optionally the other CASE_COLUMNS; files of a sequence (T1, FLAIR, or image:NAME for any
+    name); files of labels (label or label:ANNOTATION) and the meaning of their codes (codes or codes:ANNOTATION). Every
+    other column is one of participants.
     """
     lines = read_table(path)
     if not lines or not {"database", "case"} <= set(lines[0]):
-        raise UsageError(f"{path} needs a header with at least database and case, and a row a case.")
+        raise UsageError(f"{path} needs a header with at least database and case, and one row per case.")
     sequences = _columns_of_files(path, lines)
     _check_columns(path, [sequences.get(column, column) for column in lines[0]])
     lines = [{sequences.get(column, column): text for column, text in line.items()} for line in lines]
@@ -82,25 +84,24 @@ def _from_csv(path: Path) -> list[DatabaseFiles]:
 
 
 def _columns_of_files(path: Path, lines: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Columns of volumes whose words tell a sequence, such as "t1_mprage_KM", as they are called in full.
+    """The names "image:T1" for columns of files whose own name says a sequence, such as "t1_mprage_KM".
 
     Raises:
-        UsageError: a column of volumes speaks of a sequence and leaves open which.
+        UsageError: the name of a column of files has words of a sequence, but does not say which.
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for column in lines[0]:
         is_named = ":" in column or column in CASE_COLUMNS or canonical_modality(column)
         file = "" if is_named else next((text for line in lines if is_volume(text := line[column])), "")
         reading = read_role(column) if file else None
         if reading and reading.sequence:
-            found[column] = f"image:{reading.sequence}"
+            names[column] = f"image:{reading.sequence}"
         elif reading and reading.named:
             raise UsageError(
-                f"{path}: the column {column!r} holds files such as {file}, but its name leaves open what they are "
-                f"({reading.why}). Call it image:{reading.named[0]} if it is that, label:NAME if it is a label, or "
-                "leave it out."
+                f"{path}: the column {column!r} has files such as {file}, but its name does not say which sequence "
+                f"they are ({reading.why}). Call it image:{reading.named[0]} or label:NAME, or delete it."
             )
-    return found
+    return names
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:
@@ -137,7 +138,7 @@ def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -
             message = f"{path.name} names the case {row['case']!r} of {database!r} in two rows. Give each its own name."
             findings.append(Finding(Severity.ERROR, "DUPLICATE_CASE", database, row["case"], str(path), message))
         cases[row["case"]] = _case_from_row(path, row)
-    wrong = {finding.case for finding in findings}
+    invalid = {finding.case for finding in findings}
     masks = {case.brain_mask is not None for case in cases.values()}
     if masks == {True, False}:
         raise UsageError(
@@ -153,7 +154,7 @@ def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -
         cases=tuple(
             dataclasses.replace(case, participant=participants[name])
             for name, case in cases.items()
-            if name not in wrong
+            if name not in invalid
         ),
         schemas={annotation: schema_for(annotation, codes.get(annotation, "")) for annotation in annotations},
         findings=(*findings, *doubts),

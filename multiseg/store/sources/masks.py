@@ -1,4 +1,4 @@
-"""Brain masks of a person who was scanned several times."""
+"""Brain masks of a subject with several visits."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import replace
 from multiseg.store.sources.source_types import Role
 
 
-def given_to_visits(masks: Sequence[Role], fields: Mapping[str, Mapping[str, str]]) -> list[Role]:
-    """The roles of brain masks, a person's mask without a visit given to each of the person's visits without an own.
+def share_with_visits(masks: Sequence[Role], fields: Mapping[str, Mapping[str, str]]) -> list[Role]:
+    """The roles of brain masks, with a subject's mask repeated for each visit of the subject without its own mask.
 
     Args:
         fields: subject, session and site of every case that has a scan.
     """
-    own = {role.case for role in masks}
-    given: list[Role] = []
+    masked = {role.case for role in masks}
+    shared: list[Role] = []
     for role in masks:
-        visits = [case for case, known in fields.items() if case not in own and _is_of(role, known)]
-        given += [replace(role, case=visit, fields=fields[visit]) for visit in visits] or [role]
-    return given
+        visits = [case for case, visit in fields.items() if case not in masked and _is_of_subject(role, visit)]
+        shared += [replace(role, case=case, fields=fields[case]) for case in visits] or [role]
+    return shared
 
 
-def _is_of(mask: Role, visit: Mapping[str, str]) -> bool:
-    said = {key: text for key, text in mask.fields.items() if text}
-    return "subject" in said and "session" not in said and said.items() <= visit.items()
+def _is_of_subject(mask: Role, visit: Mapping[str, str]) -> bool:
+    fields = {key: text for key, text in mask.fields.items() if text}
+    return "subject" in fields and "session" not in fields and fields.items() <= visit.items()

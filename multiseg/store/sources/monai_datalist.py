@@ -1,13 +1,13 @@
-"""MONAI's list of data: JSON such as {"training": [{"image": ["a_t1.nii.gz"], "label": "a_seg.nii.gz", "fold": 0}]}.
+"""MONAI's datalist: JSON such as {"training": [{"image": ["a_t1.nii.gz"], "label": "a_seg.nii.gz", "fold": 0}]}.
 
-Paths are relative to the JSON file. Images are one file a sequence, in the same order for every case, or one 4-D
-file; neither says which sequence is which, so file names or the user do.
+Paths are relative to the JSON file. Images are one file per sequence, in the same order for every case, or one 4-D
+file; the sequences are named by file names or the user.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import PurePosixPath
@@ -21,18 +21,18 @@ from multiseg.store.sources import dataset_json
 from multiseg.store.sources.annotations import only_annotation, schema_for
 from multiseg.store.sources.named_channels import spellings
 from multiseg.store.sources.participants import with_numbers
-from multiseg.store.sources.source_folder import SUFFIX, Folder, listed
-from multiseg.store.sources.source_types import Found, Layout, Role, Row, SourceOptions
-from multiseg.store.sources.stacks import num_volumes, other_sizes, stack_roles
+from multiseg.store.sources.source_folder import SUFFIX, Folder, join_names
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, Row, SourceOptions
+from multiseg.store.sources.stacks import check_sizes, num_volumes, stack_roles
 
 SPLITS = {"training": "", "validation": "val", "val": "val", "testing": "test", "test": "test"}
-"""The lists of cases. Folds of training are kept as a column, since which one is for what is chosen later."""
+"""The split of each list of cases. Folds of training become a column, since their use is chosen later."""
 SUBJECT = ("subject", "subject_id", "subjectid", "patient", "patient_id")
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One case of a list."""
+    """A case of a datalist."""
 
     images: tuple[str, ...]
     label: str
@@ -40,14 +40,14 @@ class _Entry:
     rest: Mapping[str, str]
 
 
-def _lists(folder: Folder) -> list[str]:
-    """The JSON files right in the folder that are lists of data."""
-    names = [match[0] for match in folder.fitting(r"[^/]+\.json")]
-    is_decathlon = bool(folder.fitting(rf"imagesTr/[^/]+{SUFFIX}"))
-    return [name for name in names if not (is_decathlon and name == dataset_json.NAME) and _is_list(folder, name)]
+def _datalists(folder: Folder) -> list[str]:
+    """The datalists among the JSON files directly in the folder."""
+    names = [match[0] for match in folder.matches(r"[^/]+\.json")]
+    is_decathlon = bool(folder.matches(rf"imagesTr/[^/]+{SUFFIX}"))
+    return [name for name in names if not (is_decathlon and name == dataset_json.NAME) and _is_datalist(folder, name)]
 
 
-def _is_list(folder: Folder, name: str) -> bool:
+def _is_datalist(folder: Folder, name: str) -> bool:
     try:
         rows = dataset_json.read_json(folder.path(name)).get("training")
     except SourceError:
@@ -56,12 +56,12 @@ def _is_list(folder: Folder, name: str) -> bool:
 
 
 def _recognise(folder: Folder) -> str:
-    lists = _lists(folder)
-    return f'{listed(lists)} with "training" as a list of images and labels' if lists else ""
+    datalists = _datalists(folder)
+    return f'{join_names(datalists)} with "training" as a list of images and labels' if datalists else ""
 
 
-def _find(folder: Folder, options: SourceOptions) -> Found:
-    name = _only_list(folder)
+def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
+    name = _only_datalist(folder)
     data = dataset_json.read_json(folder.path(name))
     entries = _entries(data, str(folder.path(name)))
     names = _case_names(list(entries))
@@ -74,7 +74,7 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
         if entry.label
     ]
     rows, more = _participants(names, entries, name, database)
-    return Found(
+    return FoundFiles(
         name=PurePosixPath(name).stem,
         folder=folder,
         roles=[*images, *labels],
@@ -88,17 +88,17 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
     )
 
 
-def _only_list(folder: Folder) -> str:
-    lists = _lists(folder)
-    if len(lists) != 1:
-        what = f"{len(lists)} lists of data ({listed(lists)})" if lists else "no list of data"
+def _only_datalist(folder: Folder) -> str:
+    datalists = _datalists(folder)
+    if len(datalists) != 1:
+        what = f"{len(datalists)} datalists ({join_names(datalists)})" if datalists else "no datalist"
         raise SourceError(
-            f"{folder.root} holds {what} of MONAI. Name the one to take in: multiseg ingest "
-            f'{folder.path("datalist.json")} ... It holds {{"training": [{{"image": ..., "label": ...}}]}}.',
-            code="SEVERAL_DATASETS" if lists else "NOTHING_FOUND",
+            f"{folder.root} has {what} of MONAI. Name the one to ingest: multiseg ingest "
+            f'{folder.path("datalist.json")} ... It contains {{"training": [{{"image": ..., "label": ...}}]}}.',
+            code="SEVERAL_DATASETS" if datalists else "NOTHING_FOUND",
             file=str(folder.root),
         )
-    return lists[0]
+    return datalists[0]
 
 
 def _entries(data: Mapping[str, Any], where: str) -> list[_Entry]:
@@ -106,7 +106,7 @@ def _entries(data: Mapping[str, Any], where: str) -> list[_Entry]:
         return [_entry(row, split) for key, split in SPLITS.items() for row in data.get(key, [])]
     except (TypeError, KeyError, AttributeError) as error:
         raise SourceError(
-            f'{where} holds a case that is not of the form {{"image": ..., "label": ...}} ({error}). Correct it.',
+            f'{where} has a case that is not in the form {{"image": ..., "label": ...}} ({error}). Correct it.',
             code="BAD_JSON",
             file=where,
         ) from error
@@ -142,10 +142,9 @@ def _participants(
 
 
 def _case_names(entries: Sequence[_Entry]) -> list[str]:
-    """By what the names of a case's files begin with; where that does not tell cases apart, by their folder."""
-    ways: tuple[Callable[[_Entry], str], ...] = (_beginning, _own_folder)
-    for way in ways:
-        names = [way(entry) for entry in entries]
+    """Cases by the shared beginning of their files' names; if that is not unique, by their folder."""
+    for name_of in (_shared_beginning, _parent_folder):
+        names = [name_of(entry) for entry in entries]
         if all(names) and len(set(names)) == len(names):
             return names
     return [_stem(entry.images[0].replace("/", "_")).strip("._") for entry in entries]
@@ -155,15 +154,15 @@ def _stem(file: str) -> str:
     return re.sub(SUFFIX + "$", "", PurePosixPath(file).name, flags=re.IGNORECASE)
 
 
-def _beginning(entry: _Entry) -> str:
+def _shared_beginning(entry: _Entry) -> str:
     stems = [_stem(image) for image in entry.images]
     if len(stems) == 1:
         return stems[0]
     words = zip(*(re.split(r"([-_. ])", stem) for stem in stems), strict=False)
-    return "".join(alike[0] for alike in takewhile(lambda alike: len(set(alike)) == 1, words)).rstrip("-_. ")
+    return "".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, words)).rstrip("-_. ")
 
 
-def _own_folder(entry: _Entry) -> str:
+def _parent_folder(entry: _Entry) -> str:
     return PurePosixPath(entry.images[0]).parent.name
 
 
@@ -172,14 +171,14 @@ def _annotation(
 ) -> tuple[str, dict[str, LabelSchema], list[Finding]]:
     if "labels" in data:
         return dataset_json.annotation(data, options, database)
-    name = only_annotation(options, "lesion")
+    name = only_annotation(options)
     return name, {name: schema_for(name, options.codes.get(name, ""))}, []
 
 
 def _images(
     folder: Folder, data: Mapping[str, Any], entries: Mapping[str, _Entry], options: SourceOptions, name: str
 ) -> tuple[list[Role], list[Finding]]:
-    """The images of all cases, and cases that have more or fewer than the others."""
+    """The images of all cases, and an error for each case with more or fewer than the others."""
     stacks = {case: folder.path(entry.images[0]) for case, entry in entries.items() if len(entry.images) == 1}
     if len(stacks) == len(entries):
         sizes = [size for path in stacks.values() if (size := num_volumes(path)) is not None]
@@ -189,21 +188,21 @@ def _images(
         roles = [
             role for case, path in stacks.items() for role in stack_roles(case, path, names, _fields(entries[case]))
         ]
-        return roles, other_sizes(stacks.items(), number, "")
+        return roles, check_sizes(stacks.items(), number, "")
     lengths = [len(entry.images) for entry in entries.values()]
     number = max(set(lengths), key=lengths.count)
-    whole = {case: entry for case, entry in entries.items() if len(entry.images) == number}
-    files = {str(n): [PurePosixPath(e.images[n]).name for e in whole.values()] for n in range(number)}
+    complete = {case: entry for case, entry in entries.items() if len(entry.images) == number}
+    files = {str(n): [PurePosixPath(e.images[n]).name for e in complete.values()] for n in range(number)}
     names = _channels(folder, data, files, options, name)
-    message = "{} lists {} images of the case {!r} and {} of others, so which is which is not known. Complete the list."
+    message = "{} lists {} images of case {!r} but {} of others, so it is unclear which is which. Complete the list."
     findings = [
         Finding(Severity.ERROR, "NUM_VOLUMES", "", case, "", message.format(name, len(entry.images), case, number))
         for case, entry in entries.items()
-        if case not in whole
+        if case not in complete
     ]
     roles = [
         Role(case, "image", names[n], folder.path(entry.images[n]), _fields(entry))
-        for case, entry in whole.items()
+        for case, entry in complete.items()
         for n in range(number)
     ]
     return roles, findings
@@ -221,4 +220,4 @@ def _channels(
     return {int(n): spelling for n, spelling in spellings(files, options, str(folder.path(name))).items()}
 
 
-LAYOUT = Layout("monai", "a list of data of MONAI", _recognise, _find)
+LAYOUT = Layout("monai", "MONAI's datalist", _recognise, _find)

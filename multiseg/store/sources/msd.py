@@ -1,7 +1,7 @@
-"""The Medical Segmentation Decathlon: a 4-D file a case, its volumes in the order that dataset.json names.
+"""The Medical Segmentation Decathlon: one 4-D file per case, its volumes in the order of dataset.json.
 
-http://medicaldecathlon.com (Antonelli 2022, arXiv:2106.05735). In Task01_BrainTumour the label 1 is oedema, where
-BraTS has necrosis: the meaning of codes is taken from dataset.json alone.
+http://medicaldecathlon.com (Antonelli 2022, arXiv:2106.05735). In Task01_BrainTumour the label 1 is oedema, but
+necrosis in BraTS, so the meaning of codes comes from dataset.json alone.
 """
 
 from __future__ import annotations
@@ -9,44 +9,44 @@ from __future__ import annotations
 from multiseg.errors import SourceError
 from multiseg.store.sources import dataset_json
 from multiseg.store.sources.source_folder import SUFFIX, Folder
-from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions, unused_volumes
-from multiseg.store.sources.stacks import other_sizes, stack_roles
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, unused_volumes
+from multiseg.store.sources.stacks import check_sizes, stack_roles
 
 
-def _is_one(home: Folder) -> bool:
-    data = dataset_json.peeked(home)
-    has_images = bool(home.fitting(rf"images(?:Tr|Ts)/[^/]+{SUFFIX}"))
-    return has_images and "channel_names" not in data and not dataset_json.has_a_file_a_channel(home)
+def _is_decathlon(home: Folder) -> bool:
+    data = dataset_json.peek(home)
+    has_images = bool(home.matches(rf"images(?:Tr|Ts)/[^/]+{SUFFIX}"))
+    return has_images and "channel_names" not in data and not dataset_json.has_channel_files(home)
 
 
 def _recognise(folder: Folder) -> str:
-    homes = [home for home in dataset_json.homes(folder) if _is_one(home)]
-    return f"{homes[0].name} has a dataset.json, and a file a case in imagesTr" if homes else ""
+    homes = [home for home in dataset_json.homes(folder) if _is_decathlon(home)]
+    return f"{homes[0].name} has a dataset.json, and one file per case in imagesTr" if homes else ""
 
 
-def _find(folder: Folder, options: SourceOptions) -> Found:
+def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     home = dataset_json.only_home(folder)
     data = dataset_json.read_json(home.path(dataset_json.NAME))
     database = options.name or home.name
     names = dataset_json.channel_names(home, data, options)
     if set(names) != set(range(len(names))):
-        message = f"{home.path(dataset_json.NAME)} numbers its channels {sorted(names)}, not from 0 on. Correct it."
+        message = f"{home.path(dataset_json.NAME)} numbers its channels {sorted(names)}, not from 0. Correct it."
         raise SourceError(message, code="BAD_JSON", file=dataset_json.NAME)
     annotation, schemas, findings = dataset_json.annotation(data, options, database)
     roles: list[Role] = []
     for part, keys in (("Tr", ("training", "numTraining")), ("Ts", ("test", "numTest"))):
-        images = home.fitting(rf"images{part}/(?P<case>[^/]+?){SUFFIX}")
+        images = home.matches(rf"images{part}/(?P<case>[^/]+?){SUFFIX}")
         files = [(match["case"], home.path(match[0])) for match in images]
         cases = {case for case, _ in files}
         fields = {"split": "test"} if part == "Ts" else {}
         roles += [role for case, path in files for role in stack_roles(case, path, names, fields)]
         roles += [
             Role(match["case"], "label", annotation, home.path(match[0]), fields)
-            for match in home.fitting(rf"labels{part}/(?P<case>[^/]+?){SUFFIX}")
+            for match in home.matches(rf"labels{part}/(?P<case>[^/]+?){SUFFIX}")
         ]
-        findings += other_sizes(files, len(names), database)
+        findings += check_sizes(files, len(names), database)
         findings += dataset_json.broken_promises(data, keys, cases, SUFFIX, database)
-    return Found(
+    return FoundFiles(
         name=home.name,
         folder=home,
         roles=roles,

@@ -1,6 +1,6 @@
 """nnU-Net's raw format: version 2 (DatasetNNN_Name) and version 1 (TaskNNN_Name).
 
-https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md - one file a channel, X_0000.nii.gz,
+https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md - one file per channel, X_0000.nii.gz,
 and one label X.nii.gz; dataset.json names channels and labels. Every case has every channel.
 """
 
@@ -16,15 +16,23 @@ from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources import dataset_json
 from multiseg.store.sources.source_folder import SUFFIX, Folder, is_volume
-from multiseg.store.sources.source_types import SKIP, Found, Layout, Role, SourceOptions, unused_volumes
+from multiseg.store.sources.source_types import (
+    SKIP,
+    FoundFiles,
+    Layout,
+    Role,
+    SourceOptions,
+    sequences_by_case,
+    unused_volumes,
+)
 
 
 def _is_version_2(home: Folder) -> bool:
-    return "channel_names" in dataset_json.peeked(home)
+    return "channel_names" in dataset_json.peek(home)
 
 
 def _is_version_1(home: Folder) -> bool:
-    return not _is_version_2(home) and dataset_json.has_a_file_a_channel(home)
+    return not _is_version_2(home) and dataset_json.has_channel_files(home)
 
 
 def _recognise(folder: Folder) -> str:
@@ -35,25 +43,24 @@ def _recognise(folder: Folder) -> str:
     return f"{homes[0].name} has a dataset.json of version {version}"
 
 
-def _find(folder: Folder, options: SourceOptions) -> Found:
+def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     home = dataset_json.only_home(folder)
     data = dataset_json.read_json(home.path(dataset_json.NAME))
     database = options.name or home.name
     ending = _ending(home, data)
     names = dataset_json.channel_names(home, data, options)
     annotation, schemas, notes = dataset_json.annotation(data, options, database)
-    listed = _listed(home, data, names, annotation)
-    training = listed or _roles(home, "Tr", ending, names, annotation)
+    training = _listed_roles(home, data, names, annotation) or _roles(home, "Tr", ending, names, annotation)
     test = _roles(home, "Ts", ending, names, annotation)
     cases = {role.case for role in training}
-    # Version 2 does not read the list, and people leave an old one in.
+    # Version 2 does not read the list of cases, and people keep outdated ones.
     promised = {k: v for k, v in data.items() if k != "training"} if "channel_names" in data else data
     findings = [
         *notes,
         *_incomplete((*training, *test), names, options, database),
         *dataset_json.broken_promises(promised, ("training", "numTraining"), cases, ending, database),
     ]
-    return Found(
+    return FoundFiles(
         name=home.name,
         folder=home,
         roles=(*training, *test),
@@ -68,17 +75,17 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
 
 
 def _ending(home: Folder, data: Mapping[str, Any]) -> str:
-    """The end of file names as a regular expression.
+    """The suffix of files, as a regular expression.
 
     Raises:
-        SourceError: it is not that of a volume, or of none of the files.
+        SourceError: it is not a suffix of volumes, or no file has it.
     """
     given = data.get("file_ending")
     if given is None:
         return SUFFIX
     if not is_volume(f"x{given}"):
         raise SourceError(
-            f"{home.path(dataset_json.NAME)} says that files end in {given!r}, which is no format of brain volumes "
+            f"{home.path(dataset_json.NAME)} says that files end in {given!r}, which is not a format of volumes "
             "that multiseg reads. Convert them to .nii.gz.",
             code="NOT_A_VOLUME",
             file=dataset_json.NAME,
@@ -97,11 +104,11 @@ def _roles(home: Folder, part: str, ending: str, names: Mapping[int, str], annot
     fields = {"split": "test"} if part == "Ts" else {}
     images = [
         Role(match["case"], "image", _channel(int(match["number"]), names), home.path(match[0]), fields)
-        for match in home.fitting(rf"images{part}/(?P<case>[^/]+)_(?P<number>\d{{4}}){ending}")
+        for match in home.matches(rf"images{part}/(?P<case>[^/]+)_(?P<number>\d{{4}}){ending}")
     ]
     labels = [
         Role(match["case"], "label", annotation, home.path(match[0]), fields)
-        for match in home.fitting(rf"labels{part}/(?P<case>[^/]+){ending}")
+        for match in home.matches(rf"labels{part}/(?P<case>[^/]+){ending}")
     ]
     return images + labels
 
@@ -110,11 +117,11 @@ def _channel(number: int, names: Mapping[int, str]) -> str:
     return names.get(number, f"{number:04d}")
 
 
-def _listed(home: Folder, data: Mapping[str, Any], names: Mapping[int, str], annotation: str) -> list[Role]:
-    """The training cases where dataset.json names their files one by one, anywhere on the disk.
+def _listed_roles(home: Folder, data: Mapping[str, Any], names: Mapping[int, str], annotation: str) -> list[Role]:
+    """The training cases if dataset.json lists their files, which may be anywhere on the disk.
 
     Raises:
-        SourceError: the list is not of the form that nnU-Net reads.
+        SourceError: the list is not in the form that nnU-Net reads.
     """
     if "dataset" not in data:
         return []
@@ -124,7 +131,7 @@ def _listed(home: Folder, data: Mapping[str, Any], names: Mapping[int, str], ann
         ]
     except (AttributeError, KeyError, TypeError) as error:
         raise SourceError(
-            f'{home.path(dataset_json.NAME)}: "dataset" is not of the form {{"CASE": {{"images": [...], "label": '
+            f'{home.path(dataset_json.NAME)}: "dataset" is not in the form {{"CASE": {{"images": [...], "label": '
             f'"..."}}}} ({type(error).__name__}: {error}). Correct it.',
             code="BAD_JSON",
             file=dataset_json.NAME,
@@ -135,30 +142,27 @@ def _listed_case(
     home: Folder, case: str, row: Mapping[str, Any], names: Mapping[int, str], annotation: str
 ) -> list[Role]:
     images = [
-        Role(case, "image", _channel(number, names), _anywhere(home, file)) for number, file in enumerate(row["images"])
+        Role(case, "image", _channel(number, names), _resolve(home, file)) for number, file in enumerate(row["images"])
     ]
-    return [*images, Role(case, "label", annotation, _anywhere(home, row["label"]))]
+    return [*images, Role(case, "label", annotation, _resolve(home, row["label"]))]
 
 
-def _anywhere(home: Folder, file: str) -> Path:
-    """nnU-Net takes $VARIABLES in these paths, and relative ones from the folder of dataset.json."""
+def _resolve(home: Folder, file: str) -> Path:
+    """A listed path: nnU-Net allows $VARIABLES, and paths relative to the folder of dataset.json."""
     return home.path(os.path.expandvars(file))
 
 
 def _incomplete(
     roles: Sequence[Role], names: Mapping[int, str], options: SourceOptions, database: str
 ) -> list[Finding]:
-    """nnU-Net promises every channel of every case, so that one which lacks is lost and not just absent."""
-    held: dict[str, set[str]] = {}
-    for role in roles:
-        held.setdefault(role.case, set()).update([role.name] if role.kind == "image" else [])
+    """An error for each case without all channels: in nnU-Net every case has them, so a missing file was lost."""
     wanted = {number: name for number, name in names.items() if options.modalities.get(name) != SKIP}
     findings = []
-    for case, there in sorted(held.items()):
-        lacking = [f"{case}_{number:04d} ({name})" for number, name in sorted(wanted.items()) if name not in there]
-        if lacking:
+    for case, sequences in sequences_by_case(roles).items():
+        missing = [f"{case}_{number:04d} ({name})" for number, name in sorted(wanted.items()) if name not in sequences]
+        if missing:
             message = (
-                f"case {case!r} lacks {', '.join(lacking)}, which dataset.json promises. Copy the file again, or leave "
+                f"case {case!r} lacks {', '.join(missing)}, which dataset.json names. Copy the file again, or leave "
                 "the sequence out of all cases: --modality NAME=skip."
             )
             findings.append(Finding(Severity.ERROR, "MISSING_FILE", database, case, "", message))
@@ -166,7 +170,7 @@ def _incomplete(
 
 
 def _unlabelled(test: Sequence[Role]) -> set[str]:
-    """The cases of a test set that came without labels; where some are labelled, all should be."""
+    """The cases of a test set without any labels; if some have labels, all should."""
     return set() if any(role.kind == "label" for role in test) else {role.case for role in test}
 
 

@@ -1,4 +1,4 @@
-"""A layout of one's own: a function from a folder to whole cases."""
+"""Custom layouts: a function from a folder to whole cases."""
 
 from __future__ import annotations
 
@@ -20,34 +20,36 @@ def own_layout(name: str) -> Layout:
     """The layout that `module:name` stands for.
 
     Raises:
-        UsageError: it cannot be imported, or not be called as (root, options).
+        UsageError: it cannot be imported or called as (root, options).
     """
     source: OwnSource = imported(name, "source")
     check_takes(source, 2, "source", SIGNATURE, name)
     return Layout(
         name,
         "your own layout",
-        lambda folder: "as asked",
+        lambda folder: "by your choice",
         lambda folder, options: _found(source, name, folder, options),
     )
 
 
 def _found(source: OwnSource, name: str, folder: Folder, options: SourceOptions) -> DatabaseFiles:
-    """What a source of one's own finds.
+    """The database that a custom source finds.
 
     Raises:
-        UsageError: it failed, or returned something else than a database.
-        SourceError: it has no case, or two of one name.
+        UsageError: it failed, or did not return a database.
+        SourceError: it has no case, or two with one name.
     """
     with blamed("source", name):
         found = source(folder.root, options)
     if not isinstance(found, DatabaseFiles):
         raise UsageError(f"the source {name} returned a {type(found).__name__}: return multiseg.DatabaseFiles.")
-    twice = [case for case, num in Counter(files.case for files in found.cases).items() if num > 1]
-    if twice:
+    duplicates = [case for case, num in Counter(files.case for files in found.cases).items() if num > 1]
+    if duplicates:
         raise SourceError(
-            f"the source {name} has two cases {twice[0]!r}.", code="DUPLICATE_CASE", file=str(folder.root)
+            f"the source {name} has two cases {duplicates[0]!r}.", code="DUPLICATE_CASE", file=str(folder.root)
         )
     if not found.cases and not found.findings:
-        raise SourceError(f"{name} found no case in {folder.root}.", code="NOTHING_FOUND", file=str(folder.root))
+        raise SourceError(
+            f"the source {name} found no case in {folder.root}.", code="NOTHING_FOUND", file=str(folder.root)
+        )
     return found

@@ -1,9 +1,8 @@
-"""What a table says of patients: rows by case, and columns of numbers told from columns of text.
+"""Tables of participants: rows by case, with columns of numbers and of text.
 
-A column is one of numbers where most of its values are numbers. A text among them, such as "89+" or "45Y", is no
-number and none is made of it: it is taken as not known (NaN), and a finding names it. With as many texts as numbers,
-the column is one of numbers if all the texts look like one. "n/a", "NA", "nan", "unknown", "-", "?" and nothing are
-not known, and say nothing of the column. Everything else stays text.
+A column has numbers if most of its values are numbers. A text among them, such as "89+" or "45Y", becomes unknown
+(NaN), and a finding names it. With as many texts as numbers, the column has numbers if all texts look like one. "n/a",
+"NA", "nan", "unknown", "-", "?" and empty cells are unknown and do not count. All other columns stay text.
 """
 
 from __future__ import annotations
@@ -14,23 +13,23 @@ from pathlib import Path
 
 from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.source_folder import listed
+from multiseg.store.sources.source_folder import join_names
 from multiseg.store.sources.source_types import Row
 from multiseg.store.sources.text_tables import read_table
 
 TEXTS = ("subject", "session", "site", "split")
 """Columns that stay text: a site may be called "1"."""
-NOT_KNOWN = frozenset(["", "n/a", "na", "nan", "#n/a", "null", "unknown", "missing", "-", "--", "?", "."])
-"""Texts, in lower case, that say that a value is not known."""
+UNKNOWN = frozenset(["", "n/a", "na", "nan", "#n/a", "null", "unknown", "missing", "-", "--", "?", "."])
+"""Texts, in lower case, for an unknown value."""
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,2})?", re.IGNORECASE | re.ASCII)
 _LIKE_NUMBER = re.compile(r"(?:[<>~=]+|ca\.?)?\s*\d+(?:[.,]\d+)?\s*(?:\+|-\s*\d+|[dwmy]|yrs?|years?)?", re.IGNORECASE)
 
 
 def read_participants(path: Path, database: str) -> tuple[dict[str, Row], tuple[Finding, ...]]:
-    """A CSV or TSV table as rows by its first column, and what was found in its columns.
+    """The rows of a CSV or TSV table by its first column, and findings about its columns.
 
     Raises:
-        SourceError: there is no such table, its rows do not fit its header, or two rows name the same case or one none.
+        SourceError: the table is missing, its rows do not fit its header, or a case is missing or in two rows.
     """
     lines = read_table(path)
     if not lines:
@@ -39,10 +38,10 @@ def read_participants(path: Path, database: str) -> tuple[dict[str, Row], tuple[
     rows: dict[str, dict[str, str]] = {}
     for line in lines:
         if not line[key]:
-            message = f"{path} has a row that names no case in its first column {key!r}: {line}. Name it."
+            message = f"{path} has a row without a case in its first column {key!r}: {line}. Add it."
             raise SourceError(message, code="BAD_TABLE", file=str(path))
         if line[key] in rows:
-            message = f"{path} names {line[key]!r} in two rows. Keep one."
+            message = f"{path} has two rows for {line[key]!r}. Keep one."
             raise SourceError(message, code="DUPLICATE_CASE", file=str(path))
         rows[line[key]] = {column: text for column, text in line.items() if column != key}
     return with_numbers(rows, path.name, database)
@@ -51,7 +50,7 @@ def read_participants(path: Path, database: str) -> tuple[dict[str, Row], tuple[
 def with_numbers(
     rows: Mapping[str, Mapping[str, str]], table: str, database: str
 ) -> tuple[dict[str, Row], tuple[Finding, ...]]:
-    """The same rows with numbers in columns of numbers (but for `TEXTS`), and the texts among them as findings.
+    """The same rows with numbers in columns of numbers (except `TEXTS`), and findings about texts among them.
 
     Args:
         table: the table's name, for findings.
@@ -60,17 +59,17 @@ def with_numbers(
     numeric: set[str] = set()
     findings = []
     for column in columns:
-        said = {case: text for case, row in rows.items() if (text := row.get(column, "")).lower() not in NOT_KNOWN}
-        texts = {case: text for case, text in said.items() if not _NUMBER.fullmatch(text)}
-        if _is_numeric(list(texts.values()), len(said) - len(texts)):
+        known = {case: text for case, row in rows.items() if (text := row.get(column, "")).lower() not in UNKNOWN}
+        texts = {case: text for case, text in known.items() if not _NUMBER.fullmatch(text)}
+        if _is_numeric(list(texts.values()), len(known) - len(texts)):
             numeric.add(column)
-            findings += _of_texts_among_numbers(column, texts, table, database)
+            findings += _warn_of_texts(column, texts, table, database)
         else:
-            findings += _of_numbers_in_words(column, texts, len(said), table, database)
-    made: dict[str, Row] = {
+            findings += _warn_of_numbers(column, texts, len(known), table, database)
+    converted: dict[str, Row] = {
         case: {c: _number(text) if c in numeric else text for c, text in row.items()} for case, row in rows.items()
     }
-    return made, tuple(findings)
+    return converted, tuple(findings)
 
 
 def _is_numeric(texts: Sequence[str], num_numbers: int) -> bool:
@@ -83,26 +82,24 @@ def _number(text: str) -> float:
     return float(text) if _NUMBER.fullmatch(text) else float("nan")
 
 
-def _of_texts_among_numbers(column: str, texts: Mapping[str, str], table: str, database: str) -> list[Finding]:
+def _warn_of_texts(column: str, texts: Mapping[str, str], table: str, database: str) -> list[Finding]:
     if not texts:
         return []
-    shown = listed([f"{text!r} of {case!r}" for case, text in texts.items()])
+    shown = join_names([f"{text!r} of {case!r}" for case, text in texts.items()])
     message = (
-        f"{table}: the column {column!r} holds numbers, but {shown}. Such a value is no number and is stored as not "
-        "known (NaN). Write a number, or leave it empty."
+        f"{table}: the column {column!r} has numbers, but also {shown}. Such a value is not a number and is "
+        "stored as unknown (NaN). Write a number, or leave it empty."
     )
     return [Finding(Severity.WARNING, "NOT_A_NUMBER", database, "", table, message)]
 
 
-def _of_numbers_in_words(
-    column: str, texts: Mapping[str, str], num_said: int, table: str, database: str
-) -> list[Finding]:
-    """A column that was meant to hold numbers, perhaps: "045Y", "45,5"."""
-    if len(texts) < num_said or not all(_LIKE_NUMBER.fullmatch(text) for text in texts.values()):
+def _warn_of_numbers(column: str, texts: Mapping[str, str], num_known: int, table: str, database: str) -> list[Finding]:
+    """A warning if a text column may be meant as numbers: "045Y", "45,5"."""
+    if len(texts) < num_known or not all(_LIKE_NUMBER.fullmatch(text) for text in texts.values()):
         return []
     case, text = next(iter(texts.items()))
     message = (
         f"{table}: the column {column!r} stays text, since its values are not plain numbers: {text!r} of {case!r}. "
-        "If they are numbers, write them with digits and a decimal point alone."
+        "If they are numbers, write only digits and a decimal point."
     )
     return [Finding(Severity.WARNING, "NOT_A_NUMBER", database, "", table, message)]

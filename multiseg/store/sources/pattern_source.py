@@ -1,4 +1,4 @@
-"""A folder described by file-name patterns, from Python."""
+"""Describe a folder by file-name patterns in Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
 
 @dataclass(frozen=True)
 class PatternSource:
-    """One database described by file-name patterns relative to `root`; other fields are as in `SourceOptions`."""
+    """One database described by file-name patterns relative to `root`; other fields are those of `SourceOptions`."""
 
     name: str
     root: Path | str
@@ -33,12 +33,12 @@ class PatternSource:
 
 
 def find_database(source: PatternSource) -> DatabaseFiles:
-    """Look at the folder and gather every case's files; nothing is read yet but names.
+    """Find the files of every case by their names.
 
     Raises:
-        SourceError: there is no folder, or no file fits the pattern.
+        SourceError: the folder does not exist, or no file matches the pattern.
         UsageError: a pattern or a label's codes are invalid.
     """
-    compile_pattern(source.pattern)  # before "" would have the layout recognised
+    compile_pattern(source.pattern)  # refuses "", which would mean to recognise the layout
     options = {field.name: getattr(source, field.name) for field in fields(source) if field.name != "root"}
     return find_source(source.root, SourceOptions(**options))

@@ -1,4 +1,4 @@
-"""Which volumes of a folder are one case's, where only the folders and names tell."""
+"""Which volumes of a folder are one case, by the names of folders and files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from multiseg.store.sources.source_folder import Folder
 _VISIT = re.compile(
     r"(?:ses|session|visit|time|timepoint|tp|scan|exam)[-_]?\w*|t\d+|m\d+|baseline|follow-?up\w*|\d{8}", re.I
 )
-"""Names of folders of visits of a person."""
+"""Names of folders of visits."""
 
 Parts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A file of a case; `stem` is its name without the case's and without suffix, `place` the case's folder."""
+    """A file of a case; `stem` is its name without the case and the suffix, `place` the case's folder."""
 
     case: str
     stem: str
@@ -31,11 +31,11 @@ class Volume:
 
 
 def volumes_in(folder: Folder) -> list[Volume]:
-    """Every volume with its case: the deepest level of folders at which most folders hold a sequence.
+    """Every volume with its case, which is a folder of the deepest level at which most folders have a sequence.
 
-    With images/ and labels/ inside a case's folder the case is the one above. Files that lie above that level
-    belong to no case, and flat files only where their names end in what they are. Names that leave open which
-    sequence they are tell the level where no others do.
+    With images/ and labels/ in a case's folder, that folder is the case. Files above that level belong to no case, and
+    flat files only if their names end in what they are. Names with an unclear sequence decide the level only if no
+    others do.
     """
     paths = [PurePosixPath(file) for file in folder.volumes]
     depth = max((len(path.parts) - 1 for path in paths), default=0)
@@ -44,29 +44,29 @@ def volumes_in(folder: Folder) -> list[Volume]:
     return best if depth else _flat(paths, folder.name)
 
 
-def beside_visits(folder: Folder, volumes: Sequence[Volume]) -> list[Volume]:
-    """Files that lie in a person's folder, beside those of the visits: they belong to the person, and to no visit.
+def files_of_subjects(folder: Folder, volumes: Sequence[Volume]) -> list[Volume]:
+    """Files in a subject's folder next to the folders of visits: they belong to the subject, not to a visit.
 
-    A folder with several cases in it is a person's where these are named as visits; with one case it is that case's.
+    A folder with several cases is a subject's if these are named as visits; a folder with one case is that case's.
     """
-    inside: dict[Parts, dict[str, Volume]] = {}
+    by_parent: dict[Parts, dict[str, Volume]] = {}
     for volume in volumes:
         if len(volume.place) > 1:
-            inside.setdefault(volume.place[:-1], {})[volume.case] = volume
-    found = []
+            by_parent.setdefault(volume.place[:-1], {})[volume.case] = volume
+    files = []
     for path in map(PurePosixPath, folder.volumes):
-        visits = list(inside.get(path.parent.parts, {}).values())
+        visits = list(by_parent.get(path.parent.parts, {}).values())
         stem = without_suffix(path.name)
         if visits and visits[0].fields:
             subject = {"subject": visits[0].fields["subject"]}
-            found.append(Volume(path.parent.as_posix(), stem, path.as_posix(), subject))
+            files.append(Volume(path.parent.as_posix(), stem, path.as_posix(), subject))
         elif len(visits) == 1:
-            found.append(Volume(visits[0].case, stem, path.as_posix()))
-    return found
+            files.append(Volume(visits[0].case, stem, path.as_posix()))
+    return files
 
 
 def _best(levels: Sequence[list[Volume]], is_good: Callable[[Mapping[str, Sequence[str]]], bool]) -> list[Volume]:
-    """The level at which most cases are good, more than half of them; of equal ones the first."""
+    """The level with the largest share of good cases, if that is more than half; the first of equal levels."""
     shares = [_share(volumes, is_good) for volumes in levels]
     most = max(shares, default=0.0)
     return levels[shares.index(most)] if most > 0.5 else []
@@ -79,16 +79,18 @@ def _at_level(paths: Sequence[PurePosixPath], level: int) -> list[Volume]:
             by_case.setdefault(path.parts[:level], []).append(path)
     names = _short_names(sorted(by_case))
     several = len({parts[-1] for parts in names}) > 1
-    fields = {parts: _person(parts) if several else {} for parts in by_case}
+    fields = {parts: _visit_fields(parts) if several else {} for parts in by_case}
     return [
         Volume(names[parts], stem, path.as_posix(), fields[parts], parts)
-        for parts, own in by_case.items()
-        for path, stem in zip(own, _stems([path.parts[level:] for path in own], (names[parts], *parts)), strict=True)
+        for parts, files in by_case.items()
+        for path, stem in zip(
+            files, _stems([path.parts[level:] for path in files], (names[parts], *parts)), strict=True
+        )
     ]
 
 
 def _short_names(folders: Sequence[Parts]) -> dict[Parts, str]:
-    """Names of cases from folders: without what all have in common at their ends."""
+    """Names of cases from folders, without what all have in common at both ends."""
     if len(folders) < 2:
         return {parts: parts[-1] for parts in folders}
     varies = [len(set(column)) > 1 for column in zip(*folders, strict=True)]
@@ -96,23 +98,23 @@ def _short_names(folders: Sequence[Parts]) -> dict[Parts, str]:
     return {parts: "_".join(parts[first:last]) for parts in folders}
 
 
-def _person(parts: Parts) -> dict[str, str]:
-    """Subject and session where a case's folder is called as visits are, and its parent is the person's."""
+def _visit_fields(parts: Parts) -> dict[str, str]:
+    """Subject and session if a case's folder is named as a visit; then its parent folder is the subject's."""
     if len(parts) < 2 or not _VISIT.fullmatch(parts[-1]):
         return {}
     return {"subject": parts[-2], "session": parts[-1]}
 
 
 def _stems(names: Sequence[Parts], cases: Sequence[str]) -> list[str]:
-    """File names without suffix, without their case's name, and without what all of a case begin with."""
+    """File names without suffix, case name, and the words that all files of the case begin with."""
     stems = ["_".join(_without(part, cases) for part in (*parts[:-1], without_suffix(parts[-1]))) for parts in names]
     words = [re.split(r"(?<=[-_. +])", stem) for stem in stems]
-    own = 0
-    for alike in zip(*words, strict=False):
-        if len(words) < 2 or len(set(alike)) > 1 or is_known(alike[0].strip("-_. +")):
+    num_shared = 0
+    for column in zip(*words, strict=False):
+        if len(words) < 2 or len(set(column)) > 1 or is_known(column[0].strip("-_. +")):
             break
-        own += 1
-    return ["".join(some[own:]) or stem for some, stem in zip(words, stems, strict=True)]
+        num_shared += 1
+    return ["".join(own_words[num_shared:]) or stem for own_words, stem in zip(words, stems, strict=True)]
 
 
 def _without(stem: str, names: Sequence[str]) -> str:
@@ -122,22 +124,22 @@ def _without(stem: str, names: Sequence[str]) -> str:
     return stem
 
 
-def _flat(paths: Sequence[PurePosixPath], own_name: str) -> list[Volume]:
-    """Flat files: of one case, that of the folder, where names begin with no case's."""
+def _flat(paths: Sequence[PurePosixPath], folder_name: str) -> list[Volume]:
+    """Flat files by the case in their names; if one has none, all belong to one case, named as the folder."""
     split = [(path, *_case_and_role(without_suffix(path.name))) for path in paths]
     if any(not case for _, case, _ in split):
-        return [Volume(own_name, without_suffix(path.name), path.name) for path in paths]
+        return [Volume(folder_name, without_suffix(path.name), path.name) for path in paths]
     cases = {case for _, case, stem in split if stem}
-    for at, (path, name, stem) in enumerate(split):
+    for index, (path, name, stem) in enumerate(split):
         beginnings = [] if stem else [name[: separator.start()] for separator in re.finditer("[-_. +]", name)]
         case = next((beginning for beginning in reversed(beginnings) if beginning in cases), "")
         if case:
-            split[at] = (path, case, name[len(case) + 1 :])
+            split[index] = (path, case, name[len(case) + 1 :])
     return [Volume(case, stem, path.name) for path, case, stem in split if stem]
 
 
 def _case_and_role(stem: str) -> tuple[str, str]:
-    """As `split_name`; where a name ends in words that nobody knows, its role begins with the first known one."""
+    """As `split_name`, but if a name ends in unknown words, its role begins with the first known word."""
     case, role = split_name(stem)
     if role:
         return case, role
@@ -146,8 +148,8 @@ def _case_and_role(stem: str) -> tuple[str, str]:
         return case, role
     end = stem[starts[0].start() :]
     meaning = meaning_of(end)
-    is_open = meaning.what is What.UNCLEAR and bool(meaning.named)
-    return (stem[: starts[0].start() - 1], end) if is_open else (case, role)
+    is_unclear_image = meaning.what is What.UNCLEAR and bool(meaning.named)
+    return (stem[: starts[0].start() - 1], end) if is_unclear_image else (case, role)
 
 
 def without_suffix(name: str) -> str:
@@ -163,29 +165,29 @@ def without_suffix(name: str) -> str:
 
 
 def _share(volumes: Sequence[Volume], is_good: Callable[[Mapping[str, Sequence[str]]], bool]) -> float:
-    """The share of good cases, each judged by the stems of its files by sequence; "" where that is open."""
+    """The share of good cases, each judged by its files' stems by sequence; "" is an unclear sequence."""
     stems: dict[str, dict[str, list[str]]] = {}
     for volume in volumes:
-        meaning, own = meaning_of(volume.stem), stems.setdefault(volume.case, {})
+        meaning, of_case = meaning_of(volume.stem), stems.setdefault(volume.case, {})
         if meaning.what is What.IMAGE or (meaning.what is What.UNCLEAR and meaning.named):
-            own.setdefault(meaning.name, []).append(volume.stem)
+            of_case.setdefault(meaning.name, []).append(volume.stem)
     return sum(map(is_good, stems.values())) / len(stems) if stems else 0.0
 
 
 def _has_one_file(stems: Mapping[str, Sequence[str]]) -> bool:
-    """Whether a case has a sequence of which there is but one file."""
-    return any(len(own) == 1 for name, own in stems.items() if name)
+    """Whether a case has a sequence with only one file."""
+    return any(len(names) == 1 for sequence, names in stems.items() if sequence)
 
 
 def _has_plain_name(stems: Mapping[str, Sequence[str]]) -> bool:
-    """Whether a case has that, or a sequence in several files, of which a name begins with it: T1, T1_brain, T1_bet.
+    """As `_has_one_file`, or a sequence in several files of which one begins with it: T1, T1_brain, T1_bet.
 
-    "pat1_T1" beside "pat2_T1" are files of two cases.
+    "pat1_T1" and "pat2_T1" are files of two cases.
     """
-    begins = (re.split(r"[-_. +]", stem)[0] for name, own in stems.items() if name for stem in own)
+    begins = (re.split(r"[-_. +]", stem)[0] for sequence, names in stems.items() if sequence for stem in names)
     return _has_one_file(stems) or any(map(canonical_modality, begins))
 
 
 def _has_open_name(stems: Mapping[str, Sequence[str]]) -> bool:
-    """Whether a case has a file whose name speaks of sequences and leaves open which it is."""
+    """Whether a case has a file whose name has words of sequences, but does not say which it is."""
     return "" in stems

@@ -1,4 +1,4 @@
-"""What a folder is: the layouts we know, and telling them apart by looking."""
+"""All layouts, and which of them a folder has."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from multiseg.store.sources.source_folder import Folder, look_into
 from multiseg.store.sources.source_types import (
     SKIP,
     DatabaseFiles,
-    Found,
+    FoundFiles,
     Layout,
     SourceOptions,
     with_description,
@@ -58,12 +58,12 @@ LAYOUTS: tuple[Layout, ...] = (
     dicom_layout.DICOM,
     plain.FOLDERS,
 )
-"""The more special a layout, the earlier it stands: a folder is what the first one recognises."""
+"""The first layout that recognises a folder is used, so special layouts come before general ones."""
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a folder was taken for, why, and what else it might be."""
+    """The layout of a folder, the evidence for it, and other layouts that recognise the folder."""
 
     layout: Layout
     evidence: str
@@ -71,39 +71,39 @@ class Recognised:
 
 
 def recognise(folder: Folder, options: SourceOptions) -> Recognised:
-    """The layout of a folder: the one that the user names or describes, else the first that looks like it.
+    """The layout of a folder: the one that the user names or describes, else the first that recognises it.
 
     Raises:
-        UsageError: there is no layout of that name, or a pattern is given beside it or lacks.
-        SourceError: no layout looks like this folder.
+        UsageError: the layout's name is unknown, or --pattern is missing or given with --as.
+        SourceError: no layout recognises the folder.
     """
     name = options.layout
     if options.pattern and name:
-        raise UsageError(f"--as {name} looks for files its own way, and --pattern says where they lie: keep one.")
+        raise UsageError(f"--as {name} and --pattern both say where files are. Give only one of them.")
     if options.pattern:
-        return Recognised(PATTERN, "as described")
+        return Recognised(PATTERN, "by your pattern")
     if options.labels:
-        raise UsageError("--label says where labels lie, so say where the images lie, too: --pattern.")
+        raise UsageError("--label gives the pattern of labels, but the pattern of images is missing. Add --pattern.")
     if is_own(name):
-        return Recognised(own_layout(name), "as asked")
-    known = {layout.name: layout for layout in LAYOUTS}
+        return Recognised(own_layout(name), "by your choice")
+    layouts = {layout.name: layout for layout in LAYOUTS}
     if name:
-        if name not in known:
-            raise UsageError(f"there is no layout {name!r}; layouts are {', '.join(known)}, and your own module:name.")
-        return Recognised(known[name], known[name].recognise(folder) or "as asked")
-    seen = [(layout, evidence) for layout in LAYOUTS if (evidence := layout.recognise(folder))]
-    if not seen:
-        raise SourceError(_what_is_there(folder), code="UNKNOWN_LAYOUT", file=str(folder.root))
-    (layout, evidence), *others = seen
-    # Plain files are what nearly every folder could be, so that is no news.
+        if name not in layouts:
+            raise UsageError(f"unknown layout {name!r}. Layouts are {', '.join(layouts)}, and your own as module:name.")
+        return Recognised(layouts[name], layouts[name].recognise(folder) or "by your choice")
+    recognised = [(layout, evidence) for layout in LAYOUTS if (evidence := layout.recognise(folder))]
+    if not recognised:
+        raise SourceError(_describe_unknown(folder), code="UNKNOWN_LAYOUT", file=str(folder.root))
+    (layout, evidence), *others = recognised
+    # Nearly every folder could be plain files, so that is not worth saying.
     return Recognised(layout, evidence, tuple(other.name for other, _ in others if other is not plain.FOLDERS))
 
 
 def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptions) -> DatabaseFiles:
-    """The cases of a folder that was recognised.
+    """The cases of a folder whose layout is known.
 
     Raises:
-        DataError: the folder contradicts itself, or holds nothing of what its layout promises.
+        DataError: the folder contradicts itself, or has no scan in its layout.
         UsageError: the options do not fit the layout or what was found.
     """
     found = recognised.layout.find(folder, options)
@@ -111,7 +111,7 @@ def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptio
         return with_description(found, options)
     if not found.roles:
         raise SourceError(
-            f"{folder.root} holds no scan where {recognised.layout.title} has them. {_what_is_there(folder)}",
+            f"{folder.root} has no scans of the layout {recognised.layout.title!r}. {_describe_unknown(folder)}",
             code="NOTHING_FOUND",
             file=str(folder.root),
         )
@@ -128,8 +128,8 @@ def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptio
     return with_description(gather(found, options), options)
 
 
-def _check_codes(found: Found, options: SourceOptions) -> None:
-    """Codes for an annotation that is not there would be left out without a word."""
+def _check_codes(found: FoundFiles, options: SourceOptions) -> None:
+    """Raise UsageError if codes are given for an annotation that was not found; they would be ignored silently."""
     names = {role.name for role in found.roles if role.kind == "label"} | set(options.labels)
     if any(is_rater(name) for name in names):
         names |= {DEFAULT_ANNOTATION}
@@ -141,18 +141,18 @@ def _check_codes(found: Found, options: SourceOptions) -> None:
         )
 
 
-def _without_skipped(found: Found, options: SourceOptions) -> Found:
-    """`--labels NAME:skip` leaves an annotation out."""
+def _without_skipped(found: FoundFiles, options: SourceOptions) -> FoundFiles:
+    """Leave out the annotations of `--labels NAME:skip`."""
     skipped = {name for name, codes in options.codes.items() if codes == SKIP}
     roles = without_skipped_labels(found.roles, options.codes)
     return replace(found, roles=roles, required=[name for name in found.required if name not in skipped])
 
 
 def find_source(root: Path | str, options: SourceOptions | None = None, name: str = "") -> DatabaseFiles:
-    """The cases of a folder as the options say how to read it.
+    """The cases of a folder.
 
     Args:
-        name: its layout, or your own as "module:name", in place of `options.layout`. Without either, it is recognised.
+        name: the layout, or your own as "module:name", instead of `options.layout`. Without either, it is recognised.
     """
     options = options or SourceOptions()
     options = replace(options, layout=name or options.layout)
@@ -160,23 +160,22 @@ def find_source(root: Path | str, options: SourceOptions | None = None, name: st
     return find_recognised(folder, recognise(folder, options), options)
 
 
-def _what_is_there(folder: Folder) -> str:
+def _describe_unknown(folder: Folder) -> str:
     if not folder.files:
-        return f"{folder.root} is empty. Is it the right folder, and is its disk there?"
+        return f"{folder.root} is empty. Is it the right folder, and is its disk mounted?"
     examples: Sequence[str] = (folder.volumes or folder.files)[:3]
     return (
-        f"{folder.root} is in no layout that multiseg knows: its {len(folder.files)} files are such as "
-        f"{', '.join(examples)}. Say where the images lie, for instance --pattern '{{case}}/{{modality}}.nii.gz' "
-        "(where no name says the sequence: --pattern '{case}/{case}.nii.gz' --modality T1), or which layout it is with "
-        "--as."
+        f"multiseg does not recognise the layout of {folder.root}, which has {len(folder.files)} files such as "
+        f"{', '.join(examples)}. Say where the images are, for instance --pattern '{{case}}/{{modality}}.nii.gz' "
+        "(if no name says the sequence: --pattern '{case}/{case}.nii.gz' --modality T1), or name the layout with --as."
     )
 
 
 def look_at(source: Path) -> Folder:
-    """A folder with all its files; or, where a CSV or JSON file is named, its folder with that file alone.
+    """A folder with all its files; for a CSV or JSON file, its folder with only that file.
 
     Raises:
-        SourceError: there is no such folder.
+        SourceError: it is neither a folder nor such a file.
     """
     if source.suffix.lower() in (".csv", ".json") and source.is_file():
         return Folder(source.parent, (source.name,))
@@ -184,7 +183,7 @@ def look_at(source: Path) -> Folder:
 
 
 def is_listing(source: Path) -> bool:
-    """Whether a file lists cases in a way that other programs have, and so is no manifest of ours."""
+    """Whether a file is a list of cases of GaNDLF or MONAI, and so not one of our manifests."""
     if source.suffix.lower() not in (".csv", ".json") or not source.is_file():
         return False
     folder = look_at(source)

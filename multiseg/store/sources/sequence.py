@@ -1,17 +1,17 @@
-"""Which MRI sequence a DICOM series shows, guessed from what its header says. A person confirms it.
+"""Guess which MRI sequence a DICOM series shows from its header. A person confirms it.
 
-Its words are read as those of file names are (`sequence_reading`). The rules, of which the first that speaks decides:
+Words are read as in file names (`sequence_reading`). The first of these rules that applies decides:
 
-1.  What is not MR, a localiser, a calibration, a projection, a reformat, a subtraction or a phase image is none.
-2.  An ADC map is told by its image type, or by its name.
-3.  Angiograms, perfusion, spectra, double inversion, STIR, tensors, functional series and maps are none of ours.
-    So is what software computes, unless the image type says that it is original.
-4.  Diffusion, by image type, b-value or name: DWI from b = 500 s/mm2 on; a smaller b is none.
-5.  The others by name, if the echo time does not contradict it; a series called T1 FLAIR is T1, and in a double echo
-    the echo time tells PD from T2.
-6.  Without a name the times decide: FLAIR (TI 1500 to 3500 ms, TE from 60 ms), T2 (no TI, TR from 2000, TE from
+1.  Not a sequence: what is not MR, localisers, calibrations, projections, reformats, subtractions, phase images.
+2.  ADC maps, by image type, or by name.
+3.  Not a sequence: angiograms, perfusion, spectra, double inversion, STIR, tensors, functional series, maps, and
+    whatever software computed, unless the image type says that it is original.
+4.  Diffusion, by image type, b-value or name: DWI from b = 500 s/mm2 on; not a sequence with a smaller b.
+5.  Others by name, if the echo time does not contradict it; a series called T1 FLAIR is T1, and in a double echo the
+    echo time distinguishes PD from T2.
+6.  Without a name, by the times: FLAIR (TI 1500 to 3500 ms, TE from 60 ms), T2 (no TI, TR from 2000, TE from
     70 ms), T1 (TR to 1200, TE to 30 ms; or TI 500 to 1300, TE to 10 ms) and PD (no TI, TR from 1800, TE to 40 ms).
-7.  A T1 is T1c if a contrast agent is recorded or its name says so; if the two contradict each other, it is none.
+7.  A T1 is T1c if a contrast agent is recorded or its name says so; if the two contradict each other, it is unknown.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from multiseg.sequence_reading import MIN_B, by_products_in, contrast_in, kinds_
 from multiseg.sequence_words import words_in
 
 Guess: TypeAlias = tuple[str | None, str]
-"""A sequence or none, and why."""
+"""A sequence or None, and why."""
 
 
 @dataclass(frozen=True)
 class Acquisition:
-    """What a DICOM header says of how a volume was acquired; times in milliseconds, b in s/mm2."""
+    """How a volume was acquired, by its DICOM header; times in milliseconds, b in s/mm2."""
 
     description: str = ""
     protocol: str = ""
@@ -62,77 +62,85 @@ _NONE_BY_TYPE = {
 }
 _NO_AGENT = ("", "no", "none", "n", "0", "nil", "no contrast", "without", "ohne")
 _ECHO_MS = {"FLAIR": (60.0, inf), "T1": (0.0, 40.0), "T2": (60.0, inf), "PD": (0.0, 50.0)}
-"""Echo times that a sequence of the name may have."""
+"""The shortest and longest echo time of a sequence with this name."""
 
 
-def guess_sequence(said: Acquisition) -> Guess:
-    """The sequence that a series shows, or None, and why; see the rules above."""
-    said = replace(said, image_type=tuple(part.upper() for part in said.image_type))
-    words = words_in(said.description)
+def guess_sequence(acquisition: Acquisition) -> Guess:
+    """The sequence that a series shows, or None, and why, by the rules above."""
+    acquisition = replace(acquisition, image_type=tuple(part.upper() for part in acquisition.image_type))
+    words = words_in(acquisition.description)
     if not (named := sequences_in(words)) and not kinds_in(words, named):
-        words = words_in(said.protocol)
+        words = words_in(acquisition.protocol)
     for rule in _RULES:
-        verdict = rule(said, words)
+        verdict = rule(acquisition, words)
         if verdict is not None:
             return verdict
-    return None, "neither its name nor its times tell"
+    return None, "neither its name nor its times say it"
 
 
-def _no_scan(said: Acquisition, words: str) -> Guess | None:
-    if said.modality != "MR":
-        return None, f"its modality is {said.modality or 'not named'}, not MR"
-    kinds = [_NONE_BY_TYPE[part] for part in said.image_type[2:] if part in _NONE_BY_TYPE]
+def _not_a_sequence(acquisition: Acquisition, words: str) -> Guess | None:
+    if acquisition.modality != "MR":
+        return None, f"its modality is {acquisition.modality or 'not named'}, not MR"
+    kinds = [_NONE_BY_TYPE[part] for part in acquisition.image_type[2:] if part in _NONE_BY_TYPE]
     kinds += by_products_in(words, sequences_in(words))
     return (None, kinds[0]) if kinds else None
 
 
-def _adc(said: Acquisition, words: str) -> Guess | None:
-    return ("ADC", "its image type says so") if "ADC" in said.image_type else None
+def _adc(acquisition: Acquisition, words: str) -> Guess | None:
+    return ("ADC", "its image type says so") if "ADC" in acquisition.image_type else None
 
 
-def _other_kind(said: Acquisition, words: str) -> Guess | None:
-    """What was scanned is no product of software, though a word may sound so."""
-    kinds = kinds_in(words, sequences_in(words), derived=said.image_type[:1] != ("ORIGINAL",))
+def _other_kind(acquisition: Acquisition, words: str) -> Guess | None:
+    """Series that are not used; a word for software's products does not count for an original image."""
+    kinds = kinds_in(words, sequences_in(words), derived=acquisition.image_type[:1] != ("ORIGINAL",))
     return (None, kinds[0]) if kinds else None
 
 
-def _adc_by_name(said: Acquisition, words: str) -> Guess | None:
-    return ("ADC", "named so") if sequences_in(words) == {"ADC"} and "TRACEW" not in said.image_type else None
+def _adc_by_name(acquisition: Acquisition, words: str) -> Guess | None:
+    return ("ADC", "by its name") if sequences_in(words) == {"ADC"} and "TRACEW" not in acquisition.image_type else None
 
 
-def _diffusion(said: Acquisition, words: str) -> Guess | None:
-    is_said = "DIFFUSION" in said.image_type or (said.b_value or 0) > 0
-    if not (is_said or "DWI" in sequences_in(words)):
+def _diffusion(acquisition: Acquisition, words: str) -> Guess | None:
+    is_recorded = "DIFFUSION" in acquisition.image_type or (acquisition.b_value or 0) > 0
+    if not (is_recorded or "DWI" in sequences_in(words)):
         return None
-    if said.b_value is None:
-        if is_said:
+    if acquisition.b_value is None:
+        if is_recorded:
             return "DWI", "its image type says so; its b-value is not known"
         reading = read_words(words)
         return reading.sequence, f"{reading.why}; its b-value is not known"
-    b = f"b = {said.b_value:g} s/mm2"
-    return ("DWI", f"diffusion, {b}") if said.b_value >= MIN_B else (None, f"diffusion, but {b} is too small for DWI")
+    b = f"b = {acquisition.b_value:g} s/mm2"
+    return (
+        ("DWI", f"diffusion, {b}")
+        if acquisition.b_value >= MIN_B
+        else (None, f"diffusion, but {b} is too small for DWI")
+    )
 
 
-def _by_name(said: Acquisition, words: str) -> Guess | None:
-    """What the words say; of two sequences the echo time may tell which, and a series called T1 FLAIR is a T1."""
+def _by_name(acquisition: Acquisition, words: str) -> Guess | None:
+    """The sequence by the words. A series called T1 FLAIR is a T1."""
     named = sequences_in(words)
     if named == {"T1", "FLAIR"}:
         named = {"T1"}
     if named == {"PD", "T2"}:
-        fitting = [name for name in ("PD", "T2") if said.echo_ms is not None and _fits(name, said.echo_ms)]
-        return (fitting[0], f"a double echo, TE {said.echo_ms:g} ms") if fitting else (None, "named both PD and T2")
+        fitting = [
+            name for name in ("PD", "T2") if acquisition.echo_ms is not None and _fits(name, acquisition.echo_ms)
+        ]
+        return (
+            (fitting[0], f"a double echo, TE {acquisition.echo_ms:g} ms") if fitting else (None, "named both PD and T2")
+        )
     if not named:
         return None
     if len(named) > 1:
         return None, f"named {' and '.join(sorted(named))}"
     name = named.pop()
-    if said.echo_ms is not None and not _fits(name, said.echo_ms):
-        return None, f"named {name}, but TE {said.echo_ms:g} ms contradicts it"
-    return _with_contrast(name, "named so", said, words)
+    if acquisition.echo_ms is not None and not _fits(name, acquisition.echo_ms):
+        return None, f"named {name}, but TE {acquisition.echo_ms:g} ms contradicts it"
+    return _with_contrast(name, "by its name", acquisition, words)
 
 
-def _by_times(said: Acquisition, words: str) -> Guess | None:
-    echo, repetition, inversion = said.echo_ms, said.repetition_ms, said.inversion_ms or 0
+def _by_times(acquisition: Acquisition, words: str) -> Guess | None:
+    echo, repetition, inversion = acquisition.echo_ms, acquisition.repetition_ms, acquisition.inversion_ms or 0
     if echo is None or repetition is None:
         return None
     fitting = {
@@ -143,7 +151,7 @@ def _by_times(said: Acquisition, words: str) -> Guess | None:
     }
     name = next((name for name, fits in fitting.items() if fits), None)
     times = f"by its times alone: TE {echo:g}, TR {repetition:g}" + (f", TI {inversion:g}" if inversion else "") + " ms"
-    return None if name is None else _with_contrast(name, times, said, words)
+    return None if name is None else _with_contrast(name, times, acquisition, words)
 
 
 def _fits(name: str, echo_ms: float) -> bool:
@@ -151,14 +159,14 @@ def _fits(name: str, echo_ms: float) -> bool:
     return low <= echo_ms <= high
 
 
-def _with_contrast(name: str, why: str, said: Acquisition, words: str) -> Guess:
-    """T1 or T1c; other sequences are what they are with contrast, too."""
+def _with_contrast(name: str, why: str, acquisition: Acquisition, words: str) -> Guess:
+    """T1 or T1c; other sequences do not change with contrast."""
     if name != "T1":
         return name, why
     without, with_name = contrast_in(words)
-    with_agent = said.contrast.strip().lower() not in _NO_AGENT
+    with_agent = acquisition.contrast.strip().lower() not in _NO_AGENT
     if without and (with_name or with_agent):
-        agent = f"the agent {said.contrast!r} is recorded" if with_agent else "its name says with contrast, too"
+        agent = f"the agent {acquisition.contrast!r} is recorded" if with_agent else "its name says with contrast, too"
         return None, f"named T1 without contrast, but {agent}"
     if with_agent:
         return "T1c", f"{why}; contrast agent recorded"
@@ -166,5 +174,5 @@ def _with_contrast(name: str, why: str, said: Acquisition, words: str) -> Guess:
 
 
 _RULES: tuple[Callable[[Acquisition, str], Guess | None], ...] = (
-    _no_scan, _adc, _other_kind, _adc_by_name, _diffusion, _by_name, _by_times,
+    _not_a_sequence, _adc, _other_kind, _adc_by_name, _diffusion, _by_name, _by_times,
 )  # fmt: skip

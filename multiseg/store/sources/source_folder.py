@@ -1,4 +1,4 @@
-"""The names of all files below a folder, read once."""
+"""The names of all files in a folder and its subfolders, read once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path, PurePosixPath
 from multiseg.errors import SourceError
 
 SUFFIX = r"\.(?:nii(?:\.gz)*|mg[zh]|mha|mhd|nrrd|nhdr|img(?:\.gz)*)"
-"""The ends of names of volumes, for regular expressions; "x.nii.gz.gz" is met as well."""
+"""The suffixes of volumes, as a regular expression; "x.nii.gz.gz" occurs, too."""
 TEST_OR_TRAINING = re.compile(r"(?<![a-z])(?P<test>test|testing|testset)(?![a-z])|(?<![a-z])train(?:ing|set)?(?![a-z])")
-"""The words for the test and the training part of a dataset in the names of folders, in lower case."""
+"""Words for the test and training part of a dataset in folder names, in lower case."""
 _HEADER = r"\.hdr(?:\.gz)*$"
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder's relative file names in sorted order; hidden ones (such as macOS's "._x") are left out."""
+    """A folder's relative file names, sorted, without hidden files (such as macOS's "._x")."""
 
     root: Path
     files: tuple[str, ...]
@@ -31,9 +31,9 @@ class Folder:
 
     @cached_property
     def volumes(self) -> tuple[str, ...]:
-        """The files that are images or labels by their names; of a pair (.hdr, .img) the voxels stand for both.
+        """The files whose names are those of images or labels; of a pair (.hdr, .img) only the .img.
 
-        A header without voxels is one, too, so that its loss is not silent.
+        A header without its .img is included, so that the missing voxels are reported.
         """
         voxels = {_without_half(file) for file in self.files if is_volume(file)}
         return tuple(
@@ -42,24 +42,22 @@ class Folder:
             if is_volume(file) or (re.search(_HEADER, file, re.IGNORECASE) and _without_half(file) not in voxels)
         )
 
-    def fitting(self, expression: str | re.Pattern[str]) -> list[re.Match[str]]:
-        """The matches of the files whose whole relative name fits a regular expression."""
+    def matches(self, expression: str | re.Pattern[str]) -> list[re.Match[str]]:
+        """The files whose whole relative name matches a regular expression."""
         compiled = re.compile(expression)
         return [match for file in self.files if (match := compiled.fullmatch(file))]
 
     def path(self, file: str) -> Path:
         return self.root / file
 
-    def within(self, prefix: str) -> Folder:
-        """A folder inside this one."""
+    def subfolder(self, prefix: str) -> Folder:
+        """A folder in this one."""
         head = prefix.rstrip("/") + "/"
         return Folder(self.root / prefix, tuple(f.removeprefix(head) for f in self.files if f.startswith(head)))
 
 
 def is_volume(file: str) -> bool:
-    """Whether a name is that of an image or a label: NIfTI (compressed once or more, or the voxels
-    of a pair), MGH, MetaImage or NRRD.
-    """
+    """Whether a name is that of a volume: NIfTI (also compressed or the .img of a pair), MGH, MetaImage or NRRD."""
     return re.search(SUFFIX + "$", file, flags=re.IGNORECASE) is not None
 
 
@@ -68,16 +66,16 @@ def _without_half(file: str) -> str:
 
 
 def look_into(root: Path) -> Folder:
-    """All file names below `root`.
+    """The names of all files in `root` and its subfolders.
 
     Raises:
-        SourceError: there is no such folder.
+        SourceError: `root` is not a folder.
     """
     if root.is_file():
         message = f"{root} is a file. Name the folder of the dataset, or its table (.csv, .toml, .json)."
         raise SourceError(message, code="NO_FOLDER", file=str(root))
     if not root.is_dir():
-        raise SourceError(f"there is no folder {root}.", code="MISSING_FILE", file=str(root))
+        raise SourceError(f"folder {root} does not exist.", code="MISSING_FILE", file=str(root))
     return Folder(root, tuple(_files_below(root)))
 
 
@@ -90,19 +88,19 @@ def _files_below(root: Path) -> Iterator[str]:
 
 
 def _loops(folder: str, name: str) -> bool:
-    """Whether a folder is a link to one that it lies in: following it would never end."""
+    """Whether a folder is a link to one of its parents: following it would never end."""
     path = Path(folder, name)
     return path.is_symlink() and Path(folder).resolve().is_relative_to(path.resolve())
 
 
-def listed(names: Sequence[str], at_most: int = 5) -> str:
-    """Some names for a message: "a, b, c and 4 more"."""
+def join_names(names: Sequence[str], at_most: int = 5) -> str:
+    """The first names, for a message: "a, b, c and 4 more"."""
     shown = ", ".join(names[:at_most])
     return shown + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
 
 
 def is_test_part(folder: Folder, file: str) -> bool:
-    """Whether a file lies in a test part, such as "Testing/" or "SISS2015_Testing/"; the innermost name counts."""
+    """Whether a file is in a test part, such as "Testing/" or "SISS2015_Testing/"; the innermost folder decides."""
     for part in (*reversed(PurePosixPath(file).parts[:-1]), folder.name):
         if word := TEST_OR_TRAINING.search(part.lower()):
             return bool(word["test"])

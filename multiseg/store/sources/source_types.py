@@ -1,10 +1,10 @@
-"""What a layout is, and what it finds in a folder: files with roles, and then whole cases."""
+"""What a layout is, and what it finds in a folder: files with roles, or whole cases."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from multiseg.labels import LabelSchema
 from multiseg.modalities import in_canonical_order
@@ -13,33 +13,34 @@ from multiseg.store.findings import Finding
 from multiseg.store.sources.source_folder import Folder
 
 REAL_NAMES = "REAL_NAMES"
-"""The code of a note that names of patients become names of cases."""
-Row = Mapping[str, str | float]
+"""The code of the finding that cases are named by patient IDs."""
+RoleKind: TypeAlias = Literal["image", "label", "brain mask"]
+Row: TypeAlias = Mapping[str, str | float]
 SKIP = "skip"
-"""The meaning of a spelling that is to be left out."""
+"""What a spelling or an annotation is set to, to leave its files out."""
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How to read a source; "" and empty leave it to the layout.
+    """How to read a source; the layout decides what is empty here.
 
-    The command line builds it from its flags and a manifest from its tables; everything that reads a source takes it
-    whole. So a new flag is a field here, its declaration in `cli.source_flags.SourceFlags`, and the code that uses it.
+    The command line builds it from flags and a manifest from its tables. A new flag needs a field here, its declaration
+    in `cli.source_flags.SourceFlags`, and the code that uses it.
 
     Attributes:
         name: of the database.
         pathology: of its patients.
         codes: annotation name to text such as "1=necrosis,2=oedema", or the name of an atlas.
-        modalities: spellings of the files to names of sequences, or to "skip".
-        modality: the sequence of every image, where names do not say any.
-        participants: a table with a row a case, or a subject; its first column names it.
+        modalities: spellings in file names to names of sequences, or to "skip".
+        modality: the sequence of every image whose name does not say one.
+        participants: a table with one row for each case or subject, named in its first column.
         brain_mask: "file", "nonzero", "otsu", "command ..." (see `recipe.Recipe`), or a file-name pattern.
-        raters: "all", "consensus", "majority" or the name of one; see `annotations.choose_raters`.
-        allow_unlabelled: take cases without label, too.
-        yes: what the layout guesses has been looked at and is right.
-        layout: the name of one, or your own as "module:name"; "" recognises it.
-        pattern: where images lie, such as "{case}/{modality}.nii.gz", in place of a layout.
-        labels: annotation name to the pattern of its files; goes with `pattern`.
+        raters: "all", "consensus", "majority" or the name of a rater; see `annotations.choose_raters`.
+        allow_unlabelled: also take cases without a label.
+        yes: the user has confirmed what the layout guesses.
+        layout: the name of a layout, or your own as "module:name"; "" has it recognised.
+        pattern: where images are, such as "{case}/{modality}.nii.gz", instead of a layout.
+        labels: annotation name to the pattern of its files; needs `pattern`.
         licence, citation, source: stored with the database.
     """
 
@@ -63,15 +64,15 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class Role:
-    """What one file is to a case: a sequence in some spelling, an annotation, or the brain mask.
+    """What one file is in a case: an image of a sequence, an annotation, or the brain mask.
 
     `fields` may hold subject, session, site and split; the files of a case must agree on them. `spelling` is what
-    `--modality` and `--labels` call a file, where that is not its `name`. `doubt` says why a layout does not tell which
-    sequence it is: then only the user does.
+    `--modality` and `--labels` call the file, if that is not its `name`. `doubt` says why a layout cannot tell the
+    sequence; then only the user can.
     """
 
     case: str
-    kind: Literal["image", "label", "brain mask"]
+    kind: RoleKind
     name: str
     file: ScanFile
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -80,19 +81,19 @@ class Role:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a layout found in a folder, before it is put together.
+class FoundFiles:
+    """The files that a layout found in a folder, before they become cases.
 
     Attributes:
-        schemas: the meaning of the codes of every annotation among the roles.
-        required: annotations that every case must have; without any, one label of some kind is asked for.
-        may_lack_labels: cases of which none is expected, such as those of a test set.
-        skipped: cases of which the user leaves every image out; they have labels at most.
-        participants: rows by case or by subject.
-        unused: volumes in the folder that have no role.
-        any_scan_counts: every file whose name tells a sequence should have had a role.
-        free_names: names of cases are taken from names of files or folders that may hold words of a sequence, too.
-        raters: which raters are kept where the user does not choose; see `annotations.choose_raters`.
+        schemas: the meaning of each annotation's codes.
+        required: annotations that every case must have; if empty, a case needs at least one label.
+        may_lack_labels: cases that need no label, such as those of a test set.
+        skipped: cases whose images the user skips, all of them.
+        participants: rows by case or subject.
+        unused: volumes in the folder without a role.
+        any_scan_counts: warn of an unused file whose name says a sequence.
+        free_names: case names come from file or folder names, which may also contain words of a sequence.
+        raters: which raters to keep if the user does not choose; see `annotations.choose_raters`.
     """
 
     name: str
@@ -116,10 +117,10 @@ class Found:
 
 @dataclass(frozen=True)
 class DatabaseFiles:
-    """One database as found on disk: its cases, the meaning of its labels, and findings so far.
+    """One database as found on disk: its cases, the meaning of its labels, and the findings so far.
 
-    Cases with an error among `findings` are not in `cases`. `pseudonyms` tells by which key their names are
-    pseudonyms; "" where they are real.
+    Cases with an error in `findings` are not in `cases`. `pseudonyms` identifies the key of the cases' pseudonyms; ""
+    if the names are real.
     """
 
     name: str
@@ -143,33 +144,34 @@ class DatabaseFiles:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which datasets lie on disk.
+    """One way to arrange a dataset on disk.
 
     Attributes:
         name: what `--as` takes.
         title: what people call it.
-        recognise: the evidence in words ("3 folders such as BraTS2021_00000"), or "" where it is not this.
-            Looks at names and small texts (dataset.json) only.
-        find: every file's role, or whole cases. Raises DataError where the folder contradicts itself.
+        recognise: the evidence in words ("3 folders such as BraTS2021_00000"), or "" if the folder has another layout.
+            Reads only names and small texts (dataset.json).
+        find: every file's role, or whole cases. Raises DataError if the folder contradicts itself.
     """
 
     name: str
     title: str
     recognise: Callable[[Folder], str]
-    find: Callable[[Folder, SourceOptions], Found | DatabaseFiles]
+    find: Callable[[Folder, SourceOptions], FoundFiles | DatabaseFiles]
 
 
 def with_description(files: DatabaseFiles, options: SourceOptions) -> DatabaseFiles:
-    """The database with what the user says of it as a whole in place of what was found."""
+    """Replace what was found about the database by what the user gives."""
     fields = ("name", "pathology", "licence", "citation", "source")
     given: dict[str, Any] = {name: text for name in fields if (text := getattr(options, name))}
     return replace(files, **given)
 
 
 def without_skipped_labels(roles: Sequence[Role], codes: Mapping[str, str]) -> list[Role]:
-    """The roles without the labels that `--labels NAME:skip` leaves out, by the spelling of files.
+    """The roles without the labels that `--labels NAME:skip` leaves out.
 
-    An annotation's name counts where no file is spelt so: "lesion" is not "gt", though both are of lesions.
+    NAME is the spelling of files, or an annotation that no file has as its spelling: "lesion" does not skip "gt",
+    though both are lesions.
     """
     skipped = {name for name, text in codes.items() if text == SKIP}
     spellings = {role.spelling or role.name for role in roles if role.kind == "label"}
@@ -181,7 +183,16 @@ def without_skipped_labels(roles: Sequence[Role], codes: Mapping[str, str]) -> l
     return [role for role in roles if is_kept(role)]
 
 
+def sequences_by_case(roles: Sequence[Role]) -> dict[str, set[str]]:
+    """The names of every case's images, sorted by case; empty for a case with only labels or masks."""
+    names: dict[str, set[str]] = {case: set() for case in sorted({role.case for role in roles})}
+    for role in roles:
+        if role.kind == "image":
+            names[role.case].add(role.name)
+    return names
+
+
 def unused_volumes(folder: Folder, roles: Sequence[Role]) -> list[str]:
-    """The volumes of a folder that no role was given to."""
+    """The volumes of a folder without a role."""
     used = {path for role in roles for path in paths_of(role.file)}
     return [file for file in folder.volumes if folder.path(file) not in used]

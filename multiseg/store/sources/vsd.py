@@ -1,19 +1,20 @@
-"""The Virtual Skeleton Database's way of naming: ISLES 2015 (SISS), and BraTS of 2013 and 2015.
+"""File names of the Virtual Skeleton Database: ISLES 2015 (SISS), and BraTS of 2013 and 2015.
 
-`<case>/VSD.Brain.XX.O.MR_T1.<id>/VSD.Brain.XX.O.MR_T1.<id>.nii`, the label in a folder `...OT.<id>`. SISS draws one
-lesion; these BraTS have 1 necrosis, 2 oedema, 3 non-enhancing and 4 enhancing tumour.
+`<case>/VSD.Brain.XX.O.MR_T1.<id>/VSD.Brain.XX.O.MR_T1.<id>.nii`, the label in a folder `...OT.<id>`. SISS has one
+lesion label; these BraTS have 1 necrosis, 2 oedema, 3 non-enhancing and 4 enhancing tumour.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import PurePosixPath
 
 from multiseg.errors import SourceError
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.source_folder import SUFFIX, Folder, is_test_part
-from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions, unused_volumes
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, unused_volumes
 
 TUMOUR = "1=necrosis,2=oedema,3=non-enhancing,4=enhancing"
 _FILE = re.compile(
@@ -26,50 +27,43 @@ _VISIT = re.compile(r"(?P<subject>.*pat\d+)_(?P<session>\d+)")
 _GRADES = {"HG": "HGG", "HGG": "HGG", "LG": "LGG", "LGG": "LGG"}
 
 
-def _recognise_siss(folder: Folder) -> str:
-    matches = folder.fitting(_FILE)
-    return "" if _is_tumour(matches) else _evidence(matches)
-
-
-def _recognise_brats(folder: Folder) -> str:
-    matches = folder.fitting(_FILE)
-    return _evidence(matches) if _is_tumour(matches) else ""
+def _recognise(is_tumour: bool, folder: Folder) -> str:
+    matches = folder.matches(_FILE)
+    if not matches or _is_tumour(matches) != is_tumour:
+        return ""
+    cases = {match["above"] + match["case"] for match in matches}
+    return f"{len(cases)} folders with files such as {PurePosixPath(matches[0][0]).name}"
 
 
 def _is_tumour(matches: Sequence[re.Match[str]]) -> bool:
-    """BraTS has a T1c and a FLAIR and no DWI; SISS has no T1c, and SPES, for perfusion, no FLAIR."""
+    """Whether it is BraTS, with T1c and FLAIR but no DWI; SISS has no T1c, and SPES (perfusion) no FLAIR."""
     whats = {match["what"] for match in matches}
     return {"MR_T1c", "MR_Flair"} <= whats and not whats & {"MR_DWI", *_PERFUSION}
 
 
-def _evidence(matches: Sequence[re.Match[str]]) -> str:
-    cases = {match["above"] + match["case"] for match in matches}
-    return f"{len(cases)} folders with files such as {PurePosixPath(matches[0][0]).name}" if cases else ""
-
-
-def _find_siss(folder: Folder, options: SourceOptions) -> Found:
-    matches = folder.fitting(_FILE)
+def _find_siss(folder: Folder, options: SourceOptions) -> FoundFiles:
+    matches = folder.matches(_FILE)
     perfusion = sorted({match["what"] for match in matches} & _PERFUSION)
     if perfusion:
         raise SourceError(
-            f"{folder.root} has perfusion maps ({', '.join(perfusion)}), as SPES of ISLES 2015: its label is tissue at "
-            "risk and no full stroke lesion. To take it nevertheless, say what is what with --pattern and --label.",
+            f"{folder.root} has perfusion maps ({', '.join(perfusion)}), like SPES of ISLES 2015: its label is tissue "
+            "at risk and not the full stroke lesion. To ingest it nevertheless, use --pattern and --label.",
             code="NO_FULL_LESIONS",
             file=str(folder.root),
         )
     return _found(folder, matches, "lesion", "1=lesion", "ischaemic stroke", "ISLES 2015 SISS")
 
 
-def _find_brats(folder: Folder, options: SourceOptions) -> Found:
-    return _found(folder, folder.fitting(_FILE), "tumour", TUMOUR, "glioma", "BraTS 2013 and 2015")
+def _find_brats(folder: Folder, options: SourceOptions) -> FoundFiles:
+    return _found(folder, folder.matches(_FILE), "tumour", TUMOUR, "glioma", "BraTS 2013 and 2015")
 
 
 def _found(
     folder: Folder, matches: Sequence[re.Match[str]], annotation: str, codes: str, pathology: str, source: str
-) -> Found:
+) -> FoundFiles:
     roles = [_role(folder, match, annotation) for match in matches]
     grades = {_case(folder, match): _grade(match) for match in matches}
-    return Found(
+    return FoundFiles(
         name=folder.name,
         folder=folder,
         roles=roles,
@@ -95,7 +89,7 @@ def _role(folder: Folder, match: re.Match[str], annotation: str) -> Role:
 
 
 def _case(folder: Folder, match: re.Match[str]) -> str:
-    """Numbers begin anew in every part, so its name is put before them: "HGG_0001", "test_1"."""
+    """The case's name: numbers restart in every part, so they are prefixed with it: "HGG_0001", "test_1"."""
     if not match["case"].isdigit():
         return match["case"]
     part = "test" if is_test_part(folder, match[0]) else ""
@@ -106,5 +100,5 @@ def _grade(match: re.Match[str]) -> str:
     return _GRADES.get(PurePosixPath(match["above"]).name, "")
 
 
-SISS = Layout("isles2015", "ISLES 2015 (SISS)", _recognise_siss, _find_siss)
-BRATS = Layout("brats2015", "BraTS 2013 or 2015", _recognise_brats, _find_brats)
+SISS = Layout("isles2015", "ISLES 2015 (SISS)", partial(_recognise, False), _find_siss)
+BRATS = Layout("brats2015", "BraTS 2013 or 2015", partial(_recognise, True), _find_brats)

@@ -1,7 +1,7 @@
 """WMH 2017: white-matter hyperintensities from three sites and five scanners.
 
-https://doi.org/10.34894/AECRSD - `wmh.nii.gz` holds 1 for a hyperintensity and 2 for other pathology, which is
-neither one nor background. T1 lies on the grid of FLAIR already, in `orig` and, bias corrected, in `pre`.
+https://doi.org/10.34894/AECRSD - `wmh.nii.gz` has 1 for a hyperintensity and 2 for other pathology, which is
+neither that nor background. T1 is already on FLAIR's grid, in `orig` and, bias corrected, in `pre`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.source_folder import SUFFIX, Folder, is_test_part
-from multiseg.store.sources.source_types import Found, Layout, Role, SourceOptions, unused_volumes
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, unused_volumes
 
 ANNOTATION = "lesion"
 CODES = "1=WMH,2=ignore"
@@ -24,13 +24,13 @@ _NOT_USED = re.compile(rf"(?:.*/)?{_HEAD}(?:pre|orig)/(?:3DT1|\w+_mask){SUFFIX}"
 
 
 def _recognise(folder: Folder) -> str:
-    sites = {match["site"] for match in folder.fitting(_IMAGE)}
+    sites = {match["site"] for match in folder.matches(_IMAGE)}
     return f"pre/ and orig/ of patients of {', '.join(sorted(sites))}" if sites else ""
 
 
-def _find(folder: Folder, options: SourceOptions) -> Found:
+def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     images = _images(folder)
-    labels, raters = folder.fitting(_LABEL), folder.fitting(_RATER)
+    labels, raters = folder.matches(_LABEL), folder.matches(_RATER)
     roles = [
         *(
             Role(_case(match), "image", match["what"], folder.path(match[0]), _fields(folder, match))
@@ -39,45 +39,43 @@ def _find(folder: Folder, options: SourceOptions) -> Found:
         *(Role(_case(match), "label", ANNOTATION, folder.path(match[0]), _fields(folder, match)) for match in labels),
         *(Role(_case(match), "label", f"rater_{match['who']}", folder.path(match[0])) for match in raters),
     ]
-    known = {match[0] for expression in (_IMAGE, _NOT_USED) for match in folder.fitting(expression)}
-    return Found(
+    annotations = {ANNOTATION, *(role.name for role in roles if role.kind == "label")}
+    known = {match[0] for expression in (_IMAGE, _NOT_USED) for match in folder.matches(expression)}
+    return FoundFiles(
         name=folder.name,
         folder=folder,
         roles=roles,
-        schemas={name: schema_for(name, CODES) for name in _annotations(roles)},
+        schemas={name: schema_for(name, CODES) for name in sorted(annotations)},
         pathology="white matter hyperintensities",
         required=(ANNOTATION,),
         may_lack_labels={_case(match) for match in images if is_test_part(folder, match[0])},
         participants={_case(match): {"scanner": match["scanner"] or ""} for match in images},
         unused=[file for file in unused_volumes(folder, roles) if file not in known],
-        findings=_which(options.name or folder.name, images, folder),
+        findings=_findings(options.name or folder.name, images, folder),
         citation="Kuijf et al. 2019, IEEE Transactions on Medical Imaging 38(11)",
         source="WMH 2017",
     )
 
 
-def _annotations(roles: Sequence[Role]) -> list[str]:
-    return sorted({role.name for role in roles if role.kind == "label"} | {ANNOTATION})
-
-
 def _images(folder: Folder) -> list[re.Match[str]]:
-    """Of each sequence of each patient the bias-corrected file, or else the original one."""
+    """The bias-corrected file of each sequence of each patient, or else the original one."""
     chosen: dict[str, re.Match[str]] = {}
-    for match in sorted(folder.fitting(_IMAGE), key=lambda match: match["folder"] == "orig"):
+    for match in sorted(folder.matches(_IMAGE), key=lambda match: match["folder"] == "orig"):
         chosen.setdefault(match[0].replace(f"/{match['folder']}/", "//"), match)
     return list(chosen.values())
 
 
-def _which(database: str, images: Sequence[re.Match[str]], folder: Folder) -> tuple[Finding, ...]:
-    """What was taken where there is more than one file to take."""
+def _findings(database: str, images: Sequence[re.Match[str]], folder: Folder) -> tuple[Finding, ...]:
+    """Which files are used if a sequence has several."""
     corrected = {_case(match) for match in images if match["folder"] == "pre"}
     original = {_case(match) for match in images if match["folder"] == "orig"}
-    said = f"{len(corrected)} cases take FLAIR and T1 from pre/ (bias corrected), {len(original)} from orig/"
-    not_used = len(folder.fitting(_NOT_USED))
-    message = f"{said}; 3DT1 and masks of defacing ({not_used} files) are not used: T1 lies on FLAIR's grid already."
+    message = (
+        f"{len(corrected)} cases use FLAIR and T1 from pre/ (bias corrected), {len(original)} from orig/; 3DT1 and "
+        f"masks of defacing ({len(folder.matches(_NOT_USED))} files) are not used: T1 is already on FLAIR's grid."
+    )
     findings = [Finding(Severity.NOTE, "CHOSEN_FILES", database, "", "", message)]
     for case in sorted(corrected & original):
-        message = f"case {case!r} has one sequence bias corrected (pre/) and the other not (orig/). Is a file lost?"
+        message = f"case {case!r} has one sequence bias corrected (pre/) and the other not (orig/). Is a file missing?"
         findings.append(Finding(Severity.WARNING, "MIXED_FILES", database, case, "", message))
     return tuple(findings)
 

@@ -8,7 +8,7 @@ from multiseg.errors import SourceError
 from multiseg.store.sources.challenge_layout import Challenge, challenge_layout
 from multiseg.store.sources.challenges import CHALLENGES
 from multiseg.store.sources.source_folder import Folder
-from multiseg.store.sources.source_types import Found, SourceOptions
+from multiseg.store.sources.source_types import FoundFiles, SourceOptions
 
 EXAMPLE = Challenge(
     name="example",
@@ -24,9 +24,9 @@ EXAMPLE = Challenge(
 )
 
 
-def find(challenge: Challenge, *files: str, root: str = "/data/example") -> Found:
+def find(challenge: Challenge, *files: str, root: str = "/data/example") -> FoundFiles:
     found = challenge_layout(challenge).find(Folder(Path(root), tuple(sorted(files))), SourceOptions())
-    assert isinstance(found, Found)
+    assert isinstance(found, FoundFiles)
     return found
 
 
@@ -52,7 +52,7 @@ def test_images_are_of_the_preferred_stage() -> None:
     assert sorted(Path(str(role.file)).parent.name for role in found.roles) == ["P1", "clean", "clean"]
     (note,) = found.findings
     assert (note.code, note.severity) == ("STAGE", "note")
-    assert "images are those of clean (without skull); raw is not used. To take raw, leave clean out" in note.message
+    assert "images are from clean (without skull); raw is not used. To use raw, move clean out" in note.message
     assert find(EXAMPLE, *names[:2]).findings == ()
 
 
@@ -81,6 +81,6 @@ def test_a_test_case_of_mrbrains_2013_is_of_the_test_split() -> None:
 
 def test_a_refused_challenge_says_why() -> None:
     (challenge,) = [challenge for challenge in CHALLENGES if challenge.refusal]
-    with pytest.raises(SourceError, match="is MSSEG-2, whose labels are the new lesions") as caught:
+    with pytest.raises(SourceError, match="is MSSEG-2, whose labels are only the new lesions") as caught:
         find(challenge, "013/flair_time01_on_middle_space.nii.gz")
     assert caught.value.code == "NO_FULL_LESIONS"

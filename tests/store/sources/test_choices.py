@@ -43,7 +43,7 @@ def test_a_spelling_that_no_file_has_is_refused(head, tmp_path: Path, said: dict
     write(head, tmp_path / "ms" / "pat1", "T1", "FLAIR", lesion=head.codes(1))
     wrong = list(said)[-1]
     with pytest.raises(
-        UsageError, match=rf"names '{wrong}', but no file of .*ms is spelt so. Spellings there: FLAIR, T1"
+        UsageError, match=rf"names '{wrong}', but no file of .*ms has such a name. Names there: FLAIR, T1"
     ):
         find_source(tmp_path / "ms", SourceOptions(modalities=said))
     pattern = PatternSource("ms", tmp_path / "ms", "{case}/{modality}.nii.gz", modalities=said, allow_unlabelled=True)
@@ -70,7 +70,7 @@ def test_a_sequence_in_two_files_is_asked_for(head, tmp_path: Path, other: str, 
         assert images(files)["pat1"]["T1"] == f"{taken}.nii.gz"
         assert errors(files) == []
         said = messages(files, "CHOSEN_SCAN")
-        assert said == [] if "skip" in modalities.values() else "as asked" in said[0]
+        assert said == [] if "skip" in modalities.values() else "by --modality" in said[0]
 
 
 def test_two_files_of_one_spelling_are_told_apart_by_their_names(head, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_sequence_twice_costs_no_other_case(head, tmp_path: Path) -> None:
 def test_patients_in_one_folder_are_no_case(head, tmp_path: Path) -> None:
     """pat1_T1 beside pat2_T1 is no sequence in two files."""
     write(head, tmp_path / "ms" / "images", "pat1_T1", "pat2_T1")
-    with pytest.raises(Exception, match="is in no layout that multiseg knows"):
+    with pytest.raises(Exception, match="multiseg does not recognise the layout of"):
         find_source(tmp_path / "ms")
 
 
@@ -123,7 +123,7 @@ def test_a_case_of_which_all_is_skipped_does_not_fail(head, tmp_path: Path, inge
     write(head, tmp_path / "ms" / "phantom", "scout_T2", lesion=head.codes(1))
     done = ingested(tmp_path / "ms", "--modality", "scout_T2=skip")
     assert (done.code, done.codes()) == (0, ["SKIPPED_CASES"])
-    assert "2 cases are left out, since all their images are skipped: phantom, survey" in str(done.report["findings"])
+    assert "2 cases are left out with all their images skipped: phantom, survey" in str(done.report["findings"])
     assert (done.report["written"], done.report["failed"]) == (["pat1"], [])
 
 
@@ -183,9 +183,9 @@ def test_one_sequence_of_all_from_the_command_line(head, tmp_path: Path, ingeste
 
 def test_one_sequence_of_all_that_cannot_be_meant(head, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ibsr(head, tmp_path / "ibsr")
-    with pytest.raises(UsageError, match="but is no known sequence"):
+    with pytest.raises(UsageError, match="is not a known sequence"):
         find_database(PatternSource("db", root, "*/{case}/{case}.nii.gz", modality="T1_brain"))
-    with pytest.raises(UsageError, match=r"the pattern .* says it of each by \{modality\}"):
+    with pytest.raises(UsageError, match=r"the pattern .* says each image's sequence by \{modality\}"):
         find_database(PatternSource("db", root, "*/{case}/{modality}.nii.gz", modality="T1"))
     folder = write(head, tmp_path / "ms" / "pat1", "T1", lesion=head.codes(1)).parent
     verify = ["verify", str(folder)]
@@ -241,9 +241,7 @@ def test_labels_that_mostly_do_not_explain_themselves_are_asked_for(head, tmp_pa
     labels = [head.codes(1), *several] if first else [*several, head.codes(1)]
     for number, label in enumerate(labels):
         write(head, tmp_path / "ms" / f"pat{number}", "T1", seg=label)
-    with pytest.raises(
-        LabelError, match=r"holds the codes 1, 2 \(all 3 labels: 1, 2, 4\)\. .*seg:1=NAME,2=NAME,4=NAME"
-    ):
+    with pytest.raises(LabelError, match=r"has the codes 1, 2 \(all 3 labels: 1, 2, 4\)\. .*seg:1=NAME,2=NAME,4=NAME"):
         find_source(tmp_path / "ms")
 
 
@@ -279,7 +277,7 @@ def test_a_persons_brain_mask_is_that_of_every_visit(head, tmp_path: Path, mask:
             for visit in ("Baseline", "FollowUp")
         }
         assert files.brain_mask == "file"
-        assert "is the brain mask of every visit of its person: 01_Baseline" in messages(files, "MASK_OF_PERSON")[0]
+        assert "is the brain mask of all visits of its subject: 01_Baseline" in messages(files, "MASK_OF_PERSON")[0]
 
 
 @pytest.mark.parametrize("visits", [("Baseline",), ("V1",), ("Baseline", "FollowUp")])

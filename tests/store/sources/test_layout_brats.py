@@ -168,7 +168,7 @@ def test_paediatric_numbers_are_asked_for(head, tmp_path: Path) -> None:
     write_new(head, tmp_path / "ped", "BraTS-PED-00001-000", 1, 2, 3)
     assert look(tmp_path / "ped").codes("warning") == ["LABEL_CONVENTION"]
     write_new(head, tmp_path / "ped", "BraTS-PED-00002-000", 1, 2, 3, 4)
-    with pytest.raises(LabelError, match="in numbers of their own"):
+    with pytest.raises(LabelError, match="with other codes"):
         look(tmp_path / "ped")
     told = look(tmp_path / "ped", codes={"tumour": "1=enhancing,2=non-enhancing,3=cyst,4=oedema"})
     assert (len(told.cases), told.codes("error", "warning")) == (2, [])
@@ -256,14 +256,14 @@ def test_folders_of_one_convention_with_files_of_the_other(
     assert files.cases[0].images["T1c"].name == f"{case.format(0)}{names[1]}.nii.gz"
     assert files.schemas == {"tumour": LabelSchema.parse(taken, "lesion")}
     said = [finding.message for finding in files.findings if finding.code == "LABEL_CONVENTION"]
-    assert f"the codes of all labels decide: they are taken as {taken}." in said[-1]
+    assert f"the codes of all labels decide: they are read as {taken}." in said[-1]
 
 
 @pytest.mark.parametrize("codes", [[(1, 2, 3), (1, 2, 4)], [(1, 2, 3, 4), (1,)]])
 def test_old_folders_with_new_names_and_both_numbers_are_asked_for(head, tmp_path: Path, codes) -> None:
     for at, own in enumerate(codes):
         write_mixed(head, tmp_path / "gli", f"BraTS2021_0000{at}", NEW_NAMES, *own)
-    with pytest.raises(LabelError, match="hold 3 and 4: is 4 the enhancing tumour, and what is 3"):
+    with pytest.raises(LabelError, match="have 3 and 4: is 4 the enhancing tumour, and what is 3"):
         find_source(tmp_path / "gli")
 
 

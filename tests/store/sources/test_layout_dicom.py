@@ -247,7 +247,7 @@ def test_a_person_names_the_series(scanner: Scanner) -> None:
     scanner.series({"0008|103e": "Seq B"})
     found = look(scanner.root / "dicom", allow_unlabelled=True, modalities={"seq a": "FLAIR", "seq b": "skip"})
     assert (found.modalities, found.errors) == ({"P1_20200131": ("FLAIR",)}, [])
-    with pytest.raises(UsageError, match="'seq c', but no series is called so; they are Seq B, seq a"):
+    with pytest.raises(UsageError, match=r"'seq c', but no series has that name\. Series are Seq B, seq a"):
         look(scanner.root / "dicom", **CONFIRMED, modalities={"seq c": "FLAIR"})
 
 
@@ -304,7 +304,7 @@ def test_a_series_with_a_gap_keeps_its_case_out(scanner: Scanner, ingested: Call
     done = ingested(scanner.root / "dicom", "--yes", "--allow-unlabelled")
     assert done.code == 3
     assert done.codes("error") == ["MISSING_SLICES"]
-    assert "series 'ax t2 tse', taken for T2" in first_error(done.report)
+    assert "series 'ax t2 tse', used as T2" in first_error(done.report)
     without = ingested(scanner.root / "dicom", "--yes", "--allow-unlabelled", "--modality", "ax t2 tse=skip")
     assert without.code == 0
 
@@ -328,8 +328,8 @@ def test_what_is_no_scan_is_counted_and_left_alone(scanner: Scanner) -> None:
     found = look(folder, **CONFIRMED)
     assert (list(found.cases), found.errors) == (["P1_20200131"], [])
     (not_read,) = found.messages("NOT_READ")
-    assert "2 DICOM files are no scans and are not read: 1 RTSTRUCT (contours), 1 SEG" in not_read
-    assert "1 files are called DICOM but hold none: no.dcm" in found.messages("NOT_DICOM")[0]
+    assert "2 DICOM files are not scans and are not read: 1 RTSTRUCT (contours), 1 SEG" in not_read
+    assert "1 files are named as DICOM but are not: no.dcm" in found.messages("NOT_DICOM")[0]
 
 
 def test_colours_and_captures_are_refused(scanner: Scanner, ingested: Callable) -> None:
@@ -351,7 +351,7 @@ def test_two_people_and_two_visits(scanner: Scanner) -> None:
     assert found.errors == []
     cases = {name: case.subject for name, case in found.cases.items()}
     assert cases == {"P1_20200131": "P1", "P1_20210131": "P1", "somebody_20200131": "somebody"}
-    assert "patient 'P1' give more than one sex" in found.messages("TWO_PATIENTS")[0]
+    assert "patient 'P1' has more than one sex" in found.messages("TWO_PATIENTS")[0]
     assert "such as 'somebody'" in found.messages("NO_PATIENT_ID")[0]
     assert {"TWO_PATIENTS", "NO_PATIENT_ID"} <= set(found.codes("warning"))
 

@@ -73,7 +73,7 @@ def test_visits_of_one_person(head, tmp_path: Path) -> None:
     assert cases == [("ann_1", "ann", "ann_1"), ("ann_2", "ann", "ann_2"), ("sub-07_ses-b", "sub-07", "b")]
     left_out = {f.file: f.message for f in found.files.findings if f.code == "NOT_A_SUBJECT"}
     assert set(left_out) == {"ann", "ann_1.long.ann", "ann_2.long.ann"}
-    assert "the scan of ann_1 once more" in left_out["ann_1.long.ann"]
+    assert "the scan of ann_1 processed again" in left_out["ann_1.long.ann"]
 
 
 def test_two_subjects_of_one_name(head, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_as_gandlf_and_named(head, tmp_path: Path, ingested: Callable) -> None:
 
 def test_a_table_that_is_none(tmp_path: Path, ingested: Callable) -> None:
     (tmp_path / "x.csv").write_text("id,file\n1,a.nii\n")
-    assert "holds no table of GaNDLF" in ingested(tmp_path / "x.csv", "--as", "gandlf").said
+    assert "has no table of GaNDLF" in ingested(tmp_path / "x.csv", "--as", "gandlf").said
     assert ingested(tmp_path / "x.csv").code == 2  # read as a manifest of ours
 
 

@@ -85,5 +85,5 @@ def test_broken_lists(head, tmp_path: Path) -> None:
     data = json.loads(path.read_text())
     data["validation"] = [{"label": "p2/p2_seg.nii.gz"}]
     path.write_text(json.dumps(data))
-    with pytest.raises(SourceError, match="not of the form"):
+    with pytest.raises(SourceError, match="not in the form"):
         look(path)

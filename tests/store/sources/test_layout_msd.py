@@ -86,7 +86,7 @@ def test_a_file_of_other_volumes(head, folder: Path) -> None:
     head.save(folder / "imagesTr" / "BRATS_002.nii.gz", np.stack([head.image() for _ in range(5)], axis=-1))
     found = look(folder)
     assert found.errors == [("NUM_VOLUMES", "BRATS_002")]
-    assert "holds 5 volumes, but 4 are named" in found.messages("NUM_VOLUMES")[0]
+    assert "has 5 volumes, but 4 are named" in found.messages("NUM_VOLUMES")[0]
 
 
 def test_what_the_description_lists_is_looked_for(folder: Path) -> None:

@@ -19,7 +19,7 @@ def write_case(head, folder: Path) -> None:
 def test_new_lesions_are_not_all_lesions(head, tmp_path: Path) -> None:
     write_case(head, tmp_path / "training" / "013")
     with pytest.raises(
-        SourceError, match="is MSSEG-2, whose labels are the new lesions of the second visit only"
+        SourceError, match="is MSSEG-2, whose labels are only the new lesions of the second visit"
     ) as caught:
         look(tmp_path / "training")
     assert caught.value.code == "NO_FULL_LESIONS"

@@ -171,7 +171,7 @@ def test_files_listed_elsewhere(head, tmp_path: Path, monkeypatch: pytest.Monkey
     assert found.modalities == {"a": ("FLAIR", "T1c"), "b": ("FLAIR", "T1c")}
     assert {case for _, case in found.errors} == {"c"}
     (folder / "dataset.json").write_text(json.dumps(data | {"dataset": {"a": {"image": "x"}}}))
-    with pytest.raises(SourceError, match="is not of the form"):
+    with pytest.raises(SourceError, match="is not in the form"):
         look(folder)
 
 
@@ -216,14 +216,14 @@ def test_a_folder_around_it(plain: Path, head) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("{", "is no JSON"),
-        ("[]", "holds a JSON list"),
+        ("{", "is not valid JSON"),
+        ("[]", "has a JSON list"),
         ({"channel_names": {}}, "does not name its channels"),
         ({"labels": {}}, 'has no "labels"'),
-        ({"labels": {"background": 0, "lesion": "one"}}, "no whole number"),
+        ({"labels": {"background": 0, "lesion": "one"}}, "not a whole number"),
         (
             {"labels": {"background": 0, "a": 1, "b": 1, "c": [0, 1]}, "file_ending": ".png"},
-            "no format of brain volumes",
+            "not a format of volumes",
         ),
         ({"file_ending": ".nrrd"}, "says that files end in '.nrrd'"),
     ],

@@ -100,7 +100,7 @@ def test_codes_are_asked_for(head, tmp_path: Path, ingested: Callable) -> None:
     folder = write_cases(head, tmp_path / "glioma", seg=head.codes(1, 2, 4))
     done = ingested(folder)
     assert done.code == 3
-    assert "pat1/seg.nii.gz holds the codes 1, 2, 4." in done.said
+    assert "pat1/seg.nii.gz has the codes 1, 2, 4." in done.said
     assert '--labels "seg:1=NAME,2=NAME,4=NAME"' in done.said
     assert not done.url.exists()
     done = ingested(folder, "--labels", "seg:1=necrosis,2=oedema,4=enhancing")
@@ -136,9 +136,9 @@ def test_an_atlas_by_its_codes(head, tmp_path: Path, ingested: Callable) -> None
 @pytest.mark.parametrize(
     ("name", "codes", "said"),
     [
-        ("parcellation", (4, 11, 23), "holds the codes 4, 11, 23."),  # too few to tell whose they are
+        ("parcellation", (4, 11, 23), "has the codes 4, 11, 23."),  # too few to tell whose they are
         ("tissue", (1,), '--labels "tissue:1=NAME"'),
-        ("dlmuse", (4, 11, 250), "which dlmuse does not all know"),
+        ("dlmuse", (4, 11, 250), "which are not all in the atlas dlmuse"),
         ("parcellation", range(1, 40), "--labels tissue:ATLAS (freesurfer, neuromorphometrics, dlmuse)"),
     ],
 )
@@ -198,7 +198,7 @@ def test_what_is_unclear_is_left_out_and_said(head, tmp_path: Path) -> None:
     assert found.modalities == {"pat1": ("FLAIR", "T1"), "pat2": ("FLAIR", "T1")}
     unknown = found.messages("UNKNOWN_SEQUENCE")
     assert len(unknown) == 2
-    assert unknown[0].startswith("'MTR' is no known sequence")
+    assert unknown[0].startswith("'MTR' is not a known sequence")
     named = look(folder, modalities={"MTR": "MTR", "T1_mask": "skip"})
     assert set(named.modalities.values()) == {("FLAIR", "T1", "MTR")}
 
@@ -280,7 +280,7 @@ def test_what_a_name_leaves_open_goes_in_as_the_user_says(head, tmp_path: Path) 
         head.save(tmp_path / "ms" / case / f"{case}_lesion.nii.gz", head.codes(1))
     found = look(tmp_path / "ms")
     assert (found.cases, {code for code, _ in found.errors}) == ({}, {"NO_MODALITY"})
-    assert "names that leave open which sequence they are: mprage_FAST" in found.evidence
+    assert "names that do not say which sequence they are: mprage_FAST" in found.evidence
     assert look(tmp_path / "ms", modalities={"mprage_FAST": "T1"}).modalities == {"pat1": ("T1",), "pat2": ("T1",)}
 
 
@@ -304,7 +304,7 @@ def test_a_folder_that_may_say_with_contrast(head, tmp_path: Path) -> None:
     assert found.errors == [("AMBIGUOUS_NAME", "ann_post")]
     said = found.messages("AMBIGUOUS_NAME")
     assert len(said) == 1
-    assert "ends in 'post', which may say that its T1 is T1c" in said[0]
+    assert "ends in 'post', so its T1 may be T1c" in said[0]
     named = look(tmp_path / "ms", allow_unlabelled=True, modalities={"T1": "T1"})
     assert (len(named.cases), named.errors) == (3, [])
 
@@ -322,7 +322,7 @@ def test_a_pattern_reads_words_and_leaves_none_of_them_to_the_case(head, tmp_pat
 def test_folders_that_are_not_plain(head, tmp_path: Path, names: list[str]) -> None:
     for name in names:
         head.save(tmp_path / "ms" / f"{name}.nii.gz")
-    with pytest.raises(SourceError, match="is in no layout that multiseg knows"):
+    with pytest.raises(SourceError, match="multiseg does not recognise the layout of"):
         look(tmp_path / "ms", allow_unlabelled=True)
 
 

@@ -37,7 +37,7 @@ def test_sites_scanners_and_parts(head, tmp_path: Path) -> None:
     assert found.cases["Utrecht_0"].site == "Utrecht"
     assert list(found.schemas) == ["lesion"]  # the consensus; the observers are left out with a note
     assert {"RATERS", "CHOSEN_FILES"} <= set(found.codes("note"))
-    assert "4 cases take FLAIR and T1 from pre/" in found.messages("CHOSEN_FILES")[0]
+    assert "4 cases use FLAIR and T1 from pre/" in found.messages("CHOSEN_FILES")[0]
 
 
 def test_other_pathology_is_ignored_and_never_foreground(head, tmp_path: Path, ingested: Callable) -> None:

@@ -84,4 +84,4 @@ def test_the_command_line_ingests_by_it(hospitals, mine, tmp_path, capsys):
     said = ["ingest", str(hospitals / "dogwood"), "--as", "mine_sources:flair", "--store", url, "--spacing", "8"]
     assert run(said) == 0
     assert [case.name for case in open_store(url)["mine"].cases] == ["D001", "D002", "D003", "D004"]
-    assert "your own layout (mine_sources:flair): as asked" in capsys.readouterr().err.replace("\n", " ")
+    assert "your own layout (mine_sources:flair): by your choice" in capsys.readouterr().err.replace("\n", " ")

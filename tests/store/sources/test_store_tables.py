@@ -32,11 +32,11 @@ def table(folder: Path, text: str | bytes, name: str = "p.csv") -> Path:
         ("a,b\n" + "P1\n" * 5, r"line 2 .* line 4 has 1 cells \(P1\); and 2 more lines"),
         ("case,age,age\nP1,60,61\n", "line 1: two columns are called age"),
         ("case,age, age\nP1,60,61\n", "two columns are called age"),
-        (",case,age\n0,P1,60\n", "line 1: column 1 has no name, but holds values"),
-        ("case,,age\nP1,x,60\n", "column 2 has no name"),
-        ("case;age,sex\nP1;60,M\n", "its header has commas and semicolons"),
+        (",case,age\n0,P1,60\n", "line 1: column 1 has values but no name"),
+        ("case,,age\nP1,x,60\n", "column 2 has values but no name"),
+        ("case;age,sex\nP1;60,M\n", "the header has commas and semicolons"),
         ('case,age\n"P1,60\nP2,61\n', "line 3: unexpected end of data"),
-        (b"c\0a\0s\0e\0,\0a\0\n\0", "holds zero bytes"),
+        (b"c\0a\0s\0e\0,\0a\0\n\0", "contains zero bytes"),
     ],
 )
 def test_tables_that_are_refused(tmp_path: Path, text: str | bytes, says: str) -> None:
@@ -86,8 +86,8 @@ def test_a_text_among_numbers_makes_no_column_of_texts(odd: str) -> None:
     taken, said = numbers("60", odd, "7.5", "", "N/A")
     assert taken == [60.0, None, 7.5, None, None]
     (message,) = said
-    assert f"the column 'age' holds numbers, but {odd!r} of 'P1'" in message
-    assert "stored as not known (NaN)" in message
+    assert f"the column 'age' has numbers, but also {odd!r} of 'P1'" in message
+    assert "stored as unknown (NaN)" in message
 
 
 @pytest.mark.parametrize("missing", ["", "n/a", "N/A", "NA", "nan", "unknown", "-", "?"])
@@ -106,7 +106,7 @@ def test_columns_of_text() -> None:
 
 
 def test_rows_without_a_name(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="names no case in its first column 'case'"):
+    with pytest.raises(SourceError, match="without a case in its first column 'case'"):
         read_participants(table(tmp_path, "case,age\n,60\n"), "db")
 
 
@@ -176,7 +176,7 @@ def test_participants_of_bids(head, tmp_path: Path, rows: str, code: str, says: 
     table(tmp_path / "ds", "participant_id\tage\n" + rows, "participants.tsv")
     files = find_source(tmp_path / "ds", SourceOptions(allow_unlabelled=True))
     (message,) = [finding.message for finding in files.findings if finding.code == code and says in finding.message]
-    assert "not used" in message or "stored as not known" in message
+    assert "not used" in message or "stored as unknown" in message
     taken = [case.participant.get("age") for case in files.cases]
     assert [None if age is None or age != age else age for age in taken] == ages
 
