@@ -103,7 +103,8 @@ def score_of(databases: Iterable[Sequence[Judged]]) -> float:
     A database without any structure counts as 0, weighted with its share of false alarms, like a false alarm within
     a database. If no database has any structure, the score is the mean of their shares without a false alarm.
     """
-    present, absent = [], []
+    present: list[float] = []
+    absent: list[float] = []
     for judged in databases:
         if judged:
             scores = absent if all(result.is_absent for result in judged) else present
