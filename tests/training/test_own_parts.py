@@ -152,9 +152,9 @@ def test_numbers_reach_the_network_and_the_model_file(store_url, tmp_path, mine)
         (ModelOptions("mine_parts:Net", numbers={"depth": 3}), "mine_parts:Net failed: TypeError.*depth"),
         (ModelOptions("mine_parts:Net", numbers={"width": {1}}), "a model file cannot hold model.numbers"),
         (ModelOptions("multi_unet", numbers={"width": 5}), "sets width, but it is for networks of your own"),
-        (ModelOptions("mine_parts:loss"), "is no network, and is not called"),
+        (ModelOptions("mine_parts:loss"), "is not a network, and is not called"),
         (ModelOptions("nets:Net"), r"no module 'nets'.*PYTHONPATH=\. multiseg"),
-        (ModelOptions("unet"), "no network 'unet'; there are multi_unet"),
+        (ModelOptions("unet"), "no network 'unet': give one of multi_unet"),
     ],
 )
 def test_numbers_and_names_that_do_not_fit(store_url, tmp_path, mine, model, said):
