@@ -110,7 +110,7 @@ def test_paths_may_be_texts(run: str, store_url: str, hospitals: Path, tmp_path:
 def test_a_device_may_be_left_to_multiseg(run: str) -> None:
     model = multiseg.load_model(run, device="auto")
     assert next(model.parameters()).device.type in ("cpu", "cuda")
-    with pytest.raises(UsageError, match="device 'gpu' is none of auto, cpu, cuda, cuda:N"):
+    with pytest.raises(UsageError, match="the device is 'gpu': give one of auto, cpu, cuda, cuda:N"):
         multiseg.load_model(run, device="gpu")
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what a store holds: a row a case, with what its annotations mark."""
+"""A picture of the cases of a store: one row per case, with its annotations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from multiseg.evaluation.montage import PNG, CasePanel, Parcels, save_montage
 from multiseg.files import check_files
-from multiseg.labels import IGNORE, LabelSchema
+from multiseg.labels import IGNORE
 from multiseg.store.reader import Case, Store
 
 
@@ -17,7 +17,7 @@ def save_gallery(path: Path, store: Store, cases: Sequence[Case], title: str = "
     """Draw cases as a PNG: sequences with the outline of all lesions, and structures in colour.
 
     Raises:
-        UsageError: there is no case, or as `save_montage`.
+        UsageError: there is no case, or see `save_montage`.
     """
     check_files([path], overwrite=overwrite, kinds=PNG)  # before anything is drawn
     save_montage(path, [_panel(store, case) for case in cases], title, overwrite)
@@ -29,23 +29,15 @@ def _panel(store: Store, case: Case) -> CasePanel:
     images, codes = database.whole(case)
     lesion, parcels, lines = None, {}, [case.pathology]
     ml = float(np.prod(store.spacing_mm)) / 1000
-    for at, (name, schema) in enumerate(database.schemas.items()):
-        if not case.annotated[at]:
+    for index, (name, schema) in enumerate(database.schemas.items()):
+        if not case.annotated[index]:
             continue
-        if _marks_lesions(schema):
-            marked = _lesion_codes(schema, codes[at])
+        lesion_codes = [code for code, part in enumerate(schema.structures, start=1) if part.kind == "lesion"]
+        if lesion_codes:
+            marked = np.isin(codes[index], lesion_codes)
             lesion = marked if lesion is None else lesion | marked
             lines.append(f"{name}: {np.count_nonzero(marked) * ml:.1f} ml")
         if len(schema.structures) > 1:
-            known = np.where(codes[at] == IGNORE, 0, codes[at])
-            parcels[name] = Parcels(known, schema.names)
+            parcels[name] = Parcels(np.where(codes[index] == IGNORE, 0, codes[index]), schema.names)
     shown = {name: images[database.modalities.index(name)].astype(np.float32) for name in case.modalities}
     return CasePanel(f"{case.database}/{case.name}", "\n".join(lines), shown, lesion, None, store.spacing_mm, parcels)
-
-
-def _marks_lesions(schema: LabelSchema) -> bool:
-    return any(structure.kind == "lesion" for structure in schema.structures)
-
-
-def _lesion_codes(schema: LabelSchema, codes: np.ndarray) -> np.ndarray:
-    return np.isin(codes, [code for code, one in enumerate(schema.structures, start=1) if one.kind == "lesion"])

@@ -1,4 +1,4 @@
-"""A network over a whole volume, window by window."""
+"""Run a network over a whole volume, window by window."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from multiseg.models.losses import log_probabilities
 from multiseg.types import Index3
 
 VOXELS_AT_ONCE = 2 * 64**3
-"""On a CPU torch convolves a single small window several times slower than two at once (another algorithm)."""
+"""On a CPU torch convolves one small window several times slower than two at once (another algorithm)."""
 
 
 def predict_volume(
@@ -31,31 +31,31 @@ def predict_volume(
     """Probabilities of every structure (not of background) for one case.
 
     Windows overlap by the given share, and their logits are averaged (as in the published evaluation) with
-    Gaussian weights (standard deviation an eighth of the patch, as nnU-Net does). Windows that hold no
-    image voxel are background unseen.
+    Gaussian weights (standard deviation an eighth of the patch, as nnU-Net does). Windows without any
+    image voxel are skipped and count as background.
 
     Args:
-        images: on the model's modality axis, normalised; what `present` denies is not looked at.
+        images: on the model's modality axis, normalised; channels that are not `present` count as 0.
         windows_at_once: 0 takes as many as fit into `VOXELS_AT_ONCE`.
     """
     windows_at_once = windows_at_once or max(1, VOXELS_AT_ONCE // math.prod(patch))
     device = next(network.parameters()).device
-    kept = torch.from_numpy(np.where(present[:, None, None, None], images, 0).astype(np.float32))
-    volume, pads = _padded(kept, patch)
+    given = torch.from_numpy(np.where(present[:, None, None, None], images, 0).astype(np.float32))
+    volume, pads = _padded(given, patch)
     weight = _gaussian(patch)
     flags = torch.from_numpy(present).to(device)
     total: Tensor | None = None
     weights = torch.zeros(volume.shape[1:])
     corners = [c for c in window_corners(tuple(volume.shape[1:]), patch, overlap) if _part(volume, c, patch).any()]
     with torch.inference_mode():
-        for at in range(0, len(corners), windows_at_once):
-            some = corners[at : at + windows_at_once]
-            windows = torch.stack([_part(volume, corner, patch) for corner in some]).to(device)
-            logits = network(windows, flags.expand(len(some), -1))
+        for start in range(0, len(corners), windows_at_once):
+            batch = corners[start : start + windows_at_once]
+            windows = torch.stack([_part(volume, corner, patch) for corner in batch]).to(device)
+            logits = network(windows, flags.expand(len(batch), -1))
             if total is None:
                 total = torch.zeros(logits.shape[1], *volume.shape[1:])
-            for corner, one in zip(some, logits.float().cpu(), strict=True):
-                _part(total, corner, patch).addcmul_(one, weight)
+            for corner, window_logits in zip(batch, logits.float().cpu(), strict=True):
+                _part(total, corner, patch).addcmul_(window_logits, weight)
                 _part(weights[None], corner, patch).add_(weight)
     if total is None:
         return np.zeros((_num_labels(network, len(images), patch, device), *images.shape[1:]), dtype=np.float32)
@@ -72,7 +72,7 @@ def window_corners(shape: Sequence[int], patch: Index3, overlap: float) -> Itera
         UsageError: the share is not in [0, 1).
     """
     if not 0 <= overlap < 1:
-        raise UsageError(f"windows cannot overlap by {overlap}: give a share from 0 to below 1.")
+        raise UsageError(f"the overlap of windows is {overlap}: give a share from 0 to below 1.")
     starts = []
     for n, p in zip(shape, patch, strict=True):
         stride = max(1, int(p * (1 - overlap) + 1e-6))  # whole voxels, so that rounding leaves no smaller overlap
@@ -82,10 +82,10 @@ def window_corners(shape: Sequence[int], patch: Index3, overlap: float) -> Itera
 
 
 def _num_labels(network: nn.Module, num_modalities: int, patch: Index3, device: torch.device) -> int:
-    nothing = torch.zeros(1, num_modalities, *patch, device=device)
-    absent = torch.zeros(1, num_modalities, dtype=torch.bool, device=device)
+    images = torch.zeros(1, num_modalities, *patch, device=device)
+    present = torch.zeros(1, num_modalities, dtype=torch.bool, device=device)
     with torch.inference_mode():
-        return log_probabilities(network(nothing, absent)).shape[1] - 1
+        return log_probabilities(network(images, present)).shape[1] - 1
 
 
 def _part(volume: Tensor, corner: Index3, patch: Index3) -> Tensor:
@@ -94,7 +94,7 @@ def _part(volume: Tensor, corner: Index3, patch: Index3) -> Tensor:
 
 
 def _padded(volume: Tensor, patch: Index3) -> tuple[Tensor, Index3]:
-    """At least one patch large, the case in the middle as in training; and how much lies before it."""
+    """The volume padded to at least one patch, with the case in the middle as in training, and the padding before."""
     missing = [max(0, p - n) for n, p in zip(volume.shape[1:], patch, strict=True)]
     before = [(m + 1) // 2 for m in missing]
     pads = [pad for m, b in zip(reversed(missing), reversed(before), strict=True) for pad in (b, m - b)]

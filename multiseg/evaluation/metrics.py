@@ -1,6 +1,6 @@
-"""How well one predicted mask fits the true one, and the summary over many cases.
+"""Metrics of a predicted mask against the true one, and their summary over many cases.
 
-What an empty mask means, so that no mean improves where a lesion is missed:
+The values for empty masks are such that no mean improves by missing a lesion:
 
     outcome      lesion  prediction  dice  sensitivity  precision  assd_mm, hd95_mm
     both         yes     yes         as defined in `case_metrics`
@@ -8,10 +8,10 @@ What an empty mask means, so that no mean improves where a lesion is missed:
     false alarm  no      yes         NaN   NaN          0          NaN
     clean        no      no          NaN   NaN          NaN        NaN
 
-NaN is "undefined": `summarise` leaves it out of the mean and counts the cases of each kind beside it. Where a case has
-a lesion nothing is undefined, so the cases behind a mean do not depend on what was predicted there: to predict nothing
-scores the worst value of every number. The precision of a missed lesion, 0/0, is 0 for that reason. A false alarm alone
-enters a mean (that of precision, as 0) that a right answer, "clean", stays out of.
+NaN is "undefined": `summarise` leaves it out of the mean and counts the cases of each kind. If a case has a lesion,
+nothing is undefined, so the cases behind a mean do not depend on the prediction, and predicting nothing gets the worst
+value of every metric. The precision of a missed lesion, 0/0, is 0 for that reason. Only a false alarm enters a mean
+(precision, as 0) that the right answer, "clean", does not enter.
 """
 
 import math
@@ -35,7 +35,7 @@ _MEANS = ("dice", "sensitivity", "precision", "assd_mm", "hd95_mm", "truth_ml", 
 
 @dataclass(frozen=True)
 class CaseMetrics:
-    """What one prediction is worth; NaN is undefined (see the module)."""
+    """The metrics of one prediction; NaN is undefined (see the module)."""
 
     dice: float
     sensitivity: float
@@ -60,13 +60,13 @@ def case_metrics(predicted: Mask, truth: Mask, spacing_mm: SpacingMm, looked_at:
 
     Args:
         spacing_mm: the size of a voxel along i, j and k.
-        looked_at: False where a voxel is ignored: it becomes background in both masks, volumes included.
+        looked_at: False where a voxel is ignored: it is background in both masks, also for the volumes.
 
     Raises:
         DataError: a spacing is not a positive number.
     """
     if not all(math.isfinite(size) and size > 0 for size in spacing_mm):
-        raise DataError(f"The spacing is {spacing_mm} mm. Give three positive sizes, along i, j and k.")
+        raise DataError(f"the spacing is {spacing_mm} mm. Give three positive sizes, along i, j and k.")
     if looked_at is not None:
         predicted, truth = predicted & looked_at, truth & looked_at
     num_predicted, num_true = int(predicted.sum()), int(truth.sum())
@@ -86,7 +86,7 @@ def case_metrics(predicted: Mask, truth: Mask, spacing_mm: SpacingMm, looked_at:
 
 
 def dice(predicted: Mask, truth: Mask) -> float:
-    """2 |P ∩ T| / (|P| + |T|), and NaN where there is no lesion."""
+    """2 |P ∩ T| / (|P| + |T|); NaN without a lesion."""
     num_true = int(truth.sum())
     return 2 * int((predicted & truth).sum()) / (int(predicted.sum()) + num_true) if num_true else math.nan
 
@@ -110,7 +110,7 @@ def summarise(metrics: Sequence[CaseMetrics]) -> dict[str, float | int]:
 
 
 def mean_of_defined(values: Sequence[float]) -> float:
-    """The mean of what is not NaN; NaN where everything is."""
+    """The mean of the values that are not NaN; NaN if there is none."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
 
@@ -122,7 +122,7 @@ def _outcome(*, has_lesion: bool, has_prediction: bool) -> Outcome:
 
 
 def _surface_scores(predicted: Mask, truth: Mask, spacing_mm: SpacingMm) -> tuple[float, float]:
-    """ASSD and HD95 in mm, with the policy on empty masks."""
+    """ASSD and HD95 in mm; for empty masks see the module."""
     if not truth.any():
         return math.nan, math.nan
     if not predicted.any():
@@ -138,7 +138,7 @@ def _surface_scores(predicted: Mask, truth: Mask, spacing_mm: SpacingMm) -> tupl
 
 
 def _joint_box(foreground: Mask) -> tuple[slice, ...]:
-    """The smallest box around the foreground, one voxel wider on each side where the grid allows it."""
+    """The smallest box around the foreground, one voxel wider on each side within the grid."""
     (box,) = ndimage.find_objects(foreground.astype(np.uint8))
     return tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
 
@@ -149,7 +149,7 @@ def _surface(mask: Mask) -> Mask:
 
 
 def _distances(start: Mask, goal: Mask, spacing_mm: SpacingMm) -> Distances:
-    """From each voxel of `start` to the nearest voxel of `goal`, in mm."""
-    everywhere = np.asarray(ndimage.distance_transform_edt(~goal, sampling=spacing_mm))
-    distances_mm: Distances = everywhere[start]
+    """Distances from each voxel of `start` to the nearest voxel of `goal`, in mm."""
+    distance_map = np.asarray(ndimage.distance_transform_edt(~goal, sampling=spacing_mm))
+    distances_mm: Distances = distance_map[start]
     return distances_mm

@@ -1,4 +1,4 @@
-"""How good a model is on held-out cases, for every subset of their sequences; cases it learnt from stand apart."""
+"""Evaluate a model on held-out cases, for every subset of their sequences; cases it learnt from are kept apart."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class EvaluateOptions:
         split: "train", "val" or "test"; "" takes every case.
         databases: names; empty takes all.
         subsets: "all" (every non-empty subset of each case's sequences), "full", or a list such as
-            "FLAIR,FLAIR+T1", of which a case is asked those that it has in full.
-        overlap: of the sliding windows.
+            "FLAIR,FLAIR+T1", of which each case gets those whose sequences it has.
+        overlap: of the sliding windows, as a share of their size.
     """
 
     split: str = "test"
@@ -71,14 +71,16 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Results: a row a case, subset and label; and means by database, label and subset.
+    """Results: one row per case, subset and label; and means by database, label and subset.
 
-    Column `learnt` says what the model did with the case: "train" (trained on a scan of it), "val" (was chosen by
-    one), "" (nothing) or "not known". Means never mix these.
+    Column `learnt` says how the model used the case: "train" (trained on a scan of it), "val" (chosen by one),
+    "" (not at all) or "not known". Means never mix these.
 
-    `left_out` says which sequences the model could not use, by database; `skipped` why a case has no row; `unlisted`
-    what lesion structures of a database counted as that the model does not list; `key` tells one evaluation (model,
-    store and choice) from another.
+    Attributes:
+        left_out: sequences that the model could not use, by database.
+        skipped: why a case has no row.
+        unlisted: by database, how lesion structures counted that the model does not list.
+        key: identifies the evaluation: model, store and options.
     """
 
     cases: pd.DataFrame
@@ -93,42 +95,45 @@ class Evaluation:
 
     def __repr__(self) -> str:
         num = len(self.cases[["database", "case"]].drop_duplicates())
-        few = self.summary[[*KEY, "dice"]].head(REPR_ROWS).to_string(index=False)
+        rows = self.summary[[*KEY, "dice"]].head(REPR_ROWS).to_string(index=False)
         more = f"\n... {len(self.summary) - REPR_ROWS} more rows" if len(self.summary) > REPR_ROWS else ""
         return (
-            f"<{self.title}: {num} cases, {len(self.skipped)} not evaluated; .summary and .cases hold all>\n{few}{more}"
+            f"<{self.title}: {num} cases, {len(self.skipped)} not evaluated; .summary and .cases hold all>\n"
+            f"{rows}{more}"
         )
 
     @property
     def title(self) -> str:
-        """Whose results these are. Only cases of the test split that the model did not learn from are "held-out"."""
+        """Which cases these are. Only cases of the test split that the model did not learn from are "held-out"."""
         kinds = list(self.summary["learnt"].unique())
-        whose = f"Cases of the {self.split} split" if self.split else "Cases of all splits"
-        return self.title_of(kinds[0]) if len(kinds) == 1 else f"{whose}, some of them learnt from"
+        return self.title_of(kinds[0]) if len(kinds) == 1 else f"{self._all_cases}, some of them learnt from"
 
     def title_of(self, learnt: str) -> str:
-        """The same of the cases with this value of `learnt`."""
-        whose = f"Cases of the {self.split} split" if self.split else "Cases of all splits"
-        said = {
-            TRAIN: f"{whose} that the model was TRAINED ON",
-            VAL: f"{whose} by which the model was CHOSEN (validation)",
-            NOT_KNOWN: f"{whose}; whether the model learnt from them is not known",
-            NOT_LEARNT: "Held-out cases" if self.split == "test" else f"{whose}, not learnt from",
+        """The title of the cases with this value of `learnt`."""
+        titles = {
+            TRAIN: f"{self._all_cases} that the model was TRAINED ON",
+            VAL: f"{self._all_cases} by which the model was CHOSEN (validation)",
+            NOT_KNOWN: f"{self._all_cases}; whether the model learnt from them is not known",
+            NOT_LEARNT: "Held-out cases" if self.split == "test" else f"{self._all_cases}, not learnt from",
         }
-        return said[learnt]
+        return titles[learnt]
+
+    @property
+    def _all_cases(self) -> str:
+        return f"Cases of the {self.split} split" if self.split else "Cases of all splits"
 
     @property
     def learnt(self) -> dict[str, tuple[str, ...]]:
-        """The cases, as "database/case", by what the model did with them, see `cases`."""
-        each = self.cases.drop_duplicates(["database", "case"])
-        named = each["database"] + "/" + each["case"]
-        return {kind: tuple(named[each["learnt"] == kind]) for kind in (TRAIN, VAL, NOT_LEARNT, NOT_KNOWN)}
+        """The cases, as "database/case", by how the model used them, see the class."""
+        cases = self.cases.drop_duplicates(["database", "case"])
+        names = cases["database"] + "/" + cases["case"]
+        return {kind: tuple(names[cases["learnt"] == kind]) for kind in (TRAIN, VAL, NOT_LEARNT, NOT_KNOWN)}
 
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
-        """Write cases.csv, summary.csv, summary.json and montage.png; then nothing is left to resume.
+        """Write cases.csv, summary.csv, summary.json and montage.png, and remove the file for resuming.
 
         Raises:
-            UsageError: the folder may not be filled, see `check_room`.
+            UsageError: the folder holds something else, see `check_room`.
         """
         folder = Path(folder)
         check_room(folder, self.key, overwrite)
@@ -165,17 +170,17 @@ def evaluate(
     """Evaluate a model file or a run folder on the store it was trained from, or on another.
 
     Args:
-        run: or a loaded model, which stays on its device; the store has to be named then.
-        folder: where the results will be saved: done cases are kept there, so that an evaluation that was
-            cut short goes on. None keeps nothing.
-        on_case: called before each case with how many are done, how many there are, and its name.
-        metrics: your own, by name or under the functions' names, or as module:name: each is called as
+        run: a model file, a run folder or a loaded model, which stays on its device and needs `store`.
+        folder: where the results will be saved. Done cases are kept there, so that an interrupted evaluation
+            resumes. None keeps nothing.
+        on_case: called before each case with the number of done cases, the number of cases, and its name.
+        metrics: your own functions, by name or in a list, or as module:name. Each is called as
             (predicted, truth, spacing_mm) with masks [i j k] for every case, subset and structure, and gets a column.
         overwrite: whether the results of another evaluation in the folder may be replaced.
 
     Raises:
-        UsageError: a metric cannot be called, fails, or would take the place of a column; or the folder may not be
-            filled, see `check_room`.
+        UsageError: a metric cannot be called, fails, or has the name of a column; or the folder holds something else,
+            see `check_room`.
         CheckpointError, StoreError: the model or the store cannot be opened.
         DataError: no case fits, or the voxel sizes differ.
     """
@@ -187,10 +192,10 @@ def evaluate(
     if not isinstance(store, Store):
         store = open_store(store or store_of_run(run))
     check_spacing(model.info, store)
-    asked = select(store, options.databases, split=options.split)
-    reasons = {f"{case.database}/{case.name}": _why_skipped(model, store, case, options.subsets) for case in asked}
+    selected = select(store, options.databases, split=options.split)
+    reasons = {f"{case.database}/{case.name}": _why_skipped(model, store, case, options.subsets) for case in selected}
     skipped = {name: reason for name, reason in reasons.items() if reason}
-    cases = [case for case in asked if f"{case.database}/{case.name}" not in skipped]
+    cases = [case for case in selected if f"{case.database}/{case.name}" not in skipped]
     if not cases:
         why = "; ".join(dict.fromkeys(skipped.values()))
         raise DataError(
@@ -198,39 +203,48 @@ def evaluate(
             + (f": {why}. " if why else ". ")
             + f"The model knows {', '.join(model.info.usable(tuple(model.info.axis)))}."
         )
-    kept = None if folder is None else Path(folder)
+    folder = None if folder is None else Path(folder)
     place = store.url if is_remote(store.url) else str(local_path(store.url).resolve())
-    what = (_digest(run), place, options, POLICY, identity_of(own))
-    if kept:
-        check_room(kept, key_of(*what), overwrite)
-    done = DoneCases(kept, *what)
+    identity = (_digest(run), place, options, POLICY, identity_of(own))
+    if folder:
+        check_room(folder, key_of(*identity), overwrite)
+    done = DoneCases(folder, *identity)
     panels: list[CasePanel] = []
-    shown: Counter[str] = Counter()
-    for at, case in enumerate(cases):
-        on_case(at, len(cases), f"{case.database}/{case.name}")
+    num_seen: Counter[str] = Counter()
+    for index, case in enumerate(cases):
+        on_case(index, len(cases), f"{case.database}/{case.name}")
         loaded = _load(model, store, case)
         if _key(case) not in done.rows:
             done.add(_key(case), list(_rows(model, loaded, options, own)))
-        shown[case.database] += 1
-        if shown[case.database] <= MONTAGE_CASES:
+        num_seen[case.database] += 1
+        if num_seen[case.database] <= MONTAGE_CASES:
             panels.append(_panel(model, loaded, options.overlap))
-    table = pd.DataFrame([_marked(model, case, row) for case in cases for row in done.rows[_key(case)]])
-    summary, left_out, unlisted = summary_of(table, tuple(own)), _left_out(model, asked), _unlisted(model, store, cases)
-    return Evaluation(table, summary, tuple(panels), options.split, left_out, skipped, tuple(own), unlisted, done.key)
+    table = pd.DataFrame([_with_learnt(model, case, row) for case in cases for row in done.rows[_key(case)]])
+    return Evaluation(
+        cases=table,
+        summary=summary_of(table, tuple(own)),
+        panels=tuple(panels),
+        split=options.split,
+        left_out=_left_out(model, selected),
+        skipped=skipped,
+        own_metrics=tuple(own),
+        unlisted=_unlisted(model, store, cases),
+        key=done.key,
+    )
 
 
 def _key(case: Case) -> str:
-    """What is done of a case counts as long as it is made from the same files, on the same grid."""
+    """The key of a case's results: they stay valid while its files and its grid are the same."""
     return f"{case.database}/{case.name} {case.source_sha256[:16]} {'x'.join(map(str, case.extent))}"
 
 
-def _marked(model: Model, case: Case, row: Mapping[str, Any]) -> dict[str, Any]:
+def _with_learnt(model: Model, case: Case, row: Mapping[str, Any]) -> dict[str, Any]:
     learnt = how_learnt(model.learnt, case.content.values())
     return {"database": row["database"], "case": row["case"], "learnt": learnt, **row}
 
 
 def _digest(run: Path | str | Model) -> str:
-    """Of what is evaluated."""
+    """A digest of the evaluated model."""
     if not isinstance(run, Model):
         return hashlib.sha256(model_path(Path(run)).read_bytes()).hexdigest()
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in run.state_dict().items()}
@@ -238,15 +252,13 @@ def _digest(run: Path | str | Model) -> str:
 
 
 def store_of_run(run: Path | str | Model) -> str:
-    """The store that a run folder was trained from, as its run.toml says.
+    """The store that a run folder was trained from, from its run.toml.
 
     Raises:
-        UsageError: there is no run.toml, so the store has to be named.
+        UsageError: there is no run.toml, so the user must name the store.
     """
     if isinstance(run, Model):
-        raise UsageError(
-            "a loaded model does not say from which store it was trained: name it, evaluate(model, store)."
-        )
+        raise UsageError("a loaded model does not name the store it was trained from: use evaluate(model, store).")
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
     try:
         settings = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
@@ -256,7 +268,7 @@ def store_of_run(run: Path | str | Model) -> str:
 
 
 def check_spacing(info: ModelInfo, store: Store) -> None:
-    """Raises DataError where the store's voxels are not of the size that the model learnt from."""
+    """Raises DataError if the store's voxel size is not that of the model."""
     if store.spacing_mm != info.spacing_mm:
         raise DataError(
             f"the model was trained on voxels of {list(info.spacing_mm)} mm, but {store.url} holds "
@@ -265,34 +277,34 @@ def check_spacing(info: ModelInfo, store: Store) -> None:
 
 
 def _why_skipped(model: Model, store: Store, case: Case, subsets: str) -> str:
-    """Why a case cannot be evaluated; "" where it can."""
+    """Why a case cannot be evaluated; "" if it can."""
     if not store[case.database].label_view(case, model.info.space).annotated.any():
-        return f"nobody looked for {', '.join(model.info.space.names)}"
+        return f"it is not annotated for {', '.join(model.info.space.names)}"
     if not model.info.usable(case.modalities):
         return f"it has only {', '.join(case.modalities)}, which the model was not trained on"
     if not chosen_subsets(subsets, model.info.usable(case.modalities)):
-        return f"of its sequences ({', '.join(case.modalities)}) the model knows no whole subset of {subsets}"
+        return f"it has no complete subset of {subsets} that the model knows, only {', '.join(case.modalities)}"
     return ""
 
 
 def _left_out(model: Model, cases: Sequence[Case]) -> dict[str, tuple[str, ...]]:
-    """Sequences of the cases that no training database had: their channels are untrained, so they stay empty."""
-    found: dict[str, dict[str, None]] = {}
+    """Sequences of the cases that no training database had: their channels are untrained and stay empty."""
+    unused: dict[str, dict[str, None]] = {}
     for case in cases:
         unknown = [name for name in case.modalities if name not in model.info.usable(case.modalities)]
-        found.setdefault(case.database, {}).update(dict.fromkeys(unknown))
-    return {database: tuple(names) for database, names in found.items() if names}
+        unused.setdefault(case.database, {}).update(dict.fromkeys(unknown))
+    return {database: tuple(names) for database, names in unused.items() if names}
 
 
 def _unlisted(model: Model, store: Store, cases: Sequence[Case]) -> dict[str, str]:
     space = model.info.space
-    counted = "not looked at" if space.rest == "ignore" else "counted as background"
-    found: dict[str, str] = {}
+    treatment = "ignored" if space.rest == "ignore" else "counted as background"
+    unlisted: dict[str, str] = {}
     for case in cases:
-        schemas = [one for one, has in zip(store[case.database].schemas.values(), case.annotated, strict=True) if has]
-        if names := space.unlisted(schemas):
-            found[case.database] = f"{', '.join(names)}: lesions that the model does not list, {counted}"
-    return found
+        annotated = zip(store[case.database].schemas.values(), case.annotated, strict=True)
+        if names := space.unlisted([schema for schema, has_it in annotated if has_it]):
+            unlisted[case.database] = f"{', '.join(names)}: lesions that the model does not list, {treatment}"
+    return unlisted
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,12 +321,12 @@ class _Loaded:
 
 def _load(model: Model, store: Store, case: Case) -> _Loaded:
     info, database = model.info, store[case.database]
-    own, codes = database.whole(case)
+    stored, codes = database.whole(case)
     view = database.label_view(case, info.space)
-    # In the model's order, so that a subset has one name in every store.
+    # In the model's order, so that a subset has the same name in every store.
     usable = tuple(name for name in info.axis if name in info.usable(case.modalities))
-    images, _ = network_input(info, own, database.modalities, usable, case.intensity)
-    shown = {name: own[database.modalities.index(name)] for name in usable}
+    images, _ = network_input(info, stored, database.modalities, usable, case.intensity)
+    shown = {name: stored[database.modalities.index(name)] for name in usable}
     return _Loaded(case, usable, shown, images, view.target(codes), view.annotated)
 
 
@@ -326,16 +338,16 @@ def _rows(
         predicted = _segmented(model, loaded, subset, options.overlap)
         for label, name in enumerate(model.info.space.names, start=1):
             if loaded.annotated[label - 1]:
-                said, truth = predicted == label, target == label
-                looked_at, size = target != IGNORE, case.grid.spacing_mm
-                metrics = case_metrics(said, truth, size, looked_at)
+                mask, truth = predicted == label, target == label
+                looked_at, spacing_mm = target != IGNORE, case.grid.spacing_mm
+                metrics = case_metrics(mask, truth, spacing_mm, looked_at)
                 yield {"database": case.database, "case": case.name, "label": name, "modalities": "+".join(subset),
                        "num_modalities": len(subset), **asdict(metrics),
-                       **own_values(own, said & looked_at, truth & looked_at, size)}  # fmt: skip
+                       **own_values(own, mask & looked_at, truth & looked_at, spacing_mm)}  # fmt: skip
 
 
 def _panel(model: Model, loaded: _Loaded, overlap: float) -> CasePanel:
-    """From all the sequences of the case."""
+    """A picture of the prediction from all usable sequences of the case."""
     case = loaded.case
     learnt = {TRAIN: ", trained on", VAL: ", chosen by"}.get(how_learnt(model.learnt, case.content.values()), "")
     predicted = _segmented(model, loaded, loaded.usable, overlap)
@@ -356,14 +368,14 @@ def segment(
     overlap: float,
     brain: Bool[np.ndarray, "i j k"],
 ) -> UInt8[np.ndarray, "i j k"]:
-    """Indices in the model's label space, from the given subset of the sequences only, in the brain that they show."""
+    """Indices in the model's label space, from the given subset of the sequences; 0 outside their brain."""
     present = np.isin(model.info.axis.names, subset)
     probabilities = predict_volume(model, images, present, model.info.patch, overlap)
     return decide(probabilities, model.info.space, brain)
 
 
 def summary_of(cases: pd.DataFrame, own: Sequence[str] = ()) -> pd.DataFrame:
-    """Means and counts by database, label and subset, in the order they were evaluated."""
+    """Means and counts by database, label, subset and `learnt`, in the order of evaluation."""
     fields = list(CaseMetrics.__dataclass_fields__)
     rows = []
     for key, group in cases.groupby(KEY, sort=False):

@@ -1,4 +1,4 @@
-"""One picture of many cases: an axial slice of every sequence with outlines, and structures in their colours."""
+"""A picture of many cases: an axial slice of every sequence with outlines, and structures in colour."""
 
 import io
 import textwrap
@@ -39,7 +39,7 @@ _CONVENTION = (
     "the image. Grey window: 1st to 99.5th percentile."
 )
 _MOST_ENTRIES = 60
-"""So many structures have an entry in the legend; of more the last one says how many."""
+"""The most structures in the legend; if there are more, the last entry says how many."""
 _LINE_INCHES = 0.16
 _DOTS_PER_INCH = 150
 _MARGIN_VOXELS = 3
@@ -49,7 +49,7 @@ _POINTS_PER_INCH = 72
 
 @dataclass(frozen=True, eq=False)
 class Parcels:
-    """A label of many structures: code n + 1 is `names[n]`, 0 is background."""
+    """A label volume of many structures: code n + 1 is `names[n]`, 0 is background."""
 
     codes: Codes
     names: tuple[str, ...]
@@ -59,9 +59,10 @@ class Parcels:
 class CasePanel:
     """One row of a montage: the sequences of a case on one RAS+ grid.
 
-    `caption` stands below the name, one line for each of its lines: the pathology, the Dice. Each of the
-    `parcels` gets a column of its own, where its structures lie in colour over the first sequence. `values` are
-    what is said of each structure, such as its Dice: they stand below the caption, in the structures' colours.
+    Attributes:
+        caption: lines below the name: the pathology, the Dice.
+        parcels: each gets a column, which shows its structures in colour over the first sequence.
+        values: a text for each structure, such as its Dice, below the caption in the structure's colour.
     """
 
     name: str
@@ -76,7 +77,7 @@ class CasePanel:
 
 @dataclass(frozen=True)
 class _View:
-    """Which part of a volume is shown: the axial slice k, and the box of its in-plane voxels."""
+    """The part of a volume that is shown: the axial slice k, and the box of its in-plane voxels."""
 
     i: slice
     j: slice
@@ -85,7 +86,7 @@ class _View:
 
 @dataclass(frozen=True)
 class _Page:
-    """Where things stand, in inches from the lower left corner."""
+    """The layout of the page, in inches from the lower left corner."""
 
     num_rows: int
     num_columns: int
@@ -110,7 +111,7 @@ class _Page:
 
     @property
     def footer(self) -> float:
-        """Room for the legend's lines, and for what is said below them."""
+        """Height of the legend and the text below it."""
         return 0.65 + 0.2 * max(1, -(-self.num_entries // self.legend_columns))
 
     @property
@@ -127,19 +128,18 @@ class _Page:
 def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "", overwrite: bool = False) -> None:
     """Write a PNG with one row for each case and one column for each sequence that any case has.
 
-    A row shows the axial slice on which truth and prediction together are largest, of several structures the one on
-    which they are nearest to their largest, or the middle of the brain where all are empty or absent. The file appears
-    whole or not at all.
+    A row shows the axial slice on which truth and prediction together are largest; for several structures the one
+    with the largest sum of their areas, relative to their maxima; without any structure the middle of the brain.
+    The file is written atomically.
 
     Raises:
-        UsageError: there is no panel, or no panel has an image; the name does not end in .png, or the file is there
-            already and `overwrite` does not say that it may be replaced.
+        UsageError: no panel has an image, the name does not end in .png, or the file exists and `overwrite` is False.
     """
     check_files([path], overwrite=overwrite, kinds=PNG)
     columns = in_canonical_order(name for panel in panels for name in panel.images)
     parcels = tuple(dict.fromkeys(name for panel in panels for name in panel.parcels))
     if not columns:
-        raise UsageError(f"{len(panels)} cases with no image among them make no montage. Give at least one.")
+        raise UsageError(f"there is no image in {len(panels)} cases, so there is nothing to draw. Give at least one.")
     columns += parcels
     colours = _colours(panels)
     entries = _legend_entries(panels, colours)
@@ -151,14 +151,14 @@ def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "", overw
         num_entries=len(entries),
     )
     figure = Figure(figsize=(page.width, page.height), dpi=_DOTS_PER_INCH, facecolor=_PAGE)
-    FigureCanvasAgg(figure)  # the figure keeps it and asks pyplot for none
+    FigureCanvasAgg(figure)  # registers itself with the figure, so that pyplot is not needed
     _draw_frame(figure, page, columns, title)
     _draw_legend(figure, page, entries)
     for row, panel in enumerate(panels):
         _draw_row(figure, page, row, panel, columns, colours)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=_DOTS_PER_INCH)
-    write_atomically(path, drawn.getvalue())
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
+    write_atomically(path, buffer.getvalue())
 
 
 def _draw_frame(figure: Figure, page: _Page, columns: Sequence[str], title: str) -> None:
@@ -177,18 +177,18 @@ def _draw_frame(figure: Figure, page: _Page, columns: Sequence[str], title: str)
 
 
 def _colours(panels: Sequence[CasePanel]) -> dict[str, str]:
-    """A colour for every structure that lies in some case; the same name has the same colour everywhere.
+    """A colour for every structure that occurs in a case; a name has the same colour everywhere.
 
-    The first one named has the first colour, as in the label table of a model's answer.
+    The first name has the first colour, as in the label table of a model's prediction.
     """
-    drawn = [one for panel in panels for one in panel.parcels.values()]
-    places = {name: at for at, name in enumerate(dict.fromkeys(name for one in drawn for name in one.names))}
-    there = {one.names[code - 1] for one in drawn for code in np.unique(one.codes) if code}
-    return {name: colour_of(at) for name, at in places.items() if name in there}
+    all_parcels = [parcels for panel in panels for parcels in panel.parcels.values()]
+    names = dict.fromkeys(name for parcels in all_parcels for name in parcels.names)
+    present = {parcels.names[code - 1] for parcels in all_parcels for code in np.unique(parcels.codes) if code}
+    return {name: colour_of(index) for index, name in enumerate(names) if name in present}
 
 
 def _legend_entries(panels: Sequence[CasePanel], colours: Mapping[str, str]) -> list[Artist]:
-    """The outlines that some case has, and the structures that lie in some case; without either, none."""
+    """The outlines and the structures that occur in any case."""
     entries: list[Artist] = []
     if any(panel.truth is not None for panel in panels):
         entries.append(Line2D([], [], color=TRUTH_COLOUR, linewidth=2.2, label="truth"))
@@ -256,8 +256,8 @@ def _draw_label(
     room = int((y - bottom - 0.25) / _LINE_INCHES)
     if len(below) > room:
         below = [*below[: room - 1], (f"and {len(below) - room + 1} more", "", _FAINT)]
-    for at, (text, value, colour) in enumerate(below):
-        _draw_value(figure, page, (x, y - at * _LINE_INCHES, width), text, value, colour)
+    for index, (text, value, colour) in enumerate(below):
+        _draw_value(figure, page, (x, y - index * _LINE_INCHES, width), text, value, colour)
     if view is not None:
         _write(figure, page, x, bottom + 0.08, f"slice k = {view.k}", size=7, color=_FAINT, va="bottom")
 
@@ -265,20 +265,20 @@ def _draw_label(
 def _draw_value(
     figure: Figure, page: _Page, place: tuple[float, float, float], text: str, value: str, colour: str
 ) -> None:
-    """A line of a row's label: a text, and at the right end what is said of it; `place` is left, top and width."""
+    """Draw a line of a row's label: a text, and its value at the right end; `place` is left, top and width."""
     x, y, width = place
-    font = FontProperties(size=8.5)
-    taken = text_to_path.get_text_width_height_descent(value, font, ismath=False)[0] / _POINTS_PER_INCH if value else 0
-    name = _cut(text, width - taken - 0.08, font) if value else text
-    _write(figure, page, x, y, name, size=8.5, color=colour, va="top")
     if value:
+        font = FontProperties(size=8.5)
+        points, _, _ = text_to_path.get_text_width_height_descent(value, font, ismath=False)
+        text = _cut(text, width - points / _POINTS_PER_INCH - 0.08, font)
         _write(figure, page, x + width, y, value, size=8.5, color=_BRIGHT, va="top", ha="right")
+    _write(figure, page, x, y, text, size=8.5, color=colour, va="top")
 
 
 def _draw_slice(axes: Axes, panel: CasePanel, image: Image, view: _View) -> None:
     grey = _as_seen(_windowed(image)[:, :, view.k], view)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="bicubic")
-    # The prediction is thinner and on top, so that both colours show where the outlines agree.
+    # The prediction is thinner and on top, so that both colours are visible when the outlines agree.
     for mask, colour, points in (
         (panel.truth, TRUTH_COLOUR, 2.2),
         (panel.predicted, PREDICTION_COLOUR, 1.1),
@@ -290,20 +290,20 @@ def _draw_slice(axes: Axes, panel: CasePanel, image: Image, view: _View) -> None
 
 
 def _finish(axes: Axes, panel: CasePanel) -> None:
-    """Voxels in their true proportions, and the patient's sides."""
+    """Show voxels in their true proportions, and mark the patient's sides."""
     axes.set_aspect(panel.spacing_mm[1] / panel.spacing_mm[0], adjustable="datalim")
     for x, side, letter in ((0.03, "left", "R"), (0.97, "right", "L")):
         axes.text(x, 0.03, letter, color=_SOFT, size=7.5, ha=side, transform=axes.transAxes)
 
 
 def _draw_parcels(axes: Axes, panel: CasePanel, name: str, view: _View, colours: Mapping[str, str]) -> None:
-    """The structures of an annotation in colour over the first sequence."""
+    """Draw the structures of an annotation in colour over the first sequence."""
     grey = _as_seen(_windowed(next(iter(panel.images.values())))[:, :, view.k], view)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="bicubic")
     parcels = panel.parcels[name]
     table = np.zeros((256, 4))
-    for at, structure in enumerate(parcels.names, start=1):
-        table[at] = to_rgba(colours[structure], 0.6) if structure in colours else 0
+    for code, structure in enumerate(parcels.names, start=1):
+        table[code] = to_rgba(colours[structure], 0.6) if structure in colours else 0
     axes.imshow(table[_as_seen(parcels.codes[:, :, view.k], view)], origin="lower", interpolation="nearest")
     _finish(axes, panel)
 
@@ -316,14 +316,14 @@ def _choose_view(panel: CasePanel) -> _View:
             lesion |= mask
     area = lesion.sum(axis=(0, 1)).astype(float)
     if not area.any():
-        area += sum(_shares(one) for one in panel.parcels.values())
+        area += sum(_shares(parcels) for parcels in panel.parcels.values())
     box = [_extent(np.any(brain | lesion, axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     k = int(area.argmax()) if area.any() else (box[2].start + box[2].stop) // 2
     return _View(i=box[0], j=box[1], k=k)
 
 
 def _shares(parcels: Parcels) -> Float[np.ndarray, " k"]:
-    """How much of every structure a slice shows, as a share of the slice that shows most of it."""
+    """For every slice, the sum over structures of their area as a share of their largest area in any slice."""
     total = np.zeros(parcels.codes.shape[2])
     for code in np.unique(parcels.codes):
         if code:
@@ -333,13 +333,13 @@ def _shares(parcels: Parcels) -> Float[np.ndarray, " k"]:
 
 
 def _extent(occupied: Bool[np.ndarray, " n"]) -> slice:
-    """From the first to the last True, or everything where there is none."""
+    """The slice from the first to the last True; everything if there is none."""
     indices = np.flatnonzero(occupied)
     return slice(int(indices[0]), int(indices[-1]) + 1) if indices.size else slice(0, occupied.size)
 
 
 def _as_seen(plane: Shaped[np.ndarray, "i j"], view: _View) -> Plane:
-    """Cut out the view with a margin and turn it: rows run to the front, columns to the patient's left."""
+    """Crop to the view with a margin and rotate: rows run to the front, columns to the patient's left."""
     padded = np.pad(plane, _MARGIN_VOXELS)
     wider = 2 * _MARGIN_VOXELS
     cut = padded[view.i.start : view.i.stop + wider, view.j.start : view.j.stop + wider]
@@ -360,17 +360,17 @@ def _windowed(image: Image) -> Image:
 
 
 def _fit(text: str, width: float, font: FontProperties, max_lines: int) -> str:
-    """Break a text so that it fits into `width` inches, and end it with … where the lines do not suffice."""
+    """Wrap a text to `width` inches, and end it with … if it needs more than `max_lines`."""
     if not text.strip():
         return ""
     points, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
-    # One line may hold wider letters than the text has on average, hence a little less than the width.
+    # A line may have wider letters than the average, hence a little less than the width.
     num_characters = max(int(0.93 * width * _POINTS_PER_INCH * len(text) / points), 1)
     return textwrap.fill(text, num_characters, max_lines=max_lines, placeholder="…")
 
 
 def _cut(text: str, width: float, font: FontProperties) -> str:
-    """Cut the end of a text that does not fit into `width` inches."""
+    """Cut off the end of a text that is wider than `width` inches."""
     points, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
     if points <= width * _POINTS_PER_INCH:
         return text
@@ -379,5 +379,5 @@ def _cut(text: str, width: float, font: FontProperties) -> str:
 
 
 def _write(figure: Figure, page: _Page, x: float, y: float, text: str, **style: Any) -> None:
-    """Put a text at x, y in inches; names may hold a $ without becoming a formula."""
+    """Draw a text at x, y in inches; a $ in it does not start a formula."""
     figure.text(x / page.width, y / page.height, text, **{"color": _BRIGHT, "parse_math": False, **style})

@@ -1,4 +1,4 @@
-"""Metrics of one's own: found, named, called for each case and structure, and averaged where they are defined."""
+"""Metrics of the user: named, called for each case and structure, and averaged over the cases that define them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multiseg.own import blamed, check_takes, digest_of, imported, is_importable
 from multiseg.types import Mask
 
 Metric: TypeAlias = Callable[[Mask, Mask, SpacingMm], float]
-"""From the predicted and the true mask and the size of a voxel to a number; NaN is "undefined"."""
+"""Maps the predicted mask, the true mask and the voxel size to a number; NaN is "undefined"."""
 Metrics: TypeAlias = Mapping[str, Metric | str] | Sequence[Metric | str] | Metric
 SIGNATURE = "(predicted, truth, spacing_mm)"
 TAKEN = {"database", "case", "learnt", "label", "modalities", "num_modalities", *CaseMetrics.__dataclass_fields__}
@@ -23,22 +23,22 @@ POLICY = (
 
 
 def named_metrics(metrics: Metrics) -> dict[str, Metric]:
-    """Metrics by the names of their columns: given ones, or the functions' own; texts are module:name.
+    """Metrics by the names of their columns, by default the functions' names; texts are module:name.
 
     Raises:
-        UsageError: one cannot be imported or called, has no name for a column, or one that is taken.
+        UsageError: a metric cannot be imported or called, or its name is invalid or already a column.
     """
     if isinstance(metrics, str) or callable(metrics):
         metrics = [metrics]
-    given = list(metrics.items()) if isinstance(metrics, Mapping) else [("", metric) for metric in metrics]
+    items = list(metrics.items()) if isinstance(metrics, Mapping) else [("", metric) for metric in metrics]
     named: dict[str, Metric] = {}
-    for column, one in given:
-        metric: Metric = imported(one, "metric") if isinstance(one, str) else one
+    for column, entry in items:
+        metric: Metric = imported(entry, "metric") if isinstance(entry, str) else entry
         name = column or str(getattr(metric, "__name__", type(metric).__name__))
         check_takes(metric, 3, "metric", SIGNATURE)
         if name in TAKEN or name.startswith("num_") or name in named or not name.isidentifier():
             raise UsageError(
-                f"a metric cannot have the column {name!r}: name it by a word that no other column has, such as "
+                f"a metric cannot use the column {name!r}: give it a name that is not a column yet, such as "
                 "metrics={'volume_error': function}."
             )
         named[name] = metric
@@ -46,24 +46,23 @@ def named_metrics(metrics: Metrics) -> dict[str, Metric]:
 
 
 def own_values(metrics: Mapping[str, Metric], predicted: Mask, truth: Mask, spacing_mm: SpacingMm) -> dict[str, float]:
-    """What each metric says of one structure of a case; each is given masks of its own.
+    """The value of each metric for one structure of a case; each gets copies of the masks.
 
     Raises:
-        UsageError: a metric failed, or returned no number, or an infinite one.
+        UsageError: a metric failed, or returned something that is not a number or is infinite.
     """
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for name, metric in metrics.items():
         with blamed("metric", name):
-            answer = metric(predicted.copy(), truth.copy(), spacing_mm)
-            value = float(answer)
+            value = float(metric(predicted.copy(), truth.copy(), spacing_mm))
         if math.isinf(value):
-            raise UsageError(f"the metric {name} is {value}, which no mean survives: return NaN where it is undefined.")
-        found[name] = value
-    return found
+            raise UsageError(f"the metric {name} is {value}, which cannot be averaged: return NaN if it is undefined.")
+        values[name] = value
+    return values
 
 
 def own_means(names: Sequence[str], rows: Mapping[str, Sequence[float]]) -> dict[str, float | int]:
-    """The mean of each metric over the cases that define it (NaN if none does), and how many these are."""
+    """The mean of each metric over the cases that define it (NaN if none does), and their number."""
     means: dict[str, float | int] = {}
     for name in names:
         means[name] = mean_of_defined(rows[name])
@@ -72,6 +71,6 @@ def own_means(names: Sequence[str], rows: Mapping[str, Sequence[float]]) -> dict
 
 
 def identity_of(metrics: Mapping[str, Metric]) -> tuple[tuple[str, str, str], ...]:
-    """What tells metrics apart whose values are kept: what cannot be found again may be another one each time."""
+    """The identity of metrics with stored values. A metric that cannot be imported gets a new one in every call."""
     digests = {name: digest_of(metric) if is_importable(metric) else "" for name, metric in metrics.items()}
     return tuple((name, name_of(metrics[name]), digest or token_hex(8)) for name, digest in digests.items())

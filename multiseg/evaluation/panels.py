@@ -1,4 +1,4 @@
-"""What a picture shows of one case: where one structure is told apart its outlines, of several each in its colour."""
+"""The panel of one case in a picture: outlines of a single structure, or several structures in colour."""
 
 from __future__ import annotations
 
@@ -27,41 +27,40 @@ def compared_panel(
     spacing_mm: tuple[float, float, float],
     note: str = "",
 ) -> CasePanel:
-    """Truth and prediction of a case, with the Dice of every structure by itself.
+    """Truth and prediction of a case, with the Dice of every structure.
 
     Args:
-        truth: with IGNORE where nobody is to look; the prediction is not shown there either.
-        annotated: which of the structures anyone looked for.
-        note: stands behind the Dice, such as ", trained on".
+        truth: IGNORE marks ignored voxels; the prediction is not shown there either.
+        annotated: which of the structures the case is annotated for.
+        note: text behind the Dice, such as ", trained on".
     """
     truth, predicted = (np.where(truth == IGNORE, 0, codes).astype(np.uint8) for codes in (truth, predicted))
-    said = {
-        one: _agreement(predicted == at, truth == at, bool(annotated[at - 1]))
-        for at, one in enumerate(structures, start=1)
+    results = {
+        structure: _agreement(predicted == code, truth == code, bool(annotated[code - 1]))
+        for code, structure in enumerate(structures, start=1)
     }
     if len(structures) == 1:
-        caption = f"{pathology}\n{said[structures[0]]}{note}"
+        caption = f"{pathology}\n{results[structures[0]]}{note}"
         return CasePanel(name, caption, dict(images), truth == 1, predicted == 1, spacing_mm)
     parcels = {"truth": Parcels(truth, tuple(structures)), "prediction": Parcels(predicted, tuple(structures))}
-    values = {one: text.removeprefix("Dice ") for one, text in said.items()}
+    values = {structure: text.removeprefix("Dice ") for structure, text in results.items()}
     return CasePanel(name, f"{pathology}\nDice{note}:", dict(images), None, None, spacing_mm, parcels, values)
 
 
 def answer_panel(
     name: str, images: Images, codes: Codes, volumes_ml: Mapping[str, float], spacing_mm: tuple[float, float, float]
 ) -> CasePanel:
-    """A segmentation by itself, with the volume of every structure.
+    """A segmentation without truth, with the volume of every structure.
 
     Args:
         volumes_ml: by structure, in the order of the codes.
     """
-    said = {one: f"{ml:.1f} ml" for one, ml in volumes_ml.items()}
-    if len(said) == 1:
-        caption = "".join(f"{one} {text}" for one, text in said.items())
+    values = {structure: f"{ml:.1f} ml" for structure, ml in volumes_ml.items()}
+    if len(values) == 1:
+        caption = "".join(f"{structure} {text}" for structure, text in values.items())
         return CasePanel(name, caption, dict(images), None, codes == 1, spacing_mm)
-    return CasePanel(
-        name, "", dict(images), None, None, spacing_mm, {"segmentation": Parcels(codes, tuple(said))}, said
-    )
+    parcels = {"segmentation": Parcels(codes, tuple(values))}
+    return CasePanel(name, "", dict(images), None, None, spacing_mm, parcels, values)
 
 
 def _agreement(predicted: Bool[np.ndarray, "i j k"], truth: Bool[np.ndarray, "i j k"], annotated: bool) -> str:
@@ -69,4 +68,4 @@ def _agreement(predicted: Bool[np.ndarray, "i j k"], truth: Bool[np.ndarray, "i 
         return "not annotated"
     if truth.any():
         return f"Dice {dice(predicted, truth):.2f}"
-    return "false alarm" if predicted.any() else "none there"
+    return "false alarm" if predicted.any() else "none"

@@ -1,4 +1,4 @@
-"""One patient's files in, the segmentation on the patient's own grid out."""
+"""Segment one patient from files, on the grid of the patient's own images."""
 
 from __future__ import annotations
 
@@ -34,11 +34,15 @@ NIFTI = (".nii.gz", ".nii")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was written and what it rests on.
+    """A written segmentation and what it was made from.
 
-    `left_out` are sequences given that the model never learnt from; `doubts` are what a person should look at; `inputs`
-    are the files that it was made from; `prepared` is what the model saw. `learnt` says of each sequence used what the
-    model did with that very scan: "train" (was trained on it), "val" (was chosen by it), "" (nothing) or "not known".
+    Attributes:
+        left_out: given sequences that the model never learnt from.
+        doubts: what a person should check.
+        inputs: the files that it was made from.
+        prepared: the images that the model saw.
+        learnt: for each used sequence, how the model used this scan: "train" (trained on it), "val" (chosen by it),
+            "" (not at all) or "not known".
     """
 
     path: Path
@@ -53,20 +57,20 @@ class Prediction:
 
 
 def name_images(arguments: Sequence[str]) -> dict[str, Path]:
-    """Files by sequence, from "FLAIR=scan.nii.gz" or from a file name that tells its sequence.
+    """Files by sequence, from "FLAIR=scan.nii.gz" or from a file name that contains its sequence.
 
     Raises:
-        ModalityError: a name tells no sequence or several, or a sequence is given twice.
+        ModalityError: a name contains no sequence or several, or a sequence is given twice.
     """
     images: dict[str, Path] = {}
     for argument in arguments:
-        given, equals, file = argument.partition("=")
+        spelling, equals, file = argument.partition("=")
         path = Path(file if equals else argument)
         reading = read_name(path.name)
-        name = (canonical_modality(given) or given) if equals else reading.sequence
+        name = (canonical_modality(spelling) or spelling) if equals else reading.sequence
         if name is None:
             raise ModalityError(
-                f"{argument!r} does not tell which sequence it is ({reading.why}). "
+                f"{argument!r} does not show which sequence it is ({reading.why}). "
                 f"Write FLAIR={argument} (or T1=, ...)."
             )
         if name in images:
@@ -88,33 +92,33 @@ def predict(
 ) -> Prediction:
     """Segment one patient from any subset of sequences, in any orientation and on any grids.
 
-    The answer lies on the reference image's own grid with its header: 0 background, 1.. the model's
-    labels in their order, uint8. Outside the brain it is 0; see `multiseg.evaluation.decision`. The file says their
-    names, and so do the tables beside it (see `label_table`).
+    The segmentation has the grid and header of the reference image: 0 background, 1.. the model's labels in their
+    order, uint8. Outside the brain it is 0; see `multiseg.evaluation.decision`. The names of the labels are in the
+    file and in the tables next to it (see `label_table`).
 
     Args:
         model: a model file, a run folder or a loaded model.
-        images: files by sequence; the first is the reference unless `reference` names another. A reference that
-            the model never learnt from lends its grid, and nothing else of it is asked.
-        brain_mask: a mask's file, or "nonzero", "otsu" or "command PROGRAM ..." (see `Recipe.brain_mask`); None does
-            as with the model's training data, if these had no masks of their own.
-        overwrite: whether files of an earlier answer may be replaced; an input never is.
+        images: files by sequence; the first is the reference unless `reference` names another. Of a reference that
+            the model never learnt from, only the grid is used.
+        brain_mask: a mask file, or "nonzero", "otsu" or "command PROGRAM ..." (see `Recipe.brain_mask`); None finds
+            the brain as in the model's training data, unless these came with masks.
+        overwrite: whether files of an earlier prediction may be replaced; an input never is.
 
     Raises:
-        UsageError: `out` is no name for a NIfTI file or may not be written (see `check_files`), or the model needs a
+        UsageError: `out` is not a name of a NIfTI file or may not be written (see `check_files`), or the model needs a
             brain mask.
-        ModalityError: none of the sequences is one the model learnt from.
-        SourceError: a file is missing, damaged, or lies elsewhere in space.
+        ModalityError: the model learnt from none of the sequences.
+        SourceError: a file is missing or damaged, or its position in space does not fit the others.
     """
     keep_memory()
     out = Path(out)
     paths: dict[str, ScanFile] = {name: Path(file) for name, file in images.items()}
-    given = input_files(model, images, brain_mask)
-    check_files([out], given, overwrite, NIFTI)
+    sources = input_files(model, images, brain_mask)
+    check_files([out], sources, overwrite, NIFTI)
     loaded = model if isinstance(model, Model) else load_model(model, device)
     info = loaded.info
     rows = rows_of_space(info.space)
-    check_files(table_files(out, rows), given, overwrite)
+    check_files(table_files(out, rows), sources, overwrite)
     usable = info.usable(tuple(images))
     if not usable:
         raise ModalityError(
@@ -122,49 +126,47 @@ def predict(
             f"but was given {', '.join(images) or 'nothing'}. Give at least one of those."
         )
     if reference and reference not in images:
-        raise ModalityError(f"the reference {reference!r} is none of the given sequences: {', '.join(images)}.")
-    home = reference or next(iter(images))
+        raise ModalityError(f"the reference {reference!r} is not among the given sequences: {', '.join(images)}.")
+    reference = reference or next(iter(images))
     rule, mask = brain_rule(brain_mask)
-    recipe, doubts = recipe_for(info, rule, home, headers_disagree)
-    files = CaseFiles(out.name, {n: paths[n] for n in paths if n in usable or n == home}, brain_mask=mask)
+    recipe, doubts = recipe_for(info, rule, reference, headers_disagree)
+    needed = {name: path for name, path in paths.items() if name in usable or name == reference}
+    files = CaseFiles(out.name, needed, brain_mask=mask)
     prepared = prepare_case(files, {}, recipe, only=usable)
     inputs, present = network_input(
         info, prepared.images, prepared.modalities, usable, prepared.intensity_above_outside
     )
     probabilities = predict_volume(loaded, inputs, present, info.patch, overlap)
-    native = np.stack([resample(one, prepared.grid, prepared.native, smooth=False) for one in probabilities])
+    native = np.stack([resample(volume, prepared.grid, prepared.native, smooth=False) for volume in probabilities])
     brain = brain_of(prepared.images)
     native_brain = resample(brain.astype(np.float32), prepared.grid, prepared.native, smooth=False) >= 0.5
     labels = decide(native, info.space, native_brain)
     write_like(out, labels, prepared.native_header, rows)
     ml = float(np.prod(prepared.native.spacing_mm)) / 1000
-    volumes = {name: float(np.count_nonzero(labels == at)) * ml for at, name in enumerate(info.space.names, start=1)}
+    volumes = {
+        name: float(np.count_nonzero(labels == code)) * ml for code, name in enumerate(info.space.names, start=1)
+    }
     left_out = tuple(name for name in images if name not in usable)
     scans = zip(prepared.modalities, prepared.content, strict=True)
     learnt = {name: how_learnt(loaded.learnt, [digest]) for name, digest in scans}
     doubts += prepared.doubts + _learnt_doubts(learnt)
-    return Prediction(out, home, usable, left_out, volumes, doubts, given, prepared, learnt)
+    return Prediction(out, reference, usable, left_out, volumes, doubts, sources, prepared, learnt)
 
 
 def _learnt_doubts(learnt: Mapping[str, str]) -> tuple[Doubt, ...]:
-    said = {TRAIN: "was trained on", VAL: "was chosen by (validation)"}
-    known = {how: ", ".join(name for name, kind in learnt.items() if kind == how) for how in said}
-    return tuple(
-        Doubt(
-            Severity.WARNING,
-            "LEARNT_FROM",
-            f"the model {said[how]} this very scan of {names}: how good its answer looks here says nothing of new "
-            "patients.",
-        )
-        for how, names in known.items()
-        if names
-    )
+    doubts = []
+    for kind, verb in ((TRAIN, "was trained on"), (VAL, "was chosen by (validation)")):
+        names = ", ".join(name for name in learnt if learnt[name] == kind)
+        if names:
+            text = f"the model {verb} this same scan of {names}: the result says nothing about new patients."
+            doubts.append(Doubt(Severity.WARNING, "LEARNT_FROM", text))
+    return tuple(doubts)
 
 
 def input_files(
     model: Path | str | Model, images: Mapping[str, Path | str], brain_mask: Path | str | None = None
 ) -> tuple[Path, ...]:
-    """The files that an answer is made from, which nothing may be written over."""
+    """The files that a prediction is made from, which must not be overwritten."""
     files = [Path(path) for path in images.values()]
     files += [] if isinstance(model, Model) else [Path(model)]
     _, mask = brain_rule(brain_mask)
@@ -172,21 +174,21 @@ def input_files(
 
 
 def save_overlay(path: Path, prediction: Prediction, overwrite: bool = False) -> None:
-    """A PNG of the written segmentation, read back from its file, over what the model saw, on the patient's own grid.
+    """Draw the segmentation, read back from its file, over the images that the model saw, on the patient's own grid.
 
-    The images lie where preparation took them: through a header that is believed, or registered.
+    The images are where preparation placed them, by their headers or by registration.
 
     Raises:
         UsageError: the file may not be written, see `check_files`.
     """
     check_files([path], prediction.inputs, overwrite, PNG)
-    answer = to_ras(read_volume(prediction.path))
-    grid = Grid(answer.affine, answer.shape)
+    segmentation = to_ras(read_volume(prediction.path))
+    grid = Grid(segmentation.affine, segmentation.shape)
     prepared = prediction.prepared
     shown = {
         name: resample(image.astype(np.float32), prepared.grid, grid, smooth=False)
         for name, image in zip(prepared.modalities, prepared.images, strict=True)
     }
-    codes = answer.voxels.astype(np.uint8)
+    codes = segmentation.voxels.astype(np.uint8)
     panel = answer_panel(prediction.path.name, shown, codes, prediction.volumes_ml, grid.spacing_mm)
     save_montage(path, [panel], "Segmentation on the patient's own grid", overwrite)

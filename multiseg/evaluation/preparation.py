@@ -1,4 +1,4 @@
-"""How a case is made ready for a model: prepared and laid out as those were that it learnt from."""
+"""Prepare a case for a model in the same way as its training cases."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from multiseg.store.findings import Doubt, Severity
 from multiseg.store.preparation.recipe import BRAIN_RULES, COMMAND, Recipe
 
 AUTOMATIC = ("nonzero", "otsu")
-"""Rules that need nothing but the images."""
+"""Brain rules that need only the images."""
 LARGEST = 60_000.0
-"""What a background may be moved to: float16 ends at 65504."""
+"""Limit of a shifted background: the largest float16 is 65504."""
 
 
 def network_input(
@@ -29,13 +29,13 @@ def network_input(
 ) -> tuple[Float[np.ndarray, "modality i j k"], Bool[np.ndarray, " modality"]]:
     """The kept sequences of a prepared case on the model's channels, and which channels are present.
 
-    Outside the brain, where a sequence is exactly 0, it stays so; or, for a model whose background is "shifted",
-    gets what its z-score makes of a raw 0: (0 - mean) / std, as the model saw it in training. Each sequence goes
-    by its own zeros, so that it looks the same whichever others are there.
+    Outside the brain, where a sequence is exactly 0, it stays 0. For a model with a "shifted" background it becomes
+    the z-score of a raw 0, (0 - mean) / std, as in the model's training. Each sequence is shifted at its own zeros,
+    so that it does not depend on the others.
 
     Args:
         names: the sequence of each of `images`.
-        kept: the sequences that count; those that are not on the model's axis are left out.
+        kept: the sequences to use; those that are not on the model's axis are left out.
         intensity: mean and standard deviation of the raw values, by sequence.
     """
     placed, present = place(images, names, kept, info.axis)
@@ -56,58 +56,58 @@ def place(
 
     Args:
         names: the sequence of each of `images`.
-        kept: the sequences that count; those that are not on the axis are left out.
+        kept: the sequences to use; those that are not on the axis are left out.
     """
     placed = np.zeros((len(axis), *images.shape[1:]), dtype=images.dtype)
     present = np.zeros(len(axis), dtype=bool)
-    for at, name in enumerate(names):
+    for index, name in enumerate(names):
         if name in kept and name in axis:
             (channel,) = axis.channels([name])
-            placed[channel] = images[at]
+            placed[channel] = images[index]
             present[channel] = True
     return placed, present
 
 
-def brain_rule(given: Path | str | None) -> tuple[str, Path | None]:
-    """What a user says of the brain as a recipe's rule and a mask's file: "nonzero", "otsu", "command ...", a file."""
-    if given is None or str(given) == "":
+def brain_rule(brain_mask: Path | str | None) -> tuple[str, Path | None]:
+    """The recipe's rule and the mask file for a user's "nonzero", "otsu", "command ..." or file name."""
+    if brain_mask is None or str(brain_mask) == "":
         return "", None
-    text = str(given)
+    text = str(brain_mask)
     if text.startswith(COMMAND) or (text in BRAIN_RULES and text != "file"):
         return text, None
-    return "file", Path(given)
+    return "file", Path(brain_mask)
 
 
 def recipe_for(info: ModelInfo, rule: str, reference: str, headers_disagree: str) -> tuple[Recipe, tuple[Doubt, ...]]:
-    """The recipe of the model's databases for one more patient.
+    """The recipe of the model's databases for a new patient.
 
-    A patient's brain is found as theirs were where the images suffice; a command that a model file names
-    is never run. Where databases differ, a step is taken if any of them took it, z-scores go before a
-    histogram's scale and that before raw values, and a doubt says so; landmarks are averaged.
+    The brain is found by the databases' rule if it needs only the images; a command from a model file is never run.
+    If databases differ, a step is taken if any of them took it, z-scores are preferred to a histogram's scale and that
+    to raw values, landmarks are averaged, and a doubt reports it.
 
     Args:
-        rule: the user's own for the brain, "" for the model's.
+        rule: the user's rule for the brain, "" for the model's.
 
     Raises:
-        UsageError: every database had masks or a command, so that the user has to give one, too.
-        CheckpointError: the model holds a recipe that is none.
+        UsageError: every database had masks or a command, so the user must give one, too.
+        CheckpointError: a recipe in the model is invalid.
     """
     by_database = _recipes(info)
     recipes = list(by_database.values())
-    settings = {name: (one.normalise, one.register, one.n4) for name, one in by_database.items()}
+    settings = {name: (recipe.normalise, recipe.register, recipe.n4) for name, recipe in by_database.items()}
     doubts = (_mixed(settings),) if len(set(settings.values())) > 1 else ()
     if not recipes:
-        doubts = (_unsaid(rule),)
-    choices = [choice for choice in ("zscore", "histogram", "none") if choice in {one.normalise for one in recipes}]
-    normalise = choices[0] if choices else "zscore"
+        doubts = (_no_recipe(rule),)
+    used = {recipe.normalise for recipe in recipes}
+    normalise = next((choice for choice in ("zscore", "histogram", "none") if choice in used), "zscore")
     recipe = Recipe(
         spacing_mm=info.spacing_mm,
         reference=reference,
         brain_mask=rule or _models_rule(recipes),
         headers_disagree=headers_disagree,
         normalise=normalise,
-        register="rigid" if any(one.register for one in recipes) else "",
-        n4=any(one.n4 for one in recipes),
+        register="rigid" if any(recipe.register for recipe in recipes) else "",
+        n4=any(recipe.n4 for recipe in recipes),
         landmarks=_landmarks(recipes) if normalise == "histogram" else {},
     )
     return recipe, doubts
@@ -115,9 +115,13 @@ def recipe_for(info: ModelInfo, rule: str, reference: str, headers_disagree: str
 
 def _recipes(info: ModelInfo) -> dict[str, Recipe]:
     try:
-        return {name: Recipe.from_json(about["recipe"]) for name, about in info.databases.items() if "recipe" in about}
+        return {
+            name: Recipe.from_json(attributes["recipe"])
+            for name, attributes in info.databases.items()
+            if "recipe" in attributes
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"the model holds a recipe of preparation that cannot be read: {error!r}.") from error
+        raise CheckpointError(f"cannot read a preparation recipe in the model: {error!r}.") from error
 
 
 def _models_rule(recipes: Iterable[Recipe]) -> str:
@@ -125,34 +129,33 @@ def _models_rule(recipes: Iterable[Recipe]) -> str:
     automatic = [rule for rule in AUTOMATIC if rule in rules]
     if rules and not automatic:
         raise UsageError(
-            f"the model learnt from cases whose brain was given ({', '.join(sorted(rules))}). Give this patient's: "
-            '--brain-mask FILE, or a program you trust: --brain-mask "command ...", or nonzero, if the images show '
-            "nothing but brain."
+            f"the model was trained with given brain masks ({', '.join(sorted(rules))}). Give this patient's: "
+            '--brain-mask FILE, or a program you trust: --brain-mask "command ...", or nonzero if the images show '
+            "only the brain."
         )
     return automatic[0] if automatic else "nonzero"
 
 
 def _landmarks(recipes: Sequence[Recipe]) -> dict[str, tuple[float, ...]]:
     names = sorted({name for recipe in recipes for name in recipe.landmarks})
-    scales = {name: [one.landmarks[name] for one in recipes if name in one.landmarks] for name in names}
+    scales = {name: [recipe.landmarks[name] for recipe in recipes if name in recipe.landmarks] for name in names}
     return {name: tuple(float(value) for value in np.mean(rows, axis=0)) for name, rows in scales.items()}
 
 
-def _unsaid(rule: str) -> Doubt:
-    """A model that was imported does not say how its data were prepared."""
-    brain = "everything that is not 0 was taken for brain" if not rule else f"the brain was found by {rule}"
-    return Doubt(
-        Severity.WARNING, "NO_RECIPE", "the model does not say how its data were prepared; intensities were z-scored, "
-        f"and {brain}. A scan with its skull needs --brain-mask.",
-    )  # fmt: skip
+def _no_recipe(rule: str) -> Doubt:
+    """The doubt for an imported model, which does not say how its data were prepared."""
+    brain = f"the brain was found by {rule}" if rule else "all voxels that are not 0 were taken as brain"
+    text = f"the model does not say how its data were prepared; intensities were z-scored, and {brain}."
+    return Doubt(Severity.WARNING, "NO_RECIPE", f"{text} A scan with its skull needs --brain-mask.")
 
 
 def _mixed(settings: Mapping[str, tuple[str, str, bool]]) -> Doubt:
-    said = "; ".join(
+    listed = "; ".join(
         f"{name}: {normalise}{', registered' if register else ''}{', N4' if n4 else ''}"
         for name, (normalise, register, n4) in settings.items()
     )
-    return Doubt(
-        Severity.WARNING, "MIXED_RECIPES", f"the model's databases were not prepared alike ({said}); the patient was "
-        "prepared with every step that any of them had. Compare with the model's evaluation.",
-    )  # fmt: skip
+    text = (
+        f"the model's databases were prepared differently ({listed}); the patient was prepared with every step that "
+        "any of them had. Compare with the model's evaluation."
+    )
+    return Doubt(Severity.WARNING, "MIXED_RECIPES", text)

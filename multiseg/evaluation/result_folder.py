@@ -1,4 +1,4 @@
-"""The folder of an evaluation: whose results it holds, and what one that was cut short has done so far."""
+"""The folder of an evaluation: which results it holds, and the progress of an interrupted evaluation."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ PROGRESS = "progress.jsonl"
 TABLES, SUMMARY, MONTAGE = ("cases.csv", "summary.csv"), "summary.json", "montage.png"
 
 
-def key_of(*what: object) -> str:
-    """A short name for what is evaluated: another model, store or choice has another."""
-    return hashlib.sha256(repr(what).encode()).hexdigest()
+def key_of(*identity: object) -> str:
+    """A digest of what is evaluated: model, store and options."""
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def check_room(folder: Path, key: str, overwrite: bool = False) -> None:
-    """Whether the results of an evaluation may go into a folder: its own former ones are replaced, others are not.
+    """Check that an evaluation may write its results to a folder: it may replace only its own earlier ones.
 
     Args:
         key: of the evaluation.
-        overwrite: whether the results of another one may be replaced.
+        overwrite: whether the results of another evaluation may be replaced.
 
     Raises:
-        UsageError: other results are there, it is something else (a store, a folder of scans), or a file is read-only.
+        UsageError: the folder holds other results or something else (a store, scans), or a file is read-only.
     """
     check_folder(folder, own=(PROGRESS, SUMMARY))
     files = [folder / name for name in (*TABLES, SUMMARY, MONTAGE)]
-    there = [path.name for path in files if path.exists()]
-    if there and not overwrite and _key_in(folder / SUMMARY) != key:
+    existing = [path.name for path in files if path.exists()]
+    if existing and not overwrite and _key_in(folder / SUMMARY) != key:
         raise UsageError(
-            f"{folder} holds the {there[0]} of another evaluation (of another model, store or choice). "
+            f"{folder} holds the {existing[0]} of another evaluation (of another model, store or options). "
             "Choose another --out, or pass --overwrite."
         )
     check_files(files, overwrite=True)
@@ -43,22 +43,21 @@ def check_room(folder: Path, key: str, overwrite: bool = False) -> None:
 
 def _key_in(summary: Path) -> str | None:
     try:
-        said = json.loads(summary.read_text(encoding="utf-8"))
+        content = json.loads(summary.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return str(said["key"]) if isinstance(said, dict) and said.get("key") else None
+    return str(content["key"]) if isinstance(content, dict) and content.get("key") else None
 
 
 class DoneCases:
-    """Rows of results by case, kept in a file: a line that says what is evaluated, then a line a case.
+    """Rows of results by case, kept in a file: a line with the evaluation's key, then a line for each case.
 
-    A file that belongs to another model, store or choice is started anew; a line that a kill cut short
-    is forgotten. Without a folder nothing is kept.
+    A file of another evaluation is overwritten; a truncated line is ignored. Without a folder nothing is kept.
     """
 
-    def __init__(self, folder: Path | None, *what: object) -> None:
+    def __init__(self, folder: Path | None, *identity: object) -> None:
         self.path = None if folder is None else folder / PROGRESS
-        self.key = key_of(*what)
+        self.key = key_of(*identity)
         self.rows: dict[str, Rows] = {}
         if self.path is not None:
             self.rows = self._read(self.path)
@@ -81,7 +80,7 @@ class DoneCases:
         return rows
 
     def add(self, case: str, rows: Rows) -> None:
-        """Keep what came out for a case."""
+        """Add the results of a case."""
         self.rows[case] = rows
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:

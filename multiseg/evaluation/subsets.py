@@ -1,4 +1,4 @@
-"""The subsets of a case's sequences that a model is asked about."""
+"""The subsets of a case's sequences that a model is evaluated on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multiseg.modalities import canonical_modality
 
 def all_subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
     """Every non-empty subset, the full one first, then by falling size (Xu et al. 2024, "all combinations")."""
-    return [s for size in range(len(modalities), 0, -1) for s in combinations(modalities, size)]
+    return [subset for size in range(len(modalities), 0, -1) for subset in combinations(modalities, size)]
 
 
 def full_set(modalities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -19,27 +19,27 @@ def full_set(modalities: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(modalities)]
 
 
-def chosen_subsets(wanted: str, modalities: Sequence[str]) -> list[tuple[str, ...]]:
-    """Subsets by name: "all", "full", or those listed, such as "FLAIR,FLAIR+T1", of which all are there.
+def chosen_subsets(choice: str, modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """Subsets by name, "all" or "full", or those of a list such as "FLAIR,FLAIR+T1" that `modalities` contain.
 
     A listed subset comes back in the order of `modalities`.
     """
-    if wanted in SUBSETS:
-        return SUBSETS[wanted](modalities)
-    listed = [set(names.split("+")) for names in wanted.split(",")]
+    if choice in SUBSETS:
+        return SUBSETS[choice](modalities)
+    listed = [set(names.split("+")) for names in choice.split(",")]
     return [tuple(name for name in modalities if name in names) for names in listed if names <= set(modalities)]
 
 
 SUBSETS = {"all": all_subsets, "full": full_set}
 
 
-def check_subsets(wanted: str) -> None:
-    """Raises UsageError for what is neither a name of SUBSETS nor a list of known sequences."""
-    if wanted in SUBSETS:
+def check_subsets(choice: str) -> None:
+    """Raises UsageError unless it is a name of SUBSETS or a list of known sequences."""
+    if choice in SUBSETS:
         return
-    strange = [name for names in wanted.split(",") for name in names.split("+") if canonical_modality(name) != name]
-    if strange:
+    unknown = [name for names in choice.split(",") for name in names.split("+") if canonical_modality(name) != name]
+    if unknown:
         raise UsageError(
-            f"subsets {wanted!r} is none of {', '.join(SUBSETS)} and names {strange}. "
-            "List sequences by their canonical names, such as FLAIR,FLAIR+T1."
+            f"subsets is {choice!r}, but {unknown} are not sequences: give one of {', '.join(SUBSETS)}, or list "
+            "sequences by their canonical names, such as FLAIR,FLAIR+T1."
         )

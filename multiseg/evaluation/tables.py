@@ -1,4 +1,4 @@
-"""Tables as CSV for a spreadsheet, which must not take a name for a formula, and read back without a loss."""
+"""CSV tables that a spreadsheet cannot take for formulas, and that are read back without loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multiseg.shown import cell, from_cell
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table. Texts and the names of columns are cells as in `shown.cell`; numbers stay as they are.
+    """Write a table. Texts and column names are escaped as in `shown.cell`; numbers stay.
 
     Raises:
         ResourceError: the file cannot be written.
@@ -20,6 +20,6 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table as it was before `write_table`. Only what is empty is missing, and `case` is always a text."""
+    """Read a table of `write_table`. Only empty cells are missing values, and `case` is always a text."""
     table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"case": str})
     return table.map(from_cell).rename(columns=from_cell)

@@ -1,4 +1,4 @@
-"""Augmentation: tensor to tensor, on the batch's device, every draw a pure function of (seed, epoch, index)."""
+"""Augmentation of patches on the batch's device; every draw is a pure function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from multiseg.loaders.transform import Transform, transform_named, transformed
 
 AXES = ("i", "j", "k")
 STREAM = 0xA06
-"""Told to the random generator, so that an augmentation shares no numbers with the draw of its patch."""
+"""Part of the generator's seed, so that an augmentation shares no random numbers with the draw of its patch."""
 Range = tuple[float, float]
 LOWEST = {
     "scaling": 0.1,
@@ -32,7 +32,7 @@ LOWEST = {
     "low_resolution": 1.0,
     "noise_std": 0.0,
 }
-"""The lowest number that each range may hold."""
+"""The lowest value of each range."""
 TRANSFORMS = {
     "rotate90_probability": ("rotate90_plane",),
     "flip_probability": ("flip_axes",),
@@ -46,39 +46,39 @@ TRANSFORMS = {
     "low_resolution_probability": ("low_resolution",),
     "noise_probability": ("noise_std",),
 }
-"""How likely a transform is, and the numbers that are heard only when it may happen."""
+"""The probability of each transform, and the numbers that have an effect only if it is above 0."""
 
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """What may happen to a training patch, how often, and how strongly.
+    """Which transforms are applied to training patches, how often, and how strongly.
 
-    A probability of 0 leaves a transform out. Where a patch moves is drawn once a patch, intensities for
-    each of its sequences. Ranges are drawn from uniformly, scaling and gamma uniformly in
-    their logarithm. Axes are voxel axes in RAS+: i from left to right, j from
-    back to front, k upwards; where voxels are not cubes, angles are those of the voxel grid.
+    A probability of 0 switches a transform off. Movements are drawn once per patch, intensities for each of its
+    sequences. Values are drawn uniformly from their ranges, scaling and gamma uniformly in their logarithm. Axes are
+    voxel axes in RAS+: i from left to right, j from back to front, k upwards. Angles are on the voxel grid, also if
+    voxels are not cubes.
 
     Attributes:
-        preset: the name these numbers started from; says nothing further.
-        seed: 0 or more; None, the default, is the seed of the training, or 0 without one.
+        preset: the name of the preset that these numbers started from; it has no effect.
+        seed: 0 or more; None, the default, takes the seed of the training, or 0 without one.
         rotate90_probability: of 1 to 3 quarter turns in `rotate90_plane`. A window that is not square in the
-            plane keeps its shape: what turns out of it is lost, what it does not reach is absent.
-        flip_probability: for each of `flip_axes` by itself.
+            plane keeps its shape: what turns out of it is lost, and the rest is absent.
+        flip_probability: for each of `flip_axes` separately.
         affine_probability: of rotation, scaling and translation together.
-        rotation_degrees: up to this angle both ways, about every axis, or three numbers for i, j and k.
-        translation_voxels: up to this far both ways along every axis.
-        elastic_voxels: the furthest a voxel may move along an axis; at most 0.4 of `elastic_spacing_voxels`,
-            the spacing of the controls, beyond which space could fold (Choi and Lee 2000).
+        rotation_degrees: largest angle in both directions, for every axis, or three numbers for i, j and k.
+        translation_voxels: largest shift in both directions along every axis.
+        elastic_voxels: largest displacement along an axis; at most 0.4 of `elastic_spacing_voxels`, the spacing of
+            the control points, since more could fold space (Choi and Lee 2000).
         gamma: exponent on the brain's range in the window; mean and deviation stay.
         contrast: factor about the brain's mean in the window.
         brightness: shift in standard deviations of the case's brain.
         bias_strength: largest logarithm of the field.
-        low_resolution: how many times as large voxels become, along i, j, k or (as likely as each) all three.
+        low_resolution: factor on the voxel size, along i, j, k or all three, with equal probability.
         noise_std: in standard deviations of the case's brain.
         own: your own augmentation as module:name, after all others; see `multiseg.loaders.transform`.
 
     Raises:
-        UsageError: a number out of its range; the message names it.
+        UsageError: a number is out of its range; the message names it.
     """
 
     preset: str = "none"
@@ -118,15 +118,15 @@ class AugmentOptions:
             low, high = getattr(self, name)
             if not lowest <= low <= high < math.inf:
                 raise UsageError(
-                    f"augment.{name} is {[low, high]}: give its lowest and highest value, in this order, from {lowest}."
+                    f"augment.{name} is {[low, high]}: give the lowest and the highest value, {lowest} or more."
                 )
         axes = (*self.flip_axes, *self.rotate90_plane)
         if set(axes) - set(AXES) or len(set(self.rotate90_plane)) != 2:
             raise UsageError(f"augment names the axes {', '.join(axes)}: the axes are i, j, k, and a plane has two.")
         if not 0 <= self.elastic_voxels <= 0.4 * self.elastic_spacing_voxels:
             raise UsageError(
-                f"augment.elastic_voxels is {self.elastic_voxels}, but controls {self.elastic_spacing_voxels} voxels "
-                "apart allow at most 0.4 of that before space folds: lower it or raise elastic_spacing_voxels."
+                f"augment.elastic_voxels is {self.elastic_voxels}, but may be at most 0.4 of elastic_spacing_voxels "
+                f"({self.elastic_spacing_voxels}), or space could fold: lower it or raise elastic_spacing_voxels."
             )
         if (self.seed or 0) < 0 or not self.translation_voxels >= 0 or not self.elastic_spacing_voxels >= 1:
             raise UsageError(
@@ -141,11 +141,11 @@ class AugmentOptions:
 
 
 def standard() -> AugmentOptions:
-    """Every transform but elastic deformation: our numbers, in the spirit of nnU-Net (Isensee 2021).
+    """Every transform but elastic deformation, similar to nnU-Net (Isensee 2021), with our numbers.
 
-    Only left and right are exchanged: a brain is nearly symmetric in that direction alone, and where the labels tell
-    its sides apart they change places. About every
-    fourth patch is resampled, and each intensity transform meets every seventh to tenth sequence.
+    Only left and right are flipped, since a brain is nearly symmetric only in that direction; labels of one side are
+    exchanged with those of the other. About every fourth patch is resampled, and each intensity transform is applied
+    to every seventh to tenth sequence.
     """
     return AugmentOptions(
         preset="standard",
@@ -162,11 +162,10 @@ def standard() -> AugmentOptions:
 
 
 def published() -> AugmentOptions:
-    """As Xu et al. 2024 trained: with probability 0.1 one to three quarter turns in the plane of i and k.
+    """The augmentation of Xu et al. 2024: with probability 0.1 one to three quarter turns in the plane of i and k.
 
-    Nothing else. Their windows are cubes, which a quarter turn maps onto themselves. Of a window that is not
-    square in the plane, the part that turns out of it is lost and the part it does not reach is absent
-    (image 0, label 255), where their loader would change its shape.
+    Their windows are cubes, which a quarter turn maps onto themselves. Their loader would change the shape of a window
+    that is not square in the plane; here it stays, and what is not covered is absent (image 0, label 255).
     """
     return AugmentOptions(preset="published", rotate90_probability=0.1)
 
@@ -185,15 +184,15 @@ def preset(name: str) -> AugmentOptions:
         UsageError: there is no such preset.
     """
     if name not in PRESETS:
-        raise UsageError(f"augment.preset {name!r} is none of {', '.join(PRESETS)}.")
+        raise UsageError(f"augment.preset is {name!r}: give one of {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 
 def augmenter(options: AugmentOptions, transform: Transform | None = None) -> Callable[[Batch], Batch]:
-    """What augments a batch: the options' own transforms, and then one of the caller's, or the one they name.
+    """A function that augments a batch: by the options' transforms, then by `transform` or the one that they name.
 
     Raises:
-        UsageError: the one they name cannot be imported or called.
+        UsageError: the one that they name cannot be imported or called.
     """
     own = transform or (transform_named(options.own) if options.own else None)
     if own is None:
@@ -202,12 +201,11 @@ def augmenter(options: AugmentOptions, transform: Transform | None = None) -> Ca
 
 
 def augment(batch: Batch, options: AugmentOptions) -> Batch:
-    """The batch with every patch augmented by its own draw, images in float32; the batch given stays unchanged.
+    """A new batch with every patch augmented, images in float32.
 
-    A patch's result depends on the options, on its (epoch, index) in `batch.draws` and on itself, not on its
-    place or its neighbours. Sequences that are not present stay 0. Where a patch is mirrored, structures of the left
-    and the right change places (`batch.mirrored`). The global random generators of torch and numpy are neither read
-    nor moved.
+    The result of a patch depends only on the options, its (epoch, index) in `batch.draws` and itself, not on its
+    position or its neighbours. Sequences that are not present stay 0. In a mirrored patch, left and right structures
+    are exchanged (`batch.mirrored`). The global random generators of torch and numpy are not used.
 
     Raises:
         UsageError: a patch is mirrored, and a structure of one side has no counterpart.
@@ -217,26 +215,26 @@ def augment(batch: Batch, options: AugmentOptions) -> Batch:
     images, target = batch.images.to(torch.float32, copy=True), batch.target.clone()
     annotated = batch.annotated.clone()
     with torch.no_grad():
-        for at, (present, (epoch, index)) in enumerate(zip(batch.present.tolist(), batch.draws.tolist(), strict=True)):
+        for n, (present, (epoch, index)) in enumerate(zip(batch.present.tolist(), batch.draws.tolist(), strict=True)):
             movement, adjustments = draw(options, epoch, index, len(present))
-            there = [channel for channel, is_there in enumerate(present) if is_there]
+            channels = [channel for channel, is_present in enumerate(present) if is_present]
             if movement is not None:
-                images[at, there], target[at] = move(images[at, there], target[at], movement)
+                images[n, channels], target[n] = move(images[n, channels], target[n], movement)
                 if movement.is_mirror:
-                    target[at], annotated[at] = exchanged(target[at], annotated[at], batch.mirrored)
-            for channel in there:
+                    target[n], annotated[n] = exchanged(target[n], annotated[n], batch.mirrored)
+            for channel in channels:
                 if not adjustments[channel].is_none:
-                    images[at, channel] = adjust(images[at, channel], adjustments[channel])
+                    images[n, channel] = adjust(images[n, channel], adjustments[channel])
     return replace(batch, images=images, target=target, annotated=annotated)
 
 
 def draw(
     options: AugmentOptions, epoch: int, index: int, num_channels: int
 ) -> tuple[Movement | None, list[Adjustment]]:
-    """What happens to the patch of this draw: its movement (None: it stays where it is), and each channel's adjustment.
+    """The movement of a patch (None if it does not move), and the adjustment of each channel.
 
-    The same count of random numbers is taken whatever the options are, so that a changed option changes
-    what it names and nothing else.
+    The number of random numbers does not depend on the options, so that a changed option changes only its own
+    transform.
     """
     rng = np.random.default_rng((options.seed or 0, epoch, index, STREAM))
     movement = _draw_movement(options, rng)
@@ -264,15 +262,15 @@ def _draw_movement(options: AugmentOptions, rng: np.random.Generator) -> Movemen
 
 
 def _affine(options: AugmentOptions, numbers: Float[np.ndarray, "7"]) -> Float[np.ndarray, "3 4"]:
-    """From places in the result to places before it, so a larger scaling reaches less far."""
-    most = options.rotation_degrees
-    a, b, c = (2 * numbers[:3] - 1) * np.broadcast_to(np.asarray(most, dtype=np.float64), 3)
+    """The map from positions in the result to positions before it, hence the division by the scaling."""
+    limits = np.broadcast_to(np.asarray(options.rotation_degrees, dtype=np.float64), 3)
+    a, b, c = (2 * numbers[:3] - 1) * limits
     turned = rotation((float(a), float(b), float(c))) / _geometric(options.scaling, float(numbers[3]))
     return np.column_stack([turned, (2 * numbers[4:] - 1) * options.translation_voxels])
 
 
 def _draw_adjustment(options: AugmentOptions, rng: np.random.Generator) -> Adjustment:
-    laws = (
+    distributions = (
         (options.gamma_probability, options.gamma, _geometric),
         (options.contrast_probability, options.contrast, _linear),
         (options.brightness_probability, options.brightness, _linear),
@@ -281,11 +279,11 @@ def _draw_adjustment(options: AugmentOptions, rng: np.random.Generator) -> Adjus
         (options.low_resolution_probability, options.low_resolution, _linear),
         (options.noise_probability, options.noise_std, _linear),
     )
-    chances, numbers = rng.random((2, len(laws))).tolist()
+    chances, numbers = rng.random((2, len(distributions))).tolist()
     controls, axis, seed = rng.standard_normal((3, 3, 3)), int(rng.integers(4)), int(rng.integers(2**62))
     gamma, contrast, brightness, strength, sigma, factor, std = (
-        law(limits, number) if chance < probability else None
-        for (probability, limits, law), chance, number in zip(laws, chances, numbers, strict=True)
+        scale(limits, number) if chance < probability else None
+        for (probability, limits, scale), chance, number in zip(distributions, chances, numbers, strict=True)
     )
     return Adjustment(
         gamma=gamma,

@@ -36,24 +36,24 @@ from multiseg.store.structures import check_rest, schemas_of, unlisted_of
 
 STARTS = ("auto", "fork", "forkserver", "spawn", "thread")
 FAR_PATCHES = 8
-"""Patches that a worker reads at a time from a remote store: most of the time it waits for the network."""
+"""Patches that a worker reads at once from a remote store, since it mostly waits for the network."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Patches of several databases on one modality axis and in one label space.
 
-    Images and target may lie in memory that the stream uses again as soon as no tensor looks at it any more.
+    Images and target may share memory that the stream reuses when no tensor refers to it any more.
 
     Attributes:
         images: 0 where a sequence is absent or dropped.
         present: which channels hold a sequence.
-        target: index in the label space; 255 where not to look.
-        annotated: which labels of the space somebody looked for in the case.
-        corner: the windows' first voxels in their cases; negative where a window begins before its case.
-        draws: the epoch and index that each patch was drawn by, which also seed what is random afterwards.
+        target: index in the label space; 255 is ignored.
+        annotated: the labels of the space that the case is annotated for.
+        corner: the windows' first voxels in their cases; negative if a window starts before its case.
+        draws: the epoch and index of each patch, which also seed its augmentation.
         mirrored: what each index of the label space becomes in a mirror image, see `multiseg.sides.mirrored`; empty
-            where sides play no part.
+            if no label has a side.
     """
 
     images: Float[Tensor, "batch modality i j k"]
@@ -73,8 +73,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device, images in float32.
 
-        Where memory is page-locked the copy goes on by itself, so use the current stream of the current card, which
-        the stream waits for before it writes to the memory again.
+        The copy from page-locked memory is asynchronous, so use the current CUDA stream of the current GPU: the patch
+        stream waits for it before it reuses the memory.
         """
         return replace(
             self,
@@ -90,18 +90,18 @@ class StreamOptions:
     """How patches are drawn and delivered.
 
     Attributes:
-        batch_size: patches a step, over all databases.
-        workers: processes that read; 0 reads in this one, when a batch is asked for.
+        batch_size: patches per step, over all databases.
+        workers: number of reader processes; 0 reads in this process, when a batch is requested.
         start: how they are started: "fork", "forkserver", "spawn", or "thread" for threads instead; "auto" forks
-            where the system forks well and the store is local, which is quickest.
-        ahead: batches that are filled before they are asked for.
-        cache: memory for decoded cases, shared by the workers, such as "4GiB"; "0" for none. It holds those cases
+            on Linux if the store is local, which is fastest.
+        ahead: batches that are filled in advance.
+        cache: memory for decoded cases, shared by the workers, such as "4GiB"; "0" for none. It holds the cases
             that are drawn most often and does not change any patch.
         disk_cache: a folder for copies of a remote store's shards, which several runs may share; "" for none.
-        disk_budget: the most that it may take.
-        checksums: whether a worker compares a chunk with its checksum when it "first" reads it, "always" or "never".
+        disk_budget: its largest size.
+        checksums: whether a worker checks a chunk's checksum when it "first" reads it, "always" or "never".
         on_death: "restart" (a worker that died is replaced and its patches are read again) or "stop".
-        batches_per_epoch: only names the draws (seed, epoch, index); nothing restarts at an epoch.
+        batches_per_epoch: only numbers the draws (seed, epoch, index); nothing restarts at an epoch.
     """
 
     draw: DrawOptions = DrawOptions()
@@ -117,21 +117,19 @@ class StreamOptions:
     batches_per_epoch: int = 250
 
     def check(self) -> None:
-        """Raises UsageError where an option is out of its range."""
-        if min(self.batch_size, self.batches_per_epoch, self.ahead) < 1 or self.workers < 0:
-            raise UsageError(
-                f"{self.batch_size} patches a batch, {self.batches_per_epoch} batches an epoch, {self.ahead} batches "
-                f"ahead and {self.workers} workers make no stream: give at least 1, 1, 1 and 0."
-            )
-        known = {"start": STARTS, "checksums": ("first", "always", "never"), "on_death": ("restart", "stop")}
-        for name, values in known.items():
+        """Raises UsageError if an option is out of its range."""
+        for name, lowest in (("batch_size", 1), ("batches_per_epoch", 1), ("ahead", 1), ("workers", 0)):
+            if getattr(self, name) < lowest:
+                raise UsageError(f"stream.{name} is {getattr(self, name)}: give at least {lowest}.")
+        choices = {"start": STARTS, "checksums": ("first", "always", "never"), "on_death": ("restart", "stop")}
+        for name, values in choices.items():
             if getattr(self, name) not in values:
-                raise UsageError(f"{name} is {getattr(self, name)!r}, which is none of {', '.join(values)}.")
+                raise UsageError(f"stream.{name} is {getattr(self, name)!r}: give one of {', '.join(values)}.")
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of the stream a process trains on, where several train one model: its number among so many.
+    """The part of the stream for process `rank` of `num` that train one model.
 
     Together they get the batches that one process with `num` times the batch size would get.
     """
@@ -141,19 +139,19 @@ class Share:
 
 
 class PatchStream(IterableDataset[Batch]):
-    """The training patches of a store as batches. Batch n is the same however often and wherever it is made.
+    """The training patches of a store as batches. Batch n is always the same, on every machine.
 
     >>> stream = PatchStream(open_store("brain.zarr"), ModalityAxis(("FLAIR", "T1")), LabelSpace())
     >>> for batch in stream.batches(0, 100): ...
 
-    Iterating over the stream itself begins at its position, which `state_dict` saves, and never ends. It is a torch
-    IterableDataset too, for those who need a DataLoader (with batch_size=None, and slower, since it sends what the
-    stream's own workers write in place).
+    Iterating over the stream itself starts at its position, which `state_dict` saves, and never ends. It is also a
+    torch IterableDataset for a DataLoader (with batch_size=None; slower, since a DataLoader copies batches between
+    processes).
 
     Raises:
         DataError: no case of the split is in the store, or none has a structure of the label space.
-        UsageError: an option is out of its range, or cases have lesion structures that the space neither lists nor says
-            what to do with (`LabelSpace.rest`).
+        UsageError: an option is out of its range, or cases have lesion structures that the space neither lists nor
+            covers by `LabelSpace.rest`.
     """
 
     def __init__(
@@ -170,7 +168,7 @@ class PatchStream(IterableDataset[Batch]):
         self.options.check()
         self.share = share or Share()
         if not 0 <= self.share.rank < self.share.num:
-            raise UsageError(f"rank {self.share.rank} of {self.share.num} is none: give 0 to {self.share.num - 1}.")
+            raise UsageError(f"the rank is {self.share.rank} of {self.share.num}: give 0 to {self.share.num - 1}.")
         self.axis = axis
         self.space = space
         self._mirrored = mirrored(space)
@@ -182,63 +180,63 @@ class PatchStream(IterableDataset[Batch]):
                 f"and one of the sequences {', '.join(axis)}. See: multiseg info {store.url}."
             )
         names = list(dict.fromkeys(case.database for case in usable))
-        of_name = {name: [case for case in usable if case.database == name] for name in names}
-        cases = {name: chosen(some, self.options.draw) for name, some in of_name.items()}
-        drawn = [case for name, some in cases.items() if self.options.draw.weights.get(name, 1) > 0 for case in some]
+        draw = self.options.draw
+        cases = {name: chosen([case for case in usable if case.database == name], draw) for name in names}
+        drawn = [case for name in names if draw.weights.get(name, 1) > 0 for case in cases[name]]
         check_rest(space, unlisted_of(space, schemas_of(store, drawn)))
-        num_together = self.options.batch_size * self.share.num
-        if self.options.draw.databases == "each" and num_together % len(names):
+        num_patches = self.options.batch_size * self.share.num
+        if draw.databases == "each" and num_patches % len(names):
             raise UsageError(
-                f"{num_together} patches a step cannot be shared out over {len(names)} databases ({', '.join(names)}): "
-                f'give a batch_size that {len(names)} divides, or databases = "drawn".'
+                f"{num_patches} patches per step cannot be split equally over {len(names)} databases "
+                f'({", ".join(names)}): give a multiple of {len(names)} as batch_size, or databases = "drawn".'
             )
         self.plan = DrawPlan(store, cases, space, self.options.draw)
         self._plan_sources = plan_sources(self.plan, axis, self.options.checksums)
         budget = num_bytes(self.options.cache, "cache")
-        self._sources, taken = with_places(self._plan_sources.sources, self.plan.chances, budget)
-        self._cache = CaseCache(self._sources, taken)
+        self._sources, cache_bytes = with_places(self._plan_sources.sources, self.plan.chances, budget)
+        self._cache = CaseCache(self._sources, cache_bytes)
         self._parts = store.parts(self.options.disk_cache, num_bytes(self.options.disk_budget, "disk_budget"))
         self.position = 0
         self._worker: tuple[int, int] | None = None
         self._reached: int | None = None
 
     def __repr__(self) -> str:
-        cases = ", ".join(f"{len(some)} of {name}" for name, some in self.plan.cases.items())
+        cases = ", ".join(f"{len(cases)} of {name}" for name, cases in self.plan.cases.items())
         return f"<PatchStream: cases {cases}; {' '.join(self.axis)}; {', '.join(self.space.names)}>"
 
     def _is_annotated(self, store: Store, case: Case) -> bool:
         return bool(store[case.database].label_view(case, self.space).annotated.any())
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from `position` on, without end. In a worker of a DataLoader, its share of them; the workers alone
-        know then how far they are, and a StatefulDataLoader of torchdata saves it.
+        """Batches from `position` on, without end. A DataLoader's worker yields its share of them and keeps its own
+        position, which a StatefulDataLoader of torchdata saves.
 
         Raises:
             UsageError: the store is remote and the DataLoader forked its workers; or the state that was loaded is that
                 of a DataLoader with another number of workers.
         """
-        worker = get_worker_info()
-        own = None if worker is None else (int(worker.id), int(worker.num_workers))
-        if self._worker not in (None, own):
-            there, here = self._worker, "no worker" if own is None else f"worker {own[0]} of {own[1]}"
+        info = get_worker_info()
+        worker = None if info is None else (int(info.id), int(info.num_workers))
+        if self._worker not in (None, worker):
+            saved, this = self._worker, "no worker" if worker is None else f"worker {worker[0]} of {worker[1]}"
             raise UsageError(
-                f"the state of worker {there[0]} of {there[1]} was loaded, but this is {here}: give the DataLoader "
-                "num_workers as before; or load the position of a stream, which any number of workers resumes."
+                f"the state of worker {saved[0]} of {saved[1]} was loaded, but this is {this}: give the DataLoader "
+                "num_workers as before, or load the position of a stream, which any number of workers can resume."
             )
-        if own is None:
+        if worker is None:
             for batch in self._batches(itertools.count(self.position), self.options.workers):
                 self.position += 1
                 yield batch
         else:
             if is_remote(self._sources.url) and isinstance(multiprocessing.current_process(), ForkProcess):
                 raise UsageError(
-                    f"{self._sources.url} cannot be read by forked workers, since connections do not survive a fork: "
+                    f"forked workers cannot read {self._sources.url}, since connections do not survive a fork: "
                     'give the DataLoader multiprocessing_context="forkserver".'
                 )
-            first = self.position if self._worker else self.position + own[0]
+            first = self.position if self._worker else self.position + worker[0]
             self._reached = first
-            for batch in self._batches(itertools.count(first, own[1]), 0):
-                self._reached += own[1]
+            for batch in self._batches(itertools.count(first, worker[1]), 0):
+                self._reached += worker[1]
                 yield batch
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -246,14 +244,14 @@ class PatchStream(IterableDataset[Batch]):
 
         Raises:
             StoreError: a file of the store is missing or damaged.
-            ResourceError: there is no memory for the batches, or a worker died and may not be replaced.
+            ResourceError: there is not enough memory, or a worker died and `on_death` is "stop".
         """
         yield from self._batches(range(start, stop), self.options.workers)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream is, to resume from there after `load_state_dict`.
+        """The position of the stream, for `load_state_dict`.
 
-        In a worker of a DataLoader it is the place of this worker: its next batch, and which of how many it is.
+        In a worker of a DataLoader: its next batch, its number and the number of workers.
         """
         worker = get_worker_info()
         if worker is None:
@@ -262,7 +260,7 @@ class PatchStream(IterableDataset[Batch]):
         return {"position": reached, "worker": int(worker.id), "num_workers": int(worker.num_workers)}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Resume from where another stream of the same store and options was."""
+        """Resume from the position of a stream with the same store and options."""
         self.position = int(state["position"])
         self._worker = (int(state["worker"]), int(state["num_workers"])) if "worker" in state else None
         self._reached = self.position if self._worker else None
@@ -284,7 +282,7 @@ class PatchStream(IterableDataset[Batch]):
             ring.close()
 
     def _work(self, workers: int) -> Work:
-        """What the workers are given; they have something to do, and what they do next lies ready for them."""
+        """What the workers get: enough slots that every worker has a patch to read and the next one."""
         size = self.options.batch_size
         threads = FAR_PATCHES if is_remote(self._sources.url) else 1
         num_slots = max(self.options.ahead, math.ceil(2 * workers * threads / size)) + MAX_LENT
@@ -295,9 +293,9 @@ class PatchStream(IterableDataset[Batch]):
 
     def _keys(self, number: int) -> list[tuple[int, int]]:
         """The (epoch, index) of the draws in batch `number`."""
-        epoch, at = divmod(number, self.options.batches_per_epoch)
+        epoch, number_in_epoch = divmod(number, self.options.batches_per_epoch)
         size = self.options.batch_size
-        first = (at * self.share.num + self.share.rank) * size
+        first = (number_in_epoch * self.share.num + self.share.rank) * size
         return [(epoch, first + sample) for sample in range(size)]
 
     def _batch(self, filled: Filled, drawn: Sequence[tuple[tuple[int, int], Draw]]) -> Batch:
@@ -316,10 +314,8 @@ class PatchStream(IterableDataset[Batch]):
 
 
 def _narrowed(case: Case, axis: ModalityAxis) -> Case:
-    """The case with those of its sequences that are on the axis: a drop must leave one of them.
-
-    They are in the order of the axis, so that what is dropped does not depend on the order that a store has them in.
-    """
+    """The case with only the sequences on the axis, in the order of the axis, so that modality drop does not depend on
+    the order in the store."""
     return replace(case, modalities=tuple(name for name in axis if name in case.modalities))
 
 
@@ -333,7 +329,7 @@ def _crew(work: Work, options: StreamOptions, workers: int) -> Crew:
         start = "fork" if sys.platform == "linux" and not remote else "forkserver"
     if start == "fork" and remote:
         raise UsageError(
-            f"{work.sources.url} cannot be read by forked workers, since its connections do not survive a fork: "
+            f"forked workers cannot read {work.sources.url}, since connections do not survive a fork: "
             'give start = "forkserver", "spawn" or "thread".'
         )
     return Processes(work, workers, start, options.on_death == "restart")

@@ -1,4 +1,4 @@
-"""The voxels that windows may be centred on, of all cases of a database at once and in memory."""
+"""The voxels that windows may be centred on, of all cases of a database, in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multiseg.labels import LabelSpace
 from multiseg.store.reader import Case, Database
 
 MOST_POINTS = 2**22
-"""Voxels kept of a database, 6 bytes each: 25 MB, however many cases and structures it has."""
+"""The most voxels kept of a database, 6 bytes each: 25 MB for any number of cases and structures."""
 _BLOCK = 2**22
 """Numbers read at once, 2 bytes each."""
 
@@ -22,8 +22,7 @@ class Centres:
     """Sampled voxels, sorted by case and then by label of the space.
 
     Attributes:
-        bounds: where the points of label n (from 0) of case c begin, at c * num_labels + n; they end where
-            the next begin.
+        bounds: the points of label n (from 0) of case c start at bounds[c * num_labels + n] and end at the next bound.
     """
 
     points: Int16[np.ndarray, "point 3"]
@@ -31,17 +30,17 @@ class Centres:
     num_labels: int
 
     def of_case(self, case: int) -> tuple[int, int]:
-        """Where the points of all labels of a case begin and end."""
+        """Start and stop of the points of all labels of a case."""
         first = case * self.num_labels
         return self.bounds.item(first), self.bounds.item(first + self.num_labels)
 
     def of_label(self, case: int, label: int) -> tuple[int, int]:
-        """Where the points of one label of a case begin and end."""
-        at = case * self.num_labels + label
-        return self.bounds.item(at), self.bounds.item(at + 1)
+        """Start and stop of the points of one label of a case."""
+        index = case * self.num_labels + label
+        return self.bounds.item(index), self.bounds.item(index + 1)
 
     def holders(self) -> tuple[tuple[int, Int[np.ndarray, " _"]], ...]:
-        """Each label that some case has points of, and those cases."""
+        """Each label that any case has points of, with those cases."""
         has = np.diff(self.bounds).reshape(-1, self.num_labels) > 0
         return tuple((label, np.flatnonzero(has[:, label])) for label in range(self.num_labels) if has[:, label].any())
 
@@ -49,15 +48,15 @@ class Centres:
 def load_centres(
     database: Database, cases: Sequence[Case], space: LabelSpace, labels: Collection[int], most: int = MOST_POINTS
 ) -> Centres:
-    """The sampled voxels of those structures that a target shows, for cases counted as in `cases`.
+    """The sampled voxels of the structures in the target, for cases numbered as in `cases`.
 
-    A structure that two annotations of a case looked for comes from the first of them, as in the target. Of a
-    structure that a case has not, nothing is read.
+    If two annotations of a case have a structure, its voxels come from the first of them, as in the target. Structures
+    that a case does not have are not read.
 
     Args:
         labels: which labels of the space (from 0) to load.
-        most: when there are more points than this, every structure of every case keeps the same number of
-            them, spread over those sampled, and at least one.
+        most: if there are more points, every structure of every case keeps the same number of them, spread evenly,
+            and at least one.
     """
     parts = list(_parts(database, cases, space, labels))
     num_found = sum(int((_counts(cases, *part[:3]) > 0).sum()) for part in parts)
@@ -79,19 +78,19 @@ def load_centres(
 def _parts(
     database: Database, cases: Sequence[Case], space: LabelSpace, labels: Collection[int]
 ) -> Iterator[tuple[Int[np.ndarray, " case"], int, Int[np.ndarray, " structure"], Int[np.ndarray, " structure"]]]:
-    """What to read: cases, an annotation that they have, its structures that count there, and their labels."""
-    alike: dict[bytes, list[int]] = {}
+    """What to read: cases, an annotation that they have, its structures in the target, and their labels."""
+    by_annotations: dict[bytes, list[int]] = {}
     for number, case in enumerate(cases):
-        alike.setdefault(case.annotated.tobytes(), []).append(number)
-    for numbers in alike.values():
+        by_annotations.setdefault(case.annotated.tobytes(), []).append(number)
+    for numbers in by_annotations.values():
         for annotation, table in database.label_view(cases[numbers[0]], space).tables:
-            # Code 255 says where not to look, it is no structure.
+            # Code 255 marks ignored voxels, not a structure.
             label = table[1:255].astype(np.int64) - 1
             structures = np.flatnonzero(np.isin(label, list(labels)))
-            # An annotation may have just been given structures that no case has.
+            # An annotation may have new structures that no case has yet.
             structures = structures[structures < cases[numbers[0]].foreground_count.shape[1]]
-            found = _counts(cases, np.array(numbers), annotation, structures) > 0
-            structures, holding = structures[found.any(0)], np.array(numbers)[found.any(1)]
+            has_voxels = _counts(cases, np.array(numbers), annotation, structures) > 0
+            structures, holding = structures[has_voxels.any(0)], np.array(numbers)[has_voxels.any(1)]
             if len(structures):
                 yield holding, annotation, structures, label[structures]
 
@@ -99,14 +98,14 @@ def _parts(
 def _counts(
     cases: Sequence[Case], numbers: Int[np.ndarray, " case"], annotation: int, structures: Int[np.ndarray, " structure"]
 ) -> Integer[np.ndarray, "case structure"]:
-    """Voxels that cases have of the structures of an annotation."""
+    """Number of voxels that each case has of each structure of an annotation."""
     return np.stack([cases[number].foreground_count[annotation, structures] for number in numbers])
 
 
-def _spread(there: Bool[np.ndarray, "case structure point"], most: int) -> Bool[np.ndarray, "case structure point"]:
-    """At most this many of the points of each structure, evenly: they are sorted by place."""
-    num = there.sum(-1, keepdims=True)
-    share, at = np.minimum(num, most), np.arange(there.shape[-1])
-    before, after = (n * share // np.maximum(num, 1) for n in (at, at + 1))
-    kept: Bool[np.ndarray, "case structure point"] = there & (after > before)
+def _spread(is_point: Bool[np.ndarray, "case structure point"], most: int) -> Bool[np.ndarray, "case structure point"]:
+    """Select at most this many of the points of each structure, evenly: they are sorted by position."""
+    num = is_point.sum(-1, keepdims=True)
+    share, index = np.minimum(num, most), np.arange(is_point.shape[-1])
+    before, after = (n * share // np.maximum(num, 1) for n in (index, index + 1))
+    kept: Bool[np.ndarray, "case structure point"] = is_point & (after > before)
     return kept

@@ -11,11 +11,11 @@ _FINE = 1 << 53
 
 
 class Chance:
-    """One number of 512 bits, uniform in [0, 1), that every choice takes its part of and leaves the rest of.
+    """A number of 512 bits, uniform in [0, 1), of which every choice uses up some bits.
 
-    The number is the BLAKE2b digest of the keys: neighbouring keys have nothing in common, every machine and
-    every version of every library has the same, and it costs a tenth of seeding one of numpy's generators.
-    A choice among n uses log2(n) of the bits, so a hundred choices among thirty are as good as fair.
+    The number is the BLAKE2b digest of the keys: neighbouring keys are independent, it is the same on every machine
+    and for every version of every library, and it costs a tenth of seeding a generator of numpy. A choice among n uses
+    log2(n) of the bits, so a hundred choices among thirty are practically fair.
 
     >>> chance = Chance(0, 3, 14)
     >>> chance.below(6) + 1, chance.happens(0.5)

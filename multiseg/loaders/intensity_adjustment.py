@@ -1,7 +1,7 @@
-"""Changing intensities within the brain: voxels that are exactly 0 are background, and every function keeps them 0.
+"""Change intensities within the brain: voxels that are exactly 0 are background, and every function keeps them 0.
 
-A channel is z-scored within the brain of its whole case. The functions see one channel of one window, and what
-they need to know of it (mean, standard deviation, range) is that of the window's brain.
+A channel is z-scored within the brain of its whole case. The functions get one channel of one window; mean, standard
+deviation and range are those of the brain in the window.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from multiseg.loaders.separable import along_axes, coarsening, gaussian, quadrat
 
 Channel = Float[Tensor, "i j k"]
 LOWEST = -4.0
-"""Raw intensity 0 lies about 2 to 4 standard deviations below the brain's mean; lower voxels are outliers."""
+"""A raw intensity of 0 is about 2 to 4 standard deviations below the brain's mean; lower voxels are outliers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Coarse:
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise of this standard deviation, in those of the case's brain."""
+    """Gaussian noise of this standard deviation, in standard deviations of the case's brain."""
 
     std: float
     seed: int
@@ -46,8 +46,8 @@ class Noise:
 
 @dataclass(frozen=True, eq=False)
 class Adjustment:
-    """What happens to one channel's intensities, in this order: contrast between tissues, then the scanner's
-    field, then its resolution, then its noise. None: left out."""
+    """The changes of one channel's intensities, in this order: contrast between tissues, the scanner's field, its
+    resolution, its noise. None: no change."""
 
     gamma: float | None = None
     contrast: float | None = None
@@ -77,9 +77,9 @@ def adjust(image: Channel, adjustment: Adjustment) -> Channel:
 
 
 def with_gamma(image: Channel, gamma: float) -> Channel:
-    """The brain's range brought to [0, 1], to the power of gamma, and back to the mean and deviation from before.
+    """Scale the brain's range to [0, 1], raise it to the power of gamma, and restore mean and deviation.
 
-    Above 1, bright tissues move apart and dark ones together; below 1 the other way round.
+    Above 1, the contrast of bright tissues grows and that of dark ones falls; below 1 the opposite.
     """
     brain = image != 0
     low, high = image.masked_fill(~brain, torch.inf).amin(), image.masked_fill(~brain, -torch.inf).amax()
@@ -90,17 +90,17 @@ def with_gamma(image: Channel, gamma: float) -> Channel:
 
 
 def with_contrast(image: Channel, factor: float, shift: float) -> Channel:
-    """Spread by a factor about the brain's mean in the window, and shifted (in standard deviations of the case)."""
+    """Scale by a factor about the brain's mean in the window, and shift (in standard deviations of the case)."""
     brain = image != 0
     mean, _ = _moments(image, brain)
     return _within(brain, factor * image + ((1 - factor) * mean + shift))
 
 
 def with_bias(image: Channel, bias: Bias) -> Channel:
-    """Times a smooth field, counted from the darkest voxel: a scanner's field multiplies raw intensities, and raw 0
-    is not our 0.
+    """Multiply by a smooth field, relative to the darkest voxel: a scanner's field multiplies raw intensities, and raw
+    0 is not our 0.
 
-    Where raw 0 lies is no longer known, but it is below the mean of the case's brain and no higher than the window's
+    The position of raw 0 is not known any more, but it is below the mean of the case's brain and at most the window's
     darkest voxel; `LOWEST` bounds outliers.
     """
     brain = image != 0
@@ -112,9 +112,9 @@ def with_bias(image: Channel, bias: Bias) -> Channel:
 
 
 def with_resolution(image: Channel, sigma_voxels: float | None, coarse: Coarse | None) -> Channel:
-    """Blurred by a Gaussian, then averaged over coarse voxels and read linearly between them, within the brain alone.
+    """Blur with a Gaussian, then average over coarse voxels and interpolate linearly, only within the brain.
 
-    Both are divided by what they make of the brain's mask, so the background's 0 does not darken or brighten its rim.
+    The result is divided by the same map of the brain's mask, so the background's 0 does not change the rim.
     """
     brain = image != 0
     matrices: list[Tensor | None] = []
@@ -130,10 +130,10 @@ def with_resolution(image: Channel, sigma_voxels: float | None, coarse: Coarse |
 
 
 def with_noise(image: Channel, noise: Noise) -> Channel:
-    """Plus Gaussian noise in the brain; the background was cut out and set to 0 after the scan, so it gets none.
+    """Add Gaussian noise in the brain; the background was set to 0 after the scan, so it gets none.
 
-    The noise is drawn on the image's device from a generator of its own: the same on every run of one kind of
-    device, another on a CPU than on a GPU.
+    The noise is drawn on the image's device with its own generator: the same in every run on one kind of device, but
+    different on a CPU and on a GPU.
     """
     generator = torch.Generator(image.device).manual_seed(noise.seed)
     drawn = torch.empty_like(image).normal_(std=noise.std, generator=generator)

@@ -1,4 +1,4 @@
-"""Memory that processes share, made once: batches are filled in place and nothing is sent."""
+"""Memory that processes share: batches are filled in place, so that nothing is sent."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from multiseg.faults import NOT_PERMITTED, NOT_SUPPORTED, remedy
 
 
 class SharedMemory:
-    """Anonymous memory that a worker process maps too, whichever way it was started.
+    """Anonymous memory that a worker process can map too, however it was started.
 
-    Where the system has memfd it is not part of /dev/shm, whose size containers often limit to 64 MB.
-    It is gone with the last process that has it.
+    With memfd it is not part of /dev/shm, whose size containers often limit to 64 MB. It is freed with the last
+    process that maps it.
 
     Raises:
-        ResourceError: there is not as much memory.
+        ResourceError: there is not enough memory.
     """
 
     def __init__(self, num_bytes: int, reserve: bool = True) -> None:
-        """`reserve`: have the memory now, rather than page by page when it is written to."""
+        """`reserve`: allocate the memory now, rather than page by page when it is written to."""
         self.num_bytes = max(1, num_bytes)
         self._file = -1
         try:
@@ -41,7 +41,7 @@ class SharedMemory:
             if isinstance(error, ResourceError):
                 raise
             raise ResourceError(
-                f"{num_bytes / 2**30:.1f} GiB of memory for patches cannot be had ({error}). "
+                f"cannot allocate {num_bytes / 2**30:.1f} GiB of memory for patches ({error}). "
                 + remedy(error, "Choose smaller patches or batches, fewer batches ahead, or a smaller cache.")
             ) from error
 
@@ -49,11 +49,11 @@ class SharedMemory:
         return memoryview(self.map)
 
     def map_again(self) -> None:
-        """Map it anew in a process that was forked: drivers keep forked processes from memory that they lock."""
+        """Map it again in a forked process: memory that a driver locks is not passed on by a fork."""
         self.map = mmap.mmap(self._file, self.num_bytes)
 
     def close(self) -> None:
-        """Give up the handle; the memory itself stays while anything looks at it."""
+        """Close the handle; the memory itself stays while anything refers to it."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -76,14 +76,14 @@ def _anonymous_file() -> int:
         try:
             return os.memfd_create("multiseg")
         except OSError as error:
-            if error.errno not in NOT_SUPPORTED | NOT_PERMITTED:  # some sandboxes have none
+            if error.errno not in NOT_SUPPORTED | NOT_PERMITTED:  # some sandboxes do not allow it
                 raise
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
 def _reserve(file: int, num_bytes: int) -> None:
-    """Have the room of a file now, where its file system can."""
+    """Allocate the space of a file now, if its file system can."""
     if not hasattr(os, "posix_fallocate"):
         return
     try:
@@ -94,20 +94,20 @@ def _reserve(file: int, num_bytes: int) -> None:
 
 
 def check_there_is(num_bytes: int) -> None:
-    """Refuse what this process can never have: asking the system for it would end the process instead."""
-    there = min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_limits(Path("/"))])
-    if num_bytes > there:
+    """Raises ResourceError for more memory than the machine has: the system would end the process instead."""
+    total = min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_limits(Path("/"))])
+    if num_bytes > total:
         raise ResourceError(
-            f"the patches that are made ahead, or the cache, would take {num_bytes / 2**30:.1f} GiB, and there are "
-            f"{there / 2**30:.1f} GiB here. Choose smaller patches or batches, fewer batches ahead, or a smaller cache."
+            f"the patches read ahead and the cache need {num_bytes / 2**30:.1f} GiB, but this machine has "
+            f"{total / 2**30:.1f} GiB. Choose smaller patches or batches, fewer batches ahead, or a smaller cache."
         )
 
 
 def _limits(root: Path) -> Iterator[int]:
-    """The limits of memory that containers and batch systems set, by Linux's control groups (version 2)."""
-    own = ""
+    """The memory limits that containers and batch systems set, by Linux's control groups (version 2)."""
+    path = ""
     with suppress(OSError):
-        own = (root / "proc/self/cgroup").read_text().strip().rpartition("::/")[2]
-    for group in (PurePath(own), *PurePath(own).parents):
-        with suppress(OSError, ValueError):  # a ValueError: it says "max", that there is none
+        path = (root / "proc/self/cgroup").read_text().strip().rpartition("::/")[2]
+    for group in (PurePath(path), *PurePath(path).parents):
+        with suppress(OSError, ValueError):  # ValueError: the file holds "max", which is no limit
             yield int((root / "sys/fs/cgroup" / group / "memory.max").read_text())

@@ -1,8 +1,8 @@
-"""Which of a case's sequences a patch keeps: laws of modality drop, by name.
+"""Modality drop: which of a case's sequences a patch keeps.
 
-A law says how likely it is that 0, 1 .. m-1 of a case's m sequences are dropped, as whole numbers beside each
-other; which ones is then drawn without replacement, all sets of a size alike. One at least always stays, and no
-law ever has to draw again: each takes as many bits of its Chance as it has choices, and no more.
+A distribution gives the relative probabilities that 0, 1 .. m-1 of a case's m sequences are dropped, as integers. The
+sequences are then drawn without replacement, so all sets of a size are equally likely. At least one sequence stays, and
+no draw has to be repeated.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def no_drop(num_modalities: int, probability: float) -> list[int]:
 
 
 def bernoulli_drop(num_modalities: int, probability: float) -> list[int]:
-    """Each sequence is dropped by itself with probability q, on condition that one stays at least.
+    """Each sequence is dropped independently with probability q, on condition that at least one stays.
 
-    A set of k sequences stays with probability (1-q)^k q^(m-k) / (1 - q^m), so n are dropped with
-    C(m, n) (1-q)^(m-n) q^n / (1 - q^m). This is the law of drawing again until one stays, without doing so; a single
+    A set of k sequences stays with probability (1-q)^k q^(m-k) / (1 - q^m), so n are dropped with probability
+    C(m, n) (1-q)^(m-n) q^n / (1 - q^m). This is the distribution of drawing again until one stays; a single
     sequence is never dropped. Exact to one part in 2^53.
     """
     m, q = num_modalities, probability
-    likely = [comb(m, n) * (1 - q) ** (m - n) * q**n for n in range(m)]
-    return [round(_FINE * one / sum(likely)) for one in likely]
+    weights = [comb(m, n) * (1 - q) ** (m - n) * q**n for n in range(m)]
+    return [round(_FINE * weight / sum(weights)) for weight in weights]
 
 
 def subsets_drop(num_modalities: int, probability: float) -> list[int]:
@@ -53,16 +53,16 @@ DROPS: dict[str, Callable[[int, float], list[int]]] = {
     "bernoulli": bernoulli_drop,
     "subsets": subsets_drop,
 }
-"""From the number of sequences and `DrawOptions.drop_probability`, how likely each number of them is dropped."""
+"""Maps the number of sequences and `DrawOptions.drop_probability` to the weights of each number of dropped ones."""
 
 
-def limits(law: str, num_modalities: int, probability: float) -> list[int]:
-    """The law's weights added up, as `kept` takes them."""
-    return list(accumulate(DROPS[law](num_modalities, probability)))
+def limits(name: str, num_modalities: int, probability: float) -> list[int]:
+    """The cumulative weights of a distribution, for `kept`."""
+    return list(accumulate(DROPS[name](num_modalities, probability)))
 
 
 def kept(num_modalities: int, dropped: Sequence[int], chance: Chance) -> tuple[int, ...]:
-    """Which of the sequences stay, in their order, where `dropped` are the added-up weights of a law."""
+    """The indices of the sequences that stay, in order; `dropped` are the cumulative weights of a distribution."""
     left = list(range(num_modalities))
     for _ in range(bisect_right(dropped, chance.below(dropped[-1]))):
         del left[chance.below(len(left))]

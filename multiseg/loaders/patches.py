@@ -1,4 +1,4 @@
-"""Filling the places of a batch with patches: all that a process that reads has to know, and does."""
+"""Read patches into the slots of a batch: what a reader process needs and does."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from multiseg.types import Index3
 
 
 class PatchTask(NamedTuple):
-    """One patch to read: of which case, where, which of its database's channels, and the place it is for.
+    """One patch to read: its case, corner and channels, and its slot and position in the batches.
 
-    `kept` has a bit for each channel of the database; `is_cached` says that the case lies decoded in the cache.
-    A task without a place (`slot` -1) decodes the whole case into the cache.
+    `kept` has a bit for each channel of the database; `is_cached` says that the case is decoded in the cache.
+    A task with `slot` -1 decodes the whole case into the cache.
     """
 
     serial: int
@@ -44,7 +44,7 @@ class DatabaseSource:
 
 @dataclass(frozen=True, eq=False)
 class TargetTable:
-    """What the codes of one annotation become; `is_plain` if every code that occurs stays as it is."""
+    """The map from codes of one annotation to a target; `is_plain` if it changes no code that occurs."""
 
     annotation: int
     table: UInt8[np.ndarray, "256"]
@@ -53,12 +53,12 @@ class TargetTable:
 
 @dataclass(frozen=True)
 class CaseSource:
-    """Where a case lies.
+    """Where a case is stored.
 
     Attributes:
         tables: the number of its target tables.
-        shards: names the files that it has.
-        cached_at: its first byte in the cache, -1 if it is not for the cache.
+        shards: names its files.
+        cached_at: its first byte in the cache, -1 if it has no place there.
     """
 
     name: str
@@ -72,7 +72,7 @@ class CaseSource:
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything that patches are read from and how, in plain values that travel to other processes."""
+    """All that is needed to read patches, in plain values that can be sent to other processes."""
 
     url: str
     databases: Sequence[DatabaseSource]
@@ -84,11 +84,11 @@ class Sources:
 
     @property
     def patch_bytes(self) -> int:
-        """What a patch takes: float16 images of all places, and its target."""
+        """Bytes of a patch: float16 images of all channels, and its target."""
         return int(np.prod(self.patch)) * (2 * self.num_places + 1)
 
     def cached_bytes(self, case: CaseSource) -> int:
-        """What a decoded case takes: float16 images of its database's channels, and its target."""
+        """Bytes of a decoded case: float16 images of its database's channels, and its target."""
         return int(np.prod(case.extent)) * (2 * len(self.databases[case.database].places) + 1)
 
 
@@ -96,18 +96,18 @@ class PatchReader:
     """Reads patches into given arrays. Threads may share one; every process makes its own.
 
     Args:
-        cache: bytes in which whole decoded cases lie at `CaseSource.cached_at`.
+        cache: memory that holds decoded cases at `CaseSource.cached_at`.
     """
 
     def __init__(self, sources: Sources, parts: Parts, cache: memoryview | None = None) -> None:
         self.sources = sources
         self._cache = cache
-        named: list[dict[int, str]] = [{} for _ in sources.databases]
+        shards: list[dict[int, str]] = [{} for _ in sources.databases]
         for case in sources.cases:
-            named[case.database][case.row] = case.shards
-        whose = list(zip(sources.databases, named, strict=True))
-        self._images = [ShardReader(parts, one.image, sources.checksums, shards) for one, shards in whose]
-        self._labels = [ShardReader(parts, one.label, sources.checksums, shards) for one, shards in whose]
+            shards[case.database][case.row] = case.shards
+        pairs = list(zip(sources.databases, shards, strict=True))
+        self._images = [ShardReader(parts, source.image, sources.checksums, by_row) for source, by_row in pairs]
+        self._labels = [ShardReader(parts, source.label, sources.checksums, by_row) for source, by_row in pairs]
         self._runs: dict[tuple[int, int], tuple[tuple[ChannelRun, ...], tuple[int, ...]]] = {}
 
     def fill(
@@ -118,7 +118,7 @@ class PatchReader:
     ) -> None:
         """Write a patch into `images` and `target`, every voxel of them.
 
-        Beyond the case, which was cut to its brain and labels, there is nothing: 0 in the images and in the target.
+        Outside the case, which was cropped to its brain and labels, images and target are 0.
 
         Raises:
             StoreError: a file of the case is missing or damaged.
@@ -150,21 +150,21 @@ class PatchReader:
         runs = runs_of([(at, at) for at in range(len(images))], channels)
         with _naming_case(case.name):
             self._read_images(case, runs, (0, 0, 0), case.extent, (0, 0, 0), images)
-            # Aside, and copied when it is whole: another process may be cutting patches from it already.
-            finished = np.empty(case.extent, dtype=np.uint8)
-            self._read_target(case, (0, 0, 0), case.extent, (0, 0, 0), finished)
-            target[...] = finished
+            # Copied when it is complete: another process may already be reading patches from the cache.
+            complete = np.empty(case.extent, dtype=np.uint8)
+            self._read_target(case, (0, 0, 0), case.extent, (0, 0, 0), complete)
+            target[...] = complete
 
     def _placed(self, database: int, kept: int) -> tuple[tuple[ChannelRun, ...], tuple[int, ...]]:
-        """The channels to read with their places, and the places that hold nothing."""
-        known = self._runs.get((database, kept))
-        if known is None:
+        """The channels to read with their places, and the places that stay empty."""
+        runs = self._runs.get((database, kept))
+        if runs is None:
             source = self.sources.databases[database]
-            pairs = [(at, place) for at, place in enumerate(source.places) if place >= 0 and kept >> at & 1]
+            pairs = [(n, place) for n, place in enumerate(source.places) if place >= 0 and kept >> n & 1]
             filled = {place for _, place in pairs}
             absent = tuple(place for place in range(self.sources.num_places) if place not in filled)
-            known = self._runs[database, kept] = runs_of(pairs, source.image.chunk[0]), absent
-        return known
+            runs = self._runs[database, kept] = runs_of(pairs, source.image.chunk[0]), absent
+        return runs
 
     def _read_images(
         self,
@@ -183,12 +183,12 @@ class PatchReader:
         reader, tables = self._labels[case.database], self.sources.tables[case.tables]
         first, *others = tables
         reader.read(case.row, (ChannelRun(first.annotation, 0),), corner, size, target[None], at)
-        if not first.is_plain:  # of nothing, as around the case, the table makes nothing
+        if not first.is_plain:  # also around the case, where the table maps 0 to 0
             map_codes(target, first.table)
-        for one in others:
+        for other in others:
             codes = np.empty((1, *size), dtype=np.uint8)
-            reader.read(case.row, (ChannelRun(one.annotation, 0),), corner, size, codes)
-            map_codes(codes, one.table)
+            reader.read(case.row, (ChannelRun(other.annotation, 0),), corner, size, codes)
+            map_codes(codes, other.table)
             region = target[tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))]
             np.copyto(region, codes[0], where=codes[0] != 0)
 
@@ -208,20 +208,19 @@ class PatchReader:
         images: Float16[np.ndarray, "modality i j k"],
         target: UInt8[np.ndarray, "i j k"],
     ) -> None:
-        held, codes = self._cached(case)
-        own = tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))
-        put = tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))
+        cached, codes = self._cached(case)
+        source = tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))
+        destination = tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))
         for run in runs:
-            taken = [run.source + at * run.source_step for at in range(run.num)]
-            placed = [run.target + at * run.target_step for at in range(run.num)]
-            for one, other in zip(taken, placed, strict=True):
-                _copy_rows(held[one][own], images[other][put])
-        _copy_rows(codes[own], target[put])
+            for n in range(run.num):
+                channel, place = run.source + n * run.source_step, run.target + n * run.target_step
+                _copy_rows(cached[channel][source], images[place][destination])
+        _copy_rows(codes[source], target[destination])
 
 
 @contextmanager
 def _naming_case(case: str) -> Iterator[None]:
-    """Put the name of a case before the message of our own errors; their type, code and file stay."""
+    """Prefix the messages of our own errors with the name of the case; their type, code and file stay."""
     try:
         yield
     except MultisegError as error:
@@ -230,37 +229,37 @@ def _naming_case(case: str) -> Iterator[None]:
 
 
 def map_codes(codes: UInt8[np.ndarray, "*axes"], table: UInt8[np.ndarray, "256"]) -> None:
-    """Put what a table says in the place of every code. The array has to be contiguous; 0 has to stay 0.
+    """Replace every code by its value in a table. The array must be contiguous; the table must map 0 to 0.
 
-    Where little is labelled, only those eights of voxels are looked up that hold anything.
+    If few voxels are labelled, only groups of eight voxels with a label are looked up.
     """
     flat = codes.reshape(-1)
     if flat.size % 8 == 0:
-        held = np.flatnonzero(flat.view(np.uint64))
-        if len(held) <= flat.size // 64:
-            eights = flat.reshape(-1, 8)
-            eights[held] = table[eights[held]]
+        labelled = np.flatnonzero(flat.view(np.uint64))
+        if len(labelled) <= flat.size // 64:
+            groups = flat.reshape(-1, 8)
+            groups[labelled] = table[groups[labelled]]
             return
     flat[:] = np.frombuffer(flat.tobytes().translate(table.tobytes()), dtype=np.uint8)
 
 
 def _copy_rows(source: Shaped[np.ndarray, "*axes k"], target: Shaped[np.ndarray, "*axes k"]) -> None:
-    """Copy, with a row of voxels along k as one item: numpy copies few large items faster than many small ones."""
+    """Copy rows along k as single items: numpy copies few large items faster than many small ones."""
     row = np.dtype(f"V{source.shape[-1] * source.itemsize}")
     target.view(row)[...] = source.view(row)
 
 
 def _clear_around(window: Shaped[np.ndarray, "place i j k"], size: Index3, at: Index3) -> None:
-    """Set what lies around a box within a window to 0, side after side."""
-    left = [slice(None)] * 4
+    """Set everything around a box in a window to 0, side by side."""
+    remaining = [slice(None)] * 4
     for axis, (start, num) in enumerate(zip(at, size, strict=True), start=1):
         for side in (slice(0, start), slice(start + num, None)):
-            window[(*left[:axis], side, *left[axis + 1 :])] = 0
-        left[axis] = slice(start, start + num)
+            window[(*remaining[:axis], side, *remaining[axis + 1 :])] = 0
+        remaining[axis] = slice(start, start + num)
 
 
 def _inside(corner: Index3, patch: Index3, extent: Index3) -> tuple[Index3, Index3, Index3]:
-    """The part of a window that the case has: its first voxel, its size, and where it lies in the window."""
+    """The part of a window inside the case: first voxel in the case, size, and first voxel in the window."""
     low = [max(0, c) for c in corner]
     size = [max(0, min(c + n, e) - a) for c, n, e, a in zip(corner, patch, extent, low, strict=True)]
     at = [a - c for a, c in zip(low, corner, strict=True)]

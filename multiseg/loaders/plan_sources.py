@@ -1,4 +1,4 @@
-"""The cases of a plan and its draws, in the numbers that the readers understand."""
+"""The cases and draws of a plan as the numbers that readers use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from multiseg.store.reader import Database
 
 @dataclass(frozen=True, eq=False)
 class PlanSources:
-    """The sources of a plan's cases, by their numbers in it, and what is known of each without reading it."""
+    """The sources of a plan's cases, and for each case, by its number, what is known without reading it."""
 
     sources: Sources
     annotated: Bool[Tensor, "case label"]
@@ -29,7 +29,7 @@ class PlanSources:
     places: tuple[tuple[int, ...], ...]
 
     def wanted(self, draw: Draw) -> Wanted:
-        """A draw in numbers."""
+        """A draw as numbers."""
         bits = self.bits[draw.number]
         kept = 0
         for channel in draw.channels:
@@ -39,10 +39,10 @@ class PlanSources:
     def present(self, draws: Sequence[Draw]) -> Bool[Tensor, "batch modality"]:
         """Which channels hold a sequence."""
         present = np.zeros((len(draws), self.sources.num_places), dtype=np.bool_)
-        for at, draw in enumerate(draws):
+        for row, draw in enumerate(draws):
             places = self.places[draw.number]
             for channel in draw.channels:
-                present[at, places[channel]] = True
+                present[row, places[channel]] = True
         return torch.from_numpy(present)
 
 
@@ -54,8 +54,7 @@ def plan_sources(plan: DrawPlan, axis: ModalityAxis, checksums: Checksums) -> Pl
     cases, bits, places = [], [], []
     for case in plan.numbered:
         database = databases[case.database]
-        own = [database.modalities.index(name) for name in case.modalities]
-        bits.append(tuple(1 << channel for channel in own))
+        bits.append(tuple(1 << database.modalities.index(name) for name in case.modalities))
         places.append(tuple(axis.channels(case.modalities)))
         cases.append(
             CaseSource(
@@ -86,7 +85,7 @@ def _database(database: Database, axis: ModalityAxis) -> DatabaseSource:
 
 
 class _Views:
-    """The ways in which annotations become targets, each kept once: thousands of cases share a few."""
+    """The distinct maps from annotations to targets: thousands of cases share a few."""
 
     def __init__(self, space: LabelSpace) -> None:
         self._space = space

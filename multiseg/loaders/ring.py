@@ -1,4 +1,4 @@
-"""The ring: memory for a few batches, filled ahead by others, lent out, and filled again."""
+"""The ring: memory for a few batches, which workers fill in advance, and which is lent and reused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from multiseg.types import Index3
 log = logging.getLogger(__name__)
 
 MAX_LENT = 2
-"""Batches that a loop has at a time: the one it worked on, and the next, which it just got."""
+"""Batches that a training loop holds at once: the last one, and the next, which it just got."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class Wanted:
 
 @dataclass(frozen=True, eq=False)
 class Filled:
-    """A batch in the ring's memory, which is its own until no tensor that looks at it is left."""
+    """A batch in the ring's memory, which is not reused before all tensors on it are gone."""
 
     images: Float16[Tensor, "batch modality i j k"]
     target: UInt8[Tensor, "batch i j k"]
 
 
 class Ring:
-    """Has batches filled ahead of their use, in order.
+    """Fills batches in advance, in order.
 
-    A batch is lent, not copied, and goes back by itself when the last tensor on its memory is gone. Whoever keeps
-    more than MAX_LENT batches gets copies, so that nothing that a caller still holds is ever written over.
+    A batch is lent, not copied, and returns when the last tensor on its memory is gone. A caller that keeps more than
+    MAX_LENT batches gets copies, so that no batch in use is ever overwritten.
 
     Args:
-        work: has MAX_LENT slots more than batches are to be filled ahead.
+        work: has MAX_LENT slots more than the number of batches to fill in advance.
     """
 
     def __init__(self, work: Work, crew: Crew, cache: CaseCache) -> None:
@@ -67,11 +67,11 @@ class Ring:
         self._pinned = _PinnedMemory(work.memory)
 
     def filled(self, batches: Iterator[Sequence[Wanted]]) -> Iterator[Filled]:
-        """The batches, one after the other; their number of patches is that of a slot.
+        """The batches in order, each with as many patches as a slot.
 
         Raises:
             StoreError: a case cannot be read.
-            ResourceError: a worker is dead.
+            ResourceError: a worker died.
         """
         waiting: deque[int] = deque()
         while True:
@@ -86,7 +86,7 @@ class Ring:
             yield self._lend(slot)
 
     def close(self) -> None:
-        """End those who fill. What is lent stays whole."""
+        """Stop the workers. Lent batches stay valid."""
         self._crew.close()
         self._pinned.close()
         for slot in self._slots.values():
@@ -122,7 +122,7 @@ class Ring:
             self._free.append(slot)
             return Filled(torch.from_numpy(images.copy()), torch.from_numpy(target.copy()))
         self._lent[slot] = 2
-        for array in (images, target):  # a tensor on an array keeps that very array
+        for array in (images, target):  # a tensor from an array keeps that array alive
             weakref.finalize(array, self._returned.append, slot).atexit = False
         return Filled(torch.from_numpy(images), torch.from_numpy(target))
 
@@ -137,10 +137,10 @@ class Ring:
 
 
 class _PinnedMemory:
-    """The ring's memory, page-locked where this process works on CUDA, so that copies to the card go on by themselves.
+    """The ring's memory, page-locked if this process uses CUDA, so that copies to the GPU are asynchronous.
 
-    A slot that comes back may still be copied from: it is free once all that was asked so far of the current stream of
-    the current card is done.
+    A returned slot may still be copied from: it is free when the current CUDA stream of the current GPU has done all
+    its work so far.
     """
 
     def __init__(self, memory: SharedMemory) -> None:
@@ -153,8 +153,8 @@ class _PinnedMemory:
         address = np.frombuffer(memory.map, np.uint8).ctypes.data
         failure = int(torch.cuda.cudart().cudaHostRegister(address, memory.num_bytes, 0))  # type: ignore[no-untyped-call]
         if failure:
-            log.warning("the memory for patches cannot be page-locked (CUDA error %d): copies will be slower", failure)
-            with suppress(RuntimeError):  # the error is kept, and would be raised by whatever is asked of the card next
+            log.warning("cannot page-lock the memory for patches (CUDA error %d): copies will be slower", failure)
+            with suppress(RuntimeError):  # clears the error, which the next CUDA call would raise
                 torch.zeros(1, device="cuda")
         else:
             self._address = address
@@ -173,7 +173,7 @@ class _PinnedMemory:
         return slots
 
     def cooled(self) -> int:
-        """The next slot, waited for."""
+        """Wait for the next slot."""
         event, slot = self._cooling.popleft()
         if event is not None:
             event.synchronize()

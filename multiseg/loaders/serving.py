@@ -1,4 +1,4 @@
-"""The life of a worker process."""
+"""The main function of a worker process."""
 
 from __future__ import annotations
 
@@ -22,58 +22,57 @@ from multiseg.processes import end_with_parent, leave_signals_to_parent
 
 
 def serve(work: Work, line: Connection, parents_end: Connection | None, environment: Mapping[str, str]) -> None:
-    """Do what is asked for on the line, until nobody is there to ask.
+    """Do the tasks that arrive on the connection, until the parent closes it or ends.
 
-    Ctrl-C reaches every process of a terminal, SIGTERM often every process of a job; only the parent may decide
-    what they mean. A worker ends when its parent closes the line or is gone.
+    Ctrl-C reaches every process of a terminal, SIGTERM often every process of a job; only the parent handles them.
     """
     leave_signals_to_parent((signal.SIGINT, signal.SIGTERM))
-    os.environ.update(environment)  # a fork server has that of its own start, without what was set since
+    os.environ.update(environment)  # a fork server has the environment of its own start
     if parents_end is not None:  # a forked process has it too, and would never see it closed
         parents_end.close()
         for memory in (work.memory, work.cache):
             if memory is not None:
                 memory.map_again()
-    turn = threading.Lock()
-    _speak_through(line, turn)
+    send_lock = threading.Lock()
+    _log_to_parent(line, send_lock)
     end_with_parent()
-    with suppress(EOFError, OSError):  # nobody listens any more
-        _do_all(work, line, turn)
+    with suppress(EOFError, OSError):  # the parent has closed the connection
+        _do_all(work, line, send_lock)
 
 
-class _Speaker(logging.Handler):
-    """Lets the parent say what a worker has to say, since the terminal and the log are the parent's."""
+class _ParentHandler(logging.Handler):
+    """Sends warnings to the parent, which owns the terminal and the log."""
 
-    def __init__(self, line: Connection, turn: threading.Lock) -> None:
+    def __init__(self, line: Connection, send_lock: threading.Lock) -> None:
         super().__init__(logging.WARNING)
-        self._line, self._turn = line, turn
+        self._line, self._send_lock = line, send_lock
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError), self._turn:
+        with suppress(OSError), self._send_lock:
             self._line.send_bytes(pickle.dumps(record.getMessage()))
 
 
-def _speak_through(line: Connection, turn: threading.Lock) -> None:
-    ours = logging.getLogger("multiseg")
-    ours.handlers[:] = [_Speaker(line, turn)]
-    ours.propagate = False
+def _log_to_parent(line: Connection, send_lock: threading.Lock) -> None:
+    logger = logging.getLogger("multiseg")
+    logger.handlers[:] = [_ParentHandler(line, send_lock)]
+    logger.propagate = False
 
 
-def _do_all(work: Work, line: Connection, turn: threading.Lock) -> None:
-    begin = threading.Lock()
+def _do_all(work: Work, line: Connection, send_lock: threading.Lock) -> None:
+    start_lock = threading.Lock()
     doer: Doer | None = None
 
     def do(task: PatchTask) -> None:
         nonlocal doer
         try:
-            with begin:
+            with start_lock:
                 doer = doer or Doer(work)
             doer.do(task)
             answer: int | tuple[type[MultisegError] | None, str, str] = task.serial
-        except Exception as error:  # noqa: BLE001 (whatever it is, the parent has to know)
+        except Exception as error:  # noqa: BLE001 (every error goes to the parent)
             kind = type(error) if isinstance(error, MultisegError) else None
             answer = kind, str(error), traceback.format_exc()
-        with turn:
+        with send_lock:
             line.send_bytes(pickle.dumps(answer))
 
     with ThreadPoolExecutor(work.threads) as pool:
@@ -85,14 +84,14 @@ def _do_all(work: Work, line: Connection, turn: threading.Lock) -> None:
 
 
 def _tasks(line: Connection) -> Iterator[PatchTask]:
-    """What a worker is told to do.
+    """The tasks of a worker.
 
-    All that was said is taken in before anything is done: the parent may be waiting for the line to have room.
+    All messages are read before a task is done: the parent may be waiting for room in the pipe.
     """
     waiting: deque[PatchTask] = deque()
-    said = select.poll()
-    said.register(line, select.POLLIN)
+    poll = select.poll()
+    poll.register(line, select.POLLIN)
     while True:
-        while not waiting or said.poll(0):
+        while not waiting or poll.poll(0):
             waiting.append(PatchTask(*line.recv()))
         yield waiting.popleft()

@@ -1,9 +1,9 @@
-"""Windows straight from the shards of a store: only the chunks they touch, each decoded once, copied once.
+"""Read windows directly from the shards of a store: only the chunks that they overlap, each decoded and copied once.
 
-Zarr's sharding codec (version 1.0 of its specification) puts many compressed chunks into one file, the shard,
-with an index behind them: for each chunk its offset and its size, then a CRC-32C. The index is read once. What
-zarr-python spends on every chunk (tasks, an opened file, Python of its codecs) is several times the cost of the
-decoding itself, so nothing of it is used here; it stays the reference that this reader is tested against.
+Zarr's sharding codec (version 1.0 of its specification) puts many compressed chunks into one file, the shard, followed
+by an index: for each chunk its offset and size, then a CRC-32C. The index is read once. zarr-python spends several
+times the cost of the decoding on every chunk (tasks, an opened file, codecs in Python), so it is not used here; this
+reader is tested against it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from multiseg.types import Index3
 
 Checksums = Literal["first", "always", "never"]
 KEPT_INDICES = 4096
-"""Shards whose index stays in memory, 8 kB each."""
+"""Number of shards whose index stays in memory, 8 kB each."""
 _BLOSC_HEADER, _BLOSC_COPIED = Struct("<2xBxI4xI"), 2
-"""Flags, bytes unpacked and bytes packed, header included; and the flag of data that was copied, not compressed."""
+"""Flags, unpacked bytes and packed bytes including the header; and the flag of data that is stored uncompressed."""
 
 
 @dataclass(frozen=True)
 class ChannelRun:
-    """Channels that are copied together: `num` of them from `source` on, to `target` on, by steps."""
+    """Channels that are copied together: `num` of them from `source` on, to `target` on, with steps."""
 
     source: int
     target: int
@@ -48,7 +48,7 @@ class ChannelRun:
 
 
 def runs_of(pairs: Iterable[tuple[int, int]], chunk: int) -> tuple[ChannelRun, ...]:
-    """(channel, place) pairs as few runs, none of which leaves a chunk of `chunk` channels.
+    """(channel, place) pairs as few runs, each within one chunk of `chunk` channels.
 
     >>> runs_of([(0, 1), (1, 2), (3, 4)], chunk=4)
     (ChannelRun(0, 1, 2, 1, 1), ChannelRun(3, 4, 1, 1, 1))
@@ -71,7 +71,7 @@ def runs_of(pairs: Iterable[tuple[int, int]], chunk: int) -> tuple[ChannelRun, .
 
 
 class _Shard:
-    """The index of one shard, and which of its chunks were found sound."""
+    """The index of one shard, and which of its chunks have a verified checksum."""
 
     def __init__(self, key: str, index: bytes) -> None:
         self.key = key
@@ -81,8 +81,8 @@ class _Shard:
 
 
 class _Cut(NamedTuple):
-    """What a window has of one row of chunks along an axis: which shard, which chunk in it, how many voxels, and
-    the bytes before them in the chunk and in the window."""
+    """The overlap of a window with one row of chunks along an axis: the shard, the chunk in it, the number of voxels,
+    and the bytes before them in the chunk and in the window."""
 
     shard: int
     chunk: int
@@ -92,7 +92,7 @@ class _Cut(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """What a window has of one chunk: its number in the shard's index, its voxels, and the bytes before them."""
+    """The overlap of a window with one chunk: its number in the shard's index, its size, and the bytes before it."""
 
     number: int
     num_i: int
@@ -103,7 +103,7 @@ class _Piece(NamedTuple):
 
 
 class _Copy(NamedTuple):
-    """A run in bytes: its channels, where the first begins in a chunk and in the window, and the steps there."""
+    """A run in bytes: its channels, the offset of the first in a chunk and in the window, and the strides there."""
 
     num: int
     source: int
@@ -116,9 +116,9 @@ class ShardReader:
     """Reads windows of one array, [case channel i j k], of a store. Threads may share one.
 
     Args:
-        checksums: compare each chunk's CRC-32C with the stored one when this reader first meets it, whenever it
-            reads it, or never. The index of a shard is always checked.
-        shards: by row, the text that names the files of a case. One that is not named holds nothing.
+        checksums: whether each chunk's CRC-32C is checked when this reader "first" reads it, "always" or "never". The
+            index of a shard is always checked.
+        shards: by row, the text that names the files of a case. A file that is not named is empty.
 
     Raises (from `read`):
         StoreError: a shard is missing, truncated, or damaged; the message names the file.
@@ -137,11 +137,11 @@ class ShardReader:
         self.layout = layout
         self.checksums = checksums
         self._shards: OrderedDict[tuple[int, ...], _Shard | None] = OrderedDict()
-        self._own = threading.local()
+        self._thread = threading.local()
         channels, *edges = layout.chunk
         self._grid = tuple(s // c for s, c in zip(layout.shard, layout.chunk, strict=True))
         size = np.dtype(layout.dtype).itemsize
-        self._strides = tuple(size * prod(layout.chunk[at + 1 :]) for at in range(4))
+        self._strides = tuple(size * prod(layout.chunk[axis + 1 :]) for axis in range(4))
         self._chunk_bytes = size * channels * prod(edges)
         # A row of voxels along k is copied as one item: numpy copies few large items faster than many small ones.
         self._rows = [np.dtype(f"V{max(1, size * n)}") for n in range(layout.chunk[3] + 1)]
@@ -156,12 +156,12 @@ class ShardReader:
         out: Shaped[np.ndarray, "place i j k"],
         at: Index3 = (0, 0, 0),
     ) -> None:
-        """Fill `out`, from voxel `at` on, with a window of some channels of a case; it must lie inside the array.
+        """Fill `out`, from voxel `at` on, with a window of the channels of a case; it must be inside the array.
 
-        Other places of `out` are left as they are.
+        The rest of `out` is not changed.
         """
-        for channels, together in groupby(runs, key=lambda run: run.source // self.layout.chunk[0]):
-            copies = [self._copy(run, out.strides) for run in together]
+        for channels, group in groupby(runs, key=lambda run: run.source // self.layout.chunk[0]):
+            copies = [self._copy(run, out.strides) for run in group]
             for place, pieces in self._by_shard(channels, corner, size, at, out.strides).items():
                 self._fill(self._shard((row, channels // self._grid[0], *place)), pieces, copies, out)
 
@@ -174,20 +174,20 @@ class ShardReader:
     def _by_shard(
         self, channels: int, corner: Index3, size: Index3, at: Index3, strides: tuple[int, ...]
     ) -> dict[Index3, list[_Piece]]:
-        """The pieces of a window by the shard they are in; `channels` is the row of chunks along that axis."""
+        """The pieces of a window by shard; `channels` is the row of chunks along the channel axis."""
         axes = zip(corner, size, at, self.layout.chunk[1:], self._grid[1:], self._strides[1:], strides[1:], strict=True)
         along_i, along_j, along_k = (list(_cuts(*axis)) for axis in axes)
         num_channels, num_i, num_j, num_k = self._grid
         first = channels % num_channels * num_i * num_j * num_k
-        found: dict[Index3, list[_Piece]] = {}
+        by_shard: dict[Index3, list[_Piece]] = {}
         for i in along_i:
             for j in along_j:
                 number = first + (i.chunk * num_j + j.chunk) * num_k
                 source, target = i.source + j.source, i.target + j.target
                 for k in along_k:
                     piece = _Piece(number + k.chunk, i.num, j.num, k.num, source + k.source, target + k.target)
-                    found.setdefault((i.shard, j.shard, k.shard), []).append(piece)
-        return found
+                    by_shard.setdefault((i.shard, j.shard, k.shard), []).append(piece)
+        return by_shard
 
     def _fill(
         self,
@@ -196,9 +196,9 @@ class ShardReader:
         copies: list[_Copy],
         out: Shaped[np.ndarray, "place i j k"],
     ) -> None:
-        held = {} if shard is None else self._bytes(shard, [piece.number for piece in pieces])
+        chunks = {} if shard is None else self._bytes(shard, [piece.number for piece in pieces])
         for number, num_i, num_j, num_k, source, target in pieces:
-            row, packed = self._rows[num_k], held.get(number)
+            row, packed = self._rows[num_k], chunks.get(number)
             chunk = None if packed is None else self._decoded(packed, shard, number)
             for num, from_, from_strides, to, to_strides in copies:
                 shape = (num, num_i, num_j)
@@ -209,21 +209,21 @@ class ShardReader:
                     place[...] = np.ndarray(shape, row, chunk, from_ + source, from_strides)
 
     def _bytes(self, shard: _Shard, numbers: Sequence[int]) -> dict[int, memoryview]:
-        """The packed bytes of those chunks that hold anything, checked where that is due."""
+        """The packed bytes of those chunks that are not empty; checksums are checked as `checksums` says."""
         places, seen = shard.places, shard.seen
-        there = [n for n in numbers if places[2 * n] != NOTHING]
-        fresh = [n for n in there if not seen[n]]
-        ranges = [(places[2 * n], places[2 * n] + places[2 * n + 1]) for n in there]
-        held = dict(zip(there, self.parts.read(shard.key, ranges, bool(fresh)), strict=True)) if there else {}
-        due = {"always": there, "first": fresh, "never": []}[self.checksums]
-        bad = [n for n in due if not is_sound(held[n])]
+        filled = [n for n in numbers if places[2 * n] != NOTHING]
+        fresh = [n for n in filled if not seen[n]]
+        ranges = [(places[2 * n], places[2 * n] + places[2 * n + 1]) for n in filled]
+        chunks = dict(zip(filled, self.parts.read(shard.key, ranges, bool(fresh)), strict=True)) if filled else {}
+        to_check = {"always": filled, "first": fresh, "never": []}[self.checksums]
+        bad = [n for n in to_check if not is_sound(chunks[n])]
         if bad:
             if self.parts.forget(shard.key):
                 return self._bytes(shard, numbers)
             raise self._damaged(shard, f"the checksum of chunk {bad[0]} is wrong")
         for n in fresh:
             seen[n] = 1
-        return held
+        return chunks
 
     def _decoded(self, packed: memoryview, shard: _Shard | None, number: int) -> memoryview | np.ndarray:
         """A chunk's voxels; valid until this thread decodes the next one."""
@@ -237,18 +237,18 @@ class ShardReader:
             raise self._damaged(shard, f"chunk {number} has only {len(body)} bytes")
         flags, unpacked, size = _BLOSC_HEADER.unpack_from(body)
         is_copied = bool(flags & _BLOSC_COPIED)
-        # Fewer bytes than these would leave some of the chunk that was decoded before, and blosc believes the header.
+        # blosc trusts the header; with fewer bytes the scratch would keep a part of the chunk that was decoded before.
         if unpacked != self._chunk_bytes or size != len(body) or (is_copied and size != _BLOSC_HEADER.size + unpacked):
-            raise self._damaged(shard, f"chunk {number} says itself that {size} bytes are {unpacked}, which is wrong")
+            raise self._damaged(shard, f"the header of chunk {number} says {size} bytes for {unpacked}, which is wrong")
         if is_copied:
             return body[_BLOSC_HEADER.size :]
-        scratch: np.ndarray | None = getattr(self._own, "scratch", None)
+        scratch: np.ndarray | None = getattr(self._thread, "scratch", None)
         if scratch is None:
-            scratch = self._own.scratch = np.empty(self._chunk_bytes, np.uint8)
+            scratch = self._thread.scratch = np.empty(self._chunk_bytes, np.uint8)
         try:
             blosc.decompress(body, scratch)
         except (RuntimeError, ValueError) as error:
-            raise self._damaged(shard, f"chunk {number} cannot be unpacked ({error})") from error
+            raise self._damaged(shard, f"cannot unpack chunk {number} ({error})") from error
         return scratch
 
     def _shard(self, place: tuple[int, ...]) -> _Shard | None:
@@ -263,7 +263,7 @@ class ShardReader:
         return shard
 
     def _key(self, place: tuple[int, ...]) -> str:
-        return f"{self.layout.path}/c/{'/'.join(str(at) for at in place)}"
+        return f"{self.layout.path}/c/{'/'.join(map(str, place))}"
 
     def _opened(self, place: tuple[int, ...]) -> _Shard | None:
         key, size = self._key(place), 16 * prod(self._grid) + CHECKSUM_BYTES
@@ -277,7 +277,7 @@ class ShardReader:
         if len(tail) != size or not is_sound(memoryview(tail)):
             if self.parts.forget(key):
                 return self._opened(place)
-            raise StoreError(f"{key}: {_DAMAGED.format('its index is not sound: the file is truncated or damaged')}")
+            raise StoreError(f"{key}: {_DAMAGED.format('its index is invalid: the file is truncated or damaged')}")
         return _Shard(key, tail[:-CHECKSUM_BYTES])
 
     @staticmethod
@@ -286,10 +286,10 @@ class ShardReader:
 
 
 _MISSING = (
-    "is not there, although the store says that the case has it: the store is damaged or only partly copied. Copy it "
-    "again, or ingest the case again with --redo; and see what else is gone with: multiseg verify STORE."
+    "is missing: the store is damaged or only partly copied. Copy it again, or ingest the case again with --redo. "
+    "Find other missing files with: multiseg verify STORE."
 )
-_DAMAGED = "{}. Find all that is damaged with: multiseg verify STORE; and ingest those cases again with --redo."
+_DAMAGED = "{}. Find all damage with: multiseg verify STORE, and ingest those cases again with --redo."
 
 
 def _cuts(
@@ -300,6 +300,6 @@ def _cuts(
     while done < size:
         chunk, low = divmod(corner + done, edge)
         num = min(edge - low, size - done)
-        shard, own = divmod(chunk, num_in_shard)
-        yield _Cut(shard, own, num, low * source_stride, (at + done) * target_stride)
+        shard, number = divmod(chunk, num_in_shard)
+        yield _Cut(shard, number, num, low * source_stride, (at + done) * target_stride)
         done += num

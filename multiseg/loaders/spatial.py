@@ -1,4 +1,4 @@
-"""Moving a patch: quarter turns and flips by copying voxels, everything else by one resampling."""
+"""Move a patch: quarter turns and flips copy voxels, everything else is one resampling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Elastic:
     """A smooth displacement from cubic B-splines.
 
     Attributes:
-        voxels: no voxel moves further along any axis.
+        voxels: largest displacement along any axis.
         spacing_voxels: between the controls.
         seed: of the controls, uniform in [-voxels, voxels].
     """
@@ -33,13 +33,13 @@ class Elastic:
 
 @dataclass(frozen=True, eq=False)
 class Movement:
-    """What happens to the places of one patch, in this order.
+    """The movement of one patch, in this order.
 
     Attributes:
-        flips: which of i, j, k are turned round.
+        flips: which of i, j, k are flipped.
         quarter_turns: 0 to 3, in `plane`, as torch.rot90 counts them.
-        affine: from a voxel of the result to one before it, both counted from the window's centre; the
-            last column is the shift. None: nothing that needs interpolation.
+        affine: from a voxel of the result to one before it, both relative to the window's centre; the last column
+            is the shift. None: no interpolation is needed.
     """
 
     flips: tuple[bool, bool, bool] = (False, False, False)
@@ -52,42 +52,41 @@ class Movement:
     def is_mirror(self) -> bool:
         """Whether the result is a mirror image, in which a left structure looks like a right one.
 
-        One flip mirrors, along whichever axis; two are half a turn, and in a patient who turns, left stays left.
+        One flip mirrors, along any axis; two flips are half a turn, in which left stays left.
         """
         return sum(self.flips) % 2 == 1
 
 
 def rotation(degrees: tuple[float, float, float]) -> Float[np.ndarray, "3 3"]:
-    """Turning about i, then j, then k."""
-    turned = np.eye(3)
+    """The rotation matrix about i, then j, then k."""
+    matrix = np.eye(3)
     for axis, angle in enumerate(degrees):
         a, b = (other for other in range(3) if other != axis)
-        one = np.eye(3)
-        one[a, a] = one[b, b] = math.cos(math.radians(angle))
-        one[a, b], one[b, a] = -math.sin(math.radians(angle)), math.sin(math.radians(angle))
-        turned = one @ turned
-    return turned
+        turn = np.eye(3)
+        turn[a, a] = turn[b, b] = math.cos(math.radians(angle))
+        turn[a, b], turn[b, a] = -math.sin(math.radians(angle)), math.sin(math.radians(angle))
+        matrix = turn @ matrix
+    return matrix
 
 
 def permutation(movement: Movement) -> Float[np.ndarray, "3 3"]:
-    """Flips and quarter turns as the matrix from places of the result to places before them."""
+    """Flips and quarter turns as the matrix from positions in the result to positions before."""
     a, b = movement.plane
     turn = np.eye(3)
     turn[a, a] = turn[b, b] = 0
     turn[a, b], turn[b, a] = 1, -1
     flip = np.diag([-1.0 if flipped else 1.0 for flipped in movement.flips])
-    turned: Float[np.ndarray, "3 3"] = flip @ np.linalg.matrix_power(turn, movement.quarter_turns)
-    return turned
+    matrix: Float[np.ndarray, "3 3"] = flip @ np.linalg.matrix_power(turn, movement.quarter_turns)
+    return matrix
 
 
 def move(
     images: Float[Tensor, "channel i j k"], target: UInt8[Tensor, "i j k"], movement: Movement
 ) -> tuple[Float[Tensor, "channel i j k"], UInt8[Tensor, "i j k"]]:
-    """The images and their labels at their new places. What comes in from outside is 0, its label 255.
+    """The moved images and target. What comes in from outside is 0, its label 255.
 
-    Flips and quarter turns alone copy voxels. Otherwise one grid of places serves both: images are
-    interpolated linearly between voxels of the brain only (see `interpolate`), labels are those of the
-    nearest voxel.
+    Flips and quarter turns alone copy voxels. Otherwise images are interpolated linearly between voxels of the brain
+    only (see `interpolate`), and labels are those of the nearest voxel.
     """
     if movement.affine is None and movement.elastic is None:
         return _permuted(images, movement, 0), _permuted(target[None], movement, IGNORE)[0]
@@ -96,7 +95,7 @@ def move(
 
 
 def _permuted(volume: Tensor, movement: Movement, fill: int) -> Tensor:
-    """By copying. A quarter turn of a window that is not square in the plane is cut and filled about its centre."""
+    """Flip and turn by copying. A window that is not square in the plane is cropped and filled about its centre."""
     dims = [axis + 1 for axis, flipped in enumerate(movement.flips) if flipped]
     size = volume.shape[1:]
     volume = volume.flip(dims) if dims else volume
@@ -104,13 +103,13 @@ def _permuted(volume: Tensor, movement: Movement, fill: int) -> Tensor:
         return volume
     a, b = movement.plane
     volume = torch.rot90(volume, movement.quarter_turns, (a + 1, b + 1))
-    missing = [wanted - is_now for wanted, is_now in zip(size, volume.shape[1:], strict=True)]
+    missing = [before - now for before, now in zip(size, volume.shape[1:], strict=True)]
     sides = [side for m in reversed(missing) for side in (m // 2, m - m // 2)]  # torch counts from the last axis
     return F.pad(volume, sides, value=fill) if any(missing) else volume
 
 
 def _grid(movement: Movement, size: Index3, device: torch.device) -> Float[Tensor, "1 i j k 3"]:
-    """Where each voxel of the result comes from, in grid_sample's units: -1 and 1 are the window's outer faces."""
+    """The source of each voxel of the result, in units of grid_sample: -1 and 1 are the window's outer faces."""
     affine = np.eye(3, 4) if movement.affine is None else movement.affine
     places = permutation(movement) @ affine
     along = [torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2 for n in size]
@@ -121,7 +120,7 @@ def _grid(movement: Movement, size: Index3, device: torch.device) -> Float[Tenso
         plane = line_i[:, None] + (scale * to_j) * along[1]
         torch.add(plane[:, :, None], (scale * to_k) * along[2], out=grid[..., 2 - axis])
     if movement.elastic is not None:
-        # The affine map of places that are displaced: what does not fold before it does not fold after it.
+        # Displace first, then apply the affine map, which cannot fold space.
         linear = torch.from_numpy(places[:, :3].astype(np.float32)).to(device)
         field = torch.einsum("ab,bijk->aijk", linear, _displacement(movement.elastic, size, device))
         for axis in range(3):
@@ -138,12 +137,12 @@ def _displacement(elastic: Elastic, size: Index3, device: torch.device) -> Float
 def interpolate(
     images: Float[Tensor, "channel i j k"], grid: Float[Tensor, "1 i j k 3"]
 ) -> Float[Tensor, "channel i j k"]:
-    """Linear, but without the background: the mean of those of the eight voxels that lie in the brain.
+    """Linear interpolation without the background: the weighted mean of those of the eight voxels in the brain.
 
-    Outside the brain images are 0, which inside it is the mean intensity. Plain interpolation would lay a
-    seam of in-between values round the brain and let the background grow a rim that is not 0. So a voxel
-    is background where the brain's share of the eight is below a half, and otherwise their sum is divided
-    by this share. The brain is where any channel is not 0; the window's outside is background.
+    Outside the brain images are 0, which is the mean intensity inside it. Plain interpolation would produce a rim of
+    wrong values around the brain. So a voxel is background if the brain's share of the eight voxels is below a half,
+    and otherwise their sum is divided by this share. The brain is where any channel is not 0; outside the window is
+    background.
     """
     brain = (images != 0).any(0, keepdim=True).to(images.dtype)
     sampled = F.grid_sample(torch.cat([images, brain])[None], grid, align_corners=False)[0]
@@ -153,6 +152,6 @@ def interpolate(
 
 def nearest(target: UInt8[Tensor, "i j k"], grid: Float[Tensor, "1 i j k 3"]) -> UInt8[Tensor, "i j k"]:
     """The label of the nearest voxel; 255 outside the window."""
-    raised = target.to(torch.float32)[None, None] + 1  # so that what grid_sample fills in can be told: 0
+    raised = target.to(torch.float32)[None, None] + 1  # so that 0 means "filled in by grid_sample"
     sampled = F.grid_sample(raised, grid, mode="nearest", align_corners=False)[0, 0]
     return torch.where(sampled > 0, sampled - 1, IGNORE).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Who reads the patches: processes, threads, or the caller itself; all take tasks and say which are done."""
+"""Workers that read patches: threads, the caller itself, and the interface that processes share with them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from multiseg.store.byte_ranges import Parts
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What a worker is given once: what to read, where to put it, how many patches at a time.
+    """What a worker gets once: what to read, where to write it, and how many patches at once.
 
-    `num_slots` batches of `batch_size` patches lie in `memory`, all images first; decoded cases in `cache`.
+    `memory` holds `num_slots` batches of `batch_size` patches, all images first; `cache` holds decoded cases.
     """
 
     sources: Sources
@@ -45,7 +45,7 @@ class Work:
 
 
 class Doer:
-    """Does tasks; of one process, its threads may share it."""
+    """Does tasks; the threads of a process may share it."""
 
     def __init__(self, work: Work) -> None:
         self._images, self._targets = work.images(), work.targets()
@@ -63,7 +63,7 @@ class Doer:
 
 @runtime_checkable
 class Crew(Protocol):
-    """Those who read."""
+    """Workers that take tasks and report which are done."""
 
     def give(self, task: PatchTask) -> None:
         """Have a task done, now or later."""
@@ -72,15 +72,15 @@ class Crew(Protocol):
         """Serials of tasks done since the last call; waits for at least one.
 
         Raises:
-            StoreError, ResourceError: a task cannot be done, or a worker is dead.
+            StoreError, ResourceError: a task failed, or a worker died.
         """
 
     def close(self) -> None:
-        """End, with tasks undone."""
+        """Stop, without the open tasks."""
 
 
 class Caller:
-    """No worker: what is asked for is read when it is waited for."""
+    """No worker: a task is done when its result is waited for."""
 
     def __init__(self, work: Work) -> None:
         self._doer = Doer(work)
@@ -99,7 +99,7 @@ class Caller:
 
 
 class Threads:
-    """Threads of this process. They share its interpreter, so they suit machines that can start no processes."""
+    """Threads of this process, for machines that cannot start processes, since threads share one interpreter."""
 
     def __init__(self, work: Work, num: int) -> None:
         self._doer = Doer(work)
@@ -113,18 +113,18 @@ class Threads:
         try:
             self._doer.do(task)
             self._done.put(task.serial)
-        except BaseException as error:  # noqa: BLE001 (goes to whoever waits, as it would without threads)
+        except BaseException as error:  # noqa: BLE001 (raised in the caller, as it would be without threads)
             self._done.put(error)
 
     def done(self) -> Sequence[int]:
-        found = [self._done.get()]
+        results = [self._done.get()]
         while not self._done.empty():
-            found.append(self._done.get())
+            results.append(self._done.get())
         serials = []
-        for one in found:
-            if isinstance(one, BaseException):
-                raise one
-            serials.append(one)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            serials.append(result)
         return serials
 
     def close(self) -> None:

@@ -22,13 +22,9 @@ both 16 and the width."""
 
 
 def norm_layer(name: str, width: int) -> nn.Module:
-    """The normalisation of this name.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The normalisation of this name; raises UsageError if there is none."""
     if name not in NORMS:
-        raise UsageError(f"there is no norm {name!r}; there are {', '.join(NORMS)}.")
+        raise UsageError(f"there is no norm {name!r}: give one of {', '.join(NORMS)}.")
     return NORMS[name](width)
 
 
@@ -52,13 +48,13 @@ class ConvUnit(nn.Module):
 class ResidualUnit(nn.Module):
     """Two convolution units and a shortcut into the first `in_width` output channels only.
 
-    The shortcut is the input, average-pooled (3^3, the zero padding counted in) where the unit strides;
-    the other output channels get none, and nothing follows the sum. This is how the published network
-    does it, unlike the usual residual unit with its projection.
+    The shortcut is the input, average-pooled if the unit strides (3^3, including the zero padding); the other output
+    channels have no shortcut, and nothing follows the sum. This is as in the published network, unlike the usual
+    residual unit with a projection.
 
     Args:
-        lateral: channels of another network's features that the first convolution reads beside the input;
-            the shortcut leaves them out.
+        lateral: channels of another network's features that the first convolution also reads; the shortcut leaves
+            them out.
     """
 
     def __init__(
@@ -98,11 +94,11 @@ class UpStage(nn.Module):
         self.reduce = last if is_last else ConvUnit(in_width, out_width, 1, dropout, norm)
 
     def kept(self, *features: Float[Tensor, "batch _ i j k"]) -> Float[Tensor, "batch in_width oi oj ok"]:
-        """Concatenated, upsampled, convolved once: what the second convolution reads."""
+        """The input of the second convolution: concatenated, upsampled, convolved once."""
         out: Tensor = self.keep(self.upsample(torch.cat(features, dim=1)))
         return out
 
     def forward(self, *features: Float[Tensor, "batch _ i j k"]) -> Float[Tensor, "batch out_width oi oj ok"]:
-        """From deep, skip and, where the stage was built for them, lateral features."""
+        """From deep, skip and, if the stage was built with them, lateral features."""
         out: Tensor = self.reduce(self.kept(*features))
         return out

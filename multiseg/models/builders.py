@@ -1,4 +1,4 @@
-"""Networks by name, with all that the package knows about each, and one's own."""
+"""Networks by name, with all that the package knows about each, and networks of the user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from multiseg.models.unet_plus import MultiUnetPlus
 from multiseg.own import blamed, imported, is_own, name_of
 
 Builder: TypeAlias = Callable[..., nn.Module]
-"""From the numbers of sequences and of logits, and numbers by name, to a network."""
+"""Maps the number of sequences, the number of logits and keyword arguments to a network."""
 
 PUBLISHED_WIDTHS = (16, 32, 64, 128, 256)
 PLUS_WIDTHS = (32, 64, 128, 256, 320)
@@ -27,12 +27,12 @@ CPU_WIDTHS = (8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class PartRules:
-    """Where a network keeps what belongs to one channel or one logit, as patterns of whole tensor names.
+    """The tensors of a network that belong to one channel or one logit, as patterns of whole tensor names.
 
     Attributes:
-        heads: tensors that hold the logits one after another, along dimension 0.
+        heads: tensors with the logits along dimension 0.
         own: tensors that belong to the channel whose number the pattern captures.
-        sliced: tensors that hold the channels one after another, and along which dimension.
+        sliced: tensors with the channels along a dimension, and this dimension.
     """
 
     heads: str
@@ -48,15 +48,15 @@ class Network:
 
     Attributes:
         module: the class, called as module(num_modalities, num_logits, widths, dropout, norm).
-        parts: which tensors belong to one sequence or one label; None where a federation cannot train it.
-        widths, dropout, norm: the full size, which is the default on a card.
+        parts: which tensors belong to one sequence or one label; None if a federation cannot train it.
+        widths, dropout, norm: the full size, which is the default on a GPU.
         cpu_widths, cpu_dropout: the default on a CPU.
-        cuda_parts: on a card, the patches of a step go through the network in so many parts, so that it keeps at most
-            20 GiB for backward in float32 (docs/models.md).
-        is_bounded: it takes no more sequences than its first width.
-        uses_every_parameter: every batch does, whichever sequences its cases have.
-        trained_first: the network whose trained weights it is built on; "" where it can be trained from scratch.
-        cost: of a step on a CPU at scale small, relative to Multi-Unet; only estimates of time use it.
+        cuda_parts: number of parts into which the patches of a step are split on a GPU, so that the network keeps at
+            most 20 GiB for backward in float32 (docs/models.md).
+        is_bounded: whether it has at most as many sequences as its first width.
+        uses_every_parameter: whether every batch uses all parameters, for any set of sequences.
+        trained_first: the network whose trained weights it is built on; "" if it can be trained from scratch.
+        cost: time of a step on a CPU at scale small, relative to Multi-Unet; only estimates of time use it.
     """
 
     module: type[nn.Module]
@@ -81,7 +81,7 @@ class Network:
         )
 
     def defaults(self, cuda: bool) -> dict[str, Any]:
-        """The numbers that a run on a card, or on a CPU, has unless it sets others."""
+        """The default numbers of a run on a GPU or on a CPU."""
         if cuda:
             return {"widths": self.widths, "dropout": self.dropout, "norm": self.norm}
         return {"widths": self.cpu_widths, "dropout": self.cpu_dropout, "norm": self.norm}
@@ -98,7 +98,7 @@ lf_unet = Network(
     LFUNet,
     PartRules(
         r"unet\." + _LAST_STAGE,
-        # The first slot's bias is added only where the first sequence is present, so it is that one's.
+        # The first slot's bias is added only if the first sequence is present, so it belongs to that sequence.
         own=(r"fusion\.slots\.(\d+)\..*",),
         sliced=((r"fusion\.score\.(?:weight|bias)", 0),),
     ),
@@ -150,10 +150,10 @@ NETWORKS: dict[str, Network] = {
 
 
 def build(builder: str | Builder, num_modalities: int, num_logits: int, **numbers: Any) -> nn.Module:
-    """The network of this name, or of this builder.
+    """Make the network of this name, or with this builder.
 
     Raises:
-        UsageError: there is no such network, or it cannot be of these numbers.
+        UsageError: there is no such network, or the numbers do not fit it.
     """
     if not isinstance(builder, str):
         name, make = name_of(builder), builder
@@ -163,41 +163,40 @@ def build(builder: str | Builder, num_modalities: int, num_logits: int, **number
         return NETWORKS[builder](num_modalities, num_logits, **numbers)
     else:
         raise UsageError(
-            f"there is no network {builder!r}; there are {', '.join(NETWORKS)}, and your own as module:name."
+            f"there is no network {builder!r}: give one of {', '.join(NETWORKS)}, or your own as module:name."
         )
     with blamed("network", name):
         network = make(num_modalities, num_logits, **numbers)
     if not isinstance(network, nn.Module):
-        raise UsageError(f"the network {name} made a {type(network).__name__}: it has to make a torch.nn.Module.")
+        raise UsageError(f"the network {name} returned a {type(network).__name__}: return a torch.nn.Module.")
     return network
 
 
 def own_builder(name: str) -> Builder:
-    """The network class, or the function that makes one, which `module:name` stands for.
+    """The network class, or the function that makes one, of `module:name`.
 
-    A model file names what is called when it is opened, so that nothing may be called that does not say it makes
-    a network.
+    Opening a model file calls what the file names, so only what is declared to make a network may be called.
 
     Raises:
         UsageError: it cannot be imported, or is neither.
     """
-    found = imported(name, "network")
-    if not makes_network(found):
+    builder: Builder = imported(name, "network")
+    if not makes_network(builder):
         raise UsageError(
-            f"{name!r} is no network, and is not called: name a class derived from torch.nn.Module, or a function that "
-            "says that it returns one (def net(num_modalities: int, num_logits: int) -> torch.nn.Module)."
+            f"{name!r} is not a network, and is not called: name a class derived from torch.nn.Module, or a function "
+            "annotated to return one (def net(num_modalities: int, num_logits: int) -> torch.nn.Module)."
         )
-    made: Builder = found
-    return made
+    return builder
 
 
-def makes_network(thing: object) -> bool:
-    """Whether something is a network's class, a function annotated to return a network, or one of multiseg's own."""
-    if isinstance(thing, Network):
+def makes_network(builder: object) -> bool:
+    """Whether it is a network class, a function annotated to return a network, or one of multiseg's own."""
+    if isinstance(builder, Network):
         return True
-    if not isinstance(thing, type):
+    returned = builder
+    if not isinstance(builder, type):
         try:
-            thing = get_type_hints(thing).get("return") if inspect.isfunction(thing) else None
-        except (NameError, TypeError, AttributeError):  # an annotation that is not there when the module is run
+            returned = get_type_hints(builder).get("return") if inspect.isfunction(builder) else None
+        except (NameError, TypeError, AttributeError):  # an annotation that does not exist at run time
             return False
-    return isinstance(thing, type) and issubclass(thing, nn.Module)
+    return isinstance(returned, type) and issubclass(returned, nn.Module)

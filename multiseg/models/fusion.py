@@ -1,4 +1,4 @@
-"""Networks that fuse the sequences' features by attention: LFUNet and MAFUNet (as compared with in Xu et al. 2024)."""
+"""Networks that fuse the sequences' features by attention: LFUNet and MAFUNet (compared in Xu et al. 2024)."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from multiseg.models.unet import (
 
 
 class AttentionFusion(nn.Module):
-    """One feature map from those of the sequences that are present, weighted voxel by voxel.
+    """Fuse the feature maps of the present sequences into one, with weights for each voxel.
 
-    With z_m the features of sequence m (Xu et al. 2024, the networks compared with):
+    With z_m the features of sequence m (Xu et al. 2024, compared networks):
         a = softmax over m of conv(conv([z_1 .. z_C])),    z = sum_m a_m z_m
-    The concatenation has a slot for each of the C sequences; the slot of an absent one holds 0, and its
-    score is -inf, so that it gets no weight. The paper leaves open kernel sizes, widths, the layer between,
-    the number of maps and what becomes of absent sequences. Here: the first convolution is 1x1x1 and as wide
-    as z_m, a PReLU follows, the second is 3x3x3, and there is one attention map a sequence.
+    The concatenation has a slot for each of the C sequences. The slot of an absent one is 0 and its score -inf, so
+    that it gets no weight. The paper does not give kernel sizes, widths, the layer between, the number of maps and the
+    treatment of absent sequences. Here the first convolution is 1x1x1 and as wide as z_m, a PReLU follows, the second
+    is 3x3x3, and there is one attention map per sequence.
     """
 
     def __init__(self, num_modalities: int, width: int) -> None:
         super().__init__()
-        # A convolution of the concatenation is the sum of one on each slot, so empty slots need not be computed.
+        # A convolution of the concatenation is the sum of one convolution per slot, so empty slots are not computed.
         self.slots = nn.ModuleList(nn.Conv3d(width, width, 1, bias=m == 0) for m in range(num_modalities))
         self.activation = nn.PReLU()
         self.score = nn.Conv3d(width, num_modalities, 3, padding=1)
@@ -50,10 +50,10 @@ class AttentionFusion(nn.Module):
 
 
 class LFUNet(nn.Module):
-    """Late fusion: one U-Net, the same for every sequence, whose last features are fused by attention.
+    """Late fusion: one U-Net, shared by all sequences, whose last features are fused by attention.
 
-    The U-Net is the published one with a single input channel; what its last convolution reads is fused,
-    then comes that convolution. It runs only on the sequences that are present: cost is proportional to them.
+    The U-Net is the published one with a single input channel; the input of its last convolution is fused. It runs
+    only on the sequences that are present, so the cost is proportional to their number.
 
     Raises:
         UsageError: see MultiUnet; any number of sequences fits.
@@ -83,8 +83,8 @@ class LFUNet(nn.Module):
         check_size(images, self.multiple)
         seen = shown(images, present)
         pairs = Pairs.of(present, images.device)
-        every = torch.cat([seen[rows, m : m + 1] for m, rows in pairs.rows.items()])
-        split = torch.split(self.unet.features(every), [len(rows) for rows in pairs.rows.values()])
+        channels = torch.cat([seen[rows, m : m + 1] for m, rows in pairs.rows.items()])
+        split = torch.split(self.unet.features(channels), [len(rows) for rows in pairs.rows.values()])
         out: Tensor = self.head(self.fusion(dict(zip(pairs.rows, split, strict=True)), pairs))
         return out
 
@@ -92,8 +92,8 @@ class LFUNet(nn.Module):
 class MAFUnet(nn.Module):
     """Multi-scale attention fusion: an encoder for every sequence, fused by attention at every scale, one decoder.
 
-    The paper does not say whether the encoders share their weights; here each has its own. An encoder runs
-    only on the samples that have its sequence.
+    The paper does not say whether the encoders share weights; here they do not. An encoder runs only on the samples
+    that have its sequence.
 
     Raises:
         UsageError: see MultiUnet; any number of sequences fits.
@@ -131,11 +131,11 @@ class MAFUnet(nn.Module):
 def encode_each(
     encoders: nn.ModuleList, images: Float[Tensor, "batch modality i j k"], pairs: Pairs
 ) -> list[dict[int, Tensor]]:
-    """For every scale, finest first, each sequence's features [row width i j k] by its own encoder."""
-    each: dict[int, list[Tensor]] = {}
+    """For every scale, finest first, each sequence's features [row width i j k] by its encoder."""
+    by_sequence: dict[int, list[Tensor]] = {}
     for m, rows in pairs.rows.items():
         units = encoders[m]
         assert isinstance(units, nn.ModuleList)
-        each[m] = encode(units, images[rows, m : m + 1])
-    depth = len(next(iter(each.values())))
-    return [{m: features[scale] for m, features in each.items()} for scale in range(depth)]
+        by_sequence[m] = encode(units, images[rows, m : m + 1])
+    depth = len(next(iter(by_sequence.values())))
+    return [{m: features[scale] for m, features in by_sequence.items()} for scale in range(depth)]

@@ -22,11 +22,11 @@ from multiseg.models.unet import (
 
 
 class HemisUnet(nn.Module):
-    """A U-Net by Havaei et al. 2016 (arXiv:1607.05194): any set of sequences, summed up by two moments.
+    """A U-Net by Havaei et al. 2016 (arXiv:1607.05194): any set of sequences, fused by two moments.
 
-    Every sequence has an encoder of its own, run only on the samples that have it. At every scale the
-    mean and the variance over the sequences present are concatenated and go to one decoder, which is
-    therefore twice as wide at its skips as Multi-Unet's.
+    Every sequence has its own encoder, which runs only on the samples that have it. At every scale the mean and the
+    variance over the present sequences are concatenated and go to one decoder, whose skips are therefore twice as wide
+    as Multi-Unet's.
 
     Raises:
         UsageError: see MultiUnet; any number of sequences fits.
@@ -63,8 +63,8 @@ class HemisUnet(nn.Module):
 def moments(features: dict[int, Tensor], pairs: Pairs) -> Float[Tensor, "batch both i j k"]:
     """Mean and variance over the sequences of every sample, concatenated.
 
-    mean = 1/n sum_m z_m,  variance = 1/n sum_m (z_m - mean)^2  over the n sequences present: the population's,
-    which is 0 for a single sequence (the unbiased one would be 0/0).
+    mean = 1/n sum_m z_m,  variance = 1/n sum_m (z_m - mean)^2  over the n present sequences. The variance is that of
+    the population, 0 for a single sequence (the unbiased one would be 0/0).
     """
     n = rearrange(reduce(pairs.present.to(next(iter(features.values())).dtype), "b m -> b", "sum"), "b -> b 1 1 1 1")
     mean = pairs.summed(features) / n

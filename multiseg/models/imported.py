@@ -1,4 +1,4 @@
-"""A published file of weights becomes a model file of ours, with all that such a file does not say."""
+"""Convert a published file of weights into a model file, adding what such a file does not contain."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from multiseg.models.unet import MultiUnet
 from multiseg.types import Index3
 
 RELEASED_CHANNELS = ("PD", "FLAIR", "SWI", "T1", "T1c", "T2")
-"""Of the released model: the alphabetical order of the names, PD being spelled DP there."""
+"""Channels of the released model, in alphabetical order of the names, with PD spelled DP."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What a published file does not say of its network.
+    """What a published file does not say about its network.
 
     Attributes:
         channels: the sequence of every input channel, in the file's order.
-        untrained: those of them that no training database had.
+        untrained: channels that no training database had.
         trained_on: the databases it learnt from, for the record.
-        background: what the network saw outside the brain; see `ModelInfo`.
+        background: values outside the brain in training; see `ModelInfo`.
     """
 
     channels: tuple[str, ...] = RELEASED_CHANNELS
@@ -42,25 +42,25 @@ class ImportOptions:
 
 
 def import_weights(path: Path, out: Path, options: ImportOptions, overwrite: bool = False) -> ModelInfo:
-    """Write `out`/model.safetensors from a published file (Xu et al. 2024; Wagner et al. 2025); what it says.
+    """Write `out`/model.safetensors from a published file (Xu et al. 2024; Wagner et al. 2025); returns its info.
 
     Raises:
         CheckpointError: the file holds no weights of a network that we have, or broken ones.
-        ModalityError: the channels are not as many as the file's, not known, or named twice.
-        UsageError: `out` holds a model already or is something else (a store, a folder of scans), or the patch does not
-            fit the network.
+        ModalityError: the number of channels is not that of the file, or a channel is unknown or named twice.
+        UsageError: `out` already holds a model or something else (a store, scans), or the patch does not fit the
+            network.
     """
     check_folder(out, own=(BEST, LAST))
-    check_files([out / BEST], [path], overwrite=True)  # a model that is there has words of its own
-    there = [name for name in (BEST, LAST) if (out / name).exists()]
-    if there and not overwrite:
-        raise UsageError(f"{out} holds a model already ({there[0]}). Choose another --out, or pass --overwrite.")
+    check_files([out / BEST], [path], overwrite=True)  # an existing model has its own message
+    existing = [name for name in (BEST, LAST) if (out / name).exists()]
+    if existing and not overwrite:
+        raise UsageError(f"{out} already holds a model ({existing[0]}). Choose another --out, or pass --overwrite.")
     axis = ModalityAxis(named_channels(options.channels))
     untrained = named_channels(options.untrained)
     trained = [name for name in axis if name not in untrained]
     axis.channels(untrained)
     if not trained:
-        raise ModalityError(f"no channel of {', '.join(axis)} was trained: the model could use no sequence at all.")
+        raise ModalityError(f"no channel of {', '.join(axis)} was trained: the model could not use any sequence.")
     state = read_published(path)
     size = size_of(state)
     _check_sizes(path, size, axis)
@@ -86,23 +86,26 @@ def import_weights(path: Path, out: Path, options: ImportOptions, overwrite: boo
     return info
 
 
-def named_channels(given: Sequence[str]) -> tuple[str, ...]:
+def named_channels(spellings: Sequence[str]) -> tuple[str, ...]:
     """The canonical names of channels.
 
     Raises:
-        ModalityError: a spelling is not known, is the release's misspelt DP, or names a sequence again.
+        ModalityError: a spelling is unknown, is the release's misspelt DP, or names a sequence twice.
     """
     names: list[str] = []
-    for one in given:
-        name = canonical_modality(one)
-        if name == "PD" and one.lower() == "dp":
-            raise ModalityError("DP is how the release spells PD (proton density): write PD, at DP's place.")
+    for spelling in spellings:
+        name = canonical_modality(spelling)
+        if name == "PD" and spelling.lower() == "dp":
+            raise ModalityError("DP is how the release spells PD (proton density): write PD instead of DP.")
         if name is None:
             raise ModalityError(
-                f"the channel {one!r} is no known sequence. Write such as {', '.join(CANONICAL_ORDER)}."
+                f"the channel {spelling!r} is not a known sequence. Known are, for example, "
+                f"{', '.join(CANONICAL_ORDER)}."
             )
         if name in names:
-            raise ModalityError(f"the channels {', '.join(given)} name {name} twice: each sequence has one channel.")
+            raise ModalityError(
+                f"the channels {', '.join(spellings)} name {name} twice: each sequence has one channel."
+            )
         names.append(name)
     return tuple(names)
 
@@ -111,18 +114,18 @@ def _check_sizes(path: Path, size: PublishedSize, axis: ModalityAxis) -> None:
     if size.num_channels != len(axis):
         raise ModalityError(
             f"{path} has {size.num_channels} input channels, but {len(axis)} are named ({', '.join(axis)}). Name "
-            f"every one in the file's order; the released model's is {','.join(RELEASED_CHANNELS)}."
+            f"all of them in the file's order; that of the released model is {','.join(RELEASED_CHANNELS)}."
         )
     if size.num_logits != 1:
         raise CheckpointError(
-            f"{path} answers with {size.num_logits} logits, and does not say for which structures. Only networks "
-            "with one logit (lesion) can be imported."
+            f"{path} has {size.num_logits} logits, and does not say for which structures. Only networks with one "
+            "logit (lesion) can be imported."
         )
 
 
 def _check_patch(patch: Index3, multiple: int) -> None:
     if any(n % multiple or n <= multiple for n in patch):
         raise UsageError(
-            f"windows of {list(patch)} voxels do not fit the network: give a multiple of {multiple}, from "
-            f"{2 * multiple} on."
+            f"windows of {list(patch)} voxels do not fit the network: give multiples of {multiple}, at least "
+            f"{2 * multiple}."
         )

@@ -1,4 +1,4 @@
-"""Which scans a model has learnt from, by digests of their voxels: it knows them again under any name, in any store."""
+"""Which scans a model has learnt from, as digests of their voxels, which identify them in any store."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from multiseg.errors import DataError
 
 DIGITS = 16
-"""Hexadecimal digits that are kept of a digest: 64 bits. Between 20,000 scans of a model and 20,000 others, the chance
-that any two differ and yet agree in these is 20,000 * 20,000 / 2**64, about 2 in 100,000,000,000."""
+"""Hexadecimal digits that are kept of a digest: 64 bits. For 20,000 scans of a model and 20,000 others, the probability
+of a collision is 20,000 * 20,000 / 2**64, about 2 in 100,000,000,000."""
 TRAIN, VAL, NOT_LEARNT, NOT_KNOWN = "train", "val", "", "not known"
 
 
@@ -18,13 +18,13 @@ TRAIN, VAL, NOT_LEARNT, NOT_KNOWN = "train", "val", "", "not known"
 class LearntScans:
     """The scans that a model, and the models it was fine-tuned from, have learnt from.
 
-    A digest holds no name, and no image can be made from it; but whoever has the scan recognises it. So it is
-    written into model files that stay where they were trained, and never into what a federation sends.
+    A digest contains no name and no image, but anyone with the scan can recognise it. So it is written to model files,
+    which stay where they were trained, and never to what a federation sends.
 
     Attributes:
-        train: of the scans of training cases, the first `DIGITS` digits of their content's digest.
-        val: of those of the validation cases, by which the best step was chosen.
-        is_complete: whether all that it learnt from is here; not where it comes from a model that does not say.
+        train: the first `DIGITS` digits of the digests of the training scans.
+        val: those of the validation scans, by which the best step was chosen.
+        is_complete: False if the model was fine-tuned from one that does not say what it learnt from.
     """
 
     train: frozenset[str] = frozenset()
@@ -33,14 +33,14 @@ class LearntScans:
 
     @classmethod
     def of(cls, train: Iterable[str], val: Iterable[str] = ()) -> LearntScans:
-        """From whole digests, a scan each."""
-        return cls(frozenset(one[:DIGITS] for one in train), frozenset(one[:DIGITS] for one in val))
+        """From the full digests of the scans."""
+        return cls(frozenset(digest[:DIGITS] for digest in train), frozenset(digest[:DIGITS] for digest in val))
 
     def __or__(self, other: LearntScans) -> LearntScans:
         return LearntScans(self.train | other.train, self.val | other.val, self.is_complete and other.is_complete)
 
     def to_json(self) -> dict[str, Any]:
-        """One text for each set, digest after digest, since there may be thousands."""
+        """Each set is one text of concatenated digests, since there may be thousands."""
         return {
             "digits": DIGITS,
             "train": "".join(sorted(self.train)),
@@ -50,24 +50,24 @@ class LearntScans:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LearntScans:
-        """Raises DataError where the digests are not of the length that this multiseg compares."""
+        """Raises DataError if the digests do not have `DIGITS` digits."""
         train, val = str(data["train"]), str(data["val"])
         if data["digits"] != DIGITS or len(train) % DIGITS or len(val) % DIGITS:
             raise DataError(
-                f"digests of {data['digits']} digits, {len(train)} and {len(val)} in all, are not of {DIGITS}."
+                f"digests have {data['digits']} digits, {len(train)} and {len(val)} in total, instead of {DIGITS} each."
             )
         return cls(_cut(train), _cut(val), bool(data["complete"]))
 
 
 def _cut(text: str) -> frozenset[str]:
-    return frozenset(text[at : at + DIGITS] for at in range(0, len(text), DIGITS))
+    return frozenset(text[start : start + DIGITS] for start in range(0, len(text), DIGITS))
 
 
 def how_learnt(learnt: LearntScans | None, digests: Iterable[str]) -> str:
-    """What a model did with the scans of these digests: one scan is enough to know a case.
+    """How a model used the scans with these digests: one scan is enough to identify a case.
 
-    "train" (it was trained on one), "val" (it was chosen by one), "" (it has seen none of them), or "not known" where
-    the model does not say, or not all, or there is no digest.
+    "train" (trained on one), "val" (chosen by one), "" (not at all), or "not known" if the model does not say, or not
+    completely, or there is no digest.
     """
     short = {digest[:DIGITS] for digest in digests if digest}
     if learnt is not None and short & learnt.train:
@@ -78,35 +78,34 @@ def how_learnt(learnt: LearntScans | None, digests: Iterable[str]) -> str:
 
 
 def removed_among(learnt: LearntScans | None, removed: Mapping[str, str]) -> tuple[str, ...]:
-    """Of the scans that were removed from a store, by digest with their dates: those that a model has learnt from, or
-    was chosen by, as their dates."""
-    known = learnt.train | learnt.val if learnt is not None else frozenset()
-    return tuple(sorted(date for digest, date in removed.items() if digest[:DIGITS] in known))
+    """The removal dates of the scans that a model has learnt from or was chosen by; `removed` maps digests to dates."""
+    used = learnt.train | learnt.val if learnt is not None else frozenset()
+    return tuple(sorted(date for digest, date in removed.items() if digest[:DIGITS] in used))
 
 
 def describe_removed(
     learnt: LearntScans | None, url: str, removed: Mapping[str, str], damaged: Collection[str] = ()
 ) -> str:
-    """What a person should know of a model and the cases that were removed from a store; "" where it is nothing.
+    """A warning if a model has, or may have, learnt from cases that were removed from a store; otherwise "".
 
     Args:
-        removed: digests of the scans that were removed, and when.
-        damaged: databases of the store that do not tell what was removed from them.
+        removed: digests of the removed scans, and the dates.
+        damaged: databases of the store whose list of removed scans is damaged.
     """
-    dates, said = removed_among(learnt, removed), []
+    dates, sentences = removed_among(learnt, removed), []
     if dates:
-        said.append(
+        sentences.append(
             f"The model has learnt from {len(dates)} scans of cases that were removed from {url} "
             f"({', '.join(dict.fromkeys(dates))}). Train it again without them, from a model that has not seen them."
         )
     elif removed and (learnt is None or not learnt.is_complete):
-        said.append(
-            f"The model does not say all that it has learnt from: whether cases that were removed from {url} are among "
-            "it is not known."
+        sentences.append(
+            "The model does not say all that it has learnt from: it is not known whether cases that were removed from "
+            f"{url} are part of it."
         )
     if damaged:
-        said.append(
-            f"Whether it has learnt from cases that were removed from {', '.join(sorted(damaged))} is not known, since "
-            f"that is damaged. Run: multiseg repair {url}."
+        sentences.append(
+            f"It is not known whether it has learnt from cases that were removed from {', '.join(sorted(damaged))}, "
+            f"since that is damaged. Run: multiseg repair {url}."
         )
-    return " ".join(said)
+    return " ".join(sentences)

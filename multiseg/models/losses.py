@@ -1,11 +1,11 @@
-"""Losses for targets in which not every structure was looked for, as pure functions.
+"""Losses for targets in which not every structure was annotated, as pure functions.
 
-All of them work on log-probabilities [batch class i j k], class 0 being background. Where a case was not
-searched for some structures, a background voxel may be any of those: their probabilities are added to
-background's (Roulet et al. 2019, adaptive cross entropy), so nothing unlooked-for is ever punished. Outside the
-brain nothing can be: there a background voxel is background, whatever was looked for.
+All of them take log-probabilities [batch class i j k], class 0 being background. If a case is not annotated for some
+structures, a background voxel may be any of them: their probabilities are added to that of background (Roulet et al.
+2019, adaptive cross entropy), so predicting them is never punished. Outside the brain there is no structure: there a
+background voxel is background.
 
-How these probabilities become an answer is said in `multiseg.evaluation.decision`.
+`multiseg.evaluation.decision` turns these probabilities into labels.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def log_probabilities(logits: Float[Tensor, "batch logit i j k"]) -> Float[Tenso
 def outside_brain(
     images: Float[Tensor, "batch modality i j k"], target: UInt8[Tensor, "batch i j k"]
 ) -> Bool[Tensor, "batch i j k"]:
-    """The voxels that are background for certain: nothing is labelled, and every sequence that is shown is exactly 0.
+    """The voxels that are certainly background: without a label, and exactly 0 in every sequence that is shown.
 
-    So a store has it outside the brain and beyond the case. Augmentation keeps it, and what it brings in from outside
-    the window is 255, not 0. A sequence that is dropped is not asked: where the ones that are left show nothing, a
-    model is to answer nothing. A voxel that somebody labelled keeps its label.
+    Stores are 0 outside the brain and outside the case. Augmentation preserves this, and labels what it brings in from
+    outside the window with 255, not 0. A dropped sequence does not count: where the remaining ones are 0, a model
+    should predict nothing. A labelled voxel keeps its label.
     """
     return (images == 0).all(dim=1) & (target == 0)
 
@@ -44,12 +44,12 @@ def marginal(
     annotated: Bool[Tensor, "batch label"],
     outside: Bool[Tensor, "batch i j k"] | None = None,
 ) -> Float[Tensor, "batch class i j k"]:
-    """The same, with background's probability joined by that of every structure nobody looked for.
+    """Log-probabilities in which background includes every structure that a case is not annotated for.
 
     log p'_0 = log(p_0 + sum of p_l over labels l that are not annotated)   (Roulet et al. 2019, eq. 2)
 
     Args:
-        outside: the voxels at which p'_0 = p_0 even so, see `outside_brain`; None for none.
+        outside: the voxels at which p'_0 = p_0, see `outside_brain`; None for none.
     """
     if bool(annotated.all()):
         return log_p
@@ -62,7 +62,7 @@ def marginal(
 
 
 def cross_entropy(log_p: Float[Tensor, "batch class i j k"], target: UInt8[Tensor, "batch i j k"]) -> Float[Tensor, ""]:
-    """Minus the mean log-probability of the target over all voxels that are not to be ignored; 0 if none is."""
+    """Minus the mean log-probability of the target over all voxels that are not ignored; 0 if all are."""
     looked_at = target != IGNORE
     index = torch.where(looked_at, target, 0).long()
     picked = torch.gather(log_p, 1, rearrange(index, "b i j k -> b 1 i j k"))[:, 0]
@@ -75,13 +75,13 @@ def unsearched_outside(
     annotated: Bool[Tensor, "batch label"],
     outside: Bool[Tensor, "batch i j k"],
 ) -> Float[Tensor, ""]:
-    """What the structures that nobody looked for cost outside the brain, for a loss that says nothing else of them.
+    """The loss of structures without annotation outside the brain, for objectives that otherwise ignore them.
 
-    With q the sum of their probabilities: -log(1 - q) at the voxels `outside`, over the number of voxels that are not
-    to be ignored; 0 where everything was looked for.
+    With q the sum of their probabilities: the sum of -log(1 - q) over the voxels `outside`, divided by the number of
+    voxels that are not ignored; 0 if every structure is annotated.
 
     Args:
-        log_p: as the network has them, not `marginal`.
+        log_p: of the network, not `marginal`.
     """
     if bool(annotated.all()):
         return log_p.new_zeros(())
@@ -105,7 +105,7 @@ def soft_dice_loss(
     released); with `over_batch` the sums run over the whole batch, so patches without lesion count too.
 
     Args:
-        eps: keeps 0/0 at a loss of 0 where a label is absent and not predicted.
+        eps: makes the loss 0 instead of 0/0 if a label is absent and not predicted.
     """
     looked_at = rearrange(target != IGNORE, "b i j k -> b 1 i j k")
     labels = torch.arange(1, log_p.shape[1], device=target.device)

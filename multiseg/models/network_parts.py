@@ -1,4 +1,4 @@
-"""Which parts of a network belong to one sequence or one label, so that those who have it may learn it together."""
+"""Which parts of a network belong to one sequence or one label, so that the sites that have it train them together."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from multiseg.models.builders import NETWORKS, PartRules, build
 from multiseg.models.saved import ModelInfo
 
 SHARED = ""
-"""The group of what belongs to all."""
+"""The group of parts that belong to all."""
 VARIANCE = ".running_var"
-"""How the name of a tensor of running variances ends."""
+"""The suffix of tensors of running variances."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Part:
     """A tensor of a network, or a slice of one, that belongs to one group.
 
     Attributes:
-        name: the tensor's where it belongs whole to all, else "tensor[sequence]", "tensor[label:NAME]" or, for the
-            row of a head that belongs to the background, "tensor[background]".
+        name: the tensor's name if all of it belongs to all, otherwise "tensor[sequence]", "tensor[label:NAME]" or, for
+            the background's row of a head, "tensor[background]".
         tensor: its name in the state dict.
-        dim, start, length: the slice; `dim` is None for a whole tensor, whose start and length are 0.
+        dim, start, length: the slice; None, 0 and 0 for a whole tensor.
         group: "" (all), a sequence's name, or "label:NAME".
         shape: of the part, not of the tensor.
     """
@@ -44,48 +44,52 @@ class Part:
 
     @property
     def is_statistic(self) -> bool:
-        """Whether it is a running mean or variance of batch normalisation, which no gradient moves."""
+        """Whether it is a running mean or variance of batch normalisation, which has no gradient."""
         return self.tensor.endswith((".running_mean", VARIANCE))
 
 
 def parts(info: ModelInfo) -> tuple[Part, ...]:
-    """Every floating-point tensor of the network that `info` describes, once and whole, in the network's order.
+    """The parts of the network that `info` describes, which together are all its floating-point tensors, in order.
 
-    Counters (`num_batches_tracked`) are no parts. In a space of one label, whose one logit is everybody's, no part
-    belongs to a label.
+    Counters (`num_batches_tracked`) are not parts. With a single label, whose logit belongs to all, no part belongs to
+    a label.
 
     Raises:
-        UsageError: the network is of a kind that has no rules here.
+        UsageError: the network has no rules for its parts.
     """
-    known = {name: network.parts for name, network in NETWORKS.items() if network.parts}
-    if info.builder not in known:
-        raise UsageError(f"no rules say which parts of a {info.builder} belong to whom; there are {', '.join(known)}.")
-    rules, space = known[info.builder], info.space
+    rules_by_name = {name: network.parts for name, network in NETWORKS.items() if network.parts}
+    if info.builder not in rules_by_name:
+        raise UsageError(
+            f"multiseg does not know which parts of a {info.builder} belong to a sequence or a label: choose one of "
+            f"{', '.join(rules_by_name)}."
+        )
+    rules, space = rules_by_name[info.builder], info.space
     with torch.device("meta"):
         state = build(info.builder, len(info.axis), space.num_logits, **info.numbers).state_dict()
     rows: dict[str, str] = {}
     if space.num_logits > 1:
         rows = {BACKGROUND: SHARED} | {f"label:{label}": f"label:{label}" for label in space.names}
-    found: list[Part] = []
+    all_parts: list[Part] = []
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             continue
         dim = next((dim for pattern, dim in rules.sliced if re.fullmatch(pattern, name)), None)
         if dim is not None:
-            found += _slices(name, tensor, dim, {modality: modality for modality in info.axis})
+            all_parts += _slices(name, tensor, dim, {modality: modality for modality in info.axis})
         elif rows and re.fullmatch(rules.heads, name):
-            found += _slices(name, tensor, 0, rows)
+            all_parts += _slices(name, tensor, 0, rows)
         else:
-            found.append(_whole(name, tensor, _owner(name, rules, tuple(info.axis))))
-    return tuple(found)
+            all_parts.append(_whole(name, tensor, _owner(name, rules, tuple(info.axis))))
+    return tuple(all_parts)
 
 
 def _slices(name: str, tensor: Tensor, dim: int, groups: Mapping[str, str]) -> list[Part]:
-    """A part for each index along `dim`; `groups` says by what stands in brackets to whom it belongs."""
+    """A part for each index along `dim`; `groups` maps the text in brackets of its name to its group."""
     assert tensor.shape[dim] == len(groups), name
     shape = (*tensor.shape[:dim], 1, *tensor.shape[dim + 1 :])
     return [
-        Part(f"{name}[{owner}]", name, dim, at, 1, group, shape) for at, (owner, group) in enumerate(groups.items())
+        Part(f"{name}[{owner}]", name, dim, index, 1, group, shape)
+        for index, (owner, group) in enumerate(groups.items())
     ]
 
 
@@ -111,23 +115,23 @@ def split(state: Mapping[str, Tensor], parts: Iterable[Part]) -> dict[str, Tenso
 
 
 def joined(pieces: Mapping[str, Tensor], state: Mapping[str, Tensor], parts: Iterable[Part]) -> dict[str, Tensor]:
-    """A new state dict with these pieces in their places; what is not among them is as in `state`.
+    """A new state dict with these pieces in their places, and otherwise as `state`.
 
-    Tensors that get no piece are `state`'s own, not copies. Pieces of another precision are cast.
+    Tensors without a piece are not copied. Pieces of another precision are cast.
 
     Raises:
-        FederationError: a piece is no part, or not of its part's shape.
+        FederationError: a piece is not a part, or does not have its shape.
     """
     return _placed(pieces, state, parts, Tensor.copy_)
 
 
 def moved(change: Mapping[str, Tensor], state: Mapping[str, Tensor], parts: Iterable[Part]) -> dict[str, Tensor]:
-    """A new state dict, to which a change of some parts was added; otherwise as `joined`."""
+    """A new state dict with the changes of some parts added; otherwise as `joined`."""
     return _placed(change, state, parts, Tensor.add_)
 
 
 def sound(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same state dict with no running variance below 0, where noise or rounding may have left one."""
+    """A new state dict in which running variances are at least 0: noise or rounding may have made them negative."""
     return {name: tensor.clamp(min=0) if name.endswith(VARIANCE) else tensor for name, tensor in state.items()}
 
 
@@ -137,13 +141,13 @@ def _placed(
     parts: Iterable[Part],
     place: Callable[[Tensor, Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    known = {part.name: part for part in parts}
+    by_name = {part.name: part for part in parts}
     new = dict(state)
     for name, piece in pieces.items():
-        part = known.get(name)
+        part = by_name.get(name)
         if part is None or tuple(piece.shape) != part.shape:
-            expected = f"{part.shape} in it" if part else "no part of it"
-            raise FederationError(f"{name!r} of shape {tuple(piece.shape)} does not fit the network: it is {expected}.")
+            expected = f"its shape is {part.shape}" if part else "there is no such part"
+            raise FederationError(f"{name!r} of shape {tuple(piece.shape)} does not fit the network: {expected}.")
         if new[part.tensor] is state[part.tensor]:
             new[part.tensor] = state[part.tensor].clone()
         place(_piece(new[part.tensor], part), piece)
@@ -152,14 +156,15 @@ def _placed(
 
 def difference(new: Mapping[str, Tensor], old: Mapping[str, Tensor], parts: Iterable[Part]) -> dict[str, Tensor]:
     """New minus old of every given part, float32."""
-    chosen = tuple(parts)
-    before = split(old, chosen)
-    return {name: (piece.float() - before[name].float()).detach() for name, piece in split(new, chosen).items()}
+    parts = tuple(parts)
+    before = split(old, parts)
+    return {name: (piece.float() - before[name].float()).detach() for name, piece in split(new, parts).items()}
 
 
 def leaves(part: Part, personal_patterns: Iterable[str], personal_parts: Collection[str] = ()) -> bool:
-    """Whether a part is for all: it is not personal, by a pattern of its tensor's name or by its own name."""
-    return part.name not in personal_parts and not any(fnmatchcase(part.tensor, one) for one in personal_patterns)
+    """Whether a part is sent to others: neither its tensor's name nor its own name is personal."""
+    is_personal = any(fnmatchcase(part.tensor, pattern) for pattern in personal_patterns)
+    return part.name not in personal_parts and not is_personal
 
 
 def trained_parts(
@@ -169,13 +174,13 @@ def trained_parts(
     personal_patterns: Iterable[str] = (),
     personal_parts: Collection[str] = (),
 ) -> tuple[Part, ...]:
-    """Those that a site trains for all: what belongs to everybody, to its sequences and to its annotated labels.
+    """The parts that a site trains for all: those of all, of its sequences and of its annotated labels.
 
     Args:
         modalities: sequences of the site's training cases.
-        labels: names of the model's labels that somebody looked for in them.
-        personal_patterns: of tensor names, as of the shell; these tensors are the site's own.
-        personal_parts: names of parts that are the site's own.
+        labels: names of the model's labels that these are annotated for.
+        personal_patterns: shell patterns of the names of tensors that stay at the site.
+        personal_parts: names of parts that stay at the site.
     """
     groups = {SHARED, *modalities, *(f"label:{name}" for name in labels)}
     patterns = tuple(personal_patterns)

@@ -1,4 +1,4 @@
-"""Progressive networks: a trained, frozen column beside a new one that reads its features."""
+"""Progressive networks: a trained, frozen column and a new one that reads its features."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from multiseg.models.unet import (
 class ProgressiveUnet(nn.Module):
     """Two Multi-Unets side by side (Xu et al. 2024, appendix C, after Rusu et al. 2016, arXiv:1606.04671).
 
-    The first column is trained before and frozen: it gets no gradient and is always in eval mode. What it holds
-    before every strided convolution (but the first, which reads the image) and before every upsampling is
-    concatenated to what the second column holds there, so the second column's next convolution is that much
-    wider. Shortcuts carry the second column's own features only. Both columns see the same images.
+    The first column is trained before and frozen: it has no gradient and is always in eval mode. Its features before
+    every strided convolution (except the first, which reads the image) and before every upsampling are concatenated to
+    those of the second column, whose next convolution is wider accordingly. Shortcuts have only the second column's
+    features. Both columns get the same images.
 
     Args:
-        first_modalities: the first column knows only so many sequences, the first of the axis; None is all.
+        first_modalities: number of sequences of the first column, the first of the axis; None is all.
 
     Raises:
-        UsageError: see MultiUnet; or the first column knows more sequences than there are.
+        UsageError: see MultiUnet; or the first column has more sequences than there are.
     """
 
     def __init__(
@@ -47,16 +47,13 @@ class ProgressiveUnet(nn.Module):
         first_modalities: int | None = None,
     ) -> None:
         super().__init__()
-        known = num_modalities if first_modalities is None else first_modalities
-        if not 1 <= known <= num_modalities:
-            raise UsageError(
-                f"the first column cannot know {known} of {num_modalities} sequences: "
-                f"give first_modalities from 1 to {num_modalities}."
-            )
-        self.first = MultiUnet(known, num_logits, widths, dropout, norm).requires_grad_(False).eval()
+        first_modalities = num_modalities if first_modalities is None else first_modalities
+        if not 1 <= first_modalities <= num_modalities:
+            raise UsageError(f"first_modalities is {first_modalities}: give a number from 1 to {num_modalities}.")
+        self.first = MultiUnet(first_modalities, num_logits, widths, dropout, norm).requires_grad_(False).eval()
         self.encoder = encoder_units(num_modalities, widths, dropout, norm, lateral=True)
         self.decoder = decoder_stages(widths, num_logits, dropout, norm, lateral=True)
-        self.first_modalities = known
+        self.first_modalities = first_modalities
         self.multiple = self.first.multiple
 
     @property
@@ -65,7 +62,7 @@ class ProgressiveUnet(nn.Module):
         return last_convolution(self.decoder)
 
     def train(self, mode: bool = True) -> ProgressiveUnet:
-        """Set the mode of the second column; the first stays in eval mode, or its norm and dropout would change it."""
+        """Set the mode of the second column; the first stays in eval mode, so that norm and dropout do not change."""
         super().train(mode)
         self.first.eval()
         return self
@@ -73,22 +70,22 @@ class ProgressiveUnet(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
     ) -> Float[Tensor, "batch label i j k"]:
-        """Logits on the grid of the images; channels that are not present count as 0 whatever they hold.
+        """Logits on the grid of the images; channels that are not present count as 0.
 
         Raises:
             UsageError: the size does not fit, see MultiUnet.
         """
         check_size(images, self.multiple)
         x = shown(images, present)
-        # No gradient even where a caller made every parameter trainable.
+        # No gradient even if a caller made every parameter trainable.
         with torch.no_grad():
-            theirs = encode(self.first.encoder, x[:, : self.first_modalities])
-            their_deeps = decoded(self.first.decoder, theirs)
+            first_features = encode(self.first.encoder, x[:, : self.first_modalities])
+            first_deeps = decoded(self.first.decoder, first_features)
         depth = len(self.encoder)
         features: list[Tensor] = []
-        for at, unit in enumerate(self.encoder):
-            x = unit(x, theirs[at - 1]) if has_lateral(at, depth) else unit(x)
+        for index, unit in enumerate(self.encoder):
+            x = unit(x, first_features[index - 1]) if has_lateral(index, depth) else unit(x)
             features.append(x)
-        for stage, at, their_deep in zip(self.decoder, reversed(range(depth - 1)), their_deeps, strict=True):
-            x = stage(x, features[at], their_deep, theirs[at])
+        for stage, index, first_deep in zip(self.decoder, reversed(range(depth - 1)), first_deeps, strict=True):
+            x = stage(x, features[index], first_deep, first_features[index])
         return x

@@ -1,4 +1,4 @@
-"""State dicts of the published Multi-Unet release and of FedUniBrain: their files, sizes and names against ours."""
+"""State dicts of the published Multi-Unet release and of FedUniBrain: read them, and map their names to ours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from multiseg.errors import CheckpointError
 from multiseg.models.unet import MultiUnet
 
 WRAPPINGS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training scripts keep a network's tensors beside other things."""
+"""Keys under which training scripts store a network's tensors."""
 DAMAGED = (
     RuntimeError, LookupError, ValueError, EOFError, OSError, struct.error, TypeError, AttributeError, AssertionError,
     OverflowError,
@@ -33,7 +33,7 @@ _PART = r"(conv|adn\.A|adn\.N)\.(weight|bias|running_mean|running_var|num_batche
 
 @dataclass(frozen=True)
 class PublishedSize:
-    """What a published state dict's names and shapes say of its network; `norm` is "instance" or "batch"."""
+    """The size of a published network, from the names and shapes of its tensors; `norm` is "instance" or "batch"."""
 
     num_channels: int
     num_logits: int
@@ -48,7 +48,7 @@ def our_name(published: str) -> str:
     ('encoder.0.first.activation.weight', 'decoder.1.keep.conv.bias')
 
     Raises:
-        CheckpointError: the published network has no tensor of such a name.
+        CheckpointError: the published network has no tensor of this name.
     """
     encoder = re.fullmatch(rf"conv_(\d+)\.conv\.(unit[01])\.{_PART}", published)
     decoder = re.fullmatch(rf"up_stage_(\d+)\.([12])\.{_PART}", published)
@@ -60,19 +60,19 @@ def our_name(published: str) -> str:
 
 
 def their_name(ours: str) -> str:
-    """The published name of a tensor of ours.
+    """The published name of one of our tensors.
 
     >>> their_name("encoder.0.first.activation.weight"), their_name("decoder.3.reduce.bias")
     ('conv_1.conv.unit0.adn.A.weight', 'up_stage_4.2.conv.bias')
     """
     side, number, unit, *part, end = ours.split(".")
     stage = f"conv_{int(number) + 1}.conv" if side == "encoder" else f"up_stage_{int(number) + 1}"
-    units, parts = ({mine: theirs for theirs, mine in names.items()} for names in (_UNITS, _PARTS))
+    units, parts = ({our: their for their, our in names.items()} for names in (_UNITS, _PARTS))
     return f"{stage}.{units[unit]}.{parts[part[0] if part else 'conv']}.{end}"
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
-    """The tensors of a published file, bare of wrappings; nothing in the file is executed.
+    """The tensors of a published file, without wrappings; no code in the file is run.
 
     Raises:
         CheckpointError: there is no such file, torch cannot read it, it holds more than tensors and plain
@@ -84,56 +84,52 @@ def read_published(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"there is no file of weights at {path}.") from error
     if path.suffix == ".safetensors":
         raise CheckpointError(
-            f"{path} is no published state dict. If multiseg wrote it, it is a model already: use it."
+            f"{path} is not a published state dict. If multiseg wrote it, it is already a model: use it."
         )
     try:
-        held = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} cannot be read as weights alone: {_first_line(error)} Either it is no file of torch.save, or it "
-            "holds objects whose loading would run code, which is never done: save its state_dict() by itself."
+            f"{path} does not hold weights alone: {_first_sentence(error)} Either torch.save did not write it, or it "
+            "holds objects whose loading would run code, which is never done: save only its state_dict()."
         ) from error
     except DAMAGED as error:
         raise CheckpointError(
-            f"{path} is no file of torch.save, or not a whole one ({type(error).__name__}): look where it comes from."
+            f"{path} was not written by torch.save, or is incomplete ({type(error).__name__}): check its origin."
         ) from error
-    return _bare(held, path)
+    return _unwrapped(content, path)
 
 
-def _first_line(error: Exception) -> str:
-    said = str(error).strip().split("\n")[0]
-    return said.split(". ")[0].rstrip(".") + "."
+def _first_sentence(error: Exception) -> str:
+    line = str(error).strip().split("\n")[0]
+    return line.split(". ")[0].rstrip(".") + "."
 
 
-def _bare(held: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict within common wrappings, without the prefixes that data-parallel training puts."""
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict within common wrappings, without the prefixes of data-parallel training."""
     for _ in WRAPPINGS:
-        if isinstance(held, Mapping):
-            held = next((held[key] for key in WRAPPINGS if isinstance(held.get(key), Mapping)), held)
-    if not isinstance(held, Mapping) or not held:
-        raise CheckpointError(f"{path} holds no state dict (names with their tensors), but {_said(held)}.")
-    other = [str(name) for name, value in held.items() if not isinstance(value, Tensor)]
+        if isinstance(content, Mapping):
+            content = next((content[key] for key in WRAPPINGS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(content, Mapping) or not content:
+        found = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise CheckpointError(f"{path} holds no state dict (names with their tensors), but {found}.")
+    other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if other:
         raise CheckpointError(
-            f"{path} holds no state dict: {', '.join(other[:5])} ({len(other)} entries) are no tensors. Wrappings "
-            f"that are understood: {', '.join(WRAPPINGS)}."
+            f"{path} holds no state dict: {', '.join(other[:5])} ({len(other)} entries) are not tensors. Known "
+            f"wrappings: {', '.join(WRAPPINGS)}."
         )
-    bare = {_PREFIX.sub("", str(name)): tensor for name, tensor in held.items()}
-    if len(bare) < len(held):
+    tensors = {_PREFIX.sub("", str(name)): tensor for name, tensor in content.items()}
+    if len(tensors) < len(content):
         raise CheckpointError(f"{path} holds some tensors twice, with and without a prefix such as 'module.'.")
-    return bare
-
-
-def _said(held: Any) -> str:
-    return "nothing" if isinstance(held, Mapping) else f"a {type(held).__name__}"
+    return tensors
 
 
 def size_of(state: Mapping[str, Tensor]) -> PublishedSize:
-    """The network that a published state dict belongs to, read off its names and shapes.
+    """The size of the network that a published state dict belongs to, from its names and shapes.
 
     Raises:
-        CheckpointError: it belongs to none: a variant with weight standardisation or group norm, or another
-            network.
+        CheckpointError: it belongs to a variant with weight standardisation or group norm, or to another network.
     """
     _refuse_variants(state)
     widths: list[int] = []
@@ -141,7 +137,7 @@ def size_of(state: Mapping[str, Tensor]) -> PublishedSize:
         widths.append(_shape(state, name)[0])
     if len(widths) < 2:
         raise CheckpointError(
-            f"the state dict has no tensor {name!r}, so it is not of the published Multi-Unet; it has "
+            f"the state dict has no tensor {name!r}, so it is not a published Multi-Unet; it has "
             f"{', '.join(list(state)[:3])}, ..."
         )
     return PublishedSize(
@@ -162,18 +158,18 @@ def _refuse_variants(state: Mapping[str, Tensor]) -> None:
     norm = next((name for name in state if ".adn.N." in name), None)
     if norm is not None and not any(name.endswith(".adn.N.running_mean") for name in state):
         raise CheckpointError(
-            f"the tensor {norm!r} belongs to a norm without running statistics (FedUniBrain's GROUP), which is not "
-            "imported. Import one with instance or batch norm."
+            f"the tensor {norm!r} belongs to a norm without running statistics (FedUniBrain's GROUP), which multiseg "
+            "does not import. Import one with instance or batch norm."
         )
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     """The shape of a convolution's weight."""
     if name not in state:
-        raise CheckpointError(f"the state dict has no tensor {name!r}: it is not whole.")
+        raise CheckpointError(f"the state dict has no tensor {name!r}: it is incomplete.")
     shape = tuple(state[name].shape)
     if len(shape) != 5:
-        raise CheckpointError(f"the tensor {name!r} has the shape {list(shape)}, which no 3-D convolution has.")
+        raise CheckpointError(f"the tensor {name!r} of shape {list(shape)} is not the weight of a 3-D convolution.")
     return shape
 
 
@@ -181,10 +177,10 @@ def load_published(network: MultiUnet, state: Mapping[str, Tensor]) -> None:
     """Copy a published state dict into a network of the same size.
 
     Raises:
-        CheckpointError: a tensor is missing, left over, of another shape or kind, or not all of it is finite.
+        CheckpointError: a tensor is missing, unknown, of another shape or type, or has values that are not finite.
     """
     own = network.state_dict()
-    # The last convolution stands bare in ours: it has neither norm nor activation.
+    # Our last convolution is not wrapped in a unit: it has neither norm nor activation.
     last = f"decoder.{len(network.decoder) - 1}.reduce"
     published = {our_name(name).replace(f"{last}.conv.", f"{last}."): name for name in state}
     common = [name for name in own if name in published]
@@ -194,15 +190,15 @@ def load_published(network: MultiUnet, state: Mapping[str, Tensor]) -> None:
         "of another shape": [published[name] for name in common if own[name].shape != state[published[name]].shape],
         "no plain numbers": [published[name] for name in common if state[published[name]].dtype not in NUMBERS],
     }
-    said = [f"{what}: {', '.join(names[:5])} ({len(names)} tensors)" for what, names in faults.items() if names]
-    if said:
-        raise CheckpointError(f"the state dict does not fit the network. {'; '.join(said)}.")
-    wild = [
+    listed = [f"{fault}: {', '.join(names[:5])} ({len(names)} tensors)" for fault, names in faults.items() if names]
+    if listed:
+        raise CheckpointError(f"the state dict does not fit the network. {'; '.join(listed)}.")
+    not_finite = [
         published[name] for name in common if not bool(torch.isfinite(state[published[name]].to(own[name].dtype)).all())
     ]
-    if wild:
+    if not_finite:
         raise CheckpointError(
-            f"{', '.join(wild[:5])} ({len(wild)} tensors) hold values that are not finite: the training that wrote "
-            "them had broken down, or the copy is damaged."
+            f"{', '.join(not_finite[:5])} ({len(not_finite)} tensors) hold values that are not finite: the training "
+            "that wrote them failed, or the copy is damaged."
         )
     network.load_state_dict({name: state[published[name]] for name in common})

@@ -1,4 +1,4 @@
-"""Models as files: one safetensors file holds the weights and all that is needed to use them."""
+"""Model files: one safetensors file with the weights and all that is needed to use them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from multiseg.types import Index3
 FORMAT = 1
 BEST, LAST = "model.safetensors", "last.safetensors"
 LEARNT = "learnt"
-"""Where a file's JSON has the digests of its scans: beside what `ModelInfo` says, which a federation sends around."""
+"""Key of the scans' digests in a file's JSON, which are not part of `ModelInfo`, since a federation sends that."""
 BACKGROUNDS = ("zero", "shifted")
 
 
@@ -41,10 +41,10 @@ class ModelInfo:
         builder, numbers: the network's name and its numbers (widths, dropout).
         trained_on: for each sequence of the axis, the databases that had it in training.
         databases: name to pathology, number of training cases and preparation recipe.
-        metrics: the latest validation so far, and the step that it was made at; what is undefined is left out.
-        ancestry: the models that it was fine-tuned from, the first one first: see `training.start`.
-        background: what the network saw outside the brain of a sequence that is present: "zero", or "shifted",
-            where a raw 0 became (0 - mean) / std like the brain's values (Xu et al. 2024, as released).
+        metrics: the latest validation and its step, without undefined values.
+        ancestry: the models that it was fine-tuned from, oldest first: see `training.start`.
+        background: values outside the brain of a present sequence in training: "zero", or "shifted", where a raw 0
+            became (0 - mean) / std like the brain's values (Xu et al. 2024, as released).
 
     Raises:
         UsageError: the background is none of these.
@@ -66,7 +66,7 @@ class ModelInfo:
 
     def __post_init__(self) -> None:
         if self.background not in BACKGROUNDS:
-            raise UsageError(f"background {self.background!r} is none of {', '.join(BACKGROUNDS)}.")
+            raise UsageError(f"the background is {self.background!r}: give one of {', '.join(BACKGROUNDS)}.")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {
@@ -79,9 +79,9 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelInfo:
-        kept = {key: value for key, value in data.items() if key not in ("format", "versions", LEARNT, "rest")}
+        fields = {key: value for key, value in data.items() if key not in ("format", "versions", LEARNT, "rest")}
         return cls(
-            **kept
+            **fields
             | {
                 "axis": ModalityAxis(tuple(data["axis"])),
                 "space": LabelSpace(tuple(SpaceLabel(**label) for label in data["space"]), data.get("rest", "")),
@@ -93,18 +93,19 @@ class ModelInfo:
         )
 
     def at(self, step: int, metrics: Mapping[str, float]) -> ModelInfo:
-        """The same model at another step of its training."""
-        return replace(self, step=step, metrics={name: v for name, v in metrics.items() if math.isfinite(v)})
+        """The info of the model at another step of its training."""
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        return replace(self, step=step, metrics=finite)
 
     def usable(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the sequences that some training database had; an untrained channel only does harm."""
+        """The sequences that any training database had; an untrained channel would only do harm."""
         return tuple(name for name in names if self.trained_on.get(name))
 
 
 class Model(nn.Module):
     """A network with its `info`, called as `model(images, present)`; images are [batch modality i j k].
 
-    `learnt` are the scans it has learnt from, None where its file does not say.
+    `learnt` are the scans it has learnt from, None if its file does not say.
     """
 
     def __init__(self, network: nn.Module, info: ModelInfo, learnt: LearntScans | None = None) -> None:
@@ -121,67 +122,61 @@ class Model(nn.Module):
 
 
 def save_model(path: Path, network: nn.Module, info: ModelInfo, learnt: LearntScans | None = None) -> None:
-    """Write weights, info and the digests of the scans learnt from as one file, whole or not at all."""
+    """Write weights, info and the digests of the scans learnt from to one file, atomically."""
     save_weights(path, network.state_dict(), info, learnt)
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], info: ModelInfo, learnt: LearntScans | None = None) -> None:
-    """The same of weights by name, without a network around them."""
+    """As `save_model`, for weights by name instead of a network."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    about = info.to_json() | ({} if learnt is None else {LEARNT: learnt.to_json()})
-    write_atomically(path, save(state, metadata={"multiseg": json.dumps(about)}))
+    metadata = info.to_json()
+    if learnt is not None:
+        metadata[LEARNT] = learnt.to_json()
+    write_atomically(path, save(state, metadata={"multiseg": json.dumps(metadata)}))
 
 
 def read_info(path: Path) -> ModelInfo:
-    """What a model file says of itself, without loading its weights.
-
-    Raises:
-        CheckpointError: it is no model of ours.
-    """
-    return _about(path)[0]
+    """The info in a model file, without loading its weights; raises CheckpointError if it is not a model of ours."""
+    return _read_metadata(path)[0]
 
 
 def read_learnt(path: Path) -> LearntScans | None:
-    """The scans that a model file says it has learnt from; None where it does not say.
-
-    Raises:
-        CheckpointError: it is no model of ours.
-    """
-    return _about(path)[1]
+    """The scans that a model has learnt from, None if the file does not say; raises CheckpointError as `read_info`."""
+    return _read_metadata(path)[1]
 
 
-def _about(path: Path) -> tuple[ModelInfo, LearntScans | None]:
+def _read_metadata(path: Path) -> tuple[ModelInfo, LearntScans | None]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("multiseg")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise CheckpointError(f"there is no model at {path}.") from error
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is no whole safetensors file: {error}. Copy or train it again.") from error
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}. Copy or train it again.") from error
     if text is None:
-        raise CheckpointError(f"{path} holds tensors but was not written by multiseg.")
+        raise CheckpointError(f"{path} holds tensors, but was not written by multiseg.")
     try:
         data = json.loads(text)
         if data["format"] == FORMAT:
             learnt = LearntScans.from_json(data[LEARNT]) if LEARNT in data else None
             return ModelInfo.from_json(data), learnt
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
-        raise CheckpointError(f"{path} does not describe its model as multiseg does: {error!r}.") from error
+        raise CheckpointError(f"the description of the model in {path} is invalid: {error!r}.") from error
     raise CheckpointError(f"{path} has model format {data['format']!r}; this multiseg reads {FORMAT}.")
 
 
 def model_path(path: Path) -> Path:
-    """The model file that a path stands for: itself, or a run folder's best (else last) model.
+    """The model file of a path: the path itself, or the best (else last) model of a run folder.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the folder has none.
     """
     if not path.is_dir():
         return path
     for name in (BEST, LAST):
         if (path / name).is_file():
             return path / name
-    raise CheckpointError(f"the folder {path} holds no {BEST}. Has the training saved anything yet?")
+    raise CheckpointError(f"the folder {path} has no {BEST}. Has the training saved anything yet?")
 
 
 def load_weights(file: Path, device: str = "cpu") -> dict[str, Tensor]:
@@ -194,16 +189,16 @@ def load_model(path: Path | str, device: str = "cpu", network: Builder | None = 
     """The model of a file or a run folder, in eval mode.
 
     Args:
-        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
-        network: what makes the network, where the file names one of your own that cannot be imported.
+        device: "auto" (CUDA if there is any), "cpu", "cuda" or "cuda:N".
+        network: makes the network, if the file names one of your own that cannot be imported.
 
     Raises:
         UsageError: there is no such device.
-        CheckpointError: there is none, it is damaged, or its weights do not fit its own description.
+        CheckpointError: there is no model, it is damaged, or its weights do not fit its description.
     """
     file = model_path(Path(path))
     device = str(resolve_device(device))
-    info, learnt = _about(file)
+    info, learnt = _read_metadata(file)
     state = load_weights(file, device)
     try:
         made = build(network or info.builder, len(info.axis), info.space.num_logits, **info.numbers)
@@ -211,6 +206,6 @@ def load_model(path: Path | str, device: str = "cpu", network: Builder | None = 
     except (RuntimeError, TypeError, UsageError) as error:
         if isinstance(error, UsageError) and is_own(info.builder):
             hint = " Or pass it from Python: load_model(path, network=...)." if network is None else ""
-            raise CheckpointError(f"the network that {file} names cannot be made: {error}{hint}") from error
+            raise CheckpointError(f"cannot make the network that {file} names: {error}{hint}") from error
         raise CheckpointError(f"the weights in {file} do not fit the network it names: {error}") from error
     return Model(made, info, learnt).to(device).eval()

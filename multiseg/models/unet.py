@@ -1,4 +1,4 @@
-"""The joint Multi-Unet of Xu et al. 2024: one residual U-Net whose input has a channel for every sequence."""
+"""The joint Multi-Unet of Xu et al. 2024: one residual U-Net with an input channel for every sequence."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from multiseg.models.presence import shown
 class MultiUnet(nn.Module):
     """Residual 3-D U-Net over the union of sequences (Xu et al. 2024, section 2.1; details from the release).
 
-    Encoder units double the width and halve the resolution, the last keeps it. The decoder concatenates
-    before it upsamples, and there is no skip at full resolution, so the finest features are at half of it.
-    Trained on one database, this is the residual U-Net for one database that the paper compares with.
+    Encoder units double the width and halve the resolution; the last keeps it. The decoder concatenates before it
+    upsamples, and there is no skip at full resolution, so the finest features have half of it. Trained on one
+    database, this is the single-database U-Net of the paper's comparison.
 
     Args:
         widths: channels of the encoder units; (16, 32, 64, 128, 256) is the published network.
         norm: see `multiseg.models.blocks.NORMS`.
 
     Raises:
-        UsageError: fewer than two widths, or more sequences than the first width (the shortcut of the
-            first unit adds each sequence to a channel of its own); dropout or norm that cannot be.
+        UsageError: there are fewer than two widths, or more sequences than the first width (the shortcut of the first
+            unit adds each sequence to a different channel); or dropout or norm is invalid.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class MultiUnet(nn.Module):
         return last_convolution(self.decoder)
 
     def features(self, x: Float[Tensor, "batch modality i j k"]) -> Float[Tensor, "batch width i j k"]:
-        """What the last convolution reads, on the grid of the images."""
+        """The input of the last convolution, on the grid of the images."""
         features = encode(self.encoder, x)
         deep = decoded(self.decoder, features)[-1]
         last = self.decoder[-1]
@@ -53,10 +53,10 @@ class MultiUnet(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
     ) -> Float[Tensor, "batch label i j k"]:
-        """Logits on the grid of the images; channels that are not present count as 0 whatever they hold.
+        """Logits on the grid of the images; channels that are not present count as 0.
 
         Raises:
-            UsageError: a size is no multiple of 2^(depth - 1) voxels, or so small that a shortcut's pool is
+            UsageError: a size is not a multiple of 2^(depth - 1) voxels, or so small that a shortcut's pool is
                 larger than its input.
         """
         check_size(images, self.multiple)
@@ -65,69 +65,61 @@ class MultiUnet(nn.Module):
 
 
 def check_numbers(widths: Sequence[int], dropout: float, num_modalities: int = 1) -> None:
-    """Whether a network of these numbers can be.
-
-    Raises:
-        UsageError: it cannot.
-    """
+    """Raises UsageError if the numbers of a network are invalid."""
     if len(widths) < 2 or list(widths) != sorted(widths) or num_modalities > widths[0]:
         raise UsageError(
-            f"widths {list(widths)} do not fit {num_modalities} sequences: give two or more that do not fall, "
-            "the first at least the number of sequences."
+            f"widths {list(widths)} do not fit {num_modalities} sequences: give two or more in ascending order, the "
+            "first at least the number of sequences."
         )
     if not 0 <= dropout < 1:
-        raise UsageError(f"dropout {dropout} is no share of features: give a number from 0 to below 1.")
+        raise UsageError(f"dropout is {dropout}: give a number from 0 to below 1.")
 
 
 def check_size(images: Float[Tensor, "batch modality i j k"], multiple: int) -> None:
-    """Whether the patches can be halved as often as a network does it.
-
-    Raises:
-        UsageError: they cannot.
-    """
+    """Raises UsageError if the patches cannot be halved as often as the network does it."""
     size = tuple(images.shape[2:])
     if any(n % multiple or n == multiple for n in size):
         raise UsageError(
-            f"patches of {size} voxels do not fit the network: give multiples of {multiple}, from {2 * multiple} on."
+            f"patches of {size} voxels do not fit the network: give multiples of {multiple}, at least {2 * multiple}."
         )
 
 
 def encoder_units(
     in_width: int, widths: Sequence[int], dropout: float, norm: str, lateral: bool = False
 ) -> nn.ModuleList:
-    """Residual units that halve the resolution, but for the last.
+    """Residual units that halve the resolution, except the last.
 
     Args:
-        lateral: those that halve it, from the second on, also read as many channels of another network.
+        lateral: whether the units that halve it, from the second on, also read as many channels of another network.
     """
     depth = len(widths)
     units = []
-    for at, (i, o) in enumerate(zip([in_width, *widths[:-1]], widths, strict=True)):
-        stride = 2 if at < depth - 1 else 1
-        units.append(ResidualUnit(i, o, stride, dropout, norm, i if lateral and has_lateral(at, depth) else 0))
+    for index, (i, o) in enumerate(zip([in_width, *widths[:-1]], widths, strict=True)):
+        stride = 2 if index < depth - 1 else 1
+        units.append(ResidualUnit(i, o, stride, dropout, norm, i if lateral and has_lateral(index, depth) else 0))
     return nn.ModuleList(units)
 
 
-def has_lateral(at: int, depth: int) -> bool:
-    """Whether an encoder unit of a second column reads the first column: it strides, and is not at the image."""
-    return 0 < at < depth - 1
+def has_lateral(index: int, depth: int) -> bool:
+    """Whether an encoder unit of a second column reads the first column: it strides, and does not read the image."""
+    return 0 < index < depth - 1
 
 
 def decoder_stages(
     widths: Sequence[int], num_logits: int, dropout: float, norm: str, fold: int = 1, lateral: bool = False
 ) -> nn.ModuleList:
-    """Stages that double the resolution, down to the logits.
+    """Stages that double the resolution; the last gives the logits.
 
     Args:
-        fold: how many times its width every scale of the encoder hands over.
-        lateral: every stage also reads as many channels of another network.
+        fold: factor on the width of the features of every scale of the encoder.
+        lateral: whether every stage also reads as many channels of another network.
     """
     skips = [fold * width for width in reversed(widths[:-1])]
     outs = [*reversed(widths[:-2]), num_logits]
     deeps = [fold * widths[-1], *outs[:-1]]
     return nn.ModuleList(
-        UpStage(d + s, o, dropout, at == len(skips) - 1, norm, (d + s) if lateral else 0)
-        for at, (d, s, o) in enumerate(zip(deeps, skips, outs, strict=True))
+        UpStage(d + s, o, dropout, index == len(skips) - 1, norm, (d + s) if lateral else 0)
+        for index, (d, s, o) in enumerate(zip(deeps, skips, outs, strict=True))
     )
 
 
@@ -149,7 +141,7 @@ def encode(units: Iterable[nn.Module], x: Float[Tensor, "batch in_width i j k"])
 
 
 def decoded(stages: Sequence[nn.Module] | nn.ModuleList, features: Sequence[Tensor]) -> list[Tensor]:
-    """The deep features that each stage reads, from the encoder's; the last stage itself is left to be run."""
+    """The deep features that each stage reads, from the encoder's features; the last stage is not run."""
     deeps = [features[-1]]
     for stage, skip in zip(list(stages)[:-1], features[-2:0:-1], strict=True):
         deeps.append(stage(deeps[-1], skip))

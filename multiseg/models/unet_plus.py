@@ -1,4 +1,4 @@
-"""A larger Multi-Unet with what has been learnt about U-Nets since the published one."""
+"""A larger Multi-Unet with improvements of U-Nets since the published one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SLOPE = 0.01
 class ProjectedUnit(nn.Module):
     """Two 3x3x3 convolutions with norm and LeakyReLU, and a shortcut to every output channel (He et al. 2016).
 
-    The shortcut is averaged (2^3) where the unit strides, and projected (1x1x1). It has no norm: the level of
-    intensities, which instance norm takes from the other branch, gets through here.
+    The shortcut is averaged (2^3) if the unit strides, and projected (1x1x1). It has no norm, so it passes on the level
+    of intensities, which instance norm removes from the other branch.
     """
 
     def __init__(self, in_width: int, out_width: int, stride: int, dropout: float, norm: str) -> None:
@@ -62,18 +62,18 @@ class UpUnit(nn.Module):
 class MultiUnetPlus(nn.Module):
     """Residual 3-D U-Net over the union of sequences, with features and a skip at full resolution.
 
-    Against the published Multi-Unet: a unit and a skip at the images' own resolution, projected shortcuts into all
-    channels, transposed convolutions that upsample before the concatenation, norm with parameters, and
-    logits at the finest scales for deep supervision. Any number of sequences fits any widths.
+    Differences to the published Multi-Unet: a unit and a skip at the images' resolution, projected shortcuts into all
+    channels, transposed convolutions that upsample before the concatenation, norm with parameters, and logits at the
+    finest scales for deep supervision. Any number of sequences fits any widths.
 
     Args:
-        widths: channels at every resolution, the images' own first.
+        widths: channels at every resolution, finest first.
 
     Attributes:
-        num_scales: how many scales have logits: three, or as many as the decoder has.
+        num_scales: number of scales with logits: three, or as many as the decoder has.
 
     Raises:
-        UsageError: fewer than three widths, or falling ones; dropout or norm that cannot be.
+        UsageError: fewer than three widths, or not in ascending order; or an invalid dropout or norm.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class MultiUnetPlus(nn.Module):
         super().__init__()
         check_numbers(widths, dropout)
         if len(widths) < 3:
-            raise UsageError(f"widths {list(widths)} leave nothing to supervise deeply: give three or more.")
+            raise UsageError(f"widths {list(widths)} are too few for deep supervision: give three or more.")
         ins, strides = [num_modalities, *widths[:-1]], [1] + [2] * (len(widths) - 1)
         self.encoder = nn.ModuleList(
             ProjectedUnit(i, o, s, dropout, norm) for i, o, s in zip(ins, widths, strides, strict=True)
@@ -105,10 +105,10 @@ class MultiUnetPlus(nn.Module):
         present: Bool[Tensor, "batch modality"],
         deep: bool = False,
     ) -> Float[Tensor, "batch label i j k"] | list[Tensor]:
-        """Logits on the grid of the images; channels that are not present count as 0 whatever they hold.
+        """Logits on the grid of the images; channels that are not present count as 0.
 
         Args:
-            deep: return a list instead, finest first, every further scale half the size of the one before.
+            deep: return a list of logits instead, finest first, each half the size of the one before.
 
         Raises:
             UsageError: the size does not fit, see MultiUnet.

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def average_of(network: nn.Module) -> nn.Module:
-    """A copy of the network to hold its average, which takes no gradients."""
+    """A copy of the network that takes no gradients, to hold the average."""
     return copy.deepcopy(network).requires_grad_(False)
 
 
@@ -24,5 +24,5 @@ def update_average(average: nn.Module, network: nn.Module, ema: float, step: int
     """
     decay = min(ema, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-    for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
-        mine.copy_(theirs)
+    for target, source in zip(average.buffers(), network.buffers(), strict=True):
+        target.copy_(source)

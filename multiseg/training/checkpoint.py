@@ -1,4 +1,4 @@
-"""The whole state of a training on disk, so that it goes on as if nothing had happened."""
+"""Save and load the whole state of a training, so that it resumes as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FORMAT = 1
 
 @dataclass(eq=False)
 class TrainState:
-    """What changes while training: the network, its optimiser, and how far it has come.
+    """What changes while training: the network, its optimiser, and the progress.
 
     `step` is the number of steps done; `best` the best validation score so far (NaN before the first).
 
     Attributes:
-        average: of the weights, where one is kept; `fit` makes it.
-        head_steps: so many first steps only the network's head learns.
+        average: moving average of the weights, if there is one; `fit` makes it.
+        head_steps: number of first steps in which only the network's head learns.
     """
 
     network: nn.Module
@@ -49,22 +49,22 @@ class TrainState:
 
 
 Generators: TypeAlias = tuple[Tensor, Tensor | None]
-"""The states of a process's random generators, on the CPU and on its card."""
+"""States of a process's random generators: CPU, and GPU if it uses one."""
 
 
 def generators(state: TrainState) -> Generators:
-    """Those of this process."""
+    """The states of this process's random generators."""
     device = next(state.network.parameters()).device
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 def save_state(path: Path, state: TrainState, others: Sequence[Generators] = ()) -> None:
-    """Write everything that resuming needs, whole or not at all.
+    """Write everything that resuming needs, atomically.
 
     Args:
         others: the random generators of the other processes that train the same model.
     """
-    own, on_card = generators(state)
+    cpu_rng, cuda_rng = generators(state)
     content: dict[str, Any] = {
         "format": FORMAT,
         "step": state.step,
@@ -75,8 +75,8 @@ def save_state(path: Path, state: TrainState, others: Sequence[Generators] = ())
         "optimiser": state.optimiser.state_dict(),
         "scaler": state.scaler.state_dict(),
         "average": None if state.average is None else state.average.state_dict(),
-        "rng": own,
-        "cuda_rng": on_card,
+        "rng": cpu_rng,
+        "cuda_rng": cuda_rng,
         "others": list(others),
     }
     buffer = io.BytesIO()
@@ -85,29 +85,29 @@ def save_state(path: Path, state: TrainState, others: Sequence[Generators] = ())
 
 
 def load_state(path: Path, state: TrainState, peers: Peers = ALONE) -> None:
-    """Put a saved state into a fresh one, random generators included; of the files that `peers` share, all of it.
+    """Load a saved state into a fresh one, including the random generators of this process.
 
     Raises:
         CheckpointError: the file is damaged or belongs to another network.
-        UsageError: so many other processes trained it: together they took other batches.
+        UsageError: the number of processes differs from the saved one: they would draw other batches.
     """
     try:
-        # On the CPU: Adam counts its steps there, and a count on the GPU would be waited for at every step.
+        # On the CPU: Adam counts its steps there. A count on the GPU would force a wait in every step.
         content = torch.load(path, map_location="cpu", weights_only=True)
         is_ours = content["format"] == FORMAT
-        num = 1 + len(content.get("others", ())) if is_ours else 1
-        if is_ours and num == peers.num:
+        num_processes = 1 + len(content.get("others", ())) if is_ours else 1
+        if is_ours and num_processes == peers.num:
             _restore(state, content, peers.rank)
     except (RuntimeError, LookupError, TypeError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{path} cannot be resumed from: {error}. If the network was changed, start in another folder."
+            f"cannot resume from {path}: {error}. If the network was changed, start in another folder."
         ) from error
     if not is_ours:
         raise CheckpointError(f"{path} has resume format {content['format']}; this multiseg reads {FORMAT}.")
-    if num != peers.num:
+    if num_processes != peers.num:
         raise UsageError(
-            f"{path} was trained by {num} processes, and now there are {peers.num}: start as many again "
-            f"(torchrun --nproc-per-node {num}), or train anew with --overwrite."
+            f"{path} was saved by {num_processes} processes, but {peers.num} are running: start {num_processes} "
+            f"(torchrun --nproc-per-node {num_processes}), or start over with --overwrite."
         )
 
 
@@ -121,8 +121,8 @@ def _restore(state: TrainState, content: Mapping[str, Any], rank: int) -> None:
         state.scaler.load_state_dict(content["scaler"])
     state.step, state.best, state.bad_steps = content["step"], content["best"], content["bad_steps"]
     state.history = content["history"]
-    own, on_card = [(content["rng"], content["cuda_rng"]), *content.get("others", ())][rank]
-    torch.set_rng_state(own)
+    cpu_rng, cuda_rng = [(content["rng"], content["cuda_rng"]), *content.get("others", ())][rank]
+    torch.set_rng_state(cpu_rng)
     device = next(state.network.parameters()).device
-    if device.type == "cuda" and on_card is not None:
-        torch.cuda.set_rng_state(on_card, device)
+    if device.type == "cuda" and cuda_rng is not None:
+        torch.cuda.set_rng_state(cuda_rng, device)

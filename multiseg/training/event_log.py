@@ -1,4 +1,4 @@
-"""What a training writes down as it goes: JSON lines and TensorBoard files."""
+"""The log of a training: JSON lines and TensorBoard files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from multiseg.training.run_folder import LOG, TENSORBOARD
 
 
 class EventLog:
-    """log.jsonl and TensorBoard files of a run; what a killed run logged beyond its last save is cut off.
+    """log.jsonl and TensorBoard files of a run. Entries after the last save of a killed run are removed.
 
-    A number that is not finite becomes null in log.jsonl, since JSON has no word for it.
+    A number that is not finite becomes null in log.jsonl, since JSON cannot hold it.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -26,7 +26,7 @@ class EventLog:
 
         path = folder / LOG
         if path.exists():
-            # Nothing counts of a run that starts again, not even what it said before its first step.
+            # A run that starts over keeps nothing, not even the notes from before its first step.
             lines = [line for line in path.read_text().splitlines() if step and _step_of(line) <= step]
             write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
         self.file = path.open("a", buffering=1)
@@ -40,20 +40,20 @@ class EventLog:
         self.board.close()
 
     def write(self, event: Event) -> None:
-        """Raises ResourceError where the disk is full."""
+        """Raises ResourceError if the disk is full."""
         try:
             self.file.write(json.dumps(_finite({"event": type(event).__name__, **asdict(event)})) + "\n")
             for name, value in scalars_of(event).items():
                 self.board.add_scalar(name, value, event.step)
         except OSError as error:
             raise ResourceError(
-                f"the log of step {event.step} could not be written: {error}. {remedy(error, '')} The same command "
-                "resumes from the last save."
+                f"cannot write the log of step {event.step}: {error}. {remedy(error, '')} The same command resumes "
+                "from the last save."
             ) from error
 
 
 def _step_of(line: str) -> int:
-    """The step of a log line; a line that a kill cut short counts as beyond every step."""
+    """The step of a log line; a truncated line counts as later than every step."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

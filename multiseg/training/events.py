@@ -1,4 +1,4 @@
-"""What a training tells of itself as it goes."""
+"""Events that a training reports while it runs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SHOWN_EVERY = 10
-"""Boards show every tenth step."""
+"""TensorBoard and trackers show every tenth step."""
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimiser step; `waiting` is the share of its time spent waiting for data.
+    """One optimiser step.
 
-    `skipped` names the cases of a step whose loss or gradient was not finite; such a step changed nothing.
+    Attributes:
+        waiting: share of the step's time that was spent waiting for data.
+        skipped: the cases of a step with a non-finite loss or gradient, which changed nothing; otherwise "".
     """
 
     step: int
@@ -31,9 +33,9 @@ class Validation:
     """Results on held-out cases.
 
     Attributes:
-        score: what chooses the best model, see `validate.score_of`; NaN where there was nothing to judge.
-        dice: mean by database over the cases that have a structure; NaN where none has.
-        num_false_alarms: structures that a case does not have and that were predicted in it.
+        score: chooses the best model, see `validate.score_of`; NaN without any case.
+        dice: mean by database over the cases that have a structure; NaN if none has.
+        num_false_alarms: structures that were predicted in a case that does not have them.
         num_absent: structures that a case does not have, over all cases.
     """
 
@@ -45,7 +47,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class Validated:
-    """A validation, as `Validation` has it; `parts` is its Dice by database."""
+    """A `Validation` at a step; `parts` is its Dice by database."""
 
     step: int
     score: float
@@ -57,14 +59,14 @@ class Validated:
 
 @dataclass(frozen=True)
 class Noted:
-    """What a person should know of a training, said before its first step or when it resumes.
+    """A notice to the user before the first step or when a run resumes.
 
     Attributes:
-        code: DATA_CHANGED (the data did, and the change was accepted), DATA_UNKNOWN (started before that was written
-            down), STEPS_CHANGED (another number of steps, and so another schedule), LEARNT_BEFORE (the model that was
-            started from has learnt from validation or test cases), LEARNT_UNKNOWN (it does not say) or LEARNT_REMOVED
-            (it has, or may have, learnt from cases that were removed from the store).
-        cases: all that it concerns, as "database/case"; the message names only the first.
+        code: DATA_CHANGED (the data changed, and the change was accepted), DATA_UNKNOWN (the run is older than
+            data.json), STEPS_CHANGED (another number of steps, and so another schedule), LEARNT_BEFORE (the parent
+            model learnt from validation or test cases), LEARNT_UNKNOWN (the parent does not say from what it learnt)
+            or LEARNT_REMOVED (the model learnt, or may have learnt, from cases that were removed from the store).
+        cases: all cases that it concerns, as "database/case"; the message names only the first.
     """
 
     step: int
@@ -77,7 +79,7 @@ Event = StepDone | Validated | Noted
 
 
 def scalars_of(event: Event) -> dict[str, float]:
-    """The numbers of an event by their names on a board; none for most steps."""
+    """The numbers of an event by their TensorBoard names; none for most steps."""
     if isinstance(event, Validated):
         alarms = {"validation/false_alarms": float(event.num_false_alarms)} if event.num_absent else {}
         parts = {f"validation/{name}": value for name, value in event.parts.items()}

@@ -33,20 +33,20 @@ class FitOptions:
     Attributes:
         objective: "dice+bce" (Dice of each sample), "batch_dice+bce" (over the batch), "dice" (as published), or your
             own as module:name.
-        schedule: of the learning rate: "cosine" to 0, "published" (a tenth from a quarter of the steps
-            on, as 150 of 600 epochs) or "constant".
-        accumulate: batches a step; the loss is their mean, and one after the other they need the memory of one.
-        ema: decay of the moving average of the weights that is then validated and saved as the model; 0 keeps none.
-        amp: mixed precision on CUDA: "auto" (bf16 where the card has it, else fp16), "bf16", "fp16", "off"; on a
-            CPU only "bf16" says something.
-        channels_last: keep the channels of a voxel together in memory, which many cards prefer.
-        compile: have torch compile the network, which takes minutes and then may be faster.
-        deterministic: use only operations that give the same bits every time, as far as there are any; see numerics.py.
+        schedule: of the learning rate: "cosine" to 0, "published" (a tenth after a quarter of the steps, as 150 of
+            600 epochs) or "constant".
+        accumulate: batches per step; the loss is their mean, and memory is needed for only one of them.
+        ema: decay of the moving average of the weights, which is then validated and saved as the model; 0 for none.
+        amp: mixed precision on CUDA: "auto" (bf16 if the GPU supports it, else fp16), "bf16", "fp16", "off"; on a
+            CPU only "bf16" has an effect.
+        channels_last: keep the channels of a voxel together in memory, which is faster on many GPUs.
+        compile: compile the network with torch, which takes minutes and may then be faster.
+        deterministic: use deterministic operations where they exist; see numerics.py.
         clip_norm: gradients are scaled down to this norm; 0 leaves them.
         validate_every: steps between validations.
         save_minutes: minutes between saves of the state to resume from.
         max_bad_steps: steps in a row with a non-finite loss or gradient before training gives up. Overflows
-            by which fp16 finds its scale are not counted.
+            with which fp16 finds its scale do not count.
     """
 
     num_steps: int = 25_000
@@ -68,7 +68,7 @@ class FitOptions:
 
 @runtime_checkable
 class Stream(Protocol):
-    """Where batches come from, such as a PatchStream: batch n is the same whenever it is asked for."""
+    """A source of batches, such as a PatchStream: batch n is the same in every call."""
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]: ...
 
@@ -77,9 +77,9 @@ class Stream(Protocol):
 class Hooks:
     """What the loop calls: for progress, validation, saving, and to ask whether to stop.
 
-    `validate` returns what it found, or None where it was asked to stop before it had that. `adjust` may change the
-    gradients of the network, unscaled, before they are looked at and clipped. `objective` and `transform` take the
-    place of those that the options name.
+    `validate` returns its result, or None if it was stopped before it had one. `adjust` may change the unscaled
+    gradients of the network before they are checked and clipped. `objective` and `transform` replace those that the
+    options name.
     """
 
     on_event: Callable[[Event], None] = lambda event: None
@@ -100,25 +100,25 @@ def fit(
     peers: Peers = ALONE,
     until: int | None = None,
 ) -> bool:
-    """Train from `state.step` to the last step and its validation. Whether it got there, or was asked to stop.
+    """Train from `state.step` to the last step and its validation; False if it was asked to stop before.
 
     A step takes `accumulate` batches, so step n begins at batch n * accumulate of the stream. A step with a
     non-finite loss or gradient changes nothing and is reported with its cases. A stop takes effect after the
-    step in hand, or between two cases of a validation, which is then made first on resuming. Patches are
-    augmented on the network's device; validation sees cases as they are. During the first `state.head_steps`
-    only the network's head learns.
+    current step, or between two cases of a validation, which is then repeated first on resuming. Patches are
+    augmented on the network's device; validation sees cases without augmentation. During the first
+    `state.head_steps` only the network's head learns.
 
     Args:
-        peers: the processes that train the same state, each with its own share of the stream. They step, save,
-            stop and fail together, and every hook is called in each of them.
-        until: the step to stop at before the last, if any, as a round of a federation does; the schedule of the
-            learning rate is that of all steps.
+        peers: the processes that train the same state, each with its share of the stream. They step, save, stop
+            and fail together, and every hook is called in each of them.
+        until: an earlier step to stop at, as a round of a federation does; the learning rate follows the schedule
+            of all steps.
 
     Raises:
-        TrainingError: `max_bad_steps` such steps in a row, the message names the cases; or no compiling.
-        UsageError: an objective or schedule of unknown name, or a number out of its range.
+        TrainingError: `max_bad_steps` such steps in a row (the message names the cases), or compiling failed.
+        UsageError: an objective or schedule is unknown, or a number is out of its range.
     """
-    check(options, hooks.objective)
+    check_fit(options, hooks.objective)
     device = next(state.network.parameters()).device
     precision(options.amp, device)
     if options.channels_last:
@@ -130,67 +130,69 @@ def fit(
     with ExitStack() as stack:
         stack.enter_context(deterministic(options.deterministic, device))
         stack.enter_context(compiled(state.network, options.compile))
-        free_body = stack.enter_context(head_alone(state.network, state.step < state.head_steps))
-        augmented = augmenter(augmentation or AugmentOptions(), hooks.transform)
-        learner = _Learner(
-            state, options, hooks.objective or objective_named(options.objective), augmented, peers, free_body
-        )
+        unfreeze_body = stack.enter_context(frozen_body(state.network, state.step < state.head_steps))
+        augment = augmenter(augmentation or AugmentOptions(), hooks.transform)
+        objective = hooks.objective or objective_named(options.objective)
+        learner = _Learner(state, options, objective, augment, peers, unfreeze_body)
         return _loop(learner, stream, hooks, options.num_steps if until is None else min(until, options.num_steps))
 
 
 @contextmanager
-def head_alone(network: nn.Module, wanted: bool) -> Iterator[Callable[[], bool]]:
-    """Freeze all parameters but those of `network.head`, until the function that this gives is called, or the end.
+def frozen_body(network: nn.Module, wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Freeze all parameters but those of `network.head`, until the end or until the function that it yields is called.
 
-    The function says whether it had anything to let go. What was frozen before, such as the first column of a
-    progressive network, stays so. Dropout goes on in the frozen layers, and so do the statistics of batch norm.
+    That function returns whether it unfroze anything. Parameters that were frozen before, such as the first column of
+    a progressive network, stay frozen. Dropout and the statistics of batch norm stay active in frozen layers.
 
     Raises:
         UsageError: the network has no head.
     """
-    head = getattr(network, "head", None)
-    if wanted and not isinstance(head, nn.Module):
-        raise UsageError(f"{type(network).__name__} has no head to learn first: set head_steps to 0.")
-    own = {id(parameter) for parameter in head.parameters()} if isinstance(head, nn.Module) else set()
-    frozen = [p for p in network.parameters() if p.requires_grad and id(p) not in own] if wanted else []
+    frozen = []
+    if wanted:
+        head = getattr(network, "head", None)
+        if not isinstance(head, nn.Module):
+            raise UsageError(f"{type(network).__name__} has no head to learn first: set head_steps to 0.")
+        head_ids = {id(parameter) for parameter in head.parameters()}
+        frozen = [p for p in network.parameters() if p.requires_grad and id(p) not in head_ids]
     for parameter in frozen:
         parameter.requires_grad_(False)
 
-    def let_go() -> bool:
-        had = bool(frozen)
+    def unfreeze() -> bool:
+        had_frozen = bool(frozen)
         for parameter in frozen:
             parameter.requires_grad_(True)
         frozen.clear()
-        return had
+        return had_frozen
 
     try:
-        yield let_go
+        yield unfreeze
     finally:
-        let_go()
+        unfreeze()
 
 
 class _Learner:
-    """What a step needs; `network` is the state's as it has to be called."""
+    """What a step needs; `network` is the state's network, wrapped for the peers."""
 
     def __init__(
         self,
         state: TrainState,
         options: FitOptions,
         objective: Objective,
-        augmented: Callable[[Batch], Batch],
+        augment: Callable[[Batch], Batch],
         peers: Peers,
-        free_body: Callable[[], bool],
+        unfreeze_body: Callable[[], bool],
     ) -> None:
         self.state, self.options, self.peers = state, options, peers
-        self.objective, self.augmented = objective, augmented
-        self.free_body = free_body
+        self.objective, self.augment = objective, augment
+        self.unfreeze_body = unfreeze_body
         self.device = next(state.network.parameters()).device
         self.dtype = precision(options.amp, self.device)
         self.network = peers.wrap(state.network)
 
-    def free_body_if_due(self) -> None:
-        if self.state.step >= self.state.head_steps and self.free_body():
-            self.network = self.peers.wrap(self.state.network)  # anew: it looks at what learns only once
+    def unfreeze_body_if_due(self) -> None:
+        if self.state.step >= self.state.head_steps and self.unfreeze_body():
+            # Wrap again: DistributedDataParallel reads which parameters learn only once.
+            self.network = self.peers.wrap(self.state.network)
 
 
 def _loop(learner: _Learner, stream: Stream, hooks: Hooks, until: int) -> bool:
@@ -204,31 +206,31 @@ def _loop(learner: _Learner, stream: Stream, hooks: Hooks, until: int) -> bool:
         hooks.on_event(_event(state, done, peers.num))
         if state.bad_steps >= options.max_bad_steps:
             raise TrainingError(
-                f"{state.bad_steps} steps in a row had a loss or gradient that is not finite; the last "
-                f"drew on {done.cases}. Look at these cases, or lower the learning rate or turn amp off."
+                f"{state.bad_steps} steps in a row had a loss or gradient that is not finite; the last one "
+                f"used {done.cases}. Check these cases, lower the learning rate, or turn amp off."
             )
-        is_time = peers.is_first and time.monotonic() - saved_at > 60 * options.save_minutes
-        stops, saves = peers.sums([float(hooks.should_stop()), float(is_time)])
-        if stops:
+        is_save_due = peers.is_first and time.monotonic() - saved_at > 60 * options.save_minutes
+        num_stops, num_saves = peers.sums([float(hooks.should_stop()), float(is_save_due)])
+        if num_stops:
             hooks.save(False)
             return False
         if _is_validation_due(state, options):
             if not _validate(state, hooks, peers):
                 return False
             saved_at = time.monotonic()
-        elif saves:
+        elif num_saves:
             hooks.save(False)
             saved_at = time.monotonic()
-        learner.free_body_if_due()
+        learner.unfreeze_body_if_due()
     return True
 
 
-def check(options: FitOptions, objective: Objective | None = None) -> None:
-    """Raises UsageError for an invalid setting; the name of an objective that is given is not looked up."""
+def check_fit(options: FitOptions, objective: Objective | None = None) -> None:
+    """Raises UsageError for an invalid setting. With `objective` the name in the options is not looked up."""
     if objective is None:
         objective_named(options.objective)
     if options.schedule not in SCHEDULES:
-        raise UsageError(f"{options.schedule!r} is none of {', '.join(SCHEDULES)}.")
+        raise UsageError(f"fit.schedule is {options.schedule!r}: give one of {', '.join(SCHEDULES)}.")
     for name in ("num_steps", "validate_every", "max_bad_steps", "accumulate"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name} is {getattr(options, name)}: give at least 1.")
@@ -244,14 +246,14 @@ def check(options: FitOptions, objective: Objective | None = None) -> None:
 
 
 def _is_validation_due(state: TrainState, options: FitOptions) -> bool:
-    at_its_step = state.step % options.validate_every == 0 or state.step == options.num_steps
+    is_its_step = state.step % options.validate_every == 0 or state.step == options.num_steps
     is_done = bool(state.history) and state.history[-1]["step"] == state.step
-    return state.step > 0 and at_its_step and not is_done
+    return state.step > 0 and is_its_step and not is_done
 
 
 @dataclass(frozen=True)
 class _Done:
-    """A step; `cases` are named only where it is bad, then of all processes."""
+    """A step; `cases` names those of all processes if the step is bad, and is "" otherwise."""
 
     loss: float
     scalars: Mapping[str, float]
@@ -264,9 +266,9 @@ class _Done:
 
 
 def _step(learner: _Learner, batches: Iterator[Batch], hooks: Hooks) -> _Done:
-    """Take the batches of one step from the stream, and change the weights once."""
+    """Take the batches of one step from the stream, and update the weights once."""
     state, options = learner.state, learner.options
-    began = time.monotonic()
+    started = time.monotonic()
     rate = options.learning_rate * SCHEDULES[options.schedule](state.step / options.num_steps)
     for param_group in state.optimiser.param_groups:
         param_group["lr"] = rate
@@ -276,34 +278,35 @@ def _step(learner: _Learner, batches: Iterator[Batch], hooks: Hooks) -> _Done:
     sums: dict[str, Tensor] = {}
     num_patches, waited = 0, 0.0
     for number in range(1, options.accumulate + 1):
-        asked = time.monotonic()
-        batch = next(batches)  # one after the other: batches share memory, so the next one may overwrite this one
-        waited += time.monotonic() - asked
+        wait_started = time.monotonic()
+        batch = next(batches)  # only now: batches share memory, and taking the next one may overwrite the last
+        waited += time.monotonic() - wait_started
         with without_sync(learner.network, quiet=number < options.accumulate):
-            found = _backward(learner, batch)
-        sums = {name: sums.get(name, 0) + value / options.accumulate for name, value in found.items()}
+            values = _backward(learner, batch)
+        sums = {name: sums.get(name, 0) + value / options.accumulate for name, value in values.items()}
         cases |= dict.fromkeys(f"{database}/{case}" for database, case in zip(batch.database, batch.case, strict=True))
         num_patches += len(batch.case)
     loss, *scalars = [float(value) / learner.peers.num for value in sums.values()]
     loss, *scalars = learner.peers.sums([loss, *scalars])
     norm = _update(learner, loss, hooks)
-    named = ", ".join(dict.fromkeys(chain.from_iterable(learner.peers.gather(list(cases))))) if state.bad_steps else ""
+    if state.bad_steps:
+        cases = dict.fromkeys(chain.from_iterable(learner.peers.gather(list(cases))))
     return _Done(
         loss=loss,
         scalars=dict(zip(list(sums)[1:], scalars, strict=True)),
         norm=norm,
         learning_rate=rate,
         num_patches=num_patches,
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - started,
         waited=waited,
-        cases=named,
+        cases=", ".join(cases) if state.bad_steps else "",
     )
 
 
 def _backward(learner: _Learner, batch: Batch) -> dict[str, Tensor]:
-    """Add a batch's part to the gradients; its loss, first, and the objective's scalars."""
+    """Add a batch's gradients, and return its loss, first, and the objective's scalars."""
     state, options, device = learner.state, learner.options, learner.device
-    batch = learner.augmented(batch.to(device))
+    batch = learner.augment(batch.to(device))
     if options.channels_last:
         batch = replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last_3d))
     with torch.autocast(device.type, dtype=learner.dtype, enabled=learner.dtype != torch.float32):
@@ -314,7 +317,7 @@ def _backward(learner: _Learner, batch: Batch) -> dict[str, Tensor]:
 
 
 def _update(learner: _Learner, loss: float, hooks: Hooks) -> float:
-    """Change the weights by the gradients, unless these or the loss are not finite; the gradients' norm."""
+    """Update the weights if loss and gradients are finite, and return the norm of the gradients."""
     state, options = learner.state, learner.options
     state.scaler.unscale_(state.optimiser)
     hooks.adjust(state.network)
@@ -326,7 +329,7 @@ def _update(learner: _Learner, loss: float, hooks: Hooks) -> float:
         state.bad_steps = 0
         if state.average is not None:
             update_average(state.average, state.network, options.ema, state.step)
-    elif not finite_loss or state.scaler.get_scale() <= 1:  # above 1 the scale, and not the data, may be at fault
+    elif not finite_loss or state.scaler.get_scale() <= 1:  # above 1 the cause may be the scale, not the data
         state.bad_steps += 1
     state.scaler.update()
     state.step += 1
@@ -347,18 +350,18 @@ def _event(state: TrainState, done: _Done, num_processes: int) -> StepDone:
 
 
 def _validate(state: TrainState, hooks: Hooks, peers: Peers) -> bool:
-    """Validate and save; whether it was not asked to stop before it was done."""
+    """Validate and save; False if it was stopped before it was done."""
     peers.align_buffers(state.model)
-    found = hooks.validate()
-    if found is None:
+    result = hooks.validate()
+    if result is None:
         hooks.save(False)
         return False
-    is_best = math.isfinite(found.score) and not found.score <= state.best
-    state.best = found.score if is_best else state.best
-    alarms = {"false_alarms": float(found.num_false_alarms)} if found.num_absent else {}
-    state.history.append({**found.dice, **alarms, "step": float(state.step), "score": found.score})
-    # Before saving: what is logged beyond the last save is cut off on resuming, what is not logged stays missing.
-    numbers = (found.num_false_alarms, found.num_absent)
-    hooks.on_event(Validated(state.step, found.score, found.dice, is_best, *numbers))
+    is_best = math.isfinite(result.score) and not result.score <= state.best
+    state.best = result.score if is_best else state.best
+    alarms = {"false_alarms": float(result.num_false_alarms)} if result.num_absent else {}
+    state.history.append({**result.dice, **alarms, "step": float(state.step), "score": result.score})
+    # Before saving: resuming removes log entries after the last save, but cannot add missing ones.
+    counts = (result.num_false_alarms, result.num_absent)
+    hooks.on_event(Validated(state.step, result.score, result.dice, is_best, *counts))
     hooks.save(is_best)
     return True

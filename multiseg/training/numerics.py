@@ -1,4 +1,4 @@
-"""How a training computes: in which precision and memory layout, compiled or not, and the same every time or not."""
+"""How a training computes: precision, compilation and determinism."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def precision(amp: str, device: torch.device) -> torch.dtype:
-    """The type that the forward pass computes in. Off CUDA it is float32, but for "bf16" asked for by name.
+    """The dtype of the forward pass. On a CPU it is float32 unless `amp` is "bf16".
 
     Raises:
         UsageError: the name is unknown.
     """
     names = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if amp not in (*names, "auto"):
-        raise UsageError(f"amp {amp!r} is none of auto, {', '.join(names)}.")
+        raise UsageError(f"amp is {amp!r}: give one of auto, {', '.join(names)}.")
     if device.type != "cuda":
         return torch.bfloat16 if amp == "bf16" else torch.float32
     if amp == "auto":
@@ -33,11 +33,11 @@ def precision(amp: str, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
-    """Make torch choose operations that give the same bits every time; as it was before, afterwards.
+    """Make torch use deterministic operations, and restore its settings afterwards.
 
-    On a CPU an operation that cannot is an error. On CUDA some cannot, and they are what a 3-D network needs
-    (backward of nearest upsampling and of average pooling): torch warns of those and uses them, so that two
-    trainings on a card may differ in their last bits even so.
+    On a CPU an operation that has no deterministic version raises an error. On CUDA a 3-D network needs two of them
+    (backward of nearest upsampling and of average pooling): torch warns and uses them, so two trainings on a GPU may
+    still differ in their last bits.
     """
     if not wanted:
         yield
@@ -45,7 +45,7 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     workspace = os.environ.get(CUBLAS)
-    os.environ.setdefault(CUBLAS, ":4096:8")  # cuBLAS asks for it when it is first used
+    os.environ.setdefault(CUBLAS, ":4096:8")  # cuBLAS reads it on first use
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
@@ -59,10 +59,10 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def compiled(network: nn.Module, wanted: bool) -> Iterator[None]:
-    """Compile the network in place, which keeps the names of its tensors; that happens when it is first called.
+    """Compile the network in place on its first call; the names of its tensors stay.
 
     Raises:
-        TrainingError: it could not be compiled.
+        TrainingError: torch cannot compile it.
     """
     if not wanted:
         yield
@@ -74,5 +74,5 @@ def compiled(network: nn.Module, wanted: bool) -> Iterator[None]:
         yield
     except TorchDynamoException as error:
         raise TrainingError(
-            f"torch could not compile the network: {error}. Set fit.compile to false; the same command then goes on."
+            f"torch cannot compile the network: {error}. Set fit.compile to false, and run the same command again."
         ) from error

@@ -1,4 +1,4 @@
-"""What turns gradients into steps, by name, or of one's own; and the schedules of the learning rate."""
+"""Optimisers by name or of the user, and schedules of the learning rate."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from multiseg.own import blamed, check_takes, imported, is_own, name_of
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 Groups: TypeAlias = Iterable[dict[str, Any]]
 OwnOptimiser: TypeAlias = Callable[[Iterable[nn.Parameter], float], Optimizer]
-"""From the network's parameters and the learning rate; the classes of `torch.optim` are such."""
+"""Maps the network's parameters and the learning rate to an optimiser, as the classes of `torch.optim` do."""
 SIGNATURE = "(parameters, learning_rate)"
 
 
 @dataclass(frozen=True)
 class OptimiserOptions:
-    """What turns gradients into steps; the learning rate and its schedule are those of `FitOptions`.
+    """Which optimiser; the learning rate and its schedule are in `FitOptions`.
 
     Attributes:
         name: "adam" (default), "adamw", "sgd" (with Nesterov's momentum), or your own as module:name.
-        weight_decay: lambda. "adam" and "sgd" add lambda w to the gradient of a weight w; "adamw" takes away
-            learning rate x lambda w beside the step. Norms and biases do not decay: see `decaying`.
+        weight_decay: lambda. "adam" and "sgd" add lambda w to the gradient of a weight w; "adamw" also subtracts
+            learning rate x lambda w in each step. Norms and biases do not decay: see `decaying`.
         momentum: of "sgd".
     """
 
@@ -39,7 +39,7 @@ class OptimiserOptions:
 
 
 def adam(groups: Groups, learning_rate: float, momentum: float) -> Optimizer:
-    """Kingma and Ba 2015, arXiv:1412.6980; with weight decay, L2 regularisation in it."""
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980); weight decay is L2 regularisation."""
     return torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8)
 
 
@@ -49,48 +49,45 @@ def adamw(groups: Groups, learning_rate: float, momentum: float) -> Optimizer:
 
 
 def sgd(groups: Groups, learning_rate: float, momentum: float) -> Optimizer:
-    """Stochastic gradient descent with Nesterov's momentum (Sutskever et al. 2013); without, where it is 0."""
+    """Stochastic gradient descent with Nesterov's momentum (Sutskever et al. 2013), if it is above 0."""
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0)
 
 
 OPTIMISERS: dict[str, Callable[[Groups, float, float], Optimizer]] = {"adam": adam, "adamw": adamw, "sgd": sgd}
 WEIGHT_DECAY = {"adamw": 0.01}
-"""What a run file that names an optimiser and no weight decay gets: without any, adamw is adam."""
+"""Default of a run file that names an optimiser and no weight decay: without it, adamw is adam."""
 
 
 def check_optimiser(options: OptimiserOptions, own: OwnOptimiser | None = None) -> None:
-    """Whether there is such an optimiser.
+    """Check the options.
 
     Args:
-        own: the optimiser itself, where the options hold its name only for the record.
+        own: the user's optimiser itself, if the options hold its name only for the record.
 
     Raises:
-        UsageError: there is none of this name, a number is out of its range, or it would go unheard.
+        UsageError: the name is unknown, a number is out of its range, or it would have no effect.
     """
     if not (0 <= options.weight_decay < math.inf and 0 <= options.momentum < 1):
         raise UsageError(
             f"optimiser.weight_decay is {options.weight_decay} and momentum {options.momentum}: give 0 or more, and a "
             "momentum from 0 to below 1."
         )
-    unheard = [name for name in ("weight_decay", "momentum") if _is_set(options, name)]
+    plain = OptimiserOptions()
+    changed = [name for name in ("weight_decay", "momentum") if getattr(options, name) != getattr(plain, name)]
     if own is not None or is_own(options.name):
         check_takes(own or imported(options.name, "optimiser"), 2, "optimiser", SIGNATURE, options.name)
-        if unheard:
+        if changed:
             raise UsageError(
-                f"optimiser.{unheard[0]} is set, which {options.name} does not hear: set it in your own function."
+                f"optimiser.{changed[0]} is set, but {options.name} does not use it: set it in your own function."
             )
     elif options.name not in OPTIMISERS:
         raise UsageError(
-            f"there is no optimiser {options.name!r}; there are {', '.join(OPTIMISERS)}, and your own as module:name."
+            f"optimiser.name is {options.name!r}: give one of {', '.join(OPTIMISERS)}, or your own as module:name."
         )
-    elif "momentum" in unheard and options.name != "sgd":
+    elif "momentum" in changed and options.name != "sgd":
         raise UsageError(f'optimiser.momentum is {options.momentum}, but {options.name} has none: set name = "sgd".')
     elif options.name == "adamw" and not options.weight_decay:
         raise UsageError("adamw without weight decay is adam: set optimiser.weight_decay, such as 0.01.")
-
-
-def _is_set(options: OptimiserOptions, name: str) -> bool:
-    return bool(getattr(options, name) != getattr(OptimiserOptions(), name))
 
 
 def make_optimiser(
@@ -99,7 +96,7 @@ def make_optimiser(
     """The optimiser of these options for a network's parameters.
 
     Raises:
-        UsageError: see `check_optimiser`; or one of your own made no optimiser, or one for other parameters.
+        UsageError: see `check_optimiser`; or the user's function did not return an optimiser of these parameters.
     """
     check_optimiser(options, own)
     if own is None and not is_own(options.name):
@@ -113,21 +110,21 @@ def make_optimiser(
 
 
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """All parameters as one group; with weight decay those that decay as a group, and the others as another."""
+    """All parameters in one group; with weight decay, those that decay in one group and the others in another."""
     if not weight_decay:
         return [{"params": list(network.parameters()), "weight_decay": 0.0}]
     decays = decaying(network)
-    two = [
+    groups = [
         {"params": [p for name, p in network.named_parameters() if name in decays], "weight_decay": weight_decay},
         {"params": [p for name, p in network.named_parameters() if name not in decays], "weight_decay": 0.0},
     ]
-    return [group for group in two if group["params"]]
+    return [group for group in groups if group["params"]]
 
 
 def decaying(network: nn.Module) -> set[str]:
-    """The names of the parameters that weight decay acts on: what has two axes or more and is not part of a norm.
+    """Names of the parameters that weight decay acts on: those with two axes or more that are not part of a norm.
 
-    Biases and the scales and shifts of norms are left out, as is usual: they are few, and pulling them to 0 changes
+    Biases and the scales and shifts of norms do not decay, as is usual: they are few, and pulling them to 0 changes
     what the network computes rather than how complex it is.
     """
     of_norms = {id(p) for module in network.modules() if isinstance(module, NORMS) for p in module.parameters()}
@@ -135,28 +132,29 @@ def decaying(network: nn.Module) -> set[str]:
 
 
 def _check_own(optimiser: object, network: nn.Module, learning_rate: float, name: str) -> None:
-    """Raises UsageError where the loop could not use what somebody's own function made."""
+    """Raises UsageError if the loop cannot use what the user's function returned."""
     if not isinstance(optimiser, Optimizer):
-        raise UsageError(f"the optimiser {name} made a {type(optimiser).__name__}, and not a torch.optim.Optimizer.")
-    held = [id(p) for group in optimiser.param_groups for p in group["params"]]
-    missing = [key for key, p in network.named_parameters() if id(p) not in held]
-    if missing or len(held) != len(list(network.parameters())):
+        raise UsageError(f"the optimiser {name} returned a {type(optimiser).__name__}, not a torch.optim.Optimizer.")
+    parameter_ids = [id(p) for group in optimiser.param_groups for p in group["params"]]
+    missing = [key for key, p in network.named_parameters() if id(p) not in parameter_ids]
+    num_expected = len(list(network.parameters()))
+    if missing or len(parameter_ids) != num_expected:
         raise UsageError(
-            f"the optimiser {name} has {len(held)} parameters, and the network {len(list(network.parameters()))}"
+            f"the optimiser {name} has {len(parameter_ids)} parameters, but the network has {num_expected}"
             + (f"; it leaves out {missing[0]}" if missing else "")
-            + ". Give it all that it is called with: to freeze one, set requires_grad to False in the network."
+            + ". Pass it all parameters: to freeze one, set requires_grad to False in the network."
         )
     rates = sorted({float(group["lr"]) for group in optimiser.param_groups})
     if rates != [learning_rate]:
         raise UsageError(
-            f"the optimiser {name} has the learning rates {rates}, but the schedule moves one for all parameters: make "
-            f"it with the learning rate that it is called with ({learning_rate}, fit.learning_rate)."
+            f"the optimiser {name} has the learning rates {rates}, but the schedule sets one for all parameters: use "
+            f"the learning rate that your function gets ({learning_rate}, fit.learning_rate)."
         )
     closure = inspect.signature(optimiser.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UsageError(
-            f"the optimiser {name} ({name_of(optimiser)}) evaluates the loss several times a step, which the training "
-            "loop does not do: choose one that steps without a closure."
+            f"the optimiser {name} ({name_of(optimiser)}) evaluates the loss several times per step, which the "
+            "training loop does not support: choose one that steps without a closure."
         )
 
 
@@ -173,4 +171,4 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "published": _published,
     "constant": lambda done: 1.0,
 }
-"""The factor on the learning rate, from the share of the steps that is done."""
+"""Maps the share of steps done to a factor on the learning rate."""

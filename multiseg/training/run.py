@@ -1,4 +1,4 @@
-"""A training from a store to a run folder: put together, resumed, logged, validated, saved."""
+"""Train from a store into a run folder: set up, resume, log, validate and save."""
 
 from __future__ import annotations
 
@@ -27,12 +27,7 @@ from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
 from multiseg.own import is_own
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
-from multiseg.store.structures import (
-    check_named,
-    schemas_of,
-    structures_of,
-    written,
-)
+from multiseg.store.structures import check_named, schemas_of, structures_of, written
 from multiseg.training.checkpoint import RESUME, TrainState, generators, save_state
 from multiseg.training.distributed import Peers, joined
 from multiseg.training.event_log import EventLog
@@ -43,9 +38,9 @@ from multiseg.training.objectives import OwnObjective
 from multiseg.training.optimisers import OwnOptimiser, make_optimiser
 from multiseg.training.resume import begin, lessons_of
 from multiseg.training.run_folder import ModelOptions, TrainOptions, claimed_folder, flat, numbers_of, with_all_seeds
-from multiseg.training.start import Parent, arranged, descended, parent_of, take_weights
+from multiseg.training.start import Parent, arrange_channels, descended, parent_of, take_weights
 from multiseg.training.trackers import check_trackers, tracked
-from multiseg.training.trial import OwnParts, taken, try_out, warn_of_closed
+from multiseg.training.trial import OwnParts, split_own, try_out, warn_if_not_importable
 from multiseg.training.validate import validate, validation_cases
 
 
@@ -53,7 +48,7 @@ from multiseg.training.validate import validate, validation_cases
 class TrainResult:
     """How a training ended: the steps done, whether that is all of them, and the best validation score.
 
-    `steps_before` is how many were done before: where that is all, the run was finished already.
+    `steps_before` is the number of steps done by earlier calls.
     """
 
     folder: Path
@@ -77,24 +72,24 @@ def train(
     optimiser: OwnOptimiser | str | None = None,
     augment: Transform | str | None = None,
 ) -> TrainResult:
-    """Train into the folder `out`, resuming the run that is there.
+    """Train into the folder `out`; resume if it holds a run.
 
     The folder gets model.safetensors (best on the validation cases), last.safetensors, resume.pt, data.json (the
-    cases that are learnt from), log.jsonl, TensorBoard files, and run.toml with every setting. A run can be given
-    another number of steps, finished or not: the learning rate then follows the schedule of the new number.
-    SIGINT and SIGTERM end it after the step (or the validation case) in hand, saved. Started by `torchrun`, its
+    cases it learns from), log.jsonl, TensorBoard files, and run.toml with every setting. The number of steps of a run
+    can be changed, even after it finished: the learning rate then follows the schedule of the new number.
+    SIGINT and SIGTERM save and end it after the current step or validation case. Started by `torchrun`, several
     processes train one model together.
 
     Args:
-        overwrite: start anew where the folder holds a run, instead of going on with it.
-        on_start: is told what the model will be, before the first step.
-        accept_changes: resume although the training or validation cases are other ones than before: it is logged, and
-            the result is no longer that of a run without a break.
+        overwrite: delete an existing run and start over, instead of resuming.
+        on_start: is called with what the model will be, before the first step.
+        accept_changes: resume although the training or validation cases have changed. The change is logged, and the
+            result is no longer that of an uninterrupted run.
         network: your own instead of `options.model.builder`: a class or function that is called as
             (num_modalities, num_logits, **options.model.numbers) and makes a module, called as (images, present).
         objective: your own instead of `options.fit.objective`: (network, batch, step) to (loss, dict of scalars).
         optimiser: your own instead of `options.optimiser.name`: (parameters, learning_rate) to a torch optimiser.
-        augment: your own beside `options.augment`: (images, target, generator) of a patch to (images, target).
+        augment: your own in addition to `options.augment`: (images, target, generator) of a patch to (images, target).
             Each of the four may also be a name, as in a run file: docs/extending.md.
 
     Raises:
@@ -105,15 +100,15 @@ def train(
         DataError, CheckpointError, TrainingError: see the parts.
     """
     keep_memory()
-    options, own = taken(options, network, objective, optimiser, augment)
+    options, own = split_own(options, network, objective, optimiser, augment)
     with joined(options.device) as (peers, device):
         parent = parent_of(options.start)
         if parent is not None:
             _check_is_elsewhere(parent.file, Path(out))
             if network is not None and options.model.builder != parent.info.builder:
                 raise UsageError(
-                    f"network is {options.model.builder}, but what starts from {options.start.model} has its own: "
-                    f"{parent.info.builder}. Leave network out."
+                    f"network is {options.model.builder}, but a run that starts from {options.start.model} keeps its "
+                    f"network {parent.info.builder}. Leave network out."
                 )
             options = inherited(options, parent.info)
         options = with_all_seeds(options)
@@ -124,8 +119,8 @@ def train(
         state = _fresh_state(options, own, info, parent, device)
         try_out(state.network, own, options, info)
         if peers.is_first:
-            warn_of_closed(own)
-        peers.part_ways(options.seed)
+            warn_if_not_importable(own)
+        peers.diversify_seeds(options.seed)
         names = [name for name in stream.plan.cases if options.stream.draw.weights.get(name, 1) > 0]
         drawn = [case for name in names for case in stream.plan.cases[name]]
         held_out = validation_cases(store, info, names, options.fit.validation_cases)
@@ -152,7 +147,7 @@ def train(
 
 @contextmanager
 def _claimed(out: Path, options: TrainOptions, overwrite: bool, peers: Peers) -> Iterator[None]:
-    """Hold the folder; where several train into it the first does so for all, and they wait until it has."""
+    """Lock the folder; of several processes the first one locks it, and the others wait for that."""
     with claimed_folder(out, options, overwrite) if peers.is_first else nullcontext():
         peers.gather(None)
         yield
@@ -162,7 +157,7 @@ def _claimed(out: Path, options: TrainOptions, overwrite: bool, peers: Peers) ->
 def _reported(
     out: Path, state: TrainState, options: TrainOptions, peers: Peers, on_event: Callable[[Event], None]
 ) -> Iterator[Callable[[Event], None]]:
-    """What writes down and passes on what happens, once however many processes it happens in."""
+    """Yield a function that logs events and passes them on; it does so in the first process only."""
     if not peers.is_first:
         yield lambda event: None
         return
@@ -180,64 +175,61 @@ def _reported(
 
 
 def _check_is_elsewhere(model: Path, out: Path) -> None:
-    """Raises UsageError where a training would write over the model that it starts from."""
+    """Raises UsageError if a training would overwrite the model that it starts from."""
     if model.resolve().parent == out.resolve():
-        raise UsageError(f"{out} holds the model that is started from, which stays as it is: choose another --out.")
+        raise UsageError(f"{out} holds the model that the run starts from and would overwrite: choose another --out.")
 
 
 def inherited(options: TrainOptions, parent: ModelInfo) -> TrainOptions:
-    """The options with the labels and the network of the model that is started from.
-
-    What becomes of lesions that it does not list is its own, too, unless the options say it.
-    """
+    """The options with the labels and the network of the parent model; also with its `rest`, unless they set it."""
     labels = tuple(written(label.kind, label.name) for label in parent.space.labels)
-    known = {name: value for name, value in parent.numbers.items() if name != "first_modalities"}
+    numbers = {name: value for name, value in parent.numbers.items() if name != "first_modalities"}
     if is_own(parent.builder):
-        known = {"numbers": known}
+        model = ModelOptions(parent.builder, numbers=numbers)
     else:
-        known["widths"] = tuple(known["widths"])
-    rest = options.rest or parent.space.rest
-    return replace(options, labels=labels, rest=rest, model=ModelOptions(parent.builder, **known))
+        model = ModelOptions(parent.builder, **{**numbers, "widths": tuple(numbers["widths"])})
+    return replace(options, labels=labels, rest=options.rest or parent.space.rest, model=model)
 
 
 def _prepared(
     options: TrainOptions, store: Store, parent: Parent | None, share: Share
 ) -> tuple[ModelInfo, PatchStream]:
-    """What the model will be, and what it will learn from."""
+    """What the model will be, and the stream of patches that it will learn from."""
     space = LabelSpace.of(options.labels, options.rest)
     if options.augment.flip_probability:
         check_sides(space)
     if parent is None:
-        there = [case for case in select(store, options.databases, split="train") if _has_weight(case, options)]
-        check_named(space, structures_of(schemas_of(store, there)), f"the training data of {store.url}")
+        cases = _weighted_cases(store, options.databases, options.stream.draw)
+        check_named(space, structures_of(schemas_of(store, cases)), f"the training data of {store.url}")
     used = learnt_from(store, options.databases, space, options.stream.draw)
     if not used:
         raise DataError(
-            f"{store.url} has no train case in which somebody looked for the structures {', '.join(space.names)}. "
+            f"{store.url} has no train case that is annotated for {', '.join(space.names)}. "
             f"See: multiseg info {store.url}."
         )
     axis = ModalityAxis.union(case.modalities for case in used)
     if parent is None:
         builder = options.model.builder
         if builder in NETWORKS and NETWORKS[builder].trained_first:
-            raise UsageError(f"a {builder} network needs a trained one to stand on: multiseg finetune --progressive.")
+            raise UsageError(f"a {builder} network is built on a trained one: multiseg finetune --progressive.")
         stream = PatchStream(store, axis, space, options.stream, databases=options.databases, share=share)
         return _info(options, store, stream), stream
     check_spacing(parent.info, store)
-    channels = arranged(parent.info, axis, options.start)
+    channels = arrange_channels(parent.info, axis, options.start)
     stream = PatchStream(store, channels.axis, space, options.stream, databases=options.databases, share=share)
     return descended(_info(options, store, stream), parent, channels, options.start), stream
 
 
-def _has_weight(case: Case, options: TrainOptions) -> bool:
-    return options.stream.draw.weights.get(case.database, 1) > 0
+def _weighted_cases(store: Store, databases: Sequence[str], draw: DrawOptions) -> list[Case]:
+    """The training cases of databases with a weight above 0."""
+    return [case for case in select(store, databases, split="train") if draw.weights.get(case.database, 1) > 0]
 
 
 def learnt_from(store: Store, databases: Sequence[str], space: LabelSpace, draw: DrawOptions) -> list[Case]:
-    """The training cases that may be drawn: those with a label, of them the chosen ones, of databases with a weight."""
+    """The training cases that may be drawn: annotated, of databases with a weight, and selected by `draw`."""
     labelled: dict[str, list[Case]] = {}
-    for case in select(store, databases, split="train"):
-        if draw.weights.get(case.database, 1) > 0 and store[case.database].label_view(case, space).annotated.any():
+    for case in _weighted_cases(store, databases, draw):
+        if store[case.database].label_view(case, space).annotated.any():
             labelled.setdefault(case.database, []).append(case)
     return [case for cases in labelled.values() for case in chosen(cases, draw)]
 
@@ -250,14 +242,14 @@ def _save(out: Path, state: TrainState, about: tuple[ModelInfo, LearntScans], is
         save_model(out / LAST, state.model, now, learnt)
         if is_best:
             save_model(out / BEST, state.model, now, learnt)
-        # Last: a kill before this line repeats the steps since the last save, and then the models are written again.
+        # Last: after a kill before this line the steps since the last save are repeated, and the models written again.
         save_state(out / RESUME, state, others)
-    peers.gather(None)  # nobody goes on, or ends, before it is written
+    peers.gather(None)  # no process continues or ends before the files are written
 
 
 def _info(options: TrainOptions, store: Store, stream: PatchStream) -> ModelInfo:
     weights = options.stream.draw.weights
-    cases = {name: some for name, some in stream.plan.cases.items() if weights.get(name, 1) > 0}
+    by_database = {name: cases for name, cases in stream.plan.cases.items() if weights.get(name, 1) > 0}
     return ModelInfo(
         builder=options.model.builder,
         numbers=numbers_of(options.model),
@@ -266,17 +258,19 @@ def _info(options: TrainOptions, store: Store, stream: PatchStream) -> ModelInfo
         spacing_mm=store.spacing_mm,
         patch=options.stream.draw.patch,
         trained_on={
-            name: tuple(database for database, some in cases.items() if any(name in case.modalities for case in some))
-            for name in stream.axis
+            sequence: tuple(
+                name for name, cases in by_database.items() if any(sequence in case.modalities for case in cases)
+            )
+            for sequence in stream.axis
         },
         databases={
             name: {
                 "pathology": store[name].pathology,
-                "num_cases": len(some),
+                "num_cases": len(cases),
                 "recipe": store[name].recipe.to_json(),
                 "licence": store[name].attributes.get("licence", ""),
             }
-            for name, some in cases.items()
+            for name, cases in by_database.items()
         },
     )
 
@@ -296,22 +290,24 @@ def _fresh_state(
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a wish to stop; the second ends the process as usual."""
-    asked: list[int] = []
-    before: dict[int, Any] = {}
+    """Turn the first SIGINT or SIGTERM into a request to stop; a second one ends the process as usual."""
+    received: list[int] = []
+    handlers: dict[int, Any] = {}
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        for other, handler in before.items():
-            signal.signal(other, handler)
-
-    try:
-        for wanted in (signal.SIGINT, signal.SIGTERM):
-            before[wanted] = signal.signal(wanted, ask)
-    except ValueError:
-        before.clear()  # not the main thread: signals are its business
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
+    def restore() -> None:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, receive)
+    except ValueError:
+        handlers.clear()  # only the main thread may handle signals
+    try:
+        yield lambda: bool(received)
+    finally:
+        restore()

@@ -1,4 +1,4 @@
-"""The settings of a training, and the folder that belongs to one run."""
+"""The settings of a training, and its run folder."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ FREE = frozenset(
     {
         "device",
         "start.model",
-        *(f"track.{one.name}" for one in fields(TrackOptions)),
+        *(f"track.{field.name}" for field in fields(TrackOptions)),
         "fit.num_steps",
         *(f"fit.{name}" for name in COMPUTING),
         *(f"stream.{name}" for name in READING),
     }
 )
-"""Settings that may differ when a run goes on: they do not change what is learnt. The model that is started from may
-lie elsewhere by now; that it is the same one is seen from its bytes. The number of steps changes the schedule from then
-on, which is said; it cannot be less than what is done."""
+"""Settings that may differ when a run resumes: they do not change what is learnt. The parent model may have moved; its
+digest shows that it is the same. A new number of steps changes the schedule from then on, with a notice; it cannot be
+less than the steps done."""
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which network: its name and its numbers, of the published one by default.
+    """Which network: its name and numbers; by default the published one.
 
     Attributes:
         builder, norm: see `multiseg.models.builders.NETWORKS` and `multiseg.models.blocks.NORMS`; your own network as
             module:name.
-        numbers: by name, what your own network is called with; widths, dropout and norm are multiseg's own networks'.
+        numbers: keyword arguments of your own network; networks of multiseg take widths, dropout and norm instead.
     """
 
     builder: str = "multi_unet"
@@ -65,14 +65,14 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """One training, whole.
+    """All settings of one training.
 
     Attributes:
         databases: names in the store; empty takes all.
-        labels: what the model tells apart; "lesion" stands for every lesion, "tissue:NAME" for a tissue.
-        rest: what voxels of lesion structures are that `labels` leave out: "background" or "ignore"; "" refuses them.
-        start: the model that is fine-tuned, if any; `labels` and `model` are then its own.
-        seed: of the weights and the dropout, and of draws and augmentation unless these have their own.
+        labels: what the model segments; "lesion" stands for every lesion, "tissue:NAME" for a tissue.
+        rest: how voxels of lesion structures that are not in `labels` count: "background" or "ignore"; "" refuses them.
+        start: the model to fine-tune, if any; it then sets `labels` and `model`.
+        seed: of weights and dropout, and of draws and augmentation unless these have a seed of their own.
     """
 
     store: str | Path
@@ -96,7 +96,7 @@ class TrainOptions:
 
 
 def numbers_of(model: ModelOptions) -> dict[str, Any]:
-    """What the network is made with by name, as its model file will hold it.
+    """The keyword arguments of the network, as its model file will hold them.
 
     Raises:
         UsageError: a number is set that the network does not take, or one that a model file cannot hold.
@@ -104,119 +104,117 @@ def numbers_of(model: ModelOptions) -> dict[str, Any]:
     if not is_own(model.builder):
         if model.numbers:
             raise UsageError(
-                f"[model.numbers] sets {', '.join(model.numbers)}, but it is for networks of your own: {model.builder} "
-                "takes widths, dropout and norm, set in [model] itself."
+                f"[model.numbers] sets {', '.join(model.numbers)}, but it is for networks of your own: set widths, "
+                f"dropout and norm of {model.builder} in [model] itself."
             )
         return {"widths": list(model.widths), "dropout": model.dropout, "norm": model.norm}
     plain = ModelOptions(model.builder)
     unused = [name for name in ("widths", "dropout", "norm") if getattr(model, name) != getattr(plain, name)]
     if unused:
         raise UsageError(
-            f"[model] sets {', '.join(unused)}, but {model.builder} does not take them: put the numbers of your own "
+            f"[model] sets {', '.join(unused)}, which {model.builder} does not take: put the numbers of your own "
             "network in [model.numbers]."
         )
     try:
         numbers: dict[str, Any] = json.loads(json.dumps(dict(model.numbers), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"model.numbers cannot be kept in a model file: {error}. Give plain numbers and texts."
-        ) from None
+        raise UsageError(f"a model file cannot hold model.numbers: {error}. Give plain numbers and texts.") from None
     return numbers
 
 
 def seeded(seed: int, stream: StreamOptions, augment: AugmentOptions) -> tuple[StreamOptions, AugmentOptions]:
-    """Draws and augmentation with the one seed of a training, where they have none of their own."""
-    draw = replace(stream.draw, seed=seed if stream.draw.seed is None else stream.draw.seed)
-    own = seed if augment.seed is None else augment.seed
-    return replace(stream, draw=draw), replace(augment, seed=own)
+    """Draws and augmentation with the seed of a training, unless they have their own."""
+    if stream.draw.seed is None:
+        stream = replace(stream, draw=replace(stream.draw, seed=seed))
+    if augment.seed is None:
+        augment = replace(augment, seed=seed)
+    return stream, augment
 
 
 def with_all_seeds(options: TrainOptions) -> TrainOptions:
-    """The same options, in which draws and augmentation have a seed."""
+    """The options with a seed for draws and augmentation."""
     stream, augment = seeded(options.seed, options.stream, options.augment)
     return replace(options, stream=stream, augment=augment)
 
 
 def to_toml(options: TrainOptions) -> str:
-    """A run file that says every setting."""
+    """A run file with every setting."""
     return tomli_w.dumps(asdict(with_all_seeds(options)))
 
 
 @contextmanager
 def claimed_folder(out: Path, options: TrainOptions, overwrite: bool) -> Iterator[None]:
-    """Hold the folder for this run: one without saved steps, one with the same settings, or any with `overwrite`.
+    """Lock the folder for this run: it has no saved steps, or the same settings, or `overwrite` clears it.
 
-    The settings are not written yet: `write_settings` does, once it is known that the run can begin.
+    `write_settings` writes the settings later, when it is clear that the run can begin.
 
     Raises:
         ResourceError: another process trains into it.
-        UsageError: it holds a run with other settings, a model of no run, or it is something else: a store, a folder of
-            scans.
+        UsageError: it holds a run with other settings, a model without a run, or something else, such as a store or a
+            folder of scans.
     """
     check_folder(out, own=(RUN_FILE, LOCK, BEST, LAST))
     out.mkdir(parents=True, exist_ok=True)
-    with lock_folder(out / LOCK, "another training writes to it. Wait for that, or choose another --out."):
+    with lock_folder(out / LOCK, "another training writes to it. Wait for it to end, or choose another --out."):
         _take_over(out, options, overwrite)
         yield
 
 
 def _take_over(out: Path, options: TrainOptions, overwrite: bool) -> None:
     if overwrite:
-        _forget(out)
+        _delete_run(out)
     for name in FILES:
         for half_written in out.glob(f".{name}.*.tmp"):  # by a process that was killed
             half_written.unlink()
-    held, asked = held_settings(out), tomllib.loads(to_toml(options))
-    if held:
-        _check_same_run(held, asked, out)
-        return
-    there = [name for name in (BEST, LAST) if (out / name).exists()]
-    if there and not (out / RESUME).is_file():  # of a save that was cut short, or of something else
-        if not (out / RUN_FILE).is_file():
-            raise UsageError(f"{out} holds a model ({there[0]}) of no training. Choose another --out, or --overwrite.")
-        _check_same_run(tomllib.loads((out / RUN_FILE).read_text(encoding="utf-8")), asked, out)
+    has_settings = (out / RUN_FILE).is_file()
+    models = [name for name in (BEST, LAST) if (out / name).exists()]
+    if models and not has_settings and not (out / RESUME).is_file():
+        raise UsageError(
+            f"{out} holds a model ({models[0]}), but no run. Choose another --out, or pass --overwrite to delete it."
+        )
+    # A model without resume.pt is of a save that was interrupted.
+    if has_settings and (models or (out / RESUME).is_file()):
+        _check_same_run(_read_settings(out), tomllib.loads(to_toml(options)), out)
 
 
 def write_settings(out: Path, options: TrainOptions) -> None:
-    """Say in the folder by which settings its run goes on."""
+    """Write the settings of the run into its folder."""
     write_atomically(out / RUN_FILE, to_toml(options).encode())
 
 
 def held_settings(out: Path) -> dict[str, Any]:
-    """The settings of the run in a folder, nested; none where nothing is saved, since then they bind nobody."""
-    if not ((out / RESUME).is_file() and (out / RUN_FILE).is_file()):
-        return {}
+    """The settings of the run in a folder, nested; empty if no step is saved, since they may then change."""
+    return _read_settings(out) if (out / RESUME).is_file() and (out / RUN_FILE).is_file() else {}
+
+
+def _read_settings(out: Path) -> dict[str, Any]:
     return tomllib.loads((out / RUN_FILE).read_text(encoding="utf-8"))
 
 
-def _forget(out: Path) -> None:
-    """Remove what an earlier training left in a folder, and nothing else."""
+def _delete_run(out: Path) -> None:
+    """Delete the files of an earlier training, and nothing else."""
     for name in FILES:
         (out / name).unlink(missing_ok=True)
     for file in (out / TENSORBOARD).glob("events.*"):
         file.unlink()
 
 
-def _check_same_run(held: Mapping[str, Any], asked: Mapping[str, Any], out: Path) -> None:
-    """Whether a folder's run is the one that is asked for; the device and the workers may differ.
-
-    Raises:
-        UsageError: another setting differs; the message names it.
-    """
-    # What a folder does not say was not yet a setting, and then it was as it is by default.
-    a, b = flat(tomllib.loads(to_toml(TrainOptions(store="")))) | flat(held), flat(asked)
-    differing = sorted(key for key in (a.keys() | b.keys()) - FREE if a.get(key) != b.get(key))
+def _check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], out: Path) -> None:
+    """Raises UsageError if a setting that is not `FREE` differs; the message names it."""
+    # A setting that the folder lacks did not exist yet, and had the effect of its default.
+    before, now = flat(tomllib.loads(to_toml(TrainOptions(store="")))) | flat(saved), flat(current)
+    differing = sorted(key for key in (before.keys() | now.keys()) - FREE if before.get(key) != now.get(key))
     if differing:
-        listed = "; ".join(f"{key} was {a.get(key)!r}, now {b.get(key)!r}" for key in differing[:5])
+        listed = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:5])
         raise UsageError(
-            f"{out} holds a run with other settings: {listed}. Go on with its own, "
-            "choose another --out, or pass --overwrite to start it anew."
+            f"{out} holds a run with other settings: {listed}. Use its settings, choose another --out, or pass "
+            "--overwrite to start over."
         )
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
+        settings |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return settings

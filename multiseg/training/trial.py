@@ -1,10 +1,9 @@
-"""What a training takes of the caller's own: how it is recorded, and one try of it before the first step."""
+"""The user's own parts of a training (network, objective, ...): recorded by name, and tried before the first step."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from multiseg.loaders.transform import SIGNATURE, Transform
 from multiseg.models.builders import NETWORKS, Builder, makes_network
 from multiseg.models.saved import ModelInfo
 from multiseg.own import blamed, check_takes, is_importable, is_own, name_of
-from multiseg.training.fit import check
+from multiseg.training.fit import check_fit
 from multiseg.training.objectives import Objective, OwnObjective, checked_objective, objective_named
 from multiseg.training.optimisers import OwnOptimiser, check_optimiser
 from multiseg.training.run_folder import TrainOptions
@@ -26,7 +25,7 @@ from multiseg.training.run_folder import TrainOptions
 
 @dataclass(frozen=True, eq=False)
 class OwnParts:
-    """What was passed as itself rather than by name; the options hold its name for the record."""
+    """Parts that were passed as objects rather than by name; the options hold their names for the record."""
 
     network: Builder | None = None
     objective: Objective | None = None
@@ -34,30 +33,30 @@ class OwnParts:
     augment: Transform | None = None
 
     def check(self, options: TrainOptions) -> None:
-        """Raises UsageError where an objective, an optimiser or a setting of them is invalid or not there."""
-        check(options.fit, self.objective)
+        """Raises UsageError if an objective, an optimiser, an augmentation or one of their settings is invalid."""
+        check_fit(options.fit, self.objective)
         check_optimiser(options.optimiser, self.optimiser)
         augmenter(options.augment, self.augment)
 
 
-def taken(
+def split_own(
     options: TrainOptions,
     network: Builder | str | None,
     objective: OwnObjective | str | None,
     optimiser: OwnOptimiser | str | None,
     augment: Transform | str | None,
 ) -> tuple[TrainOptions, OwnParts]:
-    """The options with the names of what is given, and what is given that is no name.
+    """The options with the names of all parts, and those parts that are objects.
 
     Raises:
-        UsageError: something cannot be called as it has to be.
+        UsageError: a part cannot be called with the required arguments.
     """
-    for name, known in NETWORKS.items():
-        network = name if network is known else network
+    for name, record in NETWORKS.items():
+        network = name if network is record else network
     if isinstance(network, nn.Module):
         raise UsageError(
-            f"network is a {type(network).__name__} that is made already: pass its class, or a function that makes it "
-            "from (num_modalities, num_logits), since the store says how many these are."
+            f"network is an instance of {type(network).__name__}: pass its class, or a function that makes it from "
+            "(num_modalities, num_logits), which the store determines."
         )
     if network is not None:
         options = replace(options, model=replace(options.model, builder=_recorded(network, "network")))
@@ -80,78 +79,80 @@ def taken(
     )
 
 
-def _recorded(given: Any, kind: str) -> str:
-    if not (isinstance(given, str) or callable(given)):
-        raise UsageError(f"{kind} is {given!r}: give a function or a class, or a name.")
-    return given if isinstance(given, str) else name_of(given)
+def _recorded(part: Any, kind: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not callable(part):
+        raise UsageError(f"{kind} is {part!r}: give a function, a class or a name.")
+    return name_of(part)
 
 
-def warn_of_closed(own: OwnParts) -> None:
-    """Warn of a network that a model file can name, but nobody else can make from the name."""
+def warn_if_not_importable(own: OwnParts) -> None:
+    """Warn of a network that cannot be made from the name in the model file."""
     if own.network is not None and not (is_importable(own.network) and makes_network(own.network)):
         warnings.warn(
-            f"the network {name_of(own.network)} cannot be imported as a network, so that only load_model(path, "
-            "network=...) opens what is trained: define it in a module that can be imported, as a class derived from "
-            "torch.nn.Module or a function annotated to return one.",
+            f"the network {name_of(own.network)} cannot be imported as a network, so only load_model(path, "
+            "network=...) can open the trained model: define it in a module that can be imported, as a class derived "
+            "from torch.nn.Module or a function annotated to return one.",
             UserWarning,
             stacklevel=3,
         )
 
 
 def try_out(network: nn.Module, own: OwnParts, options: TrainOptions, info: ModelInfo) -> None:
-    """Show what is somebody's own one batch of made-up patches, on a copy of the network, before the first step.
+    """Call the user's own parts with one random batch, on a copy of the network, before the first step.
 
-    Random numbers are as they were, afterwards. What is multiseg's own is not tried.
+    The state of the random generators stays. Parts of multiseg are not tried.
 
     Raises:
-        UsageError: something fails, or its answer is not of the form that the loop needs; the message says which.
+        UsageError: a part fails or returns something that the loop cannot use.
     """
-    tries_network = is_own(info.builder)
-    tries_objective, tries_augment = is_own(options.fit.objective), bool(options.augment.own)
-    if not (tries_network or tries_objective or tries_augment):
+    has_network = is_own(info.builder)
+    has_objective, has_augment = is_own(options.fit.objective), bool(options.augment.own)
+    if not (has_network or has_objective or has_augment):
         return
     device = next(network.parameters(), torch.zeros(0)).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
-        batch = _made_up(options, info, device)
+        batch = _random_batch(options, info, device)
         trial = copy.deepcopy(network)
-        if tries_network:
+        if has_network:
             _try_network(trial, batch, info)
-        if tries_augment:
+        if has_augment:
             with blamed("augmentation", options.augment.own):
                 batch = augmenter(options.augment, own.augment)(batch)
-        if tries_objective:
+        if has_objective:
             objective = own.objective or objective_named(options.fit.objective)
             with blamed("objective", options.fit.objective):
                 loss, _ = objective(trial.train(), batch, 0)
                 loss.backward()  # type: ignore[no-untyped-call]
 
 
-def _made_up(options: TrainOptions, info: ModelInfo, device: torch.device) -> Batch:
-    num, patch, labels = min(2, options.stream.batch_size), options.stream.draw.patch, len(info.space.names)
+def _random_batch(options: TrainOptions, info: ModelInfo, device: torch.device) -> Batch:
+    num, patch, num_labels = min(2, options.stream.batch_size), options.stream.draw.patch, len(info.space.names)
     return Batch(
         images=torch.randn(num, len(info.axis), *patch),
         present=torch.ones(num, len(info.axis), dtype=torch.bool),
-        target=torch.randint(labels + 1, (num, *patch), dtype=torch.uint8),
-        annotated=torch.ones(num, labels, dtype=torch.bool),
-        database=("made up",) * num,
-        case=("made up",) * num,
+        target=torch.randint(num_labels + 1, (num, *patch), dtype=torch.uint8),
+        annotated=torch.ones(num, num_labels, dtype=torch.bool),
+        database=("random",) * num,
+        case=("random",) * num,
         corner=torch.zeros(num, 3, dtype=torch.int64),
         draws=torch.zeros(num, 2, dtype=torch.int64),
     ).to(device)
 
 
 def _try_network(network: nn.Module, batch: Batch, info: ModelInfo) -> None:
-    name, wanted = info.builder, (len(batch.case), info.space.num_logits, *batch.images.shape[2:])
+    name, expected = info.builder, (len(batch.case), info.space.num_logits, *batch.images.shape[2:])
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise UsageError(f"the network {name} has no parameter that learns.")
-    modes: dict[str, Callable[[], nn.Module]] = {"eval": network.eval, "train": network.train}
-    for mode, enter in modes.items():
+        raise UsageError(f"the network {name} has no parameter with requires_grad.")
+    for mode in ("eval", "train"):
+        network.train(mode == "train")
         with torch.no_grad(), blamed("network", name):
-            logits = enter()(batch.images, batch.present)
-        said = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if said != wanted or not logits.is_floating_point():
+            logits = network(batch.images, batch.present)
+        returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if returned != expected or not logits.is_floating_point():
             raise UsageError(
-                f"the network {name} returned {said} in {mode} mode: called as (images, present) with images of "
-                f"{tuple(batch.images.shape)}, it has to return one tensor of logits {wanted}."
+                f"the network {name} returned {returned} in {mode} mode: called as (images, present) with images of "
+                f"{tuple(batch.images.shape)}, it must return one tensor of logits {expected}."
             )

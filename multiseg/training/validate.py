@@ -1,4 +1,4 @@
-"""How well a network in training does on held-out cases."""
+"""Validate a network in training on held-out cases."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from multiseg.types import Mask
 def validation_cases(
     store: Store, info: ModelInfo, databases: Sequence[str], num_cases: int | None, split: str = "val"
 ) -> list[Case]:
-    """The first few held-out cases of each database that have a label of the space; all where `num_cases` is None."""
+    """The first `num_cases` held-out cases of each database that are annotated for a label; all if it is None."""
     chosen = []
     for name in databases:
-        held_out = [case for case in select(store, [name], split=split) if info.usable(case.modalities)]
-        chosen += [c for c in held_out if store[name].label_view(c, info.space).annotated.any()][:num_cases]
+        usable = [case for case in select(store, [name], split=split) if info.usable(case.modalities)]
+        chosen += [case for case in usable if store[name].label_view(case, info.space).annotated.any()][:num_cases]
     return chosen
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One structure in one case.
+    """The result for one structure in one case.
 
     Attributes:
-        dice: NaN where the case has none of it.
-        is_false_alarm: it has none, and some was predicted.
+        dice: NaN if the case does not have the structure.
+        is_false_alarm: the structure was predicted in a case that does not have it.
     """
 
     dice: float
@@ -59,95 +59,96 @@ def validate(
     should_stop: Callable[[], bool] = lambda: False,
     peers: Peers = ALONE,
 ) -> Validation | None:
-    """How good the network is, by all sequences of each case and windows that overlap by a quarter.
+    """Validate with all sequences of each case and windows that overlap by a quarter.
 
-    None where `should_stop`, asked before each case, said so. Several processes share the cases out and all
-    get the same answer.
+    None if `should_stop`, asked before each case, was true. Several processes share the cases and all get the
+    same result.
     """
     parts = peers.gather(_judged_by_database(network, info, store, cases[peers.rank :: peers.num], should_stop))
-    found: dict[str, list[Judged]] = {case.database: [] for case in cases}
+    by_database: dict[str, list[Judged]] = {case.database: [] for case in cases}
     for part in parts:
         if part is None:
             return None
-        for name, values in part.items():
-            found[name] += values
-    absent = [one for values in found.values() for one in values if one.is_absent]
+        for name, results in part.items():
+            by_database[name] += results
+    absent = [result for results in by_database.values() for result in results if result.is_absent]
     return Validation(
-        score=score_of(found.values()),
-        dice={name: mean_of_defined([one.dice for one in values]) for name, values in found.items()},
-        num_false_alarms=sum(one.is_false_alarm for one in absent),
+        score=score_of(by_database.values()),
+        dice={name: mean_of_defined([result.dice for result in results]) for name, results in by_database.items()},
+        num_false_alarms=sum(result.is_false_alarm for result in absent),
         num_absent=len(absent),
     )
 
 
 def database_score(judged: Sequence[Judged]) -> float:
-    """What chooses the best model on one database: its mean Dice, in which every false alarm counts as a Dice of 0.
+    """The score of one database: its mean Dice, in which every false alarm counts as a Dice of 0.
 
-    With n structures that are there and f false alarms, (sum of the n Dices) / (n + f). That is Dice by its formula,
-    2 |P ∩ T| / (|P| + |T|), of everything that has one: a structure that is neither there nor predicted has 0 / 0 and
-    is left out, for a model that predicts nothing would be the best one where most cases have no lesion. Where nothing
-    is there in any case, there is no Dice to weigh them against, and it is the share without a false alarm.
+    With n present structures and f false alarms, (sum of the n Dices) / (n + f). This is Dice by its formula,
+    2 |P ∩ T| / (|P| + |T|), over all structures for which it is defined. A structure that is neither present nor
+    predicted has 0 / 0 and is left out: otherwise a model that predicts nothing would be best if most cases have no
+    lesion. If no structure is present in any case, the score is the share without a false alarm.
 
-    NaN where nothing was judged.
+    NaN without any result.
     """
-    present = [one.dice for one in judged if not one.is_absent]
-    num_false_alarms = sum(one.is_false_alarm for one in judged)
+    present = [result.dice for result in judged if not result.is_absent]
+    num_false_alarms = sum(result.is_false_alarm for result in judged)
     if present:
         return math.fsum(present) / (len(present) + num_false_alarms)
     return 1 - num_false_alarms / len(judged) if judged else math.nan
 
 
 def score_of(databases: Iterable[Sequence[Judged]]) -> float:
-    """What chooses the best model: the mean score of the databases, each counting alike.
+    """The score that chooses the best model: the mean over the databases with equal weights.
 
-    One in which nothing is there weighs by its share of false alarms, and then as 0, like a false alarm within a
-    database. Where no database has anything, the score is the mean of their shares without a false alarm.
+    A database without any structure counts as 0, weighted with its share of false alarms, like a false alarm within
+    a database. If no database has any structure, the score is the mean of their shares without a false alarm.
     """
-    judged = [some for some in databases if some]
-    has_something = [any(not one.is_absent for one in some) for some in judged]
-    scores = [database_score(some) for some in judged]
-    with_something = [score for score, has in zip(scores, has_something, strict=True) if has]
-    if not with_something:
-        return math.fsum(scores) / len(scores) if scores else math.nan
-    weight = math.fsum(1 - score for score, has in zip(scores, has_something, strict=True) if not has)
-    return math.fsum(with_something) / (len(with_something) + weight)
+    present: list[float] = []
+    absent: list[float] = []
+    for judged in databases:
+        if judged:
+            scores = absent if all(result.is_absent for result in judged) else present
+            scores.append(database_score(judged))
+    if present:
+        return math.fsum(present) / (len(present) + math.fsum(1 - score for score in absent))
+    return math.fsum(absent) / len(absent) if absent else math.nan
 
 
 def _judged_by_database(
     network: nn.Module, info: ModelInfo, store: Store, cases: Sequence[Case], should_stop: Callable[[], bool]
 ) -> dict[str, list[Judged]] | None:
     model = Model(network, info).eval()
-    found: dict[str, list[Judged]] = {}
+    by_database: dict[str, list[Judged]] = {}
     for case in cases:
         if should_stop():
             return None
-        for values in judged_by_subset(model, store, case).values():
-            found.setdefault(case.database, []).extend(values)
-    return found
+        for results in judged_by_subset(model, store, case).values():
+            by_database.setdefault(case.database, []).extend(results)
+    return by_database
 
 
 def judged_by_subset(
     model: Model, store: Store, case: Case, subsets: str = "full", overlap: float = 0.25
 ) -> dict[str, list[Judged]]:
-    """Each label that was looked for in the case, by what the model was shown ("FLAIR+T1").
+    """The results for each annotated label of a case, by the sequences that the model was given ("FLAIR+T1").
 
     Args:
         subsets: of the case's sequences, "full" or "all"; they are in the order of the model's axis.
         overlap: of the windows.
     """
     info, database = model.info, store[case.database]
-    own, codes = database.whole(case)
+    stored, codes = database.whole(case)
     usable = tuple(name for name in info.axis if name in info.usable(case.modalities))
-    images, _ = network_input(info, own, database.modalities, usable, case.intensity)
+    images, _ = network_input(info, stored, database.modalities, usable, case.intensity)
     view = database.label_view(case, info.space)
     target = view.target(codes)
     labels = (np.flatnonzero(view.annotated) + 1).tolist()
-    found = {}
+    by_subset = {}
     for subset in chosen_subsets(subsets, usable):
-        brain = brain_of(own[database.modalities.index(name)] for name in subset)
+        brain = brain_of(stored[database.modalities.index(name)] for name in subset)
         predicted = np.where(target == IGNORE, 0, segment(model, images, subset, overlap, brain))
-        found["+".join(subset)] = [_judged(predicted == label, target == label) for label in labels]
-    return found
+        by_subset["+".join(subset)] = [_judged(predicted == label, target == label) for label in labels]
+    return by_subset
 
 
 def _judged(predicted: Mask, truth: Mask) -> Judged:

@@ -59,7 +59,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--run", "none.toml"], 2, "there is no file none.toml"),
         (["evaluate", "nowhere"], 3, "there is no model at nowhere"),
         (["predict", "nowhere", "FLAIR=a.nii.gz", "-o", "b.nii.gz"], 3, "there is no model at nowhere"),
-        (["predict", "nowhere", "scan.nii.gz", "-o", "b.nii.gz"], 3, "does not tell which sequence it is"),
+        (["predict", "nowhere", "scan.nii.gz", "-o", "b.nii.gz"], 3, "does not show which sequence it is"),
         (["predict", "nowhere", "T1=a.nii", "t1w.nii", "-o", "b.nii"], 3, "are both T1"),
     ],
 )

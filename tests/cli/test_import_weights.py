@@ -87,15 +87,15 @@ def test_what_it_says_as_json(weights: Path, tmp_path: Path, capsys: pytest.Capt
     [
         (["--channels", "FLAIR,T1,T1c,T2"], 3, "has 6 input channels, but 4 are named (FLAIR, T1, T1c, T2)"),
         (["--channels", "PD,FLAIR,SWI,T1,T1ce,t1c"], 3, "name T1c twice"),
-        (["--channels", "PD,FLAIR,SWI,T1,T1c,lesion"], 3, "the channel 'lesion' is no known sequence"),
+        (["--channels", "PD,FLAIR,SWI,T1,T1c,lesion"], 3, "the channel 'lesion' is not a known sequence"),
         (["--channels", "DP,FLAIR,SWI,T1,T1c,T2"], 3, "DP is how the release spells PD"),
         (["--channels", ""], 3, "needs one or more distinct names"),
         (["--channels", CHANNELS, "--untrained", "ADC"], 3, "no channel for ADC"),
-        (["--channels", CHANNELS, "--untrained", CHANNELS], 3, "the model could use no sequence"),
-        (["--channels", CHANNELS, "--patch", "30"], 2, "give a multiple of 4, from 8 on"),
-        (["--channels", CHANNELS, "--patch", "4"], 2, "give a multiple of 4, from 8 on"),
+        (["--channels", CHANNELS, "--untrained", CHANNELS], 3, "the model could not use any sequence"),
+        (["--channels", CHANNELS, "--patch", "30"], 2, "give multiples of 4, at least 8"),
+        (["--channels", CHANNELS, "--patch", "4"], 2, "give multiples of 4, at least 8"),
         (["--channels", CHANNELS, "--spacing", "-1"], 2, "voxel sizes must be above 0"),
-        (["--channels", CHANNELS, "--background", "black"], 2, "background 'black' is none of zero, shifted"),
+        (["--channels", CHANNELS, "--background", "black"], 2, "background is 'black': give one of zero, shifted"),
     ],
 )
 def test_what_is_refused_leaves_nothing(
@@ -113,14 +113,14 @@ def change(name: str, value: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("held", "message"),
     [
-        (b"no torch file", "cannot be read as weights alone"),
+        (b"no torch file", "does not hold weights alone"),
         (
             {n: t for n, t in released()[1].items() if n != "conv_2.conv.unit1.adn.A.weight"},
             "missing: conv_2.conv.unit1",
         ),
         (change("conv_2.conv.unit1.conv.gain", torch.ones(1)), "weight standardisation"),
         (change("conv_2.conv.unit1.adn.A.weight", torch.tensor([math.nan])), "values that are not finite"),
-        (released(num_logits=3)[1], "answers with 3 logits"),
+        (released(num_logits=3)[1], "has 3 logits"),
     ],
 )
 def test_a_file_that_does_not_fit_leaves_nothing(
@@ -141,7 +141,7 @@ def test_a_model_is_replaced_only_when_asked(weights: Path, tmp_path: Path, caps
     assert run(command) == 0
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
     assert run([*command, "--untrained", "PD"]) == 2
-    assert "holds a model already (model.safetensors)" in " ".join(capsys.readouterr().err.split())
+    assert "already holds a model (model.safetensors)" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
     assert run([*command, "--untrained", "PD", "--overwrite"]) == 0
     assert load_model(tmp_path / "out").info.trained_on["PD"] == ()

@@ -235,7 +235,7 @@ def test_a_training_replaces_no_model_of_another_kind(
 ) -> None:
     before = contents(model)
     assert run(["train", store_url, *TRIFLE, "--out", str(model)]) == 2
-    assert "holds a model (model.safetensors) of no training" in " ".join(capsys.readouterr().err.split())
+    assert "holds a model (model.safetensors), but no run" in " ".join(capsys.readouterr().err.split())
     simulate = ["fed", "simulate", "--store", store_url, "--rounds", "1", "--steps", "1", "--device", "cpu"]
     assert run([*simulate, "--out", str(model)]) == 2
     assert "holds a model (model.safetensors) of no federated run" in " ".join(capsys.readouterr().err.split())

@@ -29,7 +29,7 @@ def test_without_them_it_is_as_published(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(("--drop", "all"), "'all' is none of uniform"), (("--model", "resnet"), "no network 'resnet'")],
+    [(("--drop", "all"), "draw.drop is 'all': give one of uniform"), (("--model", "resnet"), "no network 'resnet'")],
 )
 def test_unknown_names_are_refused(
     flags: tuple[str, str], message: str, store_url: str, tmp_path, capsys: pytest.CaptureFixture[str]

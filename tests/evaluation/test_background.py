@@ -151,7 +151,7 @@ def test_files_from_before_and_files_of_others(tmp_path: Path) -> None:
     assert read_info(tmp_path / "old.safetensors") == replace(SHIFTED, background="zero")
     said["background"] = "grey"
     save_file({"nothing": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"multiseg": json.dumps(said)})
-    with pytest.raises(CheckpointError, match="background 'grey' is none of zero, shifted"):
+    with pytest.raises(CheckpointError, match="background is 'grey': give one of zero, shifted"):
         read_info(tmp_path / "odd.safetensors")
-    with pytest.raises(UsageError, match="background 'grey' is none of zero, shifted"):
+    with pytest.raises(UsageError, match="background is 'grey': give one of zero, shifted"):
         replace(SHIFTED, background="grey")

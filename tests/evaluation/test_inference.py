@@ -187,7 +187,7 @@ def test_windows_cover_every_voxel_and_overlap_enough(shape, patch, overlap):
 
 @pytest.mark.parametrize("overlap", [-0.1, 1.0, 2.0])
 def test_an_overlap_that_cannot_be_meant(overlap):
-    with pytest.raises(UsageError, match=f"cannot overlap by {overlap}"):
+    with pytest.raises(UsageError, match=f"the overlap of windows is {overlap}: give a share"):
         list(window_corners((16, 16, 16), PATCH, overlap))
 
 

@@ -70,7 +70,7 @@ def test_metrics_are_given_one_or_many_as_functions_or_names(given):
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [
-        ([lambda p, t, s: 0.0], "cannot have the column '<lambda>': name it by a word"),
+        ([lambda p, t, s: 0.0], "cannot use the column '<lambda>': give it a name"),
         ({"dice": volume}, "column 'dice'"),
         ({"case": volume}, "column 'case'"),
         ({"learnt": volume}, "column 'learnt'"),
@@ -91,7 +91,7 @@ def test_metrics_that_cannot_have_a_column(metrics, said):
         (lambda p, t, s: 1 / 0, "the metric mine failed: ZeroDivisionError"),
         (lambda p, t, s: "good", "the metric mine failed: ValueError: could not convert"),
         (lambda p, t, s: None, "the metric mine failed: TypeError"),
-        (lambda p, t, s: math.inf, "the metric mine is inf, which no mean survives"),
+        (lambda p, t, s: math.inf, "the metric mine is inf, which cannot be averaged"),
         (lambda p, t, s: p, "the metric mine failed: TypeError"),
     ],
 )

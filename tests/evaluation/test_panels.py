@@ -57,7 +57,7 @@ def test_every_structure_has_its_own_dice() -> None:
     assert found == {
         "structure A": "0.67",
         "structure B": "false alarm",
-        "structure C": "none there",
+        "structure C": "none",
         "structure D": "0.00",
         "structure E": "0.86",  # 2 * 3 / (3 + 4)
         "structure F": "not annotated",
@@ -76,7 +76,7 @@ def test_one_structure_is_outlined_with_its_dice() -> None:
     assert found.predicted is not None
     assert (int(found.truth.sum()), int(found.predicted.sum())) == (16 * 3 * 6, 16 * 3 * 6)
     empty = compared_panel("a/b", "s", {"T1": flat()}, 0 * truth, 0 * truth, ("lesion",), np.array([True]), MM)
-    assert empty.caption == "s\nnone there"
+    assert empty.caption == "s\nnone"
 
 
 def test_each_structure_lies_in_its_own_colour_in_truth_and_prediction(tmp_path: Path) -> None:

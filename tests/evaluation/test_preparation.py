@@ -67,7 +67,7 @@ def test_the_steps_of_the_training_data_are_taken() -> None:
     assert doubts == ()
     recipe, (doubt,) = recipe_for(info(), "", "T1", "refuse")
     assert recipe == Recipe((4.0,) * 3, "T1")
-    assert (doubt.code, "everything that is not 0 was taken for brain" in doubt.message) == ("NO_RECIPE", True)
+    assert (doubt.code, "all voxels that are not 0 were taken as brain" in doubt.message) == ("NO_RECIPE", True)
 
 
 def test_databases_that_were_not_prepared_alike_are_told() -> None:
@@ -93,12 +93,12 @@ def test_what_is_told_of_a_database_is_its_own() -> None:
 def test_a_command_in_a_model_is_never_run(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     evil = Recipe(brain_mask=f"command touch {trace} {{image}} {{mask}}")
-    with pytest.raises(UsageError, match=r"whose brain was given \(command touch .*--brain-mask FILE"):
+    with pytest.raises(UsageError, match=r"trained with given brain masks \(command touch .*--brain-mask FILE"):
         answered(tmp_path, info(ms=evil))
     answered(tmp_path, info(ms=evil, wmh=Recipe()))
     answered(tmp_path, info(ms=evil), brain_mask="otsu")
     assert not trace.exists()
-    with pytest.raises(UsageError, match=r"whose brain was given \(file\)"):
+    with pytest.raises(UsageError, match=r"trained with given brain masks \(file\)"):
         answered(tmp_path, info(ms=Recipe(brain_mask="file")))
 
 
@@ -124,7 +124,7 @@ def test_the_user_says_where_the_brain_is(tmp_path: Path) -> None:
 def test_a_recipe_that_is_none_is_the_models_fault() -> None:
     model = info(ms=Recipe())
     model.databases["ms"]["recipe"] = {"spacing_mm": [1, 1]}
-    with pytest.raises(CheckpointError, match="holds a recipe of preparation that cannot be read"):
+    with pytest.raises(CheckpointError, match="cannot read a preparation recipe in the model"):
         recipe_for(model, "", "T1", "refuse")
 
 

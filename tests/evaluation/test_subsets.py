@@ -21,5 +21,5 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("wanted", ["some", "FLAIR,", "t1ce", "T1 + T2", ""])
 def test_what_is_no_list_of_sequences_is_refused(wanted: str) -> None:
-    with pytest.raises(UsageError, match="is none of all, full and names"):
+    with pytest.raises(UsageError, match=r"are not sequences: give one of all, full, or list"):
         check_subsets(wanted)

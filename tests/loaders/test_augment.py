@@ -254,11 +254,14 @@ def test_a_sequence_has_the_same_draws_on_an_axis_that_grew():
     ("wrong", "message"),
     [
         ({"noise_probability": 1.5}, r"augment\.noise_probability is 1\.5: give a number between 0 and 1"),
-        ({"scaling": (1.2, 0.8)}, r"augment\.scaling is \[1\.2, 0\.8\]: .* from 0\.1"),
-        ({"gamma": (0.0, 1.0)}, r"augment\.gamma is \[0\.0, 1\.0\]: .* from 0\.1"),
+        ({"scaling": (1.2, 0.8)}, r"augment\.scaling is \[1\.2, 0\.8\]: .* 0\.1 or more"),
+        ({"gamma": (0.0, 1.0)}, r"augment\.gamma is \[0\.0, 1\.0\]: .* 0\.1 or more"),
         ({"flip_axes": ("x",)}, r"axes x, i, k: the axes are i, j, k"),
         ({"rotate90_plane": ("i", "i")}, "a plane has two"),
-        ({"elastic_voxels": 7.0}, r"elastic_voxels is 7\.0, but controls 16\.0 voxels apart"),
+        (
+            {"elastic_voxels": 7.0},
+            r"elastic_voxels is 7\.0, but may be at most 0\.4 of elastic_spacing_voxels \(16\.0\)",
+        ),
         ({"seed": -1}, "augment has seed -1"),
     ],
 )
@@ -270,5 +273,5 @@ def test_numbers_out_of_range_are_named(wrong, message):
 def test_presets_know_their_names():
     assert [options.preset for options in PRESETS.values()] == list(PRESETS)
     assert [preset(name).changes_something for name in ("none", "published", "standard")] == [False, True, True]
-    with pytest.raises(UsageError, match=r"augment\.preset 'all' is none of none, published, standard"):
+    with pytest.raises(UsageError, match=r"augment\.preset is 'all': give one of none, published, standard"):
         preset("all")

@@ -84,7 +84,7 @@ def test_a_step_has_as_many_patches_from_each_database(store):
     halves = [stream_of(store, draw={"databases": "each"}, batch_size=2, share=Share(rank, 2)) for rank in range(2)]
     (first,), (second,) = (half.batches(0, 1) for half in halves)
     assert sorted(first.database + second.database) == ["alder", "birch", "cedar", "dogwood"]
-    with pytest.raises(UsageError, match="6 patches a step cannot be shared out over 4 databases"):
+    with pytest.raises(UsageError, match="6 patches per step cannot be split equally over 4 databases"):
         stream_of(store, draw={"databases": "each"}, batch_size=6)
 
 
@@ -194,7 +194,7 @@ def test_loading_leaves_the_global_generators_alone(store):
 
 
 def test_options_of_no_known_name(store):
-    with pytest.raises(UsageError, match="start is 'magic', which is none of auto, fork"):
+    with pytest.raises(UsageError, match=r"stream.start is 'magic': give one of auto, fork"):
         stream_of(store, start="magic")
     with pytest.raises(UsageError, match="cache 'much' is not a size"):
         stream_of(store, cache="much")
@@ -223,7 +223,7 @@ def test_no_case_fits(store):
 
 
 def test_sizes_that_make_no_stream(store):
-    with pytest.raises(UsageError, match="0 patches a batch"):
+    with pytest.raises(UsageError, match="batch_size is 0: give at least 1"):
         PatchStream(store, AXIS, LESION_AND_CSF, StreamOptions(batch_size=0))
-    with pytest.raises(UsageError, match="-1 workers"):
+    with pytest.raises(UsageError, match="workers is -1: give at least 0"):
         PatchStream(store, AXIS, LESION_AND_CSF, StreamOptions(workers=-1))

@@ -419,25 +419,28 @@ def test_a_case_smaller_than_the_window_lies_in_its_middle(store, share):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"drop": "all"}, "'all' is none of uniform, none, bernoulli, subsets"),
-        ({"num_cases": -1}, "-1 cases a database"),
-        ({"drop": "bernoulli", "drop_probability": 1.0}, r"drop_probability of 1\.0 .* below 1"),
-        ({"drop_probability": float("nan")}, "drop_probability of nan"),
-        ({"centre": "edge"}, "'edge' is none of voxel, label, dilated"),
-        ({"overhang": -2}, "overhang of -2"),
-        ({"dilation": 65}, "dilation of 65 .* 0 to 64"),
-        ({"seed": 2**63}, "the seed 9223372036854775808"),
-        ({"weights": {"elder": 1.0, "alder": 2.0}}, r"alder, birch, cedar, dogwood: unknown are \['elder'\]"),
-        ({"weights": {"alder": 2.0, "birch": 1.0}}, r"without a weight \['cedar', 'dogwood'\]"),
+        ({"drop": "all"}, "draw.drop is 'all': give one of uniform, none, bernoulli, subsets"),
+        ({"num_cases": -1}, "num_cases is -1: give 0"),
+        ({"drop": "bernoulli", "drop_probability": 1.0}, r"drop_probability is 1\.0: .* below 1"),
+        ({"drop_probability": float("nan")}, "drop_probability is nan"),
+        ({"centre": "edge"}, "draw.centre is 'edge': give one of voxel, label, dilated"),
+        ({"overhang": -2}, "overhang is -2"),
+        ({"dilation": 65}, "dilation is 65: give 0 to 64"),
+        ({"seed": 2**63}, "draw.seed is 9223372036854775808"),
+        ({"weights": {"elder": 1.0, "alder": 2.0}}, r"alder, birch, cedar, dogwood: \['elder'\] are unknown"),
+        ({"weights": {"alder": 2.0, "birch": 1.0}}, r"\['cedar', 'dogwood'\] have no weight"),
         ({"weights": {"alder": 2.0, "birch": 1.0, "cedar": 1.0, "dogwood": -0.5}}, "dogwood = -0.5: give finite"),
         ({"weights": {"alder": 2.0, "birch": 1.0, "cedar": 1.0, "dogwood": float("nan")}}, "dogwood = nan: give"),
         ({"weights": {"alder": 2.0, "birch": 1.0, "cedar": 1.0, "dogwood": float("inf")}}, "dogwood = inf: give"),
-        ({"weights": dict.fromkeys(("alder", "birch", "cedar", "dogwood"), 0.0)}, "leave nothing of alder, birch"),
+        (
+            {"weights": dict.fromkeys(("alder", "birch", "cedar", "dogwood"), 0.0)},
+            "the weights of alder, birch, cedar, dogwood are all 0",
+        ),
         ({"weights": {"alder": 2.0}, "databases": "each"}, "alder = 2.* not 'each'"),
-        ({"databases": "big"}, "'big' is none of drawn, each"),
-        ({"patch": (8, 0, 8)}, r"patches of \[8, 0, 8\] voxels"),
-        ({"lesion_share": 1.5}, "lesion_share of 1.5"),
-        ({"seed": -3}, "seed -3"),
+        ({"databases": "big"}, "draw.databases is 'big': give one of drawn, each"),
+        ({"patch": (8, 0, 8)}, r"draw.patch is \[8, 0, 8\]"),
+        ({"lesion_share": 1.5}, "lesion_share is 1.5"),
+        ({"seed": -3}, "draw.seed is -3"),
     ],
 )
 def test_options_that_cannot_be_meant(store, options, said):
@@ -451,7 +454,7 @@ def test_no_case_to_draw_from(store):
 
 
 def test_dilated_needs_a_lesion(store):
-    with pytest.raises(UsageError, match="the labels are CSF, white matter, none of them a lesion"):
+    with pytest.raises(UsageError, match="none of the labels CSF, white matter is a lesion"):
         plan_of(store, space=LabelSpace(TISSUES), centre="dilated")
 
 

@@ -60,7 +60,7 @@ def test_flips_are_refused_where_a_side_has_no_counterpart() -> None:
     alone = LabelSpace((SPACE.labels[0], *(SpaceLabel(name, "tissue") for name in ("stem", "thalamus"))))
     with pytest.raises(UsageError, match="do not have the other side of left hippocampus"):
         check_sides(alone)
-    with pytest.raises(UsageError, match="structure 1 of the label space is of one side"):
+    with pytest.raises(UsageError, match="structure 1 of the label space has a side"):
         augment(batch_of(alone), ALWAYS)
     check_sides(SPACE)
     check_sides(LabelSpace())

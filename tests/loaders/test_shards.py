@@ -140,7 +140,7 @@ def test_a_file_that_a_case_names_and_that_is_gone_is_an_error(own_array):
     reader.read(0, [ChannelRun(4, 0)], (0, 0, 0), (2, 2, 2), out)
     np.testing.assert_array_equal(out[0], own_array.voxels[0, 4, :2, :2, :2])
     for _ in range(2):
-        with pytest.raises(StoreError, match=r"^ms/image/c/0/0/0/0/0 is not there, although the store says"):
+        with pytest.raises(StoreError, match=r"^ms/image/c/0/0/0/0/0 is missing: the store is damaged"):
             reader.read(0, [ChannelRun(0, 0)], (0, 0, 0), (2, 2, 2), out)
 
 
@@ -200,7 +200,7 @@ def test_a_flipped_byte_of_an_index_is_always_found(own_array):
     for back in (1, 4, 5, 20, 100):
         flip(own_array.file(), size - back)
         for checksums in ("first", "always", "never"):
-            with pytest.raises(StoreError, match=r"ms/image/c/0/0/0/0/0: its index is not sound.*multiseg verify"):
+            with pytest.raises(StoreError, match=r"ms/image/c/0/0/0/0/0: its index is invalid.*multiseg verify"):
                 whole(own_array.reader(checksums))
         flip(own_array.file(), size - back)
 
@@ -210,7 +210,7 @@ def test_a_truncated_shard_is_found(own_array, left):
     data = own_array.file().read_bytes()
     own_array.file().write_bytes(data[:left])
     for checksums in ("first", "never"):
-        with pytest.raises(StoreError, match=r"ms/image/c/0/0/0/0/0: its index is not sound: .* truncated"):
+        with pytest.raises(StoreError, match=r"ms/image/c/0/0/0/0/0: its index is invalid: .* truncated"):
             whole(own_array.reader(checksums))
 
 

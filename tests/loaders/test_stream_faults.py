@@ -270,11 +270,11 @@ def test_a_full_dev_shm_does_no_harm(store_url, hashed):
 
 
 def test_more_memory_than_there_is(store, store_url, tmp_path, capsys):
-    with pytest.raises(ResourceError, match=r"would take .* GiB, and there are .* GiB here\. Choose smaller patches"):
+    with pytest.raises(ResourceError, match=r"need .* GiB, but this machine has .* GiB\. Choose smaller patches"):
         next(stream_of(store, batch_size=2**20, draw={"patch": (256, 256, 256)}).batches(0, 1))
     arguments = ["train", store_url, "--out", str(tmp_path / "run"), "--device", "cpu", "--workers", "0"]
     assert run([*arguments, "--patch", "2048", "--batch-size", "9999"]) == 5
-    assert "ResourceError: the patches that are made ahead" in " ".join(capsys.readouterr().err.split())
+    assert "ResourceError: the patches read ahead and the cache need" in " ".join(capsys.readouterr().err.split())
 
 
 def files_of(copied, name):
@@ -297,7 +297,7 @@ SAID = {
     "flip": "checksum of chunk",
     "cut": "truncated or damaged",
     "empty": "truncated",
-    "gone": "is not there, although",
+    "gone": "is missing: the store",
 }
 
 
@@ -316,7 +316,7 @@ def test_a_damaged_image_is_told_with_its_case_and_file(copied, crew, how):
 def test_a_file_that_is_gone_is_not_taken_for_zeros(copied, name, cache):
     for file in files_of(copied, name):
         file.unlink()
-    with pytest.raises(StoreError, match=rf"^\w+/\w+: \w+/{name}/c/\d+/0/0/0/0 is not there, although the store says"):
+    with pytest.raises(StoreError, match=rf"^\w+/\w+: \w+/{name}/c/\d+/0/0/0/0 is missing: the store is damaged"):
         list(stream_of(open_store(str(copied)), cache=cache).batches(0, NUM))
 
 

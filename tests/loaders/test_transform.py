@@ -82,10 +82,10 @@ def test_it_comes_after_the_house_s_own(batch):
     ("own", "said"),
     [
         (lambda i, t, g: i, "returned Tensor: return .images, target., two tensors"),
-        (lambda i, t, g: (i[:, 1:], t), r"images of \(2, 3, 4, 4\) torch.float32: give back \(2, 4, 4, 4\)"),
-        (lambda i, t, g: (i.double(), t), "torch.float64: give back"),
-        (lambda i, t, g: (i, t.float()), "target of .* torch.float32: give back .* torch.uint8"),
-        (lambda i, t, g: (i, t + 7), r"the labels \[7, 8\], which the patch had not"),
+        (lambda i, t, g: (i[:, 1:], t), r"images of \(2, 3, 4, 4\) torch.float32: return \(2, 4, 4, 4\)"),
+        (lambda i, t, g: (i.double(), t), "torch.float64: return"),
+        (lambda i, t, g: (i, t.float()), "target of .* torch.float32: return .* torch.uint8"),
+        (lambda i, t, g: (i, t + 7), r"the labels \[7, 8\], which the patch did not have"),
     ],
 )
 def test_an_answer_of_another_form_is_refused(batch, own, said):

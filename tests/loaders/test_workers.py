@@ -104,7 +104,9 @@ def test_no_process_can_be_started(stream, monkeypatch):
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refused)
-    with pytest.raises(ResourceError, match=r"can be started: .*temporarily unavailable\. Give fewer workers"):
+    with pytest.raises(
+        ResourceError, match=r"cannot start a reader process: .*temporarily unavailable\. Give fewer workers"
+    ):
         Processes(stream._work(0), 2, "fork", True)
 
 

@@ -35,7 +35,7 @@ def test_groups_divide_every_width(width, groups):
 
 
 def test_a_norm_of_unknown_name():
-    with pytest.raises(UsageError, match="no norm 'layer'; there are instance, instance_affine, group, batch"):
+    with pytest.raises(UsageError, match="no norm 'layer': give one of instance, instance_affine, group, batch"):
         norm_layer("layer", 8)
 
 

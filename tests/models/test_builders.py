@@ -96,14 +96,14 @@ def test_the_head_is_the_last_convolution(name, images):
 def test_sizes_that_do_not_fit(name, size):
     network = built(name)
     assert network.multiple == 4
-    with pytest.raises(UsageError, match=r"voxels do not fit the network: give multiples of 4, from 8 on"):
+    with pytest.raises(UsageError, match=r"voxels do not fit the network: give multiples of 4, at least 8"):
         network(torch.zeros(1, 3, *size), torch.ones(1, 3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
     ("numbers", "said"),
     [
-        ({"norm": "layer"}, "no norm 'layer'; there are instance, instance_affine, group, batch"),
+        ({"norm": "layer"}, "no norm 'layer': give one of instance, instance_affine, group, batch"),
         ({"dropout": 1.5}, "dropout 1.5"),
         ({"widths": (8, 4, 8)}, r"widths \[8, 4, 8\] do not fit"),
         ({"widths": (8,)}, r"widths \[8\] do not fit"),

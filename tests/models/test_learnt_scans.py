@@ -74,7 +74,7 @@ def test_digests_of_another_length_are_refused(tmp_path):
             return super().to_json() | {"train": "abc"}
 
     save_model(tmp_path / "model.safetensors", multi_unet(2, 1, widths=(4, 8)), INFO, Odd())
-    with pytest.raises(CheckpointError, match=r"16 digits, 3 and 0 in all"):
+    with pytest.raises(CheckpointError, match=r"16 digits, 3 and 0 in total"):
         read_learnt(tmp_path / "model.safetensors")
 
 
@@ -90,5 +90,5 @@ def test_what_is_said_of_cases_that_were_removed() -> None:
         assert "is not known" in describe_removed(unknown, "brain.zarr", removed)
         assert describe_removed(unknown, "brain.zarr", {}) == ""
     damaged = describe_removed(LearntScans.of([other]), "brain.zarr", {}, ["ms"])
-    assert "removed from ms is not known" in damaged
+    assert "not known whether it has learnt from cases that were removed from ms" in damaged
     assert "multiseg repair brain.zarr" in damaged

@@ -116,7 +116,7 @@ def test_the_first_column_sees_only_what_it_knows(images):
 
 @pytest.mark.parametrize("first_modalities", [0, 5, -1])
 def test_more_sequences_than_there_are(first_modalities):
-    with pytest.raises(UsageError, match=f"cannot know {first_modalities} of 4 sequences"):
+    with pytest.raises(UsageError, match=f"first_modalities is {first_modalities}: give a number from 1 to 4"):
         progressive(4, 1, WIDTHS, first_modalities=first_modalities)
 
 

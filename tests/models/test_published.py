@@ -181,7 +181,7 @@ def test_other_networks_are_refused_by_name(released: dict[str, Tensor]) -> None
         size_of(grouped)
     with pytest.raises(CheckpointError, match=r"no tensor 'conv_1\.conv\.unit0\.conv\.weight'.*it has fc\.weight"):
         size_of({"fc.weight": torch.zeros(2, 2)})
-    with pytest.raises(CheckpointError, match=r"no tensor 'up_stage_4\.2\.conv\.weight': it is not whole"):
+    with pytest.raises(CheckpointError, match=r"no tensor 'up_stage_4\.2\.conv\.weight': it is incomplete"):
         size_of({name: tensor for name, tensor in released.items() if not name.startswith("up_stage_4")})
     with pytest.raises(CheckpointError, match=r"has the shape \[16, 6\]"):
         size_of(released | {FIRST: torch.zeros(16, 6)})
@@ -212,11 +212,11 @@ class Evil:
 
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     torch.save({"state_dict": Evil(tmp_path / "ran")}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"x\.pth cannot be read as weights alone.*never done"):
+    with pytest.raises(CheckpointError, match=r"x\.pth does not hold weights alone.*never done"):
         read_published(tmp_path / "x.pth")
     assert not (tmp_path / "ran").exists()
     torch.save(multi_unet(2, 1, widths=(4, 8)), tmp_path / "whole.pth")
-    with pytest.raises(CheckpointError, match=r"whole\.pth cannot be read.*save its state_dict\(\) by itself"):
+    with pytest.raises(CheckpointError, match=r"whole\.pth does not hold weights.*save only its state_dict\(\)"):
         read_published(tmp_path / "whole.pth")
 
 
@@ -237,7 +237,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for data in (b"", b"hello, this is text", b"\x80\x02garbage", bytes(1000), whole[:2000], whole[:-30], whole[10:]):
         path.write_bytes(data)
-        with pytest.raises(CheckpointError, match=r"x\.pth (cannot be read as weights|is no file)"):
+        with pytest.raises(CheckpointError, match=r"x\.pth (does not hold weights|was not written by)"):
             read_published(path)
 
 
@@ -245,7 +245,7 @@ def test_files_without_a_state_dict(tmp_path: Path) -> None:
     for held, said in [
         ([torch.zeros(1)], "holds no state dict .*but a list"),
         ({}, "but nothing"),
-        ({"epoch": 3, "loss": 0.5, "w": torch.zeros(1)}, r"epoch, loss \(2 entries\) are no tensors"),
+        ({"epoch": 3, "loss": 0.5, "w": torch.zeros(1)}, r"epoch, loss \(2 entries\) are not tensors"),
         ({"a": torch.zeros(1), "module.a": torch.zeros(1)}, "holds some tensors twice"),
     ]:
         torch.save(held, tmp_path / "x.pth")

@@ -81,7 +81,7 @@ def test_only_channels_that_were_trained_are_usable():
 
 
 def test_a_folder_stands_for_its_best_else_its_last_model(tmp_path, network):
-    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
         model_path(tmp_path)
     save_model(tmp_path / LAST, network, INFO)
     assert model_path(tmp_path) == tmp_path / LAST
@@ -94,7 +94,7 @@ def test_a_folder_stands_for_its_best_else_its_last_model(tmp_path, network):
 def test_a_truncated_file(file, keep):
     data = file.read_bytes()
     file.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
-    with pytest.raises(CheckpointError, match="no whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         load_model(file)
 
 
@@ -103,7 +103,7 @@ def test_files_of_others(tmp_path, network):
         load_model(tmp_path / "none.safetensors")
     (tmp_path / "pickled.pt").write_bytes(b"not a model")
     torch.save(network.state_dict(), tmp_path / "pickled.pt")
-    with pytest.raises(CheckpointError, match="no whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         load_model(tmp_path / "pickled.pt")
     save_file(network.state_dict(), tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="not written by multiseg"):
@@ -120,9 +120,9 @@ def rewritten(path, network, **changes):
     ("changes", "said"),
     [
         ({"format": 99}, "model format 99; this multiseg reads 1"),
-        ({"axis": ["T1", "T1"]}, "does not describe its model"),
-        ({"patch": None}, "does not describe its model"),
-        ({"colour": "red"}, "does not describe its model.*colour"),
+        ({"axis": ["T1", "T1"]}, "the description of the model in"),
+        ({"patch": None}, "the description of the model in"),
+        ({"colour": "red"}, "the description of the model in.*colour"),
         ({"numbers": {"widths": [4, 16], "dropout": 0.1}}, "do not fit the network it names"),
         ({"numbers": {"depth": 4}}, "do not fit the network it names"),
         ({"builder": "unetr"}, "no network 'unetr'"),
@@ -136,7 +136,7 @@ def test_a_description_that_does_not_fit(tmp_path, network, changes, said):
 @pytest.mark.parametrize("text", ["no JSON", "[]", "{}"])
 def test_metadata_that_is_not_ours(tmp_path, network, text):
     save_file(network.state_dict(), tmp_path / "wrong.safetensors", metadata={"multiseg": text})
-    with pytest.raises(CheckpointError, match="does not describe its model"):
+    with pytest.raises(CheckpointError, match="the description of the model in"):
         read_info(tmp_path / "wrong.safetensors")
 
 
@@ -226,21 +226,21 @@ def test_a_model_file_may_name_a_network_of_ones_own(tmp_path, mine, name):
     [
         ("os:system", "in Python's standard library"),
         ("subprocess:run", "in Python's standard library"),
-        ("mine_nets:unannotated", "is no network, and is not called"),
-        ("mine_nets:annotated_otherwise", "is no network, and is not called"),
-        ("mine_nets:NoNetwork", "is no network, and is not called"),
-        ("mine_nets:something", "is no network, and is not called"),
-        ("mine_nets:torch.load", "is no network, and is not called"),
-        ("mine_nets:torch.nn.functional.relu", "is no network, and is not called"),
-        ("numpy:load", "is no network, and is not called"),
-        ("mine_nets:returns_text", "made a str"),
+        ("mine_nets:unannotated", "is not a network, and is not called"),
+        ("mine_nets:annotated_otherwise", "is not a network, and is not called"),
+        ("mine_nets:NoNetwork", "is not a network, and is not called"),
+        ("mine_nets:something", "is not a network, and is not called"),
+        ("mine_nets:torch.load", "is not a network, and is not called"),
+        ("mine_nets:torch.nn.functional.relu", "is not a network, and is not called"),
+        ("numpy:load", "is not a network, and is not called"),
+        ("mine_nets:returns_text", "returned a str"),
         ("torch.nn:Module", "failed: TypeError"),
         ("no_such_module:Net", r"PYTHONPATH=\. multiseg .*pass it from Python: load_model\(path, network=\.\.\.\)"),
     ],
 )
 def test_a_model_file_runs_nothing_but_networks(tmp_path, mine, name, said):
     save_model(tmp_path / BEST, mine.Net(3, INFO.space.num_logits), replace(INFO, builder=name, numbers={}))
-    with pytest.raises(CheckpointError, match=f"the network that .* names cannot be made: .*{said}"):
+    with pytest.raises(CheckpointError, match=f"cannot make the network that .* names: .*{said}"):
         load_model(tmp_path)
     assert not (tmp_path / "ran").exists()
 

@@ -62,7 +62,7 @@ def test_what_the_head_reads_has_the_size_of_the_images(norm):
 @pytest.mark.parametrize("size", [(8, 8, 7), (9, 8, 8), (8, 2, 8)])
 def test_sizes_that_do_not_fit(small, size):
     with pytest.raises(
-        UsageError, match=rf"\({size[0]}, {size[1]}, {size[2]}\) voxels do not fit.*multiples of 2, from 4 on"
+        UsageError, match=rf"\({size[0]}, {size[1]}, {size[2]}\) voxels do not fit.*multiples of 2, at least 4"
     ):
         small(torch.zeros(1, 3, *size), torch.ones(1, 3, dtype=torch.bool))
 
@@ -74,7 +74,7 @@ def test_widths_that_do_not_fit(num_modalities, widths):
 
 
 def test_a_network_of_unknown_name():
-    with pytest.raises(UsageError, match=r"no network 'unetr'; there are multi_unet"):
+    with pytest.raises(UsageError, match=r"no network 'unetr': give one of multi_unet"):
         build("unetr", 1, 1)
 
 

@@ -32,7 +32,7 @@ def test_fewer_resolutions_have_fewer_scales(images):
     network = multi_unet_plus(3, 2, WIDTHS[:3])
     assert (network.num_scales, network.multiple) == (2, 4)
     assert len(network(images, ALL, deep=True)) == 2
-    with pytest.raises(UsageError, match=r"widths \[4, 6\] leave nothing to supervise"):
+    with pytest.raises(UsageError, match=r"widths \[4, 6\] are too few for deep supervision"):
         multi_unet_plus(3, 2, WIDTHS[:2])
 
 

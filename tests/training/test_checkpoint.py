@@ -54,19 +54,19 @@ def test_a_damaged_file(saved, keep):
     path, _ = saved
     data = path.read_bytes()
     path.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
-    with pytest.raises(CheckpointError, match=r"resume\.pt cannot be resumed from"):
+    with pytest.raises(CheckpointError, match=r"cannot resume from .*resume\.pt"):
         load_state(path, fresh())
 
 
 def test_a_file_of_another_network(saved):
-    with pytest.raises(CheckpointError, match=r"(?s)cannot be resumed from.*size mismatch"):
+    with pytest.raises(CheckpointError, match=r"(?s)cannot resume from.*size mismatch"):
         load_state(saved[0], fresh(widths=(4, 16)))
 
 
 @pytest.mark.parametrize("content", [{"weights": 1}, [1, 2], 5, {"format": 1}])
 def test_a_file_of_others(tmp_path, content):
     torch.save(content, tmp_path / "resume.pt")
-    with pytest.raises(CheckpointError, match="cannot be resumed from"):
+    with pytest.raises(CheckpointError, match="cannot resume from"):
         load_state(tmp_path / "resume.pt", fresh())
 
 
@@ -84,10 +84,10 @@ class Evil:
 
 def test_nothing_in_a_file_is_run(tmp_path, capsys):
     (tmp_path / "resume.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
-    with pytest.raises(CheckpointError, match="cannot be resumed from"):
+    with pytest.raises(CheckpointError, match="cannot resume from"):
         load_state(tmp_path / "resume.pt", fresh())
     torch.save({"format": Evil()}, tmp_path / "resume.pt")
-    with pytest.raises(CheckpointError, match="cannot be resumed from"):
+    with pytest.raises(CheckpointError, match="cannot resume from"):
         load_state(tmp_path / "resume.pt", fresh())
     assert capsys.readouterr().out == ""
 

@@ -96,7 +96,7 @@ def test_an_interrupted_training_of_two_goes_on_bit_for_bit(store_url, tmp_path)
     assert "saved" in said
     assert 8 <= entries(out)[-1]["step"] < 40
     assert (out / "resume.pt").is_file()
-    with pytest.raises(UsageError, match=r"trained by 2 processes, and now there are 1"):
+    with pytest.raises(UsageError, match=r"saved by 2 processes, but 1 are running"):
         train(options, out)
 
     code, said = Torchrun(options, out).end()
@@ -147,7 +147,7 @@ def test_several_processes_take_a_card_each(monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     assert not is_first_process()
-    with pytest.raises(UsageError, match="2 processes take a card each, but the device is 'cuda:1'"), joined("cuda:1"):
+    with pytest.raises(UsageError, match="2 processes need a GPU each, but the device is 'cuda:1'"), joined("cuda:1"):
         pass
 
 
@@ -162,5 +162,5 @@ def test_each_process_gets_its_own_random_numbers_back(tmp_path, few_state):
         drawn[rank] = torch.rand(4)
     assert torch.equal(drawn[0], torch.rand(4, generator=own))
     assert torch.equal(drawn[1], torch.rand(4, generator=other))
-    with pytest.raises(UsageError, match="trained by 2 processes, and now there are 3"):
+    with pytest.raises(UsageError, match="saved by 2 processes, but 3 are running"):
         load_state(path, few_state(), Peers(0, 3))

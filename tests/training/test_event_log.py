@@ -70,6 +70,6 @@ def test_a_full_disk_is_no_bug_of_ours(tmp_path):
             raise OSError(28, "No space left on device")
 
         kept, logs.file = logs.file, type("Full", (), {"write": staticmethod(full), "close": lambda self: None})()
-        with pytest.raises(ResourceError, match=r"log of step 7 could not be written.*No space left"):
+        with pytest.raises(ResourceError, match=r"cannot write the log of step 7: .*No space left"):
             logs.write(step(7))
         kept.close()

@@ -118,7 +118,7 @@ def test_every_change_of_a_case_is_told_in_words(store):
         "no longer in the store, before for training": (name(gone),),
         "with other scans": (name(other),),
         "with another label": (name(label),),
-        "prepared in another way (recipe, brain mask or grid)": (name(grid),),
+        "prepared differently (recipe, brain mask or grid)": (name(grid),),
         "from other files, with the same scans": (name(files),),
     }
 
@@ -129,7 +129,7 @@ def test_another_recipe_concerns_every_case_of_its_database(store):
     store.root["alder"].attrs["recipe"] = recipe | {"n4": True}
     DatabaseArrays(store.root["alder"]).keep_copy()
     ((what, names),) = changed_since(store, before).items()
-    assert what == "prepared in another way (recipe, brain mask or grid)"
+    assert what == "prepared differently (recipe, brain mask or grid)"
     assert {name.partition("/")[0] for name in names} == {"alder"}
     assert len(names) == sum(name.startswith("alder/") for name in before.cases)
 
@@ -214,7 +214,7 @@ def test_damaged_data_are_named(store, tmp_path):
     out = tmp_path / "run"
     train(options_for(store.url), out)
     (out / "data.json").write_text('{"cases": {"alder/A": 1}}')
-    with pytest.raises(CheckpointError, match=r"data\.json, which says what the run learnt from, is damaged"):
+    with pytest.raises(CheckpointError, match=r"data\.json, which lists what the run learnt from, is damaged"):
         train(options_for(store.url), out)
 
 
@@ -228,13 +228,13 @@ def test_a_finished_run_gets_more_steps_and_their_schedule(store_url, tmp_path):
     assert tomllib.loads((out / "run.toml").read_text())["fit"]["num_steps"] == 10
     (note,) = notes(out)
     assert (note["step"], note["code"]) == (4, "STEPS_CHANGED")
-    assert "4 steps have become 10, from step 4 on" in note["message"]
+    assert "the number of steps changed from 4 to 10 at step 4" in note["message"]
     assert "here 0.000655, by that of 4 steps 0" in note["message"]
 
 
 def test_fewer_steps_than_are_done_are_refused_and_the_folder_keeps_its_settings(store_url, tmp_path):
     train(options_for(store_url), tmp_path)
-    with pytest.raises(UsageError, match=r"has done 4 steps, and 3 are asked for: steps cannot be taken back"):
+    with pytest.raises(UsageError, match=r"has done 4 steps, but 3 are asked for: steps cannot be undone"):
         train(options_for(store_url, num_steps=3), tmp_path)
     assert tomllib.loads((tmp_path / "run.toml").read_text())["fit"]["num_steps"] == 4
     assert train(options_for(store_url), tmp_path).steps_before == 4
@@ -273,7 +273,7 @@ def test_the_command_says_finished_already_and_a_default_extends_nothing(store_u
     assert "is already finished, after 1 steps" in capfd.readouterr().err
     assert command([*arguments, "--steps", "2"]) == 0
     said = capfd.readouterr().err
-    assert "STEPS_CHANGED: 1 steps have become 2" in said
+    assert "STEPS_CHANGED: the number of steps changed from 1 to 2" in said
     assert "already finished" not in said
 
 

@@ -241,7 +241,7 @@ def test_validation_is_whole_cases_with_all_their_sequences(store_url, tmp_path)
 def test_a_damaged_resume_file_is_named(store_url, tmp_path):
     train(options_for(store_url), tmp_path)
     (tmp_path / "resume.pt").write_bytes(b"PK broken")
-    with pytest.raises(CheckpointError, match=r"resume\.pt cannot be resumed from"):
+    with pytest.raises(CheckpointError, match=r"cannot resume from .*resume\.pt"):
         train(options_for(store_url), tmp_path)
 
 

@@ -19,7 +19,7 @@ from multiseg.store.reader import open_store
 from multiseg.training.fit import FitOptions
 from multiseg.training.run import train
 from multiseg.training.run_folder import ModelOptions, TrainOptions
-from multiseg.training.start import Parent, StartOptions, arranged, parent_of, take_weights
+from multiseg.training.start import Parent, StartOptions, arrange_channels, parent_of, take_weights
 
 NUMBERS = {"widths": [8, 8, 16], "dropout": 0.0}
 SPACING_MM = (5.0, 5.0, 5.0)
@@ -59,14 +59,14 @@ def options_for(url: str, model: Path, start: StartOptions | None = None, steps:
 
 
 def test_a_new_sequence_takes_the_unused_channel_that_fewest_cases_had() -> None:
-    channels = arranged(info_of(), ["FLAIR", "SWI", "DWI", "ADC"], StartOptions("m"))
+    channels = arrange_channels(info_of(), ["FLAIR", "SWI", "DWI", "ADC"], StartOptions("m"))
     assert channels.assigned == {"SWI": "T1c", "DWI": "PD", "ADC": "T1"}
     assert tuple(channels.axis) == ("DWI", "FLAIR", "ADC", "SWI", "T2")
     assert channels.grown == ()
 
 
 def test_where_no_channel_is_free_the_axis_grows_at_its_end() -> None:
-    channels = arranged(info_of(names=("FLAIR", "T1")), ["T1", "FLAIR", "DWI", "ADC"], StartOptions("m"))
+    channels = arrange_channels(info_of(names=("FLAIR", "T1")), ["T1", "FLAIR", "DWI", "ADC"], StartOptions("m"))
     assert (tuple(channels.axis), channels.assigned) == (("FLAIR", "T1", "DWI", "ADC"), {})
     assert channels.grown == ("DWI", "ADC")
 
@@ -75,20 +75,22 @@ def test_a_channel_that_nothing_was_trained_on_goes_first() -> None:
     """Also where the numbers of cases are unknown, as of an imported model."""
     info = info_of()
     unknown = {name: {**about, "num_cases": 0} for name, about in info.databases.items()}
-    channels = arranged(replace(info, databases=unknown), ["FLAIR", "DWI"], StartOptions("m"))
+    channels = arrange_channels(replace(info, databases=unknown), ["FLAIR", "DWI"], StartOptions("m"))
     assert channels.assigned == {"DWI": "T1c"}
 
 
 def test_more_sequences_than_the_network_has_room_for() -> None:
     new = ["FLAIR", "A", "B", "C", "D"]
-    with pytest.raises(UsageError, match=r"has room for 8 sequences, and PD, .* D are more: give A, B, C, D channels"):
-        arranged(info_of(), new, StartOptions("m", grow=True))
-    assert len(arranged(info_of("hemis"), new, StartOptions("m", grow=True)).axis) == 9
+    with pytest.raises(
+        UsageError, match=r"can have 8 sequences, but there are 9: PD, .* D\. Assign A, B, C, D to channels"
+    ):
+        arrange_channels(info_of(), new, StartOptions("m", grow=True))
+    assert len(arrange_channels(info_of("hemis"), new, StartOptions("m", grow=True)).axis) == 9
 
 
 def test_assignments_and_growing_as_asked_for() -> None:
     start = StartOptions("m", assign={"SWI": "PD"}, grow=True)
-    channels = arranged(info_of(), ["FLAIR", "SWI", "DWI"], start)
+    channels = arrange_channels(info_of(), ["FLAIR", "SWI", "DWI"], start)
     assert (channels.assigned, channels.grown) == ({"SWI": "PD"}, ("DWI",))
     assert tuple(channels.axis) == ("SWI", "FLAIR", "T1", "T1c", "T2", "DWI")
 
@@ -100,12 +102,12 @@ def test_assignments_and_growing_as_asked_for() -> None:
         ({"SWI": "DWI"}, "SWI cannot take the channel of DWI: the model has PD, FLAIR"),
         ({"FLAIR": "PD"}, "FLAIR cannot be assigned to the channel of PD: the model has a channel for it"),
         ({"ADC": "PD"}, "ADC cannot be assigned to the channel of PD: no training case has it"),
-        ({"SWI": "PD", "T2star": "PD"}, "two sequences were assigned to one channel: SWI=PD, T2star=PD"),
+        ({"SWI": "PD", "T2star": "PD"}, "two sequences are assigned to one channel: SWI=PD, T2star=PD"),
     ],
 )
 def test_assignments_that_cannot_be(assign: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        arranged(info_of(), ["FLAIR", "SWI", "T2star"], StartOptions("m", assign=assign))
+        arrange_channels(info_of(), ["FLAIR", "SWI", "T2star"], StartOptions("m", assign=assign))
 
 
 @pytest.mark.parametrize("builder", ["multi_unet", "lf_unet", "maf_unet", "hemis", "multi_unet_plus"])
@@ -127,17 +129,19 @@ def test_a_network_that_grew_is_the_old_one_while_the_new_sequences_are_absent(b
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     parent = saved(tmp_path / "m.safetensors", info_of())
-    with pytest.raises(CheckpointError, match=r"do not fit its own network at 'encoder.0.first.conv.weight'"):
+    with pytest.raises(CheckpointError, match=r"do not fit its network at 'encoder.0.first.conv.weight'"):
         take_weights(build("multi_unet", 4, 1, **NUMBERS), parent, "finetune")
     saved(tmp_path / "maf.safetensors", info_of("maf_unet"))
-    with pytest.raises(UsageError, match=r"progressive columns are built on a multi_unet, but .* is a maf_unet"):
+    with pytest.raises(UsageError, match=r"a progressive column is built on a multi_unet, but .* is a maf_unet"):
         parent_of(StartOptions(str(tmp_path / "maf.safetensors"), method="progressive"))
     saved(tmp_path / "i.safetensors", replace(info_of(), background="shifted"))
-    with pytest.raises(UsageError, match=r"saw shifted values outside the brain.*: finetune it without --progressive"):
+    with pytest.raises(
+        UsageError, match=r"trained with shifted values outside the brain.*: finetune it without --progressive"
+    ):
         parent_of(StartOptions(str(tmp_path / "i.safetensors"), method="progressive"))
     with pytest.raises(UsageError, match="names no model to start from"):
         parent_of(StartOptions(grow=True))
-    with pytest.raises(UsageError, match="'distil' is none of finetune, progressive"):
+    with pytest.raises(UsageError, match=r"start.method is 'distil': give one of finetune, progressive"):
         parent_of(StartOptions("m", method="distil"))
 
 
@@ -218,7 +222,7 @@ def test_the_model_that_is_started_from_is_never_written_over(store_url: str, tm
     before = parent.file.read_bytes()
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for out in (tmp_path / "run", tmp_path / "link"):
-        with pytest.raises(UsageError, match="holds the model that is started from, which stays as it is"):
+        with pytest.raises(UsageError, match="holds the model that the run starts from and would overwrite"):
             train(options_for(store_url, tmp_path / "run"), out, overwrite)
     assert parent.file.read_bytes() == before
 
@@ -232,7 +236,7 @@ def test_a_parent_may_lie_elsewhere_by_now(store_url: str, tmp_path: Path) -> No
 
 def test_progressive_columns_need_a_model(store_url: str, tmp_path: Path) -> None:
     options = replace(options_for(store_url, tmp_path), start=StartOptions(), model=ModelOptions("progressive"))
-    with pytest.raises(UsageError, match="needs a trained one to stand on: multiseg finetune --progressive"):
+    with pytest.raises(UsageError, match="is built on a trained one: multiseg finetune --progressive"):
         train(options, tmp_path / "run")
 
 
@@ -240,7 +244,7 @@ def test_a_run_that_was_started_from_another_model_is_not_gone_on_with(store_url
     parent = saved(tmp_path / "m.safetensors", info_of())
     train(options_for(store_url, parent.file), tmp_path / "run")
     saved(parent.file, info_of(), seed=1)
-    with pytest.raises(UsageError, match="was started from another model than the one that is there now"):
+    with pytest.raises(UsageError, match=r"the model that .* was started from has changed"):
         train(options_for(store_url, parent.file), tmp_path / "run")
 
 
@@ -250,5 +254,5 @@ def test_voxel_size_and_labels_have_to_be_those_of_the_model(store_url: str, tmp
         train(options_for(store_url, parent.file), tmp_path / "run")
     oedema = LabelSpace((SpaceLabel("oedema", "lesion"),))
     parent = saved(tmp_path / "o.safetensors", replace(info_of(), space=oedema))
-    with pytest.raises(DataError, match="no train case in which somebody looked for the structures oedema"):
+    with pytest.raises(DataError, match="no train case that is annotated for oedema"):
         train(options_for(store_url, parent.file), tmp_path / "run")

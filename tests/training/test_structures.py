@@ -132,7 +132,7 @@ def test_a_training_that_leaves_lesions_out_is_refused_until_it_says_what_they_a
     info = read_info(model_path(tmp_path / "run"))
     assert info.space == LabelSpace((SpaceLabel("oedema", "lesion"),), "ignore")
     result = evaluate(tmp_path / "run", glioma_store, EvaluateOptions(split="", subsets="full"))
-    assert result.unlisted == {"in": "enhancing: lesions that the model does not list, not looked at"}
+    assert result.unlisted == {"in": "enhancing: lesions that the model does not list, ignored"}
     child = replace(options_of(glioma_store, "oedema"), start=StartOptions(str(tmp_path / "run")))
     train(child, tmp_path / "child")
     assert read_info(model_path(tmp_path / "child")).space.rest == "ignore"

@@ -147,7 +147,7 @@ def test_mlflow_s_address_is_what_is_said_or_in_the_environment(fakes, tmp_path,
 
 
 def test_a_tracker_that_fails_warns_once_and_stops_nothing(fakes, tmp_path):
-    said = r"wandb failed and hears no more of this training.*RuntimeError: full"
+    said = r"wandb failed and gets no more of this training.*RuntimeError: full"
     with (
         pytest.warns(UserWarning, match=said) as warned,
         tracked(TrackOptions(("wandb", "mlflow")), tmp_path, SETTINGS, lambda: True) as track,
@@ -189,8 +189,8 @@ def test_nothing_is_imported_unless_asked_for(fakes, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (TrackOptions(("neptune",)), "track.to names 'neptune', which is none of mlflow, wandb"),
-        (TrackOptions(mode="of"), "track.mode is 'of', which is none of offline, online"),
+        (TrackOptions(("neptune",)), "track.to names 'neptune': give mlflow, wandb, both or none"),
+        (TrackOptions(mode="of"), "track.mode is 'of': give offline or online"),
     ],
 )
 def test_unknown_settings(options, said):

@@ -65,7 +65,7 @@ def test_every_parameter_is_in_one_group():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (OptimiserOptions("adagrad"), "no optimiser 'adagrad'; there are adam, adamw, sgd, and your own"),
+        (OptimiserOptions("adagrad"), "optimiser.name is 'adagrad': give one of adam, adamw, sgd, or your own"),
         (OptimiserOptions(weight_decay=-0.1), "weight_decay is -0.1"),
         (OptimiserOptions(weight_decay=float("nan")), "weight_decay is nan"),
         (OptimiserOptions("sgd", momentum=1.0), "momentum 1.0"),
@@ -73,7 +73,7 @@ def test_every_parameter_is_in_one_group():
         (OptimiserOptions("adamw"), "adamw without weight decay is adam: set optimiser.weight_decay, such as 0.01"),
         (
             OptimiserOptions("torch.optim:RAdam", weight_decay=0.1),
-            "weight_decay is set, which torch.optim:RAdam does not",
+            "weight_decay is set, but torch.optim:RAdam does not",
         ),
         (OptimiserOptions("torch.optim:NoSuch"), "torch.optim has no NoSuch"),
         (OptimiserOptions("torch:manual_seed"), r"does not take \(parameters, learning_rate\)"),
@@ -94,11 +94,14 @@ def test_a_class_of_torch_is_an_optimiser_by_name():
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        (lambda some, rate: "adam", "made a str, and not a torch.optim.Optimizer"),
-        (lambda some, rate: torch.optim.SGD(some[:1], rate), "has 1 parameters, and the network 2; it leaves out bias"),
+        (lambda some, rate: "adam", "returned a str, not a torch.optim.Optimizer"),
+        (
+            lambda some, rate: torch.optim.SGD(some[:1], rate),
+            "has 1 parameters, but the network has 2; it leaves out bias",
+        ),
         (lambda some, rate: torch.optim.SGD([nn.Parameter(torch.ones(1)), some[0]], rate), "it leaves out bias"),
         (lambda some, rate: torch.optim.SGD(some, 0.5), r"has the learning rates \[0.5\]"),
-        (lambda some, rate: torch.optim.LBFGS(some, rate), "LBFGS.* evaluates the loss several times a step"),
+        (lambda some, rate: torch.optim.LBFGS(some, rate), "LBFGS.* evaluates the loss several times per step"),
         (lambda some, rate: 1 / 0, "failed: ZeroDivisionError"),
     ],
 )
