@@ -25,12 +25,12 @@ def test_the_defaults_can_be_meant() -> None:
 @pytest.mark.parametrize(
     ("tables", "said"),
     [
-        ({"experiment": "../e1"}, "'../e1' is no name"),
+        ({"experiment": "../e1"}, "'../e1' is not a valid name"),
         ({"sites": []}, "needs sites"),
-        ({"held_out": ["alder"]}, "each named once, but got alder, birch, cedar, alder"),
+        ({"held_out": ["alder"]}, "each listed once, but got alder, birch, cedar, alder"),
         ({"aggregate": {"strategy": "fedsgd"}}, "'fedsgd', which is none of fedavg"),
         ({"aggregate": {"weights": "size"}}, "aggregate.weights is 'size'"),
-        ({"aggregate": {"strategy": "fedadam"}}, "fedadam would move every weight"),
+        ({"aggregate": {"strategy": "fedadam"}}, "fedadam moves every weight"),
         ({"aggregate": {"trim": 0.5}}, "aggregate.trim is 0.5"),
         ({"aggregate": {"max_update_norm": -1.0}}, "aggregate.max_update_norm is -1.0: give a number 0 or more"),
         ({"aggregate": {"learning_rate": 0.0}}, "aggregate.learning_rate is 0.0: give a number above 0"),
@@ -42,7 +42,7 @@ def test_the_defaults_can_be_meant() -> None:
         ({"local": {"proximal": -1.0}}, "local.proximal is -1.0"),
         (
             {"model": {"builder": "mine:Net"}},
-            "model.builder is 'mine:Net': a federation runs multiseg's own code alone",
+            "model.builder is 'mine:Net': a federation runs only multiseg's own code",
         ),
         ({"fit": {"objective": "mine:loss"}}, "fit.objective is 'mine:loss': a federation runs"),
         ({"augment": {"own": "mine:turn"}}, "augment.own is 'mine:turn': a federation runs"),
@@ -56,7 +56,7 @@ def test_the_defaults_can_be_meant() -> None:
         ({"privacy": {"noise": 1.0}}, "multiples of privacy.clip"),
         ({"privacy": {"clip": -1.0}}, "privacy.clip is -1.0"),
         ({"privacy": {"masked": True}, "sites": ["alder", "birch"]}, "needs 3 sites"),
-        ({"privacy": {"masked": True}, "schedule": {"quorum": 2}}, "every one of them in every round"),
+        ({"privacy": {"masked": True}, "schedule": {"quorum": 2}}, "all of them in every round"),
         ({"privacy": {"masked": True}, "aggregate": {"strategy": "median"}}, "neither trim"),
         ({"privacy": {"masked": True}, "schedule": {"cross_site": True}}, "leave schedule.cross_site = false"),
         ({"privacy": {"masked": True}, "aggregate": {"unit": "tensors"}}, "by part"),

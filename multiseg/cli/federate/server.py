@@ -43,14 +43,14 @@ def enrol_server_command(
     multiseg fed enrol server centre --new-authority
     """
     from multiseg.cli.console import output
-    from multiseg.federation.identity.authority import told
+    from multiseg.federation.identity.authority import describe_authority
     from multiseg.federation.identity.enrol import enrol_server
 
     said = {"port": port, "superlink_port": superlink_port, "metrics_port": metrics_port}
     ports = {name: value for name, value in said.items() if value is not None}
     made = enrol_server(folder, host or [], ports, new_authority, now)
     output().print(
-        f"{folder} serves {made.public}. {told(made)}\n"
+        f"{folder} serves {made.public}. {describe_authority(made)}\n"
         f"Next: multiseg fed enrol site {folder} NAME -o NAME-kit",
         markup=False, soft_wrap=True, highlight=False,
     )  # fmt: skip

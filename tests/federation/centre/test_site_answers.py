@@ -137,27 +137,27 @@ LIES: dict[str, tuple[Lie, str]] = {
     "complex": (each(lambda t: t.to(torch.complex64)), "complex64|damaged"),
     "infinite": (tensors_of(poisoned(float("inf"))), "1 values of .* not finite"),
     "not a number": (tensors_of(poisoned(float("nan"))), "1 values of .* not finite"),
-    "the largest float32": (tensors_of(poisoned(3e38)), r"3e\+38 long, and 3 steps of these settings come to"),
-    "a million times as long": (each(lambda t: t * 1e6), "steps of these settings come to"),
+    "the largest float32": (tensors_of(poisoned(3e38)), r"3e\+38 long, and 3 steps with these settings give"),
+    "a million times as long": (each(lambda t: t * 1e6), "steps with these settings give"),
     "long, yet as training might be": (each(lambda t: t * 30), r"times the median of the sites .*max_norm_ratio = 20"),
     "another shape": (tensors_of(shaped), "is of shape"),
-    "another name": (tensors_of(renamed), r"which is no part that this site trains"),
-    "one more tensor": (tensors_of(lambda t: {**t, "more": torch.ones(3)}), "'more', which is no part"),
+    "another name": (tensors_of(renamed), r"which is not a part that this site trains"),
+    "one more tensor": (tensors_of(lambda t: {**t, "more": torch.ones(3)}), "'more', which is not a part"),
     "a name of 10 kB": (tensors_of(lambda t: {**t, "x" * 10_000: torch.ones(1)}), "x{50}"),
     "no tensors": (tensors_of(lambda t: {}), "it lacks"),
     "cases: 10^15": (says(num_cases=10**15), "num_cases is 10{15}, and the site has described 10"),
     "cases: 10^400": (raw(lambda s: s.replace('"num_cases": 10', '"num_cases": 1' + "0" * 400)), "401 digits"),
     "cases: more than described": (says(num_cases=11), "num_cases is 11, and the site has described 10"),
     "cases: negative": (says(num_cases=-1), "num_cases is -1"),
-    "cases: true": (says(num_cases=True), "num_cases is True, and no whole number"),
+    "cases: true": (says(num_cases=True), "num_cases is True, not an integer"),
     "cases: 1.5": (says(num_cases=1.5), "num_cases is 1.5"),
     "cases: a text": (says(num_cases="10"), "num_cases is '10'"),
     "patches: negative": (says(exposure={"": -3}), "exposure/ is -3"),
     "patches: true": (says(exposure={"": True}), "no whole number"),
     "patches: 10^15": (says(exposure={"": 10**15}), "exposure/ is 10{15}"),
     "loss: infinite": (measures(loss=float("inf")), "loss is inf"),
-    "loss: a text": (measures(loss="1"), "loss is '1', and no number"),
-    "loss: true": (measures(loss=True), "loss is True, and no number"),
+    "loss: a text": (measures(loss="1"), "loss is '1', not a number"),
+    "loss: true": (measures(loss=True), "loss is True, not a number"),
     "Dice: 1.5": (measures(validation={"elm": 1.5}), "Dice of elm is 1.5"),
     "Dice: infinite": (measures(validation={"elm": float("inf")}), "validation/elm is inf"),
     "Dice: a text": (measures(validation={"elm": "0.9"}), "Dice of elm is '0.9'"),
@@ -174,20 +174,20 @@ LIES: dict[str, tuple[Lie, str]] = {
     "metrics: a list": (says(metrics=[1]), "metrics is list"),
     "seconds: infinite": (says(seconds={"total": float("inf")}), "seconds/total is inf"),
     "updates with noise: 10^15": (says(releases=10**15), "releases is 10{15}"),
-    "3000 events": (says(events=["once more"] * 3000), "events has 3000 entries, where 100 are the most"),
-    "an event of 1 MB": (says(events=["x" * 1_000_000]), "a text of 1000000 characters in events"),
+    "3000 events": (says(events=["once more"] * 3000), "events has 3000 entries, more than 100"),
+    "an event of 1 MB": (says(events=["x" * 1_000_000]), "events has a text of 1000000 characters"),
     "an event with escape codes": (says(events=["\x1b]0;title\x07"]), "cannot be printed"),
-    "an event that forges a line": (says(events=["fine\nround 9: all sites are there"]), "cannot be printed"),
+    "an event that forges a line": (says(events=["fine\nround 9: all sites are online"]), "cannot be printed"),
     "an event that is no text": (says(events=[{"a": 1}]), "no list of texts"),
     "an event of half a letter": (raw(lambda s: s.replace('"events": []', '"events": ["\\ud800"]')), "be printed"),
     "100,000 brackets": (raw(lambda s: s.replace('"events": []', f'"events": {DEEP}')), "nested more than 16 deep"),
-    "a name twice": (raw(lambda s: s.replace('"events": []', '"events": [], "events": []')), "'events' stands twice"),
-    "9 MB of JSON": (raw(lambda s: s.replace('"events": []', f'"events": [{LONG}]')), "are the most"),
+    "a name twice": (raw(lambda s: s.replace('"events": []', '"events": [], "events": []')), "'events' occurs twice"),
+    "9 MB of JSON": (raw(lambda s: s.replace('"events": []', f'"events": [{LONG}]')), "more than 8000000"),
     "another round": (head(round=7), "it answered as 'elm' to 'round' of round 7"),
     "another kind": (head(kind=EVALUATE), "to 'evaluate' of round 2"),
     "another site": (head(site="oak"), "it answered as 'oak'"),
-    "another experiment": (head(experiment="other"), "it answered to experiment 'other'"),
-    "no message at all": (lambda task: b"hello", "damaged or none of ours"),
+    "another experiment": (head(experiment="other"), "it answered for experiment 'other'"),
+    "no message at all": (lambda task: b"hello", "damaged or not from multiseg"),
     "a message of no protocol": (raw(lambda s: s.replace('"protocol": 1', '"protocol": "1"')), "of protocol '1'"),
 }  # fmt: skip
 
@@ -258,7 +258,7 @@ def of_database(**changes: object) -> Lie:
 
 COUNTS = {"train": 10, "val": 5, "test": 5}
 DESCRIPTIONS: dict[str, tuple[Lie, str]] = {
-    "a recipe of 30 MB": (of_database(recipe={"own": "x" * 30_000_000}), "are the most"),
+    "a recipe of 30 MB": (of_database(recipe={"own": "x" * 30_000_000}), "more than 8000000"),
     "a recipe of 200 kB": (of_database(recipe={f"own{n}": "x" * 1000 for n in range(99)}), "its recipe has|it says"),
     "10^15 cases": (of_database(num_cases={**COUNTS, "train": 10**15}), "num_cases/train is 10{15}"),
     "10^400 cases": (
@@ -266,7 +266,7 @@ DESCRIPTIONS: dict[str, tuple[Lie, str]] = {
     "-1 cases": (of_database(num_cases={**COUNTS, "val": -1}), "num_cases/val is -1"),
     "true cases": (of_database(num_cases={**COUNTS, "val": True}), "num_cases/val is True"),
     "a sequence with escape codes": (of_database(modalities=["T1\x1b[2J"]), "cannot be printed"),
-    "a sequence that is a path": (of_database(modalities=["../T1"]), "'../T1', which is no name"),
+    "a sequence that is a path": (of_database(modalities=["../T1"]), "'../T1', which is not a valid name"),
     "1000 sequences": (of_database(modalities=[f"T{n}" for n in range(1000)]), "modalities has 1000 entries"),
     "a sequence twice": (of_database(modalities=["T1", "T1"]), "twice"),
     "a database that is a path": (describes(databases={"a/b": ELM.about()["databases"]["elm"]}), "'a/b', which is no"),
@@ -274,7 +274,7 @@ DESCRIPTIONS: dict[str, tuple[Lie, str]] = {
     "voxels of no size": (describes(spacing_mm=[0, 1, 1]), "spacing_mm is 0"),
     "voxels of a text": (describes(spacing_mm=["1", 1, 1]), "spacing_mm is '1'"),
     "deep": (raw(lambda s: s.replace('"recipe": {}', f'"recipe": {DEEP}')), "nested more than 16 deep"),
-    "a key that is none": (describes(public_key="x"), "public_key is none"),
+    "a key that is none": (describes(public_key="x"), "public_key is not a valid key"),
     "an entry nobody asked for": (describes(own=1), "'own'"),
     "tensors": (lambda task: replace(ELM.answer(task), tensors={"a": torch.ones(1)}), "it holds 1 tensors"),
 }  # fmt: skip
@@ -330,7 +330,7 @@ def test_lies_about_images_are_refused(databases: object, tmp_path: Path) -> Non
     link.replies["elm", FINGERPRINT, 0] = [lambda task: lie]
     go(link, tmp_path, events, rounds=1, privacy=asked)
     (refused,) = [event for event in events if isinstance(event, Refused)]
-    assert (refused.site, "not to be understood" in refused.reason) == ("elm", True), refused
+    assert (refused.site, "is invalid" in refused.reason) == ("elm", True), refused
 
 
 def test_what_a_site_may_say_is_told_once_each(tmp_path: Path) -> None:
@@ -358,9 +358,9 @@ def test_patches_weigh_no_more_than_were_drawn(tmp_path: Path) -> None:
     [
         ("[" * 17 + "]" * 17, "nested more than 16 deep"),
         ('{"":' * 17 + "1" + "}" * 17, "nested more than 16 deep"),
-        ('{"a": 1, "a": 2}', "'a' stands twice"),
+        ('{"a": 1, "a": 2}', "'a' occurs twice"),
         ("1" * 21, "a whole number of 21 digits"),
-        ("[" + "1," * 50 + "1]", "103 characters of JSON, where 100 are the most"),
+        ("[" + "1," * 50 + "1]", "103 characters of JSON, more than 100"),
         ('{"a": 1, "b": {"c": 1, "d": 2}}', "more than 3 entries"),
     ],
 )

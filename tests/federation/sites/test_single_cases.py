@@ -237,7 +237,7 @@ def test_a_model_is_the_one_of_the_settings(site, info):
     assert "the model's patch is" in answer(round_task(replace(info, patch=(8, 8, 8)), options=ALONE), site).error
     odd = replace(info, space=LabelSpace.of(("tissue:bone",), ""))
     assert "the model's labels is" in answer(round_task(odd, options=ALONE), site).error
-    assert "begins after 7 steps" in answer(round_task(info, options=ALONE, steps_done=7), site).error
+    assert "starts after 7 steps" in answer(round_task(info, options=ALONE, steps_done=7), site).error
     assert "round 9 in a run of 4" in answer(round_task(info, 9, options=ALONE), site).error
 
 
@@ -254,7 +254,7 @@ def test_answers_with_a_dice_are_counted(site, info, oracle):
         (
             Limits(),
             {"local": {"steps": 20_000}},
-            "20000 optimiser steps a round (local.steps), and this site allows 10000",
+            "20000 optimiser steps a round (local.steps), but this site allows 10000",
         ),
         (Limits(patches=11), {}, "12 patches a round"),
         (Limits(rounds=3), {}, "4 rounds"),
