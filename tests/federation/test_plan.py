@@ -57,7 +57,7 @@ def test_the_defaults_can_be_meant() -> None:
         ({"privacy": {"clip": -1.0}}, "privacy.clip is -1.0"),
         ({"privacy": {"masked": True}, "sites": ["alder", "birch"]}, "needs 3 sites"),
         ({"privacy": {"masked": True}, "schedule": {"quorum": 2}}, "all of them in every round"),
-        ({"privacy": {"masked": True}, "aggregate": {"strategy": "median"}}, "neither trim"),
+        ({"privacy": {"masked": True}, "aggregate": {"strategy": "median"}}, "cannot trim"),
         ({"privacy": {"masked": True}, "schedule": {"cross_site": True}}, "leave schedule.cross_site = false"),
         ({"privacy": {"masked": True}, "aggregate": {"unit": "tensors"}}, "by part"),
         ({"privacy": {"masked": True}, "aggregate": {"weights": "exposure"}}, "fixed before the round"),

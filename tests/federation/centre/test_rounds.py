@@ -227,8 +227,8 @@ def _saying(**said: object) -> Callable[[SiteTask], Answer]:
         (_saying(exposure={"": float("nan")}), "is nan, not an integer"),
         (_saying(exposure=[6]), "exposure is list, not a mapping"),
         (_saying(seconds={"total": -1.0}), "seconds/total is -1"),
-        (_saying(events=7), "no list of texts"),
-        (_saying(events=["well", {"path": 1}]), "no list of texts"),
+        (_saying(events=7), "not a list of texts"),
+        (_saying(events=["well", {"path": 1}]), "not a list of texts"),
         (_saying(metrics={"validation": {"elm": 1.5}}), "elm is 1.5"),
         (_saying(metrics={"validation": {"elm": -0.5}}), "elm is -0.5"),
         (_saying(metrics={"loss": float("inf")}), "loss is inf"),
@@ -594,7 +594,7 @@ def test_what_never_leaves_the_sites_does_not_count_as_trained(tmp_path: Path) -
 def test_a_personal_pattern_without_a_tensor_is_named(tmp_path: Path) -> None:
     said = options("ash", "elm", local=LocalOptions(steps=3, personal=("*first*", "*batchnorm*")))
     with pytest.raises(
-        UsageError, match=r"local\.personal names '\*batchnorm\*', but no tensor of the multi_unet with"
+        UsageError, match=r"local\.personal has '\*batchnorm\*', which fits no tensor of the multi_unet with"
     ):
         go(FakeLink(ASH, ELM), tmp_path, said=said)
 

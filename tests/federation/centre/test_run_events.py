@@ -43,7 +43,7 @@ DONE = RoundDone(
     [
         (Waiting(1, ("ash", "elm")), "round 1: waiting for ash, elm"),
         (Waiting(1, ()), "round 1: all sites are online"),
-        (Came(1, "ash", "round", 2_000_000, 1_000_000, 3.14159), "ash answered (round) in 3.1 s, 2.0 MB there, 1.0 MB"),
+        (Came(1, "ash", "round", 2_000_000, 1_000_000, 3.14159), "ash answered (round) in 3.1 s, 2.0 MB sent, 1.0 MB"),
         (Refused(1, "ash", "NaN"), "round 1: ash FAILED: NaN"),
         (Resent(1, "ash", "it was away"), "asked ash again: it was away"),
         (Noted(1, "", "T2: only ash"), "round 1: T2: only ash"),

@@ -100,7 +100,7 @@ def test_a_site_held_out_needs_a_sequence_in_common() -> None:
 
 def test_more_sequences_than_the_network_has_channels() -> None:
     said = replace(options("ash", "elm"), model=ModelOptions(widths=(2, 8)))
-    with pytest.raises(FederationError, match=r"room for 2 sequences.*3 \(PD, FLAIR, T1\). ash: T1, FLAIR; elm: FLAIR"):
+    with pytest.raises(FederationError, match=r"at most 2 sequences.*3 \(PD, FLAIR, T1\). ash: T1, FLAIR; elm: FLAIR"):
         joint(told(ASH, ELM), said)
 
 
@@ -232,7 +232,7 @@ def test_a_site_that_says_it_has_nearly_all_cases_is_named() -> None:
     sites = (FakeSite("ash"), FakeSite("elm", num_cases=1_000_000), FakeSite("oak"))
     said = options("ash", "elm", "oak")
     roster = enrolled(told(*sites), said)
-    (text,) = [text for text in warnings(roster, said) if "by its own word" in text]
-    assert text.startswith("elm has 1,000,000 of the 1,000,020 training cases")
+    (text,) = [text for text in warnings(roster, said) if "dominates every mean" in text]
+    assert text.startswith("elm reports 1,000,000 of the 1,000,020 training cases")
     fair = enrolled(told(FakeSite("ash"), FakeSite("elm", num_cases=100), FakeSite("oak")), said)
-    assert not any("by its own word" in text for text in warnings(fair, said))
+    assert not any("dominates every mean" in text for text in warnings(fair, said))

@@ -232,7 +232,7 @@ def test_clocks(settings: SiteSettings, folder: Path, late_s: float, level: str)
     [
         (-10, 300, "ok", "until"),
         (-10, 12, "warning", "in 12 days"),
-        (-10, -1, "error", "ran out"),
+        (-10, -1, "error", "expired"),
         (1, 9, "error", "clock"),
     ],
 )

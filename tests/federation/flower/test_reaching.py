@@ -87,7 +87,7 @@ def test_a_dead_proxy_is_blamed_and_not_the_server(
     assert said.startswith("the proxy http://127.0.0.1:9, set by HTTPS_PROXY or ALL_PROXY, cannot be reached")
     assert "NO_PROXY" in said
     assert "s3cret" not in said
-    assert "nobody listens" not in said
+    assert "nothing listens" not in said
     assert not farewell(served[1], 7)
 
 

@@ -96,7 +96,7 @@ def test_enrolling_a_server_again_renews_the_certificate_and_keeps_the_rest(cent
 
 
 def test_a_server_needs_a_host_and_three_ports(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="names no host"):
+    with pytest.raises(UsageError, match="has no host"):
         enrol_server(tmp_path / "new", [], {})
     with pytest.raises(UsageError, match=r"ports \(8000, 8000, 9400\)"):
         enrol_server(tmp_path / "new", HOSTS, {"port": 8000})
@@ -142,7 +142,7 @@ def test_a_host_that_cannot_be_dialled_makes_no_server(tmp_path: Path, host: str
 def test_a_kit_needs_a_new_folder(centre: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.chdir(centre.parent)
     Path("file").touch()
-    with pytest.raises(UsageError, match=r"new folder|is a file|is there already"):
+    with pytest.raises(UsageError, match=r"new folder|is a file|exists already"):
         enrol_site(centre, "alder", Path(place))
     assert sites(centre) == []
     assert sorted(path.name for path in centre.parent.iterdir()) == ["centre", "file"]
@@ -309,7 +309,12 @@ def test_a_site_needs_a_name(centre: Path, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("line", "told"),
-    [("port = 0", "give three different ones"), ('port = "x"', "port = 'x'"), ("prot = 1", "prot"), ("=", "no TOML")],
+    [
+        ("port = 0", "give three different ones"),
+        ('port = "x"', "port = 'x'"),
+        ("prot = 1", "prot"),
+        ("=", "not valid TOML"),
+    ],
 )
 def test_settings_that_cannot_be_meant_are_told(centre: Path, line: str, told: str) -> None:
     (centre / "home.toml").write_text(f'hosts = ["a"]\n{line}\n')

@@ -158,7 +158,7 @@ def test_a_structure_that_few_cases_have_does_not_count(site, info, monkeypatch)
 
 def test_training_cases_and_other_subsets_are_not_evaluated(site, info):
     assert "val or test cases" in answer(evaluate(info, options_of(), split="train"), site).error
-    assert "settings name alone" in answer(evaluate(info, options_of(), subsets="T1"), site).error
+    assert "subsets of the run's settings" in answer(evaluate(info, options_of(), subsets="T1"), site).error
 
 
 def test_a_sequence_that_few_cases_have_stays_at_home(site, info, monkeypatch):
