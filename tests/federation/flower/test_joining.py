@@ -158,7 +158,7 @@ def test_a_person_hears_what_matters_once(children: _Children, said: list[str]) 
         children.hear("node", line)
     children.hear("executor", "Traceback of patient 0815")
     children.hear("executor", f"{module.MARK}round 1: done")
-    assert said == ["127.0.0.1:8443 cannot be reached; trying on.", "round 1: done"]
+    assert said == ["Cannot reach 127.0.0.1:8443; retrying.", "round 1: done"]
 
 
 def test_both_are_started_anew_and_the_secret_is_kept_from_others(

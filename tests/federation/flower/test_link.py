@@ -217,7 +217,7 @@ def test_an_answer_that_breaks_off_is_a_failure_and_no_other_is_lost() -> None:
 def test_a_task_that_the_superlink_does_not_take_is_an_error() -> None:
     grid = PlayedGrid(alder=30.0)
     grid.takes = False
-    with pytest.raises(FederationError, match="took no describe task for alder"):
+    with pytest.raises(FederationError, match="refused a describe task for alder"):
         FlowerLink(grid).send("alder", TASK, 60.0)
 
 

@@ -63,7 +63,7 @@ def test_sites_are_let_in_and_shut_out_as_the_registry_says(tmp_path: Path) -> N
     assert list(attend(server, control, known)) == []
     revoke_site(folder, "alder")
     control.register("stranger", "a key that nobody enrolled")
-    assert list(attend(server, control, known)) == ["alder is shut out.", "stranger is shut out."]
+    assert list(attend(server, control, known)) == ["alder removed.", "stranger removed."]
     assert [node.name for node in control.there] == ["birch"]
 
 

@@ -272,7 +272,7 @@ def test_a_key_of_another_kind_is_refused(centre: Path, tmp_path: Path) -> None:
 def test_no_kit_and_no_name_is_written_over(centre: Path, tmp_path: Path) -> None:
     kit, _ = enrol_site(centre, "alder", tmp_path / "kit")
     key = (kit / "site.key").read_bytes()
-    with pytest.raises(UsageError, match="kit is there already"):
+    with pytest.raises(UsageError, match="kit exists already"):
         enrol_site(centre, "birch", kit)
     with pytest.raises(UsageError, match=r"alder has been enrolled since .*multiseg fed revoke"):
         enrol_site(centre, "alder", tmp_path / "second")
