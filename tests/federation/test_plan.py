@@ -28,7 +28,7 @@ def test_the_defaults_can_be_meant() -> None:
         ({"experiment": "../e1"}, "'../e1' is not a valid name"),
         ({"sites": []}, "needs sites"),
         ({"held_out": ["alder"]}, "each listed once, but got alder, birch, cedar, alder"),
-        ({"aggregate": {"strategy": "fedsgd"}}, "'fedsgd', which is none of fedavg"),
+        ({"aggregate": {"strategy": "fedsgd"}}, "'fedsgd': choose from fedavg"),
         ({"aggregate": {"weights": "size"}}, "aggregate.weights is 'size'"),
         ({"aggregate": {"strategy": "fedadam"}}, "fedadam moves every weight"),
         ({"aggregate": {"trim": 0.5}}, "aggregate.trim is 0.5"),
