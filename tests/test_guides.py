@@ -10,7 +10,7 @@ import pytest
 
 from multiseg.federation.centre import experiment_folder, run_logs
 from multiseg.federation.plan import FederationOptions
-from multiseg.federation.run_file import OF_A_SITE, UNHEARD
+from multiseg.federation.run_file import IGNORED, OF_A_SITE
 from multiseg.federation.sites.limits import Limits
 from multiseg.federation.sites.policy import Leaves
 from multiseg.models.saved import BEST, LAST
@@ -65,9 +65,9 @@ def test_the_guide_says_what_of_a_training_is_heard() -> None:
     refused = set(re.findall(r"`(\w+)`", told["`[fit]`"].partition("Refused")[2])) & {
         f.name for f in fields(FitOptions)
     }
-    assert {f"fit.{name}" for name in refused} == {name for name in UNHEARD if name.startswith("fit.")} | {"fit.ema"}
+    assert {f"fit.{name}" for name in refused} == {name for name in IGNORED if name.startswith("fit.")} | {"fit.ema"}
     stream = set(re.findall(r"`(\w+)`", told["`[stream]`, `[stream.draw]`"]))
-    own = {name.partition(".")[2] for name in (*UNHEARD, *OF_A_SITE) if name.startswith("stream.")}
+    own = {name.partition(".")[2] for name in (*IGNORED, *OF_A_SITE) if name.startswith("stream.")}
     assert own <= stream
 
 
@@ -75,7 +75,7 @@ def test_the_guide_says_what_may_change() -> None:
     _, _, below = FEDERATION.partition("**What may change**")
     said = below[: below.index("Anything else is refused")]
     named = {name.rpartition(".")[2] for name in re.findall(r"`([\w.]+)`", said)}
-    unheard = {name.rpartition(".")[2] for name in (*UNHEARD, *OF_A_SITE)}
+    unheard = {name.rpartition(".")[2] for name in (*IGNORED, *OF_A_SITE)}
     assert named == {name.rpartition(".")[2] for name in experiment_folder.FREE} - unheard
 
 

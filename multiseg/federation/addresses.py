@@ -1,4 +1,4 @@
-"""Hosts and ports as people write them: what can be dialled and stand in a certificate, and what cannot."""
+"""Parses hosts and ports as people write them, and refuses what cannot be dialled or put into a certificate."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?")
 
 
 def host(text: str) -> str:
-    """A host as it is dialled and stands in a certificate: a name in lower case, or an IP address without brackets.
+    """A host as it is dialled and put into a certificate: a name in lower case, or an IP address without brackets.
 
     Raises:
-        UsageError: it is empty, holds a port, a scheme or a path, or cannot be dialled; with what to write.
+        UsageError: it is empty, holds a port, a scheme or a path, or cannot be dialled.
     """
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
@@ -27,27 +27,19 @@ def host(text: str) -> str:
     except ValueError:
         return _name(text)
     if address.is_unspecified or address.is_multicast or "%" in text:
-        raise UsageError(f"host {text!r} is no address that another machine can dial. {EXAMPLE}.")
+        raise UsageError(f"host {text!r} is not an address that another machine can dial. {EXAMPLE}.")
     return str(address)
 
 
 def port(text: str) -> int:
-    """A port.
-
-    Raises:
-        UsageError: it is no number from 1 to 65535.
-    """
+    """A port; UsageError unless it is a number from 1 to 65535."""
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
         raise UsageError(f"port {text!r}: give a number from 1 to 65535.")
     return int(text)
 
 
 def server(text: str) -> tuple[str, int]:
-    """Host and port of "host:port".
-
-    Raises:
-        UsageError: it is something else; with what to write.
-    """
+    """Host and port of "host:port"; UsageError if it is something else."""
     wanted = 'Give "host:port" without a scheme, as "fed.example.org:8443" or "[2001:db8::1]:8443".'
     before, colon, after = text.rpartition(":")
     if not colon or "://" in text or (":" in before and not before.startswith("[")):
@@ -70,21 +62,23 @@ def _name(text: str) -> str:
     elif "://" in text or "/" in text or "@" in text:
         reason = "is a URL or a path"
     elif ":" in text:
-        raise UsageError(f"host {text!r} holds a port, or is no IPv6 address. {EXAMPLE}, and the port by --port.")
+        raise UsageError(
+            f"host {text!r} holds a port, or is not a valid IPv6 address. {EXAMPLE}, and the port by --port."
+        )
     elif not text.isascii():
-        reason = "has letters that are not ASCII: DNS knows it by another name, which begins with xn--"
+        reason = "has letters that are not ASCII: use its DNS name, which begins with xn--"
     elif text.endswith("."):
-        reason = "ends in a dot, which no certificate does"
+        reason = "ends in a dot, which certificates do not allow"
     elif "*" in text:
-        reason = "is a wildcard, and hospitals dial one name"
+        reason = "is a wildcard, but hospitals dial one name"
     elif "_" in text:
-        reason = "has an underscore, which no host's name may have"
+        reason = "has an underscore, which host names do not allow"
     elif len(text) > LONGEST_NAME or max(map(len, labels)) > LONGEST_LABEL:
-        reason = f"is too long: {LONGEST_NAME} letters, and {LONGEST_LABEL} between dots, are the most"
+        reason = f"is too long: at most {LONGEST_NAME} letters, and {LONGEST_LABEL} between dots"
     elif not all(_LABEL.fullmatch(label) for label in labels):
-        reason = "is no host's name: letters, digits and '-' between dots"
+        reason = "is not a host name: use letters, digits and '-' between dots"
     elif labels[-1].isdigit():
-        reason = "looks like an IPv4 address and is none"
+        reason = "looks like an IPv4 address but is not valid"
     else:
         return text.lower()
     raise UsageError(f"host {text!r} {reason}. {EXAMPLE}.")

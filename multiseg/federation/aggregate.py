@@ -1,4 +1,4 @@
-"""How the updates of many sites become one: part by part, over the sites that trained it."""
+"""Averages the sites' updates: each part of the network over the sites that trained it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True, eq=False)
 class Mean:
-    """The sites' updates as one.
+    """The mean of the sites' updates.
 
     Attributes:
         update: by part, float32; a part that nobody sent, or only sites of weight 0, is left out.
-        contributors: by part, the sites whose updates count in it, in order of their names.
-        scaled: sites whose update was longer than allowed, and was scaled down.
+        contributors: by part, the sites whose updates count, sorted by name.
+        scaled: sites whose update was too long and was scaled down.
     """
 
     update: Mapping[str, Tensor]
@@ -40,24 +40,23 @@ def refused(
     masked: bool = False,
     dtypes: Sequence[torch.dtype] = FLOATS,
 ) -> str:
-    """Why an update cannot be used, or "" where it can. A part that is missing is no reason.
+    """Why an update cannot be used; "" if it can. A missing part is not a reason.
 
     Args:
         update: new minus received, by name of the part.
         shapes: of all parts that the site may send.
-        masked: the update is masked: whole numbers of 32 bits, which are all finite.
-        dtypes: that the update may have, unless it is masked; its values have to be finite in float32, too, in which
-            updates are added up.
+        masked: the update is masked: 32-bit integers, which are all finite.
+        dtypes: allowed unless the update is masked. Values must also be finite in float32, in which updates are summed.
     """
     for name in sorted(update):
         tensor, shape = update[name], shapes.get(name)
         if shape is None:
-            return f"it holds {name!r:.80}, which is no part that this site trains"
+            return f"it holds {name!r:.80}, which is not a part that this site trains"
         if tuple(tensor.shape) != tuple(shape):
             return f"{name!r} is of shape {tuple(tensor.shape)}, but the part is {tuple(shape)}"
-        known = (torch.int32,) if masked else dtypes
-        if tensor.dtype not in known:
-            expected = "floating point" if known == FLOATS else " or ".join(map(str, known))
+        allowed = (torch.int32,) if masked else dtypes
+        if tensor.dtype not in allowed:
+            expected = "floating point" if allowed == FLOATS else " or ".join(map(str, allowed))
             return f"{name!r} holds {tensor.dtype}, but {expected} is expected"
         num_bad = 0 if masked else int((~torch.isfinite(tensor.float())).sum())
         if num_bad:
@@ -71,22 +70,22 @@ def aggregated(
     parts: Sequence[Part],
     options: AggregateOptions,
 ) -> Mean:
-    """The updates as one, the same bits in whatever order they came: sites count in the order of their names.
+    """The mean update, bit for bit the same in whatever order updates arrive: sites are sorted by name.
 
-    A part's update is the mean of what the sites sent of it, weighted by the weight that each has for the part's
-    group. "trimmed_mean" leaves out the smallest and the largest floor(trim * n) of the n values of every element,
-    so it is the plain mean over fewer than 1 / trim sites, and "median" leaves out all but the one or two in the
-    middle (Yin et al. 2018, arXiv:1803.01498, definitions 1 and 2); both take every site alike.
+    A part's update is the mean over the sites that sent it, weighted by each site's weight for the part's group.
+    "trimmed_mean" leaves out the smallest and the largest floor(trim * n) of the n values of every element, so with
+    fewer than 1 / trim sites it is the plain mean. "median" leaves out all but the one or two in the middle (Yin et
+    al. 2018, arXiv:1803.01498, definitions 1 and 2). Both weigh all sites the same.
 
-    With the unit "tensors", what a site did not send counts as an update of 0 and a site weighs the same in every
-    part, as in averaging that does not know of parts.
+    With the unit "tensors", a missing part counts as an update of 0 and a site has one weight for all parts, as in
+    standard federated averaging.
 
     Args:
         updates: by site and part, of any floating-point precision.
-        weights: by site and group; a group that is missing weighs as the group "" does.
+        weights: by site and group; a missing group has the weight of the group "".
 
     Raises:
-        FederationError: a site sent what is no part, or has no weight of 0 or more.
+        FederationError: a site sent an unknown part, or a weight is missing, negative or not finite.
     """
     sites = sorted(updates)
     _check(updates, weights, parts)
@@ -94,8 +93,8 @@ def aggregated(
     is_whole, left_out = options.unit == "tensors", STRATEGIES[options.strategy].left_out
     update, contributors = {}, {}
     for part in parts:
-        own = {site: _weight(weights[site], SHARED if is_whole else part.group) for site in sites}
-        counted = dict.fromkeys(sites, 1.0) if left_out else own
+        group = SHARED if is_whole else part.group
+        counted = {site: 1.0 if left_out else weights[site].get(group, weights[site][SHARED]) for site in sites}
         senders = tuple(site for site in sites if part.name in updates[site] and counted[site] > 0)
         if not senders:
             continue
@@ -112,35 +111,29 @@ def aggregated(
 def _check(
     updates: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, Mapping[str, float]], parts: Sequence[Part]
 ) -> None:
-    known = {part.name for part in parts}
+    names = {part.name for part in parts}
     for site, update in updates.items():
-        strange = sorted(set(update) - known)
-        if strange:
-            raise FederationError(f"{site} sent {strange[0]!r}, which is no part of the network: refuse its update.")
-        own = weights.get(site, {})
-        wrong = {group: weight for group, weight in own.items() if not (math.isfinite(weight) and weight >= 0)}
-        if SHARED not in own or wrong:
-            raise FederationError(f"{site} has the weights {dict(own)}: give each site one of 0 or more, also for ''.")
+        unknown = sorted(set(update) - names)
+        if unknown:
+            raise FederationError(f"{site} sent {unknown[0]!r}, which is not a part of the network: refuse its update.")
+        site_weights = weights.get(site, {})
+        are_valid = all(math.isfinite(weight) and weight >= 0 for weight in site_weights.values())
+        if SHARED not in site_weights or not are_valid:
+            raise FederationError(
+                f"{site} has the weights {dict(site_weights)}: give each site weights of 0 or more, also for ''."
+            )
 
 
 def _factor(update: Mapping[str, Tensor], limit: float) -> float:
-    """What brings an update down to the norm that is the limit; 1 where it is no longer, or there is none.
-
-    Raises:
-        FederationError: the update has no finite norm.
-    """
+    """The factor that scales an update down to the limit; 1 if it is within it or there is no limit (0)."""
     norm = update_norm(update) if limit else 0.0
     if not math.isfinite(norm):
-        raise FederationError(f"an update has the norm {norm}, which nothing scales down: refuse it.")
+        raise FederationError(f"an update has the norm {norm} and cannot be scaled down: refuse it.")
     return limit / norm if norm > limit else 1.0
 
 
-def _weight(own: Mapping[str, float], group: str) -> float:
-    return own.get(group, own[SHARED])
-
-
 def _mean(scaled: Mapping[str, tuple[Tensor, float]], weights: Mapping[str, float]) -> Float[Tensor, "*part"]:
-    """The mean of each site's tensor times its factor, over all sites that have a weight."""
+    """The weighted mean of each site's tensor times its factor."""
     total = math.fsum(weights.values())
     like = next(iter(scaled.values()))[0]
     mean = torch.zeros(like.shape, dtype=torch.float64)
@@ -150,15 +143,11 @@ def _mean(scaled: Mapping[str, tuple[Tensor, float]], weights: Mapping[str, floa
 
 
 def _robust(scaled: Mapping[str, tuple[Tensor, float]], num_sites: int, left_out: int) -> Float[Tensor, "*part"]:
-    """The mean without the outer values, of each site's tensor times its factor and 0 for the sites without one.
-
-    Args:
-        left_out: how many values at either end.
-    """
+    """The mean without the `left_out` outer values at either end; sites that sent nothing count as 0."""
     like = next(iter(scaled.values()))[0]
     values = np.zeros((num_sites, like.numel()), dtype=np.float32)
     for row, (tensor, factor) in zip(values, scaled.values(), strict=False):
         row[:] = tensor.float().reshape(-1).numpy() * np.float32(factor)
-    values.sort(axis=0)  # not torch's sort, which also makes an index of 8 bytes for every value
-    kept = values[left_out : num_sites - left_out].mean(axis=0, dtype=np.float64)
-    return torch.from_numpy(kept.astype(np.float32)).reshape(like.shape)
+    values.sort(axis=0)  # torch's sort would also allocate an index of 8 bytes per value
+    middle_mean = values[left_out : num_sites - left_out].mean(axis=0, dtype=np.float64)
+    return torch.from_numpy(middle_mean.astype(np.float32)).reshape(like.shape)

@@ -1,4 +1,4 @@
-"""JSON from another machine, read within bounds: no text of it can take more time, memory or stack than it may."""
+"""Reads JSON from another machine within bounds on time, memory and stack."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Bounds:
 
 
 def bounded_json(data: str | bytes, bounds: Bounds) -> Any:
-    """What a JSON text says.
+    """The value of a JSON text.
 
     Raises:
-        ValueError: it is not valid JSON, a bound is exceeded, or a mapping holds a name twice.
+        ValueError: it is not valid JSON, exceeds a bound, or a mapping holds a name twice.
     """
     if len(data) > bounds.length:
-        raise ValueError(f"{len(data)} characters of JSON, where {bounds.length} are the most")
+        raise ValueError(f"{len(data)} characters of JSON, more than {bounds.length}")
     text = data if isinstance(data, str) else data.decode("utf-8")
     _check_depth(text, bounds.depth)
     num_entries = 0
@@ -44,12 +44,12 @@ def bounded_json(data: str | bytes, bounds: Bounds) -> Any:
         num_entries += len(pairs)
         if num_entries > bounds.entries:
             raise ValueError(f"more than {bounds.entries} entries")
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        result = dict(pairs)
+        if len(result) < len(pairs):
             names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"{twice!r:.80} stands twice")
-        return found
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{duplicate!r:.80} occurs twice")
+        return result
 
     def whole(digits: str) -> int:
         if len(digits) > bounds.digits:
@@ -59,14 +59,14 @@ def bounded_json(data: str | bytes, bounds: Bounds) -> Any:
     return json.loads(text, object_pairs_hook=mapping, parse_int=whole)
 
 
-def _check_depth(text: str, most: int) -> None:
-    """Before it is parsed: the parser itself goes as deep as the text does."""
+def _check_depth(text: str, limit: int) -> None:
+    """Raises ValueError for deep nesting, before parsing: the parser itself would recurse as deep as the text."""
     depth = 0
     for match in _STRUCTURE.finditer(text):
         letter = text[match.start()]
         if letter in "[{":
             depth += 1
-            if depth > most:
-                raise ValueError(f"JSON that is nested more than {most} deep")
+            if depth > limit:
+                raise ValueError(f"JSON that is nested more than {limit} deep")
         elif letter != '"':
             depth -= 1

@@ -1,10 +1,9 @@
-"""The app that Flower is given: a manifest that names our own installed code, byte for byte the same everywhere.
+"""The app for Flower: a manifest that names our own installed code, byte for byte the same everywhere.
 
-The manifest holds the version and a SHA-256 over the sources, so the app's own SHA-256 is another one as soon as a line
-of multiseg is. All is computed once in a process. The executor of a site does so at its start, when it has imported
-nearly all that it runs: files that are replaced under it later do not change its hash, and it goes on refusing other
-apps until it is started anew. The centre does so when it submits a run, and the run's own process does so again when it
-starts: it ends where the files are others by then.
+The manifest holds the version and a SHA-256 over the sources, so the app's hash changes with every line of multiseg.
+Each process computes the hash once. A site's executor does so at its start, after importing nearly all the code it
+runs: files replaced later do not change its hash, and it refuses other apps until it is restarted. The centre computes
+the hash when it submits a run, and the run's process again when it starts: it stops if the files have changed.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import tomli_w
 from multiseg.errors import FederationError
 
 CREATED = (1980, 1, 1, 0, 0, 0)
-"""The date in the archive: the earliest that a ZIP file can say."""
+"""The date in the archive: the earliest that a ZIP file can hold."""
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -57,23 +56,23 @@ def app_bytes() -> bytes:
     with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as archive:
         for name, text in (("pyproject.toml", manifest), (".info/CONTENT", content)):
             entry = zipfile.ZipInfo(name, CREATED)
-            entry.create_system = 3  # it says the platform otherwise
+            entry.create_system = 3  # by default it depends on the platform
             archive.writestr(entry, text)
     return data.getvalue()
 
 
 @cache
 def app_hash() -> str:
-    """SHA-256 of the app, which sites approve."""
+    """SHA-256 of the app. Sites approve an app by it."""
     return hashlib.sha256(app_bytes()).hexdigest()
 
 
 @cache
 def sources_hash(package: Path = PACKAGE) -> str:
-    """SHA-256 over the files of a package: the same for a checkout, a wheel and any machine.
+    """SHA-256 over the files of a package: the same for a checkout and a wheel on any machine.
 
-    It is taken over "path NUL size NUL content" of each, in the order of their paths from the package on. What Python
-    compiles, hidden files and an editor's copies (`name~`) are none of it; any other file is.
+    It covers "path NUL size NUL content" of each file, sorted by path relative to the package. Compiled files, hidden
+    files and editor backups (`name~`) are left out; every other file counts.
 
     Raises:
         FederationError: there is no source file.
@@ -84,15 +83,15 @@ def sources_hash(package: Path = PACKAGE) -> str:
         if path.is_file() and _is_source(path.relative_to(package))
     }
     if not any(name.endswith(".py") for name in files):
-        raise FederationError(f"{package} holds no source file, so its hash would say nothing: install it as a folder.")
-    found = hashlib.sha256()
+        raise FederationError(f"{package} holds no source file to hash: install multiseg as a folder, not as a ZIP.")
+    digest = hashlib.sha256()
     for name in sorted(files):
         data = files[name].read_bytes()
-        found.update(f"{name}\0{len(data)}\0".encode())
-        found.update(data)
-    return found.hexdigest()
+        digest.update(f"{name}\0{len(data)}\0".encode())
+        digest.update(data)
+    return digest.hexdigest()
 
 
 def _is_source(path: PurePath) -> bool:
-    is_kept = not any(part.startswith(".") or part == "__pycache__" for part in path.parts)
-    return is_kept and path.suffix != ".pyc" and not path.name.endswith("~")
+    is_hidden = any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+    return not is_hidden and path.suffix != ".pyc" and not path.name.endswith("~")

@@ -1,4 +1,4 @@
-"""A whole federation as real processes on this machine, with keys and TLS: for the demo, benchmarks and tests."""
+"""Runs a federation as real processes on this machine, with keys and TLS: for the demo, benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from multiseg.processes import die_with
 
 MULTISEG = (sys.executable, "-m", "multiseg")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-"""Sites that share a machine would wait for each other's threads. What the user has set stays."""
+"""Sites that share a machine would wait for each other's threads. The user's own setting wins."""
 START_S, STOP_S, LOOK_S = 180.0, 60.0, 0.5
 
 
@@ -44,13 +44,13 @@ def prepared(
     device: str = "auto",
     least: int = Leaves.least,
 ) -> LocalDeployment:
-    """A server enrolled, on ports that are free now, and a kit filled in for every site.
+    """Enrol a server, on ports that are free now, and fill in a kit for every site.
 
     Args:
-        least: cases of a site below which nothing leaves it.
+        least: see `policy.Leaves`.
 
     Raises:
-        UsageError: there is one in the folder already.
+        UsageError: the folder holds a deployment already.
     """
     home = folder / "centre"
     port, superlink_port, metrics_port = _free_ports(3)
@@ -72,18 +72,18 @@ def prepared(
 
 
 @contextmanager
-def staged(rehearsal: LocalDeployment) -> Iterator[None]:
-    """Server and sites run, and all sites are online; afterwards they are stopped. What they say is in the folder.
+def staged(deployment: LocalDeployment) -> Iterator[None]:
+    """Start server and sites, wait until all are online, and stop them at the end. Their output goes to the folder.
 
     Raises:
-        FederationError: one of them ended, or is not there after some minutes.
+        FederationError: one of them ended, or did not come online in time.
     """
     started: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        started["centre"] = _start(["fed", "serve", str(rehearsal.home)], rehearsal.folder / "centre.txt")
-        for name, settings in rehearsal.sites.items():
-            started[name] = _start(["fed", "join", str(settings)], rehearsal.folder / f"{name}.txt")
-        _wait(rehearsal, started)
+        started["centre"] = _start(["fed", "serve", str(deployment.home)], deployment.folder / "centre.txt")
+        for name, settings in deployment.sites.items():
+            started[name] = _start(["fed", "join", str(settings)], deployment.folder / f"{name}.txt")
+        _wait(deployment, started)
         yield
     finally:
         for process in reversed(started.values()):
@@ -94,8 +94,8 @@ def staged(rehearsal: LocalDeployment) -> Iterator[None]:
             process.kill()
 
 
-def _start(arguments: list[str], said: Path) -> subprocess.Popen[bytes]:
-    with said.open("a") as file:
+def _start(arguments: list[str], output: Path) -> subprocess.Popen[bytes]:
+    with output.open("a") as file:
         return subprocess.Popen(  # noqa: S603 (our own commands)
             [*MULTISEG, *arguments],
             env=ONE_THREAD | os.environ,
@@ -107,23 +107,23 @@ def _start(arguments: list[str], said: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _wait(rehearsal: LocalDeployment, started: Mapping[str, subprocess.Popen[bytes]]) -> None:
-    """Until the server counts every site as online."""
-    until = time.monotonic() + START_S
+def _wait(deployment: LocalDeployment, started: Mapping[str, subprocess.Popen[bytes]]) -> None:
+    """Wait until the server counts every site as online."""
+    deadline = time.monotonic() + START_S
     online: set[str] = set()
-    while not set(rehearsal.sites) <= online:
+    while not set(deployment.sites) <= online:
         ended = [name for name, process in started.items() if process.poll() is not None]
-        if ended or time.monotonic() > until:
-            who = ", ".join(ended or sorted(set(rehearsal.sites) - online))
-            said = (rehearsal.folder / f"{(ended or ['centre'])[0]}.txt").read_text(errors="replace")[-500:]
-            raise FederationError(f"{who} did not come up; last said in {rehearsal.folder}: {said}")
+        if ended or time.monotonic() > deadline:
+            missing = ended or sorted(set(deployment.sites) - online)
+            output = (deployment.folder / f"{(ended or ['centre'])[0]}.txt").read_text(errors="replace")[-500:]
+            raise FederationError(f"{', '.join(missing)} did not start; last output in {deployment.folder}: {output}")
         time.sleep(LOOK_S)
-        with suppress(FederationError), controlling(read_home(rehearsal.home)) as control:
+        with suppress(FederationError), controlling(read_home(deployment.home)) as control:
             online = {node.name for node in control.nodes() if node.status == "online"}
 
 
 def _free_ports(num: int) -> list[int]:
-    """Ports of loopback that nobody listens at."""
+    """Loopback ports that are not in use."""
     probes = [socket.socket() for _ in range(num)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))

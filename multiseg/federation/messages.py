@@ -1,4 +1,4 @@
-"""What server and sites say to each other: a task and its answer, both a kind, some JSON and some tensors."""
+"""The messages between server and sites: a task and its answer, each with a kind, a JSON body and tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DESCRIBE, FINGERPRINT, ROUND, EVALUATE, FINISH = "describe", "fingerprint", "rou
 KINDS = (DESCRIBE, FINGERPRINT, ROUND, EVALUATE, FINISH)
 
 TASK_BOUNDS, ANSWER_BOUNDS = Bounds(32_000_000), Bounds(8_000_000)
-"""Of what is said in JSON: a task tells each site of all of them, an answer of one."""
+"""Of the JSON: a task describes all sites, an answer only one."""
 
 _HEAD = {"kind": str, "site": str, "experiment": str, "round": int, "body": dict, "error": str, "passing": bool}
 
@@ -34,7 +34,7 @@ class SiteTask:
         kind: one of `KINDS`.
         experiment: the run's name.
         round: number of the round, from 1 on; 0 before the first.
-        body: what can be said in JSON.
+        body: JSON.
         tensors: by name, on the CPU.
     """
 
@@ -47,12 +47,12 @@ class SiteTask:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a site says to a task.
+    """A site's answer to a task.
 
     Attributes:
         experiment: that of the task.
-        error: why there is no answer, free of paths and names of cases; "" where there is one.
-        passing: the error may pass, such as a full disk: the same task may be answered another time.
+        error: why the task failed, without paths and names of cases; "" on success.
+        passing: the error may be temporary, such as a full disk: the same task may succeed later.
     """
 
     kind: str
@@ -77,7 +77,7 @@ def task_from_bytes(data: bytes) -> SiteTask:
     """The task that a site received.
 
     Raises:
-        FederationError: it is damaged, or from a server of another protocol.
+        FederationError: it is damaged, or the server has another protocol.
     """
     head, tensors = _read(data, TASK_BOUNDS)
     try:
@@ -90,13 +90,15 @@ def answer_from_bytes(data: bytes) -> Answer:
     """The answer that the server received.
 
     Raises:
-        FederationError: it is damaged, or from a site of another protocol.
+        FederationError: it is damaged, or the site has another protocol.
     """
     head, tensors = _read(data, ANSWER_BOUNDS)
     try:
-        passing = bool(head.get("passing", False))  # stored answers of before do not say it
-        of = head.get("experiment", "")
-        return Answer(head["kind"], head["site"], head["round"], head["body"], tensors, head["error"], passing, of)
+        passing = bool(head.get("passing", False))  # answers stored by older versions lack it
+        experiment = head.get("experiment", "")
+        return Answer(
+            head["kind"], head["site"], head["round"], head["body"], tensors, head["error"], passing, experiment
+        )
     except KeyError as error:
         raise FederationError(f"an answer without {error}: is the site a multiseg of this version?") from error
 
@@ -106,15 +108,15 @@ def _read(data: bytes, bounds: Bounds) -> tuple[dict[str, Any], dict[str, Tensor
         size = int.from_bytes(data[:8], "little")
         head = bounded_json(bounded_json(data[8 : 8 + size], bounds)["__metadata__"]["multiseg"], bounds)
         protocol = head["protocol"]
-        is_clear = all(type(head.get(name, kind())) is kind for name, kind in _HEAD.items())
+        has_types = all(type(head.get(name, kind())) is kind for name, kind in _HEAD.items())
         tensors = load(data)
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        why = f"{error!r:.300}"
-        raise FederationError(f"a message of {len(data)} bytes is damaged or none of ours: {why}.") from error
+        reason = f"{error!r:.300}"
+        raise FederationError(f"a message of {len(data)} bytes is damaged or not from multiseg: {reason}.") from error
     if protocol != PROTOCOL:
         raise FederationError(
-            f"a message of protocol {protocol!r:.40}; this multiseg speaks {PROTOCOL}. Install one version."
+            f"a message of protocol {protocol!r:.40}, but this multiseg uses {PROTOCOL}: install one version."
         )
-    if not is_clear:
-        raise FederationError(f"a message of {len(data)} bytes is none of ours: its head is of other types.")
+    if not has_types:
+        raise FederationError(f"a message of {len(data)} bytes is not from multiseg: its header has wrong types.")
     return head, tensors

@@ -1,4 +1,4 @@
-"""The settings of one federated run: who takes part, what is learnt, how updates are combined and protected."""
+"""The settings of one federated run: sites, model, training, aggregation and privacy."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ UNITS = ("parts", "tensors")
 OPTIMISERS = ("adam", "sgd")
 PAYLOADS = ("float32", "float16")
 MOST_KEPT = 100
-"""Rounds before the last that are kept."""
+"""The largest `keep_rounds`."""
 LEAST_MASKED = 3
-"""Sites that must share in a sum before masks hide anyone in it."""
+"""Sites that a masked sum needs before it hides each of them."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,9 @@ class LocalOptions:
         optimiser: "adam" or "sgd" (without momentum).
         proximal: mu of FedProx (Li et al. 2020, arXiv:1812.06127): mu / 2 * |w - w_received|^2 is added to the
             objective; 0 adds nothing.
-        keep_optimiser: the optimiser's moments stay at the site from round to round, instead of beginning anew.
-        personal: patterns of tensor names (as of the shell) that never leave the site, each site having its own:
-            "*norm*" for the normalisation layers, as in FedBN (Li et al. 2021, arXiv:2102.07623), where `model.norm`
-            is one that has parameters.
+        keep_optimiser: the site keeps the optimiser's moments from round to round instead of resetting them.
+        personal: shell patterns of tensor names that never leave the site: "*norm*" for the normalisation layers, as
+            in FedBN (Li et al. 2021, arXiv:2102.07623), if `model.norm` has parameters.
     """
 
     steps: int = 100
@@ -56,11 +55,11 @@ class PrivacyOptions:
     Attributes:
         clip: a site scales its whole update down to this norm before noise; 0 for no clipping.
         noise: standard deviation of the Gaussian noise in multiples of `clip`, added at the site; 0 adds none.
-        delta: of the (epsilon, delta) that is told each round.
-        masked: secure aggregation: the server learns sums over three sites or more, no site's own update.
-        payload: "float16" halves the bytes of the weights and updates on the wire.
+        delta: of the (epsilon, delta) that is reported each round.
+        masked: secure aggregation: the server learns sums over three or more sites, not the update of one site.
+        payload: "float16" halves the bytes of weights and updates on the wire.
         fingerprint: ask every site for intensity and size statistics before the first round.
-        least: counts below this are not told, and others are rounded to its multiples.
+        least: smaller counts are not reported, and others are rounded up to its multiples.
     """
 
     clip: float = 0.0
@@ -77,16 +76,16 @@ class ScheduleOptions:
     """When a round ends.
 
     Attributes:
-        rounds: how many, in all.
-        quorum: a round may close on so many updates when its deadline has passed; 0 asks for every site's.
-        deadline_minutes: how long a round waits for the sites that are missing.
-        evaluate_subsets: "full" (all sequences a case has) or "all" (every subset of them) when sites evaluate the
+        rounds: the total number.
+        quorum: after the deadline a round closes with this many updates; 0 requires every site's.
+        deadline_minutes: how long a round waits for missing sites.
+        evaluate_subsets: "full" (all sequences of a case) or "all" (every subset of them) when sites evaluate the
             model they receive.
-        validation_cases: of each database, that a site evaluates the received model on. The site chooses them, in
-            whole groups of its own `least` or more.
-        keep_rounds: rounds before the last one that the run can go back to; each needs the room of a model.
-        cross_site: at the end every site tests what each of the others made of the network in the last round. Other
-            sites come to see a model that one site trained, so each has to allow it.
+        validation_cases: cases of each database on which a site evaluates the received model. The site chooses them,
+            in whole groups of its own `least` or more.
+        keep_rounds: rounds before the last one that the run can be put back to; each needs the space of a model.
+        cross_site: at the end every site tests the models that each of the others trained in the last round. Other
+            sites then see a model that one site trained, so each site has to allow it.
     """
 
     rounds: int = 20
@@ -100,15 +99,15 @@ class ScheduleOptions:
 
 @dataclass(frozen=True)
 class FederationOptions:
-    """One federated run, whole: what `run.toml` says.
+    """All settings of one federated run: the contents of `run.toml`.
 
     Attributes:
-        experiment: its name, by which it is resumed on the server and at the sites.
-        sites: the exact roster. A run does not begin, and a round does not end, without all of them (see `schedule`).
+        experiment: its name, by which the server and the sites resume it.
+        sites: the sites that train. A run starts, and a round ends, only with all of them (see `schedule.quorum`).
         held_out: sites that only evaluate.
-        labels, rest: as of a training: "lesion" for every lesion, "tissue:NAME" for a tissue; and what lesions are that
-            these leave out.
-        fit: `num_steps` is set by the rounds; `learning_rate`, `schedule`, `objective` and the rest are the sites'.
+        labels, rest: as for training: "lesion" for every lesion, "tissue:NAME" for a tissue; `rest` says what other
+            lesions count as.
+        fit: the rounds set `num_steps`; the other values apply at the sites.
     """
 
     experiment: str
@@ -127,18 +126,18 @@ class FederationOptions:
     schedule: ScheduleOptions = ScheduleOptions()
 
     def __post_init__(self) -> None:
-        # A message to a site says every number, so the one seed is filled in here.
+        # Messages to sites contain every number, so the seeds that follow from the run's seed are set here.
         stream, augment = seeded(self.seed, self.stream, self.augment)
         object.__setattr__(self, "stream", stream)
         object.__setattr__(self, "augment", augment)
 
 
 def check(options: FederationOptions) -> None:
-    """Raises UsageError for settings that cannot be meant, alone or together."""
+    """Raises UsageError for invalid settings, alone or in combination."""
     _check_names(options)
     _check_is_ours(options)
     aggregate, local, privacy = options.aggregate, options.local, options.privacy
-    for value, known, name in (
+    for value, choices, name in (
         (aggregate.strategy, STRATEGIES, "aggregate.strategy"),
         (aggregate.weights, WEIGHTS, "aggregate.weights"),
         (aggregate.unit, UNITS, "aggregate.unit"),
@@ -146,20 +145,20 @@ def check(options: FederationOptions) -> None:
         (privacy.payload, PAYLOADS, "privacy.payload"),
         (options.schedule.evaluate_subsets, ("full", "all"), "schedule.evaluate_subsets"),
     ):
-        if value not in known:
-            raise UsageError(f"{name} is {value!r}, which is none of {', '.join(known)}.")
+        if value not in choices:
+            raise UsageError(f"{name} is {value!r}: choose from {', '.join(choices)}.")
     _check_sizes(options)
     if options.schedule.rounds < 1 or local.steps < 1 or options.schedule.deadline_minutes <= 0 or privacy.least < 1:
         raise UsageError(
             f"{options.schedule.rounds} rounds of {local.steps} steps with a deadline of "
-            f"{options.schedule.deadline_minutes} minutes and counts from {privacy.least} on: give at least 1 of each."
+            f"{options.schedule.deadline_minutes} minutes and privacy.least = {privacy.least}: give at least 1 of each."
         )
     if not 0 <= options.schedule.keep_rounds <= MOST_KEPT:
         raise UsageError(f"schedule.keep_rounds is {options.schedule.keep_rounds}: give 0 to {MOST_KEPT}.")
     if not 0 <= options.schedule.quorum <= len(options.sites):
         raise UsageError(
-            f"schedule.quorum is {options.schedule.quorum}, but there are {len(options.sites)} sites: give their "
-            "number or fewer, or 0 for all of them."
+            f"schedule.quorum is {options.schedule.quorum}, but there are {len(options.sites)} sites: give at most "
+            "their number, or 0 for all of them."
         )
     if not local.proximal >= 0:
         raise UsageError(f"local.proximal is {local.proximal}: give 0 or more.")
@@ -168,10 +167,10 @@ def check(options: FederationOptions) -> None:
     if options.augment.flip_probability:
         check_sides(space)
     if options.fit.ema:
-        raise UsageError("fit.ema is for a training alone: in a federation the rounds themselves are an average.")
+        raise UsageError("fit.ema is only for training without federation: the rounds are an average already.")
     builder = options.model.builder
     if builder in NETWORKS and NETWORKS[builder].parts is None:
-        raise UsageError(f"a {builder} network is not trained by a federation: fine-tune the joint model at each site.")
+        raise UsageError(f"a federation cannot train a {builder} network: fine-tune the joint model at each site.")
     _check_privacy(options)
 
 
@@ -183,18 +182,18 @@ MOST = {
     "stream.ahead": 10_000,
     "fit.accumulate": 100_000,
 }
-"""What no run can mean. Each site has limits of its own, far below."""
+"""Limits for any run. Each site sets its own, far lower."""
 SMALLEST_PATCH, LARGEST_PATCH = 4, 4096
 MOST_WIDTHS, WIDEST = 16, 65_536
 
 
 def _check_sizes(options: FederationOptions) -> None:
-    """Raises UsageError for numbers that nobody has the time or the memory for."""
-    for name, most in MOST.items():
+    """Raises UsageError for numbers that would take too much time or memory anywhere."""
+    for name, limit in MOST.items():
         table, _, key = name.partition(".")
         value = getattr(getattr(options, table), key)
-        if value > most:
-            raise UsageError(f"{name} is {value}: give {most} at most.")
+        if value > limit:
+            raise UsageError(f"{name} is {value}: give {limit} at most.")
     patch, widths = options.stream.draw.patch, options.model.widths
     if not all(SMALLEST_PATCH <= edge <= LARGEST_PATCH for edge in patch):
         raise UsageError(f"stream.draw.patch is {list(patch)}: give edges from {SMALLEST_PATCH} to {LARGEST_PATCH}.")
@@ -208,10 +207,10 @@ def _check_sizes(options: FederationOptions) -> None:
 
 
 def without(options: FederationOptions, gone: Collection[str]) -> FederationOptions:
-    """The settings as they are when these sites are not among the run's own.
+    """The settings of the run without these sites.
 
     Raises:
-        UsageError: too few are left for the run's own rules.
+        UsageError: too few sites are left for the run's settings.
     """
     sites = tuple(site for site in options.sites if site not in gone)
     quorum = options.schedule.quorum if options.schedule.quorum < len(options.sites) else len(sites)
@@ -229,13 +228,13 @@ def _check_names(options: FederationOptions) -> None:
     names = (*options.sites, *options.held_out)
     for name in (options.experiment, *names):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-            raise UsageError(f"{name!r} is no name: give letters, digits, '.', '_' and '-', at most 64.")
+            raise UsageError(f"{name!r} is not a valid name: use letters, digits, '.', '_' and '-', at most 64.")
     if not options.sites or len(set(names)) < len(names):
-        raise UsageError(f"a run needs sites, each named once, but got {', '.join(names) or 'none'}.")
+        raise UsageError(f"a run needs sites, each listed once, but got {', '.join(names) or 'none'}.")
 
 
 def _check_is_ours(options: FederationOptions) -> None:
-    """Raises UsageError, before anything is imported, where the settings name code that is not multiseg's own."""
+    """Raises UsageError, before anything is imported, if the settings name code outside multiseg."""
     for name, value in (
         ("model.builder", options.model.builder),
         ("fit.objective", options.fit.objective),
@@ -246,10 +245,10 @@ def _check_is_ours(options: FederationOptions) -> None:
 
 
 def refuse_own(value: str, name: str) -> None:
-    """Raises UsageError where a federation is asked to run code that it names: nothing that is sent is executed."""
+    """Raises UsageError if a setting names code outside multiseg: sites never run code that they are sent."""
     if is_own(value) or (name == "augment.own" and value):
         raise UsageError(
-            f"{name} is {value!r}: a federation runs multiseg's own code alone, since no site executes what it is sent."
+            f"{name} is {value!r}: a federation runs only multiseg's own code, since no site executes code it is sent."
         )
 
 
@@ -261,22 +260,22 @@ def _check_privacy(options: FederationOptions) -> None:
             "delta between 0 and 1."
         )
     if privacy.noise and not privacy.clip:
-        raise UsageError("privacy.noise is measured in multiples of privacy.clip: set that, too.")
+        raise UsageError("privacy.noise is in multiples of privacy.clip: set that, too.")
     if not privacy.masked:
         return
     if STRATEGIES[options.aggregate.strategy].left_out or options.aggregate.max_update_norm:
         raise UsageError(
-            "with privacy.masked the server sees no site's update, so it can neither trim, nor take a median, nor "
-            "clip: use a fedavg strategy, and privacy.clip."
+            "with privacy.masked the server cannot see single updates, so it cannot trim, take a median or clip: use "
+            "a fedavg strategy, and privacy.clip."
         )
     if options.schedule.cross_site:
-        raise UsageError("with privacy.masked nobody sees what one site trained: leave schedule.cross_site = false.")
+        raise UsageError("with privacy.masked nobody sees the model of one site: leave schedule.cross_site = false.")
     if options.aggregate.unit == "tensors":
         raise UsageError('with privacy.masked sums are taken by part: leave aggregate.unit = "parts".')
     if options.aggregate.weights == "exposure":
         raise UsageError('with privacy.masked weights are fixed before the round: "cases" or "equal".')
     if len(options.sites) < LEAST_MASKED or options.schedule.quorum not in (0, len(options.sites)):
         raise UsageError(
-            f"privacy.masked needs {LEAST_MASKED} sites or more, and every one of them in every round: a second sum "
-            "over fewer of them would tell what the one left out had sent."
+            f"privacy.masked needs {LEAST_MASKED} sites or more, and all of them in every round: a second sum without "
+            "one site would reveal what that site had sent."
         )

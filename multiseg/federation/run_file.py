@@ -1,4 +1,4 @@
-"""The file of a federated run: what of a training's settings it may not say, since nobody would hear it."""
+"""Reads the run file of a federation, and refuses training settings that a federation ignores."""
 
 from __future__ import annotations
 
@@ -11,52 +11,48 @@ from multiseg.errors import UsageError
 from multiseg.federation.plan import FederationOptions
 from multiseg.training.run_folder import flat
 
-UNHEARD = {
+IGNORED = {
     "fit.num_steps": "set schedule.rounds and local.steps",
     "fit.validate_every": "set local.steps: sites validate what they receive, once a round",
     "fit.validation_cases": "set schedule.validation_cases",
-    "fit.save_minutes": "leave it out: a site goes on from whole rounds",
-    "stream.disk_cache": "leave it out: a site has room for a cache in memory alone",
-    "stream.disk_budget": "leave it out: a site has room for a cache in memory alone",
+    "fit.save_minutes": "leave it out: a site resumes from whole rounds",
+    "stream.disk_cache": "leave it out: a site caches only in memory",
+    "stream.disk_budget": "leave it out: a site caches only in memory",
 }
-"""Settings of a training that no round hears, and what to do instead."""
+"""Training settings that a federation ignores, and what to do instead."""
 OF_A_SITE = ("stream.workers", "stream.cache")
-"""Settings that a simulation hears, and of which each deployed site says its own."""
+"""Settings for simulations: each deployed site sets its own."""
 
 
 def read_run(path: Path, hint: str) -> dict[str, Any]:
-    """The tables of a federated run's file.
+    """The settings in a federated run's file, as tables.
 
     Args:
-        hint: where such a file comes from, said where there is none.
+        hint: how to get such a file, for the error if it is missing.
 
     Raises:
-        UsageError: it is missing, no TOML, or says what is unknown or would go unheard.
+        UsageError: it is missing, not valid TOML, or sets something that is unknown or ignored.
     """
-    said = read_settings(path, FederationOptions, hint)
-    lost = sorted(UNHEARD.keys() & flat(said).keys())
-    if lost:
-        listed = "; ".join(f"{name} ({UNHEARD[name]})" for name in lost)
-        raise UsageError(f"{path} says what no round of a federation hears: {listed}.")
-    return said
+    settings = read_settings(path, FederationOptions, hint)
+    ignored = sorted(IGNORED.keys() & flat(settings).keys())
+    if ignored:
+        listed = "; ".join(f"{name} ({IGNORED[name]})" for name in ignored)
+        raise UsageError(f"{path} has settings that a federation ignores: {listed}.")
+    return settings
 
 
-def heard(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those that no round hears."""
-    return _without(settings, "")
+def drop_ignored(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings without those that a federation ignores."""
+    return {
+        key: drop_ignored(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if f"{prefix}{key}" not in IGNORED
+    }
 
 
-def left_to_sites(said: Mapping[str, Any]) -> list[str]:
-    """What a person should know of settings in which a deployed site does not hear the run."""
-    names = [name for name in OF_A_SITE if name in flat(said)]
+def left_to_sites(settings: Mapping[str, Any]) -> list[str]:
+    """A note on the settings that deployed sites ignore, if there are any."""
+    names = [name for name in OF_A_SITE if name in flat(settings)]
     if not names:
         return []
-    return [f"Not heard, since each site says its own in its site.toml: {', '.join(names)}."]
-
-
-def _without(tree: Mapping[str, Any], above: str) -> dict[str, Any]:
-    return {
-        key: _without(value, f"{above}{key}.") if isinstance(value, Mapping) else value
-        for key, value in tree.items()
-        if f"{above}{key}" not in UNHEARD
-    }
+    return [f"Ignored, since each site sets its own in site.toml: {', '.join(names)}."]

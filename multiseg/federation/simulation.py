@@ -1,4 +1,4 @@
-"""A whole federation in one process: the same rounds, messages and answers as deployed, one site after the other."""
+"""Simulates a federation in one process: the same rounds and messages as deployed, one site after the other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SimulationMachine:
     """What all sites of a simulation share.
 
     Attributes:
-        least: cases of a site below which nothing leaves it, as in a site's own settings.
+        least: `least` of every site's [leaves] settings.
     """
 
     device: str = "auto"
@@ -38,7 +38,7 @@ class SimulationMachine:
 
 
 class LocalLink:
-    """See `exchange.Link`. Each collect answers one task, so the sites take turns at the one device."""
+    """See `exchange.Link`. Each collect answers one task, so the sites take turns on the device."""
 
     def __init__(
         self,
@@ -51,11 +51,11 @@ class LocalLink:
         self._num_sent = 0
 
     def presence(self) -> Mapping[str, Presence]:
-        """All are there."""
+        """All sites are online."""
         return {name: Presence(online=True) for name in self._sites}
 
     def send(self, site: str, task: SiteTask, ttl_s: float) -> str:
-        """Lay the task on the pile."""
+        """Queue the task."""
         self._num_sent += 1
         self._tasks[str(self._num_sent)] = (self._sites[site], task)
         return str(self._num_sent)
@@ -64,20 +64,20 @@ class LocalLink:
         """Answer the first of these tasks.
 
         Raises:
-            StoppedError: it was asked to stop.
+            StoppedError: the run was asked to stop.
         """
         id_ = next((id_ for id_ in ids if id_ in self._tasks), None)
         if id_ is None:
             return {}
         site, task = self._tasks.pop(id_)
-        # Through bytes, as deployed: nothing is shared, and what is not to be said in a message fails here, too.
-        said = answer(
+        # Through bytes, as deployed: nothing is shared, and what does not serialise fails here, too.
+        reply = answer(
             task_from_bytes(to_bytes(task)), site, self._should_stop, lambda event: self._on_step(site.name, event)
         )
-        return {id_: answer_from_bytes(to_bytes(said))}
+        return {id_: answer_from_bytes(to_bytes(reply))}
 
     def wait(self, seconds: float) -> None:
-        """Nothing comes by waiting."""
+        """Return at once: nothing arrives while waiting."""
 
 
 def simulate(
@@ -88,26 +88,26 @@ def simulate(
     on_step: OnStep = lambda site, event: None,
     machine: SimulationMachine | None = None,
 ) -> RunResult:
-    """Run a federation over these stores into `out`, each site's own memory in out/sites/NAME.
+    """Run a federation over these stores into `out`; each site keeps its state and logs in out/sites/NAME.
 
-    SIGINT and SIGTERM end it after the step in hand; the same call goes on. What sites log stays in their folders.
+    SIGINT and SIGTERM stop it after the current step; the same call resumes it.
 
     Args:
-        stores: path or URL by site, of exactly the sites of the options, those held out included.
-        machine: that the sites take turns at.
+        stores: path or URL by site, for all sites of the options, held-out sites included.
+        machine: that the sites share.
 
     Raises:
-        UsageError: a site without a store, or a store without a site; and see `rounds.run`.
+        UsageError: a site has no store, or a store no site; and see `rounds.run`.
         StoreError: a store is missing or damaged.
     """
     names = (*options.sites, *options.held_out)
     if set(stores) != set(names):
         raise UsageError(
-            f"the run is of the sites {', '.join(names)}, but there are stores for {', '.join(stores) or 'none'}: give "
+            f"the run has the sites {', '.join(names)}, but there are stores for {', '.join(stores) or 'none'}: give "
             "each site one store, as --store SITE=URL."
         )
     for url in stores.values():
-        open_store(url)  # here it may be named; a site would keep its path to itself
+        open_store(url)  # fail here, where the error may show the path: a site's answer would not
     sites = _sites(options, stores, out / "sites", machine or SimulationMachine())
     with stop_on_signals() as should_stop:
         return run(options, LocalLink(sites, should_stop, on_step), out, on_event, should_stop)

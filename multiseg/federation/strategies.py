@@ -1,4 +1,4 @@
-"""The strategies of aggregation by name: what each does with the sites' updates, and with what they come to."""
+"""Aggregation strategies by name: how the sites' updates are averaged, and how the server follows the mean."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from torch import Tensor
 from multiseg.errors import UsageError
 
 Moments: TypeAlias = dict[str, Tensor]
-"""A server optimiser's state by "kind:part", to be saved beside the weights."""
+"""A server optimiser's state by "kind:part", saved with the weights."""
 
 
 @dataclass(frozen=True)
 class AggregateOptions:
-    """How the sites' updates become one.
+    """How the sites' updates are combined into one.
 
     Attributes:
         strategy: "fedavg" (weighted mean; McMahan et al. 2017, arXiv:1602.05629), "fedavgm" and "fedadam" (a server
             optimiser on that mean; Reddi et al. 2021, arXiv:2003.00295), "trimmed_mean" or "median" (element by
             element, every site alike; Yin et al. 2018, arXiv:1803.01498).
-        weights: of a site in a mean: its "cases" (rounded, as it told them), "equal", or "exposure": the patches of
-            the round in which it showed the network the sequence that a part belongs to, or looked for its label.
+        weights: of a site in a mean: its "cases" (rounded, as the site reports them), "equal", or "exposure": the
+            patches of the round that showed the network the sequence of a part, or were annotated for its label.
         unit: "parts" (a part of the network that belongs to one sequence is averaged over the sites that have the
-            sequence) or "tensors" (every tensor whole over all sites, as stock federated averaging does).
-        learning_rate: of the server optimisers. The default fits fedavg and fedavgm; fedadam moves every weight by
-            about as much as this says, whatever the sites sent, and has to be given less: 0.01 is a beginning.
-            None of them moves running statistics of batch normalisation, which always follow the plain mean.
-        momentum, beta1, beta2, tau: of the server optimisers; tau is the term that keeps FedAdam from dividing by 0.
+            sequence) or "tensors" (every whole tensor over all sites, as standard federated averaging does).
+        learning_rate: of the server optimisers. The default fits fedavg and fedavgm. fedadam moves every weight by
+            about this much, whatever the sites sent, so it needs less: start with 0.01. Running statistics of batch
+            normalisation always follow the plain mean.
+        momentum, beta1, beta2, tau: of the server optimisers; tau keeps FedAdam from dividing by 0.
         trim: share of the sites whose values are left out at either end of a trimmed mean.
-        max_update_norm: a site's update is scaled down to this Euclidean norm; 0 leaves it.
-        max_norm_ratio: an update that is more than so many times as long as the median of the round's is refused, see
-            `centre.lengths.outliers`; 0 compares none.
+        max_update_norm: a site's update is scaled down to this Euclidean norm; 0 for no limit.
+        max_norm_ratio: an update is refused if it is longer than this many times the median of the round, see
+            `centre.update_lengths.outliers`; 0 for no comparison.
     """
 
     strategy: str = "fedavg"
@@ -89,11 +89,11 @@ class Strategy:
     """One way to turn the sites' updates into a change of the global model.
 
     Attributes:
-        step: from the mean update of a part, its name and the moments to what is added to the model.
-        left_out: from the number of sites to how many of an element's values are left out at either end of the mean,
-            in which all sites then weigh alike; None for the mean weighted by `AggregateOptions.weights`. It needs
-            every site's own update, so it does not go with masks.
-        largest_rate: the learning rate above which a step is no small one any more.
+        step: maps the mean update of a part, its name and the moments to what is added to the model.
+        left_out: maps the number of sites to how many values of an element are left out at either end of the mean, in
+            which all sites weigh the same; None for the mean weighted by `AggregateOptions.weights`. It needs every
+            site's own update, so it cannot be combined with masks.
+        largest_rate: the largest learning rate that still makes small steps.
     """
 
     step: Callable[[Tensor, str, Moments, AggregateOptions], Tensor] = follow
@@ -118,17 +118,17 @@ def stepped(
 ) -> tuple[dict[str, Tensor], Moments]:
     """What to add to the global model, by part, and the server optimiser's moments for the next round.
 
-    The mean update stands in for the gradient. With D that of a part and eta the learning rate, the change is
+    The mean update takes the place of the gradient. With D that of a part and eta the learning rate, the change is
         eta D                                                            fedavg, trimmed_mean, median
         eta m,                      m = momentum m + D                   fedavgm (Hsu et al. 2019, arXiv:1909.06335)
         eta m / (sqrt(v) + tau),    m = beta1 m + (1 - beta1) D,
                                     v = beta2 v + (1 - beta2) D^2        fedadam (Reddi et al. 2021, arXiv:2003.00295)
-    from m = 0 and v = tau^2, without correction for the start, as in Reddi's algorithm 2. A part without an update
-    in this round neither changes nor forgets: its moments stay. A part that is new begins like one in round 1.
+    starting from m = 0 and v = tau^2, without bias correction, as in Reddi's algorithm 2. A part without an update in
+    this round keeps its values and moments. A new part starts as in round 1.
 
     Args:
-        moments: of the round before; empty at the beginning. They stay unchanged.
-        statistics: parts that are averages, not learnt by descent: whatever the optimiser, their change is D.
+        moments: of the round before; empty at the start. They stay unchanged.
+        statistics: parts that are running averages, not learnt by descent: their change is D with every optimiser.
     """
     step = STRATEGIES[options.strategy].step
     new = dict(moments)
@@ -139,7 +139,7 @@ def stepped(
 
 
 def check_aggregate(options: AggregateOptions) -> None:
-    """Raises UsageError for a number that is out of its range. The names are checked before."""
+    """Raises UsageError for a number out of range. The caller has checked the names."""
     for name, is_valid, limits in (
         ("trim", 0 <= options.trim < 0.5, "from 0 to below 0.5"),
         ("max_update_norm", 0 <= options.max_update_norm < math.inf, "0 or more"),
@@ -152,9 +152,9 @@ def check_aggregate(options: AggregateOptions) -> None:
     ):
         if not is_valid:
             raise UsageError(f"aggregate.{name} is {getattr(options, name)}: give a number {limits}.")
-    most = STRATEGIES[options.strategy].largest_rate
-    if options.learning_rate > most:
+    largest_rate = STRATEGIES[options.strategy].largest_rate
+    if options.learning_rate > largest_rate:
         raise UsageError(
-            f"aggregate.learning_rate is {options.learning_rate}, by which {options.strategy} would move every weight "
-            f"in a round: give {most} or less, such as {most / 10}."
+            f"aggregate.learning_rate is {options.learning_rate}, and {options.strategy} moves every weight by about "
+            f"that much in a round: give {largest_rate} or less, such as {largest_rate / 10}."
         )

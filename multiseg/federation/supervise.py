@@ -1,4 +1,4 @@
-"""A small supervisor: keeps child processes running, writes what they say to files, and leaves none behind."""
+"""A small supervisor: keeps child processes running, writes their output to files, and leaves none behind."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from multiseg.processes import die_with, has_ended
 
 LOG_BYTES, LOGS_KEPT = 8 * 2**20, 3
 LAST_LINES = 40
-"""Of what a child said, kept for whoever judges its end."""
+"""Of a child's output, kept to judge how it ended."""
 LINE_BYTES = 64 * 2**10
-"""A line may be so long; what is longer comes in pieces."""
+"""Longer lines are split."""
 SETTLED_SECONDS = 60.0
-"""A child that ran so long starts its count of failures anew."""
+"""A child that ran this long resets its count of failures."""
 TICK_SECONDS = 0.2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -40,32 +40,34 @@ class Ending:
         code: its exit code; minus the signal that killed it.
         seconds: how long it ran.
         times: endings in a row, this one included, without a run of `SETTLED_SECONDS` between them.
-        said: its last lines.
+        last_lines: of its output.
     """
 
     name: str
     code: int
     seconds: float
     times: int
-    said: tuple[str, ...]
+    last_lines: tuple[str, ...]
 
 
 def command_path(name: str) -> str:
-    """Where a command lies that was installed with Flower: beside Python, where pip puts scripts, or in PATH.
+    """The path of a command that was installed with Flower: next to Python, in pip's scripts folder, or in PATH.
 
     Raises:
-        FederationError: nowhere.
+        FederationError: it is in none of these.
     """
-    places = (Path(sys.executable).parent, Path(sysconfig.get_path("scripts")))
-    found = next((str(folder / name) for folder in places if (folder / name).is_file()), None) or shutil.which(name)
-    if found is None:
-        listed = ", ".join(dict.fromkeys(map(str, places)))
-        raise FederationError(f"Flower's command {name} is neither in {listed} nor in PATH: install multiseg anew.")
-    return found
+    folders = (Path(sys.executable).parent, Path(sysconfig.get_path("scripts")))
+    for folder in folders:
+        if (folder / name).is_file():
+            return str(folder / name)
+    if path := shutil.which(name):
+        return path
+    listed = ", ".join(dict.fromkeys(map(str, folders)))
+    raise FederationError(f"Flower's command {name} is neither in {listed} nor in PATH: reinstall multiseg.")
 
 
 def backoff(ending: Ending) -> float:
-    """Seconds until a child is started again: 1, 2, 4 and so on to 30."""
+    """Seconds until a child is restarted: 1, 2, 4 and so on to 30."""
     return float(min(30, 2 ** min(ending.times - 1, 5)))
 
 
@@ -74,12 +76,12 @@ class Child:
     """A process to keep running.
 
     Attributes:
-        environment: said on top of the supervisor's own.
-        log: the file of what it says, stdout and stderr; older ones are `log`.1 and so on.
-        after: seconds until it is started again; what it raises ends all children and the supervisor.
-        is_lost: whether the process, which has run so many seconds, is of no use any more: it is then killed, which
-            counts as an ending.
-        grace_s: between SIGTERM and SIGKILL when all is stopped.
+        environment: added to the supervisor's own.
+        log: the file of its stdout and stderr; older ones are `log`.1 and so on.
+        after: seconds until it is restarted; an exception ends all children and the supervisor.
+        is_lost: whether the process, which has run for these seconds, no longer works: it is then killed, which counts
+            as an ending.
+        grace_s: between SIGTERM and SIGKILL when all children are stopped.
     """
 
     name: str
@@ -91,56 +93,48 @@ class Child:
     is_lost: Callable[[float], bool] = lambda seconds: False
 
 
-def _unheard(name: str, line: str) -> None:
-    pass
-
-
-def _idle() -> None:
-    pass
-
-
 def supervise(
     children: Sequence[Child],
-    heard: Callable[[str, str], None] = _unheard,
-    tick: Callable[[], None] = _idle,
+    on_line: Callable[[str, str], None] = lambda name, line: None,
+    tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the children until SIGINT, SIGTERM or SIGHUP, then stop them, the last one first. A second one kills at once.
 
-    A terminal that closes sends SIGHUP; under nohup, which has it ignored, it stays so.
+    A closing terminal sends SIGHUP; nohup ignores it, and then it stays ignored.
 
-    Each child leads a session of its own: Ctrl-C reaches it through the supervisor alone. If the supervisor itself is
+    Each child leads a session of its own, so Ctrl-C reaches it only through the supervisor. If the supervisor itself is
     killed, the kernel kills its children (on Linux).
 
     Args:
-        heard: is called with a child's name and a line that it said.
-        tick: is called several times a second. What either raises ends everything.
+        on_line: is called with a child's name and a line of its output.
+        tick: is called several times a second. An exception of either ends everything.
 
     Raises:
-        RuntimeError: called from another thread than the main one, where no signal arrives.
+        RuntimeError: called outside the main thread, where no signal arrives.
     """
     if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("a supervisor hears signals only in the main thread.")
+        raise RuntimeError("a supervisor receives signals only in the main thread.")
     with _signals() as caught, selectors.DefaultSelector() as selector:
-        running = [_Running(child, selector, heard) for child in children]
+        supervised = [_Running(child, selector, on_line) for child in children]
         try:
             while not caught:
-                for one in running:
-                    one.keep()
+                for child in supervised:
+                    child.keep()
                 _read(selector)
                 tick()
         finally:
-            for one in reversed(running):
-                one.stop(lambda: len(caught) > 1)
+            for child in reversed(supervised):
+                child.stop(lambda: len(caught) > 1)
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The signals that came; they do nothing else meanwhile. How children end is heard, though who started us may have
-    had that ignored, where the kernel keeps no exit code."""
+    """Collect the stop signals instead of acting on them."""
     caught: list[int] = []
+    # A parent that ignores SIGCHLD passes that on, and the kernel then keeps no exit codes.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    heard = [number for number in _SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in heard}
+    numbers = [number for number in _SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in numbers}
     try:
         yield caught
     finally:
@@ -159,25 +153,25 @@ def _read(selector: selectors.BaseSelector) -> None:
 class _Running:
     """A child, its process while there is one, and its log."""
 
-    def __init__(self, child: Child, selector: selectors.BaseSelector, heard: Callable[[str, str], None]) -> None:
+    def __init__(self, child: Child, selector: selectors.BaseSelector, on_line: Callable[[str, str], None]) -> None:
         self.child = child
         self.process: subprocess.Popen[bytes] | None = None
-        self._selector, self._heard = selector, heard
+        self._selector, self._on_line = selector, on_line
         self._due = self._started = 0.0
         self._times = 0
-        self._rest = b""
-        self._said: deque[str] = deque(maxlen=LAST_LINES)
+        self._partial = b""
+        self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
     def keep(self) -> None:
-        """Start the process when it is due; judge its end."""
+        """Start the process when it is due, and handle its end."""
         if self.process is None:
             if time.monotonic() >= self._due:
                 self._start()
         elif has_ended(self.process.pid):
-            code = self._bury()
+            code = self._reap()
             seconds = time.monotonic() - self._started
             self._times = 1 if seconds >= SETTLED_SECONDS else self._times + 1
-            ending = Ending(self.child.name, code, seconds, self._times, tuple(self._said))
+            ending = Ending(self.child.name, code, seconds, self._times, tuple(self._last_lines))
             self._due = time.monotonic() + self.child.after(ending)
         elif self.child.is_lost(time.monotonic() - self._started):
             with suppress(ProcessLookupError, PermissionError):
@@ -189,13 +183,13 @@ class _Running:
             return
         with suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
-        until = time.monotonic() + self.child.grace_s
-        while not has_ended(self.process.pid) and time.monotonic() < until and not at_once():
-            _read(self._selector)  # a full pipe would hold it up
-        self._bury()
+        deadline = time.monotonic() + self.child.grace_s
+        while not has_ended(self.process.pid) and time.monotonic() < deadline and not at_once():
+            _read(self._selector)  # a full pipe would block it
+        self._reap()
 
     def _start(self) -> None:
-        self._said.clear()
+        self._last_lines.clear()
         self._started = time.monotonic()
         self.process = subprocess.Popen(  # noqa: S603 (our own commands)
             self.child.command,
@@ -209,39 +203,39 @@ class _Running:
         )
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
-        self._selector.register(self.process.stdout, selectors.EVENT_READ, self._hear)
+        self._selector.register(self.process.stdout, selectors.EVENT_READ, self._read_output)
 
-    def _bury(self) -> int:
-        """Kill what is left of the process and its group, read its last words; its exit code."""
+    def _reap(self) -> int:
+        """Kill what is left of the process and its group, read its last output; its exit code."""
         assert self.process is not None
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # before it is waited for, while the number is its own
+            os.killpg(self.process.pid, signal.SIGKILL)  # before the wait, while the PID cannot be reused
         code = self.process.wait()
-        while self._hear():
+        while self._read_output():
             pass
-        self._forget()
+        self._close_output()
         self.process = None
         return code
 
-    def _hear(self) -> bool:
-        """Read what the process says; whether there was anything."""
+    def _read_output(self) -> bool:
+        """Read what the process has written; whether there was anything."""
         assert self.process is not None
         assert self.process.stdout is not None
         data = b"" if self.process.stdout.closed else self.process.stdout.read(LINE_BYTES)
         if data == b"":  # every writer has closed it
-            self._forget()
-        lines = (self._rest + (data or b"")).split(b"\n")
-        self._rest = lines.pop()
-        if self._rest and (not data or len(self._rest) > LINE_BYTES):
-            lines, self._rest = [*lines, self._rest], b""
+            self._close_output()
+        lines = (self._partial + (data or b"")).split(b"\n")
+        self._partial = lines.pop()
+        if self._partial and (not data or len(self._partial) > LINE_BYTES):
+            lines, self._partial = [*lines, self._partial], b""
         for line in lines:
             text = line.decode(errors="replace").rstrip("\r")
-            self._said.append(text)
+            self._last_lines.append(text)
             _log(self.child.log, text)
-            self._heard(self.child.name, text)
+            self._on_line(self.child.name, text)
         return bool(data)
 
-    def _forget(self) -> None:
+    def _close_output(self) -> None:
         assert self.process is not None
         assert self.process.stdout is not None
         if not self.process.stdout.closed:

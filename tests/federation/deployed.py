@@ -20,7 +20,7 @@ from multiseg.federation.centre.experiment_folder import read_history
 from multiseg.federation.flower.submit import status
 from multiseg.federation.local_deployment import MULTISEG, prepared
 from multiseg.federation.plan import FederationOptions
-from multiseg.federation.run_file import heard
+from multiseg.federation.run_file import drop_ignored
 from multiseg.federation.simulation import SimulationMachine, simulate
 
 QUICK = {
@@ -135,7 +135,7 @@ class Deployment:
 
     def submit(self, options: FederationOptions) -> None:
         file = self.folder / f"{options.experiment}.toml"
-        file.write_text(tomli_w.dumps(heard(asdict(options))), encoding="utf-8")
+        file.write_text(tomli_w.dumps(drop_ignored(asdict(options))), encoding="utf-8")
         done = subprocess.run(
             [*MULTISEG, "fed", "run", str(self.home), str(file)], capture_output=True, encoding="utf-8", check=False
         )

@@ -190,12 +190,12 @@ def test_half_precision_is_summed_in_full():
 
 @pytest.mark.parametrize("weights", [{}, {"T1": 1.0}, {"": -1.0}, {"": float("nan")}, {"": 1.0, "T1": float("inf")}])
 def test_a_site_without_a_weight_is_refused(weights):
-    with pytest.raises(FederationError, match=r"birch has the weights .*: give each site one of 0 or more"):
+    with pytest.raises(FederationError, match=r"birch has the weights .*: give each site weights of 0 or more"):
         aggregated(UPDATES, equal(UPDATES) | {"birch": weights}, PARTS, MEAN)
 
 
 def test_what_is_no_part_is_refused():
-    with pytest.raises(FederationError, match=r"birch sent 'stem\[T9\]', which is no part"):
+    with pytest.raises(FederationError, match=r"birch sent 'stem\[T9\]', which is not a part"):
         aggregated(UPDATES | {"birch": {"stem[T9]": torch.zeros(1)}}, equal(UPDATES), PARTS, MEAN)
 
 
@@ -209,7 +209,7 @@ TWO = torch.tensor([1.0, 2.0])
         ({"trunk": TWO}, False, ""),
         ({"trunk": TWO.half()}, False, ""),
         ({}, False, ""),
-        ({"branch": TWO}, False, "it holds 'branch', which is no part that this site trains"),
+        ({"branch": TWO}, False, "it holds 'branch', which is not a part that this site trains"),
         ({"trunk": TWO[:1]}, False, "'trunk' is of shape (1,), but the part is (2,)"),
         ({"trunk": TWO / 0 - TWO}, False, "'trunk' holds 2 values of 2 that are not finite"),
         ({"trunk": TWO * float("nan")}, False, "'trunk' holds 2 values of 2 that are not finite"),

@@ -233,7 +233,7 @@ def test_an_expired_certificate_keeps_a_site_out_until_it_is_renewed(stand: Depl
         def said() -> str:
             return (stand.folder / "dogwood.txt").read_text()[before:]
 
-        until(60, "dogwood says why", lambda: "certificate ran out" in said())
+        until(60, "dogwood says why", lambda: "certificate has expired" in said())
         assert stand.sites["dogwood"].popen.wait(30) == 3
         assert "Connected" not in said()
     finally:

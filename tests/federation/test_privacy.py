@@ -140,7 +140,7 @@ def test_payload():
 
 
 def test_what_float16_cannot_hold_is_refused():
-    with pytest.raises(FederationError, match=r"'var' holds values up to 7e\+04, and float16 ends at 65504"):
+    with pytest.raises(FederationError, match=r"'var' holds values up to 7e\+04, but float16 ends at 65504"):
         to_payload({"var": torch.tensor([1.0, -7e4, float("inf")])}, "float16")
     assert to_payload({"var": torch.tensor([1.0, float("inf")])}, "float16")["var"].isinf().any()
     assert to_payload({"var": torch.tensor([7e4])}, "float32")["var"].item() == 7e4

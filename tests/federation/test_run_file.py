@@ -17,7 +17,7 @@ from multiseg.federation.centre.experiment_folder import STATE, check_same
 from multiseg.federation.flower.submit import submit
 from multiseg.federation.identity.enrol import enrol_server, enrol_site
 from multiseg.federation.plan import FederationOptions, ScheduleOptions
-from multiseg.federation.run_file import UNHEARD, heard, left_to_sites, read_run
+from multiseg.federation.run_file import IGNORED, drop_ignored, left_to_sites, read_run
 from multiseg.training.fit import FitOptions
 from multiseg.training.run_folder import RUN_FILE, flat
 
@@ -74,13 +74,13 @@ def test_submitting_says_what_sites_do_not_hear(tmp_path: Path, monkeypatch: pyt
     number, warnings = submit(centre, file, cards=False)
     assert (number, len(serving.started)) == (7, 1)
     assert [line.split(":")[0] for line in warnings] == [
-        "Not heard, since each site says its own in its site.toml",
-        "Not online yet, and waited for",
+        "Ignored, since each site sets its own in site.toml",
+        "Waiting for sites that are offline",
     ]
 
 
 def test_every_setting_that_is_unheard_is_one() -> None:
-    assert UNHEARD.keys() <= flat(asdict(OPTIONS)).keys()
+    assert IGNORED.keys() <= flat(asdict(OPTIONS)).keys()
 
 
 def test_a_site_hears_its_own_settings_of_the_machine() -> None:
@@ -94,10 +94,10 @@ def test_what_is_printed_can_be_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run(said) == 0
     text = capsys.readouterr().out
     printed = flat(tomllib.loads(text))
-    assert not UNHEARD.keys() & printed.keys()
+    assert not IGNORED.keys() & printed.keys()
     assert {"stream.workers", "fit.learning_rate", "schedule.cross_site"} <= printed.keys()
     (tmp_path / "run.toml").write_text(text, encoding="utf-8")
-    assert heard(asdict(federation_options(tmp_path / "run.toml", {}, {}, "cpu"))) == heard(
+    assert drop_ignored(asdict(federation_options(tmp_path / "run.toml", {}, {}, "cpu"))) == drop_ignored(
         asdict(federation_options(None, {"a": "a.zarr", "b": "b.zarr"}, {}, "cpu"))
     )
 
@@ -116,9 +116,7 @@ def test_what_is_unheard_does_not_keep_a_run_from_going_on(tmp_path: Path) -> No
 
 def test_more_rounds_need_a_constant_learning_rate(tmp_path: Path) -> None:
     more = replace(OPTIONS, schedule=ScheduleOptions(rounds=9))
-    told = (
-        r"schedule\.rounds was 7, now 9\. Rounds can be added only with fit\.schedule = 'constant': by 'cosine' .* 7 r"
-    )
+    told = r"schedule\.rounds was 7, now 9\. Rounds can be added only with fit\.schedule = 'constant': 'cosine' .* 7 r"
     with pytest.raises(UsageError, match=told):
         check_same(folder_of(OPTIONS, tmp_path), more)
     with pytest.raises(UsageError, match=r"seed was 0, now 1\. Go on") as other:

@@ -72,7 +72,7 @@ def test_who_ends_is_started_again_and_its_ending_told(tmp_path: Path) -> None:
 
     with pytest.raises(StopError):
         supervise([child(tmp_path, "print('no'); raise SystemExit(7)", after=after)])
-    assert [(ending.code, ending.times, ending.said) for ending in endings] == [
+    assert [(ending.code, ending.times, ending.last_lines) for ending in endings] == [
         (7, 1, ("no",)),
         (7, 2, ("no",)),
         (7, 3, ("no",)),

@@ -47,14 +47,14 @@ def enrol_server_command(
     multiseg fed enrol server centre --new-authority
     """
     from multiseg.cli.console import output
-    from multiseg.federation.identity.authority import told
+    from multiseg.federation.identity.authority import describe_authority
     from multiseg.federation.identity.enrol import enrol_server
 
     flags = {"port": port, "superlink_port": superlink_port, "metrics_port": metrics_port}
     ports = {name: value for name, value in flags.items() if value is not None}
     server = enrol_server(folder, host or [], ports, new_authority, now)
     output().print(
-        f"{folder} serves {server.public}. {told(server)}\n"
+        f"{folder} serves {server.public}. {describe_authority(server)}\n"
         f"Next: multiseg fed enrol site {folder} NAME -o NAME-kit",
         markup=False, soft_wrap=True, highlight=False,
     )  # fmt: skip

@@ -116,9 +116,9 @@ def _print_settings(options: FederationOptions, as_json: bool) -> None:
     import tomli_w
 
     from multiseg.cli.console import print_json
-    from multiseg.federation.run_file import heard
+    from multiseg.federation.run_file import drop_ignored
 
-    settings = heard(asdict(options))
+    settings = drop_ignored(asdict(options))
     if as_json:
         print_json(settings)
     else:

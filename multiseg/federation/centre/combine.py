@@ -1,4 +1,4 @@
-"""From the answers of a round to the next global model."""
+"""Combines the answers of a round into the next global model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from multiseg.models.network_parts import SHARED, Part, moved, sound
 
 
 def why_refused(answer: Answer, trained: Sequence[Part], options: FederationOptions) -> str:
-    """Why a site's answer to a round is of no use, "" where it is.
+    """Why a site's answer to a round cannot be used; "" if it can.
 
     Args:
-        trained: the parts that the site is to send.
+        trained: the parts that the site should send.
     """
     shapes = {part.name: part.shape for part in trained}
     reason = refused(answer.tensors, shapes, options.privacy.masked, (WIRE[options.privacy.payload],))
     missing = [part.name for part in trained if part.name not in answer.tensors]
-    # Without masks a site may keep a part back, by its own rules; with them a sum would stay masked.
+    # Without masks a site may keep a part back, by its own rules; with masks the sum would then stay masked.
     if not reason and missing and (options.privacy.masked or len(missing) == len(trained)):
         reason = f"it lacks {len(missing)} of {len(trained)} parts, such as {missing[0]!r}"
     reason = reason or _why_too_long(answer, trained, options)
@@ -41,28 +41,28 @@ def _why_too_long(answer: Answer, trained: Sequence[Part], options: FederationOp
         return ""
     length, _ = lengths(from_payload(answer.tensors), trained)
     num_values = sum(answer.tensors[part.name].numel() for part in trained if part.name in answer.tensors)
-    most = longest(num_values, options)
-    if length <= most:
+    limit = longest(num_values, options)
+    if length <= limit:
         return ""
-    return f"it is {length:.3g} long, and {options.local.steps} steps of these settings come to {most:.3g} at the most"
+    return f"it is {length:.3g} long, but {options.local.steps} steps with these settings give at most {limit:.3g}"
 
 
 def weight_of(site: str, state: State, group: str, answer: Answer | None, options: FederationOptions) -> float:
-    """How much a site counts in the mean of the parts of a group."""
+    """The weight of a site in the mean of the parts of a group."""
     if options.aggregate.weights == "equal":
         return 1.0
     if options.aggregate.weights == "cases" or answer is None:
         return float(num_cases(state.roster.sites[site], state.roster.info.space, group))
-    # No round shows more patches than it draws; they may have been rounded up.
+    # A round cannot show more patches than it draws; sites round counts up.
     patches, least = options.local.steps * options.stream.batch_size * options.fit.accumulate, options.privacy.least
-    most = -(-patches // least) * least
-    return float(min(answer.body.get("exposure", {}).get(group, 0), most))
+    limit = -(-patches // least) * least
+    return float(min(answer.body.get("exposure", {}).get(group, 0), limit))
 
 
 def combined(
     state: State, answers: Mapping[str, Answer], parts: Sequence[Part], options: FederationOptions
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Mean]:
-    """The next global weights, the server optimiser's state, and the mean update that they come from."""
+    """The next global weights, the server optimiser's state, and the mean update."""
     if options.privacy.masked:
         mean = unmasked(
             {site: answer.tensors for site, answer in answers.items()},
@@ -80,25 +80,25 @@ def combined(
     statistics = {part.name for part in parts if part.is_statistic}
     change, optimiser = stepped(mean.update, state.optimiser, options.aggregate, statistics)
     network = sound(moved(change, state.network, parts))
-    bad = [name for name, tensor in (network | optimiser).items() if not bool(torch.isfinite(tensor).all())]
-    if bad:
+    broken = [name for name, tensor in (network | optimiser).items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
         raise FederationError(
-            f"round {state.round + 1} would leave {bad[0]} and {len(bad) - 1} other tensors of the network or the "
-            "server's optimiser with numbers that are not finite. It is not saved: lower aggregate.learning_rate, "
+            f"round {state.round + 1} would leave {broken[0]} and {len(broken) - 1} other tensors of the network or "
+            "the server's optimiser with numbers that are not finite. It is not saved: lower aggregate.learning_rate, "
             "or set privacy.clip."
         )
     return network, optimiser, mean
 
 
 def masked_weights(state: State, options: FederationOptions) -> dict[str, float]:
-    """How much each site counts where it weighs its own update, in parts of the largest."""
+    """The weight that each site applies to its own update, relative to the largest."""
     return relative({site: weight_of(site, state, SHARED, None, options) for site in state.roster.sites})
 
 
 def members(state: State, options: FederationOptions) -> dict[str, tuple[str, ...]]:
-    """By part, the sites that send it; what nobody sends is left out."""
-    found: dict[str, list[str]] = {}
+    """The sites that send each part, sorted; parts that nobody sends are left out."""
+    senders: dict[str, list[str]] = {}
     for site in sorted(state.roster.sites):
         for part in trains(site, state.roster, options):
-            found.setdefault(part.name, []).append(site)
-    return {name: tuple(sites) for name, sites in found.items()}
+            senders.setdefault(part.name, []).append(site)
+    return {name: tuple(sites) for name, sites in senders.items()}

@@ -1,7 +1,7 @@
-"""The last rounds of a run, to go back to: a folder each with its state and models, beside those of the newest.
+"""Keeps the last rounds of a run, to go back to: a folder for each with its state and models.
 
-The files are the same ones by another name (hard links), so that a round costs the room of what it changed: the network
-and the server's optimiser. Where the file system has no hard links they are copies.
+The files are hard links, so a round needs space only for what it changed: the network and the server's optimiser. On
+file systems without hard links they are copies.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ FILES = (STATE, LAST, BEST, WORST)
 
 
 def kept_rounds(folder: Path) -> tuple[int, ...]:
-    """The rounds that a run's folder can be put back to, the oldest first."""
+    """The rounds that a run can be put back to, the oldest first."""
     places = (folder / EARLIER).iterdir() if (folder / EARLIER).is_dir() else ()
     return tuple(sorted(int(place.name) for place in places if place.name.isdigit()))
 
 
 def keep(folder: Path, number: int, most: int) -> None:
-    """Keep the state that was committed last, which is that after round `number`, and `most` before it.
+    """Keep the last committed state, that of round `number`, and up to `most` before it.
 
-    What is there already stays as it is. Later rounds are of a course that the run has left, and go.
+    A round that is kept already stays unchanged. Later rounds, from before the run was put back, are deleted.
 
     Raises:
         ResourceError: the disk is full.
@@ -47,39 +47,38 @@ def keep(folder: Path, number: int, most: int) -> None:
                 if (folder / name).is_file():
                     add_name(folder / name, half / name)
             rename_folder(half, place)
-        known = kept_rounds(folder)
-        before = [one for one in known if one <= number][-most - 1 :] if most else []
-        for one in set(known) - set(before):
-            shutil.rmtree(_place(folder, one))
+        rounds = kept_rounds(folder)
+        wanted = [round_ for round_ in rounds if round_ <= number][-most - 1 :] if most else []
+        for round_ in set(rounds) - set(wanted):
+            shutil.rmtree(_place(folder, round_))
     except OSError as error:
         raise ResourceError(
-            f"round {number} is saved, but {place}, from which the run could be put back to it, could not be written: "
-            f"{error.strerror}. Make room; the same command resumes the run."
+            f"round {number} is saved, but its copy {place}, to put the run back to it, could not be written: "
+            f"{error.strerror}. Free some space; the same command resumes the run."
         ) from error
 
 
 def rounds_to_hold(folder: Path, site: str) -> set[int]:
-    """The rounds whose part of a site's own it needs where the run is put back; see `personal.forget`."""
-    return {read_history(_place(folder, one))["kept"].get(site, 0) for one in kept_rounds(folder)}
+    """The rounds of which a site must keep its own parts in case the run is put back; see `personal.forget`."""
+    return {read_history(_place(folder, number))["kept"].get(site, 0) for number in kept_rounds(folder)}
 
 
 def go_back(folder: Path, experiment: str, number: int, on_event: Callable[[Event], None] = lambda event: None) -> None:
-    """Put a run back to what it was after round `number`; later rounds are forgotten, but for the log.
+    """Put a run back to its state after round `number`; later rounds are deleted, except in the log.
 
-    The rounds that follow are another course of the run: sites train them, whatever they have stored of the rounds that
-    are forgotten, from what was their own after round `number`.
+    The rounds that follow are a new course of the run: sites train them from their own parts after round `number`,
+    whatever they have stored of the deleted rounds.
 
     Raises:
         UsageError: that round is not kept; the message says which are.
         ResourceError: another process runs the experiment, or the disk is full.
-        CheckpointError: what is kept of it is damaged.
+        CheckpointError: the kept files are damaged.
     """
-    known = kept_rounds(folder)
-    if number not in known:
-        listed = ", ".join(map(str, known)) or "none"
+    rounds = kept_rounds(folder)
+    if number not in rounds:
+        listed = ", ".join(map(str, rounds)) or "none"
         raise UsageError(
-            f"{folder} cannot be put back to round {number}: the rounds that are kept are {listed} "
-            "(schedule.keep_rounds)."
+            f"{folder} cannot be put back to round {number}: the kept rounds are {listed} (schedule.keep_rounds)."
         )
     place = _place(folder, number)
     with lock_folder(folder / LOCK, "it runs this experiment. Stop the run first: multiseg fed stop."):
@@ -93,14 +92,14 @@ def go_back(folder: Path, experiment: str, number: int, on_event: Callable[[Even
             if (place / name).is_file()
         }
         commit(folder, replace(state, course=course + 1, final={}), models, alone=True)
-        opened(folder)  # models of the forgotten rounds go
-        keep(folder, number, len(known))
+        opened(folder)  # deletes the models of later rounds
+        keep(folder, number, len(rounds))
         with RunLogs(folder, experiment, number, on_event) as logs:
             logs.event(WentBack(number, before))
 
 
 def _newest(folder: Path, kept: State) -> tuple[int, int]:
-    """The round and the course of the state that counts now; a damaged one is no hindrance."""
+    """The round and the course of the current state; those of the kept one if it is damaged."""
     try:
         content = read_history(folder)
     except (CheckpointError, UsageError):

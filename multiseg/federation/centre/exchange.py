@@ -1,4 +1,4 @@
-"""Tasks out, answers in: one exchange with the sites, over whatever carries the messages."""
+"""One exchange with the sites: sends tasks and collects answers, over any link."""
 
 from __future__ import annotations
 
@@ -19,28 +19,25 @@ from multiseg.federation.plan import FederationOptions
 from multiseg.shown import line
 
 TRIES = 4
-"""Of a task at a site whose failures may pass: the first and three more."""
+"""Attempts at a task whose failures may be temporary."""
 POLL_S = 1.0
 PAUSE_S = 15.0
-"""Before a task is sent again after a failure; twice as long after the second, and so on."""
+"""Before a task is sent again after a failure; doubled after each further failure."""
 MARGIN_S = 600.0
-"""A task outlives its deadline by this, so that an answer that is being sent then still counts."""
-
+"""A task outlives its deadline by this, so that an answer on its way still counts."""
 APPROVAL_S = 60.0
-"""Before a site that waits for a person's approval is asked again."""
+"""Before a site that waits for approval is asked again."""
 SLOW_S = 20.0
-"""After so long of an answer that takes no work the log says that it is missing."""
+"""After this time the log says that the answer to a short task is missing."""
 LONGEST_S = 7 * 86400.0
-"""No task outlives this, however long it is waited for."""
-
-
+"""No task outlives this, whatever its deadline."""
 SHORT = (DESCRIBE, FINGERPRINT)
-"""Tasks that take a site no time."""
+"""Tasks that a site answers almost at once."""
 
 
 @dataclass(frozen=True)
 class Presence:
-    """Whether a site is there; `since` is another text whenever it has come back. One that is shut out never comes."""
+    """Whether a site is online; `since` changes whenever it comes back. A revoked site never comes back."""
 
     online: bool
     since: str = ""
@@ -48,7 +45,7 @@ class Presence:
 
 
 class SetAsideError(Exception):
-    """Sites that the run has to be conducted without, and why: for the centre alone, which then does so."""
+    """Sites that the run has to continue without, and why; `rounds.run` catches it."""
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
         super().__init__(f"set aside: {dict(reasons)}")
@@ -57,10 +54,10 @@ class SetAsideError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that came to nothing on its way: the process was killed, the node lost.
+    """A task that got no answer: the process was killed, or the node lost.
 
     Attributes:
-        remedy: what a person has to do; "" where it may pass by itself, and the task is sent again.
+        remedy: what a person has to do; "" if the failure may be temporary, and the task is sent again.
     """
 
     text: str
@@ -69,22 +66,22 @@ class Failure:
 
 @runtime_checkable
 class Link(Protocol):
-    """What carries tasks to sites, and their answers back."""
+    """Carries tasks to sites, and their answers back."""
 
     def presence(self) -> Mapping[str, Presence]:
-        """The sites that are known."""
+        """The known sites."""
         ...
 
     def send(self, site: str, task: SiteTask, ttl_s: float) -> str:
-        """Hand a task over; the id to ask for its answer by."""
+        """Send a task; the id of its answer."""
         ...
 
     def collect(self, ids: Sequence[str]) -> Mapping[str, Answer | Failure]:
-        """What has come of these since; never asks for the answer of a site that is offline."""
+        """New answers and failures of these tasks; never asks for the answer of an offline site."""
         ...
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, or less of it where something has come."""
+        """Wait, or less if something arrives."""
         ...
 
 
@@ -93,10 +90,10 @@ class Terms:
     """When an exchange ends.
 
     Attributes:
-        least: answers it cannot do without; fewer are an error.
-        deadline_s: how long it waits for the others.
-        refuse: why an answer is of no use; "" where it is.
-        described: the databases of each site, where they are known.
+        least: answers that are required; fewer are an error.
+        deadline_s: how long it waits for more.
+        refuse: why an answer cannot be used; "" if it can.
+        described: the databases of each site, if known.
     """
 
     least: int
@@ -107,7 +104,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Desk:
-    """From where a run is conducted: what it is, how it reaches the sites, whom it tells what happens."""
+    """The context of a run: its settings and folder, the link to the sites, and the callbacks."""
 
     options: FederationOptions
     folder: Path
@@ -118,23 +115,23 @@ class Desk:
     busy: Callable[[str], str] = lambda site: "it is busy"
 
     def note(self, number: int, text: str, site: str = "") -> None:
-        """Tell something that a person should know, of a site or of the run."""
+        """Note something on a site or on the run."""
         self.on_event(Noted(number, site, text))
 
     def task(self, kind: str, number: int, tensors: Mapping[str, Tensor] | None = None, **body: Any) -> SiteTask:
-        """A task of this run; the options are in every one."""
+        """A task of this run, with its options."""
         return SiteTask(kind, self.options.experiment, number, {"options": asdict(self.options), **body}, tensors or {})
 
     def terms(self, refuse: Callable[[Answer], str] = lambda answer: "", least: int | None = None) -> Terms:
-        """Those of a round; `least` where fewer or more answers are needed than in one."""
+        """The terms of a round; `least` overrides the required number of answers."""
         schedule = self.options.schedule
         needed = schedule.quorum or len(self.options.sites)
         return Terms(needed if least is None else least, 60 * schedule.deadline_minutes, refuse)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Errand:
-    """What one site owes."""
+    """The task of one site, and what has become of it."""
 
     site: str
     task: SiteTask
@@ -157,11 +154,11 @@ class _Errand:
 
 @dataclass(frozen=True, eq=False)
 class ExchangeOutcome:
-    """What became of an exchange.
+    """The outcome of an exchange.
 
     Attributes:
         answers: by site, in the order of the tasks.
-        failed: the other sites, and why.
+        failed: why the other sites have not answered.
         came: bytes and seconds of each answer.
     """
 
@@ -171,43 +168,41 @@ class ExchangeOutcome:
 
 
 def exchange(desk: Desk, tasks: Mapping[str, SiteTask], terms: Terms) -> ExchangeOutcome:
-    """What the sites answered, once all answers have come or failed, or the deadline has passed.
+    """Send the tasks, and wait until all sites have answered or failed, or the deadline has passed.
 
-    A site that is not there gets its task when it comes, and again when it was away in between: its answer may have
-    been lost, and a site that has it just sends it again. A second answer of a site is ignored.
+    An offline site gets its task when it comes online, and again if it was offline in between: its answer may have
+    been lost, and a site that has stored the answer just sends it again. A second answer of a site is ignored.
 
     Raises:
-        FederationError: fewer answers than `terms.least`; it names the sites that are missing and why.
+        FederationError: fewer answers than `terms.least`; the message lists the missing sites and why.
         StoppedError: the run was asked to stop.
-        SetAsideError: a site that owes an answer was shut out.
+        SetAsideError: a site that owes an answer was revoked.
     """
     began = desk.clock()
     errands = [_Errand(site, task) for site, task in tasks.items()]
     awaited: tuple[str, ...] = ()
     while True:
         if desk.should_stop():
-            raise StoppedError("the run was asked to stop; the same command goes on.")
+            raise StoppedError("the run was asked to stop; the same command resumes it.")
         came = _collect(desk, errands, terms)
         away = _send(desk, errands, terms)
         if away != awaited:
             awaited = away
             desk.on_event(Waiting(_round(errands), away))
-        still = [errand for errand in errands if errand.is_open]
-        answers = [errand for errand in errands if errand.answer is not None]
-        if len(answers) + len(still) < terms.least:
-            raise FederationError(_missing(errands, terms))
+        pending = [errand for errand in errands if errand.is_open]
+        num_answers = sum(errand.answer is not None for errand in errands)
         is_late = not came and desk.clock() - began >= terms.deadline_s
-        if is_late and len(answers) < terms.least:
+        if num_answers + (0 if is_late else len(pending)) < terms.least:
             raise FederationError(_missing(errands, terms))
-        if is_late or not still:
+        if is_late or not pending:
             return _outcome(errands)
-        _tell_slow(desk, still)
+        _note_slow(desk, pending)
         if not came:
             desk.link.wait(POLL_S)
 
 
-def _tell_slow(desk: Desk, errands: Sequence[_Errand]) -> None:
-    """Say once of each site that has a short task for long that it has not answered, and what may keep it busy."""
+def _note_slow(desk: Desk, errands: Sequence[_Errand]) -> None:
+    """Say once for each site with an overdue short task that it has not answered, and what may keep it busy."""
     for errand in errands:
         is_slow = errand.ids and not errand.held and desk.clock() - errand.sent_at > SLOW_S
         if is_slow and errand.task.kind in SHORT:
@@ -217,17 +212,17 @@ def _tell_slow(desk: Desk, errands: Sequence[_Errand]) -> None:
 
 def _outcome(errands: Sequence[_Errand]) -> ExchangeOutcome:
     answers = {errand.site: errand.answer for errand in errands if errand.answer is not None}
-    failed = {errand.site: _told(errand) for errand in errands if errand.answer is None}
+    failed = {errand.site: _reason(errand) for errand in errands if errand.answer is None}
     return ExchangeOutcome(answers, failed, {errand.site: errand.came for errand in errands if errand.came is not None})
 
 
-def _told(errand: _Errand) -> str:
-    """Why there is no answer of a site."""
-    return errand.failure or errand.why or ("it had not answered yet" if errand.ids else "it was not there")
+def _reason(errand: _Errand) -> str:
+    """Why a site has not answered."""
+    return errand.failure or errand.why or ("it had not answered yet" if errand.ids else "it was offline")
 
 
 def withdrawn(desk: Desk, outcome: ExchangeOutcome, reasons: Mapping[str, str], least: int) -> ExchangeOutcome:
-    """The outcome without the answers that only the others showed to be of no use, and which are told as refused.
+    """The outcome without answers that turned out to be unusable by comparison; they are reported as refused.
 
     Raises:
         FederationError: fewer than `least` are left.
@@ -245,21 +240,21 @@ def withdrawn(desk: Desk, outcome: ExchangeOutcome, reasons: Mapping[str, str], 
     return ExchangeOutcome(kept, {**outcome.failed, **reasons}, outcome.came)
 
 
-def tell_events(desk: Desk, number: int, outcome: ExchangeOutcome) -> None:
-    """Pass on what sites have to say to a person."""
+def note_events(desk: Desk, number: int, outcome: ExchangeOutcome) -> None:
+    """Pass on the notes in the sites' answers."""
     for site, answer in outcome.answers.items():
         for text in answer.body.get("events", ()):
             desk.note(number, line(text), site)
 
 
-def tell_failed(desk: Desk, number: int, outcome: ExchangeOutcome, lacks: str) -> None:
-    """Say of each site that has not answered what is lacking for it, and why."""
+def note_failed(desk: Desk, number: int, outcome: ExchangeOutcome, what: str) -> None:
+    """Say for each site that has not answered what is missing, and why."""
     for site, why in outcome.failed.items():
-        desk.note(number, f"{lacks}: {why.removesuffix('.')}. The same command asks it again.", site)
+        desk.note(number, f"{what}: {why.removesuffix('.')}. The same command asks it again.", site)
 
 
 def size_of(message: SiteTask | Answer) -> int:
-    """Bytes of what a message carries."""
+    """Bytes of a message's tensors and body."""
     return sum(t.numel() * t.element_size() for t in message.tensors.values()) + len(json.dumps(dict(message.body)))
 
 
@@ -268,25 +263,20 @@ def _round(errands: Sequence[_Errand]) -> int:
 
 
 def _send(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> tuple[str, ...]:
-    """Send what is due; the sites that are not there."""
-    present = desk.link.presence()
-    gone = [one.site for one in errands if one.is_open and present.get(one.site, Presence(False)).revoked]
-    if gone:
-        raise SetAsideError(dict.fromkeys(gone, "its key was revoked"))
-    away = []
-    for errand in errands:
-        if not errand.is_open:
-            continue
-        now = present.get(errand.site, Presence(online=False))
+    """Send the tasks that are due; the sites that are offline."""
+    presence = desk.link.presence()
+    pending = {errand: presence.get(errand.site, Presence(online=False)) for errand in errands if errand.is_open}
+    revoked = [errand.site for errand, now in pending.items() if now.revoked]
+    if revoked:
+        raise SetAsideError(dict.fromkeys(revoked, "its key was revoked"))
+    for errand, now in pending.items():
         if not now.online:
-            away.append(errand.site)
             continue
         if errand.ids and not errand.why and now.since != errand.since:
-            errand.why = "it was away in between"
-        due = not errand.ids or (errand.why and desk.clock() >= errand.not_before)
-        if due:
+            errand.why = "it was offline in between"
+        if not errand.ids or (errand.why and desk.clock() >= errand.not_before):
             _hand_over(desk, errand, terms, now.since)
-    return tuple(away)
+    return tuple(errand.site for errand, now in pending.items() if not now.online)
 
 
 def _hand_over(desk: Desk, errand: _Errand, terms: Terms, since: str) -> None:
@@ -298,53 +288,53 @@ def _hand_over(desk: Desk, errand: _Errand, terms: Terms, since: str) -> None:
 
 
 def _collect(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> bool:
-    """Take in what has come; whether anything has."""
+    """Process new answers and failures; whether there were any."""
     owner = {id_: errand for errand in errands if errand.is_open for id_ in errand.ids}
-    found = desk.link.collect(list(owner)) if owner else {}
-    for id_, what in found.items():
+    replies = desk.link.collect(list(owner)) if owner else {}
+    for id_, reply in replies.items():
         errand = owner[id_]
-        is_old_news = _may_be_mended(what) and id_ != errand.ids[-1]  # it was asked again since
-        if errand.is_open and not is_old_news:
-            _take(desk, errand, what, terms)
-    return bool(found)
+        is_outdated = _is_temporary(reply) and id_ != errand.ids[-1]  # the task has been sent again since
+        if errand.is_open and not is_outdated:
+            _take(desk, errand, reply, terms)
+    return bool(replies)
 
 
-def _may_be_mended(what: Answer | Failure) -> bool:
-    return isinstance(what, Failure) or bool(what.error and what.passing)
+def _is_temporary(reply: Answer | Failure) -> bool:
+    return isinstance(reply, Failure) or bool(reply.error and reply.passing)
 
 
-def _take(desk: Desk, errand: _Errand, what: Answer | Failure, terms: Terms) -> None:
-    """Judge what came: an answer, a failure that may pass, or one that will not."""
+def _take(desk: Desk, errand: _Errand, reply: Answer | Failure, terms: Terms) -> None:
+    """Accept an answer, or handle a temporary or final failure."""
     task = errand.task
-    if isinstance(what, Failure):
-        errand.remedy = what.remedy
-        if what.remedy:
-            _fail(desk, errand, line(what.text))
+    if isinstance(reply, Failure):
+        errand.remedy = reply.remedy
+        if reply.remedy:
+            _fail(desk, errand, line(reply.text))
         else:
-            _again(desk, errand, line(what.text))
-    elif what.site == errand.site and what.error and what.passing and what.body.get("waits") is True:
-        why = line(what.error)
+            _retry(desk, errand, line(reply.text))
+    elif reply.site == errand.site and reply.error and reply.passing and reply.body.get("waits") is True:
+        why = line(reply.error)
         if errand.held != why:
             errand.held = why
             desk.on_event(Held(task.round, errand.site, why))
         errand.why, errand.not_before = why, desk.clock() + APPROVAL_S
-    elif what.site == errand.site and _may_be_mended(what):
-        _again(desk, errand, line(what.error))
-    elif (what.site, what.kind, what.round) != (errand.site, task.kind, task.round):
-        told = f"it answered as {what.site!r:.80} to {what.kind!r:.80} of round {what.round}"
-        _again(desk, errand, line(f"{told}: {what.error}" if what.error else told))
-    elif what.experiment != task.experiment and not what.error:
-        _fail(desk, errand, f"it answered to experiment {what.experiment!r:.80}")
-    elif reason := what.error or fault(what, terms.described.get(errand.site)) or terms.refuse(what):
+    elif reply.site == errand.site and _is_temporary(reply):
+        _retry(desk, errand, line(reply.error))
+    elif (reply.site, reply.kind, reply.round) != (errand.site, task.kind, task.round):
+        why = f"it answered as {reply.site!r:.80} to {reply.kind!r:.80} of round {reply.round}"
+        _retry(desk, errand, line(f"{why}: {reply.error}" if reply.error else why))
+    elif reply.experiment != task.experiment and not reply.error:
+        _fail(desk, errand, f"it answered for experiment {reply.experiment!r:.80}")
+    elif reason := reply.error or fault(reply, terms.described.get(errand.site)) or terms.refuse(reply):
         _fail(desk, errand, line(reason))
     else:
-        errand.answer = what
+        errand.answer = reply
         seconds = desk.clock() - errand.sent_at
-        errand.came = Came(task.round, errand.site, task.kind, size_of(task), size_of(what), seconds)
+        errand.came = Came(task.round, errand.site, task.kind, size_of(task), size_of(reply), seconds)
         desk.on_event(errand.came)
 
 
-def _again(desk: Desk, errand: _Errand, why: str) -> None:
+def _retry(desk: Desk, errand: _Errand, why: str) -> None:
     errand.tries += 1
     if errand.tries >= TRIES:
         _fail(desk, errand, f"{why} (tried {TRIES} times)")
@@ -360,13 +350,12 @@ def _fail(desk: Desk, errand: _Errand, why: str) -> None:
 
 
 def _missing(errands: Sequence[_Errand], terms: Terms) -> str:
-    told = [f"{errand.site}: {_told(errand).removesuffix('.')}" for errand in errands if errand.answer is None]
-    answered = len(errands) - len(told)
+    missing = [f"{errand.site}: {_reason(errand).removesuffix('.')}" for errand in errands if errand.answer is None]
     remedies = " ".join(dict.fromkeys(errand.remedy for errand in errands if errand.remedy))
-    advice = ": see to the sites and start the same run again, or set schedule.quorum."
+    advice = ": fix the sites and start the same run again, or set schedule.quorum."
     if remedies:
         advice = f". {remedies} Then start the same run again."
     return (
-        f"round {_round(errands)} ({errands[0].task.kind}) got {answered} answers of {len(errands)} and needs "
-        f"{terms.least}. {'; '.join(told)}. All finished rounds are saved{advice}"
+        f"round {_round(errands)} ({errands[0].task.kind}) got {len(errands) - len(missing)} answers of {len(errands)} "
+        f"and needs {terms.least}. {'; '.join(missing)}. All finished rounds are saved{advice}"
     )

@@ -1,7 +1,7 @@
-"""The server's folder of a run: its models, what it needs to go on, and what became of each round.
+"""The server's folder of a run: its models, the state to resume from, and the result of each round.
 
-One file commits: models are written beside their places first, then state.safetensors says which of them count, then
-they are moved in. A process killed between any two of these leaves a folder that opens as before or after the round.
+One file commits: models are first written under temporary names, then state.safetensors says which of them count, then
+they are renamed. A process killed between any two steps leaves a folder that opens as before or after the round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from multiseg.errors import CheckpointError, UsageError
 from multiseg.federation.centre.site_roster import Roster
 from multiseg.federation.plan import FederationOptions
-from multiseg.federation.run_file import UNHEARD, heard
+from multiseg.federation.run_file import IGNORED, drop_ignored
 from multiseg.files import check_folder, lock_folder, replace_file, write_atomically
 from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info, save_weights
 from multiseg.shown import cell
@@ -39,7 +39,7 @@ STATE, WORST, ROSTER, ROUNDS, FINGERPRINT = (
     "fingerprint.json",
 )
 NEXT = ".next"
-"""Ends the name of a model that was written and does not count yet."""
+"""Suffix of a model that is written but does not count yet."""
 FORMAT = 1
 FREE = frozenset(
     {
@@ -52,16 +52,16 @@ FREE = frozenset(
         *(f"stream.{name}" for name in READING),
     }
 )
-"""Settings that may differ when a run goes on: sites come and go, and the others do not change what is learnt."""
+"""Settings that may differ when a run is resumed: sites may change, and the others do not affect what is learnt."""
 COLUMNS = ("round", "site", "dice", "loss", "num_cases", "sent", "received", "seconds", "norm", "note")
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best score so far, and the round that the model had then; NaN and -1 before there is any.
+    """The best score so far, and the round of that model; NaN and -1 before there is any.
 
     Attributes:
-        kept: by site, the last round whose update was in that model, and with it what was the site's own.
+        kept: by site, the last round whose update was in that model; the site's own parts of that round belong to it.
     """
 
     score: float = math.nan
@@ -71,19 +71,19 @@ class Best:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """All that a run needs to go on.
+    """All that a run needs to resume.
 
     Attributes:
         round: rounds done.
         network: the global weights, by tensor name.
         optimiser: the server's, by name.
         kept: by site, the last round whose update is in the network.
-        learnt: by sequence, the databases of those sites that had it then.
-        history: one entry a round, as in log.jsonl.
+        learnt: by sequence, the databases that it was learnt from.
+        history: one entry per round, as in log.jsonl.
         mean, worst: the best model by the mean over the sites, and by the worst of them.
         scored: the round of the last model that has been scored; -1 before the first.
-        final: validation of the last model and test of the best one, where all rounds are done.
-        course: how often the run was put back to an earlier round; the rounds after that are others.
+        final: validation of the last model and test of the best one, after all rounds.
+        course: how often the run was put back to an earlier round.
     """
 
     round: int
@@ -106,43 +106,43 @@ Models = Mapping[str, tuple[Mapping[str, Tensor], ModelInfo]]
 
 @contextmanager
 def claimed(folder: Path, options: FederationOptions) -> Iterator[None]:
-    """Hold the folder for this run: an empty one, or one with a run of the same settings.
+    """Lock the folder for this run; it must be empty, or hold a run with the same settings.
 
     Raises:
         ResourceError: another process runs it.
-        UsageError: it holds a run with other settings or a model of another kind of run, or it is something else: a
-            store, a folder of scans.
+        UsageError: it holds a run with other settings, a model of another kind of run, or something else, such as a
+            store or scans.
     """
     check_folder(folder, own=(STATE, LOCK))
     models = [name for name in (BEST, LAST) if (folder / name).exists()]
     if models and not (folder / STATE).exists():
-        raise UsageError(f"{folder} holds a model ({models[0]}) of no federated run. Choose another folder.")
+        raise UsageError(f"{folder} holds a model ({models[0]}) that is not of a federated run: choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(folder / LOCK, "it runs this experiment. Wait for that, or choose another folder."):
+    with lock_folder(folder / LOCK, "it runs this experiment. Wait for it to end, or choose another folder."):
         for half_written in folder.glob(".*.tmp"):  # by a process that was killed
             half_written.unlink()
         check_same(folder, options)
-        write_atomically(folder / RUN_FILE, tomli_w.dumps(heard(asdict(options))).encode())
+        write_atomically(folder / RUN_FILE, tomli_w.dumps(drop_ignored(asdict(options))).encode())
         yield
 
 
 def check_same(folder: Path, options: FederationOptions) -> None:
-    """Raises UsageError where the folder holds a run of which a setting that matters differs; the message names it."""
+    """Raises UsageError, naming the settings, if the folder holds a run of which a setting that matters differs."""
     if (folder / STATE).is_file() and (folder / RUN_FILE).is_file():
-        held = tomllib.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        _check_same(held, tomllib.loads(tomli_w.dumps(asdict(options))), folder)
+        stored = tomllib.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        _check_same(stored, tomllib.loads(tomli_w.dumps(asdict(options))), folder)
 
 
 def commit(folder: Path, state: State, models: Models, alone: bool = False) -> None:
-    """Save a state and the models that are new with it, whole or not at all.
+    """Save a state and its new models, completely or not at all.
 
     Args:
-        alone: these are all the models of the state; the folder's others are of another.
+        alone: these are all models of the state; the others in the folder do not belong to it.
 
     Raises:
-        ResourceError: the disk is full; the folder is as it was.
+        ResourceError: the disk is full; the folder is unchanged.
     """
-    steps = ({} if alone else _held(folder)) | {name: info.step for name, (_, info) in models.items()}
+    steps = ({} if alone else _committed_steps(folder)) | {name: info.step for name, (_, info) in models.items()}
     for name, (weights, info) in models.items():
         save_weights(_beside(folder, name), weights, info)
     write_atomically(folder / STATE, _state_bytes(state, steps))  # from here on it counts
@@ -153,32 +153,31 @@ def commit(folder: Path, state: State, models: Models, alone: bool = False) -> N
 
 
 def opened(folder: Path) -> State | None:
-    """The state that was committed last, its models in their places; None where there is none.
+    """The last committed state, after moving its models into place; None if there is none.
 
     Raises:
         CheckpointError: a file is damaged or does not belong to the others.
     """
     if not (folder / STATE).is_file():
-        for beside in folder.glob(_beside(folder, "*").name):
-            beside.unlink()
+        for temporary in folder.glob(_beside(folder, "*").name):
+            temporary.unlink()
         return None
     content, optimiser = _read_content(folder / STATE), _read_optimiser(folder / STATE)
     roster = Roster.from_json(content["roster"])
-    for beside in folder.glob(_beside(folder, "*").name):
-        _settle(beside, content["models"], roster)
-    for ours in (BEST, WORST, "site-*.safetensors"):
-        for model in folder.glob(ours):
-            if model.name not in content["models"]:  # of a course that the run has left
+    for temporary in folder.glob(_beside(folder, "*").name):
+        _settle(temporary, content["models"], roster)
+    for pattern in (BEST, WORST, "site-*.safetensors"):
+        for model in folder.glob(pattern):
+            if model.name not in content["models"]:  # of rounds before the run was put back
                 model.unlink()
     last, step = read_info(folder / LAST), content["models"][LAST]
     width = len(last.axis)
     if last.step != step or tuple(last.axis) != tuple(roster.info.axis)[:width]:
         raise CheckpointError(
-            f"{folder / LAST} is of step {last.step} and reads {', '.join(last.axis)}, but {STATE} beside it speaks of "
-            f"step {step} and {', '.join(roster.info.axis)}: they are not of one moment. Put back both from one copy "
-            "of the folder."
+            f"{folder / LAST} is of step {last.step} and reads {', '.join(last.axis)}, but {STATE} expects step {step} "
+            f"and {', '.join(roster.info.axis)}: they do not belong together. Restore both from one copy of the folder."
         )
-    if width < len(roster.info.axis):  # its growth was saved without it, as was once done: it grows anew
+    if width < len(roster.info.axis):  # older versions saved the grown roster without the network: it grows again
         known = {name: roster.info.trained_on.get(name, ()) for name in last.axis}
         roster = replace(roster, info=replace(roster.info, axis=last.axis, trained_on=known))
     return State(
@@ -198,52 +197,52 @@ def opened(folder: Path) -> State | None:
 
 
 def _learnt(roster: Roster, kept: Mapping[str, int]) -> dict[str, list[str]]:
-    """As far as it can be told of a state that does not say it."""
-    known = roster.info.trained_on.items()
-    return {name: [one for one in some if one.partition("/")[0] in kept] for name, some in known}
+    """An estimate of `learnt` for states of older versions, which lack it."""
+    trained_on = roster.info.trained_on.items()
+    return {name: [entry for entry in entries if entry.partition("/")[0] in kept] for name, entries in trained_on}
 
 
 def read_history(folder: Path) -> dict[str, Any]:
-    """What a run's folder tells of it: round, roster, history, mean, worst, final.
+    """The run in a folder as JSON: round, roster, history, mean, worst, final.
 
     Raises:
-        UsageError: no round of a federated run has been saved there.
+        UsageError: the folder has no saved round of a federated run.
         CheckpointError: it is damaged.
     """
     if not (folder / STATE).is_file():
-        raise UsageError(f"{folder} holds no federated run with a finished round (no {STATE}).")
+        raise UsageError(f"{folder} has no federated run with a finished round (no {STATE}).")
     return _read_content(folder / STATE)
 
 
-def save_fingerprint(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write down what the sites told of their images, by site."""
-    write_atomically(folder / FINGERPRINT, json.dumps(found, indent=1, sort_keys=True).encode())
+def save_fingerprint(folder: Path, fingerprint: Mapping[str, Mapping[str, Any]]) -> None:
+    """Save the sites' statistics of their images, by site."""
+    write_atomically(folder / FINGERPRINT, json.dumps(fingerprint, indent=1, sort_keys=True).encode())
 
 
 def read_fingerprint(folder: Path) -> dict[str, Any]:
-    """What was written down, or nothing."""
+    """The saved statistics by site; empty if there are none."""
     try:
-        found: dict[str, Any] = json.loads((folder / FINGERPRINT).read_text(encoding="utf-8"))
+        fingerprint: dict[str, Any] = json.loads((folder / FINGERPRINT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    return found
+    return fingerprint
 
 
 def _beside(folder: Path, name: str) -> Path:
     return folder / f".{name}{NEXT}"
 
 
-def _held(folder: Path) -> dict[str, int]:
+def _committed_steps(folder: Path) -> dict[str, int]:
     return dict(_read_content(folder / STATE)["models"]) if (folder / STATE).is_file() else {}
 
 
-def _settle(beside: Path, steps: Mapping[str, int], roster: Roster) -> None:
-    """Move in a model that was written for the committed state, and drop one that was not."""
-    name, info = beside.name[1:].removesuffix(NEXT), read_info(beside)
+def _settle(temporary: Path, steps: Mapping[str, int], roster: Roster) -> None:
+    """Rename a model that was written for the committed state, and delete any other."""
+    name, info = temporary.name[1:].removesuffix(NEXT), read_info(temporary)
     if (info.step, tuple(info.axis)) == (steps.get(name), tuple(roster.info.axis)):
-        replace_file(beside, beside.with_name(name))
+        replace_file(temporary, temporary.with_name(name))
     else:
-        beside.unlink()
+        temporary.unlink()
 
 
 def _state_bytes(state: State, steps: Mapping[str, int]) -> bytes:
@@ -266,7 +265,7 @@ def _state_bytes(state: State, steps: Mapping[str, int]) -> bytes:
 
 
 def _read_content(path: Path) -> dict[str, Any]:
-    """All of a state but the optimiser's tensors, which may be twice as large as the network."""
+    """A state without the optimiser's tensors, which may be twice as large as the network."""
     try:
         with safe_open(path, framework="pt") as file:
             content: dict[str, Any] = json.loads((file.metadata() or {})["multiseg-federation"])
@@ -275,7 +274,7 @@ def _read_content(path: Path) -> dict[str, Any]:
     except (SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} cannot be gone on from: {error!r}. Put back a copy of the folder.") from error
+        raise CheckpointError(f"{path} cannot be resumed: {error!r}. Restore a copy of the folder.") from error
     return content
 
 
@@ -284,33 +283,34 @@ def _read_optimiser(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
-def _check_same(held: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
-    """Raises UsageError where a setting that matters differs; the message names it."""
-    # What a folder does not say was not yet a setting, and then it was as it is by default.
-    unsaid = tomllib.loads(tomli_w.dumps(asdict(FederationOptions(experiment="", sites=()))))
-    a, b = flat(unsaid) | flat(held), flat(asked)
-    free = FREE | UNHEARD.keys() | ({"schedule.rounds"} if b["fit.schedule"] == "constant" else set())
-    differing = sorted(key for key in (a.keys() | b.keys()) - free if a.get(key) != b.get(key))
-    if differing:
-        listed = "; ".join(f"{key} was {a.get(key)!r}, now {b.get(key)!r}" for key in differing[:5])
-        bound = (
-            f" Rounds can be added only with fit.schedule = 'constant': by {a['fit.schedule']!r} the learning rate of "
-            f"every round was set for {a['schedule.rounds']} rounds."
+def _check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
+    # A setting that an older version did not write had its default.
+    defaults = tomllib.loads(tomli_w.dumps(asdict(FederationOptions(experiment="", sites=()))))
+    before, now = flat(defaults) | flat(stored), flat(asked)
+    free = FREE | IGNORED.keys() | ({"schedule.rounds"} if now["fit.schedule"] == "constant" else set())
+    differing = sorted(key for key in (before.keys() | now.keys()) - free if before.get(key) != now.get(key))
+    if not differing:
+        return
+    listed = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:5])
+    if "schedule.rounds" in differing:
+        listed += (
+            f". Rounds can be added only with fit.schedule = 'constant': {before['fit.schedule']!r} set the learning "
+            f"rate of every round for {before['schedule.rounds']} rounds"
         )
-        raise UsageError(
-            f"{folder} holds a run with other settings: {listed}.{bound if 'schedule.rounds' in differing else ''} "
-            "Go on with its own, or give the experiment another name and folder."
-        )
+    raise UsageError(
+        f"{folder} holds a run with other settings: {listed}. Use its settings, or give the experiment another name "
+        "and folder."
+    )
 
 
 def _table(history: Sequence[Mapping[str, Any]]) -> str:
-    """One line a round and site, for a spreadsheet."""
+    """One line per round and site, for a spreadsheet."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for entry in history:
-        for site, told in entry["sites"].items():
-            _write(writer, {"round": entry["round"], "site": site, **told})
+        for site, result in entry["sites"].items():
+            _write(writer, {"round": entry["round"], "site": site, **result})
         for site, why in entry["failed"].items():
             _write(writer, {"round": entry["round"], "site": site, "note": why})
     return text.getvalue()

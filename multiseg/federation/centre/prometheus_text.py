@@ -1,4 +1,4 @@
-"""Numbers as Prometheus reads them: its text format, version 0.0.4."""
+"""Writes metrics in Prometheus's text format, version 0.0.4."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 
 def metric(name: str, text: str, labels: Sequence[str], values: Mapping[Labels, float | int]) -> Metric:
-    """A metric with its values, by what stands for each label. Where its name ends in "_total", it is a counter."""
+    """A metric with its values by label values. It is a counter if its name ends in "_total", else a gauge."""
     family: CounterMetricFamily | GaugeMetricFamily
     if name.endswith("_total"):
         family = CounterMetricFamily(name, text, labels=labels)
@@ -33,5 +33,5 @@ class _Collector:
 
 
 def in_text(metrics: Iterable[Metric]) -> str:
-    """The metrics that have a value."""
-    return generate_latest(_Collector([one for one in metrics if one.samples])).decode()
+    """The text of the metrics that have a value."""
+    return generate_latest(_Collector([metric for metric in metrics if metric.samples])).decode()

@@ -14,7 +14,7 @@ from multiseg.errors import FederationError, StoppedError, UsageError
 from multiseg.federation.aggregate import Mean
 from multiseg.federation.centre.answer_size import allow_answers
 from multiseg.federation.centre.combine import combined, masked_weights, why_refused
-from multiseg.federation.centre.crosswise import CROSS, is_handed_round, site_models
+from multiseg.federation.centre.crosswise import CROSS, all_models_offered, site_models
 from multiseg.federation.centre.earlier import keep, rounds_to_hold
 from multiseg.federation.centre.exchange import (
     Desk,
@@ -23,7 +23,7 @@ from multiseg.federation.centre.exchange import (
     SetAsideError,
     Terms,
     exchange,
-    tell_events,
+    note_events,
     withdrawn,
 )
 from multiseg.federation.centre.experiment_folder import State, claimed, commit, opened
@@ -31,7 +31,7 @@ from multiseg.federation.centre.handshake import handshake
 from multiseg.federation.centre.run_events import Began, Event, Left, RoundDone, SiteRound
 from multiseg.federation.centre.run_logs import RunLogs, busy_with
 from multiseg.federation.centre.scope import learnt_with
-from multiseg.federation.centre.scores import as_saved, finish, info_of, lacks, mean, scored, worst
+from multiseg.federation.centre.scores import as_saved, finish, info_of, is_unfinished, mean, scored, worst
 from multiseg.federation.centre.site_answers import number_of, validation_of
 from multiseg.federation.centre.site_roster import personal_parts, trains
 from multiseg.federation.centre.update_lengths import LOOK_BACK, Lengths, lengths, outliers
@@ -47,7 +47,7 @@ class RunResult:
     """How a run ended: rounds done, whether that is all of them, and its best model by the mean over the sites.
 
     Attributes:
-        history: one entry a round, see `run_events.RoundDone`.
+        history: one entry per round, see `run_events.RoundDone`.
         final: after the last round, Dice by site and database: "validation" of the last model, "test" of the best,
             "cross" of each site's own model.
     """
@@ -63,8 +63,8 @@ class RunResult:
     @property
     def test(self) -> Mapping[str, Mapping[str, float]]:
         """Dice of the best model on test cases, by site and database; empty before the end."""
-        found: Mapping[str, Mapping[str, float]] = self.final.get("test", {})
-        return found
+        dice: Mapping[str, Mapping[str, float]] = self.final.get("test", {})
+        return dice
 
 
 def run(
@@ -75,11 +75,11 @@ def run(
     should_stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> RunResult:
-    """Run all rounds that are not done yet, into `folder`, going on from what is there.
+    """Run all rounds that are not done yet, resuming from `folder`.
 
     Raises:
-        UsageError: the settings cannot be meant, or are not those of the run that the folder holds.
-        FederationError: a site does not fit, or a round cannot be completed. What is finished is saved.
+        UsageError: the settings are invalid, or differ from those of the run in the folder.
+        FederationError: a site does not fit, or a round cannot be completed. Finished rounds are saved.
         ResourceError: the disk is full, or another process runs the experiment.
     """
     check(options)
@@ -90,47 +90,43 @@ def run(
         with RunLogs(folder, options.experiment, state.round if state else 0, on_event) as logs:
             desk = Desk(options, folder, link, logs.event, should_stop, clock, partial(busy_with, folder))
             try:
-                state, options = _without_lost(desk, state)
+                state, options = _run_without_lost(desk, state)
             except StoppedError:
                 state = opened(folder)
     if state is None:
         return RunResult(folder, 0, False, math.nan, -1)
-    finished, best = "test" in state.final and is_handed_round(folder, state, options), state.mean
+    finished, best = "test" in state.final and all_models_offered(folder, state, options), state.mean
     return RunResult(folder, state.round, finished, best.score, best.round, state.history, state.final)
 
 
-def _without_lost(desk: Desk, held: State | None) -> tuple[State, FederationOptions]:
-    """Conduct the run, without the sites that turn out to be lost to it; its state, and its settings without them."""
+def _run_without_lost(desk: Desk, stored: State | None) -> tuple[State, FederationOptions]:
+    """Run all rounds, continuing without sites that are lost; the final state, and the settings without these sites."""
     while True:
         try:
-            return _conducted(desk, held), desk.options
+            return _run_rounds(desk, stored), desk.options
         except SetAsideError as lost:
-            held = opened(desk.folder)
-            desk = _set_aside(desk, lost.reasons, held.round if held else 0)
+            stored = opened(desk.folder)
+            desk = _set_aside(desk, lost.reasons, stored.round if stored else 0)
 
 
 def _set_aside(desk: Desk, reasons: Mapping[str, str], number: int) -> Desk:
-    """The desk for the run as it is when these sites are not among its own.
-
-    Raises:
-        FederationError: too few are left for the run's own rules.
-    """
+    """The desk for the run without these sites; FederationError if too few are left."""
     try:
         fewer = without(desk.options, reasons)
     except UsageError as error:
         listed = "; ".join(f"{site}: {why.removesuffix('.')}" for site, why in reasons.items())
         raise FederationError(
-            f"the run cannot go on without these sites. {listed}. {error} All finished rounds are saved."
+            f"the run cannot continue without these sites. {listed}. {error} All finished rounds are saved."
         ) from error
     for site, why in reasons.items():
         desk.on_event(Left(number, site, why))
     return replace(desk, options=fewer)
 
 
-def _conducted(desk: Desk, held: State | None) -> State:
-    if held is not None and not lacks(desk.folder, held, desk.options):
-        return held
-    state = handshake(desk, held)
+def _run_rounds(desk: Desk, stored: State | None) -> State:
+    if stored is not None and not is_unfinished(desk.folder, stored, desk.options):
+        return stored
+    state = handshake(desk, stored)
     began, first = desk.clock(), state.round
     while state.round < desk.options.schedule.rounds:
         took = (desk.clock() - began) / (state.round - first) if state.round > first else 0.0
@@ -139,7 +135,7 @@ def _conducted(desk: Desk, held: State | None) -> State:
 
 
 def _round(desk: Desk, state: State, took: float) -> State:
-    """Ask all sites, combine what they send, save. A round `took` so many seconds so far."""
+    """Ask all sites, combine their updates, save. `took`: seconds per round so far; 0 before the first."""
     now, options, began = state.round + 1, desk.options, desk.clock()
     all_parts = state.roster.parts
     desk.on_event(Began(now, options.schedule.rounds, tuple(state.roster.sites)))
@@ -148,17 +144,18 @@ def _round(desk: Desk, state: State, took: float) -> State:
     terms = replace(terms, described=state.roster.described)
     allow_answers(desk.folder, sum(tensor.numel() for tensor in state.network.values()))
     outcome = exchange(desk, _tasks(desk, state), terms)
-    outcome, long = _of_usual_length(desk, state, outcome, all_parts, terms)
+    outcome, norms = _refuse_outliers(desk, state, outcome, all_parts, terms)
     network, optimiser, combination = combined(state, outcome.answers, all_parts, options)
-    _pass_on(desk, now, outcome, combination)
-    sites = {site: _site_round(answer, outcome, long.get(site)) for site, answer in outcome.answers.items()}
-    new, models = scored(desk, state, {site: told.dice for site, told in sites.items()})
+    _note_updates(desk, now, outcome, combination)
+    sites = {site: _site_round(answer, outcome, norms.get(site)) for site, answer in outcome.answers.items()}
+    dice = {site: result.dice for site, result in sites.items()}
+    new, models = scored(desk, state, dice)
     single = tuple(name for name, names in combination.contributors.items() if len(names) == 1)
     done = RoundDone(
         now,
         options.schedule.rounds,
-        mean=mean(told.dice for told in sites.values()),
-        worst=worst(told.dice for told in sites.values()),
+        mean=mean(dice.values()),
+        worst=worst(dice.values()),
         sites=sites,
         failed=outcome.failed,
         single=single,
@@ -169,7 +166,7 @@ def _round(desk: Desk, state: State, took: float) -> State:
         is_best=BEST in models,
     )
     entry = asdict(done)
-    del entry["seconds_left"], entry["is_news"]  # a guess of this process, and what the round before tells
+    del entry["seconds_left"], entry["is_news"]  # an estimate of this process, and what follows from the round before
     new = replace(
         new,
         round=now,
@@ -178,7 +175,7 @@ def _round(desk: Desk, state: State, took: float) -> State:
         kept={**state.kept, **dict.fromkeys(outcome.answers, now)},
         learnt=learnt_with(state.learnt, state.roster, outcome.answers.keys()),
         history=(*state.history, entry),
-        final={name: told for name, told in new.final.items() if name != CROSS},
+        final={name: scores for name, scores in new.final.items() if name != CROSS},
     )
     models = {**models, LAST: (network, as_saved(new, options))}
     commit(desk.folder, new, {**models, **site_models(state, outcome.answers, all_parts, options)})
@@ -187,38 +184,39 @@ def _round(desk: Desk, state: State, took: float) -> State:
     return new
 
 
-def _of_usual_length(
+def _refuse_outliers(
     desk: Desk, state: State, outcome: ExchangeOutcome, all_parts: Sequence[Part], terms: Terms
 ) -> tuple[ExchangeOutcome, Mapping[str, Lengths]]:
-    """The outcome without updates that are far longer than the others', and how long each is; under masks, as it is.
+    """The outcome without updates that are far longer than the others, and the length of each update.
+
+    Under masks the server cannot see lengths and refuses none.
 
     Raises:
         FederationError: too few are left.
     """
     if desk.options.privacy.masked:
         return outcome, {}
-    own = {site: lengths(from_payload(answer.tensors), all_parts) for site, answer in outcome.answers.items()}
+    norms = {site: lengths(from_payload(answer.tensors), all_parts) for site, answer in outcome.answers.items()}
     past = [
-        (number_of(told.get("norm", 0.0)), number_of(told.get("norm_of_statistics", 0.0)))
+        (number_of(result.get("norm", 0.0)), number_of(result.get("norm_of_statistics", 0.0)))
         for entry in state.history[-LOOK_BACK:]
-        for told in entry["sites"].values()
+        for result in entry["sites"].values()
     ]
-    found = outliers(own, past, desk.options.aggregate.max_norm_ratio)
-    reasons = {site: f"its update was refused: {why}" for site, why in found.items()}
-    return withdrawn(desk, outcome, reasons, terms.least), own
+    too_long = outliers(norms, past, desk.options.aggregate.max_norm_ratio)
+    reasons = {site: f"its update was refused: {why}" for site, why in too_long.items()}
+    return withdrawn(desk, outcome, reasons, terms.least), norms
 
 
 def _epsilon(options: FederationOptions, state: State, outcome: ExchangeOutcome) -> float:
-    """What the noise guarantees after this round, for the site that sent most: repeated rounds may be releases, too."""
-    told = (int(answer.body.get("releases", 0)) for answer in outcome.answers.values())
-    releases = max((state.round + 1, *told))
+    """The guarantee of the noise after this round, for the site with most releases: repeated rounds may count, too."""
+    releases = max(state.round + 1, *(int(answer.body.get("releases", 0)) for answer in outcome.answers.values()))
     before = number_of(state.history[-1].get("epsilon")) if state.history else 0.0
     return max(epsilon(options.privacy.noise, releases, options.privacy.delta), before)
 
 
-def _pass_on(desk: Desk, now: int, outcome: ExchangeOutcome, combination: Mean) -> None:
-    """Tell what sites have to say, and what was done to their updates."""
-    tell_events(desk, now, outcome)
+def _note_updates(desk: Desk, now: int, outcome: ExchangeOutcome, combination: Mean) -> None:
+    """Pass on the sites' notes, and say which updates were scaled down."""
+    note_events(desk, now, outcome)
     for site in combination.scaled:
         longest = desk.options.aggregate.max_update_norm
         desk.note(now, f"its update was longer than {longest} and scaled down.", site)
@@ -236,31 +234,31 @@ def _tasks(desk: Desk, state: State) -> dict[str, SiteTask]:
     if options.privacy.masked:
         body["keys"] = {site: info.public_key for site, info in roster.sites.items()}
         body["holders"] = {group: list(names) for group, names in roster.holders.items()}
-    if state.course:  # rounds of an earlier course are no answers to this one
+    if state.course:  # so that a site does not answer with a round of an earlier course
         body["course"] = state.course
     weights = masked_weights(state, options)
     tasks = {}
     for site in roster.sites:
-        hold = {best.kept.get(site, best.round) for best in (state.mean, state.worst)}
-        hold |= rounds_to_hold(desk.folder, site)
-        own: dict[str, Any] = {"kept": state.kept.get(site, 0), "hold": sorted(hold - {-1, 0})}
+        rounds_to_keep = {best.kept.get(site, best.round) for best in (state.mean, state.worst)}
+        rounds_to_keep |= rounds_to_hold(desk.folder, site)
+        site_body: dict[str, Any] = {"kept": state.kept.get(site, 0), "hold": sorted(rounds_to_keep - {-1, 0})}
         if options.privacy.masked:
-            own["weight"] = weights[site]
-        tasks[site] = desk.task(ROUND, state.round + 1, tensors, **body, **own)
+            site_body["weight"] = weights[site]
+        tasks[site] = desk.task(ROUND, state.round + 1, tensors, **body, **site_body)
     return tasks
 
 
-def _site_round(answer: Answer, outcome: ExchangeOutcome, long: Lengths | None) -> SiteRound:
-    told, came = answer.body["metrics"], outcome.came[answer.site]
+def _site_round(answer: Answer, outcome: ExchangeOutcome, norms: Lengths | None) -> SiteRound:
+    came = outcome.came[answer.site]
     validation = validation_of(answer)
     return SiteRound(
         dice=mean(validation.values()),
         validation=validation,
-        loss=number_of(told.get("loss")),
+        loss=number_of(answer.body["metrics"].get("loss")),
         num_cases=int(answer.body.get("num_cases", 0)),
         sent=came.sent,
         received=came.received,
         seconds=number_of(answer.body.get("seconds", {}).get("total")),
-        norm=long[0] if long else math.nan,
-        norm_of_statistics=long[1] if long else math.nan,
+        norm=norms[0] if norms else math.nan,
+        norm_of_statistics=norms[1] if norms else math.nan,
     )

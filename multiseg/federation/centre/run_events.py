@@ -1,4 +1,4 @@
-"""What a federated run tells of itself as it goes, in events, in words and in numbers."""
+"""The events of a federated run, and how each reads as a line of text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multiseg.shown import TEXT, line
 
 @dataclass(frozen=True)
 class Waiting:
-    """These sites are not there; none: all are there again."""
+    """These sites are offline; none: all are online again."""
 
     round: int
     sites: tuple[str, ...]
@@ -19,7 +19,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Began:
-    """A round began; the sites are those that are asked."""
+    """A round started with these sites."""
 
     round: int
     rounds: int
@@ -28,7 +28,7 @@ class Began:
 
 @dataclass(frozen=True)
 class Came:
-    """A site answered, `seconds` after it was asked; `sent` and `received` are bytes."""
+    """A site answered, `seconds` after it got the task; `sent` and `received` are bytes."""
 
     round: int
     site: str
@@ -49,7 +49,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Resent:
-    """A site was sent its task again."""
+    """The task of a site was sent again."""
 
     round: int
     site: str
@@ -58,7 +58,7 @@ class Resent:
 
 @dataclass(frozen=True)
 class Held:
-    """A site has its task and does not answer yet: it is busy, or waits for a person there."""
+    """A site has its task and does not answer yet: it is busy, or waits for approval there."""
 
     round: int
     site: str
@@ -67,7 +67,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Noted:
-    """Something a person should know: of a site, or of the run where it names none."""
+    """A note on a site, or on the run if `site` is empty."""
 
     round: int
     site: str
@@ -76,7 +76,7 @@ class Noted:
 
 @dataclass(frozen=True)
 class Left:
-    """A site is no longer on the roster, though the run's settings name it; the run is conducted without it."""
+    """A site in the run's settings is no longer on the roster; the run continues without it."""
 
     round: int
     site: str
@@ -85,7 +85,7 @@ class Left:
 
 @dataclass(frozen=True)
 class WentBack:
-    """The run was put back to what it was after `round`; `before` is where it stood."""
+    """The run was put back to its state after `round` from round `before`."""
 
     round: int
     before: int
@@ -93,15 +93,15 @@ class WentBack:
 
 @dataclass(frozen=True)
 class SiteRound:
-    """What one site did in a round.
+    """The result of one site in a round.
 
     Attributes:
-        dice: of the model that the round began with, on the site's validation cases; NaN where it has none.
+        dice: of the model that the round started from, on the site's validation cases; NaN if it has none.
         validation: the same by database (and subset of sequences).
         loss: mean of the training in this round.
         sent, received: bytes to and from the site.
-        seconds: of its work, by its own word.
-        norm: length of its update as it came, and of its running statistics; NaN under masks.
+        seconds: of its work, as the site reports.
+        norm, norm_of_statistics: length of its update and of its running statistics; NaN under masks.
     """
 
     dice: float
@@ -120,14 +120,12 @@ class RoundDone:
     """A round was combined and saved.
 
     Attributes:
-        mean, worst: Dice over the sites of the model that the round began with; NaN where no site has cases for it.
-        failed: sites whose update is not in it, and why.
+        mean, worst: Dice over the sites of the model that the round started from; NaN if no site has cases for it.
+        failed: sites whose update is missing, and why.
         single: parts of the network that only one site sent.
-        is_news: whether those are others than in the round before.
-        epsilon: what the noise guarantees so far, if each round's noise has left a site once; infinite without any.
-            A round that a site was asked for again under other settings or from other weights is another release,
-            which is not counted here.
-        seconds_left: if all rounds take as long as those of this process so far.
+        is_news: whether `single` differs from the round before.
+        epsilon: of the noise so far, for the site with most releases; infinite without noise.
+        seconds_left: estimated from the rounds of this process so far.
     """
 
     round: int
@@ -158,30 +156,30 @@ Event = Waiting | Began | Came | Refused | Resent | Held | Noted | Left | WentBa
 
 
 def in_words(event: Event) -> str:
-    """One line for a person, in which whatever sites say is cleaned."""
+    """One line of text; what sites wrote is cleaned."""
     if isinstance(event, RoundDone):
         return line(_round_in_words(event), TEXT)
     if isinstance(event, Finished):
-        told = "; ".join(f"{site} {parts_in_words(parts)}" for site, parts in event.test.items())
-        return line(f"all {event.round} rounds done, best model after round {event.best_round}. Test: {told}", TEXT)
-    return line(f"round {event.round}: {_told(event)}", TEXT)
+        listed = "; ".join(f"{site} {parts_in_words(parts)}" for site, parts in event.test.items())
+        return line(f"all {event.round} rounds done, best model after round {event.best_round}. Test: {listed}", TEXT)
+    return line(f"round {event.round}: {_short_in_words(event)}", TEXT)
 
 
-def _told(event: Waiting | Began | Came | Refused | Resent | Held | Noted | Left | WentBack) -> str:
+def _short_in_words(event: Waiting | Began | Came | Refused | Resent | Held | Noted | Left | WentBack) -> str:
     match event:
         case Waiting(sites=sites):
-            text = f"waiting for {', '.join(sites)}" if sites else "all sites are there"
+            text = f"waiting for {', '.join(sites)}" if sites else "all sites are online"
         case Began(sites=sites):
             text = f"asked {', '.join(sites)}"
         case Came(site=site, kind=kind):
-            sizes = f"{megabytes(event.sent)} there, {megabytes(event.received)} back"
+            sizes = f"{megabytes(event.sent)} sent, {megabytes(event.received)} received"
             text = f"{site} answered ({kind}) in {clock_time(event.seconds)}, {sizes}"
         case Refused(site=site, reason=reason):
             text = f"{site} FAILED: {reason}"
         case Resent(site=site, reason=reason):
             text = f"asked {site} again: {reason}"
         case Left(site=site, reason=reason):
-            text = f"goes on WITHOUT {site}: {reason}"
+            text = f"continues WITHOUT {site}: {reason}"
         case WentBack(before=before):
             text = f"the run was put back to this round from round {before}"
         case Held(site=site, reason=reason):
@@ -192,14 +190,14 @@ def _told(event: Waiting | Began | Came | Refused | Resent | Held | Noted | Left
 
 
 def _round_in_words(event: RoundDone) -> str:
-    """Scores come a round late: sites judge the model that a round begins with."""
+    """Scores come a round late: sites evaluate the model that a round starts from."""
     model = f"the model after round {event.round - 1}" if event.round > 1 else "the untrained model"
-    sites = ", ".join(f"{site} {number(told.dice)} (loss {number(told.loss)})" for site, told in event.sites.items())
+    sites = ", ".join(f"{site} {number(done.dice)} (loss {number(done.loss)})" for site, done in event.sites.items())
     text = f"round {event.round}/{event.rounds} done. Dice of {model}: {number(event.mean)}, by site {sites}"
     if event.failed:
         text += f"; WITHOUT {', '.join(event.failed)}"
     if event.is_news:
-        text += f"; {len(event.single) or 'no'} parts by one site alone"
+        text += f"; {len(event.single) or 'no'} parts from only one site"
     if math.isfinite(event.epsilon):
         text += f"; epsilon {event.epsilon:.3g}"
     left = f", {clock_time(event.seconds_left)} left" if event.seconds_left else ""
@@ -212,7 +210,7 @@ def parts_in_words(parts: Mapping[str, float]) -> str:
 
 
 def number(value: float) -> str:
-    """A score with three digits, a dash for one that is not defined."""
+    """A score with three digits; a dash if it is undefined."""
     return f"{value:.3f}" if math.isfinite(value) else "-"
 
 

@@ -1,4 +1,4 @@
-"""Where the events of a federated run go: log.jsonl, TensorBoard, and a text for Prometheus."""
+"""Writes the events of a federated run to log.jsonl, TensorBoard, status.json and a text for Prometheus."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from multiseg.training.run_folder import LOG, TENSORBOARD
 METRICS = "metrics.prom"
 STATUS = "status.json"
 PREFIX = "multiseg_federation_"
-"""Begins the name of each of a run's metrics."""
+"""Of the names of a run's metrics."""
 
 
 @dataclass
 class Status:
-    """How a run stands, by site where it is a mapping.
+    """The status of a run; mappings are by site.
 
     Attributes:
-        awaited: sites that are asked something and are not there.
-        left: sites that the settings name and that the run is conducted without.
+        awaited: sites that have a task and are offline.
+        left: sites in the settings that the run continues without.
         held: sites that have their task and do not answer yet, and why.
-        working: sites that have not answered to a round that goes on, there or not; none before the first round and
-            after the last.
+        working: sites that owe the current round an answer, online or not; none before the first round and after the
+            last.
     """
 
     experiment: str
@@ -69,22 +69,22 @@ class Status:
     resent: dict[str, int] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
-        """Bring it up to date."""
+        """Update the status."""
         match event:
             case Waiting():
                 self.awaited = event.sites
             case Began():
                 self.rounds, self.sites, self.working = event.rounds, event.sites, event.sites
             case Came():
-                self._is_through(event.site)
+                self._clear(event.site)
                 self.sent[event.site] = self.sent.get(event.site, 0) + event.sent
                 self.received[event.site] = self.received.get(event.site, 0) + event.received
                 self.seconds[event.site] = event.seconds
             case Refused():
-                self._is_through(event.site)
+                self._clear(event.site)
                 self.failures[event.site] = self.failures.get(event.site, 0) + 1
             case Left():
-                self._is_through(event.site)
+                self._clear(event.site)
                 self.awaited = tuple(site for site in self.awaited if site != event.site)
                 self.left = tuple(dict.fromkeys((*self.left, event.site)))
             case Held():
@@ -95,42 +95,43 @@ class Status:
                 self.working, self.awaited = (), ()
                 self.round, self.rounds, self.mean, self.worst = event.round, event.rounds, event.mean, event.worst
                 self.epsilon, self.round_seconds, self.seconds_left = event.epsilon, event.seconds, event.seconds_left
-                self.dice |= {site: told.dice for site, told in event.sites.items()}
-                self.loss |= {site: told.loss for site, told in event.sites.items()}
+                self.dice |= {site: result.dice for site, result in event.sites.items()}
+                self.loss |= {site: result.loss for site, result in event.sites.items()}
             case Finished():
                 self.finished, self.awaited = True, ()
 
-    def _is_through(self, site: str) -> None:
+    def _clear(self, site: str) -> None:
+        """The site owes no answer any more."""
         self.held.pop(site, None)
         self.working = tuple(other for other in self.working if other != site)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The `Status` of the run in an experiment's folder, null for numbers that are not finite; {} before it began."""
+    """The `Status` of the run in a folder, None for numbers that are not finite; {} before it started."""
     try:
-        found: dict[str, Any] = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        status: dict[str, Any] = json.loads((folder / STATUS).read_text(encoding="utf-8"))
     except OSError:
         return {}
-    return found
+    return status
 
 
 def busy_with(folder: Path, site: str) -> str:
-    """What may keep a site from answering to the run in a folder: the rounds of the runs beside it that asked it."""
+    """What may keep a site from answering the run in a folder: rounds of other runs that wait for it."""
     others = [read_status(other) for other in sorted(folder.parent.iterdir()) if other.is_dir() and other != folder]
     rounds = [
         f"{other['experiment']}, round {other['round'] + 1}" for other in others if site in other.get("working", ())
     ]
-    return f"it may be at work for {'; '.join(rounds)}" if rounds else "it is busy, or cut off"
+    return f"it may be working for {'; '.join(rounds)}" if rounds else "it is busy, or cut off"
 
 
 def prometheus(status: Status) -> str:
-    """The run in the text format that Prometheus reads. Counters begin anew with the process."""
+    """The run in Prometheus's text format. Counters restart with the process."""
     present = {site: site not in status.awaited for site in dict.fromkeys((*status.sites, *status.awaited))}
     of_run = (
         ("round", "Rounds done.", status.round),
         ("rounds", "Rounds in all.", status.rounds),
         ("finished", "1 after the last evaluation.", status.finished),
-        ("dice_mean", "Dice of the model that the last round began with, mean over sites.", status.mean),
+        ("dice_mean", "Dice of the model that the last round started from, mean over sites.", status.mean),
         ("dice_worst", "The same at the worst site.", status.worst),
         ("epsilon", "Of the (epsilon, delta) guarantee so far.", status.epsilon),
         ("round_seconds", "Duration of the last round.", status.round_seconds),
@@ -138,13 +139,13 @@ def prometheus(status: Status) -> str:
     )
     of_sites: tuple[tuple[str, str, Mapping[str, float | int]], ...] = (
         ("site_present", "0 while the run waits for the site.", present),
-        ("site_dice", "Dice of the model that the last round began with.", status.dice),
+        ("site_dice", "Dice of the model that the last round started from.", status.dice),
         ("site_loss", "Mean loss in the last round.", status.loss),
-        ("site_seconds", "From the last question to its answer.", status.seconds),
+        ("site_seconds", "From the last task to its answer.", status.seconds),
         ("site_sent_bytes_total", "Bytes to the site.", status.sent),
         ("site_received_bytes_total", "Bytes from the site.", status.received),
         ("site_failures_total", "Answers refused or given up.", status.failures),
-        ("site_resent_total", "Questions that were asked again.", status.resent),
+        ("site_resent_total", "Tasks that were sent again.", status.resent),
     )
     run = status.experiment
     return in_text([
@@ -157,7 +158,7 @@ def prometheus(status: Status) -> str:
 
 
 class RunLogs:
-    """Writes each event down and passes it on. A log is only added to: what went wrong before a restart stays."""
+    """Logs each event and passes it on. The log is only appended to: earlier failures stay after a restart."""
 
     def __init__(self, folder: Path, experiment: str, number: int, on_event: Callable[[Event], None]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -165,9 +166,9 @@ class RunLogs:
         self._written = ""
         self.folder, self.on_event, self.status = folder, on_event, Status(experiment, number)
         path = folder / LOG
-        torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+        is_cut_short = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
         self.file = path.open("a", buffering=1, encoding="utf-8")
-        if torn:  # a kill cut the last line short
+        if is_cut_short:  # by a kill
             self.file.write("\n")
         self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=number + 1)
 
@@ -179,20 +180,20 @@ class RunLogs:
         self.board.close()
 
     def event(self, event: Event) -> None:
-        """Raises ResourceError where the disk is full."""
+        """Raises ResourceError if the disk is full."""
         self.status.take(event)
-        told = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": type(event).__name__}
+        head = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": type(event).__name__}
         try:
-            self.file.write(json.dumps(_finite(told | asdict(event))) + "\n")
+            self.file.write(json.dumps(_finite(head | asdict(event))) + "\n")
             if isinstance(event, RoundDone):
                 self._plot(event)
         except OSError as error:
             raise ResourceError(
                 f"the log of round {event.round} could not be written: {error}. {remedy(error, '')} The same "
-                "command resumes from the last round that was saved."
+                "command resumes from the last saved round."
             ) from error
         status = json.dumps(_finite(asdict(self.status)))
-        if status != self._written:  # a note of a site changes nothing there
+        if status != self._written:  # many events do not change it
             write_atomically(self.folder / METRICS, prometheus(self.status).encode())
             write_atomically(self.folder / STATUS, status.encode())
             self._written = status
@@ -200,9 +201,9 @@ class RunLogs:
 
     def _plot(self, event: RoundDone) -> None:
         scalars = {"dice/mean": event.mean, "dice/worst": event.worst, "round/seconds": event.seconds}
-        for site, told in event.sites.items():
-            scalars |= {f"dice/{site}": told.dice, f"loss/{site}": told.loss, f"seconds/{site}": told.seconds}
-            scalars |= {f"received_megabytes/{site}": told.received / 1e6}
+        for site, result in event.sites.items():
+            scalars |= {f"dice/{site}": result.dice, f"loss/{site}": result.loss, f"seconds/{site}": result.seconds}
+            scalars |= {f"received_megabytes/{site}": result.received / 1e6}
         scalars["privacy/epsilon"] = event.epsilon
         for name, value in scalars.items():
             if math.isfinite(value):
@@ -211,7 +212,7 @@ class RunLogs:
 
 
 def _finite(value: Any) -> Any:
-    """What JSON has words for: null stands for a number that is not finite."""
+    """The value for JSON: numbers that are not finite become null."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

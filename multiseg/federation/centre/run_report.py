@@ -1,4 +1,4 @@
-"""A federated run afterwards: tables, and a page with plots that needs no other file."""
+"""Reports on a federated run: tables, and an HTML page with plots that needs no other file."""
 
 from __future__ import annotations
 
@@ -28,46 +28,50 @@ Table = tuple[list[str], list[list[str]], list[str]]
 NOTABLE = ("Refused", "Resent", "Noted", "Waiting", "Left", "WentBack")
 """Events that the report lists."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#8c6d31")
-"""Told apart also by those who see few colours (Okabe and Ito)."""
-CROSS_SAID = "What each site made of the network in the last round, on the test cases of every site: mean Dice."
+"""Safe for colour-blind readers (Okabe and Ito)."""
+CROSS_NOTE = "The model that each site trained in the last round, on the test cases of every site: mean Dice."
 TEMPLATE = Path(__file__).with_suffix(".html.jinja")
 LIMIT = 200
 """Events that a page shows, the last ones."""
 
 
 def round_table(history: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) -> Table:
-    """A row for each round: Dice of the model that it began with, losses, bytes, seconds; then the last model's."""
+    """A row for each round: Dice of the model that it started from, losses, bytes, seconds; then the last model's."""
     sites = _sites(history)
     private = any(math.isfinite(number_of(entry.get("epsilon"))) for entry in history)
     columns = ["round", "mean", "worst", *sites, "loss", *(["epsilon"] if private else []), "sent", "received", "time"]
     columns.append("without")
     rows = []
     for entry in history:
-        told = entry["sites"]
+        results = entry["sites"]
         rows.append(
             [
                 str(entry["round"]),
                 number(number_of(entry["mean"])),
                 number(number_of(entry["worst"])),
-                *(number(number_of(told[site]["dice"])) if site in told else "" for site in sites),
-                number(mean(number_of(told[site]["loss"]) for site in told)),
+                *(number(number_of(results[site]["dice"])) if site in results else "" for site in sites),
+                number(mean(number_of(result["loss"]) for result in results.values())),
                 *([f"{number_of(entry.get('epsilon')):.3g}"] if private else []),
-                megabytes(sum(told[site]["sent"] for site in told)),
-                megabytes(sum(told[site]["received"] for site in told)),
+                megabytes(sum(result["sent"] for result in results.values())),
+                megabytes(sum(result["received"] for result in results.values())),
                 clock_time(entry["seconds"]),
                 ", ".join(entry["failed"]),
             ]
         )
-    last = {site: mean(map(number_of, parts.values())) for site, parts in final.get("validation", {}).items()}
+    last = _mean_by_site(final.get("validation", {}))
     if last:
         scores = [mean(last.values()), worst(last.values()), *(last.get(site, math.nan) for site in sites)]
         rows.append(["end", *map(number, scores), *[""] * (6 if private else 5)])
     return columns, rows, columns[:-1]
 
 
+def _mean_by_site(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    return {site: mean(map(number_of, dice.values())) for site, dice in scores.items()}
+
+
 def test_table(test: Mapping[str, Mapping[str, float]]) -> Table:
     """A row for each site and database (and subset) on which the best model was tested."""
-    rows = [[site, name, number(number_of(dice))] for site, told in test.items() for name, dice in told.items()]
+    rows = [[site, name, number(number_of(dice))] for site, scores in test.items() for name, dice in scores.items()]
     return ["site", "database", "Dice"], rows, ["Dice"]
 
 
@@ -77,8 +81,8 @@ def cross_table(final: Mapping[str, Any]) -> Table:
     rows = {**cross, "all (best joint model)": final.get("test", {})} if cross else {}
     sites = list(dict.fromkeys(site for scores in rows.values() for site in scores))
     table = [
-        [whose, *(number(mean(map(number_of, scores.get(site, {}).values()))) for site in sites)]
-        for whose, scores in rows.items()
+        [owner, *(number(mean(map(number_of, scores.get(site, {}).values()))) for site in sites)]
+        for owner, scores in rows.items()
     ]
     return ["model of", *(f"at {site}" for site in sites)], table, [f"at {site}" for site in sites]
 
@@ -105,10 +109,10 @@ def site_table(roster: Mapping[str, Any]) -> Table:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """All that a run's folder tells of it, for a page or for JSON.
+    """All that a run's folder holds, for a page or for JSON.
 
     Raises:
-        UsageError: it holds no federated run with a finished round.
+        UsageError: the folder has no federated run with a finished round.
     """
     content = read_history(folder)
     return {
@@ -125,8 +129,8 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def notable_events(folder: Path) -> list[dict[str, Any]]:
-    """What went other than smoothly, from the log; a line that a kill cut short is left out."""
-    found = []
+    """What did not go smoothly, from the log; lines cut short by a kill are left out."""
+    events = []
     path = folder / LOG
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -134,29 +138,28 @@ def notable_events(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(event, dict) and event.get("event") in NOTABLE:
-            found.append(event)
-    return found
+            events.append(event)
+    return events
 
 
-def page(told: Mapping[str, Any]) -> str:
-    """An HTML page of its own: tables and plots of a `summary`."""
-    history, test, cross = told["history"], told["final"].get("test", {}), told["final"].get(CROSS, {})
-    axis = ", ".join(told["roster"]["info"]["axis"])
-    best = told["best"]
-    title = f"Federated run {Path(told['folder']).name}"
-    intro = f"{told['round']} rounds over {len(told['roster']['sites'])} sites; the joint model reads {axis}."
+def page(run: Mapping[str, Any]) -> str:
+    """An HTML page with tables and plots of a `summary`."""
+    history, final, best = run["history"], run["final"], run["best"]
+    axis = ", ".join(run["roster"]["info"]["axis"])
+    title = f"Federated run {Path(run['folder']).name}"
+    intro = f"{run['round']} rounds over {len(run['roster']['sites'])} sites; the joint model reads {axis}."
     if best["round"] >= 0:
         intro += f" Best on average over the sites is the model after round {best['round']}, with a validation Dice of "
         intro += f"{number(number_of(best['score']))}."
     sections = [
-        _drawn("Dice on validation cases", _dice_plot, told, "Of the model after so many rounds, by site."),
-        _drawn("Loss", _loss_plot, told, "Mean of each site's training in the round."),
-        _drawn("Bytes and time", _traffic_plot, told, "Per round: from the sites, and what each of them took."),
-        *([_tabled("Test cases", test_table(test), "The best model.")] if test else []),
-        *([_tabled("From site to site", cross_table(told["final"]), CROSS_SAID)] if cross else []),
-        _tabled("Rounds", round_table(history, told["final"]), "Dice is that of the model that the round began with."),
-        _tabled("Sites", site_table(told["roster"]), "Cases are rounded up, as the sites tell them."),
-        _tabled("What happened", _event_table(told["events"]), ""),
+        _drawn("Dice on validation cases", _dice_plot, run, "Of the model after each round, by site."),
+        _drawn("Loss", _loss_plot, run, "Mean of each site's training in the round."),
+        _drawn("Bytes and time", _traffic_plot, run, "Per round: received from each site, and its working time."),
+        *([_tabled("Test cases", test_table(final["test"]), "The best model.")] if final.get("test") else []),
+        *([_tabled("From site to site", cross_table(final), CROSS_NOTE)] if final.get(CROSS) else []),
+        _tabled("Rounds", round_table(history, final), "Dice is that of the model that the round started from."),
+        _tabled("Sites", site_table(run["roster"]), "Numbers of cases are rounded up by the sites."),
+        _tabled("What happened", _event_table(run["events"]), ""),
     ]
     templates = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined)
     return templates.get_template(TEMPLATE.name).render(title=title, intro=intro, sections=sections) + "\n"
@@ -170,14 +173,14 @@ def _event_table(events: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for event in events[-LIMIT:]:
         about = event.get("site") or ", ".join(event.get("sites", ()))
-        text = event.get("reason") or event.get("text") or ("" if event.get("sites") else "all sites are there")
+        text = event.get("reason") or event.get("text") or ("" if event.get("sites") else "all sites are online")
         rows.append([event["time"], str(event["round"]), event["event"].lower(), about, text])
-    return ["time", "round", "what", "site", "said"], rows, ["round"]
+    return ["time", "round", "what", "site", "message"], rows, ["round"]
 
 
 @dataclass(frozen=True)
 class _Section:
-    """A part of the page: a heading, perhaps a sentence, and a drawing or a table.
+    """A section of the page: a heading, perhaps a sentence, and a drawing or a table.
 
     Attributes:
         table: columns, rows, and the class of each column.
@@ -191,26 +194,23 @@ class _Section:
 
 def _tabled(title: str, table: Table, note: str) -> _Section:
     columns, rows, right = table
-    classes = ["number" if column in right else "long" if column == "said" else "" for column in columns]
+    classes = ["number" if column in right else "long" if column == "message" else "" for column in columns]
     return _Section(title, note, table=(columns, rows, classes))
 
 
-def _drawn(title: str, draw: Any, told: Mapping[str, Any], note: str) -> _Section:
-    return _Section(title, note, drawing=Markup(_svg(draw, told)))  # noqa: S704 (matplotlib escapes names itself)
-
-
-def _svg(draw: Any, told: Mapping[str, Any]) -> str:
+def _drawn(title: str, draw: Any, run: Mapping[str, Any], note: str) -> _Section:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    draw(figure, told)
+    draw(figure, run)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    return _Section(title, note, drawing=Markup(svg))  # noqa: S704 (matplotlib escapes names itself)
 
 
 def _lines(axes: Axes, curves: Mapping[str, Sequence[tuple[float, float]]], label: str) -> None:
-    """One line a site; whole rounds on the horizontal axis."""
-    for at, (site, points) in enumerate(curves.items()):
-        axes.plot(*zip(*points, strict=True), marker="o", ms=3, color=COLOURS[at % len(COLOURS)], label=site)
+    """One line per site; integer rounds on the horizontal axis."""
+    for index, (site, points) in enumerate(curves.items()):
+        axes.plot(*zip(*points, strict=True), marker="o", ms=3, color=COLOURS[index % len(COLOURS)], label=site)
     axes.set_ylabel(label)
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -218,47 +218,42 @@ def _lines(axes: Axes, curves: Mapping[str, Sequence[tuple[float, float]]], labe
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _curves(told: Mapping[str, Any], name: str, shift: int = 0) -> dict[str, list[tuple[float, float]]]:
-    history = told["history"]
-    return {
-        site: [
-            (float(entry["round"] + shift), number_of(entry["sites"][site][name]))
-            for entry in history
-            if site in entry["sites"]
-        ]
-        for site in _sites(history)
-        if any(site in entry["sites"] for entry in history)
-    }
+def _curves(run: Mapping[str, Any], name: str, shift: int = 0) -> dict[str, list[tuple[float, float]]]:
+    curves: dict[str, list[tuple[float, float]]] = {site: [] for site in _sites(run["history"])}
+    for entry in run["history"]:
+        for site, result in entry["sites"].items():
+            curves[site].append((float(entry["round"] + shift), number_of(result[name])))
+    return {site: points for site, points in curves.items() if points}
 
 
-def _dice_plot(figure: Figure, told: Mapping[str, Any]) -> None:
-    """Round r judged the model after r - 1 rounds; the last one was judged at the end."""
+def _dice_plot(figure: Figure, run: Mapping[str, Any]) -> None:
+    """Round r evaluated the model after r - 1 rounds; the last model was evaluated at the end."""
     axes = figure.add_subplot()
-    curves = _curves(told, "dice", shift=-1)
-    means = [(entry["round"] - 1.0, number_of(entry["mean"])) for entry in told["history"]]
-    last = {site: mean(map(number_of, parts.values())) for site, parts in told["final"].get("validation", {}).items()}
+    curves = _curves(run, "dice", shift=-1)
+    means = [(entry["round"] - 1.0, number_of(entry["mean"])) for entry in run["history"]]
+    last = _mean_by_site(run["final"].get("validation", {}))
     for site, dice in last.items():
-        curves.setdefault(site, []).append((float(told["round"]), dice))
+        curves.setdefault(site, []).append((float(run["round"]), dice))
     if last:
-        means.append((float(told["round"]), mean(last.values())))
+        means.append((float(run["round"]), mean(last.values())))
     _lines(axes, curves, "Dice")
     axes.plot(*zip(*means, strict=True), color="black", lw=2, label="mean over sites")
     axes.set_ylim(0, 1)
-    if told["best"]["round"] >= 0:
-        axes.axvline(told["best"]["round"], color="black", lw=0.8, ls=":", label="best model")
+    if run["best"]["round"] >= 0:
+        axes.axvline(run["best"]["round"], color="black", lw=0.8, ls=":", label="best model")
     figure.legend(loc="outside right upper", frameon=False)
 
 
-def _loss_plot(figure: Figure, told: Mapping[str, Any]) -> None:
-    _lines(figure.add_subplot(), _curves(told, "loss"), "loss")
+def _loss_plot(figure: Figure, run: Mapping[str, Any]) -> None:
+    _lines(figure.add_subplot(), _curves(run, "loss"), "loss")
     figure.legend(loc="outside right upper", frameon=False)
 
 
-def _traffic_plot(figure: Figure, told: Mapping[str, Any]) -> None:
+def _traffic_plot(figure: Figure, run: Mapping[str, Any]) -> None:
     left, right = figure.subplots(1, 2)
-    received = _curves(told, "received")
-    _lines(left, {site: [(at, size / 1e6) for at, size in points] for site, points in received.items()}, "MB received")
-    _lines(right, _curves(told, "seconds"), "seconds of work")
+    received = _curves(run, "received")
+    _lines(left, {site: [(x, size / 1e6) for x, size in points] for site, points in received.items()}, "MB received")
+    _lines(right, _curves(run, "seconds"), "seconds of work")
     for axes in (left, right):
         axes.margins(y=0.1)
         axes.set_ylim(bottom=0)

@@ -1,4 +1,4 @@
-"""What a run's model has learnt to read: as the server has it, and as a site has it with its own parts laid in."""
+"""Which sequences a run's model can read: the server's model, and that of a site with its own parts."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ Learnt = Mapping[str, Sequence[str]]
 
 
 def check_personal(all_parts: Sequence[Part], options: FederationOptions) -> None:
-    """Raises UsageError for a personal pattern without a tensor, and for noise on running statistics."""
+    """Raises UsageError for a personal pattern that fits no tensor, and for noise on running statistics."""
     personal = options.local.personal
     for pattern in personal:
         if all(leaves(part, [pattern]) for part in all_parts):
-            some = list(dict.fromkeys(part.tensor for part in all_parts))
+            tensors = list(dict.fromkeys(part.tensor for part in all_parts))
             raise UsageError(
-                f"local.personal names {pattern!r}, but no tensor of the {options.model.builder} with model.norm = "
-                f'"{options.model.norm}" is called so; its tensors are such as {some[0]} and {some[-1]}.'
+                f"local.personal has {pattern!r}, which fits no tensor of the {options.model.builder} with "
+                f'model.norm = "{options.model.norm}"; its tensors have names such as {tensors[0]} and {tensors[-1]}.'
             )
     noisy = [part.tensor for part in all_parts if part.is_statistic and leaves(part, personal)]
     if options.privacy.noise and noisy:
         raise UsageError(
-            f"privacy.noise would be added to running statistics such as {noisy[0]}, which then fit no data: keep them "
-            'at the sites by local.personal, or take model.norm = "instance".'
+            f"privacy.noise would be added to running statistics such as {noisy[0]}, which makes them useless: keep "
+            'them at the sites by local.personal, or use model.norm = "instance".'
         )
 
 
-def kept_home(roster: Roster, options: FederationOptions) -> frozenset[str]:
+def unreadable_sequences(roster: Roster, options: FederationOptions) -> frozenset[str]:
     """The sequences that the server's model cannot read, since weights they need never leave the sites.
 
-    Those are the sequences' own, or shared ones, which all sequences need. Vectors do not count: norms and biases
-    begin as what does nothing.
+    Those are a sequence's own weights, or shared ones, which all sequences need. Vectors do not count: norms and biases
+    start as an identity.
     """
     alone, personal = personal_parts(roster, options), options.local.personal
     home = {part.group for part in roster.parts if len(part.shape) > 1 and not leaves(part, personal, alone)}
@@ -45,46 +45,50 @@ def kept_home(roster: Roster, options: FederationOptions) -> frozenset[str]:
 
 
 def learnt_with(learnt: Learnt, roster: Roster, sites: Collection[str]) -> Learnt:
-    """What a model has learnt from once updates of these sites are added to it, by sequence."""
+    """The databases that a model has learnt each sequence from, after adding updates of these sites."""
     new = {
-        name: tuple(one for one in known if one in learnt.get(name, ()) or one.partition("/")[0] in sites)
-        for name, known in roster.info.trained_on.items()
+        name: tuple(
+            database
+            for database in databases
+            if database in learnt.get(name, ()) or database.partition("/")[0] in sites
+        )
+        for name, databases in roster.info.trained_on.items()
     }
     return {**learnt, **new}
 
 
-def as_the_server_has_it(info: ModelInfo, roster: Roster, options: FederationOptions, learnt: Learnt) -> ModelInfo:
-    """A model of the run with what it has learnt from.
+def info_at_server(info: ModelInfo, roster: Roster, options: FederationOptions, learnt: Learnt) -> ModelInfo:
+    """The description of the server's model, with what it has learnt from.
 
-    Sequences of which nobody has taught it anything, or that only sites can read, do not count as trained on.
+    Sequences that no site has trained, or that only sites can read, do not count as trained on.
     """
-    home = kept_home(roster, options)
-    known = {one for some in learnt.values() for one in some}
+    unreadable = unreadable_sequences(roster, options)
+    databases = {database for names in learnt.values() for database in names}
     return replace(
         info,
-        trained_on={name: () if name in home else tuple(learnt.get(name, ())) for name in info.axis},
-        databases={name: about for name, about in info.databases.items() if name in known},
+        trained_on={name: () if name in unreadable else tuple(learnt.get(name, ())) for name in info.axis},
+        databases={name: about for name, about in info.databases.items() if name in databases},
     )
 
 
-def as_a_site_has_it(
-    info: ModelInfo, roster: Roster, options: FederationOptions, site: str, learnt: Learnt
-) -> ModelInfo:
-    """The server's model with those sequences among what it was trained on that this site has learnt by itself."""
-    home = kept_home(roster, options)
-    own = {name: tuple(one for one in learnt.get(name, ()) if one.startswith(f"{site}/")) for name in info.axis}
-    return replace(info, trained_on={n: own[n] if n in home else known for n, known in info.trained_on.items()})
+def info_at_site(info: ModelInfo, roster: Roster, options: FederationOptions, site: str, learnt: Learnt) -> ModelInfo:
+    """The description of a site's model: also trained on the sequences that the site has learnt by itself."""
+    trained_on = dict(info.trained_on)
+    for name in unreadable_sequences(roster, options) & trained_on.keys():
+        trained_on[name] = tuple(database for database in learnt.get(name, ()) if database.startswith(f"{site}/"))
+    return replace(info, trained_on=trained_on)
 
 
 def warnings(roster: Roster, options: FederationOptions) -> list[str]:
-    """What to know of the server's model files before they are used."""
-    said = []
+    """What users of the server's model files should know."""
+    notes = []
     personal = [part.tensor for part in roster.parts if not leaves(part, options.local.personal)]
     if personal:
-        said.append(
+        notes.append(
             f"{len(set(personal))} personal tensors, such as {personal[0]}, never leave the sites: in the server's "
-            "models they are as the run began, and only the sites' own models are whole."
+            "models they keep their initial values, and only the sites' own models are complete."
         )
-    if home := kept_home(roster, options):
-        said.append(f"the server's models are not to be given {', '.join(sorted(home))}: sites keep those weights.")
-    return said
+    if unreadable := unreadable_sequences(roster, options):
+        listed = ", ".join(sorted(unreadable))
+        notes.append(f"do not give the server's models {listed}: sites keep those weights.")
+    return notes

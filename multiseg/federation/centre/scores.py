@@ -1,4 +1,4 @@
-"""How good a global model is by what the sites say of it, and whether it is the best so far."""
+"""Scores global models by the sites' evaluations, and keeps the best."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multiseg.federation.centre.crosswise import cross_evaluated, untested
-from multiseg.federation.centre.exchange import Desk, exchange, tell_events, tell_failed
+from multiseg.federation.centre.crosswise import cross_evaluate, untested
+from multiseg.federation.centre.exchange import Desk, exchange, note_events, note_failed
 from multiseg.federation.centre.experiment_folder import WORST, Best, Models, State, commit
 from multiseg.federation.centre.run_events import Finished
-from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has_it
+from multiseg.federation.centre.scope import info_at_server, info_at_site
 from multiseg.federation.centre.site_answers import dice_of, number_of
 from multiseg.federation.centre.site_roster import has_validation, personal_parts
 from multiseg.federation.messages import EVALUATE, FINISH, SiteTask
@@ -22,59 +22,59 @@ from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info
 
 
 def mean(values: Iterable[float]) -> float:
-    """The mean of what is finite; NaN where nothing is."""
+    """The mean of the finite values; NaN if there are none."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
 
 
 def worst(values: Iterable[float]) -> float:
-    """The least of what is finite; NaN where nothing is."""
+    """The smallest finite value; NaN if there are none."""
     return min((value for value in values if math.isfinite(value)), default=math.nan)
 
 
 def info_of(state: State) -> ModelInfo:
-    """What the global model is now; its step counts the rounds."""
+    """The description of the current global model; its step counts the rounds."""
     return replace(state.roster.info, step=state.round)
 
 
 def as_saved(state: State, options: FederationOptions) -> ModelInfo:
-    """What the file of the global model says of it."""
-    return as_the_server_has_it(info_of(state), state.roster, options, state.learnt)
+    """The description in the file of the global model."""
+    return info_at_server(info_of(state), state.roster, options, state.learnt)
 
 
-def unheard(state: State, dice: Mapping[str, float]) -> tuple[str, ...]:
-    """The sites that can judge a model and have not judged this one, so that its score compares with no other.
+def missing_scores(state: State, dice: Mapping[str, float]) -> tuple[str, ...]:
+    """The sites that can score a model and have not scored this one, so that its mean cannot be compared.
 
-    A site can that has done so before; of a site that has never answered its validation cases tell.
+    A site that has answered before can if it has sent a score; of any other site its validation cases decide.
     """
     missing = []
     for site, info in state.roster.sites.items():
-        said = [number_of(entry["sites"][site]["dice"]) for entry in state.history if site in entry["sites"]]
-        said += [dice[site]] if site in dice else []
-        can = any(map(math.isfinite, said)) if said else has_validation(info, state.roster.info.space)
-        if can and not math.isfinite(dice.get(site, math.nan)):
+        scores = [number_of(entry["sites"][site]["dice"]) for entry in state.history if site in entry["sites"]]
+        scores += [dice[site]] if site in dice else []
+        can_score = any(map(math.isfinite, scores)) if scores else has_validation(info, state.roster.info.space)
+        if can_score and not math.isfinite(dice.get(site, math.nan)):
             missing.append(site)
     return tuple(missing)
 
 
 def scored(desk: Desk, state: State, dice: Mapping[str, float]) -> tuple[State, Models]:
-    """The state with its model scored by the sites' Dice, and the model files that it is the best for.
+    """The state with its model scored by the sites' Dice, and the files in which it becomes the best model.
 
-    The model that nobody has trained is never the best one, and one that not all sites have judged is not compared.
+    The untrained model never is the best, and a model that not all sites have scored is not compared.
     """
     if not state.round:
         return replace(state, scored=0), {}
-    if missing := unheard(state, dice):
+    if missing := missing_scores(state, dice):
         desk.note(state.round, f"this model is not compared with the best: no Dice from {', '.join(missing)}.")
         return state, {}
     info = as_saved(state, desk.options)
-    found = (state.network, info.at(info.step, {"dice": mean(dice.values()), **dice}))
+    model = (state.network, info.at(info.step, {"dice": mean(dice.values()), **dice}))
     new, models = replace(state, scored=state.round), {}
     if _is_better(mean(dice.values()), state.mean):
-        models[BEST] = found
+        models[BEST] = model
         new = replace(new, mean=_best(state, mean(dice.values())))
     if _is_better(worst(dice.values()), state.worst):
-        models[WORST] = found
+        models[WORST] = model
         new = replace(new, worst=_best(state, worst(dice.values())))
     return new, models
 
@@ -87,9 +87,8 @@ def _best(state: State, score: float) -> Best:
     return Best(score, state.round, {site: state.kept.get(site, 0) for site in state.roster.sites})
 
 
-def lacks(folder: Path, state: State, options: FederationOptions) -> bool:
-    """Whether something is left to do of a run: rounds, a score of the last model, sites that lack the best one, models
-    of sites that nobody else has tested."""
+def is_unfinished(folder: Path, state: State, options: FederationOptions) -> bool:
+    """Whether something is left to do: rounds, the last model's score, or tests of the best or the sites' models."""
     return (
         state.round < options.schedule.rounds
         or set(options.sites) != set(state.roster.sites)
@@ -104,33 +103,33 @@ def _untested(state: State, options: FederationOptions) -> set[str]:
 
 
 def finish(desk: Desk, state: State) -> State:
-    """Score the last model, hand the best one to the sites, test it there and at the sites held out.
+    """Score the last model, send the best one to all sites, and let them test it.
 
-    Sites that have done their part of it are not asked again.
+    Sites that have done so are not asked again.
     """
     if state.scored < state.round:
         state = _score_last(desk, state)
     outcome = exchange(desk, _last_tasks(desk, state), replace(desk.terms(least=0), described=state.roster.described))
-    tell_events(desk, state.round, outcome)
-    tell_failed(desk, state.round, outcome, "it has not tested the best model")
+    note_events(desk, state.round, outcome)
+    note_failed(desk, state.round, outcome, "it has not tested the best model")
     test = {**state.final.get("test", {}), **{site: dice_of(answer) for site, answer in outcome.answers.items()}}
     state = replace(state, final={**state.final, "test": test, "failed": dict(outcome.failed)})
     commit(desk.folder, state, {})
-    state = cross_evaluated(desk, state)
+    state = cross_evaluate(desk, state)
     desk.on_event(Finished(state.round, state.mean.round, state.mean.score, test))
     return state
 
 
 def _last_tasks(desk: Desk, state: State) -> dict[str, SiteTask]:
-    """The best model for each site that has not tested it; a site that trains keeps it."""
+    """The best model for each site that has not tested it; training sites also keep it."""
     options, roster, untested = desk.options, state.roster, _untested(state, desk.options)
     info = read_info(desk.folder / BEST)
     tensors = to_payload(load_weights(desk.folder / BEST), options.privacy.payload)
-    body = {"split": "test", "subsets": options.schedule.evaluate_subsets, **_kept_home(state, options)}
+    body = {"split": "test", "subsets": options.schedule.evaluate_subsets, **_personal(state, options)}
     tasks = {}
     for site in (name for name in options.sites if name in untested):
-        whole = as_a_site_has_it(info, roster, options, site, state.learnt).to_json()
-        # By the number of the task a site finds what was its own in that model.
+        whole = info_at_site(info, roster, options, site, state.learnt).to_json()
+        # The round number tells the site which of its own parts belong to that model.
         number = state.mean.kept.get(site, info.step)
         tasks[site] = desk.task(FINISH, number, tensors, info=whole, kept=number, **body)
     for site in (name for name in options.held_out if name in untested):
@@ -138,8 +137,8 @@ def _last_tasks(desk: Desk, state: State) -> dict[str, SiteTask]:
     return tasks
 
 
-def _kept_home(state: State, options: FederationOptions) -> dict[str, Any]:
-    """Of a task's body, the parts under masks that each site has of its own: they belong to the model there."""
+def _personal(state: State, options: FederationOptions) -> dict[str, Any]:
+    """The entry of a task's body with the parts that each site keeps under masks."""
     return {"personal_parts": list(personal_parts(state.roster, options))}
 
 
@@ -147,19 +146,19 @@ def _score_last(desk: Desk, state: State) -> State:
     """The state with a score for the model of the last round, saved."""
     options = desk.options
     tensors = to_payload(state.network, options.privacy.payload)
-    asked = {"split": "val", "subsets": options.schedule.evaluate_subsets}
-    body = {"info": info_of(state).to_json(), **asked, **_kept_home(state, options)}
+    body = {"info": info_of(state).to_json(), "split": "val", "subsets": options.schedule.evaluate_subsets}
+    body |= _personal(state, options)
     numbers = {site: state.kept.get(site, 0) for site in options.sites}
     tasks = {site: desk.task(EVALUATE, number, tensors, **body, kept=number) for site, number in numbers.items()}
     outcome = exchange(desk, tasks, replace(desk.terms(), described=state.roster.described))
-    tell_events(desk, state.round, outcome)
+    note_events(desk, state.round, outcome)
     validation = {site: dice_of(answer) for site, answer in outcome.answers.items()}
     new, models = scored(desk, state, {site: mean(values.values()) for site, values in validation.items()})
-    if new.mean.round < 0:  # there is nothing to choose by, so the last model it is
+    if new.mean.round < 0:  # no model has a score, so the last one counts as the best
         models = {**models, BEST: (state.network, as_saved(state, options))}
         new = replace(new, mean=_best(state, math.nan))
     is_tested = new.mean.round == state.mean.round
     new = replace(new, final={**(state.final if is_tested else {}), "validation": validation})
-    # A site that joined after the last round has perhaps made the network grow.
+    # A site that joined after the last round may have made the network grow.
     commit(desk.folder, new, {**models, LAST: (new.network, as_saved(new, options))})
     return new

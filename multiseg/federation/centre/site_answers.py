@@ -1,7 +1,6 @@
-"""What an answer of a site may say: types, sizes, characters and counts. Every answer passes here before it is used.
+"""Validates every answer of a site before it is used: types, sizes, characters and counts.
 
-A site is another party: it may be broken, or it may lie. What does not fit is no answer, and the reason names the
-entry.
+A site is another party: it may be broken, or it may lie. An invalid answer is refused, and the reason names the entry.
 """
 
 from __future__ import annotations
@@ -17,44 +16,44 @@ from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH
 MOST_CASES = 1_000_000
 """Of a database, in each split."""
 MOST_EVENTS, MOST_EVENT = 100, 500
-"""Texts for a person in one answer, and characters of each."""
+"""Notes in one answer, and characters of each."""
 MOST_BODY, MOST_DESCRIPTION = 2_000_000, 262_144
-"""Characters of an answer as JSON; a description travels on, in every message and in every model file."""
+"""Characters of an answer as JSON. Descriptions are also copied into every message and every model file."""
 MOST_RECIPE, MOST_TEXT, MOST_NAME = 65_536, 2_000, 200
 MOST_SEQUENCES, MOST_DATABASES, MOST_LABELS = 64, 200, 600
 MOST_SCORES = 20_000
-"""Numbers by name: databases times subsets of their sequences."""
+"""Databases times subsets of their sequences."""
 MOST_SECONDS, MOST_RELEASES = 1e9, 1_000_000
 
 Databases = Mapping[str, Mapping[str, Any]]
-"""What a site has described of each of its databases."""
+"""A site's description of each of its databases."""
 
 
 def fault(answer: Answer, described: Databases | None = None) -> str:
-    """Why an answer is none, "" where it is one. What a site says of an error is not read, only shown.
+    """Why an answer is invalid; "" if it is valid. The text of an error is not checked, only shown.
 
     Args:
-        described: the databases of the site, where they are known: it cannot count more cases than it has told of.
+        described: the databases of the site, if known: it cannot count more cases than it has described.
     """
     if answer.error:
         return ""
     try:
         size = len(json.dumps(answer.body))
-        _check(size <= (MOST_DESCRIPTION if answer.kind == DESCRIBE else MOST_BODY), f"it says {size} characters")
+        _check(size <= (MOST_DESCRIPTION if answer.kind == DESCRIBE else MOST_BODY), f"it has {size} characters")
         if answer.kind != ROUND and answer.tensors:
-            raise ValueError(f"it holds {len(answer.tensors)} tensors, and nobody asked for any")
+            raise ValueError(f"it holds {len(answer.tensors)} tensors, but none were asked for")
         for name, value in _leaves_of(answer.body):
             _check_leaf(name, value)
         _READ[answer.kind](dict(answer.body), described)
     except KeyError as error:
-        return f"what it says is not to be understood: {error!s:.80} is missing"
+        return f"its answer is invalid: {error!s:.80} is missing"
     except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-        return f"what it says is not to be understood: {error!s:.300}"
+        return f"its answer is invalid: {error!s:.300}"
     return ""
 
 
 def _leaves_of(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a JSON document that holds no others, and every name of its mappings, with where it stands."""
+    """Every leaf value and every key of a JSON document, each with its path."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield name, key
@@ -66,17 +65,17 @@ def _leaves_of(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, tree
 
 
-def _check(holds: bool, said: str) -> None:
-    if not holds:
-        raise ValueError(said)
+def _check(is_valid: bool, problem: str) -> None:
+    if not is_valid:
+        raise ValueError(problem)
 
 
 def _check_leaf(name: str, value: Any) -> None:
-    """What holds of every text and number of an answer."""
+    """Raises ValueError for a text or number that no answer may hold."""
     if isinstance(value, str):
-        most = MOST_EVENT if name == "events" else MOST_TEXT
-        _check(len(value) <= most, f"a text of {len(value)} characters in {_shown(name)}, where {most} are the most")
-        is_prose = name.endswith("/licence") or "/recipe" in name  # a hospital's own words, over several lines perhaps
+        limit = MOST_EVENT if name == "events" else MOST_TEXT
+        _check(len(value) <= limit, f"{_shown(name)} has a text of {len(value)} characters, more than {limit}")
+        is_prose = name.endswith("/licence") or "/recipe" in name  # free text, perhaps over several lines
         letters = re.sub(r"[\n\t]", " ", value) if is_prose else value
         _check(letters.isprintable(), f"{_shown(name)} holds characters that cannot be printed: {ascii(value)[:80]}")
     elif isinstance(value, float):
@@ -88,14 +87,14 @@ def _shown(name: str) -> str:
 
 
 def _only(body: Mapping[str, Any], *names: str) -> None:
-    strange = sorted(body.keys() - set(names))
-    _check(not strange, f"it holds {strange[:3]!r:.80}, which belong to no answer of its kind")
+    unknown = sorted(body.keys() - set(names))
+    _check(not unknown, f"it holds {unknown[:3]!r:.80}, which do not belong to this kind of answer")
 
 
-def _mapping(value: Any, name: str, most: int) -> dict[str, Any]:
+def _mapping(value: Any, name: str, limit: int) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TypeError(f"{name} is {_kind(value)}, and no mapping")
-    _check(len(value) <= most, f"{name} has {len(value)} entries, where {most} are the most")
+        raise TypeError(f"{name} is {_kind(value)}, not a mapping")
+    _check(len(value) <= limit, f"{name} has {len(value)} entries, more than {limit}")
     for key in value:
         _check(
             0 < len(key) <= MOST_NAME or (not key and name == "exposure"), f"{name} has a name of {len(key)} letters"
@@ -103,48 +102,47 @@ def _mapping(value: Any, name: str, most: int) -> dict[str, Any]:
     return value
 
 
-def _texts(value: Any, name: str, most: int) -> list[str]:
+def _texts(value: Any, name: str, limit: int) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise TypeError(f"{name} is no list of texts")
-    _check(len(value) <= most, f"{name} has {len(value)} entries, where {most} are the most")
+        raise TypeError(f"{name} is not a list of texts")
+    _check(len(value) <= limit, f"{name} has {len(value)} entries, more than {limit}")
     return value
 
 
 def _name(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{what} is {_kind(value)}, and no text")
-    _check(0 < len(value) <= MOST_NAME, f"{what} has {len(value)} letters")
-    _check(re.search(r"[/\\]|^\.|^\s|\s$", value) is None, f"{what} is {value!r:.80}, which is no name")
-    return value
+    _text(value, what, MOST_NAME)
+    _check(value != "", f"{what} is empty")
+    _check(re.search(r"[/\\]|^\.|^\s|\s$", value) is None, f"{what} is {value!r:.80}, which is not a valid name")
+    return str(value)
 
 
-def _text(value: Any, what: str, most: int = MOST_TEXT) -> None:
+def _text(value: Any, what: str, limit: int = MOST_TEXT) -> None:
     if not isinstance(value, str):
-        raise TypeError(f"{what} is {_kind(value)}, and no text")
-    _check(len(value) <= most, f"{what} has {len(value)} characters, where {most} are the most")
+        raise TypeError(f"{what} is {_kind(value)}, not a text")
+    _check(len(value) <= limit, f"{what} has {len(value)} characters, more than {limit}")
 
 
 def _kind(value: Any) -> str:
     return "null" if value is None else type(value).__name__
 
 
-def _count(value: Any, what: str, most: float | int) -> None:
-    if type(value) is not int:  # true is a number, too, elsewhere
-        raise TypeError(f"{what} is {value!r:.40}, and no whole number")
-    _check(0 <= value <= most, f"{what} is {value}, which is not from 0 to {most:.0f}")
+def _count(value: Any, what: str, limit: float | int) -> None:
+    if type(value) is not int:  # isinstance would accept true
+        raise TypeError(f"{what} is {value!r:.40}, not an integer")
+    _check(0 <= value <= limit, f"{what} is {value}, which is not from 0 to {limit:.0f}")
 
 
-def _number(value: Any, what: str, least: float, most: float) -> None:
-    """A number in its range; null and NaN stand for what is undefined."""
+def _number(value: Any, what: str, low: float, high: float) -> None:
+    """A number in its range; null and NaN mean undefined."""
     if value is None:
         return
     if type(value) not in (int, float):
-        raise TypeError(f"{what} is {value!r:.40}, and no number")
-    _check(math.isnan(value) or least <= value <= most, f"{what} is {value}")
+        raise TypeError(f"{what} is {value!r:.40}, not a number")
+    _check(math.isnan(value) or low <= value <= high, f"{what} is {value}")
 
 
 def _events(body: Mapping[str, Any]) -> None:
-    """What an answer may hold beside its own, of things that a person should know."""
+    """The notes that answers of all kinds may hold."""
     _count(body.get("damaged", 0), "damaged", MOST_CASES)
     _texts(body.get("events", []), "events", MOST_EVENTS)
 
@@ -155,7 +153,7 @@ def _read_description(body: dict[str, Any], described: Databases | None) -> None
     for name, about in _mapping(body["databases"], "databases", MOST_DATABASES).items():
         _read_database(_name(name, "the name of a database"), about)
     edges = body["spacing_mm"]
-    _check(isinstance(edges, list) and len(edges) == 3, "spacing_mm is no list of three")
+    _check(isinstance(edges, list) and len(edges) == 3, "spacing_mm is not a list of three")
     for edge in edges:
         _number(edge, "spacing_mm", 1e-3, 1e3)
         _check(edge is not None and edge == edge, "spacing_mm is undefined")
@@ -165,7 +163,7 @@ def _read_description(body: dict[str, Any], described: Databases | None) -> None
     _check(isinstance(body["can_train"], bool), "can_train is neither true nor false")
     key = body.get("public_key", "")
     _text(key, "public_key", 64)
-    _check(re.fullmatch(r"([0-9a-f]{64})?", key) is not None, "public_key is none")
+    _check(re.fullmatch(r"([0-9a-f]{64})?", key) is not None, "public_key is not a valid key")
     _text(body.get("device", ""), "device", MOST_NAME)
     _events(body)
 
@@ -180,16 +178,16 @@ def _read_database(name: str, about: Any) -> None:
     sequences = _texts(about["modalities"], "modalities", MOST_SEQUENCES)
     for sequence in sequences:
         _name(sequence, "a sequence")
-    _check(len(set(sequences)) == len(sequences), "modalities name a sequence twice")
+    _check(len(set(sequences)) == len(sequences), "modalities list a sequence twice")
     labels = about["labels"]
-    _check(isinstance(labels, list) and len(labels) <= MOST_LABELS, "labels are no list, or too long a one")
+    _check(isinstance(labels, list) and len(labels) <= MOST_LABELS, "labels are not a list, or too many")
     for label in labels:
         _text(label["name"], "a label", MOST_NAME)
         _text(label["kind"], "a label's kind", MOST_NAME)
-    for one in _texts(about.get("unlisted", []), "unlisted", MOST_LABELS):
-        _text(one, "unlisted", MOST_NAME)
+    for label in _texts(about.get("unlisted", []), "unlisted", MOST_LABELS):
+        _text(label, "unlisted", MOST_NAME)
     size = len(json.dumps(_mapping(about.get("recipe", {}), "recipe", 100)))
-    _check(size <= MOST_RECIPE, f"its recipe has {size} characters, where {MOST_RECIPE} are the most")
+    _check(size <= MOST_RECIPE, f"its recipe has {size} characters, more than {MOST_RECIPE}")
 
 
 def _read_fingerprint(body: dict[str, Any], described: Databases | None) -> None:
@@ -198,8 +196,8 @@ def _read_fingerprint(body: dict[str, Any], described: Databases | None) -> None
         if isinstance(value, int | float):
             _number(value, name, -1e12, 1e12)
         elif not isinstance(value, str):
-            raise TypeError(f"{name} is {_kind(value)}, and no number")
-    _known(body["databases"], described, "databases")
+            raise TypeError(f"{name} is {_kind(value)}, not a number")
+    _check_databases(body["databases"], described, "databases")
     _events(body)
 
 
@@ -211,8 +209,7 @@ def _read_round(body: dict[str, Any], described: Databases | None) -> None:
     _number(metrics.get("loss"), "loss", -1e30, 1e30)
     _number(metrics.get("update_norm"), "update_norm", 0.0, 1e30)
     _count(metrics.get("bad_steps", 0), "bad_steps", 10**9)
-    most = _described_cases(described, "train")
-    _check_described(body.get("num_cases", 0), "num_cases", most)
+    _check_described(body.get("num_cases", 0), "num_cases", _described_cases(described, "train"))
     _count(body.get("releases", 0), "releases", MOST_RELEASES)
     for group, patches in _mapping(body.get("exposure", {}), "exposure", 10 * MOST_SEQUENCES).items():
         _count(patches, f"exposure/{group}", 10**12)
@@ -227,8 +224,8 @@ def _read_evaluation(body: dict[str, Any], described: Databases | None) -> None:
     _text(split, "split", 20)
     for name, about in _mapping(body["metrics"], "metrics", MOST_SCORES).items():
         _only(_mapping(about, f"metrics/{name}", 20), "dice", "num_cases")
-        most = _described_cases(described, split, name.partition("/")[0])
-        _check_described(about.get("num_cases", 0), f"metrics/{name}/num_cases", most)
+        limit = _described_cases(described, split, name.partition("/")[0])
+        _check_described(about.get("num_cases", 0), f"metrics/{name}/num_cases", limit)
     _scores({name: about.get("dice") for name, about in body["metrics"].items()}, described)
     _events(body)
 
@@ -237,27 +234,27 @@ def _scores(scores: Any, described: Databases | None) -> None:
     """Dice by database, or by "database/SUBSET"."""
     for name, dice in _mapping(scores, "Dice", MOST_SCORES).items():
         _number(dice, f"Dice of {name}", 0.0, 1.0)
-    _known(scores, described, "Dice")
+    _check_databases(scores, described, "Dice")
 
 
-def _known(names: Mapping[str, Any], described: Databases | None, what: str) -> None:
-    strange = sorted({name.partition("/")[0] for name in names} - described.keys()) if described else []
-    _check(not strange, f"{what} is of {strange[:3]!r:.80}, and the site has described no such database")
+def _check_databases(names: Mapping[str, Any], described: Databases | None, what: str) -> None:
+    unknown = sorted({name.partition("/")[0] for name in names} - described.keys()) if described else []
+    _check(not unknown, f"{what} is of {unknown[:3]!r:.80}, and the site has described no such database")
 
 
 def _described_cases(described: Databases | None, split: str, database: str = "") -> int:
-    """How many cases a site has told of, rounded up as it told them."""
+    """How many cases a site has described, rounded up as it reports them."""
     if not described or split not in ("train", "val", "test"):
         return MOST_CASES
     return sum(about["num_cases"][split] for name, about in described.items() if database in ("", name))
 
 
-def _check_described(count: Any, what: str, most: int) -> None:
+def _check_described(count: Any, what: str, limit: int) -> None:
     _count(count, what, math.inf)
     _check(
-        count <= most,
-        f"{what} is {count}, and the site has described {most}. Where its data have grown, the same run submitted "
-        "again asks for a new description",
+        count <= limit,
+        f"{what} is {count}, but the site has described {limit}. If its data have grown, submit the run again: it then "
+        "asks for a new description",
     )
 
 
@@ -271,15 +268,15 @@ _READ: dict[str, Callable[[dict[str, Any], Databases | None], None]] = {
 
 
 def number_of(value: Any) -> float:
-    """A number from JSON, in which null stands for what is undefined."""
+    """A number from JSON; NaN for null."""
     return math.nan if value is None else float(value)
 
 
 def validation_of(answer: Answer) -> dict[str, float]:
-    """Dice of the model that a round began with, as a site tells it, by database and perhaps subset."""
+    """A site's Dice of the model that a round started from, by database and perhaps subset."""
     return {str(name): number_of(value) for name, value in answer.body["metrics"].get("validation", {}).items()}
 
 
 def dice_of(answer: Answer) -> dict[str, float]:
     """Dice of an evaluation, by database and perhaps subset."""
-    return {str(name): number_of(told.get("dice")) for name, told in answer.body.get("metrics", {}).items()}
+    return {str(name): number_of(entry.get("dice")) for name, entry in answer.body.get("metrics", {}).items()}

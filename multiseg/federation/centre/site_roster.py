@@ -1,4 +1,4 @@
-"""Who takes part in a run and what they bring, and the one model that follows from it."""
+"""The sites of a run, their data, and the joint model that follows from them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from multiseg.models.saved import ModelInfo
 from multiseg.store.structures import check_named, check_rest
 from multiseg.training.run_folder import numbers_of
 
-MUCH = 0.9
-"""The share of all cases from which on a site is named for it."""
+DOMINANT_SHARE = 0.9
+"""A site with more than this share of all cases gets a warning."""
 
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """What a site says of itself.
+    """A site's description of itself.
 
     Attributes:
-        databases: name to pathology, num_cases by split (rounded up), modalities, labels (name and kind of what was
-            annotated), recipe and licence.
+        databases: by name: pathology, num_cases by split (rounded up), modalities, labels (name and kind of the
+            annotated structures), recipe and licence.
         public_key: for masks, as hex.
     """
 
@@ -48,7 +48,7 @@ class SiteInfo:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SiteInfo:
-        """Raises FederationError where something is missing or of another kind."""
+        """Raises FederationError if something is missing or has a wrong type."""
         try:
             i, j, k = (float(edge) for edge in data["spacing_mm"])
             return cls(
@@ -62,17 +62,13 @@ class SiteInfo:
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FederationError(
-                f"a site's description of itself is not to be understood ({type(error).__name__}: {error}): is it a "
-                "multiseg of this version?"
+                f"a site's description of itself is invalid ({type(error).__name__}: {error}): does it run this "
+                "version of multiseg?"
             ) from error
 
 
 def site_info(answer: Answer) -> SiteInfo:
-    """What a site described.
-
-    Raises:
-        FederationError: it is not to be understood, or of another site.
-    """
+    """The description in an answer; FederationError if it is invalid or of another site."""
     if why := fault(answer):
         raise FederationError(why)
     info = SiteInfo.from_json(answer.body)
@@ -96,12 +92,12 @@ class Roster:
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """The parts of the network. To list them the network is built, so it is done once for a roster."""
+        """The parts of the network. Listing them builds the network, so they are cached."""
         return parts(self.info)
 
     @cached_property
     def holders(self) -> dict[str, tuple[str, ...]]:
-        """For each group of parts the sites that train it, in the roster's order."""
+        """The sites that train each group of parts, in the roster's order."""
         space = self.info.space
         have = {
             name: {SHARED, *modalities_of(info, space), *(f"label:{label}" for label in labels_of(info, space))}
@@ -114,7 +110,7 @@ class Roster:
 
     @property
     def described(self) -> dict[str, Mapping[str, Mapping[str, Any]]]:
-        """The databases of every site, as it described them."""
+        """The databases that each site has described."""
         return {name: info.databases for name, info in {**self.sites, **self.held_out}.items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -134,7 +130,7 @@ class Roster:
 
 
 def enrolled(infos: Mapping[str, SiteInfo], options: FederationOptions, before: ModelInfo | None = None) -> Roster:
-    """The roster of these sites; see `joint` for what it raises."""
+    """The roster of these sites; for errors see `joint`."""
     return Roster(
         joint(infos, options, before),
         {name: infos[name] for name in options.sites},
@@ -143,29 +139,29 @@ def enrolled(infos: Mapping[str, SiteInfo], options: FederationOptions, before: 
 
 
 def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: ModelInfo | None = None) -> ModelInfo:
-    """The model that the sites train: what it reads, tells apart and learns from.
+    """The model that the sites train: its sequences, labels and databases.
 
-    Its axis is the union of the training sites' sequences; databases are named "site/database" and count the
-    training cases as the sites told them.
+    Its axis is the union of the training sites' sequences. Databases are named "site/database" and have the numbers of
+    training cases that the sites reported.
 
     Args:
         infos: by name, of all sites of the options.
-        before: the model of a run that goes on. Its axis then only grows, at its end, and what it learnt from
-            sites that have left stays on record.
+        before: the model of a resumed run. Its axis only grows, at the end, and databases of sites that have left stay
+            on record.
 
     Raises:
-        FederationError: sites that do not fit, all of them and each with every reason.
+        FederationError: sites do not fit; the message lists all of them with every reason.
     """
     space = LabelSpace.of(options.labels, options.rest)
     spacing = before.spacing_mm if before else _usual_spacing([infos[name] for name in options.sites])
     _check(infos, options, space, spacing, before)
-    learnt = {name: _learnt(infos[name], space) for name in options.sites}
-    _check_labels({f"{site}/{name}": about for site, some in learnt.items() for name, about in some.items()}, space)
-    axis = ModalityAxis.union(about["modalities"] for some in learnt.values() for about in some.values())
+    by_site = {name: _learnt(infos[name], space) for name in options.sites}
+    databases = {f"{site}/{name}": about for site, learnt in by_site.items() for name, about in learnt.items()}
+    _check_labels(databases, space)
+    axis = ModalityAxis.union(about["modalities"] for about in databases.values())
     if before is not None:
         axis = before.axis.grown(axis)
-    _check_room(axis, learnt, options)
-    databases = {f"{site}/{name}": about for site, some in learnt.items() for name, about in some.items()}
+    _check_room(axis, by_site, options)
     known = {name: before.trained_on.get(name, ()) if before else () for name in axis}
     now = {name: tuple(d for d, about in databases.items() if name in about["modalities"]) for name in axis}
     return ModelInfo(
@@ -182,17 +178,18 @@ def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mod
 
 
 def _check_labels(databases: Mapping[str, Mapping[str, Any]], space: LabelSpace) -> None:
-    """Raises FederationError where nobody has a label of the space, or a site has lesions that it leaves out."""
-    known = [Structure(one["name"], one["kind"], ()) for about in databases.values() for one in about["labels"]]
+    """Raises FederationError if no site has a label of the space, or a site has lesions that the space leaves out."""
+    labels = [label for about in databases.values() for label in about["labels"]]
+    structures = [Structure(label["name"], label["kind"], ()) for label in labels]
     try:
-        check_named(space, known, "the training data of the sites")
+        check_named(space, structures, "the training data of the sites")
         check_rest(space, {name: about.get("unlisted", ()) for name, about in databases.items()})
     except UsageError as error:
-        raise FederationError(f"{error} It is the run file that says so (labels, rest).") from error
+        raise FederationError(f"{error} Change labels or rest in the run file.") from error
 
 
 def _on_record(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model says of a database that it learnt from."""
+    """What a model's description holds of a database that it learnt from."""
     return {
         "pathology": about["pathology"],
         "num_cases": about["num_cases"]["train"],
@@ -202,18 +199,18 @@ def _on_record(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def modalities_of(info: SiteInfo, space: LabelSpace) -> tuple[str, ...]:
-    """The sequences that a site has in training, in the order it told them."""
+    """The sequences of a site's training data, in the order that it reported."""
     return tuple(dict.fromkeys(name for about in _learnt(info, space).values() for name in about["modalities"]))
 
 
 def labels_of(info: SiteInfo, space: LabelSpace) -> tuple[str, ...]:
-    """The labels of the space that somebody looked for at a site, in the space's order."""
-    found = {label for about in _learnt(info, space).values() for label in _annotated(about, space)}
-    return tuple(name for name in space.names if name in found)
+    """The labels of the space that are annotated at a site, in the space's order."""
+    annotated = {label for about in _learnt(info, space).values() for label in _annotated(about, space)}
+    return tuple(name for name in space.names if name in annotated)
 
 
 def num_cases(info: SiteInfo, space: LabelSpace, group: str = SHARED) -> int:
-    """A site's training cases, of all its databases or of those that have what belongs to a group of parts."""
+    """The number of a site's training cases, of all its databases or of those that train a group of parts."""
     return sum(
         int(about["num_cases"]["train"])
         for about in _learnt(info, space).values()
@@ -222,7 +219,7 @@ def num_cases(info: SiteInfo, space: LabelSpace, group: str = SHARED) -> int:
 
 
 def has_validation(info: SiteInfo, space: LabelSpace) -> bool:
-    """Whether a site has cases to judge a model by."""
+    """Whether a site has validation cases."""
     return any(int(about["num_cases"]["val"]) > 0 and _annotated(about, space) for about in info.databases.values())
 
 
@@ -239,39 +236,39 @@ def trains(site: str, roster: Roster, options: FederationOptions) -> tuple[Part,
 
 
 def personal_parts(roster: Roster, options: FederationOptions) -> tuple[str, ...]:
-    """Under masks, the parts that too few sites train to hide in a sum: every site keeps its own; else none."""
+    """Under masks, the parts that too few sites train to hide in a sum, which each site keeps; else none."""
     if not options.privacy.masked:
         return ()
     return tuple(part.name for part in roster.parts if len(roster.holders[part.group]) < LEAST_MASKED)
 
 
 def warnings(roster: Roster, options: FederationOptions) -> list[str]:
-    """What the sites should know before they begin: which of them is alone with something."""
-    said = []
+    """What the sites should know before they start: parts that only one site trains, and a site that dominates."""
+    notes = []
     for group, names in roster.holders.items():
         what = f"label {group.removeprefix('label:')}" if group.startswith("label:") else group
         if options.privacy.masked and len(names) < LEAST_MASKED:
-            said.append(
-                f"{what}: held by {', '.join(names) or 'nobody'}, too few to hide in a sum of {LEAST_MASKED}, so each "
-                "site keeps its part of the network to itself."
+            notes.append(
+                f"{what}: {', '.join(names) or 'nobody'} has it, too few to hide in a sum of {LEAST_MASKED}, so each "
+                "site keeps that part of the network to itself."
             )
         elif not options.privacy.masked and len(names) == 1 and group != SHARED:
-            said.append(
-                f"{what}: only {names[0]} has it, so that part of the update is that site's alone and in the clear to "
-                "the server and, as the new model, to all sites."
+            notes.append(
+                f"{what}: only {names[0]} has it, so the server sees that part of the site's update in the clear, and "
+                "all sites see it in the new model."
             )
     cases = {site: num_cases(info, roster.info.space) for site, info in roster.sites.items()}
     for site, count in cases.items():
-        if options.aggregate.weights == "cases" and len(cases) > 2 and count > MUCH * sum(cases.values()):
-            said.append(
-                f"{site} has {count:,} of the {sum(cases.values()):,} training cases, by its own word, and so much of "
-                'every mean: ask it whether that is so, or set aggregate.weights = "equal".'
+        if options.aggregate.weights == "cases" and len(cases) > 2 and count > DOMINANT_SHARE * sum(cases.values()):
+            notes.append(
+                f"{site} reports {count:,} of the {sum(cases.values()):,} training cases and dominates every mean: ask "
+                'it whether that is right, or set aggregate.weights = "equal".'
             )
-    return said
+    return notes
 
 
 def _learnt(info: SiteInfo, space: LabelSpace) -> dict[str, Mapping[str, Any]]:
-    """The databases that a site trains on: with training cases in which somebody looked for a label of the space."""
+    """The databases that a site trains on: those with training cases annotated for a label of the space."""
     return {
         name: about
         for name, about in info.databases.items()
@@ -281,7 +278,7 @@ def _learnt(info: SiteInfo, space: LabelSpace) -> dict[str, Mapping[str, Any]]:
 
 def _annotated(about: Mapping[str, Any], space: LabelSpace) -> tuple[str, ...]:
     indices = {space.index_of(Structure(label["name"], label["kind"], ())) for label in about["labels"]}
-    return tuple(name for at, name in enumerate(space.names, start=1) if at in indices)
+    return tuple(name for index, name in enumerate(space.names, start=1) if index in indices)
 
 
 def _usual_spacing(infos: Sequence[SiteInfo]) -> tuple[float, float, float]:
@@ -295,8 +292,8 @@ def _check(
     spacing: tuple[float, float, float],
     before: ModelInfo | None,
 ) -> None:
-    """Raises FederationError with every reason why a site does not fit."""
-    told = []
+    """Raises FederationError with every reason why sites do not fit."""
+    misfits = []
     known = {
         name for site in options.sites for about in _learnt(infos[site], space).values() for name in about["modalities"]
     }
@@ -305,44 +302,43 @@ def _check(
         reasons = _versions(infos[site], version("multiseg"))
         if infos[site].spacing_mm != spacing:
             reasons.append(
-                f"its voxels are {list(infos[site].spacing_mm)} mm and the run's {list(spacing)} mm: ingest anew with "
+                f"its voxels are {list(infos[site].spacing_mm)} mm and the run's {list(spacing)} mm: ingest again with "
                 "--spacing"
             )
-        reasons += _lacks(infos[site], space, known, trains=site in options.sites)
+        reasons += _unusable(infos[site], space, known, trains=site in options.sites)
         if options.privacy.masked and site in options.sites and not infos[site].public_key:
             reasons.append("it has no key for masks")
-        told += [f"{site}: {'; '.join(reasons)}"] if reasons else []
-    if told:
-        raise FederationError("these sites do not fit the run. " + ". ".join(told) + ".")
+        misfits += [f"{site}: {'; '.join(reasons)}"] if reasons else []
+    if misfits:
+        raise FederationError("these sites do not fit the run. " + ". ".join(misfits) + ".")
 
 
-def _versions(info: SiteInfo, own: str) -> list[str]:
+def _versions(info: SiteInfo, multiseg: str) -> list[str]:
     reasons = []
-    for name, mine in (("protocol", PROTOCOL), ("multiseg", own)):
-        theirs = info.versions.get(name)
-        if theirs != mine:
-            reasons.append(f"its {name} is {theirs} and the server's {mine}: install one version")
+    for name, expected in (("protocol", PROTOCOL), ("multiseg", multiseg)):
+        if info.versions.get(name) != expected:
+            reasons.append(f"its {name} is {info.versions.get(name)} and the server's {expected}: install one version")
     return reasons
 
 
-def _lacks(info: SiteInfo, space: LabelSpace, known: set[str], trains: bool) -> list[str]:
-    """What keeps a site from training, or from evaluating."""
-    found = info.databases.values()
-    fitting = [about for about in found if _annotated(about, space)]
+def _unusable(info: SiteInfo, space: LabelSpace, known: set[str], trains: bool) -> list[str]:
+    """What keeps a site's data from training, or from evaluating."""
+    databases = info.databases.values()
+    fitting = [about for about in databases if _annotated(about, space)]
     if not fitting:
-        told = sorted({label["name"] for about in found for label in about["labels"]})
+        labels = sorted({label["name"] for about in databases for label in about["labels"]})
         return [
-            f"nobody there looked for {', '.join(space.names)}, or in fewer cases than its `least`; its labels are "
-            f"{', '.join(told) or 'none'}"
+            f"it has no annotation of {', '.join(space.names)}, or in fewer cases than its `least`; its labels are "
+            f"{', '.join(labels) or 'none'}"
         ]
     reasons = []
     if trains and not info.can_train:
         reasons.append(
-            "it does not let others train on its data, or has fewer training cases than its `least`: name it in "
-            "held_out, or allow it in its site.toml"
+            "it does not let others train on its data, or has fewer training cases than its `least`: list it in "
+            "held_out, or allow training in its site.toml"
         )
     if trains and not any(int(about["num_cases"]["train"]) for about in fitting):
-        reasons.append("it has no training cases, or fewer than its `least`: name it in held_out")
+        reasons.append("it has no training cases, or fewer than its `least`: list it in held_out")
     elif trains and not modalities_of(info, space):
         reasons.append("its training cases have no sequences")
     if not trains and known and known.isdisjoint(name for about in fitting for name in about["modalities"]):
@@ -353,15 +349,15 @@ def _lacks(info: SiteInfo, space: LabelSpace, known: set[str], trains: bool) -> 
 def _check_room(
     axis: ModalityAxis, learnt: Mapping[str, Mapping[str, Mapping[str, Any]]], options: FederationOptions
 ) -> None:
-    """Raises FederationError where the network cannot have so many channels."""
-    network, most = NETWORKS.get(options.model.builder), options.model.widths[0]
-    if network is None or not network.is_bounded or len(axis) <= most:
+    """Raises FederationError if the network cannot have that many channels."""
+    network, limit = NETWORKS.get(options.model.builder), options.model.widths[0]
+    if network is None or not network.is_bounded or len(axis) <= limit:
         return
-    told = "; ".join(
-        f"{site}: {', '.join(dict.fromkeys(name for about in some.values() for name in about['modalities']))}"
-        for site, some in learnt.items()
+    listed = "; ".join(
+        f"{site}: {', '.join(dict.fromkeys(name for about in databases.values() for name in about['modalities']))}"
+        for site, databases in learnt.items()
     )
     raise FederationError(
-        f"the network has room for {most} sequences, its first width, and the sites have {len(axis)} "
-        f"({', '.join(axis)}). {told}. Give it a larger first width, or leave a site out."
+        f"the network takes at most {limit} sequences, its first width, but the sites have {len(axis)} "
+        f"({', '.join(axis)}). {listed}. Give it a larger first width, or leave a site out."
     )

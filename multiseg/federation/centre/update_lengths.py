@@ -1,7 +1,7 @@
-"""How long an update may be: longer than training can make it, or far longer than the others', it is refused.
+"""Refuses an update that is longer than training can make it, or far longer than the others.
 
-The length of an update is its Euclidean norm. Running statistics, which no gradient moves, are a second update of their
-own: only the comparison with others holds for them.
+The length of an update is its Euclidean norm. Running statistics, which no gradient moves, are measured separately and
+only compared with those of other sites.
 """
 
 from __future__ import annotations
@@ -17,72 +17,69 @@ from multiseg.federation.privacy import update_norm
 from multiseg.models.network_parts import Part
 
 ADAM_STEP = 7.3
-"""The most that Adam moves a weight in one step, in learning rates: (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) with
-b1 = 0.9 and b2 = 0.999, by the inequality of Cauchy and Schwarz over its two moving averages."""
+"""The largest step of Adam in learning rates: (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) with b1 = 0.9 and b2 = 0.999,
+by the Cauchy-Schwarz inequality over its two moving averages."""
 SLACK = 1.05
 """For rounding, on the wire and in the steps."""
 ENOUGH = 3
-"""Updates of one round whose median no single site can move as it likes."""
+"""With this many updates no single site can set their median."""
 LOOK_BACK = 5
-"""Rounds before that are compared with where there are fewer."""
+"""Earlier rounds to compare with if there are fewer updates."""
 
 Lengths = tuple[float, float]
-"""Of the weights and of the running statistics of an update."""
+"""Norms of the weights and of the running statistics of an update."""
 
 
 def lengths(update: Mapping[str, Tensor], parts: Sequence[Part]) -> Lengths:
-    """Of an update in float32."""
-    still = {part.name for part in parts if part.is_statistic}
-    moved = {name: tensor for name, tensor in update.items() if name not in still}
-    return update_norm(moved), update_norm({name: update[name] for name in update.keys() & still})
+    """The lengths of an update in float32."""
+    statistics = {part.name for part in parts if part.is_statistic}
+    weights = {name: tensor for name, tensor in update.items() if name not in statistics}
+    return update_norm(weights), update_norm({name: update[name] for name in update.keys() & statistics})
 
 
 def longest(num_values: int, options: FederationOptions) -> float:
-    """A length that no round of these settings can pass at a site that keeps to them; infinite where none is known.
+    """The largest length of an update that these settings allow; infinite if no bound is known.
 
     Args:
-        num_values: numbers in the update that are weights.
+        num_values: number of weights in the update.
     """
     local, privacy, fit = options.local, options.privacy, options.fit
-    far = local.steps * fit.learning_rate
+    distance = local.steps * fit.learning_rate
     if local.optimiser == "adam":
-        trained = far * ADAM_STEP * math.sqrt(num_values)
+        trained = distance * ADAM_STEP * math.sqrt(num_values)
     else:
-        # FedProx's gradient is added before gradients are clipped, so it is within their norm.
-        trained = far * fit.clip_norm if fit.clip_norm else math.inf
+        # FedProx's gradient is added before clipping, so clip_norm bounds it, too.
+        trained = distance * fit.clip_norm if fit.clip_norm else math.inf
     sent = min(trained, privacy.clip or math.inf)
-    # A normal vector of n numbers is as good as never longer than sqrt(n) + 8.
+    # A normal vector of n numbers is practically never longer than sqrt(n) + 8.
     noise = privacy.noise * privacy.clip * (math.sqrt(num_values) + 8)
     return SLACK * (sent + noise)
 
 
 def outliers(own: Mapping[str, Lengths], past: Sequence[Lengths], ratio: float) -> dict[str, str]:
-    """The sites whose update is more than `ratio` times as long as what it is compared with, and why.
+    """The sites whose update is more than `ratio` times the reference length, and why.
 
-    That is the median of this round's where they are three or more, which one site alone cannot move as it likes. Among
-    fewer nobody can say who is wrong, so it is the longest of the last rounds' that were accepted; in the first round
-    of two sites there is none.
+    With three or more updates the reference is their median, which no single site can set. With fewer it is unclear
+    who is wrong, so the reference is the longest accepted update of the last rounds; in the first round of two sites
+    there is none.
 
     Args:
         own: lengths in this round, by site.
         past: of accepted updates in the rounds before.
         ratio: 0 for no comparison.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for index, what in enumerate(("its update", "its change of running statistics")):
-        here = {site: some[index] for site, some in own.items()}
-        before = [some[index] for some in past]
-        if len(here) >= ENOUGH:
-            usual, of = statistics.median(here.values()), "the median of the sites"
+        if len(own) >= ENOUGH:
+            usual, reference = statistics.median(norms[index] for norms in own.values()), "the median of the sites"
         else:
-            usual, of = max(before, default=0.0), "the longest of the rounds before"
-        if not (ratio and usual > 0):
-            continue
-        for site, length in here.items():
-            if length > ratio * usual:
-                found.setdefault(
+            usual = max((norms[index] for norms in past), default=0.0)
+            reference = "the longest of the rounds before"
+        for site, norms in own.items():
+            if ratio and usual > 0 and norms[index] > ratio * usual:
+                reasons.setdefault(
                     site,
-                    f"{what} is {length:.3g} long, {length / usual:.3g} times {of} ({usual:.3g}), and more than "
-                    f"aggregate.max_norm_ratio = {ratio:g} is refused",
+                    f"{what} is {norms[index]:.3g} long, {norms[index] / usual:.3g} times {reference} "
+                    f"({usual:.3g}); the limit is aggregate.max_norm_ratio = {ratio:g}",
                 )
-    return found
+    return reasons

@@ -1,4 +1,4 @@
-"""What answers where a site runs Flower's own executor in place of ours: nothing but the reason."""
+"""The app for a site that runs Flower's own executor instead of ours: it only answers with the error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = ClientApp()
 
 @app.query("multiseg")
 def refuse(message: Message, context: Context) -> Message:
-    """An answer that says what is wrong."""
+    """Answer with the error."""
     task = task_of(message)
     site = str(context.node_config.get("site", ""))
     return reply_of(Answer(task.kind, site, task.round, error=REASON), message)

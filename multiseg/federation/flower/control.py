@@ -1,4 +1,4 @@
-"""The SuperLink's control calls: sites registered, runs started, listed, stopped and read. On loopback only."""
+"""The SuperLink's control calls, on loopback: register sites; start, list, stop and read runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
 
 PAGE = 100
-"""Runs that are asked for at once."""
+"""Runs per request."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SuperLinkRun:
 
     Attributes:
         status: "pending", "starting", "running", "finished".
-        outcome: of a finished one: "completed", "failed", "stopped".
+        outcome: of a finished run: "completed", "failed", "stopped".
         bytes_sent, bytes_received: between the SuperLink and the sites.
     """
 
@@ -60,15 +60,12 @@ class SuperLinkRun:
 
     @property
     def lost(self) -> bool:
-        """Whether it failed because the server lost it, not because of what it did."""
+        """Whether it failed because the server lost it, not because of its own error."""
         return self.outcome == "failed" and self.details.startswith(RUN_IS_LOST)
 
 
 class Control:
-    """The control calls of one SuperLink.
-
-    Every method raises FederationError where the SuperLink refuses, or does not answer.
-    """
+    """The control calls of one SuperLink; every method raises FederationError if it refuses or does not answer."""
 
     def __init__(self, client: ControlHttpClient) -> None:
         self._client = client
@@ -80,13 +77,13 @@ class Control:
         with _errors_as_ours():
             nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
         return [
-            SuperLinkNode(one.node_id, one.name, one.public_key.decode(), one.status, one.last_activated_at)
-            for one in nodes
-            if one.status != "unregistered"
+            SuperLinkNode(node.node_id, node.name, node.public_key.decode(), node.status, node.last_activated_at)
+            for node in nodes
+            if node.status != "unregistered"
         ]
 
     def register(self, name: str, public_key: str) -> int:
-        """Let a site in; its number."""
+        """Register a site; its number."""
         from flwr.proto.control_pb2 import RegisterNodeRequest
 
         with _errors_as_ours():
@@ -94,14 +91,14 @@ class Control:
         return int(answer.node_id)
 
     def unregister(self, node_id: int) -> None:
-        """Shut a site out."""
+        """Remove a site."""
         from flwr.proto.control_pb2 import UnregisterNodeRequest
 
         with _errors_as_ours():
             self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
 
     def start(self, settings: Mapping[str, Any]) -> int:
-        """Submit a run with such settings; its number."""
+        """Submit a run with these settings; its number."""
         from flwr.common.serde import fab_to_proto, user_config_to_proto
         from flwr.proto.control_pb2 import StartRunRequest
         from flwr.supercore.fab import Fab
@@ -119,7 +116,7 @@ class Control:
         return int(answer.run_id)
 
     def runs(self, newest: int = 0) -> list[SuperLinkRun]:
-        """The runs, the newest first: so many, or all. Flower itself leaves out all but the last 20."""
+        """The `newest` runs or all, the newest first. Flower's default is only the last 20."""
         from flwr.proto.control_pb2 import ListRunsRequest
 
         found: dict[int, Any] = {}
@@ -140,7 +137,7 @@ class Control:
             self._client.StopRun(StopRunRequest(run_id=run_id))
 
     def log(self, run_id: int, after: float = 0.0) -> Iterator[tuple[str, float]]:
-        """What a run says after a time, piece by piece, each with its own time, until it ends."""
+        """A run's log after a time, in pieces with their times, until the run ends."""
         from flwr.proto.control_pb2 import StreamLogsRequest
 
         with _errors_as_ours():
@@ -150,10 +147,10 @@ class Control:
 
 @contextmanager
 def controlling(home: Home) -> Iterator[Control]:
-    """The control calls of a server that runs.
+    """The control calls of a running server; the first call fails if it does not run.
 
     Raises:
-        FederationError: it has no certificate of its link. That it does not run is said by the first call.
+        FederationError: it has no certificate of its SuperLink.
     """
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
@@ -198,7 +195,7 @@ def _run(run: Any) -> SuperLinkRun:
 
 @contextmanager
 def _errors_as_ours() -> Iterator[None]:
-    """Flower's errors as ours."""
+    """Raise FederationError for Flower's errors."""
     import httpx
     from flwr.supercore.error import FlowerError
 
@@ -209,6 +206,6 @@ def _errors_as_ours() -> Iterator[None]:
             f"the server does not answer ({type(error).__name__}): start it with multiseg fed serve HOME."
         ) from error
     except httpx.HTTPStatusError as error:
-        told = FlowerError.from_json(error.response.text)
-        why = f"{told.message} {told.public_details or ''}".strip() if told else error.response.text[:200]
-        raise FederationError(f"the SuperLink refused ({error.response.status_code}): {why}") from error
+        parsed = FlowerError.from_json(error.response.text)
+        reason = f"{parsed.message} {parsed.public_details or ''}".strip() if parsed else error.response.text[:200]
+        raise FederationError(f"the SuperLink refused ({error.response.status_code}): {reason}") from error

@@ -1,4 +1,4 @@
-"""The environment of Flower's processes, and of calls to them: within one machine none goes by a proxy."""
+"""The environment of Flower's processes and of calls to them: calls within a machine use no proxy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ OF_FLOWER = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "PYTHONUNBUFFERED": "1",
 }
-"""Flower tells nobody of itself and installs nothing, and its logs are written at once."""
+"""No telemetry, no installing, and unbuffered logs."""
 NO_PROXY = {"NO_PROXY": "*", "no_proxy": "*"}
-"""The environment of a process that speaks with this machine alone. It wins over every spelling of the others."""
+"""For a process that calls only this machine. It overrides all other proxy variables."""
 
 
 @contextmanager
 def without_proxies() -> Iterator[None]:
-    """In this block an HTTP client is made that uses no proxy: clients read the environment when they are made."""
+    """HTTP clients made in this block use no proxy: they read the environment when they are made."""
     before = {name: os.environ.get(name) for name in NO_PROXY}
     os.environ.update(NO_PROXY)
     try:

@@ -1,8 +1,8 @@
 """The site's executor: takes tasks from its own Flower node and answers each in a process forked for it.
 
-It stands where Flower's superexec and clientapp would. Those install and load the app that the server sends, in a new
-Python for every message; this one executes nothing that arrives, has imported all it needs, and tells the server at
-once when an answering process dies. Every name of Flower's that is not public and serves a site is in this module.
+It replaces Flower's superexec and clientapp. Those install and load the app that the server sends, in a new Python for
+every message. This one never runs code that it receives, has imported all it needs, and tells the server at once when
+an answering process dies. All private names of Flower that a site uses are in this module.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ from multiseg.training.events import Event, StepDone
 
 POLL_SECONDS = 0.25
 ASK_SECONDS = 5.0
-"""Between two questions whether a run has ended."""
+"""Between two checks whether a run has ended."""
 HEARTBEAT_SECONDS = 15.0
-"""The node gives a task up after 60 s without."""
+"""The node gives a task up after 60 s without one."""
 PUSH_TRIES = 5
-NOT_SENT = "The node was started anew meanwhile, so it goes when the server asks again."
+NOT_SENT = "The node has restarted since, so the answer is sent when the server asks again."
 SAY_SECONDS = 10.0
 """Between two lines on the steps of a round."""
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 Work = Callable[[SiteTask, Callable[[], bool]], Answer]
-"""Answers a task; the function tells whether it was asked to stop."""
+"""Answers a task; its second argument says whether to stop."""
 
 
 @dataclass
@@ -72,8 +72,8 @@ class Job:
     """A task that was taken from the node.
 
     Attributes:
-        message: as it came, until the answering process has it; then without its content.
-        fab_sha256: of the app that the server says it runs.
+        message: as it came; without its content once the answering process has it.
+        fab_sha256: of the app that the server claims to run.
     """
 
     client: RuntimeHttpClient
@@ -90,7 +90,7 @@ class NodeClient:
         self._client = self._connect(SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE}))
 
     def acquire(self) -> str:
-        """The token of a task that waits; "" where there is none or no node."""
+        """The token of a waiting task; "" if there is none, or no node."""
         try:
             found = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         except httpx.HTTPError:
@@ -98,7 +98,7 @@ class NodeClient:
         return found.token if found.HasField("task") else ""
 
     def take(self, token: str) -> Job | None:
-        """What the task asks; None where the node is gone."""
+        """The task of a token; None if the node is gone."""
         client = self._connect(RuntimeTokenHttpInterceptor(token))
         try:
             message, context, _, fab = pull_task_input(client)
@@ -128,12 +128,12 @@ def execute(
     note: Callable[[str, str], None] = lambda direction, text: None,
     how_ended: Callable[[int], str] = lambda run_id: "",
 ) -> None:
-    """Take tasks and answer them, one at a time, until it is over.
+    """Take tasks and answer them, one at a time, until `is_over`.
 
     Args:
-        how_ended: is asked every few seconds how the run of the task in hand has ended; "" where it goes on.
-        say: is told what a person should know.
-        note: is told what came ("in") or leaves ("out") that `work` never sees: what was refused, damaged or died.
+        how_ended: is called every few seconds: how the run of the current task ended; "" if it is running.
+        say: gets messages for a person.
+        note: gets what came in ("in") or leaves ("out") without `work`: what was refused, damaged or died.
     """
     while not is_over():
         token = node.acquire()
@@ -142,12 +142,12 @@ def execute(
             time.sleep(POLL_SECONDS)
             continue
         try:
-            reply, told = _answered(job, approval, partial(_work, work, note), is_over, how_ended)
+            reply, text = _answered(job, approval, partial(_work, work, note), is_over, how_ended)
             if reply is not None and reply.has_error():
-                note("out", told)
+                note("out", text)
             is_sent = reply is None or _push(job, reply)
-            if told or not is_sent:
-                say(f"{told} {'' if is_sent else NOT_SENT}".strip())
+            if text or not is_sent:
+                say(f"{text} {'' if is_sent else NOT_SENT}".strip())
         finally:
             job.client.close()
             del job
@@ -161,16 +161,16 @@ def _answered(
     is_over: Callable[[], bool],
     how_ended: Callable[[int], str],
 ) -> tuple[Message | None, str]:
-    """The reply to a task, and what a person is told. None where the site stops: it is asked again when it is back.
+    """The reply to a task, and a message for a person. No reply if the site stops: the server asks again later.
 
-    Where its run ends meanwhile the work is stopped, and the reply only sets the node free for the next task.
+    If the run ends meanwhile the work is stopped, and the reply only frees the node for the next task.
     """
     if refused := why_refused(job.fab_sha256, approval):
         return _refusal(job, ErrorCode.INVALID_FAB, refused.to_server), refused.to_person
     came, run_id = [job.message], job.message.metadata.run_id
     job.message = remove_content_from_message(job.message)
     child = Forked(partial(work, came))
-    came.clear()  # here; the child has its own
+    came.clear()  # frees the memory here; the child has its own copy
     beat = asked = time.monotonic()
     ended = ""
     while not child.wait(POLL_SECONDS):
@@ -188,10 +188,10 @@ def _answered(
     if is_over():
         return None, "stopped; the server asks again when this site is back."
     if ended:
-        told = f"stopped after the step in hand, since the run was {ended} at the server; nothing of it is kept."
-        return _refusal(job, ErrorCode.CLIENT_APP_CRASHED, "the run has ended."), told
-    told = "the answering process died (out of memory, killed, or see above); the server is told."
-    return _refusal(job, ErrorCode.CLIENT_APP_CRASHED, "the answering process died."), told
+        text = f"stopped after the current step, since the run was {ended} at the server; this round is discarded."
+        return _refusal(job, ErrorCode.CLIENT_APP_CRASHED, "the run has ended."), text
+    text = "the answering process died (out of memory, killed, or see above); the server has been told."
+    return _refusal(job, ErrorCode.CLIENT_APP_CRASHED, "the answering process died."), text
 
 
 def _refusal(job: Job, code: int, reason: str) -> Message:
@@ -201,20 +201,20 @@ def _refusal(job: Job, code: int, reason: str) -> Message:
 def _work(work: Work, note: Callable[[str, str], None], came: list[Message], is_asked: Callable[[], bool]) -> bytes:
     try:
         task = task_of(came.pop())
-    except FederationError as error:  # which tells of the message alone, so it may be told
+    except FederationError as error:  # it is only about the message, so the server may read it
         note("in", f"refused: {error}")
         return to_bytes(Answer("", "", error=str(error)))
     return to_bytes(work(task, is_asked))
 
 
 def _give_back_memory() -> None:
-    """What a message took: without this the C library keeps much of it, and every later child inherits it."""
+    """Free a message's memory: the C library would keep much of it, and every later child would inherit it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _heartbeat(job: Job) -> None:
-    """Tell the node that the task is in hand. Where the node is gone, the work goes on: its answer is kept."""
+    """Tell the node that work on the task continues. If the node is gone the work continues: its answer is stored."""
     try:
         job.client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
     except httpx.HTTPError:
@@ -222,7 +222,7 @@ def _heartbeat(job: Job) -> None:
 
 
 def _push(job: Job, reply: Message) -> bool:
-    """Hand the reply to the node; whether it took it."""
+    """Hand the reply to the node; whether it accepted it."""
     status = SubStatus.FAILED if reply.has_error() else SubStatus.COMPLETED
     for number in range(PUSH_TRIES):
         try:
@@ -239,18 +239,18 @@ def _push(job: Job, reply: Message) -> bool:
     return False
 
 
-def _told(found: Answer) -> str:
-    what = f"round {found.round}" if found.kind == ROUND else found.kind or "a task"
-    if found.body.get("waits"):
-        return f"{what}: {found.error}. See it, and approve it: multiseg fed approve SITE.TOML"
-    if found.error:
-        return f"{what}: could not be done, and the server was told: {found.error}"
-    num_bytes = sum(tensor.nbytes for tensor in found.tensors.values())
+def _in_words(reply: Answer) -> str:
+    what = f"round {reply.round}" if reply.kind == ROUND else reply.kind or "a task"
+    if reply.body.get("waits"):
+        return f"{what}: {reply.error}. To see and approve it: multiseg fed approve SITE.TOML"
+    if reply.error:
+        return f"{what}: failed, and the server was told: {reply.error}"
+    num_bytes = sum(tensor.nbytes for tensor in reply.tensors.values())
     return f"{what}: done, {num_bytes / 1e6:.1f} MB to send."
 
 
 class _Answering:
-    """The work of a site, told step by step."""
+    """The work of a site, with messages on its progress."""
 
     def __init__(self, site: Site, say: Callable[[str], None]) -> None:
         self.site, self.say = site, say
@@ -261,13 +261,13 @@ class _Answering:
         rounds = options.get("schedule", {}).get("rounds", "?")
         self.say(f"{task.experiment}: {task.kind}" + (f" {task.round} of {rounds}" if task.kind == ROUND else ""))
         try:
-            found = answer(task, self.site, is_asked, partial(self._step, task))
+            reply = answer(task, self.site, is_asked, partial(self._step, task))
         except StoppedError:
             raise SystemExit(1) from None
-        self.say(_told(found))
-        if task.kind == FINISH and not found.error:
-            self.say(f"{task.experiment}: finished. The model lies in {experiment_folder(self.site, task.experiment)}.")
-        return found
+        self.say(_in_words(reply))
+        if task.kind == FINISH and not reply.error:
+            self.say(f"{task.experiment}: finished. The model is in {experiment_folder(self.site, task.experiment)}.")
+        return reply
 
     def _step(self, task: SiteTask, event: Event) -> None:
         if isinstance(event, StepDone) and time.monotonic() >= self._due:
@@ -283,19 +283,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("settings", type=Path)
     parser.add_argument("--node", required=True)
     parser.add_argument("--secret", type=Path, required=True)
-    said = parser.parse_args(arguments)
-    own, release = app_hash(), version("multiseg")  # now: of the files that were just imported
+    options = parser.parse_args(arguments)
+    own, release = app_hash(), version("multiseg")  # now, while they are of the files that were imported
     os.umask(PRIVATE)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
     asked: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: asked.append(number))
     try:
-        settings = read_site(said.settings)
+        settings = read_site(options.settings)
     except MultisegError as error:
         _say(str(error))
         return error.exit_code
-    node = NodeClient(said.node, said.secret.read_bytes())
+    node = NodeClient(options.node, options.secret.read_bytes())
     note = partial(_note, settings.state / audit_log.LOG)
     approval = Approval(settings.approved, own, release)
     execute(
@@ -312,7 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _note(log: Path, direction: str, text: str) -> None:
-    """A line of the audit log on what was refused or died. Nothing of the site leaves with it, so it stops none."""
+    """Log what was refused or died. No data of the site leave with it, so a failure to log stops nothing."""
     entry = audit_log.AuditEntry(direction, "message", "", 0, 0, hashlib.sha256().hexdigest(), notes=(text,))
     try:
         audit_log.record(log, entry)

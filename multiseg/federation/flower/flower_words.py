@@ -1,7 +1,7 @@
-"""What we read in Flower's own words, since it has no other signal for it: as flwr 1.41.0 writes them.
+"""Flower's own log texts that we have to match, since Flower gives no other signal: as flwr 1.41.0 writes them.
 
 `tests/federation/flower/test_flower_words.py` finds each of them in the installed flwr. After an update of Flower that
-test says which of them have changed.
+test shows which have changed.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ NODE_ID = "SuperNode ID:"
 TRIES_AGAIN = "Connection attempt failed, retrying"
 CONNECTED_AGAIN = "Connection successful"
 CLOSED_BY_SERVER = "terminated gracefully"
-"""Ends a node that was not asked to end: the server has shut it out."""
+"""The last line of a node that the server has revoked."""
 ANSWER_IS_GONE = ("Sending:", "Sent successfully", "Ignoring reply")
-"""A node that had an answer to send has it no longer."""
+"""The node no longer has an answer to send."""
 MESSAGE_IS_LOST = ("Failed to send message", "Failed to receive message", "Failed to create task")
-"""Begins what a node says of a task or an answer that it then forgets."""
+"""Starts the line on a task or an answer that the node has lost."""
 STILL_ONLINE = 2004
-"""The code of the SuperLink's refusal of a second node beside one that it counts as online."""
+"""The code with which the SuperLink refuses a node while it counts an earlier one as online."""
 
 # In the SuperLink's details of a run.
 RUN_IS_LOST = ("No heartbeat received", "Task failed with unknown error")
-"""Begins the details of a run whose process, or whose SuperLink, was lost: killed, or ended by a signal."""
+"""Starts the details of a run that lost its process or its SuperLink: killed, or ended by a signal."""
 
 # In the log of a run.
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-"""Flower colours its lines wherever they go."""
+"""Flower colours its lines even in files."""
 OWN_LINE = re.compile(r"(INFO|DEBUG|WARNING) *:|Successfully installed ")
-"""Begins a line of Flower's own."""
+"""Starts a line of Flower's own."""
 FAILURE = re.compile(r"ERROR *:|Traceback ")
-"""Begins what Flower makes of a failure: its words are in the run's details, and all of it in logs/superexec.log."""
+"""Starts Flower's report of a failure; the run's details have its message, logs/superexec.log has all of it."""
 
 
 def code_in_words(code: int) -> str:
-    """How a node writes the code with which it was refused."""
+    """How a node's log shows the code with which the node was refused."""
     return f"[code: {code}]"

@@ -1,4 +1,4 @@
-"""What a run says, followed to its end, over a server that is started anew and a run that is taken up again."""
+"""Follows a run's log to its end, across restarts of the server and of the run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from multiseg.federation.flower.control import Control, SuperLinkRun
 from multiseg.federation.flower.flower_words import COLOURS, FAILURE, OWN_LINE
 
 PAUSE_S, TIMES = 5.0, 18
-"""So often a server that is away is tried again, and the run looked for that takes up a lost one."""
+"""How often to retry a server that does not answer, and to look for the run that continues a lost one."""
 OURS = re.compile(r"round \d+[:/]|all \d+ rounds done")
-"""Begins a line of a run that still says something: what looked like its end was none."""
+"""Starts a line of a run that still continues: what looked like its failure was none."""
 
 
 class Sieve:
-    """Lets through what a run says, line by line, without what Flower says around it."""
+    """Passes on the lines of a run, without Flower's own."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write, self._rest, self._has_failed = write, "", False
@@ -35,11 +35,7 @@ class Sieve:
 def follow(
     control: Control, run: SuperLinkRun, write: Callable[[str], object], sleep: Callable[[float], None] = time.sleep
 ) -> SuperLinkRun:
-    """Hand what a run says to `write` until it ends; the run that came to the end, with its outcome.
-
-    Raises:
-        FederationError: the server stays away.
-    """
+    """Write a run's log until it ends; the final run, with its outcome. FederationError if the server stays away."""
     while True:
         ended = _to_its_end(control, run, Sieve(write), sleep)
         later = _taken_up(control, ended, sleep) if ended.lost else None
@@ -57,7 +53,7 @@ def _to_its_end(
             for piece, at in control.log(run.run_id, after):
                 write(piece)
                 after, misses = at, 0
-            return next(one for one in control.runs() if one.run_id == run.run_id)
+            return next(listed for listed in control.runs() if listed.run_id == run.run_id)
         except FederationError:
             misses += 1
             if misses > TIMES:
@@ -67,8 +63,8 @@ def _to_its_end(
 
 def _taken_up(control: Control, lost: SuperLinkRun, sleep: Callable[[float], None]) -> SuperLinkRun | None:
     for _ in range(TIMES):
-        for one in control.runs():
-            if one.experiment == lost.experiment and one.submitted > lost.submitted:
-                return one
+        for run in control.runs():
+            if run.experiment == lost.experiment and run.submitted > lost.submitted:
+                return run
         sleep(PAUSE_S)
     return None

@@ -1,4 +1,4 @@
-"""Work in a forked process: what was imported is there at once, and when it dies its parent knows, and lives on."""
+"""Runs work in a forked process: imports are shared, and the parent survives and notices when it dies."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pathlib import Path
 from multiseg.processes import die_with, has_ended
 
 LENGTH = 8
-"""Bytes that say how long the result is: what is shorter is not whole."""
+"""Bytes for the length of the result: a shorter result is incomplete."""
 LOOK_SECONDS = 0.1
 EXPENDABLE = 500
-"""Of 1000: when memory is short, the kernel kills the work before those who can report its end."""
+"""Of 1000: when memory is short, the kernel kills the work before the processes that can report its end."""
 
 
 class Forked:
-    """Work that runs in a process of its own and gives back bytes, if it lives to.
+    """Work that runs in a process of its own and returns bytes.
 
-    Fork only while the parent has a single thread and has not touched CUDA. The work gets a function that says whether
-    it was asked to stop.
+    Fork only while the parent has a single thread and has not used CUDA. The work gets a function that says whether to
+    stop.
     """
 
     def __init__(self, work: Callable[[Callable[[], bool]], bytes]) -> None:
@@ -43,17 +43,17 @@ class Forked:
         os.set_blocking(self._pipe, False)
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long at most; whether it ended."""
-        until = time.monotonic() + seconds
-        while not self._ended and (left := until - time.monotonic()) > 0:
+        """Wait at most this long; whether it ended."""
+        deadline = time.monotonic() + seconds
+        while not self._ended and (left := deadline - time.monotonic()) > 0:
             select.select([self._pipe] if self._is_open else [], [], [], min(left, LOOK_SECONDS))
             self._read()
             if has_ended(self.pid):
-                self._bury()
+                self._reap()
         return self._ended
 
     def result(self) -> bytes | None:
-        """What it gave back; None where it died before it had given all of it."""
+        """The result; None if it died before it had written all of it."""
         head, *parts = self._parts or [b""]
         data = b"".join([head[LENGTH:], *parts])
         return data if len(head) >= LENGTH and len(data) == int.from_bytes(head[:LENGTH], "little") else None
@@ -64,7 +64,7 @@ class Forked:
             os.kill(self.pid, number)
 
     def _read(self) -> None:
-        """Take all that has come."""
+        """Read what has arrived."""
         while self._is_open:
             try:
                 data = os.read(self._pipe, 2**20)
@@ -73,7 +73,7 @@ class Forked:
             self._parts += [data] if data else []
             self._is_open = bool(data)
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # processes that it started and left
         with suppress(ChildProcessError):
@@ -84,7 +84,7 @@ class Forked:
 
 
 def _run(work: Callable[[Callable[[], bool]], bytes], pipe: int, parent: int) -> None:
-    """The life of the child; it never returns."""
+    """Run the work in the child; never returns."""
     code = 1
     try:
         os.setpgid(0, 0)
@@ -98,7 +98,7 @@ def _run(work: Callable[[Callable[[], bool]], bytes], pipe: int, parent: int) ->
             file.write(len(data).to_bytes(LENGTH, "little"))
             file.write(data)
         code = 0
-    finally:  # not a word of an error leaves by another way than the site's own log
+    finally:  # errors go only to the site's own log
         with suppress(OSError):
             if code and not isinstance(sys.exc_info()[1], SystemExit):
                 traceback.print_exc()

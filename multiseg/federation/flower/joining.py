@@ -1,6 +1,6 @@
-"""A site joins: Flower's node and our executor, kept running, until somebody stops them.
+"""Joins a federation as a site: keeps Flower's node and our executor running until someone stops them.
 
-This process stays for weeks and does next to nothing, so it does without torch: a third of a gigabyte.
+This process runs for weeks and does almost nothing, so it does not load torch, which takes a third of a gigabyte.
 """
 
 from __future__ import annotations
@@ -33,30 +33,28 @@ if TYPE_CHECKING:
     from multiseg.federation.sites.site_settings import SiteSettings
 
 MARK = "» "
-"""Begins the executor's lines for a person."""
+"""Starts the executor's lines for a person."""
 ACTIVATION_S, AGAIN_S, SLOWLY_S = 120.0, 5.0, 30.0
-"""The server counts a node that was lost as online for 60 s, and refuses a second one until then."""
+"""The server counts a lost node as online for 60 s, and refuses a second one until then."""
 NODE_GRACE_S, WORK_GRACE_S = 15.0, 180.0
-"""Time to say goodbye; time to end the step in hand."""
+"""For the node to sign off; for the executor to end its current step."""
 LOOPBACK = "127.0.0.1"
 PRIVATE = 0o077
-"""The mask of what a site writes: its state tells of its cases, and is for its account alone."""
-
-
+"""The umask of a site: its state names its cases, so only its account may read it."""
 HANDED = "An answer was handed to the node."
-"""What the executor says in its log."""
+"""A line of the executor's log."""
 OWED_S = 45.0
-"""A node sends an answer within seconds. One that dropped the task of a run that ended meanwhile holds the next answer
-back until another task comes, which may be never."""
+"""A node sends an answer within seconds. After dropping the task of a run that has ended, it keeps the next answer
+until another task comes, which may be never."""
 
 
 class _RestartError(Exception):
-    """Both processes are to be started anew."""
+    """Both processes have to be restarted."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """What of a site's settings it takes to join."""
+    """The settings of a site that joining needs."""
 
     site: str
     server: str
@@ -66,20 +64,20 @@ class Member:
 
 
 def become(settings: SiteSettings, path: Path) -> NoReturn:
-    """Put a slim process that joins in this one's place: the checks before have loaded what it does not need."""
-    said = {name: str(getattr(settings, name)) for name in Member.__dataclass_fields__}
+    """Replace this process by a slim one that joins: the checks before have loaded modules that it does not need."""
+    member = {name: str(getattr(settings, name)) for name in Member.__dataclass_fields__}
     sys.stdout.flush()
     sys.stderr.flush()
-    command = [sys.executable, "-m", "multiseg.federation.flower.joining", str(path.resolve()), json.dumps(said)]
+    command = [sys.executable, "-m", "multiseg.federation.flower.joining", str(path.resolve()), json.dumps(member)]
     os.execv(sys.executable, command)  # noqa: S606 (our own command)
 
 
 def join(settings: Member, path: Path, say: Callable[[str], None]) -> None:
-    """Take part until SIGINT or SIGTERM, which end a round in hand after its step.
+    """Take part until SIGINT or SIGTERM, which stop the current round after its step.
 
     Args:
         path: of the settings, for the executor.
-        say: is told what a person should know.
+        say: gets messages for a person.
 
     Raises:
         FederationError: the server does not know the site's key, or the executor cannot be run.
@@ -89,7 +87,7 @@ def join(settings: Member, path: Path, say: Callable[[str], None]) -> None:
         secret = _secret(settings.state / "node")
         pulse = Pulse(_beats(settings), partial(unreachable, settings), say)
         times = 0
-        _sign_off(settings)  # the node of a site that was killed whole
+        _sign_off(settings)  # a node that was killed together with its site
         say(f"Joining as {settings.site} at {settings.server}. Logs: {settings.state / 'logs'}. Stop with Ctrl-C.")
         while True:
             began = time.monotonic()
@@ -98,16 +96,16 @@ def join(settings: Member, path: Path, say: Callable[[str], None]) -> None:
                 supervise([children.node(), children.executor()], children.hear, children.look)
             except _RestartError:
                 times = times + 1 if time.monotonic() - began < 60 else 0
-                say("The site's processes are started again.")
+                say("Restarting the site's processes.")
                 time.sleep(min(30, 2**times))
             else:
-                _id_file(settings).unlink(missing_ok=True)  # it has said goodbye itself
-                say("Stopped. The same command goes on.")
+                _id_file(settings).unlink(missing_ok=True)  # the node has signed off itself
+                say("Stopped. The same command joins again.")
                 return
 
 
 class _Children:
-    """The two processes of a site, and what they say in words for a person."""
+    """The two processes of a site, and what their output means for a person."""
 
     def __init__(self, settings: Member, path: Path, secret: Path, say: Callable[[str], None], pulse: Pulse) -> None:
         self._settings, self._path, self._secret, self._say, self._pulse = settings, path, secret, say, pulse
@@ -117,7 +115,7 @@ class _Children:
         self._owed = 0.0
 
     def node(self) -> Child:
-        """Flower's node: the one that talks to the server."""
+        """Flower's node, which talks to the server."""
         settings, port = self._settings, self._address.rpartition(":")[2]
         command = [
             sys.executable, "-m", "multiseg.federation.flower.node", str(_beats(settings)),
@@ -131,7 +129,7 @@ class _Children:
         return Child("node", command, log, self._environment(), self._after_node, NODE_GRACE_S, self._pulse.is_lost)
 
     def executor(self) -> Child:
-        """The one that works."""
+        """The executor, which does the work."""
         command = [
             sys.executable, "-m", "multiseg.federation.flower.executor", str(self._path.resolve()),
             "--node", self._address, "--secret", str(self._secret),
@@ -140,7 +138,7 @@ class _Children:
         return Child("executor", command, log, self._environment(), self._after_executor, WORK_GRACE_S)
 
     def hear(self, name: str, line: str) -> None:
-        """What of a line is for a person."""
+        """Handle a line of output, and pass on what is for a person."""
         if line.startswith(MARK):
             self._tell(line.removeprefix(MARK))
         elif line == HANDED:
@@ -150,16 +148,16 @@ class _Children:
                 self._owed = 0.0
             if flower_words.NODE_ID in line:
                 write_atomically(_id_file(self._settings), line.rpartition(":")[2].strip().encode())
-            for sign, told in NODE_SAYS.items():
+            for sign, text in NODE_SAYS.items():
                 if sign in line:
                     proxy = proxy_for(self._settings.server)
-                    by = f" by way of the proxy {proxy}" if proxy else ""
-                    self._tell(told.format(server=self._settings.server, site=self._settings.site, by=by))
+                    by = f" through the proxy {proxy}" if proxy else ""
+                    self._tell(text.format(server=self._settings.server, site=self._settings.site, by=by))
 
     def look(self) -> None:
-        """Start both anew where the node keeps an answer to itself: the server then asks again, and gets it at once."""
+        """Restart both if the node does not send an answer: the server then asks again, and gets it at once."""
         if self._owed and time.monotonic() - self._owed > OWED_S:
-            self._tell("The node does not send the answer that it has.")
+            self._tell("The node does not send its answer.")
             raise _RestartError
 
     def _tell(self, text: str) -> None:
@@ -168,40 +166,41 @@ class _Children:
         self._last = text
 
     def _after_node(self, ending: Ending) -> float:
-        said = "\n".join(ending.said)
-        if code_in_words(UNKNOWN_KEY) in said:
+        output = "\n".join(ending.last_lines)
+        if code_in_words(UNKNOWN_KEY) in output:
             raise FederationError(
                 f"{self._settings.server} does not know the key of {self._settings.site}, or it was revoked. Ask the "
                 "coordinating centre."
             )
-        if code_in_words(WRONG_CLOCK) in said:
+        if code_in_words(WRONG_CLOCK) in output:
             self._tell("The server refuses this machine's clock: set it by NTP (timedatectl set-ntp true).")
             return AGAIN_S
-        if code_in_words(flower_words.STILL_ONLINE) in said:
+        if code_in_words(flower_words.STILL_ONLINE) in output:
             now = time.monotonic()
             self._refused = self._refused or now
             _sign_off(self._settings)
             if now - self._refused > ACTIVATION_S:
                 self._tell(
-                    f"{self._settings.server} refuses {self._settings.site} for more than {ACTIVATION_S:.0f} s "
-                    "now, and is asked on. Either its key is used by another machine, too, or the server does not know "
-                    "it: ask the coordinating centre."
+                    f"{self._settings.server} has refused {self._settings.site} for more than {ACTIVATION_S:.0f} s; "
+                    "retrying. Either another machine uses its key, too, or the server does not know it: ask the "
+                    "coordinating centre."
                 )
                 return SLOWLY_S
-            self._tell("The server still counts the last connection of this site as open; trying again.")
+            self._tell("The server still counts the last connection of this site as open; retrying.")
             return AGAIN_S
         self._refused = 0.0
-        _sign_off(self._settings)  # its own goodbye may not have been heard
+        _sign_off(self._settings)  # the node's own sign-off may not have arrived
         pause = backoff(ending)
-        reason = next((told for sign, told in TLS_SAYS.items() if sign in said), f"code {ending.code}, see node.log")
-        self._tell(f"The connection ended ({reason}); trying again in {pause:.0f} s.")
+        reason = next((text for sign, text in TLS_SAYS.items() if sign in output), f"code {ending.code}, see node.log")
+        self._tell(f"The connection ended ({reason}); retrying in {pause:.0f} s.")
         return pause
 
     def _after_executor(self, ending: Ending) -> float:
-        if ending.code in (2, 3, 5):  # what our own errors exit with
-            raise FederationError(f"the executor cannot run: {ending.said[-1] if ending.said else ending.code}")
+        if ending.code in (2, 3, 5):  # the exit codes of our own errors
+            last = ending.last_lines[-1] if ending.last_lines else ending.code
+            raise FederationError(f"the executor cannot run: {last}")
         self._tell(f"The executor died (code {ending.code}): see executor.log.")
-        # The node would wait for its answer for a minute, or for ever where it died while it handed one over.
+        # The node would wait for its answer for a minute, or for ever if it died while handing one over.
         raise _RestartError
 
     def _environment(self) -> Mapping[str, str]:
@@ -217,34 +216,34 @@ class _Children:
 
 NODE_SAYS = {
     flower_words.NODE_ID: "Connected to {server} as {site}; waiting for the server's tasks.",
-    flower_words.TRIES_AGAIN: "{server} cannot be reached{by}; trying on.",
+    flower_words.TRIES_AGAIN: "Cannot reach {server}{by}; retrying.",
     flower_words.CONNECTED_AGAIN: "Connected again to {server}.",
-    "413 Request Entity": "{server} refuses what {site} sends as too large: ask the coordinating centre.",
+    "413 Request Entity": "{server} refuses the answer of {site} as too large: ask the coordinating centre.",
 }
 TLS_SAYS = {
-    "certificate has expired": "the server's certificate ran out",
+    "certificate has expired": "the server's certificate has expired",
     "Hostname mismatch": "the server's certificate is not for this name",
     "CERTIFICATE_VERIFY_FAILED": "the server is not the one of ca.crt",
     "407 Proxy": "the proxy asks for a name and a password, see --check",
-    "ProxyError": "the proxy does not let through, see --check",
-    "connecting again, so that": "a message was lost on the way, and is asked for again",
+    "ProxyError": "the proxy blocks it, see --check",
+    "connecting again, so that": "a message was lost on the way, and is requested again",
     flower_words.CLOSED_BY_SERVER: "the server closed it: is the key revoked?",
 }
 
 
 @contextmanager
 def _alone(state: Path) -> Iterator[None]:
-    """While a site has joined, it does not join twice."""
+    """Lock the site's state, so that it does not join twice."""
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"{state} cannot be made: {error.strerror}.") from error
+        raise ResourceError(f"cannot create {state}: {error.strerror}.") from error
     with lock_folder(state / ".joined", "this site has joined already."):
         yield
 
 
 def _secret(folder: Path) -> Path:
-    """A new secret between node and executor, that only this account can read."""
+    """Make a new secret for node and executor that only this account can read."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "secret"
     path.unlink(missing_ok=True)
@@ -254,7 +253,7 @@ def _secret(folder: Path) -> Path:
 
 
 def _beats(settings: Member) -> Path:
-    """Where the node shows when a call was answered."""
+    """The file with the time of the node's last answered call."""
     return settings.state / "node" / "beat"
 
 
@@ -263,7 +262,7 @@ def _id_file(settings: Member) -> Path:
 
 
 def _sign_off(settings: Member) -> None:
-    """Tell the server that the last node of this site is gone. It is: the state is locked by us."""
+    """Tell the server that the last node of this site is gone. That is certain, since we hold the lock."""
     file = _id_file(settings)
     try:
         number = int(file.read_text())
@@ -281,10 +280,10 @@ def _free_port() -> int:
 
 def main(arguments: list[str]) -> int:
     """Join: `python -m multiseg.federation.flower.joining SITE.TOML MEMBER`, the latter as JSON."""
-    path, said = arguments
+    path, settings = arguments[0], json.loads(arguments[1])
     os.umask(PRIVATE)
-    told = json.loads(said)
-    member = Member(told["site"], told["server"], Path(told["ca"]), Path(told["key"]), Path(told["state"]))
+    paths = {name: Path(settings[name]) for name in ("ca", "key", "state")}
+    member = Member(settings["site"], settings["server"], **paths)
     try:
         join(member, Path(path), _say)
     except MultisegError as error:

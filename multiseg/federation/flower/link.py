@@ -20,18 +20,18 @@ from multiseg.federation.flower.message_records import MESSAGE_TYPE, answer_of, 
 from multiseg.federation.messages import Answer, SiteTask
 
 MARGIN_S = 3.0
-"""A site counts as online while this much is left of its last heartbeat: asking for the answer of one that is not
-makes the SuperLink give its message up."""
+"""A site counts as online while its heartbeat is valid for this long: the SuperLink drops the message of a site that is
+offline when its answer is asked for."""
 SAME = (
-    "Server and site have to run the same multiseg, and the site has to approve it: update one of them where they "
-    "differ, compare what `multiseg fed app --hash` says at both, and have the site write that into `approved` in "
-    "site.toml and join anew."
+    "Server and site have to run the same multiseg, and the site has to approve it: update one of them if they differ, "
+    "compare the output of `multiseg fed app --hash` at both, and have the site write it into `approved` in site.toml "
+    "and join again."
 )
 
 
 @dataclass(frozen=True)
 class _Sent:
-    """A task on its way: whose, and the node it went to."""
+    """A task on its way: its site, the node that it went to, and when (Unix time)."""
 
     site: str
     node_id: int
@@ -39,9 +39,9 @@ class _Sent:
 
 
 class FlowerLink:
-    """See `exchange.Link`. Sites bear the names that they were enrolled under.
+    """See `exchange.Link`. Sites have the names that they were enrolled with.
 
-    A SuperLink that is away is waited for: Flower's grid tries every call again until it is back.
+    Flower's grid retries every call until the SuperLink answers.
     """
 
     def __init__(
@@ -57,15 +57,11 @@ class FlowerLink:
 
     def presence(self) -> Mapping[str, Presence]:
         """The sites that are online, and those whose key was revoked."""
-        there = {name: Presence(True, node.last_activated_at) for name, node in self._online().items()}
-        return there | {name: Presence(False, revoked=True) for name in self._revoked()}
+        online = {name: Presence(True, node.last_activated_at) for name, node in self._online().items()}
+        return online | {name: Presence(False, revoked=True) for name in self._revoked()}
 
     def send(self, site: str, task: SiteTask, ttl_s: float) -> str:
-        """Hand a task to a site's node.
-
-        Raises:
-            FederationError: the SuperLink takes no message for the site.
-        """
+        """Send a task to a site's node; FederationError if the SuperLink refuses the message."""
         node = self._online().get(site)
         if node is None:
             id_ = f"nobody:{site}:{time.monotonic_ns()}"
@@ -74,23 +70,23 @@ class FlowerLink:
         message = Message(task_record(task), node.node_id, MESSAGE_TYPE, ttl=ttl_s)
         ids = list(self._grid.push_messages([message]))
         if len(ids) != 1 or not ids[0]:
-            raise FederationError(f"the SuperLink took no {task.kind} task for {site}; its log says why.")
+            raise FederationError(f"the SuperLink refused a {task.kind} task for {site}; its log says why.")
         self._sent[ids[0]] = _Sent(site, node.node_id, time.time())
         return str(ids[0])
 
     def collect(self, ids: Sequence[str]) -> Mapping[str, Answer | Failure]:
-        """What has come, of sites that are online; each answer or failure once."""
+        """New answers and failures of sites that are online, each once."""
         waiting = [id_ for id_ in ids if id_ in self._sent]
         online = {node.node_id for node in self._online().values()} if waiting else set()
         found: dict[str, Answer | Failure] = {}
         for id_ in self._untaken.intersection(ids):
-            found[id_] = Failure("it went as it was to be asked")
+            found[id_] = Failure("it went offline before it got the task")
             self._untaken.remove(id_)
         for id_ in waiting:
-            what = self._pull(id_) if self._sent[id_].node_id in online else None
-            what = what or self._refused_at_gate(id_)
-            if what is not None:
-                found[id_] = what
+            reply = self._pull(id_) if self._sent[id_].node_id in online else None
+            reply = reply or self._refused_at_gate(id_)
+            if reply is not None:
+                found[id_] = reply
                 del self._sent[id_]
         return found
 
@@ -99,7 +95,7 @@ class FlowerLink:
         self._sleep(seconds)
 
     def _pull(self, id_: str) -> Answer | Failure | None:
-        """One at a time: what breaks off while it is fetched is lost, and only that."""
+        """Pull one answer at a time, so that a broken connection loses only one."""
         sent = self._sent[id_]
         try:
             replies = list(self._grid.pull_messages([id_]))
@@ -110,14 +106,12 @@ class FlowerLink:
             return Failure(str(error))
 
     def _refused_at_gate(self, id_: str) -> Failure | None:
-        """That an answer was refused as too large since the site was asked; it may be that to another run's task."""
+        """A failure if an answer of the site was refused as too large since; it may have been for another run."""
         sent = self._sent[id_]
         refused = self._too_large().get(sent.site)
-        return (
-            Failure(f"its answer was refused at the gate. {refused.text}")
-            if refused and refused.time > sent.at
-            else None
-        )
+        if refused and refused.time > sent.at:
+            return Failure(f"its answer was refused at the gate. {refused.text}")
+        return None
 
     def _judged(self, reply: Message, sent: _Sent) -> Answer | Failure:
         if reply.has_error():
@@ -129,12 +123,12 @@ class FlowerLink:
         return answer_of(reply)
 
     def _online(self) -> dict[str, NodeInfo]:
-        """By name."""
+        """The online nodes by name."""
         until = time.time() + MARGIN_S
-        return {one.name: one for one in self._grid.get_nodes() if one.online_until > until}
+        return {node.name: node for node in self._grid.get_nodes() if node.online_until > until}
 
 
 def _refused(error: Error) -> Failure:
-    """What a site's refusal of the app means: it refuses every task until a person has changed something."""
+    """The failure for a site that refuses the app: it refuses every task until a person changes something."""
     reason = error.reason or "without a reason"
     return Failure(f"it refuses this server's multiseg {version('multiseg')}: {reason}".removesuffix("."), SAME)

@@ -1,4 +1,4 @@
-"""Whether a site's node is heard: a process may be there, and no call of it be answered any more."""
+"""Detects a site's node that is running, but gets no answers any more."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ SILENT_S = 90.0
 """A node sends a heartbeat every 25 s at the latest, and after a failure another one within 25 s."""
 PROBE_EVERY_S, PROBE_LIMIT_S = 15.0, 60.0
 GAP_S = 10.0
-"""Looks are several a second. After such a pause this process stood still itself, as all do in a laptop's sleep."""
+"""`is_lost` is called several times a second. After such a pause this process was suspended, as in a laptop's sleep."""
 
 
 class Probe(Protocol):
-    """A question to the server that is on its way."""
+    """A call to the server in progress."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long at most; whether it ended."""
+        """Wait at most this long; whether it ended."""
         ...
 
     def result(self) -> bytes | None:
-        """b"" where the server answers, else why not; None where that could not be found out."""
+        """b"" if the server answers, else why not; None if that is unknown."""
         ...
 
     def stop(self, number: int = signal.SIGTERM) -> None:
@@ -35,14 +35,14 @@ class Probe(Protocol):
 
 
 class Pulse:
-    """Says when a node has to be started again: none of its calls was answered for long, though the server answers.
+    """Says when a node has to be restarted: none of its calls was answered for long, though the server answers.
 
-    Where the server does not answer either, a new node would fare no better.
+    If the server does not answer either, a new node would not help.
 
     Args:
-        file: to which the node writes when a call was answered, see `node.beat`.
-        ask: asks the server; "" where it answers, else why not. It runs in a process of its own.
-        say: is told what a person should know.
+        file: with the time of the node's last answered call, see `node.beat`.
+        ask: calls the server; "" if it answers, else why not. It runs in a process of its own.
+        say: gets messages for a person.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Pulse:
         self._told = ""
 
     def is_lost(self, running_s: float) -> bool:
-        """Whether the node, which has run so long, is to be ended."""
+        """Whether to end the node, which has run for these seconds."""
         now = self._clock()
         if now - self._looked > GAP_S:
             self._awake_since = now
         self._looked = now
-        heard = last_beat(self._file)
-        heard = heard if heard <= now else -float("inf")  # from before the machine was started
-        silent_s = now - max(heard, now - running_s, self._awake_since)
+        answered = last_beat(self._file)
+        answered = answered if answered <= now else -float("inf")  # from before the machine was started
+        silent_s = now - max(answered, now - running_s, self._awake_since)
         if silent_s < SILENT_S:
             self.forget()
             self._told = ""
@@ -75,21 +75,21 @@ class Pulse:
         if why is None:
             return False
         if not why:
-            self._say(f"The node has had no answer for {silent_s:.0f} s, though the server answers: starting it again.")
+            self._say(f"The node has had no answer for {silent_s:.0f} s, though the server answers: restarting it.")
         elif why != self._told:
-            self._say(f"No call has been answered for {silent_s:.0f} s, and will be tried on: {why}")
+            self._say(f"No call has been answered for {silent_s:.0f} s; retrying: {why}")
         self._told = why
         return not why
 
     def forget(self) -> None:
-        """End the question that is on its way."""
+        """End the call in progress."""
         if self._probe is not None:
             self._probe.stop(signal.SIGKILL)
             self._probe.wait(1.0)
             self._probe = None
 
     def _answer(self, now: float) -> str | None:
-        """What the server says; None as long as it says nothing."""
+        """Why the server does not answer, "" if it does; None while that is unknown."""
         if self._probe is None:
             if now - self._asked >= PROBE_EVERY_S:
                 self._asked = now

@@ -1,4 +1,4 @@
-"""Tasks and answers as Flower's messages: the bytes of one are one array, and nothing else is in it."""
+"""Tasks and answers as Flower's messages: each holds the bytes as one array, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from multiseg.errors import FederationError
 from multiseg.federation.messages import Answer, SiteTask, answer_from_bytes, task_from_bytes, to_bytes
 
 MESSAGE_TYPE = "query.multiseg"
-"""Of tasks and answers of every kind: what is asked for stands in the bytes."""
+"""For tasks and answers of every kind: the kind is in the bytes."""
 RECORD, ARRAY, STYPE = "multiseg", "message", "multiseg.safetensors"
 
 LOST = {
@@ -18,44 +18,36 @@ LOST = {
     ErrorCode.NODE_UNAVAILABLE: "the site was offline",
     ErrorCode.CLIENT_APP_CRASHED: "the process at the site died (out of memory, or killed)",
 }
-"""What those of Flower's codes of errors mean that may pass."""
+"""Flower's error codes that may be temporary."""
 
 
 def task_record(task: SiteTask) -> RecordDict:
-    """What a message to a site holds."""
+    """The content of a message to a site."""
     return _record(to_bytes(task))
 
 
 def answer_record(answer: Answer) -> RecordDict:
-    """What a message to the server holds."""
+    """The content of a message to the server."""
     return _record(to_bytes(answer))
 
 
 def task_of(message: Message) -> SiteTask:
-    """The task in a message.
-
-    Raises:
-        FederationError: it holds an error, or anything but one task of ours.
-    """
+    """The task in a message; FederationError if it holds an error, or anything but one valid task."""
     return task_from_bytes(_bytes(message))
 
 
 def answer_of(message: Message) -> Answer:
-    """The answer in a message.
-
-    Raises:
-        FederationError: it holds an error, or anything but one answer of ours.
-    """
+    """The answer in a message; FederationError if it holds an error, or anything but one valid answer."""
     return answer_from_bytes(_bytes(message))
 
 
 def reply_of(answer: Answer, message: Message) -> Message:
-    """The message with which a site replies to another."""
+    """A site's reply to a message."""
     return Message(answer_record(answer), reply_to=message)
 
 
 def reply_with(data: bytes, message: Message) -> Message:
-    """The same, of an answer that is bytes already."""
+    """A site's reply to a message, from the answer's bytes."""
     return Message(_record(data), reply_to=message)
 
 
@@ -75,10 +67,8 @@ def _bytes(message: Message) -> bytes:
     content = message.content
     records = {name: list(record) for name, record in content.items()}
     if records != {RECORD: [ARRAY]} or not isinstance(content[RECORD], ArrayRecord):
-        raise FederationError(
-            f"a message holds {records!s:.300}; one of ours holds {{{RECORD!r}: [{ARRAY!r}]}} and no more."
-        )
+        raise FederationError(f"a message holds {records!s:.300}; multiseg's hold only {{{RECORD!r}: [{ARRAY!r}]}}.")
     array = content[RECORD][ARRAY]
     if not isinstance(array, Array) or array.stype != STYPE:
-        raise FederationError(f"a message is of type {getattr(array, 'stype', '')!r:.80}; ours are {STYPE!r}.")
+        raise FederationError(f"a message has type {getattr(array, 'stype', '')!r:.80}; multiseg's have {STYPE!r}.")
     return bytes(array.data)

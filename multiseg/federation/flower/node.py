@@ -1,9 +1,9 @@
-"""Flower's node as a process that ends as soon as it can no longer take part, so that `join` starts it again.
+"""Flower's node as a process that ends as soon as it can no longer take part, so that `join` restarts it.
 
-Flower's own command stays when its main thread has ended (at a TLS handshake that fails, or an HTTP 500), since a
-thread that serves the executor keeps the process; its thread of heartbeats may end unseen; and a message that was lost
-on the way is logged, never asked for again. Here each of these ends the process. A new one connects, the server sees
-that and sends what is due once more, and the site sends an answer that it has kept.
+Flower's own command stays alive after its main thread has ended (at a failed TLS handshake, or an HTTP 500), since a
+thread for the executor keeps the process; its heartbeat thread may end unnoticed; and a message lost on the way is
+logged, but never requested again. Here each of these ends the process. A new one connects, the server notices and sends
+its task again, and the site sends the stored answer.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.P
 
 
 def beat(file: Path) -> None:
-    """Write down that a call was answered now: as the file's time, in `time.monotonic`, which no clock change moves."""
+    """Record that a call was answered now, as the file's time in `time.monotonic`, which ignores clock changes."""
     now = time.monotonic_ns()
     with suppress(OSError):
-        os.utime(file, ns=(now, now))  # not as content, which a full disk would refuse
+        os.utime(file, ns=(now, now))  # not as content, which would fail on a full disk
 
 
 def last_beat(file: Path) -> float:
-    """When a call was answered last, in seconds of `time.monotonic`; minus infinity for never."""
+    """When the last call was answered, in seconds of `time.monotonic`; minus infinity for never."""
     try:
         return file.stat().st_mtime_ns / 1e9
     except OSError:
@@ -45,7 +45,7 @@ def last_beat(file: Path) -> float:
 
 
 class Calls:
-    """What of a node's calls matters: that they are answered, and whether a message was lost on the way."""
+    """Watches a node's calls: whether they are answered, and whether a message was lost on the way."""
 
     def __init__(self, answered: Callable[[], None]) -> None:
         self._answered = answered
@@ -59,7 +59,7 @@ class Calls:
                 answer = call(client, path=path, **words)
             except (httpx.HTTPError, ValueError) as error:
                 if path == PULL and may_have_acted(error):
-                    self.lost = "a call broke off in which the server may have handed out a task"
+                    self.lost = "a call failed in which the server may have sent a task"
                 raise
             self._answered()
             if path == PULL and self.lost:
@@ -69,14 +69,14 @@ class Calls:
         return watched
 
     def _end(self) -> NoReturn:
-        """End the process by way of Flower's own farewell to the server."""
+        """End the process so that Flower signs off at the server."""
         sys.stdout.write(f"{self.lost}: connecting again, so that the server sends it again.\n")
         sys.stdout.flush()
         raise SystemExit(1)
 
 
 def may_have_acted(error: Exception) -> bool:
-    """Whether the server may have done what it was asked in a call that ended so."""
+    """Whether the server may have processed a call that failed with this error."""
     if not isinstance(error, httpx.HTTPStatusError):
         return not isinstance(error, NOT_SENT)
     if error.response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
@@ -88,7 +88,7 @@ def may_have_acted(error: Exception) -> bool:
 
 
 class _Lost(logging.Handler):
-    """Hears in Flower's log that a message was lost."""
+    """Detects lost messages in Flower's log."""
 
     def __init__(self, calls: Calls) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class _Lost(logging.Handler):
 
 
 def or_end(beating: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A sender of heartbeats that ends the process where it fails: without them the site counts as away."""
+    """A heartbeat sender that ends the process if it fails: without heartbeats the site counts as offline."""
 
     def run(sender: Any) -> None:
         is_stopped = False
@@ -131,10 +131,10 @@ def main(arguments: list[str]) -> NoReturn:
     logging.getLogger("flwr").addHandler(_Lost(calls))
     code = 1
     try:
-        flower_supernode()  # returns where its connection failed
+        flower_supernode()  # returns if its connection failed
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
-    finally:  # every way out leads past the thread that would keep the process
+    finally:  # `_exit`, since another thread would keep the process alive
         if sys.exc_info()[0] is not None:
             traceback.print_exc()
         _exit(code)

@@ -1,4 +1,4 @@
-"""What a site looks at before it joins: key, certificates, server, clock, data, disk, device; each with what to do."""
+"""A site's checks before it joins: key, certificates, server, clock, data, disk, device; each says what to do."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from multiseg.errors import FederationError, MultisegError
 from multiseg.federation.fab import app_hash
 from multiseg.federation.flower.flower_words import VERSION
 from multiseg.federation.flower.forked import Forked
-from multiseg.federation.flower.reaching import BROKEN, CENTRE, SAID, explained, is_on_the_way
-from multiseg.federation.identity.signing import ASKED, UNKNOWN_KEY, connection, private_key, signed
+from multiseg.federation.flower.reaching import BROKEN, CENTRE, SHOWN, explained, is_on_the_way
+from multiseg.federation.identity.signing import PROBE, UNKNOWN_KEY, connection, private_key, signed
 from multiseg.federation.sites import audit_log
 from multiseg.federation.sites.site_settings import SiteSettings
 
@@ -31,12 +31,12 @@ CLOCK_WARNS_S, CLOCK_FAILS_S = 4.0, 300.0
 AHEAD_S = 5.0
 DAYS_WARN = 30.0
 LINE = "line"
-"""The check of the way to the server. It alone keeps nobody from joining: the site waits until the way is free."""
+"""The check of the connection to the server. If it fails the site can join anyway, and waits for the connection."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """Something that was looked at: how it stands, and what to do where it does not stand well."""
+    """The result of a check, with what to do if it is not ok."""
 
     what: str
     level: str
@@ -44,22 +44,18 @@ class Check:
 
 
 def preflight_apart(settings: SiteSettings) -> tuple[Check, ...]:
-    """`preflight` in a process of its own, whose memory and threads end with it.
-
-    Raises:
-        FederationError: it died.
-    """
+    """`preflight` in a process of its own, whose memory and threads end with it; FederationError if it died."""
     child = Forked(lambda is_asked: json.dumps([asdict(check) for check in preflight(settings)]).encode())
     while not child.wait(1.0):
         pass
     data = child.result()
     if data is None:
-        raise FederationError("the checks before joining died; what they said stands above.")
+        raise FederationError("the checks before joining died; see their output above.")
     return tuple(Check(**check) for check in json.loads(data))
 
 
 def preflight(settings: SiteSettings) -> tuple[Check, ...]:
-    """All that can be seen before joining, in the order in which to mend it."""
+    """All checks before joining, in the order in which to fix problems."""
     checks = [
         _checked(what, look, settings)
         for what, look in (
@@ -77,12 +73,12 @@ def preflight(settings: SiteSettings) -> tuple[Check, ...]:
     ]
     unusable = [check.what for check in checks if check.what in ("key", "authority") and check.level == ERROR]
     if unusable:
-        return (*checks, Check("server", WARNING, f"not asked, since the {unusable[0]} cannot be used."))
+        return (*checks, Check("server", WARNING, f"not checked, since the {unusable[0]} cannot be used."))
     return (*checks, *_server(settings))
 
 
 def hinders(check: Check) -> bool:
-    """Whether a site cannot join before this is mended."""
+    """Whether a site cannot join before this is fixed."""
     return check.level == ERROR and check.what != LINE
 
 
@@ -96,7 +92,7 @@ def _checked(what: str, look: Callable[[SiteSettings], tuple[str, str]], setting
 def _versions(settings: SiteSettings) -> tuple[str, str]:
     flower = version("flwr")
     if flower != VERSION:
-        return ERROR, f"flwr is {flower}, but server and sites have to speak {VERSION}: pip install flwr=={VERSION}."
+        return ERROR, f"flwr is {flower}, but server and sites need {VERSION}: pip install flwr=={VERSION}."
     return OK, f"multiseg {version('multiseg')}, flwr {flower}, torch {version('torch')}"
 
 
@@ -104,15 +100,15 @@ def _app(settings: SiteSettings) -> tuple[str, str]:
     own = app_hash()
     if own not in settings.approved:
         return ERROR, (
-            f"`approved` does not hold the app of this multiseg, {own}. Compare it with the one that the coordinating "
-            "centre told you, and write it there."
+            f"`approved` does not hold the app of this multiseg, {own}. Compare it with the coordinating centre's, and "
+            "write it there."
         )
     return OK, f"{own[:12]}... is approved, and nothing else runs"
 
 
 def _account(settings: SiteSettings) -> tuple[str, str]:
     if os.geteuid() == 0:
-        return WARNING, "this runs as root: give it an account of its own that can read the store and nothing more."
+        return WARNING, "this runs as root: give it an account of its own that can only read the store."
     return OK, f"user {os.geteuid()}"
 
 
@@ -128,26 +124,27 @@ def _authority(settings: SiteSettings) -> tuple[str, str]:
     try:
         certificates = x509.load_pem_x509_certificates(settings.ca.read_bytes())
     except ValueError as error:
-        raise FederationError(f"{settings.ca} is no certificate in PEM: take that of the start-up kit.") from error
-    certificate = max(certificates, key=lambda one: one.not_valid_after_utc)  # an old one beside its successor
+        raise FederationError(f"{settings.ca} is not a PEM certificate: use that of the start-up kit.") from error
+    # The file may hold an old authority and its successor.
+    certificate = max(certificates, key=lambda certificate: certificate.not_valid_after_utc)
     return _validity(certificate.not_valid_before_utc, certificate.not_valid_after_utc, str(settings.ca))
 
 
 def _validity(begins: datetime, ends: datetime, what: str) -> tuple[str, str]:
     now = datetime.now(UTC)
     if now < begins:
-        return ERROR, f"{what} is valid from {begins:%Y-%m-%d %H:%M} UTC on: is this machine's clock behind?"
+        return ERROR, f"{what} is only valid from {begins:%Y-%m-%d %H:%M} UTC: is this machine's clock behind?"
     days = (ends - now).total_seconds() / 86400
     if days <= 0:
-        return ERROR, f"{what} ran out on {ends:%Y-%m-%d}: {CENTRE} for a new one."
+        return ERROR, f"{what} expired on {ends:%Y-%m-%d}: {CENTRE} for a new one."
     if days < DAYS_WARN:
-        return WARNING, f"{what} runs out in {days:.0f} days, on {ends:%Y-%m-%d}: {CENTRE} for a new one."
+        return WARNING, f"{what} expires in {days:.0f} days, on {ends:%Y-%m-%d}: {CENTRE} for a new one."
     return OK, f"valid until {ends:%Y-%m-%d}"
 
 
 def _state(settings: SiteSettings) -> tuple[str, str]:
     if not settings.state.exists() and os.geteuid() == 0:  # root's folder would shut out the site's account
-        return OK, f"{settings.state} is not there yet: joining makes it"
+        return OK, f"{settings.state} does not exist yet: joining creates it"
     settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=settings.state) as file:
         file.write(b"multiseg")
@@ -165,16 +162,16 @@ def _audit(settings: SiteSettings) -> tuple[str, str]:
     faults = audit_log.verify(log)
     if faults:
         return WARNING, f"{log}: {faults[0]} See multiseg fed audit {settings.state} --verify."
-    return OK, "no line of the log was changed or removed" if log.is_file() else "nothing came or left yet"
+    return OK, "no line of the log was changed or removed" if log.is_file() else "no message came or left yet"
 
 
 def _disk(settings: SiteSettings) -> tuple[str, str]:
-    there = next(folder for folder in (settings.state, *settings.state.parents) if folder.exists())
-    free = shutil.disk_usage(there).free / 2**30
+    existing = next(folder for folder in (settings.state, *settings.state.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free / 2**30
     if free < settings.min_free_gib:
         return ERROR, (
-            f"{free:.1f} GiB are free at {settings.state}, which is less than min_free_gib = "
-            f"{settings.min_free_gib:g}: make room, or set state to another disk."
+            f"{free:.1f} GiB are free at {settings.state}, less than min_free_gib = {settings.min_free_gib:g}: free "
+            "some space, or set state to another disk."
         )
     return OK, f"{free:.0f} GiB free"
 
@@ -186,13 +183,13 @@ def _store(settings: SiteSettings) -> tuple[str, str]:
     store = open_store(settings.store)
     names = settings.databases or tuple(store)
     counts = {split: len(select(store, names, split=split)) for split in SPLITS}
-    told = ", ".join(f"{number} {split}" for split, number in counts.items())
+    listed = ", ".join(f"{number} {split}" for split, number in counts.items())
     spacing = " x ".join(f"{edge:g}" for edge in store.spacing_mm)
     if not sum(counts.values()):
         return ERROR, f"{settings.store} holds no case of {', '.join(names) or 'any database'}: multiseg ingest."
     if not counts["train"] or not counts["val"]:
-        return WARNING, f"{', '.join(names)}: cases {told}. A site that trains needs cases to train and to validate on."
-    return OK, f"{', '.join(names)}: cases {told}; voxels {spacing} mm (the run's have to be the same)"
+        return WARNING, f"{', '.join(names)}: cases {listed}. A site that trains needs training and validation cases."
+    return OK, f"{', '.join(names)}: cases {listed}; voxels {spacing} mm (the run's have to be the same)"
 
 
 def _device(settings: SiteSettings) -> tuple[str, str]:
@@ -202,7 +199,7 @@ def _device(settings: SiteSettings) -> tuple[str, str]:
 
     device = resolve_device(settings.device)
     if device.type == "cpu" and settings.device == "auto":
-        return WARNING, "there is no GPU that torch can use: rounds take long on a CPU."
+        return WARNING, "torch finds no GPU: rounds take long on a CPU."
     if device.type == "cuda":
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
         return OK, f"{torch.cuda.get_device_name(device)}, {free:.0f} of {total:.0f} GiB free"
@@ -210,11 +207,11 @@ def _device(settings: SiteSettings) -> tuple[str, str]:
 
 
 def _server(settings: SiteSettings) -> Iterator[Check]:
-    """Reach the gate as Flower's node does (the proxy of the environment included), signed with the site's key."""
+    """Call the gate as Flower's node does (including the environment's proxy), signed with the site's key."""
     try:
         with connection(settings) as client:
             before = datetime.now(UTC)
-            with client.stream("POST", ASKED, headers=signed(settings.key)) as response:
+            with client.stream("POST", PROBE, headers=signed(settings.key)) as response:
                 certificate = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert()
                 response.read()
             between = before + (datetime.now(UTC) - before) / 2
@@ -223,29 +220,29 @@ def _server(settings: SiteSettings) -> Iterator[Check]:
         yield Check(what, ERROR, explained(settings.server, settings.ca, error))
         return
     yield Check("server", *_reached(settings, response))
-    dates = (ssl.cert_time_to_seconds(certificate[name]) for name in ("notBefore", "notAfter"))
-    begins, ends = (datetime.fromtimestamp(date, UTC) for date in dates)
+    times = (ssl.cert_time_to_seconds(certificate[name]) for name in ("notBefore", "notAfter"))
+    begins, ends = (datetime.fromtimestamp(time, UTC) for time in times)
     yield Check("certificate", *_validity(begins, ends, "the server's certificate"))
-    for told in response.headers.get_list("date")[:1]:
-        yield Check("clock", *_clock((between - parsedate_to_datetime(told)).total_seconds()))
+    for date in response.headers.get_list("date")[:1]:
+        yield Check("clock", *_clock((between - parsedate_to_datetime(date)).total_seconds()))
 
 
 def _reached(settings: SiteSettings, response: httpx.Response) -> tuple[str, str]:
-    said = response.text[:SAID]
-    if f'"code": {UNKNOWN_KEY}' in said:  # another 401 is the SuperLink's, to whom a node that has not joined is nobody
+    text = response.text[:SHOWN]
+    if f'"code": {UNKNOWN_KEY}' in text:  # another 401 is the SuperLink's, which knows only nodes that have joined
         return ERROR, f"{settings.server} does not know this site's key, or it was revoked: {CENTRE}."
     if response.status_code == 429:
-        return WARNING, f"{settings.server} refused this address too often: wait a minute."
+        return WARNING, f"{settings.server} got too many calls from this address: wait a minute."
     if response.status_code in (502, 503, 504):
-        return WARNING, f"{settings.server} answers, but not for Flower: {said}. Joining waits until it does."
+        return WARNING, f"{settings.server} answers, but not for Flower: {text}. Joining waits until it does."
     return OK, f"{settings.server} answers and knows the key"
 
 
 def _clock(off_s: float) -> tuple[str, str]:
-    """How far this machine's clock is ahead of the server's, whose header tells whole seconds."""
-    told = f"this clock is {abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} the server's"
+    """Check how far this machine's clock is ahead of the server's, whose header has whole seconds."""
+    text = f"this clock is {abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} the server's"
     if off_s > AHEAD_S or off_s < -CLOCK_FAILS_S:
-        return ERROR, f"{told}, so that signatures count as forged: set it by NTP (timedatectl set-ntp true)."
+        return ERROR, f"{text}, so the server refuses signatures: set it by NTP (timedatectl set-ntp true)."
     if abs(off_s) > CLOCK_WARNS_S:
-        return WARNING, f"{told}: set it by NTP (timedatectl set-ntp true)."
+        return WARNING, f"{text}: set it by NTP (timedatectl set-ntp true)."
     return OK, "within seconds of the server's"

@@ -1,4 +1,4 @@
-"""The coordinating centre in one command: SuperLink, the processes of runs, the gate and a steward, kept running."""
+"""Runs the coordinating centre: keeps the SuperLink, the processes of runs, the gate and a steward running."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from multiseg.federation.supervise import Child, Ending, backoff, command_path, 
 from multiseg.files import lock_folder
 
 SLACK_BYTES = 256 * 2**20
-"""A database with so much room in it is packed before the start: Flower's never shrinks."""
+"""A database with this much free space is packed before the start: Flower's never shrinks."""
 NEEDED = (home.CA, home.CERTIFICATE, home.KEY, home.LINK_CERTIFICATE, home.LINK_KEY, home.SECRET)
 
 
@@ -28,26 +28,26 @@ def serve(folder: Path, say: Callable[[str], None]) -> None:
     """Run the server of a folder until SIGINT or SIGTERM.
 
     Args:
-        say: is told what a person should know.
+        say: gets messages for a person.
 
     Raises:
-        UsageError: the folder is none, or lacks a file.
-        ResourceError: it is being served, a port is taken, or the disk is full.
+        UsageError: it is not a server's folder, or a file is missing.
+        ResourceError: another process serves it, a port is in use, or the disk is full.
         FederationError: a certificate has ended and cannot be renewed.
     """
     server = read_home(folder)
     with lock_folder(server.at(home.LOCK), "it serves this folder, and one is enough."):
         check_files(server)
         renew_link(server)
-        if told := renew_in_time(server):
-            say(told)
+        if text := renew_in_time(server):
+            say(text)
         check_room(server)
         check_ports(server)
         pack(server.at(home.DATABASE))
-        say(f"Hospitals dial {server.public} (listening at {server.listen}:{server.port}).")
-        say(f"Logs: {server.at(home.LOGS)}. Numbers for Prometheus: http://127.0.0.1:{server.metrics_port}/metrics")
+        say(f"Hospitals dial {server.public} (listening on {server.listen}:{server.port}).")
+        say(f"Logs: {server.at(home.LOGS)}. Metrics for Prometheus: http://127.0.0.1:{server.metrics_port}/metrics")
         supervise(children(server, say), lambda name, line: say(line) if name == "steward" else None)
-    say("Stopped. A run that was going on is taken up again when the server is.")
+    say("Stopped. A run that was active is resumed when the server starts again.")
 
 
 def children(server: Home, say: Callable[[str], None]) -> list[Child]:
@@ -55,8 +55,8 @@ def children(server: Home, say: Callable[[str], None]) -> list[Child]:
 
     def after(ending: Ending) -> float:
         pause = backoff(ending)
-        last = next((line for line in reversed(ending.said) if line.strip()), "")
-        say(f"{ending.name} ended with code {ending.code} ({last[:200]}). It starts again in {pause:.0f} s.")
+        last = next((line for line in reversed(ending.last_lines) if line.strip()), "")
+        say(f"{ending.name} ended with code {ending.code} ({last[:200]}). It restarts in {pause:.0f} s.")
         return pause
 
     here = Path(command_path("flower-superlink")).parent
@@ -97,24 +97,24 @@ def children(server: Home, say: Callable[[str], None]) -> list[Child]:
 
 
 def check_files(server: Home) -> None:
-    """Raises UsageError where a file of the server is missing."""
+    """Raises UsageError if a file of the server is missing."""
     missing = [name for name in NEEDED if not server.at(name).exists()]
     if missing:
         raise UsageError(f"{server.folder} lacks {', '.join(missing)}: run multiseg fed enrol server {server.folder}")
 
 
 def check_room(server: Home) -> None:
-    """Raises ResourceError where the disk is nearly full."""
+    """Raises ResourceError if the disk is nearly full."""
     free = shutil.disk_usage(server.folder).free / 2**30
     if free < server.min_free_gib:
         raise ResourceError(
-            f"{free:.1f} GiB are free under {server.folder}, and min_free_gib in {home.SETTINGS} asks for "
-            f"{server.min_free_gib}: make room, or lower it."
+            f"{free:.1f} GiB are free under {server.folder}, but min_free_gib in {home.SETTINGS} asks for "
+            f"{server.min_free_gib}: free some space, or lower it."
         )
 
 
 def check_ports(server: Home) -> None:
-    """Raises ResourceError where another program has one of the ports."""
+    """Raises ResourceError if another program uses one of the ports."""
     loopback = "127.0.0.1"
     wanted = {
         "port": (server.listen, server.port),
@@ -129,17 +129,17 @@ def check_ports(server: Home) -> None:
                 probe.bind((host, port))
             except OSError as error:
                 raise ResourceError(
-                    f"{host}:{port} cannot be listened at ({error.strerror}): end the program that has it, or set "
-                    f"another {name} in {server.at(home.SETTINGS)}."
+                    f"cannot listen on {host}:{port} ({error.strerror}): end the program that uses it, or set another "
+                    f"{name} in {server.at(home.SETTINGS)}."
                 ) from error
 
 
 def pack(database: Path) -> None:
-    """Give the room that a database does not use back to the disk, where it is much."""
+    """Free the unused space of a database, if it is large."""
     if not database.exists():
         return
     with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as opened:
         free, size = (opened.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_size"))
         if free * size > SLACK_BYTES:
-            opened.execute("PRAGMA auto_vacuum = INCREMENTAL")  # from then on the SuperLink can do it while it runs
+            opened.execute("PRAGMA auto_vacuum = INCREMENTAL")  # lets the SuperLink do it later while it runs
             opened.execute("VACUUM")

@@ -1,4 +1,4 @@
-"""What Flower starts on the server for a run: the round loop, over a link to the sites."""
+"""The app that Flower starts on the server for a run: the round loop, over a link to the sites."""
 
 from __future__ import annotations
 
@@ -23,40 +23,39 @@ from multiseg.files import wait_until_free
 from multiseg.training.run_folder import LOCK
 
 RUNS = "MULTISEG_RUNS"
-"""Names the folder of all experiments; `multiseg fed serve` sets it."""
+"""The environment variable with the folder of all experiments; `multiseg fed serve` sets it."""
 
 PREDECESSOR_S = 300.0
-"""A run that stood still counts as lost after a minute, and may have the experiment's folder for a while yet."""
+"""A run that hangs counts as lost after a minute, and may keep the experiment's folder for a while after that."""
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the rounds that are not done yet. What the experiment's folder holds is gone on from.
+    """Run the rounds that are not done yet, resuming from the experiment's folder.
 
     Raises:
-        FederationError: see `rounds.run`; or nobody said where experiments lie, or the run was submitted by another
-            multiseg than is here now.
+        FederationError: see `rounds.run`; or the folder of experiments is not set, or the run was submitted by another
+            version of multiseg.
     """
     if not os.environ.get(RUNS):
-        raise FederationError(f"{RUNS} names no folder for experiments: start the server with multiseg fed serve.")
+        raise FederationError(f"{RUNS} is not set to a folder for experiments: use multiseg fed serve.")
     if context.run_config.get("app") != app_hash():
         raise FederationError(
-            "multiseg was changed here after the server started, which submitted this run as what it was before: stop "
-            "and start multiseg fed serve, and submit the run again."
+            "multiseg has changed here since the server started: restart multiseg fed serve, and submit the run again."
         )
     options = checked(json.loads(str(context.run_config["settings"])), FederationOptions)
     check(options)
     folder = Path(os.environ[RUNS]) / options.experiment
-    wait_until_free(folder / LOCK, PREDECESSOR_S)  # a run that was lost ends when it hears that it was
+    wait_until_free(folder / LOCK, PREDECESSOR_S)  # a lost run ends once it learns that it was lost
     home = folder.parent.parent
     link = FlowerLink(grid, revoked=lambda: _revoked(home), too_large=lambda: read_too_large(home))
     rounds.run(options, link, folder, on_event=_tell)
 
 
 def _revoked(home: Path) -> tuple[str, ...]:
-    """The sites that are shut out; none where the registry cannot be read, which is for the steward to say."""
+    """The revoked sites; none if the registry cannot be read, which the steward reports."""
     try:
         return revoked(read_registry(home))
     except FederationError:
@@ -64,5 +63,5 @@ def _revoked(home: Path) -> tuple[str, ...]:
 
 
 def _tell(event: Event) -> None:
-    sys.stdout.write(in_words(event) + "\n")  # what `fed log` shows
+    sys.stdout.write(in_words(event) + "\n")  # `fed log` shows it
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Beside the SuperLink: sites let in and shut out as the registry says, lost runs taken up again, numbers told."""
+"""Runs next to the SuperLink: registers and removes sites by the registry, resumes lost runs, serves metrics."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from multiseg.federation.identity.home import Home, read_home
 from multiseg.federation.identity.registry import EnrolledSite, allowed, read_registry
 
 LOOK_S, EVERY_S, ALL_EVERY_S = 1.0, 5.0, 120.0
-"""The registry is looked at, the SuperLink asked, and asked for older runs, too."""
+"""Intervals to check the registry, to ask the SuperLink, and to ask it for older runs, too."""
 NEWEST = 20
 PATIENCE_S = 60.0
-"""A SuperLink takes its time to start."""
+"""For the SuperLink to start."""
 DAY_S = 86400.0
 LOSSES_AN_HOUR = 5
-"""An experiment that is lost more often is taken up after a pause: something else may be wrong."""
+"""An experiment that is lost more often is resumed after a pause: something else may be wrong."""
 PAUSE_S, LONGEST_PAUSE_S = 60.0, 1800.0
-"""The first pause; each later one is twice as long."""
+"""The first pause, which doubles each time, and the longest."""
 
 
 @dataclass
 class Known:
-    """What the steward knows."""
+    """The last known state of the server."""
 
     registry: Mapping[str, EnrolledSite] = field(default_factory=dict)
     nodes: Sequence[SuperLinkNode] = ()
@@ -51,7 +51,7 @@ class Known:
 
 
 def reconcile(control: Control, registry: Mapping[str, EnrolledSite]) -> Iterator[str]:
-    """Register the sites that are enrolled and unregister all others; what was done, in words.
+    """Register the enrolled sites and remove all others; messages on what was done.
 
     Raises:
         FederationError: the SuperLink refuses or does not answer.
@@ -61,32 +61,37 @@ def reconcile(control: Control, registry: Mapping[str, EnrolledSite]) -> Iterato
     for node in nodes:
         if node.public_key not in wanted:
             control.unregister(node.node_id)
-            yield f"{node.name or node.node_id} is shut out."
+            yield f"{node.name or node.node_id} removed."
     for public_key in sorted(wanted.keys() - {node.public_key for node in nodes}, key=wanted.__getitem__):
         control.register(wanted[public_key], public_key)
-        yield f"{wanted[public_key]} is let in."
+        yield f"{wanted[public_key]} registered."
 
 
 def to_take_up(runs: Sequence[SuperLinkRun], now: datetime) -> list[SuperLinkRun]:
-    """The lost runs to submit again: the newest of its experiment each, where nothing of it goes on, after its pause.
+    """The lost runs to submit again: each is the newest of its experiment, and its pause is over.
 
     Args:
         runs: the newest first.
     """
-    newest: dict[str, SuperLinkRun] = {}
-    for run in runs:
-        newest.setdefault(run.experiment, run)
-    lost = [run for name, run in newest.items() if name and run.lost]
+    lost = [run for name, run in _newest(runs).items() if name and run.lost]
     return [run for run in lost if _has_waited(run, pause_s(losses(runs, run.experiment, now)), now)]
 
 
+def _newest(runs: Sequence[SuperLinkRun]) -> dict[str, SuperLinkRun]:
+    """The newest run of each experiment; `runs` has the newest first."""
+    newest: dict[str, SuperLinkRun] = {}
+    for run in runs:
+        newest.setdefault(run.experiment, run)
+    return newest
+
+
 def pause_s(times: int) -> float:
-    """Seconds until an experiment is taken up that was lost so often within the last hour."""
+    """Seconds until an experiment is resumed that was lost this often within the last hour."""
     return min(PAUSE_S * 2.0 ** (times - LOSSES_AN_HOUR - 1), LONGEST_PAUSE_S) if times > LOSSES_AN_HOUR else 0.0
 
 
 def _has_waited(run: SuperLinkRun, seconds: float, now: datetime) -> bool:
-    """Whether a run ended so long ago, by a clock that may have been set since."""
+    """Whether a run ended this long ago, by a clock that may have been changed since."""
     return not seconds or abs((now - datetime.fromisoformat(run.finished)).total_seconds()) >= seconds
 
 
@@ -97,15 +102,12 @@ def losses(runs: Sequence[SuperLinkRun], experiment: str, now: datetime) -> int:
 
 
 def ended(runs: Sequence[SuperLinkRun]) -> dict[str, str]:
-    """How each run ended, by its number. One that was lost has not while its experiment goes on, or will be taken up.
+    """How each run ended, by its number. A lost run has not ended while its experiment continues or will be resumed.
 
     Args:
         runs: the newest first.
     """
-    newest: dict[str, SuperLinkRun] = {}
-    for run in runs:
-        newest.setdefault(run.experiment, run)
-    over = {name for name, run in newest.items() if run.status == "finished" and not run.lost}
+    over = {name for name, run in _newest(runs).items() if run.status == "finished" and not run.lost}
     return {
         str(run.run_id): run.outcome or "finished"
         for run in runs
@@ -114,7 +116,7 @@ def ended(runs: Sequence[SuperLinkRun]) -> dict[str, str]:
 
 
 def metrics(server: Home, known: Known) -> str:
-    """What Prometheus reads: the server's own numbers, then those that the newest run has written."""
+    """The metrics for Prometheus: the server's own, then those of the newest run."""
     online = {node.name for node in known.nodes if node.status == "online"}
     sites = {(name,): name in online for name in sorted(allowed(known.registry).values())}
     counts, refused = read_traffic(server.at(home.TRAFFIC))
@@ -126,10 +128,10 @@ def metrics(server: Home, known: Known) -> str:
     free = {(): shutil.disk_usage(server.folder).free}
     found = [
         metric("multiseg_up", "Whether a part of the server answers.", ["part"], answers),
-        metric("multiseg_site_online", "Whether a site is there.", ["site"], sites),
+        metric("multiseg_site_online", "Whether a site is online.", ["site"], sites),
         metric("multiseg_gate_bytes_total", "Bytes of bodies through the gate.", ["site", "direction"], through),
         metric("multiseg_gate_refused_total", "Requests that the gate refused.", ["reason"], refusals),
-        metric("multiseg_run_active", "Whether a run goes on.", ["experiment"], active),
+        metric("multiseg_run_active", "Whether a run is active.", ["experiment"], active),
         metric("multiseg_disk_free_bytes", "Under the server's folder.", [], free),
     ]
     with suppress(OSError, ValueError):
@@ -149,7 +151,7 @@ def _listens(server: Home) -> bool:
 
 
 def attend(server: Home, control: Control, known: Known) -> Iterator[str]:
-    """Look after everything once; what a person should know, in words.
+    """Do everything once; messages for a person.
 
     Raises:
         FederationError: the SuperLink does not answer, or the registry is damaged.
@@ -159,25 +161,25 @@ def attend(server: Home, control: Control, known: Known) -> Iterator[str]:
     before = {node.name for node in known.nodes if node.status == "online"}
     known.nodes = control.nodes()
     online = {node.name for node in known.nodes if node.status == "online"}
-    every = len(allowed(known.registry))
+    num_sites = len(allowed(known.registry))
     for name in sorted(online ^ before):
-        yield f"{name} is {'online' if name in online else 'offline'}: {len(online)} of {every} sites are there."
-    was = {run.run_id: run.status for run in known.runs}
+        yield f"{name} is {'online' if name in online else 'offline'}: {len(online)} of {num_sites} sites are online."
+    old_status = {run.run_id: run.status for run in known.runs}
     known.runs = _runs(control, known)
     for run in known.runs:
-        if run.status == "finished" and was.get(run.run_id, "finished") != "finished":
+        if run.status == "finished" and old_status.get(run.run_id, "finished") != "finished":
             pause = pause_s(losses(known.runs, run.experiment, datetime.now(UTC))) if run.lost else 0.0
-            wait = f" It is taken up again in {pause / 60:.0f} min, since it was lost often." if pause else ""
+            wait = f" It is resumed in {pause / 60:.0f} min, since it was lost often." if pause else ""
             yield f"Run {run.run_id} ({run.experiment}) {run.outcome}. {run.details}{wait}".strip()
     lost = to_take_up(known.runs, datetime.now(UTC))
     write_ended(server.folder, ended(known.runs))
     for run in lost:
         number = control.start(run.settings)
-        yield f"Run {run.run_id} ({run.experiment}) was lost and goes on as run {number}."
+        yield f"Run {run.run_id} ({run.experiment}) was lost and continues as run {number}."
 
 
 def _runs(control: Control, known: Known) -> list[SuperLinkRun]:
-    """All runs, the newest first. The older ones are asked for now and then: they change seldom, and may be many."""
+    """All runs, the newest first. Older ones are asked for less often: they seldom change, and may be many."""
     if time.monotonic() >= known.all_due:
         found = control.runs()
         known.all_due = time.monotonic() + ALL_EVERY_S
@@ -188,7 +190,7 @@ def _runs(control: Control, known: Known) -> list[SuperLinkRun]:
 
 
 def renewed(server: Home) -> str:
-    """Renew the gate's certificate where it ends soon; what a person should know."""
+    """Renew the gate's certificate if it ends soon; messages for a person."""
     try:
         return renew_in_time(server)
     except FederationError as error:
@@ -197,7 +199,7 @@ def renewed(server: Home) -> str:
 
 def watch(server: Home) -> None:
     """Attend until the process is ended."""
-    known, said, changed, due = Known(), "", -1, 0.0
+    known, last_error, changed, due = Known(), "", -1, 0.0
     patient_until = time.monotonic() + PATIENCE_S
     certificate_due = time.monotonic() + DAY_S
     _publish(server, known)
@@ -212,12 +214,12 @@ def watch(server: Home) -> None:
                     if not known.answers:
                         _say(f"Ready. {len(allowed(known.registry))} sites are enrolled.")
                         patient_until = 0.0
-                    known.answers, said, changed = True, "", seen
+                    known.answers, last_error, changed = True, "", seen
                 except FederationError as error:
                     known.answers = False
-                    if str(error) != said and time.monotonic() > patient_until:
-                        said = str(error)
-                        _say(said)
+                    if str(error) != last_error and time.monotonic() > patient_until:
+                        last_error = str(error)
+                        _say(last_error)
                 due = time.monotonic() + (EVERY_S if known.answers else LOOK_S)
             if time.monotonic() >= certificate_due:
                 certificate_due = time.monotonic() + DAY_S
@@ -231,7 +233,7 @@ def _say(line: str) -> None:
 
 
 def _publish(server: Home, known: Known) -> None:
-    """Tell the numbers on loopback, in a thread that ends with the process."""
+    """Serve the metrics on loopback, in a thread that ends with the process."""
 
     class Numbers(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

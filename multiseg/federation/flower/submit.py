@@ -1,4 +1,4 @@
-"""Runs of a server that serves: submitted, told of, followed and stopped."""
+"""Submits, lists, follows and stops the runs of a running server."""
 
 from __future__ import annotations
 
@@ -19,16 +19,14 @@ if TYPE_CHECKING:
 
 
 def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None = None) -> tuple[int, list[str]]:
-    """Check a run's settings and start it; its number, and what a person should know.
+    """Check a run's settings and start it; its number, and notes for a person.
 
     Args:
-        cards: whether what the file leaves open is set as for a CUDA card (the published network and patches) or as
-            for processors.
-        from_round: put the experiment back to what it was after this round, before it is resumed.
+        cards: whether the defaults are those for a CUDA card (the published network and patches) or for CPUs.
+        from_round: put the experiment back to its state after this round, before it is resumed.
 
     Raises:
-        UsageError: the settings cannot be meant, go unheard, name a site that is not enrolled, or the experiment runs
-            already.
+        UsageError: the settings are invalid or ignored, list a site that is not enrolled, or the experiment is running.
         FederationError: the server does not answer, or refuses.
     """
     from multiseg.config import checked, defaults, merged, training_settings
@@ -38,8 +36,8 @@ def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None 
     from multiseg.federation.run_file import left_to_sites, read_run
 
     server = read_home(folder)
-    said = read_run(file, "See docs/federation.md for one.")
-    settings = training_settings(merged(defaults(cards, said), said))
+    given = read_run(file, "See docs/federation.md for one.")
+    settings = training_settings(merged(defaults(cards, given), given))
     options = checked(settings, FederationOptions)
     check(options)
     check_same(server.at(home.RUNS) / options.experiment, options)
@@ -50,8 +48,8 @@ def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None 
         raise UsageError(
             f"{', '.join(strangers)} in {file} are not enrolled at {folder}: multiseg fed enrol site {folder} NAME"
         )
-    gone = [site for site in wanted if site in revoked(registry)]
-    _check_enough(options, gone, folder)
+    revoked_sites = [site for site in wanted if site in revoked(registry)]
+    _check_enough(options, revoked_sites, folder)
     with controlling(server) as control:
         for run in control.runs():
             if run.experiment == options.experiment and run.status != "finished":
@@ -60,31 +58,33 @@ def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None 
         if from_round is not None:
             go_back(server.at(home.RUNS) / options.experiment, options.experiment, from_round)
         number = control.start(settings)
-    away = sorted(set(wanted) - online - set(gone))
-    waits = [f"Not online yet, and waited for: {', '.join(away)}."] if away else []
-    left = [f"Revoked, so that the run is conducted without: {', '.join(gone)}."] if gone else []
-    return number, [*left_to_sites(said), *left, *waits]
+    notes = left_to_sites(given)
+    if revoked_sites:
+        notes.append(f"The run continues without revoked sites: {', '.join(revoked_sites)}.")
+    if away := sorted(set(wanted) - online - set(revoked_sites)):
+        notes.append(f"Waiting for sites that are offline: {', '.join(away)}.")
+    return number, notes
 
 
-def _check_enough(options: FederationOptions, gone: Sequence[str], folder: Path) -> None:
-    """Raises UsageError where the run's rules do not allow it without the sites that were revoked."""
+def _check_enough(options: FederationOptions, revoked_sites: Sequence[str], folder: Path) -> None:
+    """Raises UsageError if the run's settings do not allow it without the revoked sites."""
     from multiseg.federation.plan import without
 
     try:
-        without(options, gone)
+        without(options, revoked_sites)
     except UsageError as error:
         raise UsageError(
-            f"the run cannot go on without these sites, whose keys were revoked: {', '.join(gone)}. {error} To let one "
-            f"in again, with a new key: multiseg fed enrol site {folder} NAME"
+            f"the run cannot continue without these revoked sites: {', '.join(revoked_sites)}. {error} To register one "
+            f"again, with a new key: multiseg fed enrol site {folder} NAME"
         ) from error
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """Sites and runs for tables: {"error", "sites": [...], "runs": [...]}. A server that is off is no error.
+    """Sites and runs for tables: {"error", "sites": [...], "runs": [...]}. A server that is off is not an error.
 
-    A run's "waits_for" says of each site that owes its round an answer whether that is away, at work or revoked; before
-    the first round and after the last it names those that are away or revoked. "without" names the sites of the run
-    that it is conducted without, such as revoked ones.
+    A run's "waits_for" lists the sites that owe its round an answer, and whether each is away, at work or revoked;
+    before the first round and after the last it lists those that are away or revoked. "without" lists the sites that
+    the run continues without, such as revoked ones.
     """
     server = read_home(folder)
     registry, (counts, _) = read_registry(folder), read_traffic(server.at(home.TRAFFIC))
@@ -100,7 +100,7 @@ def status(folder: Path) -> dict[str, Any]:
 
 
 def active_with(folder: Path, site: str) -> list[str]:
-    """Experiments that go on and have this site among theirs; none where the server is off."""
+    """Running experiments with this site; none if the server is off."""
     try:
         with controlling(read_home(folder)) as control:
             runs = [run for run in control.runs() if run.status != "finished"]
@@ -112,45 +112,46 @@ def active_with(folder: Path, site: str) -> list[str]:
 def _run(run: SuperLinkRun, server: Home, registry: Mapping[str, EnrolledSite]) -> dict[str, Any]:
     from multiseg.federation.centre.run_logs import read_status
 
-    stands = read_status(server.at(home.RUNS) / run.experiment)
-    rounds, dice = stands.get("rounds"), stands.get("mean")
+    status = read_status(server.at(home.RUNS) / run.experiment)
+    rounds, dice = status.get("rounds"), status.get("mean")
     return {
         "run": str(run.run_id),
         "experiment": run.experiment,
         "status": run.outcome or run.status,
-        "round": f"{stands['round']}/{rounds}" if rounds else "",
+        "round": f"{status['round']}/{rounds}" if rounds else "",
         "dice": "" if dice is None else f"{dice:.3f}",
-        "waits_for": _waits_for(stands, registry) if run.status != "finished" else "",
-        "without": ", ".join(stands.get("left", ())),
+        "waits_for": _waits_for(status, registry) if run.status != "finished" else "",
+        "without": ", ".join(status.get("left", ())),
         "submitted": run.submitted[:19],
         "details": run.details,
     }
 
 
-def _waits_for(stands: Mapping[str, Any], registry: Mapping[str, EnrolledSite]) -> str:
+def _waits_for(status: Mapping[str, Any], registry: Mapping[str, EnrolledSite]) -> str:
     """Which sites owe an answer, as "alder (at work), birch (away)"."""
-    awaited, held = stands.get("awaited", ()), stands.get("held", {})
-    owing = dict.fromkeys((*stands.get("working", ()), *awaited, *held))
+    awaited, held = status.get("awaited", ()), status.get("held", {})
+    owing = dict.fromkeys((*status.get("working", ()), *awaited, *held))
 
     def why(site: str) -> str:
-        if _is_out(registry.get(site)):
+        if site not in registry or registry[site].revoked:
             return "revoked"
         return "away" if site in awaited else held.get(site, "at work")
 
     return ", ".join(f"{site} ({why(site)})" for site in owing)
 
 
-def _is_out(entry: EnrolledSite | None) -> bool:
-    return entry is None or bool(entry.revoked)
-
-
 def _site(name: str, entry: EnrolledSite, node: SuperLinkNode | None, count: Count, error: str) -> dict[str, Any]:
-    state = "revoked" if entry.revoked else "unknown" if error else node.status if node else "enrolled"
+    if entry.revoked:
+        state = "revoked"
+    elif error:
+        state = "unknown"
+    else:
+        state = node.status if node else "enrolled"
     return {"site": name, "status": state, "since": node.since if node else "", "up": count.up, "down": count.down}
 
 
 def show(folder: Path, which: str, until_end: bool, write: Callable[[str], object]) -> SuperLinkRun:
-    """Hand what a run says to `write`, to its end or so far; the run as it then stands.
+    """Write a run's log, to its end or so far; the run as it is then.
 
     Raises:
         UsageError: there is no such run.
@@ -163,7 +164,7 @@ def show(folder: Path, which: str, until_end: bool, write: Callable[[str], objec
         sieve = Sieve(write)
         for piece, _ in control.log(run.run_id):
             sieve(piece)
-            break  # all that there is so far comes in one
+            break  # the first piece holds everything so far
         return run
 
 
@@ -171,7 +172,7 @@ def stop(folder: Path, which: str) -> int:
     """End a run; its number.
 
     Raises:
-        UsageError: there is no such run, or it has ended.
+        UsageError: there is no such run, or it has ended already.
         FederationError: the server does not answer, or refuses.
     """
     with controlling(read_home(folder)) as control:

@@ -1,7 +1,7 @@
-"""Flower's SuperExec, whose runs end when it does.
+"""Flower's SuperExec, with runs that end when it ends.
 
-Flower's own lets a run look for its parent's number, which is there as long as nobody has waited for the dead parent:
-under an init that does not, as in many containers, a run outlives its server and keeps the experiment's folder.
+Flower's own runs watch their parent's PID, which exists until someone reaps the dead parent. Without an init that does,
+as in many containers, a run outlives its server and keeps the experiment's folder.
 """
 
 from __future__ import annotations

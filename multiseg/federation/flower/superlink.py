@@ -1,7 +1,7 @@
-"""Flower's SuperLink with a database that waits, is cleaned up, and is "away" while it cannot be written.
+"""Flower's SuperLink with a database that waits longer, is cleaned up, and answers 503 while it cannot be written.
 
-Flower's own waits 5 s for a lock of its SQLite file and then answers HTTP 500, which ends whoever asked; and it keeps
-the messages of runs that were lost for ever.
+Flower's own waits 5 s for a lock of its SQLite file and then answers HTTP 500, which ends the client; and it keeps the
+messages of lost runs for ever.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 BUSY_S = 60.0
-"""A call waits so long for the database. Whoever asks gives up after 30 s at the most, and asks again."""
+"""A call waits this long for the database. Clients give up after at most 30 s, and retry."""
 JOURNAL_BYTES = 64 * 2**20
-"""To which the journal is cut after it was written into the database."""
+"""The size to which the journal is truncated after it was written into the database."""
 CLEAN_EVERY_S = 600.0
 SLACK_BYTES = 64 * 2**20
-"""So much free room stays in the database's file: the next round needs it."""
+"""Free space that stays in the database's file: the next round needs it."""
 STEP_PAGES, STEP_PAUSE_S = 4096, 0.2
-"""Room is given back in steps between which others can write."""
+"""Space is freed in steps, between which others can write."""
 RETRY_AFTER_S = 5
 HAS_LEFT = """
     SELECT EXISTS (SELECT 1 FROM run_objects WHERE run_id = :run_id)
@@ -34,13 +34,14 @@ Pragmas = tuple[tuple[str, str], ...]
 
 
 def pragmas(flowers: Iterable[tuple[str, str]], busy_s: float = BUSY_S) -> Pragmas:
-    """Settings of each connection to the database: Flower's own, with ours in place of or beside them."""
+    """Settings of each connection to the database: Flower's own, overridden and extended by ours."""
     ours = {"busy_timeout": f"{busy_s * 1000:.0f}", "journal_size_limit": str(JOURNAL_BYTES)}
-    return (("auto_vacuum", "INCREMENTAL"), *{**dict(flowers), **ours}.items())  # the first counts in an empty file
+    # auto_vacuum comes first: it only takes effect while the file is empty.
+    return (("auto_vacuum", "INCREMENTAL"), *{**dict(flowers), **ours}.items())
 
 
 def away_for_once(translate: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Flower's answer to an error, but 503 where the database was locked, full or unreadable: ask again."""
+    """Flower's answer to an error, but 503 (retry) if the database was locked, full or unreadable."""
     from fastapi.responses import JSONResponse
     from flwr.supercore import log
     from sqlalchemy.exc import OperationalError
@@ -51,8 +52,8 @@ def away_for_once(translate: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
                 return await call_next(request)
             except OperationalError as error:
                 log(ERROR, "[%s] the database: %s", request.url.path, error.orig)
-                told = {"detail": f"The server's database cannot be used at the moment ({error.orig})."}
-                return JSONResponse(told, 503, {"Retry-After": str(RETRY_AFTER_S)})
+                body = {"detail": f"The server's database cannot be used at the moment ({error.orig})."}
+                return JSONResponse(body, 503, {"Retry-After": str(RETRY_AFTER_S)})
 
         return await translate(request, call)
 
@@ -60,7 +61,7 @@ def away_for_once(translate: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
 
 
 def finished_runs(state: Any) -> list[int]:
-    """Runs that have ended and still have messages or parts of models in the database."""
+    """Finished runs that still have messages or parts of models in the database."""
     from flwr.supercore.utils import int64_to_uint64
 
     rows = state.query("SELECT DISTINCT run_id FROM run_objects UNION SELECT DISTINCT run_id FROM message_ins")
@@ -69,12 +70,12 @@ def finished_runs(state: Any) -> list[int]:
 
 
 def clean(state: Any) -> None:
-    """Delete what finished runs have left, and give the room back to the disk."""
+    """Delete what finished runs have left, and free the disk space."""
     from flwr.supercore import log
 
     for number in finished_runs(state):
         state.cleanup_run(number)
-        log(INFO, "What run %s had left in the database is deleted.", number)
+        log(INFO, "Deleted what run %s had left in the database.", number)
     while _slack(state) > SLACK_BYTES:
         before = _slack(state)
         state.query(f"PRAGMA incremental_vacuum({STEP_PAGES})")
@@ -89,7 +90,7 @@ def _slack(state: Any) -> int:
 
 
 def where_left(clean_up: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
-    """Flower's cleaning of a run, without three writes for every finished run each time that somebody lists runs."""
+    """Flower's cleanup of a run, without its three writes for every finished run whenever runs are listed."""
 
     def cleanup_run(state: Any, run_id: int) -> None:
         from flwr.supercore.utils import uint64_to_int64
@@ -107,13 +108,13 @@ def _clean_for_ever(state: Any) -> None:
     while True:
         try:
             clean(state)
-        except SQLAlchemyError as error:  # next time, then
+        except SQLAlchemyError as error:  # retried next time
             log(ERROR, "the database was not cleaned: %s", error)
         time.sleep(CLEAN_EVERY_S)
 
 
 def prepare() -> None:
-    """Put what this module changes into Flower, before it reads it."""
+    """Patch Flower before it starts."""
     from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
     from flwr.supercore import sql_mixin
     from flwr.superlink import main as superlink

@@ -1,4 +1,4 @@
-"""Who may pass the gate: enrolled keys that signed the time, and not too often."""
+"""Decides who may pass the gate: sites with an enrolled key and a fresh signature, within rate limits."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from multiseg.federation.identity.signing import UNKNOWN_KEY, WRONG_CLOCK
 
 KEY_HEADER, TIME_HEADER, SIGNATURE_HEADER = b"flwr-public-key", b"flwr-timestamp", b"flwr-signature"
 AHEAD_S, BEHIND_S = 5.0, 305.0
-"""A site's clock may be off by so much; the SuperLink refuses more."""
+"""A site's clock may be off by this much; the SuperLink refuses more."""
 AUDITED_A_MINUTE = 5.0
-"""Refusals of one address that are written down."""
+"""Refusals of one address that are logged."""
 REQUESTS_A_SECOND, BURST = 200.0, 2000.0
 """Of one site."""
 
 
 class GateRefusal(Exception):  # noqa: N818 (an answer, not an error of ours)
-    """A request that is not passed on, and what it is told.
+    """A request that is not passed on, and the answer to it.
 
     Attributes:
         reason: in few words, the same for all of its kind.
-        audited: whether it is worth a line; of many of one address only the first are.
+        audited: whether it is logged: of many from one address only the first are.
     """
 
     def __init__(self, status: int, reason: str, *, site: str = "", text: str = "", code: int = 0) -> None:
@@ -46,7 +46,7 @@ class GateRefusal(Exception):  # noqa: N818 (an answer, not an error of ours)
 
 
 class Doorkeeper:
-    """What the gate knows of sites and of addresses."""
+    """The enrolled keys, and the rates of sites and addresses."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -57,11 +57,7 @@ class Doorkeeper:
         self.look()
 
     def look(self) -> None:
-        """Read the registry anew where it has changed.
-
-        Raises:
-            FederationError: it is damaged; what was known before stays.
-        """
+        """Read the registry again if it has changed; FederationError if it is damaged, and the old keys stay."""
         path = self._folder / SITES
         seen = path.stat().st_mtime_ns if path.exists() else 0
         if seen == self._seen:
@@ -73,21 +69,17 @@ class Doorkeeper:
         self._seen = seen
 
     def identify(self, headers: Mapping[bytes, bytes], address: str, activates: bool) -> str:
-        """The site that signed a request.
-
-        Raises:
-            GateRefusal: none did, or it asks too much.
-        """
+        """The site that signed a request; GateRefusal if none did, or it sends too many."""
         try:
             key = b64decode(headers[KEY_HEADER], validate=True)
             signature = b64decode(headers[SIGNATURE_HEADER], validate=True)
-            said = headers[TIME_HEADER]
-            signed = datetime.fromisoformat(said.decode("ascii"))
+            timestamp = headers[TIME_HEADER]
+            signed = datetime.fromisoformat(timestamp.decode("ascii"))
             if signed.tzinfo is None:
                 raise ValueError("no time zone")
-            self._keys[key].verify(signature, said, ec.ECDSA(hashes.SHA256()))
+            self._keys[key].verify(signature, timestamp, ec.ECDSA(hashes.SHA256()))
         except (KeyError, ValueError, binascii.Error, UnicodeDecodeError, InvalidSignature):
-            # A node takes 401 for "stop" and 400 for an error it tells.
+            # A node stops silently at 401, and reports the error at 400.
             text = "This site's key is not enrolled at the server, or was revoked: ask the coordinating centre."
             refusal = GateRefusal(400 if activates else 401, "unknown key", text=text, code=UNKNOWN_KEY)
             raise self._refused(address, refusal) from None
@@ -100,8 +92,8 @@ class Doorkeeper:
             raise GateRefusal(503, "too many requests", site=site, text="Too many requests: wait.")
         return site
 
-    def strange(self, address: str) -> GateRefusal:
-        """What somebody is told who asks for what there is not."""
+    def unknown_call(self, address: str) -> GateRefusal:
+        """The refusal of a call that does not exist."""
         return self._refused(address, GateRefusal(404, "no such call", text="Not Found"))
 
     def _refused(self, address: str, refusal: GateRefusal) -> GateRefusal:

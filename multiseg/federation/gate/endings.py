@@ -1,4 +1,4 @@
-"""Which runs have ended, for sites that ask: they then stop what they do for one."""
+"""Which runs have ended: sites ask, and then stop working for them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from multiseg.files import write_atomically
 FILE = "ended.json"
 
 
-def write_ended(folder: Path, found: dict[str, str]) -> None:
-    """Write it down where it has changed."""
-    data = json.dumps(found, sort_keys=True).encode()
+def write_ended(folder: Path, endings: dict[str, str]) -> None:
+    """Write how each run ended, by its number, if that has changed."""
+    data = json.dumps(endings, sort_keys=True).encode()
     if not (folder / FILE).is_file() or (folder / FILE).read_bytes() != data:
         write_atomically(folder / FILE, data)
 
 
 def how_ended(folder: Path, run: str) -> str:
-    """How a run ended; "" where it goes on or is not known."""
+    """How a run ended; "" if it is running or unknown."""
     try:
         return str(json.loads((folder / FILE).read_text(encoding="utf-8")).get(run, ""))
     except (OSError, ValueError, AttributeError):

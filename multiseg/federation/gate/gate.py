@@ -1,9 +1,9 @@
-"""The public port: HTTPS that lets enrolled sites make the calls a site needs, and nobody make any other.
+"""The public HTTPS port: enrolled sites can make the calls that a site needs, and all other calls are refused.
 
-The SuperLink behind it has no protection of its own on most of its calls, so it listens on loopback alone. A call gets
-through where its path is one of `CALLS` and it is signed with the key of a site that is enrolled and not revoked
-(Flower's signature of the time, which the SuperLink checks again). Both are known from the headers: of a call that is
-refused no body is read. Bodies are passed on as they come, never kept, never logged.
+The SuperLink behind it does not protect most of its calls, so it listens only on loopback. A call gets through if its
+path is one of `CALLS` and it is signed with the key of a site that is enrolled and not revoked (Flower's signature of
+the time, which the SuperLink checks again). Both are known from the headers, so the body of a refused call is never
+read. Bodies are passed on as they come, never stored, never logged.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 FLEET = "/v1/fleet/"
 SMALL, LARGE = 256 * 2**10, 16 * 2**20
-"""Bytes that a request may hold. Flower cuts what is large into objects of 5 MB."""
+"""Bytes of a request. Flower splits large messages into objects of 5 MB."""
 CALLS = {
     "activate-node": SMALL,
     "deactivate-node": SMALL,
@@ -51,45 +51,45 @@ CALLS = {
     "push-object": LARGE,
     "confirm-message-received": SMALL,
 }
-"""What a site's node asks for when it has a key. Registering is not among it: the server does that."""
+"""The calls of a site's node that has a key, and their limits. Registering is missing: the server does that."""
 HOW_ENDED = re.compile(re.escape(ENDED) + "([0-9]{1,20})")
-"""What the gate itself answers to a site: how a run has ended, if it has."""
+"""The call that the gate answers itself: how a run ended, if it has."""
 QUIET = frozenset({"send-node-heartbeat", "pull-messages", "pull-object", "push-object", "confirm-message-received"})
-"""Many of these make one exchange: they are counted, and not written down one by one."""
+"""Frequent calls: they are counted, but not logged one by one."""
 HOP = frozenset({
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", b"host", b"forwarded", b"x-forwarded-for",
 })  # fmt: skip
-"""Headers that are for one hop, or that a client could lie with."""
+"""Headers that are for one hop, or that a client could forge."""
 UPSTREAM_CONNECTIONS = 128
 UPSTREAM_TIMEOUT_S, UPSTREAM_IDLE_S = 120.0, 4.0
 """The SuperLink closes a connection that has been idle for 5 s."""
 STALL_S, SLOWEST = 60.0, 2**10
-"""A body may stand still for so long, and come no slower than so many bytes a second."""
+"""The longest pause in a body, and the lowest rate in bytes per second."""
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 """Errors of a call that never reached the SuperLink."""
 RETRY_AFTER = b"5"
-"""Seconds until a site that was told 503 may ask again."""
+"""Seconds until a site may retry after a 503."""
 KEEP_S = 2.0
-TOO_LARGE = "The site's answer is over {:.2f} MiB: the centre allows no more ({})."
+TOO_LARGE = "The site's answer is over {:.2f} MiB, the centre's limit ({})."
 FROM_NETWORK, FROM_SETTING = "twice the size of the largest network of its runs", "max_answer_mib in its home.toml"
 LONGEST_CALL = 64
-"""Letters of a call that are written down: a stranger may ask for anything."""
+"""Letters of a call that are logged: a stranger may send anything."""
 
 log = logging.getLogger("multiseg.gate")
 
 
 class GoneError(Exception):
-    """Whoever asked stopped sending."""
+    """The client stopped sending."""
 
 
 class Gate:
     """The ASGI application.
 
     Args:
-        answer_bytes: that one answer of a site may have at most, over all its objects, where that is less than what
-            follows from the networks of the runs; 0 for no such bound.
-        folder: of the server, which says which runs have ended and how large their answers may be.
+        answer_bytes: limit for one answer of a site, over all its objects, if lower than the limit from the networks of
+            the runs; 0 for none.
+        folder: of the server, which records which runs have ended and how large their answers may be.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Gate:
         self._client, self._doorkeeper, self._traffic = client, doorkeeper, traffic
         self._connections, self._answer_bytes, self._folder = connections, answer_bytes, folder
         self._answers: dict[str, int] = {}
-        self._most: dict[str, int] = {}
+        self._limits: dict[str, int] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -120,7 +120,7 @@ class Gate:
                     await _answer(send, 200, {"ended": how_ended(self._folder, asked[1])})
                 return
             if scope["method"] != "POST" or call not in CALLS or scope.get("query_string"):
-                raise self._doorkeeper.strange(address)
+                raise self._doorkeeper.unknown_call(address)
             site = self._doorkeeper.identify(dict(scope["headers"]), address, activates=call == "activate-node")
             with self._connections.answering(connection, site):
                 await self._forward(scope, receive, send, site, call, address)
@@ -131,7 +131,7 @@ class Gate:
                     "refused", site=refusal.site, address=address, call=call[:LONGEST_CALL] or "?", why=refusal.reason
                 )
             await _answer(send, refusal.status, refusal.body)
-        except TimeoutError:  # it reads too slowly
+        except TimeoutError:  # the client reads too slowly
             connection.end()
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send, site: str, call: str, address: str) -> None:
@@ -140,7 +140,7 @@ class Gate:
         if not length.isdigit() or int(length) > CALLS[call]:
             raise GateRefusal(413, "too large", site=site)
         if call == "push-messages":
-            self._answers[site], self._most[site] = 0, ROOM  # the answer's objects follow
+            self._answers[site], self._limits[site] = 0, ROOM  # the answer's objects follow
         count = self._traffic.of(site)
         body = self._counted(_body(receive, CALLS[call]), site, call, count)
         request = self._client.build_request("POST", FLEET + call, headers=headers, content=body)
@@ -153,7 +153,7 @@ class Gate:
             refusal = GateRefusal(503, "the SuperLink is away", site=site, text=text)
             refusal.body[MAY_HAVE_ACTED] = not isinstance(error, NOT_SENT)
             raise refusal from None
-        if response.status_code >= 500:  # a node would end for good at any but 502, 503 and 504
+        if response.status_code >= 500:  # a node retries only after 502, 503 and 504
             await response.aclose()
             text = f"The server failed (HTTP {response.status_code}): its superlink.log says why. Try again."
             refusal = GateRefusal(503, "the SuperLink failed", site=site, text=text)
@@ -167,7 +167,7 @@ class Gate:
             _audit("call", site=site, address=address, call=call, status=response.status_code)
 
     async def _counted(self, body: AsyncIterator[bytes], site: str, call: str, count: Count) -> AsyncIterator[bytes]:
-        """A body, counted as traffic and as part of the site's answer."""
+        """The body, counted as traffic and as part of the site's answer."""
         try:
             async for part in body:
                 count.up += len(part)
@@ -180,34 +180,34 @@ class Gate:
             raise
 
     def _count_answer(self, site: str, size: int) -> None:
-        """Raises GateRefusal where a site's answer has become too large, which the run that waits for it is told."""
+        """Raises GateRefusal if a site's answer is too large, and records that for the run that waits for it."""
         self._answers[site] = self._answers.get(site, 0) + size
         bound = self._answer_bytes or sys.maxsize
-        if self._answers[site] <= min(self._most.get(site, 0), bound):
+        if self._answers[site] <= min(self._limits.get(site, 0), bound):
             return
-        self._most[site] = allowed(self._folder / home.RUNS)
-        most = min(self._most[site], bound)
-        if self._answers[site] > most:
-            text = TOO_LARGE.format(most / 2**20, FROM_SETTING if most == bound else FROM_NETWORK)
+        self._limits[site] = allowed(self._folder / home.RUNS)
+        limit = min(self._limits[site], bound)
+        if self._answers[site] > limit:
+            text = TOO_LARGE.format(limit / 2**20, FROM_SETTING if limit == bound else FROM_NETWORK)
             with suppress(ResourceError):
                 note_too_large(self._folder, site, text)
             raise GateRefusal(413, "answer too large", text=text)
 
 
 async def _body(receive: Receive, limit: int) -> AsyncIterator[bytes]:
-    """What comes, as it comes."""
+    """The parts of a body as they arrive."""
     size, now = 0, asyncio.get_running_loop().time
-    until = now() + STALL_S
+    deadline = now() + STALL_S
     while True:
         try:
-            message = await asyncio.wait_for(receive(), max(0.0, until - now()))
+            message = await asyncio.wait_for(receive(), max(0.0, deadline - now()))
         except TimeoutError:
             raise GateRefusal(503, "too slow", text="The body came too slowly: try again.") from None
         if message["type"] == "http.disconnect":
             raise GoneError
         part = message.get("body", b"")
         size += len(part)
-        until = min(now() + STALL_S, until + len(part) / SLOWEST)
+        deadline = min(now() + STALL_S, deadline + len(part) / SLOWEST)
         if size > limit:
             raise GateRefusal(413, "too large")
         if part:
@@ -217,14 +217,10 @@ async def _body(receive: Receive, limit: int) -> AsyncIterator[bytes]:
 
 
 async def _pass_on(response: httpx.Response, send: Send, count: Count) -> None:
-    """Pass an answer on.
-
-    Raises:
-        TimeoutError: whoever asked does not read it.
-    """
+    """Pass a response on; TimeoutError if the client does not read it."""
     headers = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in HOP]
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-    with suppress(httpx.HTTPError):  # the client sees a body that ends too soon, and asks again
+    with suppress(httpx.HTTPError):  # the client sees a body that ends too soon, and retries
         async for part in response.aiter_raw():
             count.down += len(part)
             await asyncio.wait_for(send({"type": "http.response.body", "body": part, "more_body": True}), STALL_S)
@@ -245,7 +241,7 @@ def _audit(what: str, **words: Any) -> None:
 
 
 async def _keep(server: Home, context: ssl.SSLContext, doorkeeper: Doorkeeper, traffic: Traffic) -> None:
-    """Follow the registry and the certificate, and write the counts down."""
+    """Follow the registry and the certificate, and save the counts."""
     files = [server.at(home.CERTIFICATE), server.at(home.KEY)]
     seen = files[0].stat().st_mtime_ns
     while True:
@@ -253,7 +249,7 @@ async def _keep(server: Home, context: ssl.SSLContext, doorkeeper: Doorkeeper, t
         for follow in (doorkeeper.look, traffic.save):
             try:
                 follow()
-            except (FederationError, OSError, ValueError) as error:  # what it knew goes on
+            except (FederationError, OSError, ValueError) as error:  # the old registry stays in use
                 log.error("%s: %s", type(error).__name__, error)
         with suppress(OSError, ssl.SSLError):
             if files[0].stat().st_mtime_ns != seen:
@@ -263,11 +259,7 @@ async def _keep(server: Home, context: ssl.SSLContext, doorkeeper: Doorkeeper, t
 
 
 async def _while_kept(keeping: Awaitable[None], serving: Awaitable[None], stop: asyncio.Event) -> None:
-    """Serve as long as the registry is followed: a gate that no longer hears of revocations ends.
-
-    Raises:
-        Exception: what ended the keeping.
-    """
+    """Serve as long as `keeping` runs, and raise its error: a gate that would miss revocations has to end."""
     keeper = asyncio.ensure_future(keeping)
     keeper.add_done_callback(lambda _: stop.set())
     try:

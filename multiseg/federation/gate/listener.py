@@ -1,8 +1,8 @@
-"""The port itself: TLS with small buffers, and connections that are closed when nothing is asked over them.
+"""The gate's port: TLS with small buffers, and idle connections are closed.
 
-asyncio's own server knows no limit before TLS stands, and gives each connection 256 KiB. Here each is counted as it is
-accepted. Whoever has to give way is reset (RST): Flower's node tries again after that, and ends for good where TLS ends
-in the middle of a handshake.
+asyncio's own server has no limits before the TLS handshake, and gives each connection 256 KiB. Here each connection is
+counted when it is accepted. Surplus ones are reset (RST): Flower's node retries after a reset, but ends for good if TLS
+is closed in the middle of a handshake.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from uvicorn.server import ServerState
 from multiseg.federation.gate.connections import QUIET_S, STRANGER_S, Connection, Connections
 
 BUFFER = 32 * 2**10
-"""Bytes that asyncio reads from a TLS connection at once, and holds for each."""
+"""Bytes that asyncio reads from a TLS connection at once, and buffers for each."""
 UNSENT = 64 * 2**10
 """Bytes for a client that reads slowly."""
 HEADERS = 16 * 2**10
 """Bytes of a request before its body."""
 SHUTDOWN_S, GRACE_S = 2.0, 5.0
-"""A client has so long to answer the end of TLS; calls in hand have so long when the gate ends."""
+"""For a client to answer the end of TLS; for current calls when the gate ends."""
 ACCEPTED_AT_ONCE, BACKLOG = 8, 1024
-"""Few at once, so that a connection is through its handshake before it could become the oldest of its address."""
+"""Few at once, so that a connection completes its handshake before it becomes the oldest of its address."""
 SWEEP_S, WAIT_S = 1.0, 0.5
 RESET = struct.pack("ii", 1, 0)
 
@@ -45,25 +45,27 @@ log = logging.getLogger("multiseg.gate")
 
 
 class GateProtocol(H11Protocol):
-    """HTTP/1.1 over one connection that is counted."""
+    """HTTP/1.1 over one counted connection."""
 
-    def __init__(self, config: uvicorn.Config, state: ServerState, connections: Connections, own: Connection) -> None:
-        super().__init__(config, state, {"connection": own})
-        self._connections, self._own = connections, own
+    def __init__(
+        self, config: uvicorn.Config, state: ServerState, connections: Connections, connection: Connection
+    ) -> None:
+        super().__init__(config, state, {"connection": connection})
+        self._connections, self._connection = connections, connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """TLS stands."""
+        """The TLS handshake is done."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(UNSENT)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """The connection is closed."""
         super().connection_lost(exc)
-        self._connections.leave(self._own)
+        self._connections.leave(self._connection)
 
 
 class Listener:
-    """A public port. It serves an ASGI application, whose scope's state holds the call's `Connection`."""
+    """A public port for an ASGI application; the scope's state holds the call's `Connection`."""
 
     def __init__(self, app: Any, context: ssl.SSLContext, connections: Connections) -> None:
         self._context, self._connections = context, connections
@@ -85,11 +87,11 @@ class Listener:
         self._config.load()
 
     async def serve(self, host: str, port: int, stop: asyncio.Event) -> None:
-        """Accept connections until told to stop; calls in hand are then answered first.
+        """Accept connections until `stop` is set; current calls are then answered first.
 
         Raises:
-            OSError: the port cannot be listened at.
-            Exception: what ended the sweeping: without it connections would pile up.
+            OSError: the port cannot be listened on.
+            Exception: what ended the sweeping, without which connections would pile up.
         """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, port), family=family, backlog=BACKLOG) as door:
@@ -113,55 +115,55 @@ class Listener:
     def _accept(self, door: socket.socket) -> None:
         for _ in range(ACCEPTED_AT_ONCE):
             try:
-                line, address = door.accept()
+                client, address = door.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as error:  # no descriptors or memory left: those that are open end within seconds
+            except OSError as error:  # no descriptors or memory left: open connections end within seconds
                 log.error("connections wait: %s", error)
                 loop = asyncio.get_running_loop()
                 loop.remove_reader(door)
                 loop.call_later(WAIT_S, self._open, door)
                 return
-            self._enter(line, address[0])
+            self._enter(client, address[0])
 
-    def _enter(self, line: socket.socket, address: str) -> None:
-        line.setblocking(False)
-        with suppress(OSError):  # it may be gone already
-            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        end = _End(line)
-        own = self._connections.enter(address, end)
-        if own is None:
+    def _enter(self, client: socket.socket, address: str) -> None:
+        client.setblocking(False)
+        with suppress(OSError):  # it may be closed already
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        end = _End(client)
+        connection = self._connections.enter(address, end)
+        if connection is None:
             end()
             return
-        end.task = asyncio.ensure_future(self._welcome(line, own, end))
+        end.task = asyncio.ensure_future(self._welcome(client, connection, end))
         self._welcomes.add(end.task)
         end.task.add_done_callback(self._welcomes.discard)
 
-    async def _welcome(self, line: socket.socket, own: Connection, end: _End) -> None:
-        """The handshake; HTTP follows from it."""
-        made = partial(GateProtocol, self._config, self._state, self._connections, own)
+    async def _welcome(self, client: socket.socket, connection: Connection, end: _End) -> None:
+        """Do the TLS handshake, and start HTTP."""
+        made = partial(GateProtocol, self._config, self._state, self._connections, connection)
         try:
             end.transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
                 made,
-                line,
+                client,
                 ssl=self._context,
                 ssl_handshake_timeout=STRANGER_S,
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
         except OSError:  # of TLS, too
-            self._connections.leave(own)
+            self._connections.leave(connection)
         except asyncio.CancelledError:
-            self._connections.leave(own)
+            self._connections.leave(connection)
             raise
 
     async def _sweep(self) -> None:
-        """Close what rests, and give back the memory of what was closed."""
-        told = self._connections.ended
+        """Close idle connections, and free the memory of closed ones."""
+        num_ended = self._connections.ended
         while True:
             await asyncio.sleep(SWEEP_S)
             self._connections.sweep()
-            if self._connections.ended != told:
-                told = self._connections.ended
+            if self._connections.ended != num_ended:
+                num_ended = self._connections.ended
                 gc.collect()
                 trim()
 
@@ -181,24 +183,24 @@ class Listener:
 class _End:
     """Closes one connection at once, whether its handshake is done or not."""
 
-    def __init__(self, line: socket.socket) -> None:
-        self._line = line
+    def __init__(self, client: socket.socket) -> None:
+        self._client = client
         self.task: asyncio.Task[None] | None = None
         self.transport: asyncio.Transport | None = None
 
     def __call__(self) -> None:
         with suppress(OSError):
-            self._line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         if self.transport is not None:
             self.transport.abort()
         elif self.task is not None:
             self.task.cancel()
         else:
-            self._line.close()
+            self._client.close()
 
 
 def tls(certificate: Path, key: Path) -> ssl.SSLContext:
-    """TLS of a server: without tickets and renegotiation, which cost a stranger little and the server more."""
+    """TLS of a server, without tickets and renegotiation, which cost a stranger little and the server more."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -208,7 +210,7 @@ def tls(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 def ended_by_signals() -> asyncio.Event:
-    """Set by SIGINT and SIGTERM."""
+    """An event that SIGINT and SIGTERM set."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -216,15 +218,15 @@ def ended_by_signals() -> asyncio.Event:
 
 
 def prepare() -> None:
-    """Small buffers, as many descriptors as may be, and little for the collector to look at. For a process that is
-    nothing but a gate."""
+    """Set small buffers, the maximum of descriptors, and exempt current objects from garbage collection. Only for a
+    process that does nothing but serve the gate."""
     sslproto.SSLProtocol.max_size = BUFFER
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     gc.freeze()
 
 
 def trim() -> None:
-    """Give freed memory back to the system, where the C library can (glibc)."""
+    """Return freed memory to the system, if the C library can (glibc)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""How much went through the gate, by site, over all its lives."""
+"""Counts the traffic through the gate by site; the counts survive restarts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multiseg.files import write_atomically
 
 @dataclass
 class Count:
-    """Of one site: requests, bytes of bodies from it (up) and to it (down), and when it was last heard (Unix time)."""
+    """Traffic of a site: requests, bytes of bodies from it (up) and to it (down), and its last call (Unix time)."""
 
     requests: int = 0
     up: int = 0
@@ -23,7 +23,7 @@ class Count:
 
 
 class Traffic:
-    """Counts that a file remembers."""
+    """Counts that are kept in a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -32,17 +32,17 @@ class Traffic:
         self._saved = ""
 
     def of(self, site: str) -> Count:
-        """The count of a site, to add to."""
+        """The count of a site, to be increased."""
         count = self._sites.setdefault(site, Count())
         count.last = time.time()
         return count
 
     def refuse(self, reason: str) -> None:
-        """One request more that was refused."""
+        """Count a refused request."""
         self._refused[reason] += 1
 
     def save(self) -> None:
-        """Write the file where something has changed. A full disk loses counts and stops nothing."""
+        """Write the file if something has changed. A full disk loses counts and stops nothing."""
         sites = {name: asdict(count) for name, count in sorted(self._sites.items())}
         text = json.dumps({"sites": sites, "refused": dict(self._refused)}, indent=1)
         if text == self._saved:
@@ -55,9 +55,9 @@ class Traffic:
 
 
 def read_traffic(path: Path) -> tuple[dict[str, Count], dict[str, int]]:
-    """Counts by site and refusals by reason; none where there is no file that can be read."""
+    """Counts by site and refusals by reason; empty without a readable file."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return {name: Count(**count) for name, count in said["sites"].items()}, dict(said["refused"])
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: Count(**count) for name, count in content["sites"].items()}, dict(content["refused"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}, {}

@@ -1,4 +1,4 @@
-"""Keys and certificates: the federation's own authority, the server's certificate and the sites' keys."""
+"""Keys and certificates: the federation's authority, the server's certificate and the sites' keys."""
 
 from __future__ import annotations
 
@@ -27,29 +27,25 @@ from multiseg.files import write_atomically
 
 AUTHORITY_DAYS, SERVER_DAYS, RENEW_DAYS = 3650, 365, 30
 AUTHORITY = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "multiseg federation")])
-"""The name of every authority of a federation, former and new."""
+"""The name of every authority, former and new."""
 _BACK = timedelta(hours=1)
-"""A certificate begins in the past: a hospital's clock may be behind."""
+"""Certificates start in the past: a hospital's clock may be behind."""
 
 
 def write_secret(path: Path, data: bytes) -> None:
-    """Write what only its owner may read.
+    """Write a file that only its owner may read.
 
     Raises:
-        UsageError: there is something already; it stays as it is.
+        UsageError: the file exists; it stays unchanged.
         ResourceError: the folder cannot be written.
     """
     if os.path.lexists(path):
-        raise UsageError(f"{path} is there already, and a secret is never written over.")
+        raise UsageError(f"{path} exists already, and secrets are never overwritten.")
     write_atomically(path, data, 0o600)
 
 
 def make_authority(certificate: Path, key: Path) -> None:
-    """The federation's own certificate authority, for ten years.
-
-    Raises:
-        UsageError: there is one.
-    """
+    """Make a certificate authority for ten years; UsageError if there is one."""
     secret = ec.generate_private_key(ec.SECP384R1())
     built = _authority(AUTHORITY, AUTHORITY, secret.public_key(), _end(AUTHORITY_DAYS)).sign(secret, hashes.SHA384())
     write_secret(key, _private_bytes(secret, PrivateFormat.PKCS8))
@@ -57,19 +53,19 @@ def make_authority(certificate: Path, key: Path) -> None:
 
 
 def bridge(certificate: Path, former: tuple[Path, Path]) -> bytes:
-    """A new authority's certificate as the former one signs it: whoever trusts only the former so trusts the new one.
+    """A new authority's certificate, signed by the former one, so that sites that trust only the former accept it.
 
-    Both have one name, and a certificate that names itself as its issuer does not count in the length of a path (RFC
-    5280, 4.2.1.9), which is 0 for both. It ends with the former authority.
+    Both have the same name, and a self-issued certificate does not count in the path length (RFC 5280, 4.2.1.9), which
+    is 0 for both. It ends with the former authority.
 
     Args:
-        former: files of its certificate and of its key.
+        former: files of its certificate and key.
 
     Raises:
-        FederationError: the former authority's key is not there, or is not its key.
+        FederationError: the former authority's key is missing, or does not belong to its certificate.
     """
     issuer, signer = _signer(*former)
-    new = x509.load_pem_x509_certificate(certificate.read_bytes())
+    new = _load(certificate)
     public = new.public_key()
     assert isinstance(public, ec.EllipticCurvePublicKey)
     signed = _authority(new.subject, issuer.subject, public, issuer.not_valid_after_utc)
@@ -85,16 +81,16 @@ def make_certificate(
     days: int = SERVER_DAYS,
     above: bytes = b"",
 ) -> None:
-    """A server's certificate, signed by the authority; its key is made where there is none, and kept otherwise.
+    """Make a server's certificate, signed by the authority; its key is made if it is missing.
 
     Args:
-        authority, files: names of the certificate and of the key in the folder.
-        hosts: names and addresses by which the server is reached.
-        above: certificates that are shown with it, in PEM.
+        authority, files: names of the certificate and the key in the folder.
+        hosts: names and addresses of the server.
+        above: certificates to show with it, in PEM.
 
     Raises:
-        FederationError: the authority's key is not there, damaged, or another's.
-        UsageError: a host is no name.
+        FederationError: the authority's key is missing, damaged, or does not belong to it.
+        UsageError: a host is invalid.
     """
     issuer, signer = _signer(folder / authority[0], folder / authority[1])
     public = _own_key(folder / files[1]).public_key()
@@ -109,10 +105,7 @@ def make_certificate(
 
 
 def make_own_certificate(certificate: Path, key: Path, hosts: Sequence[str]) -> None:
-    """A server's certificate that is its own authority, for ten years: who trusts this file trusts that server alone.
-
-    Its key is made where there is none, and kept otherwise.
-    """
+    """Make a self-signed server certificate for ten years; its key is made if it is missing."""
     secret = _own_key(key)
     built = (
         _for_hosts(hosts, None, secret.public_key(), AUTHORITY_DAYS)
@@ -124,34 +117,39 @@ def make_own_certificate(certificate: Path, key: Path, hosts: Sequence[str]) -> 
 
 
 def is_own(certificate: Path) -> bool:
-    """Whether a certificate is its own authority."""
-    found = x509.load_pem_x509_certificate(certificate.read_bytes())
-    return found.subject == found.issuer
+    """Whether a certificate is self-signed."""
+    loaded = _load(certificate)
+    return loaded.subject == loaded.issuer
 
 
 def still_valid(certificates: bytes) -> bytes:
-    """Those certificates of several in PEM, or none, that have not ended."""
-    found = x509.load_pem_x509_certificates(certificates) if certificates.strip() else []
-    return b"".join(one.public_bytes(Encoding.PEM) for one in found if one.not_valid_after_utc > datetime.now(UTC))
+    """The certificates in a PEM text, which may be empty, that have not ended."""
+    loaded = x509.load_pem_x509_certificates(certificates) if certificates.strip() else []
+    now = datetime.now(UTC)
+    return b"".join(entry.public_bytes(Encoding.PEM) for entry in loaded if entry.not_valid_after_utc > now)
 
 
 def last_end(certificates: bytes) -> datetime:
-    """When the last of several in PEM ends."""
-    return max(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(certificates))
+    """When the last certificate in a PEM text ends."""
+    return max(entry.not_valid_after_utc for entry in x509.load_pem_x509_certificates(certificates))
 
 
 def fingerprint(certificate: Path) -> str:
     """SHA-256 of a certificate, as openssl writes it."""
-    return x509.load_pem_x509_certificate(certificate.read_bytes()).fingerprint(hashes.SHA256()).hex(":").upper()
+    return _load(certificate).fingerprint(hashes.SHA256()).hex(":").upper()
 
 
 def ends(certificate: Path) -> datetime:
     """When a certificate ends."""
-    return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    return _load(certificate).not_valid_after_utc
+
+
+def _load(certificate: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(certificate.read_bytes())
 
 
 def days_left(certificate: Path) -> float:
-    """Until a certificate ends."""
+    """Days until a certificate ends."""
     return (ends(certificate) - datetime.now(UTC)) / timedelta(days=1)
 
 
@@ -162,21 +160,15 @@ def make_site_key() -> tuple[bytes, str]:
 
 
 def read_public_key(path: Path) -> str:
-    """A public key in PEM, from the OpenSSH file (`ssh-keygen -t ecdsa -b 384`) that a site sent.
-
-    Raises:
-        UsageError: it is missing, or no such key.
-    """
+    """A site's public key in PEM, from an OpenSSH file (`ssh-keygen -t ecdsa -b 384`); UsageError if it is invalid."""
     try:
         key = load_ssh_public_key(path.read_bytes())
     except OSError as error:
-        raise UsageError(f"{path} could not be read: {error.strerror}. Name the file that ends in .pub.") from error
+        raise UsageError(f"{path} could not be read: {error.strerror}. Give the file that ends in .pub.") from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"{path} is no public key of OpenSSH: {error}. Send the file that ends in .pub.") from error
+        raise UsageError(f"{path} is not a public key of OpenSSH: {error}. Give the file that ends in .pub.") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise UsageError(
-            f"{path} holds a key of another kind than an elliptic curve's. Make one: ssh-keygen -t ecdsa -b 384"
-        )
+        raise UsageError(f"{path} is not an elliptic curve key. Make one: ssh-keygen -t ecdsa -b 384")
     return _public(key)
 
 
@@ -222,11 +214,11 @@ def _issued_with(signer: ec.EllipticCurvePrivateKey) -> x509.AuthorityKeyIdentif
 
 
 def _signer(certificate: Path, key: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    issuer, signer = x509.load_pem_x509_certificate(certificate.read_bytes()), _read_key(key)
+    issuer, signer = _load(certificate), _read_key(key)
     if issuer.public_key() != signer.public_key():
         raise FederationError(
-            f"{key} is not the key of {certificate}, so that nobody would trust what it signs. Bring back the key that "
-            "was made with that certificate: after a change of the authority, the new one's."
+            f"{key} is not the key of {certificate}, so nobody would trust what it signs. Restore the key that was "
+            "made with that certificate: after a change of the authority, the new key."
         )
     return issuer, signer
 
@@ -259,16 +251,14 @@ def _alternative(host: str) -> x509.GeneralName:
     try:
         return x509.DNSName(host)
     except ValueError as error:
-        raise UsageError(f"{host!r} is no name or address of a host: {error}.") from error
+        raise UsageError(f"{host!r} is not a host name or address: {error}.") from error
 
 
 def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), None)
     except (FileNotFoundError, ValueError, TypeError) as error:
-        raise FederationError(
-            f"{path} is not there or no key ({error}). Bring it back from where it is kept."
-        ) from error
+        raise FederationError(f"{path} is missing or not a key ({error}). Restore it from where it is kept.") from error
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return key
 

@@ -1,4 +1,4 @@
-"""A server and its sites made known to each other: authority, certificates, keys and start-up kits."""
+"""Enrols a server and its sites: authority, certificates, keys and start-up kits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from multiseg.federation.identity.registry import admit, allowed, expel, read_re
 from multiseg.files import check_folder, rename_folder, replace_file
 
 SITE_TOML = """\
-# A site's own settings: what stands here, the site alone decides.
+# A site's own settings: only the site decides on them.
 site = "{name}"
 server = "{server}"
 ca = "ca.crt"
@@ -30,7 +30,7 @@ key = "site.key"
 # Fill in: the store that `multiseg ingest` wrote (a path, or a URL).
 store = ""
 
-# Folder of the site's own memory: audit log, personal layers, answers, the finished models.
+# Folder of what the site keeps: audit log, personal layers, answers, the finished models.
 state = "state"
 
 # auto, cpu, cuda or cuda:N; processes that read patches; memory for decoded cases, such as "4GiB".
@@ -38,26 +38,26 @@ device = "auto"
 workers = 1
 cache = "0"
 
-# The one app that may run here: multiseg {version}'s own, which brings no code. `multiseg fed app --hash` tells it.
+# The only app that may run here: that of multiseg {version}, which brings no code. `multiseg fed app --hash` prints it.
 approved = ["{app}"]
 
-# true: a person here approves each run by its settings: multiseg fed approve site.toml
+# true: a person here has to approve each run by its settings: multiseg fed approve site.toml
 approve_runs = false
 
 # What may leave: these are the defaults; docs/federation.md has more.
 # [leaves]
 # tensors = ["*"]        # patterns of the parts of the network whose changes may leave
 # metrics = ["*"]        # patterns of the numbers that may leave
-# fingerprint = true     # statistics of intensities and sizes, where a run asks for them
+# fingerprint = true     # statistics of intensities and sizes, if a run asks for them
 # counts = true          # rounded numbers of cases
-# least = 5              # nothing leaves that fewer cases made; counts are rounded up to its multiples
-# to_sites = false       # true: other sites may be given the model this site trained in the last round, to test it
+# least = 5              # what leaves is made from at least this many cases; counts are rounded up to its multiples
+# to_sites = false       # true: other sites may get the model this site trained in the last round, to test it
 #
-# What a run has to do for updates, or this site does not train in it:
+# What this site requires of a run before it trains in it:
 # masked = false         # true: masks
-# noise = 0.0            # noise of at least so many multiples of the clip
-# clip = 0.0             # a clip of at most so much (0: any)
-# cases = 0              # train on at least so many cases of this site, if that is more than `least`
+# noise = 0.0            # noise of at least this many multiples of the clip
+# clip = 0.0             # a clip of at most this (0: any)
+# cases = 0              # training on at least this many cases of this site, if that is more than `least`
 #
 # What a run may cost: 0 is no limit.
 # [limits]
@@ -69,13 +69,13 @@ approve_runs = false
 README = """\
 Start-up kit of the site {name} for the federation at {server}
 
-ca.crt     proves that the server is the server. Compare its fingerprint by telephone:
+ca.crt     proves that the server is the right one. Compare its fingerprint by telephone:
            openssl x509 -in ca.crt -noout -fingerprint -sha256
-site.toml  your settings: name the store in it. The coordinating centre has filled in `approved`, the one app that may
-           run here: compare it with what your own `multiseg fed app --hash` says before you join.
+site.toml  your settings: set the store in it. The coordinating centre has filled in `approved`, the only app that may
+           run here: compare it with the output of your own `multiseg fed app --hash` before you join.
 {key}
 
-Only one connection is made, from here to {server} (HTTPS); nothing has to be opened towards here.
+The only connection goes from here to {server} (HTTPS); no port has to be opened here.
 Install the wheel of multiseg {version} that the coordinating centre sends with requirements-site.txt (never by its name
 from a package index; server and sites must have the same), after comparing the SHA-256 of both by telephone:
 
@@ -84,8 +84,8 @@ from a package index; server and sites must have the same), after comparing the 
     .venv/bin/pip install --require-hashes -r requirements-site.txt
     .venv/bin/pip install --no-deps ./multiseg-{version}-py3-none-any.whl
 
-The whole guide is then .venv/share/multiseg/docs/federation.md. What starts multiseg with the machine lies in
-.venv/share/multiseg/deploy. To look at everything, and to join:
+The full guide is then .venv/share/multiseg/docs/federation.md. Files to start multiseg with the machine are in
+.venv/share/multiseg/deploy. To check everything, and to join:
 
     .venv/bin/multiseg fed join site.toml --check
     .venv/bin/multiseg fed join site.toml
@@ -93,30 +93,30 @@ The whole guide is then .venv/share/multiseg/docs/federation.md. What starts mul
 
 
 NEW_KEY = """\
-site.key   proves that it is you: keep it to yourselves, mode 600, readable by the one account that runs multiseg."""
+site.key   proves who you are: keep it secret, mode 600, readable only by the account that runs multiseg."""
 OWN_KEY = """\
 
-Your key is not among them, since you made it yourselves. Lay it beside site.toml as site.key, or name its place there
-(key = ...): mode 600, readable by the one account that runs multiseg."""
+Your key is not in the kit, since you made it yourselves. Put it next to site.toml as site.key, or set its path there
+(key = ...): mode 600, readable only by the account that runs multiseg."""
 
 
 def enrol_server(
     folder: Path, hosts: Sequence[str], ports: Mapping[str, Any], new_authority: bool = False, now: bool = False
 ) -> Home:
-    """Make a server's folder: authority, certificates, secret and settings. Where there is one, authority, sites and
-    keys stay, and the server's certificate is renewed; hosts and ports that are not given stay as well.
+    """Make a server's folder: authority, certificates, secret and settings. In an existing one the authority, sites
+    and keys stay, and the server's certificate is renewed; hosts and ports that are not given stay, too.
 
     Args:
         ports: by name as in `Home`: "port", "superlink_port", "metrics_port".
-        new_authority: a new authority, too; sites that trust only the former go on connecting until that one ends.
-        now: those sites are shut out: with `new_authority` at once, else those that an earlier change left in.
+        new_authority: also make a new authority; sites that trust only the former one can connect until that ends.
+        now: sites that trust only a former authority can no longer connect.
 
     Raises:
-        UsageError: a host or a port cannot be meant, or the folder is something else: a store, a folder of scans.
-        FederationError: the authority's key is not there to sign with, or is another's.
+        UsageError: a host or port is invalid, or the folder is something else, such as a store or scans.
+        FederationError: the authority's key is missing, or belongs to another authority.
     """
-    known = (folder / home.SETTINGS).exists()
-    before = read_home(folder) if known else Home(folder.absolute(), tuple(hosts))
+    exists = (folder / home.SETTINGS).exists()
+    before = read_home(folder) if exists else Home(folder.absolute(), tuple(hosts))
     made = checked(replace(before, hosts=tuple(hosts) or before.hosts, **ports))
     check_folder(folder, own=(home.SETTINGS, home.SECRET))
     if folder.exists():
@@ -127,7 +127,7 @@ def enrol_server(
         certificates.write_secret(folder / home.SECRET, secrets.token_hex(48).encode())
     if new_authority:
         authority.change(made, now)
-    elif now and known:
+    elif now and exists:
         authority.end_overlap(made)
     else:
         authority.renew(made)
@@ -138,25 +138,25 @@ def enrol_server(
 
 
 def enrol_site(folder: Path, name: str, kit: Path, public_key: Path | None = None) -> tuple[Path, Path]:
-    """Admit a site and make its start-up kit, a folder and the same as .tar.gz.
+    """Register a site and make its start-up kit, as a folder and as .tar.gz.
 
     Args:
-        public_key: the site's own, which then keeps its private key to itself; without one the kit holds a new key.
+        public_key: the site's own, if it keeps its private key to itself; otherwise the kit holds a new key.
 
     Raises:
-        UsageError: the name or the key is taken or no such thing, or the kit is there already. Nothing has changed.
+        UsageError: the name or key is taken or invalid, or the kit exists already. Nothing has changed.
     """
     server = read_home(folder)
     authority.settle(folder)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise UsageError(f"{name!r} is no name: give letters, digits, '.', '_' and '-', at most 64.")
+        raise UsageError(f"{name!r} is not a valid name: use letters, digits, '.', '_' and '-', at most 64.")
     if kit.name in ("", ".."):
-        raise UsageError(f"{str(kit)!r} names no new folder for the kit: give one (-o), such as {name}-kit.")
+        raise UsageError(f"{str(kit)!r} is not a new folder for the kit: give one (-o), such as {name}-kit.")
     check_folder(kit)
     archive = kit.with_name(f"{kit.name}.tar.gz")
     for path in (kit, archive):
         if path.exists():
-            raise UsageError(f"{path} is there already: give another place (-o), or remove it yourself.")
+            raise UsageError(f"{path} exists already: give another path (-o), or delete it yourself.")
     files = _kit(server, name, OWN_KEY if public_key else NEW_KEY)
     if public_key:
         public = certificates.read_public_key(public_key)
@@ -175,11 +175,7 @@ def enrol_site(folder: Path, name: str, kit: Path, public_key: Path | None = Non
 
 
 def revoke_site(folder: Path, name: str) -> None:
-    """Shut a site out: the gate refuses its key from now on.
-
-    Raises:
-        UsageError: there is no such site.
-    """
+    """Revoke a site: the gate refuses its key from now on. UsageError if there is no such site."""
     read_home(folder)
     expel(folder, name)
 
@@ -190,11 +186,11 @@ def sites(folder: Path) -> list[str]:
 
 
 def _kit(server: Home, name: str, key: str) -> dict[str, bytes]:
-    words = {"name": name, "server": server.public, "version": version("multiseg"), "app": app_hash(), "key": key}
-    words["torch"] = version("torch").partition("+")[0]  # without the build
+    values = {"name": name, "server": server.public, "version": version("multiseg"), "app": app_hash(), "key": key}
+    values["torch"] = version("torch").partition("+")[0]  # without the build
     return {
-        "site.toml": SITE_TOML.format(**words).encode(),
-        "README.txt": README.format(**words).encode(),
+        "site.toml": SITE_TOML.format(**values).encode(),
+        "README.txt": README.format(**values).encode(),
         "ca.crt": server.at(home.CA).read_bytes(),
     }
 

@@ -1,4 +1,4 @@
-"""The coordinating centre's folder: its settings, keys, databases and logs, and where each of them lies."""
+"""The coordinating centre's folder: its settings, and the names of its keys, databases and logs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ HINT = "Make it with: multiseg fed enrol server HOME --host NAME"
 
 @dataclass(frozen=True)
 class Home:
-    """What `home.toml` says, and the folder that it lies in.
+    """The settings in `home.toml`, and its folder.
 
     Attributes:
         hosts: names and addresses by which hospitals reach the server; its certificate holds them.
         port: the public one, of the gate.
-        listen: address that the gate listens at.
+        listen: address that the gate listens on.
         superlink_port: of Flower's SuperLink, on loopback.
         metrics_port: of the Prometheus text, on loopback.
         min_free_gib: with less free disk under the folder the server does not start.
-        max_answer_mib: of one answer of a site, where that is less than what follows from the run's network; 0 for no
-            such bound.
+        max_answer_mib: limit for one answer of a site, if lower than the limit from the run's network; 0 for none.
     """
 
     folder: Path
@@ -59,7 +58,7 @@ class Home:
 
 CA, CA_KEY = "ca.crt", "ca.key"
 BRIDGE = "bridge.crt"
-"""The authority's certificate as a former one signed it, shown to sites while these trust the former alone."""
+"""The authority's certificate, signed by a former one: shown to sites that trust only the former."""
 CERTIFICATE, KEY = "server.crt", "server.key"
 LINK_CERTIFICATE, LINK_KEY = "link.crt", "link.key"
 SECRET, SITES, SETTINGS = "superexec.secret", "sites.json", "home.toml"
@@ -77,7 +76,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 
 
 def check_account(folder: Path) -> None:
-    """Raises UsageError where root would write into the folder of another account, which could not read that."""
+    """Raises UsageError if root would write into the folder of another account, which could not read the files."""
     owner = folder.stat().st_uid
     if os.geteuid() or not owner:
         return
@@ -86,31 +85,30 @@ def check_account(folder: Path) -> None:
     except KeyError:
         name = f"#{owner}"
     raise UsageError(
-        f"{folder} belongs to the account {name}, which could not read what root writes there: sudo -u {name} and the "
-        "same command."
+        f"{folder} belongs to the account {name}, which could not read what root writes there: run the same command "
+        f"with sudo -u {name}."
     )
 
 
 def read_home(folder: Path) -> Home:
-    """The settings of a server.
-
-    Raises:
-        UsageError: it has none, or they cannot be meant.
-    """
+    """The settings of a server; UsageError if they are missing or invalid."""
     path = folder / SETTINGS
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{folder} is no server's folder: it has no {SETTINGS}. {HINT}") from None
+        raise UsageError(f"{folder} is not a server's folder: it has no {SETTINGS}. {HINT}") from None
     except OSError as error:
         raise UsageError(f"{path} could not be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no TOML: {error}.") from error
-    for name, value in said.items():
-        if name not in KINDS or isinstance(value, bool) or not isinstance(value, KINDS[name]):
-            raise UsageError(f"{path}: {name} = {value!r} cannot be meant. It may hold: {', '.join(KINDS)}.")
-    numbers = {name: float(said.get(name, getattr(Home, name))) for name in ("min_free_gib", "max_answer_mib")}
-    home = Home(folder.absolute(), **{**said, "hosts": tuple(map(str, said.get("hosts", ()))), **numbers})
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+    for name, value in settings.items():
+        if name not in KINDS:
+            raise UsageError(f"{path}: {name} = {value!r} is unknown. It may hold: {', '.join(KINDS)}.")
+        if isinstance(value, bool) or not isinstance(value, KINDS[name]):
+            kinds = " or ".join(kind.__name__ for kind in KINDS[name])
+            raise UsageError(f"{path}: {name} = {value!r} is not of the type {kinds}.")
+    numbers = {name: float(settings.get(name, getattr(Home, name))) for name in ("min_free_gib", "max_answer_mib")}
+    home = Home(folder.absolute(), **{**settings, "hosts": tuple(map(str, settings.get("hosts", ()))), **numbers})
     try:
         return checked(home)
     except UsageError as error:
@@ -118,16 +116,12 @@ def read_home(folder: Path) -> Home:
 
 
 def checked(home: Home) -> Home:
-    """The settings, hosts as they are dialled.
-
-    Raises:
-        UsageError: they are invalid.
-    """
+    """The settings, with hosts as they are dialled; UsageError if they are invalid."""
     ports = (home.port, home.superlink_port, home.metrics_port)
     if not home.hosts:
-        raise UsageError(f"{home.folder} names no host. {HINT}")
+        raise UsageError(f"{home.folder} has no host. {HINT}")
     if not home.max_answer_mib >= 0:
-        raise UsageError(f"max_answer_mib is {home.max_answer_mib}: give 0 for no bound of its own, or more.")
+        raise UsageError(f"max_answer_mib is {home.max_answer_mib}: give 0 for no limit of its own, or more.")
     check_listen(home.listen)
     if len(set(ports)) < len(ports) or not all(0 < port < 65536 for port in ports):
         raise UsageError(f"ports {ports} (public, SuperLink, metrics): give three different ones from 1 to 65535.")
@@ -135,7 +129,7 @@ def checked(home: Home) -> Home:
 
 
 def check_listen(listen: str) -> None:
-    """Raises UsageError where the gate could not listen at an address: it has to be one of this machine's, or all."""
+    """Raises UsageError unless the gate can listen on this: an IP address of this machine, or 0.0.0.0 for all."""
     try:
         ip_address(listen)
     except ValueError:
@@ -144,5 +138,5 @@ def check_listen(listen: str) -> None:
 
 def write_home(home: Home) -> None:
     """Write `home.toml`."""
-    said = {name: getattr(home, name) for name in KINDS}
-    write_atomically(home.at(SETTINGS), tomli_w.dumps({**said, "hosts": list(home.hosts)}).encode())
+    settings = {name: getattr(home, name) for name in KINDS}
+    write_atomically(home.at(SETTINGS), tomli_w.dumps({**settings, "hosts": list(home.hosts)}).encode())

@@ -1,4 +1,4 @@
-"""Which sites may take part: `sites.json`, the truth that the gate and the SuperLink follow."""
+"""The registry of sites that may take part, `sites.json`: the gate and the SuperLink follow it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from multiseg.locks import locked
 
 @dataclass(frozen=True)
 class EnrolledSite:
-    """A site that was enrolled.
+    """An enrolled site.
 
     Attributes:
         public_key: PEM, as Flower's nodes send it.
         enrolled, revoked: when, in ISO 8601; "" for never.
-        former: public keys that it had before and may never use again.
+        former: its earlier public keys, which may not be used again.
     """
 
     public_key: str
@@ -32,19 +32,15 @@ class EnrolledSite:
 
 
 def read_registry(folder: Path) -> dict[str, EnrolledSite]:
-    """All sites by name; none where there is no file.
-
-    Raises:
-        FederationError: the file is damaged.
-    """
+    """All sites by name; empty without a file. FederationError if the file is damaged."""
     path = folder / SITES
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return {name: EnrolledSite(**{**entry, "former": tuple(entry["former"])}) for name, entry in said.items()}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: EnrolledSite(**{**entry, "former": tuple(entry["former"])}) for name, entry in content.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise FederationError(f"{path} is damaged: {error!r}. Bring it back from a backup.") from error
+        raise FederationError(f"{path} is damaged: {error!r}. Restore it from a backup.") from error
 
 
 def allowed(registry: Mapping[str, EnrolledSite]) -> dict[str, str]:
@@ -53,21 +49,17 @@ def allowed(registry: Mapping[str, EnrolledSite]) -> dict[str, str]:
 
 
 def revoked(registry: Mapping[str, EnrolledSite]) -> tuple[str, ...]:
-    """The sites that are shut out."""
+    """The sites whose keys are revoked."""
     return tuple(name for name, entry in registry.items() if entry.revoked)
 
 
 def admit(folder: Path, name: str, public_key: str) -> EnrolledSite:
-    """Write a site with its key into the registry.
-
-    Raises:
-        UsageError: the name is taken, or the key is or was another's.
-    """
+    """Register a site with its key; UsageError if the name is taken, or the key is or was that of another site."""
     with _open(folder) as registry:
         before = registry.get(name)
         if before and not before.revoked:
             raise UsageError(
-                f"{name} is enrolled since {before.enrolled}. For a new key revoke the old one first: "
+                f"{name} has been enrolled since {before.enrolled}. For a new key revoke the old one first: "
                 f"multiseg fed revoke {folder} {name}"
             )
         for other, entry in registry.items():
@@ -79,28 +71,24 @@ def admit(folder: Path, name: str, public_key: str) -> EnrolledSite:
 
 
 def expel(folder: Path, name: str) -> None:
-    """Revoke the key of a site.
-
-    Raises:
-        UsageError: there is no such site, or its key is revoked.
-    """
+    """Revoke the key of a site; UsageError if there is no such site, or its key is revoked already."""
     with _open(folder) as registry:
         if name not in registry or registry[name].revoked:
             known = ", ".join(allowed(registry).values()) or "none"
-            raise UsageError(f"{name!r} is no site that could be revoked; enrolled: {known}.")
+            raise UsageError(f"{name!r} is not an enrolled site; enrolled: {known}.")
         before = registry[name]
         registry[name] = EnrolledSite(before.public_key, before.enrolled, _now(), before.former)
 
 
 @contextmanager
 def _open(folder: Path) -> Iterator[dict[str, EnrolledSite]]:
-    """The registry to change, while nobody else does."""
+    """The registry, locked for a change and written afterwards."""
     check_account(folder)
     with (folder / f".{SITES}.lock").open("w") as lock, locked(lock, folder / f".{SITES}.lock"):
         registry = read_registry(folder)
         yield registry
-        said = {name: asdict(entry) for name, entry in sorted(registry.items())}
-        write_atomically(folder / SITES, (json.dumps(said, indent=1) + "\n").encode())
+        content = {name: asdict(entry) for name, entry in sorted(registry.items())}
+        write_atomically(folder / SITES, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""A site's own calls to the gate, signed as Flower's node signs them: for what the node cannot say of itself."""
+"""A site's own calls to the gate, signed as Flower's node signs them: for what the node does not do itself."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from multiseg.errors import FederationError
 
 TIMEOUT_S = 10.0
-ASKED = "/v1/fleet/get-run"
-"""A call that changes nothing: it shows whether the gate lets the key pass."""
+PROBE = "/v1/fleet/get-run"
+"""A call that changes nothing: it shows whether the gate accepts the key."""
 PROTOBUF = "application/protobuf"
 ASK_TIMEOUT_S = 5.0
 ENDED = "/v1/multiseg/ended/"
-"""With a run's number behind it: the gate itself answers how that run has ended."""
+"""Followed by a run's number: the gate itself answers how that run ended."""
 DEACTIVATE = "/v1/fleet/deactivate-node"
 NODE_ID = 0x08
-"""Field 1, a varint: the one that a request to deactivate holds."""
+"""Protobuf's tag of field 1, a varint: the only field of a request to deactivate."""
 UNKNOWN_KEY, WRONG_CLOCK = 2901, 2902
-"""Codes with which the gate refuses a site, beside Flower's own; its node prints them as "[code: 2901]"."""
+"""Codes with which the gate refuses a site, besides Flower's own; its node prints them as "[code: 2901]"."""
 MAY_HAVE_ACTED = "may_have_acted"
-"""In the body of a 503: whether the SuperLink may have done what it was asked. A task it handed out is then lost."""
+"""In the body of a 503: whether the SuperLink may have processed the call. A task that it sent is then lost."""
 
 
 @runtime_checkable
 class Door(Protocol):
-    """What of a site's settings it takes to speak with the gate."""
+    """The settings of a site that a call to the gate needs."""
 
     @property
     def server(self) -> str: ...
@@ -45,27 +45,21 @@ class Door(Protocol):
 
 
 def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The key that a site proves itself with.
-
-    Raises:
-        FederationError: it is none that Flower's node can use.
-    """
+    """A site's private key; FederationError if Flower's node cannot use it."""
     try:
         key = load_ssh_private_key(path.read_bytes(), None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise FederationError(
-            f"{path} is no private key in OpenSSH's format without a passphrase ({error}): take the one of the "
+            f"{path} is not a private key in OpenSSH's format without a passphrase ({error}): use the one from the "
             "start-up kit, or ask the coordinating centre."
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise FederationError(
-            f"{path} is of another kind than an elliptic curve: make one with ssh-keygen -t ecdsa -b 384."
-        )
+        raise FederationError(f"{path} is not an elliptic curve key: make one with ssh-keygen -t ecdsa -b 384.")
     return key
 
 
 def signed(path: Path) -> dict[str, str]:
-    """Headers of a call: the public key, the time, and the time signed."""
+    """Headers of a call: the public key, the time, and its signature."""
     key = private_key(path)
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     now = datetime.now(UTC).isoformat()
@@ -79,13 +73,13 @@ def signed(path: Path) -> dict[str, str]:
 
 
 def connection(door: Door) -> httpx.Client:
-    """To the gate, over the proxy of the environment if there is one, as Flower's node goes."""
+    """A client for the gate that uses the environment's proxy, as Flower's node does."""
     context = ssl.create_default_context(cafile=str(door.ca))
     return httpx.Client(base_url=f"https://{door.server}", verify=context, timeout=TIMEOUT_S)
 
 
 def farewell(door: Door, node_id: int) -> bool:
-    """Say that a node is gone which died: the server would refuse the next one for a minute. Whether it heard."""
+    """Tell the server that a node died, or it would refuse the next one for a minute. Whether the server accepted."""
     try:
         with connection(door) as client:
             body = bytes([NODE_ID]) + varint(node_id)
@@ -95,7 +89,7 @@ def farewell(door: Door, node_id: int) -> bool:
 
 
 def how_ended(door: Door, run_id: int) -> str:
-    """How a run has ended at the server; "" where it goes on, or the server cannot be asked."""
+    """How a run ended at the server; "" if it is running, or the server cannot be asked."""
     try:
         with connection(door) as client:
             answer = client.post(f"{ENDED}{run_id}", headers=signed(door.key), timeout=ASK_TIMEOUT_S)
@@ -105,7 +99,7 @@ def how_ended(door: Door, run_id: int) -> str:
 
 
 def varint(number: int) -> bytes:
-    """A number as protobuf writes it: seven bits a byte, the lowest first."""
+    """A number as protobuf writes it: seven bits per byte, the lowest first."""
     parts = []
     while number > 127:
         parts.append(number & 127 | 128)

@@ -1,4 +1,4 @@
-"""A site's answer to a task: done or taken from the store of answers, protected, passed by the policy, written down."""
+"""A site's answer to a task: computed or taken from stored answers, protected, checked by the policy, and logged."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from multiseg.federation.sites import approvals, audit_log, personal, policy, se
 from multiseg.federation.sites.consent import check_round
 from multiseg.federation.sites.damaged_cases import check_share, known_damage, sound_store, unsound, write_damage
 from multiseg.federation.sites.describing import describe
-from multiseg.federation.sites.evaluating import EvaluationRequest, evaluate_model, examined, why_none
+from multiseg.federation.sites.evaluating import EvaluationRequest, choose_cases, evaluate_model, why_none
 from multiseg.federation.sites.fingerprint import fingerprint
 from multiseg.federation.sites.limits import check_model, check_options, check_sequences, count_scores
 from multiseg.federation.sites.protecting import circle_of, protected
 from multiseg.federation.sites.remembered import remember, remembered
-from multiseg.federation.sites.site import Order, Site, databases_of, experiment_folder, least_of, told
+from multiseg.federation.sites.site import Order, Site, databases_of, experiment_folder, least_of, releasable_count
 from multiseg.federation.sites.tasks import options_of, order_of
 from multiseg.federation.sites.training import Trained, own_network, train_round
 from multiseg.locks import locked
@@ -54,7 +54,7 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 LOGGER = logging.getLogger("multiseg.federation")
 VAL, TEST = "val", "test"
 MEASURED = ("metrics", "exposure", "seconds")
-"""Of an answer, what the audit log holds as numbers by name."""
+"""The entries of an answer that the audit log flattens to numbers by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,21 +78,21 @@ def answer(
     should_stop: Callable[[], bool] = lambda: False,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Answer:
-    """What the site says to a task. What goes wrong is an answer, too: `error`, free of paths and names of cases.
+    """The site's answer to a task. A failure is an answer, too: its `error` has no paths and names of cases.
 
-    A round that was answered before is answered alike, without training again, also by a new process.
+    A round that was answered before gets the stored answer, without training again, also from a new process.
 
     Args:
         should_stop: asked between steps and between cases.
-        on_event: hears every training step. These events may name cases: they are for the site alone.
+        on_event: gets every training step. These events may name cases and must not leave the site.
 
     Raises:
-        StoppedError: `should_stop` said so. Nothing has to be sent: the task can be begun anew.
-        ResourceError: the audit log cannot be written, so that nothing may leave.
+        StoppedError: `should_stop` returned True. Nothing has to be sent: the task can start again later.
+        ResourceError: the audit log cannot be written, so nothing may leave.
     """
     keep_memory()
-    if held := _held(task, site):
-        return held
+    if unapproved := _unapproved(task, site):
+        return unapproved
     path, clock = site.state / audit_log.LOG, _Clock(site.limits.minutes, should_stop)
     audit_log.record(path, _entry("in", task.experiment, task, to_bytes(task)))
     store: Store | None = None
@@ -104,11 +104,11 @@ def answer(
     except StoppedError:
         if should_stop() or not clock.is_late():
             raise
-        found = Answer(task.kind, site.name, task.round, error=clock.told())
-    except Exception as error:  # the one border: what the server may read of an error is decided here
+        found = Answer(task.kind, site.name, task.round, error=clock.reason())
+    except Exception as error:  # the border: decides what the server may read of an error
         LOGGER.error("%s of %s, round %d", line(task.kind, 40), line(task.experiment, 80), task.round, exc_info=error)
         names = policy.names_of(store, (site.store, str(site.state), str(site.state.absolute())))
-        passing = isinstance(error, ResourceError) or not isinstance(error, MultisegError)  # such as memory of a card
+        passing = isinstance(error, ResourceError) or not isinstance(error, MultisegError)  # such as GPU memory
         found = Answer(task.kind, site.name, task.round, error=policy.cleaned(error, names), passing=passing)
     found = replace(found, experiment=task.experiment)
     notes = tuple(f"left out: {name}" for name in left_out) + ((f"error: {found.error}",) if found.error else ())
@@ -116,25 +116,25 @@ def answer(
     return found
 
 
-def _held(task: SiteTask, site: Site) -> Answer | None:
-    """The answer to a run that waits for a person's approval; None for one that need not. The first is logged."""
+def _unapproved(task: SiteTask, site: Site) -> Answer | None:
+    """The answer to a run that is not approved; None if it is, or needs no approval. Only the first is logged."""
     if not site.approve_runs:
         return None
     try:
         options = options_of(task)
     except MultisegError:
-        return None  # which is refused anyway, and logged
-    told = approvals.answer_to(site.state, options)
-    if told == approvals.APPROVED:
+        return None  # it is refused and logged later
+    decision = approvals.answer_to(site.state, options)
+    if decision == approvals.APPROVED:
         return None
     digest = approvals.digest_of(options)[: approvals.SHOWN]
     found = Answer(task.kind, site.name, task.round, experiment=task.experiment)
     found = replace(found, error=f"this site has refused the run of settings {digest}.")
-    if told == approvals.WAITS:
+    if decision == approvals.WAITS:
         error = f"waits for its approval of this run (settings {digest})"
         found = replace(found, error=error, passing=True, body={"waits": True})
     try:
-        is_news = told == approvals.REFUSED or approvals.note_waiting(site.state, options)
+        is_news = decision == approvals.REFUSED or approvals.note_waiting(site.state, options)
     except FederationError as error:
         return replace(found, error=str(error), passing=False, body={})
     if is_news:
@@ -146,7 +146,7 @@ def _held(task: SiteTask, site: Site) -> Answer | None:
 
 @dataclass(frozen=True)
 class _Clock:
-    """Whether work has to stop: it was asked to, or it took longer than the site allows."""
+    """Whether work has to stop: on request, or because it took longer than the site allows."""
 
     minutes: float
     should_stop: Callable[[], bool]
@@ -158,7 +158,7 @@ class _Clock:
     def is_late(self) -> bool:
         return bool(self.minutes) and time.monotonic() - self.began > 60 * self.minutes
 
-    def told(self) -> str:
+    def reason(self) -> str:
         return (
             f"it took longer than the {self.minutes:g} minutes that this site allows (its limits.minutes), "
             "and was stopped: give it less to do (local.steps)."
@@ -168,7 +168,7 @@ class _Clock:
 def _entry(
     direction: str, experiment: str, message: SiteTask | Answer, data: bytes, notes: tuple[str, ...] = ()
 ) -> audit_log.AuditEntry:
-    said = message if isinstance(message, Answer) else None
+    reply = message if isinstance(message, Answer) else None
     return audit_log.AuditEntry(
         direction,
         message.kind,
@@ -177,14 +177,16 @@ def _entry(
         len(data),
         hashlib.sha256(data).hexdigest(),
         audit_log.described(message.tensors),
-        policy.flat_metrics(said) if said else {},
+        policy.flat_metrics(reply) if reply else {},
         notes,
-        {name: value for name, value in message.body.items() if name not in MEASURED} if said else _asked(message.body),
+        {name: value for name, value in message.body.items() if name not in MEASURED}
+        if reply
+        else _logged_settings(message.body),
     )
 
 
-def _asked(body: Mapping[str, Any]) -> dict[str, Any]:
-    """How a task has updates protected, what is done at the site, which cases are drawn, who sees what comes of it."""
+def _logged_settings(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a task for the audit log: protection, local training, drawing of cases, cross-site tests."""
     options = body.get("options")
     options = options if isinstance(options, Mapping) else {}
     stream = options.get("stream")
@@ -196,15 +198,15 @@ def _asked(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _done_soundly(work: _Work) -> Answer:
-    """The task done, without the cases whose files are damaged.
+    """Do the task without the cases with damaged files.
 
-    Those that are known are looked at first. Where another one comes to light, all cases that the task is about are
-    read once, and the task begins again without what is damaged of them.
+    Known damage is checked first. If the task finds more, all of its cases are read once, and it starts again without
+    the damaged ones.
     """
     if work.task.kind not in _KINDS:
         raise FederationError(f"this site knows no task {work.task.kind!r}: is the server a multiseg of this version?")
     if not re.fullmatch(NAME, work.task.experiment):  # it becomes a folder's name
-        raise FederationError("the experiment's name is none: give letters, digits, '.', '_' and '-', at most 64.")
+        raise FederationError("the experiment's name is invalid: use letters, digits, '.', '_' and '-', at most 64.")
     check_options(options_of(work.task), work.site.limits)
     splits = (str(work.task.body.get("split", "val")),) if work.task.kind != ROUND else ("train", "val")
     if work.task.kind not in (ROUND, EVALUATE, FINISH) or not set(splits) <= set(SPLITS):
@@ -220,7 +222,7 @@ def _done_soundly(work: _Work) -> Answer:
             return _done(replace(work, store=sound_store(work.site.store, damaged), num_damaged=len(damaged)))
         except StoreError:
             found = unsound(work.store, cases)
-            if found.keys() <= damaged.keys():  # it is something else
+            if found.keys() <= damaged.keys():  # the error has another cause
                 raise
             damaged = damaged | found
 
@@ -236,15 +238,16 @@ def _described(work: _Work) -> Answer:
 def _fingerprinted(work: _Work) -> Answer:
     leaves = work.site.leaves
     if not leaves.fingerprint:
-        return _plain(work, {"databases": {}, "events": ["this site tells no statistics of its data."]})
+        return _plain(work, {"databases": {}, "events": ["this site does not share statistics of its data."]})
     least = max(int(work.task.body.get("least", 1)), leaves.least)
     return _plain(work, {"databases": fingerprint(work.store, work.site, least)})
 
 
 def _plain(work: _Work, body: Mapping[str, Any]) -> Answer:
-    num = told(work.num_damaged, work.site, least_of(work.site, options_of(work.task))) if work.num_damaged else 0
+    least = least_of(work.site, options_of(work.task)) if work.num_damaged else 1
+    num = releasable_count(work.num_damaged, work.site, least)
     if num:
-        text = f"up to {num} cases were left out, since their files are damaged: this site's log names them."
+        text = f"up to {num} cases were left out, since their files are damaged: this site's log lists them."
         body = {**body, "damaged": num, "events": [*body.get("events", ()), text]}
     return Answer(work.task.kind, work.site.name, work.task.round, body)
 
@@ -254,15 +257,15 @@ def _round(work: _Work) -> Answer:
     options = options_of(task)
     key = personal.key_of(task, work.site.name)
     with _alone(folder, work.hooks.should_stop):
-        held = personal.stored_answer(folder, task.round, key)
-        found = _trained(work, key) if held is None else answer_from_bytes(held)
+        stored = personal.stored_answer(folder, task.round, key)
+        found = _trained(work, key) if stored is None else answer_from_bytes(stored)
         if options.privacy.masked:
             sent_updates.note_circle(folder, task.round, circle_of(task), found.tensors)
         return found
 
 
 def _trained(work: _Work, key: str) -> Answer:
-    """A round that was not answered before, done and stored."""
+    """Train a round that was not answered before, and store the answer."""
     task, site, folder = work.task, work.site, work.folder
     began = time.monotonic()
     kept = int(task.body.get("kept", 0))
@@ -273,7 +276,7 @@ def _trained(work: _Work, key: str) -> Answer:
     own = personal.own_after(folder, kept) if kept else None
     trained = train_round(work.store, site, order, own, work.hooks)
     if kept and own is None and _needs_own(order):
-        note = f"what this site kept of round {kept} is not there: it went on from what it received."
+        note = f"this site has lost its own parts of round {kept}: it continued from the received model."
         trained = replace(trained, events=(note, *trained.events))
     _check_finite(trained.update)
     remember(folder, task.round, work.store, trained.drawn, trained.validated)
@@ -289,12 +292,12 @@ def _trained(work: _Work, key: str) -> Answer:
 
 
 def _check_finite(update: Mapping[str, Tensor]) -> None:
-    """Raises TrainingError, so that nothing is kept, where an update would spoil the mean of all sites."""
-    bad = [name for name, tensor in update.items() if not bool(tensor.isfinite().all())]
-    if bad:
+    """Raises TrainingError, before anything is stored, if an update would spoil the mean of all sites."""
+    broken = [name for name, tensor in update.items() if not bool(tensor.isfinite().all())]
+    if broken:
         raise TrainingError(
-            f"the round left {bad[0]} and {len(bad) - 1} other parts with numbers that are not finite: begin "
-            "anew under another experiment name, with a lower learning rate or without amp."
+            f"the round left {broken[0]} and {len(broken) - 1} other parts with numbers that are not finite: start "
+            "again under another experiment name, with a lower learning rate or without amp."
         )
 
 
@@ -307,11 +310,11 @@ def _round_body(work: _Work, order: Order, trained: Trained, norm: float, began:
     least = least_of(site, order.options)
     bad_steps = policy.coarse(learnt.bad_steps, least)
     metrics: dict[str, Any] = {"validation": dict(trained.validation), "bad_steps": bad_steps}
-    if not order.options.privacy.noise:  # which covers the update, and not what these tell of the training cases
+    if not order.options.privacy.noise:  # it protects only the update, and these are measured on training cases
         metrics |= {"update_norm": policy.short(norm)}
         metrics |= {"loss": policy.short(learnt.loss)} if math.isfinite(learnt.loss) else {}
     return {
-        "num_cases": told(len(trained.drawn), site, least),
+        "num_cases": releasable_count(len(trained.drawn), site, least),
         "exposure": {name: policy.rounded(count, least) for name, count in trained.exposure.items()}
         if site.leaves.counts
         else {},
@@ -324,29 +327,29 @@ def _round_body(work: _Work, order: Order, trained: Trained, norm: float, began:
 
 
 def _evaluated(work: _Work) -> Answer:
-    """Dice of a model on a split; for FINISH the model is kept, too, as `multiseg predict` takes it."""
+    """Dice of a model on a split; for FINISH the site also keeps the model, for `multiseg predict`."""
     task, site = work.task, work.site
     order, split = _order(work), str(task.body.get("split", "val"))
     schedule = order.options.schedule
     if split not in (VAL, TEST) or task.body.get("subsets", schedule.evaluate_subsets) != schedule.evaluate_subsets:
         raise FederationError(
-            f"a site evaluates on {VAL} or {TEST} cases and the subsets that the settings name alone."
+            f"a site evaluates only on {VAL} or {TEST} cases, with the subsets of the run's settings."
         )
-    asked = EvaluationRequest(split, schedule.evaluate_subsets, schedule.validation_cases if split == VAL else None)
+    request = EvaluationRequest(split, schedule.evaluate_subsets, schedule.validation_cases if split == VAL else None)
     count_scores(site.state, site.limits)
     with _alone(work.folder, work.hooks.should_stop):
         own, notes = _own_of_model(work)
         network, events = own_network(work.store, site, order, own, resolve_device(site.device))
         if task.kind == FINISH:
-            # For the site alone: what is sent, and the model of all sites, holds no digest of a scan.
+            # The digests of scans stay at the site: neither answers nor the server's model hold any.
             save_model(work.folder / BEST, network, order.info, remembered(work.folder))
-        cases, left_out = examined(order, work.store, site, asked)
-        scores = evaluate_model(network, order, work.store, site, cases, asked, work.hooks.should_stop)
+        cases, left_out = choose_cases(order, work.store, site, request)
+        scores = evaluate_model(network, order, work.store, site, cases, request, work.hooks.should_stop)
     least = least_of(site, order.options)
-    # On validation cases what the best model is chosen by, in which a false alarm counts as a Dice of 0.
+    # Validation reports the score that chooses the best model: a false alarm counts as a Dice of 0.
     found = {name: score.score if split == VAL else score.dice for name, score in scores.items()}
     metrics = {
-        name: {"dice": value, "num_cases": told(scores[name].num_cases, site, least)}
+        name: {"dice": value, "num_cases": releasable_count(scores[name].num_cases, site, least)}
         for name, value in found.items()
         if not math.isnan(value)
     }
@@ -355,7 +358,7 @@ def _evaluated(work: _Work) -> Answer:
 
 
 def _order(work: _Work) -> Order:
-    """What was ordered, no more than the site allows."""
+    """The order of a task, checked against the site's limits."""
     order = order_of(work.task)
     num_sequences = len(order.info.axis)
     check_sequences(num_sequences)
@@ -364,14 +367,14 @@ def _order(work: _Work) -> Order:
 
 
 def _own_of_model(work: _Work) -> tuple[personal.PersonalState | None, tuple[str, ...]]:
-    """What was the site's own when the model of the task was made, else the latest; and if so, that it is."""
+    """The site's own parts of the round of the task's model; else the latest ones, with a note."""
     number = work.task.round
     found = personal.own_after(work.folder, number) if number else None
     if found is not None or not number:
         return found, ()
     latest = int(work.task.body.get("kept", 0)) or personal.newest(work.folder)
     found = personal.own_after(work.folder, latest)
-    return found, () if found is None else (f"the site's own part of the model is that of round {latest}.",)
+    return found, () if found is None else (f"the site used its own part of the model of round {latest}.",)
 
 
 _KINDS: dict[str, Callable[[_Work], Answer]] = {
@@ -385,13 +388,13 @@ _KINDS: dict[str, Callable[[_Work], Answer]] = {
 
 @contextmanager
 def _alone(folder: Path, should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Wait for another process that works at the experiment: its answer may be the one that is asked for."""
+    """Lock the experiment, waiting for another process that works on it: it may store the answer wanted here."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file, ExitStack() as held:
+    with (folder / LOCK).open("a") as file, ExitStack() as stack:
         try:
-            held.enter_context(locked(file, folder / LOCK, wait=lambda: not should_stop()))
+            stack.enter_context(locked(file, folder / LOCK, wait=lambda: not should_stop()))
         except BlockingIOError:
-            raise StoppedError("the site was stopped while it waited for another process of its own.") from None
+            raise StoppedError("the site was stopped while it waited for another of its processes.") from None
         except OSError as error:
             raise ResourceError(f"{folder} cannot be locked: {error.strerror}.") from error
         yield

@@ -1,4 +1,4 @@
-"""Runs that a person at the site approves, each by all of its settings: another one, or a changed one, waits again."""
+"""Approvals of runs by a person at the site, each for all settings of a run: a changed run waits again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tomli_w
 
 from multiseg.errors import FederationError, UsageError
 from multiseg.federation.plan import FederationOptions
-from multiseg.federation.run_file import heard
+from multiseg.federation.run_file import drop_ignored
 from multiseg.files import write_atomically
 
 FOLDER = "approvals"
@@ -22,7 +22,7 @@ SHOWN, LEAST_TYPED, MOST_WAITING = 12, 8, 100
 
 @dataclass(frozen=True)
 class ApprovalRequest:
-    """A run that was asked for here.
+    """A run that the centre has asked for.
 
     Attributes:
         digest: SHA-256 of its settings.
@@ -37,47 +37,42 @@ class ApprovalRequest:
 
 
 def digest_of(options: FederationOptions) -> str:
-    """SHA-256 of all that a run's settings say."""
+    """SHA-256 of all settings of a run."""
     return hashlib.sha256(json.dumps(asdict(options), sort_keys=True).encode()).hexdigest()
 
 
 def answer_to(state: Path, options: FederationOptions) -> str:
-    """What a person said to a run of these settings: "waits" where nobody has."""
-    found = _answer(state / FOLDER / f"{digest_of(options)}.json")
-    return found or WAITS
+    """The decision on a run with these settings; "waits" if there is none."""
+    return _answer(state / FOLDER / f"{digest_of(options)}.json") or WAITS
 
 
 def note_waiting(state: Path, options: FederationOptions) -> bool:
-    """Write a run down that waits; whether it is new.
-
-    Raises:
-        FederationError: too many wait already.
-    """
+    """Record a run that waits for approval; whether it is new. FederationError if too many wait already."""
     file = state / FOLDER / f"{digest_of(options)}.toml"
     if file.is_file():
         return False
-    if sum(one.answer == WAITS for one in asked(state)) >= MOST_WAITING:
+    if sum(run.answer == WAITS for run in asked(state)) >= MOST_WAITING:
         raise FederationError(f"{MOST_WAITING} runs wait for this site's approval already.")
-    write_atomically(file, tomli_w.dumps(heard(asdict(options))).encode())
+    write_atomically(file, tomli_w.dumps(drop_ignored(asdict(options))).encode())
     return True
 
 
 def asked(state: Path) -> list[ApprovalRequest]:
-    """All runs that were asked for, the newest last."""
+    """All requested runs, the newest last."""
     files = sorted((state / FOLDER).glob("*.toml"), key=lambda file: (file.stat().st_mtime_ns, file.name))
     return [_asked(file) for file in files]
 
 
 def decide(state: Path, typed: str, approves: bool) -> ApprovalRequest:
-    """Approve or refuse a run, by the first digits of its hash; what it then is.
+    """Approve or refuse a run by the first digits of its hash.
 
     Raises:
-        UsageError: no run here has this hash, or several begin so.
+        UsageError: no run here has this hash, or several start with it.
     """
     runs = asked(state)
-    found = [one for one in runs if one.digest.startswith(typed.lower())]
+    found = [run for run in runs if run.digest.startswith(typed.lower())]
     if len(typed) < LEAST_TYPED or len(found) != 1:
-        known = ", ".join(one.digest[:SHOWN] for one in runs) or "none"
+        known = ", ".join(run.digest[:SHOWN] for run in runs) or "none"
         raise UsageError(f"{typed!r} is not the hash of one run: give {LEAST_TYPED} digits or more of {known}.")
     file = state / FOLDER / f"{found[0].digest}.toml"
     answer = APPROVED if approves else REFUSED

@@ -1,4 +1,4 @@
-"""The audit log of a site: a line of JSON for all that came and left, each line with the hash of the one before."""
+"""The audit log of a site: a line of JSON for every message in and out, each with the hash of the line before."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from multiseg.locks import locked
 
 LOG = "audit.jsonl"
 FIRST = "0" * 64
-"""What the first line holds in place of the hash of the one before."""
+"""The previous hash of the first line."""
 
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """Something that came ("in") or left ("out").
+    """A message that came in ("in") or left ("out").
 
     Attributes:
         num_bytes, sha256: of the message as it was sent.
-        tensors: by name, their type and shape, such as "float32 [8, 3, 3, 3, 3]".
+        tensors: type and shape by name, such as "float32 [8, 3, 3, 3, 3]".
         metrics: numbers by name.
-        notes: what the policy left out or refused, errors as they were told.
-        told: whatever else an answer says; of a task, how it has updates protected and what it asks of the site.
+        notes: what the policy left out or refused, and errors as they were sent.
+        told: the rest of an answer; of a task, its settings for protection and local work.
     """
 
     direction: str
@@ -55,10 +55,10 @@ def described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def record(path: Path, entry: AuditEntry) -> None:
     """Append a line and flush it to the disk.
 
-    The hash of the newest line is kept in a second file, so that lines missing at the end show, too.
+    A second file keeps the hash of the newest line, so that missing lines at the end show, too.
 
     Raises:
-        ResourceError: the disk is full or the file cannot be written. Then nothing may leave.
+        ResourceError: the disk is full or the file cannot be written. Nothing may leave then.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,12 +71,12 @@ def record(path: Path, entry: AuditEntry) -> None:
             file.write((b"" if is_whole else b"\n") + line + b"\n")
             file.flush()
             flush(file.fileno())
-            if not last:  # its name, before the head speaks of it
+            if not last:  # the file's name must be on disk before the head refers to it
                 flush_folders({path.parent})
             write_atomically(_head(path), _hash(line).encode())
     except OSError as error:
         raise ResourceError(
-            f"the audit log {path} cannot be written ({error.strerror}), and without it nothing leaves."
+            f"the audit log {path} cannot be written ({error.strerror}), and nothing leaves without it."
         ) from error
 
 
@@ -91,7 +91,7 @@ def record_decision(path: Path, experiment: str, digest: str, answer: str) -> No
 
 
 def verify(path: Path) -> list[str]:
-    """What is wrong with an audit log, line by line; nothing where no line was changed, removed or put in."""
+    """The faults of an audit log, by line; empty if no line was changed, removed or inserted."""
     if not path.is_file():
         return ["there is no audit log."] if _head(path).is_file() else []
     faults, previous, hashes = [], FIRST, [FIRST]
@@ -101,9 +101,9 @@ def verify(path: Path) -> list[str]:
     for number, line in enumerate(data.splitlines(), start=1):
         entry = _parsed(line)
         if entry is None:
-            faults.append(f"line {number} is not whole.")
+            faults.append(f"line {number} is incomplete.")
         elif entry.get("previous") != previous:
-            faults.append(f"line {number} does not follow the line before it: one was changed, removed or put in.")
+            faults.append(f"line {number} does not follow the line before it: one was changed, removed or inserted.")
         previous = _hash(line)
         hashes.append(previous)
     # A process that was killed between its two writes leaves the head one line behind.
@@ -113,10 +113,10 @@ def verify(path: Path) -> list[str]:
 
 
 def rows(path: Path, experiment: str = "") -> list[dict[str, str | int]]:
-    """The log as a table, oldest first: a row an entry, of one experiment or of all.
+    """The log as a table with a row per entry, oldest first, of one experiment or of all.
 
     Raises:
-        FederationError: there is no log, or a line of it cannot be read.
+        FederationError: there is no log, or a line cannot be read.
     """
     if not path.is_file():
         raise FederationError(f"there is no audit log at {path}: has this site answered anything yet?")
@@ -167,7 +167,7 @@ def _hash(line: bytes) -> str:
 
 
 def _last_line(path: Path) -> bytes:
-    """The last line with its newline, if it has one."""
+    """The last line, with its newline if it has one."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         size = 65_536

@@ -1,9 +1,10 @@
-"""Which cases a site tells a number over, so that no two numbers tell one case apart by their difference.
+"""Chooses the cases of each number that leaves a site, so that no two numbers reveal a case by their difference.
 
-A mean over ten cases and another over nine of them tell the tenth. So a site remembers over which cases it has told
-something, as the groups that these sets cut each other into, and tells the next number only over such cases that every
-group, the new ones too, is of `least` cases or more. Whatever is added or subtracted then is a sum over groups. Which
-cases are asked for does not matter: labels, sequences, databases and numbers of cases all choose among the same groups.
+A mean over ten cases and another over nine of them reveal the tenth. So a site records the sets of cases that it has
+reported numbers over, as the groups that these sets cut each other into, and computes the next number only over cases
+such that every group, old and new, has at least `least` cases. Adding or subtracting numbers then only gives sums over
+groups. It does not matter how cases are selected: labels, sequences, databases and numbers of cases all choose among
+the same groups.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ FILE, LOCK = "cohorts.json", ".cohorts.lock"
 KINDS = ("evaluated", "told")
 
 Groups = Sequence[frozenset[str]]
-"""Disjoint sets of members, each of which only ever counted together."""
+"""Disjoint sets of members that have always been used together."""
 
 
 def admitted(wanted: Collection[str], groups: Groups, least: int) -> frozenset[str]:
-    """Those of the wanted members that a number may be told over; none where that is too few.
+    """The wanted members that a number may be computed over; none if they are too few.
 
-    Where a few of a group are missing, as many others stay out with them that those are `least`.
+    If fewer than `least` of a group are missing, others are left out with them until `least` are.
     """
     wanted, kept = frozenset(wanted), set[str]()
     for group in groups:
@@ -42,16 +43,17 @@ def admitted(wanted: Collection[str], groups: Groups, least: int) -> frozenset[s
     return frozenset(kept | fresh if len(fresh) >= least else kept)
 
 
-def cut(groups: Groups, told: frozenset[str]) -> tuple[frozenset[str], ...]:
-    """The groups after a number was told over these members."""
-    parts = [part for group in groups for part in (group & told, group - told)]
-    return tuple(part for part in (*parts, told.difference(*groups)) if part)
+def cut(groups: Groups, used: frozenset[str]) -> tuple[frozenset[str], ...]:
+    """The groups after a number was computed over these members."""
+    parts = [part for group in groups for part in (group & used, group - used)]
+    return tuple(part for part in (*parts, used.difference(*groups)) if part)
 
 
 def chosen(members: Collection[str], groups: Groups, least: int, num: int | None) -> tuple[str, ...]:
-    """About `num` of the members, or all, in an order that nobody chooses: whole groups, never one more or less.
+    """About `num` of the members, or all, in a fixed pseudorandom order, as whole groups.
 
-    At least `least`, a part of a group only where both parts are as many, and then new members by the same rule.
+    At least `least` members. A group is split only if both parts have `least` members; new members follow the same
+    rule.
     """
     safe = admitted(members, groups, least)
     parts = [in_order(part) for part in (*(group & safe for group in groups), safe.difference(*groups)) if part]
@@ -66,16 +68,16 @@ def chosen(members: Collection[str], groups: Groups, least: int, num: int | None
 
 
 def in_order(members: Iterable[str]) -> list[str]:
-    """An order that follows from the names alone and says nothing."""
+    """Sort by a hash of the names, an order without meaning."""
     return sorted(members, key=lambda name: hashlib.blake2b(name.encode(), digest_size=16).digest())
 
 
 class Cohorts:
-    """What a site has evaluated on and told numbers over, in its own folder, by database, over all experiments.
+    """The cases that a site has evaluated on and reported numbers over, by database, over all experiments.
 
     Raises:
         CheckpointError: its file is damaged.
-        ResourceError: it cannot be written, and without it nothing is told.
+        ResourceError: it cannot be written, and nothing is reported without it.
     """
 
     def __init__(self, state: Path, least: int) -> None:
@@ -83,22 +85,22 @@ class Cohorts:
 
     def choose(self, database: str, cases: Collection[str], num: int | None) -> tuple[str, ...]:
         """The cases to evaluate on, about `num` of these or all: see `chosen`."""
-        return self._told("evaluated", database, lambda groups: chosen(cases, groups, self._least, num))
+        return self._record("evaluated", database, lambda groups: chosen(cases, groups, self._least, num))
 
     def admit(self, database: str, wanted: Collection[str]) -> frozenset[str]:
-        """Those that a number may be told over: see `admitted`."""
-        return frozenset(self._told("told", database, lambda groups: admitted(wanted, groups, self._least)))
+        """The cases that a number may be computed over: see `admitted`."""
+        return frozenset(self._record("told", database, lambda groups: admitted(wanted, groups, self._least)))
 
-    def _told(self, what: str, database: str, of: Callable[[Groups], Collection[str]]) -> tuple[str, ...]:
-        """What may be told by the groups so far, written down before it is."""
-        with self._alone():
+    def _record(self, what: str, database: str, choose: Callable[[Groups], Collection[str]]) -> tuple[str, ...]:
+        """Choose members by the groups so far, and save the new groups before the members are used."""
+        with self._locked():
             everything = self._read()
             groups = everything[what].get(database, ())
-            found = tuple(of(groups))
-            after = cut(groups, frozenset(found))
+            members = tuple(choose(groups))
+            after = cut(groups, frozenset(members))
             if set(after) != set(groups):
                 self._write({**everything, what: {**everything[what], database: after}})
-        return found
+        return members
 
     def _read(self) -> dict[str, dict[str, Groups]]:
         file = self._state / FILE
@@ -111,19 +113,19 @@ class Cohorts:
             return {what: {} for what in KINDS}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{file}, which says over which cases this site has told numbers, is damaged: {error!r}. Put back a "
-                "copy of it."
+                f"{file}, which records the cases that this site has reported numbers over, is damaged: {error!r}. "
+                "Restore a copy of it."
             ) from error
 
     def _write(self, everything: Mapping[str, Mapping[str, Groups]]) -> None:
         listed = {
-            what: {name: [in_order(group) for group in groups] for name, groups in some.items()}
-            for what, some in everything.items()
+            what: {name: [in_order(group) for group in groups] for name, groups in databases.items()}
+            for what, databases in everything.items()
         }
         write_atomically(self._state / FILE, json.dumps(listed, indent=1).encode())
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         try:
             self._state.mkdir(parents=True, exist_ok=True)
             file = (self._state / LOCK).open("a")

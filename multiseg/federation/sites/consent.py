@@ -1,4 +1,4 @@
-"""What a site asks of a round before it trains: protection, numbers of cases, and that its answer may leave at all."""
+"""A site's conditions for a round before it trains: protection, numbers of cases, and what may leave."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multiseg.store.reader import Store
 
 
 def check_round(order: Order, site: Site, store: Store) -> None:
-    """Raises FederationError where the site would not let the round's answer leave, before any of it is computed."""
+    """Raises FederationError, before any work, if the site would not let the round's answer leave."""
     check_protection(order.options, site.leaves)
     if not site.trains:
         raise FederationError(f"site {site.name} does not let others train on its data.")
@@ -19,23 +19,23 @@ def check_round(order: Order, site: Site, store: Store) -> None:
     needed = max(site.leaves.cases, site.leaves.least)
     if len(drawn) < needed:
         raise FederationError(
-            f"this site trains on {needed} cases or more, of databases with {site.leaves.least} or more, and the run "
-            "would draw from fewer: its labels, sequences, weights of databases or num_cases leave out the others."
+            f"this site trains on {needed} cases or more, of databases with {site.leaves.least} or more, but the run "
+            "would draw from fewer: its labels, sequences, weights of databases or num_cases exclude the others."
         )
     stream, fit = order.options.stream, order.options.fit
     if order.options.local.steps * stream.batch_size * fit.accumulate < site.leaves.least:
         raise FederationError(
             f"a round of {order.options.local.steps} steps of {stream.batch_size * fit.accumulate} patches shows fewer "
-            f"than {site.leaves.least} cases, and this site trains on no fewer: set local.steps or stream.batch_size."
+            f"than {site.leaves.least} cases, the least for this site: raise local.steps or stream.batch_size."
         )
     check_tensors((part.name for part in trained_by(order, drawn, store, site.leaves.least)), site.leaves)
 
 
 def check_protection(options: FederationOptions, leaves: Leaves) -> None:
-    """Raises FederationError where the run protects less than the site asks for, or needs what the site keeps back."""
+    """Raises FederationError if the run protects less than the site asks for, or needs what the site keeps back."""
     privacy = options.privacy
     if leaves.masked and not privacy.masked:
-        raise FederationError("this site trains under masks alone: set privacy.masked = true.")
+        raise FederationError("this site trains only under masks: set privacy.masked = true.")
     if privacy.noise < leaves.noise:
         raise FederationError(
             f"this site asks for privacy.noise of {leaves.noise:g} or more, but the run has {privacy.noise:g}."
@@ -46,11 +46,11 @@ def check_protection(options: FederationOptions, leaves: Leaves) -> None:
         )
     if options.schedule.cross_site and not leaves.to_sites:
         raise FederationError(
-            "the run would hand the other sites what this site trains (schedule.cross_site), and this site does not "
-            "allow it (to_sites)."
+            "the run would give this site's model to the other sites (schedule.cross_site), which this site does not "
+            "allow (to_sites)."
         )
     if options.aggregate.weights == "exposure" and not (leaves.counts and leaves_metric("exposure/", leaves)):
         raise FederationError(
-            "this site tells no numbers of patches, and the run weighs sites by them: set aggregate.weights to "
+            "this site does not report numbers of patches, but the run weighs sites by them: set aggregate.weights to "
             '"cases" or "equal".'
         )

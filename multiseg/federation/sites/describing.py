@@ -1,4 +1,4 @@
-"""What a site says of itself, for the roster."""
+"""A site's description of itself, for the roster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multiseg.federation.messages import PROTOCOL
 from multiseg.federation.pairwise_masks import public_key
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.drawing import sequences_of, structures_of, training_cases
-from multiseg.federation.sites.site import Site, databases_of, labelled, least_of, private_key, told
+from multiseg.federation.sites.site import Site, databases_of, labelled, least_of, private_key, releasable_count
 from multiseg.labels import LabelSpace
 from multiseg.models.devices import resolve_device
 from multiseg.store.catalogue import SPLITS, select
@@ -22,7 +22,7 @@ from multiseg.store.structures import schemas_of
 
 
 def describe(store: Store, site: Site, options: FederationOptions) -> dict[str, Any]:
-    """What the roster is made of: databases, sequences, labels, rounded counts, voxel size, versions."""
+    """Databases, sequences, labels, rounded counts, voxel size and versions, for the roster."""
     space, least = LabelSpace.of(options.labels, options.rest), least_of(site, options)
     learnt = training_cases(store, site, options, space)
     device = resolve_device(site.device)
@@ -46,21 +46,21 @@ def _about(
 ) -> dict[str, Any]:
     database = store[name]
     usable = {split: labelled(store, name, space, split) for split in SPLITS} | {"train": learnt}
-    counts = {split: told(len(cases), site, least) for split, cases in usable.items()}
+    counts = {split: releasable_count(len(cases), site, least) for split, cases in usable.items()}
     shown = learnt or [case for cases in usable.values() for case in cases]
     sequences, labels = sequences_of(shown, site.leaves.least), structures_of(shown, store, site.leaves.least)
     unlisted = space.unlisted(schemas_of(store, learnt).get(name, ()))
     recipe = database.recipe.to_json()
-    # Quantiles of intensities over the site's cases.
+    # Landmarks are quantiles of intensities over the site's cases, so they need enough cases, too.
     enough = sequences_of(select(store, [name], split="train"), least) if site.leaves.fingerprint else set[str]()
     landmarks = {sequence: scale for sequence, scale in recipe.pop("landmarks", {}).items() if sequence in enough}
     recipe |= {"landmarks": landmarks} if landmarks else {}
-    if database.recipe.brain_mask.startswith(COMMAND):  # a program of this site, with its path
+    if database.recipe.brain_mask.startswith(COMMAND):  # hide the path of the site's program
         recipe["brain_mask"] = f"{COMMAND}PROGRAM {{image}} {{mask}}"
     return {
         "pathology": database.pathology,
         "num_cases": counts,
-        "modalities": [one for one in database.modalities if one in sequences],
+        "modalities": [name for name in database.modalities if name in sequences],
         "labels": [{"name": label, "kind": kind} for label, kind in labels],
         "unlisted": list(unlisted),
         "recipe": recipe,

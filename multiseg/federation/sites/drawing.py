@@ -1,4 +1,4 @@
-"""What a round at a site draws from, and which parts of the network that trains: none by fewer cases than `least`."""
+"""The cases that a round draws from at a site, and the parts of the network that at least `least` of them train."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from multiseg.modalities import ModalityAxis
 from multiseg.models.network_parts import Part, trained_parts
 from multiseg.store.reader import Case, Store
 
-Held = TypeVar("Held", bound=Hashable)
+Item = TypeVar("Item", bound=Hashable)
 
 
 def stream_options(site: Site, store: Store, options: FederationOptions) -> StreamOptions:
-    """The run's options with the site's own for its machine, its databases and its share of the random numbers."""
+    """The run's options with the site's own machine, databases and seed."""
     draw, least = options.stream.draw, site.leaves.least
-    own = databases_of(site, store)
+    databases = databases_of(site, store)
     draw = replace(
         draw,
-        weights={name: weight for name, weight in draw.weights.items() if name in own},
+        weights={name: weight for name, weight in draw.weights.items() if name in databases},
         num_cases=-(-draw.num_cases // least) * least,
         seed=derived(draw.seed or 0, options.experiment, site.name, "draw"),
     )
@@ -36,10 +36,10 @@ def stream_options(site: Site, store: Store, options: FederationOptions) -> Stre
 def training_cases(
     store: Store, site: Site, options: FederationOptions, space: LabelSpace, axis: ModalityAxis | None = None
 ) -> list[Case]:
-    """The cases that a run may draw at a site, of databases that have `least` of them or more.
+    """The cases that a run may draw at a site, from databases with at least `least` of them.
 
     Args:
-        axis: only cases with one of its sequences; None while it is not known yet.
+        axis: only cases with one of its sequences; None if it is not known yet.
     """
     draw, found = stream_options(site, store, options).draw, []
     for name in databases_of(site, store):
@@ -54,12 +54,12 @@ def training_cases(
 
 
 def drawn_in_round(order: Order, store: Store, site: Site) -> list[Case]:
-    """The cases that a round may draw from. Not those of the stream's plan, which also has databases of weight 0."""
+    """The cases that a round may draw from; unlike the stream's plan, without databases of weight 0."""
     return training_cases(store, site, order.options, order.info.space, order.info.axis)
 
 
 def drawing(order: Order, store: Store, site: Site, cases: Sequence[Case]) -> tuple[StreamOptions, tuple[str, ...]]:
-    """The stream's options and its databases for a round that draws from these cases, and from no others."""
+    """The stream's options and databases for a round that draws only from these cases."""
     options = stream_options(site, store, order.options)
     names = tuple(dict.fromkeys(case.database for case in cases))
     weights = {name: weight for name, weight in options.draw.weights.items() if name in names}
@@ -67,36 +67,36 @@ def drawing(order: Order, store: Store, site: Site, cases: Sequence[Case]) -> tu
 
 
 def sequences_of(cases: Sequence[Case], least: int) -> set[str]:
-    """The sequences that `least` cases of one database have, or more of them."""
-    return _held(((case.database, name) for case in cases for name in case.modalities), least)
+    """The sequences that at least `least` cases of one database have."""
+    return _frequent(((case.database, name) for case in cases for name in case.modalities), least)
 
 
 def structures_of(cases: Sequence[Case], store: Store, least: int) -> dict[tuple[str, str], None]:
-    """Name and kind of the structures that somebody looked for in `least` cases of one database, or in more of them."""
-    looked_for = [
+    """Name and kind of the structures that are annotated in at least `least` cases of one database, in order."""
+    annotated = [
         (case.database, (structure.name, structure.kind))
         for case in cases
-        for schema, there in zip(store[case.database].schemas.values(), case.annotated.tolist(), strict=True)
-        if there
+        for schema, is_annotated in zip(store[case.database].schemas.values(), case.annotated.tolist(), strict=True)
+        if is_annotated
         for structure in dict.fromkeys(schema.structures)
     ]
-    held = _held(looked_for, least)
-    return {structure: None for _, structure in looked_for if structure in held}
+    frequent = _frequent(annotated, least)
+    return {structure: None for _, structure in annotated if structure in frequent}
 
 
 def _labels_of(cases: Sequence[Case], store: Store, space: LabelSpace, least: int) -> set[str]:
     """The labels of a space that have one of these structures."""
     indices = {space.index_of(Structure(name, kind, ())) for name, kind in structures_of(cases, store, least)}
-    return {label for at, label in enumerate(space.names, start=1) if at in indices}
+    return {label for index, label in enumerate(space.names, start=1) if index in indices}
 
 
-def _held(found: Iterable[tuple[str, Held]], least: int) -> set[Held]:
-    """What so many have, each told with its database."""
-    return {name for (_, name), count in Counter(found).items() if count >= least}
+def _frequent(occurrences: Iterable[tuple[str, Item]], least: int) -> set[Item]:
+    """The items that occur at least `least` times with the same database."""
+    return {item for (_, item), count in Counter(occurrences).items() if count >= least}
 
 
 def trained_by(order: Order, cases: Sequence[Case], store: Store, least: int) -> tuple[Part, ...]:
-    """The parts of the network that these cases train for all."""
+    """The shared parts of the network that these cases train."""
     return trained_parts(
         order.parts,
         sequences_of(cases, least),

@@ -1,4 +1,4 @@
-"""How good a model is at a site, in numbers that tell of no single case."""
+"""Evaluates a model at a site, in numbers that reveal no single case."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from multiseg.store.reader import Case, Store
 from multiseg.training.validate import Judged, judged_by_subset, validation_cases
 
 DIGITS = 2
-"""Of a Dice, after the point: a hundredth of a mean over five cases is a twentieth of the Dice of one."""
+"""Decimals of a Dice: a hundredth of a mean over five cases is a twentieth of the Dice of one case."""
 LOGGER = logging.getLogger("multiseg.federation")
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to evaluate on; as a round does, by default.
+    """What to evaluate on; the defaults are those of a round.
 
     Attributes:
-        num_cases: of each database, about; None for all.
+        num_cases: of each database, approximately; None for all.
         overlap: of the windows.
     """
 
@@ -44,8 +44,8 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean Dice over the cases that have a structure, and how many these are; and what chooses the best model, in
-    which a false alarm counts as a Dice of 0 (`validate.database_score`). NaN where no number may be told."""
+    """Mean Dice over the cases that have a structure, their number, and the score that chooses the best model, in which
+    a false alarm counts as a Dice of 0 (`validate.database_score`). NaN if no number may leave."""
 
     dice: float = math.nan
     num_cases: int = 0
@@ -53,41 +53,44 @@ class Score:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A label in a case: `member` stands for the case and the structures that make up the label in it."""
+class _Result:
+    """The result of a label in a case: `member` identifies the case and the structures that form the label in it."""
 
     label: int
     member: str
     judged: Judged
 
 
-def asked_in_round(order: Order) -> EvaluationRequest:
+def request_in_round(order: Order) -> EvaluationRequest:
     """What a round evaluates the received model on."""
     schedule = order.options.schedule
     return EvaluationRequest("val", schedule.evaluate_subsets, schedule.validation_cases)
 
 
-def examined(order: Order, store: Store, site: Site, asked: EvaluationRequest) -> tuple[list[Case], tuple[str, ...]]:
-    """The cases to evaluate on, which the site chooses (`cohorts.chosen`), and what a person should know of it.
+def choose_cases(
+    order: Order, store: Store, site: Site, request: EvaluationRequest
+) -> tuple[list[Case], tuple[str, ...]]:
+    """The cases to evaluate on, which the site chooses (`cohorts.chosen`), and notes on them.
 
-    Without those whose scans the experiment has learnt from here. Ask once for an answer: what is told changes it.
+    Cases with scans that the experiment has learnt from here are left out. Call it once per answer: each choice is
+    recorded and changes the next.
     """
-    cohorts, found, num_left_out = Cohorts(site.state, site.leaves.least), list[Case](), 0
+    cohorts, chosen, num_left_out = Cohorts(site.state, site.leaves.least), list[Case](), 0
     folder = experiment_folder(site, order.options.experiment)
     for name in databases_of(site, store):
-        cases = validation_cases(store, order.info, [name], None, asked.split)
-        usable = {case.name: case for case in fair(cases, folder, asked.split)}
+        cases = validation_cases(store, order.info, [name], None, request.split)
+        usable = {case.name: case for case in fair(cases, folder, request.split)}
         num_left_out += len(cases) - len(usable)
         if len(usable) < len(cases):
             LOGGER.warning(
                 "%d of %d %s cases of %s are left out: the experiment has learnt from their scans at this site.",
-                len(cases) - len(usable), len(cases), asked.split, name,
+                len(cases) - len(usable), len(cases), request.split, name,
             )  # fmt: skip
-        found += [usable[one] for one in cohorts.choose(name, usable, asked.num_cases)]
-    subsets = [len(chosen_subsets(asked.subsets, order.info.usable(case.modalities))) for case in found]
+        chosen += [usable[case] for case in cohorts.choose(name, usable, request.num_cases)]
+    subsets = [len(chosen_subsets(request.subsets, order.info.usable(case.modalities))) for case in chosen]
     check_evaluations(sum(subsets), site.limits)
-    note = f"some {asked.split} cases were left out: the experiment has learnt from their scans at this site."
-    return found, (note,) if num_left_out >= site.leaves.least else ()
+    note = f"some {request.split} cases were left out: the experiment has learnt from their scans at this site."
+    return chosen, (note,) if num_left_out >= site.leaves.least else ()
 
 
 def evaluate_model(
@@ -96,77 +99,79 @@ def evaluate_model(
     store: Store,
     site: Site,
     cases: Sequence[Case],
-    asked: EvaluationRequest,
+    request: EvaluationRequest,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Score]:
-    """How good a model is on these cases by database ("full"), or by "database/SUBSET" of its sequences ("all").
+    """The scores of a model on these cases by database ("full"), or by "database/SUBSET" of its sequences ("all").
 
-    Each Dice is a mean over `least` cases or more with the structure, rounded, and over such cases that it tells no
-    single one apart by its difference from what was told before (`cohorts`).
+    Each Dice is a rounded mean over `least` or more cases with the structure, which are chosen so that differences
+    from earlier numbers reveal no single case (`cohorts`).
 
     Raises:
-        StoppedError: `should_stop`, asked before each case, said so.
+        StoppedError: `should_stop`, asked before each case, returned True.
         DataError: the store does not fit, or a file of it is damaged.
     """
-    info, found = order.info, dict[tuple[str, str], list[_Found]]()
+    info, found = order.info, dict[tuple[str, str], list[_Result]]()
     check_spacing(info, store)
     model = Model(network, info).eval()
     for case in cases:
         if should_stop():
             raise StoppedError("the evaluation was stopped at the site; it starts again when the site is back.")
         members = _members(case, store, info.space)
-        for subset, judged in judged_by_subset(model, store, case, asked.subsets, asked.overlap).items():
-            place = (case.database, "" if asked.subsets == "full" else f"/{subset}")
-            both = zip(members.items(), judged, strict=True)
-            found.setdefault(place, []).extend(_Found(label, member, one) for (label, member), one in both)
+        for subset, judged in judged_by_subset(model, store, case, request.subsets, request.overlap).items():
+            key = (case.database, "" if request.subsets == "full" else f"/{subset}")
+            results = found.setdefault(key, [])
+            pairs = zip(members.items(), judged, strict=True)
+            results += [_Result(label, member, result) for (label, member), result in pairs]
     cohorts, digits = Cohorts(site.state, site.leaves.least), DIGITS if site.leaves.least > 1 else None
     return {
-        database + subset: _score(some, database, cohorts, digits) for (database, subset), some in sorted(found.items())
+        database + subset: _score(results, database, cohorts, digits)
+        for (database, subset), results in sorted(found.items(), key=lambda item: item[0])
     }
 
 
 def why_none(scores: Mapping[str, Score], least: int) -> tuple[str, ...]:
-    """What to tell where no Dice may be told."""
+    """A note for an answer without any Dice."""
     if least <= 1 or any(not math.isnan(score.score) for score in scores.values()):
         return ()
     return (
-        f"it tells no Dice: each has to be a mean over {least} cases or more that have a structure, and not over a few "
-        "more or fewer than one that was told before.",
+        f"it sends no Dice: each has to be a mean over {least} or more cases with a structure, and not over a few more "
+        "or fewer cases than an earlier one.",
     )
 
 
 def _members(case: Case, store: Store, space: LabelSpace) -> dict[int, str]:
-    """For each label that was looked for in a case, what stands for both: labels with the same voxels are the same."""
+    """A key for each annotated label of a case; labels of the same structures, hence the same voxels, share it."""
     view = store[case.database].label_view(case, space)
     voxels = case.foreground_count
     found = {}
     for label in (np.flatnonzero(view.annotated) + 1).tolist():
         structures = [
-            f"{at}.{code}"
-            for at, table in view.tables
+            f"{annotation}.{code}"
+            for annotation, table in view.tables
             for code in np.flatnonzero(table == label).tolist()
-            if voxels[at, code - 1] > 0
+            if voxels[annotation, code - 1] > 0
         ]
         found[label] = f"{case.name}\n{' '.join(sorted(structures))}"
     return found
 
 
-def _score(found: Iterable[_Found], database: str, cohorts: Cohorts, digits: int | None) -> Score:
-    """What may be told of these: of each label by itself, then over all labels."""
-    by_label: dict[int, list[_Found]] = {}
-    for one in found:
-        by_label.setdefault(one.label, []).append(one)
-    present, absent = list[_Found](), list[_Found]()
-    for some in by_label.values():
-        having = [one for one in some if not one.judged.is_absent]
-        has = _told(having, database, cohorts)
-        if has or not having:  # of a label that too few cases have nothing counts
-            present += has
-            absent += _told([one for one in some if one.judged.is_absent], database, cohorts)
-    alarms = sum(one.judged.is_false_alarm for one in absent)
+def _score(found: Iterable[_Result], database: str, cohorts: Cohorts, digits: int | None) -> Score:
+    """The score over all labels, from the results that may be used of each label."""
+    by_label: dict[int, list[_Result]] = {}
+    for result in found:
+        by_label.setdefault(result.label, []).append(result)
+    present, absent = list[_Result](), list[_Result]()
+    for results in by_label.values():
+        having = [result for result in results if not result.judged.is_absent]
+        usable = _admitted(having, database, cohorts)
+        if usable or not having:  # a label that too few cases have does not count at all
+            present += usable
+            absent += _admitted([result for result in results if result.judged.is_absent], database, cohorts)
+    alarms = sum(result.judged.is_false_alarm for result in absent)
     if present:
-        total = math.fsum(one.judged.dice for one in present)
-        num_cases = len({one.member.partition("\n")[0] for one in present})
+        total = math.fsum(result.judged.dice for result in present)
+        num_cases = len({result.member.partition("\n")[0] for result in present})
         return Score(_round(total / len(present), digits), num_cases, _round(total / (len(present) + alarms), digits))
     return Score(score=_round(1 - alarms / len(absent), digits) if absent else math.nan)
 
@@ -175,7 +180,8 @@ def _round(value: float, digits: int | None) -> float:
     return value if digits is None else round(value, digits)
 
 
-def _told(found: Sequence[_Found], database: str, cohorts: Cohorts) -> list[_Found]:
-    members: Mapping[str, _Found] = {one.member: one for one in found}
-    kept = cohorts.admit(database, members)
-    return [one for name, one in members.items() if name in kept]
+def _admitted(results: Sequence[_Result], database: str, cohorts: Cohorts) -> list[_Result]:
+    """The results that a number may be computed over."""
+    members = {result.member: result for result in results}
+    admitted = cohorts.admit(database, members)
+    return [result for name, result in members.items() if name in admitted]

@@ -1,4 +1,4 @@
-"""A site's steps of a round, from the model that it received."""
+"""A site's training steps of a round, from the received model."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from multiseg.training.fit import Hooks, Stream, fit
 from multiseg.training.numerics import precision
 
 NUM_BATCHES = 20
-"""So many are enough to estimate running statistics."""
+"""Enough to estimate running statistics."""
 
 
 @dataclass(frozen=True, eq=False)
 class Learnt:
-    """What the steps of a round came to.
+    """The result of the steps of a round.
 
     Attributes:
-        loss: mean of the steps in which it was finite; NaN without such a step.
-        bad_steps: those that changed nothing, since the loss or a gradient was not finite.
+        loss: mean over the steps with a finite loss; NaN if there are none.
+        bad_steps: steps that changed nothing, since the loss or a gradient was not finite.
         moments, scaler: of the optimiser and of mixed precision, after the last step.
     """
 
@@ -45,11 +45,7 @@ class Learnt:
 
 
 def network_of(info: ModelInfo, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-    """The network with this state, on a device.
-
-    Raises:
-        FederationError: they do not fit each other.
-    """
+    """The network with this state, on a device; FederationError if they do not fit."""
     try:
         network = build(info.builder, len(info.axis), info.space.num_logits, **info.numbers)
         network.load_state_dict(state)
@@ -72,10 +68,10 @@ def learn(
     arXiv:1812.06127, eq. 2).
 
     Args:
-        own: memory of an optimiser that goes on from the round before.
+        own: with the optimiser's state of the round before.
 
     Raises:
-        StoppedError: `hooks.should_stop` said so.
+        StoppedError: `hooks.should_stop` returned True.
         TrainingError: too many steps in a row were not finite.
     """
     hooks = hooks or Hooks()
@@ -120,7 +116,7 @@ def _state(network: nn.Module, options: FederationOptions, steps_done: int, own:
 
 
 def _pull(network: nn.Module, strength: float) -> Callable[[nn.Module], None]:
-    """What adds FedProx's gradient: towards the weights as they are now."""
+    """A function that adds FedProx's gradient, towards the current weights."""
     if not strength:
         return lambda trained: None
     received = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
@@ -134,14 +130,14 @@ def _pull(network: nn.Module, strength: float) -> Callable[[nn.Module], None]:
 
 
 def derived(seed: int, *names: str | int) -> int:
-    """A seed of its own for everything that these names tell apart."""
+    """A seed that differs for different names."""
     text = "\n".join(str(name) for name in (seed, *names))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's random numbers from this seed on; as they were, afterwards."""
+    """Seed torch's random numbers in this block; afterwards they are as before."""
     cards = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cards):
         torch.manual_seed(seed)
@@ -149,7 +145,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def personal_norms(network: nn.Module, patterns: Iterable[str]) -> list[_BatchNorm]:
-    """The layers of batch normalisation whose running statistics never leave a site."""
+    """The batch normalisation layers with running statistics that never leave a site."""
     patterns = tuple(patterns)
     return [
         module
@@ -163,9 +159,8 @@ def personal_norms(network: nn.Module, patterns: Iterable[str]) -> list[_BatchNo
 def estimate_norms(network: nn.Module, layers: Iterable[_BatchNorm], batches: Iterable[Batch]) -> None:
     """Set the layers' running mean and variance to their averages over these batches; nothing else changes.
 
-    For a site that has none of its own yet (as FedUniBrain does).
-
-    The network computes as in evaluation but for these layers, which normalise each batch by itself.
+    For a site that has none of its own yet (as in FedUniBrain). The network runs in evaluation mode except for these
+    layers, which normalise each batch by itself.
     """
     layers = list(layers)
     device = next(network.parameters()).device
@@ -177,7 +172,7 @@ def estimate_norms(network: nn.Module, layers: Iterable[_BatchNorm], batches: It
         layer.train()
     with torch.no_grad():
         for batch in batches:
-            here = batch.to(device)
-            network(here.images, here.present)
+            on_device = batch.to(device)
+            network(on_device.images, on_device.present)
     for layer, (momentum, tracked) in zip(layers, before, strict=True):
         layer.momentum, layer.num_batches_tracked = momentum, tracked

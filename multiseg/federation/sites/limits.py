@@ -1,4 +1,4 @@
-"""What a run may cost a site, by the site's own word, looked at before anything is built or trained."""
+"""A site's limits on the cost of a run, checked before anything is built or trained."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MIB = 2**20
 FLOAT = 4
 """Bytes."""
 MOST_SEQUENCES, MOST_WIDTHS, WIDEST = 64, 12, 8192
-"""Of a network that is looked at more closely: even its description costs time."""
+"""Larger networks are refused at once: even describing them costs time."""
 LARGEST_KERNEL_VOXELS = 16.0
-"""Of a blur's sigma and of larger voxels in augmentation, whose cost grows with them."""
+"""Of blur and low resolution in augmentation, whose cost grows with it."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Limits:
     Attributes:
         steps: of a round.
         patches: of a round, over all its steps.
-        minutes: of a round or an evaluation, which is stopped after the step or the case in hand.
+        minutes: of a round or an evaluation, which is then stopped after the current step or case.
         rounds: of a run.
         model_mib: of a network's weights in float32.
         memory_mib: of a step's patches, all sequences, times `stream.ahead`, and of the first features of the network;
             in training it takes several times as much.
         evaluations: of one answer: cases times the subsets of their sequences.
-        scores_a_day: answers with a Dice, over all experiments; those that are sent again do not count.
+        scores_a_day: answers with a Dice, over all experiments; answers sent again do not count.
     """
 
     steps: int = 10_000
@@ -54,7 +54,7 @@ NONE = Limits(0, 0, 0.0, 0, 0.0, 0.0, 0, 0)
 
 
 def check_options(options: FederationOptions, limits: Limits) -> None:
-    """Raises FederationError, with the limit and the value, where a run's settings ask too much of a site."""
+    """Raises FederationError, with the limit and the value, if a run's settings ask too much of a site."""
     local, stream, fit, widths = options.local, options.stream, options.fit, options.model.widths
     patches = local.steps * stream.batch_size * fit.accumulate
     if len(widths) > MOST_WIDTHS or max(widths) > WIDEST:
@@ -80,13 +80,13 @@ _MEMORY = "MiB for patches and first features (stream.batch_size, stream.draw.pa
 
 
 def check_sequences(num_sequences: int) -> None:
-    """Raises FederationError where a network reads so many sequences that not even its parts are listed."""
+    """Raises FederationError if a network reads too many sequences to even list its parts."""
     if num_sequences > MOST_SEQUENCES:
         raise FederationError(f"the model reads {num_sequences} sequences: a site takes up to {MOST_SEQUENCES}.")
 
 
 def check_model(parts: Sequence[Part], num_sequences: int, options: FederationOptions, limits: Limits) -> None:
-    """Raises FederationError where the network or its patches are too large for a site, before it is built."""
+    """Raises FederationError if the network or its patches are too large for a site, before it is built."""
     weights = sum(math.prod(part.shape) for part in parts)
     _check("model_mib", weights * FLOAT / MIB, limits, "MiB of weights (model.widths, model.builder)")
     stream = options.stream
@@ -96,16 +96,16 @@ def check_model(parts: Sequence[Part], num_sequences: int, options: FederationOp
 
 
 def check_evaluations(num: int, limits: Limits) -> None:
-    """Raises FederationError where an answer would take too many evaluations."""
+    """Raises FederationError if an answer would take too many evaluations."""
     _check("evaluations", num, limits, "evaluations, cases times subsets (schedule.evaluate_subsets, validation_cases)")
 
 
 def count_scores(state: Path, limits: Limits) -> None:
-    """Write down that an answer with scores is made; FederationError where there were enough today."""
+    """Count an answer with scores; FederationError if today's limit is reached."""
     today, file = datetime.now(UTC).date().isoformat(), state / SCORES
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-        count = int(held["count"]) if held["day"] == today else 0
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        count = int(stored["count"]) if stored["day"] == today else 0
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         count = 0
     _check("scores_a_day", count + 1, limits, "answers with a Dice today (UTC)")
@@ -113,8 +113,8 @@ def count_scores(state: Path, limits: Limits) -> None:
 
 
 def _check(name: str, value: float | int, limits: Limits, what: str) -> None:
-    most = getattr(limits, name)
-    if most and not value <= most:
+    limit = getattr(limits, name)
+    if limit and not value <= limit:
         raise FederationError(
-            f"the run asks for {value:.10g} {what}, and this site allows {most:.10g} (its limits.{name})."
+            f"the run asks for {value:.10g} {what}, but this site allows {limit:.10g} (its limits.{name})."
         )

@@ -1,7 +1,7 @@
-"""What a site keeps of each round: its answer and what is its own, one file a round, there whole or not at all.
+"""What a site keeps of each round, its answer and its own state, in one file per round that is written atomically.
 
-A round begins from the file of the last round whose update was aggregated. Nothing in that file changes while the
-next round is computed, so that a killed process, a lost answer or a server that goes back repeat it bit for bit.
+A round starts from the file of the last round whose update was aggregated. That file does not change while the next
+round is computed, so after a kill, a lost answer or a server that goes back the round repeats bit for bit.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from multiseg.files import write_atomically
 
 FORMAT = 1
 LATER = ("hold",)
-"""What a task says of other rounds that the answer does not depend on."""
+"""Entries of a task that do not affect the answer."""
 
 
 @dataclass(frozen=True, eq=False)
 class PersonalState:
-    """What is a site's own after a round.
+    """A site's own state after a round.
 
     Attributes:
-        parts: of the network, by the part's name.
-        counters: the network's tensors that are whole numbers, by name.
-        moments: of the optimiser, by the parameter's name and then their own.
-        scaler: of mixed precision.
+        parts: of the network, by name.
+        counters: the network's integer tensors, by name.
+        moments: of the optimiser, by parameter and then by their own name.
+        scaler: state of mixed precision.
     """
 
     parts: Mapping[str, Tensor] = field(default_factory=dict)
@@ -45,13 +45,13 @@ class PersonalState:
 
 
 def key_of(task: SiteTask, site: str) -> str:
-    """SHA-256 of all in a task that a site's answer depends on."""
+    """SHA-256 of everything in a task that a site's answer depends on."""
     body = {name: value for name, value in task.body.items() if name not in LATER}
     return hashlib.sha256(site.encode() + b"\n" + to_bytes(replace(task, body=body))).hexdigest()
 
 
 def stored_answer(folder: Path, number: int, key: str) -> bytes | None:
-    """The answer that was given to this task before, if it was.
+    """The stored answer to this task, if there is one.
 
     Raises:
         CheckpointError: its file is damaged.
@@ -61,7 +61,7 @@ def stored_answer(folder: Path, number: int, key: str) -> bytes | None:
 
 
 def own_after(folder: Path, number: int) -> PersonalState | None:
-    """What was the site's own after a round; None where that is not known.
+    """The site's own state after a round; None if it is not stored.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -74,12 +74,12 @@ def own_after(folder: Path, number: int) -> PersonalState | None:
 
 
 def newest(folder: Path) -> int:
-    """The last round that there is a file of; 0 where there is none."""
+    """The last stored round; 0 if there is none."""
     return max((number for _, (number, _) in _files(folder)), default=0)
 
 
 def commit(folder: Path, number: int, key: str, answer: bytes, own: PersonalState) -> None:
-    """Write down a round before its answer leaves.
+    """Store a round before its answer leaves.
 
     Raises:
         ResourceError: the disk is full; nothing has changed.
@@ -98,9 +98,9 @@ def commit(folder: Path, number: int, key: str, answer: bytes, own: PersonalStat
 
 
 def forget(folder: Path, number: int, key: str, hold: Collection[int]) -> None:
-    """Delete the files that round `number` shows to be of no use: all but its own and those of the rounds to hold.
+    """Delete the files that are obsolete at round `number`: all but its own and those of earlier rounds in `hold`.
 
-    A file of this round by another key, or of a later one, comes from a lineage that the server went back on.
+    A file of this round with another key, or of a later round, is from before the server went back.
     """
     for file, (round_, own_key) in list(_files(folder)):
         if not (round_ in hold and round_ < number) and (round_, own_key) != (number, key[:32]):
@@ -110,7 +110,7 @@ def forget(folder: Path, number: int, key: str, hold: Collection[int]) -> None:
 
 
 def moments_of(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """The optimiser's memory by the names of the parameters."""
+    """The optimiser's state by parameter name."""
     return {
         name: {what: value.detach().cpu().clone() for what, value in optimiser.state[parameter].items()}
         for name, parameter in network.named_parameters()
@@ -121,7 +121,7 @@ def moments_of(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str
 def take_moments(
     network: nn.Module, optimiser: torch.optim.Optimizer, moments: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """Give the optimiser its memory back. What a parameter has gained since (a channel at the end) begins at 0."""
+    """Restore the optimiser's state. New values of a parameter that has grown (a channel at the end) start at 0."""
     for name, parameter in network.named_parameters():
         if name in moments:
             # A count of steps stays on the CPU, where Adam wants it.
@@ -132,7 +132,7 @@ def take_moments(
 
 
 def _grown(value: Tensor, parameter: Tensor) -> Tensor:
-    """The value in the first corner of a tensor like the parameter."""
+    """The value in the first corner of a tensor of the parameter's shape."""
     new = torch.zeros_like(parameter)
     corner = tuple(slice(min(n, m)) for n, m in zip(value.shape, new.shape, strict=True))
     new[corner] = value[corner].to(new)
@@ -160,8 +160,8 @@ def _read(file: Path) -> dict[str, Any]:
         is_ours = content["format"] == FORMAT
     except (RuntimeError, LookupError, TypeError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{file}, which holds the site's part of a round, is damaged: {error}. Move it away; the round is then "
-            "begun from what the server sends."
+            f"{file}, which holds the site's part of a round, is damaged: {error}. Move it away; the round then "
+            "starts from the server's model."
         ) from error
     if not is_ours:
         raise CheckpointError(f"{file} has format {content['format']}; this multiseg reads {FORMAT}.")

@@ -1,4 +1,4 @@
-"""An update as it leaves a site: clipped, with noise, masked, or in the precision of the wire."""
+"""Protects an update before it leaves a site: clipping, noise, masks, and the precision of the wire."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from multiseg.federation.sites.site import Order, Site, private_key
 from multiseg.federation.sites.tasks import entry_of
 
 COMMON = ("info", "options", "holders", "personal_parts", "keys")
-"""What the tasks of all sites of a masked round say alike."""
+"""Entries that the tasks of all sites of a masked round share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +33,10 @@ class Protected:
 
 
 def protected(task: SiteTask, site: Site, order: Order, update: Mapping[str, Tensor]) -> Protected:
-    """What the run's privacy asks for, done to an update.
+    """The update, protected as the run's privacy settings ask.
 
-    The noise is a function of the update and of its own size: a repeated round that comes to the same update gets the
-    same noise, and one that comes to another update gets noise that has nothing to do with it.
+    The noise is a function of the update and of the noise's size: a repeated round with the same update gets the same
+    noise, and another update gets independent noise.
     """
     privacy = order.options.privacy
     sent = clipped(update, privacy.clip)
@@ -55,6 +55,6 @@ def protected(task: SiteTask, site: Site, order: Order, update: Mapping[str, Ten
 
 
 def circle_of(task: SiteTask) -> str:
-    """Digest of what all sites of a masked round received alike: it stands for the masks."""
+    """Digest of what all sites of a masked round received: it identifies the masks."""
     common = {name: entry_of(task, name) for name in COMMON} | {n: task.body[n] for n in ("course",) if n in task.body}
     return digest_of(task.tensors, json.dumps(common, sort_keys=True))

@@ -1,4 +1,4 @@
-"""Which scans a site has learnt from in an experiment, and whether its data changed: kept at the site, never sent."""
+"""Records which scans a site has learnt from in an experiment, and changes of its data: never sent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOGGER = logging.getLogger("multiseg.federation")
 
 
 def remembered(folder: Path) -> LearntScans:
-    """The scans of this site that the experiment has learnt from. Never all: those of other sites stay with them.
+    """The scans of this site that the experiment has learnt from; those of other sites are unknown here.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -32,16 +32,13 @@ def remembered(folder: Path) -> LearntScans:
         return LearntScans(is_complete=False)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{file}, which says from which scans this site's experiment has learnt, is damaged: {error!r}. Put back a "
-            "copy of it."
+            f"{file}, the list of scans that the experiment has learnt from at this site, is damaged: {error!r}. "
+            "Restore a copy of it."
         ) from error
 
 
 def remember(folder: Path, number: int, store: Store, train: Sequence[Case], val: Sequence[Case]) -> None:
-    """Write down what round `number` learns from, beside what the rounds before did.
-
-    A site's data may change between rounds, and the next round learns from them as they are: that is logged here.
-    """
+    """Add the scans that round `number` learns from, and log changes of the site's data since the last round."""
     learnt = remembered(folder) | scans_of(train, val)
     write_atomically(folder / LEARNT, json.dumps(replace(learnt, is_complete=False).to_json()).encode())
     before, now = read_data(folder), data_of(store, train, val)
@@ -59,7 +56,7 @@ def remember(folder: Path, number: int, store: Store, train: Sequence[Case], val
 
 
 def fair(cases: Sequence[Case], folder: Path, split: str) -> list[Case]:
-    """Those whose result does not flatter the model: no scan of them was trained on or, of test cases, chosen by."""
+    """The cases that give an unbiased result: not trained on and, for test cases, not used to choose the model."""
     learnt = remembered(folder)
     unfair = (TRAIN, VAL) if split == "test" else (TRAIN,)
     return [case for case in cases if how_learnt(learnt, case.content.values()) not in unfair]

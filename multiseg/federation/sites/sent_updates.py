@@ -1,7 +1,7 @@
-"""What a site never forgets of an experiment: what it sent under which masks, and how many updates with noise.
+"""Records for good which masks a site has used in an experiment, and how many updates with noise it has sent.
 
-Answers are deleted as the rounds go on, and a task may then be answered anew. The same masks over another update would
-lay both open, and every further update with noise tells more; so these small notes are kept for good.
+Answers are deleted in later rounds, and a task may then be answered again. The same masks over another update would
+reveal both, and every further update with noise reveals more, so these small records are never deleted.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ CIRCLES, RELEASES = "circles", "releases"
 
 
 def check_circle(folder: Path, number: int, circle: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError where other tensors than these were sent under the circle's masks in this round."""
+    """Raises CheckpointError if other tensors were sent under the circle's masks in this round."""
     file = _circle(folder, number, circle)
     if file.is_file() and file.read_text() != digest_of(tensors):
         raise CheckpointError(
-            "this site has already sent another answer under the same masks, and a second one would lay the first "
-            "open: begin the run under another experiment name."
+            "this site has already sent another answer under the same masks, and a second one would reveal the first: "
+            "start the run under another experiment name."
         )
 
 
 def note_circle(folder: Path, number: int, circle: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write down what is sent under a circle, after it was stored and before it leaves; see `check_circle`."""
+    """Record what is sent under a circle, after it was stored and before it leaves; see `check_circle`."""
     check_circle(folder, number, circle, tensors)
     write_atomically(_circle(folder, number, circle), digest_of(tensors).encode())
 
 
 def count_release(folder: Path, number: int, digest: str) -> int:
-    """Write down an update with noise, before it is stored; how many different ones there are by now."""
+    """Record an update with noise, before it is stored; the number of different ones so far."""
     write_atomically(folder / RELEASES / f"{number:06d}-{digest}", b"")
     return sum(1 for file in (folder / RELEASES).iterdir() if not file.name.startswith("."))
 

@@ -1,4 +1,4 @@
-"""Who a site is: its data, its own word on the machine and on what leaves, and what was ordered from it."""
+"""A site, with its data and settings, and the order that the server sends it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ KEY_FILE, EXPERIMENTS = "masks.key", "experiments"
 
 @dataclass(frozen=True)
 class Site:
-    """Who answers: a hospital, its data, and its own word on the machine and on what leaves.
+    """A hospital that answers tasks, with its data and settings.
 
     Attributes:
         store: path or URL.
-        state: folder of its own memory.
-        databases: those of the store that take part; empty takes all.
+        state: folder of what it remembers.
+        databases: those of the store that take part; empty for all.
         trains: whether others may train on its data; if not, it only evaluates.
-        max_damaged: the largest share of its cases that may be damaged; with more it refuses a task.
-        approve_runs: whether a person approves every run before anything of it is answered.
-        limits: what a run may cost it.
+        max_damaged: the largest share of damaged cases; with more it refuses a task.
+        approve_runs: whether a person has to approve every run before the site answers.
+        limits: on the cost of a run.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """A model that came, and what the server asks for.
+    """The model and settings of a task.
 
     Attributes:
         state: the global network's tensors, float32.
-        personal_parts: names of parts that are the site's own, beside those of `options.local.personal`.
-        steps_done: by every site in the rounds before.
+        personal_parts: names of parts that the site keeps, besides those of `options.local.personal`.
+        steps_done: by each site in the rounds before.
     """
 
     info: ModelInfo
@@ -71,17 +71,17 @@ class Order:
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """The parts of the network. To list them the network is built, so it is done once for an order."""
+        """The parts of the network. Listing them builds the network, so they are cached."""
         return parts(self.info)
 
 
 def experiment_folder(site: Site, name: str) -> Path:
-    """What the site keeps of an experiment: none can have the name of one of the site's own files."""
+    """Where the site keeps an experiment: in a subfolder, so that no name collides with the site's own files."""
     return site.state / EXPERIMENTS / name
 
 
 def private_key(site: Site) -> bytes:
-    """The site's X25519 key for masks, made when it is first asked for; only its user may read it."""
+    """The site's X25519 key for masks, made on first use; only its user may read it."""
     file = site.state / KEY_FILE
     if not file.is_file():
         site.state.mkdir(parents=True, exist_ok=True)
@@ -94,27 +94,27 @@ def private_key(site: Site) -> bytes:
 
 
 def databases_of(site: Site, store: Store) -> tuple[str, ...]:
-    """The databases that take part; StoreError for one that is not there."""
+    """The databases that take part; StoreError for a missing one."""
     for name in site.databases:
         store[name]
     return site.databases or tuple(store)
 
 
 def labelled(store: Store, database: str, space: LabelSpace, split: str) -> list[Case]:
-    """The cases of a split in which somebody looked for a label of the space."""
+    """The cases of a split that are annotated for a label of the space."""
     cases = select(store, [database], split=split)
     return [case for case in cases if store[database].label_view(case, space).annotated.any()]
 
 
 def least_of(site: Site, options: FederationOptions) -> int:
-    """What counts are rounded to: the site's number or the run's, whichever hides more."""
+    """What counts are rounded up to multiples of: the site's number or the run's, whichever is larger."""
     return max(site.leaves.least, options.privacy.least)
 
 
-def told(count: int, site: Site, least: int) -> int:
-    """A count as it may leave: rounded up, or only whether there are any where the site tells no counts.
+def releasable_count(count: int, site: Site, least: int) -> int:
+    """A count as it may leave: rounded up, or only whether there are any if the site reports no counts.
 
-    0 where there are fewer than the site's own `least`: one case more or less does not show.
+    0 if it is below the site's own `least`, so that one case more or less does not show.
     """
     if count < site.leaves.least:
         return 0

@@ -1,4 +1,4 @@
-"""A site's own settings: `site.toml`, which only the site writes and only the site reads."""
+"""A site's own settings, `site.toml`: only the site writes and reads them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ HINT = "The coordinating centre makes one with: multiseg fed enrol site NAME"
 
 @dataclass(frozen=True)
 class SiteSettings:
-    """What a site says of itself, its data and what it lets go on here.
+    """The settings of a site.
 
     Attributes:
         site: its name, as in the run's roster.
         server: "host:port" of the coordinating centre's gate.
         store: the store of the site's cases, a path or a URL.
-        ca: certificate of the authority that signed the server's.
-        key: private key that the site proves itself with.
-        databases: those of the store that take part; empty takes all.
-        state: folder of the site's own memory: audit log, personal layers, answers, models.
+        ca: certificate of the authority that signed the server's certificate.
+        key: private key of the site.
+        databases: those of the store that take part; empty for all.
+        state: folder of what the site keeps: audit log, personal layers, answers, models.
         device: auto, cpu, cuda or cuda:N.
         workers: processes that read patches.
         cache: memory for decoded cases, such as "4GiB".
@@ -36,9 +36,9 @@ class SiteSettings:
         approved: SHA-256 of the apps that may run here.
         min_free_gib: with less free disk under `state` the site does not join.
         max_damaged: the largest share of the cases of a task that may be damaged, and are then left out.
-        approve_runs: whether a person approves every run, by its settings, before anything of it is answered.
+        approve_runs: whether a person has to approve every run, by its settings, before the site answers.
         leaves: what may leave the site.
-        limits: what a run may cost it.
+        limits: on the cost of a run.
     """
 
     site: str
@@ -65,10 +65,10 @@ class SiteSettings:
 
 
 def read_site(path: Path) -> SiteSettings:
-    """The settings of a site; relative paths in them begin at the file's folder.
+    """The settings of a site; relative paths start at the file's folder.
 
     Raises:
-        UsageError: the file is missing, no TOML, has an unknown key or says what cannot be meant.
+        UsageError: the file is missing, not valid TOML, or has an unknown key or an invalid value.
     """
     settings = checked(read_settings(path, SiteSettings, HINT), SiteSettings)
     check(settings)
@@ -88,14 +88,14 @@ def to_site(settings: SiteSettings) -> Site:
 
 
 def check(settings: SiteSettings) -> None:
-    """Raises UsageError for settings that cannot be meant."""
+    """Raises UsageError for invalid settings."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", settings.site):
         raise UsageError(f"site is {settings.site!r}: give letters, digits, '.', '_' and '-', at most 64.")
     addresses.server(settings.server)
     if not settings.store:
         raise UsageError('store is empty: give the store that `multiseg ingest` wrote, as "/data/site.zarr".')
     if settings.state == Path():
-        raise UsageError('state is empty or ".": give the site\'s memory a folder of its own, as "state".')
+        raise UsageError('state is empty or ".": give it a folder of its own, as "state".')
     for digest in settings.approved:
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise UsageError(f"approved holds {digest!r}: give SHA-256 digests, 64 hexadecimal digits in lower case.")
@@ -109,7 +109,7 @@ def check(settings: SiteSettings) -> None:
             f"[leaves] has least {leaves.least}, noise {leaves.noise}, clip {leaves.clip} and cases {leaves.cases}: "
             "give 1 or more for least, 0 or more for the others."
         )
-    below = [name for name, value in vars(settings.limits).items() if not value >= 0]
-    if below:
-        raise UsageError(f"[limits] has {below[0]} = {getattr(settings.limits, below[0])}: give 0 for none, or more.")
+    for name, value in vars(settings.limits).items():
+        if not value >= 0:
+            raise UsageError(f"[limits] has {name} = {value}: give 0 for none, or more.")
     num_bytes(settings.cache, "cache")

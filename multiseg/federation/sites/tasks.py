@@ -1,4 +1,4 @@
-"""What a task says, checked before anything is done with it."""
+"""Reads and checks a task before anything is done with it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from multiseg.training.run_folder import numbers_of
 
 
 def order_of(task: SiteTask) -> Order:
-    """The model of a task and what is asked for; FederationError where that is not to be understood."""
+    """The model and settings of a task; FederationError if they are invalid."""
     try:
         info = ModelInfo.from_json(entry_of(task, "info"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FederationError(f"a task's description of the model is not to be understood: {error!r}.") from error
+        raise FederationError(f"a task's description of the model is invalid: {error!r}.") from error
     refuse_own(info.builder, "the model's network")
     options = options_of(task)
     _check_same(info, options)
@@ -30,7 +30,7 @@ def order_of(task: SiteTask) -> Order:
         raise FederationError(f"a task of round {task.round} in a run of {options.schedule.rounds}.")
     steps_done = int(task.body.get("steps_done", 0))
     if task.kind == ROUND and steps_done != (task.round - 1) * options.local.steps:
-        raise FederationError(f"round {task.round} begins after {steps_done} steps, and not where its settings say.")
+        raise FederationError(f"round {task.round} starts after {steps_done} steps, which its settings do not allow.")
     return Order(
         info,
         options,
@@ -42,14 +42,14 @@ def order_of(task: SiteTask) -> Order:
 
 
 def _check_same(info: ModelInfo, options: FederationOptions) -> None:
-    """Raises FederationError where the model is another one than the run's settings say, which a site has agreed to."""
+    """Raises FederationError if the model differs from the run's settings, which the site has agreed to."""
     for name, value, expected in (
         ("network", (info.builder, _plain(info.numbers)), (options.model.builder, _plain(numbers_of(options.model)))),
         ("labels", (info.space.labels, info.space.rest), _labels(LabelSpace.of(options.labels, options.rest))),
         ("patch", tuple(info.patch), tuple(options.stream.draw.patch)),
     ):
         if value != expected:
-            raise FederationError(f"the model's {name} is {value}, and the run's settings say {expected}.")
+            raise FederationError(f"the model's {name} is {value}, but the run's settings say {expected}.")
 
 
 def _plain(numbers: Mapping[str, Any]) -> str:
@@ -65,7 +65,7 @@ def options_of(task: SiteTask) -> FederationOptions:
 
     Raises:
         FederationError: they are missing, or of another experiment.
-        UsageError: they cannot be meant.
+        UsageError: they are invalid.
     """
     options = checked(entry_of(task, "options"), FederationOptions)
     check(options)
@@ -75,7 +75,7 @@ def options_of(task: SiteTask) -> FederationOptions:
 
 
 def entry_of(task: SiteTask, name: str) -> Any:
-    """An entry of the body; FederationError where there is none."""
+    """An entry of the body; FederationError if it is missing."""
     if name not in task.body:
         raise FederationError(f"a task {task.kind!r} without {name!r}: is the server a multiseg of this version?")
     return task.body[name]

@@ -1,4 +1,4 @@
-"""What a site does with its own data in a round: evaluates the received model on them, then trains it."""
+"""A site's work in a round: evaluate the received model on its own data, then train it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multiseg.errors import FederationError
 from multiseg.evaluation.model_evaluation import check_spacing
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.drawing import drawing, drawn_in_round, stream_options, trained_by
-from multiseg.federation.sites.evaluating import asked_in_round, evaluate_model, examined, why_none
+from multiseg.federation.sites.evaluating import choose_cases, evaluate_model, request_in_round, why_none
 from multiseg.federation.sites.exposure import Counted, check_shown
 from multiseg.federation.sites.learning import (
     NUM_BATCHES,
@@ -40,17 +40,17 @@ from multiseg.training.fit import Hooks
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A round at a site, before anything of it is clipped, hidden or left out.
+    """The result of a round at a site, before any protection.
 
     Attributes:
-        update: new minus received, float32, by the name of each part that the site trains for all.
-        own: what it keeps.
+        update: new minus received, float32, by name of each shared part that the site trains.
+        own: the state that it keeps.
         drawn: the cases that it drew from.
-        exposure: patches by group of parts; 0 where too few cases showed the group.
-        validated: the cases that the received model was judged by.
+        exposure: patches by group of parts; 0 if too few cases showed the group.
+        validated: the cases that the received model was evaluated on.
         validation: its score by database, or "database/SUBSET".
         seconds: "evaluate" and "train".
-        events: what a person should know.
+        events: notes for a person.
     """
 
     update: Mapping[str, Tensor]
@@ -67,15 +67,15 @@ class Trained:
 def train_round(
     store: Store, site: Site, order: Order, own: PersonalState | None = None, hooks: Hooks | None = None
 ) -> Trained:
-    """Evaluate the received model with what is the site's own in it, then train it for the steps of a round.
+    """Evaluate the received model with the site's own state in it, then train it for the steps of a round.
 
-    All random numbers come from the run's seed, the experiment, the site and the round; on a CPU the same order and
+    All random numbers follow from the run's seed, the experiment, the site and the round; on a CPU the same order and
     the same `own` give the same bits.
 
     Raises:
         DataError: the store does not fit, or a file of it is damaged.
         FederationError: the site may not train, or the weights do not fit.
-        StoppedError: `hooks.should_stop` said so.
+        StoppedError: `hooks.should_stop` returned True.
     """
     if not site.trains:
         raise FederationError(f"site {site.name} does not let others train on its data.")
@@ -83,13 +83,13 @@ def train_round(
     check_spacing(info, store)
     options = _seeded_options(site, order)
     device = resolve_device(site.device)
-    drawn, asked = drawn_in_round(order, store, site), asked_in_round(order)
+    drawn, request = drawn_in_round(order, store, site), request_in_round(order)
     with seeded(derived(options.seed, options.experiment, site.name, order.round), device):
         network, events = own_network(store, site, order, own, device)
         received = _state(network)
         began = time.monotonic()
-        cases, notes = examined(order, store, site, asked)
-        scores = evaluate_model(network, order, store, site, cases, asked, hooks.should_stop)
+        cases, notes = choose_cases(order, store, site, request)
+        scores = evaluate_model(network, order, store, site, cases, request, hooks.should_stop)
         evaluated = time.monotonic()
         counted = Counted(_training_stream(store, site, order, drawn), info)
         learnt = learn(network, counted, options, order.steps_done, _counting(counted, options, hooks), own)
@@ -113,7 +113,7 @@ def train_round(
 
 
 def _counting(counted: Counted, options: FederationOptions, hooks: Hooks) -> Hooks:
-    """The hooks, and every step counted by what it learnt from."""
+    """The hooks, which also count what every step learnt from."""
 
     def hear(event: Event) -> None:
         if isinstance(event, StepDone):
@@ -142,16 +142,16 @@ def _any_stream(store: Store, site: Site, order: Order, split: str) -> PatchStre
 def own_network(
     store: Store, site: Site, order: Order, own: PersonalState | None, device: torch.device
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """The received network with what is the site's own in it, and what a person should know of that.
+    """The received network with the site's own state in it, and notes on it.
 
-    Where running statistics are personal and the site has none, they are estimated on its own cases.
+    If running statistics are personal and the site has none yet, they are estimated on its own cases.
     """
     all_parts = {part.name: part for part in order.parts}
-    mine = {name for name in all_parts if _is_personal(all_parts[name], order)}
+    personal = {name for name in all_parts if _is_personal(all_parts[name], order)}
     events = []
     state: Mapping[str, Tensor] = order.state
     if own is not None:
-        kept = {n: t for n, t in own.parts.items() if n in mine and tuple(t.shape) == all_parts[n].shape}
+        kept = {n: t for n, t in own.parts.items() if n in personal and tuple(t.shape) == all_parts[n].shape}
         state = joined(kept, state, all_parts.values())
         state = {**state, **{name: value for name, value in own.counters.items() if name in state}}
     network = network_of(order.info, state, device)
@@ -159,7 +159,7 @@ def own_network(
     if layers and own is None:
         splits = [split for split in SPLITS if _labelled_anywhere(store, site, order.info, split)]
         if splits:
-            stream = _any_stream(store, site, _unlooked(order, site), splits[0])
+            stream = _any_stream(store, site, _without_lesion_share(order, site), splits[0])
             estimate_norms(network, layers, stream.batches(0, NUM_BATCHES))
             events.append(
                 f"normalisation statistics were estimated on {NUM_BATCHES} batches of the {splits[0]} cases, since the "
@@ -168,8 +168,8 @@ def own_network(
     return network, tuple(events)
 
 
-def _unlooked(order: Order, site: Site) -> Order:
-    """The order as it is for a site that only evaluates: where its lesions are may not shape the model."""
+def _without_lesion_share(order: Order, site: Site) -> Order:
+    """For a site that only evaluates, draw without regard to lesions: their places may not influence the model."""
     if site.trains and site.name not in order.options.held_out:
         return order
     stream = order.options.stream

@@ -38,7 +38,7 @@ def test_a_site_is_enrolled_and_revoked(centre: Path, capsys: pytest.CaptureFixt
     assert "alder may connect. Its kit: alder-kit (alder-kit.tar.gz)" in capsys.readouterr().out
     assert (centre.parent / "alder-kit" / "site.key").exists()
     assert run(["fed", "enrol", "site", "centre", "alder", "-o", "again"]) == 2
-    assert "alder is enrolled since" in capsys.readouterr().err
+    assert "alder has been enrolled since" in capsys.readouterr().err
     assert run(["fed", "revoke", "centre", "alder"]) == 0
     assert "alder removed" in capsys.readouterr().out
     assert run(["fed", "revoke", "centre", "alder"]) == 2

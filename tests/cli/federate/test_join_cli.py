@@ -15,7 +15,7 @@ from multiseg.federation.sites import audit_log
 from multiseg.federation.sites.audit_log import AuditEntry, record
 
 GOOD = Check("key", "ok", "mode 600")
-AWAY = Check(looking.LINE, "error", "nobody listens at [::1], port 9")
+AWAY = Check(looking.LINE, "error", "nothing listens at [::1], port 9")
 BAD = Check("disk", "error", "make room")
 
 
@@ -67,7 +67,7 @@ def test_what_is_amiss_is_shown(
     look(monkeypatch, GOOD, AWAY)
     run(["fed", "join", str(settings)])
     told = capsys.readouterr().out
-    assert "nobody listens at [::1], port 9" in told
+    assert "nothing listens at [::1], port 9" in told
     assert "mode 600" not in told
     run(["fed", "join", str(settings), "--check", "--json"])
     assert json.loads(capsys.readouterr().out)[0] == {"what": "key", "level": "ok", "said": "mode 600"}

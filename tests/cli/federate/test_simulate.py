@@ -134,7 +134,7 @@ def test_settings_come_from_the_machine_the_file_and_the_flags(
 def test_sites_and_stores_have_to_agree(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.toml").write_text(SETTINGS.replace("[model]", 'sites = ["south"]\n[model]', 1), encoding="utf-8")
     assert run(["fed", "simulate", str(tmp_path / "run.toml"), "--store", "a.zarr", "--out", str(tmp_path / "r")]) == 2
-    assert "the run is of the sites south, but there are stores for a" in " ".join(capsys.readouterr().err.split())
+    assert "the run has the sites south, but there are stores for a" in " ".join(capsys.readouterr().err.split())
     assert run(["fed", "simulate", "--out", str(tmp_path / "r")]) == 2
     assert run(["fed", "report", str(tmp_path)]) == 2
 

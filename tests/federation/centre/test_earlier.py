@@ -76,9 +76,9 @@ def test_the_last_rounds_are_kept_and_no_more(undisturbed: Path, tmp_path: Path)
     assert kept_rounds(tmp_path) == (2, 3)
     conduct(4, tmp_path, keep_rounds=0)
     assert kept_rounds(tmp_path) == ()
-    with pytest.raises(UsageError, match=r"cannot be put back to round 3: the rounds that are kept are none"):
+    with pytest.raises(UsageError, match=r"cannot be put back to round 3: the kept rounds are none"):
         go_back(tmp_path, "fake", 3)
-    with pytest.raises(UsageError, match=r"to round 1: the rounds that are kept are 2, 3, 4, 5 \("):
+    with pytest.raises(UsageError, match=r"to round 1: the kept rounds are 2, 3, 4, 5 \("):
         go_back(undisturbed, "fake", 1)
 
 

@@ -210,9 +210,9 @@ def test_a_state_without_its_model_is_damaged(tmp_path: Path) -> None:
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     (tmp_path / "state.safetensors").write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match=r"state\.safetensors cannot be gone on from"):
+    with pytest.raises(CheckpointError, match=r"state\.safetensors cannot be resumed"):
         opened(tmp_path)
-    with pytest.raises(UsageError, match="holds no federated run"):
+    with pytest.raises(UsageError, match="has no federated run"):
         read_history(tmp_path / "elsewhere")
 
 

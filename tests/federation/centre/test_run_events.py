@@ -42,8 +42,8 @@ DONE = RoundDone(
     ("event", "words"),
     [
         (Waiting(1, ("ash", "elm")), "round 1: waiting for ash, elm"),
-        (Waiting(1, ()), "round 1: all sites are there"),
-        (Came(1, "ash", "round", 2_000_000, 1_000_000, 3.14159), "ash answered (round) in 3.1 s, 2.0 MB there, 1.0 MB"),
+        (Waiting(1, ()), "round 1: all sites are online"),
+        (Came(1, "ash", "round", 2_000_000, 1_000_000, 3.14159), "ash answered (round) in 3.1 s, 2.0 MB sent, 1.0 MB"),
         (Refused(1, "ash", "NaN"), "round 1: ash FAILED: NaN"),
         (Resent(1, "ash", "it was away"), "asked ash again: it was away"),
         (Noted(1, "", "T2: only ash"), "round 1: T2: only ash"),
@@ -53,9 +53,9 @@ DONE = RoundDone(
             "Dice of the model after round 1: 0.400, by site ash 0.500 (loss 0.750), elm - (loss 0.250); WITHOUT oak",
         ),
         (DONE, "WITHOUT oak; epsilon 1.23 (1 min, 2 h 02 min left)"),
-        (replace(DONE, single=("a", "b"), is_news=True), "WITHOUT oak; 2 parts by one site alone; epsilon"),
+        (replace(DONE, single=("a", "b"), is_news=True), "WITHOUT oak; 2 parts from only one site; epsilon"),
         (replace(DONE, single=("a", "b")), "WITHOUT oak; epsilon"),
-        (replace(DONE, is_news=True), "; no parts by one site alone;"),
+        (replace(DONE, is_news=True), "; no parts from only one site;"),
         (Finished(5, 4, 0.6, {"ash": {"ash": 0.7}, "elm": {}}), "after round 4. Test: ash ash 0.700; elm has no cases"),
     ],
 )

@@ -24,7 +24,7 @@ from multiseg.federation.centre.run_events import (
 )
 from multiseg.federation.centre.run_logs import RunLogs
 
-HOSTILE = "x\x1b]0;title\x07\nround 9: all sites are there\r\u202e\x9b2J\nTraceback (most recent call last):"
+HOSTILE = "x\x1b]0;title\x07\nround 9: all sites are online\r\u202e\x9b2J\nTraceback (most recent call last):"
 ROUND_DONE = RoundDone(1, 2, 0.5, 0.5, {HOSTILE: SiteRound(0.5, {HOSTILE: 0.5}, 1.0)}, {HOSTILE: HOSTILE})
 
 

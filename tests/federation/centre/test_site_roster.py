@@ -7,7 +7,7 @@ from fake_link import FakeSite, options
 
 from multiseg.errors import FederationError
 from multiseg.federation.centre import scope
-from multiseg.federation.centre.scope import as_a_site_has_it, as_the_server_has_it, learnt_with
+from multiseg.federation.centre.scope import info_at_server, info_at_site, learnt_with
 from multiseg.federation.centre.site_roster import (
     Roster,
     SiteInfo,
@@ -64,9 +64,9 @@ def test_the_sequences_of_a_site_held_out_are_no_channels() -> None:
         ),
         (
             replace(ELM, labels=(("CSF", "tissue"),)),
-            "nobody there looked for lesion, or in fewer cases than its `least`; its labels are CSF",
+            "it has no annotation of lesion, or in fewer cases than its `least`; its labels are CSF",
         ),
-        (replace(ELM, num_cases=0), "it has no training cases, or fewer than its `least`: name it in held_out"),
+        (replace(ELM, num_cases=0), "it has no training cases, or fewer than its `least`: list it in held_out"),
         (replace(ELM, modalities=()), "its training cases have no sequences"),
         (replace(ELM, can_train=False), "it does not let others train on its data"),
         (replace(ELM, versions={"multiseg": "0.0.1", "protocol": 1}), "its multiseg is 0.0.1 and the server's"),
@@ -85,7 +85,7 @@ def test_all_reasons_of_all_sites_are_said_at_once() -> None:
     for part in (
         "elm: its voxels",
         "no training cases",
-        "yew: nobody there looked for lesion, or in fewer cases than its `least`; its labels are none",
+        "yew: it has no annotation of lesion, or in fewer cases than its `least`; its labels are none",
     ):
         assert part in str(caught.value)
     assert "ash:" not in str(caught.value)
@@ -100,7 +100,7 @@ def test_a_site_held_out_needs_a_sequence_in_common() -> None:
 
 def test_more_sequences_than_the_network_has_channels() -> None:
     said = replace(options("ash", "elm"), model=ModelOptions(widths=(2, 8)))
-    with pytest.raises(FederationError, match=r"room for 2 sequences.*3 \(PD, FLAIR, T1\). ash: T1, FLAIR; elm: FLAIR"):
+    with pytest.raises(FederationError, match=r"at most 2 sequences.*3 \(PD, FLAIR, T1\). ash: T1, FLAIR; elm: FLAIR"):
         joint(told(ASH, ELM), said)
 
 
@@ -115,13 +115,13 @@ def test_a_description_that_is_none_is_named() -> None:
     ("database", "reason"),
     [
         ({"num_cases": {"train": float("inf"), "val": 0, "test": 0}}, "num_cases/train is inf"),
-        ({"num_cases": {"train": float("nan"), "val": 0, "test": 0}}, "num_cases/train is nan, and no whole number"),
+        ({"num_cases": {"train": float("nan"), "val": 0, "test": 0}}, "num_cases/train is nan, not an integer"),
         ({"num_cases": {"train": 5, "val": -5, "test": 0}}, "num_cases/val is -5"),
-        ({"num_cases": {"train": [5], "val": 0, "test": 0}}, r"num_cases/train is \[5\], and no whole number"),
+        ({"num_cases": {"train": [5], "val": 0, "test": 0}}, r"num_cases/train is \[5\], not an integer"),
         ({"modalities": ["T1", ""]}, "a sequence has 0 letters"),
-        ({"modalities": ["T1", ["T2"]]}, "modalities is no list of texts"),
-        ({"modalities": "T1"}, "modalities is no list of texts"),
-        ({"labels": [{"name": "lesion", "kind": ["lesion"]}]}, "a label's kind is list, and no text"),
+        ({"modalities": ["T1", ["T2"]]}, "modalities is not a list of texts"),
+        ({"modalities": "T1"}, "modalities is not a list of texts"),
+        ({"labels": [{"name": "lesion", "kind": ["lesion"]}]}, "a label's kind is list, not a text"),
     ],
 )
 def test_what_cannot_be_meant_of_a_database_is_refused(database: dict[str, object], reason: str) -> None:
@@ -133,7 +133,7 @@ def test_what_cannot_be_meant_of_a_database_is_refused(database: dict[str, objec
 
 @pytest.mark.parametrize("spacing", [[0.0, 1.0, 1.0], [float("nan"), 1.0, 1.0], [1.0, float("inf"), 1.0], [1.0]])
 def test_voxels_of_no_size_are_refused(spacing: list[float]) -> None:
-    with pytest.raises(FederationError, match="is not to be understood"):
+    with pytest.raises(FederationError, match="is invalid"):
         site_info(Answer(DESCRIBE, "ash", 0, {**ASH.about(), "spacing_mm": spacing}))
 
 
@@ -172,18 +172,18 @@ def test_under_masks_what_few_have_stays_at_home() -> None:
     assert [text.split(":")[0] for text in warnings(roster, said)] == ["PD", "T1"]
     assert personal_parts(roster, options("ash", "elm", "oak")) == ()
     learnt = learnt_with({}, roster, said.sites)
-    known = as_the_server_has_it(roster.info, roster, said, learnt).trained_on
+    known = info_at_server(roster.info, roster, said, learnt).trained_on
     assert known == {"PD": (), "FLAIR": ("ash/ash", "elm/elm", "oak/oak"), "T1": ()}
-    served = as_the_server_has_it(roster.info, roster, said, learnt)
-    known = as_a_site_has_it(served, roster, said, "ash", learnt).trained_on
+    served = info_at_server(roster.info, roster, said, learnt)
+    known = info_at_site(served, roster, said, "ash", learnt).trained_on
     assert known == {"PD": (), "FLAIR": ("ash/ash", "elm/elm", "oak/oak"), "T1": ("ash/ash",)}
-    assert as_a_site_has_it(served, roster, said, "ash", {"T1": ("elm/elm",)}).trained_on["T1"] == ()
+    assert info_at_site(served, roster, said, "ash", {"T1": ("elm/elm",)}).trained_on["T1"] == ()
 
 
 def test_a_model_has_learnt_only_from_sites_whose_updates_it_holds() -> None:
     said = options("ash", "elm")
     roster = enrolled(told(ASH, ELM), said)
-    info = as_the_server_has_it(roster.info, roster, said, learnt_with({}, roster, ["ash"]))
+    info = info_at_server(roster.info, roster, said, learnt_with({}, roster, ["ash"]))
     assert info.trained_on == {"PD": (), "FLAIR": ("ash/ash",), "T1": ("ash/ash",)}
     assert set(info.databases) == {"ash/ash"}
 
@@ -192,7 +192,7 @@ def test_under_masks_the_servers_model_says_what_it_cannot_read() -> None:
     said = replace(options("ash", "elm", "oak"), privacy=PrivacyOptions(masked=True))
     infos = {name: replace(info, public_key="00") for name, info in told(ASH, ELM, FakeSite("oak")).items()}
     roster = enrolled(infos, said)
-    assert scope.warnings(roster, said) == ["the server's models are not to be given PD, T1: sites keep those weights."]
+    assert scope.warnings(roster, said) == ["do not give the server's models PD, T1: sites keep those weights."]
     with pytest.raises(FederationError, match="ash: it has no key for masks"):
         enrolled(told(ASH, ELM, FakeSite("oak")), said)
 
@@ -212,7 +212,7 @@ def test_which_sequences_the_server_cannot_read(builder: str, pattern: str, expe
     )
     roster = enrolled(told(ASH, ELM), said)
     scope.check_personal(parts(roster.info), said)
-    assert scope.kept_home(roster, said) == expected
+    assert scope.unreadable_sequences(roster, said) == expected
 
 
 def test_a_sequence_of_one_site_is_said() -> None:
@@ -232,7 +232,7 @@ def test_a_site_that_says_it_has_nearly_all_cases_is_named() -> None:
     sites = (FakeSite("ash"), FakeSite("elm", num_cases=1_000_000), FakeSite("oak"))
     said = options("ash", "elm", "oak")
     roster = enrolled(told(*sites), said)
-    (text,) = [text for text in warnings(roster, said) if "by its own word" in text]
-    assert text.startswith("elm has 1,000,000 of the 1,000,020 training cases")
+    (text,) = [text for text in warnings(roster, said) if "dominates every mean" in text]
+    assert text.startswith("elm reports 1,000,000 of the 1,000,020 training cases")
     fair = enrolled(told(FakeSite("ash"), FakeSite("elm", num_cases=100), FakeSite("oak")), said)
-    assert not any("by its own word" in text for text in warnings(fair, said))
+    assert not any("dominates every mean" in text for text in warnings(fair, said))

@@ -43,7 +43,7 @@ def test_a_clip_and_noise_bound_what_is_sent() -> None:
 def test_among_three_the_median_says_what_is_usual() -> None:
     found = outliers({"a": (1.0, 0.0), "b": (1.2, 0.0), "c": (30.0, 0.0)}, [], 20.0)
     assert list(found) == ["c"]
-    assert found["c"].startswith("its update is 30 long, 25 times the median of the sites (1.2), and more than")
+    assert found["c"].startswith("its update is 30 long, 25 times the median of the sites (1.2); the limit is")
     assert not outliers({"a": (1.0, 0.0), "b": (1.2, 0.0), "c": (23.0, 0.0)}, [], 20.0)
     assert not outliers({"a": (1.0, 0.0), "b": (1.2, 0.0), "c": (30.0, 0.0)}, [], 0.0)
 

@@ -14,10 +14,10 @@ def test_the_installed_app_is_answered_if_it_is_approved() -> None:
 @pytest.mark.parametrize(
     ("asked", "approved", "to_server", "to_person"),
     [
-        (NEW, (OLD,), "it runs the same (multiseg 2.0, whose app is 1b1b1b1b1b1b)", "does not hold. It is that of the"),
-        (OLD, (NEW,), "multiseg 2.0, whose app is 1b1b1b1b1b1b, and the server's app is 0a0a0a0a0a0a", "not hold it."),
-        (OLD, (OLD, NEW), "multiseg 2.0, whose app is 1b1b1b1b1b1b, and the server's app is 0a0a", "holds it, but"),
-        (OLD, (), "multiseg 2.0, whose app is 1b1b1b1b1b1b, and the server's app is 0a0a0a0a0a0a", "not hold it."),
+        (NEW, (OLD,), "it runs the same (multiseg 2.0 with the app 1b1b1b1b1b1b)", "does not hold. It is the app of"),
+        (OLD, (NEW,), "multiseg 2.0 with the app 1b1b1b1b1b1b, but the server's app is 0a0a0a0a0a0a", "not hold it."),
+        (OLD, (OLD, NEW), "multiseg 2.0 with the app 1b1b1b1b1b1b, but the server's app is 0a0a", "holds it, but"),
+        (OLD, (), "multiseg 2.0 with the app 1b1b1b1b1b1b, but the server's app is 0a0a0a0a0a0a", "not hold it."),
     ],
 )
 def test_every_other_is_refused(asked: str, approved: tuple[str, ...], to_server: str, to_person: str) -> None:

@@ -98,14 +98,14 @@ def test_a_task_is_answered_in_a_process_of_its_own(node: NodeClient, server: Co
 
 def test_an_app_that_nobody_approved_gets_nothing(node: NodeClient, server: Connection) -> None:
     heard, said = executed(node, server, ask(0.0), answer, NOBODY)
-    assert heard == (7, f"it runs the same (multiseg 1.2.3, whose app is {OWN[:12]}), but has not approved it")
+    assert heard == (7, f"it runs the same (multiseg 1.2.3 with the app {OWN[:12]}), but has not approved it")
     assert OWN in said[0]
 
 
 def test_an_app_that_is_approved_and_not_installed_gets_nothing(node: NodeClient, server: Connection) -> None:
     """Both stand in `approved` during an update; what would answer is what is installed."""
     heard, said = executed(node, server, ask(0.0), answer, Approval((OWN, "ab" * 32), "ab" * 32, "1.2.3"))
-    assert heard == (7, f"it runs multiseg 1.2.3, whose app is abababababab, and the server's app is {OWN[:12]}")
+    assert heard == (7, f"it runs multiseg 1.2.3 with the app abababababab, but the server's app is {OWN[:12]}")
     assert f"the server runs the app {OWN}, which is not the one installed here" in said[0]
 
 
@@ -147,7 +147,7 @@ def test_what_no_task_is_made_of_is_in_the_audit_log(node: NodeClient, server: C
     assert [direction for direction, _ in entries] == ["out", "out", "in"]
     assert OWN in entries[0][1]
     assert "died" in entries[1][1]
-    assert "damaged or none of ours" in entries[2][1]
+    assert "damaged or not from multiseg" in entries[2][1]
     assert audit_log.verify(log) == []
 
 
@@ -181,7 +181,7 @@ def test_a_run_that_has_ended_stops_the_work_and_sets_the_node_free(node: NodeCl
         module.ASK_SECONDS = pause
     assert server.recv() == (8, "the run has ended.")
     assert asked == [lone_node.RUN_ID, lone_node.RUN_ID]
-    assert said == ["stopped after the step in hand, since the run was stopped at the server; nothing of it is kept."]
+    assert said == ["stopped after the current step, since the run was stopped at the server; this round is discarded."]
     assert noted == [("out", said[0])]
     heard, _ = executed(node, server, ask(2.0), answer)  # the next task is taken at once
     assert isinstance(heard, Answer)

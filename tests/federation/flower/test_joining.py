@@ -95,7 +95,7 @@ def test_a_connection_that_still_counts_is_waited_for(
     for _ in range(3):  # nobody is there to start it by hand
         assert children.node().after(refused) == module.SLOWLY_S
     assert len(said) == 2
-    assert "key is used by another machine" in said[1]
+    assert "another machine uses its key" in said[1]
 
 
 def test_a_node_that_was_killed_is_signed_off_once(children: _Children, signed_off: list[int]) -> None:
@@ -136,7 +136,7 @@ def test_a_node_that_keeps_an_answer_to_itself_is_started_anew(
     now[0] += 10
     with pytest.raises(_RestartError):
         children.look()
-    assert said == ["The node does not send the answer that it has."]
+    assert said == ["The node does not send its answer."]
 
 
 def test_a_dead_executor_takes_the_node_with_it(children: _Children) -> None:
@@ -158,7 +158,7 @@ def test_a_person_hears_what_matters_once(children: _Children, said: list[str]) 
         children.hear("node", line)
     children.hear("executor", "Traceback of patient 0815")
     children.hear("executor", f"{module.MARK}round 1: done")
-    assert said == ["127.0.0.1:8443 cannot be reached; trying on.", "round 1: done"]
+    assert said == ["Cannot reach 127.0.0.1:8443; retrying.", "round 1: done"]
 
 
 def test_both_are_started_anew_and_the_secret_is_kept_from_others(
@@ -178,7 +178,7 @@ def test_both_are_started_anew_and_the_secret_is_kept_from_others(
     join(settings, tmp_path / "site.toml", said.append)
     assert len(seen) == 2
     assert len(seen[0]) >= 64
-    assert said[-1] == "Stopped. The same command goes on."
+    assert said[-1] == "Stopped. The same command joins again."
 
 
 def test_a_site_joins_once(settings: Member, tmp_path: Path) -> None:

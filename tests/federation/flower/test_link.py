@@ -137,7 +137,7 @@ def test_a_site_that_goes_as_it_is_asked_is_asked_again() -> None:
     grid = PlayedGrid(alder=1.0)
     link = FlowerLink(grid)
     id_ = link.send("alder", TASK, 60.0)
-    assert link.collect([id_]) == {id_: Failure("it went as it was to be asked")}
+    assert link.collect([id_]) == {id_: Failure("it went offline before it got the task")}
     assert link.collect([id_]) == {}, "told once"
 
 
@@ -165,8 +165,8 @@ def test_a_site_of_another_multiseg_is_named_at_once_with_what_to_do(tmp_path: P
     grid = RefusingGrid(alder=30.0)
     desk = Desk(FederationOptions("trial", ("alder",)), tmp_path, FlowerLink(grid), lambda event: None, lambda: False)
     text = (
-        f"alder: it refuses this server's multiseg {version('multiseg')}: it runs multiseg 0.9.9, whose app is "
-        f"121212121212, and the server's app is babababababa. All finished rounds are saved. {SAME} Then start the same"
+        f"alder: it refuses this server's multiseg {version('multiseg')}: it runs multiseg 0.9.9 with the app "
+        f"121212121212, but the server's app is babababababa. All finished rounds are saved. {SAME} Then start the same"
     )
     with pytest.raises(FederationError, match=re.escape(text)) as caught:
         exchange(desk, {"alder": TASK}, desk.terms())
@@ -217,7 +217,7 @@ def test_an_answer_that_breaks_off_is_a_failure_and_no_other_is_lost() -> None:
 def test_a_task_that_the_superlink_does_not_take_is_an_error() -> None:
     grid = PlayedGrid(alder=30.0)
     grid.takes = False
-    with pytest.raises(FederationError, match="took no describe task for alder"):
+    with pytest.raises(FederationError, match="refused a describe task for alder"):
         FlowerLink(grid).send("alder", TASK, 60.0)
 
 

@@ -76,7 +76,7 @@ def test_a_silent_node_is_lost_where_the_server_answers(watch: Watch) -> None:
     watch.beat()
     assert module.SILENT_S <= watch.lost_after(300) <= module.SILENT_S + 5
     assert watch.said == [
-        f"The node has had no answer for {module.SILENT_S + 1:.0f} s, though the server answers: starting it again."
+        f"The node has had no answer for {module.SILENT_S + 1:.0f} s, though the server answers: restarting it."
     ]
 
 
@@ -85,10 +85,10 @@ def test_a_node_that_never_had_an_answer_is_lost_too(watch: Watch) -> None:
 
 
 def test_a_silent_node_is_kept_while_the_server_is_silent_and_a_person_hears_it_once(watch: Watch) -> None:
-    watch.answer = b"nobody listens at fed.example.org"
+    watch.answer = b"nothing listens at fed.example.org"
     assert watch.lost_after(600) == 0
     assert len(watch.said) == 1
-    assert watch.said[0].endswith("nobody listens at fed.example.org")
+    assert watch.said[0].endswith("nothing listens at fed.example.org")
     assert 600 / module.PROBE_EVERY_S - 10 < len(watch.asked) <= 600 / module.PROBE_EVERY_S
     watch.answer = b""
     assert 0 < watch.lost_after(60) <= module.PROBE_EVERY_S + 1

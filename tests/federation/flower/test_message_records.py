@@ -66,7 +66,7 @@ def test_a_message_with_anything_more_is_refused() -> None:
 
 def test_an_array_of_another_kind_is_refused() -> None:
     strange = ArrayRecord({"message": Array(dtype="uint8", shape=(1,), stype="numpy.ndarray", data=b"x")})
-    with pytest.raises(FederationError, match=r"'numpy\.ndarray'; ours are 'multiseg\.safetensors'"):
+    with pytest.raises(FederationError, match=r"'numpy\.ndarray'; multiseg's have 'multiseg\.safetensors'"):
         answer_of(sent(RecordDict({"multiseg": strange})))
 
 
@@ -86,5 +86,5 @@ def test_flowers_errors_are_told_in_words() -> None:
 @pytest.mark.parametrize("said", [{"body": ["num_cases"]}, {"round": "1"}, {"error": None}])
 def test_a_head_of_other_types_is_refused(said: dict[str, object]) -> None:
     head = {"kind": ROUND, "site": "alder", "round": 1, "body": {}, "error": "", "protocol": PROTOCOL, **said}
-    with pytest.raises(FederationError, match="its head is of other types"):
+    with pytest.raises(FederationError, match="its header has wrong types"):
         answer_from_bytes(save({}, metadata={"multiseg": json.dumps(head)}))

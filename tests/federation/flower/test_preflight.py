@@ -161,12 +161,12 @@ def test_root_makes_no_state_that_the_sites_account_could_not_use(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     check = looked(settings, "state")
-    assert (check.level, "joining makes it" in check.said) == ("ok", True)
+    assert (check.level, "joining creates it" in check.said) == ("ok", True)
     assert not settings.state.exists()
 
 
 def test_an_audit_log_that_was_changed(settings: SiteSettings) -> None:
-    assert "nothing came or left" in looked(settings, "audit").said
+    assert "no message came or left" in looked(settings, "audit").said
     log = settings.state / LOG
     for number in (1, 2):
         record(log, AuditEntry("in", "round", "trial", number, 10, "ab" * 32))
@@ -184,7 +184,7 @@ def test_a_state_that_cannot_be_written(settings: SiteSettings, tmp_path: Path) 
 
 def test_a_server_that_is_away_does_not_hinder(settings: SiteSettings) -> None:
     check = looked(settings, module.LINE)
-    assert "nobody listens at 127.0.0.1, port 9" in check.said
+    assert "nothing listens at 127.0.0.1, port 9" in check.said
     assert check.level == "error"
     assert not hinders(check)
 
@@ -232,7 +232,7 @@ def test_clocks(settings: SiteSettings, folder: Path, late_s: float, level: str)
     [
         (-10, 300, "ok", "until"),
         (-10, 12, "warning", "in 12 days"),
-        (-10, -1, "error", "ran out"),
+        (-10, -1, "error", "expired"),
         (1, 9, "error", "clock"),
     ],
 )

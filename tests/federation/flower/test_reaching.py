@@ -84,10 +84,10 @@ def test_a_dead_proxy_is_blamed_and_not_the_server(
 ) -> None:
     monkeypatch.setenv(name, DEAD)
     said = unreachable(served[1])
-    assert said.startswith("the proxy http://127.0.0.1:9, which HTTPS_PROXY or ALL_PROXY names, cannot be reached")
+    assert said.startswith("the proxy http://127.0.0.1:9, set by HTTPS_PROXY or ALL_PROXY, cannot be reached")
     assert "NO_PROXY" in said
     assert "s3cret" not in said
-    assert "nobody listens" not in said
+    assert "nothing listens" not in said
     assert not farewell(served[1], 7)
 
 
@@ -105,9 +105,9 @@ def test_a_server_in_no_proxy_is_dialled_directly(
     ("answer", "told"),
     [
         ("407 Proxy Authentication Required", "asks for a name and a password"),
-        ("403 Forbidden", "does not let through to"),
-        ("502 Bad Gateway", "does not let through to"),
-        ("503 Service Unavailable", "does not let through to"),
+        ("403 Forbidden", "blocks"),
+        ("502 Bad Gateway", "blocks"),
+        ("503 Service Unavailable", "blocks"),
     ],
 )
 def test_what_a_proxy_refuses_is_said_with_what_to_do(
@@ -126,7 +126,7 @@ def test_a_proxy_of_a_kind_that_cannot_be_used(
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", kind)
     said = unreachable(served[1])
-    assert said.startswith(f"the proxy {kind} is of a kind that cannot be used here: set HTTPS_PROXY=http://HOST:PORT")
+    assert said.startswith(f"the proxy {kind} is of a kind that is not supported: set HTTPS_PROXY=http://HOST:PORT")
     assert not farewell(served[1], 7)
 
 
@@ -134,7 +134,7 @@ def test_without_a_proxy_the_server_or_dns_is_blamed() -> None:
     def said(text: str) -> str:
         return explained("fed.example.org:8443", Path("ca.crt"), httpx.ConnectError(text))
 
-    assert said("[Errno 111] Connection refused").startswith("nobody listens at fed.example.org, port 8443")
+    assert said("[Errno 111] Connection refused").startswith("nothing listens at fed.example.org, port 8443")
     assert "DNS does not answer" in said("[Errno -3] Temporary failure in name resolution")
     assert not is_on_the_way(httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate has expired"))
 

@@ -133,7 +133,7 @@ def test_a_run_reaches_a_site_and_comes_back(served: Served, tmp_path: Path) -> 
 def test_a_run_that_is_stopped_is_not_taken_up_again(served: Served, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(RUN.replace('"alder"', '"birch"').replace("lesions", "waits"))
     number, warnings = submit(served.centre, tmp_path / "run.toml")
-    assert warnings == ["Not online yet, and waited for: birch."]
+    assert warnings == ["Waiting for sites that are offline: birch."]
     served.waits(lambda: status(served.centre)["runs"][0]["waits_for"] == "birch (away)", "what it waits for")
     assert active_with(served.centre, "birch") == ["waits"]
     assert active_with(served.centre, "alder") == []
@@ -195,7 +195,7 @@ def test_the_superlink_is_on_loopback_alone(served: Served) -> None:
 @pytest.mark.slow
 def test_a_site_is_let_in_and_shut_out_while_the_server_runs(served: Served) -> None:
     key = make_site(served.centre, "cedar")
-    served.waits(lambda: "cedar is let in." in served.said.read_text(), "cedar")
+    served.waits(lambda: "cedar registered." in served.said.read_text(), "cedar")
 
     def answer() -> int:
         with served.client() as client:
@@ -204,7 +204,7 @@ def test_a_site_is_let_in_and_shut_out_while_the_server_runs(served: Served) -> 
     served.waits(lambda: answer() == 401, "the gate to know cedar")  # by the SuperLink: the body holds no key
     revoke_site(served.centre, "cedar")
     served.waits(lambda: answer() == 400, "the gate to refuse cedar")
-    served.waits(lambda: "cedar is shut out." in served.said.read_text(), "cedar's end")
+    served.waits(lambda: "cedar removed." in served.said.read_text(), "cedar's end")
 
 
 @pytest.mark.slow
@@ -293,7 +293,7 @@ def test_the_server_ends_whole(served: Served) -> None:
     assert served.processes[0].returncode == 0
     left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(served.centre).encode() in _content(path)]
     assert left == []
-    assert served.said.read_text().rstrip().endswith("is taken up again when the server is.")
+    assert served.said.read_text().rstrip().endswith("is resumed when the server starts again.")
     with pytest.raises(FederationError, match=r"does not answer .*multiseg fed serve"), controlling(served.home) as it:
         it.nodes()
     assert "does not answer" in status(served.centre)["error"]
@@ -370,8 +370,8 @@ def test_a_run_that_names_a_revoked_site_is_sent_whole_and_conducted_without_it(
     revoke_site(folder, "birch")
     number, told = submit(folder, file)
     assert number == 7
-    assert "Revoked, so that the run is conducted without: birch." in told
-    assert "Not online yet, and waited for: alder, cedar." in told
+    assert "The run continues without revoked sites: birch." in told
+    assert "Waiting for sites that are offline: alder, cedar." in told
     assert calls.started[0]["sites"] == ["alder", "birch", "cedar"]
     file.write_text(file.read_text() + "\n[privacy]\nmasked = true\n")
     with pytest.raises(UsageError, match=r"revoked: birch\. privacy\.masked needs 3 sites.*enrol site"):

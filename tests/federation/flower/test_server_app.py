@@ -23,7 +23,7 @@ def test_a_run_of_another_multiseg_than_is_installed_now_is_not_begun(
 ) -> None:
     monkeypatch.setenv(RUNS, str(tmp_path))
     settings = '{"experiment": "lesions", "sites": []}'
-    with pytest.raises(FederationError, match="multiseg was changed here after the server started"):
+    with pytest.raises(FederationError, match="multiseg has changed here since the server started"):
         start(settings, "0" * 64)
     with pytest.raises(UsageError, match="a run needs sites"):
         start(settings, app_hash())
@@ -32,5 +32,5 @@ def test_a_run_of_another_multiseg_than_is_installed_now_is_not_begun(
 
 def test_a_run_needs_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(RUNS, raising=False)
-    with pytest.raises(FederationError, match="names no folder for experiments"):
+    with pytest.raises(FederationError, match="is not set to a folder for experiments"):
         start("{}", app_hash())

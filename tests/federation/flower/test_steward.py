@@ -56,14 +56,14 @@ def test_sites_are_let_in_and_shut_out_as_the_registry_says(tmp_path: Path) -> N
     make_site(folder, "alder")
     make_site(folder, "birch")
     server = read_home(folder)
-    assert list(attend(server, control, known)) == ["alder is let in.", "birch is let in."]
+    assert list(attend(server, control, known)) == ["alder registered.", "birch registered."]
     assert [node.public_key for node in control.there] == [
         read_registry(folder)[name].public_key for name in ("alder", "birch")
     ]
     assert list(attend(server, control, known)) == []
     revoke_site(folder, "alder")
     control.register("stranger", "a key that nobody enrolled")
-    assert list(attend(server, control, known)) == ["alder is shut out.", "stranger is shut out."]
+    assert list(attend(server, control, known)) == ["alder removed.", "stranger removed."]
     assert [node.name for node in control.there] == ["birch"]
 
 
@@ -74,9 +74,9 @@ def test_sites_that_come_and_go_are_told(tmp_path: Path) -> None:
     list(attend(server, control, known))
     (node,) = control.there
     control.there = [SuperLinkNode(1, "alder", node.public_key, "online", "2031")]
-    assert list(attend(server, control, known)) == ["alder is online: 1 of 1 sites are there."]
+    assert list(attend(server, control, known)) == ["alder is online: 1 of 1 sites are online."]
     control.there = [node]
-    assert list(attend(server, control, known)) == ["alder is offline: 0 of 1 sites are there."]
+    assert list(attend(server, control, known)) == ["alder is offline: 0 of 1 sites are online."]
 
 
 def test_a_lost_run_is_taken_up_and_no_other() -> None:
@@ -114,7 +114,7 @@ def test_a_lost_run_with_many_newer_ones_is_taken_up(tmp_path: Path) -> None:
     server, control, known = read_home(make_centre(tmp_path)), Played(), Known()
     newer = [run(number, f"other-{number}", outcome="completed", details="") for number in range(100, 140)]
     control.all_runs = [*newer, run(7, hours=1)]
-    assert list(attend(server, control, known)) == ["Run 7 (lesions) was lost and goes on as run 99."]
+    assert list(attend(server, control, known)) == ["Run 7 (lesions) was lost and continues as run 99."]
     control.all_runs = [run(99, outcome="", details=""), *control.all_runs]
     assert list(attend(server, control, known)) == []
     assert len(known.runs) == 42, "the older ones are remembered"
@@ -130,7 +130,7 @@ def test_a_run_that_a_signal_ended_is_lost_and_one_that_was_stopped_is_not() -> 
 def test_a_lost_run_is_submitted_with_its_own_settings(tmp_path: Path) -> None:
     server, control, known = read_home(make_centre(tmp_path)), Played(), Known()
     control.all_runs = [run(7)]
-    assert list(attend(server, control, known)) == ["Run 7 (lesions) was lost and goes on as run 99."]
+    assert list(attend(server, control, known)) == ["Run 7 (lesions) was lost and continues as run 99."]
     assert control.started == [{"experiment": "lesions"}]
 
 
@@ -151,7 +151,7 @@ def test_a_certificate_that_ends_while_the_server_runs_is_renewed_or_told(
     monkeypatch.setattr("multiseg.federation.identity.certificates.days_left", lambda path: -2.0)
     assert "is renewed" in renewed(server)
     server.at("ca.key").unlink()
-    assert "ended 2 days ago: bring back" in renewed(server)
+    assert "ended 2 days ago: restore" in renewed(server)
 
 
 def test_numbers_for_prometheus(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_by_default_an_answer_is_as_large_as_the_networks_of_the_runs_let_it_be(
     assert [one.status_code for one in house.ask(message, (*push, b"x" * 1000), (*push, b"x"))] == [200, 200, 413]
     told = read_too_large(house.centre)["alder"]
     why = "twice the size of the largest network of its runs"
-    assert told.text == f"The site's answer is over 0.00 MiB: the centre allows no more ({why})."
+    assert told.text == f"The site's answer is over 0.00 MiB, the centre's limit ({why})."
     assert told.time == pytest.approx(time.time(), abs=60)
     for experiment, num_weights in (("small", 10), ("large", 500)):
         (house.centre / "runs" / experiment).mkdir(parents=True)

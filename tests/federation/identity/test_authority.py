@@ -112,7 +112,7 @@ def test_a_stolen_key_signs_nothing_that_the_server_shows(centre: Path) -> None:
 def test_the_overlap_needs_the_former_key_and_says_so(centre: Path) -> None:
     (centre / "ca.key").rename(centre.parent / "safe.key")
     before = all_files(centre)
-    with pytest.raises(FederationError, match=r"ca\.key is not there to sign the change: bring it back .*--now"):
+    with pytest.raises(FederationError, match=r"ca\.key is missing and cannot sign the change: restore it .*--now"):
         enrol_server(centre, [], {}, new_authority=True)
     assert all_files(centre) == before
     (centre.parent / "safe.key").rename(centre / "ca.key")
@@ -135,7 +135,7 @@ def test_the_former_key_brought_back_after_the_change_is_refused(centre: Path, m
 def test_a_key_without_its_authority_is_not_written_over(centre: Path) -> None:
     (centre / "ca.crt").unlink()
     key = (centre / "ca.key").read_bytes()
-    with pytest.raises(UsageError, match=r"ca\.key is there without ca\.crt"):
+    with pytest.raises(UsageError, match=r"ca\.key exists without ca\.crt"):
         enrol_server(centre, [], {})
     assert (centre / "ca.key").read_bytes() == key
 
@@ -226,7 +226,7 @@ def test_a_bridge_ends_with_the_former_authority(centre: Path, monkeypatch: pyte
     enrol_server(centre, [], {}, new_authority=True)
     bridge = (centre / "bridge.crt").read_bytes()
     assert certificates.last_end(bridge) == end
-    assert f"connect until {end:%Y-%m-%d}" in authority.told(read_home(centre))
+    assert f"connect until {end:%Y-%m-%d}" in authority.describe_authority(read_home(centre))
     assert certificates.still_valid(bridge) == bridge
 
     class Later(datetime):

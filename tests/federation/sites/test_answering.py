@@ -117,7 +117,7 @@ def test_after_a_lost_round_the_site_goes_on_from_the_one_that_was_kept(site_sto
     for left in (tmp_path / "rough" / "alder" / "experiments" / "trial").glob("000002-*"):
         left.unlink()
     lost = answer(round_task(info, 4, kept=2, options=KEEPING), site)
-    assert "went on from what it received" in lost.body["events"][0]
+    assert "continued from the received model" in lost.body["events"][0]
     held = answer(round_task(info, 4, kept=2, options=KEEPING), site_of("alder", site_stores, tmp_path / "copy"))
     assert held.body["events"] == []
     assert not same(from_third.tensors, held.tensors)
@@ -162,7 +162,7 @@ def test_a_model_is_finished_with_what_was_personal_in_its_round(site_stores, tm
     assert finished(3) == (6, [])
     counted, (event,) = finished(1, kept=3)  # nobody asked to hold that one
     assert counted == 6
-    assert "is that of round 3" in event
+    assert "of the model of round 3" in event
 
 
 def test_a_site_evaluates_every_subset(site_stores, tmp_path, info):
@@ -172,7 +172,7 @@ def test_a_site_evaluates_every_subset(site_stores, tmp_path, info):
     names = {"+".join(name for name in info.axis if name in subset) for subset in ({"T1"}, {"FLAIR"}, {"T1", "FLAIR"})}
     assert told.keys() == {f"dogwood/{name}" for name in names}
     assert all(0 <= score["dice"] <= 1 and score["num_cases"] == 5 for score in told.values())
-    assert "that the settings name alone" in answer(finish_task(info, kind=EVALUATE, subsets="all"), site).error
+    assert "of the run's settings" in answer(finish_task(info, kind=EVALUATE, subsets="all"), site).error
     assert answer(round_task(info, options=options), site).body["metrics"]["validation"].keys() == told.keys()
 
 
@@ -340,7 +340,7 @@ def test_a_damaged_case_is_told_without_its_name(damaged, tmp_path, info):
     assert not sent.body
     assert not any(name in sent.error for name in names)
     assert "damaged store" not in sent.error
-    assert "more of this site's cases are damaged than it lets a run be without (max_damaged" in sent.error
+    assert "more of this site's cases are damaged than it allows (max_damaged" in sent.error
     options = replace(OPTIONS, schedule=ScheduleOptions(validation_cases=0))
     told = answer(round_task(info, options=options), replace(site, max_damaged=1.0)).error
     assert told
@@ -380,7 +380,7 @@ def test_a_server_of_another_kind_is_told_so(site_stores, tmp_path, info):
     without = SiteTask(ROUND, "trial", 1, {"info": task.body["info"]}, task.tensors)
     assert "without 'options'" in answer(without, site).error
     odd = SiteTask(ROUND, "trial", 1, task.body | {"info": {"axis": 1}}, task.tensors)
-    assert "not to be understood" in answer(odd, site).error
+    assert "is invalid" in answer(odd, site).error
     less = dict(list(task.tensors.items())[1:])
     assert "do not fit" in answer(SiteTask(ROUND, "trial", 1, task.body, less), site).error
 
@@ -447,7 +447,7 @@ def test_a_run_that_protects_too_little_is_refused_before_it_trains(
 def test_a_site_says_whether_others_may_see_its_model(site_stores, tmp_path, info):
     options = replace(OPTIONS, schedule=replace(OPTIONS.schedule, cross_site=True))
     found = answer(round_task(info, options=options), site_of("birch", site_stores, tmp_path))
-    assert "does not allow it (to_sites)" in found.error
+    assert "does not allow (to_sites)" in found.error
     willing = site_of("birch", site_stores, tmp_path / "willing", leaves=Leaves(least=1, to_sites=True))
     assert not answer(round_task(info, options=options), willing).error
     asked = next(json.loads(line)["told"] for line in (willing.state / audit_log.LOG).read_text().splitlines())
@@ -499,6 +499,6 @@ def test_a_site_imports_nothing_that_a_task_names(site_stores, tmp_path, info, m
     if not changed:
         task = replace(task, body=dict(task.body) | {"info": info.to_json() | {"builder": "evil:Net"}})
     sent = answer(replace(task, kind=kind), site_of("dogwood", site_stores, tmp_path))
-    assert "a federation runs multiseg's own code alone" in sent.error
+    assert "a federation runs only multiseg's own code" in sent.error
     assert not sent.tensors
     assert not (tmp_path / "ran").exists()

@@ -70,7 +70,7 @@ def test_half_a_line_shows_and_does_not_spoil_the_next(log):
     with log.open("ab") as file:
         file.write(b'{"time": "20')
     record(log, ENTRY)
-    assert verify(log) == ["line 4 is not whole."]
+    assert verify(log) == ["line 4 is incomplete."]
     assert json.loads(log.read_text().splitlines()[-1])["round"] == 1
     with pytest.raises(FederationError, match="line 4"):
         rows(log)

@@ -66,5 +66,5 @@ def test_what_was_told_is_remembered_over_experiments(tmp_path):
     held = json.loads((tmp_path / FILE).read_text())
     assert [len(group) for group in held["told"]["ms"]] == [5, 5]
     (tmp_path / FILE).write_text("{")
-    with pytest.raises(CheckpointError, match="over which cases"):
+    with pytest.raises(CheckpointError, match="records the cases"):
         one.admit("ms", NAMES)

@@ -63,7 +63,7 @@ def test_a_round_leaves_a_damaged_case_out_and_counts_it(stores, tmp_path, info,
         found = answer(round_task(info), here(stores, tmp_path / "one"))
     assert found.body["damaged"] == 5  # one, rounded up
     (event,) = [text for text in found.body["events"] if "damaged" in text]
-    assert event == "up to 5 cases were left out, since their files are damaged: this site's log names them."
+    assert event == "up to 5 cases were left out, since their files are damaged: this site's log lists them."
     assert case.name not in str(found.body)
     assert any(name in record.getMessage() for record in caplog.records)
     assert list(json.loads((tmp_path / "one/birch/experiments/trial/damaged.json").read_text())) == [name]
@@ -93,7 +93,7 @@ def test_more_damage_than_the_site_allows_is_refused(stores, tmp_path, info) -> 
     case = case_of(stores["birch"], "train")
     spoil(stores["birch"], case)
     found = answer(round_task(info), here(stores, tmp_path, max_damaged=0.05))
-    assert "more of this site's cases are damaged than it lets a run be without (max_damaged" in found.error
+    assert "more of this site's cases are damaged than it allows (max_damaged" in found.error
     assert case.name not in found.error
     assert not found.tensors
 

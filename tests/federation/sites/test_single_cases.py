@@ -158,7 +158,7 @@ def test_a_structure_that_few_cases_have_does_not_count(site, info, monkeypatch)
 
 def test_training_cases_and_other_subsets_are_not_evaluated(site, info):
     assert "val or test cases" in answer(evaluate(info, options_of(), split="train"), site).error
-    assert "settings name alone" in answer(evaluate(info, options_of(), subsets="T1"), site).error
+    assert "subsets of the run's settings" in answer(evaluate(info, options_of(), subsets="T1"), site).error
 
 
 def test_a_sequence_that_few_cases_have_stays_at_home(site, info, monkeypatch):
@@ -237,7 +237,7 @@ def test_a_model_is_the_one_of_the_settings(site, info):
     assert "the model's patch is" in answer(round_task(replace(info, patch=(8, 8, 8)), options=ALONE), site).error
     odd = replace(info, space=LabelSpace.of(("tissue:bone",), ""))
     assert "the model's labels is" in answer(round_task(odd, options=ALONE), site).error
-    assert "begins after 7 steps" in answer(round_task(info, options=ALONE, steps_done=7), site).error
+    assert "starts after 7 steps" in answer(round_task(info, options=ALONE, steps_done=7), site).error
     assert "round 9 in a run of 4" in answer(round_task(info, 9, options=ALONE), site).error
 
 
@@ -254,7 +254,7 @@ def test_answers_with_a_dice_are_counted(site, info, oracle):
         (
             Limits(),
             {"local": {"steps": 20_000}},
-            "20000 optimiser steps a round (local.steps), and this site allows 10000",
+            "20000 optimiser steps a round (local.steps), but this site allows 10000",
         ),
         (Limits(patches=11), {}, "12 patches a round"),
         (Limits(rounds=3), {}, "4 rounds"),

@@ -11,7 +11,7 @@ from multiseg.errors import DataError, FederationError, StoppedError, StoreError
 from multiseg.federation.sites import training as module
 from multiseg.federation.sites.describing import describe
 from multiseg.federation.sites.drawing import stream_options
-from multiseg.federation.sites.evaluating import EvaluationRequest, evaluate_model, examined
+from multiseg.federation.sites.evaluating import EvaluationRequest, choose_cases, evaluate_model
 from multiseg.federation.sites.learning import estimate_norms, network_of, personal_norms
 from multiseg.federation.sites.personal import PersonalState
 from multiseg.federation.sites.policy import Leaves
@@ -49,7 +49,7 @@ def order_of(info, options=OPTIONS, **others):
 
 def evaluated(network, order, store, site, asked=None):
     asked = asked or EvaluationRequest("val", num_cases=1)
-    return evaluate_model(network, order, store, site, examined(order, store, site, asked)[0], asked)
+    return evaluate_model(network, order, store, site, choose_cases(order, store, site, asked)[0], asked)
 
 
 def test_the_private_key_is_made_once_and_for_its_user_alone(site):
