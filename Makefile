@@ -2,6 +2,8 @@
 # and `make quick` (those that take less than two seconds each).
 PYTHON ?= python3
 BIN := .venv/bin
+# `make test CONSTRAINTS=` takes the newest versions of everything that pyproject.toml allows.
+CONSTRAINTS ?= --constraint constraints.txt
 # More processes than cores: many tests wait for other processes.
 JOBS ?= 3
 # A file's tests share what they set up, so they stay together. Files with slow tests come first: tests/conftest.py.
@@ -36,11 +38,11 @@ bench: .venv/test-installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable .
 	touch $@
 
 .venv/test-installed: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable '.[test]'
 	touch $@
 
 # What a hospital installs: our requirements with the SHA-256 of every file that may be taken. torch is left out, since

@@ -30,7 +30,7 @@ def show_model(path: Path, store: str, as_json: bool) -> int:
     is_complete = learnt is not None and learnt.is_complete
     if as_json:
         contents = {"sequences": list(info.axis), "scans": counts, "all_scans_known": is_complete}
-        removed = len(dates) if opened else None
+        removed = len(dates) if opened is not None else None
         print_json({"model": str(file), **contents, "removed_scans": removed, "damaged": damaged})
         return 3 if dates or damaged else 0
     rows = [

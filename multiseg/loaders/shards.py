@@ -25,6 +25,7 @@ from numcodecs import blosc
 from multiseg.errors import StoreError
 from multiseg.store.array_layout import CHECKSUM_BYTES, NOTHING, ArrayLayout
 from multiseg.store.byte_ranges import Parts
+from multiseg.store.damage import DAMAGED
 from multiseg.store.ingest.packing import is_sound
 from multiseg.store.shard_names import MISSING_FILE, shards_named
 from multiseg.types import Index3
@@ -220,7 +221,7 @@ class ShardReader:
         if bad:
             if self.parts.forget(shard.key):
                 return self._bytes(shard, numbers)
-            raise self._damaged(shard, f"the checksum of chunk {bad[0]} is wrong")
+            raise _damaged(shard.key, f"the checksum of chunk {bad[0]} is wrong")
         for n in fresh:
             seen[n] = 1
         return chunks
@@ -231,15 +232,15 @@ class ShardReader:
         body = packed[:-CHECKSUM_BYTES]
         if self.layout.codec == "none":
             if len(body) != self._chunk_bytes:
-                raise self._damaged(shard, f"chunk {number} has {len(body)} bytes, not {self._chunk_bytes}")
+                raise _damaged(shard.key, f"chunk {number} has {len(body)} bytes, not {self._chunk_bytes}")
             return body
         if len(body) < _BLOSC_HEADER.size:
-            raise self._damaged(shard, f"chunk {number} has only {len(body)} bytes")
+            raise _damaged(shard.key, f"chunk {number} has only {len(body)} bytes")
         flags, unpacked, size = _BLOSC_HEADER.unpack_from(body)
         is_copied = bool(flags & _BLOSC_COPIED)
         # blosc trusts the header; with fewer bytes the scratch would keep a part of the chunk that was decoded before.
         if unpacked != self._chunk_bytes or size != len(body) or (is_copied and size != _BLOSC_HEADER.size + unpacked):
-            raise self._damaged(shard, f"the header of chunk {number} says {size} bytes for {unpacked}, which is wrong")
+            raise _damaged(shard.key, f"the header of chunk {number} says {size} bytes for {unpacked}, which is wrong")
         if is_copied:
             return body[_BLOSC_HEADER.size :]
         scratch: np.ndarray | None = getattr(self._thread, "scratch", None)
@@ -248,7 +249,7 @@ class ShardReader:
         try:
             blosc.decompress(body, scratch)
         except (RuntimeError, ValueError) as error:
-            raise self._damaged(shard, f"cannot unpack chunk {number} ({error})") from error
+            raise _damaged(shard.key, f"cannot unpack chunk {number} ({error})") from error
         return scratch
 
     def _shard(self, place: tuple[int, ...]) -> _Shard | None:
@@ -277,19 +278,19 @@ class ShardReader:
         if len(tail) != size or not is_sound(memoryview(tail)):
             if self.parts.forget(key):
                 return self._opened(place)
-            raise StoreError(f"{key}: {_DAMAGED.format('its index is invalid: the file is truncated or damaged')}")
+            raise _damaged(key, "its index is invalid: the file is truncated or damaged")
         return _Shard(key, tail[:-CHECKSUM_BYTES])
-
-    @staticmethod
-    def _damaged(shard: _Shard, what: str) -> StoreError:
-        return StoreError(f"{shard.key}: {_DAMAGED.format(what)}")
 
 
 _MISSING = (
     "is missing: the store is damaged or only partly copied. Copy it again, or ingest the case again with --redo. "
     "Find other missing files with: multiseg verify STORE."
 )
-_DAMAGED = "{}. Find all damage with: multiseg verify STORE, and ingest those cases again with --redo."
+
+
+def _damaged(key: str, what: str) -> StoreError:
+    remedy = "Find all damage with: multiseg verify STORE, and ingest those cases again with --redo."
+    return StoreError(f"{key}: {what}. {remedy}", code=DAMAGED, file=key)
 
 
 def _cuts(
