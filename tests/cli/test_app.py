@@ -55,7 +55,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train"], 2, "name the store to train on"),
         (["train", "brain.zarr"], 2, "--out runs/NAME"),
         (["train", "nowhere.zarr", "--out", "run"], 3, "there is no store at"),
-        (["train", "brain.zarr", "--out", "run", "--device", "cuda:7"], 2, "device 'cuda:7' is not there"),
+        (["train", "brain.zarr", "--out", "run", "--device", "cuda:7"], 2, "device 'cuda:7' does not exist"),
         (["train", "--run", "none.toml"], 2, "there is no file none.toml"),
         (["evaluate", "nowhere"], 3, "there is no model at nowhere"),
         (["predict", "nowhere", "FLAIR=a.nii.gz", "-o", "b.nii.gz"], 3, "there is no model at nowhere"),

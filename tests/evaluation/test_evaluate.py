@@ -327,7 +327,7 @@ def test_predict_says_that_the_model_has_learnt_from_this_scan(
     save_model(saved, network, info())
     arguments = ["predict", str(saved), f"FLAIR={images['FLAIR']}", "-o", str(tmp_path / "two.nii.gz")]
     assert run([*arguments, "--brain-mask", "nonzero", "--device", "cpu"]) == 0
-    assert "Whether the model learnt from these scans is not known" in capfd.readouterr().err
+    assert "It is not known whether the model learnt from these scans" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["out.txt", "folder/", "out.nii.gz.png"])

@@ -213,13 +213,13 @@ def test_the_main_process_says_what_its_workers_wait_for(caplog: pytest.LogCaptu
     logger = logging.getLogger("multiseg")
     before = logger.handlers[:], logger.propagate
     try:
-        worker._speak_through(theirs, Lock())
+        worker._log_to_parent(theirs, Lock())
         Patience("s3://bucket/brain.zarr", clock=lambda: 0.0)._warn(connection.BaseError("refused"), 12.0)
     finally:
         logger.handlers[:], logger.propagate = before
     assert not caplog.records
     one = processes._Worker(3, Process(), ours)
-    assert processes.Processes._heard(object.__new__(processes.Processes), one) == []
+    assert processes.Processes._read_answers(object.__new__(processes.Processes), one) == []
     assert (
         "reader process 3: waiting for s3://bucket/brain.zarr for 12 s already: it refuses connections" in caplog.text
     )

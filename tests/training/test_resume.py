@@ -229,7 +229,7 @@ def test_a_finished_run_gets_more_steps_and_their_schedule(store_url, tmp_path):
     (note,) = notes(out)
     assert (note["step"], note["code"]) == (4, "STEPS_CHANGED")
     assert "the number of steps changed from 4 to 10 at step 4" in note["message"]
-    assert "here 0.000655, by that of 4 steps 0" in note["message"]
+    assert "0.000655 here, instead of 0." in note["message"]
 
 
 def test_fewer_steps_than_are_done_are_refused_and_the_folder_keeps_its_settings(store_url, tmp_path):

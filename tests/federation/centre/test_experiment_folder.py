@@ -204,7 +204,7 @@ def test_two_processes_cannot_run_one_experiment(tmp_path: Path) -> None:
 def test_a_state_without_its_model_is_damaged(tmp_path: Path) -> None:
     go(tmp_path)
     (tmp_path / "last.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())  # of round 1
-    with pytest.raises(CheckpointError, match=r"is of step 1 and .*, but state\.safetensors .* of step 2"):
+    with pytest.raises(CheckpointError, match=r"is of step 1 and .*, but state\.safetensors expects step 2"):
         opened(tmp_path)
 
 

@@ -374,12 +374,12 @@ def test_a_run_that_names_a_revoked_site_is_sent_whole_and_conducted_without_it(
     assert "Waiting for sites that are offline: alder, cedar." in told
     assert calls.started[0]["sites"] == ["alder", "birch", "cedar"]
     file.write_text(file.read_text() + "\n[privacy]\nmasked = true\n")
-    with pytest.raises(UsageError, match=r"revoked: birch\. privacy\.masked needs 3 sites.*enrol site"):
+    with pytest.raises(UsageError, match=r"revoked sites: birch\. privacy\.masked needs 3 sites.*enrol site"):
         submit(folder, file)
     revoke_site(folder, "alder")
     revoke_site(folder, "cedar")
     file.write_text(RUN.replace('"alder"', '"alder", "birch"'))
-    with pytest.raises(UsageError, match=r"revoked: alder, birch\. a run needs sites"):
+    with pytest.raises(UsageError, match=r"revoked sites: alder, birch\. a run needs sites"):
         submit(folder, file)
     assert len(calls.started) == 1
 

@@ -389,7 +389,7 @@ def test_the_policy_of_a_site_holds(site_stores, tmp_path, info):
     tight = Leaves(least=1, tensors=("encoder.*",), metrics=("validation/*",), counts=False, fingerprint=False)
     site = site_of("birch", site_stores, tmp_path, leaves=tight)
     steps = []
-    assert "lets encoder.* leave" in answer(round_task(info), site, on_event=steps.append).error
+    assert "lets only encoder.* leave" in answer(round_task(info), site, on_event=steps.append).error
     sparse = replace(site, leaves=replace(tight, tensors=("*",)))
     exposed = replace(OPTIONS, aggregate=replace(OPTIONS.aggregate, weights="exposure"))
     for least in (Leaves(least=1, counts=False), Leaves(least=1, metrics=("loss",))):
@@ -413,7 +413,7 @@ def test_the_policy_of_a_site_holds(site_stores, tmp_path, info):
     assert "left out: loss" in last["notes"]
     assert last["tensors"] > 10
     error, *_ = [row for row in audit_log.rows(log) if "error" in row["notes"]]
-    assert "lets encoder.* leave" in error["notes"]
+    assert "lets only encoder.* leave" in error["notes"]
 
 
 PROTECTED = PrivacyOptions(clip=0.5, noise=1.0)

@@ -139,7 +139,7 @@ def test_too_few_cases_have_no_dice(site, info, oracle):
     few = replace(site, leaves=Leaves(least=13))
     body = answer(evaluate(info, options_of(validation_cases=100)), few).body
     assert body["metrics"] == {}
-    assert "13 cases or more" in body["events"][0]
+    assert "13 or more cases" in body["events"][0]
 
 
 def test_a_structure_that_few_cases_have_does_not_count(site, info, monkeypatch):
