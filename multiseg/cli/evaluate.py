@@ -67,7 +67,7 @@ def evaluate_command(
 
     multiseg evaluate runs/tissue runs/lesion --fuse lesion-over-tissue
 
-    multiseg evaluate --predictions "out/{case}.nii.gz" --labels "1=tissue:CSF,7=lesion" --name SAMSEG --store brain.zarr
+    multiseg evaluate --predictions "out/{case}.nii.gz" --labels "2=tissue:WM,7=lesion" --name SAMSEG --store all.zarr
     """
     from rich.progress import TaskID
 

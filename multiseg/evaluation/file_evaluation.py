@@ -113,7 +113,7 @@ def evaluate_files(
         LabelError: a file has a code without a meaning.
         DataError: no case has a file and an annotation.
     """
-    own, space = named_metrics(metrics), files.space
+    own = named_metrics(metrics)
     selected = select(store, options.databases, split=options.split)
     key = key_of(_digest(files, selected), store.url, options, POLICY, identity_of(own))
     if folder:

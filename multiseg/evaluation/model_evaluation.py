@@ -399,8 +399,9 @@ def compared_rows(
         if truth.annotated[label - 1]:
             mask, expected = predicted == label, truth.target == label
             metrics = case_metrics(mask, expected, spacing_mm, looked_at)
+            own_columns = own_values(own, mask & looked_at, expected & looked_at, spacing_mm)
             yield {"database": case.database, "case": case.name, "label": name, "modalities": "", "num_modalities": 0,
-                   **asdict(metrics), **own_values(own, mask & looked_at, expected & looked_at, spacing_mm)}  # fmt: skip
+                   **asdict(metrics), **own_columns}  # fmt: skip
 
 
 def _panel(model: Model, loaded: _Loaded, overlap: float) -> CasePanel:

@@ -55,7 +55,7 @@ class UnetSum(nn.Module):
         """
         check_size(images, self.multiple)
         x = shown(images, present)
-        skips = []
+        skips: list[Tensor] = []
         for block in self.encoder:
             x = block(self.pool(x) if skips else x)
             skips.append(x)
