@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from multiseg.errors import UsageError
-from multiseg.labels import PATHOLOGY, TISSUE, WORDS, LabelSchema, LabelSpace, SpaceLabel, Structure
+from multiseg.labels import LESION, PATHOLOGY, TISSUE, WORDS, LabelSchema, LabelSpace, SpaceLabel, Structure
 from multiseg.store.reader import Case, Store
 
 
@@ -22,6 +22,7 @@ def listed_labels(labels: Sequence[str], store: Store, cases: Sequence[Case]) ->
 
     "tissues" means every tissue that some of the cases are annotated for, database after database;
     "tissues+lesion" means these and "lesion"; "lesions-by-pathology" means a label for the lesions of each pathology.
+    What a tool for healthy anatomy marks as "tissue:lesion" is not among the tissues: nobody looked for lesions there.
 
     Args:
         cases: those that a model will learn from.
@@ -33,6 +34,7 @@ def listed_labels(labels: Sequence[str], store: Store, cases: Sequence[Case]) ->
         return tuple(labels)
     schemas = schemas_of(store, cases)
     tissues = [written(one.kind, one.name) for one in structures_of(schemas) if one.kind == "tissue"]
+    tissues = [name for name in tissues if name != written("tissue", LESION.name)]
     meanings = {
         "tissues": tissues,
         "tissues+lesion": [*tissues, "lesion"] if tissues else [],
