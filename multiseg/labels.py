@@ -201,16 +201,22 @@ def kind_of_structure(name: str) -> str:
 
 @dataclass(frozen=True)
 class SpaceLabel:
-    """A structure that a model segments."""
+    """A structure that a model segments.
+
+    `pathology`: if not empty, the label stands for lesions of any name in cases with this pathology.
+    """
 
     name: str
     kind: str
+    pathology: str = ""
 
 
 LESION = SpaceLabel("lesion", "lesion")
 RESTS = ("", BACKGROUND, "ignore")
-TISSUE = "tissue:"
-"""The prefix of tissues in texts that list structures."""
+TISSUE, PATHOLOGY = "tissue:", "pathology:"
+"""The prefixes of tissues, and of the lesions of one pathology, in texts that list structures."""
+WORDS = ("tissues", "tissues+lesion", "lesions-by-pathology")
+"""Label spaces whose structures depend on the data: `multiseg.store.structures.listed_labels` lists them."""
 
 
 @dataclass(frozen=True)
@@ -242,16 +248,15 @@ class LabelSpace:
 
     @classmethod
     def of(cls, names: str | Iterable[str], rest: str = "") -> LabelSpace:
-        """The space of these structures: "lesion", "oedema", "tissue:CSF" ...
+        """The space of these structures: "lesion", "oedema", "tissue:CSF", "pathology:stroke" ...
 
         >>> LabelSpace.of(["lesion", "tissue:CSF"]).names
         ('lesion', 'CSF')
+
+        Raises:
+            LabelError: a name is one of `WORDS`, whose structures only a store can tell; and see the class.
         """
-        labels = [
-            SpaceLabel(n.removeprefix(TISSUE).removeprefix("lesion:"), "tissue" if n.startswith(TISSUE) else "lesion")
-            for n in as_names(names)
-        ]
-        return cls(tuple(labels), rest)
+        return cls(tuple(_space_label(name) for name in as_names(names)), rest)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -262,35 +267,40 @@ class LabelSpace:
         """1 for a single structure against background; otherwise one for background and one per structure."""
         return 1 if len(self.labels) == 1 else 1 + len(self.labels)
 
-    def index_of(self, structure: Structure) -> int | None:
-        """The index of a structure in this space; None if the space does not have it."""
-        for index, label in enumerate(self.labels, start=1):
-            if label.name == structure.name and label.kind == structure.kind:
-                return index
-        if structure.kind == "lesion" and LESION in self.labels:
-            return self.labels.index(LESION) + 1
-        return None
+    def index_of(self, structure: Structure, pathology: str = "") -> int | None:
+        """The index of a structure in this space; None if the space does not have it.
 
-    def unlisted(self, schemas: Iterable[LabelSchema]) -> tuple[str, ...]:
+        A label of the structure's own name comes before one of its pathology, and that before "lesion".
+
+        Args:
+            pathology: of the case.
+        """
+        candidates = [SpaceLabel(structure.name, structure.kind)]
+        if structure.kind == "lesion":
+            by_pathology = [label for label in self.labels if label.pathology and label.pathology == pathology]
+            candidates += [*by_pathology, LESION]
+        return next((self.labels.index(label) + 1 for label in candidates if label in self.labels), None)
+
+    def unlisted(self, schemas: Iterable[LabelSchema], pathology: str = "") -> tuple[str, ...]:
         """The lesion structures in a case's annotations that the space does not list.
 
         All annotations count if the space has lesions; otherwise those that the space reads.
         """
-        read = [schema for schema in schemas if self._reads(schema)]
+        read = [schema for schema in schemas if self._reads(schema, pathology)]
         return tuple(
             dict.fromkeys(
                 structure.name
                 for schema in read
                 for structure in schema.structures
-                if structure.kind == "lesion" and self.index_of(structure) is None
+                if structure.kind == "lesion" and self.index_of(structure, pathology) is None
             )
         )
 
-    def _reads(self, schema: LabelSchema) -> bool:
+    def _reads(self, schema: LabelSchema, pathology: str) -> bool:
         has_lesions = any(label.kind == "lesion" for label in self.labels)
-        return has_lesions or any(self.index_of(structure) is not None for structure in schema.structures)
+        return has_lesions or any(self.index_of(structure, pathology) is not None for structure in schema.structures)
 
-    def view(self, schemas: Mapping[str, LabelSchema], annotated: Sequence[bool]) -> LabelView:
+    def view(self, schemas: Mapping[str, LabelSchema], annotated: Sequence[bool], pathology: str = "") -> LabelView:
         """How the annotations of a case (`annotated`, in the order of the schemas) become targets.
 
         Each structure is read from the first annotation of the case that has it, so a second rater never overrides
@@ -304,13 +314,13 @@ class LabelSpace:
                 continue
             table = np.zeros(256, dtype=np.uint8)
             for code, structure in enumerate(schema.structures, start=1):
-                index = self.index_of(structure)
+                index = self.index_of(structure, pathology)
                 if (structure.name, structure.kind) in taken:
                     continue
                 if index is not None:
                     table[code] = index
                     is_annotated[index - 1] = True
-                elif self.rest == "ignore" and structure.kind == "lesion" and self._reads(schema):
+                elif self.rest == "ignore" and structure.kind == "lesion" and self._reads(schema, pathology):
                     table[code] = IGNORE
             if table.any():
                 table[IGNORE] = IGNORE
@@ -321,6 +331,20 @@ class LabelSpace:
         # Later tables override earlier ones: lesions come last, and the first annotation after the second.
         order = sorted(tables, key=lambda n: (is_lesion[n], is_listed[n], -n))
         return LabelView(tuple((n, tables[n]) for n in order), is_annotated)
+
+
+def _space_label(text: str) -> SpaceLabel:
+    if text in WORDS:
+        raise LabelError(
+            f"the structures of {text!r} depend on the data: list them, such as lesion,tissue:CSF. To see those of a "
+            f"store: multiseg train STORE --labels {text} --print-config."
+        )
+    if text.startswith(PATHOLOGY):
+        name = text.removeprefix(PATHOLOGY)
+        return SpaceLabel(name, "lesion", name)
+    if text.startswith(TISSUE):
+        return SpaceLabel(text.removeprefix(TISSUE), "tissue")
+    return SpaceLabel(text.removeprefix("lesion:"), "lesion")
 
 
 @dataclass(frozen=True, eq=False)

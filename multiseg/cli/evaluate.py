@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiseg.cli.shared_flags import AsJson, Device, Overwrite
-from multiseg.errors import few
+from multiseg.cli.shared_flags import AsJson, Device, Fuse, Overwrite
+from multiseg.errors import UsageError, few
 
 if TYPE_CHECKING:
+    from multiseg.evaluation.file_evaluation import PredictionFiles
     from multiseg.evaluation.model_evaluation import Evaluation
 
 
 def evaluate_command(
-    run: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="A run folder or a model file; two with --fuse; none with --predictions."),
+    ] = None,
     store: Annotated[str, typer.Option(help="A store (default: the one of the training).")] = "",
     split: Annotated[str, typer.Option(help='train, val, test, or "all".')] = "test",
     database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
@@ -32,6 +36,21 @@ def evaluate_command(
     metric: Annotated[
         list[str] | None, typer.Option(help="Add your own metric, MODULE:NAME; see docs/extending.md.")
     ] = None,
+    fuse: Fuse = "",
+    predictions: Annotated[
+        str, typer.Option(help='Evaluate files in native space instead of a model, such as "out/{case}.nii.gz".')
+    ] = "",
+    labels: Annotated[
+        str, typer.Option(help='The meaning of their codes, such as "1=tissue:CSF,2=tissue:GM,7=lesion".')
+    ] = "",
+    name: Annotated[str, typer.Option(help="The name of the program that made them, for the tables.")] = "",
+    lesion_assumed: Annotated[
+        bool,
+        typer.Option(
+            "--lesion-assumed",
+            help="Put the annotated lesions into every prediction first, to measure tissues where there is no lesion.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -45,18 +64,25 @@ def evaluate_command(
     multiseg evaluate runs/joint
 
     multiseg evaluate runs/joint --store other.zarr --split all
+
+    multiseg evaluate runs/tissue runs/lesion --fuse lesion-over-tissue
+
+    multiseg evaluate --predictions "out/{case}.nii.gz" --labels "2=tissue:WM,7=lesion" --name SAMSEG --store all.zarr
     """
     from rich.progress import TaskID
 
     from multiseg.cli.console import messages, print_json, progress_bar
     from multiseg.cli.model import warn_of_removed
+    from multiseg.evaluation.file_evaluation import evaluate_files
     from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate, store_of_run
     from multiseg.models.devices import resolve_device
+    from multiseg.models.fused import load_fused
     from multiseg.models.saved import model_path, read_learnt
     from multiseg.store.reader import open_store
 
-    folder = out or (run if run.is_dir() else run.parent) / _folder_name(split, store, database or [])
-    options = EvaluateOptions("" if split == "all" else split, tuple(database or ()), subsets, overlap)
+    options = EvaluateOptions("" if split == "all" else split, tuple(database or ()), subsets, overlap, lesion_assumed)
+    files = _files(predictions, labels, name, runs or [], store)
+    folder = out or _default_folder(runs or [], name, split, store, database or [])
     with progress_bar("evaluate", 1) as bar:
 
         def on_case(done: int, total: int, case: str) -> None:
@@ -64,15 +90,49 @@ def evaluate_command(
             if bar.disable and not as_json:
                 messages().print(f"{done + 1}/{total} {case}", soft_wrap=True)
 
-        resolved = str(resolve_device(device))
-        result = evaluate(run, store or None, options, resolved, folder, on_case, metric or (), overwrite)
+        if files:
+            result = evaluate_files(files, open_store(store), options, folder, on_case, metric or (), overwrite)
+        else:
+            resolved = str(resolve_device(device))
+            several = runs or []
+            model = load_fused(several, fuse, resolved) if fuse or len(several) > 1 else several[0]
+            store = store or store_of_run(several[0])
+            result = evaluate(model, store, options, resolved, folder, on_case, metric or (), overwrite)
     result.save(folder, overwrite)
     if as_json:
         print_json({"folder": str(folder), **result.to_json()})
     else:
         _print_evaluation(result, folder)
-    warn_of_removed(open_store(store or store_of_run(run)), read_learnt(model_path(run)))
+    for run in runs or []:
+        warn_of_removed(open_store(store), read_learnt(model_path(run)))
     return 0
+
+
+def _files(predictions: str, labels: str, name: str, runs: Sequence[Path], store: str) -> PredictionFiles | None:
+    """The files to evaluate instead of a model, if any; raises UsageError if a flag is missing or too many."""
+    from multiseg.evaluation.file_evaluation import PredictionFiles
+
+    if not predictions:
+        if labels or name:
+            raise UsageError("--labels and --name belong to --predictions: name its files, too.")
+        if not runs:
+            raise UsageError("name a run folder or a model file, or files to evaluate: --predictions.")
+        return None
+    missing = [flag for flag, value in (("--labels", labels), ("--name", name), ("--store", store)) if not value]
+    if missing:
+        raise UsageError(f"--predictions needs {', '.join(missing)}, too.")
+    if runs:
+        raise UsageError(f"evaluate either {runs[0]} or the files of --predictions, not both.")
+    return PredictionFiles(predictions, labels, name)
+
+
+def _default_folder(runs: Sequence[Path], name: str, split: str, store: str, databases: Sequence[str]) -> Path:
+    """Beside the first model; for files of a program beside the current folder's other results."""
+    if not runs:
+        return Path(f"{_folder_name(split, store, databases)}-{name}")
+    first, *others = runs
+    names = [run.name if run.is_dir() else run.stem for run in others]
+    return (first if first.is_dir() else first.parent) / _folder_name(split, store, [*databases, *names])
 
 
 def _folder_name(split: str, store: str, databases: Sequence[str]) -> str:

@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
-from multiseg.cli.shared_flags import AsJson, Device, Overwrite
+from multiseg.cli.shared_flags import AsJson, Device, Fuse, Overwrite
 
 
 def predict_command(
     model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
     images: Annotated[
-        list[str], typer.Argument(help="FLAIR=scan.nii.gz, or a file name that contains the sequence: t1.nii.gz.")
+        list[str],
+        typer.Argument(
+            help="FLAIR=scan.nii.gz, or a file name that contains the sequence: t1.nii.gz. With --fuse the second "
+            "model comes first."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the segmentation (.nii.gz).")],
     brain_mask: Annotated[
@@ -27,6 +31,7 @@ def predict_command(
         str, typer.Option(help="If mask and image have one shape but other positions: refuse, world or array.")
     ] = "refuse",
     picture: Annotated[Path | None, typer.Option(help="Also draw the segmentation on the images (.png).")] = None,
+    fuse: Fuse = "",
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -36,17 +41,23 @@ def predict_command(
     Example:
 
     multiseg predict runs/joint FLAIR=flair.nii.gz T1=t1.nii.gz -o lesions.nii.gz
+
+    multiseg predict runs/tissue runs/lesion --fuse lesion-over-tissue FLAIR=flair.nii.gz T1=t1.nii.gz -o all.nii.gz
     """
     from multiseg.cli.console import messages, output, print_json
     from multiseg.evaluation.montage import PNG
     from multiseg.evaluation.prediction import input_files, name_images, predict, save_overlay
     from multiseg.files import check_files
     from multiseg.models.devices import resolve_device
+    from multiseg.models.fused import load_fused
 
-    files, resolved = name_images(images), str(resolve_device(device))
+    resolved = str(resolve_device(device))
+    models, scans = ([model, Path(images[0])], images[1:]) if fuse else ([model], images)
+    files = name_images(scans)
     if picture:
         check_files([picture], input_files(model, files, brain_mask), overwrite, PNG)  # fail before the work
-    result = predict(model, files, out, brain_mask, reference, overlap, headers_disagree, resolved, overwrite)
+    used = load_fused(models, fuse, resolved) if fuse else model
+    result = predict(used, files, out, brain_mask, reference, overlap, headers_disagree, resolved, overwrite)
     if picture:
         save_overlay(picture, result, overwrite)
     if as_json:

@@ -20,3 +20,7 @@ PrintConfig = Annotated[
     bool, typer.Option("--print-config", help="Print all settings (TOML, or with --json JSON) and exit.")
 ]
 ThisStore = Annotated[str, typer.Argument(help="The store, by path or URL.")]
+Fuse = Annotated[
+    str,
+    typer.Option(help="Combine two models: lesion-over-tissue puts the lesions of one over the tissues of the other."),
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,11 @@ def train_command(
         str | None, typer.Option(help="Network, such as multi_unet or multi_unet_plus, or MODULE:NAME.")
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help='Structures to segment, such as "lesion" (default) or "oedema,tissue:CSF".')
+        str | None,
+        typer.Option(
+            help='Structures to segment, such as "lesion" (default) or "oedema,tissue:CSF"; or one of tissues, '
+            "tissues+lesion, lesions-by-pathology."
+        ),
     ] = None,
     *,
     flags: TrainFlags,
@@ -45,6 +50,8 @@ def train_command(
 
     multiseg train brain.zarr --print-config > run.toml
 
+    multiseg train brain.zarr --labels tissues+lesion --hide wmh/tissue --out runs/anatomy
+
     multiseg train --run run.toml --out runs/mine
 
     multiseg train brain.zarr --out runs/fused --model maf_unet --drop subsets --cases 20
@@ -57,7 +64,7 @@ def train_command(
     names = [name.strip() for name in labels.split(",")] if labels else None
     options = options_from(store, out, flags, {"labels": names, "model": {"builder": model}})
     if flags.print_config:
-        print_settings(options, as_json)
+        print_settings(_with_listed_labels(options), as_json)
         return 0
     if out is None:
         raise UsageError("name a folder for the run: --out runs/NAME.")
@@ -67,6 +74,14 @@ def train_command(
     if as_json and is_first_process():
         print_json({"run": str(out), "step": result.step, "finished": result.finished, "best": result.best})
     return 0 if result.finished else 130
+
+
+def _with_listed_labels(options: TrainOptions) -> TrainOptions:
+    """The options with the structures that a word among the labels means; only then the store is opened."""
+    from multiseg.labels import WORDS
+    from multiseg.training.run import with_listed_labels
+
+    return with_listed_labels(options)[0] if set(options.labels) & set(WORDS) else options
 
 
 def train_shown(options: TrainOptions, out: Path, flags: TrainFlags, quiet: bool) -> TrainResult:
@@ -101,7 +116,18 @@ def train_shown(options: TrainOptions, out: Path, flags: TrainFlags, quiet: bool
     if math.isnan(result.best):
         best = "no validation cases, so the model is that of the last step"
     console.print(f"{out}: {result.step} steps, {best}. Channels: {channels}.", soft_wrap=True)
+    if never_found := _never_found(result.history):
+        console.print(
+            f"The Dice of {', '.join(never_found)} was 0 in every validation: the model has not learnt to find it.",
+            soft_wrap=True,
+        )
     return result
+
+
+def _never_found(history: Sequence[Mapping[str, float]]) -> list[str]:
+    """The structures, as "DATABASE/STRUCTURE", whose Dice was 0 in every validation."""
+    names = dict.fromkeys(name for entry in history for name in entry if "/" in name)
+    return [name for name in names if all(entry[name] == 0 for entry in history if name in entry)]
 
 
 def _channels(info: ModelInfo) -> str:
@@ -152,4 +178,6 @@ def _validation_line(event: Validated) -> str:
     if event.num_absent:
         parts += f"  false alarms {event.num_false_alarms} of {event.num_absent}"
     best = "  (best so far)" if event.is_best else ""
-    return f"step {event.step}: validation Dice {event.score:.3f}  {parts}{best}"
+    kinds = ", ".join(f"{kind} {dice:.3f}" for kind, dice in event.kinds.items()) if len(event.kinds) > 1 else ""
+    score = f"{event.score:.3f}{f' ({kinds})' if kinds else ''}"
+    return f"step {event.step}: validation Dice {score}  {parts}{best}"

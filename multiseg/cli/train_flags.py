@@ -28,6 +28,9 @@ class TrainFlags:
             help="How to treat lesions that are not in --labels: ignore (their voxels are not used) or background."
         ),
     ] = None
+    hide: Annotated[list[str] | None, typer.Option(help="Do not learn from this annotation, DATABASE/ANNOTATION.")] = (
+        None
+    )
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps in total; a larger number extends a finished run.", min=1)
     ] = None
@@ -61,7 +64,7 @@ class TrainFlags:
         patch = (self.patch,) * 3 if self.patch else None
         draw = {"patch": patch, "drop": self.drop, "num_cases": self.cases, "seed": self.seed}
         return {
-            "databases": self.database, "device": self.device, "seed": self.seed, "rest": self.rest,
+            "databases": self.database, "hide": self.hide, "device": self.device, "seed": self.seed, "rest": self.rest,
             "stream": {"batch_size": self.batch_size, "workers": self.workers, "cache": self.cache, "draw": draw},
             "augment": {"preset": self.augment, "seed": self.seed},
             "fit": {"num_steps": self.steps, "learning_rate": self.learning_rate},

@@ -30,13 +30,13 @@ from multiseg.evaluation.result_folder import PROGRESS, DoneCases, check_room, k
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
 from multiseg.evaluation.tables import write_table
 from multiseg.files import write_atomically
-from multiseg.labels import IGNORE
+from multiseg.labels import IGNORE, LabelSpace
 from multiseg.modalities import as_names
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote, local_path
-from multiseg.store.reader import Case, Store, open_store
+from multiseg.store.reader import Case, Database, Store, open_store
 
 KEY = ["database", "label", "modalities", "learnt"]
 POLICY = (
@@ -58,12 +58,15 @@ class EvaluateOptions:
         subsets: "all" (every non-empty subset of each case's sequences), "full", or a list such as
             "FLAIR,FLAIR+T1", of which each case gets those whose sequences it has.
         overlap: of the sliding windows, as a share of their size.
+        lesion_assumed: whether the annotated lesions are put into every prediction first, so that the tissues are
+            measured where there is no lesion; with a label space without lesions, their voxels are ignored.
     """
 
     split: str = "test"
     databases: str | tuple[str, ...] = ()
     subsets: str = "all"
     overlap: float = 0.5
+    lesion_assumed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "databases", as_names(self.databases))
@@ -193,7 +196,7 @@ def evaluate(
         store = open_store(store or store_of_run(run))
     check_spacing(model.info, store)
     selected = select(store, options.databases, split=options.split)
-    reasons = {f"{case.database}/{case.name}": _why_skipped(model, store, case, options.subsets) for case in selected}
+    reasons = {f"{case.database}/{case.name}": _why_skipped(model, store, case, options) for case in selected}
     skipped = {name: reason for name, reason in reasons.items() if reason}
     cases = [case for case in selected if f"{case.database}/{case.name}" not in skipped]
     if not cases:
@@ -213,7 +216,7 @@ def evaluate(
     num_seen: Counter[str] = Counter()
     for index, case in enumerate(cases):
         on_case(index, len(cases), f"{case.database}/{case.name}")
-        loaded = _load(model, store, case)
+        loaded = _load(model, store, case, options.lesion_assumed)
         if _key(case) not in done.rows:
             done.add(_key(case), list(_rows(model, loaded, options, own)))
         num_seen[case.database] += 1
@@ -276,10 +279,11 @@ def check_spacing(info: ModelInfo, store: Store) -> None:
         )
 
 
-def _why_skipped(model: Model, store: Store, case: Case, subsets: str) -> str:
+def _why_skipped(model: Model, store: Store, case: Case, options: EvaluateOptions) -> str:
     """Why a case cannot be evaluated; "" if it can."""
-    if not store[case.database].label_view(case, model.info.space).annotated.any():
-        return f"it is not annotated for {', '.join(model.info.space.names)}"
+    subsets = options.subsets
+    if reason := why_not_comparable(store, case, model.info.space, options.lesion_assumed):
+        return reason
     if not model.info.usable(case.modalities):
         return f"it has only {', '.join(case.modalities)}, which the model was not trained on"
     if not chosen_subsets(subsets, model.info.usable(case.modalities)):
@@ -302,9 +306,58 @@ def _unlisted(model: Model, store: Store, cases: Sequence[Case]) -> dict[str, st
     unlisted: dict[str, str] = {}
     for case in cases:
         annotated = zip(store[case.database].schemas.values(), case.annotated, strict=True)
-        if names := space.unlisted([schema for schema, has_it in annotated if has_it]):
+        if names := space.unlisted([schema for schema, has_it in annotated if has_it], case.pathology):
             unlisted[case.database] = f"{', '.join(names)}: lesions that the model does not list, {treatment}"
     return unlisted
+
+
+def why_not_comparable(store: Store, case: Case, space: LabelSpace, lesion_assumed: bool) -> str:
+    """Why nothing can be compared with the annotations of a case; "" if something can."""
+    if not store[case.database].label_view(case, space).annotated.any():
+        return f"it is not annotated for {', '.join(space.names)}"
+    if lesion_assumed and not store[case.database].label_view(case, LabelSpace()).annotated.any():
+        return "it is not annotated for lesions, which were to be assumed"
+    return ""
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What the predictions for a case are compared with.
+
+    Attributes:
+        target: index in the label space; 255 is ignored.
+        annotated: the labels of the space that the case is annotated for.
+        assumed: what is put into every prediction where it is not 0.
+    """
+
+    target: UInt8[np.ndarray, "i j k"]
+    annotated: Bool[np.ndarray, " label"]
+    assumed: UInt8[np.ndarray, "i j k"]
+
+    def completed(self, predicted: UInt8[np.ndarray, "i j k"]) -> UInt8[np.ndarray, "i j k"]:
+        """The prediction with what is assumed."""
+        return np.where(self.assumed > 0, self.assumed, predicted)
+
+
+def truth_of(
+    database: Database,
+    case: Case,
+    codes: UInt8[np.ndarray, "annotation i j k"],
+    space: LabelSpace,
+    lesion_assumed: bool,
+) -> Truth:
+    """The truth of a case in a label space, from its stored codes."""
+    view = database.label_view(case, space)
+    target = view.target(codes)
+    assumed = np.zeros_like(target)
+    if lesion_assumed:
+        is_lesion = database.label_view(case, LabelSpace()).target(codes) == 1
+        lesions = [index for index, label in enumerate(space.labels, start=1) if label.kind == "lesion"]
+        if lesions:
+            assumed = np.where(is_lesion & np.isin(target, lesions), target, 0).astype(np.uint8)
+        else:
+            target = np.where(is_lesion, IGNORE, target).astype(np.uint8)
+    return Truth(target, view.annotated, assumed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,35 +368,40 @@ class _Loaded:
     usable: tuple[str, ...]
     shown: dict[str, Float[np.ndarray, "i j k"]]
     images: Float[np.ndarray, "modality i j k"]
-    target: UInt8[np.ndarray, "i j k"]
-    annotated: Bool[np.ndarray, " label"]
+    truth: Truth
 
 
-def _load(model: Model, store: Store, case: Case) -> _Loaded:
+def _load(model: Model, store: Store, case: Case, lesion_assumed: bool) -> _Loaded:
     info, database = model.info, store[case.database]
     stored, codes = database.whole(case)
-    view = database.label_view(case, info.space)
     # In the model's order, so that a subset has the same name in every store.
     usable = tuple(name for name in info.axis if name in info.usable(case.modalities))
     images, _ = network_input(info, stored, database.modalities, usable, case.intensity)
     shown = {name: stored[database.modalities.index(name)] for name in usable}
-    return _Loaded(case, usable, shown, images, view.target(codes), view.annotated)
+    return _Loaded(case, usable, shown, images, truth_of(database, case, codes, info.space, lesion_assumed))
 
 
 def _rows(
     model: Model, loaded: _Loaded, options: EvaluateOptions, own: Mapping[str, Metric]
 ) -> Iterator[dict[str, Any]]:
-    case, target = loaded.case, loaded.target
     for subset in chosen_subsets(options.subsets, loaded.usable):
         predicted = _segmented(model, loaded, subset, options.overlap)
-        for label, name in enumerate(model.info.space.names, start=1):
-            if loaded.annotated[label - 1]:
-                mask, truth = predicted == label, target == label
-                looked_at, spacing_mm = target != IGNORE, case.grid.spacing_mm
-                metrics = case_metrics(mask, truth, spacing_mm, looked_at)
-                yield {"database": case.database, "case": case.name, "label": name, "modalities": "+".join(subset),
-                       "num_modalities": len(subset), **asdict(metrics),
-                       **own_values(own, mask & looked_at, truth & looked_at, spacing_mm)}  # fmt: skip
+        for row in compared_rows(loaded.case, loaded.truth, predicted, model.info.space, own):
+            yield {**row, "modalities": "+".join(subset), "num_modalities": len(subset)}
+
+
+def compared_rows(
+    case: Case, truth: Truth, predicted: UInt8[np.ndarray, "i j k"], space: LabelSpace, own: Mapping[str, Metric]
+) -> Iterator[dict[str, Any]]:
+    """A row of metrics for each annotated label of a case, without the sequences it was predicted from."""
+    looked_at, spacing_mm = truth.target != IGNORE, case.grid.spacing_mm
+    for label, name in enumerate(space.names, start=1):
+        if truth.annotated[label - 1]:
+            mask, expected = predicted == label, truth.target == label
+            metrics = case_metrics(mask, expected, spacing_mm, looked_at)
+            own_columns = own_values(own, mask & looked_at, expected & looked_at, spacing_mm)
+            yield {"database": case.database, "case": case.name, "label": name, "modalities": "", "num_modalities": 0,
+                   **asdict(metrics), **own_columns}  # fmt: skip
 
 
 def _panel(model: Model, loaded: _Loaded, overlap: float) -> CasePanel:
@@ -352,13 +410,14 @@ def _panel(model: Model, loaded: _Loaded, overlap: float) -> CasePanel:
     learnt = {TRAIN: ", trained on", VAL: ", chosen by"}.get(how_learnt(model.learnt, case.content.values()), "")
     predicted = _segmented(model, loaded, loaded.usable, overlap)
     return compared_panel(
-        f"{case.database}/{case.name}", case.pathology, loaded.shown, loaded.target, predicted, model.info.space.names,
-        loaded.annotated, case.grid.spacing_mm, learnt,
+        f"{case.database}/{case.name}", case.pathology, loaded.shown, loaded.truth.target, predicted,
+        model.info.space.names, loaded.truth.annotated, case.grid.spacing_mm, learnt,
     )  # fmt: skip
 
 
 def _segmented(model: Model, loaded: _Loaded, subset: Sequence[str], overlap: float) -> UInt8[np.ndarray, "i j k"]:
-    return segment(model, loaded.images, subset, overlap, brain_of(loaded.shown[name] for name in subset))
+    brain = brain_of(loaded.shown[name] for name in subset)
+    return loaded.truth.completed(segment(model, loaded.images, subset, overlap, brain))
 
 
 def segment(

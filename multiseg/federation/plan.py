@@ -164,10 +164,17 @@ def check(options: FederationOptions) -> None:
         raise UsageError(f"local.proximal is {local.proximal}: give 0 or more.")
     check_aggregate(aggregate)
     space = LabelSpace.of(options.labels, options.rest)
+    if by_pathology := [label.name for label in space.labels if label.pathology]:
+        raise UsageError(
+            f"a federation cannot train labels by pathology ({', '.join(by_pathology)}): list structures, such as "
+            'labels = ["lesion"].'
+        )
     if options.augment.flip_probability:
         check_sides(space)
     if options.fit.ema:
         raise UsageError("fit.ema is only for training without federation: the rounds are an average already.")
+    if options.fit.class_weights != "none":
+        raise UsageError("fit.class_weights is only for training without federation.")
     builder = options.model.builder
     if builder in NETWORKS and NETWORKS[builder].parts is None:
         raise UsageError(f"a federation cannot train a {builder} network: fine-tune the joint model at each site.")

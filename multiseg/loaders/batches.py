@@ -183,7 +183,7 @@ class PatchStream(IterableDataset[Batch]):
         draw = self.options.draw
         cases = {name: chosen([case for case in usable if case.database == name], draw) for name in names}
         drawn = [case for name in names if draw.weights.get(name, 1) > 0 for case in cases[name]]
-        check_rest(space, unlisted_of(space, schemas_of(store, drawn)))
+        check_rest(space, unlisted_of(space, store, schemas_of(store, drawn)))
         num_patches = self.options.batch_size * self.share.num
         if draw.databases == "each" and num_patches % len(names):
             raise UsageError(

@@ -96,7 +96,7 @@ class _Views:
     def number(self, database: Database, annotated: Sequence[bool]) -> int:
         key = (database.name, tuple(annotated))
         if key not in self._numbers:
-            view = self._space.view(database.schemas, annotated)
+            view = self._space.view(database.schemas, annotated, database.pathology)
             self._numbers[key] = len(self.tables)
             self.tables.append(_tables(database, view))
             self.annotated.append(view.annotated)

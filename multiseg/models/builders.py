@@ -15,6 +15,7 @@ from multiseg.models.hetero import HemisUnet
 from multiseg.models.progressive import ProgressiveUnet
 from multiseg.models.unet import MultiUnet
 from multiseg.models.unet_plus import MultiUnetPlus
+from multiseg.models.unet_sum import UnetSum
 from multiseg.own import blamed, imported, is_own, name_of
 
 Builder: TypeAlias = Callable[..., nn.Module]
@@ -137,6 +138,15 @@ multi_unet_plus = Network(
     cuda_parts=5,
     cost=0.8,
 )
+unet_sum = Network(
+    UnetSum,
+    PartRules(r"head\.(?:weight|bias)", sliced=((r"encoder\.0\.0\.weight", 1),)),
+    widths=(32, 64, 128, 256),
+    dropout=0.0,
+    norm="batch",
+    cpu_dropout=0.0,
+    cuda_parts=2,
+)
 progressive = Network(ProgressiveUnet, None, is_bounded=True, trained_first="multi_unet", cost=1.5)
 
 NETWORKS: dict[str, Network] = {
@@ -145,6 +155,7 @@ NETWORKS: dict[str, Network] = {
     "maf_unet": maf_unet,
     "hemis": hemis,
     "multi_unet_plus": multi_unet_plus,
+    "unet_sum": unet_sum,
     "progressive": progressive,
 }
 

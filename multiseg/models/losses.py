@@ -61,12 +61,23 @@ def marginal(
     return torch.cat([background, log_p[:, 1:]], dim=1)
 
 
-def cross_entropy(log_p: Float[Tensor, "batch class i j k"], target: UInt8[Tensor, "batch i j k"]) -> Float[Tensor, ""]:
-    """Minus the mean log-probability of the target over all voxels that are not ignored; 0 if all are."""
+def cross_entropy(
+    log_p: Float[Tensor, "batch class i j k"],
+    target: UInt8[Tensor, "batch i j k"],
+    weights: Float[Tensor, " class"] | None = None,
+) -> Float[Tensor, ""]:
+    """Minus the mean log-probability of the target over all voxels that are not ignored; 0 if all are.
+
+    Args:
+        weights: of the voxels of each class in the mean.
+    """
     looked_at = target != IGNORE
     index = torch.where(looked_at, target, 0).long()
     picked = torch.gather(log_p, 1, rearrange(index, "b i j k -> b 1 i j k"))[:, 0]
-    return -(picked * looked_at).sum() / looked_at.sum().clamp(min=1)
+    if weights is None:
+        return -(picked * looked_at).sum() / looked_at.sum().clamp(min=1)
+    weight = weights[index] * looked_at
+    return -(picked * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def unsearched_outside(

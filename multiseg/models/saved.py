@@ -72,7 +72,8 @@ class ModelInfo:
         return asdict(self) | {
             "format": FORMAT,
             "axis": list(self.axis),
-            "space": [asdict(label) for label in self.space.labels],
+            # Without empty fields, so that an older multiseg reads a model without labels by pathology.
+            "space": [{name: text for name, text in asdict(label).items() if text} for label in self.space.labels],
             **({"rest": self.space.rest} if self.space.rest else {}),
             "versions": {"multiseg": version("multiseg"), "torch": torch.__version__},
         }

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,12 @@ class Database:
             shards=str(columns["shards"][row]),
         )
 
+    def hide(self, annotation: str) -> None:
+        """Read all cases as if they did not have this annotation, until the store is opened again."""
+        hidden = np.array([name == annotation for name in self.schemas])
+        self.cases = tuple(replace(case, annotated=case.annotated & ~hidden) for case in self.cases)
+        self._by_name = {case.name: case for case in reversed(self.cases)}
+
     def __getitem__(self, name: str) -> Case:
         if name not in self._by_name:
             raise StoreError(
@@ -167,7 +173,7 @@ class Database:
 
     def label_view(self, case: Case, space: LabelSpace) -> LabelView:
         """How the case's annotations become targets in a label space."""
-        return space.view(self.schemas, case.annotated.tolist())
+        return space.view(self.schemas, case.annotated.tolist(), case.pathology)
 
     def whole(self, case: Case) -> tuple[Float[np.ndarray, "modality i j k"], UInt8[np.ndarray, "annotation i j k"]]:
         """All sequences and all annotations of a case.

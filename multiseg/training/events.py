@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SHOWN_EVERY = 10
 """TensorBoard and trackers show every tenth step."""
@@ -34,15 +34,19 @@ class Validation:
 
     Attributes:
         score: chooses the best model, see `validate.score_of`; NaN without any case.
-        dice: mean by database over the cases that have a structure; NaN if none has.
+        dice: mean by database over the cases that have a structure, see `validate.mean_dice`; NaN if none has.
         num_false_alarms: structures that were predicted in a case that does not have them.
         num_absent: structures that a case does not have, over all cases.
+        structures: mean Dice by "DATABASE/STRUCTURE".
+        kinds: mean Dice over the databases of "lesion" and of "tissue", of those that any case has.
     """
 
     score: float
     dice: Mapping[str, float]
     num_false_alarms: int = 0
     num_absent: int = 0
+    structures: Mapping[str, float] = field(default_factory=dict)
+    kinds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Validated:
     is_best: bool
     num_false_alarms: int = 0
     num_absent: int = 0
+    structures: Mapping[str, float] = field(default_factory=dict)
+    kinds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,10 @@ def scalars_of(event: Event) -> dict[str, float]:
     if isinstance(event, Validated):
         alarms = {"validation/false_alarms": float(event.num_false_alarms)} if event.num_absent else {}
         parts = {f"validation/{name}": value for name, value in event.parts.items()}
-        return {"validation/score": event.score} | alarms | parts
+        several = event.structures if len({name.partition("/")[2] for name in event.structures}) > 1 else {}
+        structures = {f"validation_structures/{name}": value for name, value in several.items()}
+        kinds = {f"validation_kinds/{kind}": value for kind, value in event.kinds.items() if len(event.kinds) > 1}
+        return {"validation/score": event.score} | alarms | parts | kinds | structures
     if not isinstance(event, StepDone) or event.step % SHOWN_EVERY:
         return {}
     return {

@@ -31,8 +31,9 @@ class FitOptions:
     """How long and how to train.
 
     Attributes:
-        objective: "dice+bce" (Dice of each sample), "batch_dice+bce" (over the batch), "dice" (as published), or your
-            own as module:name.
+        objective: a name in `multiseg.training.objectives.OBJECTIVES`, such as "dice+bce" (Dice of each sample) or
+            "ace", or your own as module:name.
+        class_weights: of the classes in its cross entropy: "none" or "inverse-root", see `class_weights.py`.
         schedule: of the learning rate: "cosine" to 0, "published" (a tenth after a quarter of the steps, as 150 of
             600 epochs) or "constant".
         accumulate: batches per step; the loss is their mean, and memory is needed for only one of them.
@@ -52,6 +53,7 @@ class FitOptions:
     num_steps: int = 25_000
     learning_rate: float = 1e-3
     objective: str = "dice+bce"
+    class_weights: str = "none"
     schedule: str = "cosine"
     accumulate: int = 1
     ema: float = 0.0
@@ -359,9 +361,11 @@ def _validate(state: TrainState, hooks: Hooks, peers: Peers) -> bool:
     is_best = math.isfinite(result.score) and not result.score <= state.best
     state.best = result.score if is_best else state.best
     alarms = {"false_alarms": float(result.num_false_alarms)} if result.num_absent else {}
-    state.history.append({**result.dice, **alarms, "step": float(state.step), "score": result.score})
+    entry = {**result.dice, **result.structures, **alarms, "step": float(state.step), "score": result.score}
+    state.history.append(entry)
     # Before saving: resuming removes log entries after the last save, but cannot add missing ones.
     counts = (result.num_false_alarms, result.num_absent)
-    hooks.on_event(Validated(state.step, result.score, result.dice, is_best, *counts))
+    details = (*counts, result.structures, result.kinds)
+    hooks.on_event(Validated(state.step, result.score, result.dice, is_best, *details))
     hooks.save(is_best)
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -27,99 +28,137 @@ Objective: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, dict[str,
 OwnObjective: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Any]]]
 """An objective of the user: its scalars may be plain numbers."""
 
-Terms: TypeAlias = Callable[
-    [
-        Float[Tensor, "batch class i j k"],
-        UInt8[Tensor, "batch i j k"],
-        Bool[Tensor, "batch label"],
-        Bool[Tensor, "batch i j k"],
-    ],
-    dict[str, Tensor],
-]
-"""Maps log-probabilities, targets, annotated labels and the mask outside the brain to named terms; the loss is their
-sum."""
 
+@dataclass(frozen=True)
+class Targets:
+    """What the logits of a batch are compared with, at one scale.
 
-def _minimised(network: nn.Module, batch: Batch, terms: Terms) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The sum of the terms; over all scales of a network with deep supervision (Lee et al. 2015, arXiv:1409.5185).
-
-    Scale s has logits of half the size of scale s - 1, and every 2^s-th voxel of the batch's target, so that codes are
-    not mixed. With S scales the terms are averaged with weights 2^-s / (2 - 2^(1 - S)).
+    Attributes:
+        outside: the voxels outside the brain.
+        weights: of the classes in a cross entropy; None for equal ones.
     """
-    is_deep = int(getattr(bare(network), "num_scales", 1)) > 1
-    scales = network(batch.images, batch.present, deep=True) if is_deep else [network(batch.images, batch.present)]
-    mean: dict[str, Tensor] = {}
-    outside = outside_brain(batch.images, batch.target)
-    for scale, logits in enumerate(scales):
-        weight = 0.5**scale / (2 - 0.5 ** (len(scales) - 1))
-        every = (slice(None), *[slice(None, None, 2**scale)] * 3)
-        values = terms(log_probabilities(logits), batch.target[every], batch.annotated, outside[every])
-        mean = {name: mean.get(name, 0) + weight * value for name, value in values.items()}
-    loss = torch.stack(list(mean.values())).sum()
-    return loss, {name: value.detach() for name, value in mean.items()}
+
+    target: UInt8[Tensor, "batch i j k"]
+    annotated: Bool[Tensor, "batch label"]
+    outside: Bool[Tensor, "batch i j k"]
+    weights: Float[Tensor, " class"] | None = None
 
 
-def dice_and_cross_entropy(network: nn.Module, batch: Batch, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+Terms: TypeAlias = Callable[[Float[Tensor, "batch class i j k"], Targets], dict[str, Tensor]]
+"""Maps log-probabilities and targets to named terms; the loss is their sum."""
+
+
+@dataclass(frozen=True)
+class LabelObjective:
+    """An objective of multiseg; called like any `Objective`.
+
+    Attributes:
+        is_naive: whether background counts as background also for structures that a case is not annotated for. Such a
+            loss teaches a model that the lesions of one database are absent in all others; it is for comparisons.
+        has_cross_entropy: whether it has a term that class weights change.
+    """
+
+    terms: Terms
+    is_naive: bool = False
+    has_cross_entropy: bool = True
+
+    def __call__(
+        self,
+        network: nn.Module,
+        batch: Batch,
+        step: int,
+        weights: Float[Tensor, " class"] | None = None,
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The sum of the terms; over all scales of a network with deep supervision (Lee et al. 2015, arXiv:1409.5185).
+
+        Scale s has logits of half the size of scale s - 1, and every 2^s-th voxel of the batch's target, so that codes
+        are not mixed. With S scales the terms are averaged with weights 2^-s / (2 - 2^(1 - S)).
+        """
+        is_deep = int(getattr(bare(network), "num_scales", 1)) > 1
+        scales = network(batch.images, batch.present, deep=True) if is_deep else [network(batch.images, batch.present)]
+        mean: dict[str, Tensor] = {}
+        outside = outside_brain(batch.images, batch.target)
+        annotated = torch.ones_like(batch.annotated) if self.is_naive else batch.annotated
+        weights = None if weights is None else weights.to(batch.images.device)
+        for scale, logits in enumerate(scales):
+            share = 0.5**scale / (2 - 0.5 ** (len(scales) - 1))
+            every = (slice(None), *[slice(None, None, 2**scale)] * 3)
+            targets = Targets(batch.target[every], annotated, outside[every], weights)
+            values = self.terms(log_probabilities(logits), targets)
+            mean = {name: mean.get(name, 0) + share * value for name, value in values.items()}
+        loss = torch.stack(list(mean.values())).sum()
+        return loss, {name: value.detach() for name, value in mean.items()}
+
+
+def dice_and_cross_entropy(log_p: Float[Tensor, "batch class i j k"], targets: Targets) -> dict[str, Tensor]:
     """Dice of each sample, averaged, plus cross entropy (binary for a single structure), in equal parts.
 
     Dice alone gives hardly any gradient on patches without lesion; cross entropy punishes false positives
     there. Each sample has the same weight, however small its lesions: with a Dice over all voxels of a batch, large
     lesions would dominate and small ones would be missed.
     """
-    return _minimised(network, batch, partial(_both, over_batch=False))
+    dice = soft_dice_loss(log_p, targets.target, targets.annotated, over_batch=False)
+    return {"dice_loss": dice, **adaptive_cross_entropy(log_p, targets)}
 
 
-def batch_dice_and_cross_entropy(
-    network: nn.Module, batch: Batch, step: int
-) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+def batch_dice_and_cross_entropy(log_p: Float[Tensor, "batch class i j k"], targets: Targets) -> dict[str, Tensor]:
     """Dice over all voxels of the batch plus cross entropy: for one database with lesions of similar size."""
-    return _minimised(network, batch, partial(_both, over_batch=True))
+    dice = soft_dice_loss(log_p, targets.target, targets.annotated, over_batch=True)
+    return {"dice_loss": dice, **adaptive_cross_entropy(log_p, targets)}
 
 
-def _both(
-    log_p: Float[Tensor, "batch class i j k"],
-    target: UInt8[Tensor, "batch i j k"],
-    annotated: Bool[Tensor, "batch label"],
-    outside: Bool[Tensor, "batch i j k"],
-    over_batch: bool,
-) -> dict[str, Tensor]:
-    dice = soft_dice_loss(log_p, target, annotated, over_batch)
-    return {"dice_loss": dice, "cross_entropy": cross_entropy(marginal(log_p, annotated, outside), target)}
+def adaptive_cross_entropy(log_p: Float[Tensor, "batch class i j k"], targets: Targets) -> dict[str, Tensor]:
+    """Adaptive cross entropy (Roulet et al. 2019, eq. 4, with the labels of the database, not those of the patch).
+
+    Background of a case stands for every structure that the case is not annotated for: see `losses.marginal`.
+    """
+    log_p = marginal(log_p, targets.annotated, targets.outside)
+    return {"cross_entropy": cross_entropy(log_p, targets.target, targets.weights)}
 
 
-def dice_alone(network: nn.Module, batch: Batch, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+def dice_alone(log_p: Float[Tensor, "batch class i j k"], targets: Targets) -> dict[str, Tensor]:
     """The published loss: soft Dice of each sample, averaged (Xu et al. 2024, as released).
 
     Structures that a case was not searched for have no gradient, except outside the brain, where they count as
     background (`unsearched_outside`, added to the same term). The published label never needs that.
     """
-    return _minimised(network, batch, _dice_alone)
+    dice = soft_dice_loss(log_p, targets.target, targets.annotated, over_batch=False)
+    return {"dice_loss": dice + unsearched_outside(log_p, targets.target, targets.annotated, targets.outside)}
 
 
-def _dice_alone(
-    log_p: Float[Tensor, "batch class i j k"],
-    target: UInt8[Tensor, "batch i j k"],
-    annotated: Bool[Tensor, "batch label"],
-    outside: Bool[Tensor, "batch i j k"],
-) -> dict[str, Tensor]:
-    dice = soft_dice_loss(log_p, target, annotated, over_batch=False)
-    return {"dice_loss": dice + unsearched_outside(log_p, target, annotated, outside)}
-
-
-OBJECTIVES: dict[str, Objective] = {
-    "dice+bce": dice_and_cross_entropy,
-    "batch_dice+bce": batch_dice_and_cross_entropy,
-    "dice": dice_alone,
+OBJECTIVES: dict[str, LabelObjective] = {
+    "dice+bce": LabelObjective(dice_and_cross_entropy),
+    "batch_dice+bce": LabelObjective(batch_dice_and_cross_entropy),
+    "dice": LabelObjective(dice_alone, has_cross_entropy=False),
+    "ace": LabelObjective(adaptive_cross_entropy),
+    "ace+dice": LabelObjective(dice_and_cross_entropy),  # the same as dice+bce, under the name of Roulet et al. 2019
+    "naive_ce": LabelObjective(adaptive_cross_entropy, is_naive=True),
+    "naive_dice": LabelObjective(dice_alone, is_naive=True, has_cross_entropy=False),
 }
 
 
-def objective_named(name: str) -> Objective:
-    """The objective of this name; raises UsageError if there is none."""
+def objective_named(name: str, weights: Float[Tensor, " class"] | None = None) -> Objective:
+    """The objective of this name.
+
+    Args:
+        weights: of the classes in its cross entropy, background first; None for equal ones.
+
+    Raises:
+        UsageError: there is none, or it has no cross entropy for the weights.
+    """
     if is_own(name):
-        return checked_objective(imported(name, "objective"), name)
-    if name not in OBJECTIVES:
+        objective = checked_objective(imported(name, "objective"), name)
+        has_cross_entropy = False
+    elif name in OBJECTIVES:
+        objective, has_cross_entropy = OBJECTIVES[name], OBJECTIVES[name].has_cross_entropy
+    else:
         raise UsageError(f"fit.objective is {name!r}: give one of {', '.join(OBJECTIVES)}, or your own as module:name.")
-    return OBJECTIVES[name]
+    if weights is None:
+        return objective
+    if not has_cross_entropy:
+        with_one = ", ".join(other for other, record in OBJECTIVES.items() if record.has_cross_entropy)
+        raise UsageError(f"fit.class_weights has no effect on the objective {name!r}: it is for {with_one}.")
+    return partial(OBJECTIVES[name], weights=weights)
 
 
 def checked_objective(objective: OwnObjective, name: str) -> Objective:

@@ -27,14 +27,23 @@ from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
 from multiseg.own import is_own
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
-from multiseg.store.structures import check_named, schemas_of, structures_of, written
+from multiseg.store.structures import (
+    check_named,
+    hide_annotations,
+    listed_labels,
+    pathologies_of,
+    schemas_of,
+    structures_of,
+    written,
+)
 from multiseg.training.checkpoint import RESUME, TrainState, generators, save_state
+from multiseg.training.class_weights import class_weights
 from multiseg.training.distributed import Peers, joined
 from multiseg.training.event_log import EventLog
 from multiseg.training.events import Event
 from multiseg.training.fit import Hooks, fit
 from multiseg.training.numerics import precision
-from multiseg.training.objectives import OwnObjective
+from multiseg.training.objectives import Objective, OwnObjective, objective_named
 from multiseg.training.optimisers import OwnOptimiser, make_optimiser
 from multiseg.training.resume import begin, lessons_of
 from multiseg.training.run_folder import ModelOptions, TrainOptions, claimed_folder, flat, numbers_of, with_all_seeds
@@ -112,7 +121,7 @@ def train(
                 )
             options = inherited(options, parent.info)
         options = with_all_seeds(options)
-        store = open_store(options.store)
+        options, store = with_listed_labels(options)
         own.check(options)
         check_trackers(options.track)
         info, stream = _prepared(options, store, parent, peers.share)
@@ -138,7 +147,7 @@ def train(
                     validate=lambda: validate(state.model, info, store, held_out, should_stop, peers),
                     save=lambda is_best: _save(Path(out), state, (info, begun.learnt), is_best, peers),
                     should_stop=should_stop,
-                    objective=own.objective,
+                    objective=_objective(options, own, store, drawn, info.space),
                     transform=own.augment,
                 )
                 finished = fit(state, stream, options.fit, hooks, options.augment, peers)
@@ -182,13 +191,35 @@ def _check_is_elsewhere(model: Path, out: Path) -> None:
 
 def inherited(options: TrainOptions, parent: ModelInfo) -> TrainOptions:
     """The options with the labels and the network of the parent model; also with its `rest`, unless they set it."""
-    labels = tuple(written(label.kind, label.name) for label in parent.space.labels)
+    labels = tuple(written(label.kind, label.name, label.pathology) for label in parent.space.labels)
     numbers = {name: value for name, value in parent.numbers.items() if name != "first_modalities"}
     if is_own(parent.builder):
         model = ModelOptions(parent.builder, numbers=numbers)
     else:
         model = ModelOptions(parent.builder, **{**numbers, "widths": tuple(numbers["widths"])})
     return replace(options, labels=labels, rest=options.rest or parent.space.rest, model=model)
+
+
+def _objective(
+    options: TrainOptions, own: OwnParts, store: Store, cases: Sequence[Case], space: LabelSpace
+) -> Objective:
+    weights = class_weights(options.fit.class_weights, store, cases, space)
+    if weights is not None and own.objective is not None:
+        raise UsageError("fit.class_weights has no effect on an objective of your own: leave it out.")
+    return own.objective or objective_named(options.fit.objective, weights)
+
+
+def with_listed_labels(options: TrainOptions) -> tuple[TrainOptions, Store]:
+    """The options with the structures that their labels mean, and the open store without hidden annotations.
+
+    Raises:
+        StoreError: the store cannot be opened.
+        UsageError: there is no annotation to hide of that name, or no structure that a label means.
+    """
+    store = open_store(options.store)
+    hide_annotations(store, options.hide)
+    cases = _weighted_cases(store, options.databases, options.stream.draw)
+    return replace(options, labels=listed_labels(options.labels, store, cases)), store
 
 
 def _prepared(
@@ -200,7 +231,9 @@ def _prepared(
         check_sides(space)
     if parent is None:
         cases = _weighted_cases(store, options.databases, options.stream.draw)
-        check_named(space, structures_of(schemas_of(store, cases)), f"the training data of {store.url}")
+        schemas = schemas_of(store, cases)
+        where = f"the training data of {store.url}"
+        check_named(space, structures_of(schemas), where, pathologies_of(store, schemas))
     used = learnt_from(store, options.databases, space, options.stream.draw)
     if not used:
         raise DataError(

@@ -69,7 +69,10 @@ class TrainOptions:
 
     Attributes:
         databases: names in the store; empty takes all.
-        labels: what the model segments; "lesion" stands for every lesion, "tissue:NAME" for a tissue.
+        labels: what the model segments: "lesion" stands for every lesion, "tissue:NAME" for a tissue, "pathology:NAME"
+            for every lesion in databases of a pathology; or one of `multiseg.labels.WORDS`, such as "tissues+lesion",
+            which `train` replaces by the structures of the store.
+        hide: annotations, as "DATABASE/ANNOTATION", that training and validation do not read; `evaluate` does.
         rest: how voxels of lesion structures that are not in `labels` count: "background" or "ignore"; "" refuses them.
         start: the model to fine-tune, if any; it then sets `labels` and `model`.
         seed: of weights and dropout, and of draws and augmentation unless these have a seed of their own.
@@ -78,6 +81,7 @@ class TrainOptions:
     store: str | Path
     databases: str | tuple[str, ...] = ()
     labels: str | tuple[str, ...] = ("lesion",)
+    hide: str | tuple[str, ...] = ()
     rest: str = ""
     device: str = "auto"
     seed: int = 0
@@ -91,7 +95,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "store", str(self.store))
-        for name in ("databases", "labels"):
+        for name in ("databases", "labels", "hide"):
             object.__setattr__(self, name, as_names(getattr(self, name)))
 
 

@@ -14,7 +14,7 @@ from multiseg.evaluation.metrics import dice, mean_of_defined
 from multiseg.evaluation.model_evaluation import segment
 from multiseg.evaluation.preparation import network_input
 from multiseg.evaluation.subsets import chosen_subsets
-from multiseg.labels import IGNORE
+from multiseg.labels import IGNORE, KINDS, SpaceLabel
 from multiseg.models.saved import Model, ModelInfo
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store
@@ -39,12 +39,15 @@ class Judged:
     """The result for one structure in one case.
 
     Attributes:
+        structure, kind: the label and whether it is a "lesion" or a "tissue".
         dice: NaN if the case does not have the structure.
         is_false_alarm: the structure was predicted in a case that does not have it.
     """
 
     dice: float
     is_false_alarm: bool = False
+    structure: str = "lesion"
+    kind: str = "lesion"
 
     @property
     def is_absent(self) -> bool:
@@ -72,24 +75,56 @@ def validate(
         for name, results in part.items():
             by_database[name] += results
     absent = [result for results in by_database.values() for result in results if result.is_absent]
+    by_kind = {
+        kind: [mean_dice([result for result in results if result.kind == kind]) for results in by_database.values()]
+        for kind in KINDS
+    }
+    kinds = {kind: mean_of_defined(values) for kind, values in by_kind.items()}
     return Validation(
         score=score_of(by_database.values()),
-        dice={name: mean_of_defined([result.dice for result in results]) for name, results in by_database.items()},
+        dice={name: mean_dice(results) for name, results in by_database.items()},
         num_false_alarms=sum(result.is_false_alarm for result in absent),
         num_absent=len(absent),
+        structures={
+            f"{name}/{structure}": mean_dice(group)
+            for name, results in by_database.items()
+            for structure, group in _grouped(results, lambda result: result.structure).items()
+        },
+        kinds={kind: value for kind, value in kinds.items() if not math.isnan(value)},
     )
 
 
-def database_score(judged: Sequence[Judged]) -> float:
-    """The score of one database: its mean Dice, in which every false alarm counts as a Dice of 0.
+def _grouped(judged: Iterable[Judged], key: Callable[[Judged], str]) -> dict[str, list[Judged]]:
+    groups: dict[str, list[Judged]] = {}
+    for result in judged:
+        groups.setdefault(key(result), []).append(result)
+    return groups
 
-    With n present structures and f false alarms, (sum of the n Dices) / (n + f). This is Dice by its formula,
-    2 |P ∩ T| / (|P| + |T|), over all structures for which it is defined. A structure that is neither present nor
-    predicted has 0 / 0 and is left out: otherwise a model that predicts nothing would be best if most cases have no
-    lesion. If no structure is present in any case, the score is the share without a false alarm.
+
+def mean_dice(judged: Sequence[Judged]) -> float:
+    """The mean of the mean Dice of lesions and that of tissues, where they are defined; NaN if neither is.
+
+    Six tissues and a lesion in one mean would hide a lesion that is never found.
+    """
+    by_kind = _grouped(judged, lambda result: result.kind).values()
+    return mean_of_defined([mean_of_defined([result.dice for result in group]) for group in by_kind])
+
+
+def database_score(judged: Sequence[Judged]) -> float:
+    """The score of one database: the mean of the scores of its lesions and of its tissues, if it has both.
+
+    The score of a kind is its mean Dice, in which every false alarm counts as a Dice of 0: with n present structures
+    and f false alarms, (sum of the n Dices) / (n + f). This is Dice by its formula, 2 |P ∩ T| / (|P| + |T|), over all
+    structures for which it is defined. A structure that is neither present nor predicted has 0 / 0 and is left out:
+    otherwise a model that predicts nothing would be best if most cases have no lesion. If no structure is present in
+    any case, the score is the share without a false alarm.
 
     NaN without any result.
     """
+    return _mean_score(_grouped(judged, lambda result: result.kind).values(), _kind_score)
+
+
+def _kind_score(judged: Sequence[Judged]) -> float:
     present = [result.dice for result in judged if not result.is_absent]
     num_false_alarms = sum(result.is_false_alarm for result in judged)
     if present:
@@ -103,12 +138,17 @@ def score_of(databases: Iterable[Sequence[Judged]]) -> float:
     A database without any structure counts as 0, weighted with its share of false alarms, like a false alarm within
     a database. If no database has any structure, the score is the mean of their shares without a false alarm.
     """
+    return _mean_score(databases, database_score)
+
+
+def _mean_score(groups: Iterable[Sequence[Judged]], score: Callable[[Sequence[Judged]], float]) -> float:
+    """The mean score of groups; those without any structure count as 0, weighted with their share of false alarms."""
     present: list[float] = []
     absent: list[float] = []
-    for judged in databases:
+    for judged in groups:
         if judged:
             scores = absent if all(result.is_absent for result in judged) else present
-            scores.append(database_score(judged))
+            scores.append(score(judged))
     if present:
         return math.fsum(present) / (len(present) + math.fsum(1 - score for score in absent))
     return math.fsum(absent) / len(absent) if absent else math.nan
@@ -147,10 +187,12 @@ def judged_by_subset(
     for subset in chosen_subsets(subsets, usable):
         brain = brain_of(stored[database.modalities.index(name)] for name in subset)
         predicted = np.where(target == IGNORE, 0, segment(model, images, subset, overlap, brain))
-        by_subset["+".join(subset)] = [_judged(predicted == label, target == label) for label in labels]
+        by_subset["+".join(subset)] = [
+            _judged(predicted == label, target == label, info.space.labels[label - 1]) for label in labels
+        ]
     return by_subset
 
 
-def _judged(predicted: Mask, truth: Mask) -> Judged:
+def _judged(predicted: Mask, truth: Mask, label: SpaceLabel) -> Judged:
     value = dice(predicted, truth)
-    return Judged(value, math.isnan(value) and bool(predicted.any()))
+    return Judged(value, math.isnan(value) and bool(predicted.any()), label.name, label.kind)

@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
 from torch import nn
 
 from multiseg.loaders.batches import Batch
@@ -85,7 +88,10 @@ def test_a_small_lesion_counts_as_much_as_a_large_one_in_the_same_batch():
     assert pooled["dice_loss"].item() == pytest.approx(1 - 65 / (64 + 65), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+ADAPTIVE = [name for name, objective in OBJECTIVES.items() if not objective.is_naive]
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
 def test_what_nobody_looked_for_has_no_gradient_on_background(name):
     logits = torch.zeros(1, 3, 4, 4, 4)
     logits[:, 2] = 30.0
@@ -101,7 +107,7 @@ def half_brain(num_modalities=1):
     return images
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ADAPTIVE)
 def test_what_nobody_looked_for_is_pushed_down_outside_the_brain_alone(name):
     network = Fixed(torch.zeros(1, 3, 4, 4, 4))
     batch = batch_of(torch.zeros(1, 4, 4, 4, dtype=torch.uint8), torch.tensor([[True, False]]), half_brain())
@@ -193,3 +199,55 @@ def test_one_scale_is_asked_for_nothing_deep():
     network = Fixed(torch.zeros(2, 1, 4, 4, 4))
     network.num_scales = 1
     assert OBJECTIVES["dice"](network, NO_LESION, 0)[0].item() > 0
+
+
+TWO_DATABASES = torch.tensor([[False, True], [True, False]])
+"""One case is annotated for label 2 (a lesion), the other for label 1 (a tissue)."""
+
+
+def test_adaptive_cross_entropy_is_cross_entropy_where_all_is_annotated():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 3, (2, 4, 4, 4), generator=generator).to(torch.uint8)
+    logits = torch.randn(2, 3, 4, 4, 4, generator=generator)
+    loss, _ = OBJECTIVES["ace"](Fixed(logits), batch_of(target, torch.ones(2, 2, dtype=torch.bool)), 0)
+    assert loss.item() == pytest.approx(F.cross_entropy(logits, target.long()).item())
+
+
+def test_on_the_background_of_a_lesion_database_it_is_minus_the_log_of_a_sum():
+    logits = torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    batch = batch_of(torch.zeros(1, 4, 4, 4, dtype=torch.uint8), TWO_DATABASES[:1])
+    loss, _ = OBJECTIVES["ace"](Fixed(logits), batch, 0)
+    p = torch.softmax(logits, dim=1)
+    assert loss.item() == pytest.approx(-(p[:, 0] + p[:, 1]).log().mean().item())
+
+
+def test_a_false_lesion_in_a_patch_without_lesion_is_punished():
+    """Read literally, eq. 4 of Roulet et al. 2019 leaves out the labels that are not in the patch, and so punishes no
+    false lesion in a patch without lesion; with the labels of the database it does."""
+    logits = torch.zeros(1, 3, 4, 4, 4)
+    batch = batch_of(torch.zeros(1, 4, 4, 4, dtype=torch.uint8), TWO_DATABASES[:1])
+    of_database, of_patch = Fixed(logits), Fixed(logits)
+    OBJECTIVES["ace"](of_database, batch, 0)[0].backward()
+    assert (of_database.logits.grad[:, 2] > 1e-4).all()
+    labels_in_patch = torch.tensor([[bool((batch.target == label).any()) for label in (1, 2)]])
+    OBJECTIVES["ace"](of_patch, replace(batch, annotated=labels_in_patch), 0)[0].backward()
+    assert of_patch.logits.grad.abs().max() < 1e-7
+
+
+def test_the_naive_losses_teach_that_other_databases_have_no_lesion():
+    batch = batch_of(torch.zeros(1, 4, 4, 4, dtype=torch.uint8), TWO_DATABASES[1:])
+    for name, pushes in (("ace", False), ("naive_ce", True), ("naive_dice", True)):
+        network = Fixed(torch.zeros(1, 3, 4, 4, 4))
+        OBJECTIVES[name](network, batch, 0)[0].backward()
+        assert bool((network.logits.grad[:, 2] > 1e-10).all()) == pushes, name
+
+
+def test_weights_of_classes_by_hand():
+    """Two voxels: background with p = 0.5 and weight 1, a lesion with p = 0.25 and weight 3."""
+    logits = torch.tensor([0.0, float(torch.tensor(1 / 3).log())]).reshape(1, 1, 2, 1, 1)
+    target = torch.tensor([0, 1], dtype=torch.uint8).reshape(1, 2, 1, 1)
+    batch = batch_of(target, torch.ones(1, 1, dtype=torch.bool))
+    loss, _ = OBJECTIVES["ace"](Fixed(logits), batch, 0, weights=torch.tensor([1.0, 3.0]))
+    assert loss.item() == pytest.approx((0.693147 + 3 * 1.386294) / 4, abs=1e-5)
+    ignored = replace(batch, target=torch.full_like(target, 255))
+    assert OBJECTIVES["ace"](Fixed(logits), ignored, 0, weights=torch.tensor([1.0, 3.0]))[0].item() == 0

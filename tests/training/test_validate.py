@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from multiseg.models.saved import ModelInfo
 from multiseg.store.reader import Case, open_store
 from multiseg.training.event_log import EventLog
 from multiseg.training.events import Validated
-from multiseg.training.validate import Judged, database_score, score_of, validate
+from multiseg.training.validate import Judged, database_score, mean_dice, score_of, validate
 
 CLEAN, ALARM = Judged(math.nan), Judged(math.nan, is_false_alarm=True)
 
@@ -110,3 +111,18 @@ def test_false_alarms_are_logged(tmp_path: Path) -> None:
     assert (line["num_false_alarms"], line["num_absent"]) == (3, 4)
     held = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [one.value for one in held.Scalars("validation/false_alarms")] == [3]
+
+
+def test_six_tissues_do_not_outvote_a_lesion() -> None:
+    """A mean over the structures would be 0.66 here, for a model that never finds the lesion."""
+    tissues = [Judged(0.77, structure=f"t{number}", kind="tissue") for number in range(6)]
+    missed, small = (Judged(value, structure="lesion", kind="lesion") for value in (0.0, 0.3))
+    assert database_score([*tissues, missed]) == pytest.approx(0.385)
+    worse = [replace(one, dice=0.7) for one in tissues]
+    assert score_of([[*worse, small]]) > score_of([[*tissues, missed]])
+    assert mean_dice([*tissues, missed]) == pytest.approx(0.385)
+    assert database_score(tissues) == pytest.approx(0.77)
+    # A kind of which no case has a structure counts by its false alarms, like a database without any.
+    clean = Judged(math.nan, structure="lesion", kind="lesion")
+    assert database_score([*tissues, clean]) == pytest.approx(0.77)
+    assert database_score([*tissues, replace(clean, is_false_alarm=True)]) == pytest.approx(0.385)

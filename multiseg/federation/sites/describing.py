@@ -49,7 +49,7 @@ def _about(
     counts = {split: releasable_count(len(cases), site, least) for split, cases in usable.items()}
     shown = learnt or [case for cases in usable.values() for case in cases]
     sequences, labels = sequences_of(shown, site.leaves.least), structures_of(shown, store, site.leaves.least)
-    unlisted = space.unlisted(schemas_of(store, learnt).get(name, ()))
+    unlisted = space.unlisted(schemas_of(store, learnt).get(name, ()), store[name].pathology)
     recipe = database.recipe.to_json()
     # Landmarks are quantiles of intensities over the site's cases, so they need enough cases, too.
     enough = sequences_of(select(store, [name], split="train"), least) if site.leaves.fingerprint else set[str]()

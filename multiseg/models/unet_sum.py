@@ -1,0 +1,72 @@
+"""The U-Net of Roulet et al. 2019: plain blocks, and skips that are added instead of concatenated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from multiseg.errors import UsageError
+from multiseg.models.blocks import norm_layer
+from multiseg.models.presence import shown
+from multiseg.models.unet import check_size
+
+
+class UnetSum(nn.Module):
+    """3-D U-Net with summed skips (Roulet et al. 2019, section 2.3), with an input channel for every sequence.
+
+    A block is twice a convolution (3^3), a norm and a ReLU. Max-pooling halves the resolution, and transposed
+    convolutions (2^3) double it; then the features of the encoder at that resolution are added. The last convolution
+    (1^3) gives the logits. The published text does not say whether the deepest of the four blocks is the bottom
+    (widths 32, 64, 128, 256: 5.02 million parameters, the default here) or is followed by one (20.2 million).
+
+    Args:
+        widths: channels of the blocks, from the finest resolution to the coarsest.
+
+    Raises:
+        UsageError: there are fewer than two widths, or dropout or norm is invalid.
+    """
+
+    def __init__(
+        self, num_modalities: int, num_logits: int, widths: Sequence[int], dropout: float, norm: str = "batch"
+    ) -> None:
+        super().__init__()
+        if len(widths) < 2 or min(widths) < 1 or not 0 <= dropout < 1:
+            raise UsageError(
+                f"widths are {list(widths)} and dropout is {dropout}: give two or more widths, and a dropout from 0 to "
+                "below 1."
+            )
+        pairs = list(zip([num_modalities, *widths[:-1]], widths, strict=True))
+        self.encoder = nn.ModuleList(_block(i, o, dropout, norm) for i, o in pairs)
+        self.pool = nn.MaxPool3d(2)
+        self.up = nn.ModuleList(nn.ConvTranspose3d(o, i, kernel_size=2, stride=2) for i, o in reversed(pairs[1:]))
+        self.decoder = nn.ModuleList(_block(i, i, dropout, norm) for i, _ in reversed(pairs[1:]))
+        self.head = nn.Conv3d(widths[0], num_logits, kernel_size=1)
+        self.multiple = 2 ** (len(widths) - 1)
+
+    def forward(
+        self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
+    ) -> Float[Tensor, "batch label i j k"]:
+        """Logits on the grid of the images; channels that are not present count as 0.
+
+        Raises:
+            UsageError: a size is not a multiple of 2^(depth - 1) voxels.
+        """
+        check_size(images, self.multiple)
+        x = shown(images, present)
+        skips: list[Tensor] = []
+        for block in self.encoder:
+            x = block(self.pool(x) if skips else x)
+            skips.append(x)
+        for up, block, skip in zip(self.up, self.decoder, reversed(skips[:-1]), strict=True):
+            x = block(up(x) + skip)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def _block(in_width: int, out_width: int, dropout: float, norm: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in (in_width, out_width):
+        layers += [nn.Conv3d(width, out_width, kernel_size=3, padding=1), norm_layer(norm, out_width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Dropout(dropout))
