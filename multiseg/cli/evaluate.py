@@ -15,6 +15,7 @@ from multiseg.errors import UsageError, few
 if TYPE_CHECKING:
     from multiseg.evaluation.file_evaluation import PredictionFiles
     from multiseg.evaluation.model_evaluation import Evaluation
+    from multiseg.models.saved import Model
 
 
 def evaluate_command(
@@ -95,16 +96,18 @@ def evaluate_command(
         else:
             resolved = str(resolve_device(device))
             several = runs or []
-            model = load_fused(several, fuse, resolved) if fuse or len(several) > 1 else several[0]
-            store = store or store_of_run(several[0])
-            result = evaluate(model, store, options, resolved, folder, on_case, metric or (), overwrite)
+            model: Path | Model = several[0]
+            if fuse or len(several) > 1:
+                model = load_fused(several, fuse, resolved)
+                store = store or store_of_run(several[0])
+            result = evaluate(model, store or None, options, resolved, folder, on_case, metric or (), overwrite)
     result.save(folder, overwrite)
     if as_json:
         print_json({"folder": str(folder), **result.to_json()})
     else:
         _print_evaluation(result, folder)
     for run in runs or []:
-        warn_of_removed(open_store(store), read_learnt(model_path(run)))
+        warn_of_removed(open_store(store or store_of_run(run)), read_learnt(model_path(run)))
     return 0
 
 

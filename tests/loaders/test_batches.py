@@ -97,7 +97,7 @@ def test_ranks_share_the_batches_that_one_process_would_get(store):
             assert torch.equal(together, getattr(whole[at], name)), name
     drawn = [tuple(key) for batches in ranks for batch in batches for key in batch.draws.tolist()]
     assert len(set(drawn)) == len(drawn)
-    with pytest.raises(UsageError, match="rank 2 of 2 is none"):
+    with pytest.raises(UsageError, match="the rank is 2 of 2: give 0 to 1"):
         stream_of(store, share=Share(2, 2))
 
 

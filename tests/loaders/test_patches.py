@@ -42,6 +42,6 @@ def test_an_error_names_the_case_and_keeps_its_code_and_file(tmp_path: Path, is_
     images, target = np.zeros((1, 8, 8, 8), np.float16), np.zeros((8, 8, 8), np.uint8)
     patch = PatchTask(0, 0, 0, 0, (0, 0, 0), 1)
     read = partial(reader.decode, case) if is_whole_case else partial(reader.fill, patch, images, target)
-    with pytest.raises(StoreError, match=r"^ms/P1: ms/image/c/3/0/0/0/0 is not there") as caught:
+    with pytest.raises(StoreError, match=r"^ms/P1: ms/image/c/3/0/0/0/0 is missing") as caught:
         read()
     assert (caught.value.code, caught.value.file) == (MISSING_FILE, "ms/image/c/3/0/0/0/0")

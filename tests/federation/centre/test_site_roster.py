@@ -118,13 +118,13 @@ def test_a_description_that_is_none_is_named() -> None:
         ({"num_cases": {"train": float("nan"), "val": 0, "test": 0}}, "num_cases/train is nan, not an integer"),
         ({"num_cases": {"train": 5, "val": -5, "test": 0}}, "num_cases/val is -5"),
         ({"num_cases": {"train": [5], "val": 0, "test": 0}}, r"num_cases/train is \[5\], not an integer"),
-        ({"modalities": ["T1", ""]}, "a sequence has 0 letters"),
+        ({"modalities": ["T1", ""]}, "a sequence is empty"),
         ({"modalities": ["T1", ["T2"]]}, "modalities is not a list of texts"),
         ({"modalities": "T1"}, "modalities is not a list of texts"),
         ({"labels": [{"name": "lesion", "kind": ["lesion"]}]}, "a label's kind is list, not a text"),
     ],
 )
-def test_what_cannot_be_meant_of_a_database_is_refused(database: dict[str, object], reason: str) -> None:
+def test_an_invalid_description_of_a_database_is_refused(database: dict[str, object], reason: str) -> None:
     about = ASH.about()
     about["databases"] = {"ash": {**about["databases"]["ash"], **database}}  # type: ignore[index]
     with pytest.raises(FederationError, match=reason):

@@ -53,7 +53,7 @@ def test_no_case_gets_through(text):
 
 def test_tensors_that_may_not_leave_are_refused():
     check_tensors(["encoder.weight[T1]", "head.bias"], Leaves())
-    with pytest.raises(FederationError, match=r"lets encoder\.\* leave.*'head.bias' and 1 more"):
+    with pytest.raises(FederationError, match=r"lets only encoder\.\* leave.*'head.bias' and 1 more"):
         check_tensors(["encoder.weight[T1]", "head.bias", "head.weight"], Leaves(tensors=("encoder.*",)))
 
 
