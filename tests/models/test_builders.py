@@ -104,7 +104,7 @@ def test_sizes_that_do_not_fit(name, size):
     ("numbers", "said"),
     [
         ({"norm": "layer"}, "no norm 'layer': give one of instance, instance_affine, group, batch"),
-        ({"dropout": 1.5}, "dropout 1.5"),
+        ({"dropout": 1.5}, "dropout is 1.5"),
         ({"widths": (8, 4, 8)}, r"widths \[8, 4, 8\] do not fit"),
         ({"widths": (8,)}, r"widths \[8\] do not fit"),
         ({"widths": (0, 4, 8)}, r"widths \[0, 4, 8\] do not fit"),

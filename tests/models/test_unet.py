@@ -80,7 +80,7 @@ def test_a_network_of_unknown_name():
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta"])
 def test_devices_that_are_not_there(name):
-    with pytest.raises(UsageError, match=f"device '{name}' is"):
+    with pytest.raises(UsageError, match=f"device .*'{name}'"):
         resolve_device(name)
 
 
