@@ -179,15 +179,8 @@ def _check(task: _Check) -> tuple[list[Finding], tuple[str, ...], Volumes]:
 
 
 def _shared_scans(database: str, cases_of_digest: Mapping[str, Sequence[str]]) -> list[Finding]:
-    return [
-        Finding(
-            Severity.WARNING,
-            "DUPLICATE_SCAN",
-            database,
-            case,
-            "",
-            f"has a scan with the same voxels as one of {cases[0]}.",
-        )
-        for cases in sorted({tuple(sorted(set(cases))) for cases in cases_of_digest.values()})
-        for case in cases[1:]
-    ]
+    findings = []
+    for first, *others in sorted({tuple(sorted(set(cases))) for cases in cases_of_digest.values()}):
+        text = f"has a scan with the same voxels as one of {first}."
+        findings += [Finding(Severity.WARNING, "DUPLICATE_SCAN", database, case, "", text) for case in others]
+    return findings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import obstore
@@ -16,6 +16,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
+from multiseg.store.guard import GuardedStore
 from multiseg.store.remote.connection import (
     KEPT_OBJECTS,
     WEB_READS_AT_ONCE,
@@ -112,10 +113,7 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
             self._whole.popitem(last=False)
         return whole[_part(byte_range, len(whole))]
 
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+    get_partial_values = GuardedStore.get_partial_values  # by `get`
 
     async def exists(self, key: str) -> bool:
         if self._buffer is not None and key in self._buffer:
@@ -136,10 +134,6 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
             self._num_states += 1
             if self._num_states >= STATES_AT_ONCE or time.monotonic() - self._states_since >= STATES_SECONDS:
                 await self.send()
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        if not await self.exists(key):
-            await self.set(key, value)
 
     async def delete(self, key: str) -> None:
         self._check_may_write()

@@ -10,14 +10,14 @@ from jaxtyping import UInt8
 from multiseg.store import schema
 from multiseg.store.records import Record
 from multiseg.store.repairs.place import Place
-from multiseg.store.repairs.repair_report import Log
 from multiseg.store.rows import mark_of
+from multiseg.store.shard_names import key_of
 
 WHY = "the states of the rows are lost, and "
 
 
 def states_of(
-    place: Place, name: str, records: Mapping[int, Record], names: Sequence[str], log: Log
+    place: Place, name: str, records: Mapping[int, Record], names: Sequence[str]
 ) -> UInt8[np.ndarray, " case"]:
     """The states of all rows. Of each case the newest row with all files of its record is committed; older ones with
     all files are superseded.
@@ -35,7 +35,8 @@ def states_of(
             wrong_file = _first_wrong_file(place, name, row, record)
             by_case.setdefault(record.case, []).append((abs(record.revision), row, wrong_file))
         elif case_name or place.keys(f"{name}/image/c/{row}"):
-            log.lost(name, case_name or f"row {row}", f"{name}/record/c/{row}", f"{WHY}so is the record of this row")
+            why = f"{WHY}so is the record of this row"
+            place.log.lost(name, case_name or f"row {row}", f"{name}/record/c/{row}", why)
     for case, versions in by_case.items():
         complete_rows = [row for _revision, row, wrong_file in sorted(versions) if not wrong_file]
         states[complete_rows] = schema.SUPERSEDED
@@ -43,15 +44,14 @@ def states_of(
         *_, (_revision, _row, wrong_file) = sorted(versions)
         if wrong_file:
             older = "; an older version of the case is valid now" if complete_rows else ""
-            log.lost(name, case, wrong_file, f"{WHY}this file is not the one in the record{older}")
+            place.log.lost(name, case, wrong_file, f"{WHY}this file is not the one in the record{older}")
     return states
 
 
 def _first_wrong_file(place: Place, name: str, row: int, record: Record) -> str:
     """The first file that differs from the record, or "". Sampled voxels are not checked: they can be restored."""
     for shard, mark in record.shards.items():
-        array, _, position = shard.partition("/")
-        key = f"{name}/{array}/c/{row}/{position}"
-        if array != "foreground" and mark_of(place.read(key) or b"") != mark:
+        key = key_of(name, row, shard)
+        if not shard.startswith("foreground/") and mark_of(place.read(key) or b"") != mark:
             return key
     return ""

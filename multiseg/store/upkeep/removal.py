@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -59,9 +59,8 @@ def remove(
     requests = [*((name, False) for name in cases), *((name, True) for name in subjects)]
     for name, _is_subject in requests:
         if not all(name.partition("/")[::2]):
-            raise UsageError(
-                f"{name!r} is not the name of a case. Write DATABASE/CASE, or DATABASE/SUBJECT for a person."
-            )
+            to_do = "Write DATABASE/CASE, or DATABASE/SUBJECT for a person."
+            raise UsageError(f"{name!r} is not the name of a case. {to_do}")
     check_place(url)
     if dry_run:
         return _find_cases(open_root(url, "r"), requests)
@@ -93,31 +92,33 @@ def _find_cases(root: zarr.Group, requests: Iterable[tuple[str, bool]]) -> tuple
 
 def _find_in_database(group: zarr.Group, requests: Sequence[tuple[str, bool]]) -> list[Removed]:
     rows = _all_rows(group)
-    found: dict[str, list[tuple[int, str, str, tuple[str, ...]]]] = {}
+    found: dict[str, dict[int, Row]] = {}
     for own_name, is_subject in requests:
-        matching = [row for row in rows if row[2 if is_subject else 1] == own_name]
+        what = "subject" if is_subject else "case"
+        matching = [row for row in rows if getattr(row, what) == own_name]
         if not matching:
-            what = "subject" if is_subject else "case"
             raise StoreError(f"database {group.path!r} has no {what} {own_name!r}. See: multiseg info STORE --cases.")
         for row in matching:
-            if row not in found.setdefault(row[1], []):
-                found[row[1]].append(row)
+            found.setdefault(row.case, {})[row.number] = row
     has_pseudonyms = bool(group.attrs.get("pseudonyms"))
-    return [
-        Removed(
-            database=group.path,
-            case=case,
-            subject=next((row[2] for row in matching if row[2]), ""),
-            rows=tuple(sorted(row[0] for row in matching)),
-            digests=tuple(sorted({digest for row in matching for digest in row[3] if digest})),
-            has_pseudonyms=has_pseudonyms,
-        )
-        for case, matching in found.items()
-    ]
+    removed = []
+    for case, by_number in found.items():
+        subject = next((row.subject for row in by_number.values() if row.subject), "")
+        digests = sorted({digest for row in by_number.values() for digest in row.digests if digest})
+        removed.append(Removed(group.path, case, subject, tuple(sorted(by_number)), tuple(digests), has_pseudonyms))
+    return removed
 
 
-def _all_rows(group: zarr.Group) -> list[tuple[int, str, str, tuple[str, ...]]]:
-    """Row, case, subject and digests of all rows with data, committed or not."""
+class Row(NamedTuple):
+    """A row with data, committed or not."""
+
+    number: int
+    case: str
+    subject: str
+    digests: tuple[str, ...]
+
+
+def _all_rows(group: zarr.Group) -> list[Row]:
     status, arrays = watch(group)
     columns = {name: arrays[name][:] for name in ("case", "subject", "content")}
     writer, found = DatabaseArrays(group), []
@@ -126,7 +127,7 @@ def _all_rows(group: zarr.Group) -> list[tuple[int, str, str, tuple[str, ...]]]:
         if not case and (record := _record(writer, row)) is not None:  # older versions have lost their name
             case, subject = record.case, record.subject
         if case:
-            found.append((row, case, subject, tuple(map(str, columns["content"][row]))))
+            found.append(Row(row, case, subject, tuple(map(str, columns["content"][row]))))
     return found
 
 
@@ -184,7 +185,8 @@ def _finish(group: zarr.Group, rows: Sequence[int]) -> None:
 def empty_rows(arrays: DatabaseArrays, rows: Iterable[int]) -> None:
     """Delete all data of rows that are not committed; their states stay."""
     group, store = arrays.group, arrays.group.store_path.store
-    blank = {name: _empty_value(arrays[name]) for name in arrays.coordinates if _has_rows(name)}
+    without_rows = (*schema.NAMED_AXES, *schema.BY_CASE, "status")
+    blank = {name: _empty_value(arrays[name]) for name in arrays.coordinates if name not in without_rows}
     for row in rows:
         # First clear the names of the files: files that are named but missing would be an error.
         arrays.write_row(row, {"shards": blank["shards"]})
@@ -195,23 +197,17 @@ def empty_rows(arrays: DatabaseArrays, rows: Iterable[int]) -> None:
     sync_names(group)
 
 
-def _has_rows(name: str) -> bool:
-    return name not in (*schema.NAMED_AXES, *schema.BY_CASE, "status")
-
-
 def _empty_value(array: zarr.Array) -> Any:
     """The value of an empty row of an array."""
     is_text = array.dtype.kind in "TO"
     value = "" if is_text else array.fill_value
-    if array.ndim == 1:
-        return value
-    return np.full(array.shape[1:], value, dtype=object if is_text else array.dtype)
+    return value if array.ndim == 1 else np.full(array.shape[1:], value, dtype=object if is_text else array.dtype)
 
 
 def _delete_leftovers(url: str) -> None:
     """Delete the files that repairs kept beside the store, and files that dead writers left in it."""
     if is_remote(url):
-        sync(_delete_all(aside_of(url)))
+        sync(aside_of(url).clear())
         return
     folder = local_path(aside_url(url))
     if folder.is_dir():
@@ -219,8 +215,3 @@ def _delete_leftovers(url: str) -> None:
         folder.rmdir()
     for partial in local_path(url).rglob("*.partial"):
         partial.unlink()
-
-
-async def _delete_all(store: Any) -> None:
-    async for key in store.list_prefix(""):
-        await store.delete(key)
