@@ -105,9 +105,8 @@ def open_root(url: str, mode: str, formats: Collection[int] = (FORMAT,)) -> zarr
         ResourceError: it cannot be read or reached.
     """
     if not _exists(url):
-        raise StoreError(
-            f"there is no store at {url}. Make one with: multiseg ingest DATA --store {url}", code=NO_STORE
-        )
+        message = f"there is no store at {url}. Make one with: multiseg ingest DATA --store {url}"
+        raise StoreError(message, code=NO_STORE)
     was_like_a_store = False
     try:
         was_like_a_store = is_like_a_store(url)  # checked first: a writer may be creating the store right now
@@ -119,10 +118,8 @@ def open_root(url: str, mode: str, formats: Collection[int] = (FORMAT,)) -> zarr
     except UNREADABLE as error:
         if was_like_a_store:
             raise damaged(url, "the root", [("zarr.json", one_line(error))]) from error
-        raise StoreError(
-            f"{url} is not a Zarr v3 store ({error}). Name a store's folder or, to create a store, a new folder.",
-            code=NO_STORE,
-        ) from error
+        message = f"{url} is not a Zarr v3 store ({error}). Name a store's folder or, to create a store, a new folder."
+        raise StoreError(message, code=NO_STORE) from error
     head = root.attrs.get(ROOT_KEY)
     if not isinstance(head, dict):
         if _has_databases(url):

@@ -89,9 +89,8 @@ def locked(url: str) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise ResourceError(
-            f"cannot use {url} as the folder of a store: {error.strerror}. Name another folder."
-        ) from error
+        message = f"cannot use {url} as the folder of a store: {error.strerror}. Name another folder."
+        raise ResourceError(message) from error
     try:
         with _exclusive_lock(url, path, handle):
             try:

@@ -68,18 +68,14 @@ def _has_rows(name: str) -> bool:
     return name not in schema.COORDINATES or schema.COORDINATES[name].axes[0] == "case"
 
 
-def _file(layout: Layout, name: str) -> str:
-    return f"{layout.name}/{name}"
-
-
 def _check_names(layout: Layout, metadata: dict[str, Any], faults: Faults) -> None:
     if "case" in metadata and not is_plain_name(str(metadata["case"])):
-        faults.damage("BAD_NAME", _file(layout, "case"), f"{str(metadata['case'])!r} is not a valid name for a case")
+        faults.damage("BAD_NAME", f"{layout.name}/case", f"{str(metadata['case'])!r} is not a valid name for a case")
     if "subject" in metadata and not str(metadata["subject"]):
-        faults.damage("NO_SUBJECT", _file(layout, "subject"), "the case has no subject")
+        faults.damage("NO_SUBJECT", f"{layout.name}/subject", "the case has no subject")
     if "split" in metadata and str(metadata["split"]) not in SPLITS:
         problem = f"the split {str(metadata['split'])!r} is not one of {', '.join(SPLITS)}"
-        faults.damage("BAD_SPLIT", _file(layout, "split"), problem, "Ingest the case again with --split.")
+        faults.damage("BAD_SPLIT", f"{layout.name}/split", problem, "Ingest the case again with --split.")
 
 
 def _extent(layout: Layout, metadata: dict[str, Any], faults: Faults) -> Index3 | None:
@@ -90,7 +86,7 @@ def _extent(layout: Layout, metadata: dict[str, Any], faults: Faults) -> Index3 
         room = layout.arrays[name].shape[2:] if name in layout.arrays else (i, j, k)
         if not all(0 < n <= most for n, most in zip((i, j, k), room, strict=True)):
             problem = f"its extent {i}x{j}x{k} does not fit into the {'x'.join(map(str, room))} voxels of {name!r}"
-            faults.damage("BAD_EXTENT", _file(layout, "extent"), problem)
+            faults.damage("BAD_EXTENT", f"{layout.name}/extent", problem)
             return None
     return i, j, k
 
@@ -111,7 +107,7 @@ def _check_grid(layout: Layout, metadata: dict[str, Any], faults: Faults) -> Non
         elif layout.recipe is not None and not np.allclose(size, layout.recipe.spacing_mm, rtol=SAME_SPACING, atol=0):
             wrong = f"its voxels are {_by_x(size)} mm, those of the database {_by_x(layout.recipe.spacing_mm)} mm"
     if wrong:
-        faults.damage("BAD_AFFINE", _file(layout, "affine"), f"the affine {affine.tolist()}: {wrong}")
+        faults.damage("BAD_AFFINE", f"{layout.name}/affine", f"the affine {affine.tolist()}: {wrong}")
 
 
 def _not_a_grid(affine: Affine) -> str:
@@ -129,21 +125,21 @@ def _by_x(numbers: Sequence[float]) -> str:
 def _check_native(layout: Layout, metadata: dict[str, Any], faults: Faults) -> None:
     if "native_affine" in metadata and (wrong := _not_a_grid(np.asarray(metadata["native_affine"]))):
         problem = f"the file's own affine {metadata['native_affine'].tolist()}: {wrong}. The case cannot be exported"
-        faults.damage("BAD_NATIVE", _file(layout, "native_affine"), problem)
+        faults.damage("BAD_NATIVE", f"{layout.name}/native_affine", problem)
     if "native_shape" in metadata and min(metadata["native_shape"]) < 1:
         problem = f"the file's own shape is {metadata['native_shape'].tolist()}. The case cannot be exported"
-        faults.damage("BAD_NATIVE", _file(layout, "native_shape"), problem)
+        faults.damage("BAD_NATIVE", f"{layout.name}/native_shape", problem)
     if "native_header" in metadata:
         head = bytes(metadata["native_header"])
         if {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}.isdisjoint({0, 348, 540}):
-            faults.damage("BAD_NATIVE", _file(layout, "native_header"), "the file's own header is not a NIfTI header")
+            faults.damage("BAD_NATIVE", f"{layout.name}/native_header", "the file's own header is not a NIfTI header")
 
 
 def _check_sources(layout: Layout, metadata: dict[str, Any], faults: Faults) -> None:
     """Check that every sequence and annotation has a source, and that their digest is the one that ingest compares."""
     if not {"sources", "source_sha256", "available", "annotated"} <= set(metadata):
         return
-    file = _file(layout, "sources")
+    file = f"{layout.name}/sources"
     try:
         digests = {str(source["role"]): str(source["sha256"]) for source in json.loads(str(metadata["sources"]))}
     except UNREADABLE as error:
@@ -158,7 +154,7 @@ def _check_sources(layout: Layout, metadata: dict[str, Any], faults: Faults) -> 
         faults.damage("BAD_SOURCES", file, "the sha256 of a source is invalid")
     elif digest_of_roles(digests) != str(metadata["source_sha256"]):
         problem = f"the digest of its sources is {str(metadata['source_sha256'])[:16]}..., but they give another"
-        faults.damage("WRONG_DIGEST", _file(layout, "source_sha256"), problem)
+        faults.damage("WRONG_DIGEST", f"{layout.name}/source_sha256", problem)
 
 
 def _check_intensities(layout: Layout, metadata: dict[str, Any], faults: Faults) -> None:
@@ -172,7 +168,7 @@ def _check_intensities(layout: Layout, metadata: dict[str, Any], faults: Faults)
         if is_good != bool(has_it):
             has = "has" if has_it else "has no"
             problem = f"the case {has} {name}, but its mean is {mean:g} and its deviation {std:g}"
-            faults.damage("BAD_INTENSITY", _file(layout, "intensity_mean"), problem)
+            faults.damage("BAD_INTENSITY", f"{layout.name}/intensity_mean", problem)
 
 
 def _check_image(layout: Layout, row: int, extent: Index3, metadata: dict[str, Any], faults: Faults) -> None:
@@ -300,7 +296,7 @@ def _check_label(layout: Layout, row: int, extent: Index3, metadata: dict[str, A
         stored_counts = metadata.get("foreground_count")
         if stored_counts is not None and index < len(stored_counts):
             for problem in _miscounted(layout, name, stored_counts[index], counts):
-                faults.damage("WRONG_COUNT", _file(layout, "foreground_count"), problem)
+                faults.damage("WRONG_COUNT", f"{layout.name}/foreground_count", problem)
         if points is not None and index < len(points):
             for problem in _misplaced(layout, name, points[index], codes, counts):
                 faults.damage("WRONG_POINTS", f"{layout.name}/foreground/c/{row}", problem)

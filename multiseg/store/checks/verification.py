@@ -114,7 +114,7 @@ def _folder_names(url: str, root: zarr.Group | None) -> list[str]:
 def _check_layout(
     url: str, name: str, is_named: bool, grid_mm: Sequence[float] | None, faults: Faults
 ) -> Layout | None:
-    database_faults = Faults(name)
+    database_faults = Faults(name, found=faults.found)
     try:
         group = open_group(zarr_store(url, read_only=True), name)
         if not is_named and {"image", "label", "status"} - set(listed(group)):
@@ -135,13 +135,11 @@ def _check_layout(
             problem = "this folder does not belong to the store. Move it away if you do not need it here."
             database_faults.note("UNKNOWN_FOLDER", name, problem)
         return None
-    finally:
-        faults.found.extend(database_faults.found)
 
 
 def _check_rows(layout: Layout, faults: Faults) -> None:
     """Check what involves several rows of a database."""
-    database_faults = Faults(layout.name)
+    database_faults = Faults(layout.name, found=faults.found)
     committed, pending = layout.rows(schema.COMMITTED), layout.rows(schema.PENDING)
     unknown = sorted({int(state) for state in layout.status} - {schema.PENDING, schema.COMMITTED, schema.SUPERSEDED})
     if unknown:
@@ -160,7 +158,6 @@ def _check_rows(layout: Layout, faults: Faults) -> None:
     if reserved and len(complete) <= 1:
         problem = f"{len(reserved)} rows are reserved and not committed ({', '.join(reserved[:5])}): a writer died"
         database_faults.note("PENDING_ROWS", f"{layout.name}/status", f"{problem}, or is at work. Ingest again.")
-    faults.found.extend(database_faults.found)
 
 
 def _check_people(layout: Layout, rows: Sequence[int], faults: Faults) -> None:
@@ -174,10 +171,9 @@ def _check_people(layout: Layout, rows: Sequence[int], faults: Faults) -> None:
     for subject, by_split in people.items():
         if len(by_split) > 1 and subject:
             cases_by_split = "; ".join(f"{', '.join(cases)} in {split!r}" for split, cases in sorted(by_split.items()))
-            faults.error(
-                "SUBJECT_IN_TWO_SPLITS", f"{layout.name}/split",
-                f"the subject {subject!r} is in two splits: {cases_by_split}. Put each person in one split: --split.",
-            )  # fmt: skip
+            problem = f"the subject {subject!r} is in two splits: {cases_by_split}"
+            to_do = "Put each person in one split: --split."
+            faults.damage("SUBJECT_IN_TWO_SPLITS", f"{layout.name}/split", problem, to_do)
 
 
 def _check_scans(layouts: Sequence[Layout], faults: Faults) -> None:
@@ -195,11 +191,8 @@ def _check_scans(layouts: Sequence[Layout], faults: Faults) -> None:
     for shared in {tuple(sorted(by_split.items())) for by_split in cases_of.values() if len(by_split) > 1}:
         cases_by_split = ", ".join(f"{database}/{case} in {split!r}" for split, (database, case) in shared)
         _, (database, case) = shared[0]
-        Faults(database, case, faults.found).error(
-            "SCAN_IN_TWO_SPLITS",
-            f"{database}/split",
-            f"the same scan is in two splits: {cases_by_split}. Put both cases in one split: --split.",
-        )
+        problem, to_do = f"the same scan is in two splits: {cases_by_split}", "Put both cases in one split: --split."
+        Faults(database, case, faults.found).damage("SCAN_IN_TWO_SPLITS", f"{database}/split", problem, to_do)
 
 
 def _report_partial_files(url: str, faults: Faults) -> None:

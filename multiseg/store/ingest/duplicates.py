@@ -61,7 +61,9 @@ def reconcile_duplicates(root: zarr.Group | None, databases: Collection[str]) ->
     rows = [row for name in database_names(root) for row in _rows(root, name)]
     same = _sharing_a_scan(root, rows)
     findings, moves = reconciled(rows, same, _sharing_a_label(root, rows), databases)
-    _write_splits(root, moves)
+    arrays = {name: DatabaseArrays(root[name]) for name in {row.database for row, _ in moves}}
+    for row, split in moves:
+        describe_row(arrays[row.database], row.row, split=split)
     sync_names(root)
     by_database = by_name(findings, lambda finding: finding.database)
     return {database: tuple(group) for database, group in by_database.items()}
@@ -104,12 +106,6 @@ def _into_one_split(rows: Sequence[Row]) -> tuple[list[Finding], list[tuple[Row,
         moves.append((row, leader.split))
         findings.append(_finding("SPLIT_CHANGED", leader, row))
     return findings, moves
-
-
-def _write_splits(root: zarr.Group, moves: Sequence[tuple[Row, str]]) -> None:
-    arrays = {name: DatabaseArrays(root[name]) for name in dict.fromkeys(row.database for row, _ in moves)}
-    for row, split in moves:
-        describe_row(arrays[row.database], row.row, split=split)
 
 
 def _rows(root: zarr.Group, database: str) -> list[Row]:

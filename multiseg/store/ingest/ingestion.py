@@ -97,7 +97,7 @@ def ingest(
         reports: list[IngestReport] = []
         try:
             for files, intake in zip(databases, intakes, strict=True):
-                reports.append(_Ingest(files, url, options, on_case).run(with_landmarks(intake, url)))
+                reports.append(_Ingest(files, url, options, on_case, with_landmarks(intake, url)).run())
         finally:
             root = existing_root(url, "r+", options.spacing_mm)
             found = reconcile_duplicates(root, [files.name for files in databases])
@@ -134,18 +134,16 @@ def _prepare_and_encode(task: _Task) -> tuple[EncodedCase, tuple[Finding, ...], 
 class _Ingest:
     """The ingest of one database."""
 
-    def __init__(self, files: DatabaseFiles, url: str, options: IngestOptions, on_case: OnCase) -> None:
-        self.files, self.url, self.options, self.on_case = files, url, options, on_case
-        self.intake: Intake
-        self.findings: dict[str, list[Finding]] = {}
+    def __init__(self, files: DatabaseFiles, url: str, options: IngestOptions, on_case: OnCase, intake: Intake) -> None:
+        self.files, self.url, self.options, self.on_case, self.intake = files, url, options, on_case, intake
+        self.findings = {case: list(findings) for case, findings in intake.findings.items()}
         self.outcomes: dict[str, list[str]] = {"written": [], "skipped": [], "failed": [], "described": []}
         self.writer: DatabaseWriter | None = None
         self.rows: dict[str, int] = {}
         self.volumes: dict[str, Volumes] = {}
 
-    def run(self, intake: Intake) -> IngestReport:
-        self.intake = intake
-        self.findings = {case: list(findings) for case, findings in intake.findings.items()}
+    def run(self) -> IngestReport:
+        intake = self.intake
         for name in intake.failed:
             self._record_outcome(name, "failed")
         for case in intake.same:
@@ -238,9 +236,8 @@ def _naming_disk_faults(url: str) -> Iterator[None]:
     except ResourceError:
         raise
     except OSError as error:
-        raise ResourceError(
-            f"cannot write to {url}: {error}. {remedy(error, 'Check the disk.')} Then run the same command again."
-        ) from error
+        message = f"cannot write to {url}: {error}. {remedy(error, 'Check the disk.')} Then run the same command again."
+        raise ResourceError(message) from error
 
 
 def _has_same_metadata(case: CaseFiles, stored: Mapping[str, str | float]) -> bool:

@@ -85,12 +85,9 @@ def _read_table(path: Path) -> list[tuple[str, str]]:
             f"{path} has the columns {columns}; a table of splits has a case or subject in its first column and its "
             'split in a column "split".'
         )
-    listed = []
-    for row in rows:
-        case, spelling = (row[column] for column in (columns[0], split_column))
-        if case or spelling:
-            listed.append((case, split_of(spelling, str(path), case, may_be_empty=False)))
-    return listed
+    pairs = [(row[columns[0]], row[split_column]) for row in rows]
+    filled = [(case, spelling) for case, spelling in pairs if case or spelling]
+    return [(case, split_of(spelling, str(path), case, may_be_empty=False)) for case, spelling in filled]
 
 
 def _read_json(path: Path, fold: str) -> list[tuple[str, str]]:

@@ -61,8 +61,7 @@ class DatabaseWriter:
         if info.name not in root:
             root.create_group(info.name, attributes=info.to_attributes())
         self.group: zarr.Group = root[info.name]
-        self.info = info
-        self.plan = plan
+        self.info, self.plan = info, plan
         if info.name in root.attrs[ROOT_KEY]["databases"]:
             watch(self.group)
             check_axis_names(self.group)

@@ -16,17 +16,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    InvalidPathError,
-    NotFoundError,
-    NotModifiedError,
-    NotSupportedError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
+from obstore import exceptions
+from obstore.exceptions import BaseError
 
 from multiseg.errors import UsageError
 
@@ -42,8 +33,9 @@ WARN_AGAIN_SECONDS = 60.0
 FIRST_DELAY_S, MOST_DELAY_S = 0.25, 15.0
 
 _FINAL = (
-    AlreadyExistsError, InvalidPathError, NotFoundError, NotModifiedError, NotSupportedError, PermissionDeniedError,
-    PreconditionError, UnauthenticatedError, FileNotFoundError,
+    exceptions.AlreadyExistsError, exceptions.InvalidPathError, exceptions.NotFoundError, exceptions.NotModifiedError,
+    exceptions.NotSupportedError, exceptions.PermissionDeniedError, exceptions.PreconditionError,
+    exceptions.UnauthenticatedError, FileNotFoundError,
 )  # fmt: skip
 _PERMANENT = (
     r"BadScheme|InvalidCertificate|UnknownIssuer|InvalidMessage|InvalidContentType|CorruptMessage|NoSuchBucket|"

@@ -17,14 +17,8 @@ from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
 from multiseg.store.guard import GuardedStore
-from multiseg.store.remote.connection import (
-    KEPT_OBJECTS,
-    WEB_READS_AT_ONCE,
-    connect,
-    is_web,
-    patience,
-    translating_errors,
-)
+from multiseg.store.remote import connection
+from multiseg.store.remote.connection import connect, is_web, patience, translating_errors
 from multiseg.store.remote.write_back import SMALL_BYTES, WriteBack
 
 READS_AT_ONCE = 64
@@ -48,6 +42,8 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
     sent are lost as a whole, and the next ingest writes them again.
     """
 
+    supports_writes = supports_deletes = True
+
     def __init__(self, url: str, read_only: bool, fence: Callable[[], None]) -> None:
         super().__init__(read_only=read_only)
         self.url = url
@@ -58,7 +54,7 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
         self._run = patience(url).run_async
         self._buffer: WriteBack | None = None
         self._num_states, self._states_since = 0, 0.0
-        self._turns = asyncio.Semaphore(WEB_READS_AT_ONCE if is_web(url) else READS_AT_ONCE)
+        self._turns = asyncio.Semaphore(connection.WEB_READS_AT_ONCE if is_web(url) else READS_AT_ONCE)
         self._supports_ranges = True
         self._whole: OrderedDict[str, Buffer] = OrderedDict()
 
@@ -109,7 +105,7 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
             return None
         self._whole[key] = whole
         self._whole.move_to_end(key)
-        while len(self._whole) > KEPT_OBJECTS:
+        while len(self._whole) > connection.KEPT_OBJECTS:
             self._whole.popitem(last=False)
         return whole[_part(byte_range, len(whole))]
 
@@ -185,9 +181,8 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
             self._fence()
             self._fenced_at = time.time()
 
-    async def list(self) -> AsyncIterator[str]:
-        async for key in self.list_prefix(""):
-            yield key
+    def list(self) -> AsyncIterator[str]:
+        return self.list_prefix("")
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         await self.send()
@@ -204,14 +199,6 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
         with translating_errors(self.url):
             for key in await self._run(lambda: _all(self._keys.list_dir(prefix))):
                 yield key
-
-    @property
-    def supports_writes(self) -> bool:
-        return True
-
-    @property
-    def supports_deletes(self) -> bool:
-        return True
 
     @property
     def supports_listing(self) -> bool:

@@ -112,9 +112,8 @@ def _fits(place: Place, path: str, layout: Mapping[str, Any], key: str) -> bool:
     try:
         index = [int(number) for number in key.split("/")[1:]] if key else [0] * len(layout["dimension_names"])
         chunk = layout["chunk_grid"]["configuration"]["chunk_shape"]
-        text = json_bytes(
-            {**layout, "shape": [(position + 1) * step for position, step in zip(index, chunk, strict=True)]}
-        )
+        shape = [(position + 1) * step for position, step in zip(index, chunk, strict=True)]
+        text = json_bytes({**layout, "shape": shape})
         for name, data in {"zarr.json": text, key: place.read(f"{path}/{key}") or b""}.items():
             write_object(store, name, data)
         array = zarr.open(store, mode="r", zarr_format=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,14 +17,47 @@ from zarr.storage import WrapperStore
 from multiseg.store.durable import DurableStore
 from multiseg.store.guard import GuardedStore
 from multiseg.store.hierarchy import collect, read_object, write_object, zarr_store
-from multiseg.store.repairs.repair_report import Log
 
 ASIDE = ".multiseg-damaged"
 """The suffix of the folder beside a store that keeps the replaced damaged files."""
 
 
+@dataclass(frozen=True)
+class Repaired:
+    """A damaged file, and what was written to replace it."""
+
+    file: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A case that must be ingested again; if `case` is "", a whole database."""
+
+    database: str
+    case: str
+    file: str
+    why: str
+
+
+@dataclass
+class Log:
+    """Collects both during a repair."""
+
+    files: list[Repaired] = field(default_factory=list)
+    cases: list[Lost] = field(default_factory=list)
+
+    def repaired(self, file: str, what: str) -> None:
+        self.files.append(Repaired(file, what))
+
+    def lost(self, database: str, case: str, file: str, why: str) -> None:
+        self.cases.append(Lost(database, case, file, why))
+
+
 class Rehearsal(WrapperStore[ZarrStore]):  # type: ignore[misc]
     """A store that keeps all writes in memory and never changes the disk, for dry runs."""
+
+    read_only = False
 
     def __init__(self, store: ZarrStore, written: dict[str, Buffer | None] | None = None) -> None:
         super().__init__(store)
@@ -31,10 +65,6 @@ class Rehearsal(WrapperStore[ZarrStore]):  # type: ignore[misc]
 
     def _with_store(self, store: ZarrStore) -> Rehearsal:
         return Rehearsal(store, self._written)
-
-    @property
-    def read_only(self) -> bool:
-        return False
 
     def _check_writable(self) -> None:
         pass
@@ -83,9 +113,6 @@ class Place:
             return None
         return value if isinstance(value, dict) else None
 
-    def write(self, key: str, data: bytes) -> None:
-        write_object(self.store, key, data)
-
     def delete_folder(self, prefix: str) -> None:
         sync(self.store.delete_dir(prefix))
 
@@ -100,7 +127,7 @@ class Place:
     def replace(self, key: str, data: bytes, what: str) -> None:
         """Replace a damaged file, and log `what` was written. A copy of the file is kept beside the store."""
         self.set_aside(key)
-        self.write(key, data)
+        write_object(self.store, key, data)
         self.log.repaired(key, what)
 
     def set_aside(self, key: str) -> None:

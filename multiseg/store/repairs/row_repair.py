@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from jaxtyping import UInt8
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
@@ -22,9 +23,10 @@ from multiseg.store.damage import UNREADABLE
 from multiseg.store.hierarchy import open_group, read_object
 from multiseg.store.records import FileMark, Record, parse_record, record_of_row, record_text
 from multiseg.store.repairs.place import Place
-from multiseg.store.repairs.states import states_of
 from multiseg.store.rows import mark_of, row_values
-from multiseg.store.shard_names import shards_named
+from multiseg.store.shard_names import key_of, shards_named
+
+WHY = "the states of the rows are lost, and "
 
 
 @dataclass(eq=False)
@@ -72,8 +74,7 @@ def repair_rows(place: Place, name: str) -> Rows:
     _fit_extent(arrays, rows)
     if not rows.has_status:
         records = {row: rows.records.get(row) or _record_of(place, rows, row) for row in range(rows.num)}
-        names = [str(case) for case in rows.columns["case"]]
-        rows.status = states_of(place, name, {row: record for row, record in records.items() if record}, names)
+        rows.status = _states_of(place, rows, records)
     lost = [row for row in rows.in_use if rows.recorded_values(row) is None and rows.is_bad(row)]
     for row in lost:
         if rows.status[row] == schema.COMMITTED:
@@ -90,6 +91,43 @@ def repair_rows(place: Place, name: str) -> Rows:
     _report_missing_shards(place, rows)
     _set_foreign_arrays_aside(place, rows)
     return rows
+
+
+def _states_of(place: Place, rows: Rows, records: Mapping[int, Record | None]) -> UInt8[np.ndarray, " case"]:
+    """The states of all rows. Of each case the newest row with all files of its record is committed; older ones with
+    all files are superseded.
+
+    A row that may have been committed, but cannot be told from one of a dead writer, is reported as lost.
+    """
+    name, names = rows.name, [str(case) for case in rows.columns["case"]]
+    states = np.full(len(names), schema.PENDING, dtype=np.uint8)
+    by_case: dict[str, list[tuple[int, int, str]]] = {}
+    for row, case_name in enumerate(names):
+        record = records.get(row)
+        if record is not None and record.case and record.shards:
+            wrong_file = _first_wrong_file(place, name, row, record)
+            by_case.setdefault(record.case, []).append((abs(record.revision), row, wrong_file))
+        elif case_name or place.keys(f"{name}/image/c/{row}"):
+            why = f"{WHY}so is the record of this row"
+            place.log.lost(name, case_name or f"row {row}", f"{name}/record/c/{row}", why)
+    for case, versions in by_case.items():
+        complete_rows = [row for _revision, row, wrong_file in sorted(versions) if not wrong_file]
+        states[complete_rows] = schema.SUPERSEDED
+        states[complete_rows[-1:]] = schema.COMMITTED
+        *_, (_revision, _row, wrong_file) = sorted(versions)
+        if wrong_file:
+            older = "; an older version of the case is valid now" if complete_rows else ""
+            place.log.lost(name, case, wrong_file, f"{WHY}this file is not the one in the record{older}")
+    return states
+
+
+def _first_wrong_file(place: Place, name: str, row: int, record: Record) -> str:
+    """The first file that differs from the record, or "". Sampled voxels are not checked: they can be restored."""
+    for shard, mark in record.shards.items():
+        key = key_of(name, row, shard)
+        if not shard.startswith("foreground/") and mark_of(place.read(key) or b"") != mark:
+            return key
+    return ""
 
 
 def _repair_axis_names(place: Place, arrays: DatabaseArrays) -> None:

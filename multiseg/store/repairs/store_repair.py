@@ -14,9 +14,8 @@ from multiseg.store.guard import GuardedStore
 from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, check_head, is_like_a_store, of_another_format, open_group
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.repairs.metadata import repair_metadata
-from multiseg.store.repairs.place import Place, json_bytes
+from multiseg.store.repairs.place import Log, Place, json_bytes
 from multiseg.store.repairs.points import repair_points
-from multiseg.store.repairs.repair_report import Log
 from multiseg.store.repairs.row_repair import repair_rows
 from multiseg.store.root import check_place, locked, new_head
 

@@ -99,10 +99,9 @@ def _check_accepted(root: zarr.Group, names: Sequence[str], accepted: Collection
 
 
 def _read(group: zarr.Group, name: str, grid_mm: Sequence[float], accepted: Collection[str], faults: Faults) -> Layout:
-    database_faults = Faults(name)
+    database_faults = Faults(name, found=faults.found)
     layout = read_layout(group, name, grid_mm, database_faults, OF_FORMAT_2)
     verify_older(layout, accepted, database_faults)
-    faults.found.extend(database_faults.found)
     return layout
 
 

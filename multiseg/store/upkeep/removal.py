@@ -1,4 +1,4 @@
-"""Removing cases, for example when a patient withdraws consent: all of a case's data are deleted from the disk."""
+"""Deleting data from a store: cases, for example when a patient withdraws consent, and rows without a valid case."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.columns import watch
 from multiseg.store.damage import UNREADABLE
 from multiseg.store.durable import sync_names
+from multiseg.store.findings import by_name
 from multiseg.store.hierarchy import NO_STORE, database_names, is_remote, local_path, open_root
 from multiseg.store.records import Record
 from multiseg.store.repairs.place import aside_of, aside_url
@@ -56,8 +57,8 @@ def remove(
         StoreError: there is no such case or subject, or the database is damaged.
         ResourceError: another process is writing to the store.
     """
-    requests = [*((name, False) for name in cases), *((name, True) for name in subjects)]
-    for name, _is_subject in requests:
+    requests = [*((name, "case") for name in cases), *((name, "subject") for name in subjects)]
+    for name, _what in requests:
         if not all(name.partition("/")[::2]):
             to_do = "Write DATABASE/CASE, or DATABASE/SUBJECT for a person."
             raise UsageError(f"{name!r} is not the name of a case. {to_do}")
@@ -75,26 +76,22 @@ def remove(
     return found
 
 
-def _find_cases(root: zarr.Group, requests: Iterable[tuple[str, bool]]) -> tuple[Removed, ...]:
+def _find_cases(root: zarr.Group, requests: Iterable[tuple[str, str]]) -> tuple[Removed, ...]:
     """The requested cases, each once."""
-    by_database: dict[str, list[tuple[str, bool]]] = {}
-    for name, is_subject in requests:
-        database, _, own_name = name.partition("/")
-        by_database.setdefault(database, []).append((own_name, is_subject))
     names = database_names(root)
     found: list[Removed] = []
-    for database, database_requests in by_database.items():
+    for database, database_requests in by_name(requests, lambda request: request[0].partition("/")[0]).items():
         if database not in names:
             raise StoreError(f"there is no database {database!r}. There are: {', '.join(names) or 'none'}.")
         found += _find_in_database(root[database], database_requests)
     return tuple(found)
 
 
-def _find_in_database(group: zarr.Group, requests: Sequence[tuple[str, bool]]) -> list[Removed]:
+def _find_in_database(group: zarr.Group, requests: Sequence[tuple[str, str]]) -> list[Removed]:
     rows = _all_rows(group)
     found: dict[str, dict[int, Row]] = {}
-    for own_name, is_subject in requests:
-        what = "subject" if is_subject else "case"
+    for name, what in requests:
+        own_name = name.partition("/")[2]
         matching = [row for row in rows if getattr(row, what) == own_name]
         if not matching:
             raise StoreError(f"database {group.path!r} has no {what} {own_name!r}. See: multiseg info STORE --cases.")
@@ -215,3 +212,50 @@ def _delete_leftovers(url: str) -> None:
         folder.rmdir()
     for partial in local_path(url).rglob("*.partial"):
         partial.unlink()
+
+
+def compact(url: str, dry_run: bool = False) -> dict[str, int]:
+    """Delete replaced versions of cases, and what dead writers left. Returns the freed bytes by database.
+
+    The rows become free for new cases. A reader that opened the store before and still reads a replaced version gets an
+    error or, after the next ingest, another case: let trainings end first.
+
+    Raises:
+        StoreError: there is no store, or it is damaged.
+        ResourceError: another process is writing to it.
+    """
+    check_place(url)
+    if dry_run:
+        root = open_root(url, "r")
+        return {name: _size_of(root[name], _unused_rows(root[name])) for name in database_names(root)}
+    with locked(url):
+        root = open_root(url, "r+")
+        finish_removals(root)
+        return {name: _compact(root[name]) for name in database_names(root)}
+
+
+def _unused_rows(group: zarr.Group) -> list[int]:
+    """The rows without a committed case."""
+    status, _arrays = watch(group)
+    return [int(row) for row in np.flatnonzero(status != schema.COMMITTED)]
+
+
+def _size_of(group: zarr.Group, rows: list[int]) -> int:
+    store = group.store_path.store
+    prefixes = [f"{group.path}/{name}/c/{row}/" for row in rows for name in schema.BY_CASE]
+    return sum(sync(store.getsize_prefix(prefix)) for prefix in prefixes)
+
+
+def _compact(group: zarr.Group) -> int:
+    rows = _unused_rows(group)
+    arrays, freed = DatabaseArrays(group), _size_of(group, rows)
+    empty_rows(arrays, rows)
+    status = arrays["status"][:]
+    if (status == schema.SUPERSEDED).any():
+        status[status == schema.SUPERSEDED] = schema.PENDING
+        arrays["status"][:] = status
+    arrays.set_rows(max(1, int(np.flatnonzero(status == schema.COMMITTED).max(initial=-1)) + 1))
+    for row in (row for row in rows if row >= arrays.num_rows):
+        sync(group.store_path.store.delete(f"{group.path}/record/c/{row}"))
+    sync_names(group)
+    return freed
