@@ -39,8 +39,7 @@ from multiseg.store.reader import open_store
 from multiseg.store.repairs.store_repair import repair
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.store.sources.source_types import DatabaseFiles
-from multiseg.store.upkeep.compaction import compact
-from multiseg.store.upkeep.removal import remove
+from multiseg.store.upkeep.removal import compact, remove
 
 OPTIONS = IngestOptions((6.0, 6.0, 6.0), workers=Workers(2, "threads"))
 REMOVED = "alder/A002"

@@ -135,9 +135,8 @@ def _check_writable(folder: Path) -> None:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        raise ResourceError(
-            f"cannot write into {existing} ({error.strerror}). {remedy(error, 'Choose another place.')}"
-        ) from error
+        message = f"cannot write into {existing} ({error.strerror}). {remedy(error, 'Choose another place.')}"
+        raise ResourceError(message) from error
 
 
 def _first_scan(folder: Path) -> Path | None:
@@ -275,9 +274,8 @@ def lock_folder(lock: Path, remedy_in_use: str, wait: bool | Callable[[], bool] 
             pid = file.read().strip() or "?"
             raise ResourceError(f"{lock.parent} is in use by process {pid}: {remedy_in_use}") from error
         except OSError as error:
-            raise ResourceError(
-                f"cannot lock {lock.parent} ({error.strerror}). {remedy(error, 'Check the disk.')}"
-            ) from error
+            message = f"cannot lock {lock.parent} ({error.strerror}). {remedy(error, 'Check the disk.')}"
+            raise ResourceError(message) from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

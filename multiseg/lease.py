@@ -98,7 +98,8 @@ def hold(place: Place) -> Iterator[None]:
     Raises:
         InUseError: another process has it.
     """
-    mine = _new_holder()
+    now = _now()
+    mine = Holder(socket.gethostname(), os.getpid(), this_machine(), now, now, uuid.uuid4().hex)
     version = _take(place, mine)
     done = threading.Event()
     refresher = threading.Thread(target=_refresh, args=(place, mine, version, done), daemon=True)
@@ -146,11 +147,6 @@ def this_machine() -> str:
         return ""
 
 
-def _new_holder() -> Holder:
-    now = _now()
-    return Holder(socket.gethostname(), os.getpid(), this_machine(), now, now, uuid.uuid4().hex)
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
@@ -167,9 +163,8 @@ def _take(place: Place, mine: Holder) -> Any:
     lease = place.look()
     if lease is None or lease.holder.token != mine.token:
         holder = lease.holder if lease else "unknown"
-        raise InUseError(
-            f"another process has just started writing to {place.name}: {holder}. Run again when it has finished."
-        )
+        message = f"another process has just started writing to {place.name}: {holder}. Run again when it has finished."
+        raise InUseError(message)
     return lease.version
 
 

@@ -82,7 +82,7 @@ def _try_lock(descriptor: int, place: Path, shared: bool) -> Iterator[None]:
     _locked_descriptors.add(descriptor)
     try:
         # There may be a lock file from another computer on which this file system has no locks.
-        lease = None if shared else FolderPlace(lock_file, str(lock_file.parent)).look()
+        lease = None if shared else FolderPlace(lock_file).look()
         is_held_elsewhere = lease is not None and not lease.holder.is_me() and not lease.holder.is_dead()
         with _lock_file(lock_file, shared) if is_held_elsewhere else nullcontext():
             yield
@@ -107,7 +107,7 @@ os.register_at_fork(after_in_child=_release_in_child)
 def _lock_file(path: Path, shared: bool) -> Iterator[None]:
     with ExitStack() as lock:
         try:
-            lock.enter_context(hold(FolderPlace(path, str(path.parent))))
+            lock.enter_context(hold(FolderPlace(path)))
         except InUseError:
             raise
         except OSError as error:
@@ -130,9 +130,8 @@ def _warn_once(folder: str, reason: str) -> None:
 class FolderPlace:
     """A lock file: created exclusively, replaced by renaming, and dated by the clock of its file system."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path = path
-        self.name = name
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, str(path.parent)
 
     def look(self) -> Lease | None:
         try:

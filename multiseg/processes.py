@@ -60,10 +60,7 @@ def how_it_ended(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    reasons = {
-        "SIGKILL": " (mostly since memory ran out)",
-        "SIGBUS": " (a file was cut short or its disk failed)",
-    }
+    reasons = {"SIGKILL": " (mostly since memory ran out)", "SIGBUS": " (a file was cut short or its disk failed)"}
     return f"was ended by {name}{reasons.get(name, '')}"
 
 

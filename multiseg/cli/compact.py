@@ -17,7 +17,7 @@ def compact_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson =
     multiseg compact brain.zarr
     """
     from multiseg.cli.console import output, print_json
-    from multiseg.store.upkeep.compaction import compact
+    from multiseg.store.upkeep.removal import compact
 
     freed = compact(store, dry_run)
     if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from multiseg.cli.shared_flags import AsJson, DryRun, ThisStore
 
 if TYPE_CHECKING:
-    from multiseg.store.repairs.repair_report import Log
+    from multiseg.store.repairs.place import Log
 
 
 def repair_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson = False) -> int:

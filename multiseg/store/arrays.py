@@ -12,11 +12,10 @@ import zarr
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
-from multiseg.store.columns import REQUESTS_AT_ONCE, lengths_of, participant_columns
+from multiseg.store.columns import REQUESTS_AT_ONCE, coordinate_names, lengths_of, participant_columns
 from multiseg.store.copies import COPY, copy_of, layout_of
 from multiseg.store.ingest.encoding import ArrayPlan
 
-FIXED_AXES = {"axis": 3, "row": 4, "column": 4, "header_byte": schema.HEADER_BYTES, "point": schema.FOREGROUND_POINTS}
 WRITE_ALL: Any = {"write_empty_chunks": True}
 
 
@@ -41,7 +40,7 @@ class DatabaseArrays:
     @property
     def coordinates(self) -> list[str]:
         """All arrays but "image" and "label"."""
-        return [*schema.COORDINATES, *self.columns]
+        return coordinate_names(self.group)
 
     @property
     def num_rows(self) -> int:
@@ -76,7 +75,7 @@ class DatabaseArrays:
             if name in self.group:
                 continue
             # A database has at least one row, so that its status has a chunk from the beginning.
-            shape = [1 if name == "status" else FIXED_AXES.get(axis, 0) for axis in variable.axes]
+            shape = [1 if name == "status" else schema.FIXED_AXES.get(axis, 0) for axis in variable.axes]
             self._create(name, variable, shape, chunk_of(name, variable, structure_chunk))
 
     def set_rows(self, num_rows: int) -> None:
@@ -112,13 +111,11 @@ class DatabaseArrays:
             "annotation": len(plan.annotations),
             "structure": plan.num_structures,
         }
-        for axis, voxels, num_voxels in zip("ijk", self["image"].shape[2:], extent, strict=True):
-            size[axis] = max(voxels, num_voxels)
+        size |= dict(zip("ijk", map(max, self["image"].shape[2:], extent), strict=True))
         for name in [*self.coordinates, "image", "label"]:
             array = self[name]
-            shape = tuple(
-                size.get(axis, length) for axis, length in zip(array.metadata.dimension_names, array.shape, strict=True)
-            )
+            axes = zip(array.metadata.dimension_names, array.shape, strict=True)
+            shape = tuple(size.get(axis, length) for axis, length in axes)
             if shape != array.shape:
                 array.resize(shape)
         self._finish_growing(plan, size)
@@ -159,9 +156,8 @@ class DatabaseArrays:
         """
         dtype = "string" if isinstance(value, str) else "float64"
         if column not in self.columns:
-            variable = schema.Variable(
-                ("case",), dtype, "" if dtype == "string" else float("nan"), "participants' column"
-            )
+            fill = "" if dtype == "string" else float("nan")
+            variable = schema.Variable(("case",), dtype, fill, "participants' column")
             # An array of this name that the attributes do not list was left by a writer that died.
             self._create(column, variable, [self.num_rows], [schema.ROWS], overwrite=True)
             self[column][:] = variable.fill
@@ -191,10 +187,6 @@ class DatabaseArrays:
 
 def chunk_of(name: str, variable: schema.Variable, structure_chunk: int) -> list[int]:
     """The chunk shape of a new coordinate."""
-    chunk_lengths = {
-        "modality": 64,
-        "annotation": 1,
-        "structure": structure_chunk,
-        "case": schema.ROWS_OF.get(name, schema.ROWS),
-    }
-    return [(FIXED_AXES | chunk_lengths)[axis] for axis in variable.axes]
+    lengths = {"modality": 64, "annotation": 1, "structure": structure_chunk}
+    lengths |= schema.FIXED_AXES | {"case": schema.ROWS_OF.get(name, schema.ROWS)}
+    return [lengths[axis] for axis in variable.axes]

@@ -7,13 +7,13 @@ happens inside `one_file`, whose error names the file, or inside `one_case`, who
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from multiseg.errors import MultisegError, ResourceError, SourceError
 from multiseg.faults import NO_DESCRIPTOR, NO_ROOM, remedy
+from multiseg.store.damage import type_and_place
 
 UNREADABLE = "UNREADABLE"
 """The code of unexpected errors."""
@@ -57,18 +57,12 @@ def _border(subject: str, file: str) -> Iterator[None]:
     except Exception as error:  # see the module's docstring; Ctrl-C is not an Exception
         if isinstance(error, OSError) and error.errno in NO_ROOM | NO_DESCRIPTOR:  # the file is not to blame
             raise ResourceError(f"cannot read {subject} now: {error}. {remedy(error, '')}") from error
-        cause = f"{type(error).__name__} in {_place_of(error)}: {' '.join(str(error).split())[:300] or 'no message'}"
+        cause = f"{type_and_place(error)}: {' '.join(str(error).split())[:300] or 'no message'}"
         message = (
             f"cannot read {subject} ({cause}). Its header is probably damaged: copy or export it again. If other "
             "programs read it, please report this line."
         )
         raise SourceError(message, code=UNREADABLE, file=file) from error
-
-
-def _place_of(error: Exception) -> str:
-    """The source line that raised the error, for bug reports. Errors of other processes come without a traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
 
 
 def _folder_of(paths: tuple[Path, ...]) -> Path:

@@ -57,8 +57,7 @@ def select(
     _check_known("pathology", [pathology] if pathology else [], (database.pathology for database in in_store))
     wanted = dict(participants or {})
     columns = {column for case in store.sound_cases for column in case.participant}
-    unknown = set(wanted) - columns
-    if unknown:
+    if unknown := set(wanted) - columns:
         raise StoreError(f"no database has the column {sorted(unknown)}; there are {sorted(columns)}.")
     fitting = [
         case
@@ -133,11 +132,7 @@ def table(cases: Sequence[Case]) -> pd.DataFrame:
             {
                 "database": case.database,
                 "case": case.name,
-                "pathology": case.pathology,
-                "subject": case.subject,
-                "session": case.session,
-                "site": case.site,
-                "split": case.split,
+                **{name: getattr(case, name) for name in ("pathology", "subject", "session", "site", "split")},
                 "modalities": " ".join(case.modalities),
                 "extent": "x".join(str(n) for n in case.extent),
                 "foreground_voxels": int(case.foreground_count.sum()),
@@ -149,10 +144,7 @@ def table(cases: Sequence[Case]) -> pd.DataFrame:
 
 
 def assign_splits(
-    cases: Sequence[CaseFiles],
-    fractions: Mapping[str, float],
-    seed: int,
-    stored: Mapping[str, str] | None = None,
+    cases: Sequence[CaseFiles], fractions: Mapping[str, float], seed: int, stored: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """A split for every case, by subject: seeded, and the same whether an ingest ran once or in pieces.
 

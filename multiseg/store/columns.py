@@ -16,6 +16,7 @@ from multiseg.store import schema
 from multiseg.store.copies import check_copies
 from multiseg.store.damage import DAMAGED, damaged
 from multiseg.store.guard import Expected, GuardedStore
+from multiseg.store.hierarchy import open_group
 
 READ_BY_CASE = ("foreground", "native_header", "sources", "record")
 """Large arrays, rarely needed for all cases at once: they are read case by case."""
@@ -49,6 +50,12 @@ def read_arrays(arrays: Mapping[str, zarr.Array], names: Iterable[str]) -> dict[
     array_names = list(names)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         return dict(zip(array_names, pool.map(lambda name: arrays[name][:], array_names), strict=True))
+
+
+def are_equal(one: Any, other: Any) -> bool:
+    """Whether two values or arrays are equal; NaN equals NaN."""
+    first, second = np.asarray(one), np.asarray(other)
+    return first.shape == second.shape and bool(np.all((first == second) | ((first != first) & (second != second))))
 
 
 def lengths_of(group: zarr.Group) -> dict[str, int]:
@@ -140,7 +147,7 @@ def read_columns(group: zarr.Group) -> tuple[zarr.Group, dict[str, Any], zarr.Ar
     """
     is_first = True
     while True:
-        group = zarr.open_group(group.store_path, mode="r", zarr_format=3, use_consolidated=False)
+        group = open_group(group.store_path)
         try:
             status, arrays = watch(group)
         except StoreError as error:

@@ -43,9 +43,8 @@ def _digest(copied: Mapping[str, Any]) -> str:
 
 def layout_of(array: zarr.Array) -> dict[str, Any]:
     """An array's metadata (its zarr.json) without its shape, which grows with the cases, and without the copy."""
-    return layout_of_metadata(
-        json.loads(array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes())
-    )
+    text = array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()
+    return layout_of_metadata(json.loads(text))
 
 
 def layout_of_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,20 +105,21 @@ def differences(name: str, attributes: Mapping[str, Any], arrays: Mapping[str, z
         return [(f"{name}/record/zarr.json", "the second copy of the database's attributes is damaged or missing")]
     found = []
     # Over a network, a writer that died may have sent only one of the two.
-    if not continues(copy["attributes"], attributes) and not continues(attributes, copy["attributes"]):
-        keys = sorted(
-            key for key in {*attributes, *copy["attributes"]} if attributes.get(key) != copy["attributes"].get(key)
-        )
-        found.append(
-            (f"{name}/zarr.json", f"the database's attributes differ from their second copy in {', '.join(keys)}")
-        )
+    copied = copy["attributes"]
+    if not continues(copied, attributes) and not continues(attributes, copied):
+        found.append((f"{name}/zarr.json", difference_of(copied, attributes)))
     for array_name, array in arrays.items():
-        copied_layout = copy["arrays"].get(array_name)
-        if copied_layout is not None and not _is_as_copied(layout_of(array), copied_layout):
-            found.append(
-                (f"{name}/{array_name}/zarr.json", f"the metadata of {array_name!r} differ from their second copy")
-            )
+        layout = copy["arrays"].get(array_name)
+        if layout is not None and not _is_as_copied(layout_of(array), layout):
+            problem = f"the metadata of {array_name!r} differ from their second copy"
+            found.append((f"{name}/{array_name}/zarr.json", problem))
     return found
+
+
+def difference_of(copied: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
+    """In which attributes the two copies differ; "" if in none."""
+    keys = sorted(key for key in copied.keys() | attributes.keys() if copied.get(key) != attributes.get(key))
+    return f"the database's attributes differ from their second copy in {', '.join(keys)}" if keys else ""
 
 
 def _is_as_copied(layout: Mapping[str, Any], copied: Mapping[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import struct
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -10,25 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from multiseg.errors import MultisegError, ResourceError, StoreError
+from multiseg.faults import NO_DESCRIPTOR, NO_ROOM
 
 DAMAGED = "DAMAGED"
 """The code of the error for a store that is damaged, or partly damaged."""
 UNREADABLE = (
-    ValueError,
-    RuntimeError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    OSError,
-    EOFError,
-    MemoryError,
-    struct.error,
-)
+    ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, OSError,
+    EOFError, MemoryError, struct.error,
+)  # fmt: skip
 """What zarr, its codecs and our own readers raise when they read damaged bytes."""
-NOT_DAMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
-"""The machine has run out of something; the file is not to blame."""
 
 
 @contextmanager
@@ -51,9 +40,9 @@ def reading(url: str, what: str, find: Callable[[], Sequence[tuple[str, str]]] =
     except UNREADABLE as error:
         if isinstance(error, PermissionError):
             raise not_readable(url, error) from error
-        if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
+        if isinstance(error, OSError) and error.errno in NO_DESCRIPTOR | NO_ROOM:  # the file is not to blame
             raise ResourceError(f"cannot read {what} of {url} now: {error}.") from error
-        raise damaged(url, what, find() or [("", _type_and_place(error))]) from error
+        raise damaged(url, what, find() or [("", f"{type_and_place(error)}: {one_line(error)}")]) from error
 
 
 @contextmanager
@@ -83,12 +72,11 @@ def damaged(url: str, what: str, files: Sequence[tuple[str, str]]) -> StoreError
     file, problem = files[0]
     place = f"{file}: " if file else ""
     more = f" (and {len(files) - 1} more files)" if len(files) > 1 else ""
-    return StoreError(
+    message = (
         f"{what} of {url} is damaged: {place}{problem.rstrip('.')}{more}. List all damage with: multiseg verify {url}; "
-        f"then repair what can be repaired with: multiseg repair {url}.",
-        code=DAMAGED,
-        file=file,
+        f"then repair what can be repaired with: multiseg repair {url}."
     )
+    return StoreError(message, code=DAMAGED, file=file)
 
 
 def not_readable(url: str, error: OSError) -> ResourceError:
@@ -101,7 +89,8 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
-def _type_and_place(error: BaseException) -> str:
+def type_and_place(error: BaseException) -> str:
+    """An error's type, and the source line that raised it. Errors of other processes come without a traceback."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{place}: {one_line(error)}"
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
+    return f"{type(error).__name__} in {place}"

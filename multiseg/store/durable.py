@@ -8,9 +8,10 @@ import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import zarr
+from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
@@ -30,7 +31,7 @@ class DurableStore(LocalStore):  # type: ignore[misc]
 
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
         super().__init__(root, read_only=read_only)
-        self._place = FolderPlace(self.root / WRITER, str(root))
+        self._place = FolderPlace(self.root / WRITER)
         self._has_lock_file = self._place.look() is not None
         self._changed: set[Path] = set()
         self._lock = threading.Lock()
@@ -39,13 +40,12 @@ class DurableStore(LocalStore):  # type: ignore[misc]
         return _reopened, (self.root, self.read_only)
 
     async def set(self, key: str, value: Buffer) -> None:
-        await self._ready()
-        await asyncio.to_thread(self._write, key, value)
+        if not self._is_open:
+            await self._open()
+        await asyncio.to_thread(self.set_sync, key, value)
 
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        # No race: only the one writer that holds the store's lock writes to it.
-        if not await self.exists(key):
-            await self.set(key, value)
+    # No race between its two steps: only the one writer that holds the store's lock writes to it.
+    set_if_not_exists = ZarrStore.set_if_not_exists
 
     def set_sync(self, key: str, value: Buffer) -> None:
         self._check_writable()
@@ -64,11 +64,6 @@ class DurableStore(LocalStore):  # type: ignore[misc]
         with self._lock:
             flush_folders(self._changed)
             self._changed.clear()
-
-    async def _ready(self) -> None:
-        if not self._is_open:
-            await self._open()
-        self._check_writable()
 
     def _note(self, folders: Iterable[Path]) -> None:
         with self._lock:
@@ -102,33 +97,17 @@ def _reopened(root: Path, read_only: bool) -> DurableStore:
     return DurableStore(root, read_only=read_only)
 
 
-@runtime_checkable
-class Syncing(Protocol):
-    """A store whose writes are visible at once, but safe only after `sync_names`."""
-
-    def sync_names(self) -> None:
-        """Wait until everything that was written is safe."""
-
-
-@runtime_checkable
-class Gathering(Protocol):
-    """A store that can buffer small objects, to send them together."""
-
-    def gather(self) -> None:
-        """Buffer what is written from now on, until `sync_names`."""
-
-
 def gather(group: zarr.Group) -> None:
     """Let a remote group's store buffer small objects. The caller must call `sync_names` at the end, and wherever the
     order of writes matters."""
-    store = getattr(group.store_path.store, "inner", group.store_path.store)
-    if isinstance(store, Gathering):
-        store.gather()
+    _call_if_there(group, "gather")
 
 
 def sync_names(group: zarr.Group) -> None:
     """Wait until everything written through a group is on the disk, or on the server."""
+    _call_if_there(group, "sync_names")
+
+
+def _call_if_there(group: zarr.Group, method: str) -> None:
     store = group.store_path.store
-    store = getattr(store, "inner", store)  # a guarded store wraps another
-    if isinstance(store, Syncing):
-        store.sync_names()
+    getattr(getattr(store, "inner", store), method, lambda: None)()  # a guarded store wraps another

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from multiseg.errors import DataError
+
+Item = TypeVar("Item")
+
+
+def by_name(items: Iterable[Item], name_of: Callable[[Item], str]) -> dict[str, list[Item]]:
+    """Items in groups of one name; groups and items stay in their order."""
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(name_of(item), []).append(item)
+    return groups
 
 
 class Severity(StrEnum):
@@ -45,11 +57,4 @@ class Finding:
         return cls(doubt.severity, doubt.code, database, case, "", doubt.message)
 
     def to_json(self) -> dict[str, str]:
-        return {
-            "severity": str(self.severity),
-            "code": self.code,
-            "database": self.database,
-            "case": self.case,
-            "file": self.file,
-            "message": self.message,
-        }
+        return asdict(self) | {"severity": str(self.severity)}

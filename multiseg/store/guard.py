@@ -104,9 +104,7 @@ class GuardedStore(WrapperStore[ZarrStore]):  # type: ignore[misc]
     ) -> list[Buffer | None]:
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
-    async def _get_many(self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]) -> Any:
-        for key, prototype, byte_range in requests:
-            yield key, await self.get(key, prototype, byte_range)
+    _get_many = ZarrStore._get_many  # by `get`, which checks
 
     def _checked(self, key: str, value: Buffer | None) -> Buffer | None:
         # Zarr treats an empty file as missing.
@@ -125,13 +123,10 @@ class GuardedStore(WrapperStore[ZarrStore]):  # type: ignore[misc]
 def missing_file(url: str, key: str) -> StoreError:
     """The error for a file that must exist but is missing or empty."""
     array = key.partition("/c/")[0].rpartition("/")[2]
-    if array in ("image", "label"):  # nothing else holds these voxels
-        remedy = "ingest the case again with --redo"
-    else:
-        remedy = f"repair it with: multiseg repair {url}"
-    return StoreError(
+    is_repairable = array not in schema.VOLUMES  # nothing else holds the voxels
+    remedy = f"repair it with: multiseg repair {url}" if is_repairable else "ingest the case again with --redo"
+    message = (
         f"{url}/{key} is missing or empty, although the store needs it: the store is damaged, or was not copied "
-        f"completely. List all missing files with: multiseg verify {url}; then copy the store again, or {remedy}.",
-        code=MISSING_FILE,
-        file=key,
+        f"completely. List all missing files with: multiseg verify {url}; then copy the store again, or {remedy}."
     )
+    return StoreError(message, code=MISSING_FILE, file=key)

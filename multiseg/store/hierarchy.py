@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import zarr
+from zarr.abc.store import ByteRequest
 from zarr.abc.store import Store as ZarrStore
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from multiseg.errors import MultisegError, StoreError, UsageError
@@ -54,15 +57,44 @@ def is_plain_name(name: str) -> bool:
     return name.isprintable() and name == name.strip() and not re.search(r"[/\\]|^\.|^__|^$", name)
 
 
-def zarr_store(url: str, read_only: bool) -> ZarrStore:
-    """The key-value store at a path or URL. To write to a remote one, a process must hold its lease."""
+def zarr_store(url: str, read_only: bool, leased: str = "") -> ZarrStore:
+    """The key-value store at a path or URL.
+
+    Args:
+        leased: the remote store whose lease a process must hold to write; by default this one.
+    """
     if not is_remote(url):
         folder = local_path(url)
         return LocalStore(folder, read_only=True) if read_only else DurableStore(folder)
     from multiseg.store.remote.writer_lease import check_held  # heavy, and only remote stores need them
     from multiseg.store.remote.zarr_store import RemoteStore
 
-    return RemoteStore(url, read_only, partial(check_held, url))
+    return RemoteStore(url, read_only, partial(check_held, leased or url))
+
+
+def open_group(store: Any, path: str = "", mode: str = "r") -> zarr.Group:
+    """A group of a store, or the one at a `StorePath`; its metadata are read from its own zarr.json."""
+    return zarr.open_group(store, path=path, mode=mode, zarr_format=3, use_consolidated=False)
+
+
+def read_object(store: ZarrStore, key: str, part: ByteRequest | None = None) -> bytes | None:
+    """The bytes of an object, or of a part of it; None if it does not exist."""
+    data = sync(store.get(key, default_buffer_prototype(), part))
+    return None if data is None else bytes(data.to_bytes())
+
+
+def write_object(store: ZarrStore, key: str, data: bytes) -> None:
+    """Write an object of a store."""
+    sync(store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+
+
+def collect(names: AsyncIterator[str]) -> list[str]:
+    """The names of a listing of a store, without the slashes at their ends, sorted."""
+
+    async def all_names() -> list[str]:
+        return [name.rstrip("/") async for name in names]
+
+    return sorted(filter(None, sync(all_names())))
 
 
 def open_root(url: str, mode: str, formats: Collection[int] = (FORMAT,)) -> zarr.Group:
@@ -73,14 +105,12 @@ def open_root(url: str, mode: str, formats: Collection[int] = (FORMAT,)) -> zarr
         ResourceError: it cannot be read or reached.
     """
     if not _exists(url):
-        raise StoreError(
-            f"there is no store at {url}. Make one with: multiseg ingest DATA --store {url}", code=NO_STORE
-        )
+        message = f"there is no store at {url}. Make one with: multiseg ingest DATA --store {url}"
+        raise StoreError(message, code=NO_STORE)
     was_like_a_store = False
     try:
         was_like_a_store = is_like_a_store(url)  # checked first: a writer may be creating the store right now
-        store = GuardedStore(zarr_store(url, read_only=mode == "r"), url)
-        root = zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=False)
+        root = open_group(GuardedStore(zarr_store(url, read_only=mode == "r"), url), mode=mode)
     except MultisegError:
         raise
     except PermissionError as error:
@@ -88,10 +118,8 @@ def open_root(url: str, mode: str, formats: Collection[int] = (FORMAT,)) -> zarr
     except UNREADABLE as error:
         if was_like_a_store:
             raise damaged(url, "the root", [("zarr.json", one_line(error))]) from error
-        raise StoreError(
-            f"{url} is not a Zarr v3 store ({error}). Name a store's folder or, to create a store, a new folder.",
-            code=NO_STORE,
-        ) from error
+        message = f"{url} is not a Zarr v3 store ({error}). Name a store's folder or, to create a store, a new folder."
+        raise StoreError(message, code=NO_STORE) from error
     head = root.attrs.get(ROOT_KEY)
     if not isinstance(head, dict):
         if _has_databases(url):

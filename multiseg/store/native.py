@@ -68,9 +68,8 @@ def native_image(database: Database, case: Case, modality: str) -> Num[np.ndarra
         StoreError: the case does not have the sequence.
     """
     if modality not in case.modalities:
-        raise StoreError(
-            f"case {case.name!r} of {database.name!r} has no {modality!r}. It has: {', '.join(case.modalities)}."
-        )
+        message = f"case {case.name!r} of {database.name!r} has no {modality!r}. It has: {', '.join(case.modalities)}."
+        raise StoreError(message)
     channel = database.modalities.index(modality)
     mean, std = (float(database.group[f"intensity_{name}"][case.row, channel]) for name in ("mean", "std"))
     normalised = database.image(case, (0, 0, 0), case.extent)[channel].astype(np.float32)

@@ -18,6 +18,7 @@ from multiseg.types import Index3
 Rows4: TypeAlias = tuple[tuple[float, ...], ...]
 DESCRIPTION = ("subject", "session", "site", "split", "split_given")
 """Metadata of a case that may change after ingest, as the participants' columns may."""
+_GEOMETRY = ("extent", "native_shape", "affine", "native_affine")
 _TEXTS = ("case", "subject", "session", "site", "split", "source_sha256", "sources")
 
 
@@ -124,10 +125,7 @@ def coordinates_of(
     participant_values = {name: record.participant.get(name, fill) for name, fill in columns.items()}
     return participant_values | {
         **{name: getattr(record, name) for name in ("case", *DESCRIPTION, "source_sha256", "sources", "revision")},
-        "extent": np.array(record.extent, dtype=np.int32),
-        "native_shape": np.array(record.native_shape, dtype=np.int32),
-        "affine": np.array(record.affine, dtype=np.float64),
-        "native_affine": np.array(record.native_affine, dtype=np.float64),
+        **{name: np.array(getattr(record, name), dtype=schema.COORDINATES[name].dtype) for name in _GEOMETRY},
         "native_header": header,
         "available": np.array([name in record.sequences for name in modalities], dtype=bool),
         "intensity_mean": mean,

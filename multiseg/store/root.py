@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -52,11 +52,7 @@ class DatabaseInfo:
             "pathology": self.pathology,
             "label_schemas": {name: labels.to_json() for name, labels in self.schemas.items()},
             "recipe": self.recipe.to_json(),
-            "codec": self.codec,
-            "licence": self.licence,
-            "citation": self.citation,
-            "source": self.source,
-            "pseudonyms": self.pseudonyms,
+            **{name: getattr(self, name) for name in ("codec", "licence", "citation", "source", "pseudonyms")},
         }
 
 
@@ -93,9 +89,8 @@ def locked(url: str) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise ResourceError(
-            f"cannot use {url} as the folder of a store: {error.strerror}. Name another folder."
-        ) from error
+        message = f"cannot use {url} as the folder of a store: {error.strerror}. Name another folder."
+        raise ResourceError(message) from error
     try:
         with _exclusive_lock(url, path, handle):
             try:
@@ -160,14 +155,14 @@ def open_or_create_root(url: str, spacing_mm: tuple[float, float, float]) -> zar
     root = existing_root(url, "r+", spacing_mm)
     if root is not None:
         return root
-    head = {
-        "format": schema.FORMAT,
-        "created_by": f"multiseg {version('multiseg')}",
-        "grid_mm": list(spacing_mm),
-        "databases": [],
-    }
     store = GuardedStore(zarr_store(url, read_only=False), url)
-    return zarr.create_group(store, zarr_format=3, attributes={ROOT_KEY: head})
+    return zarr.create_group(store, zarr_format=3, attributes={ROOT_KEY: new_head(spacing_mm, [])})
+
+
+def new_head(spacing_mm: Sequence[float], databases: Sequence[str]) -> dict[str, Any]:
+    """The root's own attribute."""
+    written_by = f"multiseg {version('multiseg')}"
+    return {"format": schema.FORMAT, "created_by": written_by, "grid_mm": [*spacing_mm], "databases": [*databases]}
 
 
 def _abandoned_files(folder: Path) -> list[Path]:
@@ -209,20 +204,14 @@ def _check_pseudonyms(key: str, info: DatabaseInfo) -> None:
     """Raises StoreError if a database whose pseudonyms have this key was ingested with another one than `info`'s."""
     if key == info.pseudonyms:
         return
-    if not key:
-        state = "its cases have their real names"
-    elif info.pseudonyms:
-        state = "its cases have pseudonyms from another file"
-    else:
-        state = "its cases have pseudonyms"
+    state = f"pseudonyms{' from another file' if info.pseudonyms else ''}" if key else "their real names"
     raise StoreError(
-        f"database {info.name!r}: {state}. Ingest it as before (--pseudonyms FILE, with the same file), or give "
-        "the database another name."
+        f"database {info.name!r}: its cases have {state}. Ingest it as before (--pseudonyms FILE, with the same file), "
+        "or give the database another name."
     )
 
 
 def _without_landmarks(recipe: Any) -> Any:
     """A recipe without its intensity scales: it gains one with each new sequence and stays the same recipe."""
-    return (
-        {key: value for key, value in recipe.items() if key != "landmarks"} if isinstance(recipe, Mapping) else recipe
-    )
+    is_recipe = isinstance(recipe, Mapping)
+    return {key: value for key, value in recipe.items() if key != "landmarks"} if is_recipe else recipe

@@ -13,6 +13,7 @@ import numpy as np
 from multiseg.store import schema
 from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
+from multiseg.store.columns import are_equal
 from multiseg.store.durable import sync_names
 from multiseg.store.ingest.encoding import EncodedCase
 from multiseg.store.records import DESCRIPTION, FileMark, Record, Scan, coordinates_of, parse_record, record_text
@@ -48,8 +49,8 @@ def record_of(
     return Record(
         revision=revision, case=files.case, subject=files.person, session=files.session, site=files.site,
         split=files.split, split_given=files.split_given, extent=encoded.grid.shape,
-        affine=_rows(encoded.grid.affine), native_shape=encoded.native.shape,
-        native_affine=_rows(encoded.native.affine), native_header=encoded.native_header,
+        affine=tuple(map(tuple, encoded.grid.affine.tolist())), native_shape=encoded.native.shape,
+        native_affine=tuple(map(tuple, encoded.native.affine.tolist())), native_header=encoded.native_header,
         source_sha256=digest_of_sources(encoded.sources), sources=json.dumps(encoded.sources),
         sequences={name: Scan(float(mean), float(std), content) for name, mean, std, content in scans},
         annotations={name: tuple(counts[position].tolist()) for name, position in annotated.items()},
@@ -61,10 +62,6 @@ def record_of(
 def mark_of(data: bytes | memoryview) -> FileMark:
     """The length and SHA-256 of a file."""
     return FileMark(len(data), hashlib.sha256(data).hexdigest())
-
-
-def _rows(affine: Any) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(float(value) for value in row) for row in affine)
 
 
 _ALL_CASES = ""  # no case has an empty name
@@ -114,7 +111,7 @@ def describe_row(arrays: DatabaseArrays, row: int, **changes: Any) -> None:
     arrays["record"][row] = record_text(record)
     sync_names(arrays.group)
     changeable = (*DESCRIPTION, *arrays.columns)
-    changed = [name for name in changeable if is_unfinished or not _same(old_values[name], new_values[name])]
+    changed = [name for name in changeable if is_unfinished or not are_equal(old_values[name], new_values[name])]
     arrays.write_row(row, {name: new_values[name] for name in changed})
     sync_names(arrays.group)
     arrays["revision"][row] = record.revision
@@ -129,11 +126,6 @@ def finish_descriptions(arrays: DatabaseArrays) -> None:
         arrays.write_row(int(row), {name: values[name] for name in (*DESCRIPTION, *arrays.columns)})
         sync_names(arrays.group)
         arrays["revision"][row] = record.revision
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values are equal; NaN equals NaN."""
-    return bool(one == other or (one != one and other != other))
 
 
 def read_record(arrays: DatabaseArrays, row: int) -> Record:

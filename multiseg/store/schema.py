@@ -78,6 +78,13 @@ COORDINATES: dict[str, Variable] = {
 }
 """All arrays except the two big ones. Participants' columns are added along `case` as "string" or "float64"."""
 
+VOLUMES = {
+    "image": Variable(("case", "modality", "i", "j", "k"), "float16", 0, "normalised intensity, 0 outside the brain"),
+    "label": Variable(("case", "annotation", "i", "j", "k"), "uint8", 0, "codes of the structures"),
+}
+"""The two big arrays."""
+FIXED_AXES = {"axis": 3, "row": 4, "column": 4, "header_byte": HEADER_BYTES, "point": FOREGROUND_POINTS}
+"""The lengths of the axes that are the same in every database."""
 BY_CASE = ("image", "label", "foreground")
 """The arrays with files of their own for each case, which its `shards` name. Of all other arrays, every chunk that
 contains a committed or superseded row exists, even if it holds only fill values: a missing chunk is damage."""
@@ -91,16 +98,10 @@ NAMED_AXES = {"modality": "modalities", "annotation": "annotations"}
 NUM_STRUCTURES = "num_structures"
 """The attribute with the length of the axis `structure`. Like the lists of names, it is written after every array has
 grown, so that it tells which chunks must exist."""
-IMAGE_AXES = ("case", "modality", "i", "j", "k")
-LABEL_AXES = ("case", "annotation", "i", "j", "k")
-IMAGE_ATTRIBUTES = {"long_name": "normalised intensity, 0 outside the brain", "scale_factor": 1.0}
+IMAGE_ATTRIBUTES = {"long_name": VOLUMES["image"].meaning, "scale_factor": 1.0}
 """Attributes of the image array. By the CF conventions, the scale factor makes xarray decode to its type, float64: in
 float16, sums above 65,504 overflow, and so do the means of large lesions. Our own readers use the stored float16."""
-RESERVED = (
-    frozenset(COORDINATES)
-    | {axis for variable in COORDINATES.values() for axis in variable.axes}
-    | {"image", "label", *IMAGE_AXES, *LABEL_AXES}
-)
+RESERVED = frozenset(name for array, variable in (COORDINATES | VOLUMES).items() for name in (array, *variable.axes))
 """Names that no participants' column may have: those of arrays, and of axes, which xarray takes for coordinates."""
 PARTICIPANT_COLUMNS = "participant_columns"
 """The attribute with the names of a database's own columns. A plain web server lists no files, so every name is stored:

@@ -21,6 +21,16 @@ def shards_text(keys: Iterable[str]) -> str:
     return " ".join(f"{array}:{','.join(positions)}" for array, positions in by_array.items())
 
 
+def key_of(database: str, row: int, shard: str) -> str:
+    """The key in the store of a row's file.
+
+    >>> key_of("ms", 7, "image/0/0/0/0")
+    'ms/image/c/7/0/0/0/0'
+    """
+    array, _, position = shard.partition("/")
+    return f"{database}/{array}/c/{row}/{position}"
+
+
 def shards_named(text: str, array: str) -> frozenset[str]:
     """The positions of an array's files that a text of `shards_text` names.
 

@@ -22,8 +22,7 @@ from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
 from multiseg.store.repairs.store_repair import repair
 from multiseg.store.sources.manifest import find_manifest
-from multiseg.store.upkeep.compaction import compact
-from multiseg.store.upkeep.removal import remove
+from multiseg.store.upkeep.removal import compact, remove
 
 SPACING_MM = (5.0, 5.0, 5.0)
 

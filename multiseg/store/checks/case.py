@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from multiseg.labels import IGNORE
 from multiseg.store import schema
 from multiseg.store.catalogue import SPLITS
 from multiseg.store.checks.chunks import Block, decoded_blocks
-from multiseg.store.checks.fault_collector import REDO, REPAIR, Faults, advice
+from multiseg.store.checks.fault_collector import REDO, Faults, advice
 from multiseg.store.checks.layout import Layout
 from multiseg.store.checks.record_checks import read_record, verify_record
 from multiseg.store.damage import UNREADABLE, one_line
@@ -67,20 +68,14 @@ def _has_rows(name: str) -> bool:
     return name not in schema.COORDINATES or schema.COORDINATES[name].axes[0] == "case"
 
 
-def _file(layout: Layout, name: str) -> str:
-    return f"{layout.name}/{name}"
-
-
 def _check_names(layout: Layout, metadata: dict[str, Any], faults: Faults) -> None:
     if "case" in metadata and not is_plain_name(str(metadata["case"])):
-        faults.error(
-            "BAD_NAME", _file(layout, "case"), f"{str(metadata['case'])!r} is not a valid name for a case. {REPAIR}"
-        )
+        faults.damage("BAD_NAME", f"{layout.name}/case", f"{str(metadata['case'])!r} is not a valid name for a case")
     if "subject" in metadata and not str(metadata["subject"]):
-        faults.error("NO_SUBJECT", _file(layout, "subject"), f"the case has no subject. {REPAIR}")
+        faults.damage("NO_SUBJECT", f"{layout.name}/subject", "the case has no subject")
     if "split" in metadata and str(metadata["split"]) not in SPLITS:
         problem = f"the split {str(metadata['split'])!r} is not one of {', '.join(SPLITS)}"
-        faults.error("BAD_SPLIT", _file(layout, "split"), f"{problem}. Ingest the case again with --split.")
+        faults.damage("BAD_SPLIT", f"{layout.name}/split", problem, "Ingest the case again with --split.")
 
 
 def _extent(layout: Layout, metadata: dict[str, Any], faults: Faults) -> Index3 | None:
@@ -91,7 +86,7 @@ def _extent(layout: Layout, metadata: dict[str, Any], faults: Faults) -> Index3 
         room = layout.arrays[name].shape[2:] if name in layout.arrays else (i, j, k)
         if not all(0 < n <= most for n, most in zip((i, j, k), room, strict=True)):
             problem = f"its extent {i}x{j}x{k} does not fit into the {'x'.join(map(str, room))} voxels of {name!r}"
-            faults.error("BAD_EXTENT", _file(layout, "extent"), f"{problem}. {REPAIR}")
+            faults.damage("BAD_EXTENT", f"{layout.name}/extent", problem)
             return None
     return i, j, k
 
@@ -112,7 +107,7 @@ def _check_grid(layout: Layout, metadata: dict[str, Any], faults: Faults) -> Non
         elif layout.recipe is not None and not np.allclose(size, layout.recipe.spacing_mm, rtol=SAME_SPACING, atol=0):
             wrong = f"its voxels are {_by_x(size)} mm, those of the database {_by_x(layout.recipe.spacing_mm)} mm"
     if wrong:
-        faults.error("BAD_AFFINE", _file(layout, "affine"), f"the affine {affine.tolist()}: {wrong}. {REPAIR}")
+        faults.damage("BAD_AFFINE", f"{layout.name}/affine", f"the affine {affine.tolist()}: {wrong}")
 
 
 def _not_a_grid(affine: Affine) -> str:
@@ -129,41 +124,37 @@ def _by_x(numbers: Sequence[float]) -> str:
 
 def _check_native(layout: Layout, metadata: dict[str, Any], faults: Faults) -> None:
     if "native_affine" in metadata and (wrong := _not_a_grid(np.asarray(metadata["native_affine"]))):
-        problem = f"the file's own affine {metadata['native_affine'].tolist()}: {wrong}"
-        faults.error("BAD_NATIVE", _file(layout, "native_affine"), f"{problem}. The case cannot be exported. {REPAIR}")
+        problem = f"the file's own affine {metadata['native_affine'].tolist()}: {wrong}. The case cannot be exported"
+        faults.damage("BAD_NATIVE", f"{layout.name}/native_affine", problem)
     if "native_shape" in metadata and min(metadata["native_shape"]) < 1:
-        problem = f"the file's own shape is {metadata['native_shape'].tolist()}"
-        faults.error("BAD_NATIVE", _file(layout, "native_shape"), f"{problem}. The case cannot be exported. {REPAIR}")
+        problem = f"the file's own shape is {metadata['native_shape'].tolist()}. The case cannot be exported"
+        faults.damage("BAD_NATIVE", f"{layout.name}/native_shape", problem)
     if "native_header" in metadata:
         head = bytes(metadata["native_header"])
         if {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}.isdisjoint({0, 348, 540}):
-            faults.error(
-                "BAD_NATIVE", _file(layout, "native_header"), f"the file's own header is not a NIfTI header. {REPAIR}"
-            )
+            faults.damage("BAD_NATIVE", f"{layout.name}/native_header", "the file's own header is not a NIfTI header")
 
 
 def _check_sources(layout: Layout, metadata: dict[str, Any], faults: Faults) -> None:
     """Check that every sequence and annotation has a source, and that their digest is the one that ingest compares."""
     if not {"sources", "source_sha256", "available", "annotated"} <= set(metadata):
         return
-    file = _file(layout, "sources")
+    file = f"{layout.name}/sources"
     try:
         digests = {str(source["role"]): str(source["sha256"]) for source in json.loads(str(metadata["sources"]))}
     except UNREADABLE as error:
-        faults.error("BAD_SOURCES", file, f"the list of source files cannot be read: {one_line(error)}. {REPAIR}")
+        faults.damage("BAD_SOURCES", file, f"the list of source files cannot be read: {one_line(error)}")
         return
-    names = {name for name, has_it in zip(layout.modalities, metadata["available"], strict=False) if has_it}
-    names |= {
-        f"label:{name}" for name, has_it in zip(layout.annotations, metadata["annotated"], strict=False) if has_it
-    }
+    names = set(compress(layout.modalities, metadata["available"]))
+    names |= {f"label:{name}" for name in compress(layout.annotations, metadata["annotated"])}
     if names != set(digests) - {"brain_mask"}:
         problem = f"there are sources for {', '.join(sorted(digests))}, but the case has {', '.join(sorted(names))}"
-        faults.error("BAD_SOURCES", file, f"{problem}. {REPAIR}")
+        faults.damage("BAD_SOURCES", file, problem)
     elif not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests.values()):
-        faults.error("BAD_SOURCES", file, f"the sha256 of a source is invalid. {REPAIR}")
+        faults.damage("BAD_SOURCES", file, "the sha256 of a source is invalid")
     elif digest_of_roles(digests) != str(metadata["source_sha256"]):
         problem = f"the digest of its sources is {str(metadata['source_sha256'])[:16]}..., but they give another"
-        faults.error("WRONG_DIGEST", _file(layout, "source_sha256"), f"{problem}. {REPAIR}")
+        faults.damage("WRONG_DIGEST", f"{layout.name}/source_sha256", problem)
 
 
 def _check_intensities(layout: Layout, metadata: dict[str, Any], faults: Faults) -> None:
@@ -175,10 +166,9 @@ def _check_intensities(layout: Layout, metadata: dict[str, Any], faults: Faults)
     ):
         is_good = math.isfinite(mean) and math.isfinite(std) and std > 0
         if is_good != bool(has_it):
-            problem = (
-                f"the case has {'' if has_it else 'no '}{name}, but its mean is {mean:g} and its deviation {std:g}"
-            )
-            faults.error("BAD_INTENSITY", _file(layout, "intensity_mean"), f"{problem}. {REPAIR}")
+            has = "has" if has_it else "has no"
+            problem = f"the case {has} {name}, but its mean is {mean:g} and its deviation {std:g}"
+            faults.damage("BAD_INTENSITY", f"{layout.name}/intensity_mean", problem)
 
 
 def _check_image(layout: Layout, row: int, extent: Index3, metadata: dict[str, Any], faults: Faults) -> None:
@@ -191,17 +181,16 @@ def _check_image(layout: Layout, row: int, extent: Index3, metadata: dict[str, A
     for name, has_it, image in zip(layout.modalities, available, volume, strict=False):
         num_bad = int(np.count_nonzero(~np.isfinite(image)))
         if num_bad:
-            faults.error("NOT_FINITE", file, f"{name} has {num_bad} voxels that are NaN or infinite. {REDO}")
+            faults.damage("NOT_FINITE", file, f"{name} has {num_bad} voxels that are NaN or infinite", REDO)
         elif not has_it and image.any():
-            problem = (
-                f"the metadata say that the case has no {name}, but {np.count_nonzero(image)} of its voxels are not 0"
-            )
-            faults.error("NOT_AVAILABLE", file, f"{problem}. {REPAIR}")
+            num_filled = np.count_nonzero(image)
+            problem = f"the metadata say that the case has no {name}, but {num_filled} of its voxels are not 0"
+            faults.damage("NOT_AVAILABLE", file, problem)
         elif has_it and not image.any():
-            faults.error("EMPTY_IMAGE", file, f"{name} is 0 everywhere. {REDO}")
+            faults.damage("EMPTY_IMAGE", file, f"{name} is 0 everywhere", REDO)
         elif has_it and is_scored and (off := _imbalance(image)) > OFF_CENTRE:
             problem = f"the normalised voxels of {name} are not centred at 0 ({off:.1%} of their size is left)"
-            faults.error("NOT_NORMALISED", file, f"{problem}: part of the image was lost or changed. {REDO}")
+            faults.damage("NOT_NORMALISED", file, f"{problem}: part of the image was lost or changed", REDO)
     if not faults.found:
         _doubt_brains(layout, volume, metadata, faults)
 
@@ -218,11 +207,8 @@ def _doubt_brains(
     i, j, k = (slice(-1, n + 1) for n in volume.shape[1:])
     around = Grid(np.asarray(metadata["affine"]), volume.shape[1:]).part((i, j, k))
     box = box_at((1, 1, 1), volume.shape[1:])
-    regions = {
-        name: Region(box, image != 0, view)
-        for name, has_it, image in zip(layout.modalities, metadata["available"], volume, strict=False)
-        if has_it
-    }
+    images = compress(zip(layout.modalities, volume, strict=False), metadata["available"])
+    regions = {name: Region(box, image != 0, view) for name, image in images}
     for code, text in find_implausible(regions, around, layout.recipe.brain_mask):
         faults.warning(code, f"{layout.name}/image", text)
 
@@ -259,11 +245,10 @@ def _volume(
             num_outside -= int(np.count_nonzero(inside_values))
     if num_outside:
         problem = f"{name} has {num_outside} voxels outside the extent {'x'.join(map(str, extent))}"
-        faults.error("OUTSIDE_EXTENT", f"{layout.name}/{name}/c/{row}", f"{problem}. {REPAIR}")
+        faults.damage("OUTSIDE_EXTENT", f"{layout.name}/{name}/c/{row}", problem)
     for key, region in missing if name == "image" else ():
         if _has_neighbours(volume, region):
-            problem = "the file is missing, but the brain continues into its voxels"
-            faults.error("MISSING_FILE", key, f"{problem}. {REDO}")
+            faults.damage("MISSING_FILE", key, "the file is missing, but the brain continues into its voxels", REDO)
     is_damaged = any(finding.code in ("DAMAGED_CHUNK", "MISSING_FILE") for finding in faults.found[num_before:])
     return None if is_damaged else volume
 
@@ -284,9 +269,9 @@ def _check_named(layout: Layout, row: int, name: str, block: Block, faults: Faul
         return
     is_named = layout.expected.has(name, block.index)
     if is_named and block.is_missing:
-        faults.error("MISSING_FILE", block.key, f"the file is missing. {advice(name)}")
+        faults.damage("MISSING_FILE", block.key, "the file is missing", advice(name))
     elif block.values is not None and not is_named:
-        faults.error("UNNAMED_FILE", block.key, f"the file exists, but the case does not name it. {REPAIR}")
+        faults.damage("UNNAMED_FILE", block.key, "the file exists, but the case does not name it")
 
 
 def _check_label(layout: Layout, row: int, extent: Index3, metadata: dict[str, Any], faults: Faults) -> None:
@@ -301,21 +286,20 @@ def _check_label(layout: Layout, row: int, extent: Index3, metadata: dict[str, A
         num_structures = len(layout.schemas[name].structures)
         counts = np.bincount(codes.ravel(), minlength=256)
         if not has_it and counts[1:].any():
-            problem = (
-                f"the metadata say that the case has no {name!r}, but {counts[1:].sum()} of its voxels have a code"
-            )
-            faults.error("NOT_ANNOTATED", file, f"{problem}. {REPAIR}")
+            num_coded = counts[1:].sum()
+            problem = f"the metadata say that the case has no {name!r}, but {num_coded} of its voxels have a code"
+            faults.damage("NOT_ANNOTATED", file, problem)
         unknown = [int(code) for code in np.flatnonzero(counts[num_structures + 1 : IGNORE]) + num_structures + 1]
         if unknown:
             problem = f"the annotation {name!r} has the codes {unknown}, but its last structure is {num_structures}"
-            faults.error("LABEL_CODES", file, f"{problem}. {REPAIR}")
+            faults.damage("LABEL_CODES", file, problem)
         stored_counts = metadata.get("foreground_count")
         if stored_counts is not None and index < len(stored_counts):
             for problem in _miscounted(layout, name, stored_counts[index], counts):
-                faults.error("WRONG_COUNT", _file(layout, "foreground_count"), f"{problem}. {REPAIR}")
+                faults.damage("WRONG_COUNT", f"{layout.name}/foreground_count", problem)
         if points is not None and index < len(points):
             for problem in _misplaced(layout, name, points[index], codes, counts):
-                faults.error("WRONG_POINTS", f"{layout.name}/foreground/c/{row}", f"{problem}. {REPAIR}")
+                faults.damage("WRONG_POINTS", f"{layout.name}/foreground/c/{row}", problem)
 
 
 def _points(layout: Layout, row: int, faults: Faults) -> Any:
@@ -350,6 +334,5 @@ def _misplaced(layout: Layout, name: str, points: Any, codes: Any, counts: Any) 
 
 
 def _are_all_on(points: Any, codes: Any, code: int) -> bool:
-    if not ((points >= 0) & (points < codes.shape)).all():
-        return False
-    return bool((codes[tuple(points.T)] == code).all())
+    are_inside = ((points >= 0) & (points < codes.shape)).all()
+    return bool(are_inside and (codes[tuple(points.T)] == code).all())

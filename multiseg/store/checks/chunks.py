@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import TypeAlias
@@ -12,12 +12,12 @@ import numpy as np
 import zarr
 from jaxtyping import Shaped
 from zarr.abc.store import RangeByteRequest
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 
 from multiseg.store.checks.fault_collector import Faults, advice
 from multiseg.store.damage import UNREADABLE, one_line
+from multiseg.store.hierarchy import read_object
 
+Index: TypeAlias = tuple[int, ...]
 Region: TypeAlias = tuple[slice, ...]
 
 
@@ -26,7 +26,7 @@ class Block:
     """One file of an array. `values` is None if the file is missing or cannot be decoded."""
 
     key: str
-    index: tuple[int, ...]
+    index: Index
     region: Region
     values: Shaped[np.ndarray, "*axes"] | None
     is_missing: bool
@@ -34,34 +34,38 @@ class Block:
 
 def decoded_blocks(array: zarr.Array, faults: Faults, row: int | None = None) -> Iterator[Block]:
     """Decode every file of an array, or of one row of it. Damaged ones are reported as DAMAGED_CHUNK."""
+    for index, region in chunks_of(array, row):
+        yield _decoded(array, f"{array.path}/{array.metadata.encode_chunk_key(index)}", index, region, faults)
+
+
+def chunks_of(array: zarr.Array, row: int | None = None) -> Iterator[tuple[Index, Region]]:
+    """The index and the region of every file of an array, or of one row of it."""
     size = array.shards or array.chunks
     counts = [range(ceil(length / step)) for length, step in zip(array.shape, size, strict=True)]
     if row is not None:
         counts[0] = range(row // size[0], row // size[0] + 1)
     for index in itertools.product(*counts):
-        region = _clip(tuple(slice(n * step, (n + 1) * step) for n, step in zip(index, size, strict=True)), array)
-        if row is not None:
-            region = (slice(row, row + 1), *region[1:])
-        key = f"{array.path}/{array.metadata.encode_chunk_key(index)}"
-        yield _decoded(array, key, index, region, faults)
+        region = _region(array, [n * step for n, step in zip(index, size, strict=True)], size)
+        yield index, region if row is None else (slice(row, row + 1), *region[1:])
 
 
-def _clip(region: Region, array: zarr.Array) -> Region:
-    return tuple(slice(part.start, min(part.stop, n)) for part, n in zip(region, array.shape, strict=True))
+def _region(array: zarr.Array, corner: Sequence[int], size: Sequence[int]) -> Region:
+    edges = zip(corner, size, array.shape, strict=True)
+    return tuple(slice(start, min(start + length, end)) for start, length, end in edges)
 
 
-def _decoded(array: zarr.Array, key: str, index: tuple[int, ...], region: Region, faults: Faults) -> Block:
+def _decoded(array: zarr.Array, key: str, index: Index, region: Region, faults: Faults) -> Block:
     try:
-        first = sync(array.store_path.store.get(key, default_buffer_prototype(), RangeByteRequest(0, 1)))
+        first = read_object(array.store_path.store, key, RangeByteRequest(0, 1))
         if first is None:
             return Block(key, index, region, None, is_missing=True)
         if len(first) == 0:  # zarr treats an empty file as missing
-            faults.error("DAMAGED_CHUNK", key, f"the file is empty. {advice(array.basename)}")
+            faults.damage("DAMAGED_CHUNK", key, "the file is empty", advice(array.basename))
             return Block(key, index, region, None, is_missing=False)
         return Block(key, index, region, np.asarray(array[region]), is_missing=False)
     except UNREADABLE as error:
         problem = f"{_damaged_chunks(array, region)} cannot be decoded: {one_line(error)}"
-        faults.error("DAMAGED_CHUNK", key, f"{problem}. {advice(array.basename)}")
+        faults.damage("DAMAGED_CHUNK", key, problem, advice(array.basename))
         return Block(key, index, region, None, is_missing=False)
 
 
@@ -78,14 +82,9 @@ def _damaged_chunks(array: zarr.Array, region: Region) -> str:
     return f"{len(bad)} of {len(corners)} chunks, the first of them at channel {bad[0][1]}, {first},"
 
 
-def _is_sound(array: zarr.Array, corner: tuple[int, ...]) -> bool:
+def _is_sound(array: zarr.Array, corner: Index) -> bool:
     try:
-        array[
-            _clip(
-                tuple(slice(position, position + step) for position, step in zip(corner, array.chunks, strict=True)),
-                array,
-            )
-        ]
+        array[_region(array, corner, array.chunks)]
     except UNREADABLE:
         return False
     return True

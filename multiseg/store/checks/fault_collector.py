@@ -28,6 +28,10 @@ class Faults:
     def error(self, code: str, file: str, message: str) -> None:
         self._add(Severity.ERROR, code, file, message)
 
+    def damage(self, code: str, file: str, problem: str, to_do: str = REPAIR) -> None:
+        """An error with what to do about it. The problem has no full stop."""
+        self.error(code, file, f"{problem}. {to_do}")
+
     def warning(self, code: str, file: str, message: str) -> None:
         self._add(Severity.WARNING, code, file, message)
 

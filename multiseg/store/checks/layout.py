@@ -10,22 +10,20 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.core.sync import sync
 
 from multiseg.errors import StoreError
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.checks.chunks import Block, decoded_blocks
 from multiseg.store.checks.fault_collector import REPAIR, Faults, advice
-from multiseg.store.columns import lengths_of, states_of_rows
+from multiseg.store.columns import are_equal, lengths_of, states_of_rows
 from multiseg.store.damage import UNREADABLE, one_line
 from multiseg.store.findings import Severity
 from multiseg.store.guard import Expected
-from multiseg.store.hierarchy import ROOT_KEY, check_head, open_root, zarr_store
+from multiseg.store.hierarchy import ROOT_KEY, check_head, collect, open_group, open_root, zarr_store
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.preparation.space import MAX_VOXELS
 
-FIXED = {"axis": 3, "row": 4, "column": 4, "header_byte": schema.HEADER_BYTES, "point": schema.FOREGROUND_POINTS}
 MOST = {"case": schema.STATUS_ROWS, "modality": 4096, "annotation": 4096, "structure": 254}
 """The maximum lengths of axes. A larger length is damaged, and reading the array would fill the memory."""
 BIG = (*schema.BY_CASE, "record")
@@ -81,15 +79,10 @@ def read_layout(
     schemas, recipe = _check_attributes(attributes, name, grid_mm, faults)
     own_columns = attributes.get(schema.PARTICIPANT_COLUMNS, [])
     if not isinstance(own_columns, list) or not all(isinstance(column, str) for column in own_columns):
-        faults.error(
-            "BAD_ATTRIBUTES", f"{name}/zarr.json", f"{schema.PARTICIPANT_COLUMNS} is not a list of names. {REPAIR}"
-        )
+        faults.damage("BAD_ATTRIBUTES", f"{name}/zarr.json", f"{schema.PARTICIPANT_COLUMNS} is not a list of names")
         own_columns = []
-    arrays: dict[str, zarr.Array] = {}
-    for array_name in [*coordinates, *own_columns, "image", "label"]:
-        array = _open_array(group, array_name, faults)
-        if array is not None:
-            arrays[array_name] = array
+    opened = {key: _open_array(group, key, faults) for key in [*coordinates, *own_columns, "image", "label"]}
+    arrays = {key: array for key, array in opened.items() if array is not None}
     _report_unknown_arrays(group, {*schema.COORDINATES, *own_columns, "image", "label"}, faults)
     columns: dict[str, Any] = {}
     absent: list[tuple[str, Block]] = []
@@ -99,12 +92,12 @@ def read_layout(
     layout = Layout(name, arrays, columns, schemas, recipe, _needed_files(group, arrays, columns), absent)
     for key, block in absent:
         if "record" in coordinates and layout.expected.has(key, block.index):
-            faults.error("MISSING_FILE", block.key, f"the file is missing. {REPAIR}")
+            faults.damage("MISSING_FILE", block.key, "the file is missing")
     if "status" in columns:
         try:
             states_of_rows(group, name)
         except StoreError as error:
-            faults.error("BAD_SHAPE", error.file, f"status has room for fewer rows than are in use. {REPAIR}")
+            faults.damage("BAD_SHAPE", error.file, "status has room for fewer rows than are in use")
     _check_lengths(layout, faults)
     _check_names(layout, faults)
     return layout
@@ -123,9 +116,7 @@ def damaged_files(url: str, name: str) -> list[tuple[str, str]]:
     """The damaged files of a database's metadata and coordinates, and what is wrong with each."""
     faults = Faults(name)
     try:
-        store = zarr_store(url, read_only=True)
-        group = zarr.open_group(store, path=name, mode="r", zarr_format=3, use_consolidated=False)
-        read_layout(group, name, None, faults)
+        read_layout(open_group(zarr_store(url, read_only=True), name), name, None, faults)
     except UNREADABLE as error:
         return [(f"{name}/zarr.json", one_line(error))]
     wrong = [finding for finding in faults.found if finding.severity is Severity.ERROR]
@@ -136,17 +127,12 @@ def damaged_files_of_case(url: str, name: str, row: int) -> list[tuple[str, str]
     """As `damaged_files`, for the files of one case or, if they are sound, of its database."""
     faults = Faults(name)
     try:
-        group = zarr.open_group(
-            zarr_store(url, read_only=True), path=name, mode="r", zarr_format=3, use_consolidated=False
-        )
+        group = open_group(zarr_store(url, read_only=True), name)
         for array in BIG:
             list(decoded_blocks(group[array], faults, row))
     except UNREADABLE:
         return damaged_files(url, name)
-    files = [
-        (finding.file, finding.message.removesuffix(f" {advice(finding.file.split('/')[1])}"))
-        for finding in faults.found
-    ]
+    files = [(found.file, found.message.removesuffix(f" {advice(found.file.split('/')[1])}")) for found in faults.found]
     return files or damaged_files(url, name)
 
 
@@ -155,34 +141,29 @@ def _check_attributes(
 ) -> tuple[dict[str, LabelSchema], Recipe | None]:
     file = f"{name}/zarr.json"
     if not isinstance(attributes.get("pathology"), str):
-        faults.error("BAD_ATTRIBUTES", file, f"the pathology is {attributes.get('pathology')!r}. {REPAIR}")
+        faults.damage("BAD_ATTRIBUTES", file, f"the pathology is {attributes.get('pathology')!r}")
     if attributes.get("codec") not in schema.CODECS:
-        faults.error(
-            "BAD_ATTRIBUTES",
-            file,
-            f"the codec {attributes.get('codec')!r} is not one of {', '.join(schema.CODECS)}. {REPAIR}",
-        )
+        problem = f"the codec {attributes.get('codec')!r} is not one of {', '.join(schema.CODECS)}"
+        faults.damage("BAD_ATTRIBUTES", file, problem)
     recipe = None
     try:
         recipe = Recipe.from_json(attributes["recipe"])
     except UNREADABLE as error:
-        faults.error(
-            "BAD_ATTRIBUTES", file, f"invalid recipe {attributes.get('recipe')!r}: {one_line(error)}. {REPAIR}"
-        )
+        faults.damage("BAD_ATTRIBUTES", file, f"invalid recipe {attributes.get('recipe')!r}: {one_line(error)}")
     if recipe is not None and grid_mm is not None and list(recipe.spacing_mm) != list(grid_mm):
         problem = f"the recipe has voxels of {list(recipe.spacing_mm)} mm, the store of {list(grid_mm)} mm"
-        faults.error("BAD_ATTRIBUTES", file, f"{problem}. {REPAIR}")
+        faults.damage("BAD_ATTRIBUTES", file, problem)
     schemas: dict[str, LabelSchema] = {}
     codes_by_annotation = attributes.get("label_schemas")
     if not isinstance(codes_by_annotation, dict):
-        faults.error("BAD_ATTRIBUTES", file, f"label_schemas is not a table of annotations. {REPAIR}")
+        faults.damage("BAD_ATTRIBUTES", file, "label_schemas is not a table of annotations")
         codes_by_annotation = {}
     for annotation, codes in codes_by_annotation.items():
         try:
             schemas[annotation] = LabelSchema.from_json(codes)
         except UNREADABLE as error:
             problem = f"the codes of the annotation {annotation!r} cannot be read: {one_line(error)}"
-            faults.error("BAD_ATTRIBUTES", file, f"{problem}. {REPAIR}")
+            faults.damage("BAD_ATTRIBUTES", file, problem)
     return schemas, recipe
 
 
@@ -195,13 +176,13 @@ def _open_array(group: zarr.Group, name: str, faults: Faults) -> zarr.Array | No
             raise TypeError("it is a group")
         wrong = _differences(name, array)
     except (KeyError, FileNotFoundError):
-        faults.error("MISSING_ARRAY", file, f"the array {name!r} is missing. {REPAIR}")
+        faults.damage("MISSING_ARRAY", file, f"the array {name!r} is missing")
         return None
     except UNREADABLE as error:
-        faults.error("BAD_METADATA", file, f"the array {name!r} cannot be opened: {one_line(error)}. {REPAIR}")
+        faults.damage("BAD_METADATA", file, f"the array {name!r} cannot be opened: {one_line(error)}")
         return None
     for problem in wrong:
-        faults.error("BAD_SCHEMA", file, f"{name}: {problem}. {REPAIR}")
+        faults.damage("BAD_SCHEMA", file, f"{name}: {problem}")
     if name == "image" and not wrong and "scale_factor" not in array.attrs:
         faults.warning(
             "FLOAT16_IN_XARRAY", file,
@@ -219,15 +200,14 @@ def _differences(name: str, array: zarr.Array) -> list[str]:
         return [f"its axes are {array.metadata.dimension_names} instead of {axes}"]
     if held_type not in dtype:
         wrong.append(f"its type is {held_type} instead of {' or '.join(dtype)}")
-    elif not _same(array.fill_value, fill):
+    elif not are_equal(array.fill_value, fill):
         wrong.append(f"its fill value is {np.asarray(array.fill_value).item()!r} instead of {fill!r}")
     if name in ("image", "label") and "crc32c" not in json.dumps([codec.to_dict() for codec in array.compressors]):
         wrong.append("its chunks have no checksum (crc32c)")
     for axis, n in zip(axes, array.shape, strict=True):
-        if n > MOST.get(axis, MAX_VOXELS) or (axis in FIXED and n != FIXED[axis]):
-            wrong.append(
-                f"its axis {axis!r} has the length {n}" + (f" instead of {FIXED[axis]}" if axis in FIXED else "")
-            )
+        if n > MOST.get(axis, MAX_VOXELS) or n != schema.FIXED_AXES.get(axis, n):
+            instead = f" instead of {schema.FIXED_AXES[axis]}" if axis in schema.FIXED_AXES else ""
+            wrong.append(f"its axis {axis!r} has the length {n}{instead}")
     if name in ("image", "label") and math.prod(array.shape[2:]) > MAX_VOXELS:
         wrong.append(f"its room for a case, {array.shape[2:]} voxels, is larger than any head needs")
     return wrong
@@ -235,27 +215,19 @@ def _differences(name: str, array: zarr.Array) -> list[str]:
 
 def _expected_metadata(name: str, array: zarr.Array) -> tuple[tuple[str, ...], tuple[str, ...], Any]:
     """Axes, types and fill value of an array."""
-    if name in schema.COORDINATES:
-        variable = schema.COORDINATES[name]
+    variable = (schema.COORDINATES | schema.VOLUMES).get(name)
+    if variable is not None:
         return variable.axes, (variable.dtype,), variable.fill
-    if name in ("image", "label"):
-        axes = schema.IMAGE_AXES if name == "image" else schema.LABEL_AXES
-        return axes, ("float16" if name == "image" else "uint8",), 0
     is_text = array.metadata.data_type.to_json(zarr_format=3) == "string"
     return ("case",), ("string", "float64"), "" if is_text else float("nan")
-
-
-def _same(value: Any, expected: Any) -> bool:
-    return bool(value == expected or (value != value and expected != expected))
 
 
 def _report_unknown_arrays(group: zarr.Group, known: set[str], faults: Faults) -> None:
     for name in listed(group):
         if name not in known:
             problem = f"{name!r} is not one of the store's arrays; a writer that died left it, or somebody put it there"
-            faults.warning(
-                "UNKNOWN_ARRAY", f"{group.path}/{name}", f"{problem}. Move it beside the store: multiseg repair STORE."
-            )
+            to_do = "Move it beside the store: multiseg repair STORE."
+            faults.warning("UNKNOWN_ARRAY", f"{group.path}/{name}", f"{problem}. {to_do}")
 
 
 def listed(group: zarr.Group) -> list[str]:
@@ -263,11 +235,7 @@ def listed(group: zarr.Group) -> list[str]:
     store = group.store_path.store
     if not store.supports_listing:
         return []
-
-    async def names() -> list[str]:
-        return [name async for name in store.list_dir(group.path)]
-
-    return sorted(name.rstrip("/") for name in sync(names()) if name.rstrip("/") not in ("zarr.json", ""))
+    return [name for name in collect(store.list_dir(group.path)) if name != "zarr.json"]
 
 
 def _needed_files(group: zarr.Group, arrays: Mapping[str, zarr.Array], columns: Mapping[str, Any]) -> Expected:
@@ -300,20 +268,20 @@ def _check_lengths(layout: Layout, faults: Faults) -> None:
     needed = _needed_lengths(layout)
     needed |= {axis: max(length, needed.get(axis, 0)) for axis, length in layout.expected.lengths.items()}
     for axis, by_array in lengths_of_axis.items():
-        if axis in FIXED or len(set(by_array.values())) < 2:
+        if axis in schema.FIXED_AXES or len(set(by_array.values())) < 2:
             continue
         short = [name for name, length in by_array.items() if length < needed.get(axis, 0)]
         lengths = ", ".join(f"{name} {length}" for name, length in sorted(by_array.items(), key=lambda item: item[1]))
         problem = f"arrays differ in the length of the axis {axis!r}: {lengths}"
         if short:
-            faults.error("BAD_SHAPE", f"{layout.name}/{short[0]}/zarr.json", f"{problem}. {REPAIR}")
+            faults.damage("BAD_SHAPE", f"{layout.name}/{short[0]}/zarr.json", problem)
         else:
             faults.note("WRITER_DIED", layout.name, f"{problem}. No case is affected; the next ingest corrects it.")
     for axis, needed_length in needed.items():
         for name, length in lengths_of_axis.get(axis, {}).items():
             if length < needed_length and len(set(lengths_of_axis[axis].values())) == 1:
                 problem = f"{name} has room for {length} along {axis!r}, but the cases need {needed_length}"
-                faults.error("BAD_SHAPE", f"{layout.name}/{name}/zarr.json", f"{problem}. {REPAIR}")
+                faults.damage("BAD_SHAPE", f"{layout.name}/{name}/zarr.json", problem)
                 break
 
 
@@ -337,10 +305,10 @@ def _check_names(layout: Layout, faults: Faults) -> None:
         file = f"{layout.name}/{axis}"
         twice = sorted({name for name in names if name and names.count(name) > 1})
         if twice:
-            faults.error("BAD_NAME", file, f"{', '.join(twice)} occurs twice along the axis {axis!r}. {REPAIR}")
+            faults.damage("BAD_NAME", file, f"{', '.join(twice)} occurs twice along the axis {axis!r}")
         if "" in names[: _needed_lengths(layout).get(axis, 0)]:
-            faults.error("BAD_NAME", file, f"a {axis} that cases have does not have a name. {REPAIR}")
+            faults.damage("BAD_NAME", file, f"a {axis} that cases have does not have a name")
     without = [name for name in layout.annotations if name and name not in layout.schemas]
     if without:
         problem = f"there are no codes for the annotation {', '.join(without)}"
-        faults.error("BAD_ATTRIBUTES", f"{layout.name}/zarr.json", f"{problem}. {REPAIR}")
+        faults.damage("BAD_ATTRIBUTES", f"{layout.name}/zarr.json", problem)

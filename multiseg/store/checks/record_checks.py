@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.abc.store import RangeByteRequest
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.checks.chunks import decoded_blocks
 from multiseg.store.checks.fault_collector import REPAIR, Faults, advice
 from multiseg.store.checks.layout import Layout
-from multiseg.store.copies import continues, differences, sound_copy
+from multiseg.store.columns import are_equal
+from multiseg.store.copies import continues, difference_of, differences, sound_copy
 from multiseg.store.damage import UNREADABLE, one_line
+from multiseg.store.hierarchy import read_object
 from multiseg.store.records import DESCRIPTION, FileMark, Record, coordinates_of, parse_record
 from multiseg.store.rows import mark_of
-from multiseg.store.shard_names import shards_named
+from multiseg.store.shard_names import key_of, shards_named
 
 EITHER = f"One of them is damaged or out of date. {REPAIR}"
 
@@ -32,8 +32,7 @@ def verify_record(layout: Layout, row: int, coordinates: Mapping[str, Any], faul
     text = layout.expected.shards.get(row, "")
     named = {f"{array}/{position}" for array in schema.BY_CASE for position in shards_named(text, array)}
     for key in sorted(named | marks.keys()):
-        array, _, position = key.partition("/")
-        _check_file(layout, f"{layout.name}/{array}/c/{row}/{position}", marks.get(key), faults)
+        _check_file(layout, key_of(layout.name, row, key), marks.get(key), faults)
     if record is None:
         return
     changes = [*DESCRIPTION, "revision", *_columns(layout)] if coordinates.get("revision", 0) < 0 else []
@@ -51,13 +50,13 @@ def read_record(layout: Layout, row: int, faults: Faults) -> Record | None:
     before = len(faults.found)
     (block,) = decoded_blocks(array, faults, row)
     if block.is_missing:
-        faults.error("MISSING_FILE", block.key, f"the record of the case is missing. {REPAIR}")
+        faults.damage("MISSING_FILE", block.key, "the record of the case is missing")
     if block.values is None or len(faults.found) > before:
         return None
     try:
         return parse_record(str(block.values[0]), block.key)
     except StoreError as error:
-        faults.error("BAD_RECORD", block.key, f"{one_line(error)}. {REPAIR}")
+        faults.damage("BAD_RECORD", block.key, one_line(error))
         return None
 
 
@@ -73,22 +72,15 @@ def _compare(layout: Layout, row: int, record: Record, coordinates: Mapping[str,
     try:
         recorded_coordinates = coordinates_of(record, modalities, annotations, _columns(layout), lengths["structure"])
     except (StoreError, *UNREADABLE) as error:
-        faults.error("BAD_RECORD", f"{layout.name}/record/c/{row}", f"{one_line(error)}. {REPAIR}")
+        faults.damage("BAD_RECORD", f"{layout.name}/record/c/{row}", one_line(error))
         return
     for name in sorted(recorded_coordinates.keys() & coordinates.keys()):
         stored, recorded = np.asarray(coordinates[name]), np.asarray(recorded_coordinates[name])
         # Where the axes have grown since, the record has fewer values.
         comparable = stored[tuple(map(slice, recorded.shape))] if stored.shape else stored
-        if not _equal(comparable, recorded):
+        if not are_equal(comparable, recorded):
             problem = f"{name} of the case is {_short(stored)}, but in its record it is {_short(recorded)}"
-            faults.error("NOT_AS_RECORDED", _file(layout, name, row), f"{problem}. {EITHER}")
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if one.shape != other.shape:
-        return False
-    both_nan = (one != one) & (other != other)
-    return bool(np.all((one == other) | both_nan))
+            faults.damage("NOT_AS_RECORDED", _file(layout, name, row), problem, EITHER)
 
 
 def _short(value: Any) -> str:
@@ -108,16 +100,15 @@ def _check_file(layout: Layout, key: str, mark: FileMark | None, faults: Faults)
     to_do = advice(key.split("/")[1])
     try:
         store = next(iter(layout.arrays.values())).store_path.store
-        part = RangeByteRequest(0, 1) if mark is None else None
-        data = sync(store.get(key, default_buffer_prototype(), part))
+        data = read_object(store, key, RangeByteRequest(0, 1) if mark is None else None)
     except UNREADABLE as error:
-        faults.error("DAMAGED_CHUNK", key, f"the file cannot be read: {one_line(error)}. {to_do}")
+        faults.damage("DAMAGED_CHUNK", key, f"the file cannot be read: {one_line(error)}", to_do)
         return
     if data is None:
-        faults.error("MISSING_FILE", key, f"the file is missing. {to_do}")
-    elif mark is not None and mark_of(data.to_bytes()) != mark:
+        faults.damage("MISSING_FILE", key, "the file is missing", to_do)
+    elif mark is not None and mark_of(data) != mark:
         problem = f"the file ({len(data)} bytes) is not the one in the record ({mark.num_bytes} bytes)"
-        faults.error("NOT_AS_RECORDED", key, f"{problem}. {to_do}")
+        faults.damage("NOT_AS_RECORDED", key, problem, to_do)
 
 
 def verify_copy(layout: Layout, group: zarr.Group, faults: Faults) -> None:
@@ -127,13 +118,12 @@ def verify_copy(layout: Layout, group: zarr.Group, faults: Faults) -> None:
         listed = attributes.get(schema.NAMED_AXES[axis])
         if axis in layout.columns and (not isinstance(listed, list) or names[: len(listed)] != listed):
             problem = f"the names {', '.join(names)} are not those in the attributes ({listed})"
-            faults.error("BAD_NAME", f"{layout.name}/{axis}/c/0", f"{problem}. {EITHER}")
+            faults.damage("BAD_NAME", f"{layout.name}/{axis}/c/0", problem, EITHER)
     if "record" not in layout.arrays:
         return
     for file, problem in differences(layout.name, attributes, layout.arrays):
-        faults.error("COPIES_DIFFER", file, f"{problem}. {EITHER}")
+        faults.damage("COPIES_DIFFER", file, problem, EITHER)
     copied = (sound_copy(layout.arrays["record"].attrs.asdict()) or {"attributes": attributes})["attributes"]
-    differ = sorted(key for key in copied.keys() | attributes.keys() if copied.get(key) != attributes.get(key))
-    if differ and (continues(copied, attributes) or continues(attributes, copied)):
-        problem = f"the database's attributes differ from their second copy in {', '.join(differ)}"
+    problem = difference_of(copied, attributes)
+    if problem and (continues(copied, attributes) or continues(attributes, copied)):
         faults.warning("COPIES_DIFFER", f"{layout.name}/zarr.json", f"{problem}. {EITHER}")

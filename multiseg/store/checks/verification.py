@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from multiseg.store.hierarchy import (
     is_like_a_store,
     is_remote,
     local_path,
+    open_group,
     open_root,
     zarr_store,
 )
@@ -89,7 +90,7 @@ def _open_root(url: str, faults: Faults) -> zarr.Group | None:
             raise
         faults.error("BAD_ROOT", "zarr.json", str(error))
     except UNREADABLE as error:
-        faults.error("BAD_ROOT", "zarr.json", f"cannot read the root of the store: {one_line(error)}. {REPAIR}")
+        faults.damage("BAD_ROOT", "zarr.json", f"cannot read the root of the store: {one_line(error)}")
     return None
 
 
@@ -113,11 +114,9 @@ def _folder_names(url: str, root: zarr.Group | None) -> list[str]:
 def _check_layout(
     url: str, name: str, is_named: bool, grid_mm: Sequence[float] | None, faults: Faults
 ) -> Layout | None:
-    database_faults = Faults(name)
+    database_faults = Faults(name, found=faults.found)
     try:
-        group = zarr.open_group(
-            zarr_store(url, read_only=True), path=name, mode="r", zarr_format=3, use_consolidated=False
-        )
+        group = open_group(zarr_store(url, read_only=True), name)
         if not is_named and {"image", "label", "status"} - set(listed(group)):
             problem = "a writer died before the database was complete; the store has no case of it"
             database_faults.note("WRITER_DIED", name, f"{problem}. Ingest it again, or delete the folder.")
@@ -131,45 +130,34 @@ def _check_layout(
     except UNREADABLE as error:
         if is_named:
             problem = f"the database cannot be opened: {one_line(error)}"
-            database_faults.error("BAD_METADATA", f"{name}/zarr.json", f"{problem}. {REPAIR}")
+            database_faults.damage("BAD_METADATA", f"{name}/zarr.json", problem)
         else:
-            database_faults.note(
-                "UNKNOWN_FOLDER",
-                name,
-                "this folder does not belong to the store. Move it away if you do not need it here.",
-            )
+            problem = "this folder does not belong to the store. Move it away if you do not need it here."
+            database_faults.note("UNKNOWN_FOLDER", name, problem)
         return None
-    finally:
-        faults.found.extend(database_faults.found)
 
 
 def _check_rows(layout: Layout, faults: Faults) -> None:
     """Check what involves several rows of a database."""
-    database_faults = Faults(layout.name)
+    database_faults = Faults(layout.name, found=faults.found)
     committed, pending = layout.rows(schema.COMMITTED), layout.rows(schema.PENDING)
     unknown = sorted({int(state) for state in layout.status} - {schema.PENDING, schema.COMMITTED, schema.SUPERSEDED})
     if unknown:
-        database_faults.error(
-            "BAD_STATUS", f"{layout.name}/status", f"rows have the unknown states {unknown}. {REPAIR}"
-        )
+        database_faults.damage("BAD_STATUS", f"{layout.name}/status", f"rows have the unknown states {unknown}")
     count = Counter(layout.case(row) for row in committed)
     for name in sorted(name for name, n in count.items() if n > 1):
-        database_faults.error(
-            "DUPLICATE_CASE", f"{layout.name}/case", f"{name!r} is the name of {count[name]} cases. {REPAIR}"
-        )
+        problem = f"{name!r} is the name of {count[name]} cases"
+        database_faults.damage("DUPLICATE_CASE", f"{layout.name}/case", problem)
     _check_people(layout, committed, database_faults)
     digests = layout.columns.get("source_sha256")
     complete = [row for row in pending if digests is not None and row < len(digests) and str(digests[row])]
     if len(complete) > 1:
         problem = f"{len(complete)} rows are complete but not committed, as if the states of the rows had been lost"
-        database_faults.error("STATUS_LOST", f"{layout.name}/status", f"{problem}. {REPAIR}")
+        database_faults.damage("STATUS_LOST", f"{layout.name}/status", problem)
     reserved = [layout.case(row) for row in pending if layout.case(row)]  # a row without a name is free
     if reserved and len(complete) <= 1:
-        problem = f"{len(reserved)} rows are reserved and not committed ({', '.join(reserved[:5])})"
-        database_faults.note(
-            "PENDING_ROWS", f"{layout.name}/status", f"{problem}: a writer died, or is at work. Ingest again."
-        )
-    faults.found.extend(database_faults.found)
+        problem = f"{len(reserved)} rows are reserved and not committed ({', '.join(reserved[:5])}): a writer died"
+        database_faults.note("PENDING_ROWS", f"{layout.name}/status", f"{problem}, or is at work. Ingest again.")
 
 
 def _check_people(layout: Layout, rows: Sequence[int], faults: Faults) -> None:
@@ -183,10 +171,9 @@ def _check_people(layout: Layout, rows: Sequence[int], faults: Faults) -> None:
     for subject, by_split in people.items():
         if len(by_split) > 1 and subject:
             cases_by_split = "; ".join(f"{', '.join(cases)} in {split!r}" for split, cases in sorted(by_split.items()))
-            faults.error(
-                "SUBJECT_IN_TWO_SPLITS", f"{layout.name}/split",
-                f"the subject {subject!r} is in two splits: {cases_by_split}. Put each person in one split: --split.",
-            )  # fmt: skip
+            problem = f"the subject {subject!r} is in two splits: {cases_by_split}"
+            to_do = "Put each person in one split: --split."
+            faults.damage("SUBJECT_IN_TWO_SPLITS", f"{layout.name}/split", problem, to_do)
 
 
 def _check_scans(layouts: Sequence[Layout], faults: Faults) -> None:
@@ -204,18 +191,12 @@ def _check_scans(layouts: Sequence[Layout], faults: Faults) -> None:
     for shared in {tuple(sorted(by_split.items())) for by_split in cases_of.values() if len(by_split) > 1}:
         cases_by_split = ", ".join(f"{database}/{case} in {split!r}" for split, (database, case) in shared)
         _, (database, case) = shared[0]
-        Faults(database, case, faults.found).error(
-            "SCAN_IN_TWO_SPLITS",
-            f"{database}/split",
-            f"the same scan is in two splits: {cases_by_split}. Put both cases in one split: --split.",
-        )
+        problem, to_do = f"the same scan is in two splits: {cases_by_split}", "Put both cases in one split: --split."
+        Faults(database, case, faults.found).damage("SCAN_IN_TWO_SPLITS", f"{database}/split", problem, to_do)
 
 
 def _report_partial_files(url: str, faults: Faults) -> None:
-    for path in () if is_remote(url) else _partial_files(url):
-        faults.note("LEFT_OVER", path, "a file that a writer did not finish. The next ingest deletes it.")
-
-
-def _partial_files(url: str) -> Iterator[str]:
-    for path in sorted(Path(file.path) for file in files_below(local_path(url)) if file.name.endswith(".partial")):
-        yield str(path.relative_to(local_path(url)))
+    files = () if is_remote(url) else files_below(local_path(url))
+    for path in sorted(Path(file.path) for file in files if file.name.endswith(".partial")):
+        name = str(path.relative_to(local_path(url)))
+        faults.note("LEFT_OVER", name, "a file that a writer did not finish. The next ingest deletes it.")

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import os.path
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from multiseg.labels import LabelSchema
 from multiseg.store.cases import CaseFiles, LabelFile, Series, paths_of
-from multiseg.store.findings import Finding, Severity
+from multiseg.store.findings import Finding, Severity, by_name
 from multiseg.store.preparation.prepare import PreparedCase
 from multiseg.store.sources.source_types import DatabaseFiles
 
@@ -53,11 +53,7 @@ class CaseReport:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, for scripts."""
-        return {
-            "database": self.database, "case": self.case, "outcome": self.outcome, "files": dict(self.files),
-            "brain_ml": self.brain_ml, "lesions_ml": dict(self.lesions_ml), "codes": list(self.codes),
-            "is_doubtful": self.is_doubtful,
-        }  # fmt: skip
+        return asdict(self) | {"codes": list(self.codes)}
 
 
 def volumes_of(prepared: PreparedCase, schemas: Mapping[str, LabelSchema]) -> Volumes:
@@ -79,9 +75,7 @@ def case_reports(
         outcomes: by case; a case without an outcome is not reported.
         volumes: by case, for those that were prepared.
     """
-    by_case: dict[str, list[Finding]] = {}
-    for finding in findings:
-        by_case.setdefault(finding.case, []).append(finding)
+    by_case = by_name(findings, lambda finding: finding.case)
     cases = {case.case: case for case in files.cases}
     root = _common_folder(files.cases)
     severities = list(Severity)

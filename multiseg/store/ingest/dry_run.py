@@ -83,8 +83,10 @@ def forecast(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
         scale = sum(size.voxels for size in sizes.values()) / max(1, sizes[median_case].voxels)
         try:
             began = time.perf_counter()
-            num_bytes, volumes[median_case] = _encode(case, files.schemas, intake)
-            stored = round(num_bytes * scale)
+            prepared = prepare_case(case, files.schemas, intake.info.recipe)
+            shards = encode(median_case, prepared, intake.arrays).shards
+            volumes[median_case] = volumes_of(prepared, files.schemas)
+            stored = round(sum(map(len, shards.values())) * scale)
             seconds = (time.perf_counter() - began) * scale / min(options.workers.num, len(sizes))
         except DataError as error:
             failures.append(Finding.from_error(error, files.name, median_case))
@@ -115,13 +117,6 @@ def _sizes(database: str, intake: Intake) -> tuple[dict[str, Estimate], list[Fin
         except DataError as error:
             failures.append(Finding.from_error(error, database, case.case))
     return sizes, failures
-
-
-def _encode(case: CaseFiles, schemas: Mapping[str, LabelSchema], intake: Intake) -> tuple[int, Volumes]:
-    """The bytes that a case takes in the store, and its volumes."""
-    prepared = prepare_case(case, schemas, intake.info.recipe)
-    num_bytes = sum(len(data) for data in encode(case.case, prepared, intake.arrays).shards.values())
-    return num_bytes, volumes_of(prepared, schemas)
 
 
 @dataclass(frozen=True)
@@ -179,15 +174,8 @@ def _check(task: _Check) -> tuple[list[Finding], tuple[str, ...], Volumes]:
 
 
 def _shared_scans(database: str, cases_of_digest: Mapping[str, Sequence[str]]) -> list[Finding]:
-    return [
-        Finding(
-            Severity.WARNING,
-            "DUPLICATE_SCAN",
-            database,
-            case,
-            "",
-            f"has a scan with the same voxels as one of {cases[0]}.",
-        )
-        for cases in sorted({tuple(sorted(set(cases))) for cases in cases_of_digest.values()})
-        for case in cases[1:]
-    ]
+    findings = []
+    for first, *others in sorted({tuple(sorted(set(cases))) for cases in cases_of_digest.values()}):
+        text = f"has a scan with the same voxels as one of {first}."
+        findings += [Finding(Severity.WARNING, "DUPLICATE_SCAN", database, case, "", text) for case in others]
+    return findings

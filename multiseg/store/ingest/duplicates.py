@@ -13,11 +13,21 @@ from multiseg.store import schema
 from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.columns import watch
 from multiseg.store.durable import sync_names
-from multiseg.store.findings import Finding, Severity
+from multiseg.store.findings import Finding, Severity, by_name
 from multiseg.store.hierarchy import database_names
 from multiseg.store.rows import describe_row
 
 NEAREST_TO_TRAINING = ("train", "val", "test")
+MESSAGES = {
+    "DUPLICATE_SCAN": "has a scan with the same voxels as one of {first}. If they are the same patient, leave one of "
+    "them out; if not, a file was copied to the wrong place. Until then both are kept in one split.",
+    "DUPLICATE_LABEL": "has the same label file as {first}. Unless they are the same patient, one of them has the "
+    "other's lesions: put the right file in its place and ingest with --replace.",
+    "SPLIT_CHANGED": "moved from split {split} to {first_split}, the split of {first}: they are the same person, or "
+    "share a scan.",
+    "SUBJECT_IN_TWO_SPLITS": "is given the split {split}, but {first}, which is the same person or has the same scan, "
+    "is given {first_split}. Test results would look too good: give both the same split.",
+}
 
 
 @dataclass(frozen=True)
@@ -51,11 +61,11 @@ def reconcile_duplicates(root: zarr.Group | None, databases: Collection[str]) ->
     rows = [row for name in database_names(root) for row in _rows(root, name)]
     same = _sharing_a_scan(root, rows)
     findings, moves = reconciled(rows, same, _sharing_a_label(root, rows), databases)
-    _write_splits(root, moves)
+    arrays = {name: DatabaseArrays(root[name]) for name in {row.database for row, _ in moves}}
+    for row, split in moves:
+        describe_row(arrays[row.database], row.row, split=split)
     sync_names(root)
-    by_database: dict[str, list[Finding]] = {}
-    for finding in findings:
-        by_database.setdefault(finding.database, []).append(finding)
+    by_database = by_name(findings, lambda finding: finding.database)
     return {database: tuple(group) for database, group in by_database.items()}
 
 
@@ -68,10 +78,10 @@ def reconciled(
         same, labels: groups of cases that share a scan, and a label file; each group in the order of `rows`.
     """
     findings: list[Finding] = []
-    for groups, finding_of in ((same, _shared_scan), (labels, _shared_label)):
+    for groups, code in ((same, "DUPLICATE_SCAN"), (labels, "DUPLICATE_LABEL")):
         for group in groups:
             if not {row.database for row in group}.isdisjoint(databases):
-                findings += [finding_of(group[0], row) for row in group[1:]]
+                findings += [_finding(code, group[0], row) for row in group[1:]]
     moves: list[tuple[Row, str]] = []
     for person in _people(rows, same):
         person_findings, person_moves = _into_one_split(person)
@@ -91,21 +101,11 @@ def _into_one_split(rows: Sequence[Row]) -> tuple[list[Finding], list[tuple[Row,
         if row.split == leader.split:
             continue
         if row.is_given:
-            findings.append(_conflict(leader, row))
+            findings.append(_finding("SUBJECT_IN_TWO_SPLITS", leader, row))
             continue
         moves.append((row, leader.split))
-        message = (
-            f"moved from split {row.split} to {leader.split}, the split of {_name(leader)}: they are the same person, "
-            "or share a scan."
-        )
-        findings.append(Finding(Severity.WARNING, "SPLIT_CHANGED", row.database, row.case, "", message))
+        findings.append(_finding("SPLIT_CHANGED", leader, row))
     return findings, moves
-
-
-def _write_splits(root: zarr.Group, moves: Sequence[tuple[Row, str]]) -> None:
-    arrays = {name: DatabaseArrays(root[name]) for name in dict.fromkeys(row.database for row, _ in moves)}
-    for row, split in moves:
-        describe_row(arrays[row.database], row.row, split=split)
 
 
 def _rows(root: zarr.Group, database: str) -> list[Row]:
@@ -120,19 +120,18 @@ def _rows(root: zarr.Group, database: str) -> list[Row]:
 def _sharing_a_scan(root: zarr.Group, rows: Sequence[Row]) -> list[list[Row]]:
     """Groups of cases that share a scan, in the order of `rows`; each group once."""
     cases_of: dict[str, list[Row]] = {}
-    for database, database_rows in _by_database(rows).items():
+    for database, database_rows in by_name(rows, lambda row: row.database).items():
         content = root[database]["content"][:]
         for row in database_rows:
             for digest in {str(digest) for digest in content[row.row] if digest}:
                 cases_of.setdefault(digest, []).append(row)
-    groups = {tuple(group): group for group in cases_of.values() if len(group) > 1}
-    return list(groups.values())
+    return list({tuple(group): group for group in cases_of.values() if len(group) > 1}.values())
 
 
 def _sharing_a_label(root: zarr.Group, rows: Sequence[Row]) -> list[list[Row]]:
     """Groups of cases of different people with the same label file, if it is not empty."""
     cases_of: dict[str, list[Row]] = {}
-    for database, database_rows in _by_database(rows).items():
+    for database, database_rows in by_name(rows, lambda row: row.database).items():
         sources, counts = root[database]["sources"][:], root[database]["foreground_count"][:]
         for row in (row for row in database_rows if counts[row.row].any()):
             case_sources = json.loads(str(sources[row.row]))
@@ -140,13 +139,6 @@ def _sharing_a_label(root: zarr.Group, rows: Sequence[Row]) -> list[list[Row]]:
                 cases_of.setdefault(digest, []).append(row)
     shared = [group for group in cases_of.values() if len({row.person for row in group}) > 1]
     return list({tuple(group): group for group in shared}.values())
-
-
-def _by_database(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    by_database: dict[str, list[Row]] = {}
-    for row in rows:
-        by_database.setdefault(row.database, []).append(row)
-    return by_database
 
 
 def _people(rows: Sequence[Row], same: Sequence[Sequence[Row]]) -> list[list[Row]]:
@@ -168,29 +160,8 @@ def _people(rows: Sequence[Row], same: Sequence[Sequence[Row]]) -> list[list[Row
     return list(people.values())
 
 
-def _name(row: Row) -> str:
-    return f"{row.database}/{row.case}"
-
-
-def _shared_scan(first: Row, row: Row) -> Finding:
-    message = (
-        f"has a scan with the same voxels as one of {_name(first)}. If they are the same patient, leave one of them "
-        "out; if not, a file was copied to the wrong place. Until then both are kept in one split."
-    )
-    return Finding(Severity.WARNING, "DUPLICATE_SCAN", row.database, row.case, "", message)
-
-
-def _shared_label(first: Row, row: Row) -> Finding:
-    message = (
-        f"has the same label file as {_name(first)}. Unless they are the same patient, one of them has the other's "
-        "lesions: put the right file in its place and ingest with --replace."
-    )
-    return Finding(Severity.WARNING, "DUPLICATE_LABEL", row.database, row.case, "", message)
-
-
-def _conflict(first: Row, row: Row) -> Finding:
-    message = (
-        f"is given the split {row.split}, but {_name(first)}, which is the same person or has the same scan, is given "
-        f"{first.split}. Test results would look too good: give both the same split."
-    )
-    return Finding(Severity.ERROR, "SUBJECT_IN_TWO_SPLITS", row.database, row.case, "", message)
+def _finding(code: str, first: Row, row: Row) -> Finding:
+    """A finding about a case that belongs together with an earlier one."""
+    severity = Severity.ERROR if code == "SUBJECT_IN_TWO_SPLITS" else Severity.WARNING
+    words = {"first": f"{first.database}/{first.case}", "first_split": first.split, "split": row.split}
+    return Finding(severity, code, row.database, row.case, "", MESSAGES[code].format(**words))

@@ -50,17 +50,12 @@ class ArrayPlan:
     def create(self, group: zarr.Group, name: str, shape: Sequence[int]) -> zarr.Array:
         """Create the array "image" or "label" in a group."""
         chunks, shards = self.chunks(name)
+        variable = schema.VOLUMES[name]
+        codec, attributes = (self.codec, schema.IMAGE_ATTRIBUTES) if name == "image" else (schema.LABEL_CODEC, None)
         return group.create_array(
-            name,
-            shape=tuple(shape),
-            chunks=chunks,
-            shards=shards,
-            dtype="float16" if name == "image" else "uint8",
-            fill_value=0,
-            compressors=schema.CODECS[self.codec if name == "image" else schema.LABEL_CODEC],
-            dimension_names=schema.IMAGE_AXES if name == "image" else schema.LABEL_AXES,
-            attributes=schema.IMAGE_ATTRIBUTES if name == "image" else None,
-        )
+            name, shape=tuple(shape), chunks=chunks, shards=shards, dtype=variable.dtype, fill_value=variable.fill,
+            dimension_names=variable.axes, attributes=attributes, compressors=schema.CODECS[codec],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

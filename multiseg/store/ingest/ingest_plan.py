@@ -15,10 +15,10 @@ from multiseg.errors import DataError, UsageError
 from multiseg.modalities import as_names, in_canonical_order
 from multiseg.store import schema
 from multiseg.store.border import one_case
-from multiseg.store.cases import CaseFiles, paths_of, sha256_of
+from multiseg.store.cases import CaseFiles, sha256_of
 from multiseg.store.catalogue import assign_splits
 from multiseg.store.columns import check_axis_names, participant_columns, text_columns, watch
-from multiseg.store.findings import Finding, Severity
+from multiseg.store.findings import Finding, Severity, by_name
 from multiseg.store.hierarchy import check_database_name, database_names, is_plain_name
 from multiseg.store.ingest.encoding import ArrayPlan
 from multiseg.store.ingest.parallel import Workers
@@ -69,9 +69,8 @@ class IngestOptions:
 
 def renamed_options(options: IngestOptions, renamed: Renamed) -> IngestOptions:
     """The options with the pseudonyms of cases and people instead of their names."""
-    return replace(
-        options, redo=tuple(map(renamed.name, options.redo)), given_splits=renamed.names(options.given_splits)
-    )
+    given_splits = {renamed.name(real): split for real, split in options.given_splits.items()}
+    return replace(options, redo=tuple(map(renamed.name, options.redo)), given_splits=given_splits)
 
 
 def check_names(files: DatabaseFiles) -> None:
@@ -91,10 +90,7 @@ def check_names(files: DatabaseFiles) -> None:
 
 def source_bytes(databases: Sequence[DatabaseFiles]) -> int:
     """The size of the source files on disk in bytes. Missing files count as 0."""
-    paths = {
-        path for files in databases for case in files.cases for file in case.by_role.values() for path in paths_of(file)
-    }
-    return sum(_size_of(path) for path in paths)
+    return sum(map(_size_of, {path for files in databases for case in files.cases for path in case.paths}))
 
 
 def _size_of(path: Path) -> int:
@@ -202,9 +198,7 @@ def sort_out(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
     stored = _stored_database(url, info)
     info = replace(info, recipe=replace(info.recipe, landmarks=stored.landmarks))
     badly_named = bad_names(files)
-    findings: dict[str, list[Finding]] = {"": []}
-    for finding in (*files.findings, *badly_named):
-        findings.setdefault(finding.case, []).append(finding)
+    findings = {"": list[Finding]()} | by_name((*files.findings, *badly_named), lambda finding: finding.case)
     errors = [finding.case for finding in files.findings if finding.severity is Severity.ERROR and finding.case]
     failed = dict.fromkeys([*errors, *(finding.case for finding in badly_named)])
     here = [case for case in files.cases if case.case not in failed]

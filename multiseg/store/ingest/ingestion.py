@@ -97,7 +97,7 @@ def ingest(
         reports: list[IngestReport] = []
         try:
             for files, intake in zip(databases, intakes, strict=True):
-                reports.append(_Ingest(files, url, options, on_case).run(with_landmarks(intake, url)))
+                reports.append(_Ingest(files, url, options, on_case, with_landmarks(intake, url)).run())
         finally:
             root = existing_root(url, "r+", options.spacing_mm)
             found = reconcile_duplicates(root, [files.name for files in databases])
@@ -116,6 +116,10 @@ class _Task:
     arrays: ArrayPlan
     has_pseudonyms: bool = False
 
+    @property
+    def memory_bytes(self) -> int:
+        return estimate(self.case, self.recipe).memory_bytes
+
 
 def _prepare_and_encode(task: _Task) -> tuple[EncodedCase, tuple[Finding, ...], Volumes]:
     prepared = prepare_case(task.case, task.schemas, task.recipe)
@@ -130,31 +134,22 @@ def _prepare_and_encode(task: _Task) -> tuple[EncodedCase, tuple[Finding, ...], 
 class _Ingest:
     """The ingest of one database."""
 
-    def __init__(self, files: DatabaseFiles, url: str, options: IngestOptions, on_case: OnCase) -> None:
-        self.files = files
-        self.url = url
-        self.options = options
-        self.on_case = on_case
-        self.intake: Intake
-        self.findings: dict[str, list[Finding]] = {}
+    def __init__(self, files: DatabaseFiles, url: str, options: IngestOptions, on_case: OnCase, intake: Intake) -> None:
+        self.files, self.url, self.options, self.on_case, self.intake = files, url, options, on_case, intake
+        self.findings = {case: list(findings) for case, findings in intake.findings.items()}
         self.outcomes: dict[str, list[str]] = {"written": [], "skipped": [], "failed": [], "described": []}
         self.writer: DatabaseWriter | None = None
         self.rows: dict[str, int] = {}
         self.volumes: dict[str, Volumes] = {}
 
-    def run(self, intake: Intake) -> IngestReport:
-        self.intake = intake
-        self.findings = {case: list(findings) for case, findings in intake.findings.items()}
-        for name in self.intake.failed:
+    def run(self) -> IngestReport:
+        intake = self.intake
+        for name in intake.failed:
             self._record_outcome(name, "failed")
-        for case in self.intake.same:
+        for case in intake.same:
             self._record_outcome(case.case, "skipped")
-        recipe, arrays = self.intake.info.recipe, self.intake.arrays
-        has_pseudonyms = bool(self.files.pseudonyms)
-        tasks = [
-            _Task(self.files.name, case, self.files.schemas, recipe, arrays, has_pseudonyms)
-            for case in self.intake.todo
-        ]
+        settings = (self.files.schemas, intake.info.recipe, intake.arrays, bool(self.files.pseudonyms))
+        tasks = [_Task(self.files.name, case, *settings) for case in intake.todo]
         try:
             self._write_all(tasks)
         except ResourceError:
@@ -163,14 +158,14 @@ class _Ingest:
             if self.writer is not None:
                 sync_names(self.writer.group)
             raise
-        for case in self.intake.same:
+        for case in intake.same:
             self._describe(case)
         if self.writer is not None:
             self.writer.release_rows()
         return self._report()
 
     def _write_all(self, tasks: Sequence[_Task]) -> None:
-        for done in run_tasks(_prepare_and_encode, tasks, self.options.workers, _bytes_of):
+        for done in run_tasks(_prepare_and_encode, tasks, self.options.workers, lambda task: task.memory_bytes):
             case = done.task.case
             try:
                 if done.error is not None:
@@ -179,7 +174,7 @@ class _Ingest:
                 encoded, doubts, self.volumes[case.case] = done.result
                 self._write(case, encoded)
             except DataError as error:
-                self._add_finding(Finding.from_error(error, self.files.name, case.case))
+                self._add_error(case, error)
                 self._record_outcome(case.case, "failed")
                 continue
             self.findings.setdefault(case.case, []).extend(doubts)
@@ -201,7 +196,7 @@ class _Ingest:
             with _naming_disk_faults(self.url):
                 writer.describe(self.intake.stored.rows[case.case], case)
         except DataError as error:
-            self._add_finding(Finding.from_error(error, self.files.name, case.case))
+            self._add_error(case, error)
         else:
             self.outcomes["described"].append(case.case)
 
@@ -213,8 +208,8 @@ class _Ingest:
                 self.writer = DatabaseWriter(root, self.intake.info, arrays)
         return self.writer
 
-    def _add_finding(self, finding: Finding) -> None:
-        self.findings.setdefault(finding.case, []).append(finding)
+    def _add_error(self, case: CaseFiles, error: DataError) -> None:
+        self.findings.setdefault(case.case, []).append(Finding.from_error(error, self.files.name, case.case))
 
     def _record_outcome(self, case: str, outcome: str) -> None:
         self.outcomes[outcome].append(case)
@@ -228,13 +223,10 @@ class _Ingest:
             return tuple(sorted(cases, key=lambda case: order.get(case, -1)))
 
         in_order = {outcome: sort(cases) for outcome, cases in self.outcomes.items()}
-        findings = [finding for case in sort(self.findings) for finding in self.findings[case]]
+        findings = tuple(finding for case in sort(self.findings) for finding in self.findings[case])
         outcomes = {case: outcome for outcome in ("written", "skipped", "failed") for case in in_order[outcome]}
         cases = case_reports(self.files, outcomes, self.volumes, findings)
-        return IngestReport(
-            database=self.files.name, written=in_order["written"], skipped=in_order["skipped"],
-            failed=in_order["failed"], findings=tuple(findings), described=in_order["described"], cases=cases,
-        )  # fmt: skip
+        return IngestReport(self.files.name, **in_order, findings=findings, cases=cases)
 
 
 @contextmanager
@@ -244,9 +236,8 @@ def _naming_disk_faults(url: str) -> Iterator[None]:
     except ResourceError:
         raise
     except OSError as error:
-        raise ResourceError(
-            f"cannot write to {url}: {error}. {remedy(error, 'Check the disk.')} Then run the same command again."
-        ) from error
+        message = f"cannot write to {url}: {error}. {remedy(error, 'Check the disk.')} Then run the same command again."
+        raise ResourceError(message) from error
 
 
 def _has_same_metadata(case: CaseFiles, stored: Mapping[str, str | float]) -> bool:
@@ -261,7 +252,3 @@ def _has_same_metadata(case: CaseFiles, stored: Mapping[str, str | float]) -> bo
         if not is_empty and stored.get(name) not in (value, as_text):
             return False
     return True
-
-
-def _bytes_of(task: _Task) -> int:
-    return estimate(task.case, task.recipe).memory_bytes

@@ -22,10 +22,6 @@ KEPT_SHARE = 0.5
 uncompressed: that takes a fifth more space, but a window of the chunk can be copied without decoding the rest."""
 
 
-def _uncompressed(block: Block) -> bytes:
-    return block.tobytes()
-
-
 def _lz4(block: Block, name: bytes = b"lz4") -> bytes:
     packed: bytes = blosc.compress(block, name, 5, blosc.NOSHUFFLE)
     if len(packed) > KEPT_SHARE * block.nbytes:
@@ -39,7 +35,7 @@ def _zstd(block: Block) -> bytes:
 
 
 PACKERS: dict[str, Callable[[Block], bytes]] = {
-    "none": _uncompressed,
+    "none": lambda block: block.tobytes(),
     "lz4": _lz4,
     "lz4hc": partial(_lz4, name=b"lz4hc"),
     "zstd": _zstd,
@@ -59,8 +55,7 @@ def shards_of(volume: Block, chunk: Index4, shard: Index4, codec: str) -> Iterat
     chunks_per_shard = tuple(edge // chunk_edge for edge, chunk_edge in zip(shard, chunk, strict=True))
     shards_per_axis = [range(ceil(length / edge)) for length, edge in zip(volume.shape, shard, strict=True)]
     for position in itertools.product(*shards_per_axis):
-        part = volume[_block_at(position, shard)]
-        packed = _shard(part, chunk, chunks_per_shard, PACKERS[codec])
+        packed = _shard(volume[_block_at(position, shard)], chunk, chunks_per_shard, PACKERS[codec])
         if packed:
             yield "/".join(map(str, position)), packed
 

@@ -5,15 +5,8 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-)
-from concurrent.futures import wait as wait_for
+from concurrent import futures
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -126,7 +119,7 @@ def _run(pool: _Pool[Task, Result], todo: deque[_Waiting[Task]], suspects: deque
         yield from pool.start(todo)
         if not pool.running:
             return
-        ended, _ = wait_for(pool.running, return_when=FIRST_COMPLETED)
+        ended, _ = futures.wait(pool.running, return_when=futures.FIRST_COMPLETED)
         for future in ended:
             task = pool.running.pop(future).task
             done = pool.outcome(task, future)
@@ -287,9 +280,8 @@ def _make_executor(workers: Workers, num: int) -> Executor:
     try:
         from distributed import Client
     except ImportError as error:
-        raise UsageError(
-            f"a cluster needs dask.distributed ({error}). Install it with: pip install 'multiseg[cluster]'."
-        ) from error
+        message = f"a cluster needs dask.distributed ({error}). Install it with: pip install 'multiseg[cluster]'."
+        raise UsageError(message) from error
     try:
         client: Any = Client(workers.kind, timeout=CLUSTER_TIMEOUT_S, set_as_default=False)  # type: ignore[no-untyped-call]
         executor: Executor = client.get_executor(pure=False)

@@ -13,16 +13,15 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from multiseg.errors import UsageError
 from multiseg.faults import check_machine
 from multiseg.files import lock_folder, write_atomically
 from multiseg.store.cases import CaseFiles, paths_of
-from multiseg.store.findings import Finding
+from multiseg.store.findings import Finding, by_name
 from multiseg.store.hierarchy import is_remote, local_path
 from multiseg.store.ingest.encoding import EncodedCase
 from multiseg.store.sources.source_types import REAL_NAMES, DatabaseFiles
@@ -157,10 +156,6 @@ class Renamed:
         database, slash, case = real.rpartition("/")
         return self.by_real.get(real) or database + slash + self.by_real.get(case, case)
 
-    def names(self, given: Mapping[str, str]) -> dict[str, str]:
-        """Replace the real names in the keys, for example of the splits from a split file."""
-        return {self.name(real): value for real, value in given.items()}
-
 
 def with_pseudonyms(databases: Sequence[DatabaseFiles], path: str, store: str, *, is_kept: bool = True) -> Renamed:
     """Give databases pseudonyms from the file at `path`, after writing the new names to it; create it if necessary.
@@ -174,14 +169,12 @@ def with_pseudonyms(databases: Sequence[DatabaseFiles], path: str, store: str, *
         ResourceError: the file cannot be written, or another process is writing to it.
     """
     file = check_place(path, store)
+    lock: AbstractContextManager[None] = nullcontext()
     if is_kept:
         file.parent.mkdir(parents=True, exist_ok=True)
-    lock = file.with_name(f".{file.name}.lock")
-    with (
-        lock_folder(lock, "it is adding names to the same file. Try again when it is done.")
-        if is_kept
-        else nullcontext()
-    ):
+        remedy = "it is adding names to the same file. Try again when it is done."
+        lock = lock_folder(file.with_name(f".{file.name}.lock"), remedy)
+    with lock:
         book = read_book(file)
         renamed = _renamed(databases, book)
         if is_kept and (book.is_new or file.stat().st_mode & 0o077):  # nobody else may read it
@@ -220,7 +213,8 @@ def _check_database(files: DatabaseFiles) -> None:
     real = {name for case in files.cases for name in (case.case, case.person)}
     real |= {case.session for case in files.cases if re.search(r"\d{6}", case.session)}
     long = [name for name in real if len(name) >= MIN_LETTERS]
-    named = [name for name in _index_names(long).find(files.name) if _whole_words(re.escape(name)).search(files.name)]
+    possible = _possible_names(_index_names(long), files.name)
+    named = [name for name in possible if _whole_words(re.escape(name)).search(files.name)]
     if named:
         raise UsageError(
             f"the name of the database, {files.name!r}, contains that of the patient or case {min(named)!r}. Give it "
@@ -250,31 +244,23 @@ class RealNames:
         """Replace the real names in a text by their pseudonyms."""
         if text.lower() in self.by_name:
             return self.by_name[text.lower()]
-        possible = sorted(self.index.find(text), key=len, reverse=True)
+        possible = sorted(_possible_names(self.index, text), key=len, reverse=True)
         if not possible:
             return text
         pattern = _whole_words("|".join(map(re.escape, possible)))
         return pattern.sub(lambda found: self.by_name[found[0].lower()], text)
 
 
-@dataclass(frozen=True)
-class _NameIndex:
-    """An index of names by their rarest word, to find quickly which of thousands of names may occur in a text."""
-
-    names: Mapping[str, Sequence[str]]
-
-    def find(self, text: str) -> list[str]:
-        """The names that may occur in a text; all others do not."""
-        return [name for word in {"", *_WORD.findall(_as_ascii(text))} for name in self.names.get(word, ())]
-
-
-def _index_names(names: Sequence[str]) -> _NameIndex:
+def _index_names(names: Sequence[str]) -> dict[str, list[str]]:
+    """Names by their rarest word, to find quickly which of thousands of names may occur in a text."""
     words = {name: _WORD.findall(_as_ascii(name)) or [""] for name in names}
     count = Counter(word for words_of_name in words.values() for word in set(words_of_name))
-    by_rarest_word: dict[str, list[str]] = {}
-    for name, words_of_name in words.items():
-        by_rarest_word.setdefault(min(words_of_name, key=lambda word: count[word]), []).append(name)
-    return _NameIndex(by_rarest_word)
+    return by_name(words, lambda name: min(words[name], key=lambda word: count[word]))
+
+
+def _possible_names(index: Mapping[str, Sequence[str]], text: str) -> list[str]:
+    """The names that may occur in a text; all others do not."""
+    return [name for word in {"", *_WORD.findall(_as_ascii(text))} for name in index.get(word, ())]
 
 
 _WORD = re.compile("[a-z0-9]+")
@@ -302,7 +288,7 @@ def _whole_words(expression: str) -> re.Pattern[str]:
 def without_names(encoded: EncodedCase, case: CaseFiles) -> EncodedCase:
     """An encoded case without the names of its files and without the free texts of their headers."""
     neutral = {role: role.replace(":", "_") + _suffix(paths_of(file)[0]) for role, file in case.by_role.items()}
-    sources: list[dict[str, Any]] = []
+    sources = []
     for source in encoded.sources:
         steps = [_without_paths(str(step), case) for step in source["steps"]]
         sources.append({**source, "file": neutral[source["role"]], "steps": steps})

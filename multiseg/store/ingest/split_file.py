@@ -28,7 +28,7 @@ def canonical_split(spelling: str) -> str | None:
     return _SPLIT.get(word) if word else ""
 
 
-def split_of(spelling: str, where: str, case: str = "") -> str:
+def split_of(spelling: str, where: str, case: str = "", may_be_empty: bool = True) -> str:
     """The split of a spelling; "" for an empty one.
 
     Args:
@@ -39,14 +39,10 @@ def split_of(spelling: str, where: str, case: str = "") -> str:
         UsageError: it is not a split.
     """
     split = canonical_split(spelling)
-    if split is None:
-        raise _unknown_split(spelling, where, case)
+    if split is None or not (split or may_be_empty):
+        of_case = f" of {case!r}" if case else ""
+        raise UsageError(f"{where}: the split {spelling!r}{of_case} is not one of {', '.join(SPELLINGS)}.")
     return split
-
-
-def _unknown_split(spelling: str, where: str, case: str) -> UsageError:
-    of_case = f" of {case!r}" if case else ""
-    return UsageError(f"{where}: the split {spelling!r}{of_case} is not one of {', '.join(SPELLINGS)}.")
 
 
 def read_split_file(name: str) -> dict[str, str]:
@@ -89,12 +85,9 @@ def _read_table(path: Path) -> list[tuple[str, str]]:
             f"{path} has the columns {columns}; a table of splits has a case or subject in its first column and its "
             'split in a column "split".'
         )
-    listed = []
-    for row in rows:
-        case, spelling = (row[column] for column in (columns[0], split_column))
-        if case or spelling:
-            listed.append((case, _split(spelling, path, case)))
-    return listed
+    pairs = [(row[columns[0]], row[split_column]) for row in rows]
+    filled = [(case, spelling) for case, spelling in pairs if case or spelling]
+    return [(case, split_of(spelling, str(path), case, may_be_empty=False)) for case, spelling in filled]
 
 
 def _read_json(path: Path, fold: str) -> list[tuple[str, str]]:
@@ -113,7 +106,7 @@ def _read_json(path: Path, fold: str) -> list[tuple[str, str]]:
         raise UsageError(f'{path} is not of the form {{"train": ["P1", ...], "val": [...], "test": [...]}}.')
     listed = []
     for spelling, names in data.items():
-        split = _split(spelling, path, "")
+        split = split_of(spelling, str(path), may_be_empty=False)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UsageError(f"{path}: {spelling!r} is not a list of names of cases or subjects.")
         listed += [(name, split) for name in names]
@@ -125,13 +118,6 @@ def _fold(folds: list[Any], fold: str, path: Path) -> Any:
         problem = f"there is no fold {fold!r}" if fold else "no fold is named"
         raise UsageError(f"{path} holds {len(folds)} folds, but {problem}. Name one, counting from 0: {path}#0.")
     return folds[int(fold)]
-
-
-def _split(spelling: str, path: Path, case: str) -> str:
-    split = canonical_split(spelling)
-    if not split:
-        raise _unknown_split(spelling, str(path), case)
-    return split
 
 
 def apply_splits(

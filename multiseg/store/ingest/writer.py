@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import zarr
-from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from multiseg.errors import ResourceError
@@ -21,10 +20,11 @@ from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
 from multiseg.store.columns import check_axis_names, watch
 from multiseg.store.durable import gather, sync_names
-from multiseg.store.hierarchy import ROOT_KEY
+from multiseg.store.hierarchy import ROOT_KEY, write_object
 from multiseg.store.ingest.encoding import ArrayPlan, EncodedCase
 from multiseg.store.root import DatabaseInfo, check_agreement
 from multiseg.store.rows import describe_row, finish_descriptions, next_revision, record_of, write_record
+from multiseg.store.shard_names import key_of
 
 
 def plan_arrays(group: zarr.Group | None, info: DatabaseInfo, modalities: Sequence[str]) -> ArrayPlan:
@@ -61,8 +61,7 @@ class DatabaseWriter:
         if info.name not in root:
             root.create_group(info.name, attributes=info.to_attributes())
         self.group: zarr.Group = root[info.name]
-        self.info = info
-        self.plan = plan
+        self.info, self.plan = info, plan
         if info.name in root.attrs[ROOT_KEY]["databases"]:
             watch(self.group)
             check_axis_names(self.group)
@@ -101,10 +100,9 @@ class DatabaseWriter:
         """Row and state of every case that has a row; a committed row takes precedence over a pending one."""
         names, status = self.arrays["case"][:], self.arrays["status"][:]
         found: dict[str, tuple[int, int]] = {}
-        for row, (name, state) in enumerate(zip(names, status, strict=True)):
-            takes_precedence = str(name) not in found or state == schema.COMMITTED
-            if name and state != schema.SUPERSEDED and takes_precedence:
-                found[str(name)] = (row, int(state))
+        for row, (name, state) in enumerate(zip(map(str, names), status, strict=True)):
+            if name and state != schema.SUPERSEDED and (name not in found or state == schema.COMMITTED):
+                found[name] = (row, int(state))
         return found
 
     def reserve(self, cases: Sequence[str]) -> dict[str, int]:
@@ -159,10 +157,8 @@ class DatabaseWriter:
         for name in schema.BY_CASE:
             # Remove what a dead writer left in this row: a smaller case would not overwrite all of it.
             sync(store.delete_dir(f"{prefix}/{name}/c/{row}"))
-        buffer = default_buffer_prototype().buffer
-        for key, data in encoded.shards.items():
-            array, _, place = key.partition("/")
-            sync(store.set(f"{prefix}/{array}/c/{row}/{place}", buffer.from_bytes(data)))
+        for shard, data in encoded.shards.items():
+            write_object(store, key_of(prefix, row, shard), data)
 
     def _participant(self, files: CaseFiles) -> dict[str, str | float]:
         """A case's values in the types of their participants' columns. New columns are created."""
@@ -182,23 +178,19 @@ class DatabaseWriter:
     def _commit(self, row: int, case: str) -> None:
         """Make the new row of a case valid and its older row invalid, by writing a single chunk."""
         if self._committed is None:
-            states = self.states()
-            self._committed = {
-                name: named_row for name, (named_row, state) in states.items() if state == schema.COMMITTED
-            }
+            states = self.states().items()
+            self._committed = {name: its_row for name, (its_row, state) in states if state == schema.COMMITTED}
             self._status = self.arrays["status"][:]
         status = self._status.copy()
         old_row = self._committed.get(case, row)
-        replaces = old_row != row
         self.arrays["case"][row] = case
-        if replaces:
-            status[old_row] = schema.SUPERSEDED
+        status[old_row] = schema.SUPERSEDED
         status[row] = schema.COMMITTED
         # A local store first flushes everything written before to the disk, and then writes and flushes this chunk.
         self.arrays["status"][:] = status
         self._status = status
         self._committed[case] = row
-        if replaces:
+        if old_row != row:
             sync_names(self.group)  # a row keeps its name as long as it is valid
             self.arrays["case"][old_row] = ""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Float
 
 from multiseg.types import Index3, Mask
 
 Box: TypeAlias = tuple[slice, slice, slice]
+Vector: TypeAlias = Float[np.ndarray, " 3"]
 
 
 def starts(box: Box) -> Index3:
@@ -38,6 +40,16 @@ def box_of(mask: Mask) -> Box | None:
             return None
         parts.append(slice(int(indices[0]), int(indices[-1]) + 1))
     return parts[0], parts[1], parts[2]
+
+
+def box_over(positions: Float[np.ndarray, "point 3"], shape: Index3, margin: float | Vector = 0.0) -> Box | None:
+    """The voxels of an array of this shape that may be at or between these positions; None if there are none."""
+    low = np.maximum(np.floor(positions.min(axis=0) - margin).astype(int), 0)
+    high = np.minimum(np.ceil(positions.max(axis=0) + margin).astype(int) + 1, np.asarray(shape))
+    if np.any(high <= low):
+        return None
+    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return i, j, k
 
 
 def box_around(boxes: list[Box]) -> Box:

@@ -61,7 +61,7 @@ def find_brains(scene: Scene, recipe: Recipe, journal: Journal) -> dict[str, Bra
             "--brain-mask nonzero or otsu.",
             code="NO_BRAIN_MASK",
         )
-    box, brain = _on_grid(mask, scene.grid, journal)
+    box, brain = _on_grid(mask, scene.grid)
     if rule == "file":
         _journal_lattice("brain_mask", mask, scene.grid, journal)
     return {name: _masked(name, scene, box, brain, journal) for name in scene.names}
@@ -123,17 +123,16 @@ def _otsu(values: Voxels) -> float:
     return float(edges[1 + int(np.argmax(np.nan_to_num(between)))])
 
 
-def _on_grid(volume: Volume, grid: Grid, journal: Journal) -> tuple[Box, Mask]:
+def _on_grid(volume: Volume, grid: Grid) -> tuple[Box, Mask]:
     """Resample a mask; returns its box on the case's grid and the mask within it."""
     box = box_of(volume.voxels != 0)
     inside = None if box is None else volume.voxels[box]
     if inside is not None and np.any(np.abs(inside - np.rint(inside)) > 0.01):
-        raise SourceError(
+        message = (
             f"{volume.path} has values that are not whole numbers, so it is not a brain mask. Give a mask of 0 and 1, "
-            "or a parcellation.",
-            code="NOT_A_MASK",
-            file=str(volume.path),
+            "or a parcellation."
         )
+        raise SourceError(message, code="NOT_A_MASK", file=str(volume.path))
     source = grid_of(volume)
     region = None if box is None else source.box_on(grid, box)
     if region is not None:
@@ -141,11 +140,10 @@ def _on_grid(volume: Volume, grid: Grid, journal: Journal) -> tuple[Box, Mask]:
         mask = resample(whole, source, grid.part(region), smooth=False) > 0.5
         tight = box_of(mask)
     if region is None or tight is None:
-        raise SourceError(
-            f"{volume.path} has no voxel above 0.5 within the images, so no brain is left. Is it this case's mask?",
-            code="EMPTY_BRAIN",
-            file=str(volume.path),
+        message = (
+            f"{volume.path} has no voxel above 0.5 within the images, so no brain is left. Is it this case's mask?"
         )
+        raise SourceError(message, code="EMPTY_BRAIN", file=str(volume.path))
     mask = mask[tight]
     return to_outer(tight, region), mask
 

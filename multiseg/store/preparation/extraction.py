@@ -45,12 +45,11 @@ def run_extraction(template: str, reference: Volume, source: Path, timeout_s: fl
         failure = _run(words, log, timeout_s)
         if failure or not mask.is_file():
             tail = log.read_text(errors="replace")[-TAIL_CHARACTERS:].strip()
-            raise SourceError(
+            message = (
                 f"brain extraction of {source} {failure or 'wrote no mask'}. Output of {words[0]}: {tail or 'none'!r}. "
-                f"Run it by hand to see why: {by_hand}",
-                code="BRAIN_COMMAND",
-                file=str(source),
+                f"Run it by hand to see why: {by_hand}"
             )
+            raise SourceError(message, code="BRAIN_COMMAND", file=str(source))
         extracted = read_volume(mask)
     return _checked_mask(extracted, reference, source, by_hand), repr(template)
 
@@ -110,9 +109,6 @@ def _checked_mask(extracted: Volume, reference: Volume, source: Path, by_hand: s
     elif not SMALLEST_ML <= ml <= LARGEST_ML:
         fault = f"has {ml:.0f} ml, which is not a brain"
     if fault:
-        raise SourceError(
-            f"the mask from brain extraction of {source} {fault}. Run it by hand to see why: {by_hand}",
-            code="BRAIN_COMMAND",
-            file=str(source),
-        )
+        message = f"the mask from brain extraction of {source} {fault}. Run it by hand to see why: {by_hand}"
+        raise SourceError(message, code="BRAIN_COMMAND", file=str(source))
     return inside

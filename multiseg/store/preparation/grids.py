@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,16 +11,8 @@ from jaxtyping import Float, Num, UInt8
 from scipy import ndimage
 
 from multiseg.store.formats.volumes import voxel_size_mm
-from multiseg.store.preparation.boxes import Box, sizes, starts
-from multiseg.store.preparation.interpolation import (
-    Matrix,
-    Vector,
-    contains,
-    interpolate,
-    shift_voxels,
-    turn_axes,
-    whole_shift,
-)
+from multiseg.store.preparation.boxes import Box, Vector, box_over, sizes, starts
+from multiseg.store.preparation.interpolation import Matrix, contains, interpolate, shift_voxels, turn_axes, whole_shift
 from multiseg.types import Affine, Codes, Index3, Mask, Voxels
 
 Resampled: TypeAlias = Float[np.ndarray, "target_i target_j target_k"]
@@ -74,7 +67,7 @@ class Grid:
         spacing = np.asarray(self.spacing_mm)
         left, _, right = np.linalg.svd(self.affine[:3, :3] / spacing)
         directions = left @ right
-        signs = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)])
+        signs = np.array(list(itertools.product((-1, 1), repeat=3)))
         corners_mm = (signs * np.asarray(self.shape) / 2) @ self.affine[:3, :3].T
         reach = np.abs(corners_mm @ directions).max(axis=0)
         return self._about_centre(directions * spacing, np.ceil(2 * reach / spacing - 1e-3))
@@ -106,23 +99,13 @@ class Grid:
     def box_on(self, target: Grid, box: Box) -> Box | None:
         """The voxels of `target` that may touch a box of this grid's voxels; None if there are none."""
         matrix, offset = self.voxel_map(target)
-        corners = np.array([[i, j, k] for i in _faces(box[0]) for j in _faces(box[1]) for k in _faces(box[2])])
-        mapped = (corners - offset) @ np.linalg.inv(matrix).T
-        low = np.maximum(np.floor(mapped.min(axis=0)).astype(int), 0)
-        high = np.minimum(np.ceil(mapped.max(axis=0)).astype(int) + 1, np.asarray(target.shape))
-        if np.any(high <= low):
-            return None
-        i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        return i, j, k
+        corners = np.array(list(itertools.product(*((part.start - 0.5, part.stop - 0.5) for part in box))))
+        return box_over((corners - offset) @ np.linalg.inv(matrix).T, target.shape)
 
     def shares_lattice(self, target: Grid) -> bool:
         """Whether `resample` to `target` copies voxels without interpolation."""
         dummy, matrix, offset = turn_axes(np.broadcast_to(np.uint8(0), self.shape), *self.voxel_map(target))
         return whole_shift(matrix, offset, dummy.shape, target.shape) is not None
-
-
-def _faces(part: slice) -> tuple[float, float]:
-    return part.start - 0.5, part.stop - 0.5
 
 
 def resample(voxels: Voxels, source: Grid, target: Grid, smooth: bool = True) -> Resampled:

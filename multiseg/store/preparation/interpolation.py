@@ -9,12 +9,11 @@ from jaxtyping import Float, Int, Num
 from numpy.typing import DTypeLike
 from scipy import ndimage, sparse
 
-from multiseg.store.preparation.boxes import Box
+from multiseg.store.preparation.boxes import Vector, box_over
 from multiseg.types import Index3, Mask, Voxels
 
 Interpolated: TypeAlias = Float[np.ndarray, "target_i target_j target_k"]
 Matrix: TypeAlias = Float[np.ndarray, "3 3"]
-Vector: TypeAlias = Float[np.ndarray, " 3"]
 NEAR = 1e-2
 """The most, in voxels, that any voxel of two equal lattices may differ."""
 FACE = 0.5 + 1e-3
@@ -64,7 +63,7 @@ def interpolate(voxels: Voxels, matrix: Matrix, offset: Vector, shape: Index3, s
 
     Only the part of the source that the target needs is processed.
     """
-    part = _needed(matrix, offset, sigma, voxels.shape, shape)
+    part = box_over(_corners(shape) @ matrix.T + offset, voxels.shape, 2 + np.ceil(3 * sigma))
     if part is None:
         return np.zeros(shape, dtype=np.float32)
     image = np.ascontiguousarray(voxels[part], dtype=np.float32)
@@ -90,18 +89,6 @@ def contains(matrix: Matrix, offset: Vector, source: Index3, target: Index3) -> 
         position = row[0] * i + row[1] * j + row[2] * k + start
         inside &= (position >= -FACE) & (position <= size - 1 + FACE)
     return inside
-
-
-def _needed(matrix: Matrix, offset: Vector, sigma: Vector, source: Index3, target: Index3) -> Box | None:
-    """The part of the source that interpolation and smoothing need."""
-    positions = _corners(target) @ matrix.T + offset
-    margin = 2 + np.ceil(3 * sigma)
-    low = np.maximum(np.floor(positions.min(axis=0) - margin).astype(int), 0)
-    high = np.minimum(np.ceil(positions.max(axis=0) + margin).astype(int) + 1, np.asarray(source))
-    if np.any(high <= low):
-        return None
-    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    return i, j, k
 
 
 def _corners(shape: Index3) -> Int[np.ndarray, "8 3"]:

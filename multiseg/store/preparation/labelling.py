@@ -39,12 +39,11 @@ def read_label(name: str, file: LabelFile, schema: LabelSchema, journal: Journal
     raters = [_read(name, rater, schema, journal) for rater in file.raters]
     for rater, volume in zip(file.raters, raters, strict=True):
         if volume.shape != raters[0].shape or not shares_grid(volume, raters[0]):
-            raise SourceError(
+            message = (
                 f"annotation {name!r}: the raters {file.raters[0].name} {raters[0].shape} and {rater.name} "
-                f"{volume.shape} drew on different grids, so they cannot be merged. Choose one: --raters NAME.",
-                code="RATERS_DISAGREE",
-                file=str(volume.path),
+                f"{volume.shape} drew on different grids, so they cannot be merged. Choose one: --raters NAME."
             )
+            raise SourceError(message, code="RATERS_DISAGREE", file=str(volume.path))
     journal.step(f"label:{name}", f"majority of {len(raters)} raters, ties to the lower code")
     codes = majority([volume.voxels for volume in raters])
     return replace(raters[0], voxels=codes, sha256=sha256_of(file), path=file.path)
@@ -128,10 +127,8 @@ def resample_label(grid: Grid, volume: Volume, schema: LabelSchema, name: str, j
             )
             journal.warn("STRUCTURE_CHANGED", text)
     if not before[1 : len(schema.structures) + 1].any():
-        text = (
-            f"annotation {name!r} is empty, which means that no lesion was found. If nobody looked, leave the file out."
-        )
-        journal.note("EMPTY_LABEL", text)
+        text = f"annotation {name!r} is empty, which means that no lesion was found."
+        journal.note("EMPTY_LABEL", f"{text} If nobody looked, leave the file out.")
     return resampled
 
 
@@ -157,12 +154,8 @@ def check_labels(
     for name, codes in labels.items():
         _check_position(name, codes, files[name], schemas[name], brain, spacing_mm, journal)
         counts = counts_of(codes)
-        lesions = sum(
-            int(counts[code])
-            for code, structure in enumerate(schemas[name].structures, start=1)
-            if structure.kind == "lesion"
-        )
-        share = lesions / max(1, int(np.count_nonzero(brain)))
+        codes_of_lesions = [n for n, part in enumerate(schemas[name].structures, start=1) if part.kind == "lesion"]
+        share = int(counts[codes_of_lesions].sum()) / max(1, int(np.count_nonzero(brain)))
         if share > 0.5:
             text = (
                 f"the lesions of annotation {name!r} fill {share:.0%} of the brain. Is it a brain mask, or are "

@@ -71,9 +71,8 @@ def normalise(name: str, volume: Volume, image: BrainImage, recipe: Recipe, jour
         mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
         stored = _scores(values, mean, std)
         mean += outside
-        journal.step(
-            name, f"z-score inside the brain ({values.size} voxels: mean {mean:.6g}, std {std:.6g}), 0 outside"
-        )
+        numbers = f"{values.size} voxels: mean {mean:.6g}, std {std:.6g}"
+        journal.step(name, f"z-score inside the brain ({numbers}), 0 outside")
     voxels = np.zeros(image.mask.shape, dtype=np.float16)
     voxels[image.mask] = stored
     return Normalised(image.box, voxels, image.mask, mean, std, details)
@@ -87,14 +86,13 @@ def _check_extremes(name: str, volume: Volume, values: Num[np.ndarray, " voxel"]
     low, high = (float(value) for value in np.percentile(values[:: max(1, values.size // 100_000)], (1, 99)))
     std = float(values.std(dtype=np.float64))
     if high - low < LEAST_SPREAD * std:
-        raise SourceError(
+        message = (
             f"{name} ({volume.path}): 98% of the brain is between {low + volume.outside:.6g} and "
             f"{high + volume.outside:.6g}, but the values range from {float(values.min()) + volume.outside:.6g} to "
             f"{float(values.max()) + volume.outside:.6g}. Such voxels come from a faulty conversion: repair "
-            "them, or export the scan again.",
-            code="EXTREME_VALUES",
-            file=str(volume.path),
+            "them, or export the scan again."
         )
+        raise SourceError(message, code="EXTREME_VALUES", file=str(volume.path))
     # The original voxels: resampling reduces noise, and thus the width of the middle 98%.
     original = volume.voxels[volume.voxels != 0]
     low, high = (float(value) for value in np.percentile(original[:: max(1, original.size // 100_000)], (1, 99)))
@@ -122,17 +120,14 @@ def _raw_float16(name: str, volume: Volume, values: Num[np.ndarray, " voxel"]) -
     std = float(values.std(dtype=np.float64))
     error = float(np.sqrt(np.mean((stored.astype(np.float64) - values) ** 2))) if np.isfinite(stored).all() else np.inf
     if error > LARGEST_ROUNDING * std:
-        why = (
-            f"up to {peak:.4g} (the limit is 65504)"
-            if np.isinf(error)
-            else f"rounded by {error / std:.1%} of their standard deviation"
-        )
-        raise SourceError(
+        why = f"up to {peak:.4g} (the limit is 65504)"
+        if not np.isinf(error):
+            why = f"rounded by {error / std:.1%} of their standard deviation"
+        message = (
             f"{name} ({volume.path}) has raw values that do not fit into float16: {why}. "
-            "Use --normalise zscore, or rescale the images.",
-            code="NOT_FLOAT16",
-            file=str(volume.path),
+            "Use --normalise zscore, or rescale the images."
         )
+        raise SourceError(message, code="NOT_FLOAT16", file=str(volume.path))
     return stored
 
 
@@ -141,12 +136,11 @@ def _scales(
 ) -> tuple[list[float], list[float]]:
     """The case's percentiles and their landmarks, both strictly increasing."""
     if name not in recipe.landmarks:
-        raise SourceError(
+        message = (
             f"{name} ({volume.path}) has no landmarks, since none of the cases that they were learnt from has it. "
-            "Learn them from cases with every sequence, or use --normalise zscore.",
-            code="NO_LANDMARKS",
-            file=str(volume.path),
+            "Learn them from cases with every sequence, or use --normalise zscore."
         )
+        raise SourceError(message, code="NO_LANDMARKS", file=str(volume.path))
     pairs: list[tuple[float, float]] = []
     for percentile, landmark in zip(percentiles_of(values), recipe.landmarks[name], strict=True):
         if not pairs or (percentile > pairs[-1][0] and landmark > pairs[-1][1]):

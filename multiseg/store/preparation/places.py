@@ -58,12 +58,11 @@ def check_overlap(volumes: Mapping[str, Volume], home: Grid, reference: str, jou
         else:
             overlap = f"it covers {share:.0%} of the box of {reference}"
         if share < MIN_COVERAGE:
-            raise SourceError(
+            message = (
                 f"{role} ({volume.path}, shape {volume.shape}) does not overlap {reference} in space: {overlap}. "
-                "Is it from another patient, or is its header lost?",
-                code="NO_OVERLAP",
-                file=str(volume.path),
+                "Is it from another patient, or is its header lost?"
             )
+            raise SourceError(message, code="NO_OVERLAP", file=str(volume.path))
         if share < (MOST_OF_LABEL if is_drawn else LITTLE_COVERAGE):
             journal.warn("SMALL_OVERLAP", f"{role} ({volume.path.name}): only {overlap}. Look at the overlay.")
 

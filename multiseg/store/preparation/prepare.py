@@ -150,10 +150,8 @@ def read_scene(files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Rec
     """
     names = in_canonical_order(sorted(files.images))
     if not names:
-        raise ModalityError(
-            f"case {files.case!r} has no file of a known sequence. Name its sequences: --modality NAME=T1.",
-            code="NO_MODALITY",
-        )
+        message = f"case {files.case!r} has no file of a known sequence. Name its sequences: --modality NAME=T1."
+        raise ModalityError(message, code="NO_MODALITY")
     native: dict[str, Volume] = {}
     for role, file in files.by_role.items():
         label = role.removeprefix("label:")

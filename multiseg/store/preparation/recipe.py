@@ -89,6 +89,5 @@ def check_brain_rule(rule: str) -> None:
                 '"command hd-bet -i {image} -o {mask}".'
             )
     elif rule not in BRAIN_RULES:
-        raise UsageError(
-            f'unknown brain_mask {rule!r}: choose one of {", ".join(BRAIN_RULES)} or "command PROGRAM ...".'
-        )
+        message = f'unknown brain_mask {rule!r}: choose one of {", ".join(BRAIN_RULES)} or "command PROGRAM ...".'
+        raise UsageError(message)

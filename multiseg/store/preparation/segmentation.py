@@ -109,17 +109,14 @@ def refuse_segmentation(name: str, volume: Volume, box: Box | None, journal: Jou
     if step > 1 and (statistics is None or statistics.fault or statistics.doubt):
         statistics = _measure(voxels, 1, volume.outside)
     if statistics is not None and statistics.fault:
-        raise SourceError(
+        message = (
             f"{name} ({volume.path}) {statistics.fault}. It is a segmentation, a mask or a probability map, not a "
-            "scan. Leave it out: --modality NAME=skip, or give it as a label: --label.",
-            code="SEGMENTATION",
-            file=str(volume.path),
+            "scan. Leave it out: --modality NAME=skip, or give it as a label: --label."
         )
+        raise SourceError(message, code="SEGMENTATION", file=str(volume.path))
     if statistics is not None and statistics.doubt:
-        text = (
-            f"{name} ({volume.path.name}) {statistics.doubt}. If it is not a scan, leave it out: --modality NAME=skip."
-        )
-        journal.warn("SEGMENTATION", text)
+        text = f"{name} ({volume.path.name}) {statistics.doubt}."
+        journal.warn("SEGMENTATION", f"{text} If it is not a scan, leave it out: --modality NAME=skip.")
 
 
 def _measure(voxels: Voxels, step: int, outside: float) -> _Statistics | None:

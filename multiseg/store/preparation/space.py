@@ -237,9 +237,8 @@ def _roles_moving_with(name: str, names: Sequence[str], volumes: Mapping[str, Vo
 
 def _check_size(reference: Volume, grid: Grid, recipe: Recipe) -> None:
     if math.prod(grid.shape) > MAX_VOXELS:
-        raise SourceError(
+        message = (
             f"{reference.path} has voxels of {grid_of(reference).spacing_mm} mm by its header, which would make "
-            f"{grid.shape} voxels of {recipe.spacing_mm} mm: too many for a head. Are its units micrometres?",
-            code="BAD_SIZE",
-            file=str(reference.path),
+            f"{grid.shape} voxels of {recipe.spacing_mm} mm: too many for a head. Are its units micrometres?"
         )
+        raise SourceError(message, code="BAD_SIZE", file=str(reference.path))

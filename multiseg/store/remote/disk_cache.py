@@ -59,20 +59,18 @@ class DiskCache:
     If the disk is full or cannot be written, the cache logs one warning and adds nothing more.
     """
 
-    def __init__(self, folder: str | Path, budget_bytes: int) -> None:
-        self._set_up(Path(folder).expanduser(), budget_bytes, f"{time.time_ns()}.{uuid.uuid4().hex}", True)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rejoin_run, (self.folder, self.budget_bytes, self._run, self._adds)
-
-    def _set_up(self, folder: Path, budget_bytes: int, run: str, adds: bool) -> None:
-        self.folder, self.budget_bytes = folder, budget_bytes
-        self.objects = folder / "objects"
-        self._run, self._adds = run, adds
+    def __init__(self, folder: str | Path, budget_bytes: int, run: str = "", adds: bool = True) -> None:
+        self.folder, self.budget_bytes = Path(folder).expanduser(), budget_bytes
+        self.objects = self.folder / "objects"
+        self._run, self._adds = run or f"{time.time_ns()}.{uuid.uuid4().hex}", adds
         self._refused_bytes = budget_bytes + 1
         with suppress(_DiskFaultError), self._handling_disk_faults():
             if adds:
                 self._register()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # In another process, the copy belongs to the same run.
+        return DiskCache, (self.folder, self.budget_bytes, self._run, self._adds)
 
     def find(self, name: str, num_bytes: int) -> bool:
         """Whether the cache has a copy of this size. It is marked as used, so that it stays."""
@@ -165,7 +163,7 @@ class DiskCache:
         if sum(file.num_bytes for file in unused) < excess_bytes:
             return False
         # First other versions of the same object: they will not be needed again.
-        for file in sorted(unused, key=lambda file: (not _is_same_object(file.path.name, name), file.used_ns)):
+        for file in sorted(unused, key=lambda file: (file.path.name.split("-")[0] != name.split("-")[0], file.used_ns)):
             if excess_bytes > 0:
                 file.path.unlink()
                 excess_bytes -= file.num_bytes
@@ -213,19 +211,10 @@ class DiskCache:
                 log.warning(
                     "cannot keep more shards in %s (%s). Continuing without: they are read from the server each time. "
                     "%s Or name another folder.",
-                    self.folder,
-                    error.strerror or error,
-                    remedy(error, "Check the disk."),
-                )
+                    self.folder, error.strerror or error, remedy(error, "Check the disk."),
+                )  # fmt: skip
             self._adds = False
             raise _DiskFaultError from error
-
-
-def _rejoin_run(folder: Path, budget_bytes: int, run: str, adds: bool) -> DiskCache:
-    """The cache of a run, in another process of that run."""
-    cache = DiskCache.__new__(DiskCache)
-    cache._set_up(folder, budget_bytes, run, adds)
-    return cache
 
 
 def name_of(url: str, key: str, version: str) -> str:
@@ -236,10 +225,6 @@ def name_of(url: str, key: str, version: str) -> str:
 def _start_of(run: str) -> int:
     """When a run began, in ns; its name tells."""
     return int(run.split(".")[0])
-
-
-def _is_same_object(one: str, other: str) -> bool:
-    return one.split("-")[0] == other.split("-")[0]
 
 
 def _digest(*words: str) -> str:

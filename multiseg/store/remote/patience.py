@@ -11,22 +11,13 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    InvalidPathError,
-    NotFoundError,
-    NotModifiedError,
-    NotSupportedError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
+from obstore import exceptions
+from obstore.exceptions import BaseError
 
 from multiseg.errors import UsageError
 
@@ -42,8 +33,9 @@ WARN_AGAIN_SECONDS = 60.0
 FIRST_DELAY_S, MOST_DELAY_S = 0.25, 15.0
 
 _FINAL = (
-    AlreadyExistsError, InvalidPathError, NotFoundError, NotModifiedError, NotSupportedError, PermissionDeniedError,
-    PreconditionError, UnauthenticatedError, FileNotFoundError,
+    exceptions.AlreadyExistsError, exceptions.InvalidPathError, exceptions.NotFoundError, exceptions.NotModifiedError,
+    exceptions.NotSupportedError, exceptions.PermissionDeniedError, exceptions.PreconditionError,
+    exceptions.UnauthenticatedError, FileNotFoundError,
 )  # fmt: skip
 _PERMANENT = (
     r"BadScheme|InvalidCertificate|UnknownIssuer|InvalidMessage|InvalidContentType|CorruptMessage|NoSuchBucket|"
@@ -57,6 +49,13 @@ _TEMPORARY = (
     r"[Cc]onnection ?(?:closed|reset|refused|aborted)|IncompleteMessage|[Bb]roken ?pipe|UnexpectedEof|end of file|"
     r"error (?:reading|decoding) (?:a|response) body"
 )
+
+_REASONS = {
+    "dns error": "its name is unknown",
+    "[Rr]efused": "it refuses connections",
+    "[Rr]eset|IncompleteMessage|UnexpectedEof|end of file|[Cc]onnection ?closed|body": "it breaks off connections",
+    "[Tt]imed ?[Oo]ut|Timeout": "it does not answer in time",
+}
 
 log = logging.getLogger(__name__)
 
@@ -167,18 +166,7 @@ def reason(error: Exception) -> str:
     status = re.search(r"status code: (\d{3}[^:]{0,40})", text)
     if status:
         return f"it answers {status[1].strip()}"
-    for pattern, words in (
-        ("dns error", "its name is unknown"),
-        ("[Rr]efused", "it refuses connections"),
-        (
-            "[Rr]eset|IncompleteMessage|UnexpectedEof|end of file|[Cc]onnection ?closed|body",
-            "it breaks off connections",
-        ),
-        ("[Tt]imed ?[Oo]ut|Timeout", "it does not answer in time"),
-    ):
-        if re.search(pattern, text):
-            return words
-    return text.split("\n")[0][:120]
+    return next((words for pattern, words in _REASONS.items() if re.search(pattern, text)), text.split("\n")[0][:120])
 
 
 def _retry_after(text: str) -> float:
@@ -188,13 +176,9 @@ def _retry_after(text: str) -> float:
         return 0.0
     place = urlsplit(busy[1])
     kind = http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
-    with suppress(OSError, http.client.HTTPException, ValueError):
-        connection = kind(place.netloc, timeout=5)
-        try:
-            connection.request("HEAD", place.path)
-            answer = connection.getresponse()
-            if answer.status in (429, 503):
-                return max(0.0, float(answer.headers.get("Retry-After", "0")))
-        finally:
-            connection.close()
+    with suppress(OSError, http.client.HTTPException, ValueError), closing(kind(place.netloc, timeout=5)) as connection:
+        connection.request("HEAD", place.path)
+        answer = connection.getresponse()
+        if answer.status in (429, 503):
+            return max(0.0, float(answer.headers.get("Retry-After", "0")))
     return 0.0

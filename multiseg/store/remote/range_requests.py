@@ -163,9 +163,8 @@ class _Server:
                 return self._run(lambda: _get(self._objects, key, {"range": {"suffix": size}}))
             except NotSupportedError:
                 self._support = _Support.PARTS
-        if (
-            self._support is _Support.WHOLE and not is_for_copy
-        ):  # a copy may exist already: then only its version is needed
+        # For a copy, which may exist already, only the version is needed.
+        if self._support is _Support.WHOLE and not is_for_copy:
             whole, meta = self._object(key)
             return bytes(whole[-size:]), meta
         meta = self._run(lambda: obstore.head(self._objects, key))
@@ -208,9 +207,7 @@ class _Server:
 
     def _check_unchanged(self, key: str, meta: Any, version: str) -> None:
         if _version(meta) != version:
-            raise StoreError(
-                f"{self.url}/{key} was overwritten while it was read. Start again when nobody writes to the store."
-            )
+            raise _changed(self.url, key, "overwritten")
 
     def _ranges(self, key: str, ranges: Sequence[Range]) -> Sequence[memoryview]:
         merged = limit_ranges(ranges)
@@ -251,13 +248,15 @@ def _translating_errors(url: str, key: str) -> Iterator[None]:
         except FileNotFoundError as error:
             if is_no_bucket(error):
                 raise
-            raise StoreError(
-                f"{url}/{key} was deleted while it was read. Start again when nobody writes to the store."
-            ) from error
+            raise _changed(url, key, "deleted") from error
         except BaseError as error:
             if re.search(_BEYOND, str(error)):
                 raise _too_short(url, key) from error
             raise
+
+
+def _changed(url: str, key: str, how: str) -> StoreError:
+    return StoreError(f"{url}/{key} was {how} while it was read. Start again when nobody writes to the store.")
 
 
 def _too_short(url: str, key: str) -> StoreError:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 
@@ -22,8 +21,7 @@ KEY = ".multiseg-writer"
 log = logging.getLogger(__name__)
 
 
-@contextmanager
-def hold(url: str) -> Iterator[None]:
+def hold(url: str) -> AbstractContextManager[None]:
     """Hold the lease of a remote store. The lease of a dead process is taken over.
 
     Raises:
@@ -31,8 +29,7 @@ def hold(url: str) -> Iterator[None]:
         StoreError: the bucket does not exist.
     """
     check_not_web(url)
-    with lease.hold(Bucket(url)):
-        yield
+    return lease.hold(Bucket(url))
 
 
 def check_not_web(url: str) -> None:
@@ -42,9 +39,8 @@ def check_not_web(url: str) -> None:
         ResourceError: it is behind a plain web server.
     """
     if is_web(url):
-        raise ResourceError(
-            f"{url} is read-only: it is on a web server. Name the folder or bucket (s3://BUCKET/NAME) behind it."
-        )
+        message = f"{url} is read-only: it is on a web server. Name the folder or bucket (s3://BUCKET/NAME) behind it."
+        raise ResourceError(message)
 
 
 def check_held(url: str) -> None:

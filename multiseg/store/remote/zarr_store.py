@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import obstore
@@ -16,14 +16,9 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
-from multiseg.store.remote.connection import (
-    KEPT_OBJECTS,
-    WEB_READS_AT_ONCE,
-    connect,
-    is_web,
-    patience,
-    translating_errors,
-)
+from multiseg.store.guard import GuardedStore
+from multiseg.store.remote import connection
+from multiseg.store.remote.connection import connect, is_web, patience, translating_errors
 from multiseg.store.remote.write_back import SMALL_BYTES, WriteBack
 
 READS_AT_ONCE = 64
@@ -47,6 +42,8 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
     sent are lost as a whole, and the next ingest writes them again.
     """
 
+    supports_writes = supports_deletes = True
+
     def __init__(self, url: str, read_only: bool, fence: Callable[[], None]) -> None:
         super().__init__(read_only=read_only)
         self.url = url
@@ -57,7 +54,7 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
         self._run = patience(url).run_async
         self._buffer: WriteBack | None = None
         self._num_states, self._states_since = 0, 0.0
-        self._turns = asyncio.Semaphore(WEB_READS_AT_ONCE if is_web(url) else READS_AT_ONCE)
+        self._turns = asyncio.Semaphore(connection.WEB_READS_AT_ONCE if is_web(url) else READS_AT_ONCE)
         self._supports_ranges = True
         self._whole: OrderedDict[str, Buffer] = OrderedDict()
 
@@ -108,14 +105,11 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
             return None
         self._whole[key] = whole
         self._whole.move_to_end(key)
-        while len(self._whole) > KEPT_OBJECTS:
+        while len(self._whole) > connection.KEPT_OBJECTS:
             self._whole.popitem(last=False)
         return whole[_part(byte_range, len(whole))]
 
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+    get_partial_values = GuardedStore.get_partial_values  # by `get`
 
     async def exists(self, key: str) -> bool:
         if self._buffer is not None and key in self._buffer:
@@ -136,10 +130,6 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
             self._num_states += 1
             if self._num_states >= STATES_AT_ONCE or time.monotonic() - self._states_since >= STATES_SECONDS:
                 await self.send()
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        if not await self.exists(key):
-            await self.set(key, value)
 
     async def delete(self, key: str) -> None:
         self._check_may_write()
@@ -191,9 +181,8 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
             self._fence()
             self._fenced_at = time.time()
 
-    async def list(self) -> AsyncIterator[str]:
-        async for key in self.list_prefix(""):
-            yield key
+    def list(self) -> AsyncIterator[str]:
+        return self.list_prefix("")
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         await self.send()
@@ -210,14 +199,6 @@ class RemoteStore(ZarrStore):  # type: ignore[misc]
         with translating_errors(self.url):
             for key in await self._run(lambda: _all(self._keys.list_dir(prefix))):
                 yield key
-
-    @property
-    def supports_writes(self) -> bool:
-        return True
-
-    @property
-    def supports_deletes(self) -> bool:
-        return True
 
     @property
     def supports_listing(self) -> bool:

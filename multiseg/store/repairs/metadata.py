@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import zarr
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
-from multiseg.store.arrays import FIXED_AXES, DatabaseArrays
+from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.checks.layout import MOST
 from multiseg.store.copies import COPY, continues, copy_of, layout_of, layout_of_metadata, sound_copy
 from multiseg.store.damage import UNREADABLE
+from multiseg.store.hierarchy import write_object
 from multiseg.store.ingest.encoding import ArrayPlan
 from multiseg.store.preparation.recipe import Recipe
-from multiseg.store.repairs.place import Place
-from multiseg.store.repairs.repair_report import Log
+from multiseg.store.repairs.place import Place, json_bytes
 
 LISTS = (*schema.NAMED_AXES.values(), schema.PARTICIPANT_COLUMNS)
 
 
-def repair_metadata(place: Place, name: str, log: Log) -> bool:
+def repair_metadata(place: Place, name: str) -> bool:
     """Restore the zarr.json files of a database. Returns whether that was possible."""
     copy = _read_copy(place.json(f"{name}/record/zarr.json"))
-    attributes = _repair_attributes(place, name, copy, log)
+    attributes = _repair_attributes(place, name, copy)
     if attributes is None:
-        log.lost(name, "", f"{name}/zarr.json", "its attributes and their second copy are both damaged")
+        place.log.lost(name, "", f"{name}/zarr.json", "its attributes and their second copy are both damaged")
         return False
     layouts = _find_layouts(place, name, attributes, copy)
     missing = sorted(array for array, layout in layouts.items() if layout is None)
     if missing:
-        log.lost(name, "", f"{name}/{missing[0]}/zarr.json", "nothing tells how its files are compressed")
+        place.log.lost(name, "", f"{name}/{missing[0]}/zarr.json", "nothing tells how its files are compressed")
         return False
     sizes = _minimum_lengths(place, name, attributes)
     for array, layout in layouts.items():
         assert layout is not None
-        _repair_array(place, name, array, layout, sizes, log)
+        _repair_array(place, name, array, layout, sizes)
     return True
 
 
@@ -68,7 +65,7 @@ def _are_sound(attributes: Any) -> bool:
         return False
 
 
-def _repair_attributes(place: Place, name: str, copy: Mapping[str, Any] | None, log: Log) -> dict[str, Any] | None:
+def _repair_attributes(place: Place, name: str, copy: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """A database's attributes, restored if necessary; None if they are lost."""
     key = f"{name}/zarr.json"
     group = place.json(key) or {}
@@ -80,8 +77,8 @@ def _repair_attributes(place: Place, name: str, copy: Mapping[str, Any] | None, 
     if is_group and sound is not None and continues(copy["attributes"], sound):
         return sound
     restored: dict[str, Any] = copy["attributes"]
-    place.replace(key, _text({"attributes": restored, "zarr_format": 3, "node_type": "group"}))
-    log.repaired(key, "the attributes of the database, from their second copy")
+    what = "the attributes of the database, from their second copy"
+    place.replace(key, json_bytes({"attributes": restored, "zarr_format": 3, "node_type": "group"}), what)
     return restored
 
 
@@ -115,9 +112,10 @@ def _fits(place: Place, path: str, layout: Mapping[str, Any], key: str) -> bool:
     try:
         index = [int(number) for number in key.split("/")[1:]] if key else [0] * len(layout["dimension_names"])
         chunk = layout["chunk_grid"]["configuration"]["chunk_shape"]
-        text = _text({**layout, "shape": [(position + 1) * step for position, step in zip(index, chunk, strict=True)]})
+        shape = [(position + 1) * step for position, step in zip(index, chunk, strict=True)]
+        text = json_bytes({**layout, "shape": shape})
         for name, data in {"zarr.json": text, key: place.read(f"{path}/{key}") or b""}.items():
-            sync(store.set(name, default_buffer_prototype().buffer.from_bytes(data)))
+            write_object(store, name, data)
         array = zarr.open(store, mode="r", zarr_format=3)
         if not isinstance(array, zarr.Array) or b"crc32c" not in text:
             return False
@@ -143,12 +141,10 @@ def _minimum_lengths(place: Place, name: str, attributes: Mapping[str, Any]) -> 
     rows = [int(row) for row in place.names(f"{name}/record/c") if row.isdecimal()]
     sizes = {axis: len(attributes[attribute]) for axis, attribute in schema.NAMED_AXES.items()}
     sizes |= {"structure": int(attributes[schema.NUM_STRUCTURES]), "case": max(rows, default=0) + 1}
-    return sizes | {"i": 1, "j": 1, "k": 1} | FIXED_AXES
+    return sizes | {"i": 1, "j": 1, "k": 1} | schema.FIXED_AXES
 
 
-def _repair_array(
-    place: Place, name: str, array: str, layout: Mapping[str, Any], sizes: Mapping[str, int], log: Log
-) -> None:
+def _repair_array(place: Place, name: str, array: str, layout: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
     """Restore one array's zarr.json. Its shape is kept if it is plausible."""
     key = f"{name}/{array}/zarr.json"
     current = place.json(key) or {}
@@ -158,15 +154,14 @@ def _repair_array(
         shape = _shape_from_others(place, name, array, axes, sizes)
     wanted = {**layout, "shape": shape}
     if current != wanted:
-        place.replace(key, _text(wanted))
-        log.repaired(key, f"the metadata of the array {array!r}")
+        place.replace(key, json_bytes(wanted), f"the metadata of the array {array!r}")
 
 
 def _is_plausible(shape: Any, axes: Sequence[str], sizes: Mapping[str, int]) -> bool:
     if not isinstance(shape, list) or len(shape) != len(axes):
         return False
     for length, axis in zip(shape, axes, strict=True):
-        most = sizes[axis] if axis in FIXED_AXES else MOST.get(axis, 4096)
+        most = sizes[axis] if axis in schema.FIXED_AXES else MOST.get(axis, 4096)
         if type(length) is not int or not sizes[axis] <= length <= most:
             return False
     return True
@@ -180,8 +175,4 @@ def _shape_from_others(place: Place, name: str, array: str, axes: Sequence[str],
         names, shape = metadata.get("dimension_names"), metadata.get("shape")
         if other != array and isinstance(names, list) and _is_plausible(shape, names, sizes):
             lengths |= {axis: max(lengths[axis], n) for axis, n in zip(names, shape or (), strict=True)}
-    return [sizes[axis] if axis in FIXED_AXES else lengths[axis] for axis in axes]
-
-
-def _text(metadata: Mapping[str, Any]) -> bytes:
-    return json.dumps(metadata, indent=2).encode()
+    return [sizes[axis] if axis in schema.FIXED_AXES else lengths[axis] for axis in axes]

@@ -3,26 +3,61 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from zarr.abc.store import ByteRequest
 from zarr.abc.store import Store as ZarrStore
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.sync import sync
 from zarr.storage import WrapperStore
 
 from multiseg.store.durable import DurableStore
-from multiseg.store.hierarchy import is_remote, local_path, zarr_store
+from multiseg.store.guard import GuardedStore
+from multiseg.store.hierarchy import collect, read_object, write_object, zarr_store
 
 ASIDE = ".multiseg-damaged"
 """The suffix of the folder beside a store that keeps the replaced damaged files."""
 
 
+@dataclass(frozen=True)
+class Repaired:
+    """A damaged file, and what was written to replace it."""
+
+    file: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A case that must be ingested again; if `case` is "", a whole database."""
+
+    database: str
+    case: str
+    file: str
+    why: str
+
+
+@dataclass
+class Log:
+    """Collects both during a repair."""
+
+    files: list[Repaired] = field(default_factory=list)
+    cases: list[Lost] = field(default_factory=list)
+
+    def repaired(self, file: str, what: str) -> None:
+        self.files.append(Repaired(file, what))
+
+    def lost(self, database: str, case: str, file: str, why: str) -> None:
+        self.cases.append(Lost(database, case, file, why))
+
+
 class Rehearsal(WrapperStore[ZarrStore]):  # type: ignore[misc]
     """A store that keeps all writes in memory and never changes the disk, for dry runs."""
+
+    read_only = False
 
     def __init__(self, store: ZarrStore, written: dict[str, Buffer | None] | None = None) -> None:
         super().__init__(store)
@@ -30,10 +65,6 @@ class Rehearsal(WrapperStore[ZarrStore]):  # type: ignore[misc]
 
     def _with_store(self, store: ZarrStore) -> Rehearsal:
         return Rehearsal(store, self._written)
-
-    @property
-    def read_only(self) -> bool:
-        return False
 
     def _check_writable(self) -> None:
         pass
@@ -44,10 +75,7 @@ class Rehearsal(WrapperStore[ZarrStore]):  # type: ignore[misc]
         value: Buffer | None = await self._store.get(key, prototype, byte_range)
         return value
 
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+    get_partial_values = GuardedStore.get_partial_values  # by `get`
 
     async def exists(self, key: str) -> bool:
         return self._written[key] is not None if key in self._written else bool(await self._store.exists(key))
@@ -55,9 +83,7 @@ class Rehearsal(WrapperStore[ZarrStore]):  # type: ignore[misc]
     async def set(self, key: str, value: Buffer) -> None:
         self._written[key] = value
 
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        if not await self.exists(key):
-            await self.set(key, value)
+    set_if_not_exists = ZarrStore.set_if_not_exists  # by `exists` and `set`
 
     async def delete(self, key: str) -> None:
         self._written[key] = None
@@ -68,17 +94,16 @@ class Rehearsal(WrapperStore[ZarrStore]):  # type: ignore[misc]
 
 
 class Place:
-    """The files of a store. With `is_rehearsal`, nothing changes on the disk."""
+    """The files of a store, and the log of their repair. With `is_rehearsal`, nothing changes on the disk."""
 
     def __init__(self, url: str, is_rehearsal: bool) -> None:
-        self.url, self.is_rehearsal = url, is_rehearsal
+        self.url, self.is_rehearsal, self.log = url, is_rehearsal, Log()
         store = zarr_store(url, read_only=is_rehearsal)
         self.store: ZarrStore = Rehearsal(store) if is_rehearsal else store
         self._started = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
 
     def read(self, key: str) -> bytes | None:
-        data = sync(self.store.get(key, default_buffer_prototype()))
-        return None if data is None else bytes(data.to_bytes())
+        return read_object(self.store, key)
 
     def json(self, key: str) -> dict[str, Any] | None:
         """The JSON object in a file; None if there is none."""
@@ -88,44 +113,38 @@ class Place:
             return None
         return value if isinstance(value, dict) else None
 
-    def write(self, key: str, data: bytes) -> None:
-        sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
-
     def delete_folder(self, prefix: str) -> None:
         sync(self.store.delete_dir(prefix))
 
     def names(self, prefix: str) -> list[str]:
         """The names in a folder."""
-
-        async def listed() -> list[str]:
-            return [name.rstrip("/") async for name in self.store.list_dir(prefix)]
-
-        return sorted(name for name in sync(listed()) if name)
+        return collect(self.store.list_dir(prefix))
 
     def keys(self, prefix: str) -> list[str]:
         """The keys of all files in a folder and its subfolders."""
+        return collect(self.store.list_prefix(prefix.rstrip("/") + "/"))
 
-        async def listed() -> list[str]:
-            return [key async for key in self.store.list_prefix(prefix.rstrip("/") + "/")]
-
-        return sorted(sync(listed()))
-
-    def replace(self, key: str, data: bytes) -> None:
-        """Replace a damaged file. A copy of it is kept beside the store."""
+    def replace(self, key: str, data: bytes, what: str) -> None:
+        """Replace a damaged file, and log `what` was written. A copy of the file is kept beside the store."""
         self.set_aside(key)
-        self.write(key, data)
+        write_object(self.store, key, data)
+        self.log.repaired(key, what)
 
     def set_aside(self, key: str) -> None:
         """Copy a file to the folder beside the store."""
         data = self.read(key)
         if data and not self.is_rehearsal:
-            aside = aside_of(self.url)
-            sync(aside.set(f"{self._started}/{key}", default_buffer_prototype().buffer.from_bytes(data)))
+            write_object(aside_of(self.url), f"{self._started}/{key}", data)
 
     def finish(self) -> None:
         """Wait until everything is on the disk."""
         if isinstance(self.store, DurableStore):
             self.store.sync_names()
+
+
+def json_bytes(metadata: Mapping[str, Any]) -> bytes:
+    """The content of a zarr.json."""
+    return json.dumps(metadata, indent=2).encode()
 
 
 def aside_url(url: str) -> str:
@@ -135,9 +154,4 @@ def aside_url(url: str) -> str:
 
 def aside_of(url: str) -> ZarrStore:
     """Open that folder for writing; the caller must hold the store's lock."""
-    if not is_remote(url):
-        return DurableStore(local_path(aside_url(url)))
-    from multiseg.store.remote.writer_lease import check_held  # heavy, and only remote stores need them
-    from multiseg.store.remote.zarr_store import RemoteStore
-
-    return RemoteStore(aside_url(url), False, partial(check_held, url))
+    return zarr_store(aside_url(url), read_only=False, leased=url)

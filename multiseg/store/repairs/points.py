@@ -14,42 +14,32 @@ from multiseg.store.ingest.encoding import packed_points, points_of
 from multiseg.store.ingest.packing import is_sound
 from multiseg.store.records import FileMark, Record, record_text
 from multiseg.store.repairs.place import Place
-from multiseg.store.repairs.repair_report import Log
 from multiseg.store.repairs.row_repair import Rows
 from multiseg.store.rows import mark_of
-from multiseg.store.shard_names import shards_named
+from multiseg.store.shard_names import key_of, shards_named
 
 
-def repair_points(place: Place, rows: Rows, log: Log) -> None:
+def repair_points(place: Place, rows: Rows) -> None:
     """Restore damaged files of "foreground" of all cases whose label is sound.
 
     The voxels are sampled with a seed made from the names of case and annotation, so that the files are the same again.
     """
-    for row in np.flatnonzero(rows.status != schema.PENDING).tolist():
+    for row in rows.in_use:
         record, text = rows.records.get(row), str(rows.columns["shards"][row])
         if record is None:  # only replaced versions may have no record here
             continue
-        keys = {
-            f"foreground/{rest}": _key(rows, row, f"foreground/{rest}") for rest in shards_named(text, "foreground")
-        }
+        shards = sorted(f"foreground/{position}" for position in shards_named(text, "foreground"))
+        keys = {shard: key_of(rows.name, row, shard) for shard in shards}
         bad_keys = {
             shard: key for shard, key in keys.items() if not _is_as_marked(place, key, record.shards.get(shard))
         }
-        if not bad_keys:
-            continue
-        restored = _from_label(place, rows, row, record)
-        for shard, key in sorted(bad_keys.items()):
+        restored = _from_label(place, rows, row, record) if bad_keys else {}
+        for shard, key in bad_keys.items():
             if shard in restored:
-                _replace(place, rows, row, shard, restored[shard], log)
+                _replace(place, rows, row, shard, restored[shard])
             elif rows.status[row] == schema.COMMITTED:
-                log.lost(
-                    rows.name, record.case, key, "the label from which it could be restored is damaged or missing, too"
-                )
-
-
-def _key(rows: Rows, row: int, shard: str) -> str:
-    array, _, position = shard.partition("/")
-    return f"{rows.name}/{array}/c/{row}/{position}"
+                why = "the label from which it could be restored is damaged or missing, too"
+                place.log.lost(rows.name, record.case, key, why)
 
 
 def _is_as_marked(place: Place, key: str, mark: FileMark | None) -> bool:
@@ -61,7 +51,7 @@ def _is_as_marked(place: Place, key: str, mark: FileMark | None) -> bool:
 def _from_label(place: Place, rows: Rows, row: int, record: Record) -> Mapping[str, bytes]:
     """The files of a row's sampled voxels, from its label; none if the label differs from the record."""
     shards = {shard: mark for shard, mark in record.shards.items() if shard.startswith("label/")}
-    if any(mark_of(place.read(_key(rows, row, shard)) or b"") != mark for shard, mark in shards.items()):
+    if any(mark_of(place.read(key_of(rows.name, row, shard)) or b"") != mark for shard, mark in shards.items()):
         return {}
     attributes = rows.arrays.group.attrs.asdict()
     annotations = list(attributes[schema.NAMED_AXES["annotation"]])
@@ -73,23 +63,20 @@ def _from_label(place: Place, rows: Rows, row: int, record: Record) -> Mapping[s
             for name in record.annotations
         }
         counts, points = points_of(record.case, labels, annotations, schemas)
-        new_counts = {
-            name: np.array(counts[annotations.index(name), : len(num_voxels)])
+        is_as_recorded = all(
+            counts[annotations.index(name), : len(num_voxels)].tolist() == list(num_voxels)
             for name, num_voxels in record.annotations.items()
-        }
+        )
     except UNREADABLE:
         return {}
-    if any(tuple(new_counts[name].tolist()) != tuple(num_voxels) for name, num_voxels in record.annotations.items()):
-        return {}
-    return packed_points(points, rows.arrays["foreground"].chunks[2])
+    return packed_points(points, rows.arrays["foreground"].chunks[2]) if is_as_recorded else {}
 
 
-def _replace(place: Place, rows: Rows, row: int, shard: str, data: bytes, log: Log) -> None:
+def _replace(place: Place, rows: Rows, row: int, shard: str, data: bytes) -> None:
     """Write a file, and update its mark if the current versions of our libraries compress it differently."""
-    record, key = rows.records[row], _key(rows, row, shard)
-    place.replace(key, data)
-    log.repaired(key, f"the sampled voxels of {record.case}, from its label")
+    record, key = rows.records[row], key_of(rows.name, row, shard)
+    place.replace(key, data, f"the sampled voxels of {record.case}, from its label")
     if record.shards.get(shard) != mark_of(data):
         rows.records[row] = replace(record, shards={**record.shards, shard: mark_of(data)})
         rows.arrays["record"][row] = record_text(rows.records[row])
-        log.repaired(f"{rows.name}/record/c/{row}", f"the digest of {key} in the record of {record.case}")
+        place.log.repaired(f"{rows.name}/record/c/{row}", f"the digest of {key} in the record of {record.case}")

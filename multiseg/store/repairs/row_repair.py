@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import zarr
+from jaxtyping import UInt8
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
@@ -17,15 +16,17 @@ from zarr.storage import MemoryStore
 from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.arrays import WRITE_ALL, DatabaseArrays
+from multiseg.store.checks.chunks import Index, chunks_of, decoded_blocks
+from multiseg.store.checks.fault_collector import Faults
+from multiseg.store.columns import are_equal
 from multiseg.store.damage import UNREADABLE
-from multiseg.store.records import FileMark, Record, coordinates_of, parse_record, record_of_row, record_text
+from multiseg.store.hierarchy import open_group, read_object
+from multiseg.store.records import FileMark, Record, parse_record, record_of_row, record_text
 from multiseg.store.repairs.place import Place
-from multiseg.store.repairs.repair_report import Log
-from multiseg.store.repairs.states import states_of
-from multiseg.store.rows import mark_of
-from multiseg.store.shard_names import shards_named
+from multiseg.store.rows import mark_of, row_values
+from multiseg.store.shard_names import key_of, shards_named
 
-Index: TypeAlias = tuple[int, ...]
+WHY = "the states of the rows are lost, and "
 
 
 @dataclass(eq=False)
@@ -44,78 +45,106 @@ class Rows:
     def num(self) -> int:
         return len(self.status)
 
+    @property
+    def in_use(self) -> list[int]:
+        """The committed and superseded rows."""
+        return [int(row) for row in np.flatnonzero(self.status != schema.PENDING)]
+
     def is_bad(self, row: int) -> bool:
         """Whether any coordinate of the row cannot be read."""
-        return any(
-            index[0] == row // self.arrays[array].chunks[0] for array, indices in self.bad.items() for index in indices
-        )
+        first = {array: row // self.arrays[array].chunks[0] for array in self.bad}
+        return any(index[0] == first[array] for array, indices in self.bad.items() for index in indices)
 
     def recorded_values(self, row: int) -> dict[str, Any] | None:
         """The row of each coordinate according to the record; None without a record that fits the database."""
         if row not in self.records:
             return None
-        attributes = self.arrays.group.attrs.asdict()
-        fill_values = {name: self.arrays[name].fill_value for name in self.arrays.columns}
-        names = [list(attributes[attribute]) for attribute in schema.NAMED_AXES.values()]
         try:
-            values = coordinates_of(
-                self.records[row], names[0], names[1], fill_values, int(attributes[schema.NUM_STRUCTURES])
-            )
+            values = row_values(self.arrays, self.records[row])
         except (StoreError, *UNREADABLE):
             return None
         return values if self.status[row] == schema.COMMITTED else values | {"case": ""}
 
 
-def repair_rows(place: Place, name: str, log: Log) -> Rows:
+def repair_rows(place: Place, name: str) -> Rows:
     """Restore and return the rows of a database, whose metadata must be sound."""
-    group = zarr.open_group(place.store, path=name, mode="r+", zarr_format=3, use_consolidated=False)
-    arrays = DatabaseArrays(group)
-    _repair_axis_names(place, arrays, log)
+    arrays = DatabaseArrays(open_group(place.store, name, "r+"))
+    _repair_axis_names(place, arrays)
     rows = _read(place, name, arrays)
     _fit_extent(arrays, rows)
     if not rows.has_status:
         records = {row: rows.records.get(row) or _record_of(place, rows, row) for row in range(rows.num)}
-        names = [str(case) for case in rows.columns["case"]]
-        rows.status = states_of(place, name, {row: record for row, record in records.items() if record}, names, log)
-    lost = [row for row in np.flatnonzero(rows.status != schema.PENDING).tolist() if not _is_readable(rows, row)]
+        rows.status = _states_of(place, rows, records)
+    lost = [row for row in rows.in_use if rows.recorded_values(row) is None and rows.is_bad(row)]
     for row in lost:
         if rows.status[row] == schema.COMMITTED:
             why = "its record and other coordinates are both damaged"
-            log.lost(name, _case(rows, row), f"{name}/record/c/{row}", why)
+            place.log.lost(name, _case(rows, row), f"{name}/record/c/{row}", why)
         rows.status[row] = schema.SUPERSEDED
     if lost and rows.has_status:  # first, since the next steps write nothing to these rows
         arrays["status"][:] = rows.status
-    _repair_records(place, rows, lost, log)
-    _repair_coordinates(place, rows, log)
+    _repair_records(place, rows, lost)
+    _repair_coordinates(place, rows)
     if not rows.has_status:
-        place.set_aside(f"{name}/status/c/0")
-        _write_chunk(place, arrays["status"], (0,), rows.status)
-        log.repaired(f"{name}/status/c/0", "the states of the rows, from the records")
+        _replace_chunk(place, arrays["status"], (0,), rows.status, "the states of the rows, from the records")
     arrays.keep_copy()
-    _report_missing_shards(place, rows, log)
-    _set_foreign_arrays_aside(place, rows, log)
+    _report_missing_shards(place, rows)
+    _set_foreign_arrays_aside(place, rows)
     return rows
 
 
-def _repair_axis_names(place: Place, arrays: DatabaseArrays, log: Log) -> None:
+def _states_of(place: Place, rows: Rows, records: Mapping[int, Record | None]) -> UInt8[np.ndarray, " case"]:
+    """The states of all rows. Of each case the newest row with all files of its record is committed; older ones with
+    all files are superseded.
+
+    A row that may have been committed, but cannot be told from one of a dead writer, is reported as lost.
+    """
+    name, names = rows.name, [str(case) for case in rows.columns["case"]]
+    states = np.full(len(names), schema.PENDING, dtype=np.uint8)
+    by_case: dict[str, list[tuple[int, int, str]]] = {}
+    for row, case_name in enumerate(names):
+        record = records.get(row)
+        if record is not None and record.case and record.shards:
+            wrong_file = _first_wrong_file(place, name, row, record)
+            by_case.setdefault(record.case, []).append((abs(record.revision), row, wrong_file))
+        elif case_name or place.keys(f"{name}/image/c/{row}"):
+            why = f"{WHY}so is the record of this row"
+            place.log.lost(name, case_name or f"row {row}", f"{name}/record/c/{row}", why)
+    for case, versions in by_case.items():
+        complete_rows = [row for _revision, row, wrong_file in sorted(versions) if not wrong_file]
+        states[complete_rows] = schema.SUPERSEDED
+        states[complete_rows[-1:]] = schema.COMMITTED
+        *_, (_revision, _row, wrong_file) = sorted(versions)
+        if wrong_file:
+            older = "; an older version of the case is valid now" if complete_rows else ""
+            place.log.lost(name, case, wrong_file, f"{WHY}this file is not the one in the record{older}")
+    return states
+
+
+def _first_wrong_file(place: Place, name: str, row: int, record: Record) -> str:
+    """The first file that differs from the record, or "". Sampled voxels are not checked: they can be restored."""
+    for shard, mark in record.shards.items():
+        key = key_of(name, row, shard)
+        if not shard.startswith("foreground/") and mark_of(place.read(key) or b"") != mark:
+            return key
+    return ""
+
+
+def _repair_axis_names(place: Place, arrays: DatabaseArrays) -> None:
     """Restore the names along the axes from the attributes."""
     for axis, attribute in schema.NAMED_AXES.items():
         names, array = list(arrays.group.attrs[attribute]), arrays[axis]
         if array.shape[0] < len(names):
             array.resize((len(names),))
-        for index, (part,) in _chunks(array):
-            key, wanted = f"{array.path}/c/{index[0]}", names[part]
-            try:
-                stored = [str(name) for name in array[part]] if place.read(key) else None
-            except UNREADABLE:
-                stored = None
-            if (stored is not None and stored[: len(wanted)] == wanted) or not wanted:
+        for block in decoded_blocks(array, Faults()):
+            (part,) = block.region
+            stored, wanted = block.values, names[part]
+            if (stored is not None and list(map(str, stored[: len(wanted)])) == wanted) or not wanted:
                 continue
             values = np.full(part.stop - part.start, "", dtype=object)
             values[: len(wanted)] = wanted
-            place.set_aside(key)
-            _write_chunk(place, array, index, values)
-            log.repaired(key, f"the names along the axis {axis!r}, from the attributes")
+            what = f"the names along the axis {axis!r}, from the attributes"
+            _replace_chunk(place, array, block.index, values, what)
 
 
 def _read(place: Place, name: str, arrays: DatabaseArrays) -> Rows:
@@ -134,34 +163,21 @@ def _read(place: Place, name: str, arrays: DatabaseArrays) -> Rows:
     skipped = {"status", "record", *schema.NAMED_AXES, *schema.BY_CASE}
     for array in arrays.coordinates:
         if array not in skipped:
-            _read_column(place, rows, array)
+            _read_column(rows, array)
     return rows
 
 
-def _read_column(place: Place, rows: Rows, name: str) -> None:
+def _read_column(rows: Rows, name: str) -> None:
     array = rows.arrays[name]
     if array.shape[0] < rows.num:  # a writer died while it resized the arrays
         array.resize((rows.num, *array.shape[1:]))
     values = np.full(array.shape, array.fill_value, dtype=object if array.dtype.kind in "TO" else array.dtype)
-    for index, region in _chunks(array):
-        key = f"{array.path}/c/{'/'.join(map(str, index))}"
-        try:
-            if not place.read(key):
-                raise FileNotFoundError(key)
-            values[region] = array[region]
-        except UNREADABLE:
-            rows.bad.setdefault(name, set()).add(index)
+    for block in decoded_blocks(array, Faults()):
+        if block.values is None:
+            rows.bad.setdefault(name, set()).add(block.index)
+        else:
+            values[block.region] = block.values
     rows.columns[name] = values
-
-
-def _chunks(array: zarr.Array) -> list[tuple[Index, tuple[slice, ...]]]:
-    """The index and the region of each chunk of an array."""
-    chunks_per_axis = [range(ceil(length / step)) for length, step in zip(array.shape, array.chunks, strict=True)]
-    chunks = []
-    for index in itertools.product(*chunks_per_axis):
-        edges = zip(index, array.chunks, array.shape, strict=True)
-        chunks.append((index, tuple(slice(n * step, min((n + 1) * step, length)) for n, step, length in edges)))
-    return chunks
 
 
 def _fit_extent(arrays: DatabaseArrays, rows: Rows) -> None:
@@ -175,10 +191,6 @@ def _fit_extent(arrays: DatabaseArrays, rows: Rows) -> None:
             array.resize(shape)
 
 
-def _is_readable(rows: Rows, row: int) -> bool:
-    return rows.recorded_values(row) is not None or not rows.is_bad(row)
-
-
 def _case(rows: Rows, row: int) -> str:
     if row in rows.records:
         return rows.records[row].case
@@ -186,28 +198,24 @@ def _case(rows: Rows, row: int) -> str:
     return str(names[row]) if names is not None and str(names[row]) else f"row {row}"
 
 
-def _repair_records(place: Place, rows: Rows, lost: Sequence[int], log: Log) -> None:
+def _repair_records(place: Place, rows: Rows, lost: Sequence[int]) -> None:
     """Restore records that are lost, or older than the coordinates, from the coordinates."""
-    for row in np.flatnonzero(rows.status != schema.PENDING).tolist():
+    for row in rows.in_use:
         key, recorded = f"{rows.name}/record/c/{row}", rows.recorded_values(row)
         if row in lost:
             place.set_aside(key)
             rows.arrays["record"][row] = ""
             rows.records.pop(row, None)
             continue
-        if recorded is not None:
-            has_newer_coordinates = (
-                not rows.is_bad(row) and int(rows.columns["revision"][row]) > rows.records[row].revision
-            )
-            if not has_newer_coordinates:
-                continue
+        if recorded is not None and (rows.is_bad(row) or rows.columns["revision"][row] <= rows.records[row].revision):
+            continue  # the coordinates are not newer
         record = _record_of(place, rows, row)
         if record is None:
             continue
         place.set_aside(key)
         rows.arrays["record"][row] = record_text(record)
         rows.records[row] = record
-        log.repaired(key, f"the record of {_case(rows, row)}, from the coordinates")
+        place.log.repaired(key, f"the record of {_case(rows, row)}, from the coordinates")
 
 
 def _record_of(place: Place, rows: Rows, row: int) -> Record | None:
@@ -230,49 +238,38 @@ def _mark(data: bytes | None) -> FileMark:
     return FileMark(0, "") if data is None else mark_of(data)
 
 
-def _repair_coordinates(place: Place, rows: Rows, log: Log) -> None:
+def _repair_coordinates(place: Place, rows: Rows) -> None:
     """Restore damaged chunks, and rows that differ from their records, from the records."""
-    in_use = np.flatnonzero(rows.status != schema.PENDING).tolist()
-    recorded = {row: row_values for row in in_use if (row_values := rows.recorded_values(row)) is not None}
+    recorded = {row: values for row in rows.in_use if (values := rows.recorded_values(row)) is not None}
     for name, values in rows.columns.items():
         array, changed = rows.arrays[name], set(rows.bad.get(name, ()))
-        for row, row_values in recorded.items():
-            value = np.asarray(row_values[name], dtype=values.dtype)
+        regions = dict(chunks_of(array))
+        for row, recorded_row in recorded.items():
+            value = np.asarray(recorded_row[name], dtype=values.dtype)
             target = (row, *map(slice, value.shape))
-            if not _equal(values[target], value):
+            if not are_equal(values[target], value):
                 values[target] = value
-                changed |= {index for index, region in _chunks(array) if region[0].start <= row < region[0].stop}
-        regions = dict(_chunks(array))
+                changed |= {index for index in regions if index[0] == row // array.chunks[0]}
         for index in sorted(changed):
             chunk_rows = regions[index][0]
-            if not any(chunk_rows.start <= row < chunk_rows.stop for row in in_use):
-                continue
-            key = f"{array.path}/c/{'/'.join(map(str, index))}"
-            place.set_aside(key)
-            _write_chunk(place, array, index, values[regions[index]])
-            log.repaired(key, f"{name} of the rows from {chunk_rows.start} on, from the records")
+            if any(chunk_rows.start <= row < chunk_rows.stop for row in rows.in_use):
+                what = f"{name} of the rows from {chunk_rows.start} on, from the records"
+                _replace_chunk(place, array, index, values[regions[index]], what)
 
 
-def _equal(one: Any, other: Any) -> bool:
-    one, other = np.asarray(one), np.asarray(other)
-    return bool(np.all((one == other) | ((one != one) & (other != other))))
-
-
-def _write_chunk(place: Place, array: zarr.Array, index: Index, values: Any) -> None:
-    """Write a whole chunk without reading the old one, which may be damaged."""
+def _replace_chunk(place: Place, array: zarr.Array, index: Index, values: Any, what: str) -> None:
+    """Write a whole chunk without reading the old one, which may be damaged. A copy of that is kept."""
     memory = MemoryStore()
-    text = array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"]
-    sync(memory.set("zarr.json", text))
-    region = dict(_chunks(array))[index]
+    sync(memory.set("zarr.json", array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"]))
     decoded = zarr.open_array(memory, mode="r+", zarr_format=3).with_config(WRITE_ALL)
-    decoded[region] = values
-    key = f"c/{'/'.join(map(str, index))}"
-    packed = sync(memory.get(key, default_buffer_prototype()))
+    decoded[dict(chunks_of(array))[index]] = values
+    key = array.metadata.encode_chunk_key(index)
+    packed = read_object(memory, key)
     assert packed is not None
-    place.write(f"{array.path}/{key}", bytes(packed.to_bytes()))
+    place.replace(f"{array.path}/{key}", packed, what)
 
 
-def _report_missing_shards(place: Place, rows: Rows, log: Log) -> None:
+def _report_missing_shards(place: Place, rows: Rows) -> None:
     """Report missing files of voxels as lost: they are stored only once, so the case must be ingested again."""
     existing: Mapping[str, set[str]] = {name: set(place.keys(f"{rows.name}/{name}/c")) for name in ("image", "label")}
     for row in np.flatnonzero(rows.status == schema.COMMITTED).tolist():
@@ -280,10 +277,10 @@ def _report_missing_shards(place: Place, rows: Rows, log: Log) -> None:
             for position in sorted(shards_named(str(rows.columns["shards"][row]), name)):
                 key = f"{rows.name}/{name}/c/{row}/{position}"
                 if key not in existing[name]:
-                    log.lost(rows.name, _case(rows, row), key, "the file is missing")
+                    place.log.lost(rows.name, _case(rows, row), key, "the file is missing")
 
 
-def _set_foreign_arrays_aside(place: Place, rows: Rows, log: Log) -> None:
+def _set_foreign_arrays_aside(place: Place, rows: Rows) -> None:
     """Move arrays of other programs beside the store: after the next ingest xarray could not open the database."""
     known = {*rows.arrays.coordinates, "image", "label"}
     for name in place.names(rows.name):
@@ -293,4 +290,4 @@ def _set_foreign_arrays_aside(place: Place, rows: Rows, log: Log) -> None:
         for key in place.keys(folder):
             place.set_aside(key)
         place.delete_folder(folder)
-        log.repaired(folder, "not one of the database's arrays: moved beside the store")
+        place.log.repaired(folder, "not one of the database's arrays: moved beside the store")

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import version
 from typing import Any
-
-import zarr
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.columns import watch
 from multiseg.store.damage import UNREADABLE, damaged
 from multiseg.store.guard import GuardedStore
-from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, check_head, is_like_a_store, of_another_format
+from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, check_head, is_like_a_store, of_another_format, open_group
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.repairs.metadata import repair_metadata
-from multiseg.store.repairs.place import Place
+from multiseg.store.repairs.place import Log, Place, json_bytes
 from multiseg.store.repairs.points import repair_points
-from multiseg.store.repairs.repair_report import Log
 from multiseg.store.repairs.row_repair import repair_rows
-from multiseg.store.root import check_place, locked
+from multiseg.store.root import check_place, locked, new_head
 
 OnDatabase = Callable[[str], None]
 
@@ -45,18 +40,18 @@ def repair(url: str, dry_run: bool = False, on_database: OnDatabase = lambda nam
         raise StoreError(f"there is no store at {url}. Name a store's folder.", code=NO_STORE)
     lock: AbstractContextManager[None] = nullcontext() if dry_run else locked(url)
     with lock:
-        place, log = Place(url, dry_run), Log()
+        place = Place(url, dry_run)
         head = _read_head(place)
         sound = []
         names = _databases(place, head)
         for name in names:
             on_database(name)
-            if repair_metadata(place, name, log):
-                repair_points(place, repair_rows(place, name, log), log)
+            if repair_metadata(place, name):
+                repair_points(place, repair_rows(place, name))
                 sound.append(name)
-        _repair_root(place, head, names, sound, log)
+        _repair_root(place, head, names, sound)
         place.finish()
-    return log
+    return place.log
 
 
 def _read_head(place: Place) -> dict[str, Any]:
@@ -95,25 +90,21 @@ def _databases(place: Place, head: dict[str, Any]) -> list[str]:
     databases = [name for name in folders if {"record", "status"} <= set(place.names(name))]
     named = [str(name) for name in head.get("databases", ())]
     # A name that differs in one letter from an existing database is a damaged name, not a lost database.
-    lost = [
-        name
-        for name in named
-        if name not in folders and not any(_differs_in_one_letter(name, other) for other in databases)
-    ]
-    return [*databases, *(name for name in named if name in folders and name not in databases), *lost]
+    lost = {name for name in named if name not in folders}
+    lost -= {name for name in lost for other in databases if _differs_in_one_letter(name, other)}
+    others = [name for name in named if name in folders and name not in databases]
+    return [*databases, *others, *(name for name in named if name in lost)]
 
 
 def _differs_in_one_letter(name: str, other: str) -> bool:
     return len(name) == len(other) and sum(a != b for a, b in zip(name, other, strict=True)) == 1
 
 
-def _repair_root(place: Place, head: dict[str, Any], names: list[str], sound: list[str], log: Log) -> None:
+def _repair_root(place: Place, head: dict[str, Any], names: list[str], sound: list[str]) -> None:
     """Restore the root's zarr.json from the databases. Lost databases that it names stay named."""
     grids, named = [], [name for name in names if name in head.get("databases", ()) and name not in sound]
     for name in sound:
-        group = zarr.open_group(
-            GuardedStore(place.store, place.url), path=name, mode="r", zarr_format=3, use_consolidated=False
-        )
+        group = open_group(GuardedStore(place.store, place.url), name)
         grids.append(Recipe.from_json(group.attrs.asdict()["recipe"]).spacing_mm)
         try:
             states, _arrays = watch(group)
@@ -125,17 +116,11 @@ def _repair_root(place: Place, head: dict[str, Any], names: list[str], sound: li
     if len(set(grids)) != 1:
         if head:
             return  # nothing tells which is right
-        raise damaged(
-            place.url, "the root", [("zarr.json", f"its databases have the voxel sizes {sorted(set(grids))}")]
-        )
+        problem = f"its databases have the voxel sizes {sorted(set(grids))}"
+        raise damaged(place.url, "the root", [("zarr.json", problem)])
     if head and set(named) == set(head["databases"]) and list(grids[0]) == list(head["grid_mm"]):
         return
-    new_head = {
-        "format": schema.FORMAT,
-        "created_by": head.get("created_by", f"multiseg {version('multiseg')}"),
-        "grid_mm": list(grids[0]),
-        "databases": named,
-    }
-    text = {"attributes": {ROOT_KEY: new_head}, "zarr_format": 3, "node_type": "group"}
-    place.replace("zarr.json", json.dumps(text, indent=2).encode())
-    log.repaired("zarr.json", f"the root, from its {len(named)} databases")
+    repaired = new_head(grids[0], named)
+    repaired["created_by"] = head.get("created_by", repaired["created_by"])
+    text = {"attributes": {ROOT_KEY: repaired}, "zarr_format": 3, "node_type": "group"}
+    place.replace("zarr.json", json_bytes(text), f"the root, from its {len(named)} databases")

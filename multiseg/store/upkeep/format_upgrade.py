@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 
 from multiseg.errors import StoreError, UsageError
 from multiseg.store import schema
@@ -27,7 +25,7 @@ from multiseg.store.checks.verification import verify_rows
 from multiseg.store.columns import REQUESTS_AT_ONCE, participant_columns
 from multiseg.store.durable import sync_names
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.hierarchy import ROOT_KEY, open_root
+from multiseg.store.hierarchy import ROOT_KEY, collect, open_root, read_object
 from multiseg.store.records import FileMark, Record, record_of_row, record_text
 from multiseg.store.root import locked
 from multiseg.store.rows import mark_of
@@ -101,10 +99,9 @@ def _check_accepted(root: zarr.Group, names: Sequence[str], accepted: Collection
 
 
 def _read(group: zarr.Group, name: str, grid_mm: Sequence[float], accepted: Collection[str], faults: Faults) -> Layout:
-    database_faults = Faults(name)
+    database_faults = Faults(name, found=faults.found)
     layout = read_layout(group, name, grid_mm, database_faults, OF_FORMAT_2)
     verify_older(layout, accepted, database_faults)
-    faults.found.extend(database_faults.found)
     return layout
 
 
@@ -133,21 +130,16 @@ def _convert(arrays: DatabaseArrays, layout: Layout) -> None:
 def _lengths(layout: Layout, arrays: DatabaseArrays) -> dict[str, Any]:
     """The attributes with the lengths that all arrays have reached."""
     shortest: dict[str, int] = {}
-    for name, array in layout.arrays.items():
+    for array in (array for name, array in layout.arrays.items() if name not in schema.VOLUMES):
         for axis, n in zip(array.metadata.dimension_names, array.shape, strict=True):
-            if name not in ("image", "label"):
-                shortest[axis] = min(n, shortest.get(axis, n))
+            shortest[axis] = min(n, shortest.get(axis, n))
     names = [name for name in arrays.coordinates if name not in ("case", *schema.NAMED_AXES)]
     return {
-        "modalities": _names(layout.modalities, shortest["modality"]),
-        "annotations": _names(layout.annotations, shortest["annotation"]),
+        "modalities": [name for name in layout.modalities[: shortest["modality"]] if name],
+        "annotations": [name for name in layout.annotations[: shortest["annotation"]] if name],
         schema.NUM_STRUCTURES: shortest["structure"],
         "coordinates": " ".join(names),
     }
-
-
-def _names(names: Sequence[str], length: int) -> list[str]:
-    return [name for name in names[:length] if name]
 
 
 def _record(arrays: DatabaseArrays, layout: Layout, row: int) -> Record:
@@ -159,21 +151,15 @@ def _record(arrays: DatabaseArrays, layout: Layout, row: int) -> Record:
 
 def _files(arrays: DatabaseArrays, row: int) -> dict[str, FileMark]:
     """The files of a row, by array and position."""
-    store, database, marks = arrays.group.store_path.store, arrays.group.path, {}
-
-    async def keys(prefix: str) -> list[str]:
-        return [key async for key in store.list_prefix(prefix)]
-
+    store, marks = arrays.group.store_path.store, {}
     for array in schema.BY_CASE:
-        prefix = f"{database}/{array}/c/{row}/"
-        for key in sync(keys(prefix)):
+        prefix = f"{arrays.group.path}/{array}/c/{row}/"
+        for key in collect(store.list_prefix(prefix)):
             position = key.removeprefix(prefix)
             if re.fullmatch(r"\d+(/\d+)*", position):
-                data = sync(store.get(key, default_buffer_prototype()))
+                data = read_object(store, key)
                 if data is None:
-                    raise StoreError(
-                        f"{key} has disappeared. Stop any other program that changes the store; then upgrade again.",
-                        file=key,
-                    )
-                marks[f"{array}/{position}"] = mark_of(data.to_bytes())
+                    to_do = "Stop any other program that changes the store; then upgrade again."
+                    raise StoreError(f"{key} has disappeared. {to_do}", file=key)
+                marks[f"{array}/{position}"] = mark_of(data)
     return marks

@@ -1,11 +1,11 @@
-"""Removing cases, for example when a patient withdraws consent: all of a case's data are deleted from the disk."""
+"""Deleting data from a store: cases, for example when a patient withdraws consent, and rows without a valid case."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -17,6 +17,7 @@ from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.columns import watch
 from multiseg.store.damage import UNREADABLE
 from multiseg.store.durable import sync_names
+from multiseg.store.findings import by_name
 from multiseg.store.hierarchy import NO_STORE, database_names, is_remote, local_path, open_root
 from multiseg.store.records import Record
 from multiseg.store.repairs.place import aside_of, aside_url
@@ -56,12 +57,11 @@ def remove(
         StoreError: there is no such case or subject, or the database is damaged.
         ResourceError: another process is writing to the store.
     """
-    requests = [*((name, False) for name in cases), *((name, True) for name in subjects)]
-    for name, _is_subject in requests:
+    requests = [*((name, "case") for name in cases), *((name, "subject") for name in subjects)]
+    for name, _what in requests:
         if not all(name.partition("/")[::2]):
-            raise UsageError(
-                f"{name!r} is not the name of a case. Write DATABASE/CASE, or DATABASE/SUBJECT for a person."
-            )
+            to_do = "Write DATABASE/CASE, or DATABASE/SUBJECT for a person."
+            raise UsageError(f"{name!r} is not the name of a case. {to_do}")
     check_place(url)
     if dry_run:
         return _find_cases(open_root(url, "r"), requests)
@@ -76,48 +76,46 @@ def remove(
     return found
 
 
-def _find_cases(root: zarr.Group, requests: Iterable[tuple[str, bool]]) -> tuple[Removed, ...]:
+def _find_cases(root: zarr.Group, requests: Iterable[tuple[str, str]]) -> tuple[Removed, ...]:
     """The requested cases, each once."""
-    by_database: dict[str, list[tuple[str, bool]]] = {}
-    for name, is_subject in requests:
-        database, _, own_name = name.partition("/")
-        by_database.setdefault(database, []).append((own_name, is_subject))
     names = database_names(root)
     found: list[Removed] = []
-    for database, database_requests in by_database.items():
+    for database, database_requests in by_name(requests, lambda request: request[0].partition("/")[0]).items():
         if database not in names:
             raise StoreError(f"there is no database {database!r}. There are: {', '.join(names) or 'none'}.")
         found += _find_in_database(root[database], database_requests)
     return tuple(found)
 
 
-def _find_in_database(group: zarr.Group, requests: Sequence[tuple[str, bool]]) -> list[Removed]:
+def _find_in_database(group: zarr.Group, requests: Sequence[tuple[str, str]]) -> list[Removed]:
     rows = _all_rows(group)
-    found: dict[str, list[tuple[int, str, str, tuple[str, ...]]]] = {}
-    for own_name, is_subject in requests:
-        matching = [row for row in rows if row[2 if is_subject else 1] == own_name]
+    found: dict[str, dict[int, Row]] = {}
+    for name, what in requests:
+        own_name = name.partition("/")[2]
+        matching = [row for row in rows if getattr(row, what) == own_name]
         if not matching:
-            what = "subject" if is_subject else "case"
             raise StoreError(f"database {group.path!r} has no {what} {own_name!r}. See: multiseg info STORE --cases.")
         for row in matching:
-            if row not in found.setdefault(row[1], []):
-                found[row[1]].append(row)
+            found.setdefault(row.case, {})[row.number] = row
     has_pseudonyms = bool(group.attrs.get("pseudonyms"))
-    return [
-        Removed(
-            database=group.path,
-            case=case,
-            subject=next((row[2] for row in matching if row[2]), ""),
-            rows=tuple(sorted(row[0] for row in matching)),
-            digests=tuple(sorted({digest for row in matching for digest in row[3] if digest})),
-            has_pseudonyms=has_pseudonyms,
-        )
-        for case, matching in found.items()
-    ]
+    removed = []
+    for case, by_number in found.items():
+        subject = next((row.subject for row in by_number.values() if row.subject), "")
+        digests = sorted({digest for row in by_number.values() for digest in row.digests if digest})
+        removed.append(Removed(group.path, case, subject, tuple(sorted(by_number)), tuple(digests), has_pseudonyms))
+    return removed
 
 
-def _all_rows(group: zarr.Group) -> list[tuple[int, str, str, tuple[str, ...]]]:
-    """Row, case, subject and digests of all rows with data, committed or not."""
+class Row(NamedTuple):
+    """A row with data, committed or not."""
+
+    number: int
+    case: str
+    subject: str
+    digests: tuple[str, ...]
+
+
+def _all_rows(group: zarr.Group) -> list[Row]:
     status, arrays = watch(group)
     columns = {name: arrays[name][:] for name in ("case", "subject", "content")}
     writer, found = DatabaseArrays(group), []
@@ -126,7 +124,7 @@ def _all_rows(group: zarr.Group) -> list[tuple[int, str, str, tuple[str, ...]]]:
         if not case and (record := _record(writer, row)) is not None:  # older versions have lost their name
             case, subject = record.case, record.subject
         if case:
-            found.append((row, case, subject, tuple(map(str, columns["content"][row]))))
+            found.append(Row(row, case, subject, tuple(map(str, columns["content"][row]))))
     return found
 
 
@@ -184,7 +182,8 @@ def _finish(group: zarr.Group, rows: Sequence[int]) -> None:
 def empty_rows(arrays: DatabaseArrays, rows: Iterable[int]) -> None:
     """Delete all data of rows that are not committed; their states stay."""
     group, store = arrays.group, arrays.group.store_path.store
-    blank = {name: _empty_value(arrays[name]) for name in arrays.coordinates if _has_rows(name)}
+    without_rows = (*schema.NAMED_AXES, *schema.BY_CASE, "status")
+    blank = {name: _empty_value(arrays[name]) for name in arrays.coordinates if name not in without_rows}
     for row in rows:
         # First clear the names of the files: files that are named but missing would be an error.
         arrays.write_row(row, {"shards": blank["shards"]})
@@ -195,23 +194,17 @@ def empty_rows(arrays: DatabaseArrays, rows: Iterable[int]) -> None:
     sync_names(group)
 
 
-def _has_rows(name: str) -> bool:
-    return name not in (*schema.NAMED_AXES, *schema.BY_CASE, "status")
-
-
 def _empty_value(array: zarr.Array) -> Any:
     """The value of an empty row of an array."""
     is_text = array.dtype.kind in "TO"
     value = "" if is_text else array.fill_value
-    if array.ndim == 1:
-        return value
-    return np.full(array.shape[1:], value, dtype=object if is_text else array.dtype)
+    return value if array.ndim == 1 else np.full(array.shape[1:], value, dtype=object if is_text else array.dtype)
 
 
 def _delete_leftovers(url: str) -> None:
     """Delete the files that repairs kept beside the store, and files that dead writers left in it."""
     if is_remote(url):
-        sync(_delete_all(aside_of(url)))
+        sync(aside_of(url).clear())
         return
     folder = local_path(aside_url(url))
     if folder.is_dir():
@@ -221,6 +214,48 @@ def _delete_leftovers(url: str) -> None:
         partial.unlink()
 
 
-async def _delete_all(store: Any) -> None:
-    async for key in store.list_prefix(""):
-        await store.delete(key)
+def compact(url: str, dry_run: bool = False) -> dict[str, int]:
+    """Delete replaced versions of cases, and what dead writers left. Returns the freed bytes by database.
+
+    The rows become free for new cases. A reader that opened the store before and still reads a replaced version gets an
+    error or, after the next ingest, another case: let trainings end first.
+
+    Raises:
+        StoreError: there is no store, or it is damaged.
+        ResourceError: another process is writing to it.
+    """
+    check_place(url)
+    if dry_run:
+        root = open_root(url, "r")
+        return {name: _size_of(root[name], _unused_rows(root[name])) for name in database_names(root)}
+    with locked(url):
+        root = open_root(url, "r+")
+        finish_removals(root)
+        return {name: _compact(root[name]) for name in database_names(root)}
+
+
+def _unused_rows(group: zarr.Group) -> list[int]:
+    """The rows without a committed case."""
+    status, _arrays = watch(group)
+    return [int(row) for row in np.flatnonzero(status != schema.COMMITTED)]
+
+
+def _size_of(group: zarr.Group, rows: list[int]) -> int:
+    store = group.store_path.store
+    prefixes = [f"{group.path}/{name}/c/{row}/" for row in rows for name in schema.BY_CASE]
+    return sum(sync(store.getsize_prefix(prefix)) for prefix in prefixes)
+
+
+def _compact(group: zarr.Group) -> int:
+    rows = _unused_rows(group)
+    arrays, freed = DatabaseArrays(group), _size_of(group, rows)
+    empty_rows(arrays, rows)
+    status = arrays["status"][:]
+    if (status == schema.SUPERSEDED).any():
+        status[status == schema.SUPERSEDED] = schema.PENDING
+        arrays["status"][:] = status
+    arrays.set_rows(max(1, int(np.flatnonzero(status == schema.COMMITTED).max(initial=-1)) + 1))
+    for row in (row for row in rows if row >= arrays.num_rows):
+        sync(group.store_path.store.delete(f"{group.path}/record/c/{row}"))
+    sync_names(group)
+    return freed
