@@ -14,7 +14,7 @@ from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.bids_names import BidsFile, Kind, named_by, reading_of, unnamed_spelling
 from multiseg.store.sources.file_contents import box_mm
 from multiseg.store.sources.source_folder import Folder, join_names
-from multiseg.store.sources.source_types import SKIP, SourceOptions
+from multiseg.store.sources.source_types import SKIP, SourceOptions, finding
 
 SAME_BOX_MM = 0.5
 
@@ -113,8 +113,7 @@ class _Choosing:
         )
 
     def _find(self, severity: Severity, code: str, file: str, message: str) -> None:
-        database = self.options.name or self.folder.name
-        self.findings.append(Finding(severity, code, database, self.session.case, file, message))
+        self.findings.append(finding(severity, code, message, self.session.case, file))
 
     def _spaces(self, labels: Sequence[BidsFile]) -> tuple[str, str]:
         """The space of the scans to use and that of the labels; the two may be names of the same space."""

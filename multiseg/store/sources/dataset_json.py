@@ -13,7 +13,7 @@ from multiseg.labels import BACKGROUND, LabelSchema, Structure, kind_of_structur
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import only_annotation
 from multiseg.store.sources.source_folder import SUFFIX, Folder, join_names
-from multiseg.store.sources.source_types import SourceOptions
+from multiseg.store.sources.source_types import SourceOptions, finding
 
 NAME = "dataset.json"
 
@@ -174,9 +174,7 @@ def _without(name: str, regions: Mapping[str, frozenset[int]]) -> str:
     return f" without {' and '.join(largest)}" if largest else ""
 
 
-def annotation(
-    data: Mapping[str, Any], options: SourceOptions, database: str
-) -> tuple[str, dict[str, LabelSchema], list[Finding]]:
+def annotation(data: Mapping[str, Any], options: SourceOptions) -> tuple[str, dict[str, LabelSchema], list[Finding]]:
     """The annotation of the labels, its schema if the user gives none, and notes on it.
 
     Raises:
@@ -187,8 +185,7 @@ def annotation(
     schema, note = label_schema(data.get("labels"))
     name = "lesion" if any(structure.kind == "lesion" for structure in schema.structures) else "tissue"
     notes = {"LABEL_KINDS": _kinds(schema), "REGIONS": note}
-    findings = [Finding(Severity.NOTE, code, database, "", NAME, text) for code, text in notes.items() if text]
-    return name, {name: schema}, findings
+    return name, {name: schema}, [finding(Severity.NOTE, code, text, "", NAME) for code, text in notes.items() if text]
 
 
 def _kinds(schema: LabelSchema) -> str:
@@ -203,7 +200,7 @@ def _kinds(schema: LabelSchema) -> str:
 
 
 def broken_promises(
-    data: Mapping[str, Any], keys: tuple[str, str], cases: Collection[str], suffix: str, database: str
+    data: Mapping[str, Any], keys: tuple[str, str], cases: Collection[str], suffix: str
 ) -> list[Finding]:
     """Warnings if the cases are not those that dataset.json lists, or else not as many as it says.
 
@@ -212,25 +209,21 @@ def broken_promises(
         suffix: a regular expression for the suffix of images.
     """
     listing, count = keys
-    rows = data.get(listing)
-    if not isinstance(rows, list):
-        promised = data.get(count)
-        if not isinstance(promised, int) or promised == len(cases):
-            return []
-        texts = {"COUNT_DIFFERS": f'dataset.json says "{count}": {promised}, but there are {len(cases)} cases.'}
-    else:
+    rows, promised, texts = data.get(listing), data.get(count), {}
+    if isinstance(rows, list):
         images = [row.get("image", "") if isinstance(row, dict) else row for row in rows]
         named = {re.sub(f"(?:{suffix})$", "", PurePosixPath(str(image)).name) for image in images}
         missing, extra = sorted(named - set(cases)), sorted(set(cases) - named)
-        texts = {}
         if missing:
             texts["NOT_THERE"] = (
                 f'{len(missing)} of the {len(named)} cases in "{listing}" are missing: {join_names(missing)}.'
             )
         if extra:
             texts["NOT_LISTED"] = f'{len(extra)} cases are not in "{listing}", but used: {join_names(extra)}.'
+    elif isinstance(promised, int) and promised != len(cases):
+        texts["COUNT_DIFFERS"] = f'dataset.json says "{count}": {promised}, but there are {len(cases)} cases.'
     what_to_do = "Was everything copied? If the files are right, correct dataset.json."
-    return [Finding(Severity.WARNING, code, database, "", NAME, f"{text} {what_to_do}") for code, text in texts.items()]
+    return [finding(Severity.WARNING, code, f"{text} {what_to_do}", "", NAME) for code, text in texts.items()]
 
 
 def text_of(data: Mapping[str, Any], *keys: str) -> str:

@@ -11,7 +11,7 @@ from multiseg.errors import UnconfirmedError, UsageError
 from multiseg.modalities import canonical_modality
 from multiseg.store.sources.dicom_scans import Scan
 from multiseg.store.sources.sequence import guess_sequence
-from multiseg.store.sources.source_folder import join_names
+from multiseg.store.sources.source_folder import grouped, join_names
 from multiseg.store.sources.source_types import SKIP, SourceOptions
 
 
@@ -70,13 +70,8 @@ def unconfirmed(root: Path, choices: Sequence[Choice], options: SourceOptions) -
 
 def rows_of(choices: Sequence[Choice]) -> list[dict[str, str | int]]:
     """The table of series; series of several studies with the same name and sequence share a row."""
-    groups: dict[tuple[str, str, str], list[Choice]] = {}
-    for choice in choices:
-        error = choice.scan.checked[1] if choice.sequence else None
-        key = (choice.scan.name, choice.sequence or "", "" if error is None else error.code)
-        groups.setdefault(key, []).append(choice)
     rows: list[dict[str, str | int]] = []
-    for (name, sequence, fault), group in groups.items():
+    for (name, sequence, fault), group in grouped(choices, _name_sequence_and_fault).items():
         acquisitions = [choice.scan.acquisition for choice in group]
         rows.append({
             "series": name, "sequence": sequence, "why": group[0].why, "fault": fault, "studies": len(group),
@@ -87,6 +82,11 @@ def rows_of(choices: Sequence[Choice]) -> list[dict[str, str | int]]:
             "contrast": join_names(sorted({acquisition.contrast for acquisition in acquisitions} - {""}), 2),
         })  # fmt: skip
     return rows
+
+
+def _name_sequence_and_fault(choice: Choice) -> tuple[str, str, str]:
+    error = choice.scan.checked[1] if choice.sequence else None
+    return choice.scan.name, choice.sequence or "", "" if error is None else error.code
 
 
 def _span(values: Iterable[float | None]) -> str:

@@ -7,7 +7,7 @@ https://docs.mlcommons.org/GaNDLF - a word in a column's name says what it is, i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from multiseg.store.sources.annotations import only_annotation, schema_for
 from multiseg.store.sources.named_channels import spellings
 from multiseg.store.sources.participants import with_numbers
 from multiseg.store.sources.source_folder import Folder, join_names
-from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, finding
 from multiseg.store.sources.text_tables import read_table
 
 
@@ -79,16 +79,15 @@ def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
         case = row[columns.subject]
         roles += [Role(case, "image", names[c], folder.path(row[c])) for c in columns.channels if row[c]]
         roles += [Role(case, "label", annotation, folder.path(row[c])) for c in columns.labels if row[c]]
-    database = options.name or Path(name).stem
     others = {row[columns.subject]: {c: row[c] for c in columns.others} for row in rows}
-    participants, doubts = with_numbers(others, name, database)
+    participants, doubts = with_numbers(others, name)
     return FoundFiles(
         name=Path(name).stem,
         folder=folder,
         roles=roles,
         schemas={annotation: schema_for(annotation, options.codes.get(annotation, ""))},
         participants=participants if columns.others else {},
-        findings=(*_missing_channels(rows, columns, database), *doubts),
+        findings=(*_missing_channels(rows, columns), *doubts),
         source=name,
     )
 
@@ -114,15 +113,13 @@ def _only_table(folder: Folder) -> tuple[str, list[dict[str, str]], _Columns]:
     return name, rows, columns
 
 
-def _missing_channels(rows: Sequence[Mapping[str, str]], columns: _Columns, database: str) -> list[Finding]:
+def _missing_channels(rows: Sequence[Mapping[str, str]], columns: _Columns) -> Iterator[Finding]:
     """Warnings of empty channels: multiseg does not need all of them, but GaNDLF does, so it may be an oversight."""
-    findings = []
     for column in columns.channels:
         cases = [row[columns.subject] for row in rows if not row[column]]
         if cases:
             message = f"{column} is empty for {join_names(cases)}: these cases do not get that sequence. Is it missing?"
-            findings.append(Finding(Severity.WARNING, "MISSING_SEQUENCE", database, "", "", message))
-    return findings
+            yield finding(Severity.WARNING, "MISSING_SEQUENCE", message)
 
 
 LAYOUT = Layout("gandlf", "a GaNDLF table", _recognise, _find)

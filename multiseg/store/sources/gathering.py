@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from multiseg.errors import LabelError
@@ -15,7 +16,6 @@ from multiseg.store.findings import Finding, Severity
 from multiseg.store.ingest.split_file import split_of
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, choose_raters, is_rater, schema_for
 from multiseg.store.sources.images import Images, check_spellings, choose_images, read_images
-from multiseg.store.sources.masks import share_with_visits
 from multiseg.store.sources.source_folder import join_names
 from multiseg.store.sources.source_types import SKIP, DatabaseFiles, FoundFiles, Role, Row, SourceOptions
 
@@ -35,8 +35,8 @@ class _Gathering:
     def __init__(self, found: FoundFiles, options: SourceOptions) -> None:
         self.found = found
         self.options = options
-        self.name = options.name or found.name
-        self.findings: list[Finding] = []
+        self.name = found.database(options)
+        self.findings = [replace(finding, database=self.name) for finding in found.findings]
         self.fields: dict[str, dict[str, str]] = {}
         self.annotations: dict[str, set[str]] = {}
 
@@ -60,7 +60,7 @@ class _Gathering:
             pathology=self.found.pathology,
             cases=tuple(cases),
             schemas={name: self._schema(name) for name in [*self.found.schemas, *annotations] if name in annotations},
-            findings=(*self.found.findings, *self.findings),
+            findings=tuple(self.findings),
             brain_mask=mask_rule,
             licence=self.found.licence,
             citation=self.found.citation,
@@ -136,7 +136,7 @@ class _Gathering:
     def _masks(self, images: Mapping[str, Mapping[str, ScanFile]]) -> dict[str, ScanFile]:
         """The brain mask of every case; a visit without its own mask gets that of its subject."""
         roles = [role for role in self.found.roles if role.kind == "brain mask"]
-        masks = share_with_visits(roles, {case: fields for case, fields in self.fields.items() if case in images})
+        masks = _share_with_visits(roles, {case: fields for case, fields in self.fields.items() if case in images})
         found = {(role.case, role.file) for role in roles}
         for file in dict.fromkeys(role.file for role in masks if (role.case, role.file) not in found):
             visits = [role.case for role in masks if role.file == file]
@@ -174,7 +174,7 @@ class _Gathering:
         self, case: str, images: Mapping[str, ScanFile], labels: Mapping[str, LabelFile], lacks_mask: bool
     ) -> bool:
         """Whether a case has all it needs; what is missing becomes a finding."""
-        if any(f.case == case and f.severity is Severity.ERROR for f in (*self.findings, *self.found.findings)):
+        if any(finding.case == case and finding.severity is Severity.ERROR for finding in self.findings):
             return False
         missing = []
         if not images:
@@ -252,3 +252,22 @@ class _Gathering:
             if files:
                 message = f"{len(files)} files are not used by this layout: {join_names(files, 3)}."
                 self._find(severity, code, "", files[0], message)
+
+
+def _share_with_visits(masks: Sequence[Role], fields: Mapping[str, Mapping[str, str]]) -> list[Role]:
+    """The roles of brain masks, with a subject's mask repeated for each visit of the subject without its own mask.
+
+    Args:
+        fields: subject, session and site of every case that has a scan.
+    """
+    masked = {role.case for role in masks}
+    shared: list[Role] = []
+    for role in masks:
+        visits = [case for case, visit in fields.items() if case not in masked and _is_of_subject(role, visit)]
+        shared += [replace(role, case=case, fields=fields[case]) for case in visits] or [role]
+    return shared
+
+
+def _is_of_subject(mask: Role, visit: Mapping[str, str]) -> bool:
+    fields = {key: text for key, text in mask.fields.items() if text}
+    return "subject" in fields and "session" not in fields and fields.items() <= visit.items()

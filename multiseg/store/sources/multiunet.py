@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from multiseg.errors import SourceError, UsageError
-from multiseg.store.findings import Finding
 from multiseg.store.sources.annotations import only_annotation, schema_for
 from multiseg.store.sources.source_folder import SUFFIX, Folder, join_names
-from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, unused_volumes
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions
 from multiseg.store.sources.stacks import check_sizes, num_volumes, stack_roles
 
 
@@ -47,24 +46,21 @@ def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     (home,) = homes
     images, labels = _cases(home, "Images"), _cases(home, "Labels")
     annotation = only_annotation(options)
-    names, findings = _volume_names(home, images, options)
+    names = _volume_names(home, images, options)
     roles = [role for case, path in images.items() for role in stack_roles(case, path, names)]
     roles += [Role(case, "label", annotation, path) for case, path in labels.items()]
     return FoundFiles(
-        name=home.name,
         folder=home,
         roles=roles,
         schemas={annotation: schema_for(annotation, options.codes.get(annotation, ""))},
-        unused=unused_volumes(home, roles),
-        findings=tuple(findings),
+        unused=home.unused(role.file for role in roles),
+        findings=tuple(check_sizes(images.items(), len(names))),
         source="preprocessed for Multi-Unet",
     )
 
 
-def _volume_names(
-    home: Folder, images: dict[str, Path], options: SourceOptions
-) -> tuple[dict[int, str], list[Finding]]:
-    """Every volume's spelling, which is its number, and errors for cases with other numbers of volumes.
+def _volume_names(home: Folder, images: dict[str, Path], options: SourceOptions) -> dict[int, str]:
+    """The spelling of every volume of most images, which is its number.
 
     Raises:
         UsageError: the user does not name the sequences of all volumes.
@@ -78,8 +74,7 @@ def _volume_names(
             f"{', '.join(unnamed)} in the order of the settings they were made with: "
             f"{' '.join(f'--modality {n}=NAME' for n in unnamed)}, such as 0=FLAIR; 0=skip leaves one out."
         )
-    findings = check_sizes(images.items(), usual, options.name or home.name)
-    return {n: str(n) for n in range(usual)}, findings
+    return {n: str(n) for n in range(usual)}
 
 
 LAYOUT = Layout("multiunet", "preprocessed for Multi-Unet", _recognise, _find)

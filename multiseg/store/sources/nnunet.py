@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,7 @@ from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources import dataset_json
 from multiseg.store.sources.source_folder import SUFFIX, Folder, is_volume
-from multiseg.store.sources.source_types import (
-    SKIP,
-    FoundFiles,
-    Layout,
-    Role,
-    SourceOptions,
-    sequences_by_case,
-    unused_volumes,
-)
+from multiseg.store.sources.source_types import SKIP, FoundFiles, Layout, Role, SourceOptions, finding, image_names
 
 
 def _is_version_2(home: Folder) -> bool:
@@ -46,27 +38,24 @@ def _recognise(folder: Folder) -> str:
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     home = dataset_json.only_home(folder)
     data = dataset_json.read_json(home.path(dataset_json.NAME))
-    database = options.name or home.name
     ending = _ending(home, data)
     names = dataset_json.channel_names(home, data, options)
-    annotation, schemas, notes = dataset_json.annotation(data, options, database)
+    annotation, schemas, notes = dataset_json.annotation(data, options)
     training = _listed_roles(home, data, names, annotation) or _roles(home, "Tr", ending, names, annotation)
     test = _roles(home, "Ts", ending, names, annotation)
-    cases = {role.case for role in training}
     # Version 2 does not read the list of cases, and people keep outdated ones.
     promised = {k: v for k, v in data.items() if k != "training"} if "channel_names" in data else data
     findings = [
         *notes,
-        *_incomplete((*training, *test), names, options, database),
-        *dataset_json.broken_promises(promised, ("training", "numTraining"), cases, ending, database),
+        *_incomplete((*training, *test), names, options),
+        *dataset_json.broken_promises(promised, ("training", "numTraining"), {role.case for role in training}, ending),
     ]
     return FoundFiles(
-        name=home.name,
         folder=home,
         roles=(*training, *test),
         schemas=schemas,
         may_lack_labels=_unlabelled(test),
-        unused=unused_volumes(home, (*training, *test)),
+        unused=home.unused(role.file for role in (*training, *test)),
         findings=tuple(findings),
         licence=dataset_json.text_of(data, "licence", "license"),
         citation=dataset_json.text_of(data, "citation", "reference"),
@@ -152,21 +141,17 @@ def _resolve(home: Folder, file: str) -> Path:
     return home.path(os.path.expandvars(file))
 
 
-def _incomplete(
-    roles: Sequence[Role], names: Mapping[int, str], options: SourceOptions, database: str
-) -> list[Finding]:
+def _incomplete(roles: Sequence[Role], names: Mapping[int, str], options: SourceOptions) -> Iterator[Finding]:
     """An error for each case without all channels: in nnU-Net every case has them, so a missing file was lost."""
     wanted = {number: name for number, name in names.items() if options.modalities.get(name) != SKIP}
-    findings = []
-    for case, sequences in sequences_by_case(roles).items():
+    for case, sequences in image_names(roles).items():
         missing = [f"{case}_{number:04d} ({name})" for number, name in sorted(wanted.items()) if name not in sequences]
         if missing:
             message = (
                 f"case {case!r} lacks {', '.join(missing)}, which dataset.json names. Copy the file again, or leave "
                 "the sequence out of all cases: --modality NAME=skip."
             )
-            findings.append(Finding(Severity.ERROR, "MISSING_FILE", database, case, "", message))
-    return findings
+            yield finding(Severity.ERROR, "MISSING_FILE", message, case)
 
 
 def _unlabelled(test: Sequence[Role]) -> set[str]:

@@ -40,7 +40,6 @@ def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
         if name not in options.labels:
             raise UsageError(f"codes are given for the annotation {name!r}, but no --label {name}=... names its files.")
     return FoundFiles(
-        name=folder.name,
         folder=folder,
         roles=[*images, *labels],
         schemas={name: schema_for(name, options.codes.get(name, "")) for name in options.labels},

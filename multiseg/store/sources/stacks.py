@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +14,7 @@ from nibabel.wrapstruct import WrapStructError
 from multiseg.faults import check_machine
 from multiseg.store.cases import Channel
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.source_types import Role
+from multiseg.store.sources.source_types import Role, finding
 
 
 def num_volumes(path: Path) -> int | None:
@@ -33,12 +33,10 @@ def stack_roles(case: str, path: Path, names: Mapping[int, str], fields: Mapping
     return [Role(case, "image", name, Channel(path, number), fields or {}) for number, name in names.items()]
 
 
-def check_sizes(files: Iterable[tuple[str, Path]], expected: int, database: str) -> list[Finding]:
+def check_sizes(files: Iterable[tuple[str, Path]], expected: int) -> Iterator[Finding]:
     """An error for every (case, file) with more or fewer volumes than expected."""
-    findings = []
     for case, path in files:
         number = num_volumes(path)
         if number is not None and number != expected:
             message = f"{path} has {number} volumes, but {expected} are named, so it is unclear which is which."
-            findings.append(Finding(Severity.ERROR, "NUM_VOLUMES", database, case, str(path), message))
-    return findings
+            yield finding(Severity.ERROR, "NUM_VOLUMES", message, case, str(path))

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from multiseg.errors import SourceError
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.source_folder import SUFFIX, Folder, is_test_part
-from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, unused_volumes
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions
 
 TUMOUR = "1=necrosis,2=oedema,3=non-enhancing,4=enhancing"
 _FILE = re.compile(
@@ -64,7 +64,6 @@ def _found(
     roles = [_role(folder, match, annotation) for match in matches]
     grades = {_case(folder, match): _grade(match) for match in matches}
     return FoundFiles(
-        name=folder.name,
         folder=folder,
         roles=roles,
         schemas={annotation: schema_for(annotation, codes)},
@@ -72,7 +71,7 @@ def _found(
         required=(annotation,),
         may_lack_labels={_case(folder, match) for match in matches if is_test_part(folder, match[0])},
         participants={case: {"grade": grade} for case, grade in grades.items()} if any(grades.values()) else {},
-        unused=unused_volumes(folder, roles),
+        unused=folder.unused(role.file for role in roles),
         source=source,
     )
 
