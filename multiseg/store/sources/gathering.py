@@ -12,12 +12,12 @@ from multiseg.labels import LabelSchema
 from multiseg.modalities import canonical_modality
 from multiseg.sequence_reading import changes_sequence, read_name, read_role
 from multiseg.store.cases import CaseFiles, LabelFile, ScanFile, paths_of
-from multiseg.store.findings import Finding, Severity
+from multiseg.store.findings import Severity
 from multiseg.store.ingest.split_file import split_of
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, choose_raters, is_rater, schema_for
 from multiseg.store.sources.images import Images, check_spellings, choose_images, read_images
 from multiseg.store.sources.source_folder import join_names
-from multiseg.store.sources.source_types import SKIP, DatabaseFiles, FoundFiles, Role, Row, SourceOptions
+from multiseg.store.sources.source_types import SKIP, DatabaseFiles, FoundFiles, Role, Row, SourceOptions, finding
 
 
 def gather(found: FoundFiles, options: SourceOptions) -> DatabaseFiles:
@@ -36,7 +36,7 @@ class _Gathering:
         self.found = found
         self.options = options
         self.name = found.database(options)
-        self.findings = [replace(finding, database=self.name) for finding in found.findings]
+        self.findings = list(found.findings)
         self.fields: dict[str, dict[str, str]] = {}
         self.annotations: dict[str, set[str]] = {}
 
@@ -60,7 +60,7 @@ class _Gathering:
             pathology=self.found.pathology,
             cases=tuple(cases),
             schemas={name: self._schema(name) for name in [*self.found.schemas, *annotations] if name in annotations},
-            findings=tuple(self.findings),
+            findings=tuple(replace(each, database=self.name) for each in self.findings),
             brain_mask=mask_rule,
             licence=self.found.licence,
             citation=self.found.citation,
@@ -68,7 +68,7 @@ class _Gathering:
         )
 
     def _find(self, severity: Severity, code: str, case: str, file: str, message: str) -> None:
-        self.findings.append(Finding(severity, code, self.name, case, file, message))
+        self.findings.append(finding(severity, code, message, case, file))
 
     def _short_name(self, file: LabelFile) -> str:
         """A file's name for a message, relative to the database's folder if it is there."""
@@ -107,7 +107,7 @@ class _Gathering:
         for image in (image for image in images if image.sequence != SKIP):
             self._check_fields(image.role)
             self._check_name(image.role, image.sequence, self._short_name(image.role.file))
-        chosen = choose_images(images, self.options, self.name, self._short_name)
+        chosen = choose_images(images, self.options, self._short_name)
         self.findings += chosen.findings
         return chosen
 
@@ -157,9 +157,8 @@ class _Gathering:
         return chosen
 
     def _schema(self, annotation: str) -> LabelSchema:
-        given = self.options.codes.get(annotation)
-        if given:
-            return schema_for(annotation, given)
+        if self.options.codes.get(annotation):
+            return schema_for(annotation, self.options.codes[annotation])
         schema = self.found.schemas.get(annotation)
         if schema is None and annotation == DEFAULT_ANNOTATION:  # the majority of raters
             schema = next((schema for name, schema in self.found.schemas.items() if is_rater(name)), None)
@@ -174,7 +173,7 @@ class _Gathering:
         self, case: str, images: Mapping[str, ScanFile], labels: Mapping[str, LabelFile], lacks_mask: bool
     ) -> bool:
         """Whether a case has all it needs; what is missing becomes a finding."""
-        if any(finding.case == case and finding.severity is Severity.ERROR for finding in self.findings):
+        if any(each.case == case and each.severity is Severity.ERROR for each in self.findings):
             return False
         missing = []
         if not images:
@@ -188,9 +187,8 @@ class _Gathering:
             if not labels and not missing:
                 missing.append(("MISSING_FILE", "has no label. Add it, or use --allow-unlabelled."))
         if lacks_mask:
-            missing.append(
-                ("MISSING_FILE", "has no brain mask, but other cases have one. Add it, or use --brain-mask nonzero.")
-            )
+            what = "has no brain mask, but other cases have one. Add it, or use --brain-mask nonzero."
+            missing.append(("MISSING_FILE", what))
         for code, message in missing:
             self._find(Severity.ERROR, code, case, "", f"case {case!r} {message}")
         return not missing
@@ -232,10 +230,11 @@ class _Gathering:
         names = set(cases) | {self.fields[case].get("subject", case) for case in cases}
         without_case = sorted(set(rows) - names)
         without_row = sorted(case for case in cases if not self._row(case))
-        for unmatched, what in (
-            (without_case, f"rows of {self._table} name no case"),
-            (without_row, f"cases have no row in {self._table}"),
-        ):
+        faults = {
+            f"rows of {self._table} name no case": without_case,
+            f"cases have no row in {self._table}": without_row,
+        }
+        for what, unmatched in faults.items():
             if unmatched:
                 message = f"{len(unmatched)} {what}: {join_names(unmatched)}. Use the same names in both."
                 self._find(Severity.WARNING, "PARTICIPANTS", "", self.options.participants, message)
@@ -245,10 +244,7 @@ class _Gathering:
         unused = self.found.unused
         scans = [file for file in unused if self.found.any_scan_counts and read_name(Path(file).name).named]
         others = [file for file in unused if file not in scans]
-        for files, severity, code in (
-            (scans, Severity.WARNING, "UNUSED_SCANS"),
-            (others, Severity.NOTE, "UNUSED_FILES"),
-        ):
+        for files, severity, code in (scans, Severity.WARNING, "UNUSED_SCANS"), (others, Severity.NOTE, "UNUSED_FILES"):
             if files:
                 message = f"{len(files)} files are not used by this layout: {join_names(files, 3)}."
                 self._find(severity, code, "", files[0], message)
