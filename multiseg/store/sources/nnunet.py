@@ -19,20 +19,16 @@ from multiseg.store.sources.source_folder import SUFFIX, Folder, is_volume
 from multiseg.store.sources.source_types import SKIP, FoundFiles, Layout, Role, SourceOptions, finding, image_names
 
 
-def _is_version_2(home: Folder) -> bool:
-    return "channel_names" in dataset_json.peek(home)
-
-
-def _is_version_1(home: Folder) -> bool:
-    return not _is_version_2(home) and dataset_json.has_channel_files(home)
+def _version(home: Folder) -> int:
+    """The version of the format that a folder has; 0 for another format."""
+    return 2 if "channel_names" in dataset_json.peek(home) else int(dataset_json.has_channel_files(home))
 
 
 def _recognise(folder: Folder) -> str:
-    homes = [home for home in dataset_json.homes(folder) if _is_version_2(home) or _is_version_1(home)]
-    if not homes:
-        return ""
-    version = 2 if _is_version_2(homes[0]) else 1
-    return f"{homes[0].name} has a dataset.json of version {version}"
+    versions = {home.name: _version(home) for home in dataset_json.homes(folder)}
+    return next(
+        (f"{name} has a dataset.json of version {version}" for name, version in versions.items() if version), ""
+    )
 
 
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
@@ -115,9 +111,8 @@ def _listed_roles(home: Folder, data: Mapping[str, Any], names: Mapping[int, str
     if "dataset" not in data:
         return []
     try:
-        return [
-            role for case, row in data["dataset"].items() for role in _listed_case(home, case, row, names, annotation)
-        ]
+        rows = data["dataset"].items()
+        return [role for case, row in rows for role in _listed_case(home, case, row, names, annotation)]
     except (AttributeError, KeyError, TypeError) as error:
         raise SourceError(
             f'{home.path(dataset_json.NAME)}: "dataset" is not in the form {{"CASE": {{"images": [...], "label": '
@@ -130,9 +125,8 @@ def _listed_roles(home: Folder, data: Mapping[str, Any], names: Mapping[int, str
 def _listed_case(
     home: Folder, case: str, row: Mapping[str, Any], names: Mapping[int, str], annotation: str
 ) -> list[Role]:
-    images = [
-        Role(case, "image", _channel(number, names), _resolve(home, file)) for number, file in enumerate(row["images"])
-    ]
+    files = enumerate(row["images"])
+    images = [Role(case, "image", _channel(number, names), _resolve(home, file)) for number, file in files]
     return [*images, Role(case, "label", annotation, _resolve(home, row["label"]))]
 
 

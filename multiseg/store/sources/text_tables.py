@@ -118,13 +118,13 @@ def _ragged(path: Path, header: Sequence[str], rows: Sequence[_Line]) -> SourceE
 
 def _check_names(path: Path, header: _Line, names: Sequence[str]) -> None:
     number, cells = header
-    if "" in names:
-        message = (
-            f"{path}, line {number}: column {cells.index('') + 1} has values but no name. Name it, or delete it if a "
-            "program added row numbers."
-        )
-        raise SourceError(message, code="BAD_TABLE", file=str(path))
     twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        message = f"{path}, line {number}: two columns are called {join_names(twice)}. Delete or rename one."
-        raise SourceError(message, code="BAD_TABLE", file=str(path))
+    if "" in names:
+        fault = (
+            f"column {cells.index('') + 1} has values but no name. Name it, or delete it if a program added row numbers"
+        )
+    elif twice:
+        fault = f"two columns are called {join_names(twice)}. Delete or rename one"
+    else:
+        return
+    raise SourceError(f"{path}, line {number}: {fault}.", code="BAD_TABLE", file=str(path))
