@@ -207,11 +207,10 @@ def check_one_space(folder: Folder, files: Sequence[NamedFile]) -> None:
     by_space = {file.space or "orig": file.path for file in files}
     if len(by_space) > 1:
         examples = "; ".join(f"{space}: {path}" for space, path in sorted(by_space.items()))
-        raise SourceError(
-            f"{folder.root} has the same patients in several spaces ({examples}). Ingest the folder of one release.",
-            code="SEVERAL_SPACES",
-            file=str(folder.root),
+        message = (
+            f"{folder.root} has the same patients in several spaces ({examples}). Ingest the folder of one release."
         )
+        raise SourceError(message, code="SEVERAL_SPACES", file=str(folder.root))
 
 
 def choose_stage(challenge: Challenge, files: Sequence[NamedFile]) -> tuple[list[NamedFile], tuple[Finding, ...]]:

@@ -88,12 +88,11 @@ def channel_names(home: Folder, data: Mapping[str, Any], options: SourceOptions)
     if isinstance(given, list):
         given = dict(enumerate(given))
     if not isinstance(given, dict) or not given or not all(str(key).isdecimal() for key in given):
-        raise SourceError(
+        message = (
             f'{home.path(NAME)} does not name its channels, such as "channel_names": {{"0": "T1", "1": "FLAIR"}}. '
-            "Add that.",
-            code="BAD_JSON",
-            file=NAME,
+            "Add that."
         )
+        raise SourceError(message, code="BAD_JSON", file=NAME)
     names = [str(name) for name in given.values()]
     return {
         int(number): str(number) if str(number) in options.modalities or names.count(str(name)) > 1 else str(name)

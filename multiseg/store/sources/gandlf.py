@@ -99,12 +99,11 @@ def _only_table(folder: Folder) -> tuple[str, list[dict[str, str]], _Columns]:
         read_table(folder.path(files[0]))  # raises if the table itself is invalid
     if len(tables) != 1:
         what = f"{len(tables)} tables of GaNDLF ({join_names(list(tables))})" if tables else "no table of GaNDLF"
-        raise SourceError(
+        message = (
             f"{folder.root} has {what}. Name the one to ingest: multiseg ingest {folder.path('train.csv')} ... "
-            "It has a column SubjectID and columns such as Channel_0 and Label.",
-            code="SEVERAL_DATASETS" if tables else "NOTHING_FOUND",
-            file=str(folder.root),
+            "It has a column SubjectID and columns such as Channel_0 and Label."
         )
+        raise SourceError(message, code="SEVERAL_DATASETS" if tables else "NOTHING_FOUND", file=str(folder.root))
     ((name, rows),) = tables.items()
     columns = _columns(list(rows[0]))
     assert columns is not None

@@ -88,12 +88,11 @@ def _only_datalist(folder: Folder) -> str:
     datalists = _datalists(folder)
     if len(datalists) != 1:
         what = f"{len(datalists)} datalists ({join_names(datalists)})" if datalists else "no datalist"
-        raise SourceError(
+        message = (
             f"{folder.root} has {what} of MONAI. Name the one to ingest: multiseg ingest "
-            f'{folder.path("datalist.json")} ... It contains {{"training": [{{"image": ..., "label": ...}}]}}.',
-            code="SEVERAL_DATASETS" if datalists else "NOTHING_FOUND",
-            file=str(folder.root),
+            f'{folder.path("datalist.json")} ... It contains {{"training": [{{"image": ..., "label": ...}}]}}.'
         )
+        raise SourceError(message, code="SEVERAL_DATASETS" if datalists else "NOTHING_FOUND", file=str(folder.root))
     return datalists[0]
 
 
@@ -101,11 +100,8 @@ def _entries(data: Mapping[str, Any], where: str) -> list[_Entry]:
     try:
         return [_entry(row, split) for key, split in SPLITS.items() for row in data.get(key, [])]
     except (TypeError, KeyError, AttributeError) as error:
-        raise SourceError(
-            f'{where} has a case that is not in the form {{"image": ..., "label": ...}} ({error}). Correct it.',
-            code="BAD_JSON",
-            file=where,
-        ) from error
+        message = f'{where} has a case that is not in the form {{"image": ..., "label": ...}} ({error}). Correct it.'
+        raise SourceError(message, code="BAD_JSON", file=where) from error
 
 
 def _entry(row: Any, split: str) -> _Entry:

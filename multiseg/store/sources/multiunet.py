@@ -37,12 +37,11 @@ def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     homes = _homes(folder)
     if len(homes) != 1:
         listing = join_names([home.name for home in homes]) or "none"
-        raise SourceError(
+        message = (
             f"{folder.root} has {len(homes)} databases of Images and Labels ({listing}), but only one can be ingested "
-            "at a time, since each has its own sequences. Give the folder of one.",
-            code="SEVERAL_DATASETS" if homes else "NOTHING_FOUND",
-            file=str(folder.root),
+            "at a time, since each has its own sequences. Give the folder of one."
         )
+        raise SourceError(message, code="SEVERAL_DATASETS" if homes else "NOTHING_FOUND", file=str(folder.root))
     (home,) = homes
     images, labels = _cases(home, "Images"), _cases(home, "Labels")
     annotation = only_annotation(options)

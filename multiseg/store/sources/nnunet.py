@@ -69,19 +69,17 @@ def _ending(home: Folder, data: Mapping[str, Any]) -> str:
     if given is None:
         return SUFFIX
     if not is_volume(f"x{given}"):
-        raise SourceError(
+        message = (
             f"{home.path(dataset_json.NAME)} says that files end in {given!r}, which is not a format of volumes "
-            "that multiseg reads. Convert them to .nii.gz.",
-            code="NOT_A_VOLUME",
-            file=dataset_json.NAME,
+            "that multiseg reads. Convert them to .nii.gz."
         )
+        raise SourceError(message, code="NOT_A_VOLUME", file=dataset_json.NAME)
     if home.volumes and not any(file.endswith(given) for file in home.volumes):
-        raise SourceError(
+        message = (
             f"{home.path(dataset_json.NAME)} says that files end in {given!r}, but they are such as "
-            f"{home.volumes[0]}. Correct its file_ending.",
-            code="BAD_JSON",
-            file=dataset_json.NAME,
+            f"{home.volumes[0]}. Correct its file_ending."
         )
+        raise SourceError(message, code="BAD_JSON", file=dataset_json.NAME)
     return re.escape(str(given))
 
 
@@ -114,12 +112,11 @@ def _listed_roles(home: Folder, data: Mapping[str, Any], names: Mapping[int, str
         rows = data["dataset"].items()
         return [role for case, row in rows for role in _listed_case(home, case, row, names, annotation)]
     except (AttributeError, KeyError, TypeError) as error:
-        raise SourceError(
+        message = (
             f'{home.path(dataset_json.NAME)}: "dataset" is not in the form {{"CASE": {{"images": [...], "label": '
-            f'"..."}}}} ({type(error).__name__}: {error}). Correct it.',
-            code="BAD_JSON",
-            file=dataset_json.NAME,
-        ) from error
+            f'"..."}}}} ({type(error).__name__}: {error}). Correct it.'
+        )
+        raise SourceError(message, code="BAD_JSON", file=dataset_json.NAME) from error
 
 
 def _listed_case(

@@ -151,9 +151,8 @@ def _unexplained(annotation: str, labels: Mapping[Volume, Contents]) -> LabelErr
     advice = f'"{annotation}:{",".join(f"{code}=NAME" for code in codes[:4])}{",..." if len(codes) > 4 else ""}"'
     if len(codes) > 8:
         advice += f", or name their atlas: --labels {annotation}:ATLAS ({', '.join(ATLASES)})"
-    return LabelError(
+    message = (
         f"{volume.file} has the codes {shown}. Give their meaning: --labels {advice}; or leave the label out: "
-        f"--labels {annotation}:skip.",
-        code="LABEL_CODES",
-        file=volume.file,
+        f"--labels {annotation}:skip."
     )
+    return LabelError(message, code="LABEL_CODES", file=volume.file)

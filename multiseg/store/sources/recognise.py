@@ -146,11 +146,8 @@ def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptio
     if isinstance(found, DatabaseFiles):
         return with_description(found, options)
     if not found.roles:
-        raise SourceError(
-            f"{folder.root} has no scans of the layout {recognised.layout.title!r}. {_describe_unknown(folder)}",
-            code="NOTHING_FOUND",
-            file=str(folder.root),
-        )
+        message = f"{folder.root} has no scans of the layout {recognised.layout.title!r}. {_describe_unknown(folder)}"
+        raise SourceError(message, code="NOTHING_FOUND", file=str(folder.root))
     _check_codes(found, options)
     found = _without_skipped(found, options)
     options = replace(options, codes={name: text for name, text in options.codes.items() if text != SKIP})

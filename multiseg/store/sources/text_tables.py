@@ -108,12 +108,11 @@ def _separator(path: Path, header: str) -> str:
 def _ragged(path: Path, header: Sequence[str], rows: Sequence[_Line]) -> SourceError:
     shown = "; ".join(f"line {number} has {len(cells)} cells ({' | '.join(cells)})" for number, cells in rows[:3])
     more = f"; and {len(rows) - 3} more lines" if len(rows) > 3 else ""
-    return SourceError(
+    message = (
         f"{path}: {shown}{more}, but the header has {len(header)}: {', '.join(header)}. Values would move to other "
-        "columns. Quote values that contain the separator, write decimal points, and give every row a cell per column.",
-        code="RAGGED_TABLE",
-        file=str(path),
+        "columns. Quote values that contain the separator, write decimal points, and give every row a cell per column."
     )
+    return SourceError(message, code="RAGGED_TABLE", file=str(path))
 
 
 def _check_names(path: Path, header: _Line, names: Sequence[str]) -> None:

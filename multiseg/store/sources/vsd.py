@@ -45,12 +45,11 @@ def _find_siss(folder: Folder, options: SourceOptions) -> FoundFiles:
     matches = folder.matches(_FILE)
     perfusion = sorted({match["what"] for match in matches} & _PERFUSION)
     if perfusion:
-        raise SourceError(
+        message = (
             f"{folder.root} has perfusion maps ({', '.join(perfusion)}), like SPES of ISLES 2015: its label is tissue "
-            "at risk and not the full stroke lesion. To ingest it nevertheless, use --pattern and --label.",
-            code="NO_FULL_LESIONS",
-            file=str(folder.root),
+            "at risk and not the full stroke lesion. To ingest it nevertheless, use --pattern and --label."
         )
+        raise SourceError(message, code="NO_FULL_LESIONS", file=str(folder.root))
     return _found(folder, matches, "lesion", "1=lesion", "ischaemic stroke", "ISLES 2015 SISS")
 
 
