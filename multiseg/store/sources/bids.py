@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from multiseg.errors import SourceError
+from multiseg.errors import SourceError, few
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.bids_choice import Choice, Session, choose, scan_of
 from multiseg.store.sources.bids_labels import annotations_of
 from multiseg.store.sources.bids_names import BidsFile, Kind, bids_files, kind_of, mask_name, sequence_of, why_not_used
 from multiseg.store.sources.bids_texts import describe, participants
 from multiseg.store.sources.file_contents import is_4d
-from multiseg.store.sources.source_folder import Folder, join_names
+from multiseg.store.sources.source_folder import Folder
 from multiseg.store.sources.source_types import FoundFiles, Layout, Role, RoleKind, SourceOptions, finding
 
 _DATATYPES = ("anat", "dwi", "swi")
@@ -74,7 +74,7 @@ def dataset_root(folder: Folder, files: Sequence[BidsFile]) -> str:
     above = sorted({f"/{file.above}".partition("/derivatives/")[0].strip("/") for file in files})
     datasets = {text.removesuffix("rawdata").removesuffix("sourcedata").strip("/") for text in above}
     if len(datasets) > 1:
-        names = join_names([name or "." for name in sorted(datasets)])
+        names = few([name or "." for name in sorted(datasets)])
         message = f"{folder.root} has {len(datasets)} BIDS datasets ({names}). Ingest each separately."
         raise SourceError(message, code="SEVERAL_DATASETS", file=str(folder.root))
     raw = [file.above for file in files if not file.pipeline and "sourcedata" not in file.above]
@@ -95,7 +95,7 @@ def sort_files(
     files: Sequence[BidsFile], folder: Folder, options: SourceOptions
 ) -> tuple[list[Session], list[Finding], set[str]]:
     """Files by session and kind, findings, and the files that are left out."""
-    findings = [_wrong_folder(file) for file in files if _is_in_wrong_folder(file)]
+    findings = list(_check_folders(files))
     by_case: dict[str, dict[Kind, list[BidsFile]]] = {}
     reasons: dict[Reason, list[str]] = {}
     for file in files:
@@ -111,16 +111,13 @@ def sort_files(
     return sessions, findings, {path for paths in reasons.values() for path in paths}
 
 
-def _is_in_wrong_folder(file: BidsFile) -> bool:
-    """Whether a file's name and folder disagree on the subject or session."""
-    session = file.entities.get("ses")
-    is_other_session = session and file.session and f"ses-{session}" != file.session
-    return bool(f"sub-{file.entities.get('sub')}" != file.subject or is_other_session)
-
-
-def _wrong_folder(file: BidsFile) -> Finding:
-    message = f"{file.path} is in the folder of another subject or session than its name says. Which is right?"
-    return finding(Severity.ERROR, "WRONG_FOLDER", message, file.case, file.path)
+def _check_folders(files: Sequence[BidsFile]) -> Iterator[Finding]:
+    """Errors for files whose name and folder disagree on the subject or session."""
+    for file in files:
+        subject, session = f"sub-{file.entities.get('sub')}", file.entities.get("ses")
+        if subject != file.subject or (session and file.session and f"ses-{session}" != file.session):
+            message = f"{file.path} is in the folder of another subject or session than its name says. Which is right?"
+            yield finding(Severity.ERROR, "WRONG_FOLDER", message, file.case, file.path)
 
 
 def _kind(file: BidsFile, folder: Folder, options: SourceOptions) -> tuple[Kind, Reason | None]:
@@ -209,7 +206,7 @@ def _choice_findings(sessions: Sequence[Session], choices: Sequence[Choice]) -> 
     other = [file.path for file in labels if file.path not in used]
     if other:
         message = f"{len(other)} labels are left out because they are in another space than the scans: "
-        yield finding(Severity.NOTE, "OTHER_SPACE", f"{message}{join_names(other, 3)}.", file=other[0])
+        yield finding(Severity.NOTE, "OTHER_SPACE", f"{message}{few(other, 3)}.", file=other[0])
 
 
 def _lost_sequences(session: Session, choice: Choice) -> list[str]:

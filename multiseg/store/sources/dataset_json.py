@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from multiseg.errors import LabelError, SourceError
+from multiseg.errors import LabelError, SourceError, few
 from multiseg.labels import BACKGROUND, LabelSchema, Structure, kind_of_structure
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import only_annotation
-from multiseg.store.sources.source_folder import SUFFIX, Folder, join_names
+from multiseg.store.sources.source_folder import SUFFIX, Folder, grouped
 from multiseg.store.sources.source_types import SourceOptions, finding
 
 NAME = "dataset.json"
@@ -35,7 +35,7 @@ def only_home(folder: Folder) -> Folder:
         message = f"there is no dataset.json in {folder.root}, which names the channels and labels. Add it."
         raise SourceError(message, code="MISSING_FILE", file=NAME)
     if len(found) > 1:
-        names = join_names([home.name for home in found])
+        names = few([home.name for home in found])
         raise SourceError(
             f"there are {len(found)} datasets ({names}), but only one can be ingested at a time. "
             "Give the folder of one.",
@@ -188,14 +188,9 @@ def annotation(data: Mapping[str, Any], options: SourceOptions) -> tuple[str, di
 
 
 def _kinds(schema: LabelSchema) -> str:
-    kinds = [
-        f"{kind}: {', '.join(names)}"
-        for kind in ("lesion", "tissue")
-        if (names := [structure.name for structure in schema.structures if structure.kind == kind])
-    ]
-    return (
-        f'kinds are guessed from names, {"; ".join(kinds)}. If that is wrong: --labels "1=tissue:NAME,2=lesion:NAME".'
-    )
+    structures = sorted(grouped(schema.structures, lambda structure: structure.kind).items())
+    kinds = "; ".join(f"{kind}: {', '.join(structure.name for structure in group)}" for kind, group in structures)
+    return f'kinds are guessed from names, {kinds}. If that is wrong: --labels "1=tissue:NAME,2=lesion:NAME".'
 
 
 def broken_promises(
@@ -214,11 +209,9 @@ def broken_promises(
         named = {re.sub(f"(?:{suffix})$", "", PurePosixPath(str(image)).name) for image in images}
         missing, extra = sorted(named - set(cases)), sorted(set(cases) - named)
         if missing:
-            texts["NOT_THERE"] = (
-                f'{len(missing)} of the {len(named)} cases in "{listing}" are missing: {join_names(missing)}.'
-            )
+            texts["NOT_THERE"] = f'{len(missing)} of the {len(named)} cases in "{listing}" are missing: {few(missing)}.'
         if extra:
-            texts["NOT_LISTED"] = f'{len(extra)} cases are not in "{listing}", but used: {join_names(extra)}.'
+            texts["NOT_LISTED"] = f'{len(extra)} cases are not in "{listing}", but used: {few(extra)}.'
     elif isinstance(promised, int) and promised != len(cases):
         texts["COUNT_DIFFERS"] = f'dataset.json says "{count}": {promised}, but there are {len(cases)} cases.'
     what_to_do = "Was everything copied? If the files are right, correct dataset.json."

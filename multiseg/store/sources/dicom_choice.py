@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiseg.errors import UnconfirmedError, UsageError
+from multiseg.errors import UnconfirmedError, UsageError, few
 from multiseg.modalities import canonical_modality
 from multiseg.store.sources.dicom_scans import Scan
 from multiseg.store.sources.sequence import guess_sequence
-from multiseg.store.sources.source_folder import grouped, join_names
+from multiseg.store.sources.source_folder import grouped
 from multiseg.store.sources.source_types import SKIP, SourceOptions
 
 
@@ -51,7 +51,7 @@ def check_spellings(choices: Sequence[Choice], modalities: Mapping[str, str]) ->
     if unknown:
         raise UsageError(
             f"--modality names {', '.join(map(repr, unknown))}, but no series has that name. Series are "
-            f"{join_names(sorted(names), 20)}."
+            f"{few(sorted(names), 20)}."
         )
 
 
@@ -79,7 +79,7 @@ def rows_of(choices: Sequence[Choice]) -> list[dict[str, str | int]]:
             "TE": _span(acquisition.echo_ms for acquisition in acquisitions),
             "TR": _span(acquisition.repetition_ms for acquisition in acquisitions),
             "TI": _span(acquisition.inversion_ms for acquisition in acquisitions),
-            "contrast": join_names(sorted({acquisition.contrast for acquisition in acquisitions} - {""}), 2),
+            "contrast": few(sorted({acquisition.contrast for acquisition in acquisitions} - {""}), 2),
         })  # fmt: skip
     return rows
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multiseg.errors import SourceError
+from multiseg.errors import SourceError, few
 from multiseg.faults import check_machine
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.source_folder import Folder, grouped, join_names
+from multiseg.store.sources.source_folder import Folder, grouped
 from multiseg.store.sources.source_types import REAL_NAMES, FoundFiles, Layout, Role, SourceOptions, finding
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _role(choice: Choice, study: Study) -> Role:
 def _check_files(classes: Mapping[str, str | None]) -> Iterator[Finding]:
     named = [file for file, uid in classes.items() if uid is None and Path(file).suffix.lower() in SUFFIXES[1:]]
     if named:
-        message = f"{len(named)} files are named as DICOM but are not: {join_names(named, 3)}. Export them again."
+        message = f"{len(named)} files are named as DICOM but are not: {few(named, 3)}. Export them again."
         yield finding(Severity.WARNING, "NOT_DICOM", message, file=named[0])
     kinds = Counter(_not_a_scan(uid) for uid in classes.values() if uid and _not_a_scan(uid) not in ("", "DICOMDIR"))
     if kinds:

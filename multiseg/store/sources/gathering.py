@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from multiseg.errors import LabelError
+from multiseg.errors import LabelError, few
 from multiseg.labels import LabelSchema
 from multiseg.modalities import canonical_modality
 from multiseg.sequence_reading import changes_sequence, read_name, read_role
@@ -16,7 +16,6 @@ from multiseg.store.findings import Severity
 from multiseg.store.ingest.split_file import split_of
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, choose_raters, is_rater, schema_for
 from multiseg.store.sources.images import Images, check_spellings, choose_images, read_images
-from multiseg.store.sources.source_folder import join_names
 from multiseg.store.sources.source_types import SKIP, DatabaseFiles, FoundFiles, Role, Row, SourceOptions, finding
 
 
@@ -43,7 +42,9 @@ class _Gathering:
     def database(self) -> DatabaseFiles:
         chosen = self._images()
         images, skipped = chosen.by_case, {*chosen.skipped, *self.found.skipped} - set(chosen.by_case)
-        self._note_skipped(skipped)
+        if skipped:
+            message = f"{len(skipped)} cases are left out with all their images skipped: {few(sorted(skipped))}."
+            self._find(Severity.NOTE, "SKIPPED_CASES", "", "", message)
         labels = self._labels(skipped)
         masks = self._masks(images)
         mask_rule = self.options.brain_mask or ("file" if masks else "nonzero")
@@ -111,11 +112,6 @@ class _Gathering:
         self.findings += chosen.findings
         return chosen
 
-    def _note_skipped(self, cases: Collection[str]) -> None:
-        if cases:
-            message = f"{len(cases)} cases are left out with all their images skipped: {join_names(sorted(cases))}."
-            self._find(Severity.NOTE, "SKIPPED_CASES", "", "", message)
-
     def _check_name(self, role: Role, sequence: str | None, file: str) -> None:
         """Report an ambiguous case: "sub01_T2_FLAIR" may be the T2-FLAIR of "sub01", or the FLAIR of "sub01_T2"."""
         last = re.split(r"[-_. ]", role.case)[-1]
@@ -140,7 +136,7 @@ class _Gathering:
         found = {(role.case, role.file) for role in roles}
         for file in dict.fromkeys(role.file for role in masks if (role.case, role.file) not in found):
             visits = [role.case for role in masks if role.file == file]
-            message = f"{self._short_name(file)} is the brain mask of all visits of its subject: {join_names(visits)}."
+            message = f"{self._short_name(file)} is the brain mask of all visits of its subject: {few(visits)}."
             self._find(Severity.NOTE, "MASK_OF_PERSON", "", self._short_name(file), message)
         return self._by_case(masks, "brain mask")
 
@@ -236,7 +232,7 @@ class _Gathering:
         }
         for what, unmatched in faults.items():
             if unmatched:
-                message = f"{len(unmatched)} {what}: {join_names(unmatched)}. Use the same names in both."
+                message = f"{len(unmatched)} {what}: {few(unmatched)}. Use the same names in both."
                 self._find(Severity.WARNING, "PARTICIPANTS", "", self.options.participants, message)
 
     def _note_unused(self) -> None:
@@ -246,7 +242,7 @@ class _Gathering:
         others = [file for file in unused if file not in scans]
         for files, severity, code in (scans, Severity.WARNING, "UNUSED_SCANS"), (others, Severity.NOTE, "UNUSED_FILES"):
             if files:
-                message = f"{len(files)} files are not used by this layout: {join_names(files, 3)}."
+                message = f"{len(files)} files are not used by this layout: {few(files, 3)}."
                 self._find(severity, code, "", files[0], message)
 
 

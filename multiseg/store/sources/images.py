@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from multiseg.errors import UsageError
+from multiseg.errors import UsageError, few
 from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.sequence_reading import read_role
 from multiseg.store.cases import LabelFile, ScanFile, Series
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.source_folder import grouped, join_names
+from multiseg.store.sources.source_folder import grouped
 from multiseg.store.sources.source_types import SKIP, FoundFiles, Role, SourceOptions, finding
 
 Shown = Callable[[LabelFile], str]
@@ -68,7 +68,7 @@ def check_spellings(found: FoundFiles, options: SourceOptions) -> None:
         spellings = sorted({role.spelling or role.name for role in images} - {""})
         raise UsageError(
             f"--modality names {', '.join(map(repr, unknown))}, but no file of {found.folder.root} has such a name. "
-            f"Names there: {join_names(spellings, 20) or 'none'}."
+            f"Names there: {few(spellings, 20) or 'none'}."
         )
 
 
@@ -139,7 +139,7 @@ def _duplicate(case: str, sequence: str, images: Sequence[Image], shown: Shown) 
             "If they are two visits or patients, tell them apart in the pattern, for instance with {session} or "
             "{site}. If they are one sequence twice, leave one out by its spelling: --modality NAME=skip."
         )
-    count, names = ("two", " and ".join(files)) if len(files) == 2 else (str(len(files)), join_names(files))
+    count, names = ("two", " and ".join(files)) if len(files) == 2 else (str(len(files)), few(files))
     message = f"{count} files are {sequence} of case {case!r}: {names}. {advice}"
     return finding(Severity.ERROR, "DUPLICATE_CASE", message, case, files[-1])
 
@@ -153,7 +153,7 @@ def _chosen(groups: Sequence[tuple[str, str, Sequence[Image]]], shown: Shown) ->
             left_out.setdefault((taken.spelling, sequence, other.spelling), []).append(shown(other.role.file))
     for (spelling, sequence, other_spelling), files in left_out.items():
         what = f"{spelling!r} is {sequence}, by --modality; {other_spelling!r} is left out if both exist"
-        yield finding(Severity.NOTE, "CHOSEN_SCAN", f"{what}: {join_names(files, 3)}.", file=files[0])
+        yield finding(Severity.NOTE, "CHOSEN_SCAN", f"{what}: {few(files, 3)}.", file=files[0])
 
 
 def _contradictions(images: Sequence[Image], options: SourceOptions, shown: Shown) -> Iterator[Finding]:

@@ -13,17 +13,16 @@ from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import Any
 
-from multiseg.errors import SourceError
+from multiseg.errors import SourceError, few
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources import dataset_json
 from multiseg.store.sources.annotations import only_annotation, schema_for
-from multiseg.store.sources.named_channels import spellings
 from multiseg.store.sources.participants import with_numbers
-from multiseg.store.sources.source_folder import SUFFIX, Folder, join_names
+from multiseg.store.sources.source_channels import check_sizes, num_volumes, spellings, stack_roles
+from multiseg.store.sources.source_folder import SUFFIX, Folder
 from multiseg.store.sources.source_types import FoundFiles, Layout, Role, Row, SourceOptions, finding
-from multiseg.store.sources.stacks import check_sizes, num_volumes, stack_roles
 
 SPLITS = {"training": "", "validation": "val", "val": "val", "testing": "test", "test": "test"}
 """The split of each list of cases. Folds of training become a column, since their use is chosen later."""
@@ -58,7 +57,7 @@ def _is_datalist(folder: Folder, name: str) -> bool:
 
 def _recognise(folder: Folder) -> str:
     datalists = _datalists(folder)
-    return f'{join_names(datalists)} with "training" as a list of images and labels' if datalists else ""
+    return f'{few(datalists)} with "training" as a list of images and labels' if datalists else ""
 
 
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
@@ -87,7 +86,7 @@ def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
 def _only_datalist(folder: Folder) -> str:
     datalists = _datalists(folder)
     if len(datalists) != 1:
-        what = f"{len(datalists)} datalists ({join_names(datalists)})" if datalists else "no datalist"
+        what = f"{len(datalists)} datalists ({few(datalists)})" if datalists else "no datalist"
         message = (
             f"{folder.root} has {what} of MONAI. Name the one to ingest: multiseg ingest "
             f'{folder.path("datalist.json")} ... It contains {{"training": [{{"image": ..., "label": ...}}]}}.'

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from multiseg.errors import SourceError
 from multiseg.store.sources import dataset_json
+from multiseg.store.sources.source_channels import check_sizes, stack_roles
 from multiseg.store.sources.source_folder import SUFFIX, Folder
 from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions
-from multiseg.store.sources.stacks import check_sizes, stack_roles
 
 
 def _is_decathlon(home: Folder) -> bool:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from multiseg.errors import SourceError, UsageError
+from multiseg.errors import SourceError, UsageError, few
 from multiseg.store.sources.annotations import only_annotation, schema_for
-from multiseg.store.sources.source_folder import SUFFIX, Folder, join_names
+from multiseg.store.sources.source_channels import check_sizes, num_volumes, stack_roles
+from multiseg.store.sources.source_folder import SUFFIX, Folder
 from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions
-from multiseg.store.sources.stacks import check_sizes, num_volumes, stack_roles
 
 
 def _homes(folder: Folder) -> list[Folder]:
@@ -36,7 +36,7 @@ def _recognise(folder: Folder) -> str:
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     homes = _homes(folder)
     if len(homes) != 1:
-        listing = join_names([home.name for home in homes]) or "none"
+        listing = few([home.name for home in homes]) or "none"
         message = (
             f"{folder.root} has {len(homes)} databases of Images and Labels ({listing}), but only one can be ingested "
             "at a time, since each has its own sequences. Give the folder of one."

@@ -11,9 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from multiseg.errors import SourceError
+from multiseg.errors import SourceError, few
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.source_folder import join_names
 from multiseg.store.sources.source_types import Row
 from multiseg.store.sources.text_tables import read_table
 
@@ -86,7 +85,7 @@ def _number(text: str) -> float:
 
 def _texts_among_numbers(texts: Mapping[str, str]) -> str:
     """The warning of a column of numbers; "" if it has no texts."""
-    shown = join_names([f"{text!r} of {case!r}" for case, text in texts.items()])
+    shown = few([f"{text!r} of {case!r}" for case, text in texts.items()])
     message = (
         f"has numbers, but also {shown}. Such a value is not a number and is stored as unknown (NaN). Write a number, "
         "or leave it empty."

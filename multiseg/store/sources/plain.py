@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from multiseg.errors import few
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.file_contents import codes_in
 from multiseg.store.sources.file_words import Meaning, What, meaning_of, words_of
 from multiseg.store.sources.plain_cases import Volume, files_of_subjects, volumes_in
 from multiseg.store.sources.plain_labels import one_label_each, schemas_of
-from multiseg.store.sources.source_folder import Folder, join_names
+from multiseg.store.sources.source_folder import Folder
 from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, finding, without_skipped_labels
 
 
@@ -25,8 +26,8 @@ def _recognise(folder: Folder) -> str:
     sequences = list(dict.fromkeys(meaning.name for _, meaning in volumes if meaning.what is What.IMAGE))
     labels = list(dict.fromkeys(volume.stem for volume, meaning in volumes if meaning.what is What.LABEL))
     return (
-        f"{len(cases)} cases such as {cases[0]}, with {join_names(sequences)} and "
-        f"{'labels ' + join_names(labels) if labels else 'no labels'}"
+        f"{len(cases)} cases such as {cases[0]}, with {few(sequences)} and "
+        f"{'labels ' + few(labels) if labels else 'no labels'}"
     )
 
 
@@ -36,7 +37,7 @@ def _describe_unclear(volumes: Sequence[tuple[Volume, Meaning]]) -> str:
     if not volumes:
         return ""
     cases = sorted({volume.case for volume, _ in volumes})
-    names = join_names(list(dict.fromkeys(volume.stem for volume, _ in volumes)))
+    names = few(list(dict.fromkeys(volume.stem for volume, _ in volumes)))
     return f"{len(cases)} cases such as {cases[0]}, with names that do not say which sequence they are: {names}"
 
 
@@ -95,7 +96,7 @@ def _note_tissues(volumes: Sequence[Volume]) -> Iterator[Finding]:
     stems = list(dict.fromkeys(volume.stem for volume in volumes))
     if stems:
         message = (
-            f"{join_names(stems)} show one tissue each and are not used: a label has to be one file of whole-number "
+            f"{few(stems)} show one tissue each and are not used: a label has to be one file of whole-number "
             "codes. Combine the tissues to one file if you need them."
         )
         yield finding(Severity.NOTE, "ONE_TISSUE", message, file=volumes[0].file)
@@ -113,7 +114,7 @@ def _note_nested(volumes: Sequence[Volume]) -> Iterator[Finding]:
     parents = {volume.file.rsplit("/", 2)[0] for volume in volumes if volume.case in nested}
     if 1 < len(parents) < len(nested):
         message = (
-            f"{join_names(nested)} are in {len(parents)} parent folders and taken as {len(nested)} patients. If each "
+            f"{few(nested)} are in {len(parents)} parent folders and taken as {len(nested)} patients. If each "
             "parent folder is one patient with several visits, use --pattern '{subject}/{session}/{modality}.nii.gz', "
             "or one patient may be in two splits."
         )

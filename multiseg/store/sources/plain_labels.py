@@ -12,14 +12,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from multiseg.atlases import ATLASES, fitting_atlas
-from multiseg.errors import LabelError
+from multiseg.errors import LabelError, few
 from multiseg.labels import LabelSchema
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import is_rater, schema_for
 from multiseg.store.sources.file_contents import Contents, read_contents
 from multiseg.store.sources.file_words import words_of
 from multiseg.store.sources.plain_cases import Volume
-from multiseg.store.sources.source_folder import Folder, grouped, join_names
+from multiseg.store.sources.source_folder import Folder, grouped
 from multiseg.store.sources.source_types import SKIP, Role, SourceOptions, finding
 
 PARCELLATION = 30
@@ -56,7 +56,7 @@ def _ambiguous(volumes: Sequence[Volume]) -> Finding:
         skip = " or ".join(f"--modality {PurePosixPath(volume.file).name}=skip" for volume in volumes[:3])
     both = " ".join(f'--labels "{volume.stem}:1=NAME"' for volume in volumes[:3])
     message = (
-        f"{join_names([volume.file for volume in volumes])} may each be the label of case {volumes[0].case!r}. Leave "
+        f"{few([volume.file for volume in volumes])} may each be the label of case {volumes[0].case!r}. Leave "
         f"one out: {skip}; or keep them as separate annotations by giving the codes of each: {both}."
     )
     return finding(Severity.ERROR, "DUPLICATE_CASE", message, volumes[0].case, volumes[-1].file)
@@ -143,11 +143,11 @@ def _unexplained(annotation: str, labels: Mapping[Volume, Contents]) -> LabelErr
     unclear = (volume for volume, contents in labels.items() if not _verdict(annotation, volume, contents.codes))
     volume = next(unclear, next(iter(labels)))
     codes = sorted({code for contents in labels.values() for code in contents.codes})
-    shown = join_names([str(code) for code in sorted(labels[volume].codes)], 12)
+    shown = few([str(code) for code in sorted(labels[volume].codes)], 12)
     if _atlas_in_name(volume):
         shown += f", which are not all in the atlas {_atlas_in_name(volume)}"
     if set(codes) != labels[volume].codes:
-        shown += f" (all {len(labels)} labels: {join_names([str(code) for code in codes], 12)})"
+        shown += f" (all {len(labels)} labels: {few([str(code) for code in codes], 12)})"
     advice = f'"{annotation}:{",".join(f"{code}=NAME" for code in codes[:4])}{",..." if len(codes) > 4 else ""}"'
     if len(codes) > 8:
         advice += f", or name their atlas: --labels {annotation}:ATLAS ({', '.join(ATLASES)})"

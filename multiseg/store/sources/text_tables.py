@@ -20,9 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from multiseg.errors import SourceError
+from multiseg.errors import SourceError, few
 from multiseg.faults import check_machine
-from multiseg.store.sources.source_folder import join_names
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _Line: TypeAlias = tuple[int, list[str]]
@@ -123,7 +122,7 @@ def _check_names(path: Path, header: _Line, names: Sequence[str]) -> None:
             f"column {cells.index('') + 1} has values but no name. Name it, or delete it if a program added row numbers"
         )
     elif twice:
-        fault = f"two columns are called {join_names(twice)}. Delete or rename one"
+        fault = f"two columns are called {few(twice)}. Delete or rename one"
     else:
         return
     raise SourceError(f"{path}, line {number}: {fault}.", code="BAD_TABLE", file=str(path))
