@@ -141,7 +141,8 @@ def read_series(series: Series) -> Volume:
         message = f"{series.path}: the voxels of its {len(slices)} slices cannot be read. Copy or export them again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(series.path)) from error
     voxels = as_voxels(series.path, stored)
-    header = new_header((*slices[0].size[:2], len(slices)), affine, stored.dtype)
+    columns, rows = slices[0].size[:2]
+    header = new_header((columns, rows, len(slices)), affine, stored.dtype)
     return Volume(voxels, affine, header, joined_sha256(digests), slices[0].path)
 
 
