@@ -63,16 +63,12 @@ def read_name(text: str) -> Reading:
     >>> read_name("pat1_mprage_FAST.nii.gz").why, read_name("T1_pre_post").why
     ('named T1, but also a segmentation, or a part of one', 'named T1 both with and without contrast')
     """
-    words = words_in(SUFFIX.sub("", text))
-    reading = read_words(words)
-    return reading if reading.sequence is None else _refuse_unknown_words(reading, words, leading=False)
+    return _read_known_words(text, leading=False)
 
 
 def read_role(text: str) -> Reading:
     """Read a name for a sequence alone, such as of a channel or column. All its words have to be known."""
-    words = words_in(SUFFIX.sub("", text))
-    reading = read_words(words)
-    return reading if reading.sequence is None else _refuse_unknown_words(reading, words, leading=True)
+    return _read_known_words(text, leading=True)
 
 
 def read_words(words: str) -> Reading:
@@ -174,8 +170,16 @@ def changes_sequence(word: str, role: str) -> bool:
     return is_of_a_role(word) and read_role(f"{word} {role}").sequence != read_role(role).sequence
 
 
-def _refuse_unknown_words(reading: Reading, words: str, leading: bool) -> Reading:
-    """The reading, or an ambiguous one if there are unknown words, which may say that it is not a scan."""
+def _read_known_words(text: str, leading: bool) -> Reading:
+    """As `read_words`, but ambiguous if there are unknown words, which may say that it is not a scan.
+
+    Args:
+        leading: whether words before the sequence have to be known, too.
+    """
+    words = words_in(SUFFIX.sub("", text))
+    reading = read_words(words)
+    if reading.sequence is None:
+        return reading
     for pattern in (_NOT_OF_CONTRAST, _WITHOUT, _WITH):
         words = pattern.sub(".", words)
     if reading.sequence == "ADC":

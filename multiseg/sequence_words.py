@@ -62,9 +62,8 @@ OTHER_KINDS: Mapping[str, str] = {
     "a functional series": r"fmri|bold|resting|rs ?fmri",
     "spectroscopy": r"spectro\w*|mrsi?|svs|csi|press \d+",
     "diffusion tensor data": (
-        r"dti\w*|tensors?|(?:(?:colou?r|col) ?)?fa(?: ?colou?r)?|md|rd|ad|mk|dki|noddi|icvf|kurtosis|"
-        r"fractional|anisotropy|"
-        r"diffusivity|tract\w*|dir ?\d+|\d+ ?dirs?|dirs|mddw|bvecs?|bvals?|eigen\w*"
+        r"dti\w*|tensors?|(?:(?:colou?r|col) ?)?fa(?: ?colou?r)?|md|rd|ad|mk|dki|noddi|icvf|kurtosis|fractional|"
+        r"anisotropy|diffusivity|tract\w*|dir ?\d+|\d+ ?dirs?|dirs|mddw|bvecs?|bvals?|eigen\w*"
     ),
     "of another contrast": (
         r"stir|dir(?! ?\d)|double (?:ir|inversion)\w*|psir|mp2rage\w*|uni|uniden|inv ?[12]|ciss|fiesta|fgatir|qsm\w*|"
@@ -89,58 +88,47 @@ ANY_LABEL_WORDS = r"seg|segmentation|mask|labels?|roi"
 DERIVED: Mapping[str, str] = {
     "a transform or its field": (
         r"warp\w*|xfm|\w*affine\w*|matrix|transform\w*|deform\w*|displacements?|ddf|dvf|field|(?:log)?jac\w*|"
-        r"inverse\w*|"
-        r"invwarp|i?y|u|coeffs?|coefficients?|velocity|flow|composite"
+        r"inverse\w*|invwarp|i?y|u|coeffs?|coefficients?|velocity|flow|composite"
     ),
     "a segmentation, or a part of one": (
         rf"{LESION_WORDS}|{TUMOUR_WORDS}|{TISSUE_WORDS}|{ONE_TISSUE_WORDS}|{ANY_LABEL_WORDS}|tissues?\d*|"
         r"\w+seg|segs|segm\w*|segmentations|fast(?! (?:spin|se|field|gre))|first|malpem|"
         r"fastsurfer\w*|hypermapp\w*|nicms\w*|msmetrix|icobrain|volbrain|assemblynet|"
         rf"{PREDICTED_WORDS}|masks|maske|masque|mascara|maschera|contours?|outline|delineation|rois|voi|"
-        r"annotations|mixeltype|hypo\w*|hyperint\w*|[rmw]+[cp][0-6]|tissuemap|labelmap|label+ed|atlas|"
-        r"template|ribbon|ventricles?|cortex|hippocamp\w*|thalamus|necro\w*|o?edema|enhancing|core|binary|bin|"
-        r"thresh\w*|"
-        r"rater\w*|observer\w*"
+        r"annotations|mixeltype|hypo\w*|hyperint\w*|[rmw]+[cp][0-6]|tissuemap|labelmap|label+ed|atlas|template|ribbon|"
+        r"ventricles?|cortex|hippocamp\w*|thalamus|necro\w*|o?edema|enhancing|core|binary|bin|thresh\w*|rater\w*|"
+        r"observer\w*"
     ),
     "a map, not a scan": (
         r"pve\w*|prob\w*|posteriors?|pbmap|softmax|logits?|sigmoid|confidence|heat ?map|saliency|attention|"
-        r"bias(?! ?corr)|"
-        r"biasfield|maps?|std|sd|mean|median|variance|var|snr|cnr|difference|(?<!ep2d )(?<!resolve )diff|"
-        r"uncertainty|entropy|errors?|residuals?|"
-        r"noise|gradient(?! echo)|edges?|ratio|thickness|curv\w*|sulc|surf\w*|mesh|distance|e(?:xp)? ?adc|exponential"
+        r"bias(?! ?corr)|biasfield|maps?|std|sd|mean|median|variance|var|snr|cnr|difference|"
+        r"(?<!ep2d )(?<!resolve )diff|uncertainty|entropy|errors?|residuals?|noise|gradient(?! echo)|edges?|ratio|"
+        r"thickness|curv\w*|sulc|surf\w*|mesh|distance|e(?:xp)? ?adc|exponential"
     ),
     "made by software, not by a scanner": (
-        r"filled|inpaint\w*|syn|synth\w*|pseudo\w*|fake|generated|simulat\w*|super ?res\w*|qc|overlay|"
-        r"snapshot|screenshot|"
-        r"thumb\w*|montage|preview"
+        r"filled|inpaint\w*|syn|synth\w*|pseudo\w*|fake|generated|simulat\w*|super ?res\w*|qc|overlay|snapshot|"
+        r"screenshot|thumb\w*|montage|preview"
     ),
 }
 """Images that are computed from scans."""
 
 ACQUISITION = (
-    r"[23]d|tse|fse|se|gre|ge|ffe|tfe|tfl\w*|(?:fl|me)[23]d|medic|merge|spc|space|cube|vista|view|iso\w*|"
-    r"sag\w*|cor|coron\w*|"
-    r"ax|axi\w*|assiale|tra|trans|trv|transv\w*|obl\w*|fs|fat ?s\w*|sat|sup+\w*|spir|spair|spectral|we|blade|propeller|"
-    r"water (?:ex|sup)\w*|multivane|radial|star|haste|ssfse|ir|tir|inversion|recovery|frfse|dual|turbo|"
-    r"grappa|caipi\w*|sense|"
-    r"cs|compressed|hr|hires|high|resolution|res|lowres|fast|echo|spin|field|ep2d|epi|3scan|diff|weighted|"
-    r"wi?|thin|thick|"
-    r"brain|magnitude|mag|orig|original|raw|denoised?|dn|n3|n4\w*|corr|corrected|bias ?corr\w*|norm|"
-    r"normali[sz]ed?|zscored?|"
-    r"hist|matched|resampled?|resliced?|reg|registered|coreg\w*|aligned|rigid|mni\w*|reoriented?|ras|lps|"
-    r"lpi|las|cropped|"
-    r"crop|robustfov|"
-    r"acpc|wip|defaced?|anon\w*|stripped|skull ?strip\w*|ss|bet|hd ?bet|preproc\w*|processed|preop\w*|postop\w*"
+    r"[23]d|tse|fse|se|gre|ge|ffe|tfe|tfl\w*|(?:fl|me)[23]d|medic|merge|spc|space|cube|vista|view|iso\w*|sag\w*|cor|"
+    r"coron\w*|ax|axi\w*|assiale|tra|trans|trv|transv\w*|obl\w*|fs|fat ?s\w*|sat|sup+\w*|spir|spair|spectral|we|blade|"
+    r"propeller|water (?:ex|sup)\w*|multivane|radial|star|haste|ssfse|ir|tir|inversion|recovery|frfse|dual|turbo|"
+    r"grappa|caipi\w*|sense|cs|compressed|hr|hires|high|resolution|res|lowres|fast|echo|spin|field|ep2d|epi|3scan|diff|"
+    r"weighted|wi?|thin|thick|brain|magnitude|mag|orig|original|raw|denoised?|dn|n3|n4\w*|corr|corrected|bias ?corr\w*|"
+    r"norm|normali[sz]ed?|zscored?|hist|matched|resampled?|resliced?|reg|registered|coreg\w*|aligned|rigid|mni\w*|"
+    r"reoriented?|ras|lps|lpi|las|cropped|crop|robustfov|acpc|wip|defaced?|anon\w*|stripped|skull ?strip\w*|ss|bet|"
+    r"hd ?bet|preproc\w*|processed|preop\w*|postop\w*"
 )
 """Readouts, planes and preprocessing steps, which do not change the sequence."""
 OF_THE_CASE = (
-    r"\d+|(?!b|[cr]\d|t[12](?!\d))[a-z] ?\d+|images?|img|scans?|mri|mrt|irm|rm|mr|head|schaedel|crane|"
-    r"cerveau|gehirn|kopf|neuro|whole|mm|slices?|"
-    r"repeat|rep|run|acq\w*|new|final|version|copy|kopie|copie|sub|subj|subject|sujet|pat|patient|"
-    r"paciente|paziente|case|ses|"
-    r"session|visit|visite|time|timepoint|tp|id|baseline|follow ?up|fu|months?|weeks?|day|year|on|in|of|"
-    r"to|from|the|and|und|"
-    r"et|tesla|t|vol|volume|data|study|series|ser|nifti|nii|anat|dicom|s|d|rt"
+    r"\d+|(?!b|[cr]\d|t[12](?!\d))[a-z] ?\d+|images?|img|scans?|mri|mrt|irm|rm|mr|head|schaedel|crane|cerveau|gehirn|"
+    r"kopf|neuro|whole|mm|slices?|repeat|rep|run|acq\w*|new|final|version|copy|kopie|copie|sub|subj|subject|sujet|pat|"
+    r"patient|paciente|paziente|case|ses|session|visit|visite|time|timepoint|tp|id|baseline|follow ?up|fu|months?|"
+    r"weeks?|day|year|on|in|of|to|from|the|and|und|et|tesla|t|vol|volume|data|study|series|ser|nifti|nii|anat|dicom|s|"
+    r"d|rt"
 )
 """Numbers, visits and other words that may be part of a case's name, and do not change the sequence."""
 

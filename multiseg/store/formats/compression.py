@@ -73,7 +73,8 @@ def unpack(data: bytes, encoding: str, max_bytes: int) -> bytes:
         return data
     if encoding == "bzip2":
         return _collect(_bzip2_pieces(data), max_bytes)
-    return gunzip(data, max_bytes) if data[:2] == GZIP_MAGIC else _collect(_zlib_pieces(data), max_bytes)
+    pieces = _members(data) if data[:2] == GZIP_MAGIC else _zlib_stream(zlib.decompressobj(), memoryview(data))
+    return _collect(pieces, max_bytes)
 
 
 def inflate(data: bytes, max_bytes: int) -> bytes:
@@ -104,10 +105,6 @@ def _members(data: bytes) -> Iterator[bytes]:
         while begin < len(rest) and rest[begin] == 0:
             begin += 1
         rest = rest[begin:]
-
-
-def _zlib_pieces(data: bytes) -> Iterator[bytes]:
-    yield from _zlib_stream(zlib.decompressobj(), memoryview(data))
 
 
 def _zlib_stream(decompressor: Any, data: memoryview) -> Generator[bytes, None, int]:

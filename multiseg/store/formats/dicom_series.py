@@ -30,6 +30,15 @@ OUT_OF_PLACE_MM = 0.1
 """The most that a slice may deviate from even spacing; or a tenth of the spacing, if that is less."""
 SAME_DIRECTION = 1e-3
 """Direction cosines that differ by less than this are equal."""
+_FAULTS = {
+    "MULTI_FRAME": "has {num_frames} frames in one file, and multiseg cannot tell their order. Convert it to NIfTI "
+    "(with dcm2niix), or export one file per slice.",
+    "MOSAIC": "shows many slices side by side (a mosaic). Convert it to NIfTI (with dcm2niix).",
+    "INVERTED_IMAGE": "shows high values dark (MONOCHROME1). Export it as MONOCHROME2.",
+    "NO_POSITION": "gives no position, orientation or pixel spacing, as is usual for screen captures. Give the "
+    "original slices.",
+}
+"""Why an image cannot be a slice, by the code of the error."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -132,7 +141,8 @@ def read_series(series: Series) -> Volume:
         message = f"{series.path}: the voxels of its {len(slices)} slices cannot be read. Copy or export them again."
         raise SourceError(message, code="DAMAGED_FILE", file=str(series.path)) from error
     voxels = as_voxels(series.path, stored)
-    header = new_header(_shape(slices), affine, stored.dtype)
+    columns, rows = slices[0].size[:2]
+    header = new_header((columns, rows, len(slices)), affine, stored.dtype)
     return Volume(voxels, affine, header, joined_sha256(digests), slices[0].path)
 
 
@@ -140,8 +150,6 @@ def series_geometry(series: Series) -> Geometry:
     """The geometry of a series from the headers of its first and last file, assuming that its files are in order."""
     # Only two headers are read here; `arrange` checks all when the voxels are read.
     ends = [read_slice(path) for path in dict.fromkeys((series.files[0], series.files[-1]))]
-    for end in ends:
-        _check_image(end)
     _check_alike(ends)
     _check_number(series.path, len(series.files))
     ends, offsets = _sorted_by_offset(ends)
@@ -159,8 +167,6 @@ def arrange(slices: Sequence[Slice]) -> tuple[list[Slice], Affine]:
     Raises:
         SourceError: they are in colour, differ in size or direction, share a position, or are not evenly spaced.
     """
-    for piece in slices:
-        _check_image(piece)
     _check_alike(slices)
     _check_number(slices[0].path.parent, len(slices))
     ordered, offsets = _sorted_by_offset(slices)
@@ -182,32 +188,22 @@ def _check_image(piece: Slice) -> None:
     photometric = piece.tags.get(PHOTOMETRIC, "").upper()
     if piece.num_components > 1 or photometric.startswith(("RGB", "YBR", "PALETTE")):
         raise refuse_colours(piece.path)
-    faults = {
-        "MULTI_FRAME": (
-            len(piece.size) > 2 and piece.size[2] > 1,
-            f"has {piece.size[-1]} frames in one file, and multiseg cannot tell their order. "
-            "Convert it to NIfTI (with dcm2niix), or export one file per slice.",
-        ),
-        "MOSAIC": (
-            "MOSAIC" in image_type,
-            "shows many slices side by side (a mosaic). Convert it to NIfTI (with dcm2niix).",
-        ),
-        "INVERTED_IMAGE": (
-            photometric == "MONOCHROME1",
-            "shows high values dark (MONOCHROME1). Export it as MONOCHROME2.",
-        ),
-        "NO_POSITION": (
-            piece.place is None,
-            "gives no position, orientation or pixel spacing, as is usual for screen captures. "
-            "Give the original slices.",
-        ),
+    is_present = {
+        "MULTI_FRAME": len(piece.size) > 2 and piece.size[2] > 1,
+        "MOSAIC": "MOSAIC" in image_type,
+        "INVERTED_IMAGE": photometric == "MONOCHROME1",
+        "NO_POSITION": piece.place is None,
     }
-    for code, (is_present, text) in faults.items():
-        if is_present:
-            raise SourceError(f"{piece.path} {text}", code=code, file=str(piece.path))
+    for code, text in _FAULTS.items():
+        if is_present[code]:
+            message = f"{piece.path} {text.format(num_frames=piece.size[-1])}"
+            raise SourceError(message, code=code, file=str(piece.path))
 
 
 def _check_alike(slices: Sequence[Slice]) -> None:
+    """Check that all slices are of a kind that can be read, and that they form one volume."""
+    for piece in slices:
+        _check_image(piece)
     first = slices[0]
     place = _place(first)
     for piece in slices:
@@ -281,11 +277,6 @@ def _affine(slices: Sequence[Slice], num_slices: int) -> Affine:
 def _place(piece: Slice) -> Place:
     assert piece.place is not None
     return piece.place
-
-
-def _shape(slices: Sequence[Slice]) -> tuple[int, int, int]:
-    columns, rows = slices[0].size[:2]
-    return columns, rows, len(slices)
 
 
 def _numbers(text: str, count: int) -> Float[np.ndarray, " number"] | None:

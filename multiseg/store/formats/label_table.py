@@ -46,10 +46,9 @@ class LabelRow:
 
 def rows_of_space(space: LabelSpace) -> tuple[LabelRow, ...]:
     """The rows for a model's predictions."""
-    structures = (
-        LabelRow(index + 1, label.name, label.kind, colour_of(index)) for index, label in enumerate(space.labels)
-    )
-    return LabelRow(0, BACKGROUND, "", _CLEAR), *structures
+    rows = [LabelRow(0, BACKGROUND, "", _CLEAR)]
+    rows += [LabelRow(index + 1, label.name, label.kind, colour_of(index)) for index, label in enumerate(space.labels)]
+    return tuple(rows)
 
 
 def rows_of_schema(schema: LabelSchema) -> tuple[LabelRow, ...]:

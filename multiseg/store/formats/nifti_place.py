@@ -90,9 +90,8 @@ def _choose_form(
         assert only is not None
         return only, (), header
     # If one form is invalid, use the other.
-    for name, bad, good in (("sform", sform, qform), ("qform", qform, sform)):
+    for name, bad, other, good in (("sform", sform, "qform", qform), ("qform", qform, "sform", sform)):
         if not is_mapping(bad) and is_mapping(good):
-            other = "qform" if name == "sform" else "sform"
             warning = f"{path.name}: its {name} is not invertible; the {other} is used. Check the header."
             cleaned = header.copy()
             cleaned[f"{name}_code"] = 0  # otherwise predictions would be written with it

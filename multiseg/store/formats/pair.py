@@ -105,11 +105,10 @@ def _not_a_pair(path: Path, header: bytes) -> SourceError:
         message = f"{path} is a truncated header: {len(header)} of {ANALYZE_SIZE} bytes. Copy it again."
         return SourceError(message, code="DAMAGED_FILE", file=str(path))
     if is_analyze:
-        return SourceError(
+        message = (
             f"{path} is an Analyze 7.5 header, which does not say which side is left, and programs disagree about it. "
-            "Convert the pair to NIfTI with the program that wrote it, and check left and right against the patient.",
-            code="ANALYZE",
-            file=str(path),
+            "Convert the pair to NIfTI with the program that wrote it, and check left and right against the patient."
         )
+        return SourceError(message, code="ANALYZE", file=str(path))
     message = f"{path} is not the header of a NIfTI pair (it begins with {header[:4]!r}). Export the scan as .nii.gz."
     return SourceError(message, code="NOT_NIFTI", file=str(path))

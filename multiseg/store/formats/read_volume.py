@@ -59,7 +59,7 @@ def _volume(file: ScanFile) -> Volume:
     if isinstance(file, Series):
         return _read_series(file)
     path, index = _path_and_index(file)
-    raw = _read_bytes(path)
+    raw, _ = _read_head(path, -1)
     # DICOM begins with a preamble of 128 arbitrary bytes.
     if raw[128:132] == DICOM_MAGIC:
         return _read_series(Series((path,)))
@@ -110,7 +110,7 @@ def _join_halves(path: Path, data: bytes, layers: int, other: Path, max_bytes: i
     """The single file with the content of a pair, and the layers of gzip around the half that has more."""
     if not other.exists():
         raise missing_half(path, other)
-    other_data, other_layers = _decompress(other, _read_bytes(other), max_bytes)
+    other_data, other_layers = _decompress(other, _read_head(other, -1)[0], max_bytes)
     single = join_pair(path, data, other_data) if is_header(path) else join_pair(other, other_data, data)
     return single, max(layers, other_layers)
 
@@ -172,37 +172,20 @@ def _nested_gzip(path: Path, layers: int) -> tuple[str, str]:
     return "DOUBLE_GZIP", f"{path.name} is compressed {layers} times with gzip. Other programs may not read it."
 
 
-def _read_bytes(path: Path) -> bytes:
-    _check_regular(path)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _check_regular(path: Path) -> None:
-    """Refuse pipes and devices, from which reading could wait forever."""
-    if path.exists() and not path.is_file():
+def _read_head(path: Path, num_bytes: int = HEAD_BYTES) -> tuple[bytes, int]:
+    """The first bytes of a file, and its size. -1 bytes are all."""
+    if path.exists() and not path.is_file():  # reading from a pipe or a device could wait forever
         message = f"{path} is a folder, a pipe or a device, not a file. Give the file of the scan."
         raise SourceError(message, code="UNREADABLE_FILE", file=str(path))
-
-
-def _read_head(path: Path) -> tuple[bytes, int]:
-    """The first bytes of a file, and its size."""
-    _check_regular(path)
     try:
         with path.open("rb") as file:
-            return file.read(HEAD_BYTES), path.stat().st_size
+            return file.read(num_bytes), path.stat().st_size
+    except FileNotFoundError as error:
+        raise SourceError(f"{path} does not exist.", code="MISSING_FILE", file=str(path)) from error
     except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> SourceError:
-    check_machine(error)
-    if isinstance(error, FileNotFoundError):
-        return SourceError(f"{path} does not exist.", code="MISSING_FILE", file=str(path))
-    message = f"{path} cannot be read: {error.strerror}. Check the path and its permissions."
-    return SourceError(message, code="UNREADABLE_FILE", file=str(path))
+        check_machine(error)
+        message = f"{path} cannot be read: {error.strerror}. Check the path and its permissions."
+        raise SourceError(message, code="UNREADABLE_FILE", file=str(path)) from error
 
 
 def _decompress(path: Path, raw: bytes, max_bytes: int) -> tuple[bytes, int]:

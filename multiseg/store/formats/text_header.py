@@ -60,13 +60,11 @@ def is_metaimage(data: bytes) -> bool:
 
 def fields_of(data: bytes) -> dict[str, str]:
     """The fields of a header by their lower-case names; empty for a file of another format."""
-    if is_nrrd(data):
-        lines = re.findall(r"^([^:#\n]+):=?[ \t]*(.*?)\s*$", _text(data[: voxels_start(data)]), re.MULTILINE)
-    elif is_metaimage(data):
-        lines = re.findall(r"^(\w+)[ \t]*=[ \t]*(.*?)\s*$", _text(data[: voxels_start(data)]), re.MULTILINE)
-    else:
-        lines = []
-    return {key.strip().lower(): value for key, value in lines}
+    if not (is_nrrd(data) or is_metaimage(data)):
+        return {}
+    line = r"^([^:#\n]+):=?[ \t]*(.*?)\s*$" if is_nrrd(data) else r"^(\w+)[ \t]*=[ \t]*(.*?)\s*$"
+    fields = re.findall(line, _text(data[: voxels_start(data)]), re.MULTILINE)
+    return {key.strip().lower(): value for key, value in fields}
 
 
 def numbers(text: str) -> tuple[float, ...]:

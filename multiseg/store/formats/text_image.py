@@ -21,7 +21,7 @@ from multiseg.store.formats.nifti_place import Doubts, no_orientation
 from multiseg.store.formats.text_header import TextHeader, data_files, fields_of, is_nrrd, voxels_start
 from multiseg.store.formats.volumes import Geometry, Volume, is_mapping
 from multiseg.store.formats.voxels import as_voxels, refuse_colours, refuse_complex, volume_shape
-from multiseg.types import Affine, Array, Index3
+from multiseg.types import Affine, Index3
 
 MM_OF = {"um": 0.001, "µm": 0.001, "micron": 0.001, "cm": 10.0, "m": 1000.0}
 """Millimetres in each unit of length other than mm."""
@@ -57,7 +57,8 @@ def read_text_image(path: Path, raw: bytes, sha256: str, index: int | None = Non
     data = _data(path, raw, header)
     fields = header.fields
     stored = np.frombuffer(data, fields.dtype, math.prod(fields.sizes)).reshape(fields.sizes, order="F")
-    voxels = as_voxels(path, _space_first(stored, fields), index, fields.slope, fields.intercept)
+    space_first = np.asfortranarray(stored.transpose(_axes(fields)))
+    voxels = as_voxels(path, space_first, index, fields.slope, fields.intercept)
     native = new_header(header.volume, header.affine, fields.dtype)
     return Volume(voxels, header.affine, native, sha256, path, header.doubts)
 
@@ -104,10 +105,6 @@ def _header(path: Path, data: bytes, index: int | None) -> _Header:
 def _axes(fields: TextHeader) -> list[int]:
     """The axes of the file in our order: i, j, k, then the others."""
     return [*fields.space_axes, *(axis for axis in range(len(fields.sizes)) if axis not in fields.space_axes)]
-
-
-def _space_first(stored: Array, fields: TextHeader) -> Array:
-    return np.asfortranarray(stored.transpose(_axes(fields)))
 
 
 def _affine(path: Path, fields: TextHeader) -> tuple[Affine, Doubts]:

@@ -7,30 +7,25 @@ https://bids-specification.readthedocs.io - `bids_names` reads the names, `bids_
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
-from multiseg.errors import SourceError
+from multiseg.errors import SourceError, few
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.bids_choice import Choice, Session, choose, scan_of
 from multiseg.store.sources.bids_labels import annotations_of
-from multiseg.store.sources.bids_names import (
-    BidsFile,
-    Kind,
-    bids_files,
-    kind_of,
-    mask_name,
-    sequence_of,
-    why_not_used,
-)
+from multiseg.store.sources.bids_names import BidsFile, Kind, bids_files, kind_of, mask_name, sequence_of, why_not_used
 from multiseg.store.sources.bids_texts import describe, participants
 from multiseg.store.sources.file_contents import is_4d
-from multiseg.store.sources.source_folder import Folder, join_names
-from multiseg.store.sources.source_types import FoundFiles, Layout, Role, RoleKind, SourceOptions, unused_volumes
+from multiseg.store.sources.source_folder import Folder
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, RoleKind, SourceOptions, finding
 
 _DATATYPES = ("anat", "dwi", "swi")
 _LOW_B = 50
 """An image with a b-value (s/mm^2) below this is practically not diffusion-weighted."""
+Reason: TypeAlias = tuple[Severity, str, str]
+"""Why files are left out: the severity, the code and the text of the finding."""
 
 
 def _recognise(folder: Folder) -> str:
@@ -41,37 +36,32 @@ def _recognise(folder: Folder) -> str:
 
 
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
-    database = options.name or folder.name
     files = bids_files(folder)
     root = dataset_root(folder, files)
-    sorting = Sorting(folder, options)
-    sessions = sorting.sessions(in_their_sessions(files))
+    sessions, findings, left_out = sort_files(in_their_sessions(files), folder, options)
     choices = [choose(session, folder, options) for session in sessions]
     annotations = annotations_of(choices, folder, options)
     roles = [role for choice in choices for role in _roles(folder, choice, annotations.names)]
-    description, doubts = describe(folder, root, database)
-    rows, more_doubts = ({}, ()) if options.participants else participants(folder, root, database)
-    reported = sorting.left_out | {file.path for session in sessions for file in session.all}
+    description, doubts = describe(folder, root)
+    rows, more_doubts = ({}, ()) if options.participants else participants(folder, root)
+    reported = left_out | {file.path for session in sessions for file in session.all}
     return FoundFiles(
-        name=folder.name,
         folder=folder,
         roles=roles,
         schemas=annotations.schemas,
         required=annotations.required,
         skipped=_skipped(sessions, options),
         participants=rows,
-        unused=[file for file in unused_volumes(folder, roles) if file not in reported],
+        unused=[file for file in folder.unused(role.file for role in roles) if file not in reported],
         findings=(
-            *sorting.findings,
-            *(finding for choice in choices for finding in choice.findings),
+            *findings,
+            *(doubt for choice in choices for doubt in choice.findings),
             *annotations.findings,
-            *_choice_findings(database, sessions, choices),
+            *_choice_findings(sessions, choices),
             *doubts,
             *more_doubts,
         ),
-        licence=description.licence,
-        citation=description.citation,
-        source=description.source,
+        **description,
     )
 
 
@@ -84,7 +74,7 @@ def dataset_root(folder: Folder, files: Sequence[BidsFile]) -> str:
     above = sorted({f"/{file.above}".partition("/derivatives/")[0].strip("/") for file in files})
     datasets = {text.removesuffix("rawdata").removesuffix("sourcedata").strip("/") for text in above}
     if len(datasets) > 1:
-        names = join_names([name or "." for name in sorted(datasets)])
+        names = few([name or "." for name in sorted(datasets)])
         message = f"{folder.root} has {len(datasets)} BIDS datasets ({names}). Ingest each separately."
         raise SourceError(message, code="SEVERAL_DATASETS", file=str(folder.root))
     raw = [file.above for file in files if not file.pipeline and "sourcedata" not in file.above]
@@ -101,63 +91,59 @@ def in_their_sessions(files: Sequence[BidsFile]) -> list[BidsFile]:
     return [file if file.session else replace(file, session=only.get(file.subject, "")) for file in files]
 
 
-class Sorting:
-    """Sorts files by session and kind, and collects `findings` and the files that are `left_out`."""
+def sort_files(
+    files: Sequence[BidsFile], folder: Folder, options: SourceOptions
+) -> tuple[list[Session], list[Finding], set[str]]:
+    """Files by session and kind, findings, and the files that are left out."""
+    findings = list(_check_folders(files))
+    by_case: dict[str, dict[Kind, list[BidsFile]]] = {}
+    reasons: dict[Reason, list[str]] = {}
+    for file in files:
+        kind, reason = _kind(file, folder, options)
+        if reason:
+            reasons.setdefault(reason, []).append(file.path)
+        else:
+            by_case.setdefault(file.case, {}).setdefault(kind, []).append(file)
+    for (severity, code, why), paths in reasons.items():
+        message = f"{len(paths)} files are left out, such as {paths[0]}: {why}."
+        findings.append(finding(severity, code, message, file=paths[0]))
+    sessions = [Session(case, kinds) for case, kinds in sorted(by_case.items())]
+    return sessions, findings, {path for paths in reasons.values() for path in paths}
 
-    def __init__(self, folder: Folder, options: SourceOptions) -> None:
-        self.folder = folder
-        self.options = options
-        self.findings: list[Finding] = []
-        self.left_out: set[str] = set()
 
-    def sessions(self, files: Sequence[BidsFile]) -> list[Session]:
-        by_case: dict[str, dict[Kind, list[BidsFile]]] = {}
-        reasons: dict[tuple[Severity, str, str], list[str]] = {}
-        for file in files:
-            self._check_folder(file)
-            kind, severity, code, why = self._kind(file)
-            if why:
-                reasons.setdefault((severity, code, why), []).append(file.path)
-            else:
-                by_case.setdefault(file.case, {}).setdefault(kind, []).append(file)
-        for (severity, code, why), paths in reasons.items():
-            message = f"{len(paths)} files are left out, such as {paths[0]}: {why}."
-            self._find(severity, code, "", paths[0], message)
-            self.left_out |= set(paths)
-        return [Session(case, kinds) for case, kinds in sorted(by_case.items())]
-
-    def _find(self, severity: Severity, code: str, case: str, file: str, message: str) -> None:
-        self.findings.append(Finding(severity, code, self.options.name or self.folder.name, case, file, message))
-
-    def _check_folder(self, file: BidsFile) -> None:
-        """Report a file whose name and folder disagree on the subject or session."""
+def _check_folders(files: Sequence[BidsFile]) -> Iterator[Finding]:
+    """Errors for files whose name and folder disagree on the subject or session."""
+    for file in files:
         subject, session = f"sub-{file.entities.get('sub')}", file.entities.get("ses")
         if subject != file.subject or (session and file.session and f"ses-{session}" != file.session):
             message = f"{file.path} is in the folder of another subject or session than its name says. Which is right?"
-            self._find(Severity.ERROR, "WRONG_FOLDER", file.case, file.path, message)
+            yield finding(Severity.ERROR, "WRONG_FOLDER", message, file.case, file.path)
 
-    def _kind(self, file: BidsFile) -> tuple[Kind, Severity, str, str]:
-        """What a file is, and the severity, code and reason if it is left out."""
-        kind = kind_of(file)
-        if kind == "other mask":
-            kind = self._kind_of_mask(file)
-        if kind == "other mask":
-            name = mask_name(file)
-            why = f'the meaning of {name!r} is unknown. To use it as an annotation: --labels "{name}:1=NAME"'
-            return kind, Severity.WARNING, "UNKNOWN_MASK", why
-        if kind == "image" and file.suffix.lower() == "dwi" and (why := _why_not_weighted(self.folder, file)):
-            return kind, Severity.WARNING, "DIFFUSION_SERIES", why
-        return kind, Severity.NOTE, "LEFT_OUT", why_not_used(file)
 
-    def _kind_of_mask(self, file: BidsFile) -> Kind:
-        if mask_name(file) in self.options.codes:
-            return "segmentation"
-        kinds: dict[str, Kind] = {"Lesion": "lesion mask", "Brain": "brain mask"}
-        try:
-            metadata = json.loads(_read_sidecar(self.folder, file, ".json"))
-        except ValueError:
-            return "other mask"
-        return kinds.get(str(metadata.get("Type", "")) if isinstance(metadata, dict) else "", "other mask")
+def _kind(file: BidsFile, folder: Folder, options: SourceOptions) -> tuple[Kind, Reason | None]:
+    """What a file is, and the reason if it is left out."""
+    kind = kind_of(file)
+    if kind == "other mask":
+        kind = _kind_of_mask(file, folder, options)
+    if kind == "other mask":
+        name = mask_name(file)
+        why = f'the meaning of {name!r} is unknown. To use it as an annotation: --labels "{name}:1=NAME"'
+        return kind, (Severity.WARNING, "UNKNOWN_MASK", why)
+    if kind == "image" and file.suffix.lower() == "dwi" and (why := _why_not_weighted(folder, file)):
+        return kind, (Severity.WARNING, "DIFFUSION_SERIES", why)
+    why = why_not_used(file)
+    return kind, (Severity.NOTE, "LEFT_OUT", why) if why else None
+
+
+def _kind_of_mask(file: BidsFile, folder: Folder, options: SourceOptions) -> Kind:
+    if mask_name(file) in options.codes:
+        return "segmentation"
+    kinds: dict[str, Kind] = {"Lesion": "lesion mask", "Brain": "brain mask"}
+    try:
+        metadata = json.loads(_read_sidecar(folder, file, ".json"))
+    except ValueError:
+        return "other mask"
+    return kinds.get(str(metadata.get("Type", "")) if isinstance(metadata, dict) else "", "other mask")
 
 
 def _why_not_weighted(folder: Folder, file: BidsFile) -> str:
@@ -198,9 +184,8 @@ def _roles(folder: Folder, choice: Choice, annotations: Mapping[str, str]) -> li
     ]
 
 
-def _choice_findings(database: str, sessions: Sequence[Session], choices: Sequence[Choice]) -> list[Finding]:
+def _choice_findings(sessions: Sequence[Session], choices: Sequence[Choice]) -> Iterator[Finding]:
     """Which scans and labels were chosen, and by which rule."""
-    findings: list[Finding] = []
     derived = [file for session in sessions for file in session.of("image") if file.pipeline]
     preprocessed = [choice for choice in choices if choice.is_preprocessed]
     if derived:
@@ -208,30 +193,26 @@ def _choice_findings(database: str, sessions: Sequence[Session], choices: Sequen
             f"raw scans are used for {len(choices) - len(preprocessed)} cases, preprocessed ones for "
             f"{len(preprocessed)}: those in a template's space if all labels of a case are there, else raw scans."
         )
-        findings.append(Finding(Severity.NOTE, "RAW_OR_PREPROCESSED", database, "", derived[0].path, message))
+        yield finding(Severity.NOTE, "RAW_OR_PREPROCESSED", message, file=derived[0].path)
     for session, choice in zip(sessions, choices, strict=True):
-        findings += _lost_sequences(database, session, choice)
+        if choice.is_preprocessed and (lost := _lost_sequences(session, choice)):
+            message = (
+                f"case {choice.case!r} has its labels in a template's space, but {', '.join(lost)} only in the "
+                "patient's own space, so it is left out. Bring both to one space."
+            )
+            yield finding(Severity.WARNING, "SEQUENCE_LOST", message, choice.case)
     labels = [file for s in sessions for kind in ("lesion mask", "segmentation") for file in s.of(kind)]
     used = {file.path for choice in choices for file in (*choice.lesions, *choice.segmentations)}
     other = [file.path for file in labels if file.path not in used]
     if other:
         message = f"{len(other)} labels are left out because they are in another space than the scans: "
-        message += f"{join_names(other, 3)}."
-        findings.append(Finding(Severity.NOTE, "OTHER_SPACE", database, "", other[0], message))
-    return findings
+        yield finding(Severity.NOTE, "OTHER_SPACE", f"{message}{few(other, 3)}.", file=other[0])
 
 
-def _lost_sequences(database: str, session: Session, choice: Choice) -> list[Finding]:
-    """A warning of raw sequences that are missing in the space of a case's labels."""
+def _lost_sequences(session: Session, choice: Choice) -> list[str]:
+    """The raw sequences that are missing in the space of a case's labels."""
     raw = {sequence_of(file) for file in session.of("image") if not file.pipeline}
-    lost = sorted(name for name in raw - {scan.sequence for scan in choice.scans} if name)
-    if not (choice.is_preprocessed and lost):
-        return []
-    message = (
-        f"case {choice.case!r} has its labels in a template's space, but {', '.join(lost)} only in the patient's own "
-        "space, so it is left out. Bring both to one space."
-    )
-    return [Finding(Severity.WARNING, "SEQUENCE_LOST", database, choice.case, "", message)]
+    return sorted(name for name in raw - {scan.sequence for scan in choice.scans} if name)
 
 
 BIDS = Layout("bids", "BIDS", _recognise, _find)

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from multiseg.errors import few
 from multiseg.modalities import canonical_modality
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.bids_names import BidsFile, Kind, named_by, reading_of, unnamed_spelling
 from multiseg.store.sources.file_contents import box_mm
-from multiseg.store.sources.source_folder import Folder, join_names
-from multiseg.store.sources.source_types import SKIP, SourceOptions
+from multiseg.store.sources.source_folder import Folder
+from multiseg.store.sources.source_types import SKIP, SourceOptions, finding
 
 SAME_BOX_MM = 0.5
 
@@ -113,8 +114,7 @@ class _Choosing:
         )
 
     def _find(self, severity: Severity, code: str, file: str, message: str) -> None:
-        database = self.options.name or self.folder.name
-        self.findings.append(Finding(severity, code, database, self.session.case, file, message))
+        self.findings.append(finding(severity, code, message, self.session.case, file))
 
     def _spaces(self, labels: Sequence[BidsFile]) -> tuple[str, str]:
         """The space of the scans to use and that of the labels; the two may be names of the same space."""
@@ -185,7 +185,7 @@ class _Choosing:
             if len(best) > 1:
                 self._report_duplicate(sequence, best)
             elif len(candidates) > 1:
-                others = join_names([scan.file.path for scan in candidates if scan is not best[0]], 3)
+                others = few([scan.file.path for scan in candidates if scan is not best[0]], 3)
                 message = f"{best[0].file.path} is its {sequence}, by --modality; left out: {others}."
                 self._find(Severity.NOTE, "CHOSEN_SCAN", best[0].file.path, message)
             chosen.append(best[0])
@@ -194,7 +194,7 @@ class _Choosing:
     def _report_duplicate(self, sequence: str, scans: Sequence[Scan]) -> None:
         spellings = list(dict.fromkeys(scan.file.spelling for scan in scans))
         message = f"case {self.session.case!r} has {len(scans)} files of {sequence}: "
-        message += join_names([scan.file.path for scan in scans]) + ". "
+        message += few([scan.file.path for scan in scans]) + ". "
         if len(spellings) < len(scans):
             message += "They have the same name: keep one of the files."
         else:
@@ -213,7 +213,7 @@ class _Choosing:
         if len(masks) > 1:
             message = (
                 f"case {self.session.case!r} has {len(masks)} brain masks: "
-                f"{join_names([file.path for file in masks])}. Keep one of them, or use --brain-mask nonzero."
+                f"{few([file.path for file in masks])}. Keep one of them, or use --brain-mask nonzero."
             )
             self._find(Severity.ERROR, "DUPLICATE_BRAIN_MASK", masks[-1].path, message)
         return masks[0] if masks else None

@@ -11,8 +11,8 @@ from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, is_rater, schema_for
 from multiseg.store.sources.bids_choice import Choice
 from multiseg.store.sources.bids_names import BidsFile, mask_name
-from multiseg.store.sources.source_folder import Folder
-from multiseg.store.sources.source_types import SKIP, SourceOptions
+from multiseg.store.sources.source_folder import Folder, grouped
+from multiseg.store.sources.source_types import SKIP, SourceOptions, finding
 from multiseg.store.sources.text_tables import read_table
 
 LESION = "1=lesion:lesion"
@@ -40,15 +40,14 @@ def annotations_of(choices: Sequence[Choice], folder: Folder, options: SourceOpt
     # The consensus comes before the raters, since the first annotation takes precedence.
     lesions = sorted(set(names.values()), key=lambda name: (is_rater(name), name))
     several = [name for name in lesions if name != DEFAULT_ANNOTATION and not is_rater(name)]
-    findings = [_warn_of_several(options.name or folder.name, names, lesions)] if several else []
+    findings = [_warn_of_several(names, lesions)] if several else []
     schemas = {name: schema_for(name, LESION) for name in lesions}
     for files in _by_annotation([file for choice in choices for file in choice.segmentations]):
         try:
             name, schema = _segmentation(folder, files, options)
         except DataError as error:
             message = f"{len(files)} segmentations such as {files[0].path} are left out: {error}"
-            where = (options.name or folder.name, "", files[0].path)
-            findings.append(Finding(Severity.WARNING, "LABEL_TABLE", *where, message))
+            findings.append(finding(Severity.WARNING, "LABEL_TABLE", message, file=files[0].path))
             continue
         names |= {file.path: name for file in files}
         schemas |= {name: schema} if schema else {}
@@ -56,20 +55,18 @@ def annotations_of(choices: Sequence[Choice], folder: Folder, options: SourceOpt
     return Annotations(names, schemas, required, tuple(findings))
 
 
-def _warn_of_several(database: str, names: Mapping[str, str], lesions: Sequence[str]) -> Finding:
+def _warn_of_several(names: Mapping[str, str], lesions: Sequence[str]) -> Finding:
     counts = ", ".join(f"{name} ({list(names.values()).count(name)} cases)" for name in lesions)
     message = (
         f"some cases have several lesion masks, so each is a separate annotation: {counts}. If they differ, the first "
         f"takes precedence; leave one out with --labels {lesions[-1]}:{SKIP}."
     )
-    return Finding(Severity.WARNING, "SEVERAL_MASKS", database, "", "", message)
+    return finding(Severity.WARNING, "SEVERAL_MASKS", message)
 
 
 def _by_annotation(files: Sequence[BidsFile]) -> list[list[BidsFile]]:
     """Groups of segmentations, each of which is one annotation."""
-    groups: dict[tuple[str, str], list[BidsFile]] = {}
-    for file in files:
-        groups.setdefault((file.suffix, _annotation_name(file)), []).append(file)
+    groups = grouped(files, lambda file: (file.suffix, _annotation_name(file)))
     return [groups[key] for key in sorted(groups)]
 
 
@@ -107,14 +104,10 @@ def lesion_names(masks: Sequence[BidsFile]) -> dict[str, str]:
     keys = ["pipeline", "desc", *sorted({key for mask in masks for key in _traits(mask)} - {"pipeline", "desc"})]
     keys_used: list[str] = []
     for key in keys:
-        groups: dict[tuple[str, ...], set[str]] = {}
-        for mask in masks:
-            traits = _traits(mask)
-            group = (mask.case, mask.rater, *(traits.get(chosen, "") for chosen in keys_used))
-            groups.setdefault(group, set()).add(traits.get(key, ""))
-        if any(len(values) > 1 for values in groups.values()):
+        groups = grouped(masks, lambda mask: (mask.case, *_parts_of_name(mask, keys_used)))
+        if any(len({_traits(mask).get(key, "") for mask in group}) > 1 for group in groups.values()):
             keys_used.append(key)
-    return {mask.path: _name(mask, keys_used) for mask in masks}
+    return {mask.path: "_".join(filter(None, _parts_of_name(mask, keys_used))) or DEFAULT_ANNOTATION for mask in masks}
 
 
 def _traits(mask: BidsFile) -> dict[str, str]:
@@ -125,10 +118,9 @@ def _traits(mask: BidsFile) -> dict[str, str]:
     return {**entities, "pipeline": mask.pipeline, "words": "-".join(mask.words), "suffix": suffix}
 
 
-def _name(mask: BidsFile, keys_used: Sequence[str]) -> str:
+def _parts_of_name(mask: BidsFile, keys: Sequence[str]) -> list[str]:
     traits = _traits(mask)
-    parts = [mask.rater, *(traits.get(key, "") for key in keys_used)]
-    return "_".join(filter(None, parts)) or DEFAULT_ANNOTATION
+    return [mask.rater, *(traits.get(key, "") for key in keys)]
 
 
 def table_codes(folder: Folder, file: BidsFile) -> str:

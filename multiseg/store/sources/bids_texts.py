@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from multiseg.errors import SourceError
@@ -14,40 +13,31 @@ from multiseg.store.ingest.split_file import canonical_split
 from multiseg.store.schema import RESERVED
 from multiseg.store.sources.participants import with_numbers
 from multiseg.store.sources.source_folder import Folder
-from multiseg.store.sources.source_types import Row
+from multiseg.store.sources.source_types import Row, finding
 from multiseg.store.sources.text_tables import read_table
 
 NO_VALUE = "n/a"
 """The standard's text for an unknown value."""
 
 
-@dataclass(frozen=True)
-class Description:
-    """The fields of `dataset_description.json` that are stored."""
-
-    licence: str = ""
-    citation: str = ""
-    source: str = ""
-
-
-def describe(folder: Folder, root: str, database: str) -> tuple[Description, tuple[Finding, ...]]:
-    """The description of a dataset; a warning if it cannot be read."""
+def describe(folder: Folder, root: str) -> tuple[dict[str, Any], tuple[Finding, ...]]:
+    """The licence, citation and source of a dataset; a warning if its description cannot be read."""
     path = f"{root}dataset_description.json"
     if not folder.path(path).is_file():
-        return Description(), ()
+        return {}, ()
     try:
         data: Any = json.loads(folder.path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         message = f"{path} cannot be read ({error}), so licence and source are unknown. Fix it."
-        return Description(), (Finding(Severity.WARNING, "BAD_DESCRIPTION", database, "", path, message),)
+        return {}, (finding(Severity.WARNING, "BAD_DESCRIPTION", message, file=path),)
     fields: Mapping[str, Any] = data if isinstance(data, dict) else {}
     doi = str(fields.get("DatasetDOI", ""))
     source = " ".join(text for text in (str(fields.get("Name", "")), doi) if text)
     citation = str(fields.get("HowToAcknowledge", "")) or doi
-    return Description(str(fields.get("License", "")), citation, source), ()
+    return {"licence": str(fields.get("License", "")), "citation": citation, "source": source}, ()
 
 
-def participants(folder: Folder, root: str, database: str) -> tuple[dict[str, Row], tuple[Finding, ...]]:
+def participants(folder: Folder, root: str) -> tuple[dict[str, Row], tuple[Finding, ...]]:
     """The rows of `participants.tsv` by subject ("sub-01"), or by session if it names them.
 
     What cannot be stored is left out with a warning: a table with several rows for a subject, and columns with a name
@@ -59,17 +49,15 @@ def participants(folder: Folder, root: str, database: str) -> tuple[dict[str, Ro
     try:
         rows = _rows(folder, path)
     except SourceError as error:
-        message = f"{error} The table is not used."
-        return {}, (Finding(Severity.WARNING, "PARTICIPANTS", database, "", path, message),)
+        return {}, (finding(Severity.WARNING, "PARTICIPANTS", f"{error} The table is not used.", file=path),)
     columns = {column for row in rows.values() for column in row}
     left_out = sorted(column for column in columns if not _is_usable(column, rows))
-    findings = []
-    if left_out:
-        message = f"the columns {', '.join(left_out)} are left out: the store uses these names for something else."
-        findings.append(Finding(Severity.WARNING, "PARTICIPANTS", database, "", path, message + " Rename them."))
     kept = {key: {c: text for c, text in row.items() if c not in left_out} for key, row in rows.items()}
-    numbers, doubts = with_numbers(kept, path, database)
-    return numbers, (*findings, *doubts)
+    numbers, doubts = with_numbers(kept, path)
+    if not left_out:
+        return numbers, doubts
+    message = f"the columns {', '.join(left_out)} are left out: the store uses these names for something else."
+    return numbers, (finding(Severity.WARNING, "PARTICIPANTS", f"{message} Rename them.", file=path), *doubts)
 
 
 def _is_usable(column: str, rows: Mapping[str, Mapping[str, str]]) -> bool:
@@ -81,7 +69,7 @@ def _is_usable(column: str, rows: Mapping[str, Mapping[str, str]]) -> bool:
 def _rows(folder: Folder, path: str) -> dict[str, dict[str, str]]:
     rows: dict[str, dict[str, str]] = {}
     for line in read_table(folder.path(path)):
-        values = {column: _value(text) for column, text in line.items()}
+        values = {column: "" if text == NO_VALUE else text for column, text in line.items()}
         subject = _with_prefix("sub-", values.get("participant_id", ""))
         session = _with_prefix("ses-", values.get("session_id", ""))
         key = f"{subject}_{session}" if session else subject
@@ -91,10 +79,6 @@ def _rows(folder: Folder, path: str) -> dict[str, dict[str, str]]:
             raise SourceError(f"{path} has two rows for {key!r}.", code="DUPLICATE_CASE", file=path)
         rows[key] = {c: text for c, text in values.items() if c not in ("participant_id", "session_id")}
     return rows
-
-
-def _value(text: str) -> str:
-    return "" if text == NO_VALUE else text
 
 
 def _with_prefix(prefix: str, name: str) -> str:

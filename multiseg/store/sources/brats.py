@@ -11,32 +11,25 @@ which codes the labels have, so the codes of all cases decide, and a warning say
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 
-from multiseg.labels import LabelSchema
 from multiseg.store.cases import paths_of
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.brats_codes import (
     ANNOTATION,
+    FROM_2023,
     UNTIL_2021,
     new_convention,
     old_convention,
     warn_of_mixed_names,
 )
 from multiseg.store.sources.file_contents import codes_in
-from multiseg.store.sources.source_folder import SUFFIX, Folder
-from multiseg.store.sources.source_types import (
-    FoundFiles,
-    Layout,
-    Role,
-    SourceOptions,
-    sequences_by_case,
-    unused_volumes,
-)
+from multiseg.store.sources.source_folder import SUFFIX, Folder, grouped
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, finding, image_names
 
 PATHOLOGIES = {
     "GLI": "glioma",
@@ -71,26 +64,14 @@ def _find_old(folder: Folder, options: SourceOptions) -> FoundFiles:
     masked = {match["case"] for match in matches if match["what"].lower() == "seg"}
     matches += [match for match in folder.matches(_OLD_MASK) if match["case"] not in masked]
     roles = [_role(folder, match, _site(folder, match)) for match in matches]
-    schemas: dict[str, LabelSchema] = {ANNOTATION: schema_for(ANNOTATION, UNTIL_2021)}
-    findings: tuple[Finding, ...] = ()
+    codes, findings = UNTIL_2021, list[Finding]()
     if ANNOTATION not in options.codes and (mixed := _named_by(matches, _NEW_SEQUENCES)):
         labels = [match for match in matches if match["what"].lower() not in _SEQUENCES]
-        all_codes = [codes_in(folder.path(match[0])) for match in labels]
-        codes, findings = old_convention(all_codes, mixed, options.name or folder.name)
-        schemas = {ANNOTATION: schema_for(ANNOTATION, codes)}
+        label_codes = [codes_in(folder.path(match[0])) for match in labels]
+        codes, findings = old_convention(label_codes, mixed, options.name or folder.name)
     grades = {match["case"]: _grade(match) for match in matches}
-    found = FoundFiles(
-        name=folder.name,
-        folder=folder,
-        roles=roles,
-        schemas=schemas,
-        pathology="glioma",
-        participants={case: {"grade": grade} for case, grade in grades.items()} if any(grades.values()) else {},
-        findings=findings,
-        any_scan_counts=True,
-        source="BraTS until 2021",
-    )
-    return _completed(found, options)
+    participants = {case: {"grade": grade} for case, grade in grades.items()} if any(grades.values()) else {}
+    return replace(_found(folder, roles, codes, findings, "glioma", "BraTS until 2021"), participants=participants)
 
 
 def _grade(match: re.Match[str]) -> str:
@@ -108,26 +89,13 @@ def _site(folder: Folder, match: re.Match[str]) -> dict[str, str]:
 def _find_new(folder: Folder, options: SourceOptions) -> FoundFiles:
     matches = folder.matches(_NEW)
     roles = [_role(folder, match, _visit(match)) for match in matches]
-    schemas: dict[str, LabelSchema] = {}
-    findings: tuple[Finding, ...] = ()
+    codes, findings = FROM_2023, list[Finding]()
     if ANNOTATION not in options.codes:
-        database = options.name or folder.name
-        codes, findings = new_convention(_codes_by_kind(folder, matches), database)
+        codes, findings = new_convention(_codes_by_kind(folder, matches), options.name or folder.name)
         if mixed := _named_by(matches, _OLD_SEQUENCES):
-            findings += (warn_of_mixed_names(mixed, codes, database),)
-        schemas = {ANNOTATION: schema_for(ANNOTATION, codes)}
+            findings.append(warn_of_mixed_names(mixed, codes))
     pathologies = sorted({PATHOLOGIES.get(match["kind"].upper(), "brain tumour") for match in matches})
-    found = FoundFiles(
-        name=folder.name,
-        folder=folder,
-        roles=roles,
-        schemas=schemas,
-        pathology=" and ".join(pathologies),
-        findings=findings,
-        any_scan_counts=True,
-        source="BraTS from 2023 on",
-    )
-    return _completed(found, options)
+    return _found(folder, roles, codes, findings, " and ".join(pathologies), "BraTS from 2023 on")
 
 
 def _visit(match: re.Match[str]) -> dict[str, str]:
@@ -149,22 +117,25 @@ def _named_by(matches: Sequence[re.Match[str]], sequences: Mapping[str, str]) ->
 
 
 def _codes_by_kind(folder: Folder, matches: Sequence[re.Match[str]]) -> dict[str, list[frozenset[int]]]:
-    codes: dict[str, list[frozenset[int]]] = {}
-    for match in matches:
-        if match["what"].lower() == "seg":
-            codes.setdefault(match["kind"].upper(), []).append(codes_in(folder.path(match[0])))
-    return codes
+    labels = grouped((m for m in matches if m["what"].lower() == "seg"), lambda match: match["kind"].upper())
+    return {kind: [codes_in(folder.path(match[0])) for match in group] for kind, group in labels.items()}
 
 
-def _completed(found: FoundFiles, options: SourceOptions) -> FoundFiles:
-    """Add what applies to all of BraTS: the test cases, the unused files and the missing sequences."""
-    unlabelled = _unlabelled(found.folder, found.roles)
-    return replace(
-        found,
-        roles=[replace(r, fields={**r.fields, "split": "test"}) if r.case in unlabelled else r for r in found.roles],
+def _found(
+    folder: Folder, roles: Sequence[Role], codes: str, findings: Sequence[Finding], pathology: str, source: str
+) -> FoundFiles:
+    """What applies to all of BraTS: the test cases, the unused files and the missing sequences."""
+    unlabelled = _unlabelled(folder, roles)
+    return FoundFiles(
+        folder=folder,
+        roles=[replace(r, fields={**r.fields, "split": "test"}) if r.case in unlabelled else r for r in roles],
+        schemas={ANNOTATION: schema_for(ANNOTATION, codes)},
+        pathology=pathology,
         may_lack_labels=unlabelled,
-        unused=unused_volumes(found.folder, found.roles),
-        findings=(*found.findings, *_incomplete(found.roles, options.name or found.name)),
+        unused=folder.unused(role.file for role in roles),
+        any_scan_counts=True,
+        findings=(*findings, *_incomplete(roles)),
+        source=source,
     )
 
 
@@ -179,19 +150,15 @@ def _unlabelled(folder: Folder, roles: Sequence[Role]) -> set[str]:
     }  # fmt: skip
 
 
-def _incomplete(roles: Sequence[Role], database: str) -> list[Finding]:
+def _incomplete(roles: Sequence[Role]) -> Iterator[Finding]:
     """Warnings of cases without a sequence that others have: BraTS has four sequences of everyone."""
-    present = sequences_by_case(roles)
+    present = image_names(roles)
     wanted = set().union(*present.values())
-    return [
-        Finding(
-            Severity.WARNING, "MISSING_SEQUENCE", database, case, "",
-            f"case {case!r} has no {', '.join(sorted(wanted - sequences))}, which every case of BraTS has. "
-            "Was everything copied?",
-        )
-        for case, sequences in present.items()
-        if sequences and sequences < wanted
-    ]  # fmt: skip
+    for case, sequences in present.items():
+        if sequences and sequences < wanted:
+            missing = ", ".join(sorted(wanted - sequences))
+            message = f"case {case!r} has no {missing}, which every case of BraTS has. Was everything copied?"
+            yield finding(Severity.WARNING, "MISSING_SEQUENCE", message, case)
 
 
 UNTIL = Layout("brats2021", "BraTS up to 2021", partial(_recognise, _OLD), _find_old)

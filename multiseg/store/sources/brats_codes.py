@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from multiseg.errors import LabelError
 from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources.source_types import finding
 
 ANNOTATION = "tumour"
 UNTIL_2021 = "1=necrosis,2=oedema,4=enhancing"
@@ -14,7 +15,7 @@ AFTER_TREATMENT = "1=necrosis,2=oedema,3=enhancing,4=resection cavity"
 MIXED = "1=necrosis,2=oedema,3=enhancing,4=enhancing"
 
 
-def new_convention(codes: Mapping[str, Sequence[frozenset[int]]], database: str) -> tuple[str, tuple[Finding, ...]]:
+def new_convention(codes: Mapping[str, Sequence[frozenset[int]]], database: str) -> tuple[str, list[Finding]]:
     """What 3 and 4 mean in folders named as from 2023 on, by the codes of all cases of each kind ("GLI"), and warnings.
 
     A case with both is after treatment: 4 is the cavity. If no case has a 3, 4 is taken as the enhancing tumour of the
@@ -57,10 +58,10 @@ def new_convention(codes: Mapping[str, Sequence[frozenset[int]]], database: str)
             f'--labels "{ANNOTATION}:{AFTER_TREATMENT}".'
         )
     text = AFTER_TREATMENT if treated else UNTIL_2021 if with_4 else FROM_2023
-    return text, tuple(Finding(Severity.WARNING, "LABEL_CONVENTION", database, "", "", doubt) for doubt in doubts)
+    return text, [finding(Severity.WARNING, "LABEL_CONVENTION", doubt) for doubt in doubts]
 
 
-def old_convention(codes: Sequence[frozenset[int]], file: str, database: str) -> tuple[str, tuple[Finding, ...]]:
+def old_convention(codes: Sequence[frozenset[int]], file: str, database: str) -> tuple[str, list[Finding]]:
     """What 3 and 4 mean in folders named as until 2021 with files named as later: one is the enhancing tumour.
 
     Raises:
@@ -73,12 +74,12 @@ def old_convention(codes: Sequence[frozenset[int]], file: str, database: str) ->
             f'and 4: is 4 the enhancing tumour, and what is 3? Use --labels "{ANNOTATION}:1=NAME,2=NAME,...".'
         )
     text = FROM_2023 if 3 in all_codes else UNTIL_2021
-    return text, (warn_of_mixed_names(file, text, database),)
+    return text, [warn_of_mixed_names(file, text)]
 
 
-def warn_of_mixed_names(file: str, codes: str, database: str) -> Finding:
+def warn_of_mixed_names(file: str, codes: str) -> Finding:
     message = (
         f"{file} is named by one convention of BraTS and its folder by the other, so the codes of all labels decide: "
         f'they are read as {codes}. If that is wrong, use --labels "{ANNOTATION}:1=NAME,2=NAME,...".'
     )
-    return Finding(Severity.WARNING, "LABEL_CONVENTION", database, "", file, message)
+    return finding(Severity.WARNING, "LABEL_CONVENTION", message, file=file)

@@ -12,7 +12,7 @@ from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.source_folder import SUFFIX, Folder, is_test_part
-from multiseg.store.sources.source_types import FoundFiles, Layout, Role, RoleKind, SourceOptions, unused_volumes
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, RoleKind, SourceOptions, finding
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,7 @@ class NamedFile:
 def challenge_layout(challenge: Challenge) -> Layout:
     """The layout that reads a challenge."""
     return Layout(
-        challenge.name,
-        challenge.title,
-        partial(recognise_challenge, challenge),
-        partial(find_challenge, challenge),
+        challenge.name, challenge.title, partial(recognise_challenge, challenge), partial(find_challenge, challenge)
     )
 
 
@@ -127,7 +124,7 @@ def find_challenge(challenge: Challenge, folder: Folder, options: SourceOptions)
         raise SourceError(f"{folder.root} is {challenge.refusal}", code="NO_FULL_LESIONS", file=str(folder.root))
     files = named_files(challenge, folder)
     check_one_space(folder, files)
-    files, findings = choose_stage(challenge, files, options.name or folder.name)
+    files, findings = choose_stage(challenge, files)
     tests = test_cases(challenge, files)
     roles = []
     for file in files:
@@ -138,14 +135,13 @@ def find_challenge(challenge: Challenge, folder: Folder, options: SourceOptions)
     annotations = {role.name for role in roles if role.kind == "label"}
     required = [name for name in declared if name in annotations] or declared[:1]
     return FoundFiles(
-        name=folder.name,
         folder=folder,
         roles=roles,
         schemas={name: schema_for(name, challenge.codes) for name in [*declared, *sorted(annotations - {*declared})]},
         pathology=challenge.pathology,
         required=required if challenge.needs_all_labels else (),
         may_lack_labels=() if challenge.test_part == "labelled" else tests,
-        unused=unused_volumes(folder, roles),
+        unused=folder.unused(role.file for role in roles),
         findings=findings,
         licence=challenge.licence,
         citation=challenge.citation,
@@ -211,16 +207,13 @@ def check_one_space(folder: Folder, files: Sequence[NamedFile]) -> None:
     by_space = {file.space or "orig": file.path for file in files}
     if len(by_space) > 1:
         examples = "; ".join(f"{space}: {path}" for space, path in sorted(by_space.items()))
-        raise SourceError(
-            f"{folder.root} has the same patients in several spaces ({examples}). Ingest the folder of one release.",
-            code="SEVERAL_SPACES",
-            file=str(folder.root),
+        message = (
+            f"{folder.root} has the same patients in several spaces ({examples}). Ingest the folder of one release."
         )
+        raise SourceError(message, code="SEVERAL_SPACES", file=str(folder.root))
 
 
-def choose_stage(
-    challenge: Challenge, files: Sequence[NamedFile], database: str
-) -> tuple[list[NamedFile], tuple[Finding, ...]]:
+def choose_stage(challenge: Challenge, files: Sequence[NamedFile]) -> tuple[list[NamedFile], tuple[Finding, ...]]:
     """The images of the preferred stage, the labels and masks of it or of no stage, and a note of the others."""
     present = {file.stage.lower() for file in files if file.kind == "image"}
     stages = [stage for stage in challenge.stages if stage.lower() in present]
@@ -237,4 +230,4 @@ def choose_stage(
         f"images are from {stage}{preparation}; {' and '.join(others)} {'are' if len(others) > 1 else 'is'} not used. "
         f"To use {others[0]}, move {stage} out of the folder."
     )
-    return chosen, (Finding(Severity.NOTE, "STAGE", database, "", "", message),)
+    return chosen, (finding(Severity.NOTE, "STAGE", message),)

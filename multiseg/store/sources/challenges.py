@@ -117,10 +117,7 @@ CHALLENGES = (
         labels={"consensus": DEFAULT_ANNOTATION},
         brain_mask=("brainmask", "brain_mask"),
         needs_all_labels=False,
-        stages={
-            "Preprocessed_Data": "denoised, without skull, bias corrected, on the FLAIR's grid",
-            "Raw_Data": "",
-        },
+        stages={"Preprocessed_Data": "denoised, without skull, bias corrected, on the FLAIR's grid", "Raw_Data": ""},
         test_part="labelled",
         test_names="(?i)testing",
         signs=("(?i)/(?:Consensus|ManualSegmentation_|Brain_?Mask)",),

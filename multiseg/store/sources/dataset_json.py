@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from multiseg.errors import LabelError, SourceError
+from multiseg.errors import LabelError, SourceError, few
 from multiseg.labels import BACKGROUND, LabelSchema, Structure, kind_of_structure
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import only_annotation
-from multiseg.store.sources.source_folder import SUFFIX, Folder, join_names
-from multiseg.store.sources.source_types import SourceOptions
+from multiseg.store.sources.source_folder import SUFFIX, Folder, grouped
+from multiseg.store.sources.source_types import SourceOptions, finding
 
 NAME = "dataset.json"
 
@@ -35,7 +35,7 @@ def only_home(folder: Folder) -> Folder:
         message = f"there is no dataset.json in {folder.root}, which names the channels and labels. Add it."
         raise SourceError(message, code="MISSING_FILE", file=NAME)
     if len(found) > 1:
-        names = join_names([home.name for home in found])
+        names = few([home.name for home in found])
         raise SourceError(
             f"there are {len(found)} datasets ({names}), but only one can be ingested at a time. "
             "Give the folder of one.",
@@ -88,12 +88,11 @@ def channel_names(home: Folder, data: Mapping[str, Any], options: SourceOptions)
     if isinstance(given, list):
         given = dict(enumerate(given))
     if not isinstance(given, dict) or not given or not all(str(key).isdecimal() for key in given):
-        raise SourceError(
+        message = (
             f'{home.path(NAME)} does not name its channels, such as "channel_names": {{"0": "T1", "1": "FLAIR"}}. '
-            "Add that.",
-            code="BAD_JSON",
-            file=NAME,
+            "Add that."
         )
+        raise SourceError(message, code="BAD_JSON", file=NAME)
     names = [str(name) for name in given.values()]
     return {
         int(number): str(number) if str(number) in options.modalities or names.count(str(name)) > 1 else str(name)
@@ -174,9 +173,7 @@ def _without(name: str, regions: Mapping[str, frozenset[int]]) -> str:
     return f" without {' and '.join(largest)}" if largest else ""
 
 
-def annotation(
-    data: Mapping[str, Any], options: SourceOptions, database: str
-) -> tuple[str, dict[str, LabelSchema], list[Finding]]:
+def annotation(data: Mapping[str, Any], options: SourceOptions) -> tuple[str, dict[str, LabelSchema], list[Finding]]:
     """The annotation of the labels, its schema if the user gives none, and notes on it.
 
     Raises:
@@ -187,23 +184,17 @@ def annotation(
     schema, note = label_schema(data.get("labels"))
     name = "lesion" if any(structure.kind == "lesion" for structure in schema.structures) else "tissue"
     notes = {"LABEL_KINDS": _kinds(schema), "REGIONS": note}
-    findings = [Finding(Severity.NOTE, code, database, "", NAME, text) for code, text in notes.items() if text]
-    return name, {name: schema}, findings
+    return name, {name: schema}, [finding(Severity.NOTE, code, text, "", NAME) for code, text in notes.items() if text]
 
 
 def _kinds(schema: LabelSchema) -> str:
-    kinds = [
-        f"{kind}: {', '.join(names)}"
-        for kind in ("lesion", "tissue")
-        if (names := [structure.name for structure in schema.structures if structure.kind == kind])
-    ]
-    return (
-        f'kinds are guessed from names, {"; ".join(kinds)}. If that is wrong: --labels "1=tissue:NAME,2=lesion:NAME".'
-    )
+    structures = sorted(grouped(schema.structures, lambda structure: structure.kind).items())
+    kinds = "; ".join(f"{kind}: {', '.join(structure.name for structure in group)}" for kind, group in structures)
+    return f'kinds are guessed from names, {kinds}. If that is wrong: --labels "1=tissue:NAME,2=lesion:NAME".'
 
 
 def broken_promises(
-    data: Mapping[str, Any], keys: tuple[str, str], cases: Collection[str], suffix: str, database: str
+    data: Mapping[str, Any], keys: tuple[str, str], cases: Collection[str], suffix: str
 ) -> list[Finding]:
     """Warnings if the cases are not those that dataset.json lists, or else not as many as it says.
 
@@ -212,25 +203,19 @@ def broken_promises(
         suffix: a regular expression for the suffix of images.
     """
     listing, count = keys
-    rows = data.get(listing)
-    if not isinstance(rows, list):
-        promised = data.get(count)
-        if not isinstance(promised, int) or promised == len(cases):
-            return []
-        texts = {"COUNT_DIFFERS": f'dataset.json says "{count}": {promised}, but there are {len(cases)} cases.'}
-    else:
+    rows, promised, texts = data.get(listing), data.get(count), {}
+    if isinstance(rows, list):
         images = [row.get("image", "") if isinstance(row, dict) else row for row in rows]
         named = {re.sub(f"(?:{suffix})$", "", PurePosixPath(str(image)).name) for image in images}
         missing, extra = sorted(named - set(cases)), sorted(set(cases) - named)
-        texts = {}
         if missing:
-            texts["NOT_THERE"] = (
-                f'{len(missing)} of the {len(named)} cases in "{listing}" are missing: {join_names(missing)}.'
-            )
+            texts["NOT_THERE"] = f'{len(missing)} of the {len(named)} cases in "{listing}" are missing: {few(missing)}.'
         if extra:
-            texts["NOT_LISTED"] = f'{len(extra)} cases are not in "{listing}", but used: {join_names(extra)}.'
+            texts["NOT_LISTED"] = f'{len(extra)} cases are not in "{listing}", but used: {few(extra)}.'
+    elif isinstance(promised, int) and promised != len(cases):
+        texts["COUNT_DIFFERS"] = f'dataset.json says "{count}": {promised}, but there are {len(cases)} cases.'
     what_to_do = "Was everything copied? If the files are right, correct dataset.json."
-    return [Finding(Severity.WARNING, code, database, "", NAME, f"{text} {what_to_do}") for code, text in texts.items()]
+    return [finding(Severity.WARNING, code, f"{text} {what_to_do}", "", NAME) for code, text in texts.items()]
 
 
 def text_of(data: Mapping[str, Any], *keys: str) -> str:

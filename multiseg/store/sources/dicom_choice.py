@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiseg.errors import UnconfirmedError, UsageError
+from multiseg.errors import UnconfirmedError, UsageError, few
 from multiseg.modalities import canonical_modality
 from multiseg.store.sources.dicom_scans import Scan
 from multiseg.store.sources.sequence import guess_sequence
-from multiseg.store.sources.source_folder import join_names
+from multiseg.store.sources.source_folder import grouped
 from multiseg.store.sources.source_types import SKIP, SourceOptions
 
 
@@ -51,7 +51,7 @@ def check_spellings(choices: Sequence[Choice], modalities: Mapping[str, str]) ->
     if unknown:
         raise UsageError(
             f"--modality names {', '.join(map(repr, unknown))}, but no series has that name. Series are "
-            f"{join_names(sorted(names), 20)}."
+            f"{few(sorted(names), 20)}."
         )
 
 
@@ -70,13 +70,8 @@ def unconfirmed(root: Path, choices: Sequence[Choice], options: SourceOptions) -
 
 def rows_of(choices: Sequence[Choice]) -> list[dict[str, str | int]]:
     """The table of series; series of several studies with the same name and sequence share a row."""
-    groups: dict[tuple[str, str, str], list[Choice]] = {}
-    for choice in choices:
-        error = choice.scan.checked[1] if choice.sequence else None
-        key = (choice.scan.name, choice.sequence or "", "" if error is None else error.code)
-        groups.setdefault(key, []).append(choice)
     rows: list[dict[str, str | int]] = []
-    for (name, sequence, fault), group in groups.items():
+    for (name, sequence, fault), group in grouped(choices, _name_sequence_and_fault).items():
         acquisitions = [choice.scan.acquisition for choice in group]
         rows.append({
             "series": name, "sequence": sequence, "why": group[0].why, "fault": fault, "studies": len(group),
@@ -84,9 +79,14 @@ def rows_of(choices: Sequence[Choice]) -> list[dict[str, str | int]]:
             "TE": _span(acquisition.echo_ms for acquisition in acquisitions),
             "TR": _span(acquisition.repetition_ms for acquisition in acquisitions),
             "TI": _span(acquisition.inversion_ms for acquisition in acquisitions),
-            "contrast": join_names(sorted({acquisition.contrast for acquisition in acquisitions} - {""}), 2),
+            "contrast": few(sorted({acquisition.contrast for acquisition in acquisitions} - {""}), 2),
         })  # fmt: skip
     return rows
+
+
+def _name_sequence_and_fault(choice: Choice) -> tuple[str, str, str]:
+    error = choice.scan.checked[1] if choice.sequence else None
+    return choice.scan.name, choice.sequence or "", "" if error is None else error.code
 
 
 def _span(values: Iterable[float | None]) -> str:

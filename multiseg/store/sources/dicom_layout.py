@@ -7,15 +7,15 @@ confirm the guesses first. A patient's ID, age and sex are kept; names are never
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multiseg.errors import SourceError
+from multiseg.errors import SourceError, few
 from multiseg.faults import check_machine
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.source_folder import Folder, join_names
-from multiseg.store.sources.source_types import REAL_NAMES, FoundFiles, Layout, Role, SourceOptions
+from multiseg.store.sources.source_folder import Folder, grouped
+from multiseg.store.sources.source_types import REAL_NAMES, FoundFiles, Layout, Role, SourceOptions, finding
 
 if TYPE_CHECKING:
     from multiseg.store.sources.dicom_choice import Choice
@@ -55,7 +55,6 @@ def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     from multiseg.store.sources.dicom_scans import read_slices
     from multiseg.store.sources.dicom_studies import participants_of, patient_findings, studies_of
 
-    database = options.name or folder.name
     classes = {file: _class_of(folder.path(file)) for file in folder.files if _may_be_dicom(file)}
     images = [file for file, uid in classes.items() if uid is not None and not _not_a_scan(uid)]
     slices, errors = read_slices(folder.path(file) for file in images)
@@ -69,18 +68,17 @@ def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
         raise unconfirmed(folder.root, choices, options)
     used = {(choice.case, choice.sequence): choice for choice in reversed(choices) if choice.sequence}
     return FoundFiles(
-        name=folder.name,
         folder=folder,
         roles=[_role(choice, studies[choice.case]) for choice in choices if choice in used.values()],
         participants=participants_of(studies),
         unused=folder.volumes,
         findings=(
-            *_check_files(database, classes),
-            *_check_damage(database, errors, studies.values()),
-            *patient_findings(database, studies),
-            *_check_used(database, [choice for choice in choices if choice.sequence]),
-            *_note_unused(database, [choice for choice in choices if not choice.sequence]),
-            _note_names(database, studies),
+            *_check_files(classes),
+            *_check_damage(errors, studies.values()),
+            *patient_findings(studies),
+            *_check_used([choice for choice in choices if choice.sequence]),
+            *_note_unused([choice for choice in choices if not choice.sequence]),
+            _note_names(studies),
         ),
         source="DICOM",
     )
@@ -118,12 +116,11 @@ def _role(choice: Choice, study: Study) -> Role:
     return Role(choice.case, "image", choice.spelling, choice.scan.checked[0], fields)
 
 
-def _check_files(database: str, classes: Mapping[str, str | None]) -> list[Finding]:
-    findings = []
+def _check_files(classes: Mapping[str, str | None]) -> Iterator[Finding]:
     named = [file for file, uid in classes.items() if uid is None and Path(file).suffix.lower() in SUFFIXES[1:]]
     if named:
-        message = f"{len(named)} files are named as DICOM but are not: {join_names(named, 3)}. Export them again."
-        findings.append(Finding(Severity.WARNING, "NOT_DICOM", database, "", named[0], message))
+        message = f"{len(named)} files are named as DICOM but are not: {few(named, 3)}. Export them again."
+        yield finding(Severity.WARNING, "NOT_DICOM", message, file=named[0])
     kinds = Counter(_not_a_scan(uid) for uid in classes.values() if uid and _not_a_scan(uid) not in ("", "DICOMDIR"))
     if kinds:
         counts = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
@@ -131,61 +128,50 @@ def _check_files(database: str, classes: Mapping[str, str | None]) -> list[Findi
             f"{sum(kinds.values())} DICOM files are not scans and are not read: {counts}. If there are labels among "
             "them, convert labels and images to NIfTI, and use --pattern and --label."
         )
-        findings.append(Finding(Severity.NOTE, "NOT_READ", database, "", "", message))
-    return findings
+        yield finding(Severity.NOTE, "NOT_READ", message)
 
 
-def _check_damage(database: str, errors: Sequence[SourceError], studies: Iterable[Study]) -> list[Finding]:
+def _check_damage(errors: Sequence[SourceError], studies: Iterable[Study]) -> list[Finding]:
     """Files that cannot be read: an error for a case with files in that folder, which may lack a slice."""
     findings = []
     for error in errors:
         cases = [study.case for study in studies if Path(error.file).parent in study.folders]
         severity = Severity.ERROR if cases else Severity.WARNING
-        findings += [Finding(severity, error.code, database, case, error.file, str(error)) for case in cases or [""]]
+        findings += [finding(severity, error.code, str(error), case, error.file) for case in cases or [""]]
     return findings
 
 
-def _note_names(database: str, studies: Mapping[str, Study]) -> Finding:
+def _note_names(studies: Mapping[str, Study]) -> Finding:
     """A note that cases are named by patient IDs, before they are in a store that others may see."""
     message = (
         f"cases are named by PatientID and study date, such as {min(studies)!r}, also in the store. To store "
         "pseudonyms instead, and keep these names in a separate file: --pseudonyms FILE."
     )
-    return Finding(Severity.NOTE, REAL_NAMES, database, "", "", message)
+    return finding(Severity.NOTE, REAL_NAMES, message)
 
 
-def _check_used(database: str, choices: Sequence[Choice]) -> list[Finding]:
-    findings = []
-    by_sequence: dict[tuple[str, str], list[Choice]] = {}
+def _check_used(choices: Sequence[Choice]) -> Iterator[Finding]:
     for choice in choices:
-        by_sequence.setdefault((choice.case, str(choice.sequence)), []).append(choice)
         error = choice.scan.checked[1]
         if error is not None:
             message = f"series {choice.scan.name!r}, used as {choice.sequence}: {error}"
-            findings.append(Finding(Severity.ERROR, error.code, database, choice.case, error.file, message))
-    for (case, sequence), candidates in by_sequence.items():
+            yield finding(Severity.ERROR, error.code, message, choice.case, error.file)
+    for (case, sequence), candidates in grouped(choices, lambda choice: (choice.case, choice.sequence)).items():
         if len(candidates) > 1:
             names = ", ".join(f"{choice.scan.name!r} ({len(choice.scan.slices)} slices)" for choice in candidates)
             message = (
                 f"{len(candidates)} series of case {case!r} are {sequence}: {names}. Leave out all but one, for "
                 f'instance --modality "{candidates[-1].scan.name}"=skip.'
             )
-            findings.append(Finding(Severity.ERROR, "DUPLICATE_CASE", database, case, "", message))
-    return findings
+            yield finding(Severity.ERROR, "DUPLICATE_CASE", message, case)
 
 
-def _note_unused(database: str, choices: Sequence[Choice]) -> list[Finding]:
+def _note_unused(choices: Sequence[Choice]) -> Iterator[Finding]:
     """A note for each series that is not used."""
-    groups: dict[tuple[str, str], list[Choice]] = {}
-    for choice in choices:
-        groups.setdefault((choice.scan.name, choice.why), []).append(choice)
-    findings = []
-    for (name, why), left_out in groups.items():
+    for (name, why), left_out in grouped(choices, lambda choice: (choice.scan.name, choice.why)).items():
         message = f'series {name!r} is left out ({why}). If it is a sequence, name it: --modality "{name}"=T1.'
-        findings += [
-            Finding(Severity.NOTE, "SERIES_LEFT_OUT", database, choice.case, "", message) for choice in left_out
-        ]
-    return findings
+        for choice in left_out:
+            yield finding(Severity.NOTE, "SERIES_LEFT_OUT", message, choice.case)
 
 
 DICOM = Layout("dicom", "DICOM files", _recognise, _find)

@@ -16,6 +16,7 @@ from multiseg.errors import SourceError
 from multiseg.store.cases import Series
 from multiseg.store.formats.dicom_series import IMAGE_TYPE, SAME_DIRECTION, Slice, arrange, read_slice
 from multiseg.store.sources.sequence import Acquisition
+from multiseg.store.sources.source_folder import grouped
 
 PATIENT, STUDY, STUDY_DATE, STUDY_TIME = "0010|0020", "0020|000d", "0008|0020", "0008|0030"
 AGE, SEX, BIRTH = "0010|1010", "0010|0040", "0010|0030"
@@ -83,12 +84,10 @@ def read_slices(paths: Iterable[Path]) -> tuple[list[Slice], list[SourceError]]:
 
 def scans_of(slices: Sequence[Slice]) -> list[Scan]:
     """The volumes of one study, with unique names; repeats are numbered in the order of the scans."""
-    by_series: dict[str, list[Slice]] = {}
-    for item in slices:
-        by_series.setdefault(item.tags.get(SERIES, str(item.path.parent)), []).append(item)
+    by_series = grouped(slices, lambda item: item.tags.get(SERIES, str(item.path.parent)))
     scans: list[Scan] = []
     counts: Counter[str] = Counter()
-    for series in sorted(by_series.values(), key=_scan_order):
+    for series in sorted(by_series.values(), key=lambda series: order_of(series, NUMBER, SERIES)):
         tags = series[0].tags
         description = tags.get(DESCRIPTION) or tags.get(PROTOCOL) or f"series {tags.get(NUMBER, '?')}"
         for what, part in _volumes(series):
@@ -117,9 +116,10 @@ def b_value_of(item: Slice) -> float | None:
     return None
 
 
-def _scan_order(slices: Sequence[Slice]) -> tuple[float, str]:
+def order_of(slices: Sequence[Slice], number: str, identifier: str) -> tuple[float, str]:
+    """Where slices come in an order by the values of two tags."""
     tags = slices[0].tags
-    return number_in(tags.get(NUMBER, "")) or 0.0, tags.get(SERIES, "")
+    return number_in(tags.get(number, "")) or 0.0, tags.get(identifier, "")
 
 
 def _volumes(slices: Sequence[Slice]) -> list[Part]:
@@ -153,9 +153,7 @@ def _by_repeats(slices: list[Slice], splits: Sequence[tuple[str, Callable[[Slice
     if not splits or not _share_position(slices):
         return [("", slices)]
     (label, value_of), *rest = splits
-    groups: dict[str, list[Slice]] = {}
-    for item in slices:
-        groups.setdefault(value_of(item), []).append(item)
+    groups = grouped(slices, value_of)
     parts = []
     for value, group in sorted(groups.items(), key=lambda item: (number_in(item[0]) or 0, item[0])):
         text = f"{label} {value}".strip() if len(groups) > 1 else ""

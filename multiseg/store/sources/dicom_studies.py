@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.formats.dicom_series import Slice
-from multiseg.store.sources.dicom_scans import (
-    AGE,
-    BIRTH,
-    PATIENT,
-    SEX,
-    STUDY,
-    STUDY_DATE,
-    STUDY_TIME,
-    Scan,
-    number_in,
-    scans_of,
-)
-from multiseg.store.sources.source_types import Row
+from multiseg.store.sources import dicom_scans as dicom
+from multiseg.store.sources.source_types import Row, finding
 
 YEARS_OF = {"Y": 1.0, "M": 1 / 12, "W": 1 / 52.18, "D": 1 / 365.25}
 
@@ -35,7 +24,7 @@ class Study:
     subject: str
     session: str
     has_id: bool
-    scans: tuple[Scan, ...]
+    scans: tuple[dicom.Scan, ...]
 
     @property
     def folders(self) -> set[Path]:
@@ -51,17 +40,19 @@ def studies_of(root: Path, slices: Sequence[Slice]) -> dict[str, Study]:
     """
     groups: dict[tuple[str, str, str], list[Slice]] = {}
     for item in slices:
-        subject = item.tags.get(PATIENT) or _folder_of(root, item.path)
-        date = item.tags.get(STUDY_DATE, "")
-        groups.setdefault((subject, date, item.tags.get(STUDY) or str(item.path.parent)), []).append(item)
+        subject = item.tags.get(dicom.PATIENT) or _folder_of(root, item.path)
+        date = item.tags.get(dicom.STUDY_DATE, "")
+        groups.setdefault((subject, date, item.tags.get(dicom.STUDY) or str(item.path.parent)), []).append(item)
     plain = _plain_names(sorted({subject for subject, _, _ in groups}))
     studies: dict[str, Study] = {}
-    for (subject, date, _), group in sorted(groups.items(), key=lambda item: (item[0][:2], _scan_order(item[1]))):
+    in_order = sorted(groups, key=lambda key: (key[:2], dicom.order_of(groups[key], dicom.STUDY_TIME, dicom.STUDY)))
+    for subject, date, study in in_order:
+        group = groups[subject, date, study]
         name = "_".join(filter(None, (plain[subject], re.sub(r"\D", "", date))))
-        number = next(n for n in range(1, len(groups) + 2) if (name if n == 1 else f"{name}_{n}") not in studies)
-        case = name if number == 1 else f"{name}_{number}"
-        has_id = bool(group[0].tags.get(PATIENT))
-        studies[case] = Study(case, plain[subject], re.sub(r"\D", "", date), has_id, tuple(scans_of(group)))
+        numbered = (f"{name}_{number}" for number in range(2, len(groups) + 1))
+        case = next(candidate for candidate in (name, *numbered) if candidate not in studies)
+        has_id = bool(group[0].tags.get(dicom.PATIENT))
+        studies[case] = Study(case, plain[subject], re.sub(r"\D", "", date), has_id, tuple(dicom.scans_of(group)))
     return studies
 
 
@@ -69,24 +60,23 @@ def participants_of(studies: dict[str, Study]) -> dict[str, Row]:
     """Age in years and sex of every case; {} if no header has them."""
     rows: dict[str, Row] = {}
     for case, study in studies.items():
-        age, sex = study.scans[0].tag(AGE), study.scans[0].tag(SEX)
+        age, sex = study.scans[0].tag(dicom.AGE), study.scans[0].tag(dicom.SEX)
         rows[case] = {"age": _years(age), "sex": sex if sex in ("F", "M", "O") else ""}
     return rows if any(row["sex"] or row["age"] == row["age"] for row in rows.values()) else {}
 
 
-def patient_findings(database: str, studies: dict[str, Study]) -> list[Finding]:
+def patient_findings(studies: dict[str, Study]) -> Iterator[Finding]:
     """Warnings of patients without an ID, and of IDs that may be of two patients."""
-    findings = []
     unnamed = sorted({study.subject for study in studies.values() if not study.has_id})
     if unnamed:
         message = (
             f"{len(unnamed)} patients have no PatientID and are named by their folders, such as {unnamed[0]!r}. "
             "Is every folder one patient?"
         )
-        findings.append(Finding(Severity.WARNING, "NO_PATIENT_ID", database, "", "", message))
+        yield finding(Severity.WARNING, "NO_PATIENT_ID", message)
     subjects: dict[str, set[tuple[str, str]]] = {}
     for study in studies.values():
-        for tag, what in ((SEX, "sex"), (BIRTH, "date of birth")):
+        for tag, what in ((dicom.SEX, "sex"), (dicom.BIRTH, "date of birth")):
             values = {item.tags[tag] for scan in study.scans for item in scan.slices if item.tags.get(tag)}
             subjects.setdefault(study.subject, set()).update((what, value) for value in values)
     first_case = {study.subject: study.case for study in reversed(studies.values())}
@@ -94,13 +84,7 @@ def patient_findings(database: str, studies: dict[str, Study]) -> list[Finding]:
         differing = [what for what in ("sex", "date of birth") if sum(fact[0] == what for fact in facts) > 1]
         if differing:
             message = f"patient {subject!r} has more than one {' and '.join(differing)}. Are these two patients?"
-            findings.append(Finding(Severity.WARNING, "TWO_PATIENTS", database, first_case[subject], "", message))
-    return findings
-
-
-def _scan_order(slices: Sequence[Slice]) -> tuple[float, str]:
-    tags = slices[0].tags
-    return number_in(tags.get(STUDY_TIME, "")) or 0.0, tags.get(STUDY, "")
+            yield finding(Severity.WARNING, "TWO_PATIENTS", message, first_case[subject])
 
 
 def _folder_of(root: Path, path: Path) -> str:

@@ -18,7 +18,7 @@ from functools import partial
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.source_folder import Folder
-from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, RoleKind, SourceOptions, finding
 
 ANNOTATION = "tissue"
 AVERAGES = re.compile(r"fsaverage.*|cvs_avg.*|[lr]h\.EC_average|V1_average")
@@ -60,14 +60,12 @@ FASTSURFER = Tool(
 
 def _recognise_freesurfer(folder: Folder) -> str:
     subjects = _subjects_in(folder)
-    if any(_is_fastsurfer(files) for files in subjects.values()):
-        return ""
     names = [
         name
         for name, files in subjects.items()
         if _first(files, ("T1", "orig")) and _first(files, FREESURFER.tissue) and not AVERAGES.fullmatch(name)
     ]
-    if not names:
+    if not names or any(map(_is_fastsurfer, subjects.values())):
         return ""
     return f"{len(names)} subjects such as {names[0]}, with {_first(subjects[names[0]], FREESURFER.tissue)}.mgz"
 
@@ -85,18 +83,17 @@ def _recognise_fastsurfer(folder: Folder) -> str:
 def _find(tool: Tool, folder: Folder, options: SourceOptions) -> FoundFiles:
     """Every subject's T1, T2 and FLAIR, brain mask, and segmentation as seven tissues."""
     subjects, fields, skipped = _select_subjects(_subjects_in(folder))
-    roles, findings = [], _skipped_notes(folder, skipped, options)
+    roles, findings = [], _skipped_notes(folder, skipped)
     for name, files in subjects.items():
         roles += _roles(folder, name, files, tool, fields[name], options)
         if not any(role.kind == "image" for role in roles if role.case == name):
-            findings.append(_no_t1(name, tool, options.name or folder.name))
+            findings.append(_no_t1(name, tool))
     return FoundFiles(
-        name=folder.name,
         folder=folder,
         roles=roles,
         schemas={ANNOTATION: schema_for(ANNOTATION, "freesurfer")},
         required=(ANNOTATION,),
-        unused=_unused(folder, roles, subjects, tool),
+        unused=_unused(folder, roles, subjects),
         findings=tuple(findings),
         source=tool.name,
     )
@@ -108,17 +105,14 @@ def _subjects_in(folder: Folder) -> dict[str, Files]:
     for match in folder.matches(_IN_MRI) or folder.matches(_FLAT):
         by_path.setdefault(match["path"].rstrip("/"), {})[match["what"]] = match[0]
     names = Counter(path.rpartition("/")[2] for path in by_path)
-    return {_name(path, names) or _name_of_root(folder): files for path, files in by_path.items()}
+    # "" is the folder of one subject, or the "mri" in it.
+    of_root = folder.root.resolve().parent.name if folder.name == "mri" else folder.name
+    return {_name(path, names) or of_root: files for path, files in by_path.items()}
 
 
 def _name(path: str, names: Counter[str]) -> str:
     name = path.rpartition("/")[2]
     return name if names[name] == 1 else path.replace("/", "_")
-
-
-def _name_of_root(folder: Folder) -> str:
-    """The subject's name if the source is the folder of one subject, or the "mri" in it."""
-    return folder.root.resolve().parent.name if folder.name == "mri" else folder.name
 
 
 def _select_subjects(
@@ -149,12 +143,12 @@ def _bids_fields(name: str) -> dict[str, str]:
     return {"subject": match["subject"], "session": match["session"]} if match else {"subject": name}
 
 
-def _skipped_notes(folder: Folder, skipped: dict[str, str], options: SourceOptions) -> list[Finding]:
+def _skipped_notes(folder: Folder, skipped: dict[str, str]) -> list[Finding]:
     with_volumes = {file.partition("/")[0] for file in folder.volumes}
     others = sorted({file.partition("/")[0] for file in folder.files if "/" in file} - with_volumes)
     empty = dict.fromkeys(others, "has no .mgz files") if "mri" not in with_volumes else {}
     return [
-        Finding(Severity.NOTE, "NOT_A_SUBJECT", options.name or folder.name, "", name, f"{name} is left out: it {why}.")
+        finding(Severity.NOTE, "NOT_A_SUBJECT", f"{name} is left out: it {why}.", file=name)
         for name, why in (skipped | empty).items()
     ]
 
@@ -163,31 +157,28 @@ def _roles(
     folder: Folder, name: str, files: Files, tool: Tool, fields: Mapping[str, str], options: SourceOptions
 ) -> list[Role]:
     named = [stem for stem in files if stem in options.modalities and stem not in (*tool.t1, *tool.others)]
-    roles = [Role(name, "image", stem, folder.path(files[stem]), fields) for stem in named]
+    chosen: list[tuple[RoleKind, str, str]] = [("image", stem, stem) for stem in named]
     t1, tissue, mask = (_first(files, choice) for choice in (tool.t1, tool.tissue, tool.mask))
-    if t1 and not (named and options.modalities.get(t1) == "skip"):
-        roles.append(Role(name, "image", "T1", folder.path(files[t1]), fields))
-    roles += [Role(name, "image", stem, folder.path(files[stem]), fields) for stem in tool.others if stem in files]
-    if tissue:
-        roles.append(Role(name, "label", ANNOTATION, folder.path(files[tissue]), fields))
-    if mask and mask not in named:
-        roles.append(Role(name, "brain mask", "brain mask", folder.path(files[mask]), fields))
-    return roles
+    if not (named and options.modalities.get(t1) == "skip"):
+        chosen.append(("image", "T1", t1))
+    chosen += [("image", stem, stem) for stem in tool.others]
+    chosen += [("label", ANNOTATION, tissue), ("brain mask", "brain mask", "" if mask in named else mask)]
+    return [Role(name, kind, what, folder.path(files[stem]), fields) for kind, what, stem in chosen if stem in files]
 
 
 def _first(files: Files, choice: Sequence[str]) -> str:
     return next((stem for stem in choice if stem in files), "")
 
 
-def _no_t1(subject: str, tool: Tool, database: str) -> Finding:
+def _no_t1(subject: str, tool: Tool) -> Finding:
     message = (
         f"subject {subject!r} has no {' or '.join(f'{stem}.mgz' for stem in tool.t1)}. Did the processing finish? "
         "To use another file as T1: --modality orig=T1."
     )
-    return Finding(Severity.ERROR, "MISSING_FILE", database, subject, "", message)
+    return finding(Severity.ERROR, "MISSING_FILE", message, subject)
 
 
-def _unused(folder: Folder, roles: Sequence[Role], subjects: Mapping[str, Files], tool: Tool) -> list[str]:
+def _unused(folder: Folder, roles: Sequence[Role], subjects: Mapping[str, Files]) -> list[str]:
     """The subjects' files without a role, segmentations first, since users may miss these."""
     used = {role.file for role in roles}
     left = [file for files in subjects.values() for file in files.values() if folder.path(file) not in used]

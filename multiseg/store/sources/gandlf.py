@@ -7,41 +7,27 @@ https://docs.mlcommons.org/GaNDLF - a word in a column's name says what it is, i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from multiseg.errors import SourceError, UsageError
+from multiseg.errors import SourceError, UsageError, few
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import only_annotation, schema_for
-from multiseg.store.sources.named_channels import spellings
 from multiseg.store.sources.participants import with_numbers
-from multiseg.store.sources.source_folder import Folder, join_names
-from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions
+from multiseg.store.sources.source_channels import spellings
+from multiseg.store.sources.source_folder import Folder, grouped
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, finding
 from multiseg.store.sources.text_tables import read_table
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """The columns of a table by what they are."""
-
-    subject: str
-    channels: tuple[str, ...]
-    labels: tuple[str, ...]
-    others: tuple[str, ...]
+def _columns(names: Iterable[str]) -> dict[str, list[str]]:
+    """The columns of a table by what they are; empty if the table is not GaNDLF's."""
+    columns = {"subject": [], "channel": [], "label": [], "other": [], **grouped(names, _kind)}
+    return columns if len(columns["subject"]) == 1 and columns["channel"] else {}
 
 
-def _columns(names: Sequence[str]) -> _Columns | None:
-    """The columns of a table; None if the table is not GaNDLF's."""
-    kinds: dict[str, list[str]] = {"channel": [], "subject": [], "label": [], "other": []}
-    for name in names:
-        kinds[_kind(name.lower())].append(name)
-    if len(kinds["subject"]) != 1 or not kinds["channel"]:
-        return None
-    return _Columns(kinds["subject"][0], tuple(kinds["channel"]), tuple(kinds["label"]), tuple(kinds["other"]))
-
-
-def _kind(name: str) -> str:
+def _kind(column: str) -> str:
+    name = column.lower()
     if name in ("subjectid", "subject_id", "patientid", "patient_id"):
         return "subject"
     if "valuetopredict" in name:
@@ -59,70 +45,66 @@ def _tables(folder: Folder) -> dict[str, list[dict[str, str]]]:
             rows = read_table(folder.path(match[0]))
         except SourceError:
             continue
-        if rows and _columns(list(rows[0])):
+        if rows and _columns(rows[0]):
             tables[match[0]] = rows
     return tables
 
 
 def _recognise(folder: Folder) -> str:
     tables = _tables(folder)
-    return f"{join_names(list(tables))} with a column for the subject and one for each channel" if tables else ""
+    return f"{few(list(tables))} with a column for the subject and one for each channel" if tables else ""
 
 
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     name, rows, columns = _only_table(folder)
     annotation = only_annotation(options)
-    files = {column: [row[column] for row in rows if row[column]] for column in columns.channels}
+    (subject,) = columns["subject"]
+    files = {column: [row[column] for row in rows if row[column]] for column in columns["channel"]}
     names = spellings({column: paths for column, paths in files.items() if paths}, options, str(folder.path(name)))
     roles: list[Role] = []
     for row in rows:
-        case = row[columns.subject]
-        roles += [Role(case, "image", names[c], folder.path(row[c])) for c in columns.channels if row[c]]
-        roles += [Role(case, "label", annotation, folder.path(row[c])) for c in columns.labels if row[c]]
-    database = options.name or Path(name).stem
-    others = {row[columns.subject]: {c: row[c] for c in columns.others} for row in rows}
-    participants, doubts = with_numbers(others, name, database)
+        case = row[subject]
+        roles += [Role(case, "image", names[c], folder.path(row[c])) for c in columns["channel"] if row[c]]
+        roles += [Role(case, "label", annotation, folder.path(row[c])) for c in columns["label"] if row[c]]
+    others = {row[subject]: {c: row[c] for c in columns["other"]} for row in rows}
+    participants, doubts = with_numbers(others, name)
     return FoundFiles(
         name=Path(name).stem,
         folder=folder,
         roles=roles,
         schemas={annotation: schema_for(annotation, options.codes.get(annotation, ""))},
-        participants=participants if columns.others else {},
-        findings=(*_missing_channels(rows, columns, database), *doubts),
+        participants=participants if columns["other"] else {},
+        findings=(*_missing_channels(rows, subject, columns["channel"]), *doubts),
         source=name,
     )
 
 
-def _only_table(folder: Folder) -> tuple[str, list[dict[str, str]], _Columns]:
+def _only_table(folder: Folder) -> tuple[str, list[dict[str, str]], dict[str, list[str]]]:
     tables = _tables(folder)
     files = [file for file in folder.files if file.endswith(".csv") and "/" not in file]
     if not tables and len(files) == 1:
         read_table(folder.path(files[0]))  # raises if the table itself is invalid
     if len(tables) != 1:
-        what = f"{len(tables)} tables of GaNDLF ({join_names(list(tables))})" if tables else "no table of GaNDLF"
-        raise SourceError(
+        what = f"{len(tables)} tables of GaNDLF ({few(list(tables))})" if tables else "no table of GaNDLF"
+        message = (
             f"{folder.root} has {what}. Name the one to ingest: multiseg ingest {folder.path('train.csv')} ... "
-            "It has a column SubjectID and columns such as Channel_0 and Label.",
-            code="SEVERAL_DATASETS" if tables else "NOTHING_FOUND",
-            file=str(folder.root),
+            "It has a column SubjectID and columns such as Channel_0 and Label."
         )
+        raise SourceError(message, code="SEVERAL_DATASETS" if tables else "NOTHING_FOUND", file=str(folder.root))
     ((name, rows),) = tables.items()
-    columns = _columns(list(rows[0]))
-    assert columns is not None
-    if len(columns.labels) > 1:
-        raise UsageError(f"{folder.path(name)} has the label columns {', '.join(columns.labels)}. Keep one.")
+    columns = _columns(rows[0])
+    if len(columns["label"]) > 1:
+        raise UsageError(f"{folder.path(name)} has the label columns {', '.join(columns['label'])}. Keep one.")
     return name, rows, columns
 
 
-def _missing_channels(rows: Sequence[Mapping[str, str]], columns: _Columns, database: str) -> list[Finding]:
+def _missing_channels(rows: Sequence[Mapping[str, str]], subject: str, channels: Sequence[str]) -> Iterator[Finding]:
     """Warnings of empty channels: multiseg does not need all of them, but GaNDLF does, so it may be an oversight."""
-    findings = []
-    for column in columns.channels:
-        cases = [row[columns.subject] for row in rows if not row[column]]
+    for column in channels:
+        cases = [row[subject] for row in rows if not row[column]]
         if cases:
-            message = f"{column} is empty for {join_names(cases)}: these cases do not get that sequence. Is it missing?"
-            findings.append(Finding(Severity.WARNING, "MISSING_SEQUENCE", database, "", "", message))
-    return findings
+            message = f"{column} is empty for {few(cases)}: these cases do not get that sequence. Is it missing?"
+            yield finding(Severity.WARNING, "MISSING_SEQUENCE", message)
 
 
 LAYOUT = Layout("gandlf", "a GaNDLF table", _recognise, _find)

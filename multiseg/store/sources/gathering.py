@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from multiseg.errors import LabelError
+from multiseg.errors import LabelError, few
 from multiseg.labels import LabelSchema
 from multiseg.modalities import canonical_modality
 from multiseg.sequence_reading import changes_sequence, read_name, read_role
 from multiseg.store.cases import CaseFiles, LabelFile, ScanFile, paths_of
-from multiseg.store.findings import Finding, Severity
+from multiseg.store.findings import Severity
 from multiseg.store.ingest.split_file import split_of
 from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, choose_raters, is_rater, schema_for
 from multiseg.store.sources.images import Images, check_spellings, choose_images, read_images
-from multiseg.store.sources.masks import share_with_visits
-from multiseg.store.sources.source_folder import join_names
-from multiseg.store.sources.source_types import SKIP, DatabaseFiles, FoundFiles, Role, Row, SourceOptions
+from multiseg.store.sources.source_types import SKIP, DatabaseFiles, FoundFiles, Role, Row, SourceOptions, finding
 
 
 def gather(found: FoundFiles, options: SourceOptions) -> DatabaseFiles:
@@ -35,15 +34,17 @@ class _Gathering:
     def __init__(self, found: FoundFiles, options: SourceOptions) -> None:
         self.found = found
         self.options = options
-        self.name = options.name or found.name
-        self.findings: list[Finding] = []
+        self.name = found.database(options)
+        self.findings = list(found.findings)
         self.fields: dict[str, dict[str, str]] = {}
         self.annotations: dict[str, set[str]] = {}
 
     def database(self) -> DatabaseFiles:
         chosen = self._images()
         images, skipped = chosen.by_case, {*chosen.skipped, *self.found.skipped} - set(chosen.by_case)
-        self._note_skipped(skipped)
+        if skipped:
+            message = f"{len(skipped)} cases are left out with all their images skipped: {few(sorted(skipped))}."
+            self._find(Severity.NOTE, "SKIPPED_CASES", "", "", message)
         labels = self._labels(skipped)
         masks = self._masks(images)
         mask_rule = self.options.brain_mask or ("file" if masks else "nonzero")
@@ -60,7 +61,7 @@ class _Gathering:
             pathology=self.found.pathology,
             cases=tuple(cases),
             schemas={name: self._schema(name) for name in [*self.found.schemas, *annotations] if name in annotations},
-            findings=(*self.found.findings, *self.findings),
+            findings=tuple(replace(each, database=self.name) for each in self.findings),
             brain_mask=mask_rule,
             licence=self.found.licence,
             citation=self.found.citation,
@@ -68,7 +69,7 @@ class _Gathering:
         )
 
     def _find(self, severity: Severity, code: str, case: str, file: str, message: str) -> None:
-        self.findings.append(Finding(severity, code, self.name, case, file, message))
+        self.findings.append(finding(severity, code, message, case, file))
 
     def _short_name(self, file: LabelFile) -> str:
         """A file's name for a message, relative to the database's folder if it is there."""
@@ -107,14 +108,9 @@ class _Gathering:
         for image in (image for image in images if image.sequence != SKIP):
             self._check_fields(image.role)
             self._check_name(image.role, image.sequence, self._short_name(image.role.file))
-        chosen = choose_images(images, self.options, self.name, self._short_name)
+        chosen = choose_images(images, self.options, self._short_name)
         self.findings += chosen.findings
         return chosen
-
-    def _note_skipped(self, cases: Collection[str]) -> None:
-        if cases:
-            message = f"{len(cases)} cases are left out with all their images skipped: {join_names(sorted(cases))}."
-            self._find(Severity.NOTE, "SKIPPED_CASES", "", "", message)
 
     def _check_name(self, role: Role, sequence: str | None, file: str) -> None:
         """Report an ambiguous case: "sub01_T2_FLAIR" may be the T2-FLAIR of "sub01", or the FLAIR of "sub01_T2"."""
@@ -136,11 +132,11 @@ class _Gathering:
     def _masks(self, images: Mapping[str, Mapping[str, ScanFile]]) -> dict[str, ScanFile]:
         """The brain mask of every case; a visit without its own mask gets that of its subject."""
         roles = [role for role in self.found.roles if role.kind == "brain mask"]
-        masks = share_with_visits(roles, {case: fields for case, fields in self.fields.items() if case in images})
+        masks = _share_with_visits(roles, {case: fields for case, fields in self.fields.items() if case in images})
         found = {(role.case, role.file) for role in roles}
         for file in dict.fromkeys(role.file for role in masks if (role.case, role.file) not in found):
             visits = [role.case for role in masks if role.file == file]
-            message = f"{self._short_name(file)} is the brain mask of all visits of its subject: {join_names(visits)}."
+            message = f"{self._short_name(file)} is the brain mask of all visits of its subject: {few(visits)}."
             self._find(Severity.NOTE, "MASK_OF_PERSON", "", self._short_name(file), message)
         return self._by_case(masks, "brain mask")
 
@@ -157,9 +153,8 @@ class _Gathering:
         return chosen
 
     def _schema(self, annotation: str) -> LabelSchema:
-        given = self.options.codes.get(annotation)
-        if given:
-            return schema_for(annotation, given)
+        if self.options.codes.get(annotation):
+            return schema_for(annotation, self.options.codes[annotation])
         schema = self.found.schemas.get(annotation)
         if schema is None and annotation == DEFAULT_ANNOTATION:  # the majority of raters
             schema = next((schema for name, schema in self.found.schemas.items() if is_rater(name)), None)
@@ -174,7 +169,7 @@ class _Gathering:
         self, case: str, images: Mapping[str, ScanFile], labels: Mapping[str, LabelFile], lacks_mask: bool
     ) -> bool:
         """Whether a case has all it needs; what is missing becomes a finding."""
-        if any(f.case == case and f.severity is Severity.ERROR for f in (*self.findings, *self.found.findings)):
+        if any(each.case == case and each.severity is Severity.ERROR for each in self.findings):
             return False
         missing = []
         if not images:
@@ -188,9 +183,8 @@ class _Gathering:
             if not labels and not missing:
                 missing.append(("MISSING_FILE", "has no label. Add it, or use --allow-unlabelled."))
         if lacks_mask:
-            missing.append(
-                ("MISSING_FILE", "has no brain mask, but other cases have one. Add it, or use --brain-mask nonzero.")
-            )
+            what = "has no brain mask, but other cases have one. Add it, or use --brain-mask nonzero."
+            missing.append(("MISSING_FILE", what))
         for code, message in missing:
             self._find(Severity.ERROR, code, case, "", f"case {case!r} {message}")
         return not missing
@@ -232,12 +226,13 @@ class _Gathering:
         names = set(cases) | {self.fields[case].get("subject", case) for case in cases}
         without_case = sorted(set(rows) - names)
         without_row = sorted(case for case in cases if not self._row(case))
-        for unmatched, what in (
-            (without_case, f"rows of {self._table} name no case"),
-            (without_row, f"cases have no row in {self._table}"),
-        ):
+        faults = {
+            f"rows of {self._table} name no case": without_case,
+            f"cases have no row in {self._table}": without_row,
+        }
+        for what, unmatched in faults.items():
             if unmatched:
-                message = f"{len(unmatched)} {what}: {join_names(unmatched)}. Use the same names in both."
+                message = f"{len(unmatched)} {what}: {few(unmatched)}. Use the same names in both."
                 self._find(Severity.WARNING, "PARTICIPANTS", "", self.options.participants, message)
 
     def _note_unused(self) -> None:
@@ -245,10 +240,26 @@ class _Gathering:
         unused = self.found.unused
         scans = [file for file in unused if self.found.any_scan_counts and read_name(Path(file).name).named]
         others = [file for file in unused if file not in scans]
-        for files, severity, code in (
-            (scans, Severity.WARNING, "UNUSED_SCANS"),
-            (others, Severity.NOTE, "UNUSED_FILES"),
-        ):
+        for files, severity, code in (scans, Severity.WARNING, "UNUSED_SCANS"), (others, Severity.NOTE, "UNUSED_FILES"):
             if files:
-                message = f"{len(files)} files are not used by this layout: {join_names(files, 3)}."
+                message = f"{len(files)} files are not used by this layout: {few(files, 3)}."
                 self._find(severity, code, "", files[0], message)
+
+
+def _share_with_visits(masks: Sequence[Role], fields: Mapping[str, Mapping[str, str]]) -> list[Role]:
+    """The roles of brain masks, with a subject's mask repeated for each visit of the subject without its own mask.
+
+    Args:
+        fields: subject, session and site of every case that has a scan.
+    """
+    masked = {role.case for role in masks}
+    shared: list[Role] = []
+    for role in masks:
+        visits = [case for case, visit in fields.items() if case not in masked and _is_of_subject(role, visit)]
+        shared += [replace(role, case=case, fields=fields[case]) for case in visits] or [role]
+    return shared
+
+
+def _is_of_subject(mask: Role, visit: Mapping[str, str]) -> bool:
+    fields = {key: text for key, text in mask.fields.items() if text}
+    return "subject" in fields and "session" not in fields and fields.items() <= visit.items()

@@ -8,17 +8,17 @@ an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from multiseg.errors import UsageError
+from multiseg.errors import UsageError, few
 from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.sequence_reading import read_role
 from multiseg.store.cases import LabelFile, ScanFile, Series
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.source_folder import join_names
-from multiseg.store.sources.source_types import SKIP, FoundFiles, Role, SourceOptions
+from multiseg.store.sources.source_folder import grouped
+from multiseg.store.sources.source_types import SKIP, FoundFiles, Role, SourceOptions, finding
 
 Shown = Callable[[LabelFile], str]
 """A file's name for a message."""
@@ -68,7 +68,7 @@ def check_spellings(found: FoundFiles, options: SourceOptions) -> None:
         spellings = sorted({role.spelling or role.name for role in images} - {""})
         raise UsageError(
             f"--modality names {', '.join(map(repr, unknown))}, but no file of {found.folder.root} has such a name. "
-            f"Names there: {join_names(spellings, 20) or 'none'}."
+            f"Names there: {few(spellings, 20) or 'none'}."
         )
 
 
@@ -97,44 +97,33 @@ def _image(role: Role, spellings: Collection[str], options: SourceOptions) -> Im
     return Image(role, sequence, is_named=False, why=reading.why)
 
 
-def choose_images(images: Sequence[Image], options: SourceOptions, database: str, shown: Shown) -> Images:
+def choose_images(images: Sequence[Image], options: SourceOptions, shown: Shown) -> Images:
     """One file for each sequence of each case; what is ambiguous becomes a finding."""
-    by_case: dict[str, dict[str, list[Image]]] = {}
-    unknown: dict[tuple[str, str], list[str]] = {}
-    for image in (image for image in images if image.sequence != SKIP):
-        sequences = by_case.setdefault(image.role.case, {})
-        if image.sequence is None:
-            unknown.setdefault((image.spelling, image.why), []).append(shown(image.role.file))
-        else:
-            sequences.setdefault(image.sequence, []).append(image)
+    used = [image for image in images if image.sequence != SKIP]
+    unknown = grouped((image for image in used if image.sequence is None), lambda image: (image.spelling, image.why))
+    by_case = {
+        case: grouped((image for image in of_case if image.sequence is not None), lambda image: str(image.sequence))
+        for case, of_case in grouped(used, lambda image: image.role.case).items()
+    }
+    groups = [(case, *group) for case, sequences in by_case.items() for group in sequences.items()]
+    several = [(case, sequence, candidates) for case, sequence, candidates in groups if len(candidates) > 1]
     findings = [
-        *_contradictions(images, options, database, shown),
-        *(
-            _duplicate(case, sequence, candidates, database, shown)
-            for case, sequences in by_case.items()
-            for sequence, candidates in sequences.items()
-            if len(candidates) > 1 and len(_named(candidates)) != 1
-        ),
-        *_chosen(by_case, database, shown),
-        *(_unknown(spelling, why, files, database) for (spelling, why), files in sorted(unknown.items())),
+        *_contradictions(images, options, shown),
+        *(_duplicate(*group, shown) for group in several if len(_named(group[2])) != 1),
+        *_chosen([group for group in several if len(_named(group[2])) == 1], shown),
+        *(_unknown(*key, [shown(image.role.file) for image in unknown[key]]) for key in sorted(unknown)),
     ]
-    return Images(
-        by_case={
-            case: {
-                sequence: (_named(candidates) or candidates)[0].role.file for sequence, candidates in sequences.items()
-            }
-            for case, sequences in by_case.items()
-        },
-        skipped={image.role.case for image in images} - set(by_case),
-        findings=tuple(findings),
-    )
+    chosen: dict[str, dict[str, ScanFile]] = {case: {} for case in by_case}
+    for case, sequence, candidates in groups:
+        chosen[case][sequence] = (_named(candidates) or candidates)[0].role.file
+    return Images(chosen, {image.role.case for image in images} - set(by_case), tuple(findings))
 
 
 def _named(images: Sequence[Image]) -> list[Image]:
     return [image for image in images if image.is_named]
 
 
-def _duplicate(case: str, sequence: str, images: Sequence[Image], database: str, shown: Shown) -> Finding:
+def _duplicate(case: str, sequence: str, images: Sequence[Image], shown: Shown) -> Finding:
     files = [shown(image.role.file) for image in images]
     spellings = list(dict.fromkeys(image.spelling for image in images))
     if len(spellings) < len(images):  # T1.img beside T1.nii.gz
@@ -150,32 +139,25 @@ def _duplicate(case: str, sequence: str, images: Sequence[Image], database: str,
             "If they are two visits or patients, tell them apart in the pattern, for instance with {session} or "
             "{site}. If they are one sequence twice, leave one out by its spelling: --modality NAME=skip."
         )
-    count, names = ("two", " and ".join(files)) if len(files) == 2 else (str(len(files)), join_names(files))
+    count, names = ("two", " and ".join(files)) if len(files) == 2 else (str(len(files)), few(files))
     message = f"{count} files are {sequence} of case {case!r}: {names}. {advice}"
-    return Finding(Severity.ERROR, "DUPLICATE_CASE", database, case, files[-1], message)
+    return finding(Severity.ERROR, "DUPLICATE_CASE", message, case, files[-1])
 
 
-def _chosen(by_case: Mapping[str, Mapping[str, Sequence[Image]]], database: str, shown: Shown) -> list[Finding]:
+def _chosen(groups: Sequence[tuple[str, str, Sequence[Image]]], shown: Shown) -> Iterator[Finding]:
     """Notes of the files that were left out in favour of one that the user named."""
     left_out: dict[tuple[str, str, str], list[str]] = {}
-    for sequence, candidates in (item for sequences in by_case.values() for item in sequences.items()):
-        if len(candidates) > 1 and len(_named(candidates)) == 1:
-            taken = _named(candidates)[0]
-            for other in (image for image in candidates if image is not taken):
-                key = (taken.spelling, sequence, other.spelling)
-                left_out.setdefault(key, []).append(shown(other.role.file))
-    return [
-        Finding(
-            Severity.NOTE, "CHOSEN_SCAN", database, "", files[0],
-            f"{taken!r} is {sequence}, by --modality; {other!r} is left out if both exist: {join_names(files, 3)}.",
-        )
-        for (taken, sequence, other), files in left_out.items()
-    ]  # fmt: skip
+    for _, sequence, candidates in groups:
+        (taken,) = _named(candidates)
+        for other in (image for image in candidates if image is not taken):
+            left_out.setdefault((taken.spelling, sequence, other.spelling), []).append(shown(other.role.file))
+    for (spelling, sequence, other_spelling), files in left_out.items():
+        what = f"{spelling!r} is {sequence}, by --modality; {other_spelling!r} is left out if both exist"
+        yield finding(Severity.NOTE, "CHOSEN_SCAN", f"{what}: {few(files, 3)}.", file=files[0])
 
 
-def _contradictions(images: Sequence[Image], options: SourceOptions, database: str, shown: Shown) -> list[Finding]:
+def _contradictions(images: Sequence[Image], options: SourceOptions, shown: Shown) -> Iterator[Finding]:
     """Files whose name says another sequence than --modality says of all."""
-    findings = []
     for image in images if options.modality else ():
         file = shown(image.role.file)
         sequence = read_role(image.role.name).sequence or modality_of_file_name(PurePosixPath(file).name)
@@ -184,14 +166,13 @@ def _contradictions(images: Sequence[Image], options: SourceOptions, database: s
                 f"{file} reads as {sequence}, but --modality {options.modality} says that all are {options.modality}. "
                 f"Narrow the pattern, or name this file's sequence: --modality {image.spelling}={sequence}."
             )
-            findings.append(Finding(Severity.ERROR, "AMBIGUOUS_NAME", database, image.role.case, file, message))
-    return findings
+            yield finding(Severity.ERROR, "AMBIGUOUS_NAME", message, image.role.case, file)
 
 
-def _unknown(spelling: str, why: str, files: Sequence[str], database: str) -> Finding:
+def _unknown(spelling: str, why: str, files: Sequence[str]) -> Finding:
     message = (
         f"{spelling!r} is not a known sequence; {len(files)} such files are left out ({why}). "
         f"If it is a sequence, name it: --modality {spelling}=T1; if it is a label, use --label; if it is neither: "
         f"--modality {spelling}=skip."
     )
-    return Finding(Severity.WARNING, "UNKNOWN_SEQUENCE", database, "", files[0], message)
+    return finding(Severity.WARNING, "UNKNOWN_SEQUENCE", message, file=files[0])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from multiseg.store.ingest.split_file import split_of
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.participants import with_numbers
 from multiseg.store.sources.recognise import find_source
-from multiseg.store.sources.source_folder import is_volume
+from multiseg.store.sources.source_folder import grouped, is_volume
 from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
 from multiseg.store.sources.text_tables import read_table
 
@@ -51,7 +51,7 @@ def _from_toml(path: Path) -> list[DatabaseFiles]:
 
 
 def _database_from_table(path: Path, table: Mapping[str, Any]) -> DatabaseFiles:
-    keys = {"root", *(field.name for field in dataclasses.fields(SourceOptions))} - {"layout", "yes"}
+    keys = {"root", *(field.name for field in fields(SourceOptions))} - {"layout", "yes"}
     given = {key for key, value in table.items() if value != "" or key == "root"}  # "": the manifest's own folder
     unknown, missing = set(table) - keys, {"name", "root", "pattern"} - given
     if unknown or missing:
@@ -59,9 +59,8 @@ def _database_from_table(path: Path, table: Mapping[str, Any]) -> DatabaseFiles:
             f"{path}: [[database]] {table.get('name', '')!r} has unknown keys {sorted(unknown)} and lacks "
             f"{sorted(missing)}. Keys are {', '.join(sorted(keys))}."
         )
-    return find_source(
-        path.parent / table["root"], SourceOptions(**{key: value for key, value in table.items() if key != "root"})
-    )
+    options = SourceOptions(**{key: value for key, value in table.items() if key != "root"})
+    return find_source(path.parent / table["root"], options)
 
 
 def _from_csv(path: Path) -> list[DatabaseFiles]:
@@ -77,9 +76,7 @@ def _from_csv(path: Path) -> list[DatabaseFiles]:
     sequences = _columns_of_files(path, lines)
     _check_columns(path, [sequences.get(column, column) for column in lines[0]])
     lines = [{sequences.get(column, column): text for column, text in line.items()} for line in lines]
-    by_database: dict[str, list[dict[str, str]]] = {}
-    for line in lines:
-        by_database.setdefault(line["database"], []).append(line)
+    by_database = grouped(lines, lambda line: line["database"])
     return [_database_from_rows(path, name, rows) for name, rows in by_database.items()]
 
 
@@ -111,9 +108,8 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     for column in columns:
         name = _modality_of_column(column)
         if name and name in sequences:
-            raise UsageError(
-                f"{path}: the columns {sequences[name]!r} and {column!r} both name {name} files. Keep one."
-            )
+            first = sequences[name]
+            raise UsageError(f"{path}: the columns {first!r} and {column!r} both name {name} files. Keep one.")
         sequences[name or ""] = column
 
 
@@ -141,20 +137,16 @@ def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -
     invalid = {finding.case for finding in findings}
     masks = {case.brain_mask is not None for case in cases.values()}
     if masks == {True, False}:
-        raise UsageError(
-            f"{path}: some cases of {database!r} have a brain_mask and some do not. Give it for all or none."
-        )
-    participants, doubts = with_numbers(
-        {case.case: {k: str(v) for k, v in case.participant.items()} for case in cases.values()}, path.name, database
-    )
+        message = f"{path}: some cases of {database!r} have a brain_mask and some do not. Give it for all or none."
+        raise UsageError(message)
+    texts = {name: {column: str(text) for column, text in case.participant.items()} for name, case in cases.items()}
+    participants, doubts = with_numbers(texts, path.name, database)
     annotations = dict.fromkeys(annotation for case in cases.values() for annotation in case.labels)
     return DatabaseFiles(
         name=database,
         pathology=rows[0].get("pathology", ""),
         cases=tuple(
-            dataclasses.replace(case, participant=participants[name])
-            for name, case in cases.items()
-            if name not in invalid
+            replace(case, participant=participants[name]) for name, case in cases.items() if name not in invalid
         ),
         schemas={annotation: schema_for(annotation, codes.get(annotation, "")) for annotation in annotations},
         findings=(*findings, *doubts),

@@ -13,17 +13,16 @@ from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import Any
 
-from multiseg.errors import SourceError
+from multiseg.errors import SourceError, few
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources import dataset_json
 from multiseg.store.sources.annotations import only_annotation, schema_for
-from multiseg.store.sources.named_channels import spellings
 from multiseg.store.sources.participants import with_numbers
-from multiseg.store.sources.source_folder import SUFFIX, Folder, join_names
-from multiseg.store.sources.source_types import FoundFiles, Layout, Role, Row, SourceOptions
-from multiseg.store.sources.stacks import check_sizes, num_volumes, stack_roles
+from multiseg.store.sources.source_channels import check_sizes, num_volumes, spellings, stack_roles
+from multiseg.store.sources.source_folder import SUFFIX, Folder
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, Row, SourceOptions, finding
 
 SPLITS = {"training": "", "validation": "val", "val": "val", "testing": "test", "test": "test"}
 """The split of each list of cases. Folds of training become a column, since their use is chosen later."""
@@ -38,6 +37,7 @@ class _Entry:
     label: str
     split: str
     rest: Mapping[str, str]
+    case: str = ""
 
 
 def _datalists(folder: Folder) -> list[str]:
@@ -57,31 +57,26 @@ def _is_datalist(folder: Folder, name: str) -> bool:
 
 def _recognise(folder: Folder) -> str:
     datalists = _datalists(folder)
-    return f'{join_names(datalists)} with "training" as a list of images and labels' if datalists else ""
+    return f'{few(datalists)} with "training" as a list of images and labels' if datalists else ""
 
 
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     name = _only_datalist(folder)
     data = dataset_json.read_json(folder.path(name))
-    entries = _entries(data, str(folder.path(name)))
-    names = _case_names(list(entries))
-    database = options.name or PurePosixPath(name).stem
-    annotation, schemas, findings = _annotation(data, options, database)
-    images, doubts = _images(folder, data, dict(zip(names, entries, strict=True)), options, name)
-    labels = [
-        Role(case, "label", annotation, folder.path(entry.label), _fields(entry))
-        for case, entry in zip(names, entries, strict=True)
-        if entry.label
-    ]
-    rows, more = _participants(names, entries, name, database)
+    unnamed = _entries(data, str(folder.path(name)))
+    entries = [replace(entry, case=case) for entry, case in zip(unnamed, _case_names(unnamed), strict=True)]
+    annotation, schemas, findings = _annotation(data, options)
+    images, doubts = _images(folder, data, {entry.case: entry for entry in entries}, options, name)
+    labels = [Role(e.case, "label", annotation, folder.path(e.label), _fields(e)) for e in entries if e.label]
+    rows, more = _participants(entries, name)
     return FoundFiles(
         name=PurePosixPath(name).stem,
         folder=folder,
         roles=[*images, *labels],
         schemas=schemas,
-        may_lack_labels={case for case, entry in zip(names, entries, strict=True) if entry.split == "test"},
+        may_lack_labels={entry.case for entry in entries if entry.split == "test"},
         participants=rows,
-        findings=(*findings, *more, *(replace(doubt, database=database) for doubt in doubts)),
+        findings=(*findings, *more, *doubts),
         licence=dataset_json.text_of(data, "licence", "license"),
         citation=dataset_json.text_of(data, "reference"),
         source=name,
@@ -91,13 +86,12 @@ def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
 def _only_datalist(folder: Folder) -> str:
     datalists = _datalists(folder)
     if len(datalists) != 1:
-        what = f"{len(datalists)} datalists ({join_names(datalists)})" if datalists else "no datalist"
-        raise SourceError(
+        what = f"{len(datalists)} datalists ({few(datalists)})" if datalists else "no datalist"
+        message = (
             f"{folder.root} has {what} of MONAI. Name the one to ingest: multiseg ingest "
-            f'{folder.path("datalist.json")} ... It contains {{"training": [{{"image": ..., "label": ...}}]}}.',
-            code="SEVERAL_DATASETS" if datalists else "NOTHING_FOUND",
-            file=str(folder.root),
+            f'{folder.path("datalist.json")} ... It contains {{"training": [{{"image": ..., "label": ...}}]}}.'
         )
+        raise SourceError(message, code="SEVERAL_DATASETS" if datalists else "NOTHING_FOUND", file=str(folder.root))
     return datalists[0]
 
 
@@ -105,11 +99,8 @@ def _entries(data: Mapping[str, Any], where: str) -> list[_Entry]:
     try:
         return [_entry(row, split) for key, split in SPLITS.items() for row in data.get(key, [])]
     except (TypeError, KeyError, AttributeError) as error:
-        raise SourceError(
-            f'{where} has a case that is not in the form {{"image": ..., "label": ...}} ({error}). Correct it.',
-            code="BAD_JSON",
-            file=where,
-        ) from error
+        message = f'{where} has a case that is not in the form {{"image": ..., "label": ...}} ({error}). Correct it.'
+        raise SourceError(message, code="BAD_JSON", file=where) from error
 
 
 def _entry(row: Any, split: str) -> _Entry:
@@ -129,22 +120,17 @@ def _fields(entry: _Entry) -> dict[str, str]:
     return {**fields, "subject": subject} if subject else fields
 
 
-def _participants(
-    names: Sequence[str], entries: Sequence[_Entry], table: str, database: str
-) -> tuple[dict[str, Row], tuple[Finding, ...]]:
+def _participants(entries: Sequence[_Entry], table: str) -> tuple[dict[str, Row], tuple[Finding, ...]]:
     keys = dict.fromkeys(key for entry in entries for key in entry.rest)
     columns = [key for key in keys if key.lower() not in (*schema.RESERVED, *SUBJECT)]
-    rows = {
-        case: {column: entry.rest.get(column, "") for column in columns}
-        for case, entry in zip(names, entries, strict=True)
-    }
-    return with_numbers(rows, table, database) if columns else ({}, ())
+    rows = {entry.case: {column: entry.rest.get(column, "") for column in columns} for entry in entries}
+    return with_numbers(rows, table) if columns else ({}, ())
 
 
 def _case_names(entries: Sequence[_Entry]) -> list[str]:
     """Cases by the shared beginning of their files' names; if that is not unique, by their folder."""
-    for name_of in (_shared_beginning, _parent_folder):
-        names = [name_of(entry) for entry in entries]
+    folders = [PurePosixPath(entry.images[0]).parent.name for entry in entries]
+    for names in ([_shared_beginning(entry) for entry in entries], folders):
         if all(names) and len(set(names)) == len(names):
             return names
     return [_stem(entry.images[0].replace("/", "_")).strip("._") for entry in entries]
@@ -162,15 +148,9 @@ def _shared_beginning(entry: _Entry) -> str:
     return "".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, words)).rstrip("-_. ")
 
 
-def _parent_folder(entry: _Entry) -> str:
-    return PurePosixPath(entry.images[0]).parent.name
-
-
-def _annotation(
-    data: Mapping[str, Any], options: SourceOptions, database: str
-) -> tuple[str, dict[str, LabelSchema], list[Finding]]:
+def _annotation(data: Mapping[str, Any], options: SourceOptions) -> tuple[str, dict[str, LabelSchema], list[Finding]]:
     if "labels" in data:
-        return dataset_json.annotation(data, options, database)
+        return dataset_json.annotation(data, options)
     name = only_annotation(options)
     return name, {name: schema_for(name, options.codes.get(name, ""))}, []
 
@@ -185,10 +165,8 @@ def _images(
         number = max(set(sizes), key=sizes.count, default=1)
         files = {str(n): [path.name for path in stacks.values()] for n in range(number)}
         names = _channels(folder, data, files, options, name)
-        roles = [
-            role for case, path in stacks.items() for role in stack_roles(case, path, names, _fields(entries[case]))
-        ]
-        return roles, check_sizes(stacks.items(), number, "")
+        roles = [role for c, path in stacks.items() for role in stack_roles(c, path, names, _fields(entries[c]))]
+        return roles, list(check_sizes(stacks.items(), number))
     lengths = [len(entry.images) for entry in entries.values()]
     number = max(set(lengths), key=lengths.count)
     complete = {case: entry for case, entry in entries.items() if len(entry.images) == number}
@@ -196,7 +174,7 @@ def _images(
     names = _channels(folder, data, files, options, name)
     message = "{} lists {} images of case {!r} but {} of others, so it is unclear which is which. Complete the list."
     findings = [
-        Finding(Severity.ERROR, "NUM_VOLUMES", "", case, "", message.format(name, len(entry.images), case, number))
+        finding(Severity.ERROR, "NUM_VOLUMES", message.format(name, len(entry.images), case, number), case)
         for case, entry in entries.items()
         if case not in complete
     ]

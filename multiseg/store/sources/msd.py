@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from multiseg.errors import SourceError
 from multiseg.store.sources import dataset_json
+from multiseg.store.sources.source_channels import check_sizes, stack_roles
 from multiseg.store.sources.source_folder import SUFFIX, Folder
-from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, unused_volumes
-from multiseg.store.sources.stacks import check_sizes, stack_roles
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions
 
 
 def _is_decathlon(home: Folder) -> bool:
@@ -27,12 +27,11 @@ def _recognise(folder: Folder) -> str:
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     home = dataset_json.only_home(folder)
     data = dataset_json.read_json(home.path(dataset_json.NAME))
-    database = options.name or home.name
     names = dataset_json.channel_names(home, data, options)
     if set(names) != set(range(len(names))):
         message = f"{home.path(dataset_json.NAME)} numbers its channels {sorted(names)}, not from 0. Correct it."
         raise SourceError(message, code="BAD_JSON", file=dataset_json.NAME)
-    annotation, schemas, findings = dataset_json.annotation(data, options, database)
+    annotation, schemas, findings = dataset_json.annotation(data, options)
     roles: list[Role] = []
     for part, keys in (("Tr", ("training", "numTraining")), ("Ts", ("test", "numTest"))):
         images = home.matches(rf"images{part}/(?P<case>[^/]+?){SUFFIX}")
@@ -44,15 +43,14 @@ def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
             Role(match["case"], "label", annotation, home.path(match[0]), fields)
             for match in home.matches(rf"labels{part}/(?P<case>[^/]+?){SUFFIX}")
         ]
-        findings += check_sizes(files, len(names), database)
-        findings += dataset_json.broken_promises(data, keys, cases, SUFFIX, database)
+        findings += check_sizes(files, len(names))
+        findings += dataset_json.broken_promises(data, keys, cases, SUFFIX)
     return FoundFiles(
-        name=home.name,
         folder=home,
         roles=roles,
         schemas=schemas,
         may_lack_labels={role.case for role in roles if role.fields},
-        unused=unused_volumes(home, roles),
+        unused=home.unused(role.file for role in roles),
         findings=tuple(findings),
         licence=dataset_json.text_of(data, "licence", "license"),
         citation=dataset_json.text_of(data, "reference"),

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from multiseg.errors import SourceError, UsageError
-from multiseg.store.findings import Finding
+from multiseg.errors import SourceError, UsageError, few
 from multiseg.store.sources.annotations import only_annotation, schema_for
-from multiseg.store.sources.source_folder import SUFFIX, Folder, join_names
-from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, unused_volumes
-from multiseg.store.sources.stacks import check_sizes, num_volumes, stack_roles
+from multiseg.store.sources.source_channels import check_sizes, num_volumes, stack_roles
+from multiseg.store.sources.source_folder import SUFFIX, Folder
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions
 
 
 def _homes(folder: Folder) -> list[Folder]:
@@ -37,34 +36,30 @@ def _recognise(folder: Folder) -> str:
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     homes = _homes(folder)
     if len(homes) != 1:
-        listing = join_names([home.name for home in homes]) or "none"
-        raise SourceError(
+        listing = few([home.name for home in homes]) or "none"
+        message = (
             f"{folder.root} has {len(homes)} databases of Images and Labels ({listing}), but only one can be ingested "
-            "at a time, since each has its own sequences. Give the folder of one.",
-            code="SEVERAL_DATASETS" if homes else "NOTHING_FOUND",
-            file=str(folder.root),
+            "at a time, since each has its own sequences. Give the folder of one."
         )
+        raise SourceError(message, code="SEVERAL_DATASETS" if homes else "NOTHING_FOUND", file=str(folder.root))
     (home,) = homes
     images, labels = _cases(home, "Images"), _cases(home, "Labels")
     annotation = only_annotation(options)
-    names, findings = _volume_names(home, images, options)
+    names = _volume_names(home, images, options)
     roles = [role for case, path in images.items() for role in stack_roles(case, path, names)]
     roles += [Role(case, "label", annotation, path) for case, path in labels.items()]
     return FoundFiles(
-        name=home.name,
         folder=home,
         roles=roles,
         schemas={annotation: schema_for(annotation, options.codes.get(annotation, ""))},
-        unused=unused_volumes(home, roles),
-        findings=tuple(findings),
+        unused=home.unused(role.file for role in roles),
+        findings=tuple(check_sizes(images.items(), len(names))),
         source="preprocessed for Multi-Unet",
     )
 
 
-def _volume_names(
-    home: Folder, images: dict[str, Path], options: SourceOptions
-) -> tuple[dict[int, str], list[Finding]]:
-    """Every volume's spelling, which is its number, and errors for cases with other numbers of volumes.
+def _volume_names(home: Folder, images: dict[str, Path], options: SourceOptions) -> dict[int, str]:
+    """The spelling of every volume of most images, which is its number.
 
     Raises:
         UsageError: the user does not name the sequences of all volumes.
@@ -78,8 +73,7 @@ def _volume_names(
             f"{', '.join(unnamed)} in the order of the settings they were made with: "
             f"{' '.join(f'--modality {n}=NAME' for n in unnamed)}, such as 0=FLAIR; 0=skip leaves one out."
         )
-    findings = check_sizes(images.items(), usual, options.name or home.name)
-    return {n: str(n) for n in range(usual)}, findings
+    return {n: str(n) for n in range(usual)}
 
 
 LAYOUT = Layout("multiunet", "preprocessed for Multi-Unet", _recognise, _find)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,57 +16,42 @@ from multiseg.errors import SourceError
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources import dataset_json
 from multiseg.store.sources.source_folder import SUFFIX, Folder, is_volume
-from multiseg.store.sources.source_types import (
-    SKIP,
-    FoundFiles,
-    Layout,
-    Role,
-    SourceOptions,
-    sequences_by_case,
-    unused_volumes,
-)
+from multiseg.store.sources.source_types import SKIP, FoundFiles, Layout, Role, SourceOptions, finding, image_names
 
 
-def _is_version_2(home: Folder) -> bool:
-    return "channel_names" in dataset_json.peek(home)
-
-
-def _is_version_1(home: Folder) -> bool:
-    return not _is_version_2(home) and dataset_json.has_channel_files(home)
+def _version(home: Folder) -> int:
+    """The version of the format that a folder has; 0 for another format."""
+    return 2 if "channel_names" in dataset_json.peek(home) else int(dataset_json.has_channel_files(home))
 
 
 def _recognise(folder: Folder) -> str:
-    homes = [home for home in dataset_json.homes(folder) if _is_version_2(home) or _is_version_1(home)]
-    if not homes:
-        return ""
-    version = 2 if _is_version_2(homes[0]) else 1
-    return f"{homes[0].name} has a dataset.json of version {version}"
+    versions = {home.name: _version(home) for home in dataset_json.homes(folder)}
+    return next(
+        (f"{name} has a dataset.json of version {version}" for name, version in versions.items() if version), ""
+    )
 
 
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     home = dataset_json.only_home(folder)
     data = dataset_json.read_json(home.path(dataset_json.NAME))
-    database = options.name or home.name
     ending = _ending(home, data)
     names = dataset_json.channel_names(home, data, options)
-    annotation, schemas, notes = dataset_json.annotation(data, options, database)
+    annotation, schemas, notes = dataset_json.annotation(data, options)
     training = _listed_roles(home, data, names, annotation) or _roles(home, "Tr", ending, names, annotation)
     test = _roles(home, "Ts", ending, names, annotation)
-    cases = {role.case for role in training}
     # Version 2 does not read the list of cases, and people keep outdated ones.
     promised = {k: v for k, v in data.items() if k != "training"} if "channel_names" in data else data
     findings = [
         *notes,
-        *_incomplete((*training, *test), names, options, database),
-        *dataset_json.broken_promises(promised, ("training", "numTraining"), cases, ending, database),
+        *_incomplete((*training, *test), names, options),
+        *dataset_json.broken_promises(promised, ("training", "numTraining"), {role.case for role in training}, ending),
     ]
     return FoundFiles(
-        name=home.name,
         folder=home,
         roles=(*training, *test),
         schemas=schemas,
         may_lack_labels=_unlabelled(test),
-        unused=unused_volumes(home, (*training, *test)),
+        unused=home.unused(role.file for role in (*training, *test)),
         findings=tuple(findings),
         licence=dataset_json.text_of(data, "licence", "license"),
         citation=dataset_json.text_of(data, "citation", "reference"),
@@ -84,19 +69,17 @@ def _ending(home: Folder, data: Mapping[str, Any]) -> str:
     if given is None:
         return SUFFIX
     if not is_volume(f"x{given}"):
-        raise SourceError(
+        message = (
             f"{home.path(dataset_json.NAME)} says that files end in {given!r}, which is not a format of volumes "
-            "that multiseg reads. Convert them to .nii.gz.",
-            code="NOT_A_VOLUME",
-            file=dataset_json.NAME,
+            "that multiseg reads. Convert them to .nii.gz."
         )
+        raise SourceError(message, code="NOT_A_VOLUME", file=dataset_json.NAME)
     if home.volumes and not any(file.endswith(given) for file in home.volumes):
-        raise SourceError(
+        message = (
             f"{home.path(dataset_json.NAME)} says that files end in {given!r}, but they are such as "
-            f"{home.volumes[0]}. Correct its file_ending.",
-            code="BAD_JSON",
-            file=dataset_json.NAME,
+            f"{home.volumes[0]}. Correct its file_ending."
         )
+        raise SourceError(message, code="BAD_JSON", file=dataset_json.NAME)
     return re.escape(str(given))
 
 
@@ -126,24 +109,21 @@ def _listed_roles(home: Folder, data: Mapping[str, Any], names: Mapping[int, str
     if "dataset" not in data:
         return []
     try:
-        return [
-            role for case, row in data["dataset"].items() for role in _listed_case(home, case, row, names, annotation)
-        ]
+        rows = data["dataset"].items()
+        return [role for case, row in rows for role in _listed_case(home, case, row, names, annotation)]
     except (AttributeError, KeyError, TypeError) as error:
-        raise SourceError(
+        message = (
             f'{home.path(dataset_json.NAME)}: "dataset" is not in the form {{"CASE": {{"images": [...], "label": '
-            f'"..."}}}} ({type(error).__name__}: {error}). Correct it.',
-            code="BAD_JSON",
-            file=dataset_json.NAME,
-        ) from error
+            f'"..."}}}} ({type(error).__name__}: {error}). Correct it.'
+        )
+        raise SourceError(message, code="BAD_JSON", file=dataset_json.NAME) from error
 
 
 def _listed_case(
     home: Folder, case: str, row: Mapping[str, Any], names: Mapping[int, str], annotation: str
 ) -> list[Role]:
-    images = [
-        Role(case, "image", _channel(number, names), _resolve(home, file)) for number, file in enumerate(row["images"])
-    ]
+    files = enumerate(row["images"])
+    images = [Role(case, "image", _channel(number, names), _resolve(home, file)) for number, file in files]
     return [*images, Role(case, "label", annotation, _resolve(home, row["label"]))]
 
 
@@ -152,21 +132,17 @@ def _resolve(home: Folder, file: str) -> Path:
     return home.path(os.path.expandvars(file))
 
 
-def _incomplete(
-    roles: Sequence[Role], names: Mapping[int, str], options: SourceOptions, database: str
-) -> list[Finding]:
+def _incomplete(roles: Sequence[Role], names: Mapping[int, str], options: SourceOptions) -> Iterator[Finding]:
     """An error for each case without all channels: in nnU-Net every case has them, so a missing file was lost."""
     wanted = {number: name for number, name in names.items() if options.modalities.get(name) != SKIP}
-    findings = []
-    for case, sequences in sequences_by_case(roles).items():
+    for case, sequences in image_names(roles).items():
         missing = [f"{case}_{number:04d} ({name})" for number, name in sorted(wanted.items()) if name not in sequences]
         if missing:
             message = (
                 f"case {case!r} lacks {', '.join(missing)}, which dataset.json names. Copy the file again, or leave "
                 "the sequence out of all cases: --modality NAME=skip."
             )
-            findings.append(Finding(Severity.ERROR, "MISSING_FILE", database, case, "", message))
-    return findings
+            yield finding(Severity.ERROR, "MISSING_FILE", message, case)
 
 
 def _unlabelled(test: Sequence[Role]) -> set[str]:

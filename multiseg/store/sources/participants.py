@@ -11,9 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from multiseg.errors import SourceError
+from multiseg.errors import SourceError, few
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.sources.source_folder import join_names
 from multiseg.store.sources.source_types import Row
 from multiseg.store.sources.text_tables import read_table
 
@@ -48,12 +47,12 @@ def read_participants(path: Path, database: str) -> tuple[dict[str, Row], tuple[
 
 
 def with_numbers(
-    rows: Mapping[str, Mapping[str, str]], table: str, database: str
+    rows: Mapping[str, Mapping[str, str]], table: str, database: str = ""
 ) -> tuple[dict[str, Row], tuple[Finding, ...]]:
     """The same rows with numbers in columns of numbers (except `TEXTS`), and findings about texts among them.
 
     Args:
-        table: the table's name, for findings.
+        table, database: their names, for findings. A layout leaves the database out.
     """
     columns = [c for c in dict.fromkeys(column for row in rows.values() for column in row) if c not in TEXTS]
     numeric: set[str] = set()
@@ -61,11 +60,13 @@ def with_numbers(
     for column in columns:
         known = {case: text for case, row in rows.items() if (text := row.get(column, "")).lower() not in UNKNOWN}
         texts = {case: text for case, text in known.items() if not _NUMBER.fullmatch(text)}
-        if _is_numeric(list(texts.values()), len(known) - len(texts)):
+        is_numeric = _is_numeric(list(texts.values()), len(known) - len(texts))
+        if is_numeric:
             numeric.add(column)
-            findings += _warn_of_texts(column, texts, table, database)
-        else:
-            findings += _warn_of_numbers(column, texts, len(known), table, database)
+        doubt = _texts_among_numbers(texts) if is_numeric else _numbers_kept_as_texts(texts, len(known))
+        if doubt:
+            message = f"{table}: the column {column!r} {doubt}"
+            findings.append(Finding(Severity.WARNING, "NOT_A_NUMBER", database, "", table, message))
     converted: dict[str, Row] = {
         case: {c: _number(text) if c in numeric else text for c, text in row.items()} for case, row in rows.items()
     }
@@ -82,24 +83,22 @@ def _number(text: str) -> float:
     return float(text) if _NUMBER.fullmatch(text) else float("nan")
 
 
-def _warn_of_texts(column: str, texts: Mapping[str, str], table: str, database: str) -> list[Finding]:
-    if not texts:
-        return []
-    shown = join_names([f"{text!r} of {case!r}" for case, text in texts.items()])
+def _texts_among_numbers(texts: Mapping[str, str]) -> str:
+    """The warning of a column of numbers; "" if it has no texts."""
+    shown = few([f"{text!r} of {case!r}" for case, text in texts.items()])
     message = (
-        f"{table}: the column {column!r} has numbers, but also {shown}. Such a value is not a number and is "
-        "stored as unknown (NaN). Write a number, or leave it empty."
+        f"has numbers, but also {shown}. Such a value is not a number and is stored as unknown (NaN). Write a number, "
+        "or leave it empty."
     )
-    return [Finding(Severity.WARNING, "NOT_A_NUMBER", database, "", table, message)]
+    return message if texts else ""
 
 
-def _warn_of_numbers(column: str, texts: Mapping[str, str], num_known: int, table: str, database: str) -> list[Finding]:
-    """A warning if a text column may be meant as numbers: "045Y", "45,5"."""
+def _numbers_kept_as_texts(texts: Mapping[str, str], num_known: int) -> str:
+    """The warning of a text column; "" unless its values may be meant as numbers: "045Y", "45,5"."""
     if len(texts) < num_known or not all(_LIKE_NUMBER.fullmatch(text) for text in texts.values()):
-        return []
+        return ""
     case, text = next(iter(texts.items()))
-    message = (
-        f"{table}: the column {column!r} stays text, since its values are not plain numbers: {text!r} of {case!r}. "
-        "If they are numbers, write only digits and a decimal point."
+    return (
+        f"stays text, since its values are not plain numbers: {text!r} of {case!r}. If they are numbers, write only "
+        "digits and a decimal point."
     )
-    return [Finding(Severity.WARNING, "NOT_A_NUMBER", database, "", table, message)]

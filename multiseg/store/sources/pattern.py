@@ -30,17 +30,15 @@ def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     taken = {role.file for role in (*labels, *masks)}
     images = [role for role in roles_of(folder, options.pattern, "image", "") if role.file not in taken]
     if not (images or labels):
-        raise SourceError(
+        message = (
             f"none of the {len(folder.files)} files in {folder.root} matches the pattern {options.pattern!r}. "
-            f"It would match, for instance, {_example(options.pattern)!r}.",
-            code="NOTHING_FOUND",
-            file=str(folder.root),
+            f"It would match, for instance, {_example(options.pattern)!r}."
         )
+        raise SourceError(message, code="NOTHING_FOUND", file=str(folder.root))
     for name in options.codes:
         if name not in options.labels:
             raise UsageError(f"codes are given for the annotation {name!r}, but no --label {name}=... names its files.")
     return FoundFiles(
-        name=folder.name,
         folder=folder,
         roles=[*images, *labels],
         schemas={name: schema_for(name, options.codes.get(name, "")) for name in options.labels},

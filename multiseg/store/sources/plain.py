@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from multiseg.errors import few
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.file_contents import codes_in
 from multiseg.store.sources.file_words import Meaning, What, meaning_of, words_of
 from multiseg.store.sources.plain_cases import Volume, files_of_subjects, volumes_in
 from multiseg.store.sources.plain_labels import one_label_each, schemas_of
-from multiseg.store.sources.source_folder import Folder, join_names
-from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, without_skipped_labels
+from multiseg.store.sources.source_folder import Folder
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, finding, without_skipped_labels
 
 
 def _recognise(folder: Folder) -> str:
@@ -25,8 +26,8 @@ def _recognise(folder: Folder) -> str:
     sequences = list(dict.fromkeys(meaning.name for _, meaning in volumes if meaning.what is What.IMAGE))
     labels = list(dict.fromkeys(volume.stem for volume, meaning in volumes if meaning.what is What.LABEL))
     return (
-        f"{len(cases)} cases such as {cases[0]}, with {join_names(sequences)} and "
-        f"{'labels ' + join_names(labels) if labels else 'no labels'}"
+        f"{len(cases)} cases such as {cases[0]}, with {few(sequences)} and "
+        f"{'labels ' + few(labels) if labels else 'no labels'}"
     )
 
 
@@ -36,45 +37,30 @@ def _describe_unclear(volumes: Sequence[tuple[Volume, Meaning]]) -> str:
     if not volumes:
         return ""
     cases = sorted({volume.case for volume, _ in volumes})
-    names = join_names(list(dict.fromkeys(volume.stem for volume, _ in volumes)))
+    names = few(list(dict.fromkeys(volume.stem for volume, _ in volumes)))
     return f"{len(cases)} cases such as {cases[0]}, with names that do not say which sequence they are: {names}"
 
 
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
-    volumes = volumes_in(folder)
-    volumes += [
-        volume
-        for volume in files_of_subjects(folder, volumes)
-        if _meaning(folder, volume, options).what is What.BRAIN_MASK
-    ]
-    meanings = [_meaning(folder, volume, options) for volume in volumes]
-    database = options.name or folder.name
-    tissues = [volume for volume, meaning in zip(volumes, meanings, strict=True) if meaning.what is What.ONE_TISSUE]
-    all_roles = {
-        volume: _role(folder, volume, meaning)
-        for volume, meaning in zip(volumes, meanings, strict=True)
-        if meaning.what is not What.ONE_TISSUE
-    }
+    meanings = [(volume, _meaning(folder, volume, options)) for volume in volumes_in(folder)]
+    of_subjects = files_of_subjects(folder, [volume for volume, _ in meanings])
+    masks = [(volume, _meaning(folder, volume, options)) for volume in of_subjects]
+    meanings += [(volume, meaning) for volume, meaning in masks if meaning.what is What.BRAIN_MASK]
+    volumes = [volume for volume, _ in meanings]
+    tissues = [volume for volume, meaning in meanings if meaning.what is What.ONE_TISSUE]
+    all_roles = {v: _role(folder, v, meaning) for v, meaning in meanings if meaning.what is not What.ONE_TISSUE}
     kept = {role.file for role in without_skipped_labels(list(all_roles.values()), options.codes)}
     wanted = {volume: role for volume, role in all_roles.items() if role.file in kept}
-    roles, doubts = one_label_each(wanted, options, database)
-    schemas, notes = schemas_of(roles, folder, options, database)
-    findings = [
-        *doubts,
-        *notes,
-        *_note_tissues(tissues, database),
-        *_note_tables(folder, options, database),
-        *_note_nested(volumes, database),
-    ]
-    used = {volume.file for volume in volumes}
+    roles, doubts = one_label_each(wanted, options)
+    schemas, notes = schemas_of(roles, folder, options)
+    findings = [*doubts, *notes, *_note_tissues(tissues), *_note_tables(folder, options), *_note_nested(volumes)]
     return FoundFiles(
-        name=folder.name,
         folder=folder,
         roles=[*roles.values(), *(role for volume, role in all_roles.items() if volume not in wanted)],
         schemas=schemas,
         any_scan_counts=True,
         free_names=True,
-        unused=[file for file in folder.volumes if file not in used],
+        unused=folder.unused(folder.path(volume.file) for volume in volumes),
         findings=tuple(findings),
         source="plain files",
     )
@@ -106,33 +92,33 @@ def _role(folder: Folder, volume: Volume, meaning: Meaning) -> Role:
     return Role(volume.case, "image", meaning.name or volume.stem, file, volume.fields, volume.stem, meaning.why)
 
 
-def _note_tissues(volumes: Sequence[Volume], database: str) -> Iterator[Finding]:
+def _note_tissues(volumes: Sequence[Volume]) -> Iterator[Finding]:
     stems = list(dict.fromkeys(volume.stem for volume in volumes))
     if stems:
         message = (
-            f"{join_names(stems)} show one tissue each and are not used: a label has to be one file of whole-number "
+            f"{few(stems)} show one tissue each and are not used: a label has to be one file of whole-number "
             "codes. Combine the tissues to one file if you need them."
         )
-        yield Finding(Severity.NOTE, "ONE_TISSUE", database, "", volumes[0].file, message)
+        yield finding(Severity.NOTE, "ONE_TISSUE", message, file=volumes[0].file)
 
 
-def _note_tables(folder: Folder, options: SourceOptions, database: str) -> Iterator[Finding]:
+def _note_tables(folder: Folder, options: SourceOptions) -> Iterator[Finding]:
     for table in (file for file in folder.files if file.endswith((".csv", ".tsv")) and "/" not in file):
         if not options.participants:
             message = f"{table} is not used. If its first column names the cases, use --participants {table}."
-            yield Finding(Severity.NOTE, "PARTICIPANTS_TABLE", database, "", table, message)
+            yield finding(Severity.NOTE, "PARTICIPANTS_TABLE", message, file=table)
 
 
-def _note_nested(volumes: Sequence[Volume], database: str) -> Iterator[Finding]:
+def _note_nested(volumes: Sequence[Volume]) -> Iterator[Finding]:
     nested = sorted({volume.case for volume in volumes if not volume.fields and volume.file.count("/") > 1})
     parents = {volume.file.rsplit("/", 2)[0] for volume in volumes if volume.case in nested}
     if 1 < len(parents) < len(nested):
         message = (
-            f"{join_names(nested)} are in {len(parents)} parent folders and taken as {len(nested)} patients. If each "
+            f"{few(nested)} are in {len(parents)} parent folders and taken as {len(nested)} patients. If each "
             "parent folder is one patient with several visits, use --pattern '{subject}/{session}/{modality}.nii.gz', "
             "or one patient may be in two splits."
         )
-        yield Finding(Severity.WARNING, "NESTED_CASES", database, "", "", message)
+        yield finding(Severity.WARNING, "NESTED_CASES", message)
 
 
 FOLDERS = Layout("plain", "plain files", _recognise, _find)

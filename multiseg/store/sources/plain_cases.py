@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from multiseg.modalities import canonical_modality
 from multiseg.store.sources.file_words import What, is_known, meaning_of, split_name
-from multiseg.store.sources.source_folder import Folder
+from multiseg.store.sources.source_folder import Folder, grouped
 
 _VISIT = re.compile(
     r"(?:ses|session|visit|time|timepoint|tp|scan|exam)[-_]?\w*|t\d+|m\d+|baseline|follow-?up\w*|\d{8}", re.I
@@ -73,20 +73,16 @@ def _best(levels: Sequence[list[Volume]], is_good: Callable[[Mapping[str, Sequen
 
 
 def _at_level(paths: Sequence[PurePosixPath], level: int) -> list[Volume]:
-    by_case: dict[Parts, list[PurePosixPath]] = {}
-    for path in paths:
-        if len(path.parts) > level:
-            by_case.setdefault(path.parts[:level], []).append(path)
+    by_case = grouped((path for path in paths if len(path.parts) > level), lambda path: path.parts[:level])
     names = _short_names(sorted(by_case))
     several = len({parts[-1] for parts in names}) > 1
     fields = {parts: _visit_fields(parts) if several else {} for parts in by_case}
-    return [
-        Volume(names[parts], stem, path.as_posix(), fields[parts], parts)
-        for parts, files in by_case.items()
-        for path, stem in zip(
-            files, _stems([path.parts[level:] for path in files], (names[parts], *parts)), strict=True
-        )
-    ]
+    volumes = []
+    for parts, files in by_case.items():
+        stems = _stems([path.parts[level:] for path in files], (names[parts], *parts))
+        named = zip(files, stems, strict=True)
+        volumes += [Volume(names[parts], stem, path.as_posix(), fields[parts], parts) for path, stem in named]
+    return volumes
 
 
 def _short_names(folders: Sequence[Parts]) -> dict[Parts, str]:

@@ -12,15 +12,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from multiseg.atlases import ATLASES, fitting_atlas
-from multiseg.errors import LabelError
+from multiseg.errors import LabelError, few
 from multiseg.labels import LabelSchema
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import is_rater, schema_for
 from multiseg.store.sources.file_contents import Contents, read_contents
 from multiseg.store.sources.file_words import words_of
 from multiseg.store.sources.plain_cases import Volume
-from multiseg.store.sources.source_folder import Folder, join_names
-from multiseg.store.sources.source_types import SKIP, Role, SourceOptions
+from multiseg.store.sources.source_folder import Folder, grouped
+from multiseg.store.sources.source_types import SKIP, Role, SourceOptions, finding
 
 PARCELLATION = 30
 """A label with more codes than this is a parcellation, whose atlas the codes alone may identify."""
@@ -31,64 +31,59 @@ NAMED = {"dlmuse": "dlmuse", "muse": "dlmuse", "aseg": "freesurfer", "aparc": "f
 """Words in a file's name that say the atlas of its codes."""
 
 
-def one_label_each(
-    roles: Mapping[Volume, Role], options: SourceOptions, database: str
-) -> tuple[dict[Volume, Role], list[Finding]]:
+def one_label_each(roles: Mapping[Volume, Role], options: SourceOptions) -> tuple[dict[Volume, Role], list[Finding]]:
     """The roles, and an error for a case with several files that may be its lesion mask or one annotation.
 
     Such files get no role: "gt" and "seg" may be two raters, two structures or an old version, which the user has to
     say. Raters, tissues, and files whose codes the user gives, are separate annotations.
     """
-    groups: dict[tuple[str, str], list[Volume]] = {}
-    for volume, role in roles.items():
-        if role.kind == "label":
-            is_separate = (
-                options.codes.get(role.name, SKIP) != SKIP or role.name.startswith("tissue") or is_rater(role.name)
-            )
-            groups.setdefault((volume.case, role.name if is_separate else ""), []).append(volume)
+
+    def is_separate(annotation: str) -> bool:
+        is_explained = options.codes.get(annotation, SKIP) != SKIP
+        return is_explained or annotation.startswith("tissue") or is_rater(annotation)
+
+    labels = {volume: role.name for volume, role in roles.items() if role.kind == "label"}
+    groups = grouped(labels, lambda volume: (volume.case, labels[volume] if is_separate(labels[volume]) else ""))
     several = [volumes for volumes in groups.values() if len(volumes) > 1]
     doubtful = {volume for volumes in several for volume in volumes}
     kept = {volume: role for volume, role in roles.items() if volume not in doubtful}
-    return kept, [_ambiguous(volumes, database) for volumes in several]
+    return kept, [_ambiguous(volumes) for volumes in several]
 
 
-def _ambiguous(volumes: Sequence[Volume], database: str) -> Finding:
+def _ambiguous(volumes: Sequence[Volume]) -> Finding:
     skip = " or ".join(f"--labels {volume.stem}:skip" for volume in volumes[:3])
     if len({volume.stem for volume in volumes}) < len(volumes):  # lesion.img beside lesion.nii.gz
         skip = " or ".join(f"--modality {PurePosixPath(volume.file).name}=skip" for volume in volumes[:3])
     both = " ".join(f'--labels "{volume.stem}:1=NAME"' for volume in volumes[:3])
     message = (
-        f"{join_names([volume.file for volume in volumes])} may each be the label of case {volumes[0].case!r}. Leave "
+        f"{few([volume.file for volume in volumes])} may each be the label of case {volumes[0].case!r}. Leave "
         f"one out: {skip}; or keep them as separate annotations by giving the codes of each: {both}."
     )
-    return Finding(Severity.ERROR, "DUPLICATE_CASE", database, volumes[0].case, volumes[-1].file, message)
+    return finding(Severity.ERROR, "DUPLICATE_CASE", message, volumes[0].case, volumes[-1].file)
 
 
 def schemas_of(
-    roles: Mapping[Volume, Role], folder: Folder, options: SourceOptions, database: str
+    roles: Mapping[Volume, Role], folder: Folder, options: SourceOptions
 ) -> tuple[dict[str, LabelSchema], list[Finding]]:
     """The meaning of every annotation's codes, from the user or from the codes themselves.
 
     Raises:
         LabelError: the user does not give it, and the codes are not obvious.
     """
-    by_annotation: dict[str, list[Volume]] = {}
-    for volume, role in roles.items():
-        if role.kind == "label":
-            by_annotation.setdefault(role.name, []).append(volume)
     schemas: dict[str, LabelSchema] = {}
     findings: list[Finding] = []
-    for annotation, volumes in by_annotation.items():
+    labels = [volume for volume, role in roles.items() if role.kind == "label"]
+    for annotation, volumes in grouped(labels, lambda volume: roles[volume].name).items():
         if options.codes.get(annotation, SKIP) != SKIP:
             schemas[annotation] = schema_for(annotation, options.codes[annotation])
             continue
         contents = {volume: read_contents(folder.path(volume.file)) for volume in volumes}
-        schemas[annotation], notes = _schema(annotation, contents, database)
+        schemas[annotation], notes = _schema(annotation, contents)
         findings += notes
     return schemas, findings
 
 
-def _schema(annotation: str, labels: Mapping[Volume, Contents], database: str) -> tuple[LabelSchema, list[Finding]]:
+def _schema(annotation: str, labels: Mapping[Volume, Contents]) -> tuple[LabelSchema, list[Finding]]:
     """The meaning of an annotation's codes. Raises LabelError if it is not obvious for most labels."""
     marked = {volume: contents for volume, contents in labels.items() if contents.codes}
     verdicts = Counter(_verdict(annotation, volume, contents.codes) for volume, contents in marked.items())
@@ -98,7 +93,7 @@ def _schema(annotation: str, labels: Mapping[Volume, Contents], database: str) -
         raise _unexplained(annotation, marked or labels)
     schema = schema_for(annotation, best)
     if best not in ATLASES:
-        return schema, list(_check_size(annotation, marked, database))
+        return schema, list(_check_size(annotation, marked))
     volume = next(volume for volume in marked if _verdict(annotation, volume, marked[volume].codes) == best)
     reason = " and their name says so" if _atlas_in_name(volume) else ""
     message = (
@@ -106,7 +101,7 @@ def _schema(annotation: str, labels: Mapping[Volume, Contents], database: str) -
         f"{len(marked[volume].codes)} codes of {volume.file}{reason}. If it is another atlas, name it: "
         f"--labels {annotation}:ATLAS."
     )
-    return schema, [Finding(Severity.NOTE, "ATLAS", database, "", volume.file, message)]
+    return schema, [finding(Severity.NOTE, "ATLAS", message, file=volume.file)]
 
 
 def _verdict(annotation: str, volume: Volume | None, codes: Collection[int]) -> str:
@@ -131,7 +126,7 @@ def _num_explained(verdict: str, annotation: str, marked: Mapping[Volume, Conten
     return sum(contents.codes <= known for contents in marked.values())
 
 
-def _check_size(annotation: str, marked: Mapping[Volume, Contents], database: str) -> Iterator[Finding]:
+def _check_size(annotation: str, marked: Mapping[Volume, Contents]) -> Iterator[Finding]:
     """An error for each lesion label with the size of a brain: a "mask" may be the brain's."""
     for volume, contents in marked.items():
         if contents.codes <= {1} and contents.ml > MAX_LESION_ML:
@@ -140,7 +135,7 @@ def _check_size(annotation: str, marked: Mapping[Volume, Contents], database: st
                 f"If it is the brain mask, rename it to brainmask and use --brain-mask file; else use --labels "
                 f'"{annotation}:1=NAME".'
             )
-            yield Finding(Severity.ERROR, "LABEL_SIZE", database, volume.case, volume.file, message)
+            yield finding(Severity.ERROR, "LABEL_SIZE", message, volume.case, volume.file)
 
 
 def _unexplained(annotation: str, labels: Mapping[Volume, Contents]) -> LabelError:
@@ -148,17 +143,16 @@ def _unexplained(annotation: str, labels: Mapping[Volume, Contents]) -> LabelErr
     unclear = (volume for volume, contents in labels.items() if not _verdict(annotation, volume, contents.codes))
     volume = next(unclear, next(iter(labels)))
     codes = sorted({code for contents in labels.values() for code in contents.codes})
-    shown = join_names([str(code) for code in sorted(labels[volume].codes)], 12)
+    shown = few([str(code) for code in sorted(labels[volume].codes)], 12)
     if _atlas_in_name(volume):
         shown += f", which are not all in the atlas {_atlas_in_name(volume)}"
     if set(codes) != labels[volume].codes:
-        shown += f" (all {len(labels)} labels: {join_names([str(code) for code in codes], 12)})"
+        shown += f" (all {len(labels)} labels: {few([str(code) for code in codes], 12)})"
     advice = f'"{annotation}:{",".join(f"{code}=NAME" for code in codes[:4])}{",..." if len(codes) > 4 else ""}"'
     if len(codes) > 8:
         advice += f", or name their atlas: --labels {annotation}:ATLAS ({', '.join(ATLASES)})"
-    return LabelError(
+    message = (
         f"{volume.file} has the codes {shown}. Give their meaning: --labels {advice}; or leave the label out: "
-        f"--labels {annotation}:skip.",
-        code="LABEL_CODES",
-        file=volume.file,
+        f"--labels {annotation}:skip."
     )
+    return LabelError(message, code="LABEL_CODES", file=volume.file)

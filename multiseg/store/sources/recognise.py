@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from multiseg.errors import SourceError, UsageError
-from multiseg.own import is_own
+from multiseg.own import blamed, check_takes, imported, is_own
 from multiseg.store.sources import (
     bids,
     brats,
@@ -26,7 +29,6 @@ from multiseg.store.sources.annotations import DEFAULT_ANNOTATION, is_rater
 from multiseg.store.sources.challenge_layout import challenge_layout
 from multiseg.store.sources.challenges import CHALLENGES
 from multiseg.store.sources.gathering import gather
-from multiseg.store.sources.own_layout import own_layout
 from multiseg.store.sources.participants import read_participants
 from multiseg.store.sources.pattern import PATTERN, is_pattern, roles_of
 from multiseg.store.sources.source_folder import Folder, look_into
@@ -59,6 +61,8 @@ LAYOUTS: tuple[Layout, ...] = (
     plain.FOLDERS,
 )
 """The first layout that recognises a folder is used, so special layouts come before general ones."""
+OwnSource: TypeAlias = Callable[[Path, SourceOptions], DatabaseFiles]
+"""A custom layout: a function from a folder to whole cases."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def recognise(folder: Folder, options: SourceOptions) -> Recognised:
     if options.labels:
         raise UsageError("--label gives the pattern of labels, but the pattern of images is missing. Add --pattern.")
     if is_own(name):
-        return Recognised(own_layout(name), "by your choice")
+        return Recognised(_own_layout(name), "by your choice")
     layouts = {layout.name: layout for layout in LAYOUTS}
     if name:
         if name not in layouts:
@@ -99,6 +103,38 @@ def recognise(folder: Folder, options: SourceOptions) -> Recognised:
     return Recognised(layout, evidence, tuple(other.name for other, _ in others if other is not plain.FOLDERS))
 
 
+def _own_layout(name: str) -> Layout:
+    """The layout that `module:name` stands for.
+
+    Raises:
+        UsageError: it cannot be imported or called as (root, options).
+    """
+    source: OwnSource = imported(name, "source")
+    check_takes(source, 2, "source", "(root, options)", name)
+    return Layout(name, "your own layout", lambda folder: "by your choice", partial(_find_by_own_source, source, name))
+
+
+def _find_by_own_source(source: OwnSource, name: str, folder: Folder, options: SourceOptions) -> DatabaseFiles:
+    """The database that a custom source finds.
+
+    Raises:
+        UsageError: it failed, or did not return a database.
+        SourceError: it has no case, or two with one name.
+    """
+    with blamed("source", name):
+        found = source(folder.root, options)
+    if not isinstance(found, DatabaseFiles):
+        raise UsageError(f"the source {name} returned a {type(found).__name__}: return multiseg.DatabaseFiles.")
+    duplicates = [case for case, num in Counter(files.case for files in found.cases).items() if num > 1]
+    if duplicates:
+        message = f"the source {name} has two cases {duplicates[0]!r}."
+        raise SourceError(message, code="DUPLICATE_CASE", file=str(folder.root))
+    if not found.cases and not found.findings:
+        message = f"the source {name} found no case in {folder.root}."
+        raise SourceError(message, code="NOTHING_FOUND", file=str(folder.root))
+    return found
+
+
 def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptions) -> DatabaseFiles:
     """The cases of a folder whose layout is known.
 
@@ -110,16 +146,13 @@ def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptio
     if isinstance(found, DatabaseFiles):
         return with_description(found, options)
     if not found.roles:
-        raise SourceError(
-            f"{folder.root} has no scans of the layout {recognised.layout.title!r}. {_describe_unknown(folder)}",
-            code="NOTHING_FOUND",
-            file=str(folder.root),
-        )
+        message = f"{folder.root} has no scans of the layout {recognised.layout.title!r}. {_describe_unknown(folder)}"
+        raise SourceError(message, code="NOTHING_FOUND", file=str(folder.root))
     _check_codes(found, options)
     found = _without_skipped(found, options)
     options = replace(options, codes={name: text for name, text in options.codes.items() if text != SKIP})
     if options.participants:
-        rows, doubts = read_participants(folder.root / options.participants, options.name or found.name)
+        rows, doubts = read_participants(folder.root / options.participants, found.database(options))
         found = replace(found, participants=rows, findings=(*found.findings, *doubts))
     if is_pattern(options.brain_mask):
         roles = [role for role in found.roles if role.kind != "brain mask"]

@@ -110,32 +110,26 @@ def _diffusion(acquisition: Acquisition, words: str) -> Guess | None:
         reading = read_words(words)
         return reading.sequence, f"{reading.why}; its b-value is not known"
     b = f"b = {acquisition.b_value:g} s/mm2"
-    return (
-        ("DWI", f"diffusion, {b}")
-        if acquisition.b_value >= MIN_B
-        else (None, f"diffusion, but {b} is too small for DWI")
-    )
+    if acquisition.b_value < MIN_B:
+        return None, f"diffusion, but {b} is too small for DWI"
+    return "DWI", f"diffusion, {b}"
 
 
 def _by_name(acquisition: Acquisition, words: str) -> Guess | None:
     """The sequence by the words. A series called T1 FLAIR is a T1."""
-    named = sequences_in(words)
+    named, echo = sequences_in(words), acquisition.echo_ms
     if named == {"T1", "FLAIR"}:
         named = {"T1"}
     if named == {"PD", "T2"}:
-        fitting = [
-            name for name in ("PD", "T2") if acquisition.echo_ms is not None and _fits(name, acquisition.echo_ms)
-        ]
-        return (
-            (fitting[0], f"a double echo, TE {acquisition.echo_ms:g} ms") if fitting else (None, "named both PD and T2")
-        )
+        fitting = [name for name in ("PD", "T2") if echo is not None and _fits(name, echo)]
+        return (fitting[0], f"a double echo, TE {echo:g} ms") if fitting else (None, "named both PD and T2")
     if not named:
         return None
     if len(named) > 1:
         return None, f"named {' and '.join(sorted(named))}"
     name = named.pop()
-    if acquisition.echo_ms is not None and not _fits(name, acquisition.echo_ms):
-        return None, f"named {name}, but TE {acquisition.echo_ms:g} ms contradicts it"
+    if echo is not None and not _fits(name, echo):
+        return None, f"named {name}, but TE {echo:g} ms contradicts it"
     return _with_contrast(name, "by its name", acquisition, words)
 
 

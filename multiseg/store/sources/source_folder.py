@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from multiseg.errors import SourceError
+from multiseg.store.cases import LabelFile, paths_of
 
 SUFFIX = r"\.(?:nii(?:\.gz)*|mg[zh]|mha|mhd|nrrd|nhdr|img(?:\.gz)*)"
 """The suffixes of volumes, as a regular expression; "x.nii.gz.gz" occurs, too."""
 TEST_OR_TRAINING = re.compile(r"(?<![a-z])(?P<test>test|testing|testset)(?![a-z])|(?<![a-z])train(?:ing|set)?(?![a-z])")
 """Words for the test and training part of a dataset in folder names, in lower case."""
 _HEADER = r"\.hdr(?:\.gz)*$"
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,11 @@ class Folder:
 
     def path(self, file: str) -> Path:
         return self.root / file
+
+    def unused(self, files: Iterable[LabelFile]) -> list[str]:
+        """The volumes that are not among these files."""
+        used = {path for file in files for path in paths_of(file)}
+        return [volume for volume in self.volumes if self.path(volume) not in used]
 
     def subfolder(self, prefix: str) -> Folder:
         """A folder in this one."""
@@ -93,10 +102,12 @@ def _loops(folder: str, name: str) -> bool:
     return path.is_symlink() and Path(folder).resolve().is_relative_to(path.resolve())
 
 
-def join_names(names: Sequence[str], at_most: int = 5) -> str:
-    """The first names, for a message: "a, b, c and 4 more"."""
-    shown = ", ".join(names[:at_most])
-    return shown + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items by a key, in the order in which the keys first occur."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def is_test_part(folder: Folder, file: str) -> bool:

@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeAlias
 
 from multiseg.labels import LabelSchema
 from multiseg.modalities import in_canonical_order
-from multiseg.store.cases import CaseFiles, ScanFile, paths_of
-from multiseg.store.findings import Finding
-from multiseg.store.sources.source_folder import Folder
+from multiseg.store.cases import CaseFiles, ScanFile
+from multiseg.store.findings import Finding, Severity
+from multiseg.store.sources.source_folder import Folder, grouped
 
 REAL_NAMES = "REAL_NAMES"
 """The code of the finding that cases are named by patient IDs."""
@@ -85,6 +85,7 @@ class FoundFiles:
     """The files that a layout found in a folder, before they become cases.
 
     Attributes:
+        name: of the database; "" is the folder's name.
         schemas: the meaning of each annotation's codes.
         required: annotations that every case must have; if empty, a case needs at least one label.
         may_lack_labels: cases that need no label, such as those of a test set.
@@ -94,11 +95,12 @@ class FoundFiles:
         any_scan_counts: warn of an unused file whose name says a sequence.
         free_names: case names come from file or folder names, which may also contain words of a sequence.
         raters: which raters to keep if the user does not choose; see `annotations.choose_raters`.
+        findings: from `finding`.
     """
 
-    name: str
     folder: Folder
     roles: Sequence[Role]
+    name: str = ""
     schemas: Mapping[str, LabelSchema] = field(default_factory=dict)
     pathology: str = ""
     required: Collection[str] = ()
@@ -113,6 +115,10 @@ class FoundFiles:
     licence: str = ""
     citation: str = ""
     source: str = ""
+
+    def database(self, options: SourceOptions) -> str:
+        """The name of the database: the user's, else that of what was found."""
+        return options.name or self.name or self.folder.name
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,11 @@ class Layout:
     find: Callable[[Folder, SourceOptions], FoundFiles | DatabaseFiles]
 
 
+def finding(severity: Severity, code: str, message: str, case: str = "", file: str = "") -> Finding:
+    """A finding of a layout. `gathering.gather` adds the name of the database."""
+    return Finding(severity, code, "", case, file, message)
+
+
 def with_description(files: DatabaseFiles, options: SourceOptions) -> DatabaseFiles:
     """Replace what was found about the database by what the user gives."""
     fields = ("name", "pathology", "licence", "citation", "source")
@@ -183,16 +194,7 @@ def without_skipped_labels(roles: Sequence[Role], codes: Mapping[str, str]) -> l
     return [role for role in roles if is_kept(role)]
 
 
-def sequences_by_case(roles: Sequence[Role]) -> dict[str, set[str]]:
+def image_names(roles: Sequence[Role]) -> dict[str, set[str]]:
     """The names of every case's images, sorted by case; empty for a case with only labels or masks."""
-    names: dict[str, set[str]] = {case: set() for case in sorted({role.case for role in roles})}
-    for role in roles:
-        if role.kind == "image":
-            names[role.case].add(role.name)
-    return names
-
-
-def unused_volumes(folder: Folder, roles: Sequence[Role]) -> list[str]:
-    """The volumes of a folder without a role."""
-    used = {path for role in roles for path in paths_of(role.file)}
-    return [file for file in folder.volumes if folder.path(file) not in used]
+    cases = sorted(grouped(roles, lambda role: role.case).items())
+    return {case: {role.name for role in of_case if role.kind == "image"} for case, of_case in cases}

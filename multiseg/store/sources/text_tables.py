@@ -20,9 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from multiseg.errors import SourceError
+from multiseg.errors import SourceError, few
 from multiseg.faults import check_machine
-from multiseg.store.sources.source_folder import join_names
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _Line: TypeAlias = tuple[int, list[str]]
@@ -108,23 +107,22 @@ def _separator(path: Path, header: str) -> str:
 def _ragged(path: Path, header: Sequence[str], rows: Sequence[_Line]) -> SourceError:
     shown = "; ".join(f"line {number} has {len(cells)} cells ({' | '.join(cells)})" for number, cells in rows[:3])
     more = f"; and {len(rows) - 3} more lines" if len(rows) > 3 else ""
-    return SourceError(
+    message = (
         f"{path}: {shown}{more}, but the header has {len(header)}: {', '.join(header)}. Values would move to other "
-        "columns. Quote values that contain the separator, write decimal points, and give every row a cell per column.",
-        code="RAGGED_TABLE",
-        file=str(path),
+        "columns. Quote values that contain the separator, write decimal points, and give every row a cell per column."
     )
+    return SourceError(message, code="RAGGED_TABLE", file=str(path))
 
 
 def _check_names(path: Path, header: _Line, names: Sequence[str]) -> None:
     number, cells = header
-    if "" in names:
-        message = (
-            f"{path}, line {number}: column {cells.index('') + 1} has values but no name. Name it, or delete it if a "
-            "program added row numbers."
-        )
-        raise SourceError(message, code="BAD_TABLE", file=str(path))
     twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        message = f"{path}, line {number}: two columns are called {join_names(twice)}. Delete or rename one."
-        raise SourceError(message, code="BAD_TABLE", file=str(path))
+    if "" in names:
+        fault = (
+            f"column {cells.index('') + 1} has values but no name. Name it, or delete it if a program added row numbers"
+        )
+    elif twice:
+        fault = f"two columns are called {few(twice)}. Delete or rename one"
+    else:
+        return
+    raise SourceError(f"{path}, line {number}: {fault}.", code="BAD_TABLE", file=str(path))

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from multiseg.errors import SourceError
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.source_folder import SUFFIX, Folder, is_test_part
-from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, unused_volumes
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions
 
 TUMOUR = "1=necrosis,2=oedema,3=non-enhancing,4=enhancing"
 _FILE = re.compile(
@@ -45,12 +45,11 @@ def _find_siss(folder: Folder, options: SourceOptions) -> FoundFiles:
     matches = folder.matches(_FILE)
     perfusion = sorted({match["what"] for match in matches} & _PERFUSION)
     if perfusion:
-        raise SourceError(
+        message = (
             f"{folder.root} has perfusion maps ({', '.join(perfusion)}), like SPES of ISLES 2015: its label is tissue "
-            "at risk and not the full stroke lesion. To ingest it nevertheless, use --pattern and --label.",
-            code="NO_FULL_LESIONS",
-            file=str(folder.root),
+            "at risk and not the full stroke lesion. To ingest it nevertheless, use --pattern and --label."
         )
+        raise SourceError(message, code="NO_FULL_LESIONS", file=str(folder.root))
     return _found(folder, matches, "lesion", "1=lesion", "ischaemic stroke", "ISLES 2015 SISS")
 
 
@@ -64,7 +63,6 @@ def _found(
     roles = [_role(folder, match, annotation) for match in matches]
     grades = {_case(folder, match): _grade(match) for match in matches}
     return FoundFiles(
-        name=folder.name,
         folder=folder,
         roles=roles,
         schemas={annotation: schema_for(annotation, codes)},
@@ -72,7 +70,7 @@ def _found(
         required=(annotation,),
         may_lack_labels={_case(folder, match) for match in matches if is_test_part(folder, match[0])},
         participants={case: {"grade": grade} for case, grade in grades.items()} if any(grades.values()) else {},
-        unused=unused_volumes(folder, roles),
+        unused=folder.unused(role.file for role in roles),
         source=source,
     )
 

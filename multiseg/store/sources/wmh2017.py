@@ -7,12 +7,12 @@ neither that nor background. T1 is already on FLAIR's grid, in `orig` and, bias 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.annotations import schema_for
 from multiseg.store.sources.source_folder import SUFFIX, Folder, is_test_part
-from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, unused_volumes
+from multiseg.store.sources.source_types import FoundFiles, Layout, Role, SourceOptions, finding
 
 ANNOTATION = "lesion"
 CODES = "1=WMH,2=ignore"
@@ -31,18 +31,12 @@ def _recognise(folder: Folder) -> str:
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     images = _images(folder)
     labels, raters = folder.matches(_LABEL), folder.matches(_RATER)
-    roles = [
-        *(
-            Role(_case(match), "image", match["what"], folder.path(match[0]), _fields(folder, match))
-            for match in images
-        ),
-        *(Role(_case(match), "label", ANNOTATION, folder.path(match[0]), _fields(folder, match)) for match in labels),
-        *(Role(_case(match), "label", f"rater_{match['who']}", folder.path(match[0])) for match in raters),
-    ]
+    roles = [Role(_case(m), "image", m["what"], folder.path(m[0]), _fields(folder, m)) for m in images]
+    roles += [Role(_case(m), "label", ANNOTATION, folder.path(m[0]), _fields(folder, m)) for m in labels]
+    roles += [Role(_case(m), "label", f"rater_{m['who']}", folder.path(m[0])) for m in raters]
     annotations = {ANNOTATION, *(role.name for role in roles if role.kind == "label")}
     known = {match[0] for expression in (_IMAGE, _NOT_USED) for match in folder.matches(expression)}
     return FoundFiles(
-        name=folder.name,
         folder=folder,
         roles=roles,
         schemas={name: schema_for(name, CODES) for name in sorted(annotations)},
@@ -50,8 +44,8 @@ def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
         required=(ANNOTATION,),
         may_lack_labels={_case(match) for match in images if is_test_part(folder, match[0])},
         participants={_case(match): {"scanner": match["scanner"] or ""} for match in images},
-        unused=[file for file in unused_volumes(folder, roles) if file not in known],
-        findings=_findings(options.name or folder.name, images, folder),
+        unused=[file for file in folder.unused(role.file for role in roles) if file not in known],
+        findings=tuple(_findings(images, folder)),
         citation="Kuijf et al. 2019, IEEE Transactions on Medical Imaging 38(11)",
         source="WMH 2017",
     )
@@ -65,7 +59,7 @@ def _images(folder: Folder) -> list[re.Match[str]]:
     return list(chosen.values())
 
 
-def _findings(database: str, images: Sequence[re.Match[str]], folder: Folder) -> tuple[Finding, ...]:
+def _findings(images: Sequence[re.Match[str]], folder: Folder) -> Iterator[Finding]:
     """Which files are used if a sequence has several."""
     corrected = {_case(match) for match in images if match["folder"] == "pre"}
     original = {_case(match) for match in images if match["folder"] == "orig"}
@@ -73,11 +67,10 @@ def _findings(database: str, images: Sequence[re.Match[str]], folder: Folder) ->
         f"{len(corrected)} cases use FLAIR and T1 from pre/ (bias corrected), {len(original)} from orig/; 3DT1 and "
         f"masks of defacing ({len(folder.matches(_NOT_USED))} files) are not used: T1 is already on FLAIR's grid."
     )
-    findings = [Finding(Severity.NOTE, "CHOSEN_FILES", database, "", "", message)]
+    yield finding(Severity.NOTE, "CHOSEN_FILES", message)
     for case in sorted(corrected & original):
         message = f"case {case!r} has one sequence bias corrected (pre/) and the other not (orig/). Is a file missing?"
-        findings.append(Finding(Severity.WARNING, "MIXED_FILES", database, case, "", message))
-    return tuple(findings)
+        yield finding(Severity.WARNING, "MIXED_FILES", message, case)
 
 
 def _case(match: re.Match[str]) -> str:
