@@ -122,11 +122,11 @@ class Desk:
         """A task of this run, with its options."""
         return SiteTask(kind, self.options.experiment, number, {"options": asdict(self.options), **body}, tensors or {})
 
-    def terms(self, refuse: Callable[[Answer], str] = lambda answer: "", least: int | None = None) -> Terms:
+    def terms(self, least: int | None = None, **others: Any) -> Terms:
         """The terms of a round; `least` overrides the required number of answers."""
         schedule = self.options.schedule
         needed = schedule.quorum or len(self.options.sites)
-        return Terms(needed if least is None else least, 60 * schedule.deadline_minutes, refuse)
+        return Terms(needed if least is None else least, 60 * schedule.deadline_minutes, **others)
 
 
 @dataclass(eq=False)
@@ -247,10 +247,15 @@ def note_events(desk: Desk, number: int, outcome: ExchangeOutcome) -> None:
             desk.note(number, line(text), site)
 
 
-def note_failed(desk: Desk, number: int, outcome: ExchangeOutcome, what: str) -> None:
-    """Say for each site that has not answered what is missing, and why."""
+def ask_all(
+    desk: Desk, number: int, tasks: Mapping[str, SiteTask], described: Mapping[str, Databases], missing: str
+) -> ExchangeOutcome:
+    """The answers of all sites that answer before the deadline; a note says of each other site what is missing, why."""
+    outcome = exchange(desk, tasks, desk.terms(least=0, described=described))
+    note_events(desk, number, outcome)
     for site, why in outcome.failed.items():
-        desk.note(number, f"{what}: {why.removesuffix('.')}. The same command asks it again.", site)
+        desk.note(number, f"{missing}: {why.removesuffix('.')}. The same command asks it again.", site)
+    return outcome
 
 
 def size_of(message: SiteTask | Answer) -> int:

@@ -31,26 +31,13 @@ from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info
 from multiseg.shown import cell
 from multiseg.training.run_folder import COMPUTING, LOCK, READING, RUN_FILE, flat
 
-STATE, WORST, ROSTER, ROUNDS, FINGERPRINT = (
-    "state.safetensors",
-    "worst.safetensors",
-    "roster.json",
-    "rounds.csv",
-    "fingerprint.json",
-)
+STATE, WORST = "state.safetensors", "worst.safetensors"
+ROSTER, ROUNDS, FINGERPRINT = "roster.json", "rounds.csv", "fingerprint.json"
 NEXT = ".next"
 """Suffix of a model that is written but does not count yet."""
 FORMAT = 1
-FREE = frozenset(
-    {
-        "sites",
-        "held_out",
-        "schedule.quorum",
-        "schedule.deadline_minutes",
-        "schedule.keep_rounds",
-        *(f"fit.{name}" for name in COMPUTING),
-        *(f"stream.{name}" for name in READING),
-    }
+FREE = frozenset({"sites", "held_out", "schedule.quorum", "schedule.deadline_minutes", "schedule.keep_rounds"}).union(
+    (f"fit.{name}" for name in COMPUTING), (f"stream.{name}" for name in READING)
 )
 """Settings that may differ when a run is resumed: sites may change, and the others do not affect what is learnt."""
 COLUMNS = ("round", "site", "dice", "loss", "num_cases", "sent", "received", "seconds", "norm", "note")
@@ -181,17 +168,13 @@ def opened(folder: Path) -> State | None:
         known = {name: roster.info.trained_on.get(name, ()) for name in last.axis}
         roster = replace(roster, info=replace(roster.info, axis=last.axis, trained_on=known))
     return State(
-        round=content["round"],
+        **{name: content[name] for name in ("round", "kept", "history", "scored", "final")},
         roster=roster,
         network=load_weights(folder / LAST),
         optimiser=optimiser,
-        kept=content["kept"],
         learnt=content["learnt"] if "learnt" in content else _learnt(roster, content["kept"]),
-        history=content["history"],
         mean=Best(**content["mean"]),
         worst=Best(**content["worst"]),
-        scored=content["scored"],
-        final=content["final"],
         course=content.get("course", 0),
     )
 
@@ -248,17 +231,11 @@ def _settle(temporary: Path, steps: Mapping[str, int], roster: Roster) -> None:
 def _state_bytes(state: State, steps: Mapping[str, int]) -> bytes:
     content = {
         "format": FORMAT,
-        "models": dict(steps),
-        "round": state.round,
+        "models": steps,
+        **{name: value for name, value in vars(state).items() if name not in ("network", "optimiser")},
         "roster": state.roster.to_json(),
-        "kept": dict(state.kept),
-        "learnt": {name: list(known) for name, known in state.learnt.items()},
-        "history": [dict(entry) for entry in state.history],
         "mean": asdict(state.mean),
         "worst": asdict(state.worst),
-        "scored": state.scored,
-        "final": dict(state.final),
-        "course": state.course,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.optimiser.items()}
     return save(tensors, metadata={"multiseg-federation": json.dumps(content)})
@@ -269,12 +246,11 @@ def _read_content(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             content: dict[str, Any] = json.loads((file.metadata() or {})["multiseg-federation"])
-        if content["format"] != FORMAT:
-            raise CheckpointError(f"{path} has format {content['format']}; this multiseg reads {FORMAT}.")
+        format_number = content["format"]
     except (SafetensorError, KeyError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} cannot be resumed: {error!r}. Restore a copy of the folder.") from error
+    if format_number != FORMAT:
+        raise CheckpointError(f"{path} has format {format_number}; this multiseg reads {FORMAT}.")
     return content
 
 
@@ -309,12 +285,8 @@ def _table(history: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for entry in history:
-        for site, result in entry["sites"].items():
-            _write(writer, {"round": entry["round"], "site": site, **result})
-        for site, why in entry["failed"].items():
-            _write(writer, {"round": entry["round"], "site": site, "note": why})
+        results = {**entry["sites"], **{site: {"note": why} for site, why in entry["failed"].items()}}
+        for site, result in results.items():
+            row = {"round": entry["round"], "site": site, **result}
+            writer.writerow({name: cell(value) for name, value in row.items()})
     return text.getvalue()
-
-
-def _write(writer: csv.DictWriter[str], row: Mapping[str, Any]) -> None:
-    writer.writerow({name: cell(value) for name, value in row.items()})

@@ -34,7 +34,7 @@ def handshake(desk: Desk, stored: State | None) -> State:
     options = desk.options
     names = (*options.sites, *options.held_out)
     known = {**stored.roster.sites, **stored.roster.held_out} if stored else {}
-    terms = desk.terms(_why_no_description)
+    terms = desk.terms(refuse=_why_no_description)
     if not known.keys() >= set(names):
         terms = replace(terms, least=options.schedule.quorum or len(names), deadline_s=math.inf)
     number = stored.round if stored else 0
@@ -78,7 +78,7 @@ def _why_no_description(answer: Answer) -> str:
 
 def _take_fingerprint(desk: Desk, roster: Roster) -> None:
     tasks = {name: desk.task(FINGERPRINT, 0, least=desk.options.privacy.least) for name in desk.options.sites}
-    outcome = exchange(desk, tasks, replace(desk.terms(), described=roster.described))
+    outcome = exchange(desk, tasks, desk.terms(described=roster.described))
     note_events(desk, 0, outcome)
     save_fingerprint(desk.folder, {name: dict(answer.body) for name, answer in outcome.answers.items()})
 

@@ -14,11 +14,8 @@ Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 def metric(name: str, text: str, labels: Sequence[str], values: Mapping[Labels, float | int]) -> Metric:
     """A metric with its values by label values. It is a counter if its name ends in "_total", else a gauge."""
-    family: CounterMetricFamily | GaugeMetricFamily
-    if name.endswith("_total"):
-        family = CounterMetricFamily(name, text, labels=labels)
-    else:
-        family = GaugeMetricFamily(name, text, labels=labels)
+    kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+    family: CounterMetricFamily | GaugeMetricFamily = kind(name, text, labels=labels)
     for label_values, value in values.items():
         family.add_metric(label_values, value)
     return family

@@ -12,19 +12,9 @@ from typing import Any
 
 from multiseg.errors import ResourceError
 from multiseg.faults import remedy
+from multiseg.federation.centre import run_events
 from multiseg.federation.centre.prometheus_text import in_text, metric
-from multiseg.federation.centre.run_events import (
-    Began,
-    Came,
-    Event,
-    Finished,
-    Held,
-    Left,
-    Refused,
-    Resent,
-    RoundDone,
-    Waiting,
-)
+from multiseg.federation.centre.run_events import Event, RoundDone
 from multiseg.files import write_atomically
 from multiseg.training.run_folder import LOG, TENSORBOARD
 
@@ -71,25 +61,25 @@ class Status:
     def take(self, event: Event) -> None:
         """Update the status."""
         match event:
-            case Waiting():
+            case run_events.Waiting():
                 self.awaited = event.sites
-            case Began():
+            case run_events.Began():
                 self.rounds, self.sites, self.working = event.rounds, event.sites, event.sites
-            case Came():
+            case run_events.Came():
                 self._clear(event.site)
                 self.sent[event.site] = self.sent.get(event.site, 0) + event.sent
                 self.received[event.site] = self.received.get(event.site, 0) + event.received
                 self.seconds[event.site] = event.seconds
-            case Refused():
+            case run_events.Refused():
                 self._clear(event.site)
                 self.failures[event.site] = self.failures.get(event.site, 0) + 1
-            case Left():
+            case run_events.Left():
                 self._clear(event.site)
                 self.awaited = tuple(site for site in self.awaited if site != event.site)
                 self.left = tuple(dict.fromkeys((*self.left, event.site)))
-            case Held():
+            case run_events.Held():
                 self.held[event.site] = event.reason
-            case Resent():
+            case run_events.Resent():
                 self.resent[event.site] = self.resent.get(event.site, 0) + 1
             case RoundDone():
                 self.working, self.awaited = (), ()
@@ -97,7 +87,7 @@ class Status:
                 self.epsilon, self.round_seconds, self.seconds_left = event.epsilon, event.seconds, event.seconds_left
                 self.dice |= {site: result.dice for site, result in event.sites.items()}
                 self.loss |= {site: result.loss for site, result in event.sites.items()}
-            case Finished():
+            case run_events.Finished():
                 self.finished, self.awaited = True, ()
 
     def _clear(self, site: str) -> None:
