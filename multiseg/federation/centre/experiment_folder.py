@@ -115,9 +115,27 @@ def claimed(folder: Path, options: FederationOptions) -> Iterator[None]:
 
 def check_same(folder: Path, options: FederationOptions) -> None:
     """Raises UsageError, naming the settings, if the folder holds a run of which a setting that matters differs."""
-    if (folder / STATE).is_file() and (folder / RUN_FILE).is_file():
-        stored = tomllib.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        _check_same(stored, tomllib.loads(tomli_w.dumps(asdict(options))), folder)
+    if not ((folder / STATE).is_file() and (folder / RUN_FILE).is_file()):
+        return
+    stored = tomllib.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    asked = tomllib.loads(tomli_w.dumps(asdict(options)))
+    # A setting that an older version did not write had its default.
+    defaults = tomllib.loads(tomli_w.dumps(asdict(FederationOptions(experiment="", sites=()))))
+    before, now = flat(defaults) | flat(stored), flat(asked)
+    free = FREE | IGNORED.keys() | ({"schedule.rounds"} if now["fit.schedule"] == "constant" else set())
+    differing = sorted(key for key in (before.keys() | now.keys()) - free if before.get(key) != now.get(key))
+    if not differing:
+        return
+    listed = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:5])
+    if "schedule.rounds" in differing:
+        listed += (
+            f". Rounds can be added only with fit.schedule = 'constant': {before['fit.schedule']!r} set the learning "
+            f"rate of every round for {before['schedule.rounds']} rounds"
+        )
+    raise UsageError(
+        f"{folder} holds a run with other settings: {listed}. Use its settings, or give the experiment another name "
+        "and folder."
+    )
 
 
 def commit(folder: Path, state: State, models: Models, alone: bool = False) -> None:
@@ -257,26 +275,6 @@ def _read_content(path: Path) -> dict[str, Any]:
 def _read_optimiser(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-
-
-def _check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
-    # A setting that an older version did not write had its default.
-    defaults = tomllib.loads(tomli_w.dumps(asdict(FederationOptions(experiment="", sites=()))))
-    before, now = flat(defaults) | flat(stored), flat(asked)
-    free = FREE | IGNORED.keys() | ({"schedule.rounds"} if now["fit.schedule"] == "constant" else set())
-    differing = sorted(key for key in (before.keys() | now.keys()) - free if before.get(key) != now.get(key))
-    if not differing:
-        return
-    listed = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:5])
-    if "schedule.rounds" in differing:
-        listed += (
-            f". Rounds can be added only with fit.schedule = 'constant': {before['fit.schedule']!r} set the learning "
-            f"rate of every round for {before['schedule.rounds']} rounds"
-        )
-    raise UsageError(
-        f"{folder} holds a run with other settings: {listed}. Use its settings, or give the experiment another name "
-        "and folder."
-    )
 
 
 def _table(history: Sequence[Mapping[str, Any]]) -> str:

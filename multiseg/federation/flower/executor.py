@@ -27,12 +27,8 @@ from flwr.app import Context, Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.supercore import interceptors
 from flwr.supercore.constant import TaskType
-from flwr.supercore.interceptors import (
-    RuntimeTokenHttpInterceptor,
-    RuntimeVersionHttpInterceptor,
-    SuperExecAuthHttpInterceptor,
-)
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -87,7 +83,9 @@ class NodeClient:
 
     def __init__(self, address: str, secret: bytes) -> None:
         self._address = address
-        self._client = self._connect(SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE}))
+        self._client = self._connect(
+            interceptors.SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE})
+        )
 
     def acquire(self) -> str:
         """The token of a waiting task; "" if there is none, or no node."""
@@ -99,7 +97,7 @@ class NodeClient:
 
     def take(self, token: str) -> Job | None:
         """The task of a token; None if the node is gone."""
-        client = self._connect(RuntimeTokenHttpInterceptor(token))
+        client = self._connect(interceptors.RuntimeTokenHttpInterceptor(token))
         try:
             message, context, _, fab = pull_task_input(client)
         except httpx.HTTPError:
@@ -112,11 +110,9 @@ class NodeClient:
         self._client.close()
 
     def _connect(self, interceptor: Any) -> RuntimeHttpClient:
-        interceptors = [RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), interceptor]
+        both = [interceptors.RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), interceptor]
         with without_proxies():
-            return RuntimeHttpClient.from_server_address(
-                server_address=self._address, insecure=True, root_certificates=None, interceptors=interceptors
-            )
+            return RuntimeHttpClient.from_server_address(self._address, True, None, both)
 
 
 def execute(
@@ -298,15 +294,8 @@ def main(arguments: list[str] | None = None) -> int:
     node = NodeClient(options.node, options.secret.read_bytes())
     note = partial(_note, settings.state / audit_log.LOG)
     approval = Approval(settings.approved, own, release)
-    execute(
-        node,
-        approval,
-        _Answering(to_site(settings), _say),
-        lambda: bool(asked),
-        _say,
-        note,
-        partial(how_ended, settings),
-    )
+    work = _Answering(to_site(settings), _say)
+    execute(node, approval, work, lambda: bool(asked), _say, note, partial(how_ended, settings))
     node.close()
     return 0
 

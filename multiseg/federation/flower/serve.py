@@ -60,15 +60,13 @@ def children(server: Home, say: Callable[[str], None]) -> list[Child]:
         return pause
 
     here = Path(command_path("flower-superlink")).parent
-    environment = (
-        OF_FLOWER
-        | NO_PROXY
-        | {
-            "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # Flower finds its commands there
-            "FLWR_HOME": str(server.at("flower")),
-            "MULTISEG_RUNS": str(server.at(home.RUNS)),
-        }
-    )
+    environment = {
+        **OF_FLOWER,
+        **NO_PROXY,
+        "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # Flower finds its commands there
+        "FLWR_HOME": str(server.at("flower")),
+        "MULTISEG_RUNS": str(server.at(home.RUNS)),
+    }
     superlink = [
         sys.executable, "-m", "multiseg.federation.flower.superlink", command_path("flower-superlink"),
         "--host", "127.0.0.1", "--port", str(server.superlink_port),

@@ -34,15 +34,14 @@ class GateRefusal(Exception):  # noqa: N818 (an answer, not an error of ours)
     Attributes:
         reason: in few words, the same for all of its kind.
         audited: whether it is logged: of many from one address only the first are.
+        body: the answer: "detail", for a person, and more entries for the site's node.
     """
 
-    def __init__(self, status: int, reason: str, *, site: str = "", text: str = "", code: int = 0) -> None:
+    def __init__(self, status: int, reason: str, *, site: str = "", text: str = "", **more: int) -> None:
         super().__init__(reason)
         self.status, self.reason, self.site = status, reason, site
         self.audited = True
-        self.body: dict[str, Any] = {"detail": text or reason}
-        if code:
-            self.body["code"] = code
+        self.body: dict[str, Any] = {"detail": text or reason, **more}
 
 
 class Doorkeeper:

@@ -40,16 +40,9 @@ FLEET = "/v1/fleet/"
 SMALL, LARGE = 256 * 2**10, 16 * 2**20
 """Bytes of a request. Flower splits large messages into objects of 5 MB."""
 CALLS = {
-    "activate-node": SMALL,
-    "deactivate-node": SMALL,
-    "send-node-heartbeat": SMALL,
-    "pull-messages": SMALL,
-    "push-messages": LARGE,
-    "get-run": SMALL,
-    "get-fab": SMALL,
-    "pull-object": SMALL,
-    "push-object": LARGE,
-    "confirm-message-received": SMALL,
+    **dict.fromkeys(("activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "get-run"), SMALL),
+    **dict.fromkeys(("get-fab", "pull-object", "confirm-message-received"), SMALL),
+    **dict.fromkeys(("push-messages", "push-object"), LARGE),
 }
 """The calls of a site's node that has a key, and their limits. Registering is missing: the server does that."""
 HOW_ENDED = re.compile(re.escape(ENDED) + "([0-9]{1,20})")
@@ -150,15 +143,12 @@ class Gate:
             return
         except httpx.HTTPError as error:
             text = f"The server is starting again ({type(error).__name__})."
-            refusal = GateRefusal(503, "the SuperLink is away", site=site, text=text)
-            refusal.body[MAY_HAVE_ACTED] = not isinstance(error, NOT_SENT)
-            raise refusal from None
+            more = {MAY_HAVE_ACTED: not isinstance(error, NOT_SENT)}
+            raise GateRefusal(503, "the SuperLink is away", site=site, text=text, **more) from None
         if response.status_code >= 500:  # a node retries only after 502, 503 and 504
             await response.aclose()
             text = f"The server failed (HTTP {response.status_code}): its superlink.log says why. Try again."
-            refusal = GateRefusal(503, "the SuperLink failed", site=site, text=text)
-            refusal.body[MAY_HAVE_ACTED] = True
-            raise refusal
+            raise GateRefusal(503, "the SuperLink failed", site=site, text=text, **{MAY_HAVE_ACTED: True})
         try:
             await _pass_on(response, send, count)
         finally:

@@ -144,11 +144,7 @@ class Listener:
         made = partial(GateProtocol, self._config, self._state, self._connections, connection)
         try:
             end.transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
-                made,
-                client,
-                ssl=self._context,
-                ssl_handshake_timeout=STRANGER_S,
-                ssl_shutdown_timeout=SHUTDOWN_S,
+                made, client, ssl=self._context, ssl_handshake_timeout=STRANGER_S, ssl_shutdown_timeout=SHUTDOWN_S
             )
         except OSError:  # of TLS, too
             self._connections.leave(connection)

@@ -136,11 +136,7 @@ def _row(entry: Mapping[str, Any]) -> dict[str, str | int]:
         for name, value in entry["metrics"].items()
     ]
     return {
-        "time": entry["time"],
-        "direction": entry["direction"],
-        "kind": entry["kind"],
-        "experiment": entry["experiment"],
-        "round": entry["round"],
+        **{name: entry[name] for name in ("time", "direction", "kind", "experiment", "round")},
         "bytes": entry["num_bytes"],
         "tensors": len(entry["tensors"]),
         "metrics": ", ".join(metrics),

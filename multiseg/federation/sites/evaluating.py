@@ -61,10 +61,10 @@ class _Result:
     judged: Judged
 
 
-def request_in_round(order: Order) -> EvaluationRequest:
-    """What a round evaluates the received model on."""
+def request_for(order: Order, split: str = "val") -> EvaluationRequest:
+    """What a run evaluates models on: a number of validation cases, or all test cases."""
     schedule = order.options.schedule
-    return EvaluationRequest("val", schedule.evaluate_subsets, schedule.validation_cases)
+    return EvaluationRequest(split, schedule.evaluate_subsets, schedule.validation_cases if split == "val" else None)
 
 
 def choose_cases(
