@@ -50,15 +50,19 @@ def simulate_command(
 
     multiseg fed simulate run.toml --store north=a.zarr --store south=s3://bucket/b.zarr
     """
+    import tomli_w
+
     from multiseg.cli.console import print_json
     from multiseg.cli.train_flags import check_run_file
     from multiseg.federation.centre.earlier import go_back
+    from multiseg.federation.run_file import drop_ignored
 
     stores = named_stores(store or [])
     flags = {"seed": seed, "local": {"steps": steps}, "schedule": {"rounds": rounds}}
     options = federation_options(run, stores, flags, device)
     if print_config:
-        _print_settings(options, as_json)
+        settings = drop_ignored(asdict(options))
+        print_json(settings) if as_json else typer.echo(tomli_w.dumps(settings), nl=False)
         return 0
     check_run_file(run, out, resumes=(out / "state.safetensors").is_file())
     if from_round is not None:
@@ -110,19 +114,6 @@ def federation_options(
     options = checked(training_settings(merged(defaults(cuda, settings), settings)), FederationOptions)
     check(options)
     return options
-
-
-def _print_settings(options: FederationOptions, as_json: bool) -> None:
-    import tomli_w
-
-    from multiseg.cli.console import print_json
-    from multiseg.federation.run_file import drop_ignored
-
-    settings = drop_ignored(asdict(options))
-    if as_json:
-        print_json(settings)
-    else:
-        typer.echo(tomli_w.dumps(settings), nl=False)
 
 
 def _simulate_shown(

@@ -223,10 +223,9 @@ def save_fingerprint(folder: Path, fingerprint: Mapping[str, Mapping[str, Any]])
 def read_fingerprint(folder: Path) -> dict[str, Any]:
     """The saved statistics by site; empty if there are none."""
     try:
-        fingerprint: dict[str, Any] = json.loads((folder / FINGERPRINT).read_text(encoding="utf-8"))
+        return dict(json.loads((folder / FINGERPRINT).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
-    return fingerprint
 
 
 def _beside(folder: Path, name: str) -> Path:

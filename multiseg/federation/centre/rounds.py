@@ -52,8 +52,7 @@ class RunResult:
     @property
     def test(self) -> Mapping[str, Mapping[str, float]]:
         """Dice of the best model on test cases, by site and database; empty before the end."""
-        dice: Mapping[str, Mapping[str, float]] = self.final.get("test", {})
-        return dice
+        return dict(self.final.get("test", {}))
 
 
 def run(

@@ -99,10 +99,9 @@ class Status:
 def read_status(folder: Path) -> dict[str, Any]:
     """The `Status` of the run in a folder, None for numbers that are not finite; {} before it started."""
     try:
-        status: dict[str, Any] = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        return dict(json.loads((folder / STATUS).read_text(encoding="utf-8")))
     except OSError:
         return {}
-    return status
 
 
 def busy_with(folder: Path, site: str) -> str:

@@ -43,9 +43,6 @@ class SiteInfo:
     public_key: str = ""
     device: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SiteInfo:
         """Raises FederationError if something is missing or has a wrong type."""
@@ -116,8 +113,8 @@ class Roster:
     def to_json(self) -> dict[str, Any]:
         return {
             "info": self.info.to_json(),
-            "sites": {name: info.to_json() for name, info in self.sites.items()},
-            "held_out": {name: info.to_json() for name, info in self.held_out.items()},
+            "sites": {name: asdict(info) for name, info in self.sites.items()},
+            "held_out": {name: asdict(info) for name, info in self.held_out.items()},
         }
 
     @classmethod

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -211,10 +212,8 @@ def _give_back_memory() -> None:
 
 def _heartbeat(job: Job) -> None:
     """Tell the node that work on the task continues. If the node is gone the work continues: its answer is stored."""
-    try:
+    with suppress(httpx.HTTPError):
         job.client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
-    except httpx.HTTPError:
-        return
 
 
 def _push(job: Job, reply: Message) -> bool:

@@ -113,13 +113,8 @@ def check_room(server: Home) -> None:
 
 def check_ports(server: Home) -> None:
     """Raises ResourceError if another program uses one of the ports."""
-    loopback = "127.0.0.1"
-    wanted = {
-        "port": (server.listen, server.port),
-        "superlink_port": (loopback, server.superlink_port),
-        "metrics_port": (loopback, server.metrics_port),
-    }
-    for name, (host, port) in wanted.items():
+    for name in ("port", "superlink_port", "metrics_port"):
+        host, port = server.listen if name == "port" else "127.0.0.1", getattr(server, name)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

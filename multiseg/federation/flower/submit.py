@@ -149,12 +149,8 @@ def _waits_for(status: Mapping[str, Any], registry: Mapping[str, EnrolledSite]) 
 
 
 def _site(name: str, entry: EnrolledSite, node: SuperLinkNode | None, count: Count, error: str) -> dict[str, Any]:
-    if entry.revoked:
-        state = "revoked"
-    elif error:
-        state = "unknown"
-    else:
-        state = node.status if node else "enrolled"
+    now = node.status if node else "enrolled"
+    state = "revoked" if entry.revoked else "unknown" if error else now
     return {"site": name, "status": state, "since": node.since if node else "", "up": count.up, "down": count.down}
 
 
