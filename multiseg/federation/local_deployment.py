@@ -53,8 +53,7 @@ def prepared(
         UsageError: the folder holds a deployment already.
     """
     home = folder / "centre"
-    port, superlink_port, metrics_port = _free_ports(3)
-    ports = {"port": port, "superlink_port": superlink_port, "metrics_port": metrics_port}
+    ports = dict(zip(("port", "superlink_port", "metrics_port"), _free_ports(3), strict=True))
     write_home(replace(enrol_server(home, [host], ports), min_free_gib=0.0))
     sites = {}
     for name, url in stores.items():

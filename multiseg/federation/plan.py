@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from multiseg.errors import UsageError
 from multiseg.federation.strategies import STRATEGIES, AggregateOptions, check_aggregate
@@ -190,8 +191,7 @@ MOST_WIDTHS, WIDEST = 16, 65_536
 def _check_sizes(options: FederationOptions) -> None:
     """Raises UsageError for numbers that would take too much time or memory anywhere."""
     for name, limit in MOST.items():
-        table, _, key = name.partition(".")
-        value = getattr(getattr(options, table), key)
+        value = attrgetter(name)(options)
         if value > limit:
             raise UsageError(f"{name} is {value}: give {limit} at most.")
     patch, widths = options.stream.draw.patch, options.model.widths

@@ -144,7 +144,7 @@ class _Progress:
     """Shows steps in the progress bar, and prints a line for each event that the bar does not show."""
 
     def __init__(self, bar: Any, console: Any, options: FederationOptions) -> None:
-        self.bar, self.console, self.options, self.round, self.site = bar, console, options, 0, ""
+        self.bar, self.console, self.options, self.round = bar, console, options, 0
 
     def step(self, site: str, event: StepEvent) -> None:
         """Move the bar to a site's step."""
@@ -155,8 +155,7 @@ class _Progress:
                 self.round * (len(self.options.sites) - 1) + self.options.sites.index(site)
             )
             loss = f"loss {event.loss:.3f}" if math.isfinite(event.loss) else "loss not finite"
-            details = f"round {self.round + 1} at {site}, {loss}"
-            self.bar.update(0, completed=done, details=details)
+            self.bar.update(0, completed=done, details=f"round {self.round + 1} at {site}, {loss}")
 
     def event(self, event: Event) -> None:
         """Print what a person should see."""

@@ -85,11 +85,8 @@ def combined(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Mean]:
     """The next global weights, the server optimiser's state, and the mean update."""
     if options.privacy.masked:
-        mean = unmasked(
-            {site: answer.tensors for site, answer in answers.items()},
-            masked_weights(state, options),
-            members(state, options),
-        )
+        sent = {site: answer.tensors for site, answer in answers.items()}
+        mean = unmasked(sent, masked_weights(state, options), members(state, options))
     else:
         groups = tuple(dict.fromkeys(part.group for part in parts))
         weights = {

@@ -7,15 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from multiseg.errors import FederationError
 from multiseg.federation.flower.environment import without_proxies
 from multiseg.federation.flower.flower_words import RUN_IS_LOST
 from multiseg.federation.identity.home import LINK_CERTIFICATE, Home
-
-if TYPE_CHECKING:
-    from flwr.supercore.control import ControlHttpClient
 
 PAGE = 100
 """Runs per request."""
@@ -65,9 +62,13 @@ class SuperLinkRun:
 
 
 class Control:
-    """The control calls of one SuperLink; every method raises FederationError if it refuses or does not answer."""
+    """The control calls of one SuperLink; every method raises FederationError if it refuses or does not answer.
 
-    def __init__(self, client: ControlHttpClient) -> None:
+    Args:
+        client: Flower's `ControlHttpClient`.
+    """
+
+    def __init__(self, client: Any) -> None:
         self._client = client
 
     def _call(self, name: str, **fields: Any) -> Any:

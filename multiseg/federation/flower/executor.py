@@ -8,7 +8,6 @@ an answering process dies. All private names of Flower that a site uses are in t
 from __future__ import annotations
 
 import argparse
-import ctypes
 import hashlib
 import logging
 import os
@@ -34,6 +33,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from multiseg import shown
+from multiseg.allocator import return_memory
 from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError
 from multiseg.federation.fab import app_hash
 from multiseg.federation.flower.approval import Approval, why_refused
@@ -148,7 +148,7 @@ def execute(
         finally:
             job.client.close()
             del job
-            _give_back_memory()
+            return_memory()  # the message's: the C library would keep much of it, and every later child inherit it
 
 
 def _answered(
@@ -202,12 +202,6 @@ def _work(work: Work, note: Callable[[str, str], None], came: list[Message], is_
         note("in", f"refused: {error}")
         return to_bytes(Answer("", "", error=str(error)))
     return to_bytes(work(task, is_asked))
-
-
-def _give_back_memory() -> None:
-    """Free a message's memory: the C library would keep much of it, and every later child would inherit it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _heartbeat(job: Job) -> None:

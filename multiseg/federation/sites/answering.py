@@ -193,12 +193,13 @@ def _done_soundly(work: _Work) -> Answer:
     """
     if work.task.kind not in _KINDS:
         raise FederationError(f"this site knows no task {work.task.kind!r}: is the server a multiseg of this version?")
+    do = _KINDS[work.task.kind]
     if not re.fullmatch(NAME, work.task.experiment):  # it becomes a folder's name
         raise FederationError("the experiment's name is invalid: use letters, digits, '.', '_' and '-', at most 64.")
     check_options(options_of(work.task), work.site.limits)
     splits = (str(work.task.body.get("split", "val")),) if work.task.kind != messages.ROUND else ("train", "val")
     if work.task.kind not in (messages.ROUND, messages.EVALUATE, messages.FINISH) or not set(splits) <= set(SPLITS):
-        return _done(work)
+        return do(work)
     names = databases_of(work.site, work.store)
     cases = [case for split in splits for case in select(work.store, names, split=split)]
     known = known_damage(work.folder)
@@ -207,16 +208,12 @@ def _done_soundly(work: _Work) -> Answer:
         write_damage(work.folder, damaged, cases)
         check_share(len(damaged), len(cases), work.site.max_damaged)
         try:
-            return _done(replace(work, store=sound_store(work.site.store, damaged), num_damaged=len(damaged)))
+            return do(replace(work, store=sound_store(work.site.store, damaged), num_damaged=len(damaged)))
         except StoreError:
             found = unsound(work.store, cases)
             if found.keys() <= damaged.keys():  # the error has another cause
                 raise
             damaged = damaged | found
-
-
-def _done(work: _Work) -> Answer:
-    return _KINDS[work.task.kind](work)
 
 
 def _described(work: _Work) -> Answer:
