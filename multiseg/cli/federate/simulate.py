@@ -55,7 +55,7 @@ def simulate_command(
     from multiseg.cli.console import print_json
     from multiseg.cli.train_flags import check_run_file
     from multiseg.federation.centre.earlier import go_back
-    from multiseg.federation.run_file import drop_ignored
+    from multiseg.federation.plan import drop_ignored
 
     stores = named_stores(store or [])
     flags = {"seed": seed, "local": {"steps": steps}, "schedule": {"rounds": rounds}}
@@ -103,8 +103,7 @@ def federation_options(
     import torch
 
     from multiseg.config import checked, defaults, merged, training_settings
-    from multiseg.federation.plan import FederationOptions, check
-    from multiseg.federation.run_file import read_run
+    from multiseg.federation.plan import FederationOptions, check, read_run
 
     file = read_run(run, HINT) if run else {}
     held_out = file.get("held_out", ())

@@ -57,8 +57,7 @@ def untested(folder: Path, state: State, options: FederationOptions) -> dict[str
 
 def all_models_offered(folder: Path, state: State, options: FederationOptions) -> bool:
     """Whether every site's model has been offered to the others, even if some did not answer."""
-    offered: Mapping[str, object] = state.final.get(CROSS, {})
-    return all(owner in offered for owner in untested(folder, state, options))
+    return all(owner in state.final.get(CROSS, {}) for owner in untested(folder, state, options))
 
 
 def cross_evaluate(desk: Desk, state: State) -> State:

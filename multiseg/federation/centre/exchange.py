@@ -280,16 +280,11 @@ def _send(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> tuple[str, ..
         if errand.ids and not errand.why and now.since != errand.since:
             errand.why = "it was offline in between"
         if not errand.ids or (errand.why and desk.clock() >= errand.not_before):
-            _hand_over(desk, errand, terms, now.since)
+            if errand.ids and not errand.held:
+                desk.on_event(Resent(errand.task.round, errand.site, errand.why))
+            errand.ids.append(desk.link.send(errand.site, errand.task, min(terms.deadline_s, LONGEST_S) + MARGIN_S))
+            errand.since, errand.why, errand.sent_at = now.since, "", desk.clock()
     return tuple(errand.site for errand, now in pending.items() if not now.online)
-
-
-def _hand_over(desk: Desk, errand: _Errand, terms: Terms, since: str) -> None:
-    if errand.ids and not errand.held:
-        desk.on_event(Resent(errand.task.round, errand.site, errand.why))
-    ttl_s = min(terms.deadline_s, LONGEST_S) + MARGIN_S
-    errand.ids.append(desk.link.send(errand.site, errand.task, ttl_s))
-    errand.since, errand.why, errand.sent_at = since, "", desk.clock()
 
 
 def _collect(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> bool:

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from multiseg.errors import CheckpointError, UsageError
 from multiseg.federation.centre.site_roster import Roster
-from multiseg.federation.plan import FederationOptions
-from multiseg.federation.run_file import IGNORED, drop_ignored
+from multiseg.federation.plan import IGNORED, FederationOptions, drop_ignored
 from multiseg.files import check_folder, lock_folder, replace_file, write_atomically
 from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info, save_weights
 from multiseg.shown import cell

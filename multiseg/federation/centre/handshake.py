@@ -13,7 +13,6 @@ from multiseg.errors import FederationError
 from multiseg.federation.centre import scope
 from multiseg.federation.centre.exchange import Desk, SetAsideError, exchange, note_events
 from multiseg.federation.centre.experiment_folder import Best, State, read_fingerprint, save_fingerprint
-from multiseg.federation.centre.scope import check_personal
 from multiseg.federation.centre.site_roster import Roster, enrolled, site_info, warnings
 from multiseg.federation.messages import DESCRIBE, FINGERPRINT, Answer
 from multiseg.models.builders import build
@@ -44,7 +43,7 @@ def handshake(desk: Desk, stored: State | None) -> State:
         raise SetAsideError(unknown)
     infos = {**known, **{name: site_info(answer) for name, answer in answers.items()}}
     roster = enrolled(infos, options, stored.roster.info if stored else None)
-    check_personal(roster.parts, options)
+    scope.check_personal(roster.parts, options)
     for text in (*warnings(roster, options), *scope.warnings(roster, options)):
         desk.note(number, text)
     if options.privacy.fingerprint and not read_fingerprint(desk.folder).keys() >= set(options.sites):

@@ -16,6 +16,7 @@ from multiseg.federation.centre import run_events
 from multiseg.federation.centre.prometheus_text import in_text, metric
 from multiseg.federation.centre.run_events import Event, RoundDone
 from multiseg.files import write_atomically
+from multiseg.training.event_log import finite
 from multiseg.training.run_folder import LOG, TENSORBOARD
 
 METRICS = "metrics.prom"
@@ -173,7 +174,7 @@ class RunLogs:
         self.status.take(event)
         head = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": type(event).__name__}
         try:
-            self.file.write(json.dumps(_finite(head | asdict(event))) + "\n")
+            self.file.write(json.dumps(finite(head | asdict(event))) + "\n")
             if isinstance(event, RoundDone):
                 self._plot(event)
         except OSError as error:
@@ -181,7 +182,7 @@ class RunLogs:
                 f"the log of round {event.round} could not be written: {error}. {remedy(error, '')} The same "
                 "command resumes from the last saved round."
             ) from error
-        status = json.dumps(_finite(asdict(self.status)))
+        status = json.dumps(finite(asdict(self.status)))
         if status != self._written:  # many events do not change it
             write_atomically(self.folder / METRICS, prometheus(self.status).encode())
             write_atomically(self.folder / STATUS, status.encode())
@@ -198,10 +199,3 @@ class RunLogs:
             if math.isfinite(value):
                 self.board.add_scalar(name, value, event.round)
         self.board.flush()
-
-
-def _finite(value: Any) -> Any:
-    """The value for JSON: numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -71,7 +71,7 @@ class Control:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    def _call(self, name: str, **fields: Any) -> Any:
+    def _call(self, name: str, /, **fields: Any) -> Any:
         """Flower's answer to one of its calls."""
         from flwr.proto import control_pb2
 

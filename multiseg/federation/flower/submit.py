@@ -40,8 +40,7 @@ def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None 
     from multiseg.config import checked, defaults, merged, training_settings
     from multiseg.federation.centre.earlier import go_back
     from multiseg.federation.centre.experiment_folder import check_same
-    from multiseg.federation.plan import FederationOptions, check
-    from multiseg.federation.run_file import left_to_sites, read_run
+    from multiseg.federation.plan import FederationOptions, check, left_to_sites, read_run
 
     server = read_home(folder)
     given = read_run(file, "See docs/federation.md for one.")

@@ -173,7 +173,7 @@ class Listener:
 
 
 async def while_kept(keeping: Awaitable[None], serving: Awaitable[object], stop: asyncio.Event) -> None:
-    """Serve as long as `keeping` runs, and raise its error: without it revocations are missed, or connections pile up."""
+    """Serve as long as `keeping` runs, and raise its error: without it revocations would be missed, for example."""
     keeper = asyncio.ensure_future(keeping)
     keeper.add_done_callback(lambda _: stop.set())
     try:

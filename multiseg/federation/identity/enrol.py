@@ -20,14 +20,6 @@ from multiseg.federation.identity.home import Home, checked, read_home, write_ho
 from multiseg.federation.identity.registry import admit, allowed, expel, read_registry
 from multiseg.files import check_folder, rename_folder, replace_file
 
-TEMPLATES = Path(__file__).parent
-NEW_KEY = """\
-site.key   proves who you are: keep it secret, mode 600, readable only by the account that runs multiseg."""
-OWN_KEY = """\
-
-Your key is not in the kit, since you made it yourselves. Put it next to site.toml as site.key, or set its path there
-(key = ...): mode 600, readable only by the account that runs multiseg."""
-
 
 def enrol_server(
     folder: Path, hosts: Sequence[str], ports: Mapping[str, Any], new_authority: bool = False, now: bool = False
@@ -86,7 +78,7 @@ def enrol_site(folder: Path, name: str, kit: Path, public_key: Path | None = Non
     for path in (kit, archive):
         if path.exists():
             raise UsageError(f"{path} exists already: give another path (-o), or delete it yourself.")
-    files = _kit(server, name, OWN_KEY if public_key else NEW_KEY)
+    files = _kit(server, name, "own_key.txt" if public_key else "new_key.txt")
     if public_key:
         public = certificates.read_public_key(public_key)
     else:
@@ -116,11 +108,16 @@ def sites(folder: Path) -> list[str]:
 
 
 def _kit(server: Home, name: str, key: str) -> dict[str, bytes]:
-    values = {"name": name, "server": server.public, "version": version("multiseg"), "app": app_hash(), "key": key}
+    """The files of a kit; `key` is the text about the site's key."""
+    values = {"name": name, "server": server.public, "version": version("multiseg"), "app": app_hash()}
     values["torch"] = version("torch").partition("+")[0]  # without the build
-    templates = {name: TEMPLATES / f"{name}.template" for name in ("site.toml", "README.txt")}
-    files = {name: file.read_text(encoding="utf-8").format(**values).encode() for name, file in templates.items()}
+    values["key"] = _filled_in(key, {}).rstrip("\n")
+    files = {file: _filled_in(file, values).encode() for file in ("site.toml", "README.txt")}
     return {**files, "ca.crt": server.at(home.CA).read_bytes()}
+
+
+def _filled_in(name: str, values: Mapping[str, str]) -> str:
+    return Path(__file__).with_name(f"{name}.template").read_text(encoding="utf-8").format(**values)
 
 
 def _packed(files: Mapping[str, bytes], folder: str) -> bytes:

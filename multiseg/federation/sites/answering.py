@@ -21,9 +21,8 @@ from multiseg.federation import messages
 from multiseg.federation.messages import Answer, SiteTask, answer_from_bytes, to_bytes
 from multiseg.federation.sites import approvals, audit_log, personal, policy
 from multiseg.federation.sites.damaged_cases import check_share, known_damage, sound_store, unsound, write_damage
-from multiseg.federation.sites.describing import describe
+from multiseg.federation.sites.describing import describe, fingerprint
 from multiseg.federation.sites.evaluating import choose_cases, evaluate_model, request_for, why_none
-from multiseg.federation.sites.fingerprint import fingerprint
 from multiseg.federation.sites.limits import check_model, check_options, check_sequences, count_scores
 from multiseg.federation.sites.protecting import check_circle, circle_of, count_release, note_circle, protected
 from multiseg.federation.sites.remembered import remember, remembered

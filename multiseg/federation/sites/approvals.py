@@ -11,8 +11,7 @@ from pathlib import Path
 import tomli_w
 
 from multiseg.errors import FederationError, UsageError
-from multiseg.federation.plan import FederationOptions
-from multiseg.federation.run_file import drop_ignored
+from multiseg.federation.plan import FederationOptions, drop_ignored
 from multiseg.files import write_atomically
 
 FOLDER = "approvals"
