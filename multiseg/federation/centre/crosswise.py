@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from multiseg.federation.centre.exchange import Desk, ask_all
+from multiseg.federation.centre.exchange import Desk, ask
 from multiseg.federation.centre.experiment_folder import Models, State, commit
 from multiseg.federation.centre.scope import info_at_server, info_at_site, learnt_with
 from multiseg.federation.centre.site_answers import dice_of
@@ -69,7 +69,7 @@ def cross_evaluate(desk: Desk, state: State) -> State:
     for owner, sites in untested(desk.folder, state, desk.options).items():
         tasks = _tasks(desk, state, owner, [site for site in sites if site not in silent])
         missing = f"it has not tested the model of {owner}"
-        outcome = ask_all(desk, state.round, tasks, state.roster.described, missing)
+        outcome = ask(desk, state.round, tasks, desk.terms(least=0, described=state.roster.described), missing)
         silent |= outcome.failed
         cross, scores = state.final.get(CROSS, {}), {site: dice_of(answer) for site, answer in outcome.answers.items()}
         cross = {**cross, owner: {**cross.get(owner, {}), **scores}}

@@ -247,13 +247,15 @@ def note_events(desk: Desk, number: int, outcome: ExchangeOutcome) -> None:
             desk.note(number, line(text), site)
 
 
-def ask_all(
-    desk: Desk, number: int, tasks: Mapping[str, SiteTask], described: Mapping[str, Databases], missing: str
-) -> ExchangeOutcome:
-    """The answers of all sites that answer before the deadline; a note says of each other site what is missing, why."""
-    outcome = exchange(desk, tasks, desk.terms(least=0, described=described))
+def ask(desk: Desk, number: int, tasks: Mapping[str, SiteTask], terms: Terms, missing: str = "") -> ExchangeOutcome:
+    """An exchange outside of a round, with the sites' notes; for each other site a note says what is missing, and why.
+
+    Args:
+        missing: such as "it has not tested the best model"; "" for no such notes.
+    """
+    outcome = exchange(desk, tasks, terms)
     note_events(desk, number, outcome)
-    for site, why in outcome.failed.items():
+    for site, why in outcome.failed.items() if missing else ():
         desk.note(number, f"{missing}: {why.removesuffix('.')}. The same command asks it again.", site)
     return outcome
 

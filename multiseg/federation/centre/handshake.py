@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multiseg.errors import FederationError
 from multiseg.federation.centre import scope
-from multiseg.federation.centre.exchange import Desk, SetAsideError, exchange, note_events
+from multiseg.federation.centre.exchange import Desk, SetAsideError, ask, exchange
 from multiseg.federation.centre.experiment_folder import Best, State, read_fingerprint, save_fingerprint
 from multiseg.federation.centre.site_roster import Roster, enrolled, site_info, warnings
 from multiseg.federation.messages import DESCRIBE, FINGERPRINT, Answer
@@ -77,8 +77,7 @@ def _why_no_description(answer: Answer) -> str:
 
 def _take_fingerprint(desk: Desk, roster: Roster) -> None:
     tasks = {name: desk.task(FINGERPRINT, 0, least=desk.options.privacy.least) for name in desk.options.sites}
-    outcome = exchange(desk, tasks, desk.terms(described=roster.described))
-    note_events(desk, 0, outcome)
+    outcome = ask(desk, 0, tasks, desk.terms(described=roster.described))
     save_fingerprint(desk.folder, {name: dict(answer.body) for name, answer in outcome.answers.items()})
 
 

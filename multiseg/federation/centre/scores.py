@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multiseg.federation.centre.crosswise import cross_evaluate, untested
-from multiseg.federation.centre.exchange import Desk, ask_all, exchange, note_events
+from multiseg.federation.centre.exchange import Desk, ask
 from multiseg.federation.centre.experiment_folder import WORST, Best, Models, State, commit
 from multiseg.federation.centre.run_events import Finished
 from multiseg.federation.centre.scope import info_at_server, info_at_site
@@ -110,7 +110,7 @@ def finish(desk: Desk, state: State) -> State:
     if state.scored < state.round:
         state = _score_last(desk, state)
     tasks, missing = _last_tasks(desk, state), "it has not tested the best model"
-    outcome = ask_all(desk, state.round, tasks, state.roster.described, missing)
+    outcome = ask(desk, state.round, tasks, desk.terms(least=0, described=state.roster.described), missing)
     test = {**state.final.get("test", {}), **{site: dice_of(answer) for site, answer in outcome.answers.items()}}
     state = replace(state, final={**state.final, "test": test, "failed": dict(outcome.failed)})
     commit(desk.folder, state, {})
@@ -145,8 +145,7 @@ def _score_last(desk: Desk, state: State) -> State:
     body["personal_parts"] = list(personal_parts(state.roster, options))
     numbers = {site: state.kept.get(site, 0) for site in options.sites}
     tasks = {site: desk.task(EVALUATE, number, tensors, **body, kept=number) for site, number in numbers.items()}
-    outcome = exchange(desk, tasks, desk.terms(described=state.roster.described))
-    note_events(desk, state.round, outcome)
+    outcome = ask(desk, state.round, tasks, desk.terms(described=state.roster.described))
     validation = {site: dice_of(answer) for site, answer in outcome.answers.items()}
     new, models = scored(desk, state, {site: mean(values.values()) for site, values in validation.items()})
     if new.mean.round < 0:  # no model has a score, so the last one counts as the best

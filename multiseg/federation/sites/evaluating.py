@@ -33,13 +33,11 @@ class EvaluationRequest:
 
     Attributes:
         num_cases: of each database, approximately; None for all.
-        overlap: of the windows.
     """
 
     split: str = "val"
     subsets: str = "full"
     num_cases: int | None = None
-    overlap: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def evaluate_model(
         if should_stop():
             raise StoppedError("the evaluation was stopped at the site; it starts again when the site is back.")
         members = _members(case, store, info.space)
-        for subset, judged in judged_by_subset(model, store, case, request.subsets, request.overlap).items():
+        for subset, judged in judged_by_subset(model, store, case, request.subsets).items():
             key = (case.database, "" if request.subsets == "full" else f"/{subset}")
             results = found.setdefault(key, [])
             pairs = zip(members.items(), judged, strict=True)
