@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from contextlib import suppress
 
 SWITCH = "MULTISEG_KEEP_MEMORY"
 """The environment variable that turns this off if it is "0"."""
@@ -35,3 +36,9 @@ def keep_memory() -> bool:
         return False
     is_kept = any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in (LARGEST, LARGEST_IN_OLD_GLIBC))
     return bool(libc.mallopt(M_TRIM_THRESHOLD, LARGEST)) and is_kept
+
+
+def return_memory() -> None:
+    """Return freed memory to the system, if the C library can (glibc)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

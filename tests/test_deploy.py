@@ -18,10 +18,10 @@ from packaging.utils import canonicalize_name
 
 from multiseg.cli.app import app
 from multiseg.federation.flower import joining, serve
-from multiseg.federation.identity import enrol
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
+README = (ROOT / "multiseg/federation/identity/README.txt.template").read_text(encoding="utf-8")
 UNITS = ("multiseg-site.service", "multiseg-server.service")
 HARDENED = {
     "ProtectSystem": "strict",
@@ -173,10 +173,10 @@ def test_guide_kit_and_units_name_the_files_where_the_wheel_puts_them() -> None:
             assert folder in data, path
             assert not file or (ROOT / folder.rpartition("/")[2] / file).exists(), file
         assert "share/multiseg" in path.read_text(encoding="utf-8"), path
-    for folder, file in re.findall(r"\.venv/(share/multiseg/\w+)(?:/([\w.-]+\w))?", enrol.README):
+    for folder, file in re.findall(r"\.venv/(share/multiseg/\w+)(?:/([\w.-]+\w))?", README):
         assert folder in data
         assert not file or (ROOT / folder.rpartition("/")[2] / file).exists(), file
-    assert enrol.README.count("share/multiseg") == 2
+    assert README.count("share/multiseg") == 2
 
 
 INSTALLS = [
@@ -186,7 +186,7 @@ INSTALLS = [
 
 
 def test_there_is_one_way_to_install() -> None:
-    guide, kit = (ROOT / "docs" / "federation.md").read_text(encoding="utf-8"), enrol.README
+    guide, kit = (ROOT / "docs" / "federation.md").read_text(encoding="utf-8"), README
     image = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
     for command in INSTALLS:
         assert command in guide

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from multiseg.federation.centre import experiment_folder, run_logs
-from multiseg.federation.plan import FederationOptions
-from multiseg.federation.run_file import IGNORED, OF_A_SITE
+from multiseg.federation.plan import IGNORED, OF_A_SITE, FederationOptions
 from multiseg.federation.sites.limits import Limits
 from multiseg.federation.sites.policy import Leaves
 from multiseg.models.saved import BEST, LAST

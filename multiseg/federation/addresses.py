@@ -57,28 +57,19 @@ def joined(host: str, port: int) -> str:
 
 def _name(text: str) -> str:
     labels = text.split(".")
-    if not text or text != text.strip() or any(letter.isspace() for letter in text):
-        reason = "is empty or has spaces"
-    elif "://" in text or "/" in text or "@" in text:
-        reason = "is a URL or a path"
-    elif ":" in text:
-        raise UsageError(
-            f"host {text!r} holds a port, or is not a valid IPv6 address. {EXAMPLE}, and the port by --port."
-        )
-    elif not text.isascii():
-        reason = "has letters that are not ASCII: use its DNS name, which begins with xn--"
-    elif text.endswith("."):
-        reason = "ends in a dot, which certificates do not allow"
-    elif "*" in text:
-        reason = "is a wildcard, but hospitals dial one name"
-    elif "_" in text:
-        reason = "has an underscore, which host names do not allow"
-    elif len(text) > LONGEST_NAME or max(map(len, labels)) > LONGEST_LABEL:
-        reason = f"is too long: at most {LONGEST_NAME} letters, and {LONGEST_LABEL} between dots"
-    elif not all(_LABEL.fullmatch(label) for label in labels):
-        reason = "is not a host name: use letters, digits and '-' between dots"
-    elif labels[-1].isdigit():
-        reason = "looks like an IPv4 address but is not valid"
-    else:
-        return text.lower()
-    raise UsageError(f"host {text!r} {reason}. {EXAMPLE}.")
+    is_too_long = len(text) > LONGEST_NAME or max(map(len, labels)) > LONGEST_LABEL
+    for is_wrong, reason in (
+        (not text or text != text.strip() or any(map(str.isspace, text)), "is empty or has spaces"),
+        ("://" in text or "/" in text or "@" in text, "is a URL or a path"),
+        (":" in text, f"holds a port, or is not a valid IPv6 address. {EXAMPLE}, and the port by --port"),
+        (not text.isascii(), "has letters that are not ASCII: use its DNS name, which begins with xn--"),
+        (text.endswith("."), "ends in a dot, which certificates do not allow"),
+        ("*" in text, "is a wildcard, but hospitals dial one name"),
+        ("_" in text, "has an underscore, which host names do not allow"),
+        (is_too_long, f"is too long: at most {LONGEST_NAME} letters, and {LONGEST_LABEL} between dots"),
+        (not all(map(_LABEL.fullmatch, labels)), "is not a host name: use letters, digits and '-' between dots"),
+        (labels[-1].isdigit(), "looks like an IPv4 address but is not valid"),
+    ):
+        if is_wrong:
+            raise UsageError(f"host {text!r} {reason}." + ("" if EXAMPLE in reason else f" {EXAMPLE}."))
+    return text.lower()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -53,8 +53,7 @@ def prepared(
         UsageError: the folder holds a deployment already.
     """
     home = folder / "centre"
-    port, superlink_port, metrics_port = _free_ports(3)
-    ports = {"port": port, "superlink_port": superlink_port, "metrics_port": metrics_port}
+    ports = dict(zip(("port", "superlink_port", "metrics_port"), _free_ports(3), strict=True))
     write_home(replace(enrol_server(home, [host], ports), min_free_gib=0.0))
     sites = {}
     for name, url in stores.items():
@@ -124,10 +123,6 @@ def _wait(deployment: LocalDeployment, started: Mapping[str, subprocess.Popen[by
 
 def _free_ports(num: int) -> list[int]:
     """Loopback ports that are not in use."""
-    probes = [socket.socket() for _ in range(num)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(num)]
+        return [int(probe.getsockname()[1]) for probe in probes]

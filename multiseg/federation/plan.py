@@ -1,11 +1,15 @@
-"""The settings of one federated run: sites, model, training, aggregation and privacy."""
+"""The settings of one federated run, and its file: sites, model, training, aggregation and privacy."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
 
+from multiseg.config import read_settings
 from multiseg.errors import UsageError
 from multiseg.federation.strategies import STRATEGIES, AggregateOptions, check_aggregate
 from multiseg.labels import LabelSpace
@@ -15,7 +19,7 @@ from multiseg.loaders.mirror import check_sides
 from multiseg.models.builders import NETWORKS
 from multiseg.own import is_own
 from multiseg.training.fit import FitOptions
-from multiseg.training.run_folder import ModelOptions, numbers_of, seeded
+from multiseg.training.run_folder import ModelOptions, flat, numbers_of, seeded
 
 WEIGHTS = ("cases", "equal", "exposure")
 UNITS = ("parts", "tensors")
@@ -25,6 +29,17 @@ MOST_KEPT = 100
 """The largest `keep_rounds`."""
 LEAST_MASKED = 3
 """Sites that a masked sum needs before it hides each of them."""
+IGNORED = {
+    "fit.num_steps": "set schedule.rounds and local.steps",
+    "fit.validate_every": "set local.steps: sites validate what they receive, once a round",
+    "fit.validation_cases": "set schedule.validation_cases",
+    "fit.save_minutes": "leave it out: a site resumes from whole rounds",
+    "stream.disk_cache": "leave it out: a site caches only in memory",
+    "stream.disk_budget": "leave it out: a site caches only in memory",
+}
+"""Training settings that a federation ignores, and what to do instead."""
+OF_A_SITE = ("stream.workers", "stream.cache")
+"""Settings for simulations: each deployed site sets its own."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +212,7 @@ MOST_WIDTHS, WIDEST = 16, 65_536
 def _check_sizes(options: FederationOptions) -> None:
     """Raises UsageError for numbers that would take too much time or memory anywhere."""
     for name, limit in MOST.items():
-        table, _, key = name.partition(".")
-        value = getattr(getattr(options, table), key)
+        value = attrgetter(name)(options)
         if value > limit:
             raise UsageError(f"{name} is {value}: give {limit} at most.")
     patch, widths = options.stream.draw.patch, options.model.widths
@@ -286,3 +300,37 @@ def _check_privacy(options: FederationOptions) -> None:
             f"privacy.masked needs {LEAST_MASKED} sites or more, and all of them in every round: a second sum without "
             "one site would reveal what that site had sent."
         )
+
+
+def read_run(path: Path, hint: str) -> dict[str, Any]:
+    """The settings in a federated run's file, as tables.
+
+    Args:
+        hint: how to get such a file, for the error if it is missing.
+
+    Raises:
+        UsageError: it is missing, not valid TOML, or sets something that is unknown or ignored.
+    """
+    settings = read_settings(path, FederationOptions, hint)
+    ignored = sorted(IGNORED.keys() & flat(settings).keys())
+    if ignored:
+        listed = "; ".join(f"{name} ({IGNORED[name]})" for name in ignored)
+        raise UsageError(f"{path} has settings that a federation ignores: {listed}.")
+    return settings
+
+
+def drop_ignored(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings without those that a federation ignores."""
+    return {
+        key: drop_ignored(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if f"{prefix}{key}" not in IGNORED
+    }
+
+
+def left_to_sites(settings: Mapping[str, Any]) -> list[str]:
+    """A note on the settings that deployed sites ignore, if there are any."""
+    names = [name for name in OF_A_SITE if name in flat(settings)]
+    if not names:
+        return []
+    return [f"Ignored, since each site sets its own in site.toml: {', '.join(names)}."]

@@ -100,18 +100,12 @@ def epsilon(noise: float, rounds: int, delta: float) -> float:
     """
     if rounds == 0 or noise == 0:
         return 0.0 if rounds == 0 else math.inf
-    from flwr.serverapp import (  # heavy, and only here
-        GaussianPrivacyEvent,
-        NeighboringRelation,
-        PrivacyConfig,
-        RdpAccountant,
-        SamplingMethod,
-    )
+    from flwr import serverapp as flower  # heavy, and only here
 
     # Without amplification by sampling the size of the population has no effect.
-    config = PrivacyConfig(delta, 1, NeighboringRelation.ADD_OR_REMOVE_ONE, SamplingMethod.NO_AMPLIFICATION)
-    accountant = RdpAccountant(config)
-    accountant.compose(GaussianPrivacyEvent(noise, 1, 1), rounds)
+    relation, sampling = flower.NeighboringRelation.ADD_OR_REMOVE_ONE, flower.SamplingMethod.NO_AMPLIFICATION
+    accountant = flower.RdpAccountant(flower.PrivacyConfig(delta, 1, relation, sampling))
+    accountant.compose(flower.GaussianPrivacyEvent(noise, 1, 1), rounds)
     return float(accountant.get_epsilon(delta))
 
 

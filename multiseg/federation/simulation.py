@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multiseg.errors import UsageError
@@ -116,17 +116,9 @@ def simulate(
 def _sites(
     options: FederationOptions, stores: Mapping[str, str], folder: Path, machine: SimulationMachine
 ) -> dict[str, Site]:
+    leaves = Leaves(least=machine.least, to_sites=True)
+    shared = Site("", "", folder, (), machine.device, machine.workers, machine.cache, leaves=leaves, limits=NONE)
     return {
-        name: Site(
-            name=name,
-            store=url,
-            state=folder / name,
-            device=machine.device,
-            workers=machine.workers,
-            cache=machine.cache,
-            trains=name in options.sites,
-            leaves=Leaves(least=machine.least, to_sites=True),
-            limits=NONE,
-        )
+        name: replace(shared, name=name, store=url, state=folder / name, trains=name in options.sites)
         for name, url in stores.items()
     }

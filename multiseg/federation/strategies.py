@@ -35,7 +35,7 @@ class AggregateOptions:
         trim: share of the sites whose values are left out at either end of a trimmed mean.
         max_update_norm: a site's update is scaled down to this Euclidean norm; 0 for no limit.
         max_norm_ratio: an update is refused if it is longer than this many times the median of the round, see
-            `centre.update_lengths.outliers`; 0 for no comparison.
+            `centre.combine.outliers`; 0 for no comparison.
     """
 
     strategy: str = "fedavg"

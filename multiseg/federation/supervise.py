@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 from multiseg.errors import FederationError
 from multiseg.processes import die_with, has_ended
@@ -156,6 +158,7 @@ class _Running:
     def __init__(self, child: Child, selector: selectors.BaseSelector, on_line: Callable[[str, str], None]) -> None:
         self.child = child
         self.process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] = BytesIO()
         self._selector, self._on_line = selector, on_line
         self._due = self._started = 0.0
         self._times = 0
@@ -202,8 +205,9 @@ class _Running:
             preexec_fn=partial(die_with, os.getpid()),  # safe: the supervisor has one thread
         )
         assert self.process.stdout is not None
-        os.set_blocking(self.process.stdout.fileno(), False)
-        self._selector.register(self.process.stdout, selectors.EVENT_READ, self._read_output)
+        self._output = self.process.stdout
+        os.set_blocking(self._output.fileno(), False)
+        self._selector.register(self._output, selectors.EVENT_READ, self._read_output)
 
     def _reap(self) -> int:
         """Kill what is left of the process and its group, read its last output; its exit code."""
@@ -219,9 +223,7 @@ class _Running:
 
     def _read_output(self) -> bool:
         """Read what the process has written; whether there was anything."""
-        assert self.process is not None
-        assert self.process.stdout is not None
-        data = b"" if self.process.stdout.closed else self.process.stdout.read(LINE_BYTES)
+        data = b"" if self._output.closed else self._output.read(LINE_BYTES)
         if data == b"":  # every writer has closed it
             self._close_output()
         lines = (self._partial + (data or b"")).split(b"\n")
@@ -236,11 +238,9 @@ class _Running:
         return bool(data)
 
     def _close_output(self) -> None:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        if not self.process.stdout.closed:
-            self._selector.unregister(self.process.stdout)
-            self.process.stdout.close()
+        if not self._output.closed:
+            self._selector.unregister(self._output)
+            self._output.close()
 
 
 def _log(path: Path, line: str) -> None:

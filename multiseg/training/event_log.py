@@ -42,7 +42,7 @@ class EventLog:
     def write(self, event: Event) -> None:
         """Raises ResourceError if the disk is full."""
         try:
-            self.file.write(json.dumps(_finite({"event": type(event).__name__, **asdict(event)})) + "\n")
+            self.file.write(json.dumps(finite({"event": type(event).__name__, **asdict(event)})) + "\n")
             for name, value in scalars_of(event).items():
                 self.board.add_scalar(name, value, event.step)
         except OSError as error:
@@ -60,7 +60,8 @@ def _step_of(line: str) -> int:
         return 2**63
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value for JSON: numbers that are not finite become null."""
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite(part) for key, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

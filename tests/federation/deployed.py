@@ -19,8 +19,7 @@ from multiseg.config import checked, training_settings
 from multiseg.federation.centre.experiment_folder import read_history
 from multiseg.federation.flower.submit import status
 from multiseg.federation.local_deployment import MULTISEG, prepared
-from multiseg.federation.plan import FederationOptions
-from multiseg.federation.run_file import drop_ignored
+from multiseg.federation.plan import FederationOptions, drop_ignored
 from multiseg.federation.simulation import SimulationMachine, simulate
 
 QUICK = {

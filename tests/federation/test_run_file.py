@@ -16,8 +16,7 @@ from multiseg.errors import UsageError
 from multiseg.federation.centre.experiment_folder import STATE, check_same
 from multiseg.federation.flower.submit import submit
 from multiseg.federation.identity.enrol import enrol_server, enrol_site
-from multiseg.federation.plan import FederationOptions, ScheduleOptions
-from multiseg.federation.run_file import IGNORED, drop_ignored, left_to_sites, read_run
+from multiseg.federation.plan import IGNORED, FederationOptions, ScheduleOptions, drop_ignored, left_to_sites, read_run
 from multiseg.training.fit import FitOptions
 from multiseg.training.run_folder import RUN_FILE, flat
 

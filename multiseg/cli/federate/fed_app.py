@@ -6,13 +6,10 @@ from collections.abc import Callable
 
 import typer
 
-from multiseg.cli.federate.approve import approve_command
-from multiseg.cli.federate.audit import audit_command
-from multiseg.cli.federate.join import join_command
-from multiseg.cli.federate.operate import log_command, run_command, status_command, stop_command
-from multiseg.cli.federate.report import report_command
+from multiseg.cli.federate.operate import log_command, report_command, run_command, status_command, stop_command
 from multiseg.cli.federate.server import app_command, enrol_app, revoke_command, serve_command
 from multiseg.cli.federate.simulate import simulate_command
+from multiseg.cli.federate.site_verbs import approve_command, audit_command, join_command
 
 federation_app = typer.Typer(
     name="fed",

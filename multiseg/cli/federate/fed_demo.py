@@ -12,32 +12,7 @@ from multiseg.files import check_files
 SITES = ("alder", "birch", "cedar")
 """T1 T2 FLAIR PD of multiple sclerosis; FLAIR T1 T1c T2 of glioma; DWI ADC and sometimes FLAIR of stroke."""
 
-RUN_TOML = """\
-experiment = "demo"
-sites = ["alder", "birch", "cedar"]
-seed = {seed}
-
-[schedule]
-rounds = 2
-validation_cases = 1
-
-[local]
-steps = {steps}
-
-[model]
-widths = [8, 16, 32]
-dropout = 0.1
-
-[stream]
-batch_size = 4
-draw = {{ patch = [24, 24, 24] }}
-
-[augment]
-preset = "none"
-
-[fit]
-learning_rate = 2e-3
-"""
+TEMPLATE = Path(__file__).with_suffix(".toml.template")
 
 
 def federated_demo(
@@ -70,7 +45,8 @@ def federated_demo(
         shutil.rmtree(network, ignore_errors=True)  # the keys and ports of the earlier demo are no longer valid
     check_files([network, out / "run.toml"], overwrite=bool(overwrite))
     rehearsal = prepared(network, stores, device="cpu", least=1)  # six synthetic cases per site
-    (out / "run.toml").write_text(RUN_TOML.format(steps=steps, seed=seed), encoding="utf-8")
+    settings = TEMPLATE.read_text(encoding="utf-8").format(steps=steps, seed=seed)
+    (out / "run.toml").write_text(settings, encoding="utf-8")
     with staged(rehearsal):
         for command in (
             ["fed", "status", f"{rehearsal.home}"],

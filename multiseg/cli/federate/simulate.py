@@ -50,15 +50,19 @@ def simulate_command(
 
     multiseg fed simulate run.toml --store north=a.zarr --store south=s3://bucket/b.zarr
     """
+    import tomli_w
+
     from multiseg.cli.console import print_json
     from multiseg.cli.train_flags import check_run_file
     from multiseg.federation.centre.earlier import go_back
+    from multiseg.federation.plan import drop_ignored
 
     stores = named_stores(store or [])
     flags = {"seed": seed, "local": {"steps": steps}, "schedule": {"rounds": rounds}}
     options = federation_options(run, stores, flags, device)
     if print_config:
-        _print_settings(options, as_json)
+        settings = drop_ignored(asdict(options))
+        print_json(settings) if as_json else typer.echo(tomli_w.dumps(settings), nl=False)
         return 0
     check_run_file(run, out, resumes=(out / "state.safetensors").is_file())
     if from_round is not None:
@@ -99,8 +103,7 @@ def federation_options(
     import torch
 
     from multiseg.config import checked, defaults, merged, training_settings
-    from multiseg.federation.plan import FederationOptions, check
-    from multiseg.federation.run_file import read_run
+    from multiseg.federation.plan import FederationOptions, check, read_run
 
     file = read_run(run, HINT) if run else {}
     held_out = file.get("held_out", ())
@@ -110,19 +113,6 @@ def federation_options(
     options = checked(training_settings(merged(defaults(cuda, settings), settings)), FederationOptions)
     check(options)
     return options
-
-
-def _print_settings(options: FederationOptions, as_json: bool) -> None:
-    import tomli_w
-
-    from multiseg.cli.console import print_json
-    from multiseg.federation.run_file import drop_ignored
-
-    settings = drop_ignored(asdict(options))
-    if as_json:
-        print_json(settings)
-    else:
-        typer.echo(tomli_w.dumps(settings), nl=False)
 
 
 def _simulate_shown(
@@ -153,7 +143,7 @@ class _Progress:
     """Shows steps in the progress bar, and prints a line for each event that the bar does not show."""
 
     def __init__(self, bar: Any, console: Any, options: FederationOptions) -> None:
-        self.bar, self.console, self.options, self.round, self.site = bar, console, options, 0, ""
+        self.bar, self.console, self.options, self.round = bar, console, options, 0
 
     def step(self, site: str, event: StepEvent) -> None:
         """Move the bar to a site's step."""
@@ -164,8 +154,7 @@ class _Progress:
                 self.round * (len(self.options.sites) - 1) + self.options.sites.index(site)
             )
             loss = f"loss {event.loss:.3f}" if math.isfinite(event.loss) else "loss not finite"
-            details = f"round {self.round + 1} at {site}, {loss}"
-            self.bar.update(0, completed=done, details=details)
+            self.bar.update(0, completed=done, details=f"round {self.round + 1} at {site}, {loss}")
 
     def event(self, event: Event) -> None:
         """Print what a person should see."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,10 +42,8 @@ def allowed(runs: Path) -> int:
     """Bytes allowed for an answer to any run of a centre."""
     sizes = [ROOM]
     for file in runs.glob(f"*/{FILE}"):
-        try:
+        with suppress(OSError, ValueError):
             sizes.append(int(file.read_text()))
-        except (OSError, ValueError):
-            continue
     return max(sizes)
 
 

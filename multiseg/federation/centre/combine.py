@@ -1,7 +1,14 @@
-"""Combines the answers of a round into the next global model."""
+"""Combines the answers of a round into the next global model.
+
+An update that is longer than training can make it, or far longer than the others, is refused. Its length is its
+Euclidean norm. Running statistics, which no gradient moves, are measured separately and only compared with those of
+other sites.
+"""
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,15 +16,29 @@ from torch import Tensor
 
 from multiseg.errors import FederationError
 from multiseg.federation.aggregate import Mean, aggregated, refused
+from multiseg.federation.centre.exchange import Desk, ExchangeOutcome, withdrawn
 from multiseg.federation.centre.experiment_folder import State
+from multiseg.federation.centre.site_answers import number_of
 from multiseg.federation.centre.site_roster import num_cases, trains
-from multiseg.federation.centre.update_lengths import lengths, longest
 from multiseg.federation.messages import Answer
 from multiseg.federation.pairwise_masks import relative, unmasked
 from multiseg.federation.plan import FederationOptions
-from multiseg.federation.privacy import WIRE, from_payload
+from multiseg.federation.privacy import WIRE, from_payload, update_norm
 from multiseg.federation.strategies import stepped
 from multiseg.models.network_parts import SHARED, Part, moved, sound
+
+ADAM_STEP = 7.3
+"""The largest step of Adam in learning rates: (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) with b1 = 0.9 and b2 = 0.999,
+by the Cauchy-Schwarz inequality over its two moving averages."""
+SLACK = 1.05
+"""For rounding, on the wire and in the steps."""
+ENOUGH = 3
+"""With this many updates no single site can set their median."""
+LOOK_BACK = 5
+"""Earlier rounds to compare with if there are fewer updates."""
+
+Lengths = tuple[float, float]
+"""Norms of the weights and of the running statistics of an update."""
 
 
 def why_refused(answer: Answer, trained: Sequence[Part], options: FederationOptions) -> str:
@@ -64,11 +85,8 @@ def combined(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Mean]:
     """The next global weights, the server optimiser's state, and the mean update."""
     if options.privacy.masked:
-        mean = unmasked(
-            {site: answer.tensors for site, answer in answers.items()},
-            masked_weights(state, options),
-            members(state, options),
-        )
+        sent = {site: answer.tensors for site, answer in answers.items()}
+        mean = unmasked(sent, masked_weights(state, options), members(state, options))
     else:
         groups = tuple(dict.fromkeys(part.group for part in parts))
         weights = {
@@ -77,8 +95,8 @@ def combined(
         }
         updates = {site: from_payload(answer.tensors) for site, answer in answers.items()}
         mean = aggregated(updates, weights, parts, options.aggregate)
-    statistics = {part.name for part in parts if part.is_statistic}
-    change, optimiser = stepped(mean.update, state.optimiser, options.aggregate, statistics)
+    running = {part.name for part in parts if part.is_statistic}
+    change, optimiser = stepped(mean.update, state.optimiser, options.aggregate, running)
     network = sound(moved(change, state.network, parts))
     broken = [name for name, tensor in (network | optimiser).items() if not bool(torch.isfinite(tensor).all())]
     if broken:
@@ -102,3 +120,83 @@ def members(state: State, options: FederationOptions) -> dict[str, tuple[str, ..
         for part in trains(site, state.roster, options):
             senders.setdefault(part.name, []).append(site)
     return {name: tuple(sites) for name, sites in senders.items()}
+
+
+def lengths(update: Mapping[str, Tensor], parts: Sequence[Part]) -> Lengths:
+    """The lengths of an update in float32."""
+    running = {part.name for part in parts if part.is_statistic}
+    weights = {name: tensor for name, tensor in update.items() if name not in running}
+    return update_norm(weights), update_norm({name: update[name] for name in update.keys() & running})
+
+
+def longest(num_values: int, options: FederationOptions) -> float:
+    """The largest length of an update that these settings allow; infinite if no bound is known.
+
+    Args:
+        num_values: number of weights in the update.
+    """
+    local, privacy, fit = options.local, options.privacy, options.fit
+    distance = local.steps * fit.learning_rate
+    if local.optimiser == "adam":
+        trained = distance * ADAM_STEP * math.sqrt(num_values)
+    else:
+        # FedProx's gradient is added before clipping, so clip_norm bounds it, too.
+        trained = distance * fit.clip_norm if fit.clip_norm else math.inf
+    sent = min(trained, privacy.clip or math.inf)
+    # A normal vector of n numbers is practically never longer than sqrt(n) + 8.
+    noise = privacy.noise * privacy.clip * (math.sqrt(num_values) + 8)
+    return SLACK * (sent + noise)
+
+
+def refuse_outliers(
+    desk: Desk, state: State, outcome: ExchangeOutcome, least: int
+) -> tuple[ExchangeOutcome, Mapping[str, Lengths]]:
+    """The outcome without updates that are far longer than the others, and the length of each update.
+
+    Under masks the server cannot see lengths and refuses none.
+
+    Raises:
+        FederationError: too few are left.
+    """
+    if desk.options.privacy.masked:
+        return outcome, {}
+    norms = {
+        site: lengths(from_payload(answer.tensors), state.roster.parts) for site, answer in outcome.answers.items()
+    }
+    past = [
+        (number_of(result.get("norm", 0.0)), number_of(result.get("norm_of_statistics", 0.0)))
+        for entry in state.history[-LOOK_BACK:]
+        for result in entry["sites"].values()
+    ]
+    too_long = outliers(norms, past, desk.options.aggregate.max_norm_ratio)
+    reasons = {site: f"its update was refused: {why}" for site, why in too_long.items()}
+    return withdrawn(desk, outcome, reasons, least), norms
+
+
+def outliers(own: Mapping[str, Lengths], past: Sequence[Lengths], ratio: float) -> dict[str, str]:
+    """The sites whose update is more than `ratio` times the reference length, and why.
+
+    With three or more updates the reference is their median, which no single site can set. With fewer it is unclear
+    who is wrong, so the reference is the longest accepted update of the last rounds; in the first round of two sites
+    there is none.
+
+    Args:
+        own: lengths in this round, by site.
+        past: of accepted updates in the rounds before.
+        ratio: 0 for no comparison.
+    """
+    reasons: dict[str, str] = {}
+    for index, what in enumerate(("its update", "its change of running statistics")):
+        if len(own) >= ENOUGH:
+            usual, reference = statistics.median(norms[index] for norms in own.values()), "the median of the sites"
+        else:
+            usual = max((norms[index] for norms in past), default=0.0)
+            reference = "the longest of the rounds before"
+        for site, norms in own.items():
+            if ratio and usual > 0 and norms[index] > ratio * usual:
+                reasons.setdefault(
+                    site,
+                    f"{what} is {norms[index]:.3g} long, {norms[index] / usual:.3g} times {reference} "
+                    f"({usual:.3g}); the limit is aggregate.max_norm_ratio = {ratio:g}",
+                )
+    return reasons

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from multiseg.federation.centre.exchange import Desk, exchange, note_events, note_failed
+from multiseg.federation.centre.exchange import Desk, ask
 from multiseg.federation.centre.experiment_folder import Models, State, commit
 from multiseg.federation.centre.scope import info_at_server, info_at_site, learnt_with
 from multiseg.federation.centre.site_answers import dice_of
@@ -57,8 +57,7 @@ def untested(folder: Path, state: State, options: FederationOptions) -> dict[str
 
 def all_models_offered(folder: Path, state: State, options: FederationOptions) -> bool:
     """Whether every site's model has been offered to the others, even if some did not answer."""
-    offered: Mapping[str, object] = state.final.get(CROSS, {})
-    return all(owner in offered for owner in untested(folder, state, options))
+    return all(owner in state.final.get(CROSS, {}) for owner in untested(folder, state, options))
 
 
 def cross_evaluate(desk: Desk, state: State) -> State:
@@ -69,9 +68,8 @@ def cross_evaluate(desk: Desk, state: State) -> State:
     silent: dict[str, str] = {}
     for owner, sites in untested(desk.folder, state, desk.options).items():
         tasks = _tasks(desk, state, owner, [site for site in sites if site not in silent])
-        outcome = exchange(desk, tasks, replace(desk.terms(least=0), described=state.roster.described))
-        note_events(desk, state.round, outcome)
-        note_failed(desk, state.round, outcome, f"it has not tested the model of {owner}")
+        missing = f"it has not tested the model of {owner}"
+        outcome = ask(desk, state.round, tasks, desk.terms(least=0, described=state.roster.described), missing)
         silent |= outcome.failed
         cross, scores = state.final.get(CROSS, {}), {site: dice_of(answer) for site, answer in outcome.answers.items()}
         cross = {**cross, owner: {**cross.get(owner, {}), **scores}}

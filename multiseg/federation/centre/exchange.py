@@ -122,11 +122,11 @@ class Desk:
         """A task of this run, with its options."""
         return SiteTask(kind, self.options.experiment, number, {"options": asdict(self.options), **body}, tensors or {})
 
-    def terms(self, refuse: Callable[[Answer], str] = lambda answer: "", least: int | None = None) -> Terms:
+    def terms(self, least: int | None = None, **others: Any) -> Terms:
         """The terms of a round; `least` overrides the required number of answers."""
         schedule = self.options.schedule
         needed = schedule.quorum or len(self.options.sites)
-        return Terms(needed if least is None else least, 60 * schedule.deadline_minutes, refuse)
+        return Terms(needed if least is None else least, 60 * schedule.deadline_minutes, **others)
 
 
 @dataclass(eq=False)
@@ -247,10 +247,17 @@ def note_events(desk: Desk, number: int, outcome: ExchangeOutcome) -> None:
             desk.note(number, line(text), site)
 
 
-def note_failed(desk: Desk, number: int, outcome: ExchangeOutcome, what: str) -> None:
-    """Say for each site that has not answered what is missing, and why."""
-    for site, why in outcome.failed.items():
-        desk.note(number, f"{what}: {why.removesuffix('.')}. The same command asks it again.", site)
+def ask(desk: Desk, number: int, tasks: Mapping[str, SiteTask], terms: Terms, missing: str = "") -> ExchangeOutcome:
+    """An exchange outside of a round, with the sites' notes; for each other site a note says what is missing, and why.
+
+    Args:
+        missing: such as "it has not tested the best model"; "" for no such notes.
+    """
+    outcome = exchange(desk, tasks, terms)
+    note_events(desk, number, outcome)
+    for site, why in outcome.failed.items() if missing else ():
+        desk.note(number, f"{missing}: {why.removesuffix('.')}. The same command asks it again.", site)
+    return outcome
 
 
 def size_of(message: SiteTask | Answer) -> int:
@@ -275,16 +282,11 @@ def _send(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> tuple[str, ..
         if errand.ids and not errand.why and now.since != errand.since:
             errand.why = "it was offline in between"
         if not errand.ids or (errand.why and desk.clock() >= errand.not_before):
-            _hand_over(desk, errand, terms, now.since)
+            if errand.ids and not errand.held:
+                desk.on_event(Resent(errand.task.round, errand.site, errand.why))
+            errand.ids.append(desk.link.send(errand.site, errand.task, min(terms.deadline_s, LONGEST_S) + MARGIN_S))
+            errand.since, errand.why, errand.sent_at = now.since, "", desk.clock()
     return tuple(errand.site for errand, now in pending.items() if not now.online)
-
-
-def _hand_over(desk: Desk, errand: _Errand, terms: Terms, since: str) -> None:
-    if errand.ids and not errand.held:
-        desk.on_event(Resent(errand.task.round, errand.site, errand.why))
-    ttl_s = min(terms.deadline_s, LONGEST_S) + MARGIN_S
-    errand.ids.append(desk.link.send(errand.site, errand.task, ttl_s))
-    errand.since, errand.why, errand.sent_at = since, "", desk.clock()
 
 
 def _collect(desk: Desk, errands: Sequence[_Errand], terms: Terms) -> bool:

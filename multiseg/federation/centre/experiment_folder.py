@@ -24,33 +24,19 @@ from torch import Tensor
 
 from multiseg.errors import CheckpointError, UsageError
 from multiseg.federation.centre.site_roster import Roster
-from multiseg.federation.plan import FederationOptions
-from multiseg.federation.run_file import IGNORED, drop_ignored
+from multiseg.federation.plan import IGNORED, FederationOptions, drop_ignored
 from multiseg.files import check_folder, lock_folder, replace_file, write_atomically
 from multiseg.models.saved import BEST, LAST, ModelInfo, load_weights, read_info, save_weights
 from multiseg.shown import cell
 from multiseg.training.run_folder import COMPUTING, LOCK, READING, RUN_FILE, flat
 
-STATE, WORST, ROSTER, ROUNDS, FINGERPRINT = (
-    "state.safetensors",
-    "worst.safetensors",
-    "roster.json",
-    "rounds.csv",
-    "fingerprint.json",
-)
+STATE, WORST = "state.safetensors", "worst.safetensors"
+ROSTER, ROUNDS, FINGERPRINT = "roster.json", "rounds.csv", "fingerprint.json"
 NEXT = ".next"
 """Suffix of a model that is written but does not count yet."""
 FORMAT = 1
-FREE = frozenset(
-    {
-        "sites",
-        "held_out",
-        "schedule.quorum",
-        "schedule.deadline_minutes",
-        "schedule.keep_rounds",
-        *(f"fit.{name}" for name in COMPUTING),
-        *(f"stream.{name}" for name in READING),
-    }
+FREE = frozenset({"sites", "held_out", "schedule.quorum", "schedule.deadline_minutes", "schedule.keep_rounds"}).union(
+    (f"fit.{name}" for name in COMPUTING), (f"stream.{name}" for name in READING)
 )
 """Settings that may differ when a run is resumed: sites may change, and the others do not affect what is learnt."""
 COLUMNS = ("round", "site", "dice", "loss", "num_cases", "sent", "received", "seconds", "norm", "note")
@@ -128,9 +114,27 @@ def claimed(folder: Path, options: FederationOptions) -> Iterator[None]:
 
 def check_same(folder: Path, options: FederationOptions) -> None:
     """Raises UsageError, naming the settings, if the folder holds a run of which a setting that matters differs."""
-    if (folder / STATE).is_file() and (folder / RUN_FILE).is_file():
-        stored = tomllib.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        _check_same(stored, tomllib.loads(tomli_w.dumps(asdict(options))), folder)
+    if not ((folder / STATE).is_file() and (folder / RUN_FILE).is_file()):
+        return
+    stored = tomllib.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    asked = tomllib.loads(tomli_w.dumps(asdict(options)))
+    # A setting that an older version did not write had its default.
+    defaults = tomllib.loads(tomli_w.dumps(asdict(FederationOptions(experiment="", sites=()))))
+    before, now = flat(defaults) | flat(stored), flat(asked)
+    free = FREE | IGNORED.keys() | ({"schedule.rounds"} if now["fit.schedule"] == "constant" else set())
+    differing = sorted(key for key in (before.keys() | now.keys()) - free if before.get(key) != now.get(key))
+    if not differing:
+        return
+    listed = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:5])
+    if "schedule.rounds" in differing:
+        listed += (
+            f". Rounds can be added only with fit.schedule = 'constant': {before['fit.schedule']!r} set the learning "
+            f"rate of every round for {before['schedule.rounds']} rounds"
+        )
+    raise UsageError(
+        f"{folder} holds a run with other settings: {listed}. Use its settings, or give the experiment another name "
+        "and folder."
+    )
 
 
 def commit(folder: Path, state: State, models: Models, alone: bool = False) -> None:
@@ -181,17 +185,13 @@ def opened(folder: Path) -> State | None:
         known = {name: roster.info.trained_on.get(name, ()) for name in last.axis}
         roster = replace(roster, info=replace(roster.info, axis=last.axis, trained_on=known))
     return State(
-        round=content["round"],
+        **{name: content[name] for name in ("round", "kept", "history", "scored", "final")},
         roster=roster,
         network=load_weights(folder / LAST),
         optimiser=optimiser,
-        kept=content["kept"],
         learnt=content["learnt"] if "learnt" in content else _learnt(roster, content["kept"]),
-        history=content["history"],
         mean=Best(**content["mean"]),
         worst=Best(**content["worst"]),
-        scored=content["scored"],
-        final=content["final"],
         course=content.get("course", 0),
     )
 
@@ -222,10 +222,9 @@ def save_fingerprint(folder: Path, fingerprint: Mapping[str, Mapping[str, Any]])
 def read_fingerprint(folder: Path) -> dict[str, Any]:
     """The saved statistics by site; empty if there are none."""
     try:
-        fingerprint: dict[str, Any] = json.loads((folder / FINGERPRINT).read_text(encoding="utf-8"))
+        return dict(json.loads((folder / FINGERPRINT).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
-    return fingerprint
 
 
 def _beside(folder: Path, name: str) -> Path:
@@ -248,17 +247,11 @@ def _settle(temporary: Path, steps: Mapping[str, int], roster: Roster) -> None:
 def _state_bytes(state: State, steps: Mapping[str, int]) -> bytes:
     content = {
         "format": FORMAT,
-        "models": dict(steps),
-        "round": state.round,
+        "models": steps,
+        **{name: value for name, value in vars(state).items() if name not in ("network", "optimiser")},
         "roster": state.roster.to_json(),
-        "kept": dict(state.kept),
-        "learnt": {name: list(known) for name, known in state.learnt.items()},
-        "history": [dict(entry) for entry in state.history],
         "mean": asdict(state.mean),
         "worst": asdict(state.worst),
-        "scored": state.scored,
-        "final": dict(state.final),
-        "course": state.course,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.optimiser.items()}
     return save(tensors, metadata={"multiseg-federation": json.dumps(content)})
@@ -269,12 +262,11 @@ def _read_content(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             content: dict[str, Any] = json.loads((file.metadata() or {})["multiseg-federation"])
-        if content["format"] != FORMAT:
-            raise CheckpointError(f"{path} has format {content['format']}; this multiseg reads {FORMAT}.")
+        format_number = content["format"]
     except (SafetensorError, KeyError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} cannot be resumed: {error!r}. Restore a copy of the folder.") from error
+    if format_number != FORMAT:
+        raise CheckpointError(f"{path} has format {format_number}; this multiseg reads {FORMAT}.")
     return content
 
 
@@ -283,38 +275,14 @@ def _read_optimiser(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
-def _check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
-    # A setting that an older version did not write had its default.
-    defaults = tomllib.loads(tomli_w.dumps(asdict(FederationOptions(experiment="", sites=()))))
-    before, now = flat(defaults) | flat(stored), flat(asked)
-    free = FREE | IGNORED.keys() | ({"schedule.rounds"} if now["fit.schedule"] == "constant" else set())
-    differing = sorted(key for key in (before.keys() | now.keys()) - free if before.get(key) != now.get(key))
-    if not differing:
-        return
-    listed = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:5])
-    if "schedule.rounds" in differing:
-        listed += (
-            f". Rounds can be added only with fit.schedule = 'constant': {before['fit.schedule']!r} set the learning "
-            f"rate of every round for {before['schedule.rounds']} rounds"
-        )
-    raise UsageError(
-        f"{folder} holds a run with other settings: {listed}. Use its settings, or give the experiment another name "
-        "and folder."
-    )
-
-
 def _table(history: Sequence[Mapping[str, Any]]) -> str:
     """One line per round and site, for a spreadsheet."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for entry in history:
-        for site, result in entry["sites"].items():
-            _write(writer, {"round": entry["round"], "site": site, **result})
-        for site, why in entry["failed"].items():
-            _write(writer, {"round": entry["round"], "site": site, "note": why})
+        results = {**entry["sites"], **{site: {"note": why} for site, why in entry["failed"].items()}}
+        for site, result in results.items():
+            row = {"round": entry["round"], "site": site, **result}
+            writer.writerow({name: cell(value) for name, value in row.items()})
     return text.getvalue()
-
-
-def _write(writer: csv.DictWriter[str], row: Mapping[str, Any]) -> None:
-    writer.writerow({name: cell(value) for name, value in row.items()})

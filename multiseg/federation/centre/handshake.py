@@ -11,9 +11,8 @@ from torch import Tensor
 
 from multiseg.errors import FederationError
 from multiseg.federation.centre import scope
-from multiseg.federation.centre.exchange import Desk, SetAsideError, exchange, note_events
+from multiseg.federation.centre.exchange import Desk, SetAsideError, ask, exchange
 from multiseg.federation.centre.experiment_folder import Best, State, read_fingerprint, save_fingerprint
-from multiseg.federation.centre.scope import check_personal
 from multiseg.federation.centre.site_roster import Roster, enrolled, site_info, warnings
 from multiseg.federation.messages import DESCRIBE, FINGERPRINT, Answer
 from multiseg.models.builders import build
@@ -34,7 +33,7 @@ def handshake(desk: Desk, stored: State | None) -> State:
     options = desk.options
     names = (*options.sites, *options.held_out)
     known = {**stored.roster.sites, **stored.roster.held_out} if stored else {}
-    terms = desk.terms(_why_no_description)
+    terms = desk.terms(refuse=_why_no_description)
     if not known.keys() >= set(names):
         terms = replace(terms, least=options.schedule.quorum or len(names), deadline_s=math.inf)
     number = stored.round if stored else 0
@@ -44,7 +43,7 @@ def handshake(desk: Desk, stored: State | None) -> State:
         raise SetAsideError(unknown)
     infos = {**known, **{name: site_info(answer) for name, answer in answers.items()}}
     roster = enrolled(infos, options, stored.roster.info if stored else None)
-    check_personal(roster.parts, options)
+    scope.check_personal(roster.parts, options)
     for text in (*warnings(roster, options), *scope.warnings(roster, options)):
         desk.note(number, text)
     if options.privacy.fingerprint and not read_fingerprint(desk.folder).keys() >= set(options.sites):
@@ -78,8 +77,7 @@ def _why_no_description(answer: Answer) -> str:
 
 def _take_fingerprint(desk: Desk, roster: Roster) -> None:
     tasks = {name: desk.task(FINGERPRINT, 0, least=desk.options.privacy.least) for name in desk.options.sites}
-    outcome = exchange(desk, tasks, replace(desk.terms(), described=roster.described))
-    note_events(desk, 0, outcome)
+    outcome = ask(desk, 0, tasks, desk.terms(described=roster.described))
     save_fingerprint(desk.folder, {name: dict(answer.body) for name, answer in outcome.answers.items()})
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,24 +14,15 @@ Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 def metric(name: str, text: str, labels: Sequence[str], values: Mapping[Labels, float | int]) -> Metric:
     """A metric with its values by label values. It is a counter if its name ends in "_total", else a gauge."""
-    family: CounterMetricFamily | GaugeMetricFamily
-    if name.endswith("_total"):
-        family = CounterMetricFamily(name, text, labels=labels)
-    else:
-        family = GaugeMetricFamily(name, text, labels=labels)
+    kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+    family: CounterMetricFamily | GaugeMetricFamily = kind(name, text, labels=labels)
     for label_values, value in values.items():
         family.add_metric(label_values, value)
     return family
 
 
-@dataclass(frozen=True)
-class _Collector:
-    metrics: Sequence[Metric]
-
-    def collect(self) -> Iterable[Metric]:
-        return self.metrics
-
-
 def in_text(metrics: Iterable[Metric]) -> str:
     """The text of the metrics that have a value."""
-    return generate_latest(_Collector([metric for metric in metrics if metric.samples])).decode()
+    shown = [metric for metric in metrics if metric.samples]
+    collector: Any = SimpleNamespace(collect=lambda: shown)
+    return generate_latest(collector).decode()

@@ -13,19 +13,10 @@ from typing import Any
 from multiseg.errors import FederationError, StoppedError, UsageError
 from multiseg.federation.aggregate import Mean
 from multiseg.federation.centre.answer_size import allow_answers
-from multiseg.federation.centre.combine import combined, masked_weights, why_refused
+from multiseg.federation.centre.combine import Lengths, combined, masked_weights, refuse_outliers, why_refused
 from multiseg.federation.centre.crosswise import CROSS, all_models_offered, site_models
 from multiseg.federation.centre.earlier import keep, rounds_to_hold
-from multiseg.federation.centre.exchange import (
-    Desk,
-    ExchangeOutcome,
-    Link,
-    SetAsideError,
-    Terms,
-    exchange,
-    note_events,
-    withdrawn,
-)
+from multiseg.federation.centre.exchange import Desk, ExchangeOutcome, Link, SetAsideError, exchange, note_events
 from multiseg.federation.centre.experiment_folder import State, claimed, commit, opened
 from multiseg.federation.centre.handshake import handshake
 from multiseg.federation.centre.run_events import Began, Event, Left, RoundDone, SiteRound
@@ -34,11 +25,9 @@ from multiseg.federation.centre.scope import learnt_with
 from multiseg.federation.centre.scores import as_saved, finish, info_of, is_unfinished, mean, scored, worst
 from multiseg.federation.centre.site_answers import number_of, validation_of
 from multiseg.federation.centre.site_roster import personal_parts, trains
-from multiseg.federation.centre.update_lengths import LOOK_BACK, Lengths, lengths, outliers
 from multiseg.federation.messages import ROUND, Answer, SiteTask
 from multiseg.federation.plan import FederationOptions, check, without
-from multiseg.federation.privacy import epsilon, from_payload, to_payload
-from multiseg.models.network_parts import Part
+from multiseg.federation.privacy import epsilon, to_payload
 from multiseg.models.saved import BEST, LAST
 
 
@@ -63,8 +52,7 @@ class RunResult:
     @property
     def test(self) -> Mapping[str, Mapping[str, float]]:
         """Dice of the best model on test cases, by site and database; empty before the end."""
-        dice: Mapping[str, Mapping[str, float]] = self.final.get("test", {})
-        return dice
+        return dict(self.final.get("test", {}))
 
 
 def run(
@@ -140,11 +128,11 @@ def _round(desk: Desk, state: State, took: float) -> State:
     all_parts = state.roster.parts
     desk.on_event(Began(now, options.schedule.rounds, tuple(state.roster.sites)))
     trained = {site: trains(site, state.roster, options) for site in state.roster.sites}
-    terms = desk.terms(lambda answer: why_refused(answer, trained[answer.site], options))
-    terms = replace(terms, described=state.roster.described)
+    described, refuse = state.roster.described, lambda answer: why_refused(answer, trained[answer.site], options)
+    terms = desk.terms(described=described, refuse=refuse)
     allow_answers(desk.folder, sum(tensor.numel() for tensor in state.network.values()))
     outcome = exchange(desk, _tasks(desk, state), terms)
-    outcome, norms = _refuse_outliers(desk, state, outcome, all_parts, terms)
+    outcome, norms = refuse_outliers(desk, state, outcome, terms.least)
     network, optimiser, combination = combined(state, outcome.answers, all_parts, options)
     _note_updates(desk, now, outcome, combination)
     sites = {site: _site_round(answer, outcome, norms.get(site)) for site, answer in outcome.answers.items()}
@@ -182,29 +170,6 @@ def _round(desk: Desk, state: State, took: float) -> State:
     keep(desk.folder, now, options.schedule.keep_rounds)
     desk.on_event(done)
     return new
-
-
-def _refuse_outliers(
-    desk: Desk, state: State, outcome: ExchangeOutcome, all_parts: Sequence[Part], terms: Terms
-) -> tuple[ExchangeOutcome, Mapping[str, Lengths]]:
-    """The outcome without updates that are far longer than the others, and the length of each update.
-
-    Under masks the server cannot see lengths and refuses none.
-
-    Raises:
-        FederationError: too few are left.
-    """
-    if desk.options.privacy.masked:
-        return outcome, {}
-    norms = {site: lengths(from_payload(answer.tensors), all_parts) for site, answer in outcome.answers.items()}
-    past = [
-        (number_of(result.get("norm", 0.0)), number_of(result.get("norm_of_statistics", 0.0)))
-        for entry in state.history[-LOOK_BACK:]
-        for result in entry["sites"].values()
-    ]
-    too_long = outliers(norms, past, desk.options.aggregate.max_norm_ratio)
-    reasons = {site: f"its update was refused: {why}" for site, why in too_long.items()}
-    return withdrawn(desk, outcome, reasons, terms.least), norms
 
 
 def _epsilon(options: FederationOptions, state: State, outcome: ExchangeOutcome) -> float:

@@ -39,30 +39,24 @@ class Came:
 
 
 @dataclass(frozen=True)
-class Refused:
+class SiteEvent:
+    """Something happened to a site in a round, for a reason."""
+
+    round: int
+    site: str
+    reason: str
+
+
+class Refused(SiteEvent):
     """A site counts as failed in this round."""
 
-    round: int
-    site: str
-    reason: str
 
-
-@dataclass(frozen=True)
-class Resent:
+class Resent(SiteEvent):
     """The task of a site was sent again."""
 
-    round: int
-    site: str
-    reason: str
 
-
-@dataclass(frozen=True)
-class Held:
+class Held(SiteEvent):
     """A site has its task and does not answer yet: it is busy, or waits for approval there."""
-
-    round: int
-    site: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -74,13 +68,8 @@ class Noted:
     text: str
 
 
-@dataclass(frozen=True)
-class Left:
+class Left(SiteEvent):
     """A site in the run's settings is no longer on the roster; the run continues without it."""
-
-    round: int
-    site: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -152,6 +141,13 @@ class Finished:
     test: Mapping[str, Mapping[str, float]]
 
 
+REASONS: dict[type[SiteEvent], str] = {
+    Refused: "{site} FAILED: {reason}",
+    Resent: "asked {site} again: {reason}",
+    Left: "continues WITHOUT {site}: {reason}",
+    Held: "{site} {reason}",
+}
+"""How an event of a site reads."""
 Event = Waiting | Began | Came | Refused | Resent | Held | Noted | Left | WentBack | RoundDone | Finished
 
 
@@ -165,28 +161,21 @@ def in_words(event: Event) -> str:
     return line(f"round {event.round}: {_short_in_words(event)}", TEXT)
 
 
-def _short_in_words(event: Waiting | Began | Came | Refused | Resent | Held | Noted | Left | WentBack) -> str:
+def _short_in_words(event: Waiting | Began | Came | SiteEvent | Noted | WentBack) -> str:
     match event:
+        case SiteEvent():
+            return REASONS[type(event)].format(site=event.site, reason=event.reason)
         case Waiting(sites=sites):
-            text = f"waiting for {', '.join(sites)}" if sites else "all sites are online"
+            return f"waiting for {', '.join(sites)}" if sites else "all sites are online"
         case Began(sites=sites):
-            text = f"asked {', '.join(sites)}"
+            return f"asked {', '.join(sites)}"
         case Came(site=site, kind=kind):
             sizes = f"{megabytes(event.sent)} sent, {megabytes(event.received)} received"
-            text = f"{site} answered ({kind}) in {clock_time(event.seconds)}, {sizes}"
-        case Refused(site=site, reason=reason):
-            text = f"{site} FAILED: {reason}"
-        case Resent(site=site, reason=reason):
-            text = f"asked {site} again: {reason}"
-        case Left(site=site, reason=reason):
-            text = f"continues WITHOUT {site}: {reason}"
+            return f"{site} answered ({kind}) in {clock_time(event.seconds)}, {sizes}"
         case WentBack(before=before):
-            text = f"the run was put back to this round from round {before}"
-        case Held(site=site, reason=reason):
-            text = f"{site} {reason}"
+            return f"the run was put back to this round from round {before}"
         case Noted(site=site):
-            text = f"{site}: {event.text}" if site else event.text
-    return text
+            return f"{site}: {event.text}" if site else event.text
 
 
 def _round_in_words(event: RoundDone) -> str:

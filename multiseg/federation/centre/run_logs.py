@@ -12,20 +12,11 @@ from typing import Any
 
 from multiseg.errors import ResourceError
 from multiseg.faults import remedy
+from multiseg.federation.centre import run_events
 from multiseg.federation.centre.prometheus_text import in_text, metric
-from multiseg.federation.centre.run_events import (
-    Began,
-    Came,
-    Event,
-    Finished,
-    Held,
-    Left,
-    Refused,
-    Resent,
-    RoundDone,
-    Waiting,
-)
+from multiseg.federation.centre.run_events import Event, RoundDone
 from multiseg.files import write_atomically
+from multiseg.training.event_log import finite
 from multiseg.training.run_folder import LOG, TENSORBOARD
 
 METRICS = "metrics.prom"
@@ -71,25 +62,25 @@ class Status:
     def take(self, event: Event) -> None:
         """Update the status."""
         match event:
-            case Waiting():
+            case run_events.Waiting():
                 self.awaited = event.sites
-            case Began():
+            case run_events.Began():
                 self.rounds, self.sites, self.working = event.rounds, event.sites, event.sites
-            case Came():
+            case run_events.Came():
                 self._clear(event.site)
                 self.sent[event.site] = self.sent.get(event.site, 0) + event.sent
                 self.received[event.site] = self.received.get(event.site, 0) + event.received
                 self.seconds[event.site] = event.seconds
-            case Refused():
+            case run_events.Refused():
                 self._clear(event.site)
                 self.failures[event.site] = self.failures.get(event.site, 0) + 1
-            case Left():
+            case run_events.Left():
                 self._clear(event.site)
                 self.awaited = tuple(site for site in self.awaited if site != event.site)
                 self.left = tuple(dict.fromkeys((*self.left, event.site)))
-            case Held():
+            case run_events.Held():
                 self.held[event.site] = event.reason
-            case Resent():
+            case run_events.Resent():
                 self.resent[event.site] = self.resent.get(event.site, 0) + 1
             case RoundDone():
                 self.working, self.awaited = (), ()
@@ -97,7 +88,7 @@ class Status:
                 self.epsilon, self.round_seconds, self.seconds_left = event.epsilon, event.seconds, event.seconds_left
                 self.dice |= {site: result.dice for site, result in event.sites.items()}
                 self.loss |= {site: result.loss for site, result in event.sites.items()}
-            case Finished():
+            case run_events.Finished():
                 self.finished, self.awaited = True, ()
 
     def _clear(self, site: str) -> None:
@@ -109,10 +100,9 @@ class Status:
 def read_status(folder: Path) -> dict[str, Any]:
     """The `Status` of the run in a folder, None for numbers that are not finite; {} before it started."""
     try:
-        status: dict[str, Any] = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        return dict(json.loads((folder / STATUS).read_text(encoding="utf-8")))
     except OSError:
         return {}
-    return status
 
 
 def busy_with(folder: Path, site: str) -> str:
@@ -184,7 +174,7 @@ class RunLogs:
         self.status.take(event)
         head = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": type(event).__name__}
         try:
-            self.file.write(json.dumps(_finite(head | asdict(event))) + "\n")
+            self.file.write(json.dumps(finite(head | asdict(event))) + "\n")
             if isinstance(event, RoundDone):
                 self._plot(event)
         except OSError as error:
@@ -192,7 +182,7 @@ class RunLogs:
                 f"the log of round {event.round} could not be written: {error}. {remedy(error, '')} The same "
                 "command resumes from the last saved round."
             ) from error
-        status = json.dumps(_finite(asdict(self.status)))
+        status = json.dumps(finite(asdict(self.status)))
         if status != self._written:  # many events do not change it
             write_atomically(self.folder / METRICS, prometheus(self.status).encode())
             write_atomically(self.folder / STATUS, status.encode())
@@ -209,10 +199,3 @@ class RunLogs:
             if math.isfinite(value):
                 self.board.add_scalar(name, value, event.round)
         self.board.flush()
-
-
-def _finite(value: Any) -> Any:
-    """The value for JSON: numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

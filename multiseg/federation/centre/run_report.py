@@ -44,20 +44,12 @@ def round_table(history: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) 
     rows = []
     for entry in history:
         results = entry["sites"]
-        rows.append(
-            [
-                str(entry["round"]),
-                number(number_of(entry["mean"])),
-                number(number_of(entry["worst"])),
-                *(number(number_of(results[site]["dice"])) if site in results else "" for site in sites),
-                number(mean(number_of(result["loss"]) for result in results.values())),
-                *([f"{number_of(entry.get('epsilon')):.3g}"] if private else []),
-                megabytes(sum(result["sent"] for result in results.values())),
-                megabytes(sum(result["received"] for result in results.values())),
-                clock_time(entry["seconds"]),
-                ", ".join(entry["failed"]),
-            ]
-        )
+        row = [str(entry["round"]), number(number_of(entry["mean"])), number(number_of(entry["worst"]))]
+        row += [number(number_of(results[site]["dice"])) if site in results else "" for site in sites]
+        row.append(number(mean(number_of(result["loss"]) for result in results.values())))
+        row += [f"{number_of(entry.get('epsilon')):.3g}"] if private else []
+        row += [megabytes(sum(result[way] for result in results.values())) for way in ("sent", "received")]
+        rows.append([*row, clock_time(entry["seconds"]), ", ".join(entry["failed"])])
     last = _mean_by_site(final.get("validation", {}))
     if last:
         scores = [mean(last.values()), worst(last.values()), *(last.get(site, math.nan) for site in sites)]
@@ -93,17 +85,8 @@ def site_table(roster: Mapping[str, Any]) -> Table:
     for kind, infos in (("trains", roster["sites"]), ("held out", roster["held_out"])):
         for site, info in infos.items():
             for name, about in info["databases"].items():
-                counts = about["num_cases"]
-                rows.append(
-                    [
-                        site,
-                        kind,
-                        name,
-                        about["pathology"],
-                        " ".join(about["modalities"]),
-                        *(str(counts[split]) for split in ("train", "val", "test")),
-                    ]
-                )
+                counts = [str(about["num_cases"][split]) for split in ("train", "val", "test")]
+                rows.append([site, kind, name, about["pathology"], " ".join(about["modalities"]), *counts])
     columns = ["site", "role", "database", "pathology", "sequences", "train", "val", "test"]
     return columns, rows, columns[-3:]
 

@@ -46,15 +46,11 @@ def unreadable_sequences(roster: Roster, options: FederationOptions) -> frozense
 
 def learnt_with(learnt: Learnt, roster: Roster, sites: Collection[str]) -> Learnt:
     """The databases that a model has learnt each sequence from, after adding updates of these sites."""
-    new = {
-        name: tuple(
-            database
-            for database in databases
-            if database in learnt.get(name, ()) or database.partition("/")[0] in sites
-        )
-        for name, databases in roster.info.trained_on.items()
-    }
-    return {**learnt, **new}
+    new = dict(learnt)
+    for name, databases in roster.info.trained_on.items():
+        known = learnt.get(name, ())
+        new[name] = tuple(entry for entry in databases if entry in known or entry.partition("/")[0] in sites)
+    return new
 
 
 def info_at_server(info: ModelInfo, roster: Roster, options: FederationOptions, learnt: Learnt) -> ModelInfo:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multiseg.federation.centre.crosswise import cross_evaluate, untested
-from multiseg.federation.centre.exchange import Desk, exchange, note_events, note_failed
+from multiseg.federation.centre.exchange import Desk, ask
 from multiseg.federation.centre.experiment_folder import WORST, Best, Models, State, commit
 from multiseg.federation.centre.run_events import Finished
 from multiseg.federation.centre.scope import info_at_server, info_at_site
@@ -109,9 +109,8 @@ def finish(desk: Desk, state: State) -> State:
     """
     if state.scored < state.round:
         state = _score_last(desk, state)
-    outcome = exchange(desk, _last_tasks(desk, state), replace(desk.terms(least=0), described=state.roster.described))
-    note_events(desk, state.round, outcome)
-    note_failed(desk, state.round, outcome, "it has not tested the best model")
+    tasks, missing = _last_tasks(desk, state), "it has not tested the best model"
+    outcome = ask(desk, state.round, tasks, desk.terms(least=0, described=state.roster.described), missing)
     test = {**state.final.get("test", {}), **{site: dice_of(answer) for site, answer in outcome.answers.items()}}
     state = replace(state, final={**state.final, "test": test, "failed": dict(outcome.failed)})
     commit(desk.folder, state, {})
@@ -125,7 +124,8 @@ def _last_tasks(desk: Desk, state: State) -> dict[str, SiteTask]:
     options, roster, untested = desk.options, state.roster, _untested(state, desk.options)
     info = read_info(desk.folder / BEST)
     tensors = to_payload(load_weights(desk.folder / BEST), options.privacy.payload)
-    body = {"split": "test", "subsets": options.schedule.evaluate_subsets, **_personal(state, options)}
+    body: dict[str, Any] = {"split": "test", "subsets": options.schedule.evaluate_subsets}
+    body["personal_parts"] = list(personal_parts(roster, options))
     tasks = {}
     for site in (name for name in options.sites if name in untested):
         whole = info_at_site(info, roster, options, site, state.learnt).to_json()
@@ -137,21 +137,15 @@ def _last_tasks(desk: Desk, state: State) -> dict[str, SiteTask]:
     return tasks
 
 
-def _personal(state: State, options: FederationOptions) -> dict[str, Any]:
-    """The entry of a task's body with the parts that each site keeps under masks."""
-    return {"personal_parts": list(personal_parts(state.roster, options))}
-
-
 def _score_last(desk: Desk, state: State) -> State:
     """The state with a score for the model of the last round, saved."""
     options = desk.options
     tensors = to_payload(state.network, options.privacy.payload)
     body = {"info": info_of(state).to_json(), "split": "val", "subsets": options.schedule.evaluate_subsets}
-    body |= _personal(state, options)
+    body["personal_parts"] = list(personal_parts(state.roster, options))
     numbers = {site: state.kept.get(site, 0) for site in options.sites}
     tasks = {site: desk.task(EVALUATE, number, tensors, **body, kept=number) for site, number in numbers.items()}
-    outcome = exchange(desk, tasks, replace(desk.terms(), described=state.roster.described))
-    note_events(desk, state.round, outcome)
+    outcome = ask(desk, state.round, tasks, desk.terms(described=state.roster.described))
     validation = {site: dice_of(answer) for site, answer in outcome.answers.items()}
     new, models = scored(desk, state, {site: mean(values.values()) for site, values in validation.items()})
     if new.mean.round < 0:  # no model has a score, so the last one counts as the best

@@ -40,11 +40,13 @@ def fault(answer: Answer, described: Databases | None = None) -> str:
     try:
         size = len(json.dumps(answer.body))
         _check(size <= (MOST_DESCRIPTION if answer.kind == DESCRIBE else MOST_BODY), f"it has {size} characters")
-        if answer.kind != ROUND and answer.tensors:
-            raise ValueError(f"it holds {len(answer.tensors)} tensors, but none were asked for")
+        is_expected = answer.kind == ROUND or not answer.tensors
+        _check(is_expected, f"it holds {len(answer.tensors)} tensors, but none were asked for")
         for name, value in _leaves_of(answer.body):
             _check_leaf(name, value)
         _READ[answer.kind](dict(answer.body), described)
+        _count(answer.body.get("damaged", 0), "damaged", MOST_CASES)
+        _texts(answer.body.get("events", []), "events", MOST_EVENTS)
     except KeyError as error:
         return f"its answer is invalid: {error!s:.80} is missing"
     except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -92,21 +94,19 @@ def _only(body: Mapping[str, Any], *names: str) -> None:
 
 
 def _mapping(value: Any, name: str, limit: int) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{name} is {_kind(value)}, not a mapping")
+    _check(isinstance(value, dict), f"{name} is {_kind(value)}, not a mapping")
     _check(len(value) <= limit, f"{name} has {len(value)} entries, more than {limit}")
     for key in value:
-        _check(
-            0 < len(key) <= MOST_NAME or (not key and name == "exposure"), f"{name} has a name of {len(key)} letters"
-        )
-    return value
+        is_valid = 0 < len(key) <= MOST_NAME or (not key and name == "exposure")
+        _check(is_valid, f"{name} has a name of {len(key)} letters")
+    return dict(value)
 
 
 def _texts(value: Any, name: str, limit: int) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise TypeError(f"{name} is not a list of texts")
+    are_texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    _check(are_texts, f"{name} is not a list of texts")
     _check(len(value) <= limit, f"{name} has {len(value)} entries, more than {limit}")
-    return value
+    return list(value)
 
 
 def _name(value: Any, what: str) -> str:
@@ -117,8 +117,7 @@ def _name(value: Any, what: str) -> str:
 
 
 def _text(value: Any, what: str, limit: int = MOST_TEXT) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{what} is {_kind(value)}, not a text")
+    _check(isinstance(value, str), f"{what} is {_kind(value)}, not a text")
     _check(len(value) <= limit, f"{what} has {len(value)} characters, more than {limit}")
 
 
@@ -127,8 +126,7 @@ def _kind(value: Any) -> str:
 
 
 def _count(value: Any, what: str, limit: float | int) -> None:
-    if type(value) is not int:  # isinstance would accept true
-        raise TypeError(f"{what} is {value!r:.40}, not an integer")
+    _check(type(value) is int, f"{what} is {value!r:.40}, not an integer")  # isinstance would accept true
     _check(0 <= value <= limit, f"{what} is {value}, which is not from 0 to {limit:.0f}")
 
 
@@ -136,15 +134,8 @@ def _number(value: Any, what: str, low: float, high: float) -> None:
     """A number in its range; null and NaN mean undefined."""
     if value is None:
         return
-    if type(value) not in (int, float):
-        raise TypeError(f"{what} is {value!r:.40}, not a number")
+    _check(type(value) in (int, float), f"{what} is {value!r:.40}, not a number")
     _check(math.isnan(value) or low <= value <= high, f"{what} is {value}")
-
-
-def _events(body: Mapping[str, Any]) -> None:
-    """The notes that answers of all kinds may hold."""
-    _count(body.get("damaged", 0), "damaged", MOST_CASES)
-    _texts(body.get("events", []), "events", MOST_EVENTS)
 
 
 def _read_description(body: dict[str, Any], described: Databases | None) -> None:
@@ -165,7 +156,6 @@ def _read_description(body: dict[str, Any], described: Databases | None) -> None
     _text(key, "public_key", 64)
     _check(re.fullmatch(r"([0-9a-f]{64})?", key) is not None, "public_key is not a valid key")
     _text(body.get("device", ""), "device", MOST_NAME)
-    _events(body)
 
 
 def _read_database(name: str, about: Any) -> None:
@@ -195,10 +185,9 @@ def _read_fingerprint(body: dict[str, Any], described: Databases | None) -> None
     for name, value in _leaves_of(_mapping(body["databases"], "databases", MOST_DATABASES)):
         if isinstance(value, int | float):
             _number(value, name, -1e12, 1e12)
-        elif not isinstance(value, str):
-            raise TypeError(f"{name} is {_kind(value)}, not a number")
+        else:
+            _check(isinstance(value, str), f"{name} is {_kind(value)}, not a number")
     _check_databases(body["databases"], described, "databases")
-    _events(body)
 
 
 def _read_round(body: dict[str, Any], described: Databases | None) -> None:
@@ -215,7 +204,6 @@ def _read_round(body: dict[str, Any], described: Databases | None) -> None:
         _count(patches, f"exposure/{group}", 10**12)
     for name, seconds in _mapping(body.get("seconds", {}), "seconds", 20).items():
         _number(seconds, f"seconds/{name}", 0.0, MOST_SECONDS)
-    _events(body)
 
 
 def _read_evaluation(body: dict[str, Any], described: Databases | None) -> None:
@@ -227,7 +215,6 @@ def _read_evaluation(body: dict[str, Any], described: Databases | None) -> None:
         limit = _described_cases(described, split, name.partition("/")[0])
         _check_described(about.get("num_cases", 0), f"metrics/{name}/num_cases", limit)
     _scores({name: about.get("dice") for name, about in body["metrics"].items()}, described)
-    _events(body)
 
 
 def _scores(scores: Any, described: Databases | None) -> None:

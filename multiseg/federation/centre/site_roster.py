@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -42,9 +42,6 @@ class SiteInfo:
     can_train: bool
     public_key: str = ""
     device: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SiteInfo:
@@ -116,8 +113,8 @@ class Roster:
     def to_json(self) -> dict[str, Any]:
         return {
             "info": self.info.to_json(),
-            "sites": {name: info.to_json() for name, info in self.sites.items()},
-            "held_out": {name: info.to_json() for name, info in self.held_out.items()},
+            "sites": {name: asdict(info) for name, info in self.sites.items()},
+            "held_out": {name: asdict(info) for name, info in self.held_out.items()},
         }
 
     @classmethod
@@ -153,8 +150,7 @@ def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mod
         FederationError: sites do not fit; the message lists all of them with every reason.
     """
     space = LabelSpace.of(options.labels, options.rest)
-    spacing = before.spacing_mm if before else _usual_spacing([infos[name] for name in options.sites])
-    _check(infos, options, space, spacing, before)
+    _check(infos, options, before)
     by_site = {name: _learnt(infos[name], space) for name in options.sites}
     databases = {f"{site}/{name}": about for site, learnt in by_site.items() for name, about in learnt.items()}
     _check_labels(databases, space)
@@ -163,17 +159,17 @@ def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mod
         axis = before.axis.grown(axis)
     _check_room(axis, by_site, options)
     known = {name: before.trained_on.get(name, ()) if before else () for name in axis}
+    known_databases = before.databases if before else {}
     now = {name: tuple(d for d, about in databases.items() if name in about["modalities"]) for name in axis}
     return ModelInfo(
         builder=options.model.builder,
         numbers=numbers_of(options.model),
         axis=axis,
         space=space,
-        spacing_mm=spacing,
+        spacing_mm=_spacing(infos, options, before),
         patch=options.stream.draw.patch,
         trained_on={name: tuple(dict.fromkeys((*known[name], *now[name]))) for name in axis},
-        databases={**(before.databases if before else {})}
-        | {name: _on_record(about) for name, about in databases.items()},
+        databases={**known_databases, **{name: _on_record(about) for name, about in databases.items()}},
     )
 
 
@@ -281,25 +277,23 @@ def _annotated(about: Mapping[str, Any], space: LabelSpace) -> tuple[str, ...]:
     return tuple(name for index, name in enumerate(space.names, start=1) if index in indices)
 
 
-def _usual_spacing(infos: Sequence[SiteInfo]) -> tuple[float, float, float]:
-    return Counter(info.spacing_mm for info in infos).most_common(1)[0][0]
+def _spacing(
+    infos: Mapping[str, SiteInfo], options: FederationOptions, before: ModelInfo | None
+) -> tuple[float, float, float]:
+    """The voxels of the model so far, or those that most of the training sites have."""
+    usual = Counter(infos[name].spacing_mm for name in options.sites).most_common(1)[0][0]
+    return before.spacing_mm if before else usual
 
 
-def _check(
-    infos: Mapping[str, SiteInfo],
-    options: FederationOptions,
-    space: LabelSpace,
-    spacing: tuple[float, float, float],
-    before: ModelInfo | None,
-) -> None:
+def _check(infos: Mapping[str, SiteInfo], options: FederationOptions, before: ModelInfo | None) -> None:
     """Raises FederationError with every reason why sites do not fit."""
-    misfits = []
+    space, spacing, misfits = LabelSpace.of(options.labels, options.rest), _spacing(infos, options, before), []
     known = {
         name for site in options.sites for about in _learnt(infos[site], space).values() for name in about["modalities"]
     }
     known |= set(before.axis) if before else set()
     for site in (*options.sites, *options.held_out):
-        reasons = _versions(infos[site], version("multiseg"))
+        reasons = _versions(infos[site])
         if infos[site].spacing_mm != spacing:
             reasons.append(
                 f"its voxels are {list(infos[site].spacing_mm)} mm and the run's {list(spacing)} mm: ingest again with "
@@ -313,20 +307,19 @@ def _check(
         raise FederationError("these sites do not fit the run. " + ". ".join(misfits) + ".")
 
 
-def _versions(info: SiteInfo, multiseg: str) -> list[str]:
-    reasons = []
-    for name, expected in (("protocol", PROTOCOL), ("multiseg", multiseg)):
-        if info.versions.get(name) != expected:
-            reasons.append(f"its {name} is {info.versions.get(name)} and the server's {expected}: install one version")
-    return reasons
+def _versions(info: SiteInfo) -> list[str]:
+    return [
+        f"its {name} is {info.versions.get(name)} and the server's {expected}: install one version"
+        for name, expected in (("protocol", PROTOCOL), ("multiseg", version("multiseg")))
+        if info.versions.get(name) != expected
+    ]
 
 
 def _unusable(info: SiteInfo, space: LabelSpace, known: set[str], trains: bool) -> list[str]:
     """What keeps a site's data from training, or from evaluating."""
-    databases = info.databases.values()
-    fitting = [about for about in databases if _annotated(about, space)]
+    fitting = [about for about in info.databases.values() if _annotated(about, space)]
     if not fitting:
-        labels = sorted({label["name"] for about in databases for label in about["labels"]})
+        labels = sorted({label["name"] for about in info.databases.values() for label in about["labels"]})
         return [
             f"it has no annotation of {', '.join(space.names)}, or in fewer cases than its `least`; its labels are "
             f"{', '.join(labels) or 'none'}"

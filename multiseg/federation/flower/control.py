@@ -7,15 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from multiseg.errors import FederationError
 from multiseg.federation.flower.environment import without_proxies
 from multiseg.federation.flower.flower_words import RUN_IS_LOST
 from multiseg.federation.identity.home import LINK_CERTIFICATE, Home
-
-if TYPE_CHECKING:
-    from flwr.supercore.control import ControlHttpClient
 
 PAGE = 100
 """Runs per request."""
@@ -65,65 +62,57 @@ class SuperLinkRun:
 
 
 class Control:
-    """The control calls of one SuperLink; every method raises FederationError if it refuses or does not answer."""
+    """The control calls of one SuperLink; every method raises FederationError if it refuses or does not answer.
 
-    def __init__(self, client: ControlHttpClient) -> None:
+    Args:
+        client: Flower's `ControlHttpClient`.
+    """
+
+    def __init__(self, client: Any) -> None:
         self._client = client
+
+    def _call(self, name: str, /, **fields: Any) -> Any:
+        """Flower's answer to one of its calls."""
+        from flwr.proto import control_pb2
+
+        with _errors_as_ours():
+            return getattr(self._client, name)(getattr(control_pb2, f"{name}Request")(**fields))
 
     def nodes(self) -> list[SuperLinkNode]:
         """The sites that are registered."""
-        from flwr.proto.control_pb2 import ListNodesRequest
-
-        with _errors_as_ours():
-            nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
         return [
             SuperLinkNode(node.node_id, node.name, node.public_key.decode(), node.status, node.last_activated_at)
-            for node in nodes
+            for node in self._call("ListNodes").nodes_info
             if node.status != "unregistered"
         ]
 
     def register(self, name: str, public_key: str) -> int:
         """Register a site; its number."""
-        from flwr.proto.control_pb2 import RegisterNodeRequest
-
-        with _errors_as_ours():
-            answer = self._client.RegisterNode(RegisterNodeRequest(public_key=public_key.encode(), name=name))
-        return int(answer.node_id)
+        return int(self._call("RegisterNode", public_key=public_key.encode(), name=name).node_id)
 
     def unregister(self, node_id: int) -> None:
         """Remove a site."""
-        from flwr.proto.control_pb2 import UnregisterNodeRequest
-
-        with _errors_as_ours():
-            self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+        self._call("UnregisterNode", node_id=node_id)
 
     def start(self, settings: Mapping[str, Any]) -> int:
         """Submit a run with these settings; its number."""
         from flwr.common.serde import fab_to_proto, user_config_to_proto
-        from flwr.proto.control_pb2 import StartRunRequest
         from flwr.supercore.fab import Fab
 
         from multiseg.federation.fab import app_bytes, app_hash
 
-        request = StartRunRequest(
-            fab=fab_to_proto(Fab(app_hash(), app_bytes(), {})),
-            override_config=user_config_to_proto({"settings": json.dumps(settings, sort_keys=True), "app": app_hash()}),
-        )
-        with _errors_as_ours():
-            answer = self._client.StartRun(request)
+        fab = fab_to_proto(Fab(app_hash(), app_bytes(), {}))
+        config = user_config_to_proto({"settings": json.dumps(settings, sort_keys=True), "app": app_hash()})
+        answer = self._call("StartRun", fab=fab, override_config=config)
         if not answer.run_id:
             raise FederationError("the SuperLink did not start the run; its log says why.")
         return int(answer.run_id)
 
     def runs(self, newest: int = 0) -> list[SuperLinkRun]:
         """The `newest` runs or all, the newest first. Flower's default is only the last 20."""
-        from flwr.proto.control_pb2 import ListRunsRequest
-
         found: dict[int, Any] = {}
         while True:
-            request = ListRunsRequest(limit=newest or PAGE, skip=len(found))
-            with _errors_as_ours():
-                page = self._client.ListRuns(request).run_dict
+            page = self._call("ListRuns", limit=newest or PAGE, skip=len(found)).run_dict
             found |= page
             if newest or len(page) < PAGE:
                 break
@@ -131,17 +120,12 @@ class Control:
 
     def stop(self, run_id: int) -> None:
         """End a run."""
-        from flwr.proto.control_pb2 import StopRunRequest
-
-        with _errors_as_ours():
-            self._client.StopRun(StopRunRequest(run_id=run_id))
+        self._call("StopRun", run_id=run_id)
 
     def log(self, run_id: int, after: float = 0.0) -> Iterator[tuple[str, float]]:
         """A run's log after a time, in pieces with their times, until the run ends."""
-        from flwr.proto.control_pb2 import StreamLogsRequest
-
-        with _errors_as_ours():
-            for piece in self._client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=after)):
+        with _errors_as_ours():  # the pieces come while the call goes on
+            for piece in self._call("StreamLogs", run_id=run_id, after_timestamp=after):
                 yield piece.log_output, piece.latest_timestamp
 
 

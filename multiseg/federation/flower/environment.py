@@ -20,13 +20,11 @@ NO_PROXY = {"NO_PROXY": "*", "no_proxy": "*"}
 @contextmanager
 def without_proxies() -> Iterator[None]:
     """HTTP clients made in this block use no proxy: they read the environment when they are made."""
-    before = {name: os.environ.get(name) for name in NO_PROXY}
+    before = {name: os.environ[name] for name in NO_PROXY if name in os.environ}
     os.environ.update(NO_PROXY)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in NO_PROXY:
+            del os.environ[name]
+        os.environ.update(before)

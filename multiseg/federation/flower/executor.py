@@ -8,7 +8,6 @@ an answering process dies. All private names of Flower that a site uses are in t
 from __future__ import annotations
 
 import argparse
-import ctypes
 import hashlib
 import logging
 import os
@@ -16,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -27,16 +27,13 @@ from flwr.app import Context, Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.supercore import interceptors
 from flwr.supercore.constant import TaskType
-from flwr.supercore.interceptors import (
-    RuntimeTokenHttpInterceptor,
-    RuntimeVersionHttpInterceptor,
-    SuperExecAuthHttpInterceptor,
-)
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from multiseg import shown
+from multiseg.allocator import return_memory
 from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError
 from multiseg.federation.fab import app_hash
 from multiseg.federation.flower.approval import Approval, why_refused
@@ -87,7 +84,9 @@ class NodeClient:
 
     def __init__(self, address: str, secret: bytes) -> None:
         self._address = address
-        self._client = self._connect(SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE}))
+        self._client = self._connect(
+            interceptors.SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE})
+        )
 
     def acquire(self) -> str:
         """The token of a waiting task; "" if there is none, or no node."""
@@ -99,7 +98,7 @@ class NodeClient:
 
     def take(self, token: str) -> Job | None:
         """The task of a token; None if the node is gone."""
-        client = self._connect(RuntimeTokenHttpInterceptor(token))
+        client = self._connect(interceptors.RuntimeTokenHttpInterceptor(token))
         try:
             message, context, _, fab = pull_task_input(client)
         except httpx.HTTPError:
@@ -112,11 +111,9 @@ class NodeClient:
         self._client.close()
 
     def _connect(self, interceptor: Any) -> RuntimeHttpClient:
-        interceptors = [RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), interceptor]
+        both = [interceptors.RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), interceptor]
         with without_proxies():
-            return RuntimeHttpClient.from_server_address(
-                server_address=self._address, insecure=True, root_certificates=None, interceptors=interceptors
-            )
+            return RuntimeHttpClient.from_server_address(self._address, True, None, both)
 
 
 def execute(
@@ -151,7 +148,7 @@ def execute(
         finally:
             job.client.close()
             del job
-            _give_back_memory()
+            return_memory()  # the message's: the C library would keep much of it, and every later child inherit it
 
 
 def _answered(
@@ -207,18 +204,10 @@ def _work(work: Work, note: Callable[[str, str], None], came: list[Message], is_
     return to_bytes(work(task, is_asked))
 
 
-def _give_back_memory() -> None:
-    """Free a message's memory: the C library would keep much of it, and every later child would inherit it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _heartbeat(job: Job) -> None:
     """Tell the node that work on the task continues. If the node is gone the work continues: its answer is stored."""
-    try:
+    with suppress(httpx.HTTPError):
         job.client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
-    except httpx.HTTPError:
-        return
 
 
 def _push(job: Job, reply: Message) -> bool:
@@ -298,15 +287,8 @@ def main(arguments: list[str] | None = None) -> int:
     node = NodeClient(options.node, options.secret.read_bytes())
     note = partial(_note, settings.state / audit_log.LOG)
     approval = Approval(settings.approved, own, release)
-    execute(
-        node,
-        approval,
-        _Answering(to_site(settings), _say),
-        lambda: bool(asked),
-        _say,
-        note,
-        partial(how_ended, settings),
-    )
+    work = _Answering(to_site(settings), _say)
+    execute(node, approval, work, lambda: bool(asked), _say, note, partial(how_ended, settings))
     node.close()
     return 0
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from multiseg import shown
 from multiseg.errors import FederationError, MultisegError, ResourceError
 from multiseg.federation.flower import flower_words
-from multiseg.federation.flower.environment import OF_FLOWER
+from multiseg.federation.flower.environment import NO_PROXY, OF_FLOWER
 from multiseg.federation.flower.flower_words import code_in_words
 from multiseg.federation.flower.liveness import Pulse
 from multiseg.federation.flower.reaching import proxy_for, unreachable
@@ -204,14 +204,9 @@ class _Children:
         raise _RestartError
 
     def _environment(self) -> Mapping[str, str]:
-        around = [name for name in (os.environ.get("NO_PROXY"), os.environ.get("no_proxy")) if name]
-        unproxied = ",".join([*around, LOOPBACK])
-        return {
-            **OF_FLOWER,
-            "FLWR_HOME": str(self._settings.state / "node" / "flwr"),
-            "NO_PROXY": unproxied,
-            "no_proxy": unproxied,
-        }
+        around = [os.environ[name] for name in NO_PROXY if os.environ.get(name)]
+        home = {"FLWR_HOME": str(self._settings.state / "node" / "flwr")}
+        return OF_FLOWER | home | dict.fromkeys(NO_PROXY, ",".join([*around, LOOPBACK]))
 
 
 NODE_SAYS = {
@@ -244,12 +239,8 @@ def _alone(state: Path) -> Iterator[None]:
 
 def _secret(folder: Path) -> Path:
     """Make a new secret for node and executor that only this account can read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "secret"
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secrets.token_hex(48).encode())
-    return path
+    write_atomically(folder / "secret", secrets.token_hex(48).encode(), 0o600)
+    return folder / "secret"
 
 
 def _beats(settings: Member) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import httpx
-from flwr.app import Error, Message
+from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -115,9 +115,11 @@ class FlowerLink:
 
     def _judged(self, reply: Message, sent: _Sent) -> Answer | Failure:
         if reply.has_error():
-            if reply.error.code == ErrorCode.INVALID_FAB:
-                return _refused(reply.error)
-            return Failure(error_in_words(reply.error))
+            if reply.error.code != ErrorCode.INVALID_FAB:
+                return Failure(error_in_words(reply.error))
+            # The site refuses every task until a person changes something.
+            reason = (reply.error.reason or "without a reason").removesuffix(".")
+            return Failure(f"it refuses this server's multiseg {version('multiseg')}: {reason}", SAME)
         if reply.metadata.src_node_id != sent.node_id:
             return Failure(f"node {reply.metadata.src_node_id} answered in place of {sent.site}")
         return answer_of(reply)
@@ -126,9 +128,3 @@ class FlowerLink:
         """The online nodes by name."""
         until = time.time() + MARGIN_S
         return {node.name: node for node in self._grid.get_nodes() if node.online_until > until}
-
-
-def _refused(error: Error) -> Failure:
-    """The failure for a site that refuses the app: it refuses every task until a person changes something."""
-    reason = error.reason or "without a reason"
-    return Failure(f"it refuses this server's multiseg {version('multiseg')}: {reason}".removesuffix("."), SAME)

@@ -56,21 +56,8 @@ def preflight_apart(settings: SiteSettings) -> tuple[Check, ...]:
 
 def preflight(settings: SiteSettings) -> tuple[Check, ...]:
     """All checks before joining, in the order in which to fix problems."""
-    checks = [
-        _checked(what, look, settings)
-        for what, look in (
-            ("versions", _versions),
-            ("app", _app),
-            ("account", _account),
-            ("key", _key),
-            ("authority", _authority),
-            ("state", _state),
-            ("audit", _audit),
-            ("disk", _disk),
-            ("store", _store),
-            ("device", _device),
-        )
-    ]
+    looks = (_versions, _app, _account, _key, _authority, _state, _audit, _disk, _store, _device)
+    checks = [_checked(look, settings) for look in looks]
     unusable = [check.what for check in checks if check.what in ("key", "authority") and check.level == ERROR]
     if unusable:
         return (*checks, Check("server", WARNING, f"not checked, since the {unusable[0]} cannot be used."))
@@ -82,7 +69,9 @@ def hinders(check: Check) -> bool:
     return check.level == ERROR and check.what != LINE
 
 
-def _checked(what: str, look: Callable[[SiteSettings], tuple[str, str]], settings: SiteSettings) -> Check:
+def _checked(look: Callable[[SiteSettings], tuple[str, str]], settings: SiteSettings) -> Check:
+    """The result of one of the functions below; the check has the function's name, without its underscore."""
+    what = look.__name__.removeprefix("_")
     try:
         return Check(what, *look(settings))
     except (MultisegError, OSError) as error:

@@ -60,15 +60,13 @@ def children(server: Home, say: Callable[[str], None]) -> list[Child]:
         return pause
 
     here = Path(command_path("flower-superlink")).parent
-    environment = (
-        OF_FLOWER
-        | NO_PROXY
-        | {
-            "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # Flower finds its commands there
-            "FLWR_HOME": str(server.at("flower")),
-            "MULTISEG_RUNS": str(server.at(home.RUNS)),
-        }
-    )
+    environment = {
+        **OF_FLOWER,
+        **NO_PROXY,
+        "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # Flower finds its commands there
+        "FLWR_HOME": str(server.at("flower")),
+        "MULTISEG_RUNS": str(server.at(home.RUNS)),
+    }
     superlink = [
         sys.executable, "-m", "multiseg.federation.flower.superlink", command_path("flower-superlink"),
         "--host", "127.0.0.1", "--port", str(server.superlink_port),
@@ -115,13 +113,8 @@ def check_room(server: Home) -> None:
 
 def check_ports(server: Home) -> None:
     """Raises ResourceError if another program uses one of the ports."""
-    loopback = "127.0.0.1"
-    wanted = {
-        "port": (server.listen, server.port),
-        "superlink_port": (loopback, server.superlink_port),
-        "metrics_port": (loopback, server.metrics_port),
-    }
-    for name, (host, port) in wanted.items():
+    for name in ("port", "superlink_port", "metrics_port"):
+        host, port = server.listen if name == "port" else "127.0.0.1", getattr(server, name)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,14 +1,17 @@
-"""Submits, lists, follows and stops the runs of a running server."""
+"""Submits, lists and stops the runs of a running server, and follows their logs across its restarts."""
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multiseg import shown
 from multiseg.errors import FederationError, UsageError
 from multiseg.federation.flower.control import Control, SuperLinkNode, SuperLinkRun, controlling
-from multiseg.federation.flower.following import Sieve, follow
+from multiseg.federation.flower.flower_words import COLOURS, FAILURE, OWN_LINE
 from multiseg.federation.gate.traffic import Count, read_traffic
 from multiseg.federation.identity import home
 from multiseg.federation.identity.home import Home, read_home
@@ -16,6 +19,11 @@ from multiseg.federation.identity.registry import EnrolledSite, read_registry, r
 
 if TYPE_CHECKING:
     from multiseg.federation.plan import FederationOptions
+
+PAUSE_S, TIMES = 5.0, 18
+"""How often to retry a server that does not answer, and to look for the run that continues a lost one."""
+OURS = re.compile(r"round \d+[:/]|all \d+ rounds done")
+"""Starts a line of a run that still continues: what looked like its failure was none."""
 
 
 def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None = None) -> tuple[int, list[str]]:
@@ -32,8 +40,7 @@ def submit(folder: Path, file: Path, cards: bool = True, from_round: int | None 
     from multiseg.config import checked, defaults, merged, training_settings
     from multiseg.federation.centre.earlier import go_back
     from multiseg.federation.centre.experiment_folder import check_same
-    from multiseg.federation.plan import FederationOptions, check
-    from multiseg.federation.run_file import left_to_sites, read_run
+    from multiseg.federation.plan import FederationOptions, check, left_to_sites, read_run
 
     server = read_home(folder)
     given = read_run(file, "See docs/federation.md for one.")
@@ -141,12 +148,8 @@ def _waits_for(status: Mapping[str, Any], registry: Mapping[str, EnrolledSite]) 
 
 
 def _site(name: str, entry: EnrolledSite, node: SuperLinkNode | None, count: Count, error: str) -> dict[str, Any]:
-    if entry.revoked:
-        state = "revoked"
-    elif error:
-        state = "unknown"
-    else:
-        state = node.status if node else "enrolled"
+    now = node.status if node else "enrolled"
+    state = "revoked" if entry.revoked else "unknown" if error else now
     return {"site": name, "status": state, "since": node.since if node else "", "up": count.up, "down": count.down}
 
 
@@ -190,3 +193,56 @@ def _chosen(control: Control, which: str) -> SuperLinkRun:
         known = ", ".join(f"{run.run_id} ({run.experiment})" for run in runs) or "none"
         raise UsageError(f"there is no run {which!r}; there are: {known}." if which else "there is no run yet.")
     return found[0]
+
+
+class Sieve:
+    """Passes on the lines of a run, without Flower's own."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write, self._rest, self._has_failed = write, "", False
+
+    def __call__(self, piece: str) -> None:
+        """Take in more of the log."""
+        *lines, self._rest = (self._rest + COLOURS.sub("", piece)).split("\n")
+        for line in lines:
+            self._has_failed = bool(FAILURE.match(line)) or (self._has_failed and not OURS.match(line))
+            if not self._has_failed and not OWN_LINE.match(line):
+                self._write(shown.line(line, shown.TEXT) + "\n")
+
+
+def follow(
+    control: Control, run: SuperLinkRun, write: Callable[[str], object], sleep: Callable[[float], None] = time.sleep
+) -> SuperLinkRun:
+    """Write a run's log until it ends; the final run, with its outcome. FederationError if the server stays away."""
+    while True:
+        ended = _to_its_end(control, run, Sieve(write), sleep)
+        later = _taken_up(control, ended, sleep) if ended.lost else None
+        if later is None:
+            return ended
+        run = later
+
+
+def _to_its_end(
+    control: Control, run: SuperLinkRun, write: Callable[[str], object], sleep: Callable[[float], None]
+) -> SuperLinkRun:
+    after, misses = 0.0, 0
+    while True:
+        try:
+            for piece, at in control.log(run.run_id, after):
+                write(piece)
+                after, misses = at, 0
+            return next(listed for listed in control.runs() if listed.run_id == run.run_id)
+        except FederationError:
+            misses += 1
+            if misses > TIMES:
+                raise
+            sleep(PAUSE_S)
+
+
+def _taken_up(control: Control, lost: SuperLinkRun, sleep: Callable[[float], None]) -> SuperLinkRun | None:
+    for _ in range(TIMES):
+        for run in control.runs():
+            if run.experiment == lost.experiment and run.submitted > lost.submitted:
+                return run
+        sleep(PAUSE_S)
+    return None

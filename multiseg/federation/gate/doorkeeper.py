@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 from base64 import b64decode
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -34,15 +33,14 @@ class GateRefusal(Exception):  # noqa: N818 (an answer, not an error of ours)
     Attributes:
         reason: in few words, the same for all of its kind.
         audited: whether it is logged: of many from one address only the first are.
+        body: the answer: "detail", for a person, and more entries for the site's node.
     """
 
-    def __init__(self, status: int, reason: str, *, site: str = "", text: str = "", code: int = 0) -> None:
+    def __init__(self, status: int, reason: str, *, site: str = "", text: str = "", **more: int) -> None:
         super().__init__(reason)
         self.status, self.reason, self.site = status, reason, site
         self.audited = True
-        self.body: dict[str, Any] = {"detail": text or reason}
-        if code:
-            self.body["code"] = code
+        self.body: dict[str, Any] = {"detail": text or reason, **more}
 
 
 class Doorkeeper:
@@ -78,7 +76,7 @@ class Doorkeeper:
             if signed.tzinfo is None:
                 raise ValueError("no time zone")
             self._keys[key].verify(signature, timestamp, ec.ECDSA(hashes.SHA256()))
-        except (KeyError, ValueError, binascii.Error, UnicodeDecodeError, InvalidSignature):
+        except (KeyError, ValueError, InvalidSignature):
             # A node stops silently at 401, and reports the error at 400.
             text = "This site's key is not enrolled at the server, or was revoked: ask the coordinating centre."
             refusal = GateRefusal(400 if activates else 401, "unknown key", text=text, code=UNKNOWN_KEY)

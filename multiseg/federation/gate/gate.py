@@ -26,7 +26,7 @@ from multiseg.federation.centre.answer_size import ROOM, allowed, note_too_large
 from multiseg.federation.gate.connections import Connection, Connections
 from multiseg.federation.gate.doorkeeper import Doorkeeper, GateRefusal
 from multiseg.federation.gate.endings import how_ended
-from multiseg.federation.gate.listener import Listener, ended_by_signals, prepare, tls
+from multiseg.federation.gate.listener import Listener, ended_by_signals, prepare, tls, while_kept
 from multiseg.federation.gate.traffic import Count, Traffic
 from multiseg.federation.identity import home
 from multiseg.federation.identity.home import Home, read_home
@@ -40,16 +40,9 @@ FLEET = "/v1/fleet/"
 SMALL, LARGE = 256 * 2**10, 16 * 2**20
 """Bytes of a request. Flower splits large messages into objects of 5 MB."""
 CALLS = {
-    "activate-node": SMALL,
-    "deactivate-node": SMALL,
-    "send-node-heartbeat": SMALL,
-    "pull-messages": SMALL,
-    "push-messages": LARGE,
-    "get-run": SMALL,
-    "get-fab": SMALL,
-    "pull-object": SMALL,
-    "push-object": LARGE,
-    "confirm-message-received": SMALL,
+    **dict.fromkeys(("activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "get-run"), SMALL),
+    **dict.fromkeys(("get-fab", "pull-object", "confirm-message-received"), SMALL),
+    **dict.fromkeys(("push-messages", "push-object"), LARGE),
 }
 """The calls of a site's node that has a key, and their limits. Registering is missing: the server does that."""
 HOW_ENDED = re.compile(re.escape(ENDED) + "([0-9]{1,20})")
@@ -114,16 +107,14 @@ class Gate:
         connection = scope.get("state", {}).get("connection") or Connection(address)
         asked = HOW_ENDED.fullmatch(scope["path"])
         try:
-            if asked and scope["method"] == "POST" and not scope.get("query_string"):
-                site = self._doorkeeper.identify(dict(scope["headers"]), address, activates=False)
-                with self._connections.answering(connection, site):
-                    await _answer(send, 200, {"ended": how_ended(self._folder, asked[1])})
-                return
-            if scope["method"] != "POST" or call not in CALLS or scope.get("query_string"):
+            if scope["method"] != "POST" or scope.get("query_string") or not (asked or call in CALLS):
                 raise self._doorkeeper.unknown_call(address)
             site = self._doorkeeper.identify(dict(scope["headers"]), address, activates=call == "activate-node")
             with self._connections.answering(connection, site):
-                await self._forward(scope, receive, send, site, call, address)
+                if asked:
+                    await _answer(send, 200, {"ended": how_ended(self._folder, asked[1])})
+                else:
+                    await self._forward(scope, receive, send, site, call, address)
         except GateRefusal as refusal:
             self._traffic.refuse(refusal.reason)
             if refusal.audited:
@@ -150,15 +141,12 @@ class Gate:
             return
         except httpx.HTTPError as error:
             text = f"The server is starting again ({type(error).__name__})."
-            refusal = GateRefusal(503, "the SuperLink is away", site=site, text=text)
-            refusal.body[MAY_HAVE_ACTED] = not isinstance(error, NOT_SENT)
-            raise refusal from None
+            more = {MAY_HAVE_ACTED: not isinstance(error, NOT_SENT)}
+            raise GateRefusal(503, "the SuperLink is away", site=site, text=text, **more) from None
         if response.status_code >= 500:  # a node retries only after 502, 503 and 504
             await response.aclose()
             text = f"The server failed (HTTP {response.status_code}): its superlink.log says why. Try again."
-            refusal = GateRefusal(503, "the SuperLink failed", site=site, text=text)
-            refusal.body[MAY_HAVE_ACTED] = True
-            raise refusal
+            raise GateRefusal(503, "the SuperLink failed", site=site, text=text, **{MAY_HAVE_ACTED: True})
         try:
             await _pass_on(response, send, count)
         finally:
@@ -258,18 +246,6 @@ async def _keep(server: Home, context: ssl.SSLContext, doorkeeper: Doorkeeper, t
                 _audit("renewed", certificate=str(files[0]))
 
 
-async def _while_kept(keeping: Awaitable[None], serving: Awaitable[None], stop: asyncio.Event) -> None:
-    """Serve as long as `keeping` runs, and raise its error: a gate that would miss revocations has to end."""
-    keeper = asyncio.ensure_future(keeping)
-    keeper.add_done_callback(lambda _: stop.set())
-    try:
-        await serving
-        if keeper.done():
-            keeper.result()
-    finally:
-        keeper.cancel()
-
-
 async def _serve(server: Home) -> None:
     authority = ssl.create_default_context(cafile=str(server.at(home.LINK_CERTIFICATE)))
     limits = httpx.Limits(max_connections=UPSTREAM_CONNECTIONS, keepalive_expiry=UPSTREAM_IDLE_S)
@@ -288,7 +264,7 @@ async def _serve(server: Home) -> None:
         prepare()
         serving = Listener(gate, context, connections).serve(server.listen, server.port, stop)
         try:
-            await _while_kept(_keep(server, context, doorkeeper, traffic), serving, stop)
+            await while_kept(_keep(server, context, doorkeeper, traffic), serving, stop)
         finally:
             traffic.save()
 

@@ -8,7 +8,6 @@ is closed in the middle of a handshake.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import resource
@@ -17,6 +16,7 @@ import socket
 import ssl
 import struct
 from asyncio import sslproto
+from collections.abc import Awaitable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from multiseg.allocator import return_memory
 from multiseg.federation.gate.connections import QUIET_S, STRANGER_S, Connection, Connections
 
 BUFFER = 32 * 2**10
@@ -96,16 +97,11 @@ class Listener:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, port), family=family, backlog=BACKLOG) as door:
             door.setblocking(False)
-            sweeper = asyncio.ensure_future(self._sweep())
-            sweeper.add_done_callback(lambda _: stop.set())
             self._open(door)
             try:
-                await stop.wait()
-                if sweeper.done():
-                    sweeper.result()
+                await while_kept(self._sweep(), stop.wait(), stop)
             finally:
                 asyncio.get_running_loop().remove_reader(door)
-                sweeper.cancel()
                 await self._finish()
 
     def _open(self, door: socket.socket) -> None:
@@ -144,11 +140,7 @@ class Listener:
         made = partial(GateProtocol, self._config, self._state, self._connections, connection)
         try:
             end.transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
-                made,
-                client,
-                ssl=self._context,
-                ssl_handshake_timeout=STRANGER_S,
-                ssl_shutdown_timeout=SHUTDOWN_S,
+                made, client, ssl=self._context, ssl_handshake_timeout=STRANGER_S, ssl_shutdown_timeout=SHUTDOWN_S
             )
         except OSError:  # of TLS, too
             self._connections.leave(connection)
@@ -165,7 +157,7 @@ class Listener:
             if self._connections.ended != num_ended:
                 num_ended = self._connections.ended
                 gc.collect()
-                trim()
+                return_memory()
 
     async def _finish(self) -> None:
         for task in self._welcomes:
@@ -178,6 +170,18 @@ class Listener:
             task.cancel()
         for protocol in list(self._state.connections):
             protocol.transport.abort()
+
+
+async def while_kept(keeping: Awaitable[None], serving: Awaitable[object], stop: asyncio.Event) -> None:
+    """Serve as long as `keeping` runs, and raise its error: without it revocations would be missed, for example."""
+    keeper = asyncio.ensure_future(keeping)
+    keeper.add_done_callback(lambda _: stop.set())
+    try:
+        await serving
+        if keeper.done():
+            keeper.result()
+    finally:
+        keeper.cancel()
 
 
 class _End:
@@ -224,9 +228,3 @@ def prepare() -> None:
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     gc.freeze()
-
-
-def trim() -> None:
-    """Return freed memory to the system, if the C library can (glibc)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,11 +48,9 @@ class Traffic:
         text = json.dumps({"sites": sites, "refused": dict(self._refused)}, indent=1)
         if text == self._saved:
             return
-        try:
+        with suppress(ResourceError):
             write_atomically(self._path, text.encode())
             self._saved = text
-        except ResourceError:
-            return
 
 
 def read_traffic(path: Path) -> tuple[dict[str, Count], dict[str, int]]:

@@ -5,21 +5,15 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-    load_ssh_public_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from multiseg.errors import FederationError, UsageError
@@ -47,9 +41,9 @@ def write_secret(path: Path, data: bytes) -> None:
 def make_authority(certificate: Path, key: Path) -> None:
     """Make a certificate authority for ten years; UsageError if there is one."""
     secret = ec.generate_private_key(ec.SECP384R1())
-    built = _authority(AUTHORITY, AUTHORITY, secret.public_key(), _end(AUTHORITY_DAYS)).sign(secret, hashes.SHA384())
+    built = _certificate(AUTHORITY, AUTHORITY, secret.public_key(), _end(AUTHORITY_DAYS), _usage(True))
     write_secret(key, _private_bytes(secret, PrivateFormat.PKCS8))
-    write_atomically(certificate, built.public_bytes(Encoding.PEM))
+    write_atomically(certificate, built.sign(secret, hashes.SHA384()).public_bytes(Encoding.PEM))
 
 
 def bridge(certificate: Path, former: tuple[Path, Path]) -> bytes:
@@ -68,7 +62,7 @@ def bridge(certificate: Path, former: tuple[Path, Path]) -> bytes:
     new = _load(certificate)
     public = new.public_key()
     assert isinstance(public, ec.EllipticCurvePublicKey)
-    signed = _authority(new.subject, issuer.subject, public, issuer.not_valid_after_utc)
+    signed = _certificate(new.subject, issuer.subject, public, issuer.not_valid_after_utc, _usage(True))
     signed = signed.add_extension(_issued_with(signer), critical=False)
     return signed.sign(signer, hashes.SHA384()).public_bytes(Encoding.PEM)
 
@@ -95,9 +89,7 @@ def make_certificate(
     issuer, signer = _signer(folder / authority[0], folder / authority[1])
     public = _own_key(folder / files[1]).public_key()
     built = (
-        _for_hosts(hosts, issuer.subject, public, days)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
+        _for_hosts(hosts, issuer.subject, public, days, _usage(False))
         .add_extension(_issued_with(signer), critical=False)
         .sign(signer, hashes.SHA384())
     )
@@ -107,13 +99,8 @@ def make_certificate(
 def make_own_certificate(certificate: Path, key: Path, hosts: Sequence[str]) -> None:
     """Make a self-signed server certificate for ten years; its key is made if it is missing."""
     secret = _own_key(key)
-    built = (
-        _for_hosts(hosts, None, secret.public_key(), AUTHORITY_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True, signs_itself=True), critical=True)
-        .sign(secret, hashes.SHA384())
-    )
-    write_atomically(certificate, built.public_bytes(Encoding.PEM))
+    built = _for_hosts(hosts, None, secret.public_key(), AUTHORITY_DAYS, _usage(True, signs_itself=True))
+    write_atomically(certificate, built.sign(secret, hashes.SHA384()).public_bytes(Encoding.PEM))
 
 
 def is_own(certificate: Path) -> bool:
@@ -162,7 +149,7 @@ def make_site_key() -> tuple[bytes, str]:
 def read_public_key(path: Path) -> str:
     """A site's public key in PEM, from an OpenSSH file (`ssh-keygen -t ecdsa -b 384`); UsageError if it is invalid."""
     try:
-        key = load_ssh_public_key(path.read_bytes())
+        key = serialization.load_ssh_public_key(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path} could not be read: {error.strerror}. Give the file that ends in .pub.") from error
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -173,8 +160,9 @@ def read_public_key(path: Path) -> str:
 
 
 def _certificate(
-    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, end: datetime
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, end: datetime, usage: x509.KeyUsage
 ) -> x509.CertificateBuilder:
+    limits = x509.BasicConstraints(ca=usage.key_cert_sign, path_length=0 if usage.key_cert_sign else None)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -184,22 +172,16 @@ def _certificate(
         .not_valid_before(datetime.now(UTC) - _BACK)
         .not_valid_after(end)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(limits, critical=True)
+        .add_extension(usage, critical=True)
     )
 
 
-def _authority(
-    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, end: datetime
-) -> x509.CertificateBuilder:
-    built = _certificate(subject, issuer, public, end)
-    built = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    return built.add_extension(_usage(signs_certificates=True), critical=True)
-
-
 def _for_hosts(
-    hosts: Sequence[str], issuer: x509.Name | None, public: ec.EllipticCurvePublicKey, days: int
+    hosts: Sequence[str], issuer: x509.Name | None, public: ec.EllipticCurvePublicKey, days: int, usage: x509.KeyUsage
 ) -> x509.CertificateBuilder:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
-    built = _certificate(subject, issuer or subject, public, _end(days))
+    built = _certificate(subject, issuer or subject, public, _end(days), usage)
     names = x509.SubjectAlternativeName([_alternative(host) for host in hosts])
     built = built.add_extension(names, critical=False)
     return built.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -244,10 +226,8 @@ def _usage(signs_certificates: bool, signs_itself: bool = False) -> x509.KeyUsag
 
 
 def _alternative(host: str) -> x509.GeneralName:
-    try:
+    with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
     try:
         return x509.DNSName(host)
     except ValueError as error:
@@ -256,7 +236,7 @@ def _alternative(host: str) -> x509.GeneralName:
 
 def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
-        key = load_pem_private_key(path.read_bytes(), None)
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
     except (FileNotFoundError, ValueError, TypeError) as error:
         raise FederationError(f"{path} is missing or not a key ({error}). Restore it from where it is kept.") from error
     assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -264,8 +244,8 @@ def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def _private_bytes(key: ec.EllipticCurvePrivateKey, format: PrivateFormat) -> bytes:
-    return key.private_bytes(Encoding.PEM, format, NoEncryption())
+    return key.private_bytes(Encoding.PEM, format, serialization.NoEncryption())
 
 
 def _public(key: ec.EllipticCurvePublicKey) -> str:
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    return key.public_bytes(Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()

@@ -20,85 +20,6 @@ from multiseg.federation.identity.home import Home, checked, read_home, write_ho
 from multiseg.federation.identity.registry import admit, allowed, expel, read_registry
 from multiseg.files import check_folder, rename_folder, replace_file
 
-SITE_TOML = """\
-# A site's own settings: only the site decides on them.
-site = "{name}"
-server = "{server}"
-ca = "ca.crt"
-key = "site.key"
-
-# Fill in: the store that `multiseg ingest` wrote (a path, or a URL).
-store = ""
-
-# Folder of what the site keeps: audit log, personal layers, answers, the finished models.
-state = "state"
-
-# auto, cpu, cuda or cuda:N; processes that read patches; memory for decoded cases, such as "4GiB".
-device = "auto"
-workers = 1
-cache = "0"
-
-# The only app that may run here: that of multiseg {version}, which brings no code. `multiseg fed app --hash` prints it.
-approved = ["{app}"]
-
-# true: a person here has to approve each run by its settings: multiseg fed approve site.toml
-approve_runs = false
-
-# What may leave: these are the defaults; docs/federation.md has more.
-# [leaves]
-# tensors = ["*"]        # patterns of the parts of the network whose changes may leave
-# metrics = ["*"]        # patterns of the numbers that may leave
-# fingerprint = true     # statistics of intensities and sizes, if a run asks for them
-# counts = true          # rounded numbers of cases
-# least = 5              # what leaves is made from at least this many cases; counts are rounded up to its multiples
-# to_sites = false       # true: other sites may get the model this site trained in the last round, to test it
-#
-# What this site requires of a run before it trains in it:
-# masked = false         # true: masks
-# noise = 0.0            # noise of at least this many multiples of the clip
-# clip = 0.0             # a clip of at most this (0: any)
-# cases = 0              # training on at least this many cases of this site, if that is more than `least`
-#
-# What a run may cost: 0 is no limit.
-# [limits]
-# steps = 10000          # optimiser steps a round
-# minutes = 1440.0       # of a round or an evaluation
-# model_mib = 2048.0     # weights; docs/federation.md has more
-"""
-
-README = """\
-Start-up kit of the site {name} for the federation at {server}
-
-ca.crt     proves that the server is the right one. Compare its fingerprint by telephone:
-           openssl x509 -in ca.crt -noout -fingerprint -sha256
-site.toml  your settings: set the store in it. The coordinating centre has filled in `approved`, the only app that may
-           run here: compare it with the output of your own `multiseg fed app --hash` before you join.
-{key}
-
-The only connection goes from here to {server} (HTTPS); no port has to be opened here.
-Install the wheel of multiseg {version} that the coordinating centre sends with requirements-site.txt (never by its name
-from a package index; server and sites must have the same), after comparing the SHA-256 of both by telephone:
-
-    python3 -m venv .venv
-    .venv/bin/pip install torch=={torch}
-    .venv/bin/pip install --require-hashes -r requirements-site.txt
-    .venv/bin/pip install --no-deps ./multiseg-{version}-py3-none-any.whl
-
-The full guide is then .venv/share/multiseg/docs/federation.md. Files to start multiseg with the machine are in
-.venv/share/multiseg/deploy. To check everything, and to join:
-
-    .venv/bin/multiseg fed join site.toml --check
-    .venv/bin/multiseg fed join site.toml
-"""
-
-
-NEW_KEY = """\
-site.key   proves who you are: keep it secret, mode 600, readable only by the account that runs multiseg."""
-OWN_KEY = """\
-
-Your key is not in the kit, since you made it yourselves. Put it next to site.toml as site.key, or set its path there
-(key = ...): mode 600, readable only by the account that runs multiseg."""
-
 
 def enrol_server(
     folder: Path, hosts: Sequence[str], ports: Mapping[str, Any], new_authority: bool = False, now: bool = False
@@ -157,12 +78,13 @@ def enrol_site(folder: Path, name: str, kit: Path, public_key: Path | None = Non
     for path in (kit, archive):
         if path.exists():
             raise UsageError(f"{path} exists already: give another path (-o), or delete it yourself.")
-    files = _kit(server, name, OWN_KEY if public_key else NEW_KEY)
+    files = _kit(server, name, "own_key.txt" if public_key else "new_key.txt")
     if public_key:
         public = certificates.read_public_key(public_key)
     else:
         files["site.key"], public = certificates.make_site_key()
-    with tempfile.TemporaryDirectory(dir=_parent(kit), prefix=".kit") as beside:
+    kit.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kit.parent, prefix=".kit") as beside:
         made = Path(beside) / kit.name
         for file, data in files.items():
             certificates.write_secret(made / file, data)
@@ -186,18 +108,16 @@ def sites(folder: Path) -> list[str]:
 
 
 def _kit(server: Home, name: str, key: str) -> dict[str, bytes]:
-    values = {"name": name, "server": server.public, "version": version("multiseg"), "app": app_hash(), "key": key}
+    """The files of a kit; `key` is the text about the site's key."""
+    values = {"name": name, "server": server.public, "version": version("multiseg"), "app": app_hash()}
     values["torch"] = version("torch").partition("+")[0]  # without the build
-    return {
-        "site.toml": SITE_TOML.format(**values).encode(),
-        "README.txt": README.format(**values).encode(),
-        "ca.crt": server.at(home.CA).read_bytes(),
-    }
+    values["key"] = _filled_in(key, {}).rstrip("\n")
+    files = {file: _filled_in(file, values).encode() for file in ("site.toml", "README.txt")}
+    return {**files, "ca.crt": server.at(home.CA).read_bytes()}
 
 
-def _parent(kit: Path) -> Path:
-    kit.parent.mkdir(parents=True, exist_ok=True)
-    return kit.parent
+def _filled_in(name: str, values: Mapping[str, str]) -> str:
+    return Path(__file__).with_name(f"{name}.template").read_text(encoding="utf-8").format(**values)
 
 
 def _packed(files: Mapping[str, bytes], folder: str) -> bytes:

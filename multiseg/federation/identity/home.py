@@ -67,11 +67,8 @@ DATABASE, LOGS, RUNS, TRAFFIC, LOCK = "link.db", "logs", "runs", "gate.json", ".
 KINDS: dict[str, tuple[type, ...]] = {
     "hosts": (list,),
     "listen": (str,),
-    "port": (int,),
-    "superlink_port": (int,),
-    "metrics_port": (int,),
-    "min_free_gib": (int, float),
-    "max_answer_mib": (int, float),
+    **dict.fromkeys(("port", "superlink_port", "metrics_port"), (int,)),
+    **dict.fromkeys(("min_free_gib", "max_answer_mib"), (int, float)),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -76,8 +76,7 @@ def expel(folder: Path, name: str) -> None:
         if name not in registry or registry[name].revoked:
             known = ", ".join(allowed(registry).values()) or "none"
             raise UsageError(f"{name!r} is not an enrolled site; enrolled: {known}.")
-        before = registry[name]
-        registry[name] = EnrolledSite(before.public_key, before.enrolled, _now(), before.former)
+        registry[name] = replace(registry[name], revoked=_now())
 
 
 @contextmanager

@@ -17,28 +17,17 @@ from torch import Tensor
 
 from multiseg.allocator import keep_memory
 from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError, StoreError, TrainingError
-from multiseg.federation.messages import (
-    DESCRIBE,
-    EVALUATE,
-    FINGERPRINT,
-    FINISH,
-    ROUND,
-    Answer,
-    SiteTask,
-    answer_from_bytes,
-    to_bytes,
-)
-from multiseg.federation.sites import approvals, audit_log, personal, policy, sent_updates
-from multiseg.federation.sites.consent import check_round
+from multiseg.federation import messages
+from multiseg.federation.messages import Answer, SiteTask, answer_from_bytes, to_bytes
+from multiseg.federation.sites import approvals, audit_log, personal, policy
 from multiseg.federation.sites.damaged_cases import check_share, known_damage, sound_store, unsound, write_damage
-from multiseg.federation.sites.describing import describe
-from multiseg.federation.sites.evaluating import EvaluationRequest, choose_cases, evaluate_model, why_none
-from multiseg.federation.sites.fingerprint import fingerprint
+from multiseg.federation.sites.describing import describe, fingerprint
+from multiseg.federation.sites.evaluating import choose_cases, evaluate_model, request_for, why_none
 from multiseg.federation.sites.limits import check_model, check_options, check_sequences, count_scores
-from multiseg.federation.sites.protecting import circle_of, protected
+from multiseg.federation.sites.protecting import check_circle, circle_of, count_release, note_circle, protected
 from multiseg.federation.sites.remembered import remember, remembered
 from multiseg.federation.sites.site import Order, Site, databases_of, experiment_folder, least_of, releasable_count
-from multiseg.federation.sites.tasks import options_of, order_of
+from multiseg.federation.sites.tasks import check_round, options_of, order_of
 from multiseg.federation.sites.training import Trained, own_network, train_round
 from multiseg.locks import locked
 from multiseg.models.devices import resolve_device
@@ -93,8 +82,8 @@ def answer(
     keep_memory()
     if unapproved := _unapproved(task, site):
         return unapproved
-    path, clock = site.state / audit_log.LOG, _Clock(site.limits.minutes, should_stop)
-    audit_log.record(path, _entry("in", task.experiment, task, to_bytes(task)))
+    clock = _Clock(site.limits.minutes, should_stop)
+    _log("in", task, site)
     store: Store | None = None
     left_out: tuple[str, ...] = ()
     try:
@@ -112,7 +101,7 @@ def answer(
         found = Answer(task.kind, site.name, task.round, error=policy.cleaned(error, names), passing=passing)
     found = replace(found, experiment=task.experiment)
     notes = tuple(f"left out: {name}" for name in left_out) + ((f"error: {found.error}",) if found.error else ())
-    audit_log.record(path, _entry("out", task.experiment, found, to_bytes(found), notes))
+    _log("out", found, site, notes)
     return found
 
 
@@ -128,19 +117,18 @@ def _unapproved(task: SiteTask, site: Site) -> Answer | None:
     if decision == approvals.APPROVED:
         return None
     digest = approvals.digest_of(options)[: approvals.SHOWN]
-    found = Answer(task.kind, site.name, task.round, experiment=task.experiment)
-    found = replace(found, error=f"this site has refused the run of settings {digest}.")
+    why = f"this site has refused the run of settings {digest}."
+    found = Answer(task.kind, site.name, task.round, error=why, experiment=task.experiment)
     if decision == approvals.WAITS:
-        error = f"waits for its approval of this run (settings {digest})"
-        found = replace(found, error=error, passing=True, body={"waits": True})
+        why = f"waits for its approval of this run (settings {digest})"
+        found = replace(found, error=why, passing=True, body={"waits": True})
     try:
         is_news = decision == approvals.REFUSED or approvals.note_waiting(site.state, options)
     except FederationError as error:
         return replace(found, error=str(error), passing=False, body={})
     if is_news:
-        path = site.state / audit_log.LOG
-        audit_log.record(path, _entry("in", task.experiment, task, to_bytes(task)))
-        audit_log.record(path, _entry("out", task.experiment, found, to_bytes(found), (f"error: {found.error}",)))
+        _log("in", task, site)
+        _log("out", found, site, (f"error: {found.error}",))
     return found
 
 
@@ -165,24 +153,23 @@ class _Clock:
         )
 
 
-def _entry(
-    direction: str, experiment: str, message: SiteTask | Answer, data: bytes, notes: tuple[str, ...] = ()
-) -> audit_log.AuditEntry:
-    reply = message if isinstance(message, Answer) else None
-    return audit_log.AuditEntry(
+def _log(direction: str, message: SiteTask | Answer, site: Site, notes: tuple[str, ...] = ()) -> None:
+    """Write a message that came in ("in") or leaves ("out") into the site's audit log."""
+    data, is_answer = to_bytes(message), isinstance(message, Answer)
+    rest = {name: value for name, value in message.body.items() if name not in MEASURED}
+    entry = audit_log.AuditEntry(
         direction,
         message.kind,
-        experiment,
+        message.experiment,
         message.round,
         len(data),
         hashlib.sha256(data).hexdigest(),
         audit_log.described(message.tensors),
-        policy.flat_metrics(reply) if reply else {},
+        policy.flat_metrics(message) if isinstance(message, Answer) else {},
         notes,
-        {name: value for name, value in message.body.items() if name not in MEASURED}
-        if reply
-        else _logged_settings(message.body),
+        rest if is_answer else _logged_settings(message.body),
     )
+    audit_log.record(site.state / audit_log.LOG, entry)
 
 
 def _logged_settings(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,12 +192,13 @@ def _done_soundly(work: _Work) -> Answer:
     """
     if work.task.kind not in _KINDS:
         raise FederationError(f"this site knows no task {work.task.kind!r}: is the server a multiseg of this version?")
+    do = _KINDS[work.task.kind]
     if not re.fullmatch(NAME, work.task.experiment):  # it becomes a folder's name
         raise FederationError("the experiment's name is invalid: use letters, digits, '.', '_' and '-', at most 64.")
     check_options(options_of(work.task), work.site.limits)
-    splits = (str(work.task.body.get("split", "val")),) if work.task.kind != ROUND else ("train", "val")
-    if work.task.kind not in (ROUND, EVALUATE, FINISH) or not set(splits) <= set(SPLITS):
-        return _done(work)
+    splits = (str(work.task.body.get("split", "val")),) if work.task.kind != messages.ROUND else ("train", "val")
+    if work.task.kind not in (messages.ROUND, messages.EVALUATE, messages.FINISH) or not set(splits) <= set(SPLITS):
+        return do(work)
     names = databases_of(work.site, work.store)
     cases = [case for split in splits for case in select(work.store, names, split=split)]
     known = known_damage(work.folder)
@@ -219,16 +207,12 @@ def _done_soundly(work: _Work) -> Answer:
         write_damage(work.folder, damaged, cases)
         check_share(len(damaged), len(cases), work.site.max_damaged)
         try:
-            return _done(replace(work, store=sound_store(work.site.store, damaged), num_damaged=len(damaged)))
+            return do(replace(work, store=sound_store(work.site.store, damaged), num_damaged=len(damaged)))
         except StoreError:
             found = unsound(work.store, cases)
             if found.keys() <= damaged.keys():  # the error has another cause
                 raise
             damaged = damaged | found
-
-
-def _done(work: _Work) -> Answer:
-    return _KINDS[work.task.kind](work)
 
 
 def _described(work: _Work) -> Answer:
@@ -260,7 +244,7 @@ def _round(work: _Work) -> Answer:
         stored = personal.stored_answer(folder, task.round, key)
         found = _trained(work, key) if stored is None else answer_from_bytes(stored)
         if options.privacy.masked:
-            sent_updates.note_circle(folder, task.round, circle_of(task), found.tensors)
+            note_circle(folder, task.round, circle_of(task), found.tensors)
         return found
 
 
@@ -275,17 +259,18 @@ def _trained(work: _Work, key: str) -> Answer:
     personal.forget(folder, task.round, key, {kept, *task.body.get("hold", ())})
     own = personal.own_after(folder, kept) if kept else None
     trained = train_round(work.store, site, order, own, work.hooks)
-    if kept and own is None and _needs_own(order):
+    local = order.options.local
+    if kept and own is None and (local.personal or order.personal_parts or local.keep_optimiser):
         note = f"this site has lost its own parts of round {kept}: it continued from the received model."
         trained = replace(trained, events=(note, *trained.events))
     _check_finite(trained.update)
     remember(folder, task.round, work.store, trained.drawn, trained.validated)
     sent = protected(task, site, order, trained.update)
     if order.options.privacy.masked:
-        sent_updates.check_circle(folder, task.round, circle_of(task), sent.tensors)
+        check_circle(folder, task.round, circle_of(task), sent.tensors)
     body = _round_body(work, order, trained, sent.norm, began)
     if sent.release:
-        body["releases"] = sent_updates.count_release(folder, task.round, sent.release)
+        body["releases"] = count_release(folder, task.round, sent.release)
     found = replace(_plain(work, body), tensors=sent.tensors)
     personal.commit(folder, task.round, key, to_bytes(found), trained.own)
     return found
@@ -299,10 +284,6 @@ def _check_finite(update: Mapping[str, Tensor]) -> None:
             f"the round left {broken[0]} and {len(broken) - 1} other parts with numbers that are not finite: start "
             "again under another experiment name, with a lower learning rate or without amp."
         )
-
-
-def _needs_own(order: Order) -> bool:
-    return bool(order.options.local.personal or order.personal_parts or order.options.local.keep_optimiser)
 
 
 def _round_body(work: _Work, order: Order, trained: Trained, norm: float, began: float) -> dict[str, Any]:
@@ -335,12 +316,12 @@ def _evaluated(work: _Work) -> Answer:
         raise FederationError(
             f"a site evaluates only on {VAL} or {TEST} cases, with the subsets of the run's settings."
         )
-    request = EvaluationRequest(split, schedule.evaluate_subsets, schedule.validation_cases if split == VAL else None)
+    request = request_for(order, split)
     count_scores(site.state, site.limits)
     with _alone(work.folder, work.hooks.should_stop):
         own, notes = _own_of_model(work)
         network, events = own_network(work.store, site, order, own, resolve_device(site.device))
-        if task.kind == FINISH:
+        if task.kind == messages.FINISH:
             # The digests of scans stay at the site: neither answers nor the server's model hold any.
             save_model(work.folder / BEST, network, order.info, remembered(work.folder))
         cases, left_out = choose_cases(order, work.store, site, request)
@@ -378,11 +359,11 @@ def _own_of_model(work: _Work) -> tuple[personal.PersonalState | None, tuple[str
 
 
 _KINDS: dict[str, Callable[[_Work], Answer]] = {
-    DESCRIBE: _described,
-    FINGERPRINT: _fingerprinted,
-    ROUND: _round,
-    EVALUATE: _evaluated,
-    FINISH: _evaluated,
+    messages.DESCRIBE: _described,
+    messages.FINGERPRINT: _fingerprinted,
+    messages.ROUND: _round,
+    messages.EVALUATE: _evaluated,
+    messages.FINISH: _evaluated,
 }
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import tomli_w
 
 from multiseg.errors import FederationError, UsageError
-from multiseg.federation.plan import FederationOptions
-from multiseg.federation.run_file import drop_ignored
+from multiseg.federation.plan import FederationOptions, drop_ignored
 from multiseg.files import write_atomically
 
 FOLDER = "approvals"
@@ -43,7 +42,7 @@ def digest_of(options: FederationOptions) -> str:
 
 def answer_to(state: Path, options: FederationOptions) -> str:
     """The decision on a run with these settings; "waits" if there is none."""
-    return _answer(state / FOLDER / f"{digest_of(options)}.json") or WAITS
+    return _answer(state / FOLDER / f"{digest_of(options)}.json")
 
 
 def note_waiting(state: Path, options: FederationOptions) -> bool:
@@ -83,12 +82,12 @@ def decide(state: Path, typed: str, approves: bool) -> ApprovalRequest:
 def _asked(file: Path) -> ApprovalRequest:
     settings = file.read_text(encoding="utf-8")
     experiment = str(tomllib.loads(settings).get("experiment", ""))
-    return ApprovalRequest(file.stem, experiment, _answer(file.with_suffix(".json")) or WAITS, settings)
+    return ApprovalRequest(file.stem, experiment, _answer(file.with_suffix(".json")), settings)
 
 
 def _answer(file: Path) -> str:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))["answer"]
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return found if found in (APPROVED, REFUSED) else ""
+        return WAITS
+    return found if found in (APPROVED, REFUSED) else WAITS

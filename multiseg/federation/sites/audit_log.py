@@ -64,9 +64,8 @@ def record(path: Path, entry: AuditEntry) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file, locked(file, path):
             last = _last_line(path)
-            line = json.dumps(
-                {"time": datetime.now(UTC).isoformat(timespec="seconds"), **asdict(entry), "previous": _hash(last)}
-            ).encode()
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            line = json.dumps({"time": now, **asdict(entry), "previous": _hash(last)}).encode()
             is_whole = not last or last.endswith(b"\n")
             file.write((b"" if is_whole else b"\n") + line + b"\n")
             file.flush()
@@ -136,11 +135,7 @@ def _row(entry: Mapping[str, Any]) -> dict[str, str | int]:
         for name, value in entry["metrics"].items()
     ]
     return {
-        "time": entry["time"],
-        "direction": entry["direction"],
-        "kind": entry["kind"],
-        "experiment": entry["experiment"],
-        "round": entry["round"],
+        **{name: entry[name] for name in ("time", "direction", "kind", "experiment", "round")},
         "bytes": entry["num_bytes"],
         "tensors": len(entry["tensors"]),
         "metrics": ", ".join(metrics),

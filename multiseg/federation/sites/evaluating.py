@@ -33,13 +33,11 @@ class EvaluationRequest:
 
     Attributes:
         num_cases: of each database, approximately; None for all.
-        overlap: of the windows.
     """
 
     split: str = "val"
     subsets: str = "full"
     num_cases: int | None = None
-    overlap: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -61,10 +59,10 @@ class _Result:
     judged: Judged
 
 
-def request_in_round(order: Order) -> EvaluationRequest:
-    """What a round evaluates the received model on."""
+def request_for(order: Order, split: str = "val") -> EvaluationRequest:
+    """What a run evaluates models on: a number of validation cases, or all test cases."""
     schedule = order.options.schedule
-    return EvaluationRequest("val", schedule.evaluate_subsets, schedule.validation_cases)
+    return EvaluationRequest(split, schedule.evaluate_subsets, schedule.validation_cases if split == "val" else None)
 
 
 def choose_cases(
@@ -118,7 +116,7 @@ def evaluate_model(
         if should_stop():
             raise StoppedError("the evaluation was stopped at the site; it starts again when the site is back.")
         members = _members(case, store, info.space)
-        for subset, judged in judged_by_subset(model, store, case, request.subsets, request.overlap).items():
+        for subset, judged in judged_by_subset(model, store, case, request.subsets).items():
             key = (case.database, "" if request.subsets == "full" else f"/{subset}")
             results = found.setdefault(key, [])
             pairs = zip(members.items(), judged, strict=True)

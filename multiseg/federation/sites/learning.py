@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -144,9 +144,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def personal_norms(network: nn.Module, patterns: Iterable[str]) -> list[_BatchNorm]:
+def personal_norms(network: nn.Module, patterns: Sequence[str]) -> list[_BatchNorm]:
     """The batch normalisation layers with running statistics that never leave a site."""
-    patterns = tuple(patterns)
     return [
         module
         for name, module in network.named_modules()
@@ -156,13 +155,12 @@ def personal_norms(network: nn.Module, patterns: Iterable[str]) -> list[_BatchNo
     ]
 
 
-def estimate_norms(network: nn.Module, layers: Iterable[_BatchNorm], batches: Iterable[Batch]) -> None:
+def estimate_norms(network: nn.Module, layers: Sequence[_BatchNorm], batches: Iterable[Batch]) -> None:
     """Set the layers' running mean and variance to their averages over these batches; nothing else changes.
 
     For a site that has none of its own yet (as in FedUniBrain). The network runs in evaluation mode except for these
     layers, which normalise each batch by itself.
     """
-    layers = list(layers)
     device = next(network.parameters()).device
     before = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]  # type: ignore[union-attr]
     network.eval()

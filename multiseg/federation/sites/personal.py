@@ -87,9 +87,9 @@ def commit(folder: Path, number: int, key: str, answer: bytes, own: PersonalStat
     content = {
         "format": FORMAT,
         "answer": torch.frombuffer(bytearray(answer), dtype=torch.uint8),
-        "parts": _on_cpu(own.parts),
-        "counters": _on_cpu(own.counters),
-        "moments": {name: _on_cpu(moments) for name, moments in own.moments.items()},
+        "parts": on_cpu(own.parts),
+        "counters": on_cpu(own.counters),
+        "moments": {name: on_cpu(moments) for name, moments in own.moments.items()},
         "scaler": dict(own.scaler),
     }
     buffer = io.BytesIO()
@@ -139,7 +139,8 @@ def _grown(value: Tensor, parameter: Tensor) -> Tensor:
     return new.detach()
 
 
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the tensors on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 

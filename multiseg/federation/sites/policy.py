@@ -53,7 +53,7 @@ class Leaves:
 
 def check_tensors(names: Iterable[str], leaves: Leaves) -> None:
     """Raises FederationError if an update holds a part that may not leave."""
-    forbidden = [name for name in names if not _fits(name, leaves.tensors)]
+    forbidden = [name for name in names if not fits(name, leaves.tensors)]
     if forbidden:
         more = f" and {len(forbidden) - 1} more" if len(forbidden) > 1 else ""
         raise FederationError(
@@ -76,15 +76,10 @@ def released(answer: Answer, leaves: Leaves) -> tuple[Answer, tuple[str, ...]]:
     return replace(answer, body=body), tuple(left_out)
 
 
-def leaves_metric(name: str, leaves: Leaves) -> bool:
-    """Whether a number of this name may leave."""
-    return _fits(name, leaves.metrics)
-
-
 def flat_metrics(answer: Answer) -> dict[str, float | int]:
     """The numbers of an answer by name: "loss", "validation/alder", "test/alder/FLAIR+T1/dice", "seconds/train"."""
-    body = answer.body
-    return {flat: value for name, prefix in _measured(answer).items() for flat, value in _flat(body[name], prefix)}
+    measured = _measured(answer).items()
+    return {flat: value for name, prefix in measured for flat, value in _flat(answer.body[name], prefix)}
 
 
 def rounded(count: int, least: int) -> int:
@@ -140,7 +135,8 @@ def cleaned_text(text: str, names: Names) -> str:
     end inside a name and leave the rest of it.
     """
     hidden = {chr(_FIRST + index): pair for index, pair in enumerate(_replacements(names).items())}
-    texts = [_without_private_characters(text), *names.places]
+    without_private = "".join(letter for letter in text if not _FIRST <= ord(letter) <= _LAST)
+    texts = [without_private, *names.places]
     for letter, (name, _) in hidden.items():
         pattern = re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", re.IGNORECASE)
         texts = [pattern.sub(letter, each) for each in texts]
@@ -164,17 +160,14 @@ def _replacements(names: Names) -> dict[str, str]:
     return dict(sorted(words.items(), key=lambda pair: len(pair[0]), reverse=True))
 
 
-def _without_private_characters(text: str) -> str:
-    return "".join(letter for letter in text if ord(letter) < _FIRST or ord(letter) > _LAST)
-
-
 def _measured(answer: Answer) -> dict[str, str]:
     """The entries of an answer that hold numbers by name, with the prefix of their names."""
     prefixes = {"metrics": str(answer.body.get("split", "")), "exposure": "exposure", "seconds": "seconds"}
     return {name: prefix for name, prefix in prefixes.items() if name in answer.body}
 
 
-def _fits(name: str, patterns: Iterable[str]) -> bool:
+def fits(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name fits one of the patterns of what may leave."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -189,7 +182,7 @@ def _filtered(tree: Mapping[str, Any], patterns: Sequence[str], prefix: str) -> 
             left_out += without
             if below:
                 kept[key] = below
-        elif _fits(name, patterns):
+        elif fits(name, patterns):
             kept[key] = value
         else:
             left_out.append(name)

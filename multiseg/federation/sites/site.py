@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,11 +84,7 @@ def private_key(site: Site) -> bytes:
     file = site.state / KEY_FILE
     if not file.is_file():
         site.state.mkdir(parents=True, exist_ok=True)
-        before = os.umask(0o077)
-        try:
-            write_atomically(file, new_private_key())
-        finally:
-            os.umask(before)
+        write_atomically(file, new_private_key(), 0o600)
     return file.read_bytes()
 
 

@@ -80,10 +80,7 @@ def read_site(path: Path) -> SiteSettings:
 
 def to_site(settings: SiteSettings) -> Site:
     """The site as it answers tasks."""
-    same = (
-        "store", "state", "databases", "device", "workers", "cache", "trains", "max_damaged", "approve_runs", "leaves",
-        "limits",
-    )  # fmt: skip
+    same = Site.__dataclass_fields__.keys() - {"name"}
     return Site(settings.site, **{name: getattr(settings, name) for name in same})
 
 

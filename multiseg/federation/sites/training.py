@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import torch
 from torch import Tensor, nn
@@ -13,29 +15,25 @@ from torch import Tensor, nn
 from multiseg.errors import FederationError
 from multiseg.evaluation.model_evaluation import check_spacing
 from multiseg.federation.plan import FederationOptions
+from multiseg.federation.sites import learning
 from multiseg.federation.sites.drawing import drawing, drawn_in_round, stream_options, trained_by
-from multiseg.federation.sites.evaluating import choose_cases, evaluate_model, request_in_round, why_none
-from multiseg.federation.sites.exposure import Counted, check_shown
-from multiseg.federation.sites.learning import (
-    NUM_BATCHES,
-    Learnt,
-    derived,
-    estimate_norms,
-    learn,
-    network_of,
-    personal_norms,
-    seeded,
-)
-from multiseg.federation.sites.personal import PersonalState
+from multiseg.federation.sites.evaluating import choose_cases, evaluate_model, request_for, why_none
+from multiseg.federation.sites.personal import PersonalState, on_cpu
 from multiseg.federation.sites.site import Order, Site, databases_of, labelled
-from multiseg.loaders.batches import PatchStream
+from multiseg.loaders.batches import Batch, PatchStream
 from multiseg.models.devices import resolve_device
 from multiseg.models.network_parts import Part, difference, joined, split, trained_parts
 from multiseg.models.saved import ModelInfo
 from multiseg.store.catalogue import SPLITS
 from multiseg.store.reader import Case, Store
 from multiseg.training.events import Event, StepDone
-from multiseg.training.fit import Hooks
+from multiseg.training.fit import Hooks, Stream
+
+MOST_SHARE = 0.5
+"""The largest share of patches from one case."""
+
+Groups = dict[str, list[tuple[str, str]]]
+"""By group of parts, the database and the case of each patch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +57,7 @@ class Trained:
     exposure: Mapping[str, int]
     validated: Sequence[Case]
     validation: Mapping[str, float]
-    learnt: Learnt
+    learnt: learning.Learnt
     seconds: Mapping[str, float]
     events: tuple[str, ...] = ()
 
@@ -81,23 +79,26 @@ def train_round(
         raise FederationError(f"site {site.name} does not let others train on its data.")
     hooks, info = hooks or Hooks(), order.info
     check_spacing(info, store)
-    options = _seeded_options(site, order)
+    options = order.options
+    seed = learning.derived(options.augment.seed or 0, options.experiment, site.name, "augment")
+    options = replace(options, augment=replace(options.augment, seed=seed))
     device = resolve_device(site.device)
-    drawn, request = drawn_in_round(order, store, site), request_in_round(order)
-    with seeded(derived(options.seed, options.experiment, site.name, order.round), device):
+    drawn, request = drawn_in_round(order, store, site), request_for(order)
+    with learning.seeded(learning.derived(options.seed, options.experiment, site.name, order.round), device):
         network, events = own_network(store, site, order, own, device)
-        received = _state(network)
+        received = on_cpu(network.state_dict())
         began = time.monotonic()
         cases, notes = choose_cases(order, store, site, request)
         scores = evaluate_model(network, order, store, site, cases, request, hooks.should_stop)
         evaluated = time.monotonic()
-        counted = Counted(_training_stream(store, site, order, drawn), info)
-        learnt = learn(network, counted, options, order.steps_done, _counting(counted, options, hooks), own)
+        stream, databases = drawing(order, store, site, drawn)
+        counted = Counted(PatchStream(store, info.axis, info.space, stream, "train", databases), info)
+        learnt = learning.learn(network, counted, options, order.steps_done, _counting(counted, options, hooks), own)
         ended = time.monotonic()
     least = site.leaves.least
     check_shown(counted, least)
     shown = {group for group in counted.patches if counted.is_shown(group, least)}
-    update = difference(_state(network), received, trained_by(order, drawn, store, least))
+    update = difference(on_cpu(network.state_dict()), received, trained_by(order, drawn, store, least))
     groups = {part.name: part.group for part in order.parts}
     return Trained(
         update={name: t if groups[name] in {*shown, ""} else torch.zeros_like(t) for name, t in update.items()},
@@ -123,17 +124,6 @@ def _counting(counted: Counted, options: FederationOptions, hooks: Hooks) -> Hoo
     return replace(hooks, on_event=hear)
 
 
-def _seeded_options(site: Site, order: Order) -> FederationOptions:
-    options = order.options
-    seed = derived(options.augment.seed or 0, options.experiment, site.name, "augment")
-    return replace(options, augment=replace(options.augment, seed=seed))
-
-
-def _training_stream(store: Store, site: Site, order: Order, cases: Sequence[Case]) -> PatchStream:
-    options, databases = drawing(order, store, site, cases)
-    return PatchStream(store, order.info.axis, order.info.space, options, "train", databases)
-
-
 def _any_stream(store: Store, site: Site, order: Order, split: str) -> PatchStream:
     options = stream_options(site, store, order.options)
     return PatchStream(store, order.info.axis, order.info.space, options, split, databases_of(site, store))
@@ -154,16 +144,16 @@ def own_network(
         kept = {n: t for n, t in own.parts.items() if n in personal and tuple(t.shape) == all_parts[n].shape}
         state = joined(kept, state, all_parts.values())
         state = {**state, **{name: value for name, value in own.counters.items() if name in state}}
-    network = network_of(order.info, state, device)
-    layers = personal_norms(network, order.options.local.personal)
+    network = learning.network_of(order.info, state, device)
+    layers = learning.personal_norms(network, order.options.local.personal)
     if layers and own is None:
         splits = [split for split in SPLITS if _labelled_anywhere(store, site, order.info, split)]
         if splits:
             stream = _any_stream(store, site, _without_lesion_share(order, site), splits[0])
-            estimate_norms(network, layers, stream.batches(0, NUM_BATCHES))
+            learning.estimate_norms(network, layers, stream.batches(0, learning.NUM_BATCHES))
             events.append(
-                f"normalisation statistics were estimated on {NUM_BATCHES} batches of the {splits[0]} cases, since the "
-                "site has none of its own yet."
+                f"normalisation statistics were estimated on {learning.NUM_BATCHES} batches of the {splits[0]} cases, "
+                "since the site has none of its own yet."
             )
     return network, tuple(events)
 
@@ -191,13 +181,64 @@ def _labelled_anywhere(store: Store, site: Site, info: ModelInfo, split: str) ->
     )
 
 
-def _own(network: nn.Module, order: Order, learnt: Learnt) -> PersonalState:
-    state = _state(network)
+def _own(network: nn.Module, order: Order, learnt: learning.Learnt) -> PersonalState:
+    state = on_cpu(network.state_dict())
     personal = [part for part in order.parts if _is_personal(part, order)]
     counters = {name: tensor for name, tensor in state.items() if not tensor.is_floating_point()}
     return PersonalState(split(state, personal), counters, learnt.moments, learnt.scaler)
 
 
-def _state(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of the network's tensors on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+class Counted:
+    """A stream that counts its patches: all under "", by sequence those that show it, by label those annotated for it.
+
+    Attributes:
+        patches: by group.
+        cases: by group, the patches of each case that the steps learnt from. `stepped` counts them: a step with a loss
+            or gradient that is not finite learns from none.
+    """
+
+    def __init__(self, stream: Stream, info: ModelInfo) -> None:
+        self.stream, self.info = stream, info
+        labels = [f"label:{name}" for name in info.space.names] if info.space.num_logits > 1 else []
+        self.patches = dict.fromkeys(["", *info.axis, *labels], 0)
+        self.cases: dict[str, Counter[tuple[str, str]]] = {group: Counter() for group in self.patches}
+        self._given: deque[Groups] = deque()
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        for batch in self.stream.batches(start, stop):
+            groups = self._groups(batch)
+            for group, cases in groups.items():
+                self.patches[group] += len(cases)
+            self._given.append(groups)
+            yield batch
+
+    def stepped(self, num_batches: int, has_learnt: bool) -> None:
+        """Count a step that used the next `num_batches` batches."""
+        for _ in range(num_batches):
+            groups = self._given.popleft()
+            for group, cases in groups.items() if has_learnt else ():
+                self.cases[group].update(cases)
+
+    def is_shown(self, group: str, least: int) -> bool:
+        """Whether the steps learnt a group from at least `least` cases, and not mostly from one."""
+        counts = self.cases[group]
+        return least <= 1 or (len(counts) >= least and max(counts.values()) <= MOST_SHARE * counts.total())
+
+    def _groups(self, batch: Batch) -> Groups:
+        cases: list[tuple[str, str]] = list(zip(batch.database, batch.case, strict=True))
+        groups = {"": cases}
+        for index, name in enumerate(self.info.axis):
+            groups[name] = list(compress(cases, batch.present[:, index].tolist()))
+        for index, name in enumerate(self.info.space.names):
+            if f"label:{name}" in self.patches:
+                groups[f"label:{name}"] = list(compress(cases, batch.annotated[:, index].tolist()))
+        return groups
+
+
+def check_shown(counted: Counted, least: int) -> None:
+    """Raises FederationError if the steps of a round learnt from too few cases for their update to leave."""
+    if not counted.is_shown("", least):
+        raise FederationError(
+            f"the steps of the round learnt from fewer than {least} cases of this site, or took more than half of the "
+            "patches from one case: give it more steps or larger batches (local.steps, stream.batch_size)."
+        )

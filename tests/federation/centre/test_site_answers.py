@@ -12,7 +12,6 @@ from fake_link import FakeLink, FakeSite, options
 from safetensors.torch import load, save
 
 from multiseg.errors import FederationError
-from multiseg.federation.bounded import Bounds, bounded_json
 from multiseg.federation.centre.rounds import RunResult, run
 from multiseg.federation.centre.run_events import Event, Left, Noted, Refused
 from multiseg.federation.messages import (
@@ -23,7 +22,9 @@ from multiseg.federation.messages import (
     FINISH,
     ROUND,
     Answer,
+    Bounds,
     SiteTask,
+    bounded_json,
     to_bytes,
 )
 from multiseg.federation.plan import AggregateOptions, PrivacyOptions

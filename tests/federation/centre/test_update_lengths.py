@@ -6,7 +6,7 @@ import pytest
 import torch
 from fake_link import options
 
-from multiseg.federation.centre.update_lengths import longest, outliers
+from multiseg.federation.centre.combine import longest, outliers
 from multiseg.federation.plan import LocalOptions, PrivacyOptions
 from multiseg.training.fit import FitOptions
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from multiseg.federation.flower import flower_words as words
-from multiseg.federation.flower.following import Sieve
+from multiseg.federation.flower.submit import Sieve
 
 NODE, SERVER_APP = "flwr.supernode.start_client_internal", "flwr.superlink.runtime.run_serverapp"
 HTTP_RETRY, CORE = "flwr.supercore.retry.http_retry", "flwr.supercore.corestate.sql_corestate"

@@ -6,7 +6,7 @@ import pytest
 
 from multiseg.errors import FederationError
 from multiseg.federation.flower.control import Control, SuperLinkRun
-from multiseg.federation.flower.following import TIMES, Sieve, follow
+from multiseg.federation.flower.submit import TIMES, Sieve, follow
 
 LOST = "No heartbeat received from the task"
 

@@ -357,7 +357,7 @@ def test_a_gate_that_no_longer_follows_the_registry_ends() -> None:
 
     async def both() -> None:
         stop = asyncio.Event()
-        await module._while_kept(keep(), stop.wait(), stop)  # type: ignore[arg-type]
+        await module.while_kept(keep(), stop.wait(), stop)  # type: ignore[arg-type]
 
     with pytest.raises(RuntimeError, match="nobody looks"):
         asyncio.run(asyncio.wait_for(both(), 30))
@@ -375,7 +375,7 @@ def test_a_gate_that_is_ended_ends_its_keeper() -> None:
     async def both() -> None:
         stop = asyncio.Event()
         asyncio.get_running_loop().call_later(0.05, stop.set)
-        await module._while_kept(keep(), stop.wait(), stop)  # type: ignore[arg-type]
+        await module.while_kept(keep(), stop.wait(), stop)  # type: ignore[arg-type]
         await asyncio.sleep(0)
 
     asyncio.run(both())

@@ -8,9 +8,9 @@ from asked import OPTIONS, first_state
 
 from multiseg.federation.aggregate import aggregated
 from multiseg.federation.plan import AggregateOptions, LocalOptions, ScheduleOptions
-from multiseg.federation.sites.exposure import Counted
 from multiseg.federation.sites.learning import learn, network_of
 from multiseg.federation.sites.personal import PersonalState
+from multiseg.federation.sites.training import Counted
 from multiseg.labels import LabelSpace
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import PatchStream, StreamOptions

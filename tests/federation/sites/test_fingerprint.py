@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from multiseg.federation.sites.fingerprint import fingerprint
+from multiseg.federation.sites.describing import fingerprint
 from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site
 from multiseg.store.catalogue import select

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from multiseg.errors import CheckpointError
-from multiseg.federation.sites.sent_updates import check_circle, count_release, note_circle
+from multiseg.federation.sites.protecting import check_circle, count_release, note_circle
 
 SENT, OTHER = {"w": torch.tensor([1, 2])}, {"w": torch.tensor([1, 3])}
 CIRCLE = "c" * 64

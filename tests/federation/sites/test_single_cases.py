@@ -207,7 +207,7 @@ def test_few_training_cases_train_nothing_by_default(site, info):
 
 def test_steps_that_are_skipped_do_not_count(site, info, monkeypatch):
     """A network that is not finite on all cases but one would else learn from that one alone."""
-    from multiseg.federation.sites.exposure import Counted
+    from multiseg.federation.sites.training import Counted
 
     stepped = Counted.stepped
     number = iter(range(100))
