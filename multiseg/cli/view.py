@@ -33,7 +33,7 @@ def view_command(
     multiseg view brain.zarr --case ms/patient07
     """
     from multiseg.cli.console import output, print_json
-    from multiseg.evaluation.gallery import save_gallery
+    from multiseg.evaluation.panels import save_gallery
     from multiseg.files import check_files
     from multiseg.store.catalogue import select
     from multiseg.store.reader import open_store

@@ -147,7 +147,7 @@ def test_a_case_whose_decoding_was_broken_off_is_decoded_later(store, monkeypatc
     due = set(stream._cache._due)
     batches.close()
     assert len(stream._cache._due) > len(due)
-    assert stream._cache._due | stream._cache._held == set(range(len(stream._sources.cases)))
+    assert stream._cache._due | stream._cache._decoded == set(range(len(stream._sources.cases)))
 
 
 @pytest.mark.slow
