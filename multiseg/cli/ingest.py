@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multiseg.cli.shared_flags import AsJson, StoreUrl
-from multiseg.cli.source_flags import (
-    PreparationFlags,
-    SourceFlags,
-    WorkerFlags,
-    confirmed_databases,
-    file_option,
-    pair,
-)
+from multiseg.cli.source_flags import PreparationFlags, SourceFlags, WorkerFlags, confirmed_databases, file_option, pair
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:

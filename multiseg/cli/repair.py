@@ -31,11 +31,8 @@ def repair_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson = 
 
     log = repair(store, dry_run)
     if as_json:
-        files = [{"file": file.file, "what": file.what} for file in log.files]
-        lost = [
-            {"database": case.database, "case": case.case, "file": case.file, "why": case.why} for case in log.cases
-        ]
-        print_json({"store": store, "dry_run": dry_run, "repaired": files, "lost": lost})
+        lost = list(map(vars, log.cases))
+        print_json({"store": store, "dry_run": dry_run, "repaired": list(map(vars, log.files)), "lost": lost})
         return 3 if log.cases else 0
     _print(log, dry_run)
     if log.files and not dry_run:

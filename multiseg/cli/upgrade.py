@@ -13,8 +13,7 @@ from multiseg.cli.source_flags import NumWorkers, WorkerFlags
 def upgrade_command(
     store: ThisStore,
     accept: Annotated[
-        list[str] | None,
-        typer.Option(help="DATABASE/ARRAY: its missing chunks are empty, not lost. May be repeated."),
+        list[str] | None, typer.Option(help="DATABASE/ARRAY: its missing chunks are empty, not lost. May be repeated.")
     ] = None,
     workers: NumWorkers = "auto",
     as_json: AsJson = False,

@@ -274,10 +274,7 @@ def _draw_slice(axes: Axes, panel: CasePanel, image: Image, view: _View) -> None
     grey = _as_seen(_windowed(image)[:, :, view.k], view)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="bicubic")
     # The prediction is thinner and on top, so that both colours are visible when the outlines agree.
-    for mask, colour, points in (
-        (panel.truth, TRUTH_COLOUR, 2.2),
-        (panel.predicted, PREDICTION_COLOUR, 1.1),
-    ):
+    for mask, colour, points in ((panel.truth, TRUTH_COLOUR, 2.2), (panel.predicted, PREDICTION_COLOUR, 1.1)):
         if mask is not None and mask[:, :, view.k].any():
             outline = _as_seen(mask[:, :, view.k], view).astype(np.float32)
             axes.contour(outline, levels=[0.5], colors=[colour], linewidths=points)

@@ -119,10 +119,7 @@ class PatchReader:
         self._runs: dict[tuple[int, int], tuple[tuple[ChannelRun, ...], tuple[int, ...]]] = {}
 
     def fill(
-        self,
-        task: PatchTask,
-        images: Float16[np.ndarray, "modality i j k"],
-        target: UInt8[np.ndarray, "i j k"],
+        self, task: PatchTask, images: Float16[np.ndarray, "modality i j k"], target: UInt8[np.ndarray, "i j k"]
     ) -> None:
         """Write a patch into `images` and `target`, every voxel of them.
 

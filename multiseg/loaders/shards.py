@@ -61,10 +61,7 @@ def runs_of(pairs: Iterable[tuple[int, int]], chunk: int) -> tuple[ChannelRun, .
             runs.append(ChannelRun(source, target))
         elif last.num == 1:
             runs[-1] = ChannelRun(last.source, last.target, 2, source - last.source, target - last.target)
-        elif (source, target) == (
-            last.source + last.num * last.source_step,
-            last.target + last.num * last.target_step,
-        ):
+        elif (source, target) == (last.source + last.num * last.source_step, last.target + last.num * last.target_step):
             runs[-1] = ChannelRun(last.source, last.target, last.num + 1, last.source_step, last.target_step)
         else:
             runs.append(ChannelRun(source, target))
@@ -191,11 +188,7 @@ class ShardReader:
         return by_shard
 
     def _fill(
-        self,
-        shard: _Shard | None,
-        pieces: list[_Piece],
-        copies: list[_Copy],
-        out: Shaped[np.ndarray, "place i j k"],
+        self, shard: _Shard | None, pieces: list[_Piece], copies: list[_Copy], out: Shaped[np.ndarray, "place i j k"]
     ) -> None:
         chunks = {} if shard is None else self._bytes(shard, [piece.number for piece in pieces])
         for number, num_i, num_j, num_k, source, target in pieces:

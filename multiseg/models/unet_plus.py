@@ -100,10 +100,7 @@ class MultiUnetPlus(nn.Module):
         return self.heads[0]
 
     def forward(
-        self,
-        images: Float[Tensor, "batch modality i j k"],
-        present: Bool[Tensor, "batch modality"],
-        deep: bool = False,
+        self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"], deep: bool = False
     ) -> Float[Tensor, "batch label i j k"] | list[Tensor]:
         """Logits on the grid of the images; channels that are not present count as 0.
 

@@ -91,11 +91,9 @@ def _write_case(hospital: Hospital, folder: Path, case: str, number: int, seed: 
     first = hospital.scans[0]
     anatomy, affine = grids[first.spacing_mm, first.tilt_deg]
     for annotation in hospital.annotations:
-        if annotation.name == "tissue":
-            codes = codes_of(dict(enumerate(anatomy.tissues[:3], start=1))) * anatomy.inside_brain
-        else:
-            codes = codes_of(lesion_parts(lesions, anatomy)) * anatomy.inside_brain
-        write_nifti(folder / annotation.pattern.format(case=case), codes, affine)
+        tissues = dict(enumerate(anatomy.tissues[:3], start=1))
+        codes = codes_of(tissues if annotation.name == "tissue" else lesion_parts(lesions, anatomy))
+        write_nifti(folder / annotation.pattern.format(case=case), codes * anatomy.inside_brain, affine)
     if hospital.brain_mask:
         mask = anatomy.inside_brain.astype(np.uint8)
         write_nifti(folder / hospital.brain_mask.format(case=case), mask, affine)
