@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import click
 import typer
@@ -15,7 +16,6 @@ from typer.main import get_command
 
 from multiseg.cli.compact import compact_command
 from multiseg.cli.demo import demo_command
-from multiseg.cli.empty_values import refuse_empty
 from multiseg.cli.evaluate import evaluate_command
 from multiseg.cli.experiment import experiment_command
 from multiseg.cli.federate.fed_app import federation_app
@@ -43,6 +43,10 @@ Exit codes: 0 done, 1 a bug in multiseg, 2 usage, 3 invalid data, 4 nothing to d
 
 BUG = "This is a bug in multiseg. Please report it with the lines above."
 INTERRUPTED = "Interrupted. Finished work is saved; to resume, run the same command again."
+
+Consume = Callable[[click.Context, Mapping[str, Any]], tuple[Any, click.core.ParameterSource]]
+STORES = frozenset({"store", "of_store", "path"})
+"""Parameters that are a path or a URL."""
 
 app = typer.Typer(
     name="multiseg",
@@ -122,6 +126,37 @@ def run(arguments: Sequence[str]) -> int:
         code, message = 1, BUG
     sys.stderr.write(lines(message) + "\n" if message else "")
     return code
+
+
+def refuse_empty(command: click.Command) -> click.Command:
+    """Make an empty path or argument a usage error of a command and all its subcommands; returns the command.
+
+    A script passes an empty text when a variable is not set. It would mean the current folder, or the newest run.
+    """
+    for parameter in command.params:
+        is_path = isinstance(parameter.type, click.Path) or parameter.name in STORES
+        if is_path or isinstance(parameter, click.Argument):
+            setattr(parameter, "consume_value", partial(_consume, parameter, parameter.consume_value))  # noqa: B010
+    for subcommand in getattr(command, "commands", {}).values():
+        refuse_empty(subcommand)
+    return command
+
+
+def _consume(
+    parameter: click.Parameter, consume: Consume, ctx: click.Context, typed: Mapping[str, Any]
+) -> tuple[Any, click.core.ParameterSource]:
+    """Replaces the parameter's `consume_value`, which returns the value as it was typed.
+
+    Raises:
+        click.BadParameter: an empty text was typed.
+    """
+    value, source = consume(ctx, typed)
+    is_empty = value == "" or (isinstance(value, list | tuple) and "" in value)
+    if is_empty and source is click.core.ParameterSource.COMMANDLINE:
+        raise click.BadParameter(
+            "an empty text was given. Give a value (. is the current folder), or leave it out.", ctx, parameter
+        )
+    return value, source
 
 
 def interruption_message(arguments: Sequence[str]) -> str:

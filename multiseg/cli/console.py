@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -116,3 +117,10 @@ def progress_bar(what: str, total: int, details: str = "", quiet: bool = False) 
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
         bar.add_task(what, total=total, details=details)
         yield bar
+
+
+@contextmanager
+def case_counter(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar of cases. Yields a function of the number that are done, of all, and the current one's name."""
+    with progress_bar(what, 1) as bar:
+        yield lambda done, total, case: bar.update(TaskID(0), completed=done, total=total, details=case)

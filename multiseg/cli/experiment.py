@@ -47,13 +47,23 @@ def experiment_command(
         return _list(as_json)
     if not name or out is None:
         raise UsageError("give a name and a folder: multiseg experiment NAME --out DIR. --list prints the names.")
+    from multiseg.cli.console import output, print_json
     from multiseg.experiments.results import Machine
     from multiseg.models.devices import resolve_device
 
     machine = Machine(jobs, str(resolve_device(device)))
     ground, experiments = _ground(name, out, store, scale, seeds, steps)
     results = [_run(experiment, ground, out, machine) for experiment in experiments]
-    return _print_results(results, as_json)
+    if as_json:
+        print_json([
+            {"experiment": result.name, "folder": str(result.folder), "failures": dict(result.failures),
+             "table": result.text}
+            for result in results
+        ])  # fmt: skip
+    else:
+        for result in results:
+            output().print(result.text, markup=False, soft_wrap=True, highlight=False)
+    return 4 if any(result.failures for result in results) else 0
 
 
 def _list(as_json: bool) -> int:
@@ -120,18 +130,3 @@ class _Bar:
         elif progress.what == "finished" or (self.bar.disable and progress.what == "started"):
             duration = f" after {progress.seconds:.0f} s" if progress.seconds else ""
             self.console.print(f"{count} {progress.what}{duration}: {name}", soft_wrap=True)
-
-
-def _print_results(results: Sequence[Result], as_json: bool) -> int:
-    from multiseg.cli.console import output, print_json
-
-    if as_json:
-        print_json([
-            {"experiment": result.name, "folder": str(result.folder), "failures": dict(result.failures),
-             "table": result.text}
-            for result in results
-        ])  # fmt: skip
-    else:
-        for result in results:
-            output().print(result.text, markup=False, soft_wrap=True, highlight=False)
-    return 4 if any(result.failures for result in results) else 0

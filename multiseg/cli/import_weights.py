@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from multiseg.cli.shared_flags import AsJson
 from multiseg.cli.source_flags import spacing_of
-
-if TYPE_CHECKING:
-    from multiseg.models.saved import ModelInfo
 
 
 def import_weights_command(
@@ -45,28 +42,23 @@ def import_weights_command(
 
     multiseg import-weights x.pth --channels PD,FLAIR,SWI,T1,T1c,T2 --out models/published
     """
+    from multiseg.cli.console import output, print_json
     from multiseg.models.imported import ImportOptions, import_weights
+    from multiseg.models.saved import BEST
 
     options = ImportOptions(
         _listed(channels), _listed(untrained), spacing_of(spacing), (patch, patch, patch),
         tuple(trained_on or ("imported",)), background, licence,
     )  # fmt: skip
     info = import_weights(weights, out, options, overwrite)
-    _print(out, info, as_json)
+    if as_json:
+        print_json({"path": str(out / BEST), **info.to_json()})
+        return 0
+    named = ", ".join(name if info.trained_on[name] else f"{name} (untrained: never used)" for name in info.axis)
+    text = f"{info.numbers['norm']} norm. Channels: {named}. Background: {info.background}."
+    output().print(f"Written to {out / BEST}, {text}", soft_wrap=True)
     return 0
 
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _print(out: Path, info: ModelInfo, as_json: bool) -> None:
-    from multiseg.cli.console import output, print_json
-    from multiseg.models.saved import BEST
-
-    if as_json:
-        print_json({"path": str(out / BEST), **info.to_json()})
-        return
-    channels = ", ".join(name if info.trained_on[name] else f"{name} (untrained: never used)" for name in info.axis)
-    text = f"{info.numbers['norm']} norm. Channels: {channels}. Background: {info.background}."
-    output().print(f"Written to {out / BEST}, {text}", soft_wrap=True)

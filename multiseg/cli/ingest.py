@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multiseg.cli.shared_flags import AsJson, StoreUrl
-from multiseg.cli.source_flags import (
-    PreparationFlags,
-    SourceFlags,
-    WorkerFlags,
-    confirmed_databases,
-    file_option,
-    pair,
-)
+from multiseg.cli.source_flags import PreparationFlags, SourceFlags, WorkerFlags, confirmed_databases, file_option, pair
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,8 +87,7 @@ def _split(text: str) -> dict[str, Any]:
 def _ingest(databases: Sequence[DatabaseFiles], store: str, options: IngestOptions, as_json: bool) -> int:
     from rich.progress import TaskID
 
-    from multiseg.cli.case_table import print_cases
-    from multiseg.cli.console import messages, print_findings, print_json, progress_bar
+    from multiseg.cli.console import messages, progress_bar
     from multiseg.store.ingest.ingestion import ingest
 
     total = sum(len(files.cases) for files in databases)
@@ -108,60 +100,54 @@ def _ingest(databases: Sequence[DatabaseFiles], store: str, options: IngestOptio
                 console.print(f"{outcome} {database}/{case}", soft_wrap=True, markup=False)
 
         reports = ingest(databases, store, options, on_case)
-    if as_json:
-        print_json([_report_json(report) for report in reports])
-    else:
-        print_cases([case for report in reports for case in report.cases])
-        print_findings([finding for report in reports for finding in report.findings])
+    _print(reports, as_json)
+    if not as_json:
         for report in reports:
             updated = f" ({len(report.described)} with updated metadata)" if report.described else ""
             console.print(
                 f"{report.database}: {len(report.written)} written, {len(report.skipped)} unchanged{updated}, "
                 f"{len(report.failed)} failed"
             )
-    return _exit_code(
-        any(report.failed for report in reports), any(report.written or report.skipped for report in reports)
-    )
+    return _exit_code(reports, any(report.written or report.skipped for report in reports))
 
 
-def _exit_code(any_failed: bool, any_good: bool) -> int:
+def _exit_code(results: Sequence[IngestReport | Forecast], any_good: bool) -> int:
     """3 if all cases failed, 4 if some did."""
-    if not any_failed:
+    if not any(result.failed for result in results):
         return 0
     return 4 if any_good else 3
 
 
-def _report_json(report: IngestReport) -> dict[str, Any]:
-    return {
-        "database": report.database,
-        "written": list(report.written),
-        "skipped": list(report.skipped),
-        "described": list(report.described),
-        "failed": list(report.failed),
-        "findings": [finding.to_json() for finding in report.findings],
-        "cases": [case.to_json() for case in report.cases],
-    }
+def _print(results: Sequence[IngestReport | Forecast], as_json: bool) -> None:
+    """Print the cases and findings of all databases; as JSON every field."""
+    from multiseg.cli.case_table import print_cases
+    from multiseg.cli.console import print_findings, print_json
+
+    if as_json:
+        print_json([_as_json(result) for result in results])
+    else:
+        print_cases([case for result in results for case in result.cases])
+        print_findings([finding for result in results for finding in result.findings])
+
+
+def _as_json(result: IngestReport | Forecast) -> dict[str, Any]:
+    findings = [finding.to_json() for finding in result.findings]
+    return {**vars(result), "findings": findings, "cases": [case.to_json() for case in result.cases]}
 
 
 def _forecast(databases: Sequence[DatabaseFiles], store: str, options: IngestOptions, as_json: bool) -> int:
-    from multiseg.cli.case_table import print_cases
-    from multiseg.cli.console import print_findings, print_json, print_table
+    from multiseg.cli.console import print_table
     from multiseg.store.ingest.dry_run import forecast
     from multiseg.store.ingest.ingest_plan import names_of
 
     names = {name for files in databases for name in names_of(files)}
     forecasts = [forecast(files, store, options, names) for files in databases]
-    if as_json:
-        print_json([_forecast_json(expected) for expected in forecasts])
-    else:
-        print_cases([case for expected in forecasts for case in expected.cases])
-        print_findings([finding for expected in forecasts for finding in expected.findings])
+    _print(forecasts, as_json)
+    if not as_json:
         numbers = ["new", "unchanged", "failed", "train/val/test", "time", "MB", "memory"]
         title = f"Forecast of the ingest; {store} is not changed"
         print_table(title, ["database", *numbers], map(_forecast_row, forecasts), numbers)
-    return _exit_code(
-        any(expected.failed for expected in forecasts), any(expected.new or expected.same for expected in forecasts)
-    )
+    return _exit_code(forecasts, any(expected.new or expected.same for expected in forecasts))
 
 
 def _forecast_row(expected: Forecast) -> list[str]:
@@ -172,18 +158,3 @@ def _forecast_row(expected: Forecast) -> list[str]:
         f"{minutes} min {seconds} s" if minutes else f"{seconds} s",
         f"{expected.stored_bytes / 1e6:.0f}", f"{expected.memory_bytes / 1e9:.1f} GB per case",
     ]  # fmt: skip
-
-
-def _forecast_json(expected: Forecast) -> dict[str, Any]:
-    return {
-        "database": expected.database,
-        "new": list(expected.new),
-        "same": list(expected.same),
-        "failed": list(expected.failed),
-        "splits": dict(expected.splits),
-        "seconds": expected.seconds,
-        "stored_bytes": expected.stored_bytes,
-        "memory_bytes": expected.memory_bytes,
-        "findings": [finding.to_json() for finding in expected.findings],
-        "cases": [case.to_json() for case in expected.cases],
-    }

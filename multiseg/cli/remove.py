@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from multiseg.cli.shared_flags import AsJson, DryRun, ThisStore
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from multiseg.store.upkeep.removal import Removed
 
 PSEUDONYMS = (
     "The file of pseudonyms, which is not in the store, still has the real names of these people: edit it, or delete "
@@ -41,7 +36,7 @@ def remove_command(
 
     multiseg remove brain.zarr --subject ms/patient07
     """
-    from multiseg.cli.console import messages, print_json
+    from multiseg.cli.console import messages, plain, print_json, print_table
     from multiseg.errors import UsageError
     from multiseg.store.upkeep.removal import remove
 
@@ -49,7 +44,8 @@ def remove_command(
         raise UsageError("name the cases to remove: DATABASE/CASE, or --subject DATABASE/SUBJECT.")
     removed = remove(store, cases or (), subject or (), dry_run=True)
     if not as_json:
-        _print(removed, store)
+        table = [[case.database, plain(case.case), plain(case.subject), str(len(case.rows))] for case in removed]
+        print_table(f"To be removed from {plain(store)}", ["database", "case", "subject", "versions"], table)
     if not dry_run and not yes:
         typer.confirm("Remove them for good?", abort=True, err=True)
     if not dry_run:
@@ -62,10 +58,3 @@ def remove_command(
         if any(case.has_pseudonyms for case in removed):
             messages().print(PSEUDONYMS, soft_wrap=True)
     return 0
-
-
-def _print(removed: Sequence[Removed], store: str) -> None:
-    from multiseg.cli.console import plain, print_table
-
-    rows = [[case.database, plain(case.case), plain(case.subject), str(len(case.rows))] for case in removed]
-    print_table(f"To be removed from {plain(store)}", ["database", "case", "subject", "versions"], rows)

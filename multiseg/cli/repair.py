@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from multiseg.cli.shared_flags import AsJson, DryRun, ThisStore
-
-if TYPE_CHECKING:
-    from multiseg.store.repairs.place import Log
 
 
 def repair_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson = False) -> int:
@@ -25,29 +20,15 @@ def repair_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson = 
 
     multiseg repair s3://bucket/brain.zarr --json
     """
-    from multiseg.cli.console import messages, print_json
+    from multiseg.cli.console import messages, plain, print_json, print_table
     from multiseg.store.repairs.place import aside_url
     from multiseg.store.repairs.store_repair import repair
 
     log = repair(store, dry_run)
     if as_json:
-        files = [{"file": file.file, "what": file.what} for file in log.files]
-        lost = [
-            {"database": case.database, "case": case.case, "file": case.file, "why": case.why} for case in log.cases
-        ]
-        print_json({"store": store, "dry_run": dry_run, "repaired": files, "lost": lost})
+        lost = list(map(vars, log.cases))
+        print_json({"store": store, "dry_run": dry_run, "repaired": list(map(vars, log.files)), "lost": lost})
         return 3 if log.cases else 0
-    _print(log, dry_run)
-    if log.files and not dry_run:
-        messages().print(f"The damaged files are kept in {aside_url(store)}", soft_wrap=True, highlight=False)
-    if not log.files and not log.cases:
-        messages().print(f"{store}: nothing to repair", soft_wrap=True, highlight=False)
-    return 3 if log.cases else 0
-
-
-def _print(log: Log, dry_run: bool) -> None:
-    from multiseg.cli.console import plain, print_table
-
     if log.files:
         title = "Would be repaired" if dry_run else "Repaired"
         print_table(title, ["file", "what"], [[plain(file.file), plain(file.what)] for file in log.files])
@@ -55,3 +36,8 @@ def _print(log: Log, dry_run: bool) -> None:
         rows = [[case.database, plain(case.case or "(all)"), plain(case.file), plain(case.why)] for case in log.cases]
         title = "Cannot be repaired: ingest again with --redo CASE, or restore a copy of the store"
         print_table(title, ["database", "case", "file", "why"], rows)
+    if log.files and not dry_run:
+        messages().print(f"The damaged files are kept in {aside_url(store)}", soft_wrap=True, highlight=False)
+    if not log.files and not log.cases:
+        messages().print(f"{store}: nothing to repair", soft_wrap=True, highlight=False)
+    return 3 if log.cases else 0

@@ -13,8 +13,7 @@ from multiseg.cli.source_flags import NumWorkers, WorkerFlags
 def upgrade_command(
     store: ThisStore,
     accept: Annotated[
-        list[str] | None,
-        typer.Option(help="DATABASE/ARRAY: its missing chunks are empty, not lost. May be repeated."),
+        list[str] | None, typer.Option(help="DATABASE/ARRAY: its missing chunks are empty, not lost. May be repeated.")
     ] = None,
     workers: NumWorkers = "auto",
     as_json: AsJson = False,
@@ -30,17 +29,11 @@ def upgrade_command(
 
     multiseg upgrade s3://bucket/brain.zarr --accept ms/site
     """
-    from rich.progress import TaskID
-
-    from multiseg.cli.console import messages, print_findings, print_json, progress_bar
+    from multiseg.cli.console import case_counter, messages, print_findings, print_json
     from multiseg.store.upkeep.format_upgrade import upgrade_store
 
     num_workers = WorkerFlags(workers, scheduler="threads").options([]).num
-    with progress_bar("check", 1) as bar:
-
-        def on_case(done: int, total: int, case: str) -> None:
-            bar.update(TaskID(0), completed=done, total=total, details=case)
-
+    with case_counter("check") as on_case:
         result = upgrade_store(store, accept or (), on_case, num_workers)
     if as_json:
         findings = [finding.to_json() for finding in result.findings]

@@ -43,15 +43,19 @@ def verify_command(
     multiseg verify BraTS2021_Training
     """
     from multiseg.cli.case_table import print_cases
-    from multiseg.cli.console import messages, print_findings, print_json
+    from multiseg.cli.console import case_counter, messages, print_findings, print_json
+    from multiseg.store.checks.verification import verify_store
     from multiseg.store.findings import Severity
     from multiseg.store.hierarchy import is_like_a_store, is_remote
 
     if not (is_remote(path) or Path(path).exists()):
         raise UsageError(f"there is no store or source at {path}. Check the path.")
+    cases: list[CaseReport] | None = None
     if is_like_a_store(path):
         check_no_source(context, path)
-        findings, cases = _verify_store(path, worker_flags.options([]).num), None
+        num_workers = worker_flags.options([]).num
+        with case_counter("verify") as on_case:
+            findings = verify_store(path, on_case, num_workers)
     else:
         databases = confirmed_databases(Path(path), source_flags.options(), as_json)
         options = preparation_flags.options(workers=worker_flags.options(databases))
@@ -75,23 +79,9 @@ def _with_file(finding: Finding) -> Finding:
     return replace(finding, message=f"{finding.file}: {finding.message}")
 
 
-def _verify_store(url: str, workers: int) -> Sequence[Finding]:
-    from rich.progress import TaskID
-
-    from multiseg.cli.console import progress_bar
-    from multiseg.store.checks.verification import verify_store
-
-    with progress_bar("verify", 1) as bar:
-
-        def on_case(done: int, total: int, case: str) -> None:
-            bar.update(TaskID(0), completed=done, total=total, details=case)
-
-        return verify_store(url, on_case, workers)
-
-
 def _verify_sources(
     databases: Sequence[DatabaseFiles], options: IngestOptions
-) -> tuple[Sequence[Finding], Sequence[CaseReport] | None]:
+) -> tuple[list[Finding], list[CaseReport]]:
     from rich.progress import TaskID
 
     from multiseg.cli.console import progress_bar

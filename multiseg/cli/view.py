@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from multiseg.cli.shared_flags import AsJson, Overwrite
 from multiseg.errors import UsageError
-
-if TYPE_CHECKING:
-    from multiseg.store.reader import Case
 
 
 def view_command(
@@ -33,10 +30,10 @@ def view_command(
     multiseg view brain.zarr --case ms/patient07
     """
     from multiseg.cli.console import output, print_json
-    from multiseg.evaluation.gallery import save_gallery
+    from multiseg.evaluation.panels import save_gallery
     from multiseg.files import check_files
     from multiseg.store.catalogue import select
-    from multiseg.store.reader import open_store
+    from multiseg.store.reader import Case, open_store
 
     if case and (database or split):
         raise UsageError(f"--case {case} names one case; leave out --database and --split.")

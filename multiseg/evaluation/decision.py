@@ -71,12 +71,7 @@ def brain_of(images: Iterable[Float[np.ndarray, "i j k"]]) -> Bool[np.ndarray, "
 
 def _filled(mask: Bool[np.ndarray, "i j k"]) -> Bool[np.ndarray, "i j k"]:
     """The mask with its holes: voxels that are not connected to the outside through faces."""
-    empty, num = ndimage.label(~mask)
-    if num == 0:
-        return mask
-    faces = [empty.take((0, -1), axis=axis) for axis in range(3)]
-    is_outside = np.zeros(num + 1, dtype=bool)
-    is_outside[np.unique(np.concatenate([face.ravel() for face in faces]))] = True
-    is_outside[0] = False
-    filled: Bool[np.ndarray, "i j k"] = ~is_outside[empty]
+    # The padding connects all that is outside. ndimage.binary_fill_holes is slower.
+    empty, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
+    filled: Bool[np.ndarray, "i j k"] = empty[1:-1, 1:-1, 1:-1] != empty[0, 0, 0]
     return filled

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,6 +19,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
+from scipy import ndimage
 
 from multiseg.colours import colour_of
 from multiseg.errors import UsageError
@@ -223,14 +224,8 @@ def _draw_row(
     _draw_label(figure, page, row, panel, view, colours)
     for column, name in enumerate(columns):
         left, bottom = page.corner(row, column)
-        axes = figure.add_axes(
-            (
-                left / page.width,
-                bottom / page.height,
-                page.cell_width / page.width,
-                page.cell_height / page.height,
-            )
-        )
+        width, height = page.width, page.height
+        axes = figure.add_axes((left / width, bottom / height, page.cell_width / width, page.cell_height / height))
         axes.set(xticks=[], yticks=[], facecolor=_CELL)
         axes.spines[:].set_visible(False)
         if view is not None and name in panel.images:
@@ -279,10 +274,7 @@ def _draw_slice(axes: Axes, panel: CasePanel, image: Image, view: _View) -> None
     grey = _as_seen(_windowed(image)[:, :, view.k], view)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="bicubic")
     # The prediction is thinner and on top, so that both colours are visible when the outlines agree.
-    for mask, colour, points in (
-        (panel.truth, TRUTH_COLOUR, 2.2),
-        (panel.predicted, PREDICTION_COLOUR, 1.1),
-    ):
+    for mask, colour, points in ((panel.truth, TRUTH_COLOUR, 2.2), (panel.predicted, PREDICTION_COLOUR, 1.1)):
         if mask is not None and mask[:, :, view.k].any():
             outline = _as_seen(mask[:, :, view.k], view).astype(np.float32)
             axes.contour(outline, levels=[0.5], colors=[colour], linewidths=points)
@@ -317,9 +309,10 @@ def _choose_view(panel: CasePanel) -> _View:
     area = lesion.sum(axis=(0, 1)).astype(float)
     if not area.any():
         area += sum(_shares(parcels) for parcels in panel.parcels.values())
-    box = [_extent(np.any(brain | lesion, axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    k = int(area.argmax()) if area.any() else (box[2].start + box[2].stop) // 2
-    return _View(i=box[0], j=box[1], k=k)
+    shown = brain | lesion
+    ((along_i, along_j, along_k),) = ndimage.find_objects((shown if shown.any() else ~shown).view(np.uint8))
+    k = int(area.argmax()) if area.any() else (along_k.start + along_k.stop) // 2
+    return _View(along_i, along_j, k)
 
 
 def _shares(parcels: Parcels) -> Float[np.ndarray, " k"]:
@@ -330,12 +323,6 @@ def _shares(parcels: Parcels) -> Float[np.ndarray, " k"]:
             area = (parcels.codes == code).sum(axis=(0, 1))
             total += area / area.max()
     return total
-
-
-def _extent(occupied: Bool[np.ndarray, " n"]) -> slice:
-    """The slice from the first to the last True; everything if there is none."""
-    indices = np.flatnonzero(occupied)
-    return slice(int(indices[0]), int(indices[-1]) + 1) if indices.size else slice(0, occupied.size)
 
 
 def _as_seen(plane: Shaped[np.ndarray, "i j"], view: _View) -> Plane:

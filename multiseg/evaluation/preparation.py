@@ -47,10 +47,7 @@ def network_input(
 
 
 def place(
-    images: Float[np.ndarray, "own i j k"],
-    names: Sequence[str],
-    kept: Sequence[str],
-    axis: ModalityAxis,
+    images: Float[np.ndarray, "own i j k"], names: Sequence[str], kept: Sequence[str], axis: ModalityAxis
 ) -> tuple[Float[np.ndarray, "modality i j k"], Bool[np.ndarray, " modality"]]:
     """The images of the kept sequences on their channels, 0 on all others, and which channels are present.
 

@@ -60,10 +60,7 @@ def federated(ground: Ground, seed: int, manner: Manner) -> Run:
 
 def lone_sequences(ground: Ground) -> dict[str, tuple[str, ...]]:
     """The sequences that only one database has, by database; only databases with such a sequence."""
-    lone = {}
-    for database in ground.training:
-        shared = ground.known_without(database)
-        lone[database] = tuple(sequence for sequence in ground.sequences[database] if sequence not in shared)
+    lone = {database: ground.known_only_to(database) for database in ground.training}
     return {database: sequences for database, sequences in lone.items() if sequences}
 
 

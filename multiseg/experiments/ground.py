@@ -60,6 +60,11 @@ class Ground:
         elsewhere = {name for other in self.others(database) for name in self.sequences[other]}
         return tuple(name for name in self.sequences[database] if name in elsewhere)
 
+    def known_only_to(self, database: str) -> tuple[str, ...]:
+        """The sequences of a database that no other training database has."""
+        known = self.known_without(database)
+        return tuple(name for name in self.sequences[database] if name not in known)
+
 
 def synthetic_ground(folder: Path, scale: Scale, num_seeds: int) -> Ground:
     """The ground of the synthetic hospitals. They are created and ingested into `folder`, unless that is done."""

@@ -50,12 +50,10 @@ def _runs(ground: Ground, database: str, seed: int) -> Iterator[tuple[str, Run]]
         steps = {"fit": {"num_steps": ground.scale.finetune_steps}, "stream": {"draw": cases}}
         for method in METHODS:
             name = f"{database}, {amount} cases, {method}"
-            if method == "scratch":
-                settings = merged(steps, {"model": {"builder": "multi_unet"}})
-                yield arm_name(method, amount), training(ground, name, [database], seed, settings)
-            else:
-                settings = merged(steps, {"start": {"method": method}})
-                yield arm_name(method, amount), training(ground, name, [database], seed, settings, parent)
+            is_new = method == "scratch"
+            start = {"model": {"builder": "multi_unet"}} if is_new else {"start": {"method": method}}
+            run = training(ground, name, [database], seed, merged(steps, start), None if is_new else parent)
+            yield arm_name(method, amount), run
 
 
 def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:

@@ -12,7 +12,7 @@ from multiseg.types import Index3
 
 @dataclass(frozen=True)
 class Scale:
-    """The numbers that all arms of all experiments share.
+    """The numbers that all arms of all experiments share; the defaults are those of the scale "small".
 
     Attributes:
         spacing_mm: edge of a voxel of the synthetic store.
@@ -27,22 +27,22 @@ class Scale:
     """
 
     name: str
-    spacing_mm: float
-    num_cases: int
-    coarseness: float
-    widths: tuple[int, ...]
-    plus_widths: tuple[int, ...]
-    dropout: float
-    patch: Index3
-    steps: int
-    finetune_steps: int
-    few: int
+    spacing_mm: float = 4.0
+    num_cases: int = 40
+    coarseness: float = 1.0
+    widths: tuple[int, ...] = (8, 16, 32)
+    plus_widths: tuple[int, ...] = (8, 16, 32, 64)
+    dropout: float = 0.1
+    patch: Index3 = (24, 24, 24)
+    steps: int = 300
+    finetune_steps: int = 150
+    few: int = 4
     num_finetuned: int = 3
     num_patches: int = 2
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     objective: str = "dice+bce"
     augment: str = "none"
-    validate_every: int = 200
+    validate_every: int = 150
     validation_cases: int = 4
     overlap: float = 0.25
     split: Mapping[str, float] = field(default_factory=lambda: {"train": 0.5, "val": 0.1, "test": 0.4}, hash=False)
@@ -91,30 +91,16 @@ TINY = Scale(
     few=1,
     num_finetuned=1,
     num_patches=1,
+    learning_rate=1e-3,
     validate_every=2,
     validation_cases=1,
     overlap=0.0,
 )
-SMALL = Scale(
-    name="small",
-    spacing_mm=4.0,
-    num_cases=40,
-    coarseness=1.0,
-    widths=(8, 16, 32),
-    plus_widths=(8, 16, 32, 64),
-    dropout=0.1,
-    patch=(24, 24, 24),
-    steps=300,
-    finetune_steps=150,
-    few=4,
-    learning_rate=2e-3,
-    validate_every=150,
-)
+SMALL = Scale("small")
 FULL = Scale(
     name="full",
     spacing_mm=1.0,
     num_cases=60,
-    coarseness=1.0,
     widths=PUBLISHED_WIDTHS,
     plus_widths=PLUS_WIDTHS,
     dropout=0.2,
@@ -123,6 +109,7 @@ FULL = Scale(
     finetune_steps=12_500,
     few=20,
     num_finetuned=5,
+    learning_rate=1e-3,
     augment="published",
     validate_every=1000,
     validation_cases=8,

@@ -170,11 +170,7 @@ def published() -> AugmentOptions:
     return AugmentOptions(preset="published", rotate90_probability=0.1)
 
 
-PRESETS: dict[str, AugmentOptions] = {
-    "none": AugmentOptions(),
-    "published": published(),
-    "standard": standard(),
-}
+PRESETS: dict[str, AugmentOptions] = {"none": AugmentOptions(), "published": published(), "standard": standard()}
 
 
 def preset(name: str) -> AugmentOptions:

@@ -33,6 +33,14 @@ class PatchTask(NamedTuple):
     is_cached: bool = False
 
 
+class Overlap(NamedTuple):
+    """The part of a window inside its case: first voxel in the case, size, and first voxel in the window."""
+
+    corner: Index3
+    size: Index3
+    at: Index3
+
+
 @dataclass(frozen=True)
 class DatabaseSource:
     """The arrays of a database, and the place on the axis of each of its channels (-1: not on it)."""
@@ -111,10 +119,7 @@ class PatchReader:
         self._runs: dict[tuple[int, int], tuple[tuple[ChannelRun, ...], tuple[int, ...]]] = {}
 
     def fill(
-        self,
-        task: PatchTask,
-        images: Float16[np.ndarray, "modality i j k"],
-        target: UInt8[np.ndarray, "i j k"],
+        self, task: PatchTask, images: Float16[np.ndarray, "modality i j k"], target: UInt8[np.ndarray, "i j k"]
     ) -> None:
         """Write a patch into `images` and `target`, every voxel of them.
 
@@ -125,20 +130,20 @@ class PatchReader:
             ResourceError: it cannot be read.
         """
         case = self.sources.cases[task.case]
-        corner, size, at = _inside(task.corner, self.sources.patch, case.extent)
+        overlap = _inside(task.corner, self.sources.patch, case.extent)
         runs, absent = self._placed(case.database, task.kept)
-        _clear_around(images, size, at)
-        _clear_around(target[None], size, at)
-        if min(size) == 0:
+        _clear_around(images, overlap)
+        _clear_around(target[None], overlap)
+        if min(overlap.size) == 0:
             return
         for place in absent:
             images[place] = 0
         if task.is_cached:
-            self._copy_cached(case, runs, corner, size, at, images, target)
+            self._copy_cached(case, runs, overlap, images, target)
             return
         with _naming_case(case.name):
-            self._read_images(case, runs, corner, size, at, images)
-            self._read_target(case, corner, size, at, target)
+            self._images[case.database].read(case.row, runs, overlap.corner, overlap.size, images, overlap.at)
+            self._read_target(case, overlap, target)
 
     def decode(self, case: CaseSource) -> None:
         """Decode a whole case into the cache.
@@ -149,10 +154,10 @@ class PatchReader:
         channels = self.sources.databases[case.database].image.chunk[0]
         runs = runs_of([(at, at) for at in range(len(images))], channels)
         with _naming_case(case.name):
-            self._read_images(case, runs, (0, 0, 0), case.extent, (0, 0, 0), images)
+            self._images[case.database].read(case.row, runs, (0, 0, 0), case.extent, images)
             # Copied when it is complete: another process may already be reading patches from the cache.
             complete = np.empty(case.extent, dtype=np.uint8)
-            self._read_target(case, (0, 0, 0), case.extent, (0, 0, 0), complete)
+            self._read_target(case, Overlap((0, 0, 0), case.extent, (0, 0, 0)), complete)
             target[...] = complete
 
     def _placed(self, database: int, kept: int) -> tuple[tuple[ChannelRun, ...], tuple[int, ...]]:
@@ -166,22 +171,9 @@ class PatchReader:
             runs = self._runs[database, kept] = runs_of(pairs, source.image.chunk[0]), absent
         return runs
 
-    def _read_images(
-        self,
-        case: CaseSource,
-        runs: Sequence[ChannelRun],
-        corner: Index3,
-        size: Index3,
-        at: Index3,
-        images: Float16[np.ndarray, "modality i j k"],
-    ) -> None:
-        self._images[case.database].read(case.row, runs, corner, size, images, at)
-
-    def _read_target(
-        self, case: CaseSource, corner: Index3, size: Index3, at: Index3, target: UInt8[np.ndarray, "i j k"]
-    ) -> None:
-        reader, tables = self._labels[case.database], self.sources.tables[case.tables]
-        first, *others = tables
+    def _read_target(self, case: CaseSource, overlap: Overlap, target: UInt8[np.ndarray, "i j k"]) -> None:
+        reader, (corner, size, at) = self._labels[case.database], overlap
+        first, *others = self.sources.tables[case.tables]
         reader.read(case.row, (ChannelRun(first.annotation, 0),), corner, size, target[None], at)
         if not first.is_plain:  # also around the case, where the table maps 0 to 0
             map_codes(target, first.table)
@@ -189,8 +181,7 @@ class PatchReader:
             codes = np.empty((1, *size), dtype=np.uint8)
             reader.read(case.row, (ChannelRun(other.annotation, 0),), corner, size, codes)
             map_codes(codes, other.table)
-            region = target[tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))]
-            np.copyto(region, codes[0], where=codes[0] != 0)
+            np.copyto(target[_box(at, size)], codes[0], where=codes[0] != 0)
 
     def _cached(self, case: CaseSource) -> tuple[Float16[np.ndarray, "channel i j k"], UInt8[np.ndarray, "i j k"]]:
         assert self._cache is not None
@@ -202,15 +193,12 @@ class PatchReader:
         self,
         case: CaseSource,
         runs: Sequence[ChannelRun],
-        corner: Index3,
-        size: Index3,
-        at: Index3,
+        overlap: Overlap,
         images: Float16[np.ndarray, "modality i j k"],
         target: UInt8[np.ndarray, "i j k"],
     ) -> None:
         cached, codes = self._cached(case)
-        source = tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))
-        destination = tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))
+        source, destination = _box(overlap.corner, overlap.size), _box(overlap.at, overlap.size)
         for run in runs:
             for n in range(run.num):
                 channel, place = run.source + n * run.source_step, run.target + n * run.target_step
@@ -249,18 +237,21 @@ def _copy_rows(source: Shaped[np.ndarray, "*axes k"], target: Shaped[np.ndarray,
     target.view(row)[...] = source.view(row)
 
 
-def _clear_around(window: Shaped[np.ndarray, "place i j k"], size: Index3, at: Index3) -> None:
-    """Set everything around a box in a window to 0, side by side."""
+def _box(first: Index3, size: Index3) -> tuple[slice, ...]:
+    return tuple(slice(start, start + num) for start, num in zip(first, size, strict=True))
+
+
+def _clear_around(window: Shaped[np.ndarray, "place i j k"], overlap: Overlap) -> None:
+    """Set everything around the overlap to 0, side by side."""
     remaining = [slice(None)] * 4
-    for axis, (start, num) in enumerate(zip(at, size, strict=True), start=1):
-        for side in (slice(0, start), slice(start + num, None)):
+    for axis, box in enumerate(_box(overlap.at, overlap.size), start=1):
+        for side in (slice(0, box.start), slice(box.stop, None)):
             window[(*remaining[:axis], side, *remaining[axis + 1 :])] = 0
-        remaining[axis] = slice(start, start + num)
+        remaining[axis] = box
 
 
-def _inside(corner: Index3, patch: Index3, extent: Index3) -> tuple[Index3, Index3, Index3]:
-    """The part of a window inside the case: first voxel in the case, size, and first voxel in the window."""
+def _inside(corner: Index3, patch: Index3, extent: Index3) -> Overlap:
     low = [max(0, c) for c in corner]
     size = [max(0, min(c + n, e) - a) for c, n, e, a in zip(corner, patch, extent, low, strict=True)]
     at = [a - c for a, c in zip(low, corner, strict=True)]
-    return (low[0], low[1], low[2]), (size[0], size[1], size[2]), (at[0], at[1], at[2])
+    return Overlap((low[0], low[1], low[2]), (size[0], size[1], size[2]), (at[0], at[1], at[2]))

@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
-from multiseg.errors import MultisegError, ResourceError
+from multiseg.errors import ResourceError
 from multiseg.faults import remedy
 from multiseg.loaders import serving
 from multiseg.loaders.patches import PatchTask
@@ -140,7 +140,8 @@ class Processes:
                 log.warning("reader process %d: %s", worker.number, answer)
                 continue
             if not isinstance(answer, int):
-                raise _worker_error(*answer)
+                kind, text, trace = answer
+                raise kind(text) if kind else RuntimeError(f"a reader process failed: {text}\n{trace}")
             del worker.tasks[answer]
             self._deaths.pop(answer, None)
             serials.append(answer)
@@ -206,8 +207,3 @@ def _shut_down(line: Connection) -> None:
 
 _START_HINT = " (see what it printed; a script that starts workers other than by fork needs if __name__ == '__main__')"
 _REMEDY = "If memory ran out, give fewer workers, smaller patches or batches, or a smaller cache."
-
-
-def _worker_error(kind: type[MultisegError] | None, text: str, trace: str) -> Exception:
-    """The error of a worker; with its traceback if it is not one of ours."""
-    return kind(text) if kind else RuntimeError(f"a reader process failed: {text}\n{trace}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import prod
 from struct import Struct
@@ -56,16 +56,14 @@ def runs_of(pairs: Iterable[tuple[int, int]], chunk: int) -> tuple[ChannelRun, .
     """
     runs: list[ChannelRun] = []
     for source, target in sorted(pairs):
-        last = runs[-1] if runs else None
-        if last is None or source // chunk != last.source // chunk:
-            runs.append(ChannelRun(source, target))
-        elif last.num == 1:
+        last = runs[-1] if runs and runs[-1].source // chunk == source // chunk else None
+        if last and last.num == 1:
             runs[-1] = ChannelRun(last.source, last.target, 2, source - last.source, target - last.target)
-        elif (source, target) == (
+        elif last and (source, target) == (
             last.source + last.num * last.source_step,
             last.target + last.num * last.target_step,
         ):
-            runs[-1] = ChannelRun(last.source, last.target, last.num + 1, last.source_step, last.target_step)
+            runs[-1] = replace(last, num=last.num + 1)
         else:
             runs.append(ChannelRun(source, target))
     return tuple(runs)
@@ -191,11 +189,7 @@ class ShardReader:
         return by_shard
 
     def _fill(
-        self,
-        shard: _Shard | None,
-        pieces: list[_Piece],
-        copies: list[_Copy],
-        out: Shaped[np.ndarray, "place i j k"],
+        self, shard: _Shard | None, pieces: list[_Piece], copies: list[_Copy], out: Shaped[np.ndarray, "place i j k"]
     ) -> None:
         chunks = {} if shard is None else self._bytes(shard, [piece.number for piece in pieces])
         for number, num_i, num_j, num_k, source, target in pieces:
@@ -263,11 +257,8 @@ class ShardReader:
             self._shards.popitem(last=False)
         return shard
 
-    def _key(self, place: tuple[int, ...]) -> str:
-        return f"{self.layout.path}/c/{'/'.join(map(str, place))}"
-
     def _opened(self, place: tuple[int, ...]) -> _Shard | None:
-        key, size = self._key(place), 16 * prod(self._grid) + CHECKSUM_BYTES
+        key, size = f"{self.layout.path}/c/{'/'.join(map(str, place))}", 16 * prod(self._grid) + CHECKSUM_BYTES
         tail = self.parts.tail(key, size)
         if tail is None:
             row, *rest = place

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -104,28 +104,20 @@ class Threads:
     def __init__(self, work: Work, num: int) -> None:
         self._doer = Doer(work)
         self._pool = ThreadPoolExecutor(num * work.threads, "multiseg-reader")
-        self._done: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Future[int]] = queue.SimpleQueue()
 
     def give(self, task: PatchTask) -> None:
-        self._pool.submit(self._do, task)
+        self._pool.submit(self._do, task).add_done_callback(self._done.put)
 
-    def _do(self, task: PatchTask) -> None:
-        try:
-            self._doer.do(task)
-            self._done.put(task.serial)
-        except BaseException as error:  # noqa: BLE001 (raised in the caller, as it would be without threads)
-            self._done.put(error)
+    def _do(self, task: PatchTask) -> int:
+        self._doer.do(task)
+        return task.serial
 
     def done(self) -> Sequence[int]:
-        results = [self._done.get()]
+        futures = [self._done.get()]
         while not self._done.empty():
-            results.append(self._done.get())
-        serials = []
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-            serials.append(result)
-        return serials
+            futures.append(self._done.get())
+        return [future.result() for future in futures]
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

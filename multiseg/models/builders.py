@@ -10,8 +10,7 @@ from typing import Any, TypeAlias, get_type_hints
 from torch import nn
 
 from multiseg.errors import UsageError
-from multiseg.models.fusion import LFUNet, MAFUnet
-from multiseg.models.hetero import HemisUnet
+from multiseg.models.fusion import HemisUnet, LFUNet, MAFUnet
 from multiseg.models.progressive import ProgressiveUnet
 from multiseg.models.unet import MultiUnet
 from multiseg.models.unet_plus import MultiUnetPlus

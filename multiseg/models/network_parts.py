@@ -79,7 +79,9 @@ def parts(info: ModelInfo) -> tuple[Part, ...]:
         elif rows and re.fullmatch(rules.heads, name):
             all_parts += _slices(name, tensor, 0, rows)
         else:
-            all_parts.append(_whole(name, tensor, _owner(name, rules, tuple(info.axis))))
+            owner = _owner(name, rules, tuple(info.axis))
+            label = f"{name}[{owner}]" if owner else name
+            all_parts.append(Part(label, name, None, 0, 0, owner, tuple(tensor.shape)))
     return tuple(all_parts)
 
 
@@ -93,16 +95,9 @@ def _slices(name: str, tensor: Tensor, dim: int, groups: Mapping[str, str]) -> l
     ]
 
 
-def _whole(name: str, tensor: Tensor, owner: str) -> Part:
-    return Part(f"{name}[{owner}]" if owner else name, name, None, 0, 0, owner, tuple(tensor.shape))
-
-
 def _owner(name: str, rules: PartRules, axis: Sequence[str]) -> str:
-    for pattern in rules.own:
-        match = re.fullmatch(pattern, name)
-        if match:
-            return axis[int(match[1])]
-    return SHARED
+    matches = [match for pattern in rules.own if (match := re.fullmatch(pattern, name))]
+    return axis[int(matches[0][1])] if matches else SHARED
 
 
 def _piece(tensor: Tensor, part: Part) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from multiseg.errors import UsageError
 from multiseg.models.blocks import norm_layer
 from multiseg.models.presence import shown
-from multiseg.models.unet import check_numbers, check_size
+from multiseg.models.unet import check_numbers, check_size, encode
 
 MAX_SCALES = 3
 SLOPE = 0.01
@@ -100,10 +100,7 @@ class MultiUnetPlus(nn.Module):
         return self.heads[0]
 
     def forward(
-        self,
-        images: Float[Tensor, "batch modality i j k"],
-        present: Bool[Tensor, "batch modality"],
-        deep: bool = False,
+        self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"], deep: bool = False
     ) -> Float[Tensor, "batch label i j k"] | list[Tensor]:
         """Logits on the grid of the images; channels that are not present count as 0.
 
@@ -114,13 +111,9 @@ class MultiUnetPlus(nn.Module):
             UsageError: the size does not fit, see MultiUnet.
         """
         check_size(images, self.multiple)
-        x = shown(images, present)
-        skips = []
-        for unit in self.encoder:
-            x = unit(x)
-            skips.append(x)
+        *skips, x = encode(self.encoder, shown(images, present))
         scales = []
-        for stage, skip in zip(self.decoder, reversed(skips[:-1]), strict=True):
+        for stage, skip in zip(self.decoder, reversed(skips), strict=True):
             x = stage(x, skip)
             scales.append(x)
         if deep:

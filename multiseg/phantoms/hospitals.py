@@ -91,11 +91,9 @@ def _write_case(hospital: Hospital, folder: Path, case: str, number: int, seed: 
     first = hospital.scans[0]
     anatomy, affine = grids[first.spacing_mm, first.tilt_deg]
     for annotation in hospital.annotations:
-        if annotation.name == "tissue":
-            codes = codes_of(dict(enumerate(anatomy.tissues[:3], start=1))) * anatomy.inside_brain
-        else:
-            codes = codes_of(lesion_parts(lesions, anatomy)) * anatomy.inside_brain
-        write_nifti(folder / annotation.pattern.format(case=case), codes, affine)
+        tissues = dict(enumerate(anatomy.tissues[:3], start=1))
+        codes = codes_of(tissues if annotation.name == "tissue" else lesion_parts(lesions, anatomy))
+        write_nifti(folder / annotation.pattern.format(case=case), codes * anatomy.inside_brain, affine)
     if hospital.brain_mask:
         mask = anatomy.inside_brain.astype(np.uint8)
         write_nifti(folder / hospital.brain_mask.format(case=case), mask, affine)
@@ -110,29 +108,25 @@ def _participants(hospital: Hospital, cases: Sequence[str], seed: int) -> str:
     return "\n".join(rows) + "\n"
 
 
-def write_hospital(
-    hospital: Hospital, root: Path, seed: int = 0, num_cases: int | None = None, coarseness: float = 1.0
-) -> Path:
+def write_hospital(hospital: Hospital, root: Path, seed: int = 0, num_cases: int = 10, coarseness: float = 1.0) -> Path:
     """Write one hospital into the folder `root / hospital.name`, and return the folder.
 
     The same arguments give the same bytes. Case n does not depend on the number of cases.
 
     Args:
-        num_cases: None for the hospital's default.
         coarseness: a factor for every voxel size; 2.0 gives an eighth of the voxels.
 
     Raises:
         UsageError: the number of cases, the seed or the coarseness is out of range.
     """
-    count = hospital.num_cases if num_cases is None else num_cases
-    if count < 1 or seed < 0 or not coarseness > 0:
+    if num_cases < 1 or seed < 0 or not coarseness > 0:
         raise UsageError(
-            f"cannot make a hospital with num_cases={count}, seed={seed}, coarseness={coarseness}. "
+            f"cannot make a hospital with num_cases={num_cases}, seed={seed}, coarseness={coarseness}. "
             "Give at least one case, a seed of 0 or more, and a coarseness above 0."
         )
     folder = root / hospital.name
     folder.mkdir(parents=True, exist_ok=True)
-    cases = [f"{hospital.name[0].upper()}{number:03d}" for number in range(1, count + 1)]
+    cases = [f"{hospital.name[0].upper()}{number:03d}" for number in range(1, num_cases + 1)]
     for number, case in enumerate(cases, start=1):
         _write_case(hospital, folder, case, number, seed, coarseness)
     if hospital.participants:
@@ -144,7 +138,7 @@ def write_hospital(
 def write_hospitals(
     root: Path,
     seed: int = 0,
-    num_cases: int | None = None,
+    num_cases: int = 10,
     coarseness: float = 1.0,
     names: Sequence[str] | None = None,
     overwrite: bool = False,

@@ -43,12 +43,11 @@ class Hospital:
     scans: tuple[Scan, ...]
     annotations: tuple[Annotation, ...]
     orientation: str
-    pattern: str
-    background: Literal["head", "zero", "z-score"]
-    dtype: Literal["float32", "int16"]
+    pattern: str = "{case}/{modality}.nii.gz"
+    background: Literal["head", "zero", "z-score"] = "zero"
+    dtype: Literal["float32", "int16"] = "float32"
     brain_mask: str | None = None
     participants: str | None = None
-    num_cases: int = 10
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -70,9 +69,6 @@ HOSPITALS: tuple[Hospital, ...] = (
             Annotation("tissue", "{case}/tissue.nii.gz", "1=CSF,2=grey matter,3=white matter"),
         ),
         orientation="RAS",
-        pattern="{case}/{modality}.nii.gz",
-        background="zero",
-        dtype="float32",
     ),
     Hospital(
         name="birch",
@@ -80,9 +76,7 @@ HOSPITALS: tuple[Hospital, ...] = (
         scans=_scans((2.0, 2.0, 2.0), ("FLAIR", "flair"), ("T1", "t1"), ("T1c", "t1ce"), ("T2", "t2")),
         annotations=(Annotation("seg", "{case}/seg.nii.gz", "1=necrosis,2=oedema,4=enhancing"),),
         orientation="LPS",
-        pattern="{case}/{modality}.nii.gz",
         background="z-score",
-        dtype="float32",
         brain_mask="{case}/brainmask.nii.gz",
     ),
     Hospital(
@@ -96,7 +90,6 @@ HOSPITALS: tuple[Hospital, ...] = (
         orientation="LAS",
         pattern="sub-{case}_{modality}.nii.gz",
         background="head",
-        dtype="float32",
     ),
     Hospital(
         name="dogwood",
@@ -119,9 +112,6 @@ MORE_HOSPITALS: tuple[Hospital, ...] = (
         scans=_scans((2.0, 2.0, 2.0), ("T1", "T1w")),
         annotations=(Annotation("lesion", "{case}/lesion.nii.gz", "1=lesion"),),
         orientation="LPI",
-        pattern="{case}/{modality}.nii.gz",
-        background="zero",
-        dtype="float32",
     ),
     Hospital(
         name="fir",
@@ -129,9 +119,6 @@ MORE_HOSPITALS: tuple[Hospital, ...] = (
         scans=_scans((2.4, 2.4, 2.4), ("FLAIR", "flair"), ("T1", "t1"), ("T2", "t2")),
         annotations=(Annotation("lesion", "{case}/lesion.nii.gz", "1=lesion"),),
         orientation="RAS",
-        pattern="{case}/{modality}.nii.gz",
-        background="zero",
-        dtype="float32",
     ),
     Hospital(
         name="gorse",
@@ -140,8 +127,6 @@ MORE_HOSPITALS: tuple[Hospital, ...] = (
         annotations=(Annotation("tumour", "{case}_tumour.nii.gz", "1=necrosis,2=oedema,4=enhancing"),),
         orientation="RPI",
         pattern="{case}_{modality}.nii.gz",
-        background="zero",
-        dtype="float32",
     ),
 )
 """Written only if named: a pathology with T1 alone, and two hospitals with sets of sequences that no other has."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from multiseg.errors import TrainingError, UsageError
+from multiseg.processes import environment
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -44,17 +44,14 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    workspace = os.environ.get(CUBLAS)
-    os.environ.setdefault(CUBLAS, ":4096:8")  # cuBLAS reads it on first use
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
-        yield
+        with environment({CUBLAS: ":4096:8"}):  # cuBLAS reads it on first use
+            yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
-        if workspace is None:
-            os.environ.pop(CUBLAS, None)
 
 
 @contextmanager

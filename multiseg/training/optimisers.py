@@ -158,17 +158,9 @@ def _check_own(optimiser: object, network: nn.Module, learning_rate: float, name
         )
 
 
-def _published(done: float) -> float:
-    return 1.0 if done < 0.25 else 0.1
-
-
-def _cosine(done: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
 SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": _cosine,
-    "published": _published,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "published": lambda done: 1.0 if done < 0.25 else 0.1,
     "constant": lambda done: 1.0,
 }
 """Maps the share of steps done to a factor on the learning rate."""

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.image import imread
 
 from multiseg.cli.app import run
-from multiseg.evaluation.gallery import save_gallery
 from multiseg.evaluation.montage import CasePanel, Parcels, _colours
+from multiseg.evaluation.panels import save_gallery
 from multiseg.store.reader import open_store
 
 

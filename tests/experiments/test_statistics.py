@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiseg.errors import DataError
-from multiseg.experiments.statistics import mean_by_database, paired_difference
+from multiseg.experiments.comparisons import mean_by_database, paired_difference
 
 scores = st.floats(0, 1, width=32)
 

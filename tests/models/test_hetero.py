@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from multiseg.models.builders import hemis
-from multiseg.models.hetero import moments
+from multiseg.models.fusion import moments
 from multiseg.models.presence import Pairs
 
 WIDTHS = (4, 6, 8)

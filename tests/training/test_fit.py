@@ -299,7 +299,10 @@ def test_the_published_objective_trains(stream):
     [
         ({"clip_norm": -1.0}, "clip_norm is -1.0 and save_minutes 5.0: give 0 or more"),
         ({"save_minutes": float("nan")}, "save_minutes nan: give 0 or more"),
-        ({"objective": "no_such_objective"}, r"fit.objective is 'no_such_objective': give one of dice\+bce, batch_dice\+bce, dice"),
+        (
+            {"objective": "no_such_objective"},
+            r"fit.objective is 'no_such_objective': give one of dice\+bce, batch_dice\+bce, dice",
+        ),
         ({"schedule": "step"}, "fit.schedule is 'step': give one of cosine, published, constant"),
         ({"amp": "half"}, "amp is 'half': give one of auto, off, bf16, fp16"),
         ({"num_steps": 0}, "num_steps is 0"),
