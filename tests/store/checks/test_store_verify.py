@@ -109,7 +109,7 @@ def test_notes_alone_are_no_error(copy: Path) -> None:
 
 def test_where_there_is_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", str(tmp_path / "none.zarr")]) == 2
-    assert "there is no store at" in capsys.readouterr().err
+    assert "there is no store or source at" in capsys.readouterr().err
     with pytest.raises(StoreError, match="there is no store at"):
         verify_store(str(tmp_path / "none.zarr"))
 

@@ -32,7 +32,7 @@ def test_one_stage_of_several(head, tmp_path: Path, ingested: Callable) -> None:
     assert database.schemas["lesion"].names == ("lesion",)
     assert database.recipe.brain_mask == "file"
     note = next(f["message"] for f in done.report["findings"] if f["code"] == "STAGE")
-    assert "those of coregistered; raw" in note
+    assert "images are from coregistered; raw is not used" in note
 
 
 def test_original_names(head, tmp_path: Path) -> None:
