@@ -19,6 +19,9 @@ CHECKS_OF_ALL = (
     ("tests/models/test_network_parts.py", "mix_unet"),
     ("tests/test_models_page.py", "page or command"),
     ("tests/test_config_models.py", "20_gib"),
+    ("tests/test_readme.py", "names_every_layout"),
+    ("tests/training/test_objectives.py", "focal"),
+    ("tests/evaluation/test_metrics.py", "never_improves_a_mean"),
     ("tests/cli/test_app.py", "sequences"),
 )
 

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from multiseg.errors import DataError, SourceError, UsageError
 from multiseg.evaluation.decision import brain_of
 from multiseg.evaluation.model_evaluation import (
+    COLUMNS,
     MONTAGE_CASES,
     POLICY,
     EvaluateOptions,
@@ -115,7 +116,7 @@ def evaluate_files(
     """
     own = named_metrics(metrics)
     selected = select(store, options.databases, split=options.split)
-    key = key_of(_digest(files, selected), store.url, options, POLICY, identity_of(own))
+    key = key_of(_digest(files, selected), store.url, options, POLICY, COLUMNS, identity_of(own))
     if folder:
         check_room(folder, key, overwrite)
     skipped: dict[str, str] = {}

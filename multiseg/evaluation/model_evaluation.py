@@ -44,6 +44,8 @@ POLICY = (
     "a false alarm there has precision 0. A missed lesion, where nothing was predicted, has Dice, sensitivity "
     "and precision 0, and the diagonal of the case's grid as distance: missing never improves a mean."
 )
+COLUMNS = tuple(CaseMetrics.__dataclass_fields__)
+"""The columns of metrics: part of an evaluation's identity, so that one without a new column is not resumed."""
 MONTAGE_CASES = 2
 REPR_ROWS = 10
 
@@ -208,7 +210,7 @@ def evaluate(
         )
     folder = None if folder is None else Path(folder)
     place = store.url if is_remote(store.url) else str(local_path(store.url).resolve())
-    identity = (_digest(run), place, options, POLICY, identity_of(own))
+    identity = (_digest(run), place, options, POLICY, COLUMNS, identity_of(own))
     if folder:
         check_room(folder, key_of(*identity), overwrite)
     done = DoneCases(folder, *identity)
@@ -435,10 +437,9 @@ def segment(
 
 def summary_of(cases: pd.DataFrame, own: Sequence[str] = ()) -> pd.DataFrame:
     """Means and counts by database, label, subset and `learnt`, in the order of evaluation."""
-    fields = list(CaseMetrics.__dataclass_fields__)
     rows = []
     for key, group in cases.groupby(KEY, sort=False):
-        metrics = [CaseMetrics(*values) for values in group[fields].itertuples(index=False, name=None)]
+        metrics = [CaseMetrics(*values) for values in group[list(COLUMNS)].itertuples(index=False, name=None)]
         names = dict(zip(KEY, key if isinstance(key, tuple) else (key,), strict=True))
         own_numbers = own_means(own, {name: group[name].tolist() for name in own})
         num_modalities = int(group["num_modalities"].iloc[0])

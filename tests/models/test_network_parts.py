@@ -162,7 +162,11 @@ def test_what_gets_no_piece_stays():
             (4, 3, 3, 3, 3),
             r"weight' of shape \(4, 3, 3, 3, 3\) .* there is no such part",
         ),
-        ("encoder.0.first.conv.weight[T1]", (4, 3, 3, 3), r"\(4, 3, 3, 3\) does not fit the network: its shape is \(4, 1, 3, 3, 3\)"),
+        (
+            "encoder.0.first.conv.weight[T1]",
+            (4, 3, 3, 3),
+            r"\(4, 3, 3, 3\) does not fit the network: its shape is \(4, 1, 3, 3, 3\)",
+        ),
     ],
 )
 def test_pieces_that_do_not_fit_are_refused(name, shape, message):
