@@ -106,6 +106,8 @@ def evaluate_command(
         print_json({"folder": str(folder), **result.to_json()})
     else:
         _print_evaluation(result, folder)
+        for warning in [] if files else _learnt_warnings(result.learnt):
+            messages().print(warning, soft_wrap=True, markup=False)
     for run in runs or []:
         warn_of_removed(open_store(store or store_of_run(run)), read_learnt(model_path(run)))
     return 0
@@ -165,8 +167,6 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
         ]
         print_table(f"{result.title_of(str(learnt))}, mean by subset of sequences", columns, rows, right=titles)
     output().print(f"{POLICY} {OWN_POLICY}" if result.own_metrics else POLICY)
-    for warning in _learnt_warnings(result.learnt):
-        messages().print(warning, soft_wrap=True, markup=False)
     for database, names in result.left_out.items():
         messages().print(f"{database}: {', '.join(names)} left out: the model has no trained channel for it.")
     for database, text in result.unlisted.items():
