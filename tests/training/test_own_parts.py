@@ -19,6 +19,7 @@ from multiseg.loaders.draw import DrawOptions
 from multiseg.models.builders import multi_unet
 from multiseg.models.saved import load_model, load_weights, read_info
 from multiseg.training.fit import FitOptions
+from multiseg.training.objectives import OBJECTIVES
 from multiseg.training.optimisers import OptimiserOptions
 from multiseg.training.run import train
 from multiseg.training.run_folder import ModelOptions, TrainOptions, to_toml
@@ -265,10 +266,13 @@ def test_an_augmentation_is_tried(store_url, tmp_path):
         train(options_for(store_url), tmp_path / "run", augment=lambda i, t, g: (i[:, ::2], t))
 
 
+def default_objective(network, batch, step):
+    return OBJECTIVES["dice+bce"](network, batch, step)
+
+
 def test_trying_moves_no_random_number(store_url, tmp_path):
     train(options_for(store_url), tmp_path / "house")
-    same_objective = "multiseg.training.objectives:dice_and_cross_entropy"
-    train(options_for(store_url), tmp_path / "named", objective=same_objective)
+    train(options_for(store_url), tmp_path / "named", objective=default_objective)
     assert same(tmp_path / "house", tmp_path / "named")
 
 
