@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from multiseg.errors import UsageError
 from multiseg.models.blocks import norm_layer
 from multiseg.models.presence import shown
-from multiseg.models.unet import check_size
+from multiseg.models.unet import check_numbers, check_size
 
 
 class UnetSum(nn.Module):
@@ -25,18 +24,14 @@ class UnetSum(nn.Module):
         widths: channels of the blocks, from the finest resolution to the coarsest.
 
     Raises:
-        UsageError: there are fewer than two widths, or dropout or norm is invalid.
+        UsageError: there are fewer than two widths, they do not ascend, or dropout or norm is invalid.
     """
 
     def __init__(
         self, num_modalities: int, num_logits: int, widths: Sequence[int], dropout: float, norm: str = "batch"
     ) -> None:
         super().__init__()
-        if len(widths) < 2 or min(widths) < 1 or not 0 <= dropout < 1:
-            raise UsageError(
-                f"widths are {list(widths)} and dropout is {dropout}: give two or more widths, and a dropout from 0 to "
-                "below 1."
-            )
+        check_numbers(widths, dropout)
         pairs = list(zip([num_modalities, *widths[:-1]], widths, strict=True))
         self.encoder = nn.ModuleList(_block(i, o, dropout, norm) for i, o in pairs)
         self.pool = nn.MaxPool3d(2)

@@ -26,9 +26,7 @@ def test_skips_are_added() -> None:
     assert torch.equal(network(images, present), network.head(network.decoder[-1](first)))
 
 
-def test_its_numbers_are_checked() -> None:
-    with pytest.raises(UsageError, match=r"widths are \[8\] and dropout is 0.0: give two or more widths"):
-        build("unet_sum", 2, 3, widths=(8,))
+def test_patches_have_to_be_halved_as_often_as_it_does() -> None:
     network = build("unet_sum", 1, 1, widths=(2, 4, 6))
     with pytest.raises(UsageError, match="give multiples of 4, at least 8"):
         network(torch.zeros(1, 1, 6, 8, 8), torch.ones(1, 1, dtype=torch.bool))
