@@ -121,12 +121,14 @@ def test_a_line_that_crashes_or_says_nothing_tells_why() -> None:
     assert gpu._outcome([sys.executable, "-c", ""], -1)["failed"] == "no time was left"
 
 
+@pytest.mark.slow
 def test_what_a_card_computes_is_computed_on_the_processor() -> None:
     setup = gpu_lines.Setup(torch.device("cpu"), is_small=True)
     assert gpu_lines.twice(setup)["largest difference of weights, deterministic"] == 0.0
     assert set(gpu_lines.augmentation(setup)) == {"published, ms", "standard, ms"}
 
 
+@pytest.mark.slow
 def test_growth_is_measured_on_a_store_without_a_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +139,7 @@ def test_growth_is_measured_on_a_store_without_a_fault(
     assert [line.split(" | ")[0] for line in said[1:]] == list(growth.OPERATIONS)
 
 
+@pytest.mark.slow
 def test_a_gate_is_flooded_while_a_site_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flood, "AFTER_S", 2.0)
     with flood.standing(tmp_path) as (server, process, pipe):
@@ -148,6 +151,7 @@ def test_a_gate_is_flooded_while_a_site_calls(tmp_path: Path, monkeypatch: pytes
     assert '"why": "unknown key"' in (tmp_path / "gate.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", processor.WORK)
 def test_a_processor_is_measured_in_a_process_of_its_own(work: str) -> None:
     found = processor.in_a_process(work, "memory kept", is_small=True)
@@ -156,6 +160,7 @@ def test_a_processor_is_measured_in_a_process_of_its_own(work: str) -> None:
     assert found["peak MB"] > 100
 
 
+@pytest.mark.slow
 def test_an_attack_tells_a_wrong_store_from_an_error(store_url: str, tmp_path: Path) -> None:
     url = Path(shutil.copytree(store_url, tmp_path / "brain.zarr"))
     reference, key = attack.contents_of(url), "birch/extent/c/0/0"
@@ -169,6 +174,7 @@ def test_an_attack_tells_a_wrong_store_from_an_error(store_url: str, tmp_path: P
     assert attack.after_repair(url, key, reference) == "whole"
 
 
+@pytest.mark.slow
 def test_writers_are_killed_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
     attack.main(["--only", "kills", "--num", "1", "--cases", "2"])
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]

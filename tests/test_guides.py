@@ -64,7 +64,10 @@ def test_the_guide_says_what_of_a_training_is_heard() -> None:
     refused = set(re.findall(r"`(\w+)`", told["`[fit]`"].partition("Refused")[2])) & {
         f.name for f in fields(FitOptions)
     }
-    assert {f"fit.{name}" for name in refused} == {name for name in IGNORED if name.startswith("fit.")} | {"fit.ema"}
+    assert {f"fit.{name}" for name in refused} == {name for name in IGNORED if name.startswith("fit.")} | {
+        "fit.ema",
+        "fit.class_weights",
+    }
     stream = set(re.findall(r"`(\w+)`", told["`[stream]`, `[stream.draw]`"]))
     own = {name.partition(".")[2] for name in (*IGNORED, *OF_A_SITE) if name.startswith("stream.")}
     assert own <= stream

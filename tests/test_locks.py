@@ -198,6 +198,7 @@ def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
         write_atomically(tmp_path / "file", b"1")
 
 
+@pytest.mark.slow
 def test_an_ingest_where_there_is_neither(
     hospitals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -218,6 +219,7 @@ def test_an_ingest_where_there_is_neither(
     assert len([said for said in warnings if "no locks" in said or "cannot flush" in said]) == 2
 
 
+@pytest.mark.slow
 def test_a_writer_that_lost_its_lock_file_stops(
     hospitals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

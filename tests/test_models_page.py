@@ -22,10 +22,12 @@ def test_every_network_and_every_norm_is_on_the_page() -> None:
     assert sorted(named) == sorted([*NETWORKS, *NORMS])
 
 
+@pytest.mark.slow
 def test_the_table_is_that_of_the_command() -> None:
     assert "\n".join(table(128)) in PAGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lf_unet", "hemis", "multi_unet_plus"])
 def test_what_is_counted_on_shapes_is_what_a_run_does(name: str) -> None:
     present = torch.tensor([True, False])

@@ -124,6 +124,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_predictions_over_the_stores_are_the_same_bits(model: Path, store_url: str, permuted_url: str) -> None:
     options = EvaluateOptions(split="", databases=NAMES, subsets="full")
     one, other = (evaluate(model, url, options) for url in (store_url, permuted_url))
@@ -137,6 +138,7 @@ def test_predictions_over_the_stores_are_the_same_bits(model: Path, store_url: s
         np.testing.assert_array_equal(one_panel.predicted, other_panel.predicted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hospital", ["cedar", "dogwood"])
 def test_a_patients_files_in_any_order_give_the_same_file(
     hospital: str, model: Path, hospitals: Path, tmp_path: Path

@@ -90,6 +90,7 @@ def run(store_url: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return out
 
 
+@pytest.mark.slow
 def test_paths_may_be_texts(run: str, store_url: str, hospitals: Path, tmp_path: Path) -> None:
     flair = multiseg.find_manifest(str(hospitals / "manifest.toml"))[2].cases[0].images["FLAIR"]
     done = multiseg.predict(run, {"FLAIR": str(flair)}, str(tmp_path / "answer.nii.gz"))
@@ -114,6 +115,7 @@ def test_a_device_may_be_left_to_multiseg(run: str) -> None:
         multiseg.load_model(run, device="gpu")
 
 
+@pytest.mark.slow
 def test_what_is_shown_of_an_object_fits_a_screen(run: str, store_url: str, hospitals: Path) -> None:
     store = multiseg.open_store(store_url)
     options = multiseg.EvaluateOptions(split="train", subsets="full")

@@ -116,6 +116,7 @@ def test_a_fault_is_named_and_leaves_nothing(
     assert not store.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [truncate, use_an_unknown_code, put_nan_in])
 def test_a_bad_case_does_not_keep_the_good_one_out(
     spoil: Callable[[Path], None], folder: Path, capsys: pytest.CaptureFixture[str]
@@ -128,6 +129,7 @@ def test_a_bad_case_does_not_keep_the_good_one_out(
     assert [case["case"] for case in json.loads(capsys.readouterr().out)["cases"]] == ["A002"]
 
 
+@pytest.mark.slow
 def test_a_manifest_that_names_a_missing_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = folder / "cases.csv"
     manifest.write_text("database,case,T1,label\nms,A001,A001/T1.nii.gz,A001/lesion.nii.gz\nms,x,x/T1.nii.gz,\n")
@@ -197,6 +199,7 @@ def test_an_image_is_no_brain_mask(folder: Path, capsys: pytest.CaptureFixture[s
     assert {f["code"] for f in report["findings"] if f["severity"] == "error"} == {"NOT_A_MASK"}
 
 
+@pytest.mark.slow
 def test_a_brain_mask_that_is_no_brain_is_doubted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = folder.parent / "brain.zarr"
     for case in ("A001", "A002"):

@@ -53,6 +53,7 @@ def test_the_report_has_what_the_store_has(hospitals: Path, tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["ingest", "rehearse", "verify"])
 def test_every_verb_shows_the_table(
     verb: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -75,6 +76,7 @@ def test_every_verb_shows_the_table(
     assert ["", "seg.nii.gz = label seg", "", "", ""] in rows
 
 
+@pytest.mark.slow
 def test_json_has_all_of_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["ingest", str(folder), *CODES, "--store", str(folder.parent / "s.zarr"), "--spacing", "5", "--json"])
     cases = json.loads(capsys.readouterr().out)[0]["cases"]

@@ -53,6 +53,7 @@ def test_channels_are_said_and_written(
     assert last["databases"] == {"cedar": 1}
 
 
+@pytest.mark.slow
 def test_growing_and_assigning(model: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--assign", "dwi=t1", "--grow", "--head-first", "1"]
     assert run(["finetune", str(model), store_url, "--out", str(tmp_path / "run"), *TRIFLE, *more]) == 0
@@ -62,6 +63,7 @@ def test_growing_and_assigning(model: Path, store_url: str, tmp_path: Path, caps
     assert "DWI takes the channel of T1; ADC gets a new channel; FLAIR, T2 as before" in said
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_another_is_refused(
     model: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +147,7 @@ def test_another_network_than_the_models_is_refused(
     assert run(["train", store_url, "--run", str(file), "--out", str(tmp_path / "o"), "--model", "hemis"]) == 2
 
 
+@pytest.mark.slow
 def test_train_tells_the_channels_too(
     model: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

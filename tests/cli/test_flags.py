@@ -44,10 +44,12 @@ def test_flags_that_would_go_unheard(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_store_is_verified_by_some_workers(store_url: str) -> None:
     assert run(["verify", store_url, "--workers", "2", "--memory", ".5GB", "--json"]) == 0
 
 
+@pytest.mark.slow
 def test_a_source_is_verified_with_the_steps_that_it_is_to_be_ingested_with(
     hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +59,7 @@ def test_a_source_is_verified_with_the_steps_that_it_is_to_be_ingested_with(
     assert "REGISTERED" in {finding["code"] for finding in json.loads(capsys.readouterr().out)["findings"]}
 
 
+@pytest.mark.slow
 def test_info_names_every_structure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"structure-{number}" for number in range(1, 10)]
     image = np.zeros((12, 12, 12), dtype=np.float32)

@@ -132,6 +132,7 @@ def test_predict_overwrites_when_asked_but_no_read_only_file(
     assert contents(patient) == before
 
 
+@pytest.mark.slow
 def test_pictures_and_pages_are_written_over_when_asked(
     store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +156,7 @@ def test_pictures_and_pages_are_written_over_when_asked(
     assert "its name must end in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_case_is_not_written_home_over_its_scans(
     hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +232,7 @@ def test_a_training_takes_over_no_folder_of_something_else(
         assert "is a file, but must be a folder" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_a_training_replaces_no_model_of_another_kind(
     model: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +246,7 @@ def test_a_training_replaces_no_model_of_another_kind(
     assert {name: data for name, data in contents(model).items() if name != ".lock"} == before
 
 
+@pytest.mark.slow
 def test_a_run_file_in_the_runs_own_folder_is_not_lost(
     store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_rehearsal_on_the_terminal(folder: Path, capsys: pytest.CaptureFixture
     assert "GB per case" in said
 
 
+@pytest.mark.slow
 def test_a_source_is_verified_to_the_last_byte(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", str(folder), *CODES, "--spacing", "5"]) == 0
     damaged = folder / "B003" / "flair.nii.gz"
@@ -76,6 +77,7 @@ def test_a_source_is_verified_to_the_last_byte(folder: Path, capsys: pytest.Capt
     assert sorted(path.name for path in folder.parent.iterdir()) == ["birch"]
 
 
+@pytest.mark.slow
 def test_a_manifest_is_verified(hospitals: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", str(hospitals / "manifest.toml"), "--spacing", "5"]) == 0
     assert "NO_BACKGROUND" not in capsys.readouterr().out

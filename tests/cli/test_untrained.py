@@ -39,6 +39,7 @@ def models(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "sane", tmp_path / "wild"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subsets", ["all", "full"])
 def test_evaluate_warns_and_never_feeds_it(
     subsets: str, models: tuple[Path, Path], store_url: str, capsys: pytest.CaptureFixture[str]
@@ -59,6 +60,7 @@ def test_evaluate_warns_and_never_feeds_it(
     assert tables[0] == tables[1]
 
 
+@pytest.mark.slow
 def test_predict_warns_and_never_feeds_it(
     models: tuple[Path, Path], hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

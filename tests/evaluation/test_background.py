@@ -62,6 +62,7 @@ def test_a_raw_zero_becomes_what_its_z_score_is() -> None:
     np.testing.assert_array_equal(images, before)
 
 
+@pytest.mark.slow
 def test_the_background_of_a_store_case_in_evaluation_and_validation(
     store_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def test_all_subsets_of_three() -> None:
     assert len(set(found)) == 7
 
 
+@pytest.mark.slow
 def test_every_subset_of_every_case_is_a_row_and_worked_from_that_subset_alone(saved: Path, store_url: str) -> None:
     result = evaluate(saved, store_url, EvaluateOptions(split="", databases=("alder", "dogwood")))
     store = open_store(store_url)
@@ -93,6 +94,7 @@ def test_every_subset_of_every_case_is_a_row_and_worked_from_that_subset_alone(s
         assert float(row["dice"].iloc[0]) == pytest.approx(float(expected), abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_summary_is_the_mean_of_its_cases(saved: Path, store_url: str, tmp_path: Path) -> None:
     result = evaluate(saved, store_url, EvaluateOptions(split="", databases=("alder",), subsets="full"))
     assert len(result.summary) == 1
@@ -113,6 +115,7 @@ def test_an_untrained_channel_is_left_out_and_said(saved: Path, store_url: str) 
     assert set(result.left_out["alder"]) == {"PD", "T2"}
 
 
+@pytest.mark.slow
 def test_a_case_without_a_usable_sequence_is_skipped_and_said(
     saved: Path, store_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +129,7 @@ def test_a_case_without_a_usable_sequence_is_skipped_and_said(
     assert f"not evaluated: cedar/{without.name}: {reason}." in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_evaluated_is_refused(saved: Path, store_url: str) -> None:
     with pytest.raises(UsageError, match=r"no run\.toml that names a store"):
         evaluate(saved)
@@ -287,6 +291,7 @@ def test_an_evaluation_that_was_cut_short_goes_on(saved: Path, store_url: str, t
     )
 
 
+@pytest.mark.slow
 def test_a_case_that_was_replaced_in_between_is_evaluated_again(saved: Path, store_url: str, tmp_path: Path) -> None:
     url, folder = str(tmp_path / "copy.zarr"), tmp_path / "out"
     shutil.copytree(store_url, url)

@@ -47,6 +47,7 @@ def test_the_annotations_themselves_agree(store_url: str, answers: Path) -> None
     assert not result.skipped
 
 
+@pytest.mark.slow
 def test_a_wrong_file_is_found_out(store_url: str, answers: Path, tmp_path: Path) -> None:
     database = open_store(store_url)["alder"]
     first, second, third, fourth = (case.name for case in database.cases)
@@ -67,6 +68,7 @@ def test_a_wrong_file_is_found_out(store_url: str, answers: Path, tmp_path: Path
         evaluate_files(without_lesion, open_store(store_url), EVERY)
 
 
+@pytest.mark.slow
 def test_assumed_lesions(store_url: str, tmp_path: Path, answers: Path) -> None:
     """A program that marks no lesion is then not blamed for the tissue that it finds there."""
     database = open_store(store_url)["alder"]
@@ -101,6 +103,7 @@ def test_patterns_that_name_no_case(pattern: str, message: str) -> None:
         PredictionFiles(pattern, LABELS, "tool")
 
 
+@pytest.mark.slow
 def test_the_command(
     store_url: str, answers: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,6 +150,7 @@ def test_a_spacing_that_is_no_size_is_refused(bad: float) -> None:
         case_metrics(mask, mask, (1.0, bad, 1.0))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(pairs, spacings)
 def test_swapping_the_masks_swaps_only_sensitivity_and_precision(
@@ -162,12 +163,14 @@ def test_swapping_the_masks_swaps_only_sensitivity_and_precision(
     assert (there.sensitivity, there.precision) == (back.precision, back.sensitivity)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(pairs, spacings)
 def test_a_mask_fits_itself(pair: tuple[Mask, Mask], spacing_mm: tuple[float, float, float]) -> None:
     assert scores(case_metrics(pair[0], pair[0].copy(), spacing_mm)) == (1.0, 1.0, 1.0, 0.0, 0.0)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(pairs, spacings, st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 3))
 def test_background_around_the_grid_changes_nothing(
@@ -181,6 +184,7 @@ def test_background_around_the_grid_changes_nothing(
     assert (large.truth_ml, large.predicted_ml) == (small.truth_ml, small.predicted_ml)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(pairs, st.floats(0.5, 3.0))
 def test_distances_grow_with_the_voxels(pair: tuple[Mask, Mask], factor: float) -> None:
@@ -233,6 +237,7 @@ cases = array_shapes(min_dims=3, max_dims=3, max_side=5).flatmap(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(cases, spacings, st.data())
 def test_to_predict_nothing_where_a_lesion_is_never_improves_a_mean(

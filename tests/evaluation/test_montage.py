@@ -59,6 +59,7 @@ def test_a_png_of_a_useful_size_that_grows_with_cases_and_sequences(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["montage.png"]
 
 
+@pytest.mark.slow
 def test_outlines_are_drawn_where_masks_are_given(tmp_path: Path) -> None:
     truth, predicted = box(np.s_[4:10], np.s_[4:12], np.s_[3:6]), box(np.s_[10:16], np.s_[12:20], np.s_[3:6])
     cells = above_the_legend(drawn(tmp_path, panel("T1", "T2", truth=truth, predicted=predicted)))
@@ -79,6 +80,7 @@ def test_both_outlines_show_where_they_agree(tmp_path: Path) -> None:
     assert where(cells, PREDICTION_COLOUR).sum() > 250
 
 
+@pytest.mark.slow
 def test_no_mask_means_no_colour_and_an_empty_mask_only_a_legend(tmp_path: Path) -> None:
     plain = drawn(tmp_path, panel("T1", "T2"))
     assert not where(plain, TRUTH_COLOUR).any()

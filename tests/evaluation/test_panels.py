@@ -79,6 +79,7 @@ def test_one_structure_is_outlined_with_its_dice() -> None:
     assert empty.caption == "s\nnone"
 
 
+@pytest.mark.slow
 def test_each_structure_lies_in_its_own_colour_in_truth_and_prediction(tmp_path: Path) -> None:
     predicted = stripes()
     predicted[predicted == 8] = 0
@@ -94,6 +95,7 @@ def test_each_structure_lies_in_its_own_colour_in_truth_and_prediction(tmp_path:
         assert (prediction > 500) == (at < 7), NAMES[at]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     write = montage._write

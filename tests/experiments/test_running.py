@@ -42,6 +42,7 @@ def test_a_users_own_store(ground: Ground) -> None:
     assert not ground.synthetic
 
 
+@pytest.mark.slow
 def test_runs_on_a_store_that_has_changed_are_not_taken_for_its_own(ground: Ground, tmp_path: Path) -> None:
     runs = tmp_path / "experiment" / "runs"
     claim(runs, ground)
@@ -51,6 +52,7 @@ def test_runs_on_a_store_that_has_changed_are_not_taken_for_its_own(ground: Grou
         claim(runs, replace(ground, digest="other"))
 
 
+@pytest.mark.slow
 def test_a_store_of_one_database_is_refused(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     import multiseg.experiments.ground as module
 
@@ -78,6 +80,7 @@ def test_a_failing_run_and_its_child_are_named_and_the_others_go_on(ground: Grou
     assert [one.what for one in again] == ["finished before"]
 
 
+@pytest.mark.slow
 def test_a_test_case_whose_scan_was_learnt_from_is_no_test(store_url: str, tmp_path: Path) -> None:
     url = str(tmp_path / "copy.zarr")
     shutil.copytree(store_url, url)
@@ -141,6 +144,7 @@ def test_tables_are_written_once_and_what_is_there_is_not_computed_again(
         run_experiment(EXPERIMENTS["plus"], replace(ground, num_seeds=2), tmp_path)
 
 
+@pytest.mark.slow
 def test_nothing_but_failures_is_no_result(ground: Ground, tmp_path: Path) -> None:
     broken = replace(ground, scale=replace(TINY, widths=(1, 1), plus_widths=(1, 1)))
     with pytest.raises(DataError, match=r"plus: every run failed; multi_unet.* on all.*UsageError: widths"):

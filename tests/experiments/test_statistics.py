@@ -71,6 +71,7 @@ def test_a_case_that_one_arm_leaves_undefined_counts_in_neither() -> None:
         paired_difference(first[first["database"] == "b"], second, "dice")
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.tuples(scores, scores), min_size=5, max_size=7),

@@ -95,6 +95,7 @@ def test_a_line_of_any_module_changes_the_app(copy: Path) -> None:
     assert app_of(copy) != before
 
 
+@pytest.mark.slow
 def test_a_wheel_has_the_hash_of_the_checkout(copy: Path) -> None:
     """What multiseg needs and a wheel leaves out would differ here: name it in pyproject.toml's package-data."""
     pytest.importorskip("setuptools")

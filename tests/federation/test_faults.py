@@ -280,6 +280,7 @@ class Liar:
         return 0
 
 
+@pytest.mark.slow
 @SLOW
 @AS_ROOT
 def test_a_line_that_is_cut_for_100_seconds(site_stores: dict[str, str], tmp_path: Path) -> None:

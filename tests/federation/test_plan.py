@@ -52,6 +52,7 @@ def test_the_defaults_can_be_meant() -> None:
         ({"schedule": {"quorum": 4}}, "quorum is 4, but there are 3 sites"),
         ({"schedule": {"deadline_minutes": 0}}, "deadline of 0"),
         ({"fit": {"ema": 0.9}}, "fit.ema"),
+        ({"fit": {"class_weights": "inverse-root"}}, "fit.class_weights"),
         ({"model": {"builder": "progressive"}}, "progressive network"),
         ({"privacy": {"noise": 1.0}}, "multiples of privacy.clip"),
         ({"privacy": {"clip": -1.0}}, "privacy.clip is -1.0"),

@@ -81,6 +81,7 @@ def test_what_must_never_happen(index, size, options):
     assert (done.present is batch.present, done.case, done.draws is batch.draws) == (True, batch.case, True)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.permutations(range(4)), st.integers(1, 4), st.integers(0, 1000))
 def test_a_patch_has_its_own_draws_wherever_it_stands(order, num, seed):

@@ -130,6 +130,7 @@ def test_a_dropped_sequence_is_0_although_the_case_has_it(store):
     assert dropped > 0
 
 
+@pytest.mark.slow
 def test_the_order_of_sequences_in_a_store_does_not_matter(store, store_url, hashed, tmp_path):
     copy = shutil.copytree(store_url, tmp_path / "other.zarr")
     for name in store:

@@ -63,6 +63,7 @@ def test_a_drop_follows_its_law(law):
     assert fits(*law_of(law, [kept(4, given, Chance(n)) for n in range(9600)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_draws_follow_the_law_too(store, law):
     plan = plan_of(store, {"alder": store["alder"].cases[:1]}, drop=law, drop_probability=0.3)
@@ -126,6 +127,7 @@ def test_a_few_cases_are_chosen_by_the_seed_and_their_names_alone(store):
     assert names_of(cases) == [case.name for case in cases]
 
 
+@pytest.mark.slow
 def test_every_case_is_as_likely_to_be_chosen(store):
     cases = [replace(store["alder"].cases[0], name=f"A{n}") for n in range(6)]
     counts = Counter(name for seed in range(600) for name in names_of(cases, num_cases=2, seed=seed))
@@ -153,6 +155,7 @@ def test_a_draw_says_which_case_and_channels_it_means_in_numbers_too(store):
         assert list(draw.channels) == sorted(draw.channels)
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # every example reads the store
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
 def test_a_draw_is_a_function_of_seed_epoch_and_index_alone(store, seed, epoch, index):
@@ -170,6 +173,7 @@ def test_seed_epoch_and_index_each_change_the_draws(store):
     assert len({str(drawn(*key)) for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 20)]}) == 4
 
 
+@pytest.mark.slow
 def test_databases_are_equally_likely_whatever_their_sizes(store):
     plan = plan_of(store, {"alder": store["alder"].cases, "birch": store["birch"].cases[:1], "cedar": ()})
     counts = Counter(plan.draw(0, index).case.database for index in range(4000))
@@ -185,6 +189,7 @@ def test_each_takes_the_databases_in_turn(store):
     assert all(set(names[at : at + 4]) == set(store) for at in range(0, 40, 4))
 
 
+@pytest.mark.slow
 def test_databases_are_drawn_by_their_weights(store):
     weights = {"dogwood": 0.5, "alder": 3.0, "cedar": 0.0, "birch": 1.5}
     plan = plan_of(store, weights=weights)
@@ -200,6 +205,7 @@ def test_weights_of_any_size_count_beside_each_other(store, size):
     assert fits([counts[name] for name in store])
 
 
+@pytest.mark.slow
 def test_neighbouring_draws_are_independent(store):
     plan = plan_of(store)
     pairs = Counter((plan.draw(0, n).case.name, plan.draw(0, n + 1).case.name) for n in range(0, 10240, 2))
@@ -253,6 +259,7 @@ def test_the_share_of_centred_windows_is_as_given(store):
     assert fits([centred, 2000 - centred], [expected, 2000 - expected])
 
 
+@pytest.mark.slow
 def test_voxel_draws_the_case_first_and_every_sampled_voxel_alike(store):
     birch = store["birch"].cases
     cases = {"birch": [without(birch[0], 0), *birch[1:]]}
@@ -269,6 +276,7 @@ def test_voxel_draws_the_case_first_and_every_sampled_voxel_alike(store):
         assert counts.total() == sum(counts[tuple(p)] for p in sampled.tolist())
 
 
+@pytest.mark.slow
 def test_label_balances_databases_labels_and_cases(store, monkeypatch):
     space = LabelSpace(tuple(SpaceLabel(name, "lesion") for name in ("necrosis", "oedema", "lesion")))
     birch, cedar = store["birch"].cases, store["cedar"].cases
@@ -299,6 +307,7 @@ def test_label_in_a_database_without_any_draws_anywhere(store):
     assert sum(label_at(store, *voxel) > 0 for voxel in drawn) < 40
 
 
+@pytest.mark.slow
 def test_dilated_offsets_are_uniform_in_the_ball_around_lesions(store, monkeypatch):
     whole = Database.foreground_points
 
@@ -325,6 +334,7 @@ def test_dilated_by_nothing_is_on_lesions_only(store):
     assert {label_at(store, *drawn) for drawn in drawn_voxels(plan, 200)} == {2}
 
 
+@pytest.mark.slow
 def test_drawing_touches_no_file(store_url, store, tmp_path):
     url = shutil.copytree(store_url, tmp_path / "copy.zarr")
     laws = [{"centre": centre, "overhang": 3} for centre in ("voxel", "label", "dilated")]
@@ -376,6 +386,7 @@ def test_corners_keep_to_their_range(store, overhang, share, patch, index):
         assert low <= corner <= high
 
 
+@pytest.mark.slow
 def test_windows_anywhere_are_uniform_over_their_range(store):
     plan = plan_of(store, {"alder": store["alder"].cases[:1]}, patch=(18, 64, 20), lesion_share=0.0, overhang=2)
     corners = np.array([plan.draw(0, index).corner for index in range(4500)])

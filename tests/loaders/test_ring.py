@@ -85,6 +85,7 @@ def test_places_come_back_after_somebody_kept_many(store, hashed):
     assert len({address for address, _ in seen}) <= 1 + MAX_LENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_outlive_the_stream(store, hashed, workers):
     stream = stream_of(store, workers=workers)
@@ -105,6 +106,7 @@ def test_two_iterations_at_a_time_do_not_meet(store, hashed):
     assert digests(other for _, other in both) == hashed[5 : 5 + NUM]
 
 
+@pytest.mark.slow
 def test_the_rings_memory_is_gone_with_its_last_batch(store):
     batches = stream_of(store).batches(0, NUM)
     kept = next(batches)
@@ -123,6 +125,7 @@ def held_by_this_process():
     return len(list(Path("/proc/self/fd").iterdir())), mapped
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
 @pytest.mark.parametrize("options", [{"workers": 2}, {"workers": 1, "start": "thread"}, {"cache": "1GB"}])
 def test_nothing_is_left_open(store, options):

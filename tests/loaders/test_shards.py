@@ -66,6 +66,7 @@ def whole(reader, row=0):
     return out
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 1), st.permutations(range(7)), st.integers(1, 5), WINDOW, st.tuples(*[st.integers(0, 2)] * 3))
 def test_any_window_is_what_zarr_reads_and_nothing_else_is_touched(array, row, places, num, window, at):
@@ -85,6 +86,7 @@ def test_any_window_is_what_zarr_reads_and_nothing_else_is_touched(array, row, p
             assert out.tobytes() == expected.tobytes()
 
 
+@pytest.mark.slow
 def test_bits_of_any_kind_come_back_as_they_were_written(tmp_path):
     """NaN and negative zero too."""
     array = Array(tmp_path, "zstd")
@@ -172,6 +174,7 @@ def test_a_flipped_byte_of_any_chunk_is_found_when_it_is_first_read(own_array, c
     assert np.array_equal(whole(own_array.reader(checksums)), own_array.voxels[0])
 
 
+@pytest.mark.slow
 def test_a_byte_flipped_later_is_found_by_always(tmp_path):
     array = Array(tmp_path, "none")
     readers = {checksums: array.reader(checksums) for checksums in ("first", "always", "never")}

@@ -269,6 +269,7 @@ def test_a_full_dev_shm_does_no_harm(store_url, hashed):
     assert errors == ""
 
 
+@pytest.mark.slow
 def test_more_memory_than_there_is(store, store_url, tmp_path, capsys):
     with pytest.raises(ResourceError, match=r"need .* GiB, but this machine has .* GiB\. Choose smaller patches"):
         next(stream_of(store, batch_size=2**20, draw={"patch": (256, 256, 256)}).batches(0, 1))
@@ -320,6 +321,7 @@ def test_a_file_that_is_gone_is_not_taken_for_zeros(copied, name, cache):
         list(stream_of(open_store(str(copied)), cache=cache).batches(0, NUM))
 
 
+@pytest.mark.slow
 def test_a_label_of_background_alone_has_no_file_and_needs_none(copied, hashed):
     """As ingest leaves it: no voxel counted, no file written or named."""
     import numpy as np
@@ -339,6 +341,7 @@ def test_a_label_of_background_alone_has_no_file_and_needs_none(copied, hashed):
     assert all(batch.images.any() for batch in batches)
 
 
+@pytest.mark.slow
 def test_train_tells_damage_by_its_exit_code(copied, tmp_path, capsys):
     for file in files_of(copied, "image"):
         damage(file, "flip")

@@ -61,6 +61,7 @@ def test_the_stream_from_afar_is_the_stream(far: str, store_url: str, tmp_path: 
     assert list((tmp_path / "copies" / "objects").iterdir())
 
 
+@pytest.mark.slow
 def test_forked_workers_cannot_read_from_afar(far: str) -> None:
     with pytest.raises(UsageError, match='give start = "forkserver", "spawn" or "thread"'):
         next(stream_of(far, workers=1, start="fork").batches(0, 1))

@@ -93,6 +93,7 @@ HEADERS: dict[str, tuple[Damage, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_bad_headers_are_their_own_cases_findings(suffix: str, tmp_path: Path) -> None:
     files = cases_of(tmp_path / "in", {name: damage for name, (damage, _) in HEADERS.items()}, suffix)
@@ -105,6 +106,7 @@ def test_bad_headers_are_their_own_cases_findings(suffix: str, tmp_path: Path) -
     assert errors_in(forecast(files, str(tmp_path / "t.zarr"), OPTIONS).findings) == expected
 
 
+@pytest.mark.slow
 def test_an_affine_of_1e30_beside_a_good_qform(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The sform says nothing that could be, so the qform is used, with a word; no verb ends."""
     root = tmp_path / "in"
@@ -147,6 +149,7 @@ def _break(monkeypatch: pytest.MonkeyPatch, errors: Mapping[str, BaseException],
     monkeypatch.setattr(read_volume, name, read)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nifti_geometry", "read_nifti"])
 def test_what_nobody_foresaw_is_a_finding_with_its_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -186,6 +189,7 @@ def test_the_border_keeps_what_was_meant_and_names_what_was_not() -> None:
         raise OSError(24, "Too many open files")
 
 
+@pytest.mark.slow
 def test_the_files_of_a_case_that_is_in_are_looked_at_again(tmp_path: Path) -> None:
     """Whatever hashing them raises: the case counts as changed."""
     files = cases_of(tmp_path / "in", {"bad": lambda data: data})

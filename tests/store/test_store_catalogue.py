@@ -61,6 +61,7 @@ def test_a_table_has_a_row_a_case(store_url: str) -> None:
     assert row.foreground_voxels > 0
 
 
+@pytest.mark.slow
 @given(st.integers(3, 60), st.integers(1, 3), st.integers(0, 5))
 def test_splits_are_by_subject_and_none_is_empty(count: int, visits: int, seed: int) -> None:
     chosen = assign_splits(cases(count, visits), SHARES, seed)
@@ -125,6 +126,7 @@ def clinics(sizes: list[int]) -> list[CaseFiles]:
     ]
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 20))
 def test_every_site_is_shared_out_alike(sizes: list[int], seed: int) -> None:
     chosen = assign_splits(clinics(sizes), SHARES, seed)

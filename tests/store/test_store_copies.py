@@ -75,6 +75,7 @@ SILENT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", SILENT)
 def test_what_a_zarr_json_says_wrongly_is_noticed_and_repaired(what: str, store: Path, sound: Path) -> None:
     file, change = SILENT[what]

@@ -72,6 +72,7 @@ def test_a_given_split_is_never_changed_whenever_it_was_given(clinic: Clinic) ->
     assert clinic.splits()["B/b0"] == "test"
 
 
+@pytest.mark.slow
 def test_two_given_splits_that_differ_are_an_error(clinic: Clinic) -> None:
     cases = [clinic.case("p", 1, 1, split="train"), clinic.case("q", 1, 2, split="test")]
     done = clinic.ingest(("A", cases))
@@ -80,6 +81,7 @@ def test_two_given_splits_that_differ_are_an_error(clinic: Clinic) -> None:
     assert finding.severity == "error"
 
 
+@pytest.mark.slow
 def test_a_person_whose_visits_came_one_after_another_stays_in_one_split(clinic: Clinic) -> None:
     clinic.ingest(("A", [clinic.case("P0_s1", 1, subject="P0")]), split={"train": 1.0})
     done = clinic.ingest(("A", [clinic.case("P0_s2", 2, subject="P0")]), given_splits={"P0": "test"})
@@ -87,6 +89,7 @@ def test_a_person_whose_visits_came_one_after_another_stays_in_one_split(clinic:
     assert codes(done["A"], "P0_s1") == ["SPLIT_CHANGED"]
 
 
+@pytest.mark.slow
 def test_drawn_splits_of_copies_go_to_where_a_model_may_have_learnt(clinic: Clinic) -> None:
     cases = [clinic.case(f"p{n}", n) for n in range(6)]
     copies = [clinic.case(f"q{n}", n, n + 7) for n in range(6)]
@@ -97,12 +100,14 @@ def test_drawn_splits_of_copies_go_to_where_a_model_may_have_learnt(clinic: Clin
     assert clinic.ingest(("A", cases), split={"train": 0.5, "test": 0.5}, seed=3)["A"].described == ()
 
 
+@pytest.mark.slow
 def test_another_patients_label_is_told(clinic: Clinic) -> None:
     done = clinic.ingest(("A", [clinic.case("p", 1), clinic.case("q", 2, label_seed=1), clinic.case("r", 3)]))
     assert codes(done["A"]) == ["DUPLICATE_LABEL"]
     assert [finding.case for finding in done["A"].findings if finding.code == "DUPLICATE_LABEL"] == ["q"]
 
 
+@pytest.mark.slow
 def test_cases_that_left_the_source_are_named(clinic: Clinic) -> None:
     both = [clinic.case("p", 1), clinic.case("q", 2)]
     clinic.ingest(("A", both))
@@ -111,6 +116,7 @@ def test_cases_that_left_the_source_are_named(clinic: Clinic) -> None:
     assert set(clinic.splits()) == {"A/p", "A/q"}
 
 
+@pytest.mark.slow
 def test_a_case_is_written_again_on_demand(clinic: Clinic) -> None:
     cases = [clinic.case("p", 1), clinic.case("q", 2)]
     clinic.ingest(("A", cases), ("B", [replace(cases[0], case="z")]))
@@ -118,6 +124,7 @@ def test_a_case_is_written_again_on_demand(clinic: Clinic) -> None:
     assert (done["A"].written, done["A"].skipped) == (("q",), ("p",))
 
 
+@pytest.mark.slow
 def test_a_split_file_names_the_cases_of_all_databases(clinic: Clinic) -> None:
     bad = clinic.case("bad", 3)
     (clinic.folder / "bad.nii").write_bytes(b"")

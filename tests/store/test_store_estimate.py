@@ -63,6 +63,7 @@ def test_one_volume_of_a_4d_file_costs_the_whole_file(name: str, tmp_path: Path)
     assert values.nbytes < peak < told < 4 * peak
 
 
+@pytest.mark.slow
 def test_many_raters_are_one_volume_and_their_codes(tmp_path: Path) -> None:
     case = full_head(tmp_path, (60, 70, 50), 1.0)
     write_nifti(tmp_path / "r.nii", np.ones((60, 70, 50), dtype=np.uint8), np.eye(4))
@@ -90,6 +91,7 @@ def test_registration_takes_more_than_none(tmp_path: Path) -> None:
     assert estimate(case, replace(coarse, n4=True)).memory_bytes > estimate(case, coarse).memory_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing_mm", [1.0, 2.0, 4.0])
 def test_preparing_a_case_stays_within_its_estimate(spacing_mm: float, tmp_path: Path) -> None:
     case = full_head(tmp_path, (60, 70, 50), 2.0)

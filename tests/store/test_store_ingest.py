@@ -79,6 +79,7 @@ def test_cases_come_in_and_are_skipped_the_next_time(clinic: Clinic) -> None:
     assert sorted(clinic.store.cases[0].modalities) == ["T1"]
 
 
+@pytest.mark.slow
 def test_bad_cases_leave_the_others_in(clinic: Clinic) -> None:
     bad = clinic.case("P1", 1)
     bad.images["T1"].write_bytes(b"")
@@ -103,6 +104,7 @@ def test_when_every_case_is_bad_there_is_no_store(clinic: Clinic) -> None:
     assert not Path(clinic.url).exists()
 
 
+@pytest.mark.slow
 def test_changed_files_are_refused_then_replace(clinic: Clinic) -> None:
     clinic.ingest(clinic.case("P1", 1), clinic.case("P2", 2))
     before, reading = clinic.whole("P1"), clinic.store["db"]
@@ -122,6 +124,7 @@ def test_changed_files_are_refused_then_replace(clinic: Clinic) -> None:
     np.testing.assert_array_equal(clinic.store.dataset("db").case.values, [c.name for c in clinic.store.cases])
 
 
+@pytest.mark.slow
 def test_a_superseded_row_at_the_end_stays_for_its_readers(clinic: Clinic) -> None:
     bad = clinic.case("P1", 1)
     bad.images["T1"].write_bytes(b"")
@@ -134,6 +137,7 @@ def test_a_superseded_row_at_the_end_stays_for_its_readers(clinic: Clinic) -> No
     assert before.any()
 
 
+@pytest.mark.slow
 def test_another_recipe_codec_voxel_size_or_meaning_is_refused_even_if_nothing_is_new(clinic: Clinic) -> None:
     case = clinic.case("P1", 1)
     clinic.ingest(case)
@@ -148,6 +152,7 @@ def test_another_recipe_codec_voxel_size_or_meaning_is_refused_even_if_nothing_i
     assert clinic.ingest(case).skipped == ("P1",)
 
 
+@pytest.mark.slow
 def test_a_database_grows_and_old_cases_stay(clinic: Clinic) -> None:
     clinic.ingest(clinic.case("P1", 1, ("T1",)))
     image, codes = clinic.whole("P1")
@@ -175,6 +180,7 @@ def test_a_database_grows_and_old_cases_stay(clinic: Clinic) -> None:
     assert not (points[1, 0] >= 0).any()
 
 
+@pytest.mark.slow
 def test_no_patient_inherits_from_a_row_that_a_dead_writer_left(clinic: Clinic, monkeypatch) -> None:
     old = clinic.case("OLD", 1, ("T1", "T2"), shape=(20, 22, 18), session="2", site="A", participant={"age": 70.0})
     first = clinic.case("P0", 9, participant={"age": 30.0, "sex": "F"})
@@ -201,6 +207,7 @@ def test_no_patient_inherits_from_a_row_that_a_dead_writer_left(clinic: Clinic, 
     assert not image[1].any()
 
 
+@pytest.mark.slow
 def test_two_ingests_at_once(clinic: Clinic) -> None:
     clinic.ingest(clinic.case("P1", 1))
     handle = os.open(clinic.url, os.O_RDONLY)
@@ -213,6 +220,7 @@ def test_two_ingests_at_once(clinic: Clinic) -> None:
     assert clinic.ingest(clinic.case("P2", 2)).written == ("P2",)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_was_committed(clinic: Clinic, monkeypatch) -> None:
     clinic.ingest(clinic.case("P1", 1))
 
@@ -227,6 +235,7 @@ def test_a_full_disk_loses_nothing_that_was_committed(clinic: Clinic, monkeypatc
     assert clinic.ingest(clinic.case("P2", 2)).written == ("P2",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", range(0, 27, 3))
 def test_a_writer_that_died_while_making_arrays_is_taken_up(left: int, clinic: Clinic, monkeypatch) -> None:
     made: list[str] = []
@@ -284,6 +293,7 @@ def test_a_writer_that_died_while_growing_is_taken_up(last: int, clinic: Clinic,
     assert clinic.store.dataset("db").sizes["modality"] == 2
 
 
+@pytest.mark.slow
 def test_a_reader_at_work_sees_whole_cases_only(clinic: Clinic, monkeypatch) -> None:
     """A case that is replaced while the columns are read: the old row or the new one, never a mixture."""
     clinic.ingest(clinic.case("P1", 1))
@@ -310,6 +320,7 @@ def test_databases_that_no_folder_can_hold(name: str, clinic: Clinic) -> None:
     assert not Path(clinic.url).exists()
 
 
+@pytest.mark.slow
 def test_names_of_all_languages(clinic: Clinic) -> None:
     names = ("patient 07", "Ünïcødé", "患者-1", "P+1 (b)")
     clinic.ingest(*[clinic.case(name, at) for at, name in enumerate(names)], name="Hôpital 2_b-c")
@@ -330,6 +341,7 @@ def test_participants_columns_that_clash(column: str, clinic: Clinic) -> None:
         clinic.ingest(clinic.case("P1", 1, participant={column: 1.0}))
 
 
+@pytest.mark.slow
 def test_participants_columns(clinic: Clinic) -> None:
     clinic.ingest(clinic.case("P1", 1, participant={"age at scan": float("nan"), "sex": "F", "empty": ""}))
     clinic.ingest(clinic.case("P2", 2, participant={"age at scan": 61.0, "sex": "M", "empty": 3.0}))
@@ -343,6 +355,7 @@ def test_participants_columns(clinic: Clinic) -> None:
     assert clinic.store.dataset("db").sizes["case"] == 2
 
 
+@pytest.mark.slow
 def test_a_typo_in_a_column_can_be_mended(clinic: Clinic) -> None:
     """One text makes a column text; then it stays so, and the numbers of the corrected table go in as texts."""
     clinic.ingest(clinic.case("P1", 1, participant={"age": "4o"}), clinic.case("P2", 2, participant={"age": "50"}))
@@ -374,6 +387,7 @@ def test_a_store_of_another_format_is_refused(clinic: Clinic) -> None:
             act()
 
 
+@pytest.mark.slow
 def test_what_zarr_and_desktops_leave_behind_does_not_matter(clinic: Clinic) -> None:
     clinic.ingest(clinic.case("P1", 1))
     left = [Path(clinic.url, *parts) for parts in ((".DS_Store",), ("db", "zarr.0123.partial"), ("x.partial",))]

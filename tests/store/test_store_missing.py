@@ -81,6 +81,7 @@ def test_a_reader_names_every_file_that_is_gone(sound: Path) -> None:
     assert {key.split("/")[1] for key in silent} <= set(NEEDED_BY_NO_READER), silent
 
 
+@pytest.mark.slow
 def test_verify_names_every_file_that_is_gone(sound: Path) -> None:
     keys = chunks_of(sound)
     first = [key for key in keys if key.split("/")[1] in ("status", "shards")]
@@ -118,6 +119,7 @@ def test_a_writer_never_takes_a_lost_file_for_fill_values(sound: Path, tmp_path:
             assert not (copy / key).exists()
 
 
+@pytest.mark.slow
 def test_a_swapped_file_is_not_as_recorded(tmp_path: Path) -> None:
     url, known = tmp_path / "brain.zarr", {"split": "train", "participant": {"age": 31.0}}
     take(url, case(tmp_path, "P1", 1, site="north", **known), case(tmp_path, "P2", 2, split="val"))
@@ -181,6 +183,7 @@ def test_a_new_annotation_is_written_for_the_cases_that_are_there(
         pytest.fail("the ingest has more writes than were tried")
 
 
+@pytest.mark.slow
 def test_a_writer_that_dies_when_it_has_written_the_second_of_two_names(
     sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +222,7 @@ def test_a_damaged_file_that_is_read_only_when_it_is_asked_for_is_named(name: st
     assert str(path.relative_to(copy)) in str(caught.value)
 
 
+@pytest.mark.slow
 def test_names_that_a_dead_writer_left_behind_are_no_names(tmp_path: Path) -> None:
     """Neither to a reader nor to the next writer, who needs fewer of them."""
     url = tmp_path / "brain.zarr"
@@ -263,6 +267,7 @@ def test_a_writer_that_dies_while_it_describes(tmp_path: Path, monkeypatch: pyte
     assert 2 < at < 99
 
 
+@pytest.mark.slow
 def test_rows_that_no_case_is_in_need_no_file(sound: Path, tmp_path: Path) -> None:
     """Whoever opens a database while it grows past a chunk of rows meets arrays that are longer than their chunks."""
     copy = shutil.copytree(sound, tmp_path / "brain.zarr")

@@ -110,6 +110,7 @@ def test_the_store_holds_nothing_of_the_real_names(visits: DatabaseFiles, tmp_pa
     assert (tmp_path / "names.json").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_without_a_file_the_names_are_real(visits: DatabaseFiles, tmp_path: Path) -> None:
     """Or the test above would see nothing."""
     url = str(tmp_path / "s.zarr")
@@ -118,6 +119,7 @@ def test_without_a_file_the_names_are_real(visits: DatabaseFiles, tmp_path: Path
         assert_nothing_of(REAL, url)
 
 
+@pytest.mark.slow
 def test_a_later_visit_meets_the_same_person(visits: DatabaseFiles, tmp_path: Path) -> None:
     one, url = taken(replace(visits, cases=visits.cases[::2]), tmp_path)
     before = json.loads((tmp_path / "names.json").read_text())
@@ -133,6 +135,7 @@ def test_a_later_visit_meets_the_same_person(visits: DatabaseFiles, tmp_path: Pa
     assert set(after["names"]["case"]) - set(before["names"]["case"]) == {"SMITH_20210228"}
 
 
+@pytest.mark.slow
 def test_another_key_gives_other_names(visits: DatabaseFiles, tmp_path: Path) -> None:
     taken(visits, tmp_path)
     other = replace(options(tmp_path), pseudonyms=str(tmp_path / "other.json"))
@@ -147,6 +150,7 @@ def test_another_key_gives_other_names(visits: DatabaseFiles, tmp_path: Path) ->
         ingest([visits], str(tmp_path / "u.zarr"), other)
 
 
+@pytest.mark.slow
 def test_splits_and_redo_are_given_by_real_names(visits: DatabaseFiles, tmp_path: Path) -> None:
     report, url = taken(visits, tmp_path, given_splits={"SMITH": "test", "JONES_20200131": "val"})
     splits = {case.name: case.split for case in open_store(url).cases}
@@ -162,6 +166,7 @@ def test_splits_and_redo_are_given_by_real_names(visits: DatabaseFiles, tmp_path
         taken(visits, tmp_path, redo=("nobody",))
 
 
+@pytest.mark.slow
 def test_findings_name_the_pseudonym_and_the_file(visits: DatabaseFiles, tmp_path: Path) -> None:
     path = next(iter(visits.cases[0].images.values()))
     path.write_bytes(b"nothing")
@@ -175,6 +180,7 @@ def test_findings_name_the_pseudonym_and_the_file(visits: DatabaseFiles, tmp_pat
     assert_nothing_of((*REAL, "DOE_1"), url)
 
 
+@pytest.mark.slow
 def test_an_answer_still_goes_home(visits: DatabaseFiles, tmp_path: Path) -> None:
     """The header lost its texts, and no number."""
     _, url = taken(visits, tmp_path)
@@ -185,6 +191,7 @@ def test_an_answer_still_goes_home(visits: DatabaseFiles, tmp_path: Path) -> Non
         np.testing.assert_allclose(read_volume(tmp_path / "home.nii").affine, AFFINE)
 
 
+@pytest.mark.slow
 def test_a_rehearsal_writes_no_names(visits: DatabaseFiles, tmp_path: Path) -> None:
     told = forecast(visits, str(tmp_path / "s.zarr"), options(tmp_path), {"SMITH", "JONES"})
     assert len(told.new) == 3
@@ -194,6 +201,7 @@ def test_a_rehearsal_writes_no_names(visits: DatabaseFiles, tmp_path: Path) -> N
     assert forecast(visits, str(tmp_path / "s.zarr"), options(tmp_path)).same == report.written
 
 
+@pytest.mark.slow
 def test_files_that_can_hold_no_names(visits: DatabaseFiles, tmp_path: Path) -> None:
     url = str(tmp_path / "s.zarr")
     _, _ = taken(visits, tmp_path)
@@ -232,6 +240,7 @@ def test_one_process_at_a_time_adds_names(visits: DatabaseFiles, tmp_path: Path)
         pass
 
 
+@pytest.mark.slow
 def test_from_the_command_line_with_a_patients_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "study"
     for seed, who in enumerate(("SMITH", "JONES")):

@@ -47,6 +47,7 @@ def test_a_store_is_a_mapping_of_databases(store_url: str) -> None:
         alder["X"]
 
 
+@pytest.mark.slow
 def test_a_case_reads_as_it_was_prepared(store_url: str, alder_files: tuple[CaseFiles, ...]) -> None:
     database = open_store(store_url)["alder"]
     for files in alder_files[:2]:
@@ -117,6 +118,7 @@ def opened_in_every_way(url: str, name: str) -> list[xr.Dataset]:
     ]
 
 
+@pytest.mark.slow
 def test_what_xarray_sums_is_what_numpy_sums_in_float64(store_url: str) -> None:
     """Sums in float16 end at 65,504, so that means of large lesions and all deviations were inf, nan or 0."""
     database = open_store(store_url)["birch"]
@@ -136,6 +138,7 @@ def test_what_xarray_sums_is_what_numpy_sums_in_float64(store_url: str) -> None:
         dataset.close()
 
 
+@pytest.mark.slow
 def test_an_older_store_is_decoded_after_the_next_ingest(hospitals: Path, tmp_path: Path) -> None:
     url = str(tmp_path / "old.zarr")
     cedar = [files for files in find_manifest(hospitals / "manifest.toml") if files.name == "cedar"]

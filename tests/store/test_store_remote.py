@@ -132,6 +132,7 @@ def test_a_plain_web_server_is_enough(
     assert not [path for _, path in asked if path.endswith("/")]
 
 
+@pytest.mark.slow
 def test_a_server_without_ranges_gives_a_case_once(web: str, store_url: str, asked: list[tuple[str, str]]) -> None:
     near, far = open_store(store_url)["alder"], open_store(web)["alder"]
     case = far.cases[0]
@@ -144,6 +145,7 @@ def test_a_server_without_ranges_gives_a_case_once(web: str, store_url: str, ask
     assert not [path for _, path in asked if "/image/" in path]
 
 
+@pytest.mark.slow
 def test_other_processes_read_a_web_server(web: str, store_url: str) -> None:
     def patches(url: str, workers: int) -> list[np.ndarray]:
         options = StreamOptions(DrawOptions(patch=(16, 16, 16)), batch_size=2, workers=workers)
@@ -154,6 +156,7 @@ def test_other_processes_read_a_web_server(web: str, store_url: str) -> None:
         np.testing.assert_array_equal(here, there)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_not_named_is_not_there_yet(hospitals: Path, tmp_path: Path) -> None:
     url = str(tmp_path / "brain.zarr")
     files = find_manifest(hospitals / "manifest.toml")
@@ -165,6 +168,7 @@ def test_a_database_that_is_not_named_is_not_there_yet(hospitals: Path, tmp_path
     root["birch"].attrs.update({"pathology": "glioma"})
 
 
+@pytest.mark.slow
 def test_a_dataset_has_the_committed_cases_alone(hospitals: Path, tmp_path: Path) -> None:
     url = str(tmp_path / "brain.zarr")
     ingest(find_manifest(hospitals / "manifest.toml")[:1], url, OPTIONS)
@@ -174,6 +178,7 @@ def test_a_dataset_has_the_committed_cases_alone(hospitals: Path, tmp_path: Path
     np.testing.assert_array_equal(dataset.image[0].values, zarr.open_group(url, mode="r")["alder/image"][1])
 
 
+@pytest.mark.slow
 def test_a_database_that_is_named_and_gone_is_damage(hospitals: Path, tmp_path: Path) -> None:
     url = str(tmp_path / "brain.zarr")
     ingest(find_manifest(hospitals / "manifest.toml")[:1], url, OPTIONS)
@@ -193,6 +198,7 @@ def test_a_store_of_format_1_says_what_to_do(store_url: str, tmp_path: Path) -> 
         open_store(str(tmp_path / "old.zarr"))
 
 
+@pytest.mark.slow
 def test_an_ingest_takes_few_requests_and_commits_last(
     bucket: str, server: str, hospitals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,6 +409,7 @@ def test_refused_and_silent_servers(
         assert re.search(r"cannot reach http\S+\. Check AWS_ENDPOINT_URL and the network", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_web_server_is_only_read(web: str, hospitals: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(ingest_command(hospitals, web)) == 5
     assert f"{web} is read-only: it is on a web server. Name the folder or bucket" in capsys.readouterr().err
@@ -437,6 +444,7 @@ def open_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o555, 0o000])
 def test_folders_that_may_not_be_written_or_read(
     mode: int, open_folder: Path, hospitals: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest

@@ -106,6 +106,7 @@ def test_a_bucket_gives_the_same_windows_as_a_folder(far: str, store_url: str, l
     assert len(line.asked) == parts.num  # these shards' chunks lie close together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["", "tail", "range"])
 def test_a_web_server_does_however_little_it_knows(far_web: str, store_url: str, line: Line, lost: str) -> None:
     line.lost = lost
@@ -116,6 +117,7 @@ def test_a_web_server_does_however_little_it_knows(far_web: str, store_url: str,
     assert parts.tail("ms/image/c/9/9/9/9/9", 100) is None
 
 
+@pytest.mark.slow
 def test_python_s_own_web_server_gives_each_object_once(store_url: str) -> None:
     asked: list[tuple[str, str]] = []
     folder = Path(store_url)

@@ -41,6 +41,7 @@ def errors(url: str) -> list[str]:
     return [f"{one.code} {one.file}" for one in verify_store(url) if one.severity is Severity.ERROR]
 
 
+@pytest.mark.slow
 def test_a_store_in_a_bucket_is_repaired(url: str, local: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held = connect(url)
     whole = objects(url)
@@ -70,6 +71,7 @@ def test_a_store_in_a_bucket_is_repaired(url: str, local: Path, capsys: pytest.C
     assert kept == {name: data for name, data in damages.items() if data}
 
 
+@pytest.mark.slow
 def test_a_case_in_a_bucket_is_removed(url: str) -> None:
     obstore.put(connect(f"{url}.multiseg-damaged"), "then/alpha/subject/c/0", b"P1")
     case = open_store(url)["alpha"]["P1"]
@@ -88,6 +90,7 @@ def test_a_case_in_a_bucket_is_removed(url: str) -> None:
     assert errors(url) == []
 
 
+@pytest.mark.slow
 def test_a_store_in_a_bucket_is_compacted(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     row = next(row for row in (0, 1, 2) if row not in [case.row for case in open_store(url)["alpha"].cases])
     prefixes = tuple(f"alpha/{array}/c/{row}/" for array in ("image", "label", "foreground"))

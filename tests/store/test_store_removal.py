@@ -101,6 +101,7 @@ def test_nothing_of_a_removed_case_is_left(store: Path, hospitals: Path, capsys:
     assert errors(store) == []
 
 
+@pytest.mark.slow
 def test_all_visits_of_a_person(store: Path) -> None:
     (done,) = remove(str(store), subjects=["alder/person-one"])
     assert (done.case, done.rows) == ("patient-one", (0, 2))
@@ -116,6 +117,7 @@ def test_who_is_not_there(store: Path) -> None:
     assert len(open_store(store).cases) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", range(0, 60, 10))
 def test_a_removal_that_is_killed_is_completed_by_the_next_ingest(
     kill: int, store: Path, hospitals: Path, monkeypatch: pytest.MonkeyPatch
@@ -149,6 +151,7 @@ def test_a_removal_that_is_killed_is_completed_by_the_next_ingest(
     assert errors(store) == []
 
 
+@pytest.mark.slow
 def test_compact_gives_back_the_room_of_replaced_versions(store: Path) -> None:
     held = open_store(store)["alder"]
     before = {case.name: held.whole(case)[0] for case in held.cases}

@@ -109,6 +109,7 @@ def damage(store: Path, what: str) -> str:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", DAMAGES)
 def test_a_damaged_file_is_made_again(what: str, store: Path, sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = damage(store, what)
@@ -124,6 +125,7 @@ def test_a_damaged_file_is_made_again(what: str, store: Path, sound: Path, capsy
     assert len(kept) == (DAMAGES[what][1] not in (GONE, b""))
 
 
+@pytest.mark.slow
 def test_points_whose_record_is_lost_too_get_a_new_mark(store: Path, sound: Path) -> None:
     """A record that is made again is made of the files that are there, also of a damaged one."""
     own = damage(store, "points flipped")
@@ -134,6 +136,7 @@ def test_points_whose_record_is_lost_too_get_a_new_mark(store: Path, sound: Path
     assert contents(store) == contents(sound)
 
 
+@pytest.mark.slow
 def test_points_of_a_damaged_label_are_named_and_come_back_with_a_new_ingest(
     store: Path, sound: Path, hospitals: Path
 ) -> None:
@@ -165,6 +168,7 @@ def test_only_for_voxels_a_new_ingest_is_the_first_advice(store: Path) -> None:
     assert [advice(store, str(path.relative_to(store))) for path in (image, label)] == [{"--redo"}] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["flipped voxels", "flipped replacement", "no record"])
 def test_with_the_states_lost_no_case_is_lost_in_silence(what: str, store: Path) -> None:
     """What may have been a case and cannot be told is named; sampled voxels do not count."""
@@ -191,6 +195,7 @@ def by_annotation(alder: xr.Dataset) -> xr.Dataset:
     return (alder.label > 0).sum(["i", "j", "k"]).to_dataset(name="voxels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["a result", "a result without coordinates", "a change"])
 def test_what_xarray_wrote_into_a_database_is_repaired(how: str, store: Path, sound: Path) -> None:
     """Its attributes come back, what was changed too, and what is new is kept beside the store."""
@@ -220,6 +225,7 @@ def trees(url: Path) -> set[str]:
     return {str(path.relative_to(url)) for path in url.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_database_that_xarray_wrote_over_has_lost_its_cases_and_they_are_named(store: Path) -> None:
     names = [case.name for case in open_store(store)["alder"].cases]
     alder = xr.open_zarr(f"{store}/alder", consolidated=False)
@@ -228,6 +234,7 @@ def test_a_database_that_xarray_wrote_over_has_lost_its_cases_and_they_are_named
     assert {one.case for one in log.cases if one.database == "alder"} >= set(names)
 
 
+@pytest.mark.slow
 def test_a_dry_run_changes_nothing(store: Path) -> None:
     for what in ("group", "record", "coordinate gone"):
         damage(store, what)
@@ -238,6 +245,7 @@ def test_a_dry_run_changes_nothing(store: Path) -> None:
     assert said == repair(str(store))
 
 
+@pytest.mark.slow
 def test_of_both_a_record_and_its_coordinates_only_a_new_ingest_brings_the_case_back(
     store: Path, sound: Path, hospitals: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +262,7 @@ def test_of_both_a_record_and_its_coordinates_only_a_new_ingest_brings_the_case_
     assert contents(store) == contents(sound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", range(0, 12, 3))
 def test_a_repair_that_is_killed_is_completed_by_the_next(
     kill: int, store: Path, sound: Path, monkeypatch: pytest.MonkeyPatch
@@ -278,6 +287,7 @@ def test_a_repair_that_is_killed_is_completed_by_the_next(
     assert contents(store) == contents(sound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["group", "array", "status", "coordinate", "coordinate gone"])
 def test_a_damaged_database_does_not_lock_the_others_out(
     what: str, store: Path, hospitals: Path, capsys: pytest.CaptureFixture[str]
@@ -314,6 +324,7 @@ def test_a_damaged_database_does_not_lock_the_others_out(
     assert "bug" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["root", "root of wrong types"])
 def test_a_damaged_root_is_named(what: str, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damage(store, what)

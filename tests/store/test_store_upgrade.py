@@ -63,6 +63,7 @@ def test_every_reader_and_writer_names_the_command(
     assert format_of(copy) == 2
 
 
+@pytest.mark.slow
 def test_from_the_command_line(copy: Path, sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (copy / "beta/session/c/0").exists()
     assert run(["upgrade", str(copy), "--json"]) == 0
@@ -83,6 +84,7 @@ def test_from_the_command_line(copy: Path, sound: Path, capsys: pytest.CaptureFi
     assert "has the newest format" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_new_cases_come_into_a_converted_database(copy: Path, tmp_path: Path) -> None:
     assert upgrade_store(str(copy)).is_done
     more = case(tmp_path, "P7", 7, split="train", participant={"age": 50.0, "handed": "left"})
@@ -115,6 +117,7 @@ def test_every_file_of_the_old_store_that_is_gone_is_named(copy: Path, tmp_path:
     assert [key for key in taken if not key.startswith(superseded)] == undecided
 
 
+@pytest.mark.slow
 def test_what_somebody_says_is_empty_is_taken_so(copy: Path) -> None:
     (copy / "alpha/age/c/0").unlink()
     refused = upgrade_store(str(copy))
@@ -130,6 +133,7 @@ def test_what_somebody_says_is_empty_is_taken_so(copy: Path) -> None:
     assert all(np.isnan(one.participant["age"]) for one in open_store(str(copy))["alpha"].cases)
 
 
+@pytest.mark.slow
 def test_damage_that_is_still_noticed_afterwards_does_not_stand_in_the_way(copy: Path) -> None:
     path = copy / "alpha/image/c/1/0/0/0/0"
     data = bytearray(path.read_bytes())
@@ -161,6 +165,7 @@ def test_a_converter_that_dies_is_run_again(
     assert len(written) > 10
 
 
+@pytest.mark.slow
 def test_a_store_in_a_bucket(old: Path, sound: Path, bucket: str) -> None:
     url = f"{bucket}/brain.zarr"
     for path in (path for path in old.rglob("*") if path.is_file()):

@@ -76,6 +76,7 @@ def test_a_replacement_cut_off_before_its_commit_takes_its_own_row_again(
     assert rows(url) == [("", schema.SUPERSEDED), ("P2", schema.COMMITTED), ("P1", schema.COMMITTED)]
 
 
+@pytest.mark.slow
 def test_a_superseded_row_loses_its_name_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, changed = tmp_path / "brain.zarr", case(tmp_path, "P1", 3)
     take(url, case(tmp_path, "P1", 1))
@@ -89,6 +90,7 @@ def test_a_superseded_row_loses_its_name_in_the_end(tmp_path: Path, monkeypatch:
     assert rows(url) == [("", schema.SUPERSEDED), ("P1", schema.COMMITTED), ("P2", schema.COMMITTED)]
 
 
+@pytest.mark.slow
 def test_a_description_reaches_the_disk_and_leaves_metadata_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

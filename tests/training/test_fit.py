@@ -94,6 +94,7 @@ def assert_same_state(a, b):
     assert all(torch.equal(x, y) for x, y in zip(moments(a), moments(b), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 8])
 def test_a_resumed_training_is_the_same_bit_for_bit(stream, tmp_path, stop_after):
     straight, whole = fresh(), Recorder()
@@ -132,6 +133,7 @@ def test_a_stop_within_a_validation_is_made_up_for(stream):
     assert [event.step for event in again.validated] == [3, 6, 8]
 
 
+@pytest.mark.slow
 def test_a_stop_is_saved_even_if_it_comes_at_an_awkward_moment(stream):
     """However often the loop asks, no answer may end it without a save."""
     for patience in range(1, 8):
@@ -270,6 +272,7 @@ def test_schedules_by_hand():
     assert [SCHEDULES["constant"](done) for done in (0.0, 1.0)] == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_the_learning_rate_follows_the_schedule(stream):
     recorder = Recorder()
     options = replace(OPTIONS, schedule="published", learning_rate=0.01)

@@ -87,6 +87,7 @@ def test_a_named_structure_comes_before_its_pathology(store_url: str) -> None:
     assert space.index_of(structures["necrosis"], "other") == 3
 
 
+@pytest.mark.slow
 def test_a_model_keeps_its_pathologies_and_a_federation_refuses_them(
     store_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_hidden_annotation_is_as_one_that_was_never_ingested(hospitals: Path, 
     assert not all(torch.equal(shown[name], never[name]) for name in never)
 
 
+@pytest.mark.slow
 def test_what_is_hidden_is_not_trained_or_validated_but_evaluated(
     store_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +174,7 @@ def test_the_counts_of_classes_are_those_of_the_voxels(store_url: str) -> None:
         class_weights("root", store, cases, space)
 
 
+@pytest.mark.slow
 def test_class_weights_that_would_have_no_effect_are_refused(store_url: str, tmp_path: Path) -> None:
     options = options_of(store_url, ("lesion",))
     weighted = replace(options, fit=replace(options.fit, objective="dice", class_weights="inverse-root"))

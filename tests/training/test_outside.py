@@ -50,6 +50,7 @@ def batches_of(store: Store, workers: int = 0, drop: str = "uniform") -> list[Ba
     return [batch.to(torch.device("cpu")) for batch in stream.batches(0, 6)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("drop", "workers"), [("uniform", 0), ("none", 0), ("uniform", 1)])
 def test_a_batch_tells_the_outside_by_the_sequences_that_are_shown(store_url: str, drop: str, workers: int) -> None:
     store = open_store(store_url)
@@ -85,6 +86,7 @@ def test_augmentation_brings_nothing_in_that_counts_as_outside(store_url: str) -
     assert moved > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("label", "name"), [(1, "lesion"), (2, "CSF")])
 def test_nothing_is_answered_outside_the_brain_that_a_subset_shows(
     store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: int, name: str

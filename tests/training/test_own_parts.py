@@ -115,6 +115,7 @@ def test_every_optimiser_resumes_bit_for_bit_and_is_its_own(store_url, tmp_path,
     assert not same(tmp_path / "whole", tmp_path / "adam")
 
 
+@pytest.mark.slow
 def test_own_parts_resume_bit_for_bit(store_url, tmp_path, mine):
     own = {"network": mine.Net, "objective": mine.loss, "optimiser": mine.radam, "augment": mine.noise}
     train(small(store_url), tmp_path / "whole", **own)
@@ -163,6 +164,7 @@ def test_numbers_and_names_that_do_not_fit(store_url, tmp_path, mine, model, sai
         train(options_for(store_url, model=model), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_network_without_a_path_trains_and_warns_that_it_has_to_be_passed(store_url, tmp_path, mine):
     make = lambda m, n: mine.Net(m, n, 4)  # noqa: E731
     with pytest.warns(UserWarning, match=r"only load_model\(path, network=...\) can open the trained model"):
@@ -270,6 +272,7 @@ def default_objective(network, batch, step):
     return OBJECTIVES["dice+bce"](network, batch, step)
 
 
+@pytest.mark.slow
 def test_trying_moves_no_random_number(store_url, tmp_path):
     train(options_for(store_url), tmp_path / "house")
     train(options_for(store_url), tmp_path / "named", objective=default_objective)
@@ -281,6 +284,7 @@ def test_a_house_network_that_is_passed_is_itself(store_url, tmp_path):
     assert read_info(tmp_path / "run" / "last.safetensors").builder == "multi_unet"
 
 
+@pytest.mark.slow
 def test_an_own_network_fine_tunes_but_does_not_grow(store_url, tmp_path, mine):
     train(small(store_url), tmp_path / "first", network=mine.Net)
     start = StartOptions(str(tmp_path / "first"))
@@ -295,6 +299,7 @@ def test_an_own_network_fine_tunes_but_does_not_grow(store_url, tmp_path, mine):
         train(growing, tmp_path / "fourth")
 
 
+@pytest.mark.slow
 def test_a_run_from_before_these_settings_is_resumed(store_url, tmp_path):
     train(options_for(store_url), tmp_path / "run")
     file = tmp_path / "run" / "run.toml"

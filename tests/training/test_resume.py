@@ -123,6 +123,7 @@ def test_every_change_of_a_case_is_told_in_words(store):
     }
 
 
+@pytest.mark.slow
 def test_another_recipe_concerns_every_case_of_its_database(store):
     before = all_data(store)
     recipe = dict(store.root["alder"].attrs["recipe"])
@@ -197,6 +198,7 @@ def test_what_a_run_does_not_learn_from_may_change(store, tmp_path):
     assert train(options_for(store.url), out).steps_before == 4
 
 
+@pytest.mark.slow
 def test_a_run_from_before_says_once_that_its_data_are_not_known(store, tmp_path):
     out = tmp_path / "run"
     train(options_for(store.url), out)
@@ -210,6 +212,7 @@ def test_a_run_from_before_says_once_that_its_data_are_not_known(store, tmp_path
     assert not read_learnt(out / "last.safetensors").is_complete
 
 
+@pytest.mark.slow
 def test_damaged_data_are_named(store, tmp_path):
     out = tmp_path / "run"
     train(options_for(store.url), out)
@@ -218,6 +221,7 @@ def test_damaged_data_are_named(store, tmp_path):
         train(options_for(store.url), out)
 
 
+@pytest.mark.slow
 def test_a_finished_run_gets_more_steps_and_their_schedule(store_url, tmp_path):
     out = tmp_path / "run"
     train(options_for(store_url), out)
@@ -232,6 +236,7 @@ def test_a_finished_run_gets_more_steps_and_their_schedule(store_url, tmp_path):
     assert "0.000655 here, instead of 0." in note["message"]
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_are_done_are_refused_and_the_folder_keeps_its_settings(store_url, tmp_path):
     train(options_for(store_url), tmp_path)
     with pytest.raises(UsageError, match=r"has done 4 steps, but 3 are asked for: steps cannot be undone"):
@@ -264,6 +269,7 @@ def test_an_extended_run_that_was_interrupted_ends_in_the_same_bits(store_url, t
     assert len(notes(broken)) == 1
 
 
+@pytest.mark.slow
 def test_the_command_says_finished_already_and_a_default_extends_nothing(store_url, tmp_path, capfd):
     arguments = ["train", store_url, "--out", str(tmp_path / "run"), "--database", "dogwood", "--device", "cpu"]
     arguments += ["--patch", "16", "--batch-size", "1", "--workers", "0", "--augment", "none"]
@@ -285,6 +291,7 @@ def trained(store_url, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_model_file_knows_the_scans_of_its_cases(store_url, trained):
     cases = [case for case in open_store(store_url).cases if case.database in ("alder", "dogwood")]
     learnt = load_model(trained).learnt
@@ -293,6 +300,7 @@ def test_a_model_file_knows_the_scans_of_its_cases(store_url, trained):
     assert learnt.is_complete
 
 
+@pytest.mark.slow
 def test_after_another_split_training_cases_are_not_called_held_out(store, trained, tmp_path, capfd):
     held_out, learnt = store.case("test"), store.case("train")
     chosen_by = store.case("val")
@@ -352,6 +360,7 @@ def test_a_model_that_does_not_say_is_not_called_tested_on_held_out_cases(store_
     assert result.title == "Cases of the test split; whether the model learnt from them is not known"
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_model_keeps_what_its_parent_has_learnt_from(store, trained, tmp_path):
     learnt = store.case("train")
     store.put(learnt, "split", "test")
@@ -366,6 +375,7 @@ def test_a_fine_tuned_model_keeps_what_its_parent_has_learnt_from(store, trained
     assert result.learnt["train"] == (f"alder/{learnt.name}",)
 
 
+@pytest.mark.slow
 def test_the_child_of_a_model_that_does_not_say_knows_only_its_own(store_url, trained, tmp_path):
     old = tmp_path / "model.safetensors"
     save_weights(old, load_weights(trained / "last.safetensors"), read_info(trained / "last.safetensors"))

@@ -118,6 +118,7 @@ def test_a_killed_and_interrupted_training_ends_in_the_same_weights(store_url, t
     assert [entry["step"] for entry in entries(out, "Validated")] == [16, 32, 40]
 
 
+@pytest.mark.slow
 def test_the_augmentation_of_the_settings_is_used(store_url, tmp_path):
     options = options_for(store_url, num_steps=2)
     train(options, tmp_path / "none")
@@ -128,6 +129,7 @@ def test_the_augmentation_of_the_settings_is_used(store_url, tmp_path):
         train(options, tmp_path / "noise")
 
 
+@pytest.mark.slow
 def test_the_same_call_on_a_finished_run_changes_nothing(store_url, tmp_path):
     train(options_for(store_url), tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.glob("*") if path.is_file()}
@@ -137,6 +139,7 @@ def test_the_same_call_on_a_finished_run_changes_nothing(store_url, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.glob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_other_settings_in_the_same_folder_are_refused(store_url, tmp_path):
     options = options_for(store_url)
     train(options, tmp_path)
@@ -149,6 +152,7 @@ def test_other_settings_in_the_same_folder_are_refused(store_url, tmp_path):
     assert train(free, tmp_path).finished
 
 
+@pytest.mark.slow
 def test_settings_that_failed_before_anything_was_saved_bind_nobody(store_url, tmp_path):
     options = options_for(store_url)
     odd = replace(options, stream=replace(options.stream, draw=replace(options.stream.draw, patch=(9, 9, 9))))
@@ -158,6 +162,7 @@ def test_settings_that_failed_before_anything_was_saved_bind_nobody(store_url, t
     assert [entry["step"] for entry in entries(tmp_path)] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_overwrite_starts_anew_and_keeps_what_is_not_ours(store_url, tmp_path):
     train(options_for(store_url), tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
@@ -168,6 +173,7 @@ def test_overwrite_starts_anew_and_keeps_what_is_not_ours(store_url, tmp_path):
     assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 1
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_half_written_goes(store_url, tmp_path):
     half = tmp_path / ".resume.pt.4711.tmp"
     half.write_bytes(b"half")
@@ -175,6 +181,7 @@ def test_what_a_killed_process_left_half_written_goes(store_url, tmp_path):
     assert not half.exists()
 
 
+@pytest.mark.slow
 def test_a_store_without_validation_cases_still_gives_a_model(small_store, tmp_path):
     url, _ = small_store
     out = tmp_path / "run"
@@ -187,6 +194,7 @@ def test_a_store_without_validation_cases_still_gives_a_model(small_store, tmp_p
     assert [entry["score"] for entry in entries(out, "Validated")] == [None, None]
 
 
+@pytest.mark.slow
 def test_a_store_with_other_sequences_is_refused(small_store, tmp_path):
     url, bring = small_store
     out = tmp_path / "run"
@@ -196,6 +204,7 @@ def test_a_store_with_other_sequences_is_refused(small_store, tmp_path):
         train(options_for(url, num_steps=2), out)
 
 
+@pytest.mark.slow
 def test_one_folder_takes_one_training_at_a_time(store_url, tmp_path):
     hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX)"
     hold += "; print(flush=True); sys.stdin.read()"
@@ -209,6 +218,7 @@ def test_one_folder_takes_one_training_at_a_time(store_url, tmp_path):
     assert train(options_for(store_url), tmp_path).finished
 
 
+@pytest.mark.slow
 def test_the_best_model_is_the_one_of_the_best_validation(store_url, tmp_path, monkeypatch):
     scores = iter([0.2, 0.6, 0.4])
     seen = {}
@@ -227,6 +237,7 @@ def test_the_best_model_is_the_one_of_the_best_validation(store_url, tmp_path, m
     assert_same_weights(weights(tmp_path), seen[0.6])
 
 
+@pytest.mark.slow
 def test_validation_is_whole_cases_with_all_their_sequences(store_url, tmp_path):
     events = []
     train(options_for(store_url, validation_cases=1), tmp_path, on_event=events.append)
@@ -238,6 +249,7 @@ def test_validation_is_whole_cases_with_all_their_sequences(store_url, tmp_path)
     assert sum(isinstance(event, StepDone) for event in events) == 4
 
 
+@pytest.mark.slow
 def test_a_damaged_resume_file_is_named(store_url, tmp_path):
     train(options_for(store_url), tmp_path)
     (tmp_path / "resume.pt").write_bytes(b"PK broken")
@@ -245,6 +257,7 @@ def test_a_damaged_resume_file_is_named(store_url, tmp_path):
         train(options_for(store_url), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_model_says_where_it_comes_from(store_url, tmp_path):
     train(options_for(store_url), tmp_path)
     info = read_info(tmp_path / "last.safetensors")
@@ -281,6 +294,7 @@ def test_the_first_signal_asks_and_the_second_acts(number):
         signal.signal(number, before)
 
 
+@pytest.mark.slow
 def test_the_model_is_the_average_and_the_state_holds_both(store_url, tmp_path, monkeypatch):
     seen = []
 
@@ -297,6 +311,7 @@ def test_the_model_is_the_average_and_the_state_holds_both(store_url, tmp_path, 
     assert any(not torch.equal(tensor, seen[-1][name]) for name, tensor in saved["network"].items())
 
 
+@pytest.mark.slow
 def test_a_few_cases_of_each_database_are_what_the_model_is_trained_on(store_url, tmp_path):
     options = options_for(store_url, num_steps=1)
     few = replace(options.stream, draw=replace(options.stream.draw, num_cases=1))
@@ -310,6 +325,7 @@ def test_a_few_cases_of_each_database_are_what_the_model_is_trained_on(store_url
     assert max(counts["all"]) > 1
 
 
+@pytest.mark.slow
 def test_a_folder_from_before_a_setting_goes_on_with_its_default(store_url, tmp_path):
     train(options_for(store_url, num_steps=2), tmp_path)
     file = tmp_path / "run.toml"
@@ -347,6 +363,7 @@ def corners_of_training(monkeypatch, store_url, folder, seed, draw_seed=None):
     return corners, (said["seed"], said["stream"]["draw"]["seed"], said["augment"]["seed"])
 
 
+@pytest.mark.slow
 def test_the_one_seed_serves_draws_and_augmentation_too(store_url, tmp_path, monkeypatch):
     """From Python it gave other weights, but always the same patches."""
     one, seeds_of_one = corners_of_training(monkeypatch, store_url, tmp_path / "one", 1)

@@ -173,6 +173,7 @@ def test_fine_tuning_starts_from_the_weights_and_goes_on_from_them(store_url: st
     assert 0 < max(moved) < 1e-4, "two steps of Adam move a weight by 2e-6 or so"
 
 
+@pytest.mark.slow
 def test_progressive_columns_leave_the_model_as_it_was(store_url: str, tmp_path: Path) -> None:
     parent = saved(tmp_path / "m.safetensors", info_of())
     start = StartOptions(str(parent.file), method="progressive", grow=True)
@@ -198,6 +199,7 @@ def test_progressive_columns_leave_the_model_as_it_was(store_url: str, tmp_path:
     )
 
 
+@pytest.mark.slow
 def test_only_the_chosen_cases_say_which_sequences_are_new(store_url: str, tmp_path: Path) -> None:
     cases = {case.name: case for case in select(open_store(store_url), ["cedar"], split="train")}
     assert {"FLAIR" in case.modalities for case in cases.values()} == {True, False}
@@ -227,6 +229,7 @@ def test_the_model_that_is_started_from_is_never_written_over(store_url: str, tm
     assert parent.file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_parent_may_lie_elsewhere_by_now(store_url: str, tmp_path: Path) -> None:
     parent = saved(tmp_path / "m.safetensors", info_of())
     train(options_for(store_url, parent.file, steps=2), tmp_path / "run")
@@ -240,6 +243,7 @@ def test_progressive_columns_need_a_model(store_url: str, tmp_path: Path) -> Non
         train(options, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_started_from_another_model_is_not_gone_on_with(store_url: str, tmp_path: Path) -> None:
     parent = saved(tmp_path / "m.safetensors", info_of())
     train(options_for(store_url, parent.file), tmp_path / "run")
@@ -248,6 +252,7 @@ def test_a_run_that_was_started_from_another_model_is_not_gone_on_with(store_url
         train(options_for(store_url, parent.file), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_voxel_size_and_labels_have_to_be_those_of_the_model(store_url: str, tmp_path: Path) -> None:
     parent = saved(tmp_path / "m.safetensors", replace(info_of(), spacing_mm=(1.0, 1.0, 1.0)))
     with pytest.raises(DataError, match=r"trained on voxels of \[1.0, 1.0, 1.0\] mm"):

@@ -121,6 +121,7 @@ def glioma_store(hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> s
     return url
 
 
+@pytest.mark.slow
 def test_a_training_that_leaves_lesions_out_is_refused_until_it_says_what_they_are(
     glioma_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,6 +86,7 @@ def half_healthy(store_url: str, tmp_path: Path) -> tuple[str, Sequence[Case]]:
     return store.url, store["alder"].cases
 
 
+@pytest.mark.slow
 def test_validation_counts_false_alarms(half_healthy: tuple[str, Sequence[Case]]) -> None:
     url, cases = half_healthy
     store = open_store(url)
@@ -113,6 +114,7 @@ def test_false_alarms_are_logged(tmp_path: Path) -> None:
     assert [one.value for one in held.Scalars("validation/false_alarms")] == [3]
 
 
+@pytest.mark.slow
 def test_six_tissues_do_not_outvote_a_lesion() -> None:
     """A mean over the structures would be 0.66 here, for a model that never finds the lesion."""
     tissues = [Judged(0.77, structure=f"t{number}", kind="tissue") for number in range(6)]

@@ -84,6 +84,7 @@ def test_it_prints_a_line_a_round_and_a_table(
     assert set(result["final"]["test"]) == {"birch", "north"}
 
 
+@pytest.mark.slow
 def test_the_lines_of_a_fresh_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert simulate(folder, "--out", str(tmp_path), "--rounds", "1") == 0
     lines = capsys.readouterr().err.splitlines()
@@ -93,6 +94,7 @@ def test_the_lines_of_a_fresh_run(folder: Path, tmp_path: Path, capsys: pytest.C
     assert "north 0." in line
 
 
+@pytest.mark.slow
 def test_the_joint_model_is_one_like_any_other(folder: Path, simulated: Path, tmp_path: Path) -> None:
     arguments = ["--store", str(folder / "birch.zarr"), "--device", "cpu", "--out", str(tmp_path / "scores")]
     assert run(["evaluate", str(simulated), *arguments]) == 0

@@ -70,6 +70,7 @@ def test_back_to_before_a_wrong_update_is_bit_for_bit_as_without_it(undisturbed:
     assert kinds.count("RoundDone") == 5 + 3
 
 
+@pytest.mark.slow
 def test_the_last_rounds_are_kept_and_no_more(undisturbed: Path, tmp_path: Path) -> None:
     assert kept_rounds(undisturbed) == (2, 3, 4, 5)
     conduct(3, tmp_path, keep_rounds=1)
@@ -90,6 +91,7 @@ def test_what_a_round_did_not_change_takes_no_room_again(tmp_path: Path) -> None
     assert all(best.samefile(tmp_path / "earlier" / name / "model.safetensors") for name in ("000002", "000003"))
 
 
+@pytest.mark.slow
 def test_sites_are_asked_for_another_course_and_hold_what_it_needs(tmp_path: Path) -> None:
     conduct(4, tmp_path)
     go_back(tmp_path, "fake", 2)
@@ -131,6 +133,7 @@ def test_the_best_model_of_a_forgotten_round_goes_with_it(tmp_path: Path) -> Non
     assert state.mean.round == -1
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_round_is_no_hindrance(tmp_path: Path) -> None:
     conduct(3, tmp_path)
     (tmp_path / "state.safetensors").write_bytes(b"\x08")

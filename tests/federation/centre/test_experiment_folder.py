@@ -147,6 +147,7 @@ def test_models_of_a_round_that_was_not_committed_do_not_count(tmp_path: Path) -
     assert not (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_round(undisturbed: Path, tmp_path: Path) -> None:
     import multiseg.federation.centre.experiment_folder as folder_of
 

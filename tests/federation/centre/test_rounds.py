@@ -83,6 +83,7 @@ def test_weights_of_the_mean(weights: str, expected: float, tmp_path: Path) -> N
     assert torch.allclose(change, torch.tensor(expected), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_waits_for_exactly_its_sites(tmp_path: Path) -> None:
     events: list[Event] = []
     link = FakeLink(ASH, ELM, OAK)
@@ -262,6 +263,7 @@ def test_without_a_quorum_a_refused_update_ends_the_run(tmp_path: Path) -> None:
     assert len(link.rounds_of("elm")) == 1  # it is not asked again
 
 
+@pytest.mark.slow
 def test_the_deadline_closes_a_round_on_its_quorum_only(tmp_path: Path) -> None:
     events: list[Event] = []
     link = FakeLink(ASH, ELM, OAK)
@@ -339,6 +341,7 @@ def test_a_site_with_a_new_sequence_joins(tmp_path: Path) -> None:
     assert "joined: oak; left: ash" in said
 
 
+@pytest.mark.slow
 def test_a_site_that_joins_after_the_last_round_teaches_nothing(tmp_path: Path) -> None:
     """It tests the model, whose channel for its sequence nobody has trained; more rounds go on from there."""
     go(FakeLink(ASH, ELM), tmp_path, rounds=2, fit=_constant())
@@ -422,6 +425,7 @@ def test_models_are_compared_over_the_same_sites_only(tmp_path: Path) -> None:
     assert "this model is not compared with the best: no Dice from oak." in [e.text for e in of(Noted, events)]
 
 
+@pytest.mark.slow
 def test_the_last_model_is_compared_over_the_same_sites_only(tmp_path: Path) -> None:
     """It is when the same command is run again and oak is there; the new best model is then tested everywhere."""
     high, low = (lambda step: [0.0, 0.5, 0.9][step]), (lambda step: [0.0, 0.1, 0.2][step])
@@ -442,6 +446,7 @@ def test_a_site_without_validation_cases_is_not_waited_for(tmp_path: Path) -> No
     assert (result.best, result.best_round) == (0.53, 3)
 
 
+@pytest.mark.slow
 def test_a_site_that_was_not_heard_yet_is_known_by_its_cases(tmp_path: Path) -> None:
     """In rounds 2 and 3 oak fails, which has validation cases; where it has none, the others are enough."""
     for name, num_cases, expected in (("some", 5, -1), ("none", 0, 2)):
@@ -454,6 +459,7 @@ def test_a_site_that_was_not_heard_yet_is_known_by_its_cases(tmp_path: Path) -> 
         assert run(said, link, tmp_path / name, rounds.append, stop, link.clock).best_round == expected
 
 
+@pytest.mark.slow
 def test_each_site_is_told_what_was_its_own_in_the_best_model(tmp_path: Path) -> None:
     """oak's update of round 2 is not in the best model, which is that of round 2, so with it goes oak's round 1."""
     link = FakeLink(*(replace(site, dice=lambda step: [0.0, 0.2, 0.9, 0.4, 0.4][step]) for site in (ASH, ELM, OAK)))
@@ -502,6 +508,7 @@ def test_handing_models_round_goes_on_where_it_was_stopped(tmp_path: Path) -> No
     assert len(_asked(again, "ash", EVALUATE)) == 1
 
 
+@pytest.mark.slow
 def test_sites_that_are_gone_cost_one_deadline_and_are_asked_again(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM, OAK)
     said = options("ash", "elm", "oak", schedule={"cross_site": True})
@@ -539,6 +546,7 @@ def test_a_network_that_grows_after_the_end_is_saved_with_its_state(tmp_path: Pa
     assert set(go(FakeLink(*sites), tmp_path, said=said).test) == {"ash", "elm", "oak"}
 
 
+@pytest.mark.slow
 def test_a_model_of_an_earlier_end_is_not_handed_round_again(tmp_path: Path) -> None:
     """A run of more rounds begins the table anew, and a site that was missing in its last round has no model."""
     schedule = {"cross_site": True, "quorum": 1}
@@ -636,6 +644,7 @@ def test_epsilon_counts_what_a_site_says_it_sent(tmp_path: Path) -> None:
     assert [entry["epsilon"] for entry in result.history] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_revoked_site_does_not_stop_the_others(tmp_path: Path) -> None:
     """As if it had been taken out of the run file after the last round that was saved, to the bit."""
     events: list[Event] = []

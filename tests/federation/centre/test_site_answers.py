@@ -233,6 +233,7 @@ def test_a_float16_that_overflows_is_refused(tmp_path: Path) -> None:
     assert (refused.site, "not finite" in refused.reason) == ("elm", True)
 
 
+@pytest.mark.slow
 def test_an_answer_that_comes_twice_counts_once(tmp_path: Path, without: Path) -> None:
     """Also where the second one is another: the first that is sound stands."""
     link = FakeLink(ASH, ELM, OAK)

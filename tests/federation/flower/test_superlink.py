@@ -59,6 +59,7 @@ def test_each_connection_waits_and_the_journal_is_cut(state: Any) -> None:
     assert setting(state, "foreign_keys") == 1, "Flower's own stay"
 
 
+@pytest.mark.slow
 def test_a_database_that_stays_locked_is_away_and_not_broken(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLWR_DATABASE", str(database))
     monkeypatch.setattr(link, "http_error_translator", away_for_once(link.http_error_translator))

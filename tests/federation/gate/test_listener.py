@@ -151,6 +151,7 @@ def test_idle_strangers_give_way_and_a_site_calls_all_the_while(house: House, st
     assert [one for one in gc.get_objects() if type(one) is GateProtocol and one.transport] == []
 
 
+@pytest.mark.slow
 def test_connections_that_say_nothing_or_no_tls_are_ended(house: House) -> None:
     async def half(writer: asyncio.StreamWriter) -> None:
         writer.write(HANDSHAKE)
@@ -158,6 +159,7 @@ def test_connections_that_say_nothing_or_no_tls_are_ended(house: House) -> None:
     assert house.under(attack(None, half), 100) == [b""] * 100
 
 
+@pytest.mark.slow
 def test_strangers_calls_are_answered_once_a_connection(house: House, stranger: ssl.SSLContext) -> None:
     async def many(writer: asyncio.StreamWriter) -> None:
         writer.write(ASK * 20)
@@ -167,6 +169,7 @@ def test_strangers_calls_are_answered_once_a_connection(house: House, stranger: 
     assert max(found.count(b"HTTP/1.1") for found in got) == 1
 
 
+@pytest.mark.slow
 def test_headers_that_creep_do_not_keep_a_connection(house: House, stranger: ssl.SSLContext) -> None:
     async def creep(writer: asyncio.StreamWriter) -> None:
         for byte in ASK[:-2] * 10:
@@ -187,6 +190,7 @@ NO_CALLS = {
 }
 
 
+@pytest.mark.slow
 def test_what_is_no_call_is_refused_and_its_body_is_not_waited_for(house: House, stranger: ssl.SSLContext) -> None:
     left = list(NO_CALLS) * 3
     told: dict[bytes, set[bytes]] = {said: set() for said in NO_CALLS}
@@ -251,6 +255,7 @@ def test_tls_has_no_tickets_and_no_renegotiation(tmp_path: Path) -> None:
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
+@pytest.mark.slow
 def test_without_descriptors_the_port_waits_and_goes_on(house: House, stranger: ssl.SSLContext) -> None:
     real, failures = socket.socket.accept, [OSError(24, "Too many open files")] * 3
 

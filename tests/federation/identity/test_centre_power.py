@@ -49,6 +49,7 @@ def test_a_first_enrolment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert {"ca.crt", "ca.key", "server.crt", "server.key", "link.crt", "link.key", "home.toml"} <= whole.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("now", [False, True])
 def test_a_new_authority(centre: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: bool) -> None:
     """Without `now` a site that has the former ca.crt goes on connecting, before the next command, too."""

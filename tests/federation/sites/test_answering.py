@@ -33,6 +33,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_site_describes_what_a_roster_is_made_of(infos, info):
     assert infos["dogwood"].databases["dogwood"]["num_cases"] == {"train": 5, "val": 5, "test": 5}  # 2, 1, 1 in truth
     assert set(infos["dogwood"].databases["dogwood"]["modalities"]) == {"T1", "FLAIR"}
@@ -62,6 +63,7 @@ def test_what_a_round_tells(site_stores, tmp_path, info):
     assert told["events"] == []
 
 
+@pytest.mark.slow
 def test_a_round_is_the_same_bits_wherever_it_is_repeated(site_stores, tmp_path, info):
     one = answer(round_task(info), site_of("birch", site_stores, tmp_path / "one"))
     task = round_task(info)
@@ -74,11 +76,13 @@ def test_a_round_is_the_same_bits_wherever_it_is_repeated(site_stores, tmp_path,
     assert not same(one.tensors, second.tensors)
 
 
+@pytest.mark.slow
 def test_sites_draw_differently(site_stores, tmp_path, info):
     here = site_of("birch", site_stores, tmp_path)
     assert not same(answer(round_task(info), here).tensors, answer(round_task(info), replace(here, name="elm")).tensors)
 
 
+@pytest.mark.slow
 def test_a_repeated_task_gets_the_stored_answer(site_stores, tmp_path, info):
     site = site_of("birch", site_stores, tmp_path)
     first = answer(round_task(info), site)
@@ -165,6 +169,7 @@ def test_a_model_is_finished_with_what_was_personal_in_its_round(site_stores, tm
     assert "of the model of round 3" in event
 
 
+@pytest.mark.slow
 def test_a_site_evaluates_every_subset(site_stores, tmp_path, info):
     site = site_of("dogwood", site_stores, tmp_path)
     options = replace(OPTIONS, schedule=replace(OPTIONS.schedule, evaluate_subsets="all"))
@@ -176,6 +181,7 @@ def test_a_site_evaluates_every_subset(site_stores, tmp_path, info):
     assert answer(round_task(info, options=options), site).body["metrics"]["validation"].keys() == told.keys()
 
 
+@pytest.mark.slow
 def test_a_site_that_only_evaluates_estimates_its_statistics(site_stores, tmp_path, info):
     site = site_of("dogwood", site_stores, tmp_path, trains=False)
     task = finish_task(info, with_local(personal=("*norm*",)), kind=EVALUATE)
@@ -186,6 +192,7 @@ def test_a_site_that_only_evaluates_estimates_its_statistics(site_stores, tmp_pa
     assert body["can_train"] is False
 
 
+@pytest.mark.slow
 def test_a_stopped_round_is_no_answer(site_stores, tmp_path, info):
     site = site_of("birch", site_stores, tmp_path)
     steps = []
@@ -205,6 +212,7 @@ def test_a_round_that_left_no_finite_weights_is_an_error_and_is_not_kept(site_st
     assert not list((tmp_path / "alder" / "experiments" / OPTIONS.experiment).glob("*.pt"))
 
 
+@pytest.mark.slow
 def test_noise_is_the_same_for_a_repeated_task_and_hides_what_it_does_not_cover(site_stores, tmp_path, info):
     options = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1, noise=0.5))
     site = site_of("birch", site_stores, tmp_path)
@@ -236,6 +244,7 @@ def turned_round(monkeypatch):
     return lambda: monkeypatch.setattr(answering, "train_round", turned)
 
 
+@pytest.mark.slow
 def test_another_update_of_the_same_task_gets_noise_of_its_own(site_stores, tmp_path, info, turned_round):
     clipping = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1))
     noising = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1, noise=0.5))
@@ -250,6 +259,7 @@ def test_another_update_of_the_same_task_gets_noise_of_its_own(site_stores, tmp_
     assert other.body["releases"] == 2
 
 
+@pytest.mark.slow
 def test_a_round_under_other_terms_is_no_release_if_it_sends_the_same(site_stores, tmp_path, info):
     site = site_of("birch", site_stores, tmp_path)
     noising = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1, noise=0.5))
@@ -331,6 +341,7 @@ def damaged(site_stores, tmp_path):
     return {"birch": str(copy)}
 
 
+@pytest.mark.slow
 def test_a_damaged_case_is_told_without_its_name(damaged, tmp_path, info):
     site = site_of("birch", damaged, tmp_path)
     sent = answer(round_task(info), site)
@@ -385,6 +396,7 @@ def test_a_server_of_another_kind_is_told_so(site_stores, tmp_path, info):
     assert "do not fit" in answer(SiteTask(ROUND, "trial", 1, task.body, less), site).error
 
 
+@pytest.mark.slow
 def test_the_policy_of_a_site_holds(site_stores, tmp_path, info):
     tight = Leaves(least=1, tensors=("encoder.*",), metrics=("validation/*",), counts=False, fingerprint=False)
     site = site_of("birch", site_stores, tmp_path, leaves=tight)
@@ -444,6 +456,7 @@ def test_a_run_that_protects_too_little_is_refused_before_it_trains(
         assert not answer(round_task(info, options=replace(OPTIONS, privacy=passed)), site).error
 
 
+@pytest.mark.slow
 def test_a_site_says_whether_others_may_see_its_model(site_stores, tmp_path, info):
     options = replace(OPTIONS, schedule=replace(OPTIONS.schedule, cross_site=True))
     found = answer(round_task(info, options=options), site_of("birch", site_stores, tmp_path))

@@ -54,6 +54,7 @@ def bits(found: Answer) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in found.tensors.items()}
 
 
+@pytest.mark.slow
 def test_a_round_leaves_a_damaged_case_out_and_counts_it(stores, tmp_path, info, caplog) -> None:
     sound = bits(answer(round_task(info), here(stores, tmp_path / "sound")))
     case = case_of(stores["birch"], "train")
@@ -79,6 +80,7 @@ def test_a_round_leaves_a_damaged_case_out_and_counts_it(stores, tmp_path, info,
     assert json.loads((tmp_path / "one/birch/experiments/trial/damaged.json").read_text()) == {}
 
 
+@pytest.mark.slow
 def test_a_round_that_was_stopped_after_the_damage_came_to_light_is_the_same(stores, tmp_path, info) -> None:
     spoil(stores["birch"], case_of(stores["birch"], "train"))
     whole = answer(round_task(info), here(stores, tmp_path / "whole"))
@@ -98,6 +100,7 @@ def test_more_damage_than_the_site_allows_is_refused(stores, tmp_path, info) -> 
     assert not found.tensors
 
 
+@pytest.mark.slow
 def test_an_evaluation_leaves_a_damaged_case_out(stores, tmp_path, info) -> None:
     spoil(stores["birch"], case_of(stores["birch"], "val"))
     body = {"info": info.to_json(), "options": round_task(info).body["options"], "split": "val", "subsets": "full"}
@@ -116,6 +119,7 @@ def test_what_is_no_damage_of_a_case_stays_an_error(stores, tmp_path, info, monk
     assert "something else" in answer(round_task(info), here(stores, tmp_path)).error
 
 
+@pytest.mark.slow
 def test_torch_is_left_alone(stores, tmp_path, info) -> None:
     """The second attempt draws the same numbers as the first, whatever happened in between."""
     spoil(stores["birch"], case_of(stores["birch"], "train"))

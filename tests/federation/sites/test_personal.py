@@ -123,6 +123,7 @@ def killed(work):
     assert os.WTERMSIG(status) == signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["in a step", "before the commit", "in the commit", "before it leaves"])
 def test_a_round_killed_at_any_moment_gives_the_same_bits(moment, site_stores, tmp_path, monkeypatch):
     known = described(site_stores, tmp_path / "described")
@@ -154,6 +155,7 @@ def test_a_round_killed_at_any_moment_gives_the_same_bits(moment, site_stores, t
     assert mine.parts
 
 
+@pytest.mark.slow
 def test_a_full_disk_lets_nothing_leave(site_stores, tmp_path, monkeypatch):
     info = joint_info(described(site_stores, tmp_path / "described"))
     site = site_of("alder", site_stores, tmp_path)

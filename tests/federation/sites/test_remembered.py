@@ -49,6 +49,7 @@ def evaluate_task(info, split, kind=EVALUATE):
     return SiteTask(kind, OPTIONS.experiment, 1, body, first_state(info))
 
 
+@pytest.mark.slow
 def test_a_site_leaves_out_of_its_test_what_the_experiment_has_learnt_from(stores, tmp_path, info):
     site = site_of("alder", stores, tmp_path)
     train, (val,), (test,) = (in_split(stores["alder"], split) for split in ("train", "val", "test"))
@@ -66,6 +67,7 @@ def test_a_site_leaves_out_of_its_test_what_the_experiment_has_learnt_from(store
     assert answer(evaluate_task(info, "test"), site).body["metrics"] == {}
 
 
+@pytest.mark.slow
 def test_a_training_case_that_moves_to_validation_is_not_judged_by(stores, tmp_path, info):
     site = site_of("alder", stores, tmp_path)
     train, (val,) = in_split(stores["alder"], "train"), in_split(stores["alder"], "val")
@@ -78,6 +80,7 @@ def test_a_training_case_that_moves_to_validation_is_not_judged_by(stores, tmp_p
     assert "some val cases were left out" in told.body["events"][0]
 
 
+@pytest.mark.slow
 def test_data_may_change_between_rounds_which_the_site_writes_down(stores, tmp_path, info):
     site, folder = site_of("alder", stores, tmp_path), tmp_path / "alder/experiments/trial"
     (new,) = in_split(stores["alder"], "test")
@@ -94,6 +97,7 @@ def test_data_may_change_between_rounds_which_the_site_writes_down(stores, tmp_p
     assert told.body["events"] == []  # the centre hears of it by the number of cases alone
 
 
+@pytest.mark.slow
 def test_the_model_that_a_site_keeps_knows_the_sites_own_cases(stores, tmp_path, info):
     site, model = site_of("alder", stores, tmp_path), tmp_path / "alder/experiments/trial/model.safetensors"
     answer(round_task(info), site)
@@ -139,6 +143,7 @@ def test_no_digest_of_a_scan_leaves_a_site(site_stores, tmp_path, monkeypatch):
     assert sum(secret in held for secret in secrets) >= len(digests(in_split(site_stores["alder"], "train")))
 
 
+@pytest.mark.slow
 def test_a_damaged_memory_is_an_error_and_not_forgotten(stores, tmp_path, info):
     site = site_of("alder", stores, tmp_path)
     answer(round_task(info), site)

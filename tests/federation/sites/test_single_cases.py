@@ -89,6 +89,7 @@ def hide(monkeypatch, names, **changed):
     monkeypatch.setattr(Database, "_case", now)
 
 
+@pytest.mark.slow
 def test_one_validation_case_is_not_told(site, info, oracle):
     """The attack that told one lesion's volume to the voxel, while the site reported five cases."""
     dice, seen = oracle
@@ -111,6 +112,7 @@ def test_many_questions_tell_of_no_fewer_than_five(site, info, oracle):
     assert len(means) == 2
 
 
+@pytest.mark.slow
 def test_a_case_that_comes_or_goes_is_not_told_by_the_difference(site, info, oracle, monkeypatch):
     dice, _ = oracle
     names = [case.name for case in open_store(site.store).cases if case.split == "val"]
@@ -142,6 +144,7 @@ def test_too_few_cases_have_no_dice(site, info, oracle):
     assert "13 or more cases" in body["events"][0]
 
 
+@pytest.mark.slow
 def test_a_structure_that_few_cases_have_does_not_count(site, info, monkeypatch):
     names = sorted(case.name for case in open_store(site.store).cases if case.split == "val")
     rare = set(names[:4])
@@ -161,6 +164,7 @@ def test_training_cases_and_other_subsets_are_not_evaluated(site, info):
     assert "subsets of the run's settings" in answer(evaluate(info, options_of(), subsets="T1"), site).error
 
 
+@pytest.mark.slow
 def test_a_sequence_that_few_cases_have_stays_at_home(site, info, monkeypatch):
     """It is not on the roster, and its part of the network is in no update: one case alone would have made it."""
     names = [case.name for case in open_store(site.store).cases if case.split == "train"]
@@ -205,6 +209,7 @@ def test_few_training_cases_train_nothing_by_default(site, info):
     assert len(training_cases(store, site, drawn, LabelSpace())) == 5
 
 
+@pytest.mark.slow
 def test_steps_that_are_skipped_do_not_count(site, info, monkeypatch):
     """A network that is not finite on all cases but one would else learn from that one alone."""
     from multiseg.federation.sites.training import Counted
@@ -230,6 +235,7 @@ def test_statistics_hold_no_case(site, info, url, monkeypatch):
     assert again is None  # seven of eight would tell the eighth, and without five there are too few
 
 
+@pytest.mark.slow
 def test_a_model_is_the_one_of_the_settings(site, info):
     """Settings are what a site agrees to: a description beside them may not say otherwise."""
     other = replace(info, numbers={**info.numbers, "widths": [8, 8, 8]})
@@ -241,6 +247,7 @@ def test_a_model_is_the_one_of_the_settings(site, info):
     assert "round 9 in a run of 4" in answer(round_task(info, 9, options=ALONE), site).error
 
 
+@pytest.mark.slow
 def test_answers_with_a_dice_are_counted(site, info, oracle):
     busy = replace(site, limits=Limits(scores_a_day=2))
     for name in ("one", "two"):

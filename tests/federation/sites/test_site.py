@@ -95,6 +95,7 @@ def test_databases_of_other_sites_have_no_weight_here(store, site):
     assert stream_options(site, store, asked).draw.weights == {"dogwood": 1.0}
 
 
+@pytest.mark.slow
 def test_a_received_model_is_evaluated_as_in_training(store, site, info):
     network = network_of(info, first_state(info), CPU)
     found = evaluated(network, order_of(info), store, site)
@@ -179,6 +180,7 @@ def test_running_statistics_are_averages_over_the_batches():
     assert two.norm.momentum == 0.1
 
 
+@pytest.mark.slow
 def test_a_database_of_weight_0_trains_nothing_for_the_others(site_stores, tmp_path, info):
     """Its sequences are not told as trained, neither before a round nor in it."""
     url = str(tmp_path / "both.zarr")
@@ -209,6 +211,7 @@ def held_out(hospitals, tmp_path_factory):
     return url
 
 
+@pytest.mark.slow
 def test_a_site_without_training_cases_describes_and_evaluates(held_out, site, info):
     store, there = open_store(held_out), replace(site, store=held_out)
     told = describe(store, there, OPTIONS)
@@ -225,6 +228,7 @@ def test_a_site_without_training_cases_describes_and_evaluates(held_out, site, i
         train_round(store, there, order)
 
 
+@pytest.mark.slow
 def test_where_its_lesions_are_shapes_no_statistics_of_a_site_that_only_evaluates(store, site, info, monkeypatch):
     seen = []
 

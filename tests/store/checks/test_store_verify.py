@@ -86,6 +86,7 @@ def test_a_sound_store_has_no_findings(store_url: str, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["findings"] == []
 
 
+@pytest.mark.slow
 def test_a_damaged_store_from_the_command_line(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "alder/image/c/1/0/0/0/0").write_bytes(b"")
     (copy / "alder/image/c/1/0/0/0/0.abc.partial").write_bytes(b"half")
@@ -117,6 +118,7 @@ def test_where_there_is_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
 # --- bytes ---
 
 
+@pytest.mark.slow
 def test_any_byte_of_any_voxel_file_that_flips_is_noticed(whole_copy: Path) -> None:
     for seed in range(5):
         flipped: dict[Path, bytes] = {}
@@ -145,6 +147,7 @@ def test_a_truncated_file(copy: Path, array: str, keep: float) -> None:
     assert only == ("DAMAGED_CHUNK", "alder", "A003", str(path.relative_to(copy)))
 
 
+@pytest.mark.slow
 def test_the_message_says_which_part_of_a_shard(tmp_path: Path) -> None:
     """Of a case of several chunks, one flipped byte costs one of them."""
     from multiseg.phantoms.hospitals import write_hospitals
@@ -195,6 +198,7 @@ def test_a_missing_shard(copy: Path, array: str) -> None:
     assert {case for _, _, case, _ in noticed} == {"A002"}
 
 
+@pytest.mark.slow
 def test_one_missing_shard_of_several(tmp_path: Path) -> None:
     """A case of more than 256 voxels lies in two files; the rest of it looks like a brain still."""
     url = long_case(tmp_path)
@@ -217,6 +221,7 @@ def long_case(folder: Path) -> Path:
     return url
 
 
+@pytest.mark.slow
 def test_stored_voxels_that_are_no_brain(tmp_path: Path) -> None:
     """What ingest warned of is still seen in the store: a head, a scan that was cut, a voxel size that was lost."""
     import nibabel as nib
@@ -247,6 +252,7 @@ def test_stored_voxels_that_are_no_brain(tmp_path: Path) -> None:
 # --- metadata ---
 
 
+@pytest.mark.slow
 def test_a_missing_or_broken_array(whole_copy: Path) -> None:
     shutil.rmtree(whole_copy / "alder/affine")
     (whole_copy / "birch/image/zarr.json").write_text("{")
@@ -288,6 +294,7 @@ def test_voxels_without_checksums(copy: Path) -> None:
     assert found(copy) == [("BAD_SCHEMA", "alder", "", "alder/image/zarr.json")]
 
 
+@pytest.mark.slow
 def test_axes_of_different_length(copy: Path) -> None:
     edit(copy / "alder/subject/zarr.json", lambda data: data.update(shape=[3]))
     edit(copy / "birch/subject/zarr.json", lambda data: data.update(shape=[5]))
@@ -295,6 +302,7 @@ def test_axes_of_different_length(copy: Path) -> None:
     assert ("WRITER_DIED", "birch", "", "birch") in found(copy, Severity.NOTE)
 
 
+@pytest.mark.slow
 def test_an_array_that_is_none_of_ours(copy: Path) -> None:
     opened(copy)["alder"].create_array("mystery", shape=(4,), dtype="uint8")
     (copy / "birch" / ".DS_Store").write_bytes(b"")
@@ -323,6 +331,7 @@ def test_attributes_of_a_database(copy: Path, attribute: str, value: object) -> 
     assert ("BAD_ATTRIBUTES", "alder", "", "alder/zarr.json") in found(copy)
 
 
+@pytest.mark.slow
 def test_the_root(copy: Path) -> None:
     edit(copy / "zarr.json", lambda data: data["attributes"]["multiseg"].update(grid_mm=[1, "x", 1]))
     assert found(copy) == [("BAD_ROOT", "", "", "zarr.json")]
@@ -339,6 +348,7 @@ def test_the_root(copy: Path) -> None:
     assert run(["verify", str(copy)]) == 3
 
 
+@pytest.mark.slow
 def test_databases_that_are_not_there_or_not_named(whole_copy: Path) -> None:
     shutil.rmtree(whole_copy / "birch")
     shutil.rmtree(whole_copy / "cedar/label")
@@ -356,6 +366,7 @@ def test_databases_that_are_not_there_or_not_named(whole_copy: Path) -> None:
 # --- what is said of a case ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("array", "value", "code", "place"),
     [
@@ -404,6 +415,7 @@ def test_sampled_voxels_off_their_structure(copy: Path, at: int) -> None:
     assert {code for code, *_ in found(copy)} == {"WRONG_POINTS"}
 
 
+@pytest.mark.slow
 def test_a_subject_in_two_splits(copy: Path) -> None:
     alder = opened(copy)["alder"]
     alder["subject"][:2] = np.array(["Ann", "Ann"], dtype=object)
@@ -421,6 +433,7 @@ def test_a_scan_in_two_splits(copy: Path) -> None:
     assert only == ("SCAN_IN_TWO_SPLITS", "birch", "B004", "birch/split")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("array", "at", "value", "code"),
     [
@@ -458,6 +471,7 @@ def test_where_nobody_is_to_look_is_no_unknown_code(copy: Path) -> None:
 # --- writers that died ---
 
 
+@pytest.mark.slow
 def test_a_refused_case_is_no_dead_writer(hospitals: Path, tmp_path: Path) -> None:
     """Its row lies between those of good cases, and the next case that is new takes it."""
     alder = find_manifest(hospitals / "manifest.toml")[0]
@@ -474,6 +488,7 @@ def test_a_refused_case_is_no_dead_writer(hospitals: Path, tmp_path: Path) -> No
     assert verify_store(url) == []
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_committed(copy: Path) -> None:
     alder = opened(copy)["alder"]
     alder["status"][3] = schema.PENDING

@@ -64,6 +64,7 @@ def test_sizes_that_do_not_fit_the_file(sizes: tuple[int, ...], said: str, suffi
     assert peak_of_reading(path, said) < 2 * MB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", ["honest", "a false length", "several members"])
 def test_a_gzip_bomb_is_never_unpacked_into_memory(lie: str, tmp_path: Path) -> None:
     path = tmp_path / "x.nii.gz"

@@ -314,6 +314,7 @@ def test_a_gzip_file_of_several_members(values: np.ndarray, tmp_path: Path) -> N
     assert read_volume(path).shape == SHAPE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.mha", "x.mhd", "x.nrrd", "x.nhdr", "x.nii", "x.mgh"])
 def test_a_damaged_header_is_an_error_and_no_crash(name: str, values: np.ndarray, tmp_path: Path) -> None:
     path = saved(tmp_path, name, values)

@@ -61,6 +61,7 @@ def test_similarity_by_hand() -> None:
     assert normalised_mutual_information(a, partly) == pytest.approx(entropies / pairs)
 
 
+@pytest.mark.slow
 def test_a_moved_copy_comes_back_within_half_a_voxel() -> None:
     one, two = contrasts()
     moved = Grid(MOVE @ GRID.affine, SHAPE)

@@ -117,6 +117,7 @@ def test_patients_in_one_folder_are_no_case(head, tmp_path: Path) -> None:
         find_source(tmp_path / "ms")
 
 
+@pytest.mark.slow
 def test_a_case_of_which_all_is_skipped_does_not_fail(head, tmp_path: Path, ingested: Callable) -> None:
     write(head, tmp_path / "ms" / "pat1", "T1", lesion=head.codes(1))
     write(head, tmp_path / "ms" / "survey", "scout_T2")
@@ -173,6 +174,7 @@ def test_one_sequence_of_all_contradicts_no_name(head, tmp_path: Path) -> None:
     assert images(find_database(named))["IBSR_03_FLAIR"] == {"FLAIR": "IBSR_03_FLAIR.nii.gz"}
 
 
+@pytest.mark.slow
 def test_one_sequence_of_all_from_the_command_line(head, tmp_path: Path, ingested: Callable) -> None:
     root = ibsr(head, tmp_path / "ibsr")
     pattern = ("--pattern", "*/{case}/{case}.nii.gz", "--allow-unlabelled")
@@ -223,6 +225,7 @@ def test_two_masks_of_one_case_are_asked_for(head, tmp_path: Path, names: tuple[
 ODD = {"255": (255,), "2": (2,), "several": (1, 2), "values": (7, 9)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("first", [True, False])
 def test_an_odd_label_is_its_own_cases_error(head, tmp_path: Path, ingested: Callable, odd: str, first: bool) -> None:

@@ -43,6 +43,7 @@ def test_releases(head, tmp_path: Path, training: str, testing: str, names) -> N
     assert [case.split for case in cases] == ["", "test", ""]
 
 
+@pytest.mark.slow
 def test_in_the_store(head, tmp_path: Path, ingested: Callable) -> None:
     done = ingested(write_release(head, tmp_path / "ATLAS_2", *PARTS[0]))
     assert done.code == 0, done.said

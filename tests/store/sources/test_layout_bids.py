@@ -228,6 +228,7 @@ def test_a_single_diffusion_image(head, tmp_path: Path, weighting: str, modaliti
     assert look(tmp_path / "b").modalities == {"sub-1": modalities}
 
 
+@pytest.mark.slow
 def test_segmentations_with_their_table(head, root: Path, ingested: Callable) -> None:
     for stem in ("sub-01", "sub-02_ses-1"):
         save(head, root, f"{stem}_desc-seven_dseg", head.codes(3, 10, 42), "derivatives/tool")
@@ -334,6 +335,7 @@ def test_raw_scans_where_a_label_lies_with_them(head, root: Path) -> None:
     assert {"RAW_OR_PREPROCESSED", "OTHER_SPACE"} <= set(found.codes("note"))
 
 
+@pytest.mark.slow
 def test_a_template_label_on_the_box_of_a_raw_scan(head, root: Path, ingested: Callable) -> None:
     next(root.glob("derivatives/manual/sub-01/anat/*")).unlink()
     save(head, root, "sub-01_space-MNI_label-lesion_mask", head.codes(1), "derivatives/manual")
@@ -408,6 +410,7 @@ def test_a_description_that_is_no_json(root: Path) -> None:
     assert (len(found.cases), found.errors, found.codes("warning")) == (3, [], ["BAD_DESCRIPTION"])
 
 
+@pytest.mark.slow
 def test_codes_that_are_no_mask(head, root: Path, ingested: Callable) -> None:
     save(head, root, "sub-01_label-lesion_mask", head.codes(255), "derivatives/manual")
     assert errors(ingested(root)) == [("LABEL_CODES", "sub-01")]

@@ -40,6 +40,7 @@ def test_until_2021(head, tmp_path: Path, ingested: Callable) -> None:
     assert (database.cases[0].foreground_count > 0).all()
 
 
+@pytest.mark.slow
 def test_threes_and_fours_in_different_cases_are_asked_for(head, tmp_path: Path, ingested: Callable) -> None:
     write_new(head, tmp_path / "gli", "BraTS-GLI-00000-100", 1, 2, 3)
     write_new(head, tmp_path / "gli", "BraTS-GLI-00001-100", 1, 2, 4)
@@ -90,6 +91,7 @@ def test_names_of_the_years_until_2021(head, tmp_path: Path, case: str, suffix: 
     assert found.names(case)["label:tumour"] == f"{case}_seg{suffix}"
 
 
+@pytest.mark.slow
 def test_code_3_has_no_meaning_until_2021(head, tmp_path: Path, ingested: Callable) -> None:
     write_old(head, tmp_path / "data", "BraTS2021_00000", 1, 2, 3)
     done = ingested(tmp_path / "data")
@@ -147,6 +149,7 @@ def test_a_lost_sequence_is_said(head, tmp_path: Path) -> None:
     assert "has no T1c" in warning.message
 
 
+@pytest.mark.slow
 def test_kinds_of_tumour_and_visits(head, tmp_path: Path, ingested: Callable) -> None:
     for case in ("BraTS-GLI-00005-100", "BraTS-GLI-00005-101", "BraTS-MET-00001-000", "BraTS-GoAT-00007"):
         write_new(head, tmp_path / "data", case, 1, 2, 3)
@@ -182,6 +185,7 @@ def test_two_meanings_of_4_in_one_folder(head, tmp_path: Path) -> None:
         look(tmp_path / "data")
 
 
+@pytest.mark.slow
 def test_a_damaged_label_is_its_own_cases_fault(head, tmp_path: Path, ingested: Callable) -> None:
     for case in ("BraTS-GLI-00001-000", "BraTS-GLI-00002-000"):
         write_new(head, tmp_path / "data", case, 1, 2, 3)

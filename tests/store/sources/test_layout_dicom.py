@@ -209,6 +209,7 @@ def test_nothing_is_guessed_in_silence(scanner: Scanner, ingested: Callable) -> 
     assert NAME not in json.dumps(done.report) + done.said
 
 
+@pytest.mark.slow
 def test_a_study_becomes_a_case(scanner: Scanner, ingested: Callable) -> None:
     for tags in (T1, T1C, T2):
         scanner.series(tags)
@@ -228,6 +229,7 @@ def test_a_study_becomes_a_case(scanner: Scanner, ingested: Callable) -> None:
     assert b"SECRET" not in kept
 
 
+@pytest.mark.slow
 def test_the_same_folder_again_is_there_already(scanner: Scanner, ingested: Callable) -> None:
     scanner.series(T1)
     first = ingested(scanner.root / "dicom", "--yes", "--allow-unlabelled")
@@ -297,6 +299,7 @@ def test_volumes_that_no_tag_tells_apart(scanner: Scanner, ingested: Callable) -
     assert done.codes("error") == ["DUPLICATE_SLICES"]
 
 
+@pytest.mark.slow
 def test_a_series_with_a_gap_keeps_its_case_out(scanner: Scanner, ingested: Callable) -> None:
     scanner.series(T1)
     scanner.series(T2, skip=(7,))
@@ -332,6 +335,7 @@ def test_what_is_no_scan_is_counted_and_left_alone(scanner: Scanner) -> None:
     assert "1 files are named as DICOM but are not: no.dcm" in found.messages("NOT_DICOM")[0]
 
 
+@pytest.mark.slow
 def test_colours_and_captures_are_refused(scanner: Scanner, ingested: Callable) -> None:
     folder = scanner.series(T1)
     colours = SimpleITK.GetImageFromArray(np.zeros((8, 8, 3), np.uint8), isVector=True)
@@ -378,6 +382,7 @@ def test_a_makers_own_b_value_is_read_from_the_file(scanner: Scanner) -> None:
     assert b_value_of(one) == 800
 
 
+@pytest.mark.slow
 def test_patient_ids_and_dates_become_names_unless_others_are_asked_for(scanner: Scanner, ingested: Callable) -> None:
     scanner.series(T1)
     how = (scanner.root, "--yes", "--allow-unlabelled")

@@ -53,6 +53,7 @@ def test_the_folder_of_one_subject(head, tmp_path: Path, folder: str) -> None:
     assert (list(found.cases), found.errors) == (["bert"], [])
 
 
+@pytest.mark.slow
 def test_flat_subjects(head, tmp_path: Path, ingested: Callable) -> None:
     write_subject(head, tmp_path / "fs" / "bert", "aseg", "brainmask")
     head.save(tmp_path / "fs" / "bert" / "T1_brain.mgz", np.where(head.brain, 90, 0).astype(np.uint8))
@@ -96,6 +97,7 @@ def test_what_is_missing(head, tmp_path: Path) -> None:
     assert (list(again.cases), again.errors) == (["good", "no_mask", "no_t1"], [])
 
 
+@pytest.mark.slow
 def test_a_code_that_no_one_knows(head, tmp_path: Path, ingested: Callable) -> None:
     write_subject(head, tmp_path / "fs" / "bert" / "mri")
     head.save(tmp_path / "fs" / "bert" / "mri" / "aseg.mgz", head.codes(2, 3, 801).astype(np.int32))

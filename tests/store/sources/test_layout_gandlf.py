@@ -32,6 +32,7 @@ def test_headers(head, tmp_path: Path, header: str) -> None:
     assert [case.participant[header.split(",")[-1]] for case in found.files.cases] == [41, 42]
 
 
+@pytest.mark.slow
 def test_in_the_store(head, tmp_path: Path, ingested: Callable) -> None:
     done = ingested(write(head, tmp_path))
     assert done.code == 0
@@ -45,6 +46,7 @@ def test_in_the_store(head, tmp_path: Path, ingested: Callable) -> None:
     assert done.codes() == []
 
 
+@pytest.mark.slow
 def test_as_gandlf_and_named(head, tmp_path: Path, ingested: Callable) -> None:
     done = ingested(write(head, tmp_path), "--as", "gandlf", "--database", "site", "--labels", "1=infarct")
     assert done.store["site"].schemas["lesion"].names == ("infarct",)
@@ -86,6 +88,7 @@ def test_an_empty_cell_is_a_sequence_that_is_not_there(head, tmp_path: Path) -> 
     assert found.modalities["p2"] == ("FLAIR",)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_there(head, tmp_path: Path, ingested: Callable) -> None:
     table = write(head, tmp_path)
     (tmp_path / "scans" / "p2_t1.nii.gz").unlink()

@@ -58,6 +58,7 @@ def test_one_rater(challenge: Path) -> None:
     assert "label:rater1" not in found.names("training01_02")
 
 
+@pytest.mark.slow
 def test_majority(challenge: Path, ingested: Callable) -> None:
     done = ingested(challenge, "--raters", "majority")
     assert done.code == 0

@@ -38,6 +38,7 @@ def test_both_releases(head, tmp_path: Path, flat: bool) -> None:
     assert list(found.annotations.values()) == [["lesion"]] * 2
 
 
+@pytest.mark.slow
 def test_in_the_store(head, tmp_path: Path, ingested: Callable) -> None:
     root = tmp_path / "ISLES-2022"
     write_case(head, root, CASES[0], False, 1)

@@ -29,6 +29,7 @@ def write(head, folder: Path, names: tuple[str, ...] = ("t1", "flair"), nested: 
     return folder / "datalist.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nested", [True, False])
 def test_a_file_a_sequence(head, tmp_path: Path, ingested: Callable, nested: bool) -> None:
     done = ingested(write(head, tmp_path, nested=nested), "--split", "train=1")
@@ -53,6 +54,7 @@ def test_files_that_do_not_tell_their_sequence(head, tmp_path: Path) -> None:
     assert told.modalities == dict.fromkeys(("p0", "p1", "p2"), ("PD", "T1c"))
 
 
+@pytest.mark.slow
 def test_4d_files_and_labels(head, tmp_path: Path, ingested: Callable) -> None:
     for name in ("a", "b"):
         head.save(tmp_path / f"{name}.nii.gz", np.stack([head.image() * (n + 1) for n in range(2)], axis=-1))
@@ -70,6 +72,7 @@ def test_4d_files_and_labels(head, tmp_path: Path, ingested: Callable) -> None:
     assert "but cases have 2" in ingested(tmp_path / "list.json").said
 
 
+@pytest.mark.slow
 def test_a_case_with_fewer_images(head, tmp_path: Path, ingested: Callable) -> None:
     path = write(head, tmp_path)
     data = json.loads(path.read_text())

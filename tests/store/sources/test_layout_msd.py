@@ -60,6 +60,7 @@ def test_brain_tumours(folder: Path, ingested: Callable) -> None:
     assert done.codes("error", "warning") == []
 
 
+@pytest.mark.slow
 def test_each_volume_is_the_sequence_that_the_description_names(head, tmp_path: Path, ingested: Callable) -> None:
     done = ingested(write(head, tmp_path / "Task", {"0": "T2w", "1": "t1gd", "2": "FLAIR", "3": "T1w"}))
     database = done.store["Task"]

@@ -53,6 +53,7 @@ def test_a_file_of_other_volumes(head, folder: Path) -> None:
     assert look(folder, modalities=NAMED).errors == [("NUM_VOLUMES", "c"), ("NO_MODALITY", "d")]
 
 
+@pytest.mark.slow
 def test_one_sequence(head, tmp_path: Path, ingested: Callable) -> None:
     done = ingested(write(head, tmp_path / "ATLAS", 1), "--modality", "0=T1")
     assert done.code == 0

@@ -70,6 +70,7 @@ def test_half_labelled_test_set(head, plain: Path) -> None:
     assert list(found.cases) == ["new", "pat_000", "pat_001"]
 
 
+@pytest.mark.slow
 def test_regions(head, tmp_path: Path, ingested: Callable) -> None:
     labels = {"background": 0, "whole tumor": [1, 2, 3], "core": [2, 3], "enhancing": 3}
     done = ingested(write_v2(head, tmp_path / "Dataset1_R", labels, 1, 2, 3, number=1, regions_class_order=[1, 2, 3]))
@@ -185,6 +186,7 @@ def write_v1(head, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_version_1(head, tmp_path: Path, ingested: Callable) -> None:
     done = ingested(write_v1(head, tmp_path / "Task501_Brain"))
     assert done.code == 0

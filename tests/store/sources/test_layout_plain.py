@@ -96,6 +96,7 @@ def test_folders_that_may_be_sites_or_people(head, tmp_path: Path) -> None:
     assert found.codes("warning") == ["NESTED_CASES"]
 
 
+@pytest.mark.slow
 def test_codes_are_asked_for(head, tmp_path: Path, ingested: Callable) -> None:
     folder = write_cases(head, tmp_path / "glioma", seg=head.codes(1, 2, 4))
     done = ingested(folder)
@@ -109,6 +110,7 @@ def test_codes_are_asked_for(head, tmp_path: Path, ingested: Callable) -> None:
     assert {s.kind for s in done.store["glioma"].schemas["seg"].structures} == {"lesion"}
 
 
+@pytest.mark.slow
 def test_an_atlas_by_its_name(head, tmp_path: Path, ingested: Callable) -> None:
     labels = {"tissue_dlmuse_on_T1": head.codes(*DLMUSE), "lesion_on_FLAIR": head.codes(1)}
     done = ingested(write_cases(head, tmp_path / "wmh", **labels))
@@ -122,6 +124,7 @@ def test_an_atlas_by_its_name(head, tmp_path: Path, ingested: Callable) -> None:
     assert "name says so" in note
 
 
+@pytest.mark.slow
 def test_an_atlas_by_its_codes(head, tmp_path: Path, ingested: Callable) -> None:
     done = ingested(write_cases(head, tmp_path / "oasis", parcellation=head.codes(*NEUROMORPHOMETRICS)))
     assert done.code == 0

@@ -46,6 +46,7 @@ def test_siss(head, tmp_path: Path, ingested: Callable) -> None:
     assert all((case.foreground_count > 0).all() for case in database.cases[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mha", ".nii"])
 def test_brats_2015(head, tmp_path: Path, ingested: Callable, suffix: str) -> None:
     root = tmp_path / "BRATS2015_Training"

@@ -40,6 +40,7 @@ def test_sites_scanners_and_parts(head, tmp_path: Path) -> None:
     assert "4 cases use FLAIR and T1 from pre/" in found.messages("CHOSEN_FILES")[0]
 
 
+@pytest.mark.slow
 def test_other_pathology_is_ignored_and_never_foreground(head, tmp_path: Path, ingested: Callable) -> None:
     write_all(head, tmp_path / "WMH")
     done = ingested(tmp_path / "WMH", "--raters", "all")

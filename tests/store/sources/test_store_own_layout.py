@@ -79,6 +79,7 @@ def test_a_source_that_does_not_fit(hospitals, mine, name, error, said):
         find_source(hospitals / "dogwood", name=name)
 
 
+@pytest.mark.slow
 def test_the_command_line_ingests_by_it(hospitals, mine, tmp_path, capsys):
     url = str(tmp_path / "own.zarr")
     said = ["ingest", str(hospitals / "dogwood"), "--as", "mine_sources:flair", "--store", url, "--spacing", "8"]

@@ -126,6 +126,7 @@ def test_a_ragged_table_stops_an_ingest(head, tmp_path: Path, ingested: Callable
     assert not done.url.exists()
 
 
+@pytest.mark.slow
 def test_an_age_of_89_plus_is_not_known_and_said(head, tmp_path: Path, ingested: Callable) -> None:
     folder = write_cases(head, tmp_path / "ms", "case1", "case2", "case3")
     table(folder, "case,age\ncase1,60\ncase2,89+\ncase3,70\n")
@@ -135,6 +136,7 @@ def test_an_age_of_89_plus_is_not_known_and_said(head, tmp_path: Path, ingested:
     assert [case.name for case in older] == ["case3"]
 
 
+@pytest.mark.slow
 def test_numbers_in_a_column_of_text_are_said(head, tmp_path: Path, ingested: Callable) -> None:
     """The store keeps a column as its first table made it."""
     folder = write_cases(head, tmp_path / "ms", "case1", "case2")
@@ -149,6 +151,7 @@ def test_numbers_in_a_column_of_text_are_said(head, tmp_path: Path, ingested: Ca
         select(done.store, participants={"age": 70})
 
 
+@pytest.mark.slow
 def test_a_column_of_numbers_in_one_database_and_text_in_another(head, tmp_path: Path, ingested: Callable) -> None:
     for name, ages in (("a", "case1,60\ncase2,70\n"), ("b", "case1,old\ncase2,young\n")):
         table(write_cases(head, tmp_path / name, "case1", "case2"), "case,age\n" + ages)
