@@ -1,5 +1,5 @@
 # Three commands do everything on a bare machine with Python 3.11 or later and make: `make demo`, `make test` (all tests)
-# and `make quick` (those that take less than a second of processor time each).
+# and `make quick` (those that take less than half a second of processor time each).
 PYTHON ?= python3
 BIN := .venv/bin
 # `make test CONSTRAINTS=` takes the newest versions of everything that pyproject.toml allows.

@@ -120,6 +120,7 @@ def test_the_container_runs_a_command_that_there_is() -> None:
     assert "FLWR_TELEMETRY_ENABLED=0" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["deploy/README.md", "docs/federation.md", *(f"deploy/{name}" for name in UNITS)])
 def test_pages_name_commands_that_there_are(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")

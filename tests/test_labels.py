@@ -77,6 +77,7 @@ def test_encode_names_unknown_codes_and_counts_all_their_voxels() -> None:
     assert "7=NAME,9=NAME" in str(e.value)
 
 
+@pytest.mark.slow
 @given(hnp.arrays(np.int16, hnp.array_shapes(max_dims=3, max_side=5), elements=st.sampled_from([0, 2, 17, 2035, 9])))
 def test_encode_is_voxel_for_voxel(values: np.ndarray) -> None:
     schema = LabelSchema.parse("2=a,17=b,2035=c,9=ignore", "tissue")

@@ -54,6 +54,7 @@ def test_a_file_name_tells_one_sequence_or_none(file_name: str, name: str | None
     assert modality_of_file_name(file_name) == name
 
 
+@pytest.mark.slow
 @given(names)
 def test_canonical_order_keeps_every_name_once_and_unknown_ones_as_they_came(given_names: list[str]) -> None:
     ordered = in_canonical_order(given_names)

@@ -92,6 +92,7 @@ def test_the_stores_do_differ(store_url: str, permuted_url: str) -> None:
         assert {case.name: case.split for case in one[name].cases} == {c.name: c.split for c in other[name].cases}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw",
     [

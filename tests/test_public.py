@@ -42,6 +42,7 @@ def test_the_options_of_every_public_function_are_public() -> None:
     assert {"FitOptions", "DrawOptions", "AugmentOptions", "ModelOptions", "StartOptions", "Workers"} <= found
 
 
+@pytest.mark.slow
 def test_a_single_name_is_one_name(store_url: str) -> None:
     """Of the text "FLAIR" the letters were taken, so that nothing was found."""
     store = multiseg.open_store(store_url)
@@ -55,6 +56,7 @@ def test_a_single_name_is_one_name(store_url: str) -> None:
     assert tuple(multiseg.ModalityAxis("FLAIR")) == ("FLAIR",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

@@ -30,6 +30,7 @@ def test_every_argument_and_option_says_what_it_is(verb: str) -> None:
     assert [parameter.name for parameter in command.params if not getattr(parameter, "help", None)] == []
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, contextlib, io\n"

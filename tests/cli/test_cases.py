@@ -26,6 +26,7 @@ def folder(hospitals: Path, tmp_path: Path) -> Path:
     return tmp_path / "birch"
 
 
+@pytest.mark.slow
 def test_the_report_has_what_the_store_has(hospitals: Path, tmp_path: Path) -> None:
     alder, _, cedar, _ = find_manifest(hospitals / "manifest.toml")
     url = str(tmp_path / "s.zarr")

@@ -112,6 +112,7 @@ def test_predict_leaves_what_is_there(
         assert contents(patient) == before
 
 
+@pytest.mark.slow
 def test_predict_overwrites_when_asked_but_no_read_only_file(
     model: Path, patient: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +275,7 @@ def test_phantoms_leave_others_in_peace(tmp_path: Path, capsys: pytest.CaptureFi
     assert contents(tmp_path / "h") != before
 
 
+@pytest.mark.slow
 def test_ingest_makes_no_store_in_a_store_and_keeps_other_downloads(
     hospitals: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,7 @@ def test_a_rehearsal_finds_what_headers_tell(folder: Path, capsys: pytest.Captur
     assert [finding["case"] for finding in forecast["findings"] if finding["severity"] == "error"] == ["B002"]
 
 
+@pytest.mark.slow
 def test_a_rehearsal_on_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["ingest", str(folder), *CODES, "--store", "none.zarr", "--dry-run", "--spacing", "5"]) == 0
     said = capsys.readouterr().out

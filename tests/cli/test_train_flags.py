@@ -27,6 +27,7 @@ def test_without_them_it_is_as_published(capsys: pytest.CaptureFixture[str]) -> 
     assert (said["stream"]["draw"]["drop"], said["stream"]["draw"]["num_cases"]) == ("uniform", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [(("--drop", "all"), "draw.drop is 'all': give one of uniform"), (("--model", "resnet"), "no network 'resnet'")],
@@ -48,6 +49,7 @@ def test_the_seed_is_that_of_a_printed_file_too(
     assert (settings["seed"], settings["stream"]["draw"]["seed"], settings["augment"]["seed"]) == (7, 7, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", ["-1", "nan", "0"])
 def test_a_learning_rate_that_cannot_be(
     rate: str, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

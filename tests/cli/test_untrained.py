@@ -90,6 +90,7 @@ def test_predict_from_untrained_sequences_alone_is_refused(
     assert not (tmp_path / "out.nii.gz").exists()
 
 
+@pytest.mark.slow
 def test_evaluate_where_every_sequence_is_untrained_is_refused(
     models: tuple[Path, Path], store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

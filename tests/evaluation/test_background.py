@@ -95,6 +95,7 @@ def test_the_background_of_a_store_case_in_evaluation_and_validation(
     assert torch.equal(watcher.seen[0], first)
 
 
+@pytest.mark.slow
 def test_a_case_knows_the_intensity_of_its_own_sequences(store_url: str) -> None:
     """By name, also where a case lacks the database's first sequence."""
     store = open_store(store_url)

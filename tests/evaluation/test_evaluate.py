@@ -108,6 +108,7 @@ def test_the_summary_is_the_mean_of_its_cases(saved: Path, store_url: str, tmp_p
     assert (tmp_path / "out" / "montage.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_an_untrained_channel_is_left_out_and_said(saved: Path, store_url: str) -> None:
     save_model(saved, Threshold(1.5), info(trained_on=("FLAIR", "T1")))
     result = evaluate(saved, store_url, EvaluateOptions(split="", databases=("alder",)))
@@ -309,6 +310,7 @@ def test_a_case_that_was_replaced_in_between_is_evaluated_again(saved: Path, sto
     assert again == [whole.cases["dice"][0], 0.125, 0.125, 0.125]
 
 
+@pytest.mark.slow
 def test_predict_says_that_the_model_has_learnt_from_this_scan(
     saved: Path, hospitals: Path, store_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,7 @@ def test_the_middle_of_a_window_counts_more_than_its_edge():
     np.testing.assert_allclose(found[:4], sigmoid(logits[:4]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_agrees_with_monai(network):
     """Where a window has its middle: towards the edges the two differ in the least weight that they give."""
     inferers = pytest.importorskip("monai.inferers")

@@ -103,6 +103,7 @@ def test_front_is_up_and_the_right_of_the_patient_is_on_the_left(tmp_path: Path)
     assert truth_column < predicted_column - 100
 
 
+@pytest.mark.slow
 def test_the_slice_with_the_largest_lesion_is_shown(tmp_path: Path) -> None:
     small, large = box(np.s_[4:6], np.s_[4:6], np.s_[3:5]), box(np.s_[8:14], np.s_[8:14], np.s_[7:8])
     alone = drawn(tmp_path, panel(truth=large))
@@ -113,6 +114,7 @@ def test_the_slice_with_the_largest_lesion_is_shown(tmp_path: Path) -> None:
     assert not where(both, TRUTH_COLOUR).any()
 
 
+@pytest.mark.slow
 def test_the_middle_of_the_brain_is_shown_without_a_lesion(tmp_path: Path) -> None:
     def with_slices_swapped(one: int, other: int) -> Pixels:
         image = volume()
@@ -124,6 +126,7 @@ def test_the_middle_of_the_brain_is_shown_without_a_lesion(tmp_path: Path) -> No
     assert np.abs(with_slices_swapped(5, 6) - usual).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_sequence_that_a_case_lacks_stays_dark(tmp_path: Path) -> None:
     pixels = drawn(tmp_path, panel("T1", "T2", name="full"), panel("T1", name="lacks T2"))
     height, width, _ = pixels.shape
@@ -134,6 +137,7 @@ def test_a_sequence_that_a_case_lacks_stays_dark(tmp_path: Path) -> None:
     assert first_row_right.max() > 0.8
 
 
+@pytest.mark.slow
 def test_background_is_black_also_beside_negative_values(tmp_path: Path) -> None:
     image = volume()
     negative = np.where(image > 0, image - np.float16(200), image)

@@ -141,6 +141,7 @@ class Bands(nn.Module):
         return -self.scale * (values - wanted).abs()
 
 
+@pytest.mark.slow
 def test_a_prediction_of_eight_structures_is_told_apart(tmp_path: Path) -> None:
     kinds = ("lesion", "tissue") * 4
     space = LabelSpace(tuple(SpaceLabel(name, kind) for name, kind in zip(NAMES, kinds, strict=True)))

@@ -88,6 +88,7 @@ def test_a_package_without_sources_has_no_hash(package: Path) -> None:
         hashed(package)
 
 
+@pytest.mark.slow
 def test_a_line_of_any_module_changes_the_app(copy: Path) -> None:
     before = app_of(copy)
     with (copy / "training" / "fit.py").open("a") as file:

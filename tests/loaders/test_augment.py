@@ -62,6 +62,7 @@ def test_none_changes_nothing(dtype):
     assert torch.equal(done.target, batch.target)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(SIZES), st.sampled_from([standard(), published(), EVERYTHING]))
 def test_what_must_never_happen(index, size, options):
@@ -173,6 +174,7 @@ def test_a_flip_by_hand_and_twice():
     assert torch.equal(twice.target, batch.target)
 
 
+@pytest.mark.slow
 def test_only_the_named_axes_are_flipped_each_by_itself():
     options = AugmentOptions(flip_probability=0.5, flip_axes=("i", "k"))
     drawn = [draw(options, 0, index, 1)[0] for index in range(2000)]
@@ -216,6 +218,7 @@ def test_probabilities_are_those_of_each_sequence():
         assert chisquare([count, len(drawn) - count], [expected, len(drawn) - expected]).pvalue > 1e-4, name
 
 
+@pytest.mark.slow
 def test_numbers_stay_in_their_ranges_and_fill_them():
     options = replace(EVERYTHING, rotation_degrees=(0.0, 0.0, 10.0), scaling=(0.5, 2.0))
     drawn = [draw(options, 0, index, 1) for index in range(600)]

@@ -43,6 +43,7 @@ def test_the_points_of_a_label_are_those_that_the_store_sampled_of_its_structure
         assert stop - start == sum(len(points_of(centres, number, label)) for label in range(3))
 
 
+@pytest.mark.slow
 def test_points_lie_where_the_target_shows_their_label(alder):
     centres = load_centres(alder, alder.cases, LabelSpace(), [0])
     for number, case in enumerate(alder.cases):
@@ -51,6 +52,7 @@ def test_points_lie_where_the_target_shows_their_label(alder):
         assert np.all(target[tuple(points.T)] == 1)
 
 
+@pytest.mark.slow
 def test_merged_structures_become_one_label(store_url):
     birch = open_store(store_url)["birch"]
     centres = load_centres(birch, birch.cases, LabelSpace(), [0])
@@ -58,6 +60,7 @@ def test_merged_structures_become_one_label(store_url):
         assert len(points_of(centres, number, 0)) == case.foreground_count.sum()
 
 
+@pytest.mark.slow
 def test_only_the_labels_asked_for_and_the_cases_annotated_have_points(alder):
     cases = [alder.cases[0], replace(alder.cases[1], annotated=np.array([False, True])), alder.cases[2]]
     centres = load_centres(alder, cases, MIXED, [1])
@@ -66,6 +69,7 @@ def test_only_the_labels_asked_for_and_the_cases_annotated_have_points(alder):
     assert [(label, at.tolist()) for label, at in centres.holders()] == [(1, [0, 2])]
 
 
+@pytest.mark.slow
 def test_nothing_is_read_of_what_a_case_has_not(alder, monkeypatch):
     asked = []
 
@@ -83,12 +87,14 @@ def test_nothing_is_read_of_what_a_case_has_not(alder, monkeypatch):
     assert len(points_of(centres, 3, 0)) == 31
 
 
+@pytest.mark.slow
 def test_a_second_rater_adds_no_points(alder):
     one = load_centres(alder, alder.cases, LabelSpace(), [0])
     alder.schemas = {"lesion": alder.schemas["lesion"], "rater2": alder.schemas["lesion"]}
     assert len(load_centres(alder, alder.cases, LabelSpace(), [0]).points) == len(one.points)
 
 
+@pytest.mark.slow
 def test_too_many_points_are_thinned_alike_and_spread(alder):
     whole = load_centres(alder, alder.cases, MIXED, range(3))
     thin = load_centres(alder, alder.cases, MIXED, range(3), most=12 * 20)
@@ -103,6 +109,7 @@ def test_too_many_points_are_thinned_alike_and_spread(alder):
     assert len(fewest.points) == 12
 
 
+@pytest.mark.slow
 def test_blocks_of_cases_join_to_the_same(alder, monkeypatch):
     at_once = load_centres(alder, alder.cases, MIXED, range(3))
     monkeypatch.setattr("multiseg.loaders.centres._BLOCK", 1)
@@ -111,6 +118,7 @@ def test_blocks_of_cases_join_to_the_same(alder, monkeypatch):
     assert np.array_equal(at_once.points, one_by_one.points)
 
 
+@pytest.mark.slow
 def test_no_label_asked_for_gives_no_points(alder):
     centres = load_centres(alder, alder.cases, MIXED, [])
     assert centres.points.shape == (0, 3)

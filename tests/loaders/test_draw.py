@@ -57,6 +57,7 @@ def law_of(law, kept_of_each_draw, modalities=range(4)):
     return [counts[s] for s in subsets], counts.total() * chances / chances.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_a_drop_follows_its_law(law):
     given = limits(law, 4, 0.3)
@@ -198,6 +199,7 @@ def test_databases_are_drawn_by_their_weights(store):
     assert fits([counts[name] for name in counts], [1000 * weights[name] for name in counts])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-320, 1e308])
 def test_weights_of_any_size_count_beside_each_other(store, size):
     plan = plan_of(store, weights=dict.fromkeys(store, size))
@@ -250,6 +252,7 @@ def without(case, annotation):
     return replace(case, foreground_count=count)
 
 
+@pytest.mark.slow
 def test_the_share_of_centred_windows_is_as_given(store):
     cases = {"cedar": store["cedar"].cases[:1]}
     plan = plan_of(store, cases, patch=VOXEL, lesion_share=0.3)
@@ -375,6 +378,7 @@ def test_how_far_a_window_may_reach_over_a_border(extent, size, overhang):
         assert low == high == -((size - extent + 1) // 2)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(0, 40), st.sampled_from([0.0, 1.0]), st.tuples(*[st.integers(1, 48)] * 3), st.integers(0, 2**63 - 1))
 def test_corners_keep_to_their_range(store, overhang, share, patch, index):

@@ -60,6 +60,7 @@ def test_more_than_a_limit_is_refused(monkeypatch):
         SharedMemory(11_000)
 
 
+@pytest.mark.slow
 def test_what_the_system_refuses_is_told_and_nothing_stays_open(monkeypatch):
     def refused(*arguments):
         raise OSError(errno.ENOMEM, "refused")

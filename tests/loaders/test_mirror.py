@@ -66,6 +66,7 @@ def test_flips_are_refused_where_a_side_has_no_counterpart() -> None:
     check_sides(LabelSpace())
 
 
+@pytest.mark.slow
 def test_a_stream_tells_what_its_labels_become(store_url: str) -> None:
     options = StreamOptions(DrawOptions(patch=(8, 8, 8)), batch_size=1, workers=0)
     space = LabelSpace(

@@ -95,6 +95,7 @@ def test_bits_of_any_kind_come_back_as_they_were_written(tmp_path):
     assert whole(array.reader()).tobytes() == wild[0].tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["image", "label"])
 def test_windows_of_a_store_are_those_of_its_database(store_url, name):
     """Of every database, annotations included, some beyond the first."""
@@ -161,6 +162,7 @@ def flip(file: Path, at: int) -> None:
         opened.write(bytes([byte ^ 1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checksums", ["first", "always"])
 def test_a_flipped_byte_of_any_chunk_is_found_when_it_is_first_read(own_array, checksums):
     file = own_array.file()
@@ -188,6 +190,7 @@ def test_a_byte_flipped_later_is_found_by_always(tmp_path):
     assert (whole(array.reader("never")) != before["never"]).sum() == 1
 
 
+@pytest.mark.slow
 def test_whoever_does_not_look_at_checksums_sees_no_other_chunk_either(tmp_path):
     """A damaged header of a packed chunk is told, or its own voxels are wrong; it never brings in foreign ones."""
     array = Array(tmp_path, "lz4")

@@ -119,6 +119,7 @@ def test_a_death_ends_the_stream_by_choice(store, monkeypatch, caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_a_patch_that_kills_whoever_reads_it_ends_the_stream(store, monkeypatch, caplog):
     hit = stream_of(store).batches(0, 1)
     case = next(hit).case[1]
@@ -179,6 +180,7 @@ def test_a_stopped_worker_is_not_dead(store, hashed, caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_workers_go_with_whatever_ends_the_loop(store):
     batches = stream_of(store, workers=2).batches(0, NUM)
     next(batches)
@@ -302,6 +304,7 @@ SAID = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crew", CREWS)
 @pytest.mark.parametrize("how", SAID)
 def test_a_damaged_image_is_told_with_its_case_and_file(copied, crew, how):
@@ -312,6 +315,7 @@ def test_a_damaged_image_is_told_with_its_case_and_file(copied, crew, how):
     assert readers() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["0", "1GB"])
 @pytest.mark.parametrize("name", ["image", "label"])
 def test_a_file_that_is_gone_is_not_taken_for_zeros(copied, name, cache):

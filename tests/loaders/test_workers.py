@@ -127,6 +127,7 @@ def test_a_death_in_the_middle_of_a_message_is_a_death(stream, monkeypatch, capl
     crew.close()
 
 
+@pytest.mark.slow
 def test_signals_are_as_they_were_once_workers_have_started(stream):
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     for start in ("fork", "spawn"):

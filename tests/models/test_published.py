@@ -106,6 +106,7 @@ def test_the_answer_is_that_of_the_released_network(released: dict[str, Tensor],
     np.testing.assert_allclose(logits.numpy(), written_out.numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_answer_is_that_of_the_network_with_batch_norm(released: dict[str, Tensor], images: Tensor) -> None:
     state = with_batch_norm(released)
     logits = answered(state, images)

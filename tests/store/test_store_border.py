@@ -200,6 +200,7 @@ def test_the_files_of_a_case_that_is_in_are_looked_at_again(tmp_path: Path) -> N
     assert (report.skipped, report.failed) == (("zgood",), ("bad",))
 
 
+@pytest.mark.slow
 def test_with_several_workers(tmp_path: Path) -> None:
     files = cases_of(tmp_path / "in", {"bad": HEADERS["an offset of 1e30 mm"][0]})
     options = IngestOptions((8.0, 8.0, 8.0), workers=Workers(2, "threads"))

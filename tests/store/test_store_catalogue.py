@@ -30,6 +30,7 @@ def test_select(store_url: str) -> None:
     assert all(by_split.values())
 
 
+@pytest.mark.slow
 def test_select_by_participants_columns(store_url: str) -> None:
     store = open_store(store_url)
     dogwood = store["dogwood"].cases
@@ -45,6 +46,7 @@ def test_select_by_participants_columns(store_url: str) -> None:
         select(store, participants={"height": 1.8})
 
 
+@pytest.mark.slow
 def test_select_refuses_what_is_not_there(store_url: str) -> None:
     store = open_store(store_url)
     with pytest.raises(StoreError, match="has no database 'elm'"):
@@ -53,6 +55,7 @@ def test_select_refuses_what_is_not_there(store_url: str) -> None:
         select(store, split="validation")
 
 
+@pytest.mark.slow
 def test_a_table_has_a_row_a_case(store_url: str) -> None:
     listed = table(open_store(store_url).cases)
     assert len(listed) == 16
@@ -80,6 +83,7 @@ def test_a_seed_draws_its_own_split() -> None:
     assert len(draws) > 1
 
 
+@pytest.mark.slow
 @given(st.integers(3, 40), st.integers(0, 40), st.integers(0, 3))
 def test_an_interrupted_ingest_ends_with_the_same_split(count: int, done: int, seed: int) -> None:
     at_once = assign_splits(cases(count), SHARES, seed)
@@ -160,6 +164,7 @@ def test_everybody_may_come_into_every_split() -> None:
         assert {chosen[case.case] for chosen in drawn} == set(SPLITS)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.data())
 def test_an_ingest_of_several_sites_in_pieces_ends_with_the_same_split(sizes: list[int], data: st.DataObject) -> None:
     everybody = clinics(sizes)

@@ -72,6 +72,7 @@ def test_many_raters_are_one_volume_and_their_codes(tmp_path: Path) -> None:
     assert peak < told < 2.5 * peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", [{"normalise": "histogram"}, {"register": "rigid", "spacing_mm": (4.0,) * 3}])
 @pytest.mark.parametrize("names", ["T1", "T1 T2"])
 def test_steps_that_take_memory_are_counted(choice: dict[str, Any], names: str, tmp_path: Path) -> None:

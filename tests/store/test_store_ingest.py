@@ -328,6 +328,7 @@ def test_names_of_all_languages(clinic: Clinic) -> None:
     assert clinic.store.dataset("Hôpital 2_b-c").case.values.tolist() == list(names)
 
 
+@pytest.mark.slow
 def test_case_names_that_cannot_be(clinic: Clinic) -> None:
     bad = ("", "a/b", "..", " P", "P\n", "P\udcff", "twice")
     report = clinic.ingest(*[clinic.case(name, 1) for name in (*bad, "twice", "good")])
@@ -379,6 +380,7 @@ def test_a_folder_of_other_things_is_no_store(clinic: Clinic) -> None:
         clinic.ingest(clinic.case("P1", 1))
 
 
+@pytest.mark.slow
 def test_a_store_of_another_format_is_refused(clinic: Clinic) -> None:
     clinic.ingest(clinic.case("P1", 1))
     zarr.open_group(clinic.url, mode="r+").attrs["multiseg"] = {"format": 99, "grid_mm": [2.0, 2.0, 2.0]}
@@ -398,6 +400,7 @@ def test_what_zarr_and_desktops_leave_behind_does_not_matter(clinic: Clinic) -> 
     assert [path.exists() for path in left] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_a_larger_store_still_commits_with_one_file(clinic: Clinic) -> None:
     """Replacing a case changes two rows of `status`: both must lie in one chunk however many cases there are."""
     clinic.ingest(clinic.case("P1", 1))

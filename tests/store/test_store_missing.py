@@ -97,6 +97,7 @@ def test_verify_names_every_file_that_is_gone(sound: Path) -> None:
             assert ("MISSING_FILE", key) in errors(sound)
 
 
+@pytest.mark.slow
 def test_an_empty_file_is_one_that_is_gone(sound: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(sound, tmp_path / "brain.zarr")
     (copy / "alpha/age/c/0").write_bytes(b"")
@@ -143,6 +144,7 @@ def test_a_swapped_file_is_not_as_recorded(tmp_path: Path) -> None:
     assert errors(url) == {("NOT_AS_RECORDED", "alpha/image/c/0/0/0/0/0")}
 
 
+@pytest.mark.slow
 def test_names_that_were_swapped_are_not_believed(sound: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(sound, tmp_path / "brain.zarr")
     names = zarr.open_array(copy / "alpha/modality", mode="r+")
@@ -212,6 +214,7 @@ def test_a_writer_that_dies_when_it_has_written_the_second_of_two_names(
     assert list(open_store(str(url))["alpha"].schemas) == ["lesion", "tissue"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["native_header", "sources", "foreground"])
 def test_a_damaged_file_that_is_read_only_when_it_is_asked_for_is_named(name: str, sound: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(sound, tmp_path / "brain.zarr")

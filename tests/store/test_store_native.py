@@ -235,6 +235,7 @@ def test_what_a_case_does_not_have(same_size: Store, store_url: str) -> None:
         native_image(cedar, cedar["C003"], "FLAIR")
 
 
+@pytest.mark.slow
 def test_a_header_that_does_not_place_the_grid_is_left_out(
     same_size: Store, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

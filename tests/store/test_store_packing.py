@@ -30,6 +30,7 @@ def volume_of(seed, shape, dtype):
     return volume * (rng.random(shape) < rng.choice([0, 0.02, 0.5, 1])).astype(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", list(schema.CODECS))
 @settings(max_examples=25)
 @given(

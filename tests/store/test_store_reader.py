@@ -67,6 +67,7 @@ def test_a_case_reads_as_it_was_prepared(store_url: str, alder_files: tuple[Case
         assert all(codes[1][tuple(point)] == 3 for point in points[points[:, 0] >= 0])
 
 
+@pytest.mark.slow
 def test_windows_are_padded_with_0(store_url: str) -> None:
     database = open_store(store_url)["alder"]
     case = database.cases[0]
@@ -84,6 +85,7 @@ def test_windows_are_padded_with_0(store_url: str) -> None:
     np.testing.assert_array_equal(database.codes(case, (0, 0, 0), case.extent), codes)
 
 
+@pytest.mark.slow
 def test_xarray_opens_a_database_by_name(store_url: str) -> None:
     database = open_store(store_url)["alder"]
     case = database["A002"]
@@ -156,6 +158,7 @@ def test_an_older_store_is_decoded_after_the_next_ingest(hospitals: Path, tmp_pa
     assert verify_store(url) == []
 
 
+@pytest.mark.slow
 def test_only_committed_rows_are_a_dataset(store_url: str) -> None:
     dataset = open_store(store_url).dataset("birch")
     assert dataset.case.values.tolist() == ["B001", "B002", "B003", "B004"]

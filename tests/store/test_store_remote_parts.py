@@ -212,6 +212,7 @@ def test_another_process_reads_by_url_without_zarr(far: str, store_url: str) -> 
     assert subprocess.run([sys.executable, "-c", script], input=sent, check=True, capture_output=True).stdout == tail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [100, 3000])
 @pytest.mark.parametrize("lost", ["", "range"])
 def test_an_object_that_ends_too_soon_is_named(

@@ -74,6 +74,7 @@ def errors(url: Path) -> list[str]:
     return [f"{one.code} {one.file}" for one in verify_store(str(url)) if one.severity is Severity.ERROR]
 
 
+@pytest.mark.slow
 def test_nothing_of_a_removed_case_is_left(store: Path, hospitals: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, case = words_of(store), open_store(store)["alder"]["patient-one"]
     (store / "alder/session/c/0").write_bytes(b"chess-one")

@@ -161,6 +161,7 @@ def advice(url: Path, file: str) -> set[str]:
     return {next(word for word in ("multiseg repair", "--redo") if word in one.message) for one in found}
 
 
+@pytest.mark.slow
 def test_only_for_voxels_a_new_ingest_is_the_first_advice(store: Path) -> None:
     image, label = store / "alder/image/c/1/0/0/0/0", store / "birch/label/c/0/0/0/0/0"
     image.write_bytes(image.read_bytes()[:-3])

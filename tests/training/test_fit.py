@@ -113,6 +113,7 @@ def test_a_resumed_training_is_the_same_bit_for_bit(stream, tmp_path, stop_after
     assert [event.step for event in first.validated + second.validated] == [3, 6, 8]
 
 
+@pytest.mark.slow
 def test_a_stop_right_before_a_validation_does_not_lose_it(stream):
     state, first = fresh(), Recorder(stop_after=3)
     assert not fit(state, stream, OPTIONS, first.hooks())
@@ -124,6 +125,7 @@ def test_a_stop_right_before_a_validation_does_not_lose_it(stream):
     assert [event.step for event in again.steps] == [4]
 
 
+@pytest.mark.slow
 def test_a_stop_within_a_validation_is_made_up_for(stream):
     state, first = fresh(), Recorder()
     assert not fit(state, stream, OPTIONS, first.hooks(validate=lambda: None))
@@ -148,6 +150,7 @@ def test_a_stop_is_saved_even_if_it_comes_at_an_awkward_moment(stream):
         assert recorder.saves, f"stopped at step {state.step} without a save"
 
 
+@pytest.mark.slow
 def test_a_finished_training_stays_as_it_is(stream):
     state, first = fresh(), Recorder()
     assert fit(state, stream, OPTIONS, first.hooks())
@@ -156,6 +159,7 @@ def test_a_finished_training_stays_as_it_is(stream):
     assert (again.events, again.saves) == ([], [])
 
 
+@pytest.mark.slow
 def test_the_best_is_the_best_by_validation(stream):
     recorder = Recorder(scores=[0.4, 0.7, 0.6])
     state = fresh()
@@ -166,12 +170,14 @@ def test_the_best_is_the_best_by_validation(stream):
     assert [entry["score"] for entry in state.history] == [0.4, 0.7, 0.6]
 
 
+@pytest.mark.slow
 def test_an_equal_score_is_no_better(stream):
     recorder = Recorder(scores=[0.5, 0.5, 0.5])
     fit(fresh(), stream, OPTIONS, recorder.hooks())
     assert recorder.saves == [True, False, False]
 
 
+@pytest.mark.slow
 def test_an_undefined_score_is_never_the_best(stream):
     recorder = Recorder(scores=[math.nan, 0.2, math.nan])
     state = fresh()
@@ -180,6 +186,7 @@ def test_an_undefined_score_is_never_the_best(stream):
     assert state.best == 0.2
 
 
+@pytest.mark.slow
 def test_false_alarms_are_told_beside_the_score(stream):
     recorder, state = Recorder(), fresh()
     found = Validation(0.25, {"a": 0.5, "b": math.nan}, num_false_alarms=1, num_absent=3)
@@ -191,6 +198,7 @@ def test_false_alarms_are_told_beside_the_score(stream):
     assert math.isnan(event.parts["b"])
 
 
+@pytest.mark.slow
 def test_what_is_saved_was_logged_before(stream):
     """A log is cut off at the saved step on resuming; an event that is not yet in it then would stay missing."""
     order = []
@@ -201,6 +209,7 @@ def test_what_is_saved_was_logged_before(stream):
     assert order == [*["StepDone"] * 3, "Validated", "save"] * 2 + [*["StepDone"] * 2, "Validated", "save"]
 
 
+@pytest.mark.slow
 def test_a_step_on_nan_changes_nothing_and_names_the_case(stream):
     one, same = fresh(), fresh()
     fit(one, stream, replace(OPTIONS, num_steps=2, schedule="constant"), Hooks())
@@ -222,6 +231,7 @@ def test_a_step_on_nan_changes_nothing_and_names_the_case(stream):
     assert all(tensor.isfinite().all() for tensor in same.network.state_dict().values())
 
 
+@pytest.mark.slow
 def test_too_many_bad_steps_in_a_row_end_the_training(stream):
     state, recorder = fresh(), Recorder()
     with pytest.raises(TrainingError, match=r"3 steps in a row .* (alder/A|dogwood/D)"):
@@ -230,6 +240,7 @@ def test_too_many_bad_steps_in_a_row_end_the_training(stream):
     assert [bool(event.skipped) for event in recorder.steps] == [False, True, True, True]
 
 
+@pytest.mark.slow
 def test_an_infinite_gradient_is_a_bad_step_too(stream):
     state, recorder = fresh(), Recorder()
     first = next(state.network.parameters())
@@ -241,6 +252,7 @@ def test_an_infinite_gradient_is_a_bad_step_too(stream):
     assert torch.equal(first, before)
 
 
+@pytest.mark.slow
 def test_overflows_by_which_the_scale_is_found_are_not_bad_steps(stream):
     """With fp16 gradients are scaled up until they overflow: that is no fault of the data."""
     state, recorder = fresh(), Recorder()
@@ -254,6 +266,7 @@ def test_overflows_by_which_the_scale_is_found_are_not_bad_steps(stream):
     assert not torch.equal(first, before)
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_to_the_norm(stream):
     norms = []
     for clip_norm in (0.0, 1e-3):
@@ -282,6 +295,7 @@ def test_the_learning_rate_follows_the_schedule(stream):
     assert state.optimiser.param_groups[0]["lr"] == pytest.approx(0.001)
 
 
+@pytest.mark.slow
 def test_events_say_how_fast_and_how_long_they_waited(stream):
     recorder = Recorder()
     fit(fresh(), stream, OPTIONS, recorder.hooks())
@@ -291,12 +305,14 @@ def test_events_say_how_fast_and_how_long_they_waited(stream):
         assert set(event.scalars) == {"dice_loss", "cross_entropy"}
 
 
+@pytest.mark.slow
 def test_the_published_objective_trains(stream):
     recorder = Recorder()
     fit(fresh(), stream, replace(OPTIONS, objective="dice"), recorder.hooks())
     assert all(0 <= event.loss <= 1 for event in recorder.steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -357,6 +373,7 @@ def test_a_resumed_training_with_augmentation_is_the_same_bit_for_bit(stream, tm
     assert [event.loss for event in first.steps + second.steps] == [event.loss for event in whole.steps]
 
 
+@pytest.mark.slow
 def test_augmentation_leaves_dropout_its_random_numbers(stream):
     """Noise of no strength is drawn, and the losses are those of no augmentation, dropout and all."""
     plain, noisy = Recorder(), Recorder()
@@ -378,6 +395,7 @@ class Counted:
         yield from self.stream.batches(start, stop)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_larger_batch(stream, few_state):
     """For a loss that averages over samples: two batches of two are a batch of four, and half as many steps."""
     options = replace(OPTIONS, objective="dice", num_steps=3, validate_every=3)
@@ -400,6 +418,7 @@ def test_accumulated_batches_are_one_larger_batch(stream, few_state):
         assert 0 <= event.waiting <= 1
 
 
+@pytest.mark.slow
 def test_a_bad_batch_spoils_its_whole_step(stream):
     recorder, state = Recorder(), fresh()
     fit(state, Spoilt(stream, {1}), replace(OPTIONS, num_steps=2, accumulate=2), recorder.hooks())
@@ -409,6 +428,7 @@ def test_a_bad_batch_spoils_its_whole_step(stream):
     assert recorder.steps[0].skipped == ", ".join(dict.fromkeys(named))
 
 
+@pytest.mark.slow
 def test_the_average_is_of_the_weights_after_each_good_step(stream):
     state, weights = fresh(), []
     options = replace(OPTIONS, num_steps=3, ema=0.5, validate_every=10)
@@ -423,6 +443,7 @@ def test_the_average_is_of_the_weights_after_each_good_step(stream):
     assert state.model is state.average
 
 
+@pytest.mark.slow
 def test_without_an_average_the_model_is_the_network(stream):
     state = fresh()
     fit(state, stream, replace(OPTIONS, num_steps=1), Hooks())
@@ -430,6 +451,7 @@ def test_without_an_average_the_model_is_the_network(stream):
     assert state.model is state.network
 
 
+@pytest.mark.slow
 def test_only_the_head_learns_at_first(stream):
     state, seen = fresh(), []
     state.head_steps = 2
@@ -450,6 +472,7 @@ def test_only_the_head_learns_at_first(stream):
     assert body.requires_grad
 
 
+@pytest.mark.slow
 def test_a_stop_while_only_the_head_learns_leaves_nothing_frozen(stream):
     state = fresh()
     state.head_steps = 5
@@ -457,6 +480,7 @@ def test_a_stop_while_only_the_head_learns_leaves_nothing_frozen(stream):
     assert all(parameter.requires_grad for parameter in state.network.parameters())
 
 
+@pytest.mark.slow
 def test_a_network_without_a_head_cannot_begin_with_it(stream):
     network = torch.nn.Conv3d(len(AXIS), 1, 1)
     state = TrainState(network, torch.optim.Adam(network.parameters()), torch.amp.GradScaler("cpu", enabled=False))
@@ -501,6 +525,7 @@ def test_with_everything_on_a_resumed_training_is_the_same_bit_for_bit(stream, t
     assert [event.loss for event in first.steps + second.steps] == [event.loss for event in whole.steps]
 
 
+@pytest.mark.slow
 def test_bf16_on_a_cpu_is_used_where_it_is_asked_for(stream):
     losses = {}
     for amp in ("off", "auto", "fp16", "bf16"):
@@ -512,6 +537,7 @@ def test_bf16_on_a_cpu_is_used_where_it_is_asked_for(stream):
     assert losses["bf16"] == pytest.approx(losses["off"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_channels_last_lays_weights_and_images_out_and_learns_alike(stream, few_state):
     plain, other = Recorder(), Recorder()
     options = replace(OPTIONS, num_steps=2, validate_every=2)
@@ -526,6 +552,7 @@ def test_channels_last_lays_weights_and_images_out_and_learns_alike(stream, few_
     assert [event.loss for event in other.steps] == pytest.approx([event.loss for event in plain.steps], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_deterministic_mode_holds_while_training_and_no_longer(stream, monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
@@ -543,6 +570,7 @@ def test_deterministic_mode_holds_while_training_and_no_longer(stream, monkeypat
     assert seen == [(False, False, True), None]
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_compiled_is_a_clear_error(stream, monkeypatch):
     def refuse(module):
         raise BackendCompilerFailed(lambda: None, RuntimeError("no compiler here"), None)

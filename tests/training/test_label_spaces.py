@@ -37,6 +37,7 @@ def options_of(store: str, labels: tuple[str, ...], steps: int = 2, **changes: o
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
@@ -53,6 +54,7 @@ def test_a_word_means_the_structures_of_the_store(
     assert listed_labels(word, store, select(store, split="train")) == expected
 
 
+@pytest.mark.slow
 def test_a_word_that_means_nothing_here_is_refused(store_url: str) -> None:
     store = open_store(store_url)
     with pytest.raises(UsageError, match=r"labels are 'tissues', but no training case of .* annotated for a tissue"):
@@ -61,6 +63,7 @@ def test_a_word_that_means_nothing_here_is_refused(store_url: str) -> None:
         LabelSpace.of("tissues")
 
 
+@pytest.mark.slow
 def test_lesions_by_pathology_are_read_by_the_pathology_of_the_case(store_url: str) -> None:
     store = open_store(store_url)
     labels = listed_labels(("lesions-by-pathology",), store, select(store, split="train"))
@@ -78,6 +81,7 @@ def test_lesions_by_pathology_are_read_by_the_pathology_of_the_case(store_url: s
         assert np.array_equal(target > 0, any_lesion > 0)
 
 
+@pytest.mark.slow
 def test_a_named_structure_comes_before_its_pathology(store_url: str) -> None:
     store = open_store(store_url)
     space = LabelSpace.of(["oedema", f"pathology:{store['birch'].pathology}", "lesion"])
@@ -102,6 +106,7 @@ def test_a_model_keeps_its_pathologies_and_a_federation_refuses_them(
     assert "cannot train labels by pathology (glioma)" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_print_config_lists_them(store_url: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["train", store_url, "--labels", "tissues+lesion", "--print-config", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["labels"] == [*TISSUES, "lesion"]
@@ -152,6 +157,7 @@ def test_what_is_hidden_is_not_trained_or_validated_but_evaluated(
     assert {row["label"] for row in json.loads(capfd.readouterr().out)["summary"]} == {*names, "lesion"}
 
 
+@pytest.mark.slow
 def test_the_counts_of_classes_are_those_of_the_voxels(store_url: str) -> None:
     store = open_store(store_url)
     cases = select(store, ["alder"], split="train")

@@ -69,6 +69,7 @@ def test_a_batch_tells_the_outside_by_the_sequences_that_are_shown(store_url: st
     assert (num_dropped > 0) == (drop == "uniform")
 
 
+@pytest.mark.slow
 def test_augmentation_brings_nothing_in_that_counts_as_outside(store_url: str) -> None:
     moved = 0
     for batch in batches_of(open_store(store_url)):
@@ -107,6 +108,7 @@ def test_nothing_is_answered_outside_the_brain_that_a_subset_shows(
             assert voxels < 0.8 * own[0].size
 
 
+@pytest.mark.slow
 def test_validation_knows_the_outside_too(store_url: str) -> None:
     store = open_store(store_url)
     database = store["alder"]

@@ -141,12 +141,14 @@ def test_names_are_recorded_and_another_part_is_refused(store_url, tmp_path, min
     assert command(["train", "--run", str(tmp_path / "run" / "run.toml"), "--out", str(tmp_path / "run")]) == 0
 
 
+@pytest.mark.slow
 def test_numbers_reach_the_network_and_the_model_file(store_url, tmp_path, mine):
     train(options_for(store_url, model=ModelOptions("mine_parts:Net", numbers={"width": 5})), tmp_path / "run")
     assert read_info(tmp_path / "run" / "last.safetensors").numbers == {"width": 5}
     assert load_model(tmp_path / "run").network.first.out_channels == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "said"),
     [
@@ -177,6 +179,7 @@ def test_a_network_without_a_path_trains_and_warns_that_it_has_to_be_passed(stor
     assert len(found.cases) == 1
 
 
+@pytest.mark.slow
 def test_a_function_without_an_annotation_warns_too(store_url, tmp_path, mine):
     mine.bare = lambda m, n: mine.Net(m, n)
     mine.bare.__module__, mine.bare.__qualname__ = "mine_parts", "bare"
@@ -213,6 +216,7 @@ class Frozen(Wrong):
         self.requires_grad_(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -229,6 +233,7 @@ def test_a_network_is_tried_before_anything_is_trained(store_url, tmp_path, monk
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_network_that_learns_nothing_or_is_made_already(store_url, tmp_path):
     with pytest.raises(UsageError, match="has no parameter with requires_grad"):
         train(small(store_url), tmp_path / "run", network=Frozen)
@@ -236,6 +241,7 @@ def test_a_network_that_learns_nothing_or_is_made_already(store_url, tmp_path):
         train(small(store_url), tmp_path / "run", network=Wrong(2, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "said"),
     [
@@ -263,6 +269,7 @@ def test_an_objective_that_does_not_fit(store_url, tmp_path, objective, said):
         train(options_for(store_url), tmp_path / "run", objective=objective)
 
 
+@pytest.mark.slow
 def test_an_augmentation_is_tried(store_url, tmp_path):
     with pytest.raises(UsageError, match=r"the augmentation .* returned images of .*\(2, 4, 8, 8\)"):
         train(options_for(store_url), tmp_path / "run", augment=lambda i, t, g: (i[:, ::2], t))
@@ -279,6 +286,7 @@ def test_trying_moves_no_random_number(store_url, tmp_path):
     assert same(tmp_path / "house", tmp_path / "named")
 
 
+@pytest.mark.slow
 def test_a_house_network_that_is_passed_is_itself(store_url, tmp_path):
     train(options_for(store_url), tmp_path / "run", network=multi_unet)
     assert read_info(tmp_path / "run" / "last.safetensors").builder == "multi_unet"
@@ -330,6 +338,7 @@ def test_a_run_file_that_names_adamw_gets_its_weight_decay(tmp_path, capsys):
     assert "unknown settings ['beta'] in [optimiser]" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_preset_keeps_the_own_augmentation(tmp_path, capsys):
     file = tmp_path / "run.toml"
     file.write_text('[augment]\npreset = "standard"\nown = "mine:turn"\n')

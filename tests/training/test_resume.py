@@ -352,6 +352,7 @@ def test_another_store_of_the_same_scans_under_other_names_is_recognised(hospita
     assert dict(zip(result.cases["case"], result.cases["learnt"], strict=True)) == expected
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_say_is_not_called_tested_on_held_out_cases(store_url, trained, tmp_path):
     old = tmp_path / "model.safetensors"
     save_weights(old, load_weights(trained / "last.safetensors"), read_info(trained / "last.safetensors"))

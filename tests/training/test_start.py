@@ -145,6 +145,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         parent_of(StartOptions("m", method="distil"))
 
 
+@pytest.mark.slow
 def test_fine_tuning_records_what_was_done(store_url: str, tmp_path: Path) -> None:
     parent = saved(tmp_path / "m.safetensors", info_of())
     told: list[ModelInfo] = []
@@ -162,6 +163,7 @@ def test_fine_tuning_records_what_was_done(store_url: str, tmp_path: Path) -> No
     assert (step["assigned"], step["grown"], step["method"]) == ({"DWI": "T1c", "ADC": "PD"}, [], "finetune")
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_weights_and_goes_on_from_them(store_url: str, tmp_path: Path) -> None:
     parent = saved(tmp_path / "m.safetensors", info_of())
     options = options_for(store_url, parent.file)

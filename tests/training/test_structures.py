@@ -145,6 +145,7 @@ def test_a_training_that_leaves_lesions_out_is_refused_until_it_says_what_they_a
     assert '"oedema",\n    "enhancing",' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_mirrors_are_refused_for_a_side_without_its_counterpart(store_url: str, tmp_path: Path) -> None:
     options = replace(options_of(store_url, "left lesion"), augment=preset("standard"))
     with pytest.raises(UsageError, match="do not have the other side of left lesion"):

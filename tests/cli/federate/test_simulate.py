@@ -100,6 +100,7 @@ def test_the_joint_model_is_one_like_any_other(folder: Path, simulated: Path, tm
     assert run(["evaluate", str(simulated), *arguments]) == 0
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_other_file(simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["fed", "report", str(simulated), "-o", str(tmp_path / "report.html"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["best"]["round"] >= 1

@@ -110,6 +110,7 @@ def test_sites_are_asked_for_another_course_and_hold_what_it_needs(tmp_path: Pat
     assert read_history(tmp_path)["course"] == 2
 
 
+@pytest.mark.slow
 def test_a_process_that_died_before_it_kept_a_round_keeps_it_when_it_resumes(tmp_path: Path) -> None:
     conduct(3, tmp_path)
     shutil.rmtree(tmp_path / "earlier" / "000003")
@@ -118,6 +119,7 @@ def test_a_process_that_died_before_it_kept_a_round_keeps_it_when_it_resumes(tmp
     assert kept_rounds(tmp_path) == (1, 2, 3)
 
 
+@pytest.mark.slow
 def test_the_best_model_of_a_forgotten_round_goes_with_it(tmp_path: Path) -> None:
     """The scores of rounds 2 and 3 are what made a model the best one."""
     late = FakeSite("ash", dice=lambda step: float("nan") if step < 2 else 0.9)
@@ -143,6 +145,7 @@ def test_a_damaged_newest_round_is_no_hindrance(tmp_path: Path) -> None:
     conduct(3, tmp_path)
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     """Under masks nobody sees what one site sent: the network alone shows it."""
     state = opened(_of_one_round(tmp_path))

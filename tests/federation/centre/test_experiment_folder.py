@@ -117,6 +117,7 @@ def test_a_kill_while_the_network_grows_loses_nothing(undisturbed: Path, tmp_pat
             assert (folder / name).read_bytes() == (straight / name).read_bytes(), (number, name)
 
 
+@pytest.mark.slow
 def test_a_state_that_grew_without_its_model_grows_anew(undisturbed: Path, tmp_path: Path) -> None:
     """As an earlier version left it."""
     folder = tmp_path / "run"
@@ -202,6 +203,7 @@ def test_two_processes_cannot_run_one_experiment(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_state_without_its_model_is_damaged(tmp_path: Path) -> None:
     go(tmp_path)
     (tmp_path / "last.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())  # of round 1

@@ -53,6 +53,7 @@ def test_two_rounds_to_the_end(tmp_path: Path) -> None:
     load_model(tmp_path)
 
 
+@pytest.mark.slow
 def test_who_sends_which_part_is_found_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To list the parts the network is built: a run does so when it knows its sites, and not in every round."""
     listed = []
@@ -96,6 +97,7 @@ def test_waits_for_exactly_its_sites(tmp_path: Path) -> None:
     assert set(of(RoundDone, events)[0].sites) == {"ash", "elm", "oak"}
 
 
+@pytest.mark.slow
 def test_a_site_that_was_away_is_asked_again(tmp_path: Path) -> None:
     events: list[Event] = []
     link = FakeLink(ASH, ELM)
@@ -108,6 +110,7 @@ def test_a_site_that_was_away_is_asked_again(tmp_path: Path) -> None:
     assert [(event.site, event.reason) for event in of(Resent, events)] == [("elm", "it was offline in between")]
 
 
+@pytest.mark.slow
 def test_two_answers_of_one_site_count_once(tmp_path: Path) -> None:
     """elm was away, is asked again, is away again, and when it is back both answers are there."""
     link = FakeLink(ASH, ELM)
@@ -123,6 +126,7 @@ def test_two_answers_of_one_site_count_once(tmp_path: Path) -> None:
     assert not of(Refused, events)
 
 
+@pytest.mark.slow
 def test_an_error_that_may_pass_is_tried_again_after_a_pause(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM)
     full = spoilt(ELM, error="the disk is full.", passing=True)
@@ -146,6 +150,7 @@ def test_the_reasons_of_a_round_that_failed_are_sentences(tmp_path: Path) -> Non
         go(link, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_failure_that_passes_is_tried_again(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM)
     link.replies["elm", ROUND, 1] = [broken, broken]
@@ -155,6 +160,7 @@ def test_a_failure_that_passes_is_tried_again(tmp_path: Path) -> None:
     assert [event.reason for event in of(Resent, events)] == ["the process was killed"] * 2
 
 
+@pytest.mark.slow
 def test_a_failure_of_what_was_asked_again_since_is_old_news(tmp_path: Path) -> None:
     """elm is asked at 30, goes, and is asked again at 50; at 60 it says that the first came to nothing."""
     link = FakeLink(ASH, ELM)
@@ -166,6 +172,7 @@ def test_a_failure_of_what_was_asked_again_since_is_old_news(tmp_path: Path) -> 
     assert [at for site, kind, number, at in link.sent if (site, kind, number) == ("elm", ROUND, 1)] == [30.0, 50.0]
 
 
+@pytest.mark.slow
 def test_sites_are_told_what_to_keep(tmp_path: Path) -> None:
     """The best model is that of round 1, so what was theirs after it is still needed in round 3, and at the end."""
     link = FakeLink(*(replace(site, dice=lambda step: [0.0, 0.9, 0.4, 0.4][step]) for site in (ASH, ELM)))
@@ -185,6 +192,7 @@ def test_long_updates_are_scaled_and_it_is_said(tmp_path: Path) -> None:
     assert [event.site for event in of(Noted, events) if "longer than 0.5" in event.text] == ["ash"]
 
 
+@pytest.mark.slow
 def test_a_failure_that_stays_ends_the_run_saved(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM)
     link.replies["elm", ROUND, 2] = [broken] * 4
@@ -212,6 +220,7 @@ def _saying(**said: object) -> Callable[[SiteTask], Answer]:
     return reply
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
@@ -280,6 +289,7 @@ def test_the_deadline_closes_a_round_on_its_quorum_only(tmp_path: Path) -> None:
         go(link, tmp_path / "all")
 
 
+@pytest.mark.slow
 def test_an_answer_to_an_older_round_is_not_counted(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM)
     link.replies["elm", ROUND, 2] = [spoilt(ELM, round=1, tensors={"nonsense": torch.zeros(1)})]
@@ -289,6 +299,7 @@ def test_an_answer_to_an_older_round_is_not_counted(tmp_path: Path) -> None:
     assert link.rounds_of("elm") == [1, 2, 2]
 
 
+@pytest.mark.slow
 def test_single_contributors_are_told(tmp_path: Path) -> None:
     events: list[Event] = []
     go(FakeLink(ASH, replace(ELM, modalities=("FLAIR", "T1", "T2"))), tmp_path, events=events)
@@ -297,6 +308,7 @@ def test_single_contributors_are_told(tmp_path: Path) -> None:
     assert any("T2: only elm has it" in event.text for event in of(Noted, events))
 
 
+@pytest.mark.slow
 def test_best_by_mean_and_by_worst_site_may_differ(tmp_path: Path) -> None:
     """After round 1: 0.9 and 0.1; after round 2: 0.4 and 0.4."""
     ash = replace(ASH, dice=lambda step: [0.0, 0.9, 0.4][step])
@@ -308,12 +320,14 @@ def test_best_by_mean_and_by_worst_site_may_differ(tmp_path: Path) -> None:
     assert read_info(tmp_path / "worst.safetensors").metrics == {"dice": 0.4, "ash": 0.4, "elm": 0.4}
 
 
+@pytest.mark.slow
 def test_without_validation_cases_the_last_model_is_the_best(tmp_path: Path) -> None:
     nothing = [replace(site, dice=lambda step: float("nan")) for site in (ASH, ELM)]
     assert go(FakeLink(*nothing), tmp_path).best_round == 2
     assert read_info(tmp_path / "model.safetensors").step == 2
 
 
+@pytest.mark.slow
 def test_held_out_sites_only_evaluate(tmp_path: Path) -> None:
     far = replace(OAK, can_train=False, modalities=("FLAIR", "T2"))
     link = FakeLink(ASH, ELM, far)
@@ -323,6 +337,7 @@ def test_held_out_sites_only_evaluate(tmp_path: Path) -> None:
     assert tuple(read_info(tmp_path / "model.safetensors").axis) == ("FLAIR", "T1")
 
 
+@pytest.mark.slow
 def test_a_site_with_a_new_sequence_joins(tmp_path: Path) -> None:
     """Its channel comes at the end; what was learnt stays; a site may leave, too."""
     go(FakeLink(ASH, ELM), tmp_path, rounds=2, schedule={}, fit=_constant())
@@ -362,6 +377,7 @@ def _constant() -> object:
     return replace(options("a").fit, schedule="constant")
 
 
+@pytest.mark.slow
 def test_a_stop_between_rounds_is_gone_on_from(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM)
     rounds: list[Event] = []
@@ -373,6 +389,7 @@ def test_a_stop_between_rounds_is_gone_on_from(tmp_path: Path) -> None:
     assert again.rounds_of("ash") == [2, 3]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_without_those_that_its_quorum_spares(tmp_path: Path) -> None:
     said = options("ash", "elm", "oak", schedule={"quorum": 2})
     rounds: list[Event] = []
@@ -399,6 +416,7 @@ def test_what_sites_say_at_any_time_is_passed_on(tmp_path: Path) -> None:
     assert noted == [(0, "elm"), (1, "elm"), (1, "elm")]
 
 
+@pytest.mark.slow
 def test_odd_numbers_of_an_evaluation_are_refused(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM)
     link.replies["elm", FINISH, 2] = [spoilt(ELM, body={"metrics": {"elm": {"dice": 2.0}}})]
@@ -412,6 +430,7 @@ def _asked(link: FakeLink, site: str, kind: str) -> list[SiteTask]:
     return [task for task, sent in zip(link.tasks, link.sent, strict=True) if sent[:2] == (site, kind)]
 
 
+@pytest.mark.slow
 def test_models_are_compared_over_the_same_sites_only(tmp_path: Path) -> None:
     """oak, where Dice is low, does not answer in round 2, so the others' 0.9 of the first model says nothing."""
     high, low = (lambda step: [0.0, 0.9, 0.5, 0.5][step]), (lambda step: [0.0, 0.1, 0.2, 0.1][step])
@@ -440,6 +459,7 @@ def test_the_last_model_is_compared_over_the_same_sites_only(tmp_path: Path) -> 
     assert {site for site, kind, _, _ in again.sent if kind == FINISH} == {"ash", "elm", "oak"}
 
 
+@pytest.mark.slow
 def test_a_site_without_validation_cases_is_not_waited_for(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM, replace(OAK, dice=lambda step: float("nan")))
     result = go(link, tmp_path, rounds=3)
@@ -472,6 +492,7 @@ def test_each_site_is_told_what_was_its_own_in_the_best_model(tmp_path: Path) ->
         assert (task.round, task.body["kept"], task.body["info"]["step"]) == (number, number, 2)
 
 
+@pytest.mark.slow
 def test_the_last_model_is_evaluated_with_what_was_a_sites_own_in_it(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM, OAK)
     link.replies["oak", ROUND, 2] = [spoilt(OAK, tensors={})]
@@ -480,6 +501,7 @@ def test_the_last_model_is_evaluated_with_what_was_a_sites_own_in_it(tmp_path: P
     assert numbers == {"ash": [(2, 2)], "elm": [(2, 2)], "oak": [(1, 1)]}
 
 
+@pytest.mark.slow
 def test_each_sites_model_is_handed_to_all(tmp_path: Path) -> None:
     """It is what the last round began with and what that site alone added."""
     link = FakeLink(ASH, ELM, OAK)
@@ -497,6 +519,7 @@ def test_each_sites_model_is_handed_to_all(tmp_path: Path) -> None:
     assert again.sent == []
 
 
+@pytest.mark.slow
 def test_handing_models_round_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     said = options("ash", "elm", schedule={"cross_site": True})
     link = FakeLink(ASH, ELM)
@@ -533,6 +556,7 @@ def test_sites_that_are_gone_cost_one_deadline_and_are_asked_again(tmp_path: Pat
     assert {sent[0] for sent in again.sent if sent[1] == EVALUATE} == {"oak"}
 
 
+@pytest.mark.slow
 def test_a_network_that_grows_after_the_end_is_saved_with_its_state(tmp_path: Path) -> None:
     """A site has a new sequence by then, and something is still to be tested."""
     go(FakeLink(ASH, ELM), tmp_path)
@@ -557,6 +581,7 @@ def test_a_model_of_an_earlier_end_is_not_handed_round_again(tmp_path: Path) -> 
     assert set(result.final["cross"]) == {"ash"}
 
 
+@pytest.mark.slow
 def test_a_run_that_lacks_nothing_asks_nobody(tmp_path: Path) -> None:
     first = go(FakeLink(ASH, ELM), tmp_path)
     link = FakeLink(ASH, ELM)
@@ -565,6 +590,7 @@ def test_a_run_that_lacks_nothing_asks_nobody(tmp_path: Path) -> None:
     assert (again.finished, again.test, again.best_round) == (True, first.test, first.best_round)
 
 
+@pytest.mark.slow
 def test_the_same_command_completes_the_end(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM)
     link.replies["elm", FINISH, 2] = [spoilt(ELM, error="a case is damaged")]
@@ -574,6 +600,7 @@ def test_the_same_command_completes_the_end(tmp_path: Path) -> None:
     assert [sent[:2] for sent in again.sent if sent[1] != DESCRIBE] == [("elm", FINISH)]
 
 
+@pytest.mark.slow
 def test_a_site_may_be_held_out_after_the_end(tmp_path: Path) -> None:
     go(FakeLink(ASH, ELM), tmp_path)
     link = FakeLink(ASH, ELM, OAK)
@@ -582,6 +609,7 @@ def test_a_site_may_be_held_out_after_the_end(tmp_path: Path) -> None:
     assert [sent[:2] for sent in link.sent if sent[1] != DESCRIBE] == [("oak", EVALUATE)]
 
 
+@pytest.mark.slow
 def test_what_never_leaves_the_sites_does_not_count_as_trained(tmp_path: Path) -> None:
     """Neither in the server's files nor for a site that is held out; each site's own model reads its sequences."""
     link = FakeLink(ASH, replace(ELM, modalities=("FLAIR", "T2")), OAK)
@@ -607,6 +635,7 @@ def test_a_personal_pattern_without_a_tensor_is_named(tmp_path: Path) -> None:
         go(FakeLink(ASH, ELM), tmp_path, said=said)
 
 
+@pytest.mark.slow
 def test_noise_and_running_statistics_are_refused_together(tmp_path: Path) -> None:
     noisy = {"privacy": PrivacyOptions(clip=1.0, noise=1.0), "model": ModelOptions(widths=(4, 8), norm="batch")}
     with pytest.raises(UsageError, match=r"noise would be added to running statistics such as .*running_mean"):
@@ -622,6 +651,7 @@ def test_half_precision_on_the_wire(tmp_path: Path) -> None:
     assert load_weights(tmp_path / "last.safetensors")[FIRST].dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_the_log_has_a_line_for_every_event(tmp_path: Path) -> None:
     events: list[Event] = []
     go(FakeLink(ASH, ELM), tmp_path, events=events)
@@ -629,6 +659,7 @@ def test_the_log_has_a_line_for_every_event(tmp_path: Path) -> None:
     assert [line["event"] for line in lines] == [type(event).__name__ for event in events]
 
 
+@pytest.mark.slow
 def test_epsilon_counts_what_a_site_says_it_sent(tmp_path: Path) -> None:
     class Repeated(FakeSite):
         """A site that was asked for the first round three times, and came to other updates."""
@@ -665,6 +696,7 @@ def test_a_revoked_site_does_not_stop_the_others(tmp_path: Path) -> None:
         assert all(torch.equal(a[key], b[key]) for key in b)
 
 
+@pytest.mark.slow
 def test_the_answer_of_a_site_that_is_revoked_later_counts(tmp_path: Path) -> None:
     events: list[Event] = []
     link = FakeLink(ASH, ELM, OAK)
@@ -691,6 +723,7 @@ def test_a_quorum_of_more_than_are_left_ends_the_run_by_name(tmp_path: Path) -> 
         go(link, tmp_path, rounds=1, schedule={"quorum": 3})
 
 
+@pytest.mark.slow
 def test_a_site_that_was_enrolled_again_takes_part_once_the_run_is_submitted_again(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM, OAK)
     link.revoked["elm"] = 0.0
@@ -700,6 +733,7 @@ def test_a_site_that_was_enrolled_again_takes_part_once_the_run_is_submitted_aga
     assert [list(entry["sites"]) for entry in result.history] == [["ash", "oak"], ["ash", "elm", "oak"]]
 
 
+@pytest.mark.slow
 def test_a_revoked_site_that_only_looks_on_is_left_out_too(tmp_path: Path) -> None:
     link = FakeLink(ASH, ELM, OAK)
     link.revoked["oak"] = 2.5

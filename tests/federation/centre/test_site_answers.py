@@ -193,6 +193,7 @@ LIES: dict[str, tuple[Lie, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIES)
 def test_a_lie_is_refused_and_the_others_carry_on(name: str, without: Path, tmp_path: Path) -> None:
     lie, reason = LIES[name]
@@ -210,6 +211,7 @@ def test_a_lie_is_refused_and_the_others_carry_on(name: str, without: Path, tmp_
     assert all(torch.equal(a[name], b[name]) for name in b)
 
 
+@pytest.mark.slow
 def test_without_a_quorum_the_run_ends_and_names_the_liar(tmp_path: Path) -> None:
     link = lying(ROUND, 2, LIES["a million times as long"][0])
     said = options("ash", "elm", "oak")
@@ -224,6 +226,7 @@ def test_without_a_quorum_the_run_ends_and_names_the_liar(tmp_path: Path) -> Non
     assert "ash" not in str(e.value)
 
 
+@pytest.mark.slow
 def test_a_float16_that_overflows_is_refused(tmp_path: Path) -> None:
     events: list[Event] = []
     half = PrivacyOptions(payload="float16")
@@ -282,6 +285,7 @@ DESCRIPTIONS: dict[str, tuple[Lie, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_a_site_whose_description_is_none_is_set_aside(name: str, tmp_path: Path) -> None:
     lie, reason = DESCRIPTIONS[name]
@@ -297,6 +301,7 @@ def test_a_site_whose_description_is_none_is_set_aside(name: str, tmp_path: Path
     assert re.search(reason, str(caught.value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "body", "reason"),
     [
@@ -317,6 +322,7 @@ def test_lies_about_tests_are_refused(kind: str, body: dict[str, object], reason
     assert (refused.site, reason in refused.reason) == ("elm", True), refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "databases", [{"elm": {"num_cases": None}}, {"elm": {"a": float("inf")}}, {"oak": {}}, {"elm": {"a": True}}, [1]]
 )
@@ -335,6 +341,7 @@ def test_lies_about_images_are_refused(databases: object, tmp_path: Path) -> Non
     assert (refused.site, "is invalid" in refused.reason) == ("elm", True), refused
 
 
+@pytest.mark.slow
 def test_what_a_site_may_say_is_told_once_each(tmp_path: Path) -> None:
     events: list[Event] = []
     go(lying(ROUND, 2, says(events=[f"note {n}" for n in range(100)])), tmp_path, events)
@@ -343,6 +350,7 @@ def test_what_a_site_may_say_is_told_once_each(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_patches_weigh_no_more_than_were_drawn(tmp_path: Path) -> None:
     """By exposure elm (0.5) claims 10^9 patches, and gets the 12 of 3 steps of 4, rounded up to 15; ash and oak (0.25)
     tell 3: (0.5 * 15 + 0.25 * 6) / 21."""

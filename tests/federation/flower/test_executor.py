@@ -130,6 +130,7 @@ def test_what_is_raised_stays_at_the_site(
     assert "patient 0815" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_no_task_is_made_of_is_in_the_audit_log(node: NodeClient, server: Connection, tmp_path: Path) -> None:
     def die(task: SiteTask, is_asked: Callable[[], bool]) -> Answer:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -214,6 +215,7 @@ def test_no_node_is_no_task() -> None:
     nobody.close()
 
 
+@pytest.mark.slow
 def test_the_executor_stands_by_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own app is that of its sources, whatever `approved` holds."""
     seen: list[Approval] = []

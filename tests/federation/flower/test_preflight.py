@@ -165,6 +165,7 @@ def test_root_makes_no_state_that_the_sites_account_could_not_use(
     assert not settings.state.exists()
 
 
+@pytest.mark.slow
 def test_an_audit_log_that_was_changed(settings: SiteSettings) -> None:
     assert "no message came or left" in looked(settings, "audit").said
     log = settings.state / LOG

@@ -104,6 +104,7 @@ def test_an_enrolled_site_makes_the_calls_it_needs(house: House, call: str) -> N
     assert "x-forwarded-for" not in got
 
 
+@pytest.mark.slow
 def test_nothing_else_passes_even_when_an_enrolled_site_asks(house: House) -> None:
     strange = sorted(every_path() - {("POST", f"/v1/fleet/{call}") for call in NEEDED})
     assert len(strange) > 100

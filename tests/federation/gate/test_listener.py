@@ -212,6 +212,7 @@ def test_what_is_no_call_is_refused_and_its_body_is_not_waited_for(house: House,
     assert told[ASK.replace(b"Content-Length: 0", b"Content-Length: 99999999999")] == {b"401"}
 
 
+@pytest.mark.slow
 def test_a_refused_connection_is_reset_since_a_node_ends_at_half_a_handshake(
     house: House, stranger: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,6 +170,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, made: Home, many: int, now: bool)
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("now", [False, True])
 def test_whoever_is_killed_halfway_leaves_what_the_next_command_ends(
     centre: Path, monkeypatch: pytest.MonkeyPatch, now: bool

@@ -41,6 +41,7 @@ def test_a_site_describes_what_a_roster_is_made_of(infos, info):
     assert set(info.axis) == {"T1", "T2", "FLAIR", "PD", "T1c"}
 
 
+@pytest.mark.slow
 def test_a_round_sends_exactly_the_parts_that_the_site_trains(site_stores, tmp_path, info):
     sent = answer(round_task(info), site_of("dogwood", site_stores, tmp_path))
     assert not sent.error
@@ -52,6 +53,7 @@ def test_a_round_sends_exactly_the_parts_that_the_site_trains(site_stores, tmp_p
     assert any(tensor.abs().max() > 0 for tensor in sent.tensors.values())
 
 
+@pytest.mark.slow
 def test_what_a_round_tells(site_stores, tmp_path, info):
     told = answer(round_task(info), site_of("dogwood", site_stores, tmp_path)).body
     assert told["num_cases"] == 5
@@ -203,6 +205,7 @@ def test_a_stopped_round_is_no_answer(site_stores, tmp_path, info):
     assert same(rested.tensors, answer(round_task(info), site_of("birch", site_stores, tmp_path / "new")).tensors)
 
 
+@pytest.mark.slow
 def test_a_round_that_left_no_finite_weights_is_an_error_and_is_not_kept(site_stores, tmp_path, info):
     state = first_state(info)
     state["encoder.1.first.conv.bias"][0] = float("nan")
@@ -271,6 +274,7 @@ def test_a_round_under_other_terms_is_no_release_if_it_sends_the_same(site_store
     assert answer(round_task(info, options=louder), replace(site)).body["releases"] == 2
 
 
+@pytest.mark.slow
 def test_clipping_and_half_precision(site_stores, tmp_path, info):
     options = replace(OPTIONS, privacy=PrivacyOptions(clip=1e-3, payload="float16"))
     sent = answer(round_task(info, options=options), site_of("birch", site_stores, tmp_path))
@@ -358,6 +362,7 @@ def test_a_damaged_case_is_told_without_its_name(damaged, tmp_path, info):
     assert not any(name in told for name in names)
 
 
+@pytest.mark.slow
 def test_an_error_of_others_is_told_by_its_kind_alone(site_stores, tmp_path, info, caplog):
     site = site_of("birch", site_stores, tmp_path)
 
@@ -370,6 +375,7 @@ def test_an_error_of_others_is_told_by_its_kind_alone(site_stores, tmp_path, inf
     assert "Smith" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["node", "logs", "masks.key", "audit.jsonl", "experiments"])
 def test_an_experiment_may_have_the_name_of_a_file_of_the_site(name, site_stores, tmp_path, info):
     masking = PrivacyOptions(clip=1.0, noise=0.1)  # which needs a key
@@ -385,6 +391,7 @@ def test_an_experiment_is_no_path(name, site_stores, tmp_path, info):
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.slow
 def test_a_server_of_another_kind_is_told_so(site_stores, tmp_path, info):
     site = site_of("birch", site_stores, tmp_path)
     task = round_task(info)
@@ -431,6 +438,7 @@ def test_the_policy_of_a_site_holds(site_stores, tmp_path, info):
 PROTECTED = PrivacyOptions(clip=0.5, noise=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("floor", "refused", "passed", "said"),
     [
@@ -467,6 +475,7 @@ def test_a_site_says_whether_others_may_see_its_model(site_stores, tmp_path, inf
     assert asked["cross_site"] is True
 
 
+@pytest.mark.slow
 def test_the_audit_log_holds_what_was_asked(site_stores, tmp_path, info):
     options = replace(with_local(proximal=0.5), privacy=PROTECTED)
     site = site_of("birch", site_stores, tmp_path)
@@ -480,6 +489,7 @@ def test_the_audit_log_holds_what_was_asked(site_stores, tmp_path, info):
     assert odd["told"] == "{}"
 
 
+@pytest.mark.slow
 def test_the_audit_log_holds_what_was_sent(site_stores, tmp_path, info):
     import hashlib
 

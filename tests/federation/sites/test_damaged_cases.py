@@ -91,6 +91,7 @@ def test_a_round_that_was_stopped_after_the_damage_came_to_light_is_the_same(sto
     assert bits(answer(round_task(info), site)) == bits(whole)
 
 
+@pytest.mark.slow
 def test_more_damage_than_the_site_allows_is_refused(stores, tmp_path, info) -> None:
     case = case_of(stores["birch"], "train")
     spoil(stores["birch"], case)

@@ -159,6 +159,7 @@ def test_a_structure_that_few_cases_have_does_not_count(site, info, monkeypatch)
     assert told == {"dice": round(5 * 0.8 / 12, 2), "num_cases": 5}
 
 
+@pytest.mark.slow
 def test_training_cases_and_other_subsets_are_not_evaluated(site, info):
     assert "val or test cases" in answer(evaluate(info, options_of(), split="train"), site).error
     assert "subsets of the run's settings" in answer(evaluate(info, options_of(), subsets="T1"), site).error
@@ -180,6 +181,7 @@ def test_a_sequence_that_few_cases_have_stays_at_home(site, info, monkeypatch):
     assert any("FLAIR" in name for name in answer(round_task(info, 2, options=ALONE), site).tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("local", "stream", "said"),
     [
@@ -196,6 +198,7 @@ def test_a_round_on_few_cases_is_refused(site, info, local, stream, said):
     assert not list(site.state.rglob("*.pt"))
 
 
+@pytest.mark.slow
 def test_few_training_cases_train_nothing_by_default(site, info):
     few = replace(site, leaves=Leaves(least=9))
     body = answer(SiteTask(DESCRIBE, "trial", body={"options": asdict(ALONE)}), few).body
@@ -220,6 +223,7 @@ def test_steps_that_are_skipped_do_not_count(site, info, monkeypatch):
     assert "learnt from fewer than 5 cases" in answer(round_task(info, options=ALONE), site).error
 
 
+@pytest.mark.slow
 def test_statistics_hold_no_case(site, info, url, monkeypatch):
     task = SiteTask(FINGERPRINT, "trial", body={"options": asdict(ALONE), "least": 1})
     told = answer(task, site).body["databases"]["dogwood"]

@@ -113,6 +113,7 @@ def test_a_received_model_is_evaluated_as_in_training(store, site, info):
         evaluate_model(network, order_of(info), store, site, cases, EvaluationRequest(), lambda: True)
 
 
+@pytest.mark.slow
 def test_a_round_lists_the_parts_of_the_network_once(store, site, info, monkeypatch):
     listed = []
     monkeypatch.setattr("multiseg.federation.sites.site.parts", lambda info: listed.append(info) or parts(info))

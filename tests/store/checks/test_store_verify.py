@@ -103,6 +103,7 @@ def test_a_damaged_store_from_the_command_line(copy: Path, capsys: pytest.Captur
     assert "1 error, 1 note" in shown.err
 
 
+@pytest.mark.slow
 def test_notes_alone_are_no_error(copy: Path) -> None:
     (copy / "alder/image/c/1/0/0/0/0.abc.partial").write_bytes(b"half")
     assert run(["verify", str(copy)]) == 0
@@ -137,6 +138,7 @@ def test_any_byte_of_any_voxel_file_that_flips_is_noticed(whole_copy: Path) -> N
             path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 3, 20, 0.5, -1])
 @pytest.mark.parametrize("array", ["image", "label", "foreground"])
 def test_a_truncated_file(copy: Path, array: str, keep: float) -> None:
@@ -182,6 +184,7 @@ def test_an_empty_file_that_zarr_takes_for_none(tmp_path: Path) -> None:
     assert [(finding.code, finding.file) for finding in faults.found] == [("DAMAGED_CHUNK", "a/c/0/0/0/0/0")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["subject", "affine", "sources", "foreground_count", "status"])
 def test_a_damaged_coordinate(copy: Path, name: str) -> None:
     path = files_of(copy, f"alder/{name}")[0]
@@ -189,6 +192,7 @@ def test_a_damaged_coordinate(copy: Path, name: str) -> None:
     assert ("DAMAGED_CHUNK", "alder", "", str(path.relative_to(copy))) in found(copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("array", ["image", "label"])
 def test_a_missing_shard(copy: Path, array: str) -> None:
     path = files_of(copy, f"alder/{array}")[1]
@@ -266,6 +270,7 @@ def test_a_missing_or_broken_array(whole_copy: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("array", "change"),
     [
@@ -285,6 +290,7 @@ def test_an_array_of_another_shape_or_type(copy: Path, array: str, change: dict[
     assert ("BAD_SCHEMA", "alder", "", f"alder/{array}/zarr.json") in found(copy)
 
 
+@pytest.mark.slow
 def test_voxels_without_checksums(copy: Path) -> None:
     def drop(data: dict[str, Any]) -> None:
         codecs = data["codecs"][0]["configuration"]["codecs"]
@@ -313,6 +319,7 @@ def test_an_array_that_is_none_of_ours(copy: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attribute", "value"),
     [
@@ -407,6 +414,7 @@ def test_a_wrong_number_about_a_case(copy: Path, array: str, value: Any, code: s
     assert {database for _, database, _, _ in found(copy)} == {"alder"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, -2, 300])
 def test_sampled_voxels_off_their_structure(copy: Path, at: int) -> None:
     alder = opened(copy)["alder"]
@@ -425,6 +433,7 @@ def test_a_subject_in_two_splits(copy: Path) -> None:
     assert found(copy) == [("SUBJECT_IN_TWO_SPLITS", "alder", "", "alder/split")]
 
 
+@pytest.mark.slow
 def test_a_scan_in_two_splits(copy: Path) -> None:
     root = opened(copy)
     root["alder/split"][0], root["birch/split"][3] = "train", "test"
@@ -461,6 +470,7 @@ def test_a_wrong_voxel(copy: Path, array: str, at: tuple[Any, ...], value: float
     assert {case for _, _, case, _ in noticed} == {"A002"}
 
 
+@pytest.mark.slow
 def test_where_nobody_is_to_look_is_no_unknown_code(copy: Path) -> None:
     alder = opened(copy)["alder"]
     codes = alder["label"][1, 0]
@@ -506,6 +516,7 @@ def test_rows_that_are_not_committed(copy: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_file_that_nobody_may_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, get = "alder/image/c/0/0/0/0/0", LocalStore.get
 
@@ -532,6 +543,7 @@ def test_every_code_is_explained() -> None:
 # --- nothing brings it down ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_is_damaged_verify_goes_on(copy: Path, seed: int) -> None:
     """Bytes flipped, cut and emptied in metadata and coordinates: some cannot be told, none is a crash."""

@@ -130,6 +130,7 @@ def test_a_metaimage_without_a_voxel_size_says_so(tmp_path: Path) -> None:
     assert "1 mm is assumed" in dict(read_volume(path).doubts)["NO_VOXEL_SIZE"]
 
 
+@pytest.mark.slow
 def test_unpacking() -> None:
     data = np.random.default_rng(1).bytes(300_000) + bytes(900_000)
     packed = gzip.compress(data[:700_000]) + gzip.compress(data[700_000:]) + bytes(100)

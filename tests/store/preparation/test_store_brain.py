@@ -103,6 +103,7 @@ BRIGHT = (
 )
 
 
+@pytest.mark.slow
 def test_a_program_makes_the_mask(tmp_path: Path) -> None:
     """It gets the reference, and its answer is taken through its own orientation."""
     flip = (

@@ -158,6 +158,7 @@ def test_many_equal_values_do_not_break_the_scale(tmp_path: Path) -> None:
     assert np.isfinite(case.images).all()
 
 
+@pytest.mark.slow
 def test_n4_takes_a_known_bias_out() -> None:
     """Two tissues under a smooth field of a factor 2.2: the field found is the field put in, but for its scale."""
     shape = (40, 44, 36)
@@ -178,6 +179,7 @@ def test_n4_takes_a_known_bias_out() -> None:
     np.testing.assert_array_equal(flat.values, again.values)
 
 
+@pytest.mark.slow
 def test_n4_by_recipe_is_a_step_of_its_own(tmp_path: Path) -> None:
     case = prepared(tmp_path, brain(), n4=True)
     assert [step.split(" ")[0] for step in case.sources[0]["steps"]] == ["N4", "z-score", "cropped"]

@@ -89,6 +89,7 @@ def said(case: PreparedCase) -> dict[str, str]:
     return {doubt.code: doubt.message for doubt in case.doubts}
 
 
+@pytest.mark.slow
 def test_a_label_moves_with_the_sequence_it_was_drawn_on(tmp_path: Path) -> None:
     one, two = contrasts()
     # Another shape than the reference's, so that the headers say nothing against each other.
@@ -107,6 +108,7 @@ def test_a_label_moves_with_the_sequence_it_was_drawn_on(tmp_path: Path) -> None
     assert not any("registered" in step for step in case.sources[0]["steps"])
 
 
+@pytest.mark.slow
 def test_what_lies_right_is_left_alone(tmp_path: Path) -> None:
     """A copy of the reference's own anatomy in its place: not a bit changes."""
     one, _ = contrasts()
@@ -117,6 +119,7 @@ def test_what_lies_right_is_left_alone(tmp_path: Path) -> None:
     assert "T1 keeps the position in its header" in said(case)["REGISTERED"]
 
 
+@pytest.mark.slow
 def test_a_far_move_is_a_warning(tmp_path: Path) -> None:
     one, two = contrasts()
     far = nib.affines.from_matvec(np.eye(3), [33.0, 0, 0]) @ GRID.affine

@@ -197,6 +197,7 @@ def test_a_damaged_label_is_its_own_cases_fault(head, tmp_path: Path, ingested: 
     assert done.report["written"] == ["BraTS-GLI-00002-000"]
 
 
+@pytest.mark.slow
 def test_for_radiotherapy(head, tmp_path: Path, ingested: Callable) -> None:
     for case, is_labelled in (("BraTS-MEN-RT-0002-1", True), ("BraTS-MEN-RT-0003-1", False)):
         head.save(tmp_path / "Training" / case / f"{case}_t1c.nii.gz")

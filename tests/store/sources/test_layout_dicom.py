@@ -253,6 +253,7 @@ def test_a_person_names_the_series(scanner: Scanner) -> None:
         look(scanner.root / "dicom", **CONFIRMED, modalities={"seq c": "FLAIR"})
 
 
+@pytest.mark.slow
 def test_two_series_of_one_sequence(scanner: Scanner) -> None:
     scanner.series(T1)
     scanner.series(T1)
@@ -266,6 +267,7 @@ def test_two_series_of_one_sequence(scanner: Scanner) -> None:
     assert (chosen.modalities, chosen.errors) == ({"P1_20200131": ("T1", "T2")}, [])
 
 
+@pytest.mark.slow
 def test_several_volumes_in_one_series_are_told_apart(scanner: Scanner) -> None:
     for echo in ("15", "90"):
         scanner.series({"0008|103e": "ax pd t2", "0018|0081": echo, "0018|0080": "3000"}, uid="1.2.3.77")

@@ -25,6 +25,7 @@ def test_new_lesions_are_not_all_lesions(head, tmp_path: Path) -> None:
     assert caught.value.code == "NO_FULL_LESIONS"
 
 
+@pytest.mark.slow
 def test_the_way_that_the_error_names(head, tmp_path: Path, ingested: Callable) -> None:
     write_case(head, tmp_path / "training" / "013")
     head.save(tmp_path / "training" / "013" / "lesions.nii.gz", head.codes(1))

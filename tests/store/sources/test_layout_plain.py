@@ -312,6 +312,7 @@ def test_a_folder_that_may_say_with_contrast(head, tmp_path: Path) -> None:
     assert (len(named.cases), named.errors) == (3, [])
 
 
+@pytest.mark.slow
 def test_a_pattern_reads_words_and_leaves_none_of_them_to_the_case(head, tmp_path: Path, ingested: Callable) -> None:
     for name in ("pat1_t1_mprage_KM", "pat1_TOF"):
         head.save(tmp_path / "ms" / "a" / f"{name}.nii.gz")
