@@ -83,6 +83,8 @@ def evaluate_command(
 
     options = EvaluateOptions("" if split == "all" else split, tuple(database or ()), subsets, overlap, lesion_assumed)
     files = _files(predictions, labels, name, runs or [], store)
+    if files and (fuse or subsets != "all" or overlap != 0.5):
+        raise UsageError("--fuse, --subsets and --overlap are for models: leave them out with --predictions.")
     folder = out or _default_folder(runs or [], name, split, store, database or [])
     with progress_bar("evaluate", 1) as bar:
 
@@ -171,6 +173,8 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
         messages().print(f"{database}: {', '.join(names)} left out: the model has no trained channel for it.")
     for database, text in result.unlisted.items():
         messages().print(f"{database}: {text}.", soft_wrap=True)
+    for case, text in result.doubts.items():
+        messages().print(f"{case}: {text}", soft_wrap=True, markup=False)
     for reason in dict.fromkeys(result.skipped.values()):
         cases = [case for case, why in result.skipped.items() if why == reason]
         messages().print(f"not evaluated: {few(cases)}: {reason}.", soft_wrap=True)

@@ -120,6 +120,7 @@ def evaluate_files(
     if folder:
         check_room(folder, key, overwrite)
     skipped: dict[str, str] = {}
+    doubts: dict[str, str] = {}
     rows: list[Mapping[str, object]] = []
     panels: list[CasePanel] = []
     num_seen: Counter[str] = Counter()
@@ -130,7 +131,8 @@ def evaluate_files(
         if isinstance(result, str):
             skipped[name] = result
             continue
-        case_rows, panel = result
+        case_rows, panel, text = result
+        doubts |= {name: text} if text else {}
         rows += [{"database": case.database, "case": case.name, "learnt": NOT_KNOWN, **row} for row in case_rows]
         num_seen[case.database] += 1
         panels += [panel] if num_seen[case.database] <= MONTAGE_CASES else []
@@ -147,21 +149,23 @@ def evaluate_files(
         skipped=skipped,
         own_metrics=tuple(own),
         key=key,
+        doubts=doubts,
     )
 
 
 def _compare(
     files: PredictionFiles, store: Store, case: Case, options: EvaluateOptions, own: Mapping[str, Metric]
-) -> tuple[list[dict[str, object]], CasePanel] | str:
-    """The rows and the picture of a case, or why it has none."""
+) -> tuple[list[dict[str, object]], CasePanel, str] | str:
+    """The rows and the picture of a case and the doubts about its file, or why it has none."""
     space, database, path = files.space, store[case.database], files.file_of(case)
     if reason := why_not_comparable(store, case, space, options.lesion_assumed):
         return reason
     if not path.is_file():
         return "there is no file of its prediction"
     images, codes = database.whole(case)
+    journal = Journal()
     try:
-        predicted, share = _on_grid(files, case, path, brain_of(images))
+        predicted, share = _on_grid(files, case, path, brain_of(images), journal)
     except SourceError as error:
         return f"its file cannot be read: {error}"
     if share < LEAST_SHOWN:
@@ -174,14 +178,14 @@ def _compare(
         f"{case.database}/{case.name}", case.pathology, shown, truth.target, predicted, space.names, truth.annotated,
         case.grid.spacing_mm, "",
     )  # fmt: skip
-    return rows, panel
+    return rows, panel, " ".join(doubt.message for doubt in journal.doubts)
 
 
 def _on_grid(
-    files: PredictionFiles, case: Case, path: Path, brain: np.ndarray
+    files: PredictionFiles, case: Case, path: Path, brain: np.ndarray, journal: Journal
 ) -> tuple[UInt8[np.ndarray, "i j k"], float]:
     """The codes of a file on the case's grid, and the share of the brain that the file shows."""
-    volume = to_ras(read_label(files.name, path, files.schema, Journal()))
+    volume = to_ras(read_label(files.name, path, files.schema, journal))
     grid = grid_of(volume)
     shown = grid.contains(case.grid)
     share = float(np.count_nonzero(shown & brain)) / max(1, int(np.count_nonzero(brain)))

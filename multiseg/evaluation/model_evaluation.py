@@ -86,6 +86,7 @@ class Evaluation:
         skipped: why a case has no row.
         unlisted: by database, how lesion structures counted that the model does not list.
         key: identifies the evaluation: model, store and options.
+        doubts: what a person should check about the files of another program, by "database/case".
     """
 
     cases: pd.DataFrame
@@ -97,6 +98,7 @@ class Evaluation:
     own_metrics: tuple[str, ...] = ()
     unlisted: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
+    doubts: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         num = len(self.cases[["database", "case"]].drop_duplicates())
@@ -157,6 +159,7 @@ class Evaluation:
             "skipped": dict(self.skipped),
             "learnt": {kind or "not learnt": list(names) for kind, names in self.learnt.items()},
             "unlisted": dict(self.unlisted),
+            **({"doubts": dict(self.doubts)} if self.doubts else {}),
             "key": self.key,
             "summary": rows,
         }

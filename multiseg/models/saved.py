@@ -137,7 +137,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], info: ModelInfo, lea
 
 
 def read_info(path: Path) -> ModelInfo:
-    """The info in a model file, without loading its weights; raises CheckpointError if it is not a model of ours."""
+    """The info in a model file, without loading its weights; raises CheckpointError if multiseg did not write it."""
     return _read_metadata(path)[0]
 
 

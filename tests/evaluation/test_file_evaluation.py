@@ -121,3 +121,30 @@ def test_the_command(
     assert run(["evaluate", "--labels", "1=lesion"]) == 2
     assert run(["evaluate", "a", "b"]) == 2
     assert "say how they answer together, --fuse lesion-over-tissue" in capfd.readouterr().err
+
+
+def test_doubts_about_a_file_are_told(store_url: str, answers: Path, tmp_path: Path) -> None:
+    """Codes that all mean background: the program's numbers were misread."""
+    labels = "1=tissue:CSF,2=background,3=background,7=background"
+    for path in answers.glob("*.nii.gz"):
+        image = nibabel.load(path)
+        nibabel.save(
+            nibabel.Nifti1Image(np.where(np.asarray(image.dataobj) == 1, 2, image.dataobj), image.affine),
+            tmp_path / path.name,
+        )
+    result = evaluate_files(files_in(tmp_path, labels), open_store(store_url), EVERY)
+    assert all("all of these codes mean background" in text for text in result.doubts.values())
+    assert len(result.doubts) == len(open_store(store_url)["alder"].cases)
+    arguments = [
+        "evaluate",
+        "--predictions",
+        "{case}.nii.gz",
+        "--labels",
+        LABELS,
+        "--name",
+        "tool",
+        "--store",
+        store_url,
+    ]
+    assert run([*arguments, "--fuse", "lesion-over-tissue"]) == 2
+    assert run([*arguments, "--subsets", "full"]) == 2
