@@ -58,7 +58,12 @@ def _outcome(command: Sequence[str], budget_s: float) -> dict[str, Any]:
         return {"failed": "no time was left", "seconds": 0.0}
     began = time.monotonic()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
     )
     try:
         said, complained = process.communicate(timeout=budget_s)

@@ -89,7 +89,9 @@ def in_a_process(work: str, side: str, is_small: bool) -> dict[str, float]:
     """The same in a new process."""
     command = [sys.executable, "-m", "benchmarks.processor", "--work", work, "--side", side]
     environment = os.environ | {KEEP: SIDES[side][KEEP]}
-    done = subprocess.run(command + ["--small"] * is_small, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command + ["--small"] * is_small, env=environment, capture_output=True, encoding="utf-8", check=True
+    )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

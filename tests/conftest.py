@@ -1,5 +1,6 @@
 """What many tests share: synthetic hospitals, a store of them, and the real data where there is some."""
 
+import locale
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.sources.manifest import find_manifest
 
 SPACING_MM = (5.0, 5.0, 5.0)
+LOCALE = locale.setlocale(locale.LC_ALL)
 
 # A machine with other work is slow at times, which says nothing about what is tested.
 hypothesis.settings.register_profile("multiseg", deadline=None)
@@ -29,6 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with many slow tests come first, so that no process is left with one when the others are done."""
     num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -num_slow[item.path])
+
+
+@pytest.fixture(autouse=True)
+def same_locale() -> Iterator[None]:
+    """The locale at the start: tests and fixtures that write DICOM with GDCM change that of their process."""
+    locale.setlocale(locale.LC_ALL, LOCALE)
+    yield
+    locale.setlocale(locale.LC_ALL, LOCALE)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,9 @@ def said(**environment: str) -> list[str]:
     set_here = (allocator.SWITCH, *allocator.USER_SETTINGS)
     clean = {name: value for name, value in os.environ.items() if name not in set_here}
     run = [sys.executable, "-c", PROGRAM]
-    return subprocess.run(run, env=clean | environment, capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        run, env=clean | environment, capture_output=True, encoding="utf-8", check=True
+    ).stdout.split()
 
 
 @pytest.mark.skipif(not IS_GLIBC, reason="it is glibc that hands memory back")

@@ -143,7 +143,9 @@ def test_links_lead_somewhere(page: str) -> None:
 @pytest.mark.skipif(not Path("/usr/bin/systemd-analyze").exists(), reason="no systemd here")
 @pytest.mark.parametrize("name", UNITS)
 def test_systemd_finds_nothing_unknown(name: str) -> None:
-    done = subprocess.run(["systemd-analyze", "verify", DEPLOY / name], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", DEPLOY / name], capture_output=True, encoding="utf-8", check=False
+    )
     assert "Unknown" not in done.stderr, done.stderr
 
 

@@ -25,7 +25,7 @@ def test_unknown_names_are_refused() -> None:
 
 def test_import_is_light() -> None:
     code = "import sys, multiseg; print(sorted({'torch', 'zarr', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.strip() == "[]"
 
 

@@ -28,7 +28,7 @@ CHECKS_OF_ALL = (
 
 def run(command: list[str], folder: Path, **options: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, **options)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", **options)
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}{done.stderr[-2000:]}"
     return done.stdout
 

@@ -77,5 +77,5 @@ from multiseg.faults import raise_descriptor_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300))
 print(raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.split() == ["300", "300", "300"]

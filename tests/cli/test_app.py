@@ -38,7 +38,7 @@ def test_help_imports_nothing_heavy() -> None:
         "with contextlib.redirect_stdout(io.StringIO()): assert run(['ingest', '--help']) == 0\n"
         "print(sorted({'torch', 'zarr', 'xarray', 'nibabel', 'scipy', 'pandas', 'numpy'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.strip() == "[]"
 
 

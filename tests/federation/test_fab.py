@@ -44,7 +44,7 @@ def app_of(package: Path) -> str:
     """The hash that a multiseg in another place says."""
     code = "from multiseg.federation.fab import PACKAGE, app_hash; print(PACKAGE, app_hash())"
     command = [sys.executable, "-c", code]
-    said = subprocess.run(command, cwd=package.parent, capture_output=True, text=True, check=True)
+    said = subprocess.run(command, cwd=package.parent, capture_output=True, encoding="utf-8", check=True)
     place, found = said.stdout.split()
     assert place == str(package)
     return found
@@ -104,7 +104,7 @@ def test_a_wheel_has_the_hash_of_the_checkout(copy: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(PACKAGE.parent / name, project)
     done = subprocess.run(
-        [sys.executable, "-c", BUILD, "dist"], cwd=project, capture_output=True, text=True, check=False
+        [sys.executable, "-c", BUILD, "dist"], cwd=project, capture_output=True, encoding="utf-8", check=False
     )
     assert done.returncode == 0, done.stderr
     (wheel,) = (project / "dist").glob("*.whl")

@@ -215,7 +215,7 @@ def supervisor(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         "command = (sys.executable, '-u', '-c', 'import os, time; print(os.getpid()); time.sleep(600)');"
         "supervise([Child('one', command, Path(sys.argv[1]))], lambda name, line: print(line, flush=True))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "log"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "log"], stdout=subprocess.PIPE, encoding="utf-8")
     with process:
         yield process
         process.kill()

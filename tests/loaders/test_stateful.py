@@ -51,7 +51,9 @@ print(json.dumps(found))
 def test_a_stateful_loader_resumes_at_the_next_batch(store_url: Path) -> None:
     here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     run = [sys.executable, "-c", PROGRAM, str(store_url)]
-    ended = subprocess.run(run, env=os.environ | {"PYTHONPATH": here}, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        run, env=os.environ | {"PYTHONPATH": here}, capture_output=True, encoding="utf-8", check=False
+    )
     assert ended.returncode == 0, ended.stderr[-2000:]
     found = json.loads(ended.stdout)
     stream = found.pop("stream")

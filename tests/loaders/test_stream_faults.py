@@ -199,7 +199,7 @@ def test_workers_go_with_whatever_ends_the_loop(store):
 def python(code, *arguments, **more):
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT + code, *map(str, arguments)], stdout=pipe, stderr=pipe, text=True, **more
+        [sys.executable, "-c", SCRIPT + code, *map(str, arguments)], stdout=pipe, stderr=pipe, encoding="utf-8", **more
     )
 
 

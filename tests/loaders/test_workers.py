@@ -155,6 +155,10 @@ for wait in (0.0, 0.05, 0.2):
 print([one.exitcode for one in active_children()])
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, store_url], capture_output=True, text=True, start_new_session=True, timeout=60
+        [sys.executable, "-c", code, store_url],
+        capture_output=True,
+        encoding="utf-8",
+        start_new_session=True,
+        timeout=60,
     )
     assert (done.stdout.strip(), done.stderr) == ("[None, None]", "")

@@ -134,7 +134,7 @@ def test_a_full_disk(hospitals: Path, store_url: str, tmp_path: Path) -> None:
     alone = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c"]
     if subprocess.run([*alone, f"mount -t tmpfs tmpfs {disk}"], capture_output=True).returncode:
         pytest.skip("needs the right to mount a small disk (unshare --user --mount)")
-    done = subprocess.run([*alone, script], capture_output=True, text=True)
+    done = subprocess.run([*alone, script], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     said = (out / "first").read_text()
     assert (out / "code").read_text() == "5\n", said

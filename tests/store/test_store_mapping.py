@@ -36,7 +36,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def test_more_files_are_read_than_may_be_open(shards: Path):
-    done = subprocess.run([sys.executable, "-c", MANY, shards], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", MANY, shards], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     num_maps, num_open = map(int, done.stdout.split())
     assert num_maps == 400

@@ -1,19 +1,8 @@
-import locale
-
 import pytest
 import torch
 
 from multiseg.models.builders import multi_unet
 from multiseg.training.checkpoint import TrainState
-
-
-@pytest.fixture(autouse=True)
-def unicode_files():
-    """Libraries that read DICOM may leave the process with a locale in which torch cannot read its own sources."""
-    before = locale.setlocale(locale.LC_CTYPE)
-    locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
-    yield
-    locale.setlocale(locale.LC_CTYPE, before)
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import locale
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ _FAULTS = {
     "original slices.",
 }
 """Why an image cannot be a slice, by the code of the error."""
+_locale_lock = threading.Lock()
+_num_readers = 0
+_locale_before = ""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -101,7 +105,7 @@ def _read_header(path: Path, tags: Sequence[str], private: bool) -> Slice:
     reader.SetFileName(str(path))
     reader.SetLoadPrivateTags(private)
     try:
-        with _restore_locale():
+        with restore_locale():
             reader.ReadImageInformation()
     except RuntimeError as error:
         message = f"{path} is damaged or not a DICOM image. Copy or export it again."
@@ -112,13 +116,23 @@ def _read_header(path: Path, tags: Sequence[str], private: bool) -> Slice:
 
 
 @contextmanager
-def _restore_locale() -> Iterator[None]:
-    """Restore the locale: GDCM sets that of the whole process to "C", in which text with accents cannot be decoded."""
-    before = locale.setlocale(locale.LC_ALL)
+def restore_locale() -> Iterator[None]:
+    """Restore the locale: GDCM sets that of the whole process to "C", in which text with accents cannot be decoded.
+
+    Of threads that read at once, the first keeps the locale and the last restores it: a second one would keep GDCM's.
+    """
+    global _num_readers, _locale_before
+    with _locale_lock:
+        if not _num_readers:
+            _locale_before = locale.setlocale(locale.LC_ALL)
+        _num_readers += 1
     try:
         yield
     finally:
-        locale.setlocale(locale.LC_ALL, before)
+        with _locale_lock:
+            _num_readers -= 1
+            if not _num_readers:
+                locale.setlocale(locale.LC_ALL, _locale_before)
 
 
 def read_series(series: Series) -> Volume:
@@ -135,7 +149,7 @@ def read_series(series: Series) -> Volume:
     # Otherwise ITK uses the type of the first slice for all, whatever their slopes.
     reader.SetOutputPixelType(SimpleITK.sitkFloat32)
     try:
-        with _restore_locale():
+        with restore_locale():
             stored = SimpleITK.GetArrayFromImage(reader.Execute()).T
     except RuntimeError as error:
         message = f"{series.path}: the voxels of its {len(slices)} slices cannot be read. Copy or export them again."

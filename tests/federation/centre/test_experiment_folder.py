@@ -192,7 +192,7 @@ def test_a_deadline_may_change(undisturbed: Path) -> None:
 def test_two_processes_cannot_run_one_experiment(tmp_path: Path) -> None:
     code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held'); input()"
     holds = [sys.executable, "-u", "-c", code, str(tmp_path / ".lock")]
-    with subprocess.Popen(holds, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(holds, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8") as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         told = r"is in use by process \?: it runs this experiment"

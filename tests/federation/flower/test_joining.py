@@ -71,7 +71,7 @@ def test_nothing_is_told_to_the_world(children: _Children, settings: Member) -> 
 @pytest.mark.slow
 def test_the_executor_understands_its_command(children: _Children, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
-    run = subprocess.run(children.executor().command, capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(children.executor().command, capture_output=True, encoding="utf-8", timeout=120, check=False)
     assert run.returncode == 2, run.stderr
     assert f"{module.MARK}there is no file {tmp_path / 'site.toml'}" in run.stdout
 
@@ -210,7 +210,7 @@ def test_the_process_that_stays_is_slim(settings: Member, tmp_path: Path, monkey
         "joining.join = lambda member, path, say: say(f'{member!r} {path}')\n"
         "joining.main(sys.argv[1:]); print({'torch', 'pydantic', 'flwr', 'zarr'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code, path, said], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, path, said], capture_output=True, encoding="utf-8", check=False)
     assert (done.stdout, done.stderr) == ("set()\n", f"{settings!r} {tmp_path / 'site.toml'}\n")
 
 

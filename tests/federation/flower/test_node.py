@@ -89,7 +89,7 @@ def joined(tmp_path: Path) -> Iterator[tuple[Fleet, Path, subprocess.Popen[str],
     with fleet(kit) as served:
         site = json.dumps({name: str(value) for name, value in vars(member(tmp_path, kit, served.address)).items()})
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "site.toml"), site], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, str(tmp_path / "site.toml"), site], stderr=subprocess.PIPE, encoding="utf-8"
         )
         said: list[str] = []
         try:

@@ -20,9 +20,8 @@ def test_the_threads_of_the_linear_algebra_do_not_matter():
             [sys.executable, "-c", _DIGEST],
             env=os.environ | {"OMP_NUM_THREADS": num, "OPENBLAS_NUM_THREADS": num},
             capture_output=True,
-            text=True,
-            check=True,
             encoding="utf-8",
+            check=True,
         ).stdout
         for num in ("1", "4")
     }

@@ -3,6 +3,7 @@
 import json
 import locale
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +15,7 @@ from looking import look
 from multiseg.cli.app import run
 from multiseg.errors import SourceError, UnconfirmedError, UsageError
 from multiseg.store.cases import Series, sha256_of
-from multiseg.store.formats.dicom_series import Slice
+from multiseg.store.formats.dicom_series import Slice, restore_locale
 from multiseg.store.formats.read_volume import read_geometry, read_volume
 from multiseg.store.sources.dicom_scans import b_value_of, read_slices
 
@@ -107,8 +108,24 @@ def test_a_series_in_any_order_is_the_volume_it_was(scanner: Scanner) -> None:
 
 def test_texts_with_accents_are_read_after_a_series(scanner: Scanner) -> None:
     before = locale.setlocale(locale.LC_ALL)
-    read_volume(files_of(scanner.series(T1)))
+    series = scanner.series(T1)
+    locale.setlocale(locale.LC_ALL, before)  # which writing it changed
+    read_volume(files_of(series))
     assert locale.setlocale(locale.LC_ALL) == before
+
+
+def test_threads_that_read_at_once_restore_the_locale() -> None:
+    before = locale.setlocale(locale.LC_ALL)
+    locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+    expected = locale.setlocale(locale.LC_ALL)
+    try:
+        with ExitStack() as second, ExitStack() as first:
+            first.enter_context(restore_locale())
+            locale.setlocale(locale.LC_ALL, "C")  # as GDCM does
+            second.enter_context(restore_locale())
+        assert locale.setlocale(locale.LC_ALL) == expected
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def test_geometry_from_the_ends_of_a_sorted_series(scanner: Scanner) -> None:
