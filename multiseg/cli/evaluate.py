@@ -149,7 +149,7 @@ def _folder_name(split: str, store: str, databases: Sequence[str]) -> str:
 
 def _print_evaluation(result: Evaluation, folder: Path) -> None:
     from multiseg.cli.console import messages, output, print_table
-    from multiseg.evaluation.model_evaluation import POLICY
+    from multiseg.evaluation.comparison import POLICY
     from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 
     numbers = ["dice", "sensitivity", "precision", "assd_mm", "hd95_mm", *result.own_metrics]

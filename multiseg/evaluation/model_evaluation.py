@@ -7,7 +7,7 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +18,34 @@ from safetensors.torch import save
 
 from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
+from multiseg.evaluation.comparison import (
+    COLUMNS,
+    KEY,
+    POLICY,
+    Truth,
+    compared_rows,
+    summary_of,
+    truth_of,
+    why_not_comparable,
+)
 from multiseg.evaluation.decision import brain_of, decide
 from multiseg.evaluation.inference import predict_volume
-from multiseg.evaluation.metrics import CaseMetrics, case_metrics, summarise
 from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
-from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics, own_means, own_values
+from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.preparation import network_input
 from multiseg.evaluation.result_folder import PROGRESS, DoneCases, check_room, key_of
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
 from multiseg.evaluation.tables import write_table
 from multiseg.files import write_atomically
-from multiseg.labels import IGNORE, LabelSpace
 from multiseg.modalities import as_names
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote, local_path
-from multiseg.store.reader import Case, Database, Store, open_store
+from multiseg.store.reader import Case, Store, open_store
 
-KEY = ["database", "label", "modalities", "learnt"]
-POLICY = (
-    "A case without lesion has no Dice, sensitivity or distance and is left out of their means, but counted; "
-    "a false alarm there has precision 0. A missed lesion, where nothing was predicted, has Dice, sensitivity "
-    "and precision 0, and the diagonal of the case's grid as distance: missing never improves a mean."
-)
-COLUMNS = tuple(CaseMetrics.__dataclass_fields__)
-"""The columns of metrics: part of an evaluation's identity, so that one without a new column is not resumed."""
 MONTAGE_CASES = 2
 REPR_ROWS = 10
 
@@ -316,55 +316,6 @@ def _unlisted(model: Model, store: Store, cases: Sequence[Case]) -> dict[str, st
     return unlisted
 
 
-def why_not_comparable(store: Store, case: Case, space: LabelSpace, lesion_assumed: bool) -> str:
-    """Why nothing can be compared with the annotations of a case; "" if something can."""
-    if not store[case.database].label_view(case, space).annotated.any():
-        return f"it is not annotated for {', '.join(space.names)}"
-    if lesion_assumed and not store[case.database].label_view(case, LabelSpace()).annotated.any():
-        return "it is not annotated for lesions, which were to be assumed"
-    return ""
-
-
-@dataclass(frozen=True, eq=False)
-class Truth:
-    """What the predictions for a case are compared with.
-
-    Attributes:
-        target: index in the label space; 255 is ignored.
-        annotated: the labels of the space that the case is annotated for.
-        assumed: what is put into every prediction where it is not 0.
-    """
-
-    target: UInt8[np.ndarray, "i j k"]
-    annotated: Bool[np.ndarray, " label"]
-    assumed: UInt8[np.ndarray, "i j k"]
-
-    def completed(self, predicted: UInt8[np.ndarray, "i j k"]) -> UInt8[np.ndarray, "i j k"]:
-        """The prediction with what is assumed."""
-        return np.where(self.assumed > 0, self.assumed, predicted)
-
-
-def truth_of(
-    database: Database,
-    case: Case,
-    codes: UInt8[np.ndarray, "annotation i j k"],
-    space: LabelSpace,
-    lesion_assumed: bool,
-) -> Truth:
-    """The truth of a case in a label space, from its stored codes."""
-    view = database.label_view(case, space)
-    target = view.target(codes)
-    assumed = np.zeros_like(target)
-    if lesion_assumed:
-        is_lesion = database.label_view(case, LabelSpace()).target(codes) == 1
-        lesions = [index for index, label in enumerate(space.labels, start=1) if label.kind == "lesion"]
-        if lesions:
-            assumed = np.where(is_lesion & np.isin(target, lesions), target, 0).astype(np.uint8)
-        else:
-            target = np.where(is_lesion, IGNORE, target).astype(np.uint8)
-    return Truth(target, view.annotated, assumed)
-
-
 @dataclass(frozen=True, eq=False)
 class _Loaded:
     """A case as stored (`shown`), on the model's axis and in its label space."""
@@ -395,20 +346,6 @@ def _rows(
             yield {**row, "modalities": "+".join(subset), "num_modalities": len(subset)}
 
 
-def compared_rows(
-    case: Case, truth: Truth, predicted: UInt8[np.ndarray, "i j k"], space: LabelSpace, own: Mapping[str, Metric]
-) -> Iterator[dict[str, Any]]:
-    """A row of metrics for each annotated label of a case, without the sequences it was predicted from."""
-    looked_at, spacing_mm = truth.target != IGNORE, case.grid.spacing_mm
-    for label, name in enumerate(space.names, start=1):
-        if truth.annotated[label - 1]:
-            mask, expected = predicted == label, truth.target == label
-            metrics = case_metrics(mask, expected, spacing_mm, looked_at)
-            own_columns = own_values(own, mask & looked_at, expected & looked_at, spacing_mm)
-            yield {"database": case.database, "case": case.name, "label": name, "modalities": "", "num_modalities": 0,
-                   **asdict(metrics), **own_columns}  # fmt: skip
-
-
 def _panel(model: Model, loaded: _Loaded, overlap: float) -> CasePanel:
     """A picture of the prediction from all usable sequences of the case."""
     case = loaded.case
@@ -436,15 +373,3 @@ def segment(
     present = np.isin(model.info.axis.names, subset)
     probabilities = predict_volume(model, images, present, model.info.patch, overlap)
     return decide(probabilities, model.info.space, brain)
-
-
-def summary_of(cases: pd.DataFrame, own: Sequence[str] = ()) -> pd.DataFrame:
-    """Means and counts by database, label, subset and `learnt`, in the order of evaluation."""
-    rows = []
-    for key, group in cases.groupby(KEY, sort=False):
-        metrics = [CaseMetrics(*values) for values in group[list(COLUMNS)].itertuples(index=False, name=None)]
-        names = dict(zip(KEY, key if isinstance(key, tuple) else (key,), strict=True))
-        own_numbers = own_means(own, {name: group[name].tolist() for name in own})
-        num_modalities = int(group["num_modalities"].iloc[0])
-        rows.append({**names, "num_modalities": num_modalities, **summarise(metrics), **own_numbers})
-    return pd.DataFrame(rows)
