@@ -78,16 +78,7 @@ def evaluate(
         store = open_store(store or store_of_run(run))
     check_spacing(model.info, store)
     selected = select(store, options.databases, split=options.split)
-    reasons = {f"{case.database}/{case.name}": _why_skipped(model, store, case, options) for case in selected}
-    skipped = {name: reason for name, reason in reasons.items() if reason}
-    cases = [case for case in selected if f"{case.database}/{case.name}" not in skipped]
-    if not cases:
-        why = "; ".join(dict.fromkeys(skipped.values()))
-        raise DataError(
-            f"{store.url} has no case of the split {options.split or 'any'!r} that can be evaluated"
-            + (f": {why}. " if why else ". ")
-            + f"The model knows {', '.join(model.info.usable(tuple(model.info.axis)))}."
-        )
+    cases, skipped = _divided(model, store, selected, options)
     folder = None if folder is None else Path(folder)
     place = store.url if is_remote(store.url) else str(local_path(store.url).resolve())
     identity = (_digest(run), place, options, POLICY, COLUMNS, identity_of(own))
@@ -116,6 +107,23 @@ def evaluate(
         unlisted=_unlisted(model, store, cases),
         key=done.key,
     )
+
+
+def _divided(
+    model: Model, store: Store, selected: Sequence[Case], options: EvaluateOptions
+) -> tuple[list[Case], dict[str, str]]:
+    """The cases that can be evaluated, and by name why the others cannot; raises DataError if there is none."""
+    reasons = {f"{case.database}/{case.name}": _why_skipped(model, store, case, options) for case in selected}
+    skipped = {name: reason for name, reason in reasons.items() if reason}
+    cases = [case for case in selected if f"{case.database}/{case.name}" not in skipped]
+    if not cases:
+        why = "; ".join(dict.fromkeys(skipped.values()))
+        raise DataError(
+            f"{store.url} has no case of the split {options.split or 'any'!r} that can be evaluated"
+            + (f": {why}. " if why else ". ")
+            + f"The model knows {', '.join(model.info.usable(tuple(model.info.axis)))}."
+        )
+    return cases, skipped
 
 
 def _key(case: Case) -> str:
