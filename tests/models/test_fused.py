@@ -28,7 +28,7 @@ def model_of(labels: list[str], axis: tuple[str, ...], seed: int) -> Model:
         patch=(8, 8, 8), trained_on=dict.fromkeys(axis, (f"of {seed}",)), databases={f"db{seed}": {}},
     )  # fmt: skip
     network = build("multi_unet", len(axis), space.num_logits, **numbers)
-    return Model(network, info, LearntScans.of([f"{seed:064d}"])).eval()
+    return Model(network, info, LearntScans.of([f"{seed}" * 64])).eval()
 
 
 TISSUE = model_of(["tissue:CSF", "tissue:WM"], ("T1",), 1)

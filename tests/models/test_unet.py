@@ -87,7 +87,3 @@ def test_devices_that_are_not_there(name):
 def test_the_device_by_its_name():
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def test_as_many_sequences_as_the_first_width_fit() -> None:
-    assert multi_unet(4, 1, widths=(4, 8)).encoder[0].first.conv.in_channels == 4
