@@ -35,12 +35,15 @@ class CaseFlags:
             help="Put the annotated lesions into every prediction first, to measure tissues where there is no lesion.",
         ),
     ] = False
+    zones: Annotated[
+        bool, typer.Option("--zones", help="Also the Dice of tissues under the lesion, within 10 mm, and elsewhere.")
+    ] = False
 
     def options(self) -> EvaluateOptions:
         from multiseg.evaluation.evaluation_result import EvaluateOptions
 
         split, databases = "" if self.split == "all" else self.split, tuple(self.database or ())
-        return EvaluateOptions(split, databases, self.subsets, self.overlap, self.lesion_assumed)
+        return EvaluateOptions(split, databases, self.subsets, self.overlap, self.lesion_assumed, self.zones)
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,16 @@ def _print_tables(
     title: str, summaries: Sequence[dict[str, Any]], cases: DataFrame | None, damages: Sequence[str]
 ) -> None:
     """Print the databases, the cases if there is a table of them, and what is damaged."""
-    from multiseg.cli.console import messages, plain, print_table
+    from multiseg.cli.console import messages, output, plain, print_table
+    from multiseg.store.preparation.template import Template
 
     print_table(title, COLUMNS, map(_summary_row, summaries), right=["cases", "lesion ml", "MB"])
+    for summary in summaries:
+        if template := summary["template"]:
+            text = (
+                f"{summary['database']}: {template['cases']} of {summary['cases']} cases are registered to the template"
+            )
+            output().print(f"{text} {Template.text(template)}.", soft_wrap=True, markup=False)
     if cases is not None and len(cases):
         rows = [list(map(_text, row)) for row in cases.itertuples(index=False)]
         print_table("Cases", list(cases.columns), rows)
@@ -142,6 +149,9 @@ def _summary(store: Store, name: str, cases: Sequence[Any]) -> dict[str, Any]:
         "modalities": {name: sum(name in case.modalities for case in cases) for name in database.modalities},
         "annotations": labels,
         "recipe": database.recipe.to_json(),
+        "template": None
+        if database.template is None
+        else {**database.template, "cases": sum(case.to_template is not None for case in cases)},
         "licence": database.attributes.get("licence", ""),
         "bytes": store.size_on_disk(name),
     }
@@ -202,6 +212,7 @@ def _case_json(database: Database, case: Case, native: Grid) -> dict[str, Any]:
         "modalities": list(case.modalities),
         "annotations": [name for name, marked in zip(database.schemas, case.annotated, strict=True) if marked],
         "extent": list(case.extent), "affine": case.grid.affine.tolist(),
+        "to_template": None if case.to_template is None else case.to_template.tolist(),
         "native_shape": list(native.shape), "native_voxel_mm": list(native.spacing_mm),
         "native_axes": axis_codes(native.affine), "native_affine": native.affine.tolist(),
         "participant": dict(case.participant),

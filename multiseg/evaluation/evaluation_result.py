@@ -35,6 +35,7 @@ class EvaluateOptions:
         overlap: of the sliding windows, as a share of their size.
         lesion_assumed: whether the annotated lesions are put into every prediction first, so that the tissues are
             measured where there is no lesion; with a label space without lesions, their voxels are ignored.
+        zones: whether tissues also get a Dice under the lesion, near it and elsewhere, see `zones`.
     """
 
     split: str = "test"
@@ -42,6 +43,7 @@ class EvaluateOptions:
     subsets: str = "all"
     overlap: float = 0.5
     lesion_assumed: bool = False
+    zones: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "databases", as_names(self.databases))

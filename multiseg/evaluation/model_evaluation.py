@@ -35,6 +35,7 @@ from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.preparation import network_input
 from multiseg.evaluation.result_folder import DoneCases, check_room, key_of
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
+from multiseg.evaluation.zones import Zones, further_columns, zone_values, zones_of
 from multiseg.models.learnt_scans import TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
@@ -89,7 +90,7 @@ def evaluate(
     num_seen: Counter[str] = Counter()
     for index, case in enumerate(cases):
         on_case(index, len(cases), f"{case.database}/{case.name}")
-        loaded = _load(model, store, case, options.lesion_assumed)
+        loaded = _load(model, store, case, options)
         if _key(case) not in done.rows:
             done.add(_key(case), list(_rows(model, loaded, options, own)))
         num_seen[case.database] += 1
@@ -98,12 +99,12 @@ def evaluate(
     table = pd.DataFrame([_with_learnt(model, case, row) for case in cases for row in done.rows[_key(case)]])
     return Evaluation(
         cases=table,
-        summary=summary_of(table, tuple(own)),
+        summary=summary_of(table, further_columns(options.zones, own)),
         panels=tuple(panels),
         split=options.split,
         left_out=_left_out(model, selected),
         skipped=skipped,
-        own_metrics=tuple(own),
+        own_metrics=further_columns(options.zones, own),
         unlisted=_unlisted(model, store, cases),
         key=done.key,
     )
@@ -210,16 +211,19 @@ class _Loaded:
     shown: dict[str, Float[np.ndarray, "i j k"]]
     images: Float[np.ndarray, "modality i j k"]
     truth: Truth
+    zones: Zones | None
 
 
-def _load(model: Model, store: Store, case: Case, lesion_assumed: bool) -> _Loaded:
+def _load(model: Model, store: Store, case: Case, options: EvaluateOptions) -> _Loaded:
     info, database = model.info, store[case.database]
     stored, codes = database.whole(case)
     # In the model's order, so that a subset has the same name in every store.
     usable = tuple(name for name in info.axis if name in info.usable(case.modalities))
     images, _ = network_input(info, stored, database.modalities, usable, case.intensity)
     shown = {name: stored[database.modalities.index(name)] for name in usable}
-    return _Loaded(case, usable, shown, images, truth_of(database, case, codes, info.space, lesion_assumed))
+    truth = truth_of(database, case, codes, info.space, options.lesion_assumed)
+    zones = zones_of(database, case, codes, info.space) if options.zones else None
+    return _Loaded(case, usable, shown, images, truth, zones)
 
 
 def _rows(
@@ -228,6 +232,7 @@ def _rows(
     for subset in chosen_subsets(options.subsets, loaded.usable):
         predicted = _segmented(model, loaded, subset, options.overlap)
         for row in compared_rows(loaded.case, loaded.truth, predicted, model.info.space, own):
+            row |= zone_values(loaded.zones, predicted, str(row["label"]), model.info.space)
             yield {**row, "modalities": "+".join(subset), "num_modalities": len(subset)}
 
 
