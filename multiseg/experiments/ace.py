@@ -80,11 +80,12 @@ def fused(ground: Ground, seed: int) -> Run:
 
 def only_shared(ground: Ground) -> str:
     """The name of the arm that learns from shared sequences alone, as the paper's single network."""
-    return f"{ACE}, trained on {'+'.join(shared_sequences(ground))} alone"
+    return f"{ACE} of {'+'.join(shared_sequences(ground))} alone"
 
 
 def tested_shared(ground: Ground) -> str:
-    return f"{ACE}, tested with {'+'.join(shared_sequences(ground))} alone"
+    """The name of the arm that learns from all sequences and is tested with the shared ones alone."""
+    return f"{ACE}, tested on {'+'.join(shared_sequences(ground))}"
 
 
 def further_sequences(ground: Ground) -> tuple[str, ...]:

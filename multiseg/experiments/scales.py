@@ -120,10 +120,10 @@ ANATOMY = Scale(
     num_cases=20,
     widths=(8, 16, 32, 64),
     patch=(32, 32, 32),
-    steps=200,
-    finetune_steps=100,
+    steps=160,
+    finetune_steps=80,
     objective="ace",
-    validate_every=100,
+    validate_every=80,
 )
 SCALES = {scale.name: scale for scale in (TINY, SMALL, ANATOMY, FULL)}
 """tiny only checks that everything runs; small and anatomy (tissues with lesions) are for two CPU cores; full is for a

@@ -29,7 +29,7 @@ GROUND = Ground(
     synthetic=True,
     roles=ROLES,
 )
-T1_ALONE, T1_TESTED = "ACE, trained on T1 alone", "ACE, tested with T1 alone"
+T1_ALONE, T1_TESTED = "ACE of T1 alone", "ACE, tested on T1"
 NAMES = ("naive CE", "naive Dice", "ACE", "ACE + Dice", "multi-network", T1_ALONE, T1_TESTED)
 
 
@@ -132,9 +132,7 @@ def test_the_roles_are_found(synthetic: Ground, monkeypatch: pytest.MonkeyPatch)
     assert found.roles == synthetic.roles == Roles("hazel", "ivy", ("ivy/tissue",), tissues, tissues)
     assert found.sequences["hazel"] == ("T1",)
     assert set(found.sequences["ivy"]) == {"FLAIR", "T1", "T1c", "T2"}
-    with pytest.raises(
-        UsageError, match=r"--lesions hazel does not fit: .* for lesions and tissues are: ivy"
-    ):
+    with pytest.raises(UsageError, match=r"--lesions hazel does not fit: .* for lesions and tissues are: ivy"):
         anatomy_ground_of(synthetic.store, synthetic.scale, 1, lesions="hazel")
     with pytest.raises(UsageError, match=r"--tissues ivy does not fit: .* \(besides ivy, from which .* are: hazel"):
         anatomy_ground_of(synthetic.store, synthetic.scale, 1, tissues="ivy")
