@@ -115,6 +115,13 @@ def test_checks_are_shown_or_not_by_seed() -> None:
     ]  # fmt: skip
 
 
+def test_two_arms_that_find_nothing_show_nothing() -> None:
+    nothing = pd.DataFrame([*rows("ACE", 0.0, 0.6, 0.8), *rows("naive CE", 0.0, 0.1, 0.1)])
+    (*_, checks) = ace.tables(nothing, replace(GROUND, num_seeds=1))
+    lesion = checks.frame.set_index("check").loc["lesion: ACE - naive CE at least -0.02"]
+    assert (lesion["difference"], lesion["Dice of the first"], lesion["verdict"]) == (0.0, 0.0, "not shown")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("experiments")
