@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+    from multiseg.evaluation.evaluation_result import EvaluateOptions
+    from multiseg.evaluation.model_evaluation import evaluate
     from multiseg.evaluation.prediction import predict
     from multiseg.labels import LabelSchema, LabelSpace
     from multiseg.loaders.augment import AugmentOptions
@@ -35,7 +36,7 @@ _HOMES = {
     "CaseFiles": "store.cases",
     "DatabaseFiles": "store.sources.source_types",
     "DrawOptions": "loaders.draw",
-    "EvaluateOptions": "evaluation.model_evaluation",
+    "EvaluateOptions": "evaluation.evaluation_result",
     "FitOptions": "training.fit",
     "IngestOptions": "store.ingest.ingest_plan",
     "LabelSchema": "labels",

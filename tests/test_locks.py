@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -147,12 +147,14 @@ def test_it_is_refreshed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch, errno.ENOLCK, "flock")
     monkeypatch.setattr(lease, "REFRESH_SECONDS", 0.01)
     with place.open() as file, locked(file, place):
-        first = place.with_name("lock.held").read_bytes()
+        first = later = lease.parse(place.with_name("lock.held").read_bytes())
         for _ in range(1000):
-            if place.with_name("lock.held").read_bytes() != first:
-                return
+            if later != first:
+                break
             threading.Event().wait(0.01)
-    raise AssertionError("it never was")
+            later = lease.parse(place.with_name("lock.held").read_bytes())
+    assert later.refreshed > first.refreshed
+    assert later == replace(first, refreshed=later.refreshed), "it is the same holder's"
 
 
 def test_a_place_that_is_only_read_needs_none(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

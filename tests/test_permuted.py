@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
-from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+from multiseg.evaluation.evaluation_result import EvaluateOptions
+from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.prediction import predict
 from multiseg.labels import LabelSpace
 from multiseg.models.builders import multi_unet

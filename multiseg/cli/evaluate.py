@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +15,45 @@ from multiseg.cli.shared_flags import AsJson, Device, Fuse, Overwrite
 from multiseg.errors import UsageError, few
 
 if TYPE_CHECKING:
-    from multiseg.evaluation.file_evaluation import PredictionFiles
-    from multiseg.evaluation.model_evaluation import Evaluation
+    from multiseg.evaluation.evaluation_result import EvaluateOptions, Evaluation
     from multiseg.models.saved import Model
+
+
+@dataclass(frozen=True)
+class CaseFlags:
+    """Which cases are evaluated, and how."""
+
+    store: Annotated[str, typer.Option(help="A store (default: the one of the training).")] = ""
+    split: Annotated[str, typer.Option(help='train, val, test, or "all".')] = "test"
+    database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None
+    subsets: Annotated[str, typer.Option(help='"all", the "full" set, or a list: FLAIR,FLAIR+T1.')] = "all"
+    overlap: Annotated[float, typer.Option(help="Overlap of the sliding windows.", min=0, max=0.9)] = 0.5
+    lesion_assumed: Annotated[
+        bool,
+        typer.Option(
+            "--lesion-assumed",
+            help="Put the annotated lesions into every prediction first, to measure tissues where there is no lesion.",
+        ),
+    ] = False
+
+    def options(self) -> EvaluateOptions:
+        from multiseg.evaluation.evaluation_result import EvaluateOptions
+
+        split, databases = "" if self.split == "all" else self.split, tuple(self.database or ())
+        return EvaluateOptions(split, databases, self.subsets, self.overlap, self.lesion_assumed)
+
+
+@dataclass(frozen=True)
+class FileFlags:
+    """The files of another program, which are evaluated instead of a model."""
+
+    predictions: Annotated[
+        str, typer.Option(help='Evaluate files in native space instead of a model, such as "out/{case}.nii.gz".')
+    ] = ""
+    labels: Annotated[
+        str, typer.Option(help='The meaning of their codes, such as "1=tissue:CSF,2=tissue:GM,7=lesion".')
+    ] = ""
+    name: Annotated[str, typer.Option(help="The name of the program that made them, for the tables.")] = ""
 
 
 def evaluate_command(
@@ -23,11 +61,8 @@ def evaluate_command(
         list[Path] | None,
         typer.Argument(help="A run folder or a model file; two with --fuse; none with --predictions."),
     ] = None,
-    store: Annotated[str, typer.Option(help="A store (default: the one of the training).")] = "",
-    split: Annotated[str, typer.Option(help='train, val, test, or "all".')] = "test",
-    database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
-    subsets: Annotated[str, typer.Option(help='"all", the "full" set, or a list: FLAIR,FLAIR+T1.')] = "all",
-    overlap: Annotated[float, typer.Option(help="Overlap of the sliding windows.", min=0, max=0.9)] = 0.5,
+    *,
+    cases: CaseFlags,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -38,20 +73,7 @@ def evaluate_command(
         list[str] | None, typer.Option(help="Add your own metric, MODULE:NAME; see docs/extending.md.")
     ] = None,
     fuse: Fuse = "",
-    predictions: Annotated[
-        str, typer.Option(help='Evaluate files in native space instead of a model, such as "out/{case}.nii.gz".')
-    ] = "",
-    labels: Annotated[
-        str, typer.Option(help='The meaning of their codes, such as "1=tissue:CSF,2=tissue:GM,7=lesion".')
-    ] = "",
-    name: Annotated[str, typer.Option(help="The name of the program that made them, for the tables.")] = "",
-    lesion_assumed: Annotated[
-        bool,
-        typer.Option(
-            "--lesion-assumed",
-            help="Put the annotated lesions into every prediction first, to measure tissues where there is no lesion.",
-        ),
-    ] = False,
+    files: FileFlags,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -70,76 +92,97 @@ def evaluate_command(
 
     multiseg evaluate --predictions "out/{case}.nii.gz" --labels "2=tissue:WM,7=lesion" --name SAMSEG --store all.zarr
     """
-    from rich.progress import TaskID
-
-    from multiseg.cli.console import messages, print_json, progress_bar
-    from multiseg.cli.model import warn_of_removed
-    from multiseg.evaluation.file_evaluation import evaluate_files
-    from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate, store_of_run
+    from multiseg.cli.console import messages, print_json
+    from multiseg.evaluation.file_evaluation import PredictionFiles, evaluate_files
+    from multiseg.evaluation.model_evaluation import evaluate
     from multiseg.models.devices import resolve_device
-    from multiseg.models.fused import load_fused
-    from multiseg.models.saved import model_path, read_learnt
     from multiseg.store.reader import open_store
 
-    options = EvaluateOptions("" if split == "all" else split, tuple(database or ()), subsets, overlap, lesion_assumed)
-    files = _files(predictions, labels, name, runs or [], store)
-    if files and (fuse or subsets != "all" or overlap != 0.5):
-        raise UsageError("--fuse, --subsets and --overlap are for models: leave them out with --predictions.")
-    folder = out or _default_folder(runs or [], name, split, store, database or [])
-    with progress_bar("evaluate", 1) as bar:
-
-        def on_case(done: int, total: int, case: str) -> None:
-            bar.update(TaskID(0), completed=done, total=total, details=case)
-            if bar.disable and not as_json:
-                messages().print(f"{done + 1}/{total} {case}", soft_wrap=True)
-
-        if files:
-            result = evaluate_files(files, open_store(store), options, folder, on_case, metric or (), overwrite)
+    models, metrics = runs or [], metric or ()
+    _check_flags(models, fuse, cases, files)
+    folder = out or _default_folder(models, files.name, cases)
+    with _progress(as_json) as on_case:
+        if files.predictions:
+            program, opened = PredictionFiles(files.predictions, files.labels, files.name), open_store(cases.store)
+            result = evaluate_files(program, opened, cases.options(), folder, on_case, metrics, overwrite)
         else:
             resolved = str(resolve_device(device))
-            several = runs or []
-            model: Path | Model = several[0]
-            if fuse or len(several) > 1:
-                model = load_fused(several, fuse, resolved)
-                store = store or store_of_run(several[0])
-            result = evaluate(model, store or None, options, resolved, folder, on_case, metric or (), overwrite)
+            model, store = _model_and_store(models, fuse, cases.store, resolved)
+            result = evaluate(model, store, cases.options(), resolved, folder, on_case, metrics, overwrite)
     result.save(folder, overwrite)
     if as_json:
         print_json({"folder": str(folder), **result.to_json()})
     else:
         _print_evaluation(result, folder)
-        for warning in [] if files else _learnt_warnings(result.learnt):
+        for warning in _learnt_warnings(result.learnt) if models else []:
             messages().print(warning, soft_wrap=True, markup=False)
-    for run in runs or []:
-        warn_of_removed(open_store(store or store_of_run(run)), read_learnt(model_path(run)))
+    _warn_of_removed(models, cases.store)
     return 0
 
 
-def _files(predictions: str, labels: str, name: str, runs: Sequence[Path], store: str) -> PredictionFiles | None:
-    """The files to evaluate instead of a model, if any; raises UsageError if a flag is missing or too many."""
-    from multiseg.evaluation.file_evaluation import PredictionFiles
-
-    if not predictions:
-        if labels or name:
+def _check_flags(runs: Sequence[Path], fuse: str, cases: CaseFlags, files: FileFlags) -> None:
+    """Raises UsageError if a flag is missing, or would go unheard beside another."""
+    if not files.predictions:
+        if files.labels or files.name:
             raise UsageError("--labels and --name belong to --predictions: name its files, too.")
         if not runs:
             raise UsageError("name a run folder or a model file, or files to evaluate: --predictions.")
-        return None
-    missing = [flag for flag, value in (("--labels", labels), ("--name", name), ("--store", store)) if not value]
-    if missing:
+        return
+    needed = {"--labels": files.labels, "--name": files.name, "--store": cases.store}
+    if missing := [flag for flag, value in needed.items() if not value]:
         raise UsageError(f"--predictions needs {', '.join(missing)}, too.")
     if runs:
         raise UsageError(f"evaluate either {runs[0]} or the files of --predictions, not both.")
-    return PredictionFiles(predictions, labels, name)
+    if fuse or cases.subsets != CaseFlags.subsets or cases.overlap != CaseFlags.overlap:
+        raise UsageError("--fuse, --subsets and --overlap are for models: leave them out with --predictions.")
 
 
-def _default_folder(runs: Sequence[Path], name: str, split: str, store: str, databases: Sequence[str]) -> Path:
+@contextmanager
+def _progress(is_quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar; where none can be drawn, a line for each case."""
+    from rich.progress import TaskID
+
+    from multiseg.cli.console import messages, progress_bar
+
+    with progress_bar("evaluate", 1) as bar:
+
+        def on_case(done: int, total: int, case: str) -> None:
+            bar.update(TaskID(0), completed=done, total=total, details=case)
+            if bar.disable and not is_quiet:
+                messages().print(f"{done + 1}/{total} {case}", soft_wrap=True)
+
+        yield on_case
+
+
+def _model_and_store(runs: Sequence[Path], fuse: str, store: str, device: str) -> tuple[Path | Model, str | None]:
+    """What to evaluate, and on which store: None takes the one of the training."""
+    from multiseg.evaluation.model_evaluation import store_of_run
+    from multiseg.models.fused import load_fused
+
+    if not fuse and len(runs) == 1:
+        return runs[0], store or None
+    return load_fused(runs, fuse, device), store or store_of_run(runs[0])
+
+
+def _warn_of_removed(runs: Sequence[Path], store: str) -> None:
+    """Print a warning for each model that has learnt from scans which the evaluated store no longer has."""
+    from multiseg.cli.model import warn_of_removed
+    from multiseg.evaluation.model_evaluation import store_of_run
+    from multiseg.models.saved import model_path, read_learnt
+    from multiseg.store.reader import open_store
+
+    for run in runs:
+        warn_of_removed(open_store(store or store_of_run(runs[0])), read_learnt(model_path(run)))
+
+
+def _default_folder(runs: Sequence[Path], name: str, cases: CaseFlags) -> Path:
     """Beside the first model; for files of a program beside the current folder's other results."""
+    databases = cases.database or []
     if not runs:
-        return Path(f"{_folder_name(split, store, databases)}-{name}")
+        return Path(f"{_folder_name(cases.split, cases.store, databases)}-{name}")
     first, *others = runs
     names = [run.name if run.is_dir() else run.stem for run in others]
-    return (first if first.is_dir() else first.parent) / _folder_name(split, store, [*databases, *names])
+    return (first if first.is_dir() else first.parent) / _folder_name(cases.split, cases.store, [*databases, *names])
 
 
 def _folder_name(split: str, store: str, databases: Sequence[str]) -> str:
@@ -149,7 +192,7 @@ def _folder_name(split: str, store: str, databases: Sequence[str]) -> str:
 
 def _print_evaluation(result: Evaluation, folder: Path) -> None:
     from multiseg.cli.console import messages, output, print_table
-    from multiseg.evaluation.model_evaluation import POLICY
+    from multiseg.evaluation.comparison import POLICY
     from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 
     numbers = ["dice", "sensitivity", "precision", "assd_mm", "hd95_mm", *result.own_metrics]

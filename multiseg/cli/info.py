@@ -13,6 +13,8 @@ from multiseg.cli.shared_flags import AsJson, Overwrite
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from multiseg.store.preparation.grids import Grid
     from multiseg.store.reader import Case, Database, Store
 
@@ -59,7 +61,7 @@ def info_command(
         return show_model(Path(store), of_store, as_json)
     if of_store:
         raise UsageError(f"--store is for a model, but {store} is not a model.")
-    from multiseg.cli.console import messages, plain, print_json, print_table
+    from multiseg.cli.console import print_json
     from multiseg.store.catalogue import select, table
     from multiseg.store.reader import open_store
 
@@ -76,23 +78,30 @@ def info_command(
     damaged = {name: opened.damaged[name] for name in wanted if name in opened.damaged}
     selected = select(opened, names, modality or (), pathology, split) if names else ()
     summaries = [_summary(opened, name, [case for case in selected if case.database == name]) for name in names]
-    case_table = table(selected)
+    records = table(selected) if cases else None
     if as_json:
         faults = {name: {"file": error.file, "message": str(error)} for name, error in damaged.items()}
         head = {"store": store, "spacing_mm": list(opened.spacing_mm), "damaged": faults, "databases": summaries}
-        print_json({**head, "cases": case_table.to_dict("records")} if cases else head)
-        return 3 if damaged else 0
-    spacing = " x ".join(f"{mm:g}" for mm in opened.spacing_mm)
-    print_table(
-        f"{store}: {len(selected)} cases, voxels of {spacing} mm", COLUMNS, map(_summary_row, summaries),
-        right=["cases", "lesion ml", "MB"],
-    )  # fmt: skip
-    if cases and len(case_table):
-        rows = [list(map(_text, row)) for row in case_table.itertuples(index=False)]
-        print_table("Cases", list(case_table.columns), rows)
-    for error in damaged.values():
-        messages().print(f"[bold red]damaged[/] {plain(str(error))}", soft_wrap=True)
+        print_json(head if records is None else {**head, "cases": records.to_dict("records")})
+    else:
+        spacing = " x ".join(f"{mm:g}" for mm in opened.spacing_mm)
+        title = f"{store}: {len(selected)} cases, voxels of {spacing} mm"
+        _print_tables(title, summaries, records, list(map(str, damaged.values())))
     return 3 if damaged else 0
+
+
+def _print_tables(
+    title: str, summaries: Sequence[dict[str, Any]], cases: DataFrame | None, damages: Sequence[str]
+) -> None:
+    """Print the databases, the cases if there is a table of them, and what is damaged."""
+    from multiseg.cli.console import messages, plain, print_table
+
+    print_table(title, COLUMNS, map(_summary_row, summaries), right=["cases", "lesion ml", "MB"])
+    if cases is not None and len(cases):
+        rows = [list(map(_text, row)) for row in cases.itertuples(index=False)]
+        print_table("Cases", list(cases.columns), rows)
+    for text in damages:
+        messages().print(f"[bold red]damaged[/] {plain(text)}", soft_wrap=True)
 
 
 def is_model(path: Path) -> bool:

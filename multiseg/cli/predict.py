@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from multiseg.cli.shared_flags import AsJson, Device, Fuse, Overwrite
+
+if TYPE_CHECKING:
+    from multiseg.evaluation.prediction import Prediction
 
 
 def predict_command(
@@ -44,7 +47,6 @@ def predict_command(
 
     multiseg predict runs/tissue runs/lesion --fuse lesion-over-tissue FLAIR=flair.nii.gz T1=t1.nii.gz -o all.nii.gz
     """
-    from multiseg.cli.console import messages, output, print_json
     from multiseg.evaluation.montage import PNG
     from multiseg.evaluation.prediction import input_files, name_images, predict, save_overlay
     from multiseg.files import check_files
@@ -60,6 +62,13 @@ def predict_command(
     result = predict(used, files, out, brain_mask, reference, overlap, headers_disagree, resolved, overwrite)
     if picture:
         save_overlay(picture, result, overwrite)
+    _print_prediction(result, as_json)
+    return 0
+
+
+def _print_prediction(result: Prediction, as_json: bool) -> None:
+    from multiseg.cli.console import messages, output, print_json
+
     if as_json:
         print_json({
             "path": str(result.path), "reference": result.reference, "used": list(result.used),
@@ -69,7 +78,7 @@ def predict_command(
                 for doubt in result.doubts
             ],
         })  # fmt: skip
-        return 0
+        return
     for doubt in result.doubts:
         messages().print(f"{doubt.code}: {doubt.message}", soft_wrap=True, markup=False)
     if result.left_out:
@@ -81,4 +90,3 @@ def predict_command(
         f"{result.path}: {volumes}; from {', '.join(result.used)}, on the grid of {result.reference}",
         soft_wrap=True,
     )
-    return 0

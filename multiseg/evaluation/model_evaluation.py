@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,151 +17,29 @@ from safetensors.torch import save
 
 from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
+from multiseg.evaluation.comparison import (
+    COLUMNS,
+    POLICY,
+    Truth,
+    compared_rows,
+    summary_of,
+    truth_of,
+    why_not_comparable,
+)
 from multiseg.evaluation.decision import brain_of, decide
+from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions, Evaluation
 from multiseg.evaluation.inference import predict_volume
-from multiseg.evaluation.metrics import CaseMetrics, case_metrics, summarise
-from multiseg.evaluation.montage import CasePanel, save_montage
-from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
-from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics, own_means, own_values
+from multiseg.evaluation.montage import CasePanel
+from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.preparation import network_input
-from multiseg.evaluation.result_folder import PROGRESS, DoneCases, check_room, key_of
+from multiseg.evaluation.result_folder import DoneCases, check_room, key_of
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
-from multiseg.evaluation.tables import write_table
-from multiseg.files import write_atomically
-from multiseg.labels import IGNORE, LabelSpace
-from multiseg.modalities import as_names
-from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
+from multiseg.models.learnt_scans import TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote, local_path
-from multiseg.store.reader import Case, Database, Store, open_store
-
-KEY = ["database", "label", "modalities", "learnt"]
-POLICY = (
-    "A case without lesion has no Dice, sensitivity or distance and is left out of their means, but counted; "
-    "a false alarm there has precision 0. A missed lesion, where nothing was predicted, has Dice, sensitivity "
-    "and precision 0, and the diagonal of the case's grid as distance: missing never improves a mean."
-)
-COLUMNS = tuple(CaseMetrics.__dataclass_fields__)
-"""The columns of metrics: part of an evaluation's identity, so that one without a new column is not resumed."""
-MONTAGE_CASES = 2
-REPR_ROWS = 10
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """What to evaluate, and how.
-
-    Attributes:
-        split: "train", "val" or "test"; "" takes every case.
-        databases: names; empty takes all.
-        subsets: "all" (every non-empty subset of each case's sequences), "full", or a list such as
-            "FLAIR,FLAIR+T1", of which each case gets those whose sequences it has.
-        overlap: of the sliding windows, as a share of their size.
-        lesion_assumed: whether the annotated lesions are put into every prediction first, so that the tissues are
-            measured where there is no lesion; with a label space without lesions, their voxels are ignored.
-    """
-
-    split: str = "test"
-    databases: str | tuple[str, ...] = ()
-    subsets: str = "all"
-    overlap: float = 0.5
-    lesion_assumed: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "databases", as_names(self.databases))
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """Results: one row per case, subset and label; and means by database, label and subset.
-
-    Column `learnt` says how the model used the case: "train" (trained on a scan of it), "val" (chosen by one),
-    "" (not at all) or "not known". Means never mix these.
-
-    Attributes:
-        left_out: sequences that the model could not use, by database.
-        skipped: why a case has no row.
-        unlisted: by database, how lesion structures counted that the model does not list.
-        key: identifies the evaluation: model, store and options.
-        doubts: what a person should check about the files of another program, by "database/case".
-    """
-
-    cases: pd.DataFrame
-    summary: pd.DataFrame
-    panels: tuple[CasePanel, ...]
-    split: str
-    left_out: Mapping[str, tuple[str, ...]]
-    skipped: Mapping[str, str]
-    own_metrics: tuple[str, ...] = ()
-    unlisted: Mapping[str, str] = field(default_factory=dict)
-    key: str = ""
-    doubts: Mapping[str, str] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        num = len(self.cases[["database", "case"]].drop_duplicates())
-        rows = self.summary[[*KEY, "dice"]].head(REPR_ROWS).to_string(index=False)
-        more = f"\n... {len(self.summary) - REPR_ROWS} more rows" if len(self.summary) > REPR_ROWS else ""
-        return (
-            f"<{self.title}: {num} cases, {len(self.skipped)} not evaluated; .summary and .cases hold all>\n"
-            f"{rows}{more}"
-        )
-
-    @property
-    def title(self) -> str:
-        """Which cases these are. Only cases of the test split that the model did not learn from are "held-out"."""
-        kinds = list(self.summary["learnt"].unique())
-        return self.title_of(kinds[0]) if len(kinds) == 1 else f"{self._all_cases}, some of them learnt from"
-
-    def title_of(self, learnt: str) -> str:
-        """The title of the cases with this value of `learnt`."""
-        titles = {
-            TRAIN: f"{self._all_cases} that the model was TRAINED ON",
-            VAL: f"{self._all_cases} by which the model was CHOSEN (validation)",
-            NOT_KNOWN: f"{self._all_cases}; whether the model learnt from them is not known",
-            NOT_LEARNT: "Held-out cases" if self.split == "test" else f"{self._all_cases}, not learnt from",
-        }
-        return titles[learnt]
-
-    @property
-    def _all_cases(self) -> str:
-        return f"Cases of the {self.split} split" if self.split else "Cases of all splits"
-
-    @property
-    def learnt(self) -> dict[str, tuple[str, ...]]:
-        """The cases, as "database/case", by how the model used them, see the class."""
-        cases = self.cases.drop_duplicates(["database", "case"])
-        names = cases["database"] + "/" + cases["case"]
-        return {kind: tuple(names[cases["learnt"] == kind]) for kind in (TRAIN, VAL, NOT_LEARNT, NOT_KNOWN)}
-
-    def save(self, folder: Path | str, overwrite: bool = False) -> None:
-        """Write cases.csv, summary.csv, summary.json and montage.png, and remove the file for resuming.
-
-        Raises:
-            UsageError: the folder holds something else, see `check_room`.
-        """
-        folder = Path(folder)
-        check_room(folder, self.key, overwrite)
-        write_table(folder / "cases.csv", self.cases)
-        write_table(folder / "summary.csv", self.summary)
-        write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
-        if self.panels:
-            save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences", overwrite=True)
-        (folder / PROGRESS).unlink(missing_ok=True)
-
-    def to_json(self) -> dict[str, Any]:
-        rows = json.loads(self.summary.to_json(orient="records"))
-        return {
-            "empty_mask_policy": f"{POLICY} {OWN_POLICY}" if self.own_metrics else POLICY,
-            "left_out": {k: list(v) for k, v in self.left_out.items()},
-            "skipped": dict(self.skipped),
-            "learnt": {kind or "not learnt": list(names) for kind, names in self.learnt.items()},
-            "unlisted": dict(self.unlisted),
-            **({"doubts": dict(self.doubts)} if self.doubts else {}),
-            "key": self.key,
-            "summary": rows,
-        }
+from multiseg.store.reader import Case, Store, open_store
 
 
 def evaluate(
@@ -201,16 +78,7 @@ def evaluate(
         store = open_store(store or store_of_run(run))
     check_spacing(model.info, store)
     selected = select(store, options.databases, split=options.split)
-    reasons = {f"{case.database}/{case.name}": _why_skipped(model, store, case, options) for case in selected}
-    skipped = {name: reason for name, reason in reasons.items() if reason}
-    cases = [case for case in selected if f"{case.database}/{case.name}" not in skipped]
-    if not cases:
-        why = "; ".join(dict.fromkeys(skipped.values()))
-        raise DataError(
-            f"{store.url} has no case of the split {options.split or 'any'!r} that can be evaluated"
-            + (f": {why}. " if why else ". ")
-            + f"The model knows {', '.join(model.info.usable(tuple(model.info.axis)))}."
-        )
+    cases, skipped = _divided(model, store, selected, options)
     folder = None if folder is None else Path(folder)
     place = store.url if is_remote(store.url) else str(local_path(store.url).resolve())
     identity = (_digest(run), place, options, POLICY, COLUMNS, identity_of(own))
@@ -239,6 +107,23 @@ def evaluate(
         unlisted=_unlisted(model, store, cases),
         key=done.key,
     )
+
+
+def _divided(
+    model: Model, store: Store, selected: Sequence[Case], options: EvaluateOptions
+) -> tuple[list[Case], dict[str, str]]:
+    """The cases that can be evaluated, and by name why the others cannot; raises DataError if there is none."""
+    reasons = {f"{case.database}/{case.name}": _why_skipped(model, store, case, options) for case in selected}
+    skipped = {name: reason for name, reason in reasons.items() if reason}
+    cases = [case for case in selected if f"{case.database}/{case.name}" not in skipped]
+    if not cases:
+        why = "; ".join(dict.fromkeys(skipped.values()))
+        raise DataError(
+            f"{store.url} has no case of the split {options.split or 'any'!r} that can be evaluated"
+            + (f": {why}. " if why else ". ")
+            + f"The model knows {', '.join(model.info.usable(tuple(model.info.axis)))}."
+        )
+    return cases, skipped
 
 
 def _key(case: Case) -> str:
@@ -316,55 +201,6 @@ def _unlisted(model: Model, store: Store, cases: Sequence[Case]) -> dict[str, st
     return unlisted
 
 
-def why_not_comparable(store: Store, case: Case, space: LabelSpace, lesion_assumed: bool) -> str:
-    """Why nothing can be compared with the annotations of a case; "" if something can."""
-    if not store[case.database].label_view(case, space).annotated.any():
-        return f"it is not annotated for {', '.join(space.names)}"
-    if lesion_assumed and not store[case.database].label_view(case, LabelSpace()).annotated.any():
-        return "it is not annotated for lesions, which were to be assumed"
-    return ""
-
-
-@dataclass(frozen=True, eq=False)
-class Truth:
-    """What the predictions for a case are compared with.
-
-    Attributes:
-        target: index in the label space; 255 is ignored.
-        annotated: the labels of the space that the case is annotated for.
-        assumed: what is put into every prediction where it is not 0.
-    """
-
-    target: UInt8[np.ndarray, "i j k"]
-    annotated: Bool[np.ndarray, " label"]
-    assumed: UInt8[np.ndarray, "i j k"]
-
-    def completed(self, predicted: UInt8[np.ndarray, "i j k"]) -> UInt8[np.ndarray, "i j k"]:
-        """The prediction with what is assumed."""
-        return np.where(self.assumed > 0, self.assumed, predicted)
-
-
-def truth_of(
-    database: Database,
-    case: Case,
-    codes: UInt8[np.ndarray, "annotation i j k"],
-    space: LabelSpace,
-    lesion_assumed: bool,
-) -> Truth:
-    """The truth of a case in a label space, from its stored codes."""
-    view = database.label_view(case, space)
-    target = view.target(codes)
-    assumed = np.zeros_like(target)
-    if lesion_assumed:
-        is_lesion = database.label_view(case, LabelSpace()).target(codes) == 1
-        lesions = [index for index, label in enumerate(space.labels, start=1) if label.kind == "lesion"]
-        if lesions:
-            assumed = np.where(is_lesion & np.isin(target, lesions), target, 0).astype(np.uint8)
-        else:
-            target = np.where(is_lesion, IGNORE, target).astype(np.uint8)
-    return Truth(target, view.annotated, assumed)
-
-
 @dataclass(frozen=True, eq=False)
 class _Loaded:
     """A case as stored (`shown`), on the model's axis and in its label space."""
@@ -393,20 +229,6 @@ def _rows(
         predicted = _segmented(model, loaded, subset, options.overlap)
         for row in compared_rows(loaded.case, loaded.truth, predicted, model.info.space, own):
             yield {**row, "modalities": "+".join(subset), "num_modalities": len(subset)}
-
-
-def compared_rows(
-    case: Case, truth: Truth, predicted: UInt8[np.ndarray, "i j k"], space: LabelSpace, own: Mapping[str, Metric]
-) -> Iterator[dict[str, Any]]:
-    """A row of metrics for each annotated label of a case, without the sequences it was predicted from."""
-    looked_at, spacing_mm = truth.target != IGNORE, case.grid.spacing_mm
-    for label, name in enumerate(space.names, start=1):
-        if truth.annotated[label - 1]:
-            mask, expected = predicted == label, truth.target == label
-            metrics = case_metrics(mask, expected, spacing_mm, looked_at)
-            own_columns = own_values(own, mask & looked_at, expected & looked_at, spacing_mm)
-            yield {"database": case.database, "case": case.name, "label": name, "modalities": "", "num_modalities": 0,
-                   **asdict(metrics), **own_columns}  # fmt: skip
 
 
 def answered(
@@ -444,15 +266,3 @@ def segment(
     present = np.isin(model.info.axis.names, subset)
     probabilities = predict_volume(model, images, present, model.info.patch, overlap)
     return decide(probabilities, model.info.space, brain)
-
-
-def summary_of(cases: pd.DataFrame, own: Sequence[str] = ()) -> pd.DataFrame:
-    """Means and counts by database, label, subset and `learnt`, in the order of evaluation."""
-    rows = []
-    for key, group in cases.groupby(KEY, sort=False):
-        metrics = [CaseMetrics(*values) for values in group[list(COLUMNS)].itertuples(index=False, name=None)]
-        names = dict(zip(KEY, key if isinstance(key, tuple) else (key,), strict=True))
-        own_numbers = own_means(own, {name: group[name].tolist() for name in own})
-        num_modalities = int(group["num_modalities"].iloc[0])
-        rows.append({**names, "num_modalities": num_modalities, **summarise(metrics), **own_numbers})
-    return pd.DataFrame(rows)

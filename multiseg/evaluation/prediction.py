@@ -18,7 +18,7 @@ from multiseg.evaluation.preparation import brain_rule, network_input, recipe_fo
 from multiseg.files import check_files
 from multiseg.modalities import canonical_modality
 from multiseg.models.learnt_scans import TRAIN, VAL, how_learnt
-from multiseg.models.saved import Model, load_model
+from multiseg.models.saved import Model, ModelInfo, load_model
 from multiseg.sequence_reading import read_name
 from multiseg.store.cases import CaseFiles, ScanFile
 from multiseg.store.findings import Doubt, Severity
@@ -119,14 +119,7 @@ def predict(
     info = loaded.info
     rows = rows_of_space(info.space)
     check_files(table_files(out, rows), sources, overwrite)
-    usable = info.usable(tuple(images))
-    if not usable:
-        raise ModalityError(
-            f"the model learnt from {', '.join(name for name in info.axis if info.trained_on.get(name))}, "
-            f"but was given {', '.join(images) or 'nothing'}. Give at least one of those."
-        )
-    if reference and reference not in images:
-        raise ModalityError(f"the reference {reference!r} is not among the given sequences: {', '.join(images)}.")
+    usable = _usable(info, tuple(images), reference)
     reference = reference or next(iter(images))
     rule, mask = brain_rule(brain_mask)
     recipe, doubts = recipe_for(info, rule, reference, headers_disagree)
@@ -151,6 +144,19 @@ def predict(
     learnt = {name: how_learnt(loaded.learnt, [digest]) for name, digest in scans}
     doubts += prepared.doubts + _learnt_doubts(learnt)
     return Prediction(out, reference, usable, left_out, volumes, doubts, sources, prepared, learnt)
+
+
+def _usable(info: ModelInfo, given: Sequence[str], reference: str) -> tuple[str, ...]:
+    """The given sequences that the model learnt from; raises ModalityError if there is none, or no such reference."""
+    usable = info.usable(tuple(given))
+    if not usable:
+        raise ModalityError(
+            f"the model learnt from {', '.join(name for name in info.axis if info.trained_on.get(name))}, "
+            f"but was given {', '.join(given) or 'nothing'}. Give at least one of those."
+        )
+    if reference and reference not in given:
+        raise ModalityError(f"the reference {reference!r} is not among the given sequences: {', '.join(given)}.")
+    return usable
 
 
 def _learnt_doubts(learnt: Mapping[str, str]) -> tuple[Doubt, ...]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from multiseg.evaluation.comparison import Truth
 from multiseg.evaluation.metrics import dice
-from multiseg.evaluation.model_evaluation import Truth, answered
+from multiseg.evaluation.model_evaluation import answered
 from multiseg.evaluation.montage import CasePanel, Parcels, save_montage
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm

@@ -15,7 +15,8 @@ import torch
 
 from multiseg.config import checked, merged, to_options, training_settings
 from multiseg.errors import DataError, MultisegError, few
-from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+from multiseg.evaluation.evaluation_result import EvaluateOptions
+from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.tables import read_table, write_table
 from multiseg.experiments.runs import Exam, Run
 from multiseg.federation.centre.rounds import run as federate

@@ -178,6 +178,12 @@ def check(options: FederationOptions) -> None:
     if not local.proximal >= 0:
         raise UsageError(f"local.proximal is {local.proximal}: give 0 or more.")
     check_aggregate(aggregate)
+    _check_training(options)
+    _check_privacy(options)
+
+
+def _check_training(options: FederationOptions) -> None:
+    """Raises UsageError for what `multiseg train` can do and a federation cannot."""
     space = LabelSpace.of(options.labels, options.rest)
     if by_pathology := [label.name for label in space.labels if label.pathology]:
         raise UsageError(
@@ -193,7 +199,6 @@ def check(options: FederationOptions) -> None:
     builder = options.model.builder
     if builder in NETWORKS and NETWORKS[builder].parts is None:
         raise UsageError(f"a federation cannot train a {builder} network: fine-tune the joint model at each site.")
-    _check_privacy(options)
 
 
 MOST = {

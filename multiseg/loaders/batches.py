@@ -184,12 +184,8 @@ class PatchStream(IterableDataset[Batch]):
         cases = {name: chosen([case for case in usable if case.database == name], draw) for name in names}
         drawn = [case for name in names if draw.weights.get(name, 1) > 0 for case in cases[name]]
         check_rest(space, unlisted_of(space, store, schemas_of(store, drawn)))
-        num_patches = self.options.batch_size * self.share.num
-        if draw.databases == "each" and num_patches % len(names):
-            raise UsageError(
-                f"{num_patches} patches per step cannot be split equally over {len(names)} databases "
-                f'({", ".join(names)}): give a multiple of {len(names)} as batch_size, or databases = "drawn".'
-            )
+        if draw.databases == "each":
+            _check_divides(self.options.batch_size * self.share.num, names)
         self.plan = DrawPlan(store, cases, space, self.options.draw)
         self._plan_sources = plan_sources(self.plan, axis, self.options.checksums)
         budget = num_bytes(self.options.cache, "cache")
@@ -310,6 +306,15 @@ class PatchStream(IterableDataset[Batch]):
             corner=torch.tensor([draw.corner for draw in draws], dtype=torch.int64),
             draws=torch.tensor([key for key, _ in drawn], dtype=torch.int64),
             mirrored=self._mirrored,
+        )
+
+
+def _check_divides(num_patches: int, names: Sequence[str]) -> None:
+    """Raises UsageError if the patches of a step cannot be split equally over the databases."""
+    if num_patches % len(names):
+        raise UsageError(
+            f"{num_patches} patches per step cannot be split equally over {len(names)} databases "
+            f'({", ".join(names)}): give a multiple of {len(names)} as batch_size, or databases = "drawn".'
         )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import zarr
 from jaxtyping import UInt8
 from zarr.core.array import AsyncArray
+from zarr.core.sync import sync
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
@@ -40,16 +42,39 @@ def coordinate_names(group: zarr.Group) -> list[str]:
 
 
 def open_arrays(group: zarr.Group, names: Sequence[str]) -> dict[str, zarr.Array]:
-    """Arrays of a group by name."""
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        return dict(zip(names, pool.map(group.__getitem__, names), strict=True))
+    """Arrays of a group by name, opened at once."""
+    places = [group.store_path / name for name in names]
+    opened = _at_once([partial(AsyncArray.open, place, zarr_format=3) for place in places])
+    return dict(zip(names, map(zarr.Array, opened), strict=True))
 
 
 def read_arrays(arrays: Mapping[str, zarr.Array], names: Iterable[str]) -> dict[str, Any]:
-    """The contents of open arrays by name."""
-    array_names = list(names)
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        return dict(zip(array_names, pool.map(lambda name: arrays[name][:], array_names), strict=True))
+    """The contents of open arrays by name, read at once."""
+    chosen = {name: AsyncArray(arrays[name].metadata, arrays[name].store_path) for name in names}
+    contents = _at_once([partial(array.getitem, slice(None)) for array in chosen.values()])
+    return dict(zip(chosen, contents, strict=True))
+
+
+def _at_once(requests: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
+    """The results of requests, sent together from Zarr's own thread: a thread for each would mostly wait for it.
+
+    If several fail, the error of the first in order is raised.
+    """
+
+    async def gathered() -> list[Any]:
+        limit = asyncio.Semaphore(REQUESTS_AT_ONCE)
+
+        async def limited(request: Callable[[], Awaitable[Any]]) -> Any:
+            async with limit:
+                return await request()
+
+        return await asyncio.gather(*map(limited, requests), return_exceptions=True)
+
+    results: list[Any] = sync(gathered())
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
 
 
 def are_equal(one: Any, other: Any) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import zarr
-from zarr.core.buffer import default_buffer_prototype
 
 from multiseg.store import schema
 from multiseg.store.damage import damaged
@@ -43,8 +42,7 @@ def _digest(copied: Mapping[str, Any]) -> str:
 
 def layout_of(array: zarr.Array) -> dict[str, Any]:
     """An array's metadata (its zarr.json) without its shape, which grows with the cases, and without the copy."""
-    text = array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()
-    return layout_of_metadata(json.loads(text))
+    return layout_of_metadata(json.loads(json.dumps(array.metadata.to_dict())))
 
 
 def layout_of_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,11 +114,8 @@ def train(
         parent = parent_of(options.start)
         if parent is not None:
             _check_is_elsewhere(parent.file, Path(out))
-            if network is not None and options.model.builder != parent.info.builder:
-                raise UsageError(
-                    f"network is {options.model.builder}, but a run that starts from {options.start.model} keeps its "
-                    f"network {parent.info.builder}. Leave network out."
-                )
+            if network is not None:
+                _check_is_parents_network(options, parent.info)
             options = inherited(options, parent.info)
         options = with_all_seeds(options)
         options, store = with_listed_labels(options)
@@ -152,6 +149,15 @@ def train(
                 )
                 finished = fit(state, stream, options.fit, hooks, options.augment, peers)
     return TrainResult(Path(out), state.step, finished, state.best, tuple(state.history), steps_before)
+
+
+def _check_is_parents_network(options: TrainOptions, parent: ModelInfo) -> None:
+    """Raises UsageError if a network of one's own is not the one of the model that the run starts from."""
+    if options.model.builder != parent.builder:
+        raise UsageError(
+            f"network is {options.model.builder}, but a run that starts from {options.start.model} keeps its "
+            f"network {parent.builder}. Leave network out."
+        )
 
 
 @contextmanager

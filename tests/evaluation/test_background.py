@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from multiseg.errors import CheckpointError, UsageError
+from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.inference import predict_volume
-from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.prediction import predict
 from multiseg.evaluation.preparation import network_input
 from multiseg.labels import LabelSpace

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from multiseg.cli.app import run
 from multiseg.errors import DataError, ModalityError, SourceError, UsageError
-from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+from multiseg.evaluation.evaluation_result import EvaluateOptions
+from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.prediction import name_images, predict
 from multiseg.evaluation.subsets import all_subsets
 from multiseg.labels import LabelSpace

@@ -10,8 +10,8 @@ import pytest
 
 from multiseg.cli.app import run
 from multiseg.errors import LabelError, UsageError
+from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.file_evaluation import PredictionFiles, evaluate_files
-from multiseg.evaluation.model_evaluation import EvaluateOptions
 from multiseg.store.native import native_label
 from multiseg.store.reader import open_store
 

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from multiseg.errors import UsageError
+from multiseg.evaluation.comparison import summary_of
 from multiseg.evaluation.metrics import case_metrics
-from multiseg.evaluation.model_evaluation import summary_of
 from multiseg.evaluation.own_metrics import identity_of, named_metrics, own_means, own_values
 
 

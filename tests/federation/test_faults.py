@@ -108,15 +108,20 @@ def test_one_thing_after_the_other(stand: Deployment, tmp_path: Path) -> None:
 def test_a_killed_node_is_started_again_and_finishes_the_round(stand: Deployment, tmp_path: Path) -> None:
     broken = Broken(stand, "kill -9 of a node")
     broken.working("birch")
-    os.kill(stand.sites["birch"].part("flower-supernode"), signal.SIGKILL)
+    node = stand.sites["birch"].part("flower-supernode")
+    os.kill(node, signal.SIGKILL)
     broken.ends_as_if_nothing_had_happened(tmp_path)
+    assert stand.sites["birch"].part("flower-supernode") not in (0, node)
 
 
 @SLOW
 def test_a_killed_training_is_begun_again(stand: Deployment, tmp_path: Path) -> None:
     broken = Broken(stand, "kill -9 of the training")
-    os.kill(broken.working("alder"), signal.SIGKILL)
+    training, node = broken.working("alder"), stand.sites["alder"].part("flower-supernode")
+    os.kill(training, signal.SIGKILL)
     broken.ends_as_if_nothing_had_happened(tmp_path)
+    assert not command_of(training)
+    assert stand.sites["alder"].part("flower-supernode") == node, "only the training was begun again"
 
 
 @SLOW

@@ -143,6 +143,7 @@ def test_who_does_not_stop_is_killed_with_its_children(tmp_path: Path) -> None:
         stop_when(lambda: len(pids) == 2),
     )
     wait_for(lambda: not any(map(is_alive, pids)))
+    assert len(set(pids)) == 2, "a child and its child, which ignore the request"
 
 
 def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:

@@ -124,3 +124,10 @@ def test_no_label_asked_for_gives_no_points(alder):
     assert centres.points.shape == (0, 3)
     assert centres.of_case(3) == (0, 0)
     assert centres.holders() == ()
+
+
+def test_a_structure_that_no_case_has_yet_has_no_points(alder):
+    """An annotation has got a second structure since the cases were counted."""
+    cases = [replace(case, foreground_count=case.foreground_count[:, :1]) for case in alder.cases]
+    centres = load_centres(alder, cases, MIXED, [0, 2])
+    assert all(len(points_of(centres, case, 0)) == 0 < len(points_of(centres, case, 2)) for case in range(len(cases)))

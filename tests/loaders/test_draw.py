@@ -476,3 +476,18 @@ def test_dilated_needs_a_lesion(store):
 def test_a_database_without_cases_may_go_without_weight(store):
     plan = plan_of(store, {"alder": store["alder"].cases, "birch": ()}, weights={"alder": 1.0})
     assert plan.draw(0, 0).case.database == "alder"
+
+
+def test_the_chance_of_a_case_is_its_databases_divided_by_its_cases(store):
+    cases = {"alder": store["alder"].cases, "birch": store["birch"].cases[:1]}
+    num = len(cases["alder"])
+    assert plan_of(store, cases, databases="each").chances == (*[1 / num] * num, 1)
+    chances = plan_of(store, cases, weights={"alder": 3.0, "birch": 1.0}).chances
+    assert [chance / chances[-1] for chance in chances] == pytest.approx([*[3 / num] * num, 1])
+
+
+def test_options_may_be_at_the_end_of_their_range(store):
+    cases = {"alder": store["alder"].cases}
+    plan = plan_of(store, cases, dilation=64, drop="bernoulli", drop_probability=0.0, seed=2**63 - 1)
+    draw = plan.draw(0, 0)
+    assert draw.kept == draw.case.modalities

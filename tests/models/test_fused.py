@@ -28,7 +28,7 @@ def model_of(labels: list[str], axis: tuple[str, ...], seed: int) -> Model:
         patch=(8, 8, 8), trained_on=dict.fromkeys(axis, (f"of {seed}",)), databases={f"db{seed}": {}},
     )  # fmt: skip
     network = build("multi_unet", len(axis), space.num_logits, **numbers)
-    return Model(network, info, LearntScans.of([f"{seed:064d}"])).eval()
+    return Model(network, info, LearntScans.of([f"{seed}" * 64])).eval()
 
 
 TISSUE = model_of(["tissue:CSF", "tissue:WM"], ("T1",), 1)
@@ -73,3 +73,14 @@ def test_models_that_cannot_be_fused() -> None:
     other = Model(LESION.network, replace(LESION.info, spacing_mm=(1.0, 1.0, 1.0)), None)
     with pytest.raises(UsageError, match=r"cannot be fused: spacing_mm is \(3.0, 3.0, 3.0\) in one"):
         fuse([TISSUE, other])
+
+
+def test_what_is_known_of_both_models_is_known_of_the_one() -> None:
+    tissue = Model(TISSUE.network, replace(TISSUE.info, patch=(16, 8, 8)), TISSUE.learnt)
+    space = replace(LESION.info.space, rest="ignore")
+    lesion = Model(LESION.network, replace(LESION.info, space=space, patch=(8, 8, 24)), None)
+    both = fuse([tissue, lesion])
+    assert both.info.patch == (16, 8, 24)
+    assert both.info.databases == {"db1": {}, "db2": {}}
+    assert both.info.space.rest == "ignore"
+    assert both.learnt is None, "one of them does not say what it learnt from"

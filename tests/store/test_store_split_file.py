@@ -26,6 +26,8 @@ def written(folder: Path, name: str, text: str) -> str:
         ("split.csv", "\ufeffsubject,age,Split\r\nP1,3,Training\r\nP2,4,validation\r\n P3 ,5,TESTING\r\n,,\r\n"),
         ("split.tsv", "participant_id\tsplit\nP1\ttrain\nP2\tvalid\nP3\ttest\nP1\ttrain\n"),
         ("split.json", json.dumps(LISTS)),
+        ("split.json", "\ufeff" + json.dumps(LISTS)),
+        ("split#1.json", json.dumps(LISTS)),
         ("split.json", json.dumps({"training": ["P1"], "validation": ["P2"], "testing": ["P3"]})),
     ],
 )

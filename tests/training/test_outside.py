@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+from multiseg.evaluation.evaluation_result import EvaluateOptions
+from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.prediction import predict
 from multiseg.labels import LESION, LabelSpace, SpaceLabel
 from multiseg.loaders.augment import augment, preset

@@ -12,7 +12,8 @@ from torch import nn
 
 from multiseg.cli.app import run as command
 from multiseg.errors import CheckpointError, UsageError
-from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+from multiseg.evaluation.evaluation_result import EvaluateOptions
+from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions

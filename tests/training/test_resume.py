@@ -13,7 +13,8 @@ import zarr
 
 from multiseg.cli.app import run as command
 from multiseg.errors import CheckpointError, UsageError
-from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+from multiseg.evaluation.evaluation_result import EvaluateOptions
+from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.models.saved import load_model, load_weights, read_info, read_learnt, save_weights

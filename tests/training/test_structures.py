@@ -9,7 +9,8 @@ import pytest
 
 from multiseg.cli.app import run
 from multiseg.errors import LabelError, UsageError
-from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+from multiseg.evaluation.evaluation_result import EvaluateOptions
+from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.labels import IGNORE, LabelSchema, LabelSpace, SpaceLabel
 from multiseg.loaders.augment import preset
 from multiseg.loaders.batches import StreamOptions

@@ -66,7 +66,12 @@ class MlflowClient:
     def set_terminated(self, run_id, status):
         told.append(("end", run_id, status))
 """
-SETTINGS = {"store": "/home/jo/brain.zarr", "fit.num_steps": 30, "start.model": "/home/jo/m", "labels": ["lesion"]}
+SETTINGS = {
+    "store": "/secret/brain.zarr",
+    "fit.num_steps": 30,
+    "start.model": "/secret/m",
+    "labels": ["lesion"],
+}
 
 
 @pytest.fixture
@@ -111,7 +116,7 @@ def test_paths_and_names_of_cases_are_not_told(fakes, tmp_path):
     with tracked(TrackOptions(("wandb",)), tmp_path, SETTINGS, lambda: False) as track:
         track(step(10, loss=math.nan))
     text = (tmp_path / "told.jsonl").read_text()
-    assert "/home/jo" not in text
+    assert "/secret" not in text
     assert "secret-name" not in text
     assert "NaN" not in text
     assert told_wandb(tmp_path)[0][1]["config"] == {"fit.num_steps": "30", "labels": "['lesion']"}

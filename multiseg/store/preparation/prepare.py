@@ -30,7 +30,7 @@ from multiseg.store.preparation.places import grid_of
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.preparation.segmentation import refuse_segmentation
 from multiseg.store.preparation.space import Scene, lay_out
-from multiseg.types import Codes, Images
+from multiseg.types import Codes, Images, Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +113,8 @@ def _prepare(
             brain_image = remove_bias(name, brain_image, scene.grid.spacing_mm, journal)
         images[name] = normalise(name, scene.volumes[name], brain_image, recipe, journal)
     box = _box(images, labels)
-    brain = np.zeros(sizes(box), dtype=bool)
-    stacked = np.zeros((len(images), *sizes(box)), dtype=np.float16)
-    for index, (name, image) in enumerate(images.items()):
-        inner, outer = _overlap(image.box, box)
-        stacked[index][outer] = image.voxels[inner]
-        brain[outer] |= image.mask[inner]
+    stacked, brain = _stacked(images, box)
+    for name in images:
         journal.step(name, _crop_text(scene, box))
     cropped = {name: np.ascontiguousarray(codes[box]) for name, codes in labels.items()}
     check_labels(cropped, files.labels, schemas, brain, scene.grid.spacing_mm, journal)
@@ -208,6 +204,17 @@ def _voxel_ml(grid: Grid) -> float:
 def _structures_ml(codes: Codes, schema: LabelSchema, grid: Grid) -> dict[str, float]:
     counts = counts_of(codes)
     return {name: float(counts[code]) * _voxel_ml(grid) for code, name in enumerate(schema.names, start=1)}
+
+
+def _stacked(images: Mapping[str, Normalised], box: Box) -> tuple[Images, Mask]:
+    """The images in a box, and the voxels there that are brain in any of them."""
+    brain = np.zeros(sizes(box), dtype=bool)
+    stacked = np.zeros((len(images), *sizes(box)), dtype=np.float16)
+    for index, image in enumerate(images.values()):
+        inner, outer = _overlap(image.box, box)
+        stacked[index][outer] = image.voxels[inner]
+        brain[outer] |= image.mask[inner]
+    return stacked, brain
 
 
 def _overlap(first: Box, second: Box) -> tuple[Box, Box]:

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fake_link import FakeSite, options
+from fake_link import FakeLink, FakeSite, options
 
-from multiseg.federation.centre.combine import combined, weight_of
+from multiseg.federation.centre.combine import combined, refuse_outliers, weight_of
+from multiseg.federation.centre.exchange import Desk, ExchangeOutcome
 from multiseg.federation.centre.experiment_folder import State
 from multiseg.federation.centre.handshake import fresh
+from multiseg.federation.centre.scores import scored
 from multiseg.federation.centre.site_roster import enrolled, site_info
 from multiseg.federation.messages import DESCRIBE, ROUND, Answer, SiteTask
 from multiseg.federation.plan import AggregateOptions
@@ -62,3 +64,28 @@ def test_exposure_of_a_label_is_its_own() -> None:
     answer = Answer(ROUND, "ash", 1, {"exposure": {"": 8, "T1": 5, "label:core": 3}})
     weights = [weight_of("ash", state, group, answer, said) for group in ("", "T1", "label:core", "label:oedema")]
     assert weights == [8, 5, 3, 0]
+
+
+def desk_of(said, folder) -> Desk:
+    return Desk(said, folder, FakeLink(ASH, ELM), lambda event: None, lambda: False)
+
+
+def test_two_sites_are_compared_with_the_last_five_rounds_alone(tmp_path) -> None:
+    said = options("ash", "elm")
+    state = state_of(said, ASH, ELM)
+    task = SiteTask(ROUND, "fake", 1, {"info": state.roster.info.to_json()})
+    outcome = ExchangeOutcome({site.name: site.answer(task) for site in (ASH, ELM)}, {}, {})
+    long, short = ({"sites": {"ash": {"norm": norm, "norm_of_statistics": 0.0}}} for norm in (1e9, 1e-3))
+    for history, accepted in (((long, *[short] * 4), ["ash", "elm"]), ((long, *[short] * 5), [])):
+        found, _ = refuse_outliers(desk_of(said, tmp_path), replace(state, history=history), outcome, 0)
+        assert list(found.answers) == accepted
+        assert list(found.failed) == [site for site in ("ash", "elm") if site not in accepted]
+
+
+def test_a_first_model_of_dice_0_is_the_best_and_an_equal_one_does_not_replace_it(tmp_path) -> None:
+    said = options("ash", "elm")
+    desk, dice = desk_of(said, tmp_path), {"ash": 0.0, "elm": 0.0}
+    first, models = scored(desk, replace(state_of(said, ASH, ELM), round=1), dice)
+    assert (first.mean.score, first.mean.round, first.worst.round, len(models)) == (0.0, 1, 1, 2)
+    second, models = scored(desk, replace(first, round=2), dice)
+    assert (second.mean.round, second.worst.round, models) == (1, 1, {})

@@ -12,6 +12,7 @@ from multiseg.federation.centre.site_roster import (
     Roster,
     SiteInfo,
     enrolled,
+    has_validation,
     joint,
     labels_of,
     num_cases,
@@ -22,6 +23,7 @@ from multiseg.federation.centre.site_roster import (
 )
 from multiseg.federation.messages import DESCRIBE, Answer, SiteTask
 from multiseg.federation.plan import LocalOptions, PrivacyOptions
+from multiseg.labels import LabelSpace
 from multiseg.models.network_parts import parts
 from multiseg.training.run_folder import ModelOptions
 
@@ -236,3 +238,21 @@ def test_a_site_that_says_it_has_nearly_all_cases_is_named() -> None:
     assert text.startswith("elm reports 1,000,000 of the 1,000,020 training cases")
     fair = enrolled(told(FakeSite("ash"), FakeSite("elm", num_cases=100), FakeSite("oak")), said)
     assert not any("dominates every mean" in text for text in warnings(fair, said))
+
+
+def test_a_site_has_learnt_nothing_of_one_whose_name_begins_like_its_own() -> None:
+    own = LocalOptions(personal=("decoder.*weight",))
+    said = options("ash", "ash2", model=ModelOptions("multi_unet", (4, 8), norm="batch"), local=own)
+    roster = enrolled(told(ASH, FakeSite("ash2", ("FLAIR", "T1"))), said)
+    info = info_at_site(roster.info, roster, said, "ash", {"T1": ("ash/ash", "ash2/ash2")})
+    assert info.trained_on["T1"] == ("ash/ash",)
+
+
+def test_validation_needs_cases_and_a_label_of_the_run() -> None:
+    lesion, core = LabelSpace.of(["lesion"]), LabelSpace.of(["core"])
+    (site, without) = told(ASH, FakeSite("elm", num_validation=0)).values()
+    assert [has_validation(site, lesion), has_validation(site, core), has_validation(without, lesion)] == [
+        True,
+        False,
+        False,
+    ]

@@ -205,6 +205,7 @@ def test_a_site_is_let_in_and_shut_out_while_the_server_runs(served: Served) -> 
     revoke_site(served.centre, "cedar")
     served.waits(lambda: answer() == 400, "the gate to refuse cedar")
     served.waits(lambda: "cedar removed." in served.said.read_text(), "cedar's end")
+    assert {site["site"]: site["status"] for site in status(served.centre)["sites"]}["cedar"] == "revoked"
 
 
 @pytest.mark.slow
@@ -270,9 +271,11 @@ def test_a_second_server_of_the_folder_is_refused(served: Served) -> None:
 @pytest.mark.slow
 def test_a_gate_that_is_killed_comes_back(served: Served) -> None:
     command = f"multiseg.federation.gate.gate\0{served.centre}".encode()
-    (pid,) = [
-        int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if command in _content(path)
-    ]  # fmt: skip
+
+    def gates() -> list[int]:
+        return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if command in _content(path)]
+
+    (pid,) = gates()
     os.kill(pid, signal.SIGKILL)
     served.waits(lambda: "gate ended with code -9" in served.said.read_text(), "its end")
 
@@ -284,6 +287,9 @@ def test_a_gate_that_is_killed_comes_back(served: Served) -> None:
             return False
 
     served.waits(answers, "the gate")
+    (new,) = gates()
+    assert new != pid
+    assert served.processes[0].poll() is None, "the server itself went on"
 
 
 @pytest.mark.slow

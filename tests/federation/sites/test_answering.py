@@ -11,7 +11,7 @@ from multiseg.errors import StoppedError
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, SiteTask, to_bytes
 from multiseg.federation.pairwise_masks import unmasked
 from multiseg.federation.plan import PrivacyOptions, ScheduleOptions
-from multiseg.federation.sites import answering, audit_log
+from multiseg.federation.sites import audit_log, task_work
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.policy import Leaves
 from multiseg.models.network_parts import parts, trained_parts
@@ -238,13 +238,13 @@ def forget(site):
 @pytest.fixture
 def turned_round(monkeypatch):
     """A switch: from then on the same task comes to minus its update, as if the data had changed."""
-    train = answering.train_round
+    train = task_work.train_round
 
     def turned(*arguments):
         found = train(*arguments)
         return replace(found, update={name: -tensor for name, tensor in found.update.items()})
 
-    return lambda: monkeypatch.setattr(answering, "train_round", turned)
+    return lambda: monkeypatch.setattr(task_work, "train_round", turned)
 
 
 @pytest.mark.slow

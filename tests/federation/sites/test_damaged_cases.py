@@ -11,7 +11,7 @@ from asked import OPTIONS, described, first_state, joint_info, round_task, site_
 
 from multiseg.errors import StoppedError, StoreError
 from multiseg.federation.messages import EVALUATE, Answer, SiteTask, to_bytes
-from multiseg.federation.sites import answering
+from multiseg.federation.sites import task_work
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.policy import Leaves
 from multiseg.store.catalogue import select
@@ -116,7 +116,7 @@ def test_what_is_no_damage_of_a_case_stays_an_error(stores, tmp_path, info, monk
     def fails(work: object) -> Answer:
         raise StoreError("something else")
 
-    monkeypatch.setitem(answering._KINDS, "round", fails)
+    monkeypatch.setitem(task_work._KINDS, "round", fails)
     assert "something else" in answer(round_task(info), here(stores, tmp_path)).error
 
 

@@ -9,7 +9,8 @@ import pytest
 import zarr
 from asked import OPTIONS, described, first_state, joint_info, round_task, site_of
 
-from multiseg.evaluation.model_evaluation import EvaluateOptions, evaluate
+from multiseg.evaluation.evaluation_result import EvaluateOptions
+from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.federation import simulation
 from multiseg.federation.messages import EVALUATE, FINISH, SiteTask
 from multiseg.federation.plan import ScheduleOptions

@@ -9,7 +9,7 @@ from asked import first_state as weights_of
 
 from multiseg.federation.centre.site_roster import site_info
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, SiteTask
-from multiseg.federation.sites import answering, evaluating
+from multiseg.federation.sites import evaluating, task_work
 from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.drawing import training_cases
 from multiseg.federation.sites.limits import Limits
@@ -292,4 +292,4 @@ def test_a_run_that_costs_too_much_is_refused_with_the_limit(site, info, limits,
 def test_limits_of_a_run_are_told_before_it_begins(site):
     task = SiteTask(DESCRIBE, "trial", body={"options": asdict(ALONE)})
     assert "limits.rounds" in answer(task, replace(site, limits=Limits(rounds=1))).error
-    assert answering.VAL == "val"
+    assert task_work.VAL == "val"

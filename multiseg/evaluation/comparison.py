@@ -1,0 +1,100 @@
+"""Compare a prediction on a case's grid with the truth there: rows of metrics, and their means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, UInt8
+
+from multiseg.evaluation.metrics import CaseMetrics, case_metrics, summarise
+from multiseg.evaluation.own_metrics import Metric, own_means, own_values
+from multiseg.labels import IGNORE, LabelSpace
+from multiseg.store.reader import Case, Database, Store
+
+KEY = ["database", "label", "modalities", "learnt"]
+POLICY = (
+    "A case without lesion has no Dice, sensitivity or distance and is left out of their means, but counted; "
+    "a false alarm there has precision 0. A missed lesion, where nothing was predicted, has Dice, sensitivity "
+    "and precision 0, and the diagonal of the case's grid as distance: missing never improves a mean."
+)
+COLUMNS = tuple(CaseMetrics.__dataclass_fields__)
+"""The columns of metrics: part of an evaluation's identity, so that one without a new column is not resumed."""
+
+
+def why_not_comparable(store: Store, case: Case, space: LabelSpace, lesion_assumed: bool) -> str:
+    """Why nothing can be compared with the annotations of a case; "" if something can."""
+    if not store[case.database].label_view(case, space).annotated.any():
+        return f"it is not annotated for {', '.join(space.names)}"
+    if lesion_assumed and not store[case.database].label_view(case, LabelSpace()).annotated.any():
+        return "it is not annotated for lesions, which were to be assumed"
+    return ""
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What the predictions for a case are compared with.
+
+    Attributes:
+        target: index in the label space; 255 is ignored.
+        annotated: the labels of the space that the case is annotated for.
+        assumed: what is put into every prediction where it is not 0.
+    """
+
+    target: UInt8[np.ndarray, "i j k"]
+    annotated: Bool[np.ndarray, " label"]
+    assumed: UInt8[np.ndarray, "i j k"]
+
+    def completed(self, predicted: UInt8[np.ndarray, "i j k"]) -> UInt8[np.ndarray, "i j k"]:
+        """The prediction with what is assumed."""
+        return np.where(self.assumed > 0, self.assumed, predicted)
+
+
+def truth_of(
+    database: Database,
+    case: Case,
+    codes: UInt8[np.ndarray, "annotation i j k"],
+    space: LabelSpace,
+    lesion_assumed: bool,
+) -> Truth:
+    """The truth of a case in a label space, from its stored codes."""
+    view = database.label_view(case, space)
+    target = view.target(codes)
+    assumed = np.zeros_like(target)
+    if lesion_assumed:
+        is_lesion = database.label_view(case, LabelSpace()).target(codes) == 1
+        lesions = [index for index, label in enumerate(space.labels, start=1) if label.kind == "lesion"]
+        if lesions:
+            assumed = np.where(is_lesion & np.isin(target, lesions), target, 0).astype(np.uint8)
+        else:
+            target = np.where(is_lesion, IGNORE, target).astype(np.uint8)
+    return Truth(target, view.annotated, assumed)
+
+
+def compared_rows(
+    case: Case, truth: Truth, predicted: UInt8[np.ndarray, "i j k"], space: LabelSpace, own: Mapping[str, Metric]
+) -> Iterator[dict[str, Any]]:
+    """A row of metrics for each annotated label of a case, without the sequences it was predicted from."""
+    looked_at, spacing_mm = truth.target != IGNORE, case.grid.spacing_mm
+    for label, name in enumerate(space.names, start=1):
+        if truth.annotated[label - 1]:
+            mask, expected = predicted == label, truth.target == label
+            metrics = case_metrics(mask, expected, spacing_mm, looked_at)
+            own_columns = own_values(own, mask & looked_at, expected & looked_at, spacing_mm)
+            yield {"database": case.database, "case": case.name, "label": name, "modalities": "", "num_modalities": 0,
+                   **asdict(metrics), **own_columns}  # fmt: skip
+
+
+def summary_of(cases: pd.DataFrame, own: Sequence[str] = ()) -> pd.DataFrame:
+    """Means and counts by database, label, subset and `learnt`, in the order of evaluation."""
+    rows = []
+    for key, group in cases.groupby(KEY, sort=False):
+        metrics = [CaseMetrics(*values) for values in group[list(COLUMNS)].itertuples(index=False, name=None)]
+        names = dict(zip(KEY, key if isinstance(key, tuple) else (key,), strict=True))
+        own_numbers = own_means(own, {name: group[name].tolist() for name in own})
+        num_modalities = int(group["num_modalities"].iloc[0])
+        rows.append({**names, "num_modalities": num_modalities, **summarise(metrics), **own_numbers})
+    return pd.DataFrame(rows)

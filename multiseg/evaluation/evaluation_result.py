@@ -1,0 +1,138 @@
+"""What an evaluation is asked for and what comes of it: the same for a model and for files of another program."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from multiseg.evaluation.comparison import KEY, POLICY
+from multiseg.evaluation.montage import CasePanel, save_montage
+from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
+from multiseg.evaluation.result_folder import PROGRESS, check_room
+from multiseg.evaluation.tables import write_table
+from multiseg.files import write_atomically
+from multiseg.modalities import as_names
+from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL
+
+MONTAGE_CASES = 2
+REPR_ROWS = 10
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to evaluate, and how.
+
+    Attributes:
+        split: "train", "val" or "test"; "" takes every case.
+        databases: names; empty takes all.
+        subsets: "all" (every non-empty subset of each case's sequences), "full", or a list such as
+            "FLAIR,FLAIR+T1", of which each case gets those whose sequences it has.
+        overlap: of the sliding windows, as a share of their size.
+        lesion_assumed: whether the annotated lesions are put into every prediction first, so that the tissues are
+            measured where there is no lesion; with a label space without lesions, their voxels are ignored.
+    """
+
+    split: str = "test"
+    databases: str | tuple[str, ...] = ()
+    subsets: str = "all"
+    overlap: float = 0.5
+    lesion_assumed: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "databases", as_names(self.databases))
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Results: one row per case, subset and label; and means by database, label and subset.
+
+    Column `learnt` says how the model used the case: "train" (trained on a scan of it), "val" (chosen by one),
+    "" (not at all) or "not known". Means never mix these.
+
+    Attributes:
+        left_out: sequences that the model could not use, by database.
+        skipped: why a case has no row.
+        unlisted: by database, how lesion structures counted that the model does not list.
+        key: identifies the evaluation: model, store and options.
+        doubts: what a person should check about the files of another program, by "database/case".
+    """
+
+    cases: pd.DataFrame
+    summary: pd.DataFrame
+    panels: tuple[CasePanel, ...]
+    split: str
+    left_out: Mapping[str, tuple[str, ...]]
+    skipped: Mapping[str, str]
+    own_metrics: tuple[str, ...] = ()
+    unlisted: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
+    doubts: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        num = len(self.cases[["database", "case"]].drop_duplicates())
+        rows = self.summary[[*KEY, "dice"]].head(REPR_ROWS).to_string(index=False)
+        more = f"\n... {len(self.summary) - REPR_ROWS} more rows" if len(self.summary) > REPR_ROWS else ""
+        return (
+            f"<{self.title}: {num} cases, {len(self.skipped)} not evaluated; .summary and .cases hold all>\n"
+            f"{rows}{more}"
+        )
+
+    @property
+    def title(self) -> str:
+        """Which cases these are. Only cases of the test split that the model did not learn from are "held-out"."""
+        kinds = list(self.summary["learnt"].unique())
+        return self.title_of(kinds[0]) if len(kinds) == 1 else f"{self._all_cases}, some of them learnt from"
+
+    def title_of(self, learnt: str) -> str:
+        """The title of the cases with this value of `learnt`."""
+        titles = {
+            TRAIN: f"{self._all_cases} that the model was TRAINED ON",
+            VAL: f"{self._all_cases} by which the model was CHOSEN (validation)",
+            NOT_KNOWN: f"{self._all_cases}; whether the model learnt from them is not known",
+            NOT_LEARNT: "Held-out cases" if self.split == "test" else f"{self._all_cases}, not learnt from",
+        }
+        return titles[learnt]
+
+    @property
+    def _all_cases(self) -> str:
+        return f"Cases of the {self.split} split" if self.split else "Cases of all splits"
+
+    @property
+    def learnt(self) -> dict[str, tuple[str, ...]]:
+        """The cases, as "database/case", by how the model used them, see the class."""
+        cases = self.cases.drop_duplicates(["database", "case"])
+        names = cases["database"] + "/" + cases["case"]
+        return {kind: tuple(names[cases["learnt"] == kind]) for kind in (TRAIN, VAL, NOT_LEARNT, NOT_KNOWN)}
+
+    def save(self, folder: Path | str, overwrite: bool = False) -> None:
+        """Write cases.csv, summary.csv, summary.json and montage.png, and remove the file for resuming.
+
+        Raises:
+            UsageError: the folder holds something else, see `check_room`.
+        """
+        folder = Path(folder)
+        check_room(folder, self.key, overwrite)
+        write_table(folder / "cases.csv", self.cases)
+        write_table(folder / "summary.csv", self.summary)
+        write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
+        if self.panels:
+            save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences", overwrite=True)
+        (folder / PROGRESS).unlink(missing_ok=True)
+
+    def to_json(self) -> dict[str, Any]:
+        rows = json.loads(self.summary.to_json(orient="records"))
+        return {
+            "empty_mask_policy": f"{POLICY} {OWN_POLICY}" if self.own_metrics else POLICY,
+            "left_out": {k: list(v) for k, v in self.left_out.items()},
+            "skipped": dict(self.skipped),
+            "learnt": {kind or "not learnt": list(names) for kind, names in self.learnt.items()},
+            "unlisted": dict(self.unlisted),
+            **({"doubts": dict(self.doubts)} if self.doubts else {}),
+            "key": self.key,
+            "summary": rows,
+        }
