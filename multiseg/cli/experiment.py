@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from multiseg.experiments.ground import Ground
     from multiseg.experiments.results import Machine, Result
     from multiseg.experiments.runner import Progress
+    from multiseg.experiments.scales import Scale
 
 
 def experiment_command(
@@ -25,13 +25,17 @@ def experiment_command(
     store: Annotated[str, typer.Option(help="Your own store (default: synthetic hospitals, made in --out).")] = "",
     seeds: Annotated[int, typer.Option(help="Number of trainings of every arm.", min=1)] = 3,
     jobs: Annotated[int, typer.Option(help="Processes, each with one thread.", min=1)] = 2,
-    scale: Annotated[str, typer.Option(help="tiny (a quick check), small (CPU) or full (GPU).")] = "small",
+    scale: Annotated[
+        str, typer.Option(help="tiny (a quick check), small or anatomy (CPU), full (GPU). Default: the experiment's.")
+    ] = "",
     steps: Annotated[int | None, typer.Option(help="Steps of every training (default: of the scale).", min=1)] = None,
+    tissues: Annotated[str, typer.Option(help="Database of --store to learn tissues from (ace).")] = "",
+    lesions: Annotated[str, typer.Option(help="Database of --store to learn lesions from, and to test on (ace).")] = "",
     device: Device = "auto",
     list_them: Annotated[bool, typer.Option("--list", help="List the experiments and exit.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Repeat the findings of Xu et al. 2024: several seeds, paired differences with intervals, Markdown tables.
+    """Repeat published findings: several seeds, paired differences with intervals, Markdown tables.
 
     Experiments share the runs that they have in common. To resume after an interruption, run the same command again.
 
@@ -42,18 +46,29 @@ def experiment_command(
     multiseg experiment joint --out experiments
 
     multiseg experiment all --out experiments --store brain.zarr --scale full --jobs 1
+
+    multiseg experiment ace --out experiments --store brain.zarr --tissues anatomy --lesions wmh
     """
     if list_them:
         return _list(as_json)
     if not name or out is None:
         raise UsageError("give a name and a folder: multiseg experiment NAME --out DIR. --list prints the names.")
-    from multiseg.cli.console import output, print_json
+    from multiseg.cli.console import messages, output, print_json
+    from multiseg.experiments.by_name import check_name, chosen, ground_for
     from multiseg.experiments.results import Machine
     from multiseg.models.devices import resolve_device
 
     machine = Machine(jobs, str(resolve_device(device)))
-    ground, experiments = _ground(name, out, store, scale, seeds, steps)
-    results = [_run(experiment, ground, out, machine) for experiment in experiments]
+    check_name(name, synthetic=not store)
+    experiments = chosen(name, synthetic=not store)
+    scales = [_scale(scale or experiment.scale, steps) for experiment in experiments]
+    if not store:
+        messages().print(f"Making the synthetic hospitals in {out}, unless they exist already.", soft_wrap=True)
+    grounds = [
+        ground_for(experiment, out, numbers, seeds, store, (tissues, lesions))
+        for experiment, numbers in zip(experiments, scales, strict=True)
+    ]
+    results = [_run(one, ground, out, machine) for one, ground in zip(experiments, grounds, strict=True)]
     if as_json:
         print_json([
             {"experiment": result.name, "folder": str(result.folder), "failures": dict(result.failures),
@@ -70,34 +85,20 @@ def _list(as_json: bool) -> int:
     from multiseg.cli.console import print_json, print_table
     from multiseg.experiments.by_name import EXPERIMENTS
 
-    rows = [(experiment.name, experiment.question, experiment.paper) for experiment in EXPERIMENTS.values()]
+    rows = [(one.name, one.question, f"{one.authors}: {one.paper}") for one in EXPERIMENTS.values()]
     if as_json:
         print_json([dict(zip(("name", "question", "paper"), row, strict=True)) for row in rows])
     else:
-        print_table("Experiments", ["name", "question", "Xu et al. 2024"], rows)
+        print_table("Experiments", ["name", "question", "paper"], rows)
     return 0
 
 
-def _ground(
-    name: str, out: Path, store: str, scale: str, seeds: int, steps: int | None
-) -> tuple[Ground, Sequence[Experiment]]:
-    from multiseg.cli.console import messages
-    from multiseg.experiments.by_name import check_name, chosen
-    from multiseg.experiments.ground import ground_of, synthetic_ground
+def _scale(name: str, steps: int | None) -> Scale:
     from multiseg.experiments.scales import SCALES
 
-    check_name(name, synthetic=not store)
-    if scale not in SCALES:
-        raise UsageError(f"there is no scale {scale!r}; there are {', '.join(SCALES)}.")
-    numbers = SCALES[scale]
-    if steps:
-        numbers = replace(numbers, steps=steps, finetune_steps=max(1, steps // 2))
-    if store:
-        ground = ground_of(store, numbers, seeds)
-    else:
-        messages().print(f"Making the synthetic hospitals of scale {scale} in {out}, unless they exist already.")
-        ground = synthetic_ground(out, numbers, seeds)
-    return ground, chosen(name, ground.synthetic)
+    if name not in SCALES:
+        raise UsageError(f"there is no scale {name!r}; there are {', '.join(SCALES)}.")
+    return replace(SCALES[name], steps=steps, finetune_steps=max(1, steps // 2)) if steps else SCALES[name]
 
 
 def _run(experiment: Experiment, ground: Ground, out: Path, machine: Machine) -> Result:

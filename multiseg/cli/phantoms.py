@@ -17,7 +17,7 @@ def phantoms_command(
     coarseness: Annotated[float, typer.Option(help="Factor of the voxel sizes; 2 is quick.", min=0.5)] = 1.0,
     hospital: Annotated[
         list[str] | None,
-        typer.Option(help="Only these: alder, birch, cedar, dogwood (the defaults), elm, fir, gorse, hazel."),
+        typer.Option(help="Only these: alder, birch, cedar, dogwood (the defaults), elm, fir, gorse, hazel, ivy."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> int:
@@ -29,7 +29,7 @@ def phantoms_command(
 
     multiseg phantoms more --hospital elm --hospital fir
 
-    multiseg phantoms gliomas --hospital hazel (its tissue is known under the lesions, too)
+    multiseg phantoms gliomas --hospital ivy (its tissue is known under the lesions, too)
     """
     from multiseg.cli.console import output
     from multiseg.phantoms.hospitals import write_hospitals

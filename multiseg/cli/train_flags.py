@@ -28,9 +28,10 @@ class TrainFlags:
             help="How to treat lesions that are not in --labels: ignore (their voxels are not used) or background."
         ),
     ] = None
-    hide: Annotated[list[str] | None, typer.Option(help="Do not learn from this annotation, DATABASE/ANNOTATION.")] = (
-        None
-    )
+    hide: Annotated[
+        list[str] | None,
+        typer.Option(help="Do not learn from this annotation or sequence, DATABASE/ANNOTATION or DATABASE/SEQUENCE."),
+    ] = None
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps in total; a larger number extends a finished run.", min=1)
     ] = None

@@ -236,6 +236,14 @@ def _rows(
             yield {**row, "modalities": "+".join(subset), "num_modalities": len(subset)}
 
 
+def answered(
+    model: Model, store: Store, case: Case, overlap: float
+) -> tuple[dict[str, Float[np.ndarray, "i j k"]], Truth, UInt8[np.ndarray, "i j k"]]:
+    """A case's sequences that the model knows, its truth in the model's label space, and the answer from them."""
+    loaded = _load(model, store, case, lesion_assumed=False)
+    return loaded.shown, loaded.truth, _segmented(model, loaded, loaded.usable, overlap)
+
+
 def _panel(model: Model, loaded: _Loaded, overlap: float) -> CasePanel:
     """A picture of the prediction from all usable sequences of the case."""
     case = loaded.case

@@ -98,11 +98,20 @@ def compared_by_database(
     cases: pd.DataFrame, pairs: Sequence[tuple[str, str]], databases: Sequence[str]
 ) -> pd.DataFrame:
     """One row per database and pair of arms: Dice of the first minus that of the second."""
+    return compared_by_part({name: cases[cases["database"] == name] for name in databases}, "database", pairs)
+
+
+def compared_by_part(parts: Mapping[str, pd.DataFrame], what: str, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """One row per part of the cases and pair of arms: Dice of the first minus that of the second.
+
+    Args:
+        what: the name of the column of the parts' names.
+    """
     return pd.DataFrame(
         [
-            {"database": name, **row}
-            for name in databases
-            for row in compared(cases[cases["database"] == name], "dice", pairs).to_dict("records")
+            {what: name, **row}
+            for name, part in parts.items()
+            for row in compared(part, "dice", pairs).to_dict("records")
         ]
     )
 

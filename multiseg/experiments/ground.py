@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,10 +23,29 @@ from multiseg.store.sources.manifest import find_manifest
 
 TRAINING = ("alder", "birch", "cedar", "dogwood", "elm")
 NEVER_TRAINED = ("fir", "gorse")
-MADE, STORES = "synthetic.json", "stores.json"
+STORES = "stores.json"
 RUNS = "runs"
 OWN = (RUNS, "synthetic-*", ".hospitals-*")
 """Names of the files and folders that experiments write into their folder."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What an experiment on anatomy with lesions learns from which database.
+
+    Attributes:
+        tissues, lesions: the databases from which tissues and lesions are learnt; the second is tested on, for both.
+        hidden: the annotations that trainings must not see, as "DATABASE/ANNOTATION": the tissues of `lesions`, and
+            the lesions of `tissues`.
+        names: the tissues that `tissues` is annotated for.
+        tested: those of them that `lesions` is annotated for, too.
+    """
+
+    tissues: str
+    lesions: str
+    hidden: tuple[str, ...]
+    names: tuple[str, ...]
+    tested: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,8 @@ class Ground:
     Attributes:
         sequences: by training database, the sequences that at least one of its training cases has.
         digest: of the cases, their splits and contents. It changes if any of them does.
-        synthetic: whether the store has `fir` and `gorse`, which no model is trained on.
+        synthetic: whether the store is one of synthetic hospitals.
+        roles: of the databases in experiments on anatomy with lesions; None in the others.
     """
 
     store: str
@@ -45,6 +65,7 @@ class Ground:
     num_seeds: int
     digest: str
     synthetic: bool
+    roles: Roles | None = None
 
     @property
     def training(self) -> tuple[str, ...]:
@@ -68,19 +89,23 @@ class Ground:
 
 def synthetic_ground(folder: Path, scale: Scale, num_seeds: int) -> Ground:
     """The ground of the synthetic hospitals. They are created and ingested into `folder`, unless that is done."""
+    url = made_store(folder, scale, scale.name, (*TRAINING, *NEVER_TRAINED))
+    return replace(_ground(url, scale, num_seeds, TRAINING), synthetic=True)
+
+
+def made_store(folder: Path, scale: Scale, name: str, hospitals: Sequence[str]) -> str:
+    """The store `synthetic-NAME.zarr` of these hospitals, created and ingested into `folder` unless that is done."""
     check_folder(folder, own=OWN)
-    url = folder / f"synthetic-{scale.name}.zarr"
-    record = folder / MADE.replace(".", f"-{scale.name}.")
+    url, record = folder / f"synthetic-{name}.zarr", folder / f"synthetic-{name}.json"
     numbers = json.dumps([asdict(scale)[name] for name in ("spacing_mm", "num_cases", "coarseness", "split")])
     if not (record.is_file() and json.loads(record.read_text(encoding="utf-8")) == json.loads(numbers)):
-        hospitals = folder / f".hospitals-{scale.name}"
-        names = (*TRAINING, *NEVER_TRAINED)
-        manifest = write_hospitals(hospitals, 0, scale.num_cases, scale.coarseness, names, overwrite=True)
+        files = folder / f".hospitals-{name}"
+        manifest = write_hospitals(files, 0, scale.num_cases, scale.coarseness, hospitals, overwrite=True)
         edge = scale.spacing_mm
         ingest(find_manifest(manifest), str(url), IngestOptions(spacing_mm=(edge, edge, edge), split=scale.split))
         write_atomically(record, numbers.encode())  # last, so that an interrupted ingest is completed next time
-        shutil.rmtree(hospitals)
-    return replace(_ground(str(url.resolve()), scale, num_seeds, TRAINING), synthetic=True)
+        shutil.rmtree(files)
+    return str(url.resolve())
 
 
 def ground_of(store: str, scale: Scale, num_seeds: int) -> Ground:
@@ -90,19 +115,19 @@ def ground_of(store: str, scale: Scale, num_seeds: int) -> Ground:
         UsageError: there are fewer than two such databases.
         DataError: a training database has no test case.
     """
-    url = store if is_remote(store) else str(Path(store).resolve())
+    url = whole_url(store)
     return _ground(url, scale, num_seeds, tuple(open_store(url)))
+
+
+def whole_url(store: str) -> str:
+    """The address of a store from any folder."""
+    return store if is_remote(store) else str(Path(store).resolve())
 
 
 def _ground(url: str, scale: Scale, num_seeds: int, names: tuple[str, ...]) -> Ground:
     store, space = open_store(url), LabelSpace.of(("lesion",))
-    sequences = {}
-    for name in names:
-        cases = select(store, [name], split="train")
-        labelled = [case for case in cases if store[name].label_view(case, space).annotated.any()]
-        if labelled:
-            present = {modality for case in labelled for modality in case.modalities}
-            sequences[name] = tuple(modality for modality in store[name].modalities if modality in present)
+    found = {name: learnt_sequences(store, name, space) for name in names}
+    sequences = {name: modalities for name, modalities in found.items() if modalities}
     if len(sequences) < 2:
         raise UsageError(
             f"{url} has {len(sequences)} databases with an annotated lesion in a training case, but experiments need "
@@ -111,10 +136,18 @@ def _ground(url: str, scale: Scale, num_seeds: int, names: tuple[str, ...]) -> G
     for name in sequences:
         if not select(store, [name], split="test"):
             raise DataError(f"{name} has no test cases in {url}. Ingest it with a fraction for test: --split.")
-    return Ground(url, sequences, scale, num_seeds, _digest(store), synthetic=False)
+    return Ground(url, sequences, scale, num_seeds, digest_of(store), synthetic=False)
 
 
-def _digest(store: Store) -> str:
+def learnt_sequences(store: Store, database: str, space: LabelSpace) -> tuple[str, ...]:
+    """The sequences of a database's training cases that are annotated for any structure of the space."""
+    cases = select(store, [database], split="train")
+    labelled = [case for case in cases if store[database].label_view(case, space).annotated.any()]
+    present = {modality for case in labelled for modality in case.modalities}
+    return tuple(modality for modality in store[database].modalities if modality in present)
+
+
+def digest_of(store: Store) -> str:
     """The digest of all cases of a store: their splits, sequences, intensities and lesion volumes."""
     rows = [
         [case.database, case.name, case.split, dict(case.intensity), [num.tolist() for num in case.foreground_count]]

@@ -16,12 +16,13 @@ from multiseg.evaluation.tables import write_table
 from multiseg.experiments.by_name import Experiment
 from multiseg.experiments.comparisons import Table
 from multiseg.experiments.ground import RUNS, Ground, claim
+from multiseg.experiments.pictures import draw_arms
 from multiseg.experiments.runner import Progress, execute
 from multiseg.experiments.runs import Arm, Exam, in_order
 from multiseg.experiments.worker import RunTask, cases_file, is_finished, read_cases, read_done
 from multiseg.files import write_atomically
 
-TABLE, TABLE_CSV, CASES, RECORD = "table.md", "table.csv", "cases.csv", "runs.json"
+TABLE, TABLE_CSV, CASES, RECORD, MONTAGE = "table.md", "table.csv", "cases.csv", "runs.json", "montage.png"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def run_experiment(
 ) -> Result:
     """Do all trainings and tests that are missing, then write table.md, table.csv, cases.csv and runs.json.
 
+    Experiments with a picture also write montage.png, see `pictures.draw_arms`.
+
     The tables are written into `folder / NAME`; the runs, which experiments share, into `folder / "runs"`. If there are
     tables of the same plan already, nothing is computed. If some runs fail, the tables show the others.
 
@@ -94,6 +97,9 @@ def run_experiment(
     all_tables = pd.concat([table.frame.assign(table=table.title) for table in tables], ignore_index=True)
     write_table(out / TABLE_CSV, all_tables)
     write_atomically(out / TABLE, text.encode())
+    pictured = [arm for arm in experiment.pictured(ground) if arm.run.key not in failures]
+    if pictured:
+        draw_arms(out / MONTAGE, pictured, folder / RUNS, ground, machine.device)
     record = {"plan": "" if failures else plan, "store": ground.store, "scale": str(ground.scale), "failures": reasons}
     runs = [_run_json(task) for task in tasks if is_finished(task)]
     write_atomically(out / RECORD, json.dumps({**record, "runs": runs}, indent=1).encode())
@@ -124,7 +130,9 @@ def read_all_cases(arms: Sequence[Arm], runs: Path) -> pd.DataFrame:
 
 def _run_json(task: RunTask) -> dict[str, Any]:
     parent = task.run.parent.key if task.run.parent else ""
-    return {"key": task.run.key, "parent": parent, "settings": task.run.settings, **read_done(task.folder, task.run)}
+    fused = {"fused": [run.key for run in task.run.fused]} if task.run.fused else {}
+    record = {"key": task.run.key, "parent": parent, **fused, "settings": task.run.settings}
+    return {**record, **read_done(task.folder, task.run)}
 
 
 def _markdown(experiment: Experiment, ground: Ground, tables: Sequence[Table], failures: Mapping[str, str]) -> str:
@@ -132,7 +140,7 @@ def _markdown(experiment: Experiment, ground: Ground, tables: Sequence[Table], f
     lines = [
         f"## {experiment.name}: {experiment.question}",
         "",
-        f"Xu et al. 2024: {experiment.paper}. Data: {source if ground.synthetic else ground.store}. "
+        f"{experiment.authors}: {experiment.paper}. Data: {source if ground.synthetic else ground.store}. "
         f"{ground.num_seeds} seeds; {ground.scale}.",
         "",
         *(f"FAILED, and missing below: {name}: {reason}" for name, reason in failures.items()),

@@ -1,4 +1,4 @@
-"""Execute runs in several processes: parents first, finished runs skipped, interrupted ones resumed."""
+"""Execute runs in several processes: what others need first, finished ones skipped, interrupted ones resumed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def execute(
 ) -> dict[str, str]:
     """Execute all tasks in `jobs` processes. Returns the reasons of failed runs by their keys.
 
-    A run waits for its parent, and fails if that failed. The other runs continue.
+    A run waits for those that it needs, and fails if one of them failed. The other runs continue.
 
     Raises:
         KeyboardInterrupt: on SIGINT or SIGTERM, after the workers have saved and ended.
@@ -66,10 +66,10 @@ def execute(
     with _started_workers(min(jobs, len(waiting))) as workers:
         while waiting or any(worker.task for worker in workers):
             for task in tuple(waiting):
-                parent = task.run.parent
-                if parent is not None and parent.key in failures:
+                failed = [needed.name for needed in task.run.needs if needed.key in failures]
+                if failed:
                     waiting.remove(task)
-                    fail(task, f"its parent, {parent.name}, failed")
+                    fail(task, f"it needs {' and '.join(failed)}, which failed")
             _assign(waiting, workers, done, on_progress)
             for index, task, outcome in _outcomes(workers):
                 if outcome.failure:
@@ -85,9 +85,9 @@ def execute(
 def _assign(
     waiting: list[RunTask], workers: Sequence[_Worker], done: set[str], on_progress: Callable[[Progress], None]
 ) -> None:
-    """Give each idle worker a task whose parent is done."""
+    """Give each idle worker a task for which all that it needs is done."""
     for worker in workers:
-        ready = [task for task in waiting if task.run.parent is None or task.run.parent.key in done]
+        ready = [task for task in waiting if all(needed.key in done for needed in task.run.needs)]
         # The longest first, so that all workers end at about the same time.
         task = max(ready, key=lambda task: task.run.cost, default=None)
         if worker.task is None and task is not None:

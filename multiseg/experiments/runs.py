@@ -15,25 +15,34 @@ from multiseg.models.builders import NETWORKS, multi_unet_plus
 
 @dataclass(frozen=True)
 class Run:
-    """One training. Runs with equal settings and parents are trained only once for all experiments.
+    """One training, or models that answer as one. Runs with equal settings and parents are trained only once.
 
     Attributes:
         name: for people; it does not change the key.
         settings: nested, as in a run file, without the device and the number of workers.
         parent: the run whose model this one starts from.
         federation: if every database is a site: the tables of a federated run that a training does not have.
+        fused: if not empty, nothing is trained: the models of these two runs answer together, one for the tissues and
+            one for the lesions (`multiseg.models.fused`).
     """
 
     name: str
     settings: Mapping[str, Any] = field(hash=False)
     parent: Run | None = None
     federation: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    fused: tuple[Run, ...] = ()
+
+    @property
+    def needs(self) -> tuple[Run, ...]:
+        """The runs that have to be done first."""
+        return (*([self.parent] if self.parent else []), *self.fused)
 
     @property
     def key(self) -> str:
-        """The digest of settings, parent and federation, in 12 letters."""
+        """The digest of settings, parent, federation and fused runs, in 12 letters."""
         parent = self.parent.key if self.parent else ""
         content = [self.settings, parent, *([self.federation] if self.federation else [])]
+        content += [[run.key for run in self.fused]] if self.fused else []
         return _digest(json.dumps(content, sort_keys=True))
 
     @property
@@ -42,7 +51,9 @@ class Run:
 
     @property
     def cost(self) -> float:
-        """The approximate time of the training, in patches of a Multi-Unet."""
+        """The approximate time of the training, in patches of a Multi-Unet; 0 if nothing is trained."""
+        if self.fused:
+            return 0.0
         builder = self.settings["model"].get("builder", "multi_unet")
         if self.settings.get("start", {}).get("method") == "progressive":
             builder = "progressive"
@@ -107,12 +118,14 @@ def without(ground: Ground, database: str, seed: int) -> Run:
 
 
 def in_order(arms: Iterable[Arm]) -> list[Run]:
-    """Every run once, parents before their children."""
+    """Every run once, after the runs that it needs."""
     runs: dict[str, Run] = {}
+
+    def add(run: Run) -> None:
+        for needed in run.needs:
+            add(needed)
+        runs.setdefault(run.key, run)
+
     for arm in arms:
-        lineage = [arm.run]
-        while (parent := lineage[-1].parent) is not None:
-            lineage.append(parent)
-        for run in reversed(lineage):
-            runs.setdefault(run.key, run)
+        add(arm.run)
     return list(runs.values())

@@ -70,10 +70,10 @@ class Scale:
         return (
             f"scale {self.name}: widths {list(self.widths)} (multi_unet_plus: {list(self.plus_widths)}), dropout "
             f"{self.dropout}, patches of {patch} voxels, {self.num_patches} from each database a step, half of them "
-            f"centred on a lesion, {self.steps} steps (fine-tuning: {self.finetune_steps}), Adam from "
-            f"{self.learning_rate} to 0 by a cosine, loss {self.objective}, augmentation {self.augment}, the best "
-            f"of the validations every {self.validate_every} steps on up to {self.validation_cases} cases a database, "
-            f"windows overlapping by {self.overlap}"
+            f"centred on a labelled structure, {self.steps} steps (fine-tuning: {self.finetune_steps}), Adam from "
+            f"{self.learning_rate} to 0 by a cosine, loss {self.objective} unless the arm names another, augmentation "
+            f"{self.augment}, the best of the validations every {self.validate_every} steps on up to "
+            f"{self.validation_cases} cases a database, windows overlapping by {self.overlap}"
         )
 
 
@@ -114,5 +114,17 @@ FULL = Scale(
     validate_every=1000,
     validation_cases=8,
 )
-SCALES = {scale.name: scale for scale in (TINY, SMALL, FULL)}
-"""tiny only checks that everything runs; small is for two CPU cores; full is for a GPU, with the published sizes."""
+ANATOMY = Scale(
+    name="anatomy",
+    spacing_mm=3.0,
+    num_cases=20,
+    widths=(8, 16, 32, 64),
+    patch=(32, 32, 32),
+    steps=160,
+    finetune_steps=80,
+    objective="ace",
+    validate_every=80,
+)
+SCALES = {scale.name: scale for scale in (TINY, SMALL, ANATOMY, FULL)}
+"""tiny only checks that everything runs; small and anatomy (tissues with lesions) are for two CPU cores; full is for a
+GPU, with the published sizes."""

@@ -27,6 +27,8 @@ from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site
 from multiseg.files import write_atomically
 from multiseg.models.devices import resolve_device
+from multiseg.models.fused import LESION_OVER_TISSUE, load_fused
+from multiseg.models.saved import Model
 from multiseg.processes import leave_signals_to_parent
 from multiseg.training.run import stop_on_signals, train
 
@@ -67,7 +69,7 @@ def is_trained(folder: Path, run: Run) -> bool:
 
 
 def read_done(folder: Path, run: Run) -> Mapping[str, object]:
-    """The record of a finished training: steps, best validation, seconds, versions."""
+    """The record of a finished run: steps, best validation, seconds, versions."""
     record: Mapping[str, object] = json.loads((run_folder(folder, run) / DONE).read_text(encoding="utf-8"))
     return record
 
@@ -114,7 +116,10 @@ def do(task: RunTask) -> RunOutcome:
 
 def _train(task: RunTask) -> None:
     began, out = time.monotonic(), run_folder(task.folder, task.run)
-    if task.run.federation:
+    best: float | None
+    if task.run.fused:
+        step, best = 0, None  # its models are trained by the runs that it needs
+    elif task.run.federation:
         step, best = _train_federated(task, out)
     else:
         step, best = _train_centrally(task, out)
@@ -158,7 +163,8 @@ def _examine(task: RunTask, exam: Exam) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     options = EvaluateOptions(exam.split, exam.databases, exam.subsets, task.overlap)
     device = str(resolve_device(task.device))
-    result = evaluate(run_folder(task.folder, task.run), str(task.run.settings["store"]), options, device, file.parent)
+    model = model_of(task.folder, task.run, device) if task.run.fused else run_folder(task.folder, task.run)
+    result = evaluate(model, str(task.run.settings["store"]), options, device, file.parent)
     learnt = [*result.learnt["train"], *result.learnt["val"]]
     if learnt and exam.split == "test":
         raise DataError(
@@ -166,6 +172,12 @@ def _examine(task: RunTask, exam: Exam) -> None:
             "two splits. Move both to one split, and train again in another folder."
         )
     write_table(file, result.cases)
+
+
+def model_of(folder: Path, run: Run, device: str) -> Model:
+    """The best model of a finished run, or the models of a fused one."""
+    paths = [run_folder(folder, one) for one in run.fused or (run,)]
+    return load_fused(paths, LESION_OVER_TISSUE if run.fused else "", device)
 
 
 def read_cases(folder: Path, run: Run, exam: Exam) -> pd.DataFrame:

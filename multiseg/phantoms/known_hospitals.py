@@ -130,14 +130,21 @@ MORE_HOSPITALS: tuple[Hospital, ...] = (
     ),
     Hospital(
         name="hazel",
-        pathology="glioma",
-        scans=_scans((2.0, 2.0, 2.0), ("T1", "T1"), ("FLAIR", "FLAIR")),
-        annotations=(
-            Annotation("lesion", "{case}/lesion.nii.gz", "1=necrosis,2=oedema,4=enhancing"),
-            Annotation("tissue", "{case}/tissue.nii.gz", "1=CSF,2=grey matter,3=white matter"),
-        ),
+        pathology="healthy",
+        scans=_scans((2.0, 2.0, 2.0), ("T1", "T1w")),
+        annotations=(Annotation("tissue", "{case}/tissue.nii.gz", "1=CSF,2=grey matter,3=white matter"),),
         orientation="RAS",
     ),
+    Hospital(
+        name="ivy",
+        pathology="glioma",
+        scans=_scans((2.0, 2.0, 2.2), ("T1", "t1"), ("FLAIR", "flair"), ("T1c", "t1ce"), ("T2", "t2")),
+        annotations=(
+            Annotation("seg", "{case}/seg.nii.gz", "1=necrosis,2=oedema,4=enhancing"),
+            Annotation("tissue", "{case}/tissue.nii.gz", "1=CSF,2=grey matter,3=white matter"),
+        ),
+        orientation="LPS",
+    ),
 )
-"""Written only if named: a pathology with T1 alone, two hospitals with sets of sequences that no other has, and one
-whose tissue is known under large lesions."""
+"""Written only if named: a pathology with T1 alone, two hospitals with sets of sequences that no other has, and two for
+anatomy: healthy heads, and gliomas with the tissues as they are under the lesion."""

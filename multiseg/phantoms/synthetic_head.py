@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from multiseg.types import Codes, Voxels
 
 Pathology: TypeAlias = Literal[
-    "multiple sclerosis", "glioma", "ischaemic stroke", "white matter hyperintensities", "chronic stroke"
+    "healthy", "multiple sclerosis", "glioma", "ischaemic stroke", "white matter hyperintensities", "chronic stroke"
 ]
 Triple: TypeAlias = tuple[float, float, float]
 Points: TypeAlias = Float[np.ndarray, "axis=3 *grid"]
@@ -33,6 +33,7 @@ _TISSUE_SIGNAL = {
     "ADC": (1.0, 0.31, 0.27, 0.20),
 }
 _LESION_SIGNAL: dict[Pathology, dict[int, dict[str, float]]] = {
+    "healthy": {},
     "multiple sclerosis": {1: {"T1": 0.56, "T2": 0.80, "FLAIR": 0.92, "PD": 1.0}},
     "glioma": {
         1: {"T1": 0.34, "T1c": 0.36, "T2": 0.92, "FLAIR": 0.42},
@@ -194,7 +195,10 @@ class Lesions:
 
 
 def draw_lesions(rng: np.random.Generator, head: Head, pathology: Pathology) -> Lesions:
-    """Draw lesions at sites that are typical of the pathology, among random points of the head."""
+    """Draw lesions at sites that are typical of the pathology, among random points of the head; none if healthy."""
+    if pathology == "healthy":
+        none = np.empty((0, 3), np.float32)
+        return Lesions(pathology, none, none, _draw_waves(rng, 20.0), band_mm=0.0)
     half = np.array(FIELD_OF_VIEW_MM)[:, None] / 2
     sites = anatomy_on(head, rng.uniform(-half, half, (3, 6000)).astype(np.float32), blur_mm=1.0)
     x, y, z = sites.points
@@ -225,7 +229,9 @@ def draw_lesions(rng: np.random.Generator, head: Head, pathology: Pathology) -> 
 
 
 def lesion_parts(lesions: Lesions, anatomy: Anatomy) -> dict[int, Field]:
-    """The fraction of each voxel that is lesion, by code."""
+    """The fraction of each voxel that is lesion, by code; nothing if the head is healthy."""
+    if lesions.pathology == "healthy":
+        return {}
     points, blur_mm = anatomy.points, anatomy.blur_mm
     ragged = _evaluate(points, lesions.ragged)
     blobs = zip(lesions.centres.tolist(), lesions.radii.tolist(), strict=True)

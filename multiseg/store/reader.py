@@ -149,10 +149,17 @@ class Database:
         template: Mapping[str, str] | None = self.attributes.get(schema.TEMPLATE)
         return template
 
-    def hide(self, annotation: str) -> None:
-        """Read all cases as if they did not have this annotation, until the store is opened again."""
-        hidden = np.array([name == annotation for name in self.schemas])
-        self.cases = tuple(replace(case, annotated=case.annotated & ~hidden) for case in self.cases)
+    def hide(self, name: str) -> None:
+        """Read all cases as if they had no annotation and no sequence of this name, until the store is opened again."""
+        hidden = np.array([annotation == name for annotation in self.schemas])
+        self.cases = tuple(
+            replace(
+                case,
+                annotated=case.annotated & ~hidden,
+                modalities=tuple(modality for modality in case.modalities if modality != name),
+            )
+            for case in self.cases
+        )
         self._by_name = {case.name: case for case in reversed(self.cases)}
 
     def __getitem__(self, name: str) -> Case:

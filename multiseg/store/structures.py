@@ -59,18 +59,27 @@ def _all(schemas: Iterable[LabelSchema]) -> list[Structure]:
     return [structure for schema in schemas for structure in schema.structures]
 
 
-def hide_annotations(store: Store, names: Sequence[str]) -> None:
-    """Take annotations, named "DATABASE/ANNOTATION", away from this open store; its files do not change.
+def hide(store: Store, names: Sequence[str]) -> None:
+    """Take annotations and sequences away from this open store; its files do not change.
+
+    Args:
+        names: as "DATABASE/ANNOTATION" or "DATABASE/SEQUENCE".
 
     Raises:
-        UsageError: a name is not one of an annotation of the store.
+        UsageError: a name is not one of an annotation or a sequence of the store, or is that of both.
     """
+    annotations = [f"{name}/{schema}" for name in store for schema in store[name].schemas]
+    sequences = [f"{name}/{modality}" for name in store for modality in store[name].modalities]
     for name in names:
-        database, _, annotation = name.partition("/")
-        if database not in store or annotation not in store[database].schemas:
-            known = [f"{name}/{schema}" for name in store for schema in store[name].schemas]
-            raise UsageError(f"hide has {name!r}, but the annotations of {store.url} are {', '.join(known) or 'none'}.")
-        store[database].hide(annotation)
+        if name not in (*annotations, *sequences):
+            raise UsageError(
+                f"hide has {name!r}, but the annotations of {store.url} are {', '.join(annotations) or 'none'}, and "
+                f"its sequences are {', '.join(sequences) or 'none'}."
+            )
+        if name in annotations and name in sequences:
+            raise UsageError(f"hide has {name!r}, which is an annotation and a sequence of {store.url}.")
+        database, _, hidden = name.partition("/")
+        store[database].hide(hidden)
 
 
 def schemas_of(store: Store, cases: Iterable[Case]) -> dict[str, tuple[LabelSchema, ...]]:

@@ -29,7 +29,7 @@ from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
 from multiseg.store.structures import (
     check_named,
-    hide_annotations,
+    hide,
     listed_labels,
     pathologies_of,
     schemas_of,
@@ -216,14 +216,14 @@ def _objective(
 
 
 def with_listed_labels(options: TrainOptions) -> tuple[TrainOptions, Store]:
-    """The options with the structures that their labels mean, and the open store without hidden annotations.
+    """The options with the structures that their labels mean, and the open store without what is hidden.
 
     Raises:
         StoreError: the store cannot be opened.
-        UsageError: there is no annotation to hide of that name, or no structure that a label means.
+        UsageError: there is nothing to hide of that name, or no structure that a label means.
     """
     store = open_store(options.store)
-    hide_annotations(store, options.hide)
+    hide(store, options.hide)
     cases = _weighted_cases(store, options.databases, options.stream.draw)
     return replace(options, labels=listed_labels(options.labels, store, cases)), store
 

@@ -72,7 +72,7 @@ class TrainOptions:
         labels: what the model segments: "lesion" stands for every lesion, "tissue:NAME" for a tissue, "pathology:NAME"
             for every lesion in databases of a pathology; or one of `multiseg.labels.WORDS`, such as "tissues+lesion",
             which `train` replaces by the structures of the store.
-        hide: annotations, as "DATABASE/ANNOTATION", that training and validation do not read; `evaluate` does.
+        hide: annotations and sequences, as "DATABASE/NAME", that training and validation do not read; `evaluate` does.
         rest: how voxels of lesion structures that are not in `labels` count: "background" or "ignore"; "" refuses them.
         start: the model to fine-tune, if any; it then sets `labels` and `model`.
         seed: of weights and dropout, and of draws and augmentation unless these have a seed of their own.

@@ -12,7 +12,7 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["experiment", "--list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {one["name"] for one in listed} == {
-        "joint", "unseen-combinations", "leave-one-out", "drop", "plus", "finetune", "federated",
+        "joint", "unseen-combinations", "leave-one-out", "drop", "plus", "finetune", "federated", "ace", "ace-tumour",
     }  # fmt: skip
     assert run(["experiment", "--list"]) == 0
 
@@ -23,8 +23,10 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "give a name and a folder"),
         (["joint"], "give a name and a folder"),
         (["table3", "--out", "{out}"], "there is no experiment 'table3'"),
-        (["joint", "--out", "{out}", "--scale", "huge"], "there is no scale 'huge'; there are tiny, small, full"),
+        (["joint", "--out", "{out}", "--scale", "huge"], "there is no scale 'huge'; there are tiny, small, anatomy"),
         (["unseen-combinations", "--out", "{out}", "--store", "x.zarr"], "leave out --store"),
+        (["ace", "--out", "{out}"], "ace needs a store with tissues of one database and lesions of another: --store"),
+        (["joint", "--out", "{out}", "--store", "x.zarr", "--lesions", "wmh"], "are for ace with --store, not joint"),
     ],
 )
 def test_what_cannot_be_meant(

@@ -70,7 +70,7 @@ def test_a_failing_run_and_its_child_are_named_and_the_others_go_on(ground: Grou
     failures = execute([task(run, tmp_path) for run in (bad, child, good)], jobs=1, on_progress=told.append)
     assert failures.keys() == {bad.key, child.key}
     assert "there is no network 'nonesuch'" in failures[bad.key]
-    assert failures[child.key] == f"its parent, {bad.name}, failed"
+    assert failures[child.key] == f"it needs {bad.name}, which failed"
     assert [one.what for one in told if one.task.run == good] == ["started", "finished"]
     rows = read_cases(tmp_path / "runs", good, Exam(("alder",)))
     assert set(rows["database"]) == {"alder"}

@@ -1,0 +1,185 @@
+"""Tissues of one database and lesions of another in one model (Roulet et al. 2019, table 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from multiseg.config import merged
+from multiseg.experiments.anatomy_ground import roles_of, shared_sequences
+from multiseg.experiments.comparisons import (
+    INTERVAL,
+    Table,
+    arms_of,
+    compared_by_part,
+    mean_by_database,
+    paired_difference,
+    rows_of,
+)
+from multiseg.experiments.ground import Ground
+from multiseg.experiments.runs import Arm, Exam, Run, training
+from multiseg.labels import LESION
+from multiseg.store.structures import written
+
+ROULET = "Roulet et al. 2019"
+QUESTION = "Can one model learn tissues from one database and lesions from another?"
+NAIVE_CE, NAIVE_DICE, ACE, ACE_DICE = "naive CE", "naive Dice", "ACE", "ACE + Dice"
+OBJECTIVES = {NAIVE_CE: "naive_ce", NAIVE_DICE: "naive_dice", ACE: "ace", ACE_DICE: "ace+dice"}
+MULTI = "multi-network"
+LESION_DICE, TISSUE_DICE = "lesion", "mean of the tissues"
+CHECKS = (
+    (TISSUE_DICE, ACE, NAIVE_CE, 0.30),
+    (LESION_DICE, ACE, NAIVE_CE, -0.02),
+    (TISSUE_DICE, ACE, MULTI, -0.05),
+)
+"""What is measured, the first arm less the second, and the least difference at which it counts as shown."""
+
+
+def anatomy_training(
+    ground: Ground, name: str, databases: Sequence[str], labels: Sequence[str], seed: int, more: Mapping[str, Any]
+) -> Run:
+    """A training of the paper's network on one or both databases, without what the ground hides.
+
+    It differs from the published one in its norm: the statistics of batch norm would mix patches with and without a
+    sequence.
+    """
+    hidden = [one for one in roles_of(ground).hidden if one.partition("/")[0] in databases]
+    same = {
+        "labels": list(labels),
+        "hide": hidden,
+        "model": {"builder": "unet_sum", "norm": "instance_affine"},
+        "stream": {"draw": {"centre": "label"}},
+    }
+    hide = {"hide": [*hidden, *more.get("hide", ())]}
+    return training(ground, name, databases, seed, merged(merged(same, more), hide))
+
+
+def tissue_labels(ground: Ground) -> list[str]:
+    return [written("tissue", name) for name in roles_of(ground).names]
+
+
+def both(ground: Ground, seed: int, objective: str, without: Sequence[str] = ()) -> Run:
+    """One model of both databases; without some sequences of the database of lesions."""
+    roles = roles_of(ground)
+    name = f"{objective} on {roles.tissues} and {roles.lesions}" + (f" without {', '.join(without)}" if without else "")
+    more = {"fit": {"objective": objective}, "hide": [f"{roles.lesions}/{sequence}" for sequence in without]}
+    labels = [*tissue_labels(ground), LESION.name]
+    return anatomy_training(ground, name, (roles.tissues, roles.lesions), labels, seed, more)
+
+
+def fused(ground: Ground, seed: int) -> Run:
+    """A model of the tissues and one of the lesions, trained with cross entropy, of which lesions overwrite tissues."""
+    roles, more = roles_of(ground), {"fit": {"objective": "ace"}}  # with one database, plain cross entropy
+    tissue = anatomy_training(ground, f"{roles.tissues} alone", [roles.tissues], tissue_labels(ground), seed, more)
+    lesion = anatomy_training(ground, f"{roles.lesions} alone", [roles.lesions], [LESION.name], seed, more)
+    settings = {"store": ground.store, "databases": [roles.tissues, roles.lesions], "seed": seed}
+    return Run(f"{MULTI}, seed {seed}", settings, fused=(tissue, lesion))
+
+
+def only_shared(ground: Ground) -> str:
+    """The name of the arm that learns from shared sequences alone, as the paper's single network."""
+    return f"{ACE} of {'+'.join(shared_sequences(ground))} alone"
+
+
+def tested_shared(ground: Ground) -> str:
+    """The name of the arm that learns from all sequences and is tested with the shared ones alone."""
+    return f"{ACE}, tested on {'+'.join(shared_sequences(ground))}"
+
+
+def further_sequences(ground: Ground) -> tuple[str, ...]:
+    """The sequences of the database of lesions that the other one does not have."""
+    shared = shared_sequences(ground)
+    return tuple(name for name in ground.sequences[roles_of(ground).lesions] if name not in shared)
+
+
+def plan(ground: Ground) -> list[Arm]:
+    exam = Exam((roles_of(ground).lesions,))
+    arms = []
+    for seed in range(ground.num_seeds):
+        arms += [Arm(name, both(ground, seed, objective), exam) for name, objective in OBJECTIVES.items()]
+        arms.append(Arm(MULTI, fused(ground, seed), exam))
+        if further := further_sequences(ground):
+            arms.append(Arm(only_shared(ground), both(ground, seed, "ace", further), exam))
+            shared = Exam(exam.databases, "+".join(shared_sequences(ground)))
+            arms.append(Arm(tested_shared(ground), both(ground, seed, "ace"), shared))
+    return arms
+
+
+def pictured(ground: Ground) -> list[Arm]:
+    """Every model of the first seed, once."""
+    return [arm for arm in plan(ground) if arm.run.seed == 0 and arm.exam.subsets == "full"]
+
+
+def parts_of(cases: pd.DataFrame, ground: Ground) -> dict[str, pd.DataFrame]:
+    """The rows of the lesion, those of all tissues together, and those of each tissue."""
+    tissues = roles_of(ground).tested
+    together = {LESION_DICE: cases[cases["label"] == LESION.name], TISSUE_DICE: cases[cases["label"].isin(tissues)]}
+    return {**together, **{name: cases[cases["label"] == name] for name in tissues}}
+
+
+def by_structure(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per arm: the Dice of each part, and for the lesion and the tissues together the range over the seeds."""
+    rows = []
+    for arm in arms_of(parts[LESION_DICE]):
+        of_arm = {name: rows_of(part, arm) for name, part in parts.items()}
+        spreads = {f"{name}, seeds": _spread(of_arm[name]) for name in (LESION_DICE, TISSUE_DICE)}
+        rows.append({"arm": arm, **{name: _mean(part) for name, part in of_arm.items()}, **spreads})
+    return pd.DataFrame(rows)
+
+
+def _mean(rows: pd.DataFrame) -> float:
+    return float(mean_by_database(rows, "dice").mean())
+
+
+def _spread(rows: pd.DataFrame) -> str:
+    by_seed = [_mean(of_seed) for _, of_seed in rows.groupby("seed")]
+    return f"{min(by_seed):.3f} to {max(by_seed):.3f}" if by_seed else "-"
+
+
+def checked(parts: Mapping[str, pd.DataFrame], num_seeds: int) -> pd.DataFrame:
+    """One row per check and seed: the difference, and whether it is what the paper says.
+
+    Two arms that find nothing do not differ; that shows nothing, so the first must find something.
+    """
+    rows = []
+    for measured, first, second, least in CHECKS:
+        pair = [rows_of(parts[measured], arm) for arm in (first, second)]
+        for seed in range(num_seeds):
+            one, other = (arm[arm["seed"] == seed] for arm in pair)
+            gap = float("nan") if one.empty or other.empty else paired_difference(one, other, "dice").mean
+            values = {"Dice of the first": _mean(one), "of the second": _mean(other)}
+            verdict = "shown" if gap >= least and values["Dice of the first"] > 0 else "not shown"
+            check = f"{measured}: {first} - {second} at least {least:+.2f}"
+            rows.append({"check": check, "seed": seed, **values, "difference": gap, "verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
+    roles, parts = roles_of(ground), parts_of(cases, ground)
+    pairs = [(ACE, NAIVE_CE), (ACE, NAIVE_DICE), (ACE, MULTI), (ACE_DICE, ACE)]
+    if further_sequences(ground):
+        pairs += [(ACE, only_shared(ground)), (tested_shared(ground), only_shared(ground))]
+    together = {name: parts[name] for name in (LESION_DICE, TISSUE_DICE)}
+    each = {name: parts[name] for name in roles.tested}
+    hidden = f" ({', '.join(roles.hidden)} hidden)" if roles.hidden else ""
+    data = (
+        f"Tissues are learnt from {roles.tissues} ({' '.join(ground.sequences[roles.tissues])}), lesions from "
+        f"{roles.lesions} ({' '.join(ground.sequences[roles.lesions])}){hidden}. All arms are tested on "
+        f"{roles.lesions}. The truth has one label a voxel, lesion where there is one, so that tissue is measured "
+        "outside lesions. Network unet_sum with instance norm, windows centred on a label that is drawn first, "
+        "modality drop in every arm."
+    )
+    apart = [name for name in roles.names if name not in roles.tested]
+    note = f" Learnt, but not tested: {', '.join(apart)}." if apart else ""
+    return [
+        Table("Dice by structure", by_structure(parts), data + note),
+        Table("Paired differences of Dice", compared_by_part(together, "structure", pairs), INTERVAL),
+        Table("The same of each tissue", compared_by_part(each, "structure", pairs[:3]), INTERVAL),
+        Table(
+            "Checks",
+            checked(parts, ground.num_seeds),
+            "A failed run shows nothing, nor does a first arm with a Dice of 0.",
+        ),
+    ]
