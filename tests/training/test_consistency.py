@@ -95,19 +95,25 @@ def test_a_random_partner_is_any_proper_part_and_follows_from_seed_and_draw() ->
     assert found is not None
     sets = [tuple(flags) for flags in found.present.tolist()]
     counts = [sets.count(one) for one in set(sets)]
-    assert len(counts) == 6 and min(counts) > 40  # of 67 on average
+    assert len(counts) == 6
+    assert min(counts) > 40
     later = Consistency(1.0, partner="random", seed=3).partners(replace(batch, draws=batch.draws.flip(0)), 9)
-    assert later is not None and torch.equal(later.present.flip(0), found.present)
+    assert later is not None
+    assert torch.equal(later.present.flip(0), found.present)
     other = Consistency(1.0, partner="random", seed=4).partners(batch, 0)
-    assert other is not None and not torch.equal(other.present, found.present)
+    assert other is not None
+    assert not torch.equal(other.present, found.present)
 
 
 def test_a_partner_has_only_sequences_that_the_patch_has() -> None:
     batch = batch_of(PRESENT.repeat(50, 1))
     found = Consistency(1.0, partner="random").partners(batch, 0)
-    assert found is not None and len(found.rows) == 100
+    assert found is not None
+    assert len(found.rows) == 100
     have, left = batch.present[found.rows], found.present
-    assert not (left & ~have).any() and left.any(1).all() and (left.sum(1) < have.sum(1)).all()
+    assert not (left & ~have).any()
+    assert left.any(1).all()
+    assert (left.sum(1) < have.sum(1)).all()
 
 
 @pytest.mark.parametrize("partner", ["T1", "random"])
@@ -115,7 +121,8 @@ def test_a_patch_with_one_sequence_has_no_term(partner: str) -> None:
     objective = objective_named("joint_jaccard", consistency=Consistency(1.0, partner=partner))
     network = Weighted()
     loss, scalars = objective(network, batch_of(PRESENT[1:2]), 0)
-    assert scalars["consistency"] == 0 and loss > 0
+    assert scalars["consistency"] == 0
+    assert loss > 0
 
 
 def test_it_begins_at_its_step_with_one_pass_and_the_same_names() -> None:
@@ -153,7 +160,8 @@ def test_the_gradient_goes_to_both_answers_or_to_the_smaller_set_alone(stop_grad
     term = Consistency(1.0, stop_gradient=stop_gradient)
     log_p = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0)).log_softmax(1).requires_grad_()
     term.term(log_p, batch, term.partners(batch, 0)).backward()
-    assert log_p.grad is not None and bool(log_p.grad[1].any())
+    assert log_p.grad is not None
+    assert bool(log_p.grad[1].any())
     assert bool(log_p.grad[0].any()) != stop_gradient
 
 
@@ -266,4 +274,5 @@ def test_a_training_with_random_partners_resumes_to_the_same_bits(store_url: str
     lines = map(json.loads, (tmp_path / "broken" / "log.jsonl").read_text(encoding="utf-8").splitlines())
     steps = [line for line in lines if line["event"] == "StepDone"]
     terms = [step["scalars"]["consistency"] for step in steps]
-    assert terms[:2] == [0, 0] and any(terms[2:])
+    assert terms[:2] == [0, 0]
+    assert any(terms[2:])

@@ -243,17 +243,6 @@ def test_the_naive_losses_teach_that_other_databases_have_no_lesion():
         assert bool((network.logits.grad[:, 2] > 1e-10).all()) == pushes, name
 
 
-def test_weights_of_classes_by_hand():
-    """Two voxels: background with p = 0.5 and weight 1, a lesion with p = 0.25 and weight 3."""
-    logits = torch.tensor([0.0, float(torch.tensor(1 / 3).log())]).reshape(1, 1, 2, 1, 1)
-    target = torch.tensor([0, 1], dtype=torch.uint8).reshape(1, 2, 1, 1)
-    batch = batch_of(target, torch.ones(1, 1, dtype=torch.bool))
-    loss, _ = OBJECTIVES["ace"](Fixed(logits), batch, 0, weights=torch.tensor([1.0, 3.0]))
-    assert loss.item() == pytest.approx((0.693147 + 3 * 1.386294) / 4, abs=1e-5)
-    ignored = replace(batch, target=torch.full_like(target, 255))
-    assert OBJECTIVES["ace"](Fixed(logits), ignored, 0, weights=torch.tensor([1.0, 3.0]))[0].item() == 0
-
-
 SQUARED = {"joint_jaccard": False, "joint_jaccard_squared": True}
 
 
@@ -284,16 +273,17 @@ def test_the_risks_by_hand(name):
 
 
 def test_each_case_counts_for_what_it_was_searched_for_alone():
-    """The database decides, not the patch: a lesion case whose patch has no lesion punishes false lesions."""
     batch = batch_of(torch.zeros(2, 4, 4, 4, dtype=torch.uint8), torch.tensor([[True, False], [False, True]]))
     batch.target[0, 0], batch.target[1, 0] = 1, 2
     network = Fixed(torch.zeros(2, 3, 4, 4, 4))
-    loss, scalars = OBJECTIVES["joint_jaccard"](network, replace(batch, tissues=(1,)), 0)
+    loss, _ = OBJECTIVES["joint_jaccard"](network, replace(batch, tissues=(1,)), 0)
     loss.backward()
     lesion, tissue = network.logits.grad[0], network.logits.grad[1]
-    assert (lesion[1, 1:] > 1e-5).all() and (lesion[[0, 2], 1:] < 0).all()
+    assert (lesion[1, 1:] > 1e-5).all()
+    assert (lesion[[0, 2], 1:] < 0).all()
     torch.testing.assert_close(lesion[0], lesion[2])  # the unsearched tissue is treated as background is
-    assert (tissue[2, 1:] > 1e-5).all() and (tissue[[0, 1], 1:] < 0).all()
+    assert (tissue[2, 1:] > 1e-5).all()
+    assert (tissue[[0, 1], 1:] < 0).all()
 
 
 def test_a_structure_that_no_patch_was_searched_for_leaves_the_others_their_weights():
@@ -309,3 +299,14 @@ def test_a_space_of_one_kind_has_one_risk():
     batch = batch_of(torch.zeros(1, 2, 2, 2, dtype=torch.uint8), torch.ones(1, 1, dtype=torch.bool))
     _, scalars = OBJECTIVES["joint_jaccard"](Fixed(torch.zeros(1, 1, 2, 2, 2)), batch, 0)
     assert list(scalars) == ["lesion_risk", "outside_brain"]
+
+
+def test_weights_of_classes_by_hand():
+    """Two voxels: background with p = 0.5 and weight 1, a lesion with p = 0.25 and weight 3."""
+    logits = torch.tensor([0.0, float(torch.tensor(1 / 3).log())]).reshape(1, 1, 2, 1, 1)
+    target = torch.tensor([0, 1], dtype=torch.uint8).reshape(1, 2, 1, 1)
+    batch = batch_of(target, torch.ones(1, 1, dtype=torch.bool))
+    loss, _ = OBJECTIVES["ace"](Fixed(logits), batch, 0, weights=torch.tensor([1.0, 3.0]))
+    assert loss.item() == pytest.approx((0.693147 + 3 * 1.386294) / 4, abs=1e-5)
+    ignored = replace(batch, target=torch.full_like(target, 255))
+    assert OBJECTIVES["ace"](Fixed(logits), ignored, 0, weights=torch.tensor([1.0, 3.0]))[0].item() == 0
