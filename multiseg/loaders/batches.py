@@ -315,7 +315,7 @@ class PatchStream(IterableDataset[Batch]):
             draws=torch.tensor([key for key, _ in drawn], dtype=torch.int64),
             mirrored=self._mirrored,
             tissues=self.space.tissues,
-            sequences=self.axis.names,
+            sequences=tuple(self.axis),
         )
 
 

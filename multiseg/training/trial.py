@@ -140,7 +140,7 @@ def _random_batch(options: TrainOptions, info: ModelInfo, device: torch.device) 
         corner=torch.zeros(num, 3, dtype=torch.int64),
         draws=torch.zeros(num, 2, dtype=torch.int64),
         tissues=info.space.tissues,
-        sequences=info.axis.names,
+        sequences=tuple(info.axis),
     ).to(device)
 
 

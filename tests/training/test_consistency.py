@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from multiseg.config import defaults, merged, to_options
-from multiseg.errors import UsageError
+from multiseg.errors import FederationError, UsageError
 from multiseg.federation.plan import FederationOptions, LocalOptions, ScheduleOptions
 from multiseg.federation.sites.learning import learn
+from multiseg.federation.sites.limits import Limits, check_options
 from multiseg.loaders.batches import Batch, StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.models.losses import jaccard_distance, squared_jaccard_distance
@@ -245,6 +246,16 @@ def test_a_site_of_a_federation_learns_with_the_term() -> None:
         learn(network, Stream(), replace(options, fit=replace(options.fit, consistency=weight)), steps_done)
         trained[steps_done, weight] = network.weights.detach()
     assert not torch.equal(trained[4, 1.0], trained[4, 0.0])
+
+
+def test_a_sites_limit_of_memory_counts_the_second_showing() -> None:
+    """A patch of 64^3 voxels is 1 MiB a channel: three patches ahead, and 16 first features once or twice."""
+    options = FederationOptions(
+        experiment="x", sites=("a",), stream=StreamOptions(DrawOptions(patch=(64, 64, 64)), batch_size=1)
+    )
+    check_options(options, Limits(memory_mib=20))
+    with pytest.raises(FederationError, match=r"asks for 35 MiB for patches and first features"):
+        check_options(replace(options, fit=FitOptions(consistency=1.0)), Limits(memory_mib=20))
 
 
 @pytest.mark.slow
