@@ -253,9 +253,9 @@ def test_a_sites_limit_of_memory_counts_the_second_showing() -> None:
     options = FederationOptions(
         experiment="x", sites=("a",), stream=StreamOptions(DrawOptions(patch=(64, 64, 64)), batch_size=1)
     )
-    check_options(options, Limits(memory_mib=20))
+    check_options(options, Limits(memory_mib=20.0))
     with pytest.raises(FederationError, match=r"asks for 35 MiB for patches and first features"):
-        check_options(replace(options, fit=FitOptions(consistency=1.0)), Limits(memory_mib=20))
+        check_options(replace(options, fit=FitOptions(consistency=1.0)), Limits(memory_mib=20.0))
 
 
 @pytest.mark.slow
