@@ -15,6 +15,7 @@ from multiseg.errors import UsageError
 from multiseg.loaders.augment import TRANSFORMS, AugmentOptions, preset
 from multiseg.models.builders import NETWORKS
 from multiseg.own import is_own
+from multiseg.training.objectives import OBJECTIVES
 from multiseg.training.optimisers import WEIGHT_DECAY
 from multiseg.training.run_folder import TrainOptions
 
@@ -46,7 +47,9 @@ def defaults(cuda: bool, settings: Mapping[str, Any] | None = None) -> dict[str,
     builder = settings.get("model", {}).get("builder", "multi_unet")
     network = NETWORKS.get(builder, NETWORKS["multi_unet"])  # an unknown name fails where the network is made
     sizes = {} if is_own(builder) else network.defaults(cuda)
-    result = merged(chosen, {"stream": {"workers": workers}, "model": sizes, **_weight_decay(settings)})
+    result = merged(
+        chosen, {"stream": {"workers": workers}, "model": sizes, **_weight_decay(settings), **_consistency(settings)}
+    )
     batch_size, accumulate = settings.get("stream", {}).get("batch_size"), settings.get("fit", {}).get("accumulate")
     if cuda and batch_size is None and accumulate is None:
         parts = network.cuda_parts
@@ -59,6 +62,12 @@ def _weight_decay(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The weight decay of the chosen optimiser, if it has its own default."""
     name = settings.get("optimiser", {}).get("name")
     return {"optimiser": {"weight_decay": WEIGHT_DECAY[name]}} if name in WEIGHT_DECAY else {}
+
+
+def _consistency(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The weight of the consistency term of the chosen objective, if it has its own default."""
+    objective = OBJECTIVES.get(settings.get("fit", {}).get("objective"))
+    return {"fit": {"consistency": objective.consistency}} if objective and objective.consistency else {}
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -263,6 +263,11 @@ class LabelSpace:
         return tuple(label.name for label in self.labels)
 
     @property
+    def tissues(self) -> tuple[int, ...]:
+        """The positions of the tissues among the labels."""
+        return tuple(position for position, label in enumerate(self.labels) if label.kind == "tissue")
+
+    @property
     def num_logits(self) -> int:
         """1 for a single structure against background; otherwise one for background and one per structure."""
         return 1 if len(self.labels) == 1 else 1 + len(self.labels)

@@ -240,7 +240,7 @@ def answered(
     model: Model, store: Store, case: Case, overlap: float
 ) -> tuple[dict[str, Float[np.ndarray, "i j k"]], Truth, UInt8[np.ndarray, "i j k"]]:
     """A case's sequences that the model knows, its truth in the model's label space, and the answer from them."""
-    loaded = _load(model, store, case, lesion_assumed=False)
+    loaded = _load(model, store, case, EvaluateOptions())
     return loaded.shown, loaded.truth, _segmented(model, loaded, loaded.usable, overlap)
 
 

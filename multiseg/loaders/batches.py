@@ -54,6 +54,8 @@ class Batch:
         draws: the epoch and index of each patch, which also seed its augmentation.
         mirrored: what each index of the label space becomes in a mirror image, see `multiseg.sides.mirrored`; empty
             if no label has a side.
+        tissues: the labels of the space, counted from 0, that are tissues; all others are lesions.
+        sequences: the names of the channels; empty if nobody told.
     """
 
     images: Float[Tensor, "batch modality i j k"]
@@ -65,6 +67,8 @@ class Batch:
     corner: Int[Tensor, "batch 3"]
     draws: Int[Tensor, "batch 2"]
     mirrored: tuple[int, ...] = ()
+    tissues: tuple[int, ...] = ()
+    sequences: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         shape = " ".join(str(n) for n in self.images.shape)
@@ -306,6 +310,8 @@ class PatchStream(IterableDataset[Batch]):
             corner=torch.tensor([draw.corner for draw in draws], dtype=torch.int64),
             draws=torch.tensor([key for key, _ in drawn], dtype=torch.int64),
             mirrored=self._mirrored,
+            tissues=self.space.tissues,
+            sequences=tuple(self.axis),
         )
 
 

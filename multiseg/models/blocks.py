@@ -28,6 +28,25 @@ def norm_layer(name: str, width: int) -> nn.Module:
     return NORMS[name](width)
 
 
+def double_convolution(
+    in_width: int, mid_width: int, out_width: int, dropout: float, norm: str, activation: Callable[[], nn.Module]
+) -> nn.Sequential:
+    """The block of plain U-Nets: twice a 3x3x3 convolution, a norm and an activation; then dropout."""
+    layers: list[nn.Module] = []
+    for i, o in ((in_width, mid_width), (mid_width, out_width)):
+        layers += [nn.Conv3d(i, o, kernel_size=3, padding=1), norm_layer(norm, o), activation()]
+    return nn.Sequential(*layers, nn.Dropout(dropout))
+
+
+def he_initialised(network: nn.Module, slope: float) -> None:
+    """Draw the weights of all convolutions for (leaky) ReLUs of this slope, with biases of 0 (He et al. 2015)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, a=slope)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 class ConvUnit(nn.Module):
     """3x3x3 convolution, norm, dropout, PReLU with one shared slope."""
 

@@ -11,8 +11,10 @@ from torch import nn
 
 from multiseg.errors import UsageError
 from multiseg.models.fusion import HemisUnet, LFUNet, MAFUnet
+from multiseg.models.highres3d import HighRes3DHetero
 from multiseg.models.progressive import ProgressiveUnet
 from multiseg.models.unet import MultiUnet
+from multiseg.models.unet_hetero import UnetHetero
 from multiseg.models.unet_plus import MultiUnetPlus
 from multiseg.models.unet_sum import UnetSum
 from multiseg.own import blamed, imported, is_own, name_of
@@ -146,6 +148,27 @@ unet_sum = Network(
     cpu_dropout=0.0,
     cuda_parts=2,
 )
+highres3d_hetero = Network(
+    HighRes3DHetero,
+    PartRules(r"head\.(?:weight|bias)", own=(r"stems\.blocks\.(\d+)\..*",)),
+    widths=(16, 32, 64, 80),
+    dropout=0.0,
+    norm="instance_affine",
+    cpu_widths=(4, 8, 16, 20),
+    cpu_dropout=0.0,
+    cuda_parts=10,
+    uses_every_parameter=False,
+)
+unet_hetero = Network(
+    UnetHetero,
+    PartRules(r"head\.(?:weight|bias)", own=(r"stems\.blocks\.(\d+)\..*",)),
+    widths=(32, 64, 128, 256, 512),
+    dropout=0.0,
+    norm="instance_affine",
+    cpu_dropout=0.0,
+    cuda_parts=10,
+    uses_every_parameter=False,
+)
 progressive = Network(ProgressiveUnet, None, is_bounded=True, trained_first="multi_unet", cost=1.5)
 
 NETWORKS: dict[str, Network] = {
@@ -155,6 +178,8 @@ NETWORKS: dict[str, Network] = {
     "hemis": hemis,
     "multi_unet_plus": multi_unet_plus,
     "unet_sum": unet_sum,
+    "highres3d_hetero": highres3d_hetero,
+    "unet_hetero": unet_hetero,
     "progressive": progressive,
 }
 

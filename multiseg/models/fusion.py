@@ -3,10 +3,11 @@ mean and variance (HeMIS)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -84,30 +85,45 @@ class LFUNet(nn.Module):
         check_size(images, self.multiple)
         seen = shown(images, present)
         pairs = Pairs.of(present, images.device)
-        channels = torch.cat([seen[rows, m : m + 1] for m, rows in pairs.rows.items()])
+        channels = torch.cat(list(pairs.channels(seen).values()))
         split = torch.split(self.unet.features(channels), [len(rows) for rows in pairs.rows.values()])
         out: Tensor = self.head(self.fusion(dict(zip(pairs.rows, split, strict=True)), pairs))
         return out
 
 
-class MAFUnet(nn.Module):
-    """Multi-scale attention fusion: an encoder for every sequence, fused by attention at every scale, one decoder.
+class Moments(nn.Module):
+    """Fuse the feature maps of the present sequences into their mean and variance, see `moments`."""
 
-    The paper does not say whether the encoders share weights; here they do not. An encoder runs only on the samples
-    that have its sequence.
+    def forward(self, features: Mapping[int, Tensor], pairs: Pairs) -> Float[Tensor, "batch both i j k"]:
+        """The fused features, from each sequence's [row width i j k] for the samples that have it."""
+        return moments(features, pairs)
 
-    Raises:
-        UsageError: see MultiUnet; any number of sequences fits.
+
+class FusedEncoders(nn.Module):
+    """What MAFUNet and HeMIS are made of: an encoder for every sequence, a fusion at every scale, one decoder.
+
+    An encoder runs only on the samples that have its sequence.
+
+    Args:
+        fusion: makes the fusion of a scale from its width; it is called as (features by sequence, pairs).
+        fold: how many times as wide as the encoder the fused features are.
     """
 
     def __init__(
-        self, num_modalities: int, num_logits: int, widths: Sequence[int], dropout: float, norm: str = "instance"
+        self,
+        num_modalities: int,
+        num_logits: int,
+        widths: Sequence[int],
+        dropout: float,
+        norm: str,
+        fusion: Callable[[int], nn.Module],
+        fold: int = 1,
     ) -> None:
         super().__init__()
         check_numbers(widths, dropout)
         self.encoders = nn.ModuleList(encoder_units(1, widths, dropout, norm) for _ in range(num_modalities))
-        self.fusions = nn.ModuleList(AttentionFusion(num_modalities, width) for width in widths)
-        self.decoder = decoder_stages(widths, num_logits, dropout, norm)
+        self.fusions = nn.ModuleList(fusion(width) for width in widths)
+        self.decoder = decoder_stages(widths, num_logits, dropout, norm, fold)
         self.multiple = 2 ** (len(widths) - 1)
 
     @property
@@ -129,12 +145,10 @@ class MAFUnet(nn.Module):
         return decode(self.decoder, [fuse(z, pairs) for fuse, z in zip(self.fusions, scales, strict=True)])
 
 
-class HemisUnet(nn.Module):
-    """A U-Net by Havaei et al. 2016 (arXiv:1607.05194): any set of sequences, fused by two moments.
+class MAFUnet(FusedEncoders):
+    """Multi-scale attention fusion: an encoder for every sequence, fused by attention at every scale, one decoder.
 
-    Every sequence has its own encoder, which runs only on the samples that have it. At every scale the mean and the
-    variance over the present sequences are concatenated and go to one decoder, whose skips are therefore twice as wide
-    as Multi-Unet's.
+    The paper does not say whether the encoders share weights; here they do not.
 
     Raises:
         UsageError: see MultiUnet; any number of sequences fits.
@@ -143,29 +157,24 @@ class HemisUnet(nn.Module):
     def __init__(
         self, num_modalities: int, num_logits: int, widths: Sequence[int], dropout: float, norm: str = "instance"
     ) -> None:
-        super().__init__()
-        check_numbers(widths, dropout)
-        self.encoders = nn.ModuleList(encoder_units(1, widths, dropout, norm) for _ in range(num_modalities))
-        self.decoder = decoder_stages(widths, num_logits, dropout, norm, fold=2)
-        self.multiple = 2 ** (len(widths) - 1)
+        fusion = partial(AttentionFusion, num_modalities)
+        super().__init__(num_modalities, num_logits, widths, dropout, norm, fusion)
 
-    @property
-    def head(self) -> nn.Module:
-        """The last convolution, from features to logits."""
-        return last_convolution(self.decoder)
 
-    def forward(
-        self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
-    ) -> Float[Tensor, "batch label i j k"]:
-        """Logits on the grid of the images; absent channels have no effect.
+class HemisUnet(FusedEncoders):
+    """A U-Net by Havaei et al. 2016 (arXiv:1607.05194): any set of sequences, fused by two moments.
 
-        Raises:
-            UsageError: the size does not fit, see MultiUnet.
-        """
-        check_size(images, self.multiple)
-        pairs = Pairs.of(present, images.device)
-        scales = encode_each(self.encoders, shown(images, present), pairs)
-        return decode(self.decoder, [moments(z, pairs) for z in scales])
+    Every sequence has its own encoder. At every scale the mean and the variance over the present sequences are
+    concatenated and go to one decoder, whose skips are therefore twice as wide as Multi-Unet's.
+
+    Raises:
+        UsageError: see MultiUnet; any number of sequences fits.
+    """
+
+    def __init__(
+        self, num_modalities: int, num_logits: int, widths: Sequence[int], dropout: float, norm: str = "instance"
+    ) -> None:
+        super().__init__(num_modalities, num_logits, widths, dropout, norm, lambda width: Moments(), fold=2)
 
 
 def encode_each(
@@ -173,21 +182,20 @@ def encode_each(
 ) -> list[dict[int, Tensor]]:
     """For every scale, finest first, each sequence's features [row width i j k] by its encoder."""
     by_sequence: dict[int, list[Tensor]] = {}
-    for m, rows in pairs.rows.items():
+    for m, channel in pairs.channels(images).items():
         units = encoders[m]
         assert isinstance(units, nn.ModuleList)
-        by_sequence[m] = encode(units, images[rows, m : m + 1])
+        by_sequence[m] = encode(units, channel)
     depth = len(next(iter(by_sequence.values())))
     return [{m: features[scale] for m, features in by_sequence.items()} for scale in range(depth)]
 
 
-def moments(features: dict[int, Tensor], pairs: Pairs) -> Float[Tensor, "batch both i j k"]:
+def moments(features: Mapping[int, Tensor], pairs: Pairs) -> Float[Tensor, "batch both i j k"]:
     """Mean and variance over the sequences of every sample, concatenated.
 
     mean = 1/n sum_m z_m,  variance = 1/n sum_m (z_m - mean)^2  over the n present sequences. The variance is that of
     the population, 0 for a single sequence (the unbiased one would be 0/0).
     """
-    n = rearrange(reduce(pairs.present.to(next(iter(features.values())).dtype), "b m -> b", "sum"), "b -> b 1 1 1 1")
-    mean = pairs.summed(features) / n
-    variance = pairs.summed({m: (z - mean[pairs.rows[m]]) ** 2 for m, z in features.items()}) / n
+    mean = pairs.mean(features)
+    variance = pairs.mean({m: (z - mean[pairs.rows[m]]) ** 2 for m, z in features.items()})
     return torch.cat([mean, variance], dim=1)

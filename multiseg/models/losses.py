@@ -10,6 +10,8 @@ background voxel is background.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
 from einops import rearrange, reduce
@@ -118,14 +120,60 @@ def soft_dice_loss(
     Args:
         eps: makes the loss 0 instead of 0/0 if a label is absent and not predicted.
     """
-    looked_at = rearrange(target != IGNORE, "b i j k -> b 1 i j k")
-    labels = torch.arange(1, log_p.shape[1], device=target.device)
-    truth = (rearrange(target, "b i j k -> b 1 i j k") == rearrange(labels, "l -> 1 l 1 1 1")) & looked_at
+    p, truth = maps(log_p, target)
     counts = annotated.float()
-    p = log_p[:, 1:].exp() * looked_at
     both = reduce(p * truth, "b l i j k -> b l", "sum") * counts
     total = (reduce(p, "b l i j k -> b l", "sum") + reduce(truth.float(), "b l i j k -> b l", "sum")) * counts
     if over_batch:
         both, total, counts = both.sum(0), total.sum(0), (counts.sum(0) > 0).float()
     dice = (2 * both + eps) / (total + eps)
     return 1 - (dice * counts).sum() / counts.sum().clamp(min=1)
+
+
+def maps(
+    log_p: Float[Tensor, "batch class i j k"], target: UInt8[Tensor, "batch i j k"]
+) -> tuple[Float[Tensor, "batch label i j k"], Bool[Tensor, "batch label i j k"]]:
+    """The probabilities of the structures and where they are, both 0 at voxels to ignore."""
+    looked_at = rearrange(target != IGNORE, "b i j k -> b 1 i j k")
+    labels = torch.arange(1, log_p.shape[1], device=target.device)
+    truth = (rearrange(target, "b i j k -> b 1 i j k") == rearrange(labels, "l -> 1 l 1 1 1")) & looked_at
+    return log_p[:, 1:].exp() * looked_at, truth
+
+
+def jaccard_distance(
+    p: Float[Tensor, "batch label i j k"], q: Float[Tensor, "batch label i j k"], eps: float = 1e-5
+) -> Float[Tensor, "batch label"]:
+    """The Jaccard distance of two soft maps, in the form that is a metric (Dorent et al. 2021, as released).
+
+    With D = sum |p - q| and S = sum p + sum q over the voxels:
+        J = 2 D / (S + D + eps)
+    For binary maps it is 1 - |both| / |either|. It is Steinhaus' transform of the distance D, for the point at which a
+    map is 0 and one voxel more is -eps / 2; such a transform satisfies the triangle inequality.
+
+    Args:
+        p, q: from 0 to 1.
+        eps: makes the distance of two empty maps 0 instead of 0/0.
+    """
+    apart = reduce((p - q).abs(), "b l i j k -> b l", "sum")
+    size = reduce(p + q, "b l i j k -> b l", "sum")
+    return 2 * apart / (size + apart + eps)
+
+
+def squared_jaccard_distance(
+    p: Float[Tensor, "batch label i j k"], q: Float[Tensor, "batch label i j k"], eps: float = 1e-5
+) -> Float[Tensor, "batch label"]:
+    """One minus the Tanimoto index of two soft maps (Dorent et al. 2019, eq. 6); the arguments of `jaccard_distance`.
+
+        1 - (sum p q + eps) / (sum p^2 + q^2 - p q + eps)
+    For binary maps it is the Jaccard distance, too, but between soft maps it violates the triangle inequality.
+    """
+    both = reduce(p * q, "b l i j k -> b l", "sum")
+    either = reduce(p.square() + q.square() - p * q, "b l i j k -> b l", "sum")
+    return 1 - (both + eps) / (either + eps)
+
+
+def weights_by_kind(num_labels: int, tissues: Sequence[int]) -> Float[Tensor, " label"]:
+    """The weight of each structure: tissues share 1/2 and lesions 1/2, or the only kind that there is shares 1."""
+    is_tissue = [label in tissues for label in range(num_labels)]
+    num_kinds = len(set(is_tissue))
+    return torch.tensor([1 / (num_kinds * is_tissue.count(kind)) for kind in is_tissue])

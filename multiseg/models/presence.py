@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -38,6 +38,15 @@ class Pairs:
         has[:, 0] |= ~has.any(dim=1)  # a softmax or a mean needs at least one sequence
         rows = {m: has[:, m].nonzero()[:, 0].to(device) for m in range(has.shape[1]) if has[:, m].any()}
         return cls(has.to(device), rows)
+
+    def channels(self, images: Float[Tensor, "batch modality i j k"]) -> dict[int, Tensor]:
+        """Each sequence's images [row 1 i j k], of the samples that have it."""
+        return {m: images[rows, m : m + 1] for m, rows in self.rows.items()}
+
+    def mean(self, parts: Mapping[int, Tensor]) -> Float[Tensor, "batch width i j k"]:
+        """The mean over every sample's sequences, from each sequence's part [row width i j k]."""
+        total = self.summed(parts)
+        return total / rearrange(reduce(self.present.to(total.dtype), "b m -> b", "sum"), "b -> b 1 1 1 1")
 
     def summed(self, parts: Mapping[int, Tensor]) -> Float[Tensor, "batch width i j k"]:
         """The sum over every sample's sequences, from each sequence's part [row width i j k]."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from multiseg.models.blocks import norm_layer
+from multiseg.models.blocks import double_convolution
 from multiseg.models.presence import shown
 from multiseg.models.unet import check_numbers, check_size
 
@@ -32,11 +33,12 @@ class UnetSum(nn.Module):
     ) -> None:
         super().__init__()
         check_numbers(widths, dropout)
+        block = partial(double_convolution, dropout=dropout, norm=norm, activation=nn.ReLU)
         pairs = list(zip([num_modalities, *widths[:-1]], widths, strict=True))
-        self.encoder = nn.ModuleList(_block(i, o, dropout, norm) for i, o in pairs)
+        self.encoder = nn.ModuleList(block(i, o, o) for i, o in pairs)
         self.pool = nn.MaxPool3d(2)
         self.up = nn.ModuleList(nn.ConvTranspose3d(o, i, kernel_size=2, stride=2) for i, o in reversed(pairs[1:]))
-        self.decoder = nn.ModuleList(_block(i, i, dropout, norm) for i, _ in reversed(pairs[1:]))
+        self.decoder = nn.ModuleList(block(i, i, i) for i, _ in reversed(pairs[1:]))
         self.head = nn.Conv3d(widths[0], num_logits, kernel_size=1)
         self.multiple = 2 ** (len(widths) - 1)
 
@@ -58,10 +60,3 @@ class UnetSum(nn.Module):
             x = block(up(x) + skip)
         logits: Tensor = self.head(x)
         return logits
-
-
-def _block(in_width: int, out_width: int, dropout: float, norm: str) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in (in_width, out_width):
-        layers += [nn.Conv3d(width, out_width, kernel_size=3, padding=1), norm_layer(norm, out_width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Dropout(dropout))

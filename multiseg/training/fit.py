@@ -17,12 +17,14 @@ from multiseg.errors import TrainingError, UsageError
 from multiseg.loaders.augment import AugmentOptions, augmenter
 from multiseg.loaders.batches import Batch
 from multiseg.loaders.transform import Transform
+from multiseg.own import is_own
 from multiseg.training.average import average_of, update_average
 from multiseg.training.checkpoint import TrainState
+from multiseg.training.consistency import Consistency
 from multiseg.training.distributed import ALONE, Peers, without_sync
 from multiseg.training.events import Event, StepDone, Validated, Validation
 from multiseg.training.numerics import compiled, deterministic, precision
-from multiseg.training.objectives import Objective, objective_named
+from multiseg.training.objectives import Objective, objective_named, refuse_consistency
 from multiseg.training.optimisers import SCHEDULES
 
 
@@ -34,6 +36,11 @@ class FitOptions:
         objective: a name in `multiseg.training.objectives.OBJECTIVES`, such as "dice+bce" (Dice of each sample) or
             "ace", or your own as module:name.
         class_weights: of the classes in its cross entropy: "none" or "inverse-root", see `class_weights.py`.
+        consistency: weight of a term that compares the answers to a patch with all its sequences and with fewer; 0 for
+            none, see `consistency.py`. A run file that names joint_jaccard has 1 unless it says another.
+        consistency_from: share of the steps after which the term begins.
+        consistency_partner: what the second answer is given: a sequence's name, or "random" for a random part.
+        stop_gradient: whether the answer with all sequences gets no gradient of the term.
         schedule: of the learning rate: "cosine" to 0, "published" (a tenth after a quarter of the steps, as 150 of
             600 epochs) or "constant".
         accumulate: batches per step; the loss is their mean, and memory is needed for only one of them.
@@ -54,6 +61,10 @@ class FitOptions:
     learning_rate: float = 1e-3
     objective: str = "dice+bce"
     class_weights: str = "none"
+    consistency: float = 0.0
+    consistency_from: float = 0.17
+    consistency_partner: str = "T1"
+    stop_gradient: bool = False
     schedule: str = "cosine"
     accumulate: int = 1
     ema: float = 0.0
@@ -133,10 +144,24 @@ def fit(
         stack.enter_context(deterministic(options.deterministic, device))
         stack.enter_context(compiled(state.network, options.compile))
         unfreeze_body = stack.enter_context(frozen_body(state.network, state.step < state.head_steps))
-        augment = augmenter(augmentation or AugmentOptions(), hooks.transform)
-        objective = hooks.objective or objective_named(options.objective)
+        augmentation = augmentation or AugmentOptions()
+        augment = augmenter(augmentation, hooks.transform)
+        term = consistency_of(options, augmentation.seed)
+        objective = hooks.objective or objective_named(options.objective, consistency=term)
         learner = _Learner(state, options, objective, augment, peers, unfreeze_body)
         return _loop(learner, stream, hooks, options.num_steps if until is None else min(until, options.num_steps))
+
+
+def consistency_of(options: FitOptions, seed: int | None) -> Consistency | None:
+    """The consistency term of a training, if it has one.
+
+    Args:
+        seed: that of the augmentation, since the term's random parts are a change of the patch, too.
+    """
+    if not options.consistency:
+        return None
+    first_step = math.ceil(options.consistency_from * options.num_steps)
+    return Consistency(options.consistency, first_step, options.consistency_partner, options.stop_gradient, seed or 0)
 
 
 @contextmanager
@@ -231,6 +256,13 @@ def check_fit(options: FitOptions, objective: Objective | None = None) -> None:
     """Raises UsageError for an invalid setting. With `objective` the name in the options is not looked up."""
     if objective is None:
         objective_named(options.objective)
+    if is_own(options.objective):
+        refuse_consistency(options.objective, consistency_of(options, None))
+    if not (math.isfinite(options.consistency) and options.consistency >= 0 and 0 <= options.consistency_from < 1):
+        raise UsageError(
+            f"fit.consistency is {options.consistency} and fit.consistency_from {options.consistency_from}: give a "
+            "weight of 0 or more, and a share from 0 to below 1."
+        )
     if options.schedule not in SCHEDULES:
         raise UsageError(f"fit.schedule is {options.schedule!r}: give one of {', '.join(SCHEDULES)}.")
     for name in ("num_steps", "validate_every", "max_bad_steps", "accumulate"):

@@ -15,13 +15,18 @@ from multiseg.errors import UsageError
 from multiseg.loaders.batches import Batch
 from multiseg.models.losses import (
     cross_entropy,
+    jaccard_distance,
     log_probabilities,
+    maps,
     marginal,
     outside_brain,
     soft_dice_loss,
+    squared_jaccard_distance,
     unsearched_outside,
+    weights_by_kind,
 )
 from multiseg.own import check_takes, imported, is_own
+from multiseg.training.consistency import Consistency, with_partners
 from multiseg.training.distributed import bare
 
 Objective: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, dict[str, Tensor]]]
@@ -36,12 +41,14 @@ class Targets:
     Attributes:
         outside: the voxels outside the brain.
         weights: of the classes in a cross entropy; None for equal ones.
+        tissues: the labels that are tissues; all others are lesions.
     """
 
     target: UInt8[Tensor, "batch i j k"]
     annotated: Bool[Tensor, "batch label"]
     outside: Bool[Tensor, "batch i j k"]
     weights: Float[Tensor, " class"] | None = None
+    tissues: tuple[int, ...] = ()
 
 
 Terms: TypeAlias = Callable[[Float[Tensor, "batch class i j k"], Targets], dict[str, Tensor]]
@@ -56,11 +63,13 @@ class LabelObjective:
         is_naive: whether background counts as background also for structures that a case is not annotated for. Such a
             loss teaches a model that the lesions of one database are absent in all others; it is for comparisons.
         has_cross_entropy: whether it has a term that class weights change.
+        consistency: the weight of its consistency term where a run file does not give one.
     """
 
     terms: Terms
     is_naive: bool = False
     has_cross_entropy: bool = True
+    consistency: float = 0.0
 
     def __call__(
         self,
@@ -68,14 +77,16 @@ class LabelObjective:
         batch: Batch,
         step: int,
         weights: Float[Tensor, " class"] | None = None,
+        consistency: Consistency | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The sum of the terms; over all scales of a network with deep supervision (Lee et al. 2015, arXiv:1409.5185).
 
         Scale s has logits of half the size of scale s - 1, and every 2^s-th voxel of the batch's target, so that codes
-        are not mixed. With S scales the terms are averaged with weights 2^-s / (2 - 2^(1 - S)).
+        are not mixed. With S scales the terms are averaged with weights 2^-s / (2 - 2^(1 - S)). The consistency term is
+        of the finest scale alone.
         """
-        is_deep = int(getattr(bare(network), "num_scales", 1)) > 1
-        scales = network(batch.images, batch.present, deep=True) if is_deep else [network(batch.images, batch.present)]
+        partners = None if consistency is None else consistency.partners(batch, step)
+        scales = _answers(network, *with_partners(batch, partners))
         mean: dict[str, Tensor] = {}
         outside = outside_brain(batch.images, batch.target)
         annotated = torch.ones_like(batch.annotated) if self.is_naive else batch.annotated
@@ -83,11 +94,23 @@ class LabelObjective:
         for scale, logits in enumerate(scales):
             share = 0.5**scale / (2 - 0.5 ** (len(scales) - 1))
             every = (slice(None), *[slice(None, None, 2**scale)] * 3)
-            targets = Targets(batch.target[every], annotated, outside[every], weights)
-            values = self.terms(log_probabilities(logits), targets)
+            targets = Targets(batch.target[every], annotated, outside[every], weights, batch.tissues)
+            values = self.terms(log_probabilities(logits[: len(batch.target)]), targets)
             mean = {name: mean.get(name, 0) + share * value for name, value in values.items()}
+        if consistency is not None:
+            mean["consistency"] = consistency.term(log_probabilities(scales[0]), batch, partners)
         loss = torch.stack(list(mean.values())).sum()
         return loss, {name: value.detach() for name, value in mean.items()}
+
+
+def _answers(
+    network: nn.Module, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
+) -> list[Tensor]:
+    """The logits of every scale that the network learns at, finest first."""
+    if int(getattr(bare(network), "num_scales", 1)) > 1:
+        scales: list[Tensor] = network(images, present, deep=True)
+        return scales
+    return [network(images, present)]
 
 
 def dice_and_cross_entropy(log_p: Float[Tensor, "batch class i j k"], targets: Targets) -> dict[str, Tensor]:
@@ -126,6 +149,28 @@ def dice_alone(log_p: Float[Tensor, "batch class i j k"], targets: Targets) -> d
     return {"dice_loss": dice + unsearched_outside(log_p, targets.target, targets.annotated, targets.outside)}
 
 
+def joint_jaccard(
+    log_p: Float[Tensor, "batch class i j k"],
+    targets: Targets,
+    distance: Callable[[Tensor, Tensor], Tensor] = jaccard_distance,
+) -> dict[str, Tensor]:
+    """Lesion risk plus tissue risk (Dorent et al. 2019, eq. 2 and 6; for the consistency term see `Consistency`).
+
+    The risk of a structure is the mean distance over the patches of cases that were searched for it, with the weights
+    of `weights_by_kind`. A structure for which no patch of the batch was searched adds nothing, and the others keep
+    their weights. Outside the brain, unsearched structures count as background (`unsearched_outside`).
+    """
+    p, truth = maps(log_p, targets.target)
+    searched = targets.annotated.float()
+    risk = (distance(p, truth.float()) * searched).sum(0) / searched.sum(0).clamp(min=1)
+    weighted = risk * weights_by_kind(len(risk), targets.tissues).to(risk)
+    tissues = list(targets.tissues)
+    lesions = [label for label in range(len(risk)) if label not in targets.tissues]
+    risks = {"lesion_risk": lesions, "tissue_risk": tissues}
+    outside = unsearched_outside(log_p, targets.target, targets.annotated, targets.outside)
+    return {name: weighted[labels].sum() for name, labels in risks.items() if labels} | {"outside_brain": outside}
+
+
 OBJECTIVES: dict[str, LabelObjective] = {
     "dice+bce": LabelObjective(dice_and_cross_entropy),
     "batch_dice+bce": LabelObjective(batch_dice_and_cross_entropy),
@@ -134,17 +179,25 @@ OBJECTIVES: dict[str, LabelObjective] = {
     "ace+dice": LabelObjective(dice_and_cross_entropy),  # the same as dice+bce, under the name of Roulet et al. 2019
     "naive_ce": LabelObjective(adaptive_cross_entropy, is_naive=True),
     "naive_dice": LabelObjective(dice_alone, is_naive=True, has_cross_entropy=False),
+    "joint_jaccard": LabelObjective(joint_jaccard, has_cross_entropy=False, consistency=1.0),
+    "joint_jaccard_squared": LabelObjective(
+        partial(joint_jaccard, distance=squared_jaccard_distance), has_cross_entropy=False, consistency=1.0
+    ),
 }
 
 
-def objective_named(name: str, weights: Float[Tensor, " class"] | None = None) -> Objective:
+def objective_named(
+    name: str, weights: Float[Tensor, " class"] | None = None, consistency: Consistency | None = None
+) -> Objective:
     """The objective of this name.
 
     Args:
         weights: of the classes in its cross entropy, background first; None for equal ones.
+        consistency: the term that it gets in addition; None for none.
 
     Raises:
-        UsageError: there is none, or it has no cross entropy for the weights.
+        UsageError: there is none, or it has no cross entropy for the weights, or it is your own and cannot have a
+            consistency term.
     """
     if is_own(name):
         objective = checked_objective(imported(name, "objective"), name)
@@ -153,12 +206,23 @@ def objective_named(name: str, weights: Float[Tensor, " class"] | None = None) -
         objective, has_cross_entropy = OBJECTIVES[name], OBJECTIVES[name].has_cross_entropy
     else:
         raise UsageError(f"fit.objective is {name!r}: give one of {', '.join(OBJECTIVES)}, or your own as module:name.")
-    if weights is None:
-        return objective
-    if not has_cross_entropy:
+    if weights is not None and not has_cross_entropy:
         with_one = ", ".join(other for other, record in OBJECTIVES.items() if record.has_cross_entropy)
         raise UsageError(f"fit.class_weights has no effect on the objective {name!r}: it is for {with_one}.")
-    return partial(OBJECTIVES[name], weights=weights)
+    if weights is None and consistency is None:
+        return objective
+    if name not in OBJECTIVES:
+        refuse_consistency(name, consistency)
+    return partial(OBJECTIVES[name], weights=weights, consistency=consistency)
+
+
+def refuse_consistency(name: str, consistency: Consistency | None) -> None:
+    """Raises UsageError for a consistency term of the user's own objective."""
+    if consistency is not None:
+        raise UsageError(
+            f"fit.consistency is {consistency.weight}, but {name} is an objective of your own, which calls the network "
+            "itself: set fit.consistency to 0 and add the term there, or choose an objective of multiseg."
+        )
 
 
 def checked_objective(objective: OwnObjective, name: str) -> Objective:

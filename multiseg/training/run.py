@@ -41,7 +41,7 @@ from multiseg.training.class_weights import class_weights
 from multiseg.training.distributed import Peers, joined
 from multiseg.training.event_log import EventLog
 from multiseg.training.events import Event
-from multiseg.training.fit import Hooks, fit
+from multiseg.training.fit import Hooks, consistency_of, fit
 from multiseg.training.numerics import precision
 from multiseg.training.objectives import Objective, OwnObjective, objective_named
 from multiseg.training.optimisers import OwnOptimiser, make_optimiser
@@ -212,7 +212,8 @@ def _objective(
     weights = class_weights(options.fit.class_weights, store, cases, space)
     if weights is not None and own.objective is not None:
         raise UsageError("fit.class_weights has no effect on an objective of your own: leave it out.")
-    return own.objective or objective_named(options.fit.objective, weights)
+    term = consistency_of(options.fit, options.augment.seed)
+    return own.objective or objective_named(options.fit.objective, weights, term)
 
 
 def with_listed_labels(options: TrainOptions) -> tuple[TrainOptions, Store]:

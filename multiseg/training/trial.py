@@ -139,6 +139,8 @@ def _random_batch(options: TrainOptions, info: ModelInfo, device: torch.device) 
         case=("random",) * num,
         corner=torch.zeros(num, 3, dtype=torch.int64),
         draws=torch.zeros(num, 2, dtype=torch.int64),
+        tissues=info.space.tissues,
+        sequences=tuple(info.axis),
     ).to(device)
 
 

@@ -172,6 +172,7 @@ def test_what_nobody_looked_for_is_not_annotated(store):
         looked_for_csf = [name == "alder" for name in batch.database]
         assert batch.annotated[:, 1].tolist() == looked_for_csf
         assert batch.annotated[:, 0].all()
+        assert (batch.tissues, batch.sequences) == ((1,), tuple(AXIS))
 
 
 def test_a_drop_leaves_a_sequence_of_the_axis(store):

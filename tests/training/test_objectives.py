@@ -6,6 +6,7 @@ import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
 from torch import nn
 
 from multiseg.loaders.batches import Batch
+from multiseg.models.losses import weights_by_kind
 from multiseg.training.objectives import OBJECTIVES
 
 
@@ -240,6 +241,64 @@ def test_the_naive_losses_teach_that_other_databases_have_no_lesion():
         network = Fixed(torch.zeros(1, 3, 4, 4, 4))
         OBJECTIVES[name](network, batch, 0)[0].backward()
         assert bool((network.logits.grad[:, 2] > 1e-10).all()) == pushes, name
+
+
+SQUARED = {"joint_jaccard": False, "joint_jaccard_squared": True}
+
+
+def test_lesions_share_one_half_and_tissues_the_other():
+    weights = weights_by_kind(7, tissues=(1, 2, 3, 4, 5, 6))
+    assert weights.tolist() == pytest.approx([1 / 2, *[1 / 12] * 6])
+    assert weights_by_kind(4, tissues=(0, 3)).tolist() == [0.25] * 4
+    assert weights_by_kind(2, tissues=()).tolist() == [0.5, 0.5]
+    assert weights_by_kind(5, tissues=range(5)).tolist() == pytest.approx([0.2] * 5)
+
+
+@pytest.mark.parametrize("name", SQUARED)
+def test_the_risks_by_hand(name):
+    """One voxel in eight is tissue, or lesion in the other case; each of three classes has p = 1/3.
+
+    D = 2/3 + 7/3 = 3 and S = 8/3 + 1, so J = 6 / (20/3) = 0.9; squared: 1 - (1/3) / (1 + 8/9 - 1/3) = 11/14.
+    """
+    target = torch.zeros(2, 2, 2, 2, dtype=torch.uint8)
+    target[0, 0, 0, 0], target[1, 0, 0, 0] = 1, 2
+    batch = batch_of(target, torch.tensor([[True, False], [False, True]]))
+    batch = replace(batch, tissues=(1,))
+    loss, scalars = OBJECTIVES[name](Fixed(torch.zeros(2, 3, 2, 2, 2)), batch, 0)
+    expected = (11 / 14 if SQUARED[name] else 0.9) / 2
+    assert scalars["lesion_risk"].item() == pytest.approx(expected, abs=1e-4)
+    assert scalars["tissue_risk"].item() == pytest.approx(expected, abs=1e-4)
+    assert scalars["outside_brain"] == 0
+    assert loss.item() == pytest.approx(2 * expected, abs=1e-4)
+
+
+def test_each_case_counts_for_what_it_was_searched_for_alone():
+    batch = batch_of(torch.zeros(2, 4, 4, 4, dtype=torch.uint8), torch.tensor([[True, False], [False, True]]))
+    batch.target[0, 0], batch.target[1, 0] = 1, 2
+    network = Fixed(torch.zeros(2, 3, 4, 4, 4))
+    loss, _ = OBJECTIVES["joint_jaccard"](network, replace(batch, tissues=(1,)), 0)
+    loss.backward()
+    lesion, tissue = network.logits.grad[0], network.logits.grad[1]
+    assert (lesion[1, 1:] > 1e-5).all()
+    assert (lesion[[0, 2], 1:] < 0).all()
+    torch.testing.assert_close(lesion[0], lesion[2])  # the unsearched tissue is treated as background is
+    assert (tissue[2, 1:] > 1e-5).all()
+    assert (tissue[[0, 1], 1:] < 0).all()
+
+
+def test_a_structure_that_no_patch_was_searched_for_leaves_the_others_their_weights():
+    target = torch.zeros(1, 2, 2, 2, dtype=torch.uint8)
+    target[0, 0, 0, 0] = 1
+    batch = replace(batch_of(target, torch.tensor([[True, False]])), tissues=(1,))
+    loss, scalars = OBJECTIVES["joint_jaccard"](Fixed(torch.zeros(1, 3, 2, 2, 2)), batch, 0)
+    assert loss.item() == pytest.approx(0.45, abs=1e-4)
+    assert scalars["tissue_risk"] == 0
+
+
+def test_a_space_of_one_kind_has_one_risk():
+    batch = batch_of(torch.zeros(1, 2, 2, 2, dtype=torch.uint8), torch.ones(1, 1, dtype=torch.bool))
+    _, scalars = OBJECTIVES["joint_jaccard"](Fixed(torch.zeros(1, 1, 2, 2, 2)), batch, 0)
+    assert list(scalars) == ["lesion_risk", "outside_brain"]
 
 
 def test_weights_of_classes_by_hand():

@@ -63,7 +63,7 @@ def check_options(options: FederationOptions, limits: Limits) -> None:
             f"{WIDEST}."
         )
     images = stream.batch_size * math.prod(stream.draw.patch)
-    features = images * widths[0] * FLOAT / MIB
+    features = images * _times_shown(options) * widths[0] * FLOAT / MIB
     _check("steps", local.steps, limits, "optimiser steps a round (local.steps)")
     _check("patches", patches, limits, "patches a round (local.steps x stream.batch_size x fit.accumulate)")
     _check("rounds", options.schedule.rounds, limits, "rounds (schedule.rounds)")
@@ -74,6 +74,11 @@ def check_options(options: FederationOptions, limits: Limits) -> None:
             f"augment.blur_sigma_voxels or low_resolution goes to {largest:g}: a site takes up to "
             f"{LARGEST_KERNEL_VOXELS:g}."
         )
+
+
+def _times_shown(options: FederationOptions) -> int:
+    """How often the network may see a patch in one pass: a consistency term shows it again with fewer sequences."""
+    return 2 if options.fit.consistency else 1
 
 
 _MEMORY = "MiB for patches and first features (stream.batch_size, stream.draw.patch, stream.ahead, model.widths)"
@@ -91,7 +96,7 @@ def check_model(parts: Sequence[Part], num_sequences: int, options: FederationOp
     _check("model_mib", weights * FLOAT / MIB, limits, "MiB of weights (model.widths, model.builder)")
     stream = options.stream
     images = stream.batch_size * math.prod(stream.draw.patch) * FLOAT / MIB
-    needed = images * (options.model.widths[0] + stream.ahead * num_sequences)
+    needed = images * (_times_shown(options) * options.model.widths[0] + stream.ahead * num_sequences)
     _check("memory_mib", needed, limits, _MEMORY)
 
 
