@@ -40,6 +40,19 @@ FAR_PATCHES = 8
 
 
 @dataclass(frozen=True, eq=False)
+class Donor:
+    """For each patch of a batch, the patch of another case from which a lesion may be pasted.
+
+    Attributes:
+        images: of the other cases, on the same axis.
+        lesion: the voxels to paste.
+    """
+
+    images: Float[Tensor, "batch modality i j k"]
+    lesion: Bool[Tensor, "batch i j k"]
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Patches of several databases on one modality axis and in one label space.
 
@@ -54,6 +67,7 @@ class Batch:
         draws: the epoch and index of each patch, which also seed its augmentation.
         mirrored: what each index of the label space becomes in a mirror image, see `multiseg.sides.mirrored`; empty
             if no label has a side.
+        donor: lesions to paste into the patches, if there are any; augmentation leaves them as they are.
     """
 
     images: Float[Tensor, "batch modality i j k"]
@@ -65,6 +79,7 @@ class Batch:
     corner: Int[Tensor, "batch 3"]
     draws: Int[Tensor, "batch 2"]
     mirrored: tuple[int, ...] = ()
+    donor: Donor | None = None
 
     def __repr__(self) -> str:
         shape = " ".join(str(n) for n in self.images.shape)
@@ -82,6 +97,12 @@ class Batch:
             present=self.present.to(device, non_blocking=True),
             target=self.target.to(device, non_blocking=True),
             annotated=self.annotated.to(device, non_blocking=True),
+            donor=None
+            if self.donor is None
+            else Donor(
+                self.donor.images.to(device, non_blocking=True).float(),
+                self.donor.lesion.to(device, non_blocking=True),
+            ),
         )
 
 
@@ -148,6 +169,9 @@ class PatchStream(IterableDataset[Batch]):
     torch IterableDataset for a DataLoader (with batch_size=None; slower, since a DataLoader copies batches between
     processes).
 
+    Args:
+        sequences: of the axis, those that are shown; empty for all.
+
     Raises:
         DataError: no case of the split is in the store, or none has a structure of the label space.
         UsageError: an option is out of its range, or cases have lesion structures that the space neither lists nor
@@ -163,6 +187,7 @@ class PatchStream(IterableDataset[Batch]):
         split: str = "train",
         databases: str | Sequence[str] = (),
         share: Share | None = None,
+        sequences: Sequence[str] = (),
     ) -> None:
         self.options = options or StreamOptions()
         self.options.check()
@@ -172,12 +197,13 @@ class PatchStream(IterableDataset[Batch]):
         self.axis = axis
         self.space = space
         self._mirrored = mirrored(space)
-        usable = [_narrowed(case, axis) for case in select(store, databases, split=split)]
+        shown = tuple(name for name in axis if not sequences or name in sequences)
+        usable = [_narrowed(case, shown) for case in select(store, databases, split=split)]
         usable = [case for case in usable if case.modalities and self._is_annotated(store, case)]
         if not usable:
             raise DataError(
                 f"{store.url} has no {split} case with the structures {', '.join(space.names)} "
-                f"and one of the sequences {', '.join(axis)}. See: multiseg info {store.url}."
+                f"and one of the sequences {', '.join(shown)}. See: multiseg info {store.url}."
             )
         names = list(dict.fromkeys(case.database for case in usable))
         draw = self.options.draw
@@ -313,10 +339,10 @@ class PatchStream(IterableDataset[Batch]):
         )
 
 
-def _narrowed(case: Case, axis: ModalityAxis) -> Case:
-    """The case with only the sequences on the axis, in the order of the axis, so that modality drop does not depend on
-    the order in the store."""
-    return replace(case, modalities=tuple(name for name in axis if name in case.modalities))
+def _narrowed(case: Case, sequences: Sequence[str]) -> Case:
+    """The case with only these sequences, in their order, so that modality drop does not depend on the order in the
+    store."""
+    return replace(case, modalities=tuple(name for name in sequences if name in case.modalities))
 
 
 def _crew(work: Work, options: StreamOptions, workers: int) -> Crew:

@@ -22,6 +22,7 @@ from multiseg.models.saved import BEST, LAST
 from multiseg.own import is_own
 from multiseg.training.checkpoint import RESUME
 from multiseg.training.fit import FitOptions
+from multiseg.training.meta import MetaOptions
 from multiseg.training.optimisers import OptimiserOptions
 from multiseg.training.run_data import DATA
 from multiseg.training.start import StartOptions
@@ -76,6 +77,8 @@ class TrainOptions:
         rest: how voxels of lesion structures that are not in `labels` count: "background" or "ignore"; "" refuses them.
         start: the model to fine-tune, if any; it then sets `labels` and `model`.
         seed: of weights and dropout, and of draws and augmentation unless these have a seed of their own.
+        stage: the part of a two_branch network that learns, see `multiseg.training.stages`; "" for the whole network.
+            The labels may then name structures of any database of the store, since other stages learn them.
     """
 
     store: str | Path
@@ -85,12 +88,14 @@ class TrainOptions:
     rest: str = ""
     device: str = "auto"
     seed: int = 0
+    stage: str = ""
     start: StartOptions = StartOptions()
     model: ModelOptions = ModelOptions()
     stream: StreamOptions = StreamOptions()
     augment: AugmentOptions = AugmentOptions()
     fit: FitOptions = FitOptions()
     optimiser: OptimiserOptions = OptimiserOptions()
+    meta: MetaOptions = MetaOptions()
     track: TrackOptions = TrackOptions()
 
     def __post_init__(self) -> None:
