@@ -21,6 +21,7 @@ from multiseg.cli.experiment import experiment_command
 from multiseg.cli.federate.fed_app import federation_app
 from multiseg.cli.finetune import finetune_command
 from multiseg.cli.flag_groups import with_single_flags
+from multiseg.cli.graft import graft_command
 from multiseg.cli.import_weights import import_weights_command
 from multiseg.cli.info import info_command
 from multiseg.cli.ingest import ingest_command
@@ -62,6 +63,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "ingest": ingest_command,
     "info": info_command,
     "view": view_command,
+    "graft": graft_command,
     "verify": verify_command,
     "upgrade": upgrade_command,
     "repair": repair_command,

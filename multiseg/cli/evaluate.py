@@ -52,6 +52,9 @@ def evaluate_command(
             help="Put the annotated lesions into every prediction first, to measure tissues where there is no lesion.",
         ),
     ] = False,
+    zones: Annotated[
+        bool, typer.Option("--zones", help="Also the Dice of tissues under the lesion, within 10 mm, and elsewhere.")
+    ] = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -81,7 +84,9 @@ def evaluate_command(
     from multiseg.models.saved import model_path, read_learnt
     from multiseg.store.reader import open_store
 
-    options = EvaluateOptions("" if split == "all" else split, tuple(database or ()), subsets, overlap, lesion_assumed)
+    options = EvaluateOptions(
+        "" if split == "all" else split, tuple(database or ()), subsets, overlap, lesion_assumed, zones
+    )
     files = _files(predictions, labels, name, runs or [], store)
     if files and (fuse or subsets != "all" or overlap != 0.5):
         raise UsageError("--fuse, --subsets and --overlap are for models: leave them out with --predictions.")

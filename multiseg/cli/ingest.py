@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multiseg.cli.shared_flags import AsJson, StoreUrl
-from multiseg.cli.source_flags import PreparationFlags, SourceFlags, WorkerFlags, confirmed_databases, file_option, pair
+from multiseg.cli.source_flags import (
+    PreparationFlags,
+    SourceFlags,
+    WorkerFlags,
+    confirmed_databases,
+    file_option,
+    pair,
+    preparation_option,
+)
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +38,11 @@ def ingest_command(
     pathology: Annotated[str, file_option(help='Disease of the patients, such as "multiple sclerosis".')] = "",
     source_flags: SourceFlags,
     preparation_flags: PreparationFlags,
+    template: Annotated[
+        str,
+        preparation_option(help="Register every brain to this image (affine); needed to graft lesions."),
+    ] = "",
+    template_mask: Annotated[str, preparation_option(help="The brain mask of a template that shows a skull.")] = "",
     codec: Annotated[str, store_option(help="Compression of images: none, lz4, lz4hc or zstd.")] = "lz4",
     split: Annotated[
         str, store_option(help="Fractions of the subjects, or a file: CSV, or JSON such as splits.json#0.")
@@ -61,11 +74,14 @@ def ingest_command(
     multiseg ingest data/ms --pattern "{case}/{modality}.nii.gz" --label "{case}/lesion.nii.gz" --store brain.zarr
 
     multiseg ingest manifest.toml --store s3://bucket/brain.zarr --spacing 2
+
+    multiseg ingest data/healthy --store brain.zarr --template T1.nii.gz --template-mask brainmask.nii.gz
     """
     databases = confirmed_databases(source, source_flags.options(database, pathology), as_json)
     options = preparation_flags.options(
         codec=codec, replace=replace, redo=tuple(redo or ()), seed=seed, **_split(split),
         workers=worker_flags.options(databases), pseudonyms=pseudonyms,
+        template=template, template_mask=template_mask,
     )  # fmt: skip
     if dry_run:
         return _forecast(databases, store, options, as_json)

@@ -30,6 +30,7 @@ from multiseg.evaluation.montage import CasePanel
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.result_folder import check_room, key_of
+from multiseg.evaluation.zones import further_columns, zone_values, zones_of
 from multiseg.labels import LabelSchema, LabelSpace, SpaceLabel
 from multiseg.models.learnt_scans import NOT_KNOWN
 from multiseg.store.catalogue import select
@@ -142,12 +143,12 @@ def evaluate_files(
     table = pd.DataFrame(rows)
     return Evaluation(
         cases=table,
-        summary=summary_of(table, tuple(own)),
+        summary=summary_of(table, further_columns(options.zones, own)),
         panels=tuple(panels),
         split=options.split,
         left_out={},
         skipped=skipped,
-        own_metrics=tuple(own),
+        own_metrics=further_columns(options.zones, own),
         key=key,
         doubts=doubts,
     )
@@ -172,7 +173,11 @@ def _compare(
         return f"its file shows only {share:.0%} of the brain. Is it the file of another scan?"
     truth = truth_of(database, case, codes, space, options.lesion_assumed)
     predicted = truth.completed(predicted)
-    rows = [{**row, "modalities": files.name} for row in compared_rows(case, truth, predicted, space, own)]
+    zones = zones_of(database, case, codes, space) if options.zones else None
+    rows = [
+        {**row, **zone_values(zones, predicted, str(row["label"]), space), "modalities": files.name}
+        for row in compared_rows(case, truth, predicted, space, own)
+    ]
     shown = {name: images[database.modalities.index(name)] for name in case.modalities}
     panel = compared_panel(
         f"{case.database}/{case.name}", case.pathology, shown, truth.target, predicted, space.names, truth.annotated,

@@ -29,6 +29,7 @@ from multiseg.evaluation.preparation import network_input
 from multiseg.evaluation.result_folder import PROGRESS, DoneCases, check_room, key_of
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
 from multiseg.evaluation.tables import write_table
+from multiseg.evaluation.zones import Zones, further_columns, zone_values, zones_of
 from multiseg.files import write_atomically
 from multiseg.labels import IGNORE, LabelSpace
 from multiseg.modalities import as_names
@@ -62,6 +63,7 @@ class EvaluateOptions:
         overlap: of the sliding windows, as a share of their size.
         lesion_assumed: whether the annotated lesions are put into every prediction first, so that the tissues are
             measured where there is no lesion; with a label space without lesions, their voxels are ignored.
+        zones: whether tissues also get a Dice under the lesion, near it and elsewhere, see `zones`.
     """
 
     split: str = "test"
@@ -69,6 +71,7 @@ class EvaluateOptions:
     subsets: str = "all"
     overlap: float = 0.5
     lesion_assumed: bool = False
+    zones: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "databases", as_names(self.databases))
@@ -221,7 +224,7 @@ def evaluate(
     num_seen: Counter[str] = Counter()
     for index, case in enumerate(cases):
         on_case(index, len(cases), f"{case.database}/{case.name}")
-        loaded = _load(model, store, case, options.lesion_assumed)
+        loaded = _load(model, store, case, options)
         if _key(case) not in done.rows:
             done.add(_key(case), list(_rows(model, loaded, options, own)))
         num_seen[case.database] += 1
@@ -230,12 +233,12 @@ def evaluate(
     table = pd.DataFrame([_with_learnt(model, case, row) for case in cases for row in done.rows[_key(case)]])
     return Evaluation(
         cases=table,
-        summary=summary_of(table, tuple(own)),
+        summary=summary_of(table, further_columns(options.zones, own)),
         panels=tuple(panels),
         split=options.split,
         left_out=_left_out(model, selected),
         skipped=skipped,
-        own_metrics=tuple(own),
+        own_metrics=further_columns(options.zones, own),
         unlisted=_unlisted(model, store, cases),
         key=done.key,
     )
@@ -374,16 +377,19 @@ class _Loaded:
     shown: dict[str, Float[np.ndarray, "i j k"]]
     images: Float[np.ndarray, "modality i j k"]
     truth: Truth
+    zones: Zones | None
 
 
-def _load(model: Model, store: Store, case: Case, lesion_assumed: bool) -> _Loaded:
+def _load(model: Model, store: Store, case: Case, options: EvaluateOptions) -> _Loaded:
     info, database = model.info, store[case.database]
     stored, codes = database.whole(case)
     # In the model's order, so that a subset has the same name in every store.
     usable = tuple(name for name in info.axis if name in info.usable(case.modalities))
     images, _ = network_input(info, stored, database.modalities, usable, case.intensity)
     shown = {name: stored[database.modalities.index(name)] for name in usable}
-    return _Loaded(case, usable, shown, images, truth_of(database, case, codes, info.space, lesion_assumed))
+    truth = truth_of(database, case, codes, info.space, options.lesion_assumed)
+    zones = zones_of(database, case, codes, info.space) if options.zones else None
+    return _Loaded(case, usable, shown, images, truth, zones)
 
 
 def _rows(
@@ -392,6 +398,7 @@ def _rows(
     for subset in chosen_subsets(options.subsets, loaded.usable):
         predicted = _segmented(model, loaded, subset, options.overlap)
         for row in compared_rows(loaded.case, loaded.truth, predicted, model.info.space, own):
+            row |= zone_values(loaded.zones, predicted, str(row["label"]), model.info.space)
             yield {**row, "modalities": "+".join(subset), "num_modalities": len(subset)}
 
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from multiseg.errors import UsageError
 from multiseg.evaluation.metrics import CaseMetrics, SpacingMm, mean_of_defined
+from multiseg.evaluation.zones import COLUMNS as ZONE_COLUMNS
 from multiseg.own import blamed, check_takes, digest_of, imported, is_importable, name_of
 from multiseg.types import Mask
 
@@ -16,9 +17,14 @@ Metric: TypeAlias = Callable[[Mask, Mask, SpacingMm], float]
 """Maps the predicted mask, the true mask and the voxel size to a number; NaN is "undefined"."""
 Metrics: TypeAlias = Mapping[str, Metric | str] | Sequence[Metric | str] | Metric
 SIGNATURE = "(predicted, truth, spacing_mm)"
-TAKEN = {"database", "case", "learnt", "label", "modalities", "num_modalities", *CaseMetrics.__dataclass_fields__}
+TAKEN = {
+    *("database", "case", "learnt", "label", "modalities", "num_modalities"),
+    *CaseMetrics.__dataclass_fields__,
+    *ZONE_COLUMNS,
+}
 POLICY = (
-    "Of your own metrics NaN is undefined: left out of the mean, and num_NAME counts the cases that it is defined for."
+    "Of zones and of your own metrics NaN is undefined: left out of the mean, and num_NAME counts the cases that it is "
+    "defined for."
 )
 
 

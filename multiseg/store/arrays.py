@@ -71,7 +71,7 @@ class DatabaseArrays:
 
     def require_coordinates(self, structure_chunk: int = 1) -> None:
         """Create every missing coordinate."""
-        for name, variable in schema.COORDINATES.items():
+        for name, variable in schema.coordinates_of_database(self.group.attrs).items():
             if name in self.group:
                 continue
             # A database has at least one row, so that its status has a chunk from the beginning.
@@ -173,6 +173,22 @@ class DatabaseArrays:
                 "Write a number, or leave the cell empty."
             )
         return value
+
+    def require_template(self, template: Mapping[str, Any]) -> None:
+        """Create the coordinates of a database whose cases are registered to a template, if they do not exist.
+
+        Args:
+            template: its name and sha256, for the attribute.
+        """
+        if schema.TEMPLATE in self.group.attrs:
+            return
+        for name, variable in schema.OF_TEMPLATE.items():
+            shape = [self.num_rows, *(schema.FIXED_AXES[axis] for axis in variable.axes[1:])]
+            # Arrays that the attribute does not yet announce were left by a writer that died.
+            self._create(name, variable, shape, chunk_of(name, variable, 1), overwrite=True)
+            self[name][:] = variable.fill
+        coordinates = " ".join([*str(self.group.attrs.get("coordinates", "")).split(), *schema.OF_TEMPLATE])
+        self.group.attrs.update({schema.TEMPLATE: dict(template), "coordinates": coordinates})
 
     def keep_copy(self) -> None:
         """Store a second copy of the database's attributes and its arrays' layout in the attributes of `record`.

@@ -36,7 +36,7 @@ def text_columns(group: zarr.Group) -> list[str]:
 
 def coordinate_names(group: zarr.Group) -> list[str]:
     """All arrays of a database except "image" and "label"."""
-    return [*schema.COORDINATES, *participant_columns(group)]
+    return [*schema.coordinates_of_database(group.attrs), *participant_columns(group)]
 
 
 def open_arrays(group: zarr.Group, names: Sequence[str]) -> dict[str, zarr.Array]:

@@ -58,7 +58,7 @@ def layout_of_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def continues(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether the attributes `now` are those `before`, or what a writer may have made of them before it died."""
-    if now.keys() - before.keys() - {schema.PARTICIPANT_COLUMNS, schema.REMOVED, schema.REMOVING}:
+    if now.keys() - before.keys() - {schema.PARTICIPANT_COLUMNS, schema.REMOVED, schema.REMOVING, schema.TEMPLATE}:
         return False
     return all(_may_follow(key, value, now.get(key)) for key, value in before.items())
 

@@ -30,8 +30,8 @@ from multiseg.store.damage import damaged, reading
 from multiseg.store.hierarchy import ROOT_KEY, check_head, is_remote, local_path, open_root
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.recipe import Recipe
-from multiseg.store.records import whole_header
-from multiseg.types import Index3
+from multiseg.store.records import known_affine, whole_header
+from multiseg.types import Affine, Index3
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,7 @@ class Case:
             store's voxel size and the split.
         source_sha256: one digest of all its source files.
         shards: its files in the store.
+        to_template: its world in RAS+ mm to that of its database's template; None if unknown.
     """
 
     database: str
@@ -66,6 +67,7 @@ class Case:
     content: Mapping[str, str] = field(default_factory=dict, repr=False)
     source_sha256: str = field(default="", repr=False)
     shards: str = field(default="", repr=False)
+    to_template: Affine | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         size = " x ".join(str(n) for n in self.extent)
@@ -138,7 +140,14 @@ class Database:
             content={name: str(digest) for name, digest, has_it in digests if has_it and digest},
             source_sha256=str(columns["source_sha256"][row]),
             shards=str(columns["shards"][row]),
+            to_template=known_affine(columns["to_template"][row]) if "to_template" in columns else None,
         )
+
+    @property
+    def template(self) -> Mapping[str, str] | None:
+        """The name and the sha256 of the template that its cases were registered to; None if there is none."""
+        template: Mapping[str, str] | None = self.attributes.get(schema.TEMPLATE)
+        return template
 
     def hide(self, annotation: str) -> None:
         """Read all cases as if they did not have this annotation, until the store is opened again."""

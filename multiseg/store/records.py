@@ -13,7 +13,7 @@ import numpy as np
 from multiseg.errors import StoreError
 from multiseg.store import schema
 from multiseg.store.shard_names import shards_text
-from multiseg.types import Index3
+from multiseg.types import Affine, Index3
 
 Rows4: TypeAlias = tuple[tuple[float, ...], ...]
 DESCRIPTION = ("subject", "session", "site", "split", "split_given")
@@ -49,6 +49,7 @@ class Record:
         sequences: the sequences of the case.
         annotations: its annotations, with the number of voxels of each structure (code - 1).
         shards: its files by array and position, such as "image/0/0/0/0".
+        to_template: RAS+ mm of the case to those of the template; None if unknown.
     """
 
     revision: int
@@ -69,11 +70,15 @@ class Record:
     annotations: Mapping[str, tuple[int, ...]]
     participant: Mapping[str, str | float]
     shards: Mapping[str, FileMark]
+    to_template: Rows4 | None = None
 
 
 def record_text(record: Record) -> str:
-    """A record as the text that is stored."""
-    return json.dumps(asdict(record) | {"native_header": base64.b64encode(record.native_header).decode()})
+    """A record as the text that is stored. It names no template where none is known, as before there were any."""
+    fields = asdict(record) | {"native_header": base64.b64encode(record.native_header).decode()}
+    if record.to_template is None:
+        del fields["to_template"]
+    return json.dumps(fields)
 
 
 def parse_record(text: str, file: str) -> Record:
@@ -127,6 +132,7 @@ def coordinates_of(
         **{name: getattr(record, name) for name in ("case", *DESCRIPTION, "source_sha256", "sources", "revision")},
         **{name: np.array(getattr(record, name), dtype=schema.COORDINATES[name].dtype) for name in _GEOMETRY},
         "native_header": header,
+        "to_template": np.full((4, 4), np.nan) if record.to_template is None else np.array(record.to_template),
         "available": np.array([name in record.sequences for name in modalities], dtype=bool),
         "intensity_mean": mean,
         "intensity_std": std,
@@ -180,7 +186,14 @@ def _plain_fields(source: Mapping[str, Any]) -> dict[str, Any]:
         "split_given": bool(source["split_given"]),
         **{name: _index(source[name]) for name in ("extent", "native_shape")},
         **{name: _rows(source[name]) for name in ("affine", "native_affine")},
+        "to_template": None if (affine := known_affine(source.get("to_template"))) is None else _rows(affine),
     }
+
+
+def known_affine(matrix: Any) -> Affine | None:
+    """An affine that may be unknown: None, or NaN as in the coordinate."""
+    affine = np.asarray(np.nan if matrix is None else matrix, dtype=np.float64)
+    return None if np.isnan(affine).any() else affine
 
 
 def _position_of(name: str, names: Sequence[str], record: Record) -> int:

@@ -23,6 +23,7 @@ from multiseg.store import schema
 from multiseg.store.guard import GuardedStore
 from multiseg.store.hierarchy import NO_STORE, ROOT_KEY, check_head, is_remote, local_path, open_root, zarr_store
 from multiseg.store.preparation.recipe import Recipe
+from multiseg.store.preparation.template import Template
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class DatabaseInfo:
     citation: str = ""
     source: str = ""
     pseudonyms: str = ""
+    template: Template | None = None
 
     def __post_init__(self) -> None:
         if self.codec not in schema.CODECS:
             raise UsageError(f"codec {self.codec!r} is not one of {', '.join(schema.CODECS)}.")
 
     def to_attributes(self) -> dict[str, Any]:
+        """All attributes but the template, which is written once its coordinates exist."""
         return {
             "pathology": self.pathology,
             "label_schemas": {name: labels.to_json() for name, labels in self.schemas.items()},
@@ -181,10 +184,11 @@ def check_agreement(stored: Mapping[str, Any], info: DatabaseInfo) -> None:
     """Check that a database with the attributes `stored` can take cases that are prepared as in `info`.
 
     Raises:
-        StoreError: it has another recipe, codec, meaning of codes or key of pseudonyms.
+        StoreError: it has another recipe, codec, meaning of codes, template or key of pseudonyms.
     """
     new = info.to_attributes()
     _check_pseudonyms(stored.get("pseudonyms", ""), info)
+    _check_template(stored.get(schema.TEMPLATE), info)
     for key in ("recipe", "codec"):
         before, now = (_without_landmarks(attributes[key]) for attributes in (stored, new))
         if before != now:
@@ -208,6 +212,17 @@ def _check_pseudonyms(key: str, info: DatabaseInfo) -> None:
     raise StoreError(
         f"database {info.name!r}: its cases have {state}. Ingest it as before (--pseudonyms FILE, with the same file), "
         "or give the database another name."
+    )
+
+
+def _check_template(stored: Mapping[str, Any] | None, info: DatabaseInfo) -> None:
+    """Raises StoreError if a database was registered to another template than that of `info`, or now to none."""
+    if stored is None or (info.template is not None and info.template.sha256 == stored["sha256"]):
+        return
+    given = "none was given" if info.template is None else f"{info.template} was given"
+    raise StoreError(
+        f"database {info.name!r}: its cases were registered to the template {Template.text(stored)}, but {given}. "
+        "Ingest it as before (--template and --template-mask with the same files), or give the database another name."
     )
 
 

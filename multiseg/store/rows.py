@@ -56,6 +56,7 @@ def record_of(
         annotations={name: tuple(counts[position].tolist()) for name, position in annotated.items()},
         participant=dict(participant),
         shards={key: mark_of(data) for key, data in encoded.shards.items()},
+        to_template=None if encoded.to_template is None else tuple(map(tuple, encoded.to_template.tolist())),
     )  # fmt: skip
 
 
@@ -88,12 +89,14 @@ def write_record(arrays: DatabaseArrays, row: int, record: Record) -> None:
 
 
 def row_values(arrays: DatabaseArrays, record: Record) -> dict[str, Any]:
-    """A record's row of each coordinate."""
+    """A record's row of each coordinate that the database has."""
     columns = {name: arrays[name].fill_value for name in arrays.columns}
     attributes = arrays.group.attrs.asdict()
-    return coordinates_of(
+    values = coordinates_of(
         record, attributes["modalities"], attributes["annotations"], columns, attributes[schema.NUM_STRUCTURES]
     )
+    names = {*schema.coordinates_of_database(attributes), *columns}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def describe_row(arrays: DatabaseArrays, row: int, **changes: Any) -> None:

@@ -6,6 +6,7 @@ different sizes are stored at the corner of one array, and empty chunks take no 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,16 @@ COORDINATES: dict[str, Variable] = {
 }
 """All arrays except the two big ones. Participants' columns are added along `case` as "string" or "float64"."""
 
+TEMPLATE = "template"
+"""The attribute of a database whose cases were registered to a template: its name and sha256. Only such a database has
+the coordinates of `OF_TEMPLATE`, so stores from before them open as they are. It is written after these coordinates."""
+OF_TEMPLATE = {
+    "to_template": Variable(
+        ("case", "row", "column"), "float64", float("nan"), "RAS+ mm of the case to those of the template; NaN: unknown"
+    )
+}
+"""The coordinates of a database whose cases were registered to a template."""
+
 VOLUMES = {
     "image": Variable(("case", "modality", "i", "j", "k"), "float16", 0, "normalised intensity, 0 outside the brain"),
     "label": Variable(("case", "annotation", "i", "j", "k"), "uint8", 0, "codes of the structures"),
@@ -101,7 +112,9 @@ grown, so that it tells which chunks must exist."""
 IMAGE_ATTRIBUTES = {"long_name": VOLUMES["image"].meaning, "scale_factor": 1.0}
 """Attributes of the image array. By the CF conventions, the scale factor makes xarray decode to its type, float64: in
 float16, sums above 65,504 overflow, and so do the means of large lesions. Our own readers use the stored float16."""
-RESERVED = frozenset(name for array, variable in (COORDINATES | VOLUMES).items() for name in (array, *variable.axes))
+RESERVED = frozenset(
+    name for array, variable in (COORDINATES | OF_TEMPLATE | VOLUMES).items() for name in (array, *variable.axes)
+)
 """Names that no participants' column may have: those of arrays, and of axes, which xarray takes for coordinates."""
 PARTICIPANT_COLUMNS = "participant_columns"
 """The attribute with the names of a database's own columns. A plain web server lists no files, so every name is stored:
@@ -118,3 +131,8 @@ its compressed size hardly matters."""
 LABEL_CODEC = "lz4hc"
 COORDINATE_CODECS = (ZstdCodec(level=0), Crc32cCodec())
 """Codecs of every other array: zarr's default, and a checksum."""
+
+
+def coordinates_of_database(attributes: Mapping[str, Any]) -> dict[str, Variable]:
+    """The coordinates of a database with these attributes, without participants' columns."""
+    return COORDINATES | (OF_TEMPLATE if TEMPLATE in attributes else {})

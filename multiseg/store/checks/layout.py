@@ -68,14 +68,17 @@ def read_layout(
     name: str,
     grid_mm: Sequence[float] | None,
     faults: Faults,
-    coordinates: Collection[str] = tuple(schema.COORDINATES),
+    coordinates: Collection[str] = (),
 ) -> Layout:
     """Check a database's attributes and arrays, and read its coordinates.
 
     Args:
-        coordinates: the coordinates that the database must have; older formats have fewer.
+        coordinates: the coordinates that the database must have; empty: those of the newest format. Older formats
+            have fewer.
     """
     attributes = group.attrs.asdict()
+    every = schema.coordinates_of_database(attributes)
+    coordinates = coordinates or tuple(every)
     schemas, recipe = _check_attributes(attributes, name, grid_mm, faults)
     own_columns = attributes.get(schema.PARTICIPANT_COLUMNS, [])
     if not isinstance(own_columns, list) or not all(isinstance(column, str) for column in own_columns):
@@ -83,7 +86,7 @@ def read_layout(
         own_columns = []
     opened = {key: _open_array(group, key, faults) for key in [*coordinates, *own_columns, "image", "label"]}
     arrays = {key: array for key, array in opened.items() if array is not None}
-    _report_unknown_arrays(group, {*schema.COORDINATES, *own_columns, "image", "label"}, faults)
+    _report_unknown_arrays(group, {*every, *own_columns, "image", "label"}, faults)
     columns: dict[str, Any] = {}
     absent: list[tuple[str, Block]] = []
     for key, array in arrays.items():
@@ -215,7 +218,7 @@ def _differences(name: str, array: zarr.Array) -> list[str]:
 
 def _expected_metadata(name: str, array: zarr.Array) -> tuple[tuple[str, ...], tuple[str, ...], Any]:
     """Axes, types and fill value of an array."""
-    variable = (schema.COORDINATES | schema.VOLUMES).get(name)
+    variable = (schema.COORDINATES | schema.OF_TEMPLATE | schema.VOLUMES).get(name)
     if variable is not None:
         return variable.axes, (variable.dtype,), variable.fill
     is_text = array.metadata.data_type.to_json(zarr_format=3) == "string"

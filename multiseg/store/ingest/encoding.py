@@ -17,6 +17,7 @@ from multiseg.store import schema
 from multiseg.store.ingest.packing import shards_of, with_checksum
 from multiseg.store.preparation.grids import Grid, sample_foreground
 from multiseg.store.preparation.prepare import PreparedCase
+from multiseg.types import Affine
 
 Index5: TypeAlias = tuple[int, int, int, int, int]
 
@@ -77,9 +78,10 @@ class EncodedCase:
     std: Float[np.ndarray, " modality"]
     content: tuple[str, ...]
     sources: tuple[dict[str, Any], ...]
+    to_template: Affine | None = None
 
 
-def encode(case: str, prepared: PreparedCase, plan: ArrayPlan) -> EncodedCase:
+def encode(case: str, prepared: PreparedCase, plan: ArrayPlan, to_template: Affine | None = None) -> EncodedCase:
     """Encode a case. The same case always gives the same bytes, on any worker and for any row."""
     counts, points = points_of(case, prepared.labels, plan.annotations, plan.schemas)
     return EncodedCase(
@@ -94,6 +96,7 @@ def encode(case: str, prepared: PreparedCase, plan: ArrayPlan) -> EncodedCase:
         std=prepared.std,
         content=prepared.content,
         sources=prepared.sources,
+        to_template=to_template,
     )
 
 

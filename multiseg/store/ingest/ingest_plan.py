@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from jaxtyping import Int
 
 from multiseg.errors import DataError, UsageError
 from multiseg.modalities import as_names, in_canonical_order
@@ -27,6 +28,7 @@ from multiseg.store.ingest.split_file import apply_splits
 from multiseg.store.ingest.writer import plan_arrays
 from multiseg.store.preparation.landmarks import learn_landmarks
 from multiseg.store.preparation.recipe import Recipe
+from multiseg.store.preparation.template import open_template
 from multiseg.store.root import DatabaseInfo, check_agreement, existing_root
 from multiseg.store.rows import digest_of_roles
 from multiseg.store.sources.source_types import DatabaseFiles
@@ -46,6 +48,8 @@ class IngestOptions:
         workers: the workers that prepare the cases, and their memory.
         pseudonyms: a file with a key and the table of real names, created if it does not exist. People, cases and
             visits get pseudonyms, and the store does not contain the real names. "": the real names are used.
+        template: an image of a brain, to which every case is registered affinely; "": none. See `template.Template`.
+        template_mask: the mask of its brain, if the image shows a skull.
     """
 
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -62,6 +66,8 @@ class IngestOptions:
     seed: int = 0
     workers: Workers = field(default_factory=Workers)
     pseudonyms: str = ""
+    template: str = ""
+    template_mask: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "redo", as_names(self.redo))
@@ -109,6 +115,7 @@ class StoredDatabase:
         splits: by subject.
         landmarks: standard intensity scales by sequence: those of the database, else those of other databases.
         group: the database's group; None if the store does not have it.
+        unplaced: cases without an affine to a template.
     """
 
     digests: Mapping[str, str]
@@ -117,6 +124,7 @@ class StoredDatabase:
     descriptions: Mapping[str, Mapping[str, str | float]]
     landmarks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     group: zarr.Group | None = None
+    unplaced: frozenset[str] = frozenset()
 
 
 def _stored_database(url: str, info: DatabaseInfo) -> StoredDatabase:
@@ -152,7 +160,16 @@ def _stored_database(url: str, info: DatabaseInfo) -> StoredDatabase:
         },
         landmarks=landmarks,
         group=group,
+        unplaced=_unplaced(group, cases, rows),
     )  # fmt: skip
+
+
+def _unplaced(group: zarr.Group, cases: Sequence[str], rows: Int[np.ndarray, " case"]) -> frozenset[str]:
+    """The cases without an affine to a template, of those in these rows."""
+    if schema.TEMPLATE not in group.attrs:
+        return frozenset(cases)
+    is_unknown = np.isnan(group["to_template"][:][rows]).any(axis=(1, 2))
+    return frozenset(case for case, unknown in zip(cases, is_unknown, strict=True) if unknown)
 
 
 def _landmarks(root: zarr.Group, name: str) -> dict[str, tuple[float, ...]]:
@@ -204,6 +221,7 @@ def sort_out(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
     here = [case for case in files.cases if case.case not in failed]
     good = _in_splits(here, stored, options, {*elsewhere, *names_of(files)})
     redo = {name.removeprefix(f"{files.name}/") for name in options.redo}
+    redo |= stored.unplaced if info.template else set()
     same = _are_same([case for case in good if case.case not in redo], stored, options.workers.num)
     changed = dict.fromkeys(case.case for case in good if same.get(case.case) is False and not options.replace)
     for case in changed:
@@ -289,7 +307,8 @@ def info_of(files: DatabaseFiles, options: IngestOptions) -> DatabaseInfo:
     """The settings of a whole database.
 
     Raises:
-        UsageError: no case has the reference sequence.
+        UsageError: no case has the reference sequence, or the template does not show a brain.
+        SourceError: a file of the template cannot be read.
     """
     if options.reference and files.cases and not any(options.reference in case.images for case in files.cases):
         raise UsageError(f"no case of {files.name!r} has the reference sequence {options.reference!r}.")
@@ -301,6 +320,7 @@ def info_of(files: DatabaseFiles, options: IngestOptions) -> DatabaseInfo:
     return DatabaseInfo(
         name=files.name, pathology=files.pathology, recipe=recipe, schemas=files.schemas, codec=options.codec,
         licence=files.licence, citation=files.citation, source=files.source, pseudonyms=files.pseudonyms,
+        template=open_template(options.template, options.template_mask),
     )  # fmt: skip
 
 

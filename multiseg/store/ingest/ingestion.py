@@ -35,6 +35,7 @@ from multiseg.store.ingest.pseudonyms import with_pseudonyms, without_names
 from multiseg.store.ingest.writer import DatabaseWriter, plan_arrays
 from multiseg.store.preparation.prepare import prepare_case
 from multiseg.store.preparation.recipe import Recipe
+from multiseg.store.preparation.template import NOWHERE, Template, place_in
 from multiseg.store.root import existing_root, locked, open_or_create_root
 from multiseg.store.sources.source_types import DatabaseFiles
 from multiseg.store.upkeep.removal import complete_removals
@@ -115,6 +116,7 @@ class _Task:
     recipe: Recipe
     arrays: ArrayPlan
     has_pseudonyms: bool = False
+    template: Template | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -124,8 +126,9 @@ class _Task:
 def _prepare_and_encode(task: _Task) -> tuple[EncodedCase, tuple[Finding, ...], Volumes]:
     prepared = prepare_case(task.case, task.schemas, task.recipe)
     name = task.case.case
-    findings = tuple(Finding.from_doubt(doubt, task.database, name) for doubt in prepared.doubts)
-    encoded = encode(name, prepared, task.arrays)
+    place = place_in(task.template, prepared) if task.template else NOWHERE
+    findings = tuple(Finding.from_doubt(doubt, task.database, name) for doubt in (*prepared.doubts, *place.doubts))
+    encoded = encode(name, prepared, task.arrays, place.affine)
     if task.has_pseudonyms:
         encoded = without_names(encoded, task.case)
     return encoded, findings, volumes_of(prepared, task.schemas)
@@ -148,7 +151,8 @@ class _Ingest:
             self._record_outcome(name, "failed")
         for case in intake.same:
             self._record_outcome(case.case, "skipped")
-        settings = (self.files.schemas, intake.info.recipe, intake.arrays, bool(self.files.pseudonyms))
+        info = intake.info
+        settings = (self.files.schemas, info.recipe, intake.arrays, bool(self.files.pseudonyms), info.template)
         tasks = [_Task(self.files.name, case, *settings) for case in intake.todo]
         try:
             self._write_all(tasks)

@@ -71,6 +71,8 @@ class DatabaseWriter:
         self._status = np.zeros(0, dtype=np.uint8)
         self._update_attributes()
         self.arrays.require(plan)
+        if info.template:
+            self.arrays.require_template(info.template.to_json())
         self.arrays.grow_names("modality", plan.modalities)
         self.arrays.grow_names("annotation", plan.annotations)
         self.arrays.fit(plan)

@@ -89,7 +89,7 @@ def _find_layouts(
     columns = list(attributes.get(schema.PARTICIPANT_COLUMNS, []))
     layouts: dict[str, dict[str, Any] | None] = {}
     default = _default_layouts(attributes)
-    for array in [*schema.COORDINATES, *columns, "image", "label"]:
+    for array in [*schema.coordinates_of_database(attributes), *columns, "image", "label"]:
         current = layout_of_metadata(place.json(f"{name}/{array}/zarr.json") or {})
         # The copy itself may be damaged. Prefer the first candidate that decodes an existing file.
         candidates = [None if copy is None else copy["arrays"].get(array), current, default.get(array)]
@@ -132,7 +132,8 @@ def _default_layouts(attributes: Mapping[str, Any]) -> dict[str, Any]:
     plan = ArrayPlan(("one",), ("one",), {}, 1, 1, str(attributes["codec"]), max(1, num_structures))
     arrays = DatabaseArrays(group)
     arrays.require(plan)
-    names = [name for name in schema.COORDINATES if name not in ("foreground", "foreground_count")]
+    every = schema.coordinates_of_database(attributes)
+    names = [name for name in every if name not in ("foreground", "foreground_count")]
     return {name: layout_of(arrays[name]) for name in names}
 
 

@@ -1,0 +1,210 @@
+"""Held-out healthy cases with real lesions grafted in, written as files: the tissue under the lesion is known."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from multiseg.errors import DataError, UsageError
+from multiseg.files import check_files, check_folder, write_atomically
+from multiseg.labels import LabelSchema
+from multiseg.loaders.chance import Chance
+from multiseg.loaders.graft import (
+    MOST_OUTSIDE,
+    SALT,
+    Healthy,
+    Lesion,
+    check_graftable,
+    lesion_cases,
+    load_healthy,
+    load_lesion,
+    paste,
+    share_outside,
+)
+from multiseg.store.catalogue import select
+from multiseg.store.formats.nifti import write_nifti
+from multiseg.store.reader import Case, Database, Store
+
+MANIFEST, ORIGINS = "manifest.csv", "grafts.json"
+TISSUE, LESION, BRAIN = "tissue", "lesion", "brain"
+SHUFFLED = 1 << 32
+
+
+@dataclass(frozen=True)
+class GraftOptions:
+    """What to graft into what.
+
+    Attributes:
+        lesions, into: databases.
+        split: of the healthy cases; "" takes all.
+        lesion_split: of the cases with lesions; "" takes all.
+    """
+
+    lesions: tuple[str, ...]
+    into: tuple[str, ...]
+    split: str = "test"
+    lesion_split: str = "test"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a written case comes from: DATABASE/CASE of the anatomy and of the lesion."""
+
+    case: str
+    healthy: str
+    lesion: str
+    lesion_ml: float
+    share_outside: float
+
+
+@dataclass(frozen=True)
+class GraftedCases:
+    """What was written: the manifest for ingest, and the origins of the cases.
+
+    `without` are the healthy cases that no lesion fits.
+    """
+
+    manifest: Path
+    origins: tuple[Origin, ...]
+    without: tuple[str, ...]
+
+
+def write_grafted_cases(
+    store: Store,
+    options: GraftOptions,
+    folder: Path,
+    on_case: Callable[[int, int, str], None] = lambda done, total, case: None,
+    overwrite: bool = False,
+) -> GraftedCases:
+    """Graft one lesion into every healthy case of a split, and write the cases as NIfTI on the store's grid.
+
+    Each case is a folder with a file for every sequence that both cases have (in the raw intensities of the healthy
+    one: lesions keep their z-score), `tissue` (the healthy case's own, also under the lesion), `lesion` and `brain`.
+    The manifest puts all cases into the split "test".
+
+    Raises:
+        UsageError, StoreError: see `check_graftable`; or the folder holds other scans.
+        DataError: no case can be grafted.
+    """
+    check_graftable(store, options.lesions, options.into)
+    donors = lesion_cases(store, options.lesions, options.lesion_split)
+    hosts = [case for case in select(store, options.into, split=options.split) if _tissue_of(store, case) is not None]
+    if not hosts:
+        raise DataError(
+            f"{', '.join(options.into)} has no {options.split or 'single'} case with an annotation of tissues. Name "
+            "another split (multiseg info), or ingest its tissues."
+        )
+    check_folder(folder, own=(MANIFEST,))
+    check_files([folder / MANIFEST, folder / ORIGINS], overwrite=overwrite)
+    rows: list[dict[str, str]] = []
+    origins: list[Origin] = []
+    without: list[str] = []
+    for number, host in enumerate(hosts):
+        name = f"{host.database}/{host.name}"
+        on_case(number, len(hosts), name)
+        found = None if host.to_template is None else _first_fitting(store, donors, host, options.seed, number)
+        if found is None:
+            without.append(name)
+            continue
+        donor, lesion, healthy = found
+        written, num_voxels = _write_case(store, folder, host, lesion, healthy)
+        rows.append({**written, "pathology": donor.pathology})
+        ml = num_voxels * float(np.prod(store.spacing_mm)) / 1000
+        outside = share_outside(lesion, healthy.brain, healthy.grid)
+        lesion_name = f"{donor.database}/{donor.name}"
+        origins.append(Origin(rows[-1]["case"], name, lesion_name, round(ml, 3), round(outside, 4)))
+    if not rows:
+        text = "more than a fifth of each would be outside the brain"
+        raise DataError(f"no lesion fits into {', '.join(without)}: {text}. Look at the notes of ingest --template.")
+    _write_table(folder / MANIFEST, rows)
+    content = {"seed": options.seed, "spacing_mm": list(store.spacing_mm), "without": without}
+    cases = [asdict(origin) for origin in origins]
+    write_atomically(folder / ORIGINS, json.dumps({**content, "cases": cases}, indent=1).encode())
+    return GraftedCases(folder / MANIFEST, tuple(origins), tuple(without))
+
+
+def _first_fitting(
+    store: Store, donors: Sequence[Case], host: Case, seed: int, number: int
+) -> tuple[Case, Lesion, Healthy] | None:
+    """The first of the cases with a lesion, in a seeded order, whose lesion fits into a healthy case."""
+    chance = Chance(seed, SALT, number)
+    order = sorted(range(len(donors)), key=lambda _: chance.below(SHUFFLED))
+    healthy = load_healthy(store[host.database], host)
+    for index in order:
+        donor = donors[index]
+        if not set(donor.modalities) & set(host.modalities):
+            continue
+        lesion = load_lesion(store[donor.database], donor)
+        if share_outside(lesion, healthy.brain, healthy.grid) <= MOST_OUTSIDE and paste(lesion, healthy) is not None:
+            return donor, lesion, healthy
+    return None
+
+
+def _tissue_of(store: Store, case: Case) -> str | None:
+    """The first annotation of a case that has a tissue."""
+    annotated = zip(store[case.database].schemas.items(), case.annotated.tolist(), strict=True)
+    names = (name for (name, schema), has_it in annotated if has_it and _has_tissue(schema))
+    return next(names, None)
+
+
+def _has_tissue(schema: LabelSchema) -> bool:
+    return any(structure.kind == "tissue" for structure in schema.structures)
+
+
+def _write_case(store: Store, folder: Path, host: Case, lesion: Lesion, healthy: Healthy) -> tuple[dict[str, str], int]:
+    """Write the files of a case; returns its row of the manifest, and the number of its lesion's voxels."""
+    database, annotation = store[host.database], _tissue_of(store, host)
+    grafted = paste(lesion, healthy)
+    assert grafted is not None
+    assert annotation is not None
+    case = re.sub(r"[^\w.+-]", "_", f"{host.database}-{host.name}")
+    row = {"database": f"{host.database}-grafted", "case": case, "subject": host.subject, "split": "test"}
+    affine = host.grid.affine
+    for name, image in zip(grafted.modalities, grafted.images, strict=True):
+        row[f"image:{name}"] = f"{case}/{name}.nii.gz"
+        write_nifti(folder / row[f"image:{name}"], _raw(image, host, name, healthy), affine)
+    index = list(database.schemas).index(annotation)
+    volumes = {
+        f"label:{TISSUE}": database.codes(host, (0, 0, 0), host.extent)[index],
+        f"label:{LESION}": grafted.lesion.astype(np.uint8),
+        "brain_mask": healthy.brain.astype(np.uint8),
+    }
+    for column, voxels in volumes.items():
+        row[column] = f"{case}/{column.removeprefix('label:').removesuffix('_mask')}.nii.gz"
+        write_nifti(folder / row[column], np.ascontiguousarray(voxels), affine)
+    row[f"codes:{TISSUE}"], row[f"codes:{LESION}"] = _codes_text(database, annotation), "1=lesion"
+    return row, int(grafted.lesion.sum())
+
+
+def _raw(image: Float[np.ndarray, "i j k"], host: Case, name: str, healthy: Healthy) -> Float[np.ndarray, "i j k"]:
+    """The healthy case's raw intensities: z-scores of a pasted lesion count in its deviations, from its mean."""
+    mean, std = host.intensity[name]
+    return np.where(healthy.brain, image * std + mean, 0).astype(np.float32)
+
+
+def _codes_text(database: Database, annotation: str) -> str:
+    """The compact codes of an annotation, as `--labels` takes them."""
+    schema = database.schemas[annotation]
+    parts = [f"{code}={one.kind}:{one.name}" for code, one in enumerate(schema.structures, start=1)]
+    text = ",".join([*parts, "255=ignore"])
+    if [one.name for one in LabelSchema.parse(text, "tissue").structures] != list(schema.names):
+        raise UsageError(f"a structure of {database.name}/{annotation} has a comma or '=' in its name: rename it.")
+    return text
+
+
+def _write_table(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_atomically(path, text.getvalue().encode())

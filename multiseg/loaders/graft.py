@@ -1,0 +1,393 @@
+"""Lesions grafted into healthy anatomy: images with a lesion whose full anatomy is known (Himmetoglu et al. 2025).
+
+The case with the lesion and the healthy case were both registered to one template (`multiseg ingest --template`). The
+lesion goes from its own space through the template to the healthy case. Inside the moved mask the images are those of
+the case with the lesion, outside they stay healthy; the target stays the healthy anatomy, also under the lesion.
+
+Both images are z-scored within their brains, so they are pasted as they are. Nothing is blended at the border, as in
+the paper (arXiv:2503.18840): the mask is where more than half of a voxel is lesion, and it never leaves the brain.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from multiseg.errors import DataError, UsageError
+from multiseg.labels import LabelSpace
+from multiseg.loaders.batches import Batch
+from multiseg.loaders.chance import Chance
+from multiseg.modalities import ModalityAxis, in_canonical_order
+from multiseg.store.catalogue import select
+from multiseg.store.preparation.boxes import box_of, sizes, starts
+from multiseg.store.preparation.grids import Grid, resample
+from multiseg.store.preparation.template import Template
+from multiseg.store.reader import Case, Database, Store
+from multiseg.types import Images, Index3, Mask
+
+MOST_OUTSIDE = 0.2
+"""A lesion with a larger share of its voxels outside the healthy brain is not grafted."""
+MARGIN = 3
+"""Voxels that are read around a lesion, more than interpolation needs."""
+TRIES = 8
+"""Lesions that are drawn for a patch before it stays healthy."""
+SALT = 0x6772616674
+"""Sets the draws of lesions apart from those of patches with the same seed ("graft" in ASCII)."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, eq=False)
+class Lesion:
+    """A lesion with the images around it.
+
+    Attributes:
+        grid: from voxels to millimetres of the template.
+    """
+
+    modalities: tuple[str, ...]
+    images: Images
+    mask: Mask
+    grid: Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Healthy:
+    """A healthy case, or a window of one.
+
+    Attributes:
+        brain: where it has a brain.
+        grid: from voxels to millimetres of the template.
+    """
+
+    modalities: tuple[str, ...]
+    images: Images
+    brain: Mask
+    grid: Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Graft:
+    """A healthy case with a lesion. What it shows is known everywhere: the healthy case's annotations are its target.
+
+    Attributes:
+        modalities: the sequences that both cases have; the others of the healthy case show no lesion and are left out.
+        lesion: where the images are those of the case with the lesion.
+    """
+
+    modalities: tuple[str, ...]
+    images: Images
+    lesion: Mask
+
+
+def graft(lesion: Lesion, healthy: Healthy) -> Graft | None:
+    """Paste a lesion into a whole healthy case: x_P = x_A (1 - y_L) + x_L y_L, with x_L and its mask y_L moved there.
+
+    Returns:
+        None if more than `MOST_OUTSIDE` of the lesion would be outside the healthy brain, or nothing of it inside: draw
+        another lesion or another case.
+
+    Raises:
+        DataError: the cases share no sequence.
+    """
+    if share_outside(lesion, healthy.brain, healthy.grid) > MOST_OUTSIDE:
+        return None
+    return paste(lesion, healthy)
+
+
+def share_outside(lesion: Lesion, brain: Mask, grid: Grid) -> float:
+    """The share of a lesion's voxels whose centre is outside of a brain.
+
+    Args:
+        grid: of the brain, from voxels to millimetres of the template.
+    """
+    matrix, offset = lesion.grid.voxel_map(grid)  # from indices of `grid` to those of the lesion
+    points = (np.argwhere(lesion.mask) - offset) @ np.linalg.inv(matrix).T
+    nearest = np.rint(points).astype(int)
+    on_grid = ((nearest >= 0) & (nearest < brain.shape)).all(axis=1)
+    inside = int(np.count_nonzero(brain[tuple(nearest[on_grid].T)]))
+    return 1 - inside / max(1, len(nearest))
+
+
+def paste(lesion: Lesion, healthy: Healthy) -> Graft | None:
+    """Paste a lesion into a healthy case or window; None if nothing of the lesion is in its brain.
+
+    Raises:
+        DataError: the cases share no sequence.
+    """
+    names = tuple(name for name in healthy.modalities if name in lesion.modalities)
+    if not names:
+        raise DataError(
+            f"no sequence is shared: the case with the lesion has {', '.join(lesion.modalities)}, the healthy case "
+            f"{', '.join(healthy.modalities)}."
+        )
+    images = healthy.images[[healthy.modalities.index(name) for name in names]].astype(np.float32)
+    moved = np.zeros(healthy.grid.shape, dtype=bool)
+    inner = box_of(lesion.mask)
+    region = None if inner is None else lesion.grid.box_on(healthy.grid, inner)
+    if region is None:
+        return None
+    part = healthy.grid.part(region)
+    moved[region] = resample(lesion.mask.astype(np.float32), lesion.grid, part, smooth=False) > 0.5
+    moved &= healthy.brain
+    if not moved.any():
+        return None
+    for image, name in zip(images, names, strict=True):
+        pasted = resample(lesion.images[lesion.modalities.index(name)].astype(np.float32), lesion.grid, part)
+        np.copyto(image[region], pasted, where=moved[region])
+    return Graft(names, images, moved)
+
+
+def template_grid(case: Case) -> Grid:
+    """The grid of a case from its voxels to millimetres of the template.
+
+    Raises:
+        UsageError: the case was not registered to a template.
+    """
+    if case.to_template is None:
+        raise UsageError(
+            f"{case.database}/{case.name} was not registered to a template. Ingest its database with --template FILE."
+        )
+    return Grid(case.to_template @ case.grid.affine, case.extent)
+
+
+def load_lesion(database: Database, case: Case) -> Lesion:
+    """The lesions of a case, of any name, with the images in the box around them.
+
+    Raises:
+        UsageError: the case was not registered to a template.
+        DataError: it has no voxel of a lesion.
+        StoreError: a file of the case is damaged or missing.
+    """
+    grid = template_grid(case)
+    mask = database.label_view(case, LabelSpace()).target(database.codes(case, (0, 0, 0), case.extent)) == 1
+    box = box_of(mask)
+    if box is None:
+        raise DataError(f"{case.database}/{case.name} has no voxel of a lesion. Leave it out.")
+    sides = zip(box, mask.shape, strict=True)
+    i, j, k = (slice(max(0, side.start - MARGIN), min(n, side.stop + MARGIN)) for side, n in sides)
+    images = database.image(case, starts((i, j, k)), sizes((i, j, k)))
+    images = images[[database.modalities.index(name) for name in case.modalities]]
+    return Lesion(case.modalities, images, mask[i, j, k], grid.part((i, j, k)))
+
+
+def load_healthy(database: Database, case: Case) -> Healthy:
+    """A whole case to graft into.
+
+    Raises:
+        UsageError: the case was not registered to a template.
+        StoreError: a file of the case is damaged or missing.
+    """
+    grid = template_grid(case)
+    stored = database.image(case, (0, 0, 0), case.extent)
+    images = stored[[database.modalities.index(name) for name in case.modalities]]
+    return Healthy(case.modalities, images, (images != 0).any(axis=0), grid)
+
+
+def lesion_cases(store: Store, databases: Sequence[str], split: str = "") -> tuple[Case, ...]:
+    """The cases with a lesion that can be grafted, of these databases and this split; "": of all.
+
+    Raises:
+        DataError: there is none.
+    """
+    cases = select(store, databases, split=split)
+    found = tuple(case for case in cases if case.to_template is not None and _has_lesion(store[case.database], case))
+    if not found:
+        raise DataError(
+            f"{', '.join(databases)} has no {split or 'single'} case with a lesion that was registered to a template "
+            f"(of {len(cases)} cases). Ingest it with --template FILE, or name another split."
+        )
+    return found
+
+
+def _has_lesion(database: Database, case: Case) -> bool:
+    kinds = [[structure.kind == "lesion" for structure in schema.structures] for schema in database.schemas.values()]
+    counts = zip(kinds, case.foreground_count, case.annotated, strict=True)
+    return any(has_it and row[: len(is_lesion)][is_lesion].any() for is_lesion, row, has_it in counts)
+
+
+def check_graftable(store: Store, lesions: Sequence[str], into: Sequence[str]) -> tuple[str, ...]:
+    """Check that lesions of some databases can be grafted into cases of others; returns the sequences that all share.
+
+    Raises:
+        UsageError: a database has no template, or they have different ones; intensities are not normalised; or no
+            sequence is shared.
+        StoreError: there is no such database.
+    """
+    databases = [store[name] for name in (*lesions, *into)]
+    templates: dict[str, str] = {}
+    for database in databases:
+        if database.template is None:
+            raise UsageError(f"{database.name} has no template. Ingest it again with --template FILE.")
+        if database.recipe.normalise == "none":
+            raise UsageError(
+                f"the intensities of {database.name} are not normalised, so those of two cases cannot be mixed. Ingest "
+                "it with --normalise zscore."
+            )
+        templates.setdefault(database.template["sha256"], f"{database.name}: {Template.text(database.template)}")
+    if len(templates) > 1:
+        raise UsageError(
+            f"the databases were registered to different templates ({'; '.join(templates.values())}), so no lesion can "
+            "be moved between them. Ingest them with one template."
+        )
+    donors, hosts = ({name for one in names for name in store[one].modalities} for names in (lesions, into))
+    shared = in_canonical_order(sorted(donors & hosts))
+    if not shared:
+        raise UsageError(
+            f"no sequence is shared: {', '.join(lesions)} has {', '.join(sorted(donors))}, {', '.join(into)} has "
+            f"{', '.join(sorted(hosts))}."
+        )
+    return shared
+
+
+class Kept(Generic[Item]):
+    """The items that were used last, up to a number of them."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._items: OrderedDict[Hashable, Item] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Item]) -> Item:
+        """The item of a key; made if it is not there."""
+        if key not in self._items:
+            self._items[key] = make()
+        self._items.move_to_end(key)
+        while len(self._items) > self.most:
+            self._items.popitem(last=False)
+        return self._items[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Grafted:
+    """A batch of healthy patches, and the same patches with a lesion.
+
+    Attributes:
+        healthy: as it was given. Its target is the full anatomy, and the target of both.
+        pasted: the patches with a lesion where one fits; `present` only where both cases have the sequence.
+        lesion: where a patch shows the lesion; nowhere in a patch that stayed healthy.
+        lesion_cases: DATABASE/CASE of each patch's lesion; "" where it stayed healthy.
+    """
+
+    healthy: Batch
+    pasted: Batch
+    lesion: Bool[Tensor, "batch i j k"]
+    lesion_cases: tuple[str, ...]
+
+    @property
+    def has_lesion(self) -> Bool[Tensor, " batch"]:
+        """Which patches show a lesion."""
+        return torch.tensor([bool(name) for name in self.lesion_cases])
+
+
+class Grafts:
+    """A seeded source of lesions for the healthy patches of a stream.
+
+    >>> grafts = Grafts(store, stream.axis, lesions=["brats"], into=["anatomy"], seed=3)
+    >>> for batch in stream.batches(0, 100): grafted = grafts.draw(batch)
+
+    The lesion of a patch is a pure function of the seed, the patch's (epoch, index) and the cases, so a resumed
+    training sees the same. It is drawn up to `TRIES` times until one is in the window and not mostly outside the
+    brain; the window itself is drawn before, by the stream.
+
+    It runs in the process that trains, after the stream's workers and before augmentation and `Batch.to`: what it
+    needs of a patch is in its batch, and the crops around lesions are small and kept. Augment both batches: the same
+    `draws` give the same movement.
+
+    Args:
+        axis: of the stream.
+        lesions, into: databases; patches of other databases than `into` stay as they are.
+        split: of the cases with lesions.
+        kept: lesions and brain masks that are kept in memory.
+
+    Raises:
+        UsageError, StoreError: see `check_graftable`.
+        DataError: there is no lesion to graft.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        axis: ModalityAxis,
+        lesions: Sequence[str],
+        into: Sequence[str],
+        split: str = "train",
+        seed: int = 0,
+        kept: int = 256,
+    ) -> None:
+        check_graftable(store, lesions, into)
+        self.store, self.axis, self.into, self.seed = store, axis, tuple(into), seed
+        self.cases = lesion_cases(store, lesions, split)
+        self._lesions: Kept[Lesion] = Kept(kept)
+        self._brains: Kept[tuple[Int[np.ndarray, " byte"], Index3]] = Kept(kept)
+        self._fitting: dict[tuple[int, str, str], bool] = {}
+
+    def __repr__(self) -> str:
+        return f"<Grafts: {len(self.cases)} cases with lesions, into {', '.join(self.into)}>"
+
+    def draw(self, batch: Batch) -> Grafted:
+        """Graft a lesion into every patch of `into` that one fits. The batch must be on the CPU and not augmented."""
+        images, present = batch.images.clone(), batch.present.clone()
+        lesion = torch.zeros(batch.target.shape, dtype=torch.bool)
+        names = []
+        for sample in range(len(batch.case)):
+            drawn = self._draw(batch, sample)
+            names.append("" if drawn is None else f"{drawn[0].database}/{drawn[0].name}")
+            if drawn is None:
+                continue
+            channels = self.axis.channels(drawn[1].modalities)
+            images[sample], present[sample] = 0, False
+            images[sample, channels] = torch.from_numpy(drawn[1].images)
+            present[sample, channels] = True
+            lesion[sample] = torch.from_numpy(drawn[1].lesion)
+        return Grafted(batch, replace(batch, images=images, present=present), lesion, tuple(names))
+
+    def _draw(self, batch: Batch, sample: int) -> tuple[Case, Graft] | None:
+        """A case with a lesion, and the patch with it; None if the patch stays healthy."""
+        database = batch.database[sample]
+        case = self.store[database][batch.case[sample]] if database in self.into else None
+        if case is None or case.to_template is None:
+            return None
+        epoch, index = (int(number) for number in batch.draws[sample])
+        chance = Chance(self.seed, SALT, epoch, index)
+        channels = [channel for channel in range(len(self.axis)) if batch.present[sample, channel]]
+        names = tuple(self.axis[channel] for channel in channels)
+        patch: Float[np.ndarray, "modality i j k"] = batch.images[sample, channels].float().numpy()
+        i, j, k = (int(n) for n in batch.corner[sample])
+        x, y, z = patch.shape[1:]
+        grid = template_grid(case).cropped((i, j, k), (x, y, z))
+        window = Healthy(names, patch, (patch != 0).any(axis=0), grid)
+        for _ in range(TRIES):
+            number = chance.below(len(self.cases))
+            if not set(names) & set(self.cases[number].modalities) or not self._fits(number, case):
+                continue
+            pasted = paste(self._lesion(number), window)
+            if pasted is not None:
+                return self.cases[number], pasted
+        return None
+
+    def _lesion(self, number: int) -> Lesion:
+        case = self.cases[number]
+        return self._lesions.get(number, lambda: load_lesion(self.store[case.database], case))
+
+    def _fits(self, number: int, case: Case) -> bool:
+        """Whether enough of a lesion is in the brain of a healthy case."""
+        key = (number, case.database, case.name)
+        if key not in self._fitting:
+            outside = share_outside(self._lesion(number), self._brain(case), template_grid(case))
+            self._fitting[key] = outside <= MOST_OUTSIDE
+        return self._fitting[key]
+
+    def _brain(self, case: Case) -> Mask:
+        def packed() -> tuple[Int[np.ndarray, " byte"], Index3]:
+            healthy = load_healthy(self.store[case.database], case)
+            return np.packbits(healthy.brain), healthy.grid.shape
+
+        bits, shape = self._brains.get((case.database, case.name), packed)
+        return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
