@@ -41,10 +41,10 @@ FAR_PATCHES = 8
 
 @dataclass(frozen=True, eq=False)
 class Donor:
-    """For each patch of a batch, the patch of another case from which a lesion may be pasted.
+    """For each patch of a batch, the lesion that may be pasted into it.
 
     Attributes:
-        images: of the other cases, on the same axis.
+        images: with the lesion, on the same axis and grid.
         lesion: the voxels to paste.
     """
 
@@ -67,7 +67,7 @@ class Batch:
         draws: the epoch and index of each patch, which also seed its augmentation.
         mirrored: what each index of the label space becomes in a mirror image, see `multiseg.sides.mirrored`; empty
             if no label has a side.
-        donor: lesions to paste into the patches, if there are any; augmentation leaves them as they are.
+        donor: lesions to paste into the patches, if there are any.
     """
 
     images: Float[Tensor, "batch modality i j k"]
@@ -197,13 +197,13 @@ class PatchStream(IterableDataset[Batch]):
         self.axis = axis
         self.space = space
         self._mirrored = mirrored(space)
-        shown = tuple(name for name in axis if not sequences or name in sequences)
-        usable = [_narrowed(case, shown) for case in select(store, databases, split=split)]
+        self.sequences = tuple(name for name in axis if not sequences or name in sequences)
+        usable = [_narrowed(case, self.sequences) for case in select(store, databases, split=split)]
         usable = [case for case in usable if case.modalities and self._is_annotated(store, case)]
         if not usable:
             raise DataError(
                 f"{store.url} has no {split} case with the structures {', '.join(space.names)} "
-                f"and one of the sequences {', '.join(shown)}. See: multiseg info {store.url}."
+                f"and one of the sequences {', '.join(self.sequences)}. See: multiseg info {store.url}."
             )
         names = list(dict.fromkeys(case.database for case in usable))
         draw = self.options.draw

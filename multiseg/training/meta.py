@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from multiseg.errors import UsageError
-from multiseg.labels import IGNORE
 from multiseg.loaders.batches import Batch, Donor
+from multiseg.loaders.graft import Grafted
 from multiseg.modalities import as_names
 from multiseg.models.losses import consistency_loss, log_probabilities, soft_dice_loss
 from multiseg.models.two_branch import CONSTANTS, Branch, filled
@@ -25,7 +26,14 @@ from multiseg.training.objectives import Objective
 
 STREAM = 0x3E7A
 """Part of the generator's seed, so that the constants share no random numbers with other draws."""
-Parameters = Mapping[str, Tensor]
+Parameters: TypeAlias = Mapping[str, Tensor]
+
+
+@runtime_checkable
+class GraftSource(Protocol):
+    """Draws a lesion for each patch of a batch, as `multiseg.loaders.graft.Grafts` does."""
+
+    def draw(self, batch: Batch) -> Grafted: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,8 @@ class MetaOptions:
         inner_rate: step size alpha of the inner step.
         first_order: whether the outer gradient takes the inner gradient as a constant, which needs less memory and
             time (Finn et al. 2017, arXiv:1703.03400, section 5.2).
-        donors: the databases whose lesions are pasted into the healthy patches; empty takes all with lesions.
+        donors: the databases whose lesions are pasted into the healthy patches; empty takes all others with lesions
+            and a template.
 
     Raises:
         UsageError: the step size is not a finite number above 0.
@@ -54,24 +63,17 @@ class MetaOptions:
 
 @dataclass(frozen=True)
 class GraftStream:
-    """Healthy patches, each with the lesion of another patch to paste into it; a `Stream` of batches.
-
-    Both streams are deterministic, so batch n is always the same. A lesion stays where it was in its own patch.
-
-    Attributes:
-        healthy: patches with tissues.
-        lesions: as many patches, of the same size, in whose target every structure is a lesion.
-    """
+    """The healthy patches of a stream, each with a lesion to paste into it; itself a `Stream`. Batch n is always the
+    same."""
 
     healthy: Stream
-    lesions: Stream
+    grafts: GraftSource
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches number `start` to `stop` (exclusive): those of `healthy` with a `Donor`."""
-        pairs = zip(self.healthy.batches(start, stop), self.lesions.batches(start, stop), strict=True)
-        for healthy, lesions in pairs:
-            is_lesion = (lesions.target > 0) & (lesions.target != IGNORE)
-            yield replace(healthy, donor=Donor(lesions.images, is_lesion))
+        for batch in self.healthy.batches(start, stop):
+            grafted = self.grafts.draw(batch)
+            yield replace(batch, donor=Donor(grafted.pasted.images, grafted.lesion))
 
 
 def adapted_parameters(
@@ -109,7 +111,7 @@ def _outer(
     assert batch.donor is not None
     view = Branch(network, "anatomy")
     parameters = {name: value for name, value in view.named_parameters() if value.requires_grad}
-    lesion = batch.donor.lesion & (batch.images != 0).any(dim=1)  # nothing is pasted outside the healthy brain
+    lesion = batch.donor.lesion
     rows = lesion.flatten(1).any(dim=1)
     pasted = torch.where(rearrange(lesion, "b i j k -> b 1 i j k"), batch.donor.images, batch.images)[rows]
     present, healthy = batch.present[rows], batch.images

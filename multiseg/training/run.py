@@ -18,13 +18,13 @@ from multiseg.evaluation.model_evaluation import check_spacing
 from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import PatchStream, Share
 from multiseg.loaders.draw import DrawOptions, chosen
+from multiseg.loaders.graft import Grafts
 from multiseg.loaders.mirror import check_sides
 from multiseg.loaders.transform import Transform
-from multiseg.modalities import ModalityAxis
+from multiseg.modalities import ModalityAxis, as_names
 from multiseg.models.builders import NETWORKS, Builder, build
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
-from multiseg.models.two_branch import branch_space
 from multiseg.own import is_own
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
@@ -129,7 +129,7 @@ def train(
         options, store = with_listed_labels(options)
         own.check(options)
         check_trackers(options.track)
-        info, stream, donors = _prepared(options, store, parent, peers.share)
+        info, stream, grafts = _prepared(options, store, parent, peers.share)
         answered = replace(info, space=stream.space)
         state = _fresh_state(options, own, info, parent, device)
         stage.freeze(state.network)
@@ -139,7 +139,7 @@ def train(
         peers.diversify_seeds(options.seed)
         names = [name for name in stream.plan.cases if options.stream.draw.weights.get(name, 1) > 0]
         drawn = [case for name in names for case in stream.plan.cases[name]]
-        donated = list(donors.plan.numbered) if donors else []
+        donated = grafts.cases if grafts else ()
         held_out = validation_cases(store, answered, names, options.fit.validation_cases)
         lessons = lessons_of(store, [*drawn, *donated], held_out, parent, accept_changes)
         with _claimed(Path(out), options, overwrite, peers):
@@ -148,7 +148,7 @@ def train(
             if peers.is_first:
                 on_start(info)
             with stop_on_signals() as should_stop, _reported(Path(out), state, options, peers, on_event) as report:
-                for note in (*begun.notes, *(_healthy_doubts(store, drawn, state.step) if donors else ())):
+                for note in (*begun.notes, *(_healthy_doubts(store, drawn, state.step) if grafts else ())):
                     report(note)
                 hooks = Hooks(
                     report,
@@ -156,11 +156,11 @@ def train(
                     save=lambda is_best: _save(Path(out), state, (info, begun.learnt), is_best, peers),
                     should_stop=should_stop,
                     objective=meta_objective(options.meta, options.seed)
-                    if donors
+                    if grafts
                     else stage.objective(_objective(options, own, store, drawn, stream.space)),
                     transform=own.augment,
                 )
-                source = GraftStream(stream, donors) if donors else stream
+                source = GraftStream(stream, grafts) if grafts else stream
                 finished = fit(state, source, options.fit, hooks, options.augment, peers)
     return TrainResult(Path(out), state.step, finished, state.best, tuple(state.history), steps_before)
 
@@ -235,7 +235,7 @@ def with_listed_labels(options: TrainOptions) -> tuple[TrainOptions, Store]:
 
 def _prepared(
     options: TrainOptions, store: Store, parent: Parent | None, share: Share
-) -> tuple[ModelInfo, PatchStream, PatchStream | None]:
+) -> tuple[ModelInfo, PatchStream, Grafts | None]:
     """What the model will be, the stream of patches that it will learn from, and that of lesions to paste, if any."""
     space = LabelSpace.of(options.labels, options.rest)
     if options.augment.flip_probability:
@@ -260,26 +260,30 @@ def _prepared(
     stream = PatchStream(
         store, axis, learnt, options.stream, databases=options.databases, share=share, sequences=stage.sequences
     )
-    donors = _donors(options, store, axis, space) if stage.grafts else None
-    info = _info(options, store, [stream, *([donors] if donors else [])], space)
+    grafts = _grafts(options, store, axis) if stage.grafts else None
+    info = _info(options, store, stream, space, grafts)
     if parent is not None:
-        return descended(info, parent, channels, options.start), stream, donors
+        return descended(info, parent, channels, options.start), stream, grafts
     builder = options.model.builder
     if builder in NETWORKS and NETWORKS[builder].trained_first:
         raise UsageError(f"a {builder} network is built on a trained one: multiseg finetune --progressive.")
     finds = NETWORKS[builder].finds if builder in NETWORKS else None
     found = finds(axis, space) if finds else {}
-    return replace(info, numbers={**info.numbers, **found}), stream, donors
+    return replace(info, numbers={**info.numbers, **found}), stream, grafts
 
 
-def _donors(options: TrainOptions, store: Store, axis: ModalityAxis, space: LabelSpace) -> PatchStream:
-    """Patches around the lesions that are pasted into healthy patches."""
-    seed = None if options.stream.draw.seed is None else options.stream.draw.seed + 1
-    draw = replace(options.stream.draw, lesion_share=1.0, databases="drawn", weights={}, drop="none", seed=seed)
-    stage = stage_named(options.stage, options.model.builder)
-    lesions = branch_space(space, "lesion")
-    stream = replace(options.stream, draw=draw)
-    return PatchStream(store, axis, lesions, stream, databases=options.meta.donors, sequences=stage.sequences)
+def _grafts(options: TrainOptions, store: Store, axis: ModalityAxis) -> Grafts:
+    """The source of lesions that are pasted into healthy patches."""
+    into = as_names(options.databases)
+    others = [name for name in store if name not in into and store[name].template is not None]
+    lesions = as_names(options.meta.donors) or tuple(
+        name for name in others if any(_has_lesion(store, case) for case in select(store, [name], split="train"))
+    )
+    if not lesions:
+        raise DataError(
+            f"{store.url} has no lesions to paste into {', '.join(into)}. Ingest a database with lesions with --template."
+        )
+    return Grafts(store, axis, lesions, into, seed=options.stream.draw.seed or 0)
 
 
 def _healthy_doubts(store: Store, cases: Sequence[Case], step: int) -> tuple[Noted, ...]:
@@ -338,17 +342,22 @@ def _save(out: Path, state: TrainState, about: tuple[ModelInfo, LearntScans], is
     peers.gather(None)  # no process continues or ends before the files are written
 
 
-def _info(options: TrainOptions, store: Store, streams: Sequence[PatchStream], space: LabelSpace) -> ModelInfo:
-    by_database: dict[str, dict[str, Case]] = {}
-    for stream in streams:
-        weights = stream.options.draw.weights
-        for name, cases in stream.plan.cases.items():
-            if weights.get(name, 1) > 0:
-                by_database.setdefault(name, {}).update({case.name: case for case in cases})
+def _info(
+    options: TrainOptions, store: Store, stream: PatchStream, space: LabelSpace, grafts: Grafts | None
+) -> ModelInfo:
+    weights = options.stream.draw.weights
+    by_database = {
+        name: {case.name: case for case in cases}
+        for name, cases in stream.plan.cases.items()
+        if weights.get(name, 1) > 0
+    }
+    for case in grafts.cases if grafts else ():
+        shown = tuple(name for name in case.modalities if name in stream.sequences)
+        by_database.setdefault(case.database, {})[case.name] = replace(case, modalities=shown)
     return ModelInfo(
         builder=options.model.builder,
         numbers=numbers_of(options.model),
-        axis=streams[0].axis,
+        axis=stream.axis,
         space=space,
         spacing_mm=store.spacing_mm,
         patch=options.stream.draw.patch,

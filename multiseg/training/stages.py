@@ -83,7 +83,7 @@ def check_stage(options: TrainOptions, num_processes: int) -> None:
 
     Raises:
         UsageError: there is no such stage; or in a stage with grafts no healthy database is named, there are several
-            processes, or the network is compiled.
+            processes, the network is compiled, or an augmentation is the user's own.
     """
     stage = stage_named(options.stage, options.model.builder)
     if not stage.grafts:
@@ -97,6 +97,8 @@ def check_stage(options: TrainOptions, num_processes: int) -> None:
         raise UsageError(
             f"the stage {options.stage} runs in one process, but there are {num_processes}: train it alone."
         )
+    if options.augment.own:
+        raise UsageError(f"augment.own cannot move the lesions that the stage {options.stage} pastes: leave it out.")
     if options.fit.compile:
         raise UsageError(f"fit.compile has no second derivative, which the stage {options.stage} needs: leave it out.")
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from multiseg.errors import UsageError
+from multiseg.loaders.augment import AugmentOptions, augment
 from multiseg.loaders.batches import Batch, Donor
+from multiseg.loaders.graft import Grafted
 from multiseg.models.builders import build
 from multiseg.models.losses import consistency_loss
 from multiseg.models.two_branch import CONSTANTS, filled
@@ -134,29 +136,29 @@ def test_a_batch_without_lesion_has_no_inner_step():
     assert gradients(network, none)[1]["pasted"] == 0
 
 
-def test_nothing_is_pasted_outside_the_healthy_brain():
-    network, batch = network_of(), batch_of(some_lesion())
-    images = batch.images.clone()
-    images[0, :, 2:6, 2:6, 2:6] = 0
-    assert gradients(network, replace(batch, images=images))[1]["pasted"] == 0
-
-
-def test_a_graft_stream_pairs_batches_and_pastes_what_is_a_lesion():
+def test_a_graft_stream_gives_each_patch_its_lesion():
     class Fixed:
-        def __init__(self, batch):
-            self.batch = batch
-
         def batches(self, start, stop):
-            return (replace(self.batch, case=(str(n), str(n))) for n in range(start, stop))
+            return (replace(healthy, case=(str(n), str(n)), donor=None) for n in range(start, stop))
 
-    healthy, lesions = batch_of(some_lesion()), batch_of(some_lesion(), seed=1)
-    target = torch.tensor([0, 1, 255, 2], dtype=torch.uint8).repeat(2, 8, 8, 2)
-    stream = GraftStream(Fixed(healthy), Fixed(replace(lesions, target=target)))
-    (batch,) = stream.batches(3, 4)
+        def draw(self, batch):
+            return Grafted(batch, replace(batch, images=batch.images + 1), lesion, ("a", ""))
+
+    healthy, lesion = batch_of(some_lesion()), some_lesion()
+    (batch,) = GraftStream(Fixed(), Fixed()).batches(3, 4)
     assert batch.case == ("3", "3")
     assert torch.equal(batch.images, healthy.images)
-    assert torch.equal(batch.donor.images, lesions.images)
-    assert batch.donor.lesion[0, 0, 0].tolist() == [False, True, False, True] * 2
+    assert torch.equal(batch.donor.images, healthy.images + 1)
+    assert torch.equal(batch.donor.lesion, lesion)
+
+
+def test_a_donor_moves_with_its_patch():
+    batch = batch_of(some_lesion())
+    batch = replace(batch, donor=Donor(batch.images.clone(), batch.donor.lesion))
+    moved = augment(batch, AugmentOptions(flip_probability=1.0, gamma_probability=1.0))
+    assert not torch.equal(moved.images, batch.images)
+    assert torch.equal(moved.images, moved.donor.images)
+    assert torch.equal(moved.donor.lesion, batch.donor.lesion.flip(1))
 
 
 def test_a_step_size_that_cannot_be():
