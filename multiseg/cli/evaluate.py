@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiseg.cli.shared_flags import AsJson, Device, Fuse, Overwrite
+from multiseg.cli.shared_flags import Adapt, AsJson, Device, Fuse, Overwrite, checked_adapt
 from multiseg.errors import UsageError, few
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def evaluate_command(
     zones: Annotated[
         bool, typer.Option("--zones", help="Also the Dice of tissues under the lesion, within 10 mm, and elsewhere.")
     ] = False,
+    adapt: Adapt = "off",
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -84,13 +85,16 @@ def evaluate_command(
     from multiseg.models.saved import model_path, read_learnt
     from multiseg.store.reader import open_store
 
+    is_adapted = checked_adapt(adapt)
     options = EvaluateOptions(
-        "" if split == "all" else split, tuple(database or ()), subsets, overlap, lesion_assumed, zones
+        "" if split == "all" else split, tuple(database or ()), subsets, overlap, lesion_assumed, zones, is_adapted
     )
     files = _files(predictions, labels, name, runs or [], store)
-    if files and (fuse or subsets != "all" or overlap != 0.5):
-        raise UsageError("--fuse, --subsets and --overlap are for models: leave them out with --predictions.")
-    folder = out or _default_folder(runs or [], name, split, store, database or [])
+    if files and (fuse or is_adapted or subsets != "all" or overlap != 0.5):
+        raise UsageError("--fuse, --adapt, --subsets and --overlap are for models: leave them out with --predictions.")
+    folder = out or _default_folder(
+        runs or [], name, split, store, [*(database or []), *(["adapted"] if is_adapted else [])]
+    )
     with progress_bar("evaluate", 1) as bar:
 
         def on_case(done: int, total: int, case: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from multiseg.errors import UsageError
@@ -25,6 +26,21 @@ BRANCHES = {"anatomy": "tissue", "lesion": "lesion"}
 """The branches, and the kind of the structures that each of them segments."""
 
 
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """A labelled healthy image, a batch of one: see `multiseg.evaluation.adaptation`.
+
+    Attributes:
+        target: index among the tissues; 255 is ignored.
+        annotated: the tissues that it is annotated for.
+    """
+
+    images: Float[Tensor, "1 modality i j k"]
+    present: Bool[Tensor, "1 modality"]
+    target: UInt8[Tensor, "1 i j k"]
+    annotated: Bool[Tensor, "1 label"]
+
+
 class TwoBranch(nn.Module):
     """A branch that segments tissues from few sequences, one that segments lesions from all, and their fusion.
 
@@ -38,10 +54,15 @@ class TwoBranch(nn.Module):
         widths: of both branches, as of `MultiUnet`.
         anatomy_channels: the sequences that the anatomy branch sees, as indices of the axis.
         lesion_logits: the logits that are lesions; all others but background are tissues. By default the last one.
+        anchor: size of the labelled healthy image that the weights hold, see `put_anchor`; empty for none.
 
     Raises:
         UsageError: see MultiUnet; or a channel or a logit does not exist.
     """
+
+    anchor_images: Tensor
+    anchor_target: Tensor
+    anchor_annotated: Tensor
 
     def __init__(
         self,
@@ -52,6 +73,7 @@ class TwoBranch(nn.Module):
         norm: str = "instance_affine",
         anatomy_channels: Sequence[int] = (0,),
         lesion_logits: Sequence[int] = (),
+        anchor: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.lesion_logits = tuple(lesion_logits) or (num_logits - 1,)
@@ -68,8 +90,36 @@ class TwoBranch(nn.Module):
         self.attention = nn.Sequential(*layers, nn.Conv3d(width, width, 3, padding=1))
         self.head = nn.Conv3d(width, num_logits, 1)
         self.anatomy_channels = tuple(anatomy_channels)
+        if anchor:
+            self.register_buffer("anchor_images", torch.zeros(len(self.anatomy_channels), *anchor))
+            self.register_buffer("anchor_target", torch.zeros(*anchor, dtype=torch.uint8))
+            self.register_buffer("anchor_annotated", torch.zeros(num_tissues, dtype=torch.bool))
+        self.has_anchor = bool(anchor)
+        self.num_modalities = num_modalities
         self.multiple = self.anatomy.multiple
         self._resting: tuple[str, ...] = ()
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """The labelled healthy image, if there is one."""
+        if not self.has_anchor:
+            return None
+        size = self.anchor_target.shape
+        images = torch.zeros(1, self.num_modalities, *size, device=self.anchor_images.device)
+        images[0, list(self.anatomy_channels)] = self.anchor_images
+        present = torch.zeros(1, self.num_modalities, dtype=torch.bool)
+        present[0, list(self.anatomy_channels)] = True
+        return Anchor(images, present, self.anchor_target[None], self.anchor_annotated[None])
+
+    def put_anchor(
+        self,
+        images: Float[Tensor, "channel i j k"],
+        target: UInt8[Tensor, "i j k"],
+        annotated: Bool[Tensor, " label"],
+    ) -> None:
+        """Hold a labelled healthy image of the size that the network was made for; images of the anatomy's channels."""
+        for name, value in (("images", images), ("target", target), ("annotated", annotated)):
+            getattr(self, f"anchor_{name}").copy_(value)
 
     def learn_only(self, parts: Sequence[str]) -> None:
         """Freeze all parts but these, of anatomy, lesion, attention and head; the frozen ones stay in eval mode."""
