@@ -281,7 +281,7 @@ def _grafts(options: TrainOptions, store: Store, axis: ModalityAxis) -> Grafts:
     )
     if not lesions:
         raise DataError(
-            f"{store.url} has no lesions to paste into {', '.join(into)}: ingest a database of patients with --template."
+            f"{store.url} has no lesions to paste into {', '.join(into)}: ingest patients, too, with --template."
         )
     return Grafts(store, axis, lesions, into, seed=options.stream.draw.seed or 0)
 
