@@ -21,7 +21,7 @@ BY_NAME = {hospital.name: hospital for hospital in EVERY}
 # The sequence that shows each pathology best, and the code that it shows.
 MAIN = {
     "alder": ("FLAIR", 1), "birch": ("T1c", 4), "cedar": ("DWI", 1), "dogwood": ("FLAIR", 1),
-    "fir": ("FLAIR", 1),
+    "fir": ("FLAIR", 1), "hazel": ("FLAIR", 2),
 }  # fmt: skip
 DARK = {"elm": ("T1", 1), "fir": ("T1", 1), "gorse": ("T1", 1)}
 
@@ -202,3 +202,15 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"coarseness=0\.0"):
         write_hospital(HOSPITALS[0], tmp_path, coarseness=0.0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tissue_of_gliomas_is_known_under_the_lesion(root: Path) -> None:
+    tissues = set[int]()
+    for case in cases(BY_NAME["hazel"]):
+        lesion, tissue = (voxels(root / "hazel" / case / f"{name}.nii.gz") for name in ("lesion", "tissue"))
+        inside = voxels(root / "hazel" / case / "T1.nii.gz") != 0
+        assert np.count_nonzero(lesion) > 50
+        # What little is none of the three is at the border of the brain.
+        assert np.mean(tissue[(lesion > 0) & inside] > 0) > 0.95
+        tissues |= set(np.unique(tissue[lesion > 0]).tolist())
+    assert {2, 3} <= tissues

@@ -59,8 +59,9 @@ def info_command(
         return show_model(Path(store), of_store, as_json)
     if of_store:
         raise UsageError(f"--store is for a model, but {store} is not a model.")
-    from multiseg.cli.console import messages, plain, print_json, print_table
+    from multiseg.cli.console import messages, output, plain, print_json, print_table
     from multiseg.store.catalogue import select, table
+    from multiseg.store.preparation.template import Template
     from multiseg.store.reader import open_store
 
     if write and not case:
@@ -87,6 +88,12 @@ def info_command(
         f"{store}: {len(selected)} cases, voxels of {spacing} mm", COLUMNS, map(_summary_row, summaries),
         right=["cases", "lesion ml", "MB"],
     )  # fmt: skip
+    for summary in summaries:
+        if template := summary["template"]:
+            text = (
+                f"{summary['database']}: {template['cases']} of {summary['cases']} cases are registered to the template"
+            )
+            output().print(f"{text} {Template.text(template)}.", soft_wrap=True, markup=False)
     if cases and len(case_table):
         rows = [list(map(_text, row)) for row in case_table.itertuples(index=False)]
         print_table("Cases", list(case_table.columns), rows)
@@ -133,6 +140,9 @@ def _summary(store: Store, name: str, cases: Sequence[Any]) -> dict[str, Any]:
         "modalities": {name: sum(name in case.modalities for case in cases) for name in database.modalities},
         "annotations": labels,
         "recipe": database.recipe.to_json(),
+        "template": None
+        if database.template is None
+        else {**database.template, "cases": sum(case.to_template is not None for case in cases)},
         "licence": database.attributes.get("licence", ""),
         "bytes": store.size_on_disk(name),
     }
@@ -193,6 +203,7 @@ def _case_json(database: Database, case: Case, native: Grid) -> dict[str, Any]:
         "modalities": list(case.modalities),
         "annotations": [name for name, marked in zip(database.schemas, case.annotated, strict=True) if marked],
         "extent": list(case.extent), "affine": case.grid.affine.tolist(),
+        "to_template": None if case.to_template is None else case.to_template.tolist(),
         "native_shape": list(native.shape), "native_voxel_mm": list(native.spacing_mm),
         "native_axes": axis_codes(native.affine), "native_affine": native.affine.tolist(),
         "participant": dict(case.participant),

@@ -16,7 +16,8 @@ def phantoms_command(
     cases: Annotated[int, typer.Option(help="Cases per hospital.", min=1)] = 10,
     coarseness: Annotated[float, typer.Option(help="Factor of the voxel sizes; 2 is quick.", min=0.5)] = 1.0,
     hospital: Annotated[
-        list[str] | None, typer.Option(help="Only these: alder, birch, cedar, dogwood (the defaults), elm, fir, gorse.")
+        list[str] | None,
+        typer.Option(help="Only these: alder, birch, cedar, dogwood (the defaults), elm, fir, gorse, hazel."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> int:
@@ -27,6 +28,8 @@ def phantoms_command(
     multiseg phantoms hospitals --cases 5
 
     multiseg phantoms more --hospital elm --hospital fir
+
+    multiseg phantoms gliomas --hospital hazel (its tissue is known under the lesions, too)
     """
     from multiseg.cli.console import output
     from multiseg.phantoms.hospitals import write_hospitals

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from multiseg.errors import DataError, UsageError
@@ -325,7 +325,7 @@ class Grafts:
         self.store, self.axis, self.into, self.seed = store, axis, tuple(into), seed
         self.cases = lesion_cases(store, lesions, split)
         self._lesions: Kept[Lesion] = Kept(kept)
-        self._brains: Kept[tuple[Int[np.ndarray, " byte"], Index3]] = Kept(kept)
+        self._brains: Kept[tuple[UInt8[np.ndarray, " byte"], Index3]] = Kept(kept)
         self._fitting: dict[tuple[int, str, str], bool] = {}
 
     def __repr__(self) -> str:
@@ -343,7 +343,7 @@ class Grafts:
                 continue
             channels = self.axis.channels(drawn[1].modalities)
             images[sample], present[sample] = 0, False
-            images[sample, channels] = torch.from_numpy(drawn[1].images)
+            images[sample, channels] = torch.from_numpy(drawn[1].images).to(images.dtype)
             present[sample, channels] = True
             lesion[sample] = torch.from_numpy(drawn[1].lesion)
         return Grafted(batch, replace(batch, images=images, present=present), lesion, tuple(names))
@@ -385,7 +385,7 @@ class Grafts:
         return self._fitting[key]
 
     def _brain(self, case: Case) -> Mask:
-        def packed() -> tuple[Int[np.ndarray, " byte"], Index3]:
+        def packed() -> tuple[UInt8[np.ndarray, " byte"], Index3]:
             healthy = load_healthy(self.store[case.database], case)
             return np.packbits(healthy.brain), healthy.grid.shape
 

@@ -128,5 +128,16 @@ MORE_HOSPITALS: tuple[Hospital, ...] = (
         orientation="RPI",
         pattern="{case}_{modality}.nii.gz",
     ),
+    Hospital(
+        name="hazel",
+        pathology="glioma",
+        scans=_scans((2.0, 2.0, 2.0), ("T1", "T1"), ("FLAIR", "FLAIR")),
+        annotations=(
+            Annotation("lesion", "{case}/lesion.nii.gz", "1=necrosis,2=oedema,4=enhancing"),
+            Annotation("tissue", "{case}/tissue.nii.gz", "1=CSF,2=grey matter,3=white matter"),
+        ),
+        orientation="RAS",
+    ),
 )
-"""Written only if named: a pathology with T1 alone, and two hospitals with sets of sequences that no other has."""
+"""Written only if named: a pathology with T1 alone, two hospitals with sets of sequences that no other has, and one
+whose tissue is known under large lesions."""

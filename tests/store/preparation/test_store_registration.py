@@ -16,7 +16,7 @@ from multiseg.store.preparation.grids import Grid, resample
 from multiseg.store.preparation.places import grid_of
 from multiseg.store.preparation.prepare import PreparedCase, prepare_case
 from multiseg.store.preparation.recipe import Recipe
-from multiseg.store.preparation.registration import register_rigid
+from multiseg.store.preparation.registration import register_affine, register_rigid
 from multiseg.store.preparation.similarity import normalised_mutual_information
 
 SHAPE = (40, 44, 36)
@@ -151,3 +151,17 @@ def test_real_sequences_of_one_patient(data: Path) -> None:
     assert first.after > first.before + 0.05
     apart = (second.matrix @ away - first.matrix) @ np.array([*grid_of(fixed).centre, 1.0])
     assert np.linalg.norm(apart) < 0.5
+
+
+@pytest.mark.slow
+def test_two_brains_of_other_sizes_in_other_places_are_brought_together() -> None:
+    """The affine is found wherever the headers put the two brains."""
+    one, two = contrasts()
+    to_one = np.array([[1.15, 0.06, 0, -90], [-0.05, 0.9, 0.04, 40], [0, 0.03, 1.05, 70], [0, 0, 0, 1.0]])
+    moved = Grid(np.linalg.inv(to_one) @ GRID.affine, SHAPE)
+    # On a grid of its own with right angles, as a scan would have.
+    straight = moved.orthonormal()
+    scan = resample(two, moved, straight)
+    move = register_affine(one, GRID, scan, straight)
+    assert farthest_mm(move.matrix @ np.linalg.inv(to_one)) < 3
+    assert move.after > move.before

@@ -1,0 +1,93 @@
+"""Grafted cases as files: what ingest makes of them is the healthy anatomy, with the lesion in the image."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from multiseg.cli.app import run
+from multiseg.labels import LabelSchema
+from multiseg.store.cases import CaseFiles
+from multiseg.store.formats.nifti import write_nifti
+from multiseg.store.ingest import ingestion
+from multiseg.store.ingest.ingest_plan import IngestOptions
+from multiseg.store.ingest.ingestion import ingest
+from multiseg.store.preparation.template import Place
+from multiseg.store.reader import open_store
+from multiseg.store.sources.source_types import DatabaseFiles
+
+SHAPE = (12, 10, 8)
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tumour, and two healthy people, of whom one is in the test split and cannot be registered."""
+    folder = tmp_path_factory.mktemp("grafted")
+    rng = np.random.default_rng(0)
+    template = folder / "template.nii"
+    write_nifti(template, np.ones((11, 11, 11), dtype=np.float32), np.diag([10.0, 10.0, 10.0, 1.0]))
+    lesion, tissue = np.zeros(SHAPE, dtype=np.uint8), np.ones(SHAPE, dtype=np.uint8)
+    lesion[4:7, 3:6, 2:5], tissue[6:] = 1, 2
+    cases = {}
+    for name, label, codes in (("L1", "seg", lesion), ("H1", "atlas", tissue), ("H2", "atlas", tissue[:11])):
+        scan = rng.normal(100, 10, codes.shape).astype(np.float32)
+        scan += 50 * (codes == 1) if label == "seg" else 0
+        write_nifti(folder / f"{name}-T1.nii", scan, AFFINE)
+        write_nifti(folder / f"{name}-{label}.nii", codes, AFFINE)
+        cases[name] = CaseFiles(
+            name, {"T1": folder / f"{name}-T1.nii"}, {label: folder / f"{name}-{label}.nii"}, split="test"
+        )
+    seg, atlas = LabelSchema.parse("1=core", "lesion"), LabelSchema.parse("1=grey matter,2=CSF", "tissue")
+    files = [
+        DatabaseFiles("tumours", "glioma", (cases["L1"],), {"seg": seg}),
+        DatabaseFiles("people", "healthy", (cases["H1"], cases["H2"]), {"atlas": atlas}),
+    ]
+
+    def placed(template: object, prepared: object) -> Place:
+        return Place(np.eye(4) if prepared.grid.shape == SHAPE else None)  # type: ignore[attr-defined]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingestion, "place_in", placed)
+        ingest(files, folder / "brain.zarr", IngestOptions(spacing_mm=(2.0,) * 3, template=str(template)))
+    return folder / "brain.zarr"
+
+
+@pytest.mark.slow
+def test_ingest_reads_them_and_the_tissue_is_that_of_the_healthy_case(url: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(["graft", str(url), "--lesions", "tumours", "--into", "people", "--out", str(out), "--json"]) == 0
+    origins = json.loads((out / "grafts.json").read_text())
+    assert origins["without"] == ["people/H2"]
+    (origin,) = origins["cases"]
+    assert origin["case"], (origin["healthy"], origin["lesion"]) == ("people-H1", ("people/H1", "tumours/L1"))
+    assert origin["lesion_ml"] == pytest.approx(27 * 8 / 1000)
+    new = tmp_path / "new.zarr"
+    assert run(["ingest", str(out / "manifest.csv"), "--store", str(new), "--spacing", "2", "--json"]) == 0
+    database, before = open_store(str(new))["people-grafted"], open_store(str(url))
+    case = database["people-H1"]
+    assert (case.split, case.modalities, case.pathology) == ("test", ("T1",), "glioma")
+    image, codes = database.whole(case)
+    healthy, anatomy = before["people"].whole(before["people"]["H1"])
+    tumour, lesion = before["tumours"].whole(before["tumours"]["L1"])
+    np.testing.assert_array_equal(codes[list(database.schemas).index("tissue")], anatomy[0])
+    np.testing.assert_array_equal(codes[list(database.schemas).index("lesion")], lesion[0])
+    assert database.schemas["tissue"].names == ("grey matter", "CSF")
+    # Both are z-scored again over the brain with the lesion: the same up to one factor and one shift.
+    expected = np.where(lesion[0] == 1, tumour[0], healthy[0]).astype(np.float64)
+    mean, std = case.intensity["T1"]
+    old_mean, old_std = before["people"]["H1"].intensity["T1"]
+    np.testing.assert_allclose(image[0] * std + mean, expected * old_std + old_mean, atol=0.2)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_written_is_refused(url: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graft = ["graft", str(url), "--into", "people", "--out", str(tmp_path / "out")]
+    assert run([*graft, "--lesions", "people"]) == 3
+    assert "people has no test case with a lesion" in capsys.readouterr().err
+    assert run([*graft, "--lesions", "tumours", "--split", "train"]) == 3
+    assert "has no train case" in capsys.readouterr().err
+    assert run([*graft, "--lesions", "tumour"]) == 3
+    assert "has no database 'tumour'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
