@@ -86,7 +86,10 @@ def train_command(
             messages(quiet=not is_first_process()).print(f"Stage {folder.name}", markup=False)
             return train_shown(options, folder, flags, as_json)
 
-        result = train_stages(run, out, flags.overwrite, stage_shown)
+        def case_shown(text: str) -> None:
+            messages().print(text, soft_wrap=True, markup=False)
+
+        result = train_stages(run, out, flags.overwrite, stage_shown, case_shown)
     else:
         result = train_shown(run, out, flags, as_json)
     if as_json and is_first_process():

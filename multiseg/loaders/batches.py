@@ -68,6 +68,7 @@ class Batch:
         mirrored: what each index of the label space becomes in a mirror image, see `multiseg.sides.mirrored`; empty
             if no label has a side.
         donor: lesions to paste into the patches, if there are any.
+        soft: a probability of every class, background first, as target; None if `target` says all.
     """
 
     images: Float[Tensor, "batch modality i j k"]
@@ -80,6 +81,7 @@ class Batch:
     draws: Int[Tensor, "batch 2"]
     mirrored: tuple[int, ...] = ()
     donor: Donor | None = None
+    soft: Float[Tensor, "batch class i j k"] | None = None
 
     def __repr__(self) -> str:
         shape = " ".join(str(n) for n in self.images.shape)
@@ -103,6 +105,7 @@ class Batch:
                 self.donor.images.to(device, non_blocking=True).float(),
                 self.donor.lesion.to(device, non_blocking=True),
             ),
+            soft=None if self.soft is None else self.soft.to(device, non_blocking=True),
         )
 
 

@@ -46,6 +46,9 @@ class MetaOptions:
             time (Finn et al. 2017, arXiv:1703.03400, section 5.2).
         donors: the databases whose lesions are pasted into the healthy patches; empty takes all others with lesions
             and a template.
+        anchor: a labelled healthy case, "DATABASE/CASE", that the model file will hold, for adaptations (see
+            `anchors.py`); "" for none.
+        pseudo_labels: the folder of a stage pseudo_label, from which the stage joint learns; a run of stages sets it.
 
     Raises:
         UsageError: the step size is not a finite number above 0.
@@ -54,6 +57,8 @@ class MetaOptions:
     inner_rate: float = 0.005
     first_order: bool = False
     donors: str | tuple[str, ...] = ()
+    anchor: str = ""
+    pseudo_labels: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "donors", as_names(self.donors))

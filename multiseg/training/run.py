@@ -25,6 +25,7 @@ from multiseg.modalities import ModalityAxis, as_names
 from multiseg.models.builders import NETWORKS, Builder, build
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
+from multiseg.models.two_branch import TwoBranch
 from multiseg.own import is_own
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
@@ -37,16 +38,18 @@ from multiseg.store.structures import (
     structures_of,
     written,
 )
+from multiseg.training.anchors import check_anchor, put_anchor
 from multiseg.training.checkpoint import RESUME, TrainState, generators, save_state
 from multiseg.training.class_weights import class_weights
 from multiseg.training.distributed import Peers, joined
 from multiseg.training.event_log import EventLog
 from multiseg.training.events import Event, Noted
-from multiseg.training.fit import Hooks, fit
+from multiseg.training.fit import Hooks, Stream, fit
 from multiseg.training.meta import GraftStream, meta_objective
 from multiseg.training.numerics import precision
 from multiseg.training.objectives import Objective, OwnObjective, objective_named
 from multiseg.training.optimisers import OwnOptimiser, make_optimiser
+from multiseg.training.pseudo_labels import PseudoLabels, SoftStream, soft_dice
 from multiseg.training.resume import begin, lessons_of
 from multiseg.training.run_folder import ModelOptions, TrainOptions, claimed_folder, flat, numbers_of, with_all_seeds
 from multiseg.training.stages import check_stage, stage_named
@@ -133,6 +136,9 @@ def train(
         answered = replace(info, space=stream.space)
         state = _fresh_state(options, own, info, parent, device)
         stage.freeze(state.network)
+        if options.meta.anchor:
+            assert isinstance(state.network, TwoBranch)
+            put_anchor(state.network, store, options.meta.anchor, info)
         try_out(state.network, own, options, info)
         if peers.is_first:
             warn_if_not_importable(own)
@@ -155,12 +161,10 @@ def train(
                     validate=lambda: validate(stage.view(state.model), answered, store, held_out, should_stop, peers),
                     save=lambda is_best: _save(Path(out), state, (info, begun.learnt), is_best, peers),
                     should_stop=should_stop,
-                    objective=meta_objective(options.meta, options.seed)
-                    if grafts
-                    else stage.objective(_objective(options, own, store, drawn, stream.space)),
+                    objective=_staged_objective(options, own, store, drawn, stream.space),
                     transform=own.augment,
                 )
-                source = GraftStream(stream, grafts) if grafts else stream
+                source = _source(options, store, stream, grafts)
                 finished = fit(state, source, options.fit, hooks, options.augment, peers)
     return TrainResult(Path(out), state.step, finished, state.best, tuple(state.history), steps_before)
 
@@ -220,6 +224,28 @@ def _objective(
     return own.objective or objective_named(options.fit.objective, weights)
 
 
+def _staged_objective(
+    options: TrainOptions, own: OwnParts, store: Store, cases: Sequence[Case], space: LabelSpace
+) -> Objective:
+    """The objective of the options' stage."""
+    stage = stage_named(options.stage, options.model.builder)
+    if stage.grafts:
+        return meta_objective(options.meta, options.seed)
+    if options.meta.pseudo_labels:
+        return soft_dice
+    return stage.objective(_objective(options, own, store, cases, space))
+
+
+def _source(options: TrainOptions, store: Store, stream: PatchStream, grafts: Grafts | None) -> Stream:
+    """The batches of the options' stage."""
+    if grafts:
+        return GraftStream(stream, grafts)
+    if options.meta.pseudo_labels:
+        folder = Path(options.meta.pseudo_labels)
+        return SoftStream(stream, PseudoLabels(store, stream.plan.numbered, folder, stream.space))
+    return stream
+
+
 def with_listed_labels(options: TrainOptions) -> tuple[TrainOptions, Store]:
     """The options with the structures that their labels mean, and the open store without hidden annotations.
 
@@ -262,6 +288,9 @@ def _prepared(
     )
     grafts = _grafts(options, store, axis) if stage.grafts else None
     info = _info(options, store, stream, space, grafts)
+    if options.meta.anchor:
+        check_anchor(store, options.meta.anchor, options.model.builder)
+        info = replace(info, numbers={**info.numbers, "anchor": list(info.patch)})
     if parent is not None:
         return descended(info, parent, channels, options.start), stream, grafts
     builder = options.model.builder

@@ -14,11 +14,13 @@ from multiseg.errors import UsageError
 from multiseg.files import check_folder, lock_folder, write_atomically
 from multiseg.labels import LabelSpace
 from multiseg.models.saved import BEST, LAST
+from multiseg.models.two_branch import branch_space
 from multiseg.training.checkpoint import RESUME
 from multiseg.training.distributed import is_first_process
-from multiseg.training.run import TrainResult, check_structures, train, with_listed_labels
+from multiseg.training.pseudo_labels import write_pseudo_labels
+from multiseg.training.run import TrainResult, check_structures, learnt_from, train, with_listed_labels
 from multiseg.training.run_folder import LOCK, RUN_FILE, TrainOptions, to_toml, with_all_seeds
-from multiseg.training.stages import stage_named
+from multiseg.training.stages import PSEUDO_LABEL, stage_named
 from multiseg.training.start import StartOptions
 
 TrainOne = Callable[[TrainOptions, Path], TrainResult]
@@ -33,7 +35,8 @@ class StagedRun:
         stages: the settings of each stage, in their order.
 
     Raises:
-        UsageError: two stages have one name, the network has no stages, or the run starts from a model.
+        UsageError: two stages have one name, the first or the last trains nothing, the network has no stages, or the
+            run starts from a model.
     """
 
     whole: TrainOptions
@@ -45,6 +48,8 @@ class StagedRun:
             stage_named(name, self.whole.model.builder)
         if len(set(names)) < len(names):
             raise UsageError(f"the stages are {', '.join(names)}: name each of them once.")
+        if not names or PSEUDO_LABEL in (names[0], names[-1]):
+            raise UsageError(f"the stages are {', '.join(names)}: the first and the last must train.")
         if self.whole.start != StartOptions():
             raise UsageError("a run of stages starts from fresh weights: leave [start] out.")
 
@@ -86,7 +91,11 @@ def stage_folder(out: Path, number: int, name: str) -> Path:
 
 
 def train_stages(
-    run: StagedRun, out: Path | str, overwrite: bool = False, train_one: TrainOne | None = None
+    run: StagedRun,
+    out: Path | str,
+    overwrite: bool = False,
+    train_one: TrainOne | None = None,
+    on_case: Callable[[str], None] = lambda text: None,
 ) -> TrainResult:
     """Train all stages in order into `out`/NUMBER-NAME; the same call resumes them.
 
@@ -96,6 +105,7 @@ def train_stages(
     Args:
         overwrite: delete the stages' runs, and start over.
         train_one: trains one stage into its folder; by default `train`.
+        on_case: called for each case that gets pseudo-labels.
 
     Raises:
         UsageError: `out` holds something else, or a run of other stages; otherwise see `train`.
@@ -106,11 +116,11 @@ def train_stages(
     check_folder(out, own=(RUN_FILE, LOCK, BEST, LAST))
     out.mkdir(parents=True, exist_ok=True)
     if not is_first_process():
-        return _all_trained(run, labels, out, one)
+        return _all_trained(run, labels, out, one, on_case)
     with lock_folder(out / LOCK, "another training writes to it. Wait for it to end, or choose another --out."):
         _check_same_stages(run, out, overwrite)
         write_atomically(out / RUN_FILE, run.to_toml().encode())
-        result = _all_trained(run, labels, out, one)
+        result = _all_trained(run, labels, out, one, on_case)
         if result.finished:
             for name in (BEST, LAST):
                 if (result.folder / name).is_file():
@@ -130,15 +140,31 @@ def _checked_labels(run: StagedRun) -> tuple[str, ...]:
     return labels
 
 
-def _all_trained(run: StagedRun, labels: tuple[str, ...], out: Path, train_one: TrainOne) -> TrainResult:
-    start = StartOptions()
+def _all_trained(
+    run: StagedRun, labels: tuple[str, ...], out: Path, train_one: TrainOne, on_case: Callable[[str], None]
+) -> TrainResult:
+    start, pseudo_labels = StartOptions(), ""
     for number, options in enumerate(run.stages, start=1):
         folder = stage_folder(out, number, options.stage)
-        result = train_one(replace(options, labels=labels, start=start), folder)
+        if options.stage == PSEUDO_LABEL:
+            _label(replace(options, labels=labels), Path(start.model), folder, on_case)
+            pseudo_labels = str(folder.resolve())
+            continue
+        meta = replace(options.meta, pseudo_labels=pseudo_labels if options.stage == "joint" else "")
+        result = train_one(replace(options, labels=labels, start=start, meta=meta), folder)
         if not result.finished:
             break
         start = StartOptions(str(folder.resolve()), grow=True)
     return result
+
+
+def _label(options: TrainOptions, model: Path, folder: Path, on_case: Callable[[str], None]) -> None:
+    """Write the pseudo-labels of the training cases with lesions."""
+    options, store = with_listed_labels(options)
+    lesions = branch_space(LabelSpace.of(options.labels, options.rest), "lesion")
+    cases = learnt_from(store, options.databases, lesions, options.stream.draw)
+    if is_first_process():
+        write_pseudo_labels(store, cases, model, folder, options.device, on_case)
 
 
 def _check_same_stages(run: StagedRun, out: Path, overwrite: bool) -> None:

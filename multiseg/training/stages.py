@@ -13,6 +13,7 @@ from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import Batch
 from multiseg.models.two_branch import ANATOMY_SEQUENCES, Branch, TwoBranch, branch_space
 from multiseg.training.objectives import Objective
+from multiseg.training.pseudo_labels import check_still
 from multiseg.training.run_folder import TrainOptions
 
 
@@ -60,10 +61,13 @@ class Stage:
 
 
 ALL = Stage()
+PSEUDO_LABEL = "pseudo_label"
+"""The stage that trains nothing: see `pseudo_labels.py`."""
 STAGES: dict[str, Stage] = {
     "pretrain_tissue": Stage("anatomy", ("anatomy",), ANATOMY_SEQUENCES),
     "pretrain_lesion": Stage("lesion", ("lesion",)),
     "cotrain": Stage("anatomy", ("anatomy",), ANATOMY_SEQUENCES, grafts=True),
+    PSEUDO_LABEL: Stage(),
     "joint": Stage("", ("anatomy", "attention", "head")),
 }
 
@@ -86,6 +90,12 @@ def check_stage(options: TrainOptions, num_processes: int) -> None:
             processes, the network is compiled, or an augmentation is the user's own.
     """
     stage = stage_named(options.stage, options.model.builder)
+    if options.stage == PSEUDO_LABEL:
+        raise UsageError("the stage pseudo_label trains nothing: it stands between two stages of a run file.")
+    if options.meta.pseudo_labels:
+        if options.stage != "joint":
+            raise UsageError(f"meta.pseudo_labels is for the stage joint, not for {options.stage!r}: leave it out.")
+        check_still(options.augment)
     if not stage.grafts:
         return
     if not options.databases:
