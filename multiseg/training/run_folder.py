@@ -43,9 +43,9 @@ FREE = frozenset(
         *(f"stream.{name}" for name in READING),
     }
 )
-"""Settings that may differ when a run resumes: they do not change what is learnt. The parent model and pseudo-labels may
-have moved; a digest shows that the model is the same. A new number of steps changes the schedule from then on, with a
-notice; it cannot be less than the steps done."""
+"""Settings that may differ when a run resumes: they do not change what is learnt. The parent model and pseudo-labels
+may have moved; a digest shows that the model is the same. A new number of steps changes the schedule from then on, with
+a notice; it cannot be less than the steps done."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +10,16 @@ import torch
 
 from multiseg.cli.app import run
 from multiseg.errors import UsageError
+from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.models.saved import load_model, load_weights, model_path
 from multiseg.training.fit import FitOptions
+from multiseg.training.meta import MetaOptions
 from multiseg.training.run import TrainResult, train
 from multiseg.training.run_folder import ModelOptions, TrainOptions
 from multiseg.training.staged_run import StagedRun, train_stages
+from multiseg.training.stages import STAGES, check_stage
 
 NAMES = ("pretrain_tissue", "pretrain_lesion", "joint")
 TISSUES = ("CSF", "grey matter", "white matter")
@@ -177,3 +180,48 @@ def test_invalid_stages(
     code, _, error = printed(RUN_FILE.replace(before, after), tmp_path, capsys)
     assert code == 2
     assert re.search(message, " ".join(error.split()))
+
+
+def test_the_run_file_of_the_guide_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (text,) = [block for block in re.findall(r"```toml\n(.*?)```", guide, re.DOTALL) if "[[stage]]" in block]
+    listed = text.replace("tissues+lesion", "lesion").replace('"lesion"]', '"lesion", "tissue:CSF"]')
+    code, printed_text, _ = printed(listed, tmp_path, capsys)
+    assert code == 0
+    assert [stage["name"] for stage in tomllib.loads(printed_text)["stage"]] == list(STAGES)
+    for name in STAGES:
+        assert f"| `{name}` |" in guide
+
+
+def test_every_setting_of_meta_learning_is_in_the_guide() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    _, _, below = guide.partition("| setting in `[meta]` | default | meaning |\n|---|---|---|\n")
+    rows = [line.split("|")[1:3] for line in below[: below.index("\n\n")].splitlines()]
+    said = {name.strip(" `"): tomllib.loads(f"it = {default}")["it"] for name, default in rows}
+    assert said == {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(MetaOptions()).items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage": "cotrain"}, "name the databases without lesions"),
+        ({"stage": "cotrain", "databases": ("alder",), "fit": FitOptions(compile=True)}, "no second derivative"),
+        ({"stage": "cotrain", "databases": ("a",), "augment": AugmentOptions(own="a:b")}, "cannot move the lesions"),
+        ({"stage": "pseudo_label"}, "trains nothing"),
+        ({"stage": "pretrain_lesion", "meta": MetaOptions(pseudo_labels="x")}, "is for the stage joint"),
+    ],
+)
+def test_options_that_do_not_fit_their_stage(changes: dict, message: str) -> None:
+    options = replace(options_of("x.zarr"), databases=())
+    with pytest.raises(UsageError, match=message):
+        check_stage(replace(options, **changes), 1)
+
+
+def test_cotrain_runs_in_one_process() -> None:
+    with pytest.raises(UsageError, match="runs in one process, but there are 2"):
+        check_stage(replace(options_of("x.zarr", "cotrain")), 2)
+
+
+def test_the_first_and_the_last_stage_train() -> None:
+    with pytest.raises(UsageError, match="the stages are pretrain_tissue, pseudo_label: the first and the last must"):
+        staged("x.zarr", ("pretrain_tissue", "pseudo_label"))
