@@ -39,7 +39,7 @@ class AdaptOptions:
 
     constants: tuple[float, ...] = CONSTANTS
     rate: float = 1e-4
-    num_steps: int = 20
+    num_steps: int = 10
 
 
 @dataclass(frozen=True, eq=False)
