@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from multiseg.store.sources.recognise import find_source
     from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
     from multiseg.training.fit import FitOptions
+    from multiseg.training.meta import MetaOptions
     from multiseg.training.optimisers import OptimiserOptions
     from multiseg.training.run import train
     from multiseg.training.run_folder import ModelOptions, TrainOptions
@@ -41,6 +42,7 @@ _HOMES = {
     "LabelSchema": "labels",
     "LabelSpace": "labels",
     "ModalityAxis": "modalities",
+    "MetaOptions": "training.meta",
     "ModelOptions": "training.run_folder",
     "OptimiserOptions": "training.optimisers",
     "PatchStream": "loaders.batches",
@@ -77,6 +79,7 @@ __all__ = [
     "LabelSchema",
     "LabelSpace",
     "ModalityAxis",
+    "MetaOptions",
     "ModelOptions",
     "OptimiserOptions",
     "PatchStream",
