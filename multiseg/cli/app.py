@@ -21,7 +21,7 @@ from multiseg.cli.experiment import experiment_command
 from multiseg.cli.federate.fed_app import federation_app
 from multiseg.cli.finetune import finetune_command
 from multiseg.cli.flag_groups import with_single_flags
-from multiseg.cli.graft import graft_command
+from multiseg.cli.graft_cases import graft_command
 from multiseg.cli.import_weights import import_weights_command
 from multiseg.cli.info import info_command
 from multiseg.cli.ingest import ingest_command
