@@ -144,8 +144,8 @@ def adapted(
 
 def adapting_parameters(network: TwoBranch) -> list[nn.Parameter]:
     """The parameters that are adapted: those of the anatomy branch's norms, and of its last block before the head."""
-    modules = [module for module in network.anatomy.modules() if isinstance(module, NORMS)]
-    modules.append(network.anatomy.last_block)
+    norms = [module for module in network.anatomy.modules() if isinstance(module, NORMS)]
+    modules: list[nn.Module] = [*norms, network.anatomy.last_block]
     return list({id(p): p for module in modules for p in module.parameters()}.values())
 
 
