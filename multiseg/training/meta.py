@@ -115,7 +115,7 @@ def _outer(
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     assert batch.donor is not None
     view = Branch(network, "anatomy")
-    parameters = {name: value for name, value in view.named_parameters() if value.requires_grad}
+    parameters: dict[str, Tensor] = {name: value for name, value in view.named_parameters() if value.requires_grad}
     lesion = batch.donor.lesion
     rows = lesion.flatten(1).any(dim=1)
     pasted = torch.where(rearrange(lesion, "b i j k -> b 1 i j k"), batch.donor.images, batch.images)[rows]
