@@ -76,12 +76,15 @@ def table(edge: int) -> Iterator[str]:
     yield f"| {' | '.join(TITLES)} |"
     yield f"|{'---|' * len(TITLES)}"
     yield row("multi_unet, one database", 1, figures("multi_unet", 1, edge))
-    for name in NETWORKS:
-        yield row(name, 6, figures(name, 6, edge))
+    whole = {name: figures(name, 6, edge) for name in NETWORKS}
+    for name, found in whole.items():
+        yield row(name, 6, found)
     one = torch.arange(6) == 0
     for name, network in NETWORKS.items():
-        if not network.uses_every_parameter:  # it computes only the sequences that are there
-            yield row(f"{name}, 1 present", 6, figures(name, 6, edge, one))
+        if not network.uses_every_parameter:  # perhaps it computes only the sequences that are there
+            found = figures(name, 6, edge, one)
+            if found.flop < whole[name].flop:
+                yield row(f"{name}, 1 present", 6, found)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from multiseg.store.sources.recognise import find_source
     from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
     from multiseg.training.fit import FitOptions
+    from multiseg.training.meta import MetaOptions
     from multiseg.training.optimisers import OptimiserOptions
     from multiseg.training.run import train
     from multiseg.training.run_folder import ModelOptions, TrainOptions
@@ -41,6 +42,7 @@ _HOMES = {
     "IngestOptions": "store.ingest.ingest_plan",
     "LabelSchema": "labels",
     "LabelSpace": "labels",
+    "MetaOptions": "training.meta",
     "ModalityAxis": "modalities",
     "ModelOptions": "training.run_folder",
     "OptimiserOptions": "training.optimisers",
@@ -77,6 +79,7 @@ __all__ = [
     "IngestOptions",
     "LabelSchema",
     "LabelSpace",
+    "MetaOptions",
     "ModalityAxis",
     "ModelOptions",
     "OptimiserOptions",

@@ -18,6 +18,7 @@ from multiseg.own import is_own
 from multiseg.training.objectives import OBJECTIVES
 from multiseg.training.optimisers import WEIGHT_DECAY
 from multiseg.training.run_folder import TrainOptions
+from multiseg.training.stages import check_stage_tables
 
 Options = TypeVar("Options")
 
@@ -82,12 +83,19 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """The tables of a training's run file.
+    """The tables of a training's run file; with stages, "stage" is a list of tables.
 
     Raises:
-        UsageError: it is missing, is not valid TOML, or has an unknown key.
+        UsageError: it is missing, is not valid TOML, or has an unknown key; or a stage is invalid.
     """
-    return read_settings(path, TrainOptions, "Print one with: multiseg train STORE --print-config")
+    settings = read_settings(path, TrainOptions, "Print one with: multiseg train STORE --print-config")
+    stages = settings.get("stage")
+    if isinstance(stages, list):
+        check_stage_tables(stages)
+        for table in stages:
+            own = {name: value for name, value in table.items() if name != "name"}
+            _refuse_unknown(own, TrainOptions, f"stage {table['name']}.")
+    return settings
 
 
 def read_settings(path: Path, options: type, hint: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiseg.cli.shared_flags import AsJson, Device, Fuse, Overwrite
+from multiseg.cli.shared_flags import Adapt, AsJson, Device, Fuse, Overwrite, checked_adapt
 from multiseg.errors import UsageError, few
 
 if TYPE_CHECKING:
@@ -38,12 +38,16 @@ class CaseFlags:
     zones: Annotated[
         bool, typer.Option("--zones", help="Also the Dice of tissues under the lesion, within 10 mm, and elsewhere.")
     ] = False
+    adapt: Adapt = "off"
 
     def options(self) -> EvaluateOptions:
         from multiseg.evaluation.evaluation_result import EvaluateOptions
 
         split, databases = "" if self.split == "all" else self.split, tuple(self.database or ())
-        return EvaluateOptions(split, databases, self.subsets, self.overlap, self.lesion_assumed, self.zones)
+        is_adapted = checked_adapt(self.adapt)
+        return EvaluateOptions(
+            split, databases, self.subsets, self.overlap, self.lesion_assumed, self.zones, is_adapted
+        )
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,9 @@ def _check_flags(runs: Sequence[Path], fuse: str, cases: CaseFlags, files: FileF
         raise UsageError(f"--predictions needs {', '.join(missing)}, too.")
     if runs:
         raise UsageError(f"evaluate either {runs[0]} or the files of --predictions, not both.")
-    if fuse or cases.subsets != CaseFlags.subsets or cases.overlap != CaseFlags.overlap:
-        raise UsageError("--fuse, --subsets and --overlap are for models: leave them out with --predictions.")
+    changed = any(getattr(cases, name) != getattr(CaseFlags, name) for name in ("subsets", "overlap", "adapt"))
+    if fuse or changed:
+        raise UsageError("--fuse, --adapt, --subsets and --overlap are for models: leave them out with --predictions.")
 
 
 @contextmanager
@@ -180,7 +185,7 @@ def _warn_of_removed(runs: Sequence[Path], store: str) -> None:
 
 def _default_folder(runs: Sequence[Path], name: str, cases: CaseFlags) -> Path:
     """Beside the first model; for files of a program beside the current folder's other results."""
-    databases = cases.database or []
+    databases = [*(cases.database or []), *(["adapted"] if checked_adapt(cases.adapt) else [])]
     if not runs:
         return Path(f"{_folder_name(cases.split, cases.store, databases)}-{name}")
     first, *others = runs

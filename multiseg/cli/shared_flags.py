@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from multiseg.errors import UsageError
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Overwrite existing files, except inputs and read-only files.")
@@ -24,3 +26,13 @@ Fuse = Annotated[
     str,
     typer.Option(help="Combine two models: lesion-over-tissue puts the lesions of one over the tissues of the other."),
 ]
+Adapt = Annotated[
+    str, typer.Option(help="on: adapt the anatomy branch of a two_branch model to each patient's lesion first; or off.")
+]
+
+
+def checked_adapt(adapt: str) -> bool:
+    """Whether --adapt is on; raises UsageError for any other word than on and off."""
+    if adapt not in ("on", "off"):
+        raise UsageError(f"--adapt is {adapt!r}: give on or off.")
+    return adapt == "on"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from multiseg.cli.shared_flags import AsJson
-from multiseg.cli.train_flags import TrainFlags, check_run_file, options_from, print_settings
+from multiseg.cli.train_flags import TrainFlags, check_run_file, print_settings, run_from
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,19 +59,39 @@ def train_command(
 
     torchrun --nproc-per-node 2 -m -- multiseg train brain.zarr --out runs/two-cards
     """
-    from multiseg.cli.console import print_json
+    from multiseg.cli.console import messages, print_json
     from multiseg.training.distributed import is_first_process
+    from multiseg.training.staged_run import StagedRun, stage_folder, train_stages
 
     names = [name.strip() for name in labels.split(",")] if labels else None
-    options = options_from(store, out, flags, {"labels": names, "model": {"builder": model}})
+    run = run_from(store, out, flags, {"labels": names, "model": {"builder": model}})
     if flags.print_config:
-        print_settings(_with_listed_labels(options), as_json)
+        if isinstance(run, StagedRun):
+            run = replace(run, whole=_with_listed_labels(run.whole))
+            # Stages have the labels of the run.
+            run = replace(run, stages=tuple(replace(stage, labels=run.whole.labels) for stage in run.stages))
+        else:
+            run = _with_listed_labels(run)
+        print_settings(run, as_json)
         return 0
     if out is None:
         raise UsageError("name a folder for the run: --out runs/NAME.")
-    if resume and not (out / "resume.pt").is_file():
-        raise UsageError(f"{out} has no run to resume (no resume.pt).")
-    result = train_shown(options, out, flags, as_json)
+    first = stage_folder(out, 1, run.stages[0].stage) if isinstance(run, StagedRun) else out
+    if resume and not (first / "resume.pt").is_file():
+        raise UsageError(f"{first} has no run to resume (no resume.pt).")
+    if isinstance(run, StagedRun):
+        check_run_file(flags.run, out, resumes=not flags.overwrite)
+
+        def stage_shown(options: TrainOptions, folder: Path) -> TrainResult:
+            messages(quiet=not is_first_process()).print(f"Stage {folder.name}", markup=False)
+            return train_shown(options, folder, flags, as_json)
+
+        def case_shown(text: str) -> None:
+            messages().print(text, soft_wrap=True, markup=False)
+
+        result = train_stages(run, out, flags.overwrite, stage_shown, case_shown)
+    else:
+        result = train_shown(run, out, flags, as_json)
     if as_json and is_first_process():
         print_json({"run": str(out), "step": result.step, "finished": result.finished, "best": result.best})
     return 0 if result.finished else 130

@@ -14,6 +14,7 @@ from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
     from multiseg.training.run_folder import TrainOptions
+    from multiseg.training.staged_run import StagedRun
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,44 @@ def options_from(store: str, out: Path | None, flags: TrainFlags, others: dict[s
     Raises:
         UsageError: no store is named, or a setting is invalid or would be ignored.
     """
+    from multiseg.training.staged_run import StagedRun
+
+    run = run_from(store, out, flags, others)
+    if isinstance(run, StagedRun):
+        raise UsageError(f"{flags.run} has stages, which only multiseg train takes: leave them out.")
+    return run
+
+
+def run_from(store: str, out: Path | None, flags: TrainFlags, others: dict[str, Any]) -> TrainOptions | StagedRun:
+    """As `options_from`, for a run file that may have stages; flags override every stage."""
+    from multiseg.config import merged, read_run_file
+    from multiseg.training.staged_run import StagedRun, stage_folder
+
+    file = read_run_file(flags.run) if flags.run else {}
+    if not isinstance(file.get("stage"), list):
+        return _options_of(file, store, out, flags, others)
+    tables = file.pop("stage")
+    whole = _options_of(file, store, None, flags, others)
+    stages = []
+    for number, table in enumerate(tables, start=1):
+        name = table["name"]
+        own = {"stage": name, **{key: value for key, value in table.items() if key != "name"}}
+        folder = stage_folder(out, number, name) if out else None
+        stages.append(_options_of(merged(file, own), store, folder, flags, others))
+    return StagedRun(whole, tuple(stages))
+
+
+def _options_of(
+    file: dict[str, Any], store: str, out: Path | None, flags: TrainFlags, others: dict[str, Any]
+) -> TrainOptions:
+    """The options from the settings of a run file; see `options_from`."""
     import torch
 
-    from multiseg.config import defaults, merged, read_run_file, to_options
+    from multiseg.config import defaults, merged, to_options
     from multiseg.store.hierarchy import is_remote
     from multiseg.training.run_folder import held_settings
 
-    file = read_run_file(flags.run) if flags.run else {}
+    file = dict(file)
     if flags.augment:
         file.pop("augment", None)  # its numbers adjust the preset of the file, not that of the flag
     settings = merged(file, {**flags.settings(), **others, "store": store or None})
@@ -129,12 +161,15 @@ def check_run_file(run: Path | None, out: Path, resumes: bool) -> None:
         )
 
 
-def print_settings(options: TrainOptions, as_json: bool) -> None:
+def print_settings(options: TrainOptions | StagedRun, as_json: bool) -> None:
     """Print all settings, as a run file or as JSON."""
     from multiseg.cli.console import print_json
     from multiseg.training.run_folder import to_toml, with_all_seeds
+    from multiseg.training.staged_run import StagedRun
 
-    if as_json:
+    if isinstance(options, StagedRun):
+        print_json(options.to_json()) if as_json else typer.echo(options.to_toml(), nl=False)
+    elif as_json:
         print_json(asdict(with_all_seeds(options)))
     else:
         typer.echo(to_toml(options), nl=False)

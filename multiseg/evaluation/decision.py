@@ -23,13 +23,13 @@ Lesions come before tissues, as in a target. A single structure wins from 0.5 on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
-from multiseg.labels import LabelSpace
+from multiseg.labels import KINDS, LabelSpace
 
 
 def decide(
@@ -54,6 +54,18 @@ def decide(
         labels[wins] = index[is_lesion][lesions.argmax(axis=0)[wins]]
     labels[~brain] = 0
     return labels
+
+
+def majority(answers: Sequence[UInt8[np.ndarray, "i j k"]], space: LabelSpace) -> UInt8[np.ndarray, "i j k"]:
+    """The label that most answers give each voxel. In a tie lesions come before tissues, and these before background;
+    among lesions, and among tissues, the first of the space."""
+    lesions, tissues = (
+        [index for index, label in enumerate(space.labels, start=1) if label.kind == kind] for kind in KINDS
+    )
+    order = np.array([*lesions, *tissues, 0], dtype=np.uint8)
+    votes = np.stack([sum((answer == label).astype(np.uint16) for answer in answers) for label in order])
+    winners: UInt8[np.ndarray, "i j k"] = order[votes.argmax(axis=0)]
+    return winners
 
 
 def brain_of(images: Iterable[Float[np.ndarray, "i j k"]]) -> Bool[np.ndarray, "i j k"]:

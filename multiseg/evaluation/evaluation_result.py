@@ -36,6 +36,8 @@ class EvaluateOptions:
         lesion_assumed: whether the annotated lesions are put into every prediction first, so that the tissues are
             measured where there is no lesion; with a label space without lesions, their voxels are ignored.
         zones: whether tissues also get a Dice under the lesion, near it and elsewhere, see `zones`.
+        adapt: whether a two_branch model is adapted to each case and subset first, see `adaptation`, with the lesion
+            that it finds.
     """
 
     split: str = "test"
@@ -44,6 +46,7 @@ class EvaluateOptions:
     overlap: float = 0.5
     lesion_assumed: bool = False
     zones: bool = False
+    adapt: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "databases", as_names(self.databases))

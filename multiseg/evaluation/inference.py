@@ -41,22 +41,22 @@ def predict_volume(
     windows_at_once = windows_at_once or max(1, VOXELS_AT_ONCE // math.prod(patch))
     device = next(network.parameters()).device
     given = torch.from_numpy(np.where(present[:, None, None, None], images, 0).astype(np.float32))
-    volume, pads = _padded(given, patch)
+    volume, pads = padded(given, patch)
     weight = _gaussian(patch)
     flags = torch.from_numpy(present).to(device)
     total: Tensor | None = None
     weights = torch.zeros(volume.shape[1:])
-    corners = [c for c in window_corners(tuple(volume.shape[1:]), patch, overlap) if _part(volume, c, patch).any()]
+    corners = [c for c in window_corners(tuple(volume.shape[1:]), patch, overlap) if part_of(volume, c, patch).any()]
     with torch.inference_mode():
         for start in range(0, len(corners), windows_at_once):
             batch = corners[start : start + windows_at_once]
-            windows = torch.stack([_part(volume, corner, patch) for corner in batch]).to(device)
+            windows = torch.stack([part_of(volume, corner, patch) for corner in batch]).to(device)
             logits = network(windows, flags.expand(len(batch), -1))
             if total is None:
                 total = torch.zeros(logits.shape[1], *volume.shape[1:])
             for corner, window_logits in zip(batch, logits.float().cpu(), strict=True):
-                _part(total, corner, patch).addcmul_(window_logits, weight)
-                _part(weights[None], corner, patch).add_(weight)
+                part_of(total, corner, patch).addcmul_(window_logits, weight)
+                part_of(weights[None], corner, patch).add_(weight)
     if total is None:
         return np.zeros((_num_labels(network, len(images), patch, device), *images.shape[1:]), dtype=np.float32)
     part = tuple(slice(pad, pad + n) for pad, n in zip(pads, images.shape[1:], strict=True))
@@ -88,12 +88,13 @@ def _num_labels(network: nn.Module, num_modalities: int, patch: Index3, device: 
         return log_probabilities(network(images, present)).shape[1] - 1
 
 
-def _part(volume: Tensor, corner: Index3, patch: Index3) -> Tensor:
+def part_of(volume: Tensor, corner: Index3, patch: Index3) -> Tensor:
+    """The window at a corner of a volume with one axis before those of space; it shares its memory."""
     (i, j, k), (di, dj, dk) = corner, patch
     return volume[:, i : i + di, j : j + dj, k : k + dk]
 
 
-def _padded(volume: Tensor, patch: Index3) -> tuple[Tensor, Index3]:
+def padded(volume: Tensor, patch: Index3) -> tuple[Tensor, Index3]:
     """The volume padded to at least one patch, with the case in the middle as in training, and the padding before."""
     missing = [max(0, p - n) for n, p in zip(volume.shape[1:], patch, strict=True)]
     before = [(m + 1) // 2 for m in missing]

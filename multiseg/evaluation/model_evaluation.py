@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
+from multiseg.evaluation.adaptation import adapted, check_adaptable, lesion_of
 from multiseg.evaluation.comparison import (
     COLUMNS,
     POLICY,
@@ -75,6 +76,8 @@ def evaluate(
     check_subsets(options.subsets)
     own = named_metrics(metrics)
     model = run if isinstance(run, Model) else load_model(run, device)
+    if options.adapt:
+        check_adaptable(model)
     if not isinstance(store, Store):
         store = open_store(store or store_of_run(run))
     check_spacing(model.info, store)
@@ -95,7 +98,7 @@ def evaluate(
             done.add(_key(case), list(_rows(model, loaded, options, own)))
         num_seen[case.database] += 1
         if num_seen[case.database] <= MONTAGE_CASES:
-            panels.append(_panel(model, loaded, options.overlap))
+            panels.append(_panel(model, loaded, options))
     table = pd.DataFrame([_with_learnt(model, case, row) for case in cases for row in done.rows[_key(case)]])
     return Evaluation(
         cases=table,
@@ -230,7 +233,7 @@ def _rows(
     model: Model, loaded: _Loaded, options: EvaluateOptions, own: Mapping[str, Metric]
 ) -> Iterator[dict[str, Any]]:
     for subset in chosen_subsets(options.subsets, loaded.usable):
-        predicted = _segmented(model, loaded, subset, options.overlap)
+        predicted = _segmented(model, loaded, subset, options)
         for row in compared_rows(loaded.case, loaded.truth, predicted, model.info.space, own):
             row |= zone_values(loaded.zones, predicted, str(row["label"]), model.info.space)
             yield {**row, "modalities": "+".join(subset), "num_modalities": len(subset)}
@@ -241,23 +244,29 @@ def answered(
 ) -> tuple[dict[str, Float[np.ndarray, "i j k"]], Truth, UInt8[np.ndarray, "i j k"]]:
     """A case's sequences that the model knows, its truth in the model's label space, and the answer from them."""
     loaded = _load(model, store, case, EvaluateOptions())
-    return loaded.shown, loaded.truth, _segmented(model, loaded, loaded.usable, overlap)
+    return loaded.shown, loaded.truth, _segmented(model, loaded, loaded.usable, EvaluateOptions(overlap=overlap))
 
 
-def _panel(model: Model, loaded: _Loaded, overlap: float) -> CasePanel:
+def _panel(model: Model, loaded: _Loaded, options: EvaluateOptions) -> CasePanel:
     """A picture of the prediction from all usable sequences of the case."""
     case = loaded.case
     learnt = {TRAIN: ", trained on", VAL: ", chosen by"}.get(how_learnt(model.learnt, case.content.values()), "")
-    predicted = _segmented(model, loaded, loaded.usable, overlap)
+    predicted = _segmented(model, loaded, loaded.usable, options)
     return compared_panel(
         f"{case.database}/{case.name}", case.pathology, loaded.shown, loaded.truth.target, predicted,
         model.info.space.names, loaded.truth.annotated, case.grid.spacing_mm, learnt,
     )  # fmt: skip
 
 
-def _segmented(model: Model, loaded: _Loaded, subset: Sequence[str], overlap: float) -> UInt8[np.ndarray, "i j k"]:
+def _segmented(
+    model: Model, loaded: _Loaded, subset: Sequence[str], options: EvaluateOptions
+) -> UInt8[np.ndarray, "i j k"]:
     brain = brain_of(loaded.shown[name] for name in subset)
-    return loaded.truth.completed(segment(model, loaded.images, subset, overlap, brain))
+    if options.adapt:
+        present = np.isin(model.info.axis.names, subset)
+        lesion = lesion_of(model, loaded.images, present, options.overlap)
+        model = adapted(model, loaded.images, present, lesion).model
+    return loaded.truth.completed(segment(model, loaded.images, subset, options.overlap, brain))
 
 
 def segment(

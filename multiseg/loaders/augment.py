@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from multiseg.errors import UsageError
-from multiseg.loaders.batches import Batch
+from multiseg.loaders.batches import Batch, Donor
 from multiseg.loaders.intensity_adjustment import Adjustment, Bias, Coarse, Noise, adjust
 from multiseg.loaders.mirror import exchanged
 from multiseg.loaders.spatial import Elastic, Movement, move, rotation
@@ -221,7 +221,16 @@ def augment(batch: Batch, options: AugmentOptions) -> Batch:
             for channel in channels:
                 if not adjustments[channel].is_none:
                     images[n, channel] = adjust(images[n, channel], adjustments[channel])
-    return replace(batch, images=images, target=target, annotated=annotated)
+    return replace(batch, images=images, target=target, annotated=annotated, donor=_augmented_donor(batch, options))
+
+
+def _augmented_donor(batch: Batch, options: AugmentOptions) -> Donor | None:
+    """The donor of a batch, moved and adjusted like the patches: what is drawn depends only on their (epoch, index)."""
+    if batch.donor is None:
+        return None
+    lesion = batch.donor.lesion.to(torch.uint8)
+    moved = augment(replace(batch, images=batch.donor.images, target=lesion, mirrored=(), donor=None), options)
+    return Donor(moved.images, moved.target == 1)
 
 
 def draw(

@@ -40,6 +40,19 @@ FAR_PATCHES = 8
 
 
 @dataclass(frozen=True, eq=False)
+class Donor:
+    """For each patch of a batch, the lesion that may be pasted into it.
+
+    Attributes:
+        images: with the lesion, on the same axis and grid.
+        lesion: the voxels to paste.
+    """
+
+    images: Float[Tensor, "batch modality i j k"]
+    lesion: Bool[Tensor, "batch i j k"]
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Patches of several databases on one modality axis and in one label space.
 
@@ -56,6 +69,8 @@ class Batch:
             if no label has a side.
         tissues: the labels of the space, counted from 0, that are tissues; all others are lesions.
         sequences: the names of the channels; empty if nobody told.
+        donor: lesions to paste into the patches, if there are any.
+        soft: a probability of every class, background first, as target; None if `target` says all.
     """
 
     images: Float[Tensor, "batch modality i j k"]
@@ -69,6 +84,8 @@ class Batch:
     mirrored: tuple[int, ...] = ()
     tissues: tuple[int, ...] = ()
     sequences: tuple[str, ...] = ()
+    donor: Donor | None = None
+    soft: Float[Tensor, "batch class i j k"] | None = None
 
     def __repr__(self) -> str:
         shape = " ".join(str(n) for n in self.images.shape)
@@ -86,6 +103,13 @@ class Batch:
             present=self.present.to(device, non_blocking=True),
             target=self.target.to(device, non_blocking=True),
             annotated=self.annotated.to(device, non_blocking=True),
+            donor=None
+            if self.donor is None
+            else Donor(
+                self.donor.images.to(device, non_blocking=True).float(),
+                self.donor.lesion.to(device, non_blocking=True),
+            ),
+            soft=None if self.soft is None else self.soft.to(device, non_blocking=True),
         )
 
 
@@ -152,6 +176,9 @@ class PatchStream(IterableDataset[Batch]):
     torch IterableDataset for a DataLoader (with batch_size=None; slower, since a DataLoader copies batches between
     processes).
 
+    Args:
+        sequences: of the axis, those that are shown; empty for all.
+
     Raises:
         DataError: no case of the split is in the store, or none has a structure of the label space.
         UsageError: an option is out of its range, or cases have lesion structures that the space neither lists nor
@@ -167,6 +194,7 @@ class PatchStream(IterableDataset[Batch]):
         split: str = "train",
         databases: str | Sequence[str] = (),
         share: Share | None = None,
+        sequences: Sequence[str] = (),
     ) -> None:
         self.options = options or StreamOptions()
         self.options.check()
@@ -176,12 +204,13 @@ class PatchStream(IterableDataset[Batch]):
         self.axis = axis
         self.space = space
         self._mirrored = mirrored(space)
-        usable = [_narrowed(case, axis) for case in select(store, databases, split=split)]
+        self.sequences = tuple(name for name in axis if not sequences or name in sequences)
+        usable = [_narrowed(case, self.sequences) for case in select(store, databases, split=split)]
         usable = [case for case in usable if case.modalities and self._is_annotated(store, case)]
         if not usable:
             raise DataError(
                 f"{store.url} has no {split} case with the structures {', '.join(space.names)} "
-                f"and one of the sequences {', '.join(axis)}. See: multiseg info {store.url}."
+                f"and one of the sequences {', '.join(self.sequences)}. See: multiseg info {store.url}."
             )
         names = list(dict.fromkeys(case.database for case in usable))
         draw = self.options.draw
@@ -324,10 +353,10 @@ def _check_divides(num_patches: int, names: Sequence[str]) -> None:
         )
 
 
-def _narrowed(case: Case, axis: ModalityAxis) -> Case:
-    """The case with only the sequences on the axis, in the order of the axis, so that modality drop does not depend on
-    the order in the store."""
-    return replace(case, modalities=tuple(name for name in axis if name in case.modalities))
+def _narrowed(case: Case, sequences: Sequence[str]) -> Case:
+    """The case with only these sequences, in their order, so that modality drop does not depend on the order in the
+    store."""
+    return replace(case, modalities=tuple(name for name in sequences if name in case.modalities))
 
 
 def _crew(work: Work, options: StreamOptions, workers: int) -> Crew:

@@ -10,9 +10,12 @@ from typing import Any, TypeAlias, get_type_hints
 from torch import nn
 
 from multiseg.errors import UsageError
+from multiseg.labels import LabelSpace
+from multiseg.modalities import ModalityAxis
 from multiseg.models.fusion import HemisUnet, LFUNet, MAFUnet
 from multiseg.models.highres3d import HighRes3DHetero
 from multiseg.models.progressive import ProgressiveUnet
+from multiseg.models.two_branch import TwoBranch, numbers_from
 from multiseg.models.unet import MultiUnet
 from multiseg.models.unet_hetero import UnetHetero
 from multiseg.models.unet_plus import MultiUnetPlus
@@ -59,6 +62,7 @@ class Network:
         uses_every_parameter: whether every batch uses all parameters, for any set of sequences.
         trained_first: the network whose trained weights it is built on; "" if it can be trained from scratch.
         cost: time of a step on a CPU at scale small, relative to Multi-Unet; only estimates of time use it.
+        finds: gives the numbers that follow from the modality axis and the label space of the first training.
     """
 
     module: type[nn.Module]
@@ -73,6 +77,7 @@ class Network:
     uses_every_parameter: bool = True
     trained_first: str = ""
     cost: float = 1.0
+    finds: Callable[[ModalityAxis, LabelSpace], dict[str, Any]] | None = None
 
     def __call__(
         self, num_modalities: int, num_logits: int, widths: Sequence[int] | None = None, **numbers: Any
@@ -126,6 +131,18 @@ hemis = Network(
     uses_every_parameter=False,
     cost=2.0,
 )
+# Its training is a list of stages, which a federation does not have.
+two_branch = Network(
+    TwoBranch,
+    None,
+    dropout=0.0,
+    norm="instance_affine",
+    cpu_dropout=0.0,
+    cuda_parts=5,
+    is_bounded=True,
+    uses_every_parameter=False,
+    finds=numbers_from,
+)
 multi_unet_plus = Network(
     MultiUnetPlus,
     PartRules(
@@ -176,6 +193,7 @@ NETWORKS: dict[str, Network] = {
     "lf_unet": lf_unet,
     "maf_unet": maf_unet,
     "hemis": hemis,
+    "two_branch": two_branch,
     "multi_unet_plus": multi_unet_plus,
     "unet_sum": unet_sum,
     "highres3d_hetero": highres3d_hetero,

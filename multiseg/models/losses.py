@@ -177,3 +177,21 @@ def weights_by_kind(num_labels: int, tissues: Sequence[int]) -> Float[Tensor, " 
     is_tissue = [label in tissues for label in range(num_labels)]
     num_kinds = len(set(is_tissue))
     return torch.tensor([1 / (num_kinds * is_tissue.count(kind)) for kind in is_tissue])
+
+
+def consistency_loss(
+    p: Float[Tensor, "batch class i j k"], q: Float[Tensor, "batch class i j k"], eps: float = 1e-5
+) -> Float[Tensor, ""]:
+    """One minus the soft Dice overlap of two answers, over all voxels of the batch, averaged over the structures.
+
+    With p and q the probabilities of two answers (Himmetoglu et al. 2025, equation 5):
+        loss = 1 - mean over structures[(2 sum p q + eps) / (sum p + sum q + eps)]
+    Background, class 0, is left out. Two equal answers have a loss of 0 only if they are certain everywhere.
+
+    Args:
+        eps: keeps 0/0 at a loss of 0 where both answers leave out a structure.
+    """
+    p, q = p[:, 1:], q[:, 1:]
+    both = reduce(p * q, "b l i j k -> l", "sum")
+    total = reduce(p, "b l i j k -> l", "sum") + reduce(q, "b l i j k -> l", "sum")
+    return 1 - ((2 * both + eps) / (total + eps)).mean()

@@ -42,6 +42,13 @@ class MultiUnet(nn.Module):
         """The last convolution, from features to logits."""
         return last_convolution(self.decoder)
 
+    @property
+    def last_block(self) -> nn.Module:
+        """The block before the last convolution."""
+        last = self.decoder[-1]
+        assert isinstance(last, UpStage)
+        return last.keep
+
     def features(self, x: Float[Tensor, "batch modality i j k"]) -> Float[Tensor, "batch width i j k"]:
         """The input of the last convolution, on the grid of the images."""
         features = encode(self.encoder, x)

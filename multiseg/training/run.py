@@ -13,17 +13,19 @@ from typing import Any
 import torch
 
 from multiseg.allocator import keep_memory
-from multiseg.errors import DataError, UsageError
+from multiseg.errors import DataError, UsageError, few
 from multiseg.evaluation.model_evaluation import check_spacing
 from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import PatchStream, Share
 from multiseg.loaders.draw import DrawOptions, chosen
+from multiseg.loaders.graft import Grafts
 from multiseg.loaders.mirror import check_sides
 from multiseg.loaders.transform import Transform
-from multiseg.modalities import ModalityAxis
+from multiseg.modalities import ModalityAxis, as_names
 from multiseg.models.builders import NETWORKS, Builder, build
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
+from multiseg.models.two_branch import TwoBranch
 from multiseg.own import is_own
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
@@ -36,17 +38,21 @@ from multiseg.store.structures import (
     structures_of,
     written,
 )
+from multiseg.training.anchors import check_anchor, put_anchor
 from multiseg.training.checkpoint import RESUME, TrainState, generators, save_state
 from multiseg.training.class_weights import class_weights
 from multiseg.training.distributed import Peers, joined
 from multiseg.training.event_log import EventLog
-from multiseg.training.events import Event
-from multiseg.training.fit import Hooks, consistency_of, fit
+from multiseg.training.events import Event, Noted
+from multiseg.training.fit import Hooks, Stream, consistency_of, fit
+from multiseg.training.meta import GraftStream, meta_objective
 from multiseg.training.numerics import precision
 from multiseg.training.objectives import Objective, OwnObjective, objective_named
 from multiseg.training.optimisers import OwnOptimiser, make_optimiser
+from multiseg.training.pseudo_labels import PseudoLabels, SoftStream, soft_dice
 from multiseg.training.resume import begin, lessons_of
 from multiseg.training.run_folder import ModelOptions, TrainOptions, claimed_folder, flat, numbers_of, with_all_seeds
+from multiseg.training.stages import check_stage, stage_named
 from multiseg.training.start import Parent, arrange_channels, descended, parent_of, take_weights
 from multiseg.training.trackers import check_trackers, tracked
 from multiseg.training.trial import OwnParts, split_own, try_out, warn_if_not_importable
@@ -118,36 +124,45 @@ def train(
                 _check_is_parents_network(options, parent.info)
             options = inherited(options, parent.info)
         options = with_all_seeds(options)
+        stage = stage_named(options.stage, options.model.builder)
+        check_stage(options, peers.num)
         options, store = with_listed_labels(options)
         own.check(options)
         check_trackers(options.track)
-        info, stream = _prepared(options, store, parent, peers.share)
+        info, stream, grafts = _prepared(options, store, parent, peers.share)
+        answered = replace(info, space=stream.space)
         state = _fresh_state(options, own, info, parent, device)
+        stage.freeze(state.network)
+        if options.meta.anchor:
+            assert isinstance(state.network, TwoBranch)
+            put_anchor(state.network, store, options.meta.anchor, info)
         try_out(state.network, own, options, info)
         if peers.is_first:
             warn_if_not_importable(own)
         peers.diversify_seeds(options.seed)
         names = [name for name in stream.plan.cases if options.stream.draw.weights.get(name, 1) > 0]
         drawn = [case for name in names for case in stream.plan.cases[name]]
-        held_out = validation_cases(store, info, names, options.fit.validation_cases)
-        lessons = lessons_of(store, drawn, held_out, parent, accept_changes)
+        donated = grafts.cases if grafts else ()
+        held_out = validation_cases(store, answered, names, options.fit.validation_cases)
+        lessons = lessons_of(store, [*drawn, *donated], held_out, parent, accept_changes)
         with _claimed(Path(out), options, overwrite, peers):
             begun = begin(Path(out), state, info, options, lessons, peers)
             steps_before = state.step
             if peers.is_first:
                 on_start(info)
             with stop_on_signals() as should_stop, _reported(Path(out), state, options, peers, on_event) as report:
-                for note in begun.notes:
+                for note in (*begun.notes, *(_healthy_doubts(store, drawn, state.step) if grafts else ())):
                     report(note)
                 hooks = Hooks(
                     report,
-                    validate=lambda: validate(state.model, info, store, held_out, should_stop, peers),
+                    validate=lambda: validate(stage.view(state.model), answered, store, held_out, should_stop, peers),
                     save=lambda is_best: _save(Path(out), state, (info, begun.learnt), is_best, peers),
                     should_stop=should_stop,
-                    objective=_objective(options, own, store, drawn, info.space),
+                    objective=_staged_objective(options, own, store, drawn, stream.space),
                     transform=own.augment,
                 )
-                finished = fit(state, stream, options.fit, hooks, options.augment, peers)
+                source = _source(options, store, stream, grafts)
+                finished = fit(state, source, options.fit, hooks, options.augment, peers)
     return TrainResult(Path(out), state.step, finished, state.best, tuple(state.history), steps_before)
 
 
@@ -198,9 +213,9 @@ def _check_is_elsewhere(model: Path, out: Path) -> None:
 def inherited(options: TrainOptions, parent: ModelInfo) -> TrainOptions:
     """The options with the labels and the network of the parent model; also with its `rest`, unless they set it."""
     labels = tuple(written(label.kind, label.name, label.pathology) for label in parent.space.labels)
-    numbers = {name: value for name, value in parent.numbers.items() if name != "first_modalities"}
+    numbers = {name: value for name, value in parent.numbers.items() if name in ("widths", "dropout", "norm")}
     if is_own(parent.builder):
-        model = ModelOptions(parent.builder, numbers=numbers)
+        model = ModelOptions(parent.builder, numbers=parent.numbers)
     else:
         model = ModelOptions(parent.builder, **{**numbers, "widths": tuple(numbers["widths"])})
     return replace(options, labels=labels, rest=options.rest or parent.space.rest, model=model)
@@ -214,6 +229,28 @@ def _objective(
         raise UsageError("fit.class_weights has no effect on an objective of your own: leave it out.")
     term = consistency_of(options.fit, options.augment.seed)
     return own.objective or objective_named(options.fit.objective, weights, term)
+
+
+def _staged_objective(
+    options: TrainOptions, own: OwnParts, store: Store, cases: Sequence[Case], space: LabelSpace
+) -> Objective:
+    """The objective of the options' stage."""
+    stage = stage_named(options.stage, options.model.builder)
+    if stage.grafts:
+        return meta_objective(options.meta, options.seed)
+    if options.meta.pseudo_labels:
+        return soft_dice
+    return stage.objective(_objective(options, own, store, cases, space))
+
+
+def _source(options: TrainOptions, store: Store, stream: PatchStream, grafts: Grafts | None) -> Stream:
+    """The batches of the options' stage."""
+    if grafts:
+        return GraftStream(stream, grafts)
+    if options.meta.pseudo_labels:
+        folder = Path(options.meta.pseudo_labels)
+        return SoftStream(stream, PseudoLabels(store, stream.plan.numbered, folder, stream.space))
+    return stream
 
 
 def with_listed_labels(options: TrainOptions) -> tuple[TrainOptions, Store]:
@@ -231,33 +268,87 @@ def with_listed_labels(options: TrainOptions) -> tuple[TrainOptions, Store]:
 
 def _prepared(
     options: TrainOptions, store: Store, parent: Parent | None, share: Share
-) -> tuple[ModelInfo, PatchStream]:
-    """What the model will be, and the stream of patches that it will learn from."""
+) -> tuple[ModelInfo, PatchStream, Grafts | None]:
+    """What the model will be, the stream of patches that it will learn from, and that of lesions to paste, if any."""
     space = LabelSpace.of(options.labels, options.rest)
     if options.augment.flip_probability:
         check_sides(space)
     if parent is None:
-        cases = _weighted_cases(store, options.databases, options.stream.draw)
-        schemas = schemas_of(store, cases)
-        where = f"the training data of {store.url}"
-        check_named(space, structures_of(schemas), where, pathologies_of(store, schemas))
-    used = learnt_from(store, options.databases, space, options.stream.draw)
+        check_structures(space, store, () if options.stage else options.databases, options.stream.draw)
+    stage = stage_named(options.stage, options.model.builder)
+    learnt = stage.space(space)
+    used = learnt_from(store, options.databases, learnt, options.stream.draw)
     if not used:
         raise DataError(
-            f"{store.url} has no train case that is annotated for {', '.join(space.names)}. "
+            f"{store.url} has no train case that is annotated for {', '.join(learnt.names)}. "
             f"See: multiseg info {store.url}."
         )
-    axis = ModalityAxis.union(case.modalities for case in used)
-    if parent is None:
-        builder = options.model.builder
-        if builder in NETWORKS and NETWORKS[builder].trained_first:
-            raise UsageError(f"a {builder} network is built on a trained one: multiseg finetune --progressive.")
-        stream = PatchStream(store, axis, space, options.stream, databases=options.databases, share=share)
-        return _info(options, store, stream), stream
-    check_spacing(parent.info, store)
-    channels = arrange_channels(parent.info, axis, options.start)
-    stream = PatchStream(store, channels.axis, space, options.stream, databases=options.databases, share=share)
-    return descended(_info(options, store, stream), parent, channels, options.start), stream
+    axis = ModalityAxis.union(
+        [name for name in case.modalities if name in (stage.sequences or case.modalities)] for case in used
+    )
+    if parent is not None:
+        check_spacing(parent.info, store)
+        channels = arrange_channels(parent.info, axis, options.start)
+        axis = channels.axis
+    stream = PatchStream(
+        store, axis, learnt, options.stream, databases=options.databases, share=share, sequences=stage.sequences
+    )
+    grafts = _grafts(options, store, axis) if stage.grafts else None
+    info = _info(options, store, stream, space, grafts)
+    if options.meta.anchor:
+        check_anchor(store, options.meta.anchor, options.model.builder)
+        info = replace(info, numbers={**info.numbers, "anchor": list(info.patch)})
+    if parent is not None:
+        return descended(info, parent, channels, options.start), stream, grafts
+    builder = options.model.builder
+    if builder in NETWORKS and NETWORKS[builder].trained_first:
+        raise UsageError(f"a {builder} network is built on a trained one: multiseg finetune --progressive.")
+    finds = NETWORKS[builder].finds if builder in NETWORKS else None
+    found = finds(axis, space) if finds else {}
+    return replace(info, numbers={**info.numbers, **found}), stream, grafts
+
+
+def _grafts(options: TrainOptions, store: Store, axis: ModalityAxis) -> Grafts:
+    """The source of lesions that are pasted into healthy patches."""
+    into = as_names(options.databases)
+    others = [name for name in store if name not in into and store[name].template is not None]
+    lesions = as_names(options.meta.donors) or tuple(
+        name for name in others if any(_has_lesion(store, case) for case in select(store, [name], split="train"))
+    )
+    if not lesions:
+        raise DataError(
+            f"{store.url} has no lesions to paste into {', '.join(into)}: ingest patients, too, with --template."
+        )
+    return Grafts(store, axis, lesions, into, seed=options.stream.draw.seed or 0)
+
+
+def _healthy_doubts(store: Store, cases: Sequence[Case], step: int) -> tuple[Noted, ...]:
+    """A notice if cases into which lesions are pasted have annotated lesions of their own."""
+    names = [f"{case.database}/{case.name}" for case in cases if _has_lesion(store, case)]
+    if not names:
+        return ()
+    text = (
+        f"{len(names)} of the {len(cases)} cases that count as healthy have lesions of their own ({few(names)}): the "
+        "network learns that their tissues look like this."
+    )
+    return (Noted(step, "HEALTHY_LESIONS", text, tuple(names)),)
+
+
+def _has_lesion(store: Store, case: Case) -> bool:
+    schemas = store[case.database].schemas.values()
+    return any(
+        counts[code] > 0
+        for schema, counts in zip(schemas, case.foreground_count.tolist(), strict=True)
+        for code, structure in enumerate(schema.structures)
+        if structure.kind == "lesion"
+    )
+
+
+def check_structures(space: LabelSpace, store: Store, databases: Sequence[str], draw: DrawOptions) -> None:
+    """Raises UsageError if no training case of the databases is annotated for a structure of the space."""
+    schemas = schemas_of(store, _weighted_cases(store, databases, draw))
+    where = f"the training data of {store.url}"
+    check_named(space, structures_of(schemas), where, pathologies_of(store, schemas))
 
 
 def _weighted_cases(store: Store, databases: Sequence[str], draw: DrawOptions) -> list[Case]:
@@ -287,19 +378,30 @@ def _save(out: Path, state: TrainState, about: tuple[ModelInfo, LearntScans], is
     peers.gather(None)  # no process continues or ends before the files are written
 
 
-def _info(options: TrainOptions, store: Store, stream: PatchStream) -> ModelInfo:
+def _info(
+    options: TrainOptions, store: Store, stream: PatchStream, space: LabelSpace, grafts: Grafts | None
+) -> ModelInfo:
     weights = options.stream.draw.weights
-    by_database = {name: cases for name, cases in stream.plan.cases.items() if weights.get(name, 1) > 0}
+    by_database = {
+        name: {case.name: case for case in cases}
+        for name, cases in stream.plan.cases.items()
+        if weights.get(name, 1) > 0
+    }
+    for case in grafts.cases if grafts else ():
+        shown = tuple(name for name in case.modalities if name in stream.sequences)
+        by_database.setdefault(case.database, {})[case.name] = replace(case, modalities=shown)
     return ModelInfo(
         builder=options.model.builder,
         numbers=numbers_of(options.model),
         axis=stream.axis,
-        space=stream.space,
+        space=space,
         spacing_mm=store.spacing_mm,
         patch=options.stream.draw.patch,
         trained_on={
             sequence: tuple(
-                name for name, cases in by_database.items() if any(sequence in case.modalities for case in cases)
+                name
+                for name, cases in by_database.items()
+                if any(sequence in case.modalities for case in cases.values())
             )
             for sequence in stream.axis
         },

@@ -22,6 +22,7 @@ from multiseg.models.saved import BEST, LAST
 from multiseg.own import is_own
 from multiseg.training.checkpoint import RESUME
 from multiseg.training.fit import FitOptions
+from multiseg.training.meta import MetaOptions
 from multiseg.training.optimisers import OptimiserOptions
 from multiseg.training.run_data import DATA
 from multiseg.training.start import StartOptions
@@ -35,15 +36,16 @@ FREE = frozenset(
     {
         "device",
         "start.model",
+        "meta.pseudo_labels",
         *(f"track.{field.name}" for field in fields(TrackOptions)),
         "fit.num_steps",
         *(f"fit.{name}" for name in COMPUTING),
         *(f"stream.{name}" for name in READING),
     }
 )
-"""Settings that may differ when a run resumes: they do not change what is learnt. The parent model may have moved; its
-digest shows that it is the same. A new number of steps changes the schedule from then on, with a notice; it cannot be
-less than the steps done."""
+"""Settings that may differ when a run resumes: they do not change what is learnt. The parent model and pseudo-labels
+may have moved; a digest shows that the model is the same. A new number of steps changes the schedule from then on, with
+a notice; it cannot be less than the steps done."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class TrainOptions:
         rest: how voxels of lesion structures that are not in `labels` count: "background" or "ignore"; "" refuses them.
         start: the model to fine-tune, if any; it then sets `labels` and `model`.
         seed: of weights and dropout, and of draws and augmentation unless these have a seed of their own.
+        stage: the part of a two_branch network that learns, see `multiseg.training.stages`; "" for the whole network.
+            The labels may then name structures of any database of the store, since other stages learn them.
     """
 
     store: str | Path
@@ -85,12 +89,14 @@ class TrainOptions:
     rest: str = ""
     device: str = "auto"
     seed: int = 0
+    stage: str = ""
     start: StartOptions = StartOptions()
     model: ModelOptions = ModelOptions()
     stream: StreamOptions = StreamOptions()
     augment: AugmentOptions = AugmentOptions()
     fit: FitOptions = FitOptions()
     optimiser: OptimiserOptions = OptimiserOptions()
+    meta: MetaOptions = MetaOptions()
     track: TrackOptions = TrackOptions()
 
     def __post_init__(self) -> None:

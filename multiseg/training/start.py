@@ -154,11 +154,10 @@ def _check_assigned(info: ModelInfo, sequences: list[str], new: list[str], assig
 def descended(info: ModelInfo, parent: Parent, channels: Channels, options: StartOptions) -> ModelInfo:
     """What the model will be: `info`, which covers the new data alone, with the history of the parent."""
     old = parent.info
-    numbers = dict(info.numbers)
+    # Numbers that no option sets, such as those of the parent's axis, stay.
+    numbers = {**old.numbers, **info.numbers}
     if options.method == "progressive":
         numbers["first_modalities"] = len(old.axis)
-    elif "first_modalities" in old.numbers:
-        numbers["first_modalities"] = old.numbers["first_modalities"]
     # A new column reads the images with fresh weights, so it has learnt from no database yet.
     learnt = {} if options.method == "progressive" else old.trained_on
     before = {name: learnt.get(name, ()) for name in channels.axis}  # none for a renamed channel

@@ -7,6 +7,7 @@ from torch import nn
 from multiseg.errors import UsageError
 from multiseg.models.blocks import NORMS
 from multiseg.models.builders import NETWORKS, build
+from multiseg.models.two_branch import BRANCHES
 
 WIDTHS = (4, 6, 8)
 SIZE = (8, 8, 12)
@@ -31,8 +32,8 @@ def test_a_step_of_training_reaches_every_parameter(name, norm, images):
     assert out.shape == (4, 2, *SIZE)
     (out - torch.randn_like(out)).square().sum().backward()
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    # Further scales have logits only with deep=True.
-    spare = tuple(f"heads.{at}." for at in range(1, 3))
+    # Further scales have logits only with deep=True, and a branch has its own only with branch=.
+    spare = (*[f"heads.{at}." for at in range(1, 3)], *[f"{name}.decoder.1.reduce." for name in BRANCHES])
     for parameter, p in trained.items():
         assert parameter.startswith(spare) or (p.grad is not None and p.grad.isfinite().all()), parameter
 

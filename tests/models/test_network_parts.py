@@ -11,7 +11,7 @@ from multiseg.models.saved import ModelInfo
 NUMBERS = {"widths": (4, 6, 8), "dropout": 0.0, "norm": "batch"}
 SEQUENCES = ("PD", "FLAIR", "T1", "T2")
 LABELS = ("lesion", "oedema", "core", "shell")
-NAMES = [name for name in NETWORKS if name != "progressive"]
+NAMES = [name for name, network in NETWORKS.items() if network.parts]
 
 
 def info_of(builder, num_sequences=3, num_labels=2):

@@ -1,0 +1,182 @@
+"""Train the stages of a run one after the other, each from the model of the one before."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from multiseg.errors import UsageError
+from multiseg.files import check_folder, lock_folder, write_atomically
+from multiseg.labels import LabelSpace
+from multiseg.models.saved import BEST, LAST
+from multiseg.models.two_branch import branch_space
+from multiseg.training.checkpoint import RESUME
+from multiseg.training.distributed import is_first_process
+from multiseg.training.pseudo_labels import write_pseudo_labels
+from multiseg.training.run import TrainResult, check_structures, learnt_from, train, with_listed_labels
+from multiseg.training.run_folder import LOCK, RUN_FILE, TrainOptions, to_toml, with_all_seeds
+from multiseg.training.stages import PSEUDO_LABEL, stage_named
+from multiseg.training.start import StartOptions
+
+TrainOne = Callable[[TrainOptions, Path], TrainResult]
+
+
+@dataclass(frozen=True)
+class StagedRun:
+    """A run of several stages.
+
+    Attributes:
+        whole: the settings that stand above the stages.
+        stages: the settings of each stage, in their order.
+
+    Raises:
+        UsageError: two stages have one name, the first or the last trains nothing, the network has no stages, or the
+            run starts from a model.
+    """
+
+    whole: TrainOptions
+    stages: tuple[TrainOptions, ...]
+
+    def __post_init__(self) -> None:
+        names = [options.stage for options in self.stages]
+        for name in names:
+            stage_named(name, self.whole.model.builder)
+        if len(set(names)) < len(names):
+            raise UsageError(f"the stages are {', '.join(names)}: name each of them once.")
+        if not names or PSEUDO_LABEL in (names[0], names[-1]):
+            raise UsageError(f"the stages are {', '.join(names)}: the first and the last must train.")
+        if self.whole.start != StartOptions():
+            raise UsageError("a run of stages starts from fresh weights: leave [start] out.")
+
+    def to_toml(self) -> str:
+        """A run file with every setting, and of each stage those that differ."""
+        tables = tomllib.loads(to_toml(self.whole))
+        del tables["stage"]
+        stages = [self._table(options, tables) for options in self.stages]
+        return tomli_w.dumps({**tables, "stage": stages})
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings of the run and of every stage."""
+        return {
+            **asdict(with_all_seeds(self.whole)),
+            "stage": [asdict(with_all_seeds(options)) for options in self.stages],
+        }
+
+    def _table(self, options: TrainOptions, tables: Mapping[str, Any]) -> dict[str, Any]:
+        own = tomllib.loads(to_toml(options))
+        return {"name": own.pop("stage"), **_differing(own, tables)}
+
+
+def _differing(own: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested settings that differ from the others."""
+    differing: dict[str, Any] = {}
+    for name, value in own.items():
+        before = others.get(name)
+        if isinstance(value, Mapping):
+            if tables := _differing(value, before or {}):
+                differing[name] = tables
+        elif value != before:
+            differing[name] = value
+    return differing
+
+
+def stage_folder(out: Path, number: int, name: str) -> Path:
+    """The folder of a stage of the run in `out`; numbers begin with 1."""
+    return out / f"{number}-{name}"
+
+
+def train_stages(
+    run: StagedRun,
+    out: Path | str,
+    overwrite: bool = False,
+    train_one: TrainOne | None = None,
+    on_case: Callable[[str], None] = lambda text: None,
+) -> TrainResult:
+    """Train all stages in order into `out`/NUMBER-NAME; the same call resumes them.
+
+    `out` itself gets run.toml, and at the end the files of the last stage's model. Labels that depend on the data are
+    those of all databases of the run.
+
+    Args:
+        overwrite: delete the stages' runs, and start over.
+        train_one: trains one stage into its folder; by default `train`.
+        on_case: called for each case that gets pseudo-labels.
+
+    Raises:
+        UsageError: `out` holds something else, or a run of other stages; otherwise see `train`.
+    """
+    out = Path(out)
+    one = train_one or (lambda options, folder: train(options, folder, overwrite))
+    labels = _checked_labels(run)
+    check_folder(out, own=(RUN_FILE, LOCK, BEST, LAST))
+    out.mkdir(parents=True, exist_ok=True)
+    if not is_first_process():
+        return _all_trained(run, labels, out, one, on_case)
+    with lock_folder(out / LOCK, "another training writes to it. Wait for it to end, or choose another --out."):
+        _check_same_stages(run, out, overwrite)
+        write_atomically(out / RUN_FILE, run.to_toml().encode())
+        result = _all_trained(run, labels, out, one, on_case)
+        if result.finished:
+            for name in (BEST, LAST):
+                if (result.folder / name).is_file():
+                    write_atomically(out / name, (result.folder / name).read_bytes())
+        return replace(result, folder=out)
+
+
+def _checked_labels(run: StagedRun) -> tuple[str, ...]:
+    """The labels of all stages."""
+    options, store = with_listed_labels(run.whole)
+    space = LabelSpace.of(options.labels, options.rest)
+    check_structures(space, store, options.databases, options.stream.draw)
+    for stage in run.stages:
+        stage_named(stage.stage, run.whole.model.builder).space(space)
+    labels = options.labels
+    assert isinstance(labels, tuple)
+    return labels
+
+
+def _all_trained(
+    run: StagedRun, labels: tuple[str, ...], out: Path, train_one: TrainOne, on_case: Callable[[str], None]
+) -> TrainResult:
+    start, pseudo_labels = StartOptions(), ""
+    for number, options in enumerate(run.stages, start=1):
+        folder = stage_folder(out, number, options.stage)
+        if options.stage == PSEUDO_LABEL:
+            _label(replace(options, labels=labels), Path(start.model), folder, on_case)
+            pseudo_labels = str(folder.resolve())
+            continue
+        meta = replace(options.meta, pseudo_labels=pseudo_labels if options.stage == "joint" else "")
+        result = train_one(replace(options, labels=labels, start=start, meta=meta), folder)
+        if not result.finished:
+            break
+        start = StartOptions(str(folder.resolve()), grow=True)
+    return result
+
+
+def _label(options: TrainOptions, model: Path, folder: Path, on_case: Callable[[str], None]) -> None:
+    """Write the pseudo-labels of the training cases with lesions."""
+    options, store = with_listed_labels(options)
+    lesions = branch_space(LabelSpace.of(options.labels, options.rest), "lesion")
+    cases = learnt_from(store, options.databases, lesions, options.stream.draw)
+    if is_first_process():
+        write_pseudo_labels(store, cases, model, folder, options.device, on_case)
+
+
+def _check_same_stages(run: StagedRun, out: Path, overwrite: bool) -> None:
+    if (out / RESUME).is_file():
+        raise UsageError(f"{out} holds a run without stages: choose another --out.")
+    if not (out / RUN_FILE).is_file() or overwrite:
+        return
+    saved = tomllib.loads((out / RUN_FILE).read_text(encoding="utf-8")).get("stage")
+    before = [stage["name"] for stage in saved] if isinstance(saved, list) else []
+    now = [options.stage for options in run.stages]
+    if before != now[: len(before)]:
+        raise UsageError(
+            f"{out} holds a run of the stages {', '.join(before) or 'none'}, but now they are {', '.join(now)}: choose "
+            "another --out, or pass --overwrite to start over."
+        )

@@ -1,0 +1,227 @@
+"""A two_branch model that is adapted to a case: what changes, when it is undone, and that the model itself stays."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from multiseg.errors import UsageError
+from multiseg.evaluation import adaptation
+from multiseg.evaluation.adaptation import AdaptOptions, adapted, adapting_parameters, lesion_of
+from multiseg.evaluation.decision import majority
+from multiseg.evaluation.inference import predict_volume
+from multiseg.evaluation.prediction import predict
+from multiseg.labels import LabelSpace
+from multiseg.modalities import ModalityAxis
+from multiseg.models.builders import build
+from multiseg.models.saved import Model, ModelInfo, load_model, save_model
+from multiseg.store.formats.nifti import write_nifti
+
+PATCH = (8, 8, 8)
+SPACE = LabelSpace.of(["tissue:GM", "tissue:WM", "lesion"])
+PRESENT = np.array([True, True])
+
+
+def model_of(anchor: tuple[int, ...] = (), builder: str = "two_branch", seed: int = 0) -> Model:
+    torch.manual_seed(seed)
+    numbers = {"widths": [2, 4], "dropout": 0.0, "norm": "instance_affine"}
+    if builder == "two_branch":
+        numbers |= {"anatomy_channels": [1], "lesion_logits": [3], "anchor": list(anchor)}
+    info = ModelInfo(
+        builder,
+        numbers,
+        ModalityAxis(("FLAIR", "T1")),
+        SPACE,
+        (2.0, 2.0, 2.0),
+        PATCH,
+        {"FLAIR": ("a",), "T1": ("a",)},
+        {},
+    )
+    network = build(builder, 2, SPACE.num_logits, **numbers)
+    if anchor:
+        generator = torch.Generator().manual_seed(1)
+        target = torch.randint(3, anchor, generator=generator, dtype=torch.uint8)
+        network.put_anchor(torch.randn(1, *anchor, generator=generator), target, torch.tensor([True, True]))
+    return Model(network, info).eval()
+
+
+def case_of(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    images = np.random.default_rng(seed).normal(size=(2, 10, 9, 8)).astype(np.float32)
+    lesion = np.zeros(images.shape[1:], dtype=bool)
+    lesion[2:6, 3:7, 2:5] = True
+    return images, lesion
+
+
+def answer(model: Model, images: np.ndarray) -> np.ndarray:
+    return predict_volume(model, images, PRESENT, PATCH)
+
+
+OPTIONS = AdaptOptions(rate=1e-3, num_steps=3)
+
+
+def weights(model: Model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_only_norms_and_the_last_block_of_the_anatomy_branch_change() -> None:
+    model, (images, lesion) = model_of(), case_of(0)
+    before = weights(model)
+    result = adapted(model, images, PRESENT, lesion, OPTIONS)
+    assert result.num_steps == 3
+    assert result.after < result.before
+    assert str(result) == f"adapted in 3 steps, loss {result.before:.4f} to {result.after:.4f}, without an anchor"
+    after = weights(result.model)
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed
+    allowed = {id(parameter) for parameter in adapting_parameters(result.model.network)}
+    names = {name for name, p in result.model.named_parameters() if id(p) in allowed}
+    assert changed <= names
+    assert all(name.startswith("network.anatomy.") and ".reduce.bias" not in name for name in names)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_a_b_and_a_again_bit_for_bit() -> None:
+    model, (images, lesion), (others, other_lesion) = model_of((8, 8, 8)), case_of(0), case_of(1)
+
+    def adapted_answer(case: np.ndarray, where: np.ndarray) -> np.ndarray:
+        return answer(adapted(model, case, PRESENT, where, OPTIONS).model, case)
+
+    plain = answer(model, images)
+    first, second, third = (
+        adapted_answer(images, lesion),
+        adapted_answer(others, other_lesion),
+        adapted_answer(images, lesion),
+    )
+    np.testing.assert_array_equal(first, third)
+    assert not np.array_equal(first, plain)
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(answer(model, images), plain)
+
+
+def test_a_step_that_raises_the_loss_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (images, lesion) = model_of(), case_of(0)
+    real = adaptation._loss_and_gradients
+    losses = iter([1.0, 0.5, 0.5])
+    monkeypatch.setattr(adaptation, "_loss_and_gradients", lambda *both: (real(*both), next(losses))[1])
+    stopped = adapted(model, images, PRESENT, lesion, AdaptOptions(num_steps=20, rate=1e-3))
+    assert (stopped.num_steps, stopped.before, stopped.after) == (1, 1.0, 0.5)
+    monkeypatch.undo()
+    once = adapted(model, images, PRESENT, lesion, AdaptOptions(num_steps=1, rate=1e-3))
+    assert all(torch.equal(tensor, weights(once.model)[name]) for name, tensor in weights(stopped.model).items())
+
+    rising = iter([1.0, 1.1])
+    monkeypatch.setattr(adaptation, "_loss_and_gradients", lambda *both: (real(*both), next(rising))[1])
+    undone = adapted(model, images, PRESENT, lesion, OPTIONS)
+    assert undone.model is model
+    assert "the first step did not lower the loss of 1.0000" in str(undone)
+
+
+def test_the_loss_by_hand_and_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six constants at once, or one after the other, have the same loss and the same result."""
+    model, (images, lesion) = model_of((8, 8, 8)), case_of(0)
+    together = adapted(model, images, PRESENT, lesion, OPTIONS)
+    monkeypatch.setattr(adaptation, "VOXELS_AT_ONCE", 0)
+    apart = adapted(model, images, PRESENT, lesion, OPTIONS)
+    assert together.before == pytest.approx(apart.before, abs=1e-5)
+    np.testing.assert_allclose(answer(together.model, images), answer(apart.model, images), atol=1e-4)
+    without = adapted(model_of(), images, PRESENT, lesion, OPTIONS)
+    assert together.has_anchor
+    assert not without.has_anchor
+    assert together.before > without.before  # by the Dice of the anchor
+
+
+def test_nothing_to_adapt_to() -> None:
+    model, (images, lesion) = model_of(), case_of(0)
+    no_lesion = adapted(model, images, PRESENT, np.zeros_like(lesion))
+    assert (no_lesion.model, str(no_lesion)) == (model, "not adapted: there is no lesion")
+    no_t1 = adapted(model, images, np.array([True, False]), lesion)
+    assert (no_t1.model, str(no_t1)) == (model, "not adapted: no sequence of the anatomy branch is given")
+    with pytest.raises(UsageError, match="only a two_branch model can be adapted, but this is a multi_unet"):
+        adapted(model_of(builder="multi_unet"), images, PRESENT, lesion)
+
+
+def test_the_anchor_travels_in_the_model_file(tmp_path: Path) -> None:
+    model = model_of((8, 8, 8))
+    save_model(tmp_path / "m.safetensors", model.network, model.info)
+    read = load_model(tmp_path / "m.safetensors").network.anchor
+    assert torch.equal(read.images, model.network.anchor.images)
+    assert read.present.tolist() == [[False, True]]
+    assert read.images[0, 0].eq(0).all()
+
+
+def test_the_lesion_branch_finds_the_lesion() -> None:
+    model, (images, _) = model_of(), case_of(0)
+    with torch.no_grad():
+        model.network.lesion.head.bias.copy_(torch.tensor([-100.0, 100.0]))
+    assert lesion_of(model, images, PRESENT, 0.5).all()
+
+
+def test_votes_and_ties() -> None:
+    votes = [np.array([[[0, 1, 3, 2]]], np.uint8), np.array([[[0, 2, 1, 2]]], np.uint8)]
+    assert majority(votes, SPACE).tolist() == [[[0, 1, 3, 2]]]  # lesions first, then the first tissue
+    votes.append(np.array([[[1, 2, 1, 0]]], np.uint8))
+    assert majority(votes, SPACE).tolist() == [[[0, 2, 1, 2]]]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """A model, a second one, two scans and a mask of a lesion."""
+    generator = np.random.default_rng(0)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    made = {"model": tmp_path / "m.safetensors", "second": tmp_path / "n.safetensors"}
+    for seed, path in enumerate(made.values()):
+        save_model(path, model_of(seed=seed).network, model_of().info)
+    brain = np.zeros((12, 12, 12), np.float32)
+    brain[2:10, 2:10, 2:10] = 1
+    for name in ("FLAIR", "T1"):
+        made[name] = tmp_path / f"{name}.nii.gz"
+        write_nifti(made[name], brain * generator.uniform(50, 100, brain.shape).astype(np.float32), affine)
+    made["mask"] = tmp_path / "mask.nii.gz"
+    lesion = np.zeros(brain.shape, np.uint8)
+    lesion[4:7, 4:7, 4:7] = 1
+    write_nifti(made["mask"], lesion, affine)
+    return made
+
+
+def voxels(path: Path) -> np.ndarray:
+    import nibabel
+
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+def test_a_prediction_with_a_given_mask_leaves_the_model_file_as_it_is(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = {name: files[name] for name in ("FLAIR", "T1")}
+    digest = hashlib.sha256(files["model"].read_bytes()).hexdigest()
+    predict(files["model"], scans, tmp_path / "plain.nii.gz")
+    seen = []
+    real = adaptation.adapted
+    monkeypatch.setattr(
+        "multiseg.evaluation.prediction.adapted",
+        lambda model, images, present, lesion, options: (
+            seen.append(int(lesion.sum())),
+            real(model, images, present, lesion, options),
+        )[1],
+    )
+    result = predict(files["model"], scans, tmp_path / "on.nii.gz", adapt=True, lesion_mask=files["mask"])
+    assert seen == [27]
+    assert len(result.adaptations) == 1
+    predict(files["model"], scans, tmp_path / "off.nii.gz", adapt=False)
+    np.testing.assert_array_equal(voxels(tmp_path / "off.nii.gz"), voxels(tmp_path / "plain.nii.gz"))
+    assert hashlib.sha256(files["model"].read_bytes()).hexdigest() == digest
+    both = [files["second"]]
+    votes = predict(files["model"], scans, tmp_path / "e.nii.gz", adapt=True, lesion_mask=files["mask"], ensemble=both)
+    assert len(votes.adaptations) == 12
+
+
+def test_what_cannot_be_predicted(files: dict[str, Path], tmp_path: Path) -> None:
+    scans, out = {"FLAIR": files["FLAIR"]}, tmp_path / "o.nii.gz"
+    with pytest.raises(UsageError, match="a lesion mask is used only by the adaptation"):
+        predict(files["model"], scans, out, lesion_mask=files["mask"])
+    with pytest.raises(UsageError, match="an ensemble of one model has nothing to vote on"):
+        predict(files["model"], scans, out, ensemble=())
+    result = predict(files["model"], scans, out)
+    assert [doubt.code for doubt in result.doubts if doubt.code == "NO_ANATOMY_SEQUENCE"]

@@ -1,0 +1,227 @@
+"""Stages of a two_branch network: which part learns, from what, and how a run of several resumes."""
+
+import re
+import tomllib
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from multiseg.cli.app import run
+from multiseg.errors import UsageError
+from multiseg.loaders.augment import AugmentOptions
+from multiseg.loaders.batches import StreamOptions
+from multiseg.loaders.draw import DrawOptions
+from multiseg.models.saved import load_model, load_weights, model_path
+from multiseg.training.fit import FitOptions
+from multiseg.training.meta import MetaOptions
+from multiseg.training.run import TrainResult, train
+from multiseg.training.run_folder import ModelOptions, TrainOptions
+from multiseg.training.staged_run import StagedRun, train_stages
+from multiseg.training.stages import STAGES, check_stage
+
+NAMES = ("pretrain_tissue", "pretrain_lesion", "joint")
+TISSUES = ("CSF", "grey matter", "white matter")
+
+
+def options_of(url: str, stage: str = "", steps: int = 1) -> TrainOptions:
+    return TrainOptions(
+        store=url,
+        databases=("alder",) if stage == "pretrain_tissue" else ("alder", "birch"),
+        labels="tissues+lesion",
+        stage=stage,
+        model=ModelOptions("two_branch", (5, 5), 0.0, "instance_affine"),
+        stream=StreamOptions(DrawOptions((8, 8, 8), drop="none"), batch_size=2, workers=0),
+        fit=FitOptions(num_steps=steps, validate_every=100, validation_cases=0),
+        device="cpu",
+    )
+
+
+def staged(url: str, names: tuple[str, ...] = NAMES, steps: int = 1) -> StagedRun:
+    return StagedRun(options_of(url), tuple(options_of(url, name, steps) for name in names))
+
+
+@pytest.fixture(scope="module")
+def folder(store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three stages, two steps each."""
+    out = tmp_path_factory.mktemp("staged")
+    assert train_stages(staged(store_url, steps=2), out).finished
+    return out
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """The parts of the network whose weights differ."""
+    old, new = load_weights(model_path(before)), load_weights(model_path(after))
+    return {name.split(".")[0] for name, tensor in old.items() if not torch.equal(tensor, new[name][slices(tensor)])}
+
+
+def slices(tensor: torch.Tensor) -> tuple[slice, ...]:
+    return tuple(slice(n) for n in tensor.shape)
+
+
+@pytest.mark.slow
+def test_every_stage_changes_only_what_learns(folder: Path) -> None:
+    tissue, lesion, joint = (folder / f"{number}-{name}" for number, name in enumerate(NAMES, start=1))
+    assert changed(tissue, lesion) == {"lesion"}
+    assert changed(lesion, joint) == {"anatomy", "attention", "head"}
+
+
+@pytest.mark.slow
+def test_the_model_of_the_last_stage_is_that_of_the_run(folder: Path) -> None:
+    model = load_model(folder)
+    assert model.info.space.names == (*TISSUES, "lesion")
+    assert model.info.numbers["anatomy_channels"] == [model.info.axis.names.index("T1")]
+    assert model.info.numbers["lesion_logits"] == [4]
+    assert changed(folder, folder / "3-joint") == set()
+    assert [step["databases"] for step in model.info.ancestry] == [{"alder": 2, "birch": 2}] * 2
+    assert tomllib.loads((folder / "run.toml").read_text())["store"]
+
+
+@pytest.mark.slow
+def test_the_anatomy_branch_learns_from_its_sequences_alone(folder: Path) -> None:
+    info = load_model(folder / "1-pretrain_tissue").info
+    assert (tuple(info.axis), info.trained_on) == (("T1",), {"T1": ("alder",)})
+
+
+@pytest.mark.slow
+def test_a_run_that_stopped_in_its_second_stage_is_completed_as_if_it_had_not(
+    store_url: str, folder: Path, tmp_path: Path
+) -> None:
+    whole, calls = staged(store_url, steps=2), []
+
+    def stopping(options: TrainOptions, out: Path) -> TrainResult:
+        calls.append(out.name)
+        if options.stage == "pretrain_lesion":
+            short = replace(options, fit=replace(options.fit, num_steps=1))
+            return replace(train(short, out), finished=False)
+        return train(options, out)
+
+    constant = tuple(replace(stage, fit=replace(stage.fit, schedule="constant")) for stage in whole.stages)
+    whole = replace(whole, stages=constant)
+    assert not train_stages(whole, tmp_path / "run", train_one=stopping).finished
+    assert calls == ["1-pretrain_tissue", "2-pretrain_lesion"]
+    assert not (tmp_path / "run" / "last.safetensors").exists()
+    assert train_stages(whole, tmp_path / "run").finished
+    assert train_stages(whole, tmp_path / "other").finished
+    assert changed(tmp_path / "run", tmp_path / "other") == set()
+
+
+@pytest.mark.slow
+def test_other_stages_in_a_folder_are_refused(store_url: str, folder: Path) -> None:
+    with pytest.raises(UsageError, match="a run of the stages pretrain_tissue, pretrain_lesion, joint, but now"):
+        train_stages(staged(store_url, ("pretrain_lesion", "joint")), folder)
+    with pytest.raises(UsageError, match="run with other settings"):
+        train(options_of(store_url), folder)
+
+
+def test_a_network_without_stages() -> None:
+    with pytest.raises(UsageError, match="a multi_unet network has no stages"):
+        replace(staged("x.zarr"), whole=TrainOptions("x.zarr"))
+
+
+def test_every_stage_is_named_once() -> None:
+    with pytest.raises(UsageError, match="stages are joint, joint: name each of them once"):
+        staged("x.zarr", ("joint", "joint"))
+
+
+RUN_FILE = """
+labels = ["lesion", "tissue:CSF"]
+[model]
+builder = "two_branch"
+[fit]
+num_steps = 7
+[[stage]]
+name = "pretrain_tissue"
+databases = ["alder"]
+[stage.fit]
+num_steps = 3
+[[stage]]
+name = "joint"
+[stage.stream.draw]
+drop = "none"
+"""
+
+
+def printed(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str]:
+    (tmp_path / "two.toml").write_text(text)
+    code = run(["train", "x.zarr", "--device", "cpu", "--run", str(tmp_path / "two.toml"), "--print-config", *flags])
+    return code, *capsys.readouterr()
+
+
+def test_the_printed_run_file_has_the_stages_and_prints_the_same_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text, _ = printed(RUN_FILE, tmp_path, capsys)
+    assert code == 0
+    assert tomllib.loads(text)["stage"] == [
+        {"name": "pretrain_tissue", "databases": ["alder"], "fit": {"num_steps": 3}},
+        {"name": "joint", "stream": {"draw": {"drop": "none"}}},
+    ]
+    assert printed(text, tmp_path, capsys)[1] == text
+    stages = tomllib.loads(printed(text, tmp_path, capsys, "--steps", "5")[1])["stage"]
+    assert [stage.get("fit") for stage in stages] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('name = "joint"', 'name = "fuse"', "no stage 'fuse': give one of pretrain_tissue, pretrain_lesion, "),
+        ('name = "joint"', "databases = []", "every stage is a table with a name"),
+        ('name = "joint"', 'name = "joint"\nlabels = "lesion"', "the stage joint sets labels, but all stages"),
+        ('name = "joint"', 'name = "joint"\nstepps = 3', r"unknown settings \['stepps'\] in \[stage.joint\]"),
+        ('drop = "none"', 'drops = "none"', r"unknown settings \['drops'\] in \[stage.joint.stream.draw\]"),
+        ('"two_branch"', '"unet_sum"', "a unet_sum network has no stages: set model.builder to two_branch"),
+    ],
+)
+def test_invalid_stages(
+    before: str, after: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, error = printed(RUN_FILE.replace(before, after), tmp_path, capsys)
+    assert code == 2
+    assert re.search(message, " ".join(error.split()))
+
+
+def test_the_run_file_of_the_guide_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (text,) = [block for block in re.findall(r"```toml\n(.*?)```", guide, re.DOTALL) if "[[stage]]" in block]
+    listed = text.replace("tissues+lesion", "lesion").replace('"lesion"]', '"lesion", "tissue:CSF"]')
+    code, printed_text, _ = printed(listed, tmp_path, capsys)
+    assert code == 0
+    assert [stage["name"] for stage in tomllib.loads(printed_text)["stage"]] == list(STAGES)
+    for name in STAGES:
+        assert f"| `{name}` |" in guide
+
+
+def test_every_setting_of_meta_learning_is_in_the_guide() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    _, _, below = guide.partition("| setting in `[meta]` | default | meaning |\n|---|---|---|\n")
+    rows = [line.split("|")[1:3] for line in below[: below.index("\n\n")].splitlines()]
+    said = {name.strip(" `"): tomllib.loads(f"it = {default}")["it"] for name, default in rows}
+    assert said == {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(MetaOptions()).items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage": "cotrain"}, "name the databases without lesions"),
+        ({"stage": "cotrain", "databases": ("alder",), "fit": FitOptions(compile=True)}, "no second derivative"),
+        ({"stage": "cotrain", "databases": ("a",), "augment": AugmentOptions(own="a:b")}, "cannot move the lesions"),
+        ({"stage": "pseudo_label"}, "trains nothing"),
+        ({"stage": "pretrain_lesion", "meta": MetaOptions(pseudo_labels="x")}, "is for the stage joint"),
+    ],
+)
+def test_options_that_do_not_fit_their_stage(changes: dict, message: str) -> None:
+    options = replace(options_of("x.zarr"), databases=())
+    with pytest.raises(UsageError, match=message):
+        check_stage(replace(options, **changes), 1)
+
+
+def test_cotrain_runs_in_one_process() -> None:
+    with pytest.raises(UsageError, match="runs in one process, but there are 2"):
+        check_stage(replace(options_of("x.zarr", "cotrain")), 2)
+
+
+def test_the_first_and_the_last_stage_train() -> None:
+    with pytest.raises(UsageError, match="the stages are pretrain_tissue, pseudo_label: the first and the last must"):
+        staged("x.zarr", ("pretrain_tissue", "pseudo_label"))
