@@ -12,7 +12,7 @@ import zarr
 
 from multiseg.errors import ResourceError, StoreError, UsageError
 from multiseg.labels import LabelSchema
-from multiseg.store import schema
+from multiseg.store import columns, schema
 from multiseg.store.cases import CaseFiles
 from multiseg.store.hierarchy import open_root
 from multiseg.store.ingest.ingest_plan import IngestOptions
@@ -298,17 +298,17 @@ def test_a_reader_at_work_sees_whole_cases_only(clinic: Clinic, monkeypatch) -> 
     """A case that is replaced while the columns are read: the old row or the new one, never a mixture."""
     clinic.ingest(clinic.case("P1", 1))
     group = open_root(clinic.url, "r")["db"]
-    real, armed = zarr.Array.__getitem__, [True]
+    real, armed = columns.read_arrays, [True]
 
-    def slowly(self: zarr.Array, selection):
-        value = real(self, selection)
-        if self.name == "/db/affine" and armed.pop():
+    def slowly(arrays, names):
+        values = real(arrays, names)
+        if armed.pop():
             armed.append(False)
             clinic.ingest(clinic.case("P1", 2), options=IngestOptions(spacing_mm=(2.0,) * 3, replace=True))
-            armed.append(False)
-        return value
+        armed.append(False)
+        return values
 
-    monkeypatch.setattr(zarr.Array, "__getitem__", slowly)
+    monkeypatch.setattr(columns, "read_arrays", slowly)
     (case,) = Database(group, "db").cases
     assert (case.name, case.row) == ("P1", 1)
 
