@@ -103,7 +103,7 @@ def joint(
     """One model of all training databases."""
     numbers = {"widths": ground.scale.plus_widths, "norm": multi_unet_plus.norm} if builder == "multi_unet_plus" else {}
     more: dict[str, Any] = {"model": {"builder": builder, **numbers}, "stream": {"draw": {"drop": drop}}}
-    name = f"{builder} on all, drop {drop}" + (f", {', '.join(fit)}" if fit else "")
+    name = f"{builder} on all, drop {drop}" + "".join(f", {key} {value}" for key, value in (fit or {}).items())
     return training(ground, name, ground.training, seed, merged(more, {"fit": fit} if fit else {}))
 
 
