@@ -26,11 +26,11 @@ def experiment_command(
     seeds: Annotated[int, typer.Option(help="Number of trainings of every arm.", min=1)] = 3,
     jobs: Annotated[int, typer.Option(help="Processes, each with one thread.", min=1)] = 2,
     scale: Annotated[
-        str, typer.Option(help="tiny (a quick check), small or anatomy (CPU), full (GPU). Default: the experiment's.")
+        str, typer.Option(help="tiny (a quick check), small, anatomy or hetero (CPU), full (GPU). Default: its own.")
     ] = "",
     steps: Annotated[int | None, typer.Option(help="Steps of every training (default: of the scale).", min=1)] = None,
-    tissues: Annotated[str, typer.Option(help="Database of --store to learn tissues from (ace).")] = "",
-    lesions: Annotated[str, typer.Option(help="Database of --store to learn lesions from, and to test on (ace).")] = "",
+    tissues: Annotated[str, typer.Option(help="Database of --store to learn tissues from (ace, hetero).")] = "",
+    lesions: Annotated[str, typer.Option(help="Database to learn lesions from, and to test on (ace, hetero).")] = "",
     device: Device = "auto",
     list_them: Annotated[bool, typer.Option("--list", help="List the experiments and exit.")] = False,
     as_json: AsJson = False,
@@ -48,6 +48,8 @@ def experiment_command(
     multiseg experiment all --out experiments --store brain.zarr --scale full --jobs 1
 
     multiseg experiment ace --out experiments --store brain.zarr --tissues anatomy --lesions wmh
+
+    multiseg experiment hetero --out experiments --store brain.zarr --tissues anatomy --lesions wmh
     """
     if list_them:
         return _list(as_json)

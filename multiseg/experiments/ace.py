@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -29,23 +29,30 @@ NAIVE_CE, NAIVE_DICE, ACE, ACE_DICE = "naive CE", "naive Dice", "ACE", "ACE + Di
 OBJECTIVES = {NAIVE_CE: "naive_ce", NAIVE_DICE: "naive_dice", ACE: "ace", ACE_DICE: "ace+dice"}
 MULTI = "multi-network"
 LESION_DICE, TISSUE_DICE = "lesion", "mean of the tissues"
-CHECKS = (
+Check: TypeAlias = tuple[str, str, str, float]
+"""What is measured, the first arm less the second, and the least difference at which it counts as shown."""
+CHECKS: tuple[Check, ...] = (
     (TISSUE_DICE, ACE, NAIVE_CE, 0.30),
     (LESION_DICE, ACE, NAIVE_CE, -0.02),
     (TISSUE_DICE, ACE, MULTI, -0.05),
 )
-"""What is measured, the first arm less the second, and the least difference at which it counts as shown."""
 
 
 def anatomy_training(
-    ground: Ground, name: str, databases: Sequence[str], labels: Sequence[str], seed: int, more: Mapping[str, Any]
+    ground: Ground,
+    name: str,
+    databases: Sequence[str],
+    labels: Sequence[str],
+    seed: int,
+    more: Mapping[str, Any],
+    revealed: Sequence[str] = (),
 ) -> Run:
-    """A training of the paper's network on one or both databases, without what the ground hides.
+    """A training on one or both databases, without what the ground hides and is not `revealed`.
 
-    It differs from the published one in its norm: the statistics of batch norm would mix patches with and without a
-    sequence.
+    The network is that of Roulet et al. unless `more` names another. It differs from the published one in its norm: the
+    statistics of batch norm would mix patches with and without a sequence.
     """
-    hidden = [one for one in roles_of(ground).hidden if one.partition("/")[0] in databases]
+    hidden = [one for one in roles_of(ground).hidden if one.partition("/")[0] in databases and one not in revealed]
     same = {
         "labels": list(labels),
         "hide": hidden,
@@ -138,13 +145,13 @@ def _spread(rows: pd.DataFrame) -> str:
     return f"{min(by_seed):.3f} to {max(by_seed):.3f}" if by_seed else "-"
 
 
-def checked(parts: Mapping[str, pd.DataFrame], num_seeds: int) -> pd.DataFrame:
+def checked(parts: Mapping[str, pd.DataFrame], num_seeds: int, checks: Sequence[Check] = CHECKS) -> pd.DataFrame:
     """One row per check and seed: the difference, and whether it is what the paper says.
 
     Two arms that find nothing do not differ; that shows nothing, so the first must find something.
     """
     rows = []
-    for measured, first, second, least in CHECKS:
+    for measured, first, second, least in checks:
         pair = [rows_of(parts[measured], arm) for arm in (first, second)]
         for seed in range(num_seeds):
             one, other = (arm[arm["seed"] == seed] for arm in pair)
@@ -156,6 +163,20 @@ def checked(parts: Mapping[str, pd.DataFrame], num_seeds: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def data_of(ground: Ground) -> str:
+    """What is learnt from which database, and what it is tested against, for the note of a table."""
+    roles = roles_of(ground)
+    hidden = f" ({', '.join(roles.hidden)} hidden)" if roles.hidden else ""
+    apart = [name for name in roles.names if name not in roles.tested]
+    untested = f" Learnt, but not tested: {', '.join(apart)}." if apart else ""
+    return (
+        f"Tissues are learnt from {roles.tissues} ({' '.join(ground.sequences[roles.tissues])}), lesions from "
+        f"{roles.lesions} ({' '.join(ground.sequences[roles.lesions])}){hidden}. All arms are tested on "
+        f"{roles.lesions}. The truth has one label a voxel, lesion where there is one, so that tissue is measured "
+        f"outside lesions.{untested}"
+    )
+
+
 def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
     roles, parts = roles_of(ground), parts_of(cases, ground)
     pairs = [(ACE, NAIVE_CE), (ACE, NAIVE_DICE), (ACE, MULTI), (ACE_DICE, ACE)]
@@ -163,18 +184,12 @@ def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
         pairs += [(ACE, only_shared(ground)), (tested_shared(ground), only_shared(ground))]
     together = {name: parts[name] for name in (LESION_DICE, TISSUE_DICE)}
     each = {name: parts[name] for name in roles.tested}
-    hidden = f" ({', '.join(roles.hidden)} hidden)" if roles.hidden else ""
     data = (
-        f"Tissues are learnt from {roles.tissues} ({' '.join(ground.sequences[roles.tissues])}), lesions from "
-        f"{roles.lesions} ({' '.join(ground.sequences[roles.lesions])}){hidden}. All arms are tested on "
-        f"{roles.lesions}. The truth has one label a voxel, lesion where there is one, so that tissue is measured "
-        "outside lesions. Network unet_sum with instance norm, windows centred on a label that is drawn first, "
+        f"{data_of(ground)} Network unet_sum with instance norm, windows centred on a label that is drawn first, "
         "modality drop in every arm."
     )
-    apart = [name for name in roles.names if name not in roles.tested]
-    note = f" Learnt, but not tested: {', '.join(apart)}." if apart else ""
     return [
-        Table("Dice by structure", by_structure(parts), data + note),
+        Table("Dice by structure", by_structure(parts), data),
         Table("Paired differences of Dice", compared_by_part(together, "structure", pairs), INTERVAL),
         Table("The same of each tissue", compared_by_part(each, "structure", pairs[:3]), INTERVAL),
         Table(

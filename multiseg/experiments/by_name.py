@@ -10,7 +10,7 @@ from typing import Literal
 import pandas as pd
 
 from multiseg.errors import UsageError
-from multiseg.experiments import ace, drop, federated, joint, leave_one_out, new_database, plus, unseen
+from multiseg.experiments import ace, drop, federated, hetero, joint, leave_one_out, new_database, plus, unseen
 from multiseg.experiments.anatomy_ground import anatomy_ground_of, synthetic_anatomy_ground
 from multiseg.experiments.comparisons import Table
 from multiseg.experiments.ground import Ground, ground_of, synthetic_ground
@@ -66,6 +66,8 @@ EXPERIMENTS = {
                    "store", has_roles=True, pictured=ace.pictured),
         Experiment("ace-tumour", ace.QUESTION, "table 1, tissues and tumour", ace.plan, ace.tables, ace.ROULET,
                    "anatomy", "hospitals", has_roles=True, pictured=ace.pictured),
+        Experiment("hetero", hetero.QUESTION, "table 1", hetero.plan, hetero.tables, hetero.DORENT, "hetero",
+                   "store", has_roles=True, pictured=hetero.pictured),
     )
 }  # fmt: skip
 """In the order in which `all` runs them: experiments whose runs others share come first."""

@@ -10,6 +10,9 @@ from multiseg.experiments.runs import Arm, Exam, joint
 
 QUESTION = "What does dropping sequences in training cost if a case has all, and gain if some are missing?"
 ARCHITECTURES = ("multi_unet", "lf_unet", "maf_unet")
+CONSISTENT = "multi_unet, drop, consistency"
+CONSISTENCY = {"consistency": 1.0, "consistency_partner": "random"}
+"""Not in the paper: the answers from what a patch keeps, and from a random part of it, shall be alike."""
 
 
 def arm_name(builder: str, drop: str) -> str:
@@ -17,12 +20,14 @@ def arm_name(builder: str, drop: str) -> str:
 
 
 def plan(ground: Ground) -> list[Arm]:
-    return [
-        Arm(arm_name(builder, drop), joint(ground, seed, drop, builder), Exam(ground.training, "all"))
+    exam, seeds = Exam(ground.training, "all"), range(ground.num_seeds)
+    published = [
+        Arm(arm_name(builder, drop), joint(ground, seed, drop, builder), exam)
         for builder in ARCHITECTURES
         for drop in ("none", "uniform")
-        for seed in range(ground.num_seeds)
+        for seed in seeds
     ]
+    return published + [Arm(CONSISTENT, joint(ground, seed, fit=CONSISTENCY), exam) for seed in seeds]
 
 
 def changes(cases: pd.DataFrame) -> pd.DataFrame:
@@ -45,6 +50,7 @@ def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
     several = [name for name in ground.training if name in set(fewer["database"])]
     pairs = [(arm_name(builder, "uniform"), arm_name(builder, "none")) for builder in ARCHITECTURES]
     across = [(arm_name("multi_unet", "uniform"), arm) for arm in arms_of(cases) if arm.endswith(", drop")][1:]
+    term = [(CONSISTENT, arm_name("multi_unet", drop)) for drop in ("uniform", "none")]
     note = (
         "The mean over all incomplete subsets of a case's sequences, minus Dice with all, for the databases with two "
         "sequences or more."
@@ -58,4 +64,6 @@ def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
         Table(
             "multi_unet less others, drop, Dice of the incomplete subsets", compared(fewer, "dice", across), INTERVAL
         ),
+        Table("Drop with consistency, with all sequences", compared(full, "dice", term), INTERVAL),
+        Table("Drop with consistency, Dice of the incomplete subsets", compared(fewer, "dice", term), INTERVAL),
     ]

@@ -97,11 +97,14 @@ def training(
     return Run(f"{name}, seed {seed}", merged(settings, {"seed": seed, **more}), parent)
 
 
-def joint(ground: Ground, seed: int, drop: str = "uniform", builder: str = "multi_unet") -> Run:
+def joint(
+    ground: Ground, seed: int, drop: str = "uniform", builder: str = "multi_unet", fit: Mapping[str, Any] | None = None
+) -> Run:
     """One model of all training databases."""
     numbers = {"widths": ground.scale.plus_widths, "norm": multi_unet_plus.norm} if builder == "multi_unet_plus" else {}
-    more = {"model": {"builder": builder, **numbers}, "stream": {"draw": {"drop": drop}}}
-    return training(ground, f"{builder} on all, drop {drop}", ground.training, seed, more)
+    more: dict[str, Any] = {"model": {"builder": builder, **numbers}, "stream": {"draw": {"drop": drop}}}
+    name = f"{builder} on all, drop {drop}" + "".join(f", {key} {value}" for key, value in (fit or {}).items())
+    return training(ground, name, ground.training, seed, merged(more, {"fit": fit} if fit else {}))
 
 
 def single(ground: Ground, database: str, seed: int, drop: str = "none") -> Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from multiseg.models.builders import PLUS_WIDTHS, PUBLISHED_WIDTHS
@@ -125,6 +125,18 @@ ANATOMY = Scale(
     objective="ace",
     validate_every=80,
 )
-SCALES = {scale.name: scale for scale in (TINY, SMALL, ANATOMY, FULL)}
-"""tiny only checks that everything runs; small and anatomy (tissues with lesions) are for two CPU cores; full is for a
-GPU, with the published sizes."""
+HETERO = replace(
+    ANATOMY,
+    name="hetero",
+    widths=(8, 16, 32),
+    steps=200,
+    finetune_steps=100,
+    num_patches=1,
+    learning_rate=5e-3,
+    objective="joint_jaccard",
+    validate_every=100,
+)
+"""As published: one patch of each database a step, and this learning rate."""
+SCALES = {scale.name: scale for scale in (TINY, SMALL, ANATOMY, HETERO, FULL)}
+"""tiny only checks that everything runs; small, and anatomy and hetero (tissues with lesions), are for two CPU cores;
+full is for a GPU, with the published sizes."""

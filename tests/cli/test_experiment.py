@@ -13,6 +13,7 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     listed = json.loads(capsys.readouterr().out)
     assert {one["name"] for one in listed} == {
         "joint", "unseen-combinations", "leave-one-out", "drop", "plus", "finetune", "federated", "ace", "ace-tumour",
+        "hetero",
     }  # fmt: skip
     assert run(["experiment", "--list"]) == 0
 
@@ -26,7 +27,11 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
         (["joint", "--out", "{out}", "--scale", "huge"], "there is no scale 'huge'; there are tiny, small, anatomy"),
         (["unseen-combinations", "--out", "{out}", "--store", "x.zarr"], "leave out --store"),
         (["ace", "--out", "{out}"], "ace needs a store with tissues of one database and lesions of another: --store"),
-        (["joint", "--out", "{out}", "--store", "x.zarr", "--lesions", "wmh"], "are for ace with --store, not joint"),
+        (["hetero", "--out", "{out}"], "hetero needs a store with tissues of one database and lesions of another"),
+        (
+            ["joint", "--out", "{out}", "--store", "x.zarr", "--lesions", "wmh"],
+            "for ace, hetero with --store, not joint",
+        ),
     ],
 )
 def test_what_cannot_be_meant(

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from multiseg.errors import UsageError
-from multiseg.experiments import ace, anatomy_ground
+from multiseg.experiments import ace, anatomy_ground, hetero
 from multiseg.experiments.anatomy_ground import anatomy_ground_of, synthetic_anatomy_ground
 from multiseg.experiments.by_name import EXPERIMENTS
 from multiseg.experiments.ground import Ground, Roles
@@ -71,6 +71,73 @@ def test_without_a_further_sequence_there_is_nothing_to_gain_from_a_union() -> N
     ground = replace(GROUND, sequences={"hazel": ("T1",), "ivy": ("T1",)})
     assert tuple(arms(ground)) == NAMES[:5]
     assert [arm.name for arm in ace.pictured(GROUND)] == list(NAMES[:6])
+
+
+def hetero_arms() -> dict[str, Arm]:
+    return {arm.name: arm for arm in hetero.plan(GROUND) if arm.run.seed == 0}
+
+
+def test_hetero_modal_arms_differ_in_consistency_or_in_what_is_hidden() -> None:
+    found = hetero_arms()
+    ours = found["both, from T1"].run.settings
+    fit = ours["fit"]
+    assert (fit["objective"], fit["consistency"], fit["consistency_partner"]) == ("joint_jaccard", 1.0, "T1")
+    assert (ours["databases"], ours["hide"]) == (["hazel", "ivy"], ["ivy/tissue"])
+    assert (ours["model"]["builder"], ours["stream"]["draw"]["drop"]) == ("unet_hetero", "none")
+    without = {**ours, "fit": {**fit, "consistency": 0.0}}
+    assert found["both, no consistency, from T1"].run.settings == without
+    assert found["upper bound, from T1"].run.settings == {**without, "hide": []}
+    tissue, lesion = found["each alone, from T1"].run.fused
+    assert [one.settings["databases"] for one in (tissue, lesion)] == [["hazel"], ["ivy"]]
+    assert [one.settings["labels"] for one in (tissue, lesion)] == [["tissue:CSF", "tissue:grey matter"], ["lesion"]]
+    assert (tissue.settings["hide"], lesion.settings["hide"]) == ([], ["ivy/tissue"])
+    assert tissue.settings["fit"] == lesion.settings["fit"] == without["fit"]
+
+
+def test_the_upper_bound_reveals_tissues_only() -> None:
+    """Lesions that the database of tissues is annotated for stay hidden."""
+    ground = replace(GROUND, roles=replace(ROLES, hidden=("ivy/tissue", "hazel/lesion")))
+    (upper, _) = [arm for arm in hetero.plan(ground) if arm.name == "upper bound, from T1"]
+    assert upper.run.settings["hide"] == ["hazel/lesion"]
+
+
+def test_hetero_modal_models_are_tested_from_one_sequence_and_from_all() -> None:
+    found = hetero_arms()
+    assert len(found) == 8
+    for kind in hetero.KINDS:
+        few, full = found[f"{kind}, from T1"], found[f"{kind}, from T1+FLAIR"]
+        assert (few.exam.subsets, full.exam.subsets) == ("T1", "full")
+        assert few.run.key == full.run.key
+    assert [arm.name for arm in hetero.pictured(GROUND)] == [f"{kind}, from T1+FLAIR" for kind in hetero.KINDS]
+
+
+@pytest.mark.parametrize("lesions", [("T1",), ("FLAIR", "T1", "T2")])
+def test_hetero_modal_learning_needs_one_shared_sequence_and_more_of_the_lesions(lesions: tuple[str, ...]) -> None:
+    ground = replace(GROUND, sequences={"hazel": ("T1", "T2"), "ivy": lesions})
+    with pytest.raises(UsageError, match=rf"hazel has T1, T2, ivy has {', '.join(lesions)}\. Choose others"):
+        hetero.plan(ground)
+
+
+def test_hetero_modal_tables() -> None:
+    cases = pd.DataFrame(
+        [
+            *rows("both, from T1+FLAIR", 0.50, 0.60, 0.80), *rows("each alone, from T1+FLAIR", 0.52, 0.70, 0.80),
+            *rows("both, no consistency, from T1+FLAIR", 0.50, 0.50, 0.80), *rows("both, from T1", 0.20, 0.70, 0.80),
+            *rows("each alone, from T1", 0.10, 0.70, 0.82),
+        ]
+    )  # fmt: skip
+    few, full, gaps, _, checks = hetero.tables(cases, replace(GROUND, num_seeds=1))
+    assert list(few.frame["arm"]) == ["both, from T1", "each alone, from T1"]
+    assert full.frame.set_index("arm").loc["both, from T1+FLAIR", "mean of the tissues"] == pytest.approx(0.70)
+    told = gaps.frame.set_index(["structure", "arms"])["difference"]
+    assert told["lesion", "both, from T1+FLAIR - both, from T1"] == pytest.approx(0.30)
+    assert [row["verdict"] for row in checks.frame.to_dict("records")] == [
+        "shown",  # the lesion 0.02 below its own model
+        "shown",  # tissues from T1 0.01 below
+        "not shown",  # tissues from all 0.05 below
+        "shown",  # and 0.05 above those without consistency
+    ]
+    assert "ivy/tissue hidden" in few.note
 
 
 def rows(arm: str, lesion: float, csf: float, grey: float, seed: int = 0) -> list[dict[str, object]]:
@@ -182,3 +249,15 @@ def test_from_nothing_to_tables_and_a_picture(synthetic: Ground, folder: Path) -
     assert (result.folder / "montage.png").read_bytes().startswith(b"\x89PNG")
     case = median_case(open_store(synthetic.store), ace.plan(synthetic)[0])
     assert case.split == "test"
+
+
+@pytest.mark.slow
+def test_hetero_modal_arms_run_to_the_end(synthetic: Ground, folder: Path) -> None:
+    result = run_experiment(EXPERIMENTS["hetero"], synthetic, folder, Machine(jobs=1))
+    assert result.failures == {}
+    cases = pd.read_csv(result.folder / "cases.csv")
+    assert set(cases["arm"]) == {arm.name for arm in hetero.plan(synthetic)}
+    from_one = cases["arm"].str.endswith(", from T1")
+    assert set(cases[from_one]["modalities"]) == {"T1"}
+    assert set(cases[~from_one]["num_modalities"]) == {4}
+    assert (result.folder / "montage.png").read_bytes().startswith(b"\x89PNG")

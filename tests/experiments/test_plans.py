@@ -9,7 +9,7 @@ import pytest
 from multiseg.config import to_options
 from multiseg.errors import UsageError
 from multiseg.experiments.by_name import EXPERIMENTS, check_name, chosen
-from multiseg.experiments.drop import ARCHITECTURES
+from multiseg.experiments.drop import ARCHITECTURES, CONSISTENCY, CONSISTENT
 from multiseg.experiments.ground import Ground, Roles
 from multiseg.experiments.leave_one_out import lone_sequence
 from multiseg.experiments.new_database import new_databases
@@ -106,6 +106,14 @@ def test_drop_differs_in_nothing_but_drop() -> None:
         assert one.settings["model"]["builder"] == builder
 
 
+def test_drop_with_consistency_differs_in_nothing_but_the_term() -> None:
+    (ours, other) = [arm.run for arm in arms("drop") if arm.name == CONSISTENT]
+    plain = joint(GROUND, 0)
+    assert ours.settings == {**plain.settings, "fit": {**plain.settings["fit"], **CONSISTENCY}}
+    assert (ours.seed, other.seed) == (0, 1)
+    assert "consistency" not in plain.settings["fit"]
+
+
 def test_what_is_held_out_is_fed_only_what_others_taught() -> None:
     assert GROUND.known_without("cedar") == ("FLAIR",)
     assert GROUND.known_without("alder") == ("FLAIR", "T1", "T2")
@@ -145,9 +153,9 @@ def test_a_database_that_shares_no_sequence_cannot_be_held_out() -> None:
 
 def test_names() -> None:
     assert single(GROUND, "elm", 0, "uniform").key == single(GROUND, "elm", 0).key
-    assert {one.name for one in chosen("all", synthetic=True)} == EXPERIMENTS.keys() - {"ace"}
+    assert {one.name for one in chosen("all", synthetic=True)} == EXPERIMENTS.keys() - {"ace", "hetero"}
     assert {one.name for one in chosen("all", synthetic=False)} == EXPERIMENTS.keys() - {
-        "unseen-combinations", "ace", "ace-tumour",
+        "unseen-combinations", "ace", "ace-tumour", "hetero",
     }  # fmt: skip
     with pytest.raises(UsageError, match="no experiment 'table5'; there are joint, unseen"):
         check_name("table5", synthetic=True)
