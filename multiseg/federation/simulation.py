@@ -124,7 +124,7 @@ def _sites(
     options: FederationOptions, stores: Mapping[str, str], folder: Path, machine: SimulationMachine
 ) -> dict[str, Site]:
     leaves = Leaves(least=machine.least, to_sites=True)
-    shared = Site("", "", folder, (), (), machine.device, machine.workers, machine.cache, leaves=leaves, limits=NONE)
+    shared = Site("", "", folder, (), machine.device, machine.workers, machine.cache, leaves=leaves, limits=NONE)
     return {
         name: replace(
             shared,

@@ -234,7 +234,7 @@ def test_a_site_hides_what_it_has(site_stores: dict[str, str], tmp_path: Path) -
 
     with pytest.raises(UsageError, match="hide is for 'elm', but the run has the sites alder"):
         hiding(elm=("elm/tissue",))
-    with pytest.raises(UsageError, match="hide has 'alder/tisue', but the annotations of .* are alder/lesion, alder/"):
+    with pytest.raises(UsageError, match=r"hide has 'alder/tisue', but the annotations of .* are alder/lesion, alder/"):
         hiding(alder=("alder/tisue",))
     with pytest.raises(FederationError, match="alder: it has no annotation of lesion"):
         hiding(alder=("alder/lesion",))

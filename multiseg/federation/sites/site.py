@@ -33,18 +33,17 @@ class Site:
         store: path or URL.
         state: folder of what it remembers.
         databases: those of the store that take part; empty for all.
-        hide: annotations and sequences that do not take part, as "DATABASE/NAME".
         trains: whether others may train on its data; if not, it only evaluates.
         max_damaged: the largest share of damaged cases; with more it refuses a task.
         approve_runs: whether a person has to approve every run before the site answers.
         limits: on the cost of a run.
+        hide: annotations and sequences that do not take part, as "DATABASE/NAME".
     """
 
     name: str
     store: str
     state: Path
     databases: tuple[str, ...] = ()
-    hide: tuple[str, ...] = ()
     device: str = "auto"
     workers: int = 1
     cache: str = "0"
@@ -53,6 +52,7 @@ class Site:
     leaves: Leaves = Leaves()
     max_damaged: float = 0.05
     limits: Limits = Limits()
+    hide: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
