@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from multiseg.errors import UsageError
@@ -17,6 +17,7 @@ from multiseg.federation.sites.limits import NONE
 from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site
 from multiseg.store.reader import open_store
+from multiseg.store.structures import hide
 from multiseg.training.events import Event as StepEvent
 from multiseg.training.run import stop_on_signals
 
@@ -25,16 +26,18 @@ OnStep = Callable[[str, StepEvent], None]
 
 @dataclass(frozen=True)
 class SimulationMachine:
-    """What all sites of a simulation share.
+    """What the sites of a simulation have beside their stores.
 
     Attributes:
         least: `least` of every site's [leaves] settings.
+        hide: by site, the annotations and sequences that it does not use, as "DATABASE/NAME".
     """
 
     device: str = "auto"
     workers: int = 0
     cache: str = "0"
     least: int = Leaves.least
+    hide: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class LocalLink:
@@ -97,7 +100,7 @@ def simulate(
         machine: that the sites share.
 
     Raises:
-        UsageError: a site has no store, or a store no site; and see `rounds.run`.
+        UsageError: a site has no store, a store no site, or a site does not have what it hides; and see `rounds.run`.
         StoreError: a store is missing or damaged.
     """
     names = (*options.sites, *options.held_out)
@@ -106,9 +109,13 @@ def simulate(
             f"the run has the sites {', '.join(names)}, but there are stores for {', '.join(stores) or 'none'}: give "
             "each site one store, as --store SITE=URL."
         )
-    for url in stores.values():
-        open_store(url)  # fail here, where the error may show the path: a site's answer would not
-    sites = _sites(options, stores, out / "sites", machine or SimulationMachine())
+    machine = machine or SimulationMachine()
+    if unknown := sorted(machine.hide.keys() - set(names)):
+        raise UsageError(f"hide is for {unknown[0]!r}, but the run has the sites {', '.join(names)}.")
+    for name, url in stores.items():
+        # Fail here, where the error may show the path and names: a site's answer would not.
+        hide(open_store(url), machine.hide.get(name, ()))
+    sites = _sites(options, stores, out / "sites", machine)
     with stop_on_signals() as should_stop:
         return run(options, LocalLink(sites, should_stop, on_step), out, on_event, should_stop)
 
@@ -119,6 +126,13 @@ def _sites(
     leaves = Leaves(least=machine.least, to_sites=True)
     shared = Site("", "", folder, (), machine.device, machine.workers, machine.cache, leaves=leaves, limits=NONE)
     return {
-        name: replace(shared, name=name, store=url, state=folder / name, trains=name in options.sites)
+        name: replace(
+            shared,
+            name=name,
+            store=url,
+            state=folder / name,
+            trains=name in options.sites,
+            hide=machine.hide.get(name, ()),
+        )
         for name, url in stores.items()
     }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from multiseg.errors import StoreError, UsageError
+from multiseg.errors import FederationError, StoreError, UsageError
 from multiseg.federation.centre.earlier import go_back
 from multiseg.federation.centre.experiment_folder import read_history
 from multiseg.federation.centre.run_events import Event, Finished, RoundDone
@@ -226,6 +226,18 @@ def test_personal_layers_stay_in_step_when_the_server_forgets_a_round(
     told_apart = {name for name in alder if not torch.equal(alder[name], birch[name])}
     assert told_apart
     assert all("norm" in name for name in told_apart)
+
+
+def test_a_site_hides_what_it_has(site_stores: dict[str, str], tmp_path: Path) -> None:
+    def hiding(**hide: tuple[str, ...]) -> None:
+        simulate(OPTIONS, site_stores, tmp_path, machine=replace(CPU, hide=hide))
+
+    with pytest.raises(UsageError, match="hide is for 'elm', but the run has the sites alder"):
+        hiding(elm=("elm/tissue",))
+    with pytest.raises(UsageError, match=r"hide has 'alder/tisue', but the annotations of .* are alder/lesion, alder/"):
+        hiding(alder=("alder/tisue",))
+    with pytest.raises(FederationError, match="alder: it has no annotation of lesion"):
+        hiding(alder=("alder/lesion",))
 
 
 def test_every_site_needs_a_store(site_stores: dict[str, str], tmp_path: Path) -> None:

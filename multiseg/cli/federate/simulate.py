@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from multiseg.federation.centre.rounds import RunResult
     from multiseg.federation.centre.run_events import Event
     from multiseg.federation.plan import FederationOptions
+    from multiseg.federation.simulation import SimulationMachine
     from multiseg.training.events import Event as StepEvent
 
 HINT = "Print one with: multiseg fed simulate --store a.zarr --store b.zarr --print-config"
@@ -37,6 +38,12 @@ def simulate_command(
     least: Annotated[
         int, typer.Option(help="A site with fewer cases sends nothing, as with least in its site.toml.", min=1)
     ] = 5,
+    hide: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What a site does not use, as with hide in its site.toml: SITE=DATABASE/ANNOTATION (or .../SEQUENCE)."
+        ),
+    ] = None,
     print_config: PrintConfig = False,
     as_json: AsJson = False,
 ) -> int:
@@ -49,6 +56,8 @@ def simulate_command(
     multiseg fed simulate --store alder.zarr --store birch.zarr --rounds 3 --out runs/fed
 
     multiseg fed simulate run.toml --store north=a.zarr --store south=s3://bucket/b.zarr
+
+    multiseg fed simulate run.toml --store anatomy.zarr --store wmh.zarr --hide wmh=wmh/tissue
     """
     import tomli_w
 
@@ -56,6 +65,7 @@ def simulate_command(
     from multiseg.cli.train_flags import check_run_file
     from multiseg.federation.centre.earlier import go_back
     from multiseg.federation.plan import drop_ignored
+    from multiseg.federation.simulation import SimulationMachine
 
     stores = named_stores(store or [])
     flags = {"seed": seed, "local": {"steps": steps}, "schedule": {"rounds": rounds}}
@@ -67,7 +77,8 @@ def simulate_command(
     check_run_file(run, out, resumes=(out / "state.safetensors").is_file())
     if from_round is not None:
         go_back(out, options.experiment, from_round)
-    result = _simulate_shown(options, stores, out, device, least, as_json)
+    machine = SimulationMachine(device, options.stream.workers, options.stream.cache, least, hidden_by_site(hide or []))
+    result = _simulate_shown(options, stores, out, machine, as_json)
     if as_json:
         print_json(asdict(result) | {"folder": str(out)})
     return 0 if result.finished else 130
@@ -88,6 +99,21 @@ def named_stores(stores: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"site {site} has two stores, {urls[site]} and {url}: name them, as --store SITE=URL.")
         urls[site] = url
     return urls
+
+
+def hidden_by_site(hide: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What each site hides, from "SITE=DATABASE/NAME".
+
+    Raises:
+        UsageError: a text is not of this form.
+    """
+    hidden: dict[str, tuple[str, ...]] = {}
+    for text in hide:
+        site, _, name = text.partition("=")
+        if not site or not name:
+            raise UsageError(f"--hide is {text!r}: give SITE=DATABASE/ANNOTATION, such as --hide north=wmh/tissue.")
+        hidden[site] = (*hidden.get(site, ()), name)
+    return hidden
 
 
 def federation_options(
@@ -116,18 +142,17 @@ def federation_options(
 
 
 def _simulate_shown(
-    options: FederationOptions, stores: Mapping[str, str], out: Path, device: str, least: int, quiet: bool
+    options: FederationOptions, stores: Mapping[str, str], out: Path, machine: SimulationMachine, quiet: bool
 ) -> RunResult:
     """Run with a progress bar on a terminal, a line per round, and tables at the end."""
     from multiseg.cli.console import messages, print_table, progress_bar
     from multiseg.federation.centre.run_report import cross_table, round_table, test_table
-    from multiseg.federation.simulation import SimulationMachine, simulate
+    from multiseg.federation.simulation import simulate
 
     console = messages(quiet)
     total = options.schedule.rounds * len(options.sites) * options.local.steps
     with progress_bar("simulate", total, "preparing", quiet) as bar:
         show = _Progress(bar, console, options)
-        machine = SimulationMachine(device, options.stream.workers, options.stream.cache, least)
         result = simulate(options, stores, out, show.event, show.step, machine)
     if not result.finished:
         console.print(f"Stopped after round {result.round}, saved.", soft_wrap=True)

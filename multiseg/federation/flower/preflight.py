@@ -168,8 +168,10 @@ def _disk(settings: SiteSettings) -> tuple[str, str]:
 def _store(settings: SiteSettings) -> tuple[str, str]:
     from multiseg.store.catalogue import SPLITS, select
     from multiseg.store.reader import open_store
+    from multiseg.store.structures import hide
 
     store = open_store(settings.store)
+    hide(store, settings.hide)
     names = settings.databases or tuple(store)
     counts = {split: len(select(store, names, split=split)) for split in SPLITS}
     listed = ", ".join(f"{number} {split}" for split, number in counts.items())

@@ -13,11 +13,11 @@ from multiseg.allocator import keep_memory
 from multiseg.errors import FederationError, MultisegError, ResourceError, StoppedError
 from multiseg.federation.messages import Answer, SiteTask, to_bytes
 from multiseg.federation.sites import approvals, audit_log, policy
-from multiseg.federation.sites.site import Site
+from multiseg.federation.sites.site import Site, store_of
 from multiseg.federation.sites.task_work import Work, done_soundly
 from multiseg.federation.sites.tasks import options_of
 from multiseg.shown import line
-from multiseg.store.reader import Store, open_store
+from multiseg.store.reader import Store
 from multiseg.training.events import Event
 from multiseg.training.fit import Hooks
 
@@ -52,7 +52,7 @@ def answer(
     store: Store | None = None
     left_out: tuple[str, ...] = ()
     try:
-        store = open_store(site.store)
+        store = store_of(site)
         found = done_soundly(Work(task, site, store, Hooks(on_event=on_event, should_stop=clock)))
         found, left_out = policy.released(found, site.leaves)
     except StoppedError:

@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from multiseg.errors import DataError, FederationError
+from multiseg.federation.sites.site import Site, store_of
 from multiseg.files import write_atomically
 from multiseg.shown import line
-from multiseg.store.reader import Case, Store, open_store
+from multiseg.store.reader import Case, Store
 
 FILE = "damaged.json"
 """The damaged cases of an experiment, and what is wrong with each."""
@@ -52,9 +53,9 @@ def write_damage(folder: Path, found: Mapping[str, str], cases: Sequence[Case]) 
         write_atomically(folder / FILE, json.dumps(now, indent=1, sort_keys=True).encode())
 
 
-def sound_store(url: str, names: Collection[str]) -> Store:
-    """The store without these cases, named "DATABASE/CASE"."""
-    store = open_store(url)
+def sound_store(site: Site, names: Collection[str]) -> Store:
+    """The site's store without these cases, named "DATABASE/CASE"."""
+    store = store_of(site)
     for database in store.databases.values():
         database.cases = tuple(case for case in database.cases if f"{case.database}/{case.name}" not in names)
     return store

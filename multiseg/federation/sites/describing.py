@@ -123,7 +123,7 @@ def _statistics(database: Database, cases: Sequence[Case], release: _Release) ->
             if structure.kind != "lesion":
                 continue
             name = structure.name if len(database.schemas) == 1 else f"{annotation}/{structure.name}"
-            having = [case for case in cases if case.foreground_count[index, code] > 0]
+            having = [case for case in cases if case.annotated[index] and case.foreground_count[index, code] > 0]
             having = release.among(f"volume of {name}", having)
             if having:
                 voxels = [(case.foreground_count[index, code], case.grid.spacing_mm) for case in having]
@@ -138,7 +138,7 @@ def _statistics(database: Database, cases: Sequence[Case], release: _Release) ->
 
 
 def _intensities(name: str, cases: Sequence[Case], release: _Release) -> dict[str, float | int]:
-    having = release.among(f"intensities of {name}", [case for case in cases if name in case.intensity])
+    having = release.among(f"intensities of {name}", [case for case in cases if name in case.modalities])
     if not having:
         return {}
     mean, std = np.mean([case.intensity[name] for case in having], axis=0).tolist()

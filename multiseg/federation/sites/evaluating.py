@@ -20,7 +20,7 @@ from multiseg.federation.sites.site import Order, Site, databases_of, experiment
 from multiseg.labels import LabelSpace
 from multiseg.models.saved import Model
 from multiseg.store.reader import Case, Store
-from multiseg.training.validate import Judged, judged_by_subset, validation_cases
+from multiseg.training.validate import Judged, database_score, judged_by_subset, mean_dice, validation_cases
 
 DIGITS = 2
 """Decimals of a Dice: a hundredth of a mean over five cases is a twentieth of the Dice of one case."""
@@ -159,19 +159,16 @@ def _score(found: Iterable[_Result], database: str, cohorts: Cohorts, digits: in
     by_label: dict[int, list[_Result]] = {}
     for result in found:
         by_label.setdefault(result.label, []).append(result)
-    present, absent = list[_Result](), list[_Result]()
+    admitted = list[_Result]()
     for results in by_label.values():
         having = [result for result in results if not result.judged.is_absent]
         usable = _admitted(having, database, cohorts)
         if usable or not having:  # a label that too few cases have does not count at all
-            present += usable
-            absent += _admitted([result for result in results if result.judged.is_absent], database, cohorts)
-    alarms = sum(result.judged.is_false_alarm for result in absent)
-    if present:
-        total = math.fsum(result.judged.dice for result in present)
-        num_cases = len({result.member.partition("\n")[0] for result in present})
-        return Score(_round(total / len(present), digits), num_cases, _round(total / (len(present) + alarms), digits))
-    return Score(score=_round(1 - alarms / len(absent), digits) if absent else math.nan)
+            admitted += usable
+            admitted += _admitted([result for result in results if result.judged.is_absent], database, cohorts)
+    num_cases = len({result.member.partition("\n")[0] for result in admitted if not result.judged.is_absent})
+    judged = [result.judged for result in admitted]
+    return Score(_round(mean_dice(judged), digits), num_cases, _round(database_score(judged), digits))
 
 
 def _round(value: float, digits: int | None) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from multiseg.errors import FederationError, UsageError
 from multiseg.federation.pairwise_masks import new_private_key
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.sites.limits import Limits
@@ -18,7 +19,8 @@ from multiseg.labels import LabelSpace
 from multiseg.models.network_parts import Part, parts
 from multiseg.models.saved import ModelInfo
 from multiseg.store.catalogue import select
-from multiseg.store.reader import Case, Store
+from multiseg.store.reader import Case, Store, open_store
+from multiseg.store.structures import hide
 
 KEY_FILE, EXPERIMENTS = "masks.key", "experiments"
 
@@ -35,6 +37,7 @@ class Site:
         max_damaged: the largest share of damaged cases; with more it refuses a task.
         approve_runs: whether a person has to approve every run before the site answers.
         limits: on the cost of a run.
+        hide: annotations and sequences that do not take part, as "DATABASE/NAME".
     """
 
     name: str
@@ -49,6 +52,7 @@ class Site:
     leaves: Leaves = Leaves()
     max_damaged: float = 0.05
     limits: Limits = Limits()
+    hide: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +90,25 @@ def private_key(site: Site) -> bytes:
         site.state.mkdir(parents=True, exist_ok=True)
         write_atomically(file, new_private_key(), 0o600)
     return file.read_bytes()
+
+
+def store_of(site: Site) -> Store:
+    """The site's store, opened, without what the site hides.
+
+    Raises:
+        StoreError: it cannot be opened.
+        FederationError: it does not have what is to be hidden. Unlike the error of `hide`, whose text is the cause, the
+            message lists no names of the store, so that the server may read it.
+    """
+    store = open_store(site.store)
+    try:
+        hide(store, site.hide)
+    except UsageError as error:
+        raise FederationError(
+            "this site's setting hide names an annotation or a sequence that its store does not have: the site finds "
+            "it with multiseg fed join --check, and corrects it in site.toml."
+        ) from error
+    return store
 
 
 def databases_of(site: Site, store: Store) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ class SiteSettings:
         ca: certificate of the authority that signed the server's certificate.
         key: private key of the site.
         databases: those of the store that take part; empty for all.
+        hide: annotations and sequences that do not take part, as "DATABASE/NAME".
         state: folder of what the site keeps: audit log, personal layers, answers, models.
         device: auto, cpu, cuda or cuda:N.
         workers: processes that read patches.
@@ -47,6 +48,7 @@ class SiteSettings:
     ca: Path = Path("ca.crt")
     key: Path = Path("site.key")
     databases: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
     state: Path = Path("state")
     device: str = "auto"
     workers: int = 1

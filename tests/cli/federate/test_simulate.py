@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from multiseg.cli.app import run
-from multiseg.cli.federate.simulate import named_stores
+from multiseg.cli.federate.simulate import hidden_by_site, named_stores
 from multiseg.errors import UsageError
 from multiseg.store.ingest.ingest_plan import IngestOptions
 from multiseg.store.ingest.ingestion import ingest
@@ -147,3 +147,11 @@ def test_sites_are_named_by_their_stores() -> None:
     assert found == {"north": "/data/a.zarr", "south": "b/south.zarr/", "east": "s3://bucket/key=1/east.zarr"}
     with pytest.raises(UsageError, match=r"site a has two stores, x/a\.zarr and y/a\.zarr"):
         named_stores(["x/a.zarr", "y/a.zarr"])
+
+
+def test_a_site_hides_by_name() -> None:
+    found = hidden_by_site(["north=wmh/tissue", "north=wmh/T1", "south=a/b=c"])
+    assert found == {"north": ("wmh/tissue", "wmh/T1"), "south": ("a/b=c",)}
+    for text in ("wmh/tissue", "=wmh/tissue", "north="):
+        with pytest.raises(UsageError, match="give SITE=DATABASE/ANNOTATION"):
+            hidden_by_site([text])

@@ -13,8 +13,9 @@ from multiseg.federation.centre.handshake import fresh
 from multiseg.federation.centre.scores import scored
 from multiseg.federation.centre.site_roster import enrolled, site_info
 from multiseg.federation.messages import DESCRIBE, ROUND, Answer, SiteTask
-from multiseg.federation.plan import AggregateOptions
-from multiseg.models.network_parts import parts
+from multiseg.federation.plan import WEIGHTS, AggregateOptions
+from multiseg.federation.strategies import STRATEGIES
+from multiseg.models.network_parts import parts, split
 from multiseg.training.run_folder import ModelOptions
 
 ASH, ELM = FakeSite("ash", change=0.5), FakeSite("elm", change=1.5)
@@ -64,6 +65,36 @@ def test_exposure_of_a_label_is_its_own() -> None:
     answer = Answer(ROUND, "ash", 1, {"exposure": {"": 8, "T1": 5, "label:core": 3}})
     weights = [weight_of("ash", state, group, answer, said) for group in ("", "T1", "label:core", "label:oedema")]
     assert weights == [8, 5, 3, 0]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_site_changes_no_head_of_a_label_that_it_does_not_annotate(strategy: str, weights: str) -> None:
+    """The rows of a label are, for two rounds, what they are without the sites that do not annotate it."""
+    rule = AggregateOptions(strategy, weights=weights, learning_rate=0.1)
+    said = replace(options("ash", "elm", labels=("tissue:CSF", "lesion")), aggregate=rule)
+    tissue, lesion = replace(ASH, labels=(("CSF", "tissue"),)), replace(ELM, num_cases=30)
+    state = state_of(said, tissue, lesion)
+    every = parts(state.roster.info)
+    task = SiteTask(ROUND, "fake", 1, {"info": state.roster.info.to_json()})
+    exposure = {"ash": {"": 8, "label:CSF": 8, "label:lesion": 0}, "elm": {"": 8, "label:CSF": 0, "label:lesion": 8}}
+    answers = {site.name: site.answer(task) for site in (tissue, lesion)}
+    answers = {name: replace(one, body={**one.body, "exposure": exposure[name]}) for name, one in answers.items()}
+
+    def after_two(*names: str) -> dict[str, torch.Tensor]:
+        now = state
+        for _ in range(2):
+            network, optimiser, _ = combined(now, {name: answers[name] for name in names}, every, said)
+            now = replace(now, network=network, optimiser=optimiser)
+        return split(now.network, every)
+
+    together, before = after_two("ash", "elm"), split(state.network, every)
+    for group, alone in (("label:CSF", after_two("ash")), ("label:lesion", after_two("elm"))):
+        rows = [part.name for part in every if part.group == group]
+        assert [name.partition("[")[0].rpartition(".")[2] for name in rows] == ["weight", "bias"]
+        for name in rows:
+            assert torch.equal(together[name], alone[name]), name
+            assert not torch.equal(together[name], before[name]), name
 
 
 def desk_of(said, folder) -> Desk:

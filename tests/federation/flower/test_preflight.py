@@ -139,6 +139,7 @@ def test_an_app_that_is_not_approved(settings: SiteSettings) -> None:
         ({"min_free_gib": 1e9}, "disk", "min_free_gib = 1e"),
         ({"store": "nowhere.zarr"}, "store", "nowhere.zarr"),
         ({"databases": ("elm",)}, "store", "elm"),
+        ({"hide": ("alder/tisue",)}, "store", "alder/tisue"),
         ({"device": "cuda:77"}, "device", "cuda"),
     ],
 )
