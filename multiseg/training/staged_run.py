@@ -55,8 +55,8 @@ class StagedRun:
             raise UsageError("a run of stages starts from fresh weights: leave [start] out.")
         if any(options.meta.pseudo_labels for options in (self.whole, *self.stages)):
             raise UsageError(
-                "a run of stages writes its own pseudo-labels: leave meta.pseudo_labels out, and put a stage pseudo_label "
-                "before the stage joint."
+                "a run of stages writes its own pseudo-labels: leave meta.pseudo_labels out, and put a stage "
+                "pseudo_label before the stage joint."
             )
 
     def to_toml(self) -> str:
