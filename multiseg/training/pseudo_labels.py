@@ -124,10 +124,10 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 def _read(path: Path, name: str) -> np.ndarray:
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             array: np.ndarray = arrays[name]
             return array
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"the pseudo-labels in {path} are damaged: {error}. Delete the file.") from error
 
 
