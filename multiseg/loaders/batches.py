@@ -178,6 +178,7 @@ class PatchStream(IterableDataset[Batch]):
 
     Args:
         sequences: of the axis, those that are shown; empty for all.
+        needs: sequences of which a case must have one to be drawn; empty for any case.
 
     Raises:
         DataError: no case of the split is in the store, or none has a structure of the label space.
@@ -195,6 +196,7 @@ class PatchStream(IterableDataset[Batch]):
         databases: str | Sequence[str] = (),
         share: Share | None = None,
         sequences: Sequence[str] = (),
+        needs: Sequence[str] = (),
     ) -> None:
         self.options = options or StreamOptions()
         self.options.check()
@@ -215,6 +217,12 @@ class PatchStream(IterableDataset[Batch]):
         names = list(dict.fromkeys(case.database for case in usable))
         draw = self.options.draw
         cases = {name: chosen([case for case in usable if case.database == name], draw) for name in names}
+        if needs:
+            cases = {
+                name: [case for case in listed if set(needs) & set(case.modalities)] for name, listed in cases.items()
+            }
+            names = [name for name in names if cases[name]]
+            cases = {name: cases[name] for name in names}
         drawn = [case for name in names if draw.weights.get(name, 1) > 0 for case in cases[name]]
         check_rest(space, unlisted_of(space, store, schemas_of(store, drawn)))
         if draw.databases == "each":

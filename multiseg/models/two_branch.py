@@ -22,6 +22,8 @@ ANATOMY_SEQUENCES = ("T1",)
 """The sequences that the anatomy branch sees, of those that a model has."""
 CONSTANTS = (-5.0, -2.0, -1.0, 1.0, 2.0, 5.0)
 """The values that a lesion is replaced with, in standard deviations of the brain (section 3.3.2)."""
+ANCHOR_PREFIX = "anchor_"
+"""Begins the names of the tensors of the labelled healthy image."""
 BRANCHES = {"anatomy": "tissue", "lesion": "lesion"}
 """The branches, and the kind of the structures that each of them segments."""
 
@@ -119,7 +121,7 @@ class TwoBranch(nn.Module):
     ) -> None:
         """Hold a labelled healthy image of the size that the network was made for; images of the anatomy's channels."""
         for name, value in (("images", images), ("target", target), ("annotated", annotated)):
-            getattr(self, f"anchor_{name}").copy_(value)
+            getattr(self, f"{ANCHOR_PREFIX}{name}").copy_(value)
 
     def learn_only(self, parts: Sequence[str]) -> None:
         """Freeze all parts but these, of anatomy, lesion, attention and head; the frozen ones stay in eval mode."""

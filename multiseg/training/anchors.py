@@ -8,7 +8,7 @@ import torch
 from multiseg.errors import UsageError
 from multiseg.models.saved import ModelInfo
 from multiseg.models.two_branch import TwoBranch, branch_space
-from multiseg.store.reader import Store
+from multiseg.store.reader import Case, Store
 from multiseg.types import Index3
 
 PUBLIC = ("template", "phantom")
@@ -19,13 +19,15 @@ def check_anchor(store: Store, name: str, builder: str) -> None:
     """Check that a case, "DATABASE/CASE", may be the anchor of a network.
 
     Raises:
-        UsageError: the network has no anchor, there is no such case, or its database is not declared to be public.
+        UsageError: the network has no anchor, there is no such case, its database is not declared to be public, or it
+            is not a train case.
     """
     if builder != "two_branch":
         raise UsageError(f"meta.anchor is {name!r}, but a {builder} network has no anchor: leave it out.")
     database, _, case = name.partition("/")
     if database not in store or case not in [one.name for one in store[database].cases]:
         raise UsageError(f"meta.anchor is {name!r}, but {store.url} has no such case: give DATABASE/CASE.")
+    split = anchor_case(store, name).split
     pathology = store[database].pathology
     if pathology not in PUBLIC:
         raise UsageError(
@@ -33,6 +35,17 @@ def check_anchor(store: Store, name: str, builder: str) -> None:
             "can read this scan, so it may not be a patient's: ingest a public template with --pathology template, or "
             "a phantom with --pathology phantom."
         )
+    if split != "train":
+        raise UsageError(
+            f"meta.anchor is {name!r}, which is a {split} case: adaptations learn from the anchor, so results on it "
+            "would be too good. Name a train case."
+        )
+
+
+def anchor_case(store: Store, name: str) -> Case:
+    """The case "DATABASE/CASE", which must be in the store."""
+    database, _, case = name.partition("/")
+    return store[database][case]
 
 
 def put_anchor(network: TwoBranch, store: Store, name: str, info: ModelInfo) -> None:
@@ -41,7 +54,8 @@ def put_anchor(network: TwoBranch, store: Store, name: str, info: ModelInfo) -> 
     Raises:
         UsageError: the case has not all sequences of the anatomy branch, or no annotation of a tissue.
     """
-    database, case = store[name.partition("/")[0]], store[name.partition("/")[0]][name.partition("/")[2]]
+    case = anchor_case(store, name)
+    database = store[case.database]
     names = [info.axis[channel] for channel in network.anatomy_channels]
     view = database.label_view(case, branch_space(info.space, "anatomy"))
     if not set(names) <= set(case.modalities) or not view.annotated.any():

@@ -108,6 +108,11 @@ def is_first_process() -> bool:
     return _torchrun_ranks()[0] == 0
 
 
+def num_started() -> int:
+    """How many processes `torchrun` started; 1 for a process started alone."""
+    return _torchrun_ranks()[1]
+
+
 def _torchrun_ranks() -> tuple[int, int, int]:
     """Rank, number of processes and rank on this machine, from the environment that `torchrun` sets."""
     values = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]

@@ -5,13 +5,20 @@ The stage pseudo_label writes them into the run folder; the stage joint learns f
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -26,13 +33,13 @@ from multiseg.loaders.batches import Batch
 from multiseg.loaders.graft import Kept
 from multiseg.models.losses import consistency_loss, log_probabilities
 from multiseg.models.saved import Model, load_model
-from multiseg.models.two_branch import Branch
+from multiseg.models.two_branch import Branch, TwoBranch, branch_space
 from multiseg.store.reader import Case, Database, Store
 from multiseg.training.fit import Stream
 from multiseg.types import Index3
 
-KEPT = 64
-"""Cases whose targets stay in memory."""
+KEPT_BYTES = 512_000_000
+"""Size of the targets that stay in memory, in bytes; at least those of one case do."""
 MOVING = ("rotate90_probability", "flip_probability", "affine_probability", "elastic_probability")
 
 
@@ -41,8 +48,9 @@ def write_pseudo_labels(
 ) -> None:
     """Write the probabilities of the tissues of every case, by the anatomy branch that was adapted to its lesions.
 
-    A file holds [tissue i j k], float16, on the case's grid in the store. A case that is done already, with the same
-    model and the same files, is skipped.
+    A file holds [tissue i j k], float16, on the case's grid in the store, and what it belongs to. A case that is done
+    already, with the same model and the same files, is skipped. A case without a sequence of the anatomy branch gets no
+    file: the branch would answer the same everywhere.
 
     Args:
         cases: annotated for lesions, which the adaptation uses.
@@ -50,28 +58,42 @@ def write_pseudo_labels(
 
     Raises:
         UsageError: the model cannot be adapted, or the folder holds something else.
+        CheckpointError: a file is damaged.
     """
     check_folder(folder, own=("*",))
     model = load_model(model_path, device)
     network = check_adaptable(model)
+    seen = [model.info.axis.names[channel] for channel in network.anatomy_channels]
+    weights = sum(float(value.double().abs().sum()) for value in model.state_dict().values())
     for case in cases:
-        path, key = _path(folder, case), _key(case, model)
-        name = f"{case.database}/{case.name}"
-        if path.is_file() and _read(path)[1] == key:
+        path, name = _path(folder, case), f"{case.database}/{case.name}"
+        if not set(seen) & set(model.info.usable(case.modalities)):
+            path.unlink(missing_ok=True)  # of a time when it had one
+            on_case(f"{name}: left out, since it has no {' or '.join(seen)}, which the anatomy branch needs")
+            continue
+        about = {**_about(case, branch_space(model.info.space, "anatomy")), "model": repr(weights)}
+        if path.is_file() and _read_about(path) == about:
             on_case(f"{name}: done before")
             continue
-        database = store[case.database]
-        stored, codes = database.whole(case)
-        usable = model.info.usable(case.modalities)
-        images, present = network_input(model.info, stored, database.modalities, usable, case.intensity)
-        result = adapted(model, images, present, _lesions(database, case, codes) > 0)
-        assert isinstance(result.model.network, type(network))
-        tissues = predict_volume(Branch(result.model.network, "anatomy"), images, present, model.info.patch)
+        tissues, said = _tissues(model, network, store[case.database], case)
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, tissues=tissues.astype(np.float16), key=np.array(key))
+        np.savez_compressed(buffer, tissues=tissues.astype(np.float16), about=np.array(json.dumps(about)))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())
-        on_case(f"{name}: {result}")
+        on_case(f"{name}: {said}")
+
+
+def _tissues(
+    model: Model, network: TwoBranch, database: Database, case: Case
+) -> tuple[Float[np.ndarray, "tissue i j k"], str]:
+    """The tissues of a case by the adapted model, and how it was adapted."""
+    stored, codes = database.whole(case)
+    usable = model.info.usable(case.modalities)
+    images, present = network_input(model.info, stored, database.modalities, usable, case.intensity)
+    result = adapted(model, images, present, _lesions(database, case, codes) > 0)
+    assert isinstance(result.model.network, type(network))
+    tissues = predict_volume(Branch(result.model.network, "anatomy"), images, present, model.info.patch)
+    return tissues, str(result)
 
 
 def _lesions(
@@ -85,17 +107,27 @@ def _path(folder: Path, case: Case) -> Path:
     return folder / case.database / f"{case.name}.npz"
 
 
-def _key(case: Case, model: Model) -> str:
-    """Identifies a file's content: by the case and by the model's weights."""
-    total = sum(float(value.double().abs().sum()) for value in model.state_dict().values())
-    return f"{case.source_sha256} {'x'.join(map(str, case.extent))} {total!r}"
+def _about(case: Case, tissues: LabelSpace) -> dict[str, Any]:
+    """What the pseudo-labels of a case must agree with: their structures, the case's grid and its source files."""
+    return {
+        "tissues": list(tissues.names),
+        "extent": list(case.extent),
+        "affine": [round(float(value), 4) for value in case.grid.affine.ravel()],
+        "source files": case.source_sha256,
+    }
 
 
-def _read(path: Path) -> tuple[Float[np.ndarray, "tissue i j k"], str]:
+def _read_about(path: Path) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads(str(_read(path, "about")))
+    return about
+
+
+def _read(path: Path, name: str) -> np.ndarray:
     try:
-        with np.load(path) as arrays:
-            return arrays["tissues"], str(arrays["key"])
-    except (OSError, ValueError, KeyError) as error:
+        with path.open("rb") as file, np.load(file) as arrays:
+            array: np.ndarray = arrays[name]
+            return array
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"the pseudo-labels in {path} are damaged: {error}. Delete the file.") from error
 
 
@@ -103,23 +135,43 @@ def _read(path: Path) -> tuple[Float[np.ndarray, "tissue i j k"], str]:
 class PseudoLabels:
     """The pseudo-labels of the cases of a training, read from a folder.
 
+    Attributes:
+        digests: by "database/case" one of what its file belongs to, and of the model that wrote it.
+
     Raises:
-        UsageError: a case has none.
+        UsageError: a case has none, or they are of other tissues, another grid or other source files.
+        CheckpointError: a file is damaged.
     """
 
     store: Store
     cases: Sequence[Case]
     folder: Path
     space: LabelSpace
-    _kept: Kept[Float[np.ndarray, "tissue i j k"]] = field(default_factory=lambda: Kept(KEPT))
+    digests: Mapping[str, str] = field(init=False)
+    _kept: Kept[Float[np.ndarray, "tissue i j k"]] = field(init=False)
 
     def __post_init__(self) -> None:
-        missing = [f"{case.database}/{case.name}" for case in self.cases if not _path(self.folder, case).is_file()]
-        if missing:
-            raise UsageError(
-                f"{len(missing)} of {len(self.cases)} cases have no pseudo-labels in {self.folder} ({few(missing)}): "
-                "give the stages pseudo_label and joint the same databases."
-            )
+        check_searched(self.store, self.cases, self.space)
+        missing = names_of([case for case in self.cases if not _path(self.folder, case).is_file()])
+        check_labelled(missing, self.cases, self.folder)
+        digests = dict(zip(names_of(self.cases), map(self._checked, self.cases), strict=True))
+        object.__setattr__(self, "digests", digests)
+        num_tissues = len(branch_space(self.space, "anatomy").names)
+        largest = max((2 * num_tissues * prod(case.extent) for case in self.cases), default=1)
+        object.__setattr__(self, "_kept", Kept(max(1, KEPT_BYTES // largest)))
+
+    def _checked(self, case: Case) -> str:
+        """The digest of a case's file, which must be of this case and of these tissues."""
+        path = _path(self.folder, case)
+        about = _read_about(path)
+        for name, wanted in _about(case, branch_space(self.space, "anatomy")).items():
+            if about.get(name) != wanted:
+                raise UsageError(
+                    f"{path} does not belong to {case.database}/{case.name}: the {name} of the file: "
+                    f"{about.get(name)}, of the training: {wanted}. Write the pseudo-labels again, with the stage "
+                    "pseudo_label on this store."
+                )
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def soft(self, batch: Batch) -> Float[Tensor, "batch class i j k"]:
         """The soft targets of a batch: 1 for a true lesion, otherwise the tissues' probabilities; 0 where a voxel is
@@ -139,13 +191,48 @@ class PseudoLabels:
 
     def _window(self, case: Case, corner: Index3, size: Sequence[int]) -> Float[np.ndarray, "tissue i j k"]:
         """The part of a case's probabilities in a window, 0 outside the case."""
-        whole = self._kept.get((case.database, case.name), lambda: _read(_path(self.folder, case))[0])
+        whole = self._kept.get((case.database, case.name), lambda: self._whole(case))
         out = np.zeros((len(whole), *size), dtype=np.float32)
         inner = [slice(max(0, c), min(n, c + s)) for c, n, s in zip(corner, whole.shape[1:], size, strict=True)]
         outer = [slice(part.start - c, part.stop - c) for part, c in zip(inner, corner, strict=True)]
         if all(part.stop > part.start for part in inner):
             out[:, *outer] = whole[:, *inner]
         return out
+
+    def _whole(self, case: Case) -> Float[np.ndarray, "tissue i j k"]:
+        path = _path(self.folder, case)
+        whole = _read(path, "tissues")
+        if whole.shape != (num := len(branch_space(self.space, "anatomy").names), *case.extent):
+            raise CheckpointError(
+                f"the pseudo-labels in {path} are damaged: their shape is {whole.shape}, not {(num, *case.extent)}. "
+                "Delete the file."
+            )
+        return whole
+
+
+def names_of(cases: Sequence[Case]) -> list[str]:
+    """Their names, as "database/case"."""
+    return [f"{case.database}/{case.name}" for case in cases]
+
+
+def check_labelled(missing: Sequence[str], cases: Sequence[Case], folder: Path | str) -> None:
+    """Raises UsageError if some of the cases, `missing`, have no pseudo-labels in the folder."""
+    if missing:
+        raise UsageError(
+            f"{len(missing)} of {len(cases)} cases have no pseudo-labels in {folder} ({few(missing)}): give the stages "
+            "pseudo_label and joint the same databases."
+        )
+
+
+def check_searched(store: Store, cases: Sequence[Case], space: LabelSpace) -> None:
+    """Raises UsageError if a case is not annotated for a lesion of the space."""
+    lesions = branch_space(space, "lesion")
+    names = names_of([case for case in cases if not store[case.database].label_view(case, lesions).annotated.any()])
+    if names:
+        raise UsageError(
+            f"{names[0]} has no lesion annotation, as {len(names)} of the {len(cases)} cases ({few(names)}): name only "
+            "databases with lesions in the stages pseudo_label and joint."
+        )
 
 
 def _one_hot(index: int, like: Float[Tensor, "batch class i j k"]) -> Float[Tensor, "1 class 1 1 1"]:
@@ -168,11 +255,19 @@ class SoftStream:
 
 
 def soft_dice(network: nn.Module, batch: Batch, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The Dice loss of the whole network against soft targets, over all voxels of the batch that are not ignored."""
+    """The Dice loss of the whole network against soft targets, over all voxels of the batch that are not ignored.
+
+    A lesion that nobody searched for in a case does not count there, as in `losses.soft_dice_loss`; tissues always do.
+    """
     assert batch.soft is not None
     looked_at = (batch.target != IGNORE)[:, None]
-    p = log_probabilities(network(batch.images, batch.present)).exp() * looked_at
-    loss = consistency_loss(p, batch.soft)
+    counts = torch.ones(len(batch.target), batch.soft.shape[1], dtype=torch.bool, device=batch.soft.device)
+    counts[:, 1:] = batch.annotated
+    counts[:, [1 + tissue for tissue in batch.tissues]] = True
+    kept = counts.any(dim=0)
+    both = looked_at & rearrange(counts, "b c -> b c 1 1 1")
+    p = log_probabilities(network(batch.images, batch.present)).exp() * both
+    loss = consistency_loss(p[:, kept], (batch.soft * both)[:, kept])
     return loss, {"soft_dice": loss.detach()}
 
 

@@ -16,7 +16,16 @@ from multiseg.training.checkpoint import RESUME, TrainState, load_state
 from multiseg.training.distributed import Peers
 from multiseg.training.events import Noted
 from multiseg.training.optimisers import SCHEDULES
-from multiseg.training.run_data import RunData, changes, data_of, describe_changes, read_data, scans_of, write_data
+from multiseg.training.run_data import (
+    RunData,
+    changes,
+    data_of,
+    describe_changes,
+    read_data,
+    scans_of,
+    with_soft_targets,
+    write_data,
+)
 from multiseg.training.run_folder import TrainOptions, held_settings, write_settings
 from multiseg.training.start import Parent
 
@@ -45,11 +54,17 @@ class Begun:
 
 
 def lessons_of(
-    store: Store, train: Sequence[Case], val: Sequence[Case], parent: Parent | None, accepts_changes: bool
+    store: Store,
+    train: Sequence[Case],
+    val: Sequence[Case],
+    parent: Parent | None,
+    accepts_changes: bool,
+    soft: Mapping[str, str] | None = None,
 ) -> Lessons:
-    """What a run learns from these cases and from its parent."""
+    """What a run learns from these cases and from its parent; `soft` has a digest of each case's soft targets."""
     inherited = LearntScans() if parent is None else parent.learnt or LearntScans(is_complete=False)
-    return Lessons(store, data_of(store, train, val), inherited | scans_of(train, val), accepts_changes)
+    data = with_soft_targets(data_of(store, train, val), soft or {})
+    return Lessons(store, data, inherited | scans_of(train, val), accepts_changes)
 
 
 def begin(

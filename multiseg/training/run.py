@@ -25,7 +25,7 @@ from multiseg.modalities import ModalityAxis, as_names
 from multiseg.models.builders import NETWORKS, Builder, build
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
-from multiseg.models.two_branch import TwoBranch
+from multiseg.models.two_branch import ANATOMY_SEQUENCES, TwoBranch
 from multiseg.own import is_own
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
@@ -38,7 +38,7 @@ from multiseg.store.structures import (
     structures_of,
     written,
 )
-from multiseg.training.anchors import check_anchor, put_anchor
+from multiseg.training.anchors import anchor_case, check_anchor, put_anchor
 from multiseg.training.checkpoint import RESUME, TrainState, generators, save_state
 from multiseg.training.class_weights import class_weights
 from multiseg.training.distributed import Peers, joined
@@ -144,7 +144,10 @@ def train(
         drawn = [case for name in names for case in stream.plan.cases[name]]
         donated = grafts.cases if grafts else ()
         held_out = validation_cases(store, answered, names, options.fit.validation_cases)
-        lessons = lessons_of(store, [*drawn, *donated], held_out, parent, accept_changes)
+        shown = [anchor_case(store, options.meta.anchor)] if options.meta.anchor else []
+        soft = _pseudo_labels(options, store, drawn, stream.space)
+        digests = soft.digests if soft else {}
+        lessons = lessons_of(store, [*drawn, *donated, *shown], held_out, parent, accept_changes, digests)
         with _claimed(Path(out), options, overwrite, peers):
             begun = begin(Path(out), state, info, options, lessons, peers)
             steps_before = state.step
@@ -161,7 +164,7 @@ def train(
                     objective=_staged_objective(options, own, store, drawn, stream.space),
                     transform=own.augment,
                 )
-                source = _source(options, store, stream, grafts)
+                source = _source(stream, grafts, soft)
                 finished = fit(state, source, options.fit, hooks, options.augment, peers)
     return TrainResult(Path(out), state.step, finished, state.best, tuple(state.history), steps_before)
 
@@ -243,14 +246,19 @@ def _staged_objective(
     return stage.objective(_objective(options, own, store, cases, space))
 
 
-def _source(options: TrainOptions, store: Store, stream: PatchStream, grafts: Grafts | None) -> Stream:
-    """The batches of the options' stage."""
+def _pseudo_labels(
+    options: TrainOptions, store: Store, cases: Sequence[Case], space: LabelSpace
+) -> PseudoLabels | None:
+    """The soft targets of the options' stage, if it has any."""
+    folder = options.meta.pseudo_labels
+    return PseudoLabels(store, cases, Path(folder), space) if folder else None
+
+
+def _source(stream: PatchStream, grafts: Grafts | None, soft: PseudoLabels | None) -> Stream:
+    """The batches of a stage."""
     if grafts:
         return GraftStream(stream, grafts)
-    if options.meta.pseudo_labels:
-        folder = Path(options.meta.pseudo_labels)
-        return SoftStream(stream, PseudoLabels(store, stream.plan.numbered, folder, stream.space))
-    return stream
+    return SoftStream(stream, soft) if soft else stream
 
 
 def with_listed_labels(options: TrainOptions) -> tuple[TrainOptions, Store]:
@@ -277,10 +285,13 @@ def _prepared(
         check_structures(space, store, () if options.stage else options.databases, options.stream.draw)
     stage = stage_named(options.stage, options.model.builder)
     learnt = stage.space(space)
+    needs = ANATOMY_SEQUENCES if options.meta.pseudo_labels else ()
     used = learnt_from(store, options.databases, learnt, options.stream.draw)
+    used = [case for case in used if not needs or set(needs) & set(case.modalities)]
     if not used:
+        also = f" and has {' or '.join(needs)}" if needs else ""
         raise DataError(
-            f"{store.url} has no train case that is annotated for {', '.join(learnt.names)}. "
+            f"{store.url} has no train case that is annotated for {', '.join(learnt.names)}{also}. "
             f"See: multiseg info {store.url}."
         )
     axis = ModalityAxis.union(
@@ -291,7 +302,14 @@ def _prepared(
         channels = arrange_channels(parent.info, axis, options.start)
         axis = channels.axis
     stream = PatchStream(
-        store, axis, learnt, options.stream, databases=options.databases, share=share, sequences=stage.sequences
+        store,
+        axis,
+        learnt,
+        options.stream,
+        databases=options.databases,
+        share=share,
+        sequences=stage.sequences,
+        needs=needs,
     )
     grafts = _grafts(options, store, axis) if stage.grafts else None
     info = _info(options, store, stream, space, grafts)
@@ -423,7 +441,7 @@ def _fresh_state(
     torch.manual_seed(options.seed)
     network = build(own.network or info.builder, len(info.axis), info.space.num_logits, **info.numbers)
     if parent is not None:
-        take_weights(network, parent, options.start.method)
+        take_weights(network, parent, options.start.method, takes_anchor=not options.meta.anchor)
     network.to(device)
     optimiser = make_optimiser(network, options.optimiser, options.fit.learning_rate, own.optimiser)
     scaler = torch.amp.GradScaler(device.type, enabled=precision(options.fit.amp, device) == torch.float16)

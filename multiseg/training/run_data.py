@@ -60,6 +60,12 @@ def data_of(store: Store, train: Iterable[Case], val: Iterable[Case]) -> RunData
     return RunData(cases)
 
 
+def with_soft_targets(data: RunData, soft: Mapping[str, str]) -> RunData:
+    """The data with soft targets as part of the labels of their cases; `soft` has their digests by "database/case"."""
+    added = {name: {**data.cases[name], "labels": _digest([data.cases[name]["labels"], soft[name]])} for name in soft}
+    return RunData({**data.cases, **added})
+
+
 def scans_of(train: Iterable[Case], val: Iterable[Case]) -> LearntScans:
     """The digests of the scans of these cases, as a model file keeps them."""
     return LearntScans.of(

@@ -44,7 +44,7 @@ FREE = frozenset(
     }
 )
 """Settings that may differ when a run resumes: they do not change what is learnt. The parent model and pseudo-labels
-may have moved; a digest shows that the model is the same. A new number of steps changes the schedule from then on, with
+may have moved; digests show that they are the same. A new number of steps changes the schedule from then on, with
 a notice; it cannot be less than the steps done."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from multiseg.errors import UsageError
 from multiseg.files import check_folder, lock_folder, write_atomically
 from multiseg.labels import LabelSpace
 from multiseg.models.saved import BEST, LAST
-from multiseg.models.two_branch import branch_space
+from multiseg.models.two_branch import ANATOMY_SEQUENCES, branch_space
+from multiseg.store.reader import Case, Store
 from multiseg.training.checkpoint import RESUME
-from multiseg.training.distributed import is_first_process
-from multiseg.training.pseudo_labels import write_pseudo_labels
+from multiseg.training.distributed import is_first_process, num_started
+from multiseg.training.pseudo_labels import check_labelled, check_searched, names_of, write_pseudo_labels
 from multiseg.training.run import TrainResult, check_structures, learnt_from, train, with_listed_labels
 from multiseg.training.run_folder import LOCK, RUN_FILE, TrainOptions, to_toml, with_all_seeds
-from multiseg.training.stages import PSEUDO_LABEL, stage_named
+from multiseg.training.stages import PSEUDO_LABEL, check_stage, stage_named
 from multiseg.training.start import StartOptions
 
 TrainOne = Callable[[TrainOptions, Path], TrainResult]
@@ -36,7 +37,7 @@ class StagedRun:
 
     Raises:
         UsageError: two stages have one name, the first or the last trains nothing, the network has no stages, or the
-            run starts from a model.
+            run starts from a model or from pseudo-labels.
     """
 
     whole: TrainOptions
@@ -52,6 +53,11 @@ class StagedRun:
             raise UsageError(f"the stages are {', '.join(names)}: the first and the last must train.")
         if self.whole.start != StartOptions():
             raise UsageError("a run of stages starts from fresh weights: leave [start] out.")
+        if any(options.meta.pseudo_labels for options in (self.whole, *self.stages)):
+            raise UsageError(
+                "a run of stages writes its own pseudo-labels: leave meta.pseudo_labels out, and put a stage "
+                "pseudo_label before the stage joint."
+            )
 
     def to_toml(self) -> str:
         """A run file with every setting, and of each stage those that differ."""
@@ -103,55 +109,97 @@ def train_stages(
     those of all databases of the run.
 
     Args:
-        overwrite: delete the stages' runs, and start over.
+        overwrite: delete the final model and the stages' runs, and start over.
         train_one: trains one stage into its folder; by default `train`.
         on_case: called for each case that gets pseudo-labels.
 
     Raises:
-        UsageError: `out` holds something else, or a run of other stages; otherwise see `train`.
+        UsageError: `out` holds something else, or a run of other stages; or the settings of a stage do not fit it,
+            which is checked of all stages before the first one runs; otherwise see `train`.
     """
     out = Path(out)
     one = train_one or (lambda options, folder: train(options, folder, overwrite))
-    labels = _checked_labels(run)
+    stages = _with_pseudo_labels(run.stages, out)
+    labels = _checked_labels(run.whole, stages, num_started())
     check_folder(out, own=(RUN_FILE, LOCK, BEST, LAST))
     out.mkdir(parents=True, exist_ok=True)
     if not is_first_process():
-        return _all_trained(run, labels, out, one, on_case)
+        return _all_trained(stages, labels, out, one, on_case)
     with lock_folder(out / LOCK, "another training writes to it. Wait for it to end, or choose another --out."):
         _check_same_stages(run, out, overwrite)
+        if overwrite:
+            _delete_models(out)
         write_atomically(out / RUN_FILE, run.to_toml().encode())
-        result = _all_trained(run, labels, out, one, on_case)
+        result = _all_trained(stages, labels, out, one, on_case)
         if result.finished:
             for name in (BEST, LAST):
                 if (result.folder / name).is_file():
                     write_atomically(out / name, (result.folder / name).read_bytes())
+                else:
+                    (out / name).unlink(missing_ok=True)  # of an earlier last stage
         return replace(result, folder=out)
 
 
-def _checked_labels(run: StagedRun) -> tuple[str, ...]:
-    """The labels of all stages."""
-    options, store = with_listed_labels(run.whole)
+def _with_pseudo_labels(stages: Sequence[TrainOptions], out: Path) -> tuple[TrainOptions, ...]:
+    """The stages, with the folder of the pseudo-labels that a stage joint will learn from."""
+    names = [options.stage for options in stages]
+    if PSEUDO_LABEL not in names or "joint" not in names[names.index(PSEUDO_LABEL) :]:
+        return tuple(stages)
+    folder = stage_folder(out, 1 + names.index(PSEUDO_LABEL), PSEUDO_LABEL).resolve()
+    joint = stages[names.index("joint")]
+    with_labels = replace(joint, meta=replace(joint.meta, pseudo_labels=str(folder)))
+    return tuple(with_labels if options is joint else options for options in stages)
+
+
+def _checked_labels(whole: TrainOptions, stages: Sequence[TrainOptions], num_processes: int) -> tuple[str, ...]:
+    """The labels of all stages, which are checked."""
+    for stage in stages:
+        if stage.stage != PSEUDO_LABEL:
+            check_stage(stage, num_processes)
+        elif num_processes > 1:
+            raise UsageError(
+                f"the stage {PSEUDO_LABEL} runs in one process, but there are {num_processes}: train this run alone."
+            )
+    options, store = with_listed_labels(whole)
     space = LabelSpace.of(options.labels, options.rest)
     check_structures(space, store, options.databases, options.stream.draw)
-    for stage in run.stages:
-        stage_named(stage.stage, run.whole.model.builder).space(space)
+    for stage in stages:
+        stage_named(stage.stage, whole.model.builder).space(space)
+    _check_soft_cases(store, stages, space)
     labels = options.labels
     assert isinstance(labels, tuple)
     return labels
 
 
+def _check_soft_cases(store: Store, stages: Sequence[TrainOptions], space: LabelSpace) -> None:
+    """Raises UsageError if the stage joint would learn from cases without pseudo-labels."""
+    labelled: list[str] = []
+    for options in stages:
+        if options.stage == PSEUDO_LABEL:
+            labelled = names_of(_to_label(store, options, space))
+        elif options.meta.pseudo_labels:
+            cases = learnt_from(store, options.databases, space, options.stream.draw)
+            cases = [case for case in cases if set(ANATOMY_SEQUENCES) & set(case.modalities)]
+            check_searched(store, cases, space)
+            check_labelled(
+                [name for name in names_of(cases) if name not in labelled], cases, options.meta.pseudo_labels
+            )
+
+
 def _all_trained(
-    run: StagedRun, labels: tuple[str, ...], out: Path, train_one: TrainOne, on_case: Callable[[str], None]
+    stages: Sequence[TrainOptions],
+    labels: tuple[str, ...],
+    out: Path,
+    train_one: TrainOne,
+    on_case: Callable[[str], None],
 ) -> TrainResult:
-    start, pseudo_labels = StartOptions(), ""
-    for number, options in enumerate(run.stages, start=1):
+    start = StartOptions()
+    for number, options in enumerate(stages, start=1):
         folder = stage_folder(out, number, options.stage)
         if options.stage == PSEUDO_LABEL:
             _label(replace(options, labels=labels), Path(start.model), folder, on_case)
-            pseudo_labels = str(folder.resolve())
             continue
-        meta = replace(options.meta, pseudo_labels=pseudo_labels if options.stage == "joint" else "")
-        result = train_one(replace(options, labels=labels, start=start, meta=meta), folder)
+        result = train_one(replace(options, labels=labels, start=start), folder)
         if not result.finished:
             break
         start = StartOptions(str(folder.resolve()), grow=True)
@@ -161,10 +209,19 @@ def _all_trained(
 def _label(options: TrainOptions, model: Path, folder: Path, on_case: Callable[[str], None]) -> None:
     """Write the pseudo-labels of the training cases with lesions."""
     options, store = with_listed_labels(options)
-    lesions = branch_space(LabelSpace.of(options.labels, options.rest), "lesion")
-    cases = learnt_from(store, options.databases, lesions, options.stream.draw)
-    if is_first_process():
-        write_pseudo_labels(store, cases, model, folder, options.device, on_case)
+    cases = _to_label(store, options, LabelSpace.of(options.labels, options.rest))
+    write_pseudo_labels(store, cases, model, folder, options.device, on_case)
+
+
+def _to_label(store: Store, options: TrainOptions, space: LabelSpace) -> list[Case]:
+    """The training cases of a stage pseudo_label that are annotated for lesions."""
+    return learnt_from(store, options.databases, branch_space(space, "lesion"), options.stream.draw)
+
+
+def _delete_models(out: Path) -> None:
+    """Delete the final model of an earlier run."""
+    for name in (BEST, LAST):
+        (out / name).unlink(missing_ok=True)
 
 
 def _check_same_stages(run: StagedRun, out: Path, overwrite: bool) -> None:

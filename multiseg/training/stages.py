@@ -86,8 +86,9 @@ def check_stage(options: TrainOptions, num_processes: int) -> None:
     """Check that the options fit their stage.
 
     Raises:
-        UsageError: there is no such stage; or in a stage with grafts no healthy database is named, there are several
-            processes, the network is compiled, or an augmentation is the user's own.
+        UsageError: there is no such stage; or the head is to learn first where it does not learn; or a stage with a
+            loss of its own has settings of other losses; or in a stage with grafts no healthy database is named, there
+            are several processes, the network is compiled, or an augmentation is the user's own.
     """
     stage = stage_named(options.stage, options.model.builder)
     if options.stage == PSEUDO_LABEL:
@@ -96,8 +97,31 @@ def check_stage(options: TrainOptions, num_processes: int) -> None:
         if options.stage != "joint":
             raise UsageError(f"meta.pseudo_labels is for the stage joint, not for {options.stage!r}: leave it out.")
         check_still(options.augment)
-    if not stage.grafts:
-        return
+    if options.start.head_steps and stage.learns and "head" not in stage.learns:
+        raise UsageError(
+            f"start.head_steps is {options.start.head_steps}, but in the stage {options.stage} the last convolution of "
+            "the whole network does not learn: leave it out."
+        )
+    if stage.grafts or options.meta.pseudo_labels:
+        _check_own_loss(options)
+    if stage.grafts:
+        _check_grafts(options, num_processes)
+
+
+def _check_own_loss(options: TrainOptions) -> None:
+    """Raises UsageError if settings of `fit.objective` are set in a stage with a loss of its own."""
+    said = f"has no effect on the stage {options.stage}, which has a loss of its own"
+    if options.fit.class_weights != "none":
+        raise UsageError(f'fit.class_weights is {options.fit.class_weights!r}, which {said}: set it to "none" there.')
+    if options.fit.consistency > 0:
+        raise UsageError(
+            f"fit.consistency is {options.fit.consistency}, which {said}: set it to 0 there. An objective with "
+            "joint_jaccard sets it to 1 where a run file does not say."
+        )
+
+
+def _check_grafts(options: TrainOptions, num_processes: int) -> None:
+    """Raises UsageError if the options do not fit a stage with grafts."""
     if not options.databases:
         raise UsageError(
             f"the stage {options.stage} pastes lesions into healthy patches: name the databases without lesions in its "

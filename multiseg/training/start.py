@@ -15,6 +15,7 @@ from multiseg.models.builders import NETWORKS
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.progressive import ProgressiveUnet
 from multiseg.models.saved import ModelInfo, load_weights, model_path, read_info, read_learnt
+from multiseg.models.two_branch import ANCHOR_PREFIX
 from multiseg.own import is_own
 
 METHODS = ("finetune", "progressive")
@@ -182,11 +183,14 @@ def descended(info: ModelInfo, parent: Parent, channels: Channels, options: Star
     )
 
 
-def take_weights(network: nn.Module, parent: Parent, method: str) -> None:
+def take_weights(network: nn.Module, parent: Parent, method: str, takes_anchor: bool = True) -> None:
     """Put the parent's weights into a fresh network that has its channels and perhaps more.
 
     All networks keep the channels in the order of the axis, so the parent's tensor is the first part of a larger one
     along every axis; the rest stays fresh.
+
+    Args:
+        takes_anchor: whether to take the parent's labelled healthy image, too; not if the network gets another one.
 
     Raises:
         CheckpointError: the weights do not fit.
@@ -196,6 +200,8 @@ def take_weights(network: nn.Module, parent: Parent, method: str) -> None:
         network = network.first
     state = network.state_dict()
     for name, tensor in load_weights(parent.file).items():
+        if name.startswith(ANCHOR_PREFIX) and not takes_anchor:
+            continue
         target = state.get(name)
         if (
             target is None

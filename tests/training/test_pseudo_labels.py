@@ -1,5 +1,6 @@
 """Soft targets of the stage pseudo_label: their place in a patch, what stands above them, and what is refused."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +11,25 @@ import torch
 from multiseg.errors import CheckpointError, UsageError
 from multiseg.labels import LabelSpace
 from multiseg.loaders.augment import preset
-from multiseg.loaders.batches import PatchStream, StreamOptions
+from multiseg.loaders.batches import Batch, PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
+from multiseg.models.losses import consistency_loss
 from multiseg.models.saved import ModelInfo, save_model
 from multiseg.store.catalogue import select
-from multiseg.store.reader import open_store
-from multiseg.training.pseudo_labels import PseudoLabels, SoftStream, check_still, soft_dice, write_pseudo_labels
+from multiseg.store.reader import Case, open_store
+from multiseg.store.structures import hide
+from multiseg.training import pseudo_labels
+from multiseg.training.pseudo_labels import (
+    PseudoLabels,
+    SoftStream,
+    check_searched,
+    check_still,
+    soft_dice,
+    write_pseudo_labels,
+)
+from multiseg.training.run_data import RunData, changes, with_soft_targets
 
 SPACE = LabelSpace.of(["lesion", "tissue:GM", "tissue:WM"])
 PATCH = (8, 8, 8)
@@ -88,3 +100,122 @@ def test_patches_with_soft_targets_do_not_move() -> None:
     with pytest.raises(UsageError, match=r"augment\.flip_probability moves patches"):
         check_still(preset("standard"))
     check_still(replace(preset("none"), contrast_probability=0.5))
+
+
+def test_a_case_without_a_sequence_of_the_anatomy_branch_is_left_out(store_url: str, tmp_path: Path) -> None:
+    store, said = open_store(store_url), []
+    case = replace(select(store, ["birch"], split="train")[0], modalities=("FLAIR",))
+    write_pseudo_labels(store, [case], model_in(tmp_path, store.spacing_mm), tmp_path / "soft", "cpu", said.append)
+    assert said == [f"birch/{case.name}: left out, since it has no T1, which the anatomy branch needs"]
+    assert not list(tmp_path.glob("soft/*/*.npz"))
+
+
+def test_patches_are_drawn_only_from_cases_with_what_is_needed(store_url: str) -> None:
+    store = open_store(store_url)
+    hide(store, ["birch/T1"])
+    options = StreamOptions(DrawOptions(PATCH), workers=0)
+    both = (store, ModalityAxis(("FLAIR", "T1")), LabelSpace(), options)
+    assert set(PatchStream(*both, databases=["alder", "birch"]).plan.cases) == {"alder", "birch"}
+    assert set(PatchStream(*both, databases=["alder", "birch"], needs=["T1"]).plan.cases) == {"alder"}
+
+
+def written(folder: Path, case: Case, **others: object) -> Path:
+    """A file of pseudo-labels, of a case unless something else is said."""
+    about = {**pseudo_labels._about(case, LabelSpace.of(["tissue:GM", "tissue:WM"])), "model": "1", **others}
+    path = folder / case.database / f"{case.name}.npz"
+    path.parent.mkdir(exist_ok=True)
+    np.savez_compressed(path, tissues=np.zeros((2, *case.extent), np.float16), about=np.array(json.dumps(about)))
+    return path
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"tissues": ["WM", "GM"]}, {"extent": [1, 2, 3]}, {"affine": [0.0] * 16}, {"source files": "ab"}],
+    ids=lambda other: next(iter(other)),
+)
+def test_pseudo_labels_of_something_else_are_refused(store_url: str, tmp_path: Path, other: dict) -> None:
+    store = open_store(store_url)
+    case = select(store, ["birch"], split="train")[0]
+    written(tmp_path, case)
+    before = PseudoLabels(store, [case], tmp_path, SPACE).digests
+    written(tmp_path, case, model="2")
+    assert PseudoLabels(store, [case], tmp_path, SPACE).digests != before
+    path = written(tmp_path, case, **other)
+    with pytest.raises(UsageError, match=f"{path} does not belong to birch/{case.name}: the {next(iter(other))} of"):
+        PseudoLabels(store, [case], tmp_path, SPACE)
+
+
+def test_a_cut_file_is_damaged(store_url: str, tmp_path: Path) -> None:
+    store = open_store(store_url)
+    case = select(store, ["birch"], split="train")[0]
+    path = written(tmp_path, case)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", whole[:60] + b"\xff" * 8 + whole[68:]):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="are damaged"):
+            PseudoLabels(store, [case], tmp_path, SPACE)._whole(case)
+
+
+def test_the_memory_for_targets_is_bounded_by_bytes(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(store_url)
+    case = select(store, ["birch"], split="train")[0]
+    written(tmp_path, case)
+    monkeypatch.setattr(pseudo_labels, "KEPT_BYTES", 3 * 2 * 2 * int(np.prod(case.extent)) + 1)
+    assert PseudoLabels(store, [case], tmp_path, SPACE)._kept.most == 3
+
+
+def test_a_case_without_lesion_annotation_is_named(store_url: str) -> None:
+    store = open_store(store_url)
+    cases = select(store, ["birch"], split="train")
+    check_searched(store, cases, SPACE)
+    hide(store, [f"birch/{name}" for name in store["birch"].schemas])
+    cases = select(store, ["birch"], split="train")
+    with pytest.raises(UsageError, match=rf"^birch/{cases[0].name} has no lesion annotation.* name only databases"):
+        check_searched(store, cases, SPACE)
+
+
+def test_other_soft_targets_are_another_label(store_url: str) -> None:
+    case = dict.fromkeys(("split", "scans", "labels", "files", "prepared"), "train")
+    data, store = RunData({"a/b": case}), open_store(store_url)
+    one, other = with_soft_targets(data, {"a/b": "1"}), with_soft_targets(data, {"a/b": "2"})
+    assert changes(one, one, store) == {}
+    for now in (other, data):
+        assert changes(one, now, store) == {"with another label": ("a/b",)}
+
+
+class Answering(torch.nn.Module):
+    """Answers the same logits to everything."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        return self.logits
+
+
+def test_lesions_that_nobody_searched_for_do_not_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, soft = torch.randn(2, 2, 4, 4, 4, 4, generator=generator)
+    soft = soft.softmax(dim=1)
+    batch = Batch(
+        torch.zeros(2, 1, 4, 4, 4),
+        torch.ones(2, 1, dtype=torch.bool),
+        torch.zeros(2, 4, 4, 4, dtype=torch.uint8),
+        torch.tensor([[True, False, False], [False, False, False]]),
+        ("a", "b"),
+        ("x", "y"),
+        torch.zeros(2, 3, dtype=torch.int64),
+        torch.zeros(2, 2, dtype=torch.int64),
+        tissues=(1, 2),
+        soft=soft,
+    )
+    p, counts = logits.softmax(dim=1), torch.ones(2, 4, 1, 1, 1)
+    counts[1, 1] = 0
+    of_network = soft_dice(Answering(logits), batch, 0)[0]
+    torch.testing.assert_close(of_network, consistency_loss(p * counts, soft * counts))
+    nowhere = replace(batch, annotated=torch.zeros_like(batch.annotated))
+    tissues = consistency_loss(p[:, [0, 2, 3]], soft[:, [0, 2, 3]])
+    torch.testing.assert_close(soft_dice(Answering(logits), nowhere, 0)[0], tissues)

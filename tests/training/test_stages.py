@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from multiseg.training.run import TrainResult, train
 from multiseg.training.run_folder import ModelOptions, TrainOptions
 from multiseg.training.staged_run import StagedRun, train_stages
 from multiseg.training.stages import STAGES, check_stage
+from multiseg.training.start import StartOptions
 
+SOFT = {"stage": "joint", "meta": MetaOptions(pseudo_labels="x")}
 NAMES = ("pretrain_tissue", "pretrain_lesion", "joint")
 TISSUES = ("CSF", "grey matter", "white matter")
 
@@ -209,6 +212,13 @@ def test_every_setting_of_meta_learning_is_in_the_guide() -> None:
         ({"stage": "cotrain", "databases": ("a",), "augment": AugmentOptions(own="a:b")}, "cannot move the lesions"),
         ({"stage": "pseudo_label"}, "trains nothing"),
         ({"stage": "pretrain_lesion", "meta": MetaOptions(pseudo_labels="x")}, "is for the stage joint"),
+        ({"stage": "cotrain", "fit": FitOptions(class_weights="inverse-root")}, "class_weights .* has no effect"),
+        (
+            {**SOFT, "fit": FitOptions(class_weights="inverse-root")},
+            "class_weights .* has no effect on the stage joint",
+        ),
+        ({**SOFT, "fit": FitOptions(consistency=0.5)}, "consistency is 0.5, which has no effect on the stage joint"),
+        ({"stage": "pretrain_lesion", "start": StartOptions("m", head_steps=3)}, "head_steps is 3, but in the stage"),
     ],
 )
 def test_options_that_do_not_fit_their_stage(changes: dict, message: str) -> None:
@@ -225,3 +235,58 @@ def test_cotrain_runs_in_one_process() -> None:
 def test_the_first_and_the_last_stage_train() -> None:
     with pytest.raises(UsageError, match="the stages are pretrain_tissue, pseudo_label: the first and the last must"):
         staged("x.zarr", ("pretrain_tissue", "pseudo_label"))
+
+
+WITH_SOFT = ("pretrain_tissue", "pseudo_label", "joint")
+
+
+def nothing(options: TrainOptions, out: Path) -> TrainResult:
+    raise AssertionError(f"{out} ran")
+
+
+def with_joint(run: StagedRun, **changes: object) -> StagedRun:
+    return replace(run, stages=(*run.stages[:-1], replace(run.stages[-1], **changes)))
+
+
+def test_a_run_of_stages_takes_no_pseudo_labels_of_others() -> None:
+    with pytest.raises(UsageError, match=r"writes its own pseudo-labels: leave meta\.pseudo_labels out"):
+        with_joint(staged("x.zarr", WITH_SOFT), meta=MetaOptions(pseudo_labels="x"))
+
+
+def test_all_stages_are_checked_before_the_first_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = with_joint(staged("x.zarr", WITH_SOFT), augment=AugmentOptions(flip_probability=0.5))
+    with pytest.raises(UsageError, match="flip_probability moves patches"):
+        train_stages(run, tmp_path, train_one=nothing)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="the stage pseudo_label runs in one process, but there are 2"):
+        train_stages(staged("x.zarr", WITH_SOFT), tmp_path, train_one=nothing)
+
+
+def test_the_cases_of_the_stage_joint_are_checked_before_the_first_stage(store_url: str, tmp_path: Path) -> None:
+    run = staged(store_url, WITH_SOFT)
+    few = replace(run.stages[1], databases=("birch",))
+    with pytest.raises(UsageError, match=r"2 of 4 cases have no pseudo-labels in .*2-pseudo_label \(alder/"):
+        train_stages(replace(run, stages=(run.stages[0], few, run.stages[2])), tmp_path, train_one=nothing)
+
+
+@pytest.mark.slow
+def test_an_old_final_model_does_not_outlive_its_run(store_url: str, tmp_path: Path) -> None:
+    run, (best, last) = staged(store_url), (tmp_path / "model.safetensors", tmp_path / "last.safetensors")
+
+    def trained(finished: bool) -> Callable[[TrainOptions, Path], TrainResult]:
+        def one(options: TrainOptions, out: Path) -> TrainResult:
+            out.mkdir(exist_ok=True)
+            (out / "last.safetensors").write_bytes(b"new")
+            return TrainResult(out, 1, finished, 0.0)
+
+        return one
+
+    train_stages(run, tmp_path, train_one=trained(True))
+    best.write_bytes(b"old")
+    train_stages(run, tmp_path, train_one=trained(True))
+    assert (best.exists(), last.read_bytes()) == (False, b"new")
+    best.write_bytes(b"old")
+    assert not train_stages(run, tmp_path, True, trained(False)).finished
+    assert not best.exists()
+    assert not last.exists()
