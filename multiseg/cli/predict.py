@@ -105,7 +105,8 @@ def _print_prediction(result: Prediction, as_json: bool) -> None:
     for text in result.adaptations:
         messages().print(text, soft_wrap=True, markup=False)
     if result.left_out:
-        messages().print(f"{', '.join(result.left_out)} left out: the model has no trained channel for it.")
+        why = "the model, or one of those that vote, has no trained channel for it."
+        messages().print(f"{', '.join(result.left_out)} left out: {why}", soft_wrap=True, markup=False)
     if "not known" in result.learnt.values():
         messages().print("It is not known whether the model learnt from these scans: its file does not list all.")
     volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in result.volumes_ml.items())
