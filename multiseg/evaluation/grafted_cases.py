@@ -143,8 +143,13 @@ def _hosts(store: Store, options: GraftOptions) -> tuple[list[Case], list[str]]:
         DataError: there is no healthy case.
     """
     cases = [case for case in select(store, options.into, split=options.split) if _tissue_of(store, case) is not None]
-    hosts = [case for case in cases if not has_lesion(store[case.database], case, even_hidden=True)]
-    with_lesions = [f"{case.database}/{case.name}" for case in cases if case not in hosts]
+    hosts: list[Case] = []
+    with_lesions: list[str] = []
+    for case in cases:
+        if has_lesion(store[case.database], case, even_hidden=True):
+            with_lesions.append(f"{case.database}/{case.name}")
+        else:
+            hosts.append(case)
     if not hosts:
         text = f"{', '.join(options.into)} has no {options.split or 'single'} case with an annotation of tissues"
         text += f" and without lesions of its own ({few(with_lesions)} have some)" if with_lesions else ""

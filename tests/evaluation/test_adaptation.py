@@ -229,9 +229,9 @@ def test_what_cannot_be_predicted(files: dict[str, Path], tmp_path: Path) -> Non
     assert [doubt.code for doubt in result.doubts if doubt.code == "NO_ANATOMY_SEQUENCE"]
 
 
-def with_info(files: dict[str, Path], **changes: object) -> list[Path]:
+def with_info(files: dict[str, Path], info: ModelInfo) -> list[Path]:
     """The second model, as if it had been trained on other data."""
-    save_model(files["second"], model_of(seed=1).network, replace(model_of().info, **changes))
+    save_model(files["second"], model_of(seed=1).network, info)
     return [files["second"]]
 
 
@@ -248,14 +248,14 @@ def test_models_that_need_different_images_do_not_vote(
     files: dict[str, Path], tmp_path: Path, setting: dict[str, object], says: str
 ) -> None:
     other = Recipe(spacing_mm=(2.0, 2.0, 2.0), **setting)  # type: ignore[arg-type]
-    ensemble = with_info(files, databases={"b": {"recipe": other.to_json()}})
+    ensemble = with_info(files, replace(model_of().info, databases={"b": {"recipe": other.to_json()}}))
     with pytest.raises(UsageError, match=says):
         predict(files["model"], {"T1": files["T1"]}, tmp_path / "o.nii.gz", ensemble=ensemble)
 
 
 def test_only_sequences_that_every_model_learnt_from_are_shown(files: dict[str, Path], tmp_path: Path) -> None:
     scans, out = {name: files[name] for name in ("FLAIR", "T1")}, tmp_path / "o.nii.gz"
-    ensemble = with_info(files, trained_on={"FLAIR": ("a",), "T1": ()})
+    ensemble = with_info(files, replace(model_of().info, trained_on={"FLAIR": ("a",), "T1": ()}))
     result = predict(files["model"], scans, out, ensemble=ensemble)
     assert (result.used, result.left_out) == (("FLAIR",), ("T1",))
     assert [doubt.code for doubt in result.doubts].count("NO_ANATOMY_SEQUENCE") == 1

@@ -12,6 +12,7 @@ from multiseg.evaluation.grafted_cases import (
     MANIFEST,
     UNFINISHED,
     GraftOptions,
+    _first_fitting,
     is_same_person,
     named_by_pathology,
     write_grafted_cases,
@@ -121,6 +122,10 @@ def test_hosts_with_lesions_are_left_out_and_listed(
     origins = json.loads((out / "grafts.json").read_text())
     assert origins["with_lesions"] == ["patients/P1"]
     assert [case["healthy"] for case in origins["cases"]] == ["people/H1"]
+    store = open_store(str(url))
+    patient, tumour = store["patients"]["P1"], store["tumours"]["L1"]
+    assert _first_fitting(store, [tumour], patient, 0, 0) is not None
+    assert _first_fitting(store, [patient], patient, 0, 0) is None
 
 
 @pytest.mark.slow
