@@ -224,8 +224,10 @@ def _write_graft(
     row, num_voxels = _write_case(store, folder, host, lesion, healthy)
     ml = num_voxels * float(np.prod(store.spacing_mm)) / 1000
     outside = share_outside(lesion, healthy.brain, healthy.grid)
-    names = (f"{case.database}/{case.name}" for case in (host, donor))
-    return {**row, "pathology": donor.pathology}, Origin(row["case"], *names, round(ml, 3), round(outside, 4))
+    name, lesion_name = (f"{case.database}/{case.name}" for case in (host, donor))
+    return {**row, "pathology": donor.pathology}, Origin(
+        row["case"], name, lesion_name, round(ml, 3), round(outside, 4)
+    )
 
 
 def _write_case(store: Store, folder: Path, host: Case, lesion: Lesion, healthy: Healthy) -> tuple[dict[str, str], int]:
