@@ -53,13 +53,20 @@ def graft_command(
         result = write_grafted_cases(open_store(store), options, out, on_case, overwrite)
     if as_json:
         cases = [vars(origin) for origin in result.origins]
-        print_json({"manifest": str(result.manifest), "cases": cases, "without": list(result.without)})
+        print_json({
+            "manifest": str(result.manifest), "cases": cases, "without": list(result.without),
+            "with_lesions": list(result.with_lesions),
+        })  # fmt: skip
         return 0
     for origin in result.origins:
         text = f"{origin.case}: {origin.lesion} ({origin.lesion_ml:.1f} ml) in {origin.healthy}"
         output().print(text, soft_wrap=True, markup=False)
     for name in result.without:
-        messages().print(f"{name}: left out, no lesion fits into its brain.", soft_wrap=True, markup=False)
+        messages().print(
+            f"{name}: left out, no lesion of another person fits into its brain.", soft_wrap=True, markup=False
+        )
+    for name in result.with_lesions:
+        messages().print(f"{name}: left out, it has lesions of its own.", soft_wrap=True, markup=False)
     spacing = ",".join(f"{mm:g}" for mm in open_store(store).spacing_mm)
     to_do = f"Ingest them with: multiseg ingest {result.manifest} --store grafted.zarr --spacing {spacing}"
     output().print(to_do, soft_wrap=True, markup=False)

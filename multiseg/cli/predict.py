@@ -82,11 +82,11 @@ def predict_command(
     )  # fmt: skip
     if picture:
         save_overlay(picture, result, overwrite)
-    _print_prediction(result, as_json)
+    _print_prediction(result, as_json, ensemble)
     return 0
 
 
-def _print_prediction(result: Prediction, as_json: bool) -> None:
+def _print_prediction(result: Prediction, as_json: bool, ensemble: bool) -> None:
     from multiseg.cli.console import messages, output, print_json
 
     if as_json:
@@ -105,7 +105,8 @@ def _print_prediction(result: Prediction, as_json: bool) -> None:
     for text in result.adaptations:
         messages().print(text, soft_wrap=True, markup=False)
     if result.left_out:
-        messages().print(f"{', '.join(result.left_out)} left out: the model has no trained channel for it.")
+        who = "a model of the ensemble" if ensemble else "the model"
+        messages().print(f"{', '.join(result.left_out)} left out: {who} has no trained channel for it.")
     if "not known" in result.learnt.values():
         messages().print("It is not known whether the model learnt from these scans: its file does not list all.")
     volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in result.volumes_ml.items())

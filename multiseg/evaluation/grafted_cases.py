@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from multiseg.errors import DataError, UsageError
+from multiseg.errors import DataError, UsageError, few
 from multiseg.files import check_files, check_folder, write_atomically
 from multiseg.labels import LabelSchema
 from multiseg.loaders.chance import Chance
@@ -23,6 +23,7 @@ from multiseg.loaders.graft import (
     Healthy,
     Lesion,
     check_graftable,
+    has_lesion,
     lesion_cases,
     load_healthy,
     load_lesion,
@@ -33,7 +34,7 @@ from multiseg.store.catalogue import select
 from multiseg.store.formats.nifti import write_nifti
 from multiseg.store.reader import Case, Database, Store
 
-MANIFEST, ORIGINS = "manifest.csv", "grafts.json"
+MANIFEST, ORIGINS, UNFINISHED = "manifest.csv", "grafts.json", "grafts.unfinished"
 TISSUE, LESION, BRAIN = "tissue", "lesion", "brain"
 SHUFFLED = 1 << 32
 
@@ -70,12 +71,14 @@ class Origin:
 class GraftedCases:
     """What was written: the manifest for ingest, and the origins of the cases.
 
-    `without` are the healthy cases that no lesion fits.
+    `without` are the healthy cases that no lesion of another person fits, `with_lesions` those that were left out since
+    they have annotated lesions of their own.
     """
 
     manifest: Path
     origins: tuple[Origin, ...]
     without: tuple[str, ...]
+    with_lesions: tuple[str, ...] = ()
 
 
 def write_grafted_cases(
@@ -89,7 +92,10 @@ def write_grafted_cases(
 
     Each case is a folder with a file for every sequence that both cases have (in the raw intensities of the healthy
     one: lesions keep their z-score), `tissue` (the healthy case's own, also under the lesion), `lesion` and `brain`.
-    The manifest puts all cases into the split "test".
+    The manifest puts all cases into the split "test", and has one database for each healthy one and pathology. Until it
+    is written, the file `UNFINISHED` marks the folder, so that an interrupted run can be started again.
+
+    Left out are healthy cases with annotated lesions of their own; no case gets a lesion of the same person.
 
     Raises:
         UsageError, StoreError: see `check_graftable`; or the folder holds other scans.
@@ -97,13 +103,8 @@ def write_grafted_cases(
     """
     check_graftable(store, options.lesions, options.into)
     donors = lesion_cases(store, options.lesions, options.lesion_split)
-    hosts = [case for case in select(store, options.into, split=options.split) if _tissue_of(store, case) is not None]
-    if not hosts:
-        raise DataError(
-            f"{', '.join(options.into)} has no {options.split or 'single'} case with an annotation of tissues. Name "
-            "another split (multiseg info), or ingest its tissues."
-        )
-    check_folder(folder, own=(MANIFEST,))
+    hosts, with_lesions = _hosts(store, options)
+    check_folder(folder, own=(MANIFEST, UNFINISHED))
     check_files([folder / MANIFEST, folder / ORIGINS], overwrite=overwrite)
     rows: list[dict[str, str]] = []
     origins: list[Origin] = []
@@ -115,21 +116,71 @@ def write_grafted_cases(
         if found is None:
             without.append(name)
             continue
-        donor, lesion, healthy = found
-        written, num_voxels = _write_case(store, folder, host, lesion, healthy)
-        rows.append({**written, "pathology": donor.pathology})
-        ml = num_voxels * float(np.prod(store.spacing_mm)) / 1000
-        outside = share_outside(lesion, healthy.brain, healthy.grid)
-        lesion_name = f"{donor.database}/{donor.name}"
-        origins.append(Origin(rows[-1]["case"], name, lesion_name, round(ml, 3), round(outside, 4)))
+        if not rows:
+            _begin(folder)
+        row, origin = _write_graft(store, folder, host, *found)
+        rows.append(row)
+        origins.append(origin)
     if not rows:
-        text = "more than a fifth of each would be outside the brain"
-        raise DataError(f"no lesion fits into {', '.join(without)}: {text}. Look at the notes of ingest --template.")
-    _write_table(folder / MANIFEST, rows)
-    content = {"seed": options.seed, "spacing_mm": list(store.spacing_mm), "without": without}
-    cases = [asdict(origin) for origin in origins]
-    write_atomically(folder / ORIGINS, json.dumps({**content, "cases": cases}, indent=1).encode())
-    return GraftedCases(folder / MANIFEST, tuple(origins), tuple(without))
+        raise DataError(
+            f"no lesion of another person fits into {few(without)}: more than a fifth of each would be outside the "
+            "brain. Look at the notes of ingest --template."
+        )
+    content = {
+        "seed": options.seed, "spacing_mm": list(store.spacing_mm), "without": without, "with_lesions": with_lesions,
+        "cases": [asdict(origin) for origin in origins],
+    }  # fmt: skip
+    write_atomically(folder / ORIGINS, json.dumps(content, indent=1).encode())
+    _write_table(folder / MANIFEST, named_by_pathology(rows))
+    (folder / UNFINISHED).unlink()
+    return GraftedCases(folder / MANIFEST, tuple(origins), tuple(without), tuple(with_lesions))
+
+
+def _hosts(store: Store, options: GraftOptions) -> tuple[list[Case], list[str]]:
+    """The healthy cases with tissues, and DATABASE/CASE of those that are left out for lesions of their own.
+
+    Raises:
+        DataError: there is no healthy case.
+    """
+    cases = [case for case in select(store, options.into, split=options.split) if _tissue_of(store, case) is not None]
+    hosts: list[Case] = []
+    with_lesions: list[str] = []
+    for case in cases:
+        if has_lesion(store[case.database], case, even_hidden=True):
+            with_lesions.append(f"{case.database}/{case.name}")
+        else:
+            hosts.append(case)
+    if not hosts:
+        text = f"{', '.join(options.into)} has no {options.split or 'single'} case with an annotation of tissues"
+        text += f" and without lesions of its own ({few(with_lesions)} have some)" if with_lesions else ""
+        raise DataError(f"{text}. Name another split (multiseg info), or ingest its tissues.")
+    return hosts, with_lesions
+
+
+def _begin(folder: Path) -> None:
+    """Mark the folder as ours until its manifest is written; an older manifest would describe other images."""
+    write_atomically(folder / UNFINISHED, b"")
+    for name in (MANIFEST, ORIGINS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def named_by_pathology(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of a manifest with a database for each pathology, since a database has one.
+
+    A database whose rows have one pathology keeps its name.
+    """
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row["database"], set()).add(row["pathology"])
+    names: dict[tuple[str, str], str] = {}
+    for database, pathologies in found.items():
+        for pathology in sorted(pathologies):
+            ending = re.sub(r"[^\w]+", "-", pathology).strip("-_") if len(pathologies) > 1 else ""
+            name = f"{database}-{ending}" if ending else database
+            while name in names.values():  # "MS (RR)" and "MS RR" are spelt alike
+                name += "-2"
+            names[database, pathology] = name
+    return [{**row, "database": names[row["database"], row["pathology"]]} for row in rows]
 
 
 def _first_fitting(
@@ -141,12 +192,18 @@ def _first_fitting(
     healthy = load_healthy(store[host.database], host)
     for index in order:
         donor = donors[index]
-        if not set(donor.modalities) & set(host.modalities):
+        if is_same_person(donor, host) or not set(donor.modalities) & set(host.modalities):
             continue
         lesion = load_lesion(store[donor.database], donor)
         if share_outside(lesion, healthy.brain, healthy.grid) <= MOST_OUTSIDE and paste(lesion, healthy) is not None:
             return donor, lesion, healthy
     return None
+
+
+def is_same_person(one: Case, other: Case) -> bool:
+    """Whether two cases are of one subject of a database, or share a scan."""
+    has_scan = bool(set(one.content.values()) & set(other.content.values()))
+    return has_scan or (one.database, one.subject or one.name) == (other.database, other.subject or other.name)
 
 
 def _tissue_of(store: Store, case: Case) -> str | None:
@@ -158,6 +215,19 @@ def _tissue_of(store: Store, case: Case) -> str | None:
 
 def _has_tissue(schema: LabelSchema) -> bool:
     return any(structure.kind == "tissue" for structure in schema.structures)
+
+
+def _write_graft(
+    store: Store, folder: Path, host: Case, donor: Case, lesion: Lesion, healthy: Healthy
+) -> tuple[dict[str, str], Origin]:
+    """Write the files of a case; returns its row of the manifest, and where it comes from."""
+    row, num_voxels = _write_case(store, folder, host, lesion, healthy)
+    ml = num_voxels * float(np.prod(store.spacing_mm)) / 1000
+    outside = share_outside(lesion, healthy.brain, healthy.grid)
+    name, lesion_name = (f"{case.database}/{case.name}" for case in (host, donor))
+    return {**row, "pathology": donor.pathology}, Origin(
+        row["case"], name, lesion_name, round(ml, 3), round(outside, 4)
+    )
 
 
 def _write_case(store: Store, folder: Path, host: Case, lesion: Lesion, healthy: Healthy) -> tuple[dict[str, str], int]:

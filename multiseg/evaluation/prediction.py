@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.formats.volumes import to_ras
 from multiseg.store.preparation.grids import Grid, resample
 from multiseg.store.preparation.prepare import PreparedCase, prepare_case
+from multiseg.store.preparation.recipe import Recipe
 from multiseg.types import Mask
 
 NIFTI = (".nii.gz", ".nii")
@@ -44,7 +45,7 @@ class Prediction:
     """A written segmentation and what it was made from.
 
     Attributes:
-        left_out: given sequences that the model never learnt from.
+        left_out: given sequences that the model, or one that votes, never learnt from.
         doubts: what a person should check.
         inputs: the files that it was made from.
         prepared: the images that the model saw.
@@ -123,8 +124,8 @@ def predict(
     Raises:
         UsageError: `out` is not a name of a NIfTI file or may not be written (see `check_files`), the model needs a
             brain mask or cannot be adapted, a lesion mask is given without adaptation, or the models of an ensemble
-            do not fit together or are only one.
-        ModalityError: the model learnt from none of the sequences.
+            do not fit together, were trained on data prepared differently, or are only one.
+        ModalityError: the model learnt from none of the sequences, or the models of an ensemble from none in common.
         SourceError: a file is missing or damaged, or its position in space does not fit the others.
     """
     keep_memory()
@@ -138,10 +139,10 @@ def predict(
     info = voters[0].info
     rows = rows_of_space(info.space)
     check_files(table_files(out, rows), sources, overwrite)
-    usable = _usable(info, tuple(images), reference)
+    usable = _usable_for_all([voter.info for voter in voters], tuple(images), reference)
     reference = reference or next(iter(images))
     rule, mask = brain_rule(brain_mask)
-    recipe, doubts = recipe_for(info, rule, reference, headers_disagree)
+    recipe, doubts = _common_recipe([voter.info for voter in voters], rule, reference, headers_disagree)
     needed = {name: path for name, path in paths.items() if name in usable or name == reference}
     labelled: dict[str, LabelFile] = {LESION_MASK: Path(lesion_mask)} if lesion_mask else {}
     files = CaseFiles(out.name, needed, labelled, brain_mask=mask)
@@ -164,7 +165,7 @@ def predict(
     left_out = tuple(name for name in images if name not in usable)
     scans = zip(prepared.modalities, prepared.content, strict=True)
     learnt = {name: _how_any_learnt(voters, digest) for name, digest in scans}
-    doubts += prepared.doubts + _learnt_doubts(learnt) + _blind_doubts(voters[0], present)
+    doubts += prepared.doubts + _learnt_doubts(learnt) + _blind_doubts(voters, present)
     return Prediction(
         out, reference, usable, left_out, volumes, doubts, sources, prepared, learnt, tuple(map(str, adaptations))
     )
@@ -236,20 +237,58 @@ def _check_voters(voters: Sequence[Model], adapt: bool, lesion_mask: Path | str 
                 )
 
 
+def _common_recipe(
+    infos: Sequence[ModelInfo], rule: str, reference: str, headers_disagree: str
+) -> tuple[Recipe, tuple[Doubt, ...]]:
+    """The one recipe that all models need of a new patient, who is prepared once; see `recipe_for`.
+
+    Raises:
+        UsageError: the models need different preparations, or a brain mask.
+    """
+    (first, _), *others = made = [recipe_for(info, rule, reference, headers_disagree) for info in infos]
+    for number, (other, _) in enumerate(others, start=2):
+        for setting in fields(Recipe):
+            ours, theirs = getattr(first, setting.name), getattr(other, setting.name)
+            if ours != theirs:
+                hint = " Or give --brain-mask." if setting.name == "brain_mask" else ""
+                raise UsageError(
+                    f"the models cannot vote together, since they need differently prepared images: {setting.name} is "
+                    f"{ours!r} for model 1 and {theirs!r} for model {number}. Leave one out.{hint}"
+                )
+    return first, tuple(dict.fromkeys(doubt for _, doubts in made for doubt in doubts))
+
+
 def _how_any_learnt(voters: Sequence[Model], digest: str) -> str:
     """How the models used a scan; of several the use that says least about new patients."""
     uses = [how_learnt(model.learnt, [digest]) for model in voters]
     return next((use for use in (TRAIN, VAL, NOT_KNOWN) if use in uses), NOT_LEARNT)
 
 
-def _blind_doubts(model: Model, present: Bool[np.ndarray, " modality"]) -> tuple[Doubt, ...]:
-    """A doubt if the anatomy branch of a two_branch model sees nothing."""
-    network = model.network
-    if not isinstance(network, TwoBranch) or present[list(network.anatomy_channels)].any():
-        return ()
-    names = ", ".join(model.info.axis[channel] for channel in network.anatomy_channels)
-    text = f"{names} is missing, from which the model segments tissues: do not use its tissues. Give {names}."
-    return (Doubt(Severity.WARNING, "NO_ANATOMY_SEQUENCE", text),)
+def _blind_doubts(voters: Sequence[Model], present: Bool[np.ndarray, " modality"]) -> tuple[Doubt, ...]:
+    """A doubt for each anatomy branch of a two_branch model that sees nothing; equal ones once."""
+    doubts = []
+    for model in voters:
+        network = model.network
+        if not isinstance(network, TwoBranch) or present[list(network.anatomy_channels)].any():
+            continue
+        names = ", ".join(model.info.axis[channel] for channel in network.anatomy_channels)
+        text = f"{names} is missing, from which the model segments tissues: do not use its tissues. Give {names}."
+        doubts.append(Doubt(Severity.WARNING, "NO_ANATOMY_SEQUENCE", text))
+    return tuple(dict.fromkeys(doubts))
+
+
+def _usable_for_all(infos: Sequence[ModelInfo], given: Sequence[str], reference: str) -> tuple[str, ...]:
+    """The given sequences that every model learnt from.
+
+    Raises:
+        ModalityError: see `_usable`; or there is none that all models learnt from.
+    """
+    by_model = [_usable(info, given, reference) for info in infos]
+    usable = tuple(name for name in given if all(name in names for names in by_model))
+    if not usable:
+        listed = "; ".join(f"model {number}: {', '.join(names)}" for number, names in enumerate(by_model, start=1))
+        raise ModalityError(f"the models learnt from none of the given sequences in common ({listed}). Leave one out.")
+    return usable
 
 
 def _usable(info: ModelInfo, given: Sequence[str], reference: str) -> tuple[str, ...]:

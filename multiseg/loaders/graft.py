@@ -198,7 +198,7 @@ def lesion_cases(store: Store, databases: Sequence[str], split: str = "") -> tup
         DataError: there is none.
     """
     cases = select(store, databases, split=split)
-    found = tuple(case for case in cases if case.to_template is not None and _has_lesion(store[case.database], case))
+    found = tuple(case for case in cases if case.to_template is not None and has_lesion(store[case.database], case))
     if not found:
         raise DataError(
             f"{', '.join(databases)} has no {split or 'single'} case with a lesion that was registered to a template "
@@ -207,9 +207,14 @@ def lesion_cases(store: Store, databases: Sequence[str], split: str = "") -> tup
     return found
 
 
-def _has_lesion(database: Database, case: Case) -> bool:
+def has_lesion(database: Database, case: Case, even_hidden: bool = False) -> bool:
+    """Whether a case has annotated voxels of a lesion.
+
+    Args:
+        even_hidden: whether annotations count that it has, but that are hidden (see `Database.hide`).
+    """
     kinds = [[structure.kind == "lesion" for structure in schema.structures] for schema in database.schemas.values()]
-    counts = zip(kinds, case.foreground_count, case.annotated, strict=True)
+    counts = zip(kinds, case.foreground_count, case.annotated | even_hidden, strict=True)
     return any(has_it and row[: len(is_lesion)][is_lesion].any() for is_lesion, row, has_it in counts)
 
 

@@ -18,7 +18,7 @@ from multiseg.evaluation.model_evaluation import check_spacing
 from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import PatchStream, Share
 from multiseg.loaders.draw import DrawOptions, chosen
-from multiseg.loaders.graft import Grafts
+from multiseg.loaders.graft import Grafts, has_lesion
 from multiseg.loaders.mirror import check_sides
 from multiseg.loaders.transform import Transform
 from multiseg.modalities import ModalityAxis, as_names
@@ -331,7 +331,7 @@ def _grafts(options: TrainOptions, store: Store, axis: ModalityAxis) -> Grafts:
     into = as_names(options.databases)
     others = [name for name in store if name not in into and store[name].template is not None]
     lesions = as_names(options.meta.donors) or tuple(
-        name for name in others if any(_has_lesion(store, case) for case in select(store, [name], split="train"))
+        name for name in others if any(has_lesion(store[name], case) for case in select(store, [name], split="train"))
     )
     if not lesions:
         raise DataError(
@@ -342,7 +342,9 @@ def _grafts(options: TrainOptions, store: Store, axis: ModalityAxis) -> Grafts:
 
 def _healthy_doubts(store: Store, cases: Sequence[Case], step: int) -> tuple[Noted, ...]:
     """A notice if cases into which lesions are pasted have annotated lesions of their own."""
-    names = [f"{case.database}/{case.name}" for case in cases if _has_lesion(store, case)]
+    names = [
+        f"{case.database}/{case.name}" for case in cases if has_lesion(store[case.database], case, even_hidden=True)
+    ]
     if not names:
         return ()
     text = (
@@ -350,16 +352,6 @@ def _healthy_doubts(store: Store, cases: Sequence[Case], step: int) -> tuple[Not
         "network learns that their tissues look like this."
     )
     return (Noted(step, "HEALTHY_LESIONS", text, tuple(names)),)
-
-
-def _has_lesion(store: Store, case: Case) -> bool:
-    schemas = store[case.database].schemas.values()
-    return any(
-        counts[code] > 0
-        for schema, counts in zip(schemas, case.foreground_count.tolist(), strict=True)
-        for code, structure in enumerate(schema.structures)
-        if structure.kind == "lesion"
-    )
 
 
 def check_structures(space: LabelSpace, store: Store, databases: Sequence[str], draw: DrawOptions) -> None:

@@ -1,13 +1,14 @@
 """A two_branch model that is adapted to a case: what changes, when it is undone, and that the model itself stays."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from multiseg.errors import UsageError
+from multiseg.errors import ModalityError, UsageError
 from multiseg.evaluation import adaptation
 from multiseg.evaluation.adaptation import AdaptOptions, adapted, adapting_parameters, lesion_of
 from multiseg.evaluation.decision import majority
@@ -18,6 +19,7 @@ from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
 from multiseg.models.saved import Model, ModelInfo, load_model, save_model
 from multiseg.store.formats.nifti import write_nifti
+from multiseg.store.preparation.recipe import Recipe
 
 PATCH = (8, 8, 8)
 SPACE = LabelSpace.of(["tissue:GM", "tissue:WM", "lesion"])
@@ -224,4 +226,49 @@ def test_what_cannot_be_predicted(files: dict[str, Path], tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="an ensemble of one model has nothing to vote on"):
         predict(files["model"], scans, out, ensemble=())
     result = predict(files["model"], scans, out)
+    assert [doubt.code for doubt in result.doubts if doubt.code == "NO_ANATOMY_SEQUENCE"]
+
+
+def with_info(files: dict[str, Path], info: ModelInfo) -> list[Path]:
+    """The second model, as if it had been trained on other data."""
+    save_model(files["second"], model_of(seed=1).network, info)
+    return [files["second"]]
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"normalise": "none"}, "normalise is 'zscore' for model 1 and 'none' for model 2"),
+        ({"n4": True}, "n4 is False for model 1 and True for model 2"),
+        ({"register": "rigid"}, "register is '' for model 1 and 'rigid' for model 2"),
+        ({"brain_mask": "otsu"}, "brain_mask is 'nonzero' for model 1 and 'otsu' for model 2"),
+    ],
+)
+def test_models_that_need_different_images_do_not_vote(
+    files: dict[str, Path], tmp_path: Path, setting: dict[str, object], says: str
+) -> None:
+    other = Recipe(spacing_mm=(2.0, 2.0, 2.0), **setting)  # type: ignore[arg-type]
+    ensemble = with_info(files, replace(model_of().info, databases={"b": {"recipe": other.to_json()}}))
+    with pytest.raises(UsageError, match=says):
+        predict(files["model"], {"T1": files["T1"]}, tmp_path / "o.nii.gz", ensemble=ensemble)
+
+
+def test_only_sequences_that_every_model_learnt_from_are_shown(files: dict[str, Path], tmp_path: Path) -> None:
+    scans, out = {name: files[name] for name in ("FLAIR", "T1")}, tmp_path / "o.nii.gz"
+    ensemble = with_info(files, replace(model_of().info, trained_on={"FLAIR": ("a",), "T1": ()}))
+    result = predict(files["model"], scans, out, ensemble=ensemble)
+    assert (result.used, result.left_out) == (("FLAIR",), ("T1",))
+    assert [doubt.code for doubt in result.doubts].count("NO_ANATOMY_SEQUENCE") == 1
+    save_model(files["model"], model_of().network, replace(model_of().info, trained_on={"T1": ("a",), "FLAIR": ()}))
+    with pytest.raises(ModalityError, match=r"in common \(model 1: T1; model 2: FLAIR\)"):
+        predict(files["model"], scans, tmp_path / "p.nii.gz", ensemble=ensemble)
+
+
+def test_a_voter_that_sees_no_anatomy_is_named_although_the_first_has_no_branches(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    plain = model_of(builder="multi_unet")
+    save_model(files["model"], plain.network, plain.info)
+    scans = {"FLAIR": files["FLAIR"]}
+    result = predict(files["model"], scans, tmp_path / "o.nii.gz", ensemble=[files["second"]])
     assert [doubt.code for doubt in result.doubts if doubt.code == "NO_ANATOMY_SEQUENCE"]

@@ -19,6 +19,7 @@ from multiseg.loaders.graft import (
     Lesion,
     check_graftable,
     graft,
+    has_lesion,
     load_healthy,
     load_lesion,
     paste,
@@ -34,6 +35,8 @@ from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.template import Place
 from multiseg.store.reader import Store, open_store
 from multiseg.store.sources.source_types import DatabaseFiles
+from multiseg.training.run import _grafts
+from multiseg.training.run_folder import TrainOptions
 
 SHAPE = (12, 10, 8)
 AXIS = ModalityAxis(("T1", "FLAIR"))
@@ -219,3 +222,16 @@ def test_what_cannot_be_grafted_is_refused_before_the_training(store: Store, tmp
         with pytest.raises(UsageError, match=r"different templates \(tumours: template.nii .*; people: x.nii"):
             check_graftable(store, ["tumours"], ["people"])
     assert check_graftable(store, ["tumours"], ["people"]) == ("T1",)
+
+
+def test_a_hidden_lesion_makes_no_donor(store: Store) -> None:
+    opened = open_store(store.url)
+    opened["tumours"].hide("lesion")
+    case = opened["tumours"]["L1"]
+    assert has_lesion(store["tumours"], store["tumours"]["L1"])
+    assert not has_lesion(opened["tumours"], case)
+    assert has_lesion(opened["tumours"], case, even_hidden=True)
+    assert not has_lesion(opened["people"], opened["people"]["H1"], even_hidden=True)
+    assert len(_grafts(TrainOptions(store=store.url, databases="people"), store, AXIS).cases) == 2
+    with pytest.raises(DataError, match="has no lesions to paste into people"):
+        _grafts(TrainOptions(store=store.url, databases="people"), opened, AXIS)

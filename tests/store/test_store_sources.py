@@ -280,6 +280,13 @@ def test_a_csv_manifest_spells_splits_as_split_files_do(tmp_path: Path) -> None:
         csv_manifest(tmp_path, "database,case,T1,split\na,P1,x.nii,fold1\n")
 
 
+def test_a_csv_manifest_has_one_pathology_a_database(tmp_path: Path) -> None:
+    (files,) = csv_manifest(tmp_path, "database,case,T1,pathology\na,P1,x.nii,\na,P2,y.nii,glioma\n")
+    assert files.pathology == "glioma"
+    with pytest.raises(SourceError, match=r"m\.csv: database 'a' has several pathologies \(glioma, stroke\)"):
+        csv_manifest(tmp_path, "database,case,T1,pathology\na,P1,x.nii,stroke\na,P2,y.nii,glioma\n")
+
+
 def test_two_rows_of_one_case_leave_both_out(tmp_path: Path) -> None:
     (files,) = csv_manifest(tmp_path, "database,case,T1\na,P1,x.nii\na,P1,y.nii\na,P2,z.nii\n")
     assert [case.case for case in files.cases] == ["P2"]

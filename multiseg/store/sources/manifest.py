@@ -28,7 +28,7 @@ def find_manifest(path: Path | str) -> list[DatabaseFiles]:
     """The databases of a .toml or .csv manifest; paths are relative to its folder.
 
     Raises:
-        SourceError: the manifest or a folder is missing.
+        SourceError: the manifest or a folder is missing, or rows of one database name several pathologies.
         UsageError: the manifest has unknown keys or lacks required ones.
     """
     path = Path(path)
@@ -144,7 +144,7 @@ def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -
     annotations = dict.fromkeys(annotation for case in cases.values() for annotation in case.labels)
     return DatabaseFiles(
         name=database,
-        pathology=rows[0].get("pathology", ""),
+        pathology=_pathology(path, database, rows),
         cases=tuple(
             replace(case, participant=participants[name]) for name, case in cases.items() if name not in invalid
         ),
@@ -153,6 +153,22 @@ def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -
         brain_mask="file" if masks == {True} else "nonzero",
         source=path.name,
     )
+
+
+def _pathology(path: Path, database: str, rows: Sequence[Mapping[str, str]]) -> str:
+    """The pathology of a database; rows that leave it empty have that of the others.
+
+    Raises:
+        SourceError: there are several.
+    """
+    found = sorted({row["pathology"] for row in rows if row.get("pathology")})
+    if len(found) > 1:
+        raise SourceError(
+            f"{path}: database {database!r} has several pathologies ({', '.join(found)}), but a database has one. Give "
+            "the rows of each pathology a database of their own.",
+            file=str(path),
+        )
+    return found[0] if found else ""
 
 
 def _case_from_row(path: Path, row: Mapping[str, str]) -> CaseFiles:
