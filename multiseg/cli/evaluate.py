@@ -128,7 +128,7 @@ def evaluate_command(
 
 
 def _check_flags(runs: Sequence[Path], fuse: str, cases: CaseFlags, files: FileFlags) -> None:
-    """Raises UsageError if a flag is missing, or would go unheard beside another."""
+    """Raises UsageError if a flag is missing, or would have no effect beside another."""
     if not files.predictions:
         if files.labels or files.name:
             raise UsageError("--labels and --name belong to --predictions: name its files, too.")
