@@ -18,6 +18,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 ORPHAN_SECONDS = 3.0
@@ -138,6 +139,31 @@ def term_interrupts() -> Iterator[None]:
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a request to stop; a second one ends the process as usual."""
+    received: list[int] = []
+    handlers: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, receive)
+    except ValueError:
+        handlers.clear()  # only the main thread may handle signals
+    try:
+        yield lambda: bool(received)
+    finally:
+        restore()
 
 
 @contextmanager

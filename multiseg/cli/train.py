@@ -100,7 +100,7 @@ def train_command(
 def _with_listed_labels(options: TrainOptions) -> TrainOptions:
     """The options with the structures that a word among the labels means; only then the store is opened."""
     from multiseg.labels import WORDS
-    from multiseg.training.run import with_listed_labels
+    from multiseg.training.prepared_run import with_listed_labels
 
     return with_listed_labels(options)[0] if set(options.labels) & set(WORDS) else options
 

@@ -179,7 +179,7 @@ def _from_parent(cuda: bool, settings: dict[str, Any]) -> TrainOptions:
     """Options of a fine-tuning: network and labels of the parent model, and its patch unless another is set."""
     from multiseg.config import defaults, merged, to_options
     from multiseg.models.saved import model_path, read_info
-    from multiseg.training.run import inherited
+    from multiseg.training.prepared_run import inherited
 
     parent = read_info(model_path(Path(settings["start"]["model"])))
     below = defaults(cuda, merged(settings, {"model": {"builder": parent.builder}}))

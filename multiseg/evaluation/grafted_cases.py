@@ -19,17 +19,18 @@ from multiseg.labels import LabelSchema
 from multiseg.loaders.chance import Chance
 from multiseg.loaders.graft import (
     MOST_OUTSIDE,
-    SALT,
     Healthy,
     Lesion,
     check_graftable,
     has_lesion,
+    is_same_person,
     lesion_cases,
     load_healthy,
     load_lesion,
     paste,
     share_outside,
 )
+from multiseg.loaders.graft_source import SALT
 from multiseg.store.catalogue import select
 from multiseg.store.formats.nifti import write_nifti
 from multiseg.store.reader import Case, Database, Store
@@ -109,6 +110,7 @@ def write_grafted_cases(
     rows: list[dict[str, str]] = []
     origins: list[Origin] = []
     without: list[str] = []
+    new_names = case_names(hosts)
     for number, host in enumerate(hosts):
         name = f"{host.database}/{host.name}"
         on_case(number, len(hosts), name)
@@ -118,7 +120,7 @@ def write_grafted_cases(
             continue
         if not rows:
             _begin(folder)
-        row, origin = _write_graft(store, folder, host, *found)
+        row, origin = _write_graft(store, folder, new_names[number], host, *found)
         rows.append(row)
         origins.append(origin)
     if not rows:
@@ -183,6 +185,20 @@ def named_by_pathology(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     return [{**row, "database": names[row["database"], row["pathology"]]} for row in rows]
 
 
+def case_names(hosts: Sequence[Case]) -> list[str]:
+    """A name for the grafted case of each host, which is its folder's, too: all differ, also where letters differ only
+    in case, which some disks do not tell apart."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for host in hosts:
+        name = re.sub(r"[^\w.+-]", "_", f"{host.database}-{host.name}")
+        while name.casefold() in taken:  # "a-b"/"c" and "a"/"b-c", "c 1" and "c_1"
+            name += "-2"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
 def _first_fitting(
     store: Store, donors: Sequence[Case], host: Case, seed: int, number: int
 ) -> tuple[Case, Lesion, Healthy] | None:
@@ -200,12 +216,6 @@ def _first_fitting(
     return None
 
 
-def is_same_person(one: Case, other: Case) -> bool:
-    """Whether two cases are of one subject of a database, or share a scan."""
-    has_scan = bool(set(one.content.values()) & set(other.content.values()))
-    return has_scan or (one.database, one.subject or one.name) == (other.database, other.subject or other.name)
-
-
 def _tissue_of(store: Store, case: Case) -> str | None:
     """The first annotation of a case that has a tissue."""
     annotated = zip(store[case.database].schemas.items(), case.annotated.tolist(), strict=True)
@@ -218,10 +228,10 @@ def _has_tissue(schema: LabelSchema) -> bool:
 
 
 def _write_graft(
-    store: Store, folder: Path, host: Case, donor: Case, lesion: Lesion, healthy: Healthy
+    store: Store, folder: Path, case: str, host: Case, donor: Case, lesion: Lesion, healthy: Healthy
 ) -> tuple[dict[str, str], Origin]:
     """Write the files of a case; returns its row of the manifest, and where it comes from."""
-    row, num_voxels = _write_case(store, folder, host, lesion, healthy)
+    row, num_voxels = _write_case(store, folder, case, host, lesion, healthy)
     ml = num_voxels * float(np.prod(store.spacing_mm)) / 1000
     outside = share_outside(lesion, healthy.brain, healthy.grid)
     name, lesion_name = (f"{case.database}/{case.name}" for case in (host, donor))
@@ -230,13 +240,14 @@ def _write_graft(
     )
 
 
-def _write_case(store: Store, folder: Path, host: Case, lesion: Lesion, healthy: Healthy) -> tuple[dict[str, str], int]:
+def _write_case(
+    store: Store, folder: Path, case: str, host: Case, lesion: Lesion, healthy: Healthy
+) -> tuple[dict[str, str], int]:
     """Write the files of a case; returns its row of the manifest, and the number of its lesion's voxels."""
     database, annotation = store[host.database], _tissue_of(store, host)
     grafted = paste(lesion, healthy)
     assert grafted is not None
     assert annotation is not None
-    case = re.sub(r"[^\w.+-]", "_", f"{host.database}-{host.name}")
     row = {"database": f"{host.database}-grafted", "case": case, "subject": host.subject, "split": "test"}
     affine = host.grid.affine
     for name, image in zip(grafted.modalities, grafted.images, strict=True):

@@ -29,8 +29,8 @@ from multiseg.files import write_atomically
 from multiseg.models.devices import resolve_device
 from multiseg.models.fused import LESION_OVER_TISSUE, load_fused
 from multiseg.models.saved import Model
-from multiseg.processes import leave_signals_to_parent
-from multiseg.training.run import stop_on_signals, train
+from multiseg.processes import leave_signals_to_parent, stop_on_signals
+from multiseg.training.run import train
 
 DONE, CASES = "done.json", "cases.csv"
 

@@ -16,10 +16,10 @@ from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.limits import NONE
 from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Site
+from multiseg.processes import stop_on_signals
 from multiseg.store.reader import open_store
 from multiseg.store.structures import hide
 from multiseg.training.events import Event as StepEvent
-from multiseg.training.run import stop_on_signals
 
 OnStep = Callable[[str, StepEvent], None]
 

@@ -17,7 +17,7 @@ from torch.func import functional_call, grad
 
 from multiseg.errors import UsageError
 from multiseg.loaders.batches import Batch, Donor
-from multiseg.loaders.graft import Grafted
+from multiseg.loaders.graft_source import Grafted
 from multiseg.modalities import as_names
 from multiseg.models.losses import consistency_loss, log_probabilities, soft_dice_loss
 from multiseg.models.two_branch import CONSTANTS, Branch, filled

@@ -30,7 +30,7 @@ from multiseg.files import check_folder, write_atomically
 from multiseg.labels import IGNORE, LabelSpace
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import Batch
-from multiseg.loaders.graft import Kept
+from multiseg.loaders.graft_source import Kept
 from multiseg.models.losses import consistency_loss, log_probabilities
 from multiseg.models.saved import Model, load_model
 from multiseg.models.two_branch import Branch, TwoBranch, branch_space

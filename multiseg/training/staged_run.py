@@ -18,8 +18,9 @@ from multiseg.models.two_branch import ANATOMY_SEQUENCES, branch_space
 from multiseg.store.reader import Case, Store
 from multiseg.training.checkpoint import RESUME
 from multiseg.training.distributed import is_first_process, num_started
+from multiseg.training.prepared_run import check_structures, learnt_from, with_listed_labels
 from multiseg.training.pseudo_labels import check_labelled, check_searched, names_of, write_pseudo_labels
-from multiseg.training.run import TrainResult, check_structures, learnt_from, train, with_listed_labels
+from multiseg.training.run import TrainResult, train
 from multiseg.training.run_folder import LOCK, RUN_FILE, TrainOptions, to_toml, with_all_seeds
 from multiseg.training.stages import PSEUDO_LABEL, check_stage, stage_named
 from multiseg.training.start import StartOptions

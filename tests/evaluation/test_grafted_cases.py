@@ -13,6 +13,7 @@ from multiseg.evaluation.grafted_cases import (
     UNFINISHED,
     GraftOptions,
     _first_fitting,
+    case_names,
     is_same_person,
     named_by_pathology,
     write_grafted_cases,
@@ -159,6 +160,12 @@ def test_one_person_is_known_by_subject_and_by_scan() -> None:
     assert is_same_person(one, case_of("a", "P1-second", "P1", "y"))
     assert is_same_person(one, case_of("b", "other", "other", "x"))
     assert not is_same_person(one, case_of("b", "P1-first", "P1", "y"))  # names of two databases tell nothing
+
+
+def test_no_two_cases_share_a_folder() -> None:
+    named = [("a-b", "c"), ("a", "b-c"), ("x", "c 1"), ("x", "c_1"), ("x", "C_1"), ("y", "1")]
+    names = case_names([case_of(database, name, "", "") for database, name in named])
+    assert names == ["a-b-c", "a-b-c-2", "x-c_1", "x-c_1-2", "x-C_1-2-2", "y-1"]
 
 
 def test_each_pathology_has_its_database() -> None:

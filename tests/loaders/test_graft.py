@@ -13,8 +13,6 @@ from multiseg.labels import LabelSchema, LabelSpace
 from multiseg.loaders.batches import Batch, PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.loaders.graft import (
-    Grafted,
-    Grafts,
     Healthy,
     Lesion,
     check_graftable,
@@ -25,6 +23,7 @@ from multiseg.loaders.graft import (
     paste,
     share_outside,
 )
+from multiseg.loaders.graft_source import Grafted, Grafts
 from multiseg.modalities import ModalityAxis
 from multiseg.store.cases import CaseFiles
 from multiseg.store.formats.nifti import write_nifti
@@ -35,7 +34,7 @@ from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.template import Place
 from multiseg.store.reader import Store, open_store
 from multiseg.store.sources.source_types import DatabaseFiles
-from multiseg.training.run import _grafts
+from multiseg.training.prepared_run import _grafts
 from multiseg.training.run_folder import TrainOptions
 
 SHAPE = (12, 10, 8)
@@ -121,7 +120,7 @@ def test_only_shared_sequences_are_given() -> None:
 
 def scans(folder: Path, name: str, sequences: tuple[str, ...], label: str) -> CaseFiles:
     """A brain that is the whole image, with a lesion in its middle or its halves as tissues."""
-    rng, affine = np.random.default_rng(len(name) + ord(name[-1])), np.diag([2.0, 2.0, 2.0, 1.0])
+    rng, affine = np.random.default_rng([*name.encode()]), np.diag([2.0, 2.0, 2.0, 1.0])
     codes = np.zeros(SHAPE, dtype=np.uint8)
     if label == "lesion":
         codes[4:7, 3:6, 2:5] = 1
@@ -206,6 +205,17 @@ def test_a_lesion_depends_on_nothing_but_the_seed_and_the_draw(store: Store) -> 
     other_seed = Grafts(store, AXIS, ["tumours"], ["people"], seed=4)
     again = [other_seed.draw(batch).lesion_cases for batch in stream(store).batches(0, 5)]
     assert again != [one.lesion_cases for one in whole]
+
+
+def test_nobody_gets_a_lesion_of_their_own(store: Store) -> None:
+    """Patients may be the hosts, too: each then gets the other one's lesion."""
+    draw = DrawOptions(patch=(8, 8, 8), lesion_share=0.0, drop="none", seed=0)
+    options = StreamOptions(batch_size=4, workers=0, draw=draw)
+    patients = PatchStream(store, AXIS, LabelSpace.of(("lesion",)), options, databases="tumours")
+    grafts, pairs = Grafts(store, AXIS, ["tumours"], ["tumours"], seed=3), set()
+    for batch in patients.batches(0, 8):
+        pairs |= set(zip(batch.case, grafts.draw(batch).lesion_cases, strict=True))
+    assert pairs == {("L1", "tumours/L2"), ("L2", "tumours/L1")}
 
 
 @pytest.mark.slow

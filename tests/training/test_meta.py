@@ -9,7 +9,7 @@ import torch
 from multiseg.errors import UsageError
 from multiseg.loaders.augment import AugmentOptions, augment
 from multiseg.loaders.batches import Batch, Donor
-from multiseg.loaders.graft import Grafted
+from multiseg.loaders.graft_source import Grafted
 from multiseg.models.builders import build
 from multiseg.models.losses import consistency_loss
 from multiseg.models.two_branch import CONSTANTS, filled

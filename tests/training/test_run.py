@@ -17,13 +17,14 @@ from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.models.saved import load_model, read_info
+from multiseg.processes import stop_on_signals
 from multiseg.store.ingest.ingest_plan import IngestOptions
 from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training import run
 from multiseg.training.events import StepDone, Validated, Validation
 from multiseg.training.fit import FitOptions
-from multiseg.training.run import stop_on_signals, train
+from multiseg.training.run import train
 from multiseg.training.run_folder import ModelOptions, TrainOptions, to_toml
 
 
