@@ -141,8 +141,8 @@ def _started_workers(num: int) -> Iterator[list[_Worker]]:
 def _start_worker() -> _Worker:
     ours, theirs = multiprocessing.Pipe()
     with environment(ENVIRONMENT):
-        context = fork_server(RunTask.__module__)
-        process = context.Process(target=serve, args=(theirs,), daemon=True)
+        context = fork_server(RunTask.__module__, "torch._dynamo")  # which optimisers import when they are first used
+        process = context.Process(target=serve, args=(theirs,), daemon=True)  # type: ignore[attr-defined]
         process.start()
     theirs.close()
     return _Worker(process, ours)
