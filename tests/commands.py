@@ -49,6 +49,7 @@ class Command:
                 "output": str(output or os.devnull),
                 "environment": {**os.environ, **(environment or {})},
                 "script": str(script or ""),
+                "folder": str(Path.cwd()),
             }
         )
 
@@ -151,6 +152,7 @@ def become(command: dict[str, Any]) -> None:
     output = os.open(command["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
+    os.chdir(command["folder"])
     os.environ.clear()
     os.environ.update(command["environment"])
     sys.argv = [command["script"] or "multiseg", *command["arguments"]]
