@@ -262,11 +262,19 @@ def test_a_program_ends_although_it_never_closed_its_stream(store_url):
 
 TINY = """
 import ctypes, os, subprocess
+from pathlib import Path
 libc = ctypes.CDLL(None, use_errno=True)
 if libc.unshare(0x00020000) or libc.mount(b"none", b"/", None, 0x44000, None):
     sys.exit(77)
+shared = Path("/dev/shm")
+# The folder of the tests, where it lies there, is seen as before.
+temporary = [folder for folder in Path(sys.argv[1]).parents if folder.parent == shared]
+kept = [os.open(folder, os.O_RDONLY) for folder in temporary]
 if libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=4k"):
     sys.exit(77)
+for folder, descriptor in zip(temporary, kept):
+    folder.mkdir()
+    assert libc.mount(b"/proc/self/fd/%d" % descriptor, bytes(folder), None, 4096, None) == 0  # MS_BIND
 with suppress(OSError), open("/dev/shm/full", "wb") as file:
     file.write(bytes(2**20))
 assert os.statvfs("/dev/shm").f_bavail == 0
