@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import cache
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -26,14 +27,21 @@ from multiseg.federation.supervise import die_with
 class Command:
     """`multiseg ARGUMENTS`, running; as much of `subprocess.Popen` as tests need."""
 
-    def __init__(self, arguments: list[str], output: Path | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], output: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         """Args:
         output: the file that its output and errors are written to; thrown away where None.
+        environment: this process's where None.
         """
         self.returncode: int | None = None
         self._server = server()
         self.pid = self._server.start(
-            {"arguments": arguments, "output": str(output or os.devnull), "environment": dict(os.environ)}
+            {
+                "arguments": arguments,
+                "output": str(output or os.devnull),
+                "environment": dict(os.environ if environment is None else environment),
+            }
         )
 
     def poll(self) -> int | None:
