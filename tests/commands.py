@@ -38,7 +38,7 @@ class Command:
     ) -> None:
         """Args:
         output: the file that its output and errors are appended to; thrown away where None.
-        environment: what it has in addition to this process's own.
+        environment: this process's own where None.
         script: a file of Python that runs instead of multiseg.
         """
         self.returncode: int | None = None
@@ -47,7 +47,7 @@ class Command:
             {
                 "arguments": arguments,
                 "output": str(output or os.devnull),
-                "environment": {**os.environ, **(environment or {})},
+                "environment": dict(os.environ if environment is None else environment),
                 "script": str(script or ""),
                 "folder": str(Path.cwd()),
             }

@@ -56,6 +56,7 @@ class Two:
         self.said = said
         self.meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         shared = {
+            **os.environ,
             "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self.meeting.port),
