@@ -1,6 +1,7 @@
 """Two processes on one CPU train one model; one training is started by torchrun as a user would."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
