@@ -9,6 +9,9 @@ import pytest
 
 from multiseg.cli import app
 from multiseg.cli.app import run
+from multiseg.cli.federate import fed_demo
+
+FEDERATED = "federation/network/centre/runs/demo/model.safetensors"
 
 
 @pytest.mark.slow
@@ -52,15 +55,22 @@ def test_from_scans_to_a_segmentation(hospitals: Path, tmp_path: Path, capsys: p
 def test_the_demo_runs_to_its_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On scans of few voxels: its commands are otherwise its own."""
+    """On scans of few voxels, with two hospitals that train together: its commands are otherwise its own."""
     smaller = {
         "phantoms": ["--coarseness", "4"],
         "ingest": ["--spacing", "8"],
         "train": ["--patch", "16", "--batch-size", "1"],
         "evaluate": ["--subsets", "full"],
     }
+    monkeypatch.setattr(fed_demo, "SITES", ("alder", "cedar"))
     monkeypatch.setattr(app, "run", lambda command: run([*command, *smaller.get(command[0], [])]))
     assert run(["demo", "--out", str(tmp_path / "demo"), "--cases", "3", "--steps", "2"]) == 0
-    for name in ("joint/model.safetensors", "joint/evaluation-test/montage.png", "lesions.nii.gz", "brain.zarr"):
+    for name in (
+        "joint/model.safetensors",
+        "joint/evaluation-test/montage.png",
+        "lesions.nii.gz",
+        "brain.zarr",
+        FEDERATED,
+    ):
         assert (tmp_path / "demo" / name).exists(), name
     assert "montage.png" in capsys.readouterr().out
