@@ -8,11 +8,13 @@ process group, output and environment, and ends by a signal like any other.
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import cache
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -26,14 +28,22 @@ from multiseg.federation.supervise import die_with
 class Command:
     """`multiseg ARGUMENTS`, running; as much of `subprocess.Popen` as tests need."""
 
-    def __init__(self, arguments: list[str], output: Path | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], output: Path | None = None, constants: Mapping[str, Any] | None = None
+    ) -> None:
         """Args:
         output: the file that its output and errors are written to; thrown away where None.
+        constants: values for constants of modules, by "module:name", which only this process has.
         """
         self.returncode: int | None = None
         self._server = server()
         self.pid = self._server.start(
-            {"arguments": arguments, "output": str(output or os.devnull), "environment": dict(os.environ)}
+            {
+                "arguments": arguments,
+                "output": str(output or os.devnull),
+                "environment": dict(os.environ),
+                "constants": dict(constants or {}),
+            }
         )
 
     def poll(self) -> int | None:
@@ -127,6 +137,9 @@ def become(command: dict[str, Any]) -> None:
         os.dup2(output, descriptor)
     os.environ.clear()
     os.environ.update(command["environment"])
+    for place, value in command["constants"].items():
+        module, _, name = place.partition(":")
+        setattr(importlib.import_module(module), name, value)
     sys.argv = ["multiseg", *command["arguments"]]
     main()
 

@@ -19,8 +19,8 @@ from multiseg.store.sources.source_types import DatabaseFiles
 SPACING_MM = (10.0, 10.0, 10.0)
 DISKS = {"keeps names": 0.0, "loses names": 1.0, "loses some names": 0.5}
 MOMENTS = 3
-"""Of each ingest and disk, evenly spaced, and others for each disk; an ingest has some 150, and MULTISEG_ALL_TESTS tries
-them all."""
+"""Of each ingest and disk, evenly spaced, and others for each disk; an ingest has some 150, of which
+MULTISEG_ALL_TESTS tries all."""
 
 Held = dict[tuple[str, str], tuple[Any, ...]]
 
