@@ -59,7 +59,7 @@ def predict_command(
 
     multiseg predict runs/fold1 runs/fold2 --ensemble --adapt on FLAIR=flair.nii.gz T1=t1.nii.gz -o all.nii.gz
     """
-    from multiseg.evaluation.montage import PNG
+    from multiseg.evaluation.case_panel import PNG
     from multiseg.evaluation.prediction import input_files, name_images, predict, save_overlay
     from multiseg.files import check_files
     from multiseg.models.devices import resolve_device

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import KEY, POLICY
-from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 from multiseg.evaluation.result_folder import PROGRESS, check_room
 from multiseg.evaluation.tables import write_table
@@ -126,6 +126,8 @@ class Evaluation:
         write_table(folder / "summary.csv", self.summary)
         write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
         if self.panels:
+            from multiseg.evaluation.montage import save_montage  # slow to import
+
             save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences", overwrite=True)
         (folder / PROGRESS).unlink(missing_ok=True)
 

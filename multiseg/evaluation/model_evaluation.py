@@ -18,6 +18,7 @@ from safetensors.torch import save
 from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.adaptation import adapted, check_adaptable, lesion_of
+from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import (
     COLUMNS,
     POLICY,
@@ -30,7 +31,6 @@ from multiseg.evaluation.comparison import (
 from multiseg.evaluation.decision import brain_of, decide
 from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions, Evaluation
 from multiseg.evaluation.inference import predict_volume
-from multiseg.evaluation.montage import CasePanel
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.preparation import network_input

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, UInt8
 from multiseg.allocator import keep_memory
 from multiseg.errors import ModalityError, UsageError
 from multiseg.evaluation.adaptation import Adaptation, AdaptOptions, adapted, check_adaptable, lesion_of
+from multiseg.evaluation.case_panel import PNG
 from multiseg.evaluation.decision import brain_of, decide, majority
 from multiseg.evaluation.inference import predict_volume
-from multiseg.evaluation.montage import PNG, save_montage
 from multiseg.evaluation.panels import answer_panel
 from multiseg.evaluation.preparation import brain_rule, network_input, recipe_for
 from multiseg.files import check_files
@@ -336,6 +336,8 @@ def save_overlay(path: Path, prediction: Prediction, overwrite: bool = False) ->
     Raises:
         UsageError: the file may not be written, see `check_files`.
     """
+    from multiseg.evaluation.montage import save_montage  # slow to import
+
     check_files([path], prediction.inputs, overwrite, PNG)
     segmentation = to_ras(read_volume(prediction.path))
     grid = Grid(segmentation.affine, segmentation.shape)

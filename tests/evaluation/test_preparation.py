@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from multiseg.errors import CheckpointError, UsageError
-from multiseg.evaluation import prediction as predicting
-from multiseg.evaluation.montage import CasePanel
+from multiseg.evaluation import montage
+from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.prediction import Prediction, predict, save_overlay
 from multiseg.evaluation.preparation import brain_rule, recipe_for
 from multiseg.labels import LabelSpace
@@ -158,7 +158,7 @@ def test_a_reference_that_the_model_never_learnt_only_lends_its_grid(recipe: Rec
 def test_the_overlay_shows_what_the_model_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a header is not believed, the picture does not believe it either."""
     drawn: list[CasePanel] = []
-    monkeypatch.setattr(predicting, "save_montage", lambda path, panels, *more: drawn.extend(panels))
+    monkeypatch.setattr(montage, "save_montage", lambda path, panels, *more: drawn.extend(panels))
     images = {"PD": save_ball(tmp_path / "pd.nii"), "T1": save_ball(tmp_path / "t1.nii", 12.0)}
     model = Model(Bright(), info(ms=Recipe()))
     result = predict(model, images, tmp_path / "out.nii", headers_disagree="array")
