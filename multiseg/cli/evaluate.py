@@ -200,8 +200,6 @@ def _folder_name(split: str, store: str, databases: Sequence[str]) -> str:
 
 def _print_evaluation(result: Evaluation, folder: Path) -> None:
     from multiseg.cli.console import messages, output, print_table
-    from multiseg.evaluation.comparison import POLICY
-    from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 
     numbers = ["dice", "sensitivity", "precision", "assd_mm", "hd95_mm", *result.own_metrics]
     counts = ["num_with_lesion", "num_missed", "num_lesion_free", "num_false_alarms"]
@@ -219,7 +217,7 @@ def _print_evaluation(result: Evaluation, folder: Path) -> None:
             for row in group.to_dict("records")
         ]
         print_table(f"{result.title_of(str(learnt))}, mean by subset of sequences", columns, rows, right=titles)
-    output().print(f"{POLICY} {OWN_POLICY}" if result.own_metrics else POLICY)
+    output().print(result.policy)
     for database, names in result.left_out.items():
         messages().print(f"{database}: {', '.join(names)} left out: the model has no trained channel for it.")
     for database, text in result.unlisted.items():
