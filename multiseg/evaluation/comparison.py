@@ -60,6 +60,11 @@ class ScoringOptions:
     def policy(self) -> EmptyPolicy:
         return EMPTY[self.empty]
 
+    @property
+    def definitions(self) -> tuple[LesionRule, EmptyPolicy]:
+        """What the names mean: part of an evaluation's identity."""
+        return self.rule, self.policy
+
 
 def why_not_comparable(store: Store, case: Case, space: LabelSpace, lesion_assumed: bool) -> str:
     """Why nothing can be compared with the annotations of a case; "" if something can."""
@@ -142,7 +147,7 @@ def summary_of(cases: pd.DataFrame, own: Sequence[str] = ()) -> pd.DataFrame:
         metrics = [CaseMetrics(*values) for values in group[fields].itertuples(index=False, name=None)]
         names = dict(zip(KEY, key if isinstance(key, tuple) else (key,), strict=True))
         own_numbers = own_means(own, {name: group[name].tolist() for name in own})
-        counted = summarise_lesions({name: group[name].tolist() for name in lesions.COLUMNS})
+        counted = summarise_lesions({name: group[name].astype(float).tolist() for name in lesions.COLUMNS})
         num_modalities = int(group["num_modalities"].iloc[0])
         rows.append({**names, "num_modalities": num_modalities, **summarise(metrics), **counted, **own_numbers})
     return pd.DataFrame(rows)

@@ -14,7 +14,7 @@ from multiseg.evaluation.comparison import KEY, ScoringOptions
 from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 from multiseg.evaluation.result_folder import PROGRESS, check_room
-from multiseg.evaluation.tables import write_table
+from multiseg.evaluation.tables import write_parquet_beside, write_table
 from multiseg.files import write_atomically
 from multiseg.modalities import as_names
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL
@@ -121,13 +121,16 @@ class Evaluation:
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
         """Write cases.csv, summary.csv, summary.json and montage.png, and remove the file for resuming.
 
+        With pyarrow the tables are also cases.parquet and summary.parquet.
+
         Raises:
             UsageError: the folder holds something else, see `check_room`.
         """
         folder = Path(folder)
         check_room(folder, self.key, overwrite)
-        write_table(folder / "cases.csv", self.cases)
-        write_table(folder / "summary.csv", self.summary)
+        for name, table in (("cases.csv", self.cases), ("summary.csv", self.summary)):
+            write_table(folder / name, table)
+            write_parquet_beside(folder / name, table)
         write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
         if self.panels:
             save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences", overwrite=True)

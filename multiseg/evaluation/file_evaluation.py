@@ -108,7 +108,7 @@ def evaluate_files(
     """
     own = named_metrics(metrics)
     selected = select(store, options.databases, split=options.split)
-    key = key_of(_digest(files, selected), store.url, options, options.scoring.policy.text, COLUMNS, identity_of(own))
+    key = key_of(_digest(files, selected), store.url, options, options.scoring.definitions, COLUMNS, identity_of(own))
     if folder:
         check_room(folder, key, overwrite)
     skipped: dict[str, str] = {}

@@ -157,16 +157,16 @@ def no_lesion_metrics() -> dict[str, float | int]:
     return dict.fromkeys(COLUMNS, math.nan)
 
 
-def summarise_lesions(rows: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def summarise_lesions(rows: Mapping[str, Sequence[float]]) -> dict[str, float | int]:
     """The means over cases with their standard deviations, the numbers of lesions of all cases, and what was found.
 
     lesion_f1_pooled and lesion_sensitivity_pooled are those of the lesions of all cases together; detected_SIZE is the
     share of the lesions of this size that were found. Nothing is counted for structures that are no lesions: NaN.
     """
     if all(math.isnan(value) for value in rows["num_lesions"]):
-        totals = dict.fromkeys(COUNTS, math.nan)
+        totals: dict[str, float | int] = dict.fromkeys(COUNTS, math.nan)
     else:
-        totals = {name: float(np.nansum(rows[name])) for name in COUNTS}
+        totals = {name: int(np.nansum(rows[name])) for name in COUNTS}
     num_lesions, num_found, num_false = (totals[name] for name in COUNTS[:3])
     return {
         **means_and_deviations(SCORES, rows),

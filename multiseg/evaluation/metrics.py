@@ -173,7 +173,7 @@ def deviation_of_defined(values: Sequence[float]) -> float:
     return stdev(defined) if len(defined) > 1 else math.nan
 
 
-def share_of(part: float, whole: float) -> float:
+def share_of(part: float | int, whole: float | int) -> float:
     """part / whole; NaN if the whole is 0."""
     return part / whole if whole else math.nan
 

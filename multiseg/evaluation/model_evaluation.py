@@ -84,7 +84,7 @@ def evaluate(
     cases, skipped = _divided(model, store, selected, options)
     folder = None if folder is None else Path(folder)
     place = store.url if is_remote(store.url) else str(local_path(store.url).resolve())
-    identity = (_digest(run), place, options, options.scoring.policy.text, COLUMNS, identity_of(own))
+    identity = (_digest(run), place, options, options.scoring.definitions, COLUMNS, identity_of(own))
     if folder:
         check_room(folder, key_of(*identity), overwrite)
     done = DoneCases(folder, *identity)
