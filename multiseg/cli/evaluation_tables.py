@@ -48,9 +48,8 @@ def print_evaluation(result: Evaluation, folder: Path) -> None:
     scoring, rule = result.scoring, result.scoring.rule
     least = "more than" if rule.more_than else "at least"
     output().print(
-        f"Lesions by the rule {scoring.lesion_rule}: {least} {rule.volume_mm3:g} mm3, parts within {rule.dilation} "
-        f"voxels are one; found of each size in mm3. Surface Dice within {scoring.tolerance_mm:g} mm. Pooled: the "
-        "voxels of all cases together."
+        f"Lesions by the rule {scoring.lesion_rule}: {least} {rule.volume_mm3:g} mm3, dilation {rule.dilation}; found "
+        f"of each size in mm3. Surface Dice within {scoring.tolerance_mm:g} mm. Pooled: the voxels of all cases."
     )
     output().print(result.policy)
     _print_left_out(result)

@@ -148,7 +148,7 @@ def compare(evaluations: Mapping[str, Evaluation], options: CompareOptions | Non
     for name, other in zip(names[1:], others, strict=True):
         if (other.scoring, other.own_metrics) != (first.scoring, first.own_metrics):
             raise UsageError(f"{names[0]} and {name} were scored in different ways, so they cannot be compared.")
-    tables = {name: one.cases.set_index(ROW) for name, one in evaluations.items()}
+    tables = {name: one.cases.drop_duplicates(ROW).set_index(ROW) for name, one in evaluations.items()}
     common = list(tables[names[0]].index[_is_in_all(tables)])
     if not common:
         raise DataError(f"the runs {', '.join(names)} have no case, structure and subset of sequences in common.")
