@@ -49,7 +49,7 @@ UNDEFINED = EmptyPolicy(
     clean=Scores(math.nan, math.nan, math.nan),
     text="A case without lesion has no Dice, sensitivity or distance and is left out of their means, but counted; "
     "a false alarm there has precision, lesion F1 and lesion Dice 0. A missed lesion, where nothing was predicted, has "
-    "Dice, sensitivity and precision 0, and the diagonal of the case's grid as distance: missing never improves a mean.",
+    "Dice, sensitivity and precision 0, and the diagonal of the grid as distance: missing never improves a mean.",
 )
 BRATS = EmptyPolicy(
     missed=UNDEFINED.missed,
