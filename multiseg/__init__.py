@@ -4,8 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from multiseg.evaluation.comparison import ScoringOptions
     from multiseg.evaluation.evaluation_result import EvaluateOptions
     from multiseg.evaluation.model_evaluation import evaluate
+    from multiseg.evaluation.paired_runs import compare
+    from multiseg.evaluation.paired_statistics import CompareOptions
     from multiseg.evaluation.prediction import predict
     from multiseg.labels import LabelSchema, LabelSpace
     from multiseg.loaders.augment import AugmentOptions
@@ -35,6 +38,7 @@ _HOMES = {
     "AugmentOptions": "loaders.augment",
     "Batch": "loaders.batches",
     "CaseFiles": "store.cases",
+    "CompareOptions": "evaluation.paired_statistics",
     "DatabaseFiles": "store.sources.source_types",
     "DrawOptions": "loaders.draw",
     "EvaluateOptions": "evaluation.evaluation_result",
@@ -48,6 +52,7 @@ _HOMES = {
     "OptimiserOptions": "training.optimisers",
     "PatchStream": "loaders.batches",
     "PatternSource": "store.sources.pattern_source",
+    "ScoringOptions": "evaluation.comparison",
     "Share": "loaders.batches",
     "SourceOptions": "store.sources.source_types",
     "StartOptions": "training.start",
@@ -55,6 +60,7 @@ _HOMES = {
     "TrackOptions": "training.trackers",
     "TrainOptions": "training.run_folder",
     "Workers": "store.ingest.parallel",
+    "compare": "evaluation.paired_runs",
     "evaluate": "evaluation.model_evaluation",
     "find_database": "store.sources.pattern_source",
     "find_manifest": "store.sources.manifest",
@@ -72,6 +78,7 @@ __all__ = [
     "AugmentOptions",
     "Batch",
     "CaseFiles",
+    "CompareOptions",
     "DatabaseFiles",
     "DrawOptions",
     "EvaluateOptions",
@@ -85,6 +92,7 @@ __all__ = [
     "OptimiserOptions",
     "PatchStream",
     "PatternSource",
+    "ScoringOptions",
     "Share",
     "SourceOptions",
     "StartOptions",
@@ -92,6 +100,7 @@ __all__ = [
     "TrackOptions",
     "TrainOptions",
     "Workers",
+    "compare",
     "evaluate",
     "find_database",
     "find_manifest",

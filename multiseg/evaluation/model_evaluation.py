@@ -21,7 +21,6 @@ from multiseg.evaluation.adaptation import adapted, check_adaptable, lesion_of
 from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import (
     COLUMNS,
-    POLICY,
     Truth,
     compared_rows,
     summary_of,
@@ -85,7 +84,7 @@ def evaluate(
     cases, skipped = _divided(model, store, selected, options)
     folder = None if folder is None else Path(folder)
     place = store.url if is_remote(store.url) else str(local_path(store.url).resolve())
-    identity = (_digest(run), place, options, POLICY, COLUMNS, identity_of(own))
+    identity = (_digest(run), place, options, options.scoring.definitions, COLUMNS, identity_of(own))
     if folder:
         check_room(folder, key_of(*identity), overwrite)
     done = DoneCases(folder, *identity)
@@ -110,6 +109,7 @@ def evaluate(
         own_metrics=further_columns(options.zones, own),
         unlisted=_unlisted(model, store, cases),
         key=done.key,
+        scoring=options.scoring,
     )
 
 
@@ -234,7 +234,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     for subset in chosen_subsets(options.subsets, loaded.usable):
         predicted = _segmented(model, loaded, subset, options)
-        for row in compared_rows(loaded.case, loaded.truth, predicted, model.info.space, own):
+        for row in compared_rows(loaded.case, loaded.truth, predicted, model.info.space, own, options.scoring):
             row |= zone_values(loaded.zones, predicted, str(row["label"]), model.info.space)
             yield {**row, "modalities": "+".join(subset), "num_modalities": len(subset)}
 
