@@ -24,6 +24,7 @@ from multiseg.files import write_atomically
 from multiseg.labels import LabelSpace
 from multiseg.store.cases import CaseFiles, paths_of
 from multiseg.store.formats.label_table import rows_of_space, table_files
+from multiseg.store.sources.bids import OURSELVES
 from multiseg.store.sources.bids_names import bids_file
 
 BIDS_VERSION = "1.10.0"
@@ -108,8 +109,11 @@ def write_sidecars(outputs: Outputs, prediction: Prediction, source: Path | None
         _write_json(_json_of(path), {**head, "Description": f"The probability of {name}."})
     for path, text in _dseg_table(outputs, space).items():
         write_atomically(path, text.encode())
-    own = {"Type": kinds[space.labels[0].name]} if len(space.labels) == 1 else {}
-    _write_json(_json_of(outputs.segmentation), {**own, **head, "Manual": False})
+    own: dict[str, Any] = {"Type": kinds[space.labels[0].name]}
+    if len(space.labels) > 1:
+        own = {"kind": {"Description": "Whether the structure is a kind of lesion or of tissue."}}
+    what = f"{', '.join(space.names)}, segmented by a model."
+    _write_json(_json_of(outputs.segmentation), {**own, **head, "Manual": False, "Description": what})
 
 
 def _reference_uri(prediction: Prediction, uris: Mapping[Path, str]) -> str:
@@ -134,7 +138,7 @@ def write_description(root: Path, source: Path | None, model: str) -> None:
         "Name": "Segmentations by multiseg",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "multiseg", "Version": version("multiseg"), "Description": model}],
+        "GeneratedBy": [{"Name": OURSELVES, "Version": version("multiseg"), "Description": model}],
     }
     if source is not None:
         link = os.path.relpath(source.resolve(), root.resolve())
