@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from multiseg.evaluation.evaluation_result import EvaluateOptions
     from multiseg.evaluation.model_evaluation import evaluate
     from multiseg.evaluation.prediction import predict
+    from multiseg.evaluation.prediction_inputs import PredictOptions
     from multiseg.labels import LabelSchema, LabelSpace
     from multiseg.loaders.augment import AugmentOptions
     from multiseg.loaders.batches import Batch, PatchStream, Share, StreamOptions
@@ -48,6 +49,7 @@ _HOMES = {
     "OptimiserOptions": "training.optimisers",
     "PatchStream": "loaders.batches",
     "PatternSource": "store.sources.pattern_source",
+    "PredictOptions": "evaluation.prediction_inputs",
     "Share": "loaders.batches",
     "SourceOptions": "store.sources.source_types",
     "StartOptions": "training.start",
@@ -85,6 +87,7 @@ __all__ = [
     "OptimiserOptions",
     "PatchStream",
     "PatternSource",
+    "PredictOptions",
     "Share",
     "SourceOptions",
     "StartOptions",

@@ -14,7 +14,7 @@ import click
 import typer
 from typer.main import get_command
 
-from multiseg.cli.bids import bids_command
+from multiseg.cli.bids_app import bids_command
 from multiseg.cli.compact import compact_command
 from multiseg.cli.demo import demo_command
 from multiseg.cli.evaluate import evaluate_command

@@ -11,7 +11,7 @@ import typer
 
 from multiseg.cli.shared_flags import Adapt, Device, Fuse, checked_adapt
 from multiseg.cli.source_flags import FolderFlags, confirmed_databases, worker_option
-from multiseg.errors import UsageError, few
+from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
     from multiseg.evaluation.cohort import CohortReport
@@ -112,13 +112,27 @@ def predict_all(
         from multiseg.evaluation.cohort_cases import check_apart
 
         check_apart(out, Path(source), cohort.bids)
-        rule = str(options.brain_mask or "")
+        rule = _rule_for_many(str(options.brain_mask or ""), source)
         databases = confirmed_databases(Path(source), folder.options(rule), as_json)
         cases = _of_files(databases, Path(source), voters, options, cohort.bids, participants)
     report = _run(model, cases, out, settings, cohort.workers, overwrite)
     _print_report(report, out, as_json)
     failed = report.of("failed")
     return 0 if not failed else 4 if len(failed) < len(report.outcomes) else 3
+
+
+def _rule_for_many(brain_mask: str, source: str) -> str:
+    """The rule for the brains of many patients; raises UsageError if it is the mask of one."""
+    from multiseg.evaluation.preparation import brain_rule
+    from multiseg.store.sources.pattern import is_pattern
+
+    _, mask = brain_rule(brain_mask)
+    if mask is not None and brain_mask != "file" and not is_pattern(brain_mask):
+        raise UsageError(
+            f"--brain-mask {brain_mask} is one file, but {source} has many patients. Give file (where the layout has "
+            "masks), a pattern such as {case}/mask.nii.gz, nonzero, otsu or a command."
+        )
+    return brain_mask
 
 
 def _of_files(
@@ -190,7 +204,8 @@ def _run(
 
 
 def _print_report(report: CohortReport, out: Path, as_json: bool) -> None:
-    from multiseg.cli.console import messages, output, print_json
+    from multiseg.cli.console import messages, output, print_findings, print_json
+    from multiseg.store.findings import Finding
 
     failed = {name: report.records[name].reason for name in report.of("failed")}
     if as_json:
@@ -200,12 +215,8 @@ def _print_report(report: CohortReport, out: Path, as_json: bool) -> None:
             "cases": {name: _as_json(record) for name, record in report.records.items()},
         })  # fmt: skip
         return
-    doubts: dict[tuple[str, str], list[str]] = {}
-    for name, record in report.records.items():
-        for doubt in record.doubts:
-            doubts.setdefault(doubt, []).append(name)
-    for (code, message), names in doubts.items():
-        messages().print(f"{few(names)}: {code}: {message}", soft_wrap=True, markup=False)
+    records = report.records.values()
+    print_findings([Finding.from_doubt(doubt, one.database, one.case) for one in records for doubt in one.doubts])
     for name, reason in list(failed.items())[:SHOWN_FAILURES]:
         messages().print(f"failed {name}: {reason}", soft_wrap=True, markup=False)
     if len(failed) > SHOWN_FAILURES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -201,7 +201,7 @@ def _databases_of(source: Path, options: SourceOptions) -> list[DatabaseFiles]:
     from multiseg.store.sources.source_types import SourceOptions
 
     if source.suffix in (".toml", ".csv") and not (options.layout or is_listing(source)):
-        if options != SourceOptions():
+        if replace(options, only_images=False) != SourceOptions():
             raise UsageError(f"{source} already describes its files; leave out the options that describe them.")
         return find_manifest(source)
     folder = look_into(source) if options.pattern else look_at(source)

@@ -209,18 +209,21 @@ def _segment_unless_done(task: _Task) -> tuple[Outcome, CaseRecord]:
     started = case.record(state="started", key=run.key, sources=sources, outputs=names)
     folder.write(case.name, started)
     _remove(files)
-    prediction = _predict(case, run.call, voters, outputs, run.options)
-    structures, lesions = _read_back(prediction, voters.space)
-    if case.bids:
-        write_sidecars(outputs, prediction, run.source, voters.space)
+    try:
+        prediction = _predict(case, run.call, voters, outputs, run.options)
+        structures, lesions = _read_back(prediction, voters.space)
+        if case.bids:
+            write_sidecars(outputs, prediction, run.source, voters.space)
+    except Exception:
+        _remove(files)  # a part must not pass for the whole
+        raise
     record = replace(
         started,
         state="done",
         outputs=folder.digests(files),
         structures=structures,
         lesions=lesions,
-        doubts=tuple((doubt.code, doubt.message) for doubt in prediction.doubts),
-        **{name: getattr(prediction, name) for name in ("reference", "used", "left_out", "learnt")},
+        **{name: getattr(prediction, name) for name in ("reference", "used", "left_out", "learnt", "doubts")},
     )
     folder.write(case.name, record)
     return "segmented", record

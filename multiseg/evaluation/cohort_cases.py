@@ -164,12 +164,12 @@ def _person(case: str) -> str:
 
 
 def check_apart(out: Path, source: Path, bids: bool) -> None:
-    """Raise UsageError if output would be found in the source: later commands would take it for scans.
+    """Raise UsageError if output would be found in the source folder: later commands would take it for scans.
 
-    A BIDS derivative may be in the source's `derivatives/`.
+    A BIDS derivative may be in the source's `derivatives/`. A manifest lists its files, wherever they are.
     """
-    where, folder = out.resolve(), (source if source.is_dir() else source.parent).resolve()
-    if not where.is_relative_to(folder):
+    where, folder = out.resolve(), source.resolve()
+    if not (source.is_dir() and where.is_relative_to(folder)):
         return
     if bids and len(parts := where.relative_to(folder).parts) > 1 and parts[0] == "derivatives":
         return

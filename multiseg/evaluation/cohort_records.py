@@ -16,8 +16,11 @@ from multiseg.evaluation.structure_tables import LesionRow, StructureRow
 from multiseg.files import check_folder, is_read_only, lock_folder, write_atomically
 from multiseg.flushing import make_folder
 from multiseg.shown import cell
+from multiseg.store.findings import Doubt, Severity
 
 RECORDS = ".multiseg"
+DIGITS = 6
+"""Of numbers in the tables, behind the point."""
 RUN, LOCK = "run.json", "lock"
 CASES, LESIONS = "cases.csv", "lesions.csv"
 State = Literal["started", "done", "failed"]
@@ -34,7 +37,7 @@ class CaseRecord:
         outputs: the sha256 of each file, by its path in the folder; "" while it is being made.
         used, left_out: sequences that the model used, and those that it never learnt from.
         learnt: how the model used these scans in its training, by sequence; see `Prediction`.
-        doubts: code and message of what a person should check.
+        doubts: what a person should check.
         reason: why it failed.
     """
 
@@ -50,7 +53,7 @@ class CaseRecord:
     used: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     learnt: Mapping[str, str] = field(default_factory=dict)
-    doubts: tuple[tuple[str, str], ...] = ()
+    doubts: tuple[Doubt, ...] = ()
     structures: tuple[StructureRow, ...] = ()
     lesions: tuple[LesionRow, ...] = ()
     reason: str = ""
@@ -65,7 +68,9 @@ class CaseRecord:
                 **data,
                 "used": tuple(data["used"]),
                 "left_out": tuple(data["left_out"]),
-                "doubts": tuple((str(code), str(message)) for code, message in data["doubts"]),
+                "doubts": tuple(
+                    Doubt(**{**doubt, "severity": Severity(doubt["severity"])}) for doubt in data["doubts"]
+                ),
                 "structures": tuple(StructureRow(**row) for row in data["structures"]),
                 "lesions": tuple(LesionRow(**row) for row in data["lesions"]),
             }
@@ -188,7 +193,7 @@ def case_rows(record: CaseRecord) -> Iterator[dict[str, Any]]:
         "left_out": "+".join(record.left_out),
         "reference": record.reference,
         "learnt": " ".join(f"{name}:{use}" for name, use in record.learnt.items() if use),
-        "doubts": " ".join(dict.fromkeys(code for code, _ in record.doubts)),
+        "doubts": " ".join(dict.fromkeys(doubt.code for doubt in record.doubts)),
         "file": next(iter(record.outputs), ""),
     }
     for row in record.structures:
@@ -205,5 +210,7 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Any) -> None:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: cell(value) for name, value in row.items()})
+        writer.writerow(
+            {name: round(value, DIGITS) if isinstance(value, float) else cell(value) for name, value in row.items()}
+        )
     write_atomically(path, text.getvalue().encode())

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from commands import Command
 from scipy import ndimage
 
 from multiseg.cli.app import run
@@ -54,7 +55,7 @@ def source(tmp_path: Path) -> Path:
     affine = np.array([[0, -4, 0, 30], [-5.0, 0, 0, 20], [0, 0, 6, -40], [0, 0, 0, 1]])
     for number, case in enumerate(("A1", "A2", "A3")):
         for sequence in ("FLAIR", "T1"):
-            save_scan(tmp_path / "study" / case / f"{sequence}.nii.gz", number, affine)
+            save_scan(tmp_path / "study" / case / f"{sequence}.nii.gz", 2 * number + (sequence == "T1"), affine)
         (tmp_path / "study" / case / "label.nii.gz").write_bytes(b"not even an image")
     return tmp_path / "study"
 
@@ -275,3 +276,51 @@ def test_workers_give_the_same_files(done: list[str], source: Path, tmp_path: Pa
         one, two = (np.asarray(nib.load(tmp_path / out / f"{case}.nii.gz").dataobj) for out in ("out", "two"))
         np.testing.assert_array_equal(one, two)
     assert table(tmp_path / "out" / "cases.csv") == table(tmp_path / "two" / "cases.csv")
+
+
+def test_cases_of_a_manifest_are_apart_by_database(model: Path, source: Path, tmp_path: Path) -> None:
+    lines = ["database,case,pathology,subject,session,FLAIR,label:lesion,codes:lesion"]
+    for database, case in (("one", "A1"), ("two", "A1"), ("two", "A2")):
+        scan, label = source / case / "FLAIR.nii.gz", source / case / "label.nii.gz"
+        lines.append(f"{database},{case},x,P{case},v1,{scan},{label},1=lesion")
+    (tmp_path / "all.csv").write_text("\n".join(lines) + "\n")
+    assert run(["predict", str(model), str(tmp_path / "all.csv"), "-o", str(tmp_path / "out" / "new")]) == 0
+    rows = table(tmp_path / "out" / "new" / "cases.csv")
+    assert [row["file"] for row in rows] == ["one/A1.nii.gz", "two/A1.nii.gz", "two/A2.nii.gz"]
+    assert {(row["person"], row["visit"]) for row in rows} == {("PA1", "v1"), ("PA2", "v1")}
+
+
+def test_the_brain_of_a_case_is_its_mask_in_the_layout(
+    model: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for case in ("A1", "A2", "A3"):
+        scan = nib.load(source / case / "FLAIR.nii.gz")
+        mask = np.zeros(scan.shape, dtype=np.uint8)
+        mask[3:9, 3:9, 3:9] = 1
+        nib.save(nib.Nifti1Image(mask, scan.affine), source / case / "brainmask.nii.gz")
+    command = ["predict", str(model), str(source)]
+    assert run([*command, "-o", str(tmp_path / "given")]) == 0
+    assert run([*command, "-o", str(tmp_path / "whole"), "--brain-mask", "nonzero"]) == 0
+    given, whole = (np.asarray(nib.load(tmp_path / out / "A1.nii.gz").dataobj) for out in ("given", "whole"))
+    near = (slice(2, 10),) * 3  # the mask, and the voxels of 5 mm at its border
+    assert given[near].sum() == given.sum() > 0
+    assert whole[near].sum() < whole.sum()
+    one = str(source / "A1" / "brainmask.nii.gz")
+    assert run([*command, "-o", str(tmp_path / "one"), "--brain-mask", one]) == 2
+    assert "is one file, but" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_without_a_home_and_with_a_source_that_cannot_be_written(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for path in (source, *source.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
+    command = Command(["predict", str(model), str(source), "-o", str(tmp_path / "out")], tmp_path / "said")
+    assert command.wait() == 0, (tmp_path / "said").read_text()
+    assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == before
+    for path in (source, *source.rglob("*")):
+        path.chmod(0o755)
