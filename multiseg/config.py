@@ -149,7 +149,7 @@ def checked(settings: Mapping[str, Any], options: type[Options]) -> Options:
     """
     _refuse_unknown(settings, options, "")
     try:
-        validated: Options = _adapter(options).validate_python(settings)
+        validated: Options = _adapter(options).validate_python(settings)  # type: ignore[arg-type] # a class is hashable
     except ValidationError as error:
         raise UsageError("invalid settings: " + "; ".join(map(_message, error.errors()))) from error
     return validated
