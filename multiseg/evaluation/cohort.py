@@ -33,7 +33,7 @@ from multiseg.store.cases import sha256_of
 from multiseg.store.damage import type_and_place
 from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.hierarchy import is_plain_name
-from multiseg.store.ingest.parallel import Workers, run_tasks
+from multiseg.store.ingest.parallel import Workers, default_workers, run_tasks
 from multiseg.store.reader import Store, open_store
 
 Outcome = Literal["segmented", "unchanged", "failed"]
@@ -59,6 +59,7 @@ class _Run:
     Attributes:
         key: of the models and the options.
         call: another text for each call, which opens the store anew.
+        num_threads: of torch in each of several workers, which share the processors; 0 leaves it.
     """
 
     model: str
@@ -69,6 +70,7 @@ class _Run:
     source: Path | None
     overwrite: bool
     call: str
+    num_threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,24 @@ def predict_cohort(
     digests, is_bids = digests_of(model, options), any(case.bids for case in cohort.cases)
     voters_of(str(model), options, digests)  # fail before the work
     about = _identity(digests, options, is_bids)
-    run = _Run(str(model), options, digests, folder.root, str(about["key"]), cohort.source, overwrite, call=uuid4().hex)
+    workers = workers or Workers()
+    run = _Run(
+        model=str(model),
+        options=options,
+        digests=digests,
+        root=folder.root,
+        key=str(about["key"]),
+        source=cohort.source,
+        overwrite=overwrite,
+        call=uuid4().hex,
+        num_threads=max(1, default_workers() // workers.num) if workers.num > 1 else 0,
+    )
     folder.claim(about, [*(case.name for case in cohort.cases), *cohort.refused], overwrite)
     if is_bids:
         write_description(folder.root, cohort.source, f"The model file(s) with sha256 {', '.join(digests)}.")
     report = CohortReport()
     try:
-        for case, outcome, record in _finished(cohort, run, folder, workers or Workers()):
+        for case, outcome, record in _finished(cohort, run, folder, workers):
             report.outcomes[case.name], report.records[case.name] = outcome, record
             on_case(case.name, outcome, record)
     finally:
@@ -176,6 +189,8 @@ def _segment(task: _Task) -> tuple[Outcome, CaseRecord]:
         DataError: it cannot be segmented.
         ResourceError: nothing can be written.
     """
+    if task.run.num_threads:
+        torch.set_num_threads(task.run.num_threads)
     try:
         return _segment_unless_done(task)
     except (DataError, ResourceError):

@@ -253,20 +253,29 @@ def test_flags_of_a_folder_are_refused_for_one_patient(
     assert "are for a folder of patients" in " ".join(capsys.readouterr().err.split())
 
 
-def test_cases_of_a_store_come_home(model: Path, store_url: str, hospitals: Path, tmp_path: Path) -> None:
-    """On the voxels of the files that were ingested, and as from these files; other hospitals' cases fail by name."""
-    out = tmp_path / "out"
-    assert run(["predict", str(model), store_url, "-o", str(out)]) in (0, 4)
-    done = [row for row in table(out / "cases.csv") if row["database"] == "alder" and not row["error"]]
-    assert [row["case"] for row in done] == ["A001", "A002", "A003", "A004"]
-    image = nib.load(out / "alder" / "A001.nii.gz")
-    scan = nib.load(hospitals / "alder" / "A001" / "FLAIR.nii.gz")
-    np.testing.assert_allclose(image.affine, scan.affine, atol=1e-5)
-    assert image.shape == scan.shape
-    assert float(done[0]["ml"]) == pytest.approx(
-        np.count_nonzero(image.dataobj) * abs(np.linalg.det(scan.affine[:3, :3])) / 1000
-    )
-    assert run(["predict", str(model), store_url, "-o", str(out), "--reference", "T1"]) == 2
+def test_cases_of_a_store_come_home_as_from_their_files(
+    done: list[str], source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the voxels of the files that were ingested, and voxel for voxel the answer for these files."""
+    for label in source.rglob("label.nii.gz"):
+        label.unlink()
+    store, out = str(tmp_path / "all.zarr"), tmp_path / "from_store"
+    assert run(["ingest", str(source), "--store", store, "--spacing", "5", "--allow-unlabelled"]) == 0
+    command = [*done[:2], store, "-o", str(out)]
+    assert run(command) == 0
+    for case in ("A1", "A2", "A3"):
+        ours, files = nib.load(out / "study" / f"{case}.nii.gz"), nib.load(tmp_path / "out" / f"{case}.nii.gz")
+        np.testing.assert_array_equal(ours.affine, files.affine)
+        np.testing.assert_array_equal(ours.dataobj, files.dataobj)
+        assert np.count_nonzero(ours.dataobj) > 0
+    from_files, from_store = table(tmp_path / "out" / "lesions.csv"), table(out / "lesions.csv")
+    assert [row["ml"] for row in from_files] == [row["ml"] for row in from_store]
+    for flags in (["--reference", "T1"], ["--as", "plain"], ["--brain-mask", "otsu"]):
+        capsys.readouterr()
+        assert run([*command, *flags]) == 2
+        assert "is a store, whose cases are prepared already" in " ".join(capsys.readouterr().err.split())
+    assert run([*command[:-1], str(tmp_path / "bids"), "--bids"]) == 0
+    assert len(list((tmp_path / "bids").rglob("sub-A?_space-orig_label-lesion_mask.nii.gz"))) == 3
 
 
 @pytest.mark.slow
