@@ -117,5 +117,7 @@ def _print_prediction(result: Prediction, as_json: bool, ensemble: bool) -> None
 
 
 def _names_model(text: str) -> bool:
-    """Whether an argument is a run folder or a model file, and not an image."""
-    return Path(text).is_dir() or text.endswith(".safetensors")
+    """Whether an argument is a run folder, a model file or a package, and not an image."""
+    from multiseg.models.saved import ENDINGS
+
+    return Path(text).is_dir() or text.endswith(ENDINGS)
