@@ -8,7 +8,10 @@ CONSTRAINTS ?= --constraint constraints.txt
 JOBS ?= 3
 # A file's tests share what they set up, so they stay together. Files with slow tests come first: tests/conftest.py.
 # Without compiled modules on disk every process of the tests would compile all of them, with their checks of shapes.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# In memory, where there is room for it, tests that write thousands of small files take a sixth less processor time.
+ROOM_KIB := $(shell df --output=avail --block-size=1K /dev/shm 2>/dev/null | tail -n 1)
+TEMPORARY := $(shell test "$(ROOM_KIB)" -ge 8000000 2>/dev/null && echo TMPDIR=/dev/shm)
+PYTEST := $(TEMPORARY) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test quick check bench clean
 

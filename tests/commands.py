@@ -8,11 +8,14 @@ process group, output and environment, and ends by a signal like any other.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import cache
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -26,14 +29,28 @@ from multiseg.federation.supervise import die_with
 class Command:
     """`multiseg ARGUMENTS`, running; as much of `subprocess.Popen` as tests need."""
 
-    def __init__(self, arguments: list[str], output: Path | None = None) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        output: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        script: Path | None = None,
+    ) -> None:
         """Args:
-        output: the file that its output and errors are written to; thrown away where None.
+        output: the file that its output and errors are appended to; thrown away where None.
+        environment: this process's own where None.
+        script: a file of Python that runs instead of multiseg.
         """
         self.returncode: int | None = None
         self._server = server()
         self.pid = self._server.start(
-            {"arguments": arguments, "output": str(output or os.devnull), "environment": dict(os.environ)}
+            {
+                "arguments": arguments,
+                "output": str(output or os.devnull),
+                "environment": dict(os.environ if environment is None else environment),
+                "script": str(script or ""),
+                "folder": str(Path.cwd()),
+            }
         )
 
     def poll(self) -> int | None:
@@ -46,7 +63,7 @@ class Command:
         while (code := self.poll()) is None:
             if time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired("multiseg", timeout)
-            time.sleep(0.005)
+            self._server.listen(1)
         return code
 
     def send_signal(self, number: int) -> None:
@@ -79,6 +96,10 @@ class Server:
             self._codes[message["pid"]] = message["code"]
         return self._codes.get(pid)
 
+    def listen(self, seconds: float) -> None:
+        """Wait until there may be news of a command."""
+        self._line.poll(seconds)
+
     def end(self) -> None:
         self._line.close()
         self._process.wait()
@@ -92,9 +113,15 @@ def server() -> Server:
 
 def serve(line: Connection[Any, Any]) -> None:
     """Start a command for each message, and report each that has ended."""
+    # torch's optimisers import the first when they are first used, and the log of a training the second.
+    import torch._dynamo
+    import torch.utils.tensorboard  # noqa: F401
+
     import multiseg.store.ingest
     import multiseg.training.run  # noqa: F401
 
+    # A collection would write into every object, at the latest when a command ends: the kernel then copies all memory.
+    gc.freeze()
     children: dict[int, int] = {}
     while True:
         for ready in wait([line, *children]):
@@ -125,9 +152,15 @@ def become(command: dict[str, Any]) -> None:
     output = os.open(command["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
+    os.chdir(command["folder"])
     os.environ.clear()
     os.environ.update(command["environment"])
-    sys.argv = ["multiseg", *command["arguments"]]
+    sys.argv = [command["script"] or "multiseg", *command["arguments"]]
+    if command["script"]:
+        # As python does, with the script's own folder first.
+        sys.path.insert(0, str(Path(command["script"]).parent))
+        runpy.run_path(command["script"], run_name="__main__")
+        sys.exit()
     main()
 
 

@@ -1,9 +1,10 @@
 """The guide to one's own parts: each of its examples runs, by the command line and from Python, to the same model."""
 
-import os
 import re
+import shlex
 import subprocess
 import sys
+from contextlib import chdir
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from multiseg.cli.app import run
 from multiseg.models.saved import load_weights, read_info
 from multiseg.store.reader import open_store
 from multiseg.training.trackers import TrackOptions
@@ -34,12 +36,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory, hospitals: Path, store_url:
     (folder / "mine.py").write_text("\n\n".join(module), encoding="utf-8")
     (folder / "run.toml").write_text(run_file, encoding="utf-8")
     (folder / "script.py").write_text(script, encoding="utf-8")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for command in (["bash", "-euc", commands], [sys.executable, "script.py"]):
-        done = subprocess.run(
-            command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, encoding="utf-8"
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    path, *lines = commands.splitlines()
+    assert path == "export PYTHONPATH=."
+    with pytest.MonkeyPatch.context() as patch, chdir(folder):
+        patch.syspath_prepend(folder)
+        for line in lines:
+            name, *arguments = shlex.split(line)
+            assert name == "multiseg"
+            assert run(arguments) == 0, line
+            sys.modules.pop("mine", None)  # every command is a process of its own
+    done = subprocess.run([sys.executable, "script.py"], cwd=folder, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 

@@ -4,18 +4,48 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import Command
 
 from multiseg.store.reader import open_store
 from multiseg.store.sources.recognise import LAYOUTS
 
 ROOT = Path(__file__).parents[1]
+SMALL = "[model]\nwidths = [8, 16]\n[stream]\nbatch_size = 2\n"
+"""Of the network that the tour trains: the default one takes a minute for its few steps."""
+SMALLER = {
+    "--coarseness 2": "--coarseness 4",
+    "--spacing 5": "--spacing 8",
+    "--patch 32": "--patch 16",
+    "--steps 60": "--steps 3",
+    "--steps 10": "--steps 2",
+}
+"""What the tour's flags are replaced with: its other words are those of the README."""
+PYTHON = """
+import contextlib, io, json, sys
+
+answers = []
+for block, expression in json.load(sys.stdin):
+    names = {"__name__": "__main__"}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(block, names)
+    answers.append([printed.getvalue(), eval(expression, names)])
+print(json.dumps(answers))
+"""
+"""Runs blocks with names of their own, and says what each printed and what an expression is after it."""
+VALUES = {
+    "flair.where": "float(flair.where(lesion == 1).mean())",
+    "mean_in_lesion": "[mean_in_lesion.values.tolist(), deviation.values.tolist(), volume_ml.values.tolist()]",
+}
+"""By what a block contains: an expression whose value is compared with numpy's."""
 
 
 def blocks(language: str, page: str = "README.md") -> list[str]:
@@ -25,10 +55,21 @@ def blocks(language: str, page: str = "README.md") -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tour was walked once, from the shell."""
+    """Where the tour was walked once: its first command from the shell, the others as processes that start sooner."""
     folder = tmp_path_factory.mktemp("readme")
     (tour,) = [block for block in blocks("bash") if "MULTISEG_DATA" not in block]
-    shell(tour, folder)
+    for flag, smaller in SMALLER.items():
+        assert flag in tour
+        tour = tour.replace(flag, smaller)
+    first, *others = tour.splitlines()
+    shell(first, folder)
+    (folder / "small.toml").write_text(SMALL, encoding="utf-8")
+    for line in others:
+        name, *arguments = shlex.split(line)
+        assert name == "multiseg"
+        with chdir(folder):
+            process = Command([*arguments, *(["--run", "small.toml"] * (arguments[0] == "train"))], folder / "said.txt")
+        assert process.wait() == 0, (line, (folder / "said.txt").read_text(encoding="utf-8"))
     return folder
 
 
@@ -50,40 +91,53 @@ def test_the_tour_leaves_what_it_promises(folder: Path) -> None:
         assert (folder / name).exists(), name
 
 
-@pytest.mark.slow
-def test_the_python_runs(folder: Path) -> None:
-    found = blocks("python") + blocks("python", "docs/stream.md") + blocks("python", "docs/finetune.md")
-    found += blocks("python", "docs/store.md")
-    assert len(found) >= 4
-    for block in found:
-        done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, encoding="utf-8")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout
+@pytest.fixture(scope="module")
+def answers(folder: Path) -> list[tuple[str, str, Any]]:
+    """For each block of Python: the block, what it printed, and the value of its expression in `VALUES`.
 
-
-def printed(block: str, expression: str, folder: Path) -> Any:
-    """What an expression is after a block of Python."""
-    code = f"{block}\nimport json\nprint(json.dumps(({expression})))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, encoding="utf-8")
+    One process runs them all, since each would import torch anew.
+    """
+    pages = ("README.md", "docs/stream.md", "docs/finetune.md", "docs/store.md")
+    found = [block for page in pages for block in blocks("python", page)]
+    asked = [next((VALUES[word] for word in VALUES if word in block), "None") for block in found]
+    done = subprocess.run(
+        [sys.executable, "-c", PYTHON],
+        cwd=folder,
+        input=json.dumps([*zip(found, asked, strict=True)]),
+        capture_output=True,
+        encoding="utf-8",
+    )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return [(block, *answer) for block, answer in zip(found, json.loads(done.stdout), strict=True)]
 
 
 @pytest.mark.slow
-def test_the_notebook_of_the_readme_computes_what_numpy_computes(folder: Path) -> None:
-    (block,) = [block for block in blocks("python") if "flair.where" in block]
+def test_the_python_runs(answers: list[tuple[str, str, Any]]) -> None:
+    assert len(answers) >= 4
+    for block, printed, _ in answers:
+        assert printed, block
+
+
+def value(word: str, answers: list[tuple[str, str, Any]]) -> Any:
+    """The value of the expression of `VALUES` after the block with this word."""
+    (found,) = [value for block, _, value in answers if word in block]
+    return found
+
+
+@pytest.mark.slow
+def test_the_notebook_of_the_readme_computes_what_numpy_computes(
+    folder: Path, answers: list[tuple[str, str, Any]]
+) -> None:
     database = open_store(str(folder / "tour.zarr"))["dogwood"]
     image, codes = (array[at] for array, at in zip(database.whole(database["D001"]), (0, 0), strict=True))
     expected = image.astype(np.float64)[codes == 1].mean()
-    assert printed(block, "float(flair.where(lesion == 1).mean())", folder) == pytest.approx(expected, rel=1e-9)
+    assert value("flair.where", answers) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.slow
-def test_the_store_guide_computes_what_numpy_computes(folder: Path) -> None:
-    (block,) = blocks("python", "docs/store.md")
+def test_the_store_guide_computes_what_numpy_computes(folder: Path, answers: list[tuple[str, str, Any]]) -> None:
     database = open_store(str(folder / "tour.zarr"))["cedar"]
-    lines = "mean_in_lesion.values.tolist(), deviation.values.tolist(), volume_ml.values.tolist()"
-    means, deviations, volumes = printed(block, lines, folder)
+    means, deviations, volumes = value("mean_in_lesion", answers)
     for row, case in enumerate(database.cases):
         image, codes = database.whole(case)
         ml = np.prod(database.recipe.spacing_mm) / 1000

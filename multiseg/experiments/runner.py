@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 
 from multiseg.experiments.worker import RunOutcome, RunTask, is_finished, serve
-from multiseg.processes import environment, how_it_ended, term_interrupts
+from multiseg.processes import environment, fork_server, how_it_ended, term_interrupts
 
 STOP_SECONDS = 60
 """Time for a worker to finish its step and to save, before it is killed."""
@@ -31,7 +31,7 @@ class Progress:
 
 @dataclass(eq=False)
 class _Worker:
-    process: SpawnProcess
+    process: BaseProcess
     pipe: Connection
     task: RunTask | None = None
     since: float = field(default_factory=time.monotonic)
@@ -139,10 +139,10 @@ def _started_workers(num: int) -> Iterator[list[_Worker]]:
 
 
 def _start_worker() -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs,), daemon=True)
+    ours, theirs = multiprocessing.Pipe()
     with environment(ENVIRONMENT):
+        context = fork_server(RunTask.__module__, "torch._dynamo")  # which optimisers import when they are first used
+        process = context.Process(target=serve, args=(theirs,), daemon=True)  # type: ignore[attr-defined]
         process.start()
     theirs.close()
     return _Worker(process, ours)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -100,21 +101,19 @@ def test_a_process_that_dies_is_named_and_replaced(
     import multiseg.experiments.runner as module
 
     good, fatal = joint(ground, 0), joint(ground, 1)
-    monkeypatch.setenv("FATAL", fatal.key)
-    monkeypatch.setattr(module, "serve", dying)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(module, "serve", partial(dying, fatal.key))
     failures = execute([task(run, tmp_path) for run in (fatal, good)], jobs=1)
     assert failures.keys() == {fatal.key}
     assert "its process ended with exit code 7" in failures[fatal.key]
     assert is_finished(task(good, tmp_path))
 
 
-def dying(pipe: object) -> None:
-    """A worker whose process ends at one of the tasks."""
+def dying(fatal: str, pipe: object) -> None:
+    """A worker whose process ends at the task of this key."""
     plain = worker.do
 
     def do(task: RunTask) -> worker.RunOutcome:
-        if task.run.key == os.environ["FATAL"]:
+        if task.run.key == fatal:
             os._exit(7)
         return plain(task)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from commands import Command
 
 from multiseg.config import checked, training_settings
 from multiseg.federation.centre.experiment_folder import read_history
@@ -33,31 +34,34 @@ QUICK = {
 """A network so small that the processes around it are what takes time."""
 
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("FLWR")}
+ENVIRONMENT["OMP_NUM_THREADS"] = "1"
+
+
 def until(seconds: float, what: str, is_so: Callable[[], Any]) -> Any:
     """Wait until it is so; what it came to."""
     end = time.monotonic() + seconds
     while not (found := is_so()):
         assert time.monotonic() < end, f"waited {seconds:.0f} s for: {what}"
-        time.sleep(0.1)
+        time.sleep(0.02)
     return found
 
 
-def children(pid: int) -> dict[int, list[int]]:
-    """By process, those that it started."""
-    found: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError, ValueError):
-            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            found.setdefault(parent, []).append(int(folder.name))
+def children(pid: int) -> list[int]:
+    """The processes that a process started."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, file.read_text().split())
     return found
 
 
 def descendants(pid: int) -> list[int]:
     """All processes that a process started, and those that these did."""
-    tree = children(pid)
-    found, left = [], [pid]
+    found: list[int] = []
+    left = [pid]
     while left:
-        own = tree.get(left.pop(), [])
+        own = children(left.pop())
         found += own
         left += own
     return found
@@ -70,16 +74,22 @@ def command_of(pid: int) -> str:
 
 
 class Process:
-    """A command of ours in a session of its own, and what it says in a file."""
+    """A command of ours in a session of its own, and what it says in a file.
+
+    It is forked from a process that has imported multiseg; one that is wrapped is started as a shell would.
+    """
 
     def __init__(self, arguments: list[str], said: Path, wrap: tuple[str, ...] = ()) -> None:
         self.said = said
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR")}
+        said.touch()
+        self.popen: Command | subprocess.Popen[bytes]
+        if not wrap:
+            self.popen = Command(arguments, said, ENVIRONMENT)
+            return
         with said.open("a") as file:
             self.popen = subprocess.Popen(
-                [*wrap, *MULTISEG, *arguments], stdout=file, stderr=file, start_new_session=True,
-                env=environment | {"OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+                [*wrap, *MULTISEG, *arguments], stdout=file, stderr=file, start_new_session=True, env=ENVIRONMENT
+            )
 
     def part(self, text: str) -> int:
         """The process of which the command holds a text; 0 where there is none now."""
@@ -126,7 +136,8 @@ class Deployment:
         until(60, "the server is ready", lambda: "Ready." in (self.folder / "serve.txt").read_text())
         for name in self.stores:
             self.join(name)
-        until(90, "all sites are online", lambda: all(one["status"] == "online" for one in self.status()["sites"]))
+        every = f"{len(self.stores)} of {len(self.stores)} sites are online"
+        until(90, "all sites are online", lambda: every in (self.folder / "serve.txt").read_text())
 
     def status(self) -> dict[str, Any]:
         """What `fed status --json` prints; the command itself would take seconds to import what it needs."""
@@ -135,10 +146,8 @@ class Deployment:
     def submit(self, options: FederationOptions) -> None:
         file = self.folder / f"{options.experiment}.toml"
         file.write_text(tomli_w.dumps(drop_ignored(asdict(options))), encoding="utf-8")
-        done = subprocess.run(
-            [*MULTISEG, "fed", "run", str(self.home), str(file)], capture_output=True, encoding="utf-8", check=False
-        )
-        assert done.returncode == 0, done.stderr
+        said = self.folder / f"{options.experiment}.txt"
+        assert Process(["fed", "run", str(self.home), str(file)], said).popen.wait(120) == 0, said.read_text()
 
     def events(self, experiment: str) -> list[dict[str, Any]]:
         """What the run's log says so far."""

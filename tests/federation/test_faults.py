@@ -1,9 +1,9 @@
 """Whatever breaks in the middle of a run, nothing that was finished is lost, and the result is the undisturbed one.
 
-Every test lets a whole deployment of three sites run on loopback, with TLS and keys, breaks something in the middle and
-then compares the weights bit for bit with those of a run in which nothing happened. One run with the quick faults is
-always tested; each by itself, and those that have to wait for minutes or need root, only where $MULTISEG_FAULTS is set
-to "all". A file named by $MULTISEG_FAULT_TABLE gets a line a fault.
+Every test lets a whole deployment of two or three sites run on loopback, with TLS and keys, breaks something in the
+middle and then compares the weights bit for bit with those of a run in which nothing happened. One run with the quick
+faults is always tested; each by itself, and those that have to wait for minutes or need root, only where
+$MULTISEG_FAULTS is set to "all". A file named by $MULTISEG_FAULT_TABLE gets a line a fault.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from deployed import Deployment, command_of, deployment, descendants, options_for, undisturbed, until
+from deployed import Deployment, children, command_of, deployment, descendants, options_for, undisturbed, until
 
 from multiseg.federation.identity import home
 from multiseg.federation.identity.certificates import make_certificate
@@ -44,11 +44,11 @@ def stand(site_stores: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
 class Broken:
     """A run in which something is broken: begun, and held against the undisturbed one in the end."""
 
-    def __init__(self, stand: Deployment, fault: str, rounds: int = 3) -> None:
+    def __init__(self, stand: Deployment, fault: str, rounds: int = 3, steps: int = STEPS) -> None:
         self.stand, self.fault, self.rounds = stand, fault, rounds
         schedule = {"rounds": rounds, "validation_cases": 1}
         name = re.sub(r"\W+", "-", fault)[:64]
-        self.options = options_for(name, tuple(stand.stores), STEPS, schedule=schedule)
+        self.options = options_for(name, tuple(stand.stores), steps, schedule=schedule)
         self.name, self.began = self.options.experiment, time.monotonic()
         stand.submit(self.options)
         stand.wait_round(self.name, 2)
@@ -59,6 +59,21 @@ class Broken:
             30, f"{site} has an executor", lambda: self.stand.sites[site].part("federation.flower.executor")
         )
         return int(until(60, f"{site} trains", lambda: child_of(executor)))
+
+    def hold_all(self) -> dict[str, int]:
+        """The processes that train, each stopped as soon as it is there."""
+        executors = {name: site.part("federation.flower.executor") for name, site in self.stand.sites.items()}
+        held: dict[str, int] = {}
+
+        def are_held() -> bool:
+            for name in executors.keys() - held.keys():
+                if pid := child_of(executors[name]):
+                    os.kill(pid, signal.SIGSTOP)
+                    held[name] = pid
+            return len(held) == len(executors)
+
+        until(60, "all sites train", are_held)
+        return held
 
     def ends_as_if_nothing_had_happened(self, tmp_path: Path, seconds: float = 500) -> None:
         history = self.stand.finished(self.name, seconds)["history"]
@@ -80,28 +95,42 @@ class Broken:
 
 
 def child_of(pid: int) -> int:
-    with suppress(OSError, ValueError, IndexError):
-        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-    return 0
+    return next(iter(children(pid)), 0)
+
+
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a signal was sent to a process that stands still."""
+    (bits,) = re.findall(r"^ShdPnd:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(bits, 16) >> (number - 1) & 1)
 
 
 @pytest.mark.slow
-def test_one_thing_after_the_other(stand: Deployment, tmp_path: Path) -> None:
-    broken = Broken(stand, "a node and a training, a site and a slow one, the server app", rounds=4)
-    broken.working("birch")
-    os.kill(stand.sites["birch"].part("flower-supernode"), signal.SIGKILL)
-    os.kill(broken.working("alder"), signal.SIGKILL)
-    stand.wait_round(broken.name, 3)
-    slow = broken.working("alder")
-    os.kill(slow, signal.SIGSTOP)
-    broken.working("dogwood")
-    assert stand.sites["dogwood"].end(signal.SIGINT) == 0
-    stand.join("dogwood")
-    os.kill(slow, signal.SIGCONT)
-    stand.wait_round(broken.name, 4)
-    assert stand.server
-    os.kill(until(20, "the run has a process", lambda: stand.server.part("flwr-serverapp")), signal.SIGKILL)
-    broken.ends_as_if_nothing_had_happened(tmp_path)
+def test_one_thing_after_the_other(site_stores: dict[str, str], tmp_path: Path) -> None:
+    """A node and a training in round 2, a slow site and one that is left in round 3, the server app in round 4."""
+    with deployment(tmp_path / "stand", {name: site_stores[name] for name in ("alder", "birch")}) as stand:
+        alder, birch = stand.sites["alder"], stand.sites["birch"]
+        broken = Broken(stand, "a node and a training, a site and a slow one, the server app", rounds=4, steps=20)
+        held = broken.hold_all()
+        os.kill(birch.part("flower-supernode"), signal.SIGKILL)
+        os.kill(held["alder"], signal.SIGKILL)
+        until(60, "birch is back", lambda: birch.said.read_text().count("Connected to") == 2)
+        os.kill(held["birch"], signal.SIGCONT)
+        stand.wait_round(broken.name, 3)
+        held = broken.hold_all()
+        birch.send(signal.SIGINT)
+        until(30, "the training is asked to stop", lambda: is_pending(held["birch"], signal.SIGTERM))
+        os.kill(held["birch"], signal.SIGCONT)
+        assert birch.popen.wait(60) == 0
+        assert "stopped; the server asks again when this site is back." in birch.said.read_text()
+        stand.join("birch")
+        until(60, "birch is back", lambda: birch.said.read_text().count("Connected to") == 3)
+        os.kill(held["alder"], signal.SIGCONT)
+        stand.wait_round(broken.name, 4)
+        assert stand.server
+        os.kill(until(20, "the run has a process", lambda: stand.server.part("flwr-serverapp")), signal.SIGKILL)
+        broken.ends_as_if_nothing_had_happened(tmp_path)
+        assert alder.said.read_text().count("the answering process died") == 1
+        assert birch.said.read_text().count("The node has restarted since") == 1
 
 
 @SLOW

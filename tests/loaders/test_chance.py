@@ -39,15 +39,15 @@ def test_neighbouring_keys_have_nothing_in_common(step, skipped):
         return chance.below(5)
 
     pairs = np.zeros((5, 5))
-    for n in range(5000):
-        key = np.array([7, 3, 2 * n + 1])
-        pairs[drawn(key.tolist()), drawn((key + step).tolist())] += 1
+    for n in range(1500):
+        key = (7, 3, 2 * n + 1)
+        pairs[drawn(key), drawn([number + more for number, more in zip(key, step, strict=True)])] += 1
     assert chisquare(pairs.ravel()).pvalue > 0.01
 
 
 def test_successive_choices_are_independent():
     pairs = np.zeros((5, 7))
-    for n in range(7000):
+    for n in range(3500):
         chance = Chance(0, 0, n)
         pairs[chance.below(5), chance.below(7)] += 1
     assert chisquare(pairs.ravel()).pvalue > 0.01

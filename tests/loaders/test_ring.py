@@ -142,7 +142,7 @@ def test_nothing_is_left_open(store, options):
     once()
     gc.collect()
     before = held_by_this_process()
-    for _ in range(20):
+    for _ in range(3):
         once()
     gc.collect()
     assert held_by_this_process() == before
@@ -164,9 +164,9 @@ def test_messages_by_the_thousand_fill_no_line_up(store, monkeypatch):
     given = []
     give = Ring._give
     monkeypatch.setattr(Ring, "_give", lambda ring, task: (given.append(task.case), give(ring, task))[1])
-    stream = stream_of(store, workers=1, batch_size=1500, draw={"patch": (1, 1, 1)})
+    stream = stream_of(store, workers=1, batch_size=800, draw={"patch": (1, 1, 1)})
     (batch,) = stream.batches(2, 3)
-    assert len(batch.case) == 1500
-    assert sum(1 for _ in stream.batches(0, 3)) == 3
-    assert len(given) == 6000
+    assert len(batch.case) == 800
+    assert sum(1 for _ in stream.batches(0, 2)) == 2
+    assert len(given) == 2400
     assert torch.isfinite(batch.images).all()

@@ -1,5 +1,7 @@
 """Windows read by ourselves are those that zarr-python reads; what is damaged is told."""
 
+import shutil
+from copy import copy
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -55,9 +57,17 @@ def array(request, tmp_path_factory):
     return Array(tmp_path_factory.mktemp(request.param), request.param)
 
 
-@pytest.fixture(params=["none", "lz4", "zstd"])
-def own_array(request, tmp_path):
-    return Array(tmp_path, request.param)
+@pytest.fixture(scope="module", params=["none", "lz4", "zstd"])
+def untouched(request, tmp_path_factory):
+    return Array(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture
+def own_array(untouched, tmp_path):
+    """An array that a test may damage."""
+    own = copy(untouched)
+    own.folder = shutil.copytree(untouched.folder, tmp_path / "own")
+    return own
 
 
 def whole(reader, row=0):
@@ -67,7 +77,7 @@ def whole(reader, row=0):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1), st.permutations(range(7)), st.integers(1, 5), WINDOW, st.tuples(*[st.integers(0, 2)] * 3))
 def test_any_window_is_what_zarr_reads_and_nothing_else_is_touched(array, row, places, num, window, at):
     corner = tuple(low for low, _ in window)

@@ -1,13 +1,11 @@
 """torchdata's StatefulDataLoader resumes a stream at the very next batch, from any number of workers."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from commands import Command
 
 PROGRAM = """
 import json, sys
@@ -42,20 +40,17 @@ try:
     next(iter(stream))
 except UsageError as error:
     found["refused"] = str(error)
-print(json.dumps(found))
+open(sys.argv[2], 'w').write(json.dumps(found))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("torchdata") is None, reason="torchdata is not installed")
-def test_a_stateful_loader_resumes_at_the_next_batch(store_url: Path) -> None:
-    here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    run = [sys.executable, "-c", PROGRAM, str(store_url)]
-    ended = subprocess.run(
-        run, env=os.environ | {"PYTHONPATH": here}, capture_output=True, encoding="utf-8", check=False
-    )
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    found = json.loads(ended.stdout)
+def test_a_stateful_loader_resumes_at_the_next_batch(store_url: Path, tmp_path: Path) -> None:
+    script, said, answer = tmp_path / "program.py", tmp_path / "said.txt", tmp_path / "found.json"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{PROGRAM}")
+    assert Command([str(store_url), str(answer)], said, script=script).wait() == 0, said.read_text()[-2000:]
+    found = json.loads(answer.read_text())
     stream = found.pop("stream")
     assert len(set(stream)) == 6
     assert "state of worker 1 of 2 was loaded, but this is no worker: give the DataLoader" in found.pop("refused")

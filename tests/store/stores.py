@@ -72,6 +72,24 @@ def make_store(folder: Path) -> Path:
     return url
 
 
+def alone(url: Path, name: str, folder: Path) -> Path:
+    """A copy of a store with one of its databases, which is opened and checked in a part of the time."""
+    copy = shutil.copytree(url, folder / f"{name}.zarr")
+    for path in copy.glob("*/zarr.json"):
+        if path.parent.name != name:
+            shutil.rmtree(path.parent)
+    edit_root(copy, databases=[name])
+    return copy
+
+
+def count_writes(act: Callable[[], object]) -> int:
+    """How many objects an act writes, and so the number of moments at which `kill_at` can end it."""
+    with pytest.MonkeyPatch.context() as patch:
+        written = kill_at(patch, -1)
+        act()
+    return len(written)
+
+
 def chunks_of(url: Path) -> list[str]:
     """The files of a store but its metadata."""
     paths = [path for path in url.rglob("*") if path.is_file() and path.name != "zarr.json"]

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -19,7 +20,7 @@ from multiseg.store.ingest.parallel import Workers, default_memory_bytes, run_ta
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 
-SPACING_MM = (5.0, 5.0, 5.0)
+SPACING_MM = (10.0, 10.0, 10.0)
 
 
 def square(number: int) -> int:
@@ -66,13 +67,19 @@ def test_a_worker_that_dies_takes_no_other_task_along() -> None:
     assert done[5].error.code == "WORKER_DIED"
 
 
-@pytest.mark.slow
-def test_a_worker_of_a_cluster_that_dies_takes_no_other_task_along() -> None:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a cluster of two processes. It takes back no task of a worker that died."""
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
     ):
-        done = {one.task: one for one in run_tasks(die_of_five, [4, 5, 6], Workers(2, cluster.scheduler_address))}
+        yield cluster.scheduler_address
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_cluster_that_dies_takes_no_other_task_along(cluster: str) -> None:
+    done = {one.task: one for one in run_tasks(die_of_five, [4, 5, 6], Workers(2, cluster))}
     assert {task: one.result for task, one in done.items()} == {4: 4, 5: None, 6: 6}
     assert done[5].error.code == "WORKER_DIED"
 
@@ -178,16 +185,15 @@ def files_of(url: str) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["threads", "processes", "cluster"])
-def test_the_store_is_the_same_whoever_prepares_it(kind: str, hospitals: Path, store_url: str, tmp_path: Path) -> None:
+def test_the_store_is_the_same_whoever_prepares_it(
+    kind: str, few_hospitals: Path, few_url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Byte for byte, in all its files, but for those whose text or compression depends on the order of commits."""
-    databases = find_manifest(hospitals / "manifest.toml")
+    databases = find_manifest(few_hospitals / "manifest.toml")
     url = str(tmp_path / "brain.zarr")
-    if kind == "cluster":
-        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-            reports = ingest(databases, url, IngestOptions(SPACING_MM, workers=Workers(4, cluster.scheduler_address)))
-    else:
-        reports = ingest(databases, url, IngestOptions(SPACING_MM, workers=Workers(3, kind)))
+    workers = Workers(4, request.getfixturevalue("cluster")) if kind == "cluster" else Workers(3, kind)
+    reports = ingest(databases, url, IngestOptions(SPACING_MM, workers=workers))
     assert [report.written for report in reports] == [
         tuple(case.name for case in database.cases) for database in open_store(url).databases.values()
     ]
-    assert files_of(url) == files_of(store_url)
+    assert files_of(url) == files_of(few_url)

@@ -1,6 +1,7 @@
-"""Two processes on one CPU train one model, started by torchrun as a user would."""
+"""Two processes on one CPU train one model; one training is started by torchrun as a user would."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import Command
+from torch.distributed import TCPStore
 
 from multiseg.errors import UsageError
 from multiseg.loaders.batches import Share, StreamOptions
@@ -41,14 +44,46 @@ def entries(folder, kind="StepDone"):
     return [entry for entry in map(json.loads, lines) if entry["event"] == kind]
 
 
+def arguments_for(options, out):
+    file = out.with_name(f"{out.name}.toml")
+    file.write_text(to_toml(options))
+    return ["train", "--run", str(file), "--out", str(out)]
+
+
+class Two:
+    """Two processes with the environment that torchrun gives its own, but started at once."""
+
+    def __init__(self, arguments, said, script=None):
+        self.said = said
+        self.meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        shared = {
+            **os.environ,
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self.meeting.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+        self.processes = [
+            Command(arguments, said, {**shared, "RANK": rank, "LOCAL_RANK": rank}, script) for rank in ("0", "1")
+        ]
+
+    def end(self):
+        return [process.wait() for process in self.processes], self.said.read_text(encoding="utf-8")
+
+
+def two_train(options, out):
+    """`multiseg train` in both."""
+    codes, said = Two(arguments_for(options, out), out.with_name(f"{out.name}.txt")).end()
+    assert codes == [0, 0], said
+    return said
+
+
 class Torchrun:
     """`torchrun -m -- multiseg train` in a session of its own, as in a terminal."""
 
     def __init__(self, options, out):
         self.log, self.said = out / "log.jsonl", out.with_name(f"{out.name}.txt")
-        file = out.with_name(f"{out.name}.toml")
-        file.write_text(to_toml(options))
-        command = [*TORCHRUN, "-m", "--", "multiseg", "train", "--run", str(file), "--out", str(out)]
+        command = [*TORCHRUN, "-m", "--", "multiseg", *arguments_for(options, out)]
         with self.said.open("w") as said:
             self.process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
 
@@ -66,8 +101,7 @@ class Torchrun:
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_twice_the_batch_does(store_url, tmp_path):
     options = options_for(store_url)
-    code, said = Torchrun(options, tmp_path / "two").end()
-    assert code == 0, said
+    said = two_train(options, tmp_path / "two")
     assert said.count("6 steps, best validation Dice") == 1, "one process speaks for both"
     train(replace(options, stream=replace(options.stream, batch_size=4)), tmp_path / "one")
     for kind, names in (("StepDone", ("step", "loss", "gradient_norm")), ("Validated", ("step", "score"))):
@@ -84,51 +118,49 @@ def test_two_processes_train_as_one_with_twice_the_batch_does(store_url, tmp_pat
 
 @pytest.mark.slow
 def test_an_interrupted_training_of_two_goes_on_bit_for_bit(store_url, tmp_path):
-    options = options_for(store_url, dropout=0.2, ema=0.9, accumulate=2, num_steps=40, validate_every=15)
+    options = options_for(store_url, dropout=0.2, ema=0.9, accumulate=2, num_steps=20, validate_every=10)
+    options = replace(options, databases=("alder", "dogwood"))
     straight, out = tmp_path / "straight", tmp_path / "stopped"
-    code, said = Torchrun(options, straight).end()
-    assert code == 0, said
+    two_train(options, straight)
 
     first = Torchrun(options, out)
-    first.wait_for_step(8)
+    first.wait_for_step(2)
     first.process.send_signal(signal.SIGINT)  # torchrun starts its processes in sessions of their own and tells them
     _, said = first.end()
     assert "saved" in said
-    assert 8 <= entries(out)[-1]["step"] < 40
+    assert 2 <= entries(out)[-1]["step"] < 20
     assert (out / "resume.pt").is_file()
     with pytest.raises(UsageError, match=r"saved by 2 processes, but 1 are running"):
         train(options, out)
 
-    code, said = Torchrun(options, out).end()
-    assert code == 0, said
+    two_train(options, out)
     assert [entry["loss"] for entry in entries(out)] == [entry["loss"] for entry in entries(straight)]
     assert entries(out, "Validated") == entries(straight, "Validated")
     a, b = (load_model(folder / "last.safetensors").state_dict() for folder in (straight, out))
     assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
-def run_scenarios(names, url):
-    command = [*TORCHRUN, str(Path(__file__).with_name("several.py")), names, url]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+def run_scenarios(names, url, tmp_path):
+    return Two([names, url], tmp_path / "said.txt", Path(__file__).with_name("several.py")).end()
 
 
 @pytest.mark.slow
-def test_what_happens_in_one_process_happens_in_all(store_url):
+def test_what_happens_in_one_process_happens_in_all(store_url, tmp_path):
     """See several.py for each."""
-    done = run_scenarios(SCENARIOS, store_url)
-    assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.splitlines() if line.endswith("went well")] == [
+    codes, said = run_scenarios(SCENARIOS, store_url, tmp_path)
+    assert codes == [0, 0], said
+    assert [line for line in said.splitlines() if line.endswith("went well")] == [
         f"{name} went well" for name in SCENARIOS.split(",")
     ]
 
 
 @pytest.mark.slow
-def test_a_failure_of_one_process_ends_all(store_url):
+def test_a_failure_of_one_process_ends_all(store_url, tmp_path):
     began = time.monotonic()
-    done = run_scenarios("failing", store_url)
-    assert done.returncode == 1
-    assert "a disk went away" in done.stderr
-    assert "process 0 of 2 lost the others" in done.stderr
+    codes, said = run_scenarios("failing", store_url, tmp_path)
+    assert codes == [1, 1], said
+    assert "a disk went away" in said
+    assert "process 0 of 2 lost the others" in said
     assert time.monotonic() - began < 120, "it waited for what never comes"
 
 

@@ -63,6 +63,23 @@ def store(store_url, tmp_path):
     return Copy(str(tmp_path / "copy.zarr"))
 
 
+@pytest.fixture(scope="module")
+def four_steps(store_url, tmp_path_factory):
+    """A run of four steps on the hospitals' store. Only for reading."""
+    out = tmp_path_factory.mktemp("four_steps") / "run"
+    train(options_for(store_url), out)
+    return out
+
+
+def begun(four_steps, store_url, out, url=None):
+    """A copy of that run, as if trained on the store at `url`, which is a copy of the first one."""
+    shutil.copytree(four_steps, out)
+    settings = (out / "run.toml").read_text()
+    assert store_url in settings
+    (out / "run.toml").write_text(settings.replace(store_url, url or store_url))
+    return out
+
+
 def notes(folder):
     lines = map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line["event"] == "Noted"]
@@ -137,9 +154,8 @@ def test_another_recipe_concerns_every_case_of_its_database(store):
 
 
 @pytest.mark.slow
-def test_changed_data_are_refused_and_nothing_is_touched(store, tmp_path):
-    out = tmp_path / "run"
-    train(options_for(store.url), out)
+def test_changed_data_are_refused_and_nothing_is_touched(store, four_steps, store_url, tmp_path):
+    out = begun(four_steps, store_url, tmp_path / "run", store.url)
     before = {path: path.read_bytes() for path in out.glob("*") if path.is_file()}
     moved = store.case("train")
     store.put(moved, "split", "test")
@@ -149,9 +165,8 @@ def test_changed_data_are_refused_and_nothing_is_touched(store, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_accepted_change_is_logged_and_the_model_keeps_what_it_knew(store, tmp_path):
-    out = tmp_path / "run"
-    train(options_for(store.url), out)
+def test_an_accepted_change_is_logged_and_the_model_keeps_what_it_knew(store, four_steps, store_url, tmp_path):
+    out = begun(four_steps, store_url, tmp_path / "run", store.url)
     old = read_learnt(out / "last.safetensors")
     at_step_4 = load_weights(out / "last.safetensors")
     gone, new = store.case("train"), store.case("test")
@@ -191,18 +206,16 @@ def test_other_validation_cases_choose_the_best_model_anew(store, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_what_a_run_does_not_learn_from_may_change(store, tmp_path):
-    out = tmp_path / "run"
-    train(options_for(store.url), out)
+def test_what_a_run_does_not_learn_from_may_change(store, four_steps, store_url, tmp_path):
+    out = begun(four_steps, store_url, tmp_path / "run", store.url)
     store.put(store.case("test"), "status", 2)
     store.put(store.case("train", "birch"), "split", "test")  # a database that the run leaves out
     assert train(options_for(store.url), out).steps_before == 4
 
 
 @pytest.mark.slow
-def test_a_run_from_before_says_once_that_its_data_are_not_known(store, tmp_path):
-    out = tmp_path / "run"
-    train(options_for(store.url), out)
+def test_a_run_from_before_says_once_that_its_data_are_not_known(store, four_steps, store_url, tmp_path):
+    out = begun(four_steps, store_url, tmp_path / "run", store.url)
     (out / "data.json").unlink()
     info = read_info(out / "last.safetensors")
     save_weights(out / "last.safetensors", load_weights(out / "last.safetensors"), info)
@@ -214,18 +227,16 @@ def test_a_run_from_before_says_once_that_its_data_are_not_known(store, tmp_path
 
 
 @pytest.mark.slow
-def test_damaged_data_are_named(store, tmp_path):
-    out = tmp_path / "run"
-    train(options_for(store.url), out)
+def test_damaged_data_are_named(store, four_steps, store_url, tmp_path):
+    out = begun(four_steps, store_url, tmp_path / "run", store.url)
     (out / "data.json").write_text('{"cases": {"alder/A": 1}}')
     with pytest.raises(CheckpointError, match=r"data\.json, which lists what the run learnt from, is damaged"):
         train(options_for(store.url), out)
 
 
 @pytest.mark.slow
-def test_a_finished_run_gets_more_steps_and_their_schedule(store_url, tmp_path):
-    out = tmp_path / "run"
-    train(options_for(store_url), out)
+def test_a_finished_run_gets_more_steps_and_their_schedule(store_url, four_steps, tmp_path):
+    out = begun(four_steps, store_url, tmp_path / "run")
     assert rates(out) == pytest.approx([1e-3 * (1 + math.cos(math.pi * n / 4)) / 2 for n in range(4)])
     result = train(options_for(store_url, num_steps=10), out)
     assert (result.step, result.steps_before, result.finished) == (10, 4, True)
@@ -238,19 +249,17 @@ def test_a_finished_run_gets_more_steps_and_their_schedule(store_url, tmp_path):
 
 
 @pytest.mark.slow
-def test_fewer_steps_than_are_done_are_refused_and_the_folder_keeps_its_settings(store_url, tmp_path):
-    train(options_for(store_url), tmp_path)
+def test_fewer_steps_than_are_done_are_refused_and_the_folder_keeps_its_settings(store_url, four_steps, tmp_path):
+    out = begun(four_steps, store_url, tmp_path / "run")
     with pytest.raises(UsageError, match=r"has done 4 steps, but 3 are asked for: steps cannot be undone"):
-        train(options_for(store_url, num_steps=3), tmp_path)
-    assert tomllib.loads((tmp_path / "run.toml").read_text())["fit"]["num_steps"] == 4
-    assert train(options_for(store_url), tmp_path).steps_before == 4
+        train(options_for(store_url, num_steps=3), out)
+    assert tomllib.loads((out / "run.toml").read_text())["fit"]["num_steps"] == 4
+    assert train(options_for(store_url), out).steps_before == 4
 
 
 @pytest.mark.slow
-def test_an_extended_run_that_was_interrupted_ends_in_the_same_bits(store_url, tmp_path):
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    for out in (straight, broken):
-        train(options_for(store_url), out)
+def test_an_extended_run_that_was_interrupted_ends_in_the_same_bits(store_url, four_steps, tmp_path):
+    straight, broken = (begun(four_steps, store_url, tmp_path / name) for name in ("straight", "broken"))
     train(options_for(store_url, num_steps=10), straight)
 
     class BreakError(Exception):
@@ -343,9 +352,11 @@ def test_another_store_of_the_same_scans_under_other_names_is_recognised(hospita
     )
     url = str(tmp_path / "other.zarr")
     ingest([replace(alder, name="clinic", cases=renamed)], url, IngestOptions(spacing_mm=(5.0, 5.0, 5.0)))
-    fine = str(tmp_path / "fine.zarr")
-    ingest([replace(alder, name="clinic", cases=renamed)], fine, IngestOptions(spacing_mm=(7.0, 7.0, 7.0)))
-    contents = [[sorted(case.content.values()) for case in open_store(one)["clinic"].cases] for one in (url, fine)]
+    coarse = str(tmp_path / "coarse.zarr")
+    ingest([replace(alder, name="clinic", cases=renamed[:1])], coarse, IngestOptions(spacing_mm=(9.0, 9.0, 9.0)))
+    contents = [
+        [sorted(case.content.values()) for case in open_store(one)["clinic"].cases[:1]] for one in (url, coarse)
+    ]
     assert contents[0] == contents[1]
     splits = {case.name: case.split for case in open_store(store_url)["alder"].cases}
     expected = {f"patient{n}": splits[case.case].replace("test", "") for n, case in enumerate(alder.cases)}

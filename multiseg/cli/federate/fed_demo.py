@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ def federated_demo(
         shutil.rmtree(network, ignore_errors=True)  # the keys and ports of the earlier demo are no longer valid
     check_files([network, out / "run.toml"], overwrite=bool(overwrite))
     rehearsal = prepared(network, stores, device="cpu", least=1)  # six synthetic cases per site
-    settings = TEMPLATE.read_text(encoding="utf-8").format(steps=steps, seed=seed)
+    settings = TEMPLATE.read_text(encoding="utf-8").format(sites=json.dumps(SITES), steps=steps, seed=seed)
     (out / "run.toml").write_text(settings, encoding="utf-8")
     with staged(rehearsal):
         for command in (

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch._dynamo  # noqa: F401 (optimisers import it when first used: once here, not in every answering process)
 from flwr.app import Context, Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode, SubStatus

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import zarr
-from zarr.storage import MemoryStore
+from zarr.core.array import AsyncArray
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.metadata import ArrayV3Metadata
+from zarr.storage import MemoryStore, StorePath
 
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
@@ -14,7 +17,6 @@ from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.checks.layout import MOST
 from multiseg.store.copies import COPY, continues, copy_of, layout_of, layout_of_metadata, sound_copy
 from multiseg.store.damage import UNREADABLE
-from multiseg.store.hierarchy import write_object
 from multiseg.store.ingest.encoding import ArrayPlan
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.repairs.place import Place, json_bytes
@@ -88,16 +90,16 @@ def _find_layouts(
     """The metadata (zarr.json) of each array, without its shape; None if they are lost."""
     columns = list(attributes.get(schema.PARTICIPANT_COLUMNS, []))
     layouts: dict[str, dict[str, Any] | None] = {}
-    default = _default_layouts(attributes)
+    default: dict[str, Any] = {}
     for array in [*schema.coordinates_of_database(attributes), *columns, "image", "label"]:
-        current = layout_of_metadata(place.json(f"{name}/{array}/zarr.json") or {})
-        # The copy itself may be damaged. Prefer the first candidate that decodes an existing file.
-        candidates = [None if copy is None else copy["arrays"].get(array), current, default.get(array)]
         path = f"{name}/{array}"
-        valid = [layout for layout in candidates if isinstance(layout, dict) and _fits(place, path, layout, "")]
-        first_file = next(iter(place.keys(f"{path}/c")), "").removeprefix(f"{path}/")
-        decoding = [layout for layout in valid if first_file and _fits(place, path, layout, first_file)]
-        layouts[array] = next(iter([*decoding, *valid]), None)
+        current = layout_of_metadata(place.json(f"{path}/zarr.json") or {})
+        copied = None if copy is None else copy["arrays"].get(array)
+        if copied == current and _fits(copied):
+            layouts[array] = copied
+        else:  # either may be damaged, and the files tell
+            default = default or _default_layouts(attributes)
+            layouts[array] = _choose(place, path, [copied, current, default.get(array)])
     record = layouts["record"]
     if record is not None and None not in layouts.values():
         new_copy = copy_of(attributes if copy is None else copy["attributes"], layouts)
@@ -105,22 +107,28 @@ def _find_layouts(
     return layouts
 
 
-def _fits(place: Place, path: str, layout: Mapping[str, Any], key: str) -> bool:
+def _choose(place: Place, path: str, candidates: Sequence[Any]) -> dict[str, Any] | None:
+    """The first of these layouts of an array that decodes an existing file; if none does, the first that is valid."""
+    valid = [layout for layout in candidates if isinstance(layout, dict) and _fits(layout)]
+    file = next(iter(place.keys(f"{path}/c")), "")
+    data = place.read(file) if file else None
+    key = file.removeprefix(f"{path}/")
+    decoding = (layout for layout in valid if data is not None and _fits(layout, key, data))
+    return next(decoding, None) or next(iter(valid), None)
+
+
+def _fits(layout: Any, key: str = "", data: bytes = b"") -> bool:
     """Whether zarr accepts a layout as that of an array with checksums. With a `key`, also whether it decodes that
     file."""
-    store = MemoryStore()
     try:
         index = [int(number) for number in key.split("/")[1:]] if key else [0] * len(layout["dimension_names"])
         chunk = layout["chunk_grid"]["configuration"]["chunk_shape"]
         shape = [(position + 1) * step for position, step in zip(index, chunk, strict=True)]
-        text = json_bytes({**layout, "shape": shape})
-        for name, data in {"zarr.json": text, key: place.read(f"{path}/{key}") or b""}.items():
-            write_object(store, name, data)
-        array = zarr.open(store, mode="r", zarr_format=3)
-        if not isinstance(array, zarr.Array) or b"crc32c" not in text:
-            return False
+        files = {key: default_buffer_prototype().buffer.from_bytes(data)} if key else {}
+        metadata = ArrayV3Metadata.from_dict({**layout, "shape": shape})
+        array = zarr.Array(AsyncArray(metadata, StorePath(MemoryStore(files))))
         corner = tuple(slice(position * step, position * step + 1) for position, step in zip(index, chunk, strict=True))
-        return not key or array[corner] is not None
+        return b"crc32c" in json_bytes(layout) and (not key or array[corner] is not None)
     except UNREADABLE:
         return False
 
