@@ -23,6 +23,7 @@ from multiseg.files import check_files, check_folder, write_atomically
 from multiseg.models.packages import FORMAT, MANIFEST, PACKAGE, is_package
 from multiseg.models.saved import BEST, ModelInfo, load_model, model_path, without_learnt
 from multiseg.models.two_branch import ANCHOR_PREFIX
+from multiseg.own import is_own
 
 CARD, CONFIG = "README.md", "config.json"
 TIMESTAMP = (1980, 1, 1, 0, 0, 0)
@@ -70,7 +71,7 @@ def handover(run: Path, keep_digests: bool = False) -> Handover:
     weights = file.read_bytes() if keep_digests else without_learnt(file)
     results = results_in(file.parent, sha256_of(file.read_bytes()))
     record = preparation_record(model.info, getattr(model.network, "multiple", None))
-    doubts = (*record["doubts"], *_own_doubts(model.network.state_dict()))
+    doubts = (*record["doubts"], *_own_doubts(model.info, model.network.state_dict()))
     limits = (*doubts, WITH_DIGESTS if keep_digests and model.learnt is not None else WITHOUT_DIGESTS)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     card = model_card(model.info, parameters, results, limits)
@@ -129,13 +130,18 @@ def _description(weights: bytes) -> object:
     return json.loads(json.loads(weights[8 : 8 + length])["__metadata__"]["multiseg"])
 
 
-def _own_doubts(names: Mapping[str, object]) -> tuple[str, ...]:
-    if not any(name.startswith(ANCHOR_PREFIX) for name in names):
-        return ()
-    return (
-        "The weights hold the scan and the segmentation of a healthy person, which the adaptation to a patient uses: "
-        "they may be passed on only where that scan may.",
-    )
+def _own_doubts(info: ModelInfo, names: Mapping[str, object]) -> tuple[str, ...]:
+    doubts = []
+    if any(name.startswith(ANCHOR_PREFIX) for name in names):
+        doubts.append(
+            "The weights hold the scan and the segmentation of a healthy person, which the adaptation to a patient "
+            "uses: they may be passed on only where that scan may."
+        )
+    if is_own(info.builder):
+        doubts.append(
+            f"The network is {info.builder}, whose code is not part of multiseg: it has to be passed on, too."
+        )
+    return tuple(doubts)
 
 
 def _licence_doubts(info: ModelInfo) -> tuple[str, ...]:

@@ -14,15 +14,22 @@ from multiseg.store.preparation.recipe import PERCENTILES, Recipe
 FORMAT = 1
 ORIENTATION = (
     "RAS+: i increases towards the patient's right, j towards the front, k towards the head. Axes are permuted and "
-    "flipped by the affine of the file's header, never by its name."
+    "flipped to the order and direction that the header's affine is closest to, and not rotated further."
+)
+REFERENCE = (
+    "one of the patient's sequences (predict takes the first that is given): its box gives the grid, along its own "
+    "axes with voxels of spacing_mm around the same centre, and the segmentation is written on its own voxels"
 )
 RESAMPLING = (
     "linear onto the grid of the reference image with voxels of spacing_mm, 0 outside the image; towards larger voxels "
     "after a Gaussian filter of (ratio of the voxel sizes - 1) / 2 source voxels along each axis"
 )
 BRAIN = {
-    "nonzero": "the voxels of each sequence that are not 0 (or not the constant around the brain, which counts as 0)",
-    "otsu": "Otsu's threshold on the reference image: what is brighter than air, its largest part, holes filled",
+    "nonzero": "for each sequence its voxels that are not 0, after the constant around the brain is subtracted; where "
+    "they are resampled: more than half of the interpolated share, and values are divided by this share (at least "
+    "0.25)",
+    "otsu": "Otsu's threshold on the reference image in voxels of 3 mm, gaps up to 9 mm closed, the largest connected "
+    "part, holes filled in 3-D and in every slice; the constant around the brain is subtracted first",
     "file": "a mask of the patient's brain has to be given, on any grid: resampled linearly, more than 0.5 is brain",
 }
 INTENSITY = {
@@ -55,6 +62,8 @@ DECISION = (
 def preparation_record(info: ModelInfo, multiple: int | None) -> dict[str, Any]:
     """How a patient is prepared for a model, and how its logits become labels; JSON throughout.
 
+    It tells the rules of `store.preparation`, but not its refusals of damaged images.
+
     Args:
         multiple: windows are multiples of so many voxels, at least twice it; None if only the patch is known to fit.
     """
@@ -72,6 +81,7 @@ def preparation_record(info: ModelInfo, multiple: int | None) -> dict[str, Any]:
         "never_present": [name for name in info.axis if name not in usable],
         "absent_channel": {"images": 0.0, "present": False},
         "orientation": ORIENTATION,
+        "reference": REFERENCE,
         "spacing_mm": list(info.spacing_mm),
         "resampling": RESAMPLING,
         "registration": "rigid, of every sequence to the reference" if recipe.register else "none: headers are trusted",
@@ -103,7 +113,7 @@ def _intensity(recipe: Recipe, info: ModelInfo) -> dict[str, Any]:
         "normalise": recipe.normalise,
         "meaning": INTENSITY[recipe.normalise],
         **({"percentiles": list(PERCENTILES), "landmarks": landmarks} if landmarks else {}),
-        "limits": [-LIMIT, LIMIT],
+        **({} if recipe.normalise == "none" else {"limits": [-LIMIT, LIMIT]}),
         "rounded_to": "float16, then float32",
         "outside_brain": BACKGROUNDS[info.background],
     }

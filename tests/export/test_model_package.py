@@ -225,6 +225,15 @@ def test_a_scan_in_the_weights_is_named(tmp_path: Path) -> None:
     assert "- The weights hold the scan" in handed.files["README.md"].decode()
 
 
+def test_code_that_is_not_packed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import torch\n\nclass Net(torch.nn.Conv3d):\n    def __init__(self, m, n): super().__init__(m, n, 1)\n"
+    (tmp_path / "packed_net.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    info = replace(INFO, builder="packed_net:Net", numbers={})
+    handed = handover(make_run(tmp_path, info))
+    assert handed.doubts[0].startswith("The network is packed_net:Net, whose code is not part of multiseg")
+
+
 def test_an_unreadable_summary_is_named(tmp_path: Path) -> None:
     make_run(tmp_path)
     (tmp_path / "evaluation-test").mkdir()
