@@ -4,9 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from multiseg.evaluation.comparison import ScoringOptions
     from multiseg.evaluation.evaluation_result import EvaluateOptions
     from multiseg.evaluation.model_evaluation import evaluate
+    from multiseg.evaluation.paired_runs import compare
+    from multiseg.evaluation.paired_statistics import CompareOptions
     from multiseg.evaluation.prediction import predict
+    from multiseg.evaluation.prediction_inputs import PredictOptions
     from multiseg.labels import LabelSchema, LabelSpace
     from multiseg.loaders.augment import AugmentOptions
     from multiseg.loaders.batches import Batch, PatchStream, Share, StreamOptions
@@ -35,6 +39,7 @@ _HOMES = {
     "AugmentOptions": "loaders.augment",
     "Batch": "loaders.batches",
     "CaseFiles": "store.cases",
+    "CompareOptions": "evaluation.paired_statistics",
     "DatabaseFiles": "store.sources.source_types",
     "DrawOptions": "loaders.draw",
     "EvaluateOptions": "evaluation.evaluation_result",
@@ -48,6 +53,8 @@ _HOMES = {
     "OptimiserOptions": "training.optimisers",
     "PatchStream": "loaders.batches",
     "PatternSource": "store.sources.pattern_source",
+    "PredictOptions": "evaluation.prediction_inputs",
+    "ScoringOptions": "evaluation.comparison",
     "Share": "loaders.batches",
     "SourceOptions": "store.sources.source_types",
     "StartOptions": "training.start",
@@ -55,6 +62,7 @@ _HOMES = {
     "TrackOptions": "training.trackers",
     "TrainOptions": "training.run_folder",
     "Workers": "store.ingest.parallel",
+    "compare": "evaluation.paired_runs",
     "evaluate": "evaluation.model_evaluation",
     "find_database": "store.sources.pattern_source",
     "find_manifest": "store.sources.manifest",
@@ -72,6 +80,7 @@ __all__ = [
     "AugmentOptions",
     "Batch",
     "CaseFiles",
+    "CompareOptions",
     "DatabaseFiles",
     "DrawOptions",
     "EvaluateOptions",
@@ -85,6 +94,8 @@ __all__ = [
     "OptimiserOptions",
     "PatchStream",
     "PatternSource",
+    "PredictOptions",
+    "ScoringOptions",
     "Share",
     "SourceOptions",
     "StartOptions",
@@ -92,6 +103,7 @@ __all__ = [
     "TrackOptions",
     "TrainOptions",
     "Workers",
+    "compare",
     "evaluate",
     "find_database",
     "find_manifest",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import os
 import runpy
 import signal
@@ -35,11 +36,13 @@ class Command:
         output: Path | None = None,
         environment: Mapping[str, str] | None = None,
         script: Path | None = None,
+        constants: Mapping[str, Any] | None = None,
     ) -> None:
         """Args:
         output: the file that its output and errors are appended to; thrown away where None.
         environment: this process's own where None.
         script: a file of Python that runs instead of multiseg.
+        constants: values for constants of modules, by "module:name", which only this process has.
         """
         self.returncode: int | None = None
         self._server = server()
@@ -50,6 +53,7 @@ class Command:
                 "environment": dict(os.environ if environment is None else environment),
                 "script": str(script or ""),
                 "folder": str(Path.cwd()),
+                "constants": dict(constants or {}),
             }
         )
 
@@ -155,6 +159,9 @@ def become(command: dict[str, Any]) -> None:
     os.chdir(command["folder"])
     os.environ.clear()
     os.environ.update(command["environment"])
+    for place, value in command["constants"].items():
+        module, _, name = place.partition(":")
+        setattr(importlib.import_module(module), name, value)
     sys.argv = [command["script"] or "multiseg", *command["arguments"]]
     if command["script"]:
         # As python does, with the script's own folder first.

@@ -14,6 +14,7 @@ import click
 import typer
 from typer.main import get_command
 
+from multiseg.cli.bids_app import bids_command
 from multiseg.cli.compact import compact_command
 from multiseg.cli.demo import demo_command
 from multiseg.cli.evaluate import evaluate_command
@@ -48,6 +49,8 @@ BUG = "This is a bug in multiseg. Please report it with the lines above."
 INTERRUPTED = "Interrupted. Finished work is saved; to resume, run the same command again."
 
 Consume = Callable[[click.Context, Mapping[str, Any]], tuple[Any, click.core.ParameterSource]]
+STARTS_OVER = ("train", "finetune", "predict", "bids")
+"""Verbs that resume in their folder, but with --overwrite do all of it again."""
 STORES = frozenset({"store", "of_store", "path"})
 """Parameters that are a path or a URL."""
 
@@ -77,6 +80,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "predict": predict_command,
     "export": export_command,
     "pack": pack_command,
+    "bids": bids_command,
     "experiment": experiment_command,
     "import-weights": import_weights_command,
 }
@@ -167,7 +171,7 @@ def _consume(
 
 def interruption_message(arguments: Sequence[str]) -> str:
     """What an interrupted command prints. Repeating --overwrite would delete the training that it should resume."""
-    starts_over = "--overwrite" in arguments and arguments[0] in ("train", "finetune")
+    starts_over = "--overwrite" in arguments and arguments[0] in STARTS_OVER
     return INTERRUPTED.replace("command", "command without --overwrite") if starts_over else INTERRUPTED
 
 

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from multiseg.cli.app import run
 from multiseg.errors import DataError, ModalityError, SourceError, UsageError
+from multiseg.evaluation.comparison import ScoringOptions
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.model_evaluation import evaluate
-from multiseg.evaluation.prediction import name_images, predict
+from multiseg.evaluation.prediction import predict
+from multiseg.evaluation.prediction_inputs import PredictOptions, name_images
 from multiseg.evaluation.subsets import all_subsets
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
@@ -228,7 +230,7 @@ def test_sequences_on_other_grids_are_brought_to_the_first(tmp_path: Path) -> No
     assert result.reference == "FLAIR"
     assert nib.load(tmp_path / "a.nii.gz").shape == fine.shape
     assert dice(np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj) == 1, ball) > 0.9
-    assert predict(model, images, tmp_path / "b.nii.gz", reference="T1").reference == "T1"
+    assert predict(model, images, tmp_path / "b.nii.gz", PredictOptions(reference="T1")).reference == "T1"
     assert nib.load(tmp_path / "b.nii.gz").shape == coarse.shape
 
 
@@ -294,6 +296,35 @@ def test_an_evaluation_that_was_cut_short_goes_on(saved: Path, store_url: str, t
 
 
 @pytest.mark.slow
+def test_other_rules_of_scoring_are_another_evaluation(saved: Path, store_url: str, tmp_path: Path) -> None:
+    options = EvaluateOptions(split="", databases=("cedar",), subsets="full")
+    plain = evaluate(saved, store_url, options, folder=tmp_path / "out")
+    progress = tmp_path / "out" / "progress.jsonl"
+    marked = [json.loads(line) for line in progress.read_text().splitlines()]
+    for line in marked[1:]:
+        line["rows"][0]["num_lesions"] = 99
+    progress.write_text("".join(json.dumps(line) + "\n" for line in marked))
+    for scoring in (
+        ScoringOptions(lesion_rule="brats-gli"),
+        ScoringOptions(tolerance_mm=9.0),
+        ScoringOptions(empty="brats"),
+    ):
+        folder = tmp_path / f"{scoring.lesion_rule}-{scoring.empty}-{scoring.tolerance_mm:g}"
+        folder.mkdir()
+        shutil.copy(progress, folder)
+        found = evaluate(saved, store_url, replace(options, scoring=scoring), folder=folder)
+        assert 99 not in set(found.cases["num_lesions"])
+    again = evaluate(saved, store_url, options, folder=tmp_path / "out")
+    assert set(again.cases["num_lesions"]) == {99}
+    wide = evaluate(saved, store_url, replace(options, scoring=ScoringOptions(tolerance_mm=9.0)))
+    assert wide.summary["surface_dice"].iloc[0] > plain.summary["surface_dice"].iloc[0]
+    assert wide.summary["assd_mm"].iloc[0] == plain.summary["assd_mm"].iloc[0]
+    again.save(tmp_path / "out")
+    with pytest.raises(UsageError, match=r"holds the cases\.csv of another evaluation"):
+        evaluate(saved, store_url, replace(options, scoring=ScoringOptions(tolerance_mm=2.0)), folder=tmp_path / "out")
+
+
+@pytest.mark.slow
 def test_a_case_that_was_replaced_in_between_is_evaluated_again(saved: Path, store_url: str, tmp_path: Path) -> None:
     url, folder = str(tmp_path / "copy.zarr"), tmp_path / "out"
     shutil.copytree(store_url, url)
@@ -325,7 +356,7 @@ def test_predict_says_that_the_model_has_learnt_from_this_scan(
     network = Threshold(1.5)
     save_model(saved, network, info(), LearntScans.of([case.content["FLAIR"]], [case.content["T1"]]))
     images = {"FLAIR": tmp_path / "someone.nii", "T1": files.images["T1"], "T2": files.images["T2"]}
-    result = predict(saved, images, tmp_path / "answer.nii.gz", brain_mask="nonzero")
+    result = predict(saved, images, tmp_path / "answer.nii.gz", PredictOptions(brain_mask="nonzero"))
     assert dict(result.learnt) == {"FLAIR": "train", "T1": "val", "T2": ""}
     said = [doubt.message for doubt in result.doubts if doubt.code == "LEARNT_FROM"]
     assert len(said) == 2

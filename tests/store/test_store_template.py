@@ -1,7 +1,9 @@
 """The affine of every case to a template: stored twice, read by all, and never mixed with that of another template."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -45,6 +47,32 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> IngestOptions:
     return IngestOptions(spacing_mm=(2.0,) * 3, template=scan(tmp_path / "one.nii", 1.0, 11))
 
 
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, IngestReport]:
+    """A store of P1 and of P2, whose registration failed, and how they came in. Only for reading, and for copies."""
+    folder = tmp_path_factory.mktemp("registered")
+    cases = case(folder, "P1", 1), case(folder, "P2", 2, shape=(15, 12, 12))
+    template = scan(folder / "one.nii", 1.0, 11)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingestion, "place_in", placed)
+        report = take(folder / "brain.zarr", IngestOptions(spacing_mm=(2.0,) * 3, template=template), *cases)
+    return folder / "brain.zarr", report
+
+
+@pytest.fixture(scope="module")
+def held(registered: tuple[Path, IngestReport]) -> dict[tuple[str, str], Any]:
+    """All that can be read of it."""
+    return contents(registered[0])
+
+
+@pytest.fixture(scope="module")
+def unregistered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of P1 without a template. Only for copies."""
+    folder = tmp_path_factory.mktemp("unregistered")
+    take(folder / "brain.zarr", IngestOptions(spacing_mm=(2.0,) * 3), case(folder, "P1", 1))
+    return folder / "brain.zarr"
+
+
 def take(url: Path, options: IngestOptions, *cases: CaseFiles, name: str = "alpha") -> IngestReport:
     report, *_ = ingest([DatabaseFiles(name, "sclerosis", cases, {"lesion": SCHEMAS["lesion"]})], url, options)
     return report
@@ -55,9 +83,8 @@ def errors(url: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_cases_have_their_affine_and_those_that_failed_have_none(tmp_path: Path, options: IngestOptions) -> None:
-    url = tmp_path / "brain.zarr"
-    report = take(url, options, case(tmp_path, "P1", 1), case(tmp_path, "P2", 2, shape=(15, 12, 12)))
+def test_cases_have_their_affine_and_those_that_failed_have_none(registered: tuple[Path, IngestReport]) -> None:
+    url, report = registered
     assert [finding.case for finding in report.findings if finding.code == "NOT_IN_TEMPLATE"] == ["P2"]
     database = open_store(url)["alpha"]
     np.testing.assert_array_equal(database["P1"].to_template, AFFINE)
@@ -87,9 +114,11 @@ def test_a_database_without_a_template_has_no_such_array_and_gets_it_later(
 
 
 @pytest.mark.slow
-def test_another_template_or_none_is_refused(tmp_path: Path, options: IngestOptions) -> None:
-    url, one = tmp_path / "brain.zarr", case(tmp_path, "P1", 1)
-    take(url, options, one)
+def test_another_template_or_none_is_refused(
+    tmp_path: Path, options: IngestOptions, registered: tuple[Path, IngestReport]
+) -> None:
+    url, one = shutil.copytree(registered[0], tmp_path / "brain.zarr"), case(tmp_path, "P1", 1)
+    assert take(url, options, one).skipped == ("P1",)
     other = scan(tmp_path / "two.nii", 2.0, 11)
     with pytest.raises(StoreError, match=r"template one.nii \(sha256 .*, but two.nii \(sha256 .* was given"):
         take(url, replace(options, template=other), one)
@@ -99,14 +128,14 @@ def test_another_template_or_none_is_refused(tmp_path: Path, options: IngestOpti
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["to_template/c/0/0/0", "to_template/zarr.json", "zarr.json"])
-def test_the_affine_is_repaired_from_the_records(tmp_path: Path, options: IngestOptions, lost: str) -> None:
-    url = tmp_path / "brain.zarr"
-    take(url, options, case(tmp_path, "P1", 1), case(tmp_path, "P2", 2, shape=(15, 12, 12)))
-    before = contents(url)
+def test_the_affine_is_repaired_from_the_records(
+    tmp_path: Path, registered: tuple[Path, IngestReport], held: dict[tuple[str, str], Any], lost: str
+) -> None:
+    url = shutil.copytree(registered[0], tmp_path / "brain.zarr")
     (url / "alpha" / lost).unlink()
     assert errors(url)
     repair(str(url))
-    assert contents(url) == before
+    assert contents(url) == held
     np.testing.assert_array_equal(open_store(url)["alpha"]["P1"].to_template, AFFINE)
     assert errors(url) == []
 
@@ -114,10 +143,9 @@ def test_the_affine_is_repaired_from_the_records(tmp_path: Path, options: Ingest
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [1, 3, 5, 7])
 def test_a_writer_that_dies_while_it_adds_the_template_leaves_a_store_that_opens(
-    tmp_path: Path, options: IngestOptions, monkeypatch: pytest.MonkeyPatch, moment: int
+    tmp_path: Path, options: IngestOptions, unregistered: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
-    url, one = tmp_path / "brain.zarr", case(tmp_path, "P1", 1)
-    take(url, replace(options, template=""), one)
+    url, one = shutil.copytree(unregistered, tmp_path / "brain.zarr"), case(tmp_path, "P1", 1)
     with monkeypatch.context() as patch:
         kill_at(patch, moment)
         with pytest.raises(KilledError):
