@@ -107,10 +107,11 @@ def _is_cohort(text: str) -> bool:
 
 
 def _names_model(text: str) -> bool:
-    """Whether an argument is a run folder or a model file, and not what is to be segmented."""
+    """Whether an argument is a run folder, a model file or a package, and not what is to be segmented."""
     from multiseg.cli.info import is_model
+    from multiseg.models.saved import ENDINGS
 
-    return text.endswith(".safetensors") or (Path(text).is_dir() and is_model(Path(text)))
+    return text.endswith(ENDINGS) or (Path(text).is_dir() and is_model(Path(text)))
 
 
 def _predict_one(

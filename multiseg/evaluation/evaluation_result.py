@@ -67,6 +67,7 @@ class Evaluation:
         unlisted: by database, how lesion structures counted that the model does not list.
         key: identifies the evaluation: model, store and options.
         doubts: what a person should check about the files of another program, by "database/case".
+        model: the SHA-256 of the model; "" for files of another program.
         scoring: how predictions were scored.
     """
 
@@ -80,6 +81,7 @@ class Evaluation:
     unlisted: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
     doubts: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
     scoring: ScoringOptions = ScoringOptions()
 
     def __repr__(self) -> str:
@@ -155,5 +157,6 @@ class Evaluation:
             "unlisted": dict(self.unlisted),
             **({"doubts": dict(self.doubts)} if self.doubts else {}),
             "key": self.key,
+            **({"model": self.model} if self.model else {}),
             "summary": rows,
         }

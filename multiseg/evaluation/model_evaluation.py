@@ -84,7 +84,8 @@ def evaluate(
     cases, skipped = _divided(model, store, selected, options)
     folder = None if folder is None else Path(folder)
     place = store.url if is_remote(store.url) else str(local_path(store.url).resolve())
-    identity = (_digest(run), place, options, options.scoring.definitions, COLUMNS, identity_of(own))
+    digest = _digest(run)
+    identity = (digest, place, options, options.scoring.definitions, COLUMNS, identity_of(own))
     if folder:
         check_room(folder, key_of(*identity), overwrite)
     done = DoneCases(folder, *identity)
@@ -109,6 +110,7 @@ def evaluate(
         own_metrics=further_columns(options.zones, own),
         unlisted=_unlisted(model, store, cases),
         key=done.key,
+        model=digest,
         scoring=options.scoring,
     )
 
