@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from multiseg.evaluation.paired_runs import compare
     from multiseg.evaluation.paired_statistics import CompareOptions
     from multiseg.evaluation.prediction import predict
+    from multiseg.evaluation.prediction_inputs import PredictOptions
     from multiseg.labels import LabelSchema, LabelSpace
     from multiseg.loaders.augment import AugmentOptions
     from multiseg.loaders.batches import Batch, PatchStream, Share, StreamOptions
@@ -52,6 +53,7 @@ _HOMES = {
     "OptimiserOptions": "training.optimisers",
     "PatchStream": "loaders.batches",
     "PatternSource": "store.sources.pattern_source",
+    "PredictOptions": "evaluation.prediction_inputs",
     "ScoringOptions": "evaluation.comparison",
     "Share": "loaders.batches",
     "SourceOptions": "store.sources.source_types",
@@ -92,6 +94,7 @@ __all__ = [
     "OptimiserOptions",
     "PatchStream",
     "PatternSource",
+    "PredictOptions",
     "ScoringOptions",
     "Share",
     "SourceOptions",

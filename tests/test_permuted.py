@@ -16,6 +16,7 @@ import torch
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.prediction import predict
+from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.labels import LabelSpace
 from multiseg.models.builders import multi_unet
 from multiseg.models.saved import ModelInfo, load_model, save_model
@@ -158,7 +159,7 @@ def test_a_patients_files_in_any_order_give_the_same_file(
         for name, path in renamed.items():
             shutil.copy(files[name], path)
         out = tmp_path / f"answer{number}.nii.gz"
-        result = predict(loaded, renamed, out, reference="FLAIR")
+        result = predict(loaded, renamed, out, PredictOptions(reference="FLAIR"))
         assert sum(result.volumes_ml.values()) > 0
         answers.add(np.asarray(nib.load(out).dataobj).tobytes())
     assert len(answers) == 1

@@ -14,10 +14,12 @@ import click
 import typer
 from typer.main import get_command
 
+from multiseg.cli.bids_app import bids_command
 from multiseg.cli.compact import compact_command
 from multiseg.cli.demo import demo_command
 from multiseg.cli.evaluate import evaluate_command
 from multiseg.cli.experiment import experiment_command
+from multiseg.cli.export import export_command
 from multiseg.cli.federate.fed_app import federation_app
 from multiseg.cli.finetune import finetune_command
 from multiseg.cli.flag_groups import with_single_flags
@@ -25,6 +27,7 @@ from multiseg.cli.graft_cases import graft_command
 from multiseg.cli.import_weights import import_weights_command
 from multiseg.cli.info import info_command
 from multiseg.cli.ingest import ingest_command
+from multiseg.cli.pack import pack_command
 from multiseg.cli.phantoms import phantoms_command
 from multiseg.cli.predict import predict_command
 from multiseg.cli.remove import remove_command
@@ -46,6 +49,8 @@ BUG = "This is a bug in multiseg. Please report it with the lines above."
 INTERRUPTED = "Interrupted. Finished work is saved; to resume, run the same command again."
 
 Consume = Callable[[click.Context, Mapping[str, Any]], tuple[Any, click.core.ParameterSource]]
+STARTS_OVER = ("train", "finetune", "predict", "bids")
+"""Verbs that resume in their folder, but with --overwrite do all of it again."""
 STORES = frozenset({"store", "of_store", "path"})
 """Parameters that are a path or a URL."""
 
@@ -73,6 +78,9 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "finetune": finetune_command,
     "evaluate": evaluate_command,
     "predict": predict_command,
+    "export": export_command,
+    "pack": pack_command,
+    "bids": bids_command,
     "experiment": experiment_command,
     "import-weights": import_weights_command,
 }
@@ -163,7 +171,7 @@ def _consume(
 
 def interruption_message(arguments: Sequence[str]) -> str:
     """What an interrupted command prints. Repeating --overwrite would delete the training that it should resume."""
-    starts_over = "--overwrite" in arguments and arguments[0] in ("train", "finetune")
+    starts_over = "--overwrite" in arguments and arguments[0] in STARTS_OVER
     return INTERRUPTED.replace("command", "command without --overwrite") if starts_over else INTERRUPTED
 
 

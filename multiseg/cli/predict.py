@@ -2,88 +2,141 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multiseg.cli.shared_flags import Adapt, AsJson, Device, Fuse, Overwrite, checked_adapt
+from multiseg.cli.cohort_run import AnswerFlags, CohortFlags, predict_all
+from multiseg.cli.shared_flags import AsJson, Overwrite
+from multiseg.cli.source_flags import FolderFlags
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
     from multiseg.evaluation.prediction import Prediction
+    from multiseg.evaluation.prediction_inputs import PredictOptions
+
+
+@dataclass(frozen=True)
+class PatientFlags:
+    """What only one patient's files can have."""
+
+    picture: Annotated[Path | None, typer.Option(help="Also draw the segmentation on the images (.png).")] = None
+    lesion_mask: Annotated[
+        Path | None, typer.Option(help="A mask of the lesion for --adapt (default: found by the model).")
+    ] = None
 
 
 def predict_command(
     model: Annotated[Path, typer.Argument(help="A run folder or a model file.")],
-    images: Annotated[
+    source: Annotated[
         list[str],
         typer.Argument(
-            help="FLAIR=scan.nii.gz, or a file name that contains the sequence: t1.nii.gz. With --fuse the second "
-            "model comes first, with --ensemble all others."
+            help="One patient: FLAIR=scan.nii.gz, or a file name that contains the sequence: t1.nii.gz. Or all "
+            "patients of a folder, a manifest or a store. With --fuse the second model comes first, with --ensemble "
+            "all others."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File for the segmentation (.nii.gz).")],
-    brain_mask: Annotated[
-        str, typer.Option(help='A file, nonzero, otsu, or "command PROGRAM {image} {mask}" (default: as in training).')
-    ] = "",
-    reference: Annotated[
-        str, typer.Option(help="Sequence that gives the segmentation its grid and header (default: first).")
-    ] = "",
-    overlap: Annotated[float, typer.Option(help="Overlap of the sliding windows.", min=0, max=0.9)] = 0.5,
-    headers_disagree: Annotated[
-        str, typer.Option(help="If mask and image have one shape but other positions: refuse, world or array.")
-    ] = "refuse",
-    picture: Annotated[Path | None, typer.Option(help="Also draw the segmentation on the images (.png).")] = None,
-    fuse: Fuse = "",
-    adapt: Adapt = "off",
-    lesion_mask: Annotated[
-        Path | None, typer.Option(help="A mask of the lesion for --adapt (default: found by the model).")
-    ] = None,
-    ensemble: Annotated[
-        bool,
-        typer.Option("--ensemble", help="Several models vote; with --adapt on, each of them adapted in six ways."),
-    ] = False,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File for the segmentation (.nii.gz); of several patients a folder.")
+    ],
+    *,
+    answer: AnswerFlags,
+    patient: PatientFlags,
+    cohort: CohortFlags,
+    folder: FolderFlags,
     overwrite: Overwrite = False,
-    device: Device = "auto",
     as_json: AsJson = False,
 ) -> int:
-    """Segment one patient from any subset of sequences, on the grid of the first image.
+    """Segment patients from any subset of sequences, on the grid of the first image of each.
 
-    Example:
+    Of a folder, every case is written as OUT/CASE.nii.gz, of a store or a manifest as OUT/DATABASE/CASE.nii.gz, with
+    the tables OUT/cases.csv and OUT/lesions.csv. The same command resumes what was interrupted. The exit code is 4 if
+    some cases fail, 3 if all do.
+
+    Examples:
 
     multiseg predict runs/joint FLAIR=flair.nii.gz T1=t1.nii.gz -o lesions.nii.gz
+
+    multiseg predict runs/joint study -o predicted
+
+    multiseg predict runs/joint brain.zarr -o predicted --workers 4
+
+    multiseg predict runs/joint bids -o bids/derivatives/multiseg --bids --probabilities
 
     multiseg predict runs/tissue runs/lesion --fuse lesion-over-tissue FLAIR=flair.nii.gz T1=t1.nii.gz -o all.nii.gz
 
     multiseg predict runs/fold1 runs/fold2 --ensemble --adapt on FLAIR=flair.nii.gz T1=t1.nii.gz -o all.nii.gz
     """
-    from multiseg.evaluation.montage import PNG
-    from multiseg.evaluation.prediction import input_files, name_images, predict, save_overlay
-    from multiseg.files import check_files
-    from multiseg.models.devices import resolve_device
-    from multiseg.models.fused import load_fused
-
-    resolved = str(resolve_device(device))
-    is_adapted = checked_adapt(adapt)
-    if fuse and (is_adapted or ensemble):
-        raise UsageError("--adapt and --ensemble do not take two models that answer as one: leave out --fuse.")
-    models, scans = ([model, Path(images[0])], images[1:]) if fuse else ([model], images)
-    others = [Path(text) for text in takewhile(_names_model, scans)] if ensemble else []
-    files = name_images(scans[len(others) :])
-    if picture:
-        sources = input_files(model, files, brain_mask, lesion_mask, others)
-        check_files([picture], sources, overwrite, PNG)  # fail before the work
-    used = load_fused(models, fuse, resolved) if fuse else model
-    result = predict(
-        used, files, out, brain_mask, reference, overlap, headers_disagree, resolved, overwrite, is_adapted,
-        lesion_mask, others if ensemble else None,
-    )  # fmt: skip
-    if picture:
-        save_overlay(picture, result, overwrite)
-    _print_prediction(result, as_json, ensemble)
+    others, images = _models_and_images(source, answer)
+    options = answer.options(others, patient.lesion_mask)
+    if len(images) == 1 and _is_cohort(images[0]):
+        if patient != PatientFlags():
+            raise UsageError(f"--picture and --lesion-mask are for one patient, but {images[0]} has many.")
+        return predict_all(model, images[0], out, options, folder, cohort, overwrite, as_json)
+    if (folder, cohort) != (FolderFlags(), CohortFlags()):
+        raise UsageError("--as, --pattern, --modality, --yes, --bids and --workers are for a folder of patients.")
+    _predict_one(model, images, out, options, patient.picture, overwrite, as_json)
     return 0
+
+
+def _models_and_images(arguments: list[str], answer: AnswerFlags) -> tuple[list[Path], list[str]]:
+    """The further models, and what is to be segmented.
+
+    Raises:
+        UsageError: nothing is left for one of them.
+    """
+    if answer.fuse:
+        num = 1
+    elif answer.ensemble:
+        num = len(list(takewhile(_names_model, arguments)))
+    else:
+        num = 0
+    if len(arguments) == num:
+        raise UsageError("name what is to be segmented behind the models: images, a folder or a store.")
+    return [Path(text) for text in arguments[:num]], arguments[num:]
+
+
+def _is_cohort(text: str) -> bool:
+    """Whether an argument is a folder, a manifest or a store, and not an image."""
+    from multiseg.store.hierarchy import is_remote
+
+    return is_remote(text) or Path(text).is_dir() or Path(text).suffix.lower() in (".toml", ".csv", ".json")
+
+
+def _names_model(text: str) -> bool:
+    """Whether an argument is a run folder, a model file or a package, and not what is to be segmented."""
+    from multiseg.cli.info import is_model
+    from multiseg.models.saved import ENDINGS
+
+    return text.endswith(ENDINGS) or (Path(text).is_dir() and is_model(Path(text)))
+
+
+def _predict_one(
+    model: Path,
+    arguments: list[str],
+    out: Path,
+    options: PredictOptions,
+    picture: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    from multiseg.evaluation.case_panel import PNG
+    from multiseg.evaluation.prediction import predict
+    from multiseg.evaluation.prediction_inputs import VOTE, input_files, name_images
+    from multiseg.files import check_files
+
+    files = name_images(arguments)
+    if picture:
+        check_files([picture], input_files(model, files, options), overwrite, PNG)  # fail before the work
+    result = predict(model, files, out, options, overwrite)
+    if picture:
+        from multiseg.evaluation.overlay import save_overlay  # matplotlib is slow to import
+
+        save_overlay(picture, result, overwrite)
+    _print_prediction(result, as_json, options.together == VOTE)
 
 
 def _print_prediction(result: Prediction, as_json: bool, ensemble: bool) -> None:
@@ -114,8 +167,3 @@ def _print_prediction(result: Prediction, as_json: bool, ensemble: bool) -> None
         f"{result.path}: {volumes}; from {', '.join(result.used)}, on the grid of {result.reference}",
         soft_wrap=True,
     )
-
-
-def _names_model(text: str) -> bool:
-    """Whether an argument is a run folder or a model file, and not an image."""
-    return Path(text).is_dir() or text.endswith(".safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +29,13 @@ file_option = partial(typer.Option, rich_help_panel=SOURCE_PANEL)
 preparation_option = partial(typer.Option, rich_help_panel=PREPARATION_PANEL)
 worker_option = partial(typer.Option, rich_help_panel="Workers")
 
+LayoutName = Annotated[str, file_option("--as", help="Layout, if it is not recognised, or MODULE:NAME.")]
+ImagePattern = Annotated[str, file_option(help="Paths of images, such as {case}/{modality}.nii.gz.")]
+Spellings = Annotated[
+    list[str] | None,
+    file_option(help="Meaning of an unusual name: NAME=T1 or NAME=skip. With --pattern, T1 sets that of all."),
+]
+Confirmed = Annotated[bool, file_option("--yes", help="Confirm the guesses that were shown (DICOM series).")]
 NumWorkers = Annotated[str, worker_option("--workers", help="Cases at once (auto: one per processor).")]
 
 
@@ -36,22 +43,19 @@ NumWorkers = Annotated[str, worker_option("--workers", help="Cases at once (auto
 class SourceFlags:
     """How to read a source. A flag that needs no parsing is named like its field of `SourceOptions`."""
 
-    layout: Annotated[str, file_option("--as", help="Layout, if it is not recognised, or MODULE:NAME.")] = ""
-    pattern: Annotated[str, file_option(help="Paths of images, such as {case}/{modality}.nii.gz.")] = ""
+    layout: LayoutName = ""
+    pattern: ImagePattern = ""
     label: Annotated[list[str] | None, file_option(help="Paths of labels: PATTERN or ANNOTATION=PATTERN.")] = None
     labels: Annotated[
         list[str] | None, file_option(help='Label codes: "1=core,2=ignore", "tissue:1=CSF" or "tissue:dlmuse".')
     ] = None
     raters: Annotated[str, file_option(help="Which raters: all, consensus, majority or a rater's name.")] = ""
-    modality: Annotated[
-        list[str] | None,
-        file_option(help="Meaning of an unusual name: NAME=T1 or NAME=skip. With --pattern, T1 sets that of all."),
-    ] = None
+    modality: Spellings = None
     participants: Annotated[str, file_option(help="CSV in the folder; its first column names the case.")] = ""
     allow_unlabelled: Annotated[bool, file_option("--allow-unlabelled", help="Also take cases without a label.")] = (
         False
     )
-    yes: Annotated[bool, file_option("--yes", help="Confirm the guesses that were shown (DICOM series).")] = False
+    yes: Confirmed = False
     brain_mask: Annotated[
         str,
         preparation_option(
@@ -68,14 +72,33 @@ class SourceFlags:
         from multiseg.store.sources.source_types import SourceOptions
 
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "label"}
-        spellings = self.modality or []
         parsed = {
             "labels": _unique("--label", (_with_annotation(text, r"(\w+)=(.+)") for text in self.label or [])),
             "codes": _unique("--labels", (_with_annotation(text, r"([^=:,]+):(.+)") for text in self.labels or [])),
-            "modalities": _unique("--modality", (pair(text) for text in spellings if "=" in text)),
-            "modality": _modality_of_all([text for text in spellings if "=" not in text]),
+            **_sequences(self.modality or []),
         }
         return SourceOptions(**values | parsed, name=name, pathology=pathology)
+
+
+@dataclass(frozen=True)
+class FolderFlags:
+    """How to read the images of a folder, without labels. Each flag is named like its field of `SourceOptions`."""
+
+    layout: LayoutName = ""
+    pattern: ImagePattern = ""
+    modality: Spellings = None
+    yes: Confirmed = False
+
+    def options(self, brain_mask: str = "") -> SourceOptions:
+        """The parsed flags.
+
+        Raises:
+            UsageError: --modality is given several times, with values that contradict each other.
+        """
+        from multiseg.store.sources.source_types import SourceOptions
+
+        values: dict[str, Any] = {name: getattr(self, name) for name in ("layout", "pattern", "yes")}
+        return SourceOptions(**values, **_sequences(self.modality or []), brain_mask=brain_mask, only_images=True)
 
 
 @dataclass(frozen=True)
@@ -178,7 +201,7 @@ def _databases_of(source: Path, options: SourceOptions) -> list[DatabaseFiles]:
     from multiseg.store.sources.source_types import SourceOptions
 
     if source.suffix in (".toml", ".csv") and not (options.layout or is_listing(source)):
-        if options != SourceOptions():
+        if replace(options, only_images=False) != SourceOptions():
             raise UsageError(f"{source} already describes its files; leave out the options that describe them.")
         return find_manifest(source)
     folder = look_into(source) if options.pattern else look_at(source)
@@ -222,6 +245,14 @@ def _with_annotation(text: str, expression: str) -> tuple[str, str]:
     """The annotation that a text names, "lesion" if none, and the rest of the text."""
     match = re.fullmatch(expression, text)
     return (match[1], match[2]) if match else ("lesion", text)
+
+
+def _sequences(spellings: list[str]) -> dict[str, Any]:
+    """The fields of `SourceOptions` that --modality gives."""
+    return {
+        "modalities": _unique("--modality", (pair(text) for text in spellings if "=" in text)),
+        "modality": _modality_of_all([text for text in spellings if "=" not in text]),
+    }
 
 
 def _modality_of_all(names: list[str]) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import KEY, ScoringOptions
-from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 from multiseg.evaluation.result_folder import PROGRESS, check_room
 from multiseg.evaluation.tables import write_parquet_beside, write_table
@@ -67,6 +67,7 @@ class Evaluation:
         unlisted: by database, how lesion structures counted that the model does not list.
         key: identifies the evaluation: model, store and options.
         doubts: what a person should check about the files of another program, by "database/case".
+        model: the SHA-256 of the model; "" for files of another program.
         scoring: how predictions were scored.
     """
 
@@ -80,6 +81,7 @@ class Evaluation:
     unlisted: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
     doubts: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
     scoring: ScoringOptions = ScoringOptions()
 
     def __repr__(self) -> str:
@@ -133,6 +135,8 @@ class Evaluation:
             write_parquet_beside(folder / name, table)
         write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
         if self.panels:
+            from multiseg.evaluation.montage import save_montage  # slow to import
+
             save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences", overwrite=True)
         (folder / PROGRESS).unlink(missing_ok=True)
 
@@ -153,5 +157,6 @@ class Evaluation:
             "unlisted": dict(self.unlisted),
             **({"doubts": dict(self.doubts)} if self.doubts else {}),
             "key": self.key,
+            **({"model": self.model} if self.model else {}),
             "summary": rows,
         }

@@ -14,10 +14,10 @@ import pandas as pd
 from jaxtyping import UInt8
 
 from multiseg.errors import DataError, SourceError, UsageError
+from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import COLUMNS, compared_rows, summary_of, truth_of, why_not_comparable
 from multiseg.evaluation.decision import brain_of
 from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions, Evaluation
-from multiseg.evaluation.montage import CasePanel
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.result_folder import check_room, key_of

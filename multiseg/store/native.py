@@ -14,7 +14,8 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from multiseg.errors import StoreError, UsageError
 from multiseg.files import check_files
-from multiseg.store.formats.label_table import LabelRow, rows_of_schema, table_files
+from multiseg.store.formats.colour_tables import LabelRow
+from multiseg.store.formats.label_table import rows_of_schema, table_files
 from multiseg.store.formats.nifti import write_like, write_nifti
 from multiseg.store.formats.volumes import same_grid
 from multiseg.store.preparation.grids import Grid, resample, resample_codes
@@ -108,10 +109,10 @@ def write_native(database: Database, case: Case, folder: Path, overwrite: bool =
         )
     check_files(paths, _sources_among(database, paths), overwrite)
     for name, path in images.items():
-        _write(path, native_image(database, case, name), native, header)
+        write_on_native(path, native_image(database, case, name), native, header)
     for name, path in labels.items():
         labelled = database.schemas[name].decode(native_label(database, case, name))
-        _write(path, labelled, native, header, meanings[name])
+        write_on_native(path, labelled, native, header, meanings[name])
     return paths
 
 
@@ -130,11 +131,20 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^\w.+ -]", "_", name)
 
 
-def _write(path: Path, array: Array, native: Grid, header: bytes, labels: Sequence[LabelRow] = ()) -> None:
+def write_on_native(
+    path: Path, array: Array, native: Grid, header: bytes, labels: Sequence[LabelRow] = (), tables: bool = True
+) -> None:
+    """Write an array on a native grid, with the reference's NIfTI header if that has the grid's affine.
+
+    It has not if the reference was no NIfTI file, or if its header was not trusted.
+
+    Args:
+        labels, tables: as in `nifti.write_like`.
+    """
     if _has_affine_of(header, native):
-        write_like(path, array, header, labels)
-    else:  # the reference was not a NIfTI file, or ingest did not trust its header
-        write_nifti(path, array, native.affine, labels)
+        write_like(path, array, header, labels, tables)
+    else:
+        write_nifti(path, array, native.affine, labels, tables)
 
 
 def _has_affine_of(header: bytes, native: Grid) -> bool:

@@ -14,6 +14,7 @@ from multiseg.evaluation.adaptation import AdaptOptions, adapted, adapting_param
 from multiseg.evaluation.decision import majority
 from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.prediction import predict
+from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
@@ -202,29 +203,31 @@ def test_a_prediction_with_a_given_mask_leaves_the_model_file_as_it_is(
     seen = []
     real = adaptation.adapted
     monkeypatch.setattr(
-        "multiseg.evaluation.prediction.adapted",
+        "multiseg.evaluation.native_answer.adapted",
         lambda model, images, present, lesion, options: (
             seen.append(int(lesion.sum())),
             real(model, images, present, lesion, options),
         )[1],
     )
-    result = predict(files["model"], scans, tmp_path / "on.nii.gz", adapt=True, lesion_mask=files["mask"])
+    result = predict(
+        files["model"], scans, tmp_path / "on.nii.gz", PredictOptions(adapt=True, lesion_mask=files["mask"])
+    )
     assert seen == [27]
     assert len(result.adaptations) == 1
-    predict(files["model"], scans, tmp_path / "off.nii.gz", adapt=False)
+    predict(files["model"], scans, tmp_path / "off.nii.gz", PredictOptions(adapt=False))
     np.testing.assert_array_equal(voxels(tmp_path / "off.nii.gz"), voxels(tmp_path / "plain.nii.gz"))
     assert hashlib.sha256(files["model"].read_bytes()).hexdigest() == digest
-    both = [files["second"]]
-    votes = predict(files["model"], scans, tmp_path / "e.nii.gz", adapt=True, lesion_mask=files["mask"], ensemble=both)
+    both = PredictOptions(adapt=True, lesion_mask=files["mask"], others=(files["second"],), together="vote")
+    votes = predict(files["model"], scans, tmp_path / "e.nii.gz", both)
     assert len(votes.adaptations) == 12
 
 
 def test_what_cannot_be_predicted(files: dict[str, Path], tmp_path: Path) -> None:
     scans, out = {"FLAIR": files["FLAIR"]}, tmp_path / "o.nii.gz"
     with pytest.raises(UsageError, match="a lesion mask is used only by the adaptation"):
-        predict(files["model"], scans, out, lesion_mask=files["mask"])
+        predict(files["model"], scans, out, PredictOptions(lesion_mask=files["mask"]))
     with pytest.raises(UsageError, match="an ensemble of one model has nothing to vote on"):
-        predict(files["model"], scans, out, ensemble=())
+        predict(files["model"], scans, out, PredictOptions(together="vote"))
     result = predict(files["model"], scans, out)
     assert [doubt.code for doubt in result.doubts if doubt.code == "NO_ANATOMY_SEQUENCE"]
 
@@ -250,18 +253,23 @@ def test_models_that_need_different_images_do_not_vote(
     other = Recipe(spacing_mm=(2.0, 2.0, 2.0), **setting)  # type: ignore[arg-type]
     ensemble = with_info(files, replace(model_of().info, databases={"b": {"recipe": other.to_json()}}))
     with pytest.raises(UsageError, match=says):
-        predict(files["model"], {"T1": files["T1"]}, tmp_path / "o.nii.gz", ensemble=ensemble)
+        predict(
+            files["model"],
+            {"T1": files["T1"]},
+            tmp_path / "o.nii.gz",
+            PredictOptions(others=tuple(ensemble), together="vote"),
+        )
 
 
 def test_only_sequences_that_every_model_learnt_from_are_shown(files: dict[str, Path], tmp_path: Path) -> None:
     scans, out = {name: files[name] for name in ("FLAIR", "T1")}, tmp_path / "o.nii.gz"
     ensemble = with_info(files, replace(model_of().info, trained_on={"FLAIR": ("a",), "T1": ()}))
-    result = predict(files["model"], scans, out, ensemble=ensemble)
+    result = predict(files["model"], scans, out, PredictOptions(others=tuple(ensemble), together="vote"))
     assert (result.used, result.left_out) == (("FLAIR",), ("T1",))
     assert [doubt.code for doubt in result.doubts].count("NO_ANATOMY_SEQUENCE") == 1
     save_model(files["model"], model_of().network, replace(model_of().info, trained_on={"T1": ("a",), "FLAIR": ()}))
     with pytest.raises(ModalityError, match=r"in common \(model 1: T1; model 2: FLAIR\)"):
-        predict(files["model"], scans, tmp_path / "p.nii.gz", ensemble=ensemble)
+        predict(files["model"], scans, tmp_path / "p.nii.gz", PredictOptions(others=tuple(ensemble), together="vote"))
 
 
 def test_a_voter_that_sees_no_anatomy_is_named_although_the_first_has_no_branches(
@@ -270,5 +278,7 @@ def test_a_voter_that_sees_no_anatomy_is_named_although_the_first_has_no_branche
     plain = model_of(builder="multi_unet")
     save_model(files["model"], plain.network, plain.info)
     scans = {"FLAIR": files["FLAIR"]}
-    result = predict(files["model"], scans, tmp_path / "o.nii.gz", ensemble=[files["second"]])
+    result = predict(
+        files["model"], scans, tmp_path / "o.nii.gz", PredictOptions(others=(files["second"],), together="vote")
+    )
     assert [doubt.code for doubt in result.doubts if doubt.code == "NO_ANATOMY_SEQUENCE"]

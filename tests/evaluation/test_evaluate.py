@@ -18,7 +18,8 @@ from multiseg.errors import DataError, ModalityError, SourceError, UsageError
 from multiseg.evaluation.comparison import ScoringOptions
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.model_evaluation import evaluate
-from multiseg.evaluation.prediction import name_images, predict
+from multiseg.evaluation.prediction import predict
+from multiseg.evaluation.prediction_inputs import PredictOptions, name_images
 from multiseg.evaluation.subsets import all_subsets
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
@@ -229,7 +230,7 @@ def test_sequences_on_other_grids_are_brought_to_the_first(tmp_path: Path) -> No
     assert result.reference == "FLAIR"
     assert nib.load(tmp_path / "a.nii.gz").shape == fine.shape
     assert dice(np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj) == 1, ball) > 0.9
-    assert predict(model, images, tmp_path / "b.nii.gz", reference="T1").reference == "T1"
+    assert predict(model, images, tmp_path / "b.nii.gz", PredictOptions(reference="T1")).reference == "T1"
     assert nib.load(tmp_path / "b.nii.gz").shape == coarse.shape
 
 
@@ -355,7 +356,7 @@ def test_predict_says_that_the_model_has_learnt_from_this_scan(
     network = Threshold(1.5)
     save_model(saved, network, info(), LearntScans.of([case.content["FLAIR"]], [case.content["T1"]]))
     images = {"FLAIR": tmp_path / "someone.nii", "T1": files.images["T1"], "T2": files.images["T2"]}
-    result = predict(saved, images, tmp_path / "answer.nii.gz", brain_mask="nonzero")
+    result = predict(saved, images, tmp_path / "answer.nii.gz", PredictOptions(brain_mask="nonzero"))
     assert dict(result.learnt) == {"FLAIR": "train", "T1": "val", "T2": ""}
     said = [doubt.message for doubt in result.doubts if doubt.code == "LEARNT_FROM"]
     assert len(said) == 2

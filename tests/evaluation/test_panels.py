@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from multiseg.colours import colour_of
 from multiseg.evaluation import montage
 from multiseg.evaluation.montage import CasePanel, save_montage
+from multiseg.evaluation.overlay import save_overlay
 from multiseg.evaluation.panels import answer_panel, compared_panel
-from multiseg.evaluation.prediction import predict, save_overlay
+from multiseg.evaluation.prediction import predict
+from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.labels import IGNORE, LabelSpace, SpaceLabel
 from multiseg.modalities import ModalityAxis
 from multiseg.models.saved import Model, ModelInfo
@@ -153,7 +155,7 @@ def test_a_prediction_of_eight_structures_is_told_apart(tmp_path: Path) -> None:
     image = np.where(stripes() > 0, stripes() + noise, 0).astype(np.float32)
     write_nifti(tmp_path / "t1.nii.gz", image, np.eye(4))
     model = Model(Bands(), info)
-    result = predict(model, {"T1": tmp_path / "t1.nii.gz"}, tmp_path / "out.nii.gz", "nonzero")
+    result = predict(model, {"T1": tmp_path / "t1.nii.gz"}, tmp_path / "out.nii.gz", PredictOptions("nonzero"))
     assert result.volumes_ml == pytest.approx(dict.fromkeys(NAMES, 16 * 3 * 6 / 1000))
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out.nii.gz").dataobj), stripes())
     (comment, _) = nib.load(tmp_path / "out.nii.gz").header.extensions

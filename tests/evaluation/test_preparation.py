@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from multiseg.errors import CheckpointError, UsageError
-from multiseg.evaluation import prediction as predicting
-from multiseg.evaluation.montage import CasePanel
-from multiseg.evaluation.prediction import Prediction, predict, save_overlay
+from multiseg.evaluation import overlay as drawing
+from multiseg.evaluation.case_panel import CasePanel
+from multiseg.evaluation.overlay import save_overlay
+from multiseg.evaluation.prediction import Prediction, predict
+from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.evaluation.preparation import brain_rule, recipe_for
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
@@ -50,7 +52,11 @@ def answered(folder: Path, model: ModelInfo, **options: object) -> Prediction:
     image += np.random.default_rng(0).uniform(0, 1, SHAPE).astype(np.float32)
     nib.save(nib.Nifti1Image(image, np.diag([4.0, 4.0, 4.0, 1.0])), folder / "T1.nii.gz")
     return predict(
-        Model(Bright(), model), {"T1": folder / "T1.nii.gz"}, folder / "out.nii.gz", overwrite=True, **options
+        Model(Bright(), model),
+        {"T1": folder / "T1.nii.gz"},
+        folder / "out.nii.gz",
+        PredictOptions(**options),
+        overwrite=True,
     )
 
 
@@ -144,7 +150,7 @@ def test_a_reference_that_the_model_never_learnt_only_lends_its_grid(recipe: Rec
     """It has no landmarks, and its raw values need not fit float16."""
     images = {"T1": save_ball(tmp_path / "t1.nii"), "PD": save_ball(tmp_path / "pd.nii", 8.0, scale=1e6)}
     model = Model(Bright(), info(ms=recipe))
-    result = predict(model, images, tmp_path / "out.nii", reference="PD", headers_disagree="world")
+    result = predict(model, images, tmp_path / "out.nii", PredictOptions(reference="PD", headers_disagree="world"))
     assert (result.reference, result.used, result.left_out) == ("PD", ("T1",), ("PD",))
     assert result.prepared.modalities == ("T1",)
     answer = nib.load(tmp_path / "out.nii")
@@ -158,10 +164,10 @@ def test_a_reference_that_the_model_never_learnt_only_lends_its_grid(recipe: Rec
 def test_the_overlay_shows_what_the_model_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a header is not believed, the picture does not believe it either."""
     drawn: list[CasePanel] = []
-    monkeypatch.setattr(predicting, "save_montage", lambda path, panels, *more: drawn.extend(panels))
+    monkeypatch.setattr(drawing, "save_montage", lambda path, panels, *more: drawn.extend(panels))
     images = {"PD": save_ball(tmp_path / "pd.nii"), "T1": save_ball(tmp_path / "t1.nii", 12.0)}
     model = Model(Bright(), info(ms=Recipe()))
-    result = predict(model, images, tmp_path / "out.nii", headers_disagree="array")
+    result = predict(model, images, tmp_path / "out.nii", PredictOptions(headers_disagree="array"))
     save_overlay(tmp_path / "overlay.png", result)
     (panel,) = drawn
     assert list(panel.images) == ["T1"]

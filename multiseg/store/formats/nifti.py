@@ -16,8 +16,9 @@ from nibabel.wrapstruct import WrapStructError
 
 from multiseg.errors import SourceError
 from multiseg.files import write_atomically
+from multiseg.store.formats.colour_tables import LabelRow
 from multiseg.store.formats.file_lengths import check_length, smallest_face
-from multiseg.store.formats.label_table import INTENT, LabelRow, label_extensions, write_tables
+from multiseg.store.formats.label_table import INTENT, label_extensions, write_tables
 from multiseg.store.formats.nifti_place import Doubts, placement_of
 from multiseg.store.formats.volumes import Geometry, Volume
 from multiseg.store.formats.voxels import as_voxels, refuse_colours, refuse_complex, volume_shape
@@ -156,14 +157,14 @@ def _stored(path: Path, header: NiftiHeader, data: bytes) -> Array:
     return array.reshape(shape, order="F")
 
 
-def write_nifti(path: Path, array: Array, affine: Affine, labels: Sequence[LabelRow] = ()) -> None:
-    """Write a new NIfTI file atomically, in the dtype of the array. `labels`: as in `write_like`."""
+def write_nifti(path: Path, array: Array, affine: Affine, labels: Sequence[LabelRow] = (), tables: bool = True) -> None:
+    """Write a new NIfTI file atomically, in the dtype of the array. `labels`, `tables`: as in `write_like`."""
     image = nib.Nifti1Image(array, affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
-    _write_image(path, image, labels)
+    _write_image(path, image, labels, tables)
 
 
-def write_like(path: Path, array: Array, header: bytes, labels: Sequence[LabelRow] = ()) -> None:
+def write_like(path: Path, array: Array, header: bytes, labels: Sequence[LabelRow] = (), tables: bool = True) -> None:
     """Write an array on the grid of the file of `header`: with its sform, qform, units and codes.
 
     The dtype is the array's. Intensity scaling, display range and extensions are dropped: they do not apply to a
@@ -172,6 +173,7 @@ def write_like(path: Path, array: Array, header: bytes, labels: Sequence[LabelRo
     Args:
         labels: what the array's numbers mean, if they are labels. They are written into the file and into tables next
             to it (see `label_table`).
+        tables: whether the tables are written.
     """
     kind = nib.Nifti2Image if len(header) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Image
     source = kind.header_class(header, check=False)
@@ -180,14 +182,17 @@ def write_like(path: Path, array: Array, header: bytes, labels: Sequence[LabelRo
     image.header.set_slope_inter(1, 0)
     image.header["cal_max"] = image.header["cal_min"] = 0
     image.header["vox_offset"] = 0  # nibabel sets it to the end of header and extensions
-    _write_image(path, image, labels)
+    _write_image(path, image, labels, tables)
 
 
-def _write_image(path: Path, image: nib.Nifti1Image | nib.Nifti2Image, labels: Sequence[LabelRow]) -> None:
+def _write_image(
+    path: Path, image: nib.Nifti1Image | nib.Nifti2Image, labels: Sequence[LabelRow], tables: bool
+) -> None:
     if labels:
         image.header.set_intent(INTENT)
         image.header.extensions.extend(label_extensions(labels))
-        write_tables(path, labels)
+        if tables:
+            write_tables(path, labels)
     data = image.to_bytes()
     if path.name.endswith(".gz"):
         data = gzip.compress(data, compresslevel=6, mtime=0)

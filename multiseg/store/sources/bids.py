@@ -16,12 +16,14 @@ from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.bids_choice import Choice, Session, choose, scan_of
 from multiseg.store.sources.bids_labels import annotations_of
 from multiseg.store.sources.bids_names import BidsFile, Kind, bids_files, kind_of, mask_name, sequence_of, why_not_used
-from multiseg.store.sources.bids_texts import describe, participants
+from multiseg.store.sources.bids_texts import describe, is_generated_by, participants
 from multiseg.store.sources.file_contents import is_4d
 from multiseg.store.sources.source_folder import Folder
 from multiseg.store.sources.source_types import FoundFiles, Layout, Role, RoleKind, SourceOptions, finding
 
 _DATATYPES = ("anat", "dwi", "swi")
+OURSELVES = "multiseg"
+"""Our name in the description of a dataset of predictions."""
 _LOW_B = 50
 """An image with a b-value (s/mm^2) below this is practically not diffusion-weighted."""
 Reason: TypeAlias = tuple[Severity, str, str]
@@ -98,8 +100,11 @@ def sort_files(
     findings = list(_check_folders(files))
     by_case: dict[str, dict[Kind, list[BidsFile]]] = {}
     reasons: dict[Reason, list[str]] = {}
+    predicted = {above for above in {file.above for file in files} if is_generated_by(folder, above, OURSELVES)}
     for file in files:
         kind, reason = _kind(file, folder, options)
+        if file.above in predicted:
+            reason = (Severity.NOTE, "LEFT_OUT", "multiseg predicted it, which is no annotation to learn from")
         if reason:
             reasons.setdefault(reason, []).append(file.path)
         else:

@@ -37,6 +37,15 @@ def describe(folder: Folder, root: str) -> tuple[dict[str, Any], tuple[Finding, 
     return {"licence": str(fields.get("License", "")), "citation": citation, "source": source}, ()
 
 
+def is_generated_by(folder: Folder, root: str, name: str) -> bool:
+    """Whether the description of the dataset at `root` says that a program of this name made it."""
+    try:
+        data: Any = json.loads(folder.path(f"{root}dataset_description.json").read_text(encoding="utf-8-sig"))
+        return any(tool.get("Name") == name for tool in data.get("GeneratedBy", ()))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
 def participants(folder: Folder, root: str) -> tuple[dict[str, Row], tuple[Finding, ...]]:
     """The rows of `participants.tsv` by subject ("sub-01"), or by session if it names them.
 

@@ -148,6 +148,8 @@ def find_recognised(folder: Folder, recognised: Recognised, options: SourceOptio
     if not found.roles:
         message = f"{folder.root} has no scans of the layout {recognised.layout.title!r}. {_describe_unknown(folder)}"
         raise SourceError(message, code="NOTHING_FOUND", file=str(folder.root))
+    if options.only_images:
+        found, options = _without_labels(found), replace(options, allow_unlabelled=True)
     _check_codes(found, options)
     found = _without_skipped(found, options)
     options = replace(options, codes={name: text for name, text in options.codes.items() if text != SKIP})
@@ -172,6 +174,10 @@ def _check_codes(found: FoundFiles, options: SourceOptions) -> None:
             f"--labels gives codes for {', '.join(unknown)}, but the annotations of {found.folder.root} are "
             f"{', '.join(sorted(names)) or 'none'}. Write --labels ANNOTATION:1=NAME,2=NAME."
         )
+
+
+def _without_labels(found: FoundFiles) -> FoundFiles:
+    return replace(found, roles=[role for role in found.roles if role.kind != "label"], schemas={}, required=())
 
 
 def _without_skipped(found: FoundFiles, options: SourceOptions) -> FoundFiles:

@@ -37,6 +37,7 @@ class SourceOptions:
         brain_mask: "file", "nonzero", "otsu", "command ..." (see `recipe.Recipe`), or a file-name pattern.
         raters: "all", "consensus", "majority" or the name of a rater; see `annotations.choose_raters`.
         allow_unlabelled: also take cases without a label.
+        only_images: leave all labels unread, whatever they are.
         yes: the user has confirmed what the layout guesses.
         layout: the name of a layout, or your own as "module:name"; "" has it recognised.
         pattern: where images are, such as "{case}/{modality}.nii.gz", instead of a layout.
@@ -53,6 +54,7 @@ class SourceOptions:
     brain_mask: str = ""
     raters: str = ""
     allow_unlabelled: bool = False
+    only_images: bool = False
     yes: bool = False
     layout: str = ""
     pattern: str = ""

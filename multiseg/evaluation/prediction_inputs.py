@@ -1,0 +1,93 @@
+"""What a prediction is made from: a patient's files, and how they are to be segmented."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from multiseg.errors import ModalityError, UsageError
+from multiseg.evaluation.preparation import brain_rule
+from multiseg.modalities import canonical_modality
+from multiseg.models.saved import Model
+from multiseg.sequence_reading import read_name
+
+VOTE = "vote"
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How patients are segmented: one of files, or all of a cohort.
+
+    Attributes:
+        brain_mask: a mask file, or "nonzero", "otsu" or "command PROGRAM ..." (see `Recipe.brain_mask`); None finds
+            the brain as in the model's training data, unless these came with masks.
+        reference: the sequence that gives the segmentation its grid and header; "" is the first one.
+        overlap: of the sliding windows, as a share of their size.
+        headers_disagree: what holds if files have one shape but other positions; see `space.header_corrections`.
+        device: of a model that is not loaded yet.
+        adapt: whether a two_branch model is adapted to each patient first (see `multiseg.evaluation.adaptation`).
+        lesion_mask: a file of 0 and 1 that shows the lesion for the adaptation; by default the lesion branch finds it.
+        others: further models, which answer together with the first one.
+        together: how several models answer: "vote" (see `decision.majority`; with `adapt` each model has a vote for
+            each constant, adapted to this one alone), or a rule of `models.fused`.
+        probabilities: whether the probability of each structure is written, too.
+
+    Raises:
+        UsageError: other models are given without a word on how they answer, or only their rule.
+    """
+
+    brain_mask: Path | str | None = None
+    reference: str = ""
+    overlap: float = 0.5
+    headers_disagree: str = "refuse"
+    device: str = "cpu"
+    adapt: bool = False
+    lesion_mask: Path | str | None = None
+    others: tuple[Path | str, ...] = ()
+    together: str = ""
+    probabilities: bool = False
+
+    def __post_init__(self) -> None:
+        if self.others and not self.together:
+            raise UsageError(f"{len(self.others) + 1} models are given: say how they answer together, such as by vote.")
+        if self.together not in ("", VOTE) and self.adapt:
+            raise UsageError("models that answer as one (--fuse) cannot be adapted: leave out --adapt or --fuse.")
+        if self.lesion_mask and not self.adapt:
+            raise UsageError(
+                "a lesion mask is used only by the adaptation: add --adapt on, or leave out --lesion-mask."
+            )
+
+
+def name_images(arguments: Sequence[str]) -> dict[str, Path]:
+    """Files by sequence, from "FLAIR=scan.nii.gz" or from a file name that contains its sequence.
+
+    Raises:
+        ModalityError: a name contains no sequence or several, or a sequence is given twice.
+    """
+    images: dict[str, Path] = {}
+    for argument in arguments:
+        spelling, equals, file = argument.partition("=")
+        path = Path(file if equals else argument)
+        reading = read_name(path.name)
+        name = (canonical_modality(spelling) or spelling) if equals else reading.sequence
+        if name is None:
+            raise ModalityError(
+                f"{argument!r} does not show which sequence it is ({reading.why}). "
+                f"Write FLAIR={argument} (or T1=, ...)."
+            )
+        if name in images:
+            raise ModalityError(f"{images[name]} and {path} are both {name}. Give each sequence once.")
+        images[name] = path
+    return images
+
+
+def input_files(
+    model: Path | str | Model, images: Mapping[str, Path | str], options: PredictOptions
+) -> tuple[Path, ...]:
+    """The files that a prediction is made from, which must not be overwritten."""
+    lesion = [options.lesion_mask] if options.lesion_mask else []
+    files = [Path(path) for path in (*images.values(), *options.others, *lesion)]
+    files += [] if isinstance(model, Model) else [Path(model)]
+    _, mask = brain_rule(options.brain_mask)
+    return (*files, *([mask] if mask else []))

@@ -1,0 +1,151 @@
+"""Which models answer together, and what they need of a patient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from multiseg.errors import ModalityError, UsageError
+from multiseg.evaluation.adaptation import check_adaptable
+from multiseg.evaluation.prediction_inputs import VOTE, PredictOptions
+from multiseg.evaluation.preparation import recipe_for
+from multiseg.labels import LabelSpace
+from multiseg.models.fused import fuse
+from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
+from multiseg.models.saved import Model, ModelInfo, load_model
+from multiseg.models.two_branch import TwoBranch
+from multiseg.store.findings import Doubt, Severity
+from multiseg.store.preparation.recipe import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Voters:
+    """The models that answer: one, or several that vote.
+
+    Raises:
+        UsageError: one cannot be adapted though it must, or they do not fit together.
+    """
+
+    models: tuple[Model, ...]
+    is_vote: bool = False
+    adapt: bool = False
+
+    def __post_init__(self) -> None:
+        if self.is_vote and len(self.models) == 1 and not self.adapt:
+            raise UsageError("an ensemble of one model has nothing to vote on: name several, or add --adapt on.")
+        for model in self.models if self.adapt else ():
+            check_adaptable(model)
+        first, *others = self.infos
+        for other in others:
+            for name in ("axis", "space", "spacing_mm", "background"):
+                if getattr(first, name) != getattr(other, name):
+                    raise UsageError(
+                        f"the models cannot vote together: {name} is {getattr(first, name)} in the first and "
+                        f"{getattr(other, name)} in another."
+                    )
+
+    @property
+    def infos(self) -> tuple[ModelInfo, ...]:
+        return tuple(model.info for model in self.models)
+
+    @property
+    def space(self) -> LabelSpace:
+        return self.models[0].info.space
+
+
+def load_voters(model: Path | str | Model, options: PredictOptions) -> Voters:
+    """The models that answer.
+
+    Args:
+        model: a model file, a run folder or a loaded model.
+
+    Raises:
+        UsageError: they do not fit together, see `Voters` and `models.fused.fuse`.
+        CheckpointError: a model cannot be opened.
+    """
+    loaded = [model if isinstance(model, Model) else load_model(model, options.device)]
+    loaded += [load_model(other, options.device) for other in options.others]
+    if options.together in ("", VOTE):
+        return Voters(tuple(loaded), options.together == VOTE, options.adapt)
+    return Voters((fuse(loaded, options.together),))
+
+
+def common_recipe(
+    infos: Sequence[ModelInfo], rule: str, reference: str, headers_disagree: str
+) -> tuple[Recipe, tuple[Doubt, ...]]:
+    """The one recipe that all models need of a new patient, who is prepared once; see `recipe_for`.
+
+    Raises:
+        UsageError: the models need different preparations, or a brain mask.
+    """
+    (first, _), *others = made = [recipe_for(info, rule, reference, headers_disagree) for info in infos]
+    for number, (other, _) in enumerate(others, start=2):
+        for setting in fields(Recipe):
+            ours, theirs = getattr(first, setting.name), getattr(other, setting.name)
+            if ours != theirs:
+                hint = " Or give --brain-mask." if setting.name == "brain_mask" else ""
+                raise UsageError(
+                    f"the models cannot vote together, since they need differently prepared images: {setting.name} is "
+                    f"{ours!r} for model 1 and {theirs!r} for model {number}. Leave one out.{hint}"
+                )
+    return first, tuple(dict.fromkeys(doubt for _, doubts in made for doubt in doubts))
+
+
+def usable_for_all(infos: Sequence[ModelInfo], given: Sequence[str], reference: str) -> tuple[str, ...]:
+    """The given sequences that every model learnt from.
+
+    Raises:
+        ModalityError: see `_usable`; or there is none that all models learnt from.
+    """
+    by_model = [_usable(info, given, reference) for info in infos]
+    usable = tuple(name for name in given if all(name in names for names in by_model))
+    if not usable:
+        listed = "; ".join(f"model {number}: {', '.join(names)}" for number, names in enumerate(by_model, start=1))
+        raise ModalityError(f"the models learnt from none of the given sequences in common ({listed}). Leave one out.")
+    return usable
+
+
+def _usable(info: ModelInfo, given: Sequence[str], reference: str) -> tuple[str, ...]:
+    """The given sequences that the model learnt from; raises ModalityError if there is none, or no such reference."""
+    usable = info.usable(tuple(given))
+    if not usable:
+        raise ModalityError(
+            f"the model learnt from {', '.join(name for name in info.axis if info.trained_on.get(name))}, "
+            f"but was given {', '.join(given) or 'nothing'}. Give at least one of those."
+        )
+    if reference and reference not in given:
+        raise ModalityError(f"the reference {reference!r} is not among the given sequences: {', '.join(given)}.")
+    return usable
+
+
+def how_any_learnt(voters: Sequence[Model], digest: str) -> str:
+    """How the models used a scan; of several the use that says least about new patients."""
+    uses = [how_learnt(model.learnt, [digest]) for model in voters]
+    return next((use for use in (TRAIN, VAL, NOT_KNOWN) if use in uses), NOT_LEARNT)
+
+
+def learnt_doubts(learnt: Mapping[str, str]) -> tuple[Doubt, ...]:
+    doubts = []
+    for kind, verb in ((TRAIN, "was trained on"), (VAL, "was chosen by (validation)")):
+        names = ", ".join(name for name in learnt if learnt[name] == kind)
+        if names:
+            text = f"the model {verb} this same scan of {names}: the result says nothing about new patients."
+            doubts.append(Doubt(Severity.WARNING, "LEARNT_FROM", text))
+    return tuple(doubts)
+
+
+def blind_doubts(voters: Sequence[Model], present: Bool[np.ndarray, " modality"]) -> tuple[Doubt, ...]:
+    """A doubt for each anatomy branch of a two_branch model that sees nothing; equal ones once."""
+    doubts = []
+    for model in voters:
+        network = model.network
+        if not isinstance(network, TwoBranch) or present[list(network.anatomy_channels)].any():
+            continue
+        names = ", ".join(model.info.axis[channel] for channel in network.anatomy_channels)
+        text = f"{names} is missing, from which the model segments tissues: do not use its tissues. Give {names}."
+        doubts.append(Doubt(Severity.WARNING, "NO_ANATOMY_SEQUENCE", text))
+    return tuple(dict.fromkeys(doubts))
