@@ -21,6 +21,7 @@ from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL
 ROW = ["database", "case", "label", "modalities"]
 FAMILY = ["run", "learnt", "label", "metric"]
 """The databases of one family are corrected together."""
+VALUES = ["baseline_value", "value", "difference"]
 METRICS = (
     *("dice", "sensitivity", "precision", "assd_mm", "hd95_mm", "surface_dice"),
     *("lesion_f1", "lesion_dice", "lesion_hd95_mm"),
@@ -189,14 +190,15 @@ def _by_case(aligned: Mapping[str, pd.DataFrame], metrics: Sequence[str]) -> pd.
 
 def _grouped(by_case: pd.DataFrame, key: list[str], options: CompareOptions) -> pd.DataFrame:
     """The numbers of each group, each case counted once: by the mean over its rows for which both runs are defined."""
-    rows = []
-    for names, group in by_case.groupby(key, sort=False):
-        defined = group.dropna(subset="difference")
-        cases = defined.groupby("case", sort=False)[["baseline_value", "value", "difference"]].mean()
-        num_undefined = group["case"].nunique() - len(cases)
+    is_defined = by_case["difference"].notna()
+    values = by_case[VALUES].where(is_defined)
+    per_case = pd.concat([by_case[[*key, "case"]], values], axis=1).groupby([*key, "case"], sort=False).mean()
+    baseline, rows = by_case["baseline"].iloc[0], []
+    for names, cases in per_case.groupby(level=key, sort=False):
+        defined = cases.dropna()
         named = dict(zip(key, names, strict=True))
-        rows.append({"baseline": group["baseline"].iloc[0], **named, **paired_numbers(cases, options),
-                     "num_undefined": num_undefined})  # fmt: skip
+        rows.append({"baseline": baseline, **named, **paired_numbers(defined, options),
+                     "num_undefined": len(cases) - len(defined)})  # fmt: skip
     return pd.DataFrame(rows)
 
 

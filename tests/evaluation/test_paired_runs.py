@@ -119,6 +119,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         CompareOptions(num_resamples=10)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_written_and_never_over_another(tmp_path: Path) -> None:
     evaluations = {name: evaluation(of_cases("a", [0.5, 0.25])) for name in "xyz"}
     found = compare(evaluations, QUICK)
