@@ -75,8 +75,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": train_command,
     "finetune": finetune_command,
     "evaluate": evaluate_command,
-    "predict": predict_command,
     "bids": bids_command,
+    "predict": predict_command,
     "experiment": experiment_command,
     "import-weights": import_weights_command,
 }
