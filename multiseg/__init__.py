@@ -4,8 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from multiseg.evaluation.comparison import ScoringOptions
     from multiseg.evaluation.evaluation_result import EvaluateOptions
     from multiseg.evaluation.model_evaluation import evaluate
+    from multiseg.evaluation.paired_runs import compare
+    from multiseg.evaluation.paired_statistics import CompareOptions
     from multiseg.evaluation.prediction import predict
     from multiseg.evaluation.prediction_inputs import PredictOptions
     from multiseg.labels import LabelSchema, LabelSpace
@@ -36,6 +39,7 @@ _HOMES = {
     "AugmentOptions": "loaders.augment",
     "Batch": "loaders.batches",
     "CaseFiles": "store.cases",
+    "CompareOptions": "evaluation.paired_statistics",
     "DatabaseFiles": "store.sources.source_types",
     "DrawOptions": "loaders.draw",
     "EvaluateOptions": "evaluation.evaluation_result",
@@ -50,6 +54,7 @@ _HOMES = {
     "PatchStream": "loaders.batches",
     "PatternSource": "store.sources.pattern_source",
     "PredictOptions": "evaluation.prediction_inputs",
+    "ScoringOptions": "evaluation.comparison",
     "Share": "loaders.batches",
     "SourceOptions": "store.sources.source_types",
     "StartOptions": "training.start",
@@ -57,6 +62,7 @@ _HOMES = {
     "TrackOptions": "training.trackers",
     "TrainOptions": "training.run_folder",
     "Workers": "store.ingest.parallel",
+    "compare": "evaluation.paired_runs",
     "evaluate": "evaluation.model_evaluation",
     "find_database": "store.sources.pattern_source",
     "find_manifest": "store.sources.manifest",
@@ -74,6 +80,7 @@ __all__ = [
     "AugmentOptions",
     "Batch",
     "CaseFiles",
+    "CompareOptions",
     "DatabaseFiles",
     "DrawOptions",
     "EvaluateOptions",
@@ -88,6 +95,7 @@ __all__ = [
     "PatchStream",
     "PatternSource",
     "PredictOptions",
+    "ScoringOptions",
     "Share",
     "SourceOptions",
     "StartOptions",
@@ -95,6 +103,7 @@ __all__ = [
     "TrackOptions",
     "TrainOptions",
     "Workers",
+    "compare",
     "evaluate",
     "find_database",
     "find_manifest",

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -148,9 +149,21 @@ def checked(settings: Mapping[str, Any], options: type[Options]) -> Options:
     """
     _refuse_unknown(settings, options, "")
     try:
-        return TypeAdapter(options).validate_python(settings)
+        validated: Options = _adapter(options).validate_python(settings)  # type: ignore[arg-type] # a class is hashable
     except ValidationError as error:
         raise UsageError("invalid settings: " + "; ".join(map(_message, error.errors()))) from error
+    return validated
+
+
+@cache
+def _adapter(options: type) -> TypeAdapter[Any]:
+    """Pydantic's checks of a class: making them takes far longer than using them, and sites check every task."""
+    return TypeAdapter(options)
+
+
+@cache
+def _hints(options: type) -> Mapping[str, Any]:
+    return get_type_hints(options)
 
 
 def _message(error: Mapping[str, Any]) -> str:
@@ -179,7 +192,7 @@ def _with_preset(augment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_unknown(settings: Mapping[str, Any], options: type, place: str) -> None:
-    hints = get_type_hints(options)
+    hints = _hints(options)
     unknown = sorted(set(settings) - set(hints))
     if unknown:
         where = f"[{place.rstrip('.')}]" if place else "the file"

@@ -19,6 +19,7 @@ from multiseg.cli.compact import compact_command
 from multiseg.cli.demo import demo_command
 from multiseg.cli.evaluate import evaluate_command
 from multiseg.cli.experiment import experiment_command
+from multiseg.cli.export import export_command
 from multiseg.cli.federate.fed_app import federation_app
 from multiseg.cli.finetune import finetune_command
 from multiseg.cli.flag_groups import with_single_flags
@@ -26,6 +27,7 @@ from multiseg.cli.graft_cases import graft_command
 from multiseg.cli.import_weights import import_weights_command
 from multiseg.cli.info import info_command
 from multiseg.cli.ingest import ingest_command
+from multiseg.cli.pack import pack_command
 from multiseg.cli.phantoms import phantoms_command
 from multiseg.cli.predict import predict_command
 from multiseg.cli.remove import remove_command
@@ -75,6 +77,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": train_command,
     "finetune": finetune_command,
     "evaluate": evaluate_command,
+    "export": export_command,
+    "pack": pack_command,
     "bids": bids_command,
     "predict": predict_command,
     "experiment": experiment_command,

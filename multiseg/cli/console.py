@@ -69,14 +69,20 @@ def _finite(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """Print a table. The columns in `right` are aligned to the right."""
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    right: Sequence[str] = (),
+    width: int | None = None,
+) -> None:
+    """Print a table. The columns in `right` are aligned to the right; `width` is the most that it takes."""
     table = Table(title=lines(title), title_justify="left", title_style="bold", header_style="bold cyan")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(lines, row))
-    output().print(table)
+    output().print(table, width=width)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

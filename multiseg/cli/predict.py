@@ -107,10 +107,11 @@ def _is_cohort(text: str) -> bool:
 
 
 def _names_model(text: str) -> bool:
-    """Whether an argument is a run folder or a model file, and not what is to be segmented."""
+    """Whether an argument is a run folder, a model file or a package, and not what is to be segmented."""
     from multiseg.cli.info import is_model
+    from multiseg.models.saved import ENDINGS
 
-    return text.endswith(".safetensors") or (Path(text).is_dir() and is_model(Path(text)))
+    return text.endswith(ENDINGS) or (Path(text).is_dir() and is_model(Path(text)))
 
 
 def _predict_one(
@@ -122,8 +123,7 @@ def _predict_one(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    from multiseg.evaluation.montage import PNG
-    from multiseg.evaluation.overlay import save_overlay
+    from multiseg.evaluation.case_panel import PNG
     from multiseg.evaluation.prediction import predict
     from multiseg.evaluation.prediction_inputs import VOTE, input_files, name_images
     from multiseg.files import check_files
@@ -133,6 +133,8 @@ def _predict_one(
         check_files([picture], input_files(model, files, options), overwrite, PNG)  # fail before the work
     result = predict(model, files, out, options, overwrite)
     if picture:
+        from multiseg.evaluation.overlay import save_overlay  # matplotlib is slow to import
+
         save_overlay(picture, result, overwrite)
     _print_prediction(result, as_json, options.together == VOTE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,19 +11,59 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, UInt8
 
-from multiseg.evaluation.metrics import CaseMetrics, case_metrics, summarise
+from multiseg.errors import UsageError
+from multiseg.evaluation import lesions
+from multiseg.evaluation.empty_masks import EMPTY, EmptyPolicy
+from multiseg.evaluation.lesions import RULES, LesionRule, find_lesions, lesion_metrics, summarise_lesions
+from multiseg.evaluation.metrics import TOLERANCE_MM, CaseMetrics, case_metrics, summarise
 from multiseg.evaluation.own_metrics import Metric, own_means, own_values
 from multiseg.labels import IGNORE, LabelSpace
 from multiseg.store.reader import Case, Database, Store
 
 KEY = ["database", "label", "modalities", "learnt"]
-POLICY = (
-    "A case without lesion has no Dice, sensitivity or distance and is left out of their means, but counted; "
-    "a false alarm there has precision 0. A missed lesion, where nothing was predicted, has Dice, sensitivity "
-    "and precision 0, and the diagonal of the case's grid as distance: missing never improves a mean."
-)
-COLUMNS = tuple(CaseMetrics.__dataclass_fields__)
+COLUMNS = (*CaseMetrics.__dataclass_fields__, *lesions.COLUMNS)
 """The columns of metrics: part of an evaluation's identity, so that one without a new column is not resumed."""
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How a prediction is scored.
+
+    Attributes:
+        tolerance_mm: of the surface Dice.
+        lesion_rule: what is one lesion, and which count: a name of `lesions.RULES`.
+        empty: what an empty truth or prediction scores: a name of `empty_masks.EMPTY`.
+
+    Raises:
+        UsageError: the tolerance is not a number from 0 on, or a name is unknown.
+    """
+
+    tolerance_mm: float = TOLERANCE_MM
+    lesion_rule: str = "ours"
+    empty: str = "undefined"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tolerance_mm) and self.tolerance_mm >= 0):
+            raise UsageError(f"the tolerance is {self.tolerance_mm} mm: give a number from 0 on.")
+        for what, name, known in (
+            ("lesion rule", self.lesion_rule, RULES),
+            ("rule for empty masks", self.empty, EMPTY),
+        ):
+            if name not in known:
+                raise UsageError(f"there is no {what} {name!r}: give one of {', '.join(known)}.")
+
+    @property
+    def rule(self) -> LesionRule:
+        return RULES[self.lesion_rule]
+
+    @property
+    def policy(self) -> EmptyPolicy:
+        return EMPTY[self.empty]
+
+    @property
+    def definitions(self) -> tuple[LesionRule, EmptyPolicy]:
+        """What the names mean: part of an evaluation's identity."""
+        return self.rule, self.policy
 
 
 def why_not_comparable(store: Store, case: Case, space: LabelSpace, lesion_assumed: bool) -> str:
@@ -75,26 +116,38 @@ def truth_of(
 
 
 def compared_rows(
-    case: Case, truth: Truth, predicted: UInt8[np.ndarray, "i j k"], space: LabelSpace, own: Mapping[str, Metric]
+    case: Case,
+    truth: Truth,
+    predicted: UInt8[np.ndarray, "i j k"],
+    space: LabelSpace,
+    own: Mapping[str, Metric],
+    options: ScoringOptions = ScoringOptions(),
 ) -> Iterator[dict[str, Any]]:
-    """A row of metrics for each annotated label of a case, without the sequences it was predicted from."""
+    """A row of metrics for each annotated label of a case, without the sequences it was predicted from.
+
+    Lesions are counted for labels of this kind; for tissues these columns are NaN.
+    """
     looked_at, spacing_mm = truth.target != IGNORE, case.grid.spacing_mm
-    for label, name in enumerate(space.names, start=1):
+    for label, one in enumerate(space.labels, start=1):
         if truth.annotated[label - 1]:
-            mask, expected = predicted == label, truth.target == label
-            metrics = case_metrics(mask, expected, spacing_mm, looked_at)
-            own_columns = own_values(own, mask & looked_at, expected & looked_at, spacing_mm)
-            yield {"database": case.database, "case": case.name, "label": name, "modalities": "", "num_modalities": 0,
-                   **asdict(metrics), **own_columns}  # fmt: skip
+            mask, expected = (predicted == label) & looked_at, truth.target == label
+            metrics = case_metrics(mask, expected, spacing_mm, None, options.tolerance_mm, options.policy)
+            counted = lesions.no_lesion_metrics()
+            if one.kind == "lesion":
+                counted = lesion_metrics(find_lesions(mask, expected, spacing_mm, options.rule), options.policy)
+            own_columns = own_values(own, mask, expected, spacing_mm)
+            yield {"database": case.database, "case": case.name, "label": one.name, "modalities": "",
+                   "num_modalities": 0, **asdict(metrics), **counted, **own_columns}  # fmt: skip
 
 
 def summary_of(cases: pd.DataFrame, own: Sequence[str] = ()) -> pd.DataFrame:
-    """Means and counts by database, label, subset and `learnt`, in the order of evaluation."""
-    rows = []
+    """Means, standard deviations and counts by database, label, subset and `learnt`, in the order of evaluation."""
+    rows, fields = [], list(CaseMetrics.__dataclass_fields__)
     for key, group in cases.groupby(KEY, sort=False):
-        metrics = [CaseMetrics(*values) for values in group[list(COLUMNS)].itertuples(index=False, name=None)]
+        metrics = [CaseMetrics(*values) for values in group[fields].itertuples(index=False, name=None)]
         names = dict(zip(KEY, key if isinstance(key, tuple) else (key,), strict=True))
         own_numbers = own_means(own, {name: group[name].tolist() for name in own})
+        counted = summarise_lesions({name: group[name].astype(float).tolist() for name in lesions.COLUMNS})
         num_modalities = int(group["num_modalities"].iloc[0])
-        rows.append({**names, "num_modalities": num_modalities, **summarise(metrics), **own_numbers})
+        rows.append({**names, "num_modalities": num_modalities, **summarise(metrics), **counted, **own_numbers})
     return pd.DataFrame(rows)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from multiseg.evaluation.comparison import KEY, POLICY
-from multiseg.evaluation.montage import CasePanel, save_montage
+from multiseg.evaluation.case_panel import CasePanel
+from multiseg.evaluation.comparison import KEY, ScoringOptions
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 from multiseg.evaluation.result_folder import PROGRESS, check_room
-from multiseg.evaluation.tables import write_table
+from multiseg.evaluation.tables import write_parquet_beside, write_table
 from multiseg.files import write_atomically
 from multiseg.modalities import as_names
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL
@@ -38,6 +38,7 @@ class EvaluateOptions:
         zones: whether tissues also get a Dice under the lesion, near it and elsewhere, see `zones`.
         adapt: whether a two_branch model is adapted to each case and subset first, see `adaptation`, with the lesion
             that it finds.
+        scoring: how a prediction is scored.
     """
 
     split: str = "test"
@@ -47,6 +48,7 @@ class EvaluateOptions:
     lesion_assumed: bool = False
     zones: bool = False
     adapt: bool = False
+    scoring: ScoringOptions = ScoringOptions()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "databases", as_names(self.databases))
@@ -65,6 +67,8 @@ class Evaluation:
         unlisted: by database, how lesion structures counted that the model does not list.
         key: identifies the evaluation: model, store and options.
         doubts: what a person should check about the files of another program, by "database/case".
+        model: the SHA-256 of the model; "" for files of another program.
+        scoring: how predictions were scored.
     """
 
     cases: pd.DataFrame
@@ -77,6 +81,8 @@ class Evaluation:
     unlisted: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
     doubts: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+    scoring: ScoringOptions = ScoringOptions()
 
     def __repr__(self) -> str:
         num = len(self.cases[["database", "case"]].drop_duplicates())
@@ -117,27 +123,40 @@ class Evaluation:
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
         """Write cases.csv, summary.csv, summary.json and montage.png, and remove the file for resuming.
 
+        With pyarrow the tables are also cases.parquet and summary.parquet.
+
         Raises:
             UsageError: the folder holds something else, see `check_room`.
         """
         folder = Path(folder)
         check_room(folder, self.key, overwrite)
-        write_table(folder / "cases.csv", self.cases)
-        write_table(folder / "summary.csv", self.summary)
+        for name, table in (("cases.csv", self.cases), ("summary.csv", self.summary)):
+            write_table(folder / name, table)
+            write_parquet_beside(folder / name, table)
         write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
         if self.panels:
+            from multiseg.evaluation.montage import save_montage  # slow to import
+
             save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences", overwrite=True)
         (folder / PROGRESS).unlink(missing_ok=True)
+
+    @property
+    def policy(self) -> str:
+        """How empty masks, and undefined values of own metrics, count."""
+        text = self.scoring.policy.text
+        return f"{text} {OWN_POLICY}" if self.own_metrics else text
 
     def to_json(self) -> dict[str, Any]:
         rows = json.loads(self.summary.to_json(orient="records"))
         return {
-            "empty_mask_policy": f"{POLICY} {OWN_POLICY}" if self.own_metrics else POLICY,
+            "empty_mask_policy": self.policy,
+            "scoring": asdict(self.scoring),
             "left_out": {k: list(v) for k, v in self.left_out.items()},
             "skipped": dict(self.skipped),
             "learnt": {kind or "not learnt": list(names) for kind, names in self.learnt.items()},
             "unlisted": dict(self.unlisted),
             **({"doubts": dict(self.doubts)} if self.doubts else {}),
             "key": self.key,
+            **({"model": self.model} if self.model else {}),
             "summary": rows,
         }

@@ -14,10 +14,10 @@ import pandas as pd
 from jaxtyping import UInt8
 
 from multiseg.errors import DataError, SourceError, UsageError
-from multiseg.evaluation.comparison import COLUMNS, POLICY, compared_rows, summary_of, truth_of, why_not_comparable
+from multiseg.evaluation.case_panel import CasePanel
+from multiseg.evaluation.comparison import COLUMNS, compared_rows, summary_of, truth_of, why_not_comparable
 from multiseg.evaluation.decision import brain_of
 from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions, Evaluation
-from multiseg.evaluation.montage import CasePanel
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.result_folder import check_room, key_of
@@ -108,7 +108,7 @@ def evaluate_files(
     """
     own = named_metrics(metrics)
     selected = select(store, options.databases, split=options.split)
-    key = key_of(_digest(files, selected), store.url, options, POLICY, COLUMNS, identity_of(own))
+    key = key_of(_digest(files, selected), store.url, options, options.scoring.definitions, COLUMNS, identity_of(own))
     if folder:
         check_room(folder, key, overwrite)
     skipped: dict[str, str] = {}
@@ -142,6 +142,7 @@ def evaluate_files(
         own_metrics=further_columns(options.zones, own),
         key=key,
         doubts=doubts,
+        scoring=options.scoring,
     )
 
 
@@ -167,7 +168,7 @@ def _compare(
     zones = zones_of(database, case, codes, space) if options.zones else None
     rows = [
         {**row, **zone_values(zones, predicted, str(row["label"]), space), "modalities": files.name}
-        for row in compared_rows(case, truth, predicted, space, own)
+        for row in compared_rows(case, truth, predicted, space, own, options.scoring)
     ]
     shown = {name: images[database.modalities.index(name)] for name in case.modalities}
     panel = compared_panel(

@@ -18,9 +18,9 @@ from safetensors.torch import save
 from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.adaptation import adapted, check_adaptable, lesion_of
+from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import (
     COLUMNS,
-    POLICY,
     Truth,
     compared_rows,
     summary_of,
@@ -30,7 +30,6 @@ from multiseg.evaluation.comparison import (
 from multiseg.evaluation.decision import brain_of, decide
 from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions, Evaluation
 from multiseg.evaluation.inference import predict_volume
-from multiseg.evaluation.montage import CasePanel
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.preparation import network_input
@@ -85,7 +84,8 @@ def evaluate(
     cases, skipped = _divided(model, store, selected, options)
     folder = None if folder is None else Path(folder)
     place = store.url if is_remote(store.url) else str(local_path(store.url).resolve())
-    identity = (_digest(run), place, options, POLICY, COLUMNS, identity_of(own))
+    digest = _digest(run)
+    identity = (digest, place, options, options.scoring.definitions, COLUMNS, identity_of(own))
     if folder:
         check_room(folder, key_of(*identity), overwrite)
     done = DoneCases(folder, *identity)
@@ -110,6 +110,8 @@ def evaluate(
         own_metrics=further_columns(options.zones, own),
         unlisted=_unlisted(model, store, cases),
         key=done.key,
+        model=digest,
+        scoring=options.scoring,
     )
 
 
@@ -234,7 +236,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     for subset in chosen_subsets(options.subsets, loaded.usable):
         predicted = _segmented(model, loaded, subset, options)
-        for row in compared_rows(loaded.case, loaded.truth, predicted, model.info.space, own):
+        for row in compared_rows(loaded.case, loaded.truth, predicted, model.info.space, own, options.scoring):
             row |= zone_values(loaded.zones, predicted, str(row["label"]), model.info.space)
             yield {**row, "modalities": "+".join(subset), "num_modalities": len(subset)}
 

@@ -3,7 +3,7 @@
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,14 +23,12 @@ from scipy import ndimage
 
 from multiseg.colours import colour_of
 from multiseg.errors import UsageError
+from multiseg.evaluation.case_panel import PNG, CasePanel, Image, Parcels
 from multiseg.files import check_files, write_atomically
 from multiseg.modalities import in_canonical_order
-from multiseg.types import Codes, Mask
 
-Image: TypeAlias = Float[np.ndarray, "i j k"]
 Plane: TypeAlias = Shaped[np.ndarray, "row column"]
 
-PNG = (".png",)
 TRUTH_COLOUR = "#19d3f3"
 PREDICTION_COLOUR = "#ff7a1a"
 _PAGE, _CELL, _EMPTY_CELL = "#121418", "#000000", "#1a1d23"
@@ -46,34 +44,6 @@ _DOTS_PER_INCH = 150
 _MARGIN_VOXELS = 3
 _ENTRY_INCHES = 1.75
 _POINTS_PER_INCH = 72
-
-
-@dataclass(frozen=True, eq=False)
-class Parcels:
-    """A label volume of many structures: code n + 1 is `names[n]`, 0 is background."""
-
-    codes: Codes
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class CasePanel:
-    """One row of a montage: the sequences of a case on one RAS+ grid.
-
-    Attributes:
-        caption: lines below the name: the pathology, the Dice.
-        parcels: each gets a column, which shows its structures in colour over the first sequence.
-        values: a text for each structure, such as its Dice, below the caption in the structure's colour.
-    """
-
-    name: str
-    caption: str
-    images: dict[str, Image]
-    truth: Mask | None
-    predicted: Mask | None
-    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    parcels: dict[str, Parcels] = field(default_factory=dict)
-    values: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from multiseg.evaluation.montage import PNG, save_montage
+from multiseg.evaluation.case_panel import PNG
+from multiseg.evaluation.montage import save_montage
 from multiseg.evaluation.panels import answer_panel
 from multiseg.evaluation.prediction import Prediction
 from multiseg.files import check_files

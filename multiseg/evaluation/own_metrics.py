@@ -8,7 +8,8 @@ from secrets import token_hex
 from typing import TypeAlias
 
 from multiseg.errors import UsageError
-from multiseg.evaluation.metrics import CaseMetrics, SpacingMm, mean_of_defined
+from multiseg.evaluation.lesions import COLUMNS as LESION_COLUMNS
+from multiseg.evaluation.metrics import CaseMetrics, SpacingMm, means_and_deviations
 from multiseg.evaluation.zones import COLUMNS as ZONE_COLUMNS
 from multiseg.own import blamed, check_takes, digest_of, imported, is_importable, name_of
 from multiseg.types import Mask
@@ -20,8 +21,10 @@ SIGNATURE = "(predicted, truth, spacing_mm)"
 TAKEN = {
     *("database", "case", "learnt", "label", "modalities", "num_modalities"),
     *CaseMetrics.__dataclass_fields__,
+    *LESION_COLUMNS,
     *ZONE_COLUMNS,
 }
+TAKEN_ENDINGS = ("_sd", "_pooled")
 POLICY = (
     "Of zones and of your own metrics NaN is undefined: left out of the mean, and num_NAME counts the cases that it is "
     "defined for."
@@ -42,7 +45,8 @@ def named_metrics(metrics: Metrics) -> dict[str, Metric]:
         metric: Metric = imported(entry, "metric") if isinstance(entry, str) else entry
         name = column or str(getattr(metric, "__name__", type(metric).__name__))
         check_takes(metric, 3, "metric", SIGNATURE)
-        if name in TAKEN or name.startswith("num_") or name in named or not name.isidentifier():
+        is_taken = name in TAKEN or name.startswith(("num_", "detected_")) or name.endswith(TAKEN_ENDINGS)
+        if is_taken or name in named or not name.isidentifier():
             raise UsageError(
                 f"a metric cannot use the column {name!r}: give it a name that is not a column yet, such as "
                 "metrics={'volume_error': function}."
@@ -68,12 +72,12 @@ def own_values(metrics: Mapping[str, Metric], predicted: Mask, truth: Mask, spac
 
 
 def own_means(names: Sequence[str], rows: Mapping[str, Sequence[float]]) -> dict[str, float | int]:
-    """The mean of each metric over the cases that define it (NaN if none does), and their number."""
-    means: dict[str, float | int] = {}
+    """The mean and standard deviation of each metric over the cases that define it, and their number."""
+    numbers: dict[str, float | int] = {}
     for name in names:
-        means[name] = mean_of_defined(rows[name])
-        means[f"num_{name}"] = sum(not math.isnan(value) for value in rows[name])
-    return means
+        numbers |= means_and_deviations([name], rows)
+        numbers[f"num_{name}"] = sum(not math.isnan(value) for value in rows[name])
+    return numbers
 
 
 def identity_of(metrics: Mapping[str, Metric]) -> tuple[tuple[str, str, str], ...]:

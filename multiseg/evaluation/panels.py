@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from multiseg.evaluation.case_panel import PNG, CasePanel, Parcels
 from multiseg.evaluation.metrics import dice
-from multiseg.evaluation.montage import PNG, CasePanel, Parcels, save_montage
 from multiseg.files import check_files
 from multiseg.labels import IGNORE
 from multiseg.store.reader import Case, Store
@@ -92,6 +92,8 @@ def save_gallery(path: Path, store: Store, cases: Sequence[Case], title: str = "
     Raises:
         UsageError: there is no case, or see `save_montage`.
     """
+    from multiseg.evaluation.montage import save_montage  # slow to import
+
     check_files([path], overwrite=overwrite, kinds=PNG)  # before anything is drawn
     save_montage(path, [stored_panel(store, case) for case in cases], title, overwrite)
     return path

@@ -12,7 +12,8 @@ from multiseg.files import check_files, check_folder, write_atomically
 
 Rows: TypeAlias = list[dict[str, Any]]
 PROGRESS = "progress.jsonl"
-TABLES, SUMMARY, MONTAGE = ("cases.csv", "summary.csv"), "summary.json", "montage.png"
+TABLES = ("cases.csv", "summary.csv", "cases.parquet", "summary.parquet")
+SUMMARY, MONTAGE = "summary.json", "montage.png"
 
 
 def key_of(*identity: object) -> str:

@@ -1,13 +1,17 @@
-"""CSV tables that a spreadsheet cannot take for formulas, and that are read back without loss."""
+"""CSV tables that a spreadsheet cannot take for formulas, and that are read back without loss; the same as Parquet."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 
 from multiseg.files import write_atomically
 from multiseg.shown import cell, from_cell
+
+PARQUET = ".parquet"
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -17,6 +21,27 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         ResourceError: the file cannot be written.
     """
     write_atomically(path, table.map(cell).rename(columns=cell).to_csv(index=False).encode())
+
+
+def write_parquet_beside(path: Path, table: pd.DataFrame) -> bool:
+    """Write the table beside its CSV file as Parquet, with texts as they are, if pyarrow is installed.
+
+    If it is not, a Parquet file that is there is removed, since it would be that of an earlier table.
+
+    Returns:
+        whether it was written.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    beside = path.with_suffix(PARQUET)
+    if find_spec("pyarrow") is None:
+        beside.unlink(missing_ok=True)
+        return False
+    buffer = BytesIO()
+    table.to_parquet(buffer, engine="pyarrow", index=False)
+    write_atomically(beside, buffer.getvalue())
+    return True
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from multiseg.models.presence import Pairs, shown
+from multiseg.models.presence import AllPairs, Pairs, PairsOf, shown
 from multiseg.models.unet import (
     MultiUnet,
     check_numbers,
@@ -42,13 +42,13 @@ class AttentionFusion(nn.Module):
         self.activation = nn.PReLU()
         self.score = nn.Conv3d(width, num_modalities, 3, padding=1)
 
-    def forward(self, features: Mapping[int, Tensor], pairs: Pairs) -> Float[Tensor, "batch width i j k"]:
+    def forward(self, features: Mapping[int, Tensor], pairs: Pairs | AllPairs) -> Float[Tensor, "batch width i j k"]:
         """The fused features, from each sequence's [row width i j k] for the samples that have it."""
         mixed = pairs.summed({m: self.slots[m](z) for m, z in features.items()})
         scores = self.score(self.activation(mixed))
         absent = rearrange(~pairs.present, "b m -> b m 1 1 1")
         a = torch.softmax(scores.masked_fill(absent, -torch.inf), dim=1)
-        return pairs.summed({m: a[pairs.rows[m], m : m + 1] * z for m, z in features.items()})
+        return pairs.summed({m: pairs.of_sequence(a[:, m : m + 1], m) * z for m, z in features.items()})
 
 
 class LFUNet(nn.Module):
@@ -68,6 +68,7 @@ class LFUNet(nn.Module):
         self.unet = MultiUnet(1, num_logits, widths, dropout, norm)
         self.fusion = AttentionFusion(num_modalities, self.unet.head.in_channels)
         self.multiple = self.unet.multiple
+        self.pairs_of: PairsOf = Pairs.of
 
     @property
     def head(self) -> nn.Module:
@@ -84,17 +85,16 @@ class LFUNet(nn.Module):
         """
         check_size(images, self.multiple)
         seen = shown(images, present)
-        pairs = Pairs.of(present, images.device)
+        pairs = self.pairs_of(present, images.device)
         channels = torch.cat(list(pairs.channels(seen).values()))
-        split = torch.split(self.unet.features(channels), [len(rows) for rows in pairs.rows.values()])
-        out: Tensor = self.head(self.fusion(dict(zip(pairs.rows, split, strict=True)), pairs))
+        out: Tensor = self.head(self.fusion(pairs.separated(self.unet.features(channels)), pairs))
         return out
 
 
 class Moments(nn.Module):
     """Fuse the feature maps of the present sequences into their mean and variance, see `moments`."""
 
-    def forward(self, features: Mapping[int, Tensor], pairs: Pairs) -> Float[Tensor, "batch both i j k"]:
+    def forward(self, features: Mapping[int, Tensor], pairs: Pairs | AllPairs) -> Float[Tensor, "batch both i j k"]:
         """The fused features, from each sequence's [row width i j k] for the samples that have it."""
         return moments(features, pairs)
 
@@ -125,6 +125,7 @@ class FusedEncoders(nn.Module):
         self.fusions = nn.ModuleList(fusion(width) for width in widths)
         self.decoder = decoder_stages(widths, num_logits, dropout, norm, fold)
         self.multiple = 2 ** (len(widths) - 1)
+        self.pairs_of: PairsOf = Pairs.of
 
     @property
     def head(self) -> nn.Module:
@@ -140,7 +141,7 @@ class FusedEncoders(nn.Module):
             UsageError: the size does not fit, see MultiUnet.
         """
         check_size(images, self.multiple)
-        pairs = Pairs.of(present, images.device)
+        pairs = self.pairs_of(present, images.device)
         scales = encode_each(self.encoders, shown(images, present), pairs)
         return decode(self.decoder, [fuse(z, pairs) for fuse, z in zip(self.fusions, scales, strict=True)])
 
@@ -178,7 +179,7 @@ class HemisUnet(FusedEncoders):
 
 
 def encode_each(
-    encoders: nn.ModuleList, images: Float[Tensor, "batch modality i j k"], pairs: Pairs
+    encoders: nn.ModuleList, images: Float[Tensor, "batch modality i j k"], pairs: Pairs | AllPairs
 ) -> list[dict[int, Tensor]]:
     """For every scale, finest first, each sequence's features [row width i j k] by its encoder."""
     by_sequence: dict[int, list[Tensor]] = {}
@@ -190,12 +191,12 @@ def encode_each(
     return [{m: features[scale] for m, features in by_sequence.items()} for scale in range(depth)]
 
 
-def moments(features: Mapping[int, Tensor], pairs: Pairs) -> Float[Tensor, "batch both i j k"]:
+def moments(features: Mapping[int, Tensor], pairs: Pairs | AllPairs) -> Float[Tensor, "batch both i j k"]:
     """Mean and variance over the sequences of every sample, concatenated.
 
     mean = 1/n sum_m z_m,  variance = 1/n sum_m (z_m - mean)^2  over the n present sequences. The variance is that of
     the population, 0 for a single sequence (the unbiased one would be 0/0).
     """
     mean = pairs.mean(features)
-    variance = pairs.mean({m: (z - mean[pairs.rows[m]]) ** 2 for m, z in features.items()})
+    variance = pairs.mean({m: (z - pairs.of_sequence(mean, m)) ** 2 for m, z in features.items()})
     return torch.cat([mean, variance], dim=1)

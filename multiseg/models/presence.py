@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from einops import rearrange, reduce
@@ -43,6 +44,15 @@ class Pairs:
         """Each sequence's images [row 1 i j k], of the samples that have it."""
         return {m: images[rows, m : m + 1] for m, rows in self.rows.items()}
 
+    def of_sequence(self, volume: Float[Tensor, "batch width i j k"], m: int) -> Float[Tensor, "row width i j k"]:
+        """The samples of a volume that have a sequence."""
+        return volume[self.rows[m]]
+
+    def separated(self, joined: Float[Tensor, "rows width i j k"]) -> dict[int, Tensor]:
+        """Each sequence's part [row width i j k] of what was computed for all of `channels`, concatenated."""
+        parts = torch.split(joined, [len(rows) for rows in self.rows.values()])
+        return dict(zip(self.rows, parts, strict=True))
+
     def mean(self, parts: Mapping[int, Tensor]) -> Float[Tensor, "batch width i j k"]:
         """The mean over every sample's sequences, from each sequence's part [row width i j k]."""
         total = self.summed(parts)
@@ -55,3 +65,45 @@ class Pairs:
         for channel, rows in self.rows.items():
             total.index_add_(0, rows, parts[channel])
         return total
+
+
+@dataclass(frozen=True, eq=False)
+class AllPairs:
+    """What `Pairs` computes, from every sequence of every sample: sums leave out those that are not present.
+
+    It costs more, but its control flow does not depend on the data, as an exported network needs.
+
+    Attributes:
+        present: as in `Pairs`.
+    """
+
+    present: Bool[Tensor, "batch modality"]
+
+    @classmethod
+    def of(cls, present: Bool[Tensor, "batch modality"], device: torch.device) -> AllPairs:
+        has = present.to(device)
+        is_first = torch.arange(has.shape[1], device=device) == 0
+        return cls(has | (is_first & ~has.any(dim=1, keepdim=True)))
+
+    def channels(self, images: Float[Tensor, "batch modality i j k"]) -> dict[int, Tensor]:
+        return {m: images[:, m : m + 1] for m in range(self.present.shape[1])}
+
+    def of_sequence(self, volume: Float[Tensor, "batch width i j k"], m: int) -> Float[Tensor, "batch width i j k"]:
+        return volume
+
+    def separated(self, joined: Float[Tensor, "rows width i j k"]) -> dict[int, Tensor]:
+        parts = rearrange(joined, "(m b) w i j k -> m b w i j k", m=self.present.shape[1])
+        return dict(enumerate(parts))
+
+    def mean(self, parts: Mapping[int, Tensor]) -> Float[Tensor, "batch width i j k"]:
+        total = self.summed(parts)
+        return total / rearrange(reduce(self.present.to(total.dtype), "b m -> b", "sum"), "b -> b 1 1 1 1")
+
+    def summed(self, parts: Mapping[int, Tensor]) -> Float[Tensor, "batch width i j k"]:
+        seen = rearrange(self.present, "b m -> m b 1 1 1 1")
+        shown_parts = [torch.where(seen[m], part, 0.0) for m, part in parts.items()]
+        return torch.stack(shown_parts).sum(dim=0)
+
+
+PairsOf: TypeAlias = Callable[[Tensor, torch.device], Pairs | AllPairs]
+"""`Pairs.of`, or `AllPairs.of`."""

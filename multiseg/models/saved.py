@@ -1,4 +1,7 @@
-"""Model files: one safetensors file with the weights and all that is needed to use them."""
+"""Model files: one safetensors file with the weights and all that is needed to use them.
+
+A model package (`models.packages`) stands for the model file in it, wherever a model is read.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from multiseg.errors import CheckpointError, DataError, UsageError
@@ -23,11 +26,14 @@ from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import Builder, build
 from multiseg.models.devices import resolve_device
 from multiseg.models.learnt_scans import LearntScans
+from multiseg.models.packages import PACKAGE, is_package, read_package
 from multiseg.own import is_own
 from multiseg.types import Index3
 
 FORMAT = 1
 BEST, LAST = "model.safetensors", "last.safetensors"
+ENDINGS = (".safetensors", PACKAGE)
+"""Of the names of model files and packages."""
 LEARNT = "learnt"
 """Key of the scans' digests in a file's JSON, which are not part of `ModelInfo`, since a federation sends that."""
 BACKGROUNDS = ("zero", "shifted")
@@ -148,8 +154,7 @@ def read_learnt(path: Path) -> LearntScans | None:
 
 def _read_metadata(path: Path) -> tuple[ModelInfo, LearntScans | None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("multiseg")
+        text = _metadata(path).get("multiseg")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise CheckpointError(f"there is no model at {path}.") from error
     except SafetensorError as error:
@@ -166,8 +171,39 @@ def _read_metadata(path: Path) -> tuple[ModelInfo, LearntScans | None]:
     raise CheckpointError(f"{path} has model format {data['format']!r}; this multiseg reads {FORMAT}.")
 
 
+def _metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, or of that in a package."""
+    if not is_package(path):
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    data = _packed(path)
+    load(data)  # raises SafetensorError if the file is damaged
+    length = int.from_bytes(data[:8], "little")  # the format: a length, a JSON header, raw numbers
+    found: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    return found
+
+
+def _packed(path: Path) -> bytes:
+    members = read_package(path)
+    if BEST not in members:
+        raise CheckpointError(f"the package {path} has no {BEST}. Pack the model again.")
+    return members[BEST]
+
+
+def without_learnt(path: Path) -> bytes:
+    """The bytes of a model file or package, as they are but for the digests of the scans learnt from.
+
+    Raises:
+        CheckpointError: as `read_info`.
+    """
+    read_info(path)
+    metadata = json.loads(_metadata(path)["multiseg"])
+    metadata.pop(LEARNT, None)
+    return save(load_weights(path), metadata={"multiseg": json.dumps(metadata)})
+
+
 def model_path(path: Path) -> Path:
-    """The model file of a path: the path itself, or the best (else last) model of a run folder.
+    """The model file of a path: the path itself (a file or a package), or the best (else last) model of a run folder.
 
     Raises:
         CheckpointError: the folder has none.
@@ -181,13 +217,15 @@ def model_path(path: Path) -> Path:
 
 
 def load_weights(file: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a model file by name."""
+    """The tensors of a model file or package by name."""
+    if is_package(file):
+        return {name: tensor.to(device) for name, tensor in load(_packed(file)).items()}
     with safe_open(file, framework="pt", device=device) as tensors:
         return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
 
 
 def load_model(path: Path | str, device: str = "cpu", network: Builder | None = None) -> Model:
-    """The model of a file or a run folder, in eval mode.
+    """The model of a file, a package or a run folder, in eval mode.
 
     Args:
         device: "auto" (CUDA if there is any), "cpu", "cuda" or "cuda:N".

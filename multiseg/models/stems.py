@@ -7,7 +7,7 @@ from collections.abc import Callable
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from multiseg.models.presence import Pairs, shown
+from multiseg.models.presence import Pairs, PairsOf, shown
 
 
 class AveragedStems(nn.Module):
@@ -23,11 +23,12 @@ class AveragedStems(nn.Module):
     def __init__(self, num_modalities: int, block: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(block() for _ in range(num_modalities))
+        self.pairs_of: PairsOf = Pairs.of
 
     def forward(
         self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
     ) -> Float[Tensor, "batch width i j k"]:
         """The averaged features; absent channels have no effect."""
-        pairs = Pairs.of(present, images.device)
+        pairs = self.pairs_of(present, images.device)
         channels = pairs.channels(shown(images, present))
         return pairs.mean({m: self.blocks[m](channel) for m, channel in channels.items()})

@@ -14,7 +14,8 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from multiseg.errors import StoreError, UsageError
 from multiseg.files import check_files
-from multiseg.store.formats.label_table import LabelRow, rows_of_schema, table_files
+from multiseg.store.formats.colour_tables import LabelRow
+from multiseg.store.formats.label_table import rows_of_schema, table_files
 from multiseg.store.formats.nifti import write_like, write_nifti
 from multiseg.store.formats.volumes import same_grid
 from multiseg.store.preparation.grids import Grid, resample, resample_codes

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from multiseg.cli.app import run
 from multiseg.errors import DataError, ModalityError, SourceError, UsageError
+from multiseg.evaluation.comparison import ScoringOptions
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.prediction import predict
@@ -292,6 +293,35 @@ def test_an_evaluation_that_was_cut_short_goes_on(saved: Path, store_url: str, t
         evaluate(saved, store_url, options, folder=folder, overwrite=True).cases,
         evaluate(saved, store_url, options).cases,
     )
+
+
+@pytest.mark.slow
+def test_other_rules_of_scoring_are_another_evaluation(saved: Path, store_url: str, tmp_path: Path) -> None:
+    options = EvaluateOptions(split="", databases=("cedar",), subsets="full")
+    plain = evaluate(saved, store_url, options, folder=tmp_path / "out")
+    progress = tmp_path / "out" / "progress.jsonl"
+    marked = [json.loads(line) for line in progress.read_text().splitlines()]
+    for line in marked[1:]:
+        line["rows"][0]["num_lesions"] = 99
+    progress.write_text("".join(json.dumps(line) + "\n" for line in marked))
+    for scoring in (
+        ScoringOptions(lesion_rule="brats-gli"),
+        ScoringOptions(tolerance_mm=9.0),
+        ScoringOptions(empty="brats"),
+    ):
+        folder = tmp_path / f"{scoring.lesion_rule}-{scoring.empty}-{scoring.tolerance_mm:g}"
+        folder.mkdir()
+        shutil.copy(progress, folder)
+        found = evaluate(saved, store_url, replace(options, scoring=scoring), folder=folder)
+        assert 99 not in set(found.cases["num_lesions"])
+    again = evaluate(saved, store_url, options, folder=tmp_path / "out")
+    assert set(again.cases["num_lesions"]) == {99}
+    wide = evaluate(saved, store_url, replace(options, scoring=ScoringOptions(tolerance_mm=9.0)))
+    assert wide.summary["surface_dice"].iloc[0] > plain.summary["surface_dice"].iloc[0]
+    assert wide.summary["assd_mm"].iloc[0] == plain.summary["assd_mm"].iloc[0]
+    again.save(tmp_path / "out")
+    with pytest.raises(UsageError, match=r"holds the cases\.csv of another evaluation"):
+        evaluate(saved, store_url, replace(options, scoring=ScoringOptions(tolerance_mm=2.0)), folder=tmp_path / "out")
 
 
 @pytest.mark.slow

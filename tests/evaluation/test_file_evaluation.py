@@ -45,6 +45,10 @@ def test_the_annotations_themselves_agree(store_url: str, answers: Path) -> None
     # There and back over coarser voxels: what is lost is lost at borders.
     assert result.summary.set_index("label")["dice"].min() > 0.85
     assert not result.skipped
+    counts = result.cases.set_index("label")["num_lesions"]
+    assert counts["lesion"].min() >= 1
+    assert counts[["CSF", "grey matter", "white matter"]].isna().all()
+    assert result.summary.set_index("label")["lesion_f1"]["lesion"] > 0.9
 
 
 @pytest.mark.slow

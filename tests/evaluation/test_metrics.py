@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import ndimage
 
 from multiseg.errors import DataError
+from multiseg.evaluation.empty_masks import BRATS
 from multiseg.evaluation.metrics import CaseMetrics, case_metrics, summarise
 from multiseg.types import Mask
 
@@ -196,20 +197,31 @@ def test_distances_grow_with_the_voxels(pair: tuple[Mask, Mask], factor: float) 
 
 
 def test_means_leave_out_what_is_undefined_and_keep_what_was_missed() -> None:
-    fits = CaseMetrics(0.8, 0.7, 0.9, 1.0, 4.0, 6.0, 5.0, "both")
+    fits = CaseMetrics(0.8, 0.7, 0.9, 1.0, 4.0, 0.6, 6.0, 5.0, 4.4, -1.0, -20.0, "both")
     undefined = replace(fits, dice=math.nan, sensitivity=math.nan, assd_mm=math.nan, hd95_mm=math.nan)
-    missed = CaseMetrics(0.0, 0.0, 0.0, 101.0, 101.0, 2.0, 0.0, "missed")
+    undefined = replace(undefined, surface_dice=math.nan, overlap_ml=0.0, volume_difference_percent=math.nan)
+    missed = CaseMetrics(0.0, 0.0, 0.0, 101.0, 101.0, 0.0, 2.0, 0.0, 0.0, -2.0, -100.0, "missed")
     alarm = replace(undefined, precision=0.0, truth_ml=0.0, predicted_ml=3.0, outcome="false alarm")
+    alarm = replace(alarm, volume_difference_ml=3.0)
     clean = replace(undefined, precision=math.nan, truth_ml=0.0, predicted_ml=0.0, outcome="clean")
-    assert summarise([fits, missed, alarm, clean, clean]) == pytest.approx(
+    clean = replace(clean, volume_difference_ml=0.0)
+    found = summarise([fits, missed, alarm, clean, clean])
+    assert {name: value for name, value in found.items() if not name.endswith("_sd")} == pytest.approx(
         {
             "dice": 0.4,
             "sensitivity": 0.35,
             "precision": 0.3,
             "assd_mm": 51.0,
             "hd95_mm": 52.5,
+            "surface_dice": 0.3,
             "truth_ml": 1.6,
             "predicted_ml": 1.6,
+            "volume_difference_ml": 0.0,
+            "volume_difference_percent": -60.0,
+            # Of the voxels of all cases, those of the false alarm included.
+            "dice_pooled": 2 * 4.4 / (8 + 8),
+            "sensitivity_pooled": 4.4 / 8,
+            "precision_pooled": 4.4 / 8,
             "num_cases": 5,
             "num_with_lesion": 2,
             "num_missed": 1,
@@ -217,6 +229,9 @@ def test_means_leave_out_what_is_undefined_and_keep_what_was_missed() -> None:
             "num_false_alarms": 1,
         }
     )
+    assert found["dice_sd"] == pytest.approx(0.8 / math.sqrt(2))
+    assert found["precision_sd"] == pytest.approx(np.std([0.9, 0.0, 0.0], ddof=1))
+    assert math.isnan(summarise([fits])["dice_sd"])
 
 
 def test_a_bad_case_left_without_prediction_lowers_mean_precision() -> None:
@@ -232,6 +247,7 @@ def test_a_bad_case_left_without_prediction_lowers_mean_precision() -> None:
 
 
 HIGHER_IS_BETTER = {"dice": True, "sensitivity": True, "precision": True, "assd_mm": False, "hd95_mm": False}
+HIGHER_IS_BETTER |= {"surface_dice": True, "sensitivity_pooled": True}
 cases = array_shapes(min_dims=3, max_dims=3, max_side=5).flatmap(
     lambda shape: st.lists(st.tuples(arrays(bool, shape), arrays(bool, shape)), min_size=1, max_size=4)
 )
@@ -267,19 +283,87 @@ def test_a_summary_of_nothing_is_undefined_without_a_warning() -> None:
     assert math.isnan(summarise([clean, clean])["dice"])
 
 
-@pytest.mark.parametrize("spacing_mm", [CUBE_MM, (0.9, 1.3, 4.0)])
-@pytest.mark.parametrize("seed", range(4))
-def test_monai_agrees(seed: int, spacing_mm: tuple[float, float, float]) -> None:
+def test_the_surface_dice_is_the_share_within_the_tolerance() -> None:
+    # Of four distances, 0 5 10 and back 0, three are within 5 mm, and two within less.
+    truth = mask_of((3, 3, 3), (1, 1, 0))
+    predicted = mask_of((3, 3, 3), (1, 1, 0), (1, 1, 1), (1, 1, 2))
+    shares = [case_metrics(predicted, truth, UNEVEN_MM, None, mm).surface_dice for mm in (0.0, 4.9, 5.0, 10.0)]
+    assert shares == [0.5, 0.5, 0.75, 1.0]
+    rounded = (1.0, 2.0, float(np.nextafter(np.float32(5), np.float32(6))))
+    assert case_metrics(predicted, truth, rounded, None, 5.0).surface_dice == 0.75
+
+
+def test_volumes_differ_with_a_sign() -> None:
+    small, large = mask_of((4, 4, 4), (0, 0, 0)), mask_of((4, 4, 4), (0, 0, 0), (1, 1, 1), (2, 2, 2))
+    over, under = case_metrics(large, small, UNEVEN_MM), case_metrics(small, large, UNEVEN_MM)
+    assert (over.volume_difference_ml, over.volume_difference_percent) == (pytest.approx(0.02), pytest.approx(200))
+    assert (under.volume_difference_ml, under.volume_difference_percent) == (
+        pytest.approx(-0.02),
+        pytest.approx(-200 / 3),
+    )
+    alarm = case_metrics(small, mask_of((4, 4, 4)), UNEVEN_MM)
+    assert alarm.volume_difference_ml == pytest.approx(0.01)
+    assert math.isnan(alarm.volume_difference_percent)
+
+
+def test_empty_masks_as_in_brats() -> None:
+    shape = (3, 2, 4)
+    nothing, voxel = mask_of(shape), mask_of(shape, (1, 1, 1))
+    diagonal = math.sqrt(9 + 16 + 400)
+    clean, alarm, missed = (
+        case_metrics(predicted, truth, UNEVEN_MM, empty=BRATS)
+        for predicted, truth in ((nothing, nothing), (voxel, nothing), (nothing, voxel))
+    )
+    assert (*scores(clean), clean.surface_dice) == (1.0, 1.0, 1.0, 0.0, 0.0, 1.0)
+    assert (*scores(alarm), alarm.surface_dice) == pytest.approx((0.0, 0.0, 0.0, diagonal, diagonal, 0.0))
+    assert (*scores(missed), missed.surface_dice) == pytest.approx((0.0, 0.0, 0.0, diagonal, diagonal, 0.0))
+    assert summarise([clean, alarm])["dice"] == 0.5
+
+
+def test_pooled_values_count_voxels_and_false_alarms() -> None:
+    """Two cases of quite other sizes, and a false alarm; MONAI pools in the same way, see below."""
+    large, small = np.ones((4, 4, 4), dtype=bool), mask_of((4, 4, 4), (0, 0, 0))
+    found = summarise([case_metrics(p, t, CUBE_MM) for p, t in ((large, large), (~small, small), (small, ~large))])
+    assert found["dice"] == 0.5
+    assert found["dice_pooled"] == pytest.approx(2 * 64 / (65 + 64 + 63 + 1))
+    assert found["sensitivity_pooled"] == pytest.approx(64 / 65)
+    assert found["precision_pooled"] == pytest.approx(64 / 128)
+
+
+@pytest.mark.slow
+def test_monai_agrees_on_200_pairs() -> None:
     torch = pytest.importorskip("torch")
-    predicted, truth = blob(seed), blob(seed) ^ blob(seed + 100)
-    found = case_metrics(predicted, truth, spacing_mm)
-    masks = torch.from_numpy(predicted)[None, None], torch.from_numpy(truth)[None, None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MONAI warns when imported, and of its own deprecated arguments
         monai = pytest.importorskip("monai.metrics")
-        dice = monai.compute_dice(*masks)
-        assd = monai.compute_average_surface_distance(*masks, symmetric=True, spacing=spacing_mm)
-        hd95 = monai.compute_hausdorff_distance(*masks, percentile=95, spacing=spacing_mm)
-    assert found.dice == pytest.approx(dice.item(), rel=1e-5)
-    assert found.assd_mm == pytest.approx(assd.item(), rel=1e-5)
-    assert found.hd95_mm == pytest.approx(hd95.item(), rel=1e-5)
+        from monai.metrics.utils import get_edge_surface_distance
+
+        rng, found_all, confusion = np.random.default_rng(7), [], []
+        for seed in range(200):
+            shape = tuple(int(n) for n in rng.integers(6, 16, 3))
+            spacing_mm = tuple(float(mm) for mm in rng.uniform(0.4, 5.0, 3))
+            tolerance_mm = float(rng.uniform(0.3, 4.0))
+            predicted, truth = blob(seed, shape), blob(seed + rng.integers(2), shape) ^ blob(seed + 1000, shape)
+            found = case_metrics(predicted, truth, spacing_mm, None, tolerance_mm)
+            masks = torch.from_numpy(predicted)[None, None], torch.from_numpy(truth)[None, None]
+            _, distances, _ = get_edge_surface_distance(
+                *(mask[0, 0] for mask in masks), spacing=spacing_mm, symmetric=True
+            )
+            expected = (
+                monai.compute_dice(*masks).item(),
+                monai.compute_average_surface_distance(*masks, symmetric=True, spacing=spacing_mm).item(),
+                max(np.percentile(one.numpy().astype(float), 95) for one in distances),
+                monai.compute_surface_dice(*masks, [tolerance_mm], include_background=True, spacing=spacing_mm).item(),
+            )
+            ours = (found.dice, found.assd_mm, found.hd95_mm, found.surface_dice)
+            assert ours == pytest.approx(expected, rel=1e-6, abs=1e-6), (seed, spacing_mm)
+            # MONAI interpolates the percentile in single precision.
+            hd95_mm = monai.compute_hausdorff_distance(*masks, percentile=95, spacing=spacing_mm).item()
+            assert found.hd95_mm == pytest.approx(hd95_mm, rel=1e-5, abs=1e-4)
+            found_all.append(case_metrics(predicted, truth, CUBE_MM))
+            confusion.append(monai.get_confusion_matrix(*(mask.float() for mask in masks)))
+        pooled = torch.cat(confusion).sum(0, keepdim=True)
+        summary = summarise(found_all)
+        for ours, name in (("sensitivity", "sensitivity"), ("precision", "precision"), ("dice", "f1 score")):
+            expected = monai.compute_confusion_matrix_metric(name, pooled).item()
+            assert summary[f"{ours}_pooled"] == pytest.approx(expected, rel=1e-6)

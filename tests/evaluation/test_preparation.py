@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from multiseg.errors import CheckpointError, UsageError
 from multiseg.evaluation import overlay as drawing
-from multiseg.evaluation.montage import CasePanel
+from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.overlay import save_overlay
 from multiseg.evaluation.prediction import Prediction, predict
 from multiseg.evaluation.prediction_inputs import PredictOptions

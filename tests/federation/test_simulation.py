@@ -20,6 +20,7 @@ from multiseg.federation.simulation import SimulationMachine, simulate
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
+from multiseg.models.network_parts import parts
 from multiseg.models.saved import load_model, load_weights, read_info
 from multiseg.training.fit import FitOptions
 from multiseg.training.run_folder import ModelOptions
@@ -35,6 +36,33 @@ OPTIONS = FederationOptions(
     local=LocalOptions(steps=2),
     schedule=ScheduleOptions(rounds=2, validation_cases=1),
 )
+
+
+ONE = replace(
+    OPTIONS,
+    fit=FitOptions(amp="off", learning_rate=1e-2, schedule="constant"),
+    local=LocalOptions(steps=4),
+    schedule=ScheduleOptions(rounds=1, validation_cases=1),
+)
+"""A single round, to which others can be added."""
+MASKED = replace(ONE, privacy=PrivacyOptions(masked=True))
+
+
+@pytest.fixture(scope="module")
+def plain(site_stores: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one round without masks, in which each site's model was tested everywhere."""
+    out = tmp_path_factory.mktemp("plain") / "run"
+    options = replace(ONE, schedule=replace(ONE.schedule, cross_site=True))
+    assert simulate(options, site_stores, out, machine=CPU).finished
+    return out
+
+
+@pytest.fixture(scope="module")
+def masked(site_stores: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run with masks, and without these tests."""
+    out = tmp_path_factory.mktemp("masked") / "run"
+    assert simulate(MASKED, site_stores, out, machine=CPU).finished
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -116,70 +144,84 @@ def test_a_finished_run_is_not_run_again(undisturbed: Path, site_stores: dict[st
     assert not [event for event in events if isinstance(event, RoundDone | Finished)]
 
 
-@pytest.mark.slow
-def test_each_sites_model_is_tested_at_every_site(site_stores: dict[str, str], tmp_path: Path) -> None:
+def test_each_sites_model_is_tested_at_every_site(plain: Path) -> None:
     """After one round the mean of the sites' models by their rounded cases is the joint one."""
-    options = replace(OPTIONS, schedule=replace(OPTIONS.schedule, rounds=1, cross_site=True))
-    result = simulate(options, site_stores, tmp_path, machine=CPU)
-    cross = result.final["cross"]
+    saved = read_history(plain)
+    cross = saved["final"]["cross"]
     assert {whose: set(scores) for whose, scores in cross.items()} == {
         name: set(OPTIONS.sites) for name in OPTIONS.sites
     }
     assert all(0 <= scores["birch"]["birch"] <= 1 for scores in cross.values())
-    weights = {site: told["num_cases"] for site, told in result.history[0]["sites"].items()}
+    weights = {site: told["num_cases"] for site, told in saved["history"][0]["sites"].items()}
     models = {
-        site: load_weights(tmp_path / f"site-{site}.safetensors")["decoder.0.reduce.weight"] for site in OPTIONS.sites
+        site: load_weights(plain / f"site-{site}.safetensors")["decoder.0.reduce.weight"] for site in OPTIONS.sites
     }
     mean = sum(weights[site] * model for site, model in models.items()) / sum(weights.values())
-    torch.testing.assert_close(mean, load_weights(tmp_path / "last.safetensors")["decoder.0.reduce.weight"])
+    torch.testing.assert_close(mean, load_weights(plain / "last.safetensors")["decoder.0.reduce.weight"])
     assert not torch.equal(models["alder"], models["birch"])
-    columns, rows, _ = cross_table(result.final)
+    columns, rows, _ = cross_table(saved["final"])
     assert columns == ["model of", "at alder", "at birch", "at dogwood"]
     assert [row[0] for row in rows] == [*OPTIONS.sites, "all (best joint model)"]
-    assert "From site to site" in page(summary(tmp_path))
+    assert "From site to site" in page(summary(plain))
 
 
 @pytest.mark.slow
 def test_a_sites_model_is_tested_with_what_is_the_testers_own(site_stores: dict[str, str], tmp_path: Path) -> None:
     options = replace(
-        OPTIONS,
+        two_sites(OPTIONS),
         local=replace(OPTIONS.local, personal=("decoder*",)),
         schedule=replace(OPTIONS.schedule, rounds=1, cross_site=True),
     )
-    cross = simulate(options, site_stores, tmp_path, machine=CPU).final["cross"]
-    assert all(set(scores[site]) == {site} for scores in cross.values() for site in OPTIONS.sites)
+    stores = {site: site_stores[site] for site in options.sites}
+    cross = simulate(options, stores, tmp_path, machine=CPU).final["cross"]
+    assert {site: set(scores) for site, scores in cross.items()} == {site: {site} for site in options.sites}
+
+
+def two_sites(options: FederationOptions) -> FederationOptions:
+    return replace(options, sites=OPTIONS.sites[:2])
 
 
 @pytest.mark.slow
-def test_masks_change_the_sum_by_rounding_only(undisturbed: Path, site_stores: dict[str, str], tmp_path: Path) -> None:
+def test_masks_change_the_sum_by_rounding_only(plain: Path, masked: Path) -> None:
     """And only what three hospitals share: PD, T1c and T2 stay at home."""
-    one = replace(OPTIONS, schedule=replace(OPTIONS.schedule, rounds=1), fit=replace(OPTIONS.fit, schedule="constant"))
-    simulate(one, site_stores, tmp_path / "plain", machine=CPU)
-    simulate(replace(one, privacy=PrivacyOptions(masked=True)), site_stores, tmp_path / "masked", machine=CPU)
-    plain, masked = (load_file(tmp_path / name / "last.safetensors") for name in ("plain", "masked"))
-    for name in plain:
+    without, with_masks = (load_file(folder / "last.safetensors") for folder in (plain, masked))
+    for name in without:
         shared = [1, 2] if name == "encoder.0.first.conv.weight" else slice(None)
-        a, b = (state[name][:, shared] if isinstance(shared, list) else state[name] for state in (plain, masked))
+        a, b = (state[name][:, shared] if isinstance(shared, list) else state[name] for state in (without, with_masks))
         assert torch.allclose(a.float(), b.float(), atol=1e-6), name
     first = "encoder.0.first.conv.weight"
-    assert not torch.allclose(plain[first][:, 0], masked[first][:, 0], atol=1e-6)
-    known = {
-        site: read_info(tmp_path / "masked/sites" / site / "experiments/small/model.safetensors")
-        for site in OPTIONS.sites
-    }
-    assert read_info(tmp_path / "masked/model.safetensors").usable(("PD", "FLAIR", "T1", "T1c", "T2")) == (
-        "FLAIR",
-        "T1",
-    )
+    assert not torch.allclose(without[first][:, 0], with_masks[first][:, 0], atol=1e-6)
+    known = {site: read_info(masked / "sites" / site / "experiments/small/model.safetensors") for site in OPTIONS.sites}
+    assert read_info(masked / "model.safetensors").usable(("PD", "FLAIR", "T1", "T1c", "T2")) == ("FLAIR", "T1")
     assert known["alder"].usable(("PD", "FLAIR", "T1", "T1c", "T2")) == ("PD", "FLAIR", "T1", "T2")
     assert known["dogwood"].usable(("PD", "FLAIR", "T1", "T1c", "T2")) == ("FLAIR", "T1")
+
+
+def test_under_masks_a_site_keeps_what_it_learnt_for_itself(masked: Path) -> None:
+    """Its own parts belong to the model that it is judged by and keeps in the end."""
+    joint = load_file(masked / "model.safetensors")
+    kept = masked / "sites" / "alder" / "experiments" / OPTIONS.experiment / "model.safetensors"
+    (at,) = [n for n, name in enumerate(read_info(kept).axis) if name == "PD"]  # alder's alone
+    first = next(part.tensor for part in parts(read_info(kept)) if part.group == "PD")
+    assert not torch.equal(load_file(kept)[first][:, at], joint[first][:, at])
+
+
+@pytest.mark.slow
+def test_the_last_model_is_judged_with_it(masked: Path, site_stores: dict[str, str], tmp_path: Path) -> None:
+    """A second round begins with the model that the first one ended with."""
+    run = Path(shutil.copytree(masked, tmp_path / "run"))
+    ended = read_history(run)["final"]["validation"]
+    simulate(replace(MASKED, schedule=replace(ONE.schedule, rounds=2)), site_stores, run, machine=CPU)
+    began = {site: told["validation"] for site, told in read_history(run)["history"][1]["sites"].items()}
+    assert ended == began
 
 
 @pytest.mark.slow
 def test_noise_tells_its_epsilon(site_stores: dict[str, str], tmp_path: Path) -> None:
     events: list[Event] = []
-    noisy = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1, noise=1.0, payload="float16"))
-    simulate(noisy, site_stores, tmp_path, events.append, machine=CPU)
+    noisy = replace(two_sites(OPTIONS), privacy=PrivacyOptions(clip=0.1, noise=1.0, payload="float16"))
+    stores = {site: site_stores[site] for site in noisy.sites}
+    simulate(noisy, stores, tmp_path, events.append, machine=CPU)
     told = [event.epsilon for event in events if isinstance(event, RoundDone)]
     assert 0 < told[0] < told[1] < 20
 

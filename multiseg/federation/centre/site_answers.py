@@ -76,12 +76,14 @@ def _check_leaf(name: str, value: Any) -> None:
     """Raises ValueError for a text or number that no answer may hold."""
     if isinstance(value, str):
         limit = MOST_EVENT if name == "events" else MOST_TEXT
-        _check(len(value) <= limit, f"{_shown(name)} has a text of {len(value)} characters, more than {limit}")
+        if len(value) > limit:
+            raise ValueError(f"{_shown(name)} has a text of {len(value)} characters, more than {limit}")
         is_prose = name.endswith("/licence") or "/recipe" in name  # free text, perhaps over several lines
         letters = re.sub(r"[\n\t]", " ", value) if is_prose else value
-        _check(letters.isprintable(), f"{_shown(name)} holds characters that cannot be printed: {ascii(value)[:80]}")
-    elif isinstance(value, float):
-        _check(not math.isinf(value), f"{_shown(name)} is {value}")
+        if not letters.isprintable():
+            raise ValueError(f"{_shown(name)} holds characters that cannot be printed: {ascii(value)[:80]}")
+    elif isinstance(value, float) and math.isinf(value):
+        raise ValueError(f"{_shown(name)} is {value}")
 
 
 def _shown(name: str) -> str:

@@ -53,9 +53,11 @@ def write_damage(folder: Path, found: Mapping[str, str], cases: Sequence[Case]) 
         write_atomically(folder / FILE, json.dumps(now, indent=1, sort_keys=True).encode())
 
 
-def sound_store(site: Site, names: Collection[str]) -> Store:
-    """The site's store without these cases, named "DATABASE/CASE"."""
-    store = store_of(site)
+def sound_store(site: Site, opened: Store, names: Collection[str]) -> Store:
+    """The site's store, opened before, without these cases, named "DATABASE/CASE"."""
+    if not names:
+        return opened
+    store = store_of(site)  # another one, since errors are cleaned of the names of all cases
     for database in store.databases.values():
         database.cases = tuple(case for case in database.cases if f"{case.database}/{case.name}" not in names)
     return store

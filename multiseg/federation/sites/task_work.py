@@ -76,7 +76,7 @@ def done_soundly(work: Work) -> Answer:
         write_damage(work.folder, damaged, cases)
         check_share(len(damaged), len(cases), work.site.max_damaged)
         try:
-            return do(replace(work, store=sound_store(work.site, damaged), num_damaged=len(damaged)))
+            return do(replace(work, store=sound_store(work.site, work.store, damaged), num_damaged=len(damaged)))
         except StoreError:
             found = unsound(work.store, cases)
             if found.keys() <= damaged.keys():  # the error has another cause

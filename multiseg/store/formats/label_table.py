@@ -11,8 +11,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -22,26 +21,10 @@ import nibabel as nib
 from multiseg.colours import colour_of
 from multiseg.files import write_atomically
 from multiseg.labels import BACKGROUND, IGNORE, LabelSchema, LabelSpace
+from multiseg.store.formats.colour_tables import PROGRAMS, LabelRow, colour_table
 
 COMMENT, CARET, INTENT = "comment", "caret", "label"
 _CLEAR = "#000000"
-_SNAP_HEAD = "# ITK-SnAP Label Description File\n# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL\n"
-
-
-@dataclass(frozen=True)
-class LabelRow:
-    """The meaning of one number.
-
-    Attributes:
-        kind: "lesion" or "tissue"; "" for what is not a structure (background, ignored voxels).
-        stands_for: the source's own numbers, if several became one.
-    """
-
-    number: int
-    name: str
-    kind: str
-    colour: str
-    stands_for: tuple[int, ...] = ()
 
 
 def rows_of_space(space: LabelSpace) -> tuple[LabelRow, ...]:
@@ -67,8 +50,13 @@ def table_files(path: Path, rows: Sequence[LabelRow]) -> dict[Path, str]:
     stem = path.name.removesuffix(".gz").removesuffix(".nii")
     files = {path.with_name(f"{stem}.tsv"): _tsv(rows)}
     if sum(bool(row.kind) for row in rows) > 1:
-        files[path.with_name(f"{stem}.itksnap.txt")] = _itksnap(rows)
+        files |= colour_files(path.with_name(stem), rows, ["itksnap"])
     return files
+
+
+def colour_files(path: Path, rows: Sequence[LabelRow], programs: Iterable[str] = PROGRAMS) -> dict[Path, str]:
+    """The text of the colour tables of some programs, by their paths: `path` with the ending of each."""
+    return {path.with_name(path.name + PROGRAMS[name].ending): colour_table(name, rows) for name in programs}
 
 
 def write_tables(path: Path, rows: Sequence[LabelRow]) -> None:
@@ -111,14 +99,3 @@ def _table(rows: Sequence[LabelRow]) -> list[list[str]]:
 
 def _tsv(rows: Sequence[LabelRow]) -> str:
     return "".join("\t".join(line) + "\n" for line in _table(rows))
-
-
-def _itksnap(rows: Sequence[LabelRow]) -> str:
-    lines = []
-    for row in rows:
-        red, green, blue = bytes.fromhex(row.colour[1:])
-        # Background and ignored voxels are invisible.
-        shown = int(bool(row.kind))
-        name = row.name.replace('"', "'")
-        lines.append(f'{row.number:5d} {red:5d} {green:4d} {blue:4d} {shown:8d} {shown:2d} {shown:2d}    "{name}"\n')
-    return _SNAP_HEAD + "".join(lines)

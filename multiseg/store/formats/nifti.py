@@ -16,8 +16,9 @@ from nibabel.wrapstruct import WrapStructError
 
 from multiseg.errors import SourceError
 from multiseg.files import write_atomically
+from multiseg.store.formats.colour_tables import LabelRow
 from multiseg.store.formats.file_lengths import check_length, smallest_face
-from multiseg.store.formats.label_table import INTENT, LabelRow, label_extensions, write_tables
+from multiseg.store.formats.label_table import INTENT, label_extensions, write_tables
 from multiseg.store.formats.nifti_place import Doubts, placement_of
 from multiseg.store.formats.volumes import Geometry, Volume
 from multiseg.store.formats.voxels import as_voxels, refuse_colours, refuse_complex, volume_shape

@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load, save
 
 from multiseg.errors import FederationError
 from multiseg.federation.centre.rounds import RunResult, run
-from multiseg.federation.centre.run_events import Event, Left, Noted, Refused
+from multiseg.federation.centre.run_events import Event, Left, Noted, Refused, RoundDone
 from multiseg.federation.messages import (
     ANSWER_BOUNDS,
     DESCRIBE,
@@ -30,7 +31,10 @@ from multiseg.federation.messages import (
 from multiseg.federation.plan import AggregateOptions, PrivacyOptions
 from multiseg.models.saved import load_weights
 
-ASH, ELM, OAK = FakeSite("ash"), FakeSite("elm", change=0.5), FakeSite("oak", num_cases=30)
+ASH, ELM, OAK = (
+    FakeSite(name, num_cases=num_cases, change=change, dice=lambda step: 0.5)
+    for name, num_cases, change in (("ash", 10, 0.25), ("elm", 10, 0.5), ("oak", 30, 0.25))
+)
 Lie = Callable[[SiteTask], Answer | bytes | None]
 Tensors = Mapping[str, torch.Tensor]
 
@@ -45,19 +49,6 @@ def lying(kind: str, number: int, lie: Lie, times: int = 4) -> FakeLink:
     link = FakeLink(ASH, ELM, OAK)
     link.replies["elm", kind, number] = [lie] * times
     return link
-
-
-def silent(kind: str, number: int) -> FakeLink:
-    """The same where elm never answers that."""
-    return lying(kind, number, lambda task: None)
-
-
-@pytest.fixture(scope="module")
-def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two rounds in whose second elm says nothing."""
-    folder = tmp_path_factory.mktemp("without")
-    assert go(silent(ROUND, 2), folder, []).finished
-    return folder
 
 
 def tensors_of(change: Callable[[Tensors], Tensors]) -> Lie:
@@ -184,8 +175,8 @@ LIES: dict[str, tuple[Lie, str]] = {
     "100,000 brackets": (raw(lambda s: s.replace('"events": []', f'"events": {DEEP}')), "nested more than 16 deep"),
     "a name twice": (raw(lambda s: s.replace('"events": []', '"events": [], "events": []')), "'events' occurs twice"),
     "9 MB of JSON": (raw(lambda s: s.replace('"events": []', f'"events": [{LONG}]')), "more than 8000000"),
-    "another round": (head(round=7), "it answered as 'elm' to 'round' of round 7"),
-    "another kind": (head(kind=EVALUATE), "to 'evaluate' of round 2"),
+    "another round": (head(round=777), "it answered as 'elm' to 'round' of round 777"),
+    "another kind": (head(kind=EVALUATE), r"to 'evaluate' of round \d"),
     "another site": (head(site="oak"), "it answered as 'oak'"),
     "another experiment": (head(experiment="other"), "it answered for experiment 'other'"),
     "no message at all": (lambda task: b"hello", "damaged or not from multiseg"),
@@ -193,22 +184,72 @@ LIES: dict[str, tuple[Lie, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@dataclass
+class Told:
+    """What a run came to.
+
+    Attributes:
+        weights: after every round.
+    """
+
+    result: RunResult
+    events: list[Event] = field(default_factory=list)
+    weights: list[Tensors] = field(default_factory=list)
+
+
+def lied(folder: Path, lies: Mapping[int, list[Lie]], rounds: int, minutes: float) -> Told:
+    """A run in which elm tells these lies, in the order in which it is asked, in each round.
+
+    Args:
+        minutes: until nobody waits for it any more.
+    """
+    link, events, weights = FakeLink(ASH, ELM, OAK), list[Event](), list[Tensors]()
+    link.replies = {("elm", ROUND, number): list(replies) for number, replies in lies.items()}
+
+    def hear(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, RoundDone):
+            weights.append(load_weights(folder / "last.safetensors"))
+
+    said = options("ash", "elm", "oak", rounds=rounds, schedule={"quorum": 2, "deadline_minutes": minutes})
+    return Told(run(said, link, folder, hear, clock=link.clock), events, weights)
+
+
+@pytest.fixture(scope="module")
+def with_lies(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """A run in which elm tells another lie in every round from the second on, as often as it is asked."""
+    lies = {number: [lie] * 4 for number, (lie, _) in zip(count(2), LIES.values(), strict=False)}
+    return lied(tmp_path_factory.mktemp("lies"), lies, 1 + len(lies), minutes=10.0)
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """The same run where elm says nothing from the second round on."""
+    silence: dict[int, list[Lie]] = {number: [lambda task: None] for number in range(2, 2 + len(LIES))}
+    return lied(tmp_path_factory.mktemp("without"), silence, 1 + len(LIES), minutes=0.1)
+
+
 @pytest.mark.parametrize("name", LIES)
-def test_a_lie_is_refused_and_the_others_carry_on(name: str, without: Path, tmp_path: Path) -> None:
-    lie, reason = LIES[name]
-    events: list[Event] = []
-    result = go(lying(ROUND, 2, lie), tmp_path, events)
-    (refused,) = [event for event in events if isinstance(event, Refused)]
-    assert (refused.site, refused.round) == ("elm", 2)
+def test_a_lie_is_refused_and_the_others_carry_on(name: str, with_lies: Told, without: Told) -> None:
+    number, (_, reason) = 2 + list(LIES).index(name), LIES[name]
+    (refused,) = [event for event in with_lies.events if isinstance(event, Refused) and event.round == number]
+    assert refused.site == "elm"
     assert re.search(reason, refused.reason), refused.reason
     assert len(refused.reason) < 1100
     assert refused.reason.isprintable()
-    assert (result.finished, list(result.history[1]["sites"]), list(result.history[1]["failed"])) == (
-        True, ["ash", "oak"], ["elm"],
-    )  # fmt: skip
-    a, b = load_weights(tmp_path / "last.safetensors"), load_weights(without / "last.safetensors")
+    entry = with_lies.result.history[number - 1]
+    assert (list(entry["sites"]), list(entry["failed"])) == (["ash", "oak"], ["elm"])
+    a, b = with_lies.weights[number - 1], without.weights[number - 1]
     assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+@pytest.mark.slow
+def test_a_run_of_lies_ends(with_lies: Told, without: Told) -> None:
+    assert with_lies.result.finished
+    assert without.result.finished
+    assert [event.round for event in with_lies.events if isinstance(event, Refused)] == [*range(2, 2 + len(LIES))]
+    first, second = without.weights[:2]
+    assert not any(torch.equal(first[name], second[name]) for name in first), "the others' updates count"
 
 
 @pytest.mark.slow
@@ -237,7 +278,7 @@ def test_a_float16_that_overflows_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_answer_that_comes_twice_counts_once(tmp_path: Path, without: Path) -> None:
+def test_an_answer_that_comes_twice_counts_once(tmp_path: Path) -> None:
     """Also where the second one is another: the first that is sound stands."""
     link = FakeLink(ASH, ELM, OAK)
     plain = go(link, tmp_path / "a", [])
@@ -285,20 +326,25 @@ DESCRIPTIONS: dict[str, tuple[Lie, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", DESCRIPTIONS)
-def test_a_site_whose_description_is_none_is_set_aside(name: str, tmp_path: Path) -> None:
+def test_a_site_whose_description_is_none_is_named(name: str, tmp_path: Path) -> None:
     lie, reason = DESCRIPTIONS[name]
     link = lying(DESCRIBE, 0, lie)
+    with pytest.raises(FederationError, match="elm: ") as caught:
+        run(options("ash", "elm", "oak"), link, tmp_path, clock=link.clock)
+    assert re.search(reason, str(caught.value))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["-1 cases", "deep", "tensors"])
+def test_with_a_quorum_it_is_set_aside(name: str, tmp_path: Path) -> None:
+    """What it says reaches the centre as an answer, as a failure of the link, or with what belongs to another kind."""
+    lie, reason = DESCRIPTIONS[name]
     events: list[Event] = []
-    result = go(link, tmp_path, events, rounds=1)
+    result = go(lying(DESCRIBE, 0, lie), tmp_path, events, rounds=1)
     (left,) = [event for event in events if isinstance(event, Left)]
     assert (left.site, bool(re.search(reason, left.reason))) == ("elm", True), left
     assert (result.finished, list(result.history[0]["sites"])) == (True, ["ash", "oak"])
-    link = lying(DESCRIBE, 0, lie)
-    with pytest.raises(FederationError, match="elm: ") as caught:
-        run(options("ash", "elm", "oak"), link, tmp_path / "all", clock=link.clock)
-    assert re.search(reason, str(caught.value))
 
 
 @pytest.mark.slow

@@ -29,6 +29,13 @@ def info(infos):
     return joint_info(infos)
 
 
+@pytest.fixture(scope="module")
+def first(site_stores, tmp_path_factory, info):
+    """What birch and dogwood answer to the first round."""
+    state = tmp_path_factory.mktemp("first")
+    return {name: answer(round_task(info), site_of(name, site_stores, state)) for name in ("birch", "dogwood")}
+
+
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -42,8 +49,8 @@ def test_a_site_describes_what_a_roster_is_made_of(infos, info):
 
 
 @pytest.mark.slow
-def test_a_round_sends_exactly_the_parts_that_the_site_trains(site_stores, tmp_path, info):
-    sent = answer(round_task(info), site_of("dogwood", site_stores, tmp_path))
+def test_a_round_sends_exactly_the_parts_that_the_site_trains(first, info):
+    sent = first["dogwood"]
     assert not sent.error
     expected = trained_parts(parts(info), {"T1", "FLAIR"}, {"lesion"})
     assert sent.tensors.keys() == {part.name for part in expected}
@@ -53,9 +60,8 @@ def test_a_round_sends_exactly_the_parts_that_the_site_trains(site_stores, tmp_p
     assert any(tensor.abs().max() > 0 for tensor in sent.tensors.values())
 
 
-@pytest.mark.slow
-def test_what_a_round_tells(site_stores, tmp_path, info):
-    told = answer(round_task(info), site_of("dogwood", site_stores, tmp_path)).body
+def test_what_a_round_tells(first):
+    told = first["dogwood"].body
     assert told["num_cases"] == 5
     assert told["exposure"][""] == told["exposure"]["T1"] == 5  # at most 4 in truth
     assert told["exposure"]["PD"] == 0
@@ -66,22 +72,22 @@ def test_what_a_round_tells(site_stores, tmp_path, info):
 
 
 @pytest.mark.slow
-def test_a_round_is_the_same_bits_wherever_it_is_repeated(site_stores, tmp_path, info):
-    one = answer(round_task(info), site_of("birch", site_stores, tmp_path / "one"))
+def test_a_round_is_the_same_bits_wherever_it_is_repeated(site_stores, tmp_path, info, first):
+    one = first["birch"]
     task = round_task(info)
     torch.manual_seed(99)
     before = torch.get_rng_state()
     other = answer(task, site_of("birch", site_stores, tmp_path / "other"))
     assert same(one.tensors, other.tensors)
     assert torch.equal(before, torch.get_rng_state())  # and it leaves others' random numbers alone
-    second = answer(round_task(info, number=2, kept=0), site_of("birch", site_stores, tmp_path / "one"))
+    second = answer(round_task(info, number=2, kept=0), site_of("birch", site_stores, tmp_path / "other"))
     assert not same(one.tensors, second.tensors)
 
 
 @pytest.mark.slow
-def test_sites_draw_differently(site_stores, tmp_path, info):
-    here = site_of("birch", site_stores, tmp_path)
-    assert not same(answer(round_task(info), here).tensors, answer(round_task(info), replace(here, name="elm")).tensors)
+def test_sites_draw_differently(site_stores, tmp_path, info, first):
+    elm = replace(site_of("birch", site_stores, tmp_path), name="elm")
+    assert not same(first["birch"].tensors, answer(round_task(info), elm).tensors)
 
 
 @pytest.mark.slow
@@ -195,14 +201,14 @@ def test_a_site_that_only_evaluates_estimates_its_statistics(site_stores, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_stopped_round_is_no_answer(site_stores, tmp_path, info):
+def test_a_stopped_round_is_no_answer(site_stores, tmp_path, info, first):
     site = site_of("birch", site_stores, tmp_path)
     steps = []
     with pytest.raises(StoppedError):
         answer(round_task(info), site, lambda: bool(steps), steps.append)
     assert len(steps) == 1
     rested = answer(round_task(info), site)
-    assert same(rested.tensors, answer(round_task(info), site_of("birch", site_stores, tmp_path / "new")).tensors)
+    assert same(rested.tensors, first["birch"].tensors)
 
 
 @pytest.mark.slow
@@ -216,10 +222,10 @@ def test_a_round_that_left_no_finite_weights_is_an_error_and_is_not_kept(site_st
 
 
 @pytest.mark.slow
-def test_noise_is_the_same_for_a_repeated_task_and_hides_what_it_does_not_cover(site_stores, tmp_path, info):
+def test_noise_is_the_same_for_a_repeated_task_and_hides_what_it_does_not_cover(site_stores, tmp_path, info, first):
     options = replace(OPTIONS, privacy=PrivacyOptions(clip=0.1, noise=0.5))
     site = site_of("birch", site_stores, tmp_path)
-    noisy, plain = answer(round_task(info, options=options), site), answer(round_task(info), site)
+    noisy, plain = answer(round_task(info, options=options), site), first["birch"]
     assert noisy.body["metrics"].keys() == {"validation", "bad_steps"}
     assert not same(noisy.tensors, plain.tensors)
     forget(site)
@@ -283,7 +289,7 @@ def test_clipping_and_half_precision(site_stores, tmp_path, info):
 
 
 @pytest.mark.slow
-def test_masked_updates_sum_to_the_plain_ones(site_stores, tmp_path, infos, info, turned_round):
+def test_masked_updates_sum_to_the_plain_ones(site_stores, tmp_path, info, turned_round):
     masking = replace(OPTIONS, privacy=PrivacyOptions(masked=True))
     states = tmp_path / "masked"
     known = described(site_stores, states, masking)

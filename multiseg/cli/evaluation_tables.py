@@ -1,0 +1,142 @@
+"""What `evaluate` prints: its progress, tables and warnings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import TaskID
+
+from multiseg.cli.console import messages, output, print_table, progress_bar
+from multiseg.errors import few
+from multiseg.evaluation.evaluation_result import Evaluation
+from multiseg.evaluation.lesions import SIZES
+
+Row = Mapping[Hashable, Any]
+COUNTS = {
+    "with lesion": "num_with_lesion",
+    "missed": "num_missed",
+    "lesion-free": "num_lesion_free",
+    "false alarms": "num_false_alarms",
+}
+
+
+@contextmanager
+def evaluation_progress(is_quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar; where none can be drawn, a line for each case."""
+    with progress_bar("evaluate", 1) as bar:
+
+        def on_case(done: int, total: int, case: str) -> None:
+            bar.update(TaskID(0), completed=done, total=total, details=case)
+            if bar.disable and not is_quiet:
+                messages().print(f"{done + 1}/{total} {case}", soft_wrap=True)
+
+        yield on_case
+
+
+def print_evaluation(result: Evaluation, folder: Path) -> None:
+    """Print the tables of an evaluation, how its numbers are meant, and what was left out."""
+    keys = ["database", "label", "modalities"] if result.summary["label"].nunique() > 1 else ["database", "modalities"]
+    for learnt, group in result.summary.groupby("learnt", sort=True):  # "", the held-out cases, comes first
+        rows = group.to_dict("records")
+        title = result.title_of(str(learnt))
+        _print_rows(f"{title}, mean by subset of sequences", keys, rows, _means(result.own_metrics))
+        _print_rows(f"{title}: lesions, surfaces, volumes and pooled voxels", keys, rows, _trust())
+    scoring, rule = result.scoring, result.scoring.rule
+    least = "more than" if rule.more_than else "at least"
+    output().print(
+        f"Lesions by the rule {scoring.lesion_rule}: {least} {rule.volume_mm3:g} mm3, dilation {rule.dilation}; found "
+        f"of each size in mm3. Surface Dice within {scoring.tolerance_mm:g} mm. Pooled: the voxels of all cases."
+    )
+    output().print(result.policy)
+    _print_left_out(result)
+    output().print(f"Written to {folder}: cases.csv, summary.csv, summary.json, montage.png", soft_wrap=True)
+
+
+def learnt_warnings(learnt: Mapping[str, Sequence[str]]) -> list[str]:
+    """A warning for each kind of cases that are not held out, with their number and the first few names."""
+    num_cases = sum(map(len, learnt.values()))
+    warnings = {
+        "train": "the model was TRAINED ON {}: their results do not hold for new patients.",
+        "val": "the model was CHOSEN BY {} (validation): their results are too optimistic.",
+        "not known": "it is not known whether the model learnt from {}: its file does not list all its scans.",
+    }
+    return [
+        text.format(f"{len(learnt[use])} of the {num_cases} cases ({few(learnt[use])})")
+        for use, text in warnings.items()
+        if learnt[use]
+    ]
+
+
+def _print_rows(
+    title: str, keys: Sequence[str], rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]
+) -> None:
+    cells = [[row[key] for key in keys] + [text(row) for text in columns.values()] for row in rows]
+    names = ["sequences" if key == "modalities" else key for key in keys]
+    print_table(title, [*names, *columns], cells, right=list(columns))
+
+
+def _means(own_metrics: Sequence[str]) -> dict[str, Callable[[Row], str]]:
+    """The columns of means and counts, by title."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "Dice": lambda row: number(row, "dice"),
+        "SD": lambda row: number(row, "dice_sd"),
+        "sens.": lambda row: number(row, "sensitivity"),
+        "prec.": lambda row: number(row, "precision"),
+        "ASSD mm": lambda row: number(row, "assd_mm"),
+        "HD95 mm": lambda row: number(row, "hd95_mm"),
+    }
+    columns |= {name: _shown(name) for name in own_metrics}
+    return columns | {title: _counted(name) for title, name in COUNTS.items()}
+
+
+def _trust() -> dict[str, Callable[[Row], str]]:
+    """The columns of lesions, surfaces, volumes and pooled voxels, by title."""
+    sizes = [size.removesuffix("_mm3").replace("_to_", "-") for size in SIZES]
+    titles = [size.replace("under_", "<").replace("over_", ">") for size in sizes]
+    return {
+        "pooled Dice": _shown("dice_pooled"),
+        "sens. ": _shown("sensitivity_pooled"),
+        "prec. ": _shown("precision_pooled"),
+        "surface Dice": _shown("surface_dice"),
+        "volume %": lambda row: number(row, "volume_difference_percent", "+.0f"),
+        "lesion F1": _shown("lesion_f1"),
+        "Dice": _shown("lesion_dice"),
+        "HD95 mm": _shown("lesion_hd95_mm"),
+        "false": _counted("num_lesions_false"),
+        **{title: _found(size) for title, size in zip(titles, SIZES, strict=True)},
+    }
+
+
+def _shown(name: str) -> Callable[[Row], str]:
+    return lambda row: number(row, name)
+
+
+def _counted(name: str) -> Callable[[Row], str]:
+    return lambda row: number(row, name, ".0f")
+
+
+def _found(size: str) -> Callable[[Row], str]:
+    """How many lesions of a size were found, of how many."""
+    found, lesions = f"num_found_{size}", f"num_lesions_{size}"
+    return lambda row: f"{number(row, found, '.0f')}/{number(row, lesions, '.0f')}" if row[lesions] > 0 else "-"
+
+
+def number(row: Row, name: str, form: str = "") -> str:
+    """A number with three decimals, or one if it is a distance; a dash if it is undefined."""
+    return "-" if math.isnan(row[name]) else format(row[name], form or (".1f" if name.endswith("mm") else ".3f"))
+
+
+def _print_left_out(result: Evaluation) -> None:
+    for database, names in result.left_out.items():
+        messages().print(f"{database}: {', '.join(names)} left out: the model has no trained channel for it.")
+    for database, text in result.unlisted.items():
+        messages().print(f"{database}: {text}.", soft_wrap=True)
+    for case, text in result.doubts.items():
+        messages().print(f"{case}: {text}", soft_wrap=True, markup=False)
+    for reason in dict.fromkeys(result.skipped.values()):
+        cases = [case for case, why in result.skipped.items() if why == reason]
+        messages().print(f"not evaluated: {few(cases)}: {reason}.", soft_wrap=True)
