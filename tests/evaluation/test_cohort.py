@@ -51,11 +51,12 @@ def save_scan(path: Path, seed: int, affine: np.ndarray) -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Three patients with FLAIR and T1, and a label that nobody explains, which must not be read."""
+    """Three patients with FLAIR and T1, two with a label, which is neither needed nor read."""
     affine = np.array([[0, -4, 0, 30], [-5.0, 0, 0, 20], [0, 0, 6, -40], [0, 0, 0, 1]])
     for number, case in enumerate(("A1", "A2", "A3")):
         for sequence in ("FLAIR", "T1"):
             save_scan(tmp_path / "study" / case / f"{sequence}.nii.gz", 2 * number + (sequence == "T1"), affine)
+    for case in ("A1", "A2"):
         (tmp_path / "study" / case / "label.nii.gz").write_bytes(b"not even an image")
     return tmp_path / "study"
 
