@@ -77,10 +77,10 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": train_command,
     "finetune": finetune_command,
     "evaluate": evaluate_command,
-    "predict": predict_command,
     "export": export_command,
     "pack": pack_command,
     "bids": bids_command,
+    "predict": predict_command,
     "experiment": experiment_command,
     "import-weights": import_weights_command,
 }

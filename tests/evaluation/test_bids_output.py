@@ -64,6 +64,7 @@ def read(path: Path) -> dict[str, object]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_derivative_of_one_structure(model: str, study: Path) -> None:
     out = study / "derivatives" / "multiseg"
     assert run(["bids", str(study), str(out), "participant", "--model", model, "--probabilities"]) == 0
@@ -112,6 +113,7 @@ def test_a_derivative_of_several_structures(study: Path, tmp_path: Path) -> None
     assert read(out / "dataset_description.json")["DatasetLinks"] == {"raw": "../study"}
 
 
+@pytest.mark.slow
 def test_the_command_line_of_a_bids_app(
     model: str, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

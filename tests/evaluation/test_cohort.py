@@ -51,11 +51,12 @@ def save_scan(path: Path, seed: int, affine: np.ndarray) -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Three patients with FLAIR and T1, and a label that nobody explains, which must not be read."""
+    """Three patients with FLAIR and T1, two with a label, which is neither needed nor read."""
     affine = np.array([[0, -4, 0, 30], [-5.0, 0, 0, 20], [0, 0, 6, -40], [0, 0, 0, 1]])
     for number, case in enumerate(("A1", "A2", "A3")):
         for sequence in ("FLAIR", "T1"):
             save_scan(tmp_path / "study" / case / f"{sequence}.nii.gz", 2 * number + (sequence == "T1"), affine)
+    for case in ("A1", "A2"):
         (tmp_path / "study" / case / "label.nii.gz").write_bytes(b"not even an image")
     return tmp_path / "study"
 
@@ -69,6 +70,7 @@ def stamps(out: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
 
 
+@pytest.mark.slow
 def test_the_tables_are_what_the_masks_are(model: Path, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(["predict", str(model), str(source), "-o", str(out), "--probabilities"]) == 0
@@ -113,6 +115,7 @@ def done(model: Path, source: Path, tmp_path: Path) -> Iterator[list[str]]:
     return command
 
 
+@pytest.mark.slow
 def test_only_what_has_changed_is_done_again(
     done: list[str], source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +133,7 @@ def test_only_what_has_changed_is_done_again(
     assert json.loads(capsys.readouterr().out)["segmented"] == ["A1", "A2", "A3"]
 
 
+@pytest.mark.slow
 def test_a_bad_case_stops_no_other_and_is_listed(
     model: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +161,7 @@ def test_a_case_that_was_good_leaves_no_old_mask_when_it_turns_bad(
     assert [row["case"] for row in table(tmp_path / "out" / "cases.csv") if row["error"]] == ["A2"]
 
 
+@pytest.mark.slow
 def test_what_a_person_changed_is_kept(done: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mask = tmp_path / "out" / "A1.nii.gz"
     mask.write_bytes(mask.read_bytes() + b"corrected")
@@ -177,6 +182,7 @@ def test_a_foreign_file_is_kept(model: Path, source: Path, tmp_path: Path, capsy
     assert not (tmp_path / "out" / "A1.nii.gz").exists()
 
 
+@pytest.mark.slow
 def test_models_and_options_are_not_mixed(
     done: list[str], source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +199,7 @@ def test_models_and_options_are_not_mixed(
     assert stamps(out) == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes(
     model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +260,7 @@ def test_flags_of_a_folder_are_refused_for_one_patient(
     assert "are for a folder of patients" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_cases_of_a_store_come_home_as_from_their_files(
     done: list[str], source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,6 +307,7 @@ def test_cases_of_a_manifest_are_apart_by_database(model: Path, source: Path, tm
     assert {(row["person"], row["visit"]) for row in rows} == {("PA1", "v1"), ("PA2", "v1")}
 
 
+@pytest.mark.slow
 def test_the_brain_of_a_case_is_its_mask_in_the_layout(
     model: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
