@@ -73,7 +73,8 @@ def export_onnx(model: Model, out: Path, inputs: Sequence[Path] = (), overwrite:
     sizes, subsets = _sizes(model), _subsets(len(model.info.axis))
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
     checks = [(sizes[0], [subset]) for subset in subsets]  # alone, since others in the batch may hide a fault
-    checks += [(sizes[-1], subsets[start : start + AT_ONCE]) for start in range(0, len(subsets), AT_ONCE)]
+    checks += [(sizes[1], subsets[start : start + AT_ONCE]) for start in range(0, len(subsets), AT_ONCE)]
+    checks += [(sizes[-1], subsets[:1])]
     largest = max(_difference(model, session, _example(model, *check)) for check in checks)
     record = preparation_record(model.info, getattr(model.network, "multiple", None))
     record["model"] = {"file": out.name, "sha256": hashlib.sha256(data).hexdigest(), "opset": OPSET}
@@ -125,12 +126,13 @@ def _traced(model: Model) -> bytes:
 
 
 def _sizes(model: Model) -> tuple[Index3, ...]:
-    """The sizes at which the file is compared: the first is that of the trace, another shows that sizes are free."""
+    """The sizes at which the file is compared: the first is that of the trace, the second shows that sizes are free, and
+    the last is that of the training's patches, since norms over more voxels round more."""
     multiple = getattr(model.network, "multiple", None)
     if multiple is None:  # a network of the user, which may have a size of its own
-        return (model.info.patch,)
+        return (model.info.patch,) * 3
     small, large = 2 * multiple, 3 * multiple
-    return (small, small, small), (large, small, small)
+    return (small, small, small), (large, small, small), model.info.patch
 
 
 def _subsets(num_modalities: int) -> list[tuple[bool, ...]]:

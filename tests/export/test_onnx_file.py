@@ -38,6 +38,7 @@ def test_every_network_answers_alike(name: str, tmp_path: Path) -> None:
     done = export_onnx(model, tmp_path / "model.onnx")
     assert done.largest_difference < 5e-4
     assert done.subsets == 7
+    assert done.sizes[-1] == model.info.patch
     session = onnxruntime.InferenceSession(done.path, providers=["CPUExecutionProvider"])
     images = torch.randn(7, 3, 24, 16, 32)  # a size and a batch of which nobody knew
     present = torch.tensor(list(itertools.product((True, False), repeat=3))[:-1])
