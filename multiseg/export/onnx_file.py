@@ -126,8 +126,8 @@ def _traced(model: Model) -> bytes:
 
 
 def _sizes(model: Model) -> tuple[Index3, ...]:
-    """The sizes at which the file is compared: the first is that of the trace, the second shows that sizes are free, and
-    the last is that of the training's patches, since norms over more voxels round more."""
+    """The sizes at which the file is compared: that of the trace, another to show that sizes are free, and that of the
+    training's patches, since norms over more voxels round more."""
     multiple = getattr(model.network, "multiple", None)
     if multiple is None:  # a network of the user, which may have a size of its own
         return (model.info.patch,) * 3
