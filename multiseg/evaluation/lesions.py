@@ -71,6 +71,7 @@ SIZES: Mapping[str, tuple[float, float]] = {
 }
 """Lesions by their volume: from the first number to below the second."""
 TOUCHING = ndimage.generate_binary_structure(3, 3)
+"""Voxels that share a face, an edge or a corner belong to one component (26 neighbours)."""
 GROWTH = ndimage.generate_binary_structure(3, 2)
 COUNTS = (
     *("num_lesions", "num_lesions_found", "num_lesions_false"),

@@ -9,12 +9,10 @@ import numpy as np
 from jaxtyping import Float, Num
 from scipy import ndimage
 
+from multiseg.evaluation.lesions import TOUCHING
 from multiseg.labels import LabelSpace
 from multiseg.store.formats.volumes import voxel_size_mm
 from multiseg.types import Affine
-
-WHOLE_NEIGHBOURHOOD = np.ones((3, 3, 3), dtype=bool)
-"""Voxels that share a face, an edge or a corner belong to one lesion (26 neighbours)."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def rows_of_segmentation(
 def _lesions(
     mask: Any, affine: Affine, probability: Float[np.ndarray, "i j k"], structure: str, ml: float
 ) -> list[LesionRow]:
-    parts, num = ndimage.label(mask, WHOLE_NEIGHBOURHOOD)
+    parts, num = ndimage.label(mask, TOUCHING)
     boxes = ndimage.find_objects(parts)
     sizes = np.bincount(parts.ravel(), minlength=num + 1)[1:]
     order = sorted(range(num), key=lambda index: (-sizes[index], index))
