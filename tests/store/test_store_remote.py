@@ -464,7 +464,7 @@ def open_folder() -> Iterator[Path]:
 def test_folders_that_may_not_be_written_or_read(
     mode: int, open_folder: Path, few_hospitals: Path, capsys: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
-) -> None:
+) -> None:  # fmt: skip
     url = str(open_folder / "brain.zarr")
     shutil.copytree(few_hospitals, open_folder / "hospitals")
     files = find_manifest(open_folder / "hospitals/manifest.toml")[:1]
