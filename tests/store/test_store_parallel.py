@@ -3,7 +3,8 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from distributed import LocalCluster
 
 from multiseg.errors import DataError, ResourceError, UsageError
+from multiseg.store.ingest import ingestion, parallel
 from multiseg.store.ingest.ingest_plan import IngestOptions
 from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.ingest.parallel import Workers, default_memory_bytes, run_tasks
@@ -67,19 +69,13 @@ def test_a_worker_that_dies_takes_no_other_task_along() -> None:
     assert done[5].error.code == "WORKER_DIED"
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a cluster of two processes. It takes back no task of a worker that died."""
+@pytest.mark.slow
+def test_a_worker_of_a_cluster_that_dies_takes_no_other_task_along() -> None:
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster,
     ):
-        yield cluster.scheduler_address
-
-
-@pytest.mark.slow
-def test_a_worker_of_a_cluster_that_dies_takes_no_other_task_along(cluster: str) -> None:
-    done = {one.task: one for one in run_tasks(die_of_five, [4, 5, 6], Workers(2, cluster))}
+        done = {one.task: one for one in run_tasks(die_of_five, [4, 5, 6], Workers(2, cluster.scheduler_address))}
     assert {task: one.result for task, one in done.items()} == {4: 4, 5: None, 6: 6}
     assert done[5].error.code == "WORKER_DIED"
 
@@ -179,20 +175,51 @@ def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         list(run_tasks(square, [1], Workers(2, "tcp://127.0.0.1:9")))
 
 
+def test_a_cluster_without_workers_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Idle(ThreadPoolExecutor):
+        def submit(self, *task: Any) -> Future[Any]:
+            return Future()
+
+    monkeypatch.setattr(parallel, "FIRST_WORKER_S", 0.01)
+    with pytest.raises(ResourceError, match=r"scheduler at tcp://node1:8786 answers, but no worker .* within 0\.01 s"):
+        parallel._check_alive(Idle(), Workers(2, "tcp://node1:8786"))
+
+
 def files_of(url: str) -> dict[str, bytes]:
     return {path.relative_to(url).as_posix(): path.read_bytes() for path in Path(url).rglob("*") if path.is_file()}
+
+
+def first_comes_last(prepare: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A preparation of three cases of each database at once, of which the first is done after the others."""
+    changed, num_done = threading.Condition(), Counter[str]()
+
+    def prepared(task: Any) -> Any:
+        result = prepare(task)
+        with changed:
+            if task.case.case.endswith("1"):
+                assert changed.wait_for(lambda: num_done[task.database] == 2, timeout=60)
+            num_done[task.database] += 1
+            changed.notify_all()
+        return result
+
+    return prepared
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["threads", "processes", "cluster"])
 def test_the_store_is_the_same_whoever_prepares_it(
-    kind: str, few_hospitals: Path, few_url: str, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, few_hospitals: Path, few_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Byte for byte, in all its files, but for those whose text or compression depends on the order of commits."""
+    if kind == "threads":
+        monkeypatch.setattr(ingestion, "_prepare_and_encode", first_comes_last(ingestion._prepare_and_encode))
     databases = find_manifest(few_hospitals / "manifest.toml")
     url = str(tmp_path / "brain.zarr")
-    workers = Workers(4, request.getfixturevalue("cluster")) if kind == "cluster" else Workers(3, kind)
-    reports = ingest(databases, url, IngestOptions(SPACING_MM, workers=workers))
+    if kind == "cluster":
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            reports = ingest(databases, url, IngestOptions(SPACING_MM, workers=Workers(4, cluster.scheduler_address)))
+    else:
+        reports = ingest(databases, url, IngestOptions(SPACING_MM, workers=Workers(3, kind)))
     assert [report.written for report in reports] == [
         tuple(case.name for case in database.cases) for database in open_store(url).databases.values()
     ]

@@ -18,9 +18,9 @@ from multiseg.store.sources.source_types import DatabaseFiles
 
 SPACING_MM = (10.0, 10.0, 10.0)
 DISKS = {"keeps names": 0.0, "loses names": 1.0, "loses some names": 0.5}
-MOMENTS = 3
+MOMENTS = 2
 """Of each ingest and disk, evenly spaced, and others for each disk; an ingest has some 150, and MULTISEG_ALL_TESTS
-tries them all."""
+tries them all. The disk that loses some names is tried after each commit, too."""
 
 Held = dict[tuple[str, str], tuple[Any, ...]]
 
@@ -46,8 +46,10 @@ def watched(databases: list[DatabaseFiles], url: Path, options: IngestOptions, p
 def check_moments(disk: Recorder, before: Held, after: Held, place: Path) -> None:
     moments = disk.moments()
     step = 1 if ALL else max(1, len(moments) // MOMENTS)
+    named = {moment: event[2] for moment in moments if (event := disk.events[moment - 1])[0] == "rename"}
+    commits = {moment for moment, path in named.items() if "/status/c/" in path}
     for number, names_lost in enumerate(DISKS.values()):
-        for moment in moments[number * step // len(DISKS) :: step]:
+        for moment in sorted({*moments[number * step // len(DISKS) :: step], *(commits if 0 < names_lost < 1 else ())}):
             committed = {event[1] for event in disk.events[:moment] if event[0] == "written"}
             lost = disk.lost(moment, place, names_lost)
             try:

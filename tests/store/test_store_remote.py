@@ -467,7 +467,7 @@ def test_folders_that_may_not_be_written_or_read(
     few_hospitals: Path,
     capsys: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
-) -> None:
+) -> None:  # fmt: skip
     url = str(open_folder / "brain.zarr")
     shutil.copytree(few_hospitals, open_folder / "hospitals")
     files = find_manifest(open_folder / "hospitals/manifest.toml")[:1]

@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 
 THREADS, PROCESSES = "threads", "processes"
 CLUSTER_TIMEOUT_S = 20
+FIRST_WORKER_S = 600.0
+"""How long a cluster may take to start its first worker, as one that grows with its work does."""
 
 
 @dataclass(frozen=True)
@@ -259,10 +261,20 @@ def _abandon(executor: Executor) -> None:
 
 
 def _check_alive(executor: Executor, workers: Workers) -> None:
-    """Run a trivial task: if workers cannot even start, the cases are not to blame."""
+    """Run a trivial task: if workers cannot even start, the cases are not to blame.
+
+    Raises:
+        ResourceError: none starts, or a cluster has none within `FIRST_WORKER_S`.
+    """
     failures: tuple[type[Exception], ...] = (RuntimeError, *_death_errors(workers))
     try:
-        executor.submit(default_workers).result()
+        first = executor.submit(default_workers)
+        first.result(FIRST_WORKER_S if workers.kind not in (THREADS, PROCESSES) else None)
+    except TimeoutError as error:
+        raise ResourceError(
+            f"the dask scheduler at {workers.kind} answers, but no worker has taken a task within {FIRST_WORKER_S:g} s. "
+            "Start its workers, and run the command again."
+        ) from error
     except failures as error:
         raise ResourceError(
             f"cannot start a worker process ({error}). Use --workers 1; in your own script, call ingest "
