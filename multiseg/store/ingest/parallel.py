@@ -272,8 +272,8 @@ def _check_alive(executor: Executor, workers: Workers) -> None:
         first.result(FIRST_WORKER_S if workers.kind not in (THREADS, PROCESSES) else None)
     except TimeoutError as error:
         raise ResourceError(
-            f"the dask scheduler at {workers.kind} answers, but no worker has started within {FIRST_WORKER_S:g} s. Start "
-            "its workers, and run the command again."
+            f"the dask scheduler at {workers.kind} answers, but no worker has started within {FIRST_WORKER_S:g} s. "
+            "Start its workers, and run the command again."
         ) from error
     except failures as error:
         raise ResourceError(
