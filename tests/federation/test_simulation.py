@@ -144,6 +144,7 @@ def test_a_finished_run_is_not_run_again(undisturbed: Path, site_stores: dict[st
     assert not [event for event in events if isinstance(event, RoundDone | Finished)]
 
 
+@pytest.mark.slow
 def test_each_sites_model_is_tested_at_every_site(plain: Path) -> None:
     """After one round the mean of the sites' models by their rounded cases is the joint one."""
     saved = read_history(plain)
@@ -198,6 +199,7 @@ def test_masks_change_the_sum_by_rounding_only(plain: Path, masked: Path) -> Non
     assert known["dogwood"].usable(("PD", "FLAIR", "T1", "T1c", "T2")) == ("FLAIR", "T1")
 
 
+@pytest.mark.slow
 def test_under_masks_a_site_keeps_what_it_learnt_for_itself(masked: Path) -> None:
     """Its own parts belong to the model that it is judged by and keeps in the end."""
     joint = load_file(masked / "model.safetensors")

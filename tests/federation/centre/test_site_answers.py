@@ -229,6 +229,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Told:
     return lied(tmp_path_factory.mktemp("without"), silence, 1 + len(LIES), minutes=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIES)
 def test_a_lie_is_refused_and_the_others_carry_on(name: str, with_lies: Told, without: Told) -> None:
     number, (_, reason) = 2 + list(LIES).index(name), LIES[name]
@@ -252,7 +253,6 @@ def test_a_run_of_lies_ends(with_lies: Told, without: Told) -> None:
     assert not any(torch.equal(first[name], second[name]) for name in first), "the others' updates count"
 
 
-@pytest.mark.slow
 def test_without_a_quorum_the_run_ends_and_names_the_liar(tmp_path: Path) -> None:
     link = lying(ROUND, 2, LIES["a million times as long"][0])
     said = options("ash", "elm", "oak")
@@ -267,7 +267,6 @@ def test_without_a_quorum_the_run_ends_and_names_the_liar(tmp_path: Path) -> Non
     assert "ash" not in str(e.value)
 
 
-@pytest.mark.slow
 def test_a_float16_that_overflows_is_refused(tmp_path: Path) -> None:
     events: list[Event] = []
     half = PrivacyOptions(payload="float16")
@@ -335,7 +334,6 @@ def test_a_site_whose_description_is_none_is_named(name: str, tmp_path: Path) ->
     assert re.search(reason, str(caught.value))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["-1 cases", "deep", "tensors"])
 def test_with_a_quorum_it_is_set_aside(name: str, tmp_path: Path) -> None:
     """What it says reaches the centre as an answer, as a failure of the link, or with what belongs to another kind."""
@@ -347,7 +345,6 @@ def test_with_a_quorum_it_is_set_aside(name: str, tmp_path: Path) -> None:
     assert (result.finished, list(result.history[0]["sites"])) == (True, ["ash", "oak"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "body", "reason"),
     [
@@ -368,7 +365,6 @@ def test_lies_about_tests_are_refused(kind: str, body: dict[str, object], reason
     assert (refused.site, reason in refused.reason) == ("elm", True), refused
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "databases", [{"elm": {"num_cases": None}}, {"elm": {"a": float("inf")}}, {"oak": {}}, {"elm": {"a": True}}, [1]]
 )
@@ -396,7 +392,6 @@ def test_what_a_site_may_say_is_told_once_each(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.slow
 def test_patches_weigh_no_more_than_were_drawn(tmp_path: Path) -> None:
     """By exposure elm (0.5) claims 10^9 patches, and gets the 12 of 3 steps of 4, rounded up to 15; ash and oak (0.25)
     tell 3: (0.5 * 15 + 0.25 * 6) / 21."""

@@ -60,6 +60,7 @@ def test_a_round_sends_exactly_the_parts_that_the_site_trains(first, info):
     assert any(tensor.abs().max() > 0 for tensor in sent.tensors.values())
 
 
+@pytest.mark.slow
 def test_what_a_round_tells(first):
     told = first["dogwood"].body
     assert told["num_cases"] == 5
