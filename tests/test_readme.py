@@ -95,7 +95,7 @@ def test_the_tour_leaves_what_it_promises(folder: Path) -> None:
 def answers(folder: Path) -> list[tuple[str, str, Any]]:
     """For each block of Python: the block, what it printed, and the value of its expression in `VALUES`.
 
-    One process runs them all, since each would import torch anew.
+    One process runs them all, since each would import torch again.
     """
     pages = ("README.md", "docs/stream.md", "docs/finetune.md", "docs/store.md")
     found = [block for page in pages for block in blocks("python", page)]

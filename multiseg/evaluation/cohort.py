@@ -58,7 +58,7 @@ class _Run:
 
     Attributes:
         key: of the models and the options.
-        call: another text for each call, which opens the store anew.
+        call: another text for each call, which opens the store again.
         num_threads: of torch in each of several workers, which share the processors; 0 leaves it.
     """
 

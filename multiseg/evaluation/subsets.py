@@ -22,12 +22,13 @@ def full_set(modalities: Sequence[str]) -> list[tuple[str, ...]]:
 def chosen_subsets(choice: str, modalities: Sequence[str]) -> list[tuple[str, ...]]:
     """Subsets by name, "all" or "full", or those of a list such as "FLAIR,FLAIR+T1" that `modalities` contain.
 
-    A listed subset comes back in the order of `modalities`.
+    A listed subset comes back in the order of `modalities`, and once, however often and in whatever order it is listed.
     """
     if choice in SUBSETS:
         return SUBSETS[choice](modalities)
     listed = [set(names.split("+")) for names in choice.split(",")]
-    return [tuple(name for name in modalities if name in names) for names in listed if names <= set(modalities)]
+    subsets = [tuple(name for name in modalities if name in names) for names in listed if names <= set(modalities)]
+    return list(dict.fromkeys(subsets))
 
 
 SUBSETS = {"all": all_subsets, "full": full_set}

@@ -12,6 +12,11 @@ def test_a_list_gives_what_a_case_has_in_its_own_order() -> None:
     assert chosen_subsets(wanted, ("T2",)) == []
 
 
+def test_a_subset_that_is_listed_twice_counts_once() -> None:
+    """Else its cases would count twice in every mean and number."""
+    assert chosen_subsets("FLAIR+T1,FLAIR,T1+FLAIR,FLAIR", ("FLAIR", "T1")) == [("FLAIR", "T1"), ("FLAIR",)]
+
+
 def test_names() -> None:
     assert chosen_subsets("full", ("T1", "T2")) == [("T1", "T2")]
     assert chosen_subsets("all", ("T1", "T2")) == [("T1", "T2"), ("T1",), ("T2",)]

@@ -224,7 +224,7 @@ def is_alive(pid):
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
 def test_workers_go_when_their_parent_is_killed(store_url, tmp_path, start):
-    num = 2 if start == "fork" else 1  # each of the others imports all anew
+    num = 2 if start == "fork" else 1  # each of the others imports all again
     code = f"""
 import os, time
 from multiprocessing import active_children

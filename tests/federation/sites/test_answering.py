@@ -264,7 +264,7 @@ def test_another_update_of_the_same_task_gets_noise_of_its_own(site_stores, tmp_
     turned_round()
     other = answer(round_task(info, options=noising), site)
     for name, tensor in plain.tensors.items():
-        if tensor.numel() > 8 and tensor.abs().max() > 1e-4:  # a single number may be near by chance
+        if tensor.numel() > 1 and tensor.abs().max() > 1e-4:  # a single number may be near by chance
             assert not torch.allclose(one.tensors[name] - other.tensors[name], 2 * tensor, atol=1e-3), name
     assert other.body["releases"] == 2
 
