@@ -1,11 +1,11 @@
 """The whole way from files to a segmentation, as a user walks it, and that something is learnt on it."""
 
-import json
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from json_documents import checked
 
 from multiseg.cli import app
 from multiseg.cli.app import run
@@ -28,7 +28,7 @@ def test_from_scans_to_a_segmentation(hospitals: Path, tmp_path: Path, capsys: p
     capsys.readouterr()
 
     assert run(["evaluate", str(joint), "--device", "cpu", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["summary"]
+    rows = checked(capsys.readouterr().out, "evaluate")["summary"]
     dice = {(row["database"], row["modalities"]): row["dice"] for row in rows}
     assert len(dice) == 15 + 15 + 7 + 3 or len(dice) == 15 + 15 + 3 + 3  # cedar's test case may lack FLAIR
     for database, sequences in (
@@ -42,7 +42,7 @@ def test_from_scans_to_a_segmentation(hospitals: Path, tmp_path: Path, capsys: p
     source = hospitals / "birch" / "B001" / "flair.nii.gz"
     mask = hospitals / "birch" / "B001" / "brainmask.nii.gz"
     assert run(["predict", str(joint), str(source), "--brain-mask", str(mask), "-o", str(answer), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
+    said = checked(capsys.readouterr().out, "predict")
     found, truth = nib.load(answer), nib.load(hospitals / "birch" / "B001" / "seg.nii.gz")
     np.testing.assert_array_equal(found.affine, nib.load(source).affine)
     a, b = np.asarray(found.dataobj) > 0, np.asarray(truth.dataobj) > 0

@@ -115,13 +115,14 @@ def run(arguments: Sequence[str]) -> int:
         if "Did you mean" in error.message:
             error.possibilities = None  # type: ignore[attr-defined]  # typer's message already lists them
         error.show()
+        _print_error(error, error.format_message(), arguments)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         code, message = 130, interruption_message(arguments)
     except MultisegError as error:
         code, message = error.exit_code, f"{type(error).__name__}: {error}"
-        if "--json" in arguments and not isinstance(error, UnconfirmedError):  # it has printed its guesses as JSON
-            _print_error(error)
+        if not isinstance(error, UnconfirmedError):  # it has printed its guesses as JSON
+            _print_error(error, str(error), arguments)
     except BrokenPipeError:
         code = 0  # the program that reads our output has closed it, as `head` does
     except OSError as error:
@@ -129,11 +130,14 @@ def run(arguments: Sequence[str]) -> int:
         if error.errno not in OUT_OF_RESOURCE and not (error.filename and error.errno in NOT_SUPPORTED):
             traceback.print_exc()
             code, message = 1, BUG
-    except MemoryError:
+        _print_error(error, message, arguments)
+    except MemoryError as error:
         code, message = 5, "Out of memory. Use smaller patches or batches, or fewer workers."
-    except Exception:  # noqa: BLE001 (the outermost border: everything else is a bug)
+        _print_error(error, message, arguments)
+    except Exception as error:  # noqa: BLE001 (the outermost border: everything else is a bug)
         traceback.print_exc()
         code, message = 1, BUG
+        _print_error(error, message, arguments)
     sys.stderr.write(lines(message) + "\n" if message else "")
     return code
 
@@ -175,12 +179,16 @@ def interruption_message(arguments: Sequence[str]) -> str:
     return INTERRUPTED.replace("command", "command without --overwrite") if starts_over else INTERRUPTED
 
 
-def _print_error(error: MultisegError) -> None:
-    """Print an error as JSON, for scripts that expect JSON on stdout."""
+def _print_error(error: Exception, message: str, arguments: Sequence[str]) -> None:
+    """With --json, print an error as JSON, for scripts that expect JSON on stdout."""
+    if "--json" not in arguments:
+        return
     from multiseg.cli.console import print_json
 
-    details = {"error": type(error).__name__, "code": getattr(error, "code", ""), "file": getattr(error, "file", "")}
-    print_json({**details, "message": str(error)})
+    is_ours = isinstance(error, MultisegError)
+    name = "UsageError" if isinstance(error, click.ClickException) else type(error).__name__
+    details = {key: getattr(error, key, "") if is_ours else "" for key in ("code", "file")}
+    print_json({"error": name, **details, "message": message})
 
 
 def main() -> None:

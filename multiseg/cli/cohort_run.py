@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from multiseg.evaluation.cohort_records import CaseRecord
     from multiseg.evaluation.prediction_inputs import PredictOptions
     from multiseg.evaluation.voting import Voters
+    from multiseg.store.findings import Finding
     from multiseg.store.sources.source_types import DatabaseFiles
 
 SHOWN_FAILURES = 20
@@ -101,22 +102,27 @@ def predict_all(
     participants: Collection[str] = (),
 ) -> int:
     """Segment all patients of a folder, a manifest or a store into the folder `out`; returns the exit code."""
+    from multiseg.cli.console import print_findings
     from multiseg.evaluation.cohort import digests_of, voters_of
+    from multiseg.evaluation.cohort_cases import check_apart, of_participants
     from multiseg.store.hierarchy import is_like_a_store
 
     settings = replace(options, brain_mask=None)  # each case has its own rule
     voters = voters_of(str(model), settings, digests_of(model, settings))
+    findings: list[Finding] = []
     if is_like_a_store(source):
         cases = _of_store(source, voters, options, folder, cohort.bids)
     else:
-        from multiseg.evaluation.cohort_cases import check_apart
-
         check_apart(out, Path(source), cohort.bids)
         rule = _rule_for_many(str(options.brain_mask or ""), source)
         databases = confirmed_databases(Path(source), folder.options(rule), as_json)
-        cases = _of_files(databases, Path(source), voters, options, cohort.bids, participants)
+        chosen = of_participants(databases, participants) if participants else databases
+        findings = _worth_reading(chosen)
+        if not as_json:
+            print_findings(findings)
+        cases = _of_files(chosen, Path(source), voters, options, cohort.bids)
     report = _run(model, cases, out, settings, cohort.workers, overwrite)
-    _print_report(report, out, as_json)
+    _print_report(report, out, findings, as_json)
     failed = report.of("failed")
     return 0 if not failed else 4 if len(failed) < len(report.outcomes) else 3
 
@@ -135,23 +141,25 @@ def _rule_for_many(brain_mask: str, source: str) -> str:
     return brain_mask
 
 
+def _worth_reading(databases: Sequence[DatabaseFiles]) -> list[Finding]:
+    """The errors and warnings about a source."""
+    from multiseg.store.findings import Severity
+
+    findings = [finding for database in databases for finding in database.findings]
+    return [finding for finding in findings if finding.severity is not Severity.NOTE]
+
+
 def _of_files(
     databases: Sequence[DatabaseFiles],
     source: Path,
     voters: Voters,
     options: PredictOptions,
     bids: bool,
-    participants: Collection[str],
 ) -> Cohort:
-    from multiseg.cli.console import print_findings
-    from multiseg.evaluation.cohort_cases import cohort_of_files, of_participants
-    from multiseg.store.findings import Severity
+    from multiseg.evaluation.cohort_cases import cohort_of_files
 
-    chosen = of_participants(databases, participants) if participants else databases
-    findings = [finding for database in chosen for finding in database.findings]
-    print_findings([finding for finding in findings if finding.severity is not Severity.NOTE])
     root = source if source.is_dir() else source.parent
-    return cohort_of_files(chosen, root, voters, str(options.brain_mask or ""), bids, is_nested=not source.is_dir())
+    return cohort_of_files(databases, root, voters, str(options.brain_mask or ""), bids, is_nested=not source.is_dir())
 
 
 def _of_store(source: str, voters: Voters, options: PredictOptions, folder: FolderFlags, bids: bool) -> Cohort:
@@ -203,7 +211,7 @@ def _run(
         raise
 
 
-def _print_report(report: CohortReport, out: Path, as_json: bool) -> None:
+def _print_report(report: CohortReport, out: Path, findings: Sequence[Finding], as_json: bool) -> None:
     from multiseg.cli.console import messages, output, print_findings, print_json
     from multiseg.store.findings import Finding
 
@@ -213,6 +221,7 @@ def _print_report(report: CohortReport, out: Path, as_json: bool) -> None:
             "folder": str(out), **{one: report.of(one) for one in ("segmented", "unchanged")},
             "failed": [{"case": name, "reason": reason} for name, reason in failed.items()],
             "cases": {name: _as_json(record) for name, record in report.records.items()},
+            "findings": [finding.to_json() for finding in findings],
         })  # fmt: skip
         return
     records = report.records.values()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from multiseg.cli.shared_flags import Overwrite
+from multiseg.cli.shared_flags import AsJson, Overwrite
 
 
 def phantoms_command(
@@ -20,6 +20,7 @@ def phantoms_command(
         typer.Option(help="Only these: alder, birch, cedar, dogwood (the defaults), elm, fir, gorse, hazel, ivy."),
     ] = None,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> int:
     """Write synthetic hospitals as NIfTI files with a manifest: four pathologies, four sets of sequences.
 
@@ -31,9 +32,12 @@ def phantoms_command(
 
     multiseg phantoms gliomas --hospital ivy (its tissue is known under the lesions, too)
     """
-    from multiseg.cli.console import output
+    from multiseg.cli.console import output, print_json
     from multiseg.phantoms.hospitals import write_hospitals
 
     manifest = write_hospitals(folder, seed, cases, coarseness, hospital, overwrite)
+    if as_json:
+        print_json({"manifest": str(manifest)})
+        return 0
     output().print(f"Ingest them with: multiseg ingest {manifest} --store brain.zarr --spacing 2.5", soft_wrap=True)
     return 0

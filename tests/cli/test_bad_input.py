@@ -1,7 +1,6 @@
 """Bad input from the shell: a clear finding, a non-zero exit code, and nothing half written."""
 
 import gzip
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.store.formats.nifti import write_nifti
@@ -107,7 +107,7 @@ def test_a_fault_is_named_and_leaves_nothing(
     spoil(folder)
     store = folder.parent / "brain.zarr"
     assert run(["ingest", str(folder), *PATTERN, "--store", str(store), "--spacing", "5", "--json"]) == 3
-    (report,) = json.loads(capsys.readouterr().out)
+    (report,) = checked(capsys.readouterr().out, "ingest")
     errors = [finding for finding in report["findings"] if finding["severity"] == "error"]
     assert [finding["code"] for finding in errors] == [code]
     assert message in errors[0]["message"]
@@ -126,7 +126,7 @@ def test_a_bad_case_does_not_keep_the_good_one_out(
     assert run(["ingest", str(folder), *PATTERN, "--store", str(store), "--spacing", "5"]) == 4
     assert "A001" in capsys.readouterr().out
     assert run(["info", str(store), "--json", "--cases"]) == 0
-    assert [case["case"] for case in json.loads(capsys.readouterr().out)["cases"]] == ["A002"]
+    assert [case["case"] for case in checked(capsys.readouterr().out, "info")["cases"]] == ["A002"]
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_a_manifest_that_names_a_missing_file(folder: Path, capsys: pytest.Captu
     manifest.write_text("database,case,T1,label\nms,A001,A001/T1.nii.gz,A001/lesion.nii.gz\nms,x,x/T1.nii.gz,\n")
     store = folder.parent / "brain.zarr"
     assert run(["ingest", str(manifest), "--store", str(store), "--spacing", "5", "--json"]) == 4
-    (report,) = json.loads(capsys.readouterr().out)
+    (report,) = checked(capsys.readouterr().out, "ingest")
     assert report["written"] == ["A001"]
     (error,) = [finding for finding in report["findings"] if finding["severity"] == "error"]
     assert error["code"] == "MISSING_FILE"
@@ -148,7 +148,7 @@ def test_two_cases_of_one_name_in_two_sites(folder: Path, capsys: pytest.Capture
     pattern = ("--pattern", "{site}/{case}/{modality}.nii.gz")
     store = folder.parent / "brain.zarr"
     assert run(["ingest", str(folder / "sites"), *pattern, "--store", str(store), "--json"]) == 3
-    (report,) = json.loads(capsys.readouterr().out)
+    (report,) = checked(capsys.readouterr().out, "ingest")
     assert {finding["code"] for finding in report["findings"] if finding["severity"] == "error"} == {"DUPLICATE_CASE"}
     assert not store.exists()
 
@@ -195,7 +195,7 @@ def test_an_image_is_no_brain_mask(folder: Path, capsys: pytest.CaptureFixture[s
     store = folder.parent / "brain.zarr"
     options = ["--brain-mask", "{case}/T2.nii.gz", "--spacing", "5", "--json"]
     assert run(["ingest", str(folder), *PATTERN, "--store", str(store), *options]) == 3
-    (report,) = json.loads(capsys.readouterr().out)
+    (report,) = checked(capsys.readouterr().out, "ingest")
     assert {f["code"] for f in report["findings"] if f["severity"] == "error"} == {"NOT_A_MASK"}
 
 
@@ -206,5 +206,5 @@ def test_a_brain_mask_that_is_no_brain_is_doubted(folder: Path, capsys: pytest.C
         shutil.copy(folder / case / "lesion.nii.gz", folder / case / "mask.nii.gz")
     options = ["--brain-mask", "{case}/mask.nii.gz", "--spacing", "5", "--json"]
     assert run(["ingest", str(folder), *PATTERN, "--store", str(store), *options]) == 0
-    (report,) = json.loads(capsys.readouterr().out)
+    (report,) = checked(capsys.readouterr().out, "ingest")
     assert [f["case"] for f in report["findings"] if f["code"] == "BRAIN_SIZE"] == ["A001", "A002"]

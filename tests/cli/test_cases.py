@@ -1,11 +1,11 @@
 """The table after an ingest: what each file was taken for, and how large brain and lesions came out."""
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.cli.case_table import named_files, print_cases
@@ -80,7 +80,7 @@ def test_every_verb_shows_the_table(
 @pytest.mark.slow
 def test_json_has_all_of_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["ingest", str(folder), *CODES, "--store", str(folder.parent / "s.zarr"), "--spacing", "5", "--json"])
-    cases = json.loads(capsys.readouterr().out)[0]["cases"]
+    cases = checked(capsys.readouterr().out, "ingest")[0]["cases"]
     assert [case["case"] for case in cases] == ["B001", "B002", "B003", "B004"]
     assert cases[0]["files"]["T1"] == "B001/t1.nii.gz"
     assert cases[0]["lesions_ml"]["seg"] > 0

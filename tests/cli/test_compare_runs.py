@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from json_documents import checked
 
 from multiseg.cli import run_comparison
 from multiseg.cli.app import run
@@ -60,7 +61,7 @@ def test_two_runs_are_compared_and_what_one_lacks_is_named(
     pd.testing.assert_series_equal(by_case["difference"], values[1] - values[0], check_names=False)
     assert record["databases"][0]["difference"] == pytest.approx(by_case["difference"].mean())
     assert run([*command, "--out", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["databases"] == record["databases"]
+    assert checked(capsys.readouterr().out, "evaluate")["databases"] == record["databases"]
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 """Whatever is printed is seen as it is: no escape code, forged line or turned letters of a name reach a terminal."""
 
-import json
 from pathlib import Path
 
 import pytest
+from json_documents import checked
 
 from multiseg.cli import app
 from multiseg.cli.console import messages, output, print_findings, print_table
@@ -45,5 +45,5 @@ def test_the_audit_log_shows_what_a_centre_sent_on_one_line(capsys: pytest.Captu
     assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(out)
     assert "\nforged" not in out
     assert app.run(["fed", "audit", str(tmp_path), "--json"]) == 0
-    (told,) = json.loads(capsys.readouterr().out)["entries"]
+    (told,) = checked(capsys.readouterr().out, "fed-audit")["entries"]
     assert told["experiment"] == HOSTILE

@@ -1,16 +1,16 @@
 """The verb `experiment`, on the tiny scale."""
 
-import json
 from pathlib import Path
 
 import pytest
+from json_documents import checked
 
 from multiseg.cli.app import run
 
 
 def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["experiment", "--list", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)
+    listed = checked(capsys.readouterr().out, "experiment")
     assert {one["name"] for one in listed} == {
         "joint", "unseen-combinations", "leave-one-out", "drop", "plus", "finetune", "federated", "ace", "ace-tumour",
         "hetero",
@@ -56,6 +56,6 @@ def test_the_synthetic_hospitals_from_nothing_to_a_table(tmp_path: Path, capsys:
     assert [cell.strip() == "-" for cell in elm.split("|")[2:6]] == [False, True, True, False]
 
     assert run([*command, "--json"]) == 0  # the table that is there
-    (told,) = json.loads(capsys.readouterr().out)
+    (told,) = checked(capsys.readouterr().out, "experiment")
     assert told["failures"] == {}
     assert told["table"] + "\n" == text

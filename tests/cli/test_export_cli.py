@@ -1,20 +1,16 @@
 """`multiseg export` and `multiseg pack`, and that what they print with --json fits its schema."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pytest
 import torch
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
 from multiseg.models.saved import BEST, ModelInfo, save_model
-
-SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 
 
 @pytest.fixture(scope="module")
@@ -32,33 +28,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def printed(capsys: pytest.CaptureFixture[str], schema: str) -> Any:
-    content = json.loads(capsys.readouterr().out)
-    text = json.loads((SCHEMAS / schema).read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator.check_schema(text)
-    jsonschema.validate(content, text)
-    return content
-
-
 @pytest.mark.slow
 def test_export(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
     out, colours = tmp_path / "model.onnx", tmp_path / "colours"
     command = ["export", str(model), "--onnx", "-o", str(out), "--colours", str(colours), "--json"]
     assert run(command) == 0
-    content = printed(capsys, "export.json")
+    content = checked(capsys.readouterr().out, "export")
     assert content["onnx"]["path"] == str(out)
     assert sorted(content["colours"]) == sorted(map(str, colours.iterdir()))
     assert len(content["colours"]) == 4
     assert run(command) == 2  # the files exist
-    assert "already exists" in json.loads(capsys.readouterr().out)["message"]
+    assert "already exists" in checked(capsys.readouterr().out, "error")["message"]
     assert run([*command[:-1], "--overwrite"]) == 0
     assert "the same logits as the model within" in " ".join(capsys.readouterr().out.split())
 
 
 def test_colours_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["export", str(model), "--colours", str(tmp_path), "--json"]) == 0
-    assert printed(capsys, "export.json")["onnx"] is None
+    assert checked(capsys.readouterr().out, "export")["onnx"] is None
 
 
 @pytest.mark.parametrize(
@@ -79,7 +67,7 @@ def test_flags_of_export_that_do_not_fit(
 def test_pack(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, hub = tmp_path / "model.multiseg", tmp_path / "hub"
     assert run(["pack", str(model), "-o", str(out), "--hf", str(hub), "--json"]) == 0
-    content = printed(capsys, "pack.json")
+    content = checked(capsys.readouterr().out, "pack")
     assert (content["path"], content["hub"]) == (str(out), str(hub))
     assert content["licence"] == {"strictest": "CC0-1.0", "conditions": [], "unknown": []}
     assert {name: (hub / name).stat().st_size for name in content["files"]} == {

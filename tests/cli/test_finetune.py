@@ -1,12 +1,12 @@
 """The verb finetune, as typed."""
 
-import json
 import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.labels import LabelSpace
@@ -44,7 +44,7 @@ def test_channels_are_said_and_written(
     out = tmp_path / "run"
     assert run(["finetune", str(model), store_url, "--out", str(out), *TRIFLE, "--cases", "1", "--json"]) == 0
     told = capsys.readouterr()
-    said = json.loads(told.out)
+    said = checked(told.out, "finetune")
     last = read_info(out / "last.safetensors").ancestry[-1]
     assert (said["assigned"], said["grown"], said["step"]) == (last["assigned"], last["grown"], 2)
     assert sorted(said["assigned"]) == ["ADC", "DWI"]
@@ -154,5 +154,7 @@ def test_train_tells_the_channels_too(
 ) -> None:
     file = tmp_path / "run.toml"
     file.write_text(f'[start]\nmodel = "{model}"', encoding="utf-8")
-    assert run(["train", store_url, "--run", str(file), "--out", str(tmp_path / "o"), *TRIFLE]) == 0
-    assert "takes the channel of T2" in " ".join(capsys.readouterr().err.split())
+    assert run(["train", store_url, "--run", str(file), "--out", str(tmp_path / "o"), *TRIFLE, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert checked(printed.out, "train")["step"] == 2
+    assert "takes the channel of T2" in " ".join(printed.err.split())

@@ -1,11 +1,11 @@
 """Flags that would go unheard are refused by name, and verify prepares a source as ingest would."""
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.store.formats.nifti import write_nifti
@@ -56,7 +56,7 @@ def test_a_source_is_verified_with_the_steps_that_it_is_to_be_ingested_with(
     for case in ("A001", "A002"):
         shutil.copytree(hospitals / "alder" / case, tmp_path / "alder" / case)
     assert run(["verify", str(tmp_path / "alder"), *LOOK, "--register", "rigid", "--json"]) == 0
-    assert "REGISTERED" in {finding["code"] for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert "REGISTERED" in {finding["code"] for finding in checked(capsys.readouterr().out, "verify")["findings"]}
 
 
 @pytest.mark.slow
@@ -78,6 +78,6 @@ def test_info_names_every_structure(tmp_path: Path, capsys: pytest.CaptureFixtur
     shown = "".join(capsys.readouterr().out.split())
     assert [name for name in names if name not in shown] == []
     assert run(["info", url, "--json"]) == 0
-    (database,) = json.loads(capsys.readouterr().out)["databases"]
+    (database,) = checked(capsys.readouterr().out, "info")["databases"]
     assert database["annotations"]["seg"]["lesion_ml_a_case"] == 2.0  # two voxels of 1 ml; the tissues are none
     assert database["annotations"]["seg"]["ml_a_case"] == 9.0

@@ -1,11 +1,11 @@
 """`multiseg import-weights`: published weights become a model of ours, or a sentence that says why not."""
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from json_documents import checked
 from torch import Tensor
 
 from multiseg.cli.app import run
@@ -71,7 +71,7 @@ def test_what_it_says_as_json(weights: Path, tmp_path: Path, capsys: pytest.Capt
     out = tmp_path / "out"
     flags = ["--channels", "pd,flair,swi,t1w,t1ce,t2", "--out", str(out), "--background", "zero"]
     assert run(["import-weights", str(weights), *flags, "--spacing", "1,1,3", "--patch", "16", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
+    said = checked(capsys.readouterr().out, "import-weights")
     assert said["path"] == str(out / "model.safetensors")
     assert said["axis"] == CHANNELS.split(",")
     assert (said["background"], said["spacing_mm"], said["trained_on"]["SWI"]) == (

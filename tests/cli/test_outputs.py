@@ -1,6 +1,5 @@
 """No verb writes over an input, none over another file without --overwrite, and none into what is something else."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ import nibabel as nib
 import pytest
 import torch
 import typer.main
+from json_documents import checked
 
 from multiseg.cli.app import app, run
 from multiseg.labels import LabelSpace
@@ -283,7 +283,7 @@ def test_ingest_makes_no_store_in_a_store_and_keeps_other_downloads(
     assert run([*command, f"{store_url}/new"]) == 2
     assert "is in the store" in capsys.readouterr().err
     assert run(["info", store_url, "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["databases"]) == 4
+    assert len(checked(capsys.readouterr().out, "info")["databases"]) == 4
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     (downloads / "film.partial").write_bytes(b"half a film")

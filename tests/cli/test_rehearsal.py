@@ -1,10 +1,10 @@
 """Before anything is written: what an ingest would do, and what is wrong with a source."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.store.reader import open_store
@@ -23,7 +23,7 @@ CODES = ("--labels", "seg:1=necrosis,2=oedema,4=enhancing")
 def rehearse(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict]:
     capsys.readouterr()
     code = run(["ingest", *map(str, arguments), "--spacing", "5", "--dry-run", "--json"])
-    return code, json.loads(capsys.readouterr().out)[0]
+    return code, checked(capsys.readouterr().out, "ingest")[0]
 
 
 def test_a_rehearsal_writes_nothing_and_comes_true(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +72,7 @@ def test_a_source_is_verified_to_the_last_byte(folder: Path, capsys: pytest.Capt
     shutil.copy(folder / "B001" / "t2.nii.gz", folder / "B004" / "t2.nii.gz")
     capsys.readouterr()
     assert run(["verify", str(folder), *CODES, "--spacing", "5", "--json"]) == 3
-    findings = json.loads(capsys.readouterr().out)["findings"]
+    findings = checked(capsys.readouterr().out, "verify")["findings"]
     told = {(finding["severity"], finding["code"], finding["case"]) for finding in findings}
     assert {("error", "DAMAGED_FILE", "B003"), ("warning", "DUPLICATE_SCAN", "B004")} <= told
     assert sorted(path.name for path in folder.parent.iterdir()) == ["birch"]

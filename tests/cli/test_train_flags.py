@@ -1,10 +1,10 @@
 """Flags of `multiseg train` that name a setting of the run file."""
 
-import json
 import tomllib
 from pathlib import Path
 
 import pytest
+from json_documents import checked
 
 from multiseg.cli.app import interruption_message, run
 
@@ -45,7 +45,7 @@ def test_the_seed_is_that_of_a_printed_file_too(
     assert run(["train", store_url, "--print-config"]) == 0
     (tmp_path / "run.toml").write_text(capsys.readouterr().out, encoding="utf-8")
     assert run(["train", "--run", str(tmp_path / "run.toml"), "--seed", "7", "--print-config", "--json"]) == 0
-    settings = json.loads(capsys.readouterr().out)
+    settings = checked(capsys.readouterr().out, "train")
     assert (settings["seed"], settings["stream"]["draw"]["seed"], settings["augment"]["seed"]) == (7, 7, 7)
 
 

@@ -1,12 +1,12 @@
 """A sequence that no training database had is left out with a word of warning, and its channel is never fed."""
 
-import json
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.labels import LabelSpace
@@ -51,7 +51,7 @@ def test_evaluate_warns_and_never_feeds_it(
         capsys.readouterr().err.split()
     )
     assert run(["evaluate", str(wild), *flags, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
+    said = checked(capsys.readouterr().out, "evaluate")
     assert said["left_out"] == {"alder": ["PD", "T2"]}
     assert {"PD", "T2"}.isdisjoint("+".join(row["modalities"] for row in said["summary"]).split("+"))
     assert all(0 <= row["dice"] <= 1 and row["sensitivity"] > 0 for row in said["summary"])

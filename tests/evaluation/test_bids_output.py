@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.labels import LabelSpace, SpaceLabel
@@ -123,7 +124,9 @@ def test_the_command_line_of_a_bids_app(
     assert "there is no participant 03. There are 01, 02" in " ".join(capsys.readouterr().err.split())
     assert run([*command, "sub-02"]) == 0
     assert {name[:6] for name in files_in(out) if name.endswith(".nii.gz")} == {"sub-02"}
-    assert run([*command, "01", "02"]) == 0
+    capsys.readouterr()
+    assert run([*command, "01", "02", "--json"]) == 0
+    assert len(checked(capsys.readouterr().out, "bids")["cases"]) == 3
     assert len([name for name in files_in(out) if name.endswith(".nii.gz")]) == 3
     assert len((out / "cases.csv").read_text().splitlines()) == 4
     assert run([*command[:3], "group", *command[4:], "01"]) == 2

@@ -1,7 +1,6 @@
 """A cohort is segmented case by case: resumable, one bad case stops no other, and its tables are what its masks are."""
 
 import csv
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import Command
+from json_documents import checked
 from scipy import ndimage
 
 from multiseg.cli.app import run
@@ -125,12 +125,12 @@ def test_only_what_has_changed_is_done_again(
     (out / "A3.nii.gz").unlink()
     capsys.readouterr()
     assert run([*done, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = checked(capsys.readouterr().out, "predict")
     assert (report["segmented"], report["unchanged"], report["failed"]) == (["A2", "A3"], ["A1"], [])
     after = stamps(out)
     assert {name for name in after if after[name] != before[name]} == {"A2.nii.gz", "A3.nii.gz"}
     assert run([*done, "--overwrite", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["segmented"] == ["A1", "A2", "A3"]
+    assert checked(capsys.readouterr().out, "predict")["segmented"] == ["A1", "A2", "A3"]
 
 
 @pytest.mark.slow

@@ -1,12 +1,12 @@
 """Files of another program, in native space, are scored in the same tables as a model's answers."""
 
-import json
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.errors import LabelError, UsageError
@@ -117,7 +117,7 @@ def test_the_command(
     assert "--predictions needs --store, too" in capfd.readouterr().err
     arguments += ["--store", store_url, "--split", "all", "--database", "alder"]
     assert run([*arguments, "--json"]) == 0
-    result = json.loads(capfd.readouterr().out)
+    result = checked(capfd.readouterr().out, "evaluate")
     assert Path(result["folder"]).name == "evaluation-all-brain-alder-tool"
     assert len(pd.read_csv(Path(result["folder"]) / "cases.csv")) == len(open_store(store_url)["alder"].cases) * 4
     assert run(["evaluate", str(tmp_path), *arguments[1:]]) == 2

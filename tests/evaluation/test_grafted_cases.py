@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.evaluation.grafted_cases import (
@@ -71,16 +72,22 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_ingest_reads_them_and_the_tissue_is_that_of_the_healthy_case(url: Path, tmp_path: Path) -> None:
+def test_ingest_reads_them_and_the_tissue_is_that_of_the_healthy_case(
+    url: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     assert run(["graft", str(url), "--lesions", "tumours", "--into", "people", "--out", str(out), "--json"]) == 0
+    printed = checked(capsys.readouterr().out, "graft")
+    assert printed["manifest"] == str(out / "manifest.csv")
     origins = json.loads((out / "grafts.json").read_text())
+    assert origins["cases"] == printed["cases"]
     assert origins["without"] == ["people/H2"]
     (origin,) = origins["cases"]
     assert origin["case"], (origin["healthy"], origin["lesion"]) == ("people-H1", ("people/H1", "tumours/L1"))
     assert origin["lesion_ml"] == pytest.approx(27 * 8 / 1000)
     new = tmp_path / "new.zarr"
     assert run(["ingest", str(out / "manifest.csv"), "--store", str(new), "--spacing", "2", "--json"]) == 0
+    assert checked(capsys.readouterr().out, "ingest")[0]["written"] == ["people-H1"]
     database, before = open_store(str(new))["people-grafted"], open_store(str(url))
     case = database["people-H1"]
     assert (case.split, case.modalities, case.pathology) == ("test", ("T1",), "glioma")

@@ -1,7 +1,6 @@
 """One damaged file is a finding of its case, with its name; the other cases go in, and nobody sees a traceback."""
 
 import gzip
-import json
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.errors import DataError, ResourceError, SourceError, UsageError
@@ -119,7 +119,7 @@ def test_an_affine_of_1e30_beside_a_good_qform(tmp_path: Path, capsys: pytest.Ca
         ["verify", str(root)],
     ):
         code = run([*verb, *how])
-        answer = json.loads(capsys.readouterr().out)
+        answer = checked(capsys.readouterr().out, verb[0])
         findings = answer["findings"] if verb[0] == "verify" else answer[0]["findings"]
         assert code == 0
         if "--dry-run" not in verb:

@@ -2,13 +2,13 @@
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from json_documents import checked
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from sweeps import sample
 
@@ -258,7 +258,7 @@ def test_a_header_that_does_not_place_the_grid_is_left_out(
 
 def test_the_provenance_of_a_case(same_size: Store, sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["info", same_size.url, "--case", "turned/T05", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = checked(capsys.readouterr().out, "info")
     digests = {s["role"]: s["sha256"] for s in told["sources"]}
     file = sources / "T05_FLAIR.nii.gz"
     assert digests["FLAIR"] == hashlib.sha256(file.read_bytes()).hexdigest()

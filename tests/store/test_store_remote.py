@@ -23,6 +23,7 @@ import pytest
 import xarray as xr
 import zarr
 from commands import Command
+from json_documents import checked
 from servers import Line, PlainFiles, far_from, free_port, serving, wait_until
 
 from multiseg import lease
@@ -93,12 +94,12 @@ def test_s3_holds_what_a_folder_holds(
     before = keys(url)
     capsys.readouterr()
     assert run([*ingest_command(few_hospitals, url), "--json"]) == 0
-    assert [len(one["skipped"]) for one in json.loads(capsys.readouterr().out)] == [3, 3]
+    assert [len(one["skipped"]) for one in checked(capsys.readouterr().out, "ingest")] == [3, 3]
     assert keys(url) == before
     said = []
     for place in (url, few_url):
         assert run(["info", place, "--json"]) == 0
-        said.append(json.loads(capsys.readouterr().out)["databases"])
+        said.append(checked(capsys.readouterr().out, "info")["databases"])
     assert [one | {"bytes": None} for one in said[1]] == said[0]
 
 

@@ -1,11 +1,11 @@
 """Repair, remove and compact on an S3 server (moto's); over a plain web server they are refused in words."""
 
 import functools
-import json
 from pathlib import Path
 
 import obstore
 import pytest
+from json_documents import checked
 from servers import PlainFiles, serving
 from stores import contents, make_store
 
@@ -60,7 +60,7 @@ def test_a_store_in_a_bucket_is_repaired(url: str, local: Path, capsys: pytest.C
         else:
             obstore.put(held, name, data)
     assert run(["repair", url, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = checked(capsys.readouterr().out, "repair")
     assert {one["file"] for one in told["repaired"]} == damages.keys()
     assert errors(url) == []
     assert contents(url) == contents(local)
@@ -98,12 +98,12 @@ def test_a_store_in_a_bucket_is_compacted(url: str, capsys: pytest.CaptureFixtur
     before = contents(url)
     for options in (["--dry-run"], []):
         assert run(["compact", url, "--json", *options]) == 0
-        assert json.loads(capsys.readouterr().out)["bytes"] == {"alpha": sum(map(len, of_row)), "beta": 0}
+        assert checked(capsys.readouterr().out, "compact")["bytes"] == {"alpha": sum(map(len, of_row)), "beta": 0}
     assert not [name for name in objects(url) if name.startswith(prefixes)]
     assert errors(url) == []
     assert contents(url) == before
     assert run(["compact", url, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["bytes"] == {"alpha": 0, "beta": 0}
+    assert checked(capsys.readouterr().out, "compact")["bytes"] == {"alpha": 0, "beta": 0}
 
 
 @pytest.mark.parametrize("how", [[], ["--dry-run"]])

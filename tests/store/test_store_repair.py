@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 import xarray as xr
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.errors import StoreError
@@ -296,7 +297,7 @@ def test_of_both_a_record_and_its_coordinates_only_a_new_ingest_brings_the_case_
     (store / "birch/record/c/0").write_bytes(b"")
     (store / "birch/subject/c/0").write_bytes(b"x")
     assert run(["repair", str(store), "--json"]) == 3
-    (lost,) = json.loads(capsys.readouterr().out)["lost"]
+    (lost,) = checked(capsys.readouterr().out, "repair")["lost"]
     assert (lost["database"], lost["case"]) == ("birch", name)
     assert [case.name for case in open_store(store)["birch"].cases] == []
     again = find_manifest(hospitals / "manifest.toml")[1]
@@ -351,7 +352,7 @@ def test_a_damaged_database_does_not_lock_the_others_out(
         with pytest.raises(StoreError, match=rf"{file}.*multiseg repair"):
             ask()
     assert run(["info", str(store), "--json"]) == 3
-    told = json.loads(capsys.readouterr().out)
+    told = checked(capsys.readouterr().out, "info")
     assert [one["database"] for one in told["databases"]] == ["birch"]
     assert told["damaged"]["alder"]["file"] == file
     assert run(["info", str(store), "--database", "birch"]) == 0

@@ -9,6 +9,7 @@ import numpy as np
 import obstore
 import pytest
 import zarr
+from json_documents import checked
 from stores import (
     KilledError,
     alone,
@@ -79,7 +80,7 @@ def test_every_reader_and_writer_names_the_command(
 def test_from_the_command_line(copy: Path, sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (copy / "beta/session/c/0").exists()
     assert run(["upgrade", str(copy), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = checked(capsys.readouterr().out, "upgrade")
     assert told["is_done"]
     taken = [one["file"] for one in told["findings"] if one["code"] == "TAKEN_AS_EMPTY"]
     assert taken == ["beta/session/c/0", "beta/site/c/0"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from json_documents import checked
 from safetensors.torch import load_file
 
 from multiseg.cli.app import run
@@ -109,7 +110,7 @@ def test_a_model_keeps_its_pathologies_and_a_federation_refuses_them(
 @pytest.mark.slow
 def test_print_config_lists_them(store_url: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["train", store_url, "--labels", "tissues+lesion", "--print-config", "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["labels"] == [*TISSUES, "lesion"]
+    assert checked(capfd.readouterr().out, "train")["labels"] == [*TISSUES, "lesion"]
 
 
 @pytest.mark.slow
@@ -154,7 +155,7 @@ def test_what_is_hidden_is_not_trained_or_validated_but_evaluated(
     with pytest.raises(UsageError, match=r"hide was \[\], now \['dogwood/wmh'\]"):
         train(options_of(store_url, labels, databases=databases, hide="dogwood/wmh"), tmp_path / "shown")
     assert run(["evaluate", str(tmp_path / "shown"), "--subsets", "full", "--split", "val", "--json"]) == 0
-    assert {row["label"] for row in json.loads(capfd.readouterr().out)["summary"]} == {*names, "lesion"}
+    assert {row["label"] for row in checked(capfd.readouterr().out, "evaluate")["summary"]} == {*names, "lesion"}
 
 
 @pytest.mark.slow

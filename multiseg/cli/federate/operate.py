@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -48,7 +48,8 @@ def run_command(
         print_json({"run": str(number)})
     else:
         messages().print(f"Run {number} submitted. To follow it: multiseg fed log {folder} --follow", soft_wrap=True)
-    return _follow(folder, str(number)) if follow else 0
+    # With --json, stdout holds one JSON document and nothing else.
+    return _follow(folder, str(number), stream=sys.stderr if as_json else sys.stdout) if follow else 0
 
 
 def status_command(folder: ServerHome, as_json: AsJson = False) -> int:
@@ -150,12 +151,14 @@ def report_command(
     return 0
 
 
-def _follow(folder: Path, run: str, until_end: bool = True) -> int:
+def _follow(folder: Path, run: str, until_end: bool = True, stream: TextIO | None = None) -> int:
+    """Print the log of a run on `stream` (default: stdout); returns the exit code."""
     from multiseg.cli.console import messages
     from multiseg.federation.flower.submit import show
     from multiseg.shown import TEXT, line
 
-    shown = show(folder, run, until_end, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
+    log = stream or sys.stdout
+    shown = show(folder, run, until_end, lambda text: (log.write(text), log.flush()))
     if shown.outcome in ("completed", ""):
         return 0
     reason = line(shown.details.removeprefix(FAILED), TEXT) or "see log.jsonl of the experiment"

@@ -1,13 +1,16 @@
 """The coordinating centre's verbs on the command line."""
 
-import json
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.federation.fab import app_hash, sources_hash
+from multiseg.federation.flower import submit
+from multiseg.federation.flower.control import SuperLinkRun
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def test_a_status_without_a_server_that_runs(centre: Path, capsys: pytest.Captur
     settings.write_text(settings.read_text().replace("8000", "1"))  # where nobody listens
     capsys.readouterr()
     assert run(["fed", "status", "centre", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = checked(capsys.readouterr().out, "fed-status")
     assert told["sites"] == [{"site": "alder", "status": "unknown", "since": "", "up": 0, "down": 0}]
     assert "multiseg fed serve" in told["error"]
     assert run(["fed", "status", "centre"]) == 0
@@ -68,6 +71,21 @@ def test_a_run_file_is_checked_before_anything_is_sent(centre: Path, capsys: pyt
     assert "there is no file none.toml" in capsys.readouterr().err
 
 
+def test_a_submitted_run_as_json_with_its_log_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def show(folder: Path, which: str, until_end: bool, write: Callable[[str], object]) -> SuperLinkRun:
+        write("round 1/1 done\n")
+        return SuperLinkRun(7, "trial", "finished", "completed", "", {}, "", "", 0, 0)
+
+    monkeypatch.setattr(submit, "submit", lambda *arguments: (7, []))
+    monkeypatch.setattr(submit, "show", show)
+    assert run(["fed", "run", "centre", "run.toml", "--follow", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert checked(printed.out, "fed-run") == {"run": "7"}
+    assert "round 1/1 done" in printed.err
+
+
 def test_verbs_that_need_a_server_say_so(centre: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = centre / "home.toml"
     settings.write_text(settings.read_text().replace("8000", "1"))
@@ -82,7 +100,7 @@ def test_the_app_and_its_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert run(["fed", "app", "--hash"]) == 0
     assert capsys.readouterr().out.strip() == app_hash()
     assert run(["fed", "app", "--json", "-o", str(tmp_path / "app.fab")]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = checked(capsys.readouterr().out, "fed-app")
     assert (told["sha256"], told["sources"], told["version"]) == (app_hash(), sources_hash(), version("multiseg"))
     assert (tmp_path / "app.fab").stat().st_size < 2000
     assert run(["fed", "app"]) == 0

@@ -1,17 +1,18 @@
 """`multiseg fed join` and `multiseg fed audit` at the command line."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.federation.flower import joining as joining
 from multiseg.federation.flower import preflight as looking
 from multiseg.federation.flower.preflight import Check
 from multiseg.federation.messages import ROUND
-from multiseg.federation.sites import audit_log
+from multiseg.federation.plan import FederationOptions
+from multiseg.federation.sites import approvals, audit_log
 from multiseg.federation.sites.audit_log import AuditEntry, record
 
 GOOD = Check("key", "ok", "mode 600")
@@ -70,12 +71,12 @@ def test_what_is_amiss_is_shown(
     assert "nothing listens at [::1], port 9" in told
     assert "mode 600" not in told
     run(["fed", "join", str(settings), "--check", "--json"])
-    assert json.loads(capsys.readouterr().out)[0] == {"what": "key", "level": "ok", "said": "mode 600"}
+    assert checked(capsys.readouterr().out, "fed-join")[0] == {"what": "key", "level": "ok", "said": "mode 600"}
 
 
 def test_checks_that_are_real(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["fed", "join", str(settings), "--check", "--json"]) == 3
-    found = {check["what"]: check for check in json.loads(capsys.readouterr().out)}
+    found = {check["what"]: check for check in checked(capsys.readouterr().out, "fed-join")}
     assert found["key"]["level"] == found["store"]["level"] == found["app"]["level"] == "error"
     assert found["state"]["level"] == "ok"
 
@@ -104,7 +105,7 @@ def test_the_log_is_shown(settings: Path, log: Path, capsys: pytest.CaptureFixtu
         assert told.count("second") == 2
         assert "left out: [x]" in told
     assert run(["fed", "audit", str(settings), "--experiment", "first", "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)["entries"]
+    (row,) = checked(capsys.readouterr().out, "fed-audit")["entries"]
     assert (row["experiment"], row["bytes"], row["metrics"]) == ("first", 120, "loss 0.5")
 
 
@@ -116,7 +117,17 @@ def test_a_log_that_was_changed(settings: Path, log: Path, capsys: pytest.Captur
     assert run(["fed", "audit", str(settings), "--verify"]) == 3
     assert "line 3 does not follow" in capsys.readouterr().err
     assert run(["fed", "audit", str(settings), "--verify", "--json"]) == 3
-    assert json.loads(capsys.readouterr().out)["faults"]
+    assert checked(capsys.readouterr().out, "fed-audit")["faults"]
+
+
+def test_runs_that_wait_for_an_approval(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = FederationOptions(experiment="trial", sites=("alder",))
+    approvals.note_waiting(settings.parent / "state", options)
+    assert run(["fed", "approve", str(settings), "--json"]) == 0
+    (asked,) = checked(capsys.readouterr().out, "fed-approve")
+    assert (asked["digest"], asked["answer"]) == (approvals.digest_of(options), "waits")
+    assert run(["fed", "approve", str(settings), asked["digest"][:8], "--json"]) == 0
+    assert checked(capsys.readouterr().out, "fed-approve")[0]["answer"] == "approved"
 
 
 def test_no_log(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:

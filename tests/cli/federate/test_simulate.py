@@ -1,11 +1,11 @@
 """`multiseg fed simulate` and `multiseg fed report`."""
 
-import json
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.cli.federate.simulate import hidden_by_site, named_stores
@@ -79,7 +79,7 @@ def test_it_prints_a_line_a_round_and_a_table(
     ]
     assert "only birch has it" in told.err
     assert simulate(folder, "--json") == 0  # it is finished: nothing is done again
-    result = json.loads(capsys.readouterr().out)
+    result = checked(capsys.readouterr().out, "fed-simulate")
     assert (result["finished"], result["round"]) == (True, 2)
     assert set(result["final"]["test"]) == {"birch", "north"}
 
@@ -103,7 +103,7 @@ def test_the_joint_model_is_one_like_any_other(folder: Path, simulated: Path, tm
 @pytest.mark.slow
 def test_the_page_needs_no_other_file(simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["fed", "report", str(simulated), "-o", str(tmp_path / "report.html"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["best"]["round"] >= 1
+    assert checked(capsys.readouterr().out, "fed-report")["best"]["round"] >= 1
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     tags: list[str] = []
     links: list[str] = []
@@ -124,6 +124,8 @@ def test_settings_come_from_the_machine_the_file_and_the_flags(
 ) -> None:
     assert simulate(folder, "--seed", "7", "--print-config") == 0
     said = tomllib.loads(capsys.readouterr().out)
+    assert simulate(folder, "--seed", "7", "--print-config", "--json") == 0
+    assert checked(capsys.readouterr().out, "fed-simulate")["schedule"] == said["schedule"]
     assert said["sites"] == ["birch", "north"]
     assert (said["schedule"]["rounds"], said["local"]["steps"]) == (2, 1)
     assert (said["seed"], said["stream"]["draw"]["seed"], said["augment"]["seed"]) == (7, 7, 7)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from json_documents import checked
 from sweeps import sample
 from zarr.storage import LocalStore
 
@@ -96,7 +97,7 @@ def test_a_sound_store_has_no_findings(store_url: str, capsys: pytest.CaptureFix
     assert run(["verify", store_url]) == 0
     assert "no faults found" in capsys.readouterr().err
     assert run(["verify", store_url, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["findings"] == []
+    assert checked(capsys.readouterr().out, "verify")["findings"] == []
 
 
 @pytest.mark.slow
@@ -104,7 +105,7 @@ def test_a_damaged_store_from_the_command_line(alder: Path, capsys: pytest.Captu
     (alder / "alder/image/c/1/0/0/0/0").write_bytes(b"")
     (alder / "alder/image/c/1/0/0/0/0.abc.partial").write_bytes(b"half")
     assert run(["verify", str(alder), "--json", "--workers", "1"]) == 3
-    listed = json.loads(capsys.readouterr().out)["findings"]
+    listed = checked(capsys.readouterr().out, "verify")["findings"]
     assert [(f["severity"], f["code"], f["case"]) for f in listed] == [
         ("note", "LEFT_OVER", ""),
         ("error", "DAMAGED_CHUNK", "A002"),

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+from json_documents import checked
 from looking import look
 
 from multiseg.cli.app import run
@@ -306,6 +307,10 @@ def test_the_table_shows_names_as_they_are(scanner: Scanner, capsys: pytest.Capt
         scanner.series({"0008|103e": "ep2d_diff", "0018|9087": b}, uid="1.2.3.78")
     assert run(["ingest", str(scanner.root / "dicom"), "--store", str(scanner.root / "x.zarr")]) == 2
     shown = capsys.readouterr().out
+    command = ["ingest", str(scanner.root / "dicom"), "--store", str(scanner.root / "x.zarr"), "--json"]
+    assert run(command) == 2
+    ((guesses),) = checked(capsys.readouterr().out, "guesses")
+    assert "--yes" in guesses["to_do"]
     assert "ep2d_diff [b 1000]" in shown
     assert "diffusion, b = 1000" in shown
 
