@@ -107,6 +107,7 @@ def predict_all(
     from multiseg.evaluation.cohort_cases import check_apart, of_participants
     from multiseg.store.hierarchy import is_like_a_store
 
+    _check_dicom_seg(str(options.dicom_seg), source, cohort.bids)
     settings = replace(options, brain_mask=None)  # each case has its own rule
     voters = voters_of(str(model), settings, digests_of(model, settings))
     findings: list[Finding] = []
@@ -125,6 +126,25 @@ def predict_all(
     _print_report(report, out, findings, as_json)
     failed = report.of("failed")
     return 0 if not failed else 4 if len(failed) < len(report.outcomes) else 3
+
+
+def _check_dicom_seg(series: str, source: str, bids: bool) -> None:
+    """Raises UsageError if DICOM SEGs are wanted that these patients cannot have."""
+    from multiseg.evaluation.dicom_answer import SOURCE
+    from multiseg.store.formats.dicom_seg import check_installed
+    from multiseg.store.hierarchy import is_like_a_store
+
+    if not series:
+        return
+    check_installed()
+    if series != SOURCE:
+        raise UsageError(
+            f"--dicom-seg {series} is the series of one patient, but {source} has many: --dicom-seg source."
+        )
+    if bids:
+        raise UsageError("a BIDS derivative has no DICOM files: leave out --bids or --dicom-seg.")
+    if is_like_a_store(source):
+        raise UsageError(f"{source} is a store, which has no DICOM series: predict from the DICOM folder instead.")
 
 
 def _rule_for_many(brain_mask: str, source: str) -> str:

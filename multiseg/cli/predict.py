@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,12 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PatientFlags:
-    """What only one patient's files can have."""
+    """What only one patient's files can have, but for `dicom_seg`."""
 
     picture: Annotated[Path | None, typer.Option(help="Also draw the segmentation on the images (.png).")] = None
     lesion_mask: Annotated[
         Path | None, typer.Option(help="A mask of the lesion for --adapt (default: found by the model).")
     ] = None
+    dicom_seg: Annotated[
+        str,
+        typer.Option(
+            metavar="SERIES_DIR",
+            help="Also write a DICOM SEG that refers to the series in this folder, which the reference comes from; or "
+            "source, if the reference is read from DICOM itself, also of many patients.",
+        ),
+    ] = ""
 
 
 def predict_command(
@@ -34,9 +42,9 @@ def predict_command(
     source: Annotated[
         list[str],
         typer.Argument(
-            help="One patient: FLAIR=scan.nii.gz, or a file name that contains the sequence: t1.nii.gz. Or all "
-            "patients of a folder, a manifest or a store. With --fuse the second model comes first, with --ensemble "
-            "all others."
+            help="One patient: FLAIR=scan.nii.gz or FLAIR=DICOM_FOLDER, or a file name that contains the sequence: "
+            "t1.nii.gz. Or all patients of a folder, a manifest or a store. With --fuse the second model comes first, "
+            "with --ensemble all others."
         ),
     ],
     out: Annotated[
@@ -60,6 +68,8 @@ def predict_command(
 
     multiseg predict runs/joint FLAIR=flair.nii.gz T1=t1.nii.gz -o lesions.nii.gz
 
+    multiseg predict runs/joint FLAIR=flair.nii.gz -o lesions.nii.gz --dicom-seg dicom/flair
+
     multiseg predict runs/joint study -o predicted
 
     multiseg predict runs/joint brain.zarr -o predicted --workers 4
@@ -71,9 +81,9 @@ def predict_command(
     multiseg predict runs/fold1 runs/fold2 --ensemble --adapt on FLAIR=flair.nii.gz T1=t1.nii.gz -o all.nii.gz
     """
     others, images = _models_and_images(source, answer)
-    options = answer.options(others, patient.lesion_mask)
+    options = replace(answer.options(others, patient.lesion_mask), dicom_seg=patient.dicom_seg)
     if len(images) == 1 and _is_cohort(images[0]):
-        if patient != PatientFlags():
+        if patient != PatientFlags(dicom_seg=patient.dicom_seg):
             raise UsageError(f"--picture and --lesion-mask are for one patient, but {images[0]} has many.")
         return predict_all(model, images[0], out, options, folder, cohort, overwrite, as_json)
     if (folder, cohort) != (FolderFlags(), CohortFlags()):
@@ -150,6 +160,7 @@ def _print_prediction(result: Prediction, as_json: bool, ensemble: bool) -> None
                 {"severity": str(doubt.severity), "code": doubt.code, "message": doubt.message}
                 for doubt in result.doubts
             ],
+            **({"dicom_seg": str(result.dicom_seg)} if result.dicom_seg else {}),
             **({"adaptations": list(result.adaptations)} if result.adaptations else {}),
         })  # fmt: skip
         return

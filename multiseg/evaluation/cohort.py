@@ -161,6 +161,8 @@ def _identity(digests: Sequence[str], options: PredictOptions, is_bids: bool) ->
     """What identifies a run; the device, and where the files are, have no part in it."""
     settings = {name: value for name, value in asdict(options).items() if name not in ("device", "others")}
     settings["brain_mask"] = str(settings["brain_mask"] or "")
+    if not settings["dicom_seg"]:  # so that a folder without SEGs is resumed that an older multiseg began
+        del settings["dicom_seg"]
     identity = {"models": list(digests), "options": settings, "bids": is_bids}
     return {"key": key_of_run(identity), **identity, "multiseg": version("multiseg")}
 
@@ -211,7 +213,7 @@ def _segment_unless_done(task: _Task) -> tuple[Outcome, CaseRecord]:
     case, run, folder = task.case, task.run, CohortFolder(task.run.root)
     sources = _digest_of_sources(case, run.call)
     voters = voters_of(run.model, run.options, run.digests)
-    outputs = case.outputs(run.root, voters.space, run.options.probabilities)
+    outputs = case.outputs(run.root, voters.space, run.options)
     files = [*outputs.files(voters.space), *(sidecars(outputs, voters.space) if case.bids else ())]
     old = folder.read(case.name)
     is_same = old is not None and (old.state, old.key, old.sources) == ("done", run.key, sources)

@@ -11,6 +11,7 @@ from multiseg.errors import ModalityError, UsageError, few
 from multiseg.evaluation.bids_output import BidsNames, check_unique, names_of
 from multiseg.evaluation.cohort_records import CaseRecord
 from multiseg.evaluation.prediction import Outputs, plain_outputs
+from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.evaluation.voting import Voters, usable_for_all
 from multiseg.labels import LabelSpace
 from multiseg.modalities import in_canonical_order
@@ -42,10 +43,10 @@ class CohortCase:
     brain_mask: str = ""
     bids: BidsNames | None = None
 
-    def outputs(self, root: Path, space: LabelSpace, probabilities: bool) -> Outputs:
+    def outputs(self, root: Path, space: LabelSpace, options: PredictOptions) -> Outputs:
         if self.bids is not None:
-            return self.bids.outputs(root, space, probabilities)
-        return plain_outputs(root / f"{self.name}.nii.gz", space, probabilities)
+            return self.bids.outputs(root, space, options.probabilities)
+        return plain_outputs(root / f"{self.name}.nii.gz", space, options)
 
     def record(self, **values: Any) -> CaseRecord:
         return CaseRecord(self.database, self.case, self.person, self.visit, **values)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from multiseg.allocator import keep_memory
+from multiseg.evaluation.dicom_answer import seg_target, write_seg
 from multiseg.evaluation.native_answer import LESION_MASK, NativeAnswer, Shown, answer_natively
 from multiseg.evaluation.prediction_inputs import PredictOptions, input_files
 from multiseg.evaluation.preparation import brain_rule, network_input, recipe_for
@@ -24,12 +25,13 @@ from multiseg.evaluation.voting import (
 from multiseg.files import check_files
 from multiseg.labels import LabelSchema, LabelSpace
 from multiseg.models.saved import Model
-from multiseg.store.cases import CaseFiles, LabelFile, ScanFile
+from multiseg.store.cases import CaseFiles, LabelFile
 from multiseg.store.findings import Doubt, Severity
 from multiseg.store.formats.label_table import rows_of_space, table_files
 from multiseg.store.native import write_on_native
 from multiseg.store.preparation.prepare import PreparedCase, prepare_case
 from multiseg.store.reader import Case, Database
+from multiseg.store.sources.dicom_folder import scan_at
 from multiseg.store.stored_case import as_prepared
 
 NIFTI = (".nii.gz", ".nii")
@@ -43,24 +45,28 @@ class Outputs:
         segmentation: 0 background, 1.. the model's labels in their order.
         probabilities: the file of each structure's probability, by its name; empty if none are written.
         tables: whether the tables that say what the labels mean are written beside the segmentation.
+        dicom_seg: the file of the DICOM SEG; None if none is written.
     """
 
     segmentation: Path
     probabilities: Mapping[str, Path] = field(default_factory=dict)
     tables: bool = True
+    dicom_seg: Path | None = None
 
     def files(self, space: LabelSpace) -> tuple[Path, ...]:
         """All of them."""
         tables = table_files(self.segmentation, rows_of_space(space)) if self.tables else {}
-        return (self.segmentation, *tables, *self.probabilities.values())
+        seg = () if self.dicom_seg is None else (self.dicom_seg,)
+        return (self.segmentation, *tables, *self.probabilities.values(), *seg)
 
 
-def plain_outputs(segmentation: Path, space: LabelSpace, probabilities: bool) -> Outputs:
-    """A segmentation, and beside it NAME_prob-STRUCTURE.nii.gz if probabilities are wanted."""
+def plain_outputs(segmentation: Path, space: LabelSpace, options: PredictOptions) -> Outputs:
+    """A segmentation, and beside it NAME_prob-STRUCTURE.nii.gz and NAME.dcm if they are wanted."""
     stem = segmentation.name.removesuffix(".gz").removesuffix(".nii")
-    names = [label.name for label in space.labels] if probabilities else []
+    names = [label.name for label in space.labels] if options.probabilities else []
     spelt = {name: "".join(letter if letter.isalnum() else "-" for letter in name) for name in names}
-    return Outputs(segmentation, {name: segmentation.with_name(f"{stem}_prob-{spelt[name]}.nii.gz") for name in names})
+    maps = {name: segmentation.with_name(f"{stem}_prob-{spelt[name]}.nii.gz") for name in names}
+    return Outputs(segmentation, maps, dicom_seg=segmentation.with_name(f"{stem}.dcm") if options.dicom_seg else None)
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Prediction:
         learnt: for each used sequence, how the model used this scan: "train" (trained on it), "val" (chosen by it),
             "" (not at all) or "not known".
         adaptations: how each model was adapted, in words; empty without adaptation.
+        dicom_seg: the file of the DICOM SEG; None if none was written.
     """
 
     path: Path
@@ -89,6 +96,7 @@ class Prediction:
     answer: NativeAnswer = field(repr=False)
     learnt: Mapping[str, str] = field(default_factory=dict)
     adaptations: tuple[str, ...] = ()
+    dicom_seg: Path | None = None
 
 
 def predict(
@@ -106,8 +114,8 @@ def predict(
 
     Args:
         model: a model file, a run folder or a loaded model.
-        images: files by sequence; the first is the reference unless the options name another. Of a reference that
-            the model never learnt from, only the grid is used.
+        images: files by sequence, or folders of one DICOM series each; the first is the reference unless the options
+            name another. Of a reference that the model never learnt from, only the grid is used.
         overwrite: whether files of an earlier prediction may be replaced; an input never is.
 
     Raises:
@@ -120,11 +128,11 @@ def predict(
     keep_memory()
     options = options or PredictOptions()
     out = Path(out)
-    paths: dict[str, ScanFile] = {name: Path(file) for name, file in images.items()}
+    paths = {name: scan_at(Path(file)) for name, file in images.items()}
     sources = input_files(model, images, options)
     check_files([out], sources, overwrite, NIFTI)
     voters = load_voters(model, options)
-    outputs = plain_outputs(out, voters.space, options.probabilities)
+    outputs = plain_outputs(out, voters.space, options)
     _, *beside = outputs.files(voters.space)
     check_files(beside, sources, overwrite)
     labelled: dict[str, LabelFile] = {LESION_MASK: Path(options.lesion_mask)} if options.lesion_mask else {}
@@ -143,16 +151,20 @@ def predict_case(voters: Voters, files: CaseFiles, outputs: Outputs, options: Pr
     """
     usable = usable_for_all(voters.infos, tuple(files.images), options.reference)
     reference = options.reference or next(iter(files.images))
+    target = seg_target(files.images[reference], options.dicom_seg) if options.dicom_seg else None
     rule = "file" if files.brain_mask else brain_rule(options.brain_mask)[0]
     recipe, doubts = common_recipe(voters.infos, rule, reference, options.headers_disagree)
     needed = {name: path for name, path in files.images.items() if name in usable or name == reference}
     schemas = {name: LabelSchema.parse("1=lesion", "lesion") for name in files.labels}
     prepared = prepare_case(replace(files, images=needed), schemas, recipe, only=usable)
     prediction = _predict_prepared(voters, prepared, usable, outputs, options)
+    if target and outputs.dicom_seg:
+        write_seg(outputs.dicom_seg, prediction.answer.labels, prepared.native, target, voters)
     left_out = tuple(name for name in files.images if name not in usable)
     return replace(
-        prediction, reference=reference, left_out=left_out, inputs=files.paths, doubts=doubts + prediction.doubts
-    )
+        prediction, reference=reference, left_out=left_out, inputs=files.paths, dicom_seg=outputs.dicom_seg,
+        doubts=doubts + (target.doubts if target else ()) + prediction.doubts,
+    )  # fmt: skip
 
 
 def predict_stored(

@@ -32,6 +32,8 @@ class PredictOptions:
         together: how several models answer: "vote" (see `decision.majority`; with `adapt` each model has a vote for
             each constant, adapted to this one alone), or a rule of `models.fused`.
         probabilities: whether the probability of each structure is written, too.
+        dicom_seg: the folder of the DICOM series of the reference, or "source" where the reference is read from DICOM:
+            the segmentation is also written as a DICOM SEG that refers to it; "" writes none.
 
     Raises:
         UsageError: other models are given without a word on how they answer, or only their rule.
@@ -47,6 +49,7 @@ class PredictOptions:
     others: tuple[Path | str, ...] = ()
     together: str = ""
     probabilities: bool = False
+    dicom_seg: Path | str = ""
 
     def __post_init__(self) -> None:
         if self.others and not self.together:
@@ -86,8 +89,9 @@ def input_files(
     model: Path | str | Model, images: Mapping[str, Path | str], options: PredictOptions
 ) -> tuple[Path, ...]:
     """The files that a prediction is made from, which must not be overwritten."""
-    lesion = [options.lesion_mask] if options.lesion_mask else []
-    files = [Path(path) for path in (*images.values(), *options.others, *lesion)]
+    more = [path for path in (options.lesion_mask, options.dicom_seg) if path]
+    files = [Path(path) for path in (*images.values(), *options.others, *more)]
+    files += [file for folder in files if folder.is_dir() for file in folder.rglob("*") if file.is_file()]
     files += [] if isinstance(model, Model) else [Path(model)]
     _, mask = brain_rule(options.brain_mask)
     return (*files, *([mask] if mask else []))

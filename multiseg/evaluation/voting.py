@@ -24,7 +24,7 @@ from multiseg.store.preparation.recipe import Recipe
 
 @dataclass(frozen=True, eq=False)
 class Voters:
-    """The models that answer: one, or several that vote.
+    """The models that answer: one, or several that vote. `files` are those that they were loaded from.
 
     Raises:
         UsageError: one cannot be adapted though it must, or they do not fit together.
@@ -33,6 +33,7 @@ class Voters:
     models: tuple[Model, ...]
     is_vote: bool = False
     adapt: bool = False
+    files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.is_vote and len(self.models) == 1 and not self.adapt:
@@ -69,9 +70,10 @@ def load_voters(model: Path | str | Model, options: PredictOptions) -> Voters:
     """
     loaded = [model if isinstance(model, Model) else load_model(model, options.device)]
     loaded += [load_model(other, options.device) for other in options.others]
+    files = tuple(Path(one) for one in (model, *options.others) if not isinstance(one, Model))
     if options.together in ("", VOTE):
-        return Voters(tuple(loaded), options.together == VOTE, options.adapt)
-    return Voters((fuse(loaded, options.together),))
+        return Voters(tuple(loaded), options.together == VOTE, options.adapt, files)
+    return Voters((fuse(loaded, options.together),), files=files)
 
 
 def common_recipe(

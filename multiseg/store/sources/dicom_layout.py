@@ -105,6 +105,12 @@ def _class_of(path: Path) -> str | None:
     return head[start + 2 : start + 2 + length].decode("ascii", errors="replace").strip("\0 ")
 
 
+def is_scan(path: Path) -> bool:
+    """Whether a file is a DICOM image."""
+    uid = _class_of(path)
+    return uid is not None and not _not_a_scan(uid)
+
+
 def _not_a_scan(uid: str) -> str:
     """What a file of this class is if it is not a scan; "" for a scan."""
     kinds = [kind for start, kind in NOT_SCANS.items() if uid == start or uid.startswith(f"{start}.")]
