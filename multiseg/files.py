@@ -20,6 +20,8 @@ from multiseg.flushing import flush, flush_folders, make_folder
 from multiseg.locks import locked
 
 STORE_MARK = "zarr.json"
+ZARR_SCAN = ".nii.zarr"
+"""The ending of a scan that is a folder."""
 SCANS = (".nii", ".nii.gz", ".mgh", ".mgz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima")
 LONGEST_NAME = 255
 """The longest name of a file on most disks, in bytes."""
@@ -142,9 +144,10 @@ def _check_writable(folder: Path) -> None:
 def _first_scan(folder: Path) -> Path | None:
     remaining = MAX_EXAMINED
     for parent, folders, files in os.walk(folder):
+        in_zarr = [name for name in folders if name.lower().endswith(ZARR_SCAN)]
         folders[:] = sorted(name for name in folders if _status(Path(parent, name, STORE_MARK)) is None)
-        for name in sorted(files):
-            if name.lower().endswith(SCANS):
+        for name in sorted([*files, *in_zarr]):
+            if name.lower().endswith((*SCANS, ZARR_SCAN)):
                 return Path(parent, name)
         remaining -= len(files) + len(folders)
         if remaining < 0:

@@ -33,7 +33,7 @@ from multiseg.sequence_words import (
     words_in,
 )
 
-SUFFIX = re.compile(r"\.(?:nii|mgz|mgh|mha|mhd|nrrd|nhdr|hdr|img)(?:\.gz)*$", re.IGNORECASE)
+SUFFIX = re.compile(r"\.(?:nii\.zarr|(?:nii|mgz|mgh|mha|mhd|nrrd|nhdr|hdr|img)(?:\.gz)*)$", re.IGNORECASE)
 MIN_B = 500
 """The lowest diffusion weighting of a DWI, in s/mm2."""
 

@@ -11,6 +11,7 @@ import typer
 
 from multiseg.cli.shared_flags import AsJson, Overwrite
 from multiseg.errors import UsageError
+from multiseg.files import ZARR_SCAN
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -34,7 +35,10 @@ def info_command(
     split: Annotated[str, typer.Option(help="Only train, val or test.")] = "",
     pathology: Annotated[str, typer.Option(help="Only this pathology.")] = "",
     write: Annotated[
-        Path | None, typer.Option(help="Write the case into this folder, as NIfTI on the grid of its source files.")
+        Path | None,
+        typer.Option(
+            help="Write the case on the grid of its source files: as NIfTI into this folder, or as this X.nii.zarr."
+        ),
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -52,6 +56,8 @@ def info_command(
     multiseg info brain.zarr --case ms/patient07
 
     multiseg info brain.zarr --case ms/patient07 --write patient07
+
+    multiseg info brain.zarr --case ms/patient07 --write patient07.nii.zarr
 
     multiseg info runs/joint --store brain.zarr
     """
@@ -172,14 +178,17 @@ def _summary_row(summary: dict[str, Any]) -> list[str]:
 
 
 def show_case(store: Store, name: str, write: Path | None, overwrite: bool, as_json: bool) -> int:
-    """Print one case, "DATABASE/CASE", and if `write` is a folder, write it there on the grid of its source files."""
+    """Print one case, "DATABASE/CASE", and if `write` is given, write it there on the grid of its source files."""
     from multiseg.cli.console import output, print_json, print_table
-    from multiseg.store.native import write_native
+    from multiseg.store.native import write_native, write_native_zarr
 
     database_name, _, case_name = name.partition("/")
     database = store[database_name]
     case = database[case_name]
-    written = [str(path) for path in write_native(database, case, write, overwrite)] if write else []
+    written: list[str] = []
+    if write:
+        writer = write_native_zarr if write.name.lower().endswith(ZARR_SCAN) else write_native
+        written = [str(path) for path in writer(database, case, write, overwrite)]
     native, _header = database.native(case)
     sources = database.sources(case)
     if as_json:

@@ -111,8 +111,11 @@ def _models_and_images(arguments: list[str], answer: AnswerFlags) -> tuple[list[
 
 def _is_cohort(text: str) -> bool:
     """Whether an argument is a folder, a manifest or a store, and not an image."""
+    from multiseg.store.formats.nifti_zarr import is_nifti_zarr
     from multiseg.store.hierarchy import is_remote
 
+    if is_nifti_zarr(Path(text)):
+        return False
     return is_remote(text) or Path(text).is_dir() or Path(text).suffix.lower() in (".toml", ".csv", ".json")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from multiseg.modalities import in_canonical_order
+from multiseg.store.formats.nifti_zarr import is_nifti_zarr, sha256_of_folder
 from multiseg.store.formats.pair import further_files
 
 
@@ -92,6 +93,9 @@ def sha256_of(file: LabelFile) -> str:
     """
     digests = []
     for path in paths_of(file):
+        if is_nifti_zarr(path):
+            digests.append(sha256_of_folder(path))
+            continue
         if not path.is_file():  # reading from a pipe would never return
             raise FileNotFoundError(path)
         data = path.read_bytes()

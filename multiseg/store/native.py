@@ -16,7 +16,9 @@ from multiseg.errors import StoreError, UsageError
 from multiseg.files import check_files
 from multiseg.store.formats.colour_tables import LabelRow
 from multiseg.store.formats.label_table import rows_of_schema, table_files
-from multiseg.store.formats.nifti import write_like, write_nifti
+from multiseg.store.formats.nifti import image_like, new_image, write_like, write_nifti
+from multiseg.store.formats.nifti_zarr import sha256_of_folder
+from multiseg.store.formats.nifti_zarr_files import ZarrContent, check_zarr_file, write_nifti_zarr
 from multiseg.store.formats.volumes import same_grid
 from multiseg.store.preparation.grids import Grid, resample, resample_codes
 from multiseg.store.reader import Case, Database
@@ -116,6 +118,32 @@ def write_native(database: Database, case: Case, folder: Path, overwrite: bool =
     return paths
 
 
+def write_native_zarr(database: Database, case: Case, path: Path, overwrite: bool = False) -> tuple[Path, ...]:
+    """Write a case as one NIfTI-Zarr on its reference image's grid: its sequences are the channels, in their order.
+
+    Each annotation is a label image in it, labels/NAME, in the source's own numbers; see `write_native`.
+
+    Returns:
+        The path of the written folder.
+
+    Raises:
+        UsageError: something is there that may not be replaced.
+    """
+    check_zarr_file(path, overwrite)
+    if path.exists() and sha256_of_folder(path) in _source_digests(database):
+        raise UsageError(f"{path} is a file that {database.name} was read from, which is never overwritten.")
+    native, header = database.native(case)
+    images = [native_image(database, case, name) for name in case.modalities]
+    array = images[0] if len(images) == 1 else np.stack(images, axis=-1)[:, :, :, None]
+    labels = {}
+    for name in _annotations_of(database, case):
+        schema = database.schemas[name]
+        codes = schema.decode(native_label(database, case, name))
+        labels[_file_name(name)] = (_image_on_native(codes, native, header), rows_of_schema(schema))
+    write_nifti_zarr(path, ZarrContent(_image_on_native(array, native, header), tuple(case.modalities), labels))
+    return (path,)
+
+
 def _annotations_of(database: Database, case: Case) -> list[str]:
     """The names of the annotations that a case has."""
     return [name for name, has_it in zip(database.schemas, case.annotated, strict=True) if has_it]
@@ -123,8 +151,12 @@ def _annotations_of(database: Database, case: Case) -> list[str]:
 
 def _sources_among(database: Database, paths: Sequence[Path]) -> list[Path]:
     """The files among these that a case was read from, by their contents."""
-    digests = {source["sha256"] for case in database.cases for source in database.sources(case)}
+    digests = _source_digests(database)
     return [path for path in paths if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() in digests]
+
+
+def _source_digests(database: Database) -> set[str]:
+    return {source["sha256"] for case in database.cases for source in database.sources(case)}
 
 
 def _file_name(name: str) -> str:
@@ -145,6 +177,11 @@ def write_on_native(
         write_like(path, array, header, labels, tables)
     else:
         write_nifti(path, array, native.affine, labels, tables)
+
+
+def _image_on_native(array: Array, native: Grid, header: bytes) -> nib.Nifti1Image | nib.Nifti2Image:
+    """The image that `write_on_native` writes."""
+    return image_like(array, header) if _has_affine_of(header, native) else new_image(array, native.affine)
 
 
 def _has_affine_of(header: bytes, native: Grid) -> bool:

@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 
 import nibabel as nib
+import niizarr
 import numpy as np
 import pytest
 import torch
@@ -68,6 +69,18 @@ def unturned(folder: Path, spacing_mm: tuple[float, float, float]) -> np.ndarray
     flair, _ = save_turned(folder, TURNS[0])
     done = predict(model(spacing_mm), {"FLAIR": flair}, folder / "answer.nii.gz", overwrite=True)
     return np.asarray(nib.load(done.path).dataobj)
+
+
+def test_a_nifti_zarr_gets_the_answer_of_the_file_that_it_was(tmp_path: Path) -> None:
+    flair, _ = save_turned(tmp_path, TURNS[5])
+    niizarr.nii2zarr(nib.load(flair), str(tmp_path / "FLAIR.nii.zarr"), nb_levels=1)
+    one, other = (
+        predict(model(SIZE_MM), {"FLAIR": tmp_path / name}, tmp_path / f"answer-{number}.nii.gz")
+        for number, name in enumerate(("FLAIR.nii.gz", "FLAIR.nii.zarr"))
+    )
+    assert (tmp_path / "answer-0.nii.gz").read_bytes() == (tmp_path / "answer-1.nii.gz").read_bytes()
+    # Chunks of the background are not stored, and that is said.
+    assert {doubt.code for doubt in other.doubts} - {doubt.code for doubt in one.doubts} <= {"MISSING_CHUNKS"}
 
 
 @pytest.fixture(scope="module")

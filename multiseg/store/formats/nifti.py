@@ -159,9 +159,14 @@ def _stored(path: Path, header: NiftiHeader, data: bytes) -> Array:
 
 def write_nifti(path: Path, array: Array, affine: Affine, labels: Sequence[LabelRow] = (), tables: bool = True) -> None:
     """Write a new NIfTI file atomically, in the dtype of the array. `labels`, `tables`: as in `write_like`."""
+    _write_image(path, new_image(array, affine), labels, tables)
+
+
+def new_image(array: Array, affine: Affine) -> nib.Nifti1Image:
+    """A new image in the dtype of the array."""
     image = nib.Nifti1Image(array, affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
-    _write_image(path, image, labels, tables)
+    return image
 
 
 def write_like(path: Path, array: Array, header: bytes, labels: Sequence[LabelRow] = (), tables: bool = True) -> None:
@@ -175,6 +180,11 @@ def write_like(path: Path, array: Array, header: bytes, labels: Sequence[LabelRo
             to it (see `label_table`).
         tables: whether the tables are written.
     """
+    _write_image(path, image_like(array, header), labels, tables)
+
+
+def image_like(array: Array, header: bytes) -> nib.Nifti1Image | nib.Nifti2Image:
+    """An array on the grid of the file of `header`; see `write_like`."""
     kind = nib.Nifti2Image if len(header) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Image
     source = kind.header_class(header, check=False)
     image = kind(array, source.get_best_affine(), header=source)
@@ -182,7 +192,7 @@ def write_like(path: Path, array: Array, header: bytes, labels: Sequence[LabelRo
     image.header.set_slope_inter(1, 0)
     image.header["cal_max"] = image.header["cal_min"] = 0
     image.header["vox_offset"] = 0  # nibabel sets it to the end of header and extensions
-    _write_image(path, image, labels, tables)
+    return image
 
 
 def _write_image(

@@ -15,6 +15,15 @@ from multiseg.store.formats.compression import DAMAGE, GZIP_MAGIC, gunzip, gunzi
 from multiseg.store.formats.file_lengths import SPARE_BYTES, check_gzip_length, smallest_face
 from multiseg.store.formats.mgh import is_mgh, mgh_geometry, read_mgh
 from multiseg.store.formats.nifti import is_nifti, is_pair, nifti_geometry, read_nifti
+from multiseg.store.formats.nifti_zarr import (
+    files_of,
+    is_nifti_zarr,
+    missing_chunks,
+    missing_text,
+    open_nifti_zarr,
+    read_bytes,
+    sha256_of_folder,
+)
 from multiseg.store.formats.pair import further_files, is_header, join_pair, missing_half, other_half, single_header
 from multiseg.store.formats.text_header import is_metaimage, is_nrrd
 from multiseg.store.formats.text_image import bytes_of_data, read_text_image, text_geometry
@@ -59,6 +68,8 @@ def _volume(file: ScanFile) -> Volume:
     if isinstance(file, Series):
         return _read_series(file)
     path, index = _path_and_index(file)
+    if is_nifti_zarr(path):
+        return _read_zarr(path, index, part_of(file))
     raw, _ = _read_head(path, -1)
     # DICOM begins with a preamble of 128 arbitrary bytes.
     if raw[128:132] == DICOM_MAGIC:
@@ -85,6 +96,9 @@ def _geometry(file: ScanFile) -> Geometry:
     if isinstance(file, Series):
         return _series_geometry(file)
     path, index = _path_and_index(file)
+    if is_nifti_zarr(path):
+        disk_bytes = sum(one.stat().st_size for one in files_of(path))
+        return replace(nifti_geometry(path, open_nifti_zarr(path).header, index), disk_bytes=disk_bytes)
     head, num_bytes = _read_head(path)
     if head[128:132] == DICOM_MAGIC:
         return _series_geometry(Series((path,)))
@@ -104,6 +118,14 @@ def _geometry(file: ScanFile) -> Geometry:
     if layers == 1:
         check_gzip_length(path, geometry.start + geometry.file_bytes, face)
     return replace(geometry, disk_bytes=num_bytes)
+
+
+def _read_zarr(path: Path, index: int | None, part: str) -> Volume:
+    image = open_nifti_zarr(path)
+    volume = read_nifti(path, read_bytes(path, image), joined_sha256([sha256_of_folder(path)], part), index)
+    if not missing_chunks(image):
+        return volume
+    return replace(volume, doubts=(*volume.doubts, ("MISSING_CHUNKS", missing_text(path, image))))
 
 
 def _join_halves(path: Path, data: bytes, layers: int, other: Path, max_bytes: int) -> tuple[bytes, int]:

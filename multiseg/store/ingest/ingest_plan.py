@@ -20,6 +20,7 @@ from multiseg.store.cases import CaseFiles, sha256_of
 from multiseg.store.catalogue import assign_splits
 from multiseg.store.columns import check_axis_names, participant_columns, text_columns, watch
 from multiseg.store.findings import Finding, Severity, by_name
+from multiseg.store.formats.nifti_zarr import files_of, is_nifti_zarr
 from multiseg.store.hierarchy import check_database_name, database_names, is_plain_name
 from multiseg.store.ingest.encoding import ArrayPlan
 from multiseg.store.ingest.parallel import Workers
@@ -101,7 +102,7 @@ def source_bytes(databases: Sequence[DatabaseFiles]) -> int:
 
 def _size_of(path: Path) -> int:
     try:
-        return path.stat().st_size
+        return sum(file.stat().st_size for file in (files_of(path) if is_nifti_zarr(path) else (path,)))
     except OSError:
         return 0
 

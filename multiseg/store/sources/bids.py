@@ -166,7 +166,7 @@ def _why_not_weighted(folder: Folder, file: BidsFile) -> str:
 
 def _read_sidecar(folder: Folder, file: BidsFile, suffix: str) -> str:
     """The text of the file with the same name and another suffix, "" if there is none."""
-    path = file.path.removesuffix(".gz").removesuffix(".nii") + suffix
+    path = file.path.removesuffix(".gz").removesuffix(".zarr").removesuffix(".nii") + suffix
     return folder.path(path).read_text(encoding="utf-8-sig", errors="replace") if folder.path(path).is_file() else ""
 
 

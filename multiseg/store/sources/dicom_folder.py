@@ -6,17 +6,18 @@ from pathlib import Path
 
 from multiseg.errors import SourceError, few
 from multiseg.store.cases import ScanFile, Series
+from multiseg.store.formats.nifti_zarr import is_nifti_zarr
 from multiseg.store.sources.dicom_layout import is_scan
 from multiseg.store.sources.dicom_scans import read_slices, scans_of
 
 
 def scan_at(path: Path) -> ScanFile:
-    """What a path names: a file, or the series in a folder.
+    """What a path names: a file, a NIfTI-Zarr, or the series in a folder.
 
     Raises:
         SourceError: as `series_in`.
     """
-    return series_in(path) if path.is_dir() else path
+    return series_in(path) if path.is_dir() and not is_nifti_zarr(path) else path
 
 
 def series_in(path: Path) -> Series:

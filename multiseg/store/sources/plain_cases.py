@@ -155,7 +155,7 @@ def without_suffix(name: str) -> str:
     'sub.01_T1'
     """
     stem, _, suffix = name.rpartition(".")
-    while suffix.lower() == "gz":
+    while suffix.lower() in ("gz", "zarr"):
         stem, _, suffix = stem.rpartition(".")
     return stem
 

@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from multiseg.errors import SourceError
 from multiseg.store.cases import LabelFile, paths_of
+from multiseg.store.formats.nifti_zarr import is_nifti_zarr
 
-SUFFIX = r"\.(?:nii(?:\.gz)*|mg[zh]|mha|mhd|nrrd|nhdr|img(?:\.gz)*)"
+SUFFIX = r"\.(?:nii(?:\.gz)*|nii\.zarr|mg[zh]|mha|mhd|nrrd|nhdr|img(?:\.gz)*)"
 """The suffixes of volumes, as a regular expression; "x.nii.gz.gz" occurs, too."""
 TEST_OR_TRAINING = re.compile(r"(?<![a-z])(?P<test>test|testing|testset)(?![a-z])|(?<![a-z])train(?:ing|set)?(?![a-z])")
 """Words for the test and training part of a dataset in folder names, in lower case."""
@@ -24,7 +25,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder's relative file names, sorted, without hidden files (such as macOS's "._x")."""
+    """A folder's relative file names, sorted, without hidden files (such as macOS's "._x").
+
+    A NIfTI-Zarr, though a folder, is one name among them.
+    """
 
     root: Path
     files: tuple[str, ...]
@@ -66,7 +70,7 @@ class Folder:
 
 
 def is_volume(file: str) -> bool:
-    """Whether a name is that of a volume: NIfTI (also compressed or the .img of a pair), MGH, MetaImage or NRRD."""
+    """Whether a name is that of a volume: NIfTI (compressed, in Zarr or the .img of a pair), MGH, MetaImage or NRRD."""
     return re.search(SUFFIX + "$", file, flags=re.IGNORECASE) is not None
 
 
@@ -90,8 +94,10 @@ def look_into(root: Path) -> Folder:
 
 def _files_below(root: Path) -> Iterator[str]:
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and not _loops(folder, name))
-        for name in sorted(names):
+        entered = sorted(name for name in subfolders if not name.startswith(".") and not _loops(folder, name))
+        images = [name for name in entered if is_nifti_zarr(Path(folder, name))]  # each is one volume
+        subfolders[:] = [name for name in entered if name not in images]
+        for name in sorted([*names, *images]):
             if not name.startswith("."):
                 yield (Path(folder) / name).relative_to(root).as_posix()
 
