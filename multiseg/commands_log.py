@@ -14,8 +14,12 @@ COMMANDS = "commands.jsonl"
 PACKAGES = ("multiseg", "torch", "numpy", "zarr")
 
 
-def add_command(folder: Path, arguments: Sequence[str], device: str = "") -> None:
-    """Add a command line, the time, the versions and the machine to the folder's commands.jsonl."""
+def add_command(folder: Path, arguments: Sequence[str], device: str = "", keep: bool = True) -> None:
+    """Add a command line, the time, the versions and the machine to the folder's commands.jsonl.
+
+    Args:
+        keep: whether earlier commands stay, since they also made what the folder holds.
+    """
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["multiseg", *arguments]),
@@ -24,7 +28,7 @@ def add_command(folder: Path, arguments: Sequence[str], device: str = "") -> Non
         "system": platform.platform(),
         **{name: _version(name) for name in PACKAGES},
     }
-    with (folder / COMMANDS).open("a", encoding="utf-8") as file:
+    with (folder / COMMANDS).open("a" if keep else "w", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
 

@@ -157,7 +157,7 @@ def evaluate_command(
             model, store = _model_and_store(models, fuse, cases.store, resolved)
             result = evaluate(model, store, options, resolved, folder, on_case, metrics, overwrite)
     result.save(folder, overwrite)
-    note_command(folder, device)
+    note_command(folder, device, keep=False)
     if as_json:
         print_json({"folder": str(folder), **result.to_json()})
     else:
