@@ -13,7 +13,7 @@ ROOM_KIB := $(shell df --output=avail --block-size=1K /dev/shm 2>/dev/null | tai
 TEMPORARY := $(shell test "$(ROOM_KIB)" -ge 8000000 2>/dev/null && echo TMPDIR=/dev/shm)
 PYTEST := $(TEMPORARY) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick check docs bench clean
+.PHONY: demo test quick check docs dist bench clean
 
 demo: .venv/installed
 	$(BIN)/multiseg demo --out demo
@@ -35,6 +35,14 @@ check: .venv/test-installed
 docs: .venv/docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python docs/site_tools/outer_requests.py site
+
+# The source distribution and the wheel, checked. The tools have an environment of their own: releases need them alone.
+dist:
+	$(PYTHON) -m venv .venv/release
+	.venv/release/bin/pip install --quiet 'build>=1.2' 'twine>=6'
+	rm -rf dist
+	.venv/release/bin/python -m build --outdir dist
+	.venv/release/bin/twine check --strict dist/*
 
 bench: .venv/test-installed
 	$(BIN)/python -m benchmarks.loader
@@ -65,4 +73,4 @@ requirements-site.txt: pyproject.toml constraints.txt
 		--python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make $@" --output-file $@
 
 clean:
-	rm -rf .venv demo site
+	rm -rf .venv demo site dist
