@@ -126,9 +126,7 @@ def value(word: str, answers: list[tuple[str, str, Any]]) -> Any:
 
 
 @pytest.mark.slow
-def test_the_tutorial_computes_what_numpy_computes(
-    folder: Path, answers: list[tuple[str, str, Any]]
-) -> None:
+def test_the_tutorial_computes_what_numpy_computes(folder: Path, answers: list[tuple[str, str, Any]]) -> None:
     database = open_store(str(folder / "tour.zarr"))["dogwood"]
     image, codes = (array[at] for array, at in zip(database.whole(database["D001"]), (0, 0), strict=True))
     expected = image.astype(np.float64)[codes == 1].mean()
