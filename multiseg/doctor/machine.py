@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-import multiseg
 from multiseg.doctor.check_record import ERROR, WARNING, Found
 from multiseg.faults import NOT_PERMITTED, NOT_SUPPORTED
 
@@ -30,7 +29,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 def python() -> Found:
     """The interpreter, the system, and where multiseg is installed."""
-    number, place = platform.python_version(), Path(multiseg.__file__).parent
+    number, place = platform.python_version(), Path(__file__).parents[1]
     found = f"Python {number} on {platform.system()} {platform.release()} {platform.machine()}; multiseg in {place}"
     if sys.version_info < OLDEST_PYTHON:
         return Found(found, ERROR, f"Use Python {OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} or later.")
