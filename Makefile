@@ -33,7 +33,7 @@ check: .venv/test-installed
 
 # The site, built without the network. A page that loads something from outside fails.
 docs: .venv/docs-installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python docs/site_tools/outer_requests.py site
 
 # The source distribution and the wheel, checked. The tools have an environment of their own: releases need them alone.

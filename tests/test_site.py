@@ -101,7 +101,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path, monkeypatch: pytest.M
 
     pytest.importorskip("mkdocs")
     monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
     assert tool("outer_requests", monkeypatch).outer_requests(tmp_path / "site") == []
