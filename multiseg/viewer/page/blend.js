@@ -1,5 +1,5 @@
 // All overlays of a case as one volume: every combination of codes that occurs has a number, and a blended colour.
-import { niftiBuffer } from "./voxels.js";
+import { HEADER, niftiBuffer } from "./voxels.js";
 
 const MOST = 4000; // combinations
 
@@ -60,7 +60,9 @@ export class Blend {
 
 /** The whole volume in colours, as a NIfTI file of RGBA in memory. */
 export function colouredFile(blend) {
-  return niftiBuffer(blend.voxels.about, "rgba");
+  const buffer = niftiBuffer(blend.voxels.about, "rgba");
+  paintVolume(blend, new Uint8Array(buffer, HEADER));
+  return buffer;
 }
 
 /** Give every voxel its colour; `target` is a Uint8Array of RGBA. */

@@ -22,6 +22,7 @@ async function openCase(name) {
   history.replaceState(null, "", `#${encodeURIComponent(name)}`);
   markEnds();
   say("Opening…");
+  byId("panes").setAttribute("aria-busy", "true");
   try {
     const about = await getJson("api/case", { case: name }, stop.signal);
     const voxels = new CaseVoxels(about);
@@ -40,6 +41,7 @@ async function openCase(name) {
   } catch (error) {
     if (error.name !== "AbortError") fail(error);
   }
+  if (!stop.signal.aborted) byId("panes").setAttribute("aria-busy", "false");
 }
 
 /** Let the model of the run segment the open case, and open it again with the answer. */

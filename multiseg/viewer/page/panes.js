@@ -132,7 +132,6 @@ export class Panes {
     if (!this.layer && voxels.labels.length) {
       const layer = await NVImage.new(colouredFile(blend), "overlays.nii", "gray", 1);
       layer.colorbarVisible = false;
-      paintVolume(blend, layer.img);
       this.layer = layer;
     }
     if (!images.has(sequence)) {
@@ -170,7 +169,7 @@ export class Panes {
 
   /** Small planes need a wider cross; its gap of 8 mm to each side does not hide what it points to. */
   #setPlane(niivue) {
-    const width = this.plane === "all three" ? 2 : 1;
+    const width = this.plane === "all three" ? 1.5 : 1;
     Object.assign(niivue.opts, { sliceType: PLANES[this.plane], crosshairWidth: width, crosshairGap: 16 / width });
     niivue.crosshairs3D = null;
   }

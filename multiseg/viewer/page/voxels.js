@@ -2,7 +2,7 @@
 import { getBytes } from "./elements.js";
 
 export const OUTSIDE = -32768;
-const HEADER = 352;
+export const HEADER = 352;
 
 export class CaseVoxels {
   constructor(about) {
