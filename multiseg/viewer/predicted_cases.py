@@ -77,8 +77,9 @@ class PredictedCases:
         problem = "" if record.state == "done" else record.reason or "not finished: run predict again"
         problem = problem or ("" if line else "the source does not have this case")
         line = line or ListedCase(name, record.database, record.person, record.visit)
-        flags = dict.fromkeys(doubt.code for doubt in record.doubts)
-        flags |= dict.fromkeys(f"learnt from ({use})" for use in record.learnt.values() if use)
+        learnt = dict.fromkeys(f"learnt from ({use})" for use in record.learnt.values() if use)
+        doubts = dict.fromkeys(doubt.code for doubt in record.doubts)
+        flags = {code: None for code in doubts if not (learnt and code == "LEARNT_FROM")} | learnt
         flags |= {} if any(row.ml for row in record.structures) or problem else {"nothing found": None}
         sequences = line.sequences or record.used
         return replace(line, name=name, sequences=sequences, flags=tuple(flags), dice=dice, problem=problem)

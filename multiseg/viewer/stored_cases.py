@@ -50,19 +50,24 @@ class StoredCases:
         channels = [database.modalities.index(modality) for modality in case.modalities]
         marked = np.flatnonzero(case.annotated)
 
-        def planes(first: int, last: int) -> Planes:
+        def read(first: int, last: int) -> Planes:
             corner, size = (0, 0, first), (*case.extent[:2], last - first)
             images = database.image(case, corner, size)[channels]
             return _TABLE[images.view(np.uint16)], database.codes(case, corner, size)[marked]
 
-        shown, _ = planes(start[2], start[2] + 1)
+        first_slice = (start[2], start[2] + 1)
+        shown = read(*first_slice)
+
+        def planes(first: int, last: int) -> Planes:
+            return shown if (first, last) == first_slice else read(first, last)  # the page asks for it next
+
         return CaseView(
             name=name,
             grid=case.grid,
             start=start,
             sequences=tuple(
                 _sequence(case, modality, volume[..., 0])
-                for modality, volume in zip(case.modalities, shown, strict=True)
+                for modality, volume in zip(case.modalities, shown[0], strict=True)
             ),
             overlays=overlays,
             planes=planes,

@@ -64,7 +64,7 @@ export class CaseList {
 
   #line(one) {
     const about = make("span", { className: "about" }, [one.sequences.join(" "), one.pathology, one.split].filter(Boolean).join(" · "));
-    for (const flag of one.flags) about.append(" ", make("span", { className: "flag" }, flag));
+    if (one.flags.length) about.append(" · ", make("span", { className: "flag" }, one.flags.join(", ")));
     const button = make("button", { type: "button", tabIndex: -1, "data-name": one.name }, make("span", { className: "name" }, one.name));
     if (one.dice !== null) button.append(make("span", { className: "dice", title: `${this.diceWord} Dice` }, one.dice.toFixed(2)));
     button.append(one.problem ? make("span", { className: "about problem" }, one.problem) : about);

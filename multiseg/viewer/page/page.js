@@ -36,7 +36,7 @@ async function openCase(name) {
     }, stop.signal);
     await panes.whole();
     if (stop.signal.aborted) return;
-    say(panes.hasWebgl ? "" : "This browser has no WebGL2: only axial slices are shown.");
+    say(panes.whySlices);
     await loadFindings(name, stop.signal);
   } catch (error) {
     if (error.name !== "AbortError") fail(error);

@@ -6,6 +6,7 @@ import { drawSlice, voxelAt } from "./slices.js";
 export const PLANES = { axial: 0, coronal: 1, sagittal: 2, "all three": 3 }; // NiiVue's numbers
 const IN_PLANE = { axial: [0, 1], coronal: [0, 2], sagittal: [1, 2], "all three": [0, 1, 2] }; // axes
 const COLUMNS = [1, 1, 2, 3, 2, 3, 3];
+const MOST_WITHOUT_CARD = 2e7; // voxels: a processor that draws as a graphics card would stand still for minutes
 const OPTIONS = {
   backColor: [0, 0, 0, 1],
   crosshairColor: [0.54, 0.72, 1, 0.75],
@@ -29,7 +30,7 @@ export class Panes {
     this.root = root;
     this.moved = moved;
     this.panes = [];
-    this.hasWebgl = Boolean(document.createElement("canvas").getContext("webgl2"));
+    this.limits = limitsOfGraphics();
     this.plane = "axial";
     this.isOutlined = false;
     new ResizeObserver(() => this.drawSlices()).observe(root);
@@ -66,6 +67,16 @@ export class Panes {
     if (this.isWhole) await this.#fill();
   }
 
+  /** Why only axial slices can be shown of the open case; "" if NiiVue can show it. */
+  get whySlices() {
+    const { shape } = this.voxels.about;
+    if (!this.limits) return "This browser has no WebGL2: only axial slices are shown.";
+    if (Math.max(...shape) > this.limits.side) return "This case is too large for the graphics card: only axial slices are shown.";
+    const isLarge = shape[0] * shape[1] * shape[2] > MOST_WITHOUT_CARD;
+    if (isLarge && this.limits.isSoftware) return "This computer draws without a graphics card: of a case this large only axial slices are shown.";
+    return "";
+  }
+
   /** All voxels are there: hand them to NiiVue. */
   async whole() {
     this.isWhole = true;
@@ -95,7 +106,7 @@ export class Panes {
   }
 
   async #fill() {
-    if (!this.hasWebgl) return;
+    if (this.whySlices) return;
     const { voxels } = this;
     for (const pane of this.panes) {
       if (pane.sequence === null) continue;
@@ -200,4 +211,13 @@ export class Panes {
       drawSlice(pane.flat, this.voxels, pane.sequence, this.position, this.blend);
     }
   }
+}
+
+/** What the browser can draw: the longest side of a volume, and whether the processor draws; null without WebGL2. */
+function limitsOfGraphics() {
+  const gl = document.createElement("canvas").getContext("webgl2");
+  if (!gl) return null;
+  const info = gl.getExtension("WEBGL_debug_renderer_info");
+  const name = String(gl.getParameter(info ? info.UNMASKED_RENDERER_WEBGL : gl.RENDERER));
+  return { side: gl.getParameter(gl.MAX_3D_TEXTURE_SIZE), isSoftware: /swiftshader|llvmpipe|software|basic render/i.test(name) };
 }

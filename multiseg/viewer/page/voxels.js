@@ -11,7 +11,7 @@ export class CaseVoxels {
     this.plane = ni * nj;
     this.images = about.sequences.map((one) => {
       const buffer = niftiBuffer(about, "int16", one);
-      return { buffer, voxels: new Int16Array(buffer, HEADER, this.plane * nk).fill(OUTSIDE) };
+      return { buffer, voxels: new Int16Array(buffer, HEADER, this.plane * nk) };
     });
     this.labels = about.overlays.map(() => ({ voxels: new Uint8Array(this.plane * nk) }));
     this.isRead = new Uint8Array(nk);
@@ -56,6 +56,7 @@ export class CaseVoxels {
 
   /** The intensity of a sequence at a voxel; null outside the brain or where it is not read yet. */
   intensity(sequence, [i, j, k]) {
+    if (!this.isRead[k]) return null;
     const number = this.images[sequence].voxels[this.#index(i, j, k)];
     const { slope, intercept } = this.about.sequences[sequence];
     return number === OUTSIDE ? null : number * slope + intercept;
