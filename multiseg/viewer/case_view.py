@@ -130,6 +130,7 @@ class CaseView:
         }
 
 
+@runtime_checkable
 class Cases(Protocol):
     """The cases that a page shows: of a store, of a run, or of a folder of predictions.
 

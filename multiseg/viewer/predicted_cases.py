@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -44,6 +44,7 @@ CHANGED = (
 OTHER_SCANS = "The store now holds other scans of this case, or other settings, than those that were segmented."
 
 
+@runtime_checkable
 class Scans(Protocol):
     """Where the scans of the segmented cases are."""
 
