@@ -104,7 +104,7 @@ def test_verbs_that_keep_a_store(store_url: str, tmp_path: Path, capsys: pytest.
     ]
     assert run(["compact", store_url, "--dry-run", "--json"]) == 0
     assert checked(capsys.readouterr().out, "compact")["dry_run"]
-    command = ["view", store_url, "--case", "birch/B001", "-o", str(tmp_path), "--json"]
+    command = ["view", store_url, "--case", "birch/B001", "--png", str(tmp_path), "--json"]
     assert run(command) == 0
     assert checked(capsys.readouterr().out, "view")["pictures"] == [str(tmp_path / "birch-B001.png")]
 
