@@ -1,6 +1,5 @@
 """Corrected masks come back: as an annotation of their own, which training reads, and which no ingest loses."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.errors import LabelError, UsageError
@@ -295,11 +295,11 @@ def test_the_command(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     save(mask, without_half)
     command = ["ingest", "--corrected", str(tmp_path / "out"), "--store", url, "--rater", "A. Reader", "--json"]
     assert run([*command, "--dry-run"]) == 0
-    assert json.loads(capsys.readouterr().out)["written"] == [NAME]
+    assert checked(capsys.readouterr().out, "ingest")["written"] == [NAME]
     assert run(command) == 0
-    assert json.loads(capsys.readouterr().out)["written"] == [NAME]
+    assert checked(capsys.readouterr().out, "ingest")["written"] == [NAME]
     assert run(command) == 0
-    assert json.loads(capsys.readouterr().out)["unchanged"] == [NAME]
+    assert checked(capsys.readouterr().out, "ingest")["unchanged"] == [NAME]
 
 
 @pytest.mark.parametrize(
