@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from multiseg.evaluation.comparison import ScoringOptions
+    from multiseg.evaluation.cross_validation import evaluate_folds
     from multiseg.evaluation.evaluation_result import EvaluateOptions
     from multiseg.evaluation.model_evaluation import evaluate
     from multiseg.evaluation.paired_runs import compare
@@ -64,6 +65,7 @@ _HOMES = {
     "Workers": "store.ingest.parallel",
     "compare": "evaluation.paired_runs",
     "evaluate": "evaluation.model_evaluation",
+    "evaluate_folds": "evaluation.cross_validation",
     "find_database": "store.sources.pattern_source",
     "find_manifest": "store.sources.manifest",
     "find_source": "store.sources.recognise",
@@ -105,6 +107,7 @@ __all__ = [
     "Workers",
     "compare",
     "evaluate",
+    "evaluate_folds",
     "find_database",
     "find_manifest",
     "find_source",

@@ -69,6 +69,7 @@ class Evaluation:
         doubts: what a person should check about the files of another program, by "database/case".
         model: the SHA-256 of the model; "" for files of another program.
         scoring: how predictions were scored.
+        parts: the evaluations that this one was put together from, by name; empty if it is none of these.
     """
 
     cases: pd.DataFrame
@@ -83,6 +84,7 @@ class Evaluation:
     doubts: Mapping[str, str] = field(default_factory=dict)
     model: str = ""
     scoring: ScoringOptions = ScoringOptions()
+    parts: Mapping[str, Evaluation] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         num = len(self.cases[["database", "case"]].drop_duplicates())
@@ -123,7 +125,7 @@ class Evaluation:
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
         """Write cases.csv, summary.csv, summary.json and montage.png, and remove the file for resuming.
 
-        With pyarrow the tables are also cases.parquet and summary.parquet.
+        With pyarrow the tables are also cases.parquet and summary.parquet. Each part gets a folder of its name.
 
         Raises:
             UsageError: the folder holds something else, see `check_room`.
@@ -139,6 +141,8 @@ class Evaluation:
 
             save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences", overwrite=True)
         (folder / PROGRESS).unlink(missing_ok=True)
+        for name, part in self.parts.items():
+            part.save(folder / name, overwrite)
 
     @property
     def policy(self) -> str:
