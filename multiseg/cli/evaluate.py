@@ -9,12 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multiseg.cli.shared_flags import Adapt, AsJson, Device, Fuse, Overwrite, checked_adapt
+from multiseg.cli.shared_flags import (
+    Adapt,
+    AsJson,
+    Device,
+    Ensemble,
+    Fuse,
+    Overwrite,
+    Tta,
+    checked_adapt,
+    checked_ensemble,
+)
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
     from multiseg.evaluation.comparison import ScoringOptions
     from multiseg.evaluation.evaluation_result import EvaluateOptions
+    from multiseg.evaluation.voting import Voters
     from multiseg.models.saved import Model
 
 
@@ -38,6 +49,7 @@ class CaseFlags:
         bool, typer.Option("--zones", help="Also the Dice of tissues under the lesion, within 10 mm, and elsewhere.")
     ] = False
     adapt: Adapt = "off"
+    tta: Tta = False
 
     def options(self, scoring: ScoringFlags) -> EvaluateOptions:
         from multiseg.evaluation.evaluation_result import EvaluateOptions
@@ -45,7 +57,15 @@ class CaseFlags:
         split, databases = "" if self.split == "all" else self.split, tuple(self.database or ())
         is_adapted = checked_adapt(self.adapt)
         return EvaluateOptions(
-            split, databases, self.subsets, self.overlap, self.lesion_assumed, self.zones, is_adapted, scoring.options()
+            split=split,
+            databases=databases,
+            subsets=self.subsets,
+            overlap=self.overlap,
+            lesion_assumed=self.lesion_assumed,
+            zones=self.zones,
+            adapt=is_adapted,
+            scoring=scoring.options(),
+            tta=self.tta,
         )
 
 
@@ -76,6 +96,7 @@ class SeveralFlags:
     """What several runs are to each other: at most one of these."""
 
     fuse: Fuse = ""
+    ensemble: Ensemble = ""
     is_compared: Annotated[
         bool, typer.Option("--compare", help="Evaluate each run on the same cases, and compare them with the first.")
     ] = False
@@ -89,7 +110,8 @@ class SeveralFlags:
     @property
     def given(self) -> list[str]:
         """The names of the flags that are set."""
-        flags = {"--fuse": self.fuse, "--compare": self.is_compared, "--folds": self.is_folds}
+        ensemble = checked_ensemble(self.ensemble)
+        flags = {"--fuse": self.fuse, "--ensemble": ensemble, "--compare": self.is_compared, "--folds": self.is_folds}
         return [flag for flag, value in flags.items() if value]
 
 
@@ -110,8 +132,8 @@ def evaluate_command(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="A run folder or a model file; two with --fuse; two or more with --compare; all of a cross-validation "
-            "with --folds; none with --predictions."
+            help="A run folder or a model file; two with --fuse; several with --ensemble or --compare; those of all "
+            "folds with --folds; none with --predictions."
         ),
     ] = None,
     *,
@@ -149,6 +171,8 @@ def evaluate_command(
 
     multiseg evaluate runs/fold-0 runs/fold-1 runs/fold-2 --folds
 
+    multiseg evaluate runs/seed1 runs/seed2 --ensemble mean --tta
+
     multiseg evaluate runs/tissue runs/lesion --fuse lesion-over-tissue
 
     multiseg evaluate --predictions "out/{case}.nii.gz" --labels "2=tissue:WM,7=lesion" --name SAMSEG --store all.zarr
@@ -179,7 +203,7 @@ def evaluate_command(
             result = evaluate_folds(models, cases.store, options, resolved, folder, on_case, metrics, overwrite)
         else:
             resolved = str(resolve_device(device))
-            model, store = _model_and_store(models, several.fuse, cases.store, resolved)
+            model, store = _model_and_store(models, several, cases.store, resolved)
             result = evaluate(model, store, options, resolved, folder, on_case, metrics, overwrite)
     result.save(folder, overwrite)
     if as_json:
@@ -206,8 +230,8 @@ def _check_flags(runs: Sequence[Path], several: SeveralFlags, cases: CaseFlags, 
             raise UsageError("name a run folder or a model file, or files to evaluate: --predictions.")
         if len(runs) > 1 and not given:
             raise UsageError(
-                f"{len(runs)} models are given: say how they answer together, --fuse lesion-over-tissue, or compare "
-                "them: --compare. The runs of a cross-validation are evaluated as one with --folds."
+                f"{len(runs)} models are given: say how they answer together, --fuse lesion-over-tissue or --ensemble "
+                "mean, or compare them: --compare. The runs of a cross-validation are evaluated as one with --folds."
             )
         return
     needed = {"--labels": files.labels, "--name": files.name, "--store": cases.store}
@@ -215,19 +239,23 @@ def _check_flags(runs: Sequence[Path], several: SeveralFlags, cases: CaseFlags, 
         raise UsageError(f"--predictions needs {', '.join(missing)}, too.")
     if runs:
         raise UsageError(f"evaluate either {runs[0]} or the files of --predictions, not both.")
-    changed = any(getattr(cases, name) != getattr(CaseFlags, name) for name in ("subsets", "overlap", "adapt"))
+    changed = any(getattr(cases, name) != getattr(CaseFlags, name) for name in ("subsets", "overlap", "adapt", "tta"))
     if changed:
-        raise UsageError("--adapt, --subsets and --overlap are for models: leave them out with --predictions.")
+        raise UsageError("--adapt, --tta, --subsets and --overlap are for models: leave them out with --predictions.")
 
 
-def _model_and_store(runs: Sequence[Path], fuse: str, store: str, device: str) -> tuple[Path | Model, str | None]:
+def _model_and_store(
+    runs: Sequence[Path], several: SeveralFlags, store: str, device: str
+) -> tuple[Path | Model | Voters, str | None]:
     """What to evaluate, and on which store: None takes the one of the training."""
-    from multiseg.evaluation.model_evaluation import store_of_run
+    from multiseg.evaluation.model_evaluation import load_ensemble, store_of_run
     from multiseg.models.fused import load_fused
 
-    if not fuse and len(runs) == 1:
+    if several.ensemble:
+        return load_ensemble(runs, several.ensemble, device), store or store_of_run(runs[0])
+    if not several.fuse and len(runs) == 1:
         return runs[0], store or None
-    return load_fused(runs, fuse, device), store or store_of_run(runs[0])
+    return load_fused(runs, several.fuse, device), store or store_of_run(runs[0])
 
 
 def _warn_of_removed(runs: Sequence[Path], store: str) -> None:
@@ -244,7 +272,8 @@ def _warn_of_removed(runs: Sequence[Path], store: str) -> None:
 def _default_folder(runs: Sequence[Path], name: str, cases: CaseFlags, several: SeveralFlags) -> Path:
     """Beside the first model; for files of a program beside the current folder's other results."""
     what = "comparison" if several.is_compared else "cross-validation" if several.is_folds else "evaluation"
-    databases = [*(cases.database or []), *(["adapted"] if checked_adapt(cases.adapt) else [])]
+    ways = {"adapted": checked_adapt(cases.adapt), "tta": cases.tta, several.ensemble: several.ensemble}
+    databases = [*(cases.database or []), *(way for way, is_taken in ways.items() if is_taken)]
     if not runs:
         return Path(f"{_folder_name(what, cases.split, cases.store, databases)}-{name}")
     first, *others = runs

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from multiseg.evaluation.answering import AnswerOptions
 from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import KEY, ScoringOptions
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
@@ -39,6 +40,7 @@ class EvaluateOptions:
         adapt: whether a two_branch model is adapted to each case and subset first, see `adaptation`, with the lesion
             that it finds.
         scoring: how a prediction is scored.
+        tta: whether the probabilities are the mean of those of the image and of its left-right mirror image.
     """
 
     split: str = "test"
@@ -49,6 +51,12 @@ class EvaluateOptions:
     zones: bool = False
     adapt: bool = False
     scoring: ScoringOptions = ScoringOptions()
+    tta: bool = False
+
+    @property
+    def answer(self) -> AnswerOptions:
+        """How the model answers."""
+        return AnswerOptions(self.overlap, self.tta)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "databases", as_names(self.databases))

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from multiseg.allocator import keep_memory
-from multiseg.evaluation.native_answer import LESION_MASK, NativeAnswer, Shown, answer_natively
+from multiseg.evaluation.answering import Shown
+from multiseg.evaluation.native_answer import LESION_MASK, NativeAnswer, Question, answer_natively
 from multiseg.evaluation.prediction_inputs import PredictOptions, input_files
 from multiseg.evaluation.preparation import brain_rule, network_input, recipe_for
 from multiseg.evaluation.voting import (
@@ -68,7 +69,7 @@ class Prediction:
     """A written segmentation and what it was made from.
 
     Attributes:
-        left_out: given sequences that the model, or one that votes, never learnt from.
+        left_out: given sequences that the model, or one of an ensemble, never learnt from.
         doubts: what a person should check.
         inputs: the files that it was made from.
         prepared: the images that the model saw.
@@ -188,10 +189,11 @@ def _predict_prepared(
     voters: Voters, prepared: PreparedCase, usable: tuple[str, ...], outputs: Outputs, options: PredictOptions
 ) -> Prediction:
     """Segment a prepared case and write it."""
-    inputs, present = network_input(
-        voters.infos[0], prepared.images, prepared.modalities, usable, prepared.intensity_above_outside
+    images, present = network_input(
+        voters.info, prepared.images, prepared.modalities, usable, prepared.intensity_above_outside
     )
-    answer = answer_natively(voters, Shown(inputs, present, prepared, options.overlap))
+    shown = Shown(images, present, voters.info.axis)
+    answer = answer_natively(voters, Question(prepared, shown, options.answer))
     native, header = prepared.native, prepared.native_header
     for index, path in enumerate(outputs.probabilities.values()):
         write_on_native(path, answer.probabilities[index].astype(np.float32), native, header)
@@ -206,7 +208,7 @@ def _predict_prepared(
         used=usable,
         left_out=(),
         volumes_ml={name: float(np.count_nonzero(answer.labels == code)) * ml for code, name in names},
-        doubts=prepared.doubts + learnt_doubts(learnt) + blind_doubts(voters.models, present),
+        doubts=prepared.doubts + learnt_doubts(learnt) + blind_doubts(voters.models, shown),
         inputs=(),
         prepared=prepared,
         answer=answer,
