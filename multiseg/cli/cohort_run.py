@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiseg.cli.shared_flags import Adapt, Device, Ensemble, Fuse, Tta, checked_adapt, checked_ensemble
+from multiseg.cli.shared_flags import Adapt, Device, Ensemble, Fuse, Memory, Tta, checked_adapt, checked_ensemble
 from multiseg.cli.source_flags import FolderFlags, confirmed_databases, worker_option
 from multiseg.errors import UsageError
 
@@ -46,6 +46,7 @@ class AnswerFlags:
     adapt: Adapt = "off"
     ensemble: Ensemble = ""
     tta: Tta = False
+    memory: Memory = ""
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write the probability of each structure.")
     ] = False
@@ -75,6 +76,7 @@ class AnswerFlags:
             together=self.fuse or checked_ensemble(self.ensemble),
             probabilities=self.probabilities,
             tta=self.tta,
+            memory=self.memory,
         )
 
 

@@ -15,6 +15,7 @@ from multiseg.cli.shared_flags import (
     Device,
     Ensemble,
     Fuse,
+    Memory,
     Overwrite,
     Tta,
     checked_adapt,
@@ -50,6 +51,7 @@ class CaseFlags:
     ] = False
     adapt: Adapt = "off"
     tta: Tta = False
+    memory: Memory = ""
 
     def options(self, scoring: ScoringFlags) -> EvaluateOptions:
         from multiseg.evaluation.evaluation_result import EvaluateOptions
@@ -66,6 +68,7 @@ class CaseFlags:
             adapt=is_adapted,
             scoring=scoring.options(),
             tta=self.tta,
+            memory=self.memory,
         )
 
 
@@ -239,9 +242,13 @@ def _check_flags(runs: Sequence[Path], several: SeveralFlags, cases: CaseFlags, 
         raise UsageError(f"--predictions needs {', '.join(missing)}, too.")
     if runs:
         raise UsageError(f"evaluate either {runs[0]} or the files of --predictions, not both.")
-    changed = any(getattr(cases, name) != getattr(CaseFlags, name) for name in ("subsets", "overlap", "adapt", "tta"))
+    changed = any(
+        getattr(cases, name) != getattr(CaseFlags, name) for name in ("subsets", "overlap", "adapt", "tta", "memory")
+    )
     if changed:
-        raise UsageError("--adapt, --tta, --subsets and --overlap are for models: leave them out with --predictions.")
+        raise UsageError(
+            "--adapt, --tta, --memory, --subsets and --overlap are for models: leave them out with --predictions."
+        )
 
 
 def _model_and_store(

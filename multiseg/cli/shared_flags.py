@@ -32,6 +32,13 @@ Ensemble = Annotated[
 Tta = Annotated[
     bool, typer.Option("--tta", help="Average the probabilities of the image and of its left-right mirror image.")
 ]
+Memory = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        help="The most memory for a process, such as 4GB; if it is too little, an error says how much is.",
+    ),
+]
 Adapt = Annotated[
     str, typer.Option(help="on: adapt the anatomy branch of a two_branch model to each patient's lesion first; or off.")
 ]

@@ -29,10 +29,14 @@ class AnswerOptions:
     Attributes:
         overlap: of the sliding windows, as a share of their size.
         tta: whether the probabilities are the mean of those of the image and of its left-right mirror image.
+        memory: the budget of the process in bytes, see `memory_budget`; 0 for none.
+        windows_at_once: that go through the network together; 0 takes what is fastest.
     """
 
     overlap: float = 0.5
     tta: bool = False
+    memory: int = 0
+    windows_at_once: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +90,10 @@ def probabilities_by_slab(model: Model, shown: Shown, options: AnswerOptions) ->
     """The probabilities of one model, in slabs that follow each other along the first axis."""
     networks: list[nn.Module] = [model, *([Mirrored(model, model.info.space)] if options.tta else [])]
     own = shown.on(model.info.axis)
-    walks = [slabs(network, own.images, own.present, model.info.patch, options.overlap) for network in networks]
+    walks = [
+        slabs(network, own.images, own.present, model.info.patch, options.overlap, options.windows_at_once)
+        for network in networks
+    ]
     for rows, parts in _side_by_side(walks):
         yield rows, _mean(parts)
 

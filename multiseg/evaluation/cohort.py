@@ -158,8 +158,8 @@ def _note_failure(case: CohortCase, reason: str, run: _Run, folder: CohortFolder
 
 
 def _identity(digests: Sequence[str], options: PredictOptions, is_bids: bool) -> dict[str, Any]:
-    """What identifies a run; the device, and where the files are, have no part in it."""
-    settings = {name: value for name, value in asdict(options).items() if name not in ("device", "others")}
+    """What identifies a run; the device, the memory, and where the files are, have no part in it."""
+    settings = {name: value for name, value in asdict(options).items() if name not in ("device", "others", "memory")}
     settings["brain_mask"] = str(settings["brain_mask"] or "")
     identity = {"models": list(digests), "options": settings, "bids": is_bids}
     return {"key": key_of_run(identity), **identity, "multiseg": version("multiseg")}

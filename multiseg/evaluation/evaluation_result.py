@@ -13,6 +13,7 @@ import pandas as pd
 from multiseg.evaluation.answering import AnswerOptions
 from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import KEY, ScoringOptions
+from multiseg.evaluation.memory_budget import memory_bytes
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 from multiseg.evaluation.result_folder import PROGRESS, check_room
 from multiseg.evaluation.tables import write_parquet_beside, write_table
@@ -41,6 +42,8 @@ class EvaluateOptions:
             that it finds.
         scoring: how a prediction is scored.
         tta: whether the probabilities are the mean of those of the image and of its left-right mirror image.
+        memory: the most that this process may have, such as "4GB"; "" for no limit. It does not change the results,
+            so that an evaluation may resume with another one.
     """
 
     split: str = "test"
@@ -52,14 +55,16 @@ class EvaluateOptions:
     adapt: bool = False
     scoring: ScoringOptions = ScoringOptions()
     tta: bool = False
+    memory: str = field(default="", repr=False)
 
     @property
     def answer(self) -> AnswerOptions:
         """How the model answers."""
-        return AnswerOptions(self.overlap, self.tta)
+        return AnswerOptions(self.overlap, self.tta, memory_bytes(self.memory))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "databases", as_names(self.databases))
+        memory_bytes(self.memory)
 
 
 @dataclass(frozen=True, eq=False)

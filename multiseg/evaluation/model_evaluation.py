@@ -30,6 +30,7 @@ from multiseg.evaluation.comparison import (
 )
 from multiseg.evaluation.decision import brain_of
 from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions, Evaluation
+from multiseg.evaluation.memory_budget import fitted
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.preparation import network_input
@@ -42,6 +43,9 @@ from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote, local_path
 from multiseg.store.reader import Case, Store, open_store
+
+METRIC_BYTES = 16
+"""For each voxel of a case: what its brain, its labels and its metrics need."""
 
 
 def evaluate(
@@ -297,7 +301,8 @@ def _segmented(
         lesion = lesion_of(one, loaded.images, present, options.overlap)
         models = (adapted(one, loaded.images, present, lesion).model,)
     shown = Shown(loaded.images, present, model.info.axis)
-    return loaded.truth.completed(labels_of(models, model.rule, shown, options.answer, brain))
+    answer = fitted(models, shown, options.answer, METRIC_BYTES * brain.size)
+    return loaded.truth.completed(labels_of(models, model.rule, shown, answer, brain))
 
 
 def segment(

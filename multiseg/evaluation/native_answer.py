@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from multiseg.evaluation.adaptation import Adaptation, AdaptOptions, adapted, le
 from multiseg.evaluation.answering import VOTE, AnswerOptions, Shown, mean_by_slab
 from multiseg.evaluation.decision import brain_of, decide, majority
 from multiseg.evaluation.inference import whole
+from multiseg.evaluation.memory_budget import FLOAT, fitted
 from multiseg.evaluation.voting import Voters
 from multiseg.models.saved import Model
 from multiseg.models.two_branch import CONSTANTS
@@ -23,6 +25,8 @@ from multiseg.types import Mask
 
 LESION_MASK = "lesion mask"
 """The name of a given lesion mask in messages."""
+NATIVE_BYTES = 12
+"""For each native voxel: what interpolation, the brain and the written file need beside the probabilities."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +62,17 @@ class Question:
     def probabilities(self, models: Sequence[Model]) -> Float[np.ndarray, "label x y z"]:
         """The mean of the models' probabilities on the native grid."""
         prepared = self.prepared
-        on_grid = whole(mean_by_slab(models, self.shown, self.options), prepared.grid.shape)
-        return np.stack([resample(volume, prepared.grid, prepared.native, smooth=False) for volume in on_grid])
+        on_grid = whole(mean_by_slab(models, self.shown, self._fitted(models)), prepared.grid.shape)
+        native = np.empty((len(on_grid), *prepared.native.shape), dtype=np.float32)
+        for index, volume in enumerate(on_grid):
+            native[index] = resample(volume, prepared.grid, prepared.native, smooth=False)
+        return native
+
+    def _fitted(self, models: Sequence[Model]) -> AnswerOptions:
+        """The options with as many windows at once as fit beside the probabilities on both grids."""
+        num, voxels = len(models[0].info.space.labels), math.prod(self.prepared.native.shape)
+        other = FLOAT * num * (math.prod(self.prepared.grid.shape) + voxels) + NATIVE_BYTES * voxels
+        return fitted(models, self.shown, self.options, other)
 
 
 def answer_natively(voters: Voters, question: Question) -> NativeAnswer:

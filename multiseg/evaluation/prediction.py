@@ -10,6 +10,7 @@ import numpy as np
 
 from multiseg.allocator import keep_memory
 from multiseg.evaluation.answering import Shown
+from multiseg.evaluation.memory_budget import check_prepared, peak_bytes
 from multiseg.evaluation.native_answer import LESION_MASK, NativeAnswer, Question, answer_natively
 from multiseg.evaluation.prediction_inputs import PredictOptions, input_files
 from multiseg.evaluation.preparation import brain_rule, network_input, recipe_for
@@ -148,7 +149,9 @@ def predict_case(voters: Voters, files: CaseFiles, outputs: Outputs, options: Pr
     recipe, doubts = common_recipe(voters.infos, rule, reference, options.headers_disagree)
     needed = {name: path for name, path in files.images.items() if name in usable or name == reference}
     schemas = {name: LabelSchema.parse("1=lesion", "lesion") for name in files.labels}
+    peak = peak_bytes()
     prepared = prepare_case(replace(files, images=needed), schemas, recipe, only=usable)
+    check_prepared(peak, options.answer.memory)
     prediction = _predict_prepared(voters, prepared, usable, outputs, options)
     left_out = tuple(name for name in files.images if name not in usable)
     return replace(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from multiseg.errors import ModalityError, UsageError
 from multiseg.evaluation.answering import ENSEMBLES, AnswerOptions
+from multiseg.evaluation.memory_budget import memory_bytes
 from multiseg.evaluation.preparation import brain_rule
 from multiseg.modalities import canonical_modality
 from multiseg.models.saved import Model
@@ -33,9 +34,11 @@ class PredictOptions:
             `models.fused`.
         probabilities: whether the probability of each structure is written, too.
         tta: whether the probabilities are the mean of those of the image and of its left-right mirror image.
+        memory: the most that this process may have while it segments a patient, such as "4GB"; "" for no limit.
 
     Raises:
-        UsageError: other models are given without a word on how they answer, or only their rule.
+        UsageError: other models are given without a word on how they answer, or only their rule; or the memory is no
+            size.
     """
 
     brain_mask: Path | str | None = None
@@ -49,8 +52,10 @@ class PredictOptions:
     together: str = ""
     probabilities: bool = False
     tta: bool = False
+    memory: str = ""
 
     def __post_init__(self) -> None:
+        memory_bytes(self.memory)
         if self.others and not self.together:
             raise UsageError(
                 f"{len(self.others) + 1} models are given: say how they answer together, such as by their mean."
@@ -65,7 +70,7 @@ class PredictOptions:
     @property
     def answer(self) -> AnswerOptions:
         """How the models answer."""
-        return AnswerOptions(self.overlap, self.tta)
+        return AnswerOptions(self.overlap, self.tta, memory_bytes(self.memory))
 
 
 def name_images(arguments: Sequence[str]) -> dict[str, Path]:
