@@ -94,7 +94,9 @@ def run(task: str, folder: Path, budget: str) -> None:
         print(multiseg.evaluate(model(), str(folder / "case.zarr"), found).cases["dice"].round(3).tolist())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     share = peak / num_bytes(budget, "the budget") if budget else float("nan")
-    print(f"{task}, budget {budget or 'none'}: peak {peak / 1e9:.2f} GB, {share:.0%}, {time.perf_counter() - began:.0f} s")
+    print(
+        f"{task}, budget {budget or 'none'}: peak {peak / 1e9:.2f} GB, {share:.0%}, {time.perf_counter() - began:.0f} s"
+    )
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.progress import (
@@ -24,6 +24,9 @@ from rich.text import Text
 from multiseg.errors import few
 from multiseg.shown import lines
 from multiseg.store.findings import Finding, Severity
+
+if TYPE_CHECKING:
+    from multiseg.pages.page import Table as PageTable
 
 SHOWN_ALIKE = {Severity.ERROR: 5, Severity.WARNING: 2, Severity.NOTE: 1}
 """How many findings of one kind in one database are printed in full."""
@@ -83,6 +86,11 @@ def print_table(
     for row in rows:
         table.add_row(*map(lines, row))
     output().print(table, width=width)
+
+
+def print_page_table(title: str, table: PageTable) -> None:
+    """Print a table that a page also shows."""
+    print_table(title, table.columns, table.rows, table.numbers)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

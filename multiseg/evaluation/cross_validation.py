@@ -183,5 +183,6 @@ def _joined(done: Sequence[Evaluation], runs: Sequence[FoldRun]) -> Evaluation:
         unlisted={name: text for one in done for name, text in one.unlisted.items()},
         key=key_of(*(one.key for one in done), *(str(run.fold) for run in runs), *(run.fold.seed for run in runs)),
         scoring=first.scoring,
+        store=first.store,
         parts={f"fold-{run.fold.index}": one for one, run in zip(done, runs, strict=True)},
     )

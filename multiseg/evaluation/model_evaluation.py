@@ -122,6 +122,7 @@ def evaluate(
         key=done.key,
         model=digest,
         scoring=options.scoring,
+        store=place,
     )
 
 

@@ -119,6 +119,8 @@ def test_a_patient_under_a_budget(tmp_path: Path) -> None:
     plain = predict(model_of(), {"FLAIR": scan}, tmp_path / "plain.nii.gz").answer
     bounded = predict(model_of(), {"FLAIR": scan}, tmp_path / "b.nii.gz", PredictOptions(memory="40GB")).answer
     np.testing.assert_array_equal(plain.probabilities, bounded.probabilities)
-    with pytest.raises(UsageError, match=r"--memory 0\.1GB is too little to prepare this case: the smallest that works is"):
+    with pytest.raises(
+        UsageError, match=r"--memory 0\.1GB is too little to prepare this case: the smallest that works is"
+    ):
         predict(model_of(), {"FLAIR": scan}, tmp_path / "c.nii.gz", PredictOptions(memory="100MB"))
     assert not (tmp_path / "c.nii.gz").exists()
