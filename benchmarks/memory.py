@@ -44,8 +44,8 @@ class Bright(nn.Module):
 
 def model() -> Model:
     info = ModelInfo(
-        builder="bright", numbers={}, axis=ModalityAxis(SEQUENCES), space=LabelSpace(), spacing_mm=SPACING_MM, patch=PATCH,
-        trained_on=dict.fromkeys(SEQUENCES, ("phantom",)), databases={},
+        builder="bright", numbers={}, axis=ModalityAxis(SEQUENCES), space=LabelSpace(), spacing_mm=SPACING_MM,
+        patch=PATCH, trained_on=dict.fromkeys(SEQUENCES, ("phantom",)), databases={},
     )  # fmt: skip
     return Model(Bright(), info).eval()
 

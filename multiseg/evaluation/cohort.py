@@ -104,8 +104,9 @@ def predict_cohort(
         CheckpointError: a model cannot be opened.
         ResourceError: the disk is full, or no worker can start.
     """
-    keep_memory()
     options, folder = options or PredictOptions(), CohortFolder(Path(out))
+    if not options.memory:  # what is kept does not fit into a budget
+        keep_memory()
     digests, is_bids = digests_of(model, options), any(case.bids for case in cohort.cases)
     voters_of(str(model), options, digests)  # fail before the work
     about = _identity(digests, options, is_bids)

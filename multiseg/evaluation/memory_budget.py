@@ -77,6 +77,19 @@ def fitted(models: Sequence[Model], shown: Shown, options: AnswerOptions, other_
     return replace(options, windows_at_once=int(num))
 
 
+def check_further(memory: int, what: str, further_bytes: int) -> None:
+    """Raises UsageError if what is now in memory and further bytes exceed the budget; `what` needs them."""
+    if not memory:
+        return
+    return_memory()
+    needed = resident_bytes() + further_bytes
+    if needed > memory:
+        raise UsageError(
+            f"--memory {in_gb(memory)} is too little for {what} of this case: the smallest that works is "
+            f"{in_gb(needed)}."
+        )
+
+
 def check_prepared(peak_before: int, memory: int) -> None:
     """Raises UsageError if the preparation of a case took more memory than there may be."""
     peak = peak_bytes()

@@ -30,7 +30,8 @@ from multiseg.evaluation.comparison import (
 )
 from multiseg.evaluation.decision import brain_of
 from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions, Evaluation
-from multiseg.evaluation.memory_budget import fitted
+from multiseg.evaluation.memory_budget import check_further, fitted
+from multiseg.evaluation.metrics import joint_box
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.preparation import network_input
@@ -44,8 +45,10 @@ from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote, local_path
 from multiseg.store.reader import Case, Store, open_store
 
-METRIC_BYTES = 16
-"""For each voxel of a case: what its brain, its labels and its metrics need."""
+METRIC_BYTES = 24
+"""For each voxel of a case: what its brain, its labels and the masks of its structures need."""
+SURFACE_BYTES = 60
+"""For each voxel of the box around all structures: what the distances between surfaces need."""
 
 
 def evaluate(
@@ -76,8 +79,9 @@ def evaluate(
         CheckpointError, StoreError: the model or the store cannot be opened.
         DataError: no case fits, or the voxel sizes differ.
     """
-    keep_memory()
     options = options or EvaluateOptions()
+    if not options.memory:  # what is kept does not fit into a budget
+        keep_memory()
     check_subsets(options.subsets)
     own = named_metrics(metrics)
     model = _voters_of(run, device)
@@ -303,7 +307,10 @@ def _segmented(
         models = (adapted(one, loaded.images, present, lesion).model,)
     shown = Shown(loaded.images, present, model.info.axis)
     answer = fitted(models, shown, options.answer, METRIC_BYTES * brain.size)
-    return loaded.truth.completed(labels_of(models, model.rule, shown, answer, brain))
+    labels = loaded.truth.completed(labels_of(models, model.rule, shown, answer, brain))
+    if answer.memory and (found := (labels > 0) | (loaded.truth.target > 0)).any():
+        check_further(answer.memory, "the surfaces", SURFACE_BYTES * found[joint_box(found)].size)
+    return labels
 
 
 def segment(

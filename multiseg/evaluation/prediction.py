@@ -119,8 +119,9 @@ def predict(
         ModalityError: the model learnt from none of the sequences, or the models of an ensemble from none in common.
         SourceError: a file is missing or damaged, or its position in space does not fit the others.
     """
-    keep_memory()
     options = options or PredictOptions()
+    if not options.memory:  # what is kept does not fit into a budget
+        keep_memory()
     out = Path(out)
     paths: dict[str, ScanFile] = {name: Path(file) for name, file in images.items()}
     sources = input_files(model, images, options)

@@ -49,7 +49,9 @@ def shown_of(*size: int) -> Shown:
 
 
 def answer(models: list[Model], shown: Shown, tta: bool = False) -> np.ndarray:
-    return whole(mean_by_slab(models, shown, AnswerOptions(tta=tta)), shown.images.shape[1:])
+    # One window at a time, so that the slabs of models with other patches end at other planes.
+    options = AnswerOptions(tta=tta, windows_at_once=1)
+    return whole(mean_by_slab(models, shown, options), shown.images.shape[1:])
 
 
 def test_the_mean_of_models_with_other_patches_and_channels() -> None:
@@ -63,7 +65,7 @@ def test_the_mean_of_models_with_other_patches_and_channels() -> None:
     ]
     np.testing.assert_allclose(answer([first, second, turned], shown), np.mean(alone, axis=0), atol=1e-6)
     brain = np.ones((21, 9, 12), bool)
-    voted = labels_of([first, second, turned], "vote", shown, AnswerOptions(), brain)
+    voted = labels_of([first, second, turned], "vote", shown, AnswerOptions(windows_at_once=1), brain)
     np.testing.assert_array_equal(voted, np.sum([one[0] >= 0.5 for one in alone], axis=0) >= 2)
     meant = labels_of([first, second, turned], "mean", shown, AnswerOptions(), brain)
     np.testing.assert_array_equal(meant, np.mean(alone, axis=0)[0] >= 0.5)

@@ -13,7 +13,7 @@ from multiseg.evaluation import memory_budget
 from multiseg.evaluation.answering import AnswerOptions, Shown, mean_by_slab
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.inference import whole
-from multiseg.evaluation.memory_budget import check_prepared, fitted, memory_bytes, window_bytes
+from multiseg.evaluation.memory_budget import check_further, check_prepared, fitted, memory_bytes, window_bytes
 from multiseg.evaluation.prediction import predict
 from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.evaluation.result_folder import key_of
@@ -99,6 +99,14 @@ def test_the_preparation_may_not_take_more(monkeypatch: pytest.MonkeyPatch) -> N
         check_prepared(0, 3000 * MB)
 
 
+def test_the_surfaces_must_fit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_budget, "resident_bytes", lambda: 900 * MB)
+    check_further(1000 * MB, "the surfaces", 100 * MB)
+    check_further(0, "the surfaces", 10**12)
+    with pytest.raises(UsageError, match=r"--memory 1GB is too little for the surfaces .* that works is 1\.1GB"):
+        check_further(1000 * MB, "the surfaces", 101 * MB)
+
+
 @pytest.mark.parametrize("text", ["much", "0", "-4GB"])
 def test_a_budget_that_is_no_size_is_refused_before_the_work(text: str) -> None:
     for options in (PredictOptions, EvaluateOptions):
@@ -119,8 +127,6 @@ def test_a_patient_under_a_budget(tmp_path: Path) -> None:
     plain = predict(model_of(), {"FLAIR": scan}, tmp_path / "plain.nii.gz").answer
     bounded = predict(model_of(), {"FLAIR": scan}, tmp_path / "b.nii.gz", PredictOptions(memory="40GB")).answer
     np.testing.assert_array_equal(plain.probabilities, bounded.probabilities)
-    with pytest.raises(
-        UsageError, match=r"--memory 0\.1GB is too little to prepare this case: the smallest that works is"
-    ):
+    with pytest.raises(UsageError, match=r"--memory 0\.1GB is too little .*this case: the smallest that works is"):
         predict(model_of(), {"FLAIR": scan}, tmp_path / "c.nii.gz", PredictOptions(memory="100MB"))
     assert not (tmp_path / "c.nii.gz").exists()
