@@ -123,7 +123,7 @@ def _predict_one(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    from multiseg.evaluation.answering import ENSEMBLES
+    from multiseg.evaluation.case_answers import ENSEMBLES
     from multiseg.evaluation.case_panel import PNG
     from multiseg.evaluation.prediction import predict
     from multiseg.evaluation.prediction_inputs import input_files, name_images

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from multiseg.evaluation.answering import AnswerOptions
+from multiseg.evaluation.case_answers import AnswerOptions
 from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import KEY, ScoringOptions
 from multiseg.evaluation.memory_budget import memory_bytes

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from multiseg.allocator import return_memory
 from multiseg.errors import UsageError
-from multiseg.evaluation.answering import AnswerOptions, Shown
+from multiseg.evaluation.case_answers import AnswerOptions, Shown
 from multiseg.evaluation.inference import ROWS_AT_ONCE, VOXELS_AT_ONCE
 from multiseg.models.saved import Model
 from multiseg.sizes import num_bytes

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.adaptation import adapted, check_adaptable, lesion_of
-from multiseg.evaluation.answering import AnswerOptions, Shown, check_mirrored, labels_of
+from multiseg.evaluation.case_answers import AnswerOptions, Shown, check_mirrored, labels_of
 from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import (
     COLUMNS,

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from multiseg.evaluation.adaptation import Adaptation, AdaptOptions, adapted, lesion_of
-from multiseg.evaluation.answering import VOTE, AnswerOptions, Shown, mean_by_slab
+from multiseg.evaluation.case_answers import VOTE, AnswerOptions, Shown, mean_by_slab
 from multiseg.evaluation.decision import brain_of, decide, majority
 from multiseg.evaluation.inference import whole
 from multiseg.evaluation.memory_budget import FLOAT, fitted

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from multiseg.allocator import keep_memory
-from multiseg.evaluation.answering import Shown
+from multiseg.evaluation.case_answers import Shown
 from multiseg.evaluation.memory_budget import check_prepared, peak_bytes
 from multiseg.evaluation.native_answer import LESION_MASK, NativeAnswer, Question, answer_natively
 from multiseg.evaluation.prediction_inputs import PredictOptions, input_files

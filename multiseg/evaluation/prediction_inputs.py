@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiseg.errors import ModalityError, UsageError
-from multiseg.evaluation.answering import ENSEMBLES, AnswerOptions
+from multiseg.evaluation.case_answers import ENSEMBLES, AnswerOptions
 from multiseg.evaluation.memory_budget import memory_bytes
 from multiseg.evaluation.preparation import brain_rule
 from multiseg.modalities import canonical_modality

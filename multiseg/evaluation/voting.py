@@ -10,7 +10,7 @@ from pathlib import Path
 
 from multiseg.errors import ModalityError, UsageError
 from multiseg.evaluation.adaptation import check_adaptable
-from multiseg.evaluation.answering import ENSEMBLES, Shown, check_mirrored
+from multiseg.evaluation.case_answers import ENSEMBLES, Shown, check_mirrored
 from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.evaluation.preparation import recipe_for
 from multiseg.labels import LabelSpace
@@ -28,7 +28,7 @@ class Voters:
     """The models that answer: one, or several as an ensemble.
 
     Attributes:
-        rule: of an ensemble, one of `answering.ENSEMBLES`; "" for one model.
+        rule: of an ensemble, one of `case_answers.ENSEMBLES`; "" for one model.
         adapt: whether each model is adapted to a patient first.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from multiseg.errors import UsageError
 from multiseg.evaluation import memory_budget
-from multiseg.evaluation.answering import AnswerOptions, Shown, mean_by_slab
+from multiseg.evaluation.case_answers import AnswerOptions, Shown, mean_by_slab
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.inference import whole
 from multiseg.evaluation.memory_budget import check_further, check_prepared, fitted, memory_bytes, window_bytes

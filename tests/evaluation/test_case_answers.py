@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from multiseg.cli.app import run
 from multiseg.errors import UsageError
-from multiseg.evaluation.answering import AnswerOptions, Shown, labels_of, mean_by_slab, probabilities_by_slab
+from multiseg.evaluation.case_answers import AnswerOptions, Shown, labels_of, mean_by_slab, probabilities_by_slab
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.inference import predict_volume, whole
 from multiseg.evaluation.model_evaluation import evaluate, load_ensemble
