@@ -47,7 +47,7 @@ from multiseg.store.reader import Case, Store, open_store
 
 METRIC_BYTES = 24
 """For each voxel of a case: what its brain, its labels and the masks of its structures need."""
-SURFACE_BYTES = 60
+SURFACE_BYTES = 20
 """For each voxel of the box around all structures: what the distances between surfaces need."""
 
 
