@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from multiseg.evaluation.comparison import ScoringOptions
     from multiseg.evaluation.cross_validation import evaluate_folds
     from multiseg.evaluation.evaluation_result import EvaluateOptions
-    from multiseg.evaluation.model_evaluation import evaluate
+    from multiseg.evaluation.model_evaluation import evaluate, load_ensemble
     from multiseg.evaluation.paired_runs import compare
     from multiseg.evaluation.paired_statistics import CompareOptions
     from multiseg.evaluation.prediction import predict
@@ -70,6 +70,7 @@ _HOMES = {
     "find_manifest": "store.sources.manifest",
     "find_source": "store.sources.recognise",
     "ingest": "store.ingest.ingestion",
+    "load_ensemble": "evaluation.model_evaluation",
     "load_model": "models.saved",
     "open_store": "store.reader",
     "predict": "evaluation.prediction",
@@ -112,6 +113,7 @@ __all__ = [
     "find_manifest",
     "find_source",
     "ingest",
+    "load_ensemble",
     "load_model",
     "open_store",
     "predict",
