@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from multiseg.evaluation.comparison import ScoringOptions
+    from multiseg.evaluation.cross_validation import evaluate_folds
     from multiseg.evaluation.evaluation_result import EvaluateOptions
-    from multiseg.evaluation.model_evaluation import evaluate
+    from multiseg.evaluation.model_evaluation import evaluate, load_ensemble
     from multiseg.evaluation.paired_runs import compare
     from multiseg.evaluation.paired_statistics import CompareOptions
     from multiseg.evaluation.prediction import predict
@@ -64,10 +65,12 @@ _HOMES = {
     "Workers": "store.ingest.parallel",
     "compare": "evaluation.paired_runs",
     "evaluate": "evaluation.model_evaluation",
+    "evaluate_folds": "evaluation.cross_validation",
     "find_database": "store.sources.pattern_source",
     "find_manifest": "store.sources.manifest",
     "find_source": "store.sources.recognise",
     "ingest": "store.ingest.ingestion",
+    "load_ensemble": "evaluation.model_evaluation",
     "load_model": "models.saved",
     "open_store": "store.reader",
     "predict": "evaluation.prediction",
@@ -105,10 +108,12 @@ __all__ = [
     "Workers",
     "compare",
     "evaluate",
+    "evaluate_folds",
     "find_database",
     "find_manifest",
     "find_source",
     "ingest",
+    "load_ensemble",
     "load_model",
     "open_store",
     "predict",

@@ -19,7 +19,8 @@ PUBLIC = {
     "Batches": "PatchStream Batch StreamOptions DrawOptions Share ModalityAxis LabelSpace",
     "Training": """train TrainOptions ModelOptions FitOptions OptimiserOptions AugmentOptions StartOptions MetaOptions
         TrackOptions""",
-    "Answers": "load_model predict PredictOptions evaluate EvaluateOptions ScoringOptions compare CompareOptions",
+    "Answers": """load_model predict PredictOptions evaluate evaluate_folds load_ensemble EvaluateOptions ScoringOptions
+        compare CompareOptions""",
 }
 """The public names by what they are for."""
 

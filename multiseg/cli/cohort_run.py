@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiseg.cli.shared_flags import Adapt, Device, Fuse, checked_adapt
+from multiseg.cli.shared_flags import Adapt, Device, Ensemble, Fuse, Memory, Tta, checked_adapt, checked_ensemble
 from multiseg.cli.source_flags import FolderFlags, confirmed_databases, worker_option
 from multiseg.errors import UsageError
 
@@ -45,10 +45,9 @@ class AnswerFlags:
     ] = "refuse"
     fuse: Fuse = ""
     adapt: Adapt = "off"
-    ensemble: Annotated[
-        bool,
-        typer.Option("--ensemble", help="Several models vote; with --adapt on, each of them adapted in six ways."),
-    ] = False
+    ensemble: Ensemble = ""
+    tta: Tta = False
+    memory: Memory = ""
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write the probability of each structure.")
     ] = False
@@ -60,7 +59,7 @@ class AnswerFlags:
         Raises:
             UsageError: two of them contradict each other.
         """
-        from multiseg.evaluation.prediction_inputs import VOTE, PredictOptions
+        from multiseg.evaluation.prediction_inputs import PredictOptions
         from multiseg.models.devices import resolve_device
 
         is_adapted = checked_adapt(self.adapt)
@@ -75,8 +74,10 @@ class AnswerFlags:
             adapt=is_adapted,
             lesion_mask=lesion_mask,
             others=tuple(others),
-            together=self.fuse or (VOTE if self.ensemble else ""),
+            together=self.fuse or checked_ensemble(self.ensemble),
             probabilities=self.probabilities,
+            tta=self.tta,
+            memory=self.memory,
         )
 
 

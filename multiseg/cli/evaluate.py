@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multiseg.cli.shared_flags import Adapt, AsJson, Device, Fuse, Overwrite, checked_adapt
+from multiseg.cli.shared_flags import (
+    Adapt,
+    AsJson,
+    Device,
+    Ensemble,
+    Fuse,
+    Memory,
+    Overwrite,
+    Tta,
+    checked_adapt,
+    checked_ensemble,
+)
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
     from multiseg.evaluation.comparison import ScoringOptions
     from multiseg.evaluation.evaluation_result import EvaluateOptions
+    from multiseg.evaluation.voting import Voters
     from multiseg.models.saved import Model
 
 
@@ -38,6 +50,8 @@ class CaseFlags:
         bool, typer.Option("--zones", help="Also the Dice of tissues under the lesion, within 10 mm, and elsewhere.")
     ] = False
     adapt: Adapt = "off"
+    tta: Tta = False
+    memory: Memory = ""
 
     def options(self, scoring: ScoringFlags) -> EvaluateOptions:
         from multiseg.evaluation.evaluation_result import EvaluateOptions
@@ -45,7 +59,16 @@ class CaseFlags:
         split, databases = "" if self.split == "all" else self.split, tuple(self.database or ())
         is_adapted = checked_adapt(self.adapt)
         return EvaluateOptions(
-            split, databases, self.subsets, self.overlap, self.lesion_assumed, self.zones, is_adapted, scoring.options()
+            split=split,
+            databases=databases,
+            subsets=self.subsets,
+            overlap=self.overlap,
+            lesion_assumed=self.lesion_assumed,
+            zones=self.zones,
+            adapt=is_adapted,
+            scoring=scoring.options(),
+            tta=self.tta,
+            memory=self.memory,
         )
 
 
@@ -72,6 +95,30 @@ class ScoringFlags:
 
 
 @dataclass(frozen=True)
+class SeveralFlags:
+    """What several runs are to each other: at most one of these."""
+
+    fuse: Fuse = ""
+    ensemble: Ensemble = ""
+    is_compared: Annotated[
+        bool, typer.Option("--compare", help="Evaluate each run on the same cases, and compare them with the first.")
+    ] = False
+    is_folds: Annotated[
+        bool,
+        typer.Option(
+            "--folds", help="The runs are those of all folds (train --fold): each is tested on its own, in one table."
+        ),
+    ] = False
+
+    @property
+    def given(self) -> list[str]:
+        """The names of the flags that are set."""
+        ensemble = checked_ensemble(self.ensemble)
+        flags = {"--fuse": self.fuse, "--ensemble": ensemble, "--compare": self.is_compared, "--folds": self.is_folds}
+        return [flag for flag, value in flags.items() if value]
+
+
+@dataclass(frozen=True)
 class FileFlags:
     """The files of another program, which are evaluated instead of a model."""
 
@@ -88,7 +135,8 @@ def evaluate_command(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="A run folder or a model file; two with --fuse; two or more with --compare; none with --predictions."
+            help="A run folder or a model file; two with --fuse; several with --ensemble or --compare; those of all "
+            "folds with --folds; none with --predictions."
         ),
     ] = None,
     *,
@@ -103,10 +151,7 @@ def evaluate_command(
     metric: Annotated[
         list[str] | None, typer.Option(help="Add your own metric, MODULE:NAME; see docs/extending.md.")
     ] = None,
-    fuse: Fuse = "",
-    is_compared: Annotated[
-        bool, typer.Option("--compare", help="Evaluate each run on the same cases, and compare them with the first.")
-    ] = False,
+    several: SeveralFlags,
     files: FileFlags,
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -127,6 +172,10 @@ def evaluate_command(
 
     multiseg evaluate runs/joint runs/plain --compare
 
+    multiseg evaluate runs/fold-0 runs/fold-1 runs/fold-2 --folds
+
+    multiseg evaluate runs/seed1 runs/seed2 --ensemble mean --tta
+
     multiseg evaluate runs/tissue runs/lesion --fuse lesion-over-tissue
 
     multiseg evaluate --predictions "out/{case}.nii.gz" --labels "2=tissue:WM,7=lesion" --name SAMSEG --store all.zarr
@@ -135,15 +184,16 @@ def evaluate_command(
     from multiseg.cli.console import messages, print_json
     from multiseg.cli.evaluation_tables import evaluation_progress, learnt_warnings, print_evaluation
     from multiseg.cli.run_comparison import ComparePlan, compare_command
+    from multiseg.evaluation.cross_validation import evaluate_folds
     from multiseg.evaluation.file_evaluation import PredictionFiles, evaluate_files
     from multiseg.evaluation.model_evaluation import evaluate
     from multiseg.models.devices import resolve_device
     from multiseg.store.reader import open_store
 
     models, metrics, options = runs or [], metric or (), cases.options(scoring)
-    _check_flags(models, fuse, is_compared, cases, files)
-    folder = out or _default_folder(models, files.name, cases, "comparison" if is_compared else "evaluation")
-    if is_compared:
+    _check_flags(models, several, cases, files)
+    folder = out or _default_folder(models, files.name, cases, several)
+    if several.is_compared:
         plan = ComparePlan(tuple(models), cases.store, options, folder, tuple(metrics), overwrite)
         done = compare_command(plan, str(resolve_device(device)), as_json)
         _warn_of_removed(models, cases.store)
@@ -152,9 +202,12 @@ def evaluate_command(
         if files.predictions:
             program, opened = PredictionFiles(files.predictions, files.labels, files.name), open_store(cases.store)
             result = evaluate_files(program, opened, options, folder, on_case, metrics, overwrite)
+        elif several.is_folds:
+            resolved = str(resolve_device(device))
+            result = evaluate_folds(models, cases.store, options, resolved, folder, on_case, metrics, overwrite)
         else:
             resolved = str(resolve_device(device))
-            model, store = _model_and_store(models, fuse, cases.store, resolved)
+            model, store = _model_and_store(models, several, cases.store, resolved)
             result = evaluate(model, store, options, resolved, folder, on_case, metrics, overwrite)
     result.save(folder, overwrite)
     note_command(folder, device, keep=False)
@@ -168,19 +221,22 @@ def evaluate_command(
     return 0
 
 
-def _check_flags(runs: Sequence[Path], fuse: str, is_compared: bool, cases: CaseFlags, files: FileFlags) -> None:
+def _check_flags(runs: Sequence[Path], several: SeveralFlags, cases: CaseFlags, files: FileFlags) -> None:
     """Raises UsageError if a flag is missing, or would have no effect beside another."""
-    if is_compared and (fuse or files.predictions):
-        raise UsageError("--compare is for run folders and model files: leave out --fuse and --predictions.")
+    given = [*several.given, *(["--predictions"] if files.predictions else [])]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other: leave all but one of them out.")
+    if several.is_folds and cases.split != CaseFlags.split:
+        raise UsageError("--folds tests every case of the store once: leave out --split.")
     if not files.predictions:
         if files.labels or files.name:
             raise UsageError("--labels and --name belong to --predictions: name its files, too.")
         if not runs:
             raise UsageError("name a run folder or a model file, or files to evaluate: --predictions.")
-        if len(runs) > 1 and not (fuse or is_compared):
+        if len(runs) > 1 and not given:
             raise UsageError(
-                f"{len(runs)} models are given: say how they answer together, --fuse lesion-over-tissue, or compare "
-                "them: --compare."
+                f"{len(runs)} models are given: say how they answer together, --fuse lesion-over-tissue or --ensemble "
+                "mean, or compare them: --compare. The runs of a cross-validation are evaluated as one with --folds."
             )
         return
     needed = {"--labels": files.labels, "--name": files.name, "--store": cases.store}
@@ -188,19 +244,27 @@ def _check_flags(runs: Sequence[Path], fuse: str, is_compared: bool, cases: Case
         raise UsageError(f"--predictions needs {', '.join(missing)}, too.")
     if runs:
         raise UsageError(f"evaluate either {runs[0]} or the files of --predictions, not both.")
-    changed = any(getattr(cases, name) != getattr(CaseFlags, name) for name in ("subsets", "overlap", "adapt"))
-    if fuse or changed:
-        raise UsageError("--fuse, --adapt, --subsets and --overlap are for models: leave them out with --predictions.")
+    changed = any(
+        getattr(cases, name) != getattr(CaseFlags, name) for name in ("subsets", "overlap", "adapt", "tta", "memory")
+    )
+    if changed:
+        raise UsageError(
+            "--adapt, --tta, --memory, --subsets and --overlap are for models: leave them out with --predictions."
+        )
 
 
-def _model_and_store(runs: Sequence[Path], fuse: str, store: str, device: str) -> tuple[Path | Model, str | None]:
+def _model_and_store(
+    runs: Sequence[Path], several: SeveralFlags, store: str, device: str
+) -> tuple[Path | Model | Voters, str | None]:
     """What to evaluate, and on which store: None takes the one of the training."""
-    from multiseg.evaluation.model_evaluation import store_of_run
+    from multiseg.evaluation.model_evaluation import load_ensemble, store_of_run
     from multiseg.models.fused import load_fused
 
-    if not fuse and len(runs) == 1:
+    if several.ensemble:
+        return load_ensemble(runs, several.ensemble, device), store or store_of_run(runs[0])
+    if not several.fuse and len(runs) == 1:
         return runs[0], store or None
-    return load_fused(runs, fuse, device), store or store_of_run(runs[0])
+    return load_fused(runs, several.fuse, device), store or store_of_run(runs[0])
 
 
 def _warn_of_removed(runs: Sequence[Path], store: str) -> None:
@@ -214,13 +278,15 @@ def _warn_of_removed(runs: Sequence[Path], store: str) -> None:
         warn_of_removed(open_store(store or store_of_run(runs[0])), read_learnt(model_path(run)))
 
 
-def _default_folder(runs: Sequence[Path], name: str, cases: CaseFlags, what: str) -> Path:
+def _default_folder(runs: Sequence[Path], name: str, cases: CaseFlags, several: SeveralFlags) -> Path:
     """Beside the first model; for files of a program beside the current folder's other results."""
-    databases = [*(cases.database or []), *(["adapted"] if checked_adapt(cases.adapt) else [])]
+    what = "comparison" if several.is_compared else "cross-validation" if several.is_folds else "evaluation"
+    ways = {"adapted": checked_adapt(cases.adapt), "tta": cases.tta, several.ensemble: several.ensemble}
+    databases = [*(cases.database or []), *(way for way, is_taken in ways.items() if is_taken)]
     if not runs:
         return Path(f"{_folder_name(what, cases.split, cases.store, databases)}-{name}")
     first, *others = runs
-    names = [run.name if run.is_dir() else run.stem for run in others]
+    names = [] if several.is_folds else [run.name if run.is_dir() else run.stem for run in others]
     return (first if first.is_dir() else first.parent) / _folder_name(
         what, cases.split, cases.store, [*databases, *names]
     )

@@ -78,7 +78,7 @@ def predict_command(
 
     multiseg predict runs/tissue runs/lesion --fuse lesion-over-tissue FLAIR=flair.nii.gz T1=t1.nii.gz -o all.nii.gz
 
-    multiseg predict runs/fold1 runs/fold2 --ensemble --adapt on FLAIR=flair.nii.gz T1=t1.nii.gz -o all.nii.gz
+    multiseg predict runs/fold-0 runs/fold-1 --ensemble mean --tta FLAIR=flair.nii.gz T1=t1.nii.gz -o all.nii.gz
     """
     others, images = _models_and_images(source, answer)
     options = replace(answer.options(others, patient.lesion_mask), dicom_seg=patient.dicom_seg)
@@ -136,9 +136,10 @@ def _predict_one(
     overwrite: bool,
     as_json: bool,
 ) -> None:
+    from multiseg.evaluation.case_answers import ENSEMBLES
     from multiseg.evaluation.case_panel import PNG
     from multiseg.evaluation.prediction import predict
-    from multiseg.evaluation.prediction_inputs import VOTE, input_files, name_images
+    from multiseg.evaluation.prediction_inputs import input_files, name_images
     from multiseg.files import check_files
 
     files = name_images(arguments)
@@ -149,7 +150,7 @@ def _predict_one(
         from multiseg.evaluation.overlay import save_overlay  # matplotlib is slow to import
 
         save_overlay(picture, result, overwrite)
-    _print_prediction(result, as_json, options.together == VOTE)
+    _print_prediction(result, as_json, options.together in ENSEMBLES)
 
 
 def _print_prediction(result: Prediction, as_json: bool, ensemble: bool) -> None:

@@ -26,6 +26,19 @@ Fuse = Annotated[
     str,
     typer.Option(help="Combine two models: lesion-over-tissue puts the lesions of one over the tissues of the other."),
 ]
+Ensemble = Annotated[
+    str, typer.Option(help="How several models answer: mean (of their probabilities) or vote (the majority).")
+]
+Tta = Annotated[
+    bool, typer.Option("--tta", help="Average the probabilities of the image and of its left-right mirror image.")
+]
+Memory = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        help="The most memory for a process, such as 4GB; if it is too little, an error says how much is.",
+    ),
+]
 Adapt = Annotated[
     str, typer.Option(help="on: adapt the anatomy branch of a two_branch model to each patient's lesion first; or off.")
 ]
@@ -36,3 +49,10 @@ def checked_adapt(adapt: str) -> bool:
     if adapt not in ("on", "off"):
         raise UsageError(f"--adapt is {adapt!r}: give on or off.")
     return adapt == "on"
+
+
+def checked_ensemble(ensemble: str) -> str:
+    """The rule of --ensemble, "" if there is none; raises UsageError for any other word than mean and vote."""
+    if ensemble not in ("", "mean", "vote"):
+        raise UsageError(f"--ensemble is {ensemble!r}: give mean or vote.")
+    return ensemble

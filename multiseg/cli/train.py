@@ -55,6 +55,8 @@ def train_command(
 
     multiseg train --run run.toml --out runs/mine
 
+    multiseg train brain.zarr --fold 0/5 --out runs/fold-0
+
     multiseg train brain.zarr --out runs/fused --model maf_unet --drop subsets --cases 20
 
     torchrun --nproc-per-node 2 -m -- multiseg train brain.zarr --out runs/two-cards

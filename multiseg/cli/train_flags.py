@@ -51,6 +51,15 @@ class TrainFlags:
         None
     )
     cases: Annotated[int | None, typer.Option(help="Maximum number of training cases per database.", min=1)] = None
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            help="Cross-validation: leave out one of several folds of people, 0/5 to 4/5; see evaluate --folds."
+        ),
+    ] = None
+    fold_seed: Annotated[int | None, typer.Option(help="Seed of the folds, one for all runs of them (default 0).")] = (
+        None
+    )
     augment: Annotated[
         str | None, typer.Option(help="none, published or standard; replaces the [augment] table of the run file.")
     ] = None
@@ -67,6 +76,7 @@ class TrainFlags:
         draw = {"patch": patch, "drop": self.drop, "num_cases": self.cases, "seed": self.seed}
         return {
             "databases": self.database, "hide": self.hide, "device": self.device, "seed": self.seed, "rest": self.rest,
+            "fold": self.fold, "fold_seed": self.fold_seed,
             "stream": {"batch_size": self.batch_size, "workers": self.workers, "cache": self.cache, "draw": draw},
             "augment": {"preset": self.augment, "seed": self.seed},
             "fit": {"num_steps": self.steps, "learning_rate": self.learning_rate},

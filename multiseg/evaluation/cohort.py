@@ -104,8 +104,9 @@ def predict_cohort(
         CheckpointError: a model cannot be opened.
         ResourceError: the disk is full, or no worker can start.
     """
-    keep_memory()
     options, folder = options or PredictOptions(), CohortFolder(Path(out))
+    if not options.memory:  # what is kept does not fit into a budget
+        keep_memory()
     digests, is_bids = digests_of(model, options), any(case.bids for case in cohort.cases)
     voters_of(str(model), options, digests)  # fail before the work
     about = _identity(digests, options, is_bids)
@@ -158,8 +159,8 @@ def _note_failure(case: CohortCase, reason: str, run: _Run, folder: CohortFolder
 
 
 def _identity(digests: Sequence[str], options: PredictOptions, is_bids: bool) -> dict[str, Any]:
-    """What identifies a run; the device, and where the files are, have no part in it."""
-    settings = {name: value for name, value in asdict(options).items() if name not in ("device", "others")}
+    """What identifies a run; the device, the memory, and where the files are, have no part in it."""
+    settings = {name: value for name, value in asdict(options).items() if name not in ("device", "others", "memory")}
     settings["brain_mask"] = str(settings["brain_mask"] or "")
     if not settings["dicom_seg"]:  # so that a folder without SEGs is resumed that an older multiseg began
         del settings["dicom_seg"]

@@ -31,6 +31,9 @@ from scipy import ndimage
 
 from multiseg.labels import KINDS, LabelSpace
 
+ROWS_AT_ONCE = 8
+"""Planes along the first axis that are decided together."""
+
 
 def decide(
     probabilities: Float[np.ndarray, "label i j k"], space: LabelSpace, brain: Bool[np.ndarray, "i j k"]
@@ -41,6 +44,16 @@ def decide(
         probabilities: of every structure of the space, without background.
         brain: False where the answer is background, see `brain_of`.
     """
+    labels = np.zeros(brain.shape, dtype=np.uint8)
+    for start in range(0, len(brain), ROWS_AT_ONCE):  # copies of all planes at once would take much memory
+        rows = slice(start, start + ROWS_AT_ONCE)
+        labels[rows] = _decided(probabilities[:, rows], space, brain[rows])
+    return labels
+
+
+def _decided(
+    probabilities: Float[np.ndarray, "label i j k"], space: LabelSpace, brain: Bool[np.ndarray, "i j k"]
+) -> UInt8[np.ndarray, "i j k"]:
     is_lesion = np.array([label.kind == "lesion" for label in space.labels])
     index = np.arange(1, len(space.labels) + 1, dtype=np.uint8)
     labels = np.zeros(brain.shape, dtype=np.uint8)

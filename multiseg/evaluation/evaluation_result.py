@@ -10,8 +10,10 @@ from typing import Any
 
 import pandas as pd
 
+from multiseg.evaluation.case_answers import AnswerOptions
 from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import KEY, ScoringOptions
+from multiseg.evaluation.memory_budget import memory_bytes
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 from multiseg.evaluation.result_folder import PROGRESS, check_room
 from multiseg.evaluation.tables import write_parquet_beside, write_table
@@ -39,6 +41,9 @@ class EvaluateOptions:
         adapt: whether a two_branch model is adapted to each case and subset first, see `adaptation`, with the lesion
             that it finds.
         scoring: how a prediction is scored.
+        tta: whether the probabilities are the mean of those of the image and of its left-right mirror image.
+        memory: the most that this process may have, such as "4GB"; "" for no limit. It does not change the results,
+            so that an evaluation may resume with another one.
     """
 
     split: str = "test"
@@ -49,9 +54,17 @@ class EvaluateOptions:
     zones: bool = False
     adapt: bool = False
     scoring: ScoringOptions = ScoringOptions()
+    tta: bool = False
+    memory: str = field(default="", repr=False)
+
+    @property
+    def answer(self) -> AnswerOptions:
+        """How the model answers."""
+        return AnswerOptions(self.overlap, self.tta, memory_bytes(self.memory))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "databases", as_names(self.databases))
+        memory_bytes(self.memory)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +83,7 @@ class Evaluation:
         model: the SHA-256 of the model; "" for files of another program.
         store: the URL or path of the store that the cases are from.
         scoring: how predictions were scored.
+        parts: the evaluations that this one was put together from, by name; empty if it is none of these.
     """
 
     cases: pd.DataFrame
@@ -85,6 +99,7 @@ class Evaluation:
     model: str = ""
     scoring: ScoringOptions = ScoringOptions()
     store: str = ""
+    parts: Mapping[str, Evaluation] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         num = len(self.cases[["database", "case"]].drop_duplicates())
@@ -125,7 +140,7 @@ class Evaluation:
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
         """Write cases.csv, summary.csv, summary.json and montage.png, and remove the file for resuming.
 
-        With pyarrow the tables are also cases.parquet and summary.parquet.
+        With pyarrow the tables are also cases.parquet and summary.parquet. Each part gets a folder of its name.
 
         Raises:
             UsageError: the folder holds something else, see `check_room`.
@@ -141,6 +156,8 @@ class Evaluation:
 
             save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences", overwrite=True)
         (folder / PROGRESS).unlink(missing_ok=True)
+        for name, part in self.parts.items():
+            part.save(folder / name, overwrite)
 
     @property
     def policy(self) -> str:

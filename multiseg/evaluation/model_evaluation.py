@@ -18,6 +18,7 @@ from safetensors.torch import save
 from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.adaptation import adapted, check_adaptable, lesion_of
+from multiseg.evaluation.case_answers import AnswerOptions, Shown, check_mirrored, labels_of
 from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import (
     COLUMNS,
@@ -27,14 +28,16 @@ from multiseg.evaluation.comparison import (
     truth_of,
     why_not_comparable,
 )
-from multiseg.evaluation.decision import brain_of, decide
+from multiseg.evaluation.decision import brain_of
 from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions, Evaluation
-from multiseg.evaluation.inference import predict_volume
+from multiseg.evaluation.memory_budget import check_further, fitted
+from multiseg.evaluation.metrics import joint_box
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.preparation import network_input
 from multiseg.evaluation.result_folder import DoneCases, check_room, key_of
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
+from multiseg.evaluation.voting import Voters, check_once
 from multiseg.evaluation.zones import Zones, further_columns, zone_values, zones_of
 from multiseg.models.learnt_scans import TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
@@ -42,9 +45,14 @@ from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote, local_path
 from multiseg.store.reader import Case, Store, open_store
 
+METRIC_BYTES = 24
+"""For each voxel of a case: what its brain, its labels and the masks of its structures need."""
+SURFACE_BYTES = 20
+"""For each voxel of the box around all structures: what the distances between surfaces need."""
+
 
 def evaluate(
-    run: Path | str | Model,
+    run: Path | str | Model | Voters,
     store: Store | str | None = None,
     options: EvaluateOptions | None = None,
     device: str = "cpu",
@@ -56,7 +64,8 @@ def evaluate(
     """Evaluate a model file or a run folder on the store it was trained from, or on another.
 
     Args:
-        run: a model file, a run folder or a loaded model, which stays on its device and needs `store`.
+        run: a model file, a run folder, a loaded model or an ensemble of them (see `load_ensemble`). What is loaded
+            stays on its device and needs `store`.
         folder: where the results will be saved. Done cases are kept there, so that an interrupted evaluation
             resumes. None keeps nothing.
         on_case: called before each case with the number of done cases, the number of cases, and its name.
@@ -70,13 +79,18 @@ def evaluate(
         CheckpointError, StoreError: the model or the store cannot be opened.
         DataError: no case fits, or the voxel sizes differ.
     """
-    keep_memory()
     options = options or EvaluateOptions()
+    if not options.memory:  # what is kept does not fit into a budget
+        keep_memory()
     check_subsets(options.subsets)
     own = named_metrics(metrics)
-    model = run if isinstance(run, Model) else load_model(run, device)
+    model = _voters_of(run, device)
     if options.adapt:
-        check_adaptable(model)
+        if len(model.models) > 1:
+            raise UsageError("evaluate adapts one model at a time: leave out --adapt, or the ensemble.")
+        check_adaptable(model.models[0])
+    if options.tta:
+        check_mirrored(model.space)
     if not isinstance(store, Store):
         store = open_store(store or store_of_run(run))
     check_spacing(model.info, store)
@@ -117,7 +131,7 @@ def evaluate(
 
 
 def _divided(
-    model: Model, store: Store, selected: Sequence[Case], options: EvaluateOptions
+    model: Voters, store: Store, selected: Sequence[Case], options: EvaluateOptions
 ) -> tuple[list[Case], dict[str, str]]:
     """The cases that can be evaluated, and by name why the others cannot; raises DataError if there is none."""
     reasons = {f"{case.database}/{case.name}": _why_skipped(model, store, case, options) for case in selected}
@@ -138,26 +152,46 @@ def _key(case: Case) -> str:
     return f"{case.database}/{case.name} {case.source_sha256[:16]} {'x'.join(map(str, case.extent))}"
 
 
-def _with_learnt(model: Model, case: Case, row: Mapping[str, Any]) -> dict[str, Any]:
+def _with_learnt(model: Voters, case: Case, row: Mapping[str, Any]) -> dict[str, Any]:
     learnt = how_learnt(model.learnt, case.content.values())
     return {"database": row["database"], "case": row["case"], "learnt": learnt, **row}
 
 
-def _digest(run: Path | str | Model) -> str:
-    """A digest of the evaluated model."""
+def _voters_of(run: Path | str | Model | Voters, device: str) -> Voters:
+    if isinstance(run, Voters):
+        return run
+    return Voters((run if isinstance(run, Model) else load_model(run, device),))
+
+
+def load_ensemble(runs: Sequence[Path | str], rule: str, device: str = "cpu") -> Voters:
+    """Several models that answer together: by "mean" of their probabilities or by "vote".
+
+    Raises:
+        UsageError: they do not fit together, are only one, or one is given twice; or there is no such rule.
+        CheckpointError: a model cannot be opened.
+    """
+    check_once(runs)
+    return Voters(tuple(load_model(run, device) for run in runs), rule)
+
+
+def _digest(run: Path | str | Model | Voters) -> str:
+    """A digest of the evaluated model; of an ensemble one of them all."""
+    if isinstance(run, Voters):
+        digests = sorted(map(_digest, run.models))
+        return hashlib.sha256(repr((run.rule, digests)).encode()).hexdigest() if run.rule else digests[0]
     if not isinstance(run, Model):
         return hashlib.sha256(model_path(Path(run)).read_bytes()).hexdigest()
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in run.state_dict().items()}
     return hashlib.sha256(repr(run.info).encode() + save(weights)).hexdigest()
 
 
-def store_of_run(run: Path | str | Model) -> str:
+def store_of_run(run: Path | str | Model | Voters) -> str:
     """The store that a run folder was trained from, from its run.toml.
 
     Raises:
         UsageError: there is no run.toml, so the user must name the store.
     """
-    if isinstance(run, Model):
+    if isinstance(run, Model | Voters):
         raise UsageError("a loaded model does not name the store it was trained from: use evaluate(model, store).")
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
     try:
@@ -176,7 +210,7 @@ def check_spacing(info: ModelInfo, store: Store) -> None:
         )
 
 
-def _why_skipped(model: Model, store: Store, case: Case, options: EvaluateOptions) -> str:
+def _why_skipped(model: Voters, store: Store, case: Case, options: EvaluateOptions) -> str:
     """Why a case cannot be evaluated; "" if it can."""
     subsets = options.subsets
     if reason := why_not_comparable(store, case, model.info.space, options.lesion_assumed):
@@ -188,7 +222,7 @@ def _why_skipped(model: Model, store: Store, case: Case, options: EvaluateOption
     return ""
 
 
-def _left_out(model: Model, cases: Sequence[Case]) -> dict[str, tuple[str, ...]]:
+def _left_out(model: Voters, cases: Sequence[Case]) -> dict[str, tuple[str, ...]]:
     """Sequences of the cases that no training database had: their channels are untrained and stay empty."""
     unused: dict[str, dict[str, None]] = {}
     for case in cases:
@@ -197,7 +231,7 @@ def _left_out(model: Model, cases: Sequence[Case]) -> dict[str, tuple[str, ...]]
     return {database: tuple(names) for database, names in unused.items() if names}
 
 
-def _unlisted(model: Model, store: Store, cases: Sequence[Case]) -> dict[str, str]:
+def _unlisted(model: Voters, store: Store, cases: Sequence[Case]) -> dict[str, str]:
     space = model.info.space
     treatment = "ignored" if space.rest == "ignore" else "counted as background"
     unlisted: dict[str, str] = {}
@@ -220,7 +254,7 @@ class _Loaded:
     zones: Zones | None
 
 
-def _load(model: Model, store: Store, case: Case, options: EvaluateOptions) -> _Loaded:
+def _load(model: Voters, store: Store, case: Case, options: EvaluateOptions) -> _Loaded:
     info, database = model.info, store[case.database]
     stored, codes = database.whole(case)
     # In the model's order, so that a subset has the same name in every store.
@@ -233,7 +267,7 @@ def _load(model: Model, store: Store, case: Case, options: EvaluateOptions) -> _
 
 
 def _rows(
-    model: Model, loaded: _Loaded, options: EvaluateOptions, own: Mapping[str, Metric]
+    model: Voters, loaded: _Loaded, options: EvaluateOptions, own: Mapping[str, Metric]
 ) -> Iterator[dict[str, Any]]:
     for subset in chosen_subsets(options.subsets, loaded.usable):
         predicted = _segmented(model, loaded, subset, options)
@@ -246,11 +280,12 @@ def answered(
     model: Model, store: Store, case: Case, overlap: float
 ) -> tuple[dict[str, Float[np.ndarray, "i j k"]], Truth, UInt8[np.ndarray, "i j k"]]:
     """A case's sequences that the model knows, its truth in the model's label space, and the answer from them."""
-    loaded = _load(model, store, case, EvaluateOptions())
-    return loaded.shown, loaded.truth, _segmented(model, loaded, loaded.usable, EvaluateOptions(overlap=overlap))
+    one = Voters((model,))
+    loaded = _load(one, store, case, EvaluateOptions())
+    return loaded.shown, loaded.truth, _segmented(one, loaded, loaded.usable, EvaluateOptions(overlap=overlap))
 
 
-def _panel(model: Model, loaded: _Loaded, options: EvaluateOptions) -> CasePanel:
+def _panel(model: Voters, loaded: _Loaded, options: EvaluateOptions) -> CasePanel:
     """A picture of the prediction from all usable sequences of the case."""
     case = loaded.case
     learnt = {TRAIN: ", trained on", VAL: ", chosen by"}.get(how_learnt(model.learnt, case.content.values()), "")
@@ -262,14 +297,20 @@ def _panel(model: Model, loaded: _Loaded, options: EvaluateOptions) -> CasePanel
 
 
 def _segmented(
-    model: Model, loaded: _Loaded, subset: Sequence[str], options: EvaluateOptions
+    model: Voters, loaded: _Loaded, subset: Sequence[str], options: EvaluateOptions
 ) -> UInt8[np.ndarray, "i j k"]:
     brain = brain_of(loaded.shown[name] for name in subset)
+    present, models = np.isin(model.info.axis.names, subset), model.models
     if options.adapt:
-        present = np.isin(model.info.axis.names, subset)
-        lesion = lesion_of(model, loaded.images, present, options.overlap)
-        model = adapted(model, loaded.images, present, lesion).model
-    return loaded.truth.completed(segment(model, loaded.images, subset, options.overlap, brain))
+        (one,) = models
+        lesion = lesion_of(one, loaded.images, present, options.overlap)
+        models = (adapted(one, loaded.images, present, lesion).model,)
+    shown = Shown(loaded.images, present, model.info.axis)
+    answer = fitted(models, shown, options.answer, METRIC_BYTES * brain.size)
+    labels = loaded.truth.completed(labels_of(models, model.rule, shown, answer, brain))
+    if answer.memory and (found := (labels > 0) | (loaded.truth.target > 0)).any():
+        check_further(answer.memory, "the surfaces", SURFACE_BYTES * found[joint_box(found)].size)
+    return labels
 
 
 def segment(
@@ -280,6 +321,5 @@ def segment(
     brain: Bool[np.ndarray, "i j k"],
 ) -> UInt8[np.ndarray, "i j k"]:
     """Indices in the model's label space, from the given subset of the sequences; 0 outside their brain."""
-    present = np.isin(model.info.axis.names, subset)
-    probabilities = predict_volume(model, images, present, model.info.patch, overlap)
-    return decide(probabilities, model.info.space, brain)
+    shown = Shown(images, np.isin(model.info.axis.names, subset), model.info.axis)
+    return labels_of([model], "", shown, AnswerOptions(overlap), brain)

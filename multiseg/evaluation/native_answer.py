@@ -1,16 +1,21 @@
-"""The answer of one model, or of several that vote, on the grid of the patient's own reference image."""
+"""The answer of one model, or of several together, on the grid of the patient's own reference image."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from multiseg.evaluation.adaptation import Adaptation, AdaptOptions, adapted, lesion_of
+from multiseg.evaluation.case_answers import VOTE, AnswerOptions, Shown, mean_by_slab
 from multiseg.evaluation.decision import brain_of, decide, majority
-from multiseg.evaluation.inference import predict_volume
+from multiseg.evaluation.inference import whole
+from multiseg.evaluation.memory_budget import FLOAT, fitted
 from multiseg.evaluation.voting import Voters
 from multiseg.models.saved import Model
 from multiseg.models.two_branch import CONSTANTS
@@ -20,16 +25,8 @@ from multiseg.types import Mask
 
 LESION_MASK = "lesion mask"
 """The name of a given lesion mask in messages."""
-
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """A prepared case on the models' channels."""
-
-    inputs: Float[np.ndarray, "modality i j k"]
-    present: Bool[np.ndarray, " modality"]
-    prepared: PreparedCase
-    overlap: float
+NATIVE_BYTES = 12
+"""For each native voxel: what interpolation, the brain and the written file need beside the probabilities."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,46 +43,65 @@ class NativeAnswer:
     adaptations: tuple[str, ...] = ()
 
 
-def answer_natively(voters: Voters, shown: Shown) -> NativeAnswer:
-    """The answer of the models: of several the majority, each adapted to every constant by itself if they adapt."""
-    if not voters.is_vote:
-        return _answer_of_one(voters.models[0], shown, CONSTANTS if voters.adapt else ())
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A prepared case, what the models are shown of it, and how they answer."""
+
+    prepared: PreparedCase
+    shown: Shown
+    options: AnswerOptions
+
+    @cached_property
+    def native_brain(self) -> Mask:
+        """The brain on the native grid."""
+        prepared = self.prepared
+        brain = brain_of(prepared.images).astype(np.float32)
+        found: Mask = resample(brain, prepared.grid, prepared.native, smooth=False) >= 0.5
+        return found
+
+    def probabilities(self, models: Sequence[Model]) -> Float[np.ndarray, "label x y z"]:
+        """The mean of the models' probabilities on the native grid."""
+        prepared = self.prepared
+        on_grid = whole(mean_by_slab(models, self.shown, self._fitted(models)), prepared.grid.shape)
+        native = np.empty((len(on_grid), *prepared.native.shape), dtype=np.float32)
+        for index, volume in enumerate(on_grid):
+            native[index] = resample(volume, prepared.grid, prepared.native, smooth=False)
+        return native
+
+    def _fitted(self, models: Sequence[Model]) -> AnswerOptions:
+        """The options with as many windows at once as fit beside the probabilities on both grids."""
+        num, voxels = len(models[0].info.space.labels), math.prod(self.prepared.native.shape)
+        other = FLOAT * num * (math.prod(self.prepared.grid.shape) + voxels) + NATIVE_BYTES * voxels
+        return fitted(models, self.shown, self.options, other)
+
+
+def answer_natively(voters: Voters, question: Question) -> NativeAnswer:
+    """The answer of the models: in an ensemble each is adapted to every constant by itself if they adapt."""
+    adaptations = [one for model in voters.models for one in _adaptations(model, voters, question)]
+    models = [one.model for one in adaptations]
+    texts = tuple(str(one) for one in adaptations) if voters.adapt else ()
+    if voters.rule != VOTE:
+        probabilities = question.probabilities(models)
+        return NativeAnswer(decide(probabilities, voters.space, question.native_brain), probabilities, texts)
     labels: list[UInt8[np.ndarray, "x y z"]] = []
-    adaptations: list[str] = []
     total: Any = np.float32(0)  # a sum, since all volumes at once may need too much memory
-    for model in voters.models:
-        lesion = _lesion(model, shown) if voters.adapt else None
-        for constants in [(constant,) for constant in CONSTANTS] if voters.adapt else [()]:
-            answer = _answer_of_one(model, shown, constants, lesion)
-            labels.append(answer.labels)
-            adaptations += answer.adaptations
-            total = total + answer.probabilities
-    mean = total / np.float32(len(labels))
-    return NativeAnswer(majority(labels, voters.space), mean, tuple(adaptations))
+    for model in models:
+        probabilities = question.probabilities([model])
+        labels.append(decide(probabilities, voters.space, question.native_brain))
+        total = total + probabilities
+    return NativeAnswer(majority(labels, voters.space), total / np.float32(len(labels)), texts)
 
 
-def _answer_of_one(
-    model: Model, shown: Shown, constants: tuple[float, ...], lesion: Mask | None = None
-) -> NativeAnswer:
-    """The answer of one model; with constants of the model that was adapted to them.
-
-    Args:
-        lesion: where it is; None for the given mask, or else what the lesion branch finds.
-    """
-    adaptation = Adaptation(model)
-    if constants:
-        lesion = _lesion(model, shown) if lesion is None else lesion
-        adaptation = adapted(model, shown.inputs, shown.present, lesion, AdaptOptions(constants))
-    prepared, info = shown.prepared, model.info
-    probabilities = predict_volume(adaptation.model, shown.inputs, shown.present, info.patch, shown.overlap)
-    native = np.stack([resample(volume, prepared.grid, prepared.native, smooth=False) for volume in probabilities])
-    brain = brain_of(prepared.images)
-    native_brain = resample(brain.astype(np.float32), prepared.grid, prepared.native, smooth=False) >= 0.5
-    return NativeAnswer(decide(native, info.space, native_brain), native, (str(adaptation),) if constants else ())
-
-
-def _lesion(model: Model, shown: Shown) -> Mask:
-    given = shown.prepared.labels.get(LESION_MASK)
+def _adaptations(model: Model, voters: Voters, question: Question) -> Iterator[Adaptation]:
+    """The model as it is; or adapted to all constants, and in an ensemble to each by itself."""
+    if not voters.adapt:
+        yield Adaptation(model)
+        return
+    shown = question.shown.on(model.info.axis)
+    given = question.prepared.labels.get(LESION_MASK)
     if given is not None:
-        return np.asarray(given == 1)
-    return lesion_of(model, shown.inputs, shown.present, shown.overlap)
+        lesion = np.asarray(given == 1)
+    else:
+        lesion = lesion_of(model, shown.images, shown.present, question.options.overlap)
+    for constants in [(constant,) for constant in CONSTANTS] if voters.rule else [CONSTANTS]:
+        yield adapted(model, shown.images, shown.present, lesion, AdaptOptions(constants))

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from multiseg.allocator import keep_memory
+from multiseg.evaluation.case_answers import Shown
 from multiseg.evaluation.dicom_answer import seg_target, write_seg
-from multiseg.evaluation.native_answer import LESION_MASK, NativeAnswer, Shown, answer_natively
+from multiseg.evaluation.memory_budget import check_prepared, peak_bytes
+from multiseg.evaluation.native_answer import LESION_MASK, NativeAnswer, Question, answer_natively
 from multiseg.evaluation.prediction_inputs import PredictOptions, input_files
 from multiseg.evaluation.preparation import brain_rule, network_input, recipe_for
 from multiseg.evaluation.voting import (
@@ -74,7 +76,7 @@ class Prediction:
     """A written segmentation and what it was made from.
 
     Attributes:
-        left_out: given sequences that the model, or one that votes, never learnt from.
+        left_out: given sequences that the model, or one of an ensemble, never learnt from.
         doubts: what a person should check.
         inputs: the files that it was made from.
         prepared: the images that the model saw.
@@ -125,8 +127,9 @@ def predict(
         ModalityError: the model learnt from none of the sequences, or the models of an ensemble from none in common.
         SourceError: a file is missing or damaged, or its position in space does not fit the others.
     """
-    keep_memory()
     options = options or PredictOptions()
+    if not options.memory:  # what is kept does not fit into a budget
+        keep_memory()
     out = Path(out)
     paths = {name: scan_at(Path(file)) for name, file in images.items()}
     sources = input_files(model, images, options)
@@ -156,7 +159,9 @@ def predict_case(voters: Voters, files: CaseFiles, outputs: Outputs, options: Pr
     recipe, doubts = common_recipe(voters.infos, rule, reference, options.headers_disagree)
     needed = {name: path for name, path in files.images.items() if name in usable or name == reference}
     schemas = {name: LabelSchema.parse("1=lesion", "lesion") for name in files.labels}
+    peak = peak_bytes()
     prepared = prepare_case(replace(files, images=needed), schemas, recipe, only=usable)
+    check_prepared(peak, options.answer.memory)
     prediction = _predict_prepared(voters, prepared, usable, outputs, options)
     if target and outputs.dicom_seg:
         write_seg(outputs.dicom_seg, prediction.answer.labels, prepared.native, target, voters)
@@ -200,10 +205,11 @@ def _predict_prepared(
     voters: Voters, prepared: PreparedCase, usable: tuple[str, ...], outputs: Outputs, options: PredictOptions
 ) -> Prediction:
     """Segment a prepared case and write it."""
-    inputs, present = network_input(
-        voters.infos[0], prepared.images, prepared.modalities, usable, prepared.intensity_above_outside
+    images, present = network_input(
+        voters.info, prepared.images, prepared.modalities, usable, prepared.intensity_above_outside
     )
-    answer = answer_natively(voters, Shown(inputs, present, prepared, options.overlap))
+    shown = Shown(images, present, voters.info.axis)
+    answer = answer_natively(voters, Question(prepared, shown, options.answer))
     native, header = prepared.native, prepared.native_header
     for index, path in enumerate(outputs.probabilities.values()):
         write_on_native(path, answer.probabilities[index].astype(np.float32), native, header)
@@ -218,7 +224,7 @@ def _predict_prepared(
         used=usable,
         left_out=(),
         volumes_ml={name: float(np.count_nonzero(answer.labels == code)) * ml for code, name in names},
-        doubts=prepared.doubts + learnt_doubts(learnt) + blind_doubts(voters.models, present),
+        doubts=prepared.doubts + learnt_doubts(learnt) + blind_doubts(voters.models, shown),
         inputs=(),
         prepared=prepared,
         answer=answer,

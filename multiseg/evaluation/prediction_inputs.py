@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiseg.errors import ModalityError, UsageError
+from multiseg.evaluation.case_answers import ENSEMBLES, AnswerOptions
+from multiseg.evaluation.memory_budget import memory_bytes
 from multiseg.evaluation.preparation import brain_rule
 from multiseg.modalities import canonical_modality
 from multiseg.models.saved import Model
 from multiseg.sequence_reading import read_name
-
-VOTE = "vote"
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,18 @@ class PredictOptions:
         adapt: whether a two_branch model is adapted to each patient first (see `multiseg.evaluation.adaptation`).
         lesion_mask: a file of 0 and 1 that shows the lesion for the adaptation; by default the lesion branch finds it.
         others: further models, which answer together with the first one.
-        together: how several models answer: "vote" (see `decision.majority`; with `adapt` each model has a vote for
-            each constant, adapted to this one alone), or a rule of `models.fused`.
+        together: how several models answer: "mean" (of their probabilities) or "vote" (see `decision.majority`), where
+            with `adapt` each model answers once for each constant, adapted to this one alone; or a rule of
+            `models.fused`.
         probabilities: whether the probability of each structure is written, too.
         dicom_seg: the folder of the DICOM series of the reference, or "source" where the reference is read from DICOM:
             the segmentation is also written as a DICOM SEG that refers to it; "" writes none.
+        tta: whether the probabilities are the mean of those of the image and of its left-right mirror image.
+        memory: the most that this process may have while it segments a patient, such as "4GB"; "" for no limit.
 
     Raises:
-        UsageError: other models are given without a word on how they answer, or only their rule.
+        UsageError: other models are given without a word on how they answer, or only their rule; or the memory is no
+            size.
     """
 
     brain_mask: Path | str | None = None
@@ -50,16 +54,26 @@ class PredictOptions:
     together: str = ""
     probabilities: bool = False
     dicom_seg: Path | str = ""
+    tta: bool = False
+    memory: str = ""
 
     def __post_init__(self) -> None:
+        memory_bytes(self.memory)
         if self.others and not self.together:
-            raise UsageError(f"{len(self.others) + 1} models are given: say how they answer together, such as by vote.")
-        if self.together not in ("", VOTE) and self.adapt:
+            raise UsageError(
+                f"{len(self.others) + 1} models are given: say how they answer together, such as by their mean."
+            )
+        if self.together not in ("", *ENSEMBLES) and self.adapt:
             raise UsageError("models that answer as one (--fuse) cannot be adapted: leave out --adapt or --fuse.")
         if self.lesion_mask and not self.adapt:
             raise UsageError(
                 "a lesion mask is used only by the adaptation: add --adapt on, or leave out --lesion-mask."
             )
+
+    @property
+    def answer(self) -> AnswerOptions:
+        """How the models answer."""
+        return AnswerOptions(self.overlap, self.tta, memory_bytes(self.memory))
 
 
 def name_images(arguments: Sequence[str]) -> dict[str, Path]:

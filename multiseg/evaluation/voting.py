@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, reduce
+from operator import or_
 from pathlib import Path
-
-import numpy as np
-from jaxtyping import Bool
 
 from multiseg.errors import ModalityError, UsageError
 from multiseg.evaluation.adaptation import check_adaptable
-from multiseg.evaluation.prediction_inputs import VOTE, PredictOptions
+from multiseg.evaluation.case_answers import ENSEMBLES, Shown, check_mirrored
+from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.evaluation.preparation import recipe_for
 from multiseg.labels import LabelSpace
+from multiseg.modalities import ModalityAxis
 from multiseg.models.fused import fuse
-from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
-from multiseg.models.saved import Model, ModelInfo, load_model
+from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, LearntScans, how_learnt
+from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.models.two_branch import TwoBranch
 from multiseg.store.findings import Doubt, Severity
 from multiseg.store.preparation.recipe import Recipe
@@ -24,34 +25,70 @@ from multiseg.store.preparation.recipe import Recipe
 
 @dataclass(frozen=True, eq=False)
 class Voters:
-    """The models that answer: one, or several that vote. `files` are those that they were loaded from.
+    """The models that answer: one, or several as an ensemble.
+
+    Attributes:
+        rule: of an ensemble, one of `case_answers.ENSEMBLES`; "" for one model.
+        adapt: whether each model is adapted to a patient first.
+        files: those that the models were loaded from.
 
     Raises:
-        UsageError: one cannot be adapted though it must, or they do not fit together.
+        UsageError: one cannot be adapted though it must, they do not fit together, or there is no such rule.
     """
 
     models: tuple[Model, ...]
-    is_vote: bool = False
+    rule: str = ""
     adapt: bool = False
     files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.is_vote and len(self.models) == 1 and not self.adapt:
-            raise UsageError("an ensemble of one model has nothing to vote on: name several, or add --adapt on.")
+        if self.rule and self.rule not in ENSEMBLES:
+            raise UsageError(f"there is no ensemble {self.rule!r}: give {' or '.join(ENSEMBLES)}.")
+        if len(self.models) > 1 and not self.rule:
+            raise UsageError(f"{len(self.models)} models are given: say how they answer, {' or '.join(ENSEMBLES)}.")
+        if self.rule and len(self.models) == 1 and not self.adapt:
+            raise UsageError("an ensemble of one model has nothing to put together: name several, or add --adapt on.")
         for model in self.models if self.adapt else ():
             check_adaptable(model)
         first, *others = self.infos
         for other in others:
-            for name in ("axis", "space", "spacing_mm", "background"):
+            for name in ("space", "spacing_mm", "background"):
                 if getattr(first, name) != getattr(other, name):
                     raise UsageError(
-                        f"the models cannot vote together: {name} is {getattr(first, name)} in the first and "
+                        f"the models cannot answer together: {name} is {getattr(first, name)} in the first and "
                         f"{getattr(other, name)} in another."
                     )
 
     @property
     def infos(self) -> tuple[ModelInfo, ...]:
         return tuple(model.info for model in self.models)
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        """What they have in common: of one model its own; of several the sequences that all of them learnt from."""
+        first, *others = self.infos
+        if not others:
+            return first
+        axis = ModalityAxis.union(tuple(info.axis) for info in self.infos)
+        return replace(
+            first,
+            builder=f"{self.rule} of {len(self.models)}",
+            axis=axis,
+            trained_on={
+                name: tuple(dict.fromkeys(database for info in self.infos for database in info.trained_on[name]))
+                if all(info.trained_on.get(name) for info in self.infos)
+                else ()
+                for name in axis
+            },
+            databases={name: about for info in reversed(self.infos) for name, about in info.databases.items()},
+        )
+
+    @cached_property
+    def learnt(self) -> LearntScans | None:
+        """All scans that any of them has learnt from; None if one does not say."""
+        learnt = [model.learnt for model in self.models]
+        known = [one for one in learnt if one is not None]
+        return reduce(or_, known) if len(known) == len(learnt) else None
 
     @property
     def space(self) -> LabelSpace:
@@ -68,12 +105,25 @@ def load_voters(model: Path | str | Model, options: PredictOptions) -> Voters:
         UsageError: they do not fit together, see `Voters` and `models.fused.fuse`.
         CheckpointError: a model cannot be opened.
     """
+    if options.together in ENSEMBLES:
+        check_once([*([] if isinstance(model, Model) else [model]), *options.others])
     loaded = [model if isinstance(model, Model) else load_model(model, options.device)]
     loaded += [load_model(other, options.device) for other in options.others]
     files = tuple(Path(one) for one in (model, *options.others) if not isinstance(one, Model))
-    if options.together in ("", VOTE):
-        return Voters(tuple(loaded), options.together == VOTE, options.adapt, files)
-    return Voters((fuse(loaded, options.together),), files=files)
+    if options.together in ("", *ENSEMBLES):
+        voters = Voters(tuple(loaded), options.together, options.adapt, files)
+    else:
+        voters = Voters((fuse(loaded, options.together),), files=files)
+    if options.tta:
+        check_mirrored(voters.space)
+    return voters
+
+
+def check_once(models: Sequence[Path | str]) -> None:
+    """Raises UsageError if an ensemble would have one model twice, which would count double."""
+    files = [model_path(Path(model)).resolve() for model in models]
+    if twice := [str(model) for index, model in enumerate(models) if files[index] in files[:index]]:
+        raise UsageError(f"the ensemble has {', '.join(twice)} twice: name each model once.")
 
 
 def common_recipe(
@@ -91,8 +141,8 @@ def common_recipe(
             if ours != theirs:
                 hint = " Or give --brain-mask." if setting.name == "brain_mask" else ""
                 raise UsageError(
-                    f"the models cannot vote together, since they need differently prepared images: {setting.name} is "
-                    f"{ours!r} for model 1 and {theirs!r} for model {number}. Leave one out.{hint}"
+                    "the models cannot answer together, since they need differently prepared images: "
+                    f"{setting.name} is {ours!r} for model 1 and {theirs!r} for model {number}. Leave one out.{hint}"
                 )
     return first, tuple(dict.fromkeys(doubt for _, doubts in made for doubt in doubts))
 
@@ -140,11 +190,11 @@ def learnt_doubts(learnt: Mapping[str, str]) -> tuple[Doubt, ...]:
     return tuple(doubts)
 
 
-def blind_doubts(voters: Sequence[Model], present: Bool[np.ndarray, " modality"]) -> tuple[Doubt, ...]:
+def blind_doubts(voters: Sequence[Model], shown: Shown) -> tuple[Doubt, ...]:
     """A doubt for each anatomy branch of a two_branch model that sees nothing; equal ones once."""
     doubts = []
     for model in voters:
-        network = model.network
+        network, present = model.network, shown.on(model.info.axis).present
         if not isinstance(network, TwoBranch) or present[list(network.anatomy_channels)].any():
             continue
         names = ", ".join(model.info.axis[channel] for channel in network.anatomy_channels)

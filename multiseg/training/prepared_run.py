@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from multiseg.models.saved import ModelInfo
 from multiseg.models.two_branch import ANATOMY_SEQUENCES
 from multiseg.own import is_own
 from multiseg.store.catalogue import select
+from multiseg.store.folds import read_fold, take_fold
 from multiseg.store.reader import Case, Store, open_store
 from multiseg.store.structures import (
     check_named,
@@ -105,7 +107,23 @@ class PreparedRun:
         term = consistency_of(options.fit, options.augment.seed)
         return stage.objective(own or objective_named(options.fit.objective, weights, term))
 
-    def doubts(self, step: int) -> tuple[Noted, ...]:
+    def notes(self, step: int) -> tuple[Noted, ...]:
+        """Notices of the fold that is left out, and of healthy cases that are not."""
+        return (*self._fold(step), *self._doubts(step))
+
+    def _fold(self, step: int) -> tuple[Noted, ...]:
+        """How many cases the training leaves out with its fold, if it has one."""
+        if not self.options.fold:
+            return ()
+        counts = Counter(case.split for case in select(self.store, self.options.databases))
+        text = (
+            f"fold {self.options.fold} (seed {self.options.fold_seed}) leaves {counts['test']} cases out; of the "
+            f"others {counts['train']} are for training and {counts['val']} for validation. No person is in two of "
+            "these parts. The splits of the store do not count."
+        )
+        return (Noted(step, "FOLD", text),)
+
+    def _doubts(self, step: int) -> tuple[Noted, ...]:
         """A notice if cases into which lesions are pasted have annotated lesions of their own."""
         names = [
             f"{case.database}/{case.name}"
@@ -142,13 +160,16 @@ def check_is_parents_network(options: TrainOptions, parent: ModelInfo) -> None:
 
 
 def with_listed_labels(options: TrainOptions) -> tuple[TrainOptions, Store]:
-    """The options with the structures that their labels mean, and the open store without what is hidden.
+    """The options with the structures that their labels mean, and the open store: with the splits of the fold, if
+    there is one, and without what is hidden.
 
     Raises:
         StoreError: the store cannot be opened.
-        UsageError: there is nothing to hide of that name, or no structure that a label means.
+        UsageError: there is nothing to hide of that name, no structure that a label means, or no such fold.
     """
     store = open_store(options.store)
+    if options.fold:
+        take_fold(store, read_fold(options.fold, options.fold_seed))
     hide(store, options.hide)
     cases = _weighted_cases(store, options.databases, options.stream.draw)
     return replace(options, labels=listed_labels(options.labels, store, cases)), store

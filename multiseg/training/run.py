@@ -124,7 +124,7 @@ def train(
             if peers.is_first:
                 on_start(info)
             with stop_on_signals() as should_stop, _reported(Path(out), state, options, peers, on_event) as report:
-                for note in (*begun.notes, *prepared.doubts(state.step)):
+                for note in (*begun.notes, *prepared.notes(state.step)):
                     report(note)
                 hooks = Hooks(
                     report,

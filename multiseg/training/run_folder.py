@@ -21,6 +21,7 @@ from multiseg.modalities import as_names
 from multiseg.models.builders import multi_unet
 from multiseg.models.saved import BEST, LAST
 from multiseg.own import is_own
+from multiseg.store.folds import read_fold
 from multiseg.training.checkpoint import RESUME
 from multiseg.training.fit import FitOptions
 from multiseg.training.meta import MetaOptions
@@ -85,6 +86,12 @@ class TrainOptions:
         seed: of weights and dropout, and of draws and augmentation unless these have a seed of their own.
         stage: the part of a two_branch network that learns, see `multiseg.training.stages`; "" for the whole network.
             The labels may then name structures of any database of the store, since other stages learn them.
+        fold: such as "0/5": one fold of a cross-validation is left out of the training, see `store.folds`; "" goes by
+            the splits of the store.
+        fold_seed: of the folds; all runs of one cross-validation have the same, whatever their `seed` is.
+
+    Raises:
+        UsageError: the fold is invalid, or a seed of folds is set without a fold.
     """
 
     store: str | Path
@@ -95,6 +102,8 @@ class TrainOptions:
     device: str = "auto"
     seed: int = 0
     stage: str = ""
+    fold: str = ""
+    fold_seed: int = 0
     start: StartOptions = StartOptions()
     model: ModelOptions = ModelOptions()
     stream: StreamOptions = StreamOptions()
@@ -108,6 +117,10 @@ class TrainOptions:
         object.__setattr__(self, "store", str(self.store))
         for name in ("databases", "labels", "hide"):
             object.__setattr__(self, name, as_names(getattr(self, name)))
+        if self.fold:
+            read_fold(self.fold, self.fold_seed)
+        elif self.fold_seed:
+            raise UsageError(f'fold_seed is {self.fold_seed}, but there is no fold: set one, such as fold = "0/5".')
 
 
 def numbers_of(model: ModelOptions) -> dict[str, Any]:

@@ -72,8 +72,8 @@ STAGES: dict[str, Stage] = {
 }
 
 
-FIXED = ("stage", "store", "labels", "rest", "hide", "model", "start")
-"""Settings that all stages share, since they train one network."""
+FIXED = ("stage", "store", "labels", "rest", "hide", "model", "start", "fold", "fold_seed")
+"""Settings that all stages share, since they train one network, which must not see what is held out."""
 
 
 def check_stage_name(name: object) -> None:

@@ -226,7 +226,7 @@ def test_what_cannot_be_predicted(files: dict[str, Path], tmp_path: Path) -> Non
     scans, out = {"FLAIR": files["FLAIR"]}, tmp_path / "o.nii.gz"
     with pytest.raises(UsageError, match="a lesion mask is used only by the adaptation"):
         predict(files["model"], scans, out, PredictOptions(lesion_mask=files["mask"]))
-    with pytest.raises(UsageError, match="an ensemble of one model has nothing to vote on"):
+    with pytest.raises(UsageError, match="an ensemble of one model has nothing to put together"):
         predict(files["model"], scans, out, PredictOptions(together="vote"))
     result = predict(files["model"], scans, out)
     assert [doubt.code for doubt in result.doubts if doubt.code == "NO_ANATOMY_SEQUENCE"]

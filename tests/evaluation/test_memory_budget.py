@@ -1,0 +1,132 @@
+"""--memory: how many windows go through a network together, and the smallest budget that works."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from multiseg.errors import UsageError
+from multiseg.evaluation import memory_budget
+from multiseg.evaluation.case_answers import AnswerOptions, Shown, mean_by_slab
+from multiseg.evaluation.evaluation_result import EvaluateOptions
+from multiseg.evaluation.inference import whole
+from multiseg.evaluation.memory_budget import check_further, check_prepared, fitted, memory_bytes, window_bytes
+from multiseg.evaluation.prediction import predict
+from multiseg.evaluation.prediction_inputs import PredictOptions
+from multiseg.evaluation.result_folder import key_of
+from multiseg.labels import LabelSpace
+from multiseg.modalities import ModalityAxis
+from multiseg.models.saved import Model, ModelInfo
+from multiseg.store.formats.nifti import write_nifti
+
+AXIS = ModalityAxis(("FLAIR",))
+MB = 1_000_000
+
+
+class Wide(nn.Module):
+    """Keeps its input, four maps of its size, and their sum: 24 bytes a voxel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.zeros(1))
+        self.batches: list[int] = []
+
+    def forward(self, images: Tensor, present: Tensor) -> Tensor:
+        self.batches.append(len(images))
+        maps = images.expand(-1, 4, -1, -1, -1) + self.level
+        return maps.sum(dim=1, keepdim=True)
+
+
+def model_of(patch: int = 16) -> Model:
+    info = ModelInfo(
+        builder="wide", numbers={}, axis=AXIS, space=LabelSpace(), spacing_mm=(5.0, 5.0, 5.0), patch=(patch,) * 3,
+        trained_on={"FLAIR": ("a",)}, databases={},
+    )  # fmt: skip
+    return Model(Wide(), info).eval()
+
+
+SHOWN = Shown(np.ones((1, 40, 20, 20), np.float16), np.array([True]), AXIS)
+
+
+def test_a_window_takes_what_its_largest_layer_keeps() -> None:
+    voxels = 16**3
+    # Four maps and their sum, twice for the library's copies, and the window itself.
+    assert window_bytes(model_of(), 1) == 2 * (4 + 1) * 4 * voxels + 4 * voxels
+
+
+def test_fewer_windows_go_through_together_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_budget, "resident_bytes", lambda: 100 * MB)
+    model = model_of()
+    one = window_bytes(model, 1)
+    smallest = 100 * MB + memory_budget._sums_bytes(model, (40, 20, 20)) + 40 * 20 * 20 + 7 * MB
+    options = AnswerOptions(memory=smallest + 3 * one + one // 2)
+    found = fitted([model], SHOWN, options, other_bytes=7 * MB)
+    assert found == replace(options, windows_at_once=3)
+    assert fitted([model], SHOWN, replace(options, memory=10**12), 0).windows_at_once == 128
+    assert fitted([model], SHOWN, replace(options, memory=0), 0) == replace(options, memory=0)
+    with pytest.raises(UsageError, match=r"--memory 0\.\dGB is too little for this case: the smallest that works is 0"):
+        fitted([model], SHOWN, replace(options, memory=smallest + one - 1), other_bytes=7 * MB)
+    network = model.network
+    assert isinstance(network, Wide)
+    network.batches.clear()
+    few = whole(mean_by_slab([model], SHOWN, found), (40, 20, 20))
+    assert max(network.batches) == 3
+    np.testing.assert_array_equal(few, whole(mean_by_slab([model], SHOWN, AnswerOptions()), (40, 20, 20)))
+
+
+def test_mirror_images_and_further_models_need_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_budget, "resident_bytes", lambda: 0)
+    one = window_bytes(model_of(), 1)
+    sums = memory_budget._sums_bytes(model_of(), (40, 20, 20))
+    options = AnswerOptions(memory=sums + 40 * 20 * 20 + one)
+    assert fitted([model_of()], SHOWN, options, 0).windows_at_once == 1
+    for models, changed in (([model_of(), model_of()], options), ([model_of()], replace(options, tta=True))):
+        with pytest.raises(UsageError, match="too little"):
+            fitted(models, SHOWN, changed, 0)
+        more = replace(changed, memory=changed.memory + sums)
+        assert fitted(models, SHOWN, more, 0).windows_at_once == 1
+
+
+def test_the_preparation_may_not_take_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_budget, "peak_bytes", lambda: 3200 * MB)
+    check_prepared(0, 3300 * MB)
+    check_prepared(0, 0)
+    check_prepared(3200 * MB, 1000 * MB)  # an earlier case took it
+    with pytest.raises(UsageError, match=r"--memory 3GB is too little to prepare this case: .* works is 3\.2GB"):
+        check_prepared(0, 3000 * MB)
+
+
+def test_the_surfaces_must_fit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_budget, "resident_bytes", lambda: 900 * MB)
+    check_further(1000 * MB, "the surfaces", 100 * MB)
+    check_further(0, "the surfaces", 10**12)
+    with pytest.raises(UsageError, match=r"--memory 1GB is too little for the surfaces .* that works is 1\.1GB"):
+        check_further(1000 * MB, "the surfaces", 101 * MB)
+
+
+@pytest.mark.parametrize("text", ["much", "0", "-4GB"])
+def test_a_budget_that_is_no_size_is_refused_before_the_work(text: str) -> None:
+    for options in (PredictOptions, EvaluateOptions):
+        with pytest.raises(UsageError, match="--memory"):
+            options(memory=text)
+
+
+def test_a_budget_is_no_part_of_what_an_evaluation_is() -> None:
+    assert key_of(EvaluateOptions(memory="4GB")) == key_of(EvaluateOptions())
+    assert key_of(EvaluateOptions(tta=True)) != key_of(EvaluateOptions())
+    assert memory_bytes("4GB") == 4_000_000_000
+
+
+@pytest.mark.slow  # reads and writes images, and imports what that needs
+def test_a_patient_under_a_budget(tmp_path: Path) -> None:
+    scan = tmp_path / "FLAIR.nii.gz"
+    write_nifti(scan, np.random.default_rng(1).uniform(1, 2, (12, 9, 10)).astype(np.float32), np.diag([5, 5, 5, 1.0]))
+    plain = predict(model_of(), {"FLAIR": scan}, tmp_path / "plain.nii.gz").answer
+    bounded = predict(model_of(), {"FLAIR": scan}, tmp_path / "b.nii.gz", PredictOptions(memory="40GB")).answer
+    np.testing.assert_array_equal(plain.probabilities, bounded.probabilities)
+    with pytest.raises(UsageError, match=r"--memory 0\.1GB is too little .*this case: the smallest that works is"):
+        predict(model_of(), {"FLAIR": scan}, tmp_path / "c.nii.gz", PredictOptions(memory="100MB"))
+    assert not (tmp_path / "c.nii.gz").exists()
