@@ -13,10 +13,12 @@ import pandas as pd
 from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import KEY, ScoringOptions
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
-from multiseg.evaluation.result_folder import PROGRESS, check_room
+from multiseg.evaluation.reliability import error_changes, expected_and_true, reliability_table
+from multiseg.evaluation.result_folder import PROGRESS, RELIABILITY, check_room
 from multiseg.evaluation.tables import write_parquet_beside, write_table
 from multiseg.files import write_atomically
 from multiseg.modalities import as_names
+from multiseg.models.calibration import Calibration
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL
 
 MONTAGE_CASES = 2
@@ -69,6 +71,8 @@ class Evaluation:
         doubts: what a person should check about the files of another program, by "database/case".
         model: the SHA-256 of the model; "" for files of another program.
         scoring: how predictions were scored.
+        reliability: the bins of probabilities, see `reliability.reliability_table`; empty for files.
+        calibration: of the model.
     """
 
     cases: pd.DataFrame
@@ -83,6 +87,8 @@ class Evaluation:
     doubts: Mapping[str, str] = field(default_factory=dict)
     model: str = ""
     scoring: ScoringOptions = ScoringOptions()
+    reliability: pd.DataFrame = field(default_factory=lambda: reliability_table([]))
+    calibration: Calibration | None = None
 
     def __repr__(self) -> str:
         num = len(self.cases[["database", "case"]].drop_duplicates())
@@ -121,16 +127,20 @@ class Evaluation:
         return {kind: tuple(names[cases["learnt"] == kind]) for kind in (TRAIN, VAL, NOT_LEARNT, NOT_KNOWN)}
 
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
-        """Write cases.csv, summary.csv, summary.json and montage.png, and remove the file for resuming.
+        """Write the tables (cases.csv, summary.csv, reliability.csv), summary.json and the pictures montage.png and
+        reliability.png, and remove the file for resuming.
 
-        With pyarrow the tables are also cases.parquet and summary.parquet.
+        With pyarrow each table is also there as a file .parquet. Files of another program have no reliability.
 
         Raises:
             UsageError: the folder holds something else, see `check_room`.
         """
         folder = Path(folder)
         check_room(folder, self.key, overwrite)
-        for name, table in (("cases.csv", self.cases), ("summary.csv", self.summary)):
+        tables = {"cases.csv": self.cases, "summary.csv": self.summary}
+        if len(self.reliability):
+            tables["reliability.csv"] = self.reliability
+        for name, table in tables.items():
             write_table(folder / name, table)
             write_parquet_beside(folder / name, table)
         write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
@@ -138,6 +148,13 @@ class Evaluation:
             from multiseg.evaluation.montage import save_montage  # slow to import
 
             save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences", overwrite=True)
+        if len(self.reliability):
+            from multiseg.evaluation.reliability_plot import save_reliability  # slow to import
+
+            save_reliability(folder / RELIABILITY, self.reliability, self.title_of)
+        else:  # not those of an earlier evaluation
+            for name in (RELIABILITY, "reliability.csv", "reliability.parquet"):
+                (folder / name).unlink(missing_ok=True)
         (folder / PROGRESS).unlink(missing_ok=True)
 
     @property
@@ -158,5 +175,8 @@ class Evaluation:
             **({"doubts": dict(self.doubts)} if self.doubts else {}),
             "key": self.key,
             **({"model": self.model} if self.model else {}),
+            "calibration": self.calibration.to_json() if self.calibration else None,
+            "calibration_errors": error_changes(self.summary) if self.calibration else [],
+            "expected_dice": json.loads(pd.DataFrame(expected_and_true(self.cases)).to_json(orient="records")),
             "summary": rows,
         }

@@ -33,9 +33,11 @@ from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.preparation import network_input
+from multiseg.evaluation.reliability import BINS, Confidence, confidence_row, reliability_table
 from multiseg.evaluation.result_folder import DoneCases, check_room, key_of
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
 from multiseg.evaluation.zones import Zones, further_columns, zone_values, zones_of
+from multiseg.labels import IGNORE
 from multiseg.models.learnt_scans import TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
@@ -94,15 +96,17 @@ def evaluate(
     for index, case in enumerate(cases):
         on_case(index, len(cases), f"{case.database}/{case.name}")
         loaded = _load(model, store, case, options)
-        if _key(case) not in done.rows:
-            done.add(_key(case), list(_rows(model, loaded, options, own)))
+        if case_key(case) not in done.rows:
+            done.add(case_key(case), list(_rows(model, loaded, options, own)))
         num_seen[case.database] += 1
         if num_seen[case.database] <= MONTAGE_CASES:
             panels.append(_panel(model, loaded, options))
-    table = pd.DataFrame([_with_learnt(model, case, row) for case in cases for row in done.rows[_key(case)]])
+    rows = [_with_learnt(model, case, row) for case in cases for row in done.rows[case_key(case)]]
+    table = pd.DataFrame([{name: value for name, value in row.items() if name != BINS} for row in rows])
+    bins = reliability_table(rows)
     return Evaluation(
         cases=table,
-        summary=summary_of(table, further_columns(options.zones, own)),
+        summary=summary_of(table, further_columns(options.zones, own), bins),
         panels=tuple(panels),
         split=options.split,
         left_out=_left_out(model, selected),
@@ -112,6 +116,8 @@ def evaluate(
         key=done.key,
         model=digest,
         scoring=options.scoring,
+        reliability=bins,
+        calibration=model.info.calibration,
     )
 
 
@@ -132,7 +138,7 @@ def _divided(
     return cases, skipped
 
 
-def _key(case: Case) -> str:
+def case_key(case: Case) -> str:
     """The key of a case's results: they stay valid while its files and its grid are the same."""
     return f"{case.database}/{case.name} {case.source_sha256[:16]} {'x'.join(map(str, case.extent))}"
 
@@ -231,14 +237,58 @@ def _load(model: Model, store: Store, case: Case, options: EvaluateOptions) -> _
     return _Loaded(case, usable, shown, images, truth, zones)
 
 
+@dataclass(frozen=True, eq=False)
+class CaseAnswer:
+    """The answer from a subset of a case's sequences.
+
+    Attributes:
+        probabilities: of each structure, before any calibration.
+        brain: of these sequences.
+        predicted: index in the label space, with what is assumed.
+    """
+
+    subset: tuple[str, ...]
+    probabilities: Float[np.ndarray, "label i j k"]
+    brain: Bool[np.ndarray, "i j k"]
+    predicted: UInt8[np.ndarray, "i j k"]
+    truth: Truth
+
+
+def answers(model: Model, store: Store, case: Case, options: EvaluateOptions) -> Iterator[CaseAnswer]:
+    """The answers to a case from the chosen subsets of its sequences."""
+    yield from _answers(model, _load(model, store, case, options), options)
+
+
+def _answers(model: Model, loaded: _Loaded, options: EvaluateOptions) -> Iterator[CaseAnswer]:
+    for subset in chosen_subsets(options.subsets, loaded.usable):
+        yield _answer(model, loaded, subset, options)
+
+
+def _answer(model: Model, loaded: _Loaded, subset: tuple[str, ...], options: EvaluateOptions) -> CaseAnswer:
+    present, brain = np.isin(model.info.axis.names, subset), brain_of(loaded.shown[name] for name in subset)
+    if options.adapt:
+        lesion = lesion_of(model, loaded.images, present, options.overlap)
+        model = adapted(model, loaded.images, present, lesion).model
+    probabilities = predict_volume(model, loaded.images, present, model.info.patch, options.overlap)
+    predicted = loaded.truth.completed(decide(probabilities, model.info.space, brain))
+    return CaseAnswer(subset, probabilities, brain, predicted, loaded.truth)
+
+
 def _rows(
     model: Model, loaded: _Loaded, options: EvaluateOptions, own: Mapping[str, Metric]
 ) -> Iterator[dict[str, Any]]:
-    for subset in chosen_subsets(options.subsets, loaded.usable):
-        predicted = _segmented(model, loaded, subset, options)
-        for row in compared_rows(loaded.case, loaded.truth, predicted, model.info.space, own, options.scoring):
-            row |= zone_values(loaded.zones, predicted, str(row["label"]), model.info.space)
-            yield {**row, "modalities": "+".join(subset), "num_modalities": len(subset)}
+    space, calibration = model.info.space, model.info.calibration
+    for answer in _answers(model, loaded, options):
+        predicted, truth, num = answer.predicted, answer.truth, len(answer.subset)
+        confidence = Confidence.of(answer.probabilities, answer.brain, space, calibration, num)
+        for row in compared_rows(loaded.case, truth, predicted, space, own, options.scoring):
+            label = str(row["label"])
+            row |= zone_values(loaded.zones, predicted, label, space)
+            if not options.lesion_assumed:  # the probabilities do not know of what is assumed
+                code = space.names.index(label) + 1
+                masks = (predicted == code, truth.target == code, truth.target != IGNORE)
+                row |= confidence_row(confidence, code - 1, label, masks, calibration)
+            yield {**row, "modalities": "+".join(answer.subset), "num_modalities": num}
 
 
 def answered(
@@ -246,29 +296,19 @@ def answered(
 ) -> tuple[dict[str, Float[np.ndarray, "i j k"]], Truth, UInt8[np.ndarray, "i j k"]]:
     """A case's sequences that the model knows, its truth in the model's label space, and the answer from them."""
     loaded = _load(model, store, case, EvaluateOptions())
-    return loaded.shown, loaded.truth, _segmented(model, loaded, loaded.usable, EvaluateOptions(overlap=overlap))
+    answer = _answer(model, loaded, loaded.usable, EvaluateOptions(overlap=overlap))
+    return loaded.shown, loaded.truth, answer.predicted
 
 
 def _panel(model: Model, loaded: _Loaded, options: EvaluateOptions) -> CasePanel:
     """A picture of the prediction from all usable sequences of the case."""
     case = loaded.case
     learnt = {TRAIN: ", trained on", VAL: ", chosen by"}.get(how_learnt(model.learnt, case.content.values()), "")
-    predicted = _segmented(model, loaded, loaded.usable, options)
+    predicted = _answer(model, loaded, loaded.usable, options).predicted
     return compared_panel(
         f"{case.database}/{case.name}", case.pathology, loaded.shown, loaded.truth.target, predicted,
         model.info.space.names, loaded.truth.annotated, case.grid.spacing_mm, learnt,
     )  # fmt: skip
-
-
-def _segmented(
-    model: Model, loaded: _Loaded, subset: Sequence[str], options: EvaluateOptions
-) -> UInt8[np.ndarray, "i j k"]:
-    brain = brain_of(loaded.shown[name] for name in subset)
-    if options.adapt:
-        present = np.isin(model.info.axis.names, subset)
-        lesion = lesion_of(model, loaded.images, present, options.overlap)
-        model = adapted(model, loaded.images, present, lesion).model
-    return loaded.truth.completed(segment(model, loaded.images, subset, options.overlap, brain))
 
 
 def segment(

@@ -13,7 +13,9 @@ from multiseg.errors import ModalityError, UsageError
 from multiseg.evaluation.adaptation import check_adaptable
 from multiseg.evaluation.prediction_inputs import VOTE, PredictOptions
 from multiseg.evaluation.preparation import recipe_for
+from multiseg.evaluation.reliability import is_doubtful
 from multiseg.labels import LabelSpace
+from multiseg.models.calibration import look_below_of
 from multiseg.models.fused import fuse
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model
@@ -135,6 +137,17 @@ def learnt_doubts(learnt: Mapping[str, str]) -> tuple[Doubt, ...]:
         if names:
             text = f"the model {verb} this same scan of {names}: the result says nothing about new patients."
             doubts.append(Doubt(Severity.WARNING, "LEARNT_FROM", text))
+    return tuple(doubts)
+
+
+def look_doubts(voters: Sequence[Model], expected_dice: Mapping[str, float]) -> tuple[Doubt, ...]:
+    """A doubt for each structure whose expected Dice is low; of several models the highest threshold counts."""
+    doubts = []
+    for name, expected in expected_dice.items():
+        least = max(look_below_of(model.info.calibration, name) for model in voters)
+        if is_doubtful(expected, least):
+            text = f"look at this: the expected Dice of {name} is {expected:.2f}, below {least:.2f}."
+            doubts.append(Doubt(Severity.WARNING, "LOOK_AT_THIS", text))
     return tuple(doubts)
 
 
