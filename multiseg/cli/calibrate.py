@@ -85,6 +85,12 @@ def _print_result(result: CalibrationResult) -> None:
                 "temperature is not known. More training, or more validation cases, may help.",
                 soft_wrap=True,
             )
+        if fit.is_kept_at_one:
+            console.print(
+                f"{fit.num_sequences} sequences: the likeliest temperature would raise the calibration error of the "
+                "validation cases, so it stays 1.",
+                soft_wrap=True,
+            )
     for num in result.not_fitted:
         console.print(f"{num} sequences: no validation case has a structure; the nearest temperature holds for them.")
     for name, least in calibration.look_below.items():

@@ -176,6 +176,7 @@ class NumberFit:
         loss_before, loss_after: the mean over databases of the negative log-likelihood, without and with it.
         ece_before, ece_after: the calibration error without and with it, see `sampled_error`.
         is_at_bound: the fit went as far as it may, so that the best temperature is not known.
+        is_kept_at_one: the likeliest temperature would raise the calibration error of the same cases, so it is 1.
     """
 
     num_sequences: int
@@ -186,6 +187,7 @@ class NumberFit:
     ece_before: float
     ece_after: float
     is_at_bound: bool
+    is_kept_at_one: bool
 
 
 def fit_by_number(samples: Sequence[Sample], space: LabelSpace) -> tuple[NumberFit, ...]:
@@ -193,18 +195,24 @@ def fit_by_number(samples: Sequence[Sample], space: LabelSpace) -> tuple[NumberF
     fits = []
     for num in sorted({sample.num_sequences for sample in samples}):
         group = [sample for sample in samples if sample.num_sequences == num]
-        temperature = fitted_temperature(group, space)
-        if temperature is not None:
-            fits.append(
-                NumberFit(
-                    num,
-                    temperature,
-                    len(group),
-                    loss_before=_mean_loss(group, space, 1.0),
-                    loss_after=_mean_loss(group, space, temperature),
-                    ece_before=sampled_error(group, space, 1.0),
-                    ece_after=sampled_error(group, space, temperature),
-                    is_at_bound=not COLDEST * AT_BOUND < temperature < HOTTEST / AT_BOUND,
-                )
-            )
+        likeliest = fitted_temperature(group, space)
+        if likeliest is not None:
+            fits.append(_number_fit(num, group, space, likeliest))
     return tuple(fits)
+
+
+def _number_fit(num: int, group: Sequence[Sample], space: LabelSpace, likeliest: float) -> NumberFit:
+    before = sampled_error(group, space, 1.0)
+    is_kept_at_one = sampled_error(group, space, likeliest) > before
+    temperature = 1.0 if is_kept_at_one else likeliest
+    return NumberFit(
+        num,
+        temperature,
+        len(group),
+        loss_before=_mean_loss(group, space, 1.0),
+        loss_after=_mean_loss(group, space, temperature),
+        ece_before=before,
+        ece_after=sampled_error(group, space, temperature),
+        is_at_bound=not COLDEST * AT_BOUND < temperature < HOTTEST / AT_BOUND,
+        is_kept_at_one=is_kept_at_one,
+    )

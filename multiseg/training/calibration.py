@@ -41,6 +41,8 @@ from multiseg.training.run_folder import LOCK, RUN_FILE
 from multiseg.training.validate import validation_cases
 
 SPLIT = "val"
+METHOD = 1
+"""Of the fit: part of its identity, so that another way to fit makes another calibration of the same model."""
 NUMBERS_IN_MEMORY = 60_000_000
 """Probabilities of all samples together, about 240 MB."""
 LEAST_VOXELS, MOST_VOXELS = 2_000, 200_000
@@ -120,7 +122,7 @@ class _Ground:
         info = replace(self.model.info, calibration=None)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         digest = hashlib.sha256(save(weights)).hexdigest()
-        return key_of(repr(info), digest, [case_key(case) for case in self.cases], self.options)
+        return key_of(METHOD, repr(info), digest, [case_key(case) for case in self.cases], self.options)
 
     @property
     def voxels_of_a_sample(self) -> int:

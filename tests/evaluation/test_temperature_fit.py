@@ -60,6 +60,18 @@ def test_a_fit_that_ends_at_its_bound_says_so() -> None:
     assert not fit_by_number([overconfident(2.0)], SPACE)[0].is_at_bound
 
 
+def test_a_temperature_that_raises_the_calibration_error_is_not_taken() -> None:
+    # The model is sure of 30 voxels, of which 10 are false: that asks for a high temperature, which spoils the many
+    # voxels of p = 0.02, of which none is true.
+    p, truth = np.array([*[1 - 1e-6] * 30, *[0.02] * 100]), np.array([*[1] * 20, *[0] * 110])
+    one = sample(p, truth)
+    assert fitted_temperature([one], SPACE) > 2
+    (fit,) = fit_by_number([one], SPACE)
+    assert fit.is_kept_at_one
+    assert fit.temperature == 1
+    assert (fit.loss_after, fit.ece_after) == (fit.loss_before, fit.ece_before)
+
+
 def test_loss_by_hand() -> None:
     loss = negative_log_likelihood(sample(np.array([0.8, 0.25]), np.array([1, 0]), weights=[1, 3]), SPACE, 1.0)
     assert loss == pytest.approx(-(math.log(0.8) + 3 * math.log(0.75)) / 4, rel=1e-6)
