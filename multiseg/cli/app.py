@@ -33,6 +33,7 @@ from multiseg.cli.phantoms import phantoms_command
 from multiseg.cli.predict import predict_command
 from multiseg.cli.remove import remove_command
 from multiseg.cli.repair import repair_command
+from multiseg.cli.report import run_report_command
 from multiseg.cli.train import train_command
 from multiseg.cli.upgrade import upgrade_command
 from multiseg.cli.verify import verify_command
@@ -79,6 +80,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "finetune": finetune_command,
     "evaluate": evaluate_command,
     "calibrate": calibrate_command,
+    "report": run_report_command,
     "export": export_command,
     "pack": pack_command,
     "bids": bids_command,
@@ -110,7 +112,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     message = ""
     try:
-        code = refuse_empty(get_command(app))(list(arguments), standalone_mode=False) or 0
+        code = refuse_empty(get_command(app))(list(arguments), standalone_mode=False, obj=tuple(arguments)) or 0
         if code == 130:  # typer turns Ctrl-C into this
             message = interruption_message(arguments)
     except click.ClickException as error:

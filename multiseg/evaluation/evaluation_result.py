@@ -70,6 +70,7 @@ class Evaluation:
         key: identifies the evaluation: model, store and options.
         doubts: what a person should check about the files of another program, by "database/case".
         model: the SHA-256 of the model; "" for files of another program.
+        store: the URL or path of the store that the cases are from.
         scoring: how predictions were scored.
         reliability: the bins of probabilities, see `reliability.reliability_table`; empty for files.
         calibration: of the model.
@@ -89,6 +90,7 @@ class Evaluation:
     scoring: ScoringOptions = ScoringOptions()
     reliability: pd.DataFrame = field(default_factory=lambda: reliability_table([]))
     calibration: Calibration | None = None
+    store: str = ""
 
     def __repr__(self) -> str:
         num = len(self.cases[["database", "case"]].drop_duplicates())
@@ -174,6 +176,7 @@ class Evaluation:
             "unlisted": dict(self.unlisted),
             **({"doubts": dict(self.doubts)} if self.doubts else {}),
             "key": self.key,
+            "store": self.store,
             **({"model": self.model} if self.model else {}),
             "calibration": self.calibration.to_json() if self.calibration else None,
             "calibration_errors": error_changes(self.summary) if self.calibration else [],

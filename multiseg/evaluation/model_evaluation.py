@@ -118,6 +118,7 @@ def evaluate(
         scoring=options.scoring,
         reliability=bins,
         calibration=model.info.calibration,
+        store=place,
     )
 
 

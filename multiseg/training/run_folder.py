@@ -12,6 +12,7 @@ from typing import Any
 
 import tomli_w
 
+from multiseg.commands_log import COMMANDS
 from multiseg.errors import UsageError
 from multiseg.files import check_folder, lock_folder, write_atomically
 from multiseg.loaders.augment import AugmentOptions
@@ -29,7 +30,7 @@ from multiseg.training.start import StartOptions
 from multiseg.training.trackers import TrackOptions
 
 RUN_FILE, LOG, TENSORBOARD, LOCK = "run.toml", "log.jsonl", "tensorboard", ".lock"
-FILES = (BEST, LAST, RESUME, LOG, RUN_FILE, DATA)
+FILES = (BEST, LAST, RESUME, LOG, RUN_FILE, DATA, COMMANDS)
 READING = ("workers", "start", "ahead", "cache", "checksums", "on_death", "disk_cache", "disk_budget")
 COMPUTING = ("save_minutes", "channels_last", "compile", "deterministic")
 FREE = frozenset(
