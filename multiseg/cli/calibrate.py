@@ -26,7 +26,7 @@ def calibrate_command(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> int:
-    """Make a model's probabilities honest: fit one temperature for each number of sequences on the validation cases.
+    """Make a model's probabilities honest: fit temperatures for each number of sequences on the validation cases.
 
     The temperatures are stored in the model file. Segmentations do not change by a voxel. It also finds the expected
     Dice below which predict says: look at this. docs/evaluation.md explains both. The same command resumes what was
@@ -71,32 +71,35 @@ def _print_result(result: CalibrationResult) -> None:
             soft_wrap=True,
         )
     rows = [
-        [f"{fit.num_sequences}", f"{fit.temperature:.3f}", f"{fit.num_answers}", f"{fit.loss_before:.5f}",
-         f"{fit.loss_after:.5f}", f"{fit.ece_before:.4f}", f"{fit.ece_after:.4f}"]
+        [f"{fit.num_sequences}", *(f"{one:.3f}" for one in fit.temperatures), f"{fit.num_answers}",
+         f"{fit.loss_before:.5f}", f"{fit.loss_after:.5f}", f"{fit.ece_before:.4f}", f"{fit.ece_after:.4f}"]
         for fit in result.fits
     ]  # fmt: skip
-    columns = ["sequences", "temperature", "answers", "loss before", "after", "ECE before", "after "]
+    columns = ["sequences", "T outside", "T inside", "answers", "loss before", "after", "ECE before", "after "]
     if rows:
         print_table("Validation cases, in every subset of their sequences", columns, rows, right=columns)
     for fit in result.fits:
         if fit.is_at_bound:
             console.print(
-                f"{fit.num_sequences} sequences: {fit.temperature:.3f} is as far as the fit may go, so the best "
-                "temperature is not known. More training, or more validation cases, may help.",
+                f"{fit.num_sequences} sequences: a temperature is as far as the fit may go, so the best one is not "
+                "known. More training, or more validation cases, may help.",
                 soft_wrap=True,
             )
         if fit.is_kept_at_one:
             console.print(
-                f"{fit.num_sequences} sequences: the likeliest temperature would raise the calibration error of the "
-                "validation cases, so it stays 1.",
+                f"{fit.num_sequences} sequences: the likeliest temperatures would raise the calibration error of the "
+                "validation cases, so they stay 1.",
                 soft_wrap=True,
             )
     for num in result.not_fitted:
-        console.print(f"{num} sequences: no validation case has a structure; the nearest temperature holds for them.")
+        console.print(f"{num} sequences: no validation case has a structure; the nearest temperatures hold for them.")
     for name, least in calibration.look_below.items():
         rho = f"; Spearman's rho of expected and true Dice {result.spearman[name]:.2f}" if result.is_new else ""
         output().print(
             f"{name}: look at segmentations with an expected Dice below {least:.2f}{rho}", soft_wrap=True, markup=False
         )
     if result.is_new:
-        output().print(f"{result.file}: {len(calibration.temperatures)} temperatures stored", soft_wrap=True)
+        output().print(
+            f"{result.file}: temperatures of {len(calibration.temperatures)} numbers of sequences stored",
+            soft_wrap=True,
+        )

@@ -73,10 +73,11 @@ def _print_confidence(result: Evaluation) -> None:
             f"{change['num_lower']} of {change['num_cells']} cells (database, structure, subset)."
         )
     for row in expected_and_true(result.cases):
+        rho = "-" if math.isnan(row["spearman"]) else f"{row['spearman']:.2f}"
         if not row["database"]:
             output().print(
                 f"{result.title_of(row['learnt'])}: Spearman's rho of the expected and the true Dice of {row['label']} "
-                f"{number(dict(row), 'spearman', '.2f')} over {row['num_rows']} cases and subsets; to look at: "
+                f"{rho} over {row['num_rows']} cases and subsets; to look at: "
                 f"{row['num_look_at_this']}.",
                 markup=False,
             )

@@ -40,7 +40,7 @@ def show_model(path: Path, store: str, as_json: bool) -> int:
         ["scans for training", str(counts["train"])],
         ["scans for validation", str(counts["val"])],
         ["all scans known", "yes" if is_complete else "no"],
-        ["temperatures by number of sequences", _temperatures(info)],
+        ["temperatures outside/inside by number of sequences", _temperatures(info)],
     ]
     print_table(str(file), ["what", ""], rows)
     if opened is not None:
@@ -51,7 +51,9 @@ def show_model(path: Path, store: str, as_json: bool) -> int:
 def _temperatures(info: ModelInfo) -> str:
     if info.calibration is None:
         return "none: not calibrated"
-    return " ".join(f"{num}: {value:.2f}" for num, value in info.calibration.temperatures.items())
+    return " ".join(
+        f"{num}: {both.outside:.2f}/{both.inside:.2f}" for num, both in info.calibration.temperatures.items()
+    )
 
 
 def warn_of_removed(store: Store, learnt: LearntScans | None) -> None:

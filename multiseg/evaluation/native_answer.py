@@ -14,7 +14,7 @@ from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.reliability import expected_dice
 from multiseg.evaluation.temperature import at_temperature
 from multiseg.evaluation.voting import Voters
-from multiseg.models.calibration import temperature_of
+from multiseg.models.calibration import temperatures_of
 from multiseg.models.saved import Model
 from multiseg.models.two_branch import CONSTANTS
 from multiseg.store.preparation.grids import resample
@@ -97,10 +97,10 @@ def _answer_of_one(
     prepared, info = shown.prepared, model.info
     probabilities = predict_volume(adaptation.model, shown.inputs, shown.present, info.patch, shown.overlap)
     native = np.stack([resample(volume, prepared.grid, prepared.native, smooth=False) for volume in probabilities])
-    temperature = temperature_of(info.calibration, int(shown.present.sum()))
+    temperatures = temperatures_of(info.calibration, int(shown.present.sum()))
     return NativeAnswer(
         decide(native, info.space, native_brain),
-        at_temperature(native, info.space, temperature),
+        at_temperature(native, info.space, temperatures),
         (str(adaptation),) if constants else (),
     )
 

@@ -20,7 +20,7 @@ from scipy.stats import rankdata
 from multiseg.evaluation.metrics import means_and_deviations
 from multiseg.evaluation.temperature import at_temperature
 from multiseg.labels import LabelSpace
-from multiseg.models.calibration import Calibration, look_below_of, temperature_of
+from multiseg.models.calibration import Calibration, look_below_of, temperatures_of
 from multiseg.types import Mask
 
 LEAST = 0.001
@@ -56,7 +56,7 @@ class Confidence:
         calibration: Calibration | None,
         num_sequences: int,
     ) -> Confidence:
-        return cls(raw, at_temperature(raw, space, temperature_of(calibration, num_sequences)), brain)
+        return cls(raw, at_temperature(raw, space, temperatures_of(calibration, num_sequences)), brain)
 
 
 def bins_of(

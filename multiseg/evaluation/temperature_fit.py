@@ -14,7 +14,7 @@ from multiseg.evaluation.metrics import mean_of_defined
 from multiseg.evaluation.reliability import LEAST, bins_of, ece_of
 from multiseg.evaluation.temperature import at_temperature
 from multiseg.labels import IGNORE, LabelSpace
-from multiseg.models.calibration import LOOK_BELOW
+from multiseg.models.calibration import LOOK_BELOW, UNCALIBRATED, Temperatures
 from multiseg.types import Mask
 
 COLDEST, HOTTEST = 0.1, 10.0
@@ -77,12 +77,12 @@ def chosen_voxels(
     return np.concatenate(chosen), np.concatenate(weights)
 
 
-def negative_log_likelihood(sample: Sample, space: LabelSpace, temperature: float) -> float:
+def negative_log_likelihood(sample: Sample, space: LabelSpace, temperatures: Temperatures) -> float:
     """The mean over the voxels of the brain of -log p of the true structure; NaN without a voxel.
 
     Where no annotated structure is true, p is what the annotated ones leave over, as in the losses of the training.
     """
-    p = at_temperature(sample.probabilities, space, temperature).astype(np.float64)
+    p = at_temperature(sample.probabilities, space, temperatures).astype(np.float64)
     left_over = 1 - p[sample.annotated].sum(axis=0)
     truth = sample.target.astype(np.intp)
     is_structure = truth > 0
@@ -100,30 +100,41 @@ def mean_over_databases(samples: Sequence[Sample], values: Iterable[float]) -> f
     return mean_of_defined([mean_of_defined(group) for group in by_database.values()])
 
 
-def fitted_temperature(samples: Sequence[Sample], space: LabelSpace) -> float | None:
-    """The temperature from `COLDEST` to `HOTTEST` at which the samples are most likely; None if no voxel of them is a
-    structure, since the best temperature would then be the coldest, whatever the model knows."""
+def fitted_temperatures(samples: Sequence[Sample], space: LabelSpace) -> Temperatures | None:
+    """The temperatures from `COLDEST` to `HOTTEST` at which the samples are most likely; None if no voxel of them is a
+    structure, since the best temperature would then be the coldest, whatever the model knows.
+
+    That of a single structure's inside has no effect outside, so that each is found by itself; of several structures
+    they are found in turn, twice.
+    """
     if not any(sample.target.any() for sample in samples):
         return None
+    found = UNCALIBRATED
+    for _ in range(1 if len(space.labels) == 1 else 2):
+        for name in Temperatures._fields:
+            found = found._replace(**{name: _likeliest(samples, space, found, name)})
+    return found
 
+
+def _likeliest(samples: Sequence[Sample], space: LabelSpace, others: Temperatures, name: str) -> float:
     def loss(log_temperature: float) -> float:
-        return _mean_loss(samples, space, math.exp(log_temperature))
+        return _mean_loss(samples, space, others._replace(**{name: math.exp(log_temperature)}))
 
     bounds = (math.log(COLDEST), math.log(HOTTEST))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": _TOLERANCE})
     return float(math.exp(found.x))
 
 
-def _mean_loss(samples: Sequence[Sample], space: LabelSpace, temperature: float) -> float:
-    return mean_over_databases(samples, (negative_log_likelihood(one, space, temperature) for one in samples))
+def _mean_loss(samples: Sequence[Sample], space: LabelSpace, temperatures: Temperatures) -> float:
+    return mean_over_databases(samples, (negative_log_likelihood(one, space, temperatures) for one in samples))
 
 
-def sampled_error(samples: Sequence[Sample], space: LabelSpace, temperature: float) -> float:
+def sampled_error(samples: Sequence[Sample], space: LabelSpace, temperatures: Temperatures) -> float:
     """The calibration error of the annotated structures: the mean over them and over databases, in which the voxels of
     all samples count together; see `reliability`."""
     bins: dict[tuple[str, int], Float[np.ndarray, "bin 3"]] = {}
     for sample in samples:
-        p = at_temperature(sample.probabilities, space, temperature)
+        p = at_temperature(sample.probabilities, space, temperatures)
         for index in np.flatnonzero(sample.annotated):
             counts = sample.probabilities[index] > LEAST
             truth, weights = sample.target[counts] == index + 1, sample.weights[counts]
@@ -132,9 +143,9 @@ def sampled_error(samples: Sequence[Sample], space: LabelSpace, temperature: flo
     return mean_of_defined([ece_of(one) for one in bins.values()])
 
 
-def sampled_expected_dice(sample: Sample, space: LabelSpace, temperature: float) -> Float[np.ndarray, " label"]:
+def sampled_expected_dice(sample: Sample, space: LabelSpace, temperatures: Temperatures) -> Float[np.ndarray, " label"]:
     """As `reliability.expected_dice`, of each structure, from the voxels of a sample."""
-    p = at_temperature(sample.probabilities, space, temperature).astype(np.float64)
+    p = at_temperature(sample.probabilities, space, temperatures).astype(np.float64)
     p = np.where(p > LEAST, p, 0) * sample.weights
     values = np.full(len(p), math.nan)
     for index in range(len(p)):
@@ -175,12 +186,12 @@ class NumberFit:
         num_answers: of the cases, each in every subset of this many sequences.
         loss_before, loss_after: the mean over databases of the negative log-likelihood, without and with it.
         ece_before, ece_after: the calibration error without and with it, see `sampled_error`.
-        is_at_bound: the fit went as far as it may, so that the best temperature is not known.
-        is_kept_at_one: the likeliest temperature would raise the calibration error of the same cases, so it is 1.
+        is_at_bound: the fit went as far as it may, so that the best temperatures are not known.
+        is_kept_at_one: the likeliest temperatures would raise the calibration error of the same cases, so they are 1.
     """
 
     num_sequences: int
-    temperature: float
+    temperatures: Temperatures
     num_answers: int
     loss_before: float
     loss_after: float
@@ -195,24 +206,24 @@ def fit_by_number(samples: Sequence[Sample], space: LabelSpace) -> tuple[NumberF
     fits = []
     for num in sorted({sample.num_sequences for sample in samples}):
         group = [sample for sample in samples if sample.num_sequences == num]
-        likeliest = fitted_temperature(group, space)
+        likeliest = fitted_temperatures(group, space)
         if likeliest is not None:
             fits.append(_number_fit(num, group, space, likeliest))
     return tuple(fits)
 
 
-def _number_fit(num: int, group: Sequence[Sample], space: LabelSpace, likeliest: float) -> NumberFit:
-    before = sampled_error(group, space, 1.0)
+def _number_fit(num: int, group: Sequence[Sample], space: LabelSpace, likeliest: Temperatures) -> NumberFit:
+    before = sampled_error(group, space, UNCALIBRATED)
     is_kept_at_one = sampled_error(group, space, likeliest) > before
-    temperature = 1.0 if is_kept_at_one else likeliest
+    temperatures = UNCALIBRATED if is_kept_at_one else likeliest
     return NumberFit(
         num,
-        temperature,
+        temperatures,
         len(group),
-        loss_before=_mean_loss(group, space, 1.0),
-        loss_after=_mean_loss(group, space, temperature),
+        loss_before=_mean_loss(group, space, UNCALIBRATED),
+        loss_after=_mean_loss(group, space, temperatures),
         ece_before=before,
-        ece_after=sampled_error(group, space, temperature),
-        is_at_bound=not COLDEST * AT_BOUND < temperature < HOTTEST / AT_BOUND,
+        ece_after=sampled_error(group, space, temperatures),
+        is_at_bound=not all(COLDEST * AT_BOUND < one < HOTTEST / AT_BOUND for one in temperatures),
         is_kept_at_one=is_kept_at_one,
     )

@@ -59,11 +59,12 @@ DECISION = (
 )
 
 CALIBRATION = (
-    "Probabilities for people, after the decision, which takes them uncalibrated. T is the temperature of the number "
-    "of sequences that are present; of a number that is not listed, that of the next smaller one, or else of the "
+    "Probabilities for people, after the decision, which takes them uncalibrated. T are the temperatures of the number "
+    "of sequences that are present; of a number that is not listed, those of the next smaller one, or else of the "
     "smallest. With P the sum of the probabilities of all structures of kind lesion: those of lesions and 1 - P to the "
     "power of 1/T, made to sum to 1; given no lesion, those of tissues and of background to the power of 1/T, made to "
-    "sum to the new 1 - P."
+    "sum to the new 1 - P. Each of these two steps takes the T of `inside` where a structure is at least as likely as "
+    "1 - P, or background, and that of `outside` elsewhere."
 )
 
 

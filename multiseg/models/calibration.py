@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from multiseg.errors import DataError
 
 LOOK_BELOW = 0.5
 """Of a model that is not calibrated: a structure whose expected Dice is below it should be looked at."""
+
+
+class Temperatures(NamedTuple):
+    """By which logits are divided where the answer is a structure (inside), and where it is not (outside)."""
+
+    outside: float
+    inside: float
+
+
+UNCALIBRATED = Temperatures(1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ class Calibration:
         DataError: there is no temperature, or one is not a positive number.
     """
 
-    temperatures: Mapping[int, float]
+    temperatures: Mapping[int, Temperatures]
     look_below: Mapping[str, float]
     poor_dice: float
     cases: Mapping[str, int]
@@ -38,26 +48,26 @@ class Calibration:
     key: str
 
     def __post_init__(self) -> None:
-        values = list(self.temperatures.values())
+        values = [value for both in self.temperatures.values() for value in both]
         if not values or not all(math.isfinite(value) and value > 0 for value in values):
             raise DataError(f"the temperatures of a calibration are {dict(self.temperatures)}: all must be above 0.")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"temperatures": {str(num): value for num, value in self.temperatures.items()}}
+        return asdict(self) | {"temperatures": {str(num): both._asdict() for num, both in self.temperatures.items()}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Calibration:
-        temperatures = {int(num): float(value) for num, value in data["temperatures"].items()}
+        temperatures = {int(num): Temperatures(**both) for num, both in data["temperatures"].items()}
         return cls(**{**data, "temperatures": dict(sorted(temperatures.items()))})
 
 
-def temperature_of(calibration: Calibration | None, num_sequences: int) -> float:
-    """The temperature for so many sequences; 1 without a calibration.
+def temperatures_of(calibration: Calibration | None, num_sequences: int) -> Temperatures:
+    """The temperatures for so many sequences; 1 without a calibration.
 
-    If none was fitted for this number: that of the next smaller number, or else of the smallest.
+    If none were fitted for this number: those of the next smaller number, or else of the smallest.
     """
     if calibration is None:
-        return 1.0
+        return UNCALIBRATED
     fitted = calibration.temperatures
     return fitted[max((num for num in fitted if num <= num_sequences), default=min(fitted))]
 

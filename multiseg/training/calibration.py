@@ -31,7 +31,7 @@ from multiseg.evaluation.temperature_fit import (
 from multiseg.files import check_files, lock_folder, write_atomically
 from multiseg.labels import IGNORE
 from multiseg.modalities import as_names
-from multiseg.models.calibration import LOOK_BELOW, Calibration, temperature_of
+from multiseg.models.calibration import LOOK_BELOW, UNCALIBRATED, Calibration, Temperatures, temperatures_of
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
 from multiseg.models.packages import is_package
 from multiseg.models.saved import Model, load_model, model_path, with_calibration
@@ -41,7 +41,7 @@ from multiseg.training.run_folder import LOCK, RUN_FILE
 from multiseg.training.validate import validation_cases
 
 SPLIT = "val"
-METHOD = 1
+METHOD = 2
 """Of the fit: part of its identity, so that another way to fit makes another calibration of the same model."""
 NUMBERS_IN_MEMORY = 60_000_000
 """Probabilities of all samples together, about 240 MB."""
@@ -99,7 +99,7 @@ class CalibrationResult:
             "model": str(self.file),
             "is_new": self.is_new,
             "calibration": self.calibration.to_json(),
-            "fits": [asdict(fit) for fit in self.fits],
+            "fits": [asdict(fit) | {"temperatures": fit.temperatures._asdict()} for fit in self.fits],
             "not_fitted": list(self.not_fitted),
             "spearman": dict(self.spearman),
             "left_out": list(self.left_out),
@@ -139,7 +139,7 @@ def calibrate(
     device: str = "cpu",
     on_case: Callable[[int, int, str], None] = lambda done, total, case: None,
 ) -> CalibrationResult:
-    """Fit a temperature for each number of sequences, and when a person should look, on the validation cases.
+    """Fit two temperatures for each number of sequences, and when a person should look, on the validation cases.
 
     The model file gets them, and nothing else in it changes: segmentations stay the same, voxel by voxel. An
     interrupted call resumes; a second one finds the calibration there, and changes nothing.
@@ -251,7 +251,7 @@ def _unfitted(ground: _Ground, key: str) -> Calibration:
     uses = {how_learnt(ground.model.learnt, case.content.values()) for case in ground.cases}
     learnt = next((use for use in (NOT_KNOWN, VAL) if use in uses), NOT_LEARNT)
     cases = dict(Counter(case.database for case in ground.cases))
-    return Calibration({1: 1.0}, {}, ground.options.poor_dice, cases, learnt, key)
+    return Calibration({1: UNCALIBRATED}, {}, ground.options.poor_dice, cases, learnt, key)
 
 
 def _fitted(ground: _Ground, samples: Sequence[Sample], empty: CalibrationResult) -> CalibrationResult:
@@ -263,10 +263,10 @@ def _fitted(ground: _Ground, samples: Sequence[Sample], empty: CalibrationResult
             f"none of the {len(ground.cases)} validation cases has a voxel of {', '.join(space.names)}, so there is "
             "nothing to fit. Ingest more validation cases, or name other databases with --database."
         )
-    temperatures = {fit.num_sequences: round(fit.temperature, DIGITS) for fit in fits}
+    temperatures = {fit.num_sequences: Temperatures(*(round(one, DIGITS) for one in fit.temperatures)) for fit in fits}
     calibration = replace(empty.calibration, temperatures=temperatures)
     expected = np.array(
-        [sampled_expected_dice(sample, space, temperature_of(calibration, sample.num_sequences)) for sample in samples]
+        [sampled_expected_dice(sample, space, temperatures_of(calibration, sample.num_sequences)) for sample in samples]
     )
     true = np.array([sample.dice for sample in samples])
     look_below, rhos = {}, {}

@@ -20,9 +20,9 @@ from multiseg.evaluation.reliability import (
     spearman,
 )
 from multiseg.labels import LabelSpace
-from multiseg.models.calibration import Calibration
+from multiseg.models.calibration import Calibration, Temperatures
 
-CALIBRATION = Calibration({1: 2.0}, {"lesion": 0.9}, 0.5, {"ms": 1}, "val", "")
+CALIBRATION = Calibration({1: Temperatures(2.0, 2.0)}, {"lesion": 0.9}, 0.5, {"ms": 1}, "val", "")
 
 
 def voxels(*values: float) -> np.ndarray:

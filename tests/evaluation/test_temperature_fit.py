@@ -9,12 +9,13 @@ from multiseg.evaluation.temperature_fit import (
     Sample,
     chosen_voxels,
     fit_by_number,
-    fitted_temperature,
+    fitted_temperatures,
     look_threshold,
     negative_log_likelihood,
     sampled_expected_dice,
 )
 from multiseg.labels import IGNORE, LabelSpace
+from multiseg.models.calibration import UNCALIBRATED
 
 SPACE = LabelSpace()
 
@@ -36,20 +37,20 @@ def overconfident(factor: float, seed: int = 0, num: int = 1) -> Sample:
 
 @pytest.mark.parametrize("factor", [0.5, 3.0])
 def test_the_factor_of_the_logits_is_found(factor: float) -> None:
-    assert fitted_temperature([overconfident(factor)], SPACE) == pytest.approx(factor, rel=0.05)
+    assert fitted_temperatures([overconfident(factor)], SPACE) == pytest.approx((factor, factor), rel=0.12)
 
 
 def test_each_number_of_sequences_has_its_own() -> None:
     one, two = fit_by_number([overconfident(2.0, num=1), overconfident(4.0, 1, num=2)], SPACE)
     assert (one.num_sequences, two.num_sequences) == (1, 2)
-    assert (one.temperature, two.temperature) == pytest.approx((2, 4), rel=0.05)
+    assert (one.temperatures.outside, two.temperatures.outside) == pytest.approx((2, 4), rel=0.12)
     assert one.loss_after < one.loss_before
     assert one.ece_after < one.ece_before / 4
 
 
 def test_without_a_structure_nothing_is_fitted() -> None:
     p = np.full(100, 0.2)
-    assert fitted_temperature([sample(p, np.zeros(100))], SPACE) is None
+    assert fitted_temperatures([sample(p, np.zeros(100))], SPACE) is None
     assert fit_by_number([sample(p, np.zeros(100))], SPACE) == ()
 
 
@@ -61,19 +62,19 @@ def test_a_fit_that_ends_at_its_bound_says_so() -> None:
 
 
 def test_a_temperature_that_raises_the_calibration_error_is_not_taken() -> None:
-    # The model is sure of 30 voxels, of which 10 are false: that asks for a high temperature, which spoils the many
-    # voxels of p = 0.02, of which none is true.
-    p, truth = np.array([*[1 - 1e-6] * 30, *[0.02] * 100]), np.array([*[1] * 20, *[0] * 110])
-    one = sample(p, truth)
-    assert fitted_temperature([one], SPACE) > 2
+    # Five voxels that were missed with full confidence ask for a high temperature outside, which spoils the many voxels
+    # of p = 0.02, of which none is true. Inside all is well.
+    p = np.array([*[1e-6] * 5, *[0.02] * 100, *[0.9] * 10])
+    one = sample(p, np.array([*[1] * 5, *[0] * 100, *[1] * 9, 0]))
+    assert fitted_temperatures([one], SPACE).outside > 2
     (fit,) = fit_by_number([one], SPACE)
     assert fit.is_kept_at_one
-    assert fit.temperature == 1
+    assert fit.temperatures == UNCALIBRATED
     assert (fit.loss_after, fit.ece_after) == (fit.loss_before, fit.ece_before)
 
 
 def test_loss_by_hand() -> None:
-    loss = negative_log_likelihood(sample(np.array([0.8, 0.25]), np.array([1, 0]), weights=[1, 3]), SPACE, 1.0)
+    loss = negative_log_likelihood(sample(np.array([0.8, 0.25]), np.array([1, 0]), weights=[1, 3]), SPACE, UNCALIBRATED)
     assert loss == pytest.approx(-(math.log(0.8) + 3 * math.log(0.75)) / 4, rel=1e-6)
 
 
@@ -82,7 +83,7 @@ def test_a_case_teaches_only_what_it_is_annotated_for() -> None:
     p = np.array([[0.3], [0.5]], np.float32)
     only_lesion = Sample("ms", 1, p, np.array([0], np.uint8), np.array([2], np.uint8), np.ones(1, np.float32),
                          np.array([True, False]), np.full(2, math.nan))  # fmt: skip
-    assert negative_log_likelihood(only_lesion, space, 1.0) == pytest.approx(-math.log(0.7), rel=1e-5)
+    assert negative_log_likelihood(only_lesion, space, UNCALIBRATED) == pytest.approx(-math.log(0.7), rel=1e-5)
 
 
 def test_samples_keep_small_structures_whole_and_stand_for_the_brain() -> None:
@@ -105,7 +106,7 @@ def test_samples_keep_small_structures_whole_and_stand_for_the_brain() -> None:
 def test_the_expected_dice_of_a_sample_is_that_of_its_voxels() -> None:
     p = np.array([0.8, 0.6, 0.2, 0.0005])
     one = sample(p, np.zeros(4), weights=[1, 1, 5, 9])
-    assert sampled_expected_dice(one, SPACE, 1.0) == pytest.approx([2 * 1.4 / (2 + 1.4 + 1)], rel=1e-6)
+    assert sampled_expected_dice(one, SPACE, UNCALIBRATED) == pytest.approx([2 * 1.4 / (2 + 1.4 + 1)], rel=1e-6)
 
 
 def test_the_threshold_tells_poor_answers_from_others() -> None:

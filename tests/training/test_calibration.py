@@ -28,7 +28,7 @@ from multiseg.files import lock_folder
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import NETWORKS
-from multiseg.models.calibration import Calibration, look_below_of, temperature_of
+from multiseg.models.calibration import UNCALIBRATED, Calibration, Temperatures, look_below_of, temperatures_of
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.saved import BEST, Model, ModelInfo, load_weights, read_info, read_learnt, save_model
 from multiseg.store.catalogue import select
@@ -103,7 +103,7 @@ def test_the_file_gets_temperatures_and_nothing_else_changes(plain: Path, calibr
     assert replace(after, calibration=None) == before
     assert after.calibration is not None
     assert list(after.calibration.temperatures) == [1, 2]
-    assert after.calibration.temperatures[2] > 3
+    assert after.calibration.temperatures[2].outside > 3
     assert after.calibration.cases == {"alder": 1}
     assert after.calibration.learnt == "val"
     assert list(after.calibration.look_below) == ["lesion"]
@@ -280,9 +280,9 @@ def test_the_command(plain: Path, store_url: str, tmp_path: Path, capsys: pytest
     assert run([*command, "--device", "cpu", "--poor-dice", "0.4"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "lesion: look at segmentations with an expected Dice below" in text
-    assert "2 temperatures stored" in text
+    assert "temperatures of 2 numbers of sequences stored" in text
     assert run(["info", str(file)]) == 0
-    assert "temperatures by number of sequences" in capsys.readouterr().out
+    assert "temperatures outside/inside by number of sequences" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -348,12 +348,14 @@ def test_a_record_of_an_older_multiseg_is_still_one() -> None:
     assert CaseRecord.from_json(data) == record
 
 
-CALIBRATION = Calibration({2: 1.5, 3: 2.0}, {"lesion": 0.4}, 0.5, {"ms": 3}, "val", "k")
+CALIBRATION = Calibration(
+    {2: Temperatures(1.5, 1.0), 3: Temperatures(2.0, 1.0)}, {"lesion": 0.4}, 0.5, {"ms": 3}, "val", "k"
+)
 
 
 def test_the_nearest_smaller_number_stands_for_one_that_was_not_fitted() -> None:
-    assert [temperature_of(CALIBRATION, num) for num in (1, 2, 3, 4)] == [1.5, 1.5, 2.0, 2.0]
-    assert temperature_of(None, 3) == 1
+    assert [temperatures_of(CALIBRATION, num).outside for num in (1, 2, 3, 4)] == [1.5, 1.5, 2.0, 2.0]
+    assert temperatures_of(None, 3) == UNCALIBRATED
     assert look_below_of(CALIBRATION, "lesion") == 0.4
     assert look_below_of(CALIBRATION, "other") == look_below_of(None, "lesion") == 0.5
 
@@ -362,8 +364,8 @@ def test_a_calibration_survives_its_json() -> None:
     assert Calibration.from_json(json.loads(json.dumps(CALIBRATION.to_json()))) == CALIBRATION
 
 
-@pytest.mark.parametrize("wrong", [{}, {1: 0.0}, {1: float("nan")}])
-def test_impossible_temperatures_are_refused(wrong: dict[int, float]) -> None:
+@pytest.mark.parametrize("wrong", [{}, {1: Temperatures(1.0, 0.0)}, {1: Temperatures(float("nan"), 1.0)}])
+def test_impossible_temperatures_are_refused(wrong: dict[int, Temperatures]) -> None:
     with pytest.raises(DataError, match="all must be above 0"):
         replace(CALIBRATION, temperatures=wrong)
 
