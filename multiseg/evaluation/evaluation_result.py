@@ -18,7 +18,7 @@ from multiseg.evaluation.result_folder import PROGRESS, RELIABILITY, check_room
 from multiseg.evaluation.tables import write_parquet_beside, write_table
 from multiseg.files import write_atomically
 from multiseg.modalities import as_names
-from multiseg.models.calibration import Calibration
+from multiseg.models.calibration_record import Calibration
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL
 
 MONTAGE_CASES = 2

@@ -14,7 +14,7 @@ from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.reliability import expected_dice
 from multiseg.evaluation.temperature import at_temperature
 from multiseg.evaluation.voting import Voters
-from multiseg.models.calibration import temperatures_of
+from multiseg.models.calibration_record import temperatures_of
 from multiseg.models.saved import Model
 from multiseg.models.two_branch import CONSTANTS
 from multiseg.store.preparation.grids import resample

@@ -20,7 +20,7 @@ from scipy.stats import rankdata
 from multiseg.evaluation.metrics import means_and_deviations
 from multiseg.evaluation.temperature import at_temperature
 from multiseg.labels import LabelSpace
-from multiseg.models.calibration import Calibration, look_below_of, temperatures_of
+from multiseg.models.calibration_record import Calibration, look_below_of, temperatures_of
 from multiseg.types import Mask
 
 LEAST = 0.001

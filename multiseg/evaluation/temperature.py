@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from multiseg.labels import LabelSpace
-from multiseg.models.calibration import UNCALIBRATED, Temperatures
+from multiseg.models.calibration_record import UNCALIBRATED, Temperatures
 
 VOXELS_AT_ONCE = 2**18
 """Whole volumes in double precision would need a lot of memory."""

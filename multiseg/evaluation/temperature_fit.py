@@ -14,7 +14,7 @@ from multiseg.evaluation.metrics import mean_of_defined
 from multiseg.evaluation.reliability import LEAST, bins_of, ece_of
 from multiseg.evaluation.temperature import at_temperature
 from multiseg.labels import IGNORE, LabelSpace
-from multiseg.models.calibration import LOOK_BELOW, UNCALIBRATED, Temperatures
+from multiseg.models.calibration_record import LOOK_BELOW, UNCALIBRATED, Temperatures
 from multiseg.types import Mask
 
 COLDEST, HOTTEST = 0.1, 10.0

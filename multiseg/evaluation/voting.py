@@ -15,7 +15,7 @@ from multiseg.evaluation.prediction_inputs import VOTE, PredictOptions
 from multiseg.evaluation.preparation import recipe_for
 from multiseg.evaluation.reliability import is_doubtful
 from multiseg.labels import LabelSpace
-from multiseg.models.calibration import look_below_of
+from multiseg.models.calibration_record import look_below_of
 from multiseg.models.fused import fuse
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model

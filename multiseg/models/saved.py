@@ -24,7 +24,7 @@ from multiseg.files import write_atomically
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import Builder, build
-from multiseg.models.calibration import Calibration
+from multiseg.models.calibration_record import Calibration
 from multiseg.models.devices import resolve_device
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.packages import PACKAGE, is_package, read_package

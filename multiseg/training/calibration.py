@@ -31,7 +31,7 @@ from multiseg.evaluation.temperature_fit import (
 from multiseg.files import check_files, lock_folder, write_atomically
 from multiseg.labels import IGNORE
 from multiseg.modalities import as_names
-from multiseg.models.calibration import LOOK_BELOW, UNCALIBRATED, Calibration, Temperatures, temperatures_of
+from multiseg.models.calibration_record import LOOK_BELOW, UNCALIBRATED, Calibration, Temperatures, temperatures_of
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
 from multiseg.models.packages import is_package
 from multiseg.models.saved import Model, load_model, model_path, with_calibration

@@ -20,7 +20,7 @@ from multiseg.evaluation.reliability import (
     spearman,
 )
 from multiseg.labels import LabelSpace
-from multiseg.models.calibration import Calibration, Temperatures
+from multiseg.models.calibration_record import Calibration, Temperatures
 
 CALIBRATION = Calibration({1: Temperatures(2.0, 2.0)}, {"lesion": 0.9}, 0.5, {"ms": 1}, "val", "")
 

@@ -10,7 +10,7 @@ from multiseg.evaluation.decision import decide
 from multiseg.evaluation.temperature import VOXELS_AT_ONCE
 from multiseg.evaluation.temperature import at_temperature as at_temperatures
 from multiseg.labels import LabelSpace
-from multiseg.models.calibration import Temperatures
+from multiseg.models.calibration_record import Temperatures
 
 LESION = LabelSpace()
 TISSUES = LabelSpace.of(("tissue:GM", "tissue:WM"))

@@ -15,7 +15,7 @@ from multiseg.evaluation.temperature_fit import (
     sampled_expected_dice,
 )
 from multiseg.labels import IGNORE, LabelSpace
-from multiseg.models.calibration import UNCALIBRATED
+from multiseg.models.calibration_record import UNCALIBRATED
 
 SPACE = LabelSpace()
 

@@ -12,7 +12,7 @@ from multiseg.evaluation.temperature import at_temperature
 from multiseg.export.preparation_record import preparation_record
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
-from multiseg.models.calibration import Calibration, Temperatures
+from multiseg.models.calibration_record import Calibration, Temperatures
 from multiseg.models.saved import ModelInfo
 from multiseg.store.preparation.normalisation import standardise
 from multiseg.store.preparation.recipe import PERCENTILES, Recipe

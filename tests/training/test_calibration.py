@@ -28,14 +28,14 @@ from multiseg.files import lock_folder
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import NETWORKS
-from multiseg.models.calibration import UNCALIBRATED, Calibration, Temperatures, look_below_of, temperatures_of
+from multiseg.models.calibration_record import UNCALIBRATED, Calibration, Temperatures, look_below_of, temperatures_of
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.saved import BEST, Model, ModelInfo, load_weights, read_info, read_learnt, save_model
 from multiseg.store.catalogue import select
 from multiseg.store.reader import open_store
 from multiseg.training import calibration as module
 from multiseg.training.calibration import CalibrateOptions, calibrate
-from multiseg.training.start import StartOptions, arrange_channels, descended, parent_of
+from multiseg.training.start import Channels, StartOptions, descended, parent_of
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "calibrate.json"
 NUMBERS = {"widths": [2, 3], "dropout": 0.0}
@@ -333,11 +333,8 @@ def test_where_lesions_are_assumed_their_probabilities_say_nothing(calibrated: P
 def test_a_model_that_learns_further_has_no_calibration(calibrated: Path) -> None:
     parent = parent_of(StartOptions(str(calibrated)))
     assert parent.info.calibration is not None
-    new = replace(parent.info, calibration=None)
-    assert (
-        descended(new, parent, arrange_channels(parent.info, ["FLAIR"], StartOptions()), StartOptions()).calibration
-        is None
-    )
+    new, channels = replace(parent.info, calibration=None), Channels(parent.info.axis, {}, ())
+    assert descended(new, parent, channels, StartOptions()).calibration is None
 
 
 def test_a_record_of_an_older_multiseg_is_still_one() -> None:
