@@ -18,6 +18,7 @@ from multiseg.cli.bids_app import bids_command
 from multiseg.cli.calibrate import calibrate_command
 from multiseg.cli.compact import compact_command
 from multiseg.cli.demo import demo_command
+from multiseg.cli.doctor import doctor_command
 from multiseg.cli.evaluate import evaluate_command
 from multiseg.cli.experiment import experiment_command
 from multiseg.cli.export import export_command
@@ -66,6 +67,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo_command,
+    "doctor": doctor_command,
     "phantoms": phantoms_command,
     "ingest": ingest_command,
     "info": info_command,
